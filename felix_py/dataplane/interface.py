@@ -1,0 +1,25 @@
+"""What the rest of the agent asks of the kernel."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from felix_py.records import Report, Update
+
+
+class Dataplane(Protocol):
+    """Desired state in, writes out. One thread only calls it; nothing here is safe for two.
+
+    ``update`` only notes what is wanted and does no I/O. ``apply`` brings the kernel there in the order that
+    :mod:`felix_py.dataplane.order` gives reasons for; what fails stays pending and is tried again by the next
+    ``apply``. Only objects that are recognisably ours are ever written or removed.
+    """
+
+    def load(self) -> None:
+        """Read back everything of ours from the kernel. Call before the first ``apply``, and to find drift."""
+
+    def update(self, update: Update) -> None:
+        """Note what is wanted. No I/O."""
+
+    def apply(self, *, sweep: bool = False) -> Report:
+        """Write the difference. ``sweep``: also remove objects of ours that nobody asked for."""

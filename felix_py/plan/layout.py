@@ -1,0 +1,33 @@
+"""Names, marks and numbers by which everything of ours in the kernel is recognised."""
+
+from __future__ import annotations
+
+import hashlib
+
+from policy.model import Family
+
+INTERFACE_PREFIX = "felix"
+CHAIN_PREFIX = "FELIX-"
+COMMENT_PREFIX = "felix:"
+
+ROUTE_PROTOCOL_PODS = 88
+"""Routes to local pods and the blackholes of the node's own pod CIDRs (rtnetlink(7) rtm_protocol)."""
+
+ROUTE_PROTOCOL_LEARNED = 89
+"""Routes learned from peers. Neither 186 (FRR's BGP) nor any other number of iproute2's rt_protos."""
+
+HOST_MAC = "ee:ee:ee:ee:ee:ee"
+"""MAC of every host end: the pod's permanent gateway neighbour, so it survives a restart of anything."""
+
+GATEWAY = {Family.V4: "169.254.1.1", Family.V6: "fe80::1"}
+
+
+def set_prefix(family: Family) -> str:
+    """Prefix of every IP set of ours in one family."""
+    return f"felix{int(family)}-"
+
+
+def interface_name(container: str, ifname: str) -> str:
+    """Host interface of a pod's interface: ``felix`` and 10 hex digits (IFNAMSIZ allows 15 characters)."""
+    digest = hashlib.sha256(f"{container}\0{ifname}".encode()).hexdigest()
+    return INTERFACE_PREFIX + digest[:10]

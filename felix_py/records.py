@@ -1,0 +1,160 @@
+"""Frozen records that cross layers inside the agent."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from policy.model import Family
+
+Words = tuple[str, ...]
+"""The words of one iptables rule behind ``-A CHAIN``, unquoted; quoting is the writer's work."""
+
+
+class Backend(enum.StrEnum):
+    """Which iptables commands write to this host's kernel."""
+
+    LEGACY = "legacy"
+    NFT = "nft"
+
+
+class SetType(enum.StrEnum):
+    """IP set types in use, as ``ipset create`` spells them."""
+
+    IP = "hash:ip"
+    NET = "hash:net"
+    IP_PORT = "hash:ip,port"
+    NET_IFACE = "hash:net,iface"
+    NET_NET = "hash:net,net"
+
+
+@dataclass(frozen=True, slots=True)
+class SetSpec:
+    """An IP set to exist. ``mark_mask`` non-zero: made with ``skbinfo``, each member carries a mark under it."""
+
+    name: str
+    type: SetType
+    family: Family
+    mark_mask: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChainKey:
+    """One chain of ours, of one family and table."""
+
+    family: Family
+    table: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A rule of ours in a built-in chain. ``first``: kept at the top of it; otherwise kept at its end."""
+
+    family: Family
+    table: str
+    chain: str
+    words: Words
+    first: bool
+
+
+class RouteKind(enum.StrEnum):
+    """Route types in use (``ip route add TYPE …``)."""
+
+    UNICAST = "unicast"
+    BLACKHOLE = "blackhole"
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Gateway text (empty: on link) and interface name (empty: the kernel resolves it from the gateway)."""
+
+    gateway: str = ""
+    interface: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteKey:
+    """What makes a route one of ours: destination CIDR text and our protocol number, in the main table."""
+
+    destination: str
+    protocol: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route to exist. ``next_hops`` sorted; several make one ECMP route; empty for a blackhole.
+
+    ``source`` is the preferred source address text, or empty. ``link_scope`` is ``scope link``.
+    """
+
+    key: RouteKey
+    kind: RouteKind = RouteKind.UNICAST
+    next_hops: tuple[NextHop, ...] = ()
+    link_scope: bool = False
+    source: str = ""
+
+
+@dataclass(slots=True)
+class Update:
+    """A change of the desired kernel state: None means "must not exist". Cheap to make, merge and hold.
+
+    ``members``: set name -> member text -> its mark (0 in a set without marks), or None. Later entries win.
+    """
+
+    sets: dict[str, SetSpec | None] = field(default_factory=dict)
+    members: dict[str, dict[str, int | None]] = field(default_factory=dict)
+    chains: dict[ChainKey, tuple[Words, ...] | None] = field(default_factory=dict)
+    hooks: dict[Hook, bool] = field(default_factory=dict)
+    routes: dict[RouteKey, Route | None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.sets or self.members or self.chains or self.hooks or self.routes)
+
+    def merge(self, later: Update) -> None:
+        """Fold a later update into this one."""
+        for name, spec in later.sets.items():
+            self.sets[name] = spec
+            if spec is None:
+                self.members.pop(name, None)
+        for name, members in later.members.items():
+            self.members.setdefault(name, {}).update(members)
+        self.chains.update(later.chains)
+        self.hooks.update(later.hooks)
+        self.routes.update(later.routes)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One object that could not be brought to its desired state: what, and the kernel's or tool's words."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one apply did. ``transactions`` counts iptables-restore runs, ``writes`` all objects written."""
+
+    transactions: int = 0
+    writes: int = 0
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A durable claim of one pod interface on its addresses (one per family at most).
+
+    ``created`` is seconds since the epoch. ``interface`` is the host end's name.
+    """
+
+    container: str
+    ifname: str
+    network: str
+    namespace: str
+    pod: str
+    uid: str
+    interface: str
+    addresses: Mapping[Family, str]
+    created: float

@@ -1,0 +1,124 @@
+"""Compiled policy: chains, rules and IP sets, for no particular backend.
+
+Meaning of a chain: its rules are tried in order. ``Allow`` and ``Deny`` end the evaluation of the direction;
+``Jump`` tries another chain and, if that ends without a verdict, goes on behind. The evaluation of an endpoint's
+direction starts at its class chain; an endpoint without a class in a direction is not restricted in it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from policy.model import Direction, Family, Protocol
+
+
+class SetKind(enum.StrEnum):
+    """The kernel's IP set types that compiled policy uses."""
+
+    ADDRESSES = "hash:ip"
+    NETWORKS = "hash:net"
+    ADDRESS_PORTS = "hash:ip,port"
+
+
+class Side(enum.StrEnum):
+    """Which end of the packet a set is matched against."""
+
+    SOURCE = "src"
+    DESTINATION = "dst"
+
+
+@dataclass(frozen=True, slots=True)
+class SetMatch:
+    """The packet's ``side`` is in the set; ADDRESS_PORTS sets match (address, protocol:destination port)."""
+
+    name: str
+    kind: SetKind
+    side: Side
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Destination ports first..last, inclusive."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """All parts must hold. ``ports`` needs a protocol; () is every port. An empty Match is every packet."""
+
+    protocol: Protocol | None = None
+    ports: tuple[PortRange, ...] = ()
+    sets: tuple[SetMatch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """End: the direction is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """End: the packet is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """Try ``chain``, then go on."""
+
+    chain: str
+
+
+Action = Allow | Deny | Jump
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """``about`` is for people: the policy's namespace/name and rule; backends must escape it."""
+
+    action: Action
+    match: Match = Match()
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """An ordered list of rules under a stable name (at most 28 characters)."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Everything compiled for one family; equality is what "the same end state" means.
+
+    ``members`` are texts: an address, a CIDR, or ``address,tcp:80``. ``classes`` maps, per direction, a local
+    endpoint's address to the name of its class chain.
+    """
+
+    family: Family
+    chains: Mapping[str, Chain]
+    sets: Mapping[str, SetKind]
+    members: Mapping[str, frozenset[str]]
+    classes: Mapping[Direction, Mapping[str, str]]
+
+
+@dataclass(slots=True)
+class Delta:
+    """What changed in one family's Program since the last delta. None: gone.
+
+    ``members``: set -> member -> is it in. Members of new sets are listed, those of vanished sets are not.
+    """
+
+    family: Family
+    chains: dict[str, Chain | None] = field(default_factory=dict)
+    sets: dict[str, SetKind | None] = field(default_factory=dict)
+    members: dict[str, dict[str, bool]] = field(default_factory=dict)
+    classes: dict[tuple[Direction, str], str | None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.chains or self.sets or self.members or self.classes)

@@ -1,0 +1,200 @@
+"""The records every other part reasons with: pods, namespaces and policies, as the API means them.
+
+All of them are frozen and hashable, so that equal objects can be shared (a cluster of 100,000 pods has a few
+thousand distinct label sets) and "did it change?" is one comparison.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+Labels = tuple[tuple[str, str], ...]
+"""Label pairs sorted by key. A tuple, because it is the key under which pods are grouped."""
+
+ObjectKey = tuple[str, str]
+"""(namespace, name) of a namespaced object."""
+
+
+class Family(enum.IntEnum):
+    """Address family; the value is the IP version."""
+
+    V4 = 4
+    V6 = 6
+
+    @property
+    def bits(self) -> int:
+        """Width of an address, in bits."""
+        return 32 if self is Family.V4 else 128
+
+
+class Protocol(enum.StrEnum):
+    """Transport protocols of ``NetworkPolicyPort.protocol`` (API: core/v1 Protocol)."""
+
+    TCP = "TCP"
+    UDP = "UDP"
+    SCTP = "SCTP"
+
+
+class Direction(enum.StrEnum):
+    """Seen from the endpoint: ingress enters the pod, egress leaves it."""
+
+    INGRESS = "Ingress"
+    EGRESS = "Egress"
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A Namespace: all that policy needs of it."""
+
+    name: str
+    labels: Labels = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPort:
+    """One named entry of ``pod.spec.containers[*].ports``."""
+
+    name: str
+    protocol: Protocol
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A Pod: all that policy needs of it.
+
+    ``addresses`` are canonical texts of both families. ``active`` is false for Succeeded and Failed pods:
+    their addresses may already belong to another pod, so they leave every set at once.
+    """
+
+    namespace: str
+    name: str
+    uid: str = ""
+    node: str = ""
+    labels: Labels = ()
+    addresses: tuple[str, ...] = ()
+    ports: tuple[NamedPort, ...] = ()
+    host_network: bool = False
+    active: bool = True
+
+    @property
+    def key(self) -> ObjectKey:
+        return (self.namespace, self.name)
+
+
+class Operator(enum.StrEnum):
+    """Operators of ``LabelSelectorRequirement`` (API: meta/v1)."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One requirement of a label selector. ``values`` is sorted; empty for Exists and DoesNotExist."""
+
+    key: str
+    operator: Operator
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A label selector in canonical form (matchLabels become ``In`` with one value). Empty: everything."""
+
+    requirements: tuple[Requirement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PodPeer:
+    """``NetworkPolicyPeer`` with selectors. ``namespaces`` None: the policy's own namespace only.
+
+    ``pods`` None is the API's "namespaceSelector alone": every pod of those namespaces.
+    """
+
+    namespaces: Selector | None
+    pods: Selector | None
+
+
+@dataclass(frozen=True, slots=True)
+class IPBlock:
+    """``NetworkPolicyPeer.ipBlock``: canonical CIDR texts, all of one family, each except inside ``cidr``."""
+
+    cidr: str
+    excepts: tuple[str, ...] = ()
+
+
+Peer = PodPeer | IPBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """``NetworkPolicyPort``. ``port`` None: every port; a str: a named port of the destination pod."""
+
+    protocol: Protocol = Protocol.TCP
+    port: int | str | None = None
+    end_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """One ingress or egress rule. None means "any" (the field was absent or empty); () matches nothing.
+
+    () only arises where every entry was rejected: what cannot be understood must not widen a rule.
+    """
+
+    peers: tuple[Peer, ...] | None = None
+    ports: tuple[Port, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """A NetworkPolicy (networking.k8s.io/v1). A direction of None is not in policyTypes: not restricted.
+
+    ``problems`` names each part that could not be understood, as "field: reason". Such a part allows nothing.
+    """
+
+    namespace: str
+    name: str
+    selector: Selector
+    ingress: tuple[PolicyRule, ...] | None = None
+    egress: tuple[PolicyRule, ...] | None = None
+    uid: str = ""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> ObjectKey:
+        return (self.namespace, self.name)
+
+    def rules(self, direction: Direction) -> tuple[PolicyRule, ...] | None:
+        """The rules of one direction; None when the policy does not restrict it."""
+        return self.ingress if direction is Direction.INGRESS else self.egress
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEndpoint:
+    """A pod interface on this node, known from the moment its addresses are leased.
+
+    Its addresses count as the pod's own before the API server has heard of them.
+    """
+
+    namespace: str
+    name: str
+    addresses: tuple[str, ...]
+
+    @property
+    def key(self) -> ObjectKey:
+        return (self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One packet, as the oracle and the interpreter see it: addresses after service translation."""
+
+    source: str
+    destination: str
+    protocol: Protocol
+    port: int
