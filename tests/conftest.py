@@ -1,0 +1,44 @@
+"""Root tests run in namespaces of their own; without root they skip and say so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.isolate import NetworkNamespace, isolate_process, new_netns
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.geteuid() == 0 and not config.option.collectonly:
+        isolate_process()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root") or item.get_closest_marker("e2e"):
+            item.add_marker(pytest.mark.skip(reason="needs root: network namespaces"))
+
+
+@pytest.fixture
+def netns() -> Iterator[None]:
+    """The test runs in an empty network namespace of its own."""
+    with new_netns():
+        yield
+
+
+@pytest.fixture
+def make_netns() -> Iterator[Callable[[str], NetworkNamespace]]:
+    """Make further, named network namespaces; they are deleted after the test."""
+    made: list[NetworkNamespace] = []
+
+    def make(role: str) -> NetworkNamespace:
+        made.append(NetworkNamespace(role))
+        return made[-1]
+
+    yield make
+    for namespace in made:
+        namespace.close()
