@@ -50,11 +50,11 @@ def isolate_process() -> None:
     run("mount", "--make-rprivate", "/")
     scratch = Path(tempfile.mkdtemp(prefix="felix-py-tests-"))
     run("mount", "-t", "tmpfs", "felix-py-tests", str(scratch))
-    lock = scratch / "xtables.lock"
-    for target, source in {Path("/run/xtables.lock"): lock}.items():
-        target.touch(exist_ok=True)
-        source.touch()
-        run("mount", "--bind", str(source), str(target))
+    (scratch / "lock").touch()
+    Path("/run/xtables.lock").touch()
+    run("mount", "--bind", str(scratch / "lock"), "/run/xtables.lock")
+    run("umount", str(scratch))
+    scratch.rmdir()
     for folder in ("/run/netns", "/etc/cni"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         run("mount", "-t", "tmpfs", "felix-py-tests", folder)

@@ -1,0 +1,162 @@
+"""All that is known and wanted on this node, noted as it comes and moved into the planner on demand.
+
+Nothing here does I/O. Noting is cheap; :meth:`Facts.collect` runs when an apply is about to start, so a burst of
+events costs one plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from felix_py.plan.planner import Planner
+from felix_py.records import Lease, NodeRecord
+from policy.compile import Engine
+from policy.model import Family, LocalEndpoint, Namespace, NetworkPolicy, ObjectKey, Pod
+
+
+class Facts:
+    """Cluster objects, endpoints and learned routes of one agent."""
+
+    def __init__(
+        self,
+        node_name: str,
+        families: tuple[Family, ...],
+        cluster_cidrs: tuple[str, ...],
+        changed: Callable[[], None],
+    ) -> None:
+        """``changed`` is called at every note, so that somebody collects soon."""
+        self.engine = Engine(families)
+        self._node_name = node_name
+        self._cluster_cidrs = cluster_cidrs
+        self._changed = changed
+        self._nodes: dict[str, NodeRecord] = {}
+        self._nodes_changed = True
+        self._leases: dict[ObjectKey, list[Lease]] = {}
+        self._attached: dict[ObjectKey, Lease] = {}
+        self._moved: dict[ObjectKey, None] = {}
+        self._learned: dict[str, tuple[str, ...] | None] = {}
+
+    # --- cluster objects -----------------------------------------------------------------------------
+
+    def upsert(self, record: Pod | Namespace | NetworkPolicy | NodeRecord) -> None:
+        """An object was added or has changed."""
+        match record:
+            case Pod():
+                self.engine.upsert_pod(record)
+            case Namespace():
+                self.engine.upsert_namespace(record)
+            case NetworkPolicy():
+                self.engine.upsert_policy(record)
+            case NodeRecord():
+                self._nodes[record.name] = record
+                self._nodes_changed = True
+        self._changed()
+
+    def delete(self, record: Pod | Namespace | NetworkPolicy | NodeRecord) -> None:
+        """An object is gone."""
+        match record:
+            case Pod():
+                self.engine.remove_pod(record.key)
+            case Namespace():
+                self.engine.remove_namespace(record.name)
+            case NetworkPolicy():
+                self.engine.remove_policy(record.key)
+            case NodeRecord():
+                self._nodes.pop(record.name, None)
+                self._nodes_changed = True
+        self._changed()
+
+    @property
+    def node(self) -> NodeRecord | None:
+        """This node's own object."""
+        return self._nodes.get(self._node_name)
+
+    @property
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """This node's pod CIDRs; empty until its object is known."""
+        return self.node.pod_cidrs if self.node else ()
+
+    @property
+    def cluster_cidrs(self) -> tuple[str, ...]:
+        """The cluster's pod CIDRs: as configured, else those of all nodes."""
+        if self._cluster_cidrs:
+            return self._cluster_cidrs
+        return tuple(sorted({cidr for node in self._nodes.values() for cidr in node.pod_cidrs}))
+
+    # --- endpoints -----------------------------------------------------------------------------------
+
+    def attach(self, lease: Lease) -> None:
+        """A pod's interface is up."""
+        key = (lease.namespace, lease.pod)
+        leases = [l for l in self._leases.get(key, []) if _identity(l) != _identity(lease)]
+        self._leases[key] = sorted([*leases, lease], key=lambda l: l.created)
+        self._endpoint(key)
+
+    def detach(self, lease: Lease) -> None:
+        """A pod's interface goes away. One that never was attached is fine."""
+        key = (lease.namespace, lease.pod)
+        leases = [l for l in self._leases.get(key, []) if _identity(l) != _identity(lease)]
+        if leases:
+            self._leases[key] = leases
+        else:
+            self._leases.pop(key, None)
+        self._endpoint(key)
+
+    def is_attached(self, lease: Lease) -> bool:
+        """Whether this lease is the one that stands for its pod."""
+        newest = self._leases.get((lease.namespace, lease.pod), [])
+        return bool(newest) and _identity(newest[-1]) == _identity(lease)
+
+    @property
+    def endpoints(self) -> int:
+        """Pods with an interface on this node."""
+        return len(self._leases)
+
+    def _endpoint(self, key: ObjectKey) -> None:
+        """A sandbox may be made anew before the old one's DEL came: the newest stands for the pod."""
+        leases = self._leases.get(key)
+        if leases:
+            self.engine.upsert_endpoint(LocalEndpoint(*key, tuple(leases[-1].addresses.values())))
+        else:
+            self.engine.remove_endpoint(key)
+        self._moved[key] = None
+        self._changed()
+
+    # --- routes --------------------------------------------------------------------------------------
+
+    def learned(self, routes: Mapping[str, tuple[str, ...] | None]) -> None:
+        """Best routes that changed: prefix -> gateways, None when withdrawn."""
+        self._learned.update(routes)
+        self._changed()
+
+    # --- to the planner ------------------------------------------------------------------------------
+
+    def collect(self, planner: Planner) -> None:
+        """Move everything noted since the last call into the planner."""
+        if self._nodes_changed:
+            self._nodes_changed = False
+            addresses = {a for node in self._nodes.values() for a in node.addresses}
+            planner.cluster(self.pod_cidrs, self.cluster_cidrs, addresses)
+        for delta in self.engine.flush():
+            planner.policy(delta)
+        moved, self._moved = self._moved, {}
+        for key in moved:
+            self._move(planner, key)
+        learned, self._learned = self._learned, {}
+        planner.learned(learned)
+
+    def _move(self, planner: Planner, key: ObjectKey) -> None:
+        before = self._attached.pop(key, None)
+        newest = self._leases.get(key, [])[-1:]
+        if before is not None and [before] != newest:
+            planner.detach(before)
+        for lease in newest:
+            self._attached[key] = lease
+            if lease != before:
+                planner.attach(lease)
+
+
+def _identity(lease: Lease) -> tuple[str, str]:
+    return (lease.container, lease.ifname)
+
+

@@ -1,0 +1,82 @@
+"""The health endpoint: liveness, readiness, metrics, and the agent's state for people and scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from felix_py.config import ConfigError
+
+Status = dict[str, Any]
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """``ADDRESS:PORT`` or ``[IPv6]:PORT``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"--health-address {text}: must be ADDRESS:PORT, such as 127.0.0.1:9099")
+    return host, int(port)
+
+
+class HealthServer:
+    """``/healthz`` (200 while the process works), ``/readyz`` (503 and the reason until in-sync), ``/metrics``,
+    ``/status`` (JSON)."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        unready: Callable[[], str | None],
+        status: Callable[[], Status],
+        refresh: Callable[[], None],
+    ) -> None:
+        """``refresh`` brings the gauges up to date before they are read."""
+        self._registry = registry
+        self._unready = unready
+        self._status = status
+        self._refresh = refresh
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/status", self._get_status)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+
+    async def start(self, address: str) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: the address cannot be used.
+        """
+        host, port = parse_address(address)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port, reuse_address=True).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ConfigError(f"--health-address {address}: {error.strerror or error}") from None
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        await self._runner.cleanup()
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        reason = self._unready()
+        return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        self._refresh()
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _get_status(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._status())

@@ -1,0 +1,179 @@
+"""``felix-py agent``: read the settings, then run until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from felix_py.config import AgentConfig, ConfigError, EndpointToHost
+from felix_py.log import LogFormat, LogLevel
+from felix_py.records import Backend
+
+_ENV = "FELIX_PY_"
+
+
+def agent(
+    node_name: Annotated[
+        str,
+        typer.Option(
+            envvar=_ENV + "NODE_NAME",
+            help="This node's name in the cluster. [default: the host name]",
+            show_default=False,
+        ),
+    ] = "",
+    kubeconfig: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=[_ENV + "KUBECONFIG", "KUBECONFIG"],
+            help="Credentials for the API server. [default: the pod's service account]",
+            show_default=False,
+        ),
+    ] = None,
+    state_dir: Annotated[
+        Path, typer.Option(envvar=_ENV + "STATE_DIR", help="Address leases; must survive a reboot.")
+    ] = Path("/var/lib/felix-py"),
+    run_dir: Annotated[
+        Path, typer.Option(envvar=_ENV + "RUN_DIR", help="Sockets, and the folder shared with the BGP sidecar.")
+    ] = Path("/run/felix-py"),
+    cni_conf_dir: Annotated[
+        Path,
+        typer.Option(envvar=_ENV + "CNI_CONF_DIR", help="Where the container runtime reads its network list."),
+    ] = Path("/etc/cni/net.d"),
+    cni_bin_dir: Annotated[
+        Path, typer.Option(envvar=_ENV + "CNI_BIN_DIR", help="Where the container runtime finds CNI plugins.")
+    ] = Path("/opt/cni/bin"),
+    chained_plugin: Annotated[
+        list[str],
+        typer.Option(
+            envvar=_ENV + "CHAINED_PLUGINS",
+            help="Standard CNI plugin to run after ours; repeat for more, one empty value for none.",
+        ),
+    ] = ["portmap"],  # noqa: B006 - typer copies it
+    cluster_cidr: Annotated[
+        list[str],
+        typer.Option(
+            envvar=_ENV + "CLUSTER_CIDRS",
+            help="All pod addresses of the cluster; repeat per family. [default: every node's podCIDRs]",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    service_cidr: Annotated[
+        list[str],
+        typer.Option(
+            envvar=_ENV + "SERVICE_CIDRS",
+            help="Addresses of Services, which peers may never teach us routes for.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    backend: Annotated[
+        str,
+        typer.Option(envvar=_ENV + "BACKEND", help="iptables backend: auto, legacy or nft."),
+    ] = "auto",
+    bgp_config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_ENV + "BGP_CONFIG",
+            help="YAML file with asNumber, routerID and peers. [default: no BGP]",
+            show_default=False,
+        ),
+    ] = None,
+    mark_mask: Annotated[
+        str,
+        typer.Option(envvar=_ENV + "MARK_MASK", help="Packet mark bits for our own use: 15 adjacent ones."),
+    ] = "0xffff0000",
+    nat_outgoing: Annotated[
+        bool,
+        typer.Option(envvar=_ENV + "NAT_OUTGOING", help="Masquerade what pods send out of the cluster."),
+    ] = True,
+    endpoint_to_host: Annotated[
+        EndpointToHost,
+        typer.Option(
+            envvar=_ENV + "ENDPOINT_TO_HOST",
+            help="Packets from pods to their node, after egress policy. `return`: the node's own rules decide.",
+        ),
+    ] = EndpointToHost.RETURN,
+    drop_invalid: Annotated[
+        bool, typer.Option(envvar=_ENV + "DROP_INVALID", help="Drop packets that conntrack calls INVALID.")
+    ] = True,
+    mtu: Annotated[
+        int, typer.Option(envvar=_ENV + "MTU", help="MTU of pod interfaces; 0: that of the node's uplink.")
+    ] = 0,
+    refresh_interval: Annotated[
+        float,
+        typer.Option(
+            envvar=_ENV + "REFRESH_INTERVAL", min=1, help="Seconds between two comparisons with the kernel."
+        ),
+    ] = 90,
+    cni_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar=_ENV + "CNI_TIMEOUT", min=0.1, help="Seconds a CNI ADD may wait for its pod and its policy."
+        ),
+    ] = 10,
+    health_address: Annotated[
+        str,
+        typer.Option(
+            envvar=_ENV + "HEALTH_ADDRESS", help="ADDRESS:PORT for /healthz, /readyz, /metrics and /status."
+        ),
+    ] = "127.0.0.1:9099",
+    log_level: Annotated[LogLevel, typer.Option(envvar=_ENV + "LOG_LEVEL")] = LogLevel.INFO,
+    log_format: Annotated[LogFormat, typer.Option(envvar=_ENV + "LOG_FORMAT")] = LogFormat.AUTO,
+) -> None:
+    """Run the node agent: routes, policy, CNI and BGP for this node.
+
+    Stopping it (SIGTERM) leaves everything in place; starting it again rewrites nothing that is right.
+    """
+    from felix_py import log
+    from felix_py.agent import run
+
+    if os.geteuid() != 0:
+        typer.echo("felix-py agent: must run as root (or with CAP_NET_ADMIN and CAP_SYS_ADMIN as uid 0)", err=True)
+        raise typer.Exit(1)
+    try:
+        config = AgentConfig(
+            node_name=node_name or socket.gethostname().lower(),
+            kubeconfig=kubeconfig,
+            state_dir=state_dir,
+            run_dir=run_dir,
+            cni_conf_dir=cni_conf_dir,
+            cni_bin_dir=cni_bin_dir,
+            chained_plugins=tuple(filter(None, chained_plugin)),
+            cluster_cidrs=tuple(cluster_cidr),
+            service_cidrs=tuple(service_cidr),
+            backend=_backend(backend),
+            bgp_config=bgp_config,
+            mark_mask=_mask(mark_mask),
+            nat_outgoing=nat_outgoing,
+            endpoint_to_host=endpoint_to_host,
+            drop_invalid=drop_invalid,
+            mtu=mtu,
+            refresh_interval=refresh_interval,
+            cni_timeout=cni_timeout,
+            health_address=health_address,
+        )
+    except ConfigError as error:
+        typer.echo(f"felix-py agent: {error}", err=True)
+        raise typer.Exit(2) from None
+    log.configure(log_level, log_format, node=config.node_name)
+    raise typer.Exit(asyncio.run(run(config)))
+
+
+def _backend(text: str) -> Backend | None:
+    if text == "auto":
+        return None
+    try:
+        return Backend(text)
+    except ValueError:
+        raise ConfigError(f"--backend {text}: must be auto, legacy or nft") from None
+
+
+def _mask(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise ConfigError(f"--mark-mask {text}: not a number such as 0xffff0000") from None

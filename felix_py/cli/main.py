@@ -1,0 +1,54 @@
+"""``felix-py``: the commands and how they end.
+
+Exit codes: 0 done, 1 the answer is "no" or something failed, 2 the call itself was wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+
+import typer
+
+from felix_py.cli.agent import agent
+from felix_py.cli.cleanup import cleanup
+from felix_py.cli.install_cni import install_cni
+from felix_py.cli.lab import lab
+from felix_py.cli.sidecar import bgp_sidecar
+
+app = typer.Typer(
+    name="felix-py",
+    help="Pure layer-3 networking and network policy for Kubernetes nodes.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command()(agent)
+app.command("bgp-sidecar")(bgp_sidecar)
+app.command("install-cni")(install_cni)
+app.command()(cleanup)
+app.add_typer(lab, name="lab")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"felix-py {version('felix-py')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,53 @@
+"""The agent's Prometheus metrics, all in one place so that their names stay one scheme."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_APPLY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class Metrics:
+    """One set of metrics on a registry of its own, so that two agents in one test do not share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.apply_seconds = Histogram(
+            "felix_py_apply_seconds",
+            "Time to bring the kernel to the desired state",
+            buckets=_APPLY_BUCKETS,
+            registry=self.registry,
+        )
+        self.restores = Counter(
+            "felix_py_iptables_restores", "iptables-restore transactions run", registry=self.registry
+        )
+        self.writes = Counter(
+            "felix_py_kernel_writes", "Objects written to or removed from the kernel", registry=self.registry
+        )
+        self.failures = Gauge(
+            "felix_py_apply_failures", "Objects that could not be written at the last try", registry=self.registry
+        )
+        self.in_sync = Gauge(
+            "felix_py_in_sync", "1 once every watched kind was listed and written", registry=self.registry
+        )
+        self.endpoints = Gauge("felix_py_endpoints", "Pod interfaces on this node", registry=self.registry)
+        self.rejected = Counter(
+            "felix_py_objects_rejected", "Objects that could not be understood", ["kind"], registry=self.registry
+        )
+        self.watch_age = Gauge(
+            "felix_py_watch_age_seconds",
+            "Seconds since the API server last said anything about a kind",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.bgp_established = Gauge(
+            "felix_py_bgp_peers_established", "BGP sessions that are up", registry=self.registry
+        )
+        self.bgp_routes = Gauge("felix_py_bgp_routes", "Best routes learned from peers", registry=self.registry)
+        self.cni_seconds = Histogram(
+            "felix_py_cni_seconds",
+            "Time to answer a CNI call",
+            ["command", "result"],
+            buckets=_APPLY_BUCKETS,
+            registry=self.registry,
+        )

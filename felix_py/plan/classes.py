@@ -1,0 +1,47 @@
+"""Which number in the packet mark stands for which policy class.
+
+A number outlives its class on purpose. Between "no endpoint is in this class any more" and "the kernel has
+heard of it" packets still carry the number; if it already meant another class, they would be judged by a policy
+that never selected them. So a class is first *retired* (its dispatch rule stays) and its number becomes free
+only when the caller confirms that the kernel maps no address to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from felix_py.plan.marks import OVERFLOW
+
+
+class ClassNumbers:
+    """Numbers 1..126 for the class chains of one family and direction; 127 stands for every class beyond."""
+
+    def __init__(self, held: Mapping[str, int]) -> None:
+        """``held``: class chain -> number as the kernel has it now, kept so that a restart rewrites nothing."""
+        self._numbers: dict[str, int] = dict(held)
+        self._retired: set[str] = set(held)
+
+    def claim(self, chain: str) -> int:
+        """The number of a class that has endpoints; the lowest free one if it is new."""
+        self._retired.discard(chain)
+        number = self._numbers.get(chain)
+        if number is None:
+            taken = set(self._numbers.values())
+            number = next((n for n in range(1, OVERFLOW) if n not in taken), OVERFLOW)
+            self._numbers[chain] = number
+        return number
+
+    def retire(self, chain: str) -> None:
+        """The class has no endpoint any more; it keeps its number until :meth:`free`."""
+        self._retired.add(chain)
+
+    def free(self) -> set[str]:
+        """Forget the retired classes, and say which they were. Only once the kernel maps no address to them."""
+        gone, self._retired = self._retired, set()
+        for chain in gone:
+            del self._numbers[chain]
+        return gone
+
+    def numbers(self) -> dict[str, int]:
+        """Class chain -> number, retired ones included: what dispatch must know."""
+        return dict(self._numbers)

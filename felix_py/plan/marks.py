@@ -1,0 +1,62 @@
+"""How the packet mark is divided: one accept bit and a policy class number a direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from policy.model import Direction
+
+CLASS_BITS = 7
+OVERFLOW = (1 << CLASS_BITS) - 1
+"""The class number that says "look me up in a set": classes beyond the number space share it."""
+
+LEAF_BITS = 4
+"""Low bits of a class number, told apart in the second level of the dispatch tree."""
+
+FOREIGN = 0xC000
+"""kube-proxy's masquerade and drop bits (KUBE-MARK-MASQ 0x4000, KUBE-MARK-DROP 0x8000)."""
+
+_NEEDED_BITS = 1 + 2 * CLASS_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The bits of one mask. All values are in place (shifted), ready for ``--mark value/mask``."""
+
+    accept: int
+    egress_shift: int
+    ingress_shift: int
+
+    @classmethod
+    def from_mask(cls, mask: int) -> Marks:
+        """Divide ``mask`` (a 32-bit value).
+
+        Raises:
+            ValueError: the mask takes kube-proxy's bits or has no 15 adjacent bits.
+        """
+        if not 0 < mask < 1 << 32:
+            raise ValueError(f"mark mask {mask:#x} is not a 32-bit mask")
+        if mask & FOREIGN:
+            raise ValueError(f"mark mask {mask:#x} takes kube-proxy's bits 0x4000 or 0x8000; try 0xffff0000")
+        run = (1 << _NEEDED_BITS) - 1
+        for shift in range(32 - _NEEDED_BITS + 1):
+            if mask >> shift & run == run:
+                return cls(1 << shift, shift + 1, shift + 1 + CLASS_BITS)
+        raise ValueError(f"mark mask {mask:#x} has no {_NEEDED_BITS} adjacent bits; try 0xffff0000")
+
+    def shift(self, direction: Direction) -> int:
+        """Where the class number of a direction begins."""
+        return self.egress_shift if direction is Direction.EGRESS else self.ingress_shift
+
+    def class_mask(self, direction: Direction) -> int:
+        """All bits of a direction's class number."""
+        return OVERFLOW << self.shift(direction)
+
+    def class_mark(self, direction: Direction, number: int) -> int:
+        """A class number in place."""
+        return number << self.shift(direction)
+
+    @property
+    def all(self) -> int:
+        """Every bit of ours."""
+        return self.accept | self.class_mask(Direction.EGRESS) | self.class_mask(Direction.INGRESS)

@@ -1,0 +1,237 @@
+"""Facts in, desired kernel state out. No I/O.
+
+Every change comes in two steps. What :meth:`Planner.take` returns makes things and moves endpoints to them; what
+:meth:`Planner.confirm` returns, once the kernel has the first, removes what no packet can reach any more. Chains
+are therefore never missing under a packet that is on its way through them. Nothing else may be called between
+the two: what came in between would be confirmed without having been written.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from felix_py.plan.classes import ClassNumbers
+from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.plan.marks import OVERFLOW
+from felix_py.plan.render import class_set, dispatch_chains, render_chain
+from felix_py.plan.static import SetNames, StaticOptions, static_chains, static_hooks, static_sets
+from felix_py.records import (
+    ChainKey,
+    Lease,
+    NextHop,
+    Route,
+    RouteKey,
+    RouteKind,
+    SetSpec,
+    SetType,
+    Update,
+)
+from policy.ir import Delta
+from policy.model import Direction, Family
+
+HeldNumbers = Mapping[tuple[Family, Direction], Mapping[str, int]]
+"""Class numbers that the kernel already uses, as the dataplane read them back."""
+
+
+class Planner:
+    """Desired kernel state of one node."""
+
+    def __init__(self, families: Iterable[Family], options: StaticOptions, held: HeldNumbers) -> None:
+        self._options = options
+        self._families = {family: _FamilyPlan(family, options, held) for family in families}
+
+    def attach(self, lease: Lease) -> None:
+        """An endpoint's interface is up: bind its addresses to it and route them."""
+        for family, address in lease.addresses.items():
+            if family in self._families:
+                self._families[family].bind(address, lease.interface)
+
+    def detach(self, lease: Lease) -> None:
+        """The endpoint is gone, or another one has taken its place."""
+        for family, address in lease.addresses.items():
+            if family in self._families:
+                self._families[family].unbind(address, lease.interface)
+
+    def policy(self, delta: Delta) -> None:
+        """Take over a change of compiled policy."""
+        if delta.family in self._families:
+            self._families[delta.family].policy(delta)
+
+    def cluster(self, own: Iterable[str], pool: Iterable[str], nodes: Iterable[str]) -> None:
+        """Set the node's own pod CIDRs, every pod CIDR of the cluster, and the addresses of all nodes."""
+        own, pool, nodes = list(own), list(pool), list(nodes)
+        for family, plan in self._families.items():
+            plan.cluster(_of(family, own), _of(family, pool), _of(family, nodes))
+
+    def learned(self, routes: Mapping[str, tuple[str, ...] | None]) -> None:
+        """Take over changes of the best routes: prefix -> gateways, or None when it is withdrawn."""
+        for prefix, gateways in routes.items():
+            family = Family(ipaddress.ip_network(prefix).version)
+            if family in self._families:
+                self._families[family].learned(prefix, gateways)
+
+    def take(self) -> Update:
+        """What must be written now."""
+        update = Update()
+        for plan in self._families.values():
+            update.merge(plan.take())
+        return update
+
+    def confirm(self) -> Update:
+        """What may be removed, now that the kernel has all that :meth:`take` returned."""
+        update = Update()
+        for plan in self._families.values():
+            update.merge(plan.confirm())
+        return update
+
+
+def _of(family: Family, cidrs: Iterable[str]) -> set[str]:
+    return {str(n) for n in map(ipaddress.ip_network, cidrs) if n.version == int(family)}
+
+
+class _FamilyPlan:
+    def __init__(self, family: Family, options: StaticOptions, held: HeldNumbers) -> None:
+        self._family = family
+        self._options = options
+        self._names = SetNames.of(family)
+        self._now = Update()
+        self._later = Update()
+        self._classes = {d: ClassNumbers(held.get((family, d), {})) for d in Direction}
+        self._class_of: dict[tuple[Direction, str], str] = {}
+        self._population: dict[str, int] = {}
+        self._dispatch: dict[str, tuple[tuple[str, ...], ...]] = {}
+        self._own: set[str] = set()
+        self._filled: dict[str, set[str]] = {}
+        self._base()
+
+    def _base(self) -> None:
+        for spec in static_sets(self._family, self._options):
+            self._now.sets[spec.name] = spec
+        for (table, chain), rules in static_chains(self._family, self._options).items():
+            self._now.chains[ChainKey(self._family, table, chain)] = rules
+        for hook in static_hooks(self._family, self._options):
+            self._now.hooks[hook] = True
+        self._plan_dispatch(self._now)
+
+    # --- endpoints -----------------------------------------------------------------------------------
+
+    def bind(self, address: str, interface: str) -> None:
+        self._member(self._names.source, f"{address},{interface}", 0)
+        self._member(self._names.self_pairs, f"{address},{address}", 0)
+        key = self._pod_route(address)
+        self._now.routes[key] = Route(key, next_hops=(NextHop(interface=interface),), link_scope=True)
+
+    def unbind(self, address: str, interface: str) -> None:
+        self._member(self._names.source, f"{address},{interface}", None)
+        self._member(self._names.self_pairs, f"{address},{address}", None)
+        self._now.routes[self._pod_route(address)] = None
+
+    def _pod_route(self, address: str) -> RouteKey:
+        return RouteKey(f"{address}/{self._family.bits}", ROUTE_PROTOCOL_PODS)
+
+    # --- policy --------------------------------------------------------------------------------------
+
+    def policy(self, delta: Delta) -> None:
+        for name, kind in delta.sets.items():
+            if kind is None:
+                self._later.sets[name] = None
+            else:
+                self._later.sets.pop(name, None)
+                self._now.sets[name] = SetSpec(name, SetType(kind.value), self._family)
+        for name, members in delta.members.items():
+            for member, present in members.items():
+                self._member(name, member, 0 if present else None)
+        for name, chain in delta.chains.items():
+            key = ChainKey(self._family, "filter", name)
+            if chain is None:
+                self._now.chains.pop(key, None)
+                self._later.chains[key] = None
+            else:
+                self._later.chains.pop(key, None)
+                self._now.chains[key] = render_chain(chain, self._options.marks)
+        for (direction, address), class_chain in delta.classes.items():
+            self._move(direction, address, class_chain)
+        if delta.classes:
+            self._plan_dispatch(self._now)
+
+    def _move(self, direction: Direction, address: str, chain: str | None) -> None:
+        """Put an endpoint's address into another class, or into none."""
+        numbers = self._classes[direction]
+        before = self._class_of.pop((direction, address), None)
+        if before is not None:
+            self._population[before] -= 1
+            if numbers.numbers()[before] == OVERFLOW:
+                self._member(class_set(self._family, before), address, None)
+            if not self._population[before]:
+                del self._population[before]
+                numbers.retire(before)
+        if chain is None:
+            self._member(self._names.class_map(direction), address, None)
+            return
+        self._class_of[direction, address] = chain
+        self._population[chain] = self._population.get(chain, 0) + 1
+        number = numbers.claim(chain)
+        if number == OVERFLOW:
+            name = class_set(self._family, chain)
+            self._later.sets.pop(name, None)
+            self._now.sets[name] = SetSpec(name, SetType.IP, self._family)
+            self._member(name, address, 0)
+        mark = self._options.marks.class_mark(direction, number)
+        self._member(self._names.class_map(direction), address, mark)
+
+    def _plan_dispatch(self, update: Update) -> None:
+        wanted: dict[str, tuple[tuple[str, ...], ...]] = {}
+        for direction, numbers in self._classes.items():
+            wanted |= dispatch_chains(self._family, direction, numbers.numbers(), self._options.marks)
+        for name, rules in wanted.items():
+            key = ChainKey(self._family, "filter", name)
+            self._later.chains.pop(key, None)
+            if self._dispatch.get(name) != rules:
+                update.chains[key] = rules
+        for name in self._dispatch.keys() - wanted.keys():
+            update.chains[ChainKey(self._family, "filter", name)] = None
+        self._dispatch = wanted
+
+    # --- the cluster ---------------------------------------------------------------------------------
+
+    def cluster(self, own: set[str], pool: set[str], nodes: set[str]) -> None:
+        for cidr in own - self._own:
+            key = RouteKey(cidr, ROUTE_PROTOCOL_PODS)
+            self._now.routes[key] = Route(key, RouteKind.BLACKHOLE)
+        for cidr in self._own - own:
+            self._now.routes[RouteKey(cidr, ROUTE_PROTOCOL_PODS)] = None
+        self._own = own
+        if self._options.nat_outgoing:
+            self._fill(self._names.pool, pool)
+            self._fill(self._names.no_masquerade, pool | nodes)
+
+    def _fill(self, name: str, cidrs: set[str]) -> None:
+        """Make a set hold exactly these."""
+        held = self._filled.get(name, set())
+        for cidr in held ^ cidrs:
+            self._member(name, cidr, 0 if cidr in cidrs else None)
+        self._filled[name] = cidrs
+
+    def learned(self, prefix: str, gateways: tuple[str, ...] | None) -> None:
+        key = RouteKey(prefix, ROUTE_PROTOCOL_LEARNED)
+        hops = tuple(sorted((NextHop(gateway=g) for g in gateways or ()), key=lambda hop: hop.gateway))
+        self._now.routes[key] = Route(key, next_hops=hops) if hops else None
+
+    # --- the two steps -------------------------------------------------------------------------------
+
+    def take(self) -> Update:
+        update, self._now = self._now, Update()
+        return update
+
+    def confirm(self) -> Update:
+        update, self._later = self._later, Update()
+        for numbers in self._classes.values():
+            overflow = {chain for chain, number in numbers.numbers().items() if number == OVERFLOW}
+            for chain in numbers.free() & overflow:
+                update.sets[class_set(self._family, chain)] = None
+        self._plan_dispatch(update)
+        return update
+
+    def _member(self, set_name: str, member: str, mark: int | None) -> None:
+        self._now.members.setdefault(set_name, {})[member] = mark

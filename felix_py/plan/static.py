@@ -1,0 +1,164 @@
+"""The rules that do not depend on any policy: hooks, the way a packet takes, source binding, masquerade.
+
+``docs/DESIGN.md`` draws the whole way. All chains of one family are made by the same code; what differs between
+the families stands in ``if family`` lines here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, set_prefix
+from felix_py.plan.marks import Marks
+from felix_py.plan.render import ALLOW, DISPATCH, mark_match, set_mark
+from felix_py.records import Hook, SetSpec, SetType, Words
+from policy.model import Direction, Family
+
+_PODS = f"{INTERFACE_PREFIX}+"
+_ESTABLISHED: Words = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
+_INVALID: Words = ("-m", "conntrack", "--ctstate", "INVALID")
+
+_NEIGHBOUR_DISCOVERY = (133, 135, 136)
+"""Router and neighbour solicitation and neighbour advertisement (RFC 4861): a pod must be able to send them."""
+
+SOURCE = CHAIN_PREFIX + "SOURCE"
+CLASSIFY = CHAIN_PREFIX + "CLASSIFY"
+FORWARD = CHAIN_PREFIX + "FORWARD"
+INPUT = CHAIN_PREFIX + "INPUT"
+POSTROUTING = CHAIN_PREFIX + "POSTROUTING"
+
+
+@dataclass(frozen=True, slots=True)
+class SetNames:
+    """The IP sets of one family that do not come from policy."""
+
+    source: str
+    self_pairs: str
+    egress: str
+    ingress: str
+    pool: str
+    no_masquerade: str
+
+    @classmethod
+    def of(cls, family: Family) -> SetNames:
+        """The names in one family."""
+        prefix = set_prefix(family)
+        return cls(*(prefix + name for name in ("source", "self", "egress", "ingress", "pool", "nomasq")))
+
+    def class_map(self, direction: Direction) -> str:
+        """The set that maps an endpoint's address to its class number."""
+        return self.egress if direction is Direction.EGRESS else self.ingress
+
+
+@dataclass(frozen=True, slots=True)
+class StaticOptions:
+    """What configuration decides about the static rules. ``endpoint_to_host`` is an iptables target."""
+
+    marks: Marks
+    nat_outgoing: bool = True
+    endpoint_to_host: str = "RETURN"
+    drop_invalid: bool = True
+
+
+def static_sets(family: Family, options: StaticOptions) -> list[SetSpec]:
+    """Every set of :class:`SetNames` with its type."""
+    names = SetNames.of(family)
+    marks = options.marks
+    specs = [
+        SetSpec(names.source, SetType.NET_IFACE, family),
+        SetSpec(names.self_pairs, SetType.NET_NET, family),
+        SetSpec(names.egress, SetType.IP, family, marks.class_mask(Direction.EGRESS)),
+        SetSpec(names.ingress, SetType.IP, family, marks.class_mask(Direction.INGRESS)),
+    ]
+    if options.nat_outgoing:
+        specs += [
+            SetSpec(names.pool, SetType.NET, family),
+            SetSpec(names.no_masquerade, SetType.NET, family),
+        ]
+    return specs
+
+
+def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
+    """Our rules in the built-in chains."""
+    accept = mark_match(options.marks.accept, options.marks.accept)
+    hooks = [
+        Hook(family, "raw", "PREROUTING", ("-i", _PODS, "-j", SOURCE), first=True),
+        Hook(family, "mangle", "FORWARD", ("-j", CLASSIFY), first=True),
+        Hook(family, "mangle", "INPUT", ("-i", _PODS, "-j", CLASSIFY), first=True),
+        Hook(family, "filter", "FORWARD", ("-j", FORWARD), first=True),
+        # Appended, not inserted: whatever others put between still has its say on what policy allows.
+        Hook(family, "filter", "FORWARD", ("-i", _PODS, *accept, "-j", "ACCEPT"), first=False),
+        Hook(family, "filter", "FORWARD", ("-o", _PODS, *accept, "-j", "ACCEPT"), first=False),
+        Hook(family, "filter", "INPUT", ("-i", _PODS, "-j", INPUT), first=True),
+    ]
+    if options.nat_outgoing:
+        hooks.append(Hook(family, "nat", "POSTROUTING", ("-j", POSTROUTING), first=True))
+    return hooks
+
+
+def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str], tuple[Words, ...]]:
+    """(table, chain) -> rules, of everything that policy does not change."""
+    names = SetNames.of(family)
+    marks = options.marks
+    chains: dict[tuple[str, str], tuple[Words, ...]] = {
+        ("raw", SOURCE): tuple(_source(family, names)),
+        ("mangle", CLASSIFY): (
+            ("!", "-i", _PODS, "!", "-o", _PODS, "-j", "RETURN"),
+            (*_ESTABLISHED, "-j", "RETURN"),
+            # A mark that somebody else left in our bits must not choose a class, nor count as accepted.
+            set_mark(0, marks.all),
+            ("-i", _PODS, "-j", "SET", "--map-set", names.egress, "src", "--map-mark"),
+            ("-o", _PODS, "-j", "SET", "--map-set", names.ingress, "dst", "--map-mark"),
+        ),
+        ("filter", ALLOW): (set_mark(marks.accept, marks.accept),),
+        ("filter", FORWARD): tuple(_forward(names, options)),
+        ("filter", INPUT): tuple(_input(family, options)),
+    }
+    if options.nat_outgoing:
+        chains["nat", POSTROUTING] = (
+            (
+                *("-m", "set", "--match-set", names.pool, "src"),
+                *("-m", "set", "!", "--match-set", names.no_masquerade, "dst"),
+                *("-j", "MASQUERADE", "--random-fully"),
+            ),
+        )
+    return chains
+
+
+def _source(family: Family, names: SetNames) -> Iterator[Words]:
+    if family is Family.V6:
+        yield from _neighbour_discovery("RETURN")
+    yield ("-m", "set", "--match-set", names.source, "src,src", "-j", "RETURN")
+    yield ("-j", "DROP")
+
+
+def _forward(names: SetNames, options: StaticOptions) -> Iterator[Words]:
+    accept = options.marks.accept
+    yield ("!", "-i", _PODS, "!", "-o", _PODS, "-j", "RETURN")
+    yield (*_ESTABLISHED, "-g", ALLOW)
+    if options.drop_invalid:
+        yield (*_INVALID, "-j", "DROP")
+    # A pod that reaches itself through a service comes back by the interface it left: no policy forbids that.
+    yield ("-i", _PODS, "-o", _PODS, "-m", "set", "--match-set", names.self_pairs, "src,dst", "-g", ALLOW)
+    yield ("-i", _PODS, "-j", DISPATCH[Direction.EGRESS])
+    # What egress allowed says nothing about ingress.
+    yield set_mark(0, accept)
+    yield ("-o", _PODS, "-j", DISPATCH[Direction.INGRESS])
+    yield ("-g", ALLOW)
+
+
+def _input(family: Family, options: StaticOptions) -> Iterator[Words]:
+    if family is Family.V6:
+        yield from _neighbour_discovery("RETURN")
+    replies = "ACCEPT" if options.endpoint_to_host == "ACCEPT" else "RETURN"
+    yield (*_ESTABLISHED, "-j", replies)
+    if options.drop_invalid:
+        yield (*_INVALID, "-j", "DROP")
+    yield ("-j", DISPATCH[Direction.EGRESS])
+    yield ("-j", options.endpoint_to_host)
+
+
+def _neighbour_discovery(target: str) -> Iterator[Words]:
+    for kind in _NEIGHBOUR_DISCOVERY:
+        yield ("-p", "ipv6-icmp", "-m", "icmp6", "--icmpv6-type", str(kind), "-j", target)

@@ -1,0 +1,168 @@
+"""Whatever endpoints do, no packet is ever judged by a class its endpoint is not, or was not just now, in."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from felix_py.plan.marks import Marks
+from felix_py.plan.planner import Planner
+from felix_py.plan.render import DISPATCH, class_numbers
+from felix_py.plan.static import SetNames, StaticOptions
+from felix_py.records import ChainKey, Update, Words
+from policy.ir import Chain, Delta, Deny, Rule
+from policy.model import Direction, Family
+
+MARKS = Marks.from_mask(0xFFFF0000)
+V4, EGRESS = Family.V4, Direction.EGRESS
+FILLER = "10.9."
+MAP = SetNames.of(V4).egress
+
+
+class Kernel:
+    """Applies updates in the dataplane's order and looks between every two steps."""
+
+    def __init__(self) -> None:
+        self.chains: dict[str, tuple[Words, ...]] = {}
+        self.marks: dict[str, int] = {}
+        self.sets: dict[str, set[str]] = {}
+
+    def apply(self, update: Update) -> None:
+        for name, spec in update.sets.items():
+            if spec is not None:
+                self.sets.setdefault(name, set())
+        for name, members in update.members.items():
+            if name != MAP:
+                self.sets.setdefault(name, set()).update(m for m, mark in members.items() if mark is not None)
+        changed = {key.name: rules for key, rules in update.chains.items() if key.table == "filter"}
+        self.chains |= {name: rules for name, rules in changed.items() if rules is not None}
+        self.check()
+        for member, mark in update.members.get(MAP, {}).items():
+            if mark is not None:
+                self.marks[member] = mark
+                self.check()
+        for name, members in update.members.items():
+            if name != MAP:
+                self.sets[name].difference_update(m for m, mark in members.items() if mark is None)
+        for member, mark in update.members.get(MAP, {}).items():
+            if mark is None:
+                self.marks.pop(member, None)
+        for name, rules in changed.items():
+            if rules is None:
+                self.chains.pop(name, None)
+        for name, spec in update.sets.items():
+            if spec is None:
+                self.sets.pop(name, None)
+        self.check()
+
+    def class_of(self, address: str) -> str | None:
+        """Follow the dispatch tree by its rules, as the kernel would."""
+        mark = self.marks.get(address, 0)
+        chain = DISPATCH[EGRESS]
+        while chain.startswith(DISPATCH[EGRESS]):
+            for rule in self.chains[chain]:
+                words = list(rule)
+                if "--mark" in words:
+                    value, mask = (int(x, 16) for x in words[words.index("--mark") + 1].split("/"))
+                    if mark & mask != value:
+                        continue
+                if "--match-set" in words and address not in self.sets[words[words.index("--match-set") + 1]]:
+                    continue
+                if words[-2:] == ["-j", "RETURN"]:
+                    return None
+                assert words[-2:] != ["-j", "DROP"], f"{address} (mark {mark:#x}) is dropped by dispatch"
+                chain = words[-1]
+                break
+        assert chain in self.chains, f"{address} is sent to {chain}, which is not there"
+        return chain
+
+    def check(self) -> None:
+        for address in self.marks:
+            if not address.startswith(FILLER):
+                self.class_of(address)
+        for rules in self.chains.values():
+            for rule in rules:
+                if "--match-set" in rule and rule[rule.index("--match-set") + 1].startswith("felix4-ce"):
+                    assert rule[rule.index("--match-set") + 1] in self.sets
+
+
+def class_name(number: int) -> str:
+    return f"FELIX-CE-{number:04x}"
+
+
+moves = st.lists(
+    st.lists(st.tuples(st.integers(0, 3), st.none() | st.integers(0, 4)), min_size=1, max_size=4),
+    max_size=12,
+)
+
+
+def run(steps: list[list[tuple[int, int | None]]], classes_before: int = 0) -> None:
+    planner, kernel = Planner([V4], StaticOptions(MARKS), {}), Kernel()
+    desired: dict[str, str] = {}
+    filler = {f"{FILLER}{n // 250}.{n % 250 + 1}": f"FELIX-CE-f{n:03}" for n in range(classes_before)}
+
+    def change(new: dict[str, str | None]) -> None:
+        before = set(desired.values())
+        delta = Delta(V4)
+        for address, name in new.items():
+            if name is None:
+                desired.pop(address, None)
+            else:
+                desired[address] = name
+            delta.classes[EGRESS, address] = name
+        after = set(desired.values())
+        delta.chains |= {name: Chain(name, (Rule(Deny()),)) for name in after - before}
+        delta.chains |= dict.fromkeys(before - after)
+        planner.policy(delta)
+        kernel.apply(planner.take())
+        assert {a: kernel.class_of(a) for a in desired} == desired
+        kernel.apply(planner.confirm())
+        assert {a: kernel.class_of(a) for a in desired} == desired
+
+    change(dict(filler))
+    for step in steps:
+        change({f"10.0.0.{who}": None if what is None else class_name(what) for who, what in step})
+    change({address: None for address in list(desired)})
+    assert not [name for name in kernel.chains if name.startswith("FELIX-CE-")]
+    assert not [name for name in kernel.sets if name.startswith("felix4-ce-")]
+    assert not kernel.marks
+
+
+@given(moves)
+@settings(max_examples=150, deadline=None)
+def test_endpoints_move_between_classes(steps: list[list[tuple[int, int | None]]]) -> None:
+    run(steps)
+
+
+@given(moves)
+@settings(max_examples=15, deadline=None)
+def test_the_same_when_class_numbers_run_out(steps: list[list[tuple[int, int | None]]]) -> None:
+    run(steps, classes_before=125)
+
+
+def test_a_restarted_agent_keeps_the_numbers_the_kernel_has() -> None:
+    first, kernel = Planner([V4], StaticOptions(MARKS), {}), Kernel()
+    names = [class_name(n) for n in range(20)]
+    delta = Delta(V4, chains={n: Chain(n, (Rule(Deny()),)) for n in names})
+    delta.classes = {(EGRESS, f"10.0.0.{n}"): name for n, name in enumerate(names)}
+    first.policy(delta)
+    kernel.apply(first.take())
+    saved = [
+        " ".join(("-A", name, *rule))
+        for name, rules in kernel.chains.items()
+        if name.startswith(DISPATCH[EGRESS])
+        for rule in rules
+    ]
+    held = class_numbers(saved, EGRESS, MARKS)
+    assert set(held) == set(names)
+
+    second = Planner([V4], StaticOptions(MARKS), {(V4, EGRESS): held})
+    again = Delta(V4, chains=delta.chains)
+    again.classes = dict(reversed(delta.classes.items()))
+    second.policy(again)
+    update = second.take()
+    dispatch = {k.name: r for k, r in update.chains.items() if r is not None and k.name in kernel.chains}
+    assert dispatch == {name: kernel.chains[name] for name in dispatch}
+    assert {m: k for m, k in update.members[MAP].items() if k is not None} == kernel.marks
+    leftovers = second.confirm()
+    assert not [key for key in leftovers.chains if isinstance(key, ChainKey)]
