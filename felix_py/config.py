@@ -16,7 +16,7 @@ class ConfigError(ValueError):
 
 
 class EndpointToHost(enum.StrEnum):
-    """What happens to a packet from a pod to its node that egress policy allows (Calico's setting of that name)."""
+    """What happens to a packet from a pod to its node once egress policy allows it (as in Calico)."""
 
     RETURN = "return"
     ACCEPT = "accept"

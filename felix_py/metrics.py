@@ -25,14 +25,19 @@ class Metrics:
             "felix_py_kernel_writes", "Objects written to or removed from the kernel", registry=self.registry
         )
         self.failures = Gauge(
-            "felix_py_apply_failures", "Objects that could not be written at the last try", registry=self.registry
+            "felix_py_apply_failures",
+            "Objects that could not be written at the last try",
+            registry=self.registry,
         )
         self.in_sync = Gauge(
             "felix_py_in_sync", "1 once every watched kind was listed and written", registry=self.registry
         )
         self.endpoints = Gauge("felix_py_endpoints", "Pod interfaces on this node", registry=self.registry)
         self.rejected = Counter(
-            "felix_py_objects_rejected", "Objects that could not be understood", ["kind"], registry=self.registry
+            "felix_py_objects_rejected",
+            "Objects that could not be understood",
+            ["kind"],
+            registry=self.registry,
         )
         self.watch_age = Gauge(
             "felix_py_watch_age_seconds",

@@ -126,7 +126,7 @@ class Reconciler:
         try:
             report = await self._two_steps(refresh)
         except Exception as error:
-            # A defect of ours or a kernel that answers nonsense: what is enforced stays enforced, and we try again.
+            # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced; we try again.
             self._log.exception("apply failed")
             report = Report(failures=(Failure("apply", f"{type(error).__name__}: {error}"),))
         self._metrics.apply_seconds.observe(time.monotonic() - started)

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from policy.model import Family
+from policy.model import Family, Labels
 
 Words = tuple[str, ...]
 """The words of one iptables rule behind ``-A CHAIN``, unquoted; quoting is the writer's work."""
@@ -26,7 +26,6 @@ class SetType(enum.StrEnum):
     NET = "hash:net"
     IP_PORT = "hash:ip,port"
     NET_IFACE = "hash:net,iface"
-    NET_NET = "hash:net,net"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +140,12 @@ class Report:
     writes: int = 0
     failures: tuple[Failure, ...] = ()
 
+    def __add__(self, other: Report) -> Report:
+        """What two steps did together."""
+        return Report(
+            self.transactions + other.transactions, self.writes + other.writes, self.failures + other.failures
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -158,3 +163,19 @@ class Lease:
     interface: str
     addresses: Mapping[Family, str]
     created: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A Node (core/v1): where it is reached, and which pod addresses are its own.
+
+    ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order.
+    ``pod_cidrs`` are canonical CIDR texts, at most one of a family.
+    """
+
+    name: str
+    uid: str = ""
+    addresses: tuple[str, ...] = ()
+    pod_cidrs: tuple[str, ...] = ()
+    labels: Labels = ()
+    unschedulable: bool = False

@@ -34,7 +34,9 @@ class Facts:
         self._leases: dict[ObjectKey, list[Lease]] = {}
         self._attached: dict[ObjectKey, Lease] = {}
         self._moved: dict[ObjectKey, None] = {}
-        self._learned: dict[str, tuple[str, ...] | None] = {}
+        self._learned: dict[str, tuple[str, ...]] = {}
+        self.on_nodes: Callable[[], None] = lambda: None
+        """Called when nodes, and so perhaps pod CIDRs, have changed."""
 
     # --- cluster objects -----------------------------------------------------------------------------
 
@@ -49,7 +51,7 @@ class Facts:
                 self.engine.upsert_policy(record)
             case NodeRecord():
                 self._nodes[record.name] = record
-                self._nodes_changed = True
+                self._note_nodes()
         self._changed()
 
     def delete(self, record: Pod | Namespace | NetworkPolicy | NodeRecord) -> None:
@@ -63,8 +65,12 @@ class Facts:
                 self.engine.remove_policy(record.key)
             case NodeRecord():
                 self._nodes.pop(record.name, None)
-                self._nodes_changed = True
+                self._note_nodes()
         self._changed()
+
+    def _note_nodes(self) -> None:
+        self._nodes_changed = True
+        self.on_nodes()
 
     @property
     def node(self) -> NodeRecord | None:
@@ -88,14 +94,14 @@ class Facts:
     def attach(self, lease: Lease) -> None:
         """A pod's interface is up."""
         key = (lease.namespace, lease.pod)
-        leases = [l for l in self._leases.get(key, []) if _identity(l) != _identity(lease)]
-        self._leases[key] = sorted([*leases, lease], key=lambda l: l.created)
+        leases = [held for held in self._leases.get(key, []) if _identity(held) != _identity(lease)]
+        self._leases[key] = sorted([*leases, lease], key=lambda held: held.created)
         self._endpoint(key)
 
     def detach(self, lease: Lease) -> None:
         """A pod's interface goes away. One that never was attached is fine."""
         key = (lease.namespace, lease.pod)
-        leases = [l for l in self._leases.get(key, []) if _identity(l) != _identity(lease)]
+        leases = [held for held in self._leases.get(key, []) if _identity(held) != _identity(lease)]
         if leases:
             self._leases[key] = leases
         else:
@@ -124,8 +130,8 @@ class Facts:
 
     # --- routes --------------------------------------------------------------------------------------
 
-    def learned(self, routes: Mapping[str, tuple[str, ...] | None]) -> None:
-        """Best routes that changed: prefix -> gateways, None when withdrawn."""
+    def learned(self, routes: Mapping[str, tuple[str, ...]]) -> None:
+        """Best routes that changed: prefix -> gateways, () when withdrawn."""
         self._learned.update(routes)
         self._changed()
 
@@ -158,5 +164,3 @@ class Facts:
 
 def _identity(lease: Lease) -> tuple[str, str]:
     return (lease.container, lease.ifname)
-
-

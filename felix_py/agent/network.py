@@ -6,9 +6,22 @@ import asyncio
 from collections.abc import Callable
 
 from felix_py.agent.facts import Facts
+from felix_py.cni.network import NetworkError
+from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.reconcile import NotApplied, Reconciler
 from felix_py.records import Failure, Lease
 from policy.model import ObjectKey, Pod
+
+SHARED = (
+    "apply",
+    "iptables",
+    *(
+        f"{CHAIN_PREFIX}{name}"
+        for name in ("SOURCE", "CLASSIFY", "ALLOW", "FORWARD", "INPUT", "EGRESS", "INGRESS")
+    ),
+    *(f"{prefix}{name}" for prefix in ("felix4-", "felix6-") for name in ("source", "egress", "ingress")),
+)
+"""What every endpoint stands on: a failure that names one of these is everybody's."""
 
 
 class PodNetwork:
@@ -61,31 +74,38 @@ class PodNetwork:
         """Return once class membership, source binding and route are in the kernel.
 
         Raises:
-            NotApplied: the kernel refused a part of it.
+            NetworkError: the kernel refused a part of it.
         """
         self._facts.attach(lease)
-        self._reconciler.note()
-        await self._reconciler.settled(lambda failure: _concerns(failure, lease, self._chains(lease)))
-
-    def _chains(self, lease: Lease) -> set[str]:
-        return self._facts.engine.chains_of((lease.namespace, lease.pod))
+        await self._settled(lease)
 
     async def release(self, lease: Lease) -> None:
-        """Return once they are gone again. Before the first sync nothing is written: the sweep will see to it."""
+        """Return once they are gone again. Before the first sync nothing is written: the sweep will see to it.
+
+        Raises:
+            NetworkError: the kernel did not let go of a part of it.
+        """
         self._facts.detach(lease)
         if self._ready:
-            try:
-                await self._reconciler.settled(lambda failure: _concerns(failure, lease, set()))
-            except NotApplied as error:
-                # The link's end takes the route with it; what is left in sets is tried again by the reconciler.
-                for failure in error.failures:
-                    _ = failure
+            await self._settled(lease)
+
+    async def _settled(self, lease: Lease) -> None:
+        try:
+            await self._reconciler.settled(lambda failure: self._concerns(failure, lease))
+        except NotApplied as error:
+            raise NetworkError(str(error)) from error
+
+    def _concerns(self, failure: Failure, lease: Lease) -> bool:
+        """Whether something that could not be written belongs to an endpoint."""
+        chains = self._facts.engine.chains_of((lease.namespace, lease.pod))
+        words = (*lease.addresses.values(), lease.interface, *chains, *SHARED)
+        return any(word in failure.what for word in words)
 
     async def problems(self, lease: Lease) -> list[str]:
         """What of the endpoint is missing in the kernel (CNI CHECK)."""
         if not self._facts.is_attached(lease):
             return ["the pod's policy and route are not set up (its interface is not the newest of the pod)"]
-        return [f"{f.what}: {f.reason}" for f in self._reconciler.failures if _concerns(f, lease, self._chains(lease))]
+        return [f"{f.what}: {f.reason}" for f in self._reconciler.failures if self._concerns(f, lease)]
 
     def pod_cidrs(self) -> tuple[str, ...]:
         """The node's pod CIDRs, one of a family at most."""
@@ -94,8 +114,3 @@ class PodNetwork:
     def mtu(self) -> int:
         """MTU for pod interfaces."""
         return self._mtu()
-
-
-def _concerns(failure: Failure, lease: Lease, chains: set[str]) -> bool:
-    words = (*lease.addresses.values(), lease.interface, *chains)
-    return any(word in failure.what for word in words) or failure.what == "apply"

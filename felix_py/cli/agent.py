@@ -38,7 +38,8 @@ def agent(
         Path, typer.Option(envvar=_ENV + "STATE_DIR", help="Address leases; must survive a reboot.")
     ] = Path("/var/lib/felix-py"),
     run_dir: Annotated[
-        Path, typer.Option(envvar=_ENV + "RUN_DIR", help="Sockets, and the folder shared with the BGP sidecar.")
+        Path,
+        typer.Option(envvar=_ENV + "RUN_DIR", help="Sockets, and the folder shared with the BGP sidecar."),
     ] = Path("/run/felix-py"),
     cni_conf_dir: Annotated[
         Path,
@@ -112,7 +113,9 @@ def agent(
     cni_timeout: Annotated[
         float,
         typer.Option(
-            envvar=_ENV + "CNI_TIMEOUT", min=0.1, help="Seconds a CNI ADD may wait for its pod and its policy."
+            envvar=_ENV + "CNI_TIMEOUT",
+            min=0.1,
+            help="Seconds a CNI ADD may wait for its pod and its policy.",
         ),
     ] = 10,
     health_address: Annotated[
@@ -129,10 +132,12 @@ def agent(
     Stopping it (SIGTERM) leaves everything in place; starting it again rewrites nothing that is right.
     """
     from felix_py import log
-    from felix_py.agent import run
+    from felix_py.agent.main import run
 
     if os.geteuid() != 0:
-        typer.echo("felix-py agent: must run as root (or with CAP_NET_ADMIN and CAP_SYS_ADMIN as uid 0)", err=True)
+        typer.echo(
+            "felix-py agent: must run as root (or with CAP_NET_ADMIN and CAP_SYS_ADMIN as uid 0)", err=True
+        )
         raise typer.Exit(1)
     try:
         config = AgentConfig(

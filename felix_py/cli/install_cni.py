@@ -10,7 +10,8 @@ import typer
 
 def install_cni(
     cni_bin_dir: Annotated[
-        Path, typer.Option(envvar="FELIX_PY_CNI_BIN_DIR", help="Where the container runtime finds CNI plugins.")
+        Path,
+        typer.Option(envvar="FELIX_PY_CNI_BIN_DIR", help="Where the container runtime finds CNI plugins."),
     ] = Path("/opt/cni/bin"),
     socket: Annotated[
         Path, typer.Option(envvar="FELIX_PY_CNI_SOCKET", help="The agent's socket, as the host sees it.")

@@ -205,9 +205,7 @@ class Netlink:
             try:
                 length = receive(view)
             except OSError as error:
-                if (
-                    error.errno == errno.ENOBUFS
-                ):  # overrun: some were dropped, those already queued still come
+                if error.errno == errno.ENOBUFS:  # overrun: some were dropped, those already queued still come
                     self._drain(results, first)
                     return results
                 raise

@@ -64,8 +64,8 @@ class Planner:
         for family, plan in self._families.items():
             plan.cluster(_of(family, own), _of(family, pool), _of(family, nodes))
 
-    def learned(self, routes: Mapping[str, tuple[str, ...] | None]) -> None:
-        """Take over changes of the best routes: prefix -> gateways, or None when it is withdrawn."""
+    def learned(self, routes: Mapping[str, tuple[str, ...]]) -> None:
+        """Take over changes of the best routes: prefix -> gateways, () when it is withdrawn."""
         for prefix, gateways in routes.items():
             family = Family(ipaddress.ip_network(prefix).version)
             if family in self._families:
@@ -118,13 +118,11 @@ class _FamilyPlan:
 
     def bind(self, address: str, interface: str) -> None:
         self._member(self._names.source, f"{address},{interface}", 0)
-        self._member(self._names.self_pairs, f"{address},{address}", 0)
         key = self._pod_route(address)
         self._now.routes[key] = Route(key, next_hops=(NextHop(interface=interface),), link_scope=True)
 
     def unbind(self, address: str, interface: str) -> None:
         self._member(self._names.source, f"{address},{interface}", None)
-        self._member(self._names.self_pairs, f"{address},{address}", None)
         self._now.routes[self._pod_route(address)] = None
 
     def _pod_route(self, address: str) -> RouteKey:
@@ -213,9 +211,9 @@ class _FamilyPlan:
             self._member(name, cidr, 0 if cidr in cidrs else None)
         self._filled[name] = cidrs
 
-    def learned(self, prefix: str, gateways: tuple[str, ...] | None) -> None:
+    def learned(self, prefix: str, gateways: tuple[str, ...]) -> None:
         key = RouteKey(prefix, ROUTE_PROTOCOL_LEARNED)
-        hops = tuple(sorted((NextHop(gateway=g) for g in gateways or ()), key=lambda hop: hop.gateway))
+        hops = tuple(sorted((NextHop(gateway=g) for g in gateways), key=lambda hop: hop.gateway))
         self._now.routes[key] = Route(key, next_hops=hops) if hops else None
 
     # --- the two steps -------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def dispatch_chains(
         if number == OVERFLOW:
             leaf = f"{root_name}-SETS"
             root[leaf] = (*mark_match(marks.class_mark(direction, OVERFLOW), mask), "-g", leaf)
-            rule = ("-m", "set", "--match-set", class_set(family, chain), side, "-g", chain)
+            rule: Words = ("-m", "set", "--match-set", class_set(family, chain), side, "-g", chain)
         else:
             branch = number >> LEAF_BITS
             leaf = f"{root_name}-{branch}"

@@ -34,7 +34,6 @@ class SetNames:
     """The IP sets of one family that do not come from policy."""
 
     source: str
-    self_pairs: str
     egress: str
     ingress: str
     pool: str
@@ -44,7 +43,7 @@ class SetNames:
     def of(cls, family: Family) -> SetNames:
         """The names in one family."""
         prefix = set_prefix(family)
-        return cls(*(prefix + name for name in ("source", "self", "egress", "ingress", "pool", "nomasq")))
+        return cls(*(prefix + name for name in ("source", "egress", "ingress", "pool", "nomasq")))
 
     def class_map(self, direction: Direction) -> str:
         """The set that maps an endpoint's address to its class number."""
@@ -67,7 +66,6 @@ def static_sets(family: Family, options: StaticOptions) -> list[SetSpec]:
     marks = options.marks
     specs = [
         SetSpec(names.source, SetType.NET_IFACE, family),
-        SetSpec(names.self_pairs, SetType.NET_NET, family),
         SetSpec(names.egress, SetType.IP, family, marks.class_mask(Direction.EGRESS)),
         SetSpec(names.ingress, SetType.IP, family, marks.class_mask(Direction.INGRESS)),
     ]
@@ -139,8 +137,9 @@ def _forward(names: SetNames, options: StaticOptions) -> Iterator[Words]:
     yield (*_ESTABLISHED, "-g", ALLOW)
     if options.drop_invalid:
         yield (*_INVALID, "-j", "DROP")
-    # A pod that reaches itself through a service comes back by the interface it left: no policy forbids that.
-    yield ("-i", _PODS, "-o", _PODS, "-m", "set", "--match-set", names.self_pairs, "src,dst", "-g", ALLOW)
+    # A pod that reaches itself through a service: the destination is bound to the interface that the packet came
+    # from. No policy forbids that.
+    yield ("-i", _PODS, "-o", _PODS, "-m", "set", "--match-set", names.source, "dst,src", "-g", ALLOW)
     yield ("-i", _PODS, "-j", DISPATCH[Direction.EGRESS])
     # What egress allowed says nothing about ingress.
     yield set_mark(0, accept)

@@ -122,7 +122,7 @@ def run(steps: list[list[tuple[int, int | None]]], classes_before: int = 0) -> N
     change(dict(filler))
     for step in steps:
         change({f"10.0.0.{who}": None if what is None else class_name(what) for who, what in step})
-    change({address: None for address in list(desired)})
+    change(dict.fromkeys(list(desired)))
     assert not [name for name in kernel.chains if name.startswith("FELIX-CE-")]
     assert not [name for name in kernel.sets if name.startswith("felix4-ce-")]
     assert not kernel.marks

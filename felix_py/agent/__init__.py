@@ -1,0 +1,1 @@
+"""The agent: facts, health, and the wiring of all parts."""

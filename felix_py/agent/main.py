@@ -1,0 +1,248 @@
+"""The agent: starts the parts in the order in which they need each other, and stops them the other way round.
+
+Order of a start, and why:
+
+1. Leases and kernel are read: a restarted agent knows its endpoints before anybody asks.
+2. The CNI server listens: a DEL must work whatever else is missing. ADD answers "try again" until step 4.
+3. The informers run until every kind is in sync. Until then nothing is written to the kernel.
+4. The first apply. Then ADD works, and only then does the runtime get its network list.
+5. BGP: what the node announces works by now. Once learned routes are complete again, strays are swept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+from felix_py import log
+from felix_py.agent.bgp import Bgp
+from felix_py.agent.facts import Facts
+from felix_py.agent.health import HealthServer
+from felix_py.agent.network import PodNetwork
+from felix_py.cni.conflist import conflist, install_conflist
+from felix_py.cni.plugin import Plugin
+from felix_py.cni.server import CNIServer, SocketInUse
+from felix_py.cni.workers import Interfaces, Leases
+from felix_py.config import AgentConfig, ConfigError
+from felix_py.dataplane import sysctl
+from felix_py.dataplane.backend import ToolError, find_backend
+from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.uplink import uplink_mtu
+from felix_py.datastore.client import ApiError, Unreachable, connect
+from felix_py.datastore.cluster import Cluster
+from felix_py.datastore.store import Deleted, Event, Upserted
+from felix_py.ipam.store import AddressStore, StoreError
+from felix_py.metrics import Metrics
+from felix_py.plan.marks import Marks
+from felix_py.plan.planner import HeldNumbers, Planner
+from felix_py.plan.render import DISPATCH, class_numbers
+from felix_py.plan.static import StaticOptions
+from felix_py.reconcile import NotApplied, Reconciler
+from policy.model import Direction, Family, Pod
+
+FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
+"""What no waiting will mend: the message says what to do."""
+
+_SYNC_NOTICE = 10.0
+"""Seconds between two log lines that say what the agent still waits for."""
+
+
+async def run(config: AgentConfig) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 could not start."""
+    logger = log.get("agent")
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        async with AsyncExitStack() as stack:
+            agent = Agent(config, stack)
+            await agent.start()
+            work = asyncio.create_task(agent.work())
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+            for task in (work, stopping):
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await work
+    except FATAL as error:
+        logger.error("cannot start", reason=str(error))
+        return 1
+    logger.info("stopped; everything in the kernel stays as it is")
+    return 0
+
+
+class Agent:
+    """All parts of one node's agent. ``stack`` takes what must be closed, in reverse order."""
+
+    def __init__(self, config: AgentConfig, stack: AsyncExitStack) -> None:
+        self._config = config
+        self._stack = stack
+        self._log = log.get("agent")
+        self._metrics = Metrics()
+        self._marks = Marks.from_mask(config.mark_mask)
+
+    async def start(self) -> None:
+        """Steps 1 to 3.
+
+        Raises:
+            FATAL: see there.
+        """
+        config = self._config
+        families = sysctl.available_families()
+        for failure in sysctl.set_up_host(families):
+            self._log.warning("cannot set a kernel setting", what=failure.what, reason=failure.reason)
+        backend = find_backend(config.backend)
+        kernel = self._stack.enter_context(Kernel(families, backend))
+        kernel.load()
+        self._log.info("starting", backend=backend.value, families=[int(f) for f in families])
+
+        self._facts = Facts(config.node_name, families, config.cluster_cidrs, lambda: self._reconciler.note())
+        planner = Planner(families, self._options(), self._held_numbers(kernel, families))
+        self._reconciler = Reconciler(
+            planner, kernel, self._facts.collect, self._metrics, refresh_interval=config.refresh_interval
+        )
+        self._network = PodNetwork(self._facts, self._reconciler, lambda: config.mtu or uplink_mtu())
+        self._bgp = Bgp(config, self._facts)
+        self._facts.on_nodes = self._bgp.cluster_changed
+        await self._start_health()
+        await self._start_cni()
+        self._start_cluster()
+
+    def _options(self) -> StaticOptions:
+        return StaticOptions(
+            self._marks,
+            nat_outgoing=self._config.nat_outgoing,
+            endpoint_to_host=self._config.endpoint_to_host.upper(),
+            drop_invalid=self._config.drop_invalid,
+        )
+
+    def _held_numbers(self, kernel: Kernel, families: Sequence[Family]) -> HeldNumbers:
+        return {
+            (family, direction): class_numbers(
+                kernel.rules(family, "filter", DISPATCH[direction]), direction, self._marks
+            )
+            for family in families
+            for direction in Direction
+        }
+
+    async def _start_health(self) -> None:
+        self._health = HealthServer(
+            self._metrics.registry, self._network.unready, self.status, self._refresh_gauges
+        )
+        await self._health.start(self._config.health_address)
+        self._stack.push_async_callback(self._health.stop)
+
+    async def _start_cni(self) -> None:
+        config = self._config
+        leases = Leases(AddressStore(config.state_dir / "leases.db"))
+        self._stack.callback(leases.close)
+        interfaces = Interfaces()
+        self._stack.callback(interfaces.close)
+        plugin = Plugin(leases, interfaces, self._network, timeout=config.cni_timeout)
+        for lease in await plugin.recover():
+            self._facts.attach(lease)
+        server = CNIServer(plugin, config.cni_socket, self._metrics)
+        await server.start()
+        self._stack.push_async_callback(server.stop)
+
+    def _start_cluster(self) -> None:
+        api = connect(self._config.kubeconfig)
+        self._cluster = Cluster(
+            api,
+            node_name=self._config.node_name,
+            on_invalid=lambda kind, _key, _reason: self._metrics.rejected.labels(kind).inc(),
+        )
+        self._cluster.store.subscribe(self._on_events)
+        self._cluster.start()
+        self._stack.push_async_callback(self._cluster.stop)
+
+    def _on_events(self, events: Sequence[Event]) -> None:
+        for event in events:
+            match event:
+                case Upserted(record, _):
+                    self._facts.upsert(record)
+                    if isinstance(record, Pod):
+                        self._network.pod_seen(record)
+                case Deleted(record):
+                    self._facts.delete(record)
+                    if isinstance(record, Pod):
+                        self._network.pod_gone(record)
+
+    async def work(self) -> None:
+        """Steps 4 and 5, then until cancelled."""
+        await self._wait_for_sync()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._reconciler.run())
+            await self._first_apply()
+            self._network.set_ready()
+            self._metrics.in_sync.set(1)
+            self._log.info("in sync: policy is in force", endpoints=self._facts.endpoints)
+            tasks.create_task(self._tell_the_world())
+            tasks.create_task(self._bgp.run())
+            await self._bgp.wait_in_sync()
+            self._reconciler.sweep()
+
+    async def _wait_for_sync(self) -> None:
+        synced = asyncio.create_task(self._cluster.in_sync())
+        while not (await asyncio.wait((synced,), timeout=_SYNC_NOTICE))[0]:
+            self._log.warning("still waiting for the API server", kinds=self._cluster.store.not_listed)
+
+    async def _first_apply(self) -> None:
+        try:
+            await self._reconciler.settled()
+        except NotApplied as error:
+            # Each was logged, and is tried again; endpoints that do not stand on it must not wait for it.
+            self._log.error("some of the kernel state could not be written", failures=len(error.failures))
+
+    async def _tell_the_world(self) -> None:
+        """The runtime may start pods here, and the scheduler may send some."""
+        config = self._config
+        try:
+            changed = install_conflist(config.cni_conf_dir, conflist(config.chained_plugins))
+        except OSError as error:
+            self._log.error("cannot write the network list", folder=str(config.cni_conf_dir), reason=str(error))
+        else:
+            if changed:
+                self._log.info("wrote the network list", folder=str(config.cni_conf_dir))
+        try:
+            await self._cluster.set_network_available(config.node_name)
+        except (ApiError, Unreachable) as error:
+            self._log.warning("cannot set the node's NetworkUnavailable condition", reason=str(error))
+
+    # --- what people see -----------------------------------------------------------------------------
+
+    def _refresh_gauges(self) -> None:
+        self._metrics.endpoints.set(self._facts.endpoints)
+        for kind, age in self._cluster.ages().items():
+            self._metrics.watch_age.labels(kind).set(age)
+        self._metrics.bgp_established.set(sum(peer.established for peer in self._bgp.peers()))
+        self._metrics.bgp_routes.set(len(self._bgp.routes()))
+
+    def status(self) -> dict[str, Any]:
+        """The agent's state, as ``/status`` shows it."""
+        return {
+            "node": self._config.node_name,
+            "unready": self._network.unready(),
+            "podCIDRs": list(self._facts.pod_cidrs),
+            "endpoints": self._facts.endpoints,
+            "failures": [{"what": f.what, "reason": f.reason} for f in self._reconciler.failures],
+            "watchAgeSeconds": {kind: round(age, 1) for kind, age in self._cluster.ages().items()},
+            "problems": [
+                {"kind": p.kind, "namespace": p.key[0], "name": p.key[1], "reason": p.reason}
+                for p in self._cluster.store.problems
+            ],
+            "peers": [
+                {
+                    "address": peer.address,
+                    "asNumber": peer.asn,
+                    "established": peer.established,
+                    "reason": peer.error,
+                    "prefixesReceived": peer.received,
+                }
+                for peer in self._bgp.peers()
+            ],
+            "routes": {prefix: list(hops) for prefix, hops in sorted(self._bgp.routes().items())},
+        }

@@ -1,0 +1,161 @@
+"""A dataplane in memory, with the semantics of the real one: for tests of whatever stands above it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+from felix_py.dataplane.order import ORDER, Step
+from felix_py.records import ChainKey, Failure, Hook, Report, Route, RouteKey, SetSpec, Update, Words
+
+
+class Item(NamedTuple):
+    """One object; ``key`` is what the fields of an Update use, (set, member) for a member."""
+
+    kind: str
+    key: Hashable
+
+    @property
+    def what(self) -> str:
+        """As in the Failure that the real dataplane reports."""
+        match self.key:
+            case ChainKey(family, table, name):
+                return f"chain {name} ({table}, IPv{int(family)})"
+            case Hook():
+                return f"hooks in chain {self.key.chain} ({self.key.table}, IPv{int(self.key.family)})"
+            case RouteKey(destination, _):
+                return f"route {destination}"
+            case (set_name, member):
+                return f"set {set_name} member {member}"
+            case _:
+                return f"set {self.key}"
+
+
+def _items(update: Update) -> Iterator[tuple[Item, object]]:
+    for name, spec in update.sets.items():
+        yield Item("set", name), spec
+    for name, members in update.members.items():
+        for member, mark in members.items():
+            yield Item("member", (name, member)), mark
+    for key, rules in update.chains.items():
+        yield Item("chain", key), rules
+    for hook, wanted in update.hooks.items():
+        yield Item("hook", hook), wanted or None
+    for route_key, route in update.routes.items():
+        yield Item("route", route_key), route
+
+
+@dataclass
+class FakeDataplane:
+    """``kernel`` is what has been written; change it to make drift. ``failing``: what to refuse -> the reason."""
+
+    kernel: dict[Item, object] = field(default_factory=dict)
+    failing: dict[str, str] = field(default_factory=dict)
+    loads: int = 0
+    applies: int = 0
+
+    def __post_init__(self) -> None:
+        self._wanted: dict[Item, object] = {}
+        self._seen: dict[Item, object] = {}
+
+    # --- Dataplane -----------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        self.loads += 1
+        self._seen = dict(self.kernel)
+
+    def update(self, update: Update) -> None:
+        for item, value in _items(update):
+            self._wanted[item] = value
+            if item.kind == "set" and value is None:
+                for other in self._wanted:
+                    if other.kind == "member" and _set_of(other) == item.key:
+                        self._wanted[other] = None
+
+    def apply(self, *, sweep: bool = False) -> Report:
+        self.applies += 1
+        wanted = dict(self._wanted)
+        if sweep:
+            wanted |= dict.fromkeys(self._seen.keys() - wanted.keys())
+        changes = [(item, value) for item, value in wanted.items() if self._seen.get(item) != value]
+        return sum((self._step(step, changes) for step in ORDER), Report())
+
+    def _step(self, step: Step, changes: list[tuple[Item, object]]) -> Report:
+        writes = 0
+        failures: list[Failure] = []
+        families = set()
+        for item, value in changes:
+            if self._step_of(item, value) is not step:
+                continue
+            reason = self._refusal(item, value)
+            if reason:
+                failures.append(Failure(item.what, reason))
+                continue
+            writes += 1
+            if isinstance(item.key, ChainKey | Hook):
+                families.add(item.key.family)
+            self._write(item, value)
+        return Report(len(families), writes, tuple(failures))
+
+    def _step_of(self, item: Item, value: object) -> Step:
+        match item.kind:
+            case "route":
+                return Step.REMOVE_ROUTES if value is None else Step.WRITE_ROUTES
+            case "chain" | "hook":
+                return Step.WRITE_CHAINS
+            case "set":
+                return Step.DESTROY_SETS if value is None else Step.GROW_SETS
+        spec = self._wanted.get(Item("set", _set_of(item)))
+        if value is None:
+            return Step.SHRINK_SETS
+        return Step.WRITE_MARKS if isinstance(spec, SetSpec) and spec.mark_mask else Step.GROW_SETS
+
+    def _refusal(self, item: Item, value: object) -> str | None:
+        if item.kind == "member" and value is not None and Item("set", _set_of(item)) not in self.kernel:
+            return "there is no such set"
+        return self.failing.get(item.what)
+
+    def _write(self, item: Item, value: object) -> None:
+        for state in (self.kernel, self._seen):
+            if value is not None:
+                state[item] = value
+                continue
+            state.pop(item, None)
+            if item.kind == "set":
+                for member in [m for m in state if m.kind == "member" and _set_of(m) == item.key]:
+                    del state[member]
+
+    # --- what tests look at --------------------------------------------------------------------------
+
+    @property
+    def sets(self) -> dict[str, SetSpec]:
+        """Sets by name."""
+        return cast("dict[str, SetSpec]", self._of("set"))
+
+    def members(self, name: str) -> dict[str, int]:
+        """Members of a set and their marks."""
+        members = cast("dict[tuple[str, str], int]", self._of("member"))
+        return {text: mark for (set_name, text), mark in members.items() if set_name == name}
+
+    @property
+    def chains(self) -> dict[ChainKey, tuple[Words, ...]]:
+        """Chains and their rules."""
+        return cast("dict[ChainKey, tuple[Words, ...]]", self._of("chain"))
+
+    @property
+    def hooks(self) -> set[Hook]:
+        """Hooks in built-in chains."""
+        return set(cast("dict[Hook, bool]", self._of("hook")))
+
+    @property
+    def routes(self) -> dict[RouteKey, Route]:
+        """Routes by destination and protocol."""
+        return cast("dict[RouteKey, Route]", self._of("route"))
+
+    def _of(self, kind: str) -> dict[Hashable, object]:
+        return {item.key: value for item, value in self.kernel.items() if item.kind == kind}
+
+
+def _set_of(member: Item) -> str:
+    return cast("tuple[str, str]", member.key)[0]

@@ -1,0 +1,187 @@
+"""The kernel's IP set commands as packed netlink messages.
+
+A message carries up to 256 members of a set. Each message is acknowledged; one that fails is sent again member by
+member, so that a bad member is named and the others are in. Source: the kernel's
+include/uapi/linux/netfilter/ipset/ip_set.h; ipset(8).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from felix_py.dataplane.ipset_members import ATTR_DATA, dumped, writable
+from felix_py.dataplane.netlink import (
+    NETLINK_NETFILTER,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    Netlink,
+    attr,
+    attributes,
+    message,
+    nested,
+)
+from felix_py.records import SetSpec, SetType
+from policy.model import Family
+
+_SUBSYSTEM = 6 << 8
+_CREATE, _DESTROY, _SWAP, _LIST = (_SUBSYSTEM | command for command in (2, 3, 6, 7))
+ADD, DELETE = _SUBSYSTEM | 9, _SUBSYSTEM | 10
+
+_PROTOCOL, _NAME, _TYPE, _REVISION, _FAMILY, _FLAGS, _ADT, _LINENO = 1, 2, 3, 4, 5, 6, 8, 9
+_NAME2 = _TYPE
+_CADT_FLAGS, _MAXELEM = 8, 19
+_NET_BYTEORDER = 0x4000
+_LIST_NAMES_ONLY = 2
+_WITH_SKBINFO = 1 << 6
+_NFPROTO = {Family.V4: 2, Family.V6: 10}
+
+_REVISIONS = {SetType.IP: 4, SetType.NET: 6, SetType.IP_PORT: 5, SetType.NET_IFACE: 6}
+"""The first revision of each type that knows skbinfo (Linux 3.18). Later kernels still take it."""
+
+MOST_MEMBERS = 1 << 20
+_CHUNK = 256
+_HEADER = struct.pack(">BBH", 0, 0, 0) + attr(_PROTOCOL, b"\x07")
+
+BUSY, TYPE_MISMATCH = 4100, 4102
+_ERRORS = {
+    errno.ENOENT: "there is no such set",
+    4098: "the kernel does not have this set type",
+    4099: "the kernel has no room for more sets",
+    BUSY: "a rule still uses it",
+    TYPE_MISMATCH: "a rule uses it, and sets of such different types cannot be swapped",
+    4104: "the kernel does not take this prefix length",
+    4352: f"the set is full ({MOST_MEMBERS} members)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What cannot be changed about a set once it is made. ``family`` is the kernel's NFPROTO number."""
+
+    type: str
+    family: int
+    marked: bool
+
+    @classmethod
+    def of(cls, spec: SetSpec) -> Shape:
+        """The shape that a set must have."""
+        return cls(spec.type.value, _NFPROTO[spec.family], bool(spec.mark_mask))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Members of one set to ADD (which also changes marks) or DELETE: pairs of key and value."""
+
+    name: str
+    command: int
+    members: Sequence[tuple[bytes, int]]
+
+
+class Commands:
+    """The commands, in the network namespace where this was made. All errors are OSError with readable text."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(NETLINK_NETFILTER)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
+
+    def names(self) -> list[str]:
+        """Names of all sets, foreign ones too."""
+        flags = attr(_FLAGS | _NET_BYTEORDER, struct.pack(">I", _LIST_NAMES_ONLY))
+        answers = self._netlink.dump(message(_LIST, 0, _HEADER + flags))
+        return [bytes(attributes(a[4:])[_NAME]).rstrip(b"\0").decode(errors="replace") for a in answers]
+
+    def read(self, name: str) -> tuple[Shape, dict[bytes, int]] | None:
+        """Shape and members (key -> value) of a set; None if there is none."""
+        try:
+            answers = self._netlink.dump(message(_LIST, 0, _head(name)))
+        except FileNotFoundError:
+            return None
+        shape: Shape | None = None
+        members: dict[bytes, int] = {}
+        for answer in answers:
+            found = attributes(answer[4:])
+            if _TYPE in found:
+                flags = attributes(found[ATTR_DATA]).get(_CADT_FLAGS, b"\0")
+                marked = bool(int.from_bytes(flags, "big") & _WITH_SKBINFO)
+                shape = Shape(bytes(found[_TYPE]).rstrip(b"\0").decode(), found[_FAMILY][0], marked)
+            if _ADT in found:
+                members.update(dumped(found[_ADT], marked=shape is not None and shape.marked))
+        return (shape, members) if shape else None
+
+    def create(self, name: str, spec: SetSpec) -> None:
+        """Make an empty set."""
+        data = attr(_MAXELEM | _NET_BYTEORDER, struct.pack(">I", MOST_MEMBERS))
+        if spec.mark_mask:
+            data += attr(_CADT_FLAGS | _NET_BYTEORDER, struct.pack(">I", _WITH_SKBINFO))
+        body = (
+            _head(name)
+            + attr(_TYPE, spec.type.encode() + b"\0")
+            + attr(_REVISION, bytes((_REVISIONS[spec.type],)))
+            + attr(_FAMILY, bytes((_NFPROTO[spec.family],)))
+            + nested(ATTR_DATA, data)
+        )
+        self._one(message(_CREATE, NLM_F_CREATE | NLM_F_EXCL, body))
+
+    def destroy(self, name: str) -> None:
+        """Remove a set; one that is not there is fine. BUSY while a rule uses it."""
+        with contextlib.suppress(FileNotFoundError):
+            self._one(message(_DESTROY, 0, _head(name)))
+
+    def swap(self, one: str, other: str) -> None:
+        """Exchange the contents of two sets: rules that used one use the other's from then on."""
+        self._one(message(_SWAP, 0, _head(one) + attr(_NAME2, other.encode() + b"\0")))
+
+    def write(self, batches: Sequence[Batch]) -> list[tuple[str, bytes, OSError]]:
+        """Add and delete members; what failed, as (set, key, why). Doing it again does no harm."""
+        chunks = [
+            Batch(batch.name, batch.command, batch.members[start : start + _CHUNK])
+            for batch in batches
+            for start in range(0, len(batch.members), _CHUNK)
+        ]
+        failed: list[tuple[str, bytes, OSError]] = []
+        for chunk, error in zip(chunks, self._netlink.request([_pack(chunk) for chunk in chunks]), strict=True):
+            if error is None:
+                continue
+            singles = [Batch(chunk.name, chunk.command, (member,)) for member in chunk.members]
+            results = self._netlink.request([_pack(single) for single in singles])
+            failed += [
+                (chunk.name, key, _readable(why))
+                for (key, _), why in zip(chunk.members, results, strict=True)
+                if why is not None
+            ]
+        return failed
+
+    def _one(self, request: bytes) -> None:
+        if error := self._netlink.request([request])[0]:
+            raise _readable(error)
+
+
+def _head(name: str) -> bytes:
+    return _HEADER + attr(_NAME, name.encode() + b"\0")
+
+
+def _pack(batch: Batch) -> bytes:
+    members = b"".join(
+        [_data_header(len(key)) + key for key in (writable(k, value) for k, value in batch.members)]
+    )
+    body = _head(batch.name) + attr(_LINENO, b"\0\0\0\0") + nested(_ADT, members)
+    return message(batch.command, 0, body)
+
+
+@functools.cache
+def _data_header(length: int) -> bytes:
+    """The attribute header of a member of so many bytes (always a multiple of four: no padding)."""
+    return nested(ATTR_DATA, b"\0" * length)[:4]
+
+
+def _readable(error: OSError) -> OSError:
+    text = _ERRORS.get(error.errno or 0)
+    return OSError(error.errno, text) if text else error

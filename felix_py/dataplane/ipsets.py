@@ -1,0 +1,332 @@
+"""IP sets: what is wanted, what the kernel has, and the steps from one to the other."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from felix_py.dataplane import ipset_members as members
+from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, TYPE_MISMATCH, Batch, Commands, Shape
+from felix_py.plan.layout import set_prefix
+from felix_py.records import Failure, Report, SetSpec
+from policy.model import Family
+
+_NAME_BYTES = 31
+_BUSY_TRIES = 10
+_BUSY_WAIT = 0.01
+"""nf_tables lets go of a deleted rule's sets a moment after the transaction: worth a short wait."""
+
+
+@dataclass(slots=True)
+class _Set:
+    """One set by name. ``wanted`` and ``actual``: key -> ``mark << 32 | mask``, or 0 in a set without marks.
+
+    ``pending`` holds keys whose two values may differ; strays that nobody has named join it only by a sweep.
+    ``rejected``: text that is no member of such a set -> its mark and the reason.
+    """
+
+    spec: SetSpec | None = None
+    shape: Shape | None = None
+    wanted: dict[bytes, int] = field(default_factory=dict)
+    actual: dict[bytes, int] = field(default_factory=dict)
+    pending: set[bytes] = field(default_factory=set)
+    rejected: dict[str, tuple[int, str]] = field(default_factory=dict)
+    doomed: bool = False
+
+    @property
+    def marked(self) -> bool:
+        return self.spec is not None and self.spec.mark_mask != 0
+
+    @property
+    def right(self) -> bool:
+        """The kernel has a set of the wanted shape."""
+        return self.spec is not None and self.shape == Shape.of(self.spec)
+
+    @property
+    def done(self) -> bool:
+        """The kernel is as wanted, but for strays."""
+        if self.spec is None:
+            return self.shape is None or not self.doomed
+        return self.right and not self.pending
+
+    def note(self, key: bytes) -> None:
+        """Keep ``pending`` true to one key."""
+        if self.wanted.get(key) == self.actual.get(key):
+            self.pending.discard(key)
+        else:
+            self.pending.add(key)
+
+    def loaded(self, shape: Shape | None, actual: dict[bytes, int]) -> None:
+        """Take over what the kernel has."""
+        deletions = {key for key in self.pending if key not in self.wanted and key in actual}
+        self.shape, self.actual = shape, actual
+        self.pending = {key for key, value in self.wanted.items() if actual.get(key) != value} | deletions
+
+    def find_strays(self) -> None:
+        """Make every member that is not wanted pending."""
+        if self.spec is None:
+            return
+        for raw in self.actual.keys() - self.wanted.keys():
+            key = members.canonical(self.spec.type, self.spec.family, raw)
+            if key != raw:
+                value = self.actual.pop(raw)
+                if key in self.wanted:  # the same element in another spelling: writing it anew is what helps
+                    self.note(key)
+                    continue
+                self.actual[key] = value
+            self.pending.add(key)
+
+
+class IPSets:
+    """All sets of ours, of both families. An apply calls grow, mark, shrink and destroy, in this order."""
+
+    def __init__(self) -> None:
+        self._commands = Commands()
+        self._sets: dict[str, _Set] = {}
+        self._dirty: set[str] = set()
+        self._unswept: set[str] = set()
+        self._refused: dict[str, Failure] = {}
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._commands.close()
+
+    # --- what is wanted ------------------------------------------------------------------------------
+
+    def spec(self, name: str, spec: SetSpec | None) -> None:
+        """Note that a set must be there, or must not."""
+        self._refused.pop(name, None)
+        if reason := _name_problem(name, spec):
+            self._refused[name] = Failure(f"set {name}", reason)
+            return
+        known = self._sets.setdefault(name, _Set())
+        before, known.spec = known.spec, spec
+        self._dirty.add(name)
+        if spec is None:
+            known.wanted.clear()
+            known.rejected.clear()
+            known.doomed = True
+        elif before is None:
+            if known.doomed:  # taken back before it was destroyed: what it held then is not wanted now
+                known.pending.update(known.actual)
+            known.doomed = False
+        elif before != spec:
+            self._respecify(name, known, before)
+
+    def _respecify(self, name: str, known: _Set, before: SetSpec) -> None:
+        texts = {members.decode(key): value >> 32 for key, value in known.wanted.items()}
+        texts |= {text: mark for text, (mark, _) in known.rejected.items()}
+        known.wanted.clear()
+        known.rejected.clear()
+        known.pending.clear()
+        for text, mark in texts.items():
+            self.member(name, text, mark)
+
+    def member(self, name: str, text: str, mark: int | None) -> None:
+        """Note that a set must hold a member, with a mark in a marked set; None: must not hold it."""
+        known = self._sets.get(name)
+        if known is None or known.spec is None:
+            if mark is not None and name not in self._refused:
+                self._refused[name] = Failure(f"set {name}", f"{text!r} is to be in it, but nobody declared it")
+            return
+        known.rejected.pop(text, None)
+        spec = known.spec
+        try:
+            key = members.encode(spec.type, spec.family, text)
+        except ValueError as error:
+            if mark is not None:
+                known.rejected[text] = (mark, str(error))
+            return
+        if mark is None:
+            known.wanted.pop(key, None)
+        else:
+            known.wanted[key] = mark << 32 | spec.mark_mask if spec.mark_mask else 0
+        known.note(key)
+        self._dirty.add(name)
+
+    # --- what there is -------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read all sets of ours.
+
+        Raises:
+            OSError: the kernel does not answer, or has no IP sets.
+        """
+        found = {
+            name: read for name in self._commands.names() if is_ours(name) and (read := self._commands.read(name))
+        }
+        for name, (shape, actual) in found.items():
+            self._sets.setdefault(name, _Set()).loaded(shape, actual)
+        for name in self._sets.keys() - found.keys():
+            self._sets[name].loaded(None, {})
+            if self._sets[name].spec is None:
+                del self._sets[name]
+        self._dirty = {name for name, known in self._sets.items() if not known.done}
+        self._unswept = set(found)
+
+    def owned(self) -> list[str]:
+        """A line for each set of ours in the kernel."""
+        return [
+            f"set {name} ({known.shape.type}): {len(known.actual)} members"
+            for name, known in sorted(self._sets.items())
+            if known.shape
+        ]
+
+    # --- the steps of an apply -----------------------------------------------------------------------
+
+    def grow(self) -> Report:
+        """Make sets, and add members to those without marks. Reports what can never be written, too."""
+        refused = [*self._refused.values()]
+        refused += [
+            Failure(f"set {name} member {text}", reason)
+            for name, known in sorted(self._sets.items())
+            for text, (_, reason) in known.rejected.items()
+        ]
+        names = [name for name in self._dirty if self._sets[name].spec]
+        return Report(failures=tuple(refused)) + self._each(names, self._make) + self._write(ADD, marked=False)
+
+    def mark(self) -> Report:
+        """Write members of marked sets, with their marks."""
+        names = [name for name in self._dirty if self._sets[name].marked]
+        return self._each(names, self._remake) + self._write(ADD, marked=True)
+
+    def shrink(self, *, sweep: bool) -> Report:
+        """Delete members; those of marked sets last. ``sweep``: strays too."""
+        if sweep:
+            for name in self._unswept:
+                self._sets[name].find_strays()
+            self._dirty |= self._unswept
+        return self._write(DELETE, marked=False) + self._write(DELETE, marked=True)
+
+    def destroy(self, *, sweep: bool) -> Report:
+        """Destroy sets that must not be; ``sweep``: also those that nobody has declared."""
+        if sweep:
+            for name in self._unswept:
+                self._sets[name].doomed = self._sets[name].spec is None
+            self._unswept.clear()
+        names = [n for n in self._dirty if self._sets[n].doomed and self._sets[n].shape]
+        report = self._each(names, self._destroy)
+        self._dirty = {name for name in self._dirty if not self._sets[name].done}
+        return report
+
+    # --- one set -------------------------------------------------------------------------------------
+
+    def _each(self, names: Iterable[str], step: Callable[[str, _Set], int]) -> Report:
+        writes = 0
+        failures: list[Failure] = []
+        for name in sorted(names):
+            try:
+                writes += step(name, self._sets[name])
+            except OSError as error:
+                failures.append(Failure(f"set {name}", error.strerror or str(error)))
+        return Report(writes=writes, failures=tuple(failures))
+
+    def _make(self, name: str, known: _Set) -> int:
+        if known.right or known.spec is None:
+            return 0
+        if known.shape is None:
+            self._commands.create(name, known.spec)
+            known.loaded(Shape.of(known.spec), {})
+            return 1
+        # A marked set gets its members, and so its new shape, in the step of the marks.
+        return 0 if known.marked else self._remake(name, known)
+
+    def _remake(self, name: str, known: _Set) -> int:
+        """Give a set another shape: a full one under another name takes its place in one step."""
+        spec = known.spec
+        if known.right or spec is None or known.shape is None:
+            return 0
+        other = f"{set_prefix(spec.family)}tmp-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        self._commands.destroy(other)
+        self._commands.create(other, spec)
+        failed = {key for _, key, _ in self._commands.write([Batch(other, ADD, list(known.wanted.items()))])}
+        try:
+            self._commands.swap(other, name)
+        except OSError as error:
+            self._commands.destroy(other)
+            if error.errno != TYPE_MISMATCH:
+                raise
+            try:
+                self._commands.destroy(name)
+            except OSError:
+                raise error from None
+            self._commands.create(name, spec)
+            known.loaded(Shape.of(spec), {})
+            return 1
+        known.loaded(Shape.of(spec), {key: value for key, value in known.wanted.items() if key not in failed})
+        self._commands.destroy(other)
+        return 1
+
+    def _destroy(self, name: str, known: _Set) -> int:
+        for left in reversed(range(_BUSY_TRIES)):
+            try:
+                self._commands.destroy(name)
+                break
+            except OSError as error:
+                if error.errno != BUSY or not left:
+                    raise
+                time.sleep(_BUSY_WAIT)
+        known.loaded(None, {})
+        known.doomed = False
+        if known.spec is None:
+            del self._sets[name]
+            self._dirty.discard(name)
+            self._unswept.discard(name)
+        return 1
+
+    def _write(self, command: int, *, marked: bool) -> Report:
+        batches: list[Batch] = []
+        for name in sorted(self._dirty):
+            known = self._sets[name]
+            if not known.right or known.marked != marked:
+                continue
+            if command == ADD:
+                todo = [(key, known.wanted[key]) for key in known.pending if key in known.wanted]
+            else:
+                todo = [(key, 0) for key in known.pending if key not in known.wanted]
+            if todo:
+                batches.append(Batch(name, command, todo))
+        failed = self._commands.write(batches)
+        refused = {(name, key) for name, key, _ in failed}
+        writes = -len(failed)
+        for batch in batches:
+            known = self._sets[batch.name]
+            writes += len(batch.members)
+            for key, value in batch.members:
+                if (batch.name, key) in refused:
+                    continue
+                known.pending.discard(key)
+                if command == ADD:
+                    known.actual[key] = value
+                else:
+                    known.actual.pop(key, None)
+        return Report(writes=writes, failures=tuple(self._member_failures(failed)))
+
+    def _member_failures(self, failed: list[tuple[str, bytes, OSError]]) -> Iterator[Failure]:
+        gone: set[str] = set()
+        for name, key, error in failed:
+            if error.errno != errno.ENOENT:
+                yield Failure(f"set {name} member {members.decode(key)}", error.strerror or str(error))
+            elif name not in gone:
+                # Somebody destroyed the set behind our back: the next apply makes it anew.
+                gone.add(name)
+                self._sets[name].loaded(None, {})
+                yield Failure(f"set {name}", error.strerror or str(error))
+
+
+def is_ours(name: str) -> bool:
+    """Whether a set of this name is one of ours."""
+    return name.startswith(tuple(set_prefix(family) for family in Family))
+
+
+def _name_problem(name: str, spec: SetSpec | None) -> str:
+    if not is_ours(name):
+        return "not a set name of ours"
+    if len(name.encode(errors="replace")) > _NAME_BYTES:
+        return f"a set name takes {_NAME_BYTES} bytes at most"
+    if spec and (spec.name != name or not name.startswith(set_prefix(spec.family))):
+        return "name and family do not fit each other"
+    return ""

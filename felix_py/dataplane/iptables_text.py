@@ -1,0 +1,170 @@
+"""The text that iptables-restore reads and iptables-save prints: quoting, rule comments, parsing. No I/O.
+
+Every rule of ours begins with a comment ``felix:HASH text``. HASH (16 hex digits) is a digest of the rule's words
+as the plan gave them, so that "is this the rule we want?" needs no understanding of how the tools print a rule
+back; ``text`` is for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from felix_py.plan.layout import CHAIN_PREFIX, COMMENT_PREFIX
+from felix_py.records import Words
+
+BUILTIN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+TABLES = ("raw", "mangle", "nat", "filter")
+
+_COMMENT_BYTES = 255
+"""xt_comment holds 256 bytes with the final NUL; the tools cut longer ones anywhere."""
+
+_LINE_BYTES = 10_000
+"""iptables-restore reads lines into 10,240 bytes and takes the rest of a longer one for a line of its own."""
+
+_WORD_BYTES = 1_000
+"""iptables-restore refuses words from 1,024 bytes on."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./:,=+!%@~-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)', re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_OUR_COMMENT = re.compile(re.escape(COMMENT_PREFIX) + r"([0-9a-f]{16})(?: .*)?", re.DOTALL)
+_OUR_CHAIN = re.compile(re.escape(CHAIN_PREFIX) + r"[A-Za-z0-9_-]+")
+
+_CHAIN_NAME_BYTES = 28
+"""XT_EXTENSION_MAXNAMELEN less the final NUL."""
+
+
+class BadRule(ValueError):
+    """Words that must not be handed to iptables-restore; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule as the tools spell it behind ``-A CHAIN``. ``hash`` is empty for a rule that is not ours."""
+
+    hash: str
+    text: str
+
+
+def check_chain(table: str, name: str) -> None:
+    """Make sure that a chain is one that we may write.
+
+    Raises:
+        BadRule: unknown table, or a name that is not ours or that the tools do not take.
+    """
+    if table not in TABLES:
+        raise BadRule(f"there is no table {table!r} to write to")
+    if not _OUR_CHAIN.fullmatch(name) or len(name) > _CHAIN_NAME_BYTES:
+        raise BadRule(
+            f"{name!r} is not a chain name of ours ({CHAIN_PREFIX}…, {_CHAIN_NAME_BYTES} characters at most)"
+        )
+
+
+def quote(word: str) -> str:
+    """One word for an iptables-restore line.
+
+    Raises:
+        BadRule: control characters, text that is not Unicode, or too long.
+    """
+    if _PLAIN.fullmatch(word):
+        if len(word) > _WORD_BYTES:
+            raise BadRule(f"word of {len(word)} bytes: {word[:40]!r}…")
+        return word
+    if _CONTROL.search(word):
+        raise BadRule(f"control character in {word[:80]!r}")
+    try:
+        size = len(word.encode())
+    except UnicodeEncodeError:
+        raise BadRule(f"not Unicode: {word[:80]!r}") from None
+    if size > _WORD_BYTES:
+        raise BadRule(f"word of {size} bytes: {word[:40]!r}…")
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def render(words: Words) -> Rule:
+    """A rule with its hash comment; the words' own comment becomes the comment's text.
+
+    Characters that a comment cannot hold are replaced there: a policy must not stay out of the kernel for its
+    description. Anywhere else they are refused.
+
+    Raises:
+        BadRule: see :func:`quote`; or the whole rule is too long.
+    """
+    digest = hashlib.sha256("\0".join(words).encode(errors="surrogatepass")).hexdigest()[:16]
+    about, rest = _take_comment(words)
+    comment = f"{COMMENT_PREFIX}{digest} {about}" if about else f"{COMMENT_PREFIX}{digest}"
+    text = " ".join(map(quote, ("-m", "comment", "--comment", _cut(comment), *rest)))
+    if len(text.encode()) > _LINE_BYTES:
+        raise BadRule(f"rule of {len(text.encode())} bytes: {text[:80]}…")
+    return Rule(digest, text)
+
+
+def _take_comment(words: Words) -> tuple[str, Words]:
+    """Split a rule's words into its comment's text and all the others."""
+    about: list[str] = []
+    rest: list[str] = []
+    at = 0
+    while at < len(words):
+        if words[at : at + 3] == ("-m", "comment", "--comment") and at + 3 < len(words):
+            about.append(words[at + 3])
+            at += 4
+        else:
+            rest.append(words[at])
+            at += 1
+    return " ".join(about), tuple(rest)
+
+
+def _cut(comment: str) -> str:
+    printable = _CONTROL.sub("?", comment).encode(errors="replace")
+    return printable[:_COMMENT_BYTES].decode(errors="ignore")
+
+
+def split(line: str) -> Iterator[str]:
+    """The words of an iptables-save line, unquoted."""
+    for match in _WORD.finditer(line):
+        quoted, plain = match.groups()
+        yield plain if quoted is None else _ESCAPED.sub(r"\1", quoted)
+
+
+@dataclass(slots=True)
+class SavedTable:
+    """What iptables-save printed of one table: our chains, and all rules of the built-in chains."""
+
+    chains: dict[str, list[Rule]] = field(default_factory=dict)
+    builtins: dict[str, list[Rule]] = field(default_factory=dict)
+
+
+def parse_save(text: str) -> dict[str, SavedTable]:
+    """Read the output of iptables-save: our chains, and whatever is in the built-in ones."""
+    tables: dict[str, SavedTable] = {}
+    table = SavedTable()
+    # Not splitlines(): that also ends lines at characters that a comment may hold.
+    for line in text.split("\n"):
+        if line.startswith("-A "):
+            _, name, rule = (*line.split(" ", 2), "")[:3]
+            if name.startswith(CHAIN_PREFIX):
+                table.chains.setdefault(name, []).append(Rule(_hash(rule), rule))
+            elif name in BUILTIN_CHAINS:
+                table.builtins.setdefault(name, []).append(Rule(_hash(rule), rule))
+        elif line.startswith(":"):
+            name = line[1:].split(" ", 1)[0]
+            if name.startswith(CHAIN_PREFIX):
+                table.chains.setdefault(name, [])
+        elif line.startswith("*"):
+            table = tables.setdefault(line[1:].strip(), SavedTable())
+    return tables
+
+
+def _hash(rule: str) -> str:
+    """The hash in the rule's own comment, if it is one of ours."""
+    if COMMENT_PREFIX not in rule:
+        return ""
+    words = split(rule)
+    for word in words:
+        if word == "--comment" and (ours := _OUR_COMMENT.fullmatch(next(words, ""))):
+            return ours[1]
+    return ""

@@ -1,0 +1,208 @@
+"""Routes with our protocol numbers in the main table: what is wanted, what the kernel has, and the difference.
+
+A route with another protocol number is never replaced. A new destination is added, not replaced, so that the
+kernel itself refuses where somebody else's route is; and before one of ours is replaced, we look again.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from felix_py.dataplane import route_messages as messages
+from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
+from felix_py.dataplane.route_messages import Destination, Packed, destination_text
+from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.records import Failure, Report, Route, RouteKey
+from policy.model import Family
+
+PROTOCOLS = (ROUTE_PROTOCOL_PODS, ROUTE_PROTOCOL_LEARNED)
+"""In order of preference where two want the same destination."""
+
+_Place = tuple[Destination, int]
+"""Destination and protocol number."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    place: _Place
+    route: Packed
+    replace: bool
+
+
+class Routes:
+    """All our routes, of the given families."""
+
+    def __init__(self, families: Collection[Family]) -> None:
+        self._families = tuple(families)
+        self._netlink = Netlink(NETLINK_ROUTE)
+        self._wanted: dict[_Place, Route] = {}
+        self._actual: dict[_Place, Packed] = {}
+        self._pending: set[_Place] = set()
+        self._refused: dict[RouteKey, Failure] = {}
+        self._swept = False
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
+
+    # --- what is wanted ------------------------------------------------------------------------------
+
+    def route(self, key: RouteKey, route: Route | None) -> None:
+        """Note a wanted route; None: it must not exist."""
+        self._refused.pop(key, None)
+        try:
+            place = (messages.parse_destination(key), key.protocol)
+            if key.protocol not in PROTOCOLS:
+                raise ValueError(f"protocol number {key.protocol} is not ours")
+            if place[0][0] not in self._families:
+                raise ValueError(f"IPv{int(place[0][0])} is not programmed on this node")
+        except ValueError as error:
+            if route is not None:
+                self._refused[key] = Failure(f"route {key.destination}", str(error))
+            return
+        if route is None:
+            self._wanted.pop(place, None)
+        else:
+            self._wanted[place] = route
+        # Even when it looks the same: its interface may have been made anew, and that took the route along.
+        self._pending.add(place)
+
+    # --- what there is -------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read our routes.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        actual: dict[_Place, Packed] = {}
+        for family in self._families:
+            for protocol in PROTOCOLS:
+                for answer in self._netlink.dump(messages.dump(family, protocol)):
+                    if route := messages.read(answer):
+                        actual[route.destination, protocol] = route
+        self._actual = actual
+        self._pending = set(self._wanted) | (self._pending & actual.keys())
+        self._swept = False
+
+    def owned(self) -> list[str]:
+        """A line for each of our routes in the kernel."""
+        return [f"route {destination_text(place[0])} protocol {place[1]}" for place in sorted(self._actual)]
+
+    # --- the steps of an apply -----------------------------------------------------------------------
+
+    def remove(self, *, sweep: bool) -> Report:
+        """Delete what must not be; ``sweep``: also what nobody has asked for."""
+        if sweep and not self._swept:
+            self._pending |= self._actual.keys() - self._wanted.keys()
+            self._swept = True
+        gone = [place for place in self._pending if place not in self._wanted]
+        todo = [place for place in gone if place in self._actual]
+        results = self._netlink.request([messages.delete(*place) for place in todo])
+        failures: list[Failure] = []
+        for place, error in zip(todo, results, strict=True):
+            if error and error.errno != errno.ESRCH:
+                failures.append(Failure(_what(place), error.strerror or str(error)))
+            else:
+                self._actual.pop(place)
+        self._pending.difference_update(place for place in gone if place not in self._actual)
+        return Report(writes=len(todo) - len(failures), failures=tuple(failures))
+
+    def write(self) -> Report:
+        """Add and replace. Reports what can never be written, too."""
+        failures: dict[_Place, Failure] = {}
+        todo = self._plan(failures)
+        if any(write.replace for write in todo):
+            self.load()
+            failures.clear()
+            todo = self._plan(failures)
+        refused = self._carry_out(todo, failures)
+        if refused:
+            # Something has these destinations that was not there when we looked last: ours or somebody else's?
+            self.load()
+            again = [write for write in self._plan(failures) if write.replace and write.place in refused]
+            for place in refused - {write.place for write in again} - failures.keys():
+                failures[place] = Failure(_what(place), self._foreign(place[0]))
+            self._carry_out(again, failures)
+        written = sum(write.place not in self._pending for write in todo)
+        return Report(writes=written, failures=(*self._refused.values(), *failures.values()))
+
+    def _plan(self, failures: dict[_Place, Failure]) -> list[_Write]:
+        """What to write for all that is pending. Settles what is right already."""
+        resolve = _resolver()
+        todo: list[_Write] = []
+        for place in sorted(self._pending & self._wanted.keys(), key=_preference):
+            try:
+                route = messages.pack(self._wanted[place], resolve)
+            except ValueError as error:
+                failures[place] = Failure(_what(place), str(error))
+                continue
+            rivals = [p for p in PROTOCOLS if p != place[1] and (place[0], p) in self._actual]
+            present = self._actual.get(place)
+            if present and present.satisfies(route):
+                self._pending.discard(place)
+            elif rivals and PROTOCOLS.index(rivals[0]) < PROTOCOLS.index(place[1]):
+                failures[place] = Failure(_what(place), f"our route of protocol {rivals[0]} has this destination")
+            else:
+                todo.append(_Write(place, route, replace=present is not None or bool(rivals)))
+        return todo
+
+    def _carry_out(self, todo: Sequence[_Write], failures: dict[_Place, Failure]) -> set[_Place]:
+        """Write; the places of new routes whose destination something has already."""
+        refused: set[_Place] = set()
+        requests = [
+            messages.new(w.route, NLM_F_CREATE | (NLM_F_REPLACE if w.replace else NLM_F_EXCL)) for w in todo
+        ]
+        for write, error in zip(todo, self._netlink.request(requests), strict=True):
+            if error is None:
+                self._written(write)
+            elif error.errno == errno.EEXIST and not write.replace:
+                refused.add(write.place)
+            else:
+                failures[write.place] = Failure(_what(write.place), error.strerror or str(error))
+        return refused
+
+    def _written(self, write: _Write) -> None:
+        destination, protocol = write.place
+        self._pending.discard(write.place)
+        self._actual[write.place] = write.route
+        for rival in PROTOCOLS:
+            if rival != protocol and (destination, rival) in self._actual:
+                del self._actual[destination, rival]
+                self._pending.add((destination, rival))
+
+    def _foreign(self, destination: Destination) -> str:
+        """What to say about a destination that is taken."""
+        try:
+            found = messages.read(self._netlink.get(messages.match(destination)))
+        except OSError:
+            found = None
+        if found is None or found.destination != destination:
+            return "somebody else's route has this destination"
+        return f"a route that is not ours has this destination (protocol {found.protocol})"
+
+
+def _resolver() -> Callable[[str], int]:
+    """Interface names to indexes, each looked up once."""
+    known: dict[str, int] = {}
+
+    def resolve(name: str) -> int:
+        if name not in known:
+            try:
+                known[name] = socket.if_nametoindex(name)
+            except OSError:
+                raise ValueError(f"there is no interface {name}") from None
+        return known[name]
+
+    return resolve
+
+
+def _preference(place: _Place) -> tuple[int, Destination]:
+    return PROTOCOLS.index(place[1]), place[0]
+
+
+def _what(place: _Place) -> str:
+    return f"route {destination_text(place[0])}"

@@ -1,0 +1,306 @@
+"""The agent's BGP speaker: keeps ExaBGP announcing what the agent wants, and tells the agent what peers announce.
+
+All decisions are in :mod:`bgp.control`; here are the socket to the bridge, the clock and the configuration file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from bgp.control import Control, PeerStatus
+from bgp.model import BGPConfigError, Peer, SpeakerConfig, parse_bgp_config
+from bgp.prefixes import PrefixSet, canonical
+from bgp.render import render
+from bgp.rib import ImportFilter, NextHops
+from bgp.sidecar import CONFIG, SOCKET
+
+_TICK = 1.0
+_RECONNECT_FIRST = 0.05
+_RECONNECT_MOST = 1.0
+_FIRST_CONTACT = 1.0
+_DELIVERY = 3.0
+_NOT_IN_EFFECT = 15.0
+
+Logger = structlog.typing.FilteringBoundLogger
+OnRoutes = Callable[[Mapping[str, NextHops]], None]
+
+
+def load_bgp_config(path: Path, *, router_id: str | None = None) -> SpeakerConfig:
+    """Read the user's YAML file; ``router_id`` (an IPv4 address of the node) is used where it names none.
+
+    Raises BGPConfigError, also for a file that cannot be read.
+    """
+    try:
+        document = msgspec.yaml.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError) as error:
+        raise BGPConfigError(f"{path}: {error}") from None
+    return parse_bgp_config(document, router_id=router_id, read_text=lambda name: Path(name).read_text())
+
+
+class Speaker:
+    """BGP for this node. Call all methods from the event loop that :meth:`run` runs on.
+
+    Set the configuration, the filter and the announcements at any time and in any order, also before
+    :meth:`run`. Until the first :meth:`announce` nothing is announced, withdrawn or ended: peers keep what they
+    have from the agent's last life.
+    """
+
+    def __init__(self, run_dir: Path, on_routes: OnRoutes, log: Logger) -> None:
+        """``run_dir`` is shared with the sidecar. ``on_routes`` gets each change of the best routes: prefix ->
+        next hops, () for a route that is gone.
+        """
+        self._dir = run_dir
+        self._on_routes = on_routes
+        self._log = log
+        self._control = Control(time.monotonic())
+        self._config: SpeakerConfig | None = None
+        self._peers: tuple[Peer, ...] = ()
+        self._text = ""
+        self._written_at = 0.0
+        self._config_due = asyncio.Event()
+        self._in_sync = asyncio.Event()
+        self._progress = asyncio.Condition()
+        self._writer: asyncio.StreamWriter | None = None
+
+    # --- what the agent wants ----------------------------------------------------------------------------
+
+    def set_config(self, config: SpeakerConfig) -> None:
+        """Peers and speaker settings from now on."""
+        self._config = config
+        self._adopt(config, self._reachable(config))
+
+    def set_filter(self, *, within: Iterable[str], never: Iterable[str]) -> None:
+        """Learn only prefixes inside one of ``within`` (the cluster's CIDRs) and inside none of ``never`` (this
+        node's own pod CIDRs, Service CIDRs). Raises ValueError for a text that is no CIDR.
+        """
+        self._control.set_filter(ImportFilter(PrefixSet(within), PrefixSet(never)))
+        self._flush()
+
+    def announce(self, prefixes: Iterable[str]) -> None:
+        """Announce exactly these, each to the peers of its family; withdraw the rest. Raises ValueError for a
+        text that is no CIDR.
+        """
+        self._control.announce({canonical(prefix) for prefix in prefixes})
+        self._flush()
+
+    # --- what came of it ---------------------------------------------------------------------------------
+
+    def routes(self) -> Mapping[str, NextHops]:
+        """The best routes: prefix -> ECMP next hops."""
+        return self._control.routes
+
+    def peers(self) -> list[PeerStatus]:
+        """Every configured peer; those without a route to them too."""
+        statuses = self._control.peers(time.monotonic())
+        known = {status.address for status in statuses}
+        for peer in self._config.peers if self._config else ():
+            if peer.address not in known:
+                families = (f"ipv{peer.version} unicast",)
+                statuses.append(PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, "no route to it"))
+        return statuses
+
+    @property
+    def in_sync(self) -> bool:
+        """All peers have told their whole table, or had time to: learned routes that are missing now are gone."""
+        return self._in_sync.is_set()
+
+    async def wait_in_sync(self) -> None:
+        """Return once :attr:`in_sync` is true; it then stays true."""
+        await self._in_sync.wait()
+
+    async def delivered(self, seconds: float = _DELIVERY) -> bool:
+        """Wait until ExaBGP has sent on what it was told, as before draining the node; false if it did not."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._answered()
+                # `done` means queued. What is queued is sent within a turn of ExaBGP's loop or a few, so: no
+                # update counter moves any more.
+                before = None
+                while (now := {n.peer: n.updates_sent for n in self._control.neighbors.values()}) != before:
+                    before = now
+                    await asyncio.sleep(0.05)
+                    self._control.query_neighbors()
+                    self._flush()
+                    await self._answered()
+        except TimeoutError:
+            return False
+        return self._writer is not None
+
+    # --- running -----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until cancelled. Everything stays announced then."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_connected())
+            tasks.create_task(self._keep_time())
+            tasks.create_task(self._keep_configured())
+
+    async def _keep_connected(self) -> None:
+        delay = _RECONNECT_FIRST
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(self._dir / SOCKET)
+            except OSError:
+                await asyncio.sleep(delay)
+                delay = min(_RECONNECT_MOST, delay * 2)
+                continue
+            delay = _RECONNECT_FIRST
+            self._log.info("attached to ExaBGP")
+            self._writer = writer
+            self._control.attached()
+            try:
+                await self._converse(reader)
+            finally:
+                self._writer = None
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+            self._control.detached(time.monotonic())
+            self._log.warning("lost ExaBGP; routes stay for the restart time")
+            await self._moved()
+
+    async def _converse(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError):
+            self._flush()
+            while data := await reader.read(1 << 18):
+                self._control.receive(data, time.monotonic())
+                await self._moved()
+
+    async def _keep_time(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            if self._config and self._peers != (peers := self._reachable(self._config)):
+                self._adopt(self._config, peers)
+            if not self._control.in_effect:
+                self._control.query_neighbors()
+                self._complain()
+            await self._moved()
+
+    async def _keep_configured(self) -> None:
+        # A peer that is gone from the configuration must be told so before ExaBGP forgets it: first contact
+        # first.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_CONTACT if (self._dir / SOCKET).exists() else 0):
+                await self._answered()
+        while True:
+            await self._config_due.wait()
+            self._config_due.clear()
+            await self._write_config()
+
+    # --- configuration -----------------------------------------------------------------------------------
+
+    def _reachable(self, config: SpeakerConfig) -> tuple[Peer, ...]:
+        """The configured peers with their source addresses; one that this node cannot reach at all is left out.
+
+        An address once found stays as long as the node has it, and while there is no other: a link that flaps
+        must not change sessions.
+        """
+        before = {peer.address: peer.source_address for peer in self._peers}
+        found = {peer: peer.source_address or _source_address(peer, before) for peer in config.peers}
+        return tuple(replace(peer, source_address=source) for peer, source in found.items() if source)
+
+    def _adopt(self, config: SpeakerConfig, peers: tuple[Peer, ...]) -> None:
+        self._peers = peers
+        self._control.configure(config, peers, time.monotonic())
+        text = render(config, peers)
+        if text != self._text:
+            self._text = text
+            self._config_due.set()
+        self._flush()
+
+    async def _write_config(self) -> None:
+        text = self._text
+        with contextlib.suppress(TimeoutError):
+            await self._withdraw_from_leaving()
+        _write_private(self._dir / CONFIG, text)
+        self._written_at = time.monotonic()
+        self._log.info("wrote ExaBGP's configuration", peers=[peer.address for peer in self._peers])
+
+    async def _withdraw_from_leaving(self) -> None:
+        if self._writer is None:
+            return
+        self._control.query_neighbors()
+        self._flush()
+        async with asyncio.timeout(_FIRST_CONTACT):
+            await self._answered()
+        if leaving := self._control.leaving():
+            self._log.info("withdrawing from peers that leave", peers=leaving)
+            self._control.retire(leaving)
+            self._flush()
+            await self.delivered()
+
+    def _complain(self) -> None:
+        if self._writer and self._written_at and time.monotonic() - self._written_at > _NOT_IN_EFFECT:
+            self._written_at = time.monotonic()
+            self._log.warning("ExaBGP does not have the configured peers; see the sidecar's log")
+
+    # --- plumbing ----------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Send what the control wants sent, tell what it has found."""
+        data = self._control.data_to_send()
+        if data and self._writer is not None and not self._writer.is_closing():
+            self._writer.write(data)
+        for note in self._control.take_notes():
+            bound = self._log.bind(peer=note.peer) if note.peer else self._log
+            emit = bound.warning if note.warning else bound.info
+            emit(note.text, **({"detail": note.detail} if note.detail else {}))
+        if changes := self._control.take_changes():
+            self._on_routes(changes)
+
+    async def _moved(self) -> None:
+        self._control.tick(time.monotonic())
+        self._flush()
+        if self._control.in_sync and not self._in_sync.is_set():
+            self._log.info("in sync", routes=len(self._control.routes))
+            self._in_sync.set()
+        async with self._progress:
+            self._progress.notify_all()
+
+    async def _answered(self) -> None:
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._writer is not None and not self._control.pending)
+
+
+def _source_address(peer: Peer, before: Mapping[str, str]) -> str:
+    """The address to speak from: the one used before if the node still has it, else what the routes say."""
+    known = before.get(peer.address, "")
+    if known and _probe(peer, lambda probe: probe.bind((known, 0))):
+        return known
+    return _probe(peer, lambda probe: probe.connect((peer.address, peer.port))) or known
+
+
+def _probe(peer: Peer, use: Callable[[socket.socket], None]) -> str:
+    """The address a UDP socket has after its use (nothing is sent); empty when that fails."""
+    family = socket.AF_INET6 if peer.version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            use(probe)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace a file atomically; readable for its folder's owner only, who need not be us."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = path.parent.stat()
+    temporary = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        if os.geteuid() == 0:
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        file.write(text)
+    os.replace(temporary, path)

@@ -1,0 +1,94 @@
+"""One family's compiled program, and what has changed in it since the last flush."""
+
+from __future__ import annotations
+
+from policy.ir import Chain, Delta, Program, SetKind
+from policy.model import Direction, Family
+
+
+class Output:
+    """Every change is noted with what was there before, so that changes that cancel out vanish at the flush."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self._chains: dict[str, Chain] = {}
+        self._sets: dict[str, SetKind] = {}
+        self._counts: dict[str, dict[str, int]] = {}
+        self._classes: dict[tuple[Direction, str], str] = {}
+        self._chains_before: dict[str, Chain | None] = {}
+        self._sets_before: dict[str, SetKind | None] = {}
+        self._members_before: dict[str, dict[str, bool]] = {}
+        self._classes_before: dict[tuple[Direction, str], str | None] = {}
+
+    def set_chain(self, chain: Chain) -> None:
+        """Make a chain, or give it other rules."""
+        self._chains_before.setdefault(chain.name, self._chains.get(chain.name))
+        self._chains[chain.name] = chain
+
+    def remove_chain(self, name: str) -> None:
+        """The chain is not needed any more."""
+        self._chains_before.setdefault(name, self._chains.get(name))
+        self._chains.pop(name, None)
+
+    def open_set(self, name: str, kind: SetKind) -> None:
+        """Make an empty set."""
+        self._sets_before.setdefault(name, self._sets.get(name))
+        self._sets[name] = kind
+        self._counts[name] = {}
+
+    def close_set(self, name: str) -> None:
+        """The set is not needed any more."""
+        self._sets_before.setdefault(name, self._sets.get(name))
+        del self._sets[name]
+        before = self._members_before.setdefault(name, {})
+        for member in self._counts.pop(name):
+            before.setdefault(member, True)
+
+    def count(self, name: str, member: str, sign: int) -> None:
+        """One more, or one less, reason for a member to be in a set."""
+        counts = self._counts[name]
+        held = counts.get(member, 0)
+        self._members_before.setdefault(name, {}).setdefault(member, held > 0)
+        if held + sign:
+            counts[member] = held + sign
+        else:
+            del counts[member]
+
+    def set_class(self, direction: Direction, address: str, chain: str | None) -> None:
+        """Put an endpoint's address into a class, or into none."""
+        key = (direction, address)
+        self._classes_before.setdefault(key, self._classes.get(key))
+        if chain is None:
+            self._classes.pop(key, None)
+        else:
+            self._classes[key] = chain
+
+    def flush(self) -> Delta:
+        """What has changed since the last flush."""
+        delta = Delta(self.family)
+        for name, chain in self._chains_before.items():
+            if self._chains.get(name) != chain:
+                delta.chains[name] = self._chains.get(name)
+        for name, kind in self._sets_before.items():
+            if self._sets.get(name) != kind:
+                delta.sets[name] = self._sets.get(name)
+        for name, before in self._members_before.items():
+            if name in self._counts:
+                counts = self._counts[name]
+                changed = {m: m in counts for m, was_in in before.items() if (m in counts) is not was_in}
+                if changed:
+                    delta.members[name] = changed
+        for key, was in self._classes_before.items():
+            if self._classes.get(key) != was:
+                delta.classes[key] = self._classes.get(key)
+        self._chains_before, self._sets_before = {}, {}
+        self._members_before, self._classes_before = {}, {}
+        return delta
+
+    def program(self) -> Program:
+        """All of it."""
+        classes: dict[Direction, dict[str, str]] = {direction: {} for direction in Direction}
+        for (direction, address), chain in self._classes.items():
+            classes[direction][address] = chain
+        members = {name: frozenset(counts) for name, counts in self._counts.items()}
+        return Program(self.family, dict(self._chains), dict(self._sets), members, classes)

@@ -1,0 +1,121 @@
+"""IP sets of compiled policy: from a rule's peers and named ports to members, kept up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from policy import cidr
+from policy.index import ALL_PODS, PodIndex, Scope, Watched
+from policy.ir import SetKind
+from policy.model import Family, IPBlock, NamedPort, NetworkPolicy, Peer, Pod, PodPeer, Port
+from policy.names import set_name
+from policy.output import Output
+from policy.selectors import EVERYTHING
+
+NamedPortKey = tuple[str, str]
+"""(port name, protocol)."""
+
+
+class PeerSet:
+    """One IP set. Its parts are scopes, each perhaps limited to some addresses; equal content, equal name.
+
+    With ``named``, the members are (address, port) pairs of the pods that have a port of that name.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        scopes: frozenset[Scope],
+        nets: tuple[cidr.Span, ...] = (),
+        named: NamedPortKey | None = None,
+    ) -> None:
+        self.family = family
+        self.scopes = scopes
+        self.nets = nets
+        self.named = named
+        self.references = 0
+        self._watched: list[Watched] = []
+        if named:
+            self.kind = SetKind.ADDRESS_PORTS
+        else:
+            self.kind = SetKind.NETWORKS if nets else SetKind.ADDRESSES
+        content = (sorted(scope.text() for scope in scopes), nets, named)
+        self.name = set_name(family, repr(content))
+
+    @property
+    def empty(self) -> bool:
+        """Nothing can ever be in it."""
+        return not self.scopes and not self.nets
+
+    def open(self, index: PodIndex, output: Output, addresses: Callable[[Pod], tuple[str, ...]]) -> None:
+        """Begin to fill it; ``addresses`` knows all addresses of a pod."""
+        output.open_set(self.name, self.kind)
+        scopes = self.scopes
+        if self.named and self.nets:
+            # A named port is a pod's, so the pods inside the blocks are looked for among all.
+            scopes = scopes | {ALL_PODS}
+        self._watched = [index.watch(scope, self) for scope in scopes]
+        if not self.named:
+            for member in cidr.to_cidrs(self.nets, self.family):
+                output.count(self.name, member, 1)
+        for watched in self._watched:
+            for pod in watched.pods():
+                self.add(output, watched, pod, addresses(pod), 1)
+
+    def close(self, index: PodIndex, output: Output) -> None:
+        """Nobody uses it any more."""
+        for watched in self._watched:
+            index.unwatch(watched, self)
+        output.close_set(self.name)
+
+    def add(self, output: Output, watched: Watched, pod: Pod, addresses: tuple[str, ...], sign: int) -> None:
+        """A pod comes into one of the set's scopes (``sign`` 1) or leaves it (-1)."""
+        for address in addresses:
+            if (":" in address) is (self.family is Family.V4):
+                continue
+            if self.named is None:
+                output.count(self.name, address, sign)
+            elif watched.scope in self.scopes or cidr.covers(self.nets, address):
+                for port in _named(pod, self.named):
+                    output.count(self.name, f"{address},{port.protocol.lower()}:{port.port}", sign)
+
+
+def _named(pod: Pod, key: NamedPortKey) -> Iterator[NamedPort]:
+    # A container may list the same port twice; the set counts both when they come and when they go.
+    return (port for port in pod.ports if (port.name, port.protocol) == key)
+
+
+def peer_set(family: Family, policy: NetworkPolicy, peers: tuple[Peer, ...]) -> PeerSet:
+    """The set of all addresses that a peer list means."""
+    return PeerSet(family, _scopes(policy, peers), _nets(family, peers))
+
+
+def named_port_peers(
+    family: Family, policy: NetworkPolicy, peers: tuple[Peer, ...] | None, port: Port
+) -> PeerSet:
+    """Egress: the (address, port) pairs of all pods that the peers mean and that have the named port."""
+    named = (str(port.port), port.protocol.value)
+    if peers is None:
+        return PeerSet(family, frozenset({ALL_PODS}), (), named)
+    return PeerSet(family, _scopes(policy, peers), _nets(family, peers), named)
+
+
+def named_port_subjects(family: Family, policy: NetworkPolicy, port: Port) -> PeerSet:
+    """Ingress: the (address, port) pairs of the pods that the policy itself selects."""
+    scope = Scope(policy.namespace, None, policy.selector)
+    return PeerSet(family, frozenset({scope}), (), (str(port.port), port.protocol.value))
+
+
+def _scopes(policy: NetworkPolicy, peers: tuple[Peer, ...]) -> frozenset[Scope]:
+    return frozenset(_scope(policy, peer) for peer in peers if isinstance(peer, PodPeer))
+
+
+def _scope(policy: NetworkPolicy, peer: PodPeer) -> Scope:
+    pods = peer.pods if peer.pods is not None else EVERYTHING
+    if peer.namespaces is None:
+        return Scope(policy.namespace, None, pods)
+    return Scope(None, peer.namespaces, pods)
+
+
+def _nets(family: Family, peers: tuple[Peer, ...]) -> tuple[cidr.Span, ...]:
+    return cidr.nets((peer for peer in peers if isinstance(peer, IPBlock)), family)
