@@ -11,7 +11,7 @@ NAMES = ("policy", "restore", "routes", "cni", "announce")
 
 
 def main() -> int:
-    """Run the chosen benchmarks one after the other; each is a module with a docstring and ``main()``."""
+    """Run the chosen benchmarks one after the other; each is a module with a docstring and ``main(quick)``."""
     modules = {name: importlib.import_module(f"bench.{name}") for name in NAMES}
     parser = argparse.ArgumentParser(
         prog="python -m bench",
@@ -26,10 +26,12 @@ def main() -> int:
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES)}")
     if os.geteuid() != 0:
-        print("bench: run as root: most benchmarks need network namespaces of their own", file=sys.stderr)
+        print("bench: run as root: the benchmarks need network namespaces of their own", file=sys.stderr)
         return 1
+    from felix_py import log
     from tests.support.isolate import isolate_process
 
+    log.configure(log.LogLevel.WARNING, log.LogFormat.TEXT)
     isolate_process()
     for name in arguments.name or NAMES:
         modules[name].main(quick=arguments.quick)

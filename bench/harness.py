@@ -1,77 +1,96 @@
-"""What the benchmarks share: repeated timings, a table with ratios, an isolated place to run."""
+"""What the benchmarks share: several ways to do one thing, timed in turn, and a table with ratios."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
-console = Console()
+console = Console(width=None if Console().is_terminal else 110)
 
 
 @dataclass(slots=True)
 class Row:
-    """One measured thing. ``seconds``: each run's time; ``base``: what the ratio is taken against."""
+    """One measured thing, one value a run. ``base``: the row that ratios are taken against."""
 
     what: str
-    seconds: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
     base: bool = False
     note: str = ""
 
     @property
     def median(self) -> float:
-        """Median seconds."""
-        return statistics.median(self.seconds)
+        """Of all runs."""
+        return statistics.median(self.values)
 
 
-def measure(run: Callable[[], object], times: int, before: Callable[[], object] | None = None) -> list[float]:
-    """Wall seconds of each run, after one warm-up; ``before`` runs before each and is not counted."""
-    seconds = []
+@dataclass(slots=True)
+class Way:
+    """One way to do the thing that is measured. ``before`` and ``after`` each run are not counted.
+
+    ``share``: how many operations one run does; values are for one of them.
+    """
+
+    what: str
+    run: Callable[[], object]
+    before: Callable[[], object] = lambda: None
+    after: Callable[[], object] = lambda: None
+    base: bool = False
+    note: str = ""
+    share: int = 1
+
+
+def compare(ways: Sequence[Way], times: int, clock: Callable[[], float] = time.perf_counter) -> list[Row]:
+    """Time all ways in turn (A B A B …), so that a drift of the machine's speed hits all of them alike.
+
+    One uncounted warm-up each. Returns a row of seconds for each way.
+    """
+    rows = [Row(way.what, base=way.base, note=way.note) for way in ways]
     for counted in range(times + 1):
-        if before:
-            before()
-        gc.collect()
-        started = time.perf_counter()
-        run()
-        if counted:
-            seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def alternate(runs: list[tuple[Row, Callable[[], object]]], times: int) -> list[Row]:
-    """Time several ways in turn (A B A B …), so that a drift of the machine's speed hits all of them."""
-    for counted in range(times + 1):
-        for row, run in runs:
-            started = time.perf_counter()
-            run()
+        for row, way in zip(rows, ways, strict=True):
+            way.before()
+            gc.collect()
+            started = clock()
+            way.run()
+            seconds = clock() - started
+            way.after()
             if counted:
-                row.seconds.append(time.perf_counter() - started)
-    return [row for row, _ in runs]
-
-
-def show(title: str, rows: list[Row]) -> None:
-    """Print a table: median, least and most of each row, and its ratio to the base row."""
-    base = next((row.median for row in rows if row.base), None)
-    table = Table(title=title, title_justify="left")
-    table.add_column("what")
-    for column in ("median", "min", "max", "ratio"):
-        table.add_column(column, justify="right")
-    table.add_column("note")
-    for row in rows:
-        ratio = "" if base is None else f"{row.median / base:.2f}"
-        values = (row.median, min(row.seconds), max(row.seconds))
-        table.add_row(row.what, *(duration(v) for v in values), ratio, row.note)
-    console.print(table)
+                row.values.append(seconds / way.share)
+    return rows
 
 
 def duration(seconds: float) -> str:
     """A time for people: us, ms or s."""
     for limit, factor, unit in ((1e-3, 1e6, "us"), (1, 1e3, "ms")):
         if seconds < limit:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds:.3g} s"
+            return f"{_three_digits(seconds * factor)} {unit}"
+    return f"{_three_digits(seconds)} s"
+
+
+def megabytes(size: float) -> str:
+    """Bytes for people."""
+    return f"{_three_digits(size / 1e6)} MB"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def show(title: str, rows: Sequence[Row], unit: Callable[[float], str] = duration) -> None:
+    """Print a table: the ratio of each row's median to the base row's, then median, least and most."""
+    base = next((row.median for row in rows if row.base), None)
+    table = Table(title=title, title_justify="left")
+    table.add_column("what")
+    for column in ("ratio", "median", "min", "max"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("note")
+    for row in rows:
+        ratio = "" if base is None else f"{row.median / base:.2f}"
+        values = (row.median, min(row.values), max(row.values))
+        table.add_row(row.what, ratio, *(unit(value) for value in values), row.note)
+    console.print(table)

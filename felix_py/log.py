@@ -36,7 +36,7 @@ def configure(level: LogLevel, form: LogFormat, **bound: str) -> None:
         return {**event, **bound}
 
     ending: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if text
         else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     )

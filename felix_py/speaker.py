@@ -57,7 +57,8 @@ class Speaker:
 
     def __init__(self, run_dir: Path, on_routes: OnRoutes, log: Logger) -> None:
         """``run_dir`` is shared with the sidecar. ``on_routes`` gets each change of the best routes: prefix ->
-        next hops, () for a route that is gone.
+        next hops, () for a route that is gone. It is called on the loop, also from within the methods below, and
+        must only take note.
         """
         self._dir = run_dir
         self._on_routes = on_routes

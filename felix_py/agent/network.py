@@ -33,13 +33,14 @@ class PodNetwork:
         self._mtu = mtu
         self._ready = False
         self._pods: dict[ObjectKey, str] = {}
-        self._waiting: dict[ObjectKey, asyncio.Event] = {}
+        self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
 
     def pod_seen(self, pod: Pod) -> None:
         """The informer knows a pod (in this incarnation)."""
         self._pods[pod.key] = pod.uid
-        if pod.key in self._waiting:
-            self._waiting[pod.key].set()
+        for waiter in self._waiting.pop(pod.key, ()):
+            if not waiter.done():
+                waiter.set_result(None)
 
     def pod_gone(self, pod: Pod) -> None:
         """The pod's object is gone."""
@@ -63,12 +64,18 @@ class PodNetwork:
         """Return once the pod is known; with a uid, that very pod and not an earlier one of its name."""
         key = (namespace, name)
         while key not in self._pods or (uid and self._pods[key] != uid):
-            event = self._waiting.setdefault(key, asyncio.Event())
-            event.clear()
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(key, set()).add(waiter)
             try:
-                await event.wait()
+                await waiter
             finally:
-                self._waiting.pop(key, None)
+                self._stop_waiting(key, waiter)
+
+    def _stop_waiting(self, key: ObjectKey, waiter: asyncio.Future[None]) -> None:
+        waiters = self._waiting.get(key, set())
+        waiters.discard(waiter)
+        if not waiters:
+            self._waiting.pop(key, None)
 
     async def enforce(self, lease: Lease) -> None:
         """Return once class membership, source binding and route are in the kernel.

@@ -39,9 +39,11 @@ def namespace(obj: Obj) -> None:
 
 
 def node(obj: Obj) -> None:
-    """core/v1: empty spec and status are always there."""
+    """core/v1: empty spec and status are always there, all of the capacity is allocatable."""
     obj.setdefault("spec", {})
-    obj.setdefault("status", {})
+    status = obj.setdefault("status", {})
+    if status.get("capacity"):
+        status.setdefault("allocatable", dict(status["capacity"]))
 
 
 def secret(obj: Obj) -> None:

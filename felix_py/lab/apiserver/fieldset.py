@@ -51,7 +51,7 @@ class Typed:
         if isinstance(value, dict) and value and not is_atomic_map(node, schema):
             for name, item in value.items():
                 self._walk(item, child(schema, name), (*path, f"f:{name}"), found)
-        elif isinstance(value, list) and (list_type := node.get("x-kubernetes-list-type")) in {"map", "set"}:
+        elif list_type := _list_type(value, node):
             for item in value:
                 here = (*path, self._element(item, node, list_type))
                 found[here] = PRESENT
@@ -85,26 +85,25 @@ class Typed:
             for name, item in applied.items():
                 result[name] = self._merged(live.get(name), item, child(schema, name))
             return result
-        if isinstance(applied, list) and isinstance(live, list):
-            match node.get("x-kubernetes-list-type"):
-                case "set":
-                    return applied + [item for item in live if item not in applied]
-                case "map":
-                    return self._merged_list(live, applied, node)
-        return applied
+        kind = _list_type(applied, node)
+        if kind == "" or kind != _list_type(live, node):
+            return applied
+        if kind == "set":
+            return applied + [item for item in live if item not in applied]
+        return self._merged_list(live, applied, node)
 
     def _merged_list(self, live: list[Any], applied: list[Any], node: Schema) -> list[Any]:
         old = {self._element(item, node, "map"): item for item in live}
-        result = []
-        for item in applied:
-            result.append(self._merged(old.pop(self._element(item, node, "map"), None), item, node["items"]))
-        return result + list(old.values())
+        merged = [
+            self._merged(old.pop(self._element(item, node, "map"), None), item, node["items"]) for item in applied
+        ]
+        return merged + list(old.values())
 
     def remove(self, obj: Obj, paths: Iterable[Path], kept: Iterable[Path]) -> Obj:
-        """Without ``paths``; an element of a list goes only if nothing under it is in ``kept``. A new document."""
+        """A new document without ``paths``; a list element stays while something under it is in ``kept``."""
         result: Obj = json.loads(json.dumps(obj))
         kept = set(kept)
-        for path in sorted(paths, key=len, reverse=True):
+        for path in sorted(paths, key=len):  # an element before its fields: without its key it is not found
             if any(other[: len(path)] == path for other in kept):
                 continue
             self._remove(result, path, self._schema)
@@ -122,16 +121,23 @@ class Typed:
             if not rest or value[name] in ({}, []):
                 del value[name]
             return
-        if not isinstance(value, list):
-            return
-        list_type = "set" if first.startswith("v:") else "map"
-        for index, item in enumerate(value):
+        list_type = _list_type(value, node)
+        for index, item in enumerate(value if list_type else ()):
             if self._element(item, node, list_type) == first:
                 if rest:
                     self._remove(item, rest, node["items"])
                 else:
                     del value[index]
                 return
+
+
+def _list_type(value: Any, node: Schema) -> str:
+    """``map`` or ``set`` for a list that merges by element; empty for anything else."""
+    kind = node.get("x-kubernetes-list-type")
+    if not isinstance(value, list) or kind not in {"map", "set"}:
+        return ""
+    keyed = kind == "set" or all(isinstance(item, dict) for item in value)
+    return str(kind) if keyed else ""
 
 
 def child(schema: Schema, name: str) -> Schema:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from felix_py.lab.apiserver.errors import ApiError
 from felix_py.lab.apiserver.fieldset import Path, Typed, from_fields_v1, shown, to_fields_v1
 from felix_py.lab.apiserver.kinds import Obj
+
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,11 @@ def apply(live: Obj, config: Obj, typed: Typed, manager: Manager, force: bool, n
         for path in sorted(entry.paths & wanted.keys())
         if path not in before or before[path] != wanted[path]
     ]
+    if manager.name == "kubectl" and not force:
+        # Moving an object from client-side to server-side apply is no conflict with oneself.
+        unchanged = _last_applied(live, typed)
+        if all(path in unchanged and unchanged[path] == before.get(path) for _, path in conflicts):
+            force = True
     if conflicts and not force:
         raise _conflict_error(conflicts)
     for entry, path in conflicts:
@@ -115,6 +124,15 @@ def apply(live: Obj, config: Obj, typed: Typed, manager: Manager, force: bool, n
     merged["metadata"] = dict(merged["metadata"])
     _store(merged, entries)
     return merged
+
+
+def _last_applied(live: Obj, typed: Typed) -> dict[Path, Any]:
+    """What the last client-side apply asked for; empty when the annotation is absent or unreadable."""
+    text = (live["metadata"].get("annotations") or {}).get(LAST_APPLIED)
+    try:
+        return typed.leaves(json.loads(text)) if text else {}
+    except (ValueError, TypeError, AttributeError):  # people may write anything there
+        return {}
 
 
 def _conflict_error(conflicts: list[tuple[_Entry, Path]]) -> ApiError:

@@ -36,7 +36,13 @@ def stamp_new(obj: Obj, namespace: str) -> None:
         metadata["namespace"] = namespace
     else:
         metadata.pop("namespace", None)
-    for name in ("resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"):
+    for name in (
+        "resourceVersion",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "generation",
+    ):
         metadata.pop(name, None)
     metadata["uid"] = str(uuid.uuid4())
     metadata["creationTimestamp"] = now()

@@ -73,7 +73,11 @@ class ModelSchemas:
                 needed.append(name)
         if short in {"ContainerPort", "ServicePort"}:
             properties["protocol"]["default"] = "TCP"
-        struct: Schema = {"type": "object", "description": _first_paragraph(model.__doc__), "properties": properties}
+        struct: Schema = {
+            "type": "object",
+            "description": _first_paragraph(model.__doc__),
+            "properties": properties,
+        }
         if needed:
             struct["required"] = needed
         if short in ATOMIC_STRUCTS:

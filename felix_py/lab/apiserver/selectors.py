@@ -135,7 +135,7 @@ def label_matcher(text: str) -> Matcher | None:
 
 
 def parse_field_selector(text: str) -> tuple[tuple[str, bool, str], ...]:
-    """Parse ``a=b,c!=d`` into (field, equal, value); 400 for anything else. Values escape ``\\ , =`` with ``\\``."""
+    """Parse ``a=b,c!=d`` into (field, equal, value); 400 for anything else. A backslash escapes in values."""
     terms = []
     for part in re.split(r"(?<!\\),", text):
         if not part.strip():

@@ -7,10 +7,10 @@ version N" for consistent paging; a version it no longer reaches is Expired, as 
 from __future__ import annotations
 
 import enum
-from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from operator import attrgetter
 
 import msgspec
@@ -20,6 +20,8 @@ from felix_py.lab.apiserver.kinds import GroupResource, Obj
 
 ObjectKey = tuple[str, str]
 """(namespace, name); the namespace of cluster-scoped objects is empty. Lists are in this order."""
+
+_FIRST = ("apiVersion", "kind", "metadata")
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder().decode
@@ -52,7 +54,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened at ``version``: ``after`` is the object (for DELETED its last state, with the new version)."""
+    """What happened at ``version``. ``after`` is the object; for DELETED its last state with that version."""
 
     version: int
     type: EventType
@@ -67,6 +69,7 @@ class _Shelf:
     since: int
     objects: dict[ObjectKey, Stored] = field(default_factory=dict)
     log: deque[Event] = field(default_factory=deque)
+    per_namespace: Counter[str] = field(default_factory=Counter)
 
 
 class Store:
@@ -102,6 +105,10 @@ class Store:
             chosen = (stored for stored in chosen if stored.key[0] == namespace)
         return sorted(chosen, key=attrgetter("key"))
 
+    def has_any(self, resource: GroupResource, namespace: str) -> bool:
+        """Is there an object of the resource in the namespace?"""
+        return self._shelf(resource).per_namespace[namespace] > 0
+
     def _rewound(self, resource: GroupResource, at: int) -> dict[ObjectKey, Stored]:
         shelf = self._shelf(resource)
         if not shelf.since <= at <= self._version:
@@ -125,39 +132,38 @@ class Store:
         before = shelf.objects.get(key)
         stored = self._stamp(key, obj)
         shelf.objects[key] = stored
-        kind = EventType.ADDED if before is None else EventType.MODIFIED
+        kind = EventType.MODIFIED
+        if before is None:
+            kind = EventType.ADDED
+            shelf.per_namespace[key[0]] += 1
         self._record(resource, Event(stored.version, kind, stored, before))
         return stored
 
     def remove(self, resource: GroupResource, key: ObjectKey) -> Stored:
         """Remove; returns the last state, stamped with the version of the removal. KeyError if absent."""
-        before = self._shelf(resource).objects.pop(key)
+        shelf = self._shelf(resource)
+        before = shelf.objects.pop(key)
+        shelf.per_namespace[key[0]] -= 1
         last = self._stamp(key, before.copy())
         self._record(resource, Event(last.version, EventType.DELETED, last, before))
         return last
 
-    def drop(self, resource: GroupResource) -> None:
-        """Forget a resource whose definition is gone: objects and log; older watches of it get 410."""
-        self._shelves[resource] = _Shelf(since=self._version)
-
-    def since(self, resource: GroupResource) -> int:
-        """The oldest version from which :meth:`events` still knows everything."""
-        return self._shelf(resource).since
-
-    def events(self, resource: GroupResource, after: int) -> Iterator[Event]:
+    def events(self, resource: GroupResource, after: int) -> Sequence[Event]:
         """All events later than ``after``; 410 when some of them are no longer known, or never happened yet."""
         shelf = self._shelf(resource)
         if after < shelf.since:
             raise expired(f"too old resource version: {after} ({shelf.since})")
         if after > self._version:
             raise expired(f"resource version in the future: {after} (now at {self._version})")
-        first = bisect_right(shelf.log, after, key=attrgetter("version"))
-        return iter([shelf.log[i] for i in range(first, len(shelf.log))])
+        news = list(takewhile(lambda event: event.version > after, reversed(shelf.log)))
+        news.reverse()
+        return news
 
     def _stamp(self, key: ObjectKey, obj: Obj) -> Stored:
         self._version += 1
         obj["metadata"]["resourceVersion"] = str(self._version)
-        return Stored(key, obj, self._version, encode(obj))
+        ordered = {name: obj[name] for name in _FIRST} | obj
+        return Stored(key, ordered, self._version, encode(ordered))
 
     def _record(self, resource: GroupResource, event: Event) -> None:
         shelf = self._shelf(resource)

@@ -18,6 +18,9 @@ class As(enum.StrEnum):
     METADATA_LIST = "PartialObjectMetadataList"
 
 
+_FORMS = frozenset(form.value for form in As)
+
+
 def accepted_form(accept: str) -> As:
     """The first form of an Accept header that this server can produce."""
     for part in accept.split(","):
@@ -26,12 +29,14 @@ def accepted_form(accept: str) -> As:
             continue
         pairs = dict(parameter.partition("=")[::2] for parameter in parameters)
         form = pairs.get("as", "")
-        if form in As and pairs.get("v", "v1") == "v1":
+        if form in _FORMS and pairs.get("v", "v1") == "v1":
             return As(form)
     return As.OBJECT
 
 
-def table(objects: Iterable[Obj], version: Version, include: str, list_metadata: Obj, headers: bool = True) -> Obj:
+def table(
+    objects: Iterable[Obj], version: Version, include: str, list_metadata: Obj, headers: bool = True
+) -> Obj:
     """A Table of ``objects``; ``include`` is the includeObject parameter (None, Metadata or Object)."""
     columns = version.columns or DEFAULT
     return {

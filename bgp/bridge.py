@@ -1,0 +1,181 @@
+"""ExaBGP's helper process: its stdin and stdout <-> one Unix socket, on which the agent comes and goes.
+
+Run by file name (``python -I -S bridge.py SOCKET``), so it imports the standard library only and nothing of ours.
+
+ExaBGP blocks when nobody reads what it writes, and its sessions then die by hold timer; it gives up when its
+helper dies too often. So: always read stdin, hold what the agent has not read yet, cut off an agent that does not
+keep up, and survive everything but the end of ExaBGP itself.
+
+Events that come while there is no agent wait for the next one, as far as there is room: ExaBGP's sessions are
+often up before the agent has found the socket. An agent reads everything back anyway, except what ExaBGP itself
+forgets: so each peer's last OPEN, which says whether it does graceful restart, is told to every new agent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import socket
+import sys
+import time
+
+_CHUNK = 65536
+_EVENTS_MOST = 64 * 1024 * 1024
+_BACKLOG_MOST = 4 * 1024 * 1024
+_COMMANDS_MOST = 1024 * 1024
+_LINE_MOST = 1024 * 1024
+_ANSWERS = (b"done", b"error")
+_EVENT = b'{ "exabgp"'
+_OPEN = re.compile(rb'"type": "open", "neighbor": \{ "address": \{ "local": "[^"]*", "peer": "([^"]*)"')
+
+
+class Bridge:
+    """One agent at a time: the newest. Whole lines only, in both directions.
+
+    Answers to commands of an agent that is gone are kept from its successor, who would take them for its own.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._listener: socket.socket | None = None
+        self._agent: socket.socket | None = None
+        self._events = bytearray()
+        self._opens: dict[bytes, bytes] = {}
+        self._commands = bytearray()
+        self._partial_event = b""
+        self._partial_command = b""
+        self._unanswered = 0
+        self._foreign_answers = 0
+
+    def run(self) -> None:
+        """Until ExaBGP closes our stdin."""
+        os.set_blocking(0, False)
+        os.set_blocking(1, False)
+        while True:
+            if self._listener is None:
+                self._listen()
+            ready = self._poll()
+            if ready.get(0) and not self._read_events():
+                return
+            if ready.get(1):
+                with contextlib.suppress(BlockingIOError):
+                    del self._commands[: os.write(1, self._commands)]
+            if self._agent is not None:
+                self._serve(self._agent, ready.get(self._agent.fileno(), 0))
+            if self._listener is not None and ready.get(self._listener.fileno()):
+                self._accept(self._listener)
+
+    def _listen(self) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            # Whoever can connect controls the node's routes: owner and root only.
+            os.umask(0o177)
+            listener.bind(self._path)
+            listener.listen(4)
+            listener.setblocking(False)
+        except OSError as error:
+            sys.stderr.write(f"bridge: {self._path}: {error}; trying again\n")
+            listener.close()
+            time.sleep(0.1)
+        else:
+            self._listener = listener
+
+    def _poll(self) -> dict[int, int]:
+        poll = select.poll()
+        poll.register(0, select.POLLIN)
+        if self._commands:
+            poll.register(1, select.POLLOUT)
+        if self._listener is not None:
+            poll.register(self._listener, select.POLLIN)
+        if self._agent is not None:
+            wanted = select.POLLOUT if self._events else 0
+            if len(self._commands) < _COMMANDS_MOST:
+                wanted |= select.POLLIN
+            poll.register(self._agent, wanted)
+        return dict(poll.poll(None if self._listener is not None else 1000))
+
+    def _read_events(self) -> bool:
+        """Take what ExaBGP wrote; false when it is gone."""
+        try:
+            data = os.read(0, _CHUNK)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        *lines, self._partial_event = (self._partial_event + data).split(b"\n")
+        for line in lines:
+            if match := _OPEN.search(line):
+                self._opens[match[1]] = line + b"\n"
+            if self._for_agent(line):
+                self._events += line + b"\n"
+        if len(self._events) > (_EVENTS_MOST if self._agent else _BACKLOG_MOST):
+            # The agent will come back and read everything anew; a silent gap would be worse.
+            self._hang_up()
+        return True
+
+    def _for_agent(self, line: bytes) -> bool:
+        answer = line in _ANSWERS
+        if answer:
+            self._unanswered = max(0, self._unanswered - 1)
+        if self._agent is not None and not self._foreign_answers:
+            return True
+        self._foreign_answers = max(0, self._foreign_answers - answer)
+        return line.startswith(_EVENT)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            agent, _ = listener.accept()
+        except OSError:
+            return
+        if self._agent is not None:
+            self._hang_up()
+        agent.setblocking(False)
+        self._agent = agent
+        self._events[:0] = b"".join(self._opens.values())
+        self._foreign_answers = self._unanswered
+
+    def _serve(self, agent: socket.socket, ready: int) -> None:
+        try:
+            if ready & select.POLLOUT:
+                del self._events[: agent.send(self._events)]
+            if ready & ~select.POLLOUT:
+                self._read_commands(agent.recv(_CHUNK))
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._hang_up()
+
+    def _read_commands(self, data: bytes) -> None:
+        *lines, self._partial_command = (self._partial_command + data).split(b"\n")
+        if not data or len(self._partial_command) > _LINE_MOST:
+            self._hang_up()
+            return
+        for line in lines:
+            # ExaBGP decodes as ASCII and restarts its helper when it cannot.
+            if line.strip() and line.isascii():
+                self._commands += line + b"\n"
+                self._unanswered += 1
+
+    def _hang_up(self) -> None:
+        if self._agent is not None:
+            self._agent.close()
+        self._agent = None
+        self._events.clear()
+        self._partial_command = b""
+
+
+def main() -> None:
+    """Command line: the path of the socket."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: bridge.py SOCKET")
+    # A closed stdout or stdin is the end of ExaBGP, and so of us.
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        Bridge(sys.argv[1]).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Prefixes: canonical texts outside, integers inside."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from functools import lru_cache
+
+
+class PrefixSet:
+    """A set of CIDRs that answers "does one of them cover this prefix?" in one look-up per distinct length."""
+
+    def __init__(self, cidrs: Iterable[str] = ()) -> None:
+        """Raises ValueError for a text that is not a CIDR (host bits must be zero)."""
+        self._tables: dict[tuple[int, int], set[int]] = {}
+        for cidr in cidrs:
+            version, bits, length, value = parse(cidr)
+            self._tables.setdefault((version, length), set()).add(value >> (bits - length))
+
+    def covers(self, prefix: str) -> bool:
+        """Whether the prefix lies inside (or is) one of the CIDRs."""
+        version, bits, length, value = parse(prefix)
+        return any(
+            family == version and most <= length and value >> (bits - most) in table
+            for (family, most), table in self._tables.items()
+        )
+
+
+@lru_cache(maxsize=65536)
+def parse(prefix: str) -> tuple[int, int, int, int]:
+    """(IP version, address width in bits, prefix length, address as a number); ValueError if it is no CIDR."""
+    network = ipaddress.ip_network(prefix)
+    return network.version, network.max_prefixlen, network.prefixlen, int(network.network_address)
+
+
+def version(prefix: str) -> int:
+    """IP version of a canonical address or prefix."""
+    return 6 if ":" in prefix else 4
+
+
+def canonical(prefix: str) -> str:
+    """The one text of a prefix, as Python, ExaBGP and the kernel write it. Raises ValueError."""
+    return str(ipaddress.ip_network(prefix))

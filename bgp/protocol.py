@@ -1,0 +1,377 @@
+"""The language ExaBGP 5.0 speaks with its helper, without any I/O: lines in, events out; commands to lines.
+
+Two kinds of lines come in, interleaved: JSON events, and for each command its output and then one ``done`` or
+``error``, in order. ``done`` means that ExaBGP has taken a command, not that a peer has.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bgp.prefixes import canonical, version
+from bgp.rib import DEFAULT_LOCAL_PREF, Path
+
+SHOW_NEIGHBORS = "show neighbor json"
+SHOW_RIB_IN = "show adj-rib in json"
+SHOW_RIB_OUT = "show adj-rib out json"
+
+_LINE_MOST = 16 * 1024 * 1024
+_PREFIXES_PER_LINE = 45
+_IN_FLIGHT = 4
+# ExaBGP works on 50 prefixes in a turn of its loop and then sleeps up to 10 ms, unless a new command wakes it. So
+# short lines, one after the other, are announced twice as fast as long ones all at once.
+_ORIGINS = {"igp": 0, "egp": 1, "incomplete": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class GracefulRestart:
+    """A peer's graceful restart capability (RFC 4724 3): seconds, and IP version -> forwarding state kept."""
+
+    time: int
+    forwarding: Mapping[int, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """The peer's OPEN. ``restart`` None: no graceful restart."""
+
+    peer: str
+    router_id: str
+    restart: GracefulRestart | None
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """The session is Established."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The session ended, or an attempt at one failed: ExaBGP tells both the same way."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notified:
+    """A NOTIFICATION from the peer."""
+
+    peer: str
+    code: int
+    subcode: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Routes of one UPDATE, already checked: canonical prefixes of the session's family."""
+
+    peer: str
+    announced: tuple[tuple[str, Path], ...]
+    withdrawn: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfRib:
+    """The peer has sent all it has (RFC 4724 2)."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Begin or end of an enhanced route refresh by the peer (RFC 7313)."""
+
+    peer: str
+    begin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Events of this peer were lost: what is known of it must be read anew."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """A neighbor as ExaBGP has it now. ``age``: seconds since it was established."""
+
+    peer: str
+    local_address: str
+    asn: int
+    local_asn: int
+    router_id: str
+    established: bool
+    age: int
+    updates_sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbors:
+    """Output of SHOW_NEIGHBORS."""
+
+    neighbors: tuple[Neighbor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RibEntry:
+    """One line of output of SHOW_RIB_IN or SHOW_RIB_OUT (``outgoing``). ``path`` None: no usable next hop in
+    it.
+    """
+
+    peer: str
+    prefix: str
+    path: Path | None
+    outgoing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A command is done, or was refused."""
+
+    command: str
+    ok: bool
+
+
+Event = Open | Up | Down | Notified | Update | EndOfRib | Refresh | Gap | Neighbors | RibEntry | Answered
+
+
+def announce(peer: str, prefixes: Iterable[str]) -> Iterator[str]:
+    """Commands that announce prefixes with ourselves as next hop. All of the session's own family, please:
+    for IPv4 on an IPv6 session ExaBGP would take the router id as next hop.
+    """
+    return _batches(f"neighbor {peer} announce attributes next-hop self nlri", prefixes)
+
+
+def withdraw(peer: str, prefixes: Iterable[str]) -> Iterator[str]:
+    """Commands that withdraw prefixes."""
+    return _batches(f"neighbor {peer} withdraw attributes next-hop self nlri", prefixes)
+
+
+def end_of_rib(peer: str) -> str:
+    """Tell the peer that everything is announced."""
+    return f"neighbor {peer} announce eor ipv{version(peer)} unicast"
+
+
+def route_refresh(peer: str) -> str:
+    """Ask the peer for all its routes."""
+    return f"neighbor {peer} announce route-refresh ipv{version(peer)} unicast"
+
+
+def withdraw_all(peer: str) -> str:
+    """Withdraw whatever ExaBGP has announced to the peer."""
+    return f"neighbor {peer} clear adj-rib out"
+
+
+def _batches(start: str, prefixes: Iterable[str]) -> Iterator[str]:
+    ordered = sorted(prefixes)
+    for first in range(0, len(ordered), _PREFIXES_PER_LINE):
+        yield f"{start} {' '.join(ordered[first : first + _PREFIXES_PER_LINE])}"
+
+
+class Connection:
+    """One connection to the bridge: bytes in, events out; commands in, bytes out. Nothing raises on bad input."""
+
+    def __init__(self) -> None:
+        self.ignored = 0
+        """Lines that made no sense."""
+        self._partial = b""
+        self._waiting: deque[str] = deque()
+        self._commands: deque[str] = deque()
+        self._counters: dict[str, int] = {}
+
+    @property
+    def pending(self) -> int:
+        """Commands without an answer."""
+        return len(self._waiting) + len(self._commands)
+
+    def command(self, line: str) -> None:
+        """Queue one command."""
+        if not line.isascii() or "\n" in line:
+            raise ValueError(f"not one line of ASCII: {line!r}")
+        self._waiting.append(line)
+
+    def data_to_send(self) -> bytes:
+        """What to write to the socket now; ask again after each :meth:`receive`."""
+        ready = []
+        while self._waiting and len(self._commands) < _IN_FLIGHT:
+            self._commands.append(self._waiting.popleft())
+            ready.append(self._commands[-1] + "\n")
+        return "".join(ready).encode()
+
+    def receive(self, data: bytes) -> Iterator[Event]:
+        """Events of all lines that are now complete."""
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        if len(self._partial) > _LINE_MOST:
+            self._partial = b""
+            self.ignored += 1
+        for line in lines:
+            yield from self._line(line)
+
+    def _line(self, line: bytes) -> Iterator[Event]:
+        if line in (b"done", b"error"):
+            if self._commands:
+                yield Answered(self._commands.popleft(), ok=line == b"done")
+            else:
+                self.ignored += 1
+            return
+        try:
+            content = json.loads(line)
+            if isinstance(content, list):
+                yield Neighbors(tuple(_neighbor(entry) for entry in content))
+            elif "route" in content:
+                yield _rib_entry(content, outgoing=bool(self._commands) and self._commands[0] == SHOW_RIB_OUT)
+            elif "neighbor" in content:
+                yield from self._event(content)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            # Whatever it was, the rest of the stream is still good.
+            self.ignored += 1
+
+    def _event(self, content: dict[str, Any]) -> Iterator[Event]:
+        neighbor = content["neighbor"]
+        peer = _address(neighbor["address"]["peer"])
+        kind, counter = content["type"], int(content["counter"])
+        expected = self._counters.get(peer, counter - 1) + 1
+        self._counters[peer] = counter
+        if kind == "open":
+            # The bridge may be repeating it, so it says nothing about what follows.
+            del self._counters[peer]
+        elif counter not in (expected, 1):  # a reload starts counting anew
+            yield Gap(peer)
+        if event := _EVENTS.get(kind):
+            yield from event(peer, neighbor)
+
+
+def _state(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
+    if neighbor["state"] == "up":
+        yield Up(peer)
+    elif neighbor["state"] == "down":
+        yield Down(peer, str(neighbor.get("reason", "")))
+
+
+def _open(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
+    if neighbor.get("direction") != "receive":
+        return
+    content = neighbor["open"]
+    # 64: RFC 4724. ExaBGP calls the forwarding flag of a family "restart" and the restart flag "forwarding".
+    capability = content["capabilities"].get("64")
+    restart = None
+    if capability:
+        flags = capability["address-family-flags"]
+        restart = GracefulRestart(
+            int(capability["time"]),
+            {v: "restart" in flags[name] for v in (4, 6) if (name := f"ipv{v}/unicast") in flags},
+        )
+    yield Open(peer, _address(content["router_id"]), restart)
+
+
+def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
+    message = neighbor["message"]
+    if "eor" in message:
+        if message["eor"]["afi"] == f"ipv{version(peer)}" and message["eor"]["safi"] == "unicast":
+            yield EndOfRib(peer)
+        return
+    update = message["update"]
+    family = f"ipv{version(peer)} unicast"
+    attributes = update.get("attribute", {})
+    announced: dict[str, Path] = {}
+    unusable: set[str] = set()
+    # An IPv6 route with a global and a link-local next hop (RFC 2545) is listed under each.
+    for next_hop, entries in update.get("announce", {}).get(family, {}).items():
+        prefixes = [canonical(entry["nlri"]) for entry in entries]
+        if address := _next_hop(next_hop, version(peer)):
+            announced.update(dict.fromkeys(prefixes, _path(address, attributes)))
+        else:
+            unusable.update(prefixes)
+    withdrawn = {canonical(entry["nlri"]) for entry in update.get("withdraw", {}).get(family, ())}
+    # An announcement replaces the one before it also when it is of no use itself (RFC 4271 9).
+    withdrawn |= unusable - announced.keys()
+    if announced or withdrawn:
+        yield Update(peer, tuple(announced.items()), tuple(withdrawn))
+
+
+def _refresh(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
+    refresh = neighbor["route-refresh"]
+    ours = (refresh["afi"], refresh["safi"]) == (f"ipv{version(peer)}", "unicast")
+    if ours and refresh["subtype"] in ("begin", "end"):
+        yield Refresh(peer, begin=refresh["subtype"] == "begin")
+
+
+def _notification(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
+    content = neighbor["notification"]
+    yield Notified(peer, int(content["code"]), int(content["subcode"]), str(content.get("message", "")))
+
+
+_EVENTS = {
+    "state": _state,
+    "open": _open,
+    "update": _update,
+    "refresh": _refresh,
+    "notification": _notification,
+}
+
+
+def _neighbor(entry: dict[str, Any]) -> Neighbor:
+    established = entry["fsm"] == "ESTABLISHED"
+    return Neighbor(
+        peer=_address(entry["peer"]["address"]),
+        local_address=str(entry["local"]["address"]),
+        asn=int(entry["peer"]["as"]),
+        local_asn=int(entry["local"]["as"]),
+        router_id=str(entry["peer"]["id"]),
+        established=established,
+        age=int(entry["duration"]) if established and entry["state"] == "up" else 0,
+        updates_sent=int(entry["messages"]["sent"]["update"]),
+    )
+
+
+def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
+    peer = _address(content["peer"]["address"])
+    nlri, attributes = content["route"]["nlri"], content["route"]["attributes"]
+    next_hop = _next_hop(str(nlri["nexthop"]), version(peer))
+    path = _path(next_hop, attributes) if next_hop else None
+    return RibEntry(peer, canonical(nlri["prefix"]), path, outgoing)
+
+
+def _path(next_hop: str, attributes: dict[str, Any]) -> Path:
+    as_path: list[int] = []
+    length = 0
+    segments = attributes.get("as-path", {})
+    for key in sorted(segments, key=int):
+        numbers = [int(number) for number in segments[key]["value"]]
+        kind = segments[key]["element"]
+        as_path += numbers
+        # RFC 4271 9.1.2.2 a: an AS_SET counts as one. RFC 5065 5.3: confederation segments do not count.
+        length += {"as-sequence": len(numbers), "as-set": 1}.get(kind, 0)
+    return Path(
+        next_hop=next_hop,
+        as_path=tuple(as_path),
+        as_path_length=length,
+        origin=_ORIGINS.get(attributes.get("origin", ""), 2),
+        med=int(attributes.get("med", 0)),
+        local_pref=int(attributes.get("local-preference", DEFAULT_LOCAL_PREF)),
+    )
+
+
+def _next_hop(text: str, family: int) -> str:
+    """A next hop the kernel can use without an interface name, or an empty text."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return ""
+    if address.version != family or address.is_link_local or address.is_multicast or address.is_unspecified:
+        return ""
+    return "" if address.is_loopback else str(address)
+
+
+def _address(text: str) -> str:
+    return str(ipaddress.ip_address(text))

@@ -1,0 +1,90 @@
+"""exabgp.conf: the text for a speaker, in two parts.
+
+The agent writes the neighbors, the sidecar puts the process section before them: only the sidecar knows where its
+own Python and bridge are. Values come from :mod:`bgp.model`, which lets nothing through that would need quoting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bgp.model import Peer, SpeakerConfig
+
+PROCESS = "agent"
+"""Name of the helper process, :mod:`bgp.bridge`."""
+
+_LISTEN = "# felix-py listen-port "
+_PLAIN_WORD = re.compile(r"[\w./+:@%=~-]+", re.ASCII)
+
+_TEMPLATE = f"""\
+template {{
+  neighbor node {{
+    group-updates true;
+    adj-rib-in true;
+    adj-rib-out true;
+    manual-eor true;
+    md5-base64 false;
+    api {{
+      processes [ {PROCESS} ];
+      neighbor-changes;
+      receive {{ parsed; open; update; notification; refresh; }}
+    }}
+  }}
+}}
+"""
+# adj-rib-in and adj-rib-out: an agent that comes back reads both from ExaBGP, and while there is none ExaBGP
+# itself announces again after a session came back. manual-eor: only the agent knows when everything is announced;
+# an automatic end-of-RIB would empty the peer's table. No `negotiated`: it would repeat itself in every update.
+
+
+def render(config: SpeakerConfig, peers: Sequence[Peer]) -> str:
+    """The agent's part: template and neighbors. Each peer needs its ``source_address``: with ``auto``, ExaBGP
+    does not know what "next-hop self" is until it has connected by itself, nor after a reload.
+    """
+    neighbors = "".join(_neighbor(config, peer) for peer in peers)
+    return f"{_LISTEN}{config.listen_port}\n{_TEMPLATE}{neighbors}"
+
+
+def listen_port(text: str) -> int:
+    """The port to listen on that :func:`render` noted for the sidecar (ExaBGP takes it from its environment)."""
+    match = re.search(rf"^{_LISTEN}(\d{{1,5}})$", text, re.ASCII | re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
+def process_section(python: Path, bridge: Path, socket: Path) -> str:
+    """The sidecar's part. ``-I -S``: the helper needs the standard library only, and starts in half the time.
+
+    Raises ValueError for a path that would have to be quoted.
+    """
+    words = [str(python), "-I", "-S", str(bridge), str(socket)]
+    for word in words:
+        if not _PLAIN_WORD.fullmatch(word):
+            raise ValueError(f"{word!r}: ExaBGP's configuration cannot hold this path; use plain characters")
+    return f"process {PROCESS} {{\n  run {' '.join(words)};\n  encoder json;\n}}\n"
+
+
+def _neighbor(config: SpeakerConfig, peer: Peer) -> str:
+    lines = [
+        "inherit node",
+        f"router-id {config.router_id}",
+        f"local-address {peer.source_address}",
+        f"local-as {peer.local_asn}",
+        f"peer-as {peer.asn}",
+        f"hold-time {peer.hold_time}",
+        f"connect {peer.port}",
+        f"passive {'true' if peer.passive else 'false'}",
+    ]
+    if peer.password:
+        lines.append(f'md5-password "{peer.password}"')
+    if peer.ttl_security:
+        # RFC 5082: send with 255, take only what lost at most the permitted hops.
+        lines += ["outgoing-ttl 255", f"incoming-ttl {256 - peer.ttl_security}"]
+    body = "".join(f"  {line};\n" for line in lines)
+    return (
+        f"neighbor {peer.address} {{\n{body}"
+        f"  capability {{ graceful-restart {peer.max_restart_time}; route-refresh enable; asn4 enable; }}\n"
+        f"  family {{ ipv{peer.version} unicast; }}\n"
+        "}\n"
+    )

@@ -1,0 +1,220 @@
+"""What peers told us (adj-rib-in), and which of it to use: RFC 4271 best path, with ECMP.
+
+Routes are kept as received, before any filter, so that a change of the filter needs no peer to repeat itself.
+Receiving only notes which prefixes changed; :meth:`Rib.take` decides those and returns the differences.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from bgp.prefixes import PrefixSet
+
+NextHops = tuple[str, ...]
+"""Sorted next hop addresses of one route; empty: no route."""
+
+DEFAULT_LOCAL_PREF = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The attributes of one received route that matter here (RFC 4271 5.1).
+
+    ``as_path`` is flattened, ``as_path_length`` counts an AS_SET as one and confederation segments as none.
+    ``origin``: 0 IGP, 1 EGP, 2 INCOMPLETE.
+    """
+
+    next_hop: str
+    as_path: tuple[int, ...] = ()
+    as_path_length: int = 0
+    origin: int = 0
+    med: int = 0
+    local_pref: int = DEFAULT_LOCAL_PREF
+
+    @property
+    def neighbor_asn(self) -> int:
+        """The AS that passed the route to us; 0 inside our own."""
+        return self.as_path[0] if self.as_path else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The peer a path came from, as far as it decides anything."""
+
+    address: str
+    router_id: str = "0.0.0.0"
+    local_asn: int = 0
+    local_address: str = ""
+    external: bool = True
+    allowed_own_asns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImportFilter:
+    """Which prefixes may be learned: inside one of ``within``, and inside none of ``never``."""
+
+    within: PrefixSet
+    never: PrefixSet
+
+    def accepts(self, prefix: str) -> bool:
+        return self.within.covers(prefix) and not self.never.covers(prefix)
+
+
+Candidate = tuple[Source, Path]
+
+
+def usable(source: Source, path: Path) -> bool:
+    """Whether a path may take part in the decision at all (RFC 4271 9.1.2)."""
+    # 9.1.2: a route whose AS_PATH holds our own AS is a loop; Calico's numAllowedLocalASNumbers lets racks that
+    # share one AS number hear each other.
+    if path.as_path.count(source.local_asn) > source.allowed_own_asns:
+        return False
+    # 5.1.3: our own address as next hop would send the packet back to ourselves.
+    return path.next_hop != source.local_address
+
+
+def multipath(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The equally good candidates, the very best first. Each step only removes, so the order of input is
+    nothing.
+    """
+    left = list(candidates)
+    # 9.1.1: the degree of preference. Routes from other ASes all get the default: no import policy sets another.
+    left = _best(left, lambda c: -(DEFAULT_LOCAL_PREF if c[0].external else c[1].local_pref))
+    # 9.1.2.2 a: the fewest ASes in AS_PATH.
+    left = _best(left, lambda c: c[1].as_path_length)
+    # 9.1.2.2 b: the lowest ORIGIN.
+    left = _best(left, lambda c: c[1].origin)
+    # 9.1.2.2 c: the lowest MULTI_EXIT_DISC, but only among routes of the same neighbouring AS.
+    least: dict[int, int] = {}
+    for _, path in left:
+        least[path.neighbor_asn] = min(path.med, least.get(path.neighbor_asn, path.med))
+    left = [c for c in left if c[1].med == least[c[1].neighbor_asn]]
+    # 9.1.2.2 d: eBGP before iBGP.
+    left = _best(left, lambda c: not c[0].external)
+    # 9.1.2.2 e, the interior cost: there is no IGP here, every next hop costs the same. What is left is ECMP.
+    # 9.1.2.2 f and g: the lowest BGP identifier, then the lowest peer address, only put them in order.
+    return sorted(left, key=lambda c: (_number(c[0].router_id), _number(c[0].address)))
+
+
+def _best(candidates: list[Candidate], cost: Callable[[Candidate], int]) -> list[Candidate]:
+    if len(candidates) < 2:
+        return candidates
+    least = min(map(cost, candidates))
+    return [c for c in candidates if cost(c) == least]
+
+
+def _number(address: str) -> int:
+    return int(ipaddress.ip_address(address))
+
+
+class Rib:
+    """Routes by peer and the best routes made of them. Cost of everything: linear in the prefixes touched.
+
+    A peer's routes can be *doubted*: kept in use, but removed by :meth:`confirm` unless announced again before.
+    That is graceful restart (RFC 4724), enhanced route refresh (RFC 7313) and reading ExaBGP's own table back.
+    """
+
+    def __init__(self, *, max_paths: int = 16) -> None:
+        self._max_paths = max_paths
+        self._filter = ImportFilter(PrefixSet(), PrefixSet())
+        self._sources: dict[str, Source] = {}
+        self._prefixes: dict[str, set[str]] = {}
+        self._doubted: dict[str, set[str]] = {}
+        self._paths: dict[str, dict[str, Path]] = {}
+        self._best: dict[str, NextHops] = {}
+        self._changed: set[str] = set()
+
+    @property
+    def best(self) -> Mapping[str, NextHops]:
+        """Prefix -> next hops, as of the last :meth:`take`."""
+        return self._best
+
+    def set_filter(self, new: ImportFilter) -> None:
+        """Decide everything again under another import filter."""
+        self._filter = new
+        self._changed.update(self._paths)
+
+    def set_max_paths(self, most: int) -> None:
+        """Limit the next hops of one route."""
+        if most != self._max_paths:
+            self._max_paths = most
+            self._changed.update(self._paths)
+
+    def set_source(self, source: Source) -> None:
+        """Make a peer known, or change what is known of it. Needed before its first route."""
+        if self._sources.get(source.address) == source:
+            return
+        self._sources[source.address] = source
+        self._changed.update(self._prefixes.setdefault(source.address, set()))
+
+    def announce(self, peer: str, prefix: str, path: Path) -> None:
+        """The peer announced a prefix, or announced it anew with other attributes."""
+        self._prefixes[peer].add(prefix)
+        if doubted := self._doubted.get(peer):
+            doubted.discard(prefix)
+        paths = self._paths.setdefault(prefix, {})
+        if paths.get(peer) != path:
+            paths[peer] = path
+            self._changed.add(prefix)
+
+    def withdraw(self, peer: str, prefix: str) -> None:
+        """The peer withdrew a prefix; one that it never announced is nothing (RFC 4271 9)."""
+        known = self._prefixes.get(peer, set())
+        if prefix not in known:
+            return
+        known.remove(prefix)
+        self._doubted.get(peer, set()).discard(prefix)
+        paths = self._paths[prefix]
+        del paths[peer]
+        if not paths:
+            del self._paths[prefix]
+        self._changed.add(prefix)
+
+    def doubt(self, peer: str) -> None:
+        """Keep the peer's routes in use, but remember that they must be announced again."""
+        self._doubted[peer] = set(self._prefixes.get(peer, ()))
+
+    def confirm(self, peer: str) -> None:
+        """The peer has said all it has: what is still doubted goes."""
+        for prefix in self._doubted.pop(peer, ()):
+            self.withdraw(peer, prefix)
+
+    def believe(self, peer: str, prefix: str) -> None:
+        """The peer still has this route, though its attributes could not be read: as it was."""
+        self._doubted.get(peer, set()).discard(prefix)
+
+    def drop(self, peer: str) -> None:
+        """Remove all routes of a peer."""
+        self.doubt(peer)
+        self.confirm(peer)
+
+    def count(self, peer: str) -> int:
+        """Number of prefixes a peer has announced, before the filter."""
+        return len(self._prefixes.get(peer, ()))
+
+    def take(self) -> dict[str, NextHops]:
+        """Decide all prefixes touched since the last call; the differences, () for a route that is gone."""
+        changes: dict[str, NextHops] = {}
+        for prefix in self._changed:
+            next_hops = self._decide(prefix)
+            if next_hops == self._best.get(prefix, ()):
+                continue
+            changes[prefix] = next_hops
+            if next_hops:
+                self._best[prefix] = next_hops
+            else:
+                del self._best[prefix]
+        self._changed.clear()
+        return changes
+
+    def _decide(self, prefix: str) -> NextHops:
+        paths = self._paths.get(prefix)
+        if not paths or not self._filter.accepts(prefix):
+            return ()
+        candidates = [
+            (source, path) for peer, path in paths.items() if usable(source := self._sources[peer], path)
+        ]
+        next_hops = dict.fromkeys(path.next_hop for _, path in multipath(candidates))
+        return tuple(sorted(list(next_hops)[: self._max_paths]))

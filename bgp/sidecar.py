@@ -1,0 +1,317 @@
+"""The sidecar: starts ExaBGP with what the agent wrote, keeps it running, and reloads it without losing a
+session.
+
+    python -m bgp.sidecar --run-dir DIR
+
+The agent writes ``DIR/exabgp.conf`` (atomically). A text that ExaBGP accepts in a process of its own becomes
+``DIR/exabgp-running.conf``, the only file the real ExaBGP ever reads: one failed reload would break all later
+ones. ``DIR/bridge.sock`` is where :mod:`bgp.bridge` meets the agent.
+
+Stopping: ExaBGP is always ended by SIGKILL, also when the sidecar gets SIGTERM. The peers see the TCP session end
+without a NOTIFICATION and keep our routes for the restart time (RFC 4724), so a new sidecar can take over unseen.
+A node that is to leave withdraws its routes first; that is the agent's work. A sidecar that is killed itself
+takes ExaBGP along (PR_SET_PDEATHSIG), so that its successor finds the port free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bgp import bridge, render
+
+CONFIG = "exabgp.conf"
+RUNNING = "exabgp-running.conf"
+SOCKET = "bridge.sock"
+
+_CANDIDATE = "exabgp-candidate.conf"
+_LOCK = "sidecar.lock"
+_POLL = 0.1
+_VALIDATE_TIMEOUT = 30.0
+_RELOAD_RETRY = 0.5
+_RELOAD_GIVE_UP = 60.0
+_BACKOFF_FIRST = 0.2
+_BACKOFF_MOST = 10.0
+_STEADY = 30.0
+_PR_SET_PDEATHSIG = 1
+_LOADED = b"loaded new configuration successfully"
+_CHATTER = ("welcome ", "advice ")
+_NOT_LOADED = b"could not load/reload configuration"
+_libc = ctypes.CDLL(None)
+
+_ENVIRONMENT = {
+    "exabgp_api_cli": "false",
+    "exabgp_api_ack": "true",
+    "exabgp_api_chunk": "20",
+    "exabgp_api_show-routes-format": "v2",  # v1 repeats the whole table on every line
+    "exabgp_log_destination": "stdout",
+    "exabgp_log_level": "INFO",  # how a reload ended is told at this level only
+    "exabgp_log_processes": "false",  # a line per route
+    "exabgp_log_statistics": "false",
+    "exabgp_log_short": "true",
+}
+
+
+class Sidecar:
+    """One ExaBGP process and its configuration."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._dir = run_dir
+        self._child: subprocess.Popen[bytes] | None = None
+        self._child_port = 0
+        self._started_at = 0.0
+        self._start_at = 0.0
+        self._backoff = _BACKOFF_FIRST
+        self._seen: tuple[int, int, int] | None = None
+        self._text = ""
+        self._log_partial = b""
+        self._reload_since = 0.0
+        self._signal_at = 0.0
+        self._stopping = False
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        log("info", "started", run_dir=str(self._dir))
+        try:
+            while not self._stopping:
+                self._read_config()
+                self._supervise()
+                self._retry_reload()
+                self._pump_log()
+        finally:
+            self._kill()
+        log("info", "stopped; peers keep the routes for the restart time")
+
+    def _stop(self, _number: int, _frame: object) -> None:
+        self._stopping = True
+
+    # --- configuration -----------------------------------------------------------------------------------
+
+    def _read_config(self) -> None:
+        """Validate and use a new text; a bad one changes nothing."""
+        path = self._dir / CONFIG
+        try:
+            status = path.stat()
+            seen = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if seen == self._seen:
+                return
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            if not isinstance(error, FileNotFoundError):
+                log("warning", "cannot read the configuration", error=str(error))
+            return
+        self._seen = seen
+        if text == self._text:
+            return
+        whole = render.process_section(Path(sys.executable), Path(bridge.__file__), self._dir / SOCKET) + text
+        if not self._is_running(whole):
+            if problem := self._validate(whole):
+                log("error", "configuration refused, the old one stays", error=problem)
+                return
+            os.replace(self._dir / _CANDIDATE, self._dir / RUNNING)
+        self._text = text
+        log("info", "configuration accepted")
+        if self._child and render.listen_port(text) != self._child_port:
+            # The port comes from ExaBGP's environment.
+            self._kill()
+        elif self._child:
+            self._reload_since = time.monotonic()
+            self._signal_at = 0.0
+
+    def _is_running(self, text: str) -> bool:
+        """Whether this is what a sidecar before us had validated: its successor loses no time then."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return (self._dir / RUNNING).read_text() == text
+        return False
+
+    def _validate(self, text: str) -> str:
+        """What ExaBGP has against this text; empty: nothing. Leaves it in the candidate file."""
+        candidate = self._dir / _CANDIDATE
+        descriptor = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it holds passwords
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "exabgp", "validate", str(candidate)],
+                env=self._environment(text),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_VALIDATE_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"no verdict within {_VALIDATE_TIMEOUT:.0f} s"
+        if done.returncode == 0:
+            return ""
+        return " ".join((done.stdout + done.stderr).decode(errors="replace").split())[-1000:] or "refused"
+
+    def _environment(self, text: str) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("exabgp_", "exabgp."))}
+        environment = inherited | _ENVIRONMENT
+        if os.getuid() == 0:
+            # Otherwise it becomes "nobody", who could not read the configuration at the next reload.
+            environment["exabgp_daemon_user"] = "root"
+        if port := render.listen_port(text):
+            # Connect-only comes back after a restart once the peer's or our own backoff ends, up to a minute.
+            environment["exabgp_tcp_bind"] = "0.0.0.0 ::" if _has_ipv6() else "0.0.0.0"
+            environment["exabgp_tcp_port"] = str(port)
+        return environment
+
+    def _retry_reload(self) -> None:
+        """Ask for the reload until it is confirmed: ExaBGP drops the request while any route waits to be sent."""
+        now = time.monotonic()
+        if not self._reload_since or self._child is None or now < self._signal_at + _RELOAD_RETRY:
+            return
+        if now > self._reload_since + _RELOAD_GIVE_UP:
+            log("warning", "reload not taken, starting ExaBGP anew")
+            self._kill()
+            return
+        self._signal_at = now
+        self._child.send_signal(signal.SIGUSR1)
+
+    # --- process -----------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        now = time.monotonic()
+        if self._child is None:
+            if (self._dir / RUNNING).exists() and now >= self._start_at:
+                self._start(now)
+            return
+        if self._child.poll() is None:
+            if now > self._started_at + _STEADY:
+                self._backoff = _BACKOFF_FIRST
+            return
+        log("error", "ExaBGP ended", code=self._child.returncode, again_in=self._backoff)
+        self._forget_child()
+        self._start_at = now + self._backoff
+        self._backoff = min(_BACKOFF_MOST, self._backoff * 2)
+
+    def _start(self, now: float) -> None:
+        running = self._dir / RUNNING
+        text = running.read_text()
+        self._child_port = render.listen_port(text)
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "exabgp", "server", str(running)],
+            env=self._environment(text),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with(os.getpid()),
+        )
+        assert self._child.stdout is not None
+        os.set_blocking(self._child.stdout.fileno(), False)
+        self._started_at = now
+        self._reload_since = 0.0
+        log("info", "ExaBGP started", pid=self._child.pid)
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            self._forget_child()
+
+    def _forget_child(self) -> None:
+        if self._child is not None and self._child.stdout is not None:
+            self._child.stdout.close()
+        self._child = None
+        self._reload_since = 0.0
+
+    # --- ExaBGP's log ------------------------------------------------------------------------------------
+
+    def _pump_log(self) -> None:
+        if self._child is None or self._child.stdout is None:
+            time.sleep(_POLL)
+            return
+        pipe = self._child.stdout.fileno()
+        if not select.select([pipe], [], [], _POLL)[0]:
+            return
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(pipe, 65536)
+            if not data:
+                time.sleep(_POLL)  # it is ending; poll() will say so
+            *lines, self._log_partial = (self._log_partial + data).split(b"\n")
+            for line in lines:
+                self._exabgp_said(line)
+
+    def _exabgp_said(self, line: bytes) -> None:
+        if _LOADED in line and self._signal_at:
+            self._reload_since = 0.0
+        elif _NOT_LOADED in line:
+            self._reload_since = time.monotonic() - _RELOAD_GIVE_UP
+        text = line.decode(errors="replace").strip()
+        if text and not text.startswith(_CHATTER):
+            log("info", text, component="exabgp")
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.socket(socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """What the child runs before exec: SIGKILL for it when the sidecar ends, however it ends."""
+
+    def prepare() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
+
+
+def log(level: str, event: str, **values: object) -> None:
+    """One line on stderr: plain on a terminal, JSON otherwise."""
+    fields = {"component": "bgp-sidecar", **values}
+    if sys.stderr.isatty():
+        extra = " ".join(f"{key}={value}" for key, value in fields.items())
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} [{level}] {event} {extra}"
+    else:
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06d}Z"
+        line = json.dumps({**fields, "event": event, "level": level, "timestamp": stamp})
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of the sidecar; the exit code."""
+    parser = argparse.ArgumentParser(prog="bgp.sidecar", description="Run ExaBGP for the felix-py agent.")
+    parser.add_argument("--run-dir", type=Path, required=True, help="the folder shared with the agent")
+    run_dir = Path(os.path.abspath(parser.parse_args(argv).run_dir))
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        render.process_section(Path(sys.executable), Path(bridge.__file__), run_dir / SOCKET)
+        lock = os.open(run_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (OSError, ValueError) as error:
+        log("error", "cannot start", error=str(error))
+        return 1
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log("error", "cannot start", error=f"another sidecar works in {run_dir}")
+        return 1
+    try:
+        Sidecar(run_dir).run()
+    finally:
+        os.close(lock)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

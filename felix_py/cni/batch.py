@@ -1,0 +1,58 @@
+"""Group commit: what gathers while one batch is under way becomes the next batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Batcher(Generic[Job, Result]):
+    """Runs jobs in a thread of its own, as many at once as are waiting.
+
+    A single job starts at once; under a burst the fixed price of a batch (a write to disk, a grace period of the
+    kernel) is paid once for all that came while the last batch ran.
+    """
+
+    def __init__(self, name: str, run: Callable[[Sequence[Job]], Sequence[Result | Exception]]) -> None:
+        """``run`` gets a batch and returns a result or an exception for each job; what it raises is for all."""
+        self._run = run
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._waiting: list[tuple[Job, asyncio.Future[Result]]] = []
+        self._running: asyncio.Task[None] | None = None
+
+    async def submit(self, job: Job) -> Result:
+        """Have the job done. It is done even when the caller is cancelled meanwhile."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((job, future))
+        if self._running is None:
+            self._running = asyncio.create_task(self._drain())
+        return await future
+
+    def close(self) -> None:
+        """Wait for the batch under way; nothing may be submitted any more."""
+        self._thread.shutdown()
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                jobs = [job for job, _ in batch]
+                try:
+                    results = await loop.run_in_executor(self._thread, self._run, jobs)
+                except Exception as error:
+                    results = [error] * len(batch)
+                for (_, future), result in zip(batch, results, strict=True):
+                    if future.done():
+                        continue
+                    if isinstance(result, Exception):
+                        future.set_exception(result)
+                    else:
+                        future.set_result(result)
+        finally:
+            self._running = None

@@ -1,0 +1,81 @@
+"""What tells the container runtime about us: the network configuration list, and the client itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from felix_py.cni.build import BUILT
+
+FILE_NAME = "10-felix-py.conflist"
+_CLIENT = "felix-py-cni"
+_CAPABILITIES = {
+    "portmap": {"portMappings": True},
+    "bandwidth": {"bandwidth": True},
+}
+_OPTIONS: dict[str, dict[str, Any]] = {"portmap": {"snat": True}}
+
+
+def conflist(chained: Iterable[str] = (), cni_version: str = "1.0.0") -> str:
+    """The configuration list: our plugin, then ``chained`` standard plugins in that order, as JSON text.
+
+    Without ``ipam`` the addresses come from our own store.
+    """
+    plugins: list[dict[str, Any]] = [{"type": _CLIENT, "capabilities": {"ips": True, "mac": True}}]
+    for name in chained:
+        plugin = {"type": name, **_OPTIONS.get(name, {})}
+        if name in _CAPABILITIES:
+            plugin["capabilities"] = _CAPABILITIES[name]
+        plugins.append(plugin)
+    return json.dumps({"cniVersion": cni_version, "name": "felix-py", "plugins": plugins}, indent=2) + "\n"
+
+
+def install_conflist(folder: Path, text: str) -> bool:
+    """Put the list where the runtime looks; true when that changed anything.
+
+    Call it only once pods can be connected: from then on the runtime calls the node ready and starts them. It is
+    not removed when the agent stops: a node without it would be tainted, and running pods need nothing new.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    target = folder / FILE_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    if target.is_file() and target.read_text(errors="replace") == text:
+        return False
+    _write(target, text.encode(), 0o644)
+    return True
+
+
+def install_client(bin_dir: Path, socket: Path, client: Path = BUILT) -> Path:
+    """Copy the built client to the CNI bin folder, the socket's path in the file beside it; returns its path.
+
+    Raises:
+        FileNotFoundError: the client was not built.
+        OSError: the folder cannot be written.
+    """
+    if not client.is_file():
+        raise FileNotFoundError(f"{client} is not built: python -m felix_py.cni.build (or make)")
+    bin_dir.mkdir(parents=True, exist_ok=True)
+    _write(bin_dir / f"{_CLIENT}.socket", f"{socket}\n".encode(), 0o644)
+    _write(bin_dir / _CLIENT, client.read_bytes(), 0o755)
+    return bin_dir / _CLIENT
+
+
+def _write(target: Path, content: bytes, mode: int) -> None:
+    """Replace a file at once, synced before: a runtime may read or run it at any moment."""
+    fd, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with open(fd, "wb") as file:  # closed before it is renamed: no program runs while it is open for writing
+            file.write(content)
+            os.fchmod(fd, mode)
+            file.flush()
+            os.fsync(fd)
+        os.rename(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise

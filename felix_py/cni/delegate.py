@@ -1,0 +1,68 @@
+"""Runs another IPAM plugin, when the network configuration names one (CNI 1.1.0, "Plugin Delegation")."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+
+import msgspec
+
+from felix_py.cni.errors import NOT_JSON, CNIError, Code
+from felix_py.cni.result import Result
+from felix_py.cni.types import Command, Request
+
+_TIMEOUT = 30.0
+"""Seconds: half of what the client waits for us."""
+
+
+class _Failure(msgspec.Struct):
+    code: int = Code.DELEGATE
+    msg: str = "failed without saying why"
+    details: str = ""
+
+
+async def delegate(request: Request, command: Command) -> Result:
+    """Run the request's IPAM plugin with ``command``, the request's environment and configuration.
+
+    Raises:
+        CNIError: the plugin's own error, or that it cannot be run.
+    """
+    name = request.config.delegate
+    search = request.call.environment.get("CNI_PATH", "")
+    program = shutil.which(name, path=search)
+    if program is None:
+        raise CNIError(Code.INVALID_CONFIG, f"IPAM plugin {name} is not in CNI_PATH {search}")
+    environment = {**request.call.environment, "CNI_COMMAND": command, "PATH": os.environ.get("PATH", os.defpath)}
+    process = await asyncio.create_subprocess_exec(
+        program,
+        env=environment,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            stdout, stderr = await process.communicate(request.call.stdin)
+    except TimeoutError:
+        raise CNIError(Code.TRY_AGAIN, f"IPAM plugin {name} did not end within {_TIMEOUT:g} seconds") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise _failure(name, stdout, stderr)
+    if command is not Command.ADD:
+        return Result()
+    try:
+        return msgspec.json.decode(stdout, type=Result)
+    except NOT_JSON as error:
+        raise CNIError(Code.DELEGATE, f"IPAM plugin {name} answered nonsense: {error}") from None
+
+
+def _failure(name: str, stdout: bytes, stderr: bytes) -> CNIError:
+    try:
+        told = msgspec.json.decode(stdout, type=_Failure)
+    except NOT_JSON:
+        told = _Failure(details=stderr.decode(errors="replace")[-1000:])
+    return CNIError(told.code, f"IPAM plugin {name}: {told.msg}", told.details)

@@ -1,0 +1,51 @@
+"""CNI errors (CNI 1.1.0, "Error"). docs/cni.md lists the codes of our own."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for input that is not JSON, not UTF-8 inside a string, or nested without end."""
+
+
+class Code(enum.IntEnum):
+    """Error codes; 100 and up are ours."""
+
+    INCOMPATIBLE_VERSION = 1
+    UNSUPPORTED_FIELD = 2
+    UNKNOWN_CONTAINER = 3
+    ENVIRONMENT = 4
+    IO = 5
+    DECODING = 6
+    INVALID_CONFIG = 7
+    TRY_AGAIN = 11
+    NOT_AVAILABLE = 50
+    INTERNAL = 100
+    ADDRESS_UNAVAILABLE = 101
+    POOL_EXHAUSTED = 102
+    INTERFACE = 103
+    ALREADY_ATTACHED = 104
+    DELEGATE = 105
+    CHECK_FAILED = 106
+
+
+class CNIError(Exception):
+    """A call that failed: what the runtime is told."""
+
+    def __init__(self, code: int, message: str, details: str = "") -> None:
+        self.code = code
+        self.message = message
+        self.details = details
+        super().__init__(message)
+
+    def encode(self, version: str) -> bytes:
+        """The error's JSON, for a caller that speaks ``version`` (or one we do not know)."""
+        shown = version if version in SUPPORTED_VERSIONS else "1.0.0"
+        fields: dict[str, str | int] = {"cniVersion": shown, "code": self.code, "msg": self.message}
+        if self.details:
+            fields["details"] = self.details
+        return msgspec.json.encode(fields)

@@ -1,0 +1,282 @@
+"""What each CNI command does, and in which order.
+
+A pod is connected in the order lease, interface, policy; it is disconnected in the order interface, policy,
+lease. So no packet passes before its policy is in force or after it has been taken away (an interface without
+source binding and route carries nothing), and an address is free only once the kernel has forgotten it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from weakref import WeakValueDictionary
+
+from felix_py import log
+from felix_py.cni.delegate import delegate
+from felix_py.cni.errors import CNIError, Code
+from felix_py.cni.network import Network, NetworkError
+from felix_py.cni.result import DNS, Interface, IPConfig, Result, RouteConfig
+from felix_py.cni.types import Command, Request
+from felix_py.cni.workers import Interfaces, Leases
+from felix_py.dataplane.links import LinkError, LinkExists, NoNamespace, PodLink, random_mac
+from felix_py.ipam.store import AddressStore, AddressUnavailable, Claim, LeaseKey, PoolExhausted
+from felix_py.plan.layout import GATEWAY, HOST_MAC, interface_name
+from felix_py.records import Lease
+from policy.model import Family
+
+_EXPECTED = (CNIError, NetworkError, LinkError, OSError, sqlite3.Error)
+_DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
+
+
+class Plugin:
+    """Decides. One event loop only; calls for one interface wait for each other, others run side by side."""
+
+    def __init__(
+        self, leases: Leases, interfaces: Interfaces, network: Network, *, timeout: float = 10.0
+    ) -> None:
+        """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy."""
+        self._leases = leases
+        self._interfaces = interfaces
+        self._network = network
+        self._timeout = timeout
+        self._locks: WeakValueDictionary[LeaseKey, asyncio.Lock] = WeakValueDictionary()
+        self._commands: dict[Command, Callable[[Request], Awaitable[Result | None]]] = {
+            Command.ADD: self._add,
+            Command.DEL: self._del,
+            Command.CHECK: self._check,
+            Command.GC: self._gc,
+            Command.STATUS: self._status,
+        }
+        self._log = log.get("cni")
+
+    async def run(self, request: Request) -> Result | None:
+        """Do what the request says; the result of an ADD, None for all else.
+
+        Raises:
+            CNIError: it was not done; what a failed ADD had made is gone again.
+        """
+        try:
+            return await self._commands[request.command](request)
+        except NetworkError as error:
+            raise CNIError(Code.TRY_AGAIN, str(error)) from error
+        except LinkError as error:
+            raise CNIError(_link_code(error), str(error)) from error
+        except AddressUnavailable as error:
+            raise CNIError(Code.ADDRESS_UNAVAILABLE, str(error)) from error
+        except PoolExhausted as error:
+            raise CNIError(Code.POOL_EXHAUSTED, str(error)) from error
+        except (OSError, sqlite3.Error) as error:
+            raise CNIError(Code.IO, f"{type(error).__name__}: {error}") from error
+
+    async def recover(self, booted: float | None = None) -> tuple[Lease, ...]:
+        """The leases whose interface is there, oldest first: what a restarted agent must go on enforcing.
+
+        A lease without one is kept for its DEL; but those from before the machine started (``booted``, seconds
+        since the epoch) are released, because no runtime may remember them.
+        """
+        if booted is None:
+            booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        alive = []
+        for lease in await self._leases.use(AddressStore.all):
+            if await self._interfaces.exists(lease.interface):
+                alive.append(lease)
+            elif lease.created < booted:
+                await self._forget(lease)
+                self._log.info("released a lease from before the reboot", **_about(lease))
+        return tuple(alive)
+
+    # --- ADD -----------------------------------------------------------------------------------------
+
+    async def _add(self, request: Request) -> Result:
+        pod, wanted = request.pod(), request.requested_addresses()
+        mac = request.requested_mac() or random_mac()
+        async with self._alone(request.container, request.ifname):
+            if reason := self._network.unready():
+                raise CNIError(Code.TRY_AGAIN, reason)
+            claim = Claim(
+                request.container, request.ifname, request.config.name, pod.namespace, pod.name, pod.uid
+            )
+            await self._take_over(claim)
+            await self._bounded(
+                self._network.wait_for_pod(pod.namespace, pod.name, pod.uid),
+                f"pod {pod.namespace}/{pod.name} is not known from the API server yet",
+            )
+            async with AsyncExitStack() as undo:
+                lease, dns = await self._lease(claim, wanted, request, undo)
+                link = self._link(request, lease, mac)
+                await self._interfaces.create(link)
+                undo.push_async_callback(self._undo, self._interfaces.delete, link.host)
+                await self._bounded(
+                    self._network.enforce(lease), f"policy of {pod.namespace}/{pod.name} is not in force yet"
+                )
+                undo.pop_all()
+        return _result(request, link, dns)
+
+    async def _take_over(self, claim: Claim) -> None:
+        """Refuse a second ADD; but clear away what an ADD that a crash cut short has left."""
+        lease = self._leases.get(*claim.key)
+        if lease is None:
+            return
+        if await self._interfaces.exists(lease.interface):
+            raise CNIError(Code.ALREADY_ATTACHED, f"container {claim.container} already has {claim.ifname}")
+        await self._forget(lease)
+
+    async def _lease(
+        self, claim: Claim, wanted: list[str], request: Request, undo: AsyncExitStack
+    ) -> tuple[Lease, DNS]:
+        """The claim's addresses, from our store or from the IPAM plugin that the configuration names."""
+        if not request.config.delegate:
+            cidrs = self._network.pod_cidrs()
+            lease = await self._leases.use(lambda store: store.allocate(claim, cidrs, wanted))
+            undo.push_async_callback(self._undo, self._forget, lease)
+            return lease, DNS()
+        undo.push_async_callback(self._undo, delegate, request, Command.DEL)
+        given = await delegate(request, Command.ADD)
+        addresses = [entry.address.partition("/")[0] for entry in given.ips]
+        if not addresses:
+            raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate} gave no address")
+        try:
+            lease = await self._leases.use(lambda store: store.record(claim, addresses))
+        except ValueError as error:
+            raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
+        undo.push_async_callback(self._undo, self._forget, lease)
+        return lease, given.dns
+
+    def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
+        return PodLink(lease.interface, request.netns, request.ifname, lease.addresses, mac, self._network.mtu())
+
+    async def _undo(self, step: Callable[..., Awaitable[object]], *args: object) -> None:
+        """One step back. What fails is left to the runtime's DEL; the ADD's own reason must not be lost."""
+        try:
+            await step(*args)
+        except _EXPECTED as error:
+            self._log.error("cannot undo all of a failed ADD", reason=str(error))
+
+    async def _bounded(self, work: Awaitable[None], late: str) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await work
+        except TimeoutError:
+            raise CNIError(Code.TRY_AGAIN, f"{late} (waited {self._timeout:g} seconds)") from None
+
+    # --- DEL and GC ----------------------------------------------------------------------------------
+
+    async def _del(self, request: Request) -> None:
+        async with self._alone(request.container, request.ifname):
+            await self._detach(request.container, request.ifname)
+            if request.config.delegate:
+                await delegate(request, Command.DEL)
+
+    async def _detach(self, container: str, ifname: str) -> None:
+        """Take everything away, whatever there still is of it."""
+        await self._interfaces.delete(interface_name(container, ifname))
+        lease = self._leases.get(container, ifname)
+        if lease is not None:
+            await self._forget(lease)
+
+    async def _forget(self, lease: Lease) -> None:
+        """Out of the kernel first: the address must not be given away before."""
+        await self._network.release(lease)
+        await self._leases.use(lambda store: store.release(lease.container, lease.ifname))
+
+    async def _gc(self, request: Request) -> None:
+        """Detach what the runtime does not list; one failure does not keep the rest from being tried."""
+        if request.config.valid_attachments is None:
+            raise CNIError(Code.INVALID_CONFIG, "GC needs cni.dev/valid-attachments")
+        valid = {(attachment.container, attachment.ifname) for attachment in request.config.valid_attachments}
+        busy = set(self._locks)  # being added or deleted right now: the runtime's list cannot know the outcome
+        failures = []
+        for lease in await self._leases.use(AddressStore.all):
+            key = (lease.container, lease.ifname)
+            if lease.network != request.config.name or key in valid or key in busy:
+                continue
+            try:
+                async with self._alone(*key):
+                    await self._detach(*key)
+                self._log.info("collected a stale attachment", **_about(lease))
+            except _EXPECTED as error:
+                failures.append(f"{lease.container} {lease.ifname}: {error}")
+        if request.config.delegate:
+            await delegate(request, Command.GC)
+        if failures:
+            raise CNIError(
+                Code.TRY_AGAIN, f"{len(failures)} attachments could not be removed", "; ".join(failures)
+            )
+
+    # --- CHECK and STATUS ----------------------------------------------------------------------------
+
+    async def _check(self, request: Request) -> None:
+        previous = request.config.prev_result
+        if previous is None:
+            raise CNIError(Code.INVALID_CONFIG, "CHECK needs prevResult")
+        async with self._alone(request.container, request.ifname):
+            lease = self._leases.get(request.container, request.ifname)
+            if lease is None:
+                raise CNIError(
+                    Code.UNKNOWN_CONTAINER, f"container {request.container} has no {request.ifname} of ours"
+                )
+            expected = {entry.address.partition("/")[0] for entry in previous.ips}
+            problems = [
+                f"prevResult does not list the leased address {address}"
+                for address in lease.addresses.values()
+                if address not in expected
+            ]
+            routes = {entry.dst for entry in previous.routes}
+            default_routes = [family for family in lease.addresses if _DEFAULT[family] in routes]
+            problems += await self._interfaces.check(self._link(request, lease), default_routes)
+            problems += await self._network.problems(lease)
+            if problems:
+                raise CNIError(Code.CHECK_FAILED, problems[0], "; ".join(problems))
+            if request.config.delegate:
+                await delegate(request, Command.CHECK)
+
+    async def _status(self, request: Request) -> None:
+        if reason := self._network.unready():
+            raise CNIError(Code.NOT_AVAILABLE, reason)
+        if request.config.delegate:
+            await delegate(request, Command.STATUS)
+            return
+        cidrs = self._network.pod_cidrs()
+        if not cidrs:
+            raise CNIError(Code.NOT_AVAILABLE, "the node has no pod CIDR")
+        if full := await self._leases.use(lambda store: store.full(cidrs)):
+            families = " and ".join(f"IPv{int(family)}" for family in full)
+            raise CNIError(Code.NOT_AVAILABLE, f"no {families} address is left in {', '.join(cidrs)}")
+
+    @asynccontextmanager
+    async def _alone(self, container: str, ifname: str) -> AsyncIterator[None]:
+        """One call at a time for one interface: a DEL waits for the ADD whose client was given up."""
+        lock = self._locks.setdefault((container, ifname), asyncio.Lock())
+        async with lock:
+            yield
+
+
+def _link_code(error: LinkError) -> Code:
+    if isinstance(error, LinkExists):
+        return Code.ALREADY_ATTACHED
+    return Code.ENVIRONMENT if isinstance(error, NoNamespace) else Code.INTERFACE
+
+
+def _result(request: Request, link: PodLink, dns: DNS) -> Result:
+    """Our part behind that of the plugins before us."""
+    result = request.config.prev_result or Result()
+    result.interfaces += [
+        Interface(name=link.host, mac=HOST_MAC, mtu=link.mtu),
+        Interface(name=link.ifname, mac=link.mac, mtu=link.mtu, sandbox=link.netns),
+    ]
+    pod_side = len(result.interfaces) - 1
+    for family, address in link.addresses.items():
+        result.ips.append(IPConfig(f"{address}/{family.bits}", GATEWAY[family], pod_side))
+        result.routes.append(RouteConfig(_DEFAULT[family], GATEWAY[family]))
+    for given in (request.config.dns, dns):
+        if given is not None and given != DNS():
+            result.dns = given
+            break
+    return result
+
+
+def _about(lease: Lease) -> dict[str, str]:
+    return {"container": lease.container, "pod": f"{lease.namespace}/{lease.pod}", "interface": lease.interface}

@@ -1,0 +1,88 @@
+"""The framing between the C client and the agent; one call and one answer a connection.
+
+Call (also a file of the spool): ``felix-py-cni/1 ENVIRONMENT STDIN\\n`` with the two lengths in bytes, then the
+CNI_* environment as ``NAME=value\\0`` entries, then stdin as it is. Answer: ``CODE LENGTH\\n`` with the exit
+code, then what goes to stdout. The client treats an answer that is cut short as no answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_HEAD = re.compile(rb"felix-py-cni/1 (\d{1,8}) (\d{1,8})\n")
+_MOST_ENVIRONMENT = 1 << 20
+_MOST_STDIN = 1 << 24
+"""A GC for 110 pods is some 10 KB. The limit keeps nonsense out of memory."""
+
+
+class ProtocolError(Exception):
+    """What was received is not a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One execution of the plugin: its CNI_* environment and its stdin."""
+
+    environment: Mapping[str, str]
+    stdin: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the client prints and exits with."""
+
+    code: int
+    stdout: bytes = b""
+
+    def encode(self) -> bytes:
+        """The answer's frame."""
+        return b"%d %d\n%s" % (self.code, len(self.stdout), self.stdout)
+
+
+async def read_call(reader: asyncio.StreamReader) -> Call:
+    """Read one call.
+
+    Raises:
+        ProtocolError: something else came, it was too large, or the connection ended in the middle.
+    """
+    try:
+        environment, stdin = _lengths(await reader.readuntil(b"\n"))
+        return _call(await reader.readexactly(environment), await reader.readexactly(stdin))
+    except asyncio.LimitOverrunError:
+        raise ProtocolError("not a call of felix-py-cni") from None
+    except asyncio.IncompleteReadError as error:
+        raise ProtocolError(f"the connection ended after {len(error.partial)} bytes") from None
+
+
+def parse_call(frame: bytes) -> Call:
+    """A whole frame, as the spool keeps it.
+
+    Raises:
+        ProtocolError: it is not one.
+    """
+    head, newline, rest = frame.partition(b"\n")
+    environment, stdin = _lengths(head + newline)
+    if len(rest) != environment + stdin:
+        raise ProtocolError(f"{len(rest)} bytes instead of {environment + stdin}")
+    return _call(rest[:environment], rest[environment:])
+
+
+def _lengths(head: bytes) -> tuple[int, int]:
+    found = _HEAD.fullmatch(head)
+    if found is None:
+        raise ProtocolError("not a call of felix-py-cni")
+    environment, stdin = map(int, found.groups())
+    if environment > _MOST_ENVIRONMENT or stdin > _MOST_STDIN:
+        raise ProtocolError(f"too large: environment of {environment} bytes, stdin of {stdin} bytes")
+    return environment, stdin
+
+
+def _call(environment: bytes, stdin: bytes) -> Call:
+    try:
+        entries = [entry.partition("=") for entry in environment.decode().split("\0") if entry]
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"the environment is not UTF-8: {error}") from None
+    return Call({name: value for name, _, value in entries}, stdin)

@@ -1,0 +1,176 @@
+"""The Unix socket that ``felix-py-cni`` talks to, and the spool of calls that came while nobody listened."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from felix_py import log
+from felix_py.cni.errors import CNIError, Code
+from felix_py.cni.plugin import Plugin
+from felix_py.cni.protocol import Answer, Call, ProtocolError, parse_call, read_call
+from felix_py.cni.types import Command, parse_request, version_of
+from felix_py.metrics import Metrics
+
+_BACKLOG = 512
+_READ_TIMEOUT = 10.0
+"""Seconds for a call to arrive: the client has all of it before it connects."""
+_SPOOL_LOCK_TIMEOUT = 5.0
+
+
+class SocketInUse(Exception):
+    """Another agent answers on the socket."""
+
+
+class CNIServer:
+    """Answers calls on ``path``. No call, however broken, takes the server down."""
+
+    def __init__(self, plugin: Plugin, path: Path, metrics: Metrics) -> None:
+        self._plugin = plugin
+        self._path = path
+        self._metrics = metrics
+        self._log = log.get("cni")
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen; then work off the spool, in the background.
+
+        Raises:
+            SocketInUse: another agent runs on this node.
+            OSError: the socket cannot be made.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        listening = _listen(self._path)
+        self._server = await asyncio.start_unix_server(self._connected, sock=listening)
+        self._keep(asyncio.create_task(self._drain_spool()))
+
+    async def stop(self) -> None:
+        """Take no more calls and finish those under way: a half-made interface must not be left behind."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._path.unlink(missing_ok=True)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._server.wait_closed()
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._keep(asyncio.create_task(self._serve(reader, writer)))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_READ_TIMEOUT):
+                call = await read_call(reader)
+            answer = await self.answer(call)
+        except ProtocolError as error:
+            self._log.warning("not a CNI call", reason=str(error))
+            answer = Answer(1, CNIError(Code.DECODING, str(error)).encode(""))
+        except OSError as error:  # a TimeoutError is one, too
+            self._log.warning("a CNI call did not arrive", reason=str(error) or "timed out")
+            answer = Answer(1, CNIError(Code.IO, "the call did not arrive").encode(""))
+        with suppress(OSError):  # the runtime gave the client up; it will call DEL
+            writer.write(answer.encode())
+            await writer.drain()
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    async def answer(self, call: Call) -> Answer:
+        """What the client is to print. Never raises for anything that is in the call."""
+        started = time.monotonic()
+        command = call.environment.get("CNI_COMMAND", "")
+        bound = self._log.bind(command=command, container=call.environment.get("CNI_CONTAINERID", ""))
+        try:
+            request = parse_request(call)
+            if {"K8S_POD_NAMESPACE", "K8S_POD_NAME"} <= request.args.keys():
+                bound = bound.bind(pod=f"{request.args['K8S_POD_NAMESPACE']}/{request.args['K8S_POD_NAME']}")
+            result = await self._plugin.run(request)
+        except CNIError as error:
+            bound.warning("CNI call failed", code=int(error.code), reason=error.message, details=error.details)
+            answer = Answer(1, error.encode(version_of(call)))
+        except Exception as error:
+            bound.exception("CNI call failed by a defect")
+            defect = CNIError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}")
+            answer = Answer(1, defect.encode(version_of(call)))
+        else:
+            bound.info("CNI call done", milliseconds=round((time.monotonic() - started) * 1000, 2))
+            answer = Answer(0, result.encode(request.version) if result is not None else b"")
+        label = command if command in set(Command) else "unknown"
+        outcome = "error" if answer.code else "ok"
+        self._metrics.cni_seconds.labels(label, outcome).observe(time.monotonic() - started)
+        return answer
+
+    # --- spool ---------------------------------------------------------------------------------------
+
+    async def _drain_spool(self) -> None:
+        """Do what clients were told while no agent ran. What fails stays for the next start."""
+        folder = self._path.parent / "spool"
+        try:
+            entries = await asyncio.to_thread(_spooled, folder)
+        except OSError as error:
+            self._log.error("cannot read the CNI spool", folder=str(folder), reason=str(error))
+            return
+        for entry in entries:
+            try:
+                answer = await self.answer(parse_call(entry.read_bytes()))
+                if answer.code == 0:
+                    entry.unlink()
+            except ProtocolError as error:
+                self._log.error("a file in the CNI spool is not a call", file=str(entry), reason=str(error))
+                entry.rename(entry.with_name(f".rejected-{entry.name}"))
+            except OSError as error:
+                self._log.error("cannot use a spooled CNI call", file=str(entry), reason=str(error))
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket for root only, in place of what a crashed agent has left."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(ConnectionRefusedError):
+                probe.settimeout(1)
+                probe.connect(str(path))
+                raise SocketInUse(f"{path} is in use: another felix-py agent runs on this node")
+            path.unlink()
+        mask = os.umask(0o177)
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(mask)
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _spooled(folder: Path) -> list[Path]:
+    """The spooled calls, oldest first.
+
+    A client that found nobody listening holds the folder's shared lock until its call is in the spool. We listen
+    already, so once the exclusive lock was ours nothing new can come.
+    """
+    if not folder.is_dir():
+        return []
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _SPOOL_LOCK_TIMEOUT
+        while time.monotonic() < deadline:  # a client that hangs must not keep us from the rest
+            with suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    finally:
+        os.close(fd)

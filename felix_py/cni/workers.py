@@ -1,0 +1,92 @@
+"""The plugin's blocking work, in threads of its own: the address store's disk and the kernel's interfaces."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
+
+from felix_py.cni.batch import Batcher
+from felix_py.dataplane.links import LinkError, Links, PodLink
+from felix_py.ipam.store import AddressStore, AllocationError
+from felix_py.records import Lease
+from policy.model import Family
+
+T = TypeVar("T")
+
+
+class Leases:
+    """The address store from the event loop: what is asked at the same time shares one write to disk."""
+
+    def __init__(self, store: AddressStore) -> None:
+        self._store = store
+        self._batches: Batcher[Callable[[AddressStore], Any], Any] = Batcher("leases", self._write)
+
+    def get(self, container: str, ifname: str) -> Lease | None:
+        """The lease of one interface, at once."""
+        return self._store.get(container, ifname)
+
+    async def use(self, action: Callable[[AddressStore], T]) -> T:
+        """Have ``action`` done with the store; its changes are on disk when this returns.
+
+        Raises:
+            AllocationError, ValueError: from ``action``.
+            sqlite3.Error: nothing was written.
+        """
+        return cast(T, await self._batches.submit(action))
+
+    def close(self) -> None:
+        """Close the store once nothing uses it any more."""
+        self._batches.close()
+        self._store.close()
+
+    def _write(self, actions: Sequence[Callable[[AddressStore], Any]]) -> list[Any]:
+        results: list[Any] = []
+        with self._store.group():
+            for action in actions:
+                try:
+                    results.append(action(self._store))
+                except (AllocationError, ValueError) as error:
+                    results.append(error)
+        return results
+
+
+class Interfaces:
+    """Pod interfaces from the event loop, of the network namespace in which this was made."""
+
+    def __init__(self) -> None:
+        self._links = Links()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="links")
+        self._dying = Links()
+        self._deletions: Batcher[str, None] = Batcher("links-deletion", self._delete)
+
+    async def create(self, link: PodLink) -> None:
+        """See :meth:`Links.create`."""
+        await self._call(lambda: self._links.create(link))
+
+    async def exists(self, host: str) -> bool:
+        """See :meth:`Links.exists`."""
+        return await self._call(lambda: self._links.exists(host))
+
+    async def check(self, link: PodLink, default_routes: Collection[Family]) -> list[str]:
+        """See :meth:`Links.check`."""
+        return await self._call(lambda: self._links.check(link, default_routes))
+
+    async def delete(self, host: str) -> None:
+        """See :meth:`Links.delete`: what is deleted at the same time shares one grace period."""
+        await self._deletions.submit(host)
+
+    def close(self) -> None:
+        """Close once nothing is under way any more."""
+        self._thread.shutdown()
+        self._deletions.close()
+        self._links.close()
+        self._dying.close()
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def _delete(self, hosts: Sequence[str]) -> list[LinkError | None]:
+        self._dying.delete(hosts)
+        return [None] * len(hosts)

@@ -1,0 +1,281 @@
+"""The API server: where it is, who we are to it, and raw bytes from and to it.
+
+Configuration, authentication and TLS are the official client's; its typed models are not used (they cost some 60
+times the CPU and 40 times the memory). This is the only module of the agent that imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+import urllib3
+from kubernetes.client import Configuration
+from kubernetes.client.rest import RESTClientObject
+from kubernetes.config import load_incluster_config, load_kube_config
+from kubernetes.config.config_exception import ConfigException
+from kubernetes.utils.keepalive import tcp_keepalive_socket_options
+
+from felix_py import log
+from felix_py.config import ConfigError
+from felix_py.datastore.wire import Status
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for TCP and TLS together with the address lookup."""
+
+READ_TIMEOUT = 60.0
+"""Seconds without a byte after which a request (not a watch) is given up."""
+
+_MOST_RETRY_AFTER = 600.0
+_CHUNK = 1 << 18
+
+# A peer that vanished without a word (power loss, a firewall that forgot the flow) is noticed by these within
+# about a minute also while we only read, and by TCP_USER_TIMEOUT (tcp(7), milliseconds) while we write.
+_SOCKET_OPTIONS = [
+    *tcp_keepalive_socket_options(idle=30, interval=10, count=3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
+]
+
+
+class Unreachable(Exception):
+    """No answer: refused, reset, timed out, cut off, or TLS failed. The message says which."""
+
+
+class ApiError(Exception):
+    """The API server's refusal (API: meta/v1 Status).
+
+    ``status`` is the HTTP code, ``reason`` the machine-readable word ("Expired", "Forbidden" …), ``retry_after``
+    the seconds the server asks to wait, or 0.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{status} {reason}: {message}" if reason else f"{status}: {message}")
+        self.status = status
+        self.reason = reason
+        self.retry_after = min(retry_after, _MOST_RETRY_AFTER)
+
+
+class Answer:
+    """One answer that is being read. Close it, or use it in a ``with``."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+        self._response = response
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def read(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            Unreachable: it was cut off, or the read timeout passed without a byte.
+        """
+        try:
+            return self._response.read()
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Unreachable(_words(error)) from error
+
+    def read_some(self) -> bytes:
+        """What has arrived, at least one byte; empty at the end of the body.
+
+        Raises:
+            Unreachable: the connection broke, or the read timeout passed without a byte.
+        """
+        try:
+            return self._response.read1(_CHUNK) or b""
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Unreachable(_words(error)) from error
+
+    def interrupt(self) -> None:
+        """Make a read that blocks in another thread return. The answer is of no use afterwards."""
+        try:
+            self._response.shutdown()
+        except (ValueError, RuntimeError, OSError):
+            return  # closed or given back meanwhile: nobody blocks in it any more
+
+    def close(self) -> None:
+        """Give the connection back to the pool if the body was read to its end, else close it."""
+        if self._response.closed:
+            self._response.release_conn()
+        else:
+            self._response.close()
+
+
+class Api:
+    """Raw requests to one API server. Safe for several threads.
+
+    ``load`` makes a fresh official ``Configuration`` from the files it came from: credentials and CA may be
+    exchanged under a running agent, and the official client notices only some of that.
+    """
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
+        self._log = log.get("api")
+        self._lock = threading.Lock()
+        self._configuration, self._pool = self._open()
+
+    def _open(self) -> tuple[Any, urllib3.PoolManager]:
+        configuration = self._load()
+        configuration.socket_options = _SOCKET_OPTIONS
+        return configuration, RESTClientObject(configuration).pool_manager
+
+    @property
+    def server(self) -> str:
+        """The API server's URL, without a path."""
+        return str(self._configuration.host)
+
+    def renew(self) -> None:
+        """Read credentials and CA again and leave all connections behind; answers being read are not disturbed.
+
+        Files that cannot be read now (an exchange may be half done) leave everything as it was.
+        """
+        try:
+            configuration, pool = self._open()
+        except (ConfigError, OSError) as error:
+            self._log.warning("cannot read the credentials again, going on with those at hand", error=str(error))
+            return
+        with self._lock:
+            old, self._configuration, self._pool = self._pool, configuration, pool
+        old.clear()
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        self._pool.clear()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        read_timeout: float = READ_TIMEOUT,
+    ) -> Answer:
+        """Send one request and return its answer, not yet read. ``path`` is URL-quoted, ``query`` is not.
+
+        Raises:
+            ApiError: any status but 2xx.
+            Unreachable: no answer.
+        """
+        with self._lock:
+            configuration, pool = self._configuration, self._pool
+            headers = self._headers(configuration)
+        if body is not None:
+            headers["Content-Type"] = content_type
+        url = configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        try:
+            response = pool.request(
+                method,
+                url,
+                body=body,
+                headers=headers,
+                preload_content=False,
+                retries=False,
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read_timeout),
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            if isinstance(error, urllib3.exceptions.SSLError):
+                self.renew()
+            raise Unreachable(f"{self.server}: {_words(error)}") from error
+        if not 200 <= response.status < 300:
+            if response.status == 401:
+                self.renew()
+            raise _refusal(response)
+        return Answer(response)
+
+    def _headers(self, configuration: Any) -> dict[str, str]:
+        """Asking for the key is what makes the official client read a rotated service account token."""
+        headers = {"Accept": "application/json", "User-Agent": "felix-py"}
+        try:
+            key = configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        except (ConfigException, OSError) as error:
+            raise Unreachable(f"cannot read the token: {error}") from error
+        if key:
+            # A token file often ends with a newline, which no header may contain.
+            headers["Authorization"] = str(key).strip()
+        return headers
+
+
+def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
+    """Find the API server: by a kubeconfig, else as the service account of the pod we run in. Sends nothing yet.
+
+    Raises:
+        ConfigError: there is no usable configuration; the message says what to do.
+    """
+    api = Api((lambda: _from_kubeconfig(kubeconfig, context)) if kubeconfig else _from_pod)
+    if not api.server.startswith(("http://", "https://")):
+        raise ConfigError(f"{kubeconfig}: `server: {api.server}` is not an http:// or https:// URL")
+    return api
+
+
+def _from_kubeconfig(path: Path, context: str | None) -> Any:
+    if not path.is_file():
+        raise ConfigError(f"--kubeconfig {path}: no such file; give one that `kubectl --kubeconfig` accepts")
+    configuration = Configuration()
+    try:
+        load_kube_config(str(path), context=context, client_configuration=configuration, persist_config=False)
+    except Exception as error:
+        # The official loader raises whatever YAML, base64, TypeError or AttributeError its input leads it to, and
+        # quotes the entry it stumbled over: with the token.
+        words = _words(error).partition("{")[0]
+        raise ConfigError(f"--kubeconfig {path}: {words}; compare it with `kubectl config view`") from None
+    return configuration
+
+
+def _from_pod() -> Any:
+    configuration = Configuration()
+    try:
+        load_incluster_config(client_configuration=configuration)
+    except (ConfigException, OSError) as error:
+        where = "this pod's service account" if "KUBERNETES_SERVICE_HOST" in os.environ else "not inside a pod"
+        raise ConfigError(
+            f"no API server ({where}: {error}); "
+            "give --kubeconfig, or run in a pod with a mounted service account token"
+        ) from error
+    return configuration
+
+
+def _refusal(response: urllib3.BaseHTTPResponse) -> ApiError:
+    """The error of an answer that is none; reads and closes it."""
+    try:
+        body = response.read(1 << 16)
+    except (urllib3.exceptions.HTTPError, OSError):
+        body = b""
+    finally:
+        response.close()
+    try:
+        status = msgspec.json.decode(body, type=Status)
+    except msgspec.MsgspecError:
+        # A proxy or load balancer in between, in its own words.
+        status = Status(message=body[:200].decode(errors="replace").strip() or str(response.reason))
+    header = response.headers.get("Retry-After", "")
+    return error_from_status(status, response.status, float(header) if header.isdecimal() else 0.0)
+
+
+def error_from_status(status: Status, code: int, retry_after: float = 0.0) -> ApiError:
+    """The error that a Status object stands for. ``code`` and ``retry_after`` are those of the HTTP header."""
+    details = status.details
+    wish = float(details.retry_after_seconds) if details else 0.0
+    reason = status.reason
+    if details and any(cause.reason == "ResourceVersionTooLarge" for cause in details.causes or ()):
+        # Sent as 504 Timeout; only this tells "your version is from a future I lost" from a slow server.
+        reason = "ResourceVersionTooLarge"
+    return ApiError(status.code or code, reason, status.message, max(retry_after, wish))
+
+
+def _words(error: Exception) -> str:
+    """An error on one line, also where it has no text of its own."""
+    return " ".join(str(error).split()) or type(error).__name__

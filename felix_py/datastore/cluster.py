@@ -1,0 +1,153 @@
+"""The cluster as the agent sees it: one object to start, wait for, subscribe to and stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import msgspec
+
+from felix_py import log
+from felix_py.datastore.client import Api
+from felix_py.datastore.decode import NAMESPACES, NODES, PODS, POLICIES
+from felix_py.datastore.events import EventWriter, ObjectRef
+from felix_py.datastore.informer import Reflector, Sink, Timing
+from felix_py.datastore.store import Problem, Store
+from policy.model import ObjectKey, Pod
+
+OnInvalid = Callable[[str, ObjectKey, str], None]
+"""Told the kind, the key and the reason, once per reason, on the event loop."""
+
+_API_VERSIONS = {kind.name: kind.api_version for kind in (PODS, NAMESPACES, POLICIES, NODES)}
+
+
+class PodSource(Protocol):
+    """Where the cluster's pods come from.
+
+    It feeds every pod of the cluster to its sink as :class:`felix_py.datastore.informer.Reflector` does: a list
+    between LIST_BEGIN and LIST_END, then changes; and it begins a list again whenever it is in doubt. A cluster
+    of thousands of nodes may one day publish a compact form of its pods; until then we watch all of them.
+    """
+
+    def start(self, sink: Sink[Pod]) -> None:
+        """Begin, and call ``sink`` on the running event loop."""
+
+    async def stop(self) -> None:
+        """End: nothing reaches the sink any more."""
+
+    def age(self) -> float:
+        """Seconds since the source last heard from where it has its pods."""
+
+
+def watch_all_pods(api: Api, timing: Timing) -> PodSource:
+    """The pods of all nodes, by one watch on the API server."""
+    return Reflector(api, PODS, timing)
+
+
+class Cluster:
+    """Informers, store and Event writer of one agent. Everything here belongs to one event loop.
+
+    Use::
+
+        cluster = Cluster(connect(config.kubeconfig), node_name=config.node_name)
+        cluster.store.subscribe(handler)
+        cluster.start()
+        await cluster.in_sync()
+        …
+        await cluster.stop()
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        node_name: str,
+        timing: Timing | None = None,
+        on_invalid: OnInvalid | None = None,
+        pod_source: Callable[[Api, Timing], PodSource] = watch_all_pods,
+    ) -> None:
+        timing = timing or Timing()
+        self.store = Store(self._report)
+        self.events = EventWriter(api, node_name=node_name)
+        self._api = api
+        self._on_invalid = on_invalid
+        self._log = log.get("cluster")
+        self._pods = pod_source(api, timing)
+        self._namespaces = Reflector(api, NAMESPACES, timing)
+        self._policies = Reflector(api, POLICIES, timing)
+        self._nodes = Reflector(api, NODES, timing)
+
+    def start(self) -> None:
+        """Begin to list and watch. Call it on the running event loop, once, after the handlers subscribed."""
+        self._log.info("watching the cluster", server=self._api.server)
+        self._nodes.start(self.store.nodes.apply)
+        self._namespaces.start(self.store.namespaces.apply)
+        self._policies.start(self.store.policies.apply)
+        self._pods.start(self.store.pods.apply)
+        self.events.start()
+
+    async def in_sync(self) -> None:
+        """Return once the first full list of every kind is in and was given to the handlers."""
+        await self.store.in_sync.wait()
+
+    async def stop(self) -> None:
+        """End all watches; the store keeps what it has."""
+        sources = (self._nodes, self._namespaces, self._policies, self._pods)
+        await asyncio.gather(*(source.stop() for source in sources), asyncio.to_thread(self.events.stop))
+        self._api.close()
+
+    def ages(self) -> dict[str, float]:
+        """Kind -> seconds since the API server last said anything about it (bookmarks come every minute)."""
+        return {
+            NODES.name: self._nodes.age(),
+            NAMESPACES.name: self._namespaces.age(),
+            POLICIES.name: self._policies.age(),
+            PODS.name: self._pods.age(),
+        }
+
+    async def set_network_available(self, node: str) -> None:
+        """Tell the scheduler that pods on ``node`` have a network: condition NetworkUnavailable is False.
+
+        Cloud node controllers set it to True until a network plug-in does this.
+
+        Raises:
+            ApiError: the API server refuses (no such node, or not allowed: patch on nodes/status).
+            Unreachable: no answer.
+        """
+        await asyncio.to_thread(self._patch_condition, node)
+
+    def _patch_condition(self, node: str) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = {
+            "type": "NetworkUnavailable",
+            "status": "False",
+            "reason": "FelixPyIsUp",
+            "message": "felix-py is running on this node",
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+        }
+        body: dict[str, Any] = {"status": {"conditions": [condition]}}
+        path = f"/api/v1/nodes/{quote(node, safe='')}/status"
+        # A strategic merge: conditions are merged by their type, so the kubelet's own stay.
+        content_type = "application/strategic-merge-patch+json"
+        with self._api.request(
+            "PATCH", path, body=msgspec.json.encode(body), content_type=content_type
+        ) as answer:
+            answer.read()
+
+    def _report(self, problem: Problem) -> None:
+        namespace, name = problem.key
+        self._log.warning(
+            "cannot use an object",
+            kind=problem.kind,
+            object=f"{namespace}/{name}".lstrip("/"),
+            reason=problem.reason,
+        )
+        if name:
+            ref = ObjectRef(problem.kind, _API_VERSIONS[problem.kind], namespace, name, problem.uid)
+            self.events.warning(ref, f"Invalid{problem.kind}", problem.reason)
+        if self._on_invalid is not None:
+            self._on_invalid(problem.kind, problem.key, problem.reason)

@@ -1,0 +1,235 @@
+"""Kubernetes Events on objects: how a user learns from ``kubectl describe`` what the agent makes of an object.
+
+Best effort by nature: never in the way of anything, bounded in memory and rate, lost when the API server is away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from felix_py import log
+from felix_py.datastore.backoff import Clock, SystemClock
+from felix_py.datastore.client import Api, ApiError, Unreachable
+
+COMPONENT = "felix-py"
+
+REPEAT_AFTER = 600.0
+"""Seconds after which an Event that still happens is written again (its count raised)."""
+
+_BURST = 20
+_PER_SECOND = 0.5
+_QUEUED = 256
+_REMEMBERED = 1024
+_LONGEST_MESSAGE = 1024
+_STOP_TIMEOUT = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """core/v1 ObjectReference: what an Event is about. ``namespace`` empty for cluster-scoped objects."""
+
+    kind: str
+    api_version: str
+    namespace: str
+    name: str
+    uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Occurrence:
+    ref: ObjectRef
+    type: str
+    reason: str
+    message: str
+
+    @property
+    def name(self) -> str:
+        """The Event's name. A function of its content, so that a thousand agents that say the same of one object
+        write one Event and not a thousand."""
+        digest = hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        return f"{self.ref.name[:200].rstrip('-.')}.{digest}"
+
+    @property
+    def namespace(self) -> str:
+        """Events of cluster-scoped objects live in ``default``."""
+        return self.ref.namespace or "default"
+
+
+@dataclass(slots=True)
+class _Written:
+    """What is known of an Event that we wrote: how often it happened, and when it was written last."""
+
+    count: int
+    at: float
+
+
+class EventWriter:
+    """Writes Events from a thread of its own. ``warning`` and ``normal`` return at once, whatever happens."""
+
+    def __init__(self, api: Api, *, node_name: str, clock: Clock | None = None) -> None:
+        self._api = api
+        self._node_name = node_name
+        self._clock = clock or SystemClock()
+        self._log = log.get("events")
+        self._queue: queue.Queue[_Occurrence | None] = queue.Queue(_QUEUED)
+        self._stop = threading.Event()
+        self._written: OrderedDict[str, _Written] = OrderedDict()
+        self._tokens = float(_BURST)
+        self._filled = self._clock.now()
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write what was queued."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; what is still queued is dropped. Blocks for a request under way, two seconds at most."""
+        self._stop.set()
+        with contextlib.suppress(queue.Full):  # the thread looks at the flag after each Event
+            self._queue.put_nowait(None)
+        if self._thread.is_alive():
+            self._thread.join(_STOP_TIMEOUT)
+
+    def warning(self, ref: ObjectRef, reason: str, message: str) -> None:
+        """Something is wrong with an object. ``reason``: one CamelCase word; ``message``: text for people."""
+        self._post(_Occurrence(ref, "Warning", reason, _shortened(message)))
+
+    def normal(self, ref: ObjectRef, reason: str, message: str) -> None:
+        """Something worth knowing happened to an object."""
+        self._post(_Occurrence(ref, "Normal", reason, _shortened(message)))
+
+    def _post(self, occurrence: _Occurrence) -> None:
+        try:
+            self._queue.put_nowait(occurrence)
+        except queue.Full:
+            self._log.warning(
+                "too many Events, one dropped", reason=occurrence.reason, object=occurrence.ref.name
+            )
+
+    # --- in the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            occurrence = self._queue.get()
+            if occurrence is None or self._stop.is_set():
+                return
+            try:
+                self._write(occurrence)
+            except (ApiError, Unreachable) as error:
+                self._log.warning(
+                    "cannot write an Event",
+                    reason=occurrence.reason,
+                    object=f"{occurrence.ref.kind} {occurrence.ref.namespace}/{occurrence.ref.name}",
+                    message=occurrence.message,
+                    error=str(error),
+                )
+            except Exception:
+                self._log.exception("defect in the Event writer")
+
+    def _write(self, occurrence: _Occurrence) -> None:
+        name, now = occurrence.name, self._clock.now()
+        written = self._written.get(name)
+        if written is not None:
+            written.count += 1
+            if now - written.at < REPEAT_AFTER:
+                return
+        if not self._await_token():
+            return
+        if written is None or not self._raise_count(occurrence, written):
+            self._create(occurrence)
+            written = _Written(1, now)
+        written.at = now
+        self._written[name] = written
+        self._written.move_to_end(name)
+        while len(self._written) > _REMEMBERED:
+            self._written.popitem(last=False)
+
+    def _await_token(self) -> bool:
+        """Wait until the rate limit allows one more; false when stopped meanwhile."""
+        while True:
+            now = self._clock.now()
+            self._tokens = min(_BURST, self._tokens + (now - self._filled) * _PER_SECOND)
+            self._filled = now
+            if self._tokens >= 1:
+                self._tokens -= 1
+                return True
+            if self._clock.wait((1 - self._tokens) / _PER_SECOND, self._stop):
+                return False
+
+    def _create(self, occurrence: _Occurrence) -> None:
+        body = self._body(occurrence)
+        try:
+            self._send("POST", f"/api/v1/namespaces/{_quoted(occurrence.namespace)}/events", body)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            # Another agent, or we before a restart, has said the very same: that is enough.
+
+    def _raise_count(self, occurrence: _Occurrence, written: _Written) -> bool:
+        """Tell that it happened again; false when the Event has expired meanwhile."""
+        path = f"/api/v1/namespaces/{_quoted(occurrence.namespace)}/events/{_quoted(occurrence.name)}"
+        body = {"count": written.count, "lastTimestamp": _timestamp()}
+        try:
+            self._send("PATCH", path, body, "application/merge-patch+json")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
+    def _send(self, method: str, path: str, body: dict[str, Any], content_type: str = "application/json") -> None:
+        with self._api.request(method, path, body=msgspec.json.encode(body), content_type=content_type) as answer:
+            answer.read()
+
+    def _body(self, occurrence: _Occurrence) -> dict[str, Any]:
+        """core/v1 Event."""
+        ref, now = occurrence.ref, _timestamp()
+        involved = {
+            "kind": ref.kind,
+            "apiVersion": ref.api_version,
+            "namespace": ref.namespace,
+            "name": ref.name,
+            "uid": ref.uid,
+        }
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": occurrence.name, "namespace": occurrence.namespace},
+            "involvedObject": {key: value for key, value in involved.items() if value},
+            "type": occurrence.type,
+            "reason": occurrence.reason,
+            "message": occurrence.message,
+            "source": {"component": COMPONENT, "host": self._node_name},
+            "reportingComponent": COMPONENT,
+            "reportingInstance": self._node_name,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+
+
+def _shortened(message: str) -> str:
+    """The API refuses messages above 1,024 bytes."""
+    encoded = message.encode()
+    if len(encoded) <= _LONGEST_MESSAGE:
+        return message
+    return encoded[: _LONGEST_MESSAGE - 4].decode(errors="ignore") + " …"
+
+
+def _timestamp() -> str:
+    """Now, as meta/v1 Time."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")

@@ -1,0 +1,219 @@
+"""What the cluster looks like now, as far as the API server has told. On the event loop: no locks, no I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Generic, TypeVar
+
+from felix_py import log
+from felix_py.datastore.decode import NAMESPACES, NODES, PODS, POLICIES, Gone, Kind, Unusable
+from felix_py.records import NodeRecord
+from policy.model import Namespace, NetworkPolicy, ObjectKey, Pod
+
+R = TypeVar("R")
+
+Record = Pod | Namespace | NetworkPolicy | NodeRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Upserted:
+    """An object is new (``previous`` None) or has changed in what the agent knows of it."""
+
+    record: Record
+    previous: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """An object is gone, or can no longer be understood; ``record`` is the last that was known."""
+
+    record: Record
+
+
+Event = Upserted | Deleted
+Handler = Callable[[Sequence[Event]], None]
+"""Gets events in order, on the loop. The store is already in the state behind the last of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An object with a part that cannot be understood: the kind's name, which object, and why."""
+
+    kind: str
+    key: ObjectKey
+    uid: str
+    reason: str
+
+
+class Mark(enum.Enum):
+    """What a source says besides records: a full list begins; it is complete (what it did not name is gone)."""
+
+    LIST_BEGIN = enum.auto()
+    LIST_END = enum.auto()
+
+
+class Table(Generic[R]):
+    """All objects of one kind.
+
+    A list is marked and swept: its objects are compared with the known ones as they come, and only at its end do
+    the unnamed ones go. So a relist gives the differences and nothing else, and one that breaks off does no harm.
+    """
+
+    def __init__(
+        self,
+        kind: Kind[R],
+        publish: Callable[[Sequence[Event]], None],
+        on_problem: Callable[[Problem], None],
+        on_listed: Callable[[str], None],
+    ) -> None:
+        self.kind = kind
+        self._publish = publish
+        self._on_problem = on_problem
+        self._on_listed = on_listed
+        self._records: dict[ObjectKey, R] = {}
+        self._problems: dict[ObjectKey, Problem] = {}
+        self._unnamed: set[ObjectKey] | None = None
+
+    @property
+    def records(self) -> Mapping[ObjectKey, R]:
+        """A live view; cluster-scoped objects have the namespace ""."""
+        return MappingProxyType(self._records)
+
+    @property
+    def problems(self) -> Mapping[ObjectKey, Problem]:
+        """A live view of the objects that are not, or not wholly, understood."""
+        return MappingProxyType(self._problems)
+
+    def apply(self, items: Sequence[R | Gone | Unusable | Mark]) -> None:
+        """Take what a source found, publish the differences."""
+        events: list[Event] = []
+        listed = False
+        for item in items:
+            match item:
+                case Mark.LIST_BEGIN:
+                    self._unnamed = self._records.keys() | self._problems.keys()
+                case Mark.LIST_END:
+                    for key in sorted(self._unnamed or ()):
+                        self._remove(key, events)
+                    self._unnamed = None
+                    listed = True
+                case Gone(key):
+                    self._remove(key, events)
+                case Unusable(key, uid, reason):
+                    self._remove(key, events, but_problem=True)
+                    self._note(Problem(self.kind.name, key, uid, reason))
+                case _:
+                    self._upsert(item, events)
+        if events:
+            self._publish(events)
+        if listed:
+            self._on_listed(self.kind.name)
+
+    def _upsert(self, record: R, events: list[Event]) -> None:
+        key = self.kind.key(record)
+        if self._unnamed is not None:
+            self._unnamed.discard(key)
+        previous = self._records.get(key)
+        if record == previous:
+            return
+        self._records[key] = record
+        events.append(Upserted(record, previous))  # type: ignore[arg-type]
+        problems = record.problems if isinstance(record, NetworkPolicy) else ()
+        if problems:
+            uid = record.uid if isinstance(record, NetworkPolicy) else ""
+            self._note(Problem(self.kind.name, key, uid, "; ".join(problems)))
+        else:
+            self._problems.pop(key, None)
+
+    def _remove(self, key: ObjectKey, events: list[Event], *, but_problem: bool = False) -> None:
+        if self._unnamed is not None:
+            self._unnamed.discard(key)
+        if not but_problem:
+            self._problems.pop(key, None)
+        record = self._records.pop(key, None)
+        if record is not None:
+            events.append(Deleted(record))  # type: ignore[arg-type]
+
+    def _note(self, problem: Problem) -> None:
+        if self._problems.get(problem.key) != problem:
+            self._problems[problem.key] = problem
+            self._on_problem(problem)
+
+
+class Store:
+    """The tables of all watched kinds, and who wants to know of changes."""
+
+    def __init__(self, on_problem: Callable[[Problem], None] = lambda _problem: None) -> None:
+        """``on_problem`` is called once for each object that cannot be understood, and again for a new reason."""
+        self.in_sync = asyncio.Event()
+        """Set once the first full list of every kind is in and was given to the handlers. Never cleared."""
+        self._log = log.get("store")
+        self._handlers: list[Handler] = []
+        self._listing: set[str] = set()
+        self._pods = self._table(PODS, on_problem)
+        self._namespaces = self._table(NAMESPACES, on_problem)
+        self._policies = self._table(POLICIES, on_problem)
+        self._nodes = self._table(NODES, on_problem)
+
+    def _table(self, kind: Kind[R], on_problem: Callable[[Problem], None]) -> Table[R]:
+        self._listing.add(kind.name)
+        return Table(kind, self._publish, on_problem, self._listed)
+
+    @property
+    def pods(self) -> Table[Pod]:
+        """All pods of the cluster."""
+        return self._pods
+
+    @property
+    def namespaces(self) -> Table[Namespace]:
+        """All namespaces."""
+        return self._namespaces
+
+    @property
+    def policies(self) -> Table[NetworkPolicy]:
+        """All NetworkPolicies."""
+        return self._policies
+
+    @property
+    def nodes(self) -> Table[NodeRecord]:
+        """All nodes."""
+        return self._nodes
+
+    @property
+    def not_listed(self) -> tuple[str, ...]:
+        """The kinds whose first full list is not in yet: what in-sync waits for."""
+        return tuple(sorted(self._listing))
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Every object that is not, or not wholly, understood."""
+        tables = (self._pods, self._namespaces, self._policies, self._nodes)
+        return [problem for table in tables for problem in table.problems.values()]
+
+    def subscribe(self, handler: Handler) -> None:
+        """Give ``handler`` everything there is now, and then every change."""
+        tables = (self._nodes, self._namespaces, self._policies, self._pods)
+        events = [Upserted(record, None) for table in tables for record in table.records.values()]
+        self._handlers.append(handler)
+        if events:
+            self._call(handler, events)
+
+    def _publish(self, events: Sequence[Event]) -> None:
+        for handler in self._handlers:
+            self._call(handler, events)
+
+    def _call(self, handler: Handler, events: Sequence[Event]) -> None:
+        try:
+            handler(events)
+        except Exception:
+            # A defect in one consumer must neither stop the others nor end the watch.
+            self._log.exception("a handler failed", events=len(events))
+
+    def _listed(self, kind: str) -> None:
+        self._listing.discard(kind)
+        if not self._listing:
+            self.in_sync.set()

@@ -1,0 +1,73 @@
+"""Which addresses of a CIDR pods may get, and which comes next. No state."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Container
+from dataclasses import dataclass
+
+from policy.model import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The usable addresses of one CIDR, as integers ``first..last``, inclusive."""
+
+    cidr: str
+    family: Family
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, cidr: str) -> Pool:
+        """The pool of a CIDR text.
+
+        Left out are the first address (IPv4 network address; IPv6 subnet-router anycast, RFC 4291 section
+        2.6.1) and IPv4's last, the broadcast address: no link here uses them so, but other hosts may take them
+        that way. A CIDR of one or two addresses is used whole (RFC 3021).
+
+        Raises:
+            ValueError: ``cidr`` is not one, or has host bits set.
+        """
+        network = ipaddress.ip_network(cidr)
+        family = Family(network.version)
+        first, last = int(network.network_address), int(network.broadcast_address)
+        if network.num_addresses > 2:
+            first += 1
+            last -= family is Family.V4
+        return cls(str(network), family, first, last)
+
+    def __contains__(self, number: int) -> bool:
+        return self.first <= number <= self.last
+
+    def next(self, used: Container[int], after: int | None) -> int | None:
+        """The first unused address behind ``after``, round robin; None when there is none.
+
+        Going round instead of taking the lowest keeps a released address idle for as long as possible: peers
+        still hold connections, neighbour entries and policy for the pod that had it.
+        """
+        start = self.first if after is None or after not in self else after + 1
+        for number in range(start, self.last + 1):
+            if number not in used:
+                return number
+        for number in range(self.first, start):
+            if number not in used:
+                return number
+        return None
+
+
+def address_text(family: Family, number: int) -> str:
+    """Canonical text of an address."""
+    return str(ipaddress.IPv4Address(number) if family is Family.V4 else ipaddress.IPv6Address(number))
+
+
+def address_number(text: str) -> tuple[Family, int]:
+    """Family and integer of an address text.
+
+    Raises:
+        ValueError: not an address, or one with a zone.
+    """
+    address = ipaddress.ip_address(text)
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone")
+    return Family(address.version), int(address)

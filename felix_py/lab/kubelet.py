@@ -1,0 +1,179 @@
+"""``python -m felix_py.lab.kubelet STATE_ROOT NAME``: the lab's scheduler and the kubelets of all its nodes.
+
+It also answers as the world outside, on the router's addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import aiohttp
+
+from felix_py import log
+from felix_py.lab import topology
+from felix_py.lab.apiclient import STRATEGIC, ApiClient, ApiError, Obj
+from felix_py.lab.events import EventRecorder, now
+from felix_py.lab.machines import CNI_BIN_DIR, CNI_CONF_DIR
+from felix_py.lab.namespaces import NETNS_DIR
+from felix_py.lab.podserver import PodServer
+from felix_py.lab.sandbox import Host, Sandbox, runtime_of
+from felix_py.lab.scheduler import Scheduler
+from felix_py.lab.state import Record, StateDir
+from felix_py.lab.topology import TOR, Node, machine_netns
+from policy.model import Family
+
+_CNI_POLL = 0.05
+_logger = log.get("kubelet")
+
+
+class Kubelet:
+    """One node: registers it, and runs the pods that are bound to it."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def register(self) -> None:
+        """Make the Node object; not ready yet."""
+        node = self._host.node
+        addresses = [{"type": "InternalIP", "address": address} for address in node.addresses.values()]
+        cidrs = list(node.pod_cidrs.values())
+        labels = {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux"}
+        body = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": node.name, "labels": labels},
+            "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+            "status": {
+                "addresses": [*addresses, {"type": "Hostname", "address": node.name}],
+                "conditions": [_ready(False)],
+                "nodeInfo": {"kubeletVersion": "felix-py-lab", "operatingSystem": "linux"},
+            },
+        }
+        await self._host.api.create("/api/v1/nodes", body)
+
+    async def follow_network(self) -> None:
+        """Keep the Ready condition: a node is ready while there is a CNI network list, as with a real kubelet."""
+        was = False
+        while True:
+            is_ready = self._host.runtime.network() is not None
+            if is_ready != was:
+                with contextlib.suppress(ApiError, aiohttp.ClientError):
+                    path = f"/api/v1/nodes/{self._host.node.name}/status"
+                    await self._host.api.patch(path, {"status": {"conditions": [_ready(is_ready)]}}, STRATEGIC)
+                    was = is_ready
+            await asyncio.sleep(_CNI_POLL)
+
+    def pod_changed(self, kind: str, pod: Obj) -> None:
+        """A pod of this node came, went or changed."""
+        uid = pod["metadata"]["uid"]
+        sandbox = self._sandboxes.get(uid)
+        if sandbox is None:
+            if kind != "DELETED":
+                self._start(uid, Sandbox(self._host, pod))
+        elif kind == "DELETED":
+            sandbox.gone()
+        else:
+            sandbox.update(pod)
+
+    def _start(self, uid: str, sandbox: Sandbox) -> None:
+        self._sandboxes[uid] = sandbox
+        task = asyncio.create_task(self._run(uid, sandbox))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, uid: str, sandbox: Sandbox) -> None:
+        try:
+            await sandbox.run()
+        except Exception:
+            _logger.exception("pod lost", uid=uid)
+        finally:
+            del self._sandboxes[uid]
+
+
+def _ready(is_ready: bool) -> Obj:
+    message = (
+        "kubelet is posting ready status" if is_ready else "container runtime network not ready: no CNI network"
+    )
+    return {
+        "type": "Ready",
+        "status": "True" if is_ready else "False",
+        "reason": "KubeletReady" if is_ready else "KubeletNotReady",
+        "message": message,
+        "lastHeartbeatTime": now(),
+        "lastTransitionTime": now(),
+    }
+
+
+def _world(lab: str, families: tuple[Family, ...]) -> list[PodServer]:
+    netns = NETNS_DIR / machine_netns(lab, TOR)
+    return [
+        PodServer(name, netns, topology.WORLD_PORTS, families, [addresses[family] for family in families])
+        for name, addresses in topology.WORLD.items()
+    ]
+
+
+def _kubelets(record: Record, nodes: list[Node], api: ApiClient) -> dict[str, Kubelet]:
+    events = EventRecorder(api, "felix-py-lab-kubelet")
+    kubelets = {}
+    for node in nodes:
+        runtime = runtime_of(record.processes[node.name].pid, Path(CNI_CONF_DIR), Path(CNI_BIN_DIR))
+        kubelets[node.name] = Kubelet(Host(record.name, node, api, runtime, events))
+    return kubelets
+
+
+async def _serve(state: StateDir, record: Record) -> None:
+    families = record.shape.address_families
+    async with ApiClient(state.kubeconfig) as api, asyncio.TaskGroup() as tasks:
+        kubelets = _kubelets(record, topology.nodes(record.shape.nodes, families), api)
+        scheduler = Scheduler(api)
+        for server in _world(record.name, families):
+            await server.start()
+        await asyncio.gather(*(kubelet.register() for kubelet in kubelets.values()))
+        for kubelet in kubelets.values():
+            tasks.create_task(kubelet.follow_network())
+        tasks.create_task(_follow_nodes(api, scheduler))
+        tasks.create_task(_follow_pods(api, scheduler, kubelets))
+
+
+async def _follow_nodes(api: ApiClient, scheduler: Scheduler) -> None:
+    async for kind, node in api.follow("/api/v1/nodes"):
+        await scheduler.node_changed(kind, node)
+
+
+async def _follow_pods(api: ApiClient, scheduler: Scheduler, kubelets: dict[str, Kubelet]) -> None:
+    async for kind, pod in api.follow("/api/v1/pods"):
+        await scheduler.pod_changed(kind, pod)
+        kubelet = kubelets.get(pod["spec"].get("nodeName", ""))
+        if kubelet is not None:
+            kubelet.pod_changed(kind, pod)
+
+
+async def _run(state: StateDir, record: Record) -> None:
+    task = asyncio.create_task(_serve(state, record))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def main() -> None:
+    """Be scheduler and kubelets until SIGTERM."""
+    state = StateDir(Path(sys.argv[1]), sys.argv[2])
+    record = state.read()
+    if record is None:
+        raise SystemExit(f"no lab in {state.path}")
+    log.configure(log.LogLevel.INFO, log.LogFormat.JSON)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    asyncio.run(_run(state, record))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""One pod on its node, from its network namespace to its removal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from felix_py import log
+from felix_py.lab.apiclient import ApiClient, ApiError, Obj
+from felix_py.lab.events import EventRecorder, now
+from felix_py.lab.namespaces import NETNS_DIR, CommandError, add_netns, delete_netns
+from felix_py.lab.podserver import PodServer, Port
+from felix_py.lab.runtime import CNIRuntime, PluginError
+from felix_py.lab.topology import Node, machine_netns, pod_netns
+
+_BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds between attempts. A kubelet starts with about one second."""
+
+_TERMINATED = frozenset({"Succeeded", "Failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a pod needs of its node."""
+
+    lab: str
+    node: Node
+    api: ApiClient
+    runtime: CNIRuntime
+    events: EventRecorder
+
+
+class Sandbox:
+    """Runs one pod (one uid) as the task :meth:`run`; :meth:`update` tells it what the API says of the pod."""
+
+    def __init__(self, host: Host, pod: Obj) -> None:
+        self._host = host
+        self._pod = pod
+        self._over = asyncio.Event()
+        metadata = pod["metadata"]
+        self._name = f"{metadata['namespace']}/{metadata['name']}"
+        self._path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+        self._uid: str = metadata["uid"]
+        self._host_network = bool(pod["spec"].get("hostNetwork"))
+        self._netns = NETNS_DIR / (
+            machine_netns(host.lab, host.node.name)
+            if self._host_network
+            else pod_netns(host.lab, metadata["namespace"], metadata["name"], self._uid)
+        )
+        self._container = ""
+        self._server: PodServer | None = None
+        self._logger = log.get("kubelet").bind(node=host.node.name, pod=self._name)
+
+    def update(self, pod: Obj) -> None:
+        """The pod has changed."""
+        self._pod = pod
+        phase = pod.get("status", {}).get("phase")
+        if pod["metadata"].get("deletionTimestamp") or phase in _TERMINATED:
+            self._over.set()
+
+    def gone(self) -> None:
+        """The pod's object is gone (a forced deletion)."""
+        self._over.set()
+
+    async def run(self) -> None:
+        """Start the pod, wait until it is to end, end it."""
+        self.update(self._pod)
+        addresses = await self._start()
+        if addresses and not self._over.is_set():
+            await self._report(_running(self._pod, self._host.node, addresses))
+            self._logger.info("pod runs", addresses=addresses)
+        await self._over.wait()
+        await self._stop()
+        if self._pod["metadata"].get("deletionTimestamp"):
+            await self._delete_object()
+        self._host.events.forget(self._pod)
+        self._logger.info("pod ended")
+
+    # --- start -------------------------------------------------------------------------------------------
+
+    async def _start(self) -> list[str]:
+        """Addresses of the pod, once it has some; empty when it was to end before."""
+        attempt = 0
+        while not self._over.is_set():
+            self._container = f"{self._uid}-{attempt}"
+            try:
+                await self._listen()
+                if self._host_network:
+                    return list(self._host.node.addresses.values())
+                return await self._connect()
+            except (PluginError, CommandError, OSError) as error:
+                self._logger.warning("pod not started", reason=str(error), attempt=attempt)
+                await self._host.events.warn(self._pod, "FailedCreatePodSandBox", str(error))
+                if not self._host_network:
+                    await self._disconnect()
+            await self._pause(attempt)
+            attempt += 1
+        return []
+
+    async def _listen(self) -> None:
+        """The server listens before the interface comes: the pod's very first packet finds somebody to answer."""
+        if self._server is not None:
+            return
+        if not self._host_network:
+            await asyncio.to_thread(add_netns, self._netns.name)
+        server = PodServer(self._name, self._netns, ports(self._pod), self._host.node.families)
+        try:
+            await server.start()
+        except OSError:
+            if not self._host_network:
+                delete_netns(self._netns)
+            raise
+        self._server = server
+
+    async def _connect(self) -> list[str]:
+        metadata = self._pod["metadata"]
+        args = {
+            "IgnoreUnknown": "1",
+            "K8S_POD_NAMESPACE": metadata["namespace"],
+            "K8S_POD_NAME": metadata["name"],
+            "K8S_POD_INFRA_CONTAINER_ID": self._container,
+            "K8S_POD_UID": self._uid,
+        }
+        result = await self._host.runtime.add(
+            self._container, str(self._netns), "eth0", args, {"portMappings": _port_mappings(self._pod)}
+        )
+        return [ip["address"].partition("/")[0] for ip in result.get("ips", [])]
+
+    async def _pause(self, attempt: int) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), _BACKOFF[min(attempt, len(_BACKOFF) - 1)])
+
+    # --- end ---------------------------------------------------------------------------------------------
+
+    async def _stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop()
+        if self._host_network:
+            return
+        attempt = 0
+        while not await self._disconnect():
+            await asyncio.sleep(_BACKOFF[min(attempt, len(_BACKOFF) - 1)])
+            attempt += 1
+        delete_netns(self._netns)
+
+    async def _disconnect(self) -> bool:
+        """CNI DEL; false when it has to be tried again."""
+        if not self._container:
+            return True
+        try:
+            await self._host.runtime.delete(self._container, "eth0", str(self._netns))
+        except PluginError as error:
+            self._logger.warning("CNI DEL failed", reason=str(error))
+            await self._host.events.warn(self._pod, "FailedKillPod", str(error))
+            return False
+        return True
+
+    async def _delete_object(self) -> None:
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._uid}}
+        with contextlib.suppress(ApiError, aiohttp.ClientError):
+            await self._host.api.delete(self._path, options)
+
+    async def _report(self, status: dict[str, Any]) -> None:
+        """Until the server takes it: a pod without its address in the API is in nobody's policy."""
+        attempt = 0
+        while not self._over.is_set():
+            try:
+                await self._host.api.patch(f"{self._path}/status", {"status": status})
+                return
+            except (ApiError, aiohttp.ClientError) as error:
+                self._logger.warning("status not written", reason=str(error))
+            await self._pause(attempt)
+            attempt += 1
+
+
+# --- what the pod's object says ----------------------------------------------------------------------
+
+
+def ports(pod: Obj) -> list[Port]:
+    """All TCP and UDP container ports, in order."""
+    found = [
+        (port.get("protocol", "TCP"), port["containerPort"])
+        for container in pod["spec"]["containers"]
+        for port in container.get("ports") or []
+    ]
+    return [port for port in dict.fromkeys(found) if port[0] in {"TCP", "UDP"}]
+
+
+def _port_mappings(pod: Obj) -> list[dict[str, Any]]:
+    """CNI's capability ``portMappings`` (CNI conventions), from hostPort."""
+    return [
+        {
+            "hostPort": port["hostPort"],
+            "containerPort": port["containerPort"],
+            "protocol": port.get("protocol", "TCP").lower(),
+            "hostIP": port.get("hostIP", ""),
+        }
+        for container in pod["spec"]["containers"]
+        for port in container.get("ports") or []
+        if port.get("hostPort")
+    ]
+
+
+def _running(pod: Obj, node: Node, addresses: Sequence[str]) -> dict[str, Any]:
+    time = now()
+    hosts = list(node.addresses.values())
+    kinds = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
+    return {
+        "phase": "Running",
+        "hostIP": hosts[0],
+        "hostIPs": [{"ip": address} for address in hosts],
+        "podIP": addresses[0],
+        "podIPs": [{"ip": address} for address in addresses],
+        "startTime": time,
+        "conditions": [{"type": kind, "status": "True", "lastTransitionTime": time} for kind in kinds],
+        "containerStatuses": [
+            {
+                "name": container["name"],
+                "image": container.get("image", ""),
+                "imageID": "",
+                "ready": True,
+                "started": True,
+                "restartCount": 0,
+                "state": {"running": {"startedAt": time}},
+            }
+            for container in pod["spec"]["containers"]
+        ],
+    }
+
+
+def runtime_of(machine_pid: int, conf_dir: Path, bin_dir: Path) -> CNIRuntime:
+    """The container runtime of a node, whose supervisor has this process id."""
+    enter = ("nsenter", "-t", str(machine_pid), "-m", "-n", "--")
+    return CNIRuntime(conf_dir, [bin_dir], enter, Path(f"/proc/{machine_pid}/root"))

@@ -1,0 +1,177 @@
+"""What the API server must do, tried with real kubectl and the official client.
+
+By default against the embedded server. ``FELIX_PY_CONFORMANCE_KUBECONFIG`` names the kubeconfig of a real API
+server to hold the same tests against (as a user other than root: root's tests run in a network namespace of
+their own), ``FELIX_PY_CONFORMANCE_KUBECTL`` another kubectl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+EXTERNAL = os.environ.get("FELIX_PY_CONFORMANCE_KUBECONFIG", "")
+
+embedded_only = pytest.mark.skipif(bool(EXTERNAL), reason="looks at what only the embedded server does")
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """Runs kubectl with one kubeconfig, in one namespace."""
+
+    program: str
+    kubeconfig: Path
+    home: Path
+    namespace: str = "default"
+
+    def command(self, *args: str) -> list[str]:
+        return [self.program, "--kubeconfig", str(self.kubeconfig), "--namespace", self.namespace, *args]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "HOME": str(self.home)}
+
+    def run(self, *args: str, stdin: object = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run it; ``stdin`` may be an object, which is sent as JSON."""
+        text = stdin if isinstance(stdin, str | None) else json.dumps(stdin)
+        return subprocess.run(
+            self.command(*args),
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env=self.environment | environment,
+        )
+
+    def __call__(self, *args: str, stdin: object = None, **environment: str) -> str:
+        """Its stdout; it must succeed."""
+        done = self.run(*args, stdin=stdin, **environment)
+        assert done.returncode == 0, f"kubectl {' '.join(args)}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def fails(self, *args: str, stdin: object = None) -> str:
+        """Its stderr; it must fail."""
+        done = self.run(*args, stdin=stdin)
+        assert done.returncode != 0, f"kubectl {' '.join(args)} succeeded:\n{done.stdout}"
+        return done.stderr
+
+    def get(self, *args: str) -> Any:
+        """``get … -o json``, decoded."""
+        return json.loads(self("get", *args, "-o", "json"))
+
+    def apply(self, *objects: dict[str, Any], args: tuple[str, ...] = ()) -> str:
+        """``apply -f -``."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        return self("apply", "-f", "-", *args, stdin=listed if len(objects) > 1 else objects[0])
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The server under test."""
+    if EXTERNAL:
+        yield Path(EXTERNAL)
+        return
+    state = tmp_path_factory.mktemp("apiserver")
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "felix_py.lab.apiserver",
+            "--state-dir",
+            str(state),
+            "--tls",
+            "--listen",
+            "127.0.0.1:0",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("https://127.0.0.1:")
+        yield state / "kubeconfig"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+@pytest.fixture(scope="session")
+def cluster(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
+    """kubectl in the namespace ``default``."""
+    program = os.environ.get("FELIX_PY_CONFORMANCE_KUBECTL") or shutil.which("kubectl")
+    if not program:
+        pytest.skip("no kubectl on PATH")
+    return Kubectl(program, kubeconfig, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def kubectl(cluster: Kubectl) -> Iterator[Kubectl]:
+    """kubectl in a new namespace."""
+    name = f"conformance-{uuid.uuid4().hex[:8]}"
+    cluster("create", "namespace", name)
+    inside = Kubectl(cluster.program, cluster.kubeconfig, cluster.home, name)
+    until(lambda: inside.run("get", "serviceaccount", "default").returncode == 0)
+    yield inside
+    cluster.run("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture(scope="session")
+def api(kubeconfig: Path) -> Iterator[client.ApiClient]:
+    """The official client."""
+    with config.new_client_from_config(config_file=str(kubeconfig)) as found:
+        yield found
+
+
+@pytest.fixture
+def core(api: client.ApiClient) -> client.CoreV1Api:
+    return client.CoreV1Api(api)
+
+
+def until(condition: Any, seconds: float = 15.0) -> None:
+    """Wait until a condition on another process's state holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def pod(name: str = "web", **spec: Any) -> dict[str, Any]:
+    """A small Pod."""
+    container = {
+        "name": "main",
+        "image": "registry.example/web:1",
+        "ports": [{"name": "http", "containerPort": 80}],
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"containers": [container], **spec},
+    }
+
+
+def config_map(name: str = "settings", **data: str) -> dict[str, Any]:
+    """A ConfigMap."""
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def network_policy(name: str = "allow", **spec: Any) -> dict[str, Any]:
+    """A NetworkPolicy."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"podSelector": {}, **spec},
+    }

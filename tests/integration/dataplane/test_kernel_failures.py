@@ -1,0 +1,235 @@
+"""One object that the kernel refuses is named and harms no other."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from felix_py.dataplane import iptables_restore
+from felix_py.dataplane.kernel import Kernel
+from felix_py.records import (
+    Backend,
+    ChainKey,
+    Failure,
+    Hook,
+    NextHop,
+    Route,
+    RouteKey,
+    SetSpec,
+    SetType,
+    Update,
+    Words,
+)
+from policy.model import Family
+from tests.support import kernel_state, node_program
+from tests.support.isolate import run
+from tests.support.node_program import address, check_quiet, learned_route, name, pod_route, put, whole
+
+pytestmark = pytest.mark.root
+
+BAD_RULES: dict[str, Words] = {
+    "no such set": ("-m", "set", "--match-set", "felix4-none", "src", "-j", "DROP"),
+    "no such chain": ("-j", "FELIX-NONE"),
+    "no such option": ("--bogus",),
+    "wrong table": ("-j", "MASQUERADE"),
+    "newline": ("-m", "set", "--match-set", "a\nCOMMIT", "src", "-j", "DROP"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_RULES)
+def test_a_bad_chain(kernel: Kernel, backend: Backend, family: Family, kind: str) -> None:
+    update = whole(family)
+    bad = ChainKey(family, "filter", "FELIX-BAD")
+    user = ChainKey(family, "filter", "FELIX-USER")
+    update.chains[bad] = (("-j", "RETURN"), BAD_RULES[kind])
+    update.chains[user] = (("-j", "FELIX-BAD"),)
+    report = put(kernel, update)
+    assert [failure.what for failure in report.failures] == [
+        f"chain FELIX-BAD (filter, IPv{int(family)})",
+        f"chain FELIX-USER (filter, IPv{int(family)})",
+    ]
+    assert all(failure.reason for failure in report.failures)
+    saved = kernel_state.saved(family, backend)
+    assert "FELIX-BAD" not in saved
+    assert "FELIX-CE-1" in saved
+    assert kernel_state.rules(family, backend, "filter", "FORWARD")[0].endswith("-j FELIX-FORWARD")
+    assert len(kernel_state.routes(family)) == 3
+
+    # It stays pending and does not get in the way of anything else.
+    report = put(kernel, Update(chains={ChainKey(family, "filter", "FELIX-NEW"): (("-j", "DROP"),)}))
+    assert {failure.what.split()[1] for failure in report.failures} == {"FELIX-BAD", "FELIX-USER"}
+    assert "FELIX-NEW" in kernel_state.saved(family, backend)
+
+    report = put(kernel, Update(chains={bad: (("-j", "DROP"),)}))
+    assert report.failures == ()
+    assert kernel_state.rules(family, backend, "filter", "FELIX-USER")[0].endswith("-j FELIX-BAD")
+    check_quiet(kernel)
+
+
+def test_a_bad_chain_keeps_the_content_it_had(kernel: Kernel, backend: Backend, family: Family) -> None:
+    put(kernel, whole(family))
+    before = kernel_state.rules(family, backend, "filter", "FELIX-CE-1")
+    key = ChainKey(family, "filter", "FELIX-CE-1")
+    for rule in BAD_RULES.values():
+        (failure,) = put(kernel, Update(chains={key: (rule, ("-j", "DROP"))})).failures
+        assert failure.what == f"chain FELIX-CE-1 (filter, IPv{int(family)})"
+        assert kernel_state.rules(family, backend, "filter", "FELIX-CE-1") == before
+    assert kernel.apply(sweep=True).failures
+    assert kernel_state.rules(family, backend, "filter", "FELIX-CE-1") == before
+
+
+@pytest.mark.parametrize(
+    ("table", "chain"),
+    [("filter", "INPUT"), ("filter", "MINE"), ("security", "FELIX-A"), ("filter", "FELIX-" + "A" * 30)],
+)
+@node_program.one_backend
+def test_only_chains_of_ours_are_written(
+    kernel: Kernel, backend: Backend, family: Family, table: str, chain: str
+) -> None:
+    before = kernel_state.everything(backend)
+    (failure,) = put(kernel, Update(chains={ChainKey(family, table, chain): (("-j", "DROP"),)})).failures
+    assert failure.what == f"chain {chain} ({table}, IPv{int(family)})"
+    assert kernel_state.everything(backend) == before
+
+
+def test_chains_in_a_loop(kernel: Kernel, backend: Backend, family: Family) -> None:
+    update = whole(family)
+    one, two = (ChainKey(family, "filter", chain) for chain in ("FELIX-ONE", "FELIX-TWO"))
+    update.chains |= {one: (("-j", "FELIX-TWO"),), two: (("-j", "FELIX-ONE"),)}
+    update.hooks[Hook(family, "filter", "OUTPUT", ("-j", "FELIX-ONE"), first=True)] = True
+    assert put(kernel, update).failures
+    assert "-j FELIX-ALLOW" in "".join(kernel_state.rules(family, backend, "filter", "FELIX-CE-1"))
+    assert kernel_state.rules(family, backend, "filter", "OUTPUT") == []
+    assert put(kernel, Update(chains={two: (("-j", "DROP"),)})).failures == ()
+    check_quiet(kernel)
+
+
+def test_a_bad_hook(kernel: Kernel, backend: Backend, family: Family) -> None:
+    update = whole(family)
+    update.hooks[Hook(family, "mangle", "INPUT", ("-j", "FELIX-NONE"), first=True)] = True
+    update.hooks[Hook(family, "filter", "FELIX-CE-1", ("-j", "DROP"), first=True)] = True
+    whats = sorted(failure.what for failure in put(kernel, update).failures)
+    number = int(family)
+    assert whats == [
+        f"hook in chain FELIX-CE-1 (filter, IPv{number})",
+        f"hooks in chain INPUT (mangle, IPv{number})",
+    ]
+    assert len(kernel_state.rules(family, backend, "filter", "FORWARD")) == 3
+
+
+def test_a_chain_that_somebody_else_uses(kernel: Kernel, backend: Backend, family: Family) -> None:
+    put(kernel, whole(family))
+    tool = f"{'iptables' if family is Family.V4 else 'ip6tables'}-{backend}"
+    run(tool, "-A", "OUTPUT", "-j", "FELIX-EMPTY")
+    removal = Update(chains={ChainKey(family, "filter", c): None for c in ("FELIX-EMPTY", "FELIX-FORWARD")})
+    removal.hooks = {hook: False for hook in whole(family).hooks if hook.table == "filter"}
+    (failure,) = put(kernel, removal).failures
+    assert failure.what == f"chain FELIX-EMPTY (filter, IPv{int(family)})"
+    assert "FELIX-FORWARD" not in kernel_state.saved(family, backend)
+    run(tool, "-D", "OUTPUT", "-j", "FELIX-EMPTY")
+    assert kernel.apply().failures == ()
+    check_quiet(kernel)
+
+
+@node_program.one_backend
+def test_bad_members(kernel: Kernel, family: Family) -> None:
+    update = whole(family)
+    bad = {
+        "nets": [
+            "0.0.0.0/0" if family is Family.V4 else "::/0",
+            "300.0.0.1",
+            "",
+            "10.0.0.0/8/8",
+            address(family, 1) + ",x",
+        ],
+        "ports": [address(family, 2), address(family, 2) + ",icmp:1", address(family, 2) + ",tcp:65536"],
+        "source": [address(family, 2), address(family, 2) + ",", address(family, 2) + "," + "i" * 16],
+        "empty": ["192.0.2.1" if family is Family.V6 else "2001:db8::1"],
+    }
+    expected = set()
+    for short, members in bad.items():
+        update.members[name(family, short)] |= dict.fromkeys(members, 0)
+        expected |= {f"set {name(family, short)} member {member}" for member in members}
+    report = put(kernel, update)
+    assert {failure.what for failure in report.failures} == expected
+    assert len(kernel_state.sets()[name(family, "ports")]) == 2
+    assert len(kernel_state.sets()[name(family, "nets")]) == 2
+
+    gone = Update(members={name(family, short): dict.fromkeys(members) for short, members in bad.items()})
+    assert put(kernel, gone).failures == ()
+    check_quiet(kernel)
+
+
+@node_program.one_backend
+def test_a_member_that_the_kernel_refuses(kernel: Kernel, family: Family) -> None:
+    """Past the largest size of a set: the first ones are in, each that is not is named."""
+    small = name(family, "small")
+    inet, prefix = ("inet", "10.7.0.") if family is Family.V4 else ("inet6", "fd00:7::")
+    run("ipset", "create", small, "hash:ip", "family", inet, "maxelem", "60")
+    kernel.load()
+    update = Update(sets={small: SetSpec(small, SetType.IP, family)})
+    update.members[small] = {f"{prefix}{host}": 0 for host in range(1, 200)}
+    report = put(kernel, update)
+    held = set(kernel_state.sets()[small])
+    assert {f.what for f in report.failures} == {
+        f"set {small} member {m}" for m in update.members[small].keys() - held
+    }
+    assert "is full" in report.failures[0].reason
+
+
+@node_program.one_backend
+def test_sets_that_are_not_ours(kernel: Kernel, family: Family) -> None:
+    other = SetSpec("mine", SetType.IP, family)
+    wrong = SetSpec(name(Family.V6 if family is Family.V4 else Family.V4, "x"), SetType.IP, family)
+    long = SetSpec(name(family, "x" * 30), SetType.IP, family)
+    update = Update(sets={spec.name: spec for spec in (other, wrong, long)})
+    update.members = {name(family, "undeclared"): {address(family, 1): 0}}
+    whats = {failure.what for failure in put(kernel, update).failures}
+    assert whats == {f"set {n}" for n in (other.name, wrong.name, long.name, name(family, "undeclared"))}
+    assert kernel_state.sets() == {}
+
+
+@node_program.one_backend
+def test_bad_routes(kernel: Kernel, family: Family) -> None:
+    good = whole(family).routes
+    gone = pod_route(family, 3, "felix0000000000")
+    lost = Route(RouteKey(learned_route(family).key.destination, 89), next_hops=(NextHop("198.51.100.1"),))
+    if family is Family.V6:
+        lost = Route(lost.key, next_hops=(NextHop("2001:db8:ffff::1"),))
+    odd = Route(RouteKey("10.0.0.1/8" if family is Family.V4 else "fd00::1/8", 88), next_hops=lost.next_hops)
+    foreign = Route(RouteKey(gone.key.destination, 4), next_hops=gone.next_hops)
+    mixed = Route(RouteKey(pod_route(family, 4).key.destination, 89), next_hops=(NextHop("nonsense"),))
+    bad = [gone, lost, odd, foreign, mixed]
+    del good[lost.key]
+    report = put(kernel, Update(routes=good | {route.key: route for route in bad}))
+    assert sorted(f.what for f in report.failures) == sorted(f"route {route.key.destination}" for route in bad)
+    assert len(kernel_state.routes(family)) == len(good)
+    assert put(kernel, Update(routes=dict.fromkeys(route.key for route in bad))).failures == ()
+
+
+def test_a_lock_that_somebody_holds(
+    interfaces: None, family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(iptables_restore, "_LOCK_SECONDS", 1)
+    with Kernel([family], Backend.LEGACY) as kernel, Path("/run/xtables.lock").open() as lock:
+        kernel.load()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        report = put(kernel, whole(family))
+        assert report.transactions == 1
+        assert {f.what for f in report.failures} >= {f"chain FELIX-CE-1 (filter, IPv{int(family)})"}
+        assert all("xtables lock" in failure.reason for failure in report.failures)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert kernel.apply().failures == ()
+        check_quiet(kernel)
+
+
+def test_a_family_that_is_not_programmed(interfaces: None, backend: Backend) -> None:
+    with Kernel([Family.V4], backend) as kernel:
+        kernel.load()
+        update = whole(Family.V6)
+        update.sets, update.members = {}, {}
+        failures = put(kernel, update).failures
+        assert Failure("IPv6 rules", "the family is not programmed on this node") in failures
+        assert "FELIX" not in kernel_state.saved(Family.V6, backend)

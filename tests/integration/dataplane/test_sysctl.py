@@ -1,0 +1,53 @@
+"""Kernel settings of a node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from felix_py.dataplane.sysctl import available_families, set_up_host
+from felix_py.records import Failure
+from policy.model import Family
+from tests.support.isolate import run
+from tests.support.node_program import POD
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("interfaces")]
+
+NET = Path("/proc/sys/net")
+
+
+def value(name: str) -> str:
+    return (NET / name).read_text().strip()
+
+
+def test_a_node_becomes_a_router_and_keeps_its_default_route() -> None:
+    assert available_families() == (Family.V4, Family.V6)
+    (NET / f"ipv6/conf/{POD}/accept_ra").write_text("1")
+    (NET / "ipv6/conf/tor0/accept_ra").write_text("0")
+    assert set_up_host(available_families()) == ()
+    assert value("ipv4/ip_forward") == value("ipv6/conf/all/forwarding") == "1"
+    assert value("ipv6/conf/up0/accept_ra") == "2"
+    assert value("ipv6/conf/tor0/accept_ra") == "0"
+    assert value(f"ipv6/conf/{POD}/accept_ra") == "1"
+    assert set_up_host(available_families()) == ()
+
+
+def test_one_family_only() -> None:
+    assert set_up_host([Family.V4]) == ()
+    assert value("ipv6/conf/all/forwarding") == "0"
+
+
+def test_read_only_settings_are_named() -> None:
+    """As in a container without privilege over the host's settings."""
+    (NET / "ipv4/ip_forward").write_text("1")
+    run("mount", "--bind", "/proc/sys", "/proc/sys")
+    try:
+        run("mount", "-o", "remount,bind,ro", "/proc/sys")
+        assert set_up_host([Family.V4]) == ()
+        failures = set_up_host([Family.V6])
+    finally:
+        run("umount", "/proc/sys")
+    name = "net.ipv6.conf.all.forwarding"
+    reason = f"/proc/sys is read-only here; set {name}=1 on the host"
+    assert Failure(f"sysctl {name}", reason) in failures

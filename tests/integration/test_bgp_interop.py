@@ -1,0 +1,167 @@
+"""The same against FRR and GoBGP: routes both ways, and a killed ExaBGP is not missed (graceful restart)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, link, until
+from tests.support.bird import eventually
+from tests.support.isolate import NetworkNamespace
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+
+FRR_BGPD = "/usr/lib/frr/bgpd"
+V4, V6 = "10.244.1.0/24", "fd44:1::/64"
+LEARNED4, LEARNED6 = "10.244.7.0/24", "fd44:7::/64"
+
+Ask = Callable[..., str]
+"""Asks the router something on its command line."""
+
+
+@contextmanager
+def daemon(namespace: NetworkNamespace, folder: Path, *argv: str) -> Iterator[None]:
+    with (folder / "daemon.log").open("w") as log:
+        process = namespace.popen(argv, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+@contextmanager
+def frr(namespace: NetworkNamespace, folder: Path) -> Iterator[Ask]:
+    if not os.path.exists(FRR_BGPD) or not shutil.which("vtysh"):
+        pytest.skip("FRR is not installed")
+    config = folder / "bgpd.conf"
+    config.write_text(f"""
+router bgp {TOR_ASN}
+ bgp router-id {TOR4}
+ no bgp ebgp-requires-policy
+ no bgp network import-check
+ bgp graceful-restart
+ bgp graceful-restart preserve-fw-state
+ neighbor {NODE4} remote-as {NODE_ASN}
+ neighbor {NODE4} timers connect 1
+ neighbor {NODE6} remote-as {NODE_ASN}
+ neighbor {NODE6} timers connect 1
+ address-family ipv4 unicast
+  network {LEARNED4}
+  no neighbor {NODE6} activate
+ address-family ipv6 unicast
+  network {LEARNED6}
+  neighbor {NODE6} activate
+""")
+
+    def ask(*words: str) -> str:
+        argv = ["vtysh", "--vty_socket", str(folder), "-d", "bgpd", "-c", " ".join(words)]
+        return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+    argv = [FRR_BGPD, "-f", str(config), "-i", str(folder / "pid"), "-z", str(folder / "zserv")]
+    argv += ["--vty_socket", str(folder), "-P", "0", "-S", "-Z", "--log", f"file:{folder}/bgpd.log"]
+    with daemon(namespace, folder, *argv):
+        eventually(lambda: "router identifier" in ask("show bgp summary"))
+        yield ask
+
+
+@contextmanager
+def gobgp(namespace: NetworkNamespace, folder: Path) -> Iterator[Ask]:
+    if not shutil.which("gobgpd") or not shutil.which("gobgp"):
+        pytest.skip("GoBGP is not installed")
+    neighbors = "".join(
+        f"""
+[[neighbors]]
+  [neighbors.config]
+    neighbor-address = "{address}"
+    peer-as = {NODE_ASN}
+  [neighbors.timers.config]
+    connect-retry = 1
+    idle-hold-time-after-reset = 1
+  [neighbors.graceful-restart.config]
+    enabled = true
+    restart-time = 20
+  [[neighbors.afi-safis]]
+    [neighbors.afi-safis.config]
+      afi-safi-name = "{family}-unicast"
+    [neighbors.afi-safis.mp-graceful-restart.config]
+      enabled = true
+"""
+        for address, family in ((NODE4, "ipv4"), (NODE6, "ipv6"))
+    )
+    config = folder / "gobgpd.toml"
+    config.write_text(f'[global.config]\n  as = {TOR_ASN}\n  router-id = "{TOR4}"\n{neighbors}')
+
+    def ask(*words: str) -> str:
+        return namespace.run("gobgp", *words, check=False)
+
+    argv = ("gobgpd", "-f", str(config), "--pprof-disable", "--api-hosts", "127.0.0.1:50051", "-p")
+    with daemon(namespace, folder, *argv):
+        eventually(lambda: NODE4 in ask("neighbor"))
+        ask("global", "rib", "add", LEARNED4)
+        ask("global", "rib", "add", "-a", "ipv6", LEARNED6, "nexthop", TOR6)
+        yield ask
+
+
+def frr_routes(ask: Ask) -> dict[str, bool]:
+    """Prefixes from the node -> whether they are stale."""
+    found: dict[str, bool] = {}
+    for family in ("ipv4", "ipv6"):
+        answer = json.loads(ask("show bgp", family, "unicast json") or "{}")
+        for prefix, paths in answer.get("routes", {}).items():
+            found.update((prefix, bool(path.get("stale"))) for path in paths if path.get("path") == str(NODE_ASN))
+    return found
+
+
+def gobgp_routes(ask: Ask) -> dict[str, bool]:
+    """Prefixes from the node -> whether they are stale."""
+    found: dict[str, bool] = {}
+    for family in ("ipv4", "ipv6"):
+        answer = ask("global", "rib", "-a", family, "-j")
+        for prefix, paths in json.loads(answer if answer.startswith("{") else "{}").items():
+            ours = [path for path in paths if path.get("neighbor-ip") in (NODE4, NODE6)]
+            found.update((prefix, bool(path.get("stale"))) for path in ours)
+    return found
+
+
+@pytest.mark.parametrize(("router", "routes"), [(frr, frr_routes), (gobgp, gobgp_routes)], ids=["frr", "gobgp"])
+def test_routes_both_ways_and_graceful_restart(
+    tmp_path: Path,
+    make_netns: Callable[[str], NetworkNamespace],
+    router: Callable[[NetworkNamespace, Path], AbstractContextManager[Ask]],
+    routes: Callable[[Ask], dict[str, bool]],
+) -> None:
+    namespace = make_netns("tor")
+    link(namespace)
+    (tmp_path / "tor").mkdir()
+    sidecar = Sidecar(tmp_path / "run")
+    fresh = {V4: False, V6: False}
+
+    async def scenario(ask: Ask) -> None:
+        async with agent(sidecar.run_dir, announce={V4, V6}) as node:
+            await until(lambda: routes(ask) == fresh, 30)
+            await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, 30)
+        async with agent(sidecar.run_dir, announce={V4, V6}) as node:
+            await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)})
+            old = sidecar.exabgp()
+            os.kill(old, signal.SIGKILL)
+            await until(lambda: not node.up())
+            assert routes(ask).keys() == fresh.keys()
+            await until(lambda: routes(ask) == fresh and node.up(), 30)
+            assert dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
+
+    with router(namespace, tmp_path / "tor") as ask:
+        sidecar.start()
+        try:
+            asyncio.run(scenario(ask))
+        finally:
+            sidecar.stop()

@@ -1,0 +1,411 @@
+"""What the C client and the server do when the other side is away, slow, or talks nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import random
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from felix_py.cni.conflist import install_client
+from felix_py.cni.errors import SUPPORTED_VERSIONS
+from felix_py.cni.protocol import parse_call
+from felix_py.cni.server import CNIServer, SocketInUse
+from felix_py.metrics import Metrics
+from tests.support.cni import Node, built_client, host_interfaces, pod_args
+from tests.support.isolate import NetworkNamespace
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+MakeNetns = Callable[[str], NetworkNamespace]
+
+CONFIG = b'{"cniVersion": "1.0.0", "name": "felix-py", "type": "felix-py-cni"}'
+
+
+def execute(node: Node, environment: dict[str, str], stdin: bytes = CONFIG) -> tuple[int, dict[str, Any] | None]:
+    """Run the client as a runtime would; its exit code and what it printed."""
+    done = subprocess.run(
+        [node.client], env=environment, input=stdin, capture_output=True, timeout=30, check=False
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else None
+
+
+def on_node(node: Node, test: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with node:
+            await test()
+
+    asyncio.run(main())
+
+
+async def say(node: Node, data: bytes, *, end: bool = True) -> bytes:
+    """Write raw bytes to the server and read all that it answers."""
+    reader, writer = await asyncio.open_unix_connection(str(node.socket))
+    try:
+        writer.write(data)
+        await writer.drain()
+        if end:
+            writer.write_eof()
+        return await asyncio.wait_for(reader.read(), 20)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+# --- no agent ----------------------------------------------------------------------------------------
+
+
+def test_version_needs_no_agent(tmp_path: Path) -> None:
+    code, answer = execute(Node(tmp_path), {"CNI_COMMAND": "VERSION"})
+    assert code == 0
+    assert answer == {"cniVersion": "1.1.0", "supportedVersions": list(SUPPORTED_VERSIONS)}
+
+
+def test_without_a_command_it_says_what_it_is(tmp_path: Path) -> None:
+    done = subprocess.run([Node(tmp_path).client], env={}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "CNI plugin" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["ADD", "CHECK", "STATUS"])
+def test_without_an_agent_the_runtime_is_told_to_try_again(tmp_path: Path, command: str) -> None:
+    node = Node(tmp_path)
+    code, answer = execute(node, node.environment(command, "c1", "/run/netns/x"))
+    assert code == 1
+    assert answer is not None
+    assert answer["code"] == 11
+    assert str(node.socket) in answer["msg"]
+    assert not node.spool.exists()
+
+
+@pytest.mark.parametrize("command", ["DEL", "GC"])
+def test_without_an_agent_cleaning_up_is_kept_for_later(tmp_path: Path, command: str) -> None:
+    node = Node(tmp_path)
+    environment = node.environment(command, "c1", "/run/netns/x")
+    assert execute(node, environment) == (0, None)
+    (spooled,) = node.spool.iterdir()
+    call = parse_call(spooled.read_bytes())
+    assert (call.environment, call.stdin) == (environment, CONFIG)
+    assert stat.S_IMODE(spooled.stat().st_mode) == 0o600
+
+
+def test_a_spool_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.spool.parent.mkdir()
+    node.spool.touch()
+    code, answer = execute(node, node.environment("DEL", "c1", ""))
+    assert code == 1
+    assert answer is not None
+    assert answer["code"] == 11
+    assert "Not a directory" in answer["msg"]
+
+
+def test_a_socket_that_a_crash_left_is_no_agent(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.socket.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(node.socket))
+    code, answer = execute(node, node.environment("ADD", "c1", "/run/netns/x"))
+    assert code == 1
+    assert answer is not None
+    assert answer["code"] == 11
+
+
+def test_socket_path_beside_the_client(tmp_path: Path) -> None:
+    """The file is found beside the client itself, also when that is called through a link."""
+    client = install_client(tmp_path, tmp_path / "somewhere" / "else.sock", built_client())
+    (tmp_path / "link").symlink_to(client)
+    for program in (client, tmp_path / "link"):
+        done = subprocess.run([program], env={"CNI_COMMAND": "ADD"}, input=b"", capture_output=True, check=False)
+        assert str(tmp_path / "somewhere" / "else.sock") in json.loads(done.stdout)["msg"]
+
+
+# --- spool -------------------------------------------------------------------------------------------
+
+
+def test_the_spool_is_worked_off_at_start(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod = Node(tmp_path), make_netns("pod")
+
+    async def add() -> None:
+        await node.runtime.add("c1", pod.path, args=pod_args("web"))
+
+    async def gone() -> None:
+        while list(node.spool.glob("[!.]*")):
+            await asyncio.sleep(0.005)
+        assert not host_interfaces()
+        assert not node.store.all()
+        assert [entry.name for entry in node.spool.iterdir()] == [".rejected-00-nonsense"]
+
+    on_node(node, add)
+    assert execute(node, node.environment("DEL", "c1", pod.path)) == (0, None)
+    (node.spool / "00-nonsense").write_bytes(b"nonsense")
+    assert host_interfaces()
+    on_node(node, gone)
+
+
+def test_a_spooled_call_that_fails_stays(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod = Node(tmp_path), make_netns("pod")
+
+    async def add() -> None:
+        await node.runtime.add("c1", pod.path, args=pod_args("web"))
+        node.network.stuck = "kernel says no"
+
+    async def fails() -> None:
+        while node.server._tasks:
+            await asyncio.sleep(0.005)
+        assert len(list(node.spool.iterdir())) == 1
+        node.network.stuck = None
+
+    async def succeeds() -> None:
+        while node.server._tasks:
+            await asyncio.sleep(0.005)
+        assert not list(node.spool.iterdir())
+        assert not node.store.all()
+
+    on_node(node, add)
+    execute(node, node.environment("DEL", "c1", pod.path))
+    for run in (fails, succeeds):
+        on_node(node, run)
+
+
+def test_no_call_is_lost_between_no_agent_and_a_starting_one(tmp_path: Path) -> None:
+    """An agent that has started waits for a client that found nobody and is still writing its call."""
+    node = Node(tmp_path)
+    node.spool.mkdir(parents=True)
+
+    async def test() -> None:
+        assert node.server._tasks  # the drain waits for the lock
+        entry = node.spool / "1-late"
+        call = b"felix-py-cni/1 16 0\nCNI_COMMAND=DEL\0"
+        entry.write_bytes(call)
+        fcntl.flock(client, fcntl.LOCK_UN)
+        while node.server._tasks:
+            await asyncio.sleep(0.005)
+        assert [answer.code for answer in answers] == [1]  # it was taken up (and refused: no container)
+
+    client = os.open(node.spool, os.O_RDONLY)
+    answers: list[Any] = []
+    original = CNIServer.answer
+
+    async def noting(self: CNIServer, call: Any) -> Any:
+        answers.append(await original(self, call))
+        return answers[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CNIServer, "answer", noting)
+        fcntl.flock(client, fcntl.LOCK_SH)
+        on_node(node, test)
+    os.close(client)
+
+
+# --- an agent that misbehaves ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [b"", b"0 10\n{}", b"0", b"nonsense\n", b"0 2 {}"])
+def test_an_answer_cut_short_is_no_answer(tmp_path: Path, answer: bytes) -> None:
+    node = Node(tmp_path)
+    node.socket.parent.mkdir()
+
+    async def test() -> None:
+        async def crash(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(CONFIG)
+            writer.write(answer)
+            writer.close()
+
+        async with await asyncio.start_unix_server(crash, str(node.socket)):
+            for command in ("ADD", "DEL"):
+                environment = node.environment(command, "c1", "/run/netns/x")
+                code, told = await asyncio.to_thread(execute, node, environment)
+                if command == "ADD":
+                    assert code == 1
+                    assert told is not None
+                    assert told["code"] == 11
+                    assert "went away" in told["msg"]
+                else:
+                    assert (code, told) == (0, None)
+                    assert len(list(node.spool.iterdir())) == 1
+
+    asyncio.run(test())
+
+
+def test_an_agent_that_hangs_is_given_up(tmp_path: Path) -> None:
+    """The client's alarm, delivered early: what a runtime sees after a minute."""
+    node = Node(tmp_path)
+    node.socket.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(node.socket))
+        agent.listen()
+        process = subprocess.Popen(
+            [node.client],
+            env=node.environment("ADD", "c1", "/x"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        process.stdin.write(CONFIG)
+        process.stdin.close()
+        connection, _ = agent.accept()
+        process.send_signal(signal.SIGALRM)
+        assert process.stdout is not None
+        told = json.loads(process.stdout.read())
+        process.stdout.close()
+        connection.close()
+        assert process.wait() == 1
+    assert told["code"] == 11
+    assert "60 seconds" in told["msg"]
+
+
+# --- a client that misbehaves ------------------------------------------------------------------------
+
+
+GARBAGE = {
+    "nothing": b"",
+    "one byte": b"x",
+    "random": random.Random(7).randbytes(5000),
+    "half a head": b"felix-py-cni/1 10",
+    "another version": b"felix-py-cni/2 0 0\n",
+    "negative": b"felix-py-cni/1 -1 5\n",
+    "huge head": b"felix-py-cni/1 " + b"9" * 200_000,
+    "huge length": b"felix-py-cni/1 10 99999999\n",
+    "half a body": b"felix-py-cni/1 16 1000\nCNI_COMMAND=ADD\0{",
+    "not text": b"felix-py-cni/1 2 0\n\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_gets_an_error_and_the_server_goes_on(tmp_path: Path, garbage: bytes) -> None:
+    node = Node(tmp_path)
+
+    async def test() -> None:
+        answer = await say(node, garbage)
+        if answer:  # a peer that is still sending may see only the reset
+            head, _, body = answer.partition(b"\n")
+            assert head == b"1 %d" % len(body)
+            assert json.loads(body)["code"] == 6
+        code, told = await asyncio.to_thread(execute, node, node.environment("DEL", "c1", ""))
+        assert (code, told) == (0, None)
+
+    on_node(node, test)
+
+
+def test_a_client_that_goes_away_does_no_harm(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod = Node(tmp_path), make_netns("pod")
+    environment = "".join(f"{k}={v}\0" for k, v in node.environment("ADD", "c1", pod.path).items()).encode()
+
+    async def test() -> None:
+        _, writer = await asyncio.open_unix_connection(str(node.socket))
+        writer.write(b"felix-py-cni/1 %d %d\n%s%s" % (len(environment), len(CONFIG), environment, CONFIG))
+        writer.close()
+        while not node.network.enforced or node.server._tasks:
+            await asyncio.sleep(0.005)
+        await node.runtime.delete("c1")
+        assert not host_interfaces()
+
+    on_node(node, test)
+
+
+CONFIGS: dict[str, tuple[bytes, int, str]] = {
+    "empty": (b"", 6, "not JSON"),
+    "half": (CONFIG[:30], 6, "not JSON"),
+    "random": (random.Random(8).randbytes(3000), 6, "not JSON"),
+    "deep": (b'{"args": {"x": ' + b"[" * 200_000, 6, "not JSON"),
+    "list": (b"[]", 7, "Expected `object`"),
+    "no version": (b'{"name": "n"}', 1, "cniVersion ''"),
+    "future": (b'{"cniVersion": "2.0.0", "name": "n"}', 1, "'2.0.0' is not supported"),
+    "bad name": (b'{"cniVersion": "1.0.0", "name": "a b"}', 7, "name 'a b'"),
+    "wrong type": (b'{"cniVersion": "1.0.0", "name": 7}', 7, "$.name"),
+    "ranges": (
+        b'{"cniVersion": "1.0.0", "name": "n", "runtimeConfig": {"ipRanges": [["x"]]}}',
+        2,
+        "runtimeConfig.ipRanges is not supported: [['x']]",
+    ),
+    "bad ip": (b'{"cniVersion": "1.0.0", "name": "n", "runtimeConfig": {"ips": ["x"]}}', 7, "'x'"),
+    "bad mac": (b'{"cniVersion": "1.0.0", "name": "n", "runtimeConfig": {"mac": "x"}}', 7, "'x'"),
+    "bad prevResult": (
+        b'{"cniVersion": "0.4.0", "name": "n", "prevResult": {"ips": [{"address": "x"}]}}',
+        7,
+        "prevResult.ips",
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "code", "words"), CONFIGS.values(), ids=CONFIGS.keys())
+def test_bad_configurations(tmp_path: Path, config: bytes, code: int, words: str) -> None:
+    node = Node(tmp_path)
+
+    async def test() -> None:
+        told_code, told = await asyncio.to_thread(execute, node, node.environment("ADD", "c1", "/x"), config)
+        assert told_code == 1
+        assert told is not None
+        assert told["code"] == code
+        assert words in told["msg"]
+
+    on_node(node, test)
+
+
+def test_large_input_and_output(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod = Node(tmp_path), make_netns("pod")
+    previous = {"interfaces": [{"name": f"if{n}", "mac": "0" * 17} for n in range(20_000)]}
+    config = {"cniVersion": "1.0.0", "name": "felix-py", "args": {"x": "y" * 3_000_000}, "prevResult": previous}
+
+    async def test() -> None:
+        stdin = json.dumps(config).encode()
+        code, told = await asyncio.to_thread(execute, node, node.environment("ADD", "c1", pod.path), stdin)
+        assert code == 0
+        assert told is not None
+        assert len(told["interfaces"]) == 20_002
+        assert told["ips"][0]["interface"] == 20_001
+
+    on_node(node, test)
+
+
+def test_a_defect_is_an_answer_too(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod = Node(tmp_path), make_netns("pod")
+
+    def broken() -> tuple[str, ...]:
+        raise RuntimeError("a defect")
+
+    node.network.pod_cidrs = broken  # type: ignore[method-assign]
+
+    async def test() -> None:
+        code, told = await asyncio.to_thread(execute, node, node.environment("ADD", "c1", pod.path))
+        assert code == 1
+        assert told == {"cniVersion": "1.0.0", "code": 100, "msg": "internal error: RuntimeError: a defect"}
+
+    on_node(node, test)
+
+
+# --- the socket --------------------------------------------------------------------------------------
+
+
+def test_only_root_may_call(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+
+    async def test() -> None:
+        assert stat.S_IMODE(node.socket.stat().st_mode) == 0o600
+
+    on_node(node, test)
+
+
+def test_a_second_agent_is_refused_and_a_crashed_one_replaced(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+
+    async def test() -> None:
+        with pytest.raises(SocketInUse, match="another felix-py agent"):
+            await CNIServer(node.plugin, node.socket, Metrics()).start()
+        assert (await asyncio.to_thread(execute, node, node.environment("DEL", "c1", "")))[0] == 0
+
+    node.socket.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(node.socket))
+    on_node(node, test)

@@ -1,0 +1,162 @@
+"""State, not history: whatever happened, the end is what a fresh start from the present situation would give."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from bgp import control as control_module
+from bgp.control import Control
+from bgp.model import Peer, SpeakerConfig
+from bgp.prefixes import PrefixSet
+from bgp.rib import ImportFilter, Path, Rib, Source
+from tests.support.fake_exabgp import FakeExaBGP
+
+LOCAL_ASN = 65001
+PEERS = {
+    "10.9.0.2": Peer(address="10.9.0.2", asn=65000, local_asn=LOCAL_ASN, source_address="10.9.0.1"),
+    "10.10.0.2": Peer(address="10.10.0.2", asn=65100, local_asn=LOCAL_ASN, source_address="10.10.0.1"),
+    "fd09::2": Peer(address="fd09::2", asn=65000, local_asn=LOCAL_ASN, source_address="fd09::1"),
+}
+LEARNABLE = {4: ["10.244.7.0/24", "10.244.8.0/24", "10.245.0.0/16"], 6: ["fd44:7::/64", "fd44:8::/64"]}
+OWN = frozenset({"10.244.1.0/24", "10.244.2.0/24", "fd44:1::/64"})
+FILTER = ImportFilter(PrefixSet(["10.244.0.0/16", "fd44::/16"]), PrefixSet(OWN))
+
+peers = st.sampled_from(sorted(PEERS))
+routes = st.builds(
+    lambda last, path, med: (last, tuple(path), med),
+    st.integers(2, 4),
+    st.lists(st.sampled_from([65000, 65100, 65200, LOCAL_ASN]), min_size=1, max_size=3),
+    st.integers(0, 1),
+)
+
+
+class BGP(RuleBasedStateMachine):
+    @initialize()
+    def start(self) -> None:
+        self.now = 1000.0
+        self.exabgp = FakeExaBGP()
+        for peer in PEERS.values():
+            self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn)
+        self.wanted: frozenset[str] | None = None
+        self.kernel: dict[str, tuple[str, ...]] = {}
+        self.born()
+
+    def born(self) -> None:
+        self.control = Control(self.now)
+        self.control.set_filter(FILTER)
+        config = SpeakerConfig(asn=LOCAL_ASN, router_id="10.9.0.1")
+        self.control.configure(config, list(PEERS.values()), self.now)
+        self.attached = False
+
+    def talk(self) -> None:
+        """Carry lines both ways until there is silence."""
+        while self.attached:
+            data = self.control.data_to_send()
+            self.exabgp.write(data)
+            answer = self.exabgp.read()
+            if not data and not answer:
+                break
+            self.control.receive(answer, self.now)
+        changes = self.control.take_changes()
+        assert all(self.kernel.get(prefix, ()) != hops for prefix, hops in changes.items()), "not a change"
+        self.kernel |= changes
+        self.kernel = {prefix: hops for prefix, hops in self.kernel.items() if hops}
+
+    @rule()
+    def attach(self) -> None:
+        if not self.attached:
+            self.exabgp.connect()
+            self.control.attached()
+            self.attached = True
+            self.talk()
+
+    @rule()
+    def exabgp_dies(self) -> None:
+        self.exabgp.restart()
+        if self.attached:
+            self.attached = False
+            self.control.detached(self.now)
+            self.talk()
+
+    @rule()
+    def agent_dies(self) -> None:
+        self.exabgp.disconnect()
+        self.born()
+        self.kernel = {}
+        if self.wanted is not None:
+            self.control.announce(self.wanted)
+
+    @rule(peer=peers)
+    def up(self, peer: str) -> None:
+        self.exabgp.up(peer)
+        self.talk()
+
+    @rule(peer=peers, reason=st.sampled_from(["closing connection", "notification received (6,2)"]))
+    def down(self, peer: str, reason: str) -> None:
+        self.exabgp.down(peer, reason)
+        self.talk()
+
+    @rule(peer=peers, route=routes, pick=st.integers(0, 2))
+    def peer_announces(self, peer: str, route: tuple[int, tuple[int, ...], int], pick: int) -> None:
+        last, path, med = route
+        prefixes = LEARNABLE[PEERS[peer].version]
+        hop = f"{peer.rpartition('::' if ':' in peer else '.')[0]}{'::' if ':' in peer else '.'}{last}"
+        self.exabgp.announce(peer, prefixes[pick % len(prefixes)], (hop, path, med))
+        self.talk()
+
+    @rule(peer=peers, pick=st.integers(0, 2))
+    def peer_withdraws(self, peer: str, pick: int) -> None:
+        prefixes = LEARNABLE[PEERS[peer].version]
+        self.exabgp.withdraw(peer, prefixes[pick % len(prefixes)])
+        self.talk()
+
+    @rule(wanted=st.sets(st.sampled_from(sorted(OWN))))
+    def agent_wants(self, wanted: set[str]) -> None:
+        self.wanted = frozenset(wanted)
+        self.control.announce(wanted)
+        self.talk()
+
+    @rule(seconds=st.sampled_from([1.0, 15.0, 200.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for peer in self.exabgp.peers.values():
+            peer.age += int(seconds) if peer.established else 0
+        self.control.tick(self.now)
+        self.talk()
+
+    @invariant()
+    def peers_never_lose_what_is_wanted(self) -> None:
+        if not hasattr(self, "exabgp"):
+            return
+        for peer in self.exabgp.peers.values():
+            assert not set(peer.flaps) & (self.wanted if self.wanted is not None else OWN)
+            peer.flaps.clear()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "exabgp"):
+            return
+        self.attach()
+        self.time_passes(control_module.SETTLE + 200)
+        self.talk()
+        assert self.kernel == dict(self.control.routes) == self.from_scratch()
+        for peer in self.exabgp.peers.values():
+            if peer.established and self.wanted is not None:
+                family = {prefix for prefix in self.wanted if (":" in prefix) == (":" in peer.address)}
+                assert peer.installed == peer.adj_out == family
+                assert peer.ended
+
+    def from_scratch(self) -> dict[str, tuple[str, ...]]:
+        rib = Rib()
+        rib.set_filter(FILTER)
+        for peer in self.exabgp.peers.values():
+            known = PEERS[peer.address]
+            rib.set_source(Source(peer.address, "192.0.2.9", LOCAL_ASN, known.source_address, known.external))
+            for prefix, (hop, as_path, med) in peer.table.items() if peer.established else ():
+                rib.announce(peer.address, prefix, Path(hop, as_path, len(as_path), med=med))
+        return rib.take()
+
+
+BGP.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestBGP = BGP.TestCase

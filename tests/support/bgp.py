@@ -1,0 +1,129 @@
+"""A node with the real sidecar and the agent's speaker, linked to a router's namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import structlog
+
+from bgp.model import SpeakerConfig, parse_bgp_config
+from felix_py.speaker import Speaker
+from tests.support.bird import eventually
+from tests.support.isolate import NetworkNamespace, run
+
+NODE_ASN = 65001
+TOR_ASN = 65000
+NODE4, TOR4 = "10.9.0.1", "10.9.0.2"
+NODE6, TOR6 = "fd09::1", "fd09::2"
+ROOT = Path(__file__).parents[2]
+
+
+def link(router: NetworkNamespace, index: int = 0) -> None:
+    """A veth from the current namespace to a router's, with addresses 10.(9+index).0.1 and .2, fd0(9+index)::."""
+    here, there, net = f"tor{index}", "node", 9 + index
+    run("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", router.name)
+    for command, device, host in ((run, here, 1), (router.run, there, 2)):
+        command("sysctl", "-qw", f"net.ipv6.conf.{device}.accept_dad=0")
+        command("ip", "address", "add", f"10.{net}.0.{host}/24", "dev", device)
+        command("ip", "address", "add", f"fd{net:02}::{host}/64", "dev", device)
+        command("ip", "link", "set", device, "up")
+    eventually(lambda: "tentative" not in run("ip", "address", "show", "dev", here))
+    eventually(lambda: "LOWER_UP" in router.run("ip", "link", "show", "dev", there))
+
+
+def config(*peers: Mapping[str, object], **speaker: object) -> SpeakerConfig:
+    """A node's configuration; without peers, the ToR on the first link in both families."""
+    both = ({"peerIP": TOR4, "asNumber": TOR_ASN}, {"peerIP": TOR6, "asNumber": TOR_ASN})
+    return parse_bgp_config({"asNumber": NODE_ASN, "routerID": NODE4, "peers": list(peers or both), **speaker})
+
+
+class Sidecar:
+    """The real sidecar as a process of its own."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def log(self) -> str:
+        """Everything any incarnation has logged."""
+        return (self.run_dir.parent / "sidecar.log").read_text()
+
+    def start(self) -> None:
+        """Start it; ExaBGP follows once there is a configuration."""
+        argv = [sys.executable, "-m", "bgp.sidecar", "--run-dir", str(self.run_dir)]
+        with (self.run_dir.parent / "sidecar.log").open("a") as log:
+            self._process = subprocess.Popen(argv, cwd=ROOT, stderr=log, text=True)
+
+    def exabgp(self) -> int:
+        """Process id of its ExaBGP; 0: none at the moment."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        servers = [int(c) for c in children if b"\0server\0" in Path(f"/proc/{c}/cmdline").read_bytes()]
+        return servers[0] if servers else 0
+
+    def kill(self) -> None:
+        """SIGKILL, as the kernel's memory killer would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        """SIGTERM, as a rollout would."""
+        if self._process is not None:
+            self._process.terminate()
+            assert self._process.wait(10) is not None
+
+
+class Agent:
+    """One life of the agent's BGP side."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.changes: list[Mapping[str, tuple[str, ...]]] = []
+        self.speaker = Speaker(run_dir, self.changes.append, structlog.get_logger())
+        self.speaker.set_filter(within=["10.0.0.0/8", "fd00::/8"], never=["10.244.1.0/24"])
+
+    def up(self) -> bool:
+        """All peers are Established."""
+        peers = self.speaker.peers()
+        return bool(peers) and all(peer.established for peer in peers)
+
+
+@contextlib.asynccontextmanager
+async def agent(
+    run_dir: Path, wanted: SpeakerConfig | None = None, announce: set[str] | None = None
+) -> AsyncIterator[Agent]:
+    """The agent alive; at the end it dies without a word, as a killed process does."""
+    alive = Agent(run_dir)
+    alive.speaker.set_config(wanted or config())
+    if announce is not None:
+        alive.speaker.announce(announce)
+    task = asyncio.create_task(alive.speaker.run())
+    try:
+        yield alive
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(probe: Callable[[], object], seconds: float = 15.0) -> None:
+    """Poll without holding up the loop; fail when the probe is not true in time."""
+    async with asyncio.timeout(seconds):
+        while not probe():
+            await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False

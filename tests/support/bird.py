@@ -1,0 +1,98 @@
+"""A real BIRD 2 in a network namespace: write a configuration, start, ask, stop."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.support.isolate import NetworkNamespace
+
+T = TypeVar("T")
+
+
+def eventually(probe: Callable[[], T], seconds: float = 10.0) -> T:
+    """Poll a foreign process until the probe is truthy; fail with its last answer after that long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = probe()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"still {answer!r} after {seconds} s"
+        time.sleep(0.02)
+
+
+class Bird:
+    """One BIRD. All its files are in ``folder``."""
+
+    def __init__(self, namespace: NetworkNamespace, folder: Path, config: str) -> None:
+        if not shutil.which("bird"):
+            pytest.skip("bird is not installed")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._namespace = namespace
+        self._folder = folder
+        self._control = folder / "bird.ctl"
+        self._process: subprocess.Popen[str] | None = None
+        self.write(config)
+
+    def write(self, config: str) -> None:
+        """Replace the configuration file; a running BIRD takes it with ``birdc configure``."""
+        (self._folder / "bird.conf").write_text(config)
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        argv = ["bird", "-f", "-c", str(self._folder / "bird.conf"), "-s", str(self._control)]
+        with (self._folder / "bird.log").open("a") as log:
+            self._process = self._namespace.popen(argv, stdout=log, stderr=log)
+        eventually(self._answers)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._folder / "bird.log").read_text()
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self._control)) == 0
+
+    def birdc(self, *words: str) -> str:
+        """Answer of one command."""
+        argv = ["birdc", "-s", str(self._control), *words]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    def routes(self, protocol: str) -> set[str]:
+        """Prefixes learned from one protocol that are in the tables now."""
+        return set(
+            re.findall(r"^(\S+/\d+) +\S+ \[", self.birdc("show", "route", "protocol", protocol), re.MULTILINE)
+        )
+
+    def count(self, protocol: str) -> int:
+        """How many routes of one protocol are in the tables now."""
+        counts = re.findall(
+            r"^(\d+) of ", self.birdc("show", "route", "count", "protocol", protocol), re.MULTILINE
+        )
+        return sum(map(int, counts))
+
+    def established(self, protocol: str) -> bool:
+        """Whether a BGP session is up."""
+        return "Established" in self.birdc("show", "protocols", protocol)
+
+    def withdrawals(self, protocol: str) -> int:
+        """Withdrawals received and routes removed since the protocol started."""
+        match = re.search(r"Import withdraws: +(\d+)", self.birdc("show", "protocols", "all", protocol))
+        return int(match[1]) if match else 0
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Stop; ``kill``: as a crash would."""
+        if self._process is None:
+            return
+        if kill:
+            self._process.kill()
+        else:
+            self._process.terminate()
+        self._process.wait(10)
+        self._process = None

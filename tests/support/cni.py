@@ -1,0 +1,120 @@
+"""A node's CNI part for tests: real client, server, store and interfaces over a network that tests control."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from felix_py.cni.build import build_client
+from felix_py.cni.conflist import conflist, install_client, install_conflist
+from felix_py.cni.network import FakeNetwork
+from felix_py.cni.plugin import Plugin
+from felix_py.cni.server import CNIServer
+from felix_py.cni.workers import Interfaces, Leases
+from felix_py.ipam.store import AddressStore
+from felix_py.lab.runtime import CNIRuntime
+from felix_py.metrics import Metrics
+from felix_py.records import Lease
+from tests.support.isolate import run
+
+STANDARD_PLUGINS = Path("/usr/lib/cni")
+
+
+@functools.cache
+def built_client() -> Path:
+    """The client, compiled once for the test run."""
+    folder = Path(tempfile.mkdtemp(prefix="felix-py-client-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    build_client(folder / "felix-py-cni")
+    return folder / "felix-py-cni"
+
+
+def pod_args(name: str, namespace: str = "default") -> dict[str, str]:
+    """What a kubelet's runtime puts into CNI_ARGS."""
+    return {
+        "IgnoreUnknown": "1",
+        "K8S_POD_NAMESPACE": namespace,
+        "K8S_POD_NAME": name,
+        "K8S_POD_INFRA_CONTAINER_ID": "sandbox",
+        "K8S_POD_UID": f"uid-{name}",
+    }
+
+
+class RoutingNetwork(FakeNetwork):
+    """A fake network that routes pods for real, so that packets can show what was made."""
+
+    async def enforce(self, lease: Lease) -> None:
+        for address in lease.addresses.values():
+            run("ip", "route", "replace", address, "dev", lease.interface)
+        await super().enforce(lease)
+
+
+class Node:
+    """One node in the current network namespace. ``start`` and ``stop`` are the agent's; the rest outlives it."""
+
+    def __init__(self, folder: Path, network: FakeNetwork | None = None, *, timeout: float = 5.0) -> None:
+        self.network = network or FakeNetwork()
+        self.timeout = timeout
+        self.socket = folder / "run" / "cni.sock"
+        self.spool = folder / "run" / "spool"
+        self.bin_dir = folder / "bin"
+        self.conf_dir = folder / "net.d"
+        self.database = folder / "leases.db"
+        self.client = install_client(self.bin_dir, self.socket, built_client())
+        self.configure()
+
+    def configure(self, text: str | None = None) -> None:
+        """Install a network configuration list, and a runtime that has not read it yet."""
+        install_conflist(self.conf_dir, text or conflist())
+        self.runtime = CNIRuntime(self.conf_dir, [self.bin_dir, STANDARD_PLUGINS])
+
+    async def start(self) -> None:
+        self.store = AddressStore(self.database)
+        self.leases, self.interfaces = Leases(self.store), Interfaces()
+        self.plugin = Plugin(self.leases, self.interfaces, self.network, timeout=self.timeout)
+        self.recovered = await self.plugin.recover()
+        self.server = CNIServer(self.plugin, self.socket, Metrics())
+        await self.server.start()
+
+    async def stop(self) -> None:
+        await self.server.stop()
+        self.interfaces.close()
+        self.leases.close()
+
+    async def __aenter__(self) -> Node:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def environment(self, command: str, container: str, netns: str, **more: str) -> dict[str, str]:
+        """The environment of one call, for tests that run the client themselves."""
+        args = ";".join(f"{name}={value}" for name, value in pod_args(container).items())
+        return {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": netns,
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": f"{self.bin_dir}:{STANDARD_PLUGINS}",
+            "CNI_ARGS": args,
+            **more,
+        }
+
+
+def host_interfaces() -> set[str]:
+    """Pod interfaces of ours in the current network namespace."""
+    lines = run("ip", "-o", "link", "show", "type", "veth").splitlines()
+    return {name for line in lines if (name := line.split(": ")[1].split("@")[0]).startswith("felix")}
+
+
+def addresses(result: dict[str, Any]) -> list[str]:
+    """The addresses in a result, without prefix length."""
+    return [entry["address"].partition("/")[0] for entry in result["ips"]]

@@ -1,0 +1,579 @@
+"""A stateful stand-in for the API server's list and watch, with faults that tests script.
+
+It keeps objects, one global resourceVersion and the log of changes as the real one does, and speaks real HTTP on
+a loopback port; it validates nothing. Everything is thread-safe, and nothing happens by time alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+PODS = "/api/v1/pods"
+NAMESPACES = "/api/v1/namespaces"
+NODES = "/api/v1/nodes"
+POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
+COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES)
+
+Json = dict[str, Any]
+Key = tuple[str, str, str]
+"""(collection path, namespace, name)."""
+
+PATIENCE = 10.0
+"""Seconds after which a test that waits in vain fails."""
+
+
+@dataclass
+class Request:
+    """What a client asked."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    authorization: str
+    body: Any = None
+
+    @property
+    def verb(self) -> str:
+        """``list``, ``page`` (a further page), ``watch``, ``watchlist``, or the method in lower case."""
+        if self.method != "GET":
+            return self.method.lower()
+        if "sendInitialEvents" in self.query:
+            return "watchlist"
+        if "watch" in self.query:
+            return "watch"
+        return "page" if "continue" in self.query else "list"
+
+
+@dataclass
+class _Change:
+    version: int
+    type: str
+    key: Key
+    object: Json
+
+
+Fault = Callable[["Exchange"], bool]
+"""Runs instead of the request's own handling, or before it if it returns False."""
+
+
+@dataclass
+class FakeApi:
+    """The server. Use it in a ``with``; ``url`` is then where it listens.
+
+    ``watch_list``: it knows sendInitialEvents (else 422). ``gone_in_stream``: a version too old is told by an
+    ERROR event, else by HTTP 410. ``future_is_504``: a version from the future is refused as kube-apiserver does,
+    else by 410. ``token``: the one it accepts. ``certificate``: (certificate, key) files to speak TLS with.
+    """
+
+    watch_list: bool = True
+    gone_in_stream: bool = True
+    future_is_504: bool = False
+    token: str = ""
+    certificate: tuple[str, str] | None = None
+    version: int = 100
+    requests: list[Request] = field(default_factory=list)
+    objects: dict[Key, Json] = field(default_factory=dict)
+    events: dict[tuple[str, str], Json] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.changed = threading.Condition()
+        self.port = 0
+        self._log: list[_Change] = []
+        self._compacted = self.version
+        self._pages: dict[str, tuple[int, list[Json]]] = {}
+        self._faults: list[tuple[str, str, Fault]] = []
+        self._bookmarks = 0
+        self._epoch = 0
+        self._listener: _Listener | None = None
+        self._connections: set[socket.socket] = set()
+
+    def __enter__(self) -> FakeApi:
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.refuse()
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.port}"
+
+    # --- what tests do to it -------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Accept connections, on the same port as before."""
+        self._listener = _Listener(self, self.port)
+        self.port = self._listener.server_address[1]
+
+    def refuse(self) -> None:
+        """Stop as by SIGKILL: connections break, new ones are refused."""
+        assert self._listener is not None
+        self._listener.close()
+        self._listener = None
+        self.break_connections()
+
+    def break_connections(self) -> None:
+        """Cut every connection off, wherever it is."""
+        with self.changed:
+            connections, self._connections = self._connections, set()
+            for connection in connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self._epoch += 1
+            self.changed.notify_all()
+
+    def put(self, collection: str, obj: Json) -> Json:
+        """Create or change an object; returns it with its new resourceVersion."""
+        with self.changed:
+            key = _key(collection, obj)
+            obj = json.loads(json.dumps(obj))
+            self._record("MODIFIED" if key in self.objects else "ADDED", key, obj)
+            self.objects[key] = obj
+            return obj
+
+    def delete(self, collection: str, namespace: str, name: str) -> None:
+        """Delete an object."""
+        with self.changed:
+            obj = self.objects.pop((collection, namespace, name))
+            self._record("DELETED", (collection, namespace, name), json.loads(json.dumps(obj)))
+
+    def _record(self, what: str, key: Key, obj: Json) -> None:
+        self.version += 1
+        obj["metadata"]["resourceVersion"] = str(self.version)
+        self._log.append(_Change(self.version, what, key, obj))
+        self.changed.notify_all()
+
+    def compact(self) -> None:
+        """Forget the history: versions before now are too old, page tokens have expired."""
+        with self.changed:
+            self._compacted = self.version
+            self._log.clear()
+            self._pages.clear()
+
+    def restore(self, version: int) -> None:
+        """Come back from a backup: the objects at hand, but with lower versions and no history."""
+        self.break_connections()
+        with self.changed:
+            self.version = version
+            for obj in self.objects.values():
+                obj["metadata"]["resourceVersion"] = str(version)
+            self.compact()
+
+    def bookmark(self) -> None:
+        """Send every watch a bookmark."""
+        with self.changed:
+            self._bookmarks += 1
+            self.changed.notify_all()
+
+    def end_watches(self) -> None:
+        """End every watch as its timeoutSeconds would."""
+        with self.changed:
+            self._epoch += 1
+            self.changed.notify_all()
+
+    def fault(self, verb: str, fault: Fault, *, path: str = "", times: int = 1) -> None:
+        """Let the next requests of a verb (and path) meet a fault."""
+        with self.changed:
+            self._faults += [(verb, path, fault)] * times
+
+    def clear_faults(self) -> None:
+        """Be well again."""
+        with self.changed:
+            self._faults.clear()
+
+    # --- what tests ask it ---------------------------------------------------------------------------
+
+    def verbs(self, path: str = PODS) -> list[str]:
+        """What was asked about one collection, in order."""
+        with self.changed:
+            return [request.verb for request in self.requests if request.path == path]
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until something about the requests or objects is true."""
+        with self.changed:
+            assert self.changed.wait_for(condition, PATIENCE), f"not in {PATIENCE} s; asked: {self.requests}"
+
+    # --- serving -------------------------------------------------------------------------------------
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer one request."""
+        request = exchange.request
+        with self.changed:
+            self.requests.append(request)
+            self.changed.notify_all()
+            fault = self._take_fault(request)
+        if self.token and request.authorization != f"Bearer {self.token}":
+            exchange.refuse(401, "Unauthorized", "Unauthorized")
+        elif fault is not None and fault(exchange):
+            return
+        elif request.method != "GET":
+            self._write(exchange)
+        elif request.path not in COLLECTIONS:
+            exchange.refuse(404, "NotFound", "no such path")
+        elif "watch" in request.query:
+            self._watch(exchange)
+        else:
+            self._list(exchange)
+
+    def _take_fault(self, request: Request) -> Fault | None:
+        for index, (verb, path, fault) in enumerate(self._faults):
+            if verb in (request.verb, "*") and path in (request.path, ""):
+                del self._faults[index]
+                return fault
+        return None
+
+    def _items(self, collection: str) -> list[Json]:
+        return [obj for key, obj in sorted(self.objects.items()) if key[0] == collection]
+
+    def _list(self, exchange: Exchange) -> None:
+        query = exchange.request.query
+        limit = int(query.get("limit", "0")) or 1 << 30
+        with self.changed:
+            if "continue" in query:
+                if query["continue"] not in self._pages:
+                    exchange.refuse(410, "Expired", "The provided continue parameter is too old")
+                    return
+                version, items = self._pages[query["continue"]]
+            else:
+                version, items = self.version, self._items(exchange.request.path)
+            token = ""
+            if len(items) > limit:
+                token = f"page-{len(self._pages)}-{version}"
+                self._pages[token] = (version, items[limit:])
+            body = {"kind": "List", "metadata": {"resourceVersion": str(version), "continue": token}}
+            body["items"] = items[:limit]
+        exchange.send(200, body)
+
+    def _watch(self, exchange: Exchange) -> None:
+        query = exchange.request.query
+        initial = query.get("sendInitialEvents") == "true"
+        if initial and not self.watch_list:
+            message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
+            exchange.refuse(422, "Invalid", message)
+            return
+        with self.changed:
+            position = int(query.get("resourceVersion") or self.version)
+            epoch, bookmarks = self._epoch, self._bookmarks
+            items = self._items(exchange.request.path) if initial else []
+            if self._refuses_version(exchange, position):
+                return
+        exchange.begin_stream()
+        for obj in items:
+            exchange.event("ADDED", obj)
+        if initial:
+            exchange.bookmark(position, {"k8s.io/initial-events-end": "true"})
+        while True:
+            with self.changed:
+                while not self._news(exchange.request.path, position, epoch, bookmarks):
+                    self.changed.wait()
+                if self._epoch != epoch:
+                    break
+                news = [c for c in self._log if c.version > position and c.key[0] == exchange.request.path]
+                position = self.version
+                marked, bookmarks = self._bookmarks > bookmarks, self._bookmarks
+            for change in news:
+                exchange.event(change.type, change.object)
+            if marked:
+                exchange.bookmark(position)
+        exchange.end_stream()
+
+    def _news(self, path: str, position: int, epoch: int, bookmarks: int) -> bool:
+        if self._epoch != epoch or self._bookmarks != bookmarks:
+            return True
+        return any(c.version > position and c.key[0] == path for c in reversed(self._log))
+
+    def _refuses_version(self, exchange: Exchange, position: int) -> bool:
+        if self._compacted <= position <= self.version:
+            return False
+        if position > self.version and self.future_is_504:
+            cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+            details = {"causes": [cause], "retryAfterSeconds": 1}
+            exchange.refuse(504, "Timeout", f"Too large resource version: {position}", details=details)
+        elif self.gone_in_stream:
+            error_event(410, "Expired", f"too old resource version: {position}")(exchange)
+        else:
+            exchange.refuse(410, "Expired", f"too old resource version: {position}")
+        return True
+
+    def _write(self, exchange: Exchange) -> None:
+        """Events are created and merged, a node's conditions are merged by type; nothing else can be written."""
+        request = exchange.request
+        parts = request.path.strip("/").split("/")
+        with self.changed:
+            if request.method == "POST" and parts[-1] == "events":
+                key = (parts[3], request.body["metadata"]["name"])
+                if key in self.events:
+                    exchange.refuse(409, "AlreadyExists", "exists")
+                    return
+                self.events[key] = request.body
+            elif request.method == "PATCH" and parts[-2] == "events":
+                if (parts[3], parts[-1]) not in self.events:
+                    exchange.refuse(404, "NotFound", "no such event")
+                    return
+                self.events[parts[3], parts[-1]].update(request.body)
+            elif request.method == "PATCH" and (NODES, "", parts[-2]) in self.objects and parts[-1] == "status":
+                node = self.objects[NODES, "", parts[-2]]
+                conditions = {c["type"]: c for c in node.setdefault("status", {}).get("conditions", [])}
+                for condition in request.body["status"]["conditions"]:
+                    conditions[condition["type"]] = condition
+                node["status"]["conditions"] = list(conditions.values())
+            else:
+                exchange.refuse(404, "NotFound", "no such object")
+                return
+            self.changed.notify_all()
+        exchange.send(200, request.body)
+
+    @contextlib.contextmanager
+    def connection(self, sock: socket.socket) -> Iterator[None]:
+        """Count a connection among those that can be broken."""
+        with self.changed:
+            self._connections.add(sock)
+        try:
+            yield
+        finally:
+            with self.changed:
+                self._connections.discard(sock)
+
+
+class Exchange:
+    """One request and the means to answer it, well or badly."""
+
+    def __init__(self, api: FakeApi, handler: _Handler, request: Request) -> None:
+        self.api = api
+        self.request = request
+        self._handler = handler
+        self._streaming = False
+
+    def send(self, code: int, body: Json, headers: dict[str, str] | None = None) -> None:
+        """A whole answer."""
+        data = json.dumps(body).encode()
+        self._handler.send_response(code)
+        for name, value in (headers or {}).items():
+            self._handler.send_header(name, value)
+        self._handler.send_header("Content-Length", str(len(data)))
+        self._handler.end_headers()
+        self._handler.wfile.write(data)
+
+    def refuse(
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        *,
+        details: Json | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        """A Status."""
+        self.send(code, _status(code, reason, message, details), headers)
+
+    def begin_stream(self) -> None:
+        """The head of a watch; asking twice is fine."""
+        if not self._streaming:
+            self._streaming = True
+            self._handler.send_response(200)
+            self._handler.send_header("Transfer-Encoding", "chunked")
+            self._handler.end_headers()
+
+    def event(self, what: str, obj: Json) -> None:
+        """One line of a watch."""
+        self.raw(json.dumps({"type": what, "object": obj}).encode() + b"\n")
+
+    def bookmark(self, version: int, annotations: dict[str, str] | None = None) -> None:
+        """A bookmark."""
+        metadata = {"resourceVersion": str(version), "annotations": annotations or {}}
+        self.event("BOOKMARK", {"metadata": metadata})
+
+    def raw(self, data: bytes) -> None:
+        """Bytes as one chunk."""
+        self._handler.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+    def end_stream(self) -> None:
+        """The clean end of a watch."""
+        self._handler.wfile.write(b"0\r\n\r\n")
+
+    def cut(self) -> None:
+        """Close the connection as it is."""
+        self._handler.close_connection = True
+
+    def hang(self) -> None:
+        """Say nothing more until the client or the test has had enough."""
+        self._handler.close_connection = True
+        with contextlib.suppress(OSError):
+            self._handler.connection.recv(1)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Listener
+
+    def handle(self) -> None:
+        with self.server.api.connection(self.connection), contextlib.suppress(OSError):
+            super().handle()
+
+    def _serve(self) -> None:
+        split = urlsplit(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        request = Request(
+            self.command,
+            split.path,
+            dict(parse_qsl(split.query)),
+            self.headers.get("Authorization", ""),
+            json.loads(body) if body else None,
+        )
+        self.server.api.handle(Exchange(self.server.api, self, request))
+
+    do_GET = do_POST = do_PATCH = _serve
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: pytest shows what failed."""
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, api: FakeApi, port: int) -> None:
+        self.api = api
+        super().__init__(("127.0.0.1", port), _Handler)
+        if api.certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*api.certificate)
+            # The handshake happens with the first read, in the connection's own thread.
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is what some tests are about."""
+
+    def close(self) -> None:
+        """Stop accepting."""
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+# --- faults ----------------------------------------------------------------------------------------------------
+
+
+def refuse(code: int, reason: str = "", message: str = "refused by the test", retry_after: str = "") -> Fault:
+    """Answer with a Status."""
+
+    def fault(exchange: Exchange) -> bool:
+        exchange.refuse(code, reason, message, headers={"Retry-After": retry_after} if retry_after else None)
+        return True
+
+    return fault
+
+
+def error_event(code: int, reason: str, message: str = "told by the test") -> Fault:
+    """Begin the watch, send an ERROR event, end."""
+
+    def fault(exchange: Exchange) -> bool:
+        exchange.begin_stream()
+        exchange.event("ERROR", _status(code, reason, message))
+        exchange.end_stream()
+        return True
+
+    return fault
+
+
+def instant_eof(exchange: Exchange) -> bool:
+    """Accept the watch and end it at once."""
+    exchange.begin_stream()
+    exchange.end_stream()
+    return True
+
+
+def reset(exchange: Exchange) -> bool:
+    """Close without a word."""
+    exchange.cut()
+    return True
+
+
+def hang(exchange: Exchange) -> bool:
+    """Take the request and never answer."""
+    exchange.hang()
+    return True
+
+
+def silent(exchange: Exchange) -> bool:
+    """Begin the watch and say nothing more: a half-open connection, as the client sees it."""
+    exchange.begin_stream()
+    exchange.hang()
+    return True
+
+
+def line(data: bytes) -> Fault:
+    """Begin the watch with a line of one's own, then go on as usual."""
+
+    def fault(exchange: Exchange) -> bool:
+        exchange.begin_stream()
+        exchange.raw(data + b"\n")
+        return False
+
+    return fault
+
+
+def truncated(obj: Json) -> Fault:
+    """Send the first half of an event, then break the connection."""
+
+    def fault(exchange: Exchange) -> bool:
+        data = json.dumps({"type": "ADDED", "object": obj}).encode()
+        exchange.begin_stream()
+        exchange.raw(data[: len(data) // 2])
+        exchange.cut()
+        return True
+
+    return fault
+
+
+def half_event_then_end(obj: Json) -> Fault:
+    """Send the first half of an event, then end the watch as if that were all of it."""
+
+    def fault(exchange: Exchange) -> bool:
+        data = json.dumps({"type": "ADDED", "object": obj}).encode()
+        exchange.begin_stream()
+        exchange.raw(data[: len(data) // 2])
+        exchange.end_stream()
+        return True
+
+    return fault
+
+
+def unfinished_list(exchange: Exchange) -> bool:
+    """Begin a WatchList, send one object, end without the bookmark that completes the list."""
+    exchange.begin_stream()
+    exchange.event("ADDED", pod("unfinished"))
+    exchange.end_stream()
+    return True
+
+
+# --- objects ---------------------------------------------------------------------------------------------------
+
+
+def pod(name: str, namespace: str = "default", *, ip: str = "", labels: dict[str, str] | None = None) -> Json:
+    """A Pod."""
+    return {
+        "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}", "labels": labels or {}},
+        "spec": {"nodeName": "node-1", "containers": []},
+        "status": {"phase": "Running", "podIPs": [{"ip": ip}] if ip else []},
+    }
+
+
+def _key(collection: str, obj: Json) -> Key:
+    return (collection, obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
+
+
+def _status(code: int, reason: str, message: str, details: Json | None = None) -> Json:
+    body: Json = {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}
+    return body | ({"details": details} if details else {})

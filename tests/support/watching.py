@@ -1,0 +1,151 @@
+"""A reflector with its table on an event loop, and a clock that tests own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ParamSpec
+
+from kubernetes.client import Configuration
+
+from felix_py.datastore.client import Api
+from felix_py.datastore.decode import PODS
+from felix_py.datastore.informer import Reflector, Timing
+from felix_py.datastore.store import Deleted, Event, Problem, Store, Table, Upserted
+from policy.model import Pod
+from tests.support.fakeapi import PATIENCE, FakeApi
+
+P = ParamSpec("P")
+
+QUICK = Timing(start_jitter=0.0, silence=PATIENCE)
+"""No wait at the start, and nothing on loopback is ever silent by accident."""
+
+
+def on_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run an async test."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run
+
+
+class ScriptedClock:
+    """Waits pass at once, are remembered, and are all that makes the time go on (but for ``advance``)."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self._time = 1000.0
+        self._changed = threading.Condition()
+
+    def now(self) -> float:
+        return self._time
+
+    def advance(self, seconds: float) -> None:
+        self._time += seconds
+
+    def wait(self, seconds: float, stop: threading.Event) -> bool:
+        with self._changed:
+            self._time += seconds
+            self.waits.append(seconds)
+            self._changed.notify_all()
+        # A moment, so that a reflector under a lasting fault does not take the whole processor.
+        return stop.wait(0.0005)
+
+    async def until_waits(self, count: int) -> list[float]:
+        """The waits, once there are so many; without the first one, the jitter of the start."""
+
+        def block() -> list[float]:
+            with self._changed:
+                assert self._changed.wait_for(lambda: len(self.waits) > count, PATIENCE), self.waits
+                return self.waits[1 : count + 1]
+
+        return await asyncio.to_thread(block)
+
+
+class Watching:
+    """One kind's reflector and table, with everything it has published."""
+
+    def __init__(self, reflector: Reflector[Pod], store: Store, clock: ScriptedClock, client: Api) -> None:
+        self.reflector = reflector
+        self.store = store
+        self.clock = clock
+        self.client = client
+        self.events: list[Event] = []
+        self.problems: list[Problem] = []
+        self._moved = asyncio.Event()
+        store.subscribe(self._note)
+
+    @property
+    def table(self) -> Table[Pod]:
+        return self.store.pods
+
+    def sink(self, items: Sequence[Any]) -> None:
+        """In front of the table, so that also what changes nothing is noticed."""
+        self.table.apply(items)
+        self._moved.set()
+
+    def _note(self, events: Sequence[Event]) -> None:
+        self.events += events
+
+    def names(self) -> set[str]:
+        """Names of the pods in the table."""
+        return {name for _, name in self.table.records}
+
+    def upserted(self) -> list[str]:
+        """Names in the order in which they were published as new or changed."""
+        return [e.record.name for e in self.events if isinstance(e, Upserted)]
+
+    def deleted(self) -> list[str]:
+        """Names in the order in which they were published as gone."""
+        return [e.record.name for e in self.events if isinstance(e, Deleted)]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something about the table or its events is true."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self._moved.clear()
+                await self._moved.wait()
+
+    async def until_names(self, *names: str) -> None:
+        """Wait until exactly these pods are in the table."""
+        try:
+            await self.until(lambda: self.names() == set(names))
+        except TimeoutError:
+            raise AssertionError(f"expected {sorted(names)}, the table has {sorted(self.names())}") from None
+
+    async def until_listed(self) -> None:
+        """Wait until a full list is in."""
+        await self.until(lambda: "Pod" not in self.store.not_listed)
+
+
+def configuration(api: FakeApi) -> Configuration:
+    """The official client's configuration for a fake server; no proxy of the environment comes between."""
+    made = Configuration(host=api.url, no_proxy="*")
+    if api.token:
+        made.api_key["BearerToken"] = f"Bearer {api.token}"
+    return made
+
+
+@asynccontextmanager
+async def watching(
+    api: FakeApi, timing: Timing = QUICK, clock: ScriptedClock | None = None, client: Api | None = None
+) -> AsyncIterator[Watching]:
+    """Watch the pods of a fake server."""
+    client = client or Api(lambda: configuration(api))
+    problems: list[Problem] = []
+    clock = clock or ScriptedClock()
+    reflector = Reflector(client, PODS, timing, clock)
+    watch = Watching(reflector, Store(problems.append), clock, client)
+    watch.problems = problems
+    reflector.start(watch.sink)
+    try:
+        yield watch
+    finally:
+        await reflector.stop()
+        client.close()
+        assert not any(t.name == "informer-Pod" for t in threading.enumerate()), "the reflector did not stop"

@@ -1,0 +1,329 @@
+"""Decisions of the agent's BGP side, one situation each, against a fake ExaBGP with its peers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bgp import control as control_module
+from bgp.control import Control
+from bgp.model import Peer, SpeakerConfig
+from bgp.prefixes import PrefixSet
+from bgp.rib import ImportFilter
+from tests.support.fake_exabgp import FakeExaBGP, FakePeer
+
+TOR = Peer(address="10.9.0.2", asn=65000, local_asn=65001, source_address="10.9.0.1")
+TOR6 = Peer(address="fd09::2", asn=65000, local_asn=65001, source_address="fd09::1")
+V4, V6 = "10.244.1.0/24", "fd44:1::/64"
+P, Q, P6 = "10.244.7.0/24", "10.244.8.0/24", "fd44:7::/64"
+ROUTE = ("10.9.0.2", (65000,), 0)
+
+
+class Scene:
+    """A control and its ExaBGP, and the lines carried between them."""
+
+    def __init__(self, *peers: Peer) -> None:
+        self.now = 100.0
+        self.exabgp = FakeExaBGP()
+        for peer in peers:
+            self.add(peer)
+        self.config = SpeakerConfig(asn=65001, router_id="10.9.0.1", peers=peers)
+        self.reborn()
+
+    def add(self, peer: Peer) -> FakePeer:
+        return self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn)
+
+    def reborn(self) -> None:
+        """A new agent; ExaBGP goes on."""
+        self.exabgp.disconnect()
+        self.control = Control(self.now)
+        self.control.set_filter(ImportFilter(PrefixSet(["10.244.0.0/16", "fd44::/16"]), PrefixSet([V4, V6])))
+        self.control.configure(self.config, self.config.peers, self.now)
+
+    def attach(self) -> None:
+        self.exabgp.connect()
+        self.control.attached()
+        self.talk()
+
+    def talk(self) -> dict[str, tuple[str, ...]]:
+        while (data := self.control.data_to_send()) or (answer := self.exabgp.read()):
+            if data:
+                self.exabgp.write(data)
+                answer = self.exabgp.read()
+            self.control.receive(answer, self.now)
+        return self.control.take_changes()
+
+    def wait(self, seconds: float) -> dict[str, tuple[str, ...]]:
+        self.now += seconds
+        for peer in self.exabgp.peers.values():
+            peer.age += int(seconds) if peer.established else 0
+        self.control.tick(self.now)
+        return self.talk()
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene(TOR, TOR6)
+
+
+def test_all_then_end_of_rib_on_up_each_in_its_own_family(scene: Scene) -> None:
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(TOR.address)
+    scene.exabgp.up(TOR6.address)
+    scene.talk()
+    assert [command for command in scene.exabgp.commands if command.startswith("neighbor")] == [
+        f"neighbor 10.9.0.2 announce attributes next-hop self nlri {V4}",
+        "neighbor 10.9.0.2 announce eor ipv4 unicast",
+        f"neighbor fd09::2 announce attributes next-hop self nlri {V6}",
+        "neighbor fd09::2 announce eor ipv6 unicast",
+    ]
+
+
+def test_no_end_of_rib_before_the_agent_knows_what_it_wants(scene: Scene) -> None:
+    scene.attach()
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    assert not scene.exabgp.peers[TOR.address].ended
+    scene.control.announce(set())
+    scene.talk()
+    assert scene.exabgp.peers[TOR.address].ended
+
+
+def test_withdrawn_while_the_session_was_down(scene: Scene) -> None:
+    scene.attach()
+    scene.control.announce({V4, "10.244.2.0/24"})
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    scene.exabgp.down(TOR.address)
+    scene.talk()
+    scene.control.announce({V4})
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    assert scene.exabgp.peers[TOR.address].installed == {V4}
+
+
+def test_agent_that_comes_back_sends_no_more_than_the_difference(scene: Scene) -> None:
+    scene.attach()
+    scene.control.announce({V4, "10.244.2.0/24"})
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    scene.reborn()
+    scene.exabgp.commands.clear()
+    scene.control.announce({V4, "10.244.3.0/24"})
+    scene.attach()
+    assert [c for c in scene.exabgp.commands if "nlri" in c] == [
+        "neighbor 10.9.0.2 announce attributes next-hop self nlri 10.244.3.0/24",
+        "neighbor 10.9.0.2 withdraw attributes next-hop self nlri 10.244.2.0/24",
+    ]
+
+
+def test_routes_are_kept_for_the_time_the_peer_asked_for(scene: Scene) -> None:
+    scene.attach()
+    scene.exabgp.announce(TOR.address, P, ROUTE)
+    scene.exabgp.up(TOR.address)
+    assert scene.talk() == {P: ("10.9.0.2",)}
+    scene.exabgp.down(TOR.address)
+    assert scene.talk() == {}
+    assert scene.wait(119) == {}
+    assert scene.wait(2) == {P: ()}
+
+
+@pytest.mark.parametrize("reason", ["notification received (6,2)", "notification sent (4,0)"])
+def test_rfc4724_4_2_no_routes_are_kept_after_a_notification(scene: Scene, reason: str) -> None:
+    scene.attach()
+    scene.exabgp.announce(TOR.address, P, ROUTE)
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    scene.exabgp.down(TOR.address, reason)
+    assert scene.talk() == {P: ()}
+    assert scene.control.peers(scene.now)[0].error == reason
+
+
+def test_rfc4724_4_2_nor_of_a_peer_that_does_not_restart_gracefully(scene: Scene) -> None:
+    scene.attach()
+    scene.exabgp.announce(TOR.address, P, ROUTE)
+    scene.exabgp.up(TOR.address, restart=False)
+    scene.talk()
+    scene.exabgp.down(TOR.address)
+    assert scene.talk() == {P: ()}
+
+
+def test_rfc4724_4_2_nor_if_it_comes_back_without_its_forwarding_state(scene: Scene) -> None:
+    scene.attach()
+    scene.exabgp.announce(TOR.address, P, ROUTE)
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    scene.exabgp.down(TOR.address)
+    scene.exabgp.withdraw(TOR.address, P)
+    scene.talk()
+    scene.exabgp.up(TOR.address, restart=False)
+    assert scene.talk() == {P: ()}
+
+
+def test_rfc4724_4_1_own_restart_keeps_all_until_end_of_rib(scene: Scene) -> None:
+    scene.attach()
+    for prefix in (P, Q):
+        scene.exabgp.announce(TOR.address, prefix, ROUTE)
+    scene.exabgp.up(TOR.address, restart=False)
+    scene.talk()
+    scene.exabgp.restart()
+    scene.control.detached(scene.now)
+    assert scene.talk() == {}
+    scene.attach()
+    scene.exabgp.withdraw(TOR.address, Q)
+    scene.exabgp.up(TOR.address, restart=False)
+    assert scene.talk() == {Q: ()}
+
+
+def test_exabgp_that_never_comes_back(scene: Scene) -> None:
+    scene.attach()
+    scene.exabgp.announce(TOR.address, P, ROUTE)
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    scene.exabgp.restart()
+    scene.control.detached(scene.now)
+    assert scene.wait(TOR.max_restart_time - 1) == {}
+    assert scene.wait(2) == {P: ()}
+
+
+def test_in_sync_after_the_last_end_of_rib(scene: Scene) -> None:
+    scene.attach()
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    scene.wait(1)
+    assert not scene.control.in_sync
+    scene.exabgp.up(TOR6.address)
+    scene.talk()
+    scene.wait(0)
+    assert scene.control.in_sync
+    scene.exabgp.down(TOR.address)
+    scene.wait(1)
+    assert scene.control.in_sync, "it is about the start only"
+
+
+def test_in_sync_does_not_wait_for_ever(scene: Scene) -> None:
+    scene.attach()
+    scene.wait(control_module.DEFERRAL - 1)
+    assert not scene.control.in_sync
+    scene.wait(2)
+    assert scene.control.in_sync
+
+
+def test_in_sync_waits_for_peers_that_have_no_route_yet() -> None:
+    scene = Scene(TOR)
+    scene.control.configure(replace(scene.config, peers=(TOR, TOR6)), [TOR], scene.now)
+    scene.attach()
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    scene.wait(1)
+    assert not scene.control.in_sync
+
+
+def test_no_peers_is_in_sync() -> None:
+    scene = Scene()
+    scene.wait(1)
+    assert scene.control.in_sync
+
+
+def test_lost_events_are_read_back(scene: Scene) -> None:
+    scene.attach()
+    scene.exabgp.announce(TOR.address, P, ROUTE)
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    scene.exabgp.withdraw(TOR.address, P)
+    scene.exabgp.read()
+    scene.exabgp.announce(TOR.address, Q, ROUTE)
+    assert scene.talk() == {P: (), Q: ("10.9.0.2",)}
+    assert "events lost, reading back" in [note.text for note in scene.control.take_notes()]
+
+
+def test_event_during_the_reading_is_newer_than_what_is_read(scene: Scene) -> None:
+    for prefix in (P, Q):
+        scene.exabgp.announce(TOR.address, prefix, ROUTE)
+    scene.exabgp.up(TOR.address)
+    scene.exabgp.connect()
+    scene.control.attached()
+    scene.exabgp.write(scene.control.data_to_send())
+    lines = scene.exabgp.read().splitlines(keepends=True)
+    scene.exabgp.withdraw(TOR.address, P)
+    event = scene.exabgp.read()
+    first = next(i for i, line in enumerate(lines) if P.encode() in line)
+    scene.control.receive(b"".join([*lines[:first], event, *lines[first:]]), scene.now)
+    assert scene.control.take_changes() == {Q: ("10.9.0.2",)}
+
+
+def test_link_local_next_hop_read_back_makes_the_peer_repeat(scene: Scene) -> None:
+    scene.exabgp.announce(TOR6.address, P6, ("fe80::9", (65000,), 0))
+    scene.exabgp.up(TOR6.address)
+    scene.attach()
+    assert "neighbor fd09::2 announce route-refresh ipv6 unicast" in scene.exabgp.commands
+
+
+def test_route_known_by_its_global_next_hop_survives_reading_a_link_local_one(scene: Scene) -> None:
+    scene.attach()
+    scene.exabgp.announce(TOR6.address, P6, ("fd09::2", (65000,), 0))
+    scene.exabgp.up(TOR6.address)
+    scene.talk()
+    scene.exabgp.peers[TOR6.address].adj_in[P6] = ("fe80::9", (65000,), 0)
+    scene.exabgp.disconnect()
+    scene.control.detached(scene.now)
+    scene.attach()
+    scene.wait(20)
+    assert dict(scene.control.routes) == {P6: ("fd09::2",)}
+
+
+def test_peer_that_leaves_is_withdrawn_from_and_forgotten(scene: Scene) -> None:
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.announce(TOR.address, P, ROUTE)
+    for peer in (TOR, TOR6):
+        scene.exabgp.up(peer.address)
+    scene.talk()
+    scene.control.query_neighbors()
+    scene.talk()
+    scene.control.configure(replace(scene.config, peers=(TOR6,)), [TOR6], scene.now)
+    assert scene.control.leaving() == [TOR.address]
+    scene.control.retire(scene.control.leaving())
+    assert scene.talk() == {P: ()}
+    assert scene.exabgp.peers[TOR.address].installed == set()
+    assert scene.exabgp.peers[TOR6.address].installed == {V6}
+    assert not scene.control.in_effect
+    scene.exabgp.remove(TOR.address)
+    scene.control.query_neighbors()
+    scene.talk()
+    assert scene.control.in_effect
+
+
+def test_peer_that_exabgp_knew_before_us_is_taken_over() -> None:
+    scene = Scene(TOR)
+    scene.control.announce({V4, V6})
+    scene.attach()
+    fake = scene.add(TOR6)
+    fake.adj_out, fake.installed = {V6, "fd44:9::/64"}, {V6, "fd44:9::/64"}
+    fake.table[P6] = ("fd09::2", (65000,), 0)
+    scene.exabgp.disconnect()
+    scene.exabgp.up(TOR6.address)
+    scene.exabgp.connect()
+    scene.control.attached()
+    scene.talk()
+    assert scene.talk() == {}
+    scene.control.configure(replace(scene.config, peers=(TOR, TOR6)), [TOR, TOR6], scene.now)
+    assert scene.talk() == {P6: ("fd09::2",)}
+    assert fake.installed == {V6}
+    assert fake.ended
+
+
+def test_refused_command_is_noted_and_made_good(scene: Scene) -> None:
+    scene.attach()
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    gone = scene.exabgp.peers.pop(TOR.address)
+    scene.control.announce({V4})
+    scene.talk()
+    assert [note.text for note in scene.control.take_notes()][-1] == "ExaBGP refused"
+    scene.exabgp.peers[TOR.address] = gone
+    scene.wait(2)
+    assert gone.installed == {V4}
+    assert gone.ended

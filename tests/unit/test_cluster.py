@@ -1,0 +1,165 @@
+"""All of it together: four kinds, in-sync, problems, ages, the node's condition, stopping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from felix_py.datastore.client import Api, ApiError
+from felix_py.datastore.cluster import Cluster
+from felix_py.datastore.informer import Sink, Timing
+from felix_py.datastore.store import Event, Mark, Upserted
+from policy.model import ObjectKey, Pod
+from tests.support import fakeapi
+from tests.support.fakeapi import NAMESPACES, NODES, PATIENCE, PODS, POLICIES, FakeApi, pod
+from tests.support.watching import QUICK, configuration, on_loop
+
+
+class Invalid(list[tuple[str, ObjectKey, str]]):
+    """What the cluster reported."""
+
+    def __call__(self, kind: str, key: ObjectKey, reason: str) -> None:
+        self.append((kind, key, reason))
+
+
+@asynccontextmanager
+async def running(server: FakeApi, invalid: Invalid | None = None) -> AsyncIterator[tuple[Cluster, list[Event]]]:
+    api = Api(lambda: configuration(server))
+    cluster = Cluster(api, node_name="node-1", timing=QUICK, on_invalid=invalid)
+    events: list[Event] = []
+    cluster.store.subscribe(events.extend)
+    cluster.start()
+    try:
+        yield cluster, events
+    finally:
+        await cluster.stop()
+
+
+def populated(server: FakeApi) -> None:
+    server.put(NAMESPACES, {"metadata": {"name": "shop", "labels": {"team": "a"}}})
+    server.put(NODES, {"metadata": {"name": "node-1"}, "spec": {"podCIDRs": ["10.1.0.0/24"]}})
+    server.put(
+        POLICIES, {"metadata": {"name": "deny", "namespace": "shop", "uid": "u"}, "spec": {"podSelector": {}}}
+    )
+    server.put(PODS, pod("web", "shop", ip="10.1.0.2"))
+
+
+@on_loop
+async def test_in_sync_means_that_the_handlers_have_everything() -> None:
+    with FakeApi() as server:
+        populated(server)
+        async with running(server) as (cluster, events):
+            async with asyncio.timeout(PATIENCE):
+                await cluster.in_sync()
+            assert {type(e.record).__name__ for e in events if isinstance(e, Upserted)} == {
+                "Pod",
+                "Namespace",
+                "NetworkPolicy",
+                "NodeRecord",
+            }
+            assert cluster.store.nodes.records["", "node-1"].pod_cidrs == ("10.1.0.0/24",)
+
+
+@on_loop
+async def test_not_in_sync_while_one_kind_is_missing() -> None:
+    with FakeApi() as server:
+        populated(server)
+        server.fault("watchlist", fakeapi.hang, path=POLICIES)
+        async with running(server) as (cluster, events):
+            async with asyncio.timeout(PATIENCE):
+                while cluster.store.not_listed != ("NetworkPolicy",):
+                    await asyncio.sleep(0)
+            assert not cluster.store.in_sync.is_set()
+            assert len(events) == 3
+            server.break_connections()
+            async with asyncio.timeout(PATIENCE):
+                await cluster.in_sync()
+
+
+@on_loop
+async def test_problem_becomes_an_event_on_the_object_and_a_report() -> None:
+    invalid = Invalid()
+    with FakeApi() as server:
+        populated(server)
+        server.put(PODS, pod("odd", "shop", ip="nowhere"))
+        async with running(server, invalid) as (cluster, _):
+            async with asyncio.timeout(PATIENCE):
+                await cluster.in_sync()
+            assert [(kind, key) for kind, key, _ in invalid] == [("Pod", ("shop", "odd"))]
+            await asyncio.to_thread(server.wait_for, lambda: bool(server.events))
+            ((namespace, _), event) = next(iter(server.events.items()))
+            assert namespace == "shop"
+            assert event["reason"] == "InvalidPod"
+            assert event["involvedObject"]["uid"] == "uid-odd"
+            assert "nowhere" in event["message"]
+
+
+@on_loop
+async def test_ages() -> None:
+    with FakeApi() as server:
+        async with running(server) as (cluster, _):
+            async with asyncio.timeout(PATIENCE):
+                await cluster.in_sync()
+            ages = cluster.ages()
+            assert set(ages) == {"Pod", "Namespace", "NetworkPolicy", "Node"}
+            assert all(0 <= age < PATIENCE for age in ages.values())
+
+
+@on_loop
+async def test_set_network_available_keeps_the_kubelet_s_conditions() -> None:
+    ready = {"type": "Ready", "status": "True"}
+    cloud = {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}
+    with FakeApi() as server:
+        server.put(NODES, {"metadata": {"name": "node-1"}, "status": {"conditions": [ready, cloud]}})
+        async with running(server) as (cluster, _):
+            await cluster.set_network_available("node-1")
+            conditions = server.objects[NODES, "", "node-1"]["status"]["conditions"]
+            assert conditions[0] == ready
+            condition = conditions[1]
+            assert (condition["type"], condition["status"], condition["reason"]) == (
+                "NetworkUnavailable",
+                "False",
+                "FelixPyIsUp",
+            )
+            with pytest.raises(ApiError, match="404"):
+                await cluster.set_network_available("no-such-node")
+
+
+@on_loop
+async def test_stop_before_the_server_was_ever_there() -> None:
+    with FakeApi() as server:
+        server.refuse()
+        async with running(server):
+            await asyncio.sleep(0)
+        server.listen()
+
+
+@on_loop
+async def test_pods_from_another_source() -> None:
+    class Published:
+        """Two pods, from nowhere."""
+
+        def start(self, sink: Sink[Pod]) -> None:
+            pods: Sequence[Pod | Mark] = (Mark.LIST_BEGIN, Pod("a", "b"), Pod("a", "c"), Mark.LIST_END)
+            asyncio.get_running_loop().call_soon(sink, pods)
+
+        async def stop(self) -> None: ...
+
+        def age(self) -> float:
+            return 7.0
+
+    def source(_api: Api, _timing: Timing) -> Published:
+        return Published()
+
+    with FakeApi() as server:
+        cluster = Cluster(Api(lambda: configuration(server)), node_name="node-1", timing=QUICK, pod_source=source)
+        cluster.start()
+        async with asyncio.timeout(PATIENCE):
+            await cluster.in_sync()
+        assert set(cluster.store.pods.records) == {("a", "b"), ("a", "c")}
+        assert cluster.ages()["Pod"] == 7.0
+        assert server.verbs(PODS) == []
+        await cluster.stop()

@@ -1,0 +1,246 @@
+"""The API's JSON -> records: exact results, exact refusals."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from felix_py.datastore.client import ApiError
+from felix_py.datastore.decode import NAMESPACES, NODES, PODS, POLICIES, Gone, Kind, Unreadable, Unusable
+from felix_py.records import NodeRecord
+from policy.model import NamedPort, Namespace, NetworkPolicy, Pod, Protocol
+
+Json = dict[str, Any]
+
+
+def change(kind: Kind[Any], obj: Json, what: str = "ADDED") -> Any:
+    return kind.change(json.dumps({"type": what, "object": obj}).encode()).what
+
+
+def meta(name: str = "x", namespace: str = "ns", **more: Any) -> Json:
+    return {"name": name, "namespace": namespace, "uid": "u", "resourceVersion": "7", **more}
+
+
+# --- pods ------------------------------------------------------------------------------------------------------
+
+
+def test_pod_whole() -> None:
+    obj = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": meta("web", "shop", labels={"tier": "front", "app": "web"}, managedFields=[{"manager": "x"}]),
+        "spec": {
+            "nodeName": "node-1",
+            "containers": [
+                {
+                    "name": "main",
+                    "ports": [
+                        {"name": "http", "containerPort": 8080},
+                        {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+                        {"containerPort": 9},
+                    ],
+                },
+                {"name": "portless", "ports": None},
+            ],
+            "initContainers": [
+                {
+                    "name": "sidecar",
+                    "restartPolicy": "Always",
+                    "ports": [{"name": "proxy", "containerPort": 15001}],
+                },
+                {"name": "once", "ports": [{"name": "never", "containerPort": 1}]},
+            ],
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": "10.1.2.3",
+            "podIPs": [{"ip": "10.1.2.3"}, {"ip": "FD00:0:0::A"}],
+        },
+    }
+    assert change(PODS, obj) == Pod(
+        namespace="shop",
+        name="web",
+        uid="u",
+        node="node-1",
+        labels=(("app", "web"), ("tier", "front")),
+        addresses=("10.1.2.3", "fd00::a"),
+        ports=(
+            NamedPort("http", Protocol.TCP, 8080),
+            NamedPort("dns", Protocol.UDP, 53),
+            NamedPort("proxy", Protocol.TCP, 15001),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ({}, Pod("ns", "x", "u")),
+        ({"spec": {"hostNetwork": True}}, Pod("ns", "x", "u", host_network=True)),
+        ({"status": {"phase": "Succeeded"}}, Pod("ns", "x", "u", active=False)),
+        ({"status": {"phase": "Failed"}}, Pod("ns", "x", "u", active=False)),
+        ({"status": {"phase": "Pending"}}, Pod("ns", "x", "u")),
+        ({"status": {"podIP": "10.0.0.1"}}, Pod("ns", "x", "u", addresses=("10.0.0.1",))),
+        ({"spec": {"containers": None}, "status": {"podIPs": None}}, Pod("ns", "x", "u")),
+        (
+            {"spec": {"containers": [{"ports": [{"name": "q", "containerPort": 1, "protocol": "QUIC"}]}]}},
+            Pod("ns", "x", "u"),
+        ),
+    ],
+)
+def test_pod_parts(part: Json, expected: Pod) -> None:
+    assert change(PODS, {"metadata": meta(), **part}) == expected
+
+
+@pytest.mark.parametrize(
+    ("obj", "reason"),
+    [
+        ({"metadata": meta(labels={"a": 1})}, "Expected `str`, got `int`"),
+        ({"metadata": meta(), "status": {"podIPs": [{"ip": "10.0.0"}]}}, "10.0.0"),
+        ({"metadata": meta(), "status": {"podIPs": [{"ip": "10.0.0.1/32"}]}}, "10.0.0.1/32"),
+        ({"metadata": meta(), "status": {"podIPs": [{"ip": "010.0.0.1"}]}}, "010.0.0.1"),
+        ({"metadata": meta(), "status": {"podIPs": [{"ip": "10.0.0.1\u0000"}]}}, "10.0.0.1"),
+        ({"metadata": meta(), "status": {"podIPs": [{"ip": "fe80::1%eth0; reboot"}]}}, "fe80::1%eth0"),
+        ({"metadata": meta(), "spec": {"hostNetwork": "yes"}}, "Expected `bool`"),
+        ({"metadata": meta(), "spec": "x"}, "Expected `object`"),
+        ({"metadata": meta(namespace="")}, "metadata has no namespace"),
+    ],
+)
+def test_unusable_pod(obj: Json, reason: str) -> None:
+    found = change(PODS, obj)
+    assert isinstance(found, Unusable)
+    assert (found.key, found.uid) == ((obj["metadata"]["namespace"], "x"), "u")
+    assert reason in found.reason
+
+
+def test_equal_parts_of_pods_are_one_object_in_memory() -> None:
+    one, two = (
+        change(PODS, {"metadata": meta(name, labels={"app": "a", "b": "c"}), "spec": {"nodeName": "node-1"}})
+        for name in ("one", "two")
+    )
+    assert one.labels is two.labels
+    assert one.namespace is two.namespace
+    assert one.node is two.node
+
+
+# --- the other kinds -------------------------------------------------------------------------------------------
+
+
+def test_namespace() -> None:
+    assert change(NAMESPACES, {"metadata": meta(namespace="", labels={"b": "1", "a": "2"})}) == Namespace(
+        "x", (("a", "2"), ("b", "1"))
+    )
+
+
+def test_node() -> None:
+    obj = {
+        "metadata": meta("node-1", "", labels={"rack": "r1"}),
+        "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "FD00:1::/64"], "unschedulable": True},
+        "status": {
+            "addresses": [
+                {"type": "Hostname", "address": "node-1"},
+                {"type": "ExternalIP", "address": "192.0.2.1"},
+                {"type": "InternalIP", "address": "10.0.0.1"},
+                {"type": "InternalIP", "address": "not-an-address"},
+                {"type": "InternalIP", "address": "fd00::1"},
+                {"type": "ExternalIP", "address": "10.0.0.1"},
+            ]
+        },
+    }
+    assert change(NODES, obj) == NodeRecord(
+        name="node-1",
+        uid="u",
+        addresses=("10.0.0.1", "fd00::1", "192.0.2.1"),
+        pod_cidrs=("10.1.0.0/24", "fd00:1::/64"),
+        labels=(("rack", "r1"),),
+        unschedulable=True,
+    )
+
+
+def test_node_of_an_old_server_has_one_pod_cidr() -> None:
+    assert change(NODES, {"metadata": meta(), "spec": {"podCIDR": "10.1.0.0/24"}}).pod_cidrs == ("10.1.0.0/24",)
+    assert change(NODES, {"metadata": meta()}).pod_cidrs == ()
+
+
+@pytest.mark.parametrize("cidr", ["10.1.0.1/24", "10.1.0.0/33", "x", "10.1.0.0/24\n-A INPUT", "fe80::%; x/64"])
+def test_node_with_a_bad_pod_cidr_is_unusable(cidr: str) -> None:
+    found = change(NODES, {"metadata": meta("node-1", ""), "spec": {"podCIDRs": [cidr]}})
+    assert isinstance(found, Unusable)
+    assert found.key == ("", "node-1")
+
+
+def test_network_policy() -> None:
+    found = change(
+        POLICIES, {"metadata": meta("deny", "shop"), "spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}
+    )
+    assert isinstance(found, NetworkPolicy)
+    assert found.key == ("shop", "deny")
+    assert found.ingress == ()
+
+
+def test_network_policy_that_is_rejected_is_unusable() -> None:
+    found = change(POLICIES, {"metadata": meta("odd", "shop"), "spec": {"podSelector": 5}})
+    assert isinstance(found, Unusable)
+    assert (found.key, found.uid) == (("shop", "odd"), "u")
+    assert "podSelector" in found.reason
+
+
+# --- lists and watch lines -------------------------------------------------------------------------------------
+
+
+def test_listing() -> None:
+    body = {
+        "metadata": {"resourceVersion": "42", "continue": "more"},
+        "items": [{"metadata": meta("a", "")}, {"metadata": {"name": 5}}, 7, {"metadata": meta("b", "")}],
+    }
+    page = NAMESPACES.listing(json.dumps(body).encode())
+    assert (page.resource_version, page.continue_token) == ("42", "more")
+    assert page.found[0] == Namespace("a")
+    assert page.found[3] == Namespace("b")
+    nameless = page.found[1:3]
+    assert all(isinstance(item, Unusable) and item.key == ("", "") for item in nameless)
+
+
+def test_empty_list_is_null_in_go() -> None:
+    assert NAMESPACES.listing(b'{"metadata":{"resourceVersion":"1"},"items":null}').found == []
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"items":[]}', b'{"metadata":{},"items":{}}', b"<html>"])
+def test_unreadable_list(body: bytes) -> None:
+    with pytest.raises(Unreadable):
+        PODS.listing(body)
+
+
+def test_deleted_needs_only_the_name() -> None:
+    assert change(PODS, {"metadata": meta(labels={"a": 5})}, "DELETED") == Gone(("ns", "x"))
+    assert change(NODES, {"metadata": {"name": "n"}}, "DELETED") == Gone(("", "n"))
+
+
+@pytest.mark.parametrize(("annotations", "end"), [(None, False), ({"k8s.io/initial-events-end": "true"}, True)])
+def test_bookmark(annotations: dict[str, str] | None, end: bool) -> None:
+    metadata = {"resourceVersion": "9", "annotations": annotations}
+    line = PODS.change(json.dumps({"type": "BOOKMARK", "object": {"metadata": metadata}}).encode())
+    assert (line.what, line.resource_version, line.initial_end) == (None, "9", end)
+
+
+def test_error_event() -> None:
+    status = {
+        "code": 504,
+        "reason": "Timeout",
+        "message": "Too large resource version: 9, current: 5",
+        "details": {"causes": [{"reason": "ResourceVersionTooLarge"}], "retryAfterSeconds": 1},
+    }
+    with pytest.raises(ApiError) as caught:
+        change(PODS, status, "ERROR")
+    error = caught.value
+    assert (error.status, error.reason, error.retry_after) == (504, "ResourceVersionTooLarge", 1.0)
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"{", b"5", b'{"type":"ADDED"}', b'{"type":"DELETED","object":{}}', b'{"type":"x","object":{}}']
+)
+def test_unreadable_line(line: bytes) -> None:
+    with pytest.raises(Unreadable):
+        PODS.change(line)

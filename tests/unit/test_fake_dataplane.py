@@ -1,0 +1,99 @@
+"""The dataplane in memory behaves as its interface says."""
+
+from __future__ import annotations
+
+from felix_py.dataplane.fake import FakeDataplane, Item
+from felix_py.records import (
+    ChainKey,
+    Failure,
+    Hook,
+    NextHop,
+    Report,
+    Route,
+    RouteKey,
+    SetSpec,
+    SetType,
+    Update,
+)
+from policy.model import Family
+
+SPEC = SetSpec("felix4-x", SetType.IP, Family.V4)
+CHAIN = ChainKey(Family.V4, "filter", "FELIX-A")
+HOOK = Hook(Family.V4, "filter", "FORWARD", ("-j", "FELIX-A"), first=True)
+ROUTE = Route(RouteKey("10.0.0.1/32", 88), next_hops=(NextHop(interface="felix0123456789"),))
+
+
+def everything() -> Update:
+    return Update(
+        sets={SPEC.name: SPEC},
+        members={SPEC.name: {"10.0.0.1": 0}},
+        chains={CHAIN: (("-j", "DROP"),)},
+        hooks={HOOK: True},
+        routes={ROUTE.key: ROUTE},
+    )
+
+
+def written() -> FakeDataplane:
+    fake = FakeDataplane()
+    fake.load()
+    fake.update(everything())
+    assert fake.apply() == Report(transactions=1, writes=5)
+    return fake
+
+
+def test_writes_once_and_shows_it() -> None:
+    fake = written()
+    assert fake.apply() == Report()
+    assert fake.sets == {SPEC.name: SPEC}
+    assert fake.members(SPEC.name) == {"10.0.0.1": 0}
+    assert fake.chains == {CHAIN: (("-j", "DROP"),)}
+    assert fake.hooks == {HOOK}
+    assert fake.routes == {ROUTE.key: ROUTE}
+
+
+def test_removes_what_must_not_be() -> None:
+    fake = written()
+    fake.update(
+        Update(sets={SPEC.name: None}, chains={CHAIN: None}, hooks={HOOK: False}, routes={ROUTE.key: None})
+    )
+    assert fake.apply().failures == ()
+    assert fake.kernel == {}
+
+
+def test_a_failure_stays_pending_and_harms_nothing_else() -> None:
+    fake = FakeDataplane(failing={"route 10.0.0.1/32": "no device", "set felix4-x member 10.0.0.1": "full"})
+    fake.update(everything())
+    report = fake.apply()
+    assert set(report.failures) == {
+        Failure("route 10.0.0.1/32", "no device"),
+        Failure("set felix4-x member 10.0.0.1", "full"),
+    }
+    assert fake.chains
+    assert not fake.routes
+    fake.failing.clear()
+    assert fake.apply() == Report(writes=2)
+    assert fake.routes
+
+
+def test_a_member_needs_its_set() -> None:
+    fake = FakeDataplane(failing={"set felix4-x": "no room"})
+    fake.update(everything())
+    assert {failure.what for failure in fake.apply().failures} == {"set felix4-x", "set felix4-x member 10.0.0.1"}
+
+
+def test_drift_shows_only_after_a_load() -> None:
+    fake = written()
+    del fake.kernel[Item("route", ROUTE.key)]
+    assert fake.apply() == Report()
+    fake.load()
+    assert fake.apply() == Report(writes=1)
+
+
+def test_strays_go_with_the_sweep_only() -> None:
+    fake = FakeDataplane()
+    stray = ChainKey(Family.V4, "filter", "FELIX-OLD")
+    fake.kernel[Item("chain", stray)] = ()
+    fake.load()
+    assert fake.apply() == Report()
+    assert fake.apply(sweep=True) == Report(transactions=1, writes=1)
+    assert fake.kernel == {}

@@ -1,0 +1,159 @@
+"""The tables: differences out of lists and changes, and who is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from felix_py.datastore.decode import Gone, Unusable
+from felix_py.datastore.store import Deleted, Event, Mark, Problem, Store, Upserted
+from policy.model import Namespace, NetworkPolicy, Pod, Selector
+from tests.support.watching import on_loop
+
+A, B = Pod("ns", "a"), Pod("ns", "b")
+A2 = Pod("ns", "a", addresses=("10.0.0.1",))
+
+
+class Seen:
+    """A store and all that it told."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.batches: list[list[Event]] = []
+        self.store = Store(self.problems.append)
+        self.store.subscribe(lambda events: self.batches.append(list(events)))
+
+    def pods(self, *items: Pod | Gone | Unusable | Mark) -> list[Event]:
+        """Apply to the pods; what was published."""
+        self.batches.clear()
+        self.store.pods.apply(items)
+        return [event for batch in self.batches for event in batch]
+
+
+def listed(*items: Pod | Unusable) -> Sequence[Pod | Unusable | Mark]:
+    return (Mark.LIST_BEGIN, *items, Mark.LIST_END)
+
+
+@on_loop
+async def test_changes() -> None:
+    seen = Seen()
+    assert seen.pods(A) == [Upserted(A, None)]
+    assert seen.pods(A) == [], "the same again is no change"
+    assert seen.pods(A2) == [Upserted(A2, A)]
+    assert seen.pods(Gone(("ns", "a"))) == [Deleted(A2)]
+    assert seen.pods(Gone(("ns", "a"))) == []
+    assert not seen.store.pods.records
+
+
+@on_loop
+async def test_a_list_publishes_the_differences_only() -> None:
+    seen = Seen()
+    seen.pods(*listed(A, B))
+    assert seen.pods(*listed(A, B)) == []
+    assert seen.pods(*listed(A2)) == [Upserted(A2, A), Deleted(B)]
+    assert seen.pods(*listed()) == [Deleted(A2)]
+
+
+@on_loop
+async def test_a_list_in_parts_with_changes_in_between() -> None:
+    seen = Seen()
+    seen.pods(*listed(A, B))
+    assert seen.pods(Mark.LIST_BEGIN) == []
+    assert seen.pods(A) == []
+    assert seen.pods(Gone(("ns", "a"))) == [Deleted(A)]
+    assert seen.pods(Mark.LIST_END) == [Deleted(B)]
+
+
+@on_loop
+async def test_a_list_that_begins_again_forgets_what_the_first_try_named() -> None:
+    seen = Seen()
+    seen.pods(*listed(A, B))
+    seen.pods(Mark.LIST_BEGIN, A)
+    assert seen.pods(*listed(B)) == [Deleted(A)]
+
+
+@on_loop
+async def test_a_batch_is_published_as_one_and_after_the_store_has_it() -> None:
+    seen = Seen()
+    during: list[set[str]] = []
+    seen.store.subscribe(lambda _events: during.append({name for _, name in seen.store.pods.records}))
+    seen.pods(A, B)
+    assert len(seen.batches) == 1
+    assert during == [{"a", "b"}]
+
+
+@on_loop
+async def test_unusable_object_is_absent_and_reported_once_a_reason() -> None:
+    seen = Seen()
+    seen.pods(A)
+    bad = Unusable(("ns", "a"), "u", "why")
+    assert seen.pods(bad) == [Deleted(A)]
+    assert seen.pods(bad, *listed(bad)) == []
+    assert seen.problems == [Problem("Pod", ("ns", "a"), "u", "why")]
+    seen.pods(Unusable(("ns", "a"), "u", "other"))
+    assert [p.reason for p in seen.problems] == ["why", "other"]
+    assert seen.store.problems == [Problem("Pod", ("ns", "a"), "u", "other")]
+
+
+@on_loop
+@pytest.mark.parametrize("cure", [A, Gone(("ns", "a")), Mark.LIST_END])
+async def test_problem_ends_when_the_object_is_well_or_gone(cure: Pod | Gone | Mark) -> None:
+    seen = Seen()
+    seen.pods(Unusable(("ns", "a"), "u", "why"), Mark.LIST_BEGIN, cure)
+    assert seen.store.problems == []
+
+
+@on_loop
+async def test_policy_with_problems_is_kept_and_reported() -> None:
+    seen = Seen()
+    policy = NetworkPolicy("ns", "p", Selector(), ingress=(), uid="u", problems=("spec.x: bad", "spec.y: worse"))
+    seen.store.policies.apply([policy, policy])
+    assert seen.batches == [[Upserted(policy, None)]]
+    assert seen.problems == [Problem("NetworkPolicy", ("ns", "p"), "u", "spec.x: bad; spec.y: worse")]
+    seen.store.policies.apply([NetworkPolicy("ns", "p", Selector(), ingress=(), uid="u")])
+    assert seen.store.problems == []
+
+
+@on_loop
+async def test_in_sync_needs_every_kind_and_comes_after_the_events() -> None:
+    seen = Seen()
+    store = seen.store
+    seen.pods(*listed(A))
+    assert store.not_listed == ("Namespace", "NetworkPolicy", "Node")
+    store.namespaces.apply([Mark.LIST_BEGIN, Mark.LIST_END])
+    store.policies.apply([Mark.LIST_BEGIN, Mark.LIST_END])
+    assert not store.in_sync.is_set()
+    synced_during: list[bool] = []
+    store.subscribe(lambda _events: synced_during.append(store.in_sync.is_set()))
+    store.namespaces.apply([Namespace("n")])
+    store.nodes.apply([Mark.LIST_BEGIN, Mark.LIST_END])
+    assert store.in_sync.is_set()
+    assert synced_during == [False, False], "what was there at subscription, then the namespace"
+    store.nodes.apply([Mark.LIST_BEGIN])
+    assert store.in_sync.is_set(), "a relist does not take it back"
+
+
+@on_loop
+async def test_late_subscriber_gets_what_is_there() -> None:
+    seen = Seen()
+    seen.pods(A, B)
+    seen.store.namespaces.apply([Namespace("ns")])
+    late: list[Event] = []
+    seen.store.subscribe(late.extend)
+    assert late == [Upserted(Namespace("ns"), None), Upserted(A, None), Upserted(B, None)]
+
+
+@on_loop
+async def test_handler_that_fails_harms_nobody_else() -> None:
+    store = Store()
+
+    def broken(_events: Sequence[Event]) -> None:
+        raise RuntimeError("defect")
+
+    got: list[Event] = []
+    store.subscribe(broken)
+    store.subscribe(got.extend)
+    store.pods.apply([A])
+    assert got == [Upserted(A, None)]
+    assert store.pods.records == {("ns", "a"): A}
