@@ -20,7 +20,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="*", help=f"one or more of: {', '.join(NAMES)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer runs, to see that all works")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller sizes and fewer runs, to see that all works"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.name if name not in modules]
     if unknown:

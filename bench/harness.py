@@ -81,6 +81,10 @@ def _three_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
+
+
 def show(title: str, rows: Sequence[Row], unit: Callable[[float], str] = duration) -> None:
     """Print a table: the ratio of each row's median to the base row's, then median, least and most."""
     base = next((row.median for row in rows if row.base), None)
@@ -90,7 +94,7 @@ def show(title: str, rows: Sequence[Row], unit: Callable[[float], str] = duratio
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("note")
     for row in rows:
-        ratio = "" if base is None else f"{row.median / base:.2f}"
+        ratio = "" if base is None else _ratio(row.median / base)
         values = (row.median, min(row.values), max(row.values))
         table.add_row(row.what, ratio, *(unit(value) for value in values), row.note)
     console.print(table)

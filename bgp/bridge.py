@@ -26,6 +26,7 @@ _EVENTS_MOST = 64 * 1024 * 1024
 _BACKLOG_MOST = 4 * 1024 * 1024
 _COMMANDS_MOST = 1024 * 1024
 _LINE_MOST = 1024 * 1024
+_LISTEN_RETRY = 0.5
 _ANSWERS = (b"done", b"error")
 _EVENT = b'{ "exabgp"'
 _OPEN = re.compile(rb'"type": "open", "neighbor": \{ "address": \{ "local": "[^"]*", "peer": "([^"]*)"')
@@ -40,6 +41,7 @@ class Bridge:
     def __init__(self, path: str) -> None:
         self._path = path
         self._listener: socket.socket | None = None
+        self._listen_at = 0.0
         self._agent: socket.socket | None = None
         self._events = bytearray()
         self._opens: dict[bytes, bytes] = {}
@@ -54,7 +56,7 @@ class Bridge:
         os.set_blocking(0, False)
         os.set_blocking(1, False)
         while True:
-            if self._listener is None:
+            if self._listener is None and time.monotonic() >= self._listen_at:
                 self._listen()
             ready = self._poll()
             if ready.get(0) and not self._read_events():
@@ -80,7 +82,7 @@ class Bridge:
         except OSError as error:
             sys.stderr.write(f"bridge: {self._path}: {error}; trying again\n")
             listener.close()
-            time.sleep(0.1)
+            self._listen_at = time.monotonic() + _LISTEN_RETRY
         else:
             self._listener = listener
 
@@ -96,7 +98,7 @@ class Bridge:
             if len(self._commands) < _COMMANDS_MOST:
                 wanted |= select.POLLIN
             poll.register(self._agent, wanted)
-        return dict(poll.poll(None if self._listener is not None else 1000))
+        return dict(poll.poll(None if self._listener is not None else _LISTEN_RETRY * 1000))
 
     def _read_events(self) -> bool:
         """Take what ExaBGP wrote; false when it is gone."""

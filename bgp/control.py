@@ -312,6 +312,8 @@ class Control:
         session.complete_at = now + (peer.max_restart_time if session.restart else SETTLE)
         if self._reading:
             self._reading.peers.add(peer.address)
+        # Whatever was left of an earlier session must be announced again in this one.
+        self._rib.doubt(peer.address)
         # RFC 4724 4.2: a peer that does not say it kept its forwarding state has lost the routes we kept for it.
         # That is about the peer's restart; across our own (4.1) everything stays until its end-of-RIB.
         kept = session.restart is not None and session.restart.forwarding.get(peer.version, False)

@@ -45,6 +45,7 @@ _RELOAD_GIVE_UP = 60.0
 _BACKOFF_FIRST = 0.2
 _BACKOFF_MOST = 10.0
 _STEADY = 30.0
+_SOCKET_PATH_MOST = 107  # unix(7): sun_path, with its final zero
 _PR_SET_PDEATHSIG = 1
 _LOADED = b"loaded new configuration successfully"
 _CHATTER = ("welcome ", "advice ")
@@ -297,6 +298,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         render.process_section(Path(sys.executable), Path(bridge.__file__), run_dir / SOCKET)
+        if len(os.fsencode(run_dir / SOCKET)) > _SOCKET_PATH_MOST:
+            raise ValueError(f"{run_dir}: too long for the path of a socket")
         lock = os.open(run_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except (OSError, ValueError) as error:
         log("error", "cannot start", error=str(error))

@@ -143,9 +143,10 @@ class Reconciler:
         if report.failures:
             return report
         later = self._planner.confirm()
-        if later or self._sweep_due:
-            report = await self.call(lambda: self._write(later, sweep=self._sweep_due))
-            self._sweep_due &= bool(report.failures)
+        sweep, self._sweep_due = self._sweep_due, False
+        if later or sweep:
+            report = await self.call(lambda: self._write(later, sweep=sweep))
+            self._sweep_due |= sweep and bool(report.failures)
         return report
 
     def _write(self, update: Update, *, refresh: bool = False, sweep: bool = False) -> Report:

@@ -100,7 +100,10 @@ class Update:
     """A change of the desired kernel state: None means "must not exist". Cheap to make, merge and hold.
 
     ``members``: set name -> member text -> its mark (0 in a set without marks), or None. Later entries win.
+    ``emptied``: sets that must hold nothing but what ``members`` names; it counts before all else.
     """
+
+    emptied: set[str] = field(default_factory=set)
 
     sets: dict[str, SetSpec | None] = field(default_factory=dict)
     members: dict[str, dict[str, int | None]] = field(default_factory=dict)
@@ -113,10 +116,15 @@ class Update:
 
     def merge(self, later: Update) -> None:
         """Fold a later update into this one."""
+        for name in later.emptied:
+            self.emptied.add(name)
+            self.members.pop(name, None)
         for name, spec in later.sets.items():
-            self.sets[name] = spec
             if spec is None:
                 self.members.pop(name, None)
+            elif name in self.sets and self.sets[name] is None:
+                self.emptied.add(name)
+            self.sets[name] = spec
         for name, members in later.members.items():
             self.members.setdefault(name, {}).update(members)
         self.chains.update(later.chains)

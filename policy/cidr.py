@@ -58,7 +58,11 @@ def covers(spans: tuple[Span, ...], address: str) -> bool:
 
 
 def to_cidrs(spans: tuple[Span, ...], family: Family) -> tuple[str, ...]:
-    """The fewest CIDRs that make up the spans; a /0 as its two halves, because hash:net takes no /0."""
+    """The fewest CIDRs that make up the spans, as members of hash:net sets. Those take no /0: it comes in halves.
+
+    A single address has no prefix length. To the kernel it is the same member with and without, and a pod in the
+    set would be it without: one member under two texts is lost when the first of them goes.
+    """
     make = ipaddress.IPv4Network if family is Family.V4 else ipaddress.IPv6Network
     cidrs: list[str] = []
     for first, last in spans:
@@ -67,6 +71,6 @@ def to_cidrs(spans: tuple[Span, ...], family: Family) -> tuple[str, ...]:
                 (first & -first).bit_length() - 1 if first else family.bits, (last - first + 1).bit_length() - 1
             )
             size = min(size, family.bits - 1)
-            cidrs.append(str(make((first, family.bits - size))))
+            cidrs.append(str(make((first, family.bits - size))) if size else str(make(first).network_address))
             first += 1 << size
     return tuple(cidrs)

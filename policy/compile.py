@@ -6,23 +6,11 @@ of a Deployment share a policy class, so another replica changes set members and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from policy.index import PodIndex, Profile, Watched
-from policy.ir import (
-    Allow,
-    Chain,
-    Delta,
-    Deny,
-    Jump,
-    Match,
-    PortRange,
-    Program,
-    Rule,
-    SetMatch,
-    Side,
-)
+from policy.index import PodIndex, Watched
+from policy.ir import Chain, Delta, Deny, Jump, Program, Rule
 from policy.model import (
     Direction,
     Family,
@@ -32,13 +20,11 @@ from policy.model import (
     NetworkPolicy,
     ObjectKey,
     Pod,
-    PolicyRule,
-    Port,
-    Protocol,
 )
 from policy.names import class_chain, policy_chain
 from policy.output import Output
-from policy.peers import PeerSet, named_port_peers, named_port_subjects, peer_set
+from policy.peers import PeerSet
+from policy.rules import RuleCompiler
 from policy.selectors import matches
 
 Classes = dict[Direction, frozenset[ObjectKey] | None]
@@ -64,6 +50,14 @@ class _Compiled:
     sets: list[PeerSet]
 
 
+@dataclass(slots=True)
+class _Class:
+    """``population`` counts its endpoints."""
+
+    name: str
+    population: int = 0
+
+
 class Engine:
     """Compiled policy of one node for some families. Nothing here does I/O; one thread at a time."""
 
@@ -76,7 +70,8 @@ class Engine:
         self._by_namespace: dict[str, dict[ObjectKey, _Endpoint]] = {}
         self._compiled: dict[ObjectKey, _Compiled] = {}
         self._sets: dict[str, PeerSet] = {}
-        self._populations: dict[str, int] = {}
+        self._classes: dict[tuple[Direction, frozenset[ObjectKey]], _Class] = {}
+        self._holders: dict[str, dict[ObjectKey, _Endpoint]] = {}
 
     # --- events --------------------------------------------------------------------------------------
 
@@ -91,28 +86,28 @@ class Engine:
             self._relabel(name, None)
 
     def _relabel(self, name: str, namespace: Namespace | None) -> None:
-        for profile, before in self._index.set_namespace(name, namespace):
+        for profile, left, joined in self._index.set_namespace(name, namespace):
             for pod in profile.pods.values():
-                self._count(pod, before, -1)
-                self._count(pod, profile.scopes, 1)
+                self._count(pod, left, -1)
+                self._count(pod, joined, 1)
 
     def upsert_pod(self, pod: Pod) -> None:
         """A pod is there, or has changed."""
-        before = self._pods.get(pod.key)
+        key = pod.key
+        before = self._pods.get(key)
         if before == pod:
             return
-        self._take_out(before)
-        self._pods[pod.key] = pod
-        self._put_in(pod)
-        endpoint = self._endpoints.get(pod.key)
+        self._pods[key] = pod
+        self._move(key, before, pod)
+        endpoint = self._endpoints.get(key)
         if endpoint is not None and (endpoint.labels != pod.labels or endpoint.subject is pod.host_network):
             endpoint.labels = pod.labels
             endpoint.subject = not pod.host_network
-            self._select(pod.key, endpoint)
+            self._select(key, endpoint)
 
     def remove_pod(self, key: ObjectKey) -> None:
         """A pod's object is gone. Its endpoint, if it is still there, keeps its class."""
-        self._take_out(self._pods.pop(key, None))
+        self._move(key, self._pods.pop(key, None), None)
 
     def upsert_policy(self, policy: NetworkPolicy) -> None:
         """A policy is there, or has changed."""
@@ -123,33 +118,36 @@ class Engine:
         compiled = self._compiled.get(policy.key)
         if compiled is not None:
             self._compile(policy, compiled.endpoints)
-        self._select_namespace(policy.namespace)
+        self._select_by(policy.key, policy)
 
     def remove_policy(self, key: ObjectKey) -> None:
         """A policy is gone."""
         policies = self._policies.get(key[0], {})
         if policies.pop(key, None) is not None:
+            self._select_by(key, None)
             if not policies:
                 del self._policies[key[0]]
-            self._select_namespace(key[0])
 
     def upsert_endpoint(self, local: LocalEndpoint) -> None:
         """A pod interface of this node is there, or has other addresses."""
-        endpoint = self._endpoints.get(local.key)
+        key = local.key
+        endpoint = self._endpoints.get(key)
         if endpoint is not None and endpoint.local == local:
             return
-        pod = self._pods.get(local.key)
-        self._take_out(pod)
+        pod = self._pods.get(key)
+        scopes = self._scopes(pod)
+        self._count(pod, scopes, -1)
         if endpoint is None:
             endpoint = _Endpoint(local, pod.labels if pod else None, not (pod and pod.host_network))
-            self._endpoints[local.key] = endpoint
-            self._by_namespace.setdefault(local.namespace, {})[local.key] = endpoint
+            self._endpoints[key] = endpoint
+            self._by_namespace.setdefault(local.namespace, {})[key] = endpoint
+            self._select(key, endpoint)
+            self._hold(key, local.addresses, endpoint)
         else:
-            self._set_classes(endpoint, _UNRESTRICTED)
-            endpoint.local = local
-        if pod is not None:
-            self._put_in(pod)
-        self._select(local.key, endpoint)
+            held, endpoint.local = endpoint.local.addresses, local
+            self._hold(key, held, None)
+            self._hold(key, local.addresses, endpoint)
+        self._count(pod, scopes, 1)
 
     def remove_endpoint(self, key: ObjectKey) -> None:
         """A pod interface of this node is gone."""
@@ -157,12 +155,16 @@ class Engine:
         if endpoint is None:
             return
         pod = self._pods.get(key)
-        self._take_out(pod)
-        self._choose(key, endpoint, _UNRESTRICTED)
+        scopes = self._scopes(pod)
+        self._count(pod, scopes, -1)
         del self._endpoints[key]
-        self._by_namespace[key[0]].pop(key)
-        if pod is not None:
-            self._put_in(pod)
+        neighbours = self._by_namespace[key[0]]
+        del neighbours[key]
+        if not neighbours:
+            del self._by_namespace[key[0]]
+        self._hold(key, endpoint.local.addresses, None)
+        self._choose(key, endpoint, _UNRESTRICTED)
+        self._count(pod, scopes, 1)
 
     # --- results -------------------------------------------------------------------------------------
 
@@ -193,17 +195,25 @@ class Engine:
 
     # --- members -------------------------------------------------------------------------------------
 
-    def _put_in(self, pod: Pod) -> None:
-        if pod.active and not pod.host_network:
-            self._count(pod, self._index.add(pod).scopes, 1)
+    def _move(self, key: ObjectKey, before: Pod | None, after: Pod | None) -> None:
+        """Bring what a pod is a member of up to date. A change that no set can see costs next to nothing."""
+        old = self._index.profile(before) if before is not None and _is_peer(before) else None
+        new = self._index.add(key, after) if after is not None and _is_peer(after) else None
+        if old is new and before and after and (before.addresses, before.ports) == (after.addresses, after.ports):
+            return
+        if old is not None and before is not None:
+            self._count(before, old.scopes, -1)
+            if old is not new:
+                self._index.remove(key, old)
+        if new is not None:
+            self._count(after, new.scopes, 1)
 
-    def _take_out(self, pod: Pod | None) -> None:
-        if pod is not None and pod.active and not pod.host_network:
-            profile: Profile = self._index.profile(pod)
-            self._count(pod, profile.scopes, -1)
-            self._index.remove(pod)
+    def _scopes(self, pod: Pod | None) -> Iterable[Watched]:
+        return self._index.profile(pod).scopes if pod is not None and _is_peer(pod) else ()
 
-    def _count(self, pod: Pod, scopes: Iterable[Watched], sign: int) -> None:
+    def _count(self, pod: Pod | None, scopes: Iterable[Watched], sign: int) -> None:
+        if pod is None or not scopes:
+            return
         addresses = self._addresses(pod)
         for watched in scopes:
             for watcher in watched.watchers:
@@ -217,10 +227,6 @@ class Engine:
         return tuple(dict.fromkeys((*pod.addresses, *endpoint.local.addresses)))
 
     # --- classes -------------------------------------------------------------------------------------
-
-    def _select_namespace(self, namespace: str) -> None:
-        for key, endpoint in self._by_namespace.get(namespace, {}).items():
-            self._select(key, endpoint)
 
     def _select(self, key: ObjectKey, endpoint: _Endpoint) -> None:
         """Find the policies that select an endpoint."""
@@ -239,8 +245,30 @@ class Engine:
         }
         self._choose(key, endpoint, classes)
 
+    def _select_by(self, policy_key: ObjectKey, policy: NetworkPolicy | None) -> None:
+        """Find the endpoints that one policy selects, now that it has changed or gone; others do not matter."""
+        changed: dict[tuple[frozenset[ObjectKey] | None, bool], frozenset[ObjectKey] | None] = {}
+        for key, endpoint in self._by_namespace.get(policy_key[0], {}).items():
+            if endpoint.labels is None:
+                continue
+            selected = policy is not None and endpoint.subject and matches(policy.selector, endpoint.labels)
+            classes: Classes = {}
+            for direction, before in endpoint.classes.items():
+                member = selected and policy is not None and policy.rules(direction) is not None
+                if member is (before is not None and policy_key in before):
+                    classes[direction] = before
+                    continue
+                # Endpoints of one class move together, so that their new class is made (and hashed) once.
+                if (before, member) not in changed:
+                    held, this = before or frozenset(), {policy_key}
+                    changed[before, member] = (held | this if member else held - this) or None
+                classes[direction] = changed[before, member]
+            self._choose(key, endpoint, classes)
+
     def _choose(self, key: ObjectKey, endpoint: _Endpoint, classes: Classes) -> None:
         """Put an endpoint into its classes: compile what it needs first, drop what it needed last."""
+        if classes == endpoint.classes:
+            return
         before = _policies(endpoint.classes)
         after = _policies(classes)
         for policy_key in after - before:
@@ -257,32 +285,57 @@ class Engine:
                 self._discard(policy_key)
 
     def _set_classes(self, endpoint: _Endpoint, classes: Classes) -> None:
+        before = endpoint.classes
+        endpoint.classes = dict(classes)
         for direction, policies in classes.items():
-            before = endpoint.classes[direction]
             if policies is not None:
                 self._populate(direction, policies, 1)
-            chain = None if policies is None else class_chain(direction, policies)
-            for address in endpoint.local.addresses:
-                family = Family.V6 if ":" in address else Family.V4
-                if family in self._outputs:
-                    self._outputs[family].set_class(direction, address, chain)
-            if before is not None:
-                self._populate(direction, before, -1)
-        endpoint.classes = dict(classes)
+        for address in endpoint.local.addresses:
+            self._publish(address)
+        for direction, policies in before.items():
+            if policies is not None:
+                self._populate(direction, policies, -1)
+
+    def _hold(self, key: ObjectKey, addresses: Iterable[str], endpoint: _Endpoint | None) -> None:
+        """An endpoint gets addresses, or (None) gives them back."""
+        for address in addresses:
+            holders = self._holders.setdefault(address, {})
+            if endpoint is not None:
+                holders[key] = endpoint
+            else:
+                holders.pop(key, None)
+                if not holders:
+                    del self._holders[address]
+            self._publish(address)
+
+    def _publish(self, address: str) -> None:
+        """Output an address's class.
+
+        An address that goes from one endpoint to another may have two for a moment, and the one that leaves must
+        not take away what the one that stays needs. Which of the two counts must not depend on who came first.
+        """
+        output = self._outputs.get(Family.V6 if ":" in address else Family.V4)
+        if output is None:
+            return
+        holders = self._holders.get(address)
+        classes = holders[min(holders)].classes if holders else _UNRESTRICTED
+        for direction, policies in classes.items():
+            chain = None if policies is None else self._classes[direction, policies].name
+            output.set_class(direction, address, chain)
 
     def _populate(self, direction: Direction, policies: frozenset[ObjectKey], sign: int) -> None:
         """Count a class's endpoints; its chain exists while there is one."""
-        name = class_chain(direction, policies)
-        before = self._populations.get(name, 0)
-        self._populations[name] = before + sign
-        if not before:
+        held = self._classes.get((direction, policies))
+        if held is None:
+            held = self._classes[direction, policies] = _Class(class_chain(direction, policies))
             jumps = [Rule(Jump(policy_chain(direction, key))) for key in sorted(policies)]
             for output in self._outputs.values():
-                output.set_chain(Chain(name, (*jumps, Rule(Deny()))))
-        elif not before + sign:
-            del self._populations[name]
+                output.set_chain(Chain(held.name, (*jumps, Rule(Deny()))))
+        held.population += sign
+        if not held.population:
+            del self._classes[direction, policies]
             for output in self._outputs.values():
-                output.remove_chain(name)
+                output.remove_chain(held.name)
 
     # --- policies ------------------------------------------------------------------------------------
 
@@ -290,6 +343,11 @@ class Engine:
         """Make a policy's chains. Sets that it used before and still uses are not touched."""
         old = self._compiled.get(policy.key)
         sets: list[PeerSet] = []
+
+        def use(wanted: PeerSet) -> PeerSet:
+            sets.append(self._use(wanted))
+            return sets[-1]
+
         for direction in Direction:
             name = policy_chain(direction, policy.key)
             rules = policy.rules(direction)
@@ -297,7 +355,7 @@ class Engine:
                 if rules is None:
                     output.remove_chain(name)
                 else:
-                    compiler = _RuleCompiler(self, family, policy, direction, sets)
+                    compiler = RuleCompiler(family, policy, direction, use)
                     chain_rules = (r for n, rule in enumerate(rules) for r in compiler.compile(n, rule))
                     output.set_chain(Chain(name, tuple(chain_rules)))
         self._compiled[policy.key] = _Compiled(policy, endpoints, sets)
@@ -311,7 +369,7 @@ class Engine:
                 output.remove_chain(policy_chain(direction, key))
         self._release(compiled.sets)
 
-    def use(self, wanted: PeerSet) -> PeerSet:
+    def _use(self, wanted: PeerSet) -> PeerSet:
         """One more policy rule uses a set of this content."""
         held = self._sets.get(wanted.name)
         if held is None:
@@ -329,78 +387,10 @@ class Engine:
                 peers.close(self._index, self._outputs[peers.family])
 
 
+def _is_peer(pod: Pod) -> bool:
+    """Whether the pod can be in a set: a host-network pod has its node's address, a finished one has none."""
+    return pod.active and not pod.host_network
+
+
 def _policies(classes: Classes) -> set[ObjectKey]:
     return {key for policies in classes.values() if policies for key in policies}
-
-
-class _RuleCompiler:
-    """One direction of one policy for one family: policy rules to ir rules."""
-
-    def __init__(
-        self, engine: Engine, family: Family, policy: NetworkPolicy, direction: Direction, sets: list[PeerSet]
-    ) -> None:
-        self._engine = engine
-        self._family = family
-        self._policy = policy
-        self._direction = direction
-        self._sets = sets
-
-    def compile(self, number: int, rule: PolicyRule) -> Iterator[Rule]:
-        """The ir rules of one policy rule; none where nothing of this family can match."""
-        about = f"{self._policy.namespace}/{self._policy.name} {self._direction.lower()}[{number}]"
-        for match in self._matches(rule):
-            yield Rule(Allow(), match, about)
-
-    def _matches(self, rule: PolicyRule) -> Iterator[Match]:
-        ports = rule.ports if rule.ports is not None else ()
-        plain = [port for port in ports if not isinstance(port.port, str)]
-        named = [port for port in ports if isinstance(port.port, str)]
-        if rule.ports is None or plain:
-            peers = self._peers(rule)
-            if peers is not None:
-                for protocol, ranges in _ranges(plain) if rule.ports is not None else [(None, ())]:
-                    yield Match(protocol, ranges, peers)
-        for port in dict.fromkeys(named):
-            sets = self._named(rule, port)
-            if sets is not None:
-                yield Match(port.protocol, (), sets)
-
-    def _peers(self, rule: PolicyRule) -> tuple[SetMatch, ...] | None:
-        """The set match of the rule's peers: () for any peer, None where no address of this family can match."""
-        if rule.peers is None:
-            return ()
-        side = Side.SOURCE if self._direction is Direction.INGRESS else Side.DESTINATION
-        return self._use(peer_set(self._family, self._policy, rule.peers), side)
-
-    def _named(self, rule: PolicyRule, port: Port) -> tuple[SetMatch, ...] | None:
-        """A named port belongs to the destination: the peers in egress, the selected pods in ingress."""
-        if self._direction is Direction.EGRESS:
-            return self._use(named_port_peers(self._family, self._policy, rule.peers, port), Side.DESTINATION)
-        peers = self._peers(rule)
-        subjects = self._use(named_port_subjects(self._family, self._policy, port), Side.DESTINATION)
-        return None if peers is None or subjects is None else (*peers, *subjects)
-
-    def _use(self, wanted: PeerSet, side: Side) -> tuple[SetMatch, ...] | None:
-        if wanted.empty:
-            return None
-        used = self._engine.use(wanted)
-        self._sets.append(used)
-        return (SetMatch(used.name, used.kind, side),)
-
-
-def _ranges(ports: Iterable[Port]) -> Iterator[tuple[Protocol, tuple[PortRange, ...]]]:
-    """Ports by protocol, merged where they touch; () is every port of the protocol."""
-    spans: dict[Protocol, list[tuple[int, int]]] = {}
-    for port in ports:
-        first = port.port if isinstance(port.port, int) else 0
-        last = first if port.end_port is None else port.end_port
-        spans.setdefault(port.protocol, []).append((first, last if port.port is not None else 65535))
-    for protocol, found in sorted(spans.items()):
-        merged: list[tuple[int, int]] = []
-        for first, last in sorted(found):
-            if merged and first <= merged[-1][1] + 1:
-                merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
-            else:
-                merged.append((first, last))
-        whole = any(first == 0 for first, _ in merged)
-        yield protocol, () if whole else tuple(PortRange(*span) for span in merged)

@@ -89,8 +89,8 @@ class PodIndex:
 
     # --- pods ----------------------------------------------------------------------------------------
 
-    def add(self, pod: Pod) -> Profile:
-        """Put a pod under its profile, and return that."""
+    def add(self, key: ObjectKey, pod: Pod) -> Profile:
+        """Put a pod under its profile, or in the place of what it was there; returns the profile."""
         identity = (pod.namespace, pod.labels)
         profile = self._profiles.get(identity)
         if profile is None:
@@ -99,17 +99,16 @@ class PodIndex:
             for pair in pod.labels:
                 self._by_label.setdefault(pair, {})[profile] = None
             self._match(profile, self._candidates(profile))
-        profile.pods[pod.key] = pod
+        profile.pods[key] = pod
         return profile
 
-    def remove(self, pod: Pod) -> None:
+    def remove(self, key: ObjectKey, profile: Profile) -> None:
         """Take a pod out of its profile; the last one takes the profile with it."""
-        profile = self._profiles[pod.namespace, pod.labels]
-        profile.pods.pop(pod.key, None)
+        del profile.pods[key]
         if not profile.pods:
-            del self._profiles[pod.namespace, pod.labels]
-            _drop(self._by_namespace, pod.namespace, profile)
-            for pair in pod.labels:
+            del self._profiles[profile.namespace, profile.labels]
+            _drop(self._by_namespace, profile.namespace, profile)
+            for pair in profile.labels:
                 _drop(self._by_label, pair, profile)
             for watched in profile.scopes:
                 del watched.profiles[profile]
@@ -120,23 +119,21 @@ class PodIndex:
 
     # --- namespaces ----------------------------------------------------------------------------------
 
-    def set_namespace(self, name: str, namespace: Namespace | None) -> Iterator[tuple[Profile, list[Watched]]]:
-        """Take over a namespace's labels; yields each profile whose scopes change, with its scopes before.
-
-        The scopes of a profile are already the new ones when it is yielded.
-        """
+    def set_namespace(
+        self, name: str, namespace: Namespace | None
+    ) -> Iterator[tuple[Profile, list[Watched], list[Watched]]]:
+        """Take over a namespace's labels; yields each profile with the scopes that it left and joined."""
         if namespace is None:
             self._namespaces.pop(name, None)
         else:
             self._namespaces[name] = namespace
         for profile in list(self._by_namespace.get(name, ())):
-            before = list(profile.scopes)
-            for watched in before:
-                if not self._means(watched.scope, profile):
-                    del profile.scopes[watched], watched.profiles[profile]
+            left = [watched for watched in profile.scopes if not self._means(watched.scope, profile)]
+            for watched in left:
+                del profile.scopes[watched], watched.profiles[profile]
+            held = set(profile.scopes)
             self._match(profile, self._candidates(profile))
-            if list(profile.scopes) != before:
-                yield profile, before
+            yield profile, left, [watched for watched in profile.scopes if watched not in held]
 
     def namespace(self, name: str) -> Namespace | None:
         """A namespace that is known."""

@@ -35,6 +35,7 @@ class PeerSet:
         self.named = named
         self.references = 0
         self._watched: list[Watched] = []
+        self._everywhere: Watched | None = None
         if named:
             self.kind = SetKind.ADDRESS_PORTS
         else:
@@ -50,11 +51,11 @@ class PeerSet:
     def open(self, index: PodIndex, output: Output, addresses: Callable[[Pod], tuple[str, ...]]) -> None:
         """Begin to fill it; ``addresses`` knows all addresses of a pod."""
         output.open_set(self.name, self.kind)
-        scopes = self.scopes
+        self._watched = [index.watch(scope, self) for scope in self.scopes]
         if self.named and self.nets:
             # A named port is a pod's, so the pods inside the blocks are looked for among all.
-            scopes = scopes | {ALL_PODS}
-        self._watched = [index.watch(scope, self) for scope in scopes]
+            self._everywhere = index.watch(ALL_PODS, self)
+            self._watched.append(self._everywhere)
         if not self.named:
             for member in cidr.to_cidrs(self.nets, self.family):
                 output.count(self.name, member, 1)
@@ -75,7 +76,7 @@ class PeerSet:
                 continue
             if self.named is None:
                 output.count(self.name, address, sign)
-            elif watched.scope in self.scopes or cidr.covers(self.nets, address):
+            elif watched is not self._everywhere or cidr.covers(self.nets, address):
                 for port in _named(pod, self.named):
                     output.count(self.name, f"{address},{port.protocol.lower()}:{port.port}", sign)
 

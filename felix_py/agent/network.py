@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 
 from felix_py.agent.facts import Facts
@@ -12,15 +13,18 @@ from felix_py.reconcile import NotApplied, Reconciler
 from felix_py.records import Failure, Lease
 from policy.model import ObjectKey, Pod
 
-SHARED = (
+_WORD = re.compile(r"[\w.:-]+")
+
+SHARED = {
     "apply",
-    "iptables",
+    "hook",
+    "hooks",
     *(
         f"{CHAIN_PREFIX}{name}"
         for name in ("SOURCE", "CLASSIFY", "ALLOW", "FORWARD", "INPUT", "EGRESS", "INGRESS")
     ),
     *(f"{prefix}{name}" for prefix in ("felix4-", "felix6-") for name in ("source", "egress", "ingress")),
-)
+}
 """What every endpoint stands on: a failure that names one of these is everybody's."""
 
 
@@ -105,8 +109,9 @@ class PodNetwork:
     def _concerns(self, failure: Failure, lease: Lease) -> bool:
         """Whether something that could not be written belongs to an endpoint."""
         chains = self._facts.engine.chains_of((lease.namespace, lease.pod))
-        words = (*lease.addresses.values(), lease.interface, *chains, *SHARED)
-        return any(word in failure.what for word in words)
+        own = {*lease.addresses.values(), lease.interface, *chains}
+        words = set(_WORD.findall(failure.what))
+        return not words.isdisjoint(own | SHARED)
 
     async def problems(self, lease: Lease) -> list[str]:
         """What of the endpoint is missing in the kernel (CNI CHECK)."""

@@ -66,12 +66,17 @@ class FakeDataplane:
         self._seen = dict(self.kernel)
 
     def update(self, update: Update) -> None:
+        for name in update.emptied:
+            self._empty(name)
         for item, value in _items(update):
             self._wanted[item] = value
             if item.kind == "set" and value is None:
-                for other in self._wanted:
-                    if other.kind == "member" and _set_of(other) == item.key:
-                        self._wanted[other] = None
+                self._empty(cast("str", item.key))
+
+    def _empty(self, name: str) -> None:
+        for item in (*self._wanted, *self._seen):
+            if item.kind == "member" and _set_of(item) == name:
+                self._wanted[item] = None
 
     def apply(self, *, sweep: bool = False) -> Report:
         self.applies += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from felix_py.dataplane.ipset_members import ATTR_DATA, dumped, writable
 from felix_py.dataplane.netlink import (
     NETLINK_NETFILTER,
+    NLA_F_NESTED,
     NLM_F_CREATE,
     NLM_F_EXCL,
     Netlink,
@@ -169,17 +169,9 @@ def _head(name: str) -> bytes:
 
 
 def _pack(batch: Batch) -> bytes:
-    members = b"".join(
-        [_data_header(len(key)) + key for key in (writable(k, value) for k, value in batch.members)]
-    )
+    members = b"".join([attr(ATTR_DATA | NLA_F_NESTED, writable(key, value)) for key, value in batch.members])
     body = _head(batch.name) + attr(_LINENO, b"\0\0\0\0") + nested(_ADT, members)
     return message(batch.command, 0, body)
-
-
-@functools.cache
-def _data_header(length: int) -> bytes:
-    """The attribute header of a member of so many bytes (always a multiple of four: no padding)."""
-    return nested(ATTR_DATA, b"\0" * length)[:4]
 
 
 def _readable(error: OSError) -> OSError:

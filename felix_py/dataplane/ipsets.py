@@ -290,19 +290,21 @@ class IPSets:
             if todo:
                 batches.append(Batch(name, command, todo))
         failed = self._commands.write(batches)
-        refused = {(name, key) for name, key, _ in failed}
-        writes = -len(failed)
+        refused: dict[str, set[bytes]] = {}
+        for name, key, _ in failed:
+            refused.setdefault(name, set()).add(key)
         for batch in batches:
             known = self._sets[batch.name]
-            writes += len(batch.members)
-            for key, value in batch.members:
-                if (batch.name, key) in refused:
-                    continue
-                known.pending.discard(key)
-                if command == ADD:
-                    known.actual[key] = value
-                else:
+            written = dict(batch.members)
+            for key in refused.get(batch.name, ()):
+                del written[key]
+            known.pending.difference_update(written)
+            if command == ADD:
+                known.actual.update(written)
+            else:
+                for key in written:
                     known.actual.pop(key, None)
+        writes = sum(len(batch.members) for batch in batches) - len(failed)
         return Report(writes=writes, failures=tuple(self._member_failures(failed)))
 
     def _member_failures(self, failed: list[tuple[str, bytes, OSError]]) -> Iterator[Failure]:

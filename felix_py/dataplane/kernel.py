@@ -69,6 +69,8 @@ class Kernel:
 
     def update(self, update: Update) -> None:
         """See :class:`felix_py.dataplane.interface.Dataplane`."""
+        for name in update.emptied:
+            self._sets.spec(name, None)
         for name, spec in update.sets.items():
             self._sets.spec(name, spec)
         for name, members in update.members.items():

@@ -163,15 +163,14 @@ class Links:
         if not present:
             return
         if len(present) == 1:
-            (error,) = self._netlink.request([message(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, present[0], 0, 0))])
+            requests = [message(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, present[0], 0, 0))]
         else:
             group = attr(_IFLA_GROUP, _U32.pack(_DELETE_GROUP))
-            moved = [message(_RTM_SETLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + group) for index in present]
-            *_, error = self._netlink.request(
-                [*moved, message(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + group)]
-            )
-        if error is not None and error.errno != errno.ENODEV:
-            raise LinkError(f"cannot delete {', '.join(hosts)}: {error}")
+            requests = [message(_RTM_SETLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + group) for index in present]
+            requests.append(message(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + group))
+        for error in self._netlink.request(requests):
+            if error is not None and error.errno != errno.ENODEV:
+                raise LinkError(f"cannot delete {', '.join(hosts)}: {error}")
 
     def check(self, link: PodLink, default_routes: Collection[Family]) -> list[str]:
         """What is missing: an end, an address, or the default route of one of the given families.

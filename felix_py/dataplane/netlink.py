@@ -30,7 +30,7 @@ _NLM_F_ACK_TLVS = 0x200
 _NLMSG_NOOP, _NLMSG_ERROR, _NLMSG_DONE = 1, 2, 3
 _NLMSGERR_ATTR_MSG = 1
 
-_NLA_F_NESTED = 0x8000
+NLA_F_NESTED = 0x8000
 _NLA_TYPE_MASK = 0x3FFF
 
 _SOL_NETLINK = 270
@@ -67,7 +67,7 @@ def attr(kind: int, payload: bytes) -> bytes:
 
 def nested(kind: int, *attrs: bytes) -> bytes:
     """An attribute that holds attributes (NLA_F_NESTED set)."""
-    return attr(kind | _NLA_F_NESTED, b"".join(attrs))
+    return attr(kind | NLA_F_NESTED, b"".join(attrs))
 
 
 def message(kind: int, flags: int, body: bytes) -> bytes:

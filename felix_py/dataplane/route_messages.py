@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from felix_py.dataplane.netlink import attr, attributes, message
 from felix_py.records import Route, RouteKey, RouteKind
@@ -37,8 +37,7 @@ Hop = tuple[bytes, int]
 """Packed gateway (empty: on link) and interface index (0 in a wanted route: whatever the kernel resolved)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """A route in the kernel's terms; ``hops`` sorted. IPv6 has no scopes: 0 there."""
 
     destination: Destination
@@ -52,9 +51,12 @@ class Packed:
         """Whether the kernel's route (self) is the wanted one."""
         if (self.kind, self.scope, self.source) != (wanted.kind, wanted.scope, wanted.source):
             return False
-        return len(self.hops) == len(wanted.hops) and all(
-            mine[0] == asked[0] and (not asked[1] or mine[1] == asked[1])
-            for mine, asked in zip(self.hops, wanted.hops, strict=True)
+        return self.hops == wanted.hops or (
+            len(self.hops) == len(wanted.hops)
+            and all(
+                mine[0] == asked[0] and (not asked[1] or mine[1] == asked[1])
+                for mine, asked in zip(self.hops, wanted.hops, strict=True)
+            )
         )
 
 
@@ -79,33 +81,28 @@ def destination_text(destination: Destination) -> str:
     return f"{socket.inet_ntop(_AF[family], packed)}/{length}"
 
 
-def pack(route: Route, interface_index: Callable[[str], int]) -> Packed:
-    """A wanted route in the kernel's terms.
+def pack(route: Route, destination: Destination, interface_index: Callable[[str], int]) -> Packed:
+    """A wanted route in the kernel's terms; ``destination`` is its key's, parsed.
 
     Raises:
         ValueError: an address is none, or of the other family, or a unicast route has no next hop; and what
             ``interface_index`` raises.
     """
-    destination = parse_destination(route.key)
     family = destination[0]
     if route.kind is RouteKind.BLACKHOLE:
         return Packed(destination, route.key.protocol, _KINDS[route.kind], _SCOPE_UNIVERSE, b"", ())
     if not route.next_hops:
         raise ValueError("a unicast route without next hops")
-    hops = tuple(
-        sorted(
-            (
-                _address(family, hop.gateway) if hop.gateway else b"",
-                interface_index(hop.interface) if hop.interface else 0,
-            )
-            for hop in route.next_hops
-        )
-    )
+    hops: list[Hop] = []
+    for hop in route.next_hops:
+        gateway = _address(family, hop.gateway) if hop.gateway else b""
+        hops.append((gateway, interface_index(hop.interface) if hop.interface else 0))
+    hops.sort()
     if (b"", 0) in hops:
         raise ValueError("a next hop with neither gateway nor interface")
     scope = _SCOPE_LINK if route.link_scope and family is Family.V4 else _SCOPE_UNIVERSE
     source = _address(family, route.source) if route.source else b""
-    return Packed(destination, route.key.protocol, _KINDS[route.kind], scope, source, hops)
+    return Packed(destination, route.key.protocol, _KINDS[route.kind], scope, source, tuple(hops))
 
 
 def _address(family: Family, text: str) -> bytes:

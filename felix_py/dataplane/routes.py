@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from felix_py.dataplane import route_messages as messages
 from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
@@ -25,8 +25,7 @@ _Place = tuple[Destination, int]
 """Destination and protocol number."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Write:
+class _Write(NamedTuple):
     place: _Place
     route: Packed
     replace: bool
@@ -136,7 +135,7 @@ class Routes:
         todo: list[_Write] = []
         for place in sorted(self._pending & self._wanted.keys(), key=_preference):
             try:
-                route = messages.pack(self._wanted[place], resolve)
+                route = messages.pack(self._wanted[place], place[0], resolve)
             except ValueError as error:
                 failures[place] = Failure(_what(place), str(error))
                 continue
@@ -200,8 +199,8 @@ def _resolver() -> Callable[[str], int]:
     return resolve
 
 
-def _preference(place: _Place) -> tuple[int, Destination]:
-    return PROTOCOLS.index(place[1]), place[0]
+def _preference(place: _Place) -> int:
+    return PROTOCOLS.index(place[1])
 
 
 def _what(place: _Place) -> str:

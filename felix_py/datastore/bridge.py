@@ -16,6 +16,11 @@ _TURN = 128
 """Items delivered in one turn of the loop, so that a long list does not hold up CNI calls."""
 
 
+_PAUSE = 0.002
+"""Seconds between two turns: the first of a burst is delivered at once, the others wait for each other. Waking the
+loop for every single item would cost more than the item itself, and more than its decoding."""
+
+
 class Closed(Exception):
     """Nobody takes anything from the bridge any more."""
 
@@ -65,10 +70,14 @@ class Bridge(Generic[T]):
 
     def _take(self) -> None:
         with self._changed:
+            if not self._waiting:
+                self._called = False
+                return
             turn, self._waiting = self._waiting[:_TURN], self._waiting[_TURN:]
-            self._called = bool(self._waiting)
+            more = bool(self._waiting)
             self._changed.notify_all()
-        if self._called:
+        if more:
             self._loop.call_soon(self._take)
-        if turn:
-            self._deliver(turn)
+        else:
+            self._loop.call_later(_PAUSE, self._take)
+        self._deliver(turn)

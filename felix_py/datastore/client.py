@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import msgspec
@@ -65,7 +65,7 @@ class ApiError(Exception):
 class Answer:
     """One answer that is being read. Close it, or use it in a ``with``."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+    def __init__(self, response: urllib3.HTTPResponse) -> None:
         self._response = response
 
     def __enter__(self) -> Answer:
@@ -87,14 +87,19 @@ class Answer:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unreachable(_words(error)) from error
 
-    def read_some(self) -> bytes:
-        """What has arrived, at least one byte; empty at the end of the body.
+    def chunks(self) -> Iterator[bytes]:
+        """The body piece by piece, each as soon as it arrives.
 
         Raises:
             Unreachable: the connection broke, or the read timeout passed without a byte.
         """
         try:
-            return self._response.read1(_CHUNK) or b""
+            if self._response.chunked:
+                # Twice as fast as read1 for many small chunks, and a watch's event is one chunk.
+                yield from self._response.read_chunked()
+            else:
+                while data := self._response.read1(_CHUNK):
+                    yield data
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unreachable(_words(error)) from error
 
@@ -194,7 +199,7 @@ class Api:
             if response.status == 401:
                 self.renew()
             raise _refusal(response)
-        return Answer(response)
+        return Answer(cast(urllib3.HTTPResponse, response))
 
     def _headers(self, configuration: Any) -> dict[str, str]:
         """Asking for the key is what makes the official client read a rotated service account token."""

@@ -5,22 +5,24 @@ An object that cannot be understood becomes :class:`Unusable`; it never breaks t
 
 from __future__ import annotations
 
-import ipaddress
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from policy.parse import Rejected, parse_network_policy
 
 from felix_py.datastore import wire
 from felix_py.datastore.client import error_from_status
 from felix_py.records import NodeRecord
 from policy.model import Labels, NamedPort, Namespace, NetworkPolicy, ObjectKey, Pod, Protocol
+from policy.parse import Rejected, parse_network_policy
+from policy.syntax import canonical_address, canonical_cidr
 
 R = TypeVar("R")
+W = TypeVar("W")
 
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 """Annotation of the bookmark that ends the first part of a WatchList (KEP-3157)."""
@@ -67,19 +69,34 @@ class Change(Generic[R]):
     initial_end: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Kind(Generic[R]):
-    """One kind of object to watch.
+    """One kind of object to watch, and how it becomes a record.
 
-    ``convert`` takes one object's JSON and returns its record and resourceVersion; it raises ValueError (as all
-    of msgspec's errors are) with the reason why the object cannot be used.
+    Each list and each line is first decoded as if every object in it were well-formed; only where that fails is
+    it decoded again, object by object.
     """
 
-    name: str
-    api_version: str
-    path: str
-    key: Callable[[R], ObjectKey]
-    convert: Callable[[bytes | msgspec.Raw], tuple[R, str]]
+    def __init__(
+        self,
+        name: str,
+        api_version: str,
+        path: str,
+        *,
+        key: Callable[[R], ObjectKey],
+        wire_type: type[W],
+        convert: Callable[[W], R],
+    ) -> None:
+        """``convert`` raises ValueError with the reason why an object cannot be used."""
+        self.name = name
+        self.api_version = api_version
+        self.path = path
+        self.key = key
+        self._convert: Callable[[Any], R] = convert
+        self._object = msgspec.json.Decoder(wire_type)
+        list_type: Any = wire.ObjectList
+        line_type: Any = wire.WatchLine
+        self._list: msgspec.json.Decoder[wire.ObjectList[Any]] = msgspec.json.Decoder(list_type[wire_type])
+        self._line: msgspec.json.Decoder[wire.WatchLine[Any]] = msgspec.json.Decoder(line_type[wire_type])
 
     def listing(self, body: bytes) -> Listing[R]:
         """Decode one page of a list.
@@ -88,11 +105,20 @@ class Kind(Generic[R]):
             Unreadable: it is not a list.
         """
         try:
+            page = self._list.decode(body)
+            found = [self._record(item) for item in page.items or ()]
+        except msgspec.ValidationError:
+            page, found = self._careful_listing(body)
+        except msgspec.MsgspecError as error:
+            raise Unreadable(f"not a list: {error}") from error
+        return Listing(found, page.metadata.resource_version, page.metadata.continue_)
+
+    def _careful_listing(self, body: bytes) -> tuple[wire.ObjectList[msgspec.Raw], list[R | Unusable]]:
+        try:
             page = _LIST.decode(body)
         except msgspec.MsgspecError as error:
             raise Unreadable(f"not a list: {error}") from error
-        found = [self._object(item)[0] for item in page.items or ()]
-        return Listing(found, page.metadata.resource_version, page.metadata.continue_)
+        return page, [self._careful_record(item) for item in page.items or ()]
 
     def change(self, line: bytes) -> Change[R]:
         """Decode one line of a watch.
@@ -102,49 +128,61 @@ class Kind(Generic[R]):
             Unreadable: it is not an event, or its object has no name.
         """
         try:
+            event = self._line.decode(line)
+        except msgspec.MsgspecError:
+            return self._careful_change(line)
+        if event.type not in _PRESENT or not event.object.metadata.name:
+            return self._careful_change(line)
+        return Change(self._record(event.object), event.object.metadata.resource_version)
+
+    def _careful_change(self, line: bytes) -> Change[R]:
+        try:
             event = _LINE.decode(line)
             match event.type:
-                case "ADDED" | "MODIFIED":
-                    what, version = self._object(event.object)
-                    if isinstance(what, Unusable) and not what.key[1]:
-                        raise Unreadable(f"event of an object without a name: {what.reason}")
-                    return Change(what, version)
-                case "DELETED":
-                    name = _NAMED.decode(event.object).metadata
-                    return Change(Gone((name.namespace, name.name)), name.resource_version)
+                case "ADDED" | "MODIFIED" | "DELETED":
+                    meta = _NAMED.decode(event.object).metadata
+                    gone = event.type == "DELETED"
+                    what = Gone((meta.namespace, meta.name)) if gone else self._careful_record(event.object)
+                    return Change(what, meta.resource_version)
                 case "BOOKMARK":
-                    meta = _BOOKMARK.decode(event.object).metadata
-                    end = (meta.annotations or {}).get(INITIAL_EVENTS_END) == "true"
-                    return Change(None, meta.resource_version, end)
+                    mark = _BOOKMARK.decode(event.object).metadata
+                    end = (mark.annotations or {}).get(INITIAL_EVENTS_END) == "true"
+                    return Change(None, mark.resource_version, end)
                 case "ERROR":
                     raise error_from_status(_STATUS.decode(event.object), 500)
         except msgspec.MsgspecError as error:
             raise Unreadable(f"not a watch event: {error}") from error
         raise Unreadable(f"unknown event type {event.type!r}")
 
-    def _object(self, raw: msgspec.Raw) -> tuple[R | Unusable, str]:
+    def _record(self, decoded: Any) -> R | Unusable:
         try:
-            return self.convert(raw)
+            return self._convert(decoded)
         except ValueError as error:
             reason = str(error)
         except Exception as error:
             # A defect of ours in one object's conversion must not keep all others from being known.
             reason = f"{type(error).__name__}: {error}"
+        meta = decoded.metadata
+        return Unusable((meta.namespace, meta.name), meta.uid, reason)
+
+    def _careful_record(self, raw: msgspec.Raw) -> R | Unusable:
         try:
-            name = _NAMED.decode(raw).metadata
+            return self._record(self._object.decode(raw))
+        except msgspec.MsgspecError as error:
+            reason = str(error)
+        try:
+            meta = _NAMED.decode(raw).metadata
         except msgspec.MsgspecError:
-            return Unusable(("", ""), "", reason), ""
-        return Unusable((name.namespace, name.name), name.uid, reason), name.resource_version
+            return Unusable(("", ""), "", reason)
+        return Unusable((meta.namespace, meta.name), meta.uid, reason)
 
 
-_LIST = msgspec.json.Decoder(wire.ObjectList)
-_LINE = msgspec.json.Decoder(wire.WatchLine)
+_PRESENT = frozenset({"ADDED", "MODIFIED"})
+_LIST = msgspec.json.Decoder(wire.ObjectList[msgspec.Raw])
+_LINE = msgspec.json.Decoder(wire.WatchLine[msgspec.Raw])
 _NAMED = msgspec.json.Decoder(wire.Named)
 _BOOKMARK = msgspec.json.Decoder(wire.Bookmark)
 _STATUS = msgspec.json.Decoder(wire.Status)
-_POD = msgspec.json.Decoder(wire.WirePod)
-_PLAIN = msgspec.json.Decoder(wire.Plain)
-_NODE = msgspec.json.Decoder(wire.WireNode)
 
 
 # --- sharing ---------------------------------------------------------------------------------------------------
@@ -174,37 +212,21 @@ def _address(text: str) -> str:
         # What inet_pton(3) takes as IPv4 is canonical already; this is ten times faster than ipaddress.
         socket.inet_pton(socket.AF_INET, text)
     except (OSError, ValueError):
-        return str(ipaddress.IPv6Address(_without_scope(text)))
-    return text
-
-
-def _network(text: str) -> str:
-    return str(ipaddress.ip_network(_without_scope(text)))
-
-
-def _without_scope(text: str) -> str:
-    """ipaddress takes any text at all behind a ``%`` and hands it on."""
-    if "%" in text:
-        raise ValueError(f"{text!r} has a scope, which no address in the API may have")
+        return canonical_address(text)
     return text
 
 
 # --- kinds -----------------------------------------------------------------------------------------------------
 
 
-def _named(metadata: wire.Metadata, *, namespaced: bool = False) -> str:
-    if not metadata.name or (namespaced and not metadata.namespace):
-        raise ValueError("metadata has no name" if not metadata.name else "metadata has no namespace")
-    return metadata.name
-
-
-def _pod(raw: bytes | msgspec.Raw) -> tuple[Pod, str]:
-    pod = _POD.decode(raw)
+def _pod(pod: wire.WirePod) -> Pod:
     metadata, spec, status = pod.metadata, pod.spec, pod.status
+    if not metadata.name or not metadata.namespace:
+        raise ValueError("metadata.name and metadata.namespace must not be empty")
     texts = [ip.ip for ip in status.pod_ips or ()] or [status.pod_ip]
-    record = Pod(
-        name=_named(metadata, namespaced=True),
+    return Pod(
         namespace=_shared(metadata.namespace),
+        name=metadata.name,
         uid=metadata.uid,
         node=_shared(spec.node_name),
         labels=_labels(metadata.labels),
@@ -213,74 +235,81 @@ def _pod(raw: bytes | msgspec.Raw) -> tuple[Pod, str]:
         host_network=spec.host_network,
         active=status.phase not in _TERMINATED,
     )
-    return record, metadata.resource_version
 
 
 def _ports(spec: wire.PodSpec) -> tuple[NamedPort, ...]:
     """Named ports of containers, and of init containers that go on running as sidecars."""
     containers = list(spec.containers or ())
     containers += [c for c in spec.init_containers or () if c.restart_policy == "Always"]
-    return _shared(  # type: ignore[no-any-return]
-        tuple(
-            [
-                NamedPort(port.name, _PROTOCOLS[port.protocol], port.container_port)
-                for container in containers
-                for port in container.ports or ()
-                # A protocol that NetworkPolicy cannot name is nothing that a named port could resolve to.
-                if port.name and port.protocol in _PROTOCOLS
-            ]
-        )
-    )
+    ports = [
+        NamedPort(port.name, _PROTOCOLS[port.protocol], port.container_port)
+        for container in containers
+        for port in container.ports or ()
+        # A protocol that NetworkPolicy cannot name is nothing that a named port could resolve to.
+        if port.name and port.protocol in _PROTOCOLS
+    ]
+    return _shared(tuple(ports)) if ports else ()
 
 
-def _namespace(raw: bytes | msgspec.Raw) -> tuple[Namespace, str]:
-    metadata = _PLAIN.decode(raw).metadata
-    return Namespace(_named(metadata), _labels(metadata.labels)), metadata.resource_version
+def _namespace(namespace: wire.Plain) -> Namespace:
+    metadata = namespace.metadata
+    if not metadata.name:
+        raise ValueError("metadata.name must not be empty")
+    return Namespace(metadata.name, _labels(metadata.labels))
 
 
-def _policy(raw: bytes | msgspec.Raw) -> tuple[NetworkPolicy, str]:
-    version = _NAMED.decode(raw).metadata.resource_version
+def _policy(policy: wire.WirePolicy) -> NetworkPolicy:
+    metadata = policy.metadata
+    named = {"namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid}
     try:
-        return parse_network_policy(msgspec.json.decode(raw)), version
+        return parse_network_policy({"metadata": named, "spec": policy.spec})
     except Rejected as error:
         raise ValueError(str(error)) from error
 
 
-def _node(raw: bytes | msgspec.Raw) -> tuple[NodeRecord, str]:
-    node = _NODE.decode(raw)
+def _node(node: wire.WireNode) -> NodeRecord:
     metadata, spec = node.metadata, node.spec
+    if not metadata.name:
+        raise ValueError("metadata.name must not be empty")
     cidrs = spec.pod_cidrs or [spec.pod_cidr]
-    record = NodeRecord(
-        name=_named(metadata),
+    return NodeRecord(
+        name=metadata.name,
         uid=metadata.uid,
-        addresses=tuple(_node_addresses(node.status.addresses or ())),
-        pod_cidrs=tuple([_network(cidr) for cidr in cidrs if cidr]),
+        addresses=_node_addresses(node.status.addresses or ()),
+        pod_cidrs=tuple([canonical_cidr(cidr) for cidr in cidrs if cidr]),
         labels=_labels(metadata.labels),
         unschedulable=spec.unschedulable,
     )
-    return record, metadata.resource_version
 
 
-def _node_addresses(addresses: Iterable[wire.NodeAddress]) -> Iterable[str]:
+def _node_addresses(addresses: Sequence[wire.NodeAddress]) -> tuple[str, ...]:
     """InternalIPs, then ExternalIPs. The API does not check that they are addresses: what is none is left out."""
     found: dict[str, None] = {}
     for kind in ("InternalIP", "ExternalIP"):
         for address in addresses:
             if address.type == kind:
-                try:
+                with suppress(ValueError):
                     found[_address(address.address)] = None
-                except ValueError:
-                    continue
-    return found
+    return tuple(found)
 
 
-PODS: Kind[Pod] = Kind("Pod", "v1", "/api/v1/pods", lambda pod: pod.key, _pod)
-NAMESPACES: Kind[Namespace] = Kind("Namespace", "v1", "/api/v1/namespaces", lambda ns: ("", ns.name), _namespace)
-POLICIES: Kind[NetworkPolicy] = Kind(
+PODS = Kind("Pod", "v1", "/api/v1/pods", key=lambda pod: pod.key, wire_type=wire.WirePod, convert=_pod)
+NAMESPACES = Kind(
+    "Namespace",
+    "v1",
+    "/api/v1/namespaces",
+    key=lambda namespace: ("", namespace.name),
+    wire_type=wire.Plain,
+    convert=_namespace,
+)
+POLICIES = Kind(
     "NetworkPolicy",
     "networking.k8s.io/v1",
     "/apis/networking.k8s.io/v1/networkpolicies",
-    lambda policy: policy.key,
-    _policy,
+    key=lambda policy: policy.key,
+    wire_type=wire.WirePolicy,
+    convert=_policy,
 )
-NODES: Kind[NodeRecord] = Kind("Node", "v1", "/api/v1/nodes", lambda node: ("", node.name), _node)
+NODES = Kind(
+    "Node", "v1", "/api/v1/nodes", key=lambda node: ("", node.name), wire_type=wire.WireNode, convert=_node
+)

@@ -210,7 +210,7 @@ class Reflector(Generic[R]):
         """Take in a watch until it ends, or is older than the server was asked to let it become."""
         deadline = self._clock.now() + lifetime + _GRACE
         rest = b""
-        while data := answer.read_some():
+        for data in answer.chunks():
             self._alive = self._clock.now()
             *lines, rest = (rest + data).split(b"\n")
             try:

@@ -7,7 +7,11 @@ alone, is why a pod of 6 KB costs microseconds. ``gc=False``: these live for a m
 
 from __future__ import annotations
 
-from msgspec import Raw, Struct, field
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct, field
+
+T = TypeVar("T")
 
 
 class Wire(Struct, gc=False, rename="camel"):
@@ -76,6 +80,13 @@ class Plain(Wire):
     metadata: Metadata
 
 
+class WirePolicy(Wire):
+    """networking.k8s.io/v1 NetworkPolicy; the spec is checked field by field by :mod:`policy.parse`."""
+
+    metadata: Metadata
+    spec: Any = None
+
+
 class NodeSpec(Wire):
     """core/v1 NodeSpec."""
 
@@ -127,11 +138,11 @@ class ListMeta(Wire):
     continue_: str = field(default="", name="continue")
 
 
-class ObjectList(Wire):
-    """Any list; the items stay raw, so that one of them cannot spoil the others."""
+class ObjectList(Wire, Generic[T]):
+    """Any list."""
 
     metadata: ListMeta
-    items: list[Raw] | None = None
+    items: list[T] | None = None
 
 
 class BookmarkMeta(Wire):
@@ -147,11 +158,11 @@ class Bookmark(Wire):
     metadata: BookmarkMeta
 
 
-class WatchLine(Wire):
+class WatchLine(Wire, Generic[T]):
     """One line of a watch: meta/v1 WatchEvent."""
 
     type: str
-    object: Raw
+    object: T
 
 
 class StatusCause(Wire):

@@ -27,6 +27,7 @@ from felix_py.lab.state import (
 from felix_py.lab.topology import TOR, machine_netns, netns_prefix
 
 Say = Callable[[str], None]
+_DEFAULT = Options()
 
 
 def _quiet(_text: str) -> None:
@@ -53,7 +54,7 @@ class Lab:
 
     # --- up and down -------------------------------------------------------------------------------------
 
-    def up(self, options: Options = Options(), say: Say = _quiet) -> bool:
+    def up(self, options: Options = _DEFAULT, say: Say = _quiet) -> bool:
         """Bring it up and wait until pods run and the router has all routes; false when it was up already.
 
         Raises:
@@ -181,7 +182,7 @@ class Lab:
         if "/" in target:
             return ["nsenter", f"--net={self.pod_netns(target)}", "--"]
         pid = self.machine(target).pid
-        return ["nsenter", "-t", str(pid), "-m", "-n", "--wdns=/", "--"]
+        return ["nsenter", "-t", str(pid), "-m", "-n", "--"]
 
     def pod_netns(self, pod: str) -> Path:
         """Network namespace of NAMESPACE/POD: the newest, should a predecessor still be ending.

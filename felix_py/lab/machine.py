@@ -64,14 +64,14 @@ class Running(msgspec.Struct, frozen=True):
 
 def settle(spec: Spec, folder: Path) -> None:
     """Move this process into the machine."""
-    # Opened first: /run, where both usually are, is about to be covered.
-    netns_dir = os.open(ns.NETNS_DIR, os.O_PATH | os.O_CLOEXEC)
-    own = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     with open(ns.NETNS_DIR / spec.netns) as netns:
         ns.setns(netns.fileno())
     ns.unshare(ns.CLONE_NEWNS)
     # Slave: the pods' network namespaces, which are mounts, appear and go here as they do outside.
     ns.mount("none", Path("/"), flags=ns.MS_REC | ns.MS_SLAVE)
+    # Opened while they can be: /run, where both usually are, is about to be covered.
+    netns_dir = os.open(ns.NETNS_DIR, os.O_PATH | os.O_CLOEXEC)
+    own = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     ns.mount("tmpfs", Path("/run"), "tmpfs", data="mode=755")
     for fd, target in ((netns_dir, ns.NETNS_DIR), (own, FOLDER)):
         target.mkdir()

@@ -12,6 +12,7 @@ import contextlib
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from felix_py.lab.namespaces import inside
 from policy.model import Family
@@ -99,8 +100,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)  # the loop's own class is no subclass of it
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         if self._transport is not None:

@@ -20,13 +20,14 @@ class ClassNumbers:
         """``held``: class chain -> number as the kernel has it now, kept so that a restart rewrites nothing."""
         self._numbers: dict[str, int] = dict(held)
         self._retired: set[str] = set(held)
+        self._leaving: set[int] = set()
 
     def claim(self, chain: str) -> int:
         """The number of a class that has endpoints; the lowest free one if it is new."""
         self._retired.discard(chain)
         number = self._numbers.get(chain)
         if number is None:
-            taken = set(self._numbers.values())
+            taken = self._leaving.union(self._numbers.values())
             number = next((n for n in range(1, OVERFLOW) if n not in taken), OVERFLOW)
             self._numbers[chain] = number
         return number
@@ -36,10 +37,12 @@ class ClassNumbers:
         self._retired.add(chain)
 
     def free(self) -> set[str]:
-        """Forget the retired classes, and say which they were. Only once the kernel maps no address to them."""
+        """Forget the retired classes, and say which they were. Only once the kernel maps no address to them.
+
+        Their numbers can be claimed after the next call: by then their dispatch rules are gone as well.
+        """
         gone, self._retired = self._retired, set()
-        for chain in gone:
-            del self._numbers[chain]
+        self._leaving = {self._numbers.pop(chain) for chain in gone}
         return gone
 
     def numbers(self) -> dict[str, int]:

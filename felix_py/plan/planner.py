@@ -135,8 +135,7 @@ class _FamilyPlan:
             if kind is None:
                 self._later.sets[name] = None
             else:
-                self._later.sets.pop(name, None)
-                self._now.sets[name] = SetSpec(name, SetType(kind.value), self._family)
+                self._revive(name, SetSpec(name, SetType(kind.value), self._family))
         for name, members in delta.members.items():
             for member, present in members.items():
                 self._member(name, member, 0 if present else None)
@@ -172,8 +171,7 @@ class _FamilyPlan:
         number = numbers.claim(chain)
         if number == OVERFLOW:
             name = class_set(self._family, chain)
-            self._later.sets.pop(name, None)
-            self._now.sets[name] = SetSpec(name, SetType.IP, self._family)
+            self._revive(name, SetSpec(name, SetType.IP, self._family))
             self._member(name, address, 0)
         mark = self._options.marks.class_mark(direction, number)
         self._member(self._names.class_map(direction), address, mark)
@@ -230,6 +228,13 @@ class _FamilyPlan:
                 update.sets[class_set(self._family, chain)] = None
         self._plan_dispatch(update)
         return update
+
+    def _revive(self, name: str, spec: SetSpec) -> None:
+        """Ask for a set; one that was about to go must not keep what it held before."""
+        if name in self._later.sets:
+            del self._later.sets[name]
+            self._now.emptied.add(name)
+        self._now.sets[name] = spec
 
     def _member(self, set_name: str, member: str, mark: int | None) -> None:
         self._now.members.setdefault(set_name, {})[member] = mark

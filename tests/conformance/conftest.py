@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,22 @@ class Kubectl:
         assert done.returncode != 0, f"kubectl {' '.join(args)} succeeded:\n{done.stdout}"
         return done.stderr
 
+    @contextmanager
+    def started(self, *args: str) -> Iterator[subprocess.Popen[str]]:
+        """Run it in the background; it is stopped at the end."""
+        command = self.command(*args)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self.environment) as process:
+            try:
+                yield process
+            finally:
+                process.terminate()
+
+    def set_status(self, prefix: str, plural: str, name: str, **status: object) -> None:
+        """PUT a status, and whatever else ``status`` holds beside it, as a kubelet or a controller does."""
+        path = f"{prefix}/namespaces/{self.namespace}/{plural}/{name}"
+        found = json.loads(self("get", "--raw", path))
+        self("replace", "--raw", f"{path}/status", "-f", "-", stdin=found | status)
+
     def get(self, *args: str) -> Any:
         """``get … -o json``, decoded."""
         return json.loads(self("get", *args, "-o", "json"))
@@ -114,6 +131,14 @@ def cluster(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Kubec
     if not program:
         pytest.skip("no kubectl on PATH")
     return Kubectl(program, kubeconfig, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def modern(cluster: Kubectl) -> None:
+    """For what kubectl itself learned later than 1.20, the version of Debian 12."""
+    version = json.loads(cluster("version", "--client", "-o", "json"))["clientVersion"]
+    if int(version["minor"].rstrip("+")) < 27:
+        pytest.skip(f"kubectl {version['gitVersion']} has no --subresource, server-side validation or explain")
 
 
 @pytest.fixture

@@ -136,26 +136,48 @@ def test_services(kubectl: Kubectl, core: client.CoreV1Api, spec: dict[str, Any]
     assert path in {field for field, _ in _causes(refused.value)}
 
 
-def test_unknown_fields(kubectl: Kubectl) -> None:
+def test_unknown_fields(kubectl: Kubectl, api: client.ApiClient) -> None:
+    path = f"/apis/networking.k8s.io/v1/namespaces/{kubectl.namespace}/networkpolicies"
     unknown = network_policy(bogus=1, ingress=[{"ports": [{"prot": "TCP"}]}])
-    refused = kubectl.fails("apply", "-f", "-", stdin=unknown)
-    assert (
+
+    def send(validation: str, method: str = "POST", to: str = path) -> tuple[int, str, str]:
+        url, headers = f"{api.configuration.host}{to}?fieldValidation={validation}", {}
+        api.update_params_for_auth(headers, [], ["BearerToken"], "", "", None)
+        headers["Content-Type"] = "application/json" if method == "POST" else "application/merge-patch+json"
+        answer = api.rest_client.pool_manager.request(method, url, json=unknown, headers=headers)
+        return answer.status, answer.data.decode(), answer.headers.get("Warning", "")
+
+    status, body, _ = send("Strict")
+    assert status == 400
+    assert json.loads(body)["message"] == (
         'NetworkPolicy in version "v1" cannot be handled as a NetworkPolicy: strict decoding error: '
         'unknown field "spec.bogus", unknown field "spec.ingress[0].ports[0].prot"'
-    ) in refused
-    assert "field not declared in schema" in kubectl.fails("apply", "--server-side", "-f", "-", stdin=unknown)
-    warned = kubectl.run("apply", "--validate=warn", "-f", "-", stdin=unknown)
-    assert warned.returncode == 0
-    assert 'Warning: unknown field "spec.bogus"' in warned.stderr
-    assert "bogus" not in kubectl.get("networkpolicy", "allow")["spec"]
-    ignored = kubectl.run("apply", "--validate=ignore", "-f", "-", stdin=unknown)
-    assert (ignored.returncode, ignored.stderr) == (0, "")
+    )
+    status, body, warning = send("Warn")
+    assert status == 201
+    assert '299 - "unknown field \\"spec.bogus\\""' in warning
+    assert "bogus" not in json.loads(body)["spec"]
+    status, body, _ = send("Strict", "PATCH", f"{path}/allow")
+    assert status == 422
+    message = json.loads(body)["message"]
+    assert "strict decoding error: " in message
+    assert 'unknown field "spec.bogus"' in message
+    assert send("Ignore", "PATCH", f"{path}/allow")[2] == ""
 
 
-def test_unknown_field_in_an_update(kubectl: Kubectl) -> None:
-    kubectl.apply(network_policy())
-    refused = kubectl.fails("apply", "-f", "-", stdin=network_policy(bogus=1))
+@pytest.mark.usefixtures("modern")
+def test_kubectl_asks_for_strict_validation(kubectl: Kubectl) -> None:
+    """It does so only where the OpenAPI document says that the server can."""
+    unknown = network_policy(bogus=1)
+    refused = kubectl.fails("apply", "-f", "-", stdin=unknown)
     assert 'strict decoding error: unknown field "spec.bogus"' in refused
+    warned = kubectl.run("apply", "--validate=warn", "-f", "-", stdin=unknown)
+    assert 'Warning: unknown field "spec.bogus"' in warned.stderr
+
+
+def test_unknown_field_in_server_side_apply(kubectl: Kubectl) -> None:
+    refused = kubectl.fails("apply", "--server-side", "-f", "-", stdin=network_policy(bogus=1))
+    assert ".spec.bogus: field not declared in schema" in refused
 
 
 def test_wrong_types(kubectl: Kubectl) -> None:

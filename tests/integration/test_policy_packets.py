@@ -109,9 +109,11 @@ class Node:
             for source, destination in zip(sources, destinations, strict=True)
             for protocol, port in PORTS
         ]
+        expected = {packet for _, packet in tries if verdict(snapshot, packet).allowed}
         with serve(places):
             answered = attempt(tries)
-        expected = {packet for _, packet in tries if verdict(snapshot, packet).allowed}
+            # The kernel takes a moment until a new interface has a carrier: what should pass gets a second chance.
+            answered |= attempt([(place, packet) for place, packet in tries if packet in expected - answered], 2)
         assert answered == expected
 
 

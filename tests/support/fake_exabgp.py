@@ -153,9 +153,9 @@ class FakeExaBGP:
                         self._rib_line(peer, prefix, (peer.local, (), 0))
             return True
         words = line.split()
-        peer = self.peers.get(words[1]) if words[0] == "neighbor" else None
-        if peer is None:
+        if words[0] != "neighbor" or words[1] not in self.peers:
             return False
+        peer = self.peers[words[1]]
         assert peer.established, f"pending output for a session that is down blocks reloads: {line}"
         match words[2:]:
             case ["announce", "attributes", "next-hop", "self", "nlri", *prefixes]:

@@ -211,7 +211,8 @@ class FakeApi:
             self.requests.append(request)
             self.changed.notify_all()
             fault = self._take_fault(request)
-        if self.token and request.authorization != f"Bearer {self.token}":
+        scheme, _, token = request.authorization.partition(" ")
+        if self.token and (scheme.lower(), token) != ("bearer", self.token):
             exchange.refuse(401, "Unauthorized", "Unauthorized")
         elif fault is not None and fault(exchange):
             return
@@ -249,7 +250,7 @@ class FakeApi:
             if len(items) > limit:
                 token = f"page-{len(self._pages)}-{version}"
                 self._pages[token] = (version, items[limit:])
-            body = {"kind": "List", "metadata": {"resourceVersion": str(version), "continue": token}}
+            body: Json = {"kind": "List", "metadata": {"resourceVersion": str(version), "continue": token}}
             body["items"] = items[:limit]
         exchange.send(200, body)
 

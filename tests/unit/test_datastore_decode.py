@@ -105,7 +105,7 @@ def test_pod_parts(part: Json, expected: Pod) -> None:
         ({"metadata": meta(), "status": {"podIPs": [{"ip": "fe80::1%eth0; reboot"}]}}, "fe80::1%eth0"),
         ({"metadata": meta(), "spec": {"hostNetwork": "yes"}}, "Expected `bool`"),
         ({"metadata": meta(), "spec": "x"}, "Expected `object`"),
-        ({"metadata": meta(namespace="")}, "metadata has no namespace"),
+        ({"metadata": meta(namespace="")}, "metadata.namespace must not be empty"),
     ],
 )
 def test_unusable_pod(obj: Json, reason: str) -> None:
@@ -164,7 +164,7 @@ def test_node_of_an_old_server_has_one_pod_cidr() -> None:
     assert change(NODES, {"metadata": meta()}).pod_cidrs == ()
 
 
-@pytest.mark.parametrize("cidr", ["10.1.0.1/24", "10.1.0.0/33", "x", "10.1.0.0/24\n-A INPUT", "fe80::%; x/64"])
+@pytest.mark.parametrize("cidr", ["10.1.0.0/33", "x", "10.1.0.0/24\n-A INPUT", "fe80::%; x/64"])
 def test_node_with_a_bad_pod_cidr_is_unusable(cidr: str) -> None:
     found = change(NODES, {"metadata": meta("node-1", ""), "spec": {"podCIDRs": [cidr]}})
     assert isinstance(found, Unusable)
@@ -181,10 +181,18 @@ def test_network_policy() -> None:
 
 
 def test_network_policy_that_is_rejected_is_unusable() -> None:
-    found = change(POLICIES, {"metadata": meta("odd", "shop"), "spec": {"podSelector": 5}})
+    found = change(POLICIES, {"metadata": meta("no name", "shop"), "spec": {"podSelector": {}}})
     assert isinstance(found, Unusable)
-    assert (found.key, found.uid) == (("shop", "odd"), "u")
-    assert "podSelector" in found.reason
+    assert (found.key, found.uid) == (("shop", "no name"), "u")
+    assert "no name" in found.reason
+
+
+@pytest.mark.parametrize("spec", [5, None, {"podSelector": 5}, {"podSelector": {}, "ingress": "x"}])
+def test_network_policy_that_is_malformed_denies_and_says_why(spec: object) -> None:
+    found = change(POLICIES, {"metadata": meta("odd", "shop"), "spec": spec})
+    assert isinstance(found, NetworkPolicy)
+    assert found.ingress == ()
+    assert bool(found.problems) == (spec is not None), "null means absent, which is the default policy"
 
 
 # --- lists and watch lines -------------------------------------------------------------------------------------

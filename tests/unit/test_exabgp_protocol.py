@@ -63,10 +63,11 @@ def test_open_with_graceful_restart() -> None:
 
 
 def test_update_with_routes_and_withdrawals() -> None:
+    nlris = '[ { "nlri": "10.244.7.0/24" }, { "nlri": "10.244.8.0/24" } ]'
     [event] = update(
         f'"attribute": {{ {AS_PATH}, "med": 7 }}, ',
-        '"announce": { "ipv4 unicast": { "10.9.0.2": '
-        '[ { "nlri": "10.244.7.0/24" }, { "nlri": "10.244.8.0/24" } ] } }, "withdraw": { "ipv4 unicast": [ { "nlri": "10.244.9.0/24" } ] }',
+        f'"announce": {{ "ipv4 unicast": {{ "10.9.0.2": {nlris} }} }}, '
+        '"withdraw": { "ipv4 unicast": [ { "nlri": "10.244.9.0/24" } ] }',
     )
     path = Path("10.9.0.2", (65000, 65010), 2, 0, 7)
     assert event == protocol.Update(
@@ -219,7 +220,8 @@ def test_rubbish_is_counted_and_never_raises(rubbish: list[bytes]) -> None:
 @given(st.lists(st.integers(1, 60), max_size=20))
 def test_any_chunks_give_the_same_events(sizes: list[int]) -> None:
     stream = GOOD + b"done\n" + line("state", '"state": "down", "reason": "x"', counter=2)
-    connection, found = Connection(), []
+    connection = Connection()
+    found: list[protocol.Event] = []
     connection.command("# x")
     connection.data_to_send()
     for size in sizes:

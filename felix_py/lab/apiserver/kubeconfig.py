@@ -63,6 +63,8 @@ class Certificates:
 
     def context(self) -> ssl.SSLContext:
         """A server-side TLS context. OSError or ssl.SSLError when the files do not fit."""
+        for path in (self.certificate, self.key):
+            path.open("rb").close()  # OpenSSL's own error does not name the file
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.certificate, self.key)
         return context

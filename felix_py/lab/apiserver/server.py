@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import logging
 import socket
@@ -182,10 +181,3 @@ class ApiServer:
 
 def _status(error: api.ApiError) -> web.Response:
     return json_response(error.status(), error.code)
-
-
-async def serve_forever(server: ApiServer) -> None:
-    """Until cancelled."""
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.Event().wait()
-    await server.stop()

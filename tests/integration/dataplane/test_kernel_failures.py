@@ -233,3 +233,16 @@ def test_a_family_that_is_not_programmed(interfaces: None, backend: Backend) -> 
         failures = put(kernel, update).failures
         assert Failure("IPv6 rules", "the family is not programmed on this node") in failures
         assert "FELIX" not in kernel_state.saved(Family.V6, backend)
+
+
+def test_a_hook_that_vanished_since_the_last_load(kernel: Kernel, backend: Backend, family: Family) -> None:
+    """Deleting it fails the transaction; what there really is gets read again, and everything is written."""
+    put(kernel, whole(family))
+    run(f"{'iptables' if family is Family.V4 else 'ip6tables'}-{backend}", "-D", "FORWARD", "1")
+    update = Update(hooks={hook: False for hook in whole(family).hooks if "way in" in hook.words})
+    update.chains[ChainKey(family, "filter", "FELIX-NEW")] = (("-j", "DROP"),)
+    assert put(kernel, update).failures == ()
+    assert "FELIX-NEW" in kernel_state.saved(family, backend)
+    assert len(kernel_state.rules(family, backend, "filter", "FORWARD")) == 2
+    kernel.load()
+    check_quiet(kernel)

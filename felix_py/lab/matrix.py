@@ -1,0 +1,271 @@
+"""Who reaches whom: real connections between all pods, nodes and the world, beside what the oracle expects.
+
+Sockets are made inside the source's network namespace and then used from here, so one process asks for all
+sources at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import aiohttp
+
+from felix_py.datastore import decode
+from felix_py.lab import topology
+from felix_py.lab.apiclient import ApiClient, ApiError, Obj
+from felix_py.lab.lab import Lab
+from felix_py.lab.namespaces import NETNS_DIR, inside
+from felix_py.lab.podserver import Port
+from felix_py.lab.sandbox import ports
+from felix_py.lab.state import LabError
+from felix_py.lab.topology import TOR, machine_netns, pod_netns
+from policy.evaluate import Snapshot, Verdict, verdict
+from policy.model import Family, Packet, Protocol
+
+_WORLD_PORT: Port = ("TCP", 80)
+
+
+class Kind(StrEnum):
+    """What a party is."""
+
+    POD = "pod"
+    WORLD = "world"
+    NODE = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """One end of connections: a pod ("namespace/name"), a node, or a host of the world outside."""
+
+    name: str
+    kind: Kind
+    netns: Path
+    addresses: dict[Family, str]
+    ports: tuple[Port, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One connection to try."""
+
+    source: Party
+    destination: Party
+    family: Family
+    port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """An attempt, what came of it, and what policy says. ``detail``: the answer, or why there was none."""
+
+    attempt: Attempt
+    reached: bool
+    detail: str
+    verdict: Verdict
+
+    @property
+    def differs(self) -> bool:
+        return self.reached is not self.verdict.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The lab at one moment: who is there, and what policy says."""
+
+    snapshot: Snapshot
+    parties: tuple[Party, ...]
+
+    def expected(self, attempt: Attempt) -> Verdict:
+        """The oracle on an attempt: addresses as the packet has them when it leaves its source."""
+        protocol, number = attempt.port
+        source, destination = attempt.source, attempt.destination
+        packet = Packet(
+            source.addresses[attempt.family], destination.addresses[attempt.family], Protocol(protocol), number
+        )
+        return verdict(self.snapshot, packet, self._node_addresses(destination))
+
+    def _node_addresses(self, pod: Party) -> frozenset[str]:
+        """Addresses of the node on which a pod runs: it reaches its own pods always."""
+        if pod.kind is not Kind.POD:
+            return frozenset()
+        namespace, _, name = pod.name.partition("/")
+        node = self.snapshot.pods[namespace, name].node
+        return frozenset(a for party in self.parties if party.name == node for a in party.addresses.values())
+
+
+async def observe(lab: Lab) -> Scene:
+    """Ask the API server.
+
+    Raises:
+        LabError: there is no such lab.
+        ApiError, aiohttp.ClientError: its API server does not answer.
+    """
+    record = lab.record()
+    async with ApiClient(lab.kubeconfig) as api:
+        namespaces, pods, policies = await asyncio.gather(
+            *(api.raw(kind.path) for kind in (decode.NAMESPACES, decode.PODS, decode.POLICIES))
+        )
+        objects = (await api.get("/api/v1/pods"))["items"]
+    snapshot = Snapshot(
+        [one for one in decode.NAMESPACES.listing(namespaces).found if not isinstance(one, decode.Unusable)],
+        [one for one in decode.PODS.listing(pods).found if not isinstance(one, decode.Unusable)],
+        [one for one in decode.POLICIES.listing(policies).found if not isinstance(one, decode.Unusable)],
+    )
+    families = record.shape.address_families
+    found = [_pod(lab.name, obj, families) for obj in objects if _takes_part(obj)]
+    return Scene(snapshot, (*found, *_world(lab.name, families), *_nodes(lab.name, record.shape.nodes, families)))
+
+
+def _takes_part(pod: Obj) -> bool:
+    """Running pods with a network of their own; to policy a pod on the host network is its node."""
+    running = pod.get("status", {}).get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")
+    return running and not pod["spec"].get("hostNetwork")
+
+
+def _pod(lab: str, pod: Obj, families: Sequence[Family]) -> Party:
+    metadata = pod["metadata"]
+    netns = NETNS_DIR / pod_netns(lab, metadata["namespace"], metadata["name"], metadata["uid"])
+    addresses = {Family.V6 if ":" in entry["ip"] else Family.V4: entry["ip"] for entry in pod["status"]["podIPs"]}
+    name = f"{metadata['namespace']}/{metadata['name']}"
+    return Party(name, Kind.POD, netns, {family: addresses[family] for family in families}, tuple(ports(pod)))
+
+
+def _world(lab: str, families: Sequence[Family]) -> list[Party]:
+    netns = NETNS_DIR / machine_netns(lab, TOR)
+    return [
+        Party(name, Kind.WORLD, netns, {family: addresses[family] for family in families}, topology.WORLD_PORTS)
+        for name, addresses in topology.WORLD.items()
+    ]
+
+
+def _nodes(lab: str, count: int, families: tuple[Family, ...]) -> list[Party]:
+    return [
+        Party(node.name, Kind.NODE, NETNS_DIR / machine_netns(lab, node.name), node.addresses)
+        for node in topology.nodes(count, families)
+    ]
+
+
+def attempts(
+    parties: Iterable[Party], protocol: Protocol | None = None, port: int | None = None
+) -> list[Attempt]:
+    """All pairs of pods, pods to and from the world, and nodes to pods.
+
+    Each to the destination's first container port (of ``protocol``, if given), or to ``port`` (TCP, if no
+    protocol is given). Destinations without such a port are left out.
+    """
+    everyone = list(parties)
+    found = []
+    for destination in everyone:
+        wanted = _port(destination, protocol, port)
+        if destination.kind is Kind.NODE or wanted is None:
+            continue
+        for source in everyone:
+            if Kind.POD in (source.kind, destination.kind) and (destination.kind, source.kind) != (
+                Kind.WORLD,
+                Kind.NODE,
+            ):
+                found += [Attempt(source, destination, family, wanted) for family in destination.addresses]
+    return found
+
+
+def _port(destination: Party, protocol: Protocol | None, port: int | None) -> Port | None:
+    if port is not None:
+        return (protocol or Protocol.TCP).value, port
+    offered = (_WORLD_PORT, *destination.ports) if destination.kind is Kind.WORLD else destination.ports
+    return next((one for one in offered if protocol is None or one[0] == protocol.value), None)
+
+
+# --- connections -------------------------------------------------------------------------------------
+
+
+async def measure(scene: Scene, tries: Sequence[Attempt], timeout: float = 0.5) -> list[Cell]:
+    """Try everything at once, ``timeout`` seconds each; what should have worked and did not, once more.
+
+    Raises:
+        LabError: a source's network namespace is gone.
+    """
+    expected = [scene.expected(attempt) for attempt in tries]
+    results = await _connect_all(tries, timeout)
+    again = [i for i, (reached, _) in enumerate(results) if expected[i].allowed and not reached]
+    for index, result in zip(again, await _connect_all([tries[i] for i in again], timeout), strict=True):
+        results[index] = result
+    return [
+        Cell(attempt, reached, detail, verdict)
+        for attempt, (reached, detail), verdict in zip(tries, results, expected, strict=True)
+    ]
+
+
+async def _connect_all(tries: Sequence[Attempt], timeout: float) -> list[tuple[bool, str]]:
+    sockets = await asyncio.to_thread(_open_all, tries)
+    return await asyncio.gather(
+        *(_connect(one, attempt, timeout) for one, attempt in zip(sockets, tries, strict=True))
+    )
+
+
+def _open_all(tries: Sequence[Attempt]) -> list[socket.socket]:
+    """A socket for each attempt, made in its source's namespace."""
+    opened: dict[int, socket.socket] = {}
+    by_netns: dict[Path, list[int]] = {}
+    for index, attempt in enumerate(tries):
+        by_netns.setdefault(attempt.source.netns, []).append(index)
+    try:
+        for netns, indices in by_netns.items():
+            with inside(netns):
+                for index in indices:
+                    opened[index] = _open(tries[index])
+    except OSError as error:
+        for one in opened.values():
+            one.close()
+        raise LabError(f"{netns}: {error.strerror or error}") from error
+    return [opened[index] for index in range(len(tries))]
+
+
+def _open(attempt: Attempt) -> socket.socket:
+    family = socket.AF_INET6 if attempt.family is Family.V6 else socket.AF_INET
+    kind = socket.SOCK_STREAM if attempt.port[0] == "TCP" else socket.SOCK_DGRAM
+    made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    if attempt.source.kind is Kind.WORLD:
+        made.bind((attempt.source.addresses[attempt.family], 0))
+    return made
+
+
+async def _connect(one: socket.socket, attempt: Attempt, timeout: float) -> tuple[bool, str]:
+    """(reached, detail). Where nobody listens was reached as well: a policy drops, it does not refuse."""
+    loop = asyncio.get_running_loop()
+    with contextlib.closing(one):
+        try:
+            async with asyncio.timeout(timeout):
+                await loop.sock_connect(one, (attempt.destination.addresses[attempt.family], attempt.port[1]))
+                if one.type & socket.SOCK_DGRAM:
+                    await loop.sock_sendall(one, b"?")
+                answer = (await loop.sock_recv(one, 512)).partition(b"\n")[0].decode(errors="replace")
+        except ConnectionRefusedError:
+            return True, "refused"
+        except TimeoutError:
+            return False, "no answer"
+        except OSError as error:
+            return False, error.strerror or str(error)
+    if answer != attempt.destination.name:
+        return False, f"answered as {answer!r}"
+    return True, answer
+
+
+async def run_matrix(
+    lab: Lab, protocol: Protocol | None = None, port: int | None = None, timeout: float = 0.5
+) -> list[Cell]:
+    """Observe and measure, for the command and for tests.
+
+    Raises:
+        LabError: there is no such lab, or it does not answer.
+    """
+    try:
+        scene = await observe(lab)
+    except (ApiError, aiohttp.ClientError) as error:
+        raise LabError(f"the API server of lab {lab.name!r} does not answer: {error}") from error
+    return await measure(scene, attempts(scene.parties, protocol, port), timeout)

@@ -1,0 +1,81 @@
+"""From the rules of one policy to compiled rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from policy.ir import Allow, Match, PortRange, Rule, SetMatch, Side
+from policy.model import Direction, Family, NetworkPolicy, PolicyRule, Port, Protocol
+from policy.peers import PeerSet, named_port_peers, named_port_subjects, peer_set
+
+
+class RuleCompiler:
+    """One direction of one policy for one family: policy rules to ir rules."""
+
+    def __init__(
+        self, family: Family, policy: NetworkPolicy, direction: Direction, use: Callable[[PeerSet], PeerSet]
+    ) -> None:
+        """``use`` is told of each set that a rule needs; it returns the one that is kept under that name."""
+        self._family = family
+        self._policy = policy
+        self._direction = direction
+        self._keep = use
+
+    def compile(self, number: int, rule: PolicyRule) -> Iterator[Rule]:
+        """The ir rules of one policy rule; none where nothing of this family can match."""
+        about = f"{self._policy.namespace}/{self._policy.name} {self._direction.lower()}[{number}]"
+        for match in self._matches(rule):
+            yield Rule(Allow(), match, about)
+
+    def _matches(self, rule: PolicyRule) -> Iterator[Match]:
+        ports = rule.ports if rule.ports is not None else ()
+        plain = [port for port in ports if not isinstance(port.port, str)]
+        named = [port for port in ports if isinstance(port.port, str)]
+        if rule.ports is None or plain:
+            peers = self._peers(rule)
+            if peers is not None:
+                for protocol, ranges in _ranges(plain) if rule.ports is not None else [(None, ())]:
+                    yield Match(protocol, ranges, peers)
+        for port in dict.fromkeys(named):
+            sets = self._named(rule, port)
+            if sets is not None:
+                yield Match(port.protocol, (), sets)
+
+    def _peers(self, rule: PolicyRule) -> tuple[SetMatch, ...] | None:
+        """The set match of the rule's peers: () for any peer, None where no address of this family can match."""
+        if rule.peers is None:
+            return ()
+        side = Side.SOURCE if self._direction is Direction.INGRESS else Side.DESTINATION
+        return self._use(peer_set(self._family, self._policy, rule.peers), side)
+
+    def _named(self, rule: PolicyRule, port: Port) -> tuple[SetMatch, ...] | None:
+        """A named port belongs to the destination: the peers in egress, the selected pods in ingress."""
+        if self._direction is Direction.EGRESS:
+            return self._use(named_port_peers(self._family, self._policy, rule.peers, port), Side.DESTINATION)
+        peers = self._peers(rule)
+        subjects = self._use(named_port_subjects(self._family, self._policy, port), Side.DESTINATION)
+        return None if peers is None or subjects is None else (*peers, *subjects)
+
+    def _use(self, wanted: PeerSet, side: Side) -> tuple[SetMatch, ...] | None:
+        if wanted.empty:
+            return None
+        used = self._keep(wanted)
+        return (SetMatch(used.name, used.kind, side),)
+
+
+def _ranges(ports: Iterable[Port]) -> Iterator[tuple[Protocol, tuple[PortRange, ...]]]:
+    """Ports by protocol, merged where they touch; () is every port of the protocol."""
+    spans: dict[Protocol, list[tuple[int, int]]] = {}
+    for port in ports:
+        first = port.port if isinstance(port.port, int) else 0
+        last = first if port.end_port is None else port.end_port
+        spans.setdefault(port.protocol, []).append((first, last if port.port is not None else 65535))
+    for protocol, found in sorted(spans.items()):
+        merged: list[tuple[int, int]] = []
+        for first, last in sorted(found):
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+            else:
+                merged.append((first, last))
+        whole = any(first == 0 for first, _ in merged)
+        yield protocol, () if whole else tuple(PortRange(*span) for span in merged)

@@ -1,0 +1,100 @@
+"""What the speaker writes for the sidecar: needs interfaces and routes, but no router."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from pathlib import Path
+
+import pytest
+
+from bgp.model import BGPConfigError
+from bgp.sidecar import CONFIG
+from felix_py.speaker import load_bgp_config
+from tests.support.bgp import TOR_ASN, agent, config, until
+from tests.support.isolate import run
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+
+SECRET = "s3cret"
+
+
+def interface(name: str, address: str) -> None:
+    run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+    run("ip", "address", "add", address, "dev", name)
+    for end in (name, f"{name}p"):
+        run("ip", "link", "set", end, "up")
+
+
+def test_peer_without_a_route_waits_outside_and_is_shown(tmp_path: Path) -> None:
+    file = tmp_path / CONFIG
+    interface("near", "10.9.0.1/24")
+    both = config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN}, {"peerIP": "10.10.0.2", "asNumber": 65100})
+
+    async def scenario() -> None:
+        async with agent(tmp_path, both) as node:
+            await until(file.exists)
+            assert "neighbor 10.9.0.2 {" in file.read_text()
+            assert "10.10.0.2" not in file.read_text()
+            assert [(peer.address, peer.error) for peer in node.speaker.peers()] == [
+                ("10.9.0.2", ""),
+                ("10.10.0.2", "no route to it"),
+            ]
+            interface("far", "10.10.0.1/24")
+            await until(lambda: "  local-address 10.10.0.1;\n" in file.read_text())
+
+    asyncio.run(scenario())
+
+
+def test_source_address_outlives_a_link_that_flaps(tmp_path: Path) -> None:
+    file = tmp_path / CONFIG
+    interface("near", "10.9.0.1/24")
+    interface("other", "10.10.0.1/24")
+    run("ip", "route", "add", "default", "via", "10.10.0.2")
+
+    async def scenario() -> None:
+        async with agent(tmp_path, config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN})) as node:
+            await until(file.exists)
+            before = file.stat().st_mtime_ns
+            run("ip", "link", "set", "near", "down")
+            node.speaker.set_config(config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN}))
+            await asyncio.sleep(1.2)  # longer than the interval at which addresses are looked up
+            assert "  local-address 10.9.0.1;\n" in file.read_text()
+            assert file.stat().st_mtime_ns == before
+            # Only a source that the node no longer has is replaced.
+            run("ip", "address", "del", "10.9.0.1/24", "dev", "near")
+            await until(lambda: "  local-address 10.10.0.1;\n" in file.read_text())
+
+    asyncio.run(scenario())
+
+
+def test_file_is_for_the_folders_owner_only(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    run("chown", "1234:2345", str(shared))
+    interface("near", "10.9.0.1/24")
+
+    async def scenario() -> None:
+        wanted = config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN, "password": SECRET})
+        async with agent(shared, wanted):
+            await until((shared / CONFIG).exists)
+
+    asyncio.run(scenario())
+    status = (shared / CONFIG).stat()
+    assert SECRET in (shared / CONFIG).read_text()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o600, 1234, 2345)
+    assert [file.name for file in shared.iterdir()] == [CONFIG]
+
+
+def test_users_file(tmp_path: Path) -> None:
+    secret, file = tmp_path / "secret", tmp_path / "bgp.yaml"
+    secret.write_text(f"{SECRET}\n")
+    file.write_text(f"asNumber: 65001\npeers:\n- peerIP: 10.9.0.2\n  asNumber: 65000\n  passwordFile: {secret}\n")
+    loaded = load_bgp_config(file, router_id="10.9.0.1")
+    assert (loaded.router_id, loaded.peers[0].password) == ("10.9.0.1", SECRET)
+    for text, message in (("a: [", "bgp.yaml: "), ("asNumber: 65001", "routerID: is missing"), ("", "mapping")):
+        file.write_text(text)
+        with pytest.raises(BGPConfigError, match=message):
+            load_bgp_config(file)
+    with pytest.raises(BGPConfigError, match="No such file"):
+        load_bgp_config(tmp_path / "nowhere.yaml")

@@ -1,0 +1,239 @@
+"""The engine against the oracle, and against itself: state, not history."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy.compile import Engine
+from policy.evaluate import Snapshot, verdict
+from policy.interpret import direction_allowed
+from policy.ir import Chain, Delta, Program, SetKind
+from policy.model import Direction, Family, LocalEndpoint, Namespace, NetworkPolicy, ObjectKey, Pod
+from tests.support.clusters import Cluster, clusters, family, packets
+
+PACKETS = packets()
+
+
+class Mirror:
+    """A Program made of nothing but deltas. It objects to a delta that changes nothing or comes out of order."""
+
+    def __init__(self, of: Family) -> None:
+        self.family = of
+        self.chains: dict[str, Chain] = {}
+        self.sets: dict[str, SetKind] = {}
+        self.members: dict[str, set[str]] = {}
+        self.classes: dict[Direction, dict[str, str]] = {direction: {} for direction in Direction}
+
+    def apply(self, delta: Delta) -> None:
+        for name, chain in delta.chains.items():
+            assert self.chains.get(name) != chain
+            if chain is None:
+                del self.chains[name]
+            else:
+                self.chains[name] = chain
+        for name, kind in delta.sets.items():
+            assert self.sets.get(name) != kind
+            if kind is None:
+                del self.sets[name], self.members[name]
+                assert name not in delta.members
+            else:
+                self.sets[name] = kind
+                self.members[name] = set()
+        for name, changed in delta.members.items():
+            for member, is_in in changed.items():
+                assert (member in self.members[name]) is not is_in
+                (self.members[name].add if is_in else self.members[name].discard)(member)
+        for (direction, address), chosen in delta.classes.items():
+            assert self.classes[direction].get(address) != chosen
+            if chosen is None:
+                del self.classes[direction][address]
+            else:
+                self.classes[direction][address] = chosen
+
+    def program(self) -> Program:
+        members = {name: frozenset(found) for name, found in self.members.items()}
+        return Program(self.family, self.chains, self.sets, members, self.classes)
+
+
+@dataclass
+class World:
+    """Feeds an engine, and remembers what a node remembers: the last that was known of each endpoint's pod."""
+
+    engine: Engine = field(default_factory=Engine)
+    mirrors: dict[Family, Mirror] = field(default_factory=lambda: {f: Mirror(f) for f in Family})
+    pods: dict[ObjectKey, Pod] = field(default_factory=dict)
+    endpoints: dict[ObjectKey, LocalEndpoint] = field(default_factory=dict)
+    remembered: dict[ObjectKey, Pod] = field(default_factory=dict)
+
+    def do(self, event: Event) -> None:
+        kind, key, record = event
+        match kind, record:
+            case "namespace", Namespace():
+                self.engine.upsert_namespace(record)
+            case "namespace", None:
+                self.engine.remove_namespace(key[1])
+            case "policy", NetworkPolicy():
+                self.engine.upsert_policy(record)
+            case "policy", None:
+                self.engine.remove_policy(key)
+            case "pod", Pod():
+                self.pods[key] = record
+                self.engine.upsert_pod(record)
+            case "pod", None:
+                self.pods.pop(key, None)
+                self.engine.remove_pod(key)
+            case "endpoint", LocalEndpoint():
+                self.endpoints[key] = record
+                self.engine.upsert_endpoint(record)
+            case "endpoint", None:
+                self.endpoints.pop(key, None)
+                self.remembered.pop(key, None)
+                self.engine.remove_endpoint(key)
+            case _:
+                raise AssertionError(event)
+        if key in self.endpoints and key in self.pods:
+            self.remembered[key] = self.pods[key]
+
+    def check_flush(self) -> None:
+        for delta in self.engine.flush():
+            assert delta
+            self.mirrors[delta.family].apply(delta)
+        for of, mirror in self.mirrors.items():
+            assert mirror.program() == self.engine.program(of)
+
+
+Record = Namespace | Pod | NetworkPolicy | LocalEndpoint
+Event = tuple[str, ObjectKey, Record | None]
+EMPTY = Cluster({}, {}, {}, {})
+
+
+def tables(cluster: Cluster) -> dict[tuple[str, ObjectKey], Record]:
+    """Every object of a cluster by (kind, key)."""
+    found: dict[tuple[str, ObjectKey], Record] = {}
+    found.update({("namespace", ("", name)): namespace for name, namespace in cluster.namespaces.items()})
+    found.update({("pod", key): pod for key, pod in cluster.pods.items()})
+    found.update({("policy", key): policy for key, policy in cluster.policies.items()})
+    found.update({("endpoint", key): endpoint for key, endpoint in cluster.endpoints.items()})
+    return found
+
+
+def events(before: Cluster, after: Cluster) -> list[Event]:
+    """What leads from one state to another. Each event speaks of another object, so any order will do."""
+    old, new = tables(before), tables(after)
+    return [(*place, new.get(place)) for place in {**old, **new} if old.get(place) != new.get(place)]
+
+
+def fed(cluster: Cluster) -> Engine:
+    engine = World()
+    for event in events(EMPTY, cluster):
+        engine.do(event)
+    return engine.engine
+
+
+def fresh(world: World, cluster: Cluster) -> Engine:
+    """An engine that has seen nothing but the end state, and what a node remembers of its endpoints."""
+    engine = Engine()
+    for key, pod in world.remembered.items():
+        engine.upsert_pod(pod)
+        engine.upsert_endpoint(cluster.endpoints[key])
+        engine.remove_pod(key)
+    for event in events(EMPTY, cluster):
+        World(engine).do(event)
+    return engine
+
+
+@settings(max_examples=400, deadline=None)
+@given(cluster=clusters(), seed=st.integers(0, 2**32))
+def test_the_compiled_program_does_what_the_oracle_says(cluster: Cluster, seed: int) -> None:
+    engine = fed(cluster)
+    programs = {of: engine.program(of) for of in Family}
+    snapshot = Snapshot(cluster.namespaces.values(), cluster.pods_as_known(), cluster.policies.values())
+    local = {address for endpoint in cluster.endpoints.values() for address in endpoint.addresses}
+    judged = [p for p in PACKETS if p.source in local or p.destination in local]
+    for packet in random.Random(seed).sample(judged, min(len(judged), 150)):
+        truth = verdict(snapshot, packet)
+        program = programs[family(packet.source)]
+        if packet.source in local and truth.egress is not None:
+            found = direction_allowed(program, packet, Direction.EGRESS)
+            assert found is truth.egress.allowed, (packet, truth)
+        if packet.destination in local and truth.ingress is not None:
+            found = direction_allowed(program, packet, Direction.INGRESS)
+            assert found is truth.ingress.allowed, (packet, truth)
+
+
+@settings(max_examples=300, deadline=None)
+@given(states=st.lists(clusters(), min_size=1, max_size=3), choices=st.randoms(use_true_random=False))
+def test_any_way_to_a_state_ends_in_the_same_program(states: list[Cluster], choices: random.Random) -> None:
+    world = World()
+    before = EMPTY
+    # The last step only takes away: whatever was counted twice on the way stays behind and shows.
+    kept = {key: pod for key, pod in states[-1].pods.items() if choices.random() < 0.4}
+    for after in [*states, replace(states[-1], pods=kept)]:
+        way = events(before, after)
+        choices.shuffle(way)
+        for event in way:
+            if choices.random() < 0.3:
+                place = (event[0], event[1])
+                there = tables(before).get(place)
+                detour = choices.choice(
+                    [None, there, tables(states[0]).get(place), tables(states[-1]).get(place)]
+                )
+                world.do((*place, detour))
+            for _ in range(choices.choice((1, 1, 1, 2))):
+                world.do(event)
+            if choices.random() < 0.3:
+                world.check_flush()
+        before = after
+    world.check_flush()
+    other = fresh(world, before)
+    for of in Family:
+        assert world.engine.program(of) == other.program(of)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cluster=clusters())
+def test_reversed_and_squashed_events_give_the_same_and_going_back_leaves_nothing(cluster: Cluster) -> None:
+    forth = events(EMPTY, cluster)
+    world, reverse = World(), World()
+    for event in forth:
+        world.do(event)
+        world.check_flush()
+    for event in reversed(forth):
+        reverse.do(event)
+    reverse.check_flush()
+    for of in Family:
+        assert world.engine.program(of) == reverse.engine.program(of)
+    for event in events(cluster, EMPTY):
+        world.do(event)
+    world.check_flush()
+    for of in Family:
+        program = world.engine.program(of)
+        assert program == Program(of, {}, {}, {}, {direction: {} for direction in Direction})
+
+
+@settings(max_examples=100, deadline=None)
+@given(cluster=clusters())
+def test_an_event_that_says_nothing_new_changes_nothing(cluster: Cluster) -> None:
+    world = World()
+    for event in events(EMPTY, cluster):
+        world.do(event)
+    world.check_flush()
+    for event in events(EMPTY, cluster):
+        world.do(event)
+    for pod in cluster.pods.values():
+        world.engine.upsert_pod(replace(pod, uid="another", node="another"))
+    assert world.engine.flush() == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(cluster=clusters(), only=st.sampled_from(Family))
+def test_a_node_of_one_family_has_that_family_s_half(cluster: Cluster, only: Family) -> None:
+    world = World(Engine((only,)))
+    for event in events(EMPTY, cluster):
+        world.do(event)
+    assert [delta.family for delta in world.engine.flush()] in ([], [only])
+    assert world.engine.program(only) == fed(cluster).program(only)

@@ -1,0 +1,306 @@
+"""Facts, planner, reconciler and the CNI server's view of them, on a dataplane in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from felix_py.agent.facts import Facts
+from felix_py.agent.network import PodNetwork
+from felix_py.cni.network import NetworkError
+from felix_py.dataplane.fake import FakeDataplane
+from felix_py.metrics import Metrics
+from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.plan.marks import Marks
+from felix_py.plan.planner import Planner
+from felix_py.plan.static import SetNames, StaticOptions
+from felix_py.reconcile import NotApplied, Reconciler
+from felix_py.records import Lease, NextHop, NodeRecord, RouteKey
+from policy.model import (
+    Family,
+    NetworkPolicy,
+    Operator,
+    Pod,
+    PodPeer,
+    PolicyRule,
+    Requirement,
+    Selector,
+)
+
+V4 = Family.V4
+NAMES = SetNames.of(V4)
+DENY = NetworkPolicy("shop", "deny", Selector(), ingress=(), egress=())
+
+
+def lease(container: str = "c1", address: str = "10.1.0.2", created: float = 1.0) -> Lease:
+    return Lease(container, "eth0", "felix-py", "shop", "web", "u1", f"felix{container}", {V4: address}, created)
+
+
+class Rig:
+    """Everything between the CNI server and the kernel, with the kernel in memory."""
+
+    def __init__(self, kernel: FakeDataplane | None = None, refresh: float = 3600) -> None:
+        self.kernel = kernel or FakeDataplane()
+        self.kernel.load()
+        self.metrics = Metrics()
+        self.facts = Facts("n1", (V4,), (), lambda: self.reconciler.note())
+        planner = Planner((V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {})
+        self.reconciler = Reconciler(
+            planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=refresh
+        )
+        self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500)
+        self.facts.upsert(NodeRecord("n1", "", ("192.0.2.1",), ("10.1.0.0/24",)))
+        self.facts.upsert(NodeRecord("n2", "", ("192.0.2.2",), ("10.1.1.0/24",)))
+
+    async def __aenter__(self) -> Rig:
+        self.task = asyncio.create_task(self.reconciler.run())
+        await self.reconciler.settled()
+        self.network.set_ready()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    def restores(self) -> float:
+        value = self.metrics.registry.get_sample_value("felix_py_iptables_restores_total")
+        assert value is not None
+        return value
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 10))
+
+
+def test_the_nodes_own_cidr_is_a_blackhole_and_pods_are_not_masqueraded_to_pods_and_nodes() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            assert RouteKey("10.1.0.0/24", ROUTE_PROTOCOL_PODS) in rig.kernel.routes
+            assert set(rig.kernel.members(NAMES.pool)) == {"10.1.0.0/24", "10.1.1.0/24"}
+            no_masquerade = {"10.1.0.0/24", "10.1.1.0/24", "192.0.2.1/32", "192.0.2.2/32"}
+            assert set(rig.kernel.members(NAMES.no_masquerade)) == no_masquerade
+            rig.facts.delete(NodeRecord("n2"))
+            await rig.reconciler.settled()
+            assert set(rig.kernel.members(NAMES.pool)) == {"10.1.0.0/24"}
+
+    run(test())
+
+
+def test_enforce_returns_with_route_binding_and_class_in_the_kernel() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            rig.facts.upsert(DENY)
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+            await rig.network.enforce(lease())
+            assert rig.kernel.routes[RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS)].next_hops == (
+                NextHop(interface="felixc1"),
+            )
+            assert "10.1.0.2,felixc1" in rig.kernel.members(NAMES.source)
+            assert rig.kernel.members(NAMES.ingress)["10.1.0.2"] == 1 << 24
+            assert rig.kernel.members(NAMES.egress)["10.1.0.2"] == 1 << 17
+            assert await rig.network.problems(lease()) == []
+            await rig.network.release(lease())
+            assert not rig.kernel.members(NAMES.source)
+            assert not rig.kernel.members(NAMES.ingress)
+            assert RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS) not in rig.kernel.routes
+            assert not [key for key in rig.kernel.chains if key.name.startswith(("FELIX-C", "FELIX-P"))] or (
+                [key.name for key in rig.kernel.chains if key.name.startswith("FELIX-C")] == ["FELIX-CLASSIFY"]
+            )
+
+    run(test())
+
+
+def test_the_newest_sandbox_of_a_pod_is_its_endpoint_and_the_olds_release_does_not_disturb_it() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+            old, new = lease(), lease("c2", "10.1.0.3", 2.0)
+            await rig.network.enforce(old)
+            await rig.network.enforce(new)
+            assert set(rig.kernel.members(NAMES.source)) == {"10.1.0.3,felixc2"}
+            assert await rig.network.problems(old) != []
+            await rig.network.release(old)
+            assert set(rig.kernel.members(NAMES.source)) == {"10.1.0.3,felixc2"}
+            await rig.network.release(new)
+            assert not rig.kernel.members(NAMES.source)
+
+    run(test())
+
+
+def test_an_address_that_passes_from_one_pod_to_another_stays_with_the_new_one() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.network.enforce(lease())
+            other = Lease("c9", "eth0", "felix-py", "shop", "api", "u9", "felixc9", {V4: "10.1.0.2"}, 2.0)
+            rig.facts.detach(lease())
+            await rig.network.enforce(other)
+            assert set(rig.kernel.members(NAMES.source)) == {"10.1.0.2,felixc9"}
+            key = RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS)
+            assert rig.kernel.routes[key].next_hops == (NextHop(interface="felixc9"),)
+
+    run(test())
+
+
+def test_a_refused_route_fails_its_own_endpoint_and_no_other() -> None:
+    async def test() -> None:
+        kernel = FakeDataplane(failing={"route 10.1.0.2/32": "Network is down"})
+        async with Rig(kernel) as rig:
+            with pytest.raises(NetworkError, match="Network is down"):
+                await rig.network.enforce(lease())
+            other = Lease("c9", "eth0", "felix-py", "shop", "api", "u9", "felixc9", {V4: "10.1.0.9"}, 2.0)
+            await rig.network.enforce(other)
+            assert "route 10.1.0.2/32" in [failure.what for failure in rig.reconciler.failures]
+            kernel.failing.clear()
+            rig.reconciler.note()
+            await rig.reconciler.settled()
+            assert RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS) in rig.kernel.routes
+
+    run(test())
+
+
+def test_a_pod_that_joins_a_class_causes_no_restore() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            rig.facts.upsert(DENY)
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+            rig.facts.upsert(Pod("shop", "api", "u9", "n1"))
+            await rig.network.enforce(lease())
+            before = rig.restores()
+            await rig.network.enforce(
+                Lease("c9", "eth0", "felix-py", "shop", "api", "u9", "felixc9", {V4: "10.1.0.9"}, 2.0)
+            )
+            assert rig.restores() == before
+            assert rig.kernel.members(NAMES.ingress)["10.1.0.9"] == rig.kernel.members(NAMES.ingress)["10.1.0.2"]
+
+    run(test())
+
+
+def test_waiting_for_a_pod_ends_with_that_very_pod() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            first = asyncio.create_task(rig.network.wait_for_pod("shop", "web", "u2"))
+            second = asyncio.create_task(rig.network.wait_for_pod("shop", "web", ""))
+            hasty = asyncio.create_task(asyncio.wait_for(rig.network.wait_for_pod("shop", "web", "u2"), 0.01))
+            with pytest.raises(TimeoutError):
+                await hasty
+            rig.network.pod_seen(Pod("shop", "web", "u1"))
+            await second
+            assert not first.done()
+            rig.network.pod_seen(Pod("shop", "web", "u2"))
+            await first
+            rig.network.pod_gone(Pod("shop", "web", "u2"))
+            gone = asyncio.create_task(rig.network.wait_for_pod("shop", "web", ""))
+            assert await asyncio.wait((gone,), timeout=0.01) == (set(), {gone})
+            gone.cancel()
+
+    run(test())
+
+
+def test_learned_routes_come_and_go() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            key = RouteKey("10.1.1.0/24", ROUTE_PROTOCOL_LEARNED)
+            rig.facts.learned({"10.1.1.0/24": ("192.0.2.3", "192.0.2.2")})
+            await rig.reconciler.settled()
+            assert [hop.gateway for hop in rig.kernel.routes[key].next_hops] == ["192.0.2.2", "192.0.2.3"]
+            rig.facts.learned({"10.1.1.0/24": ()})
+            await rig.reconciler.settled()
+            assert key not in rig.kernel.routes
+
+    run(test())
+
+
+def test_drift_is_repaired_at_the_refresh_and_strays_go_only_after_the_sweep_is_allowed() -> None:
+    async def test() -> None:
+        kernel = FakeDataplane()
+        async with Rig(kernel) as rig:
+            stray = RouteKey("10.1.7.0/24", ROUTE_PROTOCOL_LEARNED)
+            rig.facts.learned({"10.1.7.0/24": ("192.0.2.2",)})
+            await rig.reconciler.settled()
+        kernel = FakeDataplane(kernel.kernel)  # another process, the same kernel
+        async with Rig(kernel, refresh=0.02) as rig:
+            blackhole = RouteKey("10.1.0.0/24", ROUTE_PROTOCOL_PODS)
+            for item in [item for item in kernel.kernel if item.key == blackhole]:
+                del kernel.kernel[item]
+            while blackhole not in kernel.routes:
+                await asyncio.sleep(0)
+            assert stray in kernel.routes
+            rig.reconciler.sweep()
+            await rig.reconciler.settled()
+            assert stray not in kernel.routes
+
+    run(test())
+
+
+def test_a_dataplane_that_raises_does_not_end_the_reconciler() -> None:
+    class Broken(FakeDataplane):
+        broken = False
+
+        def apply(self, *, sweep: bool = False) -> Any:
+            if self.broken:
+                raise OSError("no buffer space")
+            return super().apply(sweep=sweep)
+
+    async def test() -> None:
+        kernel = Broken()
+        async with Rig(kernel) as rig:
+            kernel.broken = True
+            with pytest.raises(NetworkError, match="no buffer space"):
+                await rig.network.enforce(lease())
+            kernel.broken = False
+            await rig.network.enforce(lease())
+            assert "10.1.0.2,felixc1" in rig.kernel.members(NAMES.source)
+
+    run(test())
+
+
+def test_before_the_first_sync_nothing_is_written_for_a_release() -> None:
+    async def test() -> None:
+        rig = Rig()
+        rig.facts.attach(lease())
+        await rig.network.release(lease())
+        assert rig.kernel.kernel == {}
+        assert rig.network.unready() is not None
+
+    run(test())
+
+
+def test_a_set_that_comes_back_before_it_went_keeps_no_member_of_its_first_life() -> None:
+    async def test() -> None:
+        kernel = FakeDataplane()
+        async with Rig(kernel) as rig:
+            from_api = PolicyRule((PodPeer(None, Selector((Requirement("app", Operator.IN, ("api",)),))),))
+            allow = NetworkPolicy("shop", "deny", Selector(), ingress=(from_api,))
+            rig.facts.upsert(allow)
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+            rig.facts.upsert(Pod("shop", "api", "u2", "n2", (("app", "api"),), ("10.1.1.1",)))
+            await rig.network.enforce(lease())
+            (name,) = [name for name in kernel.sets if "10.1.1.1" in kernel.members(name)]
+            kernel.failing["route 10.1.9.0/24"] = "keeps the removal from being confirmed"
+            rig.facts.learned({"10.1.9.0/24": ("192.0.2.2",)})
+            rig.facts.upsert(DENY)
+            with pytest.raises(NotApplied):
+                await rig.reconciler.settled()
+            rig.facts.delete(Pod("shop", "api"))
+            rig.facts.upsert(allow)
+            kernel.failing.clear()
+            await rig.reconciler.settled()
+            assert name in kernel.sets
+            assert kernel.members(name) == {}
+
+    run(test())
+
+
+def test_a_failure_of_a_neighbour_with_a_longer_address_is_not_ones_own() -> None:
+    async def test() -> None:
+        kernel = FakeDataplane(failing={"route 10.1.0.20/32": "no"})
+        async with Rig(kernel) as rig:
+            neighbour = Lease("c9", "eth0", "f", "shop", "api", "u9", "felixc9", {V4: "10.1.0.20"}, 2.0)
+            with pytest.raises(NetworkError):
+                await rig.network.enforce(neighbour)
+            await rig.network.enforce(lease())
+
+    run(test())
