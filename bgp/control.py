@@ -356,7 +356,8 @@ class Control:
 
     def _keep_stale(self, session: _Session, until: float, *, own: bool) -> None:
         self._rib.doubt(session.peer.address)
-        session.stale_until = until
+        # What is stale already does not get more time because the session, or ExaBGP, fails once more.
+        session.stale_until = min(until, session.stale_until or until)
         session.own_restart = own
 
     # --- reading back ------------------------------------------------------------------------------------
@@ -440,7 +441,8 @@ class Control:
         for session in self._sessions.values():
             address = session.peer.address
             self._confirm(session)
-            if address in reading.nameless:
+            neighbor = self._neighbors.get(address)
+            if address in reading.nameless and neighbor and neighbor.route_refresh:
                 # ExaBGP's table keeps the last next hop listed, and for IPv6 that is the link-local one, which
                 # is of no use without an interface. An update has both, so the peer must say it again.
                 self._send([protocol.route_refresh(address)])

@@ -103,7 +103,9 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Neighbor:
-    """A neighbor as ExaBGP has it now. ``age``: seconds since it was established."""
+    """A neighbor as ExaBGP has it now. ``age``: seconds since it was established. ``route_refresh``: the peer
+    can be asked to repeat itself (RFC 2918).
+    """
 
     peer: str
     local_address: str
@@ -113,6 +115,7 @@ class Neighbor:
     established: bool
     age: int
     updates_sent: int
+    route_refresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +334,7 @@ def _neighbor(entry: dict[str, Any]) -> Neighbor:
         established=established,
         age=int(entry["duration"]) if established and entry["state"] == "up" else 0,
         updates_sent=int(entry["messages"]["sent"]["update"]),
+        route_refresh=bool(entry["peer"]["capabilities"]["route-refresh"]),
     )
 
 

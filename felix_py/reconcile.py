@@ -108,7 +108,8 @@ class Reconciler:
     async def _wait_for_work(self, seconds: float) -> bool:
         """Wait for a note; true when the time ran out instead."""
         try:
-            await asyncio.wait_for(self._dirty.wait(), seconds)
+            async with asyncio.timeout(seconds):  # not wait_for(): its task costs every ADD two turns of the loop
+                await self._dirty.wait()
         except TimeoutError:
             return True
         return False

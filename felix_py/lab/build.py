@@ -82,7 +82,7 @@ class Builder:
         self._say("agents")
         await self._wait_until_none("nodes become Ready", lambda: _unready_nodes(api, self._nodes), "kubelet")
         self._say("BGP")
-        await self._wait_until_none("the router learns routes to", self._missing_routes)
+        await self._wait_until_none("routes to the pods of", self._missing_routes)
         pods = [obj for obj in objects if obj["kind"] == "Pod"]
         if pods:
             self._say(f"{len(pods)} pods")
@@ -132,14 +132,24 @@ class Builder:
         return all((self._state.machine(name) / "status.json").exists() for name in names)
 
     async def _missing_routes(self) -> list[str]:
-        """Pod CIDRs that are not in the router's kernel."""
-        found = set()
-        for family in self._nodes[0].families:
-            out = await asyncio.to_thread(
-                run, "ip", "-json", f"-{int(family)}", "-n", machine_netns(self._record.name, TOR), "route"
-            )
-            found |= {route["dst"] for route in json.loads(out)}
-        return [cidr for node in self._nodes for cidr in node.pod_cidrs.values() if cidr not in found]
+        """Pod CIDRs that the router does not have in its kernel, and those that a node has not learned from it."""
+        missing = []
+        for machine in (TOR, *(node.name for node in self._nodes)):
+            found = await asyncio.to_thread(self._kernel_routes, machine)
+            missing += [
+                f"{node.name} on {machine}"
+                for node in self._nodes
+                for cidr in node.pod_cidrs.values()
+                if node.name != machine and cidr not in found
+            ]
+        return missing
+
+    def _kernel_routes(self, machine: str) -> set[str]:
+        netns = machine_netns(self._record.name, machine)
+        lists = [
+            run("ip", "-json", f"-{int(family)}", "-n", netns, "route") for family in self._nodes[0].families
+        ]
+        return {route["dst"] for text in lists for route in json.loads(text)}
 
     async def _wait(self, what: str, ready: Callable[[], Awaitable[bool]], log: str = "") -> None:
         async def missing() -> list[str]:

@@ -32,6 +32,7 @@ from policy.model import (
     Requirement,
     Selector,
 )
+from policy.selectors import EVERYTHING
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.traffic import attempt, serve
 
@@ -112,7 +113,7 @@ class Node:
         expected = {packet for _, packet in tries if verdict(snapshot, packet).allowed}
         with serve(places):
             answered = attempt(tries)
-            # The kernel takes a moment until a new interface has a carrier: what should pass gets a second chance.
+            # A new interface takes a moment until it has a carrier: what should pass gets a second chance.
             answered |= attempt([(place, packet) for place, packet in tries if packet in expected - answered], 2)
         assert answered == expected
 
@@ -128,7 +129,7 @@ def node(request: pytest.FixtureRequest, make_netns: Callable[[str], NetworkName
     node.kernel.close()
 
 
-def policy(name: str, selector: Selector = Selector(), **rules: tuple[PolicyRule, ...]) -> NetworkPolicy:
+def policy(name: str, selector: Selector = EVERYTHING, **rules: tuple[PolicyRule, ...]) -> NetworkPolicy:
     return NetworkPolicy("shop", name, selector, **rules)
 
 

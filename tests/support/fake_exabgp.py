@@ -167,6 +167,10 @@ class FakeExaBGP:
                 self._remove(peer, set(prefixes))
             case ["clear", "adj-rib", "out"]:
                 self._remove(peer, set(peer.adj_out))
+            case ["announce", "route-refresh", family, "unicast"]:
+                assert family == f"ipv{version(peer.address)}"
+                for prefix, route in peer.table.items():
+                    self._update(peer, prefix, route)
             case ["announce", "eor", family, "unicast"]:
                 assert family == f"ipv{version(peer.address)}"
                 peer.flaps += peer.stale
@@ -209,7 +213,12 @@ class FakeExaBGP:
             "duration": peer.age,
             "fsm": "ESTABLISHED" if peer.established else "IDLE",
             "local": {"address": peer.local, "as": peer.local_asn},
-            "peer": {"address": peer.address, "as": peer.asn, "id": "192.0.2.9" if peer.established else None},
+            "peer": {
+                "address": peer.address,
+                "as": peer.asn,
+                "id": "192.0.2.9" if peer.established else None,
+                "capabilities": {"route-refresh": True if peer.established else None},
+            },
             "messages": {"sent": {"update": len(peer.adj_out)}},
         }
 

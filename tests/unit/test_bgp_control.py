@@ -177,6 +177,20 @@ def test_rfc4724_4_1_own_restart_keeps_all_until_end_of_rib(scene: Scene) -> Non
     assert scene.talk() == {Q: ()}
 
 
+def test_exabgp_that_dies_again_and_again_gets_no_more_time(scene: Scene) -> None:
+    scene.attach()
+    scene.exabgp.announce(TOR.address, P, ROUTE)
+    scene.exabgp.up(TOR.address)
+    scene.talk()
+    changes: dict[str, tuple[str, ...]] = {}
+    for _ in range(4):
+        scene.exabgp.restart()
+        scene.control.detached(scene.now)
+        changes |= scene.wait(TOR.max_restart_time / 2)
+        scene.attach()
+    assert changes == {P: ()}
+
+
 def test_exabgp_that_never_comes_back(scene: Scene) -> None:
     scene.attach()
     scene.exabgp.announce(TOR.address, P, ROUTE)
