@@ -12,6 +12,7 @@ import asyncio
 import gc
 import json
 import multiprocessing
+import resource
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ def _run(folder: Path, families: tuple[Family, ...], many: int, rounds: int) -> 
         for place in places[0]:
             place.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
         reference = ptp(folder / "ptp", families)
-        with agent(folder / "felix-py", families, many + 1) as runtime:
+        with agent(folder / "felix-py", families, many + 1) as (pid, runtime):
             asyncio.run(runtime.add("resident", resident.path, args=pod_args(f"pod-{many}")))
             sides = [
                 _Side(
@@ -102,7 +103,8 @@ def _run(folder: Path, families: tuple[Family, ...], many: int, rounds: int) -> 
                     lambda n: runtime.delete(f"c{n}"),
                 ),
             ]
-            tables = asyncio.run(_one_by_one(sides, many)) | asyncio.run(_at_once(sides, many, rounds))
+            tables = asyncio.run(_one_by_one(sides, many, lambda: _cpu(pid)))
+            tables |= asyncio.run(_at_once(sides, many, rounds))
         stack = "dual stack" if len(families) > 1 else "IPv4"
         for title, rows in tables.items():
             show(f"cni, {stack}: {title}", rows)
@@ -111,21 +113,34 @@ def _run(folder: Path, families: tuple[Family, ...], many: int, rounds: int) -> 
             place.close()
 
 
-async def _one_by_one(sides: list[_Side], many: int) -> dict[str, list[Row]]:
-    added = [Row(side.what, base=side.base) for side in sides]
-    deleted = [Row(side.what, base=side.base) for side in sides]
-    for number in range(many):
-        gc.collect()
-        for side, row in zip(sides, added, strict=True):
-            row.values.append(await _seconds(side.add(number)))
-        for side, row in zip(sides, deleted, strict=True):
-            row.values.append(await _seconds(side.delete(number)))
-    return {"ADD": added, "DEL": deleted}
+async def _one_by_one(sides: list[_Side], many: int, cpu: Callable[[], float]) -> dict[str, list[Row]]:
+    """Side by side, first all ADDs, then all DELs; wall time and CPU time of each call."""
+    tables = {}
+    for title, call in (("ADD", "add"), ("DEL", "delete")):
+        wall, work = _rows(sides), _rows(sides)
+        for number in range(many):
+            gc.collect()
+            for index, side in enumerate(sides):
+                cpu_before = cpu()
+                wall[index].values.append(await _seconds(getattr(side, call)(number)))
+                work[index].values.append(cpu() - cpu_before)
+        tables |= {title: wall, f"{title}, CPU of all processes": work}
+    return tables
+
+
+def _rows(sides: list[_Side]) -> list[Row]:
+    return [Row(side.what, base=side.base) for side in sides]
+
+
+def _cpu(agent: int) -> float:
+    """CPU seconds of the agent and of every plugin that was executed: steady where wall time is not."""
+    plugins = resource.getrusage(resource.RUSAGE_CHILDREN)
+    agent_clock = ~agent << 3 | 2  # clock_getcpuclockid(3): all threads of another process
+    return plugins.ru_utime + plugins.ru_stime + time.clock_gettime(agent_clock)
 
 
 async def _at_once(sides: list[_Side], many: int, rounds: int) -> dict[str, list[Row]]:
-    added = [Row(side.what, base=side.base) for side in sides]
-    deleted = [Row(side.what, base=side.base) for side in sides]
+    added, deleted = _rows(sides), _rows(sides)
     for _ in range(rounds):
         for call, rows in (("add", added), ("delete", deleted)):
             for side, row in zip(sides, rows, strict=True):
@@ -160,8 +175,8 @@ def ptp(folder: Path, families: tuple[Family, ...]) -> CNIRuntime:
 
 
 @contextmanager
-def agent(folder: Path, families: tuple[Family, ...], pods: int) -> Iterator[CNIRuntime]:
-    """A node's agent in a process of its own, as it is, and a runtime that calls it. Its pods are pod-0, pod-1, …"""
+def agent(folder: Path, families: tuple[Family, ...], pods: int) -> Iterator[tuple[int, CNIRuntime]]:
+    """A node's agent in a process of its own, with pods pod-0, pod-1, …; yields its pid and a runtime for it."""
     install_client(folder / "bin", folder / "cni.sock", built_client())
     install_conflist(folder / "net.d", conflist())
     fork = multiprocessing.get_context("fork")
@@ -171,7 +186,8 @@ def agent(folder: Path, families: tuple[Family, ...], pods: int) -> Iterator[CNI
     try:
         if not ready.wait(10):
             raise RuntimeError("the agent did not get ready")
-        yield CNIRuntime(folder / "net.d", [folder / "bin", STANDARD_PLUGINS])
+        assert process.pid is not None
+        yield process.pid, CNIRuntime(folder / "net.d", [folder / "bin", STANDARD_PLUGINS])
     finally:
         process.terminate()
         process.join()

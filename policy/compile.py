@@ -141,13 +141,13 @@ class Engine:
             endpoint = _Endpoint(local, pod.labels if pod else None, not (pod and pod.host_network))
             self._endpoints[key] = endpoint
             self._by_namespace.setdefault(local.namespace, {})[key] = endpoint
-            self._select(key, endpoint)
-            self._hold(key, local.addresses, endpoint)
         else:
-            held, endpoint.local = endpoint.local.addresses, local
-            self._hold(key, held, None)
-            self._hold(key, local.addresses, endpoint)
+            self._hold(key, endpoint.local.addresses, None)
+            endpoint.local = local
+        # Before a set is opened for the endpoint's class: that counts the pod by itself.
         self._count(pod, scopes, 1)
+        self._hold(key, local.addresses, endpoint)
+        self._select(key, endpoint)
 
     def remove_endpoint(self, key: ObjectKey) -> None:
         """A pod interface of this node is gone."""
@@ -158,13 +158,13 @@ class Engine:
         scopes = self._scopes(pod)
         self._count(pod, scopes, -1)
         del self._endpoints[key]
+        self._count(pod, scopes, 1)
         neighbours = self._by_namespace[key[0]]
         del neighbours[key]
         if not neighbours:
             del self._by_namespace[key[0]]
         self._hold(key, endpoint.local.addresses, None)
         self._choose(key, endpoint, _UNRESTRICTED)
-        self._count(pod, scopes, 1)
 
     # --- results -------------------------------------------------------------------------------------
 

@@ -77,13 +77,17 @@ class Builder:
         self._note(phase=Phase.UP)
 
     async def _populate(self, api: ApiClient, objects: list[Obj]) -> None:
+        pods = [obj for obj in objects if obj["kind"] == "Pod"]
         for obj in objects:
-            await api.apply(obj)
+            if obj not in pods:
+                await api.apply(obj)
         self._say("agents")
         await self._wait_until_none("nodes become Ready", lambda: _unready_nodes(api, self._nodes), "kubelet")
+        # Not before every node can take some: the first one ready would get them all.
+        for pod in pods:
+            await api.apply(pod)
         self._say("BGP")
         await self._wait_until_none("routes to the pods of", self._missing_routes)
-        pods = [obj for obj in objects if obj["kind"] == "Pod"]
         if pods:
             self._say(f"{len(pods)} pods")
             await self._wait_until_none("pods run:", lambda: _waiting_pods(api), "kubelet")
@@ -132,7 +136,7 @@ class Builder:
         return all((self._state.machine(name) / "status.json").exists() for name in names)
 
     async def _missing_routes(self) -> list[str]:
-        """Pod CIDRs that the router does not have in its kernel, and those that a node has not learned from it."""
+        """Pod CIDRs that the router's kernel does not have, or that a node has not learned from it."""
         missing = []
         for machine in (TOR, *(node.name for node in self._nodes)):
             found = await asyncio.to_thread(self._kernel_routes, machine)

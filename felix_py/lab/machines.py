@@ -15,7 +15,7 @@ from felix_py.cni.conflist import install_client
 from felix_py.lab import topology
 from felix_py.lab.bird import bird_config
 from felix_py.lab.machine import Program, Spec
-from felix_py.lab.namespaces import add_netns, inside, run
+from felix_py.lab.namespaces import ANSWER_ALL, add_netns, inside, run, write_sysctls
 from felix_py.lab.state import LabError, Record, StateDir
 from felix_py.lab.topology import TOR, Node, machine_netns
 from policy.model import Family
@@ -50,7 +50,7 @@ def make_network(lab: str, nodes: Sequence[Node]) -> None:
     """
     families = nodes[0].families
     tor = machine_netns(lab, TOR)
-    _write_sysctls(add_netns(tor), _ROUTER_SYSCTLS)
+    write_sysctls(add_netns(tor), {**_ROUTER_SYSCTLS, **ANSWER_ALL})
     for node in nodes:
         add_netns(machine_netns(lab, node.name))
     addresses = [topology.API_ADDRESS, *topology.WORLD.values()]
@@ -88,12 +88,6 @@ def _host(address: str) -> str:
 
 def _batch(netns: str, commands: Sequence[str]) -> None:
     run("ip", "-n", netns, "-batch", "-", stdin="".join(f"{line}\n" for line in commands))
-
-
-def _write_sysctls(netns: Path, values: dict[str, str]) -> None:
-    with inside(netns):
-        for name, value in values.items():
-            Path("/proc/sys/net", name).write_text(value)
 
 
 def listen_in(netns: Path, address: str, port: int) -> socket.socket:

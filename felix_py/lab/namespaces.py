@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 NETNS_DIR = Path("/run/netns")
@@ -81,6 +81,18 @@ def inside(netns: Path) -> Iterator[None]:
             setns(before)
     finally:
         os.close(before)
+
+
+ANSWER_ALL = {"ipv4/icmp_ratelimit": "0", "ipv4/icmp_msgs_per_sec": "100000", "ipv6/icmp/ratelimit": "0"}
+"""Sysctls of a host whose "port unreachable" many ask for at once, as the matrix does."""
+
+
+def write_sysctls(netns: Path, values: Mapping[str, str]) -> None:
+    """Set sysctls below /proc/sys/net; older kernels do not have all of them in each namespace."""
+    with inside(netns):
+        for name, value in values.items():
+            with contextlib.suppress(FileNotFoundError):
+                Path("/proc/sys/net", name).write_text(value)
 
 
 def add_netns(name: str) -> Path:

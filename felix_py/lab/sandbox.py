@@ -14,7 +14,7 @@ import aiohttp
 from felix_py import log
 from felix_py.lab.apiclient import ApiClient, ApiError, Obj
 from felix_py.lab.events import EventRecorder, now
-from felix_py.lab.namespaces import NETNS_DIR, CommandError, add_netns, delete_netns
+from felix_py.lab.namespaces import ANSWER_ALL, NETNS_DIR, CommandError, add_netns, delete_netns, write_sysctls
 from felix_py.lab.podserver import PodServer, Port
 from felix_py.lab.runtime import CNIRuntime, PluginError
 from felix_py.lab.topology import Node, machine_netns, pod_netns
@@ -108,7 +108,7 @@ class Sandbox:
         if self._server is not None:
             return
         if not self._host_network:
-            await asyncio.to_thread(add_netns, self._netns.name)
+            await asyncio.to_thread(_make_netns, self._netns.name)
         server = PodServer(self._name, self._netns, ports(self._pod), self._host.node.families)
         try:
             await server.start()
@@ -177,6 +177,10 @@ class Sandbox:
                 self._logger.warning("status not written", reason=str(error))
             await self._pause(attempt)
             attempt += 1
+
+
+def _make_netns(name: str) -> None:
+    write_sysctls(add_netns(name), ANSWER_ALL)
 
 
 # --- what the pod's object says ----------------------------------------------------------------------

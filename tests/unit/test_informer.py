@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 
 import pytest
@@ -196,6 +197,28 @@ async def test_sockets_have_keepalive() -> None:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
             answer.read()
         client.close()
+
+
+@on_loop
+async def test_watch_through_a_proxy_that_does_not_chunk() -> None:
+    def plain(exchange: fakeapi.Exchange) -> bool:
+        exchange._handler.send_response(200)
+        exchange._handler.send_header("Connection", "close")
+        exchange._handler.end_headers()
+        for name in ("a", "b"):
+            obj = api.put(PODS, pod(name))
+            exchange._handler.wfile.write(json.dumps({"type": "ADDED", "object": obj}).encode() + b"\n")
+        exchange.hang()
+        return True
+
+    with FakeApi() as api:
+        async with watching(api) as watch:
+            await watch.until_listed()
+            api.fault("watch", plain)
+            api.end_watches()
+            await watch.until_names("a", "b")
+            assert api.verbs() == ["watchlist", "watch"]
+            api.break_connections()
 
 
 @on_loop

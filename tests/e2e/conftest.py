@@ -1,0 +1,32 @@
+"""Labs for end-to-end tests: each combination is brought up once and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from felix_py.lab.build import Options
+from felix_py.lab.lab import Lab
+from felix_py.lab.state import Shape
+from tests.support.lab import LabUnderTest
+
+
+def _bring_up(name: str, folder: Path, shape: Shape) -> Iterator[LabUnderTest]:
+    lab = Lab(name, folder)
+    try:
+        lab.up(Options(shape))
+        yield LabUnderTest(lab)
+    finally:
+        lab.down()
+
+
+@pytest.fixture(scope="session", params=["legacy", "nft"])
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabUnderTest]:
+    """A dual-stack lab of two nodes with the example pods, on each iptables backend.
+
+    Tests leave it as they found it.
+    """
+    shape = Shape(nodes=2, families=(4, 6), backend=request.param)
+    yield from _bring_up(f"e2e{request.param}", tmp_path_factory.mktemp("lab"), shape)

@@ -1,0 +1,131 @@
+"""Agent and ExaBGP die while packets flow: nobody notices (issue: "It must show", 4)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from felix_py.lab.topology import TOR
+from tests.support.lab import Flow, LabUnderTest, RouteMonitor, eventually, example
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+UDP_SERVERS = (("dev", "dns-1", 53), ("dev", "builder-1", 514))
+POLICIES = ("20", "21", "50", "60")
+"""Policies in force while things restart: allowing ones and isolating ones, none that stops the flows below."""
+
+
+def flows(lab: LabUnderTest) -> list[Flow]:
+    """Flows of each family to each UDP server, from a pod of the other node (and so through the router)."""
+    pods = [
+        (pod["metadata"]["namespace"], pod["metadata"]["name"], pod["spec"]["nodeName"])
+        for pod in lab.get("pods", "-A")["items"]
+        if pod["metadata"]["namespace"] == "observability" or pod["metadata"]["name"] in ("dns-1", "builder-1")
+    ]
+    found = []
+    for namespace, name, port in UDP_SERVERS:
+        home = lab.node_of(namespace, name)
+        far = next(f"{ns}/{pod}" for ns, pod, node in pods if node != home and ns == "observability")
+        found += [
+            Flow(lab.lab.pod_netns(far), address, port) for address in lab.addresses(namespace, name).values()
+        ]
+    return found
+
+
+@contextmanager
+def nobody_notices(lab: LabUnderTest) -> Iterator[None]:
+    """Within: no packet lost, nothing in the nodes' kernels changed, no route withdrawn or moved at the router."""
+    kernels = {node: lab.kernel(node) for node in lab.node_names}
+    table = lab.bird_routes()
+    with ExitStack() as stack:
+        monitor = stack.enter_context(RouteMonitor(lab, TOR))
+        running = [stack.enter_context(flow) for flow in flows(lab)]
+        eventually(lambda: all(len(flow.answered) > 20 for flow in running))
+        yield
+        sent = [flow.sent for flow in running]
+        eventually(lambda: all(flow.sent > before + 50 for flow, before in zip(running, sent, strict=True)))
+    for flow in running:
+        assert not flow.lost, f"{flow.name}: {len(flow.lost)} of {flow.sent} lost, from {flow.lost[:3]}"
+        assert not flow.errors
+    assert not monitor.withdrawn
+    assert lab.bird_routes() == table
+    for node, kernel in kernels.items():
+        for part, content in lab.kernel(node).items():
+            assert content == kernel[part], f"{node}: {part} changed"
+
+
+@pytest.fixture
+def policies(lab: LabUnderTest) -> Iterator[None]:
+    """Some policies are in force."""
+    with lab.applied(*(word for number in POLICIES[:3] for word in ("-f", example(number)))):
+        lab.settle()
+        yield
+    lab.settle()
+
+
+@pytest.mark.usefixtures("policies")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_agent_restart_is_invisible(lab: LabUnderTest, number: signal.Signals) -> None:
+    with nobody_notices(lab):
+        for node in lab.node_names:
+            lab.kill(node, "agent", number)
+            lab.wait_ready(node)
+            eventually(lambda: lab.metric(node, "felix_py_bgp_peers_established") == len(lab.families), 30)  # noqa: B023
+    for node in lab.node_names:
+        assert lab.metric(node, "felix_py_iptables_restores_total") == 0
+    lab.settle()
+
+
+@pytest.mark.usefixtures("policies")
+def test_policy_changed_while_the_agent_was_away_is_in_force_after_its_start(lab: LabUnderTest) -> None:
+    supervisors = [lab.lab.machine(node).pid for node in lab.node_names]
+    for pid in supervisors:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        for node in lab.node_names:
+            os.kill(lab.lab.programs(node)["agent"].pid, signal.SIGKILL)
+        lab.kubectl("delete", "-f", example("20"))
+        lab.kubectl("apply", "-f", example("40"))
+    finally:
+        for pid in supervisors:
+            os.kill(pid, signal.SIGCONT)
+    try:
+        lab.settle(patience=20)
+    finally:
+        lab.kubectl("delete", "-f", example("40"))
+
+
+def test_exabgp_killed_router_keeps_the_routes(lab: LabUnderTest) -> None:
+    for node in lab.node_names:
+        before = lab.exabgp_pid(node)
+        with nobody_notices(lab):
+            os.kill(before, signal.SIGKILL)
+            eventually(lambda: lab.exabgp_pid(node) != before, 20)  # noqa: B023
+            _wait_sessions(lab)
+
+
+def test_sidecar_killed_router_keeps_the_routes(lab: LabUnderTest) -> None:
+    node = lab.node_names[0]
+    with nobody_notices(lab):
+        lab.kill(node, "bgp")
+        _wait_sessions(lab)
+
+
+def _wait_sessions(lab: LabUnderTest) -> None:
+    """Both ends say that all sessions are up, and graceful restart is over."""
+    wanted = len(lab.nodes) * len(lab.families)
+
+    def established() -> bool:
+        shown = lab.sh(TOR, "birdc", "show", "protocols", "all")
+        return shown.count("BGP state:          Established") == wanted and "Restart recovery" not in shown
+
+    eventually(established, 30)
+    for node in lab.node_names:
+        eventually(lambda: lab.metric(node, "felix_py_bgp_peers_established") == len(lab.families), 30)  # noqa: B023
+    # BIRD sweeps what was not announced again when end-of-RIB comes: that must not find anything.
+    time.sleep(0.5)

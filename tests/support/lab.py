@@ -1,0 +1,339 @@
+"""What end-to-end tests do with a lab: look at its kernels, kill its programs, send packets through it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import yaml
+
+from felix_py.lab.build import EXAMPLES
+from felix_py.lab.lab import Lab
+from felix_py.lab.matrix import Cell, run_matrix
+from felix_py.lab.namespaces import NETNS_DIR, inside
+from felix_py.lab.topology import TOR, machine_netns, nodes
+from policy.model import Family, Protocol
+
+T = TypeVar("T")
+_TABLES = ("raw", "mangle", "nat", "filter")
+
+
+def eventually(probe: Callable[[], T], seconds: float = 10.0, pause: float = 0.02) -> T:
+    """Poll another process until the probe's answer is truthy; fail with the last one after that long."""
+    deadline = time.monotonic() + seconds
+    while not (answer := probe()):
+        assert time.monotonic() < deadline, f"still {answer!r} after {seconds} s"
+        time.sleep(pause)
+    return answer
+
+
+def example(number: str) -> str:
+    """Path of an example manifest by the number at the start of its name."""
+    (found,) = EXAMPLES.glob(f"{number}-*.yaml")
+    return str(found)
+
+
+def manifest(*objects: dict[str, Any]) -> str:
+    """Objects as kubectl takes them on stdin."""
+    return yaml.safe_dump_all(objects)
+
+
+class LabUnderTest:
+    """A lab that is up."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        shape = lab.record().shape
+        self.backend = shape.backend
+        self.families = shape.address_families
+        self.nodes = nodes(shape.nodes, shape.address_families)
+
+    @property
+    def node_names(self) -> list[str]:
+        return [node.name for node in self.nodes]
+
+    def netns(self, machine: str) -> Path:
+        return NETNS_DIR / machine_netns(self.lab.name, machine)
+
+    def sh(self, target: str, *argv: str) -> str:
+        """Run a command on the router, on a node or in a pod; its stdout."""
+        return self.lab.run(target, *argv).stdout
+
+    # --- Kubernetes ----------------------------------------------------------------------------------
+
+    def kubectl(self, *argv: str, stdin: str | None = None) -> str:
+        return self.lab.kubectl(*argv, stdin=stdin).stdout
+
+    def refused(self, *argv: str, stdin: str | None = None) -> str:
+        """Run a kubectl command that must fail; its stderr."""
+        done = self.lab.kubectl(*argv, stdin=stdin, check=False)
+        assert done.returncode, f"kubectl {' '.join(argv)} succeeded: {done.stdout}"
+        return done.stderr
+
+    def get(self, *argv: str) -> Any:
+        return json.loads(self.kubectl("get", *argv, "-o", "json"))
+
+    @contextmanager
+    def applied(self, *arguments: str, stdin: str | None = None) -> Iterator[None]:
+        """``kubectl apply`` for the time of the context, and ``kubectl delete`` after it."""
+        self.kubectl("apply", *arguments, stdin=stdin)
+        try:
+            yield
+        finally:
+            self.kubectl("delete", "--ignore-not-found", *arguments, stdin=stdin)
+
+    def addresses(self, namespace: str, pod: str) -> dict[Family, str]:
+        entries = self.get("pod", "-n", namespace, pod)["status"].get("podIPs", [])
+        return {Family.V6 if ":" in entry["ip"] else Family.V4: entry["ip"] for entry in entries}
+
+    def node_of(self, namespace: str, pod: str) -> str:
+        return str(self.get("pod", "-n", namespace, pod)["spec"]["nodeName"])
+
+    # --- policy --------------------------------------------------------------------------------------
+
+    def matrix(
+        self, protocol: Protocol | None = None, port: int | None = None, timeout: float = 0.2
+    ) -> list[Cell]:
+        return asyncio.run(run_matrix(self.lab, protocol, port, timeout))
+
+    def settle(
+        self, protocol: Protocol | None = None, port: int | None = None, patience: float = 10.0
+    ) -> tuple[list[Cell], float]:
+        """Measure until all is as the oracle says: the cells, and the seconds until that measurement began."""
+        start = time.monotonic()
+        while True:
+            began = time.monotonic() - start
+            cells = self.matrix(protocol, port)
+            wrong = [describe(cell) for cell in cells if cell.differs]
+            if not wrong:
+                return cells, began
+            assert began < patience, f"after {began:.1f} s {len(wrong)} of {len(cells)} cells differ: {wrong[:8]}"
+
+    # --- the agent -----------------------------------------------------------------------------------
+
+    def agent(self, node: str, path: str) -> tuple[int, str]:
+        """GET from the agent's health endpoint: (status, body); (0, reason) when nobody answers."""
+        with inside(self.netns(node)):
+            try:
+                sock = socket.create_connection(("127.0.0.1", 9099), timeout=2)
+            except OSError as error:
+                return 0, str(error)
+        connection = http.client.HTTPConnection("127.0.0.1", 9099)
+        connection.sock = sock
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            return 0, str(error)
+        finally:
+            connection.close()
+
+    def metric(self, node: str, name: str) -> float:
+        """A metric without labels."""
+        status, body = self.agent(node, "/metrics")
+        assert status == 200, body
+        found = re.search(rf"^{re.escape(name)} (\S+)$", body, re.MULTILINE)
+        assert found, f"no metric {name}"
+        return float(found[1])
+
+    def kill(self, node: str, program: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal a program of a machine and wait until its supervisor has started it again."""
+        before = self.lab.programs(node)[program]
+        os.kill(before.pid, number)
+        eventually(lambda: self.lab.programs(node)[program].pid not in (0, before.pid), 15)
+
+    def wait_ready(self, node: str) -> None:
+        """Until the agent is in sync and has written what it had to."""
+        eventually(lambda: self.agent(node, "/readyz")[0] == 200, 30)
+
+    def exabgp_pid(self, node: str) -> int:
+        """The ExaBGP process below the sidecar."""
+        sidecar = self.lab.programs(node)["bgp"].pid
+
+        def child() -> int:
+            pids = Path(f"/proc/{sidecar}/task/{sidecar}/children").read_text().split()
+            return int(pids[0]) if pids else 0
+
+        return eventually(child, 15)
+
+    # --- kernels -------------------------------------------------------------------------------------
+
+    def rules(self, node: str) -> dict[str, str]:
+        """Everything in iptables, without counters and comments of the tool: (tool, table) -> text."""
+        found = {}
+        for tool in ("iptables", "ip6tables"):
+            for table in _TABLES:
+                text = self.sh(node, f"{tool}-{self.backend}-save", "-t", table)
+                lines = [re.sub(r" \[\d+:\d+\]$", "", line) for line in text.splitlines() if line[:1] != "#"]
+                found[f"{tool} {table}"] = "\n".join(lines)
+        return found
+
+    def sets(self, node: str) -> list[str]:
+        """All IP sets and their members, as lines."""
+        return sorted(self.sh(node, "ipset", "save").splitlines())
+
+    def routes(self, machine: str) -> list[str]:
+        """All routes of both families, as lines."""
+        return sorted(
+            line
+            for family in ("-4", "-6")
+            for line in self.sh(machine, "ip", family, "route", "show").splitlines()
+        )
+
+    def kernel(self, node: str) -> dict[str, Any]:
+        """All of a node's rules, sets and routes."""
+        return {**self.rules(node), "sets": self.sets(node), "routes": self.routes(node)}
+
+    def bird_routes(self) -> str:
+        """The router's table, with the time at which each route came: equal texts mean that nothing moved."""
+        return self.sh(TOR, "birdc", "show", "route")
+
+
+def describe(cell: Cell) -> str:
+    """A cell in a line, for failures."""
+    attempt = cell.attempt
+    return (
+        f"{attempt.source.name} -> {attempt.destination.name} {attempt.port} IPv{int(attempt.family)}: "
+        f"reached {cell.reached} ({cell.detail}), expected {cell.verdict.allowed}"
+    )
+
+
+class RouteMonitor:
+    """Everything that happens to the routes of a machine's kernel during the context (``ip monitor``)."""
+
+    def __init__(self, lab: LabUnderTest, machine: str) -> None:
+        self._argv = [*lab.lab.enter(machine), "ip", "monitor", "route"]
+        self.events: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        self.events = self._process.communicate(timeout=10)[0].splitlines()
+
+    @property
+    def withdrawn(self) -> list[str]:
+        return [event for event in self.events if event.startswith("Deleted")]
+
+
+class Flow:
+    """UDP requests every 10 ms from one pod to a port of another for the time of the context; ``lost`` after it.
+
+    UDP, because nothing repeats what is lost.
+    """
+
+    def __init__(self, netns: Path, address: str, port: int, interval: float = 0.01) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with inside(netns):
+            self._socket = socket.socket(family, socket.SOCK_DGRAM)
+        self._socket.connect((address, port))
+        self._interval = interval
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.name = f"{netns.name} -> {address}:{port}"
+        self.sent = 0
+        self.answered: set[int] = set()
+        self.errors: list[str] = []
+
+    @property
+    def lost(self) -> list[int]:
+        return sorted(set(range(self.sent)) - self.answered)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _run(self) -> None:
+        due = time.monotonic()
+        while not self._over.is_set():
+            try:
+                self._socket.send(b"%d" % self.sent)
+            except OSError as error:
+                self.errors.append(str(error))
+            self.sent += 1
+            due += self._interval
+            self._receive_until(due)
+        self._receive_until(time.monotonic() + 2, all_of_them=True)
+
+    def _receive_until(self, deadline: float, *, all_of_them: bool = False) -> None:
+        while (left := deadline - time.monotonic()) > 0 and not (all_of_them and len(self.answered) == self.sent):
+            if not select.select([self._socket], [], [], left)[0]:
+                return
+            try:
+                self.answered.add(int(self._socket.recv(2048).partition(b"\n")[2]))
+            except OSError as error:
+                self.errors.append(str(error))
+
+
+class Flood:
+    """UDP packets from several namespaces to many addresses, as fast as one thread sends, and who answered."""
+
+    def __init__(self, sources: Sequence[Path], addresses: Sequence[str], port: int) -> None:
+        self._sockets = []
+        for netns in sources:
+            for family in {socket.AF_INET6 if ":" in address else socket.AF_INET for address in addresses}:
+                with inside(netns):
+                    made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                self._sockets.append((made, [a for a in addresses if (":" in a) == (family == socket.AF_INET6)]))
+        self._port = port
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.sweeps = 0
+        self.answers: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        for made, _ in self._sockets:
+            made.close()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            for made, addresses in self._sockets:
+                for address in addresses:
+                    try:
+                        made.sendto(b"flood", (address, self._port))
+                    except OSError:
+                        continue  # nobody there yet: "no route to host" of the blackhole
+            self.sweeps += 1
+            self._collect()
+
+    def _collect(self) -> None:
+        for made, _ in self._sockets:
+            while select.select([made], [], [], 0)[0]:
+                try:
+                    self.answers.add(made.recvfrom(2048)[1][0])
+                except OSError:
+                    break  # an ICMP error is no answer
