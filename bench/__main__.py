@@ -8,15 +8,21 @@ import os
 import sys
 
 NAMES = ("policy", "restore", "routes", "cni", "announce")
+"""Modules of this package, each with a docstring for the help and ``main(quick)``."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """The modules are imported only for the help that is asked for: they bring half the agent."""
+        self.epilog = "\n\n".join(f"{name}: {importlib.import_module(f'bench.{name}').__doc__}" for name in NAMES)
+        return super().format_help()
 
 
 def main() -> int:
-    """Run the chosen benchmarks one after the other; each is a module with a docstring and ``main(quick)``."""
-    modules = {name: importlib.import_module(f"bench.{name}") for name in NAMES}
-    parser = argparse.ArgumentParser(
+    """Run the chosen benchmarks one after the other."""
+    parser = _Parser(
         prog="python -m bench",
         description="Benchmarks of felix-py. Figures are medians; ratios are against the row marked 1.00.",
-        epilog="\n\n".join(f"{name}: {module.__doc__}" for name, module in modules.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="*", help=f"one or more of: {', '.join(NAMES)} (default: all)")
@@ -24,7 +30,7 @@ def main() -> int:
         "--quick", action="store_true", help="smaller sizes and fewer runs, to see that all works"
     )
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.name if name not in modules]
+    unknown = [name for name in arguments.name if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES)}")
     if os.geteuid() != 0:
@@ -36,7 +42,7 @@ def main() -> int:
     log.configure(log.LogLevel.WARNING, log.LogFormat.TEXT)
     isolate_process()
     for name in arguments.name or NAMES:
-        modules[name].main(quick=arguments.quick)
+        importlib.import_module(f"bench.{name}").main(quick=arguments.quick)
     return 0
 
 

@@ -52,7 +52,7 @@ _PATIENCE = 60.0
 def main(quick: bool) -> None:
     """All sizes on the same sessions, in namespaces of their own."""
     with new_netns(), TemporaryDirectory() as folder:
-        asyncio.run(_run(Path(folder), (1, 100) if quick else (1, 1000, 10_000), 2 if quick else 5))
+        asyncio.run(_run(Path(folder), (1, 100) if quick else (1, 1000, 10_000), 1 if quick else 5))
 
 
 class _Tor:

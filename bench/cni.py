@@ -115,7 +115,7 @@ def _run(folder: Path, families: tuple[Family, ...], many: int, rounds: int) -> 
 
 async def _one_by_one(sides: list[_Side], many: int, cpu: Callable[[], float]) -> dict[str, list[Row]]:
     """Side by side, first all ADDs, then all DELs; wall time and CPU time of each call."""
-    tables = {}
+    tables: dict[str, list[Row]] = {}
     for title, call in (("ADD", "add"), ("DEL", "delete")):
         wall, work = _rows(sides), _rows(sides)
         for number in range(many):

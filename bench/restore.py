@@ -27,9 +27,9 @@ _SET = SetSpec("felix4-bench", SetType.IP, FAMILY)
 def main(quick: bool) -> None:
     """Both backends, each in a network namespace of its own."""
     for backend in Backend:
-        for rules in (500,) if quick else (1000, 5000):
+        for rules in (100,) if quick else (1000, 5000):
             with new_netns(), Kernel([FAMILY], backend) as kernel:
-                _Bench(kernel, backend, rules // RULES_A_CHAIN).run(2 if quick else 11)
+                _Bench(kernel, backend, rules // RULES_A_CHAIN).run(1 if quick else 11)
 
 
 class _Bench:

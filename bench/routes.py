@@ -25,7 +25,7 @@ _SET = SetSpec("felix4-bench", SetType.IP, Family.V4)
 
 def main(quick: bool) -> None:
     """All sizes, each in a network namespace of its own."""
-    times = 2 if quick else 7
+    times = 1 if quick else 7
     for size in (200,) if quick else (1000, 10_000):
         with new_netns(), TemporaryDirectory() as folder:
             _routes(size, times, Path(folder))

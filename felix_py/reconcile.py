@@ -86,6 +86,13 @@ class Reconciler:
         if failures:
             raise NotApplied(failures)
 
+    async def differences(self) -> list[str]:
+        """What the kernel does not have of the desired state; an apply that mends it follows."""
+        found = await self.call(self._dataplane.differences)
+        if found:
+            self.note()
+        return found
+
     async def call(self, function: Callable[[], T]) -> T:
         """Run something in the dataplane's thread, between two applies."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

@@ -42,9 +42,9 @@ def load_bgp_config(path: Path, *, router_id: str | None = None) -> SpeakerConfi
     """
     try:
         document = msgspec.yaml.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
+        return parse_bgp_config(document, router_id=router_id, read_text=lambda name: Path(name).read_text())
+    except (OSError, msgspec.DecodeError, BGPConfigError) as error:
         raise BGPConfigError(f"{path}: {error}") from None
-    return parse_bgp_config(document, router_id=router_id, read_text=lambda name: Path(name).read_text())
 
 
 class Speaker:

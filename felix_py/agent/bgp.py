@@ -17,25 +17,33 @@ class Bgp:
     """The speaker, or nothing when no BGP is configured."""
 
     def __init__(self, config: AgentConfig, facts: Facts) -> None:
+        """
+        Raises:
+            ConfigError: the BGP configuration cannot be used.
+        """
+        self._log = log.get("bgp")
         self._config = config
         self._facts = facts
         self._speaker: Speaker | None = None
         self._running = False
         if config.bgp_config is not None:
-            self._speaker = Speaker(config.bgp_dir, facts.learned, log.get("bgp"))
+            self._speaker = Speaker(config.bgp_dir, facts.learned, self._log)
+            try:
+                # Only looked at here: what the router id defaults to is not known yet.
+                load_bgp_config(config.bgp_config, router_id="192.0.2.1")
+            except BGPConfigError as error:
+                raise ConfigError(f"--bgp-config {error}") from None
 
     async def run(self) -> None:
-        """Announce the node's pod CIDRs and learn routes, until cancelled. The dataplane must be in sync.
-
-        Raises:
-            ConfigError: the BGP configuration cannot be used.
-        """
+        """Announce the node's pod CIDRs and learn routes, until cancelled. The dataplane must be in sync."""
         if self._speaker is None or self._config.bgp_config is None:
             return
         try:
             config = load_bgp_config(self._config.bgp_config, router_id=self._router_id())
         except BGPConfigError as error:
-            raise ConfigError(f"--bgp-config {self._config.bgp_config}: {error}") from None
+            # Policy and local pods do not depend on it.
+            self._log.error("BGP does not start", reason=str(error))
+            return
         self._running = True
         self.cluster_changed()
         self._speaker.set_config(config)

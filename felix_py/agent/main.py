@@ -49,6 +49,9 @@ FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
 _SYNC_NOTICE = 10.0
 """Seconds between two log lines that say what the agent still waits for."""
 
+_CONDITION_RETRY = 60.0
+"""Seconds until the node's condition is tried again."""
+
 
 async def run(config: AgentConfig) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 could not start."""
@@ -207,10 +210,15 @@ class Agent:
         else:
             if changed:
                 self._log.info("wrote the network list", folder=str(config.cni_conf_dir))
-        try:
-            await self._cluster.set_network_available(config.node_name)
-        except (ApiError, Unreachable) as error:
-            self._log.warning("cannot set the node's NetworkUnavailable condition", reason=str(error))
+        await self._set_network_available()
+
+    async def _set_network_available(self) -> None:
+        while True:
+            try:
+                return await self._cluster.set_network_available(self._config.node_name)
+            except (ApiError, Unreachable) as error:
+                self._log.warning("cannot set the node's NetworkUnavailable condition", reason=str(error))
+            await asyncio.sleep(_CONDITION_RETRY)
 
     # --- what people see -----------------------------------------------------------------------------
 

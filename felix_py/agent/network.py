@@ -10,7 +10,7 @@ from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.reconcile import NotApplied, Reconciler
-from felix_py.records import Failure, Lease
+from felix_py.records import Lease
 from policy.model import ObjectKey, Pod
 
 _WORD = re.compile(r"[\w.:-]+")
@@ -102,22 +102,23 @@ class PodNetwork:
 
     async def _settled(self, lease: Lease) -> None:
         try:
-            await self._reconciler.settled(lambda failure: self._concerns(failure, lease))
+            await self._reconciler.settled(lambda failure: self._concerns(failure.what, lease))
         except NotApplied as error:
             raise NetworkError(str(error)) from error
 
-    def _concerns(self, failure: Failure, lease: Lease) -> bool:
-        """Whether something that could not be written belongs to an endpoint."""
+    def _concerns(self, what: str, lease: Lease) -> bool:
+        """Whether something that is not in the kernel belongs to an endpoint."""
         chains = self._facts.engine.chains_of((lease.namespace, lease.pod))
         own = {*lease.addresses.values(), lease.interface, *chains}
-        words = set(_WORD.findall(failure.what))
+        words = set(_WORD.findall(what))
         return not words.isdisjoint(own | SHARED)
 
     async def problems(self, lease: Lease) -> list[str]:
         """What of the endpoint is missing in the kernel (CNI CHECK)."""
         if not self._facts.is_attached(lease):
             return ["the pod's policy and route are not set up (its interface is not the newest of the pod)"]
-        return [f"{f.what}: {f.reason}" for f in self._reconciler.failures if self._concerns(f, lease)]
+        missing = await self._reconciler.differences()
+        return [f"{what} is not in the kernel" for what in missing if self._concerns(what, lease)]
 
     def pod_cidrs(self) -> tuple[str, ...]:
         """The node's pod CIDRs, one of a family at most."""

@@ -78,6 +78,14 @@ class FakeDataplane:
             if item.kind == "member" and _set_of(item) == name:
                 self._wanted[item] = None
 
+    def differences(self) -> list[str]:
+        self.load()
+        return [
+            item.what
+            for item, value in self._wanted.items()
+            if value is not None and self._seen.get(item) != value
+        ]
+
     def apply(self, *, sweep: bool = False) -> Report:
         self.applies += 1
         wanted = dict(self._wanted)

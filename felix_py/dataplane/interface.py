@@ -21,5 +21,8 @@ class Dataplane(Protocol):
     def update(self, update: Update) -> None:
         """Note what is wanted. No I/O."""
 
+    def differences(self) -> list[str]:
+        """Read back, and name what is wanted but is not there, as a Failure's ``what`` does. Writes nothing."""
+
     def apply(self, *, sweep: bool = False) -> Report:
         """Write the difference. ``sweep``: also remove objects of ours that nobody asked for."""

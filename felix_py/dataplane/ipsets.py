@@ -167,6 +167,16 @@ class IPSets:
         self._dirty = {name for name, known in self._sets.items() if not known.done}
         self._unswept = set(found)
 
+    def differences(self) -> Iterator[str]:
+        """Wanted sets and members that the kernel, as last seen, does not have."""
+        for name, known in sorted(self._sets.items()):
+            if known.spec is None:
+                continue
+            if not known.right:
+                yield f"set {name}"
+            for key in known.pending & known.wanted.keys():
+                yield f"set {name} member {members.decode(key)}"
+
     def owned(self) -> list[str]:
         """A line for each set of ours in the kernel."""
         return [

@@ -122,6 +122,10 @@ class Iptables:
             for rule in rules
         ]
 
+    def differences(self) -> list[str]:
+        """Wanted chains and hooks that the kernel, as last seen, does not have."""
+        return [change.what for change in self._changes(sweep=False)]
+
     def owned(self) -> list[str]:
         """A line for each chain and each hook of ours in the kernel."""
         lines: list[str] = []

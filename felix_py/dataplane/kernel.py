@@ -122,6 +122,16 @@ class Kernel:
             case Step.DESTROY_SETS:
                 return self._sets.destroy(sweep=sweep)
 
+    def differences(self) -> list[str]:
+        """See :class:`felix_py.dataplane.interface.Dataplane`.
+
+        Raises:
+            ToolError, OSError: the kernel cannot be read.
+        """
+        self.load()
+        chains = [what for tables in self._tables.values() for what in tables.differences()]
+        return [*self._routes.differences(), *self._sets.differences(), *chains]
+
     def rules(self, family: Family, table: str, prefix: str) -> list[str]:
         """The rules (``-A CHAIN …``) of our chains with this prefix, as ``load`` found or ``apply`` left them."""
         return self._tables[family].rules(table, prefix) if family in self._tables else []

@@ -87,6 +87,11 @@ class Routes:
         self._pending = set(self._wanted) | (self._pending & actual.keys())
         self._swept = False
 
+    def differences(self) -> list[str]:
+        """Wanted routes that the kernel, as last seen, does not have."""
+        failures: dict[_Place, Failure] = {}
+        return [_what(write.place) for write in self._plan(failures)] + [_what(place) for place in failures]
+
     def owned(self) -> list[str]:
         """A line for each of our routes in the kernel."""
         return [f"route {destination_text(place[0])} protocol {place[1]}" for place in sorted(self._actual)]

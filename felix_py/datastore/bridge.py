@@ -17,8 +17,8 @@ _TURN = 128
 
 
 _PAUSE = 0.002
-"""Seconds between two turns: the first of a burst is delivered at once, the others wait for each other. Waking the
-loop for every single item would cost more than the item itself, and more than its decoding."""
+"""Seconds between two turns: the first of a burst is delivered at once, the others wait for each other. To wake
+the loop for every single item would cost more than to decode it."""
 
 
 class Closed(Exception):

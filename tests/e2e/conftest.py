@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from felix_py.lab.build import Options
-from felix_py.lab.lab import Lab
 from felix_py.lab.state import Shape
-from tests.support.lab import LabUnderTest
-
-
-def _bring_up(name: str, folder: Path, shape: Shape) -> Iterator[LabUnderTest]:
-    lab = Lab(name, folder)
-    try:
-        lab.up(Options(shape))
-        yield LabUnderTest(lab)
-    finally:
-        lab.down()
+from tests.support.lab import LabUnderTest, bring_up
 
 
 @pytest.fixture(scope="session", params=["legacy", "nft"])
@@ -29,4 +17,4 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     Tests leave it as they found it.
     """
     shape = Shape(nodes=2, families=(4, 6), backend=request.param)
-    yield from _bring_up(f"e2e{request.param}", tmp_path_factory.mktemp("lab"), shape)
+    yield from bring_up(f"e2e{request.param}", tmp_path_factory.mktemp("lab"), shape)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from felix_py.lab.namespaces import run
+from felix_py.lab.state import Shape
 from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from policy.model import Family
-from tests.support.lab import LabUnderTest, eventually, example
+from tests.support.lab import LabUnderTest, bring_up, eventually, example
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
+FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
 RULES = (
     ("filter", "-A FORWARD -p tcp --dport 4242 -j foreign"),
-    ("filter", "-A foreign -m comment --comment \"somebody's own\" -j RETURN"),
+    ("filter", '-A foreign -m comment --comment "somebody\'s own" -j RETURN'),
     ("filter", "-I INPUT 1 -p tcp --dport 4243 -j foreign"),
     ("nat", "-A POSTROUTING -s 198.18.0.0/15 -j ACCEPT"),
     ("mangle", "-I FORWARD 1 -p tcp --dport 4244 -j MARK --set-xmark 0x1/0x1"),
@@ -30,10 +36,8 @@ ROUTES = {
 
 
 def restore(lab: LabUnderTest, node: str, *lines: str) -> None:
-    """iptables-restore --noflush; without the lab's command line in between, as another program would."""
+    """iptables-restore --noflush, as another program would."""
     argv = [*lab.lab.enter(node), f"iptables-{lab.backend}-restore", "--noflush"]
-    from felix_py.lab.namespaces import run
-
     run(*argv, stdin="".join(f"{line}\n" for line in lines))
 
 
@@ -56,10 +60,9 @@ def foreign(lab: LabUnderTest, node: str) -> dict[str, list[str]]:
     }
 
 
-@pytest.fixture
-def node_with_foreign_things(lab: LabUnderTest) -> Iterator[str]:
-    """A node on which others have rules, sets and routes too, some beside ours in the same chains."""
-    node = lab.node_names[0]
+@contextmanager
+def foreign_things(lab: LabUnderTest, node: str) -> Iterator[None]:
+    """Others have rules, sets and routes on a node too, some beside ours in the same chains."""
     before = foreign(lab, node)
     for table, rule in RULES:
         chain = [":foreign - [0:0]"] if table == "filter" and "FORWARD" in rule else []
@@ -71,7 +74,7 @@ def node_with_foreign_things(lab: LabUnderTest) -> Iterator[str]:
         gateway = lab.nodes[0].gateways[family]
         for prefix, protocol in routes:
             lab.sh(node, "ip", f"-{int(family)}", "route", "add", prefix, "via", gateway, "proto", protocol)
-    yield node
+    yield
     for table, rule in reversed(RULES):
         words = rule.split(maxsplit=2)
         body = words[2].removeprefix("1 ")
@@ -85,43 +88,54 @@ def node_with_foreign_things(lab: LabUnderTest) -> Iterator[str]:
     assert foreign(lab, node) == before
 
 
-def test_foreign_things_survive_changes_and_restarts(lab: LabUnderTest, node_with_foreign_things: str) -> None:
-    node = node_with_foreign_things
-    before = foreign(lab, node)
-    assert len(before["rules"]) > len(RULES)
-    with lab.applied("-f", example("11"), "-f", example("40"), "-f", example("60")):
-        lab.settle()
-        assert foreign(lab, node) == before
-        lab.kill(node, "agent")
-        lab.wait_ready(node)
-        lab.settle()
-        assert foreign(lab, node) == before
-    lab.settle()
-    assert foreign(lab, node) == before
-
-
-def test_cleanup_lists_and_removes_exactly_ours(lab: LabUnderTest, node_with_foreign_things: str) -> None:
-    node = node_with_foreign_things
-    program = str(next(p for p in lab.lab.state.machine(node).joinpath("spec.json").read_text().split('"')
-                       if p.endswith("/felix-py")))  # fmt: skip
-    before = foreign(lab, node)
-    supervisor = lab.lab.machine(node).pid
-    with lab.applied("-f", example("20")):
-        lab.settle()
-        os.kill(supervisor, signal.SIGSTOP)  # so that the agent stays away
-        try:
-            agent = lab.lab.programs(node)["agent"].pid
-            os.kill(agent, signal.SIGKILL)
-            eventually(lambda: lab.agent(node, "/healthz")[0] == 0)
-            kernel = lab.kernel(node)
-            listed = lab.sh(node, program, "cleanup", "--dry-run")
-            assert CHAIN_PREFIX in listed
-            assert "foreign" not in listed
-            assert lab.kernel(node) == kernel
-            lab.sh(node, program, "cleanup")
+def test_foreign_things_survive_changes_and_restarts(lab: LabUnderTest) -> None:
+    node = lab.node_names[0]
+    with foreign_things(lab, node):
+        before = foreign(lab, node)
+        assert len(before["rules"]) > len(RULES)
+        with lab.applied("-f", example("11"), "-f", example("40"), "-f", example("60")):
+            lab.settle()
             assert foreign(lab, node) == before
-            left = lab.kernel(node)
-            assert not [part for part in left.values() if CHAIN_PREFIX in str(part) or "felix4-" in str(part)]
-            assert not [line for line in left["routes"] if f"proto {ROUTE_PROTOCOL_LEARNED}" in line]
-        finally:
-            os.kill(supervisor, signal.SIGCONT)
+            lab.kill(node, "agent")
+            lab.wait_ready(node)
+            lab.settle()
+            assert foreign(lab, node) == before
+        lab.settle()
+        assert foreign(lab, node) == before
+
+
+@pytest.mark.parametrize("backend", ["legacy", "nft"])
+def test_cleanup_lists_and_removes_exactly_ours(backend: str, tmp_path: Path) -> None:
+    """On a lab of its own, because the pods lose their network."""
+    for lab in bring_up(f"cleanup{backend}", tmp_path, Shape(nodes=1, families=(4, 6), backend=backend)):
+        node = lab.node_names[0]
+        with lab.applied("-f", example("20")), foreign_things(lab, node):
+            lab.settle()
+            before = foreign(lab, node)
+            check_cleanup(lab, node)
+            assert foreign(lab, node) == before
+
+
+def check_cleanup(lab: LabUnderTest, node: str) -> None:
+    refused = lab.lab.run(node, FELIX_PY, "cleanup", check=False)
+    assert refused.returncode == 1
+    assert "an agent is running" in refused.stderr
+    os.kill(lab.lab.machine(node).pid, signal.SIGSTOP)  # so that the agent stays away
+    try:
+        os.kill(lab.lab.programs(node)["agent"].pid, signal.SIGKILL)
+        eventually(lambda: lab.agent(node, "/healthz")[0] == 0)
+        kernel = lab.kernel(node)
+        listed = lab.sh(node, FELIX_PY, "cleanup", "--dry-run")
+        assert CHAIN_PREFIX in listed
+        assert INTERFACE_PREFIX in listed
+        assert "foreign" not in listed
+        assert lab.kernel(node) == kernel
+        lab.sh(node, FELIX_PY, "cleanup")
+        assert lab.sh(node, FELIX_PY, "cleanup", "--dry-run") == ""
+        left = lab.kernel(node)
+        assert not [part for part in left.values() if CHAIN_PREFIX in str(part) or "felix4-" in str(part)]
+        assert not [line for line in left["routes"] if f"proto {ROUTE_PROTOCOL_PODS}" in line]
+        assert not [line for line in left["routes"] if f"proto {ROUTE_PROTOCOL_LEARNED}" in line]
+        assert f" {INTERFACE_PREFIX}" not in lab.sh(node, "ip", "link")
+    finally:
+        os.kill(lab.lab.machine(node).pid, signal.SIGCONT)

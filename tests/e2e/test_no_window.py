@@ -61,7 +61,9 @@ def test_no_answer_from_the_first_moment_under_default_deny(lab: LabUnderTest) -
     """
     by_node = {pod["spec"]["nodeName"]: pod for pod in lab.get("pods", "-n", "observability")["items"]}
     by_node |= {pod["spec"]["nodeName"]: pod for pod in lab.get("pods", "-n", "dev")["items"]}
-    sources = [lab.lab.pod_netns(f"{p['metadata']['namespace']}/{p['metadata']['name']}") for p in by_node.values()]
+    sources = [
+        lab.lab.pod_netns(f"{p['metadata']['namespace']}/{p['metadata']['name']}") for p in by_node.values()
+    ]
     sources.append(lab.netns(TOR))
     lab.kubectl("apply", "-f", "-", stdin=manifest(NAMESPACE, DENY))
     try:
@@ -69,7 +71,9 @@ def test_no_answer_from_the_first_moment_under_default_deny(lab: LabUnderTest) -
             eventually(lambda: flood.sweeps > 2)
             lab.kubectl("apply", "-f", "-", stdin=manifest(*pods("first")))
             eventually(lambda: all_running(lab), 60, 0.2)
-            addresses = {a for pod in pods("first") for a in lab.addresses("late", pod["metadata"]["name"]).values()}
+            addresses = {
+                a for pod in pods("first") for a in lab.addresses("late", pod["metadata"]["name"]).values()
+            }
             assert addresses <= set(candidates(lab)), "pods have addresses that were not flooded"
             sweeps = flood.sweeps
             eventually(lambda: flood.sweeps > sweeps + 10)

@@ -9,25 +9,25 @@ from hypothesis import strategies as st
 
 from felix_py.datastore.informer import Timing
 from felix_py.datastore.store import Deleted, Upserted
-from tests.support import fakeapi
+from tests.support import faults
 from tests.support.fakeapi import PODS, FakeApi, pod
 from tests.support.watching import Watching, on_loop, watching
 
 NAMES = ("a", "b", "c", "d")
 FAULTS = {
-    "refuse 500": fakeapi.refuse(500, "InternalError"),
-    "refuse 429": fakeapi.refuse(429, "TooManyRequests", retry_after="3"),
-    "refuse 410": fakeapi.refuse(410, "Expired"),
-    "refuse 422": fakeapi.refuse(422, "Invalid"),
-    "error event 410": fakeapi.error_event(410, "Expired"),
-    "error event 500": fakeapi.error_event(500, "InternalError"),
-    "instant eof": fakeapi.instant_eof,
-    "reset": fakeapi.reset,
-    "silent": fakeapi.silent,
-    "garbage": fakeapi.line(b'{"type": 5}'),
-    "truncated": fakeapi.truncated(pod("truncated")),
-    "half": fakeapi.half_event_then_end(pod("half")),
-    "unfinished": fakeapi.unfinished_list,
+    "refuse 500": faults.refuse(500, "InternalError"),
+    "refuse 429": faults.refuse(429, "TooManyRequests", retry_after="3"),
+    "refuse 410": faults.refuse(410, "Expired"),
+    "refuse 422": faults.refuse(422, "Invalid"),
+    "error event 410": faults.error_event(410, "Expired"),
+    "error event 500": faults.error_event(500, "InternalError"),
+    "instant eof": faults.instant_eof,
+    "reset": faults.reset,
+    "silent": faults.silent,
+    "garbage": faults.line(b'{"type": 5}'),
+    "truncated": faults.truncated(pod("truncated")),
+    "half": faults.half_event_then_end(pod("half")),
+    "unfinished": faults.unfinished_list,
 }
 
 step = st.one_of(

@@ -300,7 +300,9 @@ class FakeApi:
             details = {"causes": [cause], "retryAfterSeconds": 1}
             exchange.refuse(504, "Timeout", f"Too large resource version: {position}", details=details)
         elif self.gone_in_stream:
-            error_event(410, "Expired", f"too old resource version: {position}")(exchange)
+            exchange.begin_stream()
+            exchange.event("ERROR", status(410, "Expired", f"too old resource version: {position}"))
+            exchange.end_stream()
         else:
             exchange.refuse(410, "Expired", f"too old resource version: {position}")
         return True
@@ -374,7 +376,7 @@ class Exchange:
         headers: dict[str, str] | None = None,
     ) -> None:
         """A Status."""
-        self.send(code, _status(code, reason, message, details), headers)
+        self.send(code, status(code, reason, message, details), headers)
 
     def begin_stream(self) -> None:
         """The head of a watch; asking twice is fine."""
@@ -463,102 +465,6 @@ class _Listener(ThreadingHTTPServer):
         self.server_close()
 
 
-# --- faults ----------------------------------------------------------------------------------------------------
-
-
-def refuse(code: int, reason: str = "", message: str = "refused by the test", retry_after: str = "") -> Fault:
-    """Answer with a Status."""
-
-    def fault(exchange: Exchange) -> bool:
-        exchange.refuse(code, reason, message, headers={"Retry-After": retry_after} if retry_after else None)
-        return True
-
-    return fault
-
-
-def error_event(code: int, reason: str, message: str = "told by the test") -> Fault:
-    """Begin the watch, send an ERROR event, end."""
-
-    def fault(exchange: Exchange) -> bool:
-        exchange.begin_stream()
-        exchange.event("ERROR", _status(code, reason, message))
-        exchange.end_stream()
-        return True
-
-    return fault
-
-
-def instant_eof(exchange: Exchange) -> bool:
-    """Accept the watch and end it at once."""
-    exchange.begin_stream()
-    exchange.end_stream()
-    return True
-
-
-def reset(exchange: Exchange) -> bool:
-    """Close without a word."""
-    exchange.cut()
-    return True
-
-
-def hang(exchange: Exchange) -> bool:
-    """Take the request and never answer."""
-    exchange.hang()
-    return True
-
-
-def silent(exchange: Exchange) -> bool:
-    """Begin the watch and say nothing more: a half-open connection, as the client sees it."""
-    exchange.begin_stream()
-    exchange.hang()
-    return True
-
-
-def line(data: bytes) -> Fault:
-    """Begin the watch with a line of one's own, then go on as usual."""
-
-    def fault(exchange: Exchange) -> bool:
-        exchange.begin_stream()
-        exchange.raw(data + b"\n")
-        return False
-
-    return fault
-
-
-def truncated(obj: Json) -> Fault:
-    """Send the first half of an event, then break the connection."""
-
-    def fault(exchange: Exchange) -> bool:
-        data = json.dumps({"type": "ADDED", "object": obj}).encode()
-        exchange.begin_stream()
-        exchange.raw(data[: len(data) // 2])
-        exchange.cut()
-        return True
-
-    return fault
-
-
-def half_event_then_end(obj: Json) -> Fault:
-    """Send the first half of an event, then end the watch as if that were all of it."""
-
-    def fault(exchange: Exchange) -> bool:
-        data = json.dumps({"type": "ADDED", "object": obj}).encode()
-        exchange.begin_stream()
-        exchange.raw(data[: len(data) // 2])
-        exchange.end_stream()
-        return True
-
-    return fault
-
-
-def unfinished_list(exchange: Exchange) -> bool:
-    """Begin a WatchList, send one object, end without the bookmark that completes the list."""
-    exchange.begin_stream()
-    exchange.event("ADDED", pod("unfinished"))
-    exchange.end_stream()
-    return True
-
-
 # --- objects ---------------------------------------------------------------------------------------------------
 
 
@@ -575,6 +481,7 @@ def _key(collection: str, obj: Json) -> Key:
     return (collection, obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
 
 
-def _status(code: int, reason: str, message: str, details: Json | None = None) -> Json:
+def status(code: int, reason: str, message: str, details: Json | None = None) -> Json:
+    """A Status that refuses."""
     body: Json = {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}
     return body | ({"details": details} if details else {})

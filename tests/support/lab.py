@@ -21,10 +21,11 @@ from typing import Any, Self, TypeVar
 
 import yaml
 
-from felix_py.lab.build import EXAMPLES
+from felix_py.lab.build import EXAMPLES, Options
 from felix_py.lab.lab import Lab
 from felix_py.lab.matrix import Cell, run_matrix
 from felix_py.lab.namespaces import NETNS_DIR, inside
+from felix_py.lab.state import Shape
 from felix_py.lab.topology import TOR, machine_netns, nodes
 from policy.model import Family, Protocol
 
@@ -202,6 +203,16 @@ class LabUnderTest:
     def bird_routes(self) -> str:
         """The router's table, with the time at which each route came: equal texts mean that nothing moved."""
         return self.sh(TOR, "birdc", "show", "route")
+
+
+def bring_up(name: str, folder: Path, shape: Shape) -> Iterator[LabUnderTest]:
+    """A lab with the example pods, for a fixture's ``yield from``."""
+    lab = Lab(name, folder)
+    try:
+        lab.up(Options(shape))
+        yield LabUnderTest(lab)
+    finally:
+        lab.down()
 
 
 def describe(cell: Cell) -> str:

@@ -304,3 +304,18 @@ def test_a_failure_of_a_neighbour_with_a_longer_address_is_not_ones_own() -> Non
             await rig.network.enforce(lease())
 
     run(test())
+
+
+def test_check_names_what_somebody_took_from_the_endpoint_and_it_comes_back() -> None:
+    async def test() -> None:
+        kernel = FakeDataplane()
+        async with Rig(kernel) as rig:
+            await rig.network.enforce(lease())
+            route = RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS)
+            for item in [item for item in kernel.kernel if item.key == route]:
+                del kernel.kernel[item]
+            assert await rig.network.problems(lease()) == ["route 10.1.0.2/32 is not in the kernel"]
+            await rig.reconciler.settled()
+            assert await rig.network.problems(lease()) == []
+
+    run(test())

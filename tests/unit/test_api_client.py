@@ -13,7 +13,7 @@ from kubernetes.config import incluster_config
 
 from felix_py.config import ConfigError
 from felix_py.datastore.client import Api, ApiError, Unreachable, connect
-from tests.support import fakeapi
+from tests.support import fakeapi, faults
 from tests.support.fakeapi import PODS, FakeApi, pod
 from tests.support.watching import configuration, on_loop, watching
 
@@ -239,7 +239,7 @@ async def test_ca_rotation_under_a_running_watch(
 
 def test_refusal_carries_status_reason_and_message() -> None:
     with FakeApi() as server:
-        server.fault("list", fakeapi.refuse(403, "Forbidden", "pods is forbidden", retry_after="7"))
+        server.fault("list", faults.refuse(403, "Forbidden", "pods is forbidden", retry_after="7"))
         api = Api(lambda: configuration(server))
         with pytest.raises(ApiError, match="403 Forbidden: pods is forbidden") as caught:
             get(api)
@@ -253,7 +253,7 @@ def test_refusal_carries_status_reason_and_message() -> None:
 )
 def test_retry_after_is_seconds_and_bounded(wish: str, seconds: float) -> None:
     with FakeApi() as server:
-        server.fault("list", fakeapi.refuse(503, retry_after=wish))
+        server.fault("list", faults.refuse(503, retry_after=wish))
         api = Api(lambda: configuration(server))
         with pytest.raises(ApiError) as caught:
             get(api)
@@ -306,7 +306,7 @@ def test_body_that_is_cut_off_is_no_answer() -> None:
 
 def test_read_timeout() -> None:
     with FakeApi() as server:
-        server.fault("list", fakeapi.hang)
+        server.fault("list", faults.hang)
         api = Api(lambda: configuration(server))
         with pytest.raises(Unreachable, match="timed out"):
             get(api, read_timeout=0.05)

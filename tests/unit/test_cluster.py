@@ -13,7 +13,7 @@ from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Sink, Timing
 from felix_py.datastore.store import Event, Mark, Upserted
 from policy.model import ObjectKey, Pod
-from tests.support import fakeapi
+from tests.support import faults
 from tests.support.fakeapi import NAMESPACES, NODES, PATIENCE, PODS, POLICIES, FakeApi, pod
 from tests.support.watching import QUICK, configuration, on_loop
 
@@ -67,7 +67,7 @@ async def test_in_sync_means_that_the_handlers_have_everything() -> None:
 async def test_not_in_sync_while_one_kind_is_missing() -> None:
     with FakeApi() as server:
         populated(server)
-        server.fault("watchlist", fakeapi.hang, path=POLICIES)
+        server.fault("watchlist", faults.hang, path=POLICIES)
         async with running(server) as (cluster, events):
             async with asyncio.timeout(PATIENCE):
                 while cluster.store.not_listed != ("NetworkPolicy",):

@@ -10,7 +10,7 @@ import pytest
 
 from felix_py.datastore.client import Api
 from felix_py.datastore.events import REPEAT_AFTER, EventWriter, ObjectRef
-from tests.support import fakeapi
+from tests.support import fakeapi, faults
 from tests.support.fakeapi import FakeApi
 from tests.support.watching import ScriptedClock, configuration
 
@@ -103,7 +103,7 @@ def test_rate_is_limited() -> None:
 
 def test_nothing_blocks_while_the_server_hangs_and_memory_is_bounded() -> None:
     with FakeApi() as server:
-        server.fault("post", fakeapi.hang)
+        server.fault("post", faults.hang)
         with writing(server) as events:
             for number in range(5000):
                 events.warning(POLICY, "Invalid", f"reason {number}")
@@ -111,7 +111,7 @@ def test_nothing_blocks_while_the_server_hangs_and_memory_is_bounded() -> None:
             server.break_connections()
 
 
-@pytest.mark.parametrize("fault", [fakeapi.reset, fakeapi.refuse(403, "Forbidden"), fakeapi.refuse(500)])
+@pytest.mark.parametrize("fault", [faults.reset, faults.refuse(403, "Forbidden"), faults.refuse(500)])
 def test_failure_is_logged_and_the_next_goes_on(fault: fakeapi.Fault, capsys: pytest.CaptureFixture[str]) -> None:
     with FakeApi() as server:
         server.fault("post", fault)

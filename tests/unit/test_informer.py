@@ -11,9 +11,9 @@ import pytest
 from felix_py.datastore.client import Api
 from felix_py.datastore.informer import PAGE, Timing
 from felix_py.datastore.store import Upserted
-from tests.support import fakeapi
+from tests.support import fakeapi, faults
 from tests.support.fakeapi import PODS, FakeApi, pod
-from tests.support.watching import QUICK, ScriptedClock, configuration, on_loop, watching
+from tests.support.watching import configuration, on_loop, watching
 
 # --- the plain course ------------------------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ async def test_watch_list_is_one_request() -> None:
 async def test_watch_list_refused_falls_back_to_pages_at_once_and_for_good(code: int) -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))
-        api.fault("watchlist", fakeapi.refuse(code, "Invalid"))
+        api.fault("watchlist", faults.refuse(code, "Invalid"))
         async with watching(api) as watch:
             await watch.until_names("a")
             api.wait_for(lambda: api.verbs() == ["watchlist", "list", "watch"])
@@ -75,7 +75,7 @@ async def test_watch_list_refused_falls_back_to_pages_at_once_and_for_good(code:
 async def test_watch_list_that_never_completes_falls_back_to_pages() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))
-        api.fault("watchlist", fakeapi.unfinished_list, times=5)
+        api.fault("watchlist", faults.unfinished_list, times=5)
         async with watching(api) as watch:
             await watch.until_listed()
             assert watch.names() == {"a"}, "what only the broken list had is swept"
@@ -134,7 +134,7 @@ async def test_watch_starts_from_the_first_page_s_version() -> None:
 async def test_error_event_inside_a_watch_list_does_not_mean_that_the_server_has_none() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))
-        api.fault("watchlist", fakeapi.error_event(410, "Expired"))
+        api.fault("watchlist", faults.error_event(410, "Expired"))
         async with watching(api) as watch:
             await watch.until_names("a")
             assert api.verbs() == ["watchlist", "watchlist"]
@@ -165,10 +165,10 @@ async def test_bookmark_only_stream_moves_the_version_on() -> None:
 @on_loop
 async def test_half_open_connection_is_given_up_after_the_silence() -> None:
     with FakeApi() as api:
-        api.fault("watchlist", fakeapi.silent)
+        api.fault("watchlist", faults.silent)
         async with watching(api, Timing(start_jitter=0, silence=0.1)) as watch:
             await watch.until_listed()
-            api.fault("watch", fakeapi.silent)
+            api.fault("watch", faults.silent)
             api.end_watches()
             await asyncio.to_thread(api.wait_for, lambda: "watch" in api.verbs())
             api.put(PODS, pod("a"))
@@ -179,7 +179,7 @@ async def test_half_open_connection_is_given_up_after_the_silence() -> None:
 async def test_read_timeout_of_a_request_without_any_answer() -> None:
     with FakeApi(watch_list=False) as api:
         api.put(PODS, pod("a"))
-        api.fault("list", fakeapi.hang)
+        api.fault("list", faults.hang)
         async with watching(api, Timing(start_jitter=0, silence=0.1)) as watch:
             await watch.until_names("a")
             assert api.verbs().count("list") == 2
@@ -237,7 +237,7 @@ async def test_refused_connections_are_retried_with_backoff() -> None:
 @on_loop
 async def test_reset_connection() -> None:
     with FakeApi() as api:
-        api.fault("watchlist", fakeapi.reset)
+        api.fault("watchlist", faults.reset)
         api.put(PODS, pod("a"))
         async with watching(api) as watch:
             await watch.until_names("a")
@@ -248,7 +248,7 @@ async def test_instant_eof_loop_backs_off() -> None:
     with FakeApi() as api:
         async with watching(api) as watch:
             await watch.until_listed()
-            api.fault("watch", fakeapi.instant_eof, times=6)
+            api.fault("watch", faults.instant_eof, times=6)
             api.end_watches()
             waits = await watch.clock.until_waits(6)
             api.put(PODS, pod("a"))
@@ -273,7 +273,7 @@ async def test_backoff_starts_again_after_a_healthy_watch() -> None:
     with FakeApi() as api:
         async with watching(api) as watch:
             await watch.until_listed()
-            api.fault("watch", fakeapi.instant_eof, times=5)
+            api.fault("watch", faults.instant_eof, times=5)
             api.end_watches()
             await watch.clock.until_waits(6)
             api.put(PODS, pod("a"))
@@ -287,8 +287,8 @@ async def test_backoff_starts_again_after_a_healthy_watch() -> None:
 async def test_retry_after_is_honoured() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))
-        api.fault("watchlist", fakeapi.refuse(429, "TooManyRequests", retry_after="77"))
-        api.fault("watchlist", fakeapi.refuse(503, "ServiceUnavailable", retry_after="50"))
+        api.fault("watchlist", faults.refuse(429, "TooManyRequests", retry_after="77"))
+        api.fault("watchlist", faults.refuse(503, "ServiceUnavailable", retry_after="50"))
         async with watching(api) as watch:
             await watch.until_names("a")
             waits = await watch.clock.until_waits(2)
@@ -337,7 +337,7 @@ async def test_error_event_of_any_other_code_relists() -> None:
     with FakeApi() as api:
         async with watching(api) as watch:
             await watch.until_listed()
-            api.fault("watch", fakeapi.error_event(500, "InternalError"))
+            api.fault("watch", faults.error_event(500, "InternalError"))
             api.put(PODS, pod("a"))
             api.end_watches()
             await watch.until_names("a")
@@ -389,7 +389,7 @@ async def test_list_that_breaks_off_deletes_nothing() -> None:
         async with watching(api) as watch:
             await watch.until_listed()
             await asyncio.to_thread(api.wait_for, lambda: "watch" in api.verbs())
-            api.fault("page", fakeapi.reset, times=3)
+            api.fault("page", faults.reset, times=3)
             api.put(fakeapi.NODES, {"metadata": {"name": "other-kind"}})
             api.compact()
             api.break_connections()
@@ -410,230 +410,3 @@ async def test_list_without_resource_version_is_not_watched_from() -> None:
         async with watching(api) as watch:
             await watch.until_names("a")
             assert api.verbs()[:3] == ["watchlist", "list", "list"]
-
-
-# --- what cannot be understood ---------------------------------------------------------------------------------
-
-
-@on_loop
-@pytest.mark.parametrize("fault", [fakeapi.truncated, fakeapi.half_event_then_end], ids=["cut", "ended"])
-async def test_truncated_line_is_asked_for_again(fault: type) -> None:
-    with FakeApi() as api:
-        async with watching(api) as watch:
-            await watch.until_listed()
-            api.fault("watch", fault(pod("a")))
-            api.end_watches()
-            api.put(PODS, pod("a"))
-            await watch.until_names("a")
-            assert "watchlist" not in api.verbs()[1:], "its version was never counted as seen"
-
-
-@on_loop
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"not json",
-        b'{"type":"ADDED","object":[]}',
-        b'{"type":"NEWS","object":{}}',
-        b'{"type":"ADDED","object":{"metadata":{}}}',
-    ],
-)
-async def test_malformed_line_relists(line: bytes) -> None:
-    with FakeApi() as api:
-        async with watching(api) as watch:
-            await watch.until_listed()
-            api.fault("watch", fakeapi.line(line))
-            api.end_watches()
-            api.put(PODS, pod("a"))
-            await watch.until_names("a")
-            await asyncio.to_thread(api.wait_for, lambda: "watchlist" in api.verbs()[1:])
-
-
-@on_loop
-async def test_empty_lines_are_nothing() -> None:
-    with FakeApi() as api:
-        api.fault("watchlist", fakeapi.line(b"\n\n"))
-        api.put(PODS, pod("a"))
-        async with watching(api) as watch:
-            await watch.until_names("a")
-            assert api.verbs() == ["watchlist"]
-
-
-@on_loop
-async def test_malformed_list_is_asked_for_again() -> None:
-    def garbage(exchange: fakeapi.Exchange) -> bool:
-        exchange.send(200, {"surprise": True})
-        return True
-
-    with FakeApi(watch_list=False) as api:
-        api.put(PODS, pod("a"))
-        api.fault("list", garbage)
-        async with watching(api) as watch:
-            await watch.until_names("a")
-
-
-@on_loop
-@pytest.mark.parametrize("watch_list", [True, False])
-async def test_invalid_object_inside_a_list_spoils_only_itself(watch_list: bool) -> None:
-    with FakeApi(watch_list=watch_list) as api:
-        api.put(PODS, pod("a"))
-        api.put(PODS, pod("bad", ip="not an address"))
-        api.put(PODS, pod("z"))
-        async with watching(api) as watch:
-            await watch.until_listed()
-            assert watch.names() == {"a", "z"}
-            assert [(p.kind, p.key, p.uid) for p in watch.problems] == [("Pod", ("default", "bad"), "uid-bad")]
-            assert "not an address" in watch.problems[0].reason
-
-
-@on_loop
-async def test_object_that_becomes_invalid_counts_as_absent_until_it_is_well_again() -> None:
-    with FakeApi() as api:
-        api.put(PODS, pod("a", ip="10.0.0.1"))
-        async with watching(api) as watch:
-            await watch.until_names("a")
-            bad = pod("a")
-            bad["metadata"]["labels"] = {"number": 5}
-            api.put(PODS, bad)
-            await watch.until_names()
-            assert watch.deleted() == ["a"]
-            assert [p.key for p in watch.store.problems] == [("default", "a")]
-            api.put(PODS, pod("a", ip="10.0.0.1"))
-            await watch.until_names("a")
-            assert watch.store.problems == []
-
-
-@on_loop
-async def test_invalid_object_is_reported_once_however_often_it_is_listed() -> None:
-    with FakeApi() as api:
-        api.put(PODS, pod("bad", ip="x"))
-        async with watching(api) as watch:
-            await watch.until_listed()
-            for name in ("first", "second"):
-                api.refuse()
-                api.put(PODS, pod(name))
-                api.compact()
-                api.listen()
-                await watch.until(lambda name=name: name in watch.names())
-            assert len(watch.problems) == 1
-            api.delete(PODS, "default", "bad")
-            await watch.until(lambda: not watch.store.problems)
-
-
-# --- who we are ------------------------------------------------------------------------------------------------
-
-
-@on_loop
-async def test_token_rotation() -> None:
-    with FakeApi(token="first") as api:
-        token = ["first"]
-
-        def load() -> object:
-            made = configuration(api)
-            made.api_key["BearerToken"] = f"Bearer {token[0]}\n"  # as in a file that ends with a newline
-            return made
-
-        async with watching(api, client=Api(load)) as watch:
-            await watch.until_listed()
-            api.token = "second"
-            api.break_connections()
-            await watch.clock.until_waits(3)
-            token[0] = "second"
-            api.put(PODS, pod("a"))
-            await watch.until_names("a")
-            assert "watchlist" not in api.verbs()[1:], "a refused identity says nothing about the version"
-
-
-@on_loop
-async def test_watch_recycle_uses_a_new_connection_and_reads_the_credentials_again() -> None:
-    with FakeApi(token="first") as api:
-        loads = []
-
-        def load() -> object:
-            loads.append(api.token)
-            return configuration(api)
-
-        async with watching(api, client=Api(load)) as watch:
-            await watch.until_listed()
-            assert 300 <= int(api.requests[0].query["timeoutSeconds"]) <= 600
-            api.token = "second"
-            watch.clock.advance(400)
-            api.end_watches()
-            api.put(PODS, pod("a"))
-            await watch.until_names("a")
-            assert loads == ["first", "second"]
-            assert [r.authorization for r in api.requests] == ["Bearer first", "Bearer second"], "never refused"
-
-
-@on_loop
-async def test_watch_is_recycled_by_us_where_the_server_forgets_to() -> None:
-    with FakeApi() as api:
-        async with watching(api) as watch:
-            await watch.until_listed()
-            watch.clock.advance(700)
-            api.bookmark()
-            await asyncio.to_thread(api.wait_for, lambda: api.verbs() == ["watchlist", "watch"])
-
-
-@on_loop
-async def test_forbidden_is_retried_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    with FakeApi() as api:
-        api.fault(
-            "watchlist", fakeapi.refuse(403, "Forbidden", 'pods is forbidden: cannot watch resource "pods"')
-        )
-        api.put(PODS, pod("a"))
-        async with watching(api) as watch:
-            await watch.until_names("a")
-    assert 'cannot watch resource "pods"' in capsys.readouterr().out
-
-
-# --- start, stop, back-pressure --------------------------------------------------------------------------------
-
-
-@on_loop
-async def test_start_is_jittered() -> None:
-    starts = []
-    for _ in range(3):
-        with FakeApi() as api:
-            async with watching(api, Timing(start_jitter=100.0)) as watch:
-                await watch.until_listed()
-                starts.append(watch.clock.waits[0])
-    assert all(0 <= start <= 100 for start in starts)
-    assert len(set(starts)) == 3
-
-
-@on_loop
-async def test_stop_is_quick_while_a_watch_is_silent() -> None:
-    with FakeApi() as api:
-        async with watching(api) as watch:
-            await watch.until_listed()
-            async with asyncio.timeout(1):
-                await watch.reflector.stop()
-
-
-@on_loop
-async def test_nothing_reaches_the_sink_after_stop() -> None:
-    with FakeApi() as api:
-        async with watching(api) as watch:
-            await watch.until_listed()
-            await watch.reflector.stop()
-            before = len(watch.events)
-            api.put(PODS, pod("late"))
-            await asyncio.sleep(0)
-            assert len(watch.events) == before
-
-
-@on_loop
-async def test_age_grows_while_the_server_is_away() -> None:
-    with FakeApi() as api:
-        clock = ScriptedClock()
-        async with watching(api, QUICK, clock) as watch:
-            await watch.until_listed()
-            assert watch.reflector.age() == 0
-            api.refuse()
-            await clock.until_waits(6)
-            assert watch.reflector.age() > 30
-            api.listen()
-            api.put(PODS, pod("a"))
-            await watch.until_names("a")
-            assert watch.reflector.age() == 0

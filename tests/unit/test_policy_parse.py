@@ -157,21 +157,39 @@ PEERS = [
     ({"ipBlock": {"cidr": "10.0.0.0/33"}}, ".ipBlock.cidr: '10.0.0.0/33' is not a CIDR"),
     ({"ipBlock": {"cidr": "10.0.0.0/255.0.0.0"}}, ".ipBlock.cidr: '10.0.0.0/255.0.0.0' is not a CIDR"),
     ({"ipBlock": {"cidr": "fe80::1%e;x/64"}}, ".ipBlock.cidr: 'fe80::1%e;x/64' is not a CIDR"),
-    ({"ipBlock": {"cidr": "::ffff:10.0.0.0/104"}}, ".ipBlock.cidr: '::ffff:10.0.0.0/104' is an IPv4-mapped IPv6 network"),
+    (
+        {"ipBlock": {"cidr": "::ffff:10.0.0.0/104"}},
+        ".ipBlock.cidr: '::ffff:10.0.0.0/104' is an IPv4-mapped IPv6 network",
+    ),
     ({"ipBlock": {**CIDR, "except": "10.1.0.0/16"}}, ".ipBlock.except: must be a list, not '10.1.0.0/16'"),
     ({"ipBlock": {**CIDR, "except": ["x"]}}, ".ipBlock.except[0]: 'x' is not a CIDR"),
-    ({"ipBlock": {**CIDR, "except": ["10.0.0.0/8"]}}, ".ipBlock.except[0]: '10.0.0.0/8' is not strictly inside 10.0.0.0/8"),
-    ({"ipBlock": {**CIDR, "except": ["0.0.0.0/0"]}}, ".ipBlock.except[0]: '0.0.0.0/0' is not strictly inside 10.0.0.0/8"),
-    ({"ipBlock": {**CIDR, "except": ["11.0.0.0/16"]}}, ".ipBlock.except[0]: '11.0.0.0/16' is not strictly inside 10.0.0.0/8"),
-    ({"ipBlock": {**CIDR, "except": ["fd00::/16"]}}, ".ipBlock.except[0]: 'fd00::/16' is not strictly inside 10.0.0.0/8"),
+    (
+        {"ipBlock": {**CIDR, "except": ["10.0.0.0/8"]}},
+        ".ipBlock.except[0]: '10.0.0.0/8' is not strictly inside 10.0.0.0/8",
+    ),
+    (
+        {"ipBlock": {**CIDR, "except": ["0.0.0.0/0"]}},
+        ".ipBlock.except[0]: '0.0.0.0/0' is not strictly inside 10.0.0.0/8",
+    ),
+    (
+        {"ipBlock": {**CIDR, "except": ["11.0.0.0/16"]}},
+        ".ipBlock.except[0]: '11.0.0.0/16' is not strictly inside 10.0.0.0/8",
+    ),
+    (
+        {"ipBlock": {**CIDR, "except": ["fd00::/16"]}},
+        ".ipBlock.except[0]: 'fd00::/16' is not strictly inside 10.0.0.0/8",
+    ),
     ({"podSelector": []}, ".podSelector: must be an object, not a list"),
     ({"podSelector": {"matchLabels": ["a"]}}, ".podSelector.matchLabels: must be an object, not a list"),
     ({"podSelector": {"matchLabels": {"a": 1}}}, ".podSelector.matchLabels['a']: must be a string, not 1"),
     ({"podSelector": {"matchLabels": {"a": "-"}}}, ".podSelector.matchLabels['a']: '-' is not a label value"),
     ({"podSelector": {"matchLabels": {"/a": "b"}}}, ".podSelector.matchLabels: '/a' is not a label key"),
     ({"namespaceSelector": {"matchFields": []}}, ".namespaceSelector: unknown field 'matchFields'"),
-    ({"namespaceSelector": {}, "podSelector": {"matchLabels": {"": ""}}}, ".podSelector.matchLabels: '' is not a label key"),
-]  # fmt: skip
+    (
+        {"namespaceSelector": {}, "podSelector": {"matchLabels": {"": ""}}},
+        ".podSelector.matchLabels: '' is not a label key",
+    ),
+]
 
 
 @pytest.mark.parametrize(("peer", "problem"), PEERS)
@@ -214,14 +232,29 @@ SPECS = [
     ({"ingress": [None]}, (), None, ["spec.ingress[0]: must be an object, not null"]),
     ({"ingress": [{"to": []}]}, (), None, ["spec.ingress[0]: unknown field 'to'"]),
     ({"egress": [{"from": []}]}, (), (), ["spec.egress[0]: unknown field 'from'"]),
-    ({"ingress": [{"from": {}}]}, (PolicyRule(()),), None, ["spec.ingress[0].from: must be a list, not an object"]),
-    ({"ingress": [{"ports": 1}]}, (PolicyRule(None, ()),), None, ["spec.ingress[0].ports: must be a list, not 1"]),
+    (
+        {"ingress": [{"from": {}}]},
+        (PolicyRule(()),),
+        None,
+        ["spec.ingress[0].from: must be a list, not an object"],
+    ),
+    (
+        {"ingress": [{"ports": 1}]},
+        (PolicyRule(None, ()),),
+        None,
+        ["spec.ingress[0].ports: must be a list, not 1"],
+    ),
     ({"policyTypes": "Egress"}, (), (), ["spec.policyTypes: must be a list, not 'Egress'"]),
     ({"policyTypes": ["egress"], "egress": [{}]}, (), (), ["spec.policyTypes[0]: unknown policy type 'egress'"]),
-    ({"policyTypes": ["Ingress", 1], "ingress": [{}]}, (ANY,), (), ["spec.policyTypes[1]: must be a string, not 1"]),
+    (
+        {"policyTypes": ["Ingress", 1], "ingress": [{}]},
+        (ANY,),
+        (),
+        ["spec.policyTypes[1]: must be a string, not 1"],
+    ),
     ({"priority": 1, "ingress": [{}]}, (), None, ["spec: unknown field 'priority'"]),
     ({"podSelector": 1, "egress": [{}]}, (), (), ["spec.podSelector: must be an object, not 1"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("spec", "ingress", "egress", "problems"), SPECS)

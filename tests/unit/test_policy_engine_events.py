@@ -1,0 +1,101 @@
+"""The engine, event by event: what must hold at moments that random clusters seldom meet."""
+
+from __future__ import annotations
+
+from policy.compile import Engine
+from policy.model import (
+    Direction,
+    Family,
+    IPBlock,
+    LocalEndpoint,
+    Namespace,
+    NetworkPolicy,
+    Operator,
+    Pod,
+    PodPeer,
+    PolicyRule,
+    Requirement,
+    Selector,
+)
+
+EVERY = Selector()
+FROM_ALL_PODS = NetworkPolicy("a", "p", EVERY, ingress=(PolicyRule((PodPeer(None, EVERY),)),))
+X = Pod("a", "x", addresses=("10.0.0.1",))
+X_HERE = LocalEndpoint("a", "x", ("10.0.0.1",))
+
+
+def members(engine: Engine) -> frozenset[str]:
+    (found,) = engine.program(Family.V4).members.values()
+    return found
+
+
+def test_a_pod_is_counted_once_in_a_set_that_its_own_endpoint_opens() -> None:
+    engine = Engine()
+    engine.upsert_policy(FROM_ALL_PODS)
+    engine.upsert_pod(X)
+    engine.upsert_endpoint(X_HERE)
+    assert members(engine) == {"10.0.0.1"}
+    engine.remove_pod(X.key)
+    assert members(engine) == frozenset()
+
+
+def test_an_endpoint_keeps_its_class_when_its_pod_vanishes() -> None:
+    engine = Engine()
+    engine.upsert_policy(FROM_ALL_PODS)
+    engine.upsert_pod(X)
+    engine.upsert_endpoint(X_HERE)
+    engine.remove_pod(X.key)
+    assert engine.endpoint_policies(X.key, Direction.INGRESS) == (("a", "p"),)
+    assert engine.endpoint_policies(X.key, Direction.EGRESS) is None
+
+
+def test_an_endpoint_without_a_pod_is_denied_everything() -> None:
+    engine = Engine()
+    engine.upsert_endpoint(X_HERE)
+    program = engine.program(Family.V4)
+    for direction in Direction:
+        (rule,) = program.chains[program.classes[direction]["10.0.0.1"]].rules
+        assert type(rule.action).__name__ == "Deny"
+    engine.upsert_pod(X)
+    assert engine.program(Family.V4).classes == {direction: {} for direction in Direction}
+
+
+def test_an_address_that_goes_to_another_endpoint_keeps_a_class() -> None:
+    """The runtime may attach the new pod before it detaches the old one."""
+    engine = Engine()
+    engine.upsert_policy(FROM_ALL_PODS)
+    for name in ("x", "y"):
+        engine.upsert_pod(Pod("a", name, addresses=("10.0.0.1",)))
+        engine.upsert_endpoint(LocalEndpoint("a", name, ("10.0.0.1",)))
+    engine.remove_endpoint(("a", "x"))
+    assert "10.0.0.1" in engine.program(Family.V4).classes[Direction.INGRESS]
+    engine.remove_endpoint(("a", "y"))
+    assert engine.program(Family.V4).classes[Direction.INGRESS] == {}
+
+
+def test_a_pod_and_a_block_of_one_address_are_one_member() -> None:
+    """To the kernel, 10.0.0.1 and 10.0.0.1/32 are the same member of a hash:net set."""
+    engine = Engine()
+    peers = (PodPeer(None, EVERY), IPBlock("10.0.0.1/32"))
+    engine.upsert_policy(NetworkPolicy("a", "p", EVERY, ingress=(PolicyRule(peers),)))
+    engine.upsert_pod(X)
+    engine.upsert_endpoint(X_HERE)
+    assert members(engine) == {"10.0.0.1"}
+    engine.remove_pod(X.key)
+    assert members(engine) == {"10.0.0.1"}
+
+
+def test_labels_of_a_namespace_that_come_and_go_leave_nothing_behind() -> None:
+    engine = Engine()
+    dev = Selector((Requirement("team", Operator.IN, ("dev",)),))
+    peers = (PodPeer(dev, None), PodPeer(None, EVERY))
+    engine.upsert_policy(NetworkPolicy("a", "p", EVERY, ingress=(PolicyRule(peers),)))
+    engine.upsert_pod(X)
+    engine.upsert_endpoint(X_HERE)
+    assert engine.flush()
+    engine.upsert_namespace(Namespace("a", (("team", "dev"),)))
+    engine.upsert_namespace(Namespace("a"))
+    engine.upsert_namespace(Namespace("a", (("x", "y"),)))
+    assert engine.flush() == []
+    engine.remove_namespace("a")
+    assert members(engine) == {"10.0.0.1"}
