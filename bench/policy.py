@@ -257,7 +257,7 @@ def _one_by_one(engine: Engine, hand_over: Callable[[T], object], things: Iterab
 
 def pod_event(pod: Pod) -> bytes:
     """A line of a watch: the pod as the API server sends it, about 6 KB of JSON with managedFields."""
-    owned = {
+    owned: dict[str, object] = {
         f"f:{name}": {".": {}, "f:value": {}, "f:valueFrom": {}} for name in map("FIELD_{}".format, range(60))
     }
     container = {

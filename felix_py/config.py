@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
 from felix_py.records import Backend
 from policy.model import Family
+from policy.syntax import canonical_cidr
 
 
 class ConfigError(ValueError):
@@ -77,8 +77,10 @@ class AgentConfig:
 
 def _check_cidr(option: str, cidr: str) -> None:
     try:
-        network = ipaddress.ip_network(cidr)
+        canonical = canonical_cidr(cidr)
     except ValueError as error:
         raise ConfigError(f"{option} {cidr}: {error}") from None
-    if network.prefixlen == 0:
+    if canonical != cidr:
+        raise ConfigError(f"{option} {cidr}: write it as {canonical}")
+    if cidr.endswith("/0"):
         raise ConfigError(f"{option} {cidr}: everything cannot be the cluster's own")

@@ -115,7 +115,7 @@ class Reconciler:
     async def _wait_for_work(self, seconds: float) -> bool:
         """Wait for a note; true when the time ran out instead."""
         try:
-            async with asyncio.timeout(seconds):  # not wait_for(): its task costs every ADD two turns of the loop
+            async with asyncio.timeout(seconds):  # wait_for() can swallow a cancellation before Python 3.12
                 await self._dirty.wait()
         except TimeoutError:
             return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from policy import cidr
 from policy.index import ALL_PODS, PodIndex, Scope, Watched
@@ -71,19 +71,22 @@ class PeerSet:
 
     def add(self, output: Output, watched: Watched, pod: Pod, addresses: tuple[str, ...], sign: int) -> None:
         """A pod comes into one of the set's scopes (``sign`` 1) or leaves it (-1)."""
+        ports = [] if self.named is None else _named(pod, self.named)
+        if self.named is not None and not ports:
+            return
         for address in addresses:
             if (":" in address) is (self.family is Family.V4):
                 continue
             if self.named is None:
                 output.count(self.name, address, sign)
             elif watched is not self._everywhere or cidr.covers(self.nets, address):
-                for port in _named(pod, self.named):
+                for port in ports:
                     output.count(self.name, f"{address},{port.protocol.lower()}:{port.port}", sign)
 
 
-def _named(pod: Pod, key: NamedPortKey) -> Iterator[NamedPort]:
+def _named(pod: Pod, key: NamedPortKey) -> list[NamedPort]:
     # A container may list the same port twice; the set counts both when they come and when they go.
-    return (port for port in pod.ports if (port.name, port.protocol) == key)
+    return [port for port in pod.ports if (port.name, port.protocol) == key]
 
 
 def peer_set(family: Family, policy: NetworkPolicy, peers: tuple[Peer, ...]) -> PeerSet:

@@ -85,7 +85,10 @@ class Agent:
         self._stack = stack
         self._log = log.get("agent")
         self._metrics = Metrics()
-        self._marks = Marks.from_mask(config.mark_mask)
+        try:
+            self._marks = Marks.from_mask(config.mark_mask)
+        except ValueError as error:
+            raise ConfigError(f"--mark-mask: {error}") from None
 
     async def start(self) -> None:
         """Steps 1 to 3.
@@ -164,15 +167,22 @@ class Agent:
 
     def _on_events(self, events: Sequence[Event]) -> None:
         for event in events:
-            match event:
-                case Upserted(record, _):
-                    self._facts.upsert(record)
-                    if isinstance(record, Pod):
-                        self._network.pod_seen(record)
-                case Deleted(record):
-                    self._facts.delete(record)
-                    if isinstance(record, Pod):
-                        self._network.pod_gone(record)
+            try:
+                self._on_event(event)
+            except Exception:
+                # A defect of ours over one object must not cost the others of its batch.
+                self._log.exception("cannot take over an object", what=repr(event)[:500])
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Upserted(record, _):
+                self._facts.upsert(record)
+                if isinstance(record, Pod):
+                    self._network.pod_seen(record)
+            case Deleted(record):
+                self._facts.delete(record)
+                if isinstance(record, Pod):
+                    self._network.pod_gone(record)
 
     async def work(self) -> None:
         """Steps 4 and 5, then until cancelled."""

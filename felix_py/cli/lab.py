@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -251,7 +250,8 @@ def logs(
     component: Annotated[
         str | None,
         typer.Option(
-            help="agent, bgp, kubelet, apiserver; on tor: bird. [default: agent, bird]", show_default=False
+            help="agent or bgp; on tor bird; of the whole lab: kubelet or apiserver. [default: agent, bird]",
+            show_default=False,
         ),
     ] = None,
     name: Name = "lab",
@@ -260,6 +260,4 @@ def logs(
     """Print a program's log."""
     with _errors():
         path = _lab(name, state_root).log_file(machine, component or ("bird" if machine == "tor" else "agent"))
-        if follow:
-            os.execvp("tail", ["tail", "-n", "+1", "-F", str(path)])
-        sys.stdout.write(path.read_text(errors="replace"))
+        os.execvp("tail", ["tail", "-n", "+1", *(["-F"] if follow else []), str(path)])

@@ -39,7 +39,7 @@ def flows(lab: LabUnderTest) -> list[Flow]:
 
 @contextmanager
 def nobody_notices(lab: LabUnderTest) -> Iterator[None]:
-    """Within: no packet lost, nothing changed in the nodes' kernels, no route withdrawn or moved at the router."""
+    """Within: no packet is lost, the nodes' kernels do not change, no route of the router's comes or goes."""
     kernels = {node: lab.kernel(node) for node in lab.node_names}
     table = lab.bird_routes()
     with ExitStack() as stack:

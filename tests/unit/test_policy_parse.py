@@ -107,7 +107,7 @@ def test_everything_at_once() -> None:
 
 # --- malformed parts: each is named, and allows nothing -------------------------------------------------------
 
-PORTS = [
+PORTS: list[tuple[Any, str]] = [
     ({"protocol": "ICMP"}, "protocol: unknown protocol 'ICMP'"),
     ({"protocol": "tcp"}, "protocol: unknown protocol 'tcp'"),
     ({"protocol": ""}, "protocol: unknown protocol ''"),
@@ -143,7 +143,7 @@ def test_a_malformed_port_is_named_and_matches_nothing(port: Any, problem: str) 
 
 
 CIDR = {"cidr": "10.0.0.0/8"}
-PEERS = [
+PEERS: list[tuple[Any, str]] = [
     (None, ": must be an object, not null"),
     ("10.0.0.0/8", ": must be an object, not '10.0.0.0/8'"),
     ({}, ": must have a podSelector, a namespaceSelector or an ipBlock"),
@@ -200,7 +200,7 @@ def test_a_malformed_peer_is_named_and_matches_nothing(peer: Any, problem: str) 
     assert policy.egress == (PolicyRule((IPBlock("192.0.2.0/24"),)), PolicyRule(()))
 
 
-EXPRESSIONS = [
+EXPRESSIONS: list[tuple[Any, str]] = [
     ({"operator": "Exists"}, ".key: must be a string, not null"),
     ({"key": "a"}, ".operator: must be a string, not null"),
     ({"key": "a", "operator": "Gt", "values": ["1"]}, ".operator: unknown operator 'Gt'"),
@@ -225,7 +225,7 @@ def test_a_malformed_pod_selector_denies_to_all_pods_of_the_namespace(expression
         parse_selector(spec["podSelector"], "here")
 
 
-SPECS = [
+SPECS: list[tuple[Any, Any, Any, list[str]]] = [
     ([], (), (), ["spec: must be an object, not a list"]),
     ({"ingress": "x"}, (), None, ["spec.ingress: must be a list, not 'x'"]),
     ({"egress": "x"}, (), (), ["spec.egress: must be a list, not 'x'"]),

@@ -1,0 +1,244 @@
+"""``felix-py lab``: what it says, what it leaves, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from felix_py.lab.lab import Lab
+from felix_py.lab.namespaces import NETNS_DIR
+from tests.support.isolate import new_netns
+from tests.support.lab import LabUnderTest, eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
+
+
+def felix(*argv: str, folder: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ``felix-py lab …`` as people do."""
+    done = subprocess.run(
+        [FELIX_PY, "lab", *argv],
+        env={**os.environ, "FELIX_PY_LAB_STATE_ROOT": str(folder), **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def belongings(name: str, folder: Path) -> list[str]:
+    """Everything on this machine that belongs to a lab: processes, namespaces, mounts, files."""
+    found = [str(path) for path in NETNS_DIR.glob(f"felix-{name}-*")]
+    found += [str(path) for path in folder.glob("*")]
+    found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if f"felix-{name}-" in line]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(folder).encode() in command:
+                found.append(command.replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    root = tmp_path / "labs"
+    yield root
+    for name in Lab("any", root).state.lab_names():
+        Lab(name, root).down()
+
+
+def test_a_lab_from_up_to_down(folder: Path) -> None:
+    """IPv6 only, one node: what the other tests do not have."""
+    up = felix("up", "--ipv6", "--nodes", "1", "--name", "one", folder=folder)
+    assert "1 node, IPv6, backend auto" in up.stdout
+    commands = re.findall(r"^  felix-py lab (.*)$", up.stdout, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands[:2]:
+        assert felix(*command.split(), folder=folder).stdout
+    assert json.loads(felix("matrix", "--name", "one", "--json", folder=folder).stdout)
+    status = json.loads(felix("status", "--name", "one", "--json", folder=folder).stdout)
+    assert status["healthy"]
+    assert status["sessions"] == {"node1 IPv6": "Established"}
+
+    again = felix("up", "--ipv6", "--nodes", "1", "--name", "one", folder=folder)
+    assert "is up already" in again.stdout
+    assert json.loads(felix("status", "--name", "one", "--json", folder=folder).stdout) == status
+
+    other = felix("up", "--dual-stack", "--name", "one", folder=folder, check=False)
+    assert other.returncode == 1
+    assert "is up already with 1 node, IPv6" in other.stderr
+
+    felix("down", "--name", "one", folder=folder)
+    assert not belongings("one", folder)
+    assert "there is no lab" in felix("down", "--name", "one", folder=folder).stdout
+
+
+def test_second_up_at_the_same_time_is_refused(folder: Path) -> None:
+    env = {**os.environ, "FELIX_PY_LAB_STATE_ROOT": str(folder)}
+    argv = [FELIX_PY, "lab", "up", "--name", "two", "--nodes", "1", "--no-pods"]
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
+        eventually(lambda: (folder / "two" / "lab.json").exists(), 20)
+        second = felix("up", "--name", "two", folder=folder, check=False)
+        down = felix("down", "--name", "two", folder=folder, check=False)
+        first.communicate(timeout=60)
+    assert first.returncode == 0
+    for refused in (second, down):
+        assert refused.returncode == 1
+        assert "another felix-py is bringing lab 'two' up or down just now" in refused.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+@pytest.mark.parametrize("moment", [0.0, 0.7, 2.0])
+def test_up_that_is_interrupted_leaves_nothing_that_down_does_not_remove(
+    folder: Path, number: signal.Signals, moment: float
+) -> None:
+    env = {**os.environ, "FELIX_PY_LAB_STATE_ROOT": str(folder)}
+    with subprocess.Popen(
+        [FELIX_PY, "lab", "up", "--name", "three"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as first:
+        eventually(lambda: (folder / "three" / "lab.json").exists(), 20)
+        time.sleep(moment)  # at different depths of the work
+        first.send_signal(number)
+    if number is signal.SIGINT:
+        assert first.returncode == 130
+        assert not belongings("three", folder)
+    felix("down", "--name", "three", folder=folder)
+    assert not belongings("three", folder)
+
+
+def test_lab_whose_parts_died_is_removed_or_made_anew(folder: Path) -> None:
+    felix("up", "--name", "four", "--nodes", "1", "--no-pods", folder=folder)
+    lab = Lab("four", folder)
+    os.kill(lab.record().processes["apiserver"].pid, signal.SIGKILL)
+    os.kill(lab.machine("node1").pid, signal.SIGKILL)
+    eventually(lambda: not lab.record().processes["node1"].alive)
+    status = felix("status", "--name", "four", folder=folder, check=False)
+    assert status.returncode == 1
+    assert "not running" in status.stdout
+    up = felix("up", "--name", "four", "--nodes", "1", "--no-pods", folder=folder)
+    assert "starting anew: apiserver, node1 died" in up.stderr
+    felix("status", "--name", "four", folder=folder)
+    felix("down", "--all", folder=folder)
+    assert not belongings("four", folder)
+
+
+def test_killed_machine_takes_its_programs_along(folder: Path) -> None:
+    felix("up", "--name", "five", "--nodes", "1", "--no-pods", folder=folder)
+    lab = Lab("five", folder)
+    pids = [program.pid for program in lab.programs("node1").values()]
+    os.kill(lab.machine("node1").pid, signal.SIGKILL)
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_missing_things_are_named(folder: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    done = felix("up", "--name", "six", folder=folder, check=False, PATH=str(empty))
+    assert done.returncode == 1
+    assert "apt-get install bird2 ipset iproute2 iptables util-linux" in done.stderr
+    assert not folder.exists()
+
+
+def test_missing_kernel_feature_is_named(folder: Path, tmp_path: Path) -> None:
+    """A kernel without hash:net,iface, as its ipset would say it."""
+    fake = tmp_path / "ipset"
+    fake.write_text(
+        "#!/bin/sh\ncase \"$*\" in *iface*) echo 'Kernel error: module not found' >&2; exit 1;; esac\n"
+    )
+    fake.chmod(0o755)
+    done = felix("up", "--name", "seven", folder=folder, check=False, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert "ip_set_hash_netiface: source check: Kernel error: module not found" in done.stderr
+    assert not folder.exists()
+
+
+def test_without_root_it_says_so(folder: Path) -> None:
+    program = "import os,sys; os.setuid(65534); from felix_py.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "lab", "up"], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.returncode == 1
+    assert "takes root" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["up", "--name", "UPPER"], "'UPPER' is no name for a lab"),
+        (["up", "--backend", "ebpf"], "--backend ebpf: must be auto, legacy or nft"),
+        (["up", "--ipv6", "--dual-stack"], "exclude each other"),
+        (["matrix", "--protocol", "icmp"], "must be TCP or UDP"),
+    ],
+)
+def test_wrong_calls(folder: Path, argv: list[str], words: str) -> None:
+    done = felix(*argv, folder=folder, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    "argv", [["status"], ["kubectl", "get", "pods"], ["exec", "tor", "--", "true"], ["matrix"]]
+)
+def test_without_a_lab(folder: Path, argv: list[str]) -> None:
+    done = felix(*argv, folder=folder, check=False)
+    assert done.returncode == 1
+    assert "is not up" in done.stderr
+
+
+def test_ways_in(lab: LabUnderTest) -> None:
+    """exec and logs reach what they name, and say what there is when it does not exist."""
+    root = lab.lab.state.root
+    name = lab.lab.name
+    address = lab.addresses("shop", "web-1")
+    shown = felix("exec", "--name", name, "shop/web-1", "--", "ip", "address", folder=root).stdout
+    assert all(a in shown for a in address.values())
+    shown = felix(
+        "exec", "--name", name, "node1", "--", "cat", "/etc/cni/net.d/10-felix-py.conflist", folder=root
+    )
+    assert json.loads(shown.stdout)["plugins"][0]["type"] == "felix-py-cni"
+    assert felix("logs", "--name", name, "node1", folder=root).stdout
+    assert "shop/web-1" in felix("logs", "--name", name, "node1", "--component", "kubelet", folder=root).stdout
+    missing = felix("exec", "--name", name, "node9", "--", "true", folder=root, check=False)
+    assert "there are tor, node1, node2" in missing.stderr
+    failed = felix("exec", "--name", name, "tor", "--", "sh", "-c", "exit 7", folder=root, check=False)
+    assert failed.returncode == 7
+
+
+def test_two_labs_side_by_side(lab: LabUnderTest, folder: Path) -> None:
+    felix("up", "--name", "eight", "--nodes", "1", "--no-pods", folder=folder)
+    nodes = felix("kubectl", "--name", "eight", "--", "get", "nodes", "-o", "name", folder=folder).stdout
+    assert nodes.split() == ["node/node1"]
+    felix("down", "--name", "eight", folder=folder)
+    lab.settle()
+
+
+def test_lab_changes_nothing_outside_its_namespaces(folder: Path) -> None:
+    folders = ("/etc/cni/net.d", "/opt/cni", "/var/lib/felix-py", "/etc/felix-py", "/run/felix-py", "/run/bird")
+    commands = (["ip", "-json", "address"], ["ip", "rule"], ["iptables-nft-save"], ["ipset", "save"])
+
+    def state() -> list[str]:
+        outputs = [subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in commands]
+        listings = [str(sorted(os.listdir(path))) if Path(path).is_dir() else "" for path in folders]
+        return [*outputs, *listings, os.readlink("/etc/alternatives/iptables")]
+
+    with new_netns():
+        before = state()
+        felix("up", "--name", "nine", "--nodes", "1", "--backend", "legacy", folder=folder)
+        during = state()
+        felix("down", "--name", "nine", folder=folder)
+        assert during == before
+        assert state() == before

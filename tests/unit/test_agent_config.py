@@ -1,0 +1,55 @@
+"""The agent's settings: what is refused, and with which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from felix_py.agent.health import parse_address
+from felix_py.config import AgentConfig, ConfigError
+from felix_py.plan.marks import Marks
+from policy.model import Direction
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"node_name": ""}, "--node-name is empty"),
+        ({"cluster_cidrs": ("10.0.0.0/33",)}, "--cluster-cidr 10.0.0.0/33"),
+        ({"cluster_cidrs": ("10.0.0.1/8",)}, "--cluster-cidr 10.0.0.1/8"),
+        ({"cluster_cidrs": ("0.0.0.0/0",)}, "everything cannot be the cluster's own"),
+        ({"service_cidrs": ("fe80::%; x/64",)}, "--service-cidr"),
+        ({"mtu": 1000}, "--mtu 1000"),
+        ({"chained_plugins": ("../sh",)}, "--chained-plugin"),
+    ],
+)
+def test_unusable_settings_are_named(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        AgentConfig(**{"node_name": "n1", **settings})  # type: ignore[arg-type]
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["9099", "host:", ":9099", "127.0.0.1:http", "127.0.0.1:70000"])
+def test_a_health_address_needs_address_and_port(text: str) -> None:
+    with pytest.raises(ConfigError, match="must be ADDRESS:PORT"):
+        parse_address(text)
+
+
+def test_health_addresses_of_both_families() -> None:
+    assert parse_address("127.0.0.1:9099") == ("127.0.0.1", 9099)
+    assert parse_address("[::1]:9099") == ("::1", 9099)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [(0, "32-bit"), (1 << 32, "32-bit"), (0xFFFFF000, "kube-proxy"), (0x0FF00FF0, "adjacent")],
+)
+def test_a_mark_mask_needs_room_and_keeps_off_kube_proxys_bits(mask: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Marks.from_mask(mask)
+
+
+def test_a_mark_mask_is_divided_without_overlap() -> None:
+    marks = Marks.from_mask(0x7FFF_0000)
+    parts = [marks.accept, *(marks.class_mask(direction) for direction in Direction)]
+    assert sum(parts) == marks.all
+    assert marks.all & ~0x7FFF_0000 == 0
