@@ -71,11 +71,10 @@ def main(quick: bool) -> None:
 
 @dataclass
 class _Side:
-    """One of the two: how to connect and disconnect pod number N."""
+    """One of the two: per command, how to do it for pod number N."""
 
     what: str
-    add: Callable[[int], Awaitable[object]]
-    delete: Callable[[int], Awaitable[object]]
+    calls: dict[str, Callable[[int], Awaitable[object]]]
     base: bool = False
 
 
@@ -93,14 +92,18 @@ def _run(folder: Path, families: tuple[Family, ...], many: int, rounds: int) -> 
             sides = [
                 _Side(
                     "ptp + host-local",
-                    lambda n: reference.add(f"c{n}", places[0][n].path),
-                    lambda n: reference.delete(f"c{n}"),
+                    {
+                        "ADD": lambda n: reference.add(f"c{n}", places[0][n].path),
+                        "DEL": lambda n: reference.delete(f"c{n}"),
+                    },
                     base=True,
                 ),
                 _Side(
                     "felix-py",
-                    lambda n: runtime.add(f"c{n}", places[1][n].path, args=pod_args(f"pod-{n}")),
-                    lambda n: runtime.delete(f"c{n}"),
+                    {
+                        "ADD": lambda n: runtime.add(f"c{n}", places[1][n].path, args=pod_args(f"pod-{n}")),
+                        "DEL": lambda n: runtime.delete(f"c{n}"),
+                    },
                 ),
             ]
             tables = asyncio.run(_one_by_one(sides, many, lambda: _cpu(pid)))
@@ -116,15 +119,16 @@ def _run(folder: Path, families: tuple[Family, ...], many: int, rounds: int) -> 
 async def _one_by_one(sides: list[_Side], many: int, cpu: Callable[[], float]) -> dict[str, list[Row]]:
     """Side by side, first all ADDs, then all DELs; wall time and CPU time of each call."""
     tables: dict[str, list[Row]] = {}
-    for title, call in (("ADD", "add"), ("DEL", "delete")):
+    for command in ("ADD", "DEL"):
         wall, work = _rows(sides), _rows(sides)
         for number in range(many):
             gc.collect()
-            for index, side in enumerate(sides):
+            # Whoever comes second finds the kernel still busy with the first one's interface: take turns.
+            for index in (0, 1) if number % 2 else (1, 0):
                 cpu_before = cpu()
-                wall[index].values.append(await _seconds(getattr(side, call)(number)))
+                wall[index].values.append(await _seconds(sides[index].calls[command](number)))
                 work[index].values.append(cpu() - cpu_before)
-        tables |= {title: wall, f"{title}, CPU of all processes": work}
+        tables |= {command: wall, f"{command}, CPU of all processes": work}
     return tables
 
 
@@ -140,14 +144,14 @@ def _cpu(agent: int) -> float:
 
 
 async def _at_once(sides: list[_Side], many: int, rounds: int) -> dict[str, list[Row]]:
-    added, deleted = _rows(sides), _rows(sides)
+    tables = {command: _rows(sides) for command in ("ADD", "DEL")}
     for _ in range(rounds):
-        for call, rows in (("add", added), ("delete", deleted)):
-            for side, row in zip(sides, rows, strict=True):
+        for command, rows in tables.items():
+            for row, side in zip(rows, sides, strict=True):
                 gc.collect()
-                calls = asyncio.gather(*(getattr(side, call)(number) for number in range(many)))
+                calls = asyncio.gather(*map(side.calls[command], range(many)))
                 row.values.append(await _seconds(calls) / many)
-    return {f"{many} ADDs at once, each": added, f"{many} DELs at once, each": deleted}
+    return {f"{many} {command}s at once, each": rows for command, rows in tables.items()}
 
 
 async def _seconds(work: Awaitable[object]) -> float:

@@ -222,9 +222,12 @@ def _spec(problems: _Problems, obj: object) -> tuple[Selector, _Rules | None, _R
     if spec is None:
         return Selector(), (), ()
     selector = Selector()
+    before = len(problems)
     if spec.get("podSelector") is not None:
         selector = _selector(problems, spec["podSelector"], "spec.podSelector")
-    # Whom it selects, or what an unknown field would have narrowed, is not known: it denies, to everybody.
+    if len(problems) > before:
+        selector = Selector()
+    # Whom it selects, or what an unknown field would have narrowed, is not known: it allows nothing.
     broken = bool(problems)
     ingress = _rules(problems, spec.get("ingress"), "spec.ingress", "from")
     egress = _rules(problems, spec.get("egress"), "spec.egress", "to")
@@ -235,7 +238,7 @@ def _spec(problems: _Problems, obj: object) -> tuple[Selector, _Rules | None, _R
             found.append(() if broken else rules)
         else:
             found.append(() if unclear else None)
-    return Selector() if broken else selector, found[0], found[1]
+    return selector, found[0], found[1]
 
 
 def _policy_types(problems: _Problems, spec: Mapping[str, Any]) -> tuple[set[str], bool]:

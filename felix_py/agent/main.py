@@ -177,7 +177,7 @@ class Agent:
         match event:
             case Upserted(record, _):
                 self._facts.upsert(record)
-                if isinstance(record, Pod):
+                if isinstance(record, Pod) and record.node == self._config.node_name:
                     self._network.pod_seen(record)
             case Deleted(record):
                 self._facts.delete(record)

@@ -40,7 +40,7 @@ class PodNetwork:
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
 
     def pod_seen(self, pod: Pod) -> None:
-        """The informer knows a pod (in this incarnation)."""
+        """The informer knows a pod of this node (in this incarnation)."""
         self._pods[pod.key] = pod.uid
         for waiter in self._waiting.pop(pod.key, ()):
             if not waiter.done():

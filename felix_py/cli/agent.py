@@ -22,6 +22,7 @@ def agent(
         str,
         typer.Option(
             envvar=_ENV + "NODE_NAME",
+            metavar="NAME",
             help="This node's name in the cluster. [default: the host name]",
             show_default=False,
         ),
@@ -30,28 +31,44 @@ def agent(
         Path | None,
         typer.Option(
             envvar=[_ENV + "KUBECONFIG", "KUBECONFIG"],
+            metavar="FILE",
             help="Credentials for the API server. [default: the pod's service account]",
             show_default=False,
         ),
     ] = None,
     state_dir: Annotated[
-        Path, typer.Option(envvar=_ENV + "STATE_DIR", help="Address leases; must survive a reboot.")
+        Path,
+        typer.Option(envvar=_ENV + "STATE_DIR", metavar="FOLDER", help="Address leases; must survive a reboot."),
     ] = Path("/var/lib/felix-py"),
     run_dir: Annotated[
         Path,
-        typer.Option(envvar=_ENV + "RUN_DIR", help="Sockets, and the folder shared with the BGP sidecar."),
+        typer.Option(
+            envvar=_ENV + "RUN_DIR",
+            metavar="FOLDER",
+            help="Sockets, and in its subfolder bgp what the BGP sidecar shares with the agent.",
+        ),
     ] = Path("/run/felix-py"),
     cni_conf_dir: Annotated[
         Path,
-        typer.Option(envvar=_ENV + "CNI_CONF_DIR", help="Where the container runtime reads its network list."),
+        typer.Option(
+            envvar=_ENV + "CNI_CONF_DIR",
+            metavar="FOLDER",
+            help="Where the container runtime reads its network list.",
+        ),
     ] = Path("/etc/cni/net.d"),
     cni_bin_dir: Annotated[
-        Path, typer.Option(envvar=_ENV + "CNI_BIN_DIR", help="Where the container runtime finds CNI plugins.")
+        Path,
+        typer.Option(
+            envvar=_ENV + "CNI_BIN_DIR",
+            metavar="FOLDER",
+            help="Where the container runtime finds CNI plugins.",
+        ),
     ] = Path("/opt/cni/bin"),
     chained_plugin: Annotated[
         list[str],
         typer.Option(
             envvar=_ENV + "CHAINED_PLUGINS",
+            metavar="PLUGIN",
             help="Standard CNI plugin to run after ours; repeat for more, one empty value for none.",
         ),
     ] = ["portmap"],  # noqa: B006 - typer copies it
@@ -59,6 +76,7 @@ def agent(
         list[str],
         typer.Option(
             envvar=_ENV + "CLUSTER_CIDRS",
+            metavar="CIDR",
             help="All pod addresses of the cluster; repeat per family. [default: every node's podCIDRs]",
             show_default=False,
         ),
@@ -67,25 +85,34 @@ def agent(
         list[str],
         typer.Option(
             envvar=_ENV + "SERVICE_CIDRS",
-            help="Addresses of Services, which peers may never teach us routes for.",
+            metavar="CIDR",
+            help="Addresses of Services, which peers may never teach us routes for; repeat per family. "
+            "[default: none]",
             show_default=False,
         ),
     ] = [],  # noqa: B006
     backend: Annotated[
         str,
-        typer.Option(envvar=_ENV + "BACKEND", help="iptables backend: auto, legacy or nft."),
+        typer.Option(
+            envvar=_ENV + "BACKEND",
+            metavar="auto|legacy|nft",
+            help="iptables backend; auto: the one that this node's other programs use.",
+        ),
     ] = "auto",
     bgp_config: Annotated[
         Path | None,
         typer.Option(
             envvar=_ENV + "BGP_CONFIG",
-            help="YAML file with asNumber, routerID and peers. [default: no BGP]",
+            metavar="FILE",
+            help="YAML file with asNumber, routerID and peers; see docs/bgp.md. [default: no BGP]",
             show_default=False,
         ),
     ] = None,
     mark_mask: Annotated[
         str,
-        typer.Option(envvar=_ENV + "MARK_MASK", help="Packet mark bits for our own use: 15 adjacent ones."),
+        typer.Option(
+            envvar=_ENV + "MARK_MASK", metavar="MASK", help="Packet mark bits for our own use: 15 at least."
+        ),
     ] = "0xffff0000",
     nat_outgoing: Annotated[
         bool,
@@ -102,12 +129,18 @@ def agent(
         bool, typer.Option(envvar=_ENV + "DROP_INVALID", help="Drop packets that conntrack calls INVALID.")
     ] = True,
     mtu: Annotated[
-        int, typer.Option(envvar=_ENV + "MTU", help="MTU of pod interfaces; 0: that of the node's uplink.")
+        int,
+        typer.Option(
+            envvar=_ENV + "MTU", metavar="BYTES", help="MTU of pod interfaces; 0: that of the node's uplink."
+        ),
     ] = 0,
     refresh_interval: Annotated[
         float,
         typer.Option(
-            envvar=_ENV + "REFRESH_INTERVAL", min=1, help="Seconds between two comparisons with the kernel."
+            envvar=_ENV + "REFRESH_INTERVAL",
+            min=1,
+            metavar="SECONDS",
+            help="Time between two comparisons with the kernel.",
         ),
     ] = 90,
     cni_timeout: Annotated[
@@ -115,21 +148,31 @@ def agent(
         typer.Option(
             envvar=_ENV + "CNI_TIMEOUT",
             min=0.1,
-            help="Seconds a CNI ADD may wait for its pod and its policy.",
+            metavar="SECONDS",
+            help="How long a CNI ADD may wait for its pod and its policy.",
         ),
     ] = 10,
     health_address: Annotated[
         str,
         typer.Option(
-            envvar=_ENV + "HEALTH_ADDRESS", help="ADDRESS:PORT for /healthz, /readyz, /metrics and /status."
+            envvar=_ENV + "HEALTH_ADDRESS",
+            metavar="ADDRESS:PORT",
+            help="Where to serve /healthz, /readyz, /metrics and /status.",
         ),
     ] = "127.0.0.1:9099",
-    log_level: Annotated[LogLevel, typer.Option(envvar=_ENV + "LOG_LEVEL")] = LogLevel.INFO,
-    log_format: Annotated[LogFormat, typer.Option(envvar=_ENV + "LOG_FORMAT")] = LogFormat.AUTO,
+    log_level: Annotated[
+        LogLevel, typer.Option(envvar=_ENV + "LOG_LEVEL", help="The least important lines to log.")
+    ] = LogLevel.INFO,
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar=_ENV + "LOG_FORMAT", help="auto: text on a terminal, JSON elsewhere.")
+    ] = LogFormat.AUTO,
 ) -> None:
-    """Run the node agent: routes, policy, CNI and BGP for this node.
+    """Run the node agent: routes, policy, CNI and BGP.
 
-    Stopping it (SIGTERM) leaves everything in place; starting it again rewrites nothing that is right.
+    Stopping it (SIGTERM) leaves everything in place; starting it again rewrites nothing that is right. A list in
+    an environment variable is separated by spaces.
+
+    Exit codes: 0 stopped, 1 could not start (the last log line says why), 2 wrong option.
     """
     from felix_py import log
     from felix_py.agent.main import run
@@ -178,7 +221,14 @@ def _backend(text: str) -> Backend | None:
 
 
 def _mask(text: str) -> int:
+    from felix_py.plan.marks import Marks
+
     try:
-        return int(text, 0)
+        mask = int(text, 0)
     except ValueError:
         raise ConfigError(f"--mark-mask {text}: not a number such as 0xffff0000") from None
+    try:
+        Marks.from_mask(mask)
+    except ValueError as error:
+        raise ConfigError(f"--mark-mask: {error}") from None
+    return mask

@@ -17,16 +17,22 @@ def cleanup(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     cni_conf_dir: Annotated[
-        Path, typer.Option(envvar="FELIX_PY_CNI_CONF_DIR", help="Where our network list is.")
+        Path, typer.Option(envvar="FELIX_PY_CNI_CONF_DIR", metavar="FOLDER", help="Where our network list is.")
     ] = Path("/etc/cni/net.d"),
     run_dir: Annotated[
-        Path, typer.Option(envvar="FELIX_PY_RUN_DIR", help="The agent's sockets; it must not be running.")
+        Path,
+        typer.Option(
+            envvar="FELIX_PY_RUN_DIR", metavar="FOLDER", help="The agent's sockets; it must not be running."
+        ),
     ] = Path("/run/felix-py"),
 ) -> None:
-    """Remove felix-py's interfaces, routes, rules, IP sets and network list from this node.
+    """Remove everything of ours from this node.
 
-    Pods that still run lose their network. Address leases and the CNI client stay; remove them by hand if
-    felix-py is not to come back. Rules, routes and sets of others are not touched.
+    That is: interfaces, routes, rules, IP sets and the network list. Pods that still run lose their network.
+    Address leases and the CNI client stay; remove them by hand if felix-py is not to come back. Rules, routes and
+    sets of others are not touched.
+
+    Exit codes: 0 done, 1 not or not all of it (the messages say why), 2 wrong option.
     """
     from felix_py.cni.conflist import FILE_NAME
     from felix_py.dataplane.backend import ToolError

@@ -11,13 +11,20 @@ import typer
 def install_cni(
     cni_bin_dir: Annotated[
         Path,
-        typer.Option(envvar="FELIX_PY_CNI_BIN_DIR", help="Where the container runtime finds CNI plugins."),
+        typer.Option(
+            envvar="FELIX_PY_CNI_BIN_DIR",
+            metavar="FOLDER",
+            help="Where the container runtime finds CNI plugins.",
+        ),
     ] = Path("/opt/cni/bin"),
     socket: Annotated[
-        Path, typer.Option(envvar="FELIX_PY_CNI_SOCKET", help="The agent's socket, as the host sees it.")
+        Path,
+        typer.Option(
+            envvar="FELIX_PY_CNI_SOCKET", metavar="FILE", help="The agent's socket, as the host sees it."
+        ),
     ] = Path("/run/felix-py/cni.sock"),
 ) -> None:
-    """Copy the CNI client felix-py-cni into the runtime's plugin folder.
+    """Copy the CNI client to where the runtime finds it.
 
     The network list (conflist) is written by the agent itself, once it is ready to answer.
     """

@@ -20,15 +20,22 @@ if TYPE_CHECKING:
 lab = typer.Typer(
     name="lab",
     help="A cluster on this machine: nodes in network namespaces, a real router, kubectl.",
+    short_help="A cluster on this machine, to try things.",
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 _PASS_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True}
 _PROTOCOLS = ("TCP", "UDP")
 
-Name = Annotated[str, typer.Option("--name", envvar="FELIX_PY_LAB", help="Which lab; labs stand side by side.")]
+Name = Annotated[
+    str, typer.Option("--name", envvar="FELIX_PY_LAB", metavar="LAB", help="Which lab; labs stand side by side.")
+]
 StateRoot = Annotated[
-    Path, typer.Option("--state-root", envvar="FELIX_PY_LAB_STATE_ROOT", help="Where labs keep their state.")
+    Path,
+    typer.Option(
+        "--state-root", envvar="FELIX_PY_LAB_STATE_ROOT", metavar="FOLDER", help="Where labs keep their state."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _ROOT = Path("/run/felix-py-lab")
@@ -58,10 +65,12 @@ def _lab(name: str, state_root: Path) -> Lab:
 
 @lab.command()
 def up(
-    nodes: Annotated[int, typer.Option(min=1, max=100, help="How many nodes.")] = 2,
+    nodes: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many nodes.")] = 2,
     ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 only.")] = False,
     dual_stack: Annotated[bool, typer.Option("--dual-stack", help="IPv4 and IPv6.")] = False,
-    backend: Annotated[str, typer.Option(help="iptables backend of the nodes: auto, legacy or nft.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(metavar="auto|legacy|nft", help="iptables backend of the nodes.")
+    ] = "auto",
     no_pods: Annotated[bool, typer.Option("--no-pods", help="Start no example pods.")] = False,
     name: Name = "lab",
     state_root: StateRoot = _ROOT,
@@ -162,11 +171,15 @@ def _print_status(it: Lab) -> None:
 
 @lab.command(context_settings=_PASS_ON)
 def kubectl(
-    arguments: Annotated[list[str], typer.Argument(help="What to pass on, after --.")],
+    arguments: Annotated[list[str], typer.Argument(metavar="ARGUMENT", help="What to pass on, after --.")],
     name: Name = "lab",
     state_root: StateRoot = _ROOT,
 ) -> None:
-    """Run kubectl against the lab: felix-py lab kubectl -- get pods -A"""
+    """Run kubectl against the lab.
+
+    For example: felix-py lab kubectl -- get pods -A. Options of our own go before the --. The exit code is
+    kubectl's.
+    """
     with _errors():
         from felix_py.lab.requirements import check_kubectl
 
@@ -177,12 +190,16 @@ def kubectl(
 
 @lab.command("exec", context_settings=_PASS_ON)
 def execute(
-    target: Annotated[str, typer.Argument(metavar="tor|NODE|NAMESPACE/POD")],
-    command: Annotated[list[str], typer.Argument(help="The command, after --.")],
+    target: Annotated[str, typer.Argument(metavar="tor|NODE|NAMESPACE/POD", help="Where.")],
+    command: Annotated[list[str], typer.Argument(metavar="WORD", help="The command, after --.")],
     name: Name = "lab",
     state_root: StateRoot = _ROOT,
 ) -> None:
-    """Run a command on the router, on a node or in a pod's network: felix-py lab exec tor -- birdc show route"""
+    """Run a command on the router, on a node or in a pod.
+
+    For example: felix-py lab exec tor -- birdc show route. In a pod, the command is this machine's own, with the
+    pod's network. The exit code is the command's.
+    """
     with _errors():
         argv = [*_lab(name, state_root).enter(target), *_after_dashes(command)]
         os.execvp(argv[0], argv)
@@ -200,20 +217,30 @@ def matrix(
         typer.Option(
             min=1,
             max=65535,
+            metavar="PORT",
             help="One port for all. [default: each pod's first container port]",
             show_default=False,
         ),
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(help="TCP or UDP. [default: that of the port, else TCP]", show_default=False),
+        typer.Option(
+            metavar="TCP|UDP",
+            help="One protocol for all. [default: that of the port, else TCP]",
+            show_default=False,
+        ),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds to wait for each answer.")] = 0.5,
+    timeout: Annotated[
+        float, typer.Option(min=0.01, metavar="SECONDS", help="How long to wait for each answer.")
+    ] = 0.5,
     as_json: Json = False,
     name: Name = "lab",
     state_root: StateRoot = _ROOT,
 ) -> None:
-    """Who reaches whom, by real connections, beside what policy says. Exit code 1 where they differ."""
+    """Who reaches whom, beside what policy says.
+
+    Every pair is tried with a real connection. Exit code 1 where packets and policy differ.
+    """
     with _errors():
         from felix_py.lab.matrix import run_matrix
         from policy.model import Protocol
@@ -245,11 +272,12 @@ def _print_matrix(cells: list[Any], as_json: bool) -> None:
 
 @lab.command()
 def logs(
-    machine: Annotated[str, typer.Argument(metavar="tor|NODE")],
+    machine: Annotated[str, typer.Argument(metavar="tor|NODE", help="Whose.")],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")] = False,
     component: Annotated[
         str | None,
         typer.Option(
+            metavar="PROGRAM",
             help="agent or bgp; on tor bird; of the whole lab: kubelet or apiserver. [default: agent, bird]",
             show_default=False,
         ),

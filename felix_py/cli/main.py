@@ -23,6 +23,9 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
+    # Plain help: in boxes, names of environment variables are cut off on a terminal of 80 columns.
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 done, 1 the answer is no or something failed, 2 the call itself was wrong.",
 )
 app.command()(agent)
 app.command("bgp-sidecar")(bgp_sidecar)

@@ -11,10 +11,20 @@ import typer
 def bgp_sidecar(
     run_dir: Annotated[
         Path,
-        typer.Option(envvar="FELIX_PY_BGP_RUN_DIR", help="The folder shared with the agent."),
+        typer.Option(
+            envvar="FELIX_PY_BGP_RUN_DIR",
+            metavar="FOLDER",
+            help="The folder shared with the agent: bgp in the agent's --run-dir.",
+        ),
     ] = Path("/run/felix-py/bgp"),
 ) -> None:
-    """Run the ExaBGP sidecar: wait for the agent's configuration, then speak BGP."""
+    """Run ExaBGP for the agent, as its sidecar.
+
+    It waits for the agent's configuration, then speaks BGP. Stopping it (SIGTERM) lets peers keep the routes for
+    their graceful restart time.
+
+    Exit codes: 0 stopped, 1 could not start, 2 wrong option.
+    """
     from bgp.sidecar import main
 
     raise typer.Exit(main(["--run-dir", str(run_dir)]))

@@ -101,11 +101,12 @@ class Lab:
         """Remove all of it, in whatever state it is; false when there was none.
 
         Raises:
-            LabError: somebody is bringing it up just now.
+            LabError: not root, or somebody is bringing it up just now.
         """
         exists = self.state.path.is_dir() or any(NETNS_DIR.glob(f"{netns_prefix(self.name)}*"))
         if not exists:
             return False
+        requirements.check_root()
         with self.state.locked():
             try:
                 record = self.state.read()

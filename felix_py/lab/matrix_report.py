@@ -15,7 +15,8 @@ from policy.model import Family
 
 _MOST_EXPLAINED = 20
 _LEGEND = """\
-✓ reaches  · blocked, both as policy says    !✓ reaches and should not    !· does not reach and should"""
+✓ reaches  · blocked, both as policy says
+!✓ reaches and should not  !· does not reach and should"""
 
 
 def as_json(cells: Iterable[Cell]) -> list[dict[str, Any]]:

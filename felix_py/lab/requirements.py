@@ -29,8 +29,7 @@ def check(shape: Shape) -> None:
     Raises:
         LabError: naming each thing that is missing and how to get it.
     """
-    if os.geteuid() != 0:
-        raise LabError("the lab makes network namespaces, and that takes root: run it with sudo")
+    check_root()
     packages = {package for tool, package in _TOOLS.items() if shutil.which(tool) is None}
     if not (STANDARD_PLUGINS / "portmap").exists():
         packages.add("containernetworking-plugins")
@@ -39,6 +38,16 @@ def check(shape: Shape) -> None:
     problems = _probe_kernel(shape)
     if problems:
         raise LabError("this kernel lacks what the lab needs:\n" + "\n".join(f"  {line}" for line in problems))
+
+
+def check_root() -> None:
+    """Making and removing a lab takes root.
+
+    Raises:
+        LabError: this is somebody else.
+    """
+    if os.geteuid() != 0:
+        raise LabError("the lab is made of network namespaces, and that takes root: run it with sudo")
 
 
 def check_kubectl() -> str:

@@ -217,7 +217,8 @@ def packets(text: str, only: Family | None) -> list[Packet]:
     source, destination, *rest = text.split()
     protocol = Protocol(rest[0].upper()) if rest else TCP
     ends = [NAMES[end].addresses if end in NAMES else OUT for end in (source, destination)]
-    found = [Packet(*pair, protocol, int(rest[1]) if rest else 80) for pair in zip(*ends, strict=True)]
+    port = int(rest[1]) if rest else 80
+    found = [Packet(source, to, protocol, port) for source, to in zip(*ends, strict=True)]
     return [p for p in found if only is None or (":" in p.source) is (only is Family.V6)]
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from policy.compile import Engine
 from policy.model import (
     Direction,
     Family,
     IPBlock,
     LocalEndpoint,
+    NamedPort,
     Namespace,
     NetworkPolicy,
     Operator,
     Pod,
     PodPeer,
     PolicyRule,
+    Port,
+    Protocol,
     Requirement,
     Selector,
 )
@@ -99,3 +104,36 @@ def test_labels_of_a_namespace_that_come_and_go_leave_nothing_behind() -> None:
     assert engine.flush() == []
     engine.remove_namespace("a")
     assert members(engine) == {"10.0.0.1"}
+
+
+def test_another_number_under_a_port_s_name_takes_effect() -> None:
+    engine = Engine()
+    rule = PolicyRule(None, (Port(Protocol.TCP, "http"),))
+    engine.upsert_policy(NetworkPolicy("a", "p", EVERY, ingress=(rule,)))
+    engine.upsert_endpoint(X_HERE)
+    for number in (80, 8080):
+        engine.upsert_pod(replace(X, ports=(NamedPort("http", Protocol.TCP, number),)))
+        assert members(engine) == {f"10.0.0.1,tcp:{number}"}
+
+
+def test_a_pod_that_finishes_leaves_its_sets() -> None:
+    engine = Engine()
+    engine.upsert_policy(FROM_ALL_PODS)
+    engine.upsert_endpoint(X_HERE)
+    engine.upsert_pod(X)
+    assert members(engine) == {"10.0.0.1"}
+    engine.upsert_pod(replace(X, active=False))
+    assert members(engine) == frozenset()
+
+
+def test_a_namespace_that_gets_the_labels_joins() -> None:
+    engine = Engine()
+    dev = Selector((Requirement("team", Operator.IN, ("dev",)),))
+    engine.upsert_policy(NetworkPolicy("a", "p", EVERY, ingress=(PolicyRule((PodPeer(dev, None),)),)))
+    engine.upsert_pod(X)
+    engine.upsert_endpoint(X_HERE)
+    assert members(engine) == frozenset()
+    engine.upsert_namespace(Namespace("a", (("team", "dev"),)))
+    assert members(engine) == {"10.0.0.1"}
+    engine.upsert_namespace(Namespace("a"))
+    assert members(engine) == frozenset()

@@ -328,3 +328,10 @@ def test_canonical_address(text: str, canonical: str) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match=r"is (not an IP address|an IPv4-mapped)"):
         canonical_address(text)
+
+
+def test_an_unknown_spec_field_denies_what_the_policy_selects_and_nobody_else() -> None:
+    spec = {"podSelector": {"matchLabels": {"app": "web"}}, "priority": 1, "ingress": [{}]}
+    policy = parse_network_policy({"metadata": {"namespace": "shop", "name": "p"}, "spec": spec})
+    assert policy.selector == Selector((Requirement("app", Operator.IN, ("web",)),))
+    assert (policy.ingress, policy.egress) == ((), None)

@@ -1,0 +1,117 @@
+"""The wheel: what is in it, and that the command line works from it alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"felix_py", "bgp", "policy"}
+CLIENT = "felix_py/cni/client/felix-py-cni"
+
+
+def run(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        argv, env={**os.environ, **environment}, cwd="/", capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, f"{' '.join(map(str, argv))}\n{done.stdout}{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that the checkout stays as it is, with what a user's checkout may hold lying around."""
+    source = tmp_path_factory.mktemp("source") / "felix-py"
+    leave = shutil.ignore_patterns(".*_cache", ".git", ".venv", "__pycache__", ".hypothesis", "build", "dist")
+    shutil.copytree(ROOT, source, ignore=leave)
+    (source / CLIENT).write_bytes(b"\x7fELF built by make")
+    (source / "felix_py" / "__pycache__").mkdir()
+    (source / "felix_py" / "__pycache__" / "config.cpython-311.pyc").write_bytes(b"stale")
+    folder = tmp_path_factory.mktemp("wheel")
+    code = "import sys, hatchling.build; print(hatchling.build.build_wheel(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=source, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("installed")
+    run(sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps",
+        "--target", target, wheel)  # fmt: skip
+    return target
+
+
+def test_import_names_are_ours_alone(names: list[str], installed: Path) -> None:
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
+    code = "import json; from importlib.metadata import packages_distributions as p; print(json.dumps(p()))"
+    owners = json.loads(run(sys.executable, "-c", code, PYTHONPATH=str(installed)).stdout)
+    assert {name: set(owners[name]) for name in PACKAGES} == dict.fromkeys(PACKAGES, {"felix-py"})
+
+
+def test_everything_needed_is_in_and_nothing_else(names: list[str], wheel: Path) -> None:
+    modules = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    missing = modules - set(names)
+    assert not missing
+    assert f"{CLIENT}.c" in names, "`make` could not build the client on the node"
+    assert CLIENT in names
+    strange = [
+        name
+        for name in names
+        if ".dist-info/" not in name and not name.endswith((".py", ".c")) and name != CLIENT
+    ]
+    assert strange == []
+    assert not [name for name in names if "test" in name.rpartition("/")[2].split("_")]
+    with zipfile.ZipFile(wheel) as archive:
+        assert [name for name in names if str(ROOT).encode() in archive.read(name)] == []
+        assert archive.getinfo(CLIENT).external_attr >> 16 & 0o444 == 0o444
+        (entry_points,) = (name for name in names if name.endswith("/entry_points.txt"))
+        assert "felix-py = felix_py.cli:main" in archive.read(entry_points).decode()
+        assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--version"],
+        ["--help"],
+        *([command, "--help"] for command in ("agent", "bgp-sidecar", "install-cni", "cleanup", "lab")),
+        *(
+            ["lab", command, "--help"]
+            for command in ("up", "down", "status", "kubectl", "exec", "matrix", "logs")
+        ),
+    ],
+    ids=" ".join,
+)
+def test_command_line_works_from_the_wheel(installed: Path, words: list[str]) -> None:
+    done = run(installed / "bin" / "felix-py", *words, PYTHONPATH=str(installed), COLUMNS="80")
+    assert done.stderr == ""
+    assert done.stdout.startswith("felix-py " if words == ["--version"] else "Usage: felix-py")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout, "something is cut off"
+
+
+def test_code_comes_from_the_wheel(installed: Path) -> None:
+    code = "import felix_py, bgp, policy; print(felix_py.__file__, bgp.__file__, policy.__file__)"
+    done = run(sys.executable, "-c", code, PYTHONPATH=str(installed))
+    assert [path for path in done.stdout.split() if not Path(path).is_relative_to(installed)] == []
+
+
+def test_client_is_installed_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    run(installed / "bin" / "felix-py", "install-cni", "--cni-bin-dir", tmp_path, PYTHONPATH=str(installed))
+    assert (tmp_path / "felix-py-cni").read_bytes() == b"\x7fELF built by make"
+    assert os.access(tmp_path / "felix-py-cni", os.X_OK)
