@@ -13,6 +13,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -89,7 +90,6 @@ class _Limit:
         self._write(())
         text = _LIMIT.format(routes=self._routes, asn=NODE_ASN + 1, tor=TOR_ASN)
         self.bird = Bird(namespace, folder, text)
-        self.bird.start()
 
     def announce(self, prefixes: Sequence[str]) -> None:
         """Exactly these from now on."""
@@ -101,26 +101,26 @@ class _Limit:
 
 
 async def _run(folder: Path, sizes: Sequence[int], times: int) -> None:
-    tor_place, limit_place = NetworkNamespace("tor"), NetworkNamespace("limit")
-    _connect(tor_place, limit_place)
-    bird = Bird(tor_place, folder / "tor", _TOR)
-    sidecar = Sidecar(folder / "run")
-    bird.start()
-    limit = _Limit(limit_place, folder / "limit")
-    tor = _Tor(folder / "tor")
-    sidecar.start()
-    try:
+    with ExitStack() as stack:
+        tor_place, limit_place = NetworkNamespace("tor"), NetworkNamespace("limit")
+        stack.callback(tor_place.close)
+        stack.callback(limit_place.close)
+        _connect(tor_place, limit_place)
+        bird = Bird(tor_place, folder / "tor", _TOR)
+        stack.callback(bird.stop)
+        bird.start()
+        limit = _Limit(limit_place, folder / "limit")
+        stack.callback(limit.bird.stop)
+        limit.bird.start()
+        tor = _Tor(folder / "tor")
+        stack.callback(tor.close)
+        sidecar = Sidecar(folder / "run")
+        stack.callback(sidecar.stop)
+        sidecar.start()
         async with agent(folder / "run", config({"peerIP": TOR4, "asNumber": TOR_ASN}), announce=set()) as node:
             await until(lambda: node.up() and bird.established("other_bird"))
             for size in sizes:
                 await _measure(node, limit, tor, size, times)
-    finally:
-        tor.close()
-        sidecar.stop()
-        limit.bird.stop()
-        bird.stop()
-        tor_place.close()
-        limit_place.close()
 
 
 def _connect(tor: NetworkNamespace, limit: NetworkNamespace) -> None:

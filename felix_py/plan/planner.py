@@ -101,6 +101,7 @@ class _FamilyPlan:
         self._class_of: dict[tuple[Direction, str], str] = {}
         self._population: dict[str, int] = {}
         self._dispatch: dict[str, tuple[tuple[str, ...], ...]] = {}
+        self._dispatched: dict[Direction, dict[str, int]] = {}
         self._own: set[str] = set()
         self._filled: dict[str, set[str]] = {}
         self._base()
@@ -177,9 +178,13 @@ class _FamilyPlan:
         self._member(self._names.class_map(direction), address, mark)
 
     def _plan_dispatch(self, update: Update) -> None:
+        current = {direction: numbers.numbers() for direction, numbers in self._classes.items()}
+        if current == self._dispatched:
+            return
+        self._dispatched = current
         wanted: dict[str, tuple[tuple[str, ...], ...]] = {}
-        for direction, numbers in self._classes.items():
-            wanted |= dispatch_chains(self._family, direction, numbers.numbers(), self._options.marks)
+        for direction, numbers in current.items():
+            wanted |= dispatch_chains(self._family, direction, numbers, self._options.marks)
         for name, rules in wanted.items():
             key = ChainKey(self._family, "filter", name)
             self._later.chains.pop(key, None)

@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.support import routers
 from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, link, until
-from tests.support.bird import eventually
 from tests.support.isolate import NetworkNamespace
+from tests.support.routers import Ask, frr_routes, gobgp_routes
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
-FRR_BGPD = "/usr/lib/frr/bgpd"
 V4, V6 = "10.244.1.0/24", "fd44:1::/64"
 LEARNED4, LEARNED6 = "10.244.7.0/24", "fd44:7::/64"
-
-Ask = Callable[..., str]
-"""Asks the router something on its command line."""
-
-
-@contextmanager
-def daemon(namespace: NetworkNamespace, folder: Path, *argv: str) -> Iterator[None]:
-    with (folder / "daemon.log").open("w") as log:
-        process = namespace.popen(argv, stdout=log, stderr=log)
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(10)
 
 
 @contextmanager
 def frr(namespace: NetworkNamespace, folder: Path) -> Iterator[Ask]:
-    if not os.path.exists(FRR_BGPD) or not shutil.which("vtysh"):
-        pytest.skip("FRR is not installed")
-    config = folder / "bgpd.conf"
-    config.write_text(f"""
+    config = f"""
 router bgp {TOR_ASN}
  bgp router-id {TOR4}
  no bgp ebgp-requires-policy
@@ -61,23 +41,13 @@ router bgp {TOR_ASN}
  address-family ipv6 unicast
   network {LEARNED6}
   neighbor {NODE6} activate
-""")
-
-    def ask(*words: str) -> str:
-        argv = ["vtysh", "--vty_socket", str(folder), "-d", "bgpd", "-c", " ".join(words)]
-        return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
-
-    argv = [FRR_BGPD, "-f", str(config), "-i", str(folder / "pid"), "-z", str(folder / "zserv")]
-    argv += ["--vty_socket", str(folder), "-P", "0", "-S", "-Z", "--log", f"file:{folder}/bgpd.log"]
-    with daemon(namespace, folder, *argv):
-        eventually(lambda: "router identifier" in ask("show bgp summary"))
+"""
+    with routers.frr(namespace, folder, config) as ask:
         yield ask
 
 
 @contextmanager
 def gobgp(namespace: NetworkNamespace, folder: Path) -> Iterator[Ask]:
-    if not shutil.which("gobgpd") or not shutil.which("gobgp"):
-        pytest.skip("GoBGP is not installed")
     neighbors = "".join(
         f"""
 [[neighbors]]
@@ -98,39 +68,11 @@ def gobgp(namespace: NetworkNamespace, folder: Path) -> Iterator[Ask]:
 """
         for address, family in ((NODE4, "ipv4"), (NODE6, "ipv6"))
     )
-    config = folder / "gobgpd.toml"
-    config.write_text(f'[global.config]\n  as = {TOR_ASN}\n  router-id = "{TOR4}"\n{neighbors}')
-
-    def ask(*words: str) -> str:
-        return namespace.run("gobgp", *words, check=False)
-
-    argv = ("gobgpd", "-f", str(config), "--pprof-disable", "--api-hosts", "127.0.0.1:50051", "-p")
-    with daemon(namespace, folder, *argv):
-        eventually(lambda: NODE4 in ask("neighbor"))
+    config = f'[global.config]\n  as = {TOR_ASN}\n  router-id = "{TOR4}"\n{neighbors}'
+    with routers.gobgp(namespace, folder, config) as ask:
         ask("global", "rib", "add", LEARNED4)
         ask("global", "rib", "add", "-a", "ipv6", LEARNED6, "nexthop", TOR6)
         yield ask
-
-
-def frr_routes(ask: Ask) -> dict[str, bool]:
-    """Prefixes from the node -> whether they are stale."""
-    found: dict[str, bool] = {}
-    for family in ("ipv4", "ipv6"):
-        answer = json.loads(ask("show bgp", family, "unicast json") or "{}")
-        for prefix, paths in answer.get("routes", {}).items():
-            found.update((prefix, bool(path.get("stale"))) for path in paths if path.get("path") == str(NODE_ASN))
-    return found
-
-
-def gobgp_routes(ask: Ask) -> dict[str, bool]:
-    """Prefixes from the node -> whether they are stale."""
-    found: dict[str, bool] = {}
-    for family in ("ipv4", "ipv6"):
-        answer = ask("global", "rib", "-a", family, "-j")
-        for prefix, paths in json.loads(answer if answer.startswith("{") else "{}").items():
-            ours = [path for path in paths if path.get("neighbor-ip") in (NODE4, NODE6)]
-            found.update((prefix, bool(path.get("stale"))) for path in ours)
-    return found
 
 
 @pytest.mark.parametrize(("router", "routes"), [(frr, frr_routes), (gobgp, gobgp_routes)], ids=["frr", "gobgp"])

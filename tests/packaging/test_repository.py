@@ -84,8 +84,8 @@ def test_links_of_page_resolve(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_paths_that_page_names_exist(page: Path) -> None:
     """`felix_py/…`, `manifests/…` and the like in code spans and in commands."""
-    words = re.findall(r"(?<![\w/.-])((?:felix_py|bgp|policy|manifests|tests|docs|bench|scripts|requirements)/[\w./*-]*)",
-                       page.read_text())  # fmt: skip
+    folders = "felix_py|bgp|policy|manifests|tests|docs|bench|scripts|requirements"
+    words = re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./*-]*)", page.read_text())
     missing = [word for word in words if not any(ROOT.glob(word.rstrip("./")))]
     assert missing == []
 

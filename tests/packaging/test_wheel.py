@@ -27,7 +27,7 @@ def run(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that the checkout stays as it is, with what a user's checkout may hold lying around."""
+    """Built from a copy, so that the checkout stays as it is, with a client and with what may lie around."""
     source = tmp_path_factory.mktemp("source") / "felix-py"
     leave = shutil.ignore_patterns(".*_cache", ".git", ".venv", "__pycache__", ".hypothesis", "build", "dist")
     shutil.copytree(ROOT, source, ignore=leave)
@@ -60,7 +60,7 @@ def test_import_names_are_ours_alone(names: list[str], installed: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
     code = "import json; from importlib.metadata import packages_distributions as p; print(json.dumps(p()))"
     owners = json.loads(run(sys.executable, "-c", code, PYTHONPATH=str(installed)).stdout)
-    assert {name: set(owners[name]) for name in PACKAGES} == dict.fromkeys(PACKAGES, {"felix-py"})
+    assert {name: set(owners[name]) for name in PACKAGES} == {name: {"felix-py"} for name in PACKAGES}
 
 
 def test_everything_needed_is_in_and_nothing_else(names: list[str], wheel: Path) -> None:

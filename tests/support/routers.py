@@ -1,0 +1,91 @@
+"""FRR and GoBGP in a network namespace, each with the configuration it is given."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.bgp import NODE4, NODE6, NODE_ASN
+from tests.support.bird import eventually
+from tests.support.isolate import NetworkNamespace
+
+FRR_BGPD = "/usr/lib/frr/bgpd"
+
+Ask = Callable[..., str]
+"""Asks the router something on its command line."""
+
+
+@contextmanager
+def daemon(namespace: NetworkNamespace, folder: Path, *argv: str) -> Iterator[None]:
+    """A program that runs as long as the context, with its output in ``folder``."""
+    with (folder / "daemon.log").open("w") as log:
+        process = namespace.popen(argv, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+@contextmanager
+def frr(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator[Ask]:
+    """FRR's bgpd, without zebra: nothing reaches the kernel."""
+    if not os.path.exists(FRR_BGPD) or not shutil.which("vtysh"):
+        pytest.skip("FRR is not installed")
+    path = folder / "bgpd.conf"
+    path.write_text(config)
+
+    def ask(*words: str) -> str:
+        argv = ["vtysh", "--vty_socket", str(folder), "-d", "bgpd", "-c", " ".join(words)]
+        return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+    argv = [FRR_BGPD, "-f", str(path), "-i", str(folder / "pid"), "-z", str(folder / "zserv")]
+    argv += ["--vty_socket", str(folder), "-P", "0", "-S", "-Z", "--log", f"file:{folder}/bgpd.log"]
+    with daemon(namespace, folder, *argv):
+        eventually(lambda: "router identifier" in ask("show bgp summary"))
+        yield ask
+
+
+@contextmanager
+def gobgp(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator[Ask]:
+    """GoBGP."""
+    if not shutil.which("gobgpd") or not shutil.which("gobgp"):
+        pytest.skip("GoBGP is not installed")
+    path = folder / "gobgpd.toml"
+    path.write_text(config)
+
+    def ask(*words: str) -> str:
+        return namespace.run("gobgp", *words, check=False)
+
+    argv = ("gobgpd", "-f", str(path), "--pprof-disable", "--api-hosts", "127.0.0.1:50051", "-p")
+    with daemon(namespace, folder, *argv):
+        eventually(lambda: NODE4 in ask("neighbor"))
+        yield ask
+
+
+def frr_routes(ask: Ask) -> dict[str, bool]:
+    """Prefixes from the node -> whether they are stale."""
+    found: dict[str, bool] = {}
+    for family in ("ipv4", "ipv6"):
+        answer = json.loads(ask("show bgp", family, "unicast json") or "{}")
+        for prefix, paths in answer.get("routes", {}).items():
+            found.update((prefix, bool(path.get("stale"))) for path in paths if path.get("path") == str(NODE_ASN))
+    return found
+
+
+def gobgp_routes(ask: Ask) -> dict[str, bool]:
+    """Prefixes from the node -> whether they are stale."""
+    found: dict[str, bool] = {}
+    for family in ("ipv4", "ipv6"):
+        answer = ask("global", "rib", "-a", family, "-j")
+        for prefix, paths in json.loads(answer if answer.startswith("{") else "{}").items():
+            ours = [path for path in paths if path.get("neighbor-ip") in (NODE4, NODE6)]
+            found.update((prefix, bool(path.get("stale"))) for path in ours)
+    return found
