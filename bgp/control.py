@@ -60,7 +60,14 @@ class _Session:
     complete_at: float = 0.0
     stale_until: float = 0.0
     refreshing: bool = False
+    nameless: set[str] = field(default_factory=set)
+    nameless_until: float = 0.0
     error: str = ""
+
+    @property
+    def told(self) -> bool:
+        """The peer has told its whole table, and we have understood all of it."""
+        return self.established and self.complete and not self.nameless
 
 
 @dataclass(slots=True)
@@ -69,7 +76,7 @@ class _Reading:
 
     touched: set[tuple[str, str]] = field(default_factory=set)
     peers: set[str] = field(default_factory=set)
-    nameless: set[str] = field(default_factory=set)
+    nameless: dict[str, set[str]] = field(default_factory=dict)
     again: bool = False
 
 
@@ -183,6 +190,8 @@ class Control:
             if session.established and not session.complete and now >= session.complete_at:
                 session.complete = True
                 self._confirm(session)
+            if session.nameless and now >= session.nameless_until:
+                session.nameless.clear()
             if session.stale_until and now >= session.stale_until:
                 session.stale_until = 0.0
                 self._note("stale routes removed", session, warning=True)
@@ -288,6 +297,7 @@ class Control:
                 self._rib.doubt(address)
             case protocol.Refresh():
                 session.refreshing = False
+                session.nameless.clear()
                 self._confirm(session)
             case protocol.Notified():
                 self._note(f"NOTIFICATION {event.code}/{event.subcode}", session, event.text, warning=True)
@@ -297,6 +307,8 @@ class Control:
                 self._read_in([address])
 
     def _on_update(self, event: protocol.Update) -> None:
+        session = self._sessions[event.peer]
+        session.nameless.difference_update(event.withdrawn, (prefix for prefix, _ in event.announced))
         for prefix in event.withdrawn:
             self._rib.withdraw(event.peer, prefix)
         for prefix, path in event.announced:
@@ -309,6 +321,7 @@ class Control:
         peer = session.peer
         session.established, session.since, session.error = True, now, ""
         session.complete = session.refreshing = False
+        session.nameless.clear()
         session.complete_at = now + (peer.max_restart_time if session.restart else SETTLE)
         if self._reading:
             self._reading.peers.add(peer.address)
@@ -332,6 +345,7 @@ class Control:
             return
         session.established, session.since = False, now
         session.complete = session.refreshing = False
+        session.nameless.clear()
         session.out.down()
         if self._reading:
             self._reading.peers.add(session.peer.address)
@@ -417,7 +431,7 @@ class Control:
                 self._rib.announce(entry.peer, entry.prefix, entry.path)
             else:
                 self._rib.believe(entry.peer, entry.prefix)
-                reading.nameless.add(entry.peer)
+                reading.nameless.setdefault(entry.peer, set()).add(entry.prefix)
 
     def _on_answer(self, answer: protocol.Answered, now: float) -> None:
         if answer.command == protocol.SHOW_RIB_OUT:
@@ -425,13 +439,13 @@ class Control:
             for session in self._sessions.values():
                 self._send(session.out.synchronise(established=session.established))
         elif answer.command == protocol.SHOW_RIB_IN:
-            self._finish_reading()
+            self._finish_reading(now)
         elif not answer.ok:
             # Most likely a neighbor that a reload has just taken away or not yet brought.
             self._notes.append(Note("ExaBGP refused", detail=answer.command[:200], warning=True))
             self._read_out_at = now + 1.0
 
-    def _finish_reading(self) -> None:
+    def _finish_reading(self, now: float) -> None:
         reading, self._reading = self._reading, None
         if reading is None:
             return
@@ -442,9 +456,12 @@ class Control:
             address = session.peer.address
             self._confirm(session)
             neighbor = self._neighbors.get(address)
-            if address in reading.nameless and neighbor and neighbor.route_refresh:
+            nameless = reading.nameless.get(address)
+            if nameless and neighbor and neighbor.route_refresh:
                 # ExaBGP's table keeps the last next hop listed, and for IPv6 that is the link-local one, which
-                # is of no use without an interface. An update has both, so the peer must say it again.
+                # is of no use without an interface. An update has both, so the peer must say it again. Until it
+                # has, these routes are not gone: we are not in sync.
+                session.nameless, session.nameless_until = nameless, now + SETTLE
                 self._send([protocol.route_refresh(address)])
 
     # --- small things ------------------------------------------------------------------------------------
@@ -454,7 +471,9 @@ class Control:
             return True
         if self._unreachable != 0 or self._attaching or self._reading:
             return False
-        return all(session.established and session.complete for session in self._sessions.values())
+        if self._sessions and not self._in_effect:
+            return False
+        return all(session.told for session in self._sessions.values())
 
     def _describe(self, session: _Session) -> None:
         peer = session.peer

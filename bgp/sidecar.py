@@ -51,6 +51,7 @@ _LOADED = b"loaded new configuration successfully"
 _CHATTER = ("welcome ", "advice ")
 _NOT_LOADED = b"could not load/reload configuration"
 _libc = ctypes.CDLL(None)
+_NODE = os.environ.get("FELIX_PY_NODE_NAME") or socket.gethostname()
 
 _ENVIRONMENT = {
     "exabgp_api_cli": "false",
@@ -279,7 +280,7 @@ def _die_with(parent: int) -> Callable[[], None]:
 
 def log(level: str, event: str, **values: object) -> None:
     """One line on stderr: plain on a terminal, JSON otherwise."""
-    fields = {"component": "bgp-sidecar", **values}
+    fields = {"component": "bgp-sidecar", "node": _NODE, **values}
     if sys.stderr.isatty():
         extra = " ".join(f"{key}={value}" for key, value in fields.items())
         line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} [{level}] {event} {extra}"

@@ -69,7 +69,7 @@ def agent(
         typer.Option(
             envvar=_ENV + "CHAINED_PLUGINS",
             metavar="PLUGIN",
-            help="Standard CNI plugin to run after ours; repeat for more, one empty value for none.",
+            help="Standard CNI plugin to run after ours; repeat for more; `none` for none.",
         ),
     ] = ["portmap"],  # noqa: B006 - typer copies it
     cluster_cidr: Annotated[
@@ -190,7 +190,7 @@ def agent(
             run_dir=run_dir,
             cni_conf_dir=cni_conf_dir,
             cni_bin_dir=cni_bin_dir,
-            chained_plugins=tuple(filter(None, chained_plugin)),
+            chained_plugins=tuple(name for name in chained_plugin if name not in ("", "none")),
             cluster_cidrs=tuple(cluster_cidr),
             service_cidrs=tuple(service_cidr),
             backend=_backend(backend),

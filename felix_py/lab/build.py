@@ -192,6 +192,8 @@ def _load(manifest: Path | None) -> list[Obj]:
         return []
     try:
         return [obj for obj in yaml.safe_load_all(manifest.read_text()) if obj]
+    except FileNotFoundError:
+        raise LabError(f"{manifest} is not there: the example pods are in a checkout; try --no-pods") from None
     except (OSError, yaml.YAMLError) as error:
         raise LabError(f"{manifest}: {error}") from error
 

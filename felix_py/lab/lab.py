@@ -66,7 +66,6 @@ class Lab:
             if record is not None and self._stands(record, options, say):
                 return False
             self._clear(record)
-            self.state.path.mkdir(parents=True, exist_ok=True)
             self._build(options, say)
         return True
 
@@ -95,6 +94,7 @@ class Lab:
             # Also Ctrl-C: half a lab is of no use. The logs of what failed are quoted in the error.
             if not options.keep_failed:
                 self._clear(self.state.read())
+                self.state.remove()
             raise
 
     def down(self) -> bool:
@@ -113,13 +113,14 @@ class Lab:
             except LabError:
                 record = None  # unreadable: without the token its processes cannot be told, all else can
             self._clear(record)
+            self.state.remove()
         return True
 
     def _clear(self, record: Record | None) -> None:
         if record is not None:
             stop_all(record.token)
         remove_namespaces(self.name)
-        self.state.remove()
+        self.state.empty()
 
     # --- what runs ---------------------------------------------------------------------------------------
 

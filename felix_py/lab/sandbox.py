@@ -97,11 +97,17 @@ class Sandbox:
             except (PluginError, CommandError, OSError) as error:
                 self._logger.warning("pod not started", reason=str(error), attempt=attempt)
                 await self._host.events.warn(self._pod, "FailedCreatePodSandBox", str(error))
-                if not self._host_network:
-                    await self._disconnect()
+                await self._undo()
             await self._pause(attempt)
             attempt += 1
         return []
+
+    async def _undo(self) -> None:
+        """Take back what a failed attempt left; the next one would find the interface there already."""
+        attempt = 0
+        while not (self._host_network or self._over.is_set() or await self._disconnect()):
+            await self._pause(attempt)
+            attempt += 1
 
     async def _listen(self) -> None:
         """The server listens before the interface comes: the pod's very first packet finds somebody to answer."""

@@ -161,6 +161,14 @@ class StateDir:
                     return fd
             os.close(fd)
 
+    def empty(self) -> None:
+        """Delete what is in the folder. The folder itself stays, because it is what is locked."""
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
     def remove(self) -> None:
         """Delete the folder, and the root when this was the last lab."""
         shutil.rmtree(self.path)

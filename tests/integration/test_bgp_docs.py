@@ -1,4 +1,4 @@
-"""What docs/bgp.md prints works: every configuration is run against the real sidecar, with the test's addresses."""
+"""What docs/bgp.md prints works: each configuration runs against the real sidecar, with the test's addresses."""
 
 from __future__ import annotations
 

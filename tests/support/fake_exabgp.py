@@ -36,11 +36,15 @@ class FakePeer:
 
 
 class FakeExaBGP:
-    """ExaBGP with some neighbors. Commands take effect at once."""
+    """ExaBGP with some neighbors. Commands take effect at once.
+
+    ``deaf_to_refresh``: peers take their time over a route refresh (for ever, unless told to announce).
+    """
 
     def __init__(self) -> None:
         self.peers: dict[str, FakePeer] = {}
         self.commands: list[str] = []
+        self.deaf_to_refresh = False
         self._out: list[str] = []
         self._attached = False
 
@@ -169,7 +173,7 @@ class FakeExaBGP:
                 self._remove(peer, set(peer.adj_out))
             case ["announce", "route-refresh", family, "unicast"]:
                 assert family == f"ipv{version(peer.address)}"
-                for prefix, route in peer.table.items():
+                for prefix, route in () if self.deaf_to_refresh else peer.table.items():
                     self._update(peer, prefix, route)
             case ["announce", "eor", family, "unicast"]:
                 assert family == f"ipv{version(peer.address)}"

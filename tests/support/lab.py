@@ -23,13 +23,14 @@ import yaml
 
 from felix_py.lab.build import EXAMPLES, Options
 from felix_py.lab.lab import Lab
-from felix_py.lab.matrix import Cell, run_matrix
+from felix_py.lab.matrix import Cell, attempts, measure, observe
 from felix_py.lab.namespaces import NETNS_DIR, inside
 from felix_py.lab.state import Shape
 from felix_py.lab.topology import TOR, machine_netns, nodes
 from policy.model import Family, Protocol
 
 T = TypeVar("T")
+_ANSWER_TIMEOUT = 0.15
 _TABLES = ("raw", "mangle", "nat", "filter")
 
 
@@ -106,23 +107,29 @@ class LabUnderTest:
 
     # --- policy --------------------------------------------------------------------------------------
 
-    def matrix(
-        self, protocol: Protocol | None = None, port: int | None = None, timeout: float = 0.2
-    ) -> list[Cell]:
-        return asyncio.run(run_matrix(self.lab, protocol, port, timeout))
-
     def settle(
         self, protocol: Protocol | None = None, port: int | None = None, patience: float = 10.0
     ) -> tuple[list[Cell], float]:
-        """Measure until all is as the oracle says: the cells, and the seconds until that measurement began."""
+        """Measure until all is as the oracle says: the cells, and the seconds after which that was so."""
+        return asyncio.run(self._settle(protocol, port, patience))
+
+    async def _settle(
+        self, protocol: Protocol | None, port: int | None, patience: float
+    ) -> tuple[list[Cell], float]:
         start = time.monotonic()
+        scene = await observe(self.lab)
+        tries = attempts(scene.parties, protocol, port)
+        right_since = 0.0
         while True:
-            began = time.monotonic() - start
-            cells = self.matrix(protocol, port)
-            wrong = [describe(cell) for cell in cells if cell.differs]
+            cells = await measure(scene, tries, _ANSWER_TIMEOUT)
+            wrong = [cell for cell in cells if cell.differs]
             if not wrong:
-                return cells, began
-            assert began < patience, f"after {began:.1f} s {len(wrong)} of {len(cells)} cells differ: {wrong[:8]}"
+                return cells, right_since
+            while wrong:  # only these, because a measurement of all takes long
+                right_since = time.monotonic() - start
+                assert right_since < patience, f"after {right_since:.1f} s: {[describe(c) for c in wrong[:8]]}"
+                again = await measure(scene, [cell.attempt for cell in wrong], _ANSWER_TIMEOUT)
+                wrong = [cell for cell in again if cell.differs]
 
     # --- the agent -----------------------------------------------------------------------------------
 

@@ -273,6 +273,32 @@ def test_link_local_next_hop_read_back_makes_the_peer_repeat(scene: Scene) -> No
     assert "neighbor fd09::2 announce route-refresh ipv6 unicast" in scene.exabgp.commands
 
 
+def test_not_in_sync_until_the_peer_repeated_a_route_whose_next_hop_is_of_no_use(scene: Scene) -> None:
+    scene.exabgp.announce(TOR6.address, P6, ("fe80::9", (65000,), 0))
+    scene.exabgp.up(TOR6.address)
+    scene.exabgp.up(TOR.address)
+    scene.exabgp.deaf_to_refresh = True
+    scene.attach()
+    scene.wait(5)
+    assert not scene.control.in_sync, "the kernel's route would be swept as withdrawn"
+    scene.exabgp.announce(TOR6.address, P6, ("fd09::2", (65000,), 0))
+    scene.talk()
+    scene.wait(6)
+    assert scene.control.in_sync
+    assert dict(scene.control.routes) == {P6: ("fd09::2",)}
+
+
+def test_a_peer_that_never_repeats_does_not_hold_up_in_sync_for_ever(scene: Scene) -> None:
+    scene.exabgp.announce(TOR6.address, P6, ("fe80::9", (65000,), 0))
+    scene.exabgp.up(TOR6.address)
+    scene.exabgp.up(TOR.address)
+    scene.exabgp.deaf_to_refresh = True
+    scene.attach()
+    scene.wait(11)
+    scene.wait(1)
+    assert scene.control.in_sync
+
+
 def test_route_known_by_its_global_next_hop_survives_reading_a_link_local_one(scene: Scene) -> None:
     scene.attach()
     scene.exabgp.announce(TOR6.address, P6, ("fd09::2", (65000,), 0))
@@ -339,3 +365,24 @@ def test_refused_command_is_noted_and_made_good(scene: Scene) -> None:
     scene.wait(2)
     assert gone.installed == {V4}
     assert gone.ended
+
+
+def test_not_in_sync_with_sessions_of_a_configuration_that_is_not_ours() -> None:
+    scene = Scene(TOR)
+    scene.exabgp.announce(TOR.address, P, ROUTE)
+    scene.exabgp.up(TOR.address)
+    changed = replace(TOR, asn=65009)
+    scene.config = replace(scene.config, peers=(changed,))
+    scene.reborn()
+    scene.attach()
+    scene.wait(20)
+    assert not scene.control.in_sync
+    scene.exabgp.remove(TOR.address)
+    scene.add(changed)
+    scene.control.query_neighbors()
+    scene.talk()
+    scene.exabgp.up(TOR.address)
+    scene.exabgp.announce(TOR.address, P, ("10.9.0.2", (65009,), 0))
+    scene.talk()
+    scene.wait(200)
+    assert scene.control.in_sync

@@ -1,0 +1,114 @@
+"""The record of a lab: who may change it, and which processes are its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from felix_py.lab.state import LabError, Phase, Process, Record, Shape, StateDir, start, stop_all
+
+RECORD = Record(name="lab", token="t0ken", shape=Shape())
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    return StateDir(tmp_path / "labs", "lab")
+
+
+def test_record_survives_a_round_trip(state: StateDir) -> None:
+    assert state.read() is None
+    record = Record(
+        name="lab",
+        token="x",
+        shape=Shape(3, (4, 6), "nft"),
+        phase=Phase.UP,
+        processes={"tor": Process(1, 2)},
+    )
+    with state.locked():
+        state.write(record)
+    assert state.read() == record
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "lab"}', '{"name": 1, "token": "", "shape": {}}'])
+def test_damaged_record_says_how_to_go_on(state: StateDir, text: str) -> None:
+    state.path.mkdir(parents=True)
+    (state.path / "lab.json").write_text(text)
+    with pytest.raises(LabError, match="felix-py lab down"):
+        state.read()
+
+
+def test_lock_is_for_one_and_freed_afterwards(state: StateDir) -> None:
+    with (
+        state.locked(),
+        pytest.raises(LabError, match="another felix-py is bringing lab 'lab' up or down"),
+        state.locked(),
+    ):
+        pass  # pragma: no cover
+    with state.locked():
+        pass
+
+
+def test_lock_of_a_removed_lab_keeps_nobody_out(state: StateDir) -> None:
+    with state.locked():
+        state.write(RECORD)
+        state.remove()
+        assert not state.root.exists()
+        with state.locked():
+            state.write(RECORD)
+    assert state.read() == RECORD
+
+
+def test_lock_dies_with_its_process(state: StateDir) -> None:
+    program = (
+        "import sys, pathlib; from felix_py.lab.state import StateDir\n"
+        "with StateDir(pathlib.Path(sys.argv[1]), 'lab').locked(): print('locked', flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", program, str(state.root)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(LabError), state.locked():
+            pass  # pragma: no cover
+        holder.kill()
+    with state.locked():
+        pass
+
+
+def test_process_is_not_mistaken_for_another_with_its_id(tmp_path: Path) -> None:
+    process = start(RECORD, ["sleep", "100"], tmp_path / "log")
+    try:
+        assert process.alive
+        assert not Process(process.pid, process.started + 1).alive
+    finally:
+        stop_all(RECORD.token)
+    os.waitpid(process.pid, 0)
+    assert not process.alive
+
+
+def test_stop_ends_all_of_one_lab_and_nothing_else(tmp_path: Path) -> None:
+    """Also grandchildren that nobody noted, and processes that ignore SIGTERM."""
+    mine = msgspec.structs.replace(RECORD, token="mine")
+    other = start(msgspec.structs.replace(RECORD, token="other"), ["sleep", "100"], tmp_path / "log")
+    stubborn = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); signal.pause()"
+    )
+    processes = [
+        start(mine, [sys.executable, "-c", stubborn], tmp_path / "stubborn"),
+        start(mine, ["sh", "-c", "sleep 100 & echo $! >&2; wait"], tmp_path / "parent"),
+    ]
+    while not ((tmp_path / "stubborn").read_text() and (tmp_path / "parent").read_text()):
+        os.sched_yield()
+    grandchild = int((tmp_path / "parent").read_text())
+    stop_all("mine", patience=0.3)
+    for process in processes:
+        os.waitpid(process.pid, 0)
+        assert not process.alive
+    assert not [file for file in Path("/proc").glob(f"{grandchild}/cmdline") if file.read_bytes()]
+    assert other.alive
+    stop_all("other")
+    os.waitpid(other.pid, 0)
