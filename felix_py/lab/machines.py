@@ -139,7 +139,11 @@ def prepare_node(state: StateDir, record: Record, node: Node, kubeconfig: str) -
         },
         programs=(
             Program("agent", _agent_argv(node, record.shape.backend)),
-            Program("bgp", (sys.executable, "-m", "bgp.sidecar", "--run-dir", f"{_RUN_DIR}/bgp")),
+            Program(
+                "bgp",
+                (sys.executable, "-m", "bgp.sidecar", "--run-dir", f"{_RUN_DIR}/bgp"),
+                {"FELIX_PY_NODE_NAME": node.name},
+            ),
         ),
         links=_alternatives(record.shape.backend),
     )

@@ -195,5 +195,3 @@ def test_a_packet_with_anothers_source_address_is_dropped(node: Node) -> None:
         saved = run(f"{table}-{backend}", "-t", "raw", "-vxnL", "FELIX-SOURCE")
         dropped = next(line for line in saved.splitlines() if "DROP" in line)
         assert int(dropped.split()[0]) > 0
-
-
