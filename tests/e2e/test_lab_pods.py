@@ -1,0 +1,147 @@
+"""The stand-ins for scheduler and kubelet treat pods as the real ones do."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from felix_py.lab.namespaces import inside
+from felix_py.lab.topology import TOR
+from tests.support.lab import LabUnderTest, eventually, manifest
+
+pytestmark = [pytest.mark.root, pytest.mark.e2e]
+
+
+def pod(name: str, *, ports: list[dict[str, Any]] | None = None, **spec: Any) -> dict[str, Any]:
+    container = {"name": "c", "image": "busybox", "ports": ports or [{"containerPort": 80}]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": "dev", "name": name},
+        "spec": {"containers": [container], **spec},
+    }
+
+
+@pytest.fixture
+def create(lab: LabUnderTest) -> Iterator[Any]:
+    """Create pods in dev; they are removed after the test."""
+    names: list[str] = []
+
+    def make(*pods: dict[str, Any]) -> None:
+        names.extend(one["metadata"]["name"] for one in pods)
+        lab.kubectl("apply", "-f", "-", stdin=manifest(*pods))
+
+    yield make
+    lab.kubectl("delete", "pod", "-n", "dev", "--ignore-not-found", *names)
+
+
+def running(lab: LabUnderTest, name: str) -> dict[str, Any]:
+    def found() -> dict[str, Any] | None:
+        (one,) = lab.get("pods", "-n", "dev", "--field-selector", f"metadata.name={name}")["items"]
+        return one if one.get("status", {}).get("phase") == "Running" else None
+
+    answer = eventually(found, 20, 0.1)
+    assert answer is not None
+    return answer
+
+
+def greeting(lab: LabUnderTest, machine: str, address: str, port: int) -> str:
+    """What a TCP server says first."""
+    with inside(lab.netns(machine)):
+        connection = socket.create_connection((address, port), timeout=3)
+    with connection:
+        return connection.recv(200).decode()
+
+
+@pytest.mark.parametrize("how", [[], ["--force", "--grace-period=0"]], ids=["graceful", "forced"])
+def test_deleted_pod_leaves_nothing(lab: LabUnderTest, create: Any, how: list[str]) -> None:
+    create(pod("gone"))
+    found = running(lab, "gone")
+    addresses = [entry["ip"] for entry in found["status"]["podIPs"]]
+    assert len(addresses) == len(lab.families)
+    netns = lab.lab.pod_netns("dev/gone")
+    node = found["spec"]["nodeName"]
+    routed = [line for line in lab.routes(node) if line.split()[0] in addresses]
+    assert len(routed) == len(addresses)
+    lab.kubectl("delete", "pod", "-n", "dev", "gone", *how)
+    eventually(lambda: not netns.exists())
+    assert not [line for line in lab.routes(node) if line.split()[0] in addresses]
+    assert not [line for line in lab.sets(node) for address in addresses if f" {address} " in f"{line} "]
+
+
+def test_finished_pod_is_disconnected_and_its_object_stays(lab: LabUnderTest, create: Any) -> None:
+    create(pod("done"))
+    running(lab, "done")
+    netns = lab.lab.pod_netns("dev/done")
+    status = '{"status": {"phase": "Succeeded"}}'
+    lab.kubectl("patch", "pod", "-n", "dev", "done", "--subresource=status", "--type=merge", "-p", status)
+    eventually(lambda: not netns.exists())
+    assert lab.get("pod", "-n", "dev", "done")["status"]["phase"] == "Succeeded"
+
+
+def test_host_network_pod_has_its_nodes_addresses(lab: LabUnderTest, create: Any) -> None:
+    create(pod("host", ports=[{"containerPort": 8088}], hostNetwork=True, nodeName="node2"))
+    found = running(lab, "host")
+    assert {entry["ip"] for entry in found["status"]["podIPs"]} == set(lab.nodes[1].addresses.values())
+    for address in lab.nodes[1].addresses.values():
+        assert greeting(lab, "node1", address, 8088) == "dev/host\n"
+
+
+def test_host_port_reaches_the_pod_from_outside(lab: LabUnderTest, create: Any) -> None:
+    """By the chained portmap plugin, with the node's own iptables backend."""
+    create(pod("mapped", ports=[{"containerPort": 80, "hostPort": 8089}], nodeName="node1"))
+    running(lab, "mapped")
+    address = next(iter(lab.nodes[0].addresses.values()))
+    assert greeting(lab, TOR, address, 8089) == "dev/mapped\n"
+
+
+def test_node_selector_and_cordon_are_honoured(lab: LabUnderTest, create: Any) -> None:
+    create(
+        pod("chosen", nodeSelector={"kubernetes.io/hostname": "node2"}), pod("never", nodeSelector={"no": "such"})
+    )
+    assert running(lab, "chosen")["spec"]["nodeName"] == "node2"
+    fields = "involvedObject.name=never,reason=FailedScheduling"
+    eventually(lambda: lab.get("events", "-n", "dev", "--field-selector", fields)["items"], 10, 0.1)
+    lab.kubectl("cordon", "node1")
+    try:
+        create(*(pod(f"kept-{number}") for number in range(3)))
+        assert {running(lab, f"kept-{number}")["spec"]["nodeName"] for number in range(3)} == {"node2"}
+    finally:
+        lab.kubectl("uncordon", "node1")
+    lab.kubectl("label", "node", "node1", "no=such")
+    try:
+        assert running(lab, "never")["spec"]["nodeName"] == "node1"
+    finally:
+        lab.kubectl("label", "node", "node1", "no-")
+
+
+def test_many_pods_at_once(lab: LabUnderTest, create: Any) -> None:
+    pods = [pod(f"many-{number}") for number in range(20)]
+    create(*pods)
+    addresses = [
+        entry["ip"] for one in pods for entry in running(lab, one["metadata"]["name"])["status"]["podIPs"]
+    ]
+    assert len(set(addresses)) == len(pods) * len(lab.families)
+    lab.settle()
+
+
+def test_pod_echoes_what_it_is_told(lab: LabUnderTest) -> None:
+    """The protocol that people and tests rely on: the name, then an echo."""
+    (address, *_) = lab.addresses("shop", "web-1").values()
+
+    async def talk() -> bytes:
+        with inside(lab.netns(TOR)):
+            connection = socket.create_connection((address, 80), timeout=3)
+        reader, writer = await asyncio.open_connection(sock=connection)
+        writer.write(b"hello")
+        writer.write_eof()
+        said = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return said
+
+    assert asyncio.run(talk()) == b"shop/web-1\nhello"
