@@ -207,9 +207,18 @@ class LabUnderTest:
         """All of a node's rules, sets and routes."""
         return {**self.rules(node), "sets": self.sets(node), "routes": self.routes(node)}
 
-    def bird_routes(self) -> str:
-        """The router's table, with the time at which each route came: equal texts mean that nothing moved."""
-        return self.sh(TOR, "birdc", "show", "route")
+    def bird_routes(self) -> dict[str, float]:
+        """The router's table: each route with its next hops -> when it came, in seconds of the day.
+
+        A route that was withdrawn and came again, or changed, has another time. BIRD computes these from the time
+        since boot, so they drift by some milliseconds as the clock is adjusted.
+        """
+        found = {}
+        for route in re.split(r"\n(?=\S)", self.sh(TOR, "birdc", "show", "route")):
+            if times := re.search(r" (\d\d):(\d\d):(\d\d\.\d+)\]", route):
+                hours, minutes, seconds = map(float, times.groups())
+                found[route.replace(times[0], "]")] = hours * 3600 + minutes * 60 + seconds
+        return found
 
 
 def bring_up(name: str, folder: Path, shape: Shape) -> Iterator[LabUnderTest]:
