@@ -1,4 +1,4 @@
-"""What cannot be right gets a clear error, and everything else goes on (issue: "It must show", 7)."""
+"""What cannot be right gets a clear error, and everything else goes on."""
 
 from __future__ import annotations
 

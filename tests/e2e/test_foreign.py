@@ -1,4 +1,4 @@
-"""What is not ours stays as it is (issue: "It must show", 6)."""
+"""What is not ours stays as it is."""
 
 from __future__ import annotations
 

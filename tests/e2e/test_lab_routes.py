@@ -1,4 +1,4 @@
-"""Pod CIDRs at the router, and pods across nodes through it (issue: "It must show", 2)."""
+"""Pod CIDRs at the router, and pods across nodes through it."""
 
 from __future__ import annotations
 

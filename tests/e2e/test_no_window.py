@@ -1,4 +1,4 @@
-"""A pod's first packet is already subject to its policy (issue: "It must show", 5)."""
+"""A pod's first packet is already subject to its policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agent and ExaBGP die while packets flow: nobody notices (issue: "It must show", 4)."""
+"""Agent and ExaBGP die while packets flow: nobody notices."""
 
 from __future__ import annotations
 
