@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from felix_py.records import Backend
-from policy.model import Family
 from policy.syntax import canonical_cidr
 
 
@@ -58,11 +57,6 @@ class AgentConfig:
         for name in self.chained_plugins:
             if not name or "/" in name:
                 raise ConfigError(f"--chained-plugin {name!r}: the name of a program in the CNI bin folder")
-
-    @property
-    def families(self) -> tuple[Family, ...]:
-        """Families to program. Always both where the kernel has both: a pod's CIDR may come later."""
-        return (Family.V4, Family.V6)
 
     @property
     def cni_socket(self) -> Path:

@@ -94,19 +94,22 @@ class Facts:
     def attach(self, lease: Lease) -> None:
         """A pod's interface is up."""
         key = (lease.namespace, lease.pod)
-        leases = [held for held in self._leases.get(key, []) if _identity(held) != _identity(lease)]
-        self._leases[key] = sorted([*leases, lease], key=lambda held: held.created)
+        self._leases[key] = sorted([*self._others(lease), lease], key=lambda held: held.created)
         self._endpoint(key)
 
     def detach(self, lease: Lease) -> None:
         """A pod's interface goes away. One that never was attached is fine."""
         key = (lease.namespace, lease.pod)
-        leases = [held for held in self._leases.get(key, []) if _identity(held) != _identity(lease)]
-        if leases:
-            self._leases[key] = leases
+        if others := self._others(lease):
+            self._leases[key] = others
         else:
             self._leases.pop(key, None)
         self._endpoint(key)
+
+    def _others(self, lease: Lease) -> list[Lease]:
+        """The other leases of the same pod, oldest first."""
+        held = self._leases.get((lease.namespace, lease.pod), [])
+        return [other for other in held if _identity(other) != _identity(lease)]
 
     def is_attached(self, lease: Lease) -> bool:
         """Whether this lease is the one that stands for its pod."""

@@ -85,10 +85,7 @@ class Agent:
         self._stack = stack
         self._log = log.get("agent")
         self._metrics = Metrics()
-        try:
-            self._marks = Marks.from_mask(config.mark_mask)
-        except ValueError as error:
-            raise ConfigError(f"--mark-mask: {error}") from None
+        self._marks = Marks.from_mask(config.mark_mask)
 
     async def start(self) -> None:
         """Steps 1 to 3.

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
-from felix_py.plan.layout import CHAIN_PREFIX
+from felix_py.plan.render import ALLOW, DISPATCH
+from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, SOURCE, SetNames
 from felix_py.reconcile import NotApplied, Reconciler
 from felix_py.records import Lease
-from policy.model import ObjectKey, Pod
+from policy.model import Family, ObjectKey, Pod
 
 _WORD = re.compile(r"[\w.:-]+")
 
@@ -19,11 +20,8 @@ SHARED = {
     "apply",
     "hook",
     "hooks",
-    *(
-        f"{CHAIN_PREFIX}{name}"
-        for name in ("SOURCE", "CLASSIFY", "ALLOW", "FORWARD", "INPUT", "EGRESS", "INGRESS")
-    ),
-    *(f"{prefix}{name}" for prefix in ("felix4-", "felix6-") for name in ("source", "egress", "ingress")),
+    *(SOURCE, CLASSIFY, FORWARD, INPUT, ALLOW, *DISPATCH.values()),
+    *(name for names in map(SetNames.of, Family) for name in (names.source, names.egress, names.ingress)),
 }
 """What every endpoint stands on: a failure that names one of these is everybody's."""
 

@@ -38,7 +38,6 @@ class Planner:
     """Desired kernel state of one node."""
 
     def __init__(self, families: Iterable[Family], options: StaticOptions, held: HeldNumbers) -> None:
-        self._options = options
         self._families = {family: _FamilyPlan(family, options, held) for family in families}
 
     def attach(self, lease: Lease) -> None:
