@@ -1,40 +1,44 @@
-"""The oracle: what the NetworkPolicy API says about one packet. Slow and obvious on purpose.
+"""The oracle: what the policy APIs say about one packet. Slow and obvious on purpose.
 
-Written straight from the API's prose (networking.k8s.io/v1; "Network Policies" in the Kubernetes documentation).
-It shares no code with the compiler, so that the two can be held against each other.
+Written straight from the APIs' prose (networking.k8s.io/v1 and "Network Policies" in the Kubernetes
+documentation; policy.networking.k8s.io/v1alpha2). It shares no code with the compiler, so that the two can be
+held against each other.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from policy.model import (
+    ClusterPeer,
+    ClusterPolicy,
+    ClusterRule,
     Direction,
     IPBlock,
     Namespace,
     NetworkPolicy,
-    ObjectKey,
+    Node,
+    NodePeer,
     Packet,
-    Peer,
     Pod,
     PodPeer,
+    PolicyRef,
     PolicyRule,
     Port,
+    RuleAction,
+    Tier,
 )
 from policy.selectors import matches
 
 
-class Snapshot:
-    """The cluster at one moment."""
+class View(Protocol):
+    """The cluster at one moment, as far as the oracle asks."""
 
-    def __init__(
-        self, namespaces: Iterable[Namespace], pods: Iterable[Pod], policies: Iterable[NetworkPolicy]
-    ) -> None:
-        self.namespaces = {namespace.name: namespace for namespace in namespaces}
-        self.pods = {pod.key: pod for pod in pods}
-        self.policies = {policy.key: policy for policy in policies}
+    def namespace(self, name: str) -> Namespace | None:
+        """A namespace, if it is known."""
 
     def pod_at(self, address: str) -> Pod | None:
         """The pod that policy means by an address.
@@ -42,26 +46,83 @@ class Snapshot:
         A host-network pod has its node's address and is not a pod to policy; a finished pod's address may already
         be another pod's.
         """
+
+    def nodes(self) -> Iterable[Node]:
+        """All nodes."""
+
+    def network_policies(self, namespace: str) -> Iterable[NetworkPolicy]:
+        """The NetworkPolicies of a namespace."""
+
+    def cluster_policies(self) -> Iterable[ClusterPolicy]:
+        """All policies of the Admin and the Baseline tier."""
+
+
+class Snapshot:
+    """A View on plain lists."""
+
+    def __init__(
+        self,
+        namespaces: Iterable[Namespace],
+        pods: Iterable[Pod],
+        policies: Iterable[NetworkPolicy | ClusterPolicy],
+        nodes: Iterable[Node] = (),
+    ) -> None:
+        self.namespaces = {namespace.name: namespace for namespace in namespaces}
+        self.pods = {pod.key: pod for pod in pods}
+        self.policies = {policy.ref: policy for policy in policies}
+        self._nodes = list(nodes)
+        self._at: dict[str, Pod] = {}
         for pod in self.pods.values():
-            if address in pod.addresses and pod.active and not pod.host_network:
-                return pod
-        return None
+            if pod.active and not pod.host_network:
+                for address in pod.addresses:
+                    self._at.setdefault(address, pod)
+
+    def namespace(self, name: str) -> Namespace | None:
+        """See :class:`View`."""
+        return self.namespaces.get(name)
+
+    def pod_at(self, address: str) -> Pod | None:
+        """See :class:`View`."""
+        return self._at.get(address)
+
+    def nodes(self) -> Iterable[Node]:
+        """See :class:`View`."""
+        return self._nodes
+
+    def network_policies(self, namespace: str) -> Iterable[NetworkPolicy]:
+        """See :class:`View`."""
+        found = self.policies.values()
+        return [p for p in found if isinstance(p, NetworkPolicy) and p.namespace == namespace]
+
+    def cluster_policies(self) -> Iterable[ClusterPolicy]:
+        """See :class:`View`."""
+        return [policy for policy in self.policies.values() if isinstance(policy, ClusterPolicy)]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRef:
+    """One rule of a policy, by its place (from 0) in its direction's list; ``name`` if it has one."""
+
+    policy: PolicyRef
+    index: int
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DirectionVerdict:
-    """One direction at one end. ``selected_by`` empty: not isolated, so everything is allowed.
+    """One direction at one end.
 
-    ``allowed_by`` is the policy and the index of its rule that allows, or None.
+    ``selected_by``: the policies that select the pod and speak of the direction, in order of evaluation. ``tier``
+    None: no tier decided, and so the packet is allowed. ``decided_by`` None in the NetworkPolicy tier: isolated,
+    and nothing allows. ``passed_by``: the Pass rules on the way.
     """
 
     direction: Direction
-    selected_by: tuple[ObjectKey, ...]
-    allowed_by: tuple[ObjectKey, int] | None
-
-    @property
-    def allowed(self) -> bool:
-        return not self.selected_by or self.allowed_by is not None
+    selected_by: tuple[PolicyRef, ...]
+    allowed: bool
+    tier: Tier | None = None
+    decided_by: RuleRef | None = None
+    passed_by: tuple[RuleRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,77 +139,153 @@ class Verdict:
         return all(end is None or end.allowed for end in (self.egress, self.ingress))
 
 
-def verdict(snapshot: Snapshot, packet: Packet, node_addresses: frozenset[str] = frozenset()) -> Verdict:
+def verdict(view: View, packet: Packet, node_addresses: frozenset[str] = frozenset()) -> Verdict:
     """What policy says about the first packet of a connection; replies always pass.
 
     ``node_addresses`` are those of the destination pod's own node, which reaches its pods always.
     """
-    source, destination = snapshot.pod_at(packet.source), snapshot.pod_at(packet.destination)
+    source, destination = view.pod_at(packet.source), view.pod_at(packet.destination)
     # "Pod cannot block access to itself."
     if source is not None and source is destination:
         return Verdict(None, None)
-    egress = _evaluate(snapshot, packet, source, Direction.EGRESS) if source else None
+    egress = _evaluate(view, packet, source, Direction.EGRESS) if source else None
     # "Traffic to and from the node where a Pod is running is always allowed."
     if destination is None or packet.source in node_addresses:
         return Verdict(egress, None)
-    return Verdict(egress, _evaluate(snapshot, packet, destination, Direction.INGRESS))
+    return Verdict(egress, _evaluate(view, packet, destination, Direction.INGRESS))
 
 
-def _evaluate(snapshot: Snapshot, packet: Packet, pod: Pod, direction: Direction) -> DirectionVerdict:
-    """A pod is isolated in a direction if any policy both selects it and has the direction in its policyTypes;
-    then only what one of those policies allows is allowed. Policies do not conflict; they are additive."""
-    selected_by: list[ObjectKey] = []
-    allowed_by: tuple[ObjectKey, int] | None = None
-    for key, policy in sorted(snapshot.policies.items()):
-        rules = policy.rules(direction)
-        # A policy selects pods of its own namespace only; an empty podSelector selects all of them.
-        if rules is None or policy.namespace != pod.namespace or not matches(policy.selector, pod.labels):
-            continue
-        selected_by.append(key)
-        for number, rule in enumerate(rules):
-            if allowed_by is None and _rule_allows(snapshot, packet, policy, rule, direction):
-                allowed_by = (key, number)
-    return DirectionVerdict(direction, tuple(selected_by), allowed_by)
+def _evaluate(view: View, packet: Packet, pod: Pod, direction: Direction) -> DirectionVerdict:
+    """ "Policy tiers are evaluated in the following order: Admin tier, NetworkPolicy tier, Baseline tier." """
+    # "CNPs with no ingress rules do not affect ingress traffic." (egress likewise)
+    cluster = [p for p in view.cluster_policies() if p.rules(direction) and _is_subject(view, p, pod)]
+    # "Policies with lower priority values have higher precedence."
+    cluster.sort(key=lambda policy: policy.precedence)
+    admin = [policy for policy in cluster if policy.tier is Tier.ADMIN]
+    baseline = [policy for policy in cluster if policy.tier is Tier.BASELINE]
+    # A policy selects pods of its own namespace only; an empty podSelector selects all of them. A pod is isolated
+    # in a direction if any policy both selects it and has the direction in its policyTypes.
+    isolating = [
+        policy
+        for policy in sorted(view.network_policies(pod.namespace), key=lambda policy: policy.key)
+        if policy.rules(direction) is not None and matches(policy.selector, pod.labels)
+    ]
+    selected_by = (*_refs(admin), *_refs(isolating), *_refs(baseline))
+    passed: list[RuleRef] = []
+    for tier in Tier:
+        match tier:
+            case Tier.ADMIN:
+                decided = _tier(view, packet, admin, direction, passed)
+            case Tier.NETWORK:
+                decided = _network_policies(view, packet, isolating, direction)
+            case Tier.BASELINE:
+                decided = _tier(view, packet, baseline, direction, passed)
+        if decided is not None:
+            allowed, rule = decided
+            return DirectionVerdict(direction, selected_by, allowed, tier, rule, tuple(passed))
+    # "If a given connection wasn't allowed or denied by any of the tiers, … all pods can communicate."
+    return DirectionVerdict(direction, selected_by, True, None, None, tuple(passed))
+
+
+def _refs(policies: Iterable[NetworkPolicy | ClusterPolicy]) -> Iterable[PolicyRef]:
+    return (policy.ref for policy in policies)
+
+
+_Decided = tuple[bool, RuleRef | None]
+"""Is it allowed, and by which rule."""
+
+
+def _is_subject(view: View, policy: ClusterPolicy, pod: Pod) -> bool:
+    return _is_meant(view, pod, policy.subject, own_namespace=None)
+
+
+def _tier(
+    view: View, packet: Packet, policies: Sequence[ClusterPolicy], direction: Direction, passed: list[RuleRef]
+) -> _Decided | None:
+    """The first rule that matches, by the precedence of the policies and then the order of their rules."""
+    for policy in policies:
+        for index, rule in enumerate(policy.rules(direction)):
+            if not _cluster_rule_matches(view, packet, rule, direction):
+                continue
+            ref = RuleRef(policy.ref, index, rule.name)
+            if rule.action is RuleAction.PASS:
+                # "Skips all further ClusterNetworkPolicy rules in the current tier."
+                passed.append(ref)
+                return None
+            return rule.action is RuleAction.ACCEPT, ref
+    return None
+
+
+def _cluster_rule_matches(view: View, packet: Packet, rule: ClusterRule, direction: Direction) -> bool:
+    far_end = packet.source if direction is Direction.INGRESS else packet.destination
+    peers_match = rule.peers is None or any(_cluster_peer_matches(view, far_end, peer) for peer in rule.peers)
+    return peers_match and _ports_match(view, packet, rule.ports)
+
+
+def _cluster_peer_matches(view: View, address: str, peer: ClusterPeer) -> bool:
+    if isinstance(peer, NodePeer):
+        # "It selects the nodeIPs as the peer type by matching on the IPs present in node.Status.Addresses."
+        return any(address in node.addresses and matches(peer.nodes, node.labels) for node in view.nodes())
+    return _peer_matches(view, address, peer, own_namespace=None)
+
+
+def _network_policies(
+    view: View, packet: Packet, policies: Sequence[NetworkPolicy], direction: Direction
+) -> _Decided | None:
+    """Only what one of the policies allows is allowed. Policies do not conflict; they are additive.
+
+    "v1.NetworkPolicy always makes a final decision for selected pods."
+    """
+    for policy in policies:
+        for index, rule in enumerate(policy.rules(direction) or ()):
+            if _rule_allows(view, packet, policy, rule, direction):
+                return True, RuleRef(policy.ref, index)
+    return (False, None) if policies else None
 
 
 def _rule_allows(
-    snapshot: Snapshot, packet: Packet, policy: NetworkPolicy, rule: PolicyRule, direction: Direction
+    view: View, packet: Packet, policy: NetworkPolicy, rule: PolicyRule, direction: Direction
 ) -> bool:
     """Each rule allows traffic that matches both its peers and its ports."""
     far_end = packet.source if direction is Direction.INGRESS else packet.destination
     # "If this field is empty or missing, this rule matches all sources" (destinations; ports).
-    peers_match = rule.peers is None or any(_peer_matches(snapshot, far_end, policy, p) for p in rule.peers)
-    ports_match = rule.ports is None or any(_port_matches(snapshot, packet, port) for port in rule.ports)
-    return peers_match and ports_match
+    peers_match = rule.peers is None or any(
+        _peer_matches(view, far_end, peer, policy.namespace) for peer in rule.peers
+    )
+    return peers_match and _ports_match(view, packet, rule.ports)
 
 
-def _peer_matches(snapshot: Snapshot, address: str, policy: NetworkPolicy, peer: Peer) -> bool:
+def _peer_matches(view: View, address: str, peer: PodPeer | IPBlock, own_namespace: str | None) -> bool:
     if isinstance(peer, IPBlock):
         # An ipBlock speaks of addresses, whoever has them; except takes away within its own block.
         return _inside(address, peer.cidr) and not any(_inside(address, hole) for hole in peer.excepts)
-    pod = snapshot.pod_at(address)
-    return pod is not None and _pod_peer_matches(snapshot, pod, policy, peer)
+    pod = view.pod_at(address)
+    return pod is not None and _is_meant(view, pod, peer, own_namespace)
 
 
-def _pod_peer_matches(snapshot: Snapshot, pod: Pod, policy: NetworkPolicy, peer: PodPeer) -> bool:
+def _is_meant(view: View, pod: Pod, peer: PodPeer, own_namespace: str | None) -> bool:
     if peer.namespaces is None:
         # podSelector alone: pods of the policy's own namespace.
-        in_namespace = pod.namespace == policy.namespace
+        in_namespace = pod.namespace == own_namespace
     else:
         # namespaceSelector: pods of the namespaces with such labels; an empty one takes all namespaces.
-        namespace = snapshot.namespaces.get(pod.namespace)
+        namespace = view.namespace(pod.namespace)
         in_namespace = namespace is not None and matches(peer.namespaces, namespace.labels)
     return in_namespace and (peer.pods is None or matches(peer.pods, pod.labels))
 
 
-def _port_matches(snapshot: Snapshot, packet: Packet, port: Port) -> bool:
+def _ports_match(view: View, packet: Packet, ports: tuple[Port, ...] | None) -> bool:
+    return ports is None or any(_port_matches(view, packet, port) for port in ports)
+
+
+def _port_matches(view: View, packet: Packet, port: Port) -> bool:
     if port.protocol is not packet.protocol:
         return False
     if port.port is None:
         return True
     if isinstance(port.port, str):
         # A named port is the destination pod's own, by name and protocol.
-        pod = snapshot.pod_at(packet.destination)
+        pod = view.pod_at(packet.destination)
         return pod is not None and any(
             (named.name, named.protocol, named.port) == (port.port, packet.protocol, packet.port)
             for named in pod.ports

@@ -1,8 +1,10 @@
 """Compiled policy: chains, rules and IP sets, for no particular backend.
 
 Meaning of a chain: its rules are tried in order. ``Allow`` and ``Deny`` end the evaluation of the direction;
-``Jump`` tries another chain and, if that ends without a verdict, goes on behind. The evaluation of an endpoint's
-direction starts at its class chain; an endpoint without a class in a direction is not restricted in it.
+``Jump`` tries another chain and, if that ends without a verdict, goes on behind; ``Pass`` leaves its chain and
+the one that jumped there, without a verdict: the chain of a tier's policy, and so the chain of the tier. The
+evaluation of an endpoint's direction starts at its class chain. A class chain that ends without a verdict does
+not restrict the direction, and neither does having no class in it.
 """
 
 from __future__ import annotations
@@ -66,13 +68,18 @@ class Deny:
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """Leave this chain and the one that jumped here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Jump:
     """Try ``chain``, then go on."""
 
     chain: str
 
 
-Action = Allow | Deny | Jump
+Action = Allow | Deny | Pass | Jump
 
 
 @dataclass(frozen=True, slots=True)

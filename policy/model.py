@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Labels = tuple[tuple[str, str], ...]
 """Label pairs sorted by key. A tuple, because it is the key under which pods are grouped."""
@@ -36,6 +37,46 @@ class Protocol(enum.StrEnum):
     SCTP = "SCTP"
 
 
+class PolicyKind(enum.StrEnum):
+    """The kinds of policy objects, as the API names them."""
+
+    NETWORK = "NetworkPolicy"
+    CLUSTER = "ClusterNetworkPolicy"
+    ADMIN = "AdminNetworkPolicy"
+    BASELINE_ADMIN = "BaselineAdminNetworkPolicy"
+
+
+class PolicyRef(NamedTuple):
+    """Which policy object. ``namespace`` is empty for the cluster-scoped kinds."""
+
+    kind: PolicyKind
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        """As kubectl's users write it: ``NetworkPolicy shop/db``, ``ClusterNetworkPolicy guard``."""
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+class Tier(enum.StrEnum):
+    """Where a policy stands in the order of evaluation, which is the order here (policy.networking.k8s.io)."""
+
+    ADMIN = "Admin"
+    NETWORK = "NetworkPolicy"
+    BASELINE = "Baseline"
+
+
+class RuleAction(enum.StrEnum):
+    """What a rule of the Admin or the Baseline tier does with what it matches.
+
+    Accept and Deny end the direction; Pass skips the rest of the tier.
+    """
+
+    ACCEPT = "Accept"
+    DENY = "Deny"
+    PASS = "Pass"
+
+
 class Direction(enum.StrEnum):
     """Seen from the endpoint: ingress enters the pod, egress leaves it."""
 
@@ -49,6 +90,15 @@ class Namespace:
 
     name: str
     labels: Labels = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A Node: all that policy needs of it. ``addresses`` are canonical texts of both families."""
+
+    name: str
+    labels: Labels = ()
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +177,23 @@ class IPBlock:
     excepts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class NodePeer:
+    """``nodes`` of an egress peer of the cluster tiers: the addresses of the nodes with such labels."""
+
+    nodes: Selector
+
+
 Peer = PodPeer | IPBlock
+ClusterPeer = PodPeer | IPBlock | NodePeer
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """``NetworkPolicyPort``. ``port`` None: every port; a str: a named port of the destination pod."""
+    """``NetworkPolicyPort``. ``port`` None: every port; a str: a named port of the destination pod.
+
+    The cluster tiers name ports without a protocol; there is then one of these for each protocol.
+    """
 
     protocol: Protocol = Protocol.TCP
     port: int | str | None = None
@@ -169,8 +230,63 @@ class NetworkPolicy:
     def key(self) -> ObjectKey:
         return (self.namespace, self.name)
 
+    @property
+    def ref(self) -> PolicyRef:
+        return PolicyRef(PolicyKind.NETWORK, self.namespace, self.name)
+
     def rules(self, direction: Direction) -> tuple[PolicyRule, ...] | None:
         """The rules of one direction; None when the policy does not restrict it."""
+        return self.ingress if direction is Direction.INGRESS else self.egress
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRule:
+    """One rule of a cluster-scoped policy. ``peers`` and ``ports`` None mean "any", as in PolicyRule.
+
+    ``peers`` None only arises where a Deny or Pass rule was not understood: it then denies everything.
+    """
+
+    action: RuleAction
+    peers: tuple[ClusterPeer, ...] | None
+    ports: tuple[Port, ...] | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPolicy:
+    """A ClusterNetworkPolicy, or an AdminNetworkPolicy or BaselineAdminNetworkPolicy mapped onto its tiers.
+
+    ``subject`` selects pods of the namespaces it names (its ``namespaces`` is never None). Rules are tried in
+    order; no rules in a direction: the policy says nothing of that direction. ``problems`` as in NetworkPolicy:
+    what is not understood accepts nothing, and denies everything where it would have denied or passed.
+    """
+
+    kind: PolicyKind
+    name: str
+    tier: Tier
+    priority: int
+    subject: PodPeer
+    ingress: tuple[ClusterRule, ...] = ()
+    egress: tuple[ClusterRule, ...] = ()
+    uid: str = ""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> ObjectKey:
+        return ("", self.name)
+
+    @property
+    def ref(self) -> PolicyRef:
+        return PolicyRef(self.kind, "", self.name)
+
+    @property
+    def precedence(self) -> tuple[int, PolicyRef]:
+        """Sorts the policies of one tier. The API leaves open what comes first at equal priority; here it is the
+        name, so that every node answers alike."""
+        return (self.priority, self.ref)
+
+    def rules(self, direction: Direction) -> tuple[ClusterRule, ...]:
+        """The rules of one direction, in the order in which they are tried."""
         return self.ingress if direction is Direction.INGRESS else self.egress
 
 

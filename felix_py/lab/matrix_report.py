@@ -106,7 +106,7 @@ def _explanation(cell: Cell) -> Text:
 
 def _denials(ends: Iterable[DirectionVerdict | None]) -> list[str]:
     return [
-        f"{end.direction.lower()} is denied by {', '.join('/'.join(key) for key in end.selected_by)}"
+        f"{end.direction.lower()} is denied by {', '.join(map(str, end.selected_by))}"
         for end in ends
         if end is not None and not end.allowed
     ]

@@ -182,7 +182,7 @@ def shown(found: list[Cell]) -> str:
 
 def test_table_shows_leaks_and_losses_with_their_policy() -> None:
     text = shown(cells({("dev/dns", "shop/web"): True, ("node1", "dev/dns"): False}))
-    assert "dev/dns -> shop/web 80/tcp IPv4: reaches, but ingress is denied by shop/deny" in text
+    assert "dev/dns -> shop/web 80/tcp IPv4: reaches, but ingress is denied by NetworkPolicy shop/deny" in text
     assert "node1 -> dev/dns 53/udp IPv4: , but policy allows it" in text
     row = next(line for line in text.splitlines() if line.strip().startswith("2 dev/dns"))
     assert "!✓" in row

@@ -1,0 +1,73 @@
+"""Everything that policy reasons with, listed once: for commands, which need a moment and not a watch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from felix_py.datastore.client import Api, ApiError
+from felix_py.datastore.decode import NAMESPACES, NODES, PODS, POLICIES, Kind, Unusable
+from felix_py.datastore.store import Problem
+from felix_py.records import NodeRecord
+from policy.evaluate import Snapshot
+from policy.model import ClusterPolicy, Namespace, NetworkPolicy, Node, Pod
+
+R = TypeVar("R")
+
+_PAGE = 500
+
+
+@dataclass(slots=True)
+class Fetched:
+    """The cluster's objects at one moment. ``problems`` names what could not, or not wholly, be understood."""
+
+    pods: list[Pod] = field(default_factory=list)
+    namespaces: list[Namespace] = field(default_factory=list)
+    policies: list[NetworkPolicy | ClusterPolicy] = field(default_factory=list)
+    nodes: list[NodeRecord] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def snapshot(self) -> Snapshot:
+        """What the oracle looks at."""
+        nodes = [Node(node.name, node.labels, node.addresses) for node in self.nodes]
+        return Snapshot(self.namespaces, self.pods, self.policies, nodes)
+
+
+def fetch(api: Api) -> Fetched:
+    """List every kind, page by page.
+
+    Raises:
+        ApiError: the server refuses.
+        Unreachable: it does not answer.
+    """
+    found = Fetched()
+    found.namespaces = _list(api, NAMESPACES, found.problems)
+    found.nodes = _list(api, NODES, found.problems)
+    found.policies = [*_list(api, POLICIES, found.problems)]
+    found.pods = _list(api, PODS, found.problems)
+    for policy in found.policies:
+        if policy.problems:
+            found.problems.append(Problem(policy.ref.kind, policy.key, policy.uid, "; ".join(policy.problems)))
+    return found
+
+
+def _list(api: Api, kind: Kind[R], problems: list[Problem]) -> list[R]:
+    """All objects of a kind; none where the server does not have the kind."""
+    found: list[R] = []
+    query = {"limit": str(_PAGE)}
+    while True:
+        try:
+            with api.request("GET", kind.path, query) as answer:
+                page = kind.listing(answer.read())
+        except ApiError as error:
+            if error.status == 404:
+                return []
+            raise
+        for item in page.found:
+            if isinstance(item, Unusable):
+                problems.append(Problem(kind.name, item.key, item.uid, item.reason))
+            else:
+                found.append(item)
+        if not page.continue_token:
+            return found
+        query = {"limit": str(_PAGE), "continue": page.continue_token}
