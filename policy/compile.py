@@ -6,56 +6,62 @@ of a Deployment share a policy class, so another replica changes set members and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from policy.index import PodIndex, Watched
-from policy.ir import Chain, Delta, Deny, Jump, Program, Rule
+from policy.classes import DENY_ALL, ClassChains, PolicyClass
+from policy.index import NODES, PodIndex, Watched
+from policy.ir import Chain, Delta, Program
 from policy.model import (
+    ClusterRule,
     Direction,
     Family,
     Labels,
     LocalEndpoint,
     Namespace,
     NetworkPolicy,
+    Node,
     ObjectKey,
     Pod,
+    PolicyRef,
+    PolicyRule,
 )
-from policy.names import class_chain, policy_chain
+from policy.names import policy_chain
 from policy.output import Output
-from policy.peers import PeerSet
+from policy.peers import AnyPolicy, PeerSet
 from policy.rules import RuleCompiler
-from policy.selectors import matches
+from policy.selectors import EVERYTHING, matches
 
-Classes = dict[Direction, frozenset[ObjectKey] | None]
-"""Per direction the policies that select an endpoint; None: not restricted."""
+Classes = dict[Direction, PolicyClass | None]
+"""Per direction the class of an endpoint; None: not restricted."""
 
 _UNRESTRICTED: Classes = dict.fromkeys(Direction)
+
+_CLUSTER = ""
+"""The namespace of cluster-scoped policies."""
 
 
 @dataclass(slots=True)
 class _Endpoint:
-    """``labels`` are the last known ones; None: never seen with a pod, so everything is denied."""
+    """``labels`` are the last known ones; None: never seen with a pod, so everything is denied.
+
+    ``known``: what selects it can be said. ``selecting``: per direction all policies that do, also those that its
+    class leaves out.
+    """
 
     local: LocalEndpoint
     labels: Labels | None
     subject: bool = True
+    known: bool = False
+    selecting: dict[Direction, frozenset[PolicyRef]] = field(default_factory=dict)
     classes: Classes = field(default_factory=lambda: dict(_UNRESTRICTED))
 
 
 @dataclass(slots=True)
 class _Compiled:
-    policy: NetworkPolicy
+    policy: AnyPolicy
     endpoints: set[ObjectKey]
     sets: list[PeerSet]
-
-
-@dataclass(slots=True)
-class _Class:
-    """``population`` counts its endpoints."""
-
-    name: str
-    population: int = 0
 
 
 class Engine:
@@ -65,12 +71,13 @@ class Engine:
         self._outputs = {family: Output(family) for family in families}
         self._index = PodIndex()
         self._pods: dict[ObjectKey, Pod] = {}
-        self._policies: dict[str, dict[ObjectKey, NetworkPolicy]] = {}
+        self._policies: dict[PolicyRef, AnyPolicy] = {}
+        self._by_scope: dict[str, dict[PolicyRef, None]] = {}
         self._endpoints: dict[ObjectKey, _Endpoint] = {}
         self._by_namespace: dict[str, dict[ObjectKey, _Endpoint]] = {}
-        self._compiled: dict[ObjectKey, _Compiled] = {}
+        self._compiled: dict[PolicyRef, _Compiled] = {}
         self._sets: dict[str, PeerSet] = {}
-        self._classes: dict[tuple[Direction, frozenset[ObjectKey]], _Class] = {}
+        self._classes = ClassChains(self._outputs)
         self._holders: dict[str, dict[ObjectKey, _Endpoint]] = {}
 
     # --- events --------------------------------------------------------------------------------------
@@ -90,6 +97,9 @@ class Engine:
             for pod in profile.pods.values():
                 self._count(pod, left, -1)
                 self._count(pod, joined, 1)
+        if _CLUSTER in self._by_scope:
+            for key, endpoint in self._by_namespace.get(name, {}).items():
+                self._select(key, endpoint)
 
     def upsert_pod(self, pod: Pod) -> None:
         """A pod is there, or has changed."""
@@ -109,24 +119,35 @@ class Engine:
         """A pod's object is gone. Its endpoint, if it is still there, keeps its class."""
         self._move(key, self._pods.pop(key, None), None)
 
-    def upsert_policy(self, policy: NetworkPolicy) -> None:
+    def upsert_node(self, node: Node) -> None:
+        """A node is there, or has other labels or addresses."""
+        self.upsert_pod(Pod(NODES, node.name, labels=node.labels, addresses=node.addresses))
+
+    def remove_node(self, name: str) -> None:
+        """A node is gone."""
+        self.remove_pod((NODES, name))
+
+    def upsert_policy(self, policy: AnyPolicy) -> None:
         """A policy is there, or has changed."""
-        policies = self._policies.setdefault(policy.namespace, {})
-        if policies.get(policy.key) == policy:
+        ref = policy.ref
+        if self._policies.get(ref) == policy:
             return
-        policies[policy.key] = policy
-        compiled = self._compiled.get(policy.key)
+        self._policies[ref] = policy
+        self._by_scope.setdefault(ref.namespace, {})[ref] = None
+        compiled = self._compiled.get(ref)
         if compiled is not None:
             self._compile(policy, compiled.endpoints)
-        self._select_by(policy.key, policy)
+        self._select_by(ref)
 
-    def remove_policy(self, key: ObjectKey) -> None:
+    def remove_policy(self, ref: PolicyRef) -> None:
         """A policy is gone."""
-        policies = self._policies.get(key[0], {})
-        if policies.pop(key, None) is not None:
-            self._select_by(key, None)
-            if not policies:
-                del self._policies[key[0]]
+        if self._policies.pop(ref, None) is None:
+            return
+        policies = self._by_scope[ref.namespace]
+        del policies[ref]
+        if not policies:
+            del self._by_scope[ref.namespace]
+        self._select_by(ref)
 
     def upsert_endpoint(self, local: LocalEndpoint) -> None:
         """A pod interface of this node is there, or has other addresses."""
@@ -176,22 +197,32 @@ class Engine:
         """Everything compiled for one family."""
         return self._outputs[family].program()
 
-    def endpoint_policies(self, key: ObjectKey, direction: Direction) -> tuple[ObjectKey, ...] | None:
-        """The policies that select an endpoint, sorted; None: not restricted, or no such endpoint."""
+    def endpoint_policies(self, key: ObjectKey, direction: Direction) -> tuple[PolicyRef, ...] | None:
+        """The policies that count for an endpoint, in order; None: not restricted, or no such endpoint."""
         endpoint = self._endpoints.get(key)
-        policies = endpoint.classes[direction] if endpoint else None
-        return None if policies is None else tuple(sorted(policies))
+        chosen = endpoint.classes[direction] if endpoint else None
+        return None if chosen is None else chosen.policies
 
     def chains_of(self, key: ObjectKey) -> set[str]:
         """Names of all chains and sets that an endpoint's policy stands on."""
         names: set[str] = set()
-        for direction in Direction:
-            policies = self.endpoint_policies(key, direction)
-            if policies is not None:
-                names.add(class_chain(direction, policies))
-                names.update(policy_chain(direction, policy) for policy in policies)
-                names.update(s.name for policy in policies for s in self._compiled[policy].sets)
+        endpoint = self._endpoints.get(key)
+        for direction, chosen in endpoint.classes.items() if endpoint else ():
+            if chosen is not None:
+                names.update(self._classes.chains(direction, chosen))
+                names.update(policy_chain(direction, ref) for ref in chosen.policies)
+                names.update(s.name for ref in chosen.policies for s in self._compiled[ref].sets)
         return names
+
+    def policies_using(self, name: str) -> tuple[PolicyRef, ...]:
+        """The policies behind a chain or a set, a class's in order of evaluation; () if there are none."""
+        found = self._classes.policies(name)
+        return found or tuple(
+            ref
+            for ref, compiled in sorted(self._compiled.items())
+            if any(used.name == name for used in compiled.sets)
+            or any(policy_chain(direction, ref) == name for direction in Direction)
+        )
 
     # --- members -------------------------------------------------------------------------------------
 
@@ -230,40 +261,71 @@ class Engine:
 
     def _select(self, key: ObjectKey, endpoint: _Endpoint) -> None:
         """Find the policies that select an endpoint."""
-        if endpoint.labels is None:
-            self._choose(key, endpoint, dict.fromkeys(Direction, frozenset()))
-            return
-        labels = endpoint.labels
-        selecting = [
-            policy
-            for policy in self._policies.get(key[0], {}).values()
-            if endpoint.subject and matches(policy.selector, labels)
-        ]
-        classes = {
-            direction: frozenset(p.key for p in selecting if p.rules(direction) is not None) or None
+        selecting: list[AnyPolicy] = []
+        endpoint.known = self._is_known(endpoint)
+        if endpoint.known:
+            refs = (*self._by_scope.get(endpoint.local.namespace, ()), *self._by_scope.get(_CLUSTER, ()))
+            selecting = [p for ref in refs if self._selects(p := self._policies[ref], endpoint)]
+        endpoint.selecting = {
+            direction: frozenset(policy.ref for policy in selecting if _speaks_of(policy, direction))
             for direction in Direction
         }
-        self._choose(key, endpoint, classes)
+        self._choose(key, endpoint, {d: self._class(endpoint, d) for d in Direction})
 
-    def _select_by(self, policy_key: ObjectKey, policy: NetworkPolicy | None) -> None:
+    def _select_by(self, ref: PolicyRef) -> None:
         """Find the endpoints that one policy selects, now that it has changed or gone; others do not matter."""
-        changed: dict[tuple[frozenset[ObjectKey] | None, bool], frozenset[ObjectKey] | None] = {}
-        for key, endpoint in self._by_namespace.get(policy_key[0], {}).items():
-            if endpoint.labels is None:
+        policy = self._policies.get(ref)
+        concerned = self._by_namespace.get(ref.namespace, {}) if ref.namespace else self._endpoints
+        made: dict[frozenset[PolicyRef], PolicyClass | None] = {}
+        for key, endpoint in concerned.items():
+            if self._is_known(endpoint) is not endpoint.known:
+                # The first cluster policy that comes, the last that goes: now an unknown namespace matters.
+                self._select(key, endpoint)
+            if not endpoint.known:
                 continue
-            selected = policy is not None and endpoint.subject and matches(policy.selector, endpoint.labels)
+            selected = policy is not None and self._selects(policy, endpoint)
             classes: Classes = {}
-            for direction, before in endpoint.classes.items():
-                member = selected and policy is not None and policy.rules(direction) is not None
-                if member is (before is not None and policy_key in before):
-                    classes[direction] = before
+            for direction, before in endpoint.selecting.items():
+                member = selected and policy is not None and _speaks_of(policy, direction)
+                if not member and ref not in before:
+                    classes[direction] = endpoint.classes[direction]
                     continue
-                # Endpoints of one class move together, so that their new class is made (and hashed) once.
-                if (before, member) not in changed:
-                    held, this = before or frozenset(), {policy_key}
-                    changed[before, member] = (held | this if member else held - this) or None
-                classes[direction] = changed[before, member]
+                selecting = before | {ref} if member else before - {ref}
+                endpoint.selecting[direction] = selecting
+                # Endpoints of one class move together, so that their new class is made once.
+                if selecting not in made:
+                    made[selecting] = self._class(endpoint, direction)
+                classes[direction] = made[selecting]
             self._choose(key, endpoint, classes)
+
+    def _is_known(self, endpoint: _Endpoint) -> bool:
+        """Whether enough is known to say what selects an endpoint.
+
+        Of a new namespace the agent may hear after its first pods; without its labels it is not known which
+        cluster policies select them.
+        """
+        if endpoint.labels is None:
+            return False
+        return _CLUSTER not in self._by_scope or self._index.namespace(endpoint.local.namespace) is not None
+
+    def _selects(self, policy: AnyPolicy, endpoint: _Endpoint) -> bool:
+        """Whether a policy of the endpoint's namespace, or of the cluster, selects an endpoint that is known."""
+        if not endpoint.subject or endpoint.labels is None:
+            return False
+        if isinstance(policy, NetworkPolicy):
+            return matches(policy.selector, endpoint.labels)
+        namespace = self._index.namespace(endpoint.local.namespace)
+        subject = policy.subject
+        return (
+            namespace is not None
+            and matches(subject.namespaces or EVERYTHING, namespace.labels)
+            and matches(subject.pods or EVERYTHING, endpoint.labels)
+        )
+
+    def _class(self, endpoint: _Endpoint, direction: Direction) -> PolicyClass | None:
+        if not endpoint.known:
+            return DENY_ALL
+        return PolicyClass.of(self._policies[ref] for ref in endpoint.selecting[direction])
 
     def _choose(self, key: ObjectKey, endpoint: _Endpoint, classes: Classes) -> None:
         """Put an endpoint into its classes: compile what it needs first, drop what it needed last."""
@@ -271,30 +333,30 @@ class Engine:
             return
         before = _policies(endpoint.classes)
         after = _policies(classes)
-        for policy_key in after - before:
-            compiled = self._compiled.get(policy_key)
+        for ref in after - before:
+            compiled = self._compiled.get(ref)
             if compiled is None:
-                self._compile(self._policies[policy_key[0]][policy_key], {key})
+                self._compile(self._policies[ref], {key})
             else:
                 compiled.endpoints.add(key)
         self._set_classes(endpoint, classes)
-        for policy_key in before - after:
-            compiled = self._compiled[policy_key]
+        for ref in before - after:
+            compiled = self._compiled[ref]
             compiled.endpoints.discard(key)
             if not compiled.endpoints:
-                self._discard(policy_key)
+                self._discard(ref)
 
     def _set_classes(self, endpoint: _Endpoint, classes: Classes) -> None:
         before = endpoint.classes
         endpoint.classes = dict(classes)
-        for direction, policies in classes.items():
-            if policies is not None:
-                self._populate(direction, policies, 1)
+        for direction, chosen in classes.items():
+            if chosen is not None:
+                self._classes.enter(direction, chosen)
         for address in endpoint.local.addresses:
             self._publish(address)
-        for direction, policies in before.items():
-            if policies is not None:
-                self._populate(direction, policies, -1)
+        for direction, chosen in before.items():
+            if chosen is not None:
+                self._classes.leave(direction, chosen)
 
     def _hold(self, key: ObjectKey, addresses: Iterable[str], endpoint: _Endpoint | None) -> None:
         """An endpoint gets addresses, or (None) gives them back."""
@@ -319,29 +381,15 @@ class Engine:
             return
         holders = self._holders.get(address)
         classes = holders[min(holders)].classes if holders else _UNRESTRICTED
-        for direction, policies in classes.items():
-            chain = None if policies is None else self._classes[direction, policies].name
+        for direction, chosen in classes.items():
+            chain = None if chosen is None else self._classes.name(direction, chosen)
             output.set_class(direction, address, chain)
-
-    def _populate(self, direction: Direction, policies: frozenset[ObjectKey], sign: int) -> None:
-        """Count a class's endpoints; its chain exists while there is one."""
-        held = self._classes.get((direction, policies))
-        if held is None:
-            held = self._classes[direction, policies] = _Class(class_chain(direction, policies))
-            jumps = [Rule(Jump(policy_chain(direction, key))) for key in sorted(policies)]
-            for output in self._outputs.values():
-                output.set_chain(Chain(held.name, (*jumps, Rule(Deny()))))
-        held.population += sign
-        if not held.population:
-            del self._classes[direction, policies]
-            for output in self._outputs.values():
-                output.remove_chain(held.name)
 
     # --- policies ------------------------------------------------------------------------------------
 
-    def _compile(self, policy: NetworkPolicy, endpoints: set[ObjectKey]) -> None:
+    def _compile(self, policy: AnyPolicy, endpoints: set[ObjectKey]) -> None:
         """Make a policy's chains. Sets that it used before and still uses are not touched."""
-        old = self._compiled.get(policy.key)
+        old = self._compiled.get(policy.ref)
         sets: list[PeerSet] = []
 
         def use(wanted: PeerSet) -> PeerSet:
@@ -349,24 +397,24 @@ class Engine:
             return sets[-1]
 
         for direction in Direction:
-            name = policy_chain(direction, policy.key)
-            rules = policy.rules(direction)
+            name = policy_chain(direction, policy.ref)
             for family, output in self._outputs.items():
-                if rules is None:
+                if not _speaks_of(policy, direction):
                     output.remove_chain(name)
-                else:
-                    compiler = RuleCompiler(family, policy, direction, use)
-                    chain_rules = (r for n, rule in enumerate(rules) for r in compiler.compile(n, rule))
-                    output.set_chain(Chain(name, tuple(chain_rules)))
-        self._compiled[policy.key] = _Compiled(policy, endpoints, sets)
+                    continue
+                compiler = RuleCompiler(family, policy, direction, use)
+                rules: Sequence[PolicyRule | ClusterRule] = policy.rules(direction) or ()
+                chain_rules = (r for number, rule in enumerate(rules) for r in compiler.compile(number, rule))
+                output.set_chain(Chain(name, tuple(chain_rules)))
+        self._compiled[policy.ref] = _Compiled(policy, endpoints, sets)
         if old is not None:
             self._release(old.sets)
 
-    def _discard(self, key: ObjectKey) -> None:
-        compiled = self._compiled.pop(key)
+    def _discard(self, ref: PolicyRef) -> None:
+        compiled = self._compiled.pop(ref)
         for direction in Direction:
             for output in self._outputs.values():
-                output.remove_chain(policy_chain(direction, key))
+                output.remove_chain(policy_chain(direction, ref))
         self._release(compiled.sets)
 
     def _use(self, wanted: PeerSet) -> PeerSet:
@@ -392,5 +440,12 @@ def _is_peer(pod: Pod) -> bool:
     return pod.active and not pod.host_network
 
 
-def _policies(classes: Classes) -> set[ObjectKey]:
-    return {key for policies in classes.values() if policies for key in policies}
+def _speaks_of(policy: AnyPolicy, direction: Direction) -> bool:
+    """Whether a policy has a say in a direction: a NetworkPolicy that denies all of it has no rules at all."""
+    if isinstance(policy, NetworkPolicy):
+        return policy.rules(direction) is not None
+    return bool(policy.rules(direction))
+
+
+def _policies(classes: Classes) -> set[PolicyRef]:
+    return {ref for chosen in classes.values() if chosen for ref in chosen.policies}

@@ -36,6 +36,9 @@ class Scope:
 
 ALL_PODS = Scope(None, None)
 
+NODES = "/nodes"
+"""Where nodes stand among the pods: a namespace that no pod can be in, and that no namespace selector means."""
+
 
 class Watched:
     """A scope that somebody asked for. Compared by identity, which is what makes an event cheap."""

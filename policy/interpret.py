@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from functools import lru_cache
 
-from policy.ir import Allow, Deny, Jump, Match, Program, SetKind, SetMatch, Side
+from policy.ir import Allow, Deny, Jump, Match, Pass, Program, SetKind, SetMatch, Side
 from policy.model import Direction, Packet
 
 
@@ -30,7 +30,20 @@ def direction_allowed(program: Program, packet: Packet, direction: Direction) ->
 
 def _verdict(program: Program, chain: str, packet: Packet) -> bool | None:
     """None: the chain ends without a verdict."""
-    for rule in program.chains[chain].rules:
+    try:
+        return _walk(program, chain, packet)
+    except _PassedOver:
+        # Who jumped here is left, too; and who jumped there goes on behind.
+        raise AssertionError(f"{chain} passes, but no chain of a tier jumped to it") from None
+
+
+class _PassedOver(Exception):
+    """A rule passes: the chain it is in ends, and the chain of the tier that jumped there."""
+
+
+def _walk(program: Program, name: str, packet: Packet) -> bool | None:
+    chain = program.chains[name]
+    for rule in chain.rules:
         if not _matches(program, rule.match, packet):
             continue
         match rule.action:
@@ -38,8 +51,15 @@ def _verdict(program: Program, chain: str, packet: Packet) -> bool | None:
                 return True
             case Deny():
                 return False
+            case Pass():
+                raise _PassedOver
             case Jump(target):
-                verdict = _verdict(program, target, packet)
+                try:
+                    verdict = _walk(program, target, packet)
+                except _PassedOver:
+                    if not chain.tier:
+                        raise
+                    return None
                 if verdict is not None:
                     return verdict
     return None

@@ -84,19 +84,27 @@ Action = Allow | Deny | Pass | Jump
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``about`` is for people: the policy's namespace/name and rule; backends must escape it."""
+    """``about`` is for people: the policy and rule it comes from; backends must escape it.
+
+    ``index`` is the place of that rule in its policy's list of the direction, from 0; -1: of no rule.
+    """
 
     action: Action
     match: Match = Match()
     about: str = ""
+    index: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """An ordered list of rules under a stable name (at most 28 characters)."""
+    """An ordered list of rules under a stable name (at most 28 characters).
+
+    ``tier``: the chains it jumps to may Pass; no other chain's may.
+    """
 
     name: str
     rules: tuple[Rule, ...]
+    tier: bool = False
 
 
 @dataclass(frozen=True, slots=True)

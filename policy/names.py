@@ -7,9 +7,9 @@ policies share one IP set.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from policy.model import Direction, Family, ObjectKey
+from policy.model import Direction, Family, PolicyRef
 
 _DIGITS = 16
 """64 bits of a hash: two of a million names collide with a probability of 1 in 37 million."""
@@ -17,20 +17,35 @@ _DIGITS = 16
 _LETTER = {Direction.INGRESS: "I", Direction.EGRESS: "E"}
 
 
-def _digest(*parts: str) -> str:
+def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:_DIGITS]
 
 
-def policy_chain(direction: Direction, key: ObjectKey) -> str:
+def _flat(policies: Sequence[PolicyRef]) -> Iterable[str]:
+    return (part for ref in policies for part in ref)
+
+
+def policy_chain(direction: Direction, ref: PolicyRef) -> str:
     """Chain of one policy in one direction (26 characters; the kernel takes 28)."""
-    return f"FELIX-P{_LETTER[direction]}-{_digest(*key)}"
+    return f"FELIX-P{_LETTER[direction]}-{_digest(ref)}"
 
 
-def class_chain(direction: Direction, policies: Iterable[ObjectKey]) -> str:
-    """Chain of one policy class: the exact set of policies that selects an endpoint."""
-    return f"FELIX-C{_LETTER[direction]}-{_digest(*(part for key in sorted(policies) for part in key))}"
+def tier_chain(direction: Direction, policies: Sequence[PolicyRef]) -> str:
+    """Chain of the policies of one tier, in the order in which they are tried."""
+    return f"FELIX-T{_LETTER[direction]}-{_digest(_flat(policies))}"
+
+
+def class_chain(
+    direction: Direction,
+    admin: Sequence[PolicyRef],
+    network: Sequence[PolicyRef],
+    baseline: Sequence[PolicyRef],
+) -> str:
+    """Chain of one policy class: the policies that count for an endpoint, tier by tier."""
+    parts = (*_flat(admin), "/", *_flat(network), "/", *_flat(baseline))
+    return f"FELIX-C{_LETTER[direction]}-{_digest(parts)}"
 
 
 def set_name(family: Family, content: str) -> str:
     """IP set for a peer list, given in canonical text (23 characters; the kernel takes 31)."""
-    return f"felix{int(family)}-{_digest(content)}"
+    return f"felix{int(family)}-{_digest((content,))}"

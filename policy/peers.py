@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from policy import cidr
-from policy.index import ALL_PODS, PodIndex, Scope, Watched
+from policy.index import ALL_PODS, NODES, PodIndex, Scope, Watched
 from policy.ir import SetKind
-from policy.model import Family, IPBlock, NamedPort, NetworkPolicy, Peer, Pod, PodPeer, Port
+from policy.model import (
+    ClusterPeer,
+    ClusterPolicy,
+    Family,
+    IPBlock,
+    NamedPort,
+    NetworkPolicy,
+    NodePeer,
+    Pod,
+    PodPeer,
+    Port,
+)
 from policy.names import set_name
 from policy.output import Output
 from policy.selectors import EVERYTHING
+
+AnyPolicy = NetworkPolicy | ClusterPolicy
 
 NamedPortKey = tuple[str, str]
 """(port name, protocol)."""
@@ -89,13 +102,13 @@ def _named(pod: Pod, key: NamedPortKey) -> list[NamedPort]:
     return [port for port in pod.ports if (port.name, port.protocol) == key]
 
 
-def peer_set(family: Family, policy: NetworkPolicy, peers: tuple[Peer, ...]) -> PeerSet:
+def peer_set(family: Family, policy: AnyPolicy, peers: tuple[ClusterPeer, ...]) -> PeerSet:
     """The set of all addresses that a peer list means."""
     return PeerSet(family, _scopes(policy, peers), _nets(family, peers))
 
 
 def named_port_peers(
-    family: Family, policy: NetworkPolicy, peers: tuple[Peer, ...] | None, port: Port
+    family: Family, policy: AnyPolicy, peers: tuple[ClusterPeer, ...] | None, port: Port
 ) -> PeerSet:
     """Egress: the (address, port) pairs of all pods that the peers mean and that have the named port."""
     named = (str(port.port), port.protocol.value)
@@ -104,22 +117,27 @@ def named_port_peers(
     return PeerSet(family, _scopes(policy, peers), _nets(family, peers), named)
 
 
-def named_port_subjects(family: Family, policy: NetworkPolicy, port: Port) -> PeerSet:
+def named_port_subjects(family: Family, policy: AnyPolicy, port: Port) -> PeerSet:
     """Ingress: the (address, port) pairs of the pods that the policy itself selects."""
-    scope = Scope(policy.namespace, None, policy.selector)
+    if isinstance(policy, NetworkPolicy):
+        scope = Scope(policy.namespace, None, policy.selector)
+    else:
+        scope = _scope(policy, policy.subject)
     return PeerSet(family, frozenset({scope}), (), (str(port.port), port.protocol.value))
 
 
-def _scopes(policy: NetworkPolicy, peers: tuple[Peer, ...]) -> frozenset[Scope]:
-    return frozenset(_scope(policy, peer) for peer in peers if isinstance(peer, PodPeer))
+def _scopes(policy: AnyPolicy, peers: tuple[ClusterPeer, ...]) -> frozenset[Scope]:
+    return frozenset(_scope(policy, peer) for peer in peers if not isinstance(peer, IPBlock))
 
 
-def _scope(policy: NetworkPolicy, peer: PodPeer) -> Scope:
+def _scope(policy: AnyPolicy, peer: PodPeer | NodePeer) -> Scope:
+    if isinstance(peer, NodePeer):
+        return Scope(NODES, None, peer.nodes)
     pods = peer.pods if peer.pods is not None else EVERYTHING
     if peer.namespaces is None:
-        return Scope(policy.namespace, None, pods)
+        return Scope(policy.ref.namespace, None, pods)
     return Scope(None, peer.namespaces, pods)
 
 
-def _nets(family: Family, peers: tuple[Peer, ...]) -> tuple[cidr.Span, ...]:
+def _nets(family: Family, peers: tuple[ClusterPeer, ...]) -> tuple[cidr.Span, ...]:
     return cidr.nets((peer for peer in peers if isinstance(peer, IPBlock)), family)

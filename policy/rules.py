@@ -1,19 +1,39 @@
-"""From the rules of one policy to compiled rules."""
+"""From the rules of one policy, of whichever kind, to compiled rules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from policy.ir import Allow, Match, PortRange, Rule, SetMatch, Side
-from policy.model import Direction, Family, NetworkPolicy, PolicyRule, Port, Protocol
+from policy.ir import Action, Allow, Deny, Match, Pass, PortRange, Rule, SetMatch, Side
+from policy.model import (
+    ClusterPolicy,
+    ClusterRule,
+    Direction,
+    Family,
+    NetworkPolicy,
+    PolicyRule,
+    Port,
+    Protocol,
+    RuleAction,
+)
 from policy.peers import PeerSet, named_port_peers, named_port_subjects, peer_set
+
+_ACTIONS: dict[RuleAction, Action] = {
+    RuleAction.ACCEPT: Allow(),
+    RuleAction.DENY: Deny(),
+    RuleAction.PASS: Pass(),
+}
 
 
 class RuleCompiler:
     """One direction of one policy for one family: policy rules to ir rules."""
 
     def __init__(
-        self, family: Family, policy: NetworkPolicy, direction: Direction, use: Callable[[PeerSet], PeerSet]
+        self,
+        family: Family,
+        policy: NetworkPolicy | ClusterPolicy,
+        direction: Direction,
+        use: Callable[[PeerSet], PeerSet],
     ) -> None:
         """``use`` is told of each set that a rule needs; it returns the one that is kept under that name."""
         self._family = family
@@ -21,13 +41,17 @@ class RuleCompiler:
         self._direction = direction
         self._keep = use
 
-    def compile(self, number: int, rule: PolicyRule) -> Iterator[Rule]:
+    def compile(self, number: int, rule: PolicyRule | ClusterRule) -> Iterator[Rule]:
         """The ir rules of one policy rule; none where nothing of this family can match."""
-        about = f"{self._policy.namespace}/{self._policy.name} {self._direction.lower()}[{number}]"
+        action: Action = Allow()
+        about = f"{self._policy.ref} {self._direction.lower()}[{number}]"
+        if isinstance(rule, ClusterRule):
+            action = _ACTIONS[rule.action]
+            about = f"{about} {rule.name}" if rule.name else about
         for match in self._matches(rule):
-            yield Rule(Allow(), match, about)
+            yield Rule(action, match, about, number)
 
-    def _matches(self, rule: PolicyRule) -> Iterator[Match]:
+    def _matches(self, rule: PolicyRule | ClusterRule) -> Iterator[Match]:
         ports = rule.ports if rule.ports is not None else ()
         plain = [port for port in ports if not isinstance(port.port, str)]
         named = [port for port in ports if isinstance(port.port, str)]
@@ -41,14 +65,14 @@ class RuleCompiler:
             if sets is not None:
                 yield Match(port.protocol, (), sets)
 
-    def _peers(self, rule: PolicyRule) -> tuple[SetMatch, ...] | None:
+    def _peers(self, rule: PolicyRule | ClusterRule) -> tuple[SetMatch, ...] | None:
         """The set match of the rule's peers: () for any peer, None where no address of this family can match."""
         if rule.peers is None:
             return ()
         side = Side.SOURCE if self._direction is Direction.INGRESS else Side.DESTINATION
         return self._use(peer_set(self._family, self._policy, rule.peers), side)
 
-    def _named(self, rule: PolicyRule, port: Port) -> tuple[SetMatch, ...] | None:
+    def _named(self, rule: PolicyRule | ClusterRule, port: Port) -> tuple[SetMatch, ...] | None:
         """A named port belongs to the destination: the peers in egress, the selected pods in ingress."""
         if self._direction is Direction.EGRESS:
             return self._use(named_port_peers(self._family, self._policy, rule.peers, port), Side.DESTINATION)

@@ -62,7 +62,7 @@ class Facts:
             case Namespace():
                 self.engine.remove_namespace(record.name)
             case NetworkPolicy():
-                self.engine.remove_policy(record.key)
+                self.engine.remove_policy(record.ref)
             case NodeRecord():
                 self._nodes.pop(record.name, None)
                 self._note_nodes()

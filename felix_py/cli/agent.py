@@ -111,7 +111,9 @@ def agent(
     mark_mask: Annotated[
         str,
         typer.Option(
-            envvar=_ENV + "MARK_MASK", metavar="MASK", help="Packet mark bits for our own use: 15 at least."
+            envvar=_ENV + "MARK_MASK",
+            metavar="MASK",
+            help="Packet mark bits of our own: 16 in a row.",
         ),
     ] = "0xffff0000",
     nat_outgoing: Annotated[

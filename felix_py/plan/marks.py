@@ -1,4 +1,4 @@
-"""How the packet mark is divided: one accept bit and a policy class number a direction."""
+"""How the packet mark is divided: an accept bit, a policy class number a direction, a pass bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAF_BITS = 4
 FOREIGN = 0xC000
 """kube-proxy's masquerade and drop bits (KUBE-MARK-MASQ 0x4000, KUBE-MARK-DROP 0x8000)."""
 
-_NEEDED_BITS = 1 + 2 * CLASS_BITS
+_NEEDED_BITS = 2 + 2 * CLASS_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,14 @@ class Marks:
     accept: int
     egress_shift: int
     ingress_shift: int
+    passed: int
 
     @classmethod
     def from_mask(cls, mask: int) -> Marks:
         """Divide ``mask`` (a 32-bit value).
 
         Raises:
-            ValueError: the mask takes kube-proxy's bits or has no 15 adjacent bits.
+            ValueError: the mask takes kube-proxy's bits or has no 16 adjacent bits.
         """
         if not 0 < mask < 1 << 32:
             raise ValueError(f"mark mask {mask:#x} is not a 32-bit mask")
@@ -41,7 +42,7 @@ class Marks:
         run = (1 << _NEEDED_BITS) - 1
         for shift in range(32 - _NEEDED_BITS + 1):
             if mask >> shift & run == run:
-                return cls(1 << shift, shift + 1, shift + 1 + CLASS_BITS)
+                return cls(1 << shift, shift + 1, shift + 1 + CLASS_BITS, 1 << shift + 1 + 2 * CLASS_BITS)
         raise ValueError(f"mark mask {mask:#x} has no {_NEEDED_BITS} adjacent bits; try 0xffff0000")
 
     def shift(self, direction: Direction) -> int:
@@ -59,4 +60,5 @@ class Marks:
     @property
     def all(self) -> int:
         """Every bit of ours."""
-        return self.accept | self.class_mask(Direction.EGRESS) | self.class_mask(Direction.INGRESS)
+        classes = self.class_mask(Direction.EGRESS) | self.class_mask(Direction.INGRESS)
+        return self.accept | classes | self.passed

@@ -2,7 +2,8 @@
 
 The accept verdict is a mark, not ACCEPT, so that other people's rules still count. A policy rule that allows
 does ``-g FELIX-ALLOW``: a goto returns to the chain that *jumped* here last, so one rule both sets the mark and
-leaves the policy chain. The class chain then only asks whether the mark is set.
+leaves the policy chain. The class chain then only asks whether the mark is set. A rule that passes does the same
+with ``-g FELIX-PASS`` and another bit, which only the chain of its tier looks at.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.marks import LEAF_BITS, OVERFLOW, Marks
 from felix_py.records import Words
-from policy.ir import Allow, Chain, Deny, Jump, Match, PortRange, Rule, SetKind, SetMatch
+from policy.ir import Allow, Chain, Deny, Jump, Match, Pass, PortRange, Rule, SetKind, SetMatch
 from policy.model import Direction, Family
 
 ALLOW = CHAIN_PREFIX + "ALLOW"
+PASS = CHAIN_PREFIX + "PASS"
 DISPATCH = {Direction.EGRESS: CHAIN_PREFIX + "EGRESS", Direction.INGRESS: CHAIN_PREFIX + "INGRESS"}
 
 _MULTIPORT_SLOTS = 15
@@ -34,21 +36,30 @@ def set_mark(value: int, mask: int) -> Words:
 
 def render_chain(chain: Chain, marks: Marks) -> tuple[Words, ...]:
     """All rules of one compiled chain."""
-    return tuple(words for rule in chain.rules for words in _render_rule(rule, marks))
+    if not chain.tier:
+        done = mark_match(marks.accept, marks.accept)
+        return tuple(words for rule in chain.rules for words in _render_rule(rule, done))
+    either = marks.accept | marks.passed
+    done = ("-m", "mark", "!", "--mark", f"0x0/{either:#x}")
+    # That the Admin tier was passed says nothing about the Baseline tier.
+    return (set_mark(0, marks.passed), *(words for rule in chain.rules for words in _render_rule(rule, done)))
 
 
-def _render_rule(rule: Rule, marks: Marks) -> Iterator[Words]:
+def _render_rule(rule: Rule, done: Words) -> Iterator[Words]:
+    """``done`` matches once a chain that was jumped to has decided."""
     comment = ("-m", "comment", "--comment", rule.about) if rule.about else ()
     for match in _render_match(rule.match):
         match rule.action:
             case Allow():
                 yield (*match, *comment, "-g", ALLOW)
+            case Pass():
+                yield (*match, *comment, "-g", PASS)
             case Deny():
                 yield (*match, *comment, "-j", "DROP")
             case Jump(target):
                 yield (*match, *comment, "-j", target)
     if isinstance(rule.action, Jump):
-        yield (*mark_match(marks.accept, marks.accept), "-j", "RETURN")
+        yield (*done, "-j", "RETURN")
 
 
 def _render_match(match: Match) -> Iterator[Words]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, set_prefix
 from felix_py.plan.marks import Marks
-from felix_py.plan.render import ALLOW, DISPATCH, mark_match, set_mark
+from felix_py.plan.render import ALLOW, DISPATCH, PASS, mark_match, set_mark
 from felix_py.records import Hook, SetSpec, SetType, Words
 from policy.model import Direction, Family
 
@@ -110,6 +110,7 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
             ("-o", _PODS, "-j", "SET", "--map-set", names.ingress, "dst", "--map-mark"),
         ),
         ("filter", ALLOW): (set_mark(marks.accept, marks.accept),),
+        ("filter", PASS): (set_mark(marks.passed, marks.passed),),
         ("filter", FORWARD): tuple(_forward(names, options)),
         ("filter", INPUT): tuple(_input(family, options)),
     }

@@ -8,7 +8,11 @@ from typing import TypeVar
 
 from hypothesis import strategies as st
 
+from policy.evaluate import Snapshot
 from policy.model import (
+    ClusterPeer,
+    ClusterPolicy,
+    ClusterRule,
     Family,
     IPBlock,
     Labels,
@@ -16,17 +20,23 @@ from policy.model import (
     NamedPort,
     Namespace,
     NetworkPolicy,
+    Node,
+    NodePeer,
     ObjectKey,
     Operator,
     Packet,
     Peer,
     Pod,
     PodPeer,
+    PolicyKind,
+    PolicyRef,
     PolicyRule,
     Port,
     Protocol,
     Requirement,
+    RuleAction,
     Selector,
+    Tier,
 )
 
 T = TypeVar("T")
@@ -34,6 +44,7 @@ T = TypeVar("T")
 NAMESPACES = ("a", "b")
 NUMBERS = range(1, 7)
 NODE = ("192.168.0.1", "fdff::1")
+NODES = {"n1": NODE, "n2": ("192.168.0.2",)}
 WORLD = ("10.0.0.99", "fd00::99", "198.51.100.7", "2001:db8::7")
 PORTS = (53, 80, 81, 82)
 
@@ -52,8 +63,9 @@ class Cluster:
 
     namespaces: dict[str, Namespace]
     pods: dict[ObjectKey, Pod]
-    policies: dict[ObjectKey, NetworkPolicy]
+    policies: dict[PolicyRef, NetworkPolicy | ClusterPolicy]
     endpoints: dict[ObjectKey, LocalEndpoint]
+    nodes: dict[str, Node]
 
     def pods_as_known(self) -> list[Pod]:
         """The pods with the addresses of their endpoints, of which the API server may not have heard yet."""
@@ -63,6 +75,11 @@ class Cluster:
             else pod
             for pod in self.pods.values()
         ]
+
+    def snapshot(self) -> Snapshot:
+        """What the oracle looks at."""
+        pods = self.pods_as_known()
+        return Snapshot(self.namespaces.values(), pods, self.policies.values(), self.nodes.values())
 
 
 # --- labels and selectors ------------------------------------------------------------------------------------
@@ -138,6 +155,45 @@ policies: st.SearchStrategy[NetworkPolicy] = st.builds(
     egress=_directions,
 )
 
+# --- policies of the cluster tiers ---------------------------------------------------------------------------
+
+subjects: st.SearchStrategy[PodPeer] = st.builds(PodPeer, selectors, st.none() | selectors)
+cluster_peers: st.SearchStrategy[ClusterPeer] = st.one_of(
+    subjects, blocks.map(lambda block: IPBlock(block.cidr)), st.builds(NodePeer, selectors)
+)
+cluster_rules: st.SearchStrategy[ClusterRule] = st.builds(
+    ClusterRule,
+    st.sampled_from(RuleAction),
+    _some(cluster_peers, (1, 1, 1, 2, 3, None)),
+    _some(ports, (None, None, 1, 2)),
+)
+_cluster_directions = _some(cluster_rules, (0, 1, 1, 2, 3)).map(lambda found: found or ())
+
+
+_TIERS = (Tier.ADMIN, Tier.BASELINE)
+
+
+def _cluster_policy(
+    place: tuple[PolicyKind, str, Tier], priority: int, subject: PodPeer, rules: list[tuple[ClusterRule, ...]]
+) -> ClusterPolicy:
+    kind, name, tier = place
+    return ClusterPolicy(kind, name, tier, priority, subject, *rules)
+
+
+cluster_policies: st.SearchStrategy[ClusterPolicy] = st.builds(
+    _cluster_policy,
+    st.one_of(
+        st.tuples(
+            st.just(PolicyKind.CLUSTER), st.sampled_from("cd"), st.sampled_from((Tier.ADMIN, Tier.BASELINE))
+        ),
+        st.just((PolicyKind.ADMIN, "c", Tier.ADMIN)),
+        st.just((PolicyKind.BASELINE_ADMIN, "default", Tier.BASELINE)),
+    ),
+    st.sampled_from((0, 1, 1000)),
+    subjects,
+    st.lists(_cluster_directions, min_size=2, max_size=2),
+)
+
 # --- pods and clusters ---------------------------------------------------------------------------------------
 
 named_ports: st.SearchStrategy[NamedPort] = st.builds(
@@ -183,17 +239,20 @@ def clusters(draw: st.DrawFn) -> Cluster:
         # Mostly pods' own, but the runtime may know a pod before or after the API server does.
         if draw(st.integers(0, 9)) < (7 if number in numbers else 1)
     ]
+    drawn = [*draw(st.lists(policies, max_size=3)), *draw(st.lists(cluster_policies, max_size=3))]
     return Cluster(
         {namespace.name: namespace for namespace in namespaces},
         {pod.key: pod for pod in found},
-        {policy.key: policy for policy in draw(st.lists(policies, min_size=1, max_size=3))},
+        {policy.ref: policy for policy in drawn},
         {endpoint.key: endpoint for endpoint in endpoints},
+        {name: Node(name, draw(labels), addresses) for name, addresses in NODES.items() if draw(st.booleans())},
     )
 
 
 def packets() -> list[Packet]:
     """Every packet between two different addresses of one family that a cluster may have, to every port."""
-    places = [*(v4(n) for n in NUMBERS), *(v6(n) for n in NUMBERS), *NODE, *WORLD]
+    nodes = [address for addresses in NODES.values() for address in addresses]
+    places = [*(v4(n) for n in NUMBERS), *(v6(n) for n in NUMBERS), *nodes, *WORLD]
     return [
         Packet(source, destination, protocol, port)
         for source in places

@@ -64,7 +64,7 @@ def test_no_command_shows_the_commands(words: list[str]) -> None:
     [
         ("--mark-mask", "many", "not a number"),
         ("--mark-mask", "0xffffffff", "kube-proxy's bits"),
-        ("--mark-mask", "0xff0000", "15 adjacent bits"),
+        ("--mark-mask", "0xff0000", "16 adjacent bits"),
         ("--backend", "ebpf", "must be auto, legacy or nft"),
         ("--cluster-cidr", "10.0.0.1/8", "write it as 10.0.0.0/8"),
         ("--cluster-cidr", "::/0", "everything"),

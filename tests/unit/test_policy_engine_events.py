@@ -50,7 +50,7 @@ def test_an_endpoint_keeps_its_class_when_its_pod_vanishes() -> None:
     engine.upsert_pod(X)
     engine.upsert_endpoint(X_HERE)
     engine.remove_pod(X.key)
-    assert engine.endpoint_policies(X.key, Direction.INGRESS) == (("a", "p"),)
+    assert engine.endpoint_policies(X.key, Direction.INGRESS) == (FROM_ALL_PODS.ref,)
     assert engine.endpoint_policies(X.key, Direction.EGRESS) is None
 
 

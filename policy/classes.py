@@ -1,0 +1,154 @@
+"""Policy classes: what all endpoints share that the same policies select, and their chains.
+
+The class chain of a direction goes through the tiers in their order::
+
+    Jump(chain of the Admin tier)       its policies by precedence; a Pass leaves it
+    Jump(chain of each NetworkPolicy)
+    Deny                                if any NetworkPolicy isolates the endpoint: nothing comes behind it
+    Jump(chain of the Baseline tier)    else
+
+Chains of tiers are named by what they hold, so that all classes with the same cluster policies share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from policy.ir import Chain, Deny, Jump, Rule
+from policy.model import ClusterPolicy, Direction, Family, NetworkPolicy, PolicyRef, Tier
+from policy.names import class_chain, policy_chain, tier_chain
+from policy.output import Output
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyClass:
+    """The policies that count for an endpoint in one direction, in order of evaluation.
+
+    ``isolated``: what they do not decide is denied. Then there is no Baseline tier.
+    """
+
+    admin: tuple[PolicyRef, ...] = ()
+    network: tuple[PolicyRef, ...] = ()
+    baseline: tuple[PolicyRef, ...] = ()
+    isolated: bool = False
+
+    @classmethod
+    def of(cls, policies: Iterable[NetworkPolicy | ClusterPolicy]) -> PolicyClass | None:
+        """The class of an endpoint that these policies select; None: nothing restricts it."""
+        cluster: dict[Tier, list[ClusterPolicy]] = {Tier.ADMIN: [], Tier.BASELINE: []}
+        network: list[PolicyRef] = []
+        for policy in policies:
+            if isinstance(policy, ClusterPolicy):
+                cluster[policy.tier].append(policy)
+            else:
+                network.append(policy.ref)
+        admin = _by_precedence(cluster[Tier.ADMIN])
+        if network:
+            return cls(admin, tuple(sorted(network)), (), isolated=True)
+        baseline = _by_precedence(cluster[Tier.BASELINE])
+        return cls(admin, (), baseline) if admin or baseline else None
+
+    @property
+    def policies(self) -> tuple[PolicyRef, ...]:
+        """All of them, in order of evaluation."""
+        return (*self.admin, *self.network, *self.baseline)
+
+
+DENY_ALL = PolicyClass(isolated=True)
+"""Of an endpoint of which too little is known to say what selects it."""
+
+
+def _by_precedence(policies: Iterable[ClusterPolicy]) -> tuple[PolicyRef, ...]:
+    return tuple(policy.ref for policy in sorted(policies, key=lambda policy: policy.precedence))
+
+
+@dataclass(slots=True)
+class _Held:
+    """A chain, and how many endpoints (of a class) or classes (of a tier) need it."""
+
+    name: str
+    policies: tuple[PolicyRef, ...]
+    users: int = 0
+
+
+class ClassChains:
+    """The chains of classes and tiers in the outputs; each exists while somebody needs it."""
+
+    def __init__(self, outputs: Mapping[Family, Output]) -> None:
+        self._outputs = outputs
+        self._classes: dict[tuple[Direction, PolicyClass], _Held] = {}
+        self._tiers: dict[tuple[Direction, tuple[PolicyRef, ...]], _Held] = {}
+        self._by_name: dict[str, _Held] = {}
+
+    def enter(self, direction: Direction, chosen: PolicyClass) -> None:
+        """One more endpoint is in a class."""
+        held = self._classes.get((direction, chosen))
+        if held is None:
+            name = class_chain(direction, chosen.admin, chosen.network, chosen.baseline)
+            held = self._classes[direction, chosen] = _Held(name, chosen.policies)
+            self._add(held, Chain(held.name, tuple(self._class_rules(direction, chosen))))
+        held.users += 1
+
+    def leave(self, direction: Direction, chosen: PolicyClass) -> None:
+        """One less; the last takes the class with it."""
+        held = self._classes[direction, chosen]
+        held.users -= 1
+        if not held.users:
+            del self._classes[direction, chosen]
+            self._remove(held)
+            for policies in (chosen.admin, chosen.baseline):
+                if policies:
+                    self._leave_tier(direction, policies)
+
+    def name(self, direction: Direction, chosen: PolicyClass) -> str:
+        """Name of the chain of a class that has endpoints."""
+        return self._classes[direction, chosen].name
+
+    def chains(self, direction: Direction, chosen: PolicyClass) -> set[str]:
+        """Names of the chains of a class that has endpoints, and of its tiers."""
+        tiers = (
+            self._tiers[direction, policies].name for policies in (chosen.admin, chosen.baseline) if policies
+        )
+        return {self.name(direction, chosen), *tiers}
+
+    def policies(self, name: str) -> tuple[PolicyRef, ...]:
+        """What the class or tier of a chain is made of, in order of evaluation; () if there is none."""
+        held = self._by_name.get(name)
+        return held.policies if held else ()
+
+    def _class_rules(self, direction: Direction, chosen: PolicyClass) -> Iterator[Rule]:
+        if chosen.admin:
+            yield Rule(Jump(self._enter_tier(direction, chosen.admin)))
+        for ref in chosen.network:
+            yield Rule(Jump(policy_chain(direction, ref)))
+        if chosen.isolated:
+            yield Rule(Deny())
+        elif chosen.baseline:
+            yield Rule(Jump(self._enter_tier(direction, chosen.baseline)))
+
+    def _enter_tier(self, direction: Direction, policies: tuple[PolicyRef, ...]) -> str:
+        held = self._tiers.get((direction, policies))
+        if held is None:
+            held = self._tiers[direction, policies] = _Held(tier_chain(direction, policies), policies)
+            jumps = tuple(Rule(Jump(policy_chain(direction, ref))) for ref in policies)
+            self._add(held, Chain(held.name, jumps, tier=True))
+        held.users += 1
+        return held.name
+
+    def _leave_tier(self, direction: Direction, policies: tuple[PolicyRef, ...]) -> None:
+        held = self._tiers[direction, policies]
+        held.users -= 1
+        if not held.users:
+            del self._tiers[direction, policies]
+            self._remove(held)
+
+    def _add(self, held: _Held, chain: Chain) -> None:
+        self._by_name[held.name] = held
+        for output in self._outputs.values():
+            output.set_chain(chain)
+
+    def _remove(self, held: _Held) -> None:
+        del self._by_name[held.name]
+        for output in self._outputs.values():
+            output.remove_chain(held.name)
