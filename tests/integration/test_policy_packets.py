@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from felix_py.agent.facts import Facts
 from felix_py.dataplane import sysctl
@@ -15,24 +18,32 @@ from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend, Lease, NodeRecord, Report
+from policy import model as policy_model
 from policy.evaluate import Snapshot, verdict
 from policy.model import (
+    ClusterPolicy,
+    ClusterRule,
     Family,
     IPBlock,
     NamedPort,
     Namespace,
     NetworkPolicy,
+    NodePeer,
     Operator,
     Packet,
     Pod,
     PodPeer,
+    PolicyKind,
     PolicyRule,
     Port,
     Protocol,
     Requirement,
+    RuleAction,
     Selector,
+    Tier,
 )
 from policy.selectors import EVERYTHING
+from tests.support import clusters
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.traffic import attempt, serve
 
@@ -41,6 +52,7 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 TCP, UDP = Protocol.TCP, Protocol.UDP
 NODE = {Family.V4: "192.0.2.1", Family.V6: "2001:db8::1"}
 WORLD = {Family.V4: "192.0.2.9", Family.V6: "2001:db8::9"}
+OTHER_NODE = policy_model.Node("other", (("zone", "z"),), tuple(WORLD.values()))
 PORTS = ((TCP, 80), (TCP, 8080), (UDP, 53))
 MARKS = Marks.from_mask(0xFFFF0000)
 
@@ -59,6 +71,7 @@ class Node:
         self.planner = Planner(tuple(Family), StaticOptions(MARKS, nat_outgoing=False), {})
         self.facts = Facts("node", tuple(Family), (), lambda: None)
         self.facts.upsert(NodeRecord("node", "", tuple(NODE.values()), ("10.1.0.0/24", "fd00:1::/64")))
+        self.facts.engine.upsert_node(OTHER_NODE)
         self.pods: dict[str, Pod] = {}
         self.places: dict[str, NetworkNamespace] = {}
         self.namespaces = [Namespace("shop", (("team", "shop"),)), Namespace("dev", (("team", "dev"),))]
@@ -97,9 +110,9 @@ class Node:
         assert second.failures == ()
         return first + second
 
-    def check(self, *policies: NetworkPolicy) -> None:
+    def check(self, *policies: NetworkPolicy | ClusterPolicy) -> None:
         """Every pod and the world to every pod and the world, on every port, in both families."""
-        snapshot = Snapshot(self.namespaces, self.pods.values(), policies)
+        snapshot = Snapshot(self.namespaces, self.pods.values(), policies, [OTHER_NODE])
         ends = [(self.places[name], pod.addresses) for name, pod in self.pods.items()]
         ends.append((self.world, tuple(WORLD.values())))
         places = [(p, a, protocol, port) for p, addresses in ends for a in addresses for protocol, port in PORTS]
@@ -168,6 +181,91 @@ def test_packets_meet_the_oracles_verdict(node: Node) -> None:
         node.facts.delete(POLICIES[gone])
     node.apply()
     node.check(POLICIES[1], POLICIES[3])
+
+
+def tiered(
+    name: str, tier: Tier, priority: int, subject: PodPeer, **rules: tuple[ClusterRule, ...]
+) -> ClusterPolicy:
+    return ClusterPolicy(PolicyKind.CLUSTER, name, tier, priority, subject, **rules)
+
+
+ACCEPT, DENY, PASS = RuleAction
+ALL = PodPeer(EVERYTHING, None)
+SHOP, DEV = PodPeer(labelled(team="shop"), None), PodPeer(labelled(team="dev"), None)
+WEB, API = (PodPeer(labelled(team="shop"), labelled(app=app)) for app in ("web", "api"))
+
+TIERED = [
+    # Nobody but dev reaches the shop's databases, whatever its own policies say; what the api asks is theirs.
+    tiered(
+        "guard",
+        Tier.ADMIN,
+        10,
+        PodPeer(labelled(team="shop"), labelled(app="db")),
+        ingress=(
+            ClusterRule(ACCEPT, (DEV,), (Port(TCP, "http"),), "monitoring"),
+            ClusterRule(PASS, (API,)),
+            ClusterRule(DENY, (SHOP, ALL), (Port(TCP), Port(UDP, 1, 60))),
+        ),
+    ),
+    # Tried later: what was passed or decided does not come here.
+    tiered("late", Tier.ADMIN, 20, SHOP, ingress=(ClusterRule(DENY, (API,), (Port(TCP, 8080),)),)),
+    tiered(
+        "outward",
+        Tier.ADMIN,
+        5,
+        ALL,
+        egress=(
+            ClusterRule(DENY, (NodePeer(labelled(zone="z")),), (Port(UDP, 53),)),
+            ClusterRule(PASS, (IPBlock("192.0.2.0/24"), IPBlock("2001:db8::/64"))),
+            ClusterRule(ACCEPT, (API,), (Port(TCP, 80, 90),)),
+        ),
+    ),
+    tiered(
+        "base",
+        Tier.BASELINE,
+        0,
+        ALL,
+        ingress=(ClusterRule(ACCEPT, (WEB,)), ClusterRule(DENY, None)),
+        egress=(ClusterRule(DENY, (IPBlock("192.0.2.0/24"), IPBlock("2001:db8::/64")), (Port(TCP, 80),)),),
+    ),
+]
+
+
+def test_packets_of_tiers_meet_the_oracles_verdict(node: Node) -> None:
+    known: list[NetworkPolicy | ClusterPolicy] = []
+    for one in (*TIERED, POLICIES[1], POLICIES[0]):
+        node.facts.engine.upsert_policy(one)
+        known.append(one)
+        node.apply()
+        node.check(*known)
+    # Another order of the same policies.
+    known[0], known[1] = replace(TIERED[0], priority=20), replace(TIERED[1], priority=10)
+    for one in known[:2]:
+        node.facts.engine.upsert_policy(one)
+    node.apply()
+    node.check(*known)
+
+
+def test_packets_of_random_policies_meet_the_oracles_verdict(node: Node) -> None:
+    """A few of the random policies of the property tests, with pods that they may mean."""
+    node.namespaces += [Namespace("a", (("app", "x"),)), Namespace("b", (("tier", "y"),))]
+    for namespace in node.namespaces[2:]:
+        node.facts.upsert(namespace)
+    node.add_pod("a", "one", app="x")
+    node.add_pod("b", "two", tier="y")
+
+    @settings(max_examples=4, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @given(found=st.lists(st.one_of(clusters.policies, clusters.cluster_policies), min_size=3, max_size=5))
+    def check(found: list[NetworkPolicy | ClusterPolicy]) -> None:
+        chosen = {one.ref: one for one in found}
+        for one in chosen.values():
+            node.facts.engine.upsert_policy(one)
+        node.apply()
+        node.check(*chosen.values())
+        for ref in chosen:
+            node.facts.engine.remove_policy(ref)
+
+    check()
 
 
 def test_a_pod_that_joins_a_class_causes_no_iptables_write(node: Node) -> None:
