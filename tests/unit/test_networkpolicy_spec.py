@@ -1,11 +1,8 @@
-"""NetworkPolicy v1, a statement of its specification at a time: objects as the API serves them, packets, answers.
-
-Every answer is asked twice: of the oracle and of the compiled program on a node that has all pods.
-"""
+"""NetworkPolicy v1, a statement of its specification at a time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,44 +10,9 @@ import pytest
 from policy.compile import Engine
 from policy.evaluate import Snapshot, verdict
 from policy.interpret import allowed
-from policy.model import Family, LocalEndpoint, NamedPort, Namespace, Packet, Pod, Protocol
+from policy.model import Family, LocalEndpoint, Namespace, NetworkPolicy, Packet
 from policy.parse import parse_network_policy
-
-TCP, UDP, SCTP = Protocol.TCP, Protocol.UDP, Protocol.SCTP
-
-
-def pod(namespace: str, name: str, number: int, **more: Any) -> Pod:
-    addresses = (f"10.0.0.{number}", f"fd00::{number}")
-    return Pod(namespace, name, labels=(("app", name),), addresses=more.pop("addresses", addresses), **more)
-
-
-WEB = pod("shop", "web", 1, ports=(NamedPort("http", TCP, 80), NamedPort("http", UDP, 81)))
-DB = pod("shop", "db", 2, ports=(NamedPort("http", TCP, 8080),))
-DEV = pod("dev", "web", 3, ports=(NamedPort("http", TCP, 80),))
-HOST = pod("dev", "host", 4, addresses=("192.168.0.1", "fdff::1"), host_network=True)
-DONE = pod("dev", "done", 5, active=False)
-PODS = {p.addresses[0]: p for p in (WEB, DB, DEV, HOST, DONE)}
-NAMES = {"web": WEB, "db": DB, "dev": DEV, "host": HOST, "done": DONE}
-OUT = ("198.51.100.7", "2001:db8::7")
-
-
-@dataclass
-class Case:
-    """``allows`` and ``denies``: "source destination [protocol] [port]", for both families unless ``only``."""
-
-    statement: str
-    specs: list[dict[str, Any]]
-    allows: list[str] = field(default_factory=list)
-    denies: list[str] = field(default_factory=list)
-    only: Family | None = None
-
-
-def ns(team: str) -> dict[str, Any]:
-    return {"matchLabels": {"team": team}}
-
-
-def app(name: str) -> dict[str, Any]:
-    return {"matchLabels": {"app": name}}
+from tests.support.spec import DEV, HOST, TCP, WEB, Case, app, check, loaded, ns, packets
 
 
 def ingress(*rules: Any, **more: Any) -> dict[str, Any]:
@@ -213,38 +175,16 @@ CASES = [
 ]
 
 
-def packets(text: str, only: Family | None) -> list[Packet]:
-    source, destination, *rest = text.split()
-    protocol = Protocol(rest[0].upper()) if rest else TCP
-    ends = [NAMES[end].addresses if end in NAMES else OUT for end in (source, destination)]
-    port = int(rest[1]) if rest else 80
-    found = [Packet(source, to, protocol, port) for source, to in zip(*ends, strict=True)]
-    return [p for p in found if only is None or (":" in p.source) is (only is Family.V6)]
+def parsed(*specs: dict[str, Any]) -> list[NetworkPolicy]:
+    return [
+        parse_network_policy({"metadata": {"name": f"p{n}", "namespace": "shop"}, "spec": spec})
+        for n, spec in enumerate(specs)
+    ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.statement)
 def test_specification(case: Case) -> None:
-    namespaces = [Namespace("shop", (("team", "shop"),)), Namespace("dev", (("team", "dev"),))]
-    policies = [
-        parse_network_policy({"metadata": {"name": f"p{n}", "namespace": "shop"}, "spec": spec})
-        for n, spec in enumerate(case.specs)
-    ]
-    engine = Engine()
-    for namespace in namespaces:
-        engine.upsert_namespace(namespace)
-    for policy in policies:
-        engine.upsert_policy(policy)
-    for known in PODS.values():
-        engine.upsert_pod(known)
-        if known.active and not known.host_network:
-            engine.upsert_endpoint(LocalEndpoint(known.namespace, known.name, known.addresses))
-    snapshot = Snapshot(namespaces, PODS.values(), policies)
-    for texts, wanted in ((case.allows, True), (case.denies, False)):
-        for text in texts:
-            for packet in packets(text, case.only):
-                assert verdict(snapshot, packet).allowed is wanted, packet
-                program = engine.program(Family.V6 if ":" in packet.source else Family.V4)
-                assert allowed(program, packet) is wanted, packet
+    check(case, parsed(*case.specs))
 
 
 def test_a_host_network_pod_is_no_subject() -> None:
@@ -257,8 +197,38 @@ def test_a_host_network_pod_is_no_subject() -> None:
 
 
 def test_a_node_reaches_its_own_pods() -> None:
-    policy = parse_network_policy({"metadata": {"name": "p", "namespace": "shop"}, "spec": ingress()})
-    snapshot = Snapshot([], [WEB], [policy])
+    snapshot = Snapshot([], [WEB], parsed(ingress()))
     packet = Packet("192.168.0.1", "10.0.0.1", TCP, 80)
     assert not verdict(snapshot, packet).allowed
     assert verdict(snapshot, packet, frozenset({"192.168.0.1"})).allowed
+
+
+def reached(engine: Engine, text: str) -> set[bool]:
+    return {
+        allowed(engine.program(Family.V6 if ":" in packet.source else Family.V4), packet)
+        for packet in packets(text)
+    }
+
+
+def test_label_updates_on_pods_take_effect_at_once() -> None:
+    engine = loaded(parsed(ingress({"from": [{"namespaceSelector": ns("dev"), "podSelector": app("web")}]})))
+    assert reached(engine, "dev web") == {True}
+    engine.upsert_pod(replace(DEV, labels=(("app", "other"),)))
+    assert reached(engine, "dev web") == {False}
+    engine.upsert_pod(DEV)
+    assert reached(engine, "dev web") == {True}
+
+
+def test_label_updates_on_namespaces_take_effect_at_once() -> None:
+    engine = loaded(parsed(ingress({"from": [{"namespaceSelector": ns("dev")}]})))
+    engine.upsert_namespace(Namespace("dev", (("team", "other"),)))
+    assert reached(engine, "dev web") == {False}
+    engine.upsert_namespace(Namespace("dev", (("team", "dev"),)))
+    assert reached(engine, "dev web") == {True}
+
+
+def test_label_updates_move_a_subject_at_once() -> None:
+    engine = loaded(parsed(ingress(podSelector=app("web"))))
+    assert reached(engine, "dev web") == {False}
+    engine.upsert_pod(replace(WEB, labels=(("app", "free"),)))
+    assert reached(engine, "dev web") == {True}
