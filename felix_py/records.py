@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from policy.model import Family, Labels
+from policy.model import Family, Labels, Node
 
 Words = tuple[str, ...]
 """The words of one iptables rule behind ``-A CHAIN``, unquoted; quoting is the writer's work."""
@@ -187,3 +187,7 @@ class NodeRecord:
     pod_cidrs: tuple[str, ...] = ()
     labels: Labels = ()
     unschedulable: bool = False
+
+    def as_peer(self) -> Node:
+        """What policy needs of it."""
+        return Node(self.name, self.labels, self.addresses)

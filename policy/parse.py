@@ -11,84 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from policy.model import (
-    IPBlock,
-    Labels,
-    NetworkPolicy,
-    Operator,
-    Peer,
-    PodPeer,
-    PolicyRule,
-    Port,
-    Protocol,
-    Requirement,
-    Selector,
-)
+from policy import parts
+from policy.model import IPBlock, Labels, NetworkPolicy, Peer, PodPeer, PolicyRule, Port, Selector
+from policy.problems import Invalid, Problems, Rejected, metadata_of, name_in, uid_in
 from policy.syntax import (
-    bad_label_key,
-    bad_label_value,
     bad_name,
     bad_namespace,
     bad_port_name,
     bad_port_number,
     canonical_address,
-    canonical_cidr,
     shown,
     strictly_inside,
 )
 
 __all__ = ["Invalid", "Rejected", "canonical_address", "parse_labels", "parse_network_policy", "parse_selector"]
-
-_OPERATORS: Final = frozenset(operator.value for operator in Operator)
-_PROTOCOLS: Final = frozenset(protocol.value for protocol in Protocol)
-
-
-class Rejected(Exception):
-    """The object cannot even be named, so nothing can be made of it."""
-
-
-class Invalid(ValueError):
-    """Some part is malformed; the text is one "field: reason" or more."""
-
-
-class _Problems(list[str]):
-    """What was found to be malformed, in order of appearance."""
-
-    def note(self, field: str, reason: str) -> None:
-        self.append(f"{field}: {reason}")
-
-    def check(self, field: str, reason: str | None) -> None:
-        if reason is not None:
-            self.note(field, reason)
-
-    # --- JSON types: the value, or None where it is absent or of the wrong type -----------------------
-
-    def mapping(self, value: object, field: str, known: tuple[str, ...]) -> Mapping[str, Any] | None:
-        """An object with no other fields than the known ones."""
-        if not isinstance(value, Mapping):
-            self.note(field, f"must be an object, not {shown(value)}")
-            return None
-        for key in value:
-            if key not in known:
-                self.note(field, f"unknown field {shown(key)}")
-        return value
-
-    def list(self, value: object, field: str) -> list[Any]:
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            self.note(field, f"must be a list, not {shown(value)}")
-            return []
-        return value
-
-    def text(self, value: object, field: str, bad: Callable[[str], str | None] | None = None) -> str | None:
-        if not isinstance(value, str):
-            self.note(field, f"must be a string, not {shown(value)}")
-            return None
-        if bad is not None:
-            self.check(field, bad(value))
-        return value
-
 
 # --- labels and selectors ------------------------------------------------------------------------------------
 
@@ -99,8 +35,8 @@ def parse_labels(obj: object, field: str = "metadata.labels") -> Labels:
     Raises:
         Invalid: not an object of label keys and values.
     """
-    problems = _Problems()
-    labels = _labels(problems, obj, field)
+    problems = Problems()
+    labels = parts.labels(problems, obj, field)
     if problems:
         raise Invalid("; ".join(problems))
     return labels
@@ -112,68 +48,11 @@ def parse_selector(obj: object, field: str) -> Selector:
     Raises:
         Invalid: some part of it is malformed.
     """
-    problems = _Problems()
-    selector = _selector(problems, obj, field)
+    problems = Problems()
+    selector = parts.selector(problems, obj, field)
     if problems:
         raise Invalid("; ".join(problems))
     return selector
-
-
-def _labels(problems: _Problems, obj: object, field: str) -> Labels:
-    if obj is None:
-        return ()
-    if not isinstance(obj, Mapping):
-        problems.note(field, f"must be an object, not {shown(obj)}")
-        return ()
-    found: list[tuple[str, str]] = []
-    for key, value in obj.items():
-        if problems.text(key, field, bad_label_key) is not None:
-            text = problems.text(value, f"{field}[{shown(key)}]", bad_label_value)
-            found.append((key, text or ""))
-    return tuple(sorted(found))
-
-
-def _selector(problems: _Problems, obj: object, field: str) -> Selector:
-    """Only of use when it noted no problem."""
-    selector = problems.mapping(obj, field, ("matchLabels", "matchExpressions"))
-    if selector is None:
-        return Selector()
-    labels = _labels(problems, selector.get("matchLabels"), f"{field}.matchLabels")
-    requirements = {Requirement(key, Operator.IN, (value,)) for key, value in labels}
-    path = f"{field}.matchExpressions"
-    for number, item in enumerate(problems.list(selector.get("matchExpressions"), path)):
-        requirement = _requirement(problems, item, f"{path}[{number}]")
-        if requirement is not None:
-            requirements.add(requirement)
-    return Selector(tuple(sorted(requirements, key=lambda r: (r.key, r.operator, r.values))))
-
-
-def _requirement(problems: _Problems, item: object, field: str) -> Requirement | None:
-    requirement = problems.mapping(item, field, ("key", "operator", "values"))
-    if requirement is None:
-        return None
-    key = problems.text(requirement.get("key"), f"{field}.key", bad_label_key)
-    path = f"{field}.values"
-    listed = problems.list(requirement.get("values"), path)
-    values = {problems.text(v, f"{path}[{n}]", bad_label_value) or "" for n, v in enumerate(listed)}
-    operator = _operator(problems, requirement.get("operator"), f"{field}.operator")
-    if key is None or operator is None:
-        return None
-    if operator in (Operator.IN, Operator.NOT_IN):
-        if not listed:
-            problems.note(path, f"must not be empty with {operator}")
-    elif listed:
-        problems.note(path, f"must be empty with {operator}")
-    return Requirement(key, operator, tuple(sorted(values)))
-
-
-def _operator(problems: _Problems, value: object, field: str) -> Operator | None:
-    text = problems.text(value, field)
-    if text in _OPERATORS:
-        return Operator(text)
-    if text is not None:
-        problems.note(field, f"unknown operator {shown(text)}")
-    return None
 
 
 # --- NetworkPolicy -------------------------------------------------------------------------------------------
@@ -188,13 +67,10 @@ def parse_network_policy(obj: object) -> NetworkPolicy:
     Raises:
         Rejected: metadata.name or metadata.namespace is missing or is no name.
     """
-    metadata = obj.get("metadata") if isinstance(obj, Mapping) else None
-    if not isinstance(metadata, Mapping):
-        raise Rejected("metadata: must be an object")
-    namespace = _own_name(metadata, "namespace", bad_namespace)
-    name = _own_name(metadata, "name", bad_name)
-    uid = metadata.get("uid")
-    problems = _Problems()
+    metadata = metadata_of(obj)
+    namespace = name_in(metadata, "namespace", bad_namespace)
+    name = name_in(metadata, "name", bad_name)
+    problems = Problems()
     spec = obj.get("spec") if isinstance(obj, Mapping) else None
     selector, ingress, egress = _spec(problems, {} if spec is None else spec)
     return NetworkPolicy(
@@ -203,20 +79,12 @@ def parse_network_policy(obj: object) -> NetworkPolicy:
         selector=selector,
         ingress=ingress,
         egress=egress,
-        uid=uid if isinstance(uid, str) and uid.isprintable() else "",
-        problems=tuple(problems),
+        uid=uid_in(metadata),
+        problems=problems.texts(),
     )
 
 
-def _own_name(metadata: Mapping[str, Any], key: str, bad: Callable[[str], str | None]) -> str:
-    problems = _Problems()
-    text = problems.text(metadata.get(key), f"metadata.{key}", bad)
-    if text is None or problems:
-        raise Rejected("; ".join(problems))
-    return text
-
-
-def _spec(problems: _Problems, obj: object) -> tuple[Selector, _Rules | None, _Rules | None]:
+def _spec(problems: Problems, obj: object) -> tuple[Selector, _Rules | None, _Rules | None]:
     """The selector and the rules of both directions; () where nothing of the direction may be allowed."""
     spec = problems.mapping(obj, "spec", ("podSelector", "ingress", "egress", "policyTypes"))
     if spec is None:
@@ -224,7 +92,7 @@ def _spec(problems: _Problems, obj: object) -> tuple[Selector, _Rules | None, _R
     selector = Selector()
     before = len(problems)
     if spec.get("podSelector") is not None:
-        selector = _selector(problems, spec["podSelector"], "spec.podSelector")
+        selector = parts.selector(problems, spec["podSelector"], "spec.podSelector")
     if len(problems) > before:
         selector = Selector()
     # Whom it selects, or what an unknown field would have narrowed, is not known: it allows nothing.
@@ -241,7 +109,7 @@ def _spec(problems: _Problems, obj: object) -> tuple[Selector, _Rules | None, _R
     return selector, found[0], found[1]
 
 
-def _policy_types(problems: _Problems, spec: Mapping[str, Any]) -> tuple[set[str], bool]:
+def _policy_types(problems: Problems, spec: Mapping[str, Any]) -> tuple[set[str], bool]:
     """The directions that the policy certainly has, and whether it may have the other, too."""
     field = "spec.policyTypes"
     before = len(problems)
@@ -261,7 +129,7 @@ def _policy_types(problems: _Problems, spec: Mapping[str, Any]) -> tuple[set[str
     return listed, unclear
 
 
-def _rules(problems: _Problems, obj: object, field: str, far_end: str) -> _Rules:
+def _rules(problems: Problems, obj: object, field: str, far_end: str) -> _Rules:
     """The rules that could be understood; the others allow nothing, and so do not matter."""
     rules: list[PolicyRule] = []
     for number, item in enumerate(problems.list(obj, field)):
@@ -278,7 +146,7 @@ def _rules(problems: _Problems, obj: object, field: str, far_end: str) -> _Rules
 
 
 def _entries(
-    problems: _Problems, obj: object, field: str, parse: Callable[[_Problems, object, str], Any]
+    problems: Problems, obj: object, field: str, parse: Callable[[Problems, object, str], Any]
 ) -> tuple[Any, ...] | None:
     """The well-formed entries of a list. None (anything) only where the list is absent or empty."""
     before = len(problems)
@@ -294,12 +162,12 @@ def _entries(
     return tuple(found)
 
 
-def _port(problems: _Problems, item: object, field: str) -> Port | None:
+def _port(problems: Problems, item: object, field: str) -> Port | None:
     """One NetworkPolicyPort; only of use when it noted no problem."""
     entry = problems.mapping(item, field, ("protocol", "port", "endPort"))
     if entry is None:
         return None
-    protocol = _protocol(problems, entry.get("protocol"), f"{field}.protocol")
+    protocol = parts.protocol(problems, entry.get("protocol"), f"{field}.protocol")
     port = _port_number_or_name(problems, entry.get("port"), f"{field}.port")
     end = entry.get("endPort")
     if end is not None:
@@ -307,18 +175,7 @@ def _port(problems: _Problems, item: object, field: str) -> Port | None:
     return Port(protocol, port, end) if protocol is not None else None
 
 
-def _protocol(problems: _Problems, value: object, field: str) -> Protocol | None:
-    if value is None:
-        return Protocol.TCP
-    text = problems.text(value, field)
-    if text in _PROTOCOLS:
-        return Protocol(text)
-    if text is not None:
-        problems.note(field, f"unknown protocol {shown(text)}")
-    return None
-
-
-def _port_number_or_name(problems: _Problems, value: object, field: str) -> int | str | None:
+def _port_number_or_name(problems: Problems, value: object, field: str) -> int | str | None:
     match value:
         case None:
             return None
@@ -332,18 +189,20 @@ def _port_number_or_name(problems: _Problems, value: object, field: str) -> int 
     return None
 
 
-def _check_end_port(problems: _Problems, port: int | str | None, end: object, field: str) -> None:
-    if not isinstance(end, int) or isinstance(end, bool):
-        problems.note(field, f"must be a number, not {shown(end)}")
-    elif not isinstance(port, int):
+def _check_end_port(problems: Problems, port: int | str | None, end: object, field: str) -> None:
+    before = len(problems)
+    number = problems.number(end, field)
+    if number is None:
+        return
+    if not isinstance(port, int):
         problems.note(field, "needs a numeric port")
-    elif bad := bad_port_number(end):
-        problems.note(field, bad)
-    elif end < port:
+        return
+    problems.check(field, bad_port_number(number))
+    if len(problems) == before and number < port:
         problems.note(field, f"{end} is less than port {port}")
 
 
-def _peer(problems: _Problems, item: object, field: str) -> Peer | None:
+def _peer(problems: Problems, item: object, field: str) -> Peer | None:
     """One NetworkPolicyPeer; only of use when it noted no problem."""
     peer = problems.mapping(item, field, ("podSelector", "namespaceSelector", "ipBlock"))
     if peer is None:
@@ -358,32 +217,25 @@ def _peer(problems: _Problems, item: object, field: str) -> Peer | None:
         return _ip_block(problems, block, f"{field}.ipBlock")
     # An empty selector means everything; only an absent one is None.
     return PodPeer(
-        namespaces=None if namespaces is None else _selector(problems, namespaces, f"{field}.namespaceSelector"),
-        pods=None if pods is None else _selector(problems, pods, f"{field}.podSelector"),
+        namespaces=None
+        if namespaces is None
+        else parts.selector(problems, namespaces, f"{field}.namespaceSelector"),
+        pods=None if pods is None else parts.selector(problems, pods, f"{field}.podSelector"),
     )
 
 
-def _ip_block(problems: _Problems, obj: object, field: str) -> IPBlock | None:
+def _ip_block(problems: Problems, obj: object, field: str) -> IPBlock | None:
     """An ipBlock is dropped with any except of it that is malformed: without it, it would allow more."""
     block = problems.mapping(obj, field, ("cidr", "except"))
     if block is None:
         return None
-    cidr = _cidr(problems, block.get("cidr"), f"{field}.cidr")
+    cidr = parts.cidr(problems, block.get("cidr"), f"{field}.cidr")
     excepts: list[str] = []
     for number, item in enumerate(problems.list(block.get("except"), f"{field}.except")):
         path = f"{field}.except[{number}]"
-        hole = _cidr(problems, item, path)
+        hole = parts.cidr(problems, item, path)
         if hole is not None and cidr is not None:
             if not strictly_inside(hole, cidr):
                 problems.note(path, f"{shown(item)} is not strictly inside {cidr}")
             excepts.append(hole)
     return IPBlock(cidr, tuple(excepts)) if cidr is not None else None
-
-
-def _cidr(problems: _Problems, value: object, field: str) -> str | None:
-    text = problems.text(value, field)
-    try:
-        return canonical_cidr(text) if text is not None else None
-    except ValueError as error:
-        problems.note(field, str(error))
-        return None

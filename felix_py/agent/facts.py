@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from felix_py.plan.planner import Planner
 from felix_py.records import Lease, NodeRecord
 from policy.compile import Engine
-from policy.model import Family, LocalEndpoint, Namespace, NetworkPolicy, ObjectKey, Pod
+from policy.model import ClusterPolicy, Family, LocalEndpoint, Namespace, NetworkPolicy, ObjectKey, Pod
 
 
 class Facts:
@@ -40,31 +40,33 @@ class Facts:
 
     # --- cluster objects -----------------------------------------------------------------------------
 
-    def upsert(self, record: Pod | Namespace | NetworkPolicy | NodeRecord) -> None:
+    def upsert(self, record: Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord) -> None:
         """An object was added or has changed."""
         match record:
             case Pod():
                 self.engine.upsert_pod(record)
             case Namespace():
                 self.engine.upsert_namespace(record)
-            case NetworkPolicy():
+            case NetworkPolicy() | ClusterPolicy():
                 self.engine.upsert_policy(record)
             case NodeRecord():
                 self._nodes[record.name] = record
+                self.engine.upsert_node(record.as_peer())
                 self._note_nodes()
         self._changed()
 
-    def delete(self, record: Pod | Namespace | NetworkPolicy | NodeRecord) -> None:
+    def delete(self, record: Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord) -> None:
         """An object is gone."""
         match record:
             case Pod():
                 self.engine.remove_pod(record.key)
             case Namespace():
                 self.engine.remove_namespace(record.name)
-            case NetworkPolicy():
+            case NetworkPolicy() | ClusterPolicy():
                 self.engine.remove_policy(record.ref)
             case NodeRecord():
                 self._nodes.pop(record.name, None)
+                self.engine.remove_node(record.name)
                 self._note_nodes()
         self._changed()
 

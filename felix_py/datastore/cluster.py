@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from felix_py import log
 from felix_py.datastore.client import Api
-from felix_py.datastore.decode import NAMESPACES, NODES, PODS, POLICIES
+from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, PODS, POLICIES
 from felix_py.datastore.events import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
-from felix_py.datastore.store import Problem, Store
+from felix_py.datastore.store import Problem, Store, Table
 from policy.model import ObjectKey, Pod
+
+R = TypeVar("R")
 
 OnInvalid = Callable[[str, ObjectKey, str], None]
 """Told the kind, the key and the reason, once per reason, on the event loop."""
 
-_API_VERSIONS = {kind.name: kind.api_version for kind in (PODS, NAMESPACES, POLICIES, NODES)}
+_API_VERSIONS = {
+    kind.name: kind.api_version for kind in (PODS, NAMESPACES, POLICIES, NODES, *CLUSTER_POLICY_KINDS)
+}
 
 
 class PodSource(Protocol):
@@ -45,6 +50,21 @@ class PodSource(Protocol):
 def watch_all_pods(api: Api, timing: Timing) -> PodSource:
     """The pods of all nodes, by one watch on the API server."""
     return Reflector(api, PODS, timing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """One kind's source, bound to its table."""
+
+    kind: str
+    start: Callable[[], None]
+    stop: Callable[[], Coroutine[Any, Any, None]]
+    age: Callable[[], float]
+
+
+def _watched(api: Api, timing: Timing, table: Table[R]) -> _Watched:
+    reflector = Reflector(api, table.kind, timing)
+    return _Watched(table.kind.name, lambda: reflector.start(table.apply), reflector.stop, reflector.age)
 
 
 class Cluster:
@@ -75,18 +95,21 @@ class Cluster:
         self._api = api
         self._on_invalid = on_invalid
         self._log = log.get("cluster")
-        self._pods = pod_source(api, timing)
-        self._namespaces = Reflector(api, NAMESPACES, timing)
-        self._policies = Reflector(api, POLICIES, timing)
-        self._nodes = Reflector(api, NODES, timing)
+        store = self.store
+        pods = pod_source(api, timing)
+        self._sources = [
+            _watched(api, timing, store.nodes),
+            _watched(api, timing, store.namespaces),
+            _watched(api, timing, store.policies),
+            *(_watched(api, timing, store.cluster_policies(kind)) for kind in CLUSTER_POLICY_KINDS),
+            _Watched(PODS.name, lambda: pods.start(store.pods.apply), pods.stop, pods.age),
+        ]
 
     def start(self) -> None:
         """Begin to list and watch. Call it on the running event loop, once, after the handlers subscribed."""
         self._log.info("watching the cluster", server=self._api.server)
-        self._nodes.start(self.store.nodes.apply)
-        self._namespaces.start(self.store.namespaces.apply)
-        self._policies.start(self.store.policies.apply)
-        self._pods.start(self.store.pods.apply)
+        for source in self._sources:
+            source.start()
         self.events.start()
 
     async def in_sync(self) -> None:
@@ -95,18 +118,13 @@ class Cluster:
 
     async def stop(self) -> None:
         """End all watches; the store keeps what it has."""
-        sources = (self._nodes, self._namespaces, self._policies, self._pods)
-        await asyncio.gather(*(source.stop() for source in sources), asyncio.to_thread(self.events.stop))
+        stops = [source.stop() for source in self._sources]
+        await asyncio.gather(*stops, asyncio.to_thread(self.events.stop))
         self._api.close()
 
     def ages(self) -> dict[str, float]:
         """Kind -> seconds since the API server last said anything about it (bookmarks come every minute)."""
-        return {
-            NODES.name: self._nodes.age(),
-            NAMESPACES.name: self._namespaces.age(),
-            POLICIES.name: self._policies.age(),
-            PODS.name: self._pods.age(),
-        }
+        return {source.kind: source.age() for source in self._sources}
 
     async def set_network_available(self, node: str) -> None:
         """Tell the scheduler that pods on ``node`` have a network: condition NetworkUnavailable is False.

@@ -17,8 +17,19 @@ import msgspec
 from felix_py.datastore import wire
 from felix_py.datastore.client import error_from_status
 from felix_py.records import NodeRecord
-from policy.model import Labels, NamedPort, Namespace, NetworkPolicy, ObjectKey, Pod, Protocol
+from policy.model import (
+    ClusterPolicy,
+    Labels,
+    NamedPort,
+    Namespace,
+    NetworkPolicy,
+    ObjectKey,
+    Pod,
+    PolicyKind,
+    Protocol,
+)
 from policy.parse import Rejected, parse_network_policy
+from policy.parse_cluster import parse_admin_policy, parse_baseline_admin_policy, parse_cluster_policy
 from policy.syntax import canonical_address, canonical_cidr
 
 R = TypeVar("R")
@@ -85,12 +96,17 @@ class Kind(Generic[R]):
         key: Callable[[R], ObjectKey],
         wire_type: type[W],
         convert: Callable[[W], R],
+        optional: bool = False,
     ) -> None:
-        """``convert`` raises ValueError with the reason why an object cannot be used."""
+        """``convert`` raises ValueError with the reason why an object cannot be used.
+
+        ``optional``: a custom resource, which a server has only while its CustomResourceDefinition is installed.
+        """
         self.name = name
         self.api_version = api_version
         self.path = path
         self.key = key
+        self.optional = optional
         self._convert: Callable[[Any], R] = convert
         self._object = msgspec.json.Decoder(wire_type)
         list_type: Any = wire.ObjectList
@@ -259,10 +275,14 @@ def _namespace(namespace: wire.Plain) -> Namespace:
 
 
 def _policy(policy: wire.WirePolicy) -> NetworkPolicy:
+    return _parsed(policy, parse_network_policy)
+
+
+def _parsed(policy: wire.WirePolicy, parse: Callable[[object], R]) -> R:
     metadata = policy.metadata
     named = {"namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid}
     try:
-        return parse_network_policy({"metadata": named, "spec": policy.spec})
+        return parse({"metadata": named, "spec": policy.spec})
     except Rejected as error:
         raise ValueError(str(error)) from error
 
@@ -310,6 +330,32 @@ POLICIES = Kind(
     wire_type=wire.WirePolicy,
     convert=_policy,
 )
+
+
+def _cluster_kind(
+    kind: PolicyKind, version: str, plural: str, parse: Callable[[object], ClusterPolicy]
+) -> Kind[ClusterPolicy]:
+    """A cluster-scoped kind of the group policy.networking.k8s.io."""
+    api_version = f"policy.networking.k8s.io/{version}"
+    return Kind(
+        kind.value,
+        api_version,
+        f"/apis/{api_version}/{plural}",
+        key=lambda policy: policy.key,
+        wire_type=wire.WirePolicy,
+        convert=lambda policy: _parsed(policy, parse),
+        optional=True,
+    )
+
+
+CLUSTER_POLICIES = _cluster_kind(PolicyKind.CLUSTER, "v1alpha2", "clusternetworkpolicies", parse_cluster_policy)
+ADMIN_POLICIES = _cluster_kind(PolicyKind.ADMIN, "v1alpha1", "adminnetworkpolicies", parse_admin_policy)
+BASELINE_ADMIN_POLICIES = _cluster_kind(
+    PolicyKind.BASELINE_ADMIN, "v1alpha1", "baselineadminnetworkpolicies", parse_baseline_admin_policy
+)
+CLUSTER_POLICY_KINDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
+"""The cluster-scoped policy kinds: each is there only while its CustomResourceDefinition is installed."""
+
 NODES = Kind(
     "Node", "v1", "/api/v1/nodes", key=lambda node: ("", node.name), wire_type=wire.WireNode, convert=_node
 )

@@ -6,11 +6,19 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from felix_py.datastore.client import Api, ApiError
-from felix_py.datastore.decode import NAMESPACES, NODES, PODS, POLICIES, Kind, Unusable
+from felix_py.datastore.decode import (
+    CLUSTER_POLICY_KINDS,
+    NAMESPACES,
+    NODES,
+    PODS,
+    POLICIES,
+    Kind,
+    Unusable,
+)
 from felix_py.datastore.store import Problem
 from felix_py.records import NodeRecord
 from policy.evaluate import Snapshot
-from policy.model import ClusterPolicy, Namespace, NetworkPolicy, Node, Pod
+from policy.model import ClusterPolicy, Namespace, NetworkPolicy, Pod
 
 R = TypeVar("R")
 
@@ -29,7 +37,7 @@ class Fetched:
 
     def snapshot(self) -> Snapshot:
         """What the oracle looks at."""
-        nodes = [Node(node.name, node.labels, node.addresses) for node in self.nodes]
+        nodes = [node.as_peer() for node in self.nodes]
         return Snapshot(self.namespaces, self.pods, self.policies, nodes)
 
 
@@ -44,6 +52,9 @@ def fetch(api: Api) -> Fetched:
     found.namespaces = _list(api, NAMESPACES, found.problems)
     found.nodes = _list(api, NODES, found.problems)
     found.policies = [*_list(api, POLICIES, found.problems)]
+    for kind in CLUSTER_POLICY_KINDS:
+        listed: list[ClusterPolicy] = _list(api, kind, found.problems)
+        found.policies += listed
     found.pods = _list(api, PODS, found.problems)
     for policy in found.policies:
         if policy.problems:
@@ -52,7 +63,7 @@ def fetch(api: Api) -> Fetched:
 
 
 def _list(api: Api, kind: Kind[R], problems: list[Problem]) -> list[R]:
-    """All objects of a kind; none where the server does not have the kind."""
+    """All objects of a kind; none where the server does not have an optional kind."""
     found: list[R] = []
     query = {"limit": str(_PAGE)}
     while True:
@@ -60,7 +71,7 @@ def _list(api: Api, kind: Kind[R], problems: list[Problem]) -> list[R]:
             with api.request("GET", kind.path, query) as answer:
                 page = kind.listing(answer.read())
         except ApiError as error:
-            if error.status == 404:
+            if error.status == 404 and kind.optional:
                 return []
             raise
         for item in page.found:

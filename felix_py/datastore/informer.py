@@ -4,6 +4,9 @@ A conversation with the server is a list (or the listing part of a WatchList) fo
 resourceVersion. Whatever ends it, the next one either goes on from the last version seen or, where the server has
 forgotten that version or sent what cannot be understood, starts with a list again. The table makes differences
 out of a list, so starting again is always right and never visible to consumers.
+
+An optional kind is one of a CustomResourceDefinition. Where it is not installed the server answers 404: that
+counts as a complete and empty list, and the server is asked again every so often.
 """
 
 from __future__ import annotations
@@ -40,6 +43,10 @@ _GRACE = 30.0
 
 _STOP_TIMEOUT = 2.0
 
+_ABSENCES = 2
+"""Answers in a row that a kind is not installed, until that is believed of one that was: a server that is about
+to start may say so for a moment, and no policy may be lost by that."""
+
 _SAYS_NOTHING_OF_REQUEST = frozenset({401, 403, 429, 500, 502, 503, 504})
 """Refusals that concern us or the server's health, not what was asked for: the same request may work later."""
 
@@ -52,7 +59,8 @@ class Timing:
     ``silence``: an answer without a byte for this long is dead; must be above the server's bookmark interval
     (one minute). ``recycle``: a watch is ended and begun anew, on a new connection with credentials and CA read
     again, after a time between these two. ``healthy``: a watch that lived this long was a success, and its end is
-    no failure. ``retry``: first and longest delay between tries.
+    no failure. ``retry``: first and longest delay between tries. ``absent``: an optional kind that is not
+    installed is looked for again after about this long.
     """
 
     start_jitter: float = 1.0
@@ -60,6 +68,11 @@ class Timing:
     recycle: tuple[float, float] = (300.0, 600.0)
     healthy: float = 10.0
     retry: tuple[float, float] = (0.8, 30.0)
+    absent: float = 15.0
+
+
+class Absent(Exception):
+    """The server does not have this optional kind."""
 
 
 class Reflector(Generic[R]):
@@ -84,6 +97,8 @@ class Reflector(Generic[R]):
         self._version = ""
         self._watching_since: float | None = None
         self._incomplete = 0
+        self._present: bool | None = None
+        self._absences = 0
 
     # --- on the event loop ---------------------------------------------------------------------------
 
@@ -124,6 +139,9 @@ class Reflector(Generic[R]):
             self._list_and_watch()
         except Closed:
             raise
+        except Absent as error:
+            self._note_absence()
+            return error
         except (ApiError, Unreachable, Unreadable) as error:
             return error
         except Exception as error:
@@ -136,6 +154,8 @@ class Reflector(Generic[R]):
     def _next_delay(self, failure: Exception | None) -> float:
         if self._stop.is_set():
             raise Closed
+        if isinstance(failure, Absent):
+            return self._timing.absent * random.uniform(0.5, 1.5)
         now = self._clock.now()
         if self._watching_since is not None and now - self._watching_since >= self._timing.healthy:
             self._backoff.reset()
@@ -146,6 +166,25 @@ class Reflector(Generic[R]):
         reason = str(failure) if failure else "the server ended the watch as soon as it began"
         self._log.warning("watch interrupted", reason=reason, retry_in=round(delay, 1), age=round(self.age(), 1))
         return delay
+
+    def _note_absence(self) -> None:
+        """The server does not have the kind: a full list of nothing, unless that may be a passing word."""
+        self._alive = self._clock.now()
+        self._version = ""
+        self._absences += 1
+        if self._present and self._absences < _ABSENCES:
+            self._log.warning("the server says that it no longer has this kind; asking once more")
+            return
+        if self._present is not False:
+            self._log.info("not installed on this server; looking again", every=self._timing.absent)
+            self._put([Mark.LIST_BEGIN, Mark.LIST_END])
+        self._present = False
+
+    def _note_presence(self) -> None:
+        if self._present is False:
+            self._log.info("installed on this server by now")
+        self._present = True
+        self._absences = 0
 
     # --- in the thread: one conversation -------------------------------------------------------------
 
@@ -252,9 +291,15 @@ class Reflector(Generic[R]):
     @contextmanager
     def _ask(self, query: dict[str, str]) -> Iterator[Answer]:
         """Send a GET for the kind; the answer can be interrupted by ``stop`` while it is being read."""
-        answer = self._api.request("GET", self.kind.path, query, read_timeout=self._timing.silence)
+        try:
+            answer = self._api.request("GET", self.kind.path, query, read_timeout=self._timing.silence)
+        except ApiError as error:
+            if error.status == 404 and self.kind.optional:
+                raise Absent(str(error)) from error
+            raise
         with answer:
             self._alive = self._clock.now()
+            self._note_presence()
             with self._answer_lock:
                 self._answer = answer
             try:

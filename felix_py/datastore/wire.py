@@ -80,10 +80,19 @@ class Plain(Wire):
     metadata: Metadata
 
 
-class WirePolicy(Wire):
-    """networking.k8s.io/v1 NetworkPolicy; the spec is checked field by field by :mod:`policy.parse`."""
+class PolicyMetadata(Wire):
+    """meta/v1 ObjectMeta of a policy. Its labels are not read: nothing odd in them may keep it from use."""
 
-    metadata: Metadata
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+
+
+class WirePolicy(Wire):
+    """A policy of any of the four kinds; its spec is checked field by field in :mod:`policy`."""
+
+    metadata: PolicyMetadata
     spec: Any = None
 
 

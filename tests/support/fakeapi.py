@@ -21,6 +21,9 @@ PODS = "/api/v1/pods"
 NAMESPACES = "/api/v1/namespaces"
 NODES = "/api/v1/nodes"
 POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
+CLUSTER_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
+ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies"
+BASELINE_ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies"
 COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES)
 
 Json = dict[str, Any]
@@ -87,6 +90,7 @@ class FakeApi:
     def __post_init__(self) -> None:
         self.changed = threading.Condition()
         self.port = 0
+        self._collections = set(COLLECTIONS)
         self._log: list[_Change] = []
         self._compacted = self.version
         self._pages: dict[str, tuple[int, list[Json]]] = {}
@@ -151,6 +155,19 @@ class FakeApi:
         obj["metadata"]["resourceVersion"] = str(self.version)
         self._log.append(_Change(self.version, what, key, obj))
         self.changed.notify_all()
+
+    def install(self, collection: str) -> None:
+        """Serve a collection, as once its CustomResourceDefinition is there."""
+        with self.changed:
+            self._collections.add(collection)
+
+    def uninstall(self, collection: str) -> None:
+        """Serve it no longer: its objects are gone without a word, its watches end, and requests get 404."""
+        with self.changed:
+            self._collections.remove(collection)
+            for key in [key for key in self.objects if key[0] == collection]:
+                del self.objects[key]
+        self.end_watches()
 
     def compact(self) -> None:
         """Forget the history: versions before now are too old, page tokens have expired."""
@@ -218,7 +235,7 @@ class FakeApi:
             return
         elif request.method != "GET":
             self._write(exchange)
-        elif request.path not in COLLECTIONS:
+        elif request.path not in self._collections:
             exchange.refuse(404, "NotFound", "no such path")
         elif "watch" in request.query:
             self._watch(exchange)

@@ -12,10 +12,9 @@ from typing import Any, ParamSpec
 from kubernetes.client import Configuration
 
 from felix_py.datastore.client import Api
-from felix_py.datastore.decode import PODS
+from felix_py.datastore.decode import PODS, Kind
 from felix_py.datastore.informer import Reflector, Timing
 from felix_py.datastore.store import Deleted, Event, Problem, Store, Table, Upserted
-from policy.model import Pod
 from tests.support.fakeapi import PATIENCE, FakeApi
 
 P = ParamSpec("P")
@@ -70,8 +69,11 @@ class ScriptedClock:
 class Watching:
     """One kind's reflector and table, with everything it has published."""
 
-    def __init__(self, reflector: Reflector[Pod], store: Store, clock: ScriptedClock, client: Api) -> None:
+    def __init__(
+        self, reflector: Reflector[Any], table: Table[Any], store: Store, clock: ScriptedClock, client: Api
+    ) -> None:
         self.reflector = reflector
+        self.table = table
         self.store = store
         self.clock = clock
         self.client = client
@@ -79,10 +81,6 @@ class Watching:
         self.problems: list[Problem] = []
         self._moved = asyncio.Event()
         store.subscribe(self._note)
-
-    @property
-    def table(self) -> Table[Pod]:
-        return self.store.pods
 
     def sink(self, items: Sequence[Any]) -> None:
         """In front of the table, so that also what changes nothing is noticed."""
@@ -93,7 +91,7 @@ class Watching:
         self.events += events
 
     def names(self) -> set[str]:
-        """Names of the pods in the table."""
+        """Names of the objects in the table."""
         return {name for _, name in self.table.records}
 
     def upserted(self) -> list[str]:
@@ -112,7 +110,7 @@ class Watching:
                 await self._moved.wait()
 
     async def until_names(self, *names: str) -> None:
-        """Wait until exactly these pods are in the table."""
+        """Wait until exactly these objects are in the table."""
         try:
             await self.until(lambda: self.names() == set(names))
         except TimeoutError:
@@ -120,7 +118,7 @@ class Watching:
 
     async def until_listed(self) -> None:
         """Wait until a full list is in."""
-        await self.until(lambda: "Pod" not in self.store.not_listed)
+        await self.until(lambda: self.reflector.kind.name not in self.store.not_listed)
 
 
 def configuration(api: FakeApi) -> Configuration:
@@ -133,14 +131,20 @@ def configuration(api: FakeApi) -> Configuration:
 
 @asynccontextmanager
 async def watching(
-    api: FakeApi, timing: Timing = QUICK, clock: ScriptedClock | None = None, client: Api | None = None
+    api: FakeApi,
+    timing: Timing = QUICK,
+    clock: ScriptedClock | None = None,
+    client: Api | None = None,
+    kind: Kind[Any] = PODS,
 ) -> AsyncIterator[Watching]:
-    """Watch the pods of a fake server."""
+    """Watch the pods of a fake server, or one of the cluster-scoped kinds of policies."""
     client = client or Api(lambda: configuration(api))
     problems: list[Problem] = []
     clock = clock or ScriptedClock()
-    reflector = Reflector(client, PODS, timing, clock)
-    watch = Watching(reflector, Store(problems.append), clock, client)
+    reflector = Reflector(client, kind, timing, clock)
+    store = Store(problems.append)
+    table: Table[Any] = store.pods if kind is PODS else store.cluster_policies(kind)
+    watch = Watching(reflector, table, store, clock, client)
     watch.problems = problems
     reflector.start(watch.sink)
     try:
@@ -148,4 +152,6 @@ async def watching(
     finally:
         await reflector.stop()
         client.close()
-        assert not any(t.name == "informer-Pod" for t in threading.enumerate()), "the reflector did not stop"
+        assert not any(t.name == f"informer-{kind.name}" for t in threading.enumerate()), (
+            "the reflector did not stop"
+        )

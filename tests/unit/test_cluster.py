@@ -1,4 +1,4 @@
-"""All of it together: four kinds, in-sync, problems, ages, the node's condition, stopping."""
+"""All of it together: the kinds, in-sync, problems, ages, the node's condition, stopping."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ async def test_ages() -> None:
             async with asyncio.timeout(PATIENCE):
                 await cluster.in_sync()
             ages = cluster.ages()
-            assert set(ages) == {"Pod", "Namespace", "NetworkPolicy", "Node"}
+            cluster_scoped = {"ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"}
+            assert set(ages) == {"Pod", "Namespace", "NetworkPolicy", "Node"} | cluster_scoped
             assert all(0 <= age < PATIENCE for age in ages.values())
 
 

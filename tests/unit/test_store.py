@@ -6,9 +6,18 @@ from collections.abc import Sequence
 
 import pytest
 
-from felix_py.datastore.decode import Gone, Unusable
+from felix_py.datastore.decode import ADMIN_POLICIES, CLUSTER_POLICIES, CLUSTER_POLICY_KINDS, Gone, Unusable
 from felix_py.datastore.store import Deleted, Event, Mark, Problem, Store, Upserted
-from policy.model import Namespace, NetworkPolicy, Pod, Selector
+from policy.model import (
+    ClusterPolicy,
+    Namespace,
+    NetworkPolicy,
+    Pod,
+    PodPeer,
+    PolicyKind,
+    Selector,
+    Tier,
+)
 from tests.support.watching import on_loop
 
 A, B = Pod("ns", "a"), Pod("ns", "b")
@@ -120,7 +129,10 @@ async def test_in_sync_needs_every_kind_and_comes_after_the_events() -> None:
     seen = Seen()
     store = seen.store
     seen.pods(*listed(A))
-    assert store.not_listed == ("Namespace", "NetworkPolicy", "Node")
+    kinds = ("AdminNetworkPolicy", "BaselineAdminNetworkPolicy", "ClusterNetworkPolicy")
+    assert store.not_listed == (*kinds, "Namespace", "NetworkPolicy", "Node")
+    for kind in CLUSTER_POLICY_KINDS:
+        store.cluster_policies(kind).apply([Mark.LIST_BEGIN, Mark.LIST_END])
     store.namespaces.apply([Mark.LIST_BEGIN, Mark.LIST_END])
     store.policies.apply([Mark.LIST_BEGIN, Mark.LIST_END])
     assert not store.in_sync.is_set()
@@ -132,6 +144,31 @@ async def test_in_sync_needs_every_kind_and_comes_after_the_events() -> None:
     assert synced_during == [False, False], "what was there at subscription, then the namespace"
     store.nodes.apply([Mark.LIST_BEGIN])
     assert store.in_sync.is_set(), "a relist does not take it back"
+
+
+@on_loop
+async def test_cluster_policies_of_several_kinds_may_share_a_name() -> None:
+    def named(kind: PolicyKind, *problems: str) -> ClusterPolicy:
+        subject = PodPeer(Selector(), None)
+        return ClusterPolicy(kind, "x", Tier.ADMIN, 1, subject, uid=f"uid-{kind}", problems=problems)
+
+    seen = Seen()
+    cluster, admin = named(PolicyKind.CLUSTER, "spec.a: bad"), named(PolicyKind.ADMIN, "spec.b: bad")
+    seen.store.cluster_policies(CLUSTER_POLICIES).apply([cluster])
+    seen.store.cluster_policies(ADMIN_POLICIES).apply([admin])
+    assert [batch for batch in seen.batches if batch] == [[Upserted(cluster, None)], [Upserted(admin, None)]]
+    problems = [
+        Problem("ClusterNetworkPolicy", ("", "x"), cluster.uid, "spec.a: bad"),
+        Problem("AdminNetworkPolicy", ("", "x"), admin.uid, "spec.b: bad"),
+    ]
+    assert seen.problems == problems
+    assert seen.store.problems == problems
+    seen.store.cluster_policies(ADMIN_POLICIES).apply([Gone(("", "x"))])
+    assert seen.store.cluster_policies(CLUSTER_POLICIES).records == {("", "x"): cluster}
+    assert seen.store.problems == problems[:1]
+    late: list[Event] = []
+    seen.store.subscribe(late.extend)
+    assert late == [Upserted(cluster, None)]
 
 
 @on_loop

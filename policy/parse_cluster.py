@@ -1,0 +1,408 @@
+"""From the objects of the group policy.networking.k8s.io, as decoded from JSON, to model.ClusterPolicy.
+
+Three kinds become one record: ClusterNetworkPolicy (v1alpha2) as it is; AdminNetworkPolicy (v1alpha1) as a policy
+of the Admin tier; BaselineAdminNetworkPolicy (v1alpha1) as the last policy of the Baseline tier.
+
+What is not understood fails closed, rule by rule, as the API demands: "For 'Accept' rules, 'fail closed' means:
+'treat the rule as matching no traffic'. For 'Deny' and 'Pass' rules, 'fail closed' means: 'treat the rule as a
+"Deny all" rule'." So of the rules with a part that is not understood
+
+- Accept rules are left out;
+- Deny and Pass rules, and those whose action is unknown, deny everything.
+
+Where the head is not understood (tier, priority, subject, an unknown field of the spec, a name that the kind
+cannot have), it cannot be known what the policy was to accept, nor before or after which others. Then
+
+- a tier that is not understood is Admin, and such a priority is 0, which is first;
+- the subject widens: a requirement that is not understood is dropped, a subject of which nothing is understood is
+  all pods;
+- all Accept rules are left out, and Pass rules deny what they match.
+
+An unknown field counts as not understood: it might have narrowed the part it is in. As in the API, null means
+that the field is absent. Sources: network-policy-api, apis/v1alpha1 and apis/v1alpha2, and the CRDs made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from policy import parts
+from policy.model import (
+    ClusterPeer,
+    ClusterPolicy,
+    ClusterRule,
+    Direction,
+    IPBlock,
+    NodePeer,
+    PodPeer,
+    PolicyKind,
+    Port,
+    RuleAction,
+    Selector,
+    Tier,
+)
+from policy.parse_cluster_ports import v1alpha1_port, v1alpha2_port
+from policy.problems import Problems, metadata_of, name_in, uid_in
+from policy.syntax import bad_name, shown
+
+BASELINE_ADMIN_PRIORITY: Final = 1001
+"""A BaselineAdminNetworkPolicy has no priority. Others of the Baseline tier have at most 1000: it comes last."""
+
+BASELINE_ADMIN_NAME: Final = "default"
+"""The only name that a BaselineAdminNetworkPolicy may have."""
+
+_LONGEST_NAME: Final = 100
+_MOST_NETWORKS: Final = 25
+_FAR_END: Final = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
+_POD_PEERS: Final = ("namespaces", "pods")
+_ALL_PODS: Final = PodPeer(Selector(), None)
+_TIERS: Final = {tier.value: tier for tier in (Tier.ADMIN, Tier.BASELINE)}
+
+_ParsePort = Callable[[Problems, object, str], tuple[Port, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    """In what the kinds differ.
+
+    ``head``: which of tier and priority are fields; ``tier`` and ``priority`` are what they are otherwise, and
+    where they are not understood.
+    """
+
+    kind: PolicyKind
+    head: tuple[str, ...]
+    tier: Tier
+    priority: int
+    actions: Mapping[str, RuleAction]
+    ports: str
+    parse_port: _ParsePort
+    most_rules: int
+    most_peers: int
+    most_ports: int
+    egress_peers: tuple[str, ...]
+    needs_namespace_selector: bool
+
+
+def parse_cluster_policy(obj: object) -> ClusterPolicy:
+    """A ClusterNetworkPolicy (API: policy.networking.k8s.io/v1alpha2).
+
+    Raises:
+        Rejected: metadata.name is missing or is no name.
+    """
+    return _parse(obj, _CLUSTER)
+
+
+def parse_admin_policy(obj: object) -> ClusterPolicy:
+    """An AdminNetworkPolicy (API: policy.networking.k8s.io/v1alpha1), as a policy of the Admin tier.
+
+    Raises:
+        Rejected: metadata.name is missing or is no name.
+    """
+    return _parse(obj, _ADMIN)
+
+
+def parse_baseline_admin_policy(obj: object) -> ClusterPolicy:
+    """A BaselineAdminNetworkPolicy (API: policy.networking.k8s.io/v1alpha1), as the Baseline tier's last policy.
+
+    Raises:
+        Rejected: metadata.name is missing or is no name.
+    """
+    return _parse(obj, _BASELINE_ADMIN)
+
+
+# --- the head ------------------------------------------------------------------------------------------------
+
+
+def _parse(obj: object, dialect: _Dialect) -> ClusterPolicy:
+    metadata = metadata_of(obj)
+    name = name_in(metadata, "name", bad_name)
+    problems = Problems()
+    if dialect is _BASELINE_ADMIN and name != BASELINE_ADMIN_NAME:
+        problems.note("metadata.name", f"must be {BASELINE_ADMIN_NAME!r}, not {shown(name)}")
+    given = obj.get("spec") if isinstance(obj, Mapping) else None
+    known = (*dialect.head, "subject", "ingress", "egress")
+    # An object without a spec says nothing of anybody; one whose spec is no object may say anything.
+    spec = problems.mapping({} if given is None else given, "spec", known)
+    tier, priority, subject = dialect.tier, dialect.priority, _ALL_PODS
+    ingress: tuple[ClusterRule, ...] = (_deny_all(),)
+    egress = ingress
+    if spec is None:
+        problems.note("spec", "as nothing of it is understood, everything is denied")
+    else:
+        tier, priority = _precedence(problems, spec, dialect)
+        subject = _subject(problems, spec.get("subject"), dialect)
+        broken = bool(problems)
+        if broken:
+            problems.note("spec", "as its head is not understood, it accepts nothing, and its Pass rules deny")
+        ingress = _rules(problems, spec.get("ingress"), Direction.INGRESS, dialect, broken)
+        egress = _rules(problems, spec.get("egress"), Direction.EGRESS, dialect, broken)
+    return ClusterPolicy(
+        kind=dialect.kind,
+        name=name,
+        tier=tier,
+        priority=priority,
+        subject=subject,
+        ingress=ingress,
+        egress=egress,
+        uid=uid_in(metadata),
+        problems=problems.texts(),
+    )
+
+
+def _precedence(problems: Problems, spec: Mapping[str, Any], dialect: _Dialect) -> tuple[Tier, int]:
+    """Tier and priority, as far as the kind has these fields; the dialect's own where they are not understood."""
+    tier, priority = dialect.tier, dialect.priority
+    if "priority" in dialect.head:
+        before = len(problems)
+        number = problems.number(spec.get("priority"), "spec.priority", _bad_priority)
+        if number is not None and len(problems) == before:
+            priority = number
+    if "tier" in dialect.head:
+        text = problems.text(spec.get("tier"), "spec.tier")
+        if text is not None and text not in _TIERS:
+            problems.note("spec.tier", f"unknown tier {shown(text)}")
+        tier = _TIERS.get(text or "", tier)
+    return tier, priority
+
+
+def _bad_priority(priority: int) -> str | None:
+    return None if 0 <= priority <= 1000 else f"{shown(priority)} is not between 0 and 1000"
+
+
+def _subject(problems: Problems, obj: object, dialect: _Dialect) -> PodPeer:
+    """The pods it selects, or more where a part is not understood."""
+    field = "spec.subject"
+    chosen = problems.choice(obj, field, _POD_PEERS)
+    if chosen is None:
+        # Several were alternatives to each other: whatever they select together, it is not more than all pods.
+        return _ALL_PODS
+    return _pods(problems, chosen, field, dialect)
+
+
+def _pods(problems: Problems, chosen: tuple[str, Any], field: str, dialect: _Dialect) -> PodPeer:
+    """``namespaces`` (a selector) or ``pods`` (a NamespacedPod) of a subject or a peer."""
+    what, obj = chosen
+    field = f"{field}.{what}"
+    if what == "namespaces":
+        return PodPeer(parts.selector(problems, obj, field), None)
+    selectors = problems.mapping(obj, field, ("namespaceSelector", "podSelector"))
+    if selectors is None:
+        return _ALL_PODS
+    namespaces, pods = selectors.get("namespaceSelector"), selectors.get("podSelector")
+    if namespaces is None and not dialect.needs_namespace_selector:
+        namespaces = {}
+    return PodPeer(
+        parts.selector(problems, namespaces, f"{field}.namespaceSelector"),
+        parts.selector(problems, pods, f"{field}.podSelector"),
+    )
+
+
+# --- rules ---------------------------------------------------------------------------------------------------
+
+
+def _rules(
+    problems: Problems, obj: object, direction: Direction, dialect: _Dialect, broken: bool
+) -> tuple[ClusterRule, ...]:
+    """The rules of a direction; ``broken``: the head is not understood, so nothing may be accepted or passed."""
+    field = f"spec.{direction.lower()}"
+    before = len(problems)
+    items = problems.list(obj, field)
+    if len(problems) > before:
+        problems.note(field, "as it is not understood, everything is denied")
+        return (_deny_all(),)
+    rules: list[ClusterRule] = []
+    for number, item in enumerate(items[: dialect.most_rules]):
+        rule = _rule(problems, item, f"{field}[{number}]", direction, dialect)
+        if rule is not None and broken:
+            rule = _without_accepting(rule)
+        if rule is not None:
+            rules.append(rule)
+    return tuple(rules + _surplus(problems, items[dialect.most_rules :], field, dialect))
+
+
+def _surplus(problems: Problems, items: list[Any], field: str, dialect: _Dialect) -> list[ClusterRule]:
+    """What stands for the rules behind the last that there may be. None of them is read, and so understood."""
+    if not items:
+        return []
+    most = dialect.most_rules
+    problems.note(field, f"must have at most {most} entries, not {most + len(items)}: the others accept nothing")
+    actions = [item.get("action") if isinstance(item, Mapping) else None for item in items]
+    accepts = [action for action in actions if _accepts(action, dialect)]
+    if len(accepts) == len(items):
+        return []
+    problems.note(field, f"as there are Deny or Pass rules behind [{most - 1}], everything is denied there")
+    return [_deny_all()]
+
+
+def _accepts(action: object, dialect: _Dialect) -> bool:
+    return isinstance(action, str) and dialect.actions.get(action) is RuleAction.ACCEPT
+
+
+def _rule(
+    problems: Problems, item: object, field: str, direction: Direction, dialect: _Dialect
+) -> ClusterRule | None:
+    """One rule, or what fails closed in its place."""
+    before = len(problems)
+    far_end = _FAR_END[direction]
+    given = problems.mapping(item, field, ("name", "action", far_end, dialect.ports))
+    rule = given if given is not None else {}
+    action: RuleAction | None = None
+    peers: tuple[ClusterPeer, ...] = ()
+    ports: tuple[Port, ...] | None = None
+    if given is not None:
+        action = _action(problems, rule.get("action"), f"{field}.action", dialect)
+        peers = _peers(problems, rule.get(far_end), f"{field}.{far_end}", direction, dialect)
+        ports = _ports(problems, rule.get(dialect.ports), f"{field}.{dialect.ports}", dialect)
+        _check_named_ports(problems, peers, ports, f"{field}.{dialect.ports}")
+    understood = len(problems) == before
+    name = _name(problems, rule.get("name"), f"{field}.name")
+    if understood and action is not None:
+        return ClusterRule(action, peers, ports, name)
+    if action is RuleAction.ACCEPT:
+        problems.note(field, "as a part of it is not understood, it accepts nothing")
+        return None
+    problems.note(field, "as a part of it is not understood, it denies everything")
+    return _deny_all(name)
+
+
+def _deny_all(name: str = "") -> ClusterRule:
+    return ClusterRule(RuleAction.DENY, None, None, name)
+
+
+def _without_accepting(rule: ClusterRule) -> ClusterRule | None:
+    if rule.action is RuleAction.ACCEPT:
+        return None
+    return ClusterRule(RuleAction.DENY, rule.peers, rule.ports, rule.name)
+
+
+def _action(problems: Problems, value: object, field: str, dialect: _Dialect) -> RuleAction | None:
+    text = problems.text(value, field)
+    if text is not None and text not in dialect.actions:
+        problems.note(field, f"unknown action {shown(text)}, known are {', '.join(dialect.actions)}")
+    return dialect.actions.get(text or "")
+
+
+def _name(problems: Problems, value: object, field: str) -> str:
+    """Only people read it: a bad one is left out, and what it names is applied all the same."""
+    if value is None:
+        return ""
+    text = problems.text(value, field) or ""
+    if len(text) > _LONGEST_NAME:
+        problems.note(field, f"{shown(text)} is longer than {_LONGEST_NAME} characters")
+        return ""
+    # The API forbids no character, but this goes to terminals and logs.
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def _peers(
+    problems: Problems, obj: object, field: str, direction: Direction, dialect: _Dialect
+) -> tuple[ClusterPeer, ...]:
+    """Only of use when it noted no problem."""
+    before = len(problems)
+    items = problems.list(obj, field, dialect.most_peers)
+    if not items and len(problems) == before:
+        problems.note(field, "must have at least one entry")
+    known = dialect.egress_peers if direction is Direction.EGRESS else _POD_PEERS
+    peers: list[ClusterPeer] = []
+    for number, item in enumerate(items):
+        peers += _peer(problems, item, f"{field}[{number}]", known, dialect)
+    return tuple(peers)
+
+
+def _peer(
+    problems: Problems, item: object, field: str, known: tuple[str, ...], dialect: _Dialect
+) -> list[ClusterPeer]:
+    match problems.choice(item, field, known):
+        case None:
+            return []
+        case ("nodes", value):
+            return [NodePeer(parts.selector(problems, value, f"{field}.nodes"))]
+        case ("networks", value):
+            return _networks(problems, value, f"{field}.networks")
+        case ("domainNames", _):
+            problems.note(f"{field}.domainNames", "felix-py does not watch DNS, so it cannot match domain names")
+            return []
+        case chosen:
+            return [_pods(problems, chosen, field, dialect)]
+
+
+def _networks(problems: Problems, obj: object, field: str) -> list[ClusterPeer]:
+    before = len(problems)
+    items = problems.list(obj, field, _MOST_NETWORKS)
+    if not items and len(problems) == before:
+        problems.note(field, "must have at least one entry")
+    found = [parts.cidr(problems, item, f"{field}[{number}]") for number, item in enumerate(items)]
+    return [IPBlock(cidr) for cidr in found if cidr is not None]
+
+
+def _ports(problems: Problems, obj: object, field: str, dialect: _Dialect) -> tuple[Port, ...] | None:
+    """None: any. Only of use when it noted no problem."""
+    if obj is None:
+        return None
+    before = len(problems)
+    items = problems.list(obj, field, dialect.most_ports)
+    if not items and len(problems) == before:
+        problems.note(field, "must have at least one entry, or be left out")
+    ports: list[Port] = []
+    for number, item in enumerate(items):
+        ports += dialect.parse_port(problems, item, f"{field}[{number}]")
+    return tuple(ports)
+
+
+def _check_named_ports(
+    problems: Problems, peers: tuple[ClusterPeer, ...], ports: tuple[Port, ...] | None, field: str
+) -> None:
+    """ "You can't use this in a rule that targets resources without named ports (e.g. Nodes or Networks)." """
+    named = any(isinstance(port.port, str) for port in ports or ())
+    if named and not all(isinstance(peer, PodPeer) for peer in peers):
+        problems.note(field, "named ports are those of pods, and a peer of this rule is not")
+
+
+# --- the kinds -----------------------------------------------------------------------------------------------
+
+_V1ALPHA1_ACTIONS: Final = {"Allow": RuleAction.ACCEPT, "Deny": RuleAction.DENY, "Pass": RuleAction.PASS}
+
+_CLUSTER: Final = _Dialect(
+    PolicyKind.CLUSTER,
+    head=("tier", "priority"),
+    tier=Tier.ADMIN,
+    priority=0,
+    actions={action.value: action for action in RuleAction},
+    ports="protocols",
+    parse_port=v1alpha2_port,
+    most_rules=25,
+    most_peers=25,
+    most_ports=25,
+    egress_peers=(*_POD_PEERS, "nodes", "networks", "domainNames"),
+    needs_namespace_selector=False,
+)
+_ADMIN: Final = _Dialect(
+    PolicyKind.ADMIN,
+    head=("priority",),
+    tier=Tier.ADMIN,
+    priority=0,
+    actions=_V1ALPHA1_ACTIONS,
+    ports="ports",
+    parse_port=v1alpha1_port,
+    most_rules=100,
+    most_peers=100,
+    most_ports=100,
+    egress_peers=(*_POD_PEERS, "nodes", "networks", "domainNames"),
+    needs_namespace_selector=True,
+)
+_BASELINE_ADMIN: Final = _Dialect(
+    PolicyKind.BASELINE_ADMIN,
+    head=(),
+    tier=Tier.BASELINE,
+    priority=BASELINE_ADMIN_PRIORITY,
+    actions={name: action for name, action in _V1ALPHA1_ACTIONS.items() if action is not RuleAction.PASS},
+    ports="ports",
+    parse_port=v1alpha1_port,
+    most_rules=100,
+    most_peers=100,
+    most_ports=100,
+    egress_peers=(*_POD_PEERS, "nodes", "networks"),
+    needs_namespace_selector=True,
+)
