@@ -26,6 +26,7 @@ from felix_py.dataplane.iptables_text import (
     parse_save,
     render,
 )
+from felix_py.dataplane.rule_bodies import RuleBodies
 from felix_py.records import Backend, ChainKey, Failure, Hook, Report, Words
 from policy.model import Family
 
@@ -49,6 +50,7 @@ class Iptables:
         self._doomed: set[Place] = set()
         self._doomed_hooks: dict[Place, set[str]] = {}
         self._swept = False
+        self._bodies = RuleBodies()
 
     # --- what is wanted ------------------------------------------------------------------------------
 
@@ -103,15 +105,19 @@ class Iptables:
         Raises:
             ToolError: they cannot be read.
         """
+        self._actual = self._read()
+        self._bodies.keep(rule.text for rules in self._actual.values() for rule in rules)
+        self._dirty = self._wanted.keys() | self._hooks.keys() | self._doomed | self._doomed_hooks.keys()
+        self._swept = False
+
+    def _read(self) -> dict[Place, tuple[Rule, ...]]:
         saved = parse_save(save(self._family, self._backend))
-        self._actual = {
+        return {
             (name, chain): tuple(rules)
             for name, table in saved.items()
             if name in TABLES
             for chain, rules in (*table.chains.items(), *table.builtins.items())
         }
-        self._dirty = self._wanted.keys() | self._hooks.keys() | self._doomed | self._doomed_hooks.keys()
-        self._swept = False
 
     def rules(self, table: str, prefix: str) -> list[str]:
         """The rules of all our chains of a table whose names begin so, as iptables-save spells them."""
@@ -146,6 +152,7 @@ class Iptables:
         error = self._restore.run(changes)
         if error is None:
             written = self._done(changes)
+            self._read_back(changes)
         elif is_hopeless(error):
             written = 0
             failures += [Failure(change.what, error) for change in changes]
@@ -180,6 +187,29 @@ class Iptables:
             self._settled(change.place)
             count += 1
         return count
+
+    def _read_back(self, changes: Iterable[Change]) -> None:
+        """Look at the rules that were mended for what they did, not for their hash.
+
+        If this kernel's tools print them in a way that we take for another rule, they would be mended for ever.
+        """
+        mended = [change for change in changes if self._altered(change.before, change.after or ())]
+        if not mended:
+            return
+        try:
+            found = self._read()
+        except ToolError:
+            return  # the next load says so again
+        for change in mended:
+            wanted = {rule.hash: rule for rule in change.after or () if rule.hash}
+            for rule in found.get(change.place, ()):
+                if rule.hash in wanted:
+                    self._bodies.learn(wanted[rule.hash], rule)
+
+    def _altered(self, actual: Iterable[Rule], wanted: Iterable[Rule]) -> bool:
+        """Whether a rule that carries a wanted one's hash does something else."""
+        by_hash = {rule.hash: rule for rule in wanted if rule.hash}
+        return any(rule.hash in by_hash and self._bodies.altered(by_hash[rule.hash], rule) for rule in actual)
 
     def _settled(self, place: Place) -> None:
         self._dirty.discard(place)
@@ -216,7 +246,7 @@ class Iptables:
         wanted, actual = self._wanted.get(place), self._actual.get(place)
         if wanted is None:
             return Change(place, self._name(place), (), actual, None) if actual is not None else None
-        if actual is not None and _hashes(wanted) == _hashes(actual):
+        if actual is not None and _hashes(wanted) == _hashes(actual) and not self._altered(actual, wanted):
             return None
         lines = tuple(f"-A {place[1]} {rule.text}" for rule in wanted)
         return Change(place, self._name(place), lines, actual or (), wanted)
@@ -237,7 +267,8 @@ class Iptables:
         # Ours that this process has not heard of (from before an upgrade) are not in the way until the sweep.
         foreign = sum(not rule.hash for rule in others)
         seen = [rule.hash for rule in actual if not rule.hash or rule.hash in wanted]
-        if seen == [*_hashes(top), *[""] * foreign, *_hashes(end)]:
+        in_place = seen == [*_hashes(top), *[""] * foreign, *_hashes(end)]
+        if in_place and not self._altered(actual, (*top, *end)):
             if not leaving:
                 return None
             after = tuple(rule for rule in actual if rule.hash not in doomed)

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from felix_py.dataplane.backend import ToolError, command, run
-from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, Rule, split
+from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, Rule
 from felix_py.records import Backend
+from felix_py.ruleset.words import split
 from policy.model import Family
 
 Place = tuple[str, str]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from felix_py.plan.layout import CHAIN_PREFIX, COMMENT_PREFIX
 from felix_py.records import Words
+from felix_py.ruleset.words import our_hash, split
 
 BUILTIN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 TABLES = ("raw", "mangle", "nat", "filter")
@@ -29,9 +29,6 @@ _WORD_BYTES = 1_000
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=+!%@~-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)', re.DOTALL)
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
-_OUR_COMMENT = re.compile(re.escape(COMMENT_PREFIX) + r"([0-9a-f]{16})(?: .*)?", re.DOTALL)
 _OUR_CHAIN = re.compile(re.escape(CHAIN_PREFIX) + r"[A-Za-z0-9_-]+")
 
 _CHAIN_NAME_BYTES = 28
@@ -123,13 +120,6 @@ def _cut(comment: str) -> str:
     return printable[:_COMMENT_BYTES].decode(errors="ignore")
 
 
-def split(line: str) -> Iterator[str]:
-    """The words of an iptables-save line, unquoted."""
-    for match in _WORD.finditer(line):
-        quoted, plain = match.groups()
-        yield plain if quoted is None else _ESCAPED.sub(r"\1", quoted)
-
-
 @dataclass(slots=True)
 class SavedTable:
     """What iptables-save printed of one table: our chains, and all rules of the built-in chains."""
@@ -165,6 +155,6 @@ def _hash(rule: str) -> str:
         return ""
     words = split(rule)
     for word in words:
-        if word == "--comment" and (ours := _OUR_COMMENT.fullmatch(next(words, ""))):
-            return ours[1]
+        if word == "--comment" and (ours := our_hash(next(words, ""))):
+            return ours
     return ""

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from felix_py.dataplane.iptables_text import BadRule, Rule, check_chain, parse_save, quote, render, split
+from felix_py.dataplane.iptables_text import BadRule, Rule, check_chain, parse_save, quote, render
+from felix_py.ruleset.words import split
 
 printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=200)
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from felix_py.dataplane.iptables_text import split
 from felix_py.dataplane.kernel import Kernel
 from felix_py.records import Backend, ChainKey, Update, Words
+from felix_py.ruleset.words import split
 from policy.model import Family
 from tests.support import kernel_state
 from tests.support.node_program import check_quiet, put, whole

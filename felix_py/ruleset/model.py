@@ -1,0 +1,253 @@
+"""Records of a decoded ruleset. A rule's :class:`Body` is its normal form: equal bodies mean the same.
+
+Every way in which the tools may spell one thing (hexadecimal or not, ``--syn`` or ``--tcp-flags``, one port by
+``-m multiport`` or by ``--dport``, the order of matches) ends in the same records. What is not understood is kept
+as :class:`OpaqueMatch` or :class:`OpaqueTarget`, in the words of the tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from policy.model import Family
+
+IN, OUT = "in", "out"
+SOURCE, DESTINATION, EITHER = "src", "dst", "either"
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceIs:
+    """``-i``, ``-o``: ``side`` is IN or OUT. ``prefix``: every interface whose name begins so (``felix+``)."""
+
+    side: str
+    name: str
+    prefix: bool = False
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddressIn:
+    """``-s``, ``-d``: ``network`` is a canonical CIDR."""
+
+    side: str
+    network: str
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolIs:
+    """``-p``, as a number (IANA Protocol Numbers)."""
+
+    number: int
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PortIn:
+    """A port is in one of the ranges (first, last), which are sorted and do not touch."""
+
+    side: str
+    ranges: tuple[tuple[int, int], ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TCPFlags:
+    """``--tcp-flags``: of the bits in ``mask``, exactly those in ``set`` are set (RFC 9293, section 3.1)."""
+
+    mask: int
+    set: int
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InSet:
+    """``-m set --match-set NAME FLAGS``: one flag, src or dst, for each dimension of the set."""
+
+    name: str
+    flags: tuple[str, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MarkIs:
+    """``-m mark``: the packet mark under ``mask`` is ``value``."""
+
+    value: int
+    mask: int
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StateIn:
+    """``-m conntrack --ctstate``: sorted names."""
+
+    states: tuple[str, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ICMPType:
+    """``--icmp-type``, ``--icmpv6-type``. ``code`` None: any."""
+
+    protocol: int
+    type: int
+    code: int | None = None
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """``-m limit``. ``average`` in units of 1/10,000 s between two matches (xt_limit.h); ``burst`` in matches."""
+
+    average: int
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueMatch:
+    """A match that is not understood; ``module`` as behind ``-m``, ``words`` are all its options."""
+
+    module: str
+    words: tuple[str, ...]
+
+
+Match = (
+    InterfaceIs
+    | AddressIn
+    | ProtocolIs
+    | PortIn
+    | TCPFlags
+    | InSet
+    | MarkIs
+    | StateIn
+    | ICMPType
+    | Limit
+    | OpaqueMatch
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``-j ACCEPT``, ``DROP``, ``RETURN``."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """``-j CHAIN``. Also an extension without options (``-j NOTRACK``): only the table knows its chains."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goto:
+    """``-g CHAIN``: a jump that comes back to where the chain itself was jumped from."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetMark:
+    """``-j MARK --set-xmark VALUE/MASK``: the bits of ``mask`` are cleared, then those of ``value`` flipped."""
+
+    value: int
+    mask: int
+
+
+@dataclass(frozen=True, slots=True)
+class MapSet:
+    """``-j SET --map-set NAME FLAGS``: the packet gets ``what`` the member carries: mark, prio or queue."""
+
+    name: str
+    flags: tuple[str, ...]
+    what: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Masquerade:
+    """``-j MASQUERADE``; ``options`` sorted."""
+
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """``-j NFLOG``; ``options``: sorted pairs of all but group and prefix."""
+
+    group: int
+    prefix: str
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpaqueTarget:
+    """A target that is not understood, with all its options."""
+
+    name: str
+    words: tuple[str, ...] = ()
+
+
+Target = Verdict | Jump | Goto | SetMark | MapSet | Masquerade | Log | OpaqueTarget
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a rule does. ``target`` None: it only counts.
+
+    ``matches`` are sorted as far as their order means nothing: between two matches that keep state (a limit
+    counts only what comes so far), and those of the rule's head (``-s -d -i -o -p``) before all.
+    """
+
+    matches: tuple[Match, ...] = ()
+    target: Target | None = None
+
+    @property
+    def opaque(self) -> tuple[OpaqueMatch | OpaqueTarget, ...]:
+        """The parts that are not understood."""
+        found: list[OpaqueMatch | OpaqueTarget] = [m for m in self.matches if isinstance(m, OpaqueMatch)]
+        if isinstance(self.target, OpaqueTarget):
+            found.append(self.target)
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a chain. ``text`` is what stands behind ``-A CHAIN``; ``hash`` as in our rules' comments."""
+
+    body: Body
+    text: str
+    comment: str = ""
+    hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """``policy`` is ACCEPT or DROP for a built-in chain, empty for any other."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table's chains by name."""
+
+    name: str
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """All tables of one family that exist, by name."""
+
+    family: Family
+    tables: Mapping[str, Table] = field(default_factory=dict)
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        """A chain, if it exists."""
+        found = self.tables.get(table)
+        return found.chains.get(name) if found else None

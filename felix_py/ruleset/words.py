@@ -1,0 +1,310 @@
+"""Words of one iptables rule -> its meaning. No I/O.
+
+The words are those of iptables(8) and iptables-extensions(8): as the plan gives them, as iptables-save prints
+them, or as python-iptables reads them from the kernel. All three end in the same
+:class:`~felix_py.ruleset.model.Body`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from felix_py.plan.layout import COMMENT_PREFIX
+from felix_py.ruleset import model as m
+from felix_py.ruleset.extensions import MATCHES, TARGETS, Option, Unknown
+
+_WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)', re.DOTALL)
+_PLAIN = re.compile(r"[^\s\"'\\]+")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_OUR_COMMENT = re.compile(re.escape(COMMENT_PREFIX) + r"([0-9a-f]{16})(?: .*)?", re.DOTALL)
+
+_HEAD = {
+    "-s": "-s",
+    "--source": "-s",
+    "--src": "-s",
+    "-d": "-d",
+    "--destination": "-d",
+    "--dst": "-d",
+    "-i": "-i",
+    "--in-interface": "-i",
+    "-o": "-o",
+    "--out-interface": "-o",
+    "-p": "-p",
+    "--protocol": "-p",
+}
+_BLOCKS = {"-m": "-m", "--match": "-m", "-j": "-j", "--jump": "-j", "-g": "-g", "--goto": "-g"}
+
+_ARITY = {
+    "--comment": 1,
+    "--nflog-prefix": 1,
+    "--log-prefix": 1,
+    "--match-set": 2,
+    "--map-set": 2,
+    "--tcp-flags": 2,
+}
+"""Options whose values may look like options. All others take what follows up to the next option."""
+
+_PROTOCOLS = {
+    "icmp": 1,
+    "igmp": 2,
+    "ipip": 4,
+    "ipencap": 4,
+    "tcp": 6,
+    "udp": 17,
+    "ipv6": 41,
+    "gre": 47,
+    "esp": 50,
+    "ah": 51,
+    "icmpv6": 58,
+    "ipv6-icmp": 58,
+    "ospf": 89,
+    "vrrp": 112,
+    "sctp": 132,
+    "udplite": 136,
+    "dccp": 33,
+}
+_PROTOCOL_MODULES = {6: "tcp", 17: "udp", 132: "sctp", 33: "dccp", 1: "icmp", 58: "icmp6", 136: "udplite"}
+
+_ORDERED = (m.Limit, m.OpaqueMatch)
+"""Matches that keep state (or may), so that it matters what is tried before them."""
+
+
+class BadWords(ValueError):
+    """Not the words of a rule: the message says what is not understood."""
+
+
+def split(line: str) -> Iterator[str]:
+    """The words of an iptables-save line, unquoted."""
+    for match in _WORD.finditer(line):
+        quoted, plain = match.groups()
+        yield plain if quoted is None else _ESCAPED.sub(r"\1", quoted)
+
+
+def join(words: Sequence[str]) -> str:
+    """Words as iptables-save would print them: the reverse of :func:`split`."""
+    return " ".join(
+        word if _PLAIN.fullmatch(word) else '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        for word in words
+    )
+
+
+def our_hash(comment: str) -> str:
+    """The hash in a comment of ours; empty if it is not one."""
+    ours = _OUR_COMMENT.fullmatch(comment)
+    return ours[1] if ours else ""
+
+
+def parse_text(text: str) -> m.Rule:
+    """A rule as a tool prints it behind ``-A CHAIN``. What cannot be understood becomes opaque."""
+    return to_rule(tuple(split(text)), text)
+
+
+def to_rule(words: Sequence[str], text: str) -> m.Rule:
+    """A rule of the kernel from its words; ``text`` is for people. What cannot be understood becomes opaque."""
+    try:
+        body, comments = parse(words)
+    except BadWords:
+        body, comments = m.Body((m.OpaqueMatch("", tuple(words)),), m.OpaqueTarget("")), ()
+    ours = next(filter(None, map(our_hash, comments)), "")
+    return m.Rule(body, text, " ".join(comments), ours)
+
+
+def parse(words: Sequence[str]) -> tuple[m.Body, tuple[str, ...]]:
+    """The meaning of a rule, and its comments.
+
+    Raises:
+        BadWords: no sense can be made of the words. An extension that is not known is no error, but opaque.
+    """
+    reader = _Reader(words)
+    reader.read()
+    head = sorted(reader.head, key=repr)
+    rest: list[m.Match] = []
+    comments: list[str] = []
+    target: m.Target | None = None
+    for block in reader.blocks:
+        if block.kind == "-m":
+            if block.name == "comment":
+                comments += [value for option in block.options for value in option.values]
+            else:
+                rest += _matches(block)
+        elif target is not None:
+            raise BadWords("two targets")
+        else:
+            target = _target(block)
+    return m.Body((*head, *_sorted_between(rest)), target), tuple(comments)
+
+
+@dataclass(slots=True)
+class _Block:
+    """``-m NAME``, ``-j NAME`` or ``-g NAME`` with the options behind it."""
+
+    kind: str
+    name: str
+    options: list[Option] = field(default_factory=list)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(
+            word
+            for option in self.options
+            for word in (*(["!"] if option.negated else []), option.name, *option.values)
+        )
+
+
+class _Reader:
+    """Groups words into the rule's head and the blocks of its extensions."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self._at = 0
+        self._negated = False
+        self._block: _Block | None = None
+        self._protocol = ""
+        self.head: list[m.Match] = []
+        self.blocks: list[_Block] = []
+
+    def read(self) -> None:
+        while self._at < len(self._words):
+            word = self._take()
+            if word == "!":
+                if self._negated:
+                    raise BadWords("! twice")
+                self._negated = True
+                continue
+            if word in _HEAD:
+                self.head += self._head(_HEAD[word], self._take())
+                self._block = None
+            elif word in _BLOCKS:
+                if self._negated:
+                    raise BadWords(f"! {word}")
+                self._open(_BLOCKS[word], self._take())
+            elif word in ("-f", "--fragment"):
+                negation = ("!",) if self._negated else ()
+                self.head.append(m.OpaqueMatch("fragment", (*negation, "-f")))
+            elif word in ("-4", "--ipv4", "-6", "--ipv6"):
+                pass
+            elif word in ("-c", "--set-counters"):
+                self._take()
+                self._take()
+            elif word.startswith("-"):
+                self._option(word)
+            else:
+                raise BadWords(f"{word!r} belongs to nothing")
+            self._negated = False
+        if self._negated:
+            raise BadWords("a ! at the end")
+
+    def _take(self) -> str:
+        if self._at >= len(self._words):
+            raise BadWords(f"nothing behind {self._words[-1]!r}" if self._words else "no words")
+        self._at += 1
+        return self._words[self._at - 1]
+
+    def _open(self, kind: str, name: str) -> None:
+        self._block = _Block(kind, name)
+        self.blocks.append(self._block)
+
+    def _option(self, name: str) -> None:
+        if self._block is None:
+            if not self._protocol:
+                raise BadWords(f"{name} belongs to no extension")
+            self._open("-m", self._protocol)  # iptables loads the protocol's own match by itself
+        assert self._block is not None
+        values = [self._take() for _ in range(_ARITY.get(name, 0))]
+        if name not in _ARITY:
+            while self._at < len(self._words) and not self._is_option(self._words[self._at]):
+                values.append(self._take())
+        self._block.options.append(Option(name, tuple(values), self._negated))
+
+    @staticmethod
+    def _is_option(word: str) -> bool:
+        return word == "!" or (word.startswith("-") and not word[1:2].isdigit() and len(word) > 1)
+
+    def _head(self, kind: str, value: str) -> list[m.Match]:
+        negated = self._negated
+        match kind:
+            case "-i" | "-o":
+                side = m.IN if kind == "-i" else m.OUT
+                prefix = value.endswith("+")
+                name = value.removesuffix("+")
+                return [m.InterfaceIs(side, name, prefix, negated)] if name or negated else []
+            case "-p":
+                return self._protocol_match(value, negated)
+            case _:
+                side = m.SOURCE if kind == "-s" else m.DESTINATION
+                network = _network(value)
+                if network.endswith("/0") and not negated:
+                    return []
+                return [m.AddressIn(side, network, negated)]
+
+    def _protocol_match(self, value: str, negated: bool) -> list[m.Match]:
+        text = value.lower()
+        if text in ("all", "ip") or text == "0":
+            return []
+        number = int(text) if text.isdecimal() else _PROTOCOLS.get(text)
+        if number is None:
+            return [m.OpaqueMatch("protocol", (*(["!"] if negated else []), value))]
+        self._protocol = "" if negated else _PROTOCOL_MODULES.get(number, "")
+        return [m.ProtocolIs(number, negated)]
+
+
+def _network(value: str) -> str:
+    """Canonical CIDR of an address, with a prefix length or a mask, or without either.
+
+    Raises:
+        BadWords: no such address, or a mask with holes.
+    """
+    try:
+        return str(ipaddress.ip_network(value, strict=False))
+    except ValueError:
+        pass
+    address, _, mask = value.partition("/")
+    try:
+        # An IPv6 mask written out; ipaddress takes only IPv4's.
+        bits = int(ipaddress.IPv6Address(mask))
+        length = bits.bit_count()
+        if bits == ((1 << length) - 1) << 128 - length:
+            return str(ipaddress.ip_network(f"{address}/{length}", strict=False))
+    except ValueError:
+        pass
+    raise BadWords(f"{value!r} is not an address")
+
+
+def _matches(block: _Block) -> list[m.Match]:
+    reader = MATCHES.get(block.name)
+    if reader is None:
+        return [m.OpaqueMatch(block.name, block.words)]
+    try:
+        return reader(block.options)
+    except (Unknown, ValueError):
+        return [m.OpaqueMatch(block.name, block.words)]
+
+
+def _target(block: _Block) -> m.Target:
+    if block.kind == "-g":
+        if block.options:
+            raise BadWords(f"options behind -g {block.name}")
+        return m.Goto(block.name)
+    reader = TARGETS.get(block.name)
+    try:
+        if reader is not None:
+            return reader(block.options)
+    except (Unknown, ValueError):
+        return m.OpaqueTarget(block.name, block.words)
+    return m.OpaqueTarget(block.name, block.words) if block.options else m.Jump(block.name)
+
+
+def _sorted_between(matches: list[m.Match]) -> Iterator[m.Match]:
+    """The matches, sorted between those whose place counts."""
+    pure: list[m.Match] = []
+    for match in matches:
+        if isinstance(match, _ORDERED):
+            yield from sorted(pure, key=repr)
+            pure = []
+            yield match
+        else:
+            pure.append(match)
+    yield from sorted(pure, key=repr)
