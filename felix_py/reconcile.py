@@ -7,6 +7,7 @@ apply is about to start. While an apply runs in its thread, more changes wait an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from felix_py.plan.planner import Planner
 from felix_py.records import Failure, Report, Update
 
 T = TypeVar("T")
+
+_REST = 0.05
+"""Seconds between two applies that nobody waits for: a storm of events ends in few writes."""
 
 _RETRY_FIRST = 0.1
 _RETRY_MOST = 30.0
@@ -53,6 +57,8 @@ class Reconciler:
         self._refresh_interval = refresh_interval
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dataplane")
         self._dirty = asyncio.Event()
+        self._awaited = asyncio.Event()
+        self._applied_at = -_REST
         self._waiters: list[asyncio.Future[tuple[Failure, ...]]] = []
         self._sweeping = False
         self._sweep_due = False
@@ -81,6 +87,7 @@ class Reconciler:
         """
         waiter: asyncio.Future[tuple[Failure, ...]] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
+        self._awaited.set()
         self.note()
         failures = tuple(filter(concerns, await waiter))
         if failures:
@@ -113,12 +120,15 @@ class Reconciler:
             self._thread.shutdown(wait=True)
 
     async def _wait_for_work(self, seconds: float) -> bool:
-        """Wait for a note; true when the time ran out instead."""
+        """Wait for a note, and then for more of them unless it is urgent; true when the time ran out instead."""
         try:
             async with asyncio.timeout(seconds):  # wait_for() can swallow a cancellation before Python 3.12
                 await self._dirty.wait()
         except TimeoutError:
             return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._applied_at + _REST):
+                await self._awaited.wait()
         return False
 
     def _next_delay(self, delay: float) -> float:
@@ -128,6 +138,7 @@ class Reconciler:
 
     async def _apply(self, *, refresh: bool) -> None:
         self._dirty.clear()
+        self._awaited.clear()
         self._sweep_due |= refresh and self._sweeping
         waiters, self._waiters = self._waiters, []
         started = time.monotonic()
@@ -137,6 +148,7 @@ class Reconciler:
             # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced; we try again.
             self._log.exception("apply failed")
             report = Report(failures=(Failure("apply", f"{type(error).__name__}: {error}"),))
+        self._applied_at = asyncio.get_running_loop().time()
         self._metrics.apply_seconds.observe(time.monotonic() - started)
         self._note_failures(report.failures)
         for waiter in waiters:
