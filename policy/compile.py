@@ -252,7 +252,8 @@ class Engine:
 
     def _addresses(self, pod: Pod) -> tuple[str, ...]:
         """An endpoint's addresses are its pod's before the API server has heard of them."""
-        endpoint = self._endpoints.get(pod.key)
+        # Asked of every pod of the cluster: most are of namespaces that have no endpoint here.
+        endpoint = self._endpoints.get(pod.key) if pod.namespace in self._by_namespace else None
         if endpoint is None:
             return pod.addresses
         return tuple(dict.fromkeys((*pod.addresses, *endpoint.local.addresses)))

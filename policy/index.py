@@ -6,9 +6,9 @@ pod. Only selectors that somebody asked for are tracked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from policy.model import Family, Labels, Namespace, ObjectKey, Operator, Pod, Selector
 from policy.output import Output
@@ -79,14 +79,50 @@ class Profile:
         self.scopes: dict[Watched, None] = {}
 
 
+class _ByLabel(Generic[_K]):
+    """Things by their labels. Most label keys are never asked for: the index of one is made at its first use."""
+
+    def __init__(self, everything: Callable[[], Iterable[tuple[_K, Labels]]]) -> None:
+        self._everything = everything
+        self._found: dict[str, dict[str, dict[_K, None]]] = {}
+
+    def add(self, thing: _K, labels: Labels) -> None:
+        """A thing has these labels now."""
+        for key, value in labels:
+            if key in self._found:
+                self._found[key].setdefault(value, {})[thing] = None
+
+    def remove(self, thing: _K, labels: Labels) -> None:
+        """It has had them."""
+        for key, value in labels:
+            if key in self._found:
+                _drop(self._found[key], value, thing)
+
+    def possible(self, selector: Selector) -> Collection[_K] | None:
+        """What the selector may match, as little as an index can tell; None: an index cannot tell."""
+        found = [
+            self._of(requirement.key).get(requirement.values[0], {})
+            for requirement in selector.requirements
+            if requirement.operator is Operator.IN and len(requirement.values) == 1
+        ]
+        return min(found, key=len) if found else None
+
+    def _of(self, key: str) -> dict[str, dict[_K, None]]:
+        if key not in self._found:
+            self._found[key] = {}
+            for thing, labels in self._everything():
+                self.add(thing, tuple(pair for pair in labels if pair[0] == key))
+        return self._found[key]
+
+
 class PodIndex:
     """Pods by profile, profiles by scope."""
 
     def __init__(self) -> None:
         self._namespaces: dict[str, Namespace] = {}
-        self._profiles: dict[tuple[str, Labels], Profile] = {}
-        self._by_namespace: dict[str, dict[Profile, None]] = {}
-        self._by_label: dict[tuple[str, str], dict[Profile, None]] = {}
+        self._profiles: dict[str, dict[Labels, Profile]] = {}
+        self._labelled = _ByLabel(lambda: ((profile, profile.labels) for profile in self._all()))
+        self._labelled_namespaces = _ByLabel(lambda: ((n.name, n.labels) for n in self._namespaces.values()))
         self._watched: dict[Scope, Watched] = {}
         self._anchors: dict[_Anchor, dict[Watched, None]] = {}
 
@@ -94,13 +130,11 @@ class PodIndex:
 
     def add(self, key: ObjectKey, pod: Pod) -> Profile:
         """Put a pod under its profile, or in the place of what it was there; returns the profile."""
-        identity = (pod.namespace, pod.labels)
-        profile = self._profiles.get(identity)
+        neighbours = self._profiles.setdefault(pod.namespace, {})
+        profile = neighbours.get(pod.labels)
         if profile is None:
-            profile = self._profiles[identity] = Profile(pod.namespace, pod.labels)
-            self._by_namespace.setdefault(pod.namespace, {})[profile] = None
-            for pair in pod.labels:
-                self._by_label.setdefault(pair, {})[profile] = None
+            profile = neighbours[pod.labels] = Profile(pod.namespace, pod.labels)
+            self._labelled.add(profile, pod.labels)
             self._match(profile, self._candidates(profile))
         profile.pods[key] = pod
         return profile
@@ -109,16 +143,17 @@ class PodIndex:
         """Take a pod out of its profile; the last one takes the profile with it."""
         del profile.pods[key]
         if not profile.pods:
-            del self._profiles[profile.namespace, profile.labels]
-            _drop(self._by_namespace, profile.namespace, profile)
-            for pair in profile.labels:
-                _drop(self._by_label, pair, profile)
+            neighbours = self._profiles[profile.namespace]
+            del neighbours[profile.labels]
+            if not neighbours:
+                del self._profiles[profile.namespace]
+            self._labelled.remove(profile, profile.labels)
             for watched in profile.scopes:
                 del watched.profiles[profile]
 
     def profile(self, pod: Pod) -> Profile:
         """The profile of a pod that was added."""
-        return self._profiles[pod.namespace, pod.labels]
+        return self._profiles[pod.namespace][pod.labels]
 
     # --- namespaces ----------------------------------------------------------------------------------
 
@@ -126,11 +161,13 @@ class PodIndex:
         self, name: str, namespace: Namespace | None
     ) -> Iterator[tuple[Profile, list[Watched], list[Watched]]]:
         """Take over a namespace's labels; yields each profile with the scopes that it left and joined."""
-        if namespace is None:
-            self._namespaces.pop(name, None)
-        else:
+        before = self._namespaces.pop(name, None)
+        if before is not None:
+            self._labelled_namespaces.remove(name, before.labels)
+        if namespace is not None:
             self._namespaces[name] = namespace
-        for profile in list(self._by_namespace.get(name, ())):
+            self._labelled_namespaces.add(name, namespace.labels)
+        for profile in list(self._profiles.get(name, {}).values()):
             left = [watched for watched in profile.scopes if not self._means(watched.scope, profile)]
             for watched in left:
                 del profile.scopes[watched], watched.profiles[profile]
@@ -166,12 +203,23 @@ class PodIndex:
 
     def _possible(self, scope: Scope) -> Iterable[Profile]:
         """Profiles that the scope may mean: as few as can be found without looking at each."""
-        namespace, key, value = _anchor(scope)
-        if namespace:
-            return self._by_namespace.get(namespace, ())
-        if key:
-            return self._by_label.get((key, value), ())
-        return self._profiles.values()
+        if scope.namespace is not None:
+            return self._profiles.get(scope.namespace, {}).values()
+        by_pods = self._labelled.possible(scope.pods)
+        if scope.namespaces is not None:
+            names = self._labelled_namespaces.possible(scope.namespaces)
+            names = self._namespaces if names is None else names
+            if by_pods is None or len(by_pods) > len(names):
+                return self._in_namespaces(scope.namespaces, names)
+        return self._all() if by_pods is None else by_pods
+
+    def _in_namespaces(self, selector: Selector, names: Iterable[str]) -> Iterator[Profile]:
+        for name in names:
+            if matches(selector, self._namespaces[name].labels):
+                yield from self._profiles.get(name, {}).values()
+
+    def _all(self) -> Iterator[Profile]:
+        return (profile for neighbours in self._profiles.values() for profile in neighbours.values())
 
     def _candidates(self, profile: Profile) -> Iterator[Watched]:
         """Scopes that may mean the profile."""
