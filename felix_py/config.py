@@ -45,6 +45,10 @@ class AgentConfig:
     refresh_interval: float = 90.0
     cni_timeout: float = 10.0
     health_address: str = "127.0.0.1:9099"
+    deny_log: bool = True
+    deny_log_group: int = 88  # not 0 or 1 (ulogd's samples), 1 or 2 (Calico), 100 (kube-router)
+    deny_log_rate: int = 10
+    deny_log_lines: bool = True
 
     def __post_init__(self) -> None:
         if not self.node_name:

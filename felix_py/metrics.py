@@ -51,6 +51,22 @@ class Metrics:
             "felix_py_bgp_peers_established", "BGP sessions that are up", registry=self.registry
         )
         self.bgp_routes = Gauge("felix_py_bgp_routes", "Best routes learned from peers", registry=self.registry)
+        self.deny_packets = Counter(
+            "felix_py_deny_log_packets", "Dropped packets read from the deny log", registry=self.registry
+        )
+        self.deny_lost = Counter(
+            "felix_py_deny_log_lost",
+            "Dropped packets that the kernel logged and the agent did not get",
+            registry=self.registry,
+        )
+        self.deny_overruns = Counter(
+            "felix_py_deny_log_overruns", "Times that the deny log's socket was full", registry=self.registry
+        )
+        self.deny_suppressed = Counter(
+            "felix_py_deny_log_suppressed",
+            "Dropped packets of which no event was made because there were too many different ones",
+            registry=self.registry,
+        )
         self.cni_seconds = Histogram(
             "felix_py_cni_seconds",
             "Time to answer a CNI call",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from felix_py.agent.chain_names import ChainNames
 from felix_py.plan.planner import Planner
 from felix_py.records import Lease, NodeRecord
 from policy.compile import Engine
@@ -26,6 +27,7 @@ class Facts:
     ) -> None:
         """``changed`` is called at every note, so that somebody collects soon."""
         self.engine = Engine(families)
+        self.chain_names = ChainNames(self.engine.policies_using)
         self._node_name = node_name
         self._cluster_cidrs = cluster_cidrs
         self._changed = changed
@@ -34,6 +36,7 @@ class Facts:
         self._leases: dict[ObjectKey, list[Lease]] = {}
         self._attached: dict[ObjectKey, Lease] = {}
         self._moved: dict[ObjectKey, None] = {}
+        self._interfaces: dict[str, ObjectKey] = {}
         self._learned: dict[str, tuple[str, ...]] = {}
         self.on_nodes: Callable[[], None] = lambda: None
         """Called when nodes, and so perhaps pod CIDRs, have changed."""
@@ -97,6 +100,7 @@ class Facts:
         """A pod's interface is up."""
         key = (lease.namespace, lease.pod)
         self._leases[key] = sorted([*self._others(lease), lease], key=lambda held: held.created)
+        self._interfaces[lease.interface] = key
         self._endpoint(key)
 
     def detach(self, lease: Lease) -> None:
@@ -106,6 +110,7 @@ class Facts:
             self._leases[key] = others
         else:
             self._leases.pop(key, None)
+        self._interfaces.pop(lease.interface, None)
         self._endpoint(key)
 
     def _others(self, lease: Lease) -> list[Lease]:
@@ -122,6 +127,10 @@ class Facts:
     def endpoints(self) -> int:
         """Pods with an interface on this node."""
         return len(self._leases)
+
+    def endpoint_at(self, interface: str) -> ObjectKey | None:
+        """The pod of an interface of this node."""
+        return self._interfaces.get(interface)
 
     def _endpoint(self, key: ObjectKey) -> None:
         """A sandbox may be made anew before the old one's DEL came: the newest stands for the pod."""
@@ -149,6 +158,7 @@ class Facts:
             addresses = {a for node in self._nodes.values() for a in node.addresses}
             planner.cluster(self.pod_cidrs, self.cluster_cidrs, addresses)
         for delta in self.engine.flush():
+            self.chain_names.note(delta)
             planner.policy(delta)
         moved, self._moved = self._moved, {}
         for key in moved:

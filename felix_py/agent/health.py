@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -35,9 +35,10 @@ class HealthServer:
         registry: CollectorRegistry,
         unready: Callable[[], str | None],
         status: Callable[[], Status],
-        refresh: Callable[[], None],
+        refresh: Callable[[], Awaitable[None]],
+        routes: Iterable[web.RouteDef] = (),
     ) -> None:
-        """``refresh`` brings the gauges up to date before they are read."""
+        """``refresh`` brings the metrics up to date before they are read; ``routes`` are further ones."""
         self._registry = registry
         self._unready = unready
         self._status = status
@@ -47,7 +48,9 @@ class HealthServer:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/status", self._get_status)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        app.router.add_routes(routes)
+        # Cancelled as soon as its client is gone: a handler may stream without end.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1, handler_cancellation=True)
 
     async def start(self, address: str) -> None:
         """Listen.
@@ -75,7 +78,7 @@ class HealthServer:
         return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        self._refresh()
+        await self._refresh()
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _get_status(self, _request: web.Request) -> web.Response:

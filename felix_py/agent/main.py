@@ -19,9 +19,12 @@ from typing import Any
 
 from felix_py import log
 from felix_py.agent.bgp import Bgp
+from felix_py.agent.deny_log import DenyLogging
+from felix_py.agent.deny_view import EventView
 from felix_py.agent.facts import Facts
 from felix_py.agent.health import HealthServer
 from felix_py.agent.network import PodNetwork
+from felix_py.agent.policy_counters import Accounts, PolicyCounters
 from felix_py.cni.conflist import conflist, install_conflist
 from felix_py.cni.plugin import Plugin
 from felix_py.cni.server import CNIServer, SocketInUse
@@ -29,6 +32,7 @@ from felix_py.cni.workers import Interfaces, Leases
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError, find_backend
+from felix_py.dataplane.counters import read_counters
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.uplink import uplink_mtu
 from felix_py.datastore.client import ApiError, Unreachable, connect
@@ -41,6 +45,7 @@ from felix_py.plan.planner import HeldNumbers, Planner
 from felix_py.plan.render import DISPATCH, class_numbers
 from felix_py.plan.static import StaticOptions
 from felix_py.reconcile import NotApplied, Reconciler
+from felix_py.records import Backend
 from policy.model import Direction, Family, Pod
 
 FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
@@ -103,6 +108,9 @@ class Agent:
         self._log.info("starting", backend=backend.value, families=[int(f) for f in families])
 
         self._facts = Facts(config.node_name, families, config.cluster_cidrs, lambda: self._reconciler.note())
+        self._view = EventView()
+        self._deny_log = DenyLogging(config, families, backend, self._facts, self._view, self._metrics)
+        self._counters = self._policy_counters(families, backend)
         planner = Planner(families, self._options(), self._held_numbers(kernel, families))
         self._reconciler = Reconciler(
             planner, kernel, self._facts.collect, self._metrics, refresh_interval=config.refresh_interval
@@ -120,7 +128,15 @@ class Agent:
             nat_outgoing=self._config.nat_outgoing,
             endpoint_to_host=self._config.endpoint_to_host.upper(),
             drop_invalid=self._config.drop_invalid,
+            deny_log=self._deny_log.rules,
         )
+
+    def _policy_counters(self, families: Sequence[Family], backend: Backend) -> PolicyCounters:
+        accounts = Accounts(self._facts.chain_names, self._view.cluster_policies)
+        counters = PolicyCounters(accounts, families, lambda family: read_counters(family, backend))
+        self._stack.callback(counters.close)
+        self._metrics.registry.register(counters)
+        return counters
 
     def _held_numbers(self, kernel: Kernel, families: Sequence[Family]) -> HeldNumbers:
         return {
@@ -133,7 +149,11 @@ class Agent:
 
     async def _start_health(self) -> None:
         self._health = HealthServer(
-            self._metrics.registry, self._network.unready, self.status, self._refresh_gauges
+            self._metrics.registry,
+            self._network.unready,
+            self.status,
+            self._refresh_metrics,
+            self._deny_log.routes(),
         )
         await self._health.start(self._config.health_address)
         self._stack.push_async_callback(self._health.stop)
@@ -158,6 +178,7 @@ class Agent:
             node_name=self._config.node_name,
             on_invalid=lambda kind, _key, _reason: self._metrics.rejected.labels(kind).inc(),
         )
+        self._cluster.store.subscribe(self._view.take)
         self._cluster.store.subscribe(self._on_events)
         self._cluster.start()
         self._stack.push_async_callback(self._cluster.stop)
@@ -190,6 +211,9 @@ class Agent:
             self._network.set_ready()
             self._metrics.in_sync.set(1)
             self._log.info("in sync: policy is in force", endpoints=self._facts.endpoints)
+            tasks.create_task(self._deny_log.run())
+            # What comes later is counted from here.
+            tasks.create_task(self._counters.refresh())
             tasks.create_task(self._tell_the_world())
             tasks.create_task(self._bgp.run())
             await self._bgp.wait_in_sync()
@@ -229,7 +253,8 @@ class Agent:
 
     # --- what people see -----------------------------------------------------------------------------
 
-    def _refresh_gauges(self) -> None:
+    async def _refresh_metrics(self) -> None:
+        await self._counters.refresh()
         self._metrics.endpoints.set(self._facts.endpoints)
         for kind, age in self._cluster.ages().items():
             self._metrics.watch_age.labels(kind).set(age)
@@ -243,6 +268,7 @@ class Agent:
             "unready": self._network.unready(),
             "podCIDRs": list(self._facts.pod_cidrs),
             "endpoints": self._facts.endpoints,
+            "denyLog": self._deny_log.state(),
             "failures": [{"what": f.what, "reason": f.reason} for f in self._reconciler.failures],
             "watchAgeSeconds": {kind: round(age, 1) for kind, age in self._cluster.ages().items()},
             "problems": [

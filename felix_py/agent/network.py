@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
+from felix_py.plan.deny_log import INVALID
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, SOURCE, SetNames
 from felix_py.reconcile import NotApplied, Reconciler
@@ -20,7 +21,7 @@ SHARED = {
     "apply",
     "hook",
     "hooks",
-    *(SOURCE, CLASSIFY, FORWARD, INPUT, ALLOW, PASS, *DISPATCH.values()),
+    *(SOURCE, CLASSIFY, FORWARD, INPUT, INVALID, ALLOW, PASS, *DISPATCH.values()),
     *(name for names in map(SetNames.of, Family) for name in (names.source, names.egress, names.ingress)),
 }
 """What every endpoint stands on: a failure that names one of these is everybody's."""

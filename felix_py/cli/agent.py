@@ -159,9 +159,37 @@ def agent(
         typer.Option(
             envvar=_ENV + "HEALTH_ADDRESS",
             metavar="ADDRESS:PORT",
-            help="Where to serve /healthz, /readyz, /metrics and /status.",
+            help="Where to serve /healthz, /readyz, /metrics, /status and /denies.",
         ),
     ] = "127.0.0.1:9099",
+    deny_log: Annotated[
+        bool,
+        typer.Option(envvar=_ENV + "DENY_LOG", help="Log denied packets, for `felix-py denies`."),
+    ] = True,
+    deny_log_group: Annotated[
+        int,
+        typer.Option(
+            envvar=_ENV + "DENY_LOG_GROUP",
+            min=0,
+            max=65535,
+            metavar="NUMBER",
+            help="NFLOG group of the deny log: one that no other program on the node reads.",
+        ),
+    ] = 88,
+    deny_log_rate: Annotated[
+        int,
+        typer.Option(
+            envvar=_ENV + "DENY_LOG_RATE",
+            min=1,
+            max=1000,
+            metavar="PACKETS",
+            help="Packets a second that one rule logs at most.",
+        ),
+    ] = 10,
+    deny_log_lines: Annotated[
+        bool,
+        typer.Option(envvar=_ENV + "DENY_LOG_LINES", help="Write denied packets to the agent's own log, too."),
+    ] = True,
     log_level: Annotated[
         LogLevel, typer.Option(envvar=_ENV + "LOG_LEVEL", help="The least important lines to log.")
     ] = LogLevel.INFO,
@@ -205,6 +233,10 @@ def agent(
             refresh_interval=refresh_interval,
             cni_timeout=cni_timeout,
             health_address=health_address,
+            deny_log=deny_log,
+            deny_log_group=deny_log_group,
+            deny_log_rate=deny_log_rate,
+            deny_log_lines=deny_log_lines,
         )
     except ConfigError as error:
         typer.echo(f"felix-py agent: {error}", err=True)

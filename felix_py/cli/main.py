@@ -12,6 +12,7 @@ import typer
 
 from felix_py.cli.agent import agent
 from felix_py.cli.cleanup import cleanup
+from felix_py.cli.denies import denies
 from felix_py.cli.install_cni import install_cni
 from felix_py.cli.lab import lab
 from felix_py.cli.sidecar import bgp_sidecar
@@ -31,6 +32,7 @@ app.command()(agent)
 app.command("bgp-sidecar")(bgp_sidecar)
 app.command("install-cni")(install_cni)
 app.command()(cleanup)
+app.command()(denies)
 app.add_typer(lab, name="lab")
 
 

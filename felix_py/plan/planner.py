@@ -27,7 +27,7 @@ from felix_py.records import (
     SetType,
     Update,
 )
-from policy.ir import Delta
+from policy.ir import Chain, Delta
 from policy.model import Direction, Family
 
 HeldNumbers = Mapping[tuple[Family, Direction], Mapping[str, int]]
@@ -101,6 +101,7 @@ class _FamilyPlan:
         self._population: dict[str, int] = {}
         self._dispatch: dict[str, tuple[tuple[str, ...], ...]] = {}
         self._dispatched: dict[Direction, dict[str, int]] = {}
+        self._rendered: dict[str, frozenset[str]] = {}
         self._own: set[str] = set()
         self._filled: dict[str, set[str]] = {}
         self._base()
@@ -140,17 +141,25 @@ class _FamilyPlan:
             for member, present in members.items():
                 self._member(name, member, 0 if present else None)
         for name, chain in delta.chains.items():
-            key = ChainKey(self._family, "filter", name)
-            if chain is None:
-                self._now.chains.pop(key, None)
-                self._later.chains[key] = None
-            else:
-                self._later.chains.pop(key, None)
-                self._now.chains[key] = render_chain(chain, self._options.marks)
+            self._chain(name, chain)
         for (direction, address), class_chain in delta.classes.items():
             self._move(direction, address, class_chain)
         if delta.classes:
             self._plan_dispatch(self._now)
+
+    def _chain(self, name: str, chain: Chain | None) -> None:
+        """Take over one compiled chain, with the chains that it needs for itself."""
+        rendered = render_chain(chain, self._options.marks, self._options.deny_log) if chain else {}
+        for gone in self._rendered.pop(name, frozenset({name})) - rendered.keys():
+            key = ChainKey(self._family, "filter", gone)
+            self._now.chains.pop(key, None)
+            self._later.chains[key] = None
+        for needed, rules in rendered.items():
+            key = ChainKey(self._family, "filter", needed)
+            self._later.chains.pop(key, None)
+            self._now.chains[key] = rules
+        if rendered:
+            self._rendered[name] = frozenset(rendered)
 
     def _move(self, direction: Direction, address: str, chain: str | None) -> None:
         """Put an endpoint's address into another class, or into none."""
@@ -183,7 +192,9 @@ class _FamilyPlan:
         self._dispatched = current
         wanted: dict[str, tuple[tuple[str, ...], ...]] = {}
         for direction, numbers in current.items():
-            wanted |= dispatch_chains(self._family, direction, numbers, self._options.marks)
+            wanted |= dispatch_chains(
+                self._family, direction, numbers, self._options.marks, self._options.deny_log
+            )
         for name, rules in wanted.items():
             key = ChainKey(self._family, "filter", name)
             self._later.chains.pop(key, None)

@@ -3,13 +3,15 @@
 The accept verdict is a mark, not ACCEPT, so that other people's rules still count. A policy rule that allows
 does ``-g FELIX-ALLOW``: a goto returns to the chain that *jumped* here last, so one rule both sets the mark and
 leaves the policy chain. The class chain then only asks whether the mark is set. A rule that passes does the same
-with ``-g FELIX-PASS`` and another bit, which only the chain of its tier looks at.
+with ``-g FELIX-PASS`` and another bit, which only the chain of its tier looks at. A rule that denies some packets
+sends them to a chain of their own where drops are logged (:mod:`felix_py.plan.deny_log`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from felix_py.plan.deny_log import DROP, DenyLog, Drop, DropKind, deny_chain, dropping
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.marks import LEAF_BITS, OVERFLOW, Marks
 from felix_py.records import Words
@@ -34,19 +36,37 @@ def set_mark(value: int, mask: int) -> Words:
     return ("-j", "MARK", "--set-xmark", f"{value:#x}/{mask:#x}")
 
 
-def render_chain(chain: Chain, marks: Marks) -> tuple[Words, ...]:
-    """All rules of one compiled chain."""
-    if not chain.tier:
-        done = mark_match(marks.accept, marks.accept)
-        return tuple(words for rule in chain.rules for words in _render_rule(rule, done))
-    either = marks.accept | marks.passed
-    done = ("-m", "mark", "!", "--mark", f"0x0/{either:#x}")
-    # That the Admin tier was passed says nothing about the Baseline tier.
-    return (set_mark(0, marks.passed), *(words for rule in chain.rules for words in _render_rule(rule, done)))
+def render_chain(chain: Chain, marks: Marks, log: DenyLog | None = None) -> dict[str, tuple[Words, ...]]:
+    """All rules of one compiled chain, and of the chains in which what it denies is logged; by name."""
+    clear: tuple[Words, ...] = ()
+    done = mark_match(marks.accept, marks.accept)
+    if chain.tier:
+        # That the Admin tier was passed says nothing about the Baseline tier.
+        clear = (set_mark(0, marks.passed),)
+        done = ("-m", "mark", "!", "--mark", f"0x0/{marks.accept | marks.passed:#x}")
+    denials: dict[str, tuple[Words, ...]] = {}
+    rules = [
+        words for rule in chain.rules for words in _render_rule(rule, done, _deny(chain, rule, log, denials))
+    ]
+    return {chain.name: (*clear, *rules), **denials}
 
 
-def _render_rule(rule: Rule, done: Words) -> Iterator[Words]:
-    """``done`` matches once a chain that was jumped to has decided."""
+def _deny(
+    chain: Chain, rule: Rule, log: DenyLog | None, denials: dict[str, tuple[Words, ...]]
+) -> tuple[Words, ...]:
+    """What drops the packets that a Deny rule matches, one line after the other."""
+    if log is None or not isinstance(rule.action, Deny):
+        return (DROP,)
+    if rule.match == Match() and rule.index < 0:
+        return dropping(log, Drop(DropKind.ISOLATED, chain=chain.name))
+    # Two rules with the match would cost the packets that it does not match a second comparison.
+    name = deny_chain(chain.name, rule.index)
+    denials[name] = dropping(log, Drop(DropKind.POLICY, chain=chain.name, rule=rule.index))
+    return (("-g", name),)
+
+
+def _render_rule(rule: Rule, done: Words, deny: tuple[Words, ...]) -> Iterator[Words]:
+    """``done`` matches once a chain that was jumped to has decided; ``deny`` ends the rules that deny."""
     comment = ("-m", "comment", "--comment", rule.about) if rule.about else ()
     for match in _render_match(rule.match):
         match rule.action:
@@ -55,7 +75,7 @@ def _render_rule(rule: Rule, done: Words) -> Iterator[Words]:
             case Pass():
                 yield (*match, *comment, "-g", PASS)
             case Deny():
-                yield (*match, *comment, "-j", "DROP")
+                yield from ((*match, *comment, *words) for words in deny)
             case Jump(target):
                 yield (*match, *comment, "-j", target)
     if isinstance(rule.action, Jump):
@@ -100,7 +120,11 @@ def class_set(family: Family, chain: str) -> str:
 
 
 def dispatch_chains(
-    family: Family, direction: Direction, numbers: dict[str, int], marks: Marks
+    family: Family,
+    direction: Direction,
+    numbers: dict[str, int],
+    marks: Marks,
+    log: DenyLog | None = None,
 ) -> dict[str, tuple[Words, ...]]:
     """The tree from class number to class chain: two levels of mark matches, then set matches.
 
@@ -125,10 +149,10 @@ def dispatch_chains(
             root.setdefault(leaf, (*mark_match(value, branch_mask), "-g", leaf))
             rule = (*mark_match(marks.class_mark(direction, number), mask), "-g", chain)
         leaves.setdefault(leaf, []).append(rule)
-    drop: Words = ("-j", "DROP")
-    chains = {leaf: (*rules, drop) for leaf, rules in leaves.items()}
+    drop = dropping(log, Drop(DropKind.CLASS, direction))
+    chains = {leaf: (*rules, *drop) for leaf, rules in leaves.items()}
     ordered = sorted(root.items(), key=lambda item: (not item[0].endswith("-SETS"), item[0]))
-    chains[root_name] = ((*mark_match(0, mask), "-j", "RETURN"), *(words for _, words in ordered), drop)
+    chains[root_name] = ((*mark_match(0, mask), "-j", "RETURN"), *(words for _, words in ordered), *drop)
     return chains
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from felix_py.plan.deny_log import HOST_DROP, INVALID, INVALID_DROP, SOURCE_DROP, DenyLog, dropping
 from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, set_prefix
 from felix_py.plan.marks import Marks
 from felix_py.plan.render import ALLOW, DISPATCH, PASS, mark_match, set_mark
@@ -58,6 +59,7 @@ class StaticOptions:
     nat_outgoing: bool = True
     endpoint_to_host: str = "RETURN"
     drop_invalid: bool = True
+    deny_log: DenyLog | None = None
 
 
 def static_sets(family: Family, options: StaticOptions) -> list[SetSpec]:
@@ -100,7 +102,7 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
     names = SetNames.of(family)
     marks = options.marks
     chains: dict[tuple[str, str], tuple[Words, ...]] = {
-        ("raw", SOURCE): tuple(_source(family, names)),
+        ("raw", SOURCE): tuple(_source(family, names, options.deny_log)),
         ("mangle", CLASSIFY): (
             ("!", "-i", _PODS, "!", "-o", _PODS, "-j", "RETURN"),
             (*_ESTABLISHED, "-j", "RETURN"),
@@ -114,6 +116,8 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
         ("filter", FORWARD): tuple(_forward(names, options)),
         ("filter", INPUT): tuple(_input(family, options)),
     }
+    if options.drop_invalid:
+        chains["filter", INVALID] = dropping(options.deny_log, INVALID_DROP)
     if options.nat_outgoing:
         chains["nat", POSTROUTING] = (
             (
@@ -125,11 +129,14 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
     return chains
 
 
-def _source(family: Family, names: SetNames) -> Iterator[Words]:
+def _source(family: Family, names: SetNames, log: DenyLog | None) -> Iterator[Words]:
     if family is Family.V6:
         yield from _neighbour_discovery("RETURN")
     yield ("-m", "set", "--match-set", names.source, "src,src", "-j", "RETURN")
-    yield ("-j", "DROP")
+    if family is Family.V6:
+        # Not logged: what every interface says with its link-local address (RFC 3810) is no denied connection.
+        yield ("-d", "ff00::/8", "-j", "DROP")
+    yield from dropping(log, SOURCE_DROP)
 
 
 def _forward(names: SetNames, options: StaticOptions) -> Iterator[Words]:
@@ -137,7 +144,7 @@ def _forward(names: SetNames, options: StaticOptions) -> Iterator[Words]:
     yield ("!", "-i", _PODS, "!", "-o", _PODS, "-j", "RETURN")
     yield (*_ESTABLISHED, "-g", ALLOW)
     if options.drop_invalid:
-        yield (*_INVALID, "-j", "DROP")
+        yield (*_INVALID, "-g", INVALID)
     # A pod that reaches itself through a service: the destination is bound to the interface that the packet came
     # from. No policy forbids that.
     yield ("-i", _PODS, "-o", _PODS, "-m", "set", "--match-set", names.source, "dst,src", "-g", ALLOW)
@@ -154,9 +161,12 @@ def _input(family: Family, options: StaticOptions) -> Iterator[Words]:
     replies = "ACCEPT" if options.endpoint_to_host == "ACCEPT" else "RETURN"
     yield (*_ESTABLISHED, "-j", replies)
     if options.drop_invalid:
-        yield (*_INVALID, "-j", "DROP")
+        yield (*_INVALID, "-g", INVALID)
     yield ("-j", DISPATCH[Direction.EGRESS])
-    yield ("-j", options.endpoint_to_host)
+    if options.endpoint_to_host == "DROP":
+        yield from dropping(options.deny_log, HOST_DROP)
+    else:
+        yield ("-j", options.endpoint_to_host)
 
 
 def _neighbour_discovery(target: str) -> Iterator[Words]:

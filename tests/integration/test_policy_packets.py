@@ -9,29 +9,18 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from felix_py.agent.facts import Facts
 from felix_py.dataplane import sysctl
-from felix_py.dataplane.kernel import Kernel
-from felix_py.dataplane.links import Links, PodLink, random_mac
-from felix_py.plan.layout import interface_name
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
-from felix_py.records import Backend, Lease, NodeRecord, Report
-from policy import model as policy_model
-from policy.evaluate import Snapshot, verdict
+from felix_py.records import Backend
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
     Family,
     IPBlock,
-    NamedPort,
     Namespace,
     NetworkPolicy,
     NodePeer,
     Operator,
     Packet,
-    Pod,
     PodPeer,
     PolicyKind,
     PolicyRule,
@@ -45,96 +34,22 @@ from policy.model import (
 from policy.selectors import EVERYTHING
 from tests.support import clusters
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.policy_node import WORLD, PolicyNode
 from tests.support.traffic import attempt, serve
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
-NODE = {Family.V4: "192.0.2.1", Family.V6: "2001:db8::1"}
-WORLD = {Family.V4: "192.0.2.9", Family.V6: "2001:db8::9"}
-OTHER_NODE = policy_model.Node("other", (("zone", "z"),), tuple(WORLD.values()))
-PORTS = ((TCP, 80), (TCP, 8080), (UDP, 53))
-MARKS = Marks.from_mask(0xFFFF0000)
 
 
 def labelled(**labels: str) -> Selector:
     return Selector(tuple(Requirement(k, Operator.IN, (v,)) for k, v in sorted(labels.items())))
 
 
-class Node:
-    """One node in the test's namespace, its pods in others, and a machine outside."""
-
-    def __init__(self, backend: Backend, make: Callable[[str], NetworkNamespace]) -> None:
-        self._make = make
-        self.kernel = Kernel(tuple(Family), backend)
-        self.kernel.load()
-        self.planner = Planner(tuple(Family), StaticOptions(MARKS, nat_outgoing=False), {})
-        self.facts = Facts("node", tuple(Family), (), lambda: None)
-        self.facts.upsert(NodeRecord("node", "", tuple(NODE.values()), ("10.1.0.0/24", "fd00:1::/64")))
-        self.facts.engine.upsert_node(OTHER_NODE)
-        self.pods: dict[str, Pod] = {}
-        self.places: dict[str, NetworkNamespace] = {}
-        self.namespaces = [Namespace("shop", (("team", "shop"),)), Namespace("dev", (("team", "dev"),))]
-        for namespace in self.namespaces:
-            self.facts.upsert(namespace)
-        self.world = make("world")
-        run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", self.world.name)
-        run("ip", "link", "set", "up0", "up")
-        self.world.run("ip", "link", "set", "eth0", "up")
-        for family, length in ((Family.V4, 24), (Family.V6, 64)):
-            nodad = ["nodad"] if family is Family.V6 else []
-            run("ip", "addr", "add", f"{NODE[family]}/{length}", "dev", "up0", *nodad)
-            self.world.run("ip", "addr", "add", f"{WORLD[family]}/{length}", "dev", "eth0", *nodad)
-            self.world.run("ip", f"-{family}", "route", "add", "default", "via", NODE[family])
-
-    def add_pod(self, namespace: str, name: str, **labels: str) -> None:
-        number = len(self.pods) + 2
-        place = self._make(name)
-        addresses = {Family.V4: f"10.1.0.{number}", Family.V6: f"fd00:1::{number:x}"}
-        host = interface_name(name, "eth0")
-        with Links() as links:
-            links.create(PodLink(host, place.path, "eth0", addresses, random_mac(), 1500))
-        named = (NamedPort("http", TCP, 80), NamedPort("dns", UDP, 53))
-        pod = Pod(namespace, name, "u", "node", tuple(sorted(labels.items())), tuple(addresses.values()), named)
-        self.facts.upsert(pod)
-        self.facts.attach(Lease(name, "eth0", "n", namespace, name, "u", host, addresses, float(number)))
-        self.pods[name], self.places[name] = pod, place
-
-    def apply(self) -> Report:
-        self.facts.collect(self.planner)
-        self.kernel.update(self.planner.take())
-        first = self.kernel.apply()
-        assert first.failures == ()
-        self.kernel.update(self.planner.confirm())
-        second = self.kernel.apply(sweep=True)
-        assert second.failures == ()
-        return first + second
-
-    def check(self, *policies: NetworkPolicy | ClusterPolicy) -> None:
-        """Every pod and the world to every pod and the world, on every port, in both families."""
-        snapshot = Snapshot(self.namespaces, self.pods.values(), policies, [OTHER_NODE])
-        ends = [(self.places[name], pod.addresses) for name, pod in self.pods.items()]
-        ends.append((self.world, tuple(WORLD.values())))
-        places = [(p, a, protocol, port) for p, addresses in ends for a in addresses for protocol, port in PORTS]
-        tries = [
-            (place, Packet(source, destination, protocol, port))
-            for place, sources in ends
-            for _, destinations in ends
-            for source, destination in zip(sources, destinations, strict=True)
-            for protocol, port in PORTS
-        ]
-        expected = {packet for _, packet in tries if verdict(snapshot, packet).allowed}
-        with serve(places):
-            answered = attempt(tries)
-            # A new interface takes a moment until it has a carrier: what should pass gets a second chance.
-            answered |= attempt([(place, packet) for place, packet in tries if packet in expected - answered], 2)
-        assert answered == expected
-
-
 @pytest.fixture(params=list(Backend), ids=str)
-def node(request: pytest.FixtureRequest, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Node]:
+def node(request: pytest.FixtureRequest, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[PolicyNode]:
     sysctl.set_up_host(tuple(Family))
-    node = Node(request.param, make_netns)
+    node = PolicyNode(request.param, make_netns)
     for name, app in (("web", "web"), ("api", "api"), ("db", "db")):
         node.add_pod("shop", name, app=app)
     node.add_pod("dev", "tool", app="tool")
@@ -170,7 +85,7 @@ POLICIES = [
 ]
 
 
-def test_packets_meet_the_oracles_verdict(node: Node) -> None:
+def test_packets_meet_the_oracles_verdict(node: PolicyNode) -> None:
     node.apply()
     node.check()
     for count in range(1, len(POLICIES) + 1):
@@ -231,7 +146,7 @@ TIERED = [
 ]
 
 
-def test_packets_of_tiers_meet_the_oracles_verdict(node: Node) -> None:
+def test_packets_of_tiers_meet_the_oracles_verdict(node: PolicyNode) -> None:
     known: list[NetworkPolicy | ClusterPolicy] = []
     for one in (*TIERED, POLICIES[1], POLICIES[0]):
         node.facts.engine.upsert_policy(one)
@@ -246,7 +161,7 @@ def test_packets_of_tiers_meet_the_oracles_verdict(node: Node) -> None:
     node.check(*known)
 
 
-def test_packets_of_random_policies_meet_the_oracles_verdict(node: Node) -> None:
+def test_packets_of_random_policies_meet_the_oracles_verdict(node: PolicyNode) -> None:
     """A few of the random policies of the property tests, with pods that they may mean."""
     node.namespaces += [Namespace("a", (("app", "x"),)), Namespace("b", (("tier", "y"),))]
     for namespace in node.namespaces[2:]:
@@ -268,7 +183,7 @@ def test_packets_of_random_policies_meet_the_oracles_verdict(node: Node) -> None
     check()
 
 
-def test_a_pod_that_joins_a_class_causes_no_iptables_write(node: Node) -> None:
+def test_a_pod_that_joins_a_class_causes_no_iptables_write(node: PolicyNode) -> None:
     for one in POLICIES:
         node.facts.upsert(one)
     node.apply()
@@ -279,7 +194,7 @@ def test_a_pod_that_joins_a_class_causes_no_iptables_write(node: Node) -> None:
     node.check(*POLICIES)
 
 
-def test_a_packet_with_anothers_source_address_is_dropped(node: Node) -> None:
+def test_a_packet_with_anothers_source_address_is_dropped(node: PolicyNode) -> None:
     node.apply()
     tool, web = node.places["tool"], node.pods["web"]
     for family, stolen in zip(Family, web.addresses, strict=True):

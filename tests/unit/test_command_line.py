@@ -70,6 +70,8 @@ def test_no_command_shows_the_commands(words: list[str]) -> None:
         ("--cluster-cidr", "::/0", "everything"),
         ("--mtu", "68", "1280"),
         ("--chained-plugin", "../sh", "name of a program"),
+        ("--deny-log-group", "65536", "65535"),
+        ("--deny-log-rate", "0", "greater than or equal to 1"),
     ],
 )
 def test_wrong_setting_of_the_agent(option: str, value: str, message: str) -> None:

@@ -1,0 +1,255 @@
+"""Denied packets as people and scripts see them: whose they were, and which policy denied them."""
+
+from __future__ import annotations
+
+import enum
+import socket
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from felix_py.agent.chain_names import ChainNames
+from felix_py.dataplane.ip_header import IPHeader
+from felix_py.dataplane.nflog import LoggedPacket
+from felix_py.plan.deny_log import Drop, DropKind, parse_prefix
+from policy.evaluate import View
+from policy.model import ClusterPolicy, Direction, ObjectKey, PolicyKind, PolicyRef
+
+_NAMED = 3
+"""So many policies a sentence names; the event lists all."""
+
+
+class Reason(enum.StrEnum):
+    """Why a packet was dropped."""
+
+    ISOLATED = "isolated"
+    """Policies isolate the pod in this direction, and none allows the packet."""
+    UNKNOWN_POD = "unknown-pod"
+    """The pod or its namespace has never been seen, so nothing is allowed yet."""
+    POLICY = "policy"
+    """A Deny rule of a cluster-scoped policy."""
+    SOURCE = "source"
+    """A pod sent from an address that is not its own."""
+    INVALID = "invalid"
+    """Connection tracking knows no connection that the packet could belong to."""
+    CLASS = "class"
+    """The packet's policy class is not known to the rules: a defect, or rules that somebody changed."""
+    HOST = "host"
+    """The node drops what its pods send to it (--endpoint-to-host drop)."""
+
+
+class _Record(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    pass
+
+
+class PolicyName(_Record, frozen=True):
+    """A policy object. ``namespace`` is empty for cluster-scoped kinds."""
+
+    kind: str
+    name: str
+    namespace: str = ""
+
+
+class Decider(_Record, frozen=True):
+    """The rule that denied. ``rule`` counts from 0 in the policy's list of the direction; -1: not known which."""
+
+    policy: PolicyName
+    rule: int = -1
+    rule_name: str = ""
+    tier: str = ""
+
+
+class End(_Record, frozen=True):
+    """One end of a packet. ``pod`` is NAMESPACE/NAME, ``node`` a node's name, where the address is theirs.
+
+    ``port`` of a source is that of the first packet counted.
+    """
+
+    address: str
+    pod: str = ""
+    node: str = ""
+    port: int | None = None
+
+
+class DenyEvent(_Record, frozen=True):
+    """Equal packets that were denied within a short time.
+
+    ``id`` grows, also over restarts of the agent. ``time`` and ``until`` are those of the first and the last
+    packet (RFC 3339). ``count`` is of packets that the kernel logged, which are fewer than it dropped where many
+    come. ``direction`` is empty where the rule stands for both. ``endpoint``: the pod of this node whose policy
+    or address it was, as NAMESPACE/NAME.
+    """
+
+    id: int
+    time: str
+    until: str
+    count: int
+    node: str
+    reason: Reason
+    message: str
+    source: End
+    destination: End
+    protocol: str
+    direction: str = ""
+    endpoint: str = ""
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    policies: tuple[PolicyName, ...] = ()
+    decided_by: Decider | None = None
+    hook: str = ""
+    in_interface: str = ""
+    out_interface: str = ""
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 text."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+EventKey = tuple[Any, ...]
+
+
+def drop_of(packet: LoggedPacket) -> tuple[Drop, IPHeader] | None:
+    """What a logged packet says of its drop; None where it is not ours, or no IP packet."""
+    drop = parse_prefix(packet.prefix)
+    return None if drop is None or packet.header is None else (drop, packet.header)
+
+
+def event_key(drop: Drop, header: IPHeader) -> EventKey:
+    """Equal for packets that belong into one event: ends, protocol, port and what dropped them."""
+    return (drop, header.source, header.destination, header.protocol, header.port, header.icmp)
+
+
+class Describer:
+    """Makes an event of a packet, from what the agent knows at that moment."""
+
+    def __init__(
+        self,
+        node: str,
+        view: View,
+        chains: ChainNames,
+        endpoint_at: Callable[[str], ObjectKey | None],
+        interface_name: Callable[[int], str] = socket.if_indextoname,
+    ) -> None:
+        """``endpoint_at``: the pod of an interface of this node. ``interface_name`` raises OSError for unknown
+        indexes."""
+        self._node = node
+        self._view = view
+        self._chains = chains
+        self._endpoint_at = endpoint_at
+        self._interface_name = interface_name
+
+    def event(self, number: int, packet: LoggedPacket, drop: Drop, header: IPHeader) -> DenyEvent:
+        """The event of one packet."""
+        indev, outdev = self._interface(packet.indev), self._interface(packet.outdev)
+        source = self._end(header.source, header.source_port)
+        destination = self._end(header.destination, header.port)
+        if drop.kind is DropKind.SOURCE:
+            # The address is somebody else's; the interface says who it really was.
+            owner = self._endpoint_at(indev)
+            source = End(header.source, "/".join(owner) if owner else "", "", header.source_port)
+        ends = {Direction.EGRESS: source.pod, Direction.INGRESS: destination.pod}
+        endpoint = ends[drop.direction] if drop.direction else ""
+        policies = self._chains.policies(drop.chain) if drop.chain else ()
+        reason = _reason(drop, policies)
+        decider = self._decider(drop, policies) if reason is Reason.POLICY and policies else None
+        now = timestamp(packet.time)
+        return DenyEvent(
+            id=number,
+            time=now,
+            until=now,
+            count=1,
+            node=self._node,
+            reason=reason,
+            message=_message(reason, drop, policies, decider, source),
+            source=source,
+            destination=destination,
+            protocol=header.protocol_name,
+            direction=drop.direction.lower() if drop.direction else "",
+            endpoint=endpoint,
+            icmp_type=header.icmp[0] if header.icmp else None,
+            icmp_code=header.icmp[1] if header.icmp else None,
+            policies=tuple(map(_name, policies or ())),
+            decided_by=decider,
+            hook=packet.hook,
+            in_interface=indev,
+            out_interface=outdev,
+        )
+
+    def _interface(self, index: int) -> str:
+        try:
+            return self._interface_name(index) if index else ""
+        except (OSError, OverflowError):
+            return ""
+
+    def _end(self, address: str, port: int | None) -> End:
+        if pod := self._view.pod_at(address):
+            return End(address, f"{pod.namespace}/{pod.name}", "", port)
+        node = next((node.name for node in self._view.nodes() if address in node.addresses), "")
+        return End(address, "", node, port)
+
+    def _decider(self, drop: Drop, policies: Sequence[PolicyRef]) -> Decider:
+        ref = policies[0]
+        policy = next((p for p in self._view.cluster_policies() if p.ref == ref), None)
+        if policy is None or drop.direction is None:
+            return Decider(_name(ref), drop.rule)
+        return Decider(_name(ref), drop.rule, _rule_name(policy, drop.direction, drop.rule), policy.tier.value)
+
+
+def _rule_name(policy: ClusterPolicy, direction: Direction, index: int) -> str:
+    rules = policy.rules(direction)
+    return rules[index].name if 0 <= index < len(rules) else ""
+
+
+def _name(ref: PolicyRef) -> PolicyName:
+    return PolicyName(ref.kind.value, ref.name, ref.namespace)
+
+
+def _reason(drop: Drop, policies: Sequence[PolicyRef] | None) -> Reason:
+    if drop.kind is DropKind.ISOLATED and policies is not None and not policies:
+        return Reason.UNKNOWN_POD
+    return Reason(drop.kind.value)
+
+
+def _message(
+    reason: Reason, drop: Drop, policies: Sequence[PolicyRef] | None, decider: Decider | None, source: End
+) -> str:
+    direction = drop.direction.lower() if drop.direction else ""
+    match reason:
+        case Reason.ISOLATED:
+            return _isolated(direction, policies, drop.chain)
+        case Reason.UNKNOWN_POD:
+            return f"the pod or its namespace is not known yet, so that nothing is allowed ({direction})"
+        case Reason.POLICY:
+            return _denied(direction, decider, drop.chain)
+        case Reason.SOURCE:
+            return f"{source.pod or 'the pod'} sent from {source.address}, which is not its address"
+        case Reason.INVALID:
+            return "connection tracking calls it INVALID: it belongs to no known connection"
+        case Reason.CLASS:
+            return f"the rules do not know the policy class of its pod ({direction})"
+        case Reason.HOST:
+            return "the node takes nothing from its pods (--endpoint-to-host drop)"
+
+
+def _isolated(direction: str, policies: Sequence[PolicyRef] | None, chain: str) -> str:
+    if policies is None:
+        return f"isolated by a policy class that is gone ({direction}, {chain})"
+    isolating = [f"{p.namespace}/{p.name}" for p in policies if p.kind is PolicyKind.NETWORK]
+    if len(isolating) == 1:
+        return f"isolated by NetworkPolicy {isolating[0]} ({direction}); none of its rules allows it"
+    more = len(isolating) - _NAMED
+    named = ", ".join(isolating[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"isolated by NetworkPolicies {named} ({direction}); none of their rules allows it"
+
+
+def _denied(direction: str, decider: Decider | None, chain: str) -> str:
+    if decider is None:
+        return f"denied by a policy that is gone ({direction}, {chain})"
+    policy = decider.policy
+    name = f"{policy.namespace}/{policy.name}" if policy.namespace else policy.name
+    rule = "" if decider.rule < 0 else f"[{decider.rule}]"
+    about = ", ".join(filter(None, (decider.rule_name, f"{decider.tier} tier" if decider.tier else "")))
+    return f"denied by {policy.kind} {name} {direction}{rule}" + (f" ({about})" if about else "")

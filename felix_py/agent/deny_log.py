@@ -1,0 +1,79 @@
+"""The deny log as a part of the agent: whether the node can have one, its rules, reader, events and routes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+from felix_py import log
+from felix_py.agent.denies import Denies
+from felix_py.agent.deny_events import Describer
+from felix_py.agent.deny_http import DenyRoutes
+from felix_py.agent.deny_reader import DenyReader
+from felix_py.agent.facts import Facts
+from felix_py.config import AgentConfig
+from felix_py.dataplane.probe import refusal
+from felix_py.metrics import Metrics
+from felix_py.plan.deny_log import SOURCE_DROP, DenyLog
+from felix_py.records import Backend
+from policy.evaluate import View
+from policy.model import Family
+
+_OFF = "the deny log is switched off on this node (--no-deny-log)"
+
+
+class DenyLogging:
+    """What is denied on this node, for people, scripts and the log. Nothing here decides about a packet."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        families: Sequence[Family],
+        backend: Backend,
+        facts: Facts,
+        view: View,
+        metrics: Metrics,
+    ) -> None:
+        """Tries in passing (some ten milliseconds) whether the kernel takes the rules at all."""
+        self.rules = _rules(config, families, backend)
+        """For the plan; None: nothing is logged."""
+        self._reader: DenyReader | None = None
+        denies: Denies | None = None
+        if self.rules:
+            describer = Describer(config.node_name, view, facts.chain_names, facts.endpoint_at)
+            denies = Denies(describer, metrics, lines=config.deny_log_lines)
+            self._reader = DenyReader(self.rules.group, denies, metrics)
+        self._off = _OFF if not config.deny_log else "this node's kernel cannot log denied packets"
+        self._routes = DenyRoutes(config.node_name, denies, lambda: self.unavailable)
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why denied packets are not shown; None while they are."""
+        return self._reader.unavailable if self._reader else self._off
+
+    def routes(self) -> list[web.RouteDef]:
+        """For the health server."""
+        return self._routes.routes()
+
+    def state(self) -> dict[str, Any]:
+        """For ``/status``."""
+        return self._routes.state()
+
+    async def run(self) -> None:
+        """Read until cancelled; returns at once where there is nothing to read."""
+        if self._reader:
+            await self._reader.run()
+
+
+def _rules(config: AgentConfig, families: Sequence[Family], backend: Backend) -> DenyLog | None:
+    if not config.deny_log:
+        return None
+    rules = DenyLog(config.deny_log_group, config.deny_log_rate)
+    reason = refusal(families, backend, rules.words(SOURCE_DROP))
+    if reason is None:
+        return rules
+    # A rule that the kernel does not take would keep all others of its chain out.
+    log.get("denies").warning("denied packets are not shown: no NFLOG here", reason=reason)
+    return None

@@ -1,0 +1,295 @@
+"""What policy allows and denies, as metrics: the counters of the kernel's rules, by policy.
+
+The kernel counts per rule and forgets when a chain is written anew; here the counts only ever grow. Packets of
+connections that were allowed before do not pass these rules: what is counted are, in the main, new connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from felix_py import log
+from felix_py.agent.chain_names import ChainNames
+from felix_py.dataplane.backend import ToolError
+from felix_py.dataplane.counters import RuleCount
+from felix_py.plan.deny_log import INVALID, DropKind
+from felix_py.plan.layout import CHAIN_PREFIX
+from felix_py.plan.render import ALLOW, DISPATCH, PASS
+from felix_py.plan.static import INPUT, SOURCE
+from policy.model import ClusterPolicy, Direction, Family, PolicyKind, PolicyRef, Tier
+
+MOST_SERIES = 500
+"""Policies (and classes) with series of their own; what is beyond is summed up as ``other``."""
+
+_OTHER = "other"
+_FRESH_SECONDS = 5.0
+"""Two scrapes within this time see the same counts."""
+_WAIT_SECONDS = 5.0
+"""A scrape that has waited so long for new counts gets the old ones."""
+
+_ANY = "any"
+_LETTER = {"E": Direction.EGRESS, "I": Direction.INGRESS}
+_COMPILED = re.compile(rf"{re.escape(CHAIN_PREFIX)}([PC])([EI])-([0-9a-f]+)")
+_POLICY_CHAINS = tuple(f"{CHAIN_PREFIX}P{letter}-" for letter in _LETTER)
+_DENY_CHAINS = tuple(f"{CHAIN_PREFIX}D{letter}-" for letter in _LETTER)
+
+_DENIED = "denied"
+_VERDICTS = {ALLOW: "allowed", PASS: "passed", "DROP": _DENIED}
+"""What a rule's target says of the packets that it counts."""
+
+_STATIC: dict[str, tuple[Direction | None, DropKind]] = {
+    SOURCE: (Direction.EGRESS, DropKind.SOURCE),
+    INVALID: (None, DropKind.INVALID),
+    INPUT: (Direction.EGRESS, DropKind.HOST),
+}
+
+Labels = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Count:
+    """Packets and bytes."""
+
+    packets: int = 0
+    bytes: int = 0
+
+    def add(self, more: Count) -> None:
+        """Add another count."""
+        self.packets += more.packets
+        self.bytes += more.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChainCount:
+    """A chain as it was read. ``rules``: their hashes; other ones mean that the chain was written anew.
+
+    ``counts`` are by verdict.
+    """
+
+    rules: tuple[str, ...]
+    counts: Mapping[str, Count]
+
+
+Reading = Mapping[str, ChainCount]
+"""Chains by name, of one family."""
+
+
+def digest(rules: Iterable[RuleCount]) -> Reading:
+    """What accounts want to know of the counters that were read."""
+    chains: dict[str, list[RuleCount]] = {}
+    for rule in rules:
+        chains.setdefault(rule.chain, []).append(rule)
+    return {name: ChainCount(tuple(r.hash for r in found), _sums(name, found)) for name, found in chains.items()}
+
+
+@dataclass(slots=True)
+class _Slots:
+    """Names with series of their own: the first so many, as long as they exist."""
+
+    most: int
+    held: set[str] = field(default_factory=set)
+
+    def name(self, wanted: str) -> str:
+        if wanted in self.held or len(self.held) < self.most:
+            self.held.add(wanted)
+            return wanted
+        return _OTHER
+
+
+class Accounts:
+    """Sums that only grow, out of readings that may begin anew at any time. No I/O."""
+
+    def __init__(
+        self,
+        chains: ChainNames,
+        cluster_policies: Callable[[], Iterable[ClusterPolicy]] = tuple,
+        most: int = MOST_SERIES,
+    ) -> None:
+        """``cluster_policies``: those of the Admin and the Baseline tier; they say where a policy stands."""
+        self._chains = chains
+        self._cluster_policies = cluster_policies
+        self._tiers: dict[PolicyRef, Tier] = {}
+        self._policy_slots = _Slots(most)
+        self._class_slots = _Slots(most)
+        self._seen: dict[Family, Reading] = {}
+        self._policy_of: dict[str, str] = {}
+        self.policies: dict[Labels, Count] = {}
+        """By (tier, policy, direction, verdict)."""
+        self.classes: dict[Labels, Count] = {}
+        """Denied, by (direction, class)."""
+        self.denied: dict[Labels, Count] = {}
+        """By (direction, reason)."""
+
+    def take(self, family: Family, now: Reading) -> None:
+        """Take over one family's counters. Of the first reading only the differences to later ones count:
+
+        what was counted before this process began was reported by the one before it.
+        """
+        self._tiers = {policy.ref: policy.tier for policy in self._cluster_policies()}
+        before = self._seen.get(family)
+        self._seen[family] = now
+        for chain, seen in now.items():
+            old = seen if before is None else before.get(chain)
+            for verdict, count in seen.counts.items():
+                self._add(
+                    chain,
+                    verdict,
+                    _growth(count, old.counts.get(verdict) if old and old.rules == seen.rules else None),
+                )
+        self._forget()
+
+    def _add(self, chain: str, verdict: str, more: Count) -> None:
+        compiled = _COMPILED.fullmatch(chain)
+        if compiled is None:
+            self._add_static(chain, more)
+            return
+        kind, letter, digest = compiled.groups()
+        direction = _LETTER[letter]
+        if kind == "P":
+            self._add_policy(chain, direction, verdict, more)
+            if verdict == _DENIED:
+                self._add_denied(direction, DropKind.POLICY, more)
+        else:
+            label = digest if self._class_slots.name(chain) == chain else _OTHER
+            self.classes.setdefault((direction.lower(), label), Count()).add(more)
+            self._add_denied(direction, DropKind.ISOLATED, more)
+
+    def _add_policy(self, chain: str, direction: Direction, verdict: str, more: Count) -> None:
+        policies = self._chains.policies(chain)
+        if not policies:
+            return
+        ref = policies[0]
+        tier = Tier.NETWORK if ref.kind is PolicyKind.NETWORK else self._tiers.get(ref)
+        name = self._policy_slots.name("/".join(filter(None, ref)))
+        labels = (_OTHER, _OTHER) if name == _OTHER else (tier.value if tier else "", name)
+        self._policy_of[chain] = name
+        self.policies.setdefault((*labels, direction.lower(), verdict), Count()).add(more)
+
+    def _add_static(self, chain: str, more: Count) -> None:
+        if chain in _STATIC:
+            self._add_denied(*_STATIC[chain], more)
+            return
+        for direction, name in DISPATCH.items():
+            if chain == name or chain.startswith(f"{name}-"):
+                self._add_denied(direction, DropKind.CLASS, more)
+
+    def _add_denied(self, direction: Direction | None, reason: DropKind, more: Count) -> None:
+        key = (direction.lower() if direction else _ANY, reason.value)
+        self.denied.setdefault(key, Count()).add(more)
+
+    def _forget(self) -> None:
+        """Series of what is in no family's kernel any more go; the sums of ``other`` and of reasons stay."""
+        live = {chain for seen in self._seen.values() for chain in seen}
+        self._policy_of = {chain: name for chain, name in self._policy_of.items() if chain in live}
+        self._policy_slots.held &= set(self._policy_of.values())
+        self._class_slots.held &= live
+        kept = {*self._policy_slots.held, _OTHER}
+        self.policies = {labels: count for labels, count in self.policies.items() if labels[1] in kept}
+        hashes = {name.rpartition("-")[2] for name in self._class_slots.held} | {_OTHER}
+        self.classes = {labels: count for labels, count in self.classes.items() if labels[1] in hashes}
+
+
+def _sums(chain: str, rules: Sequence[RuleCount]) -> dict[str, Count]:
+    """Of one chain, by verdict. Chains that are no policy's drop, if at all, with their last rule."""
+    sums: dict[str, Count] = {}
+    for rule in rules if chain.startswith(_POLICY_CHAINS) else rules[-1:]:
+        verdict = _DENIED if rule.target.startswith(_DENY_CHAINS) else _VERDICTS.get(rule.target)
+        if verdict == _DENIED or (verdict and chain.startswith(_POLICY_CHAINS)):
+            sums.setdefault(verdict, Count()).add(Count(rule.packets, rule.bytes))
+    return sums
+
+
+def _growth(now: Count, before: Count | None) -> Count:
+    """What has come since the last reading; ``before`` None: the chain was written since. So were its counters,
+    by somebody, if they are smaller now."""
+    if before is None or now.packets < before.packets or now.bytes < before.bytes:
+        return now
+    return Count(now.packets - before.packets, now.bytes - before.bytes)
+
+
+class PolicyCounters(Collector):
+    """Reads the counters when somebody asks for metrics, in a thread of its own."""
+
+    def __init__(
+        self, accounts: Accounts, families: Iterable[Family], read: Callable[[Family], list[RuleCount]]
+    ) -> None:
+        """``read`` blocks and may raise ToolError."""
+        self._accounts = accounts
+        self._families = tuple(families)
+        self._read = read
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="counters")
+        self._running: asyncio.Task[None] | None = None
+        self._read_at = float("-inf")
+        self._failure = ""
+        self._log = log.get("counters")
+
+    def close(self) -> None:
+        """No more readings."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def refresh(self) -> None:
+        """Return with counts that are a few seconds old at most; with older ones if they cannot be had."""
+        if self._running is None:
+            if time.monotonic() - self._read_at < _FRESH_SECONDS:
+                return
+            self._running = asyncio.create_task(self._refresh())
+        await asyncio.wait((self._running,), timeout=_WAIT_SECONDS)
+
+    def _reading(self, family: Family) -> Reading:
+        return digest(self._read(family))
+
+    async def _refresh(self) -> None:
+        loop = asyncio.get_running_loop()
+        failure = ""
+        try:
+            for family in self._families:
+                reading = await loop.run_in_executor(self._thread, self._reading, family)
+                self._accounts.take(family, reading)
+        except ToolError as error:
+            failure = str(error)
+        except Exception as error:
+            self._log.exception("cannot read the counters of rules")
+            failure = repr(error)
+        finally:
+            self._running = None
+            self._read_at = time.monotonic()
+        if failure and failure != self._failure:
+            self._log.warning("cannot read the counters of rules; metrics stay as they are", reason=failure)
+        self._failure = failure
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing before the first scrape, which would be a reading (prometheus_client asks at registration)."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """See :class:`prometheus_client.registry.Collector`."""
+        accounts = self._accounts
+        by_policy = ("tier", "policy", "direction", "verdict")
+        about = "that rules of a policy decided (its first packets, as a rule), by policy"
+        packets = CounterMetricFamily("felix_py_policy_packets", f"Packets {about}", labels=by_policy)
+        size = CounterMetricFamily("felix_py_policy_bytes", f"Bytes of packets {about}", labels=by_policy)
+        for labels, count in sorted(accounts.policies.items()):
+            packets.add_metric(labels, count.packets)
+            size.add_metric(labels, count.bytes)
+        classes = CounterMetricFamily(
+            "felix_py_class_denied_packets",
+            "Packets that no policy of a class allowed",
+            labels=("direction", "class"),
+        )
+        for labels, count in sorted(accounts.classes.items()):
+            classes.add_metric(labels, count.packets)
+        denied = CounterMetricFamily(
+            "felix_py_denied_packets", "Packets dropped, by reason", labels=("direction", "reason")
+        )
+        for labels, count in sorted(accounts.denied.items()):
+            denied.add_metric(labels, count.packets)
+        yield from (packets, size, classes, denied)

@@ -1,0 +1,163 @@
+"""Whatever comes over the deny log's socket, and whatever policies there are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from felix_py.agent.chain_names import ChainNames
+from felix_py.dataplane.ip_header import parse_ip
+from felix_py.dataplane.nflog import Decoder
+from felix_py.plan.deny_log import DenyLog, Drop, DropKind, deny_chain, parse_prefix
+from felix_py.plan.marks import Marks
+from felix_py.plan.render import dispatch_chains, render_chain
+from felix_py.plan.static import StaticOptions, static_chains
+from felix_py.records import Words
+from policy.compile import Engine
+from policy.ir import Jump
+from policy.model import Direction, Family, PolicyRef
+from tests.support.clusters import Cluster, clusters
+from tests.support.logged import datagram, ipv4, ipv6, logged_message, ports
+
+MARKS = Marks.from_mask(0xFFFF0000)
+LOG = DenyLog(88, 10)
+DIGEST = st.text("0123456789abcdef", min_size=16, max_size=16)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_read_without_a_complaint(data: bytes) -> None:
+    for family in Family:
+        parse_ip(family, data)
+    list(Decoder().decode(memoryview(data)))
+
+
+@given(st.data())
+def test_any_damage_to_a_message_is_read_without_a_complaint(data: st.DataObject) -> None:
+    four = logged_message("felix:SOURCE", ipv4("10.1.0.2", "10.1.0.3", 6, ports(1, 2)))
+    six = logged_message("felix:HOST", ipv6("fd00::1", "fd00::2", 0, ports(1, 2)), family=10, sequence=1)
+    raw = bytearray(datagram(four, six))
+    for _ in range(data.draw(st.integers(1, 5))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(raw)))
+    for packet in Decoder().decode(memoryview(raw)[:cut]):
+        parse_prefix(packet.prefix)
+
+
+@given(st.sampled_from(list(Direction)), DIGEST, st.integers(-1, 200))
+def test_a_prefix_says_again_what_it_was_made_of(direction: Direction, digest: str, rule: int) -> None:
+    letter = direction[0]
+    isolated = Drop(DropKind.ISOLATED, direction, f"FELIX-C{letter}-{digest}")
+    denied = Drop(DropKind.POLICY, direction, f"FELIX-P{letter}-{digest}", rule)
+    readable = denied if -1 <= rule <= 99 else dataclasses.replace(denied, rule=-1)
+    plain = [
+        Drop(DropKind.SOURCE, Direction.EGRESS),
+        Drop(DropKind.INVALID),
+        Drop(DropKind.HOST, Direction.EGRESS),
+    ]
+    for drop, again in ((isolated, isolated), (denied, readable), *((drop, drop) for drop in plain)):
+        assert parse_prefix(drop.prefix()) == again
+        assert len(drop.prefix()) <= 63
+        assert drop.prefix().isascii()
+    assert parse_prefix(Drop(DropKind.CLASS, direction).prefix()) == Drop(DropKind.CLASS, direction)
+    assert len(deny_chain(denied.chain, rule)) <= 28
+
+
+@given(st.text(max_size=63))
+def test_a_prefix_of_somebody_else_is_nothing_or_spelled_exactly_as_ours(text: str) -> None:
+    drop = parse_prefix(text)
+    # "…:07" would be another spelling of rule 7.
+    assert drop is None or drop.prefix() == text
+
+
+def engine_of(cluster: Cluster) -> Engine:
+    engine = Engine()
+    for namespace in cluster.namespaces.values():
+        engine.upsert_namespace(namespace)
+    for pod in cluster.pods.values():
+        engine.upsert_pod(pod)
+    for policy in cluster.policies.values():
+        engine.upsert_policy(policy)
+    for endpoint in cluster.endpoints.values():
+        engine.upsert_endpoint(endpoint)
+    return engine
+
+
+@settings(max_examples=60, deadline=None)
+@given(before=clusters(), after=clusters())
+def test_every_chain_has_its_policies_also_when_it_is_gone(before: Cluster, after: Cluster) -> None:
+    engine = engine_of(before)
+    names = ChainNames(engine.policies_using)
+
+    def flush() -> dict[str, tuple[PolicyRef, ...]]:
+        for delta in engine.flush():
+            names.note(delta)
+        program = engine.program(Family.V4)
+        classes = {name for chosen in program.classes.values() for name in chosen.values()}
+        jumps = {r.action.chain for c in program.chains.values() for r in c.rules if isinstance(r.action, Jump)}
+        policies = {name for name in jumps if name.startswith("FELIX-P")}
+        return {name: engine.policies_using(name) for name in classes | policies}
+
+    known = flush()
+    for endpoint in before.endpoints.keys() - after.endpoints.keys():
+        engine.remove_endpoint(endpoint)
+    for ref in before.policies.keys() - after.policies.keys():
+        engine.remove_policy(ref)
+    known |= flush()
+    for policy in after.policies.values():
+        engine.upsert_policy(policy)
+    known |= flush()
+    assert {name: names.policies(name) for name in known} == known
+    for endpoint in after.endpoints.keys() | before.endpoints.keys():
+        engine.remove_endpoint(endpoint)
+    flush()
+    assert {name: names.policies(name) for name in known} == known
+    assert len(names) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(cluster=clusters())
+def test_every_drop_is_logged_and_nothing_else_differs(cluster: Cluster) -> None:
+    engine = engine_of(cluster)
+    numbers = {"FELIX-CE-0123456789abcdef": 1, "FELIX-CE-0123456789abcdee": 127}
+    for family in Family:
+        plain: dict[str, tuple[Words, ...]] = {}
+        logged: dict[str, tuple[Words, ...]] = {}
+        for log, into in ((None, plain), (LOG, logged)):
+            options = StaticOptions(MARKS, endpoint_to_host="DROP", deny_log=log)
+            into |= {name: rules for (_, name), rules in static_chains(family, options).items()}
+            into |= dispatch_chains(family, Direction.EGRESS, numbers, MARKS, log)
+            for chain in engine.program(family).chains.values():
+                into |= render_chain(chain, MARKS, log)
+        assert without_log(logged) == plain
+        check_logged(logged)
+
+
+def without_log(chains: dict[str, tuple[Words, ...]]) -> dict[str, tuple[Words, ...]]:
+    """The chains without the rules that log, and with DROP instead of a jump to a chain of denials."""
+    denials = {name for name in chains if name.startswith(("FELIX-DE-", "FELIX-DI-"))}
+    found = {}
+    for name in chains.keys() - denials:
+        rules = [words for words in chains[name] if "NFLOG" not in words]
+        found[name] = tuple((*r[:-2], "-j", "DROP") if r[-1] in denials else r for r in rules)
+    for name in denials:
+        assert [words for words in chains[name] if "NFLOG" not in words] == [("-j", "DROP")]
+    return found
+
+
+def check_logged(chains: dict[str, tuple[Words, ...]]) -> None:
+    """Each rule that drops stands behind the one that says so; no rule that logs stands anywhere else."""
+    for name, rules in chains.items():
+        for before, rule in zip(((), *rules), rules, strict=False):
+            if rule[-2:] != ("-j", "DROP"):
+                assert "NFLOG" not in before
+                continue
+            if rule == ("-d", "ff00::/8", "-j", "DROP"):
+                continue
+            assert rule == ("-j", "DROP"), "a match before it would be compared twice"
+            drop = parse_prefix(before[before.index("--nflog-prefix") + 1])
+            assert drop is not None
+            chain = deny_chain(drop.chain, drop.rule) if drop.kind is DropKind.POLICY else drop.chain
+            assert chain in ("", name)
+            assert before[:2] == ("-m", "limit")

@@ -1,0 +1,97 @@
+"""Chains of denials in the plan: there before the rule that goes to them, gone after it."""
+
+from __future__ import annotations
+
+from felix_py.plan.deny_log import DenyLog
+from felix_py.plan.marks import Marks
+from felix_py.plan.planner import Planner
+from felix_py.plan.static import StaticOptions
+from felix_py.records import ChainKey, Words
+from policy.ir import Allow, Chain, Delta, Deny, Match, Rule
+from policy.model import Family, Protocol
+
+V4 = Family.V4
+NAME = "FELIX-PI-0123456789abcdef"
+TCP = Match(Protocol.TCP)
+LOG = DenyLog(88, 7)
+
+
+def planner(log: DenyLog | None = LOG) -> Planner:
+    made = Planner([V4], StaticOptions(Marks.from_mask(0xFFFF0000), deny_log=log), {})
+    made.take()
+    made.confirm()
+    return made
+
+
+def tell(made: Planner, *rules: Rule) -> None:
+    made.policy(Delta(V4, chains={NAME: Chain(NAME, rules)}))
+
+
+def changed(chains: dict[ChainKey, tuple[Words, ...] | None]) -> dict[str, bool]:
+    return {key.name: rules is not None for key, rules in chains.items()}
+
+
+def test_each_deny_rule_has_a_chain_and_its_rule_goes_there_with_its_match() -> None:
+    made = planner()
+    tell(
+        made,
+        Rule(Deny(), TCP, "a", 0),
+        Rule(Allow(), index=1),
+        Rule(Deny(), TCP, "b", 12),
+        Rule(Deny(), Match(), "c", 13),
+    )
+    chains = {key.name: rules for key, rules in made.take().chains.items()}
+    names = [f"FELIX-DI-0123456789abcdef-{index}" for index in (0, 12, 13)]
+    assert chains.keys() == {NAME, *names}
+    rules = chains[NAME]
+    assert rules is not None
+    assert [words[-2:] for words in rules] == [
+        ("-g", names[0]),
+        ("-g", "FELIX-ALLOW"),
+        ("-g", names[1]),
+        ("-g", names[2]),
+    ]
+    assert rules[0][:2] == ("-p", "tcp")
+    limit = ("-m", "limit", "--limit", "7/second", "--limit-burst", "35")
+    target = ("-j", "NFLOG", "--nflog-group", "88", "--nflog-prefix", "felix:PI-0123456789abcdef:12")
+    assert chains[names[1]] == ((*limit, *target, "--nflog-size", "128"), ("-j", "DROP"))
+
+
+def test_a_rule_beyond_the_numbers_shares_a_chain() -> None:
+    made = planner()
+    tell(made, Rule(Deny(), TCP, "", 100), Rule(Deny(), TCP, "", 101))
+    chains = {key.name: rules for key, rules in made.take().chains.items()}
+    assert chains.keys() == {NAME, "FELIX-DI-0123456789abcdef"}
+    rules = chains["FELIX-DI-0123456789abcdef"]
+    assert rules is not None
+    assert "felix:PI-0123456789abcdef" in rules[0]
+
+
+def test_a_chain_of_denials_goes_after_the_rule() -> None:
+    made = planner()
+    tell(made, Rule(Deny(), TCP, "", 0), Rule(Deny(), TCP, "", 1))
+    made.take()
+    made.confirm()
+    tell(made, Rule(Deny(), TCP, "", 1))
+    assert changed(made.take().chains) == {NAME: True, "FELIX-DI-0123456789abcdef-1": True}
+    assert changed(made.confirm().chains) == {"FELIX-DI-0123456789abcdef-0": False}
+    made.policy(Delta(V4, chains={NAME: None}))
+    assert changed(made.take().chains) == {}
+    assert changed(made.confirm().chains) == {NAME: False, "FELIX-DI-0123456789abcdef-1": False}
+
+
+def test_one_that_comes_back_before_it_went_stays() -> None:
+    made = planner()
+    tell(made, Rule(Deny(), TCP, "", 0))
+    made.take()
+    made.confirm()
+    made.policy(Delta(V4, chains={NAME: None}))
+    tell(made, Rule(Deny(), TCP, "", 0))
+    assert changed(made.take().chains) == {NAME: True, "FELIX-DI-0123456789abcdef-0": True}
+    assert changed(made.confirm().chains) == {}
+
+
+def test_without_a_log_there_are_none() -> None:
+    made = planner(None)
+    tell(made, Rule(Deny(), TCP, "", 0))
+    assert made.take().chains[ChainKey(V4, "filter", NAME)] == (("-p", "tcp", "-j", "DROP"),)
