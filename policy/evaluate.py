@@ -155,14 +155,26 @@ def verdict(view: View, packet: Packet, node_addresses: frozenset[str] = frozens
     return Verdict(egress, _evaluate(view, packet, destination, Direction.INGRESS))
 
 
-def _evaluate(view: View, packet: Packet, pod: Pod, direction: Direction) -> DirectionVerdict:
-    """ "Policy tiers are evaluated in the following order: Admin tier, NetworkPolicy tier, Baseline tier." """
+@dataclass(frozen=True, slots=True)
+class Selecting:
+    """The policies that select a pod and speak of a direction, by tier and in order of evaluation."""
+
+    admin: tuple[ClusterPolicy, ...]
+    network: tuple[NetworkPolicy, ...]
+    baseline: tuple[ClusterPolicy, ...]
+
+    @property
+    def policies(self) -> tuple[NetworkPolicy | ClusterPolicy, ...]:
+        """All of them."""
+        return (*self.admin, *self.network, *self.baseline)
+
+
+def selecting(view: View, pod: Pod, direction: Direction) -> Selecting:
+    """What selects a pod in a direction."""
     # "CNPs with no ingress rules do not affect ingress traffic." (egress likewise)
     cluster = [p for p in view.cluster_policies() if p.rules(direction) and _is_subject(view, p, pod)]
     # "Policies with lower priority values have higher precedence."
     cluster.sort(key=lambda policy: policy.precedence)
-    admin = [policy for policy in cluster if policy.tier is Tier.ADMIN]
-    baseline = [policy for policy in cluster if policy.tier is Tier.BASELINE]
     # A policy selects pods of its own namespace only; an empty podSelector selects all of them. A pod is isolated
     # in a direction if any policy both selects it and has the direction in its policyTypes.
     isolating = [
@@ -170,25 +182,31 @@ def _evaluate(view: View, packet: Packet, pod: Pod, direction: Direction) -> Dir
         for policy in sorted(view.network_policies(pod.namespace), key=lambda policy: policy.key)
         if policy.rules(direction) is not None and matches(policy.selector, pod.labels)
     ]
-    selected_by = (*_refs(admin), *_refs(isolating), *_refs(baseline))
+    return Selecting(
+        tuple(policy for policy in cluster if policy.tier is Tier.ADMIN),
+        tuple(isolating),
+        tuple(policy for policy in cluster if policy.tier is Tier.BASELINE),
+    )
+
+
+def _evaluate(view: View, packet: Packet, pod: Pod, direction: Direction) -> DirectionVerdict:
+    """ "Policy tiers are evaluated in the following order: Admin tier, NetworkPolicy tier, Baseline tier." """
+    found = selecting(view, pod, direction)
+    selected_by = tuple(policy.ref for policy in found.policies)
     passed: list[RuleRef] = []
     for tier in Tier:
         match tier:
             case Tier.ADMIN:
-                decided = _tier(view, packet, admin, direction, passed)
+                decided = _tier(view, packet, found.admin, direction, passed)
             case Tier.NETWORK:
-                decided = _network_policies(view, packet, isolating, direction)
+                decided = _network_policies(view, packet, found.network, direction)
             case Tier.BASELINE:
-                decided = _tier(view, packet, baseline, direction, passed)
+                decided = _tier(view, packet, found.baseline, direction, passed)
         if decided is not None:
             allowed, rule = decided
             return DirectionVerdict(direction, selected_by, allowed, tier, rule, tuple(passed))
     # "If a given connection wasn't allowed or denied by any of the tiers, … all pods can communicate."
     return DirectionVerdict(direction, selected_by, True, None, None, tuple(passed))
-
-
-def _refs(policies: Iterable[NetworkPolicy | ClusterPolicy]) -> Iterable[PolicyRef]:
-    return (policy.ref for policy in policies)
 
 
 _Decided = tuple[bool, RuleRef | None]
@@ -205,7 +223,7 @@ def _tier(
     """The first rule that matches, by the precedence of the policies and then the order of their rules."""
     for policy in policies:
         for index, rule in enumerate(policy.rules(direction)):
-            if not _cluster_rule_matches(view, packet, rule, direction):
+            if not _matches(view, packet, policy, rule, direction):
                 continue
             ref = RuleRef(policy.ref, index, rule.name)
             if rule.action is RuleAction.PASS:
@@ -214,19 +232,6 @@ def _tier(
                 return None
             return rule.action is RuleAction.ACCEPT, ref
     return None
-
-
-def _cluster_rule_matches(view: View, packet: Packet, rule: ClusterRule, direction: Direction) -> bool:
-    far_end = packet.source if direction is Direction.INGRESS else packet.destination
-    peers_match = rule.peers is None or any(_cluster_peer_matches(view, far_end, peer) for peer in rule.peers)
-    return peers_match and _ports_match(view, packet, rule.ports)
-
-
-def _cluster_peer_matches(view: View, address: str, peer: ClusterPeer) -> bool:
-    if isinstance(peer, NodePeer):
-        # "It selects the nodeIPs as the peer type by matching on the IPs present in node.Status.Addresses."
-        return any(address in node.addresses and matches(peer.nodes, node.labels) for node in view.nodes())
-    return _peer_matches(view, address, peer, own_namespace=None)
 
 
 def _network_policies(
@@ -238,24 +243,47 @@ def _network_policies(
     """
     for policy in policies:
         for index, rule in enumerate(policy.rules(direction) or ()):
-            if _rule_allows(view, packet, policy, rule, direction):
+            if _matches(view, packet, policy, rule, direction):
                 return True, RuleRef(policy.ref, index)
     return (False, None) if policies else None
 
 
-def _rule_allows(
-    view: View, packet: Packet, policy: NetworkPolicy, rule: PolicyRule, direction: Direction
+def _matches(
+    view: View,
+    packet: Packet,
+    policy: NetworkPolicy | ClusterPolicy,
+    rule: PolicyRule | ClusterRule,
+    direction: Direction,
 ) -> bool:
-    """Each rule allows traffic that matches both its peers and its ports."""
+    """Each rule speaks of the traffic that matches both its peers and its ports."""
+    return peers_match(view, packet, policy, rule, direction) and ports_match(view, packet, rule)
+
+
+def peers_match(
+    view: View,
+    packet: Packet,
+    policy: NetworkPolicy | ClusterPolicy,
+    rule: PolicyRule | ClusterRule,
+    direction: Direction,
+) -> bool:
+    """Whether the packet's far end is one of the rule's peers.
+
+    "If this field is empty or missing, this rule matches all sources" (destinations).
+    """
     far_end = packet.source if direction is Direction.INGRESS else packet.destination
-    # "If this field is empty or missing, this rule matches all sources" (destinations; ports).
-    peers_match = rule.peers is None or any(
-        _peer_matches(view, far_end, peer, policy.namespace) for peer in rule.peers
-    )
-    return peers_match and _ports_match(view, packet, rule.ports)
+    own_namespace = policy.namespace if isinstance(policy, NetworkPolicy) else None
+    return rule.peers is None or any(_peer_matches(view, far_end, peer, own_namespace) for peer in rule.peers)
 
 
-def _peer_matches(view: View, address: str, peer: PodPeer | IPBlock, own_namespace: str | None) -> bool:
+def ports_match(view: View, packet: Packet, rule: PolicyRule | ClusterRule) -> bool:
+    """Whether the packet goes to one of the rule's ports; absent or empty: to any."""
+    return rule.ports is None or any(_port_matches(view, packet, port) for port in rule.ports)
+
+
+def _peer_matches(view: View, address: str, peer: ClusterPeer, own_namespace: str | None) -> bool:
+    if isinstance(peer, NodePeer):
+        # "It selects the nodeIPs as the peer type by matching on the IPs present in node.Status.Addresses."
+        return any(address in node.addresses and matches(peer.nodes, node.labels) for node in view.nodes())
     if isinstance(peer, IPBlock):
         # An ipBlock speaks of addresses, whoever has them; except takes away within its own block.
         return _inside(address, peer.cidr) and not any(_inside(address, hole) for hole in peer.excepts)
@@ -272,10 +300,6 @@ def _is_meant(view: View, pod: Pod, peer: PodPeer, own_namespace: str | None) ->
         namespace = view.namespace(pod.namespace)
         in_namespace = namespace is not None and matches(peer.namespaces, namespace.labels)
     return in_namespace and (peer.pods is None or matches(peer.pods, pod.labels))
-
-
-def _ports_match(view: View, packet: Packet, ports: tuple[Port, ...] | None) -> bool:
-    return ports is None or any(_port_matches(view, packet, port) for port in ports)
 
 
 def _port_matches(view: View, packet: Packet, port: Port) -> bool:

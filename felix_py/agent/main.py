@@ -12,6 +12,7 @@ Order of a start, and why:
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
@@ -111,6 +112,12 @@ class Agent:
         self._view = EventView()
         self._deny_log = DenyLogging(config, families, backend, self._facts, self._view, self._metrics)
         self._counters = self._policy_counters(families, backend)
+        self._configuration = {
+            "backend": backend.value,
+            "families": [int(family) for family in families],
+            "clusterCidrs": list(config.cluster_cidrs),
+            "rules": dataclasses.asdict(self._options()),
+        }
         planner = Planner(families, self._options(), self._held_numbers(kernel, families))
         self._reconciler = Reconciler(
             planner, kernel, self._facts.collect, self._metrics, refresh_interval=config.refresh_interval
@@ -266,6 +273,7 @@ class Agent:
         return {
             "node": self._config.node_name,
             "unready": self._network.unready(),
+            "configuration": self._configuration,
             "podCIDRs": list(self._facts.pod_cidrs),
             "endpoints": self._facts.endpoints,
             "denyLog": self._deny_log.state(),

@@ -10,23 +10,15 @@ from typing import Annotated
 
 import typer
 
+from felix_py.cli import options
 from felix_py.config import AgentConfig, ConfigError, EndpointToHost
 from felix_py.log import LogFormat, LogLevel
-from felix_py.records import Backend
 
 _ENV = "FELIX_PY_"
 
 
 def agent(
-    node_name: Annotated[
-        str,
-        typer.Option(
-            envvar=_ENV + "NODE_NAME",
-            metavar="NAME",
-            help="This node's name in the cluster. [default: the host name]",
-            show_default=False,
-        ),
-    ] = "",
+    node_name: options.NodeName = "",
     kubeconfig: Annotated[
         Path | None,
         typer.Option(
@@ -36,10 +28,7 @@ def agent(
             show_default=False,
         ),
     ] = None,
-    state_dir: Annotated[
-        Path,
-        typer.Option(envvar=_ENV + "STATE_DIR", metavar="FOLDER", help="Address leases; must survive a reboot."),
-    ] = Path("/var/lib/felix-py"),
+    state_dir: options.StateDir = Path("/var/lib/felix-py"),
     run_dir: Annotated[
         Path,
         typer.Option(
@@ -72,15 +61,7 @@ def agent(
             help="Standard CNI plugin to run after ours; repeat for more; `none` for none.",
         ),
     ] = ["portmap"],  # noqa: B006 - typer copies it
-    cluster_cidr: Annotated[
-        list[str],
-        typer.Option(
-            envvar=_ENV + "CLUSTER_CIDRS",
-            metavar="CIDR",
-            help="All pod addresses of the cluster; repeat per family. [default: every node's podCIDRs]",
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006
+    cluster_cidr: options.ClusterCidrs = [],  # noqa: B006
     service_cidr: Annotated[
         list[str],
         typer.Option(
@@ -91,14 +72,7 @@ def agent(
             show_default=False,
         ),
     ] = [],  # noqa: B006
-    backend: Annotated[
-        str,
-        typer.Option(
-            envvar=_ENV + "BACKEND",
-            metavar="auto|legacy|nft",
-            help="iptables backend; auto: the one that this node's other programs use.",
-        ),
-    ] = "auto",
+    backend: options.BackendName = "auto",
     bgp_config: Annotated[
         Path | None,
         typer.Option(
@@ -108,28 +82,10 @@ def agent(
             show_default=False,
         ),
     ] = None,
-    mark_mask: Annotated[
-        str,
-        typer.Option(
-            envvar=_ENV + "MARK_MASK",
-            metavar="MASK",
-            help="Packet mark bits of our own: 16 in a row.",
-        ),
-    ] = "0xffff0000",
-    nat_outgoing: Annotated[
-        bool,
-        typer.Option(envvar=_ENV + "NAT_OUTGOING", help="Masquerade what pods send out of the cluster."),
-    ] = True,
-    endpoint_to_host: Annotated[
-        EndpointToHost,
-        typer.Option(
-            envvar=_ENV + "ENDPOINT_TO_HOST",
-            help="Packets from pods to their node, after egress policy. `return`: the node's own rules decide.",
-        ),
-    ] = EndpointToHost.RETURN,
-    drop_invalid: Annotated[
-        bool, typer.Option(envvar=_ENV + "DROP_INVALID", help="Drop packets that conntrack calls INVALID.")
-    ] = True,
+    mark_mask: options.MarkMask = "0xffff0000",
+    nat_outgoing: options.NatOutgoing = True,
+    endpoint_to_host: options.EndpointToHostOption = EndpointToHost.RETURN,
+    drop_invalid: options.DropInvalid = True,
     mtu: Annotated[
         int,
         typer.Option(
@@ -162,30 +118,9 @@ def agent(
             help="Where to serve /healthz, /readyz, /metrics, /status and /denies.",
         ),
     ] = "127.0.0.1:9099",
-    deny_log: Annotated[
-        bool,
-        typer.Option(envvar=_ENV + "DENY_LOG", help="Log denied packets, for `felix-py denies`."),
-    ] = True,
-    deny_log_group: Annotated[
-        int,
-        typer.Option(
-            envvar=_ENV + "DENY_LOG_GROUP",
-            min=0,
-            max=65535,
-            metavar="NUMBER",
-            help="NFLOG group of the deny log: one that no other program on the node reads.",
-        ),
-    ] = 88,
-    deny_log_rate: Annotated[
-        int,
-        typer.Option(
-            envvar=_ENV + "DENY_LOG_RATE",
-            min=1,
-            max=1000,
-            metavar="PACKETS",
-            help="Packets a second that one rule logs at most.",
-        ),
-    ] = 10,
+    deny_log: options.DenyLogging = True,
+    deny_log_group: options.DenyLogGroup = 88,
+    deny_log_rate: options.DenyLogRate = 10,
     deny_log_lines: Annotated[
         bool,
         typer.Option(envvar=_ENV + "DENY_LOG_LINES", help="Write denied packets to the agent's own log, too."),
@@ -223,9 +158,9 @@ def agent(
             chained_plugins=tuple(name for name in chained_plugin if name not in ("", "none")),
             cluster_cidrs=tuple(cluster_cidr),
             service_cidrs=tuple(service_cidr),
-            backend=_backend(backend),
+            backend=options.backend(backend),
             bgp_config=bgp_config,
-            mark_mask=_mask(mark_mask),
+            mark_mask=options.mask(mark_mask),
             nat_outgoing=nat_outgoing,
             endpoint_to_host=endpoint_to_host,
             drop_invalid=drop_invalid,
@@ -243,26 +178,3 @@ def agent(
         raise typer.Exit(2) from None
     log.configure(log_level, log_format, node=config.node_name)
     raise typer.Exit(asyncio.run(run(config)))
-
-
-def _backend(text: str) -> Backend | None:
-    if text == "auto":
-        return None
-    try:
-        return Backend(text)
-    except ValueError:
-        raise ConfigError(f"--backend {text}: must be auto, legacy or nft") from None
-
-
-def _mask(text: str) -> int:
-    from felix_py.plan.marks import Marks
-
-    try:
-        mask = int(text, 0)
-    except ValueError:
-        raise ConfigError(f"--mark-mask {text}: not a number such as 0xffff0000") from None
-    try:
-        Marks.from_mask(mask)
-    except ValueError as error:
-        raise ConfigError(f"--mark-mask: {error}") from None
-    return mask

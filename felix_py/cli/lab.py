@@ -125,6 +125,7 @@ def _show_end(it: Lab, made: bool) -> None:
 Try:
   felix-py lab kubectl{option} -- get pods -A -o wide
   felix-py lab exec{option} tor -- birdc show route
+  felix-py lab exec{option} node1 -- felix-py explain -n shop web-1 db-1
   felix-py lab kubectl{option} -- apply -f {apply} && felix-py lab matrix{option}
 
 `felix-py lab down{option}` removes it all."""
@@ -198,11 +199,12 @@ def execute(
     """Run a command on the router, on a node or in a pod.
 
     For example: felix-py lab exec tor -- birdc show route. In a pod, the command is this machine's own, with the
-    pod's network. The exit code is the command's.
+    pod's network. On a node, felix-py and kubectl need no options. The exit code is the command's.
     """
     with _errors():
-        argv = [*_lab(name, state_root).enter(target), *_after_dashes(command)]
-        os.execvp(argv[0], argv)
+        it = _lab(name, state_root)
+        argv = [*it.enter(target), *_after_dashes(command)]
+        os.execvpe(argv[0], argv, it.environment(target))
 
 
 def _after_dashes(words: list[str]) -> list[str]:

@@ -13,9 +13,11 @@ import typer
 from felix_py.cli.agent import agent
 from felix_py.cli.cleanup import cleanup
 from felix_py.cli.denies import denies
+from felix_py.cli.explain import explain
 from felix_py.cli.install_cni import install_cni
 from felix_py.cli.lab import lab
 from felix_py.cli.sidecar import bgp_sidecar
+from felix_py.cli.verify import verify
 
 app = typer.Typer(
     name="felix-py",
@@ -33,6 +35,8 @@ app.command("bgp-sidecar")(bgp_sidecar)
 app.command("install-cni")(install_cni)
 app.command()(cleanup)
 app.command()(denies)
+app.command()(explain)
+app.command()(verify)
 app.add_typer(lab, name="lab")
 
 

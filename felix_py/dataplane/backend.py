@@ -88,7 +88,7 @@ def find_backend(override: Backend | None = None) -> Backend:
     if override is not None:
         command(Family.V4, override, "restore")
         return override
-    if not _has_legacy_tables():
+    if not any(map(has_legacy_tables, Family)):
         command(Family.V4, Backend.NFT, "save")
         return Backend.NFT
     saved = {backend: [save(family, backend) for family in Family] for backend in Backend}
@@ -99,10 +99,8 @@ def find_backend(override: Backend | None = None) -> Backend:
     return Backend.LEGACY if rules[Backend.LEGACY] > rules[Backend.NFT] else Backend.NFT
 
 
-def _has_legacy_tables() -> bool:
-    for name in ("ip_tables_names", "ip6_tables_names"):
-        # The thread's own: /proc/net is the namespace of the process's first thread.
-        path = Path("/proc/thread-self/net", name)
-        if path.exists() and path.read_text().strip():
-            return True
-    return False
+def has_legacy_tables(family: Family) -> bool:
+    """Whether the kernel has any legacy table in the calling thread's network namespace."""
+    # The thread's own: /proc/net is the namespace of the process's first thread.
+    path = Path("/proc/thread-self/net", f"{'ip' if family is Family.V4 else 'ip6'}_tables_names")
+    return path.exists() and bool(path.read_text().strip())

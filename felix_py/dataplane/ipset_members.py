@@ -18,7 +18,7 @@ from policy.model import Family
 
 ATTR_DATA = 7
 
-_IP, _CIDR, _PORT, _PROTO = 1, 3, 4, 7
+_IP, _CIDR, _PORT, _PROTO, _FLAGS = 1, 3, 4, 7, 8
 _IFACE, _SKBMARK = 23, 27
 _IPADDR = {Family.V4: 1, Family.V6: 2}
 _AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
@@ -140,6 +140,11 @@ def _unmark(raw: bytes) -> tuple[bytes, int]:
         value: int = _MARK.unpack_from(raw, len(raw) - 8)[0]
         return raw[:-12], value
     return raw, 0
+
+
+def has_flags(raw: bytes) -> bool:
+    """Whether a dumped member carries flags of its own, of which there is one: ``nomatch``."""
+    return _FLAGS in attributes(memoryview(raw))
 
 
 def canonical(kind: SetType, family: Family, raw: bytes) -> bytes:

@@ -146,6 +146,20 @@ def match(destination: Destination) -> bytes:
     return message(RTM_GETROUTE, 0, head + attr(_DST, packed))
 
 
+def lookup(destination: Destination) -> bytes:
+    """RTM_GETROUTE that asks by which route a packet to an address would go."""
+    family, packed, length = destination
+    head = _RTMSG.pack(_AF[family], length, 0, 0, 0, 0, 0, 0, 0)
+    return message(RTM_GETROUTE, 0, head + attr(_DST, packed))
+
+
+def looked_up(answer: memoryview) -> tuple[int, int]:
+    """Of the answer to a :func:`lookup`: the route's kind (RTN_UNICAST …) and the interface's index, or 0."""
+    kind = _RTMSG.unpack_from(answer)[7]
+    found = attributes(answer[_RTMSG.size :])
+    return kind, _U32.unpack(found[_OIF])[0] if _OIF in found else 0
+
+
 def _head(destination: Destination, protocol: int, kind: int, scope: int, flags: int = 0) -> bytes:
     family, packed, length = destination
     head = _RTMSG.pack(_AF[family], length, 0, 0, _TABLE_MAIN, protocol, scope, kind, flags)

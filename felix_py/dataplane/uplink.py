@@ -1,4 +1,4 @@
-"""The MTU that pod interfaces inherit."""
+"""Flags and MTU of interfaces (netdevice(7)): the MTU that pod interfaces inherit."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ def uplink_mtu() -> int:
             if not name.startswith(INTERFACE_PREFIX) and (mtu := _mtu(probe, name))
         ]
     return min(mtus, default=_DEFAULT)
+
+
+def interface_state(name: str) -> bool | None:
+    """Whether an interface is up; None: there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            (flags,) = struct.unpack_from("=16xH", _ioctl(probe, _SIOCGIFFLAGS, name))
+        except OSError:
+            return None
+    return bool(flags & _IFF_UP)
 
 
 def _mtu(probe: socket.socket, name: str) -> int:

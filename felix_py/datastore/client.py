@@ -227,7 +227,8 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
 
 
 def _from_kubeconfig(path: Path, context: str | None) -> Any:
-    if not path.is_file():
+    # KUBECONFIG may be a list of files, of which some need not be there.
+    if not any(Path(one).expanduser().is_file() for one in str(path).split(os.pathsep)):
         raise ConfigError(f"--kubeconfig {path}: no such file; give one that `kubectl --kubeconfig` accepts")
     configuration = Configuration()
     try:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TypeVar
+from urllib.parse import quote
 
+import msgspec
+
+from felix_py.datastore import wire
 from felix_py.datastore.client import Api, ApiError
 from felix_py.datastore.decode import (
     CLUSTER_POLICY_KINDS,
@@ -18,7 +22,7 @@ from felix_py.datastore.decode import (
 from felix_py.datastore.store import Problem
 from felix_py.records import NodeRecord
 from policy.evaluate import Snapshot
-from policy.model import ClusterPolicy, Namespace, NetworkPolicy, Pod
+from policy.model import ClusterPolicy, Namespace, NetworkPolicy, ObjectKey, Pod, Protocol
 
 R = TypeVar("R")
 
@@ -60,6 +64,22 @@ def fetch(api: Api) -> Fetched:
         if policy.problems:
             found.problems.append(Problem(policy.ref.kind, policy.key, policy.uid, "; ".join(policy.problems)))
     return found
+
+
+def container_ports(api: Api, pod: ObjectKey) -> list[tuple[Protocol, int]]:
+    """The ports that a pod's containers list, also those without a name, in order and each once.
+
+    Raises:
+        ApiError: the server refuses; 404: the pod is gone.
+        Unreachable: it does not answer.
+    """
+    namespace, name = map(quote, pod)
+    with api.request("GET", f"/api/v1/namespaces/{namespace}/pods/{name}") as answer:
+        spec = msgspec.json.decode(answer.read(), type=wire.WirePod).spec
+    known = {protocol.value for protocol in Protocol}
+    ports = [port for container in spec.containers or () for port in container.ports or ()]
+    found = [(Protocol(port.protocol), port.container_port) for port in ports if port.protocol in known]
+    return list(dict.fromkeys(found))
 
 
 def _list(api: Api, kind: Kind[R], problems: list[Problem]) -> list[R]:

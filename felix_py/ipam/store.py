@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ CREATE TABLE cursor (cidr TEXT PRIMARY KEY, last TEXT NOT NULL) STRICT;
 _INSERT = "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LOCK_WAIT = 5.0
 """Seconds to wait for an agent that is just stopping."""
+
+_COPY_TRIES = 20
 
 
 class StoreError(Exception):
@@ -293,6 +296,45 @@ class AddressStore:
                 self._used[family][number] = claim.key
             self._newest = created
         return lease
+
+
+def read_leases(path: Path) -> tuple[Lease, ...]:
+    """Every lease, oldest first, beside an agent that holds the file: what it has committed so far.
+
+    The agent locks the file for itself, so a copy is read. The copy is one moment's state if the write-ahead log
+    has not changed while it was made: commits go there first, and a checkpoint only carries over what it holds
+    (https://www.sqlite.org/wal.html). Not for the agent's own process: closing the file would drop its locks.
+
+    Raises:
+        StoreError: there is no such file, or it cannot be read.
+    """
+    wal = path.with_name(path.name + "-wal")
+    try:
+        for _ in range(_COPY_TRIES):
+            log = wal.read_bytes() if wal.exists() else b""
+            main = path.read_bytes()
+            if log == (wal.read_bytes() if wal.exists() else b""):
+                break
+        else:
+            raise StoreError(f"the address store {path} keeps changing while it is read")
+        with tempfile.TemporaryDirectory(prefix="felix-py-leases-") as folder:
+            copy = Path(folder, path.name)
+            copy.write_bytes(main)
+            copy.with_name(copy.name + "-wal").write_bytes(log)
+            return _all_of(copy, path)
+    except OSError as error:
+        raise StoreError(f"cannot read the address store {path}: {error.strerror or error}") from error
+
+
+def _all_of(copy: Path, original: Path) -> tuple[Lease, ...]:
+    try:
+        store = AddressStore(copy)
+    except StoreError as error:
+        raise StoreError(str(error).replace(str(copy), str(original))) from error
+    try:
+        return store.all()
+    finally:
+        store.close()
 
 
 def _pools(cidrs: Iterable[str]) -> dict[Family, list[Pool]]:

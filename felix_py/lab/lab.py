@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import msgspec
 
 from felix_py.lab import requirements
 from felix_py.lab.build import Builder, Options
-from felix_py.lab.machine import Running
+from felix_py.lab.machine import Running, Spec
 from felix_py.lab.namespaces import NETNS_DIR
 from felix_py.lab.state import (
     STATE_ROOT,
@@ -186,6 +187,22 @@ class Lab:
         pid = self.machine(target).pid
         return ["nsenter", "-t", str(pid), "-m", "-n", "--"]
 
+    def environment(self, target: str) -> dict[str, str]:
+        """Environment for a command that runs there: on a node, felix-py and kubectl know where they are.
+
+        Raises:
+            LabError: there is no such place.
+        """
+        environment = dict(os.environ)
+        if "/" in target or target == TOR:
+            return environment
+        self.machine(target)
+        spec = msgspec.json.decode((self.state.machine(target) / "spec.json").read_bytes(), type=Spec)
+        environment |= next(program.env for program in spec.programs if program.name == "agent")
+        environment["KUBECONFIG"] = environment["FELIX_PY_KUBECONFIG"]
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}"
+        return environment
+
     def pod_netns(self, pod: str) -> Path:
         """Network namespace of NAMESPACE/POD: the newest, should a predecessor still be ending.
 
@@ -210,7 +227,7 @@ class Lab:
         Raises:
             LabError: there is no such place, or (with ``check``) the command failed.
         """
-        return _run([*self.enter(target), *argv], dict(os.environ), None, check)
+        return _run([*self.enter(target), *argv], self.environment(target), None, check)
 
     def kubectl(
         self, *argv: str, stdin: str | None = None, check: bool = True

@@ -138,7 +138,11 @@ def prepare_node(state: StateDir, record: Record, node: Node, kubeconfig: str) -
             CNI_BIN_DIR: "cni-bin",
         },
         programs=(
-            Program("agent", _agent_argv(node, record.shape.backend)),
+            Program(
+                "agent",
+                (str(Path(sys.executable).with_name("felix-py")), "agent", "--log-format", "json"),
+                _agent_settings(node, record.shape.backend),
+            ),
             Program(
                 "bgp",
                 (sys.executable, "-m", "bgp.sidecar", "--run-dir", f"{_RUN_DIR}/bgp"),
@@ -163,29 +167,21 @@ def _write_spec(folder: Path, spec: Spec) -> Path:
     return path
 
 
-def _agent_argv(node: Node, backend: str) -> tuple[str, ...]:
-    cidrs: list[str] = []
-    for family in node.families:
-        cidrs += [
-            "--cluster-cidr",
-            topology.CLUSTER_CIDRS[family],
-            "--service-cidr",
-            topology.SERVICE_CIDRS[family],
-        ]
-    options = {
-        "--node-name": node.name,
-        "--kubeconfig": f"{_CONFIG_DIR}/kubeconfig",
-        "--run-dir": _RUN_DIR,
-        "--state-dir": _STATE_DIR,
-        "--cni-conf-dir": CNI_CONF_DIR,
-        "--cni-bin-dir": CNI_BIN_DIR,
-        "--bgp-config": f"{_CONFIG_DIR}/bgp.yaml",
-        "--backend": backend,
-        "--health-address": "127.0.0.1:9099",
-        "--log-format": "json",
+def _agent_settings(node: Node, backend: str) -> dict[str, str]:
+    """The agent's settings as environment, so that other commands that run on the node have the same."""
+    return {
+        "FELIX_PY_NODE_NAME": node.name,
+        "FELIX_PY_KUBECONFIG": f"{_CONFIG_DIR}/kubeconfig",
+        "FELIX_PY_RUN_DIR": _RUN_DIR,
+        "FELIX_PY_STATE_DIR": _STATE_DIR,
+        "FELIX_PY_CNI_CONF_DIR": CNI_CONF_DIR,
+        "FELIX_PY_CNI_BIN_DIR": CNI_BIN_DIR,
+        "FELIX_PY_BGP_CONFIG": f"{_CONFIG_DIR}/bgp.yaml",
+        "FELIX_PY_BACKEND": backend,
+        "FELIX_PY_HEALTH_ADDRESS": "127.0.0.1:9099",
+        "FELIX_PY_CLUSTER_CIDRS": " ".join(topology.CLUSTER_CIDRS[family] for family in node.families),
+        "FELIX_PY_SERVICE_CIDRS": " ".join(topology.SERVICE_CIDRS[family] for family in node.families),
     }
-    named = [word for option in options.items() for word in option]
-    return (str(Path(sys.executable).with_name("felix-py")), "agent", *named, *cidrs)
 
 
 def _bgp_config(node: Node) -> dict[str, object]:

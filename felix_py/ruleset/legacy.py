@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from felix_py.ruleset.model import Body, Chain, OpaqueMatch, OpaqueTarget, Rule, Ruleset, Table
-from felix_py.ruleset.words import join, split, to_rule
+from felix_py.ruleset.words import join, network, split, to_rule
 from policy.model import Family
 
 _TABLES = ("raw", "mangle", "nat", "filter", "security")
@@ -33,7 +33,7 @@ _INVERTED_PROTOCOL = 0x40
 _FRAGMENT, _INVERTED_FRAGMENT = 0x01, 0x20
 """Bits of ``flags`` and ``invflags`` (xt_entry: x_tables.h, ip_tables.h)."""
 
-_ANYWHERE = ("/0.0.0.0", "/0")
+_ANYWHERE = ("0.0.0.0/0.0.0.0", "::/0")
 _TIMEOUT = 120.0
 _BROKEN = ""
 """Stands first in a rule's words if they are none, but say why."""
@@ -163,8 +163,9 @@ def _saved(extension: Any, rule: Any) -> Iterator[str]:
 def _head(rule: Any) -> Iterator[str]:
     ip = rule.get_ip()
     for option, value in (("-s", rule.src), ("-d", rule.dst)):
-        if not value.endswith(_ANYWHERE):
-            yield from _negatable(option, value)
+        if value not in _ANYWHERE:
+            where = network(value.removeprefix("!"))
+            yield from (*(("!",) if value.startswith("!") else ()), option, where)
     for option, value in (("-i", rule.in_interface), ("-o", rule.out_interface)):
         if value:
             yield from _negatable(option, value)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from felix_py.ruleset import model as m
 from felix_py.ruleset.sets import Ends, IPSet, find
+from felix_py.ruleset.words import brief
 from policy.model import Family, Packet, Protocol
 
 Sets = Callable[[str], IPSet | None]
@@ -95,17 +96,19 @@ class Flow:
 class Step:
     """A rule that the packet met and that did something. ``number`` from 1, as ``iptables -L`` counts.
 
-    ``number`` 0: the policy of a built-in chain.
+    ``number`` 0: the policy of a built-in chain. ``ours``: it carries a hash of ours.
     """
 
     table: str
     chain: str
     number: int
     text: str
+    ours: bool = False
 
     def __str__(self) -> str:
         what = f"rule {self.number}" if self.number else "its policy"
-        return f"{self.table} {self.chain} {what}: {self.text}"
+        foreign = "" if self.ours or not self.number else " (not a rule of ours)"
+        return f"{self.table} {self.chain} {what}: {brief(self.text)}{foreign}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +182,9 @@ class _Run:
             return "DROP"  # the kernel refuses loops, so this is a text that no kernel holds
         table = self._place[0]
         for number, rule in enumerate(chain.rules, 1):
-            step = Step(table, chain.name, number, rule.text)
+            step = Step(table, chain.name, number, rule.text, bool(rule.hash))
             matched = self._matches(rule.body)
-            if matched is False or (matched is None and not self._ask(step)):
+            if matched is False or (matched is None and (self._is_idle(rule.body) or not self._ask(step))):
                 continue
             self.trace.append(step)
             match rule.body.target:
@@ -216,6 +219,15 @@ class _Run:
         if name == "REJECT":
             return "DROP"
         return "DROP" if self._ask(step) else None
+
+    def _is_idle(self, body: m.Body) -> bool:
+        """Whether a rule changes nothing that later rules look at, so that it does not matter if it matches."""
+        match body.target:
+            case None | m.Log():
+                return True
+            case m.Jump(name) | m.OpaqueTarget(name, _):
+                return name in _GO_ON and self.rules.chain(self._place[0], name) is None
+        return False
 
     def _ask(self, step: Step) -> bool:
         """What nobody can answer: as given for this run."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from felix_py.plan.layout import COMMENT_PREFIX
@@ -83,12 +83,23 @@ def split(line: str) -> Iterator[str]:
         yield plain if quoted is None else _ESCAPED.sub(r"\1", quoted)
 
 
-def join(words: Sequence[str]) -> str:
+def join(words: Iterable[str]) -> str:
     """Words as iptables-save would print them: the reverse of :func:`split`."""
     return " ".join(
         word if _PLAIN.fullmatch(word) else '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
         for word in words
     )
+
+
+def brief(text: str) -> str:
+    """A rule's text for people: of our own comment only what it says, and that last."""
+    words = list(split(text))
+    for at in range(len(words) - 3):
+        if words[at : at + 3] == ["-m", "comment", "--comment"] and our_hash(words[at + 3]):
+            about = words[at + 3].partition(" ")[2]
+            rest = join(words[:at] + words[at + 4 :])
+            return f'{rest} "{about}"' if about else rest
+    return text
 
 
 def our_hash(comment: str) -> str:
@@ -235,10 +246,10 @@ class _Reader:
                 return self._protocol_match(value, negated)
             case _:
                 side = m.SOURCE if kind == "-s" else m.DESTINATION
-                network = _network(value)
-                if network.endswith("/0") and not negated:
+                where = network(value)
+                if where.endswith("/0") and not negated:
                     return []
-                return [m.AddressIn(side, network, negated)]
+                return [m.AddressIn(side, where, negated)]
 
     def _protocol_match(self, value: str, negated: bool) -> list[m.Match]:
         text = value.lower()
@@ -251,7 +262,7 @@ class _Reader:
         return [m.ProtocolIs(number, negated)]
 
 
-def _network(value: str) -> str:
+def network(value: str) -> str:
     """Canonical CIDR of an address, with a prefix length or a mask, or without either.
 
     Raises:

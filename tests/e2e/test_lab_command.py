@@ -66,8 +66,8 @@ def test_a_lab_from_up_to_down(folder: Path) -> None:
     up = felix("up", "--ipv6", "--nodes", "1", "--name", "one", folder=folder)
     assert "1 node, IPv6, backend auto" in up.stdout
     commands = re.findall(r"^  felix-py lab (.*)$", up.stdout, re.MULTILINE)
-    assert len(commands) == 3
-    for command in commands[:2]:
+    assert len(commands) == 4
+    for command in commands[:3]:
         assert felix(*command.split(), folder=folder).stdout
     assert json.loads(felix("matrix", "--name", "one", "--json", folder=folder).stdout)
     status = json.loads(felix("status", "--name", "one", "--json", folder=folder).stdout)

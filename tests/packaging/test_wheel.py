@@ -89,7 +89,10 @@ def test_everything_needed_is_in_and_nothing_else(names: list[str], wheel: Path)
     [
         ["--version"],
         ["--help"],
-        *([command, "--help"] for command in ("agent", "bgp-sidecar", "install-cni", "cleanup", "lab")),
+        *(
+            [command, "--help"]
+            for command in ("agent", "bgp-sidecar", "install-cni", "cleanup", "explain", "verify", "lab")
+        ),
         *(
             ["lab", command, "--help"]
             for command in ("up", "down", "status", "kubectl", "exec", "matrix", "logs")

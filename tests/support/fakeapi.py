@@ -235,6 +235,8 @@ class FakeApi:
             return
         elif request.method != "GET":
             self._write(exchange)
+        elif obj := self._object(request.path):
+            exchange.send(200, obj)
         elif request.path not in self._collections:
             exchange.refuse(404, "NotFound", "no such path")
         elif "watch" in request.query:
@@ -248,6 +250,15 @@ class FakeApi:
                 del self._faults[index]
                 return fault
         return None
+
+    def _object(self, path: str) -> Json | None:
+        """A namespaced core/v1 object by its own path."""
+        parts = path.removeprefix("/api/v1/namespaces/").split("/")
+        if len(parts) != 3:
+            return None
+        namespace, resource, name = parts
+        with self.changed:
+            return self.objects.get((f"/api/v1/{resource}", namespace, name))
 
     def _items(self, collection: str) -> list[Json]:
         return [obj for key, obj in sorted(self.objects.items()) if key[0] == collection]

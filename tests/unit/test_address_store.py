@@ -24,6 +24,7 @@ from felix_py.ipam.store import (
     Claim,
     PoolExhausted,
     StoreError,
+    read_leases,
 )
 from policy.model import Family
 
@@ -243,6 +244,49 @@ def test_two_agents_cannot_use_one_store(path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("felix_py.ipam.store._LOCK_WAIT", 0.05)
     with opened(path), pytest.raises(StoreError, match="another felix-py agent"):
         AddressStore(path)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from felix_py.ipam.store import AddressStore, Claim
+
+store = AddressStore(Path(sys.argv[1]))
+print("open", flush=True)
+for number in range(600):
+    store.allocate(Claim(f"c{number}", "eth0", "n", "ns", f"pod-{number}"), ["10.0.0.0/20"])
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_leases_can_be_read_beside_an_agent_that_writes(path: Path) -> None:
+    """Each time, what has been committed so far: so many of the first ones, and never fewer than before."""
+    argv = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "open\n"
+        counts = [0]
+        while counts[-1] < 600:
+            found = [lease.pod for lease in read_leases(path)]
+            assert found == [f"pod-{number}" for number in range(len(found))]
+            assert len(found) >= counts[-1]
+            counts.append(len(found))
+        assert len(set(counts)) > 2  # it was at work while we looked
+        assert writer.stdout.readline() == "done\n"
+        writer.stdin.close()
+    assert len(read_leases(path)) == 600
+
+
+def test_reading_what_is_no_store(path: Path) -> None:
+    with pytest.raises(StoreError, match=rf"cannot read the address store {path}: No such file"):
+        read_leases(path)
+    path.write_text("nonsense " * 1000)
+    with pytest.raises(StoreError, match=rf"the address store {path} is damaged"):
+        read_leases(path)
+    assert path.read_text() == "nonsense " * 1000
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "row", "table"])

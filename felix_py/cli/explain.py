@@ -1,0 +1,148 @@
+"""``felix-py explain``: whether a connection is allowed, which rule says so, and whether the kernel agrees."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from felix_py.cli import options
+from felix_py.config import ConfigError
+
+if TYPE_CHECKING:
+    from felix_py.datastore.client import Api
+    from felix_py.diagnose.explain import Connection
+    from felix_py.diagnose.explain_report import Explained
+    from felix_py.records import Backend
+    from policy.model import Family
+
+_SECOND_LOOK = 1.0
+"""Seconds until everything is asked again where the kernel does something else than policy says."""
+
+_ENDS = "POD, NAMESPACE/POD, node/NAME, an address, or `world`."
+
+
+def explain(
+    source: Annotated[str, typer.Argument(metavar="SRC", help=f"Who connects: {_ENDS}")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help=f"To whom: {_ENDS}")],
+    port: Annotated[
+        str,
+        typer.Option(
+            "--port",
+            metavar="PORT[/PROTOCOL]",
+            help="80, 80/tcp, 53/udp, or the name of a port of the destination pod. "
+            "[default: each port that its containers list]",
+            show_default=False,
+        ),
+    ] = "",
+    namespace: Annotated[
+        str,
+        typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of pods that are named without one."),
+    ] = "default",
+    ipv4: Annotated[bool, typer.Option("--ipv4", help="IPv4 only.")] = False,
+    ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 only.")] = False,
+    no_kernel: Annotated[bool, typer.Option("--no-kernel", help="Say what policy wants, and no more.")] = False,
+    as_json: options.AsJson = False,
+    kubeconfig: options.Kubeconfig = None,
+    context: options.Context = None,
+    node_name: options.NodeName = "",
+    backend: options.BackendName = "auto",
+) -> None:
+    """Say whether a connection is allowed, and why.
+
+    For each direction: the tier, policy and rule that decides, or why no rule allows it. Then, for each end that
+    is a pod on this node, whether the kernel's rules, as they are at this moment, do the same. It needs no agent
+    that runs; the kernel can only be read as root and on the pod's own node.
+
+    Exit codes: 0 allowed, 1 denied, 2 wrong call (no such pod, no port to choose), 3 not known: the kernel does
+    something else than policy says, depends on rules that are not understood, or cannot be read although a pod is
+    on this node; or the API server does not answer.
+    """
+    families = _families(ipv4, ipv6)
+    node = node_name or socket.gethostname().lower()
+    try:
+        wanted = options.backend(backend)
+        api = options.connect_api(kubeconfig, context)
+    except ConfigError as error:
+        _fail(2, str(error))
+    try:
+        for pause in (_SECOND_LOOK, 0.0):
+            connection = _connection(api, source, destination, port, namespace, families)
+            explained, unread = _ask_kernel(connection, node, wanted, asked=not no_kernel)
+            if not any(one.disagrees for one in explained):
+                break
+            # An agent may just be writing what has changed since we asked.
+            time.sleep(pause)
+    finally:
+        api.close()
+    _print(explained, unread, as_json)
+    if unread or any(one.disagrees or one.uncertain for one in explained):
+        raise typer.Exit(3)
+    if not all(one.explanation.allowed for one in explained):
+        raise typer.Exit(1)
+
+
+def _families(ipv4: bool, ipv6: bool) -> list[Family]:
+    from policy.model import Family
+
+    if ipv4 and ipv6:
+        _fail(2, "--ipv4 and --ipv6 exclude each other; without them it is both")
+    return [Family.V4] if ipv4 else [Family.V6] if ipv6 else list(Family)
+
+
+def _connection(
+    api: Api, source: str, destination: str, port: str, namespace: str, families: list[Family]
+) -> Connection:
+    from felix_py.datastore.client import ApiError, Unreachable
+    from felix_py.datastore.fetch import container_ports, fetch
+    from felix_py.diagnose.ends import WrongEnd, find, find_ports
+    from felix_py.diagnose.explain import Connection
+
+    try:
+        with options.patience("felix-py explain: listing the cluster's objects …"):
+            cluster = fetch(api)
+            start, end = find(source, namespace, cluster), find(destination, namespace, cluster)
+            ports = find_ports(port, end, lambda pod: container_ports(api, pod.key))
+            return Connection(cluster, start, end, ports, families)
+    except WrongEnd as error:
+        _fail(2, str(error))
+    except (ApiError, Unreachable) as error:
+        _fail(3, str(error))
+
+
+def _ask_kernel(
+    connection: Connection, node: str, backend: Backend | None, *, asked: bool
+) -> tuple[list[Explained], str]:
+    """What came of it, and why the kernel could not be read although it should."""
+    from felix_py.dataplane.backend import ToolError
+    from felix_py.diagnose.live import Live
+
+    if asked and connection.passes(node):
+        try:
+            with Live(backend) as live:
+                explained = connection.explained(node, live)
+                for note in live.notes:
+                    typer.echo(f"felix-py explain: {note}", err=True)
+                return explained, ""
+        except (ToolError, OSError) as error:
+            return connection.explained(node, None), f"{node}'s kernel cannot be read: {error}"
+    return connection.explained(node, None), ""
+
+
+def _print(explained: list[Explained], unread: str, as_json: bool) -> None:
+    from felix_py.diagnose import explain_report as report
+
+    if as_json:
+        typer.echo(json.dumps([report.as_json(one) for one in explained], indent=2))
+    else:
+        typer.echo(options.printable("\n\n".join(map(report.text, explained))))
+    if unread:
+        typer.echo(f"felix-py explain: {unread} (--no-kernel does without)", err=True)
+
+
+def _fail(code: int, reason: str) -> NoReturn:
+    typer.echo(f"felix-py explain: {reason}", err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,218 @@
+"""Options that several commands share, and what they become.
+
+Those that change what the agent writes are declared here once, so that commands that compare have the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from felix_py.config import ConfigError, EndpointToHost
+from felix_py.records import Backend
+
+if TYPE_CHECKING:
+    from felix_py.datastore.client import Api
+
+_ENV = "FELIX_PY_"
+_PATIENCE = 2.0
+_CONTROL = re.compile(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--kubeconfig",
+        envvar=[_ENV + "KUBECONFIG", "KUBECONFIG"],
+        metavar="FILE",
+        help="Credentials for the API server. [default: ~/.kube/config, else the pod's service account]",
+        show_default=False,
+    ),
+]
+Context = Annotated[
+    str | None,
+    typer.Option(
+        "--context", metavar="NAME", help="Context of the kubeconfig. [default: its own]", show_default=False
+    ),
+]
+NodeName = Annotated[
+    str,
+    typer.Option(
+        "--node-name",
+        envvar=_ENV + "NODE_NAME",
+        metavar="NAME",
+        help="This node's name in the cluster. [default: the host name]",
+        show_default=False,
+    ),
+]
+BackendName = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        envvar=_ENV + "BACKEND",
+        metavar="auto|legacy|nft",
+        help="iptables backend; auto: the one that this node's other programs use.",
+    ),
+]
+StateDir = Annotated[
+    Path,
+    typer.Option(
+        "--state-dir",
+        envvar=_ENV + "STATE_DIR",
+        metavar="FOLDER",
+        help="Address leases; must survive a reboot.",
+    ),
+]
+ClusterCidrs = Annotated[
+    list[str],
+    typer.Option(
+        "--cluster-cidr",
+        envvar=_ENV + "CLUSTER_CIDRS",
+        metavar="CIDR",
+        help="All pod addresses of the cluster; repeat per family. [default: every node's podCIDRs]",
+        show_default=False,
+    ),
+]
+MarkMask = Annotated[
+    str,
+    typer.Option(
+        "--mark-mask",
+        envvar=_ENV + "MARK_MASK",
+        metavar="MASK",
+        help="Packet mark bits of our own: 16 in a row.",
+    ),
+]
+NatOutgoing = Annotated[
+    bool,
+    typer.Option(
+        "--nat-outgoing/--no-nat-outgoing",
+        envvar=_ENV + "NAT_OUTGOING",
+        help="Masquerade what pods send out of the cluster.",
+    ),
+]
+EndpointToHostOption = Annotated[
+    EndpointToHost,
+    typer.Option(
+        "--endpoint-to-host",
+        envvar=_ENV + "ENDPOINT_TO_HOST",
+        help="Packets from pods to their node, after egress policy. `return`: the node's own rules decide.",
+    ),
+]
+DropInvalid = Annotated[
+    bool,
+    typer.Option(
+        "--drop-invalid/--no-drop-invalid",
+        envvar=_ENV + "DROP_INVALID",
+        help="Drop packets that conntrack calls INVALID.",
+    ),
+]
+DenyLogging = Annotated[
+    bool,
+    typer.Option(
+        "--deny-log/--no-deny-log",
+        envvar=_ENV + "DENY_LOG",
+        help="Log denied packets, for `felix-py denies`.",
+    ),
+]
+DenyLogGroup = Annotated[
+    int,
+    typer.Option(
+        "--deny-log-group",
+        envvar=_ENV + "DENY_LOG_GROUP",
+        min=0,
+        max=65535,
+        metavar="NUMBER",
+        help="NFLOG group of the deny log: one that no other program on the node reads.",
+    ),
+]
+DenyLogRate = Annotated[
+    int,
+    typer.Option(
+        "--deny-log-rate",
+        envvar=_ENV + "DENY_LOG_RATE",
+        min=1,
+        max=1000,
+        metavar="PACKETS",
+        help="Packets a second that one rule logs at most.",
+    ),
+]
+HealthAddress = Annotated[
+    str,
+    typer.Option(
+        "--health-address",
+        envvar=_ENV + "HEALTH_ADDRESS",
+        metavar="ADDRESS:PORT",
+        help="Where the agent serves /healthz, /readyz, /metrics and /status.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def backend(text: str) -> Backend | None:
+    """The backend of ``--backend``; None for auto.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+    if text == "auto":
+        return None
+    try:
+        return Backend(text)
+    except ValueError:
+        raise ConfigError(f"--backend {text}: must be auto, legacy or nft") from None
+
+
+def mask(text: str) -> int:
+    """The number of ``--mark-mask``.
+
+    Raises:
+        ConfigError: it is none, or no mask that can be used.
+    """
+    from felix_py.plan.marks import Marks
+
+    try:
+        number = int(text, 0)
+    except ValueError:
+        raise ConfigError(f"--mark-mask {text}: not a number such as 0xffff0000") from None
+    try:
+        Marks.from_mask(number)
+    except ValueError as error:
+        raise ConfigError(f"--mark-mask: {error}") from None
+    return number
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: names of rules, and comments in rules of others, may hold anything."""
+    return _CONTROL.sub("?", text)
+
+
+@contextlib.contextmanager
+def patience(words: str) -> Iterator[None]:
+    """Say on standard error what is being done, if it takes long."""
+    timer = threading.Timer(_PATIENCE, lambda: typer.echo(words, err=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def connect_api(kubeconfig: Path | None, context: str | None) -> Api:
+    """The API server of a command that people run: as kubectl finds it, else as the agent does.
+
+    Raises:
+        ConfigError: there is no usable configuration; the message says what to do.
+    """
+    from felix_py.datastore.client import connect
+
+    usual = Path.home() / ".kube" / "config"
+    if kubeconfig is None and usual.is_file() and "KUBERNETES_SERVICE_HOST" not in os.environ:
+        kubeconfig = usual
+    return connect(kubeconfig, context)

@@ -1,0 +1,168 @@
+"""``felix-py verify``: whether the kernel holds what it should, all of it and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from felix_py.cli import options
+from felix_py.config import ConfigError, EndpointToHost
+
+if TYPE_CHECKING:
+    from felix_py.datastore.client import Api
+    from felix_py.diagnose.agent_says import AgentSays
+    from felix_py.diagnose.intended import Settings
+    from felix_py.diagnose.verify import Findings
+    from felix_py.plan.deny_log import DenyLog
+    from felix_py.plan.static import StaticOptions
+    from felix_py.records import Backend
+
+
+def verify(
+    as_json: options.AsJson = False,
+    kubeconfig: options.Kubeconfig = None,
+    context: options.Context = None,
+    node_name: options.NodeName = "",
+    health_address: options.HealthAddress = "127.0.0.1:9099",
+    state_dir: options.StateDir = Path("/var/lib/felix-py"),
+    cluster_cidr: options.ClusterCidrs = [],  # noqa: B006 - typer copies it
+    backend: options.BackendName = "auto",
+    mark_mask: options.MarkMask = "0xffff0000",
+    nat_outgoing: options.NatOutgoing = True,
+    endpoint_to_host: options.EndpointToHostOption = EndpointToHost.RETURN,
+    drop_invalid: options.DropInvalid = True,
+    deny_log: options.DenyLogging = True,
+    deny_log_group: options.DenyLogGroup = 88,
+    deny_log_rate: options.DenyLogRate = 10,
+) -> None:
+    """Compare this node's kernel with what it should hold.
+
+    That is worked out anew from the API server's objects and this node's address leases: chains and rules by what
+    they do and in their order, hooks and their place, IP sets with every member and mark, routes, interfaces,
+    settings. What differs is named by policy, pod and rule. On legacy hosts the rules are decoded by
+    python-iptables, not by the tools that wrote them. Nothing is written.
+
+    A running agent is asked for its settings and for the routes that it has learned. Where none answers, give its
+    options from --cluster-cidr on; learned routes are left out then.
+
+    Exit codes: 0 all as it should be, 1 something differs, 2 wrong call, or something could not be read.
+    """
+    if os.geteuid() != 0:
+        _fail("must run as root, on the node")
+    try:
+        agent = ask_agent(health_address)
+        wanted: Backend | None
+        if agent is not None:
+            settings, wanted = _agents_own(agent, node_name)
+        else:
+            from felix_py.plan.deny_log import DenyLog
+
+            denials = DenyLog(deny_log_group, deny_log_rate) if deny_log else None
+            rules = _rules(mark_mask, nat_outgoing, endpoint_to_host, drop_invalid, denials)
+            settings, wanted = _given(node_name, cluster_cidr, rules), options.backend(backend)
+        api = options.connect_api(kubeconfig, context)
+    except ConfigError as error:
+        _fail(str(error))
+    try:
+        with options.patience("felix-py verify: reading the cluster and the kernel …"):
+            found = _compare(settings, wanted, api, state_dir / "leases.db", health_address)
+    finally:
+        api.close()
+    _print(settings.node_name, found, as_json)
+    if found.differences:
+        raise typer.Exit(1)
+
+
+def ask_agent(health_address: str) -> AgentSays | None:
+    """The agent of this node, if one answers.
+
+    Raises:
+        ConfigError: the address is none.
+    """
+    from felix_py.diagnose.agent_says import ask
+
+    return ask(health_address)
+
+
+def _agents_own(agent: AgentSays, node_name: str) -> tuple[Settings, Backend]:
+    from felix_py.diagnose.intended import Settings
+
+    if node_name and node_name != agent.node:
+        raise ConfigError(f"--node-name {node_name}: the agent that answers here is {agent.node}'s")
+    own = agent.configuration
+    return Settings(agent.node, own.families, own.cluster_cidrs, own.rules), own.backend
+
+
+def _rules(
+    mark_mask: str,
+    nat_outgoing: bool,
+    endpoint_to_host: EndpointToHost,
+    drop_invalid: bool,
+    deny_log: DenyLog | None,
+) -> StaticOptions:
+    from felix_py.plan.marks import Marks
+    from felix_py.plan.static import StaticOptions
+
+    marks = Marks.from_mask(options.mask(mark_mask))
+    return StaticOptions(marks, nat_outgoing, endpoint_to_host.upper(), drop_invalid, deny_log)
+
+
+def _given(node_name: str, cluster_cidrs: list[str], rules: StaticOptions) -> Settings:
+    from felix_py.dataplane import sysctl
+    from felix_py.diagnose.intended import Settings
+
+    name = node_name or socket.gethostname().lower()
+    return Settings(name, sysctl.available_families(), tuple(cluster_cidrs), rules)
+
+
+def _compare(
+    settings: Settings, backend: Backend | None, api: Api, leases: Path, health_address: str
+) -> Findings:
+    from felix_py.dataplane.backend import ToolError
+    from felix_py.datastore.client import ApiError, Unreachable
+    from felix_py.datastore.fetch import fetch
+    from felix_py.diagnose.live import Live
+    from felix_py.diagnose.verify import Look, verify
+    from felix_py.ipam.store import StoreError, read_leases
+
+    def look() -> Look:
+        cluster = fetch(api)
+        if all(node.name != settings.node_name for node in cluster.nodes):
+            _fail(f"there is no node {settings.node_name} in the cluster; give --node-name")
+        return Look(cluster, read_leases(leases), ask_agent(health_address))
+
+    try:
+        return verify(settings, look, lambda: Live(backend))
+    except StoreError as error:
+        _fail(f"{error} (--state-dir says where)")
+    except (ApiError, Unreachable, ToolError, OSError) as error:
+        _fail(str(error))
+
+
+def _print(node: str, found: Findings, as_json: bool) -> None:
+    if as_json:
+        differences = [difference.as_json() for difference in found.differences]
+        notes = {"notes": found.notes, "compared": found.compared}
+        typer.echo(
+            json.dumps({"node": node, "equal": not differences, "differences": differences, **notes}, indent=2)
+        )
+        return
+    for note in found.notes:
+        typer.echo(f"felix-py verify: {note}", err=True)
+    for difference in found.differences:
+        typer.echo(options.printable(str(difference)))
+    counted = ", ".join(f"{number} {what}" for what, number in found.compared.items())
+    if found.differences:
+        typer.echo(f"{node}: {len(found.differences)} differences in {counted}", err=True)
+    else:
+        typer.echo(f"{node}: the kernel holds what it should: {counted}")
+
+
+def _fail(reason: str) -> NoReturn:
+    typer.echo(f"felix-py verify: {reason}", err=True)
+    raise typer.Exit(2)

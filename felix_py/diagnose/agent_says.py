@@ -1,0 +1,70 @@
+"""What a running agent says of itself (``/status`` of its health address)."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from felix_py.agent.health import parse_address
+from felix_py.plan.static import StaticOptions
+from felix_py.records import Backend
+from policy.model import Family
+
+_TIMEOUT = 3.0
+
+
+class Configuration(msgspec.Struct, frozen=True, rename="camel"):
+    """The settings that decide what the kernel should hold, as the agent has them."""
+
+    backend: Backend
+    families: tuple[Family, ...]
+    cluster_cidrs: tuple[str, ...]
+    rules: StaticOptions
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSays:
+    """``learned``: best routes, prefix -> gateways. ``settled``: every configured peer has told its routes."""
+
+    node: str
+    configuration: Configuration
+    unready: str = ""
+    learned: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    settled: bool = True
+
+
+def ask(health_address: str) -> AgentSays | None:
+    """Ask the agent of this network namespace; None: none answers, or one of another version.
+
+    Raises:
+        ConfigError: the address is none.
+    """
+    host, port = parse_address(health_address)
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
+    try:
+        connection.request("GET", "/status")
+        answer = connection.getresponse()
+        if answer.status != 200:
+            return None
+        return _read(json.loads(answer.read()))
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+
+
+def _read(status: dict[str, Any]) -> AgentSays | None:
+    try:
+        return AgentSays(
+            node=status["node"],
+            configuration=msgspec.convert(status["configuration"], Configuration),
+            unready=status["unready"] or "",
+            learned={prefix: tuple(hops) for prefix, hops in status["routes"].items()},
+            settled=all(peer["established"] for peer in status["peers"]),
+        )
+    except (KeyError, TypeError, AttributeError, msgspec.ValidationError):
+        return None

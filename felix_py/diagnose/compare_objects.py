@@ -1,0 +1,202 @@
+"""IP sets, routes, interfaces and kernel settings: the intended ones beside those of the kernel."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from felix_py.dataplane import ipset_members, route_messages
+from felix_py.dataplane.ipset_commands import Commands, Shape
+from felix_py.dataplane.ipsets import is_ours
+from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
+from felix_py.dataplane.uplink import interface_state
+from felix_py.diagnose.difference import Difference, Kind, Problem
+from felix_py.diagnose.owners import Owners
+from felix_py.plan.layout import INTERFACE_PREFIX
+from felix_py.records import Lease, NextHop, Route, RouteKey, RouteKind, SetSpec, Update
+from policy.model import Family
+
+_SETTINGS = {Family.V4: ("net.ipv4.ip_forward", "1"), Family.V6: ("net.ipv6.conf.all.forwarding", "1")}
+
+
+# --- sets --------------------------------------------------------------------------------------------
+
+
+def set_differences(
+    wanted: Update, families: Collection[Family], owners: Owners, pardoned: Collection[str], *, strays: bool
+) -> Iterator[Difference]:
+    """All sets and members with their marks. ``pardoned``: addresses that may be members or not.
+
+    Raises:
+        OSError: the kernel does not answer.
+    """
+    commands = Commands()
+    try:
+        found = {name: read for name in commands.names() if is_ours(name) and (read := commands.read(name))}
+    finally:
+        commands.close()
+    for name, spec in sorted(wanted.sets.items()):
+        if spec is not None:
+            yield from _set(spec, wanted.members.get(name, {}), found.get(name), owners, pardoned)
+    for name in sorted(found.keys() - wanted.sets.keys()):
+        if strays:
+            family = Family.V6 if name.startswith("felix6") else Family.V4
+            yield Difference(Kind.SET, Problem.EXTRA, owners.set(family, name), f"set {name}")
+
+
+def _set(
+    spec: SetSpec,
+    members: Mapping[str, int | None],
+    found: tuple[Shape, dict[bytes, int]] | None,
+    owners: Owners,
+    pardoned: Collection[str],
+) -> Iterator[Difference]:
+    about = owners.set(spec.family, spec.name)
+    if found is None:
+        yield Difference(Kind.SET, Problem.MISSING, about, f"set {spec.name}")
+        return
+    shape, actual = found
+    if shape != Shape.of(spec):
+        yield Difference(Kind.SET, Problem.ALTERED, about, f"set {spec.name}", spec.type, shape.type)
+        return
+    keys: dict[bytes, tuple[str, int]] = {}
+    for text, mark in members.items():
+        with suppress(ValueError):  # the agent cannot write it either, and says so
+            key = ipset_members.encode(spec.type, spec.family, text)
+            keys[key] = (text, (mark or 0) << 32 | spec.mark_mask if spec.mark_mask else 0)
+    for key in sorted(keys.keys() | actual.keys()):
+        text = keys[key][0] if key in keys else ipset_members.decode(key)
+        if text.partition(",")[0] in pardoned:
+            continue
+        where = f"member {text} of set {spec.name}"
+        about = owners.member(spec.family, spec.name, text)
+        if key not in actual:
+            yield Difference(Kind.MEMBER, Problem.MISSING, about, where, _mark(keys[key][1]))
+        elif key not in keys:
+            yield Difference(Kind.MEMBER, Problem.EXTRA, about, where, "", _mark(actual[key]))
+        elif keys[key][1] != actual[key]:
+            marks = _mark(keys[key][1]), _mark(actual[key])
+            yield Difference(Kind.MEMBER, Problem.ALTERED, about, where, *marks)
+
+
+def _mark(value: int) -> str:
+    return f"mark {value >> 32:#x}/{value & 0xFFFFFFFF:#x}" if value else ""
+
+
+# --- routes ------------------------------------------------------------------------------------------
+
+
+def route_differences(
+    wanted: Update,
+    families: Collection[Family],
+    protocols: Collection[int],
+    owners: Owners,
+    pardoned: Collection[str],
+    *,
+    strays: bool,
+) -> Iterator[Difference]:
+    """Our routes of some protocol numbers. ``pardoned``: addresses that may have a route or not.
+
+    Raises:
+        OSError: the kernel does not answer.
+    """
+    found = _routes(families, protocols)
+    routes = {key: route for key, route in wanted.routes.items() if route and key.protocol in protocols}
+    for key in sorted(routes.keys() | found.keys(), key=lambda key: (key.protocol, key.destination)):
+        if key.destination.partition("/")[0] in pardoned:
+            continue
+        where = f"route {key.destination} (protocol {key.protocol})"
+        route, there = routes.get(key), found.get(key)
+        about = owners.address(key.destination) or _purpose(route)
+        if route is None:
+            if strays and there is not None:
+                yield Difference(Kind.ROUTE, Problem.EXTRA, about, where, "", _packed(there))
+        elif there is None:
+            yield Difference(Kind.ROUTE, Problem.MISSING, about, where, _route(route))
+        elif not _satisfied(route, there):
+            yield Difference(Kind.ROUTE, Problem.ALTERED, about, where, _route(route), _packed(there))
+
+
+def _routes(families: Collection[Family], protocols: Collection[int]) -> dict[RouteKey, route_messages.Packed]:
+    found: dict[RouteKey, route_messages.Packed] = {}
+    with Netlink(NETLINK_ROUTE) as netlink:
+        for family in families:
+            for protocol in protocols:
+                for answer in netlink.dump(route_messages.dump(family, protocol)):
+                    if route := route_messages.read(answer):
+                        key = RouteKey(route_messages.destination_text(route.destination), protocol)
+                        found[key] = route
+    return found
+
+
+def _purpose(route: Route | None) -> str:
+    if route is None:
+        return "no pod that is known"
+    return "this node's pod addresses" if route.kind is RouteKind.BLACKHOLE else "a route learned from peers"
+
+
+def _satisfied(wanted: Route, found: route_messages.Packed) -> bool:
+    try:
+        packed = route_messages.pack(wanted, found.destination, socket.if_nametoindex)
+    except (ValueError, OSError):
+        return False
+    return found.satisfies(packed)
+
+
+def _route(route: Route) -> str:
+    if route.kind is RouteKind.BLACKHOLE:
+        return "blackhole"
+    return ", ".join(map(_hop, route.next_hops))
+
+
+def _hop(hop: NextHop) -> str:
+    parts = [f"via {hop.gateway}" if hop.gateway else "", f"dev {hop.interface}" if hop.interface else ""]
+    return " ".join(filter(None, parts))
+
+
+def _packed(route: route_messages.Packed) -> str:
+    hops = []
+    for gateway, index in route.hops:
+        family = socket.AF_INET if len(gateway) == 4 else socket.AF_INET6
+        try:
+            name = socket.if_indextoname(index) if index else ""
+        except OSError:
+            name = f"interface {index}"
+        hops.append(_hop(NextHop(socket.inet_ntop(family, gateway) if gateway else "", name)))
+    return ", ".join(hops) or "blackhole"
+
+
+# --- interfaces and settings -------------------------------------------------------------------------
+
+
+def interface_differences(leases: Iterable[Lease]) -> Iterator[Difference]:
+    """The host's ends of pods: there, up, and no other.
+
+    Raises:
+        OSError: the kernel does not answer.
+    """
+    known = {lease.interface: lease for lease in leases}
+    for name, lease in sorted(known.items()):
+        about, where = f"pod {lease.namespace}/{lease.pod}", f"interface {name}"
+        up = interface_state(name)
+        if up is None:
+            yield Difference(Kind.INTERFACE, Problem.MISSING, about, where)
+        elif not up:
+            yield Difference(Kind.INTERFACE, Problem.ALTERED, about, where, "up", "down")
+    for _, name in sorted(socket.if_nameindex()):
+        if name.startswith(INTERFACE_PREFIX) and name not in known:
+            yield Difference(Kind.INTERFACE, Problem.EXTRA, "no lease", f"interface {name}")
+
+
+def setting_differences(families: Collection[Family]) -> Iterator[Difference]:
+    """The kernel settings that make the node a router."""
+    for family in families:
+        name, wanted = _SETTINGS[family]
+        try:
+            found = Path("/proc/sys", *name.split(".")).read_text().strip()
+        except OSError as error:
+            found = error.strerror or str(error)
+        if found != wanted:
+            yield Difference(Kind.SETTING, Problem.ALTERED, "all pods", f"sysctl {name}", wanted, found)

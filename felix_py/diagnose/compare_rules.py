@@ -1,0 +1,207 @@
+"""Chains and hooks: the intended ones beside those of the kernel, rule by rule and in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, BadRule, render
+from felix_py.diagnose.difference import Difference, Kind, Problem
+from felix_py.diagnose.owners import Owners
+from felix_py.plan.layout import CHAIN_PREFIX
+from felix_py.records import Hook, Update, Words
+from felix_py.ruleset.compare import Likeness, compare
+from felix_py.ruleset.model import Body, Rule, Ruleset
+from felix_py.ruleset.words import brief, join, parse
+from policy.model import Family
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A wanted rule; ``body`` is what it is compared by."""
+
+    words: Words
+    body: Body
+    hash: str
+
+    @classmethod
+    def of(cls, words: Words) -> _Wanted:
+        try:
+            digest = render(words).hash
+        except BadRule:
+            digest = ""  # the agent cannot write it either, and says so
+        return cls(words, parse(words)[0], digest)
+
+    @property
+    def text(self) -> str:
+        """For people: without the comment, whose content is said elsewhere."""
+        words = list(self.words)
+        while "--comment" in words[:-1]:
+            at = words.index("--comment")
+            del words[at - 2 : at + 2]
+        return join(words)
+
+
+class RuleComparison:
+    """One family's rules."""
+
+    def __init__(self, family: Family, wanted: Update, found: Ruleset, owners: Owners) -> None:
+        self._family = family
+        self._found = found
+        self._owners = owners
+        self._chains = {
+            (key.table, key.name): [_Wanted.of(words) for words in rules]
+            for key, rules in wanted.chains.items()
+            if key.family is family and rules is not None
+        }
+        self._hooks: dict[tuple[str, str], list[Hook]] = {}
+        for hook in sorted(wanted.hooks, key=lambda hook: hook.words):
+            if hook.family is family:
+                self._hooks.setdefault((hook.table, hook.chain), []).append(hook)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """How many chains and rules are compared."""
+        hooks = sum(map(len, self._hooks.values()))
+        return len(self._chains), hooks + sum(map(len, self._chains.values()))
+
+    def differences(self, *, strays: bool) -> Iterator[Difference]:
+        """All differences. ``strays``: also chains and hooks of ours that nobody asked for."""
+        for place, wanted in sorted(self._chains.items()):
+            yield from self._chain(place, wanted)
+        for table in TABLES:
+            found = self._found.tables.get(table)
+            for name, chain in sorted(found.chains.items() if found else ()):
+                if name in BUILTIN_CHAINS:
+                    yield from self._builtin((table, name), chain.rules, strays=strays)
+                elif strays and name.startswith(CHAIN_PREFIX) and (table, name) not in self._chains:
+                    where = self._where((table, name))
+                    yield Difference(Kind.CHAIN, Problem.EXTRA, self._owners.chain(name), where)
+        for place in sorted(self._hooks):
+            if self._found.chain(*place) is None:
+                yield from self._builtin(place, (), strays=strays)
+
+    def _where(self, place: tuple[str, str], number: int | None = None) -> str:
+        table, chain = place
+        rule = f"rule {number} of " if number is not None else ""
+        return f"{rule}chain {chain} ({table}, IPv{int(self._family)})"
+
+    # --- our own chains ------------------------------------------------------------------------------
+
+    def _chain(self, place: tuple[str, str], wanted: Sequence[_Wanted]) -> Iterator[Difference]:
+        chain = self._found.chain(*place)
+        if chain is None:
+            yield Difference(Kind.CHAIN, Problem.MISSING, self._owners.chain(place[1]), self._where(place))
+            return
+        bodies = [one.body for one in wanted]
+        actual = [_as_wanted(rule, wanted) for rule in chain.rules]
+        gone: list[int] = []
+        new: list[int] = []
+        for what, a, b, c, d in SequenceMatcher(None, bodies, actual, autojunk=False).get_opcodes():
+            if what == "equal":
+                continue
+            paired = min(b - a, d - c)
+            for at in range(paired):
+                yield self._altered(place, a + at, wanted[a + at], chain.rules[c + at])
+            gone += range(a + paired, b)
+            new += range(c + paired, d)
+        yield from self._moved_missing_extra(place, wanted, chain.rules, actual, gone, new)
+
+    def _altered(self, place: tuple[str, str], at: int, wanted: _Wanted, found: Rule) -> Difference:
+        about = self._owners.wanted_rule(place[1], wanted.words)
+        where = self._where(place, at + 1)
+        return Difference(Kind.CHAIN, Problem.ALTERED, about, where, wanted.text, brief(found.text))
+
+    def _moved_missing_extra(
+        self,
+        place: tuple[str, str],
+        wanted: Sequence[_Wanted],
+        rules: Sequence[Rule],
+        actual: Sequence[Body],
+        gone: Sequence[int],
+        new: list[int],
+    ) -> Iterator[Difference]:
+        for at in gone:
+            about = self._owners.wanted_rule(place[1], wanted[at].words)
+            where = self._where(place, at + 1)
+            there = next((number for number in new if actual[number] == wanted[at].body), None)
+            if there is None:
+                yield Difference(Kind.CHAIN, Problem.MISSING, about, where, wanted[at].text)
+            else:
+                new.remove(there)
+                found = f"as rule {there + 1}"
+                yield Difference(Kind.CHAIN, Problem.MISPLACED, about, where, wanted[at].text, found)
+        for at in new:
+            about = self._owners.found_rule(place[1], rules[at])
+            where = self._where(place, at + 1)
+            yield Difference(Kind.CHAIN, Problem.EXTRA, about, where, "", brief(rules[at].text))
+
+    # --- hooks ---------------------------------------------------------------------------------------
+
+    def _builtin(self, place: tuple[str, str], rules: Sequence[Rule], *, strays: bool) -> Iterator[Difference]:
+        hooks = self._hooks.get(place, [])
+        wanted = [_Wanted.of(hook.words) for hook in hooks]
+        actual = [_as_wanted(rule, wanted) for rule in rules]
+        used: set[int] = set()
+        right = True
+        for hook, one in zip(hooks, wanted, strict=True):
+            about = self._owners.wanted_rule(_leads_to(one.words) or place[1], hook.words)
+            where = f"hook in {self._where(place)}"
+            at = next((n for n, body in enumerate(actual) if body == one.body and n not in used), None)
+            if at is not None:
+                used.add(at)
+                continue
+            right = False
+            other = next((n for n, rule in enumerate(rules) if rule.hash == one.hash and n not in used), None)
+            if other is None:
+                yield Difference(Kind.HOOK, Problem.MISSING, about, where, one.text)
+            else:
+                used.add(other)
+                yield Difference(Kind.HOOK, Problem.ALTERED, about, where, one.text, brief(rules[other].text))
+        if right:
+            yield from self._order(place, hooks, wanted, rules, actual)
+        for at, rule in enumerate(rules):
+            if strays and rule.hash and at not in used:
+                where = f"rule {at + 1} of {self._where(place)}"
+                about = self._owners.found_rule(place[1], rule)
+                yield Difference(Kind.HOOK, Problem.EXTRA, about, where, "", brief(rule.text))
+
+    def _order(
+        self,
+        place: tuple[str, str],
+        hooks: Sequence[Hook],
+        wanted: Sequence[_Wanted],
+        rules: Sequence[Rule],
+        actual: Sequence[Body],
+    ) -> Iterator[Difference]:
+        """The first ones at the top and the others at the end, with nothing between."""
+        top = [one.body for hook, one in zip(hooks, wanted, strict=True) if hook.first]
+        end = [one.body for hook, one in zip(hooks, wanted, strict=True) if not hook.first]
+        for hook, one in zip(hooks, wanted, strict=True):
+            if hook.first:
+                right = list(actual[: len(top)]) == top
+                others = [rule for rule in rules[: actual.index(one.body)] if not rule.hash]
+                word = "above"
+            else:
+                right = list(actual[len(actual) - len(end) :]) == end
+                others = [rule for rule in rules[actual.index(one.body) :] if not rule.hash]
+                word = "behind"
+            if not right:
+                about = self._owners.wanted_rule(_leads_to(one.words) or place[1], hook.words)
+                found = f"{word} it: {'; '.join(brief(rule.text) for rule in others[:3])}" if others else ""
+                expected = "first" if hook.first else "last"
+                where = f"hook {one.text} in {self._where(place)}"
+                yield Difference(Kind.HOOK, Problem.MISPLACED, about, where, expected, found)
+
+
+def _leads_to(words: Words) -> str:
+    return words[-1] if words[-1].startswith(CHAIN_PREFIX) else ""
+
+
+def _as_wanted(rule: Rule, wanted: Iterable[_Wanted]) -> Body:
+    """What the rule is compared by: its hash counts where it is spelled in a way that is not understood."""
+    for one in wanted:
+        if rule.hash and one.hash == rule.hash and compare(one.body, rule.body) is Likeness.UNKNOWN:
+            return one.body
+    return rule.body

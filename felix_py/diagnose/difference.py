@@ -1,0 +1,74 @@
+"""One way in which a kernel is not as it should be."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+
+class Kind(enum.StrEnum):
+    """What kind of object differs."""
+
+    CHAIN = "chain"
+    HOOK = "hook"
+    SET = "set"
+    MEMBER = "member"
+    ROUTE = "route"
+    INTERFACE = "interface"
+    SETTING = "setting"
+
+
+class Problem(enum.StrEnum):
+    """What is wrong with it."""
+
+    MISSING = "missing"
+    ALTERED = "altered"
+    EXTRA = "nobody asked for it"
+    MISPLACED = "not in its place"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """``about``: the policy with its rule, the pod, or whatever else it serves. ``where``: the kernel's object.
+
+    ``expected`` and ``found``: its content, where there is one.
+    """
+
+    kind: Kind
+    problem: Problem
+    about: str
+    where: str
+    expected: str = ""
+    found: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes it the same difference in another look."""
+        return (self.kind, self.problem, self.where, self.expected)
+
+    def __str__(self) -> str:
+        match self.problem:
+            case Problem.MISSING:
+                text = f"{self.where} is missing"
+            case Problem.ALTERED:
+                text = f"{self.where} is altered"
+            case Problem.MISPLACED:
+                text = f"{self.where} is not in its place"
+            case Problem.EXTRA:
+                text = f"nobody asked for {self.where}"
+        details = [
+            f"{word} {what}" for word, what in (("expected", self.expected), ("found", self.found)) if what
+        ]
+        return f"{self.about}: {text}" + (f": {', '.join(details)}" if details else "")
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "kind": self.kind.value,
+            "problem": self.problem.value,
+            "about": self.about,
+            "object": self.where,
+            "expected": self.expected,
+            "found": self.found,
+        }

@@ -1,0 +1,203 @@
+"""The two ends of a packet as people name them: pods, nodes, addresses, the world; and ports."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from felix_py.datastore.fetch import Fetched
+from felix_py.records import NodeRecord
+from policy.model import Family, IPBlock, Pod, Protocol
+from policy.syntax import canonical_address
+
+_OUTSIDE = {
+    Family.V4: ("203.0.113.1", "198.51.100.1", "192.0.2.1", "1.1.1.1", "8.8.8.8", "9.9.9.9", "93.184.216.34"),
+    Family.V6: ("2001:db8:ffff::1", "2001:db8::1", "2606:4700:4700::1111", "2001:4860:4860::8888", "2620:fe::9"),
+}
+"""Addresses that stand for the world: those of documentation (RFC 5737, RFC 3849) first, then well-known ones."""
+
+_NODE = "node/"
+_MOST_HINTS = 3
+
+
+class WrongEnd(ValueError):
+    """What was asked for is not there, or not to be explained; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One end. ``pod``: policy takes it for this pod. ``node``: the node that it is or runs on; empty: outside.
+
+    ``note``: what people should know about how it was found.
+    """
+
+    name: str
+    addresses: Mapping[Family, str]
+    pod: Pod | None = None
+    node: str = ""
+    note: str = ""
+
+
+def find(text: str, namespace: str, cluster: Fetched) -> Place:
+    """``POD``, ``NAMESPACE/POD``, ``node/NAME``, an address, or ``world``.
+
+    Raises:
+        WrongEnd: there is no such end, or it has no address.
+    """
+    if text == "world":
+        return _world(cluster)
+    if text.startswith(_NODE):
+        return _node(text.removeprefix(_NODE), cluster)
+    if ":" in text or text.replace(".", "").isdigit():
+        return _address(text, cluster)
+    own, _, name = text.rpartition("/")
+    return _pod(own or namespace, name, cluster)
+
+
+def _by_family(addresses: Iterable[str]) -> dict[Family, str]:
+    """The first address of each family."""
+    found: dict[Family, str] = {}
+    for address in addresses:
+        found.setdefault(Family.V6 if ":" in address else Family.V4, address)
+    return found
+
+
+def _pod(namespace: str, name: str, cluster: Fetched) -> Place:
+    pod = next((pod for pod in cluster.pods if pod.key == (namespace, name)), None)
+    if pod is None:
+        raise WrongEnd(f"there is no pod {namespace}/{name}{_hint(namespace, name, cluster)}")
+    label = f"{namespace}/{name}"
+    if not pod.active:
+        raise WrongEnd(f"pod {label} has finished; its addresses may be another pod's by now")
+    if pod.host_network:
+        record = next((node for node in cluster.nodes if node.name == pod.node), None)
+        addresses = _by_family(pod.addresses or (record.addresses if record else ()))
+        if not addresses:
+            raise WrongEnd(f"pod {label} is on its node's network, and has no address yet")
+        note = f"{label} is on the network of {pod.node}: to policy it is the node, not a pod"
+        return Place(f"{label} on {pod.node}'s network", addresses, None, pod.node, note)
+    if not pod.addresses:
+        where = f"on {pod.node}; see `kubectl describe pod`" if pod.node else "and is on no node"
+        raise WrongEnd(f"pod {label} has no address yet, {where}")
+    return Place(label, _by_family(pod.addresses), pod, pod.node)
+
+
+def _hint(namespace: str, name: str, cluster: Fetched) -> str:
+    """Where there is one of this name, or what there is that looks like it."""
+    elsewhere = [f"{pod.namespace}/{name}" for pod in cluster.pods if pod.name == name]
+    alike = [
+        f"{namespace}/{p.name}" for p in cluster.pods if p.namespace == namespace and p.name.startswith(name)
+    ]
+    found = sorted(elsewhere or alike)
+    if not found:
+        return ""
+    more = f" and {len(found) - _MOST_HINTS} more" if len(found) > _MOST_HINTS else ""
+    return f"; there is {', '.join(found[:_MOST_HINTS])}{more}"
+
+
+def _node(name: str, cluster: Fetched) -> Place:
+    record = next((node for node in cluster.nodes if node.name == name), None)
+    if record is None:
+        names = ", ".join(sorted(node.name for node in cluster.nodes)[:10])
+        raise WrongEnd(f"there is no node {name}; there is {names or 'none'}")
+    return _of_node(record)
+
+
+def _of_node(record: NodeRecord) -> Place:
+    addresses = _by_family(record.addresses)
+    if not addresses:
+        raise WrongEnd(f"node {record.name} has no address")
+    return Place(f"node {record.name}", addresses, None, record.name)
+
+
+def _address(text: str, cluster: Fetched) -> Place:
+    try:
+        address = canonical_address(text)
+    except ValueError as error:
+        raise WrongEnd(str(error)) from None
+    own = {Family.V6 if ":" in address else Family.V4: address}
+    pod = cluster.snapshot().pod_at(address)
+    if pod is not None:
+        return Place(f"{pod.namespace}/{pod.name}", own, pod, pod.node)
+    for record in cluster.nodes:
+        if address in record.addresses:
+            return Place(f"node {record.name}", own, None, record.name)
+    for record in cluster.nodes:
+        if any(_is_in(address, cidr) for cidr in record.pod_cidrs):
+            return Place(
+                address, own, note=f"{address} is one of {record.name}'s pod addresses, but no pod has it"
+            )
+    return Place(
+        address, own, note=f"{address} is neither a pod's nor a node's; if it is a Service's, ask for its pods"
+    )
+
+
+def _is_in(address: str, cidr: str) -> bool:
+    ip, network = ipaddress.ip_address(address), ipaddress.ip_network(cidr)
+    return ip.version == network.version and ip in network
+
+
+def _world(cluster: Fetched) -> Place:
+    """Addresses outside that no policy means more than any other address outside."""
+    taken = {address for pod in cluster.pods for address in pod.addresses}
+    taken |= {address for node in cluster.nodes for address in node.addresses}
+    own = [cidr for node in cluster.nodes for cidr in node.pod_cidrs]
+    blocks = {cidr for cidr in _blocks(cluster) if not cidr.endswith("/0")}
+
+    def cost(address: str) -> int:
+        inside = sum(_is_in(address, cidr) for cidr in blocks)
+        return inside + 1000 * (address in taken or any(_is_in(address, cidr) for cidr in own))
+
+    chosen = {family: min(candidates, key=cost) for family, candidates in _OUTSIDE.items()}
+    special = [address for address in chosen.values() if cost(address)]
+    note = f"the world is {' and '.join(chosen.values())} here"
+    if special:
+        note += f", although policies or the cluster speak of {' and '.join(special)}; name an address to be sure"
+    return Place("world", chosen, note=note)
+
+
+def _blocks(cluster: Fetched) -> set[str]:
+    """Every CIDR that policies name; what they take away from one counts as well."""
+    found: set[str] = set()
+    for policy in cluster.policies:
+        for rule in (*(policy.ingress or ()), *(policy.egress or ())):
+            for peer in rule.peers or ():
+                if isinstance(peer, IPBlock):
+                    found.update((peer.cidr, *peer.excepts))
+    return found
+
+
+# --- ports -------------------------------------------------------------------------------------------
+
+Port = tuple[Protocol, int]
+
+
+def find_ports(text: str, destination: Place, listed: Callable[[Pod], Sequence[Port]]) -> list[Port]:
+    """``80``, ``80/tcp``, ``53/udp``, ``http``, ``http/tcp``; empty: all that the destination's containers list.
+
+    Raises:
+        WrongEnd: not a port, or the destination has none of that name, or none at all to choose from.
+    """
+    pod = destination.pod
+    if not text:
+        if pod is None:
+            raise WrongEnd(f"{destination.name} is not a pod: say which --port, such as --port 443/tcp")
+        if not (found := list(listed(pod))):
+            raise WrongEnd(f"the containers of {destination.name} list no ports: say which --port")
+        return found
+    name, slash, protocol = text.partition("/")
+    if slash and protocol.upper() not in {p.value for p in Protocol}:
+        raise WrongEnd(f"--port {text}: the protocol must be tcp, udp or sctp")
+    wanted = Protocol(protocol.upper()) if slash else None
+    if name.isdigit():
+        if not 1 <= int(name) <= 65535:
+            raise WrongEnd(f"--port {text}: ports go from 1 to 65535")
+        return [(wanted or Protocol.TCP, int(name))]
+    if pod is None:
+        raise WrongEnd(f"--port {text}: {destination.name} is not a pod, and only pods have named ports")
+    named = [(p.protocol, p.port) for p in pod.ports if p.name == name and wanted in (None, p.protocol)]
+    if not named:
+        names = ", ".join(dict.fromkeys(f"{p.name}/{p.protocol.lower()}" for p in pod.ports))
+        raise WrongEnd(f"--port {text}: {destination.name} has no such port; it has {names or 'no named ports'}")
+    return list(dict.fromkeys(named))

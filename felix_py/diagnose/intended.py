@@ -1,0 +1,150 @@
+"""What a node's kernel should hold, worked out anew from the cluster, the leases and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from felix_py.agent.facts import Facts
+from felix_py.dataplane.iptables_text import render
+from felix_py.datastore.fetch import Fetched
+from felix_py.plan.layout import CHAIN_PREFIX
+from felix_py.plan.marks import OVERFLOW, Marks
+from felix_py.plan.planner import Planner
+from felix_py.plan.render import DISPATCH, class_set, mark_match
+from felix_py.plan.static import SetNames, StaticOptions
+from felix_py.records import Lease, SetSpec, Update, Words
+from felix_py.ruleset.model import Goto, InSet, MarkIs, Rule, Ruleset
+from felix_py.ruleset.run import Sets
+from policy.model import Direction, Family
+
+_LETTER = {Direction.EGRESS: "E", Direction.INGRESS: "I"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides, beside the cluster, what the kernel should hold. They must be the agent's own."""
+
+    node_name: str
+    families: tuple[Family, ...]
+    cluster_cidrs: tuple[str, ...]
+    options: StaticOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Intended:
+    """The desired state: ``update`` names all of it, and nothing that must not be.
+
+    ``leases``: those that stand for their pods. ``complete``: false where the kernel may rightly hold more than
+    this, because a pod has an interface and no object: the agent remembers what the pod was.
+    """
+
+    update: Update
+    facts: Facts
+    leases: tuple[Lease, ...]
+    complete: bool = True
+
+
+def intended(
+    settings: Settings,
+    cluster: Fetched,
+    leases: Collection[Lease],
+    learned: Mapping[str, tuple[str, ...]],
+    rules: Callable[[Family], Ruleset],
+    sets: Sets,
+) -> Intended:
+    """Run the agent's own engine and planner over everything at once.
+
+    ``rules`` and ``sets`` are the kernel's: which number stands for which class is not decided by the cluster,
+    and so it is taken from there.
+    """
+    facts = Facts(settings.node_name, settings.families, settings.cluster_cidrs, lambda: None)
+    for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies, *cluster.pods):
+        facts.upsert(record)
+    known = {pod.key for pod in cluster.pods}
+    attached = tuple(lease for lease in leases if (lease.namespace, lease.pod) in known)
+    complete = len(attached) == len(leases)
+    for lease in attached:
+        facts.attach(lease)
+    facts.learned(learned)
+    held = {
+        (family, direction): _held(family, direction, settings.options.marks, rules(family), sets, facts)
+        for family in settings.families
+        for direction in Direction
+    }
+    planner = Planner(settings.families, settings.options, held)
+    facts.collect(planner)
+    update = planner.take()
+    if complete:
+        update.merge(planner.confirm())
+    newest = tuple(lease for lease in attached if facts.is_attached(lease))
+    return Intended(_present(update), facts, newest, complete)
+
+
+def _present(update: Update) -> Update:
+    """Only what must be there."""
+    sets: dict[str, SetSpec | None] = {name: spec for name, spec in update.sets.items() if spec is not None}
+    return Update(
+        sets=sets,
+        members={
+            name: {text: mark for text, mark in update.members.get(name, {}).items() if mark is not None}
+            for name in sets
+        },
+        chains={key: rules for key, rules in update.chains.items() if rules is not None},
+        hooks={hook: True for hook, wanted in update.hooks.items() if wanted},
+        routes={key: route for key, route in update.routes.items() if route is not None},
+    )
+
+
+def _held(
+    family: Family, direction: Direction, marks: Marks, rules: Ruleset, sets: Sets, facts: Facts
+) -> dict[str, int]:
+    """Class chain -> number, as the dispatch rules have it; where they have none, as its endpoints' marks do."""
+    table = rules.tables.get("filter")
+    found: dict[str, int] = {}
+    for chain in table.chains.values() if table else ():
+        if not chain.name.startswith(DISPATCH[direction]):
+            continue
+        for rule in chain.rules:
+            if numbered := _number(family, direction, marks, rule):
+                found.setdefault(*numbered)
+    mapped = sets(SetNames.of(family).class_map(direction))
+    for address, chain_name in facts.engine.program(family).classes[direction].items():
+        value = mapped.get(address) if mapped and chain_name not in found else None
+        number = (value or 0) >> 32 >> marks.shift(direction)
+        if number and (number == OVERFLOW or number not in found.values()):
+            found[chain_name] = number
+    return found
+
+
+def _number(family: Family, direction: Direction, marks: Marks, rule: Rule) -> tuple[str, int] | None:
+    """Which class a dispatch rule leads to, and its number: the one it was meant to have, if the hash tells."""
+    match rule.body.target:
+        case Goto(chain) if chain.startswith(f"{CHAIN_PREFIX}C{_LETTER[direction]}-"):
+            number = _as_it_stands(direction, marks, rule)
+        case _:
+            return None
+    if not rule.hash or (number and render(_words(family, direction, marks, chain, number)).hash == rule.hash):
+        return (chain, number) if number else None
+    for meant in range(1, OVERFLOW + 1):
+        if render(_words(family, direction, marks, chain, meant)).hash == rule.hash:
+            return chain, meant
+    return None
+
+
+def _as_it_stands(direction: Direction, marks: Marks, rule: Rule) -> int:
+    """The number that a rule matches now; 0: none."""
+    match rule.body.matches:
+        case (MarkIs(value, mask, False),) if mask == marks.class_mask(direction):
+            return value >> marks.shift(direction)
+        case (InSet(_, _, False),):
+            return OVERFLOW
+    return 0
+
+
+def _words(family: Family, direction: Direction, marks: Marks, chain: str, number: int) -> Words:
+    """The dispatch rule of a class, as :func:`felix_py.plan.render.dispatch_chains` makes it."""
+    if number == OVERFLOW:
+        side = "src" if direction is Direction.EGRESS else "dst"
+        return ("-m", "set", "--match-set", class_set(family, chain), side, "-g", chain)
+    return (*mark_match(marks.class_mark(direction, number), marks.class_mask(direction)), "-g", chain)

@@ -1,0 +1,127 @@
+"""This node's kernel as it is now: rules, sets, routes. Nothing is written."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import socket
+from dataclasses import dataclass
+from types import TracebackType
+
+from felix_py.dataplane import route_messages
+from felix_py.dataplane.backend import ToolError, find_backend, has_legacy_tables, save
+from felix_py.dataplane.live_sets import LiveSets
+from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
+from felix_py.records import Backend, RouteKey
+from felix_py.ruleset import legacy
+from felix_py.ruleset.decode_save import decode
+from felix_py.ruleset.model import Ruleset
+from policy.model import Family
+
+_UNICAST, _LOCAL = 1, 2
+
+
+class Way(enum.Enum):
+    """Where a packet to an address goes."""
+
+    AWAY = enum.auto()
+    HERE = enum.auto()
+    NOWHERE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """``interface``: by which a packet leaves. ``reason``: why it goes nowhere."""
+
+    way: Way
+    interface: str = ""
+    reason: str = ""
+
+
+class Live:
+    """Reads each thing once, when it is asked for. Usable as a context manager."""
+
+    def __init__(self, backend: Backend | None = None) -> None:
+        """``backend`` None: the one that this node uses.
+
+        Raises:
+            ToolError: the backend's commands are not installed.
+            OSError: no netlink: not root.
+        """
+        self.backend = find_backend(backend)
+        self.notes: list[str] = []
+        self._rules: dict[tuple[Family, Backend], Ruleset] = {}
+        self._routes = Netlink(NETLINK_ROUTE)
+        try:
+            self.sets = LiveSets()
+        except BaseException:
+            self._routes.close()
+            raise
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._routes.close()
+        self.sets.close()
+
+    def rules(self, family: Family) -> Ruleset:
+        """All rules of a family. On legacy hosts python-iptables decodes them, not the tools that wrote them.
+
+        Raises:
+            ToolError: they cannot be read.
+        """
+        return self._cached(family, self.backend)
+
+    def other_rules(self, family: Family) -> Ruleset:
+        """The rules of the other backend, if they can be read: the kernel obeys them as well."""
+        other = Backend.NFT if self.backend is Backend.LEGACY else Backend.LEGACY
+        try:
+            return self._cached(family, other)
+        except ToolError as error:
+            self.notes.append(f"rules of the other backend were not looked at: {error}")
+            self._rules[family, other] = Ruleset(family)
+            return self._rules[family, other]
+
+    def _cached(self, family: Family, backend: Backend) -> Ruleset:
+        if (family, backend) not in self._rules:
+            self._rules[family, backend] = self._read(family, backend)
+        return self._rules[family, backend]
+
+    def _read(self, family: Family, backend: Backend) -> Ruleset:
+        if backend is Backend.LEGACY:
+            if not has_legacy_tables(family):
+                return Ruleset(family)
+            try:
+                return legacy.read(family)
+            except legacy.LegacyError as error:
+                self.notes.append(f"{error}; iptables-legacy-save was asked instead")
+        return decode(family, save(family, backend))
+
+    def route(self, address: str) -> Routed:
+        """Where this node would send a packet to an address (``ip route get``)."""
+        family = Family.V6 if ":" in address else Family.V4
+        destination = route_messages.parse_destination(RouteKey(f"{address}/{family.bits}", 0))
+        try:
+            kind, index = route_messages.looked_up(self._routes.get(route_messages.lookup(destination)))
+        except OSError as error:
+            return Routed(Way.NOWHERE, reason=_no_route(error))
+        if kind == _LOCAL:
+            return Routed(Way.HERE)
+        if kind != _UNICAST or not index:
+            return Routed(Way.NOWHERE, reason="no route leads there")
+        try:
+            return Routed(Way.AWAY, socket.if_indextoname(index))
+        except OSError:
+            return Routed(Way.NOWHERE, reason="its interface has just gone")
+
+
+def _no_route(error: OSError) -> str:
+    match error.errno:
+        case errno.EINVAL:
+            return "a blackhole route takes it"
+        case errno.ENETUNREACH | errno.EHOSTUNREACH:
+            return "there is no route to it"
+    return error.strerror or str(error)

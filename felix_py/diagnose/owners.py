@@ -1,0 +1,144 @@
+"""Whose a kernel object is: the policy and rule, the pod, or the purpose that it serves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
+from felix_py.datastore.fetch import Fetched
+from felix_py.diagnose.intended import Intended
+from felix_py.plan.deny_log import INVALID
+from felix_py.plan.layout import CHAIN_PREFIX
+from felix_py.plan.render import ALLOW, DISPATCH, PASS
+from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, POSTROUTING, SOURCE, SetNames
+from felix_py.records import Words
+from felix_py.ruleset.model import Goto, Jump, Rule
+from felix_py.ruleset.words import parse
+from policy.model import Direction, Family, ObjectKey, PolicyKind, PolicyRef
+
+_ABOUT = re.compile(rf"((?:{'|'.join(PolicyKind)}) \S+) (ingress|egress)\[(\d+)\](?: (.*))?", re.DOTALL)
+"""The comment of a policy's rule (policy/rules.py)."""
+
+_DENY = re.compile(rf"{CHAIN_PREFIX}D([EI])-([0-9a-f]{{16}})(?:-(\d+))?")
+"""A chain in which a Deny rule's packets are logged and dropped (plan/deny_log.py)."""
+
+_NOBODY = "no policy that is known"
+_STATIC = {
+    SOURCE: "source binding of all pods",
+    CLASSIFY: "policy classes of all pods",
+    FORWARD: "policy of all pods",
+    INPUT: "packets from all pods to this node",
+    ALLOW: "policy of all pods",
+    PASS: "policy of all pods",
+    POSTROUTING: "masquerading of all pods",
+    INVALID: "packets that conntrack calls INVALID",
+    **dict.fromkeys(BUILTIN_CHAINS, "what policy has allowed"),
+}
+
+_MOST_NAMED = 4
+
+
+class Owners:
+    """Names for what is compared, out of the cluster and the intended state."""
+
+    def __init__(self, wanted: Intended, cluster: Fetched) -> None:
+        self._engine = wanted.facts.engine
+        self._pods = {
+            address: f"pod {pod.namespace}/{pod.name}"
+            for pod in cluster.pods
+            if pod.active and not pod.host_network
+            for address in pod.addresses
+        }
+        self._keys: dict[str, ObjectKey] = {}
+        for lease in wanted.leases:
+            self._keys |= dict.fromkeys(lease.addresses.values(), (lease.namespace, lease.pod))
+            self._pods |= dict.fromkeys(lease.addresses.values(), f"pod {lease.namespace}/{lease.pod}")
+        self._nodes = {address: f"node {node.name}" for node in cluster.nodes for address in node.addresses}
+
+    # --- rules ---------------------------------------------------------------------------------------
+
+    def chain(self, name: str) -> str:
+        """What a chain of ours serves."""
+        if refs := self._engine.policies_using(name):
+            return _policies(refs, name)
+        if deny := _DENY.fullmatch(name):
+            letter, digits, rule = deny.groups()
+            refs = self._engine.policies_using(f"{CHAIN_PREFIX}P{letter}-{digits}")
+            denial = _policies(refs, f"{CHAIN_PREFIX}P{letter}-") if refs else ""
+            return f"{denial} rule {rule}" if denial and rule else denial or _NOBODY
+        for direction, root in DISPATCH.items():
+            if name.startswith(root):
+                return f"{direction.lower()} policy of all pods"
+        return _STATIC.get(name, _NOBODY)
+
+    def rule(self, chain: str, comment: str, target: str) -> str:
+        """What a rule serves: by its comment, else by where it leads, else by its chain."""
+        if found := _ABOUT.fullmatch(comment):
+            policy, direction, index, name = found.groups()
+            return f"{policy}, {direction} rule {index}{f' ({name})' if name else ''}"
+        if target.startswith(CHAIN_PREFIX) and (refs := self._engine.policies_using(target)):
+            return _policies(refs, target)
+        return self.chain(chain)
+
+    def wanted_rule(self, chain: str, words: Words) -> str:
+        """The same of a rule as the plan gave it."""
+        body, comments = parse(words)
+        match body.target:
+            case Jump(target) | Goto(target):
+                return self.rule(chain, " ".join(comments), target)
+        return self.rule(chain, " ".join(comments), "")
+
+    def found_rule(self, chain: str, rule: Rule) -> str:
+        """The same of a rule as the kernel has it."""
+        comment = rule.comment.partition(" ")[2] if rule.hash else ""
+        match rule.body.target:
+            case Jump(target) | Goto(target):
+                return self.rule(chain, comment, target)
+        return self.rule(chain, comment, "")
+
+    # --- sets and routes -----------------------------------------------------------------------------
+
+    def set(self, family: Family, name: str) -> str:
+        """What an IP set serves."""
+        names = SetNames.of(family)
+        purposes = {
+            names.source: "source binding",
+            names.egress: "egress policy class",
+            names.ingress: "ingress policy class",
+            names.pool: "masquerading",
+            names.no_masquerade: "masquerading",
+        }
+        if name in purposes:
+            return purposes[name]
+        refs = self._engine.policies_using(name)
+        return _policies(refs, "") if refs else _NOBODY
+
+    def member(self, family: Family, set_name: str, member: str) -> str:
+        """Whom a member of a set speaks of, and what for."""
+        address = member.partition(",")[0]
+        purpose = self.set(family, set_name)
+        names = SetNames.of(family)
+        for direction in Direction:
+            refs = self._engine.endpoint_policies(self._keys.get(address, ("", "")), direction)
+            if set_name == names.class_map(direction) and refs:
+                purpose = f"{purpose} ({_policies(refs, '')})"
+        whom = self.address(address)
+        return f"{whom}: {purpose}" if whom else purpose
+
+    def address(self, cidr: str) -> str:
+        """Who has an address (a full-length CIDR is one); empty: nobody that is known."""
+        address, _, length = cidr.partition("/")
+        if length and length not in ("32", "128"):
+            return ""
+        return self._pods.get(address) or self._nodes.get(address, "")
+
+
+def _policies(refs: Iterable[PolicyRef], chain: str) -> str:
+    names = [str(ref) for ref in refs]
+    more = len(names) - _MOST_NAMED
+    text = ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    for direction in Direction:
+        if re.match(rf"{CHAIN_PREFIX}[CPT]{direction[0]}-", chain):
+            return f"{text}, {direction.lower()}"
+    return text

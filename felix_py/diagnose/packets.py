@@ -1,0 +1,123 @@
+"""What the kernels on a packet's way do to it, beside what policy wants of each."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from felix_py.diagnose.ends import Place
+from felix_py.diagnose.live import Live, Routed, Way
+from felix_py.plan.layout import INTERFACE_PREFIX
+from felix_py.ruleset.run import Flow, Outcome, Path, Result, simulate
+from policy.explain import Explanation, Free
+
+_UPLINK = "uplink"
+"""Stands for the interface of packets that no route leads to or back."""
+
+
+class Agreement(enum.StrEnum):
+    """How a node's kernel and policy go together."""
+
+    AGREES = "agrees"
+    DISAGREES = "disagrees"
+    UNKNOWN = "unknown"
+    """A rule that is not understood decides."""
+    ELSEWHERE = "elsewhere"
+    """The end is on another node."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node on the packet's way. ``expected``: whether policy lets the packet pass there.
+
+    ``problem``: why the packet gets nowhere, whatever the rules say. ``note``: what is odd, but not our doing.
+    """
+
+    node: str
+    agreement: Agreement
+    expected: bool = True
+    result: Result | None = None
+    flow: Flow | None = None
+    problem: str = ""
+    note: str = ""
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What becomes of the packet on the node; None: it was not looked at."""
+        if self.problem:
+            return Outcome.DROP
+        return self.result.outcome if self.result else None
+
+
+def nodes_on_the_way(explanation: Explanation, source: Place, destination: Place) -> list[tuple[str, bool]]:
+    """The nodes that judge the packet, and whether it passes there: those of its pods."""
+    if explanation.egress.free is Free.SELF:
+        return []  # it never leaves the pod
+    found: dict[str, bool] = {}
+    for place, end in ((source, explanation.egress), (destination, explanation.ingress)):
+        if place.pod is not None and place.node:
+            found[place.node] = found.get(place.node, True) and end.allowed
+    return list(found.items())
+
+
+def look(
+    explanation: Explanation, source: Place, destination: Place, node: str, live: Live | None
+) -> list[NodeView]:
+    """Run the packet through the kernel where it passes ``node``; ``live`` None: the kernel is not asked.
+
+    Raises:
+        ToolError, OSError: the kernel cannot be read.
+    """
+    return list(_look(explanation, source, destination, node, live))
+
+
+def _look(
+    explanation: Explanation, source: Place, destination: Place, node: str, live: Live | None
+) -> Iterator[NodeView]:
+    for name, expected in nodes_on_the_way(explanation, source, destination):
+        if name != node:
+            yield NodeView(name, Agreement.ELSEWHERE, expected)
+        elif live is not None:
+            yield _local(explanation, source, destination, name, expected, live)
+
+
+def _local(
+    explanation: Explanation, source: Place, destination: Place, node: str, expected: bool, live: Live
+) -> NodeView:
+    packet = explanation.packet
+    ways = {}
+    for place, address in ((source, packet.source), (destination, packet.destination)):
+        way = ways[address] = live.route(address)
+        if place.pod is not None and place.node == node and not way.interface.startswith(INTERFACE_PREFIX):
+            problem = f"{address} of {place.name} has no route to an interface of a pod here"
+            return NodeView(node, _agreement(expected, Outcome.DROP), expected, problem=problem)
+    towards = ways[packet.destination]
+    note = f"{packet.destination}: {towards.reason}" if towards.way is Way.NOWHERE else ""
+    if note and destination.node:  # routes to pods and nodes are what this node should have
+        return NodeView(node, _agreement(expected, Outcome.DROP), expected, problem=note)
+    path, flow = _way(explanation, ways[packet.source], towards)
+    result = simulate(live.rules(flow.family), live.sets, flow, path)
+    if result.outcome is Outcome.ACCEPT:
+        # The kernel asks both backends' tables. Which of them first does not matter to who drops.
+        other = simulate(live.other_rules(flow.family), live.sets, replace(flow, mark=result.mark), path)
+        if other.outcome is not Outcome.ACCEPT:
+            result = replace(other, trace=(*result.trace, *other.trace))
+            note = "by rules of the other iptables backend than the one that this node uses:"
+    return NodeView(node, _agreement(expected, result.outcome), expected, result, flow, note=note)
+
+
+def _way(explanation: Explanation, back: Routed, towards: Routed) -> tuple[Path, Flow]:
+    """Packets are taken to come by the interface by which their answers would leave."""
+    came_from, leaves = back.interface or _UPLINK, towards.interface or _UPLINK
+    if back.way is Way.HERE:
+        return Path.OUTPUT, Flow(explanation.packet, "", leaves)
+    if towards.way is Way.HERE:
+        return Path.INPUT, Flow(explanation.packet, came_from, "")
+    return Path.FORWARD, Flow(explanation.packet, came_from, leaves)
+
+
+def _agreement(expected: bool, outcome: Outcome) -> Agreement:
+    if outcome is Outcome.UNKNOWN:
+        return Agreement.UNKNOWN
+    return Agreement.AGREES if expected is (outcome is Outcome.ACCEPT) else Agreement.DISAGREES

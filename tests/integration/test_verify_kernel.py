@@ -1,0 +1,361 @@
+"""``felix-py verify`` names whatever somebody has changed, by policy, pod and rule, on both backends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from felix_py.diagnose.difference import Difference, Kind, Problem
+from felix_py.plan.deny_log import deny_chain
+from felix_py.records import Backend
+from felix_py.ruleset.words import split
+from policy.model import Direction, Family
+from policy.names import policy_chain
+from tests.support import kernel_state
+from tests.support.isolate import run
+from tests.support.small_node import DB, POLICIES, TOOL, WEB, SmallNode, lease
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+
+PI_DB = policy_chain(Direction.INGRESS, POLICIES[1].ref)
+PI_GUARD = policy_chain(Direction.INGRESS, POLICIES[2].ref)
+DB_CLASS = "ClusterNetworkPolicy guard, NetworkPolicy shop/db, NetworkPolicy shop/deny-ingress"
+WEB_IF, DB_IF = lease(WEB).interface, lease(DB).interface
+MISSING, ALTERED, EXTRA, MISPLACED = Problem
+
+
+@pytest.fixture(params=list(Backend), ids=str)
+def node(request: pytest.FixtureRequest) -> SmallNode:
+    node = SmallNode(request.param)
+    node.apply()
+    return node
+
+
+one_backend = pytest.mark.parametrize("node", [Backend.NFT], indirect=True)
+"""For what the iptables backend makes no difference to."""
+
+
+def tool(node: SmallNode, family: Family) -> str:
+    return f"{'iptables' if family is Family.V4 else 'ip6tables'}-{node.backend}"
+
+
+def one(found: list[Difference]) -> Difference:
+    assert len(found) == 1, [str(difference) for difference in found]
+    return found[0]
+
+
+def test_a_fresh_node_is_as_it_should_be(node: SmallNode) -> None:
+    found = node.verify()
+    assert [str(difference) for difference in found.differences] == []
+    assert found.notes == []
+    assert all(number > 0 for number in found.compared.values())
+    node.agent_answers = False
+    found = node.verify()
+    assert found.differences == []
+    assert "learned routes were not compared" in found.notes[0]
+
+
+# What somebody does -> kind, problem, whom it concerns, and a part of the text. {t} is iptables or ip6tables, {s}
+# the family's set prefix, {web} and {db} addresses, {n} the family.
+BROKEN: dict[str, tuple[str, Kind, Problem, str, str]] = {
+    "rule deleted": (
+        f"{{t}} -D {PI_DB} 1",
+        Kind.CHAIN,
+        MISSING,
+        "NetworkPolicy shop/db, ingress rule 0",
+        "--dports 5432,8000:8010",
+    ),
+    "drop taken out of a chain of denied packets": (
+        f"{{t}} -D {deny_chain(PI_GUARD, 1)} 2",
+        Kind.CHAIN,
+        MISSING,
+        "ClusterNetworkPolicy guard, ingress rule 1",
+        "expected -j DROP",
+    ),
+    "foreign rule in a policy chain": (
+        f"{{t}} -I {PI_DB} 1 -j FELIX-ALLOW",
+        Kind.CHAIN,
+        EXTRA,
+        "NetworkPolicy shop/db, ingress",
+        "rule 1 of chain",
+    ),
+    "foreign rule in a chain of all": (
+        "{t} -A FELIX-ALLOW -j ACCEPT",
+        Kind.CHAIN,
+        EXTRA,
+        "policy of all pods",
+        "rule 2 of chain FELIX-ALLOW",
+    ),
+    "chain made": ("{t} -N FELIX-STRAY", Kind.CHAIN, EXTRA, "no policy that is known", "FELIX-STRAY"),
+    "hook deleted": (
+        "{t} -t raw -D PREROUTING 1",
+        Kind.HOOK,
+        MISSING,
+        "source binding of all pods",
+        "chain PREROUTING (raw",
+    ),
+    "jump moved": (
+        "{t} -I FORWARD 1 -i up9 -j DROP",
+        Kind.HOOK,
+        MISPLACED,
+        "policy of all pods",
+        "above it: -i up9 -j DROP",
+    ),
+    "accept moved": (
+        "{t} -A FORWARD -i up8 -j DROP",
+        Kind.HOOK,
+        MISPLACED,
+        "what policy has allowed",
+        "behind it: -i up8 -j DROP",
+    ),
+    "source binding removed": (
+        "ipset del {s}-source {web},{web_if}",
+        Kind.MEMBER,
+        MISSING,
+        "pod shop/web-1: source binding",
+        "{web},{web_if}",
+    ),
+    "source binding added": (
+        "ipset add {s}-source {web},{db_if}",
+        Kind.MEMBER,
+        EXTRA,
+        "pod shop/web-1: source binding",
+        "{web},{db_if}",
+    ),
+    "class mark changed": (
+        "ipset -exist add {s}-ingress {db} skbmark 0x7f000000/0x7f000000",
+        Kind.MEMBER,
+        ALTERED,
+        f"pod shop/db-0: ingress policy class ({DB_CLASS})",
+        "{db} of set {s}-ingress is altered: expected mark 0x2000000/0x7f000000, found mark 0x7f000000",
+    ),
+    "pod left out of its class": (
+        "ipset del {s}-egress {db}",
+        Kind.MEMBER,
+        MISSING,
+        "pod shop/db-0: egress policy class (NetworkPolicy shop/db)",
+        "{db} of set {s}-egress is missing: expected mark",
+    ),
+    "set made": (
+        "ipset create {s}-alien hash:ip family {inet}",
+        Kind.SET,
+        EXTRA,
+        "no policy that is known",
+        "{s}-alien",
+    ),
+    "masquerading": (
+        "ipset del {s}-nomasq {pool}",
+        Kind.MEMBER,
+        MISSING,
+        "masquerading",
+        "{pool}",
+    ),
+    "route deleted": (
+        "ip -{n} route del {web}/{bits}",
+        Kind.ROUTE,
+        MISSING,
+        "pod shop/web-1",
+        "{web}/{bits} (protocol 88)",
+    ),
+    "route bent": (
+        "ip -{n} route replace {web}/{bits} dev {db_if} proto 88{link}",
+        Kind.ROUTE,
+        ALTERED,
+        "pod shop/web-1",
+        "{web}/{bits} (protocol 88) is altered: expected dev {web_if}, found dev {db_if}",
+    ),
+    "route made": (
+        "ip -{n} route add {free}/{bits} dev {db_if} proto 88",
+        Kind.ROUTE,
+        EXTRA,
+        "no pod that is known",
+        "{free}/{bits} (protocol 88): found dev {db_if}",
+    ),
+    "blackhole deleted": (
+        "ip -{n} route del blackhole {own}",
+        Kind.ROUTE,
+        MISSING,
+        "this node's pod addresses",
+        "{own} (protocol 88) is missing: expected blackhole",
+    ),
+    "learned route deleted": (
+        "ip -{n} route del {far} proto 89",
+        Kind.ROUTE,
+        MISSING,
+        "a route learned from peers",
+        "{far}",
+    ),
+    "setting changed": (
+        "sysctl -qw {sysctl}=0",
+        Kind.SETTING,
+        ALTERED,
+        "all pods",
+        "{sysctl} is altered: expected 1, found 0",
+    ),
+}
+
+
+def filled(text: str, node: SmallNode, family: Family) -> str:
+    v4 = family is Family.V4
+    at = 0 if v4 else 1
+    return text.format(
+        t=tool(node, family),
+        n=int(family),
+        s=f"felix{int(family)}",
+        inet="inet" if v4 else "inet6",
+        bits=family.bits,
+        web=WEB.addresses[at],
+        db=DB.addresses[at],
+        web_if=WEB_IF,
+        db_if=DB_IF,
+        free=("10.1.0.99", "fd00:1::99")[at],
+        own=("10.1.0.0/24", "fd00:1::/64")[at],
+        far=("10.2.0.0/24", "fd00:2::/64")[at],
+        pool=("10.1.0.0/24", "fd00:1::/64")[at],
+        link=" scope link" if v4 else "",
+        sysctl="net.ipv4.ip_forward" if v4 else "net.ipv6.conf.all.forwarding",
+    )
+
+
+BATCHES = [
+    ["rule deleted", "route deleted", "jump moved", "source binding removed"],
+    [
+        name
+        for name in BROKEN
+        if name not in ("rule deleted", "route deleted", "jump moved", "source binding removed")
+    ],
+]
+"""What can be broken at the same time without one hiding the other."""
+
+
+@pytest.mark.parametrize("names", BATCHES, ids=["first", "second"])
+def test_what_is_broken_is_named(node: SmallNode, names: list[str]) -> None:
+    cases = [(name, family) for name in names for family in Family]
+    for name, family in cases:
+        run(*filled(BROKEN[name][0], node, family).split())
+    left = node.verify().differences
+    for name, family in cases:
+        _, kind, problem, about, part = BROKEN[name]
+        found = [
+            difference
+            for difference in left
+            if (difference.kind, difference.problem, difference.about) == (kind, problem, about)
+            and filled(part, node, family) in str(difference)
+            and (kind in (Kind.MEMBER, Kind.ROUTE, Kind.SET, Kind.SETTING) or f"IPv{family}" in difference.where)
+        ]
+        # Of the rules that accept there are two, one a direction.
+        assert len(found) == (2 if name == "accept moved" else 1), (name, [str(d) for d in left])
+        left = [difference for difference in left if difference not in found]
+    assert [str(difference) for difference in left] == []
+
+
+@pytest.mark.parametrize("family", list(Family), ids=["v4", "v6"])
+def test_an_altered_body_is_shown_beside_what_it_should_be(node: SmallNode, family: Family) -> None:
+    text = kernel_state.rules(family, node.backend, "filter", PI_DB)[0]
+    altered = text.replace("5432,8000:8010", "1:65535")
+    assert altered != text
+    run(tool(node, family), "-R", PI_DB, "1", *split(altered))
+    found = one(node.verify().differences)
+    assert (found.kind, found.problem) == (Kind.CHAIN, ALTERED)
+    assert found.about == "NetworkPolicy shop/db, ingress rule 0"
+    assert "--dports 5432,8000:8010" in found.expected
+    assert "--dports 1:65535" in found.found
+
+
+def test_a_rule_that_was_swapped_with_another(node: SmallNode) -> None:
+    first, second = kernel_state.rules(Family.V4, node.backend, "filter", PI_GUARD)[:2]
+    iptables = tool(node, Family.V4)
+    run(iptables, "-D", PI_GUARD, "1")
+    run(iptables, "-I", PI_GUARD, "2", *split(first))
+    assert kernel_state.rules(Family.V4, node.backend, "filter", PI_GUARD)[:2] == [second, first]
+    found = one(node.verify().differences)
+    assert found.problem is MISPLACED
+    assert found.about.startswith("ClusterNetworkPolicy guard, ingress rule ")
+
+
+def test_a_chain_that_is_gone(node: SmallNode) -> None:
+    iptables = tool(node, Family.V4)
+    run(iptables, "-F", "FELIX-INGRESS")
+    run(iptables, "-t", "mangle", "-F")
+    run(iptables, "-t", "mangle", "-X", "FELIX-CLASSIFY")
+    found = node.verify().differences
+    assert {f.about for f in found if "FELIX-CLASSIFY (mangle" in f.where} == {"policy classes of all pods"}
+    assert len([f for f in found if f.where == "rule 1 of chain FELIX-INGRESS (filter, IPv4)"]) == 1
+    assert all(f.problem is MISSING for f in found)
+
+
+def test_a_changed_dispatch_rule_is_no_other_class_number(node: SmallNode) -> None:
+    """Which number means which class is read from the kernel, but not from what somebody has altered."""
+    chains = [f"FELIX-INGRESS-{n}" for n in range(8)]
+    chain = next(c for c in chains if kernel_state.rules(Family.V4, node.backend, "filter", c))
+    text = kernel_state.rules(Family.V4, node.backend, "filter", chain)[0]
+    words = list(split(text))
+    at = words.index("--mark") + 1
+    words[at] = "0x7000000/0x7f000000"
+    run(tool(node, Family.V4), "-R", chain, "1", *words)
+    found = one(node.verify().differences)
+    assert (found.problem, found.where) == (ALTERED, f"rule 1 of chain {chain} (filter, IPv4)")
+    assert "NetworkPolicy" in found.about
+    run(tool(node, Family.V4), "-D", chain, "1")
+    found = one(node.verify().differences)
+    assert (found.problem, found.where) == (MISSING, f"rule 1 of chain {chain} (filter, IPv4)")
+
+
+@one_backend
+def test_interfaces(node: SmallNode) -> None:
+    run("ip", "link", "set", WEB_IF, "down")
+    run("ip", "link", "add", "felix0123456789", "type", "veth", "peer", "name", "stray0")
+    found = node.verify().differences
+    by_where = {f.where: f for f in found}
+    assert str(by_where[f"interface {WEB_IF}"]) == (
+        f"pod shop/web-1: interface {WEB_IF} is altered: expected up, found down"
+    )
+    assert by_where["interface felix0123456789"].problem is EXTRA
+    assert {f.about for f in found if f.kind is Kind.ROUTE} == {"pod shop/web-1"}  # they went with the interface
+    run("ip", "link", "del", DB_IF)
+    found = node.verify().differences
+    gone = one([f for f in found if "db-0" in f.about])
+    assert (gone.kind, gone.problem) == (Kind.INTERFACE, MISSING)
+
+
+@one_backend
+def test_what_is_put_right_meanwhile_is_no_difference(node: SmallNode) -> None:
+    held, address = f"{WEB.addresses[0]},{WEB_IF}", WEB.addresses[0]
+    run("ipset", "del", "felix4-source", held)
+    run("ip", "route", "del", f"{address}/32")
+    found = node.verify(between=[f"ipset add felix4-source {held}", "ipset create felix4-new hash:ip"])
+    # Nor is what only the second look has seen.
+    assert one(found.differences).kind is Kind.ROUTE
+
+
+@one_backend
+def test_a_policy_that_the_kernel_has_not_heard_of(node: SmallNode) -> None:
+    new = replace(POLICIES[0], name="new", egress=())
+    node.cluster.policies.append(new)
+    texts = [str(difference) for difference in node.verify().differences]
+    assert any(text.startswith("NetworkPolicy shop/new") and "is missing" in text for text in texts)
+    assert any(text.startswith("pod shop/web-1: egress policy class (NetworkPolicy shop/new)") for text in texts)
+    node.apply()
+    assert node.verify().differences == []
+
+
+@one_backend
+def test_a_pod_that_is_gone_from_the_api_only(node: SmallNode) -> None:
+    """Deleted by force: the agent goes on enforcing what it remembers, which nobody else can know."""
+    node.cluster.pods.remove(TOOL)
+    found = node.verify()
+    assert found.differences == []
+    assert "dev/tool: still on this node, but not in the API any more" in found.notes[0]
+    run("ip", "route", "del", f"{WEB.addresses[0]}/32")
+    assert one(node.verify().differences).about == "pod shop/web-1"
+
+
+@one_backend
+def test_numbers_that_the_kernel_has_are_the_right_ones(node: SmallNode) -> None:
+    """Which number a class has depends on what came before; verify must not mind."""
+    node.cluster.policies.insert(0, replace(POLICIES[1], name="another"))
+    node.apply()
+    node.cluster.policies.pop(0)
+    node.apply()
+    assert [str(difference) for difference in node.verify().differences] == []

@@ -1,0 +1,153 @@
+"""The simulator on what is planned and on what a kernel holds, for random clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from felix_py.agent.facts import Facts
+from felix_py.dataplane.iptables_text import render
+from felix_py.plan.deny_log import DenyLog
+from felix_py.plan.layout import interface_name
+from felix_py.plan.marks import Marks
+from felix_py.plan.planner import Planner
+from felix_py.plan.static import StaticOptions
+from felix_py.records import Lease, SetSpec, Update, Words
+from felix_py.ruleset.decode_save import decode
+from felix_py.ruleset.model import Ruleset
+from felix_py.ruleset.run import Flow, Outcome, Path, Result, Sets, simulate
+from felix_py.ruleset.sets import TextSet
+from policy.evaluate import verdict
+from policy.model import ClusterPolicy, Family, LocalEndpoint, Packet
+from tests.support.clusters import NODE, Cluster
+
+UPLINK = "eth0"
+OPTIONS = StaticOptions(Marks.from_mask(0xFFFF0000), deny_log=DenyLog(group=88, rate=10))
+
+
+def lease(endpoint: LocalEndpoint) -> Lease:
+    container = f"{endpoint.namespace}-{endpoint.name}"
+    addresses = {Family.V6 if ":" in address else Family.V4: address for address in endpoint.addresses}
+    host = interface_name(container, "eth0")
+    return Lease(container, "eth0", "n", endpoint.namespace, endpoint.name, "u", host, addresses, 1.0)
+
+
+def planned(cluster: Cluster) -> Planner:
+    """A planner that has heard of the whole cluster, on a node that holds all of its endpoints."""
+    facts = Facts("node", tuple(Family), (), lambda: None)
+    for namespace in cluster.namespaces.values():
+        facts.engine.upsert_namespace(namespace)
+    for node in cluster.nodes.values():
+        facts.engine.upsert_node(node)
+    for policy in cluster.policies.values():
+        facts.engine.upsert_policy(policy)
+    for pod in cluster.pods.values():
+        facts.engine.upsert_pod(pod)
+    for endpoint in cluster.endpoints.values():
+        facts.attach(lease(endpoint))
+    planner = Planner(tuple(Family), OPTIONS, {})
+    facts.collect(planner)
+    return planner
+
+
+def as_text(update: Update, family: Family) -> str:
+    """What iptables-save would print, more or less, of a kernel that has nothing but this."""
+    lines: dict[str, list[str]] = {}
+    chains: dict[tuple[str, str], list[Words]] = {}
+    for key, rules in update.chains.items():
+        if key.family is family and rules is not None:
+            chains[key.table, key.name] = list(rules)
+    for hook in sorted(update.hooks, key=lambda hook: hook.words):
+        if hook.family is family:
+            chains.setdefault((hook.table, hook.chain), []).append(hook.words)
+    builtin = {(hook.table, hook.chain) for hook in update.hooks}
+    for (table, name), words in chains.items():
+        text = lines.setdefault(table, [f"*{table}"])
+        text.append(f":{name} {'ACCEPT' if (table, name) in builtin else '-'} [0:0]")
+        if (table, name) in builtin:
+            firsts = {hook.words for hook in update.hooks if hook.first}
+            words = sorted(words, key=lambda rule: rule not in firsts)
+        text += [f"-A {name} {render(rule).text}" for rule in words]
+    return "\n".join(line for table in lines.values() for line in (*table, "COMMIT"))
+
+
+def as_ruleset(update: Update, family: Family) -> Ruleset:
+    return decode(family, as_text(update, family))
+
+
+def as_sets(update: Update) -> Sets:
+    found: dict[str, TextSet] = {}
+    for name, spec in update.sets.items():
+        assert isinstance(spec, SetSpec)
+        members = update.members.get(name, {})
+        found[name] = TextSet(
+            spec.type,
+            {
+                text: (mark << 32 | spec.mark_mask if spec.mark_mask else 0)
+                for text, mark in members.items()
+                if mark is not None
+            },
+        )
+    return found.get
+
+
+class Judge:
+    """The oracle beside the simulator, for the node that holds all endpoints of a cluster."""
+
+    def __init__(self, cluster: Cluster, rules: dict[Family, Ruleset], sets: Sets) -> None:
+        self._cluster = cluster
+        self._rules = rules
+        self._sets = sets
+        self._snapshot = cluster.snapshot()
+        self._interfaces = {
+            address: lease(endpoint).interface
+            for endpoint in cluster.endpoints.values()
+            for address in endpoint.addresses
+        }
+
+    def concerned(self, packets: Iterable[Packet]) -> list[Packet]:
+        """Those with an end on the node and nothing that only the node knows."""
+        return [
+            packet for packet in packets if self._path(packet) is not None and self._expected(packet) is not None
+        ]
+
+    def expected(self, packet: Packet) -> Outcome:
+        allowed = self._expected(packet)
+        assert allowed is not None
+        return Outcome.ACCEPT if allowed else Outcome.DROP
+
+    def _expected(self, packet: Packet) -> bool | None:
+        """None: an end of which the oracle does not know that it is a pod."""
+        node = packet.source in NODE
+        truth = verdict(self._snapshot, packet, frozenset(NODE))
+        allowed = True
+        for address, end in ((packet.source, truth.egress), (packet.destination, truth.ingress)):
+            if address not in self._interfaces or (node and address == packet.destination):
+                continue
+            if end is None:
+                return None
+            allowed = allowed and end.allowed and not self._undecided(address)
+        return allowed
+
+    def _undecided(self, address: str) -> bool:
+        """What selects an endpoint is not known as long as its namespace is not; everything is denied then."""
+        owners = [pod for pod in self._cluster.pods_as_known() if address in pod.addresses]
+        tiers = any(isinstance(policy, ClusterPolicy) for policy in self._cluster.policies.values())
+        return tiers and any(pod.namespace not in self._cluster.namespaces for pod in owners)
+
+    def _path(self, packet: Packet) -> Path | None:
+        source, destination = packet.source in self._interfaces, packet.destination in self._interfaces
+        if packet.source in NODE:
+            return Path.OUTPUT if destination else None
+        if packet.destination in NODE:
+            return Path.INPUT if source else None
+        return Path.FORWARD if source or destination else None
+
+    def simulated(self, packet: Packet) -> Result:
+        path = self._path(packet)
+        assert path is not None
+        flow = Flow(
+            packet,
+            "" if path is Path.OUTPUT else self._interfaces.get(packet.source, UPLINK),
+            "" if path is Path.INPUT else self._interfaces.get(packet.destination, UPLINK),
+        )
+        return simulate(self._rules[flow.family], self._sets, flow, path)
