@@ -63,6 +63,8 @@ class Reconciler:
         self._sweeping = False
         self._sweep_due = False
         self._failures: tuple[Failure, ...] = ()
+        self.on_failures: Callable[[tuple[Failure, ...]], None] = lambda _failures: None
+        """Called after each apply with what it could not write."""
         self._log = log.get("reconcile")
 
     @property
@@ -184,3 +186,7 @@ class Reconciler:
             if failure not in self._failures:
                 self._log.error("cannot write", what=failure.what, reason=failure.reason)
         self._failures = failures
+        try:
+            self.on_failures(failures)
+        except Exception:
+            self._log.exception("cannot tell of failures")

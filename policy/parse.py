@@ -130,7 +130,7 @@ def _policy_types(problems: Problems, spec: Mapping[str, Any]) -> tuple[set[str]
 
 
 def _rules(problems: Problems, obj: object, field: str, far_end: str) -> _Rules:
-    """The rules that could be understood; the others allow nothing, and so do not matter."""
+    """The rules; those that are not understood allow nothing, but keep their place: people count rules."""
     rules: list[PolicyRule] = []
     for number, item in enumerate(problems.list(obj, field)):
         path = f"{field}[{number}]"
@@ -140,8 +140,7 @@ def _rules(problems: Problems, obj: object, field: str, far_end: str) -> _Rules:
         if rule is not None:
             peers = _entries(problems, rule.get(far_end), f"{path}.{far_end}", _peer)
             ports = _entries(problems, rule.get("ports"), f"{path}.ports", _port)
-            if understood:
-                rules.append(PolicyRule(peers, ports))
+        rules.append(PolicyRule(peers, ports) if understood else PolicyRule(()))
     return tuple(rules)
 
 

@@ -7,7 +7,7 @@ What is not understood fails closed, rule by rule, as the API demands: "For 'Acc
 'treat the rule as matching no traffic'. For 'Deny' and 'Pass' rules, 'fail closed' means: 'treat the rule as a
 "Deny all" rule'." So of the rules with a part that is not understood
 
-- Accept rules are left out;
+- Accept rules match nothing (they stay in their place, so that all rules count as they are written);
 - Deny and Pass rules, and those whose action is unknown, deny everything.
 
 Where the head is not understood (tier, priority, subject, an unknown field of the spec, a name that the kind
@@ -16,7 +16,7 @@ cannot have), it cannot be known what the policy was to accept, nor before or af
 - a tier that is not understood is Admin, and such a priority is 0, which is first;
 - the subject widens: a requirement that is not understood is dropped, a subject of which nothing is understood is
   all pods;
-- all Accept rules are left out, and Pass rules deny what they match.
+- all Accept rules match nothing, and Pass rules deny what they match.
 
 An unknown field counts as not understood: it might have narrowed the part it is in. As in the API, null means
 that the field is absent. Sources: network-policy-api, apis/v1alpha1 and apis/v1alpha2, and the CRDs made of them.
@@ -215,10 +215,7 @@ def _rules(
     rules: list[ClusterRule] = []
     for number, item in enumerate(items[: dialect.most_rules]):
         rule = _rule(problems, item, f"{field}[{number}]", direction, dialect)
-        if rule is not None and broken:
-            rule = _without_accepting(rule)
-        if rule is not None:
-            rules.append(rule)
+        rules.append(_without_accepting(rule) if broken else rule)
     return tuple(rules + _surplus(problems, items[dialect.most_rules :], field, dialect))
 
 
@@ -240,9 +237,7 @@ def _accepts(action: object, dialect: _Dialect) -> bool:
     return isinstance(action, str) and dialect.actions.get(action) is RuleAction.ACCEPT
 
 
-def _rule(
-    problems: Problems, item: object, field: str, direction: Direction, dialect: _Dialect
-) -> ClusterRule | None:
+def _rule(problems: Problems, item: object, field: str, direction: Direction, dialect: _Dialect) -> ClusterRule:
     """One rule, or what fails closed in its place."""
     before = len(problems)
     far_end = _FAR_END[direction]
@@ -262,7 +257,7 @@ def _rule(
         return ClusterRule(action, peers, ports, name)
     if action is RuleAction.ACCEPT:
         problems.note(field, "as a part of it is not understood, it accepts nothing")
-        return None
+        return _accept_nothing(name)
     problems.note(field, "as a part of it is not understood, it denies everything")
     return _deny_all(name)
 
@@ -271,9 +266,13 @@ def _deny_all(name: str = "") -> ClusterRule:
     return ClusterRule(RuleAction.DENY, None, None, name)
 
 
-def _without_accepting(rule: ClusterRule) -> ClusterRule | None:
+def _accept_nothing(name: str) -> ClusterRule:
+    return ClusterRule(RuleAction.ACCEPT, (), None, name)
+
+
+def _without_accepting(rule: ClusterRule) -> ClusterRule:
     if rule.action is RuleAction.ACCEPT:
-        return None
+        return _accept_nothing(rule.name)
     return ClusterRule(RuleAction.DENY, rule.peers, rule.ports, rule.name)
 
 

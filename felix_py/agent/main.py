@@ -26,6 +26,7 @@ from felix_py.agent.facts import Facts
 from felix_py.agent.health import HealthServer
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.policy_counters import Accounts, PolicyCounters
+from felix_py.agent.refusals import Refusals
 from felix_py.cni.conflist import conflist, install_conflist
 from felix_py.cni.plugin import Plugin
 from felix_py.cni.server import CNIServer, SocketInUse
@@ -187,6 +188,7 @@ class Agent:
         )
         self._cluster.store.subscribe(self._view.take)
         self._cluster.store.subscribe(self._on_events)
+        self._reconciler.on_failures = Refusals(self._facts.engine.policies_using, self._cluster.warn)
         self._cluster.start()
         self._stack.push_async_callback(self._cluster.stop)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -13,11 +13,12 @@ import msgspec
 
 from felix_py import log
 from felix_py.datastore.client import Api
+from felix_py.datastore.conditions import ConditionWriter
 from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, PODS, POLICIES
 from felix_py.datastore.events import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
-from felix_py.datastore.store import Problem, Store, Table
-from policy.model import ObjectKey, Pod
+from felix_py.datastore.store import Event, Problem, Store, Table, Upserted
+from policy.model import ClusterPolicy, ObjectKey, Pod, PolicyRef
 
 R = TypeVar("R")
 
@@ -92,9 +93,11 @@ class Cluster:
         timing = timing or Timing()
         self.store = Store(self._report)
         self.events = EventWriter(api, node_name=node_name)
+        self.conditions = ConditionWriter(api)
         self._api = api
         self._on_invalid = on_invalid
         self._log = log.get("cluster")
+        self.store.subscribe(self._judge)
         store = self.store
         pods = pod_source(api, timing)
         self._sources = [
@@ -111,6 +114,7 @@ class Cluster:
         for source in self._sources:
             source.start()
         self.events.start()
+        self.conditions.start()
 
     async def in_sync(self) -> None:
         """Return once the first full list of every kind is in and was given to the handlers."""
@@ -119,7 +123,8 @@ class Cluster:
     async def stop(self) -> None:
         """End all watches; the store keeps what it has."""
         stops = [source.stop() for source in self._sources]
-        await asyncio.gather(*stops, asyncio.to_thread(self.events.stop))
+        writers = (self.events, self.conditions)
+        await asyncio.gather(*stops, *(asyncio.to_thread(writer.stop) for writer in writers))
         self._api.close()
 
     def ages(self) -> dict[str, float]:
@@ -156,6 +161,16 @@ class Cluster:
         ) as answer:
             answer.read()
 
+    def warn(self, policy: PolicyRef, reason: str, message: str) -> None:
+        """Write a Warning on a policy. ``reason``: one CamelCase word; ``message``: text for people."""
+        table = self.store.policies_of(policy.kind)
+        record = table.records.get((policy.namespace, policy.name))
+        uid = record.uid if record is not None else ""
+        kind = table.kind
+        self.events.warning(
+            ObjectRef(kind.name, kind.api_version, policy.namespace, policy.name, uid), reason, message
+        )
+
     def _report(self, problem: Problem) -> None:
         namespace, name = problem.key
         self._log.warning(
@@ -169,3 +184,12 @@ class Cluster:
             self.events.warning(ref, f"Invalid{problem.kind}", problem.reason)
         if self._on_invalid is not None:
             self._on_invalid(problem.kind, problem.key, problem.reason)
+
+    def _judge(self, events: Sequence[Event]) -> None:
+        """Policies that have problems, or have none any more, want another condition."""
+        for event in events:
+            match event:
+                case Upserted(ClusterPolicy() as policy, previous):
+                    had = previous.problems if isinstance(previous, ClusterPolicy) else ()
+                    if policy.problems or had:
+                        self.conditions.review(policy.kind.value, policy.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
@@ -34,9 +34,13 @@ from policy.syntax import canonical_address, canonical_cidr
 
 R = TypeVar("R")
 W = TypeVar("W")
+P = TypeVar("P", NetworkPolicy, ClusterPolicy)
 
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 """Annotation of the bookmark that ends the first part of a WatchList (KEP-3157)."""
+
+_UNDECODABLE = (msgspec.MsgspecError, RecursionError)
+"""What decoding raises over bytes that are no JSON, or not of the shape, or nested a thousand times."""
 
 _TERMINATED = frozenset({"Succeeded", "Failed"})
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
@@ -125,16 +129,20 @@ class Kind(Generic[R]):
             found = [self._record(item) for item in page.items or ()]
         except msgspec.ValidationError:
             page, found = self._careful_listing(body)
-        except msgspec.MsgspecError as error:
+        except _UNDECODABLE as error:
             raise Unreadable(f"not a list: {error}") from error
         return Listing(found, page.metadata.resource_version, page.metadata.continue_)
 
     def _careful_listing(self, body: bytes) -> tuple[wire.ObjectList[msgspec.Raw], list[R | Unusable]]:
         try:
             page = _LIST.decode(body)
-        except msgspec.MsgspecError as error:
+        except _UNDECODABLE as error:
             raise Unreadable(f"not a list: {error}") from error
         return page, [self._careful_record(item) for item in page.items or ()]
+
+    def single(self, body: msgspec.Raw) -> R | Unusable:
+        """Decode one object."""
+        return self._careful_record(body)
 
     def change(self, line: bytes) -> Change[R]:
         """Decode one line of a watch.
@@ -145,7 +153,7 @@ class Kind(Generic[R]):
         """
         try:
             event = self._line.decode(line)
-        except msgspec.MsgspecError:
+        except _UNDECODABLE:
             return self._careful_change(line)
         if event.type not in _PRESENT or not event.object.metadata.name:
             return self._careful_change(line)
@@ -166,7 +174,7 @@ class Kind(Generic[R]):
                     return Change(None, mark.resource_version, end)
                 case "ERROR":
                     raise error_from_status(_STATUS.decode(event.object), 500)
-        except msgspec.MsgspecError as error:
+        except _UNDECODABLE as error:
             raise Unreadable(f"not a watch event: {error}") from error
         raise Unreadable(f"unknown event type {event.type!r}")
 
@@ -278,13 +286,21 @@ def _policy(policy: wire.WirePolicy) -> NetworkPolicy:
     return _parsed(policy, parse_network_policy)
 
 
-def _parsed(policy: wire.WirePolicy, parse: Callable[[object], R]) -> R:
+def _parsed(policy: wire.WirePolicy, parse: Callable[[object], P]) -> P:
+    """A spec that is beyond decoding is one of which nothing is understood: it fails closed, as such do."""
     metadata = policy.metadata
     named = {"namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid}
+    spec: object = None
+    unreadable: tuple[str, ...] = ()
     try:
-        return parse({"metadata": named, "spec": policy.spec})
+        spec = msgspec.json.decode(policy.spec) if policy.spec else None
+    except _UNDECODABLE as error:
+        spec, unreadable = "unreadable", (f"spec: cannot be read: {error}",)
+    try:
+        found = parse({"metadata": named, "spec": spec})
     except Rejected as error:
         raise ValueError(str(error)) from error
+    return replace(found, problems=unreadable + found.problems) if unreadable else found
 
 
 def _node(node: wire.WireNode) -> NodeRecord:

@@ -21,7 +21,7 @@ from felix_py.datastore.decode import (
     Unusable,
 )
 from felix_py.records import NodeRecord
-from policy.model import ClusterPolicy, Namespace, NetworkPolicy, ObjectKey, Pod
+from policy.model import ClusterPolicy, Namespace, NetworkPolicy, ObjectKey, Pod, PolicyKind
 
 R = TypeVar("R")
 
@@ -194,6 +194,10 @@ class Store:
     def cluster_policies(self, kind: Kind[ClusterPolicy]) -> Table[ClusterPolicy]:
         """All policies of one of the cluster-scoped kinds; several kinds may use the same name."""
         return self._cluster_policies[kind.name]
+
+    def policies_of(self, kind: PolicyKind) -> Table[NetworkPolicy] | Table[ClusterPolicy]:
+        """All policies of one of the four kinds."""
+        return self._policies if kind is PolicyKind.NETWORK else self._cluster_policies[kind.value]
 
     @property
     def not_listed(self) -> tuple[str, ...]:

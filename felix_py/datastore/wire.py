@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-from msgspec import Struct, field
+from msgspec import Raw, Struct, field
 
 T = TypeVar("T")
 
@@ -90,10 +90,30 @@ class PolicyMetadata(Wire):
 
 
 class WirePolicy(Wire):
-    """A policy of any of the four kinds; its spec is checked field by field in :mod:`policy`."""
+    """A policy of any of the four kinds; its spec is decoded apart, and checked by :mod:`policy`."""
 
     metadata: PolicyMetadata
-    spec: Any = None
+    spec: Raw = field(default_factory=Raw)
+
+
+class JudgedMetadata(Wire):
+    """meta/v1 ObjectMeta, as far as a condition depends on it."""
+
+    resource_version: str = ""
+    generation: int = 0
+
+
+class ConditionedStatus(Wire):
+    """The status of a cluster-scoped policy: meta/v1 Conditions, others' too."""
+
+    conditions: list[dict[str, Any]] | None = None
+
+
+class Judged(Wire):
+    """What the condition of a policy depends on besides its spec."""
+
+    metadata: JudgedMetadata
+    status: ConditionedStatus | None = None
 
 
 class NodeSpec(Wire):

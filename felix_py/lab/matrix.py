@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 
@@ -26,7 +27,9 @@ from felix_py.lab.sandbox import ports
 from felix_py.lab.state import LabError
 from felix_py.lab.topology import TOR, machine_netns, pod_netns
 from policy.evaluate import Snapshot, Verdict, verdict
-from policy.model import Family, Packet, Protocol
+from policy.model import ClusterPolicy, Family, NetworkPolicy, Packet, Protocol
+
+R = TypeVar("R")
 
 _WORLD_PORT: Port = ("TCP", 80)
 _AT_ONCE = 400
@@ -110,18 +113,29 @@ async def observe(lab: Lab) -> Scene:
     """
     record = lab.record()
     async with ApiClient(lab.kubeconfig) as api:
-        namespaces, pods, policies = await asyncio.gather(
-            *(api.raw(kind.path) for kind in (decode.NAMESPACES, decode.PODS, decode.POLICIES))
-        )
+        namespaces = await _listed(api, decode.NAMESPACES)
+        pods = await _listed(api, decode.PODS)
+        policies: list[NetworkPolicy | ClusterPolicy] = [*await _listed(api, decode.POLICIES)]
+        for kind in decode.CLUSTER_POLICY_KINDS:
+            tiers = await _listed(api, kind)
+            policies += tiers
+        nodes = [node.as_peer() for node in await _listed(api, decode.NODES)]
         objects = (await api.get("/api/v1/pods"))["items"]
-    snapshot = Snapshot(
-        [one for one in decode.NAMESPACES.listing(namespaces).found if not isinstance(one, decode.Unusable)],
-        [one for one in decode.PODS.listing(pods).found if not isinstance(one, decode.Unusable)],
-        [one for one in decode.POLICIES.listing(policies).found if not isinstance(one, decode.Unusable)],
-    )
+    snapshot = Snapshot(namespaces, pods, policies, nodes)
     families = record.shape.address_families
     found = [_pod(lab.name, obj, families) for obj in objects if _takes_part(obj)]
     return Scene(snapshot, (*found, *_world(lab.name, families), *_nodes(lab.name, record.shape.nodes, families)))
+
+
+async def _listed(api: ApiClient, kind: decode.Kind[R]) -> list[R]:
+    """All objects of a kind; none where its CustomResourceDefinition is not installed."""
+    try:
+        body = await api.raw(kind.path)
+    except ApiError as error:
+        if error.code == 404 and kind.optional:
+            return []
+        raise
+    return [one for one in kind.listing(body).found if not isinstance(one, decode.Unusable)]
 
 
 def _takes_part(pod: Obj) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -194,3 +195,19 @@ def test_objects_go_with_their_definition(cluster: Kubectl, kubectl: Kubectl) ->
         kubectl.apply(peer(name))
         cluster("delete", "crd", f"{name}.conformance.example.com")
         until(lambda: kubectl.run("get", name).returncode != 0)
+
+
+def test_a_watch_ends_with_its_definition(cluster: Kubectl, kubectl: Kubectl) -> None:
+    name = f"w{uuid.uuid4().hex[:6]}s"
+    crd = definition(name, "conformance.example.com")
+    cluster.apply(crd)
+    cluster("wait", "--for=condition=Established", f"crd/{name}.conformance.example.com", "--timeout=10s")
+    until(lambda: kubectl.run("get", name).returncode == 0)
+    kubectl.apply(peer(name))
+    with kubectl.started("get", "--raw", f"{GROUP}/{name}?watch=true") as watch:
+        assert watch.stdout is not None
+        assert json.loads(watch.stdout.readline())["type"] == "ADDED"
+        cluster("delete", "crd", f"{name}.conformance.example.com")
+        types = [json.loads(line)["type"] for line in watch.stdout]
+        assert types[-1:] == ["DELETED"]
+        assert watch.wait(15) == 0

@@ -1,6 +1,11 @@
-"""Every example manifest, on real packets, beside the oracle, and in force within a second."""
+"""Every example manifest, on real packets, beside the oracle, and in force within a second.
+
+With the definitions of the cluster-scoped policies, which some examples need.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 
@@ -27,6 +32,12 @@ TRIES = 3
 NUMBERS = sorted(path.name[:2] for path in EXAMPLES.glob("*.yaml") if path.name[:2] != "00")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def definitions(lab: LabUnderTest) -> Iterator[None]:
+    with lab.definitions():
+        yield
+
+
 def reached(lab: LabUnderTest, number: str) -> tuple[list[list[bool]], float]:
     """Who is reached on the example's ports, and seconds until the first of these was as the oracle says."""
     measured = [lab.settle(*port) for port in PORTS.get(number, [(None, None)])]
@@ -51,7 +62,7 @@ def test_example_changes_the_matrix_within_a_second(
 
 
 def test_all_examples_together(lab: LabUnderTest) -> None:
-    """11 denies all egress of shop, which the others then open again: policies add up."""
+    """11 denies all egress of shop, which others open again: policies add up, and tiers go before and behind."""
     arguments = [word for number in NUMBERS for word in ("-f", example(number))]
     with lab.applied(*arguments):
         cells, _ = lab.settle()

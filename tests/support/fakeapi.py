@@ -88,7 +88,7 @@ class FakeApi:
     events: dict[tuple[str, str], Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.changed = threading.Condition()
+        self.changed = threading.Condition(threading.RLock())
         self.port = 0
         self._collections = set(COLLECTIONS)
         self._log: list[_Change] = []
@@ -238,11 +238,21 @@ class FakeApi:
         elif obj := self._object(request.path):
             exchange.send(200, obj)
         elif request.path not in self._collections:
-            exchange.refuse(404, "NotFound", "no such path")
+            self._get(exchange)
         elif "watch" in request.query:
             self._watch(exchange)
         else:
             self._list(exchange)
+
+    def _get(self, exchange: Exchange) -> None:
+        """One object of a cluster-scoped collection."""
+        collection, _, name = exchange.request.path.rpartition("/")
+        with self.changed:
+            found = self.objects.get((collection, "", name)) if collection in self._collections else None
+        if found is None:
+            exchange.refuse(404, "NotFound", "no such path")
+        else:
+            exchange.send(200, found)
 
     def _take_fault(self, request: Request) -> Fault | None:
         for index, (verb, path, fault) in enumerate(self._faults):
@@ -336,7 +346,7 @@ class FakeApi:
         return True
 
     def _write(self, exchange: Exchange) -> None:
-        """Events are created and merged, a node's conditions are merged by type; nothing else can be written."""
+        """Events are created and merged, a node's conditions are merged by type, a custom resource's replaced."""
         request = exchange.request
         parts = request.path.strip("/").split("/")
         with self.changed:
@@ -351,6 +361,9 @@ class FakeApi:
                     exchange.refuse(404, "NotFound", "no such event")
                     return
                 self.events[parts[3], parts[-1]].update(request.body)
+            elif request.method == "PATCH" and request.path.startswith("/apis/policy."):
+                if not self._merge_status(exchange, *request.path.rsplit("/", 2)[:2]):
+                    return
             elif request.method == "PATCH" and (NODES, "", parts[-2]) in self.objects and parts[-1] == "status":
                 node = self.objects[NODES, "", parts[-2]]
                 conditions = {c["type"]: c for c in node.setdefault("status", {}).get("conditions", [])}
@@ -362,6 +375,19 @@ class FakeApi:
                 return
             self.changed.notify_all()
         exchange.send(200, request.body)
+
+    def _merge_status(self, exchange: Exchange, collection: str, name: str) -> bool:
+        """A merge patch of a status that may tell the version it was made for."""
+        obj = self.objects.get((collection, "", name))
+        if obj is None:
+            exchange.refuse(404, "NotFound", "no such object")
+            return False
+        body = exchange.request.body
+        if body.get("metadata", {}).get("resourceVersion", "") not in ("", obj["metadata"]["resourceVersion"]):
+            exchange.refuse(409, "Conflict", "the object has been modified")
+            return False
+        self.put(collection, {**obj, "status": {**obj.get("status", {}), **body["status"]}})
+        return True
 
     @contextlib.contextmanager
     def connection(self, sock: socket.socket) -> Iterator[None]:

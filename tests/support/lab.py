@@ -30,6 +30,7 @@ from felix_py.lab.topology import TOR, machine_netns, nodes
 from policy.model import Family, Protocol
 
 T = TypeVar("T")
+CRDS = EXAMPLES.parent / "crds"
 _ANSWER_TIMEOUT = 0.15
 _TABLES = ("raw", "mangle", "nat", "filter")
 
@@ -52,6 +53,25 @@ def example(number: str) -> str:
 def manifest(*objects: dict[str, Any]) -> str:
     """Objects as kubectl takes them on stdin."""
     return yaml.safe_dump_all(objects)
+
+
+def _probe(kind: str, version: str, name: str, **head: Any) -> dict[str, Any]:
+    """A policy of a cluster-scoped kind that selects nobody, and that no agent understands wholly."""
+    rule = {"action": "Deny", "to": [{"networks": ["::ffff:192.0.2.0/120"]}]}
+    subject = {"namespaces": {"matchLabels": {"nobody": "has-this"}}}
+    return {
+        "apiVersion": f"policy.networking.k8s.io/{version}",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": {**head, "subject": subject, "egress": [rule]},
+    }
+
+
+PROBES = (
+    _probe("ClusterNetworkPolicy", "v1alpha2", "probe", tier="Admin", priority=0),
+    _probe("AdminNetworkPolicy", "v1alpha1", "probe", priority=0),
+    _probe("BaselineAdminNetworkPolicy", "v1alpha1", "default"),
+)
 
 
 class LabUnderTest:
@@ -104,6 +124,26 @@ class LabUnderTest:
 
     def node_of(self, namespace: str, pod: str) -> str:
         return str(self.get("pod", "-n", namespace, pod)["spec"]["nodeName"])
+
+    @contextmanager
+    def definitions(self) -> Iterator[None]:
+        """The CustomResourceDefinitions of the cluster-scoped policies, installed and watched by every agent."""
+        with self.applied("-f", str(CRDS)):
+            names = [f"crd/{path.stem}.policy.networking.k8s.io" for path in CRDS.glob("*.yaml")]
+            self.kubectl("wait", "--for=condition=Established", *names)
+            # An agent finds them after a while. One that tells of a probe watches them.
+            with self.applied("-f", "-", stdin=manifest(*PROBES)):
+                for node in self.node_names:
+                    eventually(lambda node=node: len(self.problems(node)) == len(PROBES), 40)  # type: ignore[misc]
+            for node in self.node_names:
+                eventually(lambda node=node: not self.problems(node), 10)  # type: ignore[misc]
+            yield
+
+    def problems(self, node: str) -> list[dict[str, str]]:
+        """What a node's agent cannot apply as written."""
+        status, body = self.agent(node, "/status")
+        found: list[dict[str, str]] = json.loads(body)["problems"] if status == 200 else []
+        return found
 
     # --- policy --------------------------------------------------------------------------------------
 

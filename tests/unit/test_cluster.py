@@ -8,13 +8,24 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from felix_py.datastore import conditions
 from felix_py.datastore.client import Api, ApiError
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Sink, Timing
 from felix_py.datastore.store import Event, Mark, Upserted
-from policy.model import ObjectKey, Pod
+from policy.model import ObjectKey, Pod, PolicyKind, PolicyRef
 from tests.support import faults
-from tests.support.fakeapi import NAMESPACES, NODES, PATIENCE, PODS, POLICIES, FakeApi, pod
+from tests.support.fakeapi import (
+    CLUSTER_POLICIES,
+    NAMESPACES,
+    NODES,
+    PATIENCE,
+    PODS,
+    POLICIES,
+    FakeApi,
+    Json,
+    pod,
+)
 from tests.support.watching import QUICK, configuration, on_loop
 
 
@@ -95,6 +106,62 @@ async def test_problem_becomes_an_event_on_the_object_and_a_report() -> None:
             assert event["reason"] == "InvalidPod"
             assert event["involvedObject"]["uid"] == "uid-odd"
             assert "nowhere" in event["message"]
+
+
+@on_loop
+async def test_cluster_policies_with_problems_get_an_event_and_a_condition_until_they_are_mended() -> None:
+    def policy(*peers: Json) -> Json:
+        egress = [{"action": "Deny", "to": list(peers)}]
+        spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": egress}
+        return {"metadata": {"name": "guard", "uid": "uid-guard"}, "spec": spec}
+
+    def accepted() -> str:
+        status = server.objects[CLUSTER_POLICIES, "", "guard"].get("status", {})
+        return next((one["status"] for one in status.get("conditions", [])), "")
+
+    with FakeApi() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conditions, "LOOK", (0.0, 0.01))
+        server.install(CLUSTER_POLICIES)
+        server.put(CLUSTER_POLICIES, policy({"networks": ["10.0.0.0/8"]}, {"domainNames": ["a.example"]}))
+        async with running(server) as (cluster, _):
+            async with asyncio.timeout(PATIENCE):
+                await cluster.in_sync()
+            await asyncio.to_thread(server.wait_for, lambda: bool(server.events) and accepted() == "False")
+            ((namespace, _), event) = next(iter(server.events.items()))
+            assert namespace == "default"
+            assert (event["type"], event["reason"]) == ("Warning", "InvalidClusterNetworkPolicy")
+            assert event["involvedObject"] == {
+                "kind": "ClusterNetworkPolicy",
+                "apiVersion": "policy.networking.k8s.io/v1alpha2",
+                "name": "guard",
+                "uid": "uid-guard",
+            }
+            assert event["message"].startswith("spec.egress[0].to[1].domainNames: felix-py does not watch DNS")
+            assert [problem.kind for problem in cluster.store.problems] == ["ClusterNetworkPolicy"]
+            status = server.objects[CLUSTER_POLICIES, "", "guard"]["status"]
+            server.put(CLUSTER_POLICIES, policy({"networks": ["10.0.0.0/8"]}) | {"status": status})
+            await asyncio.to_thread(server.wait_for, lambda: accepted() == "True")
+            assert cluster.store.problems == []
+            assert len(server.events) == 1, "nothing is told of what was mended"
+
+
+@on_loop
+async def test_warnings_on_policies_name_the_object() -> None:
+    with FakeApi() as server:
+        populated(server)
+        async with running(server) as (cluster, _):
+            async with asyncio.timeout(PATIENCE):
+                await cluster.in_sync()
+            cluster.warn(PolicyRef(PolicyKind.NETWORK, "shop", "deny"), "NotEnforced", "why")
+            cluster.warn(PolicyRef(PolicyKind.ADMIN, "", "gone"), "NotEnforced", "why")
+            await asyncio.to_thread(server.wait_for, lambda: len(server.events) == 2)
+            involved = {namespace: event["involvedObject"] for (namespace, _), event in server.events.items()}
+            assert involved["shop"]["uid"] == "u"
+            assert involved["default"] == {
+                "kind": "AdminNetworkPolicy",
+                "apiVersion": "policy.networking.k8s.io/v1alpha1",
+                "name": "gone",
+            }
 
 
 @on_loop

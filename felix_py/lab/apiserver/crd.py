@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from felix_py.lab.apiserver.builtin import field_labels
+from felix_py.lab.apiserver.cel import CelError, compiled
 from felix_py.lab.apiserver.columns import AGE, NAME, since
 from felix_py.lab.apiserver.errors import FieldError, forbidden, invalid, not_supported, required
 from felix_py.lab.apiserver.kinds import Column, Obj, Resource, Schema, Strategy, Version
@@ -20,6 +22,7 @@ _NOT_IN_JUNCTORS = ("type", "additionalProperties", "default", "description", "n
 _KEYWORDS: dict[str, Any] = {
     **dict.fromkeys(("type", "format", "pattern", "description"), str),
     **dict.fromkeys(("properties", "not"), dict),
+    "x-kubernetes-validations": list,
     **dict.fromkeys(("required", "enum", "allOf", "anyOf", "oneOf", "x-kubernetes-list-map-keys"), list),
     **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), int),
     **dict.fromkeys(("minimum", "maximum", "multipleOf"), (int, float)),
@@ -27,6 +30,8 @@ _KEYWORDS: dict[str, Any] = {
 }
 _INT_OR_STRING = "x-kubernetes-int-or-string"
 _PRESERVE = "x-kubernetes-preserve-unknown-fields"
+_APPROVED = "api-approved.kubernetes.io"
+_APPROVAL_RULES = "https://github.com/kubernetes/enhancements/pull/1111"
 
 
 def crd_strategy() -> Strategy:
@@ -73,6 +78,7 @@ def _validate(obj: Obj, old: Obj | None) -> list[FieldError]:
     errors += (
         [invalid("spec.group", group, p) for p in dns_subdomain(group)] if group else [required("spec.group")]
     )
+    errors += _validate_approval(group, obj["metadata"].get("annotations") or {})
     if "." not in group:
         errors.append(invalid("spec.group", group, "should be a domain with at least one dot"))
     for field in ("plural", "singular"):
@@ -92,6 +98,22 @@ def _validate(obj: Obj, old: Obj | None) -> list[FieldError]:
         for field in ("plural", "kind"):
             errors += immutable(names.get(field), old["spec"]["names"].get(field), f"spec.names.{field}")
     return errors
+
+
+def _validate_approval(group: str, annotations: Obj) -> list[FieldError]:
+    """Groups of the Kubernetes community need its word (kubernetes/enhancements 1111)."""
+    if not f".{group}".endswith((".k8s.io", ".kubernetes.io")):
+        return []
+    path, value = f"metadata.annotations[{_APPROVED}]", annotations.get(_APPROVED, "")
+    if not value:
+        why = f'protected groups must have approval annotation "{_APPROVED}", see {_APPROVAL_RULES}'
+        return [required(path, why)]
+    if value.startswith("unapproved") or urlsplit(value).netloc:
+        return []
+    why = (
+        'protected groups must have approval annotation with either a URL or a reason starting with "unapproved"'
+    )
+    return [invalid(path, value, f"{why}, see {_APPROVAL_RULES}")]
 
 
 def _validate_version(version: Obj, path: str) -> list[FieldError]:
@@ -155,6 +177,7 @@ def _structural(schema: Schema, path: str, errors: list[FieldError]) -> None:
         errors.append(
             required(f"{path}.x-kubernetes-list-map-keys", "must not be empty if x-kubernetes-list-type is map")
         )
+    errors += _validate_rules(schema.get("x-kubernetes-validations"), f"{path}.x-kubernetes-validations")
     for name, inner in (properties or {}).items():
         _structural(inner, f"{path}.properties[{name}]", errors)
     if isinstance(additional, dict):
@@ -163,6 +186,21 @@ def _structural(schema: Schema, path: str, errors: list[FieldError]) -> None:
         _structural(schema["items"], f"{path}.items", errors)
     if not schema.get(_INT_OR_STRING):
         _junctors(schema, path, errors)
+
+
+def _validate_rules(rules: Any, path: str) -> list[FieldError]:
+    errors: list[FieldError] = []
+    for index, rule in enumerate(rules or ()):
+        here = f"{path}[{index}].rule"
+        text = rule.get("rule", "")
+        if not text:
+            errors.append(required(here, "rule is not specified"))
+            continue
+        try:
+            compiled(text)
+        except CelError as error:
+            errors.append(invalid(here, text, f"compilation failed: {error}"))
+    return errors
 
 
 def _malformed(schema: Any, path: str) -> list[FieldError]:

@@ -185,12 +185,17 @@ class Handlers:
             selection,
             self._renderer(request, target),
             self._bookmarker(request, target),
+            lambda: self._is_served(target),
         )
         self._watches.add(watch)
         try:
             return await self._stream(request, watch, options)
         finally:
             self._watches.discard(watch)
+
+    def _is_served(self, target: Target) -> bool:
+        resource = target.resource
+        return self._cluster.registry.find(resource.group, target.version.name, resource.plural) is not None
 
     @staticmethod
     async def _stream(request: web.Request, watch: Watch, options: WatchOptions) -> web.StreamResponse:

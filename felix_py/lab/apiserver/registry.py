@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from felix_py.lab.apiserver.kinds import Resource, Version
+from felix_py.lab.apiserver.kinds import GroupResource, Resource, Version
 
 
 class Registry:
@@ -13,6 +13,8 @@ class Registry:
     def __init__(self, resources: Iterable[Resource]) -> None:
         self._resources = {(resource.group, resource.plural): resource for resource in resources}
         self.generation = 0
+        self.on_removed: Callable[[GroupResource], None] = lambda _resource: None
+        """Called with a resource that is served no longer."""
 
     def __iter__(self) -> Iterator[Resource]:
         return iter(list(self._resources.values()))
@@ -34,8 +36,10 @@ class Registry:
 
     def remove(self, group: str, plural: str) -> None:
         """Stop serving a resource."""
-        if self._resources.pop((group, plural), None):
+        removed = self._resources.pop((group, plural), None)
+        if removed is not None:
             self.generation += 1
+            self.on_removed(removed.storage)
 
     def groups(self) -> dict[str, list[str]]:
         """Group -> its served versions, best first; the core group is the empty text."""

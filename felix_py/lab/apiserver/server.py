@@ -57,6 +57,7 @@ class ApiServer:
         # The counter starts at the clock, so that a restarted server never repeats a version it gave out.
         self.cluster = Cluster(time.time_ns() // 1000, options.log_size, options.service_cidrs)
         self._hub = Hub(self.cluster.store)
+        self.cluster.registry.on_removed = self._hub.wake
         self._handlers = Handlers(self.cluster, self._hub, options.bookmark_interval)
         self.url = ""
         self._runner: web.AppRunner | None = None

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from felix_py.lab.apiserver.cel import CelError, compiled
 from felix_py.lab.apiserver.errors import FieldError, bad_request, invalid, not_supported, required
 from felix_py.lab.apiserver.kinds import Obj, Schema, Version
 from felix_py.lab.apiserver.schema import GoDecoder, resolve
@@ -100,6 +101,9 @@ class Structural:
             if name in obj and name not in _IDENTITY:
                 _validate(obj[name], node, name, errors)
         errors += [required(name) for name in self._schema.get("required", ()) if name not in obj]
+        if not errors:
+            # Rules may rely on the schema: they are asked only where it is kept.
+            _rules(obj, self._schema, "", errors)
         return errors
 
 
@@ -125,6 +129,26 @@ def _validate(value: Any, schema: Schema, path: str, errors: list[FieldError]) -
     elif isinstance(value, dict):
         _object(value, schema, path, errors)
     _combined(value, schema, path, errors)
+
+
+def _rules(value: Any, schema: Schema, path: str, errors: list[FieldError]) -> None:
+    """Append the validation rules that a value, or a part of it, does not keep."""
+    for rule in schema.get("x-kubernetes-validations", ()):
+        try:
+            kept = compiled(rule["rule"])(value)
+            why = rule.get("message") or f"failed rule: {rule['rule']}"
+        except CelError as error:
+            kept, why = False, f"rule evaluation error: {error}"
+        if not kept:
+            errors.append(invalid(path or "<nil>", schema.get("type", ""), why))
+    if isinstance(value, dict):
+        for name, item in value.items():
+            inner = schema.get("properties", {}).get(name) or schema.get("additionalProperties")
+            if isinstance(inner, dict):
+                _rules(item, inner, f"{path}.{name}".lstrip("."), errors)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _rules(item, schema.get("items") or {}, f"{path}[{index}]", errors)
 
 
 def _type_fits(value: Any, schema: Schema) -> bool:

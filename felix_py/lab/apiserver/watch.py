@@ -85,6 +85,10 @@ class Hub:
     def leave(self, resource: GroupResource, waiter: asyncio.Event) -> None:
         self._waiting[resource].discard(waiter)
 
+    def wake(self, resource: GroupResource) -> None:
+        """Wake the watches of a resource, so that they see that it is no longer served."""
+        self._changed(resource)
+
     def wake_all(self) -> None:
         """Wake every watch, so that it sees that the server stops."""
         for waiters in self._waiting.values():
@@ -93,7 +97,10 @@ class Hub:
 
 
 class Watch:
-    """One watch. ``render`` makes the JSON of a selected object; ``bookmark`` that of a bookmark."""
+    """One watch. ``render`` makes the JSON of a selected object; ``bookmark`` that of a bookmark.
+
+    ``served`` tells whether the resource still exists.
+    """
 
     def __init__(
         self,
@@ -102,16 +109,18 @@ class Watch:
         selection: Selection,
         render: Callable[[Stored], bytes],
         bookmark: Callable[[int, bool], Obj],
+        served: Callable[[], bool],
     ) -> None:
         self._store = store
         self._hub = hub
         self._selection = selection
         self._render = render
         self._bookmark = bookmark
+        self._served = served
         self.stopping = False
 
     async def chunks(self, options: WatchOptions) -> AsyncIterator[bytes]:
-        """The body of the answer, piece by piece; ends at the timeout, on 410 or when :attr:`stopping`."""
+        """The body of the answer, piece by piece; ends at the timeout, on 410, with its resource, on stopping."""
         loop = asyncio.get_running_loop()
         end = loop.time() + options.timeout
         next_bookmark = loop.time() + options.bookmark_interval
@@ -134,6 +143,8 @@ class Watch:
                 if options.bookmarks and loop.time() >= next_bookmark:
                     yield _line(EventType.BOOKMARK, encode(self._bookmark(position, False)))
                     next_bookmark = loop.time() + options.bookmark_interval
+                if not self._served():
+                    break
                 due = min(end, next_bookmark) if options.bookmarks else end
                 await _wait(waiter, max(0.0, due - loop.time()))
         except ApiError as error:

@@ -1,0 +1,46 @@
+"""What the kernel refuses, told on the policies that it concerns: a part of them is not enforced on this node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from felix_py.records import Failure
+from policy.model import PolicyRef
+
+REASON = "NotEnforced"
+"""Reason of the Events."""
+
+_NAME = re.compile(r"\b(?:FELIX-|felix[46]-)[\w-]+")
+"""A chain or an IP set of ours in :attr:`Failure.what`."""
+
+
+class Refusals:
+    """Hears of the failures of every apply, and warns once of each chain and set that a policy is missing."""
+
+    def __init__(
+        self,
+        policies_using: Callable[[str], tuple[PolicyRef, ...]],
+        warn: Callable[[PolicyRef, str, str], None],
+    ) -> None:
+        """``policies_using``: the policies behind a chain or set. ``warn``: policy, reason, text of an Event."""
+        self._policies_using = policies_using
+        self._warn = warn
+        self._told: set[tuple[PolicyRef, str]] = set()
+
+    def __call__(self, failures: Iterable[Failure]) -> None:
+        """These are all that failed in the last apply; what is not among them any more may be told again."""
+        first: dict[str, Failure] = {}
+        for failure in failures:
+            for name in _NAME.findall(failure.what):
+                first.setdefault(name, failure)
+        now: set[tuple[PolicyRef, str]] = set()
+        for name, failure in first.items():
+            for policy in self._policies_using(name):
+                now.add((policy, name))
+                if (policy, name) not in self._told:
+                    text = (
+                        f"the kernel refuses a part of it, which is tried again: {failure.what}: {failure.reason}"
+                    )
+                    self._warn(policy, REASON, text)
+        self._told = now

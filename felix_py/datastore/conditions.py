@@ -1,0 +1,221 @@
+"""The status condition of cluster-scoped policies: whether they are applied as written, for people and programs.
+
+Every agent judges an object by the object alone, so a thousand of them come to the same words. Each waits a
+moment of its own, looks at what the object says by then, and writes only what is missing. A write carries the
+version that was looked at, so that it never undoes another's.
+
+Best effort by nature, as Events are: never in the way of anything, bounded in memory and rate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import random
+import threading
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from felix_py import log
+from felix_py.datastore import wire
+from felix_py.datastore.backoff import Clock, SystemClock
+from felix_py.datastore.client import Api, ApiError, Unreachable
+from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, Kind
+from policy.model import ClusterPolicy
+
+ACCEPTED = "felixpy.io/Accepted"
+"""Type of the condition (meta/v1 Condition): False while a part of the policy is not applied as written."""
+
+AS_WRITTEN = "AppliedAsWritten"
+NOT_AS_WRITTEN = "NotAppliedAsWritten"
+"""Its reasons."""
+
+_TRIES = 5
+_QUEUED = 1024
+_PER_SECOND = 10.0
+_LONGEST_MESSAGE = 4096
+_PAGE = 500
+_STOP_TIMEOUT = 2.0
+_WORTH_A_TRY = frozenset({409, 429, 500, 502, 503, 504})
+"""Refusals after which the same may work in a moment: somebody else wrote first, or the server is too busy."""
+
+LOOK = (0.5, 10.0)
+"""Seconds until a policy is looked at: a time between these two."""
+
+Place = tuple[str, str]
+"""(kind, name)."""
+
+_ALL: Place = ("", "")
+"""All policies of all kinds."""
+
+
+class ConditionWriter:
+    """Writes conditions from a thread of its own. ``review`` returns at once, whatever happens."""
+
+    def __init__(self, api: Api, *, clock: Clock | None = None) -> None:
+        self._api = api
+        self._clock = clock or SystemClock()
+        self._log = log.get("conditions")
+        self._kinds = {kind.name: kind for kind in CLUSTER_POLICY_KINDS}
+        self._queue: queue.Queue[Place | None] = queue.Queue(_QUEUED)
+        self._tries: dict[Place, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="conditions", daemon=True)
+
+    def start(self) -> None:
+        """Begin: with a look at all policies, as one may have been mended while no agent was there to see it."""
+        self._put(_ALL)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; what still waits is dropped. Blocks for a request under way, two seconds at most."""
+        self._stop.set()
+        with contextlib.suppress(queue.Full):  # the thread looks at the flag after each policy
+            self._queue.put_nowait(None)
+        if self._thread.is_alive():
+            self._thread.join(_STOP_TIMEOUT)
+
+    def review(self, kind: str, name: str) -> None:
+        """A policy has problems, or has none any more."""
+        self._put((kind, name))
+
+    def _put(self, place: Place) -> None:
+        try:
+            self._queue.put_nowait(place)
+        except queue.Full:
+            self._log.warning("too many policies to look at, one left out", kind=place[0], object=place[1])
+
+    # --- in the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            place = self._queue.get()
+            if place is None or self._clock.wait(random.uniform(*LOOK), self._stop):
+                return
+            for waiting in self._drain(place):
+                if self._stop.is_set():
+                    return
+                self._attempt(waiting)
+
+    def _drain(self, first: Place) -> list[Place]:
+        """All that waits by now: a burst of changes to one policy is one look at it."""
+        found = {first}
+        with contextlib.suppress(queue.Empty):
+            while True:
+                place = self._queue.get_nowait()
+                found.add(place or first)
+        return [_ALL] if _ALL in found else sorted(found)
+
+    def _attempt(self, place: Place) -> None:
+        """Look at one policy, or at all; what fails for a passing reason is looked at again."""
+        tries = self._tries.pop(place, 0) + 1
+        try:
+            if place == _ALL:
+                for kind in CLUSTER_POLICY_KINDS:
+                    self._find_wrong(kind)
+            else:
+                self._review(self._kinds[place[0]], place[1])
+        except ApiError as error:
+            self._failed(place, tries, error, again=error.status in _WORTH_A_TRY)
+        except (Unreachable, msgspec.MsgspecError) as error:
+            self._failed(place, tries, error, again=True)
+        except Exception:
+            self._log.exception("defect in the condition writer")
+        self._clock.wait(1 / _PER_SECOND, self._stop)
+
+    def _failed(self, place: Place, tries: int, error: Exception, *, again: bool) -> None:
+        """Only the first of several failures in a row is told. The look at all policies is not given up."""
+        if isinstance(error, ApiError) and error.status == 404:
+            return  # the policy is gone, or its definition
+        if tries == 1:
+            self._log.warning("cannot set a condition", policy=" ".join(place).strip() or "any", error=str(error))
+        if again and (tries < _TRIES or place == _ALL):
+            self._tries[place] = tries
+            self._put(place)
+
+    def _find_wrong(self, kind: Kind[ClusterPolicy]) -> None:
+        """Look at all policies of a kind for those whose condition is not what it should be."""
+        query = {"limit": str(_PAGE)}
+        while not self._stop.is_set():
+            try:
+                with self._api.request("GET", kind.path, query) as answer:
+                    page = _LIST.decode(answer.read())
+            except ApiError as error:
+                if error.status == 404:
+                    return  # this kind is not installed
+                raise
+            for raw in page.items or ():
+                policy = kind.single(raw)
+                if isinstance(policy, ClusterPolicy) and _wanted_status(policy, raw) is not None:
+                    self.review(kind.name, policy.name)
+            if not page.metadata.continue_:
+                return
+            query = {"limit": str(_PAGE), "continue": page.metadata.continue_}
+
+    def _review(self, kind: Kind[ClusterPolicy], name: str) -> None:
+        """Look at one policy as it is now, and write the condition that it should have, if it has another."""
+        path = f"{kind.path}/{quote(name, safe='')}"
+        with self._api.request("GET", path) as answer:
+            raw = msgspec.Raw(answer.read())
+        policy = kind.single(raw)
+        status = _wanted_status(policy, raw) if isinstance(policy, ClusterPolicy) else None
+        if status is None:
+            return
+        body = msgspec.json.encode(status)
+        with self._api.request("PATCH", f"{path}/status", body=body, content_type=_MERGE_PATCH) as answer:
+            answer.read()
+        self._log.info("condition set", kind=kind.name, object=name)
+
+
+def _wanted_status(policy: ClusterPolicy, raw: msgspec.Raw) -> dict[str, Any] | None:
+    """The merge patch (RFC 7386) that gives an object its condition; None if it has it. Others' stay."""
+    seen = _SEEN.decode(raw)
+    conditions = (seen.status.conditions if seen.status else None) or []
+    wanted = condition(policy, conditions, seen.metadata.generation)
+    if wanted is None:
+        return None
+    others = [one for one in conditions if one.get("type") != ACCEPTED]
+    return {
+        "metadata": {"resourceVersion": seen.metadata.resource_version},
+        "status": {"conditions": [*others, wanted]},
+    }
+
+
+def condition(policy: ClusterPolicy, conditions: list[dict[str, Any]], generation: int) -> dict[str, Any] | None:
+    """The condition to write on a policy that has these; None if there is nothing to write.
+
+    A policy without problems gets one only where it once had some: most will never have any.
+    """
+    found = next((one for one in conditions if one.get("type") == ACCEPTED), None)
+    if policy.problems:
+        reason, message = NOT_AS_WRITTEN, _shortened("; ".join(policy.problems))
+        status = "False"
+    elif found is not None:
+        status, reason, message = "True", AS_WRITTEN, "felix-py applies all of it as written"
+    else:
+        return None
+    had = found or {}
+    wanted: dict[str, Any] = {
+        "type": ACCEPTED,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "observedGeneration": generation,
+    }
+    if all(had.get(key) == value for key, value in wanted.items()):
+        return None
+    since = had.get("lastTransitionTime") if had.get("status") == status else None
+    return wanted | {"lastTransitionTime": since or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+
+
+def _shortened(message: str) -> str:
+    """Few read more than that, and a thousand policies with long ones would not be welcome in etcd."""
+    return message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 2] + " …"
+
+
+_SEEN = msgspec.json.Decoder(wire.Judged)
+_LIST = msgspec.json.Decoder(wire.ObjectList[msgspec.Raw])
+_MERGE_PATCH = "application/merge-patch+json"
