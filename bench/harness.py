@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -83,6 +85,23 @@ def _three_digits(value: float) -> str:
 
 def _ratio(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
+
+
+def resident() -> int:
+    """Bytes of memory that this process has in RAM."""
+    return _memory("VmRSS")
+
+
+def peak_resident() -> int:
+    """The most that it ever had. Not ru_maxrss: that counts what the parent had, too."""
+    return _memory("VmHWM")
+
+
+def _memory(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status has no {field}")
+    return int(found[1]) * 1024
 
 
 def show(title: str, rows: Sequence[Row], unit: Callable[[float], str] = duration) -> None:

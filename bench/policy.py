@@ -12,44 +12,32 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import os
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from bench.harness import Row, Way, compare, megabytes, show
+from bench.clusters import Cluster, even
+from bench.harness import Row, Way, compare, megabytes, peak_resident, resident, show
 from felix_py.datastore.decode import PODS
 from policy.compile import Engine
 from policy.model import (
     Family,
-    IPBlock,
     Labels,
     LocalEndpoint,
-    NamedPort,
     Namespace,
     NetworkPolicy,
-    Operator,
     Pod,
     PodPeer,
     PolicyRule,
-    Port,
-    Protocol,
-    Requirement,
     Selector,
 )
 from policy.selectors import matches
 
 T = TypeVar("T")
 
-LOCAL_PODS = 110
 POLICIES, LOCAL_POLICIES = 1000, 200
-LOCAL_NAMESPACES = 10
-_TEAMS, _TIERS, _APPS = 10, ("web", "api", "db", "queue"), 20
-_PORTS = (NamedPort("http", Protocol.TCP, 8080), NamedPort("metrics", Protocol.TCP, 9090))
 
 
 def main(quick: bool) -> None:
@@ -59,90 +47,20 @@ def main(quick: bool) -> None:
         subprocess.run([sys.executable, "-m", "bench.policy", str(size), str(times)], check=True)
 
 
-# --- the cluster ------------------------------------------------------------------------------------------------
-
-
-class Cluster:
-    """Records of a synthetic cluster. Equal labels are one object, as the informers keep them."""
-
-    def __init__(self, size: int) -> None:
-        """``size`` pods."""
-        self.crowd = min(1000, size // LOCAL_NAMESPACES)
-        self.namespaces = [
-            Namespace(f"ns-{n}", (("kubernetes.io/metadata.name", f"ns-{n}"), ("team", f"team-{n % _TEAMS}")))
-            for n in range(size // self.crowd)
-        ]
-        shared: dict[Labels, Labels] = {}
-        self.pods = [self._pod(number, shared) for number in range(size)]
-        self.local = [
-            self.pods[namespace * self.crowd + place]
-            for namespace in range(LOCAL_NAMESPACES)
-            for place in range(LOCAL_PODS // LOCAL_NAMESPACES)
-        ]
-        self.policies = list(self._policies())
-
-    def _pod(self, number: int, shared: dict[Labels, Labels]) -> Pod:
-        namespace, place = divmod(number, self.crowd)
-        app = place % _APPS
-        labels: Labels = (
-            ("app", f"app-{app}"),
-            ("pod-template-hash", f"{namespace:04x}{app:04x}"),
-            ("tier", _TIERS[app % len(_TIERS)]),
-        )
-        addresses = (f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", f"fd00::{number + 1:x}")
-        return Pod(
-            self.namespaces[namespace].name,
-            f"app-{app}-{place}",
-            f"00000000-0000-0000-0000-{number:012}",
-            f"node-{number // LOCAL_PODS}",
-            shared.setdefault(labels, labels),
-            addresses,
-            _PORTS,
-        )
-
-    def _policies(self) -> Iterator[NetworkPolicy]:
-        apps = LOCAL_PODS // LOCAL_NAMESPACES  # an app of its own for each local pod of a namespace
-        for number in range(POLICIES):
-            if number < LOCAL_POLICIES:
-                namespace, app = number % LOCAL_NAMESPACES, number // LOCAL_NAMESPACES % apps
-            else:
-                namespace, app = number % len(self.namespaces), apps + number % (_APPS - apps)
-            yield self._policy(number, self.namespaces[namespace].name, app)
-
-    def _policy(self, number: int, namespace: str, app: int) -> NetworkPolicy:
-        team, tier = f"team-{number % _TEAMS}", _TIERS[number % len(_TIERS)]
-        near = PodPeer(None, _labelled("app", f"app-{(app + 1) % _APPS}"))
-        far = PodPeer(_labelled("team", team), _labelled("tier", tier))
-        ports = (Port(Protocol.TCP, 443), Port(Protocol.TCP, 8000, 8099))
-        dns = PolicyRule((PodPeer(Selector(), _labelled("app", "app-0")),), (Port(Protocol.UDP, 53),))
-        outside = PolicyRule((IPBlock("0.0.0.0/0", ("10.0.0.0/8",)), IPBlock("2000::/3")), ports)
-        return NetworkPolicy(
-            namespace,
-            f"policy-{number}",
-            _labelled("app", f"app-{app}"),
-            ingress=(PolicyRule((near, far), ports), PolicyRule((far,), (Port(Protocol.TCP, "http"),))),
-            egress=(dns, outside) if number % 2 else None,
-        )
-
-
-def _labelled(key: str, value: str) -> Selector:
-    return Selector((Requirement(key, Operator.IN, (value,)),))
-
-
 # --- one size ---------------------------------------------------------------------------------------------------
 
 
 def _measure(size: int, times: int) -> None:
     gc.collect()
-    empty = _resident()
-    cluster = Cluster(size)
+    empty = resident()
+    cluster = Cluster(even(size, POLICIES, LOCAL_POLICIES))
     gc.collect()
-    records = _resident() - empty
+    records = resident() - empty
     engine = Engine()
     seconds = _timed(lambda: _compile(engine, cluster))
     gc.collect()
-    whole = _resident() - empty
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - empty
+    whole = resident() - empty
+    peak = peak_resident() - empty
     sample = cluster.pods[:100]
     scan = _timed(lambda: [_linear(pod.labels, cluster) for pod in sample]) / len(sample)
     title = f"policy, {size:,} pods"
@@ -195,7 +113,7 @@ def _selectors(policy: NetworkPolicy) -> Iterable[Selector]:
 
 
 def _events(engine: Engine, cluster: Cluster, times: int) -> list[Row]:
-    remote = [pod for pod in cluster.pods[cluster.crowd : cluster.crowd + 120] if pod not in cluster.local]
+    remote = [pod for pod in cluster.of(1)[:120] if pod not in cluster.local]
     same = [dataclasses.replace(pod) for pod in remote]
     moved = [dataclasses.replace(pod, labels=(*pod.labels[:2], ("tier", "other"))) for pod in remote]
     fresh = [
@@ -242,7 +160,7 @@ def _events(engine: Engine, cluster: Cluster, times: int) -> list[Row]:
             "namespace, other label",
             relabel(relabelled),
             after=relabel(namespace),
-            note=f"{cluster.crowd:,} pods in it",
+            note=f"{len(cluster.of(1)):,} pods in it",
         ),
     ]
     return compare(ways, times, time.process_time)
@@ -285,11 +203,6 @@ def _timed(run: Callable[[], object]) -> float:
     started = time.process_time()
     run()
     return time.process_time() - started
-
-
-def _resident() -> int:
-    """Bytes of memory this process has in RAM."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

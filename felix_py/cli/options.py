@@ -204,6 +204,14 @@ def patience(words: str) -> Iterator[None]:
         timer.cancel()
 
 
+def usual_kubeconfig(given: Path | None) -> Path | None:
+    """The kubeconfig of a command that people run, as kubectl finds it; None: a pod's service account."""
+    usual = Path.home() / ".kube" / "config"
+    if given is None and usual.is_file() and "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return usual
+    return given
+
+
 def connect_api(kubeconfig: Path | None, context: str | None) -> Api:
     """The API server of a command that people run: as kubectl finds it, else as the agent does.
 
@@ -212,7 +220,4 @@ def connect_api(kubeconfig: Path | None, context: str | None) -> Api:
     """
     from felix_py.datastore.client import connect
 
-    usual = Path.home() / ".kube" / "config"
-    if kubeconfig is None and usual.is_file() and "KUBERNETES_SERVICE_HOST" not in os.environ:
-        kubeconfig = usual
-    return connect(kubeconfig, context)
+    return connect(usual_kubeconfig(kubeconfig), context)

@@ -19,7 +19,7 @@ import msgspec
 import urllib3
 from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
-from kubernetes.config import load_incluster_config, load_kube_config
+from kubernetes.config import list_kube_config_contexts, load_incluster_config, load_kube_config
 from kubernetes.config.config_exception import ConfigException
 from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
@@ -224,6 +224,32 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
     if not api.server.startswith(("http://", "https://")):
         raise ConfigError(f"{kubeconfig}: `server: {api.server}` is not an http:// or https:// URL")
     return api
+
+
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def default_namespace(kubeconfig: Path | None = None, context: str | None = None) -> str:
+    """The namespace that kubectl would use without ``-n``: the context's, the pod's own, or ``default``.
+
+    Raises:
+        ConfigError: the kubeconfig cannot be read, or does not have the context.
+    """
+    if kubeconfig is None:
+        try:
+            return _NAMESPACE_FILE.read_text().strip() or "default"
+        except OSError:
+            return "default"
+    try:
+        every, current = list_kube_config_contexts(str(kubeconfig))
+        chosen = next(one for one in every if one["name"] == context) if context else current
+        return str(chosen["context"].get("namespace") or "default")
+    except StopIteration:
+        raise ConfigError(
+            f"--context {context}: {kubeconfig} has no such context; see `kubectl config get-contexts`"
+        ) from None
+    except Exception as error:
+        raise ConfigError(f"--kubeconfig {kubeconfig}: {_words(error).partition('{')[0]}") from None
 
 
 def _from_kubeconfig(path: Path, context: str | None) -> Any:

@@ -38,6 +38,8 @@ class Fetched:
     policies: list[NetworkPolicy | ClusterPolicy] = field(default_factory=list)
     nodes: list[NodeRecord] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    absent: set[str] = field(default_factory=set)
+    """Optional kinds that the server does not have: their CustomResourceDefinitions are not installed."""
 
     def snapshot(self) -> Snapshot:
         """What the oracle looks at."""
@@ -53,13 +55,13 @@ def fetch(api: Api) -> Fetched:
         Unreachable: it does not answer.
     """
     found = Fetched()
-    found.namespaces = _list(api, NAMESPACES, found.problems)
-    found.nodes = _list(api, NODES, found.problems)
-    found.policies = [*_list(api, POLICIES, found.problems)]
+    found.namespaces = _list(api, NAMESPACES, found)
+    found.nodes = _list(api, NODES, found)
+    found.policies = [*_list(api, POLICIES, found)]
     for kind in CLUSTER_POLICY_KINDS:
-        listed: list[ClusterPolicy] = _list(api, kind, found.problems)
+        listed: list[ClusterPolicy] = _list(api, kind, found)
         found.policies += listed
-    found.pods = _list(api, PODS, found.problems)
+    found.pods = _list(api, PODS, found)
     for policy in found.policies:
         if policy.problems:
             found.problems.append(Problem(policy.ref.kind, policy.key, policy.uid, "; ".join(policy.problems)))
@@ -82,7 +84,7 @@ def container_ports(api: Api, pod: ObjectKey) -> list[tuple[Protocol, int]]:
     return list(dict.fromkeys(found))
 
 
-def _list(api: Api, kind: Kind[R], problems: list[Problem]) -> list[R]:
+def _list(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
     """All objects of a kind; none where the server does not have an optional kind."""
     found: list[R] = []
     query = {"limit": str(_PAGE)}
@@ -92,11 +94,12 @@ def _list(api: Api, kind: Kind[R], problems: list[Problem]) -> list[R]:
                 page = kind.listing(answer.read())
         except ApiError as error:
             if error.status == 404 and kind.optional:
+                into.absent.add(kind.name)
                 return []
             raise
         for item in page.found:
             if isinstance(item, Unusable):
-                problems.append(Problem(kind.name, item.key, item.uid, item.reason))
+                into.problems.append(Problem(kind.name, item.key, item.uid, item.reason))
             else:
                 found.append(item)
         if not page.continue_token:
