@@ -22,12 +22,14 @@ from tempfile import TemporaryDirectory
 
 from bench.harness import Row, show
 from felix_py.agent.facts import Facts
+from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.conflist import conflist, install_client, install_conflist
 from felix_py.cni.plugin import Plugin
 from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
 from felix_py.dataplane import sysctl
+from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.kernel import Kernel
 from felix_py.ipam.store import AddressStore
 from felix_py.lab.runtime import CNIRuntime
@@ -205,7 +207,8 @@ async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: C
         facts = Facts("node", families, (), lambda: reconciler.note())
         planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         reconciler = Reconciler(planner, kernel, facts.collect, metrics, refresh_interval=3600)
-        network = PodNetwork(facts, reconciler, lambda: 1500)
+        flows = Flows(Conntrack(), Conntrack(), metrics)
+        network = PodNetwork(facts, reconciler, lambda: 1500, flows.forget)
         _fill(facts, network, pods)
         work = asyncio.create_task(reconciler.run())
         await reconciler.settled()

@@ -41,6 +41,7 @@ class AgentConfig:
     nat_outgoing: bool = True
     endpoint_to_host: EndpointToHost = EndpointToHost.RETURN
     drop_invalid: bool = True
+    revoke_established: bool = True
     mtu: int = 0
     refresh_interval: float = 90.0
     cni_timeout: float = 10.0

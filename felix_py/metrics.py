@@ -74,3 +74,24 @@ class Metrics:
             buckets=_APPLY_BUCKETS,
             registry=self.registry,
         )
+        self.flows_revoked = Counter(
+            "felix_py_flows_revoked",
+            "Established connections ended because a change of policy denies them",
+            registry=self.registry,
+        )
+        self.flows_released = Counter(
+            "felix_py_flows_released",
+            "Conntrack entries deleted because their pod's address was released",
+            registry=self.registry,
+        )
+        self.flow_pass_seconds = Histogram(
+            "felix_py_flow_pass_seconds",
+            "Time to look for established connections that policy denies now",
+            buckets=_APPLY_BUCKETS,
+            registry=self.registry,
+        )
+        self.flow_errors = Counter(
+            "felix_py_flow_errors",
+            "Failed attempts to read or change the kernel's table of connections",
+            registry=self.registry,
+        )

@@ -63,7 +63,7 @@ class Reconciler:
         self._sweeping = False
         self._sweep_due = False
         self._failures: tuple[Failure, ...] = ()
-        self.on_failures: Callable[[tuple[Failure, ...]], None] = lambda _failures: None
+        self.on_applied: list[Callable[[tuple[Failure, ...]], None]] = []
         """Called after each apply with what it could not write."""
         self._log = log.get("reconcile")
 
@@ -153,6 +153,7 @@ class Reconciler:
         self._applied_at = asyncio.get_running_loop().time()
         self._metrics.apply_seconds.observe(time.monotonic() - started)
         self._note_failures(report.failures)
+        self._tell(report.failures)
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(report.failures)
@@ -186,7 +187,10 @@ class Reconciler:
             if failure not in self._failures:
                 self._log.error("cannot write", what=failure.what, reason=failure.reason)
         self._failures = failures
-        try:
-            self.on_failures(failures)
-        except Exception:
-            self._log.exception("cannot tell of failures")
+
+    def _tell(self, failures: tuple[Failure, ...]) -> None:
+        for listener in self.on_applied:
+            try:
+                listener(failures)
+            except Exception:
+                self._log.exception("a listener failed")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from policy.model import Family, Labels, Node
+from policy.model import Family, Labels, Node, Protocol
 
 Words = tuple[str, ...]
 """The words of one iptables rule behind ``-A CHAIN``, unquoted; quoting is the writer's work."""
@@ -191,3 +192,30 @@ class NodeRecord:
     def as_peer(self) -> Node:
         """What policy needs of it."""
         return Node(self.name, self.labels, self.addresses)
+
+
+class Flow(NamedTuple):
+    """A connection that the kernel tracks, as policy saw its first packet: addresses after service translation.
+
+    ``protocol`` None: another than policy knows (ICMP, say); ``port`` is then 0. ``replied``: packets were seen
+    both ways; ``assured``: and it is not given up early. ``expires``: seconds until the kernel forgets it if no
+    packet comes; of two connections of one protocol and state, the one with more was used later. ``entry`` is
+    what deletes it; ``original`` is its own tuple, ``parent`` that of the connection it is RELATED to, or empty:
+    these three are the kernel's bytes.
+    """
+
+    source: str
+    destination: str
+    protocol: Protocol | None
+    port: int
+    replied: bool = True
+    assured: bool = True
+    expires: int = 0
+    entry: bytes = b""
+    original: bytes = b""
+    parent: bytes = b""
+
+    def __str__(self) -> str:
+        """For people."""
+        to = f"[{self.destination}]" if ":" in self.destination else self.destination
+        return f"{self.source} -> {to}:{self.port}/{self.protocol}" if self.protocol else f"{self.source} -> {to}"

@@ -34,6 +34,8 @@ class Reason(enum.StrEnum):
     """A pod sent from an address that is not its own."""
     INVALID = "invalid"
     """Connection tracking knows no connection that the packet could belong to."""
+    MIDSTREAM = "midstream"
+    """TCP without a beginning, as after a connection was revoked: it could pass for one that policy allows."""
     CLASS = "class"
     """The packet's policy class is not known to the rules: a defect, or rules that somebody changed."""
     HOST = "host"
@@ -228,6 +230,8 @@ def _message(
             return f"{source.pod or 'the pod'} sent from {source.address}, which is not its address"
         case Reason.INVALID:
             return "connection tracking calls it INVALID: it belongs to no known connection"
+        case Reason.MIDSTREAM:
+            return "a TCP connection that was revoked, or of which its beginning was not seen"
         case Reason.CLASS:
             return f"the rules do not know the policy class of its pod ({direction})"
         case Reason.HOST:

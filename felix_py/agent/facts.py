@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from felix_py.agent.chain_names import ChainNames
+from felix_py.agent.view import ClusterView
 from felix_py.plan.planner import Planner
 from felix_py.records import Lease, NodeRecord
 from policy.compile import Engine
+from policy.ir import Delta
 from policy.model import ClusterPolicy, Family, LocalEndpoint, Namespace, NetworkPolicy, ObjectKey, Pod
 
 
@@ -28,6 +30,7 @@ class Facts:
         """``changed`` is called at every note, so that somebody collects soon."""
         self.engine = Engine(families)
         self.chain_names = ChainNames(self.engine.policies_using)
+        self.view = ClusterView()
         self._node_name = node_name
         self._cluster_cidrs = cluster_cidrs
         self._changed = changed
@@ -40,11 +43,14 @@ class Facts:
         self._learned: dict[str, tuple[str, ...]] = {}
         self.on_nodes: Callable[[], None] = lambda: None
         """Called when nodes, and so perhaps pod CIDRs, have changed."""
+        self.on_policy: Callable[[Delta], None] = lambda _delta: None
+        """Called with each change of compiled policy, once the view shows the state behind it."""
 
     # --- cluster objects -----------------------------------------------------------------------------
 
     def upsert(self, record: Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord) -> None:
         """An object was added or has changed."""
+        self.view.upsert(record)
         match record:
             case Pod():
                 self.engine.upsert_pod(record)
@@ -60,6 +66,7 @@ class Facts:
 
     def delete(self, record: Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord) -> None:
         """An object is gone."""
+        self.view.delete(record)
         match record:
             case Pod():
                 self.engine.remove_pod(record.key)
@@ -136,9 +143,12 @@ class Facts:
         """A sandbox may be made anew before the old one's DEL came: the newest stands for the pod."""
         leases = self._leases.get(key)
         if leases:
-            self.engine.upsert_endpoint(LocalEndpoint(*key, tuple(leases[-1].addresses.values())))
+            endpoint = LocalEndpoint(*key, tuple(leases[-1].addresses.values()))
+            self.engine.upsert_endpoint(endpoint)
+            self.view.attach(endpoint)
         else:
             self.engine.remove_endpoint(key)
+            self.view.detach(key)
         self._moved[key] = None
         self._changed()
 
@@ -157,9 +167,11 @@ class Facts:
             self._nodes_changed = False
             addresses = {a for node in self._nodes.values() for a in node.addresses}
             planner.cluster(self.pod_cidrs, self.cluster_cidrs, addresses)
+        self.view.advance()
         for delta in self.engine.flush():
             self.chain_names.note(delta)
             planner.policy(delta)
+            self.on_policy(delta)
         moved, self._moved = self._moved, {}
         for key in moved:
             self._move(planner, key)

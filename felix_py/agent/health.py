@@ -28,7 +28,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 class HealthServer:
     """``/healthz`` (200 while the process works), ``/readyz`` (503 and the reason until in-sync), ``/metrics``,
-    ``/status`` (JSON)."""
+    ``/status`` and ``/flows`` (JSON)."""
 
     def __init__(
         self,

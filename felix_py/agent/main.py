@@ -21,12 +21,13 @@ from typing import Any
 from felix_py import log
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.deny_log import DenyLogging
-from felix_py.agent.deny_view import EventView
 from felix_py.agent.facts import Facts
+from felix_py.agent.flows import Flows, flows_route
 from felix_py.agent.health import HealthServer
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.policy_counters import Accounts, PolicyCounters
 from felix_py.agent.refusals import Refusals
+from felix_py.agent.revoke import Revoker
 from felix_py.cni.conflist import conflist, install_conflist
 from felix_py.cni.plugin import Plugin
 from felix_py.cni.server import CNIServer, SocketInUse
@@ -34,7 +35,9 @@ from felix_py.cni.workers import Interfaces, Leases
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError, find_backend
+from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.counters import read_counters
+from felix_py.dataplane.host_addresses import host_addresses
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.uplink import uplink_mtu
 from felix_py.datastore.client import ApiError, Unreachable, connect
@@ -110,8 +113,7 @@ class Agent:
         self._log.info("starting", backend=backend.value, families=[int(f) for f in families])
 
         self._facts = Facts(config.node_name, families, config.cluster_cidrs, lambda: self._reconciler.note())
-        self._view = EventView()
-        self._deny_log = DenyLogging(config, families, backend, self._facts, self._view, self._metrics)
+        self._deny_log = DenyLogging(config, families, backend, self._facts, self._facts.view, self._metrics)
         self._counters = self._policy_counters(families, backend)
         self._configuration = {
             "backend": backend.value,
@@ -123,7 +125,10 @@ class Agent:
         self._reconciler = Reconciler(
             planner, kernel, self._facts.collect, self._metrics, refresh_interval=config.refresh_interval
         )
-        self._network = PodNetwork(self._facts, self._reconciler, lambda: config.mtu or uplink_mtu())
+        self._start_flows()
+        self._network = PodNetwork(
+            self._facts, self._reconciler, lambda: config.mtu or uplink_mtu(), self._flows.forget
+        )
         self._bgp = Bgp(config, self._facts)
         self._facts.on_nodes = self._bgp.cluster_changed
         await self._start_health()
@@ -136,15 +141,30 @@ class Agent:
             nat_outgoing=self._config.nat_outgoing,
             endpoint_to_host=self._config.endpoint_to_host.upper(),
             drop_invalid=self._config.drop_invalid,
+            drop_midstream=self._config.revoke_established,
             deny_log=self._deny_log.rules,
         )
 
     def _policy_counters(self, families: Sequence[Family], backend: Backend) -> PolicyCounters:
-        accounts = Accounts(self._facts.chain_names, self._view.cluster_policies)
+        accounts = Accounts(self._facts.chain_names, self._facts.view.cluster_policies)
         counters = PolicyCounters(accounts, families, lambda family: read_counters(family, backend))
         self._stack.callback(counters.close)
         self._metrics.registry.register(counters)
         return counters
+
+    def _start_flows(self) -> None:
+        enter = self._stack.enter_context
+        self._flows = Flows(enter(Conntrack()), enter(Conntrack()), self._metrics)
+        self._stack.callback(self._flows.close)
+        self._revoker = None
+        if self._config.revoke_established:
+            facts = self._facts
+            self._revoker = Revoker(
+                facts.view, facts.engine.chains_of, self._flows, host_addresses, self._metrics
+            )
+            facts.on_policy = self._revoker.collected
+            self._reconciler.on_applied.append(self._revoker.applied)
+            self._flows.on_kept = self._revoker.suspect
 
     def _held_numbers(self, kernel: Kernel, families: Sequence[Family]) -> HeldNumbers:
         return {
@@ -161,7 +181,7 @@ class Agent:
             self._network.unready,
             self.status,
             self._refresh_metrics,
-            self._deny_log.routes(),
+            [*self._deny_log.routes(), flows_route(self._flows, self._facts.view.endpoint_addresses)],
         )
         await self._health.start(self._config.health_address)
         self._stack.push_async_callback(self._health.stop)
@@ -186,9 +206,8 @@ class Agent:
             node_name=self._config.node_name,
             on_invalid=lambda kind, _key, _reason: self._metrics.rejected.labels(kind).inc(),
         )
-        self._cluster.store.subscribe(self._view.take)
         self._cluster.store.subscribe(self._on_events)
-        self._reconciler.on_failures = Refusals(self._facts.engine.policies_using, self._cluster.warn)
+        self._reconciler.on_applied.append(Refusals(self._facts.engine.policies_using, self._cluster.warn))
         self._cluster.start()
         self._stack.push_async_callback(self._cluster.stop)
 
@@ -216,6 +235,8 @@ class Agent:
         await self._wait_for_sync()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._reconciler.run())
+            if self._revoker:
+                tasks.create_task(self._revoker.run())
             await self._first_apply()
             self._network.set_ready()
             self._metrics.in_sync.set(1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
-from felix_py.plan.deny_log import INVALID
+from felix_py.plan.deny_log import INVALID, MIDSTREAM
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
-from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, SOURCE, SetNames
+from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, OUTPUT, SOURCE, SetNames
 from felix_py.reconcile import NotApplied, Reconciler
 from felix_py.records import Lease
 from policy.model import Family, ObjectKey, Pod
@@ -21,7 +21,7 @@ SHARED = {
     "apply",
     "hook",
     "hooks",
-    *(SOURCE, CLASSIFY, FORWARD, INPUT, INVALID, ALLOW, PASS, *DISPATCH.values()),
+    *(SOURCE, CLASSIFY, FORWARD, INPUT, OUTPUT, INVALID, MIDSTREAM, ALLOW, PASS, *DISPATCH.values()),
     *(name for names in map(SetNames.of, Family) for name in (names.source, names.egress, names.ingress)),
 }
 """What every endpoint stands on: a failure that names one of these is everybody's."""
@@ -30,10 +30,18 @@ SHARED = {
 class PodNetwork:
     """Endpoints in and out of the facts, and the kernel's word that it has them."""
 
-    def __init__(self, facts: Facts, reconciler: Reconciler, mtu: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        reconciler: Reconciler,
+        mtu: Callable[[], int],
+        forget: Callable[[Collection[str]], Awaitable[None]],
+    ) -> None:
+        """``forget`` deletes the connections of some addresses; it does not fail."""
         self._facts = facts
         self._reconciler = reconciler
         self._mtu = mtu
+        self._forget = forget
         self._ready = False
         self._pods: dict[ObjectKey, str] = {}
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
@@ -90,7 +98,9 @@ class PodNetwork:
         await self._settled(lease)
 
     async def release(self, lease: Lease) -> None:
-        """Return once they are gone again. Before the first sync nothing is written: the sweep will see to it.
+        """Return once they are gone again, and so is what conntrack knows of the addresses.
+
+        Before the first sync no rules are written: the sweep will see to it.
 
         Raises:
             NetworkError: the kernel did not let go of a part of it.
@@ -98,6 +108,8 @@ class PodNetwork:
         self._facts.detach(lease)
         if self._ready:
             await self._settled(lease)
+        # Whoever has the address next must not be taken for a party to its last holder's connections.
+        await self._forget(lease.addresses.values())
 
     async def _settled(self, lease: Lease) -> None:
         try:

@@ -21,7 +21,7 @@ from felix_py import log
 from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.backend import ToolError
 from felix_py.dataplane.counters import RuleCount
-from felix_py.plan.deny_log import INVALID, DropKind
+from felix_py.plan.deny_log import INVALID, MIDSTREAM, DropKind
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import INPUT, SOURCE
@@ -49,6 +49,7 @@ _VERDICTS = {ALLOW: "allowed", PASS: "passed", "DROP": _DENIED}
 _STATIC: dict[str, tuple[Direction | None, DropKind]] = {
     SOURCE: (Direction.EGRESS, DropKind.SOURCE),
     INVALID: (None, DropKind.INVALID),
+    MIDSTREAM: (None, DropKind.MIDSTREAM),
     INPUT: (Direction.EGRESS, DropKind.HOST),
 }
 

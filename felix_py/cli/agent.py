@@ -86,6 +86,7 @@ def agent(
     nat_outgoing: options.NatOutgoing = True,
     endpoint_to_host: options.EndpointToHostOption = EndpointToHost.RETURN,
     drop_invalid: options.DropInvalid = True,
+    revoke_established: options.RevokeEstablished = True,
     mtu: Annotated[
         int,
         typer.Option(
@@ -115,7 +116,7 @@ def agent(
         typer.Option(
             envvar=_ENV + "HEALTH_ADDRESS",
             metavar="ADDRESS:PORT",
-            help="Where to serve /healthz, /readyz, /metrics, /status and /denies.",
+            help="Where to serve /healthz, /readyz, /metrics, /status, /flows and /denies.",
         ),
     ] = "127.0.0.1:9099",
     deny_log: options.DenyLogging = True,
@@ -164,6 +165,7 @@ def agent(
             nat_outgoing=nat_outgoing,
             endpoint_to_host=endpoint_to_host,
             drop_invalid=drop_invalid,
+            revoke_established=revoke_established,
             mtu=mtu,
             refresh_interval=refresh_interval,
             cni_timeout=cni_timeout,

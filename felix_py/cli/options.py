@@ -112,6 +112,14 @@ DropInvalid = Annotated[
         help="Drop packets that conntrack calls INVALID.",
     ),
 ]
+RevokeEstablished = Annotated[
+    bool,
+    typer.Option(
+        "--revoke-established/--no-revoke-established",
+        envvar=_ENV + "REVOKE_ESTABLISHED",
+        help="End established connections that a change of policy denies.",
+    ),
+]
 DenyLogging = Annotated[
     bool,
     typer.Option(

@@ -36,6 +36,7 @@ def verify(
     nat_outgoing: options.NatOutgoing = True,
     endpoint_to_host: options.EndpointToHostOption = EndpointToHost.RETURN,
     drop_invalid: options.DropInvalid = True,
+    revoke_established: options.RevokeEstablished = True,
     deny_log: options.DenyLogging = True,
     deny_log_group: options.DenyLogGroup = 88,
     deny_log_rate: options.DenyLogRate = 10,
@@ -63,7 +64,7 @@ def verify(
             from felix_py.plan.deny_log import DenyLog
 
             denials = DenyLog(deny_log_group, deny_log_rate) if deny_log else None
-            rules = _rules(mark_mask, nat_outgoing, endpoint_to_host, drop_invalid, denials)
+            rules = _rules(mark_mask, nat_outgoing, endpoint_to_host, drop_invalid, revoke_established, denials)
             settings, wanted = _given(node_name, cluster_cidr, rules), options.backend(backend)
         api = options.connect_api(kubeconfig, context)
     except ConfigError as error:
@@ -103,13 +104,14 @@ def _rules(
     nat_outgoing: bool,
     endpoint_to_host: EndpointToHost,
     drop_invalid: bool,
+    drop_midstream: bool,
     deny_log: DenyLog | None,
 ) -> StaticOptions:
     from felix_py.plan.marks import Marks
     from felix_py.plan.static import StaticOptions
 
     marks = Marks.from_mask(options.mask(mark_mask))
-    return StaticOptions(marks, nat_outgoing, endpoint_to_host.upper(), drop_invalid, deny_log)
+    return StaticOptions(marks, nat_outgoing, endpoint_to_host.upper(), drop_invalid, drop_midstream, deny_log)
 
 
 def _given(node_name: str, cluster_cidrs: list[str], rules: StaticOptions) -> Settings:

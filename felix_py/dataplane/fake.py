@@ -1,13 +1,14 @@
-"""A dataplane in memory, with the semantics of the real one: for tests of whatever stands above it."""
+"""A dataplane and a table of connections in memory, with the semantics of the real ones: for tests of whatever
+stands above them."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 from felix_py.dataplane.order import ORDER, Step
-from felix_py.records import ChainKey, Failure, Hook, Report, Route, RouteKey, SetSpec, Update, Words
+from felix_py.records import ChainKey, Failure, Flow, Hook, Report, Route, RouteKey, SetSpec, Update, Words
 
 
 class Item(NamedTuple):
@@ -172,3 +173,53 @@ class FakeDataplane:
 
 def _set_of(member: Item) -> str:
     return cast("tuple[str, str]", member.key)[0]
+
+
+@dataclass
+class FakeFlowTable:
+    """``connections``: what there is, and besides a flow's two ends the addresses that it was translated from.
+
+    ``broken``: why the kernel does not answer, if it is not to; ``held``: flows that it refuses to delete.
+    """
+
+    connections: dict[Flow, frozenset[str]] = field(default_factory=dict)
+    broken: OSError | None = None
+    held: set[Flow] = field(default_factory=set)
+    looks: list[set[str]] = field(default_factory=list)
+    _made: int = 0
+
+    def connect(self, flow: Flow, *translated: str) -> Flow:
+        """A new connection; one of the same ends and ports that was there before it is another one."""
+        self._made += 1
+        made = flow._replace(entry=b"%d" % self._made, original=flow.original or b"%d" % self._made)
+        self.connections[made] = frozenset(translated)
+        return made
+
+    def flows(self, addresses: Collection[str]) -> list[Flow]:
+        self.looks.append(set(addresses))
+        self._answer()
+        return [flow for flow in self.connections if not {flow.source, flow.destination}.isdisjoint(addresses)]
+
+    def delete(self, flows: Sequence[Flow]) -> tuple[list[Flow], OSError | None]:
+        self._answer()
+        refused = [flow for flow in flows if flow in self.held]
+        deleted = [flow for flow in flows if flow in self.connections and flow not in self.held]
+        for flow in deleted:
+            del self.connections[flow]
+        return deleted, OSError(1, "Operation not permitted") if refused else None
+
+    def forget(self, addresses: Collection[str]) -> int:
+        self._answer()
+        found = [
+            flow
+            for flow, translated in self.connections.items()
+            if not {flow.source, flow.destination, *translated}.isdisjoint(addresses)
+        ]
+        deleted, error = self.delete(found)
+        if error is not None:
+            raise error
+        return len(deleted)
+
+    def _answer(self) -> None:
+        if self.broken is not None:
+            raise self.broken

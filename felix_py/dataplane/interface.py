@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from felix_py.records import Report, Update
+from felix_py.records import Flow, Report, Update
 
 
 class Dataplane(Protocol):
@@ -26,3 +27,32 @@ class Dataplane(Protocol):
 
     def apply(self, *, sweep: bool = False) -> Report:
         """Write the difference. ``sweep``: also remove objects of ours that nobody asked for."""
+
+
+class FlowTable(Protocol):
+    """The connections that the kernel tracks. One thread at a time; every call may take long in a big table."""
+
+    def flows(self, addresses: Collection[str]) -> list[Flow]:
+        """Every connection with one of the addresses as its source or destination, as policy sees them.
+
+        Raises:
+            OSError: the kernel does not answer.
+            ValueError: one of the addresses is none.
+        """
+
+    def delete(self, flows: Sequence[Flow]) -> tuple[list[Flow], OSError | None]:
+        """Delete exactly these; those that are gone by themselves are fine.
+
+        Returns those that were deleted, and the first refusal, if any; all are tried.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+
+    def forget(self, addresses: Collection[str]) -> int:
+        """Delete every connection with one of the addresses anywhere, before or after translation. How many.
+
+        Raises:
+            OSError: the kernel does not answer, or refused one.
+            ValueError: one of the addresses is none.
+        """

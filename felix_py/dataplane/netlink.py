@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 NETLINK_ROUTE = 0
@@ -157,6 +157,30 @@ class Netlink:
             if not interrupted:
                 return payloads
         raise OSError(errno.EAGAIN, "the kernel's table kept changing while it was read")
+
+    def stream(self, request: bytes) -> Iterator[bytes]:
+        """Send a dump request and yield the payload of each answer as it comes; take all of them.
+
+        For tables that never stand still and are too big to keep: nothing is begun again, and the interpreter is
+        free for other threads at every datagram.
+
+        Raises:
+            OSError: the kernel's error.
+        """
+        sequence = self._send_one(request, NLM_F_DUMP)
+        unpack = _HEADER.unpack_from
+        while True:
+            data = bytes(self._receive())
+            offset, end = 0, len(data) - 16
+            while offset <= end:
+                length, kind, _, answered, _ = unpack(data, offset)
+                if answered == sequence and kind != _NLMSG_NOOP:
+                    if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                        if error := _error(memoryview(data)[offset : offset + length]):
+                            raise error
+                        return
+                    yield data[offset + 16 : offset + length]
+                offset += (length + 3) & ~3
 
     def get(self, request: bytes) -> memoryview:
         """Send a request that is answered with one message, and return that message's payload.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
 from felix_py.datastore.fetch import Fetched
 from felix_py.diagnose.intended import Intended
-from felix_py.plan.deny_log import INVALID
+from felix_py.plan.deny_log import INVALID, MIDSTREAM
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, POSTROUTING, SOURCE, SetNames
@@ -33,6 +33,7 @@ _STATIC = {
     PASS: "policy of all pods",
     POSTROUTING: "masquerading of all pods",
     INVALID: "packets that conntrack calls INVALID",
+    MIDSTREAM: "TCP of which conntrack has not seen the beginning",
     **dict.fromkeys(BUILTIN_CHAINS, "what policy has allowed"),
 }
 

@@ -24,6 +24,7 @@ _BURST_SECONDS = 5
 
 DROP: Words = ("-j", "DROP")
 INVALID = CHAIN_PREFIX + "INVALID"
+MIDSTREAM = CHAIN_PREFIX + "MIDSTREAM"
 
 _LETTER = {Direction.INGRESS: "I", Direction.EGRESS: "E"}
 _DIRECTION = {letter: direction for direction, letter in _LETTER.items()}
@@ -32,7 +33,7 @@ _MOST_INDEX = 99
 
 _PREFIX = re.compile(
     re.escape(COMMENT_PREFIX) + r"(?:(C)([EI])-[0-9a-f]{16}|(P)([EI])-[0-9a-f]{16}(?::([0-9]{1,2}))?"
-    r"|(SOURCE|INVALID|HOST)|CLASS-([EI]))",
+    r"|(SOURCE|INVALID|MIDSTREAM|HOST)|CLASS-([EI]))",
     re.ASCII,
 )
 
@@ -48,6 +49,8 @@ class DropKind(enum.StrEnum):
     """The source address is not the one of the interface that the packet came from."""
     INVALID = "invalid"
     """Connection tracking calls the packet INVALID."""
+    MIDSTREAM = "midstream"
+    """TCP of which connection tracking has not seen the beginning."""
     CLASS = "class"
     """The packet's class number is one that no dispatch rule knows."""
     HOST = "host"
@@ -80,8 +83,9 @@ class Drop:
 
 SOURCE_DROP = Drop(DropKind.SOURCE, Direction.EGRESS)
 INVALID_DROP = Drop(DropKind.INVALID)
+MIDSTREAM_DROP = Drop(DropKind.MIDSTREAM)
 HOST_DROP = Drop(DropKind.HOST, Direction.EGRESS)
-_PLAIN = {drop.kind.upper(): drop for drop in (SOURCE_DROP, INVALID_DROP, HOST_DROP)}
+_PLAIN = {drop.kind.upper(): drop for drop in (SOURCE_DROP, INVALID_DROP, MIDSTREAM_DROP, HOST_DROP)}
 
 
 def parse_prefix(text: str) -> Drop | None:

@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from felix_py.plan.deny_log import HOST_DROP, INVALID, INVALID_DROP, SOURCE_DROP, DenyLog, dropping
+from felix_py.plan.deny_log import (
+    HOST_DROP,
+    INVALID,
+    INVALID_DROP,
+    MIDSTREAM,
+    MIDSTREAM_DROP,
+    SOURCE_DROP,
+    DenyLog,
+    dropping,
+)
 from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, set_prefix
 from felix_py.plan.marks import Marks
 from felix_py.plan.render import ALLOW, DISPATCH, PASS, mark_match, set_mark
@@ -19,6 +28,11 @@ from policy.model import Direction, Family
 _PODS = f"{INTERFACE_PREFIX}+"
 _ESTABLISHED: Words = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 _INVALID: Words = ("-m", "conntrack", "--ctstate", "INVALID")
+_MIDSTREAM: Words = (
+    *("-p", "tcp", "-m", "tcp", "!", "--tcp-flags", "FIN,SYN,RST,ACK", "SYN"),
+    *("-m", "conntrack", "--ctstate", "NEW"),
+)
+"""TCP of which conntrack has not seen the beginning; it would take whoever sends first for the client."""
 
 _NEIGHBOUR_DISCOVERY = (133, 135, 136)
 """Router and neighbour solicitation and neighbour advertisement (RFC 4861): a pod must be able to send them."""
@@ -27,6 +41,7 @@ SOURCE = CHAIN_PREFIX + "SOURCE"
 CLASSIFY = CHAIN_PREFIX + "CLASSIFY"
 FORWARD = CHAIN_PREFIX + "FORWARD"
 INPUT = CHAIN_PREFIX + "INPUT"
+OUTPUT = CHAIN_PREFIX + "OUTPUT"
 POSTROUTING = CHAIN_PREFIX + "POSTROUTING"
 
 
@@ -53,12 +68,16 @@ class SetNames:
 
 @dataclass(frozen=True, slots=True)
 class StaticOptions:
-    """What configuration decides about the static rules. ``endpoint_to_host`` is an iptables target."""
+    """What configuration decides about the static rules. ``endpoint_to_host`` is an iptables target.
+
+    ``drop_midstream``: TCP that conntrack does not know goes on only where it cannot undo a denial.
+    """
 
     marks: Marks
     nat_outgoing: bool = True
     endpoint_to_host: str = "RETURN"
     drop_invalid: bool = True
+    drop_midstream: bool = True
     deny_log: DenyLog | None = None
 
 
@@ -92,6 +111,8 @@ def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
         Hook(family, "filter", "FORWARD", ("-o", _PODS, *accept, "-j", "ACCEPT"), first=False),
         Hook(family, "filter", "INPUT", ("-i", _PODS, "-j", INPUT), first=True),
     ]
+    if options.drop_midstream:
+        hooks.append(Hook(family, "filter", "OUTPUT", ("-o", _PODS, "-j", OUTPUT), first=True))
     if options.nat_outgoing:
         hooks.append(Hook(family, "nat", "POSTROUTING", ("-j", POSTROUTING), first=True))
     return hooks
@@ -118,6 +139,9 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
     }
     if options.drop_invalid:
         chains["filter", INVALID] = dropping(options.deny_log, INVALID_DROP)
+    if options.drop_midstream:
+        chains["filter", MIDSTREAM] = dropping(options.deny_log, MIDSTREAM_DROP)
+        chains["filter", OUTPUT] = (_to_restricted_egress(names),)
     if options.nat_outgoing:
         chains["nat", POSTROUTING] = (
             (
@@ -148,11 +172,20 @@ def _forward(names: SetNames, options: StaticOptions) -> Iterator[Words]:
     # A pod that reaches itself through a service: the destination is bound to the interface that the packet came
     # from. No policy forbids that.
     yield ("-i", _PODS, "-o", _PODS, "-m", "set", "--match-set", names.source, "dst,src", "-g", ALLOW)
+    if options.drop_midstream:
+        yield (*_MIDSTREAM, "-i", _PODS, "-m", "set", "--match-set", names.ingress, "src", "-g", MIDSTREAM)
+        yield _to_restricted_egress(names)
     yield ("-i", _PODS, "-j", DISPATCH[Direction.EGRESS])
     # What egress allowed says nothing about ingress.
     yield set_mark(0, accept)
     yield ("-o", _PODS, "-j", DISPATCH[Direction.INGRESS])
     yield ("-g", ALLOW)
+
+
+def _to_restricted_egress(names: SetNames) -> Words:
+    """What comes to a pod whose egress is restricted, and may be a reply, must not pass for somebody's beginning:
+    all that the pod sends would then pass as replies. (What a pod of restricted ingress sends: likewise.)"""
+    return (*_MIDSTREAM, "-o", _PODS, "-m", "set", "--match-set", names.egress, "dst", "-g", MIDSTREAM)
 
 
 def _input(family: Family, options: StaticOptions) -> Iterator[Words]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import os
 
+import pytest
+from typer.testing import CliRunner
+
+from felix_py import log
+from felix_py.agent import main as agent
 from felix_py.agent.health import parse_address
+from felix_py.cli.main import app
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.plan.marks import Marks
 from policy.model import Direction
@@ -52,3 +58,29 @@ def test_a_mark_mask_is_divided_without_overlap() -> None:
     marks = Marks.from_mask(0xFFFF_0000)
     parts = [marks.accept, marks.passed, *(marks.class_mask(direction) for direction in Direction)]
     assert sum(parts) == marks.all == 0xFFFF_0000
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "expected"),
+    [
+        ([], {}, True),
+        (["--no-revoke-established"], {}, False),
+        ([], {"FELIX_PY_REVOKE_ESTABLISHED": "false"}, False),
+        (["--revoke-established"], {"FELIX_PY_REVOKE_ESTABLISHED": "0"}, True),
+    ],
+)
+def test_revocation_can_be_switched_off(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], environment: dict[str, str], expected: bool
+) -> None:
+    seen: list[AgentConfig] = []
+
+    async def run(config: AgentConfig) -> int:
+        seen.append(config)
+        return 0
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(log, "configure", lambda *_, **__: None)
+    monkeypatch.setattr(agent, "run", run)
+    done = CliRunner().invoke(app, ["agent", *words], env=environment)
+    assert done.exit_code == 0, done.output
+    assert seen[0].revoke_established is expected

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from felix_py.agent.facts import Facts
+from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.network import NetworkError
-from felix_py.dataplane.fake import FakeDataplane
+from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
 from felix_py.metrics import Metrics
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import Marks
@@ -51,7 +52,9 @@ class Rig:
         self.reconciler = Reconciler(
             planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=refresh
         )
-        self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500)
+        self.connections = FakeFlowTable()
+        self.flows = Flows(self.connections, self.connections, self.metrics)
+        self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, self.flows.forget)
         self.facts.upsert(NodeRecord("n1", "", ("192.0.2.1",), ("10.1.0.0/24",)))
         self.facts.upsert(NodeRecord("n2", "", ("192.0.2.2",), ("10.1.1.0/24",)))
 
@@ -64,6 +67,7 @@ class Rig:
     async def __aexit__(self, *_: object) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
+        self.flows.close()
 
     def restores(self) -> float:
         value = self.metrics.registry.get_sample_value("felix_py_iptables_restores_total")

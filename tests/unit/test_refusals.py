@@ -93,7 +93,7 @@ def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
         chain = policy_chain(Direction.EGRESS, GUARD.ref)
         kernel = FakeDataplane(failing={f"chain {chain} (filter, IPv4)": "invalid argument"})
         rig, told = Rig(kernel), Told()
-        rig.reconciler.on_failures = Refusals(rig.facts.engine.policies_using, told.warn)
+        rig.reconciler.on_applied.append(Refusals(rig.facts.engine.policies_using, told.warn))
         for record in (Namespace("shop"), Pod("shop", "web"), DB, WEB, GUARD):
             rig.facts.upsert(record)
         rig.facts.engine.upsert_endpoint(LocalEndpoint("shop", "web", ("10.1.0.2",)))
@@ -117,7 +117,7 @@ def test_a_defect_in_telling_does_not_stop_the_applies() -> None:
             def broken(_failures: Iterable[Failure]) -> None:
                 raise RuntimeError("defect")
 
-            rig.reconciler.on_failures = broken
+            rig.reconciler.on_applied.append(broken)
             for _ in range(3):
                 await rig.reconciler.settled()
 

@@ -1,0 +1,107 @@
+"""The kernel's table of connections from the event loop: its long work is done in threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from felix_py import log
+from felix_py.cni.batch import Batcher
+from felix_py.dataplane.interface import FlowTable
+from felix_py.metrics import Metrics
+from felix_py.records import Flow
+
+T = TypeVar("T")
+
+
+class Flows:
+    """Two threads, so that a pod's DEL never waits behind a look at the whole table."""
+
+    def __init__(self, table: FlowTable, releasing: FlowTable, metrics: Metrics) -> None:
+        """``releasing``: a table of its own for :meth:`forget`, since a table is for one thread."""
+        self._table = table
+        self._releasing = releasing
+        self._metrics = metrics
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flows")
+        self._releases: Batcher[tuple[str, ...], None] = Batcher("flows-release", self._forget)
+        self._log = log.get("flows")
+        self.on_kept: Callable[[Collection[str]], None] = lambda _addresses: None
+        """Called with the addresses whose connections could not be deleted."""
+
+    async def call(self, work: Callable[[FlowTable], T]) -> T:
+        """Do something with the table, in its thread.
+
+        Raises:
+            OSError: see :class:`felix_py.dataplane.interface.FlowTable`.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._table)
+
+    async def forget(self, addresses: Collection[str]) -> None:
+        """Delete every connection of some addresses; what is asked at the same time shares one look at the table.
+
+        Never fails: an address is released all the same, and the failure is counted.
+        """
+        try:
+            await self._releases.submit(tuple(addresses))
+        except OSError as error:
+            self._metrics.flow_errors.inc()
+            self._log.error("cannot delete a pod's connections", addresses=list(addresses), reason=str(error))
+            self.on_kept(addresses)
+
+    def close(self) -> None:
+        """Wait for the work under way."""
+        self._releases.close()
+        self._thread.shutdown()
+
+    def _forget(self, jobs: Sequence[tuple[str, ...]]) -> Sequence[None]:
+        deleted = self._releasing.forget({address for job in jobs for address in job})
+        self._metrics.flows_released.inc(deleted)
+        return [None] * len(jobs)
+
+
+def described(table: FlowTable, addresses: Collection[str]) -> bytes:
+    """The connections of some addresses by TCP, UDP and SCTP, as a JSON list, the latest used first.
+
+    Those that differ in nothing but the source's port are one.
+
+    Raises:
+        OSError: the kernel does not answer.
+    """
+    newest: dict[tuple[object, ...], Flow] = {}
+    for flow in table.flows(addresses):
+        if flow.protocol is not None:
+            key = (flow.source, flow.destination, flow.protocol, flow.port)
+            if key not in newest or (newest[key].replied, newest[key].expires) < (flow.replied, flow.expires):
+                newest[key] = flow
+    ordered = sorted(newest.values(), key=lambda flow: -flow.expires)
+    return msgspec.json.encode(
+        [
+            {
+                "source": flow.source,
+                "destination": flow.destination,
+                "protocol": flow.protocol,
+                "port": flow.port,
+                "replied": flow.replied,
+            }
+            for flow in ordered
+        ]
+    )
+
+
+def flows_route(flows: Flows, addresses: Callable[[], Collection[str]]) -> web.RouteDef:
+    """``/flows``: the connections of the node's endpoints, as :func:`described`."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        chosen = addresses()
+        try:
+            found = await flows.call(lambda table: described(table, chosen))
+        except OSError as error:
+            return web.Response(text=f"the kernel's connections cannot be read: {error}\n", status=503)
+        return web.Response(body=found, content_type="application/json")
+
+    return web.get("/flows", answer)

@@ -1,0 +1,281 @@
+"""Ends established connections that policy has come to deny.
+
+The rules accept whatever belongs to a connection that conntrack knows. So once a change of policy is in the
+kernel, the connections that it may concern are looked up, the oracle judges each one's first packet anew, and the
+entries of those that it denies are deleted: their next packet is a new connection to the rules. All others are
+left alone.
+
+Order: rules first, deletion after, so that nothing slips in between. What is judged is the state that the rules
+were made of (:mod:`felix_py.agent.view`). Changes gather for a moment first: of a folder of policies that is
+applied file by file, only the whole counts, since a connection that is ended cannot be given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from felix_py import log
+from felix_py.agent.flows import Flows
+from felix_py.agent.view import ClusterView
+from felix_py.dataplane.interface import FlowTable
+from felix_py.metrics import Metrics
+from felix_py.records import Failure, Flow
+from policy.evaluate import DirectionVerdict, View, verdict
+from policy.ir import Delta
+from policy.model import (
+    ClusterPolicy,
+    Namespace,
+    NetworkPolicy,
+    Node,
+    ObjectKey,
+    Packet,
+    Pod,
+    Protocol,
+)
+
+_NO_PORTS = cast("Protocol", "other")
+"""A protocol that no policy can name, such as ICMP: rules with ports never match it."""
+
+_SLICE = 0.001
+"""Seconds that judging may hold the event loop; then everybody else has a turn."""
+
+_REST = 4
+"""After a look at the table there is none for so many times as long: a fifth of one processor at most."""
+
+_RETRY_FIRST, _RETRY_MOST = 1.0, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds. A look at the table waits until nothing has changed for ``quiet``, but no longer than ``most``."""
+
+    quiet: float = 0.5
+    most: float = 2.0
+
+
+@dataclass(slots=True)
+class Concerned:
+    """What a change of policy concerns: connections of ``addresses``, and those of endpoints on ``names``.
+
+    ``names`` are chains and sets. Addresses are mostly endpoints', but that of a pod elsewhere will do: whose
+    membership in a set changes, its connections with endpoints of this node are concerned, and no others.
+    """
+
+    addresses: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.addresses or self.names)
+
+    def add(self, other: Concerned) -> None:
+        """Both."""
+        self.addresses |= other.addresses
+        self.names |= other.names
+
+    def note(self, delta: Delta, *, joining_matters: bool, known: Collection[str] | None) -> None:
+        """Add what a change of compiled policy may turn from allowed into denied.
+
+        ``joining_matters``: whether a new member of a set may mean a denial; NetworkPolicies only allow.
+        ``known``: the endpoints' addresses that can have connections (None: any can); a pod that has just come
+        has none.
+        """
+        self.names.update(delta.chains)
+        self.addresses.update(a for _, a in delta.classes if known is None or a in known)
+        for name, members in delta.members.items():
+            if name in delta.sets:
+                continue  # a new set comes with a new or changed chain
+            for member, present in members.items():
+                if "/" in member:
+                    self.names.add(name)
+                elif joining_matters or not present:
+                    self.addresses.add(member.partition(",")[0])
+
+
+class Revoker:
+    """Sees to it that no connection outlives its permission. :meth:`run` does the work, the rest only notes."""
+
+    def __init__(
+        self,
+        view: ClusterView,
+        chains_of: Callable[[ObjectKey], set[str]],
+        flows: Flows,
+        host_addresses: Callable[[], frozenset[str]],
+        metrics: Metrics,
+        pace: Pace | None = None,
+    ) -> None:
+        """``chains_of``: chains and sets that an endpoint's policy stands on. ``host_addresses`` may do I/O."""
+        self._view = view
+        self._chains_of = chains_of
+        self._flows = flows
+        self._host_addresses = host_addresses
+        self._metrics = metrics
+        self._pace = pace or Pace()
+        self._writing = Concerned()
+        self._due = Concerned()
+        self._wake = asyncio.Event()
+        self._changed = 0.0
+        self._known: frozenset[str] | None = None
+        self._log = log.get("revoke")
+
+    # --- notes ---------------------------------------------------------------------------------------
+
+    def collected(self, delta: Delta) -> None:
+        """A change of policy is about to be written."""
+        tiers = any(True for _ in self._view.cluster_policies())
+        self._writing.note(delta, joining_matters=tiers, known=self._known)
+
+    def applied(self, failures: Sequence[Failure]) -> None:
+        """An apply is done. What it could not write makes us look again after the next one."""
+        self._known = self._view.endpoint_addresses()
+        if not self._writing:
+            return
+        self._due.add(self._writing)
+        if all(failure.what.startswith("route ") for failure in failures):
+            self._writing = Concerned()
+        self._note()
+
+    def suspect(self, addresses: Collection[str]) -> None:
+        """Some addresses may have connections that are not theirs."""
+        self._due.addresses.update(addresses)
+        self._note()
+
+    def _note(self) -> None:
+        self._changed = time.monotonic()
+        self._wake.set()
+
+    # --- work ----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled. Nothing that goes wrong here is anybody else's trouble."""
+        delay = 0.0
+        while True:
+            await self._wake.wait()
+            await self._quiet()
+            self._wake.clear()
+            due, self._due = self._due, Concerned()
+            started = time.monotonic()
+            try:
+                await self._pass(due)
+                delay = 0.0
+            except Exception as error:
+                self._metrics.flow_errors.inc()
+                if isinstance(error, OSError):
+                    self._log.error("cannot look for denied connections", reason=str(error))
+                else:
+                    self._log.exception("cannot look for denied connections")
+                self._due.add(due)
+                self._wake.set()
+                delay = min(_RETRY_MOST, delay * 2 or _RETRY_FIRST)
+            seconds = time.monotonic() - started
+            self._metrics.flow_pass_seconds.observe(seconds)
+            await asyncio.sleep(delay or seconds * _REST)
+
+    async def _quiet(self) -> None:
+        """Let changes gather."""
+        latest = time.monotonic() + self._pace.most
+        while (left := min(self._changed + self._pace.quiet, latest) - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+
+    async def _pass(self, due: Concerned) -> None:
+        """
+        Raises:
+            OSError: the kernel does not answer, or refused a deletion.
+        """
+        addresses = due.addresses | self._standing_on(due.names)
+        if not addresses:
+            return
+
+        def look(table: FlowTable) -> tuple[list[Flow], frozenset[str]]:
+            return table.flows(addresses), self._host_addresses()
+
+        flows, host = await self._flows.call(look)
+        denied = await self._denied(flows, host)
+        if not denied:
+            self._log.debug("no connection is denied", looked_at=len(flows))
+            return
+        deleted, error = await self._flows.call(lambda table: table.delete(denied))
+        self._metrics.flows_revoked.inc(len(deleted))
+        for flow in deleted:
+            self._log.debug("ended a connection that policy denies", flow=str(flow))
+        self._log.info("ended connections that policy denies", connections=len(deleted), looked_at=len(flows))
+        if error is not None:
+            raise error
+
+    def _standing_on(self, names: set[str]) -> set[str]:
+        """Addresses of the endpoints whose policy stands on any of these chains and sets."""
+        return {
+            address
+            for endpoint in self._view.endpoints()
+            if names and not names.isdisjoint(self._chains_of(endpoint.key))
+            for address in endpoint.addresses
+        }
+
+    async def _denied(self, flows: Sequence[Flow], host: frozenset[str]) -> list[Flow]:
+        """Those that policy denies now. A connection that belongs to another one shares its fate."""
+        by_tuple = {flow.original: flow for flow in flows}
+        verdicts: dict[Packet, bool] = {}
+        denied = []
+        pause = time.monotonic() + _SLICE
+        for flow in flows:
+            parent = by_tuple.get(flow.parent, flow) if flow.parent else flow
+            packet = Packet(parent.source, parent.destination, parent.protocol or _NO_PORTS, parent.port)
+            allowed = verdicts.get(packet)
+            if allowed is None:
+                allowed = verdicts[packet] = allowed_here(self._view, packet, host)
+                if time.monotonic() > pause:
+                    await asyncio.sleep(0)
+                    pause = time.monotonic() + _SLICE
+            if not allowed:
+                denied.append(flow)
+        return denied
+
+
+def allowed_here(view: ClusterView, packet: Packet, host: frozenset[str]) -> bool:
+    """Whether this node's rules let the first packet of a connection pass: each end that is an endpoint of ours.
+
+    What the node itself sends to its pods is never denied: ``host`` are the addresses of its interfaces.
+    """
+    if packet.source == packet.destination:
+        return True
+    if packet.source in host or packet.source.startswith("127."):
+        host |= {packet.source}
+    both = None
+    for address in (packet.source, packet.destination):
+        if view.endpoint_at(address) is None:
+            continue
+        if view.subject_at(address) is view.pod_at(address):
+            both = both or verdict(view, packet, host)
+            found = both
+        else:
+            found = verdict(_Seen(view, address), packet, host)
+        end: DirectionVerdict | None = found.egress if address == packet.source else found.ingress
+        if end is not None and not end.allowed:
+            return False
+    return True
+
+
+class _Seen(View):
+    """The cluster with one endpoint that others no longer take for a pod, though its own policy still holds."""
+
+    def __init__(self, view: ClusterView, address: str) -> None:
+        self._view = view
+        self._address = address
+
+    def namespace(self, name: str) -> Namespace | None:
+        return self._view.namespace(name)
+
+    def pod_at(self, address: str) -> Pod | None:
+        return self._view.subject_at(address) if address == self._address else self._view.pod_at(address)
+
+    def nodes(self) -> Iterable[Node]:
+        return self._view.nodes()
+
+    def network_policies(self, namespace: str) -> Iterable[NetworkPolicy]:
+        return self._view.network_policies(namespace)
+
+    def cluster_policies(self) -> Iterable[ClusterPolicy]:
+        return self._view.cluster_policies()

@@ -1,0 +1,118 @@
+"""The kernel's table of connections (conntrack), by address: who talks to whom, and "forget this one".
+
+Entries are found by dumping, since the kernel knows no list of an address's entries; and deleted one by one, each
+by its own tuple and id, so that nothing else is hit, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from felix_py.dataplane import conntrack_messages as messages
+from felix_py.dataplane.conntrack_messages import POLICY_ENDS, End
+from felix_py.dataplane.netlink import NETLINK_NETFILTER, Netlink
+from felix_py.records import Flow
+from policy.model import Family
+
+_COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+
+_MOST_WALKS = 4
+_WALK = 4000
+"""To have the kernel look for one address at one end takes as long as to have it print so many entries."""
+
+
+class Conntrack:
+    """Implements :class:`felix_py.dataplane.interface.FlowTable`. Usable as a context manager.
+
+    It belongs to the network namespace it was made in, and to one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        """
+        Raises:
+            OSError: no netlink: not root, or a kernel without it.
+        """
+        self._netlink = Netlink(NETLINK_NETFILTER)
+        self._filters = True
+
+    def __enter__(self) -> Conntrack:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; closing twice is fine."""
+        self._netlink.close()
+
+    def flows(self, addresses: Collection[str]) -> list[Flow]:
+        """See :class:`felix_py.dataplane.interface.FlowTable`."""
+        return self._find(addresses, POLICY_ENDS)
+
+    def forget(self, addresses: Collection[str]) -> int:
+        """See :class:`felix_py.dataplane.interface.FlowTable`."""
+        deleted, error = self.delete(self._find(addresses, tuple(End)))
+        if error is not None:
+            raise error
+        return len(deleted)
+
+    def delete(self, flows: Sequence[Flow]) -> tuple[list[Flow], OSError | None]:
+        """See :class:`felix_py.dataplane.interface.FlowTable`."""
+        results = self._netlink.request([messages.delete(flow) for flow in flows])
+        deleted = [flow for flow, error in zip(flows, results, strict=True) if error is None]
+        refused = [error for error in results if error is not None and error.errno != errno.ENOENT]
+        return deleted, refused[0] if refused else None
+
+    def _find(self, addresses: Collection[str], ends: Sequence[End]) -> list[Flow]:
+        found: dict[bytes, Flow] = {}  # a dump may print an entry twice while the table changes
+        wanted: dict[Family, set[bytes]] = {}
+        for address in addresses:
+            family, packed = messages.packed(address)
+            wanted.setdefault(family, set()).add(packed)
+        for family, packed_addresses in wanted.items():
+            for entry in self._entries(family, packed_addresses, ends):
+                flow = messages.read(entry)
+                found[flow.entry] = flow
+        return list(found.values())
+
+    def _entries(self, family: Family, wanted: set[bytes], ends: Sequence[End]) -> Iterable[bytes]:
+        walks = [(end, address) for end in ends for address in wanted]
+        if family is Family.V4 and self._filters and len(walks) <= _MOST_WALKS and _count() > _WALK * len(walks):
+            entries = self._filtered(walks)
+            if self._filters:
+                return entries
+        return self._scan(family, wanted, ends)
+
+    def _filtered(self, walks: Iterable[tuple[End, bytes]]) -> list[bytes]:
+        """Have the kernel choose. Clears ``_filters`` if it does not: then this is not the answer."""
+        entries: list[bytes] = []
+        for end, address in walks:
+            try:
+                found = list(self._netlink.stream(messages.filtered_dump(Family.V4, end, address)))
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                self._filters = False
+                return []
+            if not all(map(messages.concerned(Family.V4, {address}, {end}), found)):
+                self._filters = False
+                return []
+            entries += found
+        return entries
+
+    def _scan(self, family: Family, wanted: set[bytes], ends: Sequence[End]) -> Iterable[bytes]:
+        """Have it print all, and choose here."""
+        return filter(messages.concerned(family, wanted, ends), self._netlink.stream(messages.dump(family)))
+
+
+def _count() -> int:
+    """How many entries this network namespace has, of both families."""
+    try:
+        return int(_COUNT.read_text())
+    except (OSError, ValueError):
+        return 0

@@ -1,0 +1,404 @@
+"""Connections that a change of policy ends, with real packets: what is denied stops, nothing beside it does."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from felix_py.agent.flows import Flows
+from felix_py.agent.revoke import Pace, Revoker
+from felix_py.dataplane import sysctl
+from felix_py.dataplane.conntrack import Conntrack
+from felix_py.dataplane.host_addresses import host_addresses
+from felix_py.metrics import Metrics
+from felix_py.reconcile import Reconciler
+from felix_py.records import Backend
+from policy.model import Family, IPBlock, NetworkPolicy, Packet, PodPeer, PolicyRule, Port, Protocol, Selector
+from tests.support.isolate import NetworkNamespace, run
+from tests.support.policy_node import NODE, WORLD, PolicyNode
+from tests.support.small_node import labelled
+from tests.support.streams import Stream, Streams
+from tests.support.traffic import attempt, serve
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+
+TCP, UDP = Protocol.TCP, Protocol.UDP
+SERVICE = {Family.V4: "10.96.0.1", Family.V6: "fd00:96::1"}
+ENOUGH = 60
+"""Records after which a stream has said enough, about a third of a second."""
+
+
+class Living(PolicyNode):
+    """A node that is at work: reconciler and revoker run as in the agent."""
+
+    def __init__(self, backend: Backend, make: Callable[[str], NetworkNamespace], **settings: Any) -> None:
+        super().__init__(backend, make, **settings)
+        for name, app in (("web", "web"), ("api", "api"), ("db", "db")):
+            self.add_pod("shop", name, app=app)
+
+    @asynccontextmanager
+    async def work(self, *, revoking: bool = True) -> AsyncIterator[None]:
+        self.metrics = Metrics()
+        self.reconciler = Reconciler(
+            self.planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=3600
+        )
+        with Conntrack() as table, Conntrack() as releasing:
+            self.flows = Flows(table, releasing, self.metrics)
+            chains_of = self.facts.engine.chains_of
+            revoker = Revoker(
+                self.facts.view, chains_of, self.flows, host_addresses, self.metrics, Pace(0.05, 0.5)
+            )
+            tasks = [asyncio.create_task(self.reconciler.run())]
+            if revoking:
+                self.facts.on_policy = revoker.collected
+                self.reconciler.on_applied.append(revoker.applied)
+                tasks.append(asyncio.create_task(revoker.run()))
+            try:
+                await self.reconciler.settled()
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                self.flows.close()
+
+    async def change(self, *policies: NetworkPolicy) -> None:
+        for one in policies:
+            self.facts.upsert(one)
+        await self.reconciler.settled()
+
+    async def revoked(self, count: int) -> float:
+        """Once so many connections were ended: that moment."""
+        await until(lambda: self.count("felix_py_flows_revoked_total") >= count)
+        assert self.count("felix_py_flows_revoked_total") == count
+        return time.monotonic()
+
+    def count(self, name: str) -> float:
+        return self.metrics.registry.get_sample_value(name) or 0
+
+    def stream(self, streams: Streams, family: Family, source: str, destination: str, port: int) -> Stream:
+        """A connection between two pods, by name."""
+        ends = [self.address(name, family) for name in (source, destination)]
+        return streams.open(self.places[source], ends[0], self.places[destination], ends[1], port)
+
+    def address(self, name: str, family: Family) -> str:
+        return self.pods[name].addresses[list(Family).index(family)]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+async def all_talk(streams: list[Stream], more: int = ENOUGH) -> None:
+    """Until each has got on by so much."""
+    targets = [stream.progress + more for stream in streams]
+    await until(lambda: all(s.progress >= target for s, target in zip(streams, targets, strict=True)))
+
+
+def idents(streams: list[Stream]) -> list[str]:
+    """The kernel's id of each connection's entry, as conntrack(8) shows it."""
+    lines = [
+        line
+        for family in ("ipv4", "ipv6")
+        for line in run("conntrack", "-L", "-f", family, "-p", "tcp", "-o", "id").splitlines()
+    ]
+    found = []
+    for stream in streams:
+        address, port = stream.client.sock.getsockname()[:2]
+        mine = [line for line in lines if f"src={address} " in line and f" sport={port} " in line]
+        assert len(mine) == 1, f"{stream.name}: {mine}"
+        ident = re.search(r" id=(\d+)", mine[0])
+        assert ident
+        found.append(ident[1])
+    return found
+
+
+def serving(coroutine: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(coroutine, 60))
+
+
+@pytest.fixture(params=list(Backend), ids=str)
+def make_node(
+    request: pytest.FixtureRequest, make_netns: Callable[[str], NetworkNamespace]
+) -> Iterator[Callable[..., Living]]:
+    made: list[Living] = []
+
+    def make(**options: Any) -> Living:
+        made.append(Living(request.param, make_netns, **options))
+        return made[-1]
+
+    sysctl.set_up_host(tuple(Family))
+    yield make
+    for node in made:
+        node.kernel.close()
+
+
+def policy(name: str, selector: Selector, **rules: tuple[PolicyRule, ...]) -> NetworkPolicy:
+    return NetworkPolicy("shop", name, selector, **rules)
+
+
+def only(app: str, *ports: int) -> NetworkPolicy:
+    """An app can be reached from api, on some ports."""
+    rule = PolicyRule((PodPeer(None, labelled(app="api")),), tuple(Port(TCP, port) for port in ports))
+    return policy(f"to-{app}", labelled(app=app), ingress=(rule,))
+
+
+def only_out(app: str, *ports: int) -> NetworkPolicy:
+    """An app reaches some ports, wherever."""
+    rule = PolicyRule(None, tuple(Port(TCP, port) for port in ports))
+    return policy(f"from-{app}", labelled(app=app), egress=(rule,))
+
+
+@pytest.mark.parametrize("restrict", [only("db", 8080), only_out("api", 8080)], ids=["ingress", "egress"])
+def test_the_denied_stream_stops_and_those_beside_it_do_not_stutter(
+    make_node: Callable[..., Living], restrict: NetworkPolicy
+) -> None:
+    node = make_node()
+
+    async def test() -> None:
+        async with node.work():
+            with Streams() as streams:
+                denied = [node.stream(streams, f, "api", "db", 80) for f in Family]
+                # The same pods, another port; another pair; and the other way round.
+                kept = [node.stream(streams, f, "api", "db", 8080) for f in Family]
+                kept += [node.stream(streams, f, "web", "api", 80) for f in Family]
+                kept += [node.stream(streams, f, "db", "web", 80) for f in Family]
+                await all_talk(denied + kept)
+                before = idents(kept)
+                await node.change(restrict)
+                ended = await node.revoked(len(denied))
+                await all_talk(kept, 3 * ENOUGH)
+                assert [stream.name for stream in denied if stream.heard_after(ended)] == []
+                assert [stream.name for stream in kept if not stream.intact] == []
+                assert idents(kept) == before
+                # What was lost on the way is sent again for minutes: it does not come through later either.
+                assert all(stream.client.sent > stream.progress for stream in denied)
+
+    serving(test())
+
+
+@pytest.mark.parametrize("restrict", [only("db", 8080), only_out("api", 8080)], ids=["ingress", "egress"])
+def test_without_the_rule_on_midstream_tcp_the_denied_stream_would_go_on(
+    make_node: Callable[..., Living], restrict: NetworkPolicy
+) -> None:
+    """What the other end sends makes a new connection in the other direction, which no policy forbids."""
+    node = make_node(drop_midstream=False)
+
+    async def test() -> None:
+        async with node.work():
+            with Streams() as streams:
+                denied = [node.stream(streams, f, "api", "db", 80) for f in Family]
+                await all_talk(denied)
+                await node.change(restrict)
+                ended = await node.revoked(len(denied))
+                await until(lambda: all(stream.heard_after(ended) > ENOUGH for stream in denied))
+
+    serving(test())
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["stops", "without the rule"])
+def test_a_stream_from_a_pod_to_its_node(make_node: Callable[..., Living], closed: bool) -> None:
+    node = make_node(drop_midstream=closed)
+
+    async def test() -> None:
+        async with node.work():
+            with Streams() as streams:
+                place = node.places["api"]
+                denied = [streams.open(place, node.address("api", f), None, NODE[f], 80) for f in Family]
+                kept = [streams.open(place, node.address("api", f), None, NODE[f], 8080) for f in Family]
+                # What the node began is not its pods' to end.
+                kept += [streams.open(None, NODE[f], place, node.address("api", f), 81) for f in Family]
+                await all_talk(denied + kept)
+                before = idents(kept)
+                await node.change(only_out("api", 8080), policy("closed", labelled(app="api"), ingress=()))
+                ended = await node.revoked(len(denied))
+                await all_talk(kept)
+                if closed:
+                    assert not any(stream.heard_after(ended) for stream in denied)
+                else:
+                    await until(lambda: all(stream.heard_after(ended) > ENOUGH for stream in denied))
+                assert all(stream.intact for stream in kept)
+                assert idents(kept) == before
+
+    serving(test())
+
+
+def test_a_service_is_judged_by_where_it_leads(make_node: Callable[..., Living]) -> None:
+    node = make_node()
+    for family in Family:
+        table = "iptables" if family is Family.V4 else "ip6tables"
+        for port, target in ((80, 8080), (8080, 80)):
+            to = node.address("db", family)
+            goal = f"{to}:{target}" if family is Family.V4 else f"[{to}]:{target}"
+            match = ("-d", SERVICE[family], "-p", "tcp", "--dport", str(port))
+            argv = (f"{table}-{node.backend}", "-t", "nat", "-A", "PREROUTING", *match, "-j", "DNAT")
+            run(*argv, "--to-destination", goal)
+
+    async def test() -> None:
+        async with node.work():
+            with Streams() as streams:
+
+                def to_service(family: Family, port: int, target: int) -> Stream:
+                    ends = (node.places["api"], node.address("api", family))
+                    server = (node.places["db"], node.address("db", family), target)
+                    return streams.open(*ends, *server, to=(SERVICE[family], port))
+
+                denied = [to_service(family, 8080, 80) for family in Family]
+                kept = [to_service(family, 80, 8080) for family in Family]
+                await all_talk(denied + kept)
+                before = idents(kept)
+                await node.change(only("db", 8080))
+                ended = await node.revoked(len(denied))
+                await all_talk(kept)
+                assert not any(stream.heard_after(ended) for stream in denied)
+                assert all(stream.intact for stream in kept)
+                assert idents(kept) == before
+
+    serving(test())
+
+
+def test_a_masqueraded_stream_is_its_pods(make_node: Callable[..., Living]) -> None:
+    node = make_node(nat_outgoing=True)
+
+    async def test() -> None:
+        async with node.work():
+            with Streams() as streams:
+
+                def out(family: Family, port: int) -> Stream:
+                    place = (node.places["api"], node.address("api", family))
+                    return streams.open(*place, node.world, WORLD[family], port)
+
+                denied, kept = [out(f, 80) for f in Family], [out(f, 8080) for f in Family]
+                peers = {stream.server.sock.getpeername()[0] for stream in denied}
+                assert peers == set(NODE.values())
+                await all_talk(denied + kept)
+                before = idents(kept)
+                world = tuple(IPBlock(f"{WORLD[f]}/{f.bits}") for f in Family)
+                rule = PolicyRule(world, (Port(TCP, 8080),))
+                await node.change(policy("out", labelled(app="api"), egress=(rule,)))
+                ended = await node.revoked(len(denied))
+                await all_talk(kept)
+                assert not any(stream.heard_after(ended) for stream in denied)
+                assert all(stream.intact for stream in kept)
+                assert idents(kept) == before
+
+    serving(test())
+
+
+def test_switched_off_established_connections_are_left_alone(make_node: Callable[..., Living]) -> None:
+    node = make_node(drop_midstream=False)
+
+    async def test() -> None:
+        async with node.work(revoking=False):
+            with Streams() as streams:
+                flows = [node.stream(streams, family, "api", "db", 80) for family in Family]
+                await all_talk(flows)
+                before = idents(flows)
+                await node.change(only("db", 8080))
+                await all_talk(flows, 3 * ENOUGH)
+                assert all(stream.intact for stream in flows)
+                assert idents(flows) == before
+                assert node.count("felix_py_flows_revoked_total") == 0
+
+    serving(test())
+
+
+def test_udp_and_ping_that_are_denied_get_no_further(make_node: Callable[..., Living]) -> None:
+    node = make_node()
+
+    async def test() -> None:
+        async with node.work():
+            ends = {f: (node.address("api", f), node.address("db", f)) for f in Family}
+            asked = [Packet(*ends[f], UDP, port) for f in Family for port in (53, 54)]
+            with serve([(node.places["db"], p.destination, UDP, p.port) for p in asked]):
+                tries = [(node.places["api"], packet) for packet in asked]
+                assert await asyncio.to_thread(attempt, tries, 2) == set(asked)
+                assert all(echo(node.places["api"], *ends[f], 5) for f in Family)
+                assert len(datagrams()) == len(asked) + 2
+                dns = PolicyRule((PodPeer(None, labelled(app="api")),), (Port(UDP, 53),))
+                await node.change(policy("db", labelled(app="db"), ingress=(dns,)))
+                await node.revoked(4)
+                assert len(datagrams()) == 2
+                assert all("dport=53 " in line for line in datagrams())
+                assert await asyncio.to_thread(attempt, tries) == {p for p in asked if p.port == 53}
+                assert not any(echo(node.places["api"], *ends[f], 0.3) for f in Family)
+
+    serving(test())
+
+
+def echo(place: NetworkNamespace, source: str, destination: str, seconds: float) -> bool:
+    """Whether an ICMP echo request (RFC 792, RFC 4443) is answered."""
+    v6 = ":" in source
+    with place.enter():
+        sock = socket.socket(
+            socket.AF_INET6 if v6 else socket.AF_INET,
+            socket.SOCK_RAW,
+            socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP,
+        )
+    with sock:
+        sock.bind((source, 0))
+        sock.settimeout(seconds)
+        # Type, code, checksum (IPv6: the kernel's work), identifier 0, sequence 0.
+        sock.sendto(bytes([128, 0, 0, 0, 0, 0, 0, 0]) if v6 else b"\x08\0\xf7\xff\0\0\0\0", (destination, 0))
+        with suppress(TimeoutError):
+            while True:
+                answer, (sender, *_) = sock.recvfrom(256)
+                if sender == destination and answer[0 if v6 else 20] == (129 if v6 else 0):
+                    return True
+    return False
+
+
+def datagrams() -> list[str]:
+    """Entries of UDP and ICMP between the pods, as conntrack(8) shows them."""
+    shown = [
+        run("conntrack", "-L", "-f", family, "-p", protocol).splitlines()
+        for family, protocol in (("ipv4", "udp"), ("ipv6", "udp"), ("ipv4", "icmp"), ("ipv6", "icmpv6"))
+    ]
+    return [line for lines in shown for line in lines if "src=10.1." in line or "src=fd00:1::" in line]
+
+
+def test_after_a_flush_of_the_table_streams_are_taken_up_again(make_node: Callable[..., Living]) -> None:
+    """``conntrack -F`` by an administrator: only who may be somebody's denied server has to begin anew."""
+    node = make_node()
+    node.add_pod("shop", "tool", app="tool")
+
+    async def test() -> None:
+        async with node.work():
+            await node.change(only("db", 8080), only_out("api", 8080))
+            with Streams() as streams:
+                kept = [node.stream(streams, f, "web", "tool", 80) for f in Family]
+                kept += [node.stream(streams, f, "api", "db", 8080) for f in Family]
+                await all_talk(kept)
+                run("conntrack", "-F")
+                await all_talk(kept)
+                assert all(stream.intact for stream in kept)
+
+    serving(test())
+
+
+def test_what_a_released_address_had_goes_with_it(make_node: Callable[..., Living]) -> None:
+    node = make_node()
+
+    async def test() -> None:
+        async with node.work():
+            with Streams() as streams:
+                gone = [node.stream(streams, f, "api", "db", 80) for f in Family]
+                gone += [node.stream(streams, f, "db", "web", 80) for f in Family]
+                kept = [node.stream(streams, f, "web", "api", 80) for f in Family]
+                await all_talk(gone + kept)
+                before = idents(kept)
+                await asyncio.gather(*(node.flows.forget([a]) for a in node.pods["db"].addresses))
+                assert node.count("felix_py_flows_released_total") == len(gone)
+                assert idents(kept) == before
+                await all_talk(kept)
+                assert all(stream.intact for stream in kept)
+
+    serving(test())
