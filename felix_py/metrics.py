@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+from felix_py.records import DriftKind
+
 disable_created_metrics()  # type: ignore[no-untyped-call] # a series more a counter that nobody reads
 
 _APPLY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -31,6 +33,14 @@ class Metrics:
             "Objects that could not be written at the last try",
             registry=self.registry,
         )
+        self.drift = Counter(
+            "felix_py_drift",
+            "Objects of ours in the kernel that somebody else had changed",
+            ["kind"],
+            registry=self.registry,
+        )
+        for kind in DriftKind:
+            self.drift.labels(kind.value)  # there from the start, so that a first change is an increase
         self.in_sync = Gauge(
             "felix_py_in_sync", "1 once every watched kind was listed and written", registry=self.registry
         )

@@ -2,23 +2,29 @@
 
 Changes are *noted* by whoever has them (cheap, on the event loop) and *collected* into the planner only when an
 apply is about to start. While an apply runs in its thread, more changes wait and share the next one.
+
+An apply may begin with a look at what the kernel really has: everything at each refresh, and parts of it when
+somebody says that they may have been changed by others. Reading the rules takes longest by far, so that is done
+in another thread, beside the applies.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from felix_py import log
-from felix_py.dataplane.interface import Dataplane
+from felix_py.dataplane.backend import ToolError
+from felix_py.dataplane.interface import EVERYTHING, Dataplane, Part
 from felix_py.metrics import Metrics
+from felix_py.pace import Pace, Paced
 from felix_py.plan.planner import Planner
-from felix_py.records import Failure, Report, Update
+from felix_py.records import Drift, Failure, Report, Update
 
 T = TypeVar("T")
 
@@ -27,6 +33,16 @@ _REST = 0.05
 
 _RETRY_FIRST = 0.1
 _RETRY_MOST = 30.0
+
+_PROMPTLY = (0.0, 0.0, 0.2)
+"""The pace at which routes, links and settings are looked at: at once, but not in a tight fight with others."""
+
+_SOON = (0.5, 5.0, 3.0)
+"""The pace at which rules are read back: somebody who changes some is likely to change more."""
+
+_NOTHING = Part(0)
+_READ_BACK = "read-back"
+_MOST_LOGGED = 10
 
 
 class NotApplied(Exception):
@@ -62,6 +78,12 @@ class Reconciler:
         self._waiters: list[asyncio.Future[tuple[Failure, ...]]] = []
         self._sweeping = False
         self._sweep_due = False
+        self._looks = _NOTHING
+        self._look_seconds = 0.0
+        self._rules_read: object = None
+        self._promptly = Paced(Pace(*_PROMPTLY), self._look_promptly)
+        self._prompt_parts = _NOTHING
+        self._soon = Paced(Pace(*_SOON), lambda: self._read_back(Part.RULES))
         self._failures: tuple[Failure, ...] = ()
         self.on_applied: list[Callable[[tuple[Failure, ...]], None]] = []
         """Called after each apply with what it could not write."""
@@ -81,19 +103,39 @@ class Reconciler:
         self._sweeping = self._sweep_due = True
         self.note()
 
+    def look(self, parts: Part) -> None:
+        """Others may have changed these parts of the kernel: compare, and mend what differs.
+
+        Rules are read back a moment after the last such call, everything else at once.
+        """
+        if Part.RULES in parts:
+            self._soon.ask()
+        if prompt := parts & ~Part.RULES:
+            self._prompt_parts |= prompt
+            self._promptly.ask()
+
+    def retry(self) -> None:
+        """What could not be written may work now."""
+        if self._failures:
+            self.note()
+
     async def settled(self, concerns: Callable[[Failure], bool] = lambda _failure: True) -> None:
         """Return once everything noted before this call is in the kernel.
 
         Raises:
             NotApplied: the apply that carried it left failures that concern the caller.
         """
+        failures = tuple(filter(concerns, await self._applied()))
+        if failures:
+            raise NotApplied(failures)
+
+    async def _applied(self) -> tuple[Failure, ...]:
+        """What the next apply that begins could not write."""
         waiter: asyncio.Future[tuple[Failure, ...]] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._awaited.set()
         self.note()
-        failures = tuple(filter(concerns, await waiter))
-        if failures:
-            raise NotApplied(failures)
+        return await waiter
 
     async def differences(self) -> list[str]:
         """What the kernel does not have of the desired state; an apply that mends it follows."""
@@ -108,49 +150,82 @@ class Reconciler:
 
     async def run(self) -> None:
         """Apply until cancelled. The kernel keeps what was written last."""
-        delay = 0.0
-        refresh_at = time.monotonic() + self._refresh_interval
         try:
-            while True:
-                wait = delay or max(0.0, refresh_at - time.monotonic())
-                refresh = await self._wait_for_work(wait) and not delay
-                await self._apply(refresh=refresh)
-                if refresh:
-                    refresh_at = time.monotonic() + self._refresh_interval
-                delay = self._next_delay(delay)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._apply_for_ever())
+                tasks.create_task(self._refresh_for_ever())
+                tasks.create_task(self._promptly.run())
+                tasks.create_task(self._soon.run())
         finally:
             self._thread.shutdown(wait=True)
 
-    async def _wait_for_work(self, seconds: float) -> bool:
-        """Wait for a note, and then for more of them unless it is urgent; true when the time ran out instead."""
+    # --- looking -------------------------------------------------------------------------------------
+
+    async def _refresh_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._refresh_interval)
+            await self._read_back(EVERYTHING)
+
+    async def _read_back(self, parts: Part) -> float:
+        """Read the rules beside whatever is being applied, then have the next apply compare. Seconds of work."""
+        started = time.monotonic()
         try:
-            async with asyncio.timeout(seconds):  # wait_for() can swallow a cancellation before Python 3.12
-                await self._dirty.wait()
-        except TimeoutError:
-            return True
-        with contextlib.suppress(TimeoutError):
+            self._rules_read = await asyncio.to_thread(self._dataplane.read_rules)
+        except Exception as error:
+            self._log.warning("cannot read the rules back; trying again", reason=str(error))
+            self._soon.ask()
+            parts &= ~Part.RULES
+        reading = time.monotonic() - started
+        return reading + (await self._look_with_next_apply(parts) if parts else 0.0)
+
+    async def _look_promptly(self) -> float:
+        parts, self._prompt_parts = self._prompt_parts, _NOTHING
+        return await self._look_with_next_apply(parts)
+
+    async def _look_with_next_apply(self, parts: Part) -> float:
+        self._looks |= parts
+        await self._applied()
+        return self._look_seconds
+
+    # --- applying ------------------------------------------------------------------------------------
+
+    async def _apply_for_ever(self) -> None:
+        delay = 0.0
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay or None):  # wait_for() can swallow a cancellation before 3.12
+                    await self._dirty.wait()
+            await self._rest()
+            await self._apply()
+            delay = self._next_delay(delay)
+
+    async def _rest(self) -> None:
+        """More may come at once; what somebody waits for does not wait for it."""
+        with suppress(TimeoutError):
             async with asyncio.timeout_at(self._applied_at + _REST):
                 await self._awaited.wait()
-        return False
 
     def _next_delay(self, delay: float) -> float:
         if not self._failures:
             return 0.0
         return min(_RETRY_MOST, delay * 2 or _RETRY_FIRST) * random.uniform(0.8, 1.2)
 
-    async def _apply(self, *, refresh: bool) -> None:
+    async def _apply(self) -> None:
         self._dirty.clear()
         self._awaited.clear()
-        self._sweep_due |= refresh and self._sweeping
+        parts, self._looks = self._looks, _NOTHING
+        self._sweep_due |= bool(parts) and self._sweeping
         waiters, self._waiters = self._waiters, []
         started = time.monotonic()
         try:
-            report = await self._two_steps(refresh)
+            report = await self._two_steps(parts)
         except Exception as error:
             # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced; we try again.
             self._log.exception("apply failed")
             report = Report(failures=(Failure("apply", f"{type(error).__name__}: {error}"),))
         self._applied_at = asyncio.get_running_loop().time()
+        if any(failure.what in (_READ_BACK, "apply") for failure in report.failures):
+            self._look_again(parts)
         self._metrics.apply_seconds.observe(time.monotonic() - started)
         self._note_failures(report.failures)
         self._tell(report.failures)
@@ -158,11 +233,18 @@ class Reconciler:
             if not waiter.done():
                 waiter.set_result(report.failures)
 
-    async def _two_steps(self, refresh: bool) -> Report:
+    def _look_again(self, parts: Part) -> None:
+        """With the retry that follows; the rules at their own pace."""
+        self._looks |= parts & ~Part.RULES
+        if Part.RULES in parts:
+            self._soon.ask()
+
+    async def _two_steps(self, parts: Part) -> Report:
         """First what must be there, then, if all of it is, what may go (see :mod:`felix_py.plan.planner`)."""
         self._collect(self._planner)
         update = self._planner.take()
-        report = await self.call(lambda: self._write(update, refresh=refresh))
+        rules, self._rules_read = self._rules_read, None
+        report = await self.call(lambda: self._write(update, parts, rules))
         if report.failures:
             return report
         later = self._planner.confirm()
@@ -172,14 +254,37 @@ class Reconciler:
             self._sweep_due |= sweep and bool(report.failures)
         return report
 
-    def _write(self, update: Update, *, refresh: bool = False, sweep: bool = False) -> Report:
+    def _write(
+        self, update: Update, parts: Part = _NOTHING, rules: object = None, *, sweep: bool = False
+    ) -> Report:
         self._dataplane.update(update)
-        if refresh:
-            self._dataplane.load()
+        looked = self._look(parts, rules) if parts else Report()
         report = self._dataplane.apply(sweep=sweep)
         self._metrics.restores.inc(report.transactions)
         self._metrics.writes.inc(report.writes)
-        return report
+        self._note_drift(self._dataplane.take_drift())
+        return looked + report
+
+    def _look(self, parts: Part, rules: object) -> Report:
+        """Read back. Where that fails, what is wanted is written all the same: a new pod must not wait for it."""
+        started = time.monotonic()
+        try:
+            self._dataplane.load(parts, rules)
+        except (OSError, ToolError) as error:
+            return Report(failures=(Failure(_READ_BACK, str(error)),))
+        finally:
+            self._look_seconds = time.monotonic() - started
+        return Report()
+
+    def _note_drift(self, drift: Sequence[Drift]) -> None:
+        if not drift:
+            return
+        for found in drift:
+            self._metrics.drift.labels(found.kind.value).inc(found.count)
+        shown = [str(found) for found in drift[:_MOST_LOGGED]]
+        if more := sum(found.count for found in drift[_MOST_LOGGED:]):
+            shown.append(f"and {more} more")
+        self._log.warning("somebody else has changed what is ours; putting it right", found=shown)
 
     def _note_failures(self, failures: tuple[Failure, ...]) -> None:
         self._metrics.failures.set(len(failures))

@@ -156,6 +156,34 @@ class Report:
         )
 
 
+class DriftKind(enum.StrEnum):
+    """Kinds of objects that somebody else can change. The values are those of a metric's label."""
+
+    CHAIN = "chain"
+    HOOK = "hook"
+    SET = "set"
+    MEMBER = "member"
+    ROUTE = "route"
+    LINK = "link"
+    SYSCTL = "sysctl"
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Something that was right in the kernel and is not any more, although nobody of ours asked for a change.
+
+    ``what`` names it as a Failure does, ``how`` says in which way it differs. ``count``: how many objects.
+    """
+
+    kind: DriftKind
+    what: str
+    how: str
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.how}"
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A durable claim of one pod interface on its addresses (one per family at most).

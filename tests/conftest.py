@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+import structlog
 
 from tests.support.isolate import NetworkNamespace, isolate_process, new_netns
 
@@ -21,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("root") or item.get_closest_marker("e2e"):
             item.add_marker(pytest.mark.skip(reason="needs root: network namespaces"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A test that configures logging binds it to a stream that is closed behind it."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ class Facts:
         self._leases: dict[ObjectKey, list[Lease]] = {}
         self._attached: dict[ObjectKey, Lease] = {}
         self._moved: dict[ObjectKey, None] = {}
+        self._leaving: list[Lease] = []
         self._interfaces: dict[str, ObjectKey] = {}
         self._learned: dict[str, tuple[str, ...]] = {}
         self.on_nodes: Callable[[], None] = lambda: None
@@ -110,6 +111,12 @@ class Facts:
         self._interfaces[lease.interface] = key
         self._endpoint(key)
 
+    def leaving(self, lease: Lease) -> None:
+        """A pod's interface is about to be deleted: nobody must miss it, nor its route, from now on."""
+        self._interfaces.pop(lease.interface, None)
+        self._leaving.append(lease)
+        self._changed()
+
     def detach(self, lease: Lease) -> None:
         """A pod's interface goes away. One that never was attached is fine."""
         key = (lease.namespace, lease.pod)
@@ -129,6 +136,10 @@ class Facts:
         """Whether this lease is the one that stands for its pod."""
         newest = self._leases.get((lease.namespace, lease.pod), [])
         return bool(newest) and _identity(newest[-1]) == _identity(lease)
+
+    def has_interface(self, name: str) -> bool:
+        """Whether there is to be such an interface of a pod."""
+        return name in self._interfaces
 
     @property
     def endpoints(self) -> int:
@@ -175,6 +186,10 @@ class Facts:
         moved, self._moved = self._moved, {}
         for key in moved:
             self._move(planner, key)
+        leaving, self._leaving = self._leaving, []
+        for lease in leaving:
+            if self._attached.get((lease.namespace, lease.pod)) == lease:
+                planner.leave(lease)
         learned, self._learned = self._learned, {}
         planner.learned(learned)
 

@@ -5,7 +5,8 @@ Order of a start, and why:
 1. Leases and kernel are read: a restarted agent knows its endpoints before anybody asks.
 2. The CNI server listens: a DEL must work whatever else is missing. ADD answers "try again" until step 4.
 3. The informers run until every kind is in sync. Until then nothing is written to the kernel.
-4. The first apply. Then ADD works, and only then does the runtime get its network list.
+4. The first apply. Then ADD works, and only then does the runtime get its network list. From here on changes that
+   others make in the kernel are listened for; a look at it covers what they did before.
 5. BGP: what the node announces works by now. Once learned routes are complete again, strays are swept.
 """
 
@@ -38,7 +39,9 @@ from felix_py.dataplane.backend import ToolError, find_backend
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.counters import read_counters
 from felix_py.dataplane.host_addresses import host_addresses
+from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.uplink import uplink_mtu
 from felix_py.datastore.client import ApiError, Unreachable, connect
 from felix_py.datastore.cluster import Cluster
@@ -108,7 +111,7 @@ class Agent:
         for failure in sysctl.set_up_host(families):
             self._log.warning("cannot set a kernel setting", what=failure.what, reason=failure.reason)
         backend = find_backend(config.backend)
-        kernel = self._stack.enter_context(Kernel(families, backend))
+        kernel = self._kernel = self._stack.enter_context(Kernel(families, backend))
         kernel.load()
         self._log.info("starting", backend=backend.value, families=[int(f) for f in families])
 
@@ -241,6 +244,7 @@ class Agent:
             self._network.set_ready()
             self._metrics.in_sync.set(1)
             self._log.info("in sync: policy is in force", endpoints=self._facts.endpoints)
+            self._listen_to_the_kernel()
             tasks.create_task(self._deny_log.run())
             # What comes later is counted from here.
             tasks.create_task(self._counters.refresh())
@@ -260,6 +264,18 @@ class Agent:
         except NotApplied as error:
             # Each was logged, and is tried again; endpoints that do not stand on it must not wait for it.
             self._log.error("some of the kernel state could not be written", failures=len(error.failures))
+
+    def _listen_to_the_kernel(self) -> None:
+        try:
+            monitor = Monitor(
+                self._kernel, self._facts.has_interface, self._reconciler.look, self._reconciler.retry
+            )
+        except OSError as error:
+            self._log.warning("changes by others are found at the refresh only", reason=str(error))
+            return
+        self._stack.callback(monitor.close)
+        monitor.start()
+        self._reconciler.look(Part.RULES | Part.ROUTES | Part.LINKS | Part.SETTINGS)
 
     async def _tell_the_world(self) -> None:
         """The runtime may start pods here, and the scheduler may send some."""

@@ -97,6 +97,10 @@ class PodNetwork:
         self._facts.attach(lease)
         await self._settled(lease)
 
+    def leaving(self, lease: Lease) -> None:
+        """The pod's interface is about to be deleted."""
+        self._facts.leaving(lease)
+
     async def release(self, lease: Lease) -> None:
         """Return once they are gone again, and so is what conntrack knows of the addresses.
 

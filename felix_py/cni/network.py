@@ -34,6 +34,12 @@ class Network(Protocol):
             NetworkError: they are not; the plugin will call :meth:`release`.
         """
 
+    def leaving(self, lease: Lease) -> None:
+        """The lease's interface is about to be deleted: nobody is to miss it, nor the route through it.
+
+        :meth:`release` follows, unless the interface cannot be deleted.
+        """
+
     async def release(self, lease: Lease) -> None:
         """Return once nothing in the kernel refers to the lease any more; an unknown lease is fine.
 
@@ -66,6 +72,8 @@ class FakeNetwork:
         self.stuck: str | None = None
         """Why :meth:`release` fails, if it is to."""
         self.enforced: dict[tuple[str, str], Lease] = {}
+        self.gone: set[str] = set()
+        """Interfaces that are or were about to be deleted."""
         self._changed = asyncio.Condition()
 
     async def learn(self, namespace: str, name: str) -> None:
@@ -90,6 +98,9 @@ class FakeNetwork:
         self.enforced[lease.container, lease.ifname] = lease  # half done is what a real failure leaves, too
         if self.refuse:
             raise NetworkError(self.refuse)
+
+    def leaving(self, lease: Lease) -> None:
+        self.gone.add(lease.interface)
 
     async def release(self, lease: Lease) -> None:
         if self.stuck:

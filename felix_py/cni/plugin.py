@@ -108,7 +108,7 @@ class Plugin:
                 lease, dns = await self._lease(claim, wanted, request, undo)
                 link = self._link(request, lease, mac)
                 await self._interfaces.create(link)
-                undo.push_async_callback(self._undo, self._interfaces.delete, link.host)
+                undo.push_async_callback(self._undo, self._delete_interface, lease)
                 await self._bounded(
                     self._network.enforce(lease), f"policy of {pod.namespace}/{pod.name} is not in force yet"
                 )
@@ -172,10 +172,16 @@ class Plugin:
 
     async def _detach(self, container: str, ifname: str) -> None:
         """Take everything away, whatever there still is of it."""
-        await self._interfaces.delete(interface_name(container, ifname))
         lease = self._leases.get(container, ifname)
-        if lease is not None:
-            await self._forget(lease)
+        if lease is None:
+            await self._interfaces.delete(interface_name(container, ifname))
+            return
+        await self._delete_interface(lease)
+        await self._forget(lease)
+
+    async def _delete_interface(self, lease: Lease) -> None:
+        self._network.leaving(lease)
+        await self._interfaces.delete(lease.interface)
 
     async def _forget(self, lease: Lease) -> None:
         """Out of the kernel first: the address must not be given away before."""

@@ -7,19 +7,35 @@ own, so asking ``iptables --version`` says nothing about the host. What its kern
 from __future__ import annotations
 
 import functools
+import math
 import os
+import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES
+from felix_py.dataplane.netlink import NETLINK_NETFILTER, Netlink, attributes, message
+from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.records import Backend
 from policy.model import Family
 
 _HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
 """Chains that the kubelet keeps in the backend it was made for (KEP-3178)."""
 
+_CONCERNING = (f"-A {CHAIN_PREFIX}", f":{CHAIN_PREFIX}", *(f"-A {chain} " for chain in sorted(BUILTIN_CHAINS)))
+_INCOMPATIBLE = re.compile(rf"^# (Table \W({'|'.join(TABLES)})\W is incompatible.*)", re.MULTILINE)
+"""What the nft tool says, with exit status 0, instead of a table that somebody has changed with nft(8)."""
+
+_NFT_MSG_GETGEN = 10 << 8 | 16
+_NFTA_GEN_ID = 1
+
 _SEARCH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _TIMEOUT = 60.0
+_REMEMBERED = 10.0
+"""Seconds within which what a process of ours did has long been told."""
 
 
 class ToolError(Exception):
@@ -40,26 +56,59 @@ def command(family: Family, backend: Backend, verb: str) -> str:
     return path
 
 
-def run(argv: list[str], stdin: str = "") -> str:
+class OwnProcesses:
+    """The processes that write rules for us, by pid, so that what the kernel tells of them can be passed over.
+
+    A pid is forgotten a while after its process has ended, since it may come to be another's. One thread adds,
+    another asks.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until: dict[int, float] = {}
+
+    def started(self, pid: int) -> None:
+        """A process of ours runs."""
+        now = self._clock()
+        self._until = {known: until for known, until in self._until.items() if until > now} | {pid: math.inf}
+
+    def ended(self, pid: int) -> None:
+        """It has ended; what it did may still be told."""
+        self._until[pid] = self._clock() + _REMEMBERED
+
+    def __contains__(self, pid: object) -> bool:
+        return isinstance(pid, int) and self._until.get(pid, 0.0) > self._clock()
+
+
+def run(argv: list[str], stdin: str = "", own: OwnProcesses | None = None, timeout: float = _TIMEOUT) -> str:
     """Run one of the tools in the calling thread's network namespace and return what it prints.
+
+    ``own`` knows the process before it has read any of ``stdin``; ``timeout`` is in seconds.
 
     Raises:
         ToolError: it could not be run, took too long or failed; carries its own words.
     """
+    name = Path(argv[0]).name
+    pipe = subprocess.PIPE
     try:
-        done = subprocess.run(
-            argv,
-            input=stdin.encode(errors="surrogateescape"),
-            capture_output=True,
-            timeout=_TIMEOUT,
-            check=False,
-            env={"PATH": _SEARCH, "LC_ALL": "C"},
-        )
+        with subprocess.Popen(
+            argv, stdin=pipe, stdout=pipe, stderr=pipe, env={"PATH": _SEARCH, "LC_ALL": "C"}
+        ) as process:
+            if own is not None:
+                own.started(process.pid)
+            try:
+                output, complaint = process.communicate(stdin.encode(errors="surrogateescape"), timeout)
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                if own is not None:
+                    own.ended(process.pid)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ToolError(f"{Path(argv[0]).name}: {error}") from error
-    if done.returncode:
-        raise ToolError(_reason(done.stderr) or f"{Path(argv[0]).name}: exit status {done.returncode}")
-    return done.stdout.decode(errors="surrogateescape")
+        raise ToolError(f"{name}: {error}") from error
+    if process.returncode:
+        raise ToolError(_reason(complaint) or f"{name}: exit status {process.returncode}")
+    return output.decode(errors="surrogateescape")
 
 
 def _reason(stderr: bytes) -> str:
@@ -68,15 +117,42 @@ def _reason(stderr: bytes) -> str:
     return " ".join(line for line in lines if line and not line.startswith(("Try `", "#")))
 
 
-def save(family: Family, backend: Backend) -> str:
+def save(family: Family, backend: Backend, timeout: float = _TIMEOUT) -> str:
     """Everything that one family and backend hold, as iptables-save prints it.
 
-    The legacy tool without ``-t`` reads only tables that exist; with it, it would create the table.
+    The legacy tool without ``-t`` reads only tables that exist; with it, it would create the table. The nft tool
+    begins anew whenever somebody writes any rule of any family while it reads, and then may print some chains
+    several times over (seen with 1.8.9). So what it printed counts if nobody wrote meanwhile, or if it says the
+    same of our chains twice in a row.
 
     Raises:
-        ToolError: the tool is missing or failed.
+        ToolError: the tool is missing or failed, or has not come to an end after ``timeout`` seconds.
     """
-    return run([command(family, backend, "save")])
+    argv = [command(family, backend, "save")]
+    if backend is Backend.LEGACY:
+        return run(argv, timeout=timeout)
+    deadline = time.monotonic() + timeout
+    before = None
+    while (left := deadline - time.monotonic()) > 0:
+        generation = _generation()
+        text = run(argv, timeout=left)
+        if found := _INCOMPATIBLE.search(text):
+            raise ToolError(f"{Path(argv[0]).name}: {found[0]}")
+        concerning = [line for line in text.split("\n") if line.startswith(_CONCERNING)]
+        if generation == _generation() or concerning == before:
+            return text
+        before = concerning
+    raise ToolError(f"{Path(argv[0]).name}: others keep changing the rules while they are read")
+
+
+def _generation() -> bytes:
+    """Number of the last transaction of nf_tables; nothing if the kernel has none."""
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            answer = netlink.get(message(_NFT_MSG_GETGEN, 0, bytes(4)))
+    except OSError:
+        return b""
+    return bytes(attributes(answer[4:]).get(_NFTA_GEN_ID, b""))
 
 
 def find_backend(override: Backend | None = None) -> Backend:

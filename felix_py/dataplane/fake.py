@@ -7,8 +7,30 @@ from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
+from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.dataplane.order import ORDER, Step
-from felix_py.records import ChainKey, Failure, Flow, Hook, Report, Route, RouteKey, SetSpec, Update, Words
+from felix_py.records import (
+    ChainKey,
+    Drift,
+    DriftKind,
+    Failure,
+    Flow,
+    Hook,
+    Report,
+    Route,
+    RouteKey,
+    SetSpec,
+    Update,
+    Words,
+)
+
+_PARTS = {
+    "set": Part.SETS,
+    "member": Part.SETS,
+    "chain": Part.RULES,
+    "hook": Part.RULES,
+    "route": Part.ROUTES,
+}
 
 
 class Item(NamedTuple):
@@ -49,22 +71,75 @@ def _items(update: Update) -> Iterator[tuple[Item, object]]:
 
 @dataclass
 class FakeDataplane:
-    """``kernel`` is what has been written; change it to make drift. ``failing``: what to refuse -> the reason."""
+    """``kernel`` is what has been written; change it to make drift. ``failing``: what to refuse -> the reason.
+
+    ``broken_links``: interfaces that somebody has changed -> how. ``unreadable``: why loading fails, if it does.
+    ``looks``: the parts of each load.
+    """
 
     kernel: dict[Item, object] = field(default_factory=dict)
     failing: dict[str, str] = field(default_factory=dict)
-    loads: int = 0
+    broken_links: dict[str, str] = field(default_factory=dict)
+    unreadable: str = ""
+    looks: list[Part] = field(default_factory=list)
     applies: int = 0
 
     def __post_init__(self) -> None:
         self._wanted: dict[Item, object] = {}
         self._seen: dict[Item, object] = {}
+        self._broken: set[str] = set()
+        self._drift: list[Drift] = []
+        self._epoch = 0
+        self._loaded = False
 
     # --- Dataplane -----------------------------------------------------------------------------------
 
-    def load(self) -> None:
-        self.loads += 1
-        self._seen = dict(self.kernel)
+    def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
+        first, self._loaded = not self._loaded, True
+        self.looks.append(parts)
+        if self.unreadable:
+            raise OSError(self.unreadable)
+        found = dict(self.kernel)
+        if isinstance(rules, tuple) and rules[0] == self._epoch:
+            found = {item: value for item, value in found.items() if _PARTS[item.kind] is not Part.RULES}
+            found |= rules[1]
+        unseen = {item: value for item, value in self._seen.items() if _PARTS[item.kind] not in parts}
+        found = unseen | {item: value for item, value in found.items() if _PARTS[item.kind] in parts}
+        if not first:
+            self._drift += [*self._spoilt(found), *self._strays(found)]
+        self._seen = found
+        if Part.LINKS in parts:
+            self._look_at_links()
+
+    def read_rules(self) -> object:
+        if self.unreadable:
+            raise OSError(self.unreadable)
+        held = {item: value for item, value in self.kernel.items() if _PARTS[item.kind] is Part.RULES}
+        return self._epoch, held
+
+    def _spoilt(self, found: dict[Item, object]) -> Iterator[Drift]:
+        for item, value in self._wanted.items():
+            if value is None or self._seen.get(item) != value or found.get(item) == value:
+                continue
+            if item.kind != "member" or Item("set", _set_of(item)) in found:
+                yield Drift(DriftKind(item.kind), item.what, "other content" if item in found else "missing")
+
+    def _strays(self, found: dict[Item, object]) -> Iterator[Drift]:
+        for item in found.keys() - self._seen.keys():
+            if self._wanted.get(item) is None:
+                yield Drift(DriftKind(item.kind), item.what, "nobody asked for it")
+
+    def _look_at_links(self) -> None:
+        routes = [value for item, value in self._wanted.items() if item.kind == "route" and value]
+        names = {hop.interface for route in routes for hop in cast("Route", route).next_hops}
+        broken = names & self.broken_links.keys()
+        for name in sorted(broken - self._broken):
+            self._drift.append(Drift(DriftKind.LINK, f"interface {name}", self.broken_links[name]))
+        self._broken = broken
+
+    def take_drift(self) -> list[Drift]:
+        taken, self._drift = self._drift, []
+        return taken
 
     def update(self, update: Update) -> None:
         for name in update.emptied:
@@ -93,7 +168,14 @@ class FakeDataplane:
         if sweep:
             wanted |= dict.fromkeys(self._seen.keys() - wanted.keys())
         changes = [(item, value) for item, value in wanted.items() if self._seen.get(item) != value]
-        return sum((self._step(step, changes) for step in ORDER), Report())
+        self._epoch += any(_PARTS[item.kind] is Part.RULES for item, _ in changes)
+        return sum((self._step(step, changes) for step in ORDER), self._mend_links())
+
+    def _mend_links(self) -> Report:
+        for name in self._broken:
+            self.broken_links.pop(name, None)
+        writes, self._broken = len(self._broken), set()
+        return Report(writes=writes)
 
     def _step(self, step: Step, changes: list[tuple[Item, object]]) -> Report:
         writes = 0
@@ -168,7 +250,7 @@ class FakeDataplane:
         return cast("dict[RouteKey, Route]", self._of("route"))
 
     def _of(self, kind: str) -> dict[Hashable, object]:
-        return {item.key: value for item, value in self.kernel.items() if item.kind == kind}
+        return {item.key: value for item, value in dict(self.kernel).items() if item.kind == kind}
 
 
 def _set_of(member: Item) -> str:

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from felix_py.records import Flow, Report, Update
+from felix_py.records import Drift, Flow, Report, Update
+
+
+class Part(enum.Flag):
+    """What can be read back by itself."""
+
+    SETS = enum.auto()
+    RULES = enum.auto()
+    ROUTES = enum.auto()
+    LINKS = enum.auto()
+    """The host's ends of pod interfaces."""
+
+    SETTINGS = enum.auto()
+    """The host's own sysctls."""
+
+
+EVERYTHING = Part.SETS | Part.RULES | Part.ROUTES | Part.LINKS | Part.SETTINGS
 
 
 class Dataplane(Protocol):
-    """Desired state in, writes out. One thread only calls it; nothing here is safe for two.
+    """Desired state in, writes out. One thread only calls it; nothing here is safe for two, but ``read_rules``.
 
     ``update`` only notes what is wanted and does no I/O. ``apply`` brings the kernel there in the order that
     :mod:`felix_py.dataplane.order` gives reasons for; what fails stays pending and is tried again by the next
     ``apply``. Only objects that are recognisably ours are ever written or removed.
     """
 
-    def load(self) -> None:
-        """Read back everything of ours from the kernel. Call before the first ``apply``, and to find drift."""
+    def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
+        """Read back what is ours in the kernel. Call before the first ``apply``, and to find drift.
+
+        ``rules``: what :meth:`read_rules` returned; if something was written since, they are read again.
+        """
+
+    def read_rules(self) -> object:
+        """Read the rules, which takes longest, for a ``load`` that follows. Any thread may call this."""
 
     def update(self, update: Update) -> None:
         """Note what is wanted. No I/O."""
@@ -27,6 +50,13 @@ class Dataplane(Protocol):
 
     def apply(self, *, sweep: bool = False) -> Report:
         """Write the difference. ``sweep``: also remove objects of ours that nobody asked for."""
+
+    def take_drift(self) -> list[Drift]:
+        """What somebody else has changed, each change once, as all reading since the last call found it.
+
+        Pending writes, also those that failed, are no drift; neither is what the first ``load`` finds. Routes and
+        interfaces that an ``update`` has asked to change in the meantime are left out, so call it behind one.
+        """
 
 
 class FlowTable(Protocol):

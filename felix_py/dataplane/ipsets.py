@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from felix_py.dataplane import ipset_members as members
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, TYPE_MISMATCH, Batch, Commands, Shape
+from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
 from felix_py.plan.layout import set_prefix
-from felix_py.records import Failure, Report, SetSpec
+from felix_py.records import Drift, Failure, Report, SetSpec
 from policy.model import Family
 
 _NAME_BYTES = 31
@@ -65,6 +66,15 @@ class _Set:
         self.shape, self.actual = shape, actual
         self.pending = {key for key, value in self.wanted.items() if actual.get(key) != value} | deletions
 
+    def drift(self, name: str, shape: Shape | None, actual: dict[bytes, int]) -> Iterator[Drift]:
+        """What somebody else has changed, if this is what the kernel has now."""
+        if self.spec is None or not self.right:
+            return
+        if shape != self.shape:
+            yield set_drift(name, shape)
+        else:
+            yield from member_drift(name, self.spec, self.wanted, self.actual, actual)
+
     def find_strays(self) -> None:
         """Make every member that is not wanted pending."""
         if self.spec is None:
@@ -89,6 +99,8 @@ class IPSets:
         self._dirty: set[str] = set()
         self._unswept: set[str] = set()
         self._refused: dict[str, Failure] = {}
+        self._loaded = False
+        self._drift: list[Drift] = []
 
     def close(self) -> None:
         """Close the socket."""
@@ -159,13 +171,26 @@ class IPSets:
             name: read for name in self._commands.names() if is_ours(name) and (read := self._commands.read(name))
         }
         for name, (shape, actual) in found.items():
-            self._sets.setdefault(name, _Set()).loaded(shape, actual)
+            known = self._sets.get(name)
+            if known is None:
+                known = self._sets[name] = _Set()
+                if self._loaded and name not in self._refused:
+                    self._drift.append(stray_set(name, shape))
+            self._drift += known.drift(name, shape, actual)
+            known.loaded(shape, actual)
         for name in self._sets.keys() - found.keys():
+            self._drift += self._sets[name].drift(name, None, {})
             self._sets[name].loaded(None, {})
             if self._sets[name].spec is None:
                 del self._sets[name]
+        self._loaded = True
         self._dirty = {name for name, known in self._sets.items() if not known.done}
         self._unswept = set(found)
+
+    def take_drift(self) -> list[Drift]:
+        """What somebody else has changed, as found since the last call."""
+        taken, self._drift = self._drift, []
+        return taken
 
     def differences(self) -> Iterator[str]:
         """Wanted sets and members that the kernel, as last seen, does not have."""
@@ -325,6 +350,7 @@ class IPSets:
             elif name not in gone:
                 # Somebody destroyed the set behind our back: the next apply makes it anew.
                 gone.add(name)
+                self._drift += self._sets[name].drift(name, None, {})
                 self._sets[name].loaded(None, {})
                 yield Failure(f"set {name}", error.strerror or str(error))
 

@@ -6,9 +6,10 @@ as a whole; the kernel swaps each table in one step, so that no packet sees half
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
-from felix_py.dataplane.backend import ToolError, save
+from felix_py.dataplane.backend import OwnProcesses, ToolError, save
+from felix_py.dataplane.differences import chain_difference, hook_difference, stray_chain, stray_rules
 from felix_py.dataplane.iptables_restore import (
     Change,
     Place,
@@ -22,26 +23,31 @@ from felix_py.dataplane.iptables_text import (
     TABLES,
     BadRule,
     Rule,
+    SavedTable,
     check_chain,
     parse_save,
     render,
 )
 from felix_py.dataplane.rule_bodies import RuleBodies
-from felix_py.records import Backend, ChainKey, Failure, Hook, Report, Words
+from felix_py.records import Backend, ChainKey, Drift, DriftKind, Failure, Hook, Report, Words
 from policy.model import Family
+
+_MENDED_SECONDS = 2.0
+"""For a look at what was just mended: new pods wait for it."""
 
 
 class Iptables:
     """One family's tables. Nothing but chains with our prefix and rules with our comment is ever written."""
 
-    def __init__(self, family: Family, backend: Backend) -> None:
-        """
+    def __init__(self, family: Family, backend: Backend, own: OwnProcesses | None = None) -> None:
+        """``own`` gets to know every process that writes for us.
+
         Raises:
             ToolError: the backend's commands are not installed.
         """
         self._family = family
         self._backend = backend
-        self._restore = Restore(family, backend)
+        self._restore = Restore(family, backend, own)
         self._wanted: dict[Place, tuple[Rule, ...]] = {}
         self._hooks: dict[Place, dict[Hook, Rule]] = {}
         self._rejected: dict[ChainKey | Hook, Failure] = {}
@@ -51,6 +57,8 @@ class Iptables:
         self._doomed_hooks: dict[Place, set[str]] = {}
         self._swept = False
         self._bodies = RuleBodies()
+        self._loaded = False
+        self._drift: list[Drift] = []
 
     # --- what is wanted ------------------------------------------------------------------------------
 
@@ -99,25 +107,67 @@ class Iptables:
 
     # --- what there is -------------------------------------------------------------------------------
 
-    def load(self) -> None:
-        """Read the kernel's tables.
+    @property
+    def epoch(self) -> int:
+        """Changes when a write begins and when it ends: what was read at another epoch may be out of date."""
+        return self._restore.epoch
+
+    def read(self, timeout: float) -> Mapping[str, SavedTable]:
+        """Read the kernel's tables, within so many seconds, for a :meth:`load` at the same epoch.
+
+        Any thread may call this.
 
         Raises:
             ToolError: they cannot be read.
         """
-        self._actual = self._read()
+        return parse_save(save(self._family, self._backend, timeout))
+
+    def load(self, saved: Mapping[str, SavedTable] | None = None) -> None:
+        """Take over what the kernel has; ``saved``: as :meth:`read` found it, else it is read now.
+
+        Raises:
+            ToolError: it cannot be read.
+        """
+        right = [place for place in self._wanted.keys() | self._hooks.keys() if self._change(place) is None]
+        before = self._actual
+        self._actual = _by_place(parse_save(save(self._family, self._backend)) if saved is None else saved)
         self._bodies.keep(rule.text for rules in self._actual.values() for rule in rules)
+        if self._loaded:
+            self._drift += [*self._spoilt(right), *self._strays(before)]
+        self._loaded = True
         self._dirty = self._wanted.keys() | self._hooks.keys() | self._doomed | self._doomed_hooks.keys()
         self._swept = False
 
-    def _read(self) -> dict[Place, tuple[Rule, ...]]:
-        saved = parse_save(save(self._family, self._backend))
-        return {
-            (name, chain): tuple(rules)
-            for name, table in saved.items()
-            if name in TABLES
-            for chain, rules in (*table.chains.items(), *table.builtins.items())
-        }
+    def take_drift(self) -> list[Drift]:
+        """What loading has found to be changed by somebody else, since the last call."""
+        taken, self._drift = self._drift, []
+        return taken
+
+    def _spoilt(self, right: Iterable[Place]) -> Iterator[Drift]:
+        """What was right and is not any more."""
+        for place in sorted(right):
+            if not (change := self._change(place)):
+                continue
+            actual = self._actual.get(place)
+            if place[1] in BUILTIN_CHAINS:
+                top, end = self._own_rules(place)
+                altered = self._altered(actual or (), (*top, *end))
+                yield Drift(DriftKind.HOOK, change.what, hook_difference(top, end, actual or (), altered))
+            else:
+                altered = self._altered(actual or (), self._wanted[place])
+                how = chain_difference(self._wanted[place], actual, altered)
+                yield Drift(DriftKind.CHAIN, change.what, how)
+
+    def _strays(self, before: Mapping[Place, tuple[Rule, ...]]) -> Iterator[Drift]:
+        """What has come into our namespace of names without anybody asking for it."""
+        asked = self._rejected_places()
+        for place, rules in sorted(self._actual.items()):
+            if place[1] in BUILTIN_CHAINS:
+                known = {rule.hash for rule in before.get(place, ())} | self._wanted_hashes(place)
+                if strays := [rule for rule in rules if rule.hash and rule.hash not in known]:
+                    yield Drift(DriftKind.HOOK, f"hooks in {self._name(place)}", stray_rules(strays))
+            elif place not in before and place not in self._wanted and place not in asked:
+                yield Drift(DriftKind.CHAIN, self._name(place), stray_chain(rules))
 
     def rules(self, table: str, prefix: str) -> list[str]:
         """The rules of all our chains of a table whose names begin so, as iptables-save spells them."""
@@ -197,7 +247,7 @@ class Iptables:
         if not mended:
             return
         try:
-            found = self._read()
+            found = _by_place(self.read(_MENDED_SECONDS))
         except ToolError:
             return  # the next load says so again
         for change in mended:
@@ -206,10 +256,10 @@ class Iptables:
                 if rule.hash in wanted:
                     self._bodies.learn(wanted[rule.hash], rule)
 
-    def _altered(self, actual: Iterable[Rule], wanted: Iterable[Rule]) -> bool:
-        """Whether a rule that carries a wanted one's hash does something else."""
+    def _altered(self, actual: Iterable[Rule], wanted: Iterable[Rule]) -> list[Rule]:
+        """The rules that carry a wanted one's hash and do something else."""
         by_hash = {rule.hash: rule for rule in wanted if rule.hash}
-        return any(rule.hash in by_hash and self._bodies.altered(by_hash[rule.hash], rule) for rule in actual)
+        return [r for r in actual if r.hash in by_hash and self._bodies.altered(by_hash[r.hash], r)]
 
     def _settled(self, place: Place) -> None:
         self._dirty.discard(place)
@@ -221,20 +271,26 @@ class Iptables:
             self._doom_strays()
         changes: list[Change] = []
         for place in sorted(self._dirty):
-            change = self._hook_change(place) if place[1] in BUILTIN_CHAINS else self._chain_change(place)
-            if change:
+            if change := self._change(place):
                 changes.append(change)
             else:
                 self._settled(place)
         return changes
 
+    def _change(self, place: Place) -> Change | None:
+        """What brings a place from the actual to the wanted content; None if nothing is to be done."""
+        return self._hook_change(place) if place[1] in BUILTIN_CHAINS else self._chain_change(place)
+
+    def _rejected_places(self) -> set[Place]:
+        """Chains that keep the content they have, because what is wanted of them cannot be written."""
+        return {(key.table, key.name) for key in self._rejected if isinstance(key, ChainKey)}
+
     def _doom_strays(self) -> None:
         """Everything of ours in the kernel that nobody asked for must go. Strays only ever come with a load."""
-        asked = {(key.table, key.name) for key in self._rejected if isinstance(key, ChainKey)}
+        asked = self._rejected_places()
         for place, rules in self._actual.items():
             if place[1] in BUILTIN_CHAINS:
-                wanted = {rule.hash for rule in self._hooks.get(place, {}).values()}
-                if strays := {rule.hash for rule in rules if rule.hash} - wanted:
+                if strays := {rule.hash for rule in rules if rule.hash} - self._wanted_hashes(place):
                     self._doomed_hooks.setdefault(place, set()).update(strays)
                     self._dirty.add(place)
             elif place not in self._wanted and place not in asked:
@@ -256,9 +312,7 @@ class Iptables:
 
         They are deleted by their text, never by their number: other programs may change the chain at any time.
         """
-        hooks = sorted(self._hooks.get(place, {}).items(), key=lambda item: item[0].words)
-        top = tuple(rule for hook, rule in hooks if hook.first)
-        end = tuple(rule for hook, rule in hooks if not hook.first)
+        top, end = self._own_rules(place)
         wanted = {*_hashes(top), *_hashes(end)}
         actual = self._actual.get(place, ())
         doomed = self._doomed_hooks.get(place, set()) - wanted
@@ -281,9 +335,28 @@ class Iptables:
         deletes = [f"-D {place[1]} {rule.text}" for rule in leaving]
         return Change(place, f"hooks in {self._name(place)}", (*deletes, *inserts), actual, after)
 
+    def _own_rules(self, place: Place) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+        """The rules that must be first and those that must be last in a built-in chain."""
+        hooks = sorted(self._hooks.get(place, {}).items(), key=lambda item: item[0].words)
+        return tuple(rule for hook, rule in hooks if hook.first), tuple(
+            rule for hook, rule in hooks if not hook.first
+        )
+
+    def _wanted_hashes(self, place: Place) -> set[str]:
+        return {rule.hash for rule in self._hooks.get(place, {}).values()}
+
     def _name(self, place: Place) -> str:
         table, chain = place
         return f"chain {chain} ({table}, IPv{int(self._family)})"
+
+
+def _by_place(saved: Mapping[str, SavedTable]) -> dict[Place, tuple[Rule, ...]]:
+    return {
+        (name, chain): tuple(rules)
+        for name, table in saved.items()
+        if name in TABLES
+        for chain, rules in (*table.chains.items(), *table.builtins.items())
+    }
 
 
 def _hashes(rules: Iterable[Rule]) -> list[str]:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from felix_py.dataplane.backend import ToolError, command, run
+from felix_py.dataplane.backend import OwnProcesses, ToolError, command, run
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, Rule
 from felix_py.records import Backend
 from felix_py.ruleset.words import split
@@ -109,25 +109,31 @@ def is_hopeless(error: str) -> bool:
 
 
 class Restore:
-    """Runs transactions of one family and counts them."""
+    """Runs transactions of one family and counts them. ``epoch`` is odd while one is under way."""
 
-    def __init__(self, family: Family, backend: Backend) -> None:
-        """
+    def __init__(self, family: Family, backend: Backend, own: OwnProcesses | None = None) -> None:
+        """``own`` gets to know every process that is started.
+
         Raises:
             ToolError: the backend's commands are not installed.
         """
         self._argv = [command(family, backend, "restore"), "--noflush", "-w", str(_LOCK_SECONDS)]
+        self._own = own
         self.runs = 0
+        self.epoch = 0
 
     def run(self, changes: Sequence[Change]) -> str | None:
         """One transaction; the tool's complaint if it failed, and then some tables may be written."""
         if not changes:
             return None
         self.runs += 1
+        self.epoch += 1
         try:
-            run(self._argv, transaction(changes))
+            run(self._argv, transaction(changes), self._own)
         except ToolError as error:
             return str(error)
+        finally:
+            self.epoch += 1
         return None
 
     def isolate(self, changes: Sequence[Change]) -> Iterator[tuple[Sequence[Change], str | None]]:

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from types import TracebackType
 
-from felix_py.dataplane.backend import ToolError
+from felix_py.dataplane.backend import OwnProcesses, ToolError
+from felix_py.dataplane.host_ends import HostEnds
+from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.dataplane.ipsets import IPSets
 from felix_py.dataplane.iptables import Iptables
+from felix_py.dataplane.iptables_text import SavedTable
 from felix_py.dataplane.links import LinkError, Links
 from felix_py.dataplane.order import ORDER, Step
 from felix_py.dataplane.routes import Routes
+from felix_py.dataplane.sysctl import HostSettings
 from felix_py.plan.layout import INTERFACE_PREFIX
-from felix_py.records import Backend, Failure, Report, Update
+from felix_py.records import Backend, Drift, Failure, Report, Update
 from policy.model import Family
 
 _OUR_INTERFACE = re.compile(re.escape(INTERFACE_PREFIX) + r"[0-9a-f]{10}")
+
+
+_AHEAD_SECONDS = 10.0
+"""For reading the rules while nobody waits for it."""
+
+_AGAIN_SECONDS = 2.0
+"""For reading them again because we wrote some meanwhile: new pods wait for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RulesRead:
+    """All rules of all families, and the epochs at which they were read."""
+
+    epochs: Mapping[Family, int]
+    tables: Mapping[Family, Mapping[str, SavedTable]]
 
 
 class Kernel:
@@ -34,13 +55,16 @@ class Kernel:
         """
         self._families = tuple(families)
         self._refused: dict[Family, Failure] = {}
-        self._tables = {family: Iptables(family, backend) for family in self._families}
-        self._sets = IPSets()
-        try:
-            self._routes = Routes(self._families)
-        except BaseException:
-            self._sets.close()
-            raise
+        self.backend = backend
+        self.own_processes = OwnProcesses()
+        """Those that write rules for us: what the kernel tells of them is no news."""
+        self._tables = {family: Iptables(family, backend, self.own_processes) for family in self._families}
+        self._settings = HostSettings(self._families)
+        with ExitStack() as stack:
+            self._sets = stack.enter_context(closing(IPSets()))
+            self._routes = stack.enter_context(closing(Routes(self._families)))
+            self._ends = stack.enter_context(closing(HostEnds()))
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Kernel:
         return self
@@ -52,20 +76,53 @@ class Kernel:
 
     def close(self) -> None:
         """Close the sockets. Everything in the kernel stays."""
-        self._sets.close()
-        self._routes.close()
+        self._stack.close()
 
-    def load(self) -> None:
+    @property
+    def routes(self) -> Routes:
+        """For whoever has to tell our routes from others' in what the kernel reports."""
+        return self._routes
+
+    def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
         """See :class:`felix_py.dataplane.interface.Dataplane`.
 
         Raises:
             ToolError: iptables cannot be read.
             OSError: netlink cannot be read.
         """
-        self._sets.load()
-        for tables in self._tables.values():
-            tables.load()
-        self._routes.load()
+        if Part.SETS in parts:
+            self._sets.load()
+        if Part.RULES in parts:
+            self._load_rules(rules)
+        if Part.ROUTES in parts:
+            self._routes.load()
+        if Part.LINKS in parts or Part.SETTINGS in parts:
+            # What an interface must be like depends on the host's settings.
+            self._settings.load()
+        if Part.LINKS in parts:
+            self._ends.load(self._settings.forwarding)
+
+    def _load_rules(self, read: object) -> None:
+        if isinstance(read, _RulesRead) and read.epochs != self._epochs():
+            read = self._read_rules(_AGAIN_SECONDS)
+        known = read.tables if isinstance(read, _RulesRead) else {}
+        for family, tables in self._tables.items():
+            tables.load(known.get(family))
+
+    def read_rules(self) -> object:
+        """See :class:`felix_py.dataplane.interface.Dataplane`.
+
+        Raises:
+            ToolError: iptables cannot be read.
+        """
+        return self._read_rules(_AHEAD_SECONDS)
+
+    def _read_rules(self, timeout: float) -> _RulesRead:
+        epochs = self._epochs()
+        return _RulesRead(epochs, {family: tables.read(timeout) for family, tables in self._tables.items()})
+
+    def _epochs(self) -> dict[Family, int]:
+        return {family: tables.epoch for family, tables in self._tables.items()}
 
     def update(self, update: Update) -> None:
         """See :class:`felix_py.dataplane.interface.Dataplane`."""
@@ -84,6 +141,7 @@ class Kernel:
                 tables.hook(hook, wanted)
         for route_key, route in update.routes.items():
             self._routes.route(route_key, route)
+            self._ends.route(route_key, route)
 
     def _of(self, family: Family) -> Iptables | None:
         if family not in self._tables:
@@ -115,12 +173,20 @@ class Kernel:
                 return sum((tables.apply(sweep=sweep) for tables in self._tables.values()), Report())
             case Step.WRITE_MARKS:
                 return self._sets.mark()
+            case Step.MEND_LINKS:
+                return self._settings.apply() + self._ends.apply()
             case Step.WRITE_ROUTES:
-                return self._routes.write()
+                return self._routes.write(self._ends.gone)
             case Step.SHRINK_SETS:
                 return self._sets.shrink(sweep=sweep)
             case Step.DESTROY_SETS:
                 return self._sets.destroy(sweep=sweep)
+
+    def take_drift(self) -> list[Drift]:
+        """See :class:`felix_py.dataplane.interface.Dataplane`."""
+        rules = [drift for tables in self._tables.values() for drift in tables.take_drift()]
+        others = (self._sets, self._routes, self._ends, self._settings)
+        return [*rules, *(drift for part in others for drift in part.take_drift())]
 
     def differences(self) -> list[str]:
         """See :class:`felix_py.dataplane.interface.Dataplane`.

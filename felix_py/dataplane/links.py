@@ -4,7 +4,7 @@ The pod's end gets its address as /32 (/128), so that nothing is on link, and a 
 that exists only as a permanent neighbour entry: the fixed MAC of the host end. No ARP and no neighbour discovery
 is needed on the way out, and none that is forged counts.
 
-Source: rtnetlink(7), the kernel's include/uapi/linux/{if_link,if_addr,rtnetlink,neighbour}.h.
+Source: rtnetlink(7), the kernel's include/uapi/linux/{if_link,rtnetlink,neighbour}.h.
 """
 
 from __future__ import annotations
@@ -20,6 +20,28 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
+from felix_py.dataplane import host_ends, sysctl
+from felix_py.dataplane.link_messages import (
+    AF,
+    IFINFO,
+    IFLA_GROUP,
+    IFLA_LINKINFO,
+    IFLA_MTU,
+    IFLA_NET_NS_FD,
+    RTM_DELLINK,
+    RTM_NEWLINK,
+    RTM_SETLINK,
+    U32,
+    Link,
+    dump_addresses,
+    get_link,
+    mac_attr,
+    name_attr,
+    new_address,
+    read_address,
+    read_link,
+    set_up,
+)
 from felix_py.dataplane.netlink import (
     NETLINK_ROUTE,
     NLM_F_CREATE,
@@ -27,55 +49,28 @@ from felix_py.dataplane.netlink import (
     NLM_F_REPLACE,
     Netlink,
     attr,
-    attributes,
     message,
     nested,
 )
-from felix_py.plan.layout import GATEWAY, HOST_MAC
+from felix_py.plan.layout import GATEWAY
 from policy.model import Family
 
 T = TypeVar("T")
 
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
-_RTM_NEWADDR, _RTM_GETADDR = 20, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 _RTM_NEWNEIGH = 28
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO = 1, 3, 4, 18
-_IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD = 26, 27, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
-_IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
-_IFF_UP = 1
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_IFA_F_NODAD = 0x02
 _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RTNH_F_ONLINK = 4
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
 
-_IFINFO = struct.Struct("=BxHiII")
-_IFADDR = struct.Struct("=BBBBI")
 _NEIGH = struct.Struct("=BxHiHBB")
 _ROUTE = struct.Struct("=BBBBBBBBI")
-_U32 = struct.Struct("=I")
-
-_AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
-_HOST_MAC = bytes.fromhex(HOST_MAC.replace(":", ""))
 
 _DELETE_GROUP = 0xFE11C5
 """Link group (``ip link … group``) into which interfaces go that are being deleted."""
-
-_HOST_SYSCTLS = {
-    Family.V4: {"forwarding": "1", "rp_filter": "1", "proxy_arp": "0", "send_redirects": "0"},
-    # A pod's router advertisements must not configure the node.
-    Family.V6: {
-        "disable_ipv6": "0",
-        "forwarding": "1",
-        "accept_ra": "0",
-        "autoconf": "0",
-        "accept_redirects": "0",
-    },
-}
 
 
 class LinkError(Exception):
@@ -163,11 +158,11 @@ class Links:
         if not present:
             return
         if len(present) == 1:
-            requests = [message(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, present[0], 0, 0))]
+            requests = [message(RTM_DELLINK, 0, IFINFO.pack(0, 0, present[0], 0, 0))]
         else:
-            group = attr(_IFLA_GROUP, _U32.pack(_DELETE_GROUP))
-            requests = [message(_RTM_SETLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + group) for index in present]
-            requests.append(message(_RTM_DELLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + group))
+            group = attr(IFLA_GROUP, U32.pack(_DELETE_GROUP))
+            requests = [message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + group) for index in present]
+            requests.append(message(RTM_DELLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + group))
         for error in self._netlink.request(requests):
             if error is not None and error.errno != errno.ENODEV:
                 raise LinkError(f"cannot delete {', '.join(hosts)}: {error}")
@@ -196,35 +191,18 @@ class Links:
 
     def _index(self, name: str) -> int | None:
         found = _get_link(self._netlink, name)
-        return found[0] if found else None
+        return found.index if found else None
 
     def _state(self, name: str) -> bool | None:
         """Whether the interface is up; None when there is none."""
         found = _get_link(self._netlink, name)
-        return bool(found[1] & _IFF_UP) if found else None
+        return found.up if found else None
 
     def _configure_host_end(self, link: PodLink) -> None:
         index = self._index(link.host)
         if index is None:
             raise OSError(errno.ENODEV, f"{link.host} vanished")
-        for family in link.addresses:
-            for name, value in _HOST_SYSCTLS[family].items():
-                _write_sysctl(family, link.host, name, value)
-        requests = [
-            message(_RTM_SETLINK, 0, _IFINFO.pack(0, 0, index, _IFF_UP, _IFF_UP) + _no_automatic_address())
-        ]
-        if Family.V6 in link.addresses:
-            # Neighbour solicitations for the pod's address need a link-local source.
-            requests.append(_new_address(index, Family.V6, GATEWAY[Family.V6], 64))
-        _carry_out(self._netlink, requests)
-
-
-def _no_automatic_address() -> bytes:
-    """Keeps the kernel from giving the host end a link-local address of its own making."""
-    if not os.path.isdir("/proc/sys/net/ipv6"):  # booted with ipv6.disable=1: the attribute would be refused
-        return b""
-    mode = attr(_IFLA_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
-    return nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
+        host_ends.configure(self._netlink, index, link.host, link.addresses.keys())
 
 
 def random_mac() -> str:
@@ -288,24 +266,20 @@ def _open_namespace(path: str) -> int:
     return namespace
 
 
-def _name(name: str) -> bytes:
-    return attr(_IFLA_IFNAME, name.encode() + b"\0")
-
-
 def _new_pair(link: PodLink, namespace: int) -> bytes:
-    mtu = attr(_IFLA_MTU, _U32.pack(link.mtu))
+    mtu = attr(IFLA_MTU, U32.pack(link.mtu))
     mac = bytes.fromhex(link.mac.replace(":", ""))
     peer = attr(
         _VETH_INFO_PEER,
-        _IFINFO.pack(0, 0, 0, 0, 0)
-        + _name(link.ifname)
-        + attr(_IFLA_ADDRESS, mac)
+        IFINFO.pack(0, 0, 0, 0, 0)
+        + name_attr(link.ifname)
+        + mac_attr(mac)
         + mtu
-        + attr(_IFLA_NET_NS_FD, _U32.pack(namespace)),
+        + attr(IFLA_NET_NS_FD, U32.pack(namespace)),
     )
-    info = nested(_IFLA_LINKINFO, attr(_IFLA_INFO_KIND, b"veth\0"), nested(_IFLA_INFO_DATA, peer))
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + _name(link.host) + attr(_IFLA_ADDRESS, _HOST_MAC) + mtu + info
-    return message(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+    info = nested(IFLA_LINKINFO, attr(_IFLA_INFO_KIND, b"veth\0"), nested(_IFLA_INFO_DATA, peer))
+    body = IFINFO.pack(0, 0, 0, 0, 0) + name_attr(link.host) + mac_attr(host_ends.MAC) + mtu + info
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
 def _refused(link: PodLink, error: OSError) -> LinkError:
@@ -322,63 +296,36 @@ def _carry_out(netlink: Netlink, requests: list[bytes]) -> None:
             raise error
 
 
-def _get_link(netlink: Netlink, name: str) -> tuple[int, int] | None:
-    """(index, flags) of an interface, or None."""
+def _get_link(netlink: Netlink, name: str) -> Link | None:
+    """An interface, or None."""
     try:
-        answer = netlink.get(message(_RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + _name(name)))
+        return read_link(netlink.get(get_link(name)))
     except OSError as error:
         if error.errno == errno.ENODEV:
             return None
         raise
-    _family, _type, index, flags, _change = _IFINFO.unpack_from(answer)
-    return index, flags
-
-
-def _write_sysctl(family: Family, interface: str, name: str, value: str) -> None:
-    """Write a per-interface sysctl of the calling thread's network namespace, unless it has that value."""
-    path = f"/proc/sys/net/ipv{int(family)}/conf/{interface}/{name}"
-    wanted = value.encode()
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # pathlib takes five times as long, and there are nine
-    try:
-        if os.read(file, 16).strip() == wanted:
-            return
-    finally:
-        os.close(file)
-    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(file, wanted)
-    finally:
-        os.close(file)
-
-
-def _new_address(index: int, family: Family, address: str, length: int) -> bytes:
-    raw = socket.inet_pton(_AF[family], address)
-    body = _IFADDR.pack(_AF[family], length, 0, 0, index) + attr(_IFA_LOCAL, raw) + attr(_IFA_ADDRESS, raw)
-    if family is Family.V6:
-        body += attr(_IFA_FLAGS, _U32.pack(_IFA_F_NODAD))  # usable at once: nobody else can be on this link
-    return message(_RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 def _configure_pod_end(link: PodLink) -> None:
     """Runs in the pod's namespace."""
     if Family.V6 in link.addresses:
-        _write_sysctl(Family.V6, link.ifname, "disable_ipv6", "0")  # some runtimes switch it off
+        sysctl.write(f"ipv6/conf/{link.ifname}/disable_ipv6", "0")  # some runtimes switch it off
     with Netlink(NETLINK_ROUTE) as netlink:
         found = _get_link(netlink, link.ifname)
         if found is None:
             raise OSError(errno.ENODEV, f"{link.ifname} vanished")
-        index = found[0]
-        requests = [message(_RTM_SETLINK, 0, _IFINFO.pack(0, 0, index, _IFF_UP, _IFF_UP))]
+        index = found.index
+        requests = [set_up(index)]
         for family, address in link.addresses.items():
-            gateway = socket.inet_pton(_AF[family], GATEWAY[family])
-            neighbour = _NEIGH.pack(_AF[family], 0, index, _NUD_PERMANENT, 0, 0)
-            neighbour += attr(_NDA_DST, gateway) + attr(_NDA_LLADDR, _HOST_MAC)
+            gateway = socket.inet_pton(AF[family], GATEWAY[family])
+            neighbour = _NEIGH.pack(AF[family], 0, index, _NUD_PERMANENT, 0, 0)
+            neighbour += attr(_NDA_DST, gateway) + attr(_NDA_LLADDR, host_ends.MAC)
             route = _ROUTE.pack(
-                _AF[family], 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, _RTNH_F_ONLINK
+                AF[family], 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, _RTNH_F_ONLINK
             )
-            route += attr(_RTA_GATEWAY, gateway) + attr(_RTA_OIF, _U32.pack(index))
+            route += attr(_RTA_GATEWAY, gateway) + attr(_RTA_OIF, U32.pack(index))
             requests += [
-                _new_address(index, family, address, family.bits),
+                new_address(index, family, address, family.bits),
                 message(_RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, neighbour),
                 message(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route),
             ]
@@ -391,28 +338,22 @@ def _check_pod_end(link: PodLink, default_routes: Collection[Family]) -> list[st
         found = _get_link(netlink, link.ifname)
         if found is None:
             return [f"interface {link.ifname} is missing in {link.netns}"]
-        index, flags = found
-        problems = [] if flags & _IFF_UP else [f"interface {link.ifname} is down"]
+        problems = [] if found.up else [f"interface {link.ifname} is down"]
         for family, address in link.addresses.items():
-            if address not in _addresses(netlink, family, index):
+            if address not in _addresses(netlink, family, found.index):
                 problems.append(f"address {address} is missing on {link.ifname}")
-            if family in default_routes and not _has_default_route(netlink, family, index):
+            if family in default_routes and not _has_default_route(netlink, family, found.index):
                 problems.append(f"the IPv{int(family)} default route through {link.ifname} is missing")
     return problems
 
 
 def _addresses(netlink: Netlink, family: Family, index: int) -> set[str]:
-    found = set()
-    for answer in netlink.dump(message(_RTM_GETADDR, 0, _IFADDR.pack(_AF[family], 0, 0, 0, index))):
-        attrs = attributes(answer[_IFADDR.size :])
-        raw = attrs.get(_IFA_LOCAL, attrs.get(_IFA_ADDRESS))
-        if raw is not None:
-            found.add(socket.inet_ntop(_AF[family], bytes(raw)))
-    return found
+    answers = netlink.dump(dump_addresses(family, index))
+    return {address for _, address in map(read_address, answers) if address}
 
 
 def _has_default_route(netlink: Netlink, family: Family, index: int) -> bool:
-    request = _ROUTE.pack(_AF[family], 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0) + attr(_RTA_OIF, _U32.pack(index))
+    request = _ROUTE.pack(AF[family], 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0) + attr(_RTA_OIF, U32.pack(index))
     for answer in netlink.dump(message(_RTM_GETROUTE, 0, request)):
         length, kind = answer[1], answer[7]
         if length == 0 and kind == _RTN_UNICAST:

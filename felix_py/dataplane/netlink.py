@@ -124,6 +124,12 @@ class Netlink:
         """Close the socket; closing twice is fine."""
         self._socket.close()
 
+    @property
+    def port(self) -> int:
+        """The socket's port id, which the kernel gave it."""
+        port: int = self._socket.getsockname()[0]
+        return port
+
     def request(self, messages: Sequence[bytes]) -> list[OSError | None]:
         """Send all, in order, and return for each None or what the kernel refused it with.
 

@@ -23,6 +23,10 @@ class Step(enum.Enum):
         "An address may only be given a class number once the dispatch rules know it: a number that they do not "
         "know is dropped. Written even where a chain failed: unmarked, a new endpoint would not be restricted."
     )
+    MEND_LINKS = (
+        "Of pods that are reachable already: the host's forwarding, and interfaces that somebody has set down or "
+        "changed. A route through an interface that is down would be refused."
+    )
     WRITE_ROUTES = "Last of what makes an endpoint reachable: its source binding, class and chains are there."
     SHRINK_SETS = (
         "After the chains: until then, the old rules need the old members. First the sets without marks, so that "

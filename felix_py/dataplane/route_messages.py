@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from felix_py.dataplane.netlink import attr, attributes, message
+from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import Route, RouteKey, RouteKind
 from policy.model import Family
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 9, 15
-_TABLE_MAIN = 254
+TABLE_MAIN = 254
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_ANY = 0, 253, 255
 _KINDS = {RouteKind.UNICAST: 1, RouteKind.BLACKHOLE: 6}
 _ONLINK = 4
@@ -29,6 +30,9 @@ _METRIC = {Family.V4: 0, Family.V6: 1024}
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTNEXTHOP = struct.Struct("=HBBI")
 _U32 = struct.Struct("=I")
+
+PROTOCOLS = (ROUTE_PROTOCOL_PODS, ROUTE_PROTOCOL_LEARNED)
+"""Those that are ours, in order of preference where two want the same destination."""
 
 Destination = tuple[Family, bytes, int]
 """Packed network address and prefix length."""
@@ -135,8 +139,8 @@ def delete(destination: Destination, protocol: int) -> bytes:
 
 def dump(family: Family, protocol: int) -> bytes:
     """RTM_GETROUTE for the main table's routes of one protocol number; the kernel filters (strict checking)."""
-    head = _RTMSG.pack(_AF[family], 0, 0, 0, _TABLE_MAIN, protocol, 0, 0, 0)
-    return message(RTM_GETROUTE, 0, head + attr(_TABLE, _U32.pack(_TABLE_MAIN)))
+    head = _RTMSG.pack(_AF[family], 0, 0, 0, TABLE_MAIN, protocol, 0, 0, 0)
+    return message(RTM_GETROUTE, 0, head + attr(_TABLE, _U32.pack(TABLE_MAIN)))
 
 
 def match(destination: Destination) -> bytes:
@@ -162,7 +166,7 @@ def looked_up(answer: memoryview) -> tuple[int, int]:
 
 def _head(destination: Destination, protocol: int, kind: int, scope: int, flags: int = 0) -> bytes:
     family, packed, length = destination
-    head = _RTMSG.pack(_AF[family], length, 0, 0, _TABLE_MAIN, protocol, scope, kind, flags)
+    head = _RTMSG.pack(_AF[family], length, 0, 0, TABLE_MAIN, protocol, scope, kind, flags)
     return head + attr(_DST, packed)
 
 
@@ -190,6 +194,27 @@ def read(answer: memoryview) -> Packed | None:
         hops = _paths(found[_MULTIPATH]) if _MULTIPATH in found else [_read_hop(found)]
     source = bytes(found.get(_PREFSRC, b""))
     return Packed((family, packed, length), protocol, kind, scope, source, tuple(sorted(hops)))
+
+
+class Event(NamedTuple):
+    """What an event says of a route; ``interface``: index, 0 where there are several or none."""
+
+    destination: Destination
+    protocol: int
+    interface: int
+
+
+def read_event(body: memoryview) -> Event:
+    """An RTM_NEWROUTE or RTM_DELROUTE behind its message header.
+
+    Raises:
+        struct.error: it is too short.
+    """
+    number, length, _, _, _, protocol, _, _, _ = _RTMSG.unpack_from(body)
+    family = Family.V4 if number == socket.AF_INET else Family.V6
+    found = attributes(body[_RTMSG.size :])
+    packed = bytes(found.get(_DST, b"")).ljust(family.bits // 8, b"\0")
+    return Event((family, packed, length), protocol, _U32.unpack(found[_OIF])[0] if _OIF in found else 0)
 
 
 def _read_hop(found: dict[int, memoryview]) -> Hop:

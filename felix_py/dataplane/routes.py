@@ -13,13 +13,9 @@ from typing import NamedTuple
 
 from felix_py.dataplane import route_messages as messages
 from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
-from felix_py.dataplane.route_messages import Destination, Packed, destination_text
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
-from felix_py.records import Failure, Report, Route, RouteKey
+from felix_py.dataplane.route_messages import PROTOCOLS, Destination, Packed, destination_text
+from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey
 from policy.model import Family
-
-PROTOCOLS = (ROUTE_PROTOCOL_PODS, ROUTE_PROTOCOL_LEARNED)
-"""In order of preference where two want the same destination."""
 
 _Place = tuple[Destination, int]
 """Destination and protocol number."""
@@ -39,13 +35,22 @@ class Routes:
         self._netlink = Netlink(NETLINK_ROUTE)
         self._wanted: dict[_Place, Route] = {}
         self._actual: dict[_Place, Packed] = {}
+        self._right: dict[_Place, Packed] = {}
         self._pending: set[_Place] = set()
         self._refused: dict[RouteKey, Failure] = {}
+        self._drift: dict[_Place, Drift] = {}
+        self._gone: Collection[str] = ()
         self._swept = False
+        self._loaded = False
 
     def close(self) -> None:
         """Close the socket."""
         self._netlink.close()
+
+    @property
+    def port(self) -> int:
+        """The netlink port that the kernel names as the origin of what we write (netlink(7), nl_pid)."""
+        return self._netlink.port
 
     # --- what is wanted ------------------------------------------------------------------------------
 
@@ -68,6 +73,12 @@ class Routes:
             self._wanted[place] = route
         # Even when it looks the same: its interface may have been made anew, and that took the route along.
         self._pending.add(place)
+        self._right.pop(place, None)
+        self._drift.pop(place, None)
+
+    def wants(self, destination: Destination) -> bool:
+        """Whether one of our routes is to be there. Any thread may ask."""
+        return any((destination, protocol) in self._wanted for protocol in PROTOCOLS)
 
     # --- what there is -------------------------------------------------------------------------------
 
@@ -83,9 +94,29 @@ class Routes:
                 for answer in self._netlink.dump(messages.dump(family, protocol)):
                     if route := messages.read(answer):
                         actual[route.destination, protocol] = route
+        if self._loaded:
+            self._note_drift(actual)
+        self._loaded = True
         self._actual = actual
         self._pending = set(self._wanted) | (self._pending & actual.keys())
         self._swept = False
+
+    def _note_drift(self, actual: dict[_Place, Packed]) -> None:
+        """Compare what has just been read with what we knew."""
+        for place, route in list(self._right.items()):
+            found = actual.get(place)
+            if found is None or not found.satisfies(route):
+                del self._right[place]
+                how = "missing" if found is None else "leads elsewhere"
+                self._drift[place] = Drift(DriftKind.ROUTE, _what(place), how)
+        for place in actual.keys() - self._actual.keys() - self._wanted.keys():
+            how = f"nobody asked for it (protocol {place[1]})"
+            self._drift[place] = Drift(DriftKind.ROUTE, _what(place), how)
+
+    def take_drift(self) -> list[Drift]:
+        """What somebody else has changed, as found since the last call, less what was asked to change since."""
+        taken, self._drift = self._drift, {}
+        return list(taken.values())
 
     def differences(self) -> list[str]:
         """Wanted routes that the kernel, as last seen, does not have."""
@@ -115,9 +146,13 @@ class Routes:
         self._pending.difference_update(place for place in gone if place not in self._actual)
         return Report(writes=len(todo) - len(failures), failures=tuple(failures))
 
-    def write(self) -> Report:
-        """Add and replace. Reports what can never be written, too."""
+    def write(self, gone: Collection[str] = ()) -> Report:
+        """Add and replace. Reports what can never be written, too.
+
+        ``gone``: interfaces that are known to be gone. Their routes wait for them; that is no failure any more.
+        """
         failures: dict[_Place, Failure] = {}
+        self._gone = gone
         todo = self._plan(failures)
         if any(write.replace for write in todo):
             self.load()
@@ -139,8 +174,11 @@ class Routes:
         resolve = _resolver()
         todo: list[_Write] = []
         for place in sorted(self._pending & self._wanted.keys(), key=_preference):
+            wanted = self._wanted[place]
+            if any(hop.interface in self._gone for hop in wanted.next_hops):
+                continue
             try:
-                route = messages.pack(self._wanted[place], place[0], resolve)
+                route = messages.pack(wanted, place[0], resolve)
             except ValueError as error:
                 failures[place] = Failure(_what(place), str(error))
                 continue
@@ -148,6 +186,7 @@ class Routes:
             present = self._actual.get(place)
             if present and present.satisfies(route):
                 self._pending.discard(place)
+                self._right[place] = route
             elif rivals and PROTOCOLS.index(rivals[0]) < PROTOCOLS.index(place[1]):
                 failures[place] = Failure(_what(place), f"our route of protocol {rivals[0]} has this destination")
             else:
@@ -172,10 +211,11 @@ class Routes:
     def _written(self, write: _Write) -> None:
         destination, protocol = write.place
         self._pending.discard(write.place)
-        self._actual[write.place] = write.route
+        self._actual[write.place] = self._right[write.place] = write.route
         for rival in PROTOCOLS:
             if rival != protocol and (destination, rival) in self._actual:
                 del self._actual[destination, rival]
+                self._right.pop((destination, rival), None)
                 self._pending.add((destination, rival))
 
     def _foreign(self, destination: Destination) -> str:

@@ -46,6 +46,12 @@ class Planner:
             if family in self._families:
                 self._families[family].bind(address, lease.interface)
 
+    def leave(self, lease: Lease) -> None:
+        """The endpoint's interface is about to be deleted: its route goes before it."""
+        for family, address in lease.addresses.items():
+            if family in self._families:
+                self._families[family].unroute(address)
+
     def detach(self, lease: Lease) -> None:
         """The endpoint is gone, or another one has taken its place."""
         for family, address in lease.addresses.items():
@@ -124,6 +130,9 @@ class _FamilyPlan:
 
     def unbind(self, address: str, interface: str) -> None:
         self._member(self._names.source, f"{address},{interface}", None)
+        self.unroute(address)
+
+    def unroute(self, address: str) -> None:
         self._now.routes[self._pod_route(address)] = None
 
     def _pod_route(self, address: str) -> RouteKey:

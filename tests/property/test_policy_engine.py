@@ -166,7 +166,8 @@ def fresh(world: World, cluster: Cluster) -> Engine:
 
 def undecided(cluster: Cluster, address: str) -> bool:
     """Whether what selects an endpoint is not known, as long as its namespace is not."""
-    owners = [pod for pod in cluster.pods_as_known() if address in pod.addresses]
+    # A finished pod has given its address back.
+    owners = [pod for pod in cluster.pods_as_known() if address in pod.addresses and pod.active]
     tiers = any(isinstance(policy, ClusterPolicy) for policy in cluster.policies.values())
     return tiers and any(pod.namespace not in cluster.namespaces for pod in owners)
 

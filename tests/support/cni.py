@@ -57,7 +57,8 @@ class RoutingNetwork(FakeNetwork):
 class Node:
     """One node in the current network namespace. ``start`` and ``stop`` are the agent's; the rest outlives it."""
 
-    def __init__(self, folder: Path, network: FakeNetwork | None = None, *, timeout: float = 5.0) -> None:
+    def __init__(self, folder: Path, network: Any = None, *, timeout: float = 5.0) -> None:
+        """``network``: a FakeNetwork, unless the test has a real one."""
         self.network = network or FakeNetwork()
         self.timeout = timeout
         self.socket = folder / "run" / "cni.sock"

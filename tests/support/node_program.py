@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
+from felix_py.dataplane import host_ends
 from felix_py.dataplane.kernel import Kernel
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
+from felix_py.plan.layout import HOST_MAC, ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import (
     Backend,
     ChainKey,
@@ -42,8 +46,17 @@ def make_interfaces() -> None:
         run("ip", "link", "add", name, "type", "veth", "peer", "name", peer)
         run("ip", "link", "set", name, "up")
         run("ip", "link", "set", peer, "up")
+    for name in (POD, OTHER):
+        make_host_end(name)
     run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
     run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
+
+
+def make_host_end(name: str) -> None:
+    """Have an interface look as the CNI plugin leaves a pod's host end."""
+    run("ip", "link", "set", name, "address", HOST_MAC)
+    with Netlink(NETLINK_ROUTE) as netlink:
+        host_ends.configure(netlink, socket.if_nametoindex(name), name, list(Family))
 
 
 def address(family: Family, host: int) -> str:

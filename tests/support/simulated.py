@@ -130,7 +130,7 @@ class Judge:
 
     def _undecided(self, address: str) -> bool:
         """What selects an endpoint is not known as long as its namespace is not; everything is denied then."""
-        owners = [pod for pod in self._cluster.pods_as_known() if address in pod.addresses]
+        owners = [pod for pod in self._cluster.pods_as_known() if address in pod.addresses and pod.active]
         tiers = any(isinstance(policy, ClusterPolicy) for policy in self._cluster.policies.values())
         return tiers and any(pod.namespace not in self._cluster.namespaces for pod in owners)
 

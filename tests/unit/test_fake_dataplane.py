@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from felix_py.dataplane.fake import FakeDataplane, Item
+from felix_py.dataplane.interface import Part
 from felix_py.records import (
     ChainKey,
     Failure,
@@ -97,3 +98,43 @@ def test_strays_go_with_the_sweep_only() -> None:
     assert fake.apply() == Report()
     assert fake.apply(sweep=True) == Report(transactions=1, writes=1)
     assert fake.kernel == {}
+
+
+def test_drift_is_told_once_and_what_is_pending_is_none() -> None:
+    fake = written()
+    fake.failing["route 10.0.0.2/32"] = "no"
+    key = RouteKey("10.0.0.2/32", 88)
+    fake.update(Update(routes={key: Route(key, next_hops=ROUTE.next_hops)}))
+    assert fake.apply().failures
+    del fake.kernel[Item("chain", CHAIN)]
+    fake.kernel[Item("set", "felix4-y")] = SetSpec("felix4-y", SetType.IP, Family.V4)
+    fake.load(Part.ROUTES)
+    assert fake.take_drift() == []
+    fake.load()
+    fake.load()
+    assert {str(drift) for drift in fake.take_drift()} == {
+        "chain FELIX-A (filter, IPv4): missing",
+        "set felix4-y: nobody asked for it",
+    }
+    assert fake.take_drift() == []
+
+
+def test_a_set_that_is_gone_is_told_without_its_members() -> None:
+    fake = written()
+    del fake.kernel[Item("set", SPEC.name)]
+    del fake.kernel[Item("member", (SPEC.name, "10.0.0.1"))]
+    fake.load()
+    assert [str(drift) for drift in fake.take_drift()] == ["set felix4-x: missing"]
+
+
+def test_rules_that_were_read_before_a_write_are_read_again() -> None:
+    fake = written()
+    read = fake.read_rules()
+    fake.kernel[Item("chain", CHAIN)] = ()
+    fake.load(Part.RULES, read)
+    assert fake.take_drift() == []  # as it was when it was read
+    other = ChainKey(Family.V4, "filter", "FELIX-B")
+    fake.update(Update(chains={other: ()}))
+    fake.apply()
+    fake.load(Part.RULES, read)
+    assert [str(drift) for drift in fake.take_drift()] == ["chain FELIX-A (filter, IPv4): other content"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
 from felix_py.records import Backend, ChainKey, Hook, Report, Route, RouteKey, Update
 from policy.model import Family
@@ -25,33 +28,52 @@ from tests.support.node_program import (
 pytestmark = pytest.mark.root
 
 RULE_DRIFT = {
-    "rule deleted": "{iptables} -D FELIX-CE-1 2",
-    "last rule deleted": "{iptables} -D FELIX-ALLOW 1",
-    "foreign rule in our chain": "{iptables} -I FELIX-CE-1 1 -j ACCEPT",
-    "chain emptied": "{iptables} -F FELIX-FORWARD",
-    "chain deleted": "{iptables} -X FELIX-EMPTY",
-    "hook deleted": "{iptables} -t raw -D PREROUTING 1",
-    "hook pushed down": "{iptables} -I FORWARD 1 -s {foreign} -j DROP",
-    "rule behind the last hook": "{iptables} -A FORWARD -p tcp --dport 7 -j DROP",
-    "hooks pushed apart": "{iptables} -I FORWARD 1 -s {foreign} -j DROP; {iptables} -A FORWARD -p tcp -j DROP",
-    "table flushed": "{iptables} -t mangle -F",
+    "rule deleted": ("{iptables} -D FELIX-CE-1 2", ["chain"]),
+    "last rule deleted": ("{iptables} -D FELIX-ALLOW 1", ["chain"]),
+    "foreign rule in our chain": ("{iptables} -I FELIX-CE-1 1 -j ACCEPT", ["chain"]),
+    "chain emptied": ("{iptables} -F FELIX-FORWARD", ["chain"]),
+    "chain deleted": ("{iptables} -X FELIX-EMPTY", ["chain"]),
+    "chain added": ("{iptables} -N FELIX-NOBODYS", ["chain"]),
+    "hook deleted": ("{iptables} -t raw -D PREROUTING 1", ["hook"]),
+    "hook pushed down": ("{iptables} -I FORWARD 1 -s {foreign} -j DROP", ["hook"]),
+    "rule behind the last hook": ("{iptables} -A FORWARD -p tcp --dport 7 -j DROP", ["hook"]),
+    "hooks pushed apart": (
+        "{iptables} -I FORWARD 1 -s {foreign} -j DROP; {iptables} -A FORWARD -p tcp -j DROP",
+        ["hook"],
+    ),
+    "hook of our kind added": (
+        "{iptables} -A OUTPUT -m comment --comment felix:0123456789abcdef -j RETURN",
+        ["hook"],
+    ),
+    "table flushed": ("{iptables} -t mangle -F", ["chain", "hook"]),
 }
 
 OTHER_DRIFT = {
-    "member added": "ipset add {ours}-empty {foreign}",
-    "member deleted": "ipset del {ours}-nets {host}",
-    "mark changed": "ipset -exist add {ours}-egress {host} skbmark 0x2/0x3",
-    "member inverted": "ipset -exist add {ours}-nets {host} nomatch",
-    "inverted member added": "ipset add {ours}-nets {foreign} nomatch",
-    "set emptied": "ipset flush {ours}-ports",
-    "set destroyed": "ipset destroy {ours}-empty",
-    "set of another type": "ipset destroy {ours}-empty; ipset create {ours}-empty hash:net,port family {inet}",
-    "route deleted": "ip -{n} route del {pod}",
-    "route bent": "ip -{n} route replace {pod} dev {other} proto 88",
-    "route turned into a blackhole": "ip -{n} route replace blackhole {pod} proto 88",
-    "blackhole turned into a route": "ip -{n} route replace {own} dev {other} proto 88",
-    "path lost": "ip -{n} route replace {learned} proto 89 via {gateway}",
-    "link down and up": "ip link set {interface} down; ip link set {interface} up",
+    "member added": ("ipset add {ours}-empty {foreign}", ["member"]),
+    "member deleted": ("ipset del {ours}-nets {host}", ["member"]),
+    "mark changed": ("ipset -exist add {ours}-egress {host} skbmark 0x2/0x3", ["member"]),
+    "member inverted": ("ipset -exist add {ours}-nets {host} nomatch", ["member"]),
+    "inverted member added": ("ipset add {ours}-nets {foreign} nomatch", ["member"]),
+    "set emptied": ("ipset flush {ours}-ports", ["member", "member"]),
+    "set destroyed": ("ipset destroy {ours}-empty", ["set"]),
+    "set added": ("ipset create {ours}-nobodys hash:ip family {inet}", ["set"]),
+    "set of another type": (
+        "ipset destroy {ours}-empty; ipset create {ours}-empty hash:net,port family {inet}",
+        ["set"],
+    ),
+    "set made anew": (
+        "ipset create mine hash:net,iface family {inet}; ipset swap mine {ours}-source; ipset destroy mine",
+        ["member"],
+    ),
+    "route deleted": ("ip -{n} route del {pod}", ["route"]),
+    "route bent": ("ip -{n} route replace {pod} dev {other} proto 88", ["route"]),
+    "route turned into a blackhole": ("ip -{n} route replace blackhole {pod} proto 88", ["route"]),
+    "blackhole turned into a route": ("ip -{n} route replace {own} dev {other} proto 88", ["route"]),
+    "path lost": ("ip -{n} route replace {learned} proto 89 via {gateway}", ["route"]),
+    "route added": ("ip -{n} route add {foreign} dev {other} proto 89", ["route"]),
+    "link down": ("ip link set {interface} down", ["link", "route"]),
+    "MAC changed": ("ip link set {interface} address 02:00:00:00:00:07", ["link"]),
+    "setting changed": ("sysctl -qw {setting}", ["sysctl"]),
 }
 
 
@@ -71,6 +93,7 @@ def do(commands: str, family: Family, backend: Backend) -> None:
         gateway=learned_route(family, 7).next_hops[0].gateway,
         interface=POD,
         other=OTHER,
+        setting=f"net.ipv4.conf.{POD}.rp_filter=0" if v4 else f"net.ipv6.conf.{POD}.accept_ra=1",
     )
     for command in filled.split(";"):
         run(*command.split())
@@ -87,30 +110,55 @@ def ours(state: dict[str, object]) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", RULE_DRIFT)
 def test_drift_of_rules(kernel: Kernel, backend: Backend, family: Family, kind: str) -> None:
-    check_repaired(kernel, backend, family, RULE_DRIFT[kind])
+    check_repaired(kernel, backend, family, *RULE_DRIFT[kind])
 
 
 @node_program.one_backend
 @pytest.mark.parametrize("kind", OTHER_DRIFT)
 def test_drift_of_sets_and_routes(kernel: Kernel, backend: Backend, family: Family, kind: str) -> None:
-    check_repaired(kernel, backend, family, OTHER_DRIFT[kind])
+    check_repaired(kernel, backend, family, *OTHER_DRIFT[kind])
 
 
-def check_repaired(kernel: Kernel, backend: Backend, family: Family, commands: str) -> None:
-    """What the commands spoil is found at load and put right."""
-    put(kernel, whole(family))
-    wanted = kernel_state.everything(backend)
+@node_program.one_backend
+def test_a_link_went_down_and_up(kernel: Kernel, backend: Backend, family: Family) -> None:
+    """What the kernel dropped stays away; of IPv6, that is the gateway's address, too."""
+    commands = "ip link set {interface} down; ip link set {interface} up"
+    check_repaired(kernel, backend, family, commands, ["route"] if family is Family.V4 else ["link", "route"])
+
+
+def check_repaired(kernel: Kernel, backend: Backend, family: Family, commands: str, expected: list[str]) -> None:
+    """What the commands spoil is found at load, counted once, and put right."""
+    put(kernel, whole(family), sweep=True)
+    wanted = state(backend)
     do(commands, family, backend)
-    assert kernel_state.everything(backend) != wanted
+    assert state(backend) != wanted
     check_quiet(kernel)  # nobody has told it
+    assert kernel.take_drift() == []
 
     kernel.load()
+    kernel.load()
+    drift = kernel.take_drift()
+    assert sorted(found.kind.value for found in drift) == expected, drift
     report = kernel.apply(sweep=True)
     assert report.failures == ()
     assert report.writes > 0
-    assert ours(kernel_state.everything(backend)) == ours(wanted)
+    assert ours(state(backend)) == ours(wanted)
     kernel.load()
     check_quiet(kernel)
+    assert kernel.take_drift() == []
+
+
+def state(backend: Backend) -> dict[str, object]:
+    """The kernel's content with the host ends of pods."""
+    shown = run("ip", "-o", "link", "show", "dev", POD).split()
+    return {
+        **kernel_state.everything(backend),
+        "link": [shown[shown.index("link/ether") + 1], "UP" in shown[2].strip("<>").split(",")],
+        "settings": [
+            Path(f"/proc/sys/net/ipv{n}/conf/{POD}/{name}").read_text()
+            for n, name in ((4, "rp_filter"), (6, "accept_ra"))
+        ],
+    }
 
 
 def test_hooks_stay_first_and_last_and_are_never_doubled(
@@ -245,3 +293,36 @@ def test_a_half_applied_state_converges(kernel: Kernel, backend: Backend, family
         assert put(later, whole(family), sweep=True).failures == ()
         later.load()
         check_quiet(later)
+
+
+def test_rules_read_before_a_write_of_ours_are_not_taken_for_what_there_is(
+    kernel: Kernel, family: Family
+) -> None:
+    put(kernel, whole(family))
+    read = kernel.read_rules()
+    key = ChainKey(family, "filter", "FELIX-ALLOW")
+    put(kernel, Update(chains={key: (("-j", "DROP"),)}))
+    kernel.load(Part.RULES, read)
+    assert kernel.take_drift() == []
+    check_quiet(kernel)
+
+
+def test_rules_read_ahead_are_taken_for_what_there_is(kernel: Kernel, backend: Backend, family: Family) -> None:
+    put(kernel, whole(family))
+    do("{iptables} -D FELIX-ALLOW 1", family, backend)
+    read = kernel.read_rules()
+    do("{iptables} -F FELIX-CE-1", family, backend)
+    kernel.load(Part.RULES, read)
+    assert [drift.what.split()[1] for drift in kernel.take_drift()] == ["FELIX-ALLOW"]
+
+
+@node_program.one_backend
+def test_a_set_destroyed_while_members_are_written_is_drift(kernel: Kernel, family: Family) -> None:
+    """Found by the write itself, before anybody looks."""
+    put(kernel, whole(family))
+    run("ipset", "destroy", name(family, "empty"))
+    member: dict[str, int | None] = {address(family, 7): 0}
+    assert put(kernel, Update(members={name(family, "empty"): member})).failures
+    assert [str(drift) for drift in kernel.take_drift()] == [f"set {name(family, 'empty')}: missing"]
+    assert kernel.apply() == Report(writes=2)
+    assert kernel.take_drift() == []

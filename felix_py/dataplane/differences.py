@@ -1,0 +1,113 @@
+"""How rules differ, in words for a log line. No I/O."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+from felix_py.dataplane.iptables_text import Rule
+from felix_py.plan.layout import COMMENT_PREFIX
+from felix_py.ruleset.words import split
+
+_MOST_RULES = 3
+_MOST_CHARACTERS = 120
+
+
+def chain_difference(wanted: Sequence[Rule], actual: Sequence[Rule] | None, altered: Sequence[Rule] = ()) -> str:
+    """How a chain of ours differs from what it should be; empty if it does not.
+
+    ``altered``: those of the actual rules that do something else than what their hash stands for.
+    """
+    if actual is None:
+        return "missing"
+    parts = _counted(wanted, actual)
+    if not parts and _hashes(wanted) != _hashes(actual):
+        matcher = SequenceMatcher(None, _hashes(wanted), _hashes(actual), autojunk=False)
+        moved = len(wanted) - sum(block.size for block in matcher.get_matching_blocks())
+        parts = [f"{moved} {_rules(moved)} moved"]
+    parts += _altered(altered)
+    return "; ".join(parts)
+
+
+def hook_difference(
+    top: Sequence[Rule], end: Sequence[Rule], actual: Sequence[Rule], altered: Sequence[Rule] = ()
+) -> str:
+    """How our rules in a built-in chain differ from being first and last in it. Never empty."""
+    wanted = [*top, *end]
+    hashes = set(_hashes(wanted))
+    ours = [rule for rule in actual if rule.hash in hashes]
+    parts = _counted(wanted, ours)
+    last_top = max((at for at, rule in enumerate(actual) if rule.hash in _hashes(top)), default=0)
+    first_end = min((at for at, rule in enumerate(actual) if rule.hash in _hashes(end)), default=len(actual))
+    above = [rule for rule in actual[:last_top] if not rule.hash]
+    below = [rule for rule in actual[first_end:] if not rule.hash]
+    parts += [
+        f"{_some(rules)} of others {where} ours"
+        for rules, where in ((above, "above"), (below, "behind"))
+        if rules
+    ]
+    parts += _altered(altered)
+    return "; ".join(parts) or "in another order"
+
+
+def stray_chain(actual: Sequence[Rule]) -> str:
+    """What to say about a chain with our prefix that nobody asked for."""
+    return f"nobody asked for it ({_some(actual)})" if actual else "nobody asked for it"
+
+
+def stray_rules(actual: Sequence[Rule]) -> str:
+    """What to say about rules of ours in a built-in chain that nobody asked for."""
+    return f"{_some(actual)} that nobody asked for"
+
+
+def _altered(rules: Sequence[Rule]) -> list[str]:
+    return [f"{_some(rules)} altered"] if rules else []
+
+
+def _counted(wanted: Sequence[Rule], actual: Sequence[Rule]) -> list[str]:
+    """Rules that are missing and rules that are too many, whatever their order."""
+    missing = _less(wanted, actual)
+    extra = _less(actual, wanted)
+    return [f"{_some(rules)} {word}" for rules, word in ((missing, "missing"), (extra, "too many")) if rules]
+
+
+def _less(rules: Sequence[Rule], others: Sequence[Rule]) -> list[Rule]:
+    """``rules`` less one for each equal one of ``others``. Rules of others count as equal to none."""
+    left = Counter(rule.hash for rule in others if rule.hash)
+    found = []
+    for rule in rules:
+        if left[rule.hash] > 0:
+            left[rule.hash] -= 1
+        else:
+            found.append(rule)
+    return found
+
+
+def _some(rules: Sequence[Rule]) -> str:
+    """``2 rules (-j DROP, -j ACCEPT)``, at most a few of them."""
+    shown = [_shown(rule) for rule in rules[:_MOST_RULES]]
+    if len(rules) > _MOST_RULES:
+        shown.append(f"and {len(rules) - _MOST_RULES} more")
+    return f"{len(rules)} {_rules(len(rules))} ({', '.join(shown)})"
+
+
+def _rules(count: int) -> str:
+    return "rule" if count == 1 else "rules"
+
+
+def _shown(rule: Rule) -> str:
+    """A rule without its hash, but with what its comment says."""
+    words = list(split(rule.text))
+    about = ""
+    for at in range(len(words) - 3):
+        if words[at : at + 3] == ["-m", "comment", "--comment"] and words[at + 3].startswith(COMMENT_PREFIX):
+            about = words[at + 3].partition(" ")[2]
+            del words[at : at + 4]
+            break
+    text = " ".join(words) + (f' "{about}"' if about else "")
+    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
+
+
+def _hashes(rules: Sequence[Rule]) -> list[str]:
+    return [rule.hash for rule in rules]

@@ -1,0 +1,267 @@
+"""What the kernel tells of changes, and which of it concerns us. No I/O.
+
+Most of what happens on a node does not, and some of it comes in thousands, so deciding must be cheap: a socket
+filter drops other programs' routes before they reach us, and messages about rules are searched, not parsed.
+
+Source: rtnetlink(7), socket filters: the kernel's Documentation/networking/filter.rst, include/uapi/linux/
+{rtnetlink,netconf,netfilter/nf_tables}.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from felix_py.dataplane import link_messages, route_messages
+from felix_py.dataplane.host_ends import MAC, SYSCTLS
+from felix_py.dataplane.interface import Part
+from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
+from felix_py.dataplane.link_messages import RTM_NEWADDR, RTM_NEWLINK, Link, read_address, read_link
+from felix_py.dataplane.netlink import NLM_F_REPLACE, attributes
+from felix_py.dataplane.route_messages import (
+    PROTOCOLS,
+    RTM_DELROUTE,
+    RTM_NEWROUTE,
+    TABLE_MAIN,
+    Destination,
+    read_event,
+)
+from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX
+from policy.model import Family
+
+GROUPS = (1, 5, 7, 9, 11, 24, 25)
+"""RTNLGRP_LINK, and IFADDR, ROUTE and NETCONF of IPv4 and IPv6."""
+
+_RTM_NEWNETCONF = 80
+_NETCONFA_IFINDEX = 1
+_NETCONF_ALL = -1
+_NETCONF = {
+    Family.V4: {2: "forwarding", 3: "rp_filter", 5: "proxy_arp"},
+    Family.V6: {2: "forwarding"},
+}
+"""NETCONFA_… by the name of the setting, as far as we keep it."""
+
+_AF_UNSPEC, _AF_INET = 0, 2
+_HEADER = struct.Struct("=IHHII")
+_INT = struct.Struct("=i")
+_NOTHING = Part(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What to look at, and whether what could not be written may work now."""
+
+    parts: Part = _NOTHING
+    retry: bool = False
+
+    def __or__(self, other: Hint) -> Hint:
+        return Hint(self.parts | other.parts, self.retry or other.retry)
+
+
+_NO_MATTER = Hint()
+_RETRY = Hint(retry=True)
+_ROUTES = Hint(Part.ROUTES)
+_POD = Hint(Part.LINKS | Part.ROUTES)
+_LINKS = Hint(Part.LINKS)
+_SETTINGS = Hint(Part.SETTINGS)
+
+LOST = Hint(Part.LINKS | Part.ROUTES | Part.SETTINGS, retry=True)
+"""After events of the host were lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """An interface as last told of. ``right``: up, and with the MAC of a pod's host end."""
+
+    name: str = ""
+    up: bool = False
+    right: bool = False
+
+    @property
+    def is_pods(self) -> bool:
+        return self.name.startswith(INTERFACE_PREFIX)
+
+    @classmethod
+    def of(cls, link: Link) -> _Known:
+        return cls(link.name, link.up, link.up and link.mac == MAC)
+
+
+_UNKNOWN = _Known()
+
+
+class HostEvents:
+    """Events of links, addresses, routes and settings. Remembers names and states of all interfaces."""
+
+    def __init__(self, has_interface: Callable[[str], bool], wants_route: Callable[[Destination], bool]) -> None:
+        """``has_interface``: whether a pod's host end of that name is to be there; ``wants_route``: a route of
+        ours to exactly that destination."""
+        self._has_interface = has_interface
+        self._wants_route = wants_route
+        self._links: dict[int, _Known] = {}
+        self._unready: set[int] = set()
+
+    def begin(self, links: Iterable[Link]) -> None:
+        """Take over the interfaces that there are now."""
+        self._links = {link.index: _Known.of(link) for link in links}
+        self._unready.clear()
+
+    def feed(self, datagrams: Iterable[bytes]) -> Hint:
+        """All that has come since the last call. What cannot be understood concerns us."""
+        hint = _NO_MATTER
+        for data in datagrams:
+            hint |= self._datagram(memoryview(data))
+        # We may hear of an interface being made, step by step, only after all of it is done and it is a pod's.
+        unready, self._unready = self._unready, set()
+        for index in unready:
+            known = self._links.get(index, _UNKNOWN)
+            if not known.right and self._has_interface(known.name):
+                hint |= _POD
+        return hint
+
+    def _datagram(self, data: memoryview) -> Hint:
+        hint = _NO_MATTER
+        offset, end = 0, len(data)
+        try:
+            while offset + _HEADER.size <= end:
+                length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+                if length < _HEADER.size:
+                    return LOST
+                hint |= self._one(kind, data[offset + _HEADER.size : offset + length])
+                offset += (length + 3) & ~3
+        except (struct.error, ValueError, IndexError, OSError):
+            return LOST
+        return hint
+
+    def _one(self, kind: int, body: memoryview) -> Hint:
+        match kind:
+            case link_messages.RTM_NEWLINK | link_messages.RTM_DELLINK:
+                return self._link(kind, body)
+            case link_messages.RTM_NEWADDR | link_messages.RTM_DELADDR:
+                return self._address(kind, body)
+            case route_messages.RTM_NEWROUTE | route_messages.RTM_DELROUTE:
+                return self._route(body)
+        return self._setting(body) if kind == _RTM_NEWNETCONF else _NO_MATTER
+
+    def _link(self, kind: int, body: memoryview) -> Hint:
+        if body[0] != _AF_UNSPEC:  # a bridge tells of its ports with the same message
+            return _NO_MATTER
+        link = read_link(body)
+        before = self._links.pop(link.index, _UNKNOWN)
+        now = _Known.of(link) if kind == RTM_NEWLINK else _UNKNOWN
+        if now is not _UNKNOWN:
+            self._links[link.index] = now
+        if before.name != now.name and self._has_interface(before.name):
+            return _POD  # deleted, or renamed
+        if now.is_pods:
+            if before.right and not now.right and self._has_interface(now.name):
+                return _POD
+            self._unready.add(link.index)
+            return _NO_MATTER
+        if now.up:
+            return _NO_MATTER if before.up else _RETRY
+        # The kernel drops an interface's IPv4 routes with it, and tells nobody.
+        return _ROUTES if before.up and not before.is_pods else _NO_MATTER
+
+    def _address(self, kind: int, body: memoryview) -> Hint:
+        index, _ = read_address(body)
+        known = self._links.get(index, _UNKNOWN)
+        if kind == RTM_NEWADDR:
+            return _NO_MATTER if known.is_pods else _RETRY
+        if known.is_pods:
+            return _POD if self._has_interface(known.name) else _NO_MATTER
+        # With an interface's last address go all its routes, and nobody is told of IPv4's.
+        return _ROUTES
+
+    def _route(self, body: memoryview) -> Hint:
+        seen = read_event(body)
+        if seen.protocol not in PROTOCOLS:
+            return _ROUTES if self._wants_route(seen.destination) else _NO_MATTER
+        known = self._links.get(seen.interface, _UNKNOWN)
+        if known.is_pods and not self._has_interface(known.name):
+            return _NO_MATTER  # its pod is being deleted
+        return _ROUTES
+
+    def _setting(self, body: memoryview) -> Hint:
+        family = Family.V4 if body[0] == _AF_INET else Family.V6
+        found = attributes(body[4:])
+        if _NETCONFA_IFINDEX not in found:
+            return _NO_MATTER
+        index = _INT.unpack(found[_NETCONFA_IFINDEX])[0]
+        if index == _NETCONF_ALL:
+            wrong = self._is_wrong(family, found, ("forwarding",))
+            return _SETTINGS if wrong else _NO_MATTER
+        if not self._has_interface(self._links.get(index, _UNKNOWN).name):
+            return _NO_MATTER
+        return _LINKS if self._is_wrong(family, found, SYSCTLS[family]) else _NO_MATTER
+
+    def _is_wrong(self, family: Family, found: dict[int, memoryview], settings: Iterable[str]) -> bool:
+        return any(
+            name in settings and kind in found and _INT.unpack(found[kind])[0] != int(SYSCTLS[family][name])
+            for kind, name in _NETCONF[family].items()
+        )
+
+
+# --- rules -----------------------------------------------------------------------------------------------
+
+_OURS = CHAIN_PREFIX.encode()
+_NFTA_RULE_CHAIN, _NFTA_CHAIN_NAME = 2, 3
+_BUILTIN = {
+    # Behind the last byte of the attribute's type, lest KUBE-FORWARD looks like FORWARD.
+    struct.pack("=H", kind)[-1:] + chain.encode() + b"\0"
+    for kind in (_NFTA_RULE_CHAIN, _NFTA_CHAIN_NAME)
+    for chain in BUILTIN_CHAINS
+}
+
+
+def rules_concern_us(data: bytes) -> bool:
+    """Whether messages of NFNLGRP_NFTABLES mention a chain of ours or a built-in one (or seem to, by chance)."""
+    return _OURS in data or any(name in data for name in _BUILTIN)
+
+
+def origin(data: bytes) -> int:
+    """The netlink port of whoever caused the messages of a datagram, which is one for all of them."""
+    port: int = _HEADER.unpack_from(data)[4] if len(data) >= _HEADER.size else 0
+    return port
+
+
+# --- the socket filter -----------------------------------------------------------------------------------
+
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
+_IF_EQUAL, _IF_SET, _RETURN = 0x15, 0x45, 0x06
+_WHOLE = 0xFFFFFFFF
+_INSTRUCTION = struct.Struct("=HBBI")
+_TYPE, _FLAGS, _PORT, _TABLE, _PROTOCOL = 4, 6, 12, 20, 21
+"""Offsets of nlmsg_type, nlmsg_flags, nlmsg_pid, rtm_table and rtm_protocol."""
+
+
+def host_filter(own_port: int) -> bytes:
+    """A classic BPF program for the socket: everything but others' routes, and ours as written by ``own_port``.
+
+    Somebody who replaces a route of ours by one of theirs causes one message only, that of the new route, with
+    NLM_F_REPLACE set: such messages pass as well.
+    """
+    pods, learned = PROTOCOLS
+    program = (
+        # operation, how many to skip if true, if false, operand
+        (_LOAD_HALF, 0, 0, _TYPE),
+        (_IF_EQUAL, 1, 0, _as_loaded("=H", RTM_NEWROUTE)),
+        (_IF_EQUAL, 0, 9, _as_loaded("=H", RTM_DELROUTE)),  # else pass
+        (_LOAD_BYTE, 0, 0, _TABLE),
+        (_IF_EQUAL, 0, 8, TABLE_MAIN),  # else drop
+        (_LOAD_WORD, 0, 0, _PORT),
+        (_IF_EQUAL, 6, 0, _as_loaded("=I", own_port)),  # drop
+        (_LOAD_BYTE, 0, 0, _PROTOCOL),
+        (_IF_EQUAL, 3, 0, pods),  # pass
+        (_IF_EQUAL, 2, 0, learned),  # pass
+        (_LOAD_HALF, 0, 0, _FLAGS),
+        (_IF_SET, 0, 1, _as_loaded("=H", NLM_F_REPLACE)),  # else drop
+        (_RETURN, 0, 0, _WHOLE),
+        (_RETURN, 0, 0, 0),
+    )
+    return b"".join(_INSTRUCTION.pack(*step) for step in program)
+
+
+def _as_loaded(form: str, value: int) -> int:
+    """What the filter sees of a number in the machine's byte order: it loads most significant byte first."""
+    return int.from_bytes(struct.pack(form, value), "big")

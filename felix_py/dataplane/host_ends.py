@@ -1,0 +1,206 @@
+"""The host's ends of pod interfaces: how they must be, and keeping them so.
+
+Which ones there must be follows from the routes: every interface that the route of a pod goes through.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Collection
+
+from felix_py.dataplane import link_messages as messages
+from felix_py.dataplane import sysctl
+from felix_py.dataplane.link_messages import Link
+from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, nested
+from felix_py.plan.layout import GATEWAY, HOST_MAC, ROUTE_PROTOCOL_PODS
+from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey
+from policy.model import Family
+
+MAC = bytes.fromhex(HOST_MAC.replace(":", ""))
+
+_IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
+
+SYSCTLS = {
+    Family.V4: {"forwarding": "1", "rp_filter": "1", "proxy_arp": "0", "send_redirects": "0"},
+    # A pod's router advertisements must not configure the node.
+    Family.V6: {
+        "disable_ipv6": "0",
+        "forwarding": "1",
+        "accept_ra": "0",
+        "autoconf": "0",
+        "accept_redirects": "0",
+    },
+}
+
+
+def configure(netlink: Netlink, index: int, name: str, families: Collection[Family]) -> None:
+    """Bring a host end, made with our MAC, to the state that :class:`HostEnds` keeps it in.
+
+    Raises:
+        OSError: the kernel refused a part of it.
+    """
+    for family in families:
+        for setting, value in SYSCTLS[family].items():
+            sysctl.write(_sysctl(family, name, setting), value)
+    _set_up(netlink, index, families)
+
+
+def _sysctl(family: Family, name: str, setting: str) -> str:
+    return f"ipv{int(family)}/conf/{name}/{setting}"
+
+
+def _set_up(netlink: Netlink, index: int, families: Collection[Family], *attrs: bytes) -> None:
+    requests = [messages.set_up(index, *attrs, _no_automatic_address())]
+    if Family.V6 in families:
+        # Neighbour solicitations for the pod's address need a link-local source.
+        requests.append(messages.new_address(index, Family.V6, GATEWAY[Family.V6], 64))
+    for error in netlink.request(requests):
+        if error is not None:
+            raise error
+
+
+def _no_automatic_address() -> bytes:
+    """Keeps the kernel from giving the host end a link-local address of its own making."""
+    if not os.path.isdir("/proc/sys/net/ipv6"):  # booted with ipv6.disable=1: the attribute would be refused
+        return b""
+    mode = attr(_IFLA_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
+    return nested(messages.IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
+
+
+class HostEnds:
+    """All host ends that pods' routes go through, in the network namespace where this was made."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(NETLINK_ROUTE)
+        self._through: dict[RouteKey, str] = {}
+        self._broken: dict[str, tuple[int, tuple[Family, ...]]] = {}
+        self.gone: set[str] = set()
+        """Interfaces that the last look did not find."""
+        self._settings: dict[str, dict[str, str]] = {}
+        self._drift: dict[str, list[Drift]] = {}
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
+
+    def route(self, key: RouteKey, route: Route | None) -> None:
+        """Note a wanted route; None: it goes away, and nobody cares any more what its interface is like."""
+        name = self._through.pop(key, "")
+        if route is not None and key.protocol == ROUTE_PROTOCOL_PODS:
+            for hop in route.next_hops:
+                self._through[key] = hop.interface
+                self.gone.discard(hop.interface)  # a pod's interface is made before its route is asked for
+        if name and name not in self._through.values():
+            self._broken.pop(name, None)
+            self.gone.discard(name)
+            self._settings.pop(name, None)
+            self._drift.pop(name, None)
+
+    def load(self, forwarding: Collection[Family]) -> None:
+        """Look at all of them. ``forwarding``: families that the host as a whole forwards, so that each end must.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        wanted = self._wanted()
+        links = self._links() if wanted else {}
+        with_gateway = (
+            self._with_gateway() if any(Family.V6 in families for families in wanted.values()) else set()
+        )
+        for name, families in wanted.items():
+            link = links.get(name)
+            if link is None:
+                self._note_gone(name)
+                continue
+            self.gone.discard(name)
+            self._note_link(link, families, with_gateway)
+            self._note_settings(name, families, forwarding)
+
+    def _wanted(self) -> dict[str, tuple[Family, ...]]:
+        wanted: dict[str, set[Family]] = {}
+        for key, name in self._through.items():
+            wanted.setdefault(name, set()).add(Family.V6 if ":" in key.destination else Family.V4)
+        return {name: tuple(sorted(families)) for name, families in wanted.items()}
+
+    def _links(self) -> dict[str, Link]:
+        return {link.name: link for link in map(messages.read_link, self._netlink.dump(messages.dump_links()))}
+
+    def _with_gateway(self) -> set[int]:
+        """Indexes of the interfaces that have the pods' IPv6 gateway address."""
+        found = map(messages.read_address, self._netlink.dump(messages.dump_addresses(Family.V6)))
+        return {index for index, address in found if address == GATEWAY[Family.V6]}
+
+    def _note_gone(self, name: str) -> None:
+        self._broken.pop(name, None)
+        if name not in self.gone:
+            self.gone.add(name)
+            how = "gone, and only its pod's runtime can make it anew: delete the pod"
+            self._drift.setdefault(name, []).append(Drift(DriftKind.LINK, _what(name), how))
+
+    def _note_link(self, link: Link, families: tuple[Family, ...], with_gateway: set[int]) -> None:
+        problems = [] if link.up else ["down"]
+        if link.mac != MAC:
+            problems.append(f"its MAC is {link.mac.hex(':')}")
+        if Family.V6 in families and link.index not in with_gateway:
+            problems.append(f"without {GATEWAY[Family.V6]}")
+        if not problems:
+            self._broken.pop(link.name, None)
+            return
+        if link.name not in self._broken:
+            drift = Drift(DriftKind.LINK, _what(link.name), ", ".join(problems))
+            self._drift.setdefault(link.name, []).append(drift)
+        self._broken[link.name] = (link.index, families)
+
+    def _note_settings(self, name: str, families: tuple[Family, ...], forwarding: Collection[Family]) -> None:
+        known = self._settings.pop(name, {})
+        wrong: dict[str, str] = {}
+        for family in families:
+            for setting, value in SYSCTLS[family].items():
+                path = _sysctl(family, name, setting)
+                if setting == "forwarding" and family not in forwarding:
+                    continue  # it follows the host's own setting, which is mended first
+                actual = sysctl.read(path)
+                if actual is None or actual == value:
+                    continue
+                wrong[path] = value
+                if path not in known:
+                    how = f"{actual} instead of {value}"
+                    drift = Drift(DriftKind.SYSCTL, f"sysctl {sysctl.dotted(path)}", how)
+                    self._drift.setdefault(name, []).append(drift)
+        if wrong:
+            self._settings[name] = wrong
+
+    def take_drift(self) -> list[Drift]:
+        """What somebody else has changed, as found since the last call, less what nobody wants any more."""
+        taken, self._drift = self._drift, {}
+        return [drift for found in taken.values() for drift in found]
+
+    def apply(self) -> Report:
+        """Mend what the last look found. An interface that is gone is nothing that could be mended here."""
+        settings, self._settings = self._settings, {}
+        report = Report()
+        for name, wrong in settings.items():
+            failures = [failure for path, value in wrong.items() if (failure := sysctl.ensure(path, value))]
+            if failures:
+                self._settings[name] = wrong
+            report += Report(writes=len(wrong) - len(failures), failures=tuple(failures))
+        for name, (index, families) in list(self._broken.items()):
+            report += self._mend(name, index, families)
+        return report
+
+    def _mend(self, name: str, index: int, families: tuple[Family, ...]) -> Report:
+        try:
+            _set_up(self._netlink, index, families, messages.mac_attr(MAC))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                return Report(failures=(Failure(_what(name), error.strerror or str(error)),))
+            del self._broken[name]  # the next look will say that it is gone
+            return Report()
+        del self._broken[name]
+        return Report(writes=1)
+
+
+def _what(name: str) -> str:
+    return f"interface {name}"

@@ -1,0 +1,107 @@
+"""Links and their addresses as rtnetlink messages: packing and reading. No I/O.
+
+Source: rtnetlink(7), the kernel's include/uapi/linux/{if_link,if_addr,rtnetlink}.h.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+
+from felix_py.dataplane.netlink import NLM_F_CREATE, NLM_F_REPLACE, attr, attributes, message
+from policy.model import Family
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO = 1, 3, 4, 18
+IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 26, 27, 28
+_IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
+IFF_UP = 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_F_NODAD = 0x02
+
+IFINFO = struct.Struct("=BxHiII")
+IFADDR = struct.Struct("=BBBBI")
+U32 = struct.Struct("=I")
+AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What the kernel says of an interface; ``mac`` packed."""
+
+    index: int
+    flags: int
+    name: str
+    mac: bytes
+
+    @property
+    def up(self) -> bool:
+        """Whether it is set up (which says nothing about its carrier)."""
+        return bool(self.flags & IFF_UP)
+
+
+def read_link(body: memoryview) -> Link:
+    """An RTM_NEWLINK or RTM_DELLINK behind its message header.
+
+    Raises:
+        struct.error: it is too short.
+    """
+    _family, _type, index, flags, _change = IFINFO.unpack_from(body)
+    found = attributes(body[IFINFO.size :])
+    name = bytes(found.get(IFLA_IFNAME, b"")).rstrip(b"\0").decode(errors="replace")
+    return Link(index, flags, name, bytes(found.get(IFLA_ADDRESS, b"")))
+
+
+def get_link(name: str) -> bytes:
+    """RTM_GETLINK for one interface."""
+    return message(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + name_attr(name))
+
+
+def dump_links() -> bytes:
+    """RTM_GETLINK for all interfaces, without their statistics."""
+    mask = attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS))
+    return message(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + mask)
+
+
+def set_up(index: int, *attrs: bytes) -> bytes:
+    """RTM_SETLINK: set an interface up, with further attributes."""
+    return message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, IFF_UP, IFF_UP) + b"".join(attrs))
+
+
+def name_attr(name: str) -> bytes:
+    """IFLA_IFNAME."""
+    return attr(IFLA_IFNAME, name.encode() + b"\0")
+
+
+def mac_attr(mac: bytes) -> bytes:
+    """IFLA_ADDRESS."""
+    return attr(IFLA_ADDRESS, mac)
+
+
+def new_address(index: int, family: Family, address: str, length: int) -> bytes:
+    """RTM_NEWADDR for an address that is usable at once: nobody else can be on the link of a pod."""
+    raw = socket.inet_pton(AF[family], address)
+    body = IFADDR.pack(AF[family], length, 0, 0, index) + attr(_IFA_LOCAL, raw) + attr(_IFA_ADDRESS, raw)
+    if family is Family.V6:
+        body += attr(_IFA_FLAGS, U32.pack(_IFA_F_NODAD))
+    return message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def dump_addresses(family: Family, index: int = 0) -> bytes:
+    """RTM_GETADDR, of one interface or of all."""
+    return message(RTM_GETADDR, 0, IFADDR.pack(AF[family], 0, 0, 0, index))
+
+
+def read_address(body: memoryview) -> tuple[int, str]:
+    """Interface index and address text of an RTM_NEWADDR or RTM_DELADDR behind its message header.
+
+    Raises:
+        struct.error: it is too short.
+    """
+    family, _, _, _, index = IFADDR.unpack_from(body)
+    found = attributes(body[IFADDR.size :])
+    raw = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
+    return index, socket.inet_ntop(family, bytes(raw)) if raw is not None else ""

@@ -1,0 +1,91 @@
+"""Who uses the lock that every legacy iptables tool takes: changes of legacy rules make no netlink events.
+
+Source: fanotify(7). It is better than inotify here because it names the process, so that our own can be left out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Container
+from pathlib import Path
+
+LOCK = Path("/run/xtables.lock")
+
+_CLOEXEC, _NONBLOCK = 1, 2
+_MARK_ADD = 1
+_CLOSE = 0x08 | 0x10
+"""FAN_CLOSE_WRITE and FAN_CLOSE_NOWRITE: the tool has finished."""
+
+_AT_FDCWD = -100
+_EVENT = struct.Struct("=IBBHQii")
+_BUFFER = 64 * _EVENT.size
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fanotify_mark.argtypes = (
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_uint64,
+    ctypes.c_int,
+    ctypes.c_char_p,
+)
+
+
+class LockWatch:
+    """Tells whether processes other than our own had the lock open. Its file descriptor becomes readable then."""
+
+    def __init__(self, own: Container[int]) -> None:
+        """``own``: pids of our processes.
+
+        Raises:
+            OSError: the kernel has no fanotify, or we may not use it.
+        """
+        self._own = own
+        self._fd = _checked(_libc.fanotify_init(_CLOEXEC | _NONBLOCK, os.O_RDONLY | os.O_CLOEXEC))
+        try:
+            self.renew()
+        except BaseException:
+            self.close()
+            raise
+
+    def renew(self) -> None:
+        """Watch the file that has the lock's name now; doing it again is fine.
+
+        Raises:
+            OSError: it can be neither opened nor made, or not be watched.
+        """
+        os.close(os.open(LOCK, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600))  # as the tools do
+        _checked(_libc.fanotify_mark(self._fd, _MARK_ADD, _CLOSE, _AT_FDCWD, os.fsencode(LOCK)))
+
+    def close(self) -> None:
+        """Stop watching."""
+        os.close(self._fd)
+
+    def fileno(self) -> int:
+        """For select(2) and its like."""
+        return self._fd
+
+    def used_by_others(self) -> bool:
+        """Take what has been told: whether another process than ours was among those that used the lock.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        others = False
+        while True:
+            try:
+                data = os.read(self._fd, _BUFFER)
+            except BlockingIOError:
+                return others
+            for at in range(0, len(data) - _EVENT.size + 1, _EVENT.size):
+                _, _, _, _, _, file, pid = _EVENT.unpack_from(data, at)
+                if file >= 0:
+                    os.close(file)
+                others = others or not (pid in self._own or pid == os.getpid())
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return result

@@ -1,0 +1,336 @@
+"""Somebody changes what is ours: it is noticed, mended, counted once, and the log says what it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from felix_py import reconcile
+from felix_py.dataplane.interface import Part
+from felix_py.plan.layout import interface_name
+from felix_py.records import Backend
+from policy.model import Family
+from tests.support import kernel_state
+from tests.support.isolate import NetworkNamespace, run
+from tests.support.watched import CIDRS, GATEWAY, LEARNED, POLICY, WatchedNode, execute, until
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+MakeNetns = Callable[[str], NetworkNamespace]
+HOST = interface_name("c1", "eth0")
+FOREIGN = {Family.V4: "192.0.2.77", Family.V6: "2001:db8::77"}
+
+
+@pytest.fixture(params=list(Backend), ids=str)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return Backend(request.param)
+
+
+@pytest.fixture(params=list(Family), ids=["v4", "v6"])
+def family(request: pytest.FixtureRequest) -> Family:
+    return Family(request.param)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules are read back at once. How long it waits is the unit tests' business."""
+    monkeypatch.setattr(reconcile, "_SOON", (0.0, 0.0, 0.0))
+
+
+def names(backend: Backend, family: Family) -> dict[str, str]:
+    v4 = family is Family.V4
+    return {
+        "iptables": f"{'iptables' if v4 else 'ip6tables'}-{backend}",
+        "n": str(int(family)),
+        "ours": f"felix{int(family)}",
+        "inet": "inet" if v4 else "inet6",
+        "pod": "10.1.0.2" if v4 else "fd00:1::2",
+        "host": HOST,
+        "foreign": FOREIGN[family],
+        "own": CIDRS[family],
+        "learned": LEARNED[family],
+        "gateway": GATEWAY[family],
+    }
+
+
+def on_node(
+    make_netns: MakeNetns,
+    backend: Backend,
+    test: Callable[[WatchedNode], Awaitable[None]],
+    refresh: float = 3600.0,
+) -> None:
+    async def main() -> None:
+        async with WatchedNode(backend, refresh=refresh) as node:
+            await node.add_pod("c1", make_netns("c1"))
+            await test(node)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+RULES: dict[str, tuple[str, dict[str, int], str]] = {
+    "chain flushed": (
+        "{iptables} -F FELIX-FORWARD",
+        {"chain": 1},
+        "chain FELIX-FORWARD (filter, IPv{n}): 10 rules (",
+    ),
+    "rule deleted": (
+        "{iptables} -D FELIX-FORWARD 2",
+        {"chain": 1},
+        "1 rule (-m conntrack --ctstate RELATED,ESTABLISHED -g FELIX-ALLOW) missing",
+    ),
+    "rule put into our chain": (
+        "{iptables} -I FELIX-INPUT 1 -s {foreign} -j ACCEPT",
+        {"chain": 1},
+        "-j ACCEPT) too many",
+    ),
+    "jump deleted": (
+        "{iptables} -D FORWARD 1",
+        {"hook": 1},
+        "hooks in chain FORWARD (filter, IPv{n}): 1 rule (-j FELIX-FORWARD) missing",
+    ),
+    "rule above our jump": (
+        "{iptables} -I FORWARD 1 -s {foreign} -j DROP",
+        {"hook": 1},
+        "-j DROP) of others above ours",
+    ),
+    "built-in chain flushed": ("{iptables} -F FORWARD", {"hook": 1}, "3 rules ("),
+    "table flushed": (
+        "{iptables} -t nat -F",
+        {"chain": 1, "hook": 1},
+        "hooks in chain POSTROUTING (nat, IPv{n}): 1 rule (-j FELIX-POSTROUTING) missing",
+    ),
+    "chain of our names": (
+        "{iptables} -N FELIX-NOBODYS",
+        {"chain": 1},
+        "chain FELIX-NOBODYS (filter, IPv{n}): nobody asked for it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_rules(make_netns: MakeNetns, backend: Backend, family: Family, case: str) -> None:
+    commands, expected, words = RULES[case]
+    filled = names(backend, family)
+
+    async def test(node: WatchedNode) -> None:
+        execute("{iptables} -N MINE; {iptables} -A FORWARD -s {foreign} -j MINE", **filled)
+        await until(lambda: node.drift() == {"hook": 1})
+        await node.reconciler.settled()
+        before = kernel_state.everything(backend)
+        execute(commands, **filled)
+        await node.drifted(**{**expected, "hook": expected.get("hook", 0) + 1})
+        assert [line for line in node.found() if words.format(**filled) in line], node.found()
+        after = kernel_state.everything(backend)
+        if case == "built-in chain flushed":
+            before[f"rules{family}"] = str(before[f"rules{family}"]).replace(
+                next(line for line in str(before[f"rules{family}"]).splitlines() if "-j MINE" in line) + "\n", ""
+            )
+        if case == "rule above our jump":
+            ours, theirs, *_ = kernel_state.rules(family, backend, "filter", "FORWARD")
+            assert "felix:" in ours
+            assert theirs.endswith("-j DROP")
+        else:
+            assert after == before
+
+    on_node(make_netns, backend, test)
+
+
+ROUTES: dict[str, tuple[str, dict[str, int], str]] = {
+    "pod's route deleted": ("ip -{n} route del {pod}", {"route": 1}, "route {pod}/{bits}: missing"),
+    "pod's route bent": (
+        "ip -{n} route replace {pod} dev up0 proto 88",
+        {"route": 1},
+        "route {pod}/{bits}: leads elsewhere",
+    ),
+    "blackhole deleted": ("ip -{n} route del blackhole {own}", {"route": 1}, "route {own}: missing"),
+    "learned route deleted": ("ip -{n} route del {learned}", {"route": 1}, "route {learned}: missing"),
+    "route of our protocol added": (
+        "ip -{n} route add {foreign} dev up0 proto 88",
+        {"route": 1},
+        "route {foreign}/{bits}: nobody asked for it (protocol 88)",
+    ),
+    "host interface down": ("ip link set {host} down", {"link": 1, "route": 2}, "interface {host}: down"),
+    "MAC changed": (
+        "ip link set {host} address 02:00:00:00:00:01",
+        {"link": 1},
+        "interface {host}: its MAC is 02:00:00:00:00:01",
+    ),
+    "gateway address deleted": (
+        "ip -6 addr del fe80::1/64 dev {host}",
+        {"link": 1},
+        "interface {host}: without fe80::1",
+    ),
+    "last address deleted": (
+        "ip -4 addr add 198.51.100.1/32 dev {host}; ip -4 addr del 198.51.100.1/32 dev {host}",
+        {"route": 1},
+        "route 10.1.0.2/32: missing",
+    ),
+    "forwarding off": (
+        "sysctl -qw net.ipv{n}.conf.all.forwarding=0",
+        {"sysctl": 1},
+        "forward",
+    ),
+    "proxy ARP on": (
+        "sysctl -qw net.ipv4.conf.{host}.proxy_arp=1",
+        {"sysctl": 1},
+        "sysctl net.ipv4.conf.{host}.proxy_arp: 1 instead of 0",
+    ),
+    "uplink's last address replaced": (
+        "ip -4 addr del 192.0.2.1/24 dev up0; ip -4 addr add 192.0.2.1/24 dev up0",
+        {"route": 1},
+        "route 10.1.1.0/24: missing",
+    ),
+    "uplink down and up": (
+        "ip link set up0 down; ip link set up0 up; ip addr add 2001:db8::1/64 dev up0 nodad",
+        {"route": 2},
+        "route {learned}: missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROUTES)
+def test_routes_links_and_settings(make_netns: MakeNetns, family: Family, case: str) -> None:
+    commands, expected, words = ROUTES[case]
+    filled = names(Backend.NFT, family) | {"bits": "32" if family is Family.V4 else "128"}
+
+    async def test(node: WatchedNode) -> None:
+        run(
+            "ip",
+            f"-{int(family)}",
+            "route",
+            "add",
+            "blackhole",
+            FOREIGN[family],
+            "proto",
+            "static",
+            "metric",
+            "9",
+        )
+        before = kernel_state.everything(Backend.NFT)
+        settings = host_end()
+        execute(commands, **filled)
+        await node.drifted(**expected)
+        assert [line for line in node.found() if words.format(**filled) in line], node.found()
+        assert kernel_state.everything(Backend.NFT) == before
+        assert host_end() == settings
+
+    on_node(make_netns, Backend.NFT, test)
+
+
+def host_end() -> list[str]:
+    """What is to be kept of the pod's host end and the host."""
+    addresses = [line.split()[3] for line in run("ip", "-6", "-o", "addr", "show", "dev", HOST).splitlines()]
+    link = run("ip", "link", "show", "dev", HOST).split()
+    paths = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]
+    paths += [f"ipv{n}/conf/{HOST}/forwarding" for n in (4, 6)] + [f"ipv4/conf/{HOST}/proxy_arp"]
+    values = [Path("/proc/sys/net", path).read_text().strip() for path in paths]
+    return [*addresses, link[link.index("link/ether") + 1], link[link.index("state") + 1], *values]
+
+
+def test_an_interface_that_is_gone_is_named_and_keeps_nobody_else_waiting(
+    make_netns: MakeNetns, backend: Backend
+) -> None:
+    async def test(node: WatchedNode) -> None:
+        other = await node.add_pod("c2", make_netns("c2"))
+        run("ip", "link", "del", HOST)
+        await until(lambda: node.drift() == {"link": 1, "route": 2})
+        assert [line for line in node.found() if line.startswith(f"interface {HOST}: gone")]
+        await node.reconciler.settled()
+        assert node.reconciler.failures == ()
+        # Its part of sets stays consistent, and the next look does not count it again.
+        assert len(kernel_state.sets()["felix4-source"]) == 2
+        assert await node.network.problems(other) == []
+        await node.reconciler.settled()
+        assert node.drift() == {"link": 1, "route": 2}
+        # The runtime deletes the pod and makes it anew.
+        gone = node.pods.pop("c1")
+        node.network.leaving(gone)
+        await node.network.release(gone)
+        await node.add_pod("c1", make_netns("again"))
+        assert f"dev {HOST}" in run("ip", "route", "get", "10.1.0.3")
+        assert node.drift() == {"link": 1, "route": 2}
+
+    on_node(make_netns, backend, test)
+
+
+def test_a_route_that_somebody_takes_over_is_left_to_them_and_comes_back_after_them(
+    make_netns: MakeNetns, family: Family
+) -> None:
+    filled = names(Backend.NFT, family)
+    bits = "32" if family is Family.V4 else "128"
+
+    async def test(node: WatchedNode) -> None:
+        execute("ip -{n} route replace {pod} dev up0 proto static", **filled)
+        what = f"route {filled['pod']}/{bits}"
+        await until(lambda: [failure for failure in node.reconciler.failures if failure.what == what])
+        assert "protocol 4" in node.reconciler.failures[0].reason
+        assert "dev up0" in run("ip", f"-{int(family)}", "route", "show", filled["pod"])
+        execute("ip -{n} route del {pod} dev up0 proto static", **filled)
+        await until(lambda: not node.reconciler.failures)
+        assert f"dev {HOST}" in run("ip", f"-{int(family)}", "route", "show", filled["pod"])
+        assert node.drift() == {"route": 1}
+
+    on_node(make_netns, Backend.NFT, test)
+
+
+SETS: dict[str, tuple[str, dict[str, int], str]] = {
+    "member deleted": (
+        "ipset del {ours}-source {pod},{host}",
+        {"member": 1},
+        "set {ours}-source member {pod},{host}: missing",
+    ),
+    "member added": (
+        "ipset add {ours}-pool {foreign}",
+        {"member": 1},
+        "set {ours}-pool member {foreign}: nobody asked for it",
+    ),
+    "set destroyed and made anew": (
+        "ipset create mine hash:net family {inet}; ipset swap mine {ours}-nomasq; ipset destroy mine",
+        {"member": 2},
+        "set {ours}-nomasq member {own}: missing",
+    ),
+    "set of our names": ("ipset create {ours}-nobodys hash:ip", {"set": 1}, "set {ours}-nobodys: nobody asked"),
+}
+
+
+@pytest.mark.parametrize("case", SETS)
+def test_sets_at_the_refresh(make_netns: MakeNetns, family: Family, case: str) -> None:
+    commands, expected, words = SETS[case]
+    filled = names(Backend.NFT, family)
+
+    async def test(node: WatchedNode) -> None:
+        run("ipset", "create", "theirs", "hash:ip")
+        before = kernel_state.everything(Backend.NFT)
+        execute(commands, **filled)
+        await node.drifted(**expected)
+        assert [line for line in node.found() if words.format(**filled) in line], node.found()
+        after = kernel_state.everything(Backend.NFT)
+        assert after["sets"] == before["sets"]
+
+    on_node(make_netns, Backend.NFT, test, refresh=0.2)
+
+
+def test_what_we_do_ourselves_is_no_drift_and_costs_no_look(make_netns: MakeNetns, backend: Backend) -> None:
+    """Pods, policies and routes come and go; then somebody else does something, which is told after all that."""
+
+    async def test(node: WatchedNode) -> None:
+        for number in range(3):
+            await node.add_pod(f"more{number}", make_netns("more"))
+        node.facts.delete(POLICY)
+        await node.reconciler.settled()
+        node.facts.upsert(POLICY)
+        node.facts.learned({LEARNED[Family.V4]: ()})
+        await node.reconciler.settled()
+        node.facts.learned({LEARNED[Family.V4]: (GATEWAY[Family.V4],)})
+        await node.reconciler.settled()
+        for number in range(3):
+            await node.remove_pod(f"more{number}")
+        assert node.drift() == {}
+        execute("{iptables} -N FELIX-NOBODYS; ip -{n} route del {pod}", **names(backend, Family.V4))
+        await until(lambda: node.drift() == {"route": 1, "chain": 1})
+        await node.reconciler.settled()
+        assert sorted(node.kernel.looks, key=str) == sorted([Part.ROUTES, Part.RULES], key=str)
+
+    on_node(make_netns, backend, test)

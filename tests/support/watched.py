@@ -1,0 +1,169 @@
+"""A node's agent from CNI call to kernel, for real, that listens to the kernel: for tests of drift."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import Any
+
+from structlog.testing import capture_logs
+
+from felix_py.agent.facts import Facts
+from felix_py.agent.network import PodNetwork
+from felix_py.dataplane import sysctl
+from felix_py.dataplane.interface import EVERYTHING, Part
+from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.links import Links, PodLink, random_mac
+from felix_py.dataplane.monitor import Monitor
+from felix_py.metrics import Metrics
+from felix_py.plan.layout import interface_name
+from felix_py.plan.marks import Marks
+from felix_py.plan.planner import Planner
+from felix_py.plan.static import StaticOptions
+from felix_py.reconcile import Reconciler
+from felix_py.records import Backend, Lease, NodeRecord
+from policy.model import Family, IPBlock, Namespace, NetworkPolicy, Pod, PolicyRule
+from policy.selectors import EVERYTHING as ALL_PODS
+from tests.support.isolate import NetworkNamespace, run
+
+CIDRS = {Family.V4: "10.1.0.0/24", Family.V6: "fd00:1::/64"}
+GATEWAY = {Family.V4: "192.0.2.2", Family.V6: "2001:db8::2"}
+LEARNED = {Family.V4: "10.1.1.0/24", Family.V6: "fd00:1:0:1::/64"}
+POLICY = NetworkPolicy("shop", "db", ALL_PODS, ingress=(PolicyRule((IPBlock("10.9.0.0/16"),)),))
+
+
+class LookedAt(Kernel):
+    """Remembers what was read back."""
+
+    looks: list[Part]
+
+    def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
+        self.looks.append(parts)
+        super().load(parts, rules)
+
+
+async def _forget(_addresses: Collection[str]) -> None:
+    """Connections are not looked at here."""
+
+
+class WatchedNode:
+    """An agent without API server, BGP and health, in the current network namespace, with an uplink.
+
+    ``pods`` by container id. ``logged``: all log lines so far.
+    """
+
+    def __init__(self, backend: Backend, *, refresh: float = 3600.0, listen: bool = True) -> None:
+        self.backend = backend
+        self._refresh = refresh
+        self._listen = listen
+        self.pods: dict[str, Lease] = {}
+
+    async def __aenter__(self) -> WatchedNode:
+        families = tuple(Family)
+        sysctl.set_up_host(families)
+        _make_uplink()
+        self._logs = capture_logs()
+        self.logged = self._logs.__enter__()
+        self.metrics = Metrics()
+        self.kernel = LookedAt(families, self.backend)
+        self.kernel.looks = []
+        self.kernel.load()
+        self.facts = Facts("n1", families, (), lambda: self.reconciler.note())
+        planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
+        self.reconciler = Reconciler(
+            planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=self._refresh
+        )
+        self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, _forget)
+        self.facts.upsert(NodeRecord("n1", "", ("192.0.2.1", "2001:db8::1"), tuple(CIDRS.values())))
+        self.facts.upsert(Namespace("shop"))
+        self.facts.upsert(POLICY)
+        self.facts.learned({LEARNED[family]: (GATEWAY[family],) for family in Family})
+        self._task = asyncio.create_task(self.reconciler.run())
+        await self.reconciler.settled()
+        self.network.set_ready()
+        self.reconciler.sweep()
+        await self.reconciler.settled()
+        self.monitor = Monitor(self.kernel, self.facts.has_interface, self.reconciler.look, self.reconciler.retry)
+        if self._listen:
+            self.monitor.start()
+        self.kernel.looks = []
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.monitor.close()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self.kernel.close()
+        self._logs.__exit__(None, None, None)
+
+    def know_pod(self, namespace: str, name: str) -> None:
+        """The API server has told of a pod that the runtime will connect."""
+        pod = Pod(namespace, name, f"uid-{name}", "n1")
+        self.facts.upsert(pod)
+        self.network.pod_seen(pod)
+
+    async def add_pod(self, container: str, place: NetworkNamespace) -> Lease:
+        """What a CNI ADD does, less the lease's store."""
+        number = len(self.pods) + 2
+        addresses = {Family.V4: f"10.1.0.{number}", Family.V6: f"fd00:1::{number:x}"}
+        host = interface_name(container, "eth0")
+        self.facts.upsert(Pod("shop", container, "u", "n1", (), tuple(addresses.values())))
+        lease = Lease(container, "eth0", "n", "shop", container, "u", host, addresses, float(number))
+        with Links() as links:
+            links.create(PodLink(host, place.path, "eth0", addresses, random_mac(), 1500))
+        await self.network.enforce(lease)
+        self.pods[container] = lease
+        return lease
+
+    async def remove_pod(self, container: str) -> None:
+        """What a CNI DEL does."""
+        lease = self.pods.pop(container)
+        self.network.leaving(lease)
+        with Links() as links:
+            links.delete([lease.interface])
+        await self.network.release(lease)
+
+    def drift(self) -> dict[str, int]:
+        """The metric, less what is 0."""
+        (metric,) = self.metrics.drift.collect()
+        return {sample.labels["kind"]: int(sample.value) for sample in metric.samples if sample.value}
+
+    async def drifted(self, **expected: int) -> None:
+        """Until so much was noticed and is mended; fails if it is anything else."""
+        await until(lambda: sum(self.drift().values()) >= sum(expected.values()))
+        assert self.drift() == expected, self.found()
+        await self.reconciler.settled(lambda _: False)
+        assert await self.reconciler.differences() == []
+
+    def found(self) -> list[str]:
+        """What the log says of drift."""
+        lines: list[str] = []
+        for line in self.logged:
+            if line["event"].startswith("somebody else has changed"):
+                assert line["log_level"] == "warning"
+                lines += line["found"]
+        return lines
+
+
+def _make_uplink() -> None:
+    run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "tor0")
+    run("ip", "link", "set", "tor0", "up")
+    run("ip", "link", "set", "up0", "up")
+    run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
+    run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait for what another thread or a callback brings about."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def execute(commands: str, **names: str) -> None:
+    """Run commands, separated by semicolons, with names filled in, as another program would."""
+    for command in commands.format(**names).split(";"):
+        run(*command.split())

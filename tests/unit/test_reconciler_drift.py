@@ -1,0 +1,214 @@
+"""What others change is looked for, counted once, logged in one line; what is still to be written is not that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from felix_py import reconcile
+from felix_py.dataplane.fake import Item
+from felix_py.dataplane.interface import EVERYTHING, Part
+from felix_py.records import ChainKey, DriftKind, NextHop, Route, RouteKey
+from policy.model import Family, Pod
+from tests.unit.test_agent_network import DENY, NAMES, Rig, lease
+
+POD = RouteKey("10.1.0.2/32", 88)
+OWN = RouteKey("10.1.0.0/24", 88)
+FORWARD = ChainKey(Family.V4, "filter", "FELIX-FORWARD")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "_SOON", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(reconcile, "_PROMPTLY", (0.0, 0.0, 0.0))
+
+
+def run(test: Callable[[Rig], Coroutine[Any, Any, None]], refresh: float = 3600) -> list[Any]:
+    """Run a test on a rig with one pod; the log."""
+
+    async def main() -> None:
+        async with Rig(refresh=refresh) as rig:
+            await rig.network.enforce(lease())
+            rig.reconciler.sweep()
+            await rig.reconciler.settled()
+            rig.kernel.looks.clear()
+            await test(rig)
+
+    with capture_logs() as logged:
+        asyncio.run(asyncio.wait_for(main(), 20))
+    return logged
+
+
+def drift(rig: Rig) -> dict[str, float]:
+    found = {}
+    for kind in DriftKind:
+        value = rig.metrics.registry.get_sample_value("felix_py_drift_total", {"kind": kind.value})
+        assert value is not None, "every kind is there from the start"
+        if value:
+            found[kind.value] = value
+    return found
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def take(rig: Rig, kind: str, key: object) -> None:
+    """Somebody removes an object."""
+    del rig.kernel.kernel[Item(kind, key)]  # type: ignore[arg-type]
+
+
+def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counted_once() -> None:
+    async def test(rig: Rig) -> None:
+        take(rig, "route", POD)
+        take(rig, "chain", FORWARD)
+        rig.reconciler.look(Part.ROUTES)
+        await until(lambda: drift(rig) == {"route": 1})
+        assert POD in rig.kernel.routes
+        assert rig.kernel.looks == [Part.ROUTES]
+        rig.reconciler.look(Part.RULES)
+        await until(lambda: drift(rig) == {"route": 1, "chain": 1})
+        assert FORWARD in rig.kernel.chains
+        assert rig.kernel.looks == [Part.ROUTES, Part.RULES]
+        rig.reconciler.look(EVERYTHING)
+        await until(lambda: len(rig.kernel.looks) == 4)
+        await rig.reconciler.settled()
+        assert drift(rig) == {"route": 1, "chain": 1}
+
+    logged = run(test)
+    assert [(line["log_level"], line["found"]) for line in logged if "found" in line] == [
+        ("warning", ["route 10.1.0.2/32: missing"]),
+        ("warning", ["chain FELIX-FORWARD (filter, IPv4): missing"]),
+    ]
+
+
+def test_a_long_list_is_one_line_that_names_some_and_counts_the_rest() -> None:
+    async def test(rig: Rig) -> None:
+        rig.facts.learned({f"10.1.{n}.0/24": ("192.0.2.2",) for n in range(1, 31)})
+        await rig.reconciler.settled()
+        for n in range(1, 31):
+            take(rig, "route", RouteKey(f"10.1.{n}.0/24", 89))
+        rig.reconciler.look(Part.ROUTES)
+        await until(lambda: drift(rig) == {"route": 30})
+
+    (line,) = [line for line in run(test) if "found" in line]
+    assert len(line["found"]) == 11
+    assert line["found"][-1] == "and 20 more"
+
+
+def test_what_is_pending_or_refused_is_no_drift() -> None:
+    async def test(rig: Rig) -> None:
+        rig.kernel.failing["route 10.1.0.9/32"] = "no"
+        rig.facts.attach(lease("c9", "10.1.0.9", 2.0))
+        rig.reconciler.look(EVERYTHING)
+        await until(lambda: rig.reconciler.failures)
+        rig.reconciler.look(EVERYTHING)
+        await until(lambda: len(rig.kernel.looks) >= 4)
+        assert drift(rig) == {}
+
+    run(test)
+
+
+def test_what_is_asked_to_go_is_no_drift_when_it_is_gone_before() -> None:
+    """A CNI DEL deletes the interface, and the kernel the route with it, before anything is applied."""
+
+    async def test(rig: Rig) -> None:
+        rig.network.leaving(lease())
+        take(rig, "route", POD)
+        rig.reconciler.look(Part.ROUTES)
+        await until(lambda: rig.kernel.looks)
+        await rig.network.release(lease())
+        assert drift(rig) == {}
+        assert not rig.kernel.members(NAMES.source)
+        assert not rig.facts.has_interface(lease().interface)
+
+    run(test)
+
+
+def test_strays_are_counted_and_removed() -> None:
+    async def test(rig: Rig) -> None:
+        stray = Route(RouteKey("10.1.0.77/32", 88), next_hops=(NextHop(interface="eth0"),))
+        rig.kernel.kernel[Item("route", stray.key)] = stray
+        rig.reconciler.look(Part.ROUTES)
+        await until(lambda: drift(rig) == {"route": 1})
+        await until(lambda: stray.key not in rig.kernel.routes)
+
+    run(test)
+
+
+def test_a_changed_interface_is_mended_and_counted() -> None:
+    async def test(rig: Rig) -> None:
+        rig.kernel.broken_links[lease().interface] = "down"
+        rig.reconciler.look(Part.LINKS)
+        await until(lambda: drift(rig) == {"link": 1})
+        assert not rig.kernel.broken_links
+
+    assert [line["found"] for line in run(test) if "found" in line] == [["interface felixc1: down"]]
+
+
+def test_something_that_can_never_be_written_does_not_keep_drift_from_being_found() -> None:
+    async def test(rig: Rig) -> None:
+        rig.kernel.failing["route 10.1.7.0/24"] = "no"
+        rig.facts.learned({"10.1.7.0/24": ("192.0.2.2",)})
+        await until(lambda: rig.reconciler.failures)
+        take(rig, "route", POD)
+        await until(lambda: drift(rig) == {"route": 1})
+        assert POD in rig.kernel.routes
+
+    run(test, refresh=0.05)
+
+
+def test_a_kernel_that_cannot_be_read_keeps_no_pod_waiting_and_is_read_again() -> None:
+    async def test(rig: Rig) -> None:
+        rig.kernel.unreadable = "dump interrupted"
+        take(rig, "chain", FORWARD)
+        take(rig, "route", OWN)
+        rig.reconciler.look(Part.RULES | Part.ROUTES)
+        await until(lambda: rig.kernel.looks)
+        await rig.network.enforce(lease("c3", "10.1.0.3", 3.0))
+        assert "10.1.0.3,felixc3" in rig.kernel.members(NAMES.source)
+        assert [failure.what for failure in rig.reconciler.failures] == ["read-back"]
+        rig.kernel.unreadable = ""
+        await until(lambda: drift(rig) == {"chain": 1, "route": 1})
+        await until(lambda: not rig.reconciler.failures)
+        assert FORWARD in rig.kernel.chains
+        assert OWN in rig.kernel.routes
+
+    run(test)
+
+
+def test_rules_that_we_wrote_while_they_were_read_are_read_again() -> None:
+    async def test(rig: Rig) -> None:
+        read = rig.kernel.read_rules()
+        rig.facts.upsert(DENY)
+        rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+        await rig.reconciler.settled()
+        chains = dict(rig.kernel.chains)
+        rig.kernel.load(Part.RULES, read)
+        assert rig.kernel.take_drift() == []
+        rig.kernel.apply()
+        assert rig.kernel.chains == chains
+
+    run(test)
+
+
+def test_trying_again_costs_nothing_when_nothing_failed() -> None:
+    async def test(rig: Rig) -> None:
+        before = rig.kernel.applies
+        rig.reconciler.retry()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert rig.kernel.applies == before
+        rig.kernel.failing["route 10.1.7.0/24"] = "network is down"
+        rig.facts.learned({"10.1.7.0/24": ("192.0.2.2",)})
+        await until(lambda: rig.reconciler.failures)
+        rig.kernel.failing.clear()
+        rig.reconciler.retry()
+        await until(lambda: RouteKey("10.1.7.0/24", 89) in rig.kernel.routes)
+
+    run(test)

@@ -1,0 +1,65 @@
+"""How rules differ, in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from felix_py.dataplane.differences import chain_difference, hook_difference, stray_chain, stray_rules
+from felix_py.dataplane.iptables_text import Rule, render
+
+A, B, C = (render(("-s", address, "-j", "DROP")) for address in ("10.0.0.1", "10.0.0.2", "10.0.0.3"))
+NAMED = render(("-p", "tcp", "-m", "comment", "--comment", "shop/db rule 1", "-j", "FELIX-ALLOW"))
+OTHERS = Rule("", "-s 192.0.2.1/32 -j ACCEPT")
+JUMP = render(("-j", "FELIX-FORWARD"))
+ACCEPT = render(("-i", "felix+", "-j", "ACCEPT"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "actual", "words"),
+    [
+        ([A], None, "missing"),
+        ([A, B], [A, B], ""),
+        ([A, B], [], "2 rules (-s 10.0.0.1 -j DROP, -s 10.0.0.2 -j DROP) missing"),
+        ([A, NAMED], [A], '1 rule (-p tcp -j FELIX-ALLOW "shop/db rule 1") missing'),
+        ([A], [OTHERS, A], "1 rule (-s 192.0.2.1/32 -j ACCEPT) too many"),
+        ([A], [A, A], "1 rule (-s 10.0.0.1 -j DROP) too many"),
+        ([A, B, C], [C, A, B], "1 rule moved"),
+        ([A], [B], "1 rule (-s 10.0.0.1 -j DROP) missing; 1 rule (-s 10.0.0.2 -j DROP) too many"),
+    ],
+)
+def test_a_chain(wanted: list[Rule], actual: list[Rule] | None, words: str) -> None:
+    assert chain_difference(wanted, actual) == words
+
+
+def test_a_rule_that_was_altered_under_its_hash() -> None:
+    other = Rule(A.hash, A.text.replace("DROP", "ACCEPT"))
+    assert chain_difference([A], [other], [other]) == "1 rule (-s 10.0.0.1 -j ACCEPT) altered"
+    assert hook_difference([JUMP], [], [JUMP], [JUMP]) == "1 rule (-j FELIX-FORWARD) altered"
+
+
+def test_a_long_list_is_cut() -> None:
+    many = [render(("-s", f"10.0.0.{n}", "-j", "X" * 200)) for n in range(10)]
+    words = chain_difference(many, [])
+    assert "and 7 more" in words
+    assert len(words) < 500
+
+
+@pytest.mark.parametrize(
+    ("actual", "words"),
+    [
+        ([ACCEPT], "1 rule (-j FELIX-FORWARD) missing"),
+        ([OTHERS, JUMP, ACCEPT], "1 rule (-s 192.0.2.1/32 -j ACCEPT) of others above ours"),
+        ([JUMP, ACCEPT, OTHERS], "1 rule (-s 192.0.2.1/32 -j ACCEPT) of others behind ours"),
+        ([JUMP, JUMP, OTHERS, ACCEPT], "1 rule (-j FELIX-FORWARD) too many"),
+        ([ACCEPT, JUMP], "in another order"),
+        ([], "2 rules (-j FELIX-FORWARD, -i felix+ -j ACCEPT) missing"),
+    ],
+)
+def test_hooks(actual: list[Rule], words: str) -> None:
+    assert hook_difference([JUMP], [ACCEPT], actual) == words
+
+
+def test_strays() -> None:
+    assert stray_chain([]) == "nobody asked for it"
+    assert stray_chain([A]) == "nobody asked for it (1 rule (-s 10.0.0.1 -j DROP))"
+    assert stray_rules([A]) == "1 rule (-s 10.0.0.1 -j DROP) that nobody asked for"
