@@ -79,6 +79,7 @@ class Cluster:
             first = len(self.pods)
             self.pods += [self._pod(namespace, place, first + place) for place in range(crowd)]
             self._starts.append(len(self.pods))
+        self._labels.clear()  # it would count as memory of what is measured
         each = LOCAL_PODS // LOCAL_NAMESPACES
         self.local = [pod for namespace in range(LOCAL_NAMESPACES) for pod in self.of(namespace)[:each]]
         self.policies = list(self._policies())
@@ -102,7 +103,8 @@ class Cluster:
         return Namespace(name, (("kubernetes.io/metadata.name", name), ("stage", stage), ("team", team)))
 
     def _pod(self, namespace: int, place: int, number: int) -> Pod:
-        app = place % APPS
+        # Large namespaces have as many replicas as it takes; Deployments of the small ones have two.
+        app = place % APPS if self.size.crowds[namespace] >= 5 * APPS else place // 2 % APPS
         labels: Labels = (
             ("app", f"app-{app}"),
             ("pod-template-hash", f"{namespace:04x}{app:04x}"),

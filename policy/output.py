@@ -18,6 +18,7 @@ class Output:
         self._chains_before: dict[str, Chain | None] = {}
         self._sets_before: dict[str, SetKind | None] = {}
         self._members_before: dict[str, dict[str, bool]] = {}
+        self._new_sets: dict[str, None] = {}
         self._classes_before: dict[tuple[Direction, str], str | None] = {}
 
     def set_chain(self, chain: Chain) -> None:
@@ -32,7 +33,9 @@ class Output:
 
     def open_set(self, name: str, kind: SetKind) -> None:
         """Make an empty set."""
-        self._sets_before.setdefault(name, self._sets.get(name))
+        if self._sets_before.setdefault(name, self._sets.get(name)) is None:
+            # Of what the last flush did not have, all members are new: nothing to note, be they a million.
+            self._new_sets[name] = None
         self._sets[name] = kind
         self._counts[name] = {}
 
@@ -40,6 +43,9 @@ class Output:
         """The set is not needed any more."""
         self._sets_before.setdefault(name, self._sets.get(name))
         del self._sets[name]
+        if name in self._new_sets:
+            del self._new_sets[name], self._counts[name]
+            return
         before = self._members_before.setdefault(name, {})
         for member in self._counts.pop(name):
             before.setdefault(member, True)
@@ -48,7 +54,8 @@ class Output:
         """One more, or one less, reason for a member to be in a set."""
         counts = self._counts[name]
         held = counts.get(member, 0)
-        self._members_before.setdefault(name, {}).setdefault(member, held > 0)
+        if name not in self._new_sets:
+            self._members_before.setdefault(name, {}).setdefault(member, held > 0)
         if held + sign:
             counts[member] = held + sign
         else:
@@ -72,6 +79,9 @@ class Output:
         for name, kind in self._sets_before.items():
             if self._sets.get(name) != kind:
                 delta.sets[name] = self._sets.get(name)
+        for name in self._new_sets:
+            if counts := self._counts[name]:
+                delta.members[name] = dict.fromkeys(counts, True)
         for name, before in self._members_before.items():
             if name in self._counts:
                 counts = self._counts[name]
@@ -82,7 +92,7 @@ class Output:
             if self._classes.get(key) != was:
                 delta.classes[key] = self._classes.get(key)
         self._chains_before, self._sets_before = {}, {}
-        self._members_before, self._classes_before = {}, {}
+        self._members_before, self._classes_before, self._new_sets = {}, {}, {}
         return delta
 
     def program(self) -> Program:

@@ -60,9 +60,11 @@ class Facts:
             case NetworkPolicy() | ClusterPolicy():
                 self.engine.upsert_policy(record)
             case NodeRecord():
+                before = self._nodes.get(record.name)
                 self._nodes[record.name] = record
                 self.engine.upsert_node(record.as_peer())
-                self._note_nodes()
+                if before is None or _where(before) != _where(record):
+                    self._note_nodes()
         self._changed()
 
     def delete(self, record: Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord) -> None:
@@ -202,6 +204,11 @@ class Facts:
             self._attached[key] = lease
             if lease != before:
                 planner.attach(lease)
+
+
+def _where(node: NodeRecord) -> object:
+    """What the planner and BGP know of a node. Its heartbeats and labels must not cost what all nodes cost."""
+    return node.addresses, node.pod_cidrs
 
 
 def _identity(lease: Lease) -> tuple[str, str]:

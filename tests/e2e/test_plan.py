@@ -6,6 +6,7 @@ import ipaddress
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
 PORTS: list[tuple[Protocol | None, int | None]] = [(None, None), (Protocol.TCP, 9100)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def definitions(lab: LabUnderTest) -> Iterator[None]:
+    with lab.definitions():
+        yield
 
 
 def plan(lab: LabUnderTest, *words: str) -> tuple[int, Any]:
@@ -71,7 +78,9 @@ def difference(before: list[Cell], after: list[Cell]) -> list[list[str]]:
     return [words.get((old.reached, new.reached), []) for old, new in zip(before, after, strict=True)]
 
 
-@pytest.mark.parametrize("numbers", [("30", "50"), ("10", "20", "22", "40")], ids="+".join)
+@pytest.mark.parametrize(
+    "numbers", [("30", "50"), ("10", "20", "22", "40"), ("10", "70", "71", "72")], ids="+".join
+)
 def test_exactly_what_was_foretold_changes(lab: LabUnderTest, numbers: tuple[str, ...]) -> None:
     pods = lab.get("pods", "-A")["items"]
     places = {f"{p['metadata']['namespace']}/{p['metadata']['name']}": p["spec"]["nodeName"] for p in pods}
