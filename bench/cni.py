@@ -31,6 +31,7 @@ from felix_py.cni.workers import Interfaces, Leases
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.monitor import Monitor
 from felix_py.ipam.store import AddressStore
 from felix_py.lab.runtime import CNIRuntime
 from felix_py.metrics import Metrics
@@ -213,6 +214,7 @@ async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: C
         work = asyncio.create_task(reconciler.run())
         await reconciler.settled()
         network.set_ready()
+        Monitor(kernel, facts.has_interface, reconciler.look, reconciler.retry).start()
         leases, interfaces = Leases(AddressStore(folder / "leases.db")), Interfaces()
         server = CNIServer(Plugin(leases, interfaces, network), folder / "cni.sock", metrics)
         await server.start()

@@ -103,10 +103,9 @@ def on_node(make_netns: MakeNetns, backend: Backend, test: Callable[[WatchedNode
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def foreign_routes(count: int, command: str) -> None:
-    lines = [
-        f"route {command} 100.{n >> 16}.{n >> 8 & 255}.{n & 255}/32 dev up0 proto bird" for n in range(count)
-    ]
+def foreign_routes(count: int, command: str, interface: str) -> None:
+    addresses = (f"100.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(count))
+    lines = [f"route {command} {address}/32 dev {interface} proto bird" for address in addresses]
     run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
 
 
@@ -114,8 +113,8 @@ def test_a_storm_of_others_routes_is_not_looked_at(make_netns: MakeNetns) -> Non
     """10,000 routes come, change and go; then one of ours goes, which is told after all of them."""
 
     async def test(node: WatchedNode) -> None:
-        for command in ("add", "replace", "del"):
-            await asyncio.to_thread(foreign_routes, 10_000, command)
+        for command, interface in (("add", "up0"), ("replace", "tor0"), ("del", "tor0")):
+            await asyncio.to_thread(foreign_routes, 10_000, command, interface)
         run("ip", "route", "del", "10.1.0.2")
         await until(lambda: node.drift() == {"route": 1})
         assert node.kernel.looks == [Part.ROUTES]
