@@ -6,17 +6,22 @@ import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from felix_py.dataplane import ipset_members, route_messages
 from felix_py.dataplane.ipset_commands import Commands, Shape
 from felix_py.dataplane.ipsets import is_ours
-from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
 from felix_py.dataplane.uplink import interface_state
 from felix_py.diagnose.difference import Difference, Kind, Problem
 from felix_py.diagnose.owners import Owners
 from felix_py.plan.layout import INTERFACE_PREFIX
 from felix_py.records import Lease, NextHop, Route, RouteKey, RouteKind, SetSpec, Update
 from policy.model import Family
+
+_AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
+_TABLE_MAIN, _UNICAST = 254, 1
+_METRIC = {Family.V4: 0, Family.V6: 1024}
+"""What the kernel makes of a route without a metric. Ours have none; others of the same prefix coexist."""
 
 _SETTINGS = {Family.V4: ("net.ipv4.ip_forward", "1"), Family.V6: ("net.ipv6.conf.all.forwarding", "1")}
 
@@ -120,15 +125,41 @@ def route_differences(
 
 
 def _routes(families: Collection[Family], protocols: Collection[int]) -> dict[RouteKey, route_messages.Packed]:
+    """As pyroute2 decodes them: not by the code that wrote them."""
+    from pyroute2 import IPRoute
+
     found: dict[RouteKey, route_messages.Packed] = {}
-    with Netlink(NETLINK_ROUTE) as netlink:
+    with IPRoute() as netlink:
         for family in families:
-            for protocol in protocols:
-                for answer in netlink.dump(route_messages.dump(family, protocol)):
-                    if route := route_messages.read(answer):
-                        key = RouteKey(route_messages.destination_text(route.destination), protocol)
-                        found[key] = route
+            for answer in netlink.get_routes(family=_AF[family], table=_TABLE_MAIN):
+                if answer["proto"] not in protocols or answer["tos"]:
+                    continue
+                route = _decoded(family, answer)
+                if answer.get_attr("RTA_PRIORITY", 0) == _METRIC[family]:
+                    found[RouteKey(route_messages.destination_text(route.destination), route.protocol)] = route
     return found
+
+
+def _decoded(family: Family, answer: Any) -> route_messages.Packed:
+    def packed(text: str | None) -> bytes:
+        return socket.inet_pton(_AF[family], text) if text else b""
+
+    hops: list[route_messages.Hop] = []
+    if answer["type"] == _UNICAST:
+        paths = answer.get_attr("RTA_MULTIPATH")
+        if paths:
+            hops = [(packed(path.get_attr("RTA_GATEWAY")), path["oif"]) for path in paths]
+        else:
+            hops = [(packed(answer.get_attr("RTA_GATEWAY")), answer.get_attr("RTA_OIF", 0))]
+    network = packed(answer.get_attr("RTA_DST")) or bytes(family.bits // 8)
+    return route_messages.Packed(
+        destination=(family, network, answer["dst_len"]),
+        protocol=answer["proto"],
+        kind=answer["type"],
+        scope=answer["scope"],
+        source=packed(answer.get_attr("RTA_PREFSRC")),
+        hops=tuple(sorted(hops)),
+    )
 
 
 def _purpose(route: Route | None) -> str:
