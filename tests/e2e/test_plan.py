@@ -99,3 +99,16 @@ def test_exactly_what_was_foretold_changes(lab: LabUnderTest, numbers: tuple[str
         assert code == 1
         told = [foretold(places, cell, answer["groups"]) for cell in after]
     assert difference(after, measured(lab)) == told
+
+
+def test_connections_of_a_node_that_would_be_denied(lab: LabUnderTest) -> None:
+    """On the database's node, whose agent has seen who connected."""
+    node = lab.node_of("shop", "db-1")
+    lab.settle(Protocol.TCP, 5432)
+    done = lab.lab.run(node, "felix-py", "plan", "--json", "-f", example("20"), check=False)
+    assert done.returncode == 1, done.stderr
+    flows = json.loads(done.stdout)["flows"]
+    assert flows["silent"] == {}
+    to_the_database = {f["sourceName"] for f in flows["denied"] if f["destinationName"] == "shop/db-1"}
+    assert {"shop/web-1", "dev/client-1"} <= to_the_database
+    assert not {"shop/api-1", "shop/api-2", f"node {node}"} & to_the_database
