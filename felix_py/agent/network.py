@@ -110,10 +110,14 @@ class PodNetwork:
             NetworkError: the kernel did not let go of a part of it.
         """
         self._facts.detach(lease)
-        if self._ready:
-            await self._settled(lease)
-        # Whoever has the address next must not be taken for a party to its last holder's connections.
-        await self._forget(lease.addresses.values())
+        # Whoever has the address next must not be taken for a party to its last holder's connections. No new ones
+        # can begin: the interface is gone, and its routes with it.
+        forgetting = asyncio.ensure_future(self._forget(lease.addresses.values()))
+        try:
+            if self._ready:
+                await self._settled(lease)
+        finally:
+            await forgetting
 
     async def _settled(self, lease: Lease) -> None:
         try:

@@ -14,28 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 from felix_py import log
 from felix_py.agent.flows import Flows
+from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
 from felix_py.records import Failure, Flow
-from policy.evaluate import DirectionVerdict, View, verdict
 from policy.ir import Delta
-from policy.model import (
-    ClusterPolicy,
-    Namespace,
-    NetworkPolicy,
-    Node,
-    ObjectKey,
-    Packet,
-    Pod,
-    Protocol,
-)
+from policy.model import ObjectKey, Packet, Protocol
 
 _NO_PORTS = cast("Protocol", "other")
 """A protocol that no policy can name, such as ICMP: rules with ports never match it."""
@@ -43,8 +34,8 @@ _NO_PORTS = cast("Protocol", "other")
 _SLICE = 0.001
 """Seconds that judging may hold the event loop; then everybody else has a turn."""
 
-_REST = 4
-"""After a look at the table there is none for so many times as long: a fifth of one processor at most."""
+_REST, _REST_MOST = 4, 5.0
+"""After a look at the table there is none for so many times as long, but not for more than so many seconds."""
 
 _RETRY_FIRST, _RETRY_MOST = 1.0, 30.0
 
@@ -172,7 +163,7 @@ class Revoker:
                 delay = min(_RETRY_MOST, delay * 2 or _RETRY_FIRST)
             seconds = time.monotonic() - started
             self._metrics.flow_pass_seconds.observe(seconds)
-            await asyncio.sleep(delay or seconds * _REST)
+            await asyncio.sleep(delay or min(seconds * _REST, _REST_MOST))
 
     async def _quiet(self) -> None:
         """Let changes gather."""
@@ -217,65 +208,15 @@ class Revoker:
     async def _denied(self, flows: Sequence[Flow], host: frozenset[str]) -> list[Flow]:
         """Those that policy denies now. A connection that belongs to another one shares its fate."""
         by_tuple = {flow.original: flow for flow in flows}
-        verdicts: dict[Packet, bool] = {}
+        judge = Judge(self._view, host)
         denied = []
         pause = time.monotonic() + _SLICE
         for flow in flows:
             parent = by_tuple.get(flow.parent, flow) if flow.parent else flow
             packet = Packet(parent.source, parent.destination, parent.protocol or _NO_PORTS, parent.port)
-            allowed = verdicts.get(packet)
-            if allowed is None:
-                allowed = verdicts[packet] = allowed_here(self._view, packet, host)
-                if time.monotonic() > pause:
-                    await asyncio.sleep(0)
-                    pause = time.monotonic() + _SLICE
-            if not allowed:
+            if not judge.allows(packet):
                 denied.append(flow)
+            if time.monotonic() > pause:
+                await asyncio.sleep(0)
+                pause = time.monotonic() + _SLICE
         return denied
-
-
-def allowed_here(view: ClusterView, packet: Packet, host: frozenset[str]) -> bool:
-    """Whether this node's rules let the first packet of a connection pass: each end that is an endpoint of ours.
-
-    What the node itself sends to its pods is never denied: ``host`` are the addresses of its interfaces.
-    """
-    if packet.source == packet.destination:
-        return True
-    if packet.source in host or packet.source.startswith("127."):
-        host |= {packet.source}
-    both = None
-    for address in (packet.source, packet.destination):
-        if view.endpoint_at(address) is None:
-            continue
-        if view.subject_at(address) is view.pod_at(address):
-            both = both or verdict(view, packet, host)
-            found = both
-        else:
-            found = verdict(_Seen(view, address), packet, host)
-        end: DirectionVerdict | None = found.egress if address == packet.source else found.ingress
-        if end is not None and not end.allowed:
-            return False
-    return True
-
-
-class _Seen(View):
-    """The cluster with one endpoint that others no longer take for a pod, though its own policy still holds."""
-
-    def __init__(self, view: ClusterView, address: str) -> None:
-        self._view = view
-        self._address = address
-
-    def namespace(self, name: str) -> Namespace | None:
-        return self._view.namespace(name)
-
-    def pod_at(self, address: str) -> Pod | None:
-        return self._view.subject_at(address) if address == self._address else self._view.pod_at(address)
-
-    def nodes(self) -> Iterable[Node]:
-        return self._view.nodes()
-
-    def network_policies(self, namespace: str) -> Iterable[NetworkPolicy]:
-        return self._view.network_policies(namespace)
-
-    def cluster_policies(self) -> Iterable[ClusterPolicy]:
-        return self._view.cluster_policies()

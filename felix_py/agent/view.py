@@ -42,6 +42,8 @@ class ClusterView:
         self._endpoints: dict[ObjectKey, LocalEndpoint] = {}
         self._last_pods: dict[ObjectKey, Pod] = {}
         self._at = _Addresses()
+        self.revision = 0
+        """Grows with every step forward that brought something new."""
 
     # --- what is new ---------------------------------------------------------------------------------
 
@@ -64,6 +66,7 @@ class ClusterView:
     def advance(self) -> None:
         """From now on everything noted counts."""
         noted, self._noted = self._noted, []
+        self.revision += bool(noted)
         for record, there in noted:
             match record:
                 case Pod():

@@ -7,7 +7,8 @@ by its own tuple and id, so that nothing else is hit, whatever happens in betwee
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 from types import TracebackType
 
@@ -69,45 +70,46 @@ class Conntrack:
         return deleted, refused[0] if refused else None
 
     def _find(self, addresses: Collection[str], ends: Sequence[End]) -> list[Flow]:
-        found: dict[bytes, Flow] = {}  # a dump may print an entry twice while the table changes
         wanted: dict[Family, set[bytes]] = {}
         for address in addresses:
             family, packed = messages.packed(address)
             wanted.setdefault(family, set()).add(packed)
-        for family, packed_addresses in wanted.items():
-            for entry in self._entries(family, packed_addresses, ends):
-                flow = messages.read(entry)
-                found[flow.entry] = flow
-        return list(found.values())
+        entries = self._ask(wanted, ends) if self._worthwhile(wanted, ends) else None
+        if entries is None:
+            entries = self._scan(wanted, ends)
+        # A dump may print an entry twice while the table changes, and it may be of two addresses.
+        found = map(messages.read, entries)
+        return list({flow.entry: flow for flow in found}.values())
 
-    def _entries(self, family: Family, wanted: set[bytes], ends: Sequence[End]) -> Iterable[bytes]:
-        walks = [(end, address) for end in ends for address in wanted]
-        if family is Family.V4 and self._filters and len(walks) <= _MOST_WALKS and _count() > _WALK * len(walks):
-            entries = self._filtered(walks)
-            if self._filters:
-                return entries
-        return self._scan(family, wanted, ends)
+    def _worthwhile(self, wanted: Mapping[Family, set[bytes]], ends: Sequence[End]) -> bool:
+        """Whether to have the kernel look for each address: only where it can, and that is less work."""
+        walks = len(ends) * len(wanted.get(Family.V4, ()))
+        return self._filters and 0 < walks <= _MOST_WALKS and _count() > _WALK * walks
 
-    def _filtered(self, walks: Iterable[tuple[End, bytes]]) -> list[bytes]:
-        """Have the kernel choose. Clears ``_filters`` if it does not: then this is not the answer."""
+    def _ask(self, wanted: Mapping[Family, set[bytes]], ends: Sequence[End]) -> Iterable[bytes] | None:
+        """Have the kernel choose; None where it does not."""
         entries: list[bytes] = []
-        for end, address in walks:
+        for end, address in product(ends, wanted[Family.V4]):
             try:
                 found = list(self._netlink.stream(messages.filtered_dump(Family.V4, end, address)))
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise
                 self._filters = False
-                return []
-            if not all(map(messages.concerned(Family.V4, {address}, {end}), found)):
+                return None
+            if not all(map(messages.concerned({Family.V4: {address}}, {end}), found)):
                 self._filters = False
-                return []
+                return None
             entries += found
-        return entries
+        others = {family: wanted[family] for family in wanted.keys() - {Family.V4}}
+        return chain(entries, self._scan(others, ends))
 
-    def _scan(self, family: Family, wanted: set[bytes], ends: Sequence[End]) -> Iterable[bytes]:
-        """Have it print all, and choose here."""
-        return filter(messages.concerned(family, wanted, ends), self._netlink.stream(messages.dump(family)))
+    def _scan(self, wanted: Mapping[Family, set[bytes]], ends: Sequence[End]) -> Iterable[bytes]:
+        """Have it print all, in one go, and choose here."""
+        if not wanted:
+            return ()
+        family = next(iter(wanted)) if len(wanted) == 1 else None
+        return filter(messages.concerned(wanted, ends), self._netlink.stream(messages.dump(family)))
 
 
 def _count() -> int:

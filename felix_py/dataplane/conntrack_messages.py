@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import socket
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from felix_py.dataplane.netlink import attr, message, nested
@@ -73,8 +73,8 @@ def packed(address: str) -> tuple[Family, bytes]:
         raise ValueError(f"{address!r} is not an address") from None
 
 
-def dump(family: Family) -> bytes:
-    """IPCTNL_MSG_CT_GET for all entries of a family."""
+def dump(family: Family | None) -> bytes:
+    """IPCTNL_MSG_CT_GET for all entries of a family, or (None) of both."""
     return message(IPCTNL_MSG_CT_GET, 0, _genmsg(family))
 
 
@@ -95,34 +95,36 @@ def delete(flow: Flow) -> bytes:
     return message(IPCTNL_MSG_CT_DELETE, 0, flow.entry)
 
 
-def _genmsg(family: Family) -> bytes:
-    return struct.pack("BBH", _AF[family], 0, 0)
+def _genmsg(family: Family | None) -> bytes:
+    return struct.pack("BBH", _AF[family] if family else socket.AF_UNSPEC, 0, 0)
 
 
-def concerned(family: Family, addresses: Collection[bytes], ends: Collection[End]) -> Callable[[bytes], bool]:
-    """A test for entries of a dump of one family: has one of these addresses at one of the ends?
+def concerned(wanted: Mapping[Family, Collection[bytes]], ends: Collection[End]) -> Callable[[bytes], bool]:
+    """A test for entries of a dump: has one of the addresses at one of the ends?
 
     Raises (the test):
         ValueError: the entry has no addresses.
     """
-    head, size = _TUPLE_HEAD[_AF[family]]
+    by_number = {int(_AF[family]): addresses for family, addresses in wanted.items()}
     anywhere = not set(ends) <= set(POLICY_ENDS)
-    second = 16 + size + 4
 
     def test(entry: bytes) -> bool:
+        addresses = by_number.get(entry[0])
+        if not addresses:
+            return False
+        # The kernel prints the same fields at the same places; a table has 100,000 entries to look at.
+        head, size = _TUPLE_HEAD[entry[0]]
         reply = entry[4] | entry[5] << 8
         if entry[8:16] != head or entry[8 + reply : 16 + reply] != head:
             return any(_address(entry, end) in addresses for end in ends)
+        if entry[16 : 16 + size] in addresses or entry[16 + reply : 16 + reply + size] in addresses:
+            return True
+        if not anywhere:
+            return False
+        second = 20 + size
         return (
-            entry[16 : 16 + size] in addresses
-            or entry[16 + reply : 16 + reply + size] in addresses
-            or (
-                anywhere
-                and (
-                    entry[second : second + size] in addresses
-                    or entry[second + reply : second + reply + size] in addresses
-                )
-            )
+            entry[second : second + size] in addresses
+            or entry[second + reply : second + reply + size] in addresses
         )
 
     return test

@@ -1,0 +1,111 @@
+"""What this node's rules would do with the first packet of a connection: the oracle's answer, quick for many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from felix_py.agent.view import ClusterView
+from policy.evaluate import View, verdict
+from policy.model import (
+    ClusterPolicy,
+    Direction,
+    Namespace,
+    NetworkPolicy,
+    Node,
+    Packet,
+    Pod,
+    PolicyRef,
+    Protocol,
+)
+
+
+class Judge:
+    """Asks the oracle for each end that is an endpoint of this node, as the rules do. On the event loop only.
+
+    Everything it keeps in mind is of one state of the view; once that steps forward, it begins anew.
+    """
+
+    def __init__(self, view: ClusterView, host: frozenset[str]) -> None:
+        """``host``: addresses of the host's interfaces. What it sends to its own pods no rule denies."""
+        self._view = view
+        self._host = host
+        self._revision = view.revision
+        self._subjects: dict[str, _Subject | None] = {}
+        self._verdicts: dict[Packet, bool] = {}
+
+    def allows(self, packet: Packet) -> bool:
+        """Whether both ends let it pass, as far as they are endpoints of ours and anything is known of them."""
+        if self._view.revision != self._revision:
+            self._revision = self._view.revision
+            self._subjects.clear()
+            self._verdicts.clear()
+        known = self._verdicts.get(packet)
+        if known is None:
+            known = self._verdicts[packet] = self._ask(packet)
+        return known
+
+    def _ask(self, packet: Packet) -> bool:
+        if packet.source == packet.destination:
+            return True
+        return self._lets(packet, Direction.EGRESS, packet.source) and (
+            self._is_host(packet.source) or self._lets(packet, Direction.INGRESS, packet.destination)
+        )
+
+    def _is_host(self, address: str) -> bool:
+        return address in self._host or address.startswith("127.")
+
+    def _lets(self, packet: Packet, direction: Direction, end: str) -> bool:
+        if end not in self._subjects:
+            self._subjects[end] = self._subject(end)
+        subject = self._subjects[end]
+        if subject is None:
+            return True
+        found = verdict(subject, packet)
+        decided = found.egress if direction is Direction.EGRESS else found.ingress
+        return decided is None or decided.allowed
+
+    def _subject(self, address: str) -> _Subject | None:
+        if self._view.endpoint_at(address) is None:
+            return None
+        pod = self._view.subject_at(address)
+        return None if pod is None else _Subject(self._view, address, pod)
+
+
+class _Subject(View):
+    """The cluster for questions about one endpoint's own policy, and for no others.
+
+    The endpoint is the pod that its policy selects, even if others take it for a pod no more. Only the policies
+    that select it are shown, so that the oracle need not find them among all each time.
+    """
+
+    def __init__(self, view: ClusterView, address: str, pod: Pod) -> None:
+        self._view = view
+        self._address = address
+        self._pod = pod
+        self._policies: tuple[NetworkPolicy, ...] = tuple(view.network_policies(pod.namespace))
+        self._cluster: tuple[ClusterPolicy, ...] = tuple(view.cluster_policies())
+        selecting = self._selecting()
+        self._policies = tuple(policy for policy in self._policies if policy.ref in selecting)
+        self._cluster = tuple(policy for policy in self._cluster if policy.ref in selecting)
+
+    def _selecting(self) -> set[PolicyRef]:
+        """The oracle's own words on which policies select the pod, whatever the packet."""
+        nobody = "::" if ":" in self._address else "0.0.0.0"
+        out = verdict(self, Packet(self._address, nobody, Protocol.TCP, 0)).egress
+        into = verdict(self, Packet(nobody, self._address, Protocol.TCP, 0)).ingress
+        return {ref for end in (out, into) if end for ref in end.selected_by}
+
+    def namespace(self, name: str) -> Namespace | None:
+        return self._view.namespace(name)
+
+    def pod_at(self, address: str) -> Pod | None:
+        return self._pod if address == self._address else self._view.pod_at(address)
+
+    def nodes(self) -> Iterable[Node]:
+        return self._view.nodes()
+
+    def network_policies(self, namespace: str) -> Iterable[NetworkPolicy]:
+        return self._policies if namespace == self._pod.namespace else ()
+
+    def cluster_policies(self) -> Iterable[ClusterPolicy]:
+        return self._cluster
