@@ -41,6 +41,11 @@ class Metrics:
         )
         for kind in DriftKind:
             self.drift.labels(kind.value)  # there from the start, so that a first change is an increase
+        self.compared_age = Gauge(
+            "felix_py_compared_age_seconds",
+            "Seconds since everything of ours in the kernel was last compared with what is wanted",
+            registry=self.registry,
+        )
         self.in_sync = Gauge(
             "felix_py_in_sync", "1 once every watched kind was listed and written", registry=self.registry
         )

@@ -19,7 +19,6 @@ from contextlib import suppress
 from typing import TypeVar
 
 from felix_py import log
-from felix_py.dataplane.backend import ToolError
 from felix_py.dataplane.interface import EVERYTHING, Dataplane, Part
 from felix_py.metrics import Metrics
 from felix_py.pace import Pace, Paced
@@ -41,7 +40,6 @@ _SOON = (0.5, 5.0, 3.0)
 """The pace at which rules are read back: somebody who changes some is likely to change more."""
 
 _NOTHING = Part(0)
-_READ_BACK = "read-back"
 _MOST_LOGGED = 10
 
 
@@ -80,6 +78,8 @@ class Reconciler:
         self._sweep_due = False
         self._looks = _NOTHING
         self._look_seconds = 0.0
+        self._unread = self._told = ""
+        self._compared_at = time.monotonic()
         self._rules_read: object = None
         self._promptly = Paced(Pace(*_PROMPTLY), self._look_promptly)
         self._prompt_parts = _NOTHING
@@ -93,6 +93,11 @@ class Reconciler:
     def failures(self) -> tuple[Failure, ...]:
         """What the last apply could not write."""
         return self._failures
+
+    @property
+    def compared_age(self) -> float:
+        """Seconds since everything of ours in the kernel was last compared with what is wanted."""
+        return time.monotonic() - self._compared_at
 
     def note(self) -> None:
         """Something has changed; an apply follows soon."""
@@ -223,9 +228,9 @@ class Reconciler:
             # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced; we try again.
             self._log.exception("apply failed")
             report = Report(failures=(Failure("apply", f"{type(error).__name__}: {error}"),))
+            self.look(parts)
         self._applied_at = asyncio.get_running_loop().time()
-        if any(failure.what in (_READ_BACK, "apply") for failure in report.failures):
-            self._look_again(parts)
+        self._note_look(parts)
         self._metrics.apply_seconds.observe(time.monotonic() - started)
         self._note_failures(report.failures)
         self._tell(report.failures)
@@ -233,11 +238,17 @@ class Reconciler:
             if not waiter.done():
                 waiter.set_result(report.failures)
 
-    def _look_again(self, parts: Part) -> None:
-        """With the retry that follows; the rules at their own pace."""
-        self._looks |= parts & ~Part.RULES
-        if Part.RULES in parts:
-            self._soon.ask()
+    def _note_look(self, parts: Part) -> None:
+        """After an apply that was to begin by reading these parts back."""
+        if not parts:
+            return
+        if self._unread:
+            if self._unread != self._told:
+                self._log.warning("cannot read the kernel back; trying again", reason=self._unread)
+            self.look(parts)
+        elif parts == EVERYTHING:
+            self._compared_at = time.monotonic()
+        self._told = self._unread
 
     async def _two_steps(self, parts: Part) -> Report:
         """First what must be there, then, if all of it is, what may go (see :mod:`felix_py.plan.planner`)."""
@@ -258,23 +269,23 @@ class Reconciler:
         self, update: Update, parts: Part = _NOTHING, rules: object = None, *, sweep: bool = False
     ) -> Report:
         self._dataplane.update(update)
-        looked = self._look(parts, rules) if parts else Report()
+        if parts:
+            self._read(parts, rules)
         report = self._dataplane.apply(sweep=sweep)
         self._metrics.restores.inc(report.transactions)
         self._metrics.writes.inc(report.writes)
         self._note_drift(self._dataplane.take_drift())
-        return looked + report
+        return report
 
-    def _look(self, parts: Part, rules: object) -> Report:
+    def _read(self, parts: Part, rules: object) -> None:
         """Read back. Where that fails, what is wanted is written all the same: a new pod must not wait for it."""
         started = time.monotonic()
+        self._unread = ""
         try:
             self._dataplane.load(parts, rules)
-        except (OSError, ToolError) as error:
-            return Report(failures=(Failure(_READ_BACK, str(error)),))
-        finally:
-            self._look_seconds = time.monotonic() - started
-        return Report()
+        except Exception as error:
+            self._unread = str(error) or type(error).__name__
+        self._look_seconds = time.monotonic() - started
 
     def _note_drift(self, drift: Sequence[Drift]) -> None:
         if not drift:

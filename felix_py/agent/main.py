@@ -302,6 +302,7 @@ class Agent:
     async def _refresh_metrics(self) -> None:
         await self._counters.refresh()
         self._metrics.endpoints.set(self._facts.endpoints)
+        self._metrics.compared_age.set(self._reconciler.compared_age)
         for kind, age in self._cluster.ages().items():
             self._metrics.watch_age.labels(kind).set(age)
         self._metrics.bgp_established.set(sum(peer.established for peer in self._bgp.peers()))

@@ -92,8 +92,6 @@ class Kernel:
         """
         if Part.SETS in parts:
             self._sets.load()
-        if Part.RULES in parts:
-            self._load_rules(rules)
         if Part.ROUTES in parts:
             self._routes.load()
         if Part.LINKS in parts or Part.SETTINGS in parts:
@@ -101,6 +99,8 @@ class Kernel:
             self._settings.load()
         if Part.LINKS in parts:
             self._ends.load(self._settings.forwarding)
+        if Part.RULES in parts:
+            self._load_rules(rules)  # last, because this may well fail where others keep writing
 
     def _load_rules(self, read: object) -> None:
         if isinstance(read, _RulesRead) and read.epochs != self._epochs():
