@@ -37,6 +37,7 @@ def flows(lab: LabUnderTest) -> list[Flow]:
 @contextmanager
 def nobody_notices(lab: LabUnderTest) -> Iterator[None]:
     """Within: no packet is lost, the nodes' kernels do not change, no route of the router's comes or goes."""
+    lab.verified()
     kernels = {node: lab.kernel(node) for node in lab.node_names}
     table = lab.bird_routes()
     assert len(table) == len(lab.nodes) * len(lab.families)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -170,6 +171,14 @@ class LabUnderTest:
                 assert right_since < patience, f"after {right_since:.1f} s: {[describe(c) for c in wrong[:8]]}"
                 again = await measure(scene, [cell.attempt for cell in wrong], _ANSWER_TIMEOUT)
                 wrong = [cell for cell in again if cell.differs]
+
+    def verified(self) -> None:
+        """Wait until every node's kernel is as it should be, also what an earlier test has left to be removed."""
+        for node in self.node_names:
+            eventually(partial(self._holds_what_it_should, node), 20)
+
+    def _holds_what_it_should(self, node: str) -> bool:
+        return self.lab.run(node, "felix-py", "verify", check=False).returncode == 0
 
     # --- the agent -----------------------------------------------------------------------------------
 
