@@ -197,6 +197,10 @@ class Engine:
         """Everything compiled for one family."""
         return self._outputs[family].program()
 
+    def pod(self, key: ObjectKey) -> Pod | None:
+        """What is known of a pod."""
+        return self._pods.get(key)
+
     def endpoint_policies(self, key: ObjectKey, direction: Direction) -> tuple[PolicyRef, ...] | None:
         """The policies that count for an endpoint, in order; None: not restricted, or no such endpoint."""
         endpoint = self._endpoints.get(key)

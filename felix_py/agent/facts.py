@@ -51,7 +51,7 @@ class Facts:
 
     def upsert(self, record: Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord) -> None:
         """An object was added or has changed."""
-        self.view.upsert(record)
+        self.view.upsert(record, self.engine.pod(record.key) if isinstance(record, Pod) else None)
         match record:
             case Pod():
                 self.engine.upsert_pod(record)
@@ -69,7 +69,7 @@ class Facts:
 
     def delete(self, record: Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord) -> None:
         """An object is gone."""
-        self.view.delete(record)
+        self.view.delete((self.engine.pod(record.key) if isinstance(record, Pod) else None) or record)
         match record:
             case Pod():
                 self.engine.remove_pod(record.key)
@@ -158,7 +158,7 @@ class Facts:
         if leases:
             endpoint = LocalEndpoint(*key, tuple(leases[-1].addresses.values()))
             self.engine.upsert_endpoint(endpoint)
-            self.view.attach(endpoint)
+            self.view.attach(endpoint, self.engine.pod(key))
         else:
             self.engine.remove_endpoint(key)
             self.view.detach(key)

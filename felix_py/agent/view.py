@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from felix_py.records import NodeRecord
 from policy.model import (
@@ -33,74 +33,93 @@ class ClusterView:
     """
 
     def __init__(self) -> None:
-        self._noted: list[tuple[Record | LocalEndpoint, bool]] = []
+        self._noted: list[Record | _Note] = []
         self._namespaces: dict[str, Namespace] = {}
         self._nodes: dict[str, Node] = {}
         self._policies: dict[str, dict[PolicyRef, NetworkPolicy]] = {}
         self._cluster_policies: dict[PolicyRef, ClusterPolicy] = {}
-        self._pods: dict[ObjectKey, Pod] = {}
         self._endpoints: dict[ObjectKey, LocalEndpoint] = {}
-        self._last_pods: dict[ObjectKey, Pod] = {}
+        self._pods_now: dict[ObjectKey, Pod] = {}
+        self._pods_last: dict[ObjectKey, Pod] = {}
         self._at = _Addresses()
         self.revision = 0
         """Grows with every step forward that brought something new."""
 
     # --- what is new ---------------------------------------------------------------------------------
 
-    def upsert(self, record: Record) -> None:
-        """An object is new or has changed."""
-        self._noted.append((record, True))
+    def upsert(self, record: Record, previous: Pod | None = None) -> None:
+        """An object is new or has changed.
+
+        ``previous``: what a pod was before, as it was last noted; the view keeps no list of pods of its own.
+        """
+        self._noted.append(record if previous is None else _Note(previous, record))
 
     def delete(self, record: Record) -> None:
-        """An object is gone."""
-        self._noted.append((record, False))
+        """An object is gone; ``record`` is what was last noted of it."""
+        self._noted.append(_Note(record, None))
 
-    def attach(self, endpoint: LocalEndpoint) -> None:
-        """A pod interface of this node is there, or has other addresses."""
-        self._noted.append((endpoint, True))
+    def attach(self, endpoint: LocalEndpoint, pod: Pod | None) -> None:
+        """A pod interface of this node is there, or has other addresses. ``pod``: its pod's object, if known."""
+        self._noted.append(_Note(pod, endpoint))
 
     def detach(self, key: ObjectKey) -> None:
         """A pod interface of this node is gone."""
-        self._noted.append((LocalEndpoint(*key, ()), False))
+        self._noted.append(_Note(LocalEndpoint(*key, ()), None))
 
     def advance(self) -> None:
         """From now on everything noted counts."""
         noted, self._noted = self._noted, []
         self.revision += bool(noted)
-        for record, there in noted:
-            match record:
-                case Pod():
-                    self._set_pod(record.key, record if there else None)
-                case LocalEndpoint():
-                    self._set_endpoint(record.key, record if there else None)
-                case NetworkPolicy():
-                    policies = self._policies.setdefault(record.namespace, {})
-                    _put(policies, record.ref, record if there else None)
-                    if not policies:
-                        del self._policies[record.namespace]
-                case ClusterPolicy():
-                    _put(self._cluster_policies, record.ref, record if there else None)
-                case Namespace():
-                    _put(self._namespaces, record.name, record if there else None)
-                case NodeRecord():
-                    node = Node(record.name, record.labels, record.addresses)
-                    _put(self._nodes, record.name, node if there else None)
+        for note in noted:
+            if isinstance(note, Pod):
+                self._set_pod(None, note)
+            elif isinstance(note, _Note):
+                self._take(*note)
+            else:
+                self._set(note, there=True)
 
-    def _set_pod(self, key: ObjectKey, pod: Pod | None) -> None:
-        before = self._pods.get(key)
-        _put(self._pods, key, pod)
-        if pod is not None and key in self._endpoints:
-            self._last_pods[key] = pod
+    def _take(self, before: Record | LocalEndpoint | None, after: Record | LocalEndpoint | None) -> None:
+        if isinstance(after, LocalEndpoint):
+            self._set_endpoint(after.key, after, before if isinstance(before, Pod) else None)
+        elif isinstance(before, LocalEndpoint):
+            self._set_endpoint(before.key, None, None)
+        elif isinstance(before, Pod):
+            self._set_pod(before, after if isinstance(after, Pod) else None)
+        elif before is not None:
+            self._set(before, there=False)
+
+    def _set(self, record: Record, *, there: bool) -> None:
+        match record:
+            case NetworkPolicy():
+                policies = self._policies.setdefault(record.namespace, {})
+                _put(policies, record.ref, record if there else None)
+                if not policies:
+                    del self._policies[record.namespace]
+            case ClusterPolicy():
+                _put(self._cluster_policies, record.ref, record if there else None)
+            case Namespace():
+                _put(self._namespaces, record.name, record if there else None)
+            case NodeRecord():
+                node = Node(record.name, record.labels, record.addresses)
+                _put(self._nodes, record.name, node if there else None)
+
+    def _set_pod(self, before: Pod | None, after: Pod | None) -> None:
+        key = (after or before).key  # type: ignore[union-attr]
         endpoint = self._endpoints.get(key)
-        self._at.move(key, _addresses(before, endpoint), _addresses(pod, endpoint), pod)
+        if endpoint is not None:
+            _put(self._pods_now, key, after)
+            if after is not None:
+                self._pods_last[key] = after
+        self._at.move(key, _addresses(before, endpoint), _addresses(after, endpoint), after)
 
-    def _set_endpoint(self, key: ObjectKey, endpoint: LocalEndpoint | None) -> None:
-        before, pod = self._endpoints.get(key), self._pods.get(key)
+    def _set_endpoint(self, key: ObjectKey, endpoint: LocalEndpoint | None, pod: Pod | None) -> None:
+        before = self._endpoints.get(key)
         _put(self._endpoints, key, endpoint)
         if endpoint is None:
-            self._last_pods.pop(key, None)
-        elif before is None and pod is not None:
-            self._last_pods[key] = pod
+            pod = self._pods_now.pop(key, None)
+            self._pods_last.pop(key, None)
+        elif pod is not None:
+            self._pods_now[key] = self._pods_last[key] = pod
         self._at.hold(key, before.addresses if before else (), endpoint.addresses if endpoint else ())
         self._at.move(key, _addresses(pod, before), _addresses(pod, endpoint), pod)
 
@@ -151,10 +170,17 @@ class ClusterView:
         taken_for = self.pod_at(address)
         if key is None:
             return taken_for
-        pod = self._last_pods.get(key)
+        pod = self._pods_last.get(key)
         if pod is None or pod.host_network:
             return None
         return pod if pod is taken_for else replace(pod, ports=())
+
+
+class _Note(NamedTuple):
+    """What was there and what is there now; of an endpoint that is attached, its pod and it."""
+
+    before: Record | LocalEndpoint | None
+    after: Record | LocalEndpoint | None
 
 
 class _Addresses:

@@ -33,7 +33,7 @@ class Fed:
         place = (kind, key)
         match record:
             case LocalEndpoint():
-                self.view.attach(record)
+                self.view.attach(record, self.known.get(("pod", key)))
             case None if kind == "endpoint":
                 self.view.detach(key)
                 self.remembered.pop(key, None)
@@ -41,7 +41,7 @@ class Fed:
                 if place in self.known:
                     self.view.delete(_stored(self.known[place]))
             case _:
-                self.view.upsert(_stored(record))
+                self.view.upsert(_stored(record), self.known.get(place) if kind == "pod" else None)
         if record is None:
             self.known.pop(place, None)
         else:

@@ -518,7 +518,7 @@ def test_the_view_shows_what_an_endpoint_leased_before_the_server_knows() -> Non
     # The next one with this address and name starts with nothing.
     view.detach(found.key)
     view.delete(found)
-    view.attach(LocalEndpoint("shop", "new", ("10.1.0.8",)))
+    view.attach(LocalEndpoint("shop", "new", ("10.1.0.8",)), None)
     view.advance()
     assert view.subject_at("10.1.0.8") is None
     rig.flows.close()
