@@ -11,7 +11,7 @@ from felix_py.diagnose.intended import Intended
 from felix_py.plan.deny_log import INVALID, MIDSTREAM
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
-from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, POSTROUTING, SOURCE, SetNames
+from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, OUTPUT, POSTROUTING, SOURCE, SetNames
 from felix_py.records import Words
 from felix_py.ruleset.model import Goto, Jump, Rule
 from felix_py.ruleset.words import parse
@@ -31,6 +31,7 @@ _STATIC = {
     INPUT: "packets from all pods to this node",
     ALLOW: "policy of all pods",
     PASS: "policy of all pods",
+    OUTPUT: "packets from this node to all pods",
     POSTROUTING: "masquerading of all pods",
     INVALID: "packets that conntrack calls INVALID",
     MIDSTREAM: "TCP of which conntrack has not seen the beginning",
