@@ -43,6 +43,14 @@ _NOTHING = Part(0)
 _MOST_LOGGED = 10
 
 
+def _leads_astray(failure: Failure) -> bool:
+    """Whether packets may still be judged by what the second step removes: if sets or rules were not written.
+
+    A route or an interface that cannot be written, perhaps for ever, must not keep old rules alive.
+    """
+    return not failure.what.startswith(("route ", "interface ", "sysctl "))
+
+
 class NotApplied(Exception):
     """What a caller waited for is not in the kernel; the failures say why."""
 
@@ -256,11 +264,12 @@ class Reconciler:
         update = self._planner.take()
         rules, self._rules_read = self._rules_read, None
         report = await self.call(lambda: self._write(update, parts, rules))
-        if report.failures:
+        if any(map(_leads_astray, report.failures)):
             return report
         later = self._planner.confirm()
         sweep, self._sweep_due = self._sweep_due, False
         if later or sweep:
+            # What failed in the first step is tried again in the second, and reported by it.
             report = await self.call(lambda: self._write(later, sweep=sweep))
             self._sweep_due |= sweep and bool(report.failures)
         return report

@@ -174,11 +174,19 @@ class LabUnderTest:
 
     def verified(self) -> None:
         """Wait until every node's kernel is as it should be, also what an earlier test has left to be removed."""
-        for node in self.node_names:
-            eventually(partial(self._holds_what_it_should, node), 20)
+        told = ""
 
-    def _holds_what_it_should(self, node: str) -> bool:
-        return self.lab.run(node, "felix-py", "verify", check=False).returncode == 0
+        def holds(node: str) -> bool:
+            nonlocal told
+            done = self.lab.run(node, "felix-py", "verify", check=False)
+            told = done.stdout + done.stderr
+            return done.returncode == 0
+
+        for node in self.node_names:
+            try:
+                eventually(partial(holds, node), 20)
+            except AssertionError:
+                raise AssertionError(told) from None
 
     # --- the agent -----------------------------------------------------------------------------------
 

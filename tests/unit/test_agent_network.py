@@ -117,6 +117,22 @@ def test_enforce_returns_with_route_binding_and_class_in_the_kernel() -> None:
     run(test())
 
 
+def test_old_rules_go_although_somebody_elses_route_is_in_the_way() -> None:
+    async def test() -> None:
+        async with Rig(FakeDataplane(failing={"route 10.9.0.0/24": "a route that is not ours"})) as rig:
+            rig.facts.learned({"10.9.0.0/24": ("192.0.2.9",)})
+            rig.facts.upsert(DENY)
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+            await rig.network.enforce(lease())
+            rig.facts.delete(DENY)
+            with pytest.raises(NotApplied):
+                await rig.reconciler.settled()
+            assert not [key for key in rig.kernel.chains if key.name.startswith(("FELIX-CI-", "FELIX-PI-"))]
+            assert [failure.what for failure in rig.reconciler.failures] == ["route 10.9.0.0/24"]
+
+    run(test())
+
+
 def test_the_newest_sandbox_of_a_pod_is_its_endpoint_and_the_olds_release_does_not_disturb_it() -> None:
     async def test() -> None:
         async with Rig() as rig:
