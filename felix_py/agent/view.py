@@ -201,9 +201,8 @@ class _Addresses:
 
     def move(self, key: ObjectKey, before: tuple[str, ...], after: tuple[str, ...], pod: Pod | None) -> None:
         """A pod that had some addresses now has others, or (None) is no pod to policy."""
-        for address in before:
-            if address not in after:
-                self._leave(address, key)
+        for address in set(before).difference(after):
+            self._leave(address, key)
         if pod is not None:
             for address in after:
                 self._claim(address, key, pod)

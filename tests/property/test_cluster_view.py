@@ -165,3 +165,12 @@ def test_going_back_leaves_nothing(cluster: Cluster) -> None:
     held = vars(fed.view) | vars(fed.view._at)
     del held["_at"], held["revision"]
     assert not [name for name, found in held.items() if found]
+
+
+def test_an_address_that_a_pod_lists_twice_is_given_back_once() -> None:
+    fed = Fed()
+    twice, other = Pod("a", "twice", addresses=(v4(1), v4(1))), Pod("b", "other", addresses=(v4(1),))
+    for event in (("pod", twice.key, twice), ("pod", other.key, other), ("pod", twice.key, None)):
+        fed.do(event)
+        fed.check()
+    assert fed.view.pod_at(v4(1)) == other
