@@ -32,7 +32,7 @@ _NO_PORTS = cast("Protocol", "other")
 """A protocol that no policy can name, such as ICMP: rules with ports never match it."""
 
 _SLICE = 0.001
-"""Seconds that judging may hold the event loop; then everybody else has a turn."""
+"""Seconds that judging may hold the event loop; then everybody else has it for as long."""
 
 _REST, _REST_MOST = 4, 5.0
 """After a look at the table there is none for so many times as long, but not for more than so many seconds."""
@@ -207,7 +207,8 @@ class Revoker:
 
     async def _denied(self, flows: Sequence[Flow], host: frozenset[str]) -> list[Flow]:
         """Those that policy denies now. A connection that belongs to another one shares its fate."""
-        by_tuple = {flow.original: flow for flow in flows}
+        parents = {flow.parent for flow in flows if flow.parent}
+        by_tuple = {flow.original: flow for flow in flows if flow.original in parents} if parents else {}
         judge = Judge(self._view, host)
         denied = []
         pause = time.monotonic() + _SLICE
@@ -217,6 +218,6 @@ class Revoker:
             if not judge.allows(packet):
                 denied.append(flow)
             if time.monotonic() > pause:
-                await asyncio.sleep(0)
+                await asyncio.sleep(_SLICE)
                 pause = time.monotonic() + _SLICE
         return denied

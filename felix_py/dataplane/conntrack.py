@@ -7,6 +7,7 @@ by its own tuple and id, so that nothing else is hit, whatever happens in betwee
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
@@ -19,6 +20,9 @@ from felix_py.records import Flow
 from policy.model import Family
 
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+
+_TURN, _PAUSE = 128, 0.001
+"""So many entries are taken apart, which takes a millisecond, and then there is a pause of so many seconds."""
 
 _MOST_WALKS = 4
 _WALK = 4000
@@ -52,8 +56,11 @@ class Conntrack:
         self._netlink.close()
 
     def flows(self, addresses: Collection[str]) -> list[Flow]:
-        """See :class:`felix_py.dataplane.interface.FlowTable`."""
-        return self._find(addresses, POLICY_ENDS)
+        """See :class:`felix_py.dataplane.interface.FlowTable`.
+
+        Who asks can wait: it pauses, since to take many entries apart would hold up all other threads.
+        """
+        return self._find(addresses, POLICY_ENDS, patiently=True)
 
     def forget(self, addresses: Collection[str]) -> int:
         """See :class:`felix_py.dataplane.interface.FlowTable`."""
@@ -69,7 +76,7 @@ class Conntrack:
         refused = [error for error in results if error is not None and error.errno != errno.ENOENT]
         return deleted, refused[0] if refused else None
 
-    def _find(self, addresses: Collection[str], ends: Sequence[End]) -> list[Flow]:
+    def _find(self, addresses: Collection[str], ends: Sequence[End], *, patiently: bool = False) -> list[Flow]:
         wanted: dict[Family, set[bytes]] = {}
         for address in addresses:
             family, packed = messages.packed(address)
@@ -78,8 +85,13 @@ class Conntrack:
         if entries is None:
             entries = self._scan(wanted, ends)
         # A dump may print an entry twice while the table changes, and it may be of two addresses.
-        found = map(messages.read, entries)
-        return list({flow.entry: flow for flow in found}.values())
+        found: dict[bytes, Flow] = {}
+        for number, entry in enumerate(entries):
+            flow = messages.read(entry)
+            found[flow.entry] = flow
+            if patiently and number % _TURN == _TURN - 1:
+                time.sleep(_PAUSE)
+        return list(found.values())
 
     def _worthwhile(self, wanted: Mapping[Family, set[bytes]], ends: Sequence[End]) -> bool:
         """Whether to have the kernel look for each address: only where it can, and that is less work."""
