@@ -36,6 +36,7 @@ _LOCK_WAIT = 5.0
 """Seconds to wait for an agent that is just stopping."""
 
 _COPY_TRIES = 20
+_WAL_HEADER = 32  # bytes; the log's salts and check sum are among them
 
 
 class StoreError(Exception):
@@ -301,9 +302,11 @@ class AddressStore:
 def read_leases(path: Path) -> tuple[Lease, ...]:
     """Every lease, oldest first, beside an agent that holds the file: what it has committed so far.
 
-    The agent locks the file for itself, so a copy is read. The copy is one moment's state if the write-ahead log
-    has not changed while it was made: commits go there first, and a checkpoint only carries over what it holds
-    (https://www.sqlite.org/wal.html). Not for the agent's own process: closing the file would drop its locks.
+    The agent locks the file for itself, so a copy is read. Commits only append to the write-ahead log, and a
+    checkpoint only carries over what the log holds. So the database with a log read after it is one moment's
+    state, unless the log was begun anew meanwhile: its header has new salts then
+    (https://www.sqlite.org/fileformat2.html#walformat).
+    Not for the agent's own process: closing the file would drop its locks.
 
     Raises:
         StoreError: there is no such file, or it cannot be read.
@@ -311,9 +314,10 @@ def read_leases(path: Path) -> tuple[Lease, ...]:
     wal = path.with_name(path.name + "-wal")
     try:
         for _ in range(_COPY_TRIES):
-            log = wal.read_bytes() if wal.exists() else b""
+            header = _log(wal, _WAL_HEADER)
             main = path.read_bytes()
-            if log == (wal.read_bytes() if wal.exists() else b""):
+            log = _log(wal)
+            if header == log[:_WAL_HEADER] == _log(wal, _WAL_HEADER):
                 break
         else:
             raise StoreError(f"the address store {path} keeps changing while it is read")
@@ -324,6 +328,15 @@ def read_leases(path: Path) -> tuple[Lease, ...]:
             return _all_of(copy, path)
     except OSError as error:
         raise StoreError(f"cannot read the address store {path}: {error.strerror or error}") from error
+
+
+def _log(wal: Path, size: int = -1) -> bytes:
+    """The first bytes of a write-ahead log (all of them if `size` is negative); nothing where there is none."""
+    try:
+        with wal.open("rb") as file:
+            return file.read(size)
+    except FileNotFoundError:
+        return b""
 
 
 def _all_of(copy: Path, original: Path) -> tuple[Lease, ...]:

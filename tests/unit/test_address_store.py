@@ -279,6 +279,52 @@ def test_leases_can_be_read_beside_an_agent_that_writes(path: Path) -> None:
     assert len(read_leases(path)) == 600
 
 
+STEP_WRITER = """
+import sys
+from pathlib import Path
+from felix_py.ipam.store import AddressStore, Claim
+
+store = AddressStore(Path(sys.argv[1]))
+for number, _ in enumerate(sys.stdin):
+    store.allocate(Claim(f"c{number}", "eth0", "n", "ns", f"pod-{number}"), ["10.0.0.0/20"])
+    print(number, flush=True)
+"""
+
+
+def test_an_agent_that_never_rests_does_not_keep_leases_from_being_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit falls between any two reads of the copy, so often that the log begins anew now and then."""
+    argv = [sys.executable, "-c", STEP_WRITER, str(path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        committed = 0
+        read_bytes = Path.read_bytes
+
+        def commit() -> None:
+            nonlocal committed
+            print(file=writer.stdin, flush=True)
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == f"{committed}\n"
+            committed += 1
+
+        def read_and_commit(file: Path) -> bytes:
+            content = read_bytes(file)
+            for _ in range(10):
+                commit()
+            return content
+
+        monkeypatch.setattr(Path, "read_bytes", read_and_commit)
+        commit()
+        for _ in range(80):
+            before = committed
+            found = [lease.pod for lease in read_leases(path)]
+            assert found == [f"pod-{number}" for number in range(len(found))]
+            assert before <= len(found) <= committed
+        writer.stdin.close()
+
+
 def test_reading_what_is_no_store(path: Path) -> None:
     with pytest.raises(StoreError, match=rf"cannot read the address store {path}: No such file"):
         read_leases(path)
