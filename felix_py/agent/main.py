@@ -132,6 +132,7 @@ class Agent:
         self._network = PodNetwork(
             self._facts, self._reconciler, lambda: config.mtu or uplink_mtu(), self._flows.forget
         )
+        self._stack.push_async_callback(self._network.close)
         self._bgp = Bgp(config, self._facts)
         self._facts.on_nodes = self._bgp.cluster_changed
         await self._start_health()

@@ -45,6 +45,7 @@ class PodNetwork:
         self._ready = False
         self._pods: dict[ObjectKey, str] = {}
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
+        self._forgetting: dict[str, asyncio.Future[None]] = {}
 
     def pod_seen(self, pod: Pod) -> None:
         """The informer knows a pod of this node (in this incarnation)."""
@@ -91,18 +92,21 @@ class PodNetwork:
     async def enforce(self, lease: Lease) -> None:
         """Return once class membership, source binding and route are in the kernel.
 
+        Then conntrack knows nothing any more of who had the addresses before.
+
         Raises:
             NetworkError: the kernel refused a part of it.
         """
         self._facts.attach(lease)
         await self._settled(lease)
+        await self._forgotten(lease)
 
     def leaving(self, lease: Lease) -> None:
         """The pod's interface is about to be deleted."""
         self._facts.leaving(lease)
 
     async def release(self, lease: Lease) -> None:
-        """Return once they are gone again, and so is what conntrack knows of the addresses.
+        """Return once they are gone again; what conntrack knows of the addresses goes meanwhile, or soon after.
 
         Before the first sync no rules are written: the sweep will see to it.
 
@@ -113,11 +117,26 @@ class PodNetwork:
         # Whoever has the address next must not be taken for a party to its last holder's connections. No new ones
         # can begin: the interface is gone, and its routes with it.
         forgetting = asyncio.ensure_future(self._forget(lease.addresses.values()))
-        try:
-            if self._ready:
-                await self._settled(lease)
-        finally:
-            await forgetting
+        for address in lease.addresses.values():
+            self._forgetting[address] = forgetting
+        forgetting.add_done_callback(self._has_forgotten)
+        if self._ready:
+            await self._settled(lease)
+
+    def _has_forgotten(self, forgetting: asyncio.Future[None]) -> None:
+        for address in [a for a, of in self._forgetting.items() if of is forgetting]:
+            del self._forgetting[address]
+
+    async def _forgotten(self, lease: Lease) -> None:
+        """Return once no connections of the lease's addresses are still to be deleted."""
+        pending = {self._forgetting[a] for a in lease.addresses.values() if a in self._forgetting}
+        if pending:
+            await asyncio.wait(pending)
+
+    async def close(self) -> None:
+        """Wait for the work that nobody waits for."""
+        if self._forgetting:
+            await asyncio.wait(set(self._forgetting.values()))
 
     async def _settled(self, lease: Lease) -> None:
         try:

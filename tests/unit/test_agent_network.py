@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import threading
+from collections.abc import Collection, Coroutine
 from typing import Any
 
 import pytest
@@ -113,6 +114,36 @@ def test_enforce_returns_with_route_binding_and_class_in_the_kernel() -> None:
             assert not [key for key in rig.kernel.chains if key.name.startswith(("FELIX-C", "FELIX-P"))] or (
                 [key.name for key in rig.kernel.chains if key.name.startswith("FELIX-C")] == ["FELIX-CLASSIFY"]
             )
+
+    run(test())
+
+
+def test_a_release_does_not_wait_for_conntrack_but_the_addresss_next_holder_does() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.network.enforce(lease())
+            looking, answer = threading.Event(), threading.Event()
+            forget = rig.connections.forget
+
+            def slowly(addresses: Collection[str]) -> int:
+                looking.set()
+                assert answer.wait(5)
+                return forget(addresses)
+
+            rig.connections.forget = slowly  # type: ignore[method-assign]
+            await rig.network.release(lease())
+            await asyncio.to_thread(looking.wait)
+            await rig.network.enforce(lease("c3", "10.1.0.3", created=2.0))
+            next_holder = asyncio.create_task(rig.network.enforce(lease("c2", created=3.0)))
+            end = asyncio.create_task(rig.network.close())
+            while "10.1.0.2,felixc2" not in rig.kernel.members(NAMES.source):
+                await rig.reconciler.settled()
+            rig.facts.upsert(DENY)
+            await rig.reconciler.settled()  # another round, and whoever waited for the kernel only is through
+            assert not next_holder.done()
+            assert not end.done()
+            answer.set()
+            await asyncio.gather(next_holder, end)
 
     run(test())
 
