@@ -45,6 +45,7 @@ class AgentConfig:
     mtu: int = 0
     refresh_interval: float = 90.0
     cni_timeout: float = 10.0
+    discovery_interval: float = 15.0
     health_address: str = "127.0.0.1:9099"
     deny_log: bool = True
     deny_log_group: int = 88  # not 0 or 1 (ulogd's samples), 1 or 2 (Calico), 100 (kube-router)

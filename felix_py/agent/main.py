@@ -45,6 +45,7 @@ from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.uplink import uplink_mtu
 from felix_py.datastore.client import ApiError, Unreachable, connect
 from felix_py.datastore.cluster import Cluster
+from felix_py.datastore.informer import Timing
 from felix_py.datastore.store import Deleted, Event, Upserted
 from felix_py.ipam.store import AddressStore, StoreError
 from felix_py.metrics import Metrics
@@ -208,6 +209,7 @@ class Agent:
         self._cluster = Cluster(
             api,
             node_name=self._config.node_name,
+            timing=Timing(absent=self._config.discovery_interval),
             on_invalid=lambda kind, _key, _reason: self._metrics.rejected.labels(kind).inc(),
         )
         self._cluster.store.subscribe(self._on_events)

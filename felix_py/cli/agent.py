@@ -111,6 +111,15 @@ def agent(
             help="How long a CNI ADD may wait for its pod and its policy.",
         ),
     ] = 10,
+    discovery_interval: Annotated[
+        float,
+        typer.Option(
+            envvar=_ENV + "DISCOVERY_INTERVAL",
+            min=1,
+            metavar="SECONDS",
+            help="Time between two looks for the cluster-scoped policies' CRDs, while they are not installed.",
+        ),
+    ] = 15,
     health_address: Annotated[
         str,
         typer.Option(
@@ -169,6 +178,7 @@ def agent(
             mtu=mtu,
             refresh_interval=refresh_interval,
             cni_timeout=cni_timeout,
+            discovery_interval=discovery_interval,
             health_address=health_address,
             deny_log=deny_log,
             deny_log_group=deny_log_group,

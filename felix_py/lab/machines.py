@@ -178,6 +178,7 @@ def _agent_settings(node: Node, backend: str) -> dict[str, str]:
         "FELIX_PY_CNI_BIN_DIR": CNI_BIN_DIR,
         "FELIX_PY_BGP_CONFIG": f"{_CONFIG_DIR}/bgp.yaml",
         "FELIX_PY_BACKEND": backend,
+        "FELIX_PY_DISCOVERY_INTERVAL": "1",  # who applies a CRD in a lab is watching
         "FELIX_PY_HEALTH_ADDRESS": "127.0.0.1:9099",
         "FELIX_PY_CLUSTER_CIDRS": " ".join(topology.CLUSTER_CIDRS[family] for family in node.families),
         "FELIX_PY_SERVICE_CIDRS": " ".join(topology.SERVICE_CIDRS[family] for family in node.families),

@@ -78,7 +78,7 @@ def attempt(sources: Iterable[tuple[NetworkNamespace, Packet]], seconds: float =
             event = selectors.EVENT_WRITE if packet.protocol is Protocol.TCP else selectors.EVENT_READ
             chooser.register(sock, event, packet)
         answered: set[Packet] = set()
-        while ready := chooser.select(seconds):
+        while chooser.get_map() and (ready := chooser.select(seconds)):
             for key, _ in ready:
                 assert isinstance(key.fileobj, socket.socket)
                 if key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
