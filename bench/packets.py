@@ -5,8 +5,8 @@ are first packets of flows (each makes a conntrack entry and is judged by egress
 of established ones, in nanoseconds that they take longer than without any rule. 0, 110 and 250 endpoints in 1, 10
 and 50 policy classes; both pods are in the last class. The comparison has the same policies, in the ways of
 others: a chain for each endpoint, found by a rule for each endpoint (as kube-router does) or by a tree of
-interface name prefixes (as Calico does), both pods being the last. Sender and receiver are one thread, so that
-nothing is woken up: a packet is through when send(2) returns.
+interface name prefixes (as Calico does, which checks the source address by rpfilter), both pods being the last.
+Sender and receiver are one thread, so that nothing is woken up: a packet is through when send(2) returns.
 """
 
 from __future__ import annotations
@@ -98,9 +98,10 @@ def _kinds(backend: Backend, quick: bool) -> list[_Kind]:
     masquerading = functools.partial(_ours, backend, 110, 10, nat_outgoing=True)
     kinds.append(_Kind("felix-py, 110 endpoints, 10 classes, natOutgoing", masquerading))
     for endpoints in (110,) if quick else (110, 250):
-        for what, dispatch in (("a rule each", _rule_each), ("prefix tree", _prefix_tree)):
-            write = functools.partial(_chain_each, backend, endpoints, dispatch)
-            kinds.append(_Kind(f"a chain per endpoint, {what}, {endpoints} endpoints", write))
+        ways = (("a rule each", _rule_each, False), ("prefix tree", _prefix_tree, False))
+        for what, dispatch, checked in (*ways, ("prefix tree, rpfilter", _prefix_tree, True)):
+            write = functools.partial(_chain_each, backend, endpoints, dispatch, checked=checked)
+            kinds.append(_Kind(f"a chain for each of {endpoints} endpoints, {what}", write))
     return kinds
 
 
@@ -146,8 +147,10 @@ _Dispatch = Callable[[int], tuple[list[str], list[str]]]
 """Chains and rules that lead from FORWARD to the chain of each endpoint."""
 
 
-def _chain_each(backend: Backend, endpoints: int, dispatch: _Dispatch) -> None:
-    """A chain for each endpoint and direction, all of them with the same policy."""
+def _chain_each(backend: Backend, endpoints: int, dispatch: _Dispatch, *, checked: bool) -> None:
+    """A chain for each endpoint and direction, all of them with the same policy. ``checked``: the source, too."""
+    if checked:
+        _restore(backend, ["-A PREROUTING -i felix+ -m rpfilter --validmark --invert -j DROP"], "raw")
     members = [f"add bench-peers {address}" for address in _addresses(endpoints)]
     run("ipset", "restore", stdin="\n".join(["create bench-peers hash:ip", *members, ""]))
     chains, rules = ["POLICY-E", "POLICY-I"], []
@@ -207,8 +210,8 @@ def _interface(real: int) -> str:
     return f"felixf{0xFFFFFFFF0 + real:09x}"
 
 
-def _restore(backend: Backend, lines: list[str]) -> None:
-    text = "\n".join(["*filter", *sorted(lines, key=lambda line: line[:1] != ":"), "COMMIT", ""])
+def _restore(backend: Backend, lines: list[str], table: str = "filter") -> None:
+    text = "\n".join([f"*{table}", *sorted(lines, key=lambda line: line[:1] != ":"), "COMMIT", ""])
     run(command(V4, backend, "restore"), "--noflush", stdin=text)
 
 
