@@ -199,11 +199,14 @@ def execute(
     """Run a command on the router, on a node or in a pod.
 
     For example: felix-py lab exec tor -- birdc show route. In a pod, the command is this machine's own, with the
-    pod's network. On a node, felix-py and kubectl need no options. The exit code is the command's.
+    pod's network. On a node, felix-py and kubectl need no options. It starts in the folder you are in, for files
+    by their relative names. The exit code is the command's.
     """
     with _errors():
         it = _lab(name, state_root)
-        argv = [*it.enter(target), *_after_dashes(command)]
+        # nsenter leaves a program in /; and a node need not see every folder of the machine.
+        same_folder = ["sh", "-c", 'cd "$1" 2>/dev/null; shift; exec "$@"', "sh", os.getcwd()]
+        argv = [*it.enter(target), *same_folder, *_after_dashes(command)]
         os.execvpe(argv[0], argv, it.environment(target))
 
 

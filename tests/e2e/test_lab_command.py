@@ -214,6 +214,8 @@ def test_ways_in(lab: LabUnderTest) -> None:
     assert json.loads(shown.stdout)["plugins"][0]["type"] == "felix-py-cni"
     assert felix("logs", "--name", name, "node1", folder=root).stdout
     assert "shop/web-1" in felix("logs", "--name", name, "node1", "--component", "kubelet", folder=root).stdout
+    relative = os.path.relpath(__file__)
+    assert felix("exec", "--name", name, "node1", "--", "cat", relative, folder=root).stdout
     missing = felix("exec", "--name", name, "node9", "--", "true", folder=root, check=False)
     assert "there are tor, node1, node2" in missing.stderr
     failed = felix("exec", "--name", name, "tor", "--", "sh", "-c", "exit 7", folder=root, check=False)
