@@ -58,7 +58,7 @@ from tests.support.cni import STANDARD_PLUGINS, built_client, pod_args
 from tests.support.isolate import NetworkNamespace, new_netns
 
 BURST = 50
-_POD_CIDRS = ("10.65.0.0/24", "fd65::/64")
+_POD_CIDRS = {Family.V4: "10.65.0.0/24", Family.V6: "fd65::/64"}
 _WEB = Selector((Requirement("app", Operator.IN, ("web",)),))
 _DISK = "/var/tmp"
 """Not /tmp, which may be memory: both sides must pay for their files."""
@@ -210,7 +210,7 @@ async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: C
         reconciler = Reconciler(planner, kernel, facts.collect, metrics, refresh_interval=3600)
         flows = Flows(Conntrack(), Conntrack(), metrics)
         network = PodNetwork(facts, reconciler, lambda: 1500, flows.forget)
-        _fill(facts, network, pods)
+        _fill(facts, network, families, pods)
         work = asyncio.create_task(reconciler.run())
         await reconciler.settled()
         network.set_ready()
@@ -222,9 +222,10 @@ async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: C
         await work
 
 
-def _fill(facts: Facts, network: PodNetwork, pods: int) -> None:
+def _fill(facts: Facts, network: PodNetwork, families: tuple[Family, ...], pods: int) -> None:
     """A policy, and pods that it selects, known but without addresses, as when the kubelet starts them."""
-    facts.upsert(NodeRecord("node", "", ("192.0.2.1", "2001:db8::1"), _POD_CIDRS))
+    cidrs = tuple(_POD_CIDRS[family] for family in families)
+    facts.upsert(NodeRecord("node", "", ("192.0.2.1", "2001:db8::1"), cidrs))
     facts.upsert(Namespace("default"))
     near = PolicyRule((PodPeer(None, _WEB),), (Port(Protocol.TCP, 80), Port(Protocol.UDP, 53)))
     far = PolicyRule((IPBlock("0.0.0.0/0", ("10.0.0.0/8",)), IPBlock("2000::/3")), None)

@@ -149,7 +149,8 @@ class Links:
     def delete(self, hosts: Collection[str]) -> None:
         """Remove host ends, and with them the pods' ends. Those that are gone already are fine.
 
-        The kernel waits some 16 ms for packets under way, once for one link or for a whole group of them.
+        The kernel waits some 16 ms for packets under way, and as long again where an end has an IPv6 address;
+        once for one link or for a whole group of them.
 
         Raises:
             LinkError: the kernel refused.
