@@ -204,8 +204,9 @@ def execute(
     """
     with _errors():
         it = _lab(name, state_root)
-        # nsenter leaves a program in /; and a node need not see every folder of the machine.
-        same_folder = ["sh", "-c", 'cd "$1" 2>/dev/null; shift; exec "$@"', "sh", os.getcwd()]
+        # nsenter leaves a program in /; a node need not see every folder, and this one may have been deleted.
+        here = os.readlink("/proc/self/cwd")
+        same_folder = ["sh", "-c", 'cd "$1" 2>/dev/null; shift; exec "$@"', "sh", here]
         argv = [*it.enter(target), *same_folder, *_after_dashes(command)]
         os.execvpe(argv[0], argv, it.environment(target))
 

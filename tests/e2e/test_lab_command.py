@@ -222,6 +222,17 @@ def test_ways_in(lab: LabUnderTest) -> None:
     assert failed.returncode == 7
 
 
+def test_exec_from_a_folder_that_is_gone(
+    lab: LabUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    shown = felix("exec", "--name", lab.lab.name, "node1", "--", "pwd", folder=lab.lab.state.root)
+    assert shown.stdout == "/\n"
+
+
 def test_two_labs_side_by_side(lab: LabUnderTest, folder: Path) -> None:
     felix("up", "--name", "eight", "--nodes", "1", "--no-pods", folder=folder)
     nodes = felix("kubectl", "--name", "eight", "--", "get", "nodes", "-o", "name", folder=folder).stdout
