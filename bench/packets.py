@@ -98,8 +98,11 @@ def _kinds(backend: Backend, quick: bool) -> list[_Kind]:
     masquerading = functools.partial(_ours, backend, 110, 10, nat_outgoing=True)
     kinds.append(_Kind("felix-py, 110 endpoints, 10 classes, natOutgoing", masquerading))
     for endpoints in (110,) if quick else (110, 250):
-        ways = (("a rule each", _rule_each, False), ("prefix tree", _prefix_tree, False))
-        for what, dispatch, checked in (*ways, ("prefix tree, rpfilter", _prefix_tree, True)):
+        for what, dispatch, checked in (
+            ("a rule each", _rule_each, False),
+            ("prefix tree", _prefix_tree, False),
+            ("prefix tree, rpfilter", _prefix_tree, True),
+        ):
             write = functools.partial(_chain_each, backend, endpoints, dispatch, checked=checked)
             kinds.append(_Kind(f"a chain for each of {endpoints} endpoints, {what}", write))
     return kinds

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Flows:
-    """Two threads, so that a pod's DEL never waits behind a look at the whole table."""
+    """Two threads, so that a released address never waits behind a look for denied connections."""
 
     def __init__(self, table: FlowTable, releasing: FlowTable, metrics: Metrics) -> None:
         """``releasing``: a table of its own for :meth:`forget`, since a table is for one thread."""

@@ -45,7 +45,7 @@ class PodNetwork:
         self._ready = False
         self._pods: dict[ObjectKey, str] = {}
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
-        self._forgetting: dict[str, asyncio.Future[None]] = {}
+        self._forgetting: dict[asyncio.Future[None], frozenset[str]] = {}
 
     def pod_seen(self, pod: Pod) -> None:
         """The informer knows a pod of this node (in this incarnation)."""
@@ -116,27 +116,23 @@ class PodNetwork:
         self._facts.detach(lease)
         # Whoever has the address next must not be taken for a party to its last holder's connections. No new ones
         # can begin: the interface is gone, and its routes with it.
-        forgetting = asyncio.ensure_future(self._forget(lease.addresses.values()))
-        for address in lease.addresses.values():
-            self._forgetting[address] = forgetting
-        forgetting.add_done_callback(self._has_forgotten)
+        addresses = frozenset(lease.addresses.values())
+        forgetting = asyncio.ensure_future(self._forget(addresses))
+        self._forgetting[forgetting] = addresses
+        forgetting.add_done_callback(self._forgetting.pop)
         if self._ready:
             await self._settled(lease)
 
-    def _has_forgotten(self, forgetting: asyncio.Future[None]) -> None:
-        for address in [a for a, of in self._forgetting.items() if of is forgetting]:
-            del self._forgetting[address]
-
     async def _forgotten(self, lease: Lease) -> None:
         """Return once no connections of the lease's addresses are still to be deleted."""
-        pending = {self._forgetting[a] for a in lease.addresses.values() if a in self._forgetting}
-        if pending:
+        addresses = lease.addresses.values()
+        if pending := [work for work, of in self._forgetting.items() if not of.isdisjoint(addresses)]:
             await asyncio.wait(pending)
 
     async def close(self) -> None:
         """Wait for the work that nobody waits for."""
         if self._forgetting:
-            await asyncio.wait(set(self._forgetting.values()))
+            await asyncio.wait(list(self._forgetting))
 
     async def _settled(self, lease: Lease) -> None:
         try:

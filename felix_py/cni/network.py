@@ -28,6 +28,7 @@ class Network(Protocol):
     async def enforce(self, lease: Lease) -> None:
         """Return once class membership, source binding and route of the lease are in the kernel.
 
+        And nothing is left there of connections that an earlier holder of its addresses had.
         Its interface is up. Asking again for the same lease is fine.
 
         Raises:
@@ -41,9 +42,9 @@ class Network(Protocol):
         """
 
     async def release(self, lease: Lease) -> None:
-        """Return once nothing in the kernel refers to the lease any more; an unknown lease is fine.
+        """Return once no route, rule or set in the kernel refers to the lease any more; an unknown lease is fine.
 
-        Its interface is gone.
+        Its interface is gone. Its connections may go a little later.
 
         Raises:
             NetworkError: something may be left; the plugin keeps the lease, and the runtime repeats its DEL.

@@ -305,8 +305,8 @@ def read_leases(path: Path) -> tuple[Lease, ...]:
     The agent locks the file for itself, so a copy is read. Commits only append to the write-ahead log, and a
     checkpoint only carries over what the log holds. So the database with a log read after it is one moment's
     state, unless the log was begun anew meanwhile: its header has new salts then
-    (https://www.sqlite.org/fileformat2.html#walformat).
-    Not for the agent's own process: closing the file would drop its locks.
+    (https://www.sqlite.org/fileformat2.html#walformat). Not for the agent's own process: closing the file would
+    drop its locks.
 
     Raises:
         StoreError: there is no such file, or it cannot be read.
