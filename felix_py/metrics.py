@@ -41,6 +41,12 @@ class Metrics:
         )
         for kind in DriftKind:
             self.drift.labels(kind.value)  # there from the start, so that a first change is an increase
+        self.notices = Gauge(
+            "felix_py_notices",
+            "Things that are not as they should be and need a person",
+            ["kind"],
+            registry=self.registry,
+        )
         self.compared_age = Gauge(
             "felix_py_compared_age_seconds",
             "Seconds since everything of ours in the kernel was last compared with what is wanted",

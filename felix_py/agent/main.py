@@ -49,6 +49,7 @@ from felix_py.datastore.informer import Timing
 from felix_py.datastore.store import Deleted, Event, Upserted
 from felix_py.ipam.store import AddressStore, StoreError
 from felix_py.metrics import Metrics
+from felix_py.notices import Notices
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import HeldNumbers, Planner
 from felix_py.plan.render import DISPATCH, class_numbers
@@ -99,6 +100,7 @@ class Agent:
         self._stack = stack
         self._log = log.get("agent")
         self._metrics = Metrics()
+        self._notices = Notices(self._metrics)
         self._marks = Marks.from_mask(config.mark_mask)
 
     async def start(self) -> None:
@@ -320,6 +322,7 @@ class Agent:
             "podCIDRs": list(self._facts.pod_cidrs),
             "endpoints": self._facts.endpoints,
             "denyLog": self._deny_log.state(),
+            "notices": [notice._asdict() for notice in self._notices.all()],
             "failures": [{"what": f.what, "reason": f.reason} for f in self._reconciler.failures],
             "watchAgeSeconds": {kind: round(age, 1) for kind, age in self._cluster.ages().items()},
             "problems": [
