@@ -4,9 +4,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests wait more than they compute: two workers at least. What shares a lab stays together.
+WORKERS ?= -n $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n > 8 ? 8 : n)))
 CLIENT := felix_py/cni/client/felix-py-cni
 
-.PHONY: all lab lab-down test unit lint types layers bench lock clean
+.PHONY: all lab lab-down test test-all unit lint types layers bench lock clean
 .DEFAULT_GOAL := all
 
 all: $(BIN)/felix-py $(CLIENT)  ## the command line, at .venv/bin/felix-py
@@ -17,11 +19,14 @@ lab: all packages  ## the main job on one machine: nodes, pods, policies, a real
 lab-down:  ## remove the lab
 	@$(BIN)/felix-py lab down
 
-test: all packages  ## everything: unit, property, golden, integration, end to end, packaging
-	@$(BIN)/pytest $(TESTS)
+test: all packages  ## everything but heavy tests: unit, property, golden, integration, end to end, packaging
+	@$(BIN)/pytest $(WORKERS) $(TESTS)
+
+test-all: all packages  ## the same at length, as before a release: also heavy tests, more examples, longer fuzzing
+	@FELIX_PY_TESTS=all $(BIN)/pytest $(WORKERS) $(TESTS)
 
 unit: all  ## the tests that need neither root nor packages
-	@$(BIN)/pytest -q tests/unit tests/property tests/golden
+	@$(BIN)/pytest -q $(WORKERS) tests/unit tests/property tests/golden
 
 lint: $(BIN)/felix-py
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

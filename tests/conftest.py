@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 import structlog
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.isolate import NetworkNamespace, isolate_process, new_netns
+from tests.support.thorough import ALL
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,11 +24,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() == 0:
-        return
     for item in items:
-        if item.get_closest_marker("root") or item.get_closest_marker("e2e"):
+        if item.get_closest_marker("heavy") and not ALL:
+            item.add_marker(pytest.mark.skip(reason="heavy: `make test-all` runs it"))
+        if (item.get_closest_marker("root") or item.get_closest_marker("e2e")) and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root: network namespaces"))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return Sharing(config, log)
+
+
+class Sharing(LoadScopeScheduling):  # type: ignore[misc]
+    """Shares tests out among workers one by one, but keeps together what has one expensive thing in common."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        if file.startswith("tests/e2e/") and (found := re.search(r"\[.*\b(legacy|nft)\b", test)):
+            return f"the lab of {found[1]}"
+        return file if file.startswith("tests/packaging/") else nodeid
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,7 @@ from policy.selectors import EVERYTHING
 from tests.support import clusters
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.policy_node import WORLD, PolicyNode
+from tests.support.thorough import examples
 from tests.support.traffic import attempt, serve
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -169,7 +170,7 @@ def test_packets_of_random_policies_meet_the_oracles_verdict(node: PolicyNode) -
     node.add_pod("a", "one", app="x")
     node.add_pod("b", "two", tier="y")
 
-    @settings(max_examples=4, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @settings(max_examples=examples(4), deadline=None, derandomize=True, database=None, phases=[Phase.generate])
     @given(found=st.lists(st.one_of(clusters.policies, clusters.cluster_policies), min_size=3, max_size=5))
     def check(found: list[NetworkPolicy | ClusterPolicy]) -> None:
         chosen = {one.ref: one for one in found}

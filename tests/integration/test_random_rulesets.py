@@ -14,10 +14,11 @@ from felix_py.records import Backend
 from policy.model import Family
 from tests.support.clusters import Cluster, clusters
 from tests.support.isolate import new_netns
+from tests.support.thorough import examples
 
 pytestmark = pytest.mark.root
 
-_LIMIT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_LIMIT = settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _facts(cluster: Cluster) -> Facts:

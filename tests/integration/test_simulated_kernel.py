@@ -19,12 +19,13 @@ from policy.model import Family
 from tests.support.clusters import Cluster, clusters, packets
 from tests.support.isolate import new_netns, run
 from tests.support.simulated import Judge, planned
+from tests.support.thorough import examples
 
 pytestmark = pytest.mark.root
 
 PACKETS = packets()
 _LIMIT = settings(
-    max_examples=12,
+    max_examples=examples(12),
     deadline=None,
     database=None,
     phases=[Phase.generate],

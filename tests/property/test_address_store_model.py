@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from felix_py.ipam.store import AddressStore, AllocationError, Claim
 from felix_py.records import Lease
+from tests.support.thorough import examples
 
 CIDRS = ("10.0.0.0/29", "10.0.0.16/30", "10.0.1.0/32", "fd00::/126", "fd00:0:0:1::/64")
 containers = st.integers(0, 11).map("c{}".format)
@@ -106,5 +107,5 @@ class StoreMachine(RuleBasedStateMachine):
         assert {lease.container: lease for lease in self.store.all()} == self.model
 
 
-StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=examples(40), stateful_step_count=30, deadline=None)
 TestStore = StoreMachine.TestCase

@@ -22,6 +22,7 @@ from felix_py.lab.apiserver.rest import (
     WriteOptions,
 )
 from felix_py.lab.apiserver.store import decode
+from tests.support.thorough import examples
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 70_000) | st.text("ab/.0-", max_size=6),
@@ -116,7 +117,7 @@ def _attempt(call: Any, *args: Any) -> None:
             raise
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(case=damaged())
 def test_any_body_of_any_verb(case: tuple[str, Obj, Any]) -> None:
     path, good, body = case

@@ -12,6 +12,7 @@ from bgp.model import Peer, SpeakerConfig
 from bgp.prefixes import PrefixSet
 from bgp.rib import ImportFilter, Path, Rib, Source
 from tests.support.fake_exabgp import FakeExaBGP
+from tests.support.thorough import examples
 
 LOCAL_ASN = 65001
 PEERS = {
@@ -158,5 +159,5 @@ class BGP(RuleBasedStateMachine):
         return rib.take()
 
 
-BGP.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+BGP.TestCase.settings = settings(max_examples=examples(200), stateful_step_count=40, deadline=None)
 TestBGP = BGP.TestCase

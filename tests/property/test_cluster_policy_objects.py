@@ -25,6 +25,7 @@ from policy.parse_cluster import BASELINE_ADMIN_PRIORITY
 from policy.problems import Rejected
 from tests.support.cluster_objects import PARSERS, written
 from tests.support.clusters import Cluster, cluster_policies, clusters, packets
+from tests.support.thorough import examples
 
 PACKETS = packets()
 
@@ -128,7 +129,9 @@ def _allowed(cluster: Cluster, policy: ClusterPolicy, packets: list[Packet]) -> 
 
 
 @settings(
-    max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much], deadline=None
+    max_examples=examples(200),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    deadline=None,
 )
 @given(st.data(), clusters(), objects)
 def test_a_broken_object_allows_nothing_that_the_whole_one_denies(

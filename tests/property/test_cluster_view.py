@@ -15,6 +15,7 @@ from policy.evaluate import verdict
 from policy.model import LocalEndpoint, Namespace, NetworkPolicy, Node, ObjectKey, Pod
 from tests.property.test_policy_engine import EMPTY, Event, events, tables
 from tests.support.clusters import NAMESPACES, NODE, NUMBERS, WORLD, Cluster, clusters, packets, v4, v6
+from tests.support.thorough import examples
 
 PACKETS = packets()
 ADDRESSES = [*(v4(n) for n in NUMBERS), *(v6(n) for n in NUMBERS), *NODE, *WORLD]
@@ -111,7 +112,7 @@ def crowded(cluster: Cluster, choices: random.Random) -> Cluster:
     return replace(cluster, pods=pods)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(states=st.lists(clusters(), min_size=1, max_size=3), seed=st.integers(0, 2**32))
 def test_any_way_to_a_state_shows_that_state(states: list[Cluster], seed: int) -> None:
     choices = random.Random(seed)
@@ -132,7 +133,7 @@ def test_any_way_to_a_state_shows_that_state(states: list[Cluster], seed: int) -
         before = after
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(cluster=clusters(), seed=st.integers(0, 2**32))
 def test_the_oracle_says_the_same_on_a_snapshot(cluster: Cluster, seed: int) -> None:
     fed = Fed()
@@ -144,7 +145,7 @@ def test_the_oracle_says_the_same_on_a_snapshot(cluster: Cluster, seed: int) -> 
         assert verdict(fed.view, packet) == verdict(snapshot, packet)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cluster=clusters())
 def test_nothing_counts_before_the_view_steps_forward(cluster: Cluster) -> None:
     fed = Fed()
@@ -155,7 +156,7 @@ def test_nothing_counts_before_the_view_steps_forward(cluster: Cluster) -> None:
     assert not [*fed.view.nodes(), *fed.view.cluster_policies(), *fed.view.endpoints()]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cluster=clusters())
 def test_going_back_leaves_nothing(cluster: Cluster) -> None:
     fed = Fed()

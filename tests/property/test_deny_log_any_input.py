@@ -20,6 +20,7 @@ from policy.ir import Jump
 from policy.model import Direction, Family, PolicyRef
 from tests.support.clusters import Cluster, clusters
 from tests.support.logged import datagram, ipv4, ipv6, logged_message, ports
+from tests.support.thorough import examples
 
 MARKS = Marks.from_mask(0xFFFF0000)
 LOG = DenyLog(88, 10)
@@ -84,7 +85,7 @@ def engine_of(cluster: Cluster) -> Engine:
     return engine
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(before=clusters(), after=clusters())
 def test_every_chain_has_its_policies_also_when_it_is_gone(before: Cluster, after: Cluster) -> None:
     engine = engine_of(before)
@@ -116,7 +117,7 @@ def test_every_chain_has_its_policies_also_when_it_is_gone(before: Cluster, afte
     assert len(names) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(cluster=clusters())
 def test_every_drop_is_logged_and_nothing_else_differs(cluster: Cluster) -> None:
     engine = engine_of(cluster)

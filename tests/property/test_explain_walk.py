@@ -11,11 +11,12 @@ from policy.evaluate import verdict
 from policy.explain import End, explain
 from policy.model import Direction, RuleAction, Tier
 from tests.support.clusters import NODE, Cluster, clusters, packets
+from tests.support.thorough import examples
 
 PACKETS = packets()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(cluster=clusters(), seed=st.integers(0, 2**32))
 def test_an_explanation_is_the_oracle_s_verdict_with_reasons(cluster: Cluster, seed: int) -> None:
     view = cluster.snapshot()

@@ -23,6 +23,7 @@ from tests.support.clusters import (
     v4,
     v6,
 )
+from tests.support.thorough import examples
 
 PLACES = [*(v4(n) for n in NUMBERS), *(v6(n) for n in NUMBERS), *NODE, *NODES["n2"], *WORLD]
 TRIED = (1, *PORTS, 83, 65535)
@@ -101,7 +102,7 @@ def written_out(cluster: Snapshot, group: Group) -> list[Cell]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(case=cases())
 def test_the_groups_are_what_the_oracle_finds_packet_by_packet(case: Case) -> None:
     truth = by_packets(case)
@@ -129,7 +130,7 @@ def test_the_groups_are_what_the_oracle_finds_packet_by_packet(case: Case) -> No
     }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(case=cases())
 def test_pairs_are_counted_once(case: Case) -> None:
     found = impact(case.cluster, case.changes)

@@ -11,6 +11,7 @@ from felix_py.datastore.informer import Timing
 from felix_py.datastore.store import Deleted, Upserted
 from tests.support import faults
 from tests.support.fakeapi import PODS, FakeApi, pod
+from tests.support.thorough import examples
 from tests.support.watching import Watching, on_loop, watching
 
 NAMES = ("a", "b", "c", "d")
@@ -84,7 +85,7 @@ def replayed(watch: Watching) -> dict[tuple[str, str], tuple[str, ...]]:
     return {key: record.addresses for key, record in state.items()}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     steps=st.lists(step, max_size=25),
     watch_list=st.booleans(),

@@ -16,6 +16,7 @@ from policy.model import Family
 from tests.support import kernel_state, node_program
 from tests.support.isolate import new_netns, run
 from tests.support.node_program import address, name
+from tests.support.thorough import examples
 
 pytestmark = pytest.mark.root
 
@@ -111,7 +112,7 @@ def in_fresh_kernel(backend: Backend, changes: list[Update], groups: list[str]) 
 
 
 @pytest.mark.parametrize("backend", list(Backend))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     steps=st.lists(
         st.tuples(updates(), st.sampled_from(["wait", "apply", "load", "restart"])), min_size=2, max_size=6

@@ -12,6 +12,7 @@ from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.records import ChainKey, Update, Words
 from policy.ir import Chain, Delta, Deny, Rule
 from policy.model import Direction, Family
+from tests.support.thorough import examples
 
 MARKS = Marks.from_mask(0xFFFF0000)
 V4, EGRESS = Family.V4, Direction.EGRESS
@@ -129,13 +130,13 @@ def run(steps: list[list[tuple[int, int | None]]], classes_before: int = 0) -> N
 
 
 @given(moves)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_endpoints_move_between_classes(steps: list[list[tuple[int, int | None]]]) -> None:
     run(steps)
 
 
 @given(moves)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 def test_the_same_when_class_numbers_run_out(steps: list[list[tuple[int, int | None]]]) -> None:
     run(steps, classes_before=125)
 

@@ -26,6 +26,7 @@ from policy.model import (
     PolicyRef,
 )
 from tests.support.clusters import Cluster, clusters, family, packets
+from tests.support.thorough import examples
 
 PACKETS = packets()
 
@@ -172,7 +173,7 @@ def undecided(cluster: Cluster, address: str) -> bool:
     return tiers and any(pod.namespace not in cluster.namespaces for pod in owners)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(cluster=clusters(), seed=st.integers(0, 2**32))
 def test_the_compiled_program_does_what_the_oracle_says(cluster: Cluster, seed: int) -> None:
     engine = fed(cluster)
@@ -193,7 +194,7 @@ def test_the_compiled_program_does_what_the_oracle_says(cluster: Cluster, seed: 
             assert found is expected, (packet, truth)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(states=st.lists(clusters(), min_size=1, max_size=3), choices=st.randoms(use_true_random=False))
 def test_any_way_to_a_state_ends_in_the_same_program(states: list[Cluster], choices: random.Random) -> None:
     world = World()
@@ -222,7 +223,7 @@ def test_any_way_to_a_state_ends_in_the_same_program(states: list[Cluster], choi
         assert world.engine.program(of) == other.program(of)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(cluster=clusters())
 def test_reversed_and_squashed_events_give_the_same_and_going_back_leaves_nothing(cluster: Cluster) -> None:
     forth = events(EMPTY, cluster)
@@ -243,7 +244,7 @@ def test_reversed_and_squashed_events_give_the_same_and_going_back_leaves_nothin
         assert program == Program(of, {}, {}, {}, {direction: {} for direction in Direction})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cluster=clusters())
 def test_an_event_that_says_nothing_new_changes_nothing(cluster: Cluster) -> None:
     world = World()
@@ -257,7 +258,7 @@ def test_an_event_that_says_nothing_new_changes_nothing(cluster: Cluster) -> Non
     assert world.engine.flush() == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(cluster=clusters(), only=st.sampled_from(Family))
 def test_a_node_of_one_family_has_that_family_s_half(cluster: Cluster, only: Family) -> None:
     world = World(Engine((only,)))

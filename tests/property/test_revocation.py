@@ -20,6 +20,7 @@ from policy.model import ClusterPolicy, Direction, Family, LocalEndpoint, Packet
 from tests.property.test_cluster_view import Fed
 from tests.property.test_policy_engine import Event, World, tables
 from tests.support.clusters import NODE, Cluster, clusters, family, packets
+from tests.support.thorough import examples
 
 T = TypeVar("T")
 
@@ -144,7 +145,7 @@ def _packet(flow: Flow) -> Packet:
     return Packet(flow.source, flow.destination, flow.protocol, flow.port)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(states=st.lists(clusters(), min_size=2, max_size=3), seed=st.integers(0, 2**32))
 def test_what_lives_on_is_what_the_rules_would_let_begin(states: list[Cluster], seed: int) -> None:
     choices = random.Random(seed)
@@ -166,7 +167,7 @@ def test_what_lives_on_is_what_the_rules_would_let_begin(states: list[Cluster], 
                 assert (flow in node.table.connections) is node.rules_allow(packet), packet
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(first=clusters(), then=clusters(), seed=st.integers(0, 2**32))
 def test_what_is_not_known_ends_no_connection(first: Cluster, then: Cluster, seed: int) -> None:
     """The pods' objects are not there (yet): an agent that starts before it has heard of them, say."""

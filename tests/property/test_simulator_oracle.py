@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from policy.model import Family
 from tests.support.clusters import Cluster, clusters, packets
 from tests.support.simulated import Judge, as_ruleset, as_sets, planned
+from tests.support.thorough import examples
 
 PACKETS = packets()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(cluster=clusters(), seed=st.integers(0, 2**32))
 def test_the_simulated_node_does_what_the_oracle_says(cluster: Cluster, seed: int) -> None:
     planner = planned(cluster)
