@@ -57,6 +57,13 @@ class PolicyRef(NamedTuple):
         """As kubectl's users write it: ``NetworkPolicy shop/db``, ``ClusterNetworkPolicy guard``."""
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
+    def rule(self, direction: str, index: int, name: str = "") -> str:
+        """One of its rules, by the API field and place (from 0): ``NetworkPolicy shop/db ingress[0]``.
+
+        ``name``: that of a cluster-scoped policy's rule, ``ClusterNetworkPolicy guard egress[1] "no-metadata"``.
+        """
+        return f"{self} {direction.lower()}[{index}]" + (f' "{name}"' if name else "")
+
 
 class Tier(enum.StrEnum):
     """Where a policy stands in the order of evaluation, which is the order here (policy.networking.k8s.io)."""

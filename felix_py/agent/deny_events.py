@@ -252,8 +252,8 @@ def _isolated(direction: str, policies: Sequence[PolicyRef] | None, chain: str) 
 def _denied(direction: str, decider: Decider | None, chain: str) -> str:
     if decider is None:
         return f"denied by a policy that is gone ({direction}, {chain})"
-    policy = decider.policy
-    name = f"{policy.namespace}/{policy.name}" if policy.namespace else policy.name
-    rule = "" if decider.rule < 0 else f"[{decider.rule}]"
-    about = ", ".join(filter(None, (decider.rule_name, f"{decider.tier} tier" if decider.tier else "")))
-    return f"denied by {policy.kind} {name} {direction}{rule}" + (f" ({about})" if about else "")
+    policy = PolicyRef(PolicyKind(decider.policy.kind), decider.policy.namespace, decider.policy.name)
+    rule = (
+        policy.rule(direction, decider.rule, decider.rule_name) if decider.rule >= 0 else f"{policy} {direction}"
+    )
+    return f"denied by {rule}" + (f" ({decider.tier} tier)" if decider.tier else "")

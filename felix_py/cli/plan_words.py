@@ -209,8 +209,7 @@ def turn_text(turn: Turn) -> str:
 def _cause(direction: Direction, found: Decision) -> str:
     word = direction.lower()
     if found.rule is not None:
-        name = f' "{found.rule.name}"' if found.rule.name else ""
-        return f"{word}[{found.rule.index}]{name} of {found.rule.policy}"
+        return found.rule.policy.rule(direction, found.rule.index, found.rule.name)
     if found.isolated_by:
         return f"{word} of {_listed([(str(ref), 1) for ref in found.isolated_by], 'policy')}: no rule allows it"
     return f"no policy decides {word}"

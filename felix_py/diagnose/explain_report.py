@@ -75,7 +75,7 @@ def _end(end: End, place: Place) -> Iterator[str]:
         return
     word = "allowed" if said.allowed else "denied"
     if said.decided_by is not None:
-        yield f"{word} by {rule_text(said.decided_by)} ({_tier(said.tier)})"
+        yield f"{word} by {rule_text(end, said.decided_by)} ({_tier(said.tier)})"
     elif not said.selected_by:
         yield f"allowed: no policy selects {place.name} in this direction"
     elif said.allowed:
@@ -83,10 +83,10 @@ def _end(end: End, place: Place) -> Iterator[str]:
     else:
         yield f"denied: NetworkPolicies isolate {place.name}, and none of them allows this"
     for rule in said.passed_by:
-        yield f"passed on by {rule_text(rule)}"
+        yield f"passed on by {rule_text(end, rule)}"
     if not said.allowed:
         for asked in end.asked:
-            yield from _in_vain(asked)
+            yield from _in_vain(end, asked)
     others = [str(ref) for ref in end.not_asked]
     if others:
         yield f"not asked: {', '.join(others)}"
@@ -96,19 +96,18 @@ def _tier(tier: Tier | None) -> str:
     return f"{tier} tier"
 
 
-def _in_vain(asked: Asked) -> Iterator[str]:
+def _in_vain(end: End, asked: Asked) -> Iterator[str]:
     """Why the rules that could have let the packet through did not."""
     if asked.tier is Tier.NETWORK and not asked.tried:
         yield f"{asked.policy}: has no rules"
     for tried in asked.tried:
         if tried.action is not RuleAction.DENY:
-            yield f"{rule_text(tried.rule)}: {tried.reason}"
+            yield f"{rule_text(end, tried.rule)}: {tried.reason}"
 
 
-def rule_text(rule: RuleRef) -> str:
-    """``NetworkPolicy shop/db rule 0``, with the rule's name if it has one."""
-    name = f' "{rule.name}"' if rule.name else ""
-    return f"{rule.policy} rule {rule.index}{name}"
+def rule_text(end: End, rule: RuleRef) -> str:
+    """A rule of the direction that an end is asked for."""
+    return rule.policy.rule(end.direction, rule.index, rule.name)
 
 
 _OUTCOMES = {Outcome.ACCEPT: "lets it pass", Outcome.DROP: "drops it"}

@@ -310,7 +310,7 @@ def test_a_deny_rule_is_named_with_its_place_and_tier() -> None:
     rig.isolated(GUARD.ref, direction=EGRESS)
     chain = policy_chain(EGRESS, GUARD.ref)
     event = rig.one(Drop(DropKind.POLICY, EGRESS, chain, 1), destination="192.0.2.2")
-    assert event.message == "denied by ClusterNetworkPolicy guard egress[1] (no-metadata, Baseline tier)"
+    assert event.message == 'denied by ClusterNetworkPolicy guard egress[1] "no-metadata" (Baseline tier)'
     assert event.decided_by == Decider(PolicyName("ClusterNetworkPolicy", "guard"), 1, "no-metadata", "Baseline")
     assert (event.destination.node, event.destination.pod) == ("n2", "")
     # The policy may have fewer rules by now.

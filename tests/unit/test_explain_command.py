@@ -105,7 +105,7 @@ def test_allowed(shop: Shop) -> None:
     assert done.stdout.splitlines() == [
         "ALLOWED shop/web (10.1.0.2) -> shop/db (10.1.0.3) 5432/TCP",
         "  egress   allowed: no policy selects shop/web in this direction",
-        "  ingress  allowed by NetworkPolicy shop/db rule 0 (NetworkPolicy tier)",
+        "  ingress  allowed by NetworkPolicy shop/db ingress[0] (NetworkPolicy tier)",
         "  kernel   shop/web and shop/db: on node node1; run the same there",
     ]
 
@@ -115,7 +115,7 @@ def test_denied(shop: Shop) -> None:
     assert done.exit_code == DENIED, done.stderr
     assert done.stdout.splitlines()[3:] == [
         "  ingress  denied: NetworkPolicies isolate shop/db, and none of them allows this",
-        f"           NetworkPolicy shop/db rule 0: {NO_PEER}; port does not match (5432/TCP)",
+        f"           NetworkPolicy shop/db ingress[0]: {NO_PEER}; port does not match (5432/TCP)",
         "  kernel   shop/db: on node node1; run the same there",
     ]
 

@@ -175,9 +175,7 @@ def test_cluster_policies(plan: Caller, api: FakeApi) -> None:
     result = plan("-f", "-", stdin=cluster_policy(deny))
     assert result.exit_code == 1
     assert result.stderr == ""
-    assert (
-        'by ingress[0] "no-dev" of ClusterNetworkPolicy guard; before: no policy decides ingress' in result.stdout
-    )
+    assert 'by ClusterNetworkPolicy guard ingress[0] "no-dev"; before: no policy decides ingress' in result.stdout
     assert "44 pod pairs lose every port; nothing else changes" in result.stdout
 
 

@@ -115,7 +115,7 @@ def test_reasons() -> None:
         for before, after in ((allowed, isolated), (free, denied), (denied, free))
     ]
     assert found == [
-        "by ingress of NetworkPolicy shop/db: no rule allows it; before: ingress[1] of NetworkPolicy shop/db",
-        'by ingress[0] "no-telnet" of ClusterNetworkPolicy guard; before: no policy decides ingress',
-        'since no policy decides ingress; before: ingress[0] "no-telnet" of ClusterNetworkPolicy guard',
+        "by ingress of NetworkPolicy shop/db: no rule allows it; before: NetworkPolicy shop/db ingress[1]",
+        'by ClusterNetworkPolicy guard ingress[0] "no-telnet"; before: no policy decides ingress',
+        'since no policy decides ingress; before: ClusterNetworkPolicy guard ingress[0] "no-telnet"',
     ]
