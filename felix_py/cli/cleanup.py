@@ -10,12 +10,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from felix_py.cli import options
 from felix_py.records import Backend
 
 
 def cleanup(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    output: options.Output = options.OutputFormat.TEXT,
     cni_conf_dir: Annotated[
         Path, typer.Option(envvar="FELIX_PY_CNI_CONF_DIR", metavar="FOLDER", help="Where our network list is.")
     ] = Path("/etc/cni/net.d"),
@@ -47,7 +48,7 @@ def cleanup(
         failures = [] if dry_run else _remove(network_list)
     except (ToolError, OSError) as error:
         _fail(str(error))
-    if as_json:
+    if output is options.OutputFormat.JSON:
         typer.echo(json.dumps(found, indent=2))
     else:
         for line in found:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
+import re
+import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 import typer
+
+from felix_py.cli import denied
+from felix_py.cli.denied import clean
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -21,21 +28,50 @@ _CONNECT_SECONDS = 5.0
 _SILENCE_SECONDS = 45.0
 """The agent sends an empty line every 15 seconds at least."""
 _RECONNECT_FIRST, _RECONNECT_MOST = 0.2, 5.0
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_DURATION = re.compile(rf"(?:{_PART.pattern})+")
+
+
+class Form(enum.StrEnum):
+    """How denied packets are printed."""
+
+    TEXT = "text"
+    WIDE = "wide"
+    JSON = "json"
 
 
 def denies(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what is denied from now on.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+    output: Annotated[
+        Form,
+        typer.Option(
+            "--output",
+            "-o",
+            help="text: by pair of ends, or with -f a short line each; wide: each with addresses and the agent's "
+            "words; json: an object a line.",
+        ),
+    ] = Form.TEXT,
+    since: Annotated[
+        str,
+        typer.Option(metavar="DURATION", help="Only what is no older: 30s, 5m, 2h.", show_default=False),
+    ] = "",
     limit: Annotated[
         int | None,
         typer.Option(
-            min=0, metavar="N", help="Only the newest N. [default: all that the agent keeps]", show_default=False
+            min=0,
+            metavar="N",
+            help="Only the newest N events. [default: all that the agent keeps]",
+            show_default=False,
         ),
     ] = None,
     namespace: Annotated[
-        str, typer.Option(metavar="NS", help="Only from or to pods of a namespace.", show_default=False)
+        str,
+        typer.Option(
+            "--namespace", "-n", metavar="NS", help="Only from or to pods of a namespace.", show_default=False
+        ),
     ] = "",
     pod: Annotated[str, typer.Option(metavar="NS/POD", help="Only from or to one pod.", show_default=False)] = "",
     agent: Annotated[
@@ -44,9 +80,9 @@ def denies(
 ) -> None:
     """Show what was denied on this node.
 
-    Equal packets within two seconds are one line; x3 says that there were three. An agent sees the egress of its
-    own node's pods and the ingress to them: ask on the node of either end. Of one that denies many packets a
-    rule logs only some (felix-py agent --deny-log-rate); the metrics count all.
+    An agent sees the egress of its own node's pods and the ingress to them: ask on the node of either end. Of a
+    rule that denies many packets only some are logged (felix-py agent --deny-log-rate); the metrics count all.
+    Equal packets within two seconds are one event; x3 says that there were three.
 
     Exit codes: 0 done (also with Ctrl-C), 1 no agent answers or its deny log is off, 2 wrong option.
     """
@@ -54,11 +90,12 @@ def denies(
 
     place = _parse(agent, pod)
     filters = {key: value for key, value in (("namespace", namespace), ("pod", pod)) if value}
+    show = _Shown(output, _seconds(since))
     try:
         if follow:
-            _follow(place, filters, limit, as_json)
+            _follow(place, filters, limit, show)
         else:
-            _list(place, filters, limit, as_json)
+            _list(place, filters, limit, show)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     except _Enough:
@@ -69,7 +106,7 @@ def denies(
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         _fail(f"no agent answers at {agent} ({reason}); run it on a node with an agent, or give --agent")
     except _Refused as error:
-        _fail(f"{agent}: {_clean(str(error))}")
+        _fail(f"{agent}: {clean(str(error))}")
 
 
 def _parse(agent: str, pod: str) -> SplitResult:
@@ -121,25 +158,35 @@ def _ask(place: SplitResult, query: dict[str, str], patience: float) -> Iterator
         connection.close()
 
 
-def _list(place: SplitResult, filters: dict[str, str], limit: int | None, as_json: bool) -> None:
+def _list(place: SplitResult, filters: dict[str, str], limit: int | None, show: _Shown) -> None:
     """Print what there is.
 
     Raises:
         OSError, http.client.HTTPException, _Refused: see :func:`_ask`.
     """
-    query = filters if limit is None else {**filters, "limit": str(limit)}
+    answer = _answer(place, filters if limit is None else {**filters, "limit": str(limit)})
+    _check_state(answer)
+    show.all(answer.get("events", ()))
+
+
+def _answer(place: SplitResult, query: dict[str, str]) -> dict[str, Any]:
+    """
+    Raises:
+        OSError, http.client.HTTPException, _Refused: see :func:`_ask`.
+    """
     with _ask(place, query, _CONNECT_SECONDS) as response:
-        answer = _object(response.read())
+        return _object(response.read())
+
+
+def _check_state(answer: dict[str, Any]) -> None:
     state, reason = answer.get("state"), answer.get("reason")
     if state == "off":
-        _fail(_clean(str(reason)))
+        _fail(clean(str(reason)))
     if state != "on":
-        _say(f"denied packets are not read at present: {_clean(str(reason))}")
-    for event in answer.get("events", ()):
-        _print(event, as_json)
+        _say(f"denied packets are not read at present: {clean(str(reason))}")
 
 
-def _follow(place: SplitResult, filters: dict[str, str], limit: int | None, as_json: bool) -> None:
+def _follow(place: SplitResult, filters: dict[str, str], limit: int | None, show: _Shown) -> None:
     """Print what there is and what comes, until interrupted; an agent that restarts is waited for.
 
     Raises:
@@ -147,7 +194,7 @@ def _follow(place: SplitResult, filters: dict[str, str], limit: int | None, as_j
     """
     from http.client import HTTPException
 
-    _list(place, filters, 0, as_json)
+    _check_state(_answer(place, {**filters, "limit": "0"}))
     last: int | None = None
     pause = _RECONNECT_FIRST
     while True:
@@ -167,7 +214,7 @@ def _follow(place: SplitResult, filters: dict[str, str], limit: int | None, as_j
                     if line.strip():
                         event = _object(line)
                         last = max(last, _number(event.get("id")))
-                        _print(event, as_json)
+                        show.one(event)
         except (OSError, HTTPException, _Refused) as error:
             if last is None:
                 raise error
@@ -198,62 +245,58 @@ def _number(value: object) -> int:
 # --- printing ----------------------------------------------------------------------------------------
 
 
-def _print(event: dict[str, Any], as_json: bool) -> None:
-    text = json.dumps(event, separators=(",", ":")) if as_json else describe(event)
+class _Shown:
+    """Prints events in one form, those that are not too old."""
+
+    def __init__(self, form: Form, seconds: float | None) -> None:
+        """``seconds``: how old the last packet of an event may be at the start; None: any age."""
+        self._form = form
+        self._earliest = None if seconds is None else time.time() - seconds
+
+    def all(self, events: Sequence[dict[str, Any]]) -> None:
+        """What there is."""
+        wanted = list(filter(self._recent, events))
+        if self._form is not Form.TEXT:
+            for event in wanted:
+                self.one(event)
+            return
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        for line in denied.by_pair(wanted, width):
+            _echo(line)
+        if not wanted:
+            _say("nothing like that was denied here" if events else "nothing was denied here")
+
+    def one(self, event: dict[str, Any]) -> None:
+        """An event on a line of its own."""
+        if not self._recent(event):
+            return
+        match self._form:
+            case Form.JSON:
+                _echo(json.dumps(event, separators=(",", ":")))
+            case Form.WIDE:
+                _echo(denied.wide(event))
+            case Form.TEXT:
+                _echo(denied.line(event))
+
+    def _recent(self, event: dict[str, Any]) -> bool:
+        when = denied.moment(str(event.get("until", "")))
+        return self._earliest is None or (when is not None and when.timestamp() >= self._earliest)
+
+
+def _echo(text: str) -> None:
     try:
         typer.echo(text)
     except BrokenPipeError:
         raise _Enough from None
 
 
-def describe(event: dict[str, Any]) -> str:
-    """One event on a line; without any character that a terminal would obey."""
-    direction = event.get("direction")
-    words = [
-        _clock(str(event.get("time", ""))),
-        "DENIED",
-        *([str(direction)] if direction else []),
-        _end(event.get("source")),
-        "->",
-        _end(event.get("destination")),
-        _service(event),
-        *([f"x{event['count']}"] if event.get("count", 1) != 1 else []),
-    ]
-    return _clean(f"{' '.join(words)}: {event.get('message', '')}")
-
-
-def _clock(text: str) -> str:
-    """Local time; with the date where it is not today's."""
-    from datetime import datetime
-
-    try:
-        when = datetime.fromisoformat(text).astimezone()
-    except ValueError:
-        return text
-    today = when.date() == datetime.now().astimezone().date()
-    return when.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
-
-
-def _end(end: object) -> str:
-    """Whose address, and the address."""
-    if not isinstance(end, dict):
-        return "?"
-    owner = end.get("pod") or (f"node/{end['node']}" if end.get("node") else "world")
-    return f"{owner} {end.get('address', '?')}"
-
-
-def _service(event: dict[str, Any]) -> str:
-    """Protocol and port, or ICMP's type."""
-    protocol = event.get("protocol", "?")
-    destination = event.get("destination")
-    port = destination.get("port") if isinstance(destination, dict) else None
-    if port is not None:
-        return f"{port}/{protocol}"
-    return f"{protocol} type {event['icmpType']}" if "icmpType" in event else f"{protocol}"
-
-
-def _clean(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+def _seconds(text: str) -> float | None:
+    """A duration as kubectl takes it; None where there is none."""
+    if not text:
+        return None
+    if not _DURATION.fullmatch(text):
+        _fail(f"--since {text}: must be a duration such as 30s, 5m, 2h or 1h30m", 2)
+    return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
 
 
 def _say(text: str) -> None:

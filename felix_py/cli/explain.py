@@ -45,7 +45,7 @@ def explain(
     ipv4: Annotated[bool, typer.Option("--ipv4", help="IPv4 only.")] = False,
     ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 only.")] = False,
     no_kernel: Annotated[bool, typer.Option("--no-kernel", help="Say what policy wants, and no more.")] = False,
-    as_json: options.AsJson = False,
+    output: options.Output = options.OutputFormat.TEXT,
     kubeconfig: options.Kubeconfig = None,
     context: options.Context = None,
     node_name: options.NodeName = "",
@@ -78,7 +78,7 @@ def explain(
             time.sleep(pause)
     finally:
         api.close()
-    _print(explained, unread, as_json)
+    _print(explained, unread, output is options.OutputFormat.JSON)
     if unread or any(one.disagrees or one.uncertain for one in explained):
         raise typer.Exit(3)
     if not all(one.explanation.allowed for one in explained):

@@ -6,6 +6,7 @@ Those that change what the agent writes are declared here once, so that commands
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import re
 import threading
@@ -159,7 +160,16 @@ HealthAddress = Annotated[
         help="Where the agent serves /healthz, /readyz, /metrics and /status.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class OutputFormat(enum.StrEnum):
+    """How a command prints what it has found."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Form of what is printed.")]
 
 
 def backend(text: str) -> Backend | None:

@@ -42,8 +42,9 @@ def plan(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, all of it.")] = False,
-    limit: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Most lines of a list; 0: all.")] = 50,
+    output: options.Output = options.OutputFormat.TEXT,
+    limit: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Most lines of a list.")] = 50,
+    everything: Annotated[bool, typer.Option("--all", help="All lines of every list.")] = False,
     flows: Annotated[
         bool,
         typer.Option(
@@ -87,7 +88,7 @@ def plan(
         _fail(*error.reasons)
     except (ConfigError, ApiError, Unreachable) as error:
         _fail(str(error))
-    _print(found, as_json, limit)
+    _print(found, output is options.OutputFormat.JSON, 0 if everything else limit)
     raise typer.Exit(1 if found.impact.groups else 0)
 
 

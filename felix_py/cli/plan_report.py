@@ -104,7 +104,7 @@ def _flow_lines(flows: Flows, names: Names, limit: int) -> Iterator[str]:
 
 def _more(number: int, limit: int) -> Iterator[str]:
     if limit and number > limit:
-        yield f"  and {number - limit:,} more; --limit 0 shows all"
+        yield f"  and {number - limit:,} more; --all shows them"
 
 
 def summary(impact: Impact) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    as_json: options.AsJson = False,
+    output: options.Output = options.OutputFormat.TEXT,
     kubeconfig: options.Kubeconfig = None,
     context: options.Context = None,
     node_name: options.NodeName = "",
@@ -74,7 +74,7 @@ def verify(
             found = _compare(settings, wanted, api, state_dir / "leases.db", health_address)
     finally:
         api.close()
-    _print(settings.node_name, found, as_json)
+    _print(settings.node_name, found, output is options.OutputFormat.JSON)
     if found.differences:
         raise typer.Exit(1)
 

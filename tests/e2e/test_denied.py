@@ -39,7 +39,7 @@ def knock(lab: LabUnderTest, source: str, address: str) -> None:
 
 
 def denied(lab: LabUnderTest, node: str, words: Sequence[str] = ()) -> list[dict[str, Any]]:
-    lines = lab.sh(node, FELIX_PY, "denies", "--json", *words).splitlines()
+    lines = lab.sh(node, FELIX_PY, "denies", "-o", "json", *words).splitlines()
     return [event for line in lines if (event := json.loads(line))["destination"].get("port") == PORT]
 
 
@@ -94,7 +94,7 @@ def test_who_was_denied_and_why(lab: LabUnderTest) -> None:
 
 def test_follow_in_the_lab(lab: LabUnderTest) -> None:
     node = lab.node_of("shop", "web-1")
-    argv = [*lab.lab.enter(node), FELIX_PY, "denies", "--follow", "--json", "--limit", "0"]
+    argv = [*lab.lab.enter(node), FELIX_PY, "denies", "--follow", "-o", "json", "--limit", "0"]
     with lab.applied("-f", "-", stdin=manifest(POLICY)):
         follower = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         try:

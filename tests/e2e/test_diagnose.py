@@ -63,7 +63,14 @@ def check(lab: LabUnderTest, cell: Cell) -> None:
     if attempt.source == attempt.destination:
         return
     protocol, number = attempt.port
-    words = [attempt.source.name, attempt.destination.name, "--port", f"{number}/{protocol.lower()}", "--json"]
+    words = [
+        attempt.source.name,
+        attempt.destination.name,
+        "--port",
+        f"{number}/{protocol.lower()}",
+        "-o",
+        "json",
+    ]
     words.append("--ipv4" if attempt.family is Family.V4 else "--ipv6")
     passed = []
     for node in {lab.node_of(*end.name.split("/")) for end in (attempt.source, attempt.destination)}:

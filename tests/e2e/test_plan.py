@@ -30,7 +30,7 @@ def definitions(lab: LabUnderTest) -> Iterator[None]:
 
 def plan(lab: LabUnderTest, *words: str) -> tuple[int, Any]:
     """Exit code and JSON answer."""
-    argv = [FELIX_PY, "plan", "--json", "--no-flows", "--kubeconfig", str(lab.lab.kubeconfig), *words]
+    argv = [FELIX_PY, "plan", "-o", "json", "--no-flows", "--kubeconfig", str(lab.lab.kubeconfig), *words]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)
@@ -105,7 +105,7 @@ def test_connections_of_a_node_that_would_be_denied(lab: LabUnderTest) -> None:
     """On the database's node, whose agent has seen who connected."""
     node = lab.node_of("shop", "db-1")
     lab.settle(Protocol.TCP, 5432)
-    done = lab.lab.run(node, "felix-py", "plan", "--json", "-f", example("20"), check=False)
+    done = lab.lab.run(node, "felix-py", "plan", "-o", "json", "-f", example("20"), check=False)
     assert done.returncode == 1, done.stderr
     flows = json.loads(done.stdout)["flows"]
     assert flows["silent"] == {}

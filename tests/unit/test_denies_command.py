@@ -23,7 +23,7 @@ from felix_py.agent.denies import Denies
 from felix_py.agent.deny_events import DenyEvent, Describer
 from felix_py.agent.deny_http import DenyRoutes
 from felix_py.agent.health import HealthServer
-from felix_py.cli.denies import describe
+from felix_py.cli.denied import wide
 from felix_py.metrics import Metrics
 from felix_py.plan.deny_log import HOST_DROP, SOURCE_DROP, Drop
 from policy.evaluate import Snapshot
@@ -130,7 +130,7 @@ def test_lines_for_people(start: Callable[..., Agent]) -> None:
     agent = start()
     agent.deny(HOST_DROP, port=53, protocol=17)
     agent.deny(SOURCE_DROP, "fd00::2", "2001:db8::1", port=None, protocol=132)
-    done = denies(agent.port)
+    done = denies(agent.port, "-o", "wide")
     assert (done.returncode, done.stderr) == (0, "")
     first, second = done.stdout.splitlines()
     ends = "shop/web 10.1.0.2 -> node/n2 192.0.2.2 53/UDP"
@@ -141,11 +141,32 @@ def test_lines_for_people(start: Callable[..., Agent]) -> None:
     assert " world fd00::2 -> world 2001:db8::1 SCTP: the pod sent from fd00::2, which is not its" in second
 
 
+def test_by_pair_is_what_one_sees_first(start: Callable[..., Agent]) -> None:
+    agent = start()
+    for _ in range(3):
+        agent.deny(HOST_DROP, port=53, protocol=17)
+    done = denies(agent.port)
+    assert (done.returncode, done.stderr) == (0, "")
+    header, row = done.stdout.splitlines()
+    assert header.split() == ["LAST", "PACKETS", "FROM", "TO", "PORT", "WHY"]
+    assert row.endswith("  3        shop/web  node/n2  53/UDP  --endpoint-to-host drop")
+
+
+def test_nothing_denied_is_said(start: Callable[..., Agent]) -> None:
+    agent = start()
+    assert denies(agent.port).stderr == "felix-py denies: nothing was denied here\n"
+    agent.deny(HOST_DROP)  # of 1970
+    done = denies(agent.port, "--since", "1h30m")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "felix-py denies: nothing like that was denied here\n"
+    assert len(denies(agent.port, "--since", "99999d").stdout.splitlines()) == 2
+
+
 def test_json_is_an_object_a_line(start: Callable[..., Agent]) -> None:
     agent = start()
     agent.deny(HOST_DROP)
     agent.deny(SOURCE_DROP)
-    done = denies(agent.port, "--json")
+    done = denies(agent.port, "-o", "json")
     first, second = map(json.loads, done.stdout.splitlines())
     assert (first["reason"], second["reason"], first["count"]) == ("host", "source", 1)
     assert first["source"] == {"address": "10.1.0.2", "pod": "shop/web", "port": 40000}
@@ -171,7 +192,7 @@ def test_a_choice_of_events(start: Callable[..., Agent], words: list[str], ids: 
     agent.deny(HOST_DROP)
     agent.deny(HOST_DROP, "fd00::2", "2001:db8::1")
     agent.deny(HOST_DROP, "192.0.2.2", "10.1.0.2")
-    done = denies(agent.port, "--json", *words)
+    done = denies(agent.port, "-o", "json", *words)
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ids
 
 
@@ -185,7 +206,7 @@ def test_a_log_that_is_off_and_one_that_is_not_read(start: Callable[..., Agent])
     agent.deny(HOST_DROP)
     agent.unavailable = "NFLOG group 88 is read by another process"
     done = denies(agent.port)
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
     assert "not read at present: NFLOG group 88 is read by another process" in done.stderr
 
 
@@ -237,6 +258,9 @@ def test_something_else_answers(answer: bytes, words: str) -> None:
         (["--pod", "web"], "must be NAMESPACE/NAME"),
         (["--pod", "/web"], "must be NAMESPACE/NAME"),
         (["--limit", "-1"], "0"),
+        (["--since", "yesterday"], "must be a duration such as 30s"),
+        (["--since", "5"], "must be a duration such as 30s"),
+        (["-o", "yaml"], "text"),
     ],
     ids=str,
 )
@@ -280,11 +304,11 @@ def test_events_that_are_still_open_are_in_the_list(start: Callable[..., Agent])
 
 def test_no_character_of_an_event_reaches_the_terminal_as_a_command() -> None:
     event = {"message": "rule \x1b[2J\u202e\r\n", "source": {"pod": "a\x07"}, "count": 2, "time": "soon"}
-    line = describe(event)
+    line = wide(event)
     assert line.isprintable()
     assert line.startswith("soon DENIED a? ? -> ? ? x2: rule ?[2J")
     json_event: dict[str, Any] = {"protocol": "ICMP", "icmpType": 8, "icmpCode": 0}
-    assert " ICMP type 8: " in describe(json_event)
+    assert " ICMP type 8: " in wide(json_event)
 
 
 # --- follow ------------------------------------------------------------------------------------------
@@ -295,7 +319,10 @@ class Follower:
 
     def __init__(self, port: int, *words: str) -> None:
         self._process = subprocess.Popen(
-            command(port, "--follow", "--json", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command(port, "--follow", "-o", "json", *words),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdout
         assert self._process.stderr

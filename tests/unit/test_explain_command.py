@@ -121,7 +121,7 @@ def test_denied(shop: Shop) -> None:
 
 
 def test_the_ports_that_containers_list_are_the_default(shop: Shop) -> None:
-    done = shop.run("explain", "shop/web", "shop/db", "--json")
+    done = shop.run("explain", "shop/web", "shop/db", "-o", "json")
     assert done.exit_code == DENIED, done.stderr
     assert [(one["port"], one["allowed"]) for one in json.loads(done.stdout)] == [(5432, True), (9187, False)]
 

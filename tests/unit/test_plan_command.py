@@ -73,7 +73,7 @@ class Caller:
         return result
 
     def json(self, *words: str, stdin: str = "", flows: bool = False) -> Any:
-        return json.loads(self(*words, "--json", stdin=stdin, flows=flows).stdout)
+        return json.loads(self(*words, "-o", "json", stdin=stdin, flows=flows).stdout)
 
 
 @pytest.fixture
@@ -158,11 +158,11 @@ def test_delete(plan: Caller, api: FakeApi) -> None:
 
 
 def test_lists_end_at_the_limit(plan: Caller) -> None:
-    every = plan("-f", str(EXAMPLES), "--limit", "0").stdout
+    every = plan("-f", str(EXAMPLES), "--all").stdout
     some = plan("-f", str(EXAMPLES), "--limit", "3").stdout
     groups = every.count(" -> DENIED")
     assert some.count(" -> DENIED") == 3
-    assert f"  and {groups - 3} more; --limit 0 shows all\n" in some
+    assert f"  and {groups - 3} more; --all shows them\n" in some
     assert some.splitlines()[-1] == every.splitlines()[-1]
 
 

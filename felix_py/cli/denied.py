@@ -1,0 +1,157 @@
+"""Denied packets as ``felix-py denies`` shows them: by pair, a line each, or with everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+Event = Mapping[str, Any]
+"""A :class:`felix_py.agent.deny_events.DenyEvent` as JSON."""
+
+_SHORT = {
+    "unknown-pod": "pod not known yet",
+    "source": "not the pod's own address",
+    "invalid": "INVALID (conntrack)",
+    "midstream": "TCP without a beginning",
+    "class": "unknown policy class: run felix-py verify",
+    "host": "--endpoint-to-host drop",
+}
+_HEADER = ("LAST", "PACKETS", "FROM", "TO", "PORT", "WHY")
+_ENDS = (2, 3)
+"""Columns that are shortened first where a line is too long."""
+
+_FEWEST = 14
+"""Characters of an end that are kept at least."""
+
+
+def by_pair(events: Iterable[Event], width: int | None = None) -> list[str]:
+    """A table: who was denied what, how often and why; what was denied last comes last.
+
+    ``width``: columns that a line may have; None: any number. A header comes first; without events, nothing.
+    """
+    rows: dict[tuple[str, ...], tuple[str, int]] = {}
+    for event in events:
+        key = (end(event.get("source")), end(event.get("destination")), service(event), why(event))
+        last, packets = rows.get(key, ("", 0))
+        rows[key] = (max(last, str(event.get("until", ""))), packets + count(event))
+    table = [
+        (clock(last), str(packets), *key)
+        for key, (last, packets) in sorted(rows.items(), key=lambda row: row[1][0])
+    ]
+    return _columns([_HEADER, *table], width) if table else []
+
+
+def line(event: Event) -> str:
+    """One event, short enough for most terminals."""
+    direction = f" {event['direction']}" if event.get("direction") else ""
+    ends = f"{end(event.get('source'))} -> {end(event.get('destination'))} {service(event)}"
+    return clean(f"{clock(str(event.get('time', '')))} DENIED{direction} {ends}{_times(event)}: {why(event)}")
+
+
+def wide(event: Event) -> str:
+    """One event with its addresses and the agent's own words."""
+    direction = f" {event['direction']}" if event.get("direction") else ""
+    source, destination = _with_address(event.get("source")), _with_address(event.get("destination"))
+    ends = f"{source} -> {destination} {service(event)}"
+    about = event.get("message", "")
+    return clean(f"{clock(str(event.get('time', '')))} DENIED{direction} {ends}{_times(event)}: {about}")
+
+
+def _times(event: Event) -> str:
+    return f" x{count(event)}" if count(event) != 1 else ""
+
+
+def count(event: Event) -> int:
+    """Packets of an event."""
+    found = event.get("count", 1)
+    return found if isinstance(found, int) else 1
+
+
+def end(found: object) -> str:
+    """Whose an end is; the address where it is nobody's of the cluster."""
+    if not isinstance(found, dict):
+        return "?"
+    owner = found.get("pod") or (f"node/{found['node']}" if found.get("node") else found.get("address", "?"))
+    return clean(str(owner))
+
+
+def _with_address(found: object) -> str:
+    if not isinstance(found, dict):
+        return "?"
+    owner = found.get("pod") or (f"node/{found['node']}" if found.get("node") else "world")
+    return f"{owner} {found.get('address', '?')}"
+
+
+def service(event: Event) -> str:
+    """Port and protocol, or ICMP's type."""
+    protocol = event.get("protocol", "?")
+    destination = event.get("destination")
+    port = destination.get("port") if isinstance(destination, dict) else None
+    if port is not None:
+        return clean(f"{port}/{protocol}")
+    return clean(f"{protocol} type {event['icmpType']}" if "icmpType" in event else f"{protocol}")
+
+
+def why(event: Event) -> str:
+    """The reason in a few words, with the rule or the policy that one would look at."""
+    reason, direction = str(event.get("reason", "")), str(event.get("direction", ""))
+    if reason == "isolated":
+        names = [_name(policy) for policy in event.get("policies", ()) if policy.get("kind") == "NetworkPolicy"]
+        by = f" by {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "") if names else ""
+        return clean(f"{direction} isolated{by}")
+    if reason == "policy" and isinstance(decider := event.get("decidedBy"), dict):
+        index = decider.get("rule", -1)
+        rule = f" {direction}[{index}]" if isinstance(index, int) and index >= 0 else ""
+        policy = decider.get("policy", {})
+        return clean(f"{policy.get('kind', '?')} {_name(policy)}{rule}")
+    return clean(_SHORT.get(reason, reason))
+
+
+def _name(policy: Mapping[str, Any]) -> str:
+    name, namespace = policy.get("name", "?"), policy.get("namespace")
+    return f"{namespace}/{name}" if namespace else str(name)
+
+
+def clock(text: str) -> str:
+    """Local time; with the date where it is not today's."""
+    when = moment(text)
+    if when is None:
+        return clean(text)
+    local = when.astimezone()
+    today = local.date() == datetime.now().astimezone().date()
+    return local.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
+
+
+def moment(text: str) -> datetime | None:
+    """When something was (RFC 3339); None where the text does not say."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
+
+
+def clean(text: str) -> str:
+    """Without any character that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _columns(rows: list[tuple[str, ...]], width: int | None) -> list[str]:
+    """Lines of a table. Where they are too long the ends lose their middles, then the last column its end."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    over = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
+    for column in sorted(_ENDS, key=lambda one: -widths[one]):
+        less = max(0, min(over, widths[column] - _FEWEST))
+        widths[column] -= less
+        over -= less
+    if over > 0:
+        widths[-1] = max(_FEWEST, widths[-1] - over)
+    return ["  ".join(_fit(cell, room) for cell, room in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _fit(text: str, room: int) -> str:
+    if len(text) <= room:
+        return text.ljust(room)
+    head = (room - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (room - 1 - head) :]}"
