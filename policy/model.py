@@ -121,6 +121,7 @@ class NamedPort:
 class Pod:
     """A Pod: all that policy needs of it.
 
+    ``uid`` is the one by which the kubelet and the runtime know it: of a static pod its own, not its mirror's.
     ``addresses`` are canonical texts of both families. ``active`` is false for Succeeded and Failed pods:
     their addresses may already belong to another pod, so they leave every set at once.
     """

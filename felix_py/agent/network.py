@@ -83,6 +83,17 @@ class PodNetwork:
             finally:
                 self._stop_waiting(key, waiter)
 
+    def why_unknown(self, namespace: str, name: str, uid: str) -> str:
+        """What keeps :meth:`wait_for_pod` waiting."""
+        pod = self._facts.engine.pod((namespace, name))
+        known = f"pod {namespace}/{name} is not known from the API server yet"
+        if pod is None:
+            # A pod of a standalone kubelet, or of another API server than the agent's, never will be.
+            return f"{known}; is it this agent's API server that the kubelet works for?"
+        if (namespace, name) not in self._pods:
+            return f"the API server has pod {namespace}/{name} on node {pod.node or '(none)'}, not on this one"
+        return f"{known} with uid {uid}, but with {pod.uid}: an earlier or a later pod of this name"
+
     def _stop_waiting(self, key: ObjectKey, waiter: asyncio.Future[None]) -> None:
         waiters = self._waiting.get(key, set())
         waiters.discard(waiter)

@@ -23,7 +23,13 @@ class Network(Protocol):
         """Why no pod can be connected now, or None."""
 
     async def wait_for_pod(self, namespace: str, name: str, uid: str) -> None:
-        """Return once the agent knows the pod. ``uid`` may be empty: any pod of that name."""
+        """Return once the agent knows the pod. ``uid`` may be empty: any pod of that name.
+
+        A static pod has the uid that the kubelet gave it, not that of its mirror in the API.
+        """
+
+    def why_unknown(self, namespace: str, name: str, uid: str) -> str:
+        """Why :meth:`wait_for_pod` of these has not returned, for people."""
 
     async def enforce(self, lease: Lease) -> None:
         """Return once class membership, source binding and route of the lease are in the kernel.
@@ -94,6 +100,9 @@ class FakeNetwork:
     async def wait_for_pod(self, namespace: str, name: str, uid: str) -> None:
         async with self._changed:
             await self._changed.wait_for(lambda: self.known is None or (namespace, name) in self.known)
+
+    def why_unknown(self, namespace: str, name: str, uid: str) -> str:
+        return f"pod {namespace}/{name} is not known from the API server yet"
 
     async def enforce(self, lease: Lease) -> None:
         self.enforced[lease.container, lease.ifname] = lease  # half done is what a real failure leaves, too

@@ -102,7 +102,7 @@ class Plugin:
             await self._take_over(claim)
             await self._bounded(
                 self._network.wait_for_pod(pod.namespace, pod.name, pod.uid),
-                f"pod {pod.namespace}/{pod.name} is not known from the API server yet",
+                lambda: self._network.why_unknown(pod.namespace, pod.name, pod.uid),
             )
             async with AsyncExitStack() as undo:
                 lease, dns = await self._lease(claim, wanted, request, undo)
@@ -110,7 +110,8 @@ class Plugin:
                 await self._interfaces.create(link)
                 undo.push_async_callback(self._undo, self._delete_interface, lease)
                 await self._bounded(
-                    self._network.enforce(lease), f"policy of {pod.namespace}/{pod.name} is not in force yet"
+                    self._network.enforce(lease),
+                    lambda: f"policy of {pod.namespace}/{pod.name} is not in force yet",
                 )
                 undo.pop_all()
         return _result(request, link, dns)
@@ -155,12 +156,12 @@ class Plugin:
         except _EXPECTED as error:
             self._log.error("cannot undo all of a failed ADD", reason=str(error))
 
-    async def _bounded(self, work: Awaitable[None], late: str) -> None:
+    async def _bounded(self, work: Awaitable[None], late: Callable[[], str]) -> None:
         try:
             async with asyncio.timeout(self._timeout):
                 await work
         except TimeoutError:
-            raise CNIError(Code.TRY_AGAIN, f"{late} (waited {self._timeout:g} seconds)") from None
+            raise CNIError(Code.TRY_AGAIN, f"{late()} (waited {self._timeout:g} seconds)") from None
 
     # --- DEL and GC ----------------------------------------------------------------------------------
 

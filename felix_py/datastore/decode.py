@@ -251,7 +251,7 @@ def _pod(pod: wire.WirePod) -> Pod:
     return Pod(
         namespace=_shared(metadata.namespace),
         name=metadata.name,
-        uid=metadata.uid,
+        uid=_uid(metadata),
         node=_shared(spec.node_name),
         labels=_labels(metadata.labels),
         addresses=tuple([_address(text) for text in texts if text]),
@@ -259,6 +259,17 @@ def _pod(pod: wire.WirePod) -> Pod:
         host_network=spec.host_network,
         active=status.phase not in _TERMINATED,
     )
+
+
+def _uid(metadata: wire.PodMetadata) -> str:
+    """The uid by which kubelet and runtime know the pod.
+
+    A static pod's object is only its mirror: the kubelet gives the pod itself another uid (a hash of its
+    manifest, unless that names one), starts its sandbox under that, and notes it in these annotations
+    (pkg/kubelet/config/common.go, pkg/kubelet/pod/mirror_client.go). ``config.mirror`` cannot be changed later.
+    """
+    annotations = metadata.annotations
+    return (annotations and (annotations.mirror or annotations.hash)) or metadata.uid
 
 
 def _ports(spec: wire.PodSpec) -> tuple[NamedPort, ...]:

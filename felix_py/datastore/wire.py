@@ -18,6 +18,24 @@ class Wire(Struct, gc=False, rename="camel"):
     """Base of all of them: the API's camelCase names."""
 
 
+class PodAnnotations(Wire):
+    """The annotations by which a mirror pod names the static pod that it shows."""
+
+    mirror: str = field(default="", name="kubernetes.io/config.mirror")
+    hash: str = field(default="", name="kubernetes.io/config.hash")
+
+
+class PodMetadata(Wire):
+    """meta/v1 ObjectMeta of a pod."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] | None = None
+    annotations: PodAnnotations | None = None
+
+
 class Metadata(Wire):
     """meta/v1 ObjectMeta."""
 
@@ -69,7 +87,7 @@ class PodStatus(Wire):
 class WirePod(Wire):
     """core/v1 Pod."""
 
-    metadata: Metadata
+    metadata: PodMetadata
     spec: PodSpec = field(default_factory=PodSpec)
     status: PodStatus = field(default_factory=PodStatus)
 

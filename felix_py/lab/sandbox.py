@@ -131,7 +131,8 @@ class Sandbox:
             "K8S_POD_NAMESPACE": metadata["namespace"],
             "K8S_POD_NAME": metadata["name"],
             "K8S_POD_INFRA_CONTAINER_ID": self._container,
-            "K8S_POD_UID": self._uid,
+            # A static pod's own uid is not its mirror's (a real kubelet notes it here).
+            "K8S_POD_UID": metadata.get("annotations", {}).get("kubernetes.io/config.hash", self._uid),
         }
         result = await self._host.runtime.add(
             self._container, str(self._netns), "eth0", args, {"portMappings": _port_mappings(self._pod)}

@@ -250,6 +250,20 @@ def test_waiting_for_a_pod_ends_with_that_very_pod() -> None:
     run(test())
 
 
+def test_what_an_add_waits_for_is_said() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            assert "is it this agent's API server" in rig.network.why_unknown("shop", "web", "u1")
+            rig.facts.upsert(Pod("shop", "web", "u1", "n2"))
+            assert "on node n2, not on this one" in rig.network.why_unknown("shop", "web", "u1")
+            here = Pod("shop", "web", "u1", "n1")
+            rig.facts.upsert(here)
+            rig.network.pod_seen(here)
+            assert "with uid u2, but with u1" in rig.network.why_unknown("shop", "web", "u2")
+
+    run(test())
+
+
 def test_learned_routes_come_and_go() -> None:
     async def test() -> None:
         async with Rig() as rig:

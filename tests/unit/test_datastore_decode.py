@@ -95,6 +95,22 @@ def test_pod_parts(part: Json, expected: Pod) -> None:
 
 
 @pytest.mark.parametrize(
+    ("annotations", "uid"),
+    [
+        (None, "u"),
+        ({}, "u"),
+        ({"kubernetes.io/config.source": "api", "kubernetes.io/config.seen": "2026-01-01T00:00:00Z"}, "u"),
+        ({"kubernetes.io/config.mirror": "", "kubernetes.io/config.hash": ""}, "u"),
+        ({"kubernetes.io/config.hash": "9e107d9d372bb6826bd81d3542a419d6"}, "9e107d9d372bb6826bd81d3542a419d6"),
+        # Of the two only config.mirror cannot be changed any more.
+        ({"kubernetes.io/config.mirror": "m", "kubernetes.io/config.hash": "edited"}, "m"),
+    ],
+)
+def test_a_mirror_pod_has_the_uid_of_its_static_pod(annotations: Json | None, uid: str) -> None:
+    assert change(PODS, {"metadata": meta(annotations=annotations)}).uid == uid
+
+
+@pytest.mark.parametrize(
     ("obj", "reason"),
     [
         ({"metadata": meta(labels={"a": 1})}, "Expected `str`, got `int`"),
