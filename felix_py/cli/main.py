@@ -18,13 +18,14 @@ from felix_py.cli.install_cni import install_cni
 from felix_py.cli.lab import lab
 from felix_py.cli.plan import plan
 from felix_py.cli.sidecar import bgp_sidecar
+from felix_py.cli.status import status
 from felix_py.cli.verify import verify
 
 app = typer.Typer(
     name="felix-py",
     help="Pure layer-3 networking and network policy for Kubernetes nodes.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     # Plain help: in boxes, names of environment variables are cut off on a terminal of 80 columns.
@@ -36,6 +37,7 @@ app.command("bgp-sidecar")(bgp_sidecar)
 app.command("install-cni")(install_cni)
 app.command()(cleanup)
 app.command()(denies)
+app.command()(status)
 app.command()(explain)
 app.command()(verify)
 app.command()(plan)

@@ -57,12 +57,12 @@ def plan(
     kubeconfig: options.Kubeconfig = None,
     context: options.Context = None,
 ) -> None:
-    """Show which connections a change of policies would newly deny or allow.
+    """Show what policies in files would change.
 
-    The files are compared with the cluster as it is now: every pair of live pods, nodes and the world outside,
-    every port of TCP, UDP and SCTP. Pods with the same answer are shown together. NetworkPolicy,
-    ClusterNetworkPolicy, AdminNetworkPolicy and BaselineAdminNetworkPolicy are looked at; other objects are
-    skipped with a note. Nothing is written anywhere.
+    That is, which connections they would newly deny or allow. The files are compared with the cluster as it is
+    now: every pair of live pods, nodes and the world outside, every port of TCP, UDP and SCTP. Pods with the same
+    answer are shown together. NetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy and
+    BaselineAdminNetworkPolicy are looked at; other objects are skipped with a note. Nothing is written anywhere.
 
     Exit codes, as of kubectl diff: 0 nothing would change for anybody, 1 something would, 2 there is no answer
     (the message says why).

@@ -38,7 +38,17 @@ class AgentSays:
 
 
 def ask(health_address: str) -> AgentSays | None:
-    """Ask the agent of this network namespace; None: none answers, or one of another version.
+    """What decides the kernel's content; None: no agent answers, or one of another version.
+
+    Raises:
+        ConfigError: the address is none.
+    """
+    answer = status(health_address)
+    return None if answer is None else _read(answer)
+
+
+def status(health_address: str) -> dict[str, Any] | None:
+    """All that the agent of this network namespace says; None: none answers.
 
     Raises:
         ConfigError: the address is none.
@@ -50,7 +60,8 @@ def ask(health_address: str) -> AgentSays | None:
         answer = connection.getresponse()
         if answer.status != 200:
             return None
-        return _read(json.loads(answer.read()))
+        found = json.loads(answer.read())
+        return found if isinstance(found, dict) else None
     except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:

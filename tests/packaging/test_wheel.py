@@ -91,7 +91,18 @@ def test_everything_needed_is_in_and_nothing_else(names: list[str], wheel: Path)
         ["--help"],
         *(
             [command, "--help"]
-            for command in ("agent", "bgp-sidecar", "install-cni", "cleanup", "explain", "verify", "plan", "lab")
+            for command in (
+                "agent",
+                "bgp-sidecar",
+                "install-cni",
+                "cleanup",
+                "denies",
+                "status",
+                "explain",
+                "verify",
+                "plan",
+                "lab",
+            )
         ),
         *(
             ["lab", command, "--help"]

@@ -1,0 +1,184 @@
+"""Whether a node is well, and what to do where it is not, as its agent says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Json = Mapping[str, Any]
+
+_SILENT = 300.0
+"""Seconds without a word from the API server that are worth a line: a quiet cluster says little."""
+
+_LISTED = 5
+"""So many of a kind are named; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is not as it should be, and what to do."""
+
+    what: str
+    todo: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node. ``facts``: label -> words, in the order in which to show them."""
+
+    node: str
+    facts: Mapping[str, str]
+    problems: tuple[Problem, ...]
+
+    @property
+    def fine(self) -> bool:
+        """Nothing is to be done."""
+        return not self.problems
+
+
+def read(status: Json) -> NodeStatus:
+    """Judge what an agent answers at ``/status``. Whatever is missing there is left out."""
+    facts = {
+        "agent": _agent(status),
+        "kernel": _kernel(status),
+        "cluster": _cluster(status),
+        "bgp": _bgp(status),
+        "deny log": _deny_log(status),
+    }
+    return NodeStatus(
+        str(status.get("node", "?")),
+        {label: text for label, text in facts.items() if text},
+        tuple(_problems(status)),
+    )
+
+
+def text(found: NodeStatus) -> list[str]:
+    """For people: the verdict first."""
+    count = len(found.problems)
+    verdict = "fine" if found.fine else f"{count} problem{'s' if count > 1 else ''}"
+    lines = [f"{found.node}: {verdict}"]
+    for problem, after in zip(found.problems, (*found.problems[1:], None), strict=False):
+        lines.append(f"  ! {problem.what}")
+        if problem.todo and (after is None or after.todo != problem.todo):
+            lines.append(f"    {problem.todo}")
+    width = max(map(len, found.facts), default=0)
+    return lines + [f"  {label:<{width}}  {words}" for label, words in found.facts.items()]
+
+
+def as_json(found: NodeStatus) -> dict[str, Any]:
+    """For programs."""
+    problems = [{"what": problem.what, "todo": problem.todo} for problem in found.problems]
+    return {"node": found.node, "fine": found.fine, "problems": problems, "facts": dict(found.facts)}
+
+
+# --- how it is ---------------------------------------------------------------------------------------
+
+
+def _agent(status: Json) -> str:
+    configuration = status.get("configuration", {})
+    families = " and ".join(f"IPv{family}" for family in configuration.get("families", ()))
+    words = [
+        "not ready" if status.get("unready") else "ready, policy is in force",
+        _counted(status.get("endpoints", 0), "pod"),
+        f"iptables {configuration['backend']}" if "backend" in configuration else "",
+        families,
+        ", ".join(status.get("podCIDRs", ())),
+        f"up {_age(status['uptimeSeconds'])}" if "uptimeSeconds" in status else "",
+    ]
+    return "; ".join(filter(None, words))
+
+
+def _kernel(status: Json) -> str:
+    words = []
+    if (age := status.get("comparedAgeSeconds")) is not None:
+        words.append(f"compared {_age(age)} ago")
+    failures = len(status.get("failures", ()))
+    words.append(f"{_counted(failures, 'failed write')}" if failures else "nothing failed")
+    if drift := status.get("lastDrift"):
+        found = drift.get("found", ())
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        words.append(f"put right {_age(drift.get('secondsAgo', 0))} ago: {found[0] if found else '?'}{more}")
+    return "; ".join(words)
+
+
+def _cluster(status: Json) -> str:
+    ages = status.get("watchAgeSeconds", {})
+    if not ages:
+        return ""
+    return f"last heard of {min(ages, key=ages.get)} {_age(min(ages.values()))} ago"
+
+
+def _bgp(status: Json) -> str:
+    peers = status.get("peers", ())
+    if not peers:
+        return "no peers"
+    up = sum(bool(peer.get("established")) for peer in peers)
+    return (
+        f"{up} of {_counted(len(peers), 'peer')} established; {_counted(len(status.get('routes', ())), 'route')}"
+    )
+
+
+def _deny_log(status: Json) -> str:
+    return str(status.get("denyLog", {}).get("state", ""))
+
+
+# --- what is wrong -----------------------------------------------------------------------------------
+
+
+def _problems(status: Json) -> Iterator[Problem]:
+    if reason := status.get("unready"):
+        yield Problem(f"not ready: {reason}", "No pod starts here until it is; the agent's log says more.")
+    yield from _some(
+        [f"{failure.get('what')}: {failure.get('reason')}" for failure in status.get("failures", ())],
+        "cannot write to the kernel",
+        "It is tried again; `felix-py verify` says what is missing.",
+    )
+    # A notice says itself what there is to do.
+    yield from (Problem(str(notice.get("text", "")), "") for notice in status.get("notices", ()))
+    ages = status.get("watchAgeSeconds", {})
+    if ages and min(ages.values()) > _SILENT:
+        yield Problem(
+            f"nothing heard from the API server for {_age(min(ages.values()))}",
+            "What was in force stays in force; is the API server up, and reachable from this node?",
+        )
+    for peer in status.get("peers", ()):
+        if not peer.get("established"):
+            yield Problem(
+                f"BGP peer {peer.get('address')} (AS {peer.get('asNumber')}) is down: "
+                f"{peer.get('reason') or 'no reason given'}",
+                "Look at the router's side, and at the sidecar's log.",
+            )
+    yield from _some(
+        [_object(problem) for problem in status.get("problems", ())],
+        "not understood",
+        "What is not understood allows nothing; `kubectl describe` of it shows the same words.",
+    )
+    log = status.get("denyLog", {})
+    if log.get("state") == "unavailable":
+        yield Problem(f"denied packets are not logged: {log.get('reason')}", "")
+
+
+def _some(items: list[str], what: str, todo: str) -> Iterator[Problem]:
+    yield from (Problem(f"{what}: {item}", todo) for item in items[:_LISTED])
+    if (more := len(items) - _LISTED) > 0:
+        yield Problem(f"{what}: {more} more", todo)
+
+
+def _object(problem: Json) -> str:
+    name = "/".join(filter(None, (problem.get("namespace"), problem.get("name"))))
+    return f"{problem.get('kind')} {name}: {problem.get('reason')}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _age(seconds: float) -> str:
+    """As kubectl shows ages."""
+    whole = int(seconds)
+    if whole < 120:
+        return f"{whole}s"
+    if whole < 7200:
+        return f"{whole // 60}m"
+    return f"{whole // 3600}h" if whole < 172800 else f"{whole // 86400}d"
