@@ -20,9 +20,6 @@ from bgp.rib import ImportFilter, NextHops, Rib, Source
 SETTLE = 10.0
 """Seconds after which the table of a peer that never says end-of-RIB counts as complete."""
 
-DEFERRAL = 120.0
-"""Seconds after which :attr:`Control.in_sync` no longer waits for peers that are down (RFC 4724 4.1)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -83,7 +80,7 @@ class _Reading:
 class Control:
     """All BGP state of the agent. Methods that take ``now`` want a monotonic clock's seconds."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self) -> None:
         self._sessions: dict[str, _Session] = {}
         self._rib = Rib()
         self._wanted: frozenset[str] | None = None
@@ -94,7 +91,7 @@ class Control:
         self._read_out_at = 0.0
         self._in_effect = False
         self._unreachable: int | None = None
-        self._started = now
+        self._deferred_until: float | None = None
         self._in_sync = False
         self._notes: list[Note] = []
 
@@ -121,6 +118,8 @@ class Control:
                 new = True
             session.peer = peer
             self._describe(session)
+        if self._deferred_until is None:
+            self._deferred_until = now + max((peer.max_restart_time for peer in config.peers), default=0)
         self._in_effect = False
         if new and self._connection:
             # ExaBGP may have known it before we did.
@@ -244,7 +243,11 @@ class Control:
 
     @property
     def in_sync(self) -> bool:
-        """Every peer has told its whole table, or has had :data:`DEFERRAL` seconds to. Stays true."""
+        """Every peer has told its whole table, or has had time to. Stays true.
+
+        That time begins with the first configuration, and is the longest ``max_restart_time``: routes of before
+        this start get as long as those of a session that ends (RFC 4724 4.1, Selection_Deferral_Timer).
+        """
         return self._in_sync
 
     def peers(self, now: float) -> list[PeerStatus]:
@@ -467,7 +470,7 @@ class Control:
     # --- small things ------------------------------------------------------------------------------------
 
     def _is_in_sync(self, now: float) -> bool:
-        if now - self._started >= DEFERRAL:
+        if self._deferred_until is not None and now >= self._deferred_until:
             return True
         if self._unreachable != 0 or self._attaching or self._reading:
             return False

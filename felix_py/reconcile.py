@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from felix_py import log
-from felix_py.dataplane.interface import EVERYTHING, Dataplane, Part
+from felix_py.dataplane.interface import EVERYTHING, UNUSED_SET, Dataplane, Part
 from felix_py.metrics import Metrics
 from felix_py.pace import Pace, Paced
 from felix_py.plan.planner import Planner
@@ -46,9 +46,10 @@ _MOST_LOGGED = 10
 def _leads_astray(failure: Failure) -> bool:
     """Whether packets may still be judged by what the second step removes: if sets or rules were not written.
 
-    A route or an interface that cannot be written, perhaps for ever, must not keep old rules alive.
+    A route or an interface that cannot be written, perhaps for ever, must not keep old rules alive; nor must a
+    set that cannot be destroyed because somebody else's rules use it.
     """
-    return not failure.what.startswith(("route ", "interface ", "sysctl "))
+    return not failure.what.startswith(("route ", "interface ", "sysctl ", UNUSED_SET))
 
 
 class NotApplied(Exception):
@@ -84,6 +85,9 @@ class Reconciler:
         self._waiters: list[asyncio.Future[tuple[Failure, ...]]] = []
         self._sweeping = False
         self._sweep_due = False
+        self._keep_learned = False
+        self._clean = asyncio.Event()
+        self._read = _NOTHING
         self._looks = _NOTHING
         self._look_seconds = 0.0
         self._unread = self._told = ""
@@ -111,10 +115,25 @@ class Reconciler:
         """Something has changed; an apply follows soon."""
         self._dirty.set()
 
-    def sweep(self) -> None:
-        """Remove objects of ours that nobody asks for: with the next apply, and at every refresh from now on."""
+    def sweep(self, *, keep_learned: bool = False) -> None:
+        """Remove objects of ours that nobody asks for: with the next apply, and at every refresh from now on.
+
+        ``keep_learned``: but not routes that were learned, until the next such call.
+        """
         self._sweeping = self._sweep_due = True
+        self._keep_learned = keep_learned
         self.note()
+
+    async def clean(self) -> None:
+        """Return once nothing stale is in force: the kernel was read, written and swept, all in one apply.
+
+        Routes, interfaces and settings that cannot be written do not matter for that. Stays true.
+        """
+        self._read = _NOTHING
+        self._looks |= EVERYTHING
+        self._awaited.set()
+        self.note()
+        await self._clean.wait()
 
     def look(self, parts: Part) -> None:
         """Others may have changed these parts of the kernel: compare, and mend what differs.
@@ -272,6 +291,8 @@ class Reconciler:
             # What failed in the first step is tried again in the second, and reported by it.
             report = await self.call(lambda: self._write(later, sweep=sweep))
             self._sweep_due |= sweep and bool(report.failures)
+        if sweep and self._read == EVERYTHING and not any(map(_leads_astray, report.failures)):
+            self._clean.set()
         return report
 
     def _write(
@@ -279,19 +300,20 @@ class Reconciler:
     ) -> Report:
         self._dataplane.update(update)
         if parts:
-            self._read(parts, rules)
-        report = self._dataplane.apply(sweep=sweep)
+            self._read_parts(parts, rules)
+        report = self._dataplane.apply(sweep=sweep, keep_learned=self._keep_learned)
         self._metrics.restores.inc(report.transactions)
         self._metrics.writes.inc(report.writes)
         self._note_drift(self._dataplane.take_drift())
         return report
 
-    def _read(self, parts: Part, rules: object) -> None:
+    def _read_parts(self, parts: Part, rules: object) -> None:
         """Read back. Where that fails, what is wanted is written all the same: a new pod must not wait for it."""
         started = time.monotonic()
         self._unread = ""
         try:
             self._dataplane.load(parts, rules)
+            self._read |= parts
         except Exception as error:
             self._unread = str(error) or type(error).__name__
         self._look_seconds = time.monotonic() - started

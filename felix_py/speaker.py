@@ -63,7 +63,7 @@ class Speaker:
         self._dir = run_dir
         self._on_routes = on_routes
         self._log = log
-        self._control = Control(time.monotonic())
+        self._control = Control()
         self._config: SpeakerConfig | None = None
         self._peers: tuple[Peer, ...] = ()
         self._text = ""

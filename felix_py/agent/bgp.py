@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Mapping
 
@@ -26,13 +27,15 @@ class Bgp:
         self._facts = facts
         self._speaker: Speaker | None = None
         self._running = False
+        self._patience = 0.0
         if config.bgp_config is not None:
             self._speaker = Speaker(config.bgp_dir, facts.learned, self._log)
             try:
                 # Only looked at here: what the router id defaults to is not known yet.
-                load_bgp_config(config.bgp_config, router_id="192.0.2.1")
+                found = load_bgp_config(config.bgp_config, router_id="192.0.2.1")
             except BGPConfigError as error:
                 raise ConfigError(f"--bgp-config {error}") from None
+            self._patience = float(max((peer.max_restart_time for peer in found.peers), default=0))
 
     async def run(self) -> None:
         """Announce the node's pod CIDRs and learn routes, until cancelled. The dataplane must be in sync."""
@@ -68,9 +71,28 @@ class Bgp:
             self._speaker.announce(own)
 
     async def wait_in_sync(self) -> None:
-        """Return once learned routes are complete; at once without BGP."""
-        if self._speaker is not None:
-            await self._speaker.wait_in_sync()
+        """Return once learned routes are complete; at once without BGP.
+
+        Whatever happens to sidecar, peers and their answers, it returns after :attr:`patience`.
+        """
+        if self._speaker is None:
+            return
+        try:
+            async with asyncio.timeout(self.patience):
+                await self._speaker.wait_in_sync()
+        except TimeoutError:
+            self._log.warning(
+                "not every peer has told its routes in time; learned routes that none has told of go",
+                seconds=self.patience,
+            )
+
+    @property
+    def patience(self) -> float:
+        """Seconds that learned routes from before a restart wait for their peers: the longest ``maxRestartTime``.
+
+        That is as long as they outlive a session (RFC 4724, section 4.1: the Selection_Deferral_Timer).
+        """
+        return self._patience
 
     def peers(self) -> list[PeerStatus]:
         """Every configured peer."""

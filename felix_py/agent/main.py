@@ -5,9 +5,11 @@ Order of a start, and why:
 1. Leases and kernel are read: a restarted agent knows its endpoints before anybody asks.
 2. The CNI server listens: a DEL must work whatever else is missing. ADD answers "try again" until step 4.
 3. The informers run until every kind is in sync. Until then nothing is written to the kernel.
-4. The first apply. Then ADD works, and only then does the runtime get its network list. From here on changes that
-   others make in the kernel are listened for; a look at it covers what they did before.
-5. BGP: what the node announces works by now. Once learned routes are complete again, strays are swept.
+4. The first apply: the kernel is read again, written and swept. Nothing that was left behind is in force any
+   more, so ADD works, and only then does the runtime get its network list. From here on changes that others make
+   in the kernel are listened for; a look at it covers what they did before.
+5. BGP: what the node announces works by now. Once learned routes are complete again, or have had their time,
+   those that no peer has told of are swept.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ from felix_py.plan.marks import Marks
 from felix_py.plan.planner import HeldNumbers, Planner
 from felix_py.plan.render import DISPATCH, class_numbers
 from felix_py.plan.static import StaticOptions
-from felix_py.reconcile import NotApplied, Reconciler
+from felix_py.reconcile import Reconciler
 from felix_py.records import Backend
 from policy.model import Direction, Family, Pod
 
@@ -256,7 +258,7 @@ class Agent:
             tasks.create_task(self._tell_the_world())
             tasks.create_task(self._bgp.run())
             await self._bgp.wait_in_sync()
-            self._reconciler.sweep()
+            self._reconciler.sweep()  # learned routes, too
 
     async def _wait_for_sync(self) -> None:
         synced = asyncio.create_task(self._cluster.in_sync())
@@ -264,11 +266,9 @@ class Agent:
             self._log.warning("still waiting for the API server", kinds=self._cluster.store.not_listed)
 
     async def _first_apply(self) -> None:
-        try:
-            await self._reconciler.settled()
-        except NotApplied as error:
-            # Each was logged, and is tried again; endpoints that do not stand on it must not wait for it.
-            self._log.error("some of the kernel state could not be written", failures=len(error.failures))
+        """Until policy is in force, and nothing beside it. What cannot be written is logged and tried again."""
+        self._reconciler.sweep(keep_learned=True)
+        await self._reconciler.clean()
 
     def _listen_to_the_kernel(self) -> None:
         try:

@@ -59,13 +59,15 @@ class PodNetwork:
         self._pods.pop(pod.key, None)
 
     def set_ready(self) -> None:
-        """Everything that was there before is in the kernel: new endpoints may come."""
+        """What was there before is in the kernel, and nothing that was left behind: new endpoints may come."""
         self._ready = True
 
     # --- felix_py.cni.network.Network ------------------------------------------------------------------
 
     def unready(self) -> str | None:
         """Why an ADD cannot work now, or None."""
+        if not self._ready and (failures := self._reconciler.failures):
+            return f"policy is not in force yet: {failures[0].what}: {failures[0].reason}"
         if not self._ready:
             return "the agent has not yet seen the whole cluster (is the API server reachable?)"
         if not self._facts.pod_cidrs:

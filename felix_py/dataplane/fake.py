@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.dataplane.order import ORDER, Step
+from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED
 from felix_py.records import (
     ChainKey,
     Drift,
@@ -162,11 +163,12 @@ class FakeDataplane:
             if value is not None and self._seen.get(item) != value
         ]
 
-    def apply(self, *, sweep: bool = False) -> Report:
+    def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
         self.applies += 1
         wanted = dict(self._wanted)
         if sweep:
-            wanted |= dict.fromkeys(self._seen.keys() - wanted.keys())
+            strays = self._seen.keys() - wanted.keys()
+            wanted |= dict.fromkeys(item for item in strays if not (keep_learned and _is_learned(item)))
         changes = [(item, value) for item, value in wanted.items() if self._seen.get(item) != value]
         self._epoch += any(_PARTS[item.kind] is Part.RULES for item, _ in changes)
         return sum((self._step(step, changes) for step in ORDER), self._mend_links())
@@ -251,6 +253,10 @@ class FakeDataplane:
 
     def _of(self, kind: str) -> dict[Hashable, object]:
         return {item.key: value for item, value in dict(self.kernel).items() if item.kind == kind}
+
+
+def _is_learned(item: Item) -> bool:
+    return isinstance(item.key, RouteKey) and item.key.protocol == ROUTE_PROTOCOL_LEARNED
 
 
 def _set_of(member: Item) -> str:

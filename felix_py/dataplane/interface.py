@@ -22,6 +22,9 @@ class Part(enum.Flag):
     """The host's own sysctls."""
 
 
+UNUSED_SET = "unused set "
+"""How a Failure's ``what`` begins for a set that no rule of ours uses, and that cannot be destroyed."""
+
 EVERYTHING = Part.SETS | Part.RULES | Part.ROUTES | Part.LINKS | Part.SETTINGS
 
 
@@ -48,8 +51,11 @@ class Dataplane(Protocol):
     def differences(self) -> list[str]:
         """Read back, and name what is wanted but is not there, as a Failure's ``what`` does. Writes nothing."""
 
-    def apply(self, *, sweep: bool = False) -> Report:
-        """Write the difference. ``sweep``: also remove objects of ours that nobody asked for."""
+    def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
+        """Write the difference. ``sweep``: also remove objects of ours that nobody asked for.
+
+        ``keep_learned``: but not routes that were learned from BGP peers.
+        """
 
     def take_drift(self) -> list[Drift]:
         """What somebody else has changed, each change once, as all reading since the last call found it.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from felix_py.dataplane import ipset_members as members
+from felix_py.dataplane.interface import UNUSED_SET
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, TYPE_MISMATCH, Batch, Commands, Shape
 from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
 from felix_py.plan.layout import set_prefix
@@ -36,6 +37,8 @@ class _Set:
     pending: set[bytes] = field(default_factory=set)
     rejected: dict[str, tuple[int, str]] = field(default_factory=dict)
     doomed: bool = False
+    stuck: bool = False
+    """It could not be destroyed, and not for a moment only."""
 
     @property
     def marked(self) -> bool:
@@ -243,20 +246,20 @@ class IPSets:
                 self._sets[name].doomed = self._sets[name].spec is None
             self._unswept.clear()
         names = [n for n in self._dirty if self._sets[n].doomed and self._sets[n].shape]
-        report = self._each(names, self._destroy)
+        report = self._each(names, self._destroy, UNUSED_SET)
         self._dirty = {name for name in self._dirty if not self._sets[name].done}
         return report
 
     # --- one set -------------------------------------------------------------------------------------
 
-    def _each(self, names: Iterable[str], step: Callable[[str, _Set], int]) -> Report:
+    def _each(self, names: Iterable[str], step: Callable[[str, _Set], int], what: str = "set ") -> Report:
         writes = 0
         failures: list[Failure] = []
         for name in sorted(names):
             try:
                 writes += step(name, self._sets[name])
             except OSError as error:
-                failures.append(Failure(f"set {name}", error.strerror or str(error)))
+                failures.append(Failure(f"{what}{name}", error.strerror or str(error)))
         return Report(writes=writes, failures=tuple(failures))
 
     def _make(self, name: str, known: _Set) -> int:
@@ -296,16 +299,17 @@ class IPSets:
         return 1
 
     def _destroy(self, name: str, known: _Set) -> int:
-        for left in reversed(range(_BUSY_TRIES)):
+        for left in reversed(range(1 if known.stuck else _BUSY_TRIES)):
             try:
                 self._commands.destroy(name)
                 break
             except OSError as error:
                 if error.errno != BUSY or not left:
+                    known.stuck = True
                     raise
                 time.sleep(_BUSY_WAIT)
         known.loaded(None, {})
-        known.doomed = False
+        known.doomed = known.stuck = False
         if known.spec is None:
             del self._sets[name]
             self._dirty.discard(name)

@@ -19,7 +19,7 @@ from felix_py.dataplane.links import LinkError, Links
 from felix_py.dataplane.order import ORDER, Step
 from felix_py.dataplane.routes import Routes
 from felix_py.dataplane.sysctl import HostSettings
-from felix_py.plan.layout import INTERFACE_PREFIX
+from felix_py.plan.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED
 from felix_py.records import Backend, Drift, Failure, Report, Update
 from policy.model import Family
 
@@ -150,7 +150,7 @@ class Kernel:
             )
         return self._tables.get(family)
 
-    def apply(self, *, sweep: bool = False) -> Report:
+    def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
         """See :class:`felix_py.dataplane.interface.Dataplane`; :mod:`felix_py.dataplane.order` has the order.
 
         A step that breaks off (netlink does not answer, say) is a failure named ``apply`` and ends it.
@@ -158,15 +158,16 @@ class Kernel:
         report = Report(failures=tuple(self._refused.values()))
         for step in ORDER:
             try:
-                report += self._step(step, sweep)
+                report += self._step(step, sweep, keep_learned)
             except (OSError, ToolError) as error:
                 return report + Report(failures=(Failure("apply", f"{step.name}: {error}"),))
         return report
 
-    def _step(self, step: Step, sweep: bool) -> Report:
+    def _step(self, step: Step, sweep: bool, keep_learned: bool) -> Report:
         match step:
             case Step.REMOVE_ROUTES:
-                return self._routes.remove(sweep=sweep)
+                kept = (ROUTE_PROTOCOL_LEARNED,) if keep_learned else ()
+                return self._routes.remove(sweep=sweep, keep=kept)
             case Step.GROW_SETS:
                 return self._sets.grow()
             case Step.WRITE_CHAINS:

@@ -40,7 +40,7 @@ class Routes:
         self._refused: dict[RouteKey, Failure] = {}
         self._drift: dict[_Place, Drift] = {}
         self._gone: Collection[str] = ()
-        self._swept = False
+        self._swept: set[int] = set()
         self._loaded = False
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Routes:
         self._loaded = True
         self._actual = actual
         self._pending = set(self._wanted) | (self._pending & actual.keys())
-        self._swept = False
+        self._swept = set()
 
     def _note_drift(self, actual: dict[_Place, Packed]) -> None:
         """Compare what has just been read with what we knew."""
@@ -129,11 +129,12 @@ class Routes:
 
     # --- the steps of an apply -----------------------------------------------------------------------
 
-    def remove(self, *, sweep: bool) -> Report:
-        """Delete what must not be; ``sweep``: also what nobody has asked for."""
-        if sweep and not self._swept:
-            self._pending |= self._actual.keys() - self._wanted.keys()
-            self._swept = True
+    def remove(self, *, sweep: bool, keep: Collection[int] = ()) -> Report:
+        """Delete what must not be; ``sweep``: also what nobody has asked for, less the protocols to ``keep``."""
+        if sweep and (protocols := set(PROTOCOLS).difference(keep, self._swept)):
+            strays = self._actual.keys() - self._wanted.keys()
+            self._pending.update(place for place in strays if place[1] in protocols)
+            self._swept |= protocols
         gone = [place for place in self._pending if place not in self._wanted]
         todo = [place for place in gone if place in self._actual]
         results = self._netlink.request([messages.delete(*place) for place in todo])

@@ -45,7 +45,7 @@ class BGP(RuleBasedStateMachine):
         self.born()
 
     def born(self) -> None:
-        self.control = Control(self.now)
+        self.control = Control()
         self.control.set_filter(FILTER)
         config = SpeakerConfig(asn=LOCAL_ASN, router_id="10.9.0.1")
         self.control.configure(config, list(PEERS.values()), self.now)

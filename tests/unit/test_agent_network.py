@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import pytest
@@ -13,14 +13,14 @@ from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.network import NetworkError
-from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
+from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
 from felix_py.metrics import Metrics
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import NotApplied, Reconciler
-from felix_py.records import Lease, NextHop, NodeRecord, RouteKey
+from felix_py.records import ChainKey, Lease, NextHop, NodeRecord, Route, RouteKey
 from policy.model import (
     Family,
     NetworkPolicy,
@@ -74,6 +74,11 @@ class Rig:
         value = self.metrics.registry.get_sample_value("felix_py_iptables_restores_total")
         assert value is not None
         return value
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -278,6 +283,39 @@ def test_learned_routes_come_and_go() -> None:
     run(test())
 
 
+def test_clean_means_read_written_and_swept_and_learned_routes_may_wait() -> None:
+    learned, stale = RouteKey("10.1.7.0/24", ROUTE_PROTOCOL_LEARNED), RouteKey("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
+    stray = Item("chain", ChainKey(V4, "filter", "FELIX-PI-old"))
+
+    async def test() -> None:
+        kernel = FakeDataplane()
+        async with Rig(kernel) as rig:
+            for key in (learned, stale):
+                kernel.kernel[Item("route", key)] = Route(key, next_hops=(NextHop(interface="eth0"),))
+            kernel.kernel[stray] = ()
+            kernel.unreadable = "dump interrupted"
+            rig.reconciler.sweep(keep_learned=True)
+            clean = asyncio.create_task(rig.reconciler.clean())
+            await until(lambda: len(kernel.looks) > 4)
+            assert not clean.done(), "what is there was never seen"
+            kernel.unreadable = ""
+            kernel.failing = {stray.what: "a rule still uses it"}
+            await until(lambda: rig.reconciler.failures)
+            for _ in range(3):
+                await rig.reconciler.settled(lambda _failure: False)
+            assert not clean.done()
+            rig.network._ready = False
+            assert rig.network.unready() == f"policy is not in force yet: {stray.what}: a rule still uses it"
+            kernel.failing = {}
+            await clean
+            assert stray not in kernel.kernel
+            assert set(kernel.routes) & {stale, learned} == {learned}
+            rig.reconciler.sweep()
+            await until(lambda: learned not in kernel.routes)
+
+    run(test())
+
+
 def test_drift_is_repaired_at_the_refresh_and_strays_go_only_after_the_sweep_is_allowed() -> None:
     async def test() -> None:
         kernel = FakeDataplane()
@@ -304,10 +342,10 @@ def test_a_dataplane_that_raises_does_not_end_the_reconciler() -> None:
     class Broken(FakeDataplane):
         broken = False
 
-        def apply(self, *, sweep: bool = False) -> Any:
+        def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Any:
             if self.broken:
                 raise OSError("no buffer space")
-            return super().apply(sweep=sweep)
+            return super().apply(sweep=sweep, keep_learned=keep_learned)
 
     async def test() -> None:
         kernel = Broken()

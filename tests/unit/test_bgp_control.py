@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from bgp import control as control_module
 from bgp.control import Control
 from bgp.model import Peer, SpeakerConfig
 from bgp.prefixes import PrefixSet
@@ -37,7 +36,7 @@ class Scene:
     def reborn(self) -> None:
         """A new agent; ExaBGP goes on."""
         self.exabgp.disconnect()
-        self.control = Control(self.now)
+        self.control = Control()
         self.control.set_filter(ImportFilter(PrefixSet(["10.244.0.0/16", "fd44::/16"]), PrefixSet([V4, V6])))
         self.control.configure(self.config, self.config.peers, self.now)
 
@@ -217,7 +216,7 @@ def test_in_sync_after_the_last_end_of_rib(scene: Scene) -> None:
 def test_in_sync_does_not_wait_for_ever(scene: Scene) -> None:
     seen = []
     scene.attach()
-    for seconds in (control_module.DEFERRAL - 1, 2):
+    for seconds in (TOR.max_restart_time - 1, 2):
         scene.wait(seconds)
         seen.append(scene.control.in_sync)
     assert seen == [False, True]

@@ -26,10 +26,10 @@ class Busy(FakeDataplane):
         self.begun, self.go = threading.Event(), threading.Event()
         self.go.set()
 
-    def apply(self, *, sweep: bool = False) -> Report:
+    def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
         self.begun.set()
         assert self.go.wait(10)
-        return super().apply(sweep=sweep)
+        return super().apply(sweep=sweep, keep_learned=keep_learned)
 
 
 def storm(rig: Rig) -> list[Pod]:

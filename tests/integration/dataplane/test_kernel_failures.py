@@ -246,3 +246,19 @@ def test_a_hook_that_vanished_since_the_last_load(kernel: Kernel, backend: Backe
     assert len(kernel_state.rules(family, backend, "filter", "FORWARD")) == 2
     kernel.load()
     check_quiet(kernel)
+
+
+def test_a_stray_set_that_a_rule_of_others_uses_is_told_from_what_is_in_force(
+    kernel: Kernel, backend: Backend, family: Family
+) -> None:
+    put(kernel, whole(family))
+    tool, stray = "iptables" if family is Family.V4 else "ip6tables", name(family, "old")
+    run("ipset", "create", stray, "hash:ip", "family", "inet" if family is Family.V4 else "inet6")
+    rule = ("INPUT", "-m", "set", "--match-set", stray, "src", "-j", "DROP")
+    run(f"{tool}-{backend}", "-A", *rule)
+    kernel.load()
+    for _ in range(2):
+        assert kernel.apply(sweep=True).failures == (Failure(f"unused set {stray}", "a rule still uses it"),)
+    run(f"{tool}-{backend}", "-D", *rule)
+    assert kernel.apply(sweep=True).failures == ()
+    assert stray not in kernel_state.sets()

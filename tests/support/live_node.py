@@ -1,0 +1,188 @@
+"""The whole agent as a process of its own on a node in the current network namespace, with an API server that
+tests control, pods that CNI ADD has connected, and a machine outside."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from felix_py.cni.conflist import install_client
+from felix_py.lab.runtime import CNIRuntime
+from felix_py.records import Backend
+from policy.model import Family
+from tests.support.bird import eventually
+from tests.support.cni import built_client, pod_args
+from tests.support.fakeapi import NAMESPACES, NODES, PODS, POLICIES, FakeApi, Json
+from tests.support.isolate import NetworkNamespace, run
+from tests.support.streams import Stream, Streams
+
+CIDRS = {Family.V4: "10.1.0.0/24", Family.V6: "fd00:1::/64"}
+NODE = {Family.V4: "192.0.2.1", Family.V6: "2001:db8::1"}
+GATEWAY = {Family.V4: "192.0.2.9", Family.V6: "2001:db8::9"}
+_NAMESPACE = "shop"
+
+
+class LiveNode:
+    """Use it in a ``with``. ``places`` and ``addresses`` of pods by name; all are in the namespace shop."""
+
+    def __init__(self, folder: Path, backend: Backend | None, make: Callable[[str], NetworkNamespace]) -> None:
+        """``backend`` None: the agent finds it by itself."""
+        self.folder = folder
+        self.backend = backend
+        self._make = make
+        self.api = FakeApi()
+        self.places: dict[str, NetworkNamespace] = {}
+        self.addresses: dict[str, dict[Family, str]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        client = folder / "bin"
+        install_client(client, folder / "run/cni.sock", built_client())
+        self._runtime = CNIRuntime(folder / "net.d", [client])
+
+    def __enter__(self) -> Self:
+        self.world = self._make("world")
+        run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", self.world.name)
+        run("ip", "link", "set", "up0", "up")
+        self.world.run("ip", "link", "set", "eth0", "up")
+        for family, length in ((Family.V4, 24), (Family.V6, 64)):
+            nodad = ["nodad"] if family is Family.V6 else []
+            run("ip", "addr", "add", f"{NODE[family]}/{length}", "dev", "up0", *nodad)
+            self.world.run("ip", "addr", "add", f"{GATEWAY[family]}/{length}", "dev", "eth0", *nodad)
+        self.api.__enter__()
+        addresses = [{"type": "InternalIP", "address": address} for address in NODE.values()]
+        spec = {"podCIDRs": list(CIDRS.values())}
+        self.api.put(NODES, {"metadata": _meta("", "n1"), "spec": spec, "status": {"addresses": addresses}})
+        self.api.put(NAMESPACES, {"metadata": _meta("", _NAMESPACE, {"team": _NAMESPACE})})
+        cluster = {"name": "c", "cluster": {"server": self.api.url}}
+        context = {"name": "c", "context": {"cluster": "c", "user": "c"}}
+        config = {"clusters": [cluster], "users": [{"name": "c", "user": {}}], "contexts": [context]}
+        self.kubeconfig.write_text(
+            json.dumps({"apiVersion": "v1", "kind": "Config", **config, "current-context": "c"})
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self.api.__exit__()
+        if error is not None:
+            sys.stderr.write(self.log)
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.folder / "kubeconfig"
+
+    @property
+    def log(self) -> str:
+        """What all lives of the agent have logged."""
+        return (self.folder / "agent.log").read_text() if (self.folder / "agent.log").exists() else ""
+
+    # --- the agent -----------------------------------------------------------------------------------
+
+    def start(self, *options: str) -> None:
+        """Start the agent. It need not be ready yet."""
+        argv = [str(Path(sys.executable).with_name("felix-py")), "agent", "--node-name", "n1"]
+        folders = {"state-dir": "state", "run-dir": "run", "cni-conf-dir": "net.d", "cni-bin-dir": "bin"}
+        for option, folder in {"kubeconfig": "kubeconfig", **folders}.items():
+            argv += [f"--{option}", str(self.folder / folder)]
+        argv += ["--chained-plugin", "none", "--log-level", "debug"]
+        argv += ["--backend", self.backend.value] if self.backend else []
+        with (self.folder / "agent.log").open("ab") as log:
+            self._process = subprocess.Popen([*argv, *options], stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """GET from the health endpoint: (status, body); (0, reason) when nobody answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", 9099, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            return 0, str(error)
+        finally:
+            connection.close()
+
+    def ready(self) -> None:
+        """Until the agent says that it is."""
+        eventually(lambda: self._alive() and self.ask("/readyz")[0] == 200, 60)
+
+    def _alive(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log[-3000:]
+        return True
+
+    def status(self) -> dict[str, Any]:
+        """What /status says."""
+        code, body = self.ask("/status")
+        assert code == 200, body
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    def metric(self, name: str) -> float:
+        """A metric, 0 where there is none; ``name`` with its labels."""
+        for line in self.ask("/metrics")[1].splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+    # --- the cluster ---------------------------------------------------------------------------------
+
+    def add_pod(self, name: str, **labels: str) -> None:
+        """A pod comes: its object, its namespace, ADD, and what the kubelet writes into its status."""
+        self.places[name] = self._make(name)
+        self.relabel(name, **labels)
+        args = pod_args(name, _NAMESPACE)
+        result = asyncio.run(self._runtime.add(name, self.places[name].path, args=args))
+        found = [entry["address"].partition("/")[0] for entry in result["ips"]]
+        self.addresses[name] = {Family.V6 if ":" in address else Family.V4: address for address in found}
+        self.relabel(name, **labels)
+
+    def delete_pod(self, name: str) -> None:
+        """The kubelet's DEL; the object stays."""
+        asyncio.run(self._runtime.delete(name))
+
+    def relabel(self, name: str, **labels: str) -> None:
+        """Write a pod's object."""
+        found = [{"ip": address} for address in self.addresses.get(name, {}).values()]
+        status = {"phase": "Running", "podIPs": found, **({"podIP": found[0]["ip"]} if found else {})}
+        meta = _meta(_NAMESPACE, name, labels)
+        self.api.put(PODS, {"metadata": meta, "spec": {"nodeName": "n1"}, "status": status})
+
+    def allow(self, name: str, selected: Mapping[str, str], *clients: Mapping[str, str]) -> None:
+        """Write a policy: ingress to what is selected comes from pods with one of these sets of labels only."""
+        peers = [{"podSelector": {"matchLabels": dict(labels)}} for labels in clients]
+        spec = {"podSelector": {"matchLabels": dict(selected)}, "policyTypes": ["Ingress"]}
+        rules = [{"from": peers}] if peers else []
+        self.api.put(POLICIES, {"metadata": _meta(_NAMESPACE, name), "spec": {**spec, "ingress": rules}})
+
+    def forbid_nothing(self, name: str) -> None:
+        """Delete a policy."""
+        self.api.delete(POLICIES, _NAMESPACE, name)
+
+    # --- packets -------------------------------------------------------------------------------------
+
+    def stream(self, streams: Streams, family: Family, source: str, destination: str, port: int) -> Stream:
+        """A connection between two pods that goes on."""
+        ends = [self.addresses[name][family] for name in (source, destination)]
+        return streams.open(self.places[source], ends[0], self.places[destination], ends[1], port)
+
+
+def _meta(namespace: str, name: str, labels: Mapping[str, str] | None = None) -> Json:
+    named: Json = {"name": name, "uid": f"uid-{name}"}
+    if namespace:
+        named["namespace"] = namespace
+    return {**named, "labels": dict(labels or {})}
