@@ -37,22 +37,8 @@ def agent(
             help="Sockets, and in its subfolder bgp what the BGP sidecar shares with the agent.",
         ),
     ] = Path("/run/felix-py"),
-    cni_conf_dir: Annotated[
-        Path,
-        typer.Option(
-            envvar=_ENV + "CNI_CONF_DIR",
-            metavar="FOLDER",
-            help="Where the container runtime reads its network list.",
-        ),
-    ] = Path("/etc/cni/net.d"),
-    cni_bin_dir: Annotated[
-        Path,
-        typer.Option(
-            envvar=_ENV + "CNI_BIN_DIR",
-            metavar="FOLDER",
-            help="Where the container runtime finds CNI plugins.",
-        ),
-    ] = Path("/opt/cni/bin"),
+    cni_conf_dir: options.CniConfDir = None,
+    cni_bin_dir: options.CniBinDir = None,
     chained_plugin: Annotated[
         list[str],
         typer.Option(
@@ -151,20 +137,22 @@ def agent(
     """
     from felix_py import log
     from felix_py.agent.main import run
+    from felix_py.cni.runtime_folders import runtime_folders
 
     if os.geteuid() != 0:
         typer.echo(
             "felix-py agent: must run as root (or with CAP_NET_ADMIN and CAP_SYS_ADMIN as uid 0)", err=True
         )
         raise typer.Exit(1)
+    folders = runtime_folders()
     try:
         config = AgentConfig(
             node_name=node_name or socket.gethostname().lower(),
             kubeconfig=kubeconfig,
             state_dir=state_dir,
             run_dir=run_dir,
-            cni_conf_dir=cni_conf_dir,
-            cni_bin_dir=cni_bin_dir,
+            cni_conf_dir=cni_conf_dir or folders.lists,
+            cni_bin_dir=cni_bin_dir or folders.plugins,
             chained_plugins=tuple(name for name in chained_plugin if name not in ("", "none")),
             cluster_cidrs=tuple(cluster_cidr),
             service_cidrs=tuple(service_cidr),

@@ -17,9 +17,7 @@ from felix_py.records import Backend
 def cleanup(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     output: options.Output = options.OutputFormat.TEXT,
-    cni_conf_dir: Annotated[
-        Path, typer.Option(envvar="FELIX_PY_CNI_CONF_DIR", metavar="FOLDER", help="Where our network list is.")
-    ] = Path("/etc/cni/net.d"),
+    cni_conf_dir: options.CniConfDir = None,
     run_dir: Annotated[
         Path,
         typer.Option(
@@ -36,13 +34,14 @@ def cleanup(
     Exit codes: 0 done, 1 not or not all of it (the messages say why), 2 wrong option.
     """
     from felix_py.cni.conflist import FILE_NAME
+    from felix_py.cni.runtime_folders import runtime_folders
     from felix_py.dataplane.backend import ToolError
 
     if os.geteuid() != 0:
         _fail("must run as root")
     if not dry_run and _agent_answers(run_dir / "cni.sock"):
         _fail(f"an agent is running here ({run_dir}/cni.sock answers); stop it first")
-    network_list = cni_conf_dir / FILE_NAME
+    network_list = (cni_conf_dir or runtime_folders().lists) / FILE_NAME
     try:
         found = [*([f"file {network_list}"] if network_list.exists() else []), *_owned()]
         failures = [] if dry_run else _remove(network_list)

@@ -7,16 +7,11 @@ from typing import Annotated
 
 import typer
 
+from felix_py.cli import options
+
 
 def install_cni(
-    cni_bin_dir: Annotated[
-        Path,
-        typer.Option(
-            envvar="FELIX_PY_CNI_BIN_DIR",
-            metavar="FOLDER",
-            help="Where the container runtime finds CNI plugins.",
-        ),
-    ] = Path("/opt/cni/bin"),
+    cni_bin_dir: options.CniBinDir = None,
     socket: Annotated[
         Path,
         typer.Option(
@@ -29,10 +24,12 @@ def install_cni(
     The network list (conflist) is written by the agent itself, once it is ready to answer.
     """
     from felix_py.cni.conflist import install_client
+    from felix_py.cni.runtime_folders import runtime_folders
 
+    folder = cni_bin_dir or runtime_folders().plugins
     try:
-        installed = install_client(cni_bin_dir, socket)
+        installed = install_client(folder, socket)
     except OSError as error:
-        typer.echo(f"felix-py install-cni: {cni_bin_dir}: {error.strerror or error}", err=True)
+        typer.echo(f"felix-py install-cni: {folder}: {error.strerror or error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"installed {installed}")

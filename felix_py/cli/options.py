@@ -61,6 +61,28 @@ BackendName = Annotated[
         help="iptables backend; auto: the one that this node's other programs use.",
     ),
 ]
+CniConfDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cni-conf-dir",
+        envvar=_ENV + "CNI_CONF_DIR",
+        metavar="FOLDER",
+        help="Where the container runtime reads its network list. [default: what containerd's or CRI-O's "
+        "configuration says, else /etc/cni/net.d]",
+        show_default=False,
+    ),
+]
+CniBinDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cni-bin-dir",
+        envvar=_ENV + "CNI_BIN_DIR",
+        metavar="FOLDER",
+        help="Where the container runtime finds CNI plugins. [default: what containerd's or CRI-O's "
+        "configuration says, else /opt/cni/bin]",
+        show_default=False,
+    ),
+]
 StateDir = Annotated[
     Path,
     typer.Option(
