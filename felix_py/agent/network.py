@@ -10,7 +10,7 @@ from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
 from felix_py.plan.deny_log import INVALID, MIDSTREAM
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
-from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, OUTPUT, SOURCE, SetNames
+from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, SOURCE, SetNames
 from felix_py.reconcile import NotApplied, Reconciler
 from felix_py.records import Lease
 from policy.model import Family, ObjectKey, Pod
@@ -21,7 +21,7 @@ SHARED = {
     "apply",
     "hook",
     "hooks",
-    *(SOURCE, CLASSIFY, FORWARD, INPUT, OUTPUT, INVALID, MIDSTREAM, ALLOW, PASS, *DISPATCH.values()),
+    *(SOURCE, NEIGHBOUR, CLASSIFY, FORWARD, INPUT, OUTPUT, INVALID, MIDSTREAM, ALLOW, PASS, *DISPATCH.values()),
     *(name for names in map(SetNames.of, Family) for name in (names.source, names.egress, names.ingress)),
 }
 """What every endpoint stands on: a failure that names one of these is everybody's."""

@@ -24,7 +24,7 @@ from felix_py.dataplane.counters import RuleCount
 from felix_py.plan.deny_log import INVALID, MIDSTREAM, DropKind
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
-from felix_py.plan.static import INPUT, SOURCE
+from felix_py.plan.static import INPUT, NEIGHBOUR, SOURCE
 from policy.model import ClusterPolicy, Direction, Family, PolicyKind, PolicyRef, Tier
 
 MOST_SERIES = 500
@@ -48,6 +48,7 @@ _VERDICTS = {ALLOW: "allowed", PASS: "passed", "DROP": _DENIED}
 
 _STATIC: dict[str, tuple[Direction | None, DropKind]] = {
     SOURCE: (Direction.EGRESS, DropKind.SOURCE),
+    NEIGHBOUR: (Direction.EGRESS, DropKind.SOURCE),
     INVALID: (None, DropKind.INVALID),
     MIDSTREAM: (None, DropKind.MIDSTREAM),
     INPUT: (Direction.EGRESS, DropKind.HOST),

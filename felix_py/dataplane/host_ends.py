@@ -23,7 +23,15 @@ MAC = bytes.fromhex(HOST_MAC.replace(":", ""))
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
 
 SYSCTLS = {
-    Family.V4: {"forwarding": "1", "rp_filter": "1", "proxy_arp": "0", "send_redirects": "0"},
+    # Policy judges where a packet goes: it must not say by itself that it goes on from there.
+    Family.V4: {
+        "forwarding": "1",
+        "rp_filter": "1",
+        "proxy_arp": "0",
+        "send_redirects": "0",
+        "accept_redirects": "0",
+        "accept_source_route": "0",
+    },
     # A pod's router advertisements must not configure the node.
     Family.V6: {
         "disable_ipv6": "0",
@@ -31,8 +39,13 @@ SYSCTLS = {
         "accept_ra": "0",
         "autoconf": "0",
         "accept_redirects": "0",
+        "accept_source_route": "-1",
+        "seg6_enabled": "0",
+        "rpl_seg_enabled": "0",
     },
 }
+_YOUNG = {"seg6_enabled", "rpl_seg_enabled"}
+"""Settings of Linux 4.10 and 5.7: kernels without them have not what they switch off."""
 
 
 def configure(netlink: Netlink, index: int, name: str, families: Collection[Family]) -> None:
@@ -43,7 +56,9 @@ def configure(netlink: Netlink, index: int, name: str, families: Collection[Fami
     """
     for family in families:
         for setting, value in SYSCTLS[family].items():
-            sysctl.write(_sysctl(family, name, setting), value)
+            path = _sysctl(family, name, setting)
+            if setting not in _YOUNG or sysctl.read(path) is not None:
+                sysctl.write(path, value)
     _set_up(netlink, index, families)
 
 

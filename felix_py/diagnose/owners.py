@@ -11,7 +11,7 @@ from felix_py.diagnose.intended import Intended
 from felix_py.plan.deny_log import INVALID, MIDSTREAM
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
-from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, OUTPUT, POSTROUTING, SOURCE, SetNames
+from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, POSTROUTING, SOURCE, SetNames
 from felix_py.records import Words
 from felix_py.ruleset.model import Goto, Jump, Rule
 from felix_py.ruleset.words import parse
@@ -26,6 +26,7 @@ _DENY = re.compile(rf"{CHAIN_PREFIX}D([EI])-([0-9a-f]{{16}})(?:-(\d+))?")
 _NOBODY = "no policy that is known"
 _STATIC = {
     SOURCE: "source binding of all pods",
+    NEIGHBOUR: "source binding of all pods",
     CLASSIFY: "policy classes of all pods",
     FORWARD: "policy of all pods",
     INPUT: "packets from all pods to this node",

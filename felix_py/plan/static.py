@@ -36,8 +36,16 @@ _MIDSTREAM: Words = (
 
 _NEIGHBOUR_DISCOVERY = (133, 135, 136)
 """Router and neighbour solicitation and neighbour advertisement (RFC 4861): a pod must be able to send them."""
+_SOLICITATION = 135
+_SOLICITED_NODE = "ff02::1:ff00:0/104"
+_LINK_LOCAL = "fe80::/10"
+_ON_LINK = (_LINK_LOCAL, "ff02::/16")
+"""Where neighbour discovery may go: nothing that the node would forward."""
+_FROM_NEIGHBOUR: Words = ("-m", "hl", "--hl-eq", "255")
+"""What no router has passed on (RFC 4861, section 3.1)."""
 
 SOURCE = CHAIN_PREFIX + "SOURCE"
+NEIGHBOUR = CHAIN_PREFIX + "NEIGHBOUR"
 CLASSIFY = CHAIN_PREFIX + "CLASSIFY"
 FORWARD = CHAIN_PREFIX + "FORWARD"
 INPUT = CHAIN_PREFIX + "INPUT"
@@ -137,6 +145,8 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
         ("filter", FORWARD): tuple(_forward(names, options)),
         ("filter", INPUT): tuple(_input(family, options)),
     }
+    if family is Family.V6:
+        chains["raw", NEIGHBOUR] = tuple(_neighbour(names, options.deny_log))
     if options.drop_invalid:
         chains["filter", INVALID] = dropping(options.deny_log, INVALID_DROP)
     if options.drop_midstream:
@@ -155,12 +165,33 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
 
 def _source(family: Family, names: SetNames, log: DenyLog | None) -> Iterator[Words]:
     if family is Family.V6:
-        yield from _neighbour_discovery("RETURN")
-    yield ("-m", "set", "--match-set", names.source, "src,src", "-j", "RETURN")
+        yield from _neighbour_discovery("-g", NEIGHBOUR)
+    yield (*_bound_source(names), "-j", "RETURN")
     if family is Family.V6:
         # Not logged: what every interface says with its link-local address (RFC 3810) is no denied connection.
         yield ("-d", "ff00::/8", "-j", "DROP")
     yield from dropping(log, SOURCE_DROP)
+
+
+def _neighbour(names: SetNames, log: DenyLog | None) -> Iterator[Words]:
+    """Neighbour discovery that is on the pod's link, and of addresses that are bound to it.
+
+    Anywhere else it would be a message that no policy expects: conntrack does not track it. The node makes a
+    neighbour entry for whoever solicits: of a pod there can be no more than it has addresses. What it says with
+    its link-local address nobody needs: the node asks for the pod's own, and its gateway is a permanent entry.
+    """
+    # Duplicate address detection has no source yet (RFC 4862, section 5.4.2).
+    solicitation = ("-p", "ipv6-icmp", "-m", "icmp6", "--icmpv6-type", str(_SOLICITATION))
+    yield ("-s", "::/128", "-d", _SOLICITED_NODE, *solicitation, *_FROM_NEIGHBOUR, "-j", "RETURN")
+    for destination in _ON_LINK:
+        yield ("-d", destination, *_FROM_NEIGHBOUR, *_bound_source(names), "-j", "RETURN")
+    # Not logged: every interface does so.
+    yield ("-s", _LINK_LOCAL, "-j", "DROP")
+    yield from dropping(log, SOURCE_DROP)
+
+
+def _bound_source(names: SetNames) -> Words:
+    return ("-m", "set", "--match-set", names.source, "src,src")
 
 
 def _forward(names: SetNames, options: StaticOptions) -> Iterator[Words]:
@@ -190,7 +221,8 @@ def _to_restricted_egress(names: SetNames) -> Words:
 
 def _input(family: Family, options: StaticOptions) -> Iterator[Words]:
     if family is Family.V6:
-        yield from _neighbour_discovery("RETURN")
+        # On the pod's link and with its own source, or it would have been dropped in FELIX-NEIGHBOUR.
+        yield from _neighbour_discovery("-j", "RETURN")
     replies = "ACCEPT" if options.endpoint_to_host == "ACCEPT" else "RETURN"
     yield (*_ESTABLISHED, "-j", replies)
     if options.drop_invalid:
@@ -202,6 +234,6 @@ def _input(family: Family, options: StaticOptions) -> Iterator[Words]:
         yield ("-j", options.endpoint_to_host)
 
 
-def _neighbour_discovery(target: str) -> Iterator[Words]:
+def _neighbour_discovery(*target: str) -> Iterator[Words]:
     for kind in _NEIGHBOUR_DISCOVERY:
-        yield ("-p", "ipv6-icmp", "-m", "icmp6", "--icmpv6-type", str(kind), "-j", target)
+        yield ("-p", "ipv6-icmp", "-m", "icmp6", "--icmpv6-type", str(kind), *target)
