@@ -21,6 +21,9 @@ _MOST = 1000
 class NoticeKind(enum.StrEnum):
     """Kinds of notices: the label of the metric. docs/operations.md says of each what to do."""
 
+    LEASES_REBUILT = "leases-rebuilt"
+    STRAY_INTERFACE = "stray-interface"
+
 
 class Notice(NamedTuple):
     """One thing that is not as it should be: of which kind, what it concerns, and what there is to do."""

@@ -33,6 +33,7 @@ from felix_py.agent.refusals import Refusals
 from felix_py.agent.revoke import Revoker
 from felix_py.cni.conflist import conflist, install_conflist
 from felix_py.cni.plugin import Plugin
+from felix_py.cni.recovery import recover
 from felix_py.cni.server import CNIServer, SocketInUse
 from felix_py.cni.workers import Interfaces, Leases
 from felix_py.config import AgentConfig, ConfigError
@@ -43,13 +44,14 @@ from felix_py.dataplane.counters import read_counters
 from felix_py.dataplane.host_addresses import host_addresses
 from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.links import Links
 from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.uplink import uplink_mtu
 from felix_py.datastore.client import ApiError, Unreachable, connect
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
 from felix_py.datastore.store import Deleted, Event, Upserted
-from felix_py.ipam.store import AddressStore, StoreError
+from felix_py.ipam.store import StoreError
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
 from felix_py.plan.marks import Marks
@@ -197,12 +199,14 @@ class Agent:
 
     async def _start_cni(self) -> None:
         config = self._config
-        leases = Leases(AddressStore(config.state_dir / "leases.db"))
+        with Links() as links:
+            store, alive = recover(config.state_dir / "leases.db", links, self._notices.say)
+        leases = Leases(store)
         self._stack.callback(leases.close)
         interfaces = Interfaces()
         self._stack.callback(interfaces.close)
         plugin = Plugin(leases, interfaces, self._network, timeout=config.cni_timeout)
-        for lease in await plugin.recover():
+        for lease in alive:
             self._facts.attach(lease)
         server = CNIServer(plugin, config.cni_socket, self._metrics)
         await server.start()

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
 from felix_py import log
 from felix_py.cni.delegate import delegate
 from felix_py.cni.errors import CNIError, Code
 from felix_py.cni.network import Network, NetworkError
+from felix_py.cni.recovery import about
 from felix_py.cni.result import DNS, Interface, IPConfig, Result, RouteConfig
 from felix_py.cni.types import Command, Request
 from felix_py.cni.workers import Interfaces, Leases
+from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import LinkError, LinkExists, NoNamespace, PodLink, random_mac
 from felix_py.ipam.store import AddressStore, AddressUnavailable, Claim, LeaseKey, PoolExhausted
 from felix_py.plan.layout import GATEWAY, HOST_MAC, interface_name
@@ -71,23 +72,6 @@ class Plugin:
         except (OSError, sqlite3.Error) as error:
             raise CNIError(Code.IO, f"{type(error).__name__}: {error}") from error
 
-    async def recover(self, booted: float | None = None) -> tuple[Lease, ...]:
-        """The leases whose interface is there, oldest first: what a restarted agent must go on enforcing.
-
-        A lease without one is kept for its DEL; but those from before the machine started (``booted``, seconds
-        since the epoch) are released, because no runtime may remember them.
-        """
-        if booted is None:
-            booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        alive = []
-        for lease in await self._leases.use(AddressStore.all):
-            if await self._interfaces.exists(lease.interface):
-                alive.append(lease)
-            elif lease.created < booted:
-                await self._forget(lease)
-                self._log.info("released a lease from before the reboot", **_about(lease))
-        return tuple(alive)
-
     # --- ADD -----------------------------------------------------------------------------------------
 
     async def _add(self, request: Request) -> Result:
@@ -104,16 +88,19 @@ class Plugin:
                 self._network.wait_for_pod(pod.namespace, pod.name, pod.uid),
                 lambda: self._network.why_unknown(pod.namespace, pod.name, pod.uid),
             )
-            async with AsyncExitStack() as undo:
-                lease, dns = await self._lease(claim, wanted, request, undo)
+            made = False
+            try:
+                lease, dns = await self._lease(claim, wanted, request)
                 link = self._link(request, lease, mac)
                 await self._interfaces.create(link)
-                undo.push_async_callback(self._undo, self._delete_interface, lease)
+                made = True
                 await self._bounded(
                     self._network.enforce(lease),
                     lambda: f"policy of {pod.namespace}/{pod.name} is not in force yet",
                 )
-                undo.pop_all()
+            except BaseException:
+                await self._undo(request, made)
+                raise
         return _result(request, link, dns)
 
     async def _take_over(self, claim: Claim) -> None:
@@ -125,34 +112,38 @@ class Plugin:
             raise CNIError(Code.ALREADY_ATTACHED, f"container {claim.container} already has {claim.ifname}")
         await self._forget(lease)
 
-    async def _lease(
-        self, claim: Claim, wanted: list[str], request: Request, undo: AsyncExitStack
-    ) -> tuple[Lease, DNS]:
+    async def _lease(self, claim: Claim, wanted: list[str], request: Request) -> tuple[Lease, DNS]:
         """The claim's addresses, from our store or from the IPAM plugin that the configuration names."""
         if not request.config.delegate:
             cidrs = self._network.pod_cidrs()
-            lease = await self._leases.use(lambda store: store.allocate(claim, cidrs, wanted))
-            undo.push_async_callback(self._undo, self._forget, lease)
-            return lease, DNS()
-        undo.push_async_callback(self._undo, delegate, request, Command.DEL)
+            return await self._leases.use(lambda store: store.allocate(claim, cidrs, wanted)), DNS()
         given = await delegate(request, Command.ADD)
         addresses = [entry.address.partition("/")[0] for entry in given.ips]
         if not addresses:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate} gave no address")
         try:
-            lease = await self._leases.use(lambda store: store.record(claim, addresses))
+            return await self._leases.use(lambda store: store.record(claim, addresses)), given.dns
         except ValueError as error:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
-        undo.push_async_callback(self._undo, self._forget, lease)
-        return lease, given.dns
 
     def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
-        return PodLink(lease.interface, request.netns, request.ifname, lease.addresses, mac, self._network.mtu())
+        mtu, label = self._network.mtu(), link_label(lease)
+        return PodLink(lease.interface, request.netns, request.ifname, lease.addresses, mac, mtu, label)
 
-    async def _undo(self, step: Callable[..., Awaitable[object]], *args: object) -> None:
-        """One step back. What fails is left to the runtime's DEL; the ADD's own reason must not be lost."""
+    async def _undo(self, request: Request, made: bool) -> None:
+        """Take back a failed ADD. ``made``: its interface, too.
+
+        Where a step fails, the rest is left to the runtime's DEL: an interface that stays keeps its address. The
+        ADD's own reason must not be lost.
+        """
+        lease = self._leases.get(request.container, request.ifname)
         try:
-            await step(*args)
+            if lease is not None:
+                if made:
+                    await self._delete_interface(lease)
+                await self._forget(lease)
+            if request.config.delegate:
+                await delegate(request, Command.DEL)
         except _EXPECTED as error:
             self._log.error("cannot undo all of a failed ADD", reason=str(error))
 
@@ -203,7 +194,7 @@ class Plugin:
             try:
                 async with self._alone(*key):
                     await self._detach(*key)
-                self._log.info("collected a stale attachment", **_about(lease))
+                self._log.info("collected a stale attachment", **about(lease))
             except _EXPECTED as error:
                 failures.append(f"{lease.container} {lease.ifname}: {error}")
         if request.config.delegate:
@@ -283,7 +274,3 @@ def _result(request: Request, link: PodLink, dns: DNS) -> Result:
             result.dns = given
             break
     return result
-
-
-def _about(lease: Lease) -> dict[str, str]:
-    return {"container": lease.container, "pod": f"{lease.namespace}/{lease.pod}", "interface": lease.interface}

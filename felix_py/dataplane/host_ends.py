@@ -48,8 +48,8 @@ _YOUNG = {"seg6_enabled", "rpl_seg_enabled"}
 """Settings of Linux 4.10 and 5.7: kernels without them have not what they switch off."""
 
 
-def configure(netlink: Netlink, index: int, name: str, families: Collection[Family]) -> None:
-    """Bring a host end, made with our MAC, to the state that :class:`HostEnds` keeps it in.
+def configure(netlink: Netlink, index: int, name: str, families: Collection[Family], label: str) -> None:
+    """Bring a host end, made with our MAC, to the state that :class:`HostEnds` keeps it in, and label it.
 
     Raises:
         OSError: the kernel refused a part of it.
@@ -59,7 +59,7 @@ def configure(netlink: Netlink, index: int, name: str, families: Collection[Fami
             path = _sysctl(family, name, setting)
             if setting not in _YOUNG or sysctl.read(path) is not None:
                 sysctl.write(path, value)
-    _set_up(netlink, index, families)
+    _set_up(netlink, index, families, *([messages.alias_attr(label)] if label else []))
 
 
 def _sysctl(family: Family, name: str, setting: str) -> str:

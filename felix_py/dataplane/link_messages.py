@@ -15,7 +15,7 @@ from policy.model import Family
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO = 1, 3, 4, 18
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 18, 20
 IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 26, 27, 28
 _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
 IFF_UP = 1
@@ -30,12 +30,13 @@ AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What the kernel says of an interface; ``mac`` packed."""
+    """What the kernel says of an interface; ``mac`` packed, ``alias`` as somebody has set it or empty."""
 
     index: int
     flags: int
     name: str
     mac: bytes
+    alias: str = ""
 
     @property
     def up(self) -> bool:
@@ -52,7 +53,8 @@ def read_link(body: memoryview) -> Link:
     _family, _type, index, flags, _change = IFINFO.unpack_from(body)
     found = attributes(body[IFINFO.size :])
     name = bytes(found.get(IFLA_IFNAME, b"")).rstrip(b"\0").decode(errors="replace")
-    return Link(index, flags, name, bytes(found.get(IFLA_ADDRESS, b"")))
+    alias = bytes(found.get(IFLA_IFALIAS, b"")).rstrip(b"\0").decode(errors="replace")
+    return Link(index, flags, name, bytes(found.get(IFLA_ADDRESS, b"")), alias)
 
 
 def get_link(name: str) -> bytes:
@@ -79,6 +81,11 @@ def name_attr(name: str) -> bytes:
 def mac_attr(mac: bytes) -> bytes:
     """IFLA_ADDRESS."""
     return attr(IFLA_ADDRESS, mac)
+
+
+def alias_attr(text: str) -> bytes:
+    """IFLA_IFALIAS; an empty one takes the alias away."""
+    return attr(IFLA_IFALIAS, text.encode())
 
 
 def new_address(index: int, family: Family, address: str, length: int) -> bytes:

@@ -21,8 +21,10 @@ from types import TracebackType
 from typing import TypeVar
 
 from felix_py.dataplane import host_ends, sysctl
+from felix_py.dataplane.link_label import read_label
 from felix_py.dataplane.link_messages import (
     AF,
+    IFF_UP,
     IFINFO,
     IFLA_GROUP,
     IFLA_LINKINFO,
@@ -33,7 +35,9 @@ from felix_py.dataplane.link_messages import (
     RTM_SETLINK,
     U32,
     Link,
+    alias_attr,
     dump_addresses,
+    dump_links,
     get_link,
     mac_attr,
     name_attr,
@@ -49,10 +53,12 @@ from felix_py.dataplane.netlink import (
     NLM_F_REPLACE,
     Netlink,
     attr,
+    attributes,
     message,
     nested,
 )
-from felix_py.plan.layout import GATEWAY
+from felix_py.plan.layout import GATEWAY, ROUTE_PROTOCOL_PODS, is_interface_name
+from felix_py.records import Lease
 from policy.model import Family
 
 T = TypeVar("T")
@@ -90,7 +96,7 @@ class PodLink:
     """A pod interface to make.
 
     ``host`` and ``ifname`` are the names of its two ends, ``netns`` the path of the pod's namespace, ``mac`` that
-    of the pod's end; ``mtu`` is in bytes.
+    of the pod's end; ``mtu`` is in bytes. ``label``: the host end's alias (:mod:`felix_py.dataplane.link_label`).
     """
 
     host: str
@@ -99,6 +105,20 @@ class PodLink:
     addresses: Mapping[Family, str]
     mac: str
     mtu: int
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostEnd:
+    """A host end of a pod interface that is there: ``lease`` is what its label says, None where it has none.
+
+    ``routed``: a route of ours to a pod goes through it.
+    """
+
+    index: int
+    name: str
+    lease: Lease | None
+    routed: bool
 
 
 class Links:
@@ -168,6 +188,54 @@ class Links:
             if error is not None and error.errno != errno.ENODEV:
                 raise LinkError(f"cannot delete {', '.join(hosts)}: {error}")
 
+    def host_ends(self) -> list[HostEnd]:
+        """All host ends of pods: what is named as ours are, and what has a label of ours under another name.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        routed = self._routed()
+        found = []
+        for link in map(read_link, self._netlink.dump(dump_links())):
+            lease = read_label(link.alias)
+            if lease is not None or is_interface_name(link.name):
+                found.append(HostEnd(link.index, link.name, lease, link.index in routed))
+        return found
+
+    def label(self, index: int, text: str) -> None:
+        """Set an interface's alias.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        _carry_out(self._netlink, [message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + alias_attr(text))])
+
+    def rename(self, index: int, name: str) -> None:
+        """Give an interface its name back; it goes down for a moment where the kernel wants that.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        rename = message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + name_attr(name))
+        try:
+            _carry_out(self._netlink, [rename])
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # before Linux 6.1: only while it is down
+                raise
+            down = message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, IFF_UP))
+            _carry_out(self._netlink, [down, rename, set_up(index)])
+
+    def _routed(self) -> set[int]:
+        """Indexes of the interfaces that routes to pods go through."""
+        routed: set[int] = set()
+        for family in Family:
+            request = _ROUTE.pack(AF[family], 0, 0, 0, _RT_TABLE_MAIN, ROUTE_PROTOCOL_PODS, 0, 0, 0)
+            for answer in self._netlink.dump(message(_RTM_GETROUTE, 0, request)):
+                oif = attributes(answer[_ROUTE.size :]).get(_RTA_OIF)
+                if oif is not None and answer[5] == ROUTE_PROTOCOL_PODS:
+                    routed.add(U32.unpack(oif)[0])
+        return routed
+
     def check(self, link: PodLink, default_routes: Collection[Family]) -> list[str]:
         """What is missing: an end, an address, or the default route of one of the given families.
 
@@ -203,7 +271,7 @@ class Links:
         index = self._index(link.host)
         if index is None:
             raise OSError(errno.ENODEV, f"{link.host} vanished")
-        host_ends.configure(self._netlink, index, link.host, link.addresses.keys())
+        host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label)
 
 
 def random_mac() -> str:

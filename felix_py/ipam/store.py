@@ -1,12 +1,19 @@
 """The durable address store: which pod interface holds which address.
 
-A lease that was returned survives a crash of the agent and of the machine: sqlite in WAL mode with
-``synchronous=FULL`` has it on disk before the call returns. All questions are answered from memory; the file
-is read once, when it is opened, and held exclusively from then on.
+A lease that was returned survives a crash of the agent and of the machine: sqlite with a rollback journal and
+``synchronous=FULL`` has it in the database file itself, on disk, before the call returns. Not in a write-ahead
+log: a log that is lost or damaged is taken for a shorter one, and its leases would be gone without a word. Every
+commit also writes a digest over all rows, which is compared when the file is opened. All questions are answered
+from memory; the file is read once, when it is opened, and held exclusively from then on.
+
+The digest cannot tell a file that is missing, or an older copy of it. Against those there is a second witness:
+:mod:`felix_py.cni.recovery`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sqlite3
 import tempfile
@@ -21,26 +28,45 @@ from felix_py.plan.layout import interface_name
 from felix_py.records import Lease
 from policy.model import Family
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
-CREATE TABLE lease (
+CREATE TABLE held (
   container TEXT NOT NULL, ifname TEXT NOT NULL, network TEXT NOT NULL,
-  namespace TEXT NOT NULL, pod TEXT NOT NULL, uid TEXT NOT NULL, interface TEXT NOT NULL UNIQUE,
-  v4 TEXT UNIQUE, v6 TEXT UNIQUE, created REAL NOT NULL,
+  namespace TEXT NOT NULL, pod TEXT NOT NULL, uid TEXT NOT NULL,
+  v4 TEXT, v6 TEXT, created REAL NOT NULL,
   PRIMARY KEY (container, ifname)
-) STRICT;
-CREATE TABLE cursor (cidr TEXT PRIMARY KEY, last TEXT NOT NULL) STRICT;
+) STRICT, WITHOUT ROWID;
+CREATE TABLE rest (cidr TEXT PRIMARY KEY, last TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID
 """
-_INSERT = "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+"""``rest``: the address of each CIDR that was given out last. ``meta``: ``digest`` and ``boot``."""
+_FROM_VERSION_1 = """
+INSERT INTO held SELECT container, ifname, network, namespace, pod, uid, v4, v6, created FROM lease;
+INSERT INTO rest SELECT cidr, last FROM cursor;
+DROP TABLE lease;
+DROP TABLE cursor
+"""
+_INSERT = "INSERT INTO held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LOCK_WAIT = 5.0
 """Seconds to wait for an agent that is just stopping."""
 
 _COPY_TRIES = 20
-_WAL_HEADER = 32  # bytes; the log's salts and check sum are among them
+_FORMAT = 18, (1, 2)
+"""Place and values of a database's "file format write version": 2 with a write-ahead log (fileformat2.html)."""
+_MODULUS = 1 << 128
+
+_UNREADABLE = (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError, MemoryError)
+"""What reading a damaged database raises; the last when a record claims an absurd length."""
+
+Row = tuple[str | float | None, ...]
 
 
 class StoreError(Exception):
     """The store cannot be opened; the message says what to do."""
+
+
+class StoreDamaged(StoreError):
+    """The file does not hold what was written; it was left as it is."""
 
 
 class AllocationError(Exception):
@@ -83,23 +109,29 @@ class AddressStore:
     """Leases of this node. One thread at a time; a lease's key is (container, ifname).
 
     A damaged file is never repaired, moved or emptied here: without the leases, addresses of running pods
-    would be given away a second time. Opening it fails, again and again, until somebody decides.
+    would be given away a second time.
     """
 
     def __init__(self, path: Path) -> None:
         """Open or create the store.
 
         Raises:
-            StoreError: damaged, in use by another agent, made by a newer felix-py, or not accessible.
+            StoreDamaged: it does not hold what was written.
+            StoreError: in use by another agent, made by a newer felix-py, or not accessible.
         """
         self._path = path
         self._leases: dict[LeaseKey, Lease] = {}
         self._used: dict[Family, dict[int, LeaseKey]] = {family: {} for family in Family}
         self._cursors: dict[str, int] = {}
+        self._boot = ""
+        self._digest = 0
         self._newest = 0.0
         self._grouped = False
+        self.created = False
+        """Whether there was no store before."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._check_header()
             self._db = sqlite3.connect(path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot open the address store {path}: {error}") from error
@@ -107,52 +139,105 @@ class AddressStore:
             self._open()
         except BaseException as error:
             self._db.close()
-            if isinstance(error, (sqlite3.Error, ValueError)):
+            if isinstance(error, _UNREADABLE):
                 raise _explain(path, error) from error
             raise
+
+    def _check_header(self) -> None:
+        """What sqlite does not call damage: an emptied file, and one of a later format, which it only reads."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:  # before sqlite locks it: closing it later would drop the lock
+            header = file.read(_FORMAT[0] + 1)
+        log = self._path.with_name(self._path.name + "-wal")  # of version 1, which may hold everything
+        if not header and not (log.exists() and log.stat().st_size):
+            raise _damaged(self._path, "it is empty")
+        if header[_FORMAT[0] :] and header[_FORMAT[0]] not in _FORMAT[1]:
+            raise _damaged(self._path, "its header is wrong")
 
     def _open(self) -> None:
         # Exclusive: the answers come from memory, so a second writer would give addresses out twice.
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("BEGIN IMMEDIATE")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            for statement in _SCHEMA.split(";\n"):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-        self._db.execute("COMMIT")
         if version > _SCHEMA_VERSION:
             raise StoreError(
                 f"the address store {self._path} was made by a newer felix-py: install that one again"
             )
-        if version == 0:
-            _sync_folder(self._path.parent)
         checked = [row[0] for row in self._db.execute("PRAGMA quick_check(1)")]
         if checked != ["ok"]:
             raise sqlite3.DatabaseError("; ".join(map(str, checked)))
+        if version < _SCHEMA_VERSION:
+            self._make_tables(version)
+        self._db.execute("COMMIT")
+        # Kept at its size between commits: on a full disk a lease can still be given back.
+        self._db.execute("PRAGMA journal_mode=PERSIST")
+        if version < _SCHEMA_VERSION:
+            _sync_folder(self._path.parent)
+        self.created = version == 0
         self._load()
+
+    def _make_tables(self, version: int) -> None:
+        for statement in (_SCHEMA + (";" + _FROM_VERSION_1 if version else "")).split(";"):
+            self._db.execute(statement)
+        digest = 0
+        for table in ("held", "rest"):
+            for row in self._db.execute(f"SELECT * FROM {table}"):
+                digest += _digest(table, row)
+        self._set("boot", "")
+        self._set("digest", f"{(digest + _digest('boot', ('',))) % _MODULUS:x}")
+        self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+
+    def _set(self, key: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def _load(self) -> None:
         """Read everything anew. The tables are swapped in whole: :meth:`get` never sees them half read."""
-        cursors = {cidr: address_number(last)[1] for cidr, last in self._db.execute("SELECT * FROM cursor")}
+        meta = dict(self._db.execute("SELECT * FROM meta"))
+        digest = _digest("boot", (meta["boot"],)) if meta.keys() == {"boot", "digest"} else -1
+        cursors: dict[str, int] = {}
+        for row in self._db.execute("SELECT * FROM rest"):
+            digest += _digest("rest", row)
+            cursors[row[0]] = address_number(row[1])[1]
         leases: dict[LeaseKey, Lease] = {}
         used: dict[Family, dict[int, LeaseKey]] = {family: {} for family in Family}
-        for row in self._db.execute("SELECT * FROM lease"):
-            container, ifname, network, namespace, pod, uid, interface, v4, v6, created = row
-            addresses = {family: a for family, a in ((Family.V4, v4), (Family.V6, v6)) if a is not None}
-            leases[container, ifname] = Lease(
-                container, ifname, network, namespace, pod, uid, interface, addresses, created
-            )
-            for family, text in addresses.items():
-                used[family][address_number(text)[1]] = (container, ifname)
-            self._newest = max(self._newest, created)
+        for row in self._db.execute("SELECT * FROM held"):
+            digest += _digest("held", row)
+            lease = _lease(row)
+            leases[lease.container, lease.ifname] = lease
+            for family, text in lease.addresses.items():
+                number = address_number(text)[1]
+                if number in used[family]:
+                    raise ValueError(f"two leases of {text}")
+                used[family][number] = (lease.container, lease.ifname)
+            self._newest = max(self._newest, lease.created)
+        if f"{digest % _MODULUS:x}" != meta["digest"]:
+            raise ValueError("its content does not match its digest")
         self._leases, self._used, self._cursors = leases, used, cursors
+        self._boot, self._digest = meta["boot"], digest % _MODULUS
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""
         self._db.close()
+
+    @property
+    def boot(self) -> str:
+        """The boot id of the machine that the leases are from; empty: not known."""
+        return self._boot
+
+    def set_boot(self, boot: str) -> None:
+        """Note that all leases are from this boot.
+
+        Raises:
+            sqlite3.Error: the file could not be written.
+        """
+        if boot == self._boot:
+            return
+        with self.group():
+            self._set("boot", boot)
+            self._digest += _digest("boot", (boot,)) - _digest("boot", (self._boot,))
+            self._boot = boot
 
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface. May be called from any thread."""
@@ -216,7 +301,8 @@ class AddressStore:
         if lease is None:
             return None
         with self.group():
-            self._db.execute("DELETE FROM lease WHERE container = ? AND ifname = ?", (container, ifname))
+            self._db.execute("DELETE FROM held WHERE container = ? AND ifname = ?", (container, ifname))
+            self._digest -= _digest("held", _row(lease))
             del self._leases[container, ifname]
             for family, text in lease.addresses.items():
                 del self._used[family][address_number(text)[1]]
@@ -234,7 +320,11 @@ class AddressStore:
         self._db.execute("BEGIN IMMEDIATE")
         self._grouped = True
         try:
+            before = self._digest
             yield
+            if self._digest != before:
+                self._digest %= _MODULUS
+                self._set("digest", f"{self._digest:x}")
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
@@ -284,70 +374,107 @@ class AddressStore:
             {family: address_text(family, numbers[family]) for family in Family if family in numbers},
             created,
         )
-        v4, v6 = lease.addresses.get(Family.V4), lease.addresses.get(Family.V6)
-        texts = (lease.network, lease.namespace, lease.pod, lease.uid, lease.interface)
         with self.group():
-            self._db.execute(_INSERT, (*claim.key, *texts, v4, v6, created))
+            self._write(lease)
             for cidr, last in cursors.items():
-                text = address_text(Pool.of(cidr).family, last)
-                self._db.execute("INSERT OR REPLACE INTO cursor VALUES (?, ?)", (cidr, text))
-            self._cursors.update(cursors)
-            self._leases[claim.key] = lease
-            for family, number in numbers.items():
-                self._used[family][number] = claim.key
-            self._newest = created
+                self._move_cursor(cidr, last)
         return lease
+
+    def adopt(self, lease: Lease) -> None:
+        """Take up a lease that is known from elsewhere, in place of an older one of its interface.
+
+        Raises:
+            AddressUnavailable: another interface holds one of its addresses; nothing has changed.
+            ValueError: an address is none.
+            sqlite3.Error: the file could not be written; nothing has changed.
+        """
+        numbers = {family: address_number(text)[1] for family, text in lease.addresses.items()}
+        key = (lease.container, lease.ifname)
+        for family, number in numbers.items():
+            if (holder := self._used[family].get(number, key)) != key:
+                raise AddressUnavailable(f"{lease.addresses[family]} is in use by container {holder[0]}")
+        with self.group():
+            self.release(*key)
+            self._write(lease)
+
+    def _write(self, lease: Lease) -> None:
+        row = _row(lease)
+        self._db.execute(_INSERT, row)
+        self._digest += _digest("held", row)
+        self._leases[lease.container, lease.ifname] = lease
+        for family, text in lease.addresses.items():
+            self._used[family][address_number(text)[1]] = (lease.container, lease.ifname)
+        self._newest = max(self._newest, lease.created)
+
+    def _move_cursor(self, cidr: str, last: int) -> None:
+        family, before = Pool.of(cidr).family, self._cursors.get(cidr)
+        row = (cidr, address_text(family, last))
+        self._db.execute("INSERT OR REPLACE INTO rest VALUES (?, ?)", row)
+        self._digest += _digest("rest", row)
+        if before is not None:
+            self._digest -= _digest("rest", (cidr, address_text(family, before)))
+        self._cursors[cidr] = last
+
+
+def _lease(row: Row) -> Lease:
+    container, ifname, network, namespace, pod, uid, v4, v6, created = row
+    addresses = {family: a for family, a in ((Family.V4, v4), (Family.V6, v6)) if a is not None}
+    interface = interface_name(str(container), str(ifname))
+    return Lease(container, ifname, network, namespace, pod, uid, interface, addresses, created)  # type: ignore[arg-type]
+
+
+def _row(lease: Lease) -> Row:
+    """The row of ``held``."""
+    v4, v6 = lease.addresses.get(Family.V4), lease.addresses.get(Family.V6)
+    who = (lease.container, lease.ifname, lease.network, lease.namespace, lease.pod, lease.uid)
+    return (*who, v4, v6, lease.created)
+
+
+def _digest(table: str, row: Row) -> int:
+    """A row's part in the digest, the sum of all: a change costs what changes, and order does not count."""
+    return int.from_bytes(hashlib.blake2b(json.dumps([table, *row]).encode(), digest_size=16).digest(), "big")
 
 
 def read_leases(path: Path) -> tuple[Lease, ...]:
     """Every lease, oldest first, beside an agent that holds the file: what it has committed so far.
 
-    The agent locks the file for itself, so a copy is read. Commits only append to the write-ahead log, and a
-    checkpoint only carries over what the log holds. So the database with a log read after it is one moment's
-    state, unless the log was begun anew meanwhile: its header has new salts then
-    (https://www.sqlite.org/fileformat2.html#walformat). Not for the agent's own process: closing the file would
-    drop its locks.
+    The agent locks the file for itself, so a copy is read. A commit overwrites pages in place; a copy that was
+    taken in the middle of one does not match its digest, and another is taken. Not for the agent's own process:
+    closing the file would drop its locks.
 
     Raises:
         StoreError: there is no such file, or it cannot be read.
     """
-    wal = path.with_name(path.name + "-wal")
     try:
-        for _ in range(_COPY_TRIES):
-            header = _log(wal, _WAL_HEADER)
-            main = path.read_bytes()
-            log = _log(wal)
-            if header == log[:_WAL_HEADER] == _log(wal, _WAL_HEADER):
-                break
-        else:
-            raise StoreError(f"the address store {path} keeps changing while it is read")
-        with tempfile.TemporaryDirectory(prefix="felix-py-leases-") as folder:
-            copy = Path(folder, path.name)
-            copy.write_bytes(main)
-            copy.with_name(copy.name + "-wal").write_bytes(log)
-            return _all_of(copy, path)
+        for last in range(1, _COPY_TRIES + 1):
+            content = path.read_bytes()
+            if content[_FORMAT[0] : _FORMAT[0] + 1] == b"\x02":
+                raise StoreError(
+                    f"the address store {path} was made by an older felix-py: start the new agent first"
+                )
+            try:
+                return _all_of(content, path)
+            except StoreDamaged:
+                if last == _COPY_TRIES:
+                    raise
+                time.sleep(0.01)
     except OSError as error:
         raise StoreError(f"cannot read the address store {path}: {error.strerror or error}") from error
+    raise AssertionError
 
 
-def _log(wal: Path, size: int = -1) -> bytes:
-    """The first bytes of a write-ahead log (all of them if `size` is negative); nothing where there is none."""
-    try:
-        with wal.open("rb") as file:
-            return file.read(size)
-    except FileNotFoundError:
-        return b""
-
-
-def _all_of(copy: Path, original: Path) -> tuple[Lease, ...]:
-    try:
-        store = AddressStore(copy)
-    except StoreError as error:
-        raise StoreError(str(error).replace(str(copy), str(original))) from error
-    try:
-        return store.all()
-    finally:
-        store.close()
+def _all_of(content: bytes, original: Path) -> tuple[Lease, ...]:
+    with tempfile.TemporaryDirectory(prefix="felix-py-leases-") as folder:
+        copy = Path(folder, original.name)
+        copy.write_bytes(content)
+        try:
+            store = AddressStore(copy)
+        except StoreError as error:
+            raise type(error)(str(error).replace(str(copy), str(original))) from error
+        try:
+            return store.all()
+        finally:
+            store.close()
 
 
 def _pools(cidrs: Iterable[str]) -> dict[Family, list[Pool]]:
@@ -366,13 +493,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _explain(path: Path, error: Exception) -> StoreError:
+def _explain(path: Path, error: BaseException) -> StoreError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
     if code == sqlite3.SQLITE_BUSY:
         return StoreError(f"the address store {path} is in use: is another felix-py agent running on this node?")
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return StoreError(f"cannot use the address store {path}: {error}")
-    return StoreError(
-        f"the address store {path} is damaged ({error}). It was left as it is. Restore it from a backup; or "
-        f"drain the node, so that no pod holds an address, move {path} and {path}-wal away and start again"
-    )
+    return _damaged(path, error)
+
+
+def _damaged(path: Path, reason: object) -> StoreDamaged:
+    return StoreDamaged(f"the address store {path} is damaged ({reason})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 from policy.model import Family
 
@@ -31,3 +32,8 @@ def interface_name(container: str, ifname: str) -> str:
     """Host interface of a pod's interface: ``felix`` and 10 hex digits (IFNAMSIZ allows 15 characters)."""
     digest = hashlib.sha256(f"{container}\0{ifname}".encode()).hexdigest()
     return INTERFACE_PREFIX + digest[:10]
+
+
+def is_interface_name(name: str) -> bool:
+    """Whether :func:`interface_name` gives such names."""
+    return re.fullmatch(INTERFACE_PREFIX + "[0-9a-f]{10}", name) is not None

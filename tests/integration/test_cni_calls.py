@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from felix_py.cni.conflist import conflist
+from felix_py.dataplane.links import LinkError, Links
 from felix_py.lab.runtime import PluginError
 from felix_py.plan.layout import interface_name
 from policy.model import Family
@@ -225,6 +225,28 @@ def test_an_undo_that_fails_keeps_the_address_for_the_delete(tmp_path: Path, mak
     on_node(node, test)
 
 
+def test_an_undo_that_cannot_delete_the_interface_keeps_its_address(
+    tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
+    node.network.refuse = "not now"
+
+    def busy(*_: object) -> None:
+        raise LinkError("cannot delete")
+
+    async def test() -> None:
+        with monkeypatch.context() as broken:
+            broken.setattr(Links, "delete", busy)
+            await refused(node.runtime.add("c1", pod.path, args=pod_args("web")), 11, "not now")
+        assert host_interfaces() == {interface_name("c1", "eth0")}
+        node.network.refuse = None
+        assert addresses(await node.runtime.add("c2", other.path, args=pod_args("two")))[0] == "10.65.0.2"
+        await node.runtime.delete("c1")
+        assert [lease.container for lease in node.store.all()] == ["c2"]
+
+    on_node(node, test)
+
+
 def test_add_waits_for_the_pod_to_be_known(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     node.network.known = set()
@@ -279,7 +301,9 @@ def test_a_restarted_agent_finds_its_leases_and_forgets_those_of_before_a_reboot
         await node.start()
         assert [lease.container for lease in node.recovered] == ["kept"]
         assert len(node.store.all()) == 2  # this machine has not been restarted
-        assert [lease.container for lease in await node.plugin.recover(booted=time.time())] == ["kept"]
+        await node.stop()
+        await node.start(boot="another")
+        assert [lease.container for lease in node.recovered] == ["kept"]
         assert [lease.container for lease in node.store.all()] == ["kept"]
 
     on_node(node, test)

@@ -14,11 +14,13 @@ from felix_py.cni.build import build_client
 from felix_py.cni.conflist import conflist, install_client, install_conflist
 from felix_py.cni.network import FakeNetwork
 from felix_py.cni.plugin import Plugin
+from felix_py.cni.recovery import recover
 from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
-from felix_py.ipam.store import AddressStore
+from felix_py.dataplane.links import Links
 from felix_py.lab.runtime import CNIRuntime
 from felix_py.metrics import Metrics
+from felix_py.notices import Notices
 from felix_py.records import Lease
 from tests.support.isolate import run
 
@@ -61,6 +63,7 @@ class Node:
         """``network``: a FakeNetwork, unless the test has a real one."""
         self.network = network or FakeNetwork()
         self.timeout = timeout
+        self.notices = Notices(Metrics())
         self.socket = folder / "run" / "cni.sock"
         self.spool = folder / "run" / "spool"
         self.bin_dir = folder / "bin"
@@ -74,11 +77,11 @@ class Node:
         install_conflist(self.conf_dir, text or conflist())
         self.runtime = CNIRuntime(self.conf_dir, [self.bin_dir, STANDARD_PLUGINS])
 
-    async def start(self) -> None:
-        self.store = AddressStore(self.database)
+    async def start(self, boot: str = "") -> None:
+        with Links() as links:
+            self.store, self.recovered = recover(self.database, links, self.notices.say, boot)
         self.leases, self.interfaces = Leases(self.store), Interfaces()
         self.plugin = Plugin(self.leases, self.interfaces, self.network, timeout=self.timeout)
-        self.recovered = await self.plugin.recover()
         self.server = CNIServer(self.plugin, self.socket, Metrics())
         await self.server.start()
 

@@ -1,0 +1,229 @@
+"""The leases at the start of the agent: the address store, held against the interfaces that are there.
+
+The store alone cannot tell that it is missing, or an older copy of itself. But each host interface is labelled
+with the lease that it was made for (:mod:`felix_py.dataplane.link_label`), and lives as long as an address is in
+use. So:
+
+* What both say is so. An interface without label (made by an older version, or somebody took it away) gets one.
+* An interface whose lease the store does not have puts it back there.
+* A damaged store is set aside and made anew from the interfaces.
+* An interface without lease and without label could hold any address. Where leases are known to be lost, the
+  agent does not start, and says what to do; else it is said, and nothing goes through the interface.
+
+A lease without interface is kept for its DEL, unless the machine was started since: no runtime may remember it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from felix_py import log
+from felix_py.dataplane.link_label import link_label
+from felix_py.dataplane.links import HostEnd, Links
+from felix_py.ipam.store import AddressStore, AddressUnavailable, StoreDamaged, StoreError
+from felix_py.notices import NoticeKind
+from felix_py.records import Lease
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_FILES = ("", "-journal", "-wal", "-shm")
+"""What sqlite makes of a database file's name; the last two in version 1 of the store."""
+
+Say = Callable[[NoticeKind, str, str], None]
+"""As :meth:`felix_py.notices.Notices.say`."""
+
+
+class Recovered(NamedTuple):
+    """The open store, and the leases whose interface is there, oldest first: what must go on being enforced."""
+
+    store: AddressStore
+    alive: tuple[Lease, ...]
+
+
+def boot_id() -> str:
+    """What the kernel calls this run of the machine (random(4)); unlike a clock it cannot go back."""
+    return _BOOT_ID.read_text().strip()
+
+
+def recover(path: Path, links: Links, say: Say, boot: str = "") -> Recovered:
+    """Open the store at ``path`` and bring it in line with the interfaces. ``boot``: see :func:`boot_id`.
+
+    Raises:
+        StoreError: the leases are lost and cannot be made out; or it cannot be opened.
+        OSError: the kernel does not answer, or a damaged store cannot be set aside.
+    """
+    ends = links.host_ends()
+    store, lost = _open(path, ends, say)
+    try:
+        recovery = _Recovery(store, links, path, say)
+        return Recovered(store, recovery.run(ends, lost, boot or boot_id()))
+    except BaseException as error:
+        store.close()
+        if isinstance(error, sqlite3.Error):
+            raise StoreError(f"cannot write the address store {path}: {error}") from error
+        raise
+
+
+def _open(path: Path, ends: Sequence[HostEnd], say: Say) -> tuple[AddressStore, str]:
+    """The store, and why all leases are missing in it; empty: nothing points to that."""
+    nameless = [end.name for end in ends if end.lease is None]
+    missing = f"the address store {path} is missing"
+    lost = "" if any(path.with_name(path.name + suffix).exists() for suffix in _FILES) or not ends else missing
+    if lost and nameless:
+        raise StoreError(_refusal(lost, nameless, path))
+    try:
+        return AddressStore(path), lost
+    except StoreDamaged as error:
+        if nameless:
+            raise StoreError(_refusal(str(error), nameless, path)) from error
+        aside = _set_aside(path)
+        text = f"{error}: it was set aside as {aside.name} and made anew from the interfaces of {len(ends)} pods"
+        say(NoticeKind.LEASES_REBUILT, str(path), f"{text}; look after the disk, and delete that file")
+        return AddressStore(path), str(error)
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename the database with its journals; returns the new name of the database."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    for suffix in reversed(_FILES):  # a journal that stayed behind would be taken for the new database's
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def _refusal(why: str, nameless: Sequence[str], path: Path) -> str:
+    shown = ", ".join(sorted(nameless)[:5]) + (f" and {len(nameless) - 5} more" if len(nameless) > 5 else "")
+    return (
+        f"{why}, and these interfaces of pods do not tell which addresses they hold: {shown}. Nothing was "
+        f"changed. Restore {path} from a backup; or drain the node, so that no pod holds an address, delete what "
+        f"is left of these interfaces (ip link del), move {path} away if it is there, and start again"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Recovery:
+    store: AddressStore
+    links: Links
+    path: Path
+    say: Say
+
+    def run(self, ends: Sequence[HostEnd], lost: str, boot: str) -> tuple[Lease, ...]:
+        strangers, unknown, alive = [], [], set()
+        leases = {lease.interface: lease for lease in self.store.all()}
+        for end in ends:
+            lease = leases.get(end.lease.interface if end.lease else end.name)
+            if end.lease is None and lease is None:
+                strangers.append(end)
+            elif end.lease is None or (lease is not None and _same(end.lease, lease)):
+                assert lease is not None
+                self._label(end, lease)
+                alive.add(lease.interface)
+            else:
+                unknown.append(end)
+        self._check_strangers(strangers, lost)
+        present = alive | {end.lease.interface for end in unknown if end.lease}
+        with self.store.group():
+            self._release_old(boot, present)
+            adopted = self._adopt(unknown, present)
+            self.store.set_boot(boot)
+        self._tell(len(adopted), lost)
+        alive |= {lease.interface for lease in adopted}
+        self._name_back([end for end in ends if end.lease and end.lease.interface in alive])
+        return tuple(lease for lease in self.store.all() if lease.interface in alive)
+
+    def _tell(self, adopted: int, lost: str) -> None:
+        if not lost and adopted:
+            text = (
+                f"the address store {self.path} was older than the pods' interfaces: {adopted} leases were taken "
+                f"from these; was it restored from a backup, or its disk replaced?"
+            )
+        elif lost.endswith("missing"):
+            text = f"{lost}: it was made anew from the interfaces of {adopted} pods; is its folder kept?"
+        else:
+            return
+        self.say(NoticeKind.LEASES_REBUILT, str(self.path), text)
+
+    def _stray(self, interface: str, text: str) -> None:
+        self.say(NoticeKind.STRAY_INTERFACE, interface, text)
+
+    def _label(self, end: HostEnd, lease: Lease) -> None:
+        if end.lease is None and (label := link_label(lease)):
+            self.links.label(end.index, label)
+
+    def _check_strangers(self, strangers: Sequence[HostEnd], lost: str) -> None:
+        """Those without lease and label. A route to a pod says that it had a lease when the agent last ran."""
+        known = [end.name for end in strangers if lost or end.routed]
+        if known:
+            raise StoreError(
+                _refusal(lost or f"leases are missing in the address store {self.path}", known, self.path)
+            )
+        for end in strangers:
+            self._stray(
+                end.name,
+                f"the interface {end.name} is of no pod that is known here, and nothing passes through it: "
+                f"delete it (ip link del {end.name}), and the pod behind it, if there is one",
+            )
+
+    def _release_old(self, boot: str, present: set[str]) -> None:
+        if self.store.boot in ("", boot):
+            return
+        for lease in self.store.all():
+            if lease.interface not in present:
+                self.store.release(lease.container, lease.ifname)
+                log.get("cni").info("released a lease from before the reboot", **about(lease))
+
+    def _adopt(self, unknown: Sequence[HostEnd], present: set[str]) -> list[Lease]:
+        """Put what the interfaces say into the store; of two that claim one address the newest has it."""
+        adopted = []
+        wanted = sorted(
+            (end.lease for end in unknown if end.lease), key=lambda lease: lease.created, reverse=True
+        )
+        for lease in wanted:
+            self._make_way(lease, present)
+            try:
+                self.store.adopt(lease)
+            except AddressUnavailable as error:
+                self._stray(
+                    lease.interface,
+                    f"the interface {lease.interface} of pod {lease.namespace}/{lease.pod} has an address that "
+                    f"was given to another pod ({error}), and nothing passes through it: delete the pod",
+                )
+                continue
+            adopted.append(lease)
+            log.get("cni").warning("took a lease from its interface's label", **about(lease))
+        return adopted
+
+    def _make_way(self, lease: Lease, present: set[str]) -> None:
+        """A lease whose interface is gone, of an address that an interface has, is an older one."""
+        addresses = set(lease.addresses.values())
+        for other in self.store.all():
+            if other.interface not in present and not addresses.isdisjoint(other.addresses.values()):
+                self.store.release(other.container, other.ifname)
+
+    def _name_back(self, ends: Sequence[HostEnd]) -> None:
+        """Everything of ours in the kernel goes by the interfaces' names."""
+        for end in ends:
+            if end.lease and end.name != end.lease.interface:
+                try:
+                    self.links.rename(end.index, end.lease.interface)
+                except OSError as error:
+                    wanted = end.lease.interface
+                    self._stray(end.name, f"cannot name {end.name} {wanted} again ({error}): delete its pod")
+                else:
+                    log.get("cni").warning("gave an interface its name back", was=end.name, **about(end.lease))
+
+
+def _same(label: Lease, lease: Lease) -> bool:
+    """Whether they are one lease. A delegated plugin's or an older version's time is not looked at."""
+    return (label.namespace, label.pod, label.addresses) == (lease.namespace, lease.pod, lease.addresses)
+
+
+def about(lease: Lease) -> dict[str, str]:
+    """A lease's words for the log."""
+    return {"container": lease.container, "pod": f"{lease.namespace}/{lease.pod}", "interface": lease.interface}

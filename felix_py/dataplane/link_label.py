@@ -1,0 +1,102 @@
+"""What a pod's host interface says of itself: the lease it was made for, in its alias (``ip link``, "alias").
+
+The alias lives exactly as long as the interface, on no disk. So when the address store is lost, damaged or older
+than the interfaces, they are the second witness of who holds which address. No I/O.
+
+Text: ``felix-py NAMESPACE/POD V4 V6 IFNAME NETWORK CONTAINER UID CREATED CHECK``, with ``-`` for what is absent.
+Container and uid, long hexadecimal numbers mostly, are packed: the kernel takes 255 bytes (IFALIASZ). CREATED are
+microseconds since the epoch, hexadecimal; CHECK is the CRC-32 of all before it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import zlib
+
+from felix_py.plan.layout import interface_name
+from felix_py.records import Lease
+from policy.model import Family
+
+_MOST = 255
+_HEAD = "felix-py "
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_HEX = re.compile(r"([0-9a-f]{2})+")
+_NONE = "-"
+
+
+def link_label(lease: Lease) -> str:
+    """The alias of the lease's interface; empty where it does not fit (very long names) or is not to be read."""
+    words = (
+        f"{lease.namespace}/{lease.pod}",
+        *(lease.addresses.get(family, _NONE) for family in Family),
+        lease.ifname,
+        lease.network or _NONE,
+        _pack(lease.container),
+        _pack(lease.uid),
+        f"{round(lease.created * 1e6):x}",
+    )
+    text = _HEAD + " ".join(words)
+    text += f" {zlib.crc32(text.encode()):08x}"
+    return text if len(text.encode()) <= _MOST and _same(read_label(text), lease) else ""
+
+
+def read_label(text: str) -> Lease | None:
+    """The lease that an alias names; None: it is not one of ours, or not whole."""
+    try:
+        body, check = text.rsplit(" ", 1)
+        if not body.startswith(_HEAD) or int(check, 16) != zlib.crc32(body.encode()):
+            return None
+        pod, v4, v6, ifname, network, container, uid, created = body[len(_HEAD) :].split(" ")
+        namespace, name = pod.split("/")
+        container = _unpack(container)
+        return Lease(
+            container,
+            ifname,
+            "" if network == _NONE else network,
+            namespace,
+            name,
+            _unpack(uid),
+            interface_name(container, ifname),
+            {family: address for family, address in ((Family.V4, v4), (Family.V6, v6)) if address != _NONE},
+            int(created, 16) / 1e6,
+        )
+    except (ValueError, binascii.Error):
+        return None
+
+
+def _same(read: Lease | None, lease: Lease) -> bool:
+    """Whether all can be read back. The time has come through text and may be a microsecond off."""
+    if read is None:
+        return False
+    return abs(read.created - lease.created) < 1e-5 and _parts(read) == _parts(lease)
+
+
+def _parts(lease: Lease) -> tuple[object, ...]:
+    return (lease.container, lease.ifname, lease.network, lease.namespace, lease.pod, lease.uid, lease.addresses)
+
+
+def _pack(text: str) -> str:
+    """A UUID in 23 characters, 64 hexadecimal digits in 44, all else as it is; the first character says which."""
+    if _UUID.fullmatch(text):
+        return "@" + _base64(text.replace("-", ""))
+    if _HEX.fullmatch(text):
+        return ":" + _base64(text)
+    return "=" + text
+
+
+def _base64(digits: str) -> str:
+    return base64.urlsafe_b64encode(bytes.fromhex(digits)).decode().rstrip("=")
+
+
+def _unpack(word: str) -> str:
+    mark, text = word[:1], word[1:]
+    if mark == "=":
+        return text
+    digits = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).hex()
+    if mark == ":":
+        return digits
+    if mark == "@" and len(digits) == 32:
+        return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    raise ValueError(word)
