@@ -14,6 +14,9 @@ from policy.model import Direction, Family, PolicyRef
 _DIGITS = 16
 """64 bits of a hash: two of a million names collide with a probability of 1 in 37 million."""
 
+TIERS = "FELIX-T"
+"""What the names of all tiers' chains begin with: cluster-scoped policies alone make such."""
+
 _LETTER = {Direction.INGRESS: "I", Direction.EGRESS: "E"}
 
 
@@ -32,7 +35,7 @@ def policy_chain(direction: Direction, ref: PolicyRef) -> str:
 
 def tier_chain(direction: Direction, policies: Sequence[PolicyRef]) -> str:
     """Chain of the policies of one tier, in the order in which they are tried."""
-    return f"FELIX-T{_LETTER[direction]}-{_digest(_flat(policies))}"
+    return f"{TIERS}{_LETTER[direction]}-{_digest(_flat(policies))}"
 
 
 def class_chain(

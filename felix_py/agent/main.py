@@ -61,6 +61,7 @@ from felix_py.plan.static import StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend
 from policy.model import Direction, Family, Pod
+from policy.names import TIERS
 
 FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
 """What no waiting will mend: the message says what to do."""
@@ -219,6 +220,7 @@ class Agent:
             node_name=self._config.node_name,
             timing=Timing(absent=self._config.discovery_interval),
             on_invalid=lambda kind, _key, _reason: self._metrics.rejected.labels(kind).inc(),
+            tiers_in_force=any(self._kernel.rules(family, "filter", TIERS) for family in Family),
         )
         self._cluster.store.subscribe(self._on_events)
         self._reconciler.on_applied.append(Refusals(self._facts.engine.policies_using, self._cluster.warn))

@@ -103,7 +103,8 @@ def agent(
             envvar=_ENV + "DISCOVERY_INTERVAL",
             min=1,
             metavar="SECONDS",
-            help="Time between two looks for the cluster-scoped policies' CRDs, while they are not installed.",
+            help="Time until a look for the cluster-scoped policies' CRDs, where they may not be watched; "
+            "it grows to 20 times that.",
         ),
     ] = 15,
     health_address: Annotated[

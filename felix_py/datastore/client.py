@@ -25,7 +25,7 @@ from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 from felix_py import log
 from felix_py.config import ConfigError
-from felix_py.datastore.wire import Status
+from felix_py.datastore.wire import UNDECODABLE, Status
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for TCP and TLS together with the address lookup."""
@@ -36,12 +36,14 @@ READ_TIMEOUT = 60.0
 _MOST_RETRY_AFTER = 600.0
 _CHUNK = 1 << 18
 
-# A peer that vanished without a word (power loss, a firewall that forgot the flow) is noticed by these within
-# about a minute also while we only read, and by TCP_USER_TIMEOUT (tcp(7), milliseconds) while we write.
-_SOCKET_OPTIONS = [
-    *tcp_keepalive_socket_options(idle=30, interval=10, count=3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
-]
+DEAD_AFTER = 60.0
+"""Seconds after which a peer that vanished without a word (power loss, a firewall that forgot the flow) is
+noticed."""
+
+_LONGEST_LINE = 64 << 20
+_LONGEST_BODY = 512 << 20
+"""Bytes. An object has some 3 MB at most, and a page 500 of them: what is longer is no answer of an API
+server."""
 
 
 class Unreachable(Exception):
@@ -68,6 +70,15 @@ class Answer:
     def __init__(self, response: urllib3.HTTPResponse) -> None:
         self._response = response
 
+    def patience(self, seconds: float) -> None:
+        """Let a read wait so long for a byte from now on; until then it is the request's ``read_timeout``.
+
+        Of no effect on an answer after which the connection is closed: there the request's stays.
+        """
+        sock = getattr(self._response.connection, "sock", None)
+        if sock is not None:
+            sock.settimeout(seconds)
+
     def __enter__(self) -> Answer:
         return self
 
@@ -80,12 +91,16 @@ class Answer:
         """The whole body.
 
         Raises:
-            Unreachable: it was cut off, or the read timeout passed without a byte.
+            Unreachable: it was cut off, the read timeout passed without a byte, or it has no end.
         """
-        try:
-            return self._response.read()
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise Unreachable(_words(error)) from error
+        pieces: list[bytes] = []
+        length = 0
+        for data in self.chunks():
+            pieces.append(data)
+            length += len(data)
+            if length > _LONGEST_BODY:
+                raise Unreachable(f"an answer of more than {_LONGEST_BODY} bytes")
+        return b"".join(pieces)
 
     def chunks(self) -> Iterator[bytes]:
         """The body piece by piece, each as soon as it arrives.
@@ -96,12 +111,34 @@ class Answer:
         try:
             if self._response.chunked:
                 # Twice as fast as read1 for many small chunks, and a watch's event is one chunk.
-                yield from self._response.read_chunked()
+                yield from self._response.read_chunked(_CHUNK)
             else:
                 while data := self._response.read1(_CHUNK):
                     yield data
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise Unreachable(_words(error)) from error
+
+    def lines(self) -> Iterator[list[bytes]]:
+        """The lines of a watch, as many at a time as have arrived, without those that are empty.
+
+        Raises:
+            Unreachable: as ``chunks`` does, or it ends in the middle of a line, or a line has no end.
+        """
+        rest: list[bytes] = []
+        length = 0
+        for data in self.chunks():
+            if b"\n" not in data:
+                rest.append(data)
+                length += len(data)
+                if length > _LONGEST_LINE:
+                    raise Unreachable(f"an event of more than {_LONGEST_LINE} bytes")
+                yield []
+                continue
+            *lines, last = b"".join([*rest, data]).split(b"\n")
+            rest, length = [last], len(last)
+            yield [line for line in lines if line]
+        if length:
+            raise Unreachable("the watch was cut off in the middle of an event")
 
     def interrupt(self) -> None:
         """Make a read that blocks in another thread return. The answer is of no use afterwards."""
@@ -122,18 +159,27 @@ class Api:
     """Raw requests to one API server. Safe for several threads.
 
     ``load`` makes a fresh official ``Configuration`` from the files it came from: credentials and CA may be
-    exchanged under a running agent, and the official client notices only some of that.
+    exchanged under a running agent, and the official client notices only some of that. ``dead_after``: seconds
+    after which a connection whose other end does not acknowledge anything is given up, by the kernel.
     """
 
-    def __init__(self, load: Callable[[], Any]) -> None:
+    def __init__(self, load: Callable[[], Any], dead_after: float = DEAD_AFTER) -> None:
         self._load = load
+        # Keepalive probes from half of the time on, also while we only read. The limit is TCP_USER_TIMEOUT's
+        # (tcp(7), milliseconds), which counts for them instead of their number, and for what we write.
+        self._socket_options = [
+            *tcp_keepalive_socket_options(
+                idle=max(1, round(dead_after / 2)), interval=max(1, round(dead_after / 6)), count=3
+            ),
+            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(dead_after * 1000)),
+        ]
         self._log = log.get("api")
         self._lock = threading.Lock()
         self._configuration, self._pool = self._open()
 
     def _open(self) -> tuple[Any, urllib3.PoolManager]:
         configuration = self._load()
-        configuration.socket_options = _SOCKET_OPTIONS
+        configuration.socket_options = self._socket_options
         return configuration, RESTClientObject(configuration).pool_manager
 
     @property
@@ -290,7 +336,7 @@ def _refusal(response: urllib3.BaseHTTPResponse) -> ApiError:
         response.close()
     try:
         status = msgspec.json.decode(body, type=Status)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         # A proxy or load balancer in between, in its own words.
         status = Status(message=body[:200].decode(errors="replace").strip() or str(response.reason))
     header = response.headers.get("Retry-After", "")

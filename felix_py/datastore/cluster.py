@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from felix_py import log
+from felix_py.datastore.absence import Discovery
+from felix_py.datastore.backoff import SystemClock
 from felix_py.datastore.client import Api
 from felix_py.datastore.conditions import ConditionWriter
 from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, PODS, POLICIES
 from felix_py.datastore.events import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
+from felix_py.datastore.probe import Probe
 from felix_py.datastore.store import Event, Problem, Store, Table, Upserted
 from policy.model import ClusterPolicy, ObjectKey, Pod, PolicyRef
 
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 OnInvalid = Callable[[str, ObjectKey, str], None]
 """Told the kind, the key and the reason, once per reason, on the event loop."""
@@ -30,22 +34,26 @@ _API_VERSIONS = {
 }
 
 
-class PodSource(Protocol):
-    """Where the cluster's pods come from.
+class Source(Protocol[R_co]):
+    """Where the objects of a kind come from.
 
-    It feeds every pod of the cluster to its sink as :class:`felix_py.datastore.informer.Reflector` does: a list
-    between LIST_BEGIN and LIST_END, then changes; and it begins a list again whenever it is in doubt. A cluster
-    of thousands of nodes may one day publish a compact form of its pods; until then we watch all of them.
+    It feeds every one of the cluster to its sink as :class:`felix_py.datastore.informer.Reflector` does: a list
+    between LIST_BEGIN and LIST_END, then changes; and it begins a list again whenever it is in doubt.
     """
 
-    def start(self, sink: Sink[Pod]) -> None:
+    def start(self, sink: Sink[R_co]) -> None:
         """Begin, and call ``sink`` on the running event loop."""
 
     async def stop(self) -> None:
         """End: nothing reaches the sink any more."""
 
     def age(self) -> float:
-        """Seconds since the source last heard from where it has its pods."""
+        """Seconds since the source last heard from where it has its objects."""
+
+
+PodSource = Source[Pod]
+"""A cluster of thousands of nodes may one day publish a compact form of its pods; until then we watch all of
+them."""
 
 
 def watch_all_pods(api: Api, timing: Timing) -> PodSource:
@@ -54,18 +62,14 @@ def watch_all_pods(api: Api, timing: Timing) -> PodSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Watched:
+class _Watched(Generic[R]):
     """One kind's source, bound to its table."""
 
-    kind: str
-    start: Callable[[], None]
-    stop: Callable[[], Coroutine[Any, Any, None]]
-    age: Callable[[], float]
+    table: Table[R]
+    source: Source[R]
 
-
-def _watched(api: Api, timing: Timing, table: Table[R]) -> _Watched:
-    reflector = Reflector(api, table.kind, timing)
-    return _Watched(table.kind.name, lambda: reflector.start(table.apply), reflector.stop, reflector.age)
+    def start(self) -> None:
+        self.source.start(self.table.apply)
 
 
 class Cluster:
@@ -89,7 +93,11 @@ class Cluster:
         timing: Timing | None = None,
         on_invalid: OnInvalid | None = None,
         pod_source: Callable[[Api, Timing], PodSource] = watch_all_pods,
+        tiers_in_force: bool = False,
     ) -> None:
+        """``tiers_in_force``: the kernel has rules of cluster-scoped policies, from before a restart. Then a
+        server that says that it does not have their kinds is not believed as soon.
+        """
         timing = timing or Timing()
         self.store = Store(self._report)
         self.events = EventWriter(api, node_name=node_name)
@@ -99,20 +107,29 @@ class Cluster:
         self._log = log.get("cluster")
         self.store.subscribe(self._judge)
         store = self.store
-        pods = pod_source(api, timing)
-        self._sources = [
-            _watched(api, timing, store.nodes),
-            _watched(api, timing, store.namespaces),
-            _watched(api, timing, store.policies),
-            *(_watched(api, timing, store.cluster_policies(kind)) for kind in CLUSTER_POLICY_KINDS),
-            _Watched(PODS.name, lambda: pods.start(store.pods.apply), pods.stop, pods.age),
+        discovery = Discovery(api, SystemClock())
+
+        def reflected(table: Table[R]) -> _Watched[R]:
+            in_force = tiers_in_force and table.kind.optional
+            reflector = Reflector(api, table.kind, timing, discovery=discovery, in_force=in_force)
+            return _Watched(table, reflector)
+
+        self._sources: list[_Watched[Any]] = [
+            reflected(store.nodes),
+            reflected(store.namespaces),
+            reflected(store.policies),
+            *(reflected(store.cluster_policies(kind)) for kind in CLUSTER_POLICY_KINDS),
+            _Watched(store.pods, pod_source(api, timing)),
         ]
+        sources = [watched.source for watched in self._sources]
+        self._probe = Probe(api, [one for one in sources if isinstance(one, Reflector)], timing)
 
     def start(self) -> None:
         """Begin to list and watch. Call it on the running event loop, once, after the handlers subscribed."""
         self._log.info("watching the cluster", server=self._api.server)
-        for source in self._sources:
-            source.start()
+        for watched in self._sources:
+            watched.start()
+        self._probe.start()
         self.events.start()
         self.conditions.start()
 
@@ -122,14 +139,15 @@ class Cluster:
 
     async def stop(self) -> None:
         """End all watches; the store keeps what it has."""
-        stops = [source.stop() for source in self._sources]
-        writers = (self.events, self.conditions)
-        await asyncio.gather(*stops, *(asyncio.to_thread(writer.stop) for writer in writers))
+        stops = [watched.source.stop() for watched in self._sources]
+        others = (self.events, self.conditions, self._probe)
+        await asyncio.gather(*stops, *(asyncio.to_thread(one.stop) for one in others))
         self._api.close()
 
     def ages(self) -> dict[str, float]:
-        """Kind -> seconds since the API server last said anything about it (bookmarks come every minute)."""
-        return {source.kind: source.age() for source in self._sources}
+        """Kind -> seconds since the API server last said anything about it, or that it is there and its watch
+        stands."""
+        return {watched.table.kind.name: watched.source.age() for watched in self._sources}
 
     async def set_network_available(self, node: str) -> None:
         """Tell the scheduler that pods on ``node`` have a network: condition NetworkUnavailable is False.

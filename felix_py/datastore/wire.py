@@ -13,6 +13,10 @@ from msgspec import Raw, Struct, field
 
 T = TypeVar("T")
 
+UNDECODABLE = (ValueError, RecursionError)
+"""What decoding raises over bytes that are no JSON, not of the shape, no UTF-8 (a plain UnicodeDecodeError,
+though everything else is a MsgspecError), or nested a thousand times."""
+
 
 class Wire(Struct, gc=False, rename="camel"):
     """Base of all of them: the API's camelCase names."""
@@ -210,6 +214,51 @@ class WatchLine(Wire, Generic[T]):
 
     type: str
     object: T
+
+
+class DefinitionVersion(Wire):
+    """apiextensions/v1 CustomResourceDefinitionVersion."""
+
+    name: str = ""
+    served: bool = False
+
+
+class DefinitionSpec(Wire):
+    """apiextensions/v1 CustomResourceDefinitionSpec."""
+
+    versions: list[DefinitionVersion] | None = None
+
+
+class DefinitionCondition(Wire):
+    """apiextensions/v1 CustomResourceDefinitionCondition."""
+
+    type: str = ""
+    status: str = ""
+
+
+class DefinitionStatus(Wire):
+    """apiextensions/v1 CustomResourceDefinitionStatus."""
+
+    conditions: list[DefinitionCondition] | None = None
+
+
+class Definition(Wire):
+    """apiextensions/v1 CustomResourceDefinition: which versions of a kind the server serves."""
+
+    spec: DefinitionSpec = field(default_factory=DefinitionSpec)
+    status: DefinitionStatus = field(default_factory=DefinitionStatus)
+
+
+class GroupVersion(Wire):
+    """meta/v1 GroupVersionForDiscovery."""
+
+    version: str = ""
+
+
+class APIGroup(Wire):
+    """meta/v1 APIGroup: the discovery document of a group."""
+
+    versions: list[GroupVersion] | None = None
 
 
 class StatusCause(Wire):

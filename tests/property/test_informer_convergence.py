@@ -99,7 +99,7 @@ async def test_ends_as_the_server_is(
     with FakeApi(
         version=100_000, watch_list=watch_list, gone_in_stream=gone_in_stream, future_is_504=too_large
     ) as api:
-        async with watching(api, Timing(start_jitter=0, silence=0.05)) as watch:
+        async with watching(api, Timing(answer=0.05, recycle=(0.05, 0.1), grace=0)) as watch:
 
             def equal() -> bool:
                 return {key: pod.addresses for key, pod in watch.table.records.items()} == expected(api)

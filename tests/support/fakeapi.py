@@ -24,7 +24,8 @@ POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
 CLUSTER_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
 ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies"
 BASELINE_ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies"
-COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES)
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES, DEFINITIONS)
 
 Json = dict[str, Any]
 Key = tuple[str, str, str]
@@ -55,6 +56,29 @@ class Request:
             return "watch"
         return "page" if "continue" in self.query else "list"
 
+    def selects(self, key: Key) -> bool:
+        """Whether an object is one of those that are asked for."""
+        wanted = self.query.get("fieldSelector", "").removeprefix("metadata.name=")
+        return (key[0], self.namespace or key[1], wanted or key[2]) == (self.collection, *key[1:])
+
+    @property
+    def _parts(self) -> list[str]:
+        """Of a path of a namespace's objects: before, the namespace, their kind; else all of it."""
+        before, _, rest = self.path.partition("/namespaces/")
+        namespace, _, plural = rest.partition("/")
+        return [before, namespace, plural] if plural in ("pods", "networkpolicies") else [self.path, "", ""]
+
+    @property
+    def collection(self) -> str:
+        """The path of all objects of the kind, also where one namespace's were asked for."""
+        before, _, plural = self._parts
+        return f"{before}/{plural}" if plural else before
+
+    @property
+    def namespace(self) -> str:
+        """The namespace whose objects are asked for; empty: all."""
+        return self._parts[1]
+
 
 @dataclass
 class _Change:
@@ -73,8 +97,9 @@ class FakeApi:
     """The server. Use it in a ``with``; ``url`` is then where it listens.
 
     ``watch_list``: it knows sendInitialEvents (else 422). ``gone_in_stream``: a version too old is told by an
-    ERROR event, else by HTTP 410. ``future_is_504``: a version from the future is refused as kube-apiserver does,
-    else by 410. ``token``: the one it accepts. ``certificate``: (certificate, key) files to speak TLS with.
+    ERROR event, else by HTTP 410. ``future_is_504``: a version from the future is refused as kube-apiserver
+    does, else by 410. ``definitions``: clients have the right to read CustomResourceDefinitions. ``token``: the
+    one it accepts. ``certificate``: (certificate, key) files to speak TLS with.
     """
 
     watch_list: bool = True
@@ -82,6 +107,7 @@ class FakeApi:
     future_is_504: bool = False
     token: str = ""
     certificate: tuple[str, str] | None = None
+    definitions: bool = True
     version: int = 100
     requests: list[Request] = field(default_factory=list)
     objects: dict[Key, Json] = field(default_factory=dict)
@@ -156,10 +182,22 @@ class FakeApi:
         self._log.append(_Change(self.version, what, key, obj))
         self.changed.notify_all()
 
+    def define(self, collection: str, *, established: bool = True, version: str = "") -> None:
+        """Have a kind's CustomResourceDefinition, though the kind may not be served (yet)."""
+        group, served, plural = collection.split("/")[2:]
+        status = "True" if established else "False"
+        definition: Json = {
+            "metadata": {"name": f"{plural}.{group}"},
+            "spec": {"group": group, "versions": [{"name": version or served, "served": True}]},
+            "status": {"conditions": [{"type": "Established", "status": status}]},
+        }
+        self.put(DEFINITIONS, definition)
+
     def install(self, collection: str) -> None:
         """Serve a collection, as once its CustomResourceDefinition is there."""
         with self.changed:
             self._collections.add(collection)
+            self.define(collection)
 
     def uninstall(self, collection: str) -> None:
         """Serve it no longer: its objects are gone without a word, its watches end, and requests get 404."""
@@ -167,6 +205,8 @@ class FakeApi:
             self._collections.remove(collection)
             for key in [key for key in self.objects if key[0] == collection]:
                 del self.objects[key]
+            group, _, plural = collection.split("/")[2:]
+            self.delete(DEFINITIONS, "", f"{plural}.{group}")
         self.end_watches()
 
     def compact(self) -> None:
@@ -235,9 +275,15 @@ class FakeApi:
             return
         elif request.method != "GET":
             self._write(exchange)
+        elif request.path == "/version":
+            exchange.send(200, {"gitVersion": "v0.0.0-fake"})
+        elif request.path == DEFINITIONS and not self.definitions:
+            exchange.refuse(403, "Forbidden", "customresourcedefinitions is forbidden")
+        elif request.path.count("/") == 2:
+            self._discover(exchange)
         elif obj := self._object(request.path):
             exchange.send(200, obj)
-        elif request.path not in self._collections:
+        elif request.collection not in self._collections:
             self._get(exchange)
         elif "watch" in request.query:
             self._watch(exchange)
@@ -253,6 +299,17 @@ class FakeApi:
             exchange.refuse(404, "NotFound", "no such path")
         else:
             exchange.send(200, found)
+
+    def _discover(self, exchange: Exchange) -> None:
+        """The discovery document of a group, which lists the versions that have a kind."""
+        group = exchange.request.path.removeprefix("/apis/")
+        with self.changed:
+            versions = {path.split("/")[3] for path in self._collections if path.startswith(f"/apis/{group}/")}
+        if not versions:
+            exchange.refuse(404, "NotFound", "the server could not find the requested resource")
+            return
+        entries = [{"groupVersion": f"{group}/{version}", "version": version} for version in sorted(versions)]
+        exchange.send(200, {"kind": "APIGroup", "name": group, "versions": entries})
 
     def _take_fault(self, request: Request) -> Fault | None:
         for index, (verb, path, fault) in enumerate(self._faults):
@@ -270,8 +327,8 @@ class FakeApi:
         with self.changed:
             return self.objects.get((f"/api/v1/{resource}", namespace, name))
 
-    def _items(self, collection: str) -> list[Json]:
-        return [obj for key, obj in sorted(self.objects.items()) if key[0] == collection]
+    def _items(self, request: Request) -> list[Json]:
+        return [obj for key, obj in sorted(self.objects.items()) if request.selects(key)]
 
     def _list(self, exchange: Exchange) -> None:
         query = exchange.request.query
@@ -283,7 +340,7 @@ class FakeApi:
                     return
                 version, items = self._pages[query["continue"]]
             else:
-                version, items = self.version, self._items(exchange.request.path)
+                version, items = self.version, self._items(exchange.request)
             token = ""
             if len(items) > limit:
                 token = f"page-{len(self._pages)}-{version}"
@@ -302,7 +359,8 @@ class FakeApi:
         with self.changed:
             position = int(query.get("resourceVersion") or self.version)
             epoch, bookmarks = self._epoch, self._bookmarks
-            items = self._items(exchange.request.path) if initial else []
+            state = initial or not query.get("resourceVersion")
+            items = self._items(exchange.request) if state else []
             if self._refuses_version(exchange, position):
                 return
         exchange.begin_stream()
@@ -312,11 +370,11 @@ class FakeApi:
             exchange.bookmark(position, {"k8s.io/initial-events-end": "true"})
         while True:
             with self.changed:
-                while not self._news(exchange.request.path, position, epoch, bookmarks):
+                while not self._news(exchange.request, position, epoch, bookmarks):
                     self.changed.wait()
                 if self._epoch != epoch:
                     break
-                news = [c for c in self._log if c.version > position and c.key[0] == exchange.request.path]
+                news = [c for c in self._log if c.version > position and exchange.request.selects(c.key)]
                 position = self.version
                 marked, bookmarks = self._bookmarks > bookmarks, self._bookmarks
             for change in news:
@@ -325,10 +383,10 @@ class FakeApi:
                 exchange.bookmark(position)
         exchange.end_stream()
 
-    def _news(self, path: str, position: int, epoch: int, bookmarks: int) -> bool:
+    def _news(self, request: Request, position: int, epoch: int, bookmarks: int) -> bool:
         if self._epoch != epoch or self._bookmarks != bookmarks:
             return True
-        return any(c.version > position and c.key[0] == path for c in reversed(self._log))
+        return any(c.version > position and request.selects(c.key) for c in reversed(self._log))
 
     def _refuses_version(self, exchange: Exchange, position: int) -> bool:
         if self._compacted <= position <= self.version:

@@ -11,16 +11,18 @@ from typing import Any, ParamSpec
 
 from kubernetes.client import Configuration
 
+from felix_py.datastore.backoff import SystemClock
 from felix_py.datastore.client import Api
 from felix_py.datastore.decode import PODS, Kind
 from felix_py.datastore.informer import Reflector, Timing
+from felix_py.datastore.probe import Probe
 from felix_py.datastore.store import Deleted, Event, Problem, Store, Table, Upserted
 from tests.support.fakeapi import PATIENCE, FakeApi
 
 P = ParamSpec("P")
 
-QUICK = Timing(start_jitter=0.0, silence=PATIENCE)
-"""No wait at the start, and nothing on loopback is ever silent by accident."""
+QUICK = Timing(answer=PATIENCE, silence=PATIENCE)
+"""Nothing on loopback is ever silent by accident."""
 
 
 def on_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
@@ -70,8 +72,15 @@ class Watching:
     """One kind's reflector and table, with everything it has published."""
 
     def __init__(
-        self, reflector: Reflector[Any], table: Table[Any], store: Store, clock: ScriptedClock, client: Api
+        self,
+        reflector: Reflector[Any],
+        table: Table[Any],
+        store: Store,
+        clock: ScriptedClock,
+        client: Api,
+        timing: Timing,
     ) -> None:
+        self.timing = timing
         self.reflector = reflector
         self.table = table
         self.store = store
@@ -130,21 +139,41 @@ def configuration(api: FakeApi) -> Configuration:
 
 
 @asynccontextmanager
+async def probing(watch: Watching) -> AsyncIterator[None]:
+    """Look after a silent watch, by the machine's clock. Its silence is counted by the test's: it goes on by half
+    of the allowed one with every look.
+    """
+
+    class Looks(SystemClock):
+        def wait(self, seconds: float, stop: threading.Event) -> bool:
+            watch.clock.advance(watch.timing.silence / 2)
+            return super().wait(seconds, stop)
+
+    probe = Probe(watch.client, [watch.reflector], watch.timing, Looks())
+    probe.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(probe.stop)
+
+
+@asynccontextmanager
 async def watching(
     api: FakeApi,
     timing: Timing = QUICK,
     clock: ScriptedClock | None = None,
     client: Api | None = None,
     kind: Kind[Any] = PODS,
+    in_force: bool = False,
 ) -> AsyncIterator[Watching]:
     """Watch the pods of a fake server, or one of the cluster-scoped kinds of policies."""
     client = client or Api(lambda: configuration(api))
     problems: list[Problem] = []
     clock = clock or ScriptedClock()
-    reflector = Reflector(client, kind, timing, clock)
+    reflector = Reflector(client, kind, timing, clock, in_force=in_force)
     store = Store(problems.append)
     table: Table[Any] = store.pods if kind is PODS else store.cluster_policies(kind)
-    watch = Watching(reflector, table, store, clock, client)
+    watch = Watching(reflector, table, store, clock, client, timing)
     watch.problems = problems
     reflector.start(watch.sink)
     try:

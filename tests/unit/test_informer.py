@@ -12,8 +12,8 @@ from felix_py.datastore.client import Api
 from felix_py.datastore.informer import PAGE, Timing
 from felix_py.datastore.store import Upserted
 from tests.support import fakeapi, faults
-from tests.support.fakeapi import PODS, FakeApi, pod
-from tests.support.watching import configuration, on_loop, watching
+from tests.support.fakeapi import PATIENCE, PODS, FakeApi, pod
+from tests.support.watching import configuration, on_loop, probing, watching
 
 # --- the plain course ------------------------------------------------------------------------------------------
 
@@ -131,10 +131,53 @@ async def test_watch_starts_from_the_first_page_s_version() -> None:
 
 
 @on_loop
-async def test_error_event_inside_a_watch_list_does_not_mean_that_the_server_has_none() -> None:
+async def test_a_server_whose_store_cannot_serve_watch_list_is_asked_for_a_list_at_once() -> None:
+    """kube-apiserver on etcd 3.4: 200, then an ERROR event before any object."""
+    unable = faults.error_event(500, "InternalError", "RequestWatchProgress is disabled")
     with FakeApi() as api:
         api.put(PODS, pod("a"))
-        api.fault("watchlist", faults.error_event(410, "Expired"))
+        api.fault("watchlist", unable, times=9)
+        async with watching(api) as watch:
+            await watch.until_listed()
+            await asyncio.to_thread(api.wait_for, lambda: api.verbs() == ["watchlist", "list", "watch"])
+            assert watch.clock.waits == [0.0], "nothing was waited for"
+            api.compact()
+            api.put(PODS, pod("b"))
+            api.compact()
+            api.break_connections()
+            await watch.until_names("a", "b")
+            assert api.verbs().count("watchlist") == 1, "it is remembered"
+
+
+@on_loop
+async def test_watch_list_is_tried_again_after_a_watch_that_went_well() -> None:
+    """The next connection may be to another server, or to one with a new store."""
+    with FakeApi() as api:
+        api.fault("watchlist", faults.error_event(500, "InternalError"))
+        async with watching(api) as watch:
+            await watch.until_listed()
+            await asyncio.to_thread(api.wait_for, lambda: "watch" in api.verbs())
+            watch.clock.advance(400)
+            api.put(fakeapi.NODES, {"metadata": {"name": "other-kind"}})
+            api.compact()
+            api.end_watches()
+            api.put(PODS, pod("a"))
+            await watch.until_names("a")
+            assert api.verbs()[-1] == "watchlist"
+
+
+@on_loop
+async def test_error_event_after_the_list_of_a_watch_list_says_nothing_of_watch_lists() -> None:
+    def complete_then_error(exchange: fakeapi.Exchange) -> bool:
+        exchange.begin_stream()
+        exchange.bookmark(api.version, {"k8s.io/initial-events-end": "true"})
+        exchange.event("ERROR", fakeapi.status(500, "InternalError", "told by the test"))
+        exchange.end_stream()
+        return True
+
+    with FakeApi() as api:
+        api.put(PODS, pod("a"))
+        api.fault("watchlist", complete_then_error)
         async with watching(api) as watch:
             await watch.until_names("a")
             assert api.verbs() == ["watchlist", "watchlist"]
@@ -163,13 +206,47 @@ async def test_bookmark_only_stream_moves_the_version_on() -> None:
 
 
 @on_loop
-async def test_half_open_connection_is_given_up_after_the_silence() -> None:
+async def test_a_quiet_watch_is_left_alone_while_the_server_answers() -> None:
+    """No event and no bookmark for as long as it likes: nothing is asked for again, and it does not grow old."""
+    with FakeApi() as api:
+        async with watching(api, Timing(silence=0.05)) as watch, probing(watch):
+            await watch.until_listed()
+            await asyncio.to_thread(api.wait_for, lambda: api.verbs("/version") == ["list"] * 5)
+            assert api.verbs() == ["watchlist"]
+            assert watch.reflector.age() < PATIENCE
+            api.put(PODS, pod("a"))
+            await watch.until_names("a")
+
+
+@on_loop
+@pytest.mark.parametrize("fault", [faults.hang, faults.refuse(503)], ids=["no answer", "a gateway's complaint"])
+async def test_a_silent_watch_begins_anew_where_the_server_does_not_answer(fault: fakeapi.Fault) -> None:
+    """The other end acknowledges what we send, but nobody is at work there."""
     with FakeApi() as api:
         api.fault("watchlist", faults.silent)
-        async with watching(api, Timing(start_jitter=0, silence=0.1)) as watch:
+        api.fault("list", fault, path="/version")
+        async with watching(api, Timing(silence=0.05, probe=0.2)) as watch, probing(watch):
             await watch.until_listed()
-            api.fault("watch", faults.silent)
-            api.end_watches()
+            assert api.verbs("/version") == ["list"]
+            assert api.verbs()[:2] == ["watchlist", "watchlist"]
+
+
+@on_loop
+@pytest.mark.parametrize("code", [401, 403, 404, 500])
+async def test_a_server_that_refuses_the_question_is_there(code: int) -> None:
+    with FakeApi() as api:
+        api.fault("list", faults.refuse(code), path="/version", times=3)
+        async with watching(api, Timing(silence=0.05)) as watch, probing(watch):
+            await watch.until_listed()
+            await asyncio.to_thread(api.wait_for, lambda: api.verbs("/version") == ["list"] * 4)
+            assert api.verbs() == ["watchlist"]
+
+
+@on_loop
+async def test_a_watch_that_the_server_does_not_end_in_time_is_ended_by_us_though_it_is_silent() -> None:
+    with FakeApi() as api:
+        async with watching(api, Timing(recycle=(0.1, 0.2), grace=0.1)) as watch:
+            await watch.until_listed()
             await asyncio.to_thread(api.wait_for, lambda: "watch" in api.verbs())
             api.put(PODS, pod("a"))
             await watch.until_names("a")
@@ -180,7 +257,7 @@ async def test_read_timeout_of_a_request_without_any_answer() -> None:
     with FakeApi(watch_list=False) as api:
         api.put(PODS, pod("a"))
         api.fault("list", faults.hang)
-        async with watching(api, Timing(start_jitter=0, silence=0.1)) as watch:
+        async with watching(api, Timing(answer=0.1)) as watch:
             await watch.until_names("a")
             assert api.verbs().count("list") == 2
 

@@ -1,0 +1,85 @@
+"""Asks the API server whether it is there, when a watch has said nothing for long.
+
+The kernel finds a connection whose other end is gone; that a program there is alive only the program can say. Any
+answer but a gateway's complaint will do. One question serves all watches that are silent.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from felix_py import log
+from felix_py.datastore.backoff import Clock, SystemClock
+from felix_py.datastore.client import Answer, Api, ApiError, Unreachable
+from felix_py.datastore.informer import Reflector, Timing
+
+PATH = "/version"
+"""Everybody who has a token may ask for it (role system:public-info-viewer), and it costs the server nothing."""
+
+_GATEWAY = frozenset({502, 503, 504})
+"""A proxy in between, that does not reach the server."""
+
+_STOP_TIMEOUT = 2.0
+
+
+class Probe:
+    """Looks after the watches of several kinds, from a thread of its own."""
+
+    def __init__(
+        self, api: Api, reflectors: Sequence[Reflector[Any]], timing: Timing, clock: Clock | None = None
+    ) -> None:
+        self._api = api
+        self._reflectors = reflectors
+        self._timing = timing
+        self._clock = clock or SystemClock()
+        self._log = log.get("probe")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End. Blocks for a request under way, two seconds at most."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_TIMEOUT)
+
+    def _run(self) -> None:
+        while not self._clock.wait(self._timing.silence / 3, self._stop):
+            try:
+                self._look()
+            except Exception:
+                self._log.exception("defect in the probe")
+
+    def _look(self) -> None:
+        silent = [(one, answer) for one in self._reflectors if (answer := one.silent()) is not None]
+        if not silent:
+            return
+        reason = self._no_answer()
+        if reason:
+            kinds = [one.kind.name for one, _ in silent]
+            self._log.warning("no answer from the API server, watches begin anew", kinds=kinds, reason=reason)
+        for one, answer in silent:
+            _tell(one, answer, alive=not reason)
+
+    def _no_answer(self) -> str:
+        """Why the server counts as gone; empty: it is there."""
+        try:
+            with self._api.request("GET", PATH, read_timeout=self._timing.probe) as answer:
+                answer.read()
+        except ApiError as error:
+            return str(error) if error.status in _GATEWAY else ""
+        except Unreachable as error:
+            return str(error)
+        return ""
+
+
+def _tell(reflector: Reflector[Any], answer: Answer, *, alive: bool) -> None:
+    if alive:
+        reflector.vouch(answer)
+    else:
+        reflector.give_up(answer)

@@ -1,0 +1,60 @@
+"""The informer of an optional kind, while its definition comes and goes on the server, by real kubectl."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from felix_py.datastore.client import connect
+from felix_py.datastore.decode import CLUSTER_POLICIES, Kind
+from felix_py.datastore.informer import Reflector
+from felix_py.datastore.store import Store
+from policy.model import ClusterPolicy
+from tests.conformance.conftest import EXTERNAL, Kubectl
+from tests.support.fakeapi import PATIENCE
+from tests.support.watching import on_loop
+
+CRDS = Path(__file__).parents[2] / "manifests" / "crds"
+KIND: Kind[ClusterPolicy] = CLUSTER_POLICIES
+GUARD = {
+    "apiVersion": KIND.api_version,
+    "kind": KIND.name,
+    "metadata": {"name": "guard"},
+    "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}},
+}
+
+
+@on_loop
+async def test_policies_are_known_as_soon_as_there_are_any(cluster: Kubectl) -> None:
+    if EXTERNAL and cluster.run("get", KIND.name).returncode == 0:
+        pytest.skip("the server has these definitions, from elsewhere: they are not ours to exchange")
+    api = connect(cluster.kubeconfig)
+    store = Store()
+    table = store.cluster_policies(KIND)
+    reflector = Reflector(api, KIND)
+
+    async def until(names: set[str]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while {name for _, name in table.records} != names or KIND.name in store.not_listed:
+                await asyncio.sleep(0.01)
+
+    reflector.start(table.apply)
+    try:
+        await until(set())
+        for _ in range(2):
+            await asyncio.to_thread(cluster, "apply", "-f", str(CRDS))
+            wait = (
+                "wait",
+                "--for=condition=Established",
+                f"crd/clusternetworkpolicies.{KIND.path.split('/')[2]}",
+            )
+            await asyncio.to_thread(cluster, *wait, "--timeout=10s")
+            await asyncio.to_thread(cluster, "apply", "-f", "-", stdin=GUARD)
+            await until({"guard"})
+            await asyncio.to_thread(cluster, "delete", "-f", str(CRDS))
+            await until(set())
+    finally:
+        await reflector.stop()
+        api.close()
