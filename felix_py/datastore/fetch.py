@@ -75,13 +75,17 @@ def container_ports(api: Api, pod: ObjectKey) -> list[tuple[Protocol, int]]:
         ApiError: the server refuses; 404: the pod is gone.
         Unreachable: it does not answer.
     """
-    namespace, name = map(quote, pod)
-    with api.request("GET", f"/api/v1/namespaces/{namespace}/pods/{name}") as answer:
-        spec = msgspec.json.decode(answer.read(), type=wire.WirePod).spec
+    namespace, name = pod
+    query = {"fieldSelector": f"metadata.name={name}"}  # needs the right to list pods, and not another one
+    with api.request("GET", f"/api/v1/namespaces/{quote(namespace)}/pods", query) as answer:
+        found = msgspec.json.decode(answer.read(), type=wire.ObjectList[wire.WirePod]).items
+    if not found:
+        raise ApiError(404, "NotFound", f'pods "{name}" not found')
+    spec = found[0].spec
     known = {protocol.value for protocol in Protocol}
     ports = [port for container in spec.containers or () for port in container.ports or ()]
-    found = [(Protocol(port.protocol), port.container_port) for port in ports if port.protocol in known]
-    return list(dict.fromkeys(found))
+    listed = [(Protocol(port.protocol), port.container_port) for port in ports if port.protocol in known]
+    return list(dict.fromkeys(listed))
 
 
 def _list(api: Api, kind: Kind[R], into: Fetched) -> list[R]:

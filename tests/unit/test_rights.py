@@ -1,0 +1,119 @@
+"""The agent asks for nothing that manifests/rbac.yaml does not grant, and nothing is granted that it never asks
+for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from felix_py.datastore import conditions
+from felix_py.datastore.client import Api
+from felix_py.datastore.cluster import Cluster
+from felix_py.datastore.fetch import container_ports, fetch
+from policy.model import PolicyKind, PolicyRef
+from tests.support.fakeapi import (
+    ADMIN_POLICIES,
+    BASELINE_ADMIN_POLICIES,
+    CLUSTER_POLICIES,
+    NODES,
+    PATIENCE,
+    PODS,
+    POLICIES,
+    FakeApi,
+    Json,
+    Request,
+    pod,
+)
+from tests.support.watching import QUICK, configuration, on_loop
+
+RBAC = Path(__file__).parents[2] / "manifests" / "rbac.yaml"
+CRDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
+
+Right = tuple[str, str, str, str]
+"""(API group, resource with its subresource, name or "", verb)."""
+
+
+def granted() -> set[Right]:
+    role = next(one for one in yaml.safe_load_all(RBAC.read_text()) if one["kind"] == "ClusterRole")
+    return {
+        (group, resource, name, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames", [""])
+        for verb in rule["verbs"]
+    }
+
+
+def needed(request: Request) -> Iterator[Right]:
+    """What kube-apiserver makes of a request (RequestInfoFactory); what is no resource needs no right of ours."""
+    parts = request.path.strip("/").split("/")
+    group = parts.pop(1) if parts[0] == "apis" and len(parts) > 1 else ""
+    parts = parts[2:]
+    if not parts:
+        return
+    if parts[0] == "namespaces" and len(parts) > 2:
+        parts = parts[2:]
+    resource = "/".join([parts[0], *parts[2:]])
+    selected = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
+    if request.method == "GET":
+        verb = "get" if len(parts) > 1 else "watch" if "watch" in request.query else "list"
+    else:
+        verb = {"POST": "create", "PATCH": "patch"}[request.method]
+    # Names count only where they restrict: nobody's rights to pods do.
+    yield (group, resource, selected if group == "apiextensions.k8s.io" else "", verb)
+
+
+def broken(name: str) -> Json:
+    """A policy with a part that cannot be applied, so that Events and conditions are written."""
+    egress = [{"action": "Deny", "to": [{"domainNames": ["a.example"]}]}]
+    spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": egress}
+    return {"metadata": {"name": name, "uid": f"uid-{name}", "generation": 1}, "spec": spec}
+
+
+async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
+    """A start on a server without CRDs and WatchList, the CRDs' coming, problems on everything, the node's
+    condition."""
+    server.put(NODES, {"metadata": {"name": "node-1"}})
+    server.put(POLICIES, {"metadata": {"name": "bad", "namespace": "shop", "uid": "u"}, "spec": {"ingress": 5}})
+    server.put(PODS, pod("web", "shop"))
+    client = Api(lambda: configuration(server))
+    cluster = Cluster(client, node_name="node-1", timing=QUICK)
+    cluster.start()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await cluster.in_sync()
+        for path in CRDS:
+            server.install(path)
+            server.put(path, broken("default"))
+        cluster.warn(PolicyRef(PolicyKind.NETWORK, "shop", "bad"), "Refused", "by the test")
+        await cluster.set_network_available("node-1")
+        await asyncio.to_thread(
+            server.wait_for,
+            lambda: (
+                len(server.events) >= 2
+                and all(server.objects[path, "", "default"].get("status") for path in CRDS)
+            ),
+        )
+        fetch(client)
+        container_ports(client, ("shop", "web"))
+    finally:
+        await cluster.stop()
+
+
+@on_loop
+async def test_rights_are_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "LOOK", (0.0, 0.1))
+    asked: set[Right] = set()
+    for watch_list in (True, False):
+        with FakeApi(watch_list=watch_list) as server:
+            await everything_that_an_agent_asks_for(server)
+            asked |= {right for request in server.requests for right in needed(request)}
+    # A count is raised after ten minutes; that writer's own tests do so.
+    asked.add(("", "events", "", "patch"))
+    assert asked - granted() == set(), "asked for, but not granted"
+    assert granted() - asked == set(), "granted, but never asked for"
