@@ -73,6 +73,8 @@ class Proxy:
         text = self._transaction(wanted, jumps)
         while (complaint := self._restore(text)) and len(report.retried) < 20:
             report.retried.append(complaint)
+            # It may have written one table and not the other.
+            text = self._transaction(wanted, self._read(report)[1])
         self._held = wanted
         report.written = text.count("\n-A ")
         report.rules = sum(len(rules) for chains in wanted.values() for rules in chains.values())
