@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import sys
@@ -57,3 +58,9 @@ def get(component: str) -> structlog.typing.FilteringBoundLogger:
     """A logger for one part of the agent."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(component=component)
     return logger
+
+
+def flush() -> None:
+    """Have what was logged written, for a process that is about to end."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from felix_py import log
 from felix_py.dataplane.interface import EVERYTHING, UNUSED_SET, Dataplane, Part
@@ -40,6 +40,7 @@ _SOON = (0.5, 5.0, 3.0)
 """The pace at which rules are read back: somebody who changes some is likely to change more."""
 
 _NOTHING = Part(0)
+_ENDED = (Failure("apply", "the agent is stopping"),)
 _MOST_LOGGED = 10
 
 
@@ -71,8 +72,16 @@ class Reconciler:
         metrics: Metrics,
         *,
         refresh_interval: float,
+        patience: float = 2.0,
+        abandon: Callable[[], object] = lambda: None,
     ) -> None:
-        """``collect`` moves everything noted since the last call into the planner; it runs on the event loop."""
+        """``collect`` moves everything noted since the last call into the planner; it runs on the event loop.
+
+        ``patience``: seconds that an apply under way may take to come to its end when this ends; ``abandon`` is
+        called if it does not, and cuts it off.
+        """
+        self._abandon = abandon
+        self._patience = patience
         self._planner = planner
         self._dataplane = dataplane
         self._collect = collect
@@ -83,6 +92,8 @@ class Reconciler:
         self._awaited = asyncio.Event()
         self._applied_at = -_REST
         self._waiters: list[asyncio.Future[tuple[Failure, ...]]] = []
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._ended = False
         self._sweeping = False
         self._sweep_due = False
         self._keep_learned = False
@@ -162,7 +173,9 @@ class Reconciler:
             raise NotApplied(failures)
 
     async def _applied(self) -> tuple[Failure, ...]:
-        """What the next apply that begins could not write."""
+        """What the next apply that begins could not write; that there will be none, once this has ended."""
+        if self._ended:
+            return _ENDED
         waiter: asyncio.Future[tuple[Failure, ...]] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._awaited.set()
@@ -170,18 +183,33 @@ class Reconciler:
         return await waiter
 
     async def differences(self) -> list[str]:
-        """What the kernel does not have of the desired state; an apply that mends it follows."""
+        """What the kernel does not have of the desired state; an apply that mends it follows.
+
+        Raises:
+            NotApplied: this has ended.
+        """
+        if self._ended:
+            raise NotApplied(_ENDED)
         found = await self.call(self._dataplane.differences)
         if found:
             self.note()
         return found
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run something in the dataplane's thread, between two applies."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        """Run something in the dataplane's thread, between two applies. Cancelled when this ends."""
+        called = asyncio.get_running_loop().run_in_executor(self._thread, function)
+        self._calls.add(called)
+        try:
+            return await called
+        finally:
+            self._calls.discard(called)
 
     async def run(self) -> None:
-        """Apply until cancelled. The kernel keeps what was written last."""
+        """Apply until cancelled, once. The kernel keeps what was written last.
+
+        Whoever waits for an apply is told that there will be none. One that is under way gets a few seconds to
+        come to its end; then its tools are killed.
+        """
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._apply_for_ever())
@@ -189,7 +217,24 @@ class Reconciler:
                 tasks.create_task(self._promptly.run())
                 tasks.create_task(self._soon.run())
         finally:
-            self._thread.shutdown(wait=True)
+            self._end()
+            await self._leave_thread()
+
+    def _end(self) -> None:
+        self._ended = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(_ENDED)
+        for call in self._calls:
+            call.cancel()
+
+    async def _leave_thread(self) -> None:
+        idle = asyncio.wrap_future(self._thread.submit(lambda: None))
+        if not (await asyncio.wait((idle,), timeout=self._patience))[0]:
+            self._log.warning("an apply does not come to an end: its tools are killed, because the agent stops")
+            self._abandon()
+            await asyncio.wait((idle,), timeout=self._patience)
+        self._thread.shutdown(wait=False)
 
     # --- looking -------------------------------------------------------------------------------------
 
@@ -256,6 +301,9 @@ class Reconciler:
             self._log.exception("apply failed")
             report = Report(failures=(Failure("apply", f"{type(error).__name__}: {error}"),))
             self.look(parts)
+        except BaseException:  # cancelled
+            self._waiters += waiters
+            raise
         self._applied_at = asyncio.get_running_loop().time()
         self._note_look(parts)
         self._metrics.apply_seconds.observe(time.monotonic() - started)

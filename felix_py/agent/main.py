@@ -10,16 +10,20 @@ Order of a start, and why:
    in the kernel are listened for; a look at it covers what they did before.
 5. BGP: what the node announces works by now. Once learned routes are complete again, or have had their time,
    those that no peer has told of are swept.
+
+Order of an end: no more CNI calls; those under way come to their end, or are told to try again. Then the applies
+end, and whoever waits for one hears it. Then all else, the other way round than it was started. What is in the
+kernel stays. :mod:`felix_py.agent.stopping` sees to it that this takes ten seconds at most.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import signal
+import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from felix_py import log
 from felix_py.agent.bgp import Bgp
@@ -31,6 +35,7 @@ from felix_py.agent.network import PodNetwork
 from felix_py.agent.policy_counters import Accounts, PolicyCounters
 from felix_py.agent.refusals import Refusals
 from felix_py.agent.revoke import Revoker
+from felix_py.agent.stopping import Stopping
 from felix_py.cni.conflist import conflist, install_conflist
 from felix_py.cni.plugin import Plugin
 from felix_py.cni.recovery import recover
@@ -38,7 +43,7 @@ from felix_py.cni.server import CNIServer, SocketInUse
 from felix_py.cni.workers import Interfaces, Leases
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane import sysctl
-from felix_py.dataplane.backend import ToolError, find_backend
+from felix_py.dataplane.backend import ToolError, end_tools, find_backend
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.counters import read_counters
 from felix_py.dataplane.host_addresses import host_addresses
@@ -73,26 +78,44 @@ _CONDITION_RETRY = 60.0
 """Seconds until the node's condition is tried again."""
 
 
+def main(config: AgentConfig) -> NoReturn:
+    """Be the agent until SIGTERM or SIGINT, then end the process.
+
+    Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`.
+    """
+    code = asyncio.Runner().run(run(config))
+    # Everything that has to be closed is. Threads that a peer or the kernel lets wait must not keep the process.
+    log.flush()
+    os._exit(code)
+
+
 async def run(config: AgentConfig) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code: 0 stopped, 1 could not start."""
+    """Run until SIGTERM or SIGINT. Returns the exit code. Call it in the main thread, once a process."""
     logger = log.get("agent")
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stopping = Stopping(end_tools, lambda text: logger.error(text))
     try:
         async with AsyncExitStack() as stack:
             agent = Agent(config, stack)
-            await agent.start()
-            work = asyncio.create_task(agent.work())
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
-            for task in (work, stopping):
-                task.cancel()
+            work = asyncio.create_task(agent.run())
+            asked = asyncio.create_task(stopping.asked.wait())
+            await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                stopping.begin()
+            else:
+                logger.info("stopping")
+            await agent.stop_calls()
+            work.cancel()
             with suppress(asyncio.CancelledError):
                 await work
     except FATAL as error:
-        logger.error("cannot start", reason=str(error))
+        if not stopping.asked.is_set():  # then it may have failed because its tools were killed
+            logger.error("cannot start", reason=str(error))
+            return 1
+    except Exception:
+        logger.exception("the agent has failed")
         return 1
+    finally:
+        stopping.over()
     logger.info("stopped; everything in the kernel stays as it is")
     return 0
 
@@ -107,6 +130,21 @@ class Agent:
         self._metrics = Metrics()
         self._notices = Notices(self._metrics)
         self._marks = Marks.from_mask(config.mark_mask)
+        self._server: CNIServer | None = None
+
+    async def run(self) -> None:
+        """Until cancelled.
+
+        Raises:
+            FATAL: see there.
+        """
+        await self.start()
+        await self.work()
+
+    async def stop_calls(self) -> None:
+        """The first step of the end: no more CNI calls, while all that those under way need still works."""
+        if self._server is not None:
+            await self._server.stop()
 
     async def start(self) -> None:
         """Steps 1 to 3.
@@ -134,7 +172,12 @@ class Agent:
         }
         planner = Planner(families, self._options(), self._held_numbers(kernel, families))
         self._reconciler = Reconciler(
-            planner, kernel, self._facts.collect, self._metrics, refresh_interval=config.refresh_interval
+            planner,
+            kernel,
+            self._facts.collect,
+            self._metrics,
+            refresh_interval=config.refresh_interval,
+            abandon=end_tools,
         )
         self._start_flows()
         self._network = PodNetwork(
@@ -209,9 +252,9 @@ class Agent:
         plugin = Plugin(leases, interfaces, self._network, timeout=config.cni_timeout)
         for lease in alive:
             self._facts.attach(lease)
-        server = CNIServer(plugin, config.cni_socket, self._metrics)
-        await server.start()
-        self._stack.push_async_callback(server.stop)
+        self._server = CNIServer(plugin, config.cni_socket, self._metrics)
+        await self._server.start()
+        self._stack.push_async_callback(self._server.stop)  # again: for those that waited for the reconciler
 
     def _start_cluster(self) -> None:
         api = connect(self._config.kubeconfig)

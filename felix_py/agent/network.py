@@ -164,7 +164,10 @@ class PodNetwork:
         """What of the endpoint is missing in the kernel (CNI CHECK)."""
         if not self._facts.is_attached(lease):
             return ["the pod's policy and route are not set up (its interface is not the newest of the pod)"]
-        missing = await self._reconciler.differences()
+        try:
+            missing = await self._reconciler.differences()
+        except NotApplied as error:
+            raise NetworkError(str(error)) from error
         return [f"{what} is not in the kernel" for what in missing if self._concerns(what, lease)]
 
     def pod_cidrs(self) -> tuple[str, ...]:

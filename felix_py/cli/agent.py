@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from pathlib import Path
@@ -134,10 +133,11 @@ def agent(
     Stopping it (SIGTERM) leaves everything in place; starting it again rewrites nothing that is right. A list in
     an environment variable is separated by spaces.
 
-    Exit codes: 0 stopped, 1 could not start (the last log line says why), 2 wrong option.
+    Exit codes: 0 stopped, 1 could not start (the last log line says why), 2 wrong option, 3 stopped without an
+    orderly end, because something did not come to its end within nine seconds.
     """
     from felix_py import log
-    from felix_py.agent.main import run
+    from felix_py.agent.main import main
     from felix_py.cni.runtime_folders import runtime_folders
 
     if os.geteuid() != 0:
@@ -178,4 +178,4 @@ def agent(
         typer.echo(f"felix-py agent: {error}", err=True)
         raise typer.Exit(2) from None
     log.configure(log_level, log_format, node=config.node_name)
-    raise typer.Exit(asyncio.run(run(config)))
+    main(config)

@@ -22,6 +22,14 @@ _READ_TIMEOUT = 10.0
 """Seconds for a call to arrive: the client has all of it before it connects."""
 _SPOOL_LOCK_TIMEOUT = 5.0
 
+CALLS = 2.0
+"""Seconds that calls under way have to come to their end when the server stops."""
+
+UNDO = 1.0
+"""Seconds for those that did not to undo what they did."""
+
+_STOPPING = CNIError(Code.TRY_AGAIN, "the agent is stopping")
+
 
 class SocketInUse(Exception):
     """Another agent answers on the socket."""
@@ -50,15 +58,25 @@ class CNIServer:
         self._server = await asyncio.start_unix_server(self._connected, sock=listening)
         self._keep(asyncio.create_task(self._drain_spool()))
 
-    async def stop(self) -> None:
-        """Take no more calls and finish those under way: a half-made interface must not be left behind."""
-        if self._server is None:
-            return
-        self._server.close()
-        self._path.unlink(missing_ok=True)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._server.wait_closed()
+    async def stop(self, calls: float = CALLS, undo: float = UNDO) -> None:
+        """Take no more calls, and let those under way come to their end: nothing half-made is to be left behind.
+
+        One that has not done so after ``calls`` seconds is cut off: it undoes what it can, and its client is told
+        to try again. Whatever needs longer than ``undo`` seconds for that is left alone; call this again when
+        what it waits for has ended.
+        """
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            self._path.unlink(missing_ok=True)
+            await self._under_way(calls)
+            for task in self._tasks:
+                task.cancel()
+        await self._under_way(undo)
+
+    async def _under_way(self, seconds: float) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -71,7 +89,7 @@ class CNIServer:
         try:
             async with asyncio.timeout(_READ_TIMEOUT):
                 call = await read_call(reader)
-            answer = await self.answer(call)
+            answer = await self._answer_or_stop(call)
         except ProtocolError as error:
             self._log.warning("not a CNI call", reason=str(error))
             answer = Answer(1, CNIError(Code.DECODING, str(error)).encode(""))
@@ -84,6 +102,12 @@ class CNIServer:
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()
+
+    async def _answer_or_stop(self, call: Call) -> Answer:
+        try:
+            return await self.answer(call)
+        except asyncio.CancelledError:  # by stop(), or because what it waited for has ended
+            return Answer(1, _STOPPING.encode(version_of(call)))
 
     async def answer(self, call: Call) -> Answer:
         """What the client is to print. Never raises for anything that is in the call."""

@@ -11,13 +11,13 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES
 from felix_py.dataplane.netlink import NETLINK_NETFILTER, Netlink, attributes, message
+from felix_py.dataplane.processes import Ended, Processes, TooMuch
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.records import Backend
 from policy.model import Family
@@ -36,6 +36,10 @@ _SEARCH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _TIMEOUT = 60.0
 _REMEMBERED = 10.0
 """Seconds within which what a process of ours did has long been told."""
+_MOST_WORDS = 1000
+"""Characters of a tool's complaint: it is kept, logged and shown for every object that it is about."""
+
+_processes = Processes()
 
 
 class ToolError(Exception):
@@ -86,35 +90,44 @@ def run(argv: list[str], stdin: str = "", own: OwnProcesses | None = None, timeo
     ``own`` knows the process before it has read any of ``stdin``; ``timeout`` is in seconds.
 
     Raises:
-        ToolError: it could not be run, took too long or failed; carries its own words.
+        ToolError: it could not be run, took too long, printed too much or failed; carries its own words.
     """
     name = Path(argv[0]).name
-    pipe = subprocess.PIPE
+    pids: list[int] = []
+
+    def started(pid: int) -> None:
+        pids.append(pid)
+        if own is not None:
+            own.started(pid)
+
+    environment = {"PATH": _SEARCH, "LC_ALL": "C"}
     try:
-        with subprocess.Popen(
-            argv, stdin=pipe, stdout=pipe, stderr=pipe, env={"PATH": _SEARCH, "LC_ALL": "C"}
-        ) as process:
-            if own is not None:
-                own.started(process.pid)
-            try:
-                output, complaint = process.communicate(stdin.encode(errors="surrogateescape"), timeout)
-            except BaseException:
-                process.kill()
-                raise
-            finally:
-                if own is not None:
-                    own.ended(process.pid)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        code, output, complaint = _processes.run(
+            argv, stdin.encode(errors="surrogateescape"), environment, timeout, started
+        )
+    except TimeoutError:
+        raise ToolError(f"{name}: timed out after {timeout:.3g} seconds") from None
+    except (OSError, TooMuch, Ended) as error:
         raise ToolError(f"{name}: {error}") from error
-    if process.returncode:
-        raise ToolError(_reason(complaint) or f"{name}: exit status {process.returncode}")
+    finally:
+        for pid in pids:
+            if own is not None:
+                own.ended(pid)
+    if code:
+        raise ToolError(_reason(complaint) or f"{name}: exit status {code}")
     return output.decode(errors="surrogateescape")
 
 
+def end_tools() -> list[str]:
+    """The process is about to end: kill the tools that run, and refuse to run others. Returns their names."""
+    return _processes.end()
+
+
 def _reason(stderr: bytes) -> str:
-    """The tool's complaint on one line, without its advice to read its help."""
+    """The tool's complaint on one line, without its advice to read its help; the beginning of a long one."""
     lines = (line.strip() for line in stderr.decode(errors="replace").splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(("Try `", "#")))
+    text = " ".join(line for line in lines if line and not line.startswith(("Try `", "#")))
+    return text if len(text) <= _MOST_WORDS else f"{text[:_MOST_WORDS]} …"
 
 
 def save(family: Family, backend: Backend, timeout: float = _TIMEOUT) -> str:

@@ -3,6 +3,7 @@ stands above them."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -75,7 +76,7 @@ class FakeDataplane:
     """``kernel`` is what has been written; change it to make drift. ``failing``: what to refuse -> the reason.
 
     ``broken_links``: interfaces that somebody has changed -> how. ``unreadable``: why loading fails, if it does.
-    ``looks``: the parts of each load.
+    ``looks``: the parts of each load. ``free``: while it is not set, an apply does not come to its end.
     """
 
     kernel: dict[Item, object] = field(default_factory=dict)
@@ -84,8 +85,10 @@ class FakeDataplane:
     unreadable: str = ""
     looks: list[Part] = field(default_factory=list)
     applies: int = 0
+    free: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        self.free.set()
         self._wanted: dict[Item, object] = {}
         self._seen: dict[Item, object] = {}
         self._broken: set[str] = set()
@@ -165,6 +168,7 @@ class FakeDataplane:
 
     def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
         self.applies += 1
+        self.free.wait()
         wanted = dict(self._wanted)
         if sweep:
             strays = self._seen.keys() - wanted.keys()

@@ -1,0 +1,83 @@
+"""The end of the agent: asked for by a signal, gone through in order, and over within ten seconds whatever hangs.
+
+The order is :mod:`felix_py.agent.main`'s. Here is what it rests on, and what happens if it comes to nothing: a
+thread that knows of the signal although the event loop may be stuck kills the tools that do not end, and ends
+the process when its time is up. Behind it the kernel's own alarm clock does the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+_TOOLS = 6.0
+"""After so many seconds tools are killed even if the event loop does not come to it."""
+
+_LAST = 9.0
+"""After so many seconds the process ends, orderly or not."""
+
+_ALARM = 10
+"""After so many seconds the kernel ends it (SIGALRM)."""
+
+HUNG = 3
+"""Exit code of an agent that could not come to an orderly end. What is in the kernel stays, as ever."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopping:
+    """Whether the agent is to stop, and the guard that it then does. One a process, made in the main thread."""
+
+    def __init__(self, end_tools: Callable[[], list[str]], say: Callable[[str], None]) -> None:
+        """``end_tools`` kills what runs and returns its names; ``say`` logs, and does not block for long."""
+        self._end_tools = end_tools
+        self._say = say
+        self._loop = asyncio.get_running_loop()
+        self.asked = asyncio.Event()
+        """Set when the agent is to stop. On the event loop only."""
+
+        self._over = threading.Event()
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._thread = threading.Thread(target=self._guard, name="stopping", daemon=True)
+        self._thread.start()
+        # The interpreter writes to the pipe inside the real signal handler, whatever the main thread is doing.
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in SIGNALS:
+            signal.signal(number, _noted)
+
+    def begin(self) -> None:
+        """The agent stops for a reason of its own: the same time limits hold."""
+        os.write(self._write, b"\0")
+
+    def over(self) -> None:
+        """It has come to an orderly end, and no more signals are listened to."""
+        signal.set_wakeup_fd(-1)
+        self._over.set()
+
+    def _guard(self) -> None:
+        select.select([self._read], [], [])
+        started = time.monotonic()
+        signal.alarm(_ALARM)
+        try:
+            self._loop.call_soon_threadsafe(self.asked.set)
+        except RuntimeError:
+            return  # the loop is closed: all is over
+        if self._over.wait(_TOOLS):
+            return
+        for name in self._end_tools():
+            self._say(f"{name} does not come to an end: killed, because the agent stops")
+        if self._over.wait(started + _LAST - time.monotonic()):
+            return
+        self._say(f"did not come to an orderly end in {_LAST:.0f} seconds; leaving everything as it is")
+        os._exit(HUNG)
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """The signal's number is in the pipe already."""

@@ -1,0 +1,227 @@
+"""The real agent, as a process of the calling thread's network namespace: fake API server, real kernel."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from felix_py.cni.conflist import install_client
+from tests.support import fakeapi
+from tests.support.cni import STANDARD_PLUGINS, built_client, pod_args
+from tests.support.fakeapi import FakeApi
+
+NODE = "node-1"
+POD_CIDR = "10.65.0.0/24"
+PATIENCE = 60.0
+"""Seconds for what takes one or two on an idle machine."""
+
+_NURSERY = """
+import os, sys
+import felix_py.agent.main, felix_py.cli.agent, felix_py.cli
+for line in sys.stdin:
+    log, *argv = line.rstrip("\\n").split("\\t")
+    pid = os.fork()
+    if not pid:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        sys.argv[:] = argv
+        try:
+            felix_py.cli.main()
+        finally:
+            os._exit(99)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    """Forks agents that have all modules loaded: a start costs what the agent itself does. One at a time."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._agent = 0
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Also the agent that still runs is gone."""
+        if self._agent:
+            with suppress(ProcessLookupError):
+                os.kill(self._agent, signal.SIGKILL)
+        self._process.communicate(timeout=PATIENCE)
+
+    def start(self, log: Path, argv: Sequence[str]) -> int:
+        """The agent's pid."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\t".join([str(log), *argv]) + "\n")
+        self._process.stdin.flush()
+        self._agent = self._line()
+        return self._agent
+
+    def wait(self) -> int:
+        """Until it has ended; its exit code, or minus the signal's number."""
+        code = self._line()
+        self._agent = 0
+        return code
+
+    def _line(self) -> int:
+        assert self._process.stdout is not None
+        assert select.select([self._process.stdout], [], [], PATIENCE)[0], f"no end in {PATIENCE} s"
+        return int(self._process.stdout.readline())
+
+
+@dataclass
+class AgentProcess:
+    """``start`` and ``stop`` as often as wanted; ``folder`` outlives the process, as a node's disk does."""
+
+    folder: Path
+    api: FakeApi
+    nursery: Nursery | None = None
+    options: Sequence[str] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pid = 0
+        self.process: subprocess.Popen[str] | None = None
+        self.run_dir = self.folder / "run"
+        self.log = self.folder / "agent.log"
+        self.client = install_client(self.folder / "bin", self.run_dir / "cni.sock", built_client())
+        cluster = {"name": "c", "cluster": {"server": self.api.url}}
+        context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [cluster],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [context],
+            "current-context": "c",
+        }
+        (self.folder / "kubeconfig").write_text(json.dumps(config))
+        node = {
+            "metadata": {"name": NODE},
+            "spec": {"podCIDRs": [POD_CIDR]},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+        }
+        self.api.put(fakeapi.NODES, node)
+        self.api.put(fakeapi.NAMESPACES, {"metadata": {"name": "default"}})
+
+    # --- its life ------------------------------------------------------------------------------------
+
+    @property
+    def argv(self) -> list[str]:
+        return [
+            str(Path(sys.executable).with_name("felix-py")),
+            "agent",
+            f"--kubeconfig={self.folder}/kubeconfig",
+            f"--node-name={NODE}",
+            f"--state-dir={self.folder}/lib",
+            f"--run-dir={self.run_dir}",
+            f"--cni-conf-dir={self.folder}/net.d",
+            f"--cni-bin-dir={self.folder}/bin",
+            "--chained-plugin=none",
+            "--log-format=json",
+            *self.options,
+        ]
+
+    def start(self, **popen: Any) -> None:
+        """As systemd does."""
+        if self.nursery:
+            self.pid = self.nursery.start(self.log, self.argv)
+            return
+        with self.log.open("ab") as log:
+            options = {"stderr": log, "text": True, **popen}
+            self.process = subprocess.Popen(self.argv, env={**os.environ, **self.environment}, **options)
+        self.pid = self.process.pid
+
+    def wait(self) -> int:
+        """Until it has ended; its exit code, or minus the signal's number."""
+        if self.nursery:
+            return self.nursery.wait()
+        assert self.process is not None
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        """Whatever happened, it is gone."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, float]:
+        """Signal it: its exit code, and after how many seconds it was gone."""
+        os.kill(self.pid, number)
+        started = time.monotonic()
+        return self.wait(), time.monotonic() - started
+
+    def until(self, condition: Callable[[], object], what: str = "") -> None:
+        """Poll the other process; fail with its log when it takes too long."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not in {PATIENCE} s: {what}\n{self.log.read_text()[-5000:]}")
+            time.sleep(0.01)
+
+    def wait_ready(self) -> None:
+        self.until(lambda: self.get("/readyz")[0] == 200, "ready")
+
+    def logged(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    # --- asking it -----------------------------------------------------------------------------------
+
+    def get(self, path: str, port: int = 9099) -> tuple[int, str]:
+        """GET of its health address; (0, reason) when nobody answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            return 0, str(error)
+        finally:
+            connection.close()
+
+    # --- pods ----------------------------------------------------------------------------------------
+
+    def add_pod(self, name: str, **labels: str) -> None:
+        """A pod of this node in the API server, as before its CNI ADD."""
+        pod = fakeapi.pod(name, labels=labels)
+        pod["spec"]["nodeName"] = NODE
+        self.api.put(fakeapi.PODS, pod)
+
+    def call(self, command: str, name: str, netns: str, **config: Any) -> tuple[int, dict[str, Any]]:
+        """Run the CNI client as a runtime does for the pod of this name: exit code and what it printed."""
+        args = ";".join(f"{key}={value}" for key, value in pod_args(name).items())
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": f"c-{name}",
+            "CNI_NETNS": netns,
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": f"{self.client.parent}:{STANDARD_PLUGINS}",
+            "CNI_ARGS": args,
+        }
+        network = json.dumps({"cniVersion": "1.0.0", "name": "felix-py", "type": "felix-py-cni", **config})
+        done = subprocess.run(
+            [str(self.client)], input=network, env=environment, capture_output=True, text=True, check=False
+        )
+        return done.returncode, json.loads(done.stdout) if done.stdout else {}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
