@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -44,7 +44,7 @@ _ENDED = (Failure("apply", "the agent is stopping"),)
 _MOST_LOGGED = 10
 
 
-def _leads_astray(failure: Failure) -> bool:
+def leads_astray(failure: Failure) -> bool:
     """Whether packets may still be judged by what the second step removes: if sets or rules were not written.
 
     A route or an interface that cannot be written, perhaps for ever, must not keep old rules alive; nor must a
@@ -110,6 +110,9 @@ class Reconciler:
         self._failures: tuple[Failure, ...] = ()
         self.on_applied: list[Callable[[tuple[Failure, ...]], None]] = []
         """Called after each apply with what it could not write."""
+        self.on_drift: list[Callable[[Sequence[Drift]], None]] = []
+        """Called before these, with what somebody else had changed and the apply was to put right."""
+        self._drift: list[Drift] = []
         self._log = log.get("reconcile")
 
     @property
@@ -308,7 +311,10 @@ class Reconciler:
         self._note_look(parts)
         self._metrics.apply_seconds.observe(time.monotonic() - started)
         self._note_failures(report.failures)
-        self._tell(report.failures)
+        if drift := self._drift:
+            self._drift = []
+            self._tell(self.on_drift, drift)
+        self._tell(self.on_applied, report.failures)
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(report.failures)
@@ -331,7 +337,7 @@ class Reconciler:
         update = self._planner.take()
         rules, self._rules_read = self._rules_read, None
         report = await self.call(lambda: self._write(update, parts, rules))
-        if any(map(_leads_astray, report.failures)):
+        if any(map(leads_astray, report.failures)):
             return report
         later = self._planner.confirm()
         sweep, self._sweep_due = self._sweep_due, False
@@ -339,7 +345,7 @@ class Reconciler:
             # What failed in the first step is tried again in the second, and reported by it.
             report = await self.call(lambda: self._write(later, sweep=sweep))
             self._sweep_due |= sweep and bool(report.failures)
-        if sweep and self._read == EVERYTHING and not any(map(_leads_astray, report.failures)):
+        if sweep and self._read == EVERYTHING and not any(map(leads_astray, report.failures)):
             self._clean.set()
         return report
 
@@ -369,6 +375,7 @@ class Reconciler:
     def _note_drift(self, drift: Sequence[Drift]) -> None:
         if not drift:
             return
+        self._drift += drift
         for found in drift:
             self._metrics.drift.labels(found.kind.value).inc(found.count)
         shown = [str(found) for found in drift[:_MOST_LOGGED]]
@@ -383,9 +390,9 @@ class Reconciler:
                 self._log.error("cannot write", what=failure.what, reason=failure.reason)
         self._failures = failures
 
-    def _tell(self, failures: tuple[Failure, ...]) -> None:
-        for listener in self.on_applied:
+    def _tell(self, listeners: Iterable[Callable[[T], None]], news: T) -> None:
+        for listener in listeners:
             try:
-                listener(failures)
+                listener(news)
             except Exception:
                 self._log.exception("a listener failed")

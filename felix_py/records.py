@@ -173,12 +173,15 @@ class Drift:
     """Something that was right in the kernel and is not any more, although nobody of ours asked for a change.
 
     ``what`` names it as a Failure does, ``how`` says in which way it differs. ``count``: how many objects.
+    ``name`` is that of the chain or set alone, ``member`` the text of a set's member, if it is one.
     """
 
     kind: DriftKind
     what: str
     how: str
     count: int = 1
+    name: str = ""
+    member: str = ""
 
     def __str__(self) -> str:
         return f"{self.what}: {self.how}"

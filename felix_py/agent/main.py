@@ -218,6 +218,7 @@ class Agent:
                 facts.view, facts.engine.chains_of, self._flows, host_addresses, self._metrics
             )
             facts.on_policy = self._revoker.collected
+            self._reconciler.on_drift.append(self._revoker.mended)
             self._reconciler.on_applied.append(self._revoker.applied)
             self._flows.on_kept = self._revoker.suspect
 

@@ -1,9 +1,9 @@
 """Ends established connections that policy has come to deny.
 
 The rules accept whatever belongs to a connection that conntrack knows. So once a change of policy is in the
-kernel, the connections that it may concern are looked up, the oracle judges each one's first packet anew, and the
-entries of those that it denies are deleted: their next packet is a new connection to the rules. All others are
-left alone.
+kernel, or what somebody else had changed is right again, the connections that it may concern are looked up, the
+oracle judges each one's first packet anew, and the entries of those that it denies are deleted: their next packet
+is a new connection to the rules. All others are left alone.
 
 Order: rules first, deletion after, so that nothing slips in between. What is judged is the state that the rules
 were made of (:mod:`felix_py.agent.view`). Changes gather for a moment first: of a folder of policies that is
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -24,9 +24,11 @@ from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
-from felix_py.records import Failure, Flow
+from felix_py.plan.static import POSTROUTING, SetNames
+from felix_py.reconcile import leads_astray
+from felix_py.records import Drift, DriftKind, Failure, Flow
 from policy.ir import Delta
-from policy.model import ObjectKey, Packet, Protocol
+from policy.model import Family, ObjectKey, Packet, Protocol
 
 _NO_PORTS = cast("Protocol", "other")
 """A protocol that no policy can name, such as ICMP: rules with ports never match it."""
@@ -38,6 +40,12 @@ _REST, _REST_MOST = 4, 5.0
 """After a look at the table there is none for so many times as long, but not for more than so many seconds."""
 
 _RETRY_FIRST, _RETRY_MOST = 1.0, 30.0
+
+_DECIDING = (DriftKind.HOOK, DriftKind.CHAIN, DriftKind.SET, DriftKind.MEMBER)
+_MASQUERADING = {
+    *("POSTROUTING", POSTROUTING),
+    *(name for names in map(SetNames.of, Family) for name in (names.pool, names.no_masquerade)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +62,21 @@ class Concerned:
 
     ``names`` are chains and sets. Addresses are mostly endpoints', but that of a pod elsewhere will do: whose
     membership in a set changes, its connections with endpoints of this node are concerned, and no others.
+    ``everybody``: all endpoints.
     """
 
     addresses: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
+    everybody: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.addresses or self.names)
+        return bool(self.addresses or self.names or self.everybody)
 
     def add(self, other: Concerned) -> None:
         """Both."""
         self.addresses |= other.addresses
         self.names |= other.names
+        self.everybody |= other.everybody
 
     def note(self, delta: Delta, *, joining_matters: bool, known: Collection[str] | None) -> None:
         """Add what a change of compiled policy may turn from allowed into denied.
@@ -84,6 +95,22 @@ class Concerned:
                     self.names.add(name)
                 elif joining_matters or not present:
                     self.addresses.add(member.partition(",")[0])
+
+    def note_drift(self, drift: Iterable[Drift], standing: Collection[str]) -> None:
+        """Add what may have begun while rules or sets were not as they should be, whichever way they differed.
+
+        ``standing``: the chains and sets that endpoints' policies stand on. All others are on everybody's way.
+        Routes, links and settings decide nothing about policy; nor does masquerading.
+        """
+        for found in drift:
+            if found.kind not in _DECIDING or found.name in _MASQUERADING:
+                continue
+            if found.member and "/" not in found.member:
+                self.addresses.add(found.member.partition(",")[0])
+            elif found.name in standing:
+                self.names.add(found.name)
+            else:
+                self.everybody = True
 
 
 class Revoker:
@@ -119,13 +146,18 @@ class Revoker:
         tiers = any(True for _ in self._view.cluster_policies())
         self._writing.note(delta, joining_matters=tiers, known=self._known)
 
+    def mended(self, drift: Sequence[Drift]) -> None:
+        """Others had changed what is ours, and the apply that just ended was to put it right."""
+        standing = {name for endpoint in self._view.endpoints() for name in self._chains_of(endpoint.key)}
+        self._writing.note_drift(drift, standing)
+
     def applied(self, failures: Sequence[Failure]) -> None:
         """An apply is done. What it could not write makes us look again after the next one."""
         self._known = self._view.endpoint_addresses()
         if not self._writing:
             return
         self._due.add(self._writing)
-        if all(failure.what.startswith("route ") for failure in failures):
+        if not any(map(leads_astray, failures)):
             self._writing = Concerned()
         self._note()
 
@@ -177,6 +209,8 @@ class Revoker:
             OSError: the kernel does not answer, or refused a deletion.
         """
         addresses = due.addresses | self._standing_on(due.names)
+        if due.everybody:
+            addresses |= self._view.endpoint_addresses()
         if not addresses:
             return
 

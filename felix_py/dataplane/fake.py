@@ -56,6 +56,18 @@ class Item(NamedTuple):
             case _:
                 return f"set {self.key}"
 
+    def drift(self, how: str) -> Drift:
+        """As the real dataplane tells it."""
+        name = member = ""
+        match self.key:
+            case ChainKey(_, _, name) | str(name):
+                pass
+            case Hook():
+                name = self.key.chain
+            case (str(name), str(member)):
+                pass
+        return Drift(DriftKind(self.kind), self.what, how, name=name, member=member)
+
 
 def _items(update: Update) -> Iterator[tuple[Item, object]]:
     for name, spec in update.sets.items():
@@ -126,12 +138,12 @@ class FakeDataplane:
             if value is None or self._seen.get(item) != value or found.get(item) == value:
                 continue
             if item.kind != "member" or Item("set", _set_of(item)) in found:
-                yield Drift(DriftKind(item.kind), item.what, "other content" if item in found else "missing")
+                yield item.drift("other content" if item in found else "missing")
 
     def _strays(self, found: dict[Item, object]) -> Iterator[Drift]:
         for item in found.keys() - self._seen.keys():
             if self._wanted.get(item) is None:
-                yield Drift(DriftKind(item.kind), item.what, "nobody asked for it")
+                yield item.drift("nobody asked for it")
 
     def _look_at_links(self) -> None:
         routes = [value for item, value in self._wanted.items() if item.kind == "route" and value]

@@ -15,12 +15,12 @@ _MOST_NAMED = 10
 def set_drift(name: str, shape: Shape | None) -> Drift:
     """A set that was right, and is gone or has another shape now. Its members are not counted as well."""
     how = "missing" if shape is None else f"made anew as {shape.type}{' with marks' * shape.marked}"
-    return Drift(DriftKind.SET, f"set {name}", how)
+    return Drift(DriftKind.SET, f"set {name}", how, name=name)
 
 
 def stray_set(name: str, shape: Shape) -> Drift:
     """A set of our names that nobody asked for."""
-    return Drift(DriftKind.SET, f"set {name}", f"nobody asked for it ({shape.type})")
+    return Drift(DriftKind.SET, f"set {name}", f"nobody asked for it ({shape.type})", name=name)
 
 
 def member_drift(
@@ -43,6 +43,7 @@ def member_drift(
 def _named(name: str, found: Iterable[tuple[bytes, str]], count: int) -> Iterator[Drift]:
     for at, (key, how) in enumerate(found):
         if at == _MOST_NAMED:
-            yield Drift(DriftKind.MEMBER, f"set {name}", f"{count - at} more members like this", count - at)
+            yield Drift(DriftKind.MEMBER, f"set {name}", f"{count - at} more members like this", count - at, name)
             return
-        yield Drift(DriftKind.MEMBER, f"set {name} member {members.decode(key)}", how)
+        text = members.decode(key)
+        yield Drift(DriftKind.MEMBER, f"set {name} member {text}", how, name=name, member=text)

@@ -152,11 +152,12 @@ class Iptables:
             if place[1] in BUILTIN_CHAINS:
                 top, end = self._own_rules(place)
                 altered = self._altered(actual or (), (*top, *end))
-                yield Drift(DriftKind.HOOK, change.what, hook_difference(top, end, actual or (), altered))
+                how = hook_difference(top, end, actual or (), altered)
+                yield Drift(DriftKind.HOOK, change.what, how, name=place[1])
             else:
                 altered = self._altered(actual or (), self._wanted[place])
                 how = chain_difference(self._wanted[place], actual, altered)
-                yield Drift(DriftKind.CHAIN, change.what, how)
+                yield Drift(DriftKind.CHAIN, change.what, how, name=place[1])
 
     def _strays(self, before: Mapping[Place, tuple[Rule, ...]]) -> Iterator[Drift]:
         """What has come into our namespace of names without anybody asking for it."""
@@ -165,9 +166,10 @@ class Iptables:
             if place[1] in BUILTIN_CHAINS:
                 known = {rule.hash for rule in before.get(place, ())} | self._wanted_hashes(place)
                 if strays := [rule for rule in rules if rule.hash and rule.hash not in known]:
-                    yield Drift(DriftKind.HOOK, f"hooks in {self._name(place)}", stray_rules(strays))
+                    what = f"hooks in {self._name(place)}"
+                    yield Drift(DriftKind.HOOK, what, stray_rules(strays), name=place[1])
             elif place not in before and place not in self._wanted and place not in asked:
-                yield Drift(DriftKind.CHAIN, self._name(place), stray_chain(rules))
+                yield Drift(DriftKind.CHAIN, self._name(place), stray_chain(rules), name=place[1])
 
     def rules(self, table: str, prefix: str) -> list[str]:
         """The rules of all our chains of a table whose names begin so, as iptables-save spells them."""

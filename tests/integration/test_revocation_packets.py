@@ -17,10 +17,12 @@ from felix_py.agent.revoke import Pace, Revoker
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.host_addresses import host_addresses
+from felix_py.dataplane.interface import Part
 from felix_py.metrics import Metrics
 from felix_py.reconcile import Reconciler
-from felix_py.records import Backend
+from felix_py.records import Backend, DriftKind
 from policy.model import Family, IPBlock, NetworkPolicy, Packet, PodPeer, PolicyRule, Port, Protocol, Selector
+from tests.support import kernel_state
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.policy_node import NODE, WORLD, PolicyNode
 from tests.support.small_node import labelled
@@ -58,6 +60,7 @@ class Living(PolicyNode):
             tasks = [asyncio.create_task(self.reconciler.run())]
             if revoking:
                 self.facts.on_policy = revoker.collected
+                self.reconciler.on_drift.append(revoker.mended)
                 self.reconciler.on_applied.append(revoker.applied)
                 tasks.append(asyncio.create_task(revoker.run()))
             try:
@@ -363,6 +366,87 @@ def datagrams() -> list[str]:
         for family, protocol in (("ipv4", "udp"), ("ipv6", "udp"), ("ipv4", "icmp"), ("ipv6", "icmpv6"))
     ]
     return [line for lines in shown for line in lines if "src=10.1." in line or "src=fd00:1::" in line]
+
+
+GAPS = {
+    "FORWARD flushed": "{iptables} -F FORWARD",
+    "table flushed": "{iptables} -F",
+    "dispatch flushed": "{iptables} -F FELIX-FORWARD",
+    "rule put into a class": "{iptables} -I {chain} 1 -j FELIX-ALLOW",
+    "nobody classified": "{iptables} -t mangle -F FELIX-CLASSIFY",
+    "class taken away": "ipset del {ours}-ingress {db}",
+    "member of a policy's set": "ipset add {peers} {web}",
+}
+"""What an administrator or another program does to rules and sets."""
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_what_began_while_rules_or_sets_were_spoilt_ends_once_they_are_right(
+    make_node: Callable[..., Living], gap: str
+) -> None:
+    node = make_node()
+
+    async def test() -> None:
+        async with node.work():
+            await node.change(only("db", 80))
+            node.reconciler.sweep()
+            with Streams() as streams:
+                kept = [node.stream(streams, f, "api", "db", 80) for f in Family]
+                kept += [node.stream(streams, f, "web", "api", 80) for f in Family]
+                await all_talk(kept)
+                before = idents(kept)
+                for family in Family:
+                    run(*GAPS[gap].format(**places(node, family)).split())
+                begun = [node.stream(streams, f, "web", "db", 80) for f in Family]
+                await all_talk(begun, 10)
+                node.reconciler.look(Part.RULES | Part.SETS)
+                ended = await node.revoked(len(begun))
+                await all_talk(kept)
+                assert [stream.name for stream in begun if stream.heard_after(ended)] == []
+                assert [stream.name for stream in kept if not stream.intact] == []
+                assert idents(kept) == before
+
+    serving(test())
+
+
+def places(node: Living, family: Family) -> dict[str, str]:
+    """Names for the commands above."""
+    tool = f"{'iptables' if family is Family.V4 else 'ip6tables'}-{node.backend}"
+    api = node.address("api", family)
+    sets = [name for name, members in kernel_state.sets().items() if members == [api]]
+    chains = [line for line in run(f"{tool}-save").splitlines() if line.startswith(":FELIX-CI-")]
+    assert (len(sets), len(chains)) == (1, 1)
+    found = {"iptables": tool, "ours": f"felix{int(family)}", "peers": sets[0], "chain": chains[0].split()[0][1:]}
+    return {**found, "db": node.address("db", family), "web": node.address("web", family)}
+
+
+def test_drift_that_decides_nothing_about_policy_costs_no_look_at_the_connections(
+    make_node: Callable[..., Living],
+) -> None:
+    node = make_node(nat_outgoing=True)
+
+    async def test() -> None:
+        async with node.work():
+            await node.change(only("db", 80))
+            passes = "felix_py_flow_pass_seconds_count"
+            await until(lambda: node.count(passes) == 1)
+            run("ip", "route", "del", node.address("db", Family.V4))
+            run(f"iptables-{node.backend}", "-t", "nat", "-F", "FELIX-POSTROUTING")
+            node.reconciler.look(Part.RULES | Part.ROUTES)
+            await until(lambda: sum(drift_counts(node)) == 2)
+            await node.reconciler.settled()
+            # What came later has been looked at, and nothing before it.
+            await node.change(only("db", 8080))
+            await until(lambda: node.count(passes) > 1)
+            assert node.count(passes) == 2
+
+    serving(test())
+
+
+def drift_counts(node: Living) -> list[float]:
+    return [
+        node.metrics.registry.get_sample_value("felix_py_drift_total", {"kind": k.value}) or 0 for k in DriftKind
+    ]
 
 
 def test_after_a_flush_of_the_table_streams_are_taken_up_again(make_node: Callable[..., Living]) -> None:

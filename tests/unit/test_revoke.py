@@ -13,13 +13,14 @@ from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.revoke import Pace, Revoker
-from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
+from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
+from felix_py.dataplane.interface import Part
 from felix_py.metrics import Metrics
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
 from felix_py.reconcile import Reconciler
-from felix_py.records import Flow, Lease, NodeRecord
+from felix_py.records import ChainKey, Flow, Lease, NodeRecord
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -83,6 +84,7 @@ class Rig:
         host = lambda: frozenset({HOST})  # noqa: E731
         self.revoker = Revoker(self.facts.view, chains_of, self.flows, host, self.metrics, pace)
         self.facts.on_policy = self.revoker.collected
+        self.reconciler.on_drift.append(self.revoker.mended)
         self.reconciler.on_applied.append(self.revoker.applied)
         self.flows.on_kept = self.revoker.suspect
         self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, self.flows.forget)
@@ -420,6 +422,46 @@ def test_rules_that_could_not_be_written_are_looked_at_again_once_they_are() -> 
             rig.connect(API, WEB, 80)
             rig.kernel.failing = {}
             await until(lambda: not rig.alive())
+
+    run(test())
+
+
+def test_drift_concerns_whom_the_chain_or_set_concerns_and_everybody_where_that_is_all() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.change(policy(from_pods(80, app="api")))
+            spoilt = rig.kernel.kernel
+            (members,) = [item for item in spoilt if item.kind == "member" and item.key[1] == API]  # type: ignore[index]
+            (chain,) = [item for item in spoilt if item.kind == "chain" and item.key.name.startswith("FELIX-PI-")]  # type: ignore[attr-defined]
+            forward = Item("chain", ChainKey(Family.V4, "filter", "FELIX-FORWARD"))
+            for item, concerned in ((members, {API}), (chain, {WEB}), (forward, {WEB, API, DB})):
+                before = len(rig.looks())
+                value = spoilt.pop(item)
+                stray = rig.connect(DB, WEB)
+                rig.reconciler.look(Part.SETS | Part.RULES)
+                await until(lambda: len(rig.looks()) > before)  # noqa: B023
+                assert rig.looks()[before] == concerned
+                assert spoilt[item] == value
+                await until(lambda: (stray in rig.alive()) is (WEB not in concerned))  # noqa: B023
+                rig.table.connections.pop(stray, None)
+
+    run(test())
+
+
+def test_what_began_in_a_gap_ends_once_the_repair_has_succeeded() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.change(policy(from_pods(80, app="api")))
+            forward = Item("chain", ChainKey(Family.V4, "filter", "FELIX-FORWARD"))
+            rig.kernel.failing = {forward.what: "the lock is held"}
+            del rig.kernel.kernel[forward]
+            rig.reconciler.look(Part.RULES)
+            await until(lambda: rig.reconciler.failures)
+            await rig.idle()
+            # The gap lasts, and so do those who come through it.
+            late = rig.connect(DB, WEB)
+            rig.kernel.failing = {}
+            await until(lambda: late not in rig.alive())
 
     run(test())
 
