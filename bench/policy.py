@@ -117,7 +117,12 @@ def _events(engine: Engine, cluster: Cluster, times: int) -> list[Row]:
     same = [dataclasses.replace(pod) for pod in remote]
     moved = [dataclasses.replace(pod, labels=(*pod.labels[:2], ("tier", "other"))) for pod in remote]
     fresh = [
-        dataclasses.replace(pod, name=f"{pod.name}-fresh", labels=(*pod.labels, ("uniq", str(number))))
+        dataclasses.replace(
+            pod,
+            name=f"{pod.name}-fresh",
+            labels=(*pod.labels, ("uniq", str(number))),
+            addresses=(f"172.16.0.{number + 1}", f"fd16::{number + 1:x}"),
+        )
         for number, pod in enumerate(remote)
     ]
     policy = cluster.policies[0]

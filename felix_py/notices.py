@@ -23,6 +23,7 @@ class NoticeKind(enum.StrEnum):
 
     LEASES_REBUILT = "leases-rebuilt"
     STRAY_INTERFACE = "stray-interface"
+    ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
 
 
 class Notice(NamedTuple):

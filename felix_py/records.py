@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from policy.model import Family, Labels, Node, Protocol
+from policy.model import Family, Labels, LocalEndpoint, Node, Protocol
 
 Words = tuple[str, ...]
 """The words of one iptables rule behind ``-A CHAIN``, unquoted; quoting is the writer's work."""
@@ -203,6 +203,17 @@ class Lease:
     interface: str
     addresses: Mapping[Family, str]
     created: float
+
+
+def endpoints_of(leases: Iterable[Lease]) -> tuple[LocalEndpoint, ...]:
+    """The pod interfaces that leases stand for: of several of one pod, the newest."""
+    newest = {(lease.namespace, lease.pod): lease for lease in sorted(leases, key=lambda lease: lease.created)}
+    return tuple(endpoint_of(lease) for lease in newest.values())
+
+
+def endpoint_of(lease: Lease) -> LocalEndpoint:
+    """What policy needs to know of a lease."""
+    return LocalEndpoint(lease.namespace, lease.pod, tuple(lease.addresses.values()), lease.uid)
 
 
 @dataclass(frozen=True, slots=True)

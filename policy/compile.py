@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from policy.classes import DENY_ALL, ClassChains, PolicyClass
+from policy.holders import Holders, claimed
 from policy.index import NODES, PodIndex, Watched
 from policy.ir import Chain, Delta, Program
 from policy.model import (
@@ -36,6 +37,9 @@ Classes = dict[Direction, PolicyClass | None]
 """Per direction the class of an endpoint; None: not restricted."""
 
 _UNRESTRICTED: Classes = dict.fromkeys(Direction)
+
+_Had = tuple[Pod, tuple[str, ...]]
+"""A pod, and the addresses that it had before a change."""
 
 _CLUSTER = ""
 """The namespace of cluster-scoped policies."""
@@ -78,7 +82,7 @@ class Engine:
         self._compiled: dict[PolicyRef, _Compiled] = {}
         self._sets: dict[str, PeerSet] = {}
         self._classes = ClassChains(self._outputs)
-        self._holders: dict[str, dict[ObjectKey, _Endpoint]] = {}
+        self.holders = Holders()
 
     # --- events --------------------------------------------------------------------------------------
 
@@ -94,9 +98,10 @@ class Engine:
 
     def _relabel(self, name: str, namespace: Namespace | None) -> None:
         for profile, left, joined in self._index.set_namespace(name, namespace):
-            for pod in profile.pods.values():
-                self._count(pod, left, -1)
-                self._count(pod, joined, 1)
+            for pod in profile.pods.values() if left or joined else ():
+                addresses = self._addresses(pod)
+                self._count(pod, left, addresses, -1)
+                self._count(pod, joined, addresses, 1)
         if _CLUSTER in self._by_scope:
             for key, endpoint in self._by_namespace.get(name, {}).items():
                 self._select(key, endpoint)
@@ -110,7 +115,11 @@ class Engine:
         self._pods[key] = pod
         self._move(key, before, pod)
         endpoint = self._endpoints.get(key)
-        if endpoint is not None and (endpoint.labels != pod.labels or endpoint.subject is pod.host_network):
+        if (
+            endpoint is not None
+            and endpoint.local.stands_for(pod)
+            and (endpoint.labels != pod.labels or endpoint.subject is pod.host_network)
+        ):
             endpoint.labels = pod.labels
             endpoint.subject = not pod.host_network
             self._select(key, endpoint)
@@ -150,24 +159,23 @@ class Engine:
         self._select_by(ref)
 
     def upsert_endpoint(self, local: LocalEndpoint) -> None:
-        """A pod interface of this node is there, or has other addresses."""
+        """A pod interface of this node is there, has other addresses, or stands for another pod of its name."""
         key = local.key
         endpoint = self._endpoints.get(key)
         if endpoint is not None and endpoint.local == local:
             return
         pod = self._pods.get(key)
-        scopes = self._scopes(pod)
-        self._count(pod, scopes, -1)
-        if endpoint is None:
-            endpoint = _Endpoint(local, pod.labels if pod else None, not (pod and pod.host_network))
-            self._endpoints[key] = endpoint
-            self._by_namespace.setdefault(local.namespace, {})[key] = endpoint
-        else:
-            self._hold(key, endpoint.local.addresses, None)
-            endpoint.local = local
+        known = pod if pod is not None and local.stands_for(pod) else None
+        before = endpoint.local if endpoint else None
         # Before a set is opened for the endpoint's class: that counts the pod by itself.
-        self._count(pod, scopes, 1)
-        self._hold(key, local.addresses, endpoint)
+        if endpoint is None:
+            endpoint = _Endpoint(local, None)
+            self._by_namespace.setdefault(local.namespace, {})[key] = endpoint
+        elif endpoint.local.uid != local.uid:
+            endpoint.labels, endpoint.subject = None, True
+        if known is not None:
+            endpoint.labels, endpoint.subject = known.labels, not known.host_network
+        self._lease(key, before, local, endpoint)
         self._select(key, endpoint)
 
     def remove_endpoint(self, key: ObjectKey) -> None:
@@ -175,17 +183,31 @@ class Engine:
         endpoint = self._endpoints.get(key)
         if endpoint is None:
             return
-        pod = self._pods.get(key)
-        scopes = self._scopes(pod)
-        self._count(pod, scopes, -1)
-        del self._endpoints[key]
-        self._count(pod, scopes, 1)
+        self._lease(key, endpoint.local, None, endpoint)
         neighbours = self._by_namespace[key[0]]
         del neighbours[key]
         if not neighbours:
             del self._by_namespace[key[0]]
-        self._hold(key, endpoint.local.addresses, None)
         self._choose(key, endpoint, _UNRESTRICTED)
+
+    def _lease(
+        self, key: ObjectKey, before: LocalEndpoint | None, after: LocalEndpoint | None, endpoint: _Endpoint
+    ) -> None:
+        """Take over what an endpoint holds now: whose its addresses are may be decided anew."""
+        pod = self._pods.get(key)
+        was, now = claimed(pod, before), claimed(pod, after)
+        held = dict.fromkeys(address for local in (before, after) if local for address in local.addresses)
+        had = self._having(key, (*was, *now, *held), pod)
+        if after is None:
+            del self._endpoints[key]
+        else:
+            endpoint.local = after
+            self._endpoints[key] = endpoint
+        self.holders.lease(key, before, after)
+        self.holders.claim(key, was, now, pod)
+        self._recount(had)
+        for address in held:
+            self._publish(address)
 
     # --- results -------------------------------------------------------------------------------------
 
@@ -233,34 +255,58 @@ class Engine:
     def _move(self, key: ObjectKey, before: Pod | None, after: Pod | None) -> None:
         """Bring what a pod is a member of up to date. A change that no set can see costs next to nothing."""
         old = self._index.profile(before) if before is not None and _is_peer(before) else None
+        had = self._addresses(before) if before is not None and old is not None else ()
+        rivals = self._claim(key, before, after)
         new = self._index.add(key, after) if after is not None and _is_peer(after) else None
-        if old is new and before and after and (before.addresses, before.ports) == (after.addresses, after.ports):
-            return
-        if old is not None and before is not None:
-            self._count(before, old.scopes, -1)
-            if old is not new:
-                self._index.remove(key, old)
-        if new is not None:
-            self._count(after, new.scopes, 1)
+        has = self._addresses(after) if after is not None and new is not None else ()
+        if old is not new or had != has or (before and after and before.ports != after.ports):
+            if old is not None and before is not None:
+                self._count(before, old.scopes, had, -1)
+                if old is not new:
+                    self._index.remove(key, old)
+            if after is not None and new is not None:
+                self._count(after, new.scopes, has, 1)
+        self._recount(rivals)
 
-    def _scopes(self, pod: Pod | None) -> Iterable[Watched]:
-        return self._index.profile(pod).scopes if pod is not None and _is_peer(pod) else ()
+    def _claim(self, key: ObjectKey, before: Pod | None, after: Pod | None) -> list[_Had]:
+        """Take over what a pod claims now; the other pods that this may concern, with what they had until now."""
+        if key[0] == NODES:
+            return []
+        endpoint = self._endpoints.get(key) if key[0] in self._by_namespace else None
+        local = endpoint.local if endpoint else None
+        was, now = claimed(before, local), claimed(after, local)
+        rivals = self._having(key, (*was, *now) if was != now else was, None)
+        self.holders.claim(key, was, now, after)
+        return rivals
 
-    def _count(self, pod: Pod | None, scopes: Iterable[Watched], sign: int) -> None:
-        if pod is None or not scopes:
-            return
-        addresses = self._addresses(pod)
+    def _having(self, key: ObjectKey, addresses: Iterable[str], own: Pod | None) -> list[_Had]:
+        """The pods that claim any of the addresses, besides the one of the key, which is added if it is given."""
+        pods = self.holders.rivals(key, addresses)
+        if own is not None:
+            pods.append(own)
+        return [(pod, self._addresses(pod)) for pod in pods]
+
+    def _recount(self, pods: Iterable[_Had]) -> None:
+        """Those who had some addresses may have others now, because somebody else does."""
+        for pod, had in pods:
+            if (has := self._addresses(pod)) != had and _is_peer(pod):
+                scopes = self._index.profile(pod).scopes
+                self._count(pod, scopes, had, -1)
+                self._count(pod, scopes, has, 1)
+
+    def _count(self, pod: Pod, scopes: Iterable[Watched], addresses: tuple[str, ...], sign: int) -> None:
         for watched in scopes:
             for watcher in watched.watchers:
                 watcher.add(self._outputs[watcher.family], watched, pod, addresses, sign)
 
     def _addresses(self, pod: Pod) -> tuple[str, ...]:
-        """An endpoint's addresses are its pod's before the API server has heard of them."""
-        # Asked of every pod of the cluster: most are of namespaces that have no endpoint here.
-        endpoint = self._endpoints.get(pod.key) if pod.namespace in self._by_namespace else None
-        if endpoint is None:
+        """The addresses that a pod (or a node) has, as far as anybody is to take them for it."""
+        key = pod.key
+        if key[0] == NODES:
             return pod.addresses
-        return tuple(dict.fromkeys((*pod.addresses, *endpoint.local.addresses)))
+        # Asked of every pod of the cluster: most are of namespaces that have no endpoint here.
+        endpoint = self._endpoints.get(key) if key[0] in self._by_namespace else None
+        return self.holders.own(key, claimed(pod, endpoint.local if endpoint else None))
 
     # --- classes -------------------------------------------------------------------------------------
 
@@ -363,18 +409,6 @@ class Engine:
             if chosen is not None:
                 self._classes.leave(direction, chosen)
 
-    def _hold(self, key: ObjectKey, addresses: Iterable[str], endpoint: _Endpoint | None) -> None:
-        """An endpoint gets addresses, or (None) gives them back."""
-        for address in addresses:
-            holders = self._holders.setdefault(address, {})
-            if endpoint is not None:
-                holders[key] = endpoint
-            else:
-                holders.pop(key, None)
-                if not holders:
-                    del self._holders[address]
-            self._publish(address)
-
     def _publish(self, address: str) -> None:
         """Output an address's class.
 
@@ -384,8 +418,8 @@ class Engine:
         output = self._outputs.get(Family.V6 if ":" in address else Family.V4)
         if output is None:
             return
-        holders = self._holders.get(address)
-        classes = holders[min(holders)].classes if holders else _UNRESTRICTED
+        holder = self.holders.endpoint(address)
+        classes = self._endpoints[holder].classes if holder else _UNRESTRICTED
         for direction, chosen in classes.items():
             chain = None if chosen is None else self._classes.name(direction, chosen)
             output.set_class(direction, address, chain)

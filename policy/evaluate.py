@@ -8,7 +8,7 @@ held against each other.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,10 +18,12 @@ from policy.model import (
     ClusterRule,
     Direction,
     IPBlock,
+    LocalEndpoint,
     Namespace,
     NetworkPolicy,
     Node,
     NodePeer,
+    ObjectKey,
     Packet,
     Pod,
     PodPeer,
@@ -66,16 +68,16 @@ class Snapshot:
         pods: Iterable[Pod],
         policies: Iterable[NetworkPolicy | ClusterPolicy],
         nodes: Iterable[Node] = (),
+        endpoints: Iterable[LocalEndpoint] = (),
     ) -> None:
+        """``endpoints``: the pod interfaces of the node that looks, where it looks from one; what is leased there
+        is nobody else's.
+        """
         self.namespaces = {namespace.name: namespace for namespace in namespaces}
         self.pods = {pod.key: pod for pod in pods}
         self.policies = {policy.ref: policy for policy in policies}
         self._nodes = list(nodes)
-        self._at: dict[str, Pod] = {}
-        for pod in self.pods.values():
-            if pod.active and not pod.host_network:
-                for address in pod.addresses:
-                    self._at.setdefault(address, pod)
+        self._at = _addresses(self.pods, {endpoint.key: endpoint for endpoint in endpoints})
 
     def namespace(self, name: str) -> Namespace | None:
         """See :class:`View`."""
@@ -97,6 +99,25 @@ class Snapshot:
     def cluster_policies(self) -> Iterable[ClusterPolicy]:
         """See :class:`View`."""
         return [policy for policy in self.policies.values() if isinstance(policy, ClusterPolicy)]
+
+
+def _addresses(pods: Mapping[ObjectKey, Pod], endpoints: Mapping[ObjectKey, LocalEndpoint]) -> dict[str, Pod]:
+    """Whose each address is: of two pods that claim one, the newer's; but what is leased here is the lease's."""
+    found: dict[str, Pod] = {}
+    for pod in pods.values():
+        endpoint = endpoints.get(pod.key)
+        is_here = endpoint is not None and endpoint.stands_for(pod)
+        for address in endpoint.addresses if endpoint is not None and is_here else pod.addresses:
+            held = found.get(address)
+            if pod.active and not pod.host_network and (held is None or held.claim < pod.claim):
+                found[address] = pod
+    for endpoint in sorted(endpoints.values(), key=lambda endpoint: endpoint.key, reverse=True):
+        holder = pods.get(endpoint.key)
+        for address in endpoint.addresses:
+            found.pop(address, None)
+            if holder and holder.active and not holder.host_network and endpoint.stands_for(holder):
+                found[address] = holder
+    return found
 
 
 @dataclass(frozen=True, slots=True)

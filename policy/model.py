@@ -122,8 +122,10 @@ class Pod:
     """A Pod: all that policy needs of it.
 
     ``uid`` is the one by which the kubelet and the runtime know it: of a static pod its own, not its mirror's.
-    ``addresses`` are canonical texts of both families. ``active`` is false for Succeeded and Failed pods:
-    their addresses may already belong to another pod, so they leave every set at once.
+    ``addresses`` are canonical texts of both families. ``active`` is false for Succeeded and Failed pods, and for
+    deleted ones whose containers have all ended: their addresses may already belong to another pod, so they leave
+    every set at once. ``since``: when it was created or its kubelet took it on, whichever is later (RFC 3339 UTC
+    text, to the second; empty: not known). ``deleted``: it is to end.
     """
 
     namespace: str
@@ -135,10 +137,22 @@ class Pod:
     ports: tuple[NamedPort, ...] = ()
     host_network: bool = False
     active: bool = True
+    since: str = ""
+    deleted: bool = False
 
     @property
     def key(self) -> ObjectKey:
         return (self.namespace, self.name)
+
+    @property
+    def claim(self) -> tuple[str, bool, str, ObjectKey]:
+        """Of two pods that claim one address, the one with the greater of these has it: the newer one.
+
+        A function of the objects alone, so that every node decides alike, whatever it heard of first. Within a
+        second the one that is not being deleted comes first; what then follows is arbitrary, but the same
+        everywhere.
+        """
+        return (self.since, not self.deleted, self.uid, self.key)
 
 
 class Operator(enum.StrEnum):
@@ -302,16 +316,23 @@ class ClusterPolicy:
 class LocalEndpoint:
     """A pod interface on this node, known from the moment its addresses are leased.
 
-    Its addresses count as the pod's own before the API server has heard of them.
+    Its addresses are the pod's, whatever the API server says of them. ``uid``: of the very pod that it was made
+    for (the runtime's word; empty: not known): an interface that an earlier pod of the same name has left is not
+    the later one's.
     """
 
     namespace: str
     name: str
     addresses: tuple[str, ...]
+    uid: str = ""
 
     @property
     def key(self) -> ObjectKey:
         return (self.namespace, self.name)
+
+    def stands_for(self, pod: Pod) -> bool:
+        """Whether a pod of this name is the one that the interface was made for, and no other of that name."""
+        return not self.uid or not pod.uid or self.uid == pod.uid
 
 
 @dataclass(frozen=True, slots=True)

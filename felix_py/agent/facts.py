@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from felix_py.agent.chain_names import ChainNames
+from felix_py.agent.disputes import told
 from felix_py.agent.view import ClusterView
 from felix_py.plan.planner import Planner
-from felix_py.records import Lease, NodeRecord
+from felix_py.records import Lease, NodeRecord, endpoint_of
 from policy.compile import Engine
 from policy.ir import Delta
-from policy.model import ClusterPolicy, Family, LocalEndpoint, Namespace, NetworkPolicy, ObjectKey, Pod
+from policy.model import ClusterPolicy, Family, Namespace, NetworkPolicy, ObjectKey, Pod
 
 
 class Facts:
@@ -46,6 +47,9 @@ class Facts:
         """Called when nodes, and so perhaps pod CIDRs, have changed."""
         self.on_policy: Callable[[Delta], None] = lambda _delta: None
         """Called with each change of compiled policy, once the view shows the state behind it."""
+        self.on_disputes: Callable[[Mapping[str, str]], None] = lambda _disputes: None
+        """Called when pods begin or cease to claim one address, with all such: address -> what to do."""
+        self._disputes = 0
 
     # --- cluster objects -----------------------------------------------------------------------------
 
@@ -156,7 +160,7 @@ class Facts:
         """A sandbox may be made anew before the old one's DEL came: the newest stands for the pod."""
         leases = self._leases.get(key)
         if leases:
-            endpoint = LocalEndpoint(*key, tuple(leases[-1].addresses.values()))
+            endpoint = endpoint_of(leases[-1])
             self.engine.upsert_endpoint(endpoint)
             self.view.attach(endpoint, self.engine.pod(key))
         else:
@@ -185,6 +189,9 @@ class Facts:
             self.chain_names.note(delta)
             planner.policy(delta)
             self.on_policy(delta)
+        if self._disputes != self.engine.holders.revision:
+            self._disputes = self.engine.holders.revision
+            self.on_disputes(told(self.engine.holders))
         moved, self._moved = self._moved, {}
         for key in moved:
             self._move(planner, key)

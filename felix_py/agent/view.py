@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from felix_py.records import NodeRecord
+from policy.holders import Holders, claimed
 from policy.model import (
     ClusterPolicy,
     LocalEndpoint,
@@ -41,7 +42,7 @@ class ClusterView:
         self._endpoints: dict[ObjectKey, LocalEndpoint] = {}
         self._pods_now: dict[ObjectKey, Pod] = {}
         self._pods_last: dict[ObjectKey, Pod] = {}
-        self._at = _Addresses()
+        self._at = Holders()
         self.revision = 0
         """Grows with every step forward that brought something new."""
 
@@ -108,20 +109,23 @@ class ClusterView:
         endpoint = self._endpoints.get(key)
         if endpoint is not None:
             _put(self._pods_now, key, after)
-            if after is not None:
+            if after is not None and endpoint.stands_for(after):
                 self._pods_last[key] = after
-        self._at.move(key, _addresses(before, endpoint), _addresses(after, endpoint), after)
+        self._at.claim(key, claimed(before, endpoint), claimed(after, endpoint), after)
 
     def _set_endpoint(self, key: ObjectKey, endpoint: LocalEndpoint | None, pod: Pod | None) -> None:
         before = self._endpoints.get(key)
         _put(self._endpoints, key, endpoint)
         if endpoint is None:
             pod = self._pods_now.pop(key, None)
+        else:
+            _put(self._pods_now, key, pod)
+        if endpoint is None or (before is not None and before.uid != endpoint.uid):
             self._pods_last.pop(key, None)
-        elif pod is not None:
-            self._pods_now[key] = self._pods_last[key] = pod
-        self._at.hold(key, before.addresses if before else (), endpoint.addresses if endpoint else ())
-        self._at.move(key, _addresses(pod, before), _addresses(pod, endpoint), pod)
+        if endpoint is not None and pod is not None and endpoint.stands_for(pod):
+            self._pods_last[key] = pod
+        self._at.lease(key, before, endpoint)
+        self._at.claim(key, claimed(pod, before), claimed(pod, endpoint), pod)
 
     # --- policy.evaluate.View ------------------------------------------------------------------------
 
@@ -130,7 +134,7 @@ class ClusterView:
         return self._namespaces.get(name)
 
     def pod_at(self, address: str) -> Pod | None:
-        """See :class:`policy.evaluate.View`. Where two claim an address, an endpoint of this node comes first."""
+        """See :class:`policy.evaluate.View`. Whose it is where two claim it: see :mod:`policy.holders`."""
         return self._at.pod(address)
 
     def nodes(self) -> Iterable[Node]:
@@ -162,9 +166,9 @@ class ClusterView:
     def subject_at(self, address: str) -> Pod | None:
         """The pod whose own policy the rules of this node apply to an address; None: nobody's, or not known.
 
-        This is ``pod_at``, but for endpoints that nobody else takes for a pod any more: one whose pod is
-        finished, or is gone from the API server before its interface, stays under the policy of what was last
-        known of it. Its named ports are then nobody's: no set holds them.
+        This is ``pod_at``, but for endpoints that nobody else takes for a pod any more: one whose pod has
+        ended, or whose object is gone (or that of a later pod of its name) before its interface, stays under the
+        policy of what was last known of it. Its named ports are then nobody's: no set holds them.
         """
         key = self.endpoint_at(address)
         taken_for = self.pod_at(address)
@@ -181,75 +185,6 @@ class _Note(NamedTuple):
 
     before: Record | LocalEndpoint | None
     after: Record | LocalEndpoint | None
-
-
-class _Addresses:
-    """Who has an address. Nearly always one pod; only where several claim one, more than that is kept."""
-
-    def __init__(self) -> None:
-        self._pods: dict[str, Pod] = {}
-        self._rivals: dict[str, dict[ObjectKey, Pod]] = {}
-        self._endpoints: dict[str, set[ObjectKey]] = {}
-
-    def pod(self, address: str) -> Pod | None:
-        return self._pods.get(address)
-
-    def endpoint(self, address: str) -> ObjectKey | None:
-        """Of several the one whose class the engine takes."""
-        holders = self._endpoints.get(address)
-        return min(holders) if holders else None
-
-    def move(self, key: ObjectKey, before: tuple[str, ...], after: tuple[str, ...], pod: Pod | None) -> None:
-        """A pod that had some addresses now has others, or (None) is no pod to policy."""
-        for address in set(before).difference(after):
-            self._leave(address, key)
-        if pod is not None:
-            for address in after:
-                self._claim(address, key, pod)
-
-    def hold(self, key: ObjectKey, before: tuple[str, ...], after: tuple[str, ...]) -> None:
-        """An endpoint that had some addresses now has others."""
-        for address in before:
-            holders = self._endpoints[address]
-            holders.discard(key)
-            if not holders:
-                del self._endpoints[address]
-        for address in after:
-            self._endpoints.setdefault(address, set()).add(key)
-        for address in {*before, *after} & self._rivals.keys():
-            self._choose(address)
-
-    def _claim(self, address: str, key: ObjectKey, pod: Pod) -> None:
-        held = self._pods.get(address)
-        rivals = self._rivals.get(address)
-        if rivals is None and held is not None and held.key != key:
-            rivals = self._rivals[address] = {held.key: held}
-        if rivals is None:
-            self._pods[address] = pod
-        else:
-            rivals[key] = pod
-            self._choose(address)
-
-    def _leave(self, address: str, key: ObjectKey) -> None:
-        rivals = self._rivals.get(address)
-        if rivals is None:
-            self._pods.pop(address, None)
-            return
-        del rivals[key]
-        self._choose(address)
-        if len(rivals) == 1:
-            del self._rivals[address]
-
-    def _choose(self, address: str) -> None:
-        rivals, holders = self._rivals[address], self._endpoints.get(address, ())
-        self._pods[address] = rivals[min(rivals, key=lambda key: (key not in holders, key))]
-
-
-def _addresses(pod: Pod | None, endpoint: LocalEndpoint | None) -> tuple[str, ...]:
-    """What a pod has as far as policy is concerned: also what its endpoint has leased already."""
-    if pod is None or not pod.active or pod.host_network:
-        return ()
-    return pod.addresses if endpoint is None else tuple(dict.fromkeys((*pod.addresses, *endpoint.addresses)))
 
 
 def _put(table: dict[K, V], key: K, value: V | None) -> None:

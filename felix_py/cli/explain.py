@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from felix_py.diagnose.explain import Connection
     from felix_py.diagnose.explain_report import Explained
     from felix_py.records import Backend
-    from policy.model import Family
+    from policy.model import Family, LocalEndpoint
 
 _SECOND_LOOK = 1.0
 """Seconds until everything is asked again where the kernel does something else than policy says."""
@@ -49,6 +50,7 @@ def explain(
     kubeconfig: options.Kubeconfig = None,
     context: options.Context = None,
     node_name: options.NodeName = "",
+    state_dir: options.StateDir = Path("/var/lib/felix-py"),
     backend: options.BackendName = "auto",
 ) -> None:
     """Say whether a connection is allowed, and why.
@@ -70,7 +72,7 @@ def explain(
         _fail(2, str(error))
     try:
         for pause in (_SECOND_LOOK, 0.0):
-            connection = _connection(api, source, destination, port, namespace, families)
+            connection = _connection(api, source, destination, port, namespace, families, state_dir)
             explained, unread = _ask_kernel(connection, node, wanted, asked=not no_kernel)
             if not any(one.disagrees for one in explained):
                 break
@@ -94,7 +96,13 @@ def _families(ipv4: bool, ipv6: bool) -> list[Family]:
 
 
 def _connection(
-    api: Api, source: str, destination: str, port: str, namespace: str, families: list[Family]
+    api: Api,
+    source: str,
+    destination: str,
+    port: str,
+    namespace: str,
+    families: list[Family],
+    state_dir: Path,
 ) -> Connection:
     from felix_py.datastore.client import ApiError, Unreachable
     from felix_py.datastore.fetch import container_ports, fetch
@@ -104,6 +112,7 @@ def _connection(
     try:
         with options.patience("felix-py explain: listing the cluster's objects …"):
             cluster = fetch(api)
+            cluster.endpoints = _endpoints(state_dir)
             start, end = find(source, namespace, cluster), find(destination, namespace, cluster)
             ports = find_ports(port, end, lambda pod: container_ports(api, pod.key))
             return Connection(cluster, start, end, ports, families)
@@ -111,6 +120,19 @@ def _connection(
         _fail(2, str(error))
     except (ApiError, Unreachable) as error:
         _fail(3, str(error))
+
+
+def _endpoints(state_dir: Path) -> tuple[LocalEndpoint, ...]:
+    """The pod interfaces of this node: who has its addresses. None where it is no node, or not root asks."""
+    from felix_py.dataplane.uplink import interface_state
+    from felix_py.ipam.store import StoreError, read_leases
+    from felix_py.records import endpoints_of
+
+    try:
+        leases = read_leases(state_dir / "leases.db")
+    except (StoreError, OSError):
+        return ()
+    return endpoints_of(lease for lease in leases if interface_state(lease.interface) is not None)
 
 
 def _ask_kernel(

@@ -257,8 +257,20 @@ def _pod(pod: wire.WirePod) -> Pod:
         addresses=tuple([_address(text) for text in texts if text]),
         ports=_ports(spec),
         host_network=spec.host_network,
-        active=status.phase not in _TERMINATED,
+        active=status.phase not in _TERMINATED and not (metadata.deletion_timestamp and _have_ended(status)),
+        since=max(metadata.creation_timestamp or "", status.start_time or ""),
+        deleted=bool(metadata.deletion_timestamp),
     )
+
+
+def _have_ended(status: wire.PodStatus) -> bool:
+    """Whether all containers have terminated. Of a deleted pod none is started again, so its sandbox goes too."""
+    containers = [
+        *(status.container_statuses or ()),
+        *(status.init_container_statuses or ()),
+        *(status.ephemeral_container_statuses or ()),
+    ]
+    return bool(status.container_statuses) and all(c.state and c.state.terminated is not None for c in containers)
 
 
 def _uid(metadata: wire.PodMetadata) -> str:

@@ -22,7 +22,8 @@ from felix_py.datastore.decode import (
 from felix_py.datastore.store import Problem
 from felix_py.records import NodeRecord
 from policy.evaluate import Snapshot
-from policy.model import ClusterPolicy, Namespace, NetworkPolicy, ObjectKey, Pod, Protocol
+from policy.holders import claimed
+from policy.model import ClusterPolicy, LocalEndpoint, Namespace, NetworkPolicy, ObjectKey, Pod, Protocol
 
 R = TypeVar("R")
 
@@ -40,11 +41,17 @@ class Fetched:
     problems: list[Problem] = field(default_factory=list)
     absent: set[str] = field(default_factory=set)
     """Optional kinds that the server does not have: their CustomResourceDefinitions are not installed."""
+    endpoints: tuple[LocalEndpoint, ...] = ()
+    """The pod interfaces of the node that the command runs on, if it does on one."""
 
     def snapshot(self) -> Snapshot:
         """What the oracle looks at."""
         nodes = [node.as_peer() for node in self.nodes]
-        return Snapshot(self.namespaces, self.pods, self.policies, nodes)
+        return Snapshot(self.namespaces, self.pods, self.policies, nodes, self.endpoints)
+
+    def claims(self, pod: Pod) -> tuple[str, ...]:
+        """The addresses that a pod claims; two may claim one, of which the snapshot knows who has it."""
+        return claimed(pod, next((local for local in self.endpoints if local.key == pod.key), None))
 
 
 def fetch(api: Api) -> Fetched:

@@ -38,6 +38,8 @@ class PodMetadata(Wire):
     resource_version: str = ""
     labels: dict[str, str] | None = None
     annotations: PodAnnotations | None = None
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
 
 
 class Metadata(Wire):
@@ -80,10 +82,30 @@ class PodIP(Wire):
     ip: str = ""
 
 
+class Terminated(Wire):
+    """core/v1 ContainerStateTerminated: that it is there is all we need."""
+
+
+class ContainerState(Wire):
+    """core/v1 ContainerState."""
+
+    terminated: Terminated | None = None
+
+
+class ContainerStatus(Wire):
+    """core/v1 ContainerStatus."""
+
+    state: ContainerState | None = None
+
+
 class PodStatus(Wire):
     """core/v1 PodStatus."""
 
     phase: str = ""
+    start_time: str | None = None
+    container_statuses: list[ContainerStatus] | None = None
+    init_container_statuses: list[ContainerStatus] | None = None
+    ephemeral_container_statuses: list[ContainerStatus] | None = None
     pod_ip: str = field(default="", name="podIP")
     pod_ips: list[PodIP] | None = field(default=None, name="podIPs")
 

@@ -69,7 +69,7 @@ def _pod(namespace: str, name: str, cluster: Fetched) -> Place:
         raise WrongEnd(f"there is no pod {namespace}/{name}{_hint(namespace, name, cluster)}")
     label = f"{namespace}/{name}"
     if not pod.active:
-        raise WrongEnd(f"pod {label} has finished; its addresses may be another pod's by now")
+        raise WrongEnd(f"pod {label} has ended; its addresses may be another pod's by now")
     if pod.host_network:
         record = next((node for node in cluster.nodes if node.name == pod.node), None)
         addresses = _by_family(pod.addresses or (record.addresses if record else ()))
@@ -77,10 +77,21 @@ def _pod(namespace: str, name: str, cluster: Fetched) -> Place:
             raise WrongEnd(f"pod {label} is on its node's network, and has no address yet")
         note = f"{label} is on the network of {pod.node}: to policy it is the node, not a pod"
         return Place(f"{label} on {pod.node}'s network", addresses, None, pod.node, note)
-    if not pod.addresses:
+    claims = cluster.claims(pod)
+    if not claims:
         where = f"on {pod.node}; see `kubectl describe pod`" if pod.node else "and is on no node"
         raise WrongEnd(f"pod {label} has no address yet, {where}")
-    return Place(label, _by_family(pod.addresses), pod, pod.node)
+    snapshot = cluster.snapshot()
+    own = [address for address in claims if snapshot.pod_at(address) is pod]
+    if not own:
+        raise WrongEnd(f"pod {label} has no address any more: {_whose(claims[0], snapshot.pod_at(claims[0]))}")
+    return Place(label, _by_family(own), pod, pod.node)
+
+
+def _whose(address: str, owner: Pod | None) -> str:
+    if owner is None:
+        return f"{address} is leased to another one on this node"
+    return f"{address} is {owner.namespace}/{owner.name}'s by now"
 
 
 def _hint(namespace: str, name: str, cluster: Fetched) -> str:

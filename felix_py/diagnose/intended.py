@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from felix_py.agent.facts import Facts
@@ -13,7 +13,7 @@ from felix_py.plan.marks import OVERFLOW, Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.render import DISPATCH, class_set, mark_match
 from felix_py.plan.static import SetNames, StaticOptions
-from felix_py.records import Lease, SetSpec, Update, Words
+from felix_py.records import Lease, SetSpec, Update, Words, endpoint_of
 from felix_py.ruleset.model import Goto, InSet, MarkIs, Rule, Ruleset
 from felix_py.ruleset.run import Sets
 from policy.model import Direction, Family
@@ -61,8 +61,7 @@ def intended(
     facts = Facts(settings.node_name, settings.families, settings.cluster_cidrs, lambda: None)
     for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies, *cluster.pods):
         facts.upsert(record)
-    known = {pod.key for pod in cluster.pods}
-    attached = tuple(lease for lease in leases if (lease.namespace, lease.pod) in known)
+    attached = known(leases, cluster)
     complete = len(attached) == len(leases)
     for lease in attached:
         facts.attach(lease)
@@ -79,6 +78,13 @@ def intended(
         update.merge(planner.confirm())
     newest = tuple(lease for lease in attached if facts.is_attached(lease))
     return Intended(_present(update), facts, newest, complete)
+
+
+def known(leases: Iterable[Lease], cluster: Fetched) -> tuple[Lease, ...]:
+    """The leases whose pod the API server has: that very pod, not another one of its name."""
+    pods = {pod.key: pod for pod in cluster.pods}
+    ends = [(lease, pods.get((lease.namespace, lease.pod))) for lease in leases]
+    return tuple(lease for lease, pod in ends if pod is not None and endpoint_of(lease).stands_for(pod))
 
 
 def _present(update: Update) -> Update:

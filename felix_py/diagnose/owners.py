@@ -47,11 +47,12 @@ class Owners:
 
     def __init__(self, wanted: Intended, cluster: Fetched) -> None:
         self._engine = wanted.facts.engine
+        snapshot = cluster.snapshot()
         self._pods = {
             address: f"pod {pod.namespace}/{pod.name}"
             for pod in cluster.pods
-            if pod.active and not pod.host_network
             for address in pod.addresses
+            if snapshot.pod_at(address) is pod
         }
         self._keys: dict[str, ObjectKey] = {}
         for lease in wanted.leases:

@@ -16,7 +16,7 @@ from felix_py.diagnose import compare_objects
 from felix_py.diagnose.agent_says import AgentSays
 from felix_py.diagnose.compare_rules import RuleComparison
 from felix_py.diagnose.difference import Difference
-from felix_py.diagnose.intended import Intended, Settings, intended
+from felix_py.diagnose.intended import Intended, Settings, intended, known
 from felix_py.diagnose.live import Live
 from felix_py.diagnose.owners import Owners
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
@@ -84,10 +84,8 @@ def _notes(seen: Look, wanted: Intended, present: list[Lease]) -> Iterator[str]:
     elif not seen.agent.settled:
         yield "not every BGP peer is established, so learned routes that are too many do not count"
     if not wanted.complete:
-        known = {pod.key for pod in seen.cluster.pods}
-        pods = sorted(
-            {f"{lease.namespace}/{lease.pod}" for lease in present if (lease.namespace, lease.pod) not in known}
-        )
+        with_pod = known(present, seen.cluster)
+        pods = sorted({f"{lease.namespace}/{lease.pod}" for lease in present if lease not in with_pod})
         yield f"{', '.join(pods)}: still on this node, but not in the API any more, so not compared"
 
 

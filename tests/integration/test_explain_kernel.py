@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import permutations
+
 import pytest
 
 from felix_py.dataplane.backend import ToolError
@@ -16,7 +19,7 @@ from felix_py.ruleset.run import Outcome
 from policy.model import Direction, Family, Protocol
 from policy.names import policy_chain
 from tests.support.isolate import run
-from tests.support.small_node import POLICIES, SmallNode, lease
+from tests.support.small_node import FAR, POLICIES, TOOL, WEB, SmallNode, lease
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
@@ -67,6 +70,25 @@ def test_a_kernel_that_is_as_it_should_be_agrees_with_everything(node: SmallNode
                             assert view.agreement is ELSEWHERE
     # Also: this node lets pass what the other end's node will drop.
     assert outcomes == {(Outcome.ACCEPT, True), (Outcome.DROP, False), (Outcome.ACCEPT, False)}
+
+
+def test_explained_and_enforced_by_who_has_the_address_now(node: SmallNode) -> None:
+    """Objects of pods that have given their addresses up would allow what is denied, and deny what is allowed."""
+    for holder, labels in ((WEB, TOOL.labels), (TOOL, WEB.labels), (FAR, TOOL.labels)):
+        stale = replace(holder, name=f"was-{holder.name}", uid="s", labels=labels, deleted=True)
+        # Newer or older: what is leased here is known; elsewhere the newest counts.
+        node.cluster.pods.append(replace(stale, since="" if holder is FAR else "2026-01-01T00:00:00Z"))
+    node.apply()
+    with Live(node.backend) as kernel:
+        for source, destination in permutations(
+            ("shop/web-1", "shop/db-0", "dev/tool", "shop/web-2", "10.1.0.4"), 2
+        ):
+            for one in explained(node, kernel, source, destination):
+                wanted = [view.agreement for view in one.nodes if view.node == "node1"]
+                assert set(wanted) <= {AGREES}, text(one)
+    assert ask(node, "shop/web-1", "shop/db-0", (TCP, 5432)).explanation.allowed
+    assert not ask(node, "dev/tool", "shop/db-0", (TCP, 5432)).explanation.allowed
+    assert not node.verify().differences
 
 
 def test_a_hole_is_seen_and_the_rules_that_make_it_named(node: SmallNode) -> None:

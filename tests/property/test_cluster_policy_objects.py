@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from policy.evaluate import Snapshot, verdict
+from policy.evaluate import verdict
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -123,8 +123,7 @@ def broken_objects(draw: st.DrawFn, obj: dict[str, Any]) -> dict[str, Any]:
 
 def _allowed(cluster: Cluster, policy: ClusterPolicy, packets: list[Packet]) -> set[Packet]:
     others = {ref: one for ref, one in cluster.policies.items() if ref != policy.ref}
-    known = cluster.pods_as_known()
-    view = Snapshot(cluster.namespaces.values(), known, [*others.values(), policy], cluster.nodes.values())
+    view = replace(cluster, policies={**others, policy.ref: policy}).snapshot()
     return {packet for packet in packets if verdict(view, packet).allowed}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from felix_py.agent.view import ClusterView, Record
 from felix_py.records import NodeRecord
-from policy.evaluate import verdict
+from policy.evaluate import Snapshot, verdict
 from policy.model import LocalEndpoint, Namespace, NetworkPolicy, Node, ObjectKey, Pod
 from tests.property.test_policy_engine import EMPTY, Event, events, tables
 from tests.support.clusters import NAMESPACES, NODE, NUMBERS, WORLD, Cluster, clusters, packets, v4, v6
@@ -34,6 +34,8 @@ class Fed:
         place = (kind, key)
         match record:
             case LocalEndpoint():
+                if place in self.known and self.known[place].uid != record.uid:
+                    self.remembered.pop(key, None)
                 self.view.attach(record, self.known.get(("pod", key)))
             case None if kind == "endpoint":
                 self.view.detach(key)
@@ -47,8 +49,9 @@ class Fed:
             self.known.pop(place, None)
         else:
             self.known[place] = record
-        if kind in ("pod", "endpoint") and ("endpoint", key) in self.known and ("pod", key) in self.known:
-            self.remembered[key] = self.known["pod", key]
+        endpoint, pod = self.known.get(("endpoint", key)), self.known.get(("pod", key))
+        if endpoint is not None and pod is not None and endpoint.stands_for(pod):
+            self.remembered[key] = pod
 
     def check(self) -> None:
         """Against plain lists of what is known now."""
@@ -74,14 +77,9 @@ class Fed:
         return min(self.holders(address), default=None)
 
     def pod_at(self, address: str) -> Pod | None:
-        holders = self.holders(address)
-        claims = [
-            pod
-            for (kind, key), pod in self.known.items()
-            if kind == "pod" and pod.active and not pod.host_network
-            if address in pod.addresses or key in holders
-        ]
-        return min(claims, key=lambda pod: (pod.key not in holders, pod.key), default=None)
+        pods = [pod for (kind, _), pod in self.known.items() if kind == "pod"]
+        endpoints = [endpoint for (kind, _), endpoint in self.known.items() if kind == "endpoint"]
+        return Snapshot([], pods, [], [], endpoints).pod_at(address)
 
     def subject_at(self, address: str) -> Pod | None:
         key = self.endpoint_at(address)

@@ -105,6 +105,8 @@ class World:
                 self.pods.pop(key, None)
                 self.engine.remove_pod(key)
             case "endpoint", LocalEndpoint():
+                if key in self.endpoints and self.endpoints[key].uid != record.uid:
+                    self.remembered.pop(key, None)
                 self.endpoints[key] = record
                 self.engine.upsert_endpoint(record)
             case "endpoint", None:
@@ -113,8 +115,9 @@ class World:
                 self.engine.remove_endpoint(key)
             case _:
                 raise AssertionError(event)
-        if key in self.endpoints and key in self.pods:
-            self.remembered[key] = self.pods[key]
+        endpoint, pod = self.endpoints.get(key), self.pods.get(key)
+        if endpoint is not None and pod is not None and endpoint.stands_for(pod):
+            self.remembered[key] = pod
 
     def check_flush(self) -> None:
         for delta in self.engine.flush():
@@ -167,10 +170,9 @@ def fresh(world: World, cluster: Cluster) -> Engine:
 
 def undecided(cluster: Cluster, address: str) -> bool:
     """Whether what selects an endpoint is not known, as long as its namespace is not."""
-    # A finished pod has given its address back.
-    owners = [pod for pod in cluster.pods_as_known() if address in pod.addresses and pod.active]
+    owner = cluster.snapshot().pod_at(address)
     tiers = any(isinstance(policy, ClusterPolicy) for policy in cluster.policies.values())
-    return tiers and any(pod.namespace not in cluster.namespaces for pod in owners)
+    return tiers and owner is not None and owner.namespace not in cluster.namespaces
 
 
 @settings(max_examples=examples(400), deadline=None)
@@ -254,7 +256,7 @@ def test_an_event_that_says_nothing_new_changes_nothing(cluster: Cluster) -> Non
     for event in events(EMPTY, cluster):
         world.do(event)
     for pod in cluster.pods.values():
-        world.engine.upsert_pod(replace(pod, uid="another", node="another"))
+        world.engine.upsert_pod(replace(pod, node="another"))
     assert world.engine.flush() == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from hypothesis import strategies as st
@@ -67,19 +67,15 @@ class Cluster:
     endpoints: dict[ObjectKey, LocalEndpoint]
     nodes: dict[str, Node]
 
-    def pods_as_known(self) -> list[Pod]:
-        """The pods with the addresses of their endpoints, of which the API server may not have heard yet."""
-        return [
-            replace(pod, addresses=tuple({**dict.fromkeys(pod.addresses), **dict.fromkeys(local.addresses)}))
-            if (local := self.endpoints.get(pod.key))
-            else pod
-            for pod in self.pods.values()
-        ]
-
     def snapshot(self) -> Snapshot:
         """What the oracle looks at."""
-        pods = self.pods_as_known()
-        return Snapshot(self.namespaces.values(), pods, self.policies.values(), self.nodes.values())
+        return Snapshot(
+            self.namespaces.values(),
+            self.pods.values(),
+            self.policies.values(),
+            self.nodes.values(),
+            self.endpoints.values(),
+        )
 
 
 # --- labels and selectors ------------------------------------------------------------------------------------
@@ -201,21 +197,29 @@ named_ports: st.SearchStrategy[NamedPort] = st.builds(
 )
 
 
+UIDS = st.sampled_from(("", "u1", "u1", "u1", "u2"))
+"""Of a pod, and of the pod that an interface was made for: mostly the same, but names are used again."""
+
+
 @st.composite
 def pods(draw: st.DrawFn, number: int, place: int) -> Pod:
-    """Pod ``number`` with address ``place``, which is its alone, but finished pods have given theirs back."""
+    """Pod ``number`` with address ``place``, mostly its alone. Finished pods have given theirs back, and others
+    may do as if they had it still."""
     host_network = draw(st.integers(0, 7)) == 0
     active = draw(st.integers(0, 5)) > 0
-    place = place if active else draw(st.sampled_from(NUMBERS))
+    place = place if active and draw(st.integers(0, 4)) else draw(st.sampled_from(NUMBERS))
     own = draw(st.sampled_from(((v4(place), v6(place)), (v4(place),), (v6(place),), ())))
     return Pod(
         namespace=NAMESPACES[number % len(NAMESPACES)],
         name=f"pod{number}",
+        uid=draw(UIDS),
         labels=draw(labels),
         addresses=NODE if host_network else own,
         ports=tuple(draw(st.lists(named_ports, max_size=2))),
         host_network=host_network,
         active=active,
+        since=draw(st.sampled_from(("", "2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z"))),
+        deleted=draw(st.booleans()),
     )
 
 
@@ -234,6 +238,7 @@ def clusters(draw: st.DrawFn) -> Cluster:
             NAMESPACES[number % len(NAMESPACES)],
             f"pod{number}",
             draw(st.sampled_from(((v4(places[number]), v6(places[number])), (v4(places[number]),)))),
+            draw(UIDS),
         )
         for number in NUMBERS
         # Mostly pods' own, but the runtime may know a pod before or after the API server does.

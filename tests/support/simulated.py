@@ -28,7 +28,7 @@ def lease(endpoint: LocalEndpoint) -> Lease:
     container = f"{endpoint.namespace}-{endpoint.name}"
     addresses = {Family.V6 if ":" in address else Family.V4: address for address in endpoint.addresses}
     host = interface_name(container, "eth0")
-    return Lease(container, "eth0", "n", endpoint.namespace, endpoint.name, "u", host, addresses, 1.0)
+    return Lease(container, "eth0", "n", endpoint.namespace, endpoint.name, endpoint.uid, host, addresses, 1.0)
 
 
 def planned(cluster: Cluster) -> Planner:
@@ -130,9 +130,9 @@ class Judge:
 
     def _undecided(self, address: str) -> bool:
         """What selects an endpoint is not known as long as its namespace is not; everything is denied then."""
-        owners = [pod for pod in self._cluster.pods_as_known() if address in pod.addresses and pod.active]
+        owner = self._snapshot.pod_at(address)
         tiers = any(isinstance(policy, ClusterPolicy) for policy in self._cluster.policies.values())
-        return tiers and any(pod.namespace not in self._cluster.namespaces for pod in owners)
+        return tiers and owner is not None and owner.namespace not in self._cluster.namespaces
 
     def _path(self, packet: Packet) -> Path | None:
         source, destination = packet.source in self._interfaces, packet.destination in self._interfaces

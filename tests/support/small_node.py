@@ -17,7 +17,7 @@ from felix_py.plan.layout import interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
-from felix_py.records import Backend, Lease, NodeRecord
+from felix_py.records import Backend, Lease, NodeRecord, endpoints_of
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -121,6 +121,7 @@ class SmallNode:
             ],
         )
         self.leases = [lease(one) for one in (WEB, DB, TOOL)]
+        self.cluster.endpoints = endpoints_of(self.leases)
         self.agent_answers = True
         sysctl.set_up_host(tuple(Family))
         self._make_interfaces()

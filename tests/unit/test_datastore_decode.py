@@ -94,6 +94,54 @@ def test_pod_parts(part: Json, expected: Pod) -> None:
     assert change(PODS, {"metadata": meta(), **part}) == expected
 
 
+ENDED: Json = {"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+RUNS: Json = {"state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+WAITS: Json = {"state": {"waiting": {"reason": "ContainerCreating"}}, "lastState": ENDED["state"]}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "active"),
+    [
+        ({}, True),  # what is not told has not ended
+        ({"containerStatuses": []}, True),
+        ({"containerStatuses": [{}]}, True),
+        ({"containerStatuses": [{"state": {}}]}, True),
+        ({"containerStatuses": [WAITS]}, True),
+        ({"containerStatuses": [ENDED, RUNS]}, True),
+        ({"containerStatuses": [ENDED], "initContainerStatuses": [ENDED, RUNS]}, True),  # a sidecar
+        ({"containerStatuses": [ENDED], "ephemeralContainerStatuses": [RUNS]}, True),
+        ({"initContainerStatuses": [ENDED]}, True),
+        ({"containerStatuses": [ENDED, ENDED]}, False),
+        (
+            {"containerStatuses": [ENDED], "initContainerStatuses": [ENDED], "ephemeralContainerStatuses": None},
+            False,
+        ),
+    ],
+)
+def test_a_deleted_pod_claims_nothing_once_its_containers_have_ended(statuses: Json, active: bool) -> None:
+    deleted = meta(deletionTimestamp="2026-01-01T00:00:00Z", deletionGracePeriodSeconds=30)
+    found = change(PODS, {"metadata": deleted, "status": {"phase": "Running", **statuses}})
+    assert (found.active, found.deleted) == (active, True)
+    # One that is not deleted starts them again.
+    found = change(PODS, {"metadata": meta(), "status": {"phase": "Running", **statuses}})
+    assert (found.active, found.deleted) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("created", "started", "since"),
+    [
+        (None, None, ""),
+        ("2026-01-01T00:00:00Z", None, "2026-01-01T00:00:00Z"),
+        # It may wait for a node for long, and a node's clock may be behind.
+        ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-02T00:00:00Z"),
+        ("2026-01-01T00:00:00Z", "1970-01-01T00:00:09Z", "2026-01-01T00:00:00Z"),
+    ],
+)
+def test_since_when_a_pod_may_have_its_addresses(created: str | None, started: str | None, since: str) -> None:
+    obj = {"metadata": meta(creationTimestamp=created), "status": {"startTime": started}}
+    assert change(PODS, obj).since == since
+
+
 @pytest.mark.parametrize(
     ("annotations", "uid"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from felix_py.datastore.fetch import Fetched
@@ -10,6 +12,7 @@ from felix_py.records import NodeRecord
 from policy.model import (
     Family,
     IPBlock,
+    LocalEndpoint,
     NamedPort,
     Namespace,
     NetworkPolicy,
@@ -57,10 +60,33 @@ def test_addresses_are_whoever_has_them() -> None:
     assert (found.name, found.pod, found.addresses) == ("shop/web-1", CLUSTER.pods[0], {V6: "fd00:1::2"})
     found = place("203.0.113.9")
     assert (found.name, found.pod, found.node) == ("node n2", None, "n2")
-    found = place("10.1.0.3")  # of a pod that has finished
+    found = place("10.1.0.3")  # of a pod that has ended
     assert (found.name, found.pod, found.node) == ("10.1.0.3", None, "")
     assert "one of n1's pod addresses, but no pod has it" in found.note
     assert "Service" in place("10.96.0.10").note
+
+
+def test_who_has_an_address_that_two_pods_list() -> None:
+    """It is explained as the kernels have it: by the leases of this node, elsewhere by the newest claim."""
+    web = replace(CLUSTER.pods[0], uid="w", since="2026-01-01T00:00:00Z")
+    gone = Pod("dev", "gone", "g", "n1", addresses=web.addresses, since="2026-01-02T00:00:00Z", deleted=True)
+    cluster = replace(CLUSTER, pods=[web, gone])
+    with pytest.raises(WrongEnd, match=r"shop/web-1 has no address any more: 10\.1\.0\.2 is dev/gone's by now"):
+        find("web-1", "shop", cluster)
+    assert find("10.1.0.2", "shop", cluster).pod == gone
+    cluster.endpoints = (LocalEndpoint("shop", "web-1", web.addresses, "w"),)
+    with pytest.raises(WrongEnd, match=r"dev/gone has no address any more: 10\.1\.0\.2 is shop/web-1's by now"):
+        find("dev/gone", "shop", cluster)
+    assert find("10.1.0.2", "shop", cluster).pod == web
+    # What the node has leased counts before the API server has heard of it.
+    cluster.endpoints = (LocalEndpoint("shop", "web-1", ("10.1.0.77",), "w"),)
+    assert find("web-1", "shop", cluster).addresses == {V4: "10.1.0.77"}
+    # An interface that an earlier pod of that name has left is nobody's that is known.
+    cluster.endpoints = (LocalEndpoint("shop", "web-1", ("10.1.0.2",), "earlier"),)
+    assert find("10.1.0.2", "shop", cluster).pod is None
+    assert find("fd00:1::2", "shop", cluster).pod == gone
+    with pytest.raises(WrongEnd, match="is leased to another one on this node"):
+        find("web-1", "shop", cluster)
 
 
 def test_nodes_and_pods_on_their_network() -> None:
@@ -79,7 +105,7 @@ def test_nodes_and_pods_on_their_network() -> None:
         ("web", "there is no pod shop/web; there is shop/web-1, shop/web-2"),
         ("proxy", "there is no pod shop/proxy; there is kube-system/proxy"),
         ("nobody", "there is no pod shop/nobody"),
-        ("job", "has finished"),
+        ("job", "has ended"),
         ("new", "has no address yet, on n1; see `kubectl describe pod`"),
         ("newer", "has no address yet, and is on no node"),
         ("node/n9", "there is no node n9; there is n1, n2, n3"),
