@@ -30,11 +30,13 @@ from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.conntrack import Conntrack
+from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.monitor import Monitor
 from felix_py.ipam.store import AddressStore
 from felix_py.lab.runtime import CNIRuntime
 from felix_py.metrics import Metrics
+from felix_py.notices import Notices
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
@@ -215,8 +217,10 @@ async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: C
         await reconciler.settled()
         network.set_ready()
         Monitor(kernel, facts.has_interface, reconciler.look, reconciler.retry).start()
-        leases, interfaces = Leases(AddressStore(folder / "leases.db")), Interfaces()
-        server = CNIServer(Plugin(leases, interfaces, network), folder / "cni.sock", metrics)
+        store = AddressStore(folder / "leases.db")
+        store.elsewhere = ElsewhereLookup()
+        plugin = Plugin(Leases(store), Interfaces(), network, Notices(metrics))
+        server = CNIServer(plugin, folder / "cni.sock", metrics)
         await server.start()
         ready()
         await work

@@ -21,6 +21,7 @@ _MOST = 1000
 class NoticeKind(enum.StrEnum):
     """Kinds of notices: the label of the metric. docs/operations.md says of each what to do."""
 
+    ADDRESS_IN_USE = "address-in-use"
     LEASES_REBUILT = "leases-rebuilt"
     STRAY_INTERFACE = "stray-interface"
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"

@@ -216,6 +216,17 @@ def endpoint_of(lease: Lease) -> LocalEndpoint:
     return LocalEndpoint(lease.namespace, lease.pod, tuple(lease.addresses.values()), lease.uid)
 
 
+class Elsewhere(NamedTuple):
+    """An address, or a whole CIDR, that something else than a pod of ours uses.
+
+    ``how`` completes "it is …"; ``last`` is the last address concerned, as an integer.
+    """
+
+    what: str
+    how: str
+    last: int
+
+
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
     """A Node (core/v1): where it is reached, and which pod addresses are its own.

@@ -23,9 +23,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-import os
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -50,6 +47,7 @@ from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError, end_tools, find_backend
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.counters import read_counters
+from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.host_addresses import host_addresses
 from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
@@ -253,9 +251,11 @@ class Agent:
             store, alive = recover(config.state_dir / "leases.db", links, self._notices.say)
         leases = Leases(store)
         self._stack.callback(leases.close)
+        store.elsewhere = elsewhere = ElsewhereLookup()
+        self._stack.callback(elsewhere.close)
         interfaces = Interfaces()
         self._stack.callback(interfaces.close)
-        plugin = Plugin(leases, interfaces, self._network, timeout=config.cni_timeout)
+        plugin = Plugin(leases, interfaces, self._network, self._notices, timeout=config.cni_timeout)
         for lease in alive:
             self._facts.attach(lease)
         self._server = CNIServer(plugin, config.cni_socket, self._metrics)

@@ -24,8 +24,9 @@ from felix_py.cni.workers import Interfaces, Leases
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import LinkError, LinkExists, NoNamespace, PodLink, random_mac
 from felix_py.ipam.store import AddressStore, AddressUnavailable, Claim, LeaseKey, PoolExhausted
+from felix_py.notices import NoticeKind, Notices
 from felix_py.plan.layout import GATEWAY, HOST_MAC, interface_name
-from felix_py.records import Lease
+from felix_py.records import Elsewhere, Lease
 from policy.model import Family
 
 _EXPECTED = (CNIError, NetworkError, LinkError, OSError, sqlite3.Error)
@@ -36,13 +37,21 @@ class Plugin:
     """Decides. One event loop only; calls for one interface wait for each other, others run side by side."""
 
     def __init__(
-        self, leases: Leases, interfaces: Interfaces, network: Network, *, timeout: float = 10.0
+        self,
+        leases: Leases,
+        interfaces: Interfaces,
+        network: Network,
+        notices: Notices,
+        *,
+        timeout: float = 10.0,
     ) -> None:
         """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy."""
         self._leases = leases
         self._interfaces = interfaces
         self._network = network
+        self._notices = notices
         self._timeout = timeout
+        self._elsewhere: dict[str, Elsewhere] = {}
         self._locks: WeakValueDictionary[LeaseKey, asyncio.Lock] = WeakValueDictionary()
         self._commands: dict[Command, Callable[[Request], Awaitable[Result | None]]] = {
             Command.ADD: self._add,
@@ -116,7 +125,10 @@ class Plugin:
         """The claim's addresses, from our store or from the IPAM plugin that the configuration names."""
         if not request.config.delegate:
             cidrs = self._network.pod_cidrs()
-            return await self._leases.use(lambda store: store.allocate(claim, cidrs, wanted)), DNS()
+            try:
+                return await self._leases.use(lambda store: store.allocate(claim, cidrs, wanted)), DNS()
+            finally:
+                self._tell_skipped()
         given = await delegate(request, Command.ADD)
         addresses = [entry.address.partition("/")[0] for entry in given.ips]
         if not addresses:
@@ -125,6 +137,12 @@ class Plugin:
             return await self._leases.use(lambda store: store.record(claim, addresses)), given.dns
         except ValueError as error:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
+
+    def _tell_skipped(self) -> None:
+        for found in self._leases.take_skipped():
+            self._elsewhere[found.what] = found
+            text = f"{found.what} is not given to pods: it is {found.how}"
+            self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, text)
 
     def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
         mtu, label = self._network.mtu(), link_label(lease)

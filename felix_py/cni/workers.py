@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from felix_py.cni.batch import Batcher
 from felix_py.dataplane.links import LinkError, Links, PodLink
 from felix_py.ipam.store import AddressStore, AllocationError
-from felix_py.records import Lease
+from felix_py.records import Elsewhere, Lease
 from policy.model import Family
 
 T = TypeVar("T")
@@ -26,6 +26,11 @@ class Leases:
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface, at once."""
         return self._store.get(container, ifname)
+
+    def take_skipped(self) -> list[Elsewhere]:
+        """What was not given out since the last call, because something else uses it."""
+        skipped, self._store.skipped = self._store.skipped, {}
+        return list(skipped.values())
 
     async def use(self, action: Callable[[AddressStore], T]) -> T:
         """Have ``action`` done with the store; its changes are on disk when this returns.

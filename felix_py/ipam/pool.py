@@ -37,6 +37,11 @@ class Pool:
             last -= family is Family.V4
         return cls(str(network), family, first, last)
 
+    @property
+    def length(self) -> int:
+        """The prefix length."""
+        return int(self.cidr.partition("/")[2])
+
     def __contains__(self, number: int) -> bool:
         return self.first <= number <= self.last
 

@@ -18,14 +18,14 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from felix_py.ipam.pool import Pool, address_number, address_text
 from felix_py.plan.layout import interface_name
-from felix_py.records import Lease
+from felix_py.records import Elsewhere, Lease
 from policy.model import Family
 
 _SCHEMA_VERSION = 2
@@ -78,12 +78,15 @@ class PoolExhausted(AllocationError):
 
 
 class AddressUnavailable(AllocationError):
-    """A requested address is taken, or outside the pools."""
+    """A requested address is taken, outside the pools, or used by something else on this node."""
 
 
 class AlreadyLeased(AllocationError):
     """The interface has a lease already."""
 
+
+Lookup = Callable[[Family, int, int], Elsewhere | None]
+"""Whether something else than a pod of ours uses an address of a CIDR of that prefix length."""
 
 LeaseKey = tuple[str, str]
 """(container, ifname)."""
@@ -126,6 +129,10 @@ class AddressStore:
         self._boot = ""
         self._digest = 0
         self._newest = 0.0
+        self.elsewhere: Lookup = lambda _family, _number, _length: None
+        """Asked before an address is given out."""
+        self.skipped: dict[str, Elsewhere] = {}
+        """What was not given out for that, by :attr:`Elsewhere.what`; whoever reads it may clear it."""
         self._grouped = False
         self.created = False
         """Whether there was no store before."""
@@ -274,8 +281,7 @@ class AddressStore:
             if family in wanted:
                 continue
             if (free := self._free(candidates)) is None:
-                cidr_list = ", ".join(pool.cidr for pool in candidates)
-                raise PoolExhausted(f"no free address is left in {cidr_list}")
+                raise PoolExhausted(self._exhausted(candidates))
             pool, wanted[family] = free
             cursors[pool.cidr] = wanted[family]
         return self._insert(claim, wanted, cursors)
@@ -340,10 +346,19 @@ class AddressStore:
 
     def _free(self, pools: Sequence[Pool]) -> tuple[Pool, int] | None:
         for pool in pools:
-            number = pool.next(self._used[pool.family], self._cursors.get(pool.cidr))
-            if number is not None:
-                return pool, number
+            after, tried = self._cursors.get(pool.cidr), set()
+            while (number := pool.next(self._used[pool.family], after)) is not None and number not in tried:
+                if (found := self.elsewhere(pool.family, number, pool.length)) is None:
+                    return pool, number
+                self.skipped[found.what] = found
+                tried.add(number)
+                after = min(found.last, pool.last)
         return None
+
+    def _exhausted(self, pools: Sequence[Pool]) -> str:
+        text = f"no free address is left in {', '.join(pool.cidr for pool in pools)}"
+        others = [f"{found.what} is {found.how}" for found in list(self.skipped.values())[:3]]
+        return f"{text} (not given out: {', '.join(others)}, …)" if others else text
 
     def _requested(
         self, requested: Iterable[str], pools: Mapping[Family, Sequence[Pool]] | None
@@ -357,6 +372,9 @@ class AddressStore:
                 raise AddressUnavailable(f"{text} is not a pod address of the node's pod CIDRs")
             if (holder := self._used[family].get(number)) is not None:
                 raise AddressUnavailable(f"{text} is in use by container {holder[0]}")
+            length = next((p.length for p in (pools or {}).get(family, ()) if number in p), int(family.bits))
+            if found := self.elsewhere(family, number, length):
+                raise AddressUnavailable(f"{text} cannot be a pod's: {found.what} is {found.how}")
             wanted[family] = number
         return wanted
 

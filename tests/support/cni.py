@@ -17,6 +17,7 @@ from felix_py.cni.plugin import Plugin
 from felix_py.cni.recovery import recover
 from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
+from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.links import Links
 from felix_py.lab.runtime import CNIRuntime
 from felix_py.metrics import Metrics
@@ -81,7 +82,8 @@ class Node:
         with Links() as links:
             self.store, self.recovered = recover(self.database, links, self.notices.say, boot)
         self.leases, self.interfaces = Leases(self.store), Interfaces()
-        self.plugin = Plugin(self.leases, self.interfaces, self.network, timeout=self.timeout)
+        self.store.elsewhere = self.elsewhere = ElsewhereLookup()
+        self.plugin = Plugin(self.leases, self.interfaces, self.network, self.notices, timeout=self.timeout)
         self.server = CNIServer(self.plugin, self.socket, Metrics())
         await self.server.start()
 
@@ -89,6 +91,7 @@ class Node:
         await self.server.stop()
         self.interfaces.close()
         self.leases.close()
+        self.elsewhere.close()
 
     async def __aenter__(self) -> Node:
         await self.start()
