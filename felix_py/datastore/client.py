@@ -346,7 +346,7 @@ def _refusal(response: urllib3.BaseHTTPResponse) -> ApiError:
 def error_from_status(status: Status, code: int, retry_after: float = 0.0) -> ApiError:
     """The error that a Status object stands for. ``code`` and ``retry_after`` are those of the HTTP header."""
     details = status.details
-    wish = float(details.retry_after_seconds) if details else 0.0
+    wish = float(min(details.retry_after_seconds, int(_MOST_RETRY_AFTER))) if details else 0.0
     reason = status.reason
     if details and any(cause.reason == "ResourceVersionTooLarge" for cause in details.causes or ()):
         # Sent as 504 Timeout; only this tells "your version is from a future I lost" from a slow server.

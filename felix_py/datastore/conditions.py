@@ -23,7 +23,8 @@ from felix_py import log
 from felix_py.datastore import wire
 from felix_py.datastore.backoff import Clock, SystemClock
 from felix_py.datastore.client import Api, ApiError, Unreachable
-from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, Kind
+from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, Kind, Unreadable, raw_list
+from felix_py.datastore.wire import UNDECODABLE
 from policy.model import ClusterPolicy
 
 ACCEPTED = "felixpy.io/Accepted"
@@ -120,7 +121,7 @@ class ConditionWriter:
                 self._review(self._kinds[place[0]], place[1])
         except ApiError as error:
             self._failed(place, tries, error, again=error.status in _WORTH_A_TRY)
-        except (Unreachable, msgspec.MsgspecError) as error:
+        except (Unreachable, Unreadable, *UNDECODABLE) as error:
             self._failed(place, tries, error, again=True)
         except Exception:
             self._log.exception("defect in the condition writer")
@@ -142,24 +143,24 @@ class ConditionWriter:
         while not self._stop.is_set():
             try:
                 with self._api.request("GET", kind.path, query) as answer:
-                    page = _LIST.decode(answer.read())
+                    page, items = raw_list(answer.read())
             except ApiError as error:
                 if error.status == 404:
                     return  # this kind is not installed
                 raise
-            for raw in page.items or ():
+            for raw in items:
                 policy = kind.single(raw)
-                if isinstance(policy, ClusterPolicy) and _wanted_status(policy, raw) is not None:
+                if isinstance(policy, ClusterPolicy) and _is_wrong(policy, raw):
                     self.review(kind.name, policy.name)
-            if not page.metadata.continue_:
+            if not page.continue_:
                 return
-            query = {"limit": str(_PAGE), "continue": page.metadata.continue_}
+            query = {"limit": str(_PAGE), "continue": page.continue_}
 
     def _review(self, kind: Kind[ClusterPolicy], name: str) -> None:
         """Look at one policy as it is now, and write the condition that it should have, if it has another."""
         path = f"{kind.path}/{quote(name, safe='')}"
         with self._api.request("GET", path) as answer:
-            raw = msgspec.Raw(answer.read())
+            raw = answer.read()
         policy = kind.single(raw)
         status = _wanted_status(policy, raw) if isinstance(policy, ClusterPolicy) else None
         if status is None:
@@ -170,7 +171,15 @@ class ConditionWriter:
         self._log.info("condition set", kind=kind.name, object=name)
 
 
-def _wanted_status(policy: ClusterPolicy, raw: msgspec.Raw) -> dict[str, Any] | None:
+def _is_wrong(policy: ClusterPolicy, raw: bytes | msgspec.Raw) -> bool:
+    """Whether a policy's condition is not what it should be; not where its status is beyond reading."""
+    try:
+        return _wanted_status(policy, raw) is not None
+    except UNDECODABLE:
+        return False
+
+
+def _wanted_status(policy: ClusterPolicy, raw: bytes | msgspec.Raw) -> dict[str, Any] | None:
     """The merge patch (RFC 7386) that gives an object its condition; None if it has it. Others' stay."""
     seen = _SEEN.decode(raw)
     conditions = (seen.status.conditions if seen.status else None) or []
@@ -217,5 +226,4 @@ def _shortened(message: str) -> str:
 
 
 _SEEN = msgspec.json.Decoder(wire.Judged)
-_LIST = msgspec.json.Decoder(wire.ObjectList[msgspec.Raw])
 _MERGE_PATCH = "application/merge-patch+json"

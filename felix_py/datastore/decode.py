@@ -14,8 +14,9 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from felix_py.datastore import wire
+from felix_py.datastore import salvage, wire
 from felix_py.datastore.client import error_from_status
+from felix_py.datastore.wire import UNDECODABLE
 from felix_py.records import NodeRecord
 from policy.model import (
     ClusterPolicy,
@@ -39,8 +40,8 @@ P = TypeVar("P", NetworkPolicy, ClusterPolicy)
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 """Annotation of the bookmark that ends the first part of a WatchList (KEP-3157)."""
 
-_UNDECODABLE = (msgspec.MsgspecError, RecursionError)
-"""What decoding raises over bytes that are no JSON, or not of the shape, or nested a thousand times."""
+_LONGEST_REASON = 500
+"""Characters of a reason: it may quote what it is about."""
 
 _TERMINATED = frozenset({"Succeeded", "Failed"})
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
@@ -84,11 +85,16 @@ class Change(Generic[R]):
     initial_end: bool = False
 
 
+Salvage = Callable[[wire.Name, "dict[str, bytes]", str], R]
+"""Makes a record of an object that cannot be decoded as a whole: of its name, its members' bytes, and why it
+cannot."""
+
+
 class Kind(Generic[R]):
     """One kind of object to watch, and how it becomes a record.
 
     Each list and each line is first decoded as if every object in it were well-formed; only where that fails is
-    it decoded again, object by object.
+    it decoded again, object by object, and what the decoder cannot pass over is cut out (:mod:`salvage`).
     """
 
     def __init__(
@@ -100,9 +106,11 @@ class Kind(Generic[R]):
         key: Callable[[R], ObjectKey],
         wire_type: type[W],
         convert: Callable[[W], R],
+        salvage: Salvage[R] | None = None,
         optional: bool = False,
     ) -> None:
-        """``convert`` raises ValueError with the reason why an object cannot be used.
+        """``convert`` raises ValueError with the reason why an object cannot be used; so does ``salvage``, for
+        kinds of which an object must not be left out because a part of it is beyond reading.
 
         ``optional``: a custom resource, which a server has only while its CustomResourceDefinition is installed.
         """
@@ -112,6 +120,7 @@ class Kind(Generic[R]):
         self.key = key
         self.optional = optional
         self._convert: Callable[[Any], R] = convert
+        self._salvage = salvage
         self._object = msgspec.json.Decoder(wire_type)
         list_type: Any = wire.ObjectList
         line_type: Any = wire.WatchLine
@@ -127,20 +136,13 @@ class Kind(Generic[R]):
         try:
             page = self._list.decode(body)
             found = [self._record(item) for item in page.items or ()]
-        except msgspec.ValidationError:
-            page, found = self._careful_listing(body)
-        except _UNDECODABLE as error:
-            raise Unreadable(f"not a list: {error}") from error
-        return Listing(found, page.metadata.resource_version, page.metadata.continue_)
+            return Listing(found, page.metadata.resource_version, page.metadata.continue_)
+        except UNDECODABLE:
+            metadata, items = raw_list(body)
+            found = [self._careful_record(item) for item in items]
+            return Listing(found, metadata.resource_version, metadata.continue_)
 
-    def _careful_listing(self, body: bytes) -> tuple[wire.ObjectList[msgspec.Raw], list[R | Unusable]]:
-        try:
-            page = _LIST.decode(body)
-        except _UNDECODABLE as error:
-            raise Unreadable(f"not a list: {error}") from error
-        return page, [self._careful_record(item) for item in page.items or ()]
-
-    def single(self, body: msgspec.Raw) -> R | Unusable:
+    def single(self, body: bytes | msgspec.Raw) -> R | Unusable:
         """Decode one object."""
         return self._careful_record(body)
 
@@ -153,30 +155,32 @@ class Kind(Generic[R]):
         """
         try:
             event = self._line.decode(line)
-        except _UNDECODABLE:
+        except UNDECODABLE:
             return self._careful_change(line)
         if event.type not in _PRESENT or not event.object.metadata.name:
             return self._careful_change(line)
         return Change(self._record(event.object), event.object.metadata.resource_version)
 
     def _careful_change(self, line: bytes) -> Change[R]:
-        try:
-            event = _LINE.decode(line)
-            match event.type:
-                case "ADDED" | "MODIFIED" | "DELETED":
-                    meta = _NAMED.decode(event.object).metadata
-                    gone = event.type == "DELETED"
-                    what = Gone((meta.namespace, meta.name)) if gone else self._careful_record(event.object)
-                    return Change(what, meta.resource_version)
-                case "BOOKMARK":
-                    mark = _BOOKMARK.decode(event.object).metadata
-                    end = (mark.annotations or {}).get(INITIAL_EVENTS_END) == "true"
-                    return Change(None, mark.resource_version, end)
-                case "ERROR":
-                    raise error_from_status(_STATUS.decode(event.object), 500)
-        except _UNDECODABLE as error:
-            raise Unreadable(f"not a watch event: {error}") from error
-        raise Unreadable(f"unknown event type {event.type!r}")
+        what, obj = _raw_event(line)
+        match what:
+            case "ADDED" | "MODIFIED":
+                return Change(self._careful_record(obj), _name(obj).resource_version)
+            case "DELETED":
+                meta = _name(obj)
+                if not meta.name:
+                    raise Unreadable("an object without a readable name was deleted")
+                return Change(Gone((meta.namespace, meta.name)), meta.resource_version)
+            case "BOOKMARK":
+                try:
+                    mark = _BOOKMARK.decode(obj).metadata
+                except UNDECODABLE as error:
+                    raise Unreadable(f"not a bookmark: {error}") from error
+                end = (mark.annotations or {}).get(INITIAL_EVENTS_END) == "true"
+                return Change(None, mark.resource_version, end)
+            case "ERROR":
+                raise error_from_status(_status(obj), 500)
+        raise Unreadable(f"unknown event type {what[:100]!r}")
 
     def _record(self, decoded: Any) -> R | Unusable:
         try:
@@ -186,23 +190,85 @@ class Kind(Generic[R]):
         except Exception as error:
             # A defect of ours in one object's conversion must not keep all others from being known.
             reason = f"{type(error).__name__}: {error}"
-        meta = decoded.metadata
-        return Unusable((meta.namespace, meta.name), meta.uid, reason)
+        return _unusable(decoded.metadata, reason)
 
-    def _careful_record(self, raw: msgspec.Raw) -> R | Unusable:
+    def _careful_record(self, raw: bytes | msgspec.Raw) -> R | Unusable:
         try:
             return self._record(self._object.decode(raw))
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             reason = str(error)
+        meta = _name(raw)
+        if self._salvage is None:
+            return _unusable(meta, reason)
         try:
-            meta = _NAMED.decode(raw).metadata
-        except msgspec.MsgspecError:
-            return Unusable(("", ""), "", reason)
-        return Unusable((meta.namespace, meta.name), meta.uid, reason)
+            return self._salvage(meta, salvage.members(bytes(raw)), reason[:_LONGEST_REASON])
+        except (ValueError, RecursionError) as error:
+            return _unusable(meta, f"{reason}; {error}")
+
+
+def raw_list(body: bytes) -> tuple[wire.ListMeta, list[bytes | msgspec.Raw]]:
+    """A page of a list: what it says of itself, and each object's bytes.
+
+    Raises:
+        Unreadable: it is not a list.
+    """
+    try:
+        page = _LIST.decode(body)
+        return page.metadata, [*(page.items or ())]
+    except UNDECODABLE as error:
+        reason = error
+    try:
+        parts = salvage.members(body)
+        items = parts.get("items", b"null")
+        return _LIST_META.decode(parts["metadata"]), [*salvage.elements(items)] if items != b"null" else []
+    except (KeyError, *UNDECODABLE):
+        raise Unreadable(f"not a list: {reason}") from reason
+
+
+def _raw_event(line: bytes) -> tuple[str, bytes | msgspec.Raw]:
+    try:
+        event = _LINE.decode(line)
+        return event.type, event.object
+    except UNDECODABLE as error:
+        reason = error
+    try:
+        parts = salvage.members(line)
+        return salvage.text(parts["type"]), parts["object"]
+    except (KeyError, ValueError):
+        raise Unreadable(f"not a watch event: {reason}") from reason
+
+
+def _name(raw: bytes | msgspec.Raw) -> wire.Name:
+    """Whatever can be read of an object's name; all empty where that is nothing."""
+    try:
+        return _NAMED.decode(raw).metadata
+    except UNDECODABLE:
+        pass
+    try:
+        parts = salvage.members(salvage.members(bytes(raw))["metadata"])
+    except (KeyError, ValueError):
+        return wire.Name("")
+    name, namespace, uid, version = (
+        salvage.text(parts.get(field, b"")) for field in ("name", "namespace", "uid", "resourceVersion")
+    )
+    return wire.Name(name, namespace, uid, version)
+
+
+def _status(raw: bytes | msgspec.Raw) -> wire.Status:
+    try:
+        return _STATUS.decode(raw)
+    except UNDECODABLE:
+        return wire.Status(message="an error that cannot be read")
+
+
+def _unusable(meta: Any, reason: str) -> Unusable:
+    key = (meta.namespace, meta.name) if meta.name else ("", "")
+    return Unusable(key, meta.uid, reason[:_LONGEST_REASON])
 
 
 _PRESENT = frozenset({"ADDED", "MODIFIED"})
 _LIST = msgspec.json.Decoder(wire.ObjectList[msgspec.Raw])
+_LIST_META = msgspec.json.Decoder(wire.ListMeta)
 _LINE = msgspec.json.Decoder(wire.WatchLine[msgspec.Raw])
 _NAMED = msgspec.json.Decoder(wire.Named)
 _BOOKMARK = msgspec.json.Decoder(wire.Bookmark)
@@ -310,20 +376,35 @@ def _policy(policy: wire.WirePolicy) -> NetworkPolicy:
 
 
 def _parsed(policy: wire.WirePolicy, parse: Callable[[object], P]) -> P:
-    """A spec that is beyond decoding is one of which nothing is understood: it fails closed, as such do."""
+    """A spec that is beyond reading is one of which nothing is understood: it fails closed, as such do."""
     metadata = policy.metadata
     named = {"namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid}
-    spec: object = None
     unreadable: tuple[str, ...] = ()
     try:
         spec = msgspec.json.decode(policy.spec) if policy.spec else None
-    except _UNDECODABLE as error:
-        spec, unreadable = "unreadable", (f"spec: cannot be read: {error}",)
-    try:
-        found = parse({"metadata": named, "spec": spec})
+        return parse({"metadata": named, "spec": spec})
     except Rejected as error:
         raise ValueError(str(error)) from error
-    return replace(found, problems=unreadable + found.problems) if unreadable else found
+    except UNDECODABLE as error:
+        unreadable = (f"spec: cannot be read: {str(error)[:_LONGEST_REASON]}",)
+    try:
+        closed = parse({"metadata": named, "spec": "unreadable"})
+    except Rejected as error:
+        raise ValueError(str(error)) from error
+    return replace(closed, problems=unreadable + closed.problems)
+
+
+def _salvaged(parse: Callable[[object], P]) -> Salvage[P]:
+    """A policy of which something beside its spec is beyond reading: what the spec says is in force all the
+    same."""
+
+    def salvaged(meta: wire.Name, parts: dict[str, bytes], reason: str) -> P:
+        metadata = wire.PolicyMetadata(meta.name, meta.namespace, meta.uid)
+        understood: P = _parsed(wire.WirePolicy(metadata, msgspec.Raw(parts.get("spec", b""))), parse)
+        problems = (f"cannot be read wholly: {reason}", *understood.problems)
+        return replace(understood, problems=problems)
+
+    return salvaged
 
 
 def _node(node: wire.WireNode) -> NodeRecord:
@@ -368,6 +449,7 @@ POLICIES = Kind(
     key=lambda policy: policy.key,
     wire_type=wire.WirePolicy,
     convert=_policy,
+    salvage=_salvaged(parse_network_policy),
 )
 
 
@@ -383,6 +465,7 @@ def _cluster_kind(
         key=lambda policy: policy.key,
         wire_type=wire.WirePolicy,
         convert=lambda policy: _parsed(policy, parse),
+        salvage=_salvaged(parse),
         optional=True,
     )
 

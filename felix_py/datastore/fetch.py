@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from felix_py.datastore import wire
-from felix_py.datastore.client import Api, ApiError
+from felix_py.datastore.client import Api, ApiError, Unreachable
 from felix_py.datastore.decode import (
     CLUSTER_POLICY_KINDS,
     NAMESPACES,
@@ -17,6 +17,7 @@ from felix_py.datastore.decode import (
     PODS,
     POLICIES,
     Kind,
+    Unreadable,
     Unusable,
 )
 from felix_py.datastore.store import Problem
@@ -59,7 +60,7 @@ def fetch(api: Api) -> Fetched:
 
     Raises:
         ApiError: the server refuses.
-        Unreachable: it does not answer.
+        Unreachable: it does not answer, or not with what it should.
     """
     found = Fetched()
     found.namespaces = _list(api, NAMESPACES, found)
@@ -80,12 +81,16 @@ def container_ports(api: Api, pod: ObjectKey) -> list[tuple[Protocol, int]]:
 
     Raises:
         ApiError: the server refuses; 404: the pod is gone.
-        Unreachable: it does not answer.
+        Unreachable: it does not answer, or not with what it should.
     """
     namespace, name = pod
     query = {"fieldSelector": f"metadata.name={name}"}  # needs the right to list pods, and not another one
     with api.request("GET", f"/api/v1/namespaces/{quote(namespace)}/pods", query) as answer:
-        found = msgspec.json.decode(answer.read(), type=wire.ObjectList[wire.WirePod]).items
+        body = answer.read()
+    try:
+        found = msgspec.json.decode(body, type=wire.ObjectList[wire.WirePod]).items
+    except wire.UNDECODABLE as error:
+        raise Unreachable(f"not a list of pods: {error}") from error
     if not found:
         raise ApiError(404, "NotFound", f'pods "{name}" not found')
     spec = found[0].spec
@@ -103,6 +108,8 @@ def _list(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
         try:
             with api.request("GET", kind.path, query) as answer:
                 page = kind.listing(answer.read())
+        except Unreadable as error:
+            raise Unreachable(str(error)) from error
         except ApiError as error:
             if error.status == 404 and kind.optional:
                 into.absent.add(kind.name)

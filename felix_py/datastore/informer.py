@@ -406,6 +406,9 @@ class Reflector(Generic[R]):
         complete = False
         version = ""
         for change in changes:
+            if self._version and isinstance(change.what, Unusable) and not change.what.key[1]:
+                # Which object has changed cannot be told: a list says which are still understood.
+                raise Unreadable(f"an event of an object without a readable name: {change.what.reason}")
             if change.what is not None:
                 found.append(change.what)
             if change.initial_end and not self._version:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,10 @@ from felix_py.records import NodeRecord
 from policy.model import ClusterPolicy, Namespace, NetworkPolicy, ObjectKey, Pod, PolicyKind
 
 R = TypeVar("R")
+
+_LONGEST_REASON = 2000
+"""Characters: a policy may have a thousand problems, and the reason goes to the log, to /status and into an
+Event."""
 
 Record = Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord
 
@@ -146,6 +150,7 @@ class Table(Generic[R]):
             events.append(Deleted(record))  # type: ignore[arg-type]
 
     def _note(self, problem: Problem) -> None:
+        problem = replace(problem, reason=problem.reason[:_LONGEST_REASON])
         if self._problems.get(problem.key) != problem:
             self._problems[problem.key] = problem
             self._on_problem(problem)

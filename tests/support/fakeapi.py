@@ -27,6 +27,9 @@ BASELINE_ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/baselineadmin
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES, DEFINITIONS)
 
+SPOILT = "@spoilt@"
+"""A string in an object that is sent as other bytes, which may be no JSON at all."""
+
 Json = dict[str, Any]
 Key = tuple[str, str, str]
 """(collection path, namespace, name)."""
@@ -112,6 +115,7 @@ class FakeApi:
     requests: list[Request] = field(default_factory=list)
     objects: dict[Key, Json] = field(default_factory=dict)
     events: dict[tuple[str, str], Json] = field(default_factory=dict)
+    spoilt: bytes = b"null"
 
     def __post_init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())
@@ -470,7 +474,7 @@ class Exchange:
 
     def send(self, code: int, body: Json, headers: dict[str, str] | None = None) -> None:
         """A whole answer."""
-        data = json.dumps(body).encode()
+        data = self._bytes(body)
         self._handler.send_response(code)
         for name, value in (headers or {}).items():
             self._handler.send_header(name, value)
@@ -500,7 +504,10 @@ class Exchange:
 
     def event(self, what: str, obj: Json) -> None:
         """One line of a watch."""
-        self.raw(json.dumps({"type": what, "object": obj}).encode() + b"\n")
+        self.raw(self._bytes({"type": what, "object": obj}) + b"\n")
+
+    def _bytes(self, body: Json) -> bytes:
+        return json.dumps(body).encode().replace(json.dumps(SPOILT).encode(), self.api.spoilt)
 
     def bookmark(self, version: int, annotations: dict[str, str] | None = None) -> None:
         """A bookmark."""

@@ -9,7 +9,8 @@ import pytest
 from felix_py.datastore.client import Api
 from felix_py.datastore.informer import Timing
 from tests.support import fakeapi, faults
-from tests.support.fakeapi import PODS, FakeApi, pod
+from tests.support.badbytes import SPOILT_VALUES
+from tests.support.fakeapi import PODS, SPOILT, FakeApi, pod
 from tests.support.watching import QUICK, ScriptedClock, configuration, on_loop, watching
 
 # --- what cannot be understood ---------------------------------------------------------------------------------
@@ -84,6 +85,61 @@ async def test_invalid_object_inside_a_list_spoils_only_itself(watch_list: bool)
             assert watch.names() == {"a", "z"}
             assert [(p.kind, p.key, p.uid) for p in watch.problems] == [("Pod", ("default", "bad"), "uid-bad")]
             assert "not an address" in watch.problems[0].reason
+
+
+@on_loop
+@pytest.mark.parametrize("watch_list", [True, False])
+@pytest.mark.parametrize("value", [value for value in SPOILT_VALUES if b"\n" not in value])
+async def test_no_bytes_of_one_object_make_the_agent_list_for_ever(value: bytes, watch_list: bool) -> None:
+    """In the list, and in a watch: everything else is known, nothing is asked for twice."""
+    with FakeApi(watch_list=watch_list, spoilt=value) as api:
+        api.put(PODS, pod("a"))
+        api.put(PODS, pod("bad", labels={"team": SPOILT}))
+        api.put(PODS, pod("z"))
+        async with watching(api) as watch:
+            await watch.until_listed()
+            asked = 1 if watch_list else 3
+            await asyncio.to_thread(api.wait_for, lambda: len(api.verbs()) == asked)
+            api.put(PODS, pod("worse") | {"spec": SPOILT})
+            api.put(PODS, pod("last"))
+            await watch.until(lambda: "last" in watch.names())
+            assert {"a", "z", "last"} <= watch.names()
+            lost = {problem.key[1] for problem in watch.store.problems}
+            assert watch.names() | lost == {"a", "bad", "z", "worse", "last"}
+            assert all(problem.reason for problem in watch.store.problems)
+            assert len(api.verbs()) == asked
+
+
+@on_loop
+async def test_an_event_of_an_object_without_a_readable_name_is_cleared_up_by_one_list() -> None:
+    with FakeApi(spoilt=b'"\xff"') as api:
+        api.put(PODS, pod("a"))
+        async with watching(api) as watch:
+            await watch.until_listed()
+            api.put(PODS, pod(SPOILT))
+            api.put(PODS, pod("z"))
+            await watch.until_names("a", "z")
+            assert [problem.key for problem in watch.store.problems] == [("", "")]
+            api.put(PODS, pod("last"))
+            await watch.until(lambda: "last" in watch.names())
+            assert api.verbs().count("watchlist") == 2
+
+
+@on_loop
+async def test_refusals_of_any_bytes_are_refusals() -> None:
+    """As of a proxy in between: wherever they come, the agent asks again later."""
+    for value in SPOILT_VALUES:
+        with FakeApi(spoilt=value) as api:
+            for place in ("message", "code", "reason", "details"):
+                body = fakeapi.status(500, "InternalError", "x") | {place: SPOILT}
+                api.fault("watchlist", lambda exchange, body=body: exchange.send(500, body) or True)
+            api.fault("watchlist", faults.error_event(500, SPOILT))
+            details = {"retryAfterSeconds": SPOILT, "causes": [{"reason": SPOILT}]}
+            refused = fakeapi.status(429, "TooManyRequests", "x", details)
+            api.fault("list", lambda exchange, body=refused: exchange.send(429, body) or True)
+            api.put(PODS, pod("a"))
+            async with watching(api) as watch:
+                await watch.until_names("a")
 
 
 @on_loop
