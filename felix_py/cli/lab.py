@@ -65,28 +65,33 @@ def _lab(name: str, state_root: Path) -> Lab:
 
 @lab.command()
 def up(
-    nodes: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="How many nodes.")] = 2,
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, metavar="N", help="How many nodes. [default: 2]", show_default=False),
+    ] = None,
     ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 only.")] = False,
     dual_stack: Annotated[bool, typer.Option("--dual-stack", help="IPv4 and IPv6.")] = False,
     backend: Annotated[
-        str, typer.Option(metavar="auto|legacy|nft", help="iptables backend of the nodes.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            metavar="auto|legacy|nft", help="iptables backend of the nodes. [default: auto]", show_default=False
+        ),
+    ] = None,
     no_pods: Annotated[bool, typer.Option("--no-pods", help="Start no example pods.")] = False,
     name: Name = "lab",
     state_root: StateRoot = _ROOT,
 ) -> None:
-    """Bring a lab up. Does nothing when it is up already."""
+    """Bring a lab up. One that is there keeps its shape; what of it has died is started again."""
     with _errors():
         from felix_py.lab.build import Options
-        from felix_py.lab.state import Shape
 
         if ipv6 and dual_stack:
             raise ConfigError("--ipv6 and --dual-stack exclude each other")
-        if backend not in ("auto", "legacy", "nft"):
+        if backend not in (None, "auto", "legacy", "nft"):
             raise ConfigError(f"--backend {backend}: must be auto, legacy or nft")
-        shape = Shape(nodes, (6,) if ipv6 else (4, 6) if dual_stack else (4,), backend)
-        options = Options(shape, None) if no_pods else Options(shape)
         it = _lab(name, state_root)
+        shape = it.shape(nodes, (6,) if ipv6 else (4, 6) if dual_stack else None, backend)
+        options = Options(shape, None) if no_pods else Options(shape)
         with _progress() as say:
             made = it.up(options, say)
         _show_end(it, made)
@@ -140,7 +145,7 @@ def down(
 ) -> None:
     """Remove a lab, whatever state it is in."""
     with _errors():
-        names = _lab("lab", state_root).state.lab_names() if every else [name]
+        names = _lab("lab", state_root).all_names() if every else [name]
         for one in names:
             removed = _lab(one, state_root).down()
             typer.echo(f"lab {one!r} is gone" if removed else f"there is no lab {one!r}")
@@ -284,7 +289,7 @@ def logs(
         str | None,
         typer.Option(
             metavar="PROGRAM",
-            help="agent or bgp; on tor bird; of the whole lab: kubelet or apiserver. [default: agent, bird]",
+            help="agent or bgp; on tor bird; the lab's own kubelet, apiserver, keeper. [default: agent, bird]",
             show_default=False,
         ),
     ] = None,

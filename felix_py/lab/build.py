@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
-import secrets
-import socket
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 import msgspec
 import yaml  # type: ignore[import-untyped]
 
 from felix_py.lab import machines, topology
-from felix_py.lab.apiclient import ApiClient, Obj
-from felix_py.lab.namespaces import NETNS_DIR, CommandError, run
-from felix_py.lab.state import LabError, Phase, Process, Record, Shape, StateDir, start
+from felix_py.lab.apiclient import ApiClient, ApiError, Obj
+from felix_py.lab.namespaces import CommandError, run
+from felix_py.lab.processes import start
+from felix_py.lab.state import LabError, LabProgram, Listener, Phase, Record, Shape, StateDir
 from felix_py.lab.topology import TOR, machine_netns
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "examples"
@@ -28,53 +30,71 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "examples"
 EXAMPLE_PODS = "00-pods.yaml"
 _POLL = 0.05
 _PATIENCE = 60.0
+_ANSWER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to bring up. ``manifest`` None: no pods."""
+    """What to bring up. ``shape`` None: as it is, or else two nodes. ``manifest`` None: no pods."""
 
-    shape: Shape = field(default_factory=Shape)
+    shape: Shape | None = None
     manifest: Path | None = EXAMPLES / EXAMPLE_PODS
     keep_failed: bool = False
 
 
 class Builder:
-    """Makes one lab. The record is on disk before anything it describes exists."""
+    """Makes one lab, or starts again what of it has died.
 
-    def __init__(self, state: StateDir, options: Options, say: Callable[[str], None]) -> None:
+    The record is on disk before anything that it describes exists.
+    """
+
+    def __init__(self, state: StateDir, record: Record, say: Callable[[str], None]) -> None:
         self._state = state
-        self._shape = options.shape
-        self._manifest = options.manifest
         self._say = say
-        self._nodes = topology.nodes(options.shape.nodes, options.shape.address_families)
-        self._record = Record(name=state.name, token=secrets.token_hex(16), shape=options.shape)
+        self._nodes = topology.nodes(record.shape.nodes, record.shape.address_families)
+        self._record = record
+        self._fail_fast = True
 
-    async def build(self) -> None:
+    async def build(self, manifest: Path | None) -> None:
         """Make everything and wait until it works.
 
         Raises:
             LabError: something does not; the message has what its log says.
         """
-        objects = _load(self._manifest)
+        objects = _load(manifest)
         self._state.write(self._record)
         try:
             self._say("router, links and nodes")
             machines.make_network(self._record.name, self._nodes)
-            self._start_machine(TOR, machines.prepare_router(self._state, self._record, self._nodes))
+            self._add_machine(TOR, machines.prepare_router(self._state, self._record, self._nodes))
+            await self._start_keeper()
             self._say("API server")
-            self._start_apiserver()
+            self._add_apiserver()
             await self._wait("the API server", self._apiserver_ready, "apiserver")
             kubeconfig = _node_kubeconfig(self._state.kubeconfig, self._nodes[0])
             for node in self._nodes:
-                self._start_machine(node.name, machines.prepare_node(self._state, self._record, node, kubeconfig))
+                self._add_machine(node.name, machines.prepare_node(self._state, self._record, node, kubeconfig))
             await self._wait("the nodes' mounts", self._machines_ready)
-            self._start("kubelet", "felix_py.lab.kubelet", str(self._state.root), self._state.name)
+            self._add("kubelet", "felix_py.lab.kubelet", str(self._state.root), self._state.name)
             async with ApiClient(self._state.kubeconfig) as api:
                 await self._populate(api, objects)
         except (CommandError, OSError) as error:
             raise LabError(str(error)) from error
         self._note(phase=Phase.UP)
+
+    async def revive(self) -> None:
+        """Start the keeper if it has died, which starts what else has, and wait until all of it works.
+
+        Raises:
+            LabError: something does not; the lab stays as it is.
+        """
+        self._fail_fast = False
+        await self._start_keeper()
+        await self._wait_until_none("programs start:", self._ended)
+        await self._wait("the API server", self._apiserver_ready, "apiserver")
+        await self._wait("the nodes' mounts", self._machines_ready)
+        async with ApiClient(self._state.kubeconfig) as api:
+            await self._wait_until_none("nodes become Ready", lambda: _unready_nodes(api, self._nodes), "kubelet")
 
     async def _populate(self, api: ApiClient, objects: list[Obj]) -> None:
         pods = [obj for obj in objects if obj["kind"] == "Pod"]
@@ -94,42 +114,75 @@ class Builder:
 
     # --- processes ---------------------------------------------------------------------------------------
 
-    def _start(self, name: str, module: str, *argv: str, pass_fds: tuple[int, ...] = ()) -> None:
-        command = [sys.executable, "-m", module, *argv]
-        self._note(name, start(self._record, command, self._state.log(name), pass_fds))
+    async def _start_keeper(self) -> None:
+        if self._keeper_pid():
+            return
+        argv = [sys.executable, "-m", "felix_py.lab.keeper", str(self._state.root), self._state.name]
+        child = start(self._state.path, argv, self._state.log("keeper"))
 
-    def _start_machine(self, name: str, spec: Path) -> None:
-        self._start(name, "felix_py.lab.machine", str(spec))
+        async def missing() -> list[str]:
+            if child.poll() is not None:
+                raise LabError(f"the keeper died:\n{_tail(self._state.log('keeper'))}")
+            return [] if self._keeper_pid() else ["the keeper"]
 
-    def _note(self, name: str = "", process: Process | None = None, phase: Phase | None = None) -> None:
-        processes = self._record.processes | ({name: process} if process else {})
+        await self._wait_until_none("", missing)
+        child.returncode = 0  # it stays behind on purpose: no warning when this object goes
+
+    def _keeper_pid(self) -> int:
+        state = self._state.read_keeper()
+        return state.keeper.pid if state and state.keeper.alive else 0
+
+    def _add(self, name: str, module: str, *argv: str, listen: tuple[Listener, ...] = ()) -> None:
+        program = LabProgram(name, (sys.executable, "-m", module, *argv), listen)
+        self._note((*self._record.programs, program))
+        if keeper := self._keeper_pid():
+            os.kill(keeper, signal.SIGHUP)
+
+    def _add_machine(self, name: str, spec: Path) -> None:
+        self._add(name, "felix_py.lab.machine", str(spec))
+
+    def _note(self, programs: tuple[LabProgram, ...] = (), phase: Phase | None = None) -> None:
         self._record = msgspec.structs.replace(
-            self._record, processes=processes, phase=phase or self._record.phase
+            self._record, programs=programs or self._record.programs, phase=phase or self._record.phase
         )
         self._state.write(self._record)
 
-    def _start_apiserver(self) -> None:
-        """On the router's address for the nodes, and on a free loopback port for kubectl."""
+    def _add_apiserver(self) -> None:
+        """On a free loopback port for kubectl, and on the router's address for the nodes."""
         family = self._nodes[0].families[0]
-        netns = NETNS_DIR / machine_netns(self._record.name, TOR)
-        with (
-            socket.create_server(("127.0.0.1", 0), backlog=512) as outside,
-            machines.listen_in(netns, topology.API_ADDRESS[family], topology.API_PORT) as inside,
-        ):
-            fds = (outside.fileno(), inside.fileno())
-            # The order counts: the first address is that of the administrator's kubeconfig.
-            options = [word for fd in fds for word in ("--fd", str(fd))]
-            self._state.apiserver.mkdir()
-            services = ",".join(topology.SERVICE_CIDRS[family] for family in self._nodes[0].families)
-            assets = os.environ.get("KUBEBUILDER_ASSETS")
-            module = "felix_py.lab.kube_apiserver" if assets else "felix_py.lab.apiserver"
-            argv = ["--state-dir", str(self._state.apiserver), "--service-cidr", services, *options]
-            self._start("apiserver", module, *argv, pass_fds=fds)
+        # The order counts: the first address is that of the administrator's kubeconfig.
+        listen = (
+            Listener("", "127.0.0.1", 0),
+            Listener(machine_netns(self._record.name, TOR), topology.API_ADDRESS[family], topology.API_PORT),
+        )
+        self._state.apiserver.mkdir()
+        services = ",".join(topology.SERVICE_CIDRS[family] for family in self._nodes[0].families)
+        assets = os.environ.get("KUBEBUILDER_ASSETS")
+        module = "felix_py.lab.kube_apiserver" if assets else "felix_py.lab.apiserver"
+        more = ("--assets", str(Path(assets).absolute())) if assets else ("--keep",)
+        argv = ("--state-dir", str(self._state.apiserver), "--service-cidr", services, *more)
+        self._add("apiserver", module, *argv, listen=listen)
 
     # --- waiting -----------------------------------------------------------------------------------------
 
+    async def _ended(self) -> list[str]:
+        """Programs that do not run."""
+        state = self._state.read_keeper()
+        kept = state.programs if state else {}
+        return [
+            program.name
+            for program in self._record.programs
+            if not (program.name in kept and (process := kept[program.name].process) and process.alive)
+        ]
+
     async def _apiserver_ready(self) -> bool:
-        return (self._state.apiserver / "ready").exists()
+        if not (self._state.apiserver / "ready").exists():
+            return False
+        with contextlib.suppress(aiohttp.ClientError, ApiError, TimeoutError):
+            async with asyncio.timeout(_ANSWER), ApiClient(self._state.kubeconfig) as api:
+                await api.raw("/readyz")
+                return True
+        return False
 
     async def _machines_ready(self) -> bool:
         names = [TOR, *(node.name for node in self._nodes)]
@@ -164,16 +217,19 @@ class Builder:
     async def _wait_until_none(
         self, what: str, missing: Callable[[], Awaitable[list[str]]], log: str = ""
     ) -> None:
-        """Poll until ``missing`` is empty; fail when a process of the lab died, or after a minute."""
+        """Poll until ``missing`` is empty; fail after a minute, or when a program of a new lab has died."""
         deadline = time.monotonic() + _PATIENCE
         while left := await missing():
-            dead = [name for name, process in self._record.processes.items() if not process.alive]
-            if dead:
-                raise LabError(f"{dead[0]} died:\n{_tail(self._state.log(dead[0]))}")
+            if self._fail_fast and (dead := self._died()):
+                raise LabError(f"{dead} died:\n{_tail(self._state.log(dead))}")
             if time.monotonic() > deadline:
                 shown = f"{what} {', '.join(left)}".strip()
                 raise LabError(f"after {_PATIENCE:.0f} s still waiting for: {shown}{self._hints(log)}")
             await asyncio.sleep(_POLL)
+
+    def _died(self) -> str:
+        state = self._state.read_keeper()
+        return next((name for name, kept in state.programs.items() if kept.restarts), "") if state else ""
 
     def _hints(self, log: str) -> str:
         """The last lines of what is likely to know why."""

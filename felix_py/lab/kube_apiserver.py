@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -22,7 +20,7 @@ from pathlib import Path
 
 import aiohttp
 
-from felix_py.lab.apiserver.kubeconfig import make_certificates, write_kubeconfig, write_private
+from felix_py.lab.apiserver.kubeconfig import ensure_certificates, ensure_token, write_kubeconfig, write_private
 from felix_py.lab.namespaces import set_death_signal
 from felix_py.lab.topology import API_ADDRESS
 
@@ -37,7 +35,10 @@ def _free_port() -> int:
 
 
 class Cluster:
-    """etcd and kube-apiserver as children of this process, which die with it."""
+    """etcd and kube-apiserver as children of this process, which die with it.
+
+    A folder that another process has left is gone on with: its data, token and certificates.
+    """
 
     def __init__(self, assets: Path, folder: Path, service_cidrs: str) -> None:
         self._assets = assets
@@ -52,7 +53,7 @@ class Cluster:
         Raises:
             OSError: a program is not there.
         """
-        token = secrets.token_hex(16)
+        token = ensure_token(self._folder / "token")
         write_private(self._folder / "tokens.csv", f"{token},admin,admin,system:masters\n".encode())
         for name, options in (("etcd", self._etcd()), ("kube-apiserver", self._apiserver())):
             argv = [str(self._assets / name), *(f"--{option}={value}" for option, value in options.items())]
@@ -74,7 +75,7 @@ class Cluster:
 
     def _apiserver(self) -> dict[str, str]:
         hosts = ["localhost", "kubernetes", "127.0.0.1", *API_ADDRESS.values()]
-        certificates = make_certificates(self._folder, hosts)
+        certificates = ensure_certificates(self._folder, hosts)
         return {
             "etcd-servers": f"http://127.0.0.1:{self._etcd_port}",
             "bind-address": "127.0.0.1",
@@ -145,11 +146,11 @@ async def _forward(listener: socket.socket, port: int) -> asyncio.Server:
     return await asyncio.start_server(connected, sock=listener)
 
 
-async def _serve(folder: Path, service_cidrs: str, fds: Sequence[int]) -> None:
+async def _serve(assets: Path, folder: Path, service_cidrs: str, fds: Sequence[int]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    cluster = Cluster(Path(os.environ["KUBEBUILDER_ASSETS"]), folder, service_cidrs)
+    cluster = Cluster(assets, folder, service_cidrs)
     try:
         token = cluster.start()
         await _wait_until_ready(cluster)
@@ -169,11 +170,12 @@ def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--assets", type=Path, required=True, help="folder with kube-apiserver and etcd")
     parser.add_argument("--service-cidr", required=True)
     parser.add_argument("--fd", type=int, action="append", required=True)
     args = parser.parse_args()
     try:
-        asyncio.run(_serve(args.state_dir, args.service_cidr, args.fd))
+        asyncio.run(_serve(args.assets, args.state_dir, args.service_cidr, args.fd))
     except TimeoutError:
         raise SystemExit(f"felix_py.lab.kube_apiserver: not ready after {_PATIENCE:.0f} s") from None
     except (OSError, RuntimeError) as error:

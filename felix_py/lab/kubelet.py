@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import resource
 import signal
 import sys
@@ -18,10 +19,12 @@ from felix_py import log
 from felix_py.lab import topology
 from felix_py.lab.apiclient import STRATEGIC, ApiClient, ApiError, Obj
 from felix_py.lab.events import EventRecorder, now
-from felix_py.lab.machines import CNI_BIN_DIR, CNI_CONF_DIR
+from felix_py.lab.machines import CNI_BIN_DIR
 from felix_py.lab.namespaces import NETNS_DIR
 from felix_py.lab.podserver import PodServer
-from felix_py.lab.sandbox import Host, Sandbox, runtime_of
+from felix_py.lab.runtime import CNIRuntime, Place, PluginError
+from felix_py.lab.sandbox import Host, Sandbox, remove_left_over
+from felix_py.lab.sandbox_store import SandboxStore
 from felix_py.lab.scheduler import Scheduler
 from felix_py.lab.state import Record, StateDir
 from felix_py.lab.topology import TOR, Node, machine_netns
@@ -40,7 +43,7 @@ class Kubelet:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def register(self) -> None:
-        """Make the Node object; not ready yet."""
+        """Make the Node object, not ready yet; one that is there already is this node's from an earlier life."""
         node = self._host.node
         addresses = [{"type": "InternalIP", "address": address} for address in node.addresses.values()]
         cidrs = list(node.pod_cidrs.values())
@@ -56,11 +59,22 @@ class Kubelet:
                 "nodeInfo": {"kubeletVersion": "felix-py-lab", "operatingSystem": "linux"},
             },
         }
-        await self._host.api.create("/api/v1/nodes", body)
+        try:
+            await self._host.api.create("/api/v1/nodes", body)
+        except ApiError as error:
+            if error.code != 409:
+                raise
+
+    async def remove_left_overs(self) -> None:
+        """Remove what pods have left that were deleted while no kubelet ran."""
+        pods = (await self._host.api.get("/api/v1/pods"))["items"]
+        there = {pod["metadata"]["uid"] for pod in pods}
+        left = [one for one in self._host.store.all() if one.node == self._host.node.name]
+        await asyncio.gather(*(remove_left_over(self._host, one) for one in left if one.uid not in there))
 
     async def follow_network(self) -> None:
         """Keep the Ready condition: a node is ready while there is a CNI network list, as with a real kubelet."""
-        was = False
+        was: bool | None = None
         while True:
             is_ready = self._host.runtime.network() is not None
             if is_ready != was:
@@ -119,25 +133,46 @@ def _world(lab: str, families: tuple[Family, ...]) -> list[PodServer]:
     ]
 
 
-def _kubelets(record: Record, nodes: list[Node], api: ApiClient) -> dict[str, Kubelet]:
+def _kubelets(state: StateDir, nodes: list[Node], api: ApiClient) -> dict[str, Kubelet]:
     events = EventRecorder(api, "felix-py-lab-kubelet")
+    store = SandboxStore(state.sandboxes)
     kubelets = {}
     for node in nodes:
-        runtime = runtime_of(record.processes[node.name].pid, Path(CNI_CONF_DIR), Path(CNI_BIN_DIR))
-        kubelets[node.name] = Kubelet(Host(record.name, node, api, runtime, events))
+        cache = state.machine(node.name) / "cni-cache"
+        for folder in (state.sandboxes, cache):
+            folder.mkdir(exist_ok=True)
+        conf_dir = state.machine(node.name) / "cni-conf"
+        runtime = CNIRuntime(conf_dir, [Path(CNI_BIN_DIR)], functools.partial(_place, state, node.name), cache)
+        kubelets[node.name] = Kubelet(Host(state.name, node, api, runtime, events, store))
     return kubelets
+
+
+def _place(state: StateDir, node: str) -> Place:
+    """Inside a node, whose supervisor may be another one than a moment ago.
+
+    Raises:
+        PluginError: it does not run.
+    """
+    keeper = state.read_keeper()
+    kept = keeper.programs.get(node) if keeper else None
+    if kept is None or kept.process is None or not kept.process.alive:
+        raise PluginError("runtime", 11, f"{node} does not run")
+    pid = str(kept.process.pid)
+    return Place(("nsenter", "-t", pid, "-m", "-n", "--"), Path(f"/proc/{pid}/root"))
 
 
 async def _serve(state: StateDir, record: Record) -> None:
     families = record.shape.address_families
     async with ApiClient(state.kubeconfig) as api, asyncio.TaskGroup() as tasks:
-        kubelets = _kubelets(record, topology.nodes(record.shape.nodes, families), api)
+        nodes = topology.nodes(record.shape.nodes, families)
+        kubelets = _kubelets(state, nodes, api)
         scheduler = Scheduler(api)
         for server in _world(record.name, families):
             await server.start()
         await asyncio.gather(*(kubelet.register() for kubelet in kubelets.values()))
         for kubelet in kubelets.values():
             tasks.create_task(kubelet.follow_network())
+            tasks.create_task(kubelet.remove_left_overs())
         tasks.create_task(_follow_nodes(api, scheduler))
         tasks.create_task(_follow_pods(api, scheduler, kubelets))
 

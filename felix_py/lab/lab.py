@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,21 +15,23 @@ import msgspec
 from felix_py.lab import requirements
 from felix_py.lab.build import Builder, Options
 from felix_py.lab.machine import Running, Spec
-from felix_py.lab.namespaces import NETNS_DIR
+from felix_py.lab.namespaces import NETNS_DIR, is_netns, named_netns
+from felix_py.lab.processes import Process, dwelling, homes, marked, stop_all
 from felix_py.lab.state import (
     STATE_ROOT,
+    KeeperState,
     LabError,
     Phase,
-    Process,
     Record,
+    Shape,
     StateDir,
     remove_namespaces,
-    stop_all,
 )
-from felix_py.lab.topology import TOR, machine_netns, netns_prefix
+from felix_py.lab.topology import TOR, machine_netns, netns_prefix, nodes
 
 Say = Callable[[str], None]
 _DEFAULT = Options()
+_OWN = frozenset({"keeper", "kubelet", "apiserver"})
 
 
 def _quiet(_text: str) -> None:
@@ -53,50 +56,107 @@ class Lab:
         """Credentials of the administrator."""
         return self.state.kubeconfig
 
+    def shape(self, nodes: int | None, families: tuple[int, ...] | None, backend: str | None) -> Shape:
+        """The lab's shape, or that of a new one, with what is wanted otherwise.
+
+        Raises:
+            LabError: not root, or what there is cannot be read.
+        """
+        requirements.check_root()
+        record = self.state.read()
+        own = record.shape if record else Shape()
+        return Shape(nodes or own.nodes, families or own.families, backend or own.backend)
+
     # --- up and down -------------------------------------------------------------------------------------
 
     def up(self, options: Options = _DEFAULT, say: Say = _quiet) -> bool:
-        """Bring it up and wait until pods run and the router has all routes; false when it was up already.
+        """Bring it up and wait until pods run and the router has all routes; false when all of it ran already.
+
+        A lab that is there keeps its shape and what is in it; what has died is started again.
 
         Raises:
-            LabError: it cannot be; what had been made is removed again.
+            LabError: it cannot be, or is there in another shape. What was made of a new one is removed again.
         """
-        requirements.check(options.shape)
+        requirements.check_root()
         with self.state.locked():
             record = self.state.read()
-            if record is not None and self._stands(record, options, say):
-                return False
-            self._clear(record)
-            self._build(options, say)
-        return True
+            if record is None:
+                try:
+                    self._check_free()
+                except LabError:
+                    self.state.remove()  # was made for the lock
+                    raise
+                self._build(options.shape or Shape(), options, say)
+                return True
+            self._check_shape(record, options)
+            if ruined := self._ruined(record):
+                say(f"starting anew: {ruined}")
+                self._build(record.shape, options, say)
+                return True
+            return self._revive(record, say)
 
-    def _stands(self, record: Record, options: Options, say: Say) -> bool:
-        """Whether the lab is up as wanted; false when it has to be made (again).
-
-        Raises:
-            LabError: it is up in another shape.
+    def _check_free(self) -> None:
+        """Raises:
+        LabError: what is left of a lab, or another one of this name, is in the way.
         """
-        dead = [name for name, process in record.processes.items() if not process.alive]
-        if record.phase is not Phase.UP or dead:
-            why = f"{', '.join(dead)} died" if record.phase is Phase.UP else "an earlier `lab up` did not finish"
-            say(f"starting anew: {why}")
-            return False
-        if record.shape != options.shape:
+        self._check_remains()
+        self._check_elsewhere()
+
+    def _check_remains(self) -> None:
+        """Raises:
+        LabError: there is no record of a lab of which something runs.
+        """
+        if marked(self.state.path):
             raise LabError(
-                f"lab {self.name!r} is up already with {record.shape}, not {options.shape}; "
+                f"lab {self.name!r} runs, but {self.state.path}/lab.json is gone; "
+                "`felix-py lab down` removes what is left"
+            )
+
+    def _check_elsewhere(self) -> None:
+        """Raises:
+        LabError: the network namespaces of this name are those of a lab below another root.
+        """
+        others = [home for home in homes() if home.name == self.name and home != self.state.path]
+        if others and named_netns(netns_prefix(self.name)):
+            raise LabError(f"lab {self.name!r} is there with --state-root {others[0].parent}")
+
+    def _check_shape(self, record: Record, options: Options) -> None:
+        """Raises:
+        LabError: another shape is wanted than the lab has.
+        """
+        if options.shape not in (None, record.shape):
+            raise LabError(
+                f"lab {self.name!r} is there already with {record.shape}, not {options.shape}; "
                 f"take it down first, or use another --name"
             )
-        return True
 
-    def _build(self, options: Options, say: Say) -> None:
+    def _ruined(self, record: Record) -> str:
+        """Why it has to be made anew; empty when starting what has died is enough."""
+        if record.phase is not Phase.UP:
+            return "an earlier `lab up` or `lab down` did not finish"
+        machines = [TOR, *(node.name for node in nodes(record.shape.nodes, record.shape.address_families))]
+        gone = [name for name in machines if not is_netns(NETNS_DIR / machine_netns(self.name, name))]
+        return f"the network of {', '.join(gone)} is gone" if gone else ""
+
+    def _build(self, shape: Shape, options: Options, say: Say) -> None:
         try:
-            asyncio.run(Builder(self.state, options, say).build())
+            requirements.check(shape)
+            self._clear()
+            record = Record(name=self.name, shape=shape)
+            asyncio.run(Builder(self.state, record, say).build(options.manifest))
         except BaseException:
             # Also Ctrl-C: half a lab is of no use. The logs of what failed are quoted in the error.
             if not options.keep_failed:
-                self._clear(self.state.read())
+                self._clear()
                 self.state.remove()
             raise
+
+    def _revive(self, record: Record, say: Say) -> bool:
+        dead = [name for name, process in self.processes().items() if process is None or not process.alive]
+        if dead:
+            say(f"starting again: {', '.join(dead)}")
+            asyncio.run(Builder(self.state, record, say).revive())
+        return bool(dead)
 
     def down(self) -> bool:
         """Remove all of it, in whatever state it is; false when there was none.
@@ -104,24 +164,36 @@ class Lab:
         Raises:
             LabError: not root, or somebody is bringing it up just now.
         """
-        exists = self.state.path.is_dir() or any(NETNS_DIR.glob(f"{netns_prefix(self.name)}*"))
-        if not exists:
-            return False
         requirements.check_root()
+        if not ((self.state.path / "lab.json").exists() or marked(self.state.path)):
+            self._check_elsewhere()
+            if not (self.state.path.is_dir() or named_netns(netns_prefix(self.name))):
+                return False
         with self.state.locked():
-            try:
-                record = self.state.read()
-            except LabError:
-                record = None  # unreadable: without the token its processes cannot be told, all else can
-            self._clear(record)
+            with contextlib.suppress(LabError):
+                if record := self.state.read():
+                    # Should this be interrupted, nobody must take what is left for a lab.
+                    self.state.write(msgspec.structs.replace(record, phase=Phase.STARTING))
+            self._clear()
             self.state.remove()
         return True
 
-    def _clear(self, record: Record | None) -> None:
-        if record is not None:
-            stop_all(record.token)
+    def _clear(self) -> None:
+        if (state := self.state.read_keeper()) and state.keeper.alive:
+            stop_all(lambda: [state.keeper.pid] if state.keeper.alive else [])  # or it would start what ends
+        stop_all(lambda: [*marked(self.state.path), *dwelling(named_netns(netns_prefix(self.name)))])
         remove_namespaces(self.name)
         self.state.empty()
+
+    def all_names(self) -> list[str]:
+        """Every lab below the same root, also one whose folder is gone.
+
+        Raises:
+            LabError: this is not root, who alone may see them.
+        """
+        requirements.check_root()
+        running = [home.name for home in homes() if home.parent == self.state.root]
+        return sorted({*self.state.lab_names(), *running})
 
     # --- what runs ---------------------------------------------------------------------------------------
 
@@ -129,14 +201,33 @@ class Lab:
         """What the lab is made of.
 
         Raises:
-            LabError: there is no such lab.
+            LabError: there is no such lab, or this is not root.
         """
+        requirements.check_root()
         record = self.state.read()
         if record is None:
+            self._check_remains()
             others = [name for name in self.state.lab_names() if name != self.name]
             hint = f" (there is: {', '.join(others)})" if others else ""
             raise LabError(f"lab {self.name!r} is not up{hint}; start it with `felix-py lab up`")
         return record
+
+    def keeper(self) -> KeeperState | None:
+        """What the lab's keeper says of its programs; None before it has said anything."""
+        return self.state.read_keeper()
+
+    def processes(self) -> dict[str, Process | None]:
+        """The lab's own programs, its keeper and the machines' supervisors; None where none runs.
+
+        Raises:
+            LabError: there is no such lab.
+        """
+        state = self.keeper()
+        kept = state.programs if state else {}
+        found: dict[str, Process | None] = {"keeper": state.keeper if state else None}
+        for program in self.record().programs:
+            found[program.name] = kept[program.name].process if program.name in kept else None
+        return found
 
     def machine(self, name: str) -> Process:
         """The supervisor of a node or of the router.
@@ -144,13 +235,22 @@ class Lab:
         Raises:
             LabError: there is no such machine, or it is not running.
         """
-        processes = self.record().processes
-        machines = [TOR, *sorted(name for name in processes if name.startswith("node"))]
+        machines = [TOR, *self.node_names()]
         if name not in machines:
             raise LabError(f"{name}: no such machine; there are {', '.join(machines)}")
-        if not processes[name].alive:
-            raise LabError(f"{name} is not running; `felix-py lab up` starts the lab anew")
-        return processes[name]
+        process = self.processes().get(name)
+        if process is None or not process.alive:
+            raise LabError(f"{name} is not running; `felix-py lab up` starts again what has died")
+        return process
+
+    def node_names(self) -> list[str]:
+        """All nodes.
+
+        Raises:
+            LabError: there is no such lab.
+        """
+        shape = self.record().shape
+        return [node.name for node in nodes(shape.nodes, shape.address_families)]
 
     def programs(self, machine: str) -> dict[str, Running]:
         """The programs of a machine: agent and bgp on a node, bird on the router."""
@@ -161,14 +261,14 @@ class Lab:
             raise LabError(f"{machine}: no such machine, or it has not started") from None
 
     def log_file(self, machine: str, component: str) -> Path:
-        """Where a program's output is; ``kubelet`` and ``apiserver`` are the lab's own.
+        """Where a program's output is; ``keeper``, ``kubelet`` and ``apiserver`` are the lab's own.
 
         Raises:
             LabError: there is no such log.
         """
         self.record()
         lab_log = self.state.log(component)
-        path = lab_log if component in {"kubelet", "apiserver"} else self.state.machine(machine) / "log"
+        path = lab_log if component in _OWN else self.state.machine(machine) / "log"
         path = path if path.suffix == ".log" else path / f"{component}.log"
         if not path.is_file():
             raise LabError(f"{machine} has no log of {component}")

@@ -193,6 +193,7 @@ def main() -> None:
     path = Path(sys.argv[1])
     spec = msgspec.json.decode(path.read_bytes(), type=Spec)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    (path.parent / "status.json").unlink(missing_ok=True)  # of an earlier life
     settle(spec, path.parent)
     keepers = [_Keeper(program) for program in spec.programs]
     try:

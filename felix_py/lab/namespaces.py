@@ -112,6 +112,14 @@ def delete_netns(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def is_netns(path: Path) -> bool:
+    """Whether a named network namespace is there; after a reboot a plain file may be."""
+    try:
+        return path.stat().st_dev == os.stat("/proc/self/ns/net").st_dev
+    except FileNotFoundError:
+        return False
+
+
 def named_netns(prefix: str) -> list[Path]:
     """All named network namespaces whose name starts with ``prefix``."""
     return sorted(NETNS_DIR.glob(f"{prefix}*"))

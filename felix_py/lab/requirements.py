@@ -41,13 +41,13 @@ def check(shape: Shape) -> None:
 
 
 def check_root() -> None:
-    """Making and removing a lab takes root.
+    """A lab's folder and its namespaces are root's alone.
 
     Raises:
         LabError: this is somebody else.
     """
     if os.geteuid() != 0:
-        raise LabError("the lab is made of network namespaces, and that takes root: run it with sudo")
+        raise LabError("a lab is made of network namespaces, and that takes root: run it with sudo")
 
 
 def check_kubectl() -> str:

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,38 @@ class PluginError(Exception):
         super().__init__(f"{plugin}: {message} (code {code}){': ' + details if details else ''}")
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where plugins run. ``enter`` is put before commands (``nsenter …``); ``root`` is where its files are."""
+
+    enter: tuple[str, ...] = ()
+    root: Path = Path("/")
+
+
 class CNIRuntime:
     """Connects containers to the first network of ``conf_dir``, with the plugins in ``bin_dirs``.
 
-    ``enter`` is put before each command, for a runtime that lives in other namespaces than this process
-    (``nsenter …``); paths are as seen from in there, and ``root`` is where this process finds them
-    (``/proc/PID/root``). Results are cached in memory, as a runtime must to give plugins their prevResult.
+    Results are cached, as a runtime must to give plugins their prevResult: in memory, and in the folder ``cache``
+    (if given) for the next runtime.
     """
 
     def __init__(
-        self, conf_dir: Path, bin_dirs: Sequence[Path], enter: Sequence[str] = (), root: Path = Path("/")
+        self,
+        conf_dir: Path,
+        bin_dirs: Sequence[Path],
+        place: Callable[[], Place] = Place,
+        cache: Path | None = None,
     ) -> None:
-        self._conf_dir = _below(root, conf_dir)
+        """``bin_dirs`` are as seen from ``place``, which raises PluginError while there is none."""
+        self._conf_dir = conf_dir
         self._bin_dirs = tuple(bin_dirs)
-        self._enter = tuple(enter)
-        self._root = root
+        self._place = place
+        self._cache = cache
         self._results: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {}
+        for file in sorted(cache.glob("*.json")) if cache else ():
+            with contextlib.suppress(ValueError):
+                kept = json.loads(file.read_text())
+                self._results[kept["container"], kept["ifname"]] = (kept["network"], kept["call"])
 
     def network(self) -> dict[str, Any] | None:
         """The configuration list in use: the first in alphabetical order, or None while there is none."""
@@ -70,12 +87,13 @@ class CNIRuntime:
             raise PluginError("runtime", 11, f"no network configuration list in {self._conf_dir}")
         environment = _environment(container, ifname, netns, args)
         call = {"environment": environment, "capabilities": dict(capabilities or {})}
-        self._results[container, ifname] = (network, call)
+        self._remember(container, ifname, network, call)
         result: dict[str, Any] = {}
         for plugin in network["plugins"]:
             config = _config(network, plugin, call["capabilities"], result or None)
             result = await self._execute("ADD", plugin["type"], environment, config) or {}
         call["result"] = result
+        self._remember(container, ifname, network, call)
         return result
 
     async def check(self, container: str, ifname: str = "eth0") -> None:
@@ -105,14 +123,30 @@ class CNIRuntime:
             config = _config(network, plugin, call.get("capabilities", {}), call.get("result"))
             await self._execute("DEL", plugin["type"], environment, config)
         self._results.pop((container, ifname), None)
+        if self._cache:
+            self._cached(self._cache, container, ifname).unlink(missing_ok=True)
+
+    def _remember(self, container: str, ifname: str, network: dict[str, Any], call: dict[str, Any]) -> None:
+        self._results[container, ifname] = (network, call)
+        if self._cache:
+            kept = {"container": container, "ifname": ifname, "network": network, "call": call}
+            path = self._cached(self._cache, container, ifname)
+            fresh = path.with_suffix(".new")
+            fresh.write_text(json.dumps(kept))
+            fresh.replace(path)
+
+    @staticmethod
+    def _cached(cache: Path, container: str, ifname: str) -> Path:
+        return cache / f"{container}-{ifname}.json"
 
     async def _execute(
         self, command: str, plugin: str, environment: Mapping[str, str], config: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        program = self._find(plugin)
+        place = self._place()
+        program = self._find(plugin, place)
         variables = {"CNI_COMMAND": command, "CNI_PATH": ":".join(map(str, self._bin_dirs)), **environment}
         process = await asyncio.create_subprocess_exec(
-            *self._enter,
+            *place.enter,
             program,
             env={"PATH": os.environ.get("PATH", os.defpath), **variables},
             stdin=asyncio.subprocess.PIPE,
@@ -130,9 +164,9 @@ class CNIRuntime:
             raise PluginError(plugin, failure.get("code", 0), message, failure.get("details", ""))
         return answer
 
-    def _find(self, plugin: str) -> str:
+    def _find(self, plugin: str, place: Place) -> str:
         for folder in self._bin_dirs:
-            if os.access(_below(self._root, folder) / plugin, os.X_OK):
+            if os.access(_below(place.root, folder) / plugin, os.X_OK):
                 return str(folder / plugin)
         raise PluginError(plugin, 5, f"not found in {', '.join(map(str, self._bin_dirs))}")
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,9 +13,18 @@ import aiohttp
 from felix_py import log
 from felix_py.lab.apiclient import ApiClient, ApiError, Obj
 from felix_py.lab.events import EventRecorder, now
-from felix_py.lab.namespaces import ANSWER_ALL, NETNS_DIR, CommandError, add_netns, delete_netns, write_sysctls
+from felix_py.lab.namespaces import (
+    ANSWER_ALL,
+    NETNS_DIR,
+    CommandError,
+    add_netns,
+    delete_netns,
+    is_netns,
+    write_sysctls,
+)
 from felix_py.lab.podserver import PodServer, Port
 from felix_py.lab.runtime import CNIRuntime, PluginError
+from felix_py.lab.sandbox_store import Remembered, SandboxStore
 from felix_py.lab.topology import Node, machine_netns, pod_netns
 
 _BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -34,6 +42,7 @@ class Host:
     api: ApiClient
     runtime: CNIRuntime
     events: EventRecorder
+    store: SandboxStore
 
 
 class Sandbox:
@@ -53,7 +62,8 @@ class Sandbox:
             if self._host_network
             else pod_netns(host.lab, metadata["namespace"], metadata["name"], self._uid)
         )
-        self._container = ""
+        self._earlier = host.store.find(self._uid)
+        self._container = self._earlier.container if self._earlier else ""
         self._server: PodServer | None = None
         self._logger = log.get("kubelet").bind(node=host.node.name, pod=self._name)
 
@@ -73,7 +83,8 @@ class Sandbox:
         self.update(self._pod)
         addresses = await self._start()
         if addresses and not self._over.is_set():
-            await self._report(_running(self._pod, self._host.node, addresses))
+            if not _is_running(self._pod, addresses):
+                await self._report(_running(self._pod, self._host.node, addresses))
             self._logger.info("pod runs", addresses=addresses)
         await self._over.wait()
         await self._stop()
@@ -87,13 +98,20 @@ class Sandbox:
     async def _start(self) -> list[str]:
         """Addresses of the pod, once it has some; empty when it was to end before."""
         attempt = 0
+        if self._earlier is not None and not self._over.is_set():
+            if addresses := await self._resume(self._earlier):
+                return addresses
+            attempt = self._earlier.attempt + 1
         while not self._over.is_set():
             self._container = f"{self._uid}-{attempt}"
             try:
+                self._remember(attempt)
                 await self._listen()
                 if self._host_network:
                     return list(self._host.node.addresses.values())
-                return await self._connect()
+                addresses = await self._connect()
+                self._remember(attempt, addresses)
+                return addresses
             except (PluginError, CommandError, OSError) as error:
                 self._logger.warning("pod not started", reason=str(error), attempt=attempt)
                 await self._host.events.warn(self._pod, "FailedCreatePodSandBox", str(error))
@@ -101,6 +119,26 @@ class Sandbox:
             await self._pause(attempt)
             attempt += 1
         return []
+
+    async def _resume(self, earlier: Remembered) -> list[str]:
+        """Go on with what an earlier kubelet left; if it left no whole pod, remove that: no addresses."""
+        if earlier.addresses and is_netns(self._netns):
+            try:
+                await self._listen()
+                return list(earlier.addresses)
+            except OSError as error:
+                self._logger.warning("pod not resumed", reason=str(error))
+        await self._undo()
+        if not self._over.is_set():
+            delete_netns(self._netns)
+        return []
+
+    def _remember(self, attempt: int, addresses: Sequence[str] = ()) -> None:
+        if not self._host_network:
+            kept = Remembered(
+                self._uid, self._host.node.name, self._netns.name, self._container, attempt, tuple(addresses)
+            )
+            self._host.store.write(kept)
 
     async def _undo(self) -> None:
         """Take back what a failed attempt left; the next one would find the interface there already."""
@@ -113,7 +151,7 @@ class Sandbox:
         """The server listens before the interface comes: the pod's very first packet finds somebody to answer."""
         if self._server is not None:
             return
-        if not self._host_network:
+        if not self._host_network and not is_netns(self._netns):
             await asyncio.to_thread(_make_netns, self._netns.name)
         server = PodServer(self._name, self._netns, ports(self._pod), self._host.node.families)
         try:
@@ -155,6 +193,7 @@ class Sandbox:
             await asyncio.sleep(_BACKOFF[min(attempt, len(_BACKOFF) - 1)])
             attempt += 1
         delete_netns(self._netns)
+        self._host.store.forget(self._uid)
 
     async def _disconnect(self) -> bool:
         """CNI DEL; false when it has to be tried again."""
@@ -184,6 +223,24 @@ class Sandbox:
                 self._logger.warning("status not written", reason=str(error))
             await self._pause(attempt)
             attempt += 1
+
+
+async def remove_left_over(host: Host, sandbox: Remembered) -> None:
+    """Remove the sandbox of a pod that was deleted while no kubelet ran."""
+    logger = log.get("kubelet").bind(node=host.node.name, uid=sandbox.uid)
+    netns = NETNS_DIR / sandbox.netns
+    attempt = 0
+    while True:
+        try:
+            await host.runtime.delete(sandbox.container, "eth0", str(netns))
+            break
+        except PluginError as error:
+            logger.warning("CNI DEL failed", reason=str(error))
+        await asyncio.sleep(_BACKOFF[min(attempt, len(_BACKOFF) - 1)])
+        attempt += 1
+    delete_netns(netns)
+    host.store.forget(sandbox.uid)
+    logger.info("pod of an earlier kubelet ended")
 
 
 def _make_netns(name: str) -> None:
@@ -218,6 +275,12 @@ def _port_mappings(pod: Obj) -> list[dict[str, Any]]:
     ]
 
 
+def _is_running(pod: Obj, addresses: Sequence[str]) -> bool:
+    status = pod.get("status") or {}
+    told = [entry["ip"] for entry in status.get("podIPs") or []]
+    return status.get("phase") == "Running" and told == list(addresses)
+
+
 def _running(pod: Obj, node: Node, addresses: Sequence[str]) -> dict[str, Any]:
     time = now()
     hosts = list(node.addresses.values())
@@ -243,9 +306,3 @@ def _running(pod: Obj, node: Node, addresses: Sequence[str]) -> dict[str, Any]:
             for container in pod["spec"]["containers"]
         ],
     }
-
-
-def runtime_of(machine_pid: int, conf_dir: Path, bin_dir: Path) -> CNIRuntime:
-    """The container runtime of a node, whose supervisor has this process id."""
-    enter = ("nsenter", "-t", str(machine_pid), "-m", "-n", "--")
-    return CNIRuntime(conf_dir, [bin_dir], enter, Path(f"/proc/{machine_pid}/root"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import aiohttp
+
 from felix_py import log
 from felix_py.lab.apiclient import ApiClient, ApiError, Obj
 from felix_py.lab.events import EventRecorder
@@ -60,8 +62,9 @@ class Scheduler:
         body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": metadata["name"]}, "target": target}
         try:
             await self._api.create(path, body)
-        except ApiError as error:
-            # Gone or bound by somebody else meanwhile; in both cases an event follows.
+        except (ApiError, aiohttp.ClientError) as error:
+            # Gone, or bound by somebody else, and an event follows; or the server is away, and tells of all pods
+            # again once it is back.
             _logger.info("not bound", pod=f"{metadata['namespace']}/{metadata['name']}", reason=str(error))
         self._pending.pop(metadata["uid"], None)
 

@@ -1,8 +1,9 @@
 """What a lab is made of, on disk, so that ``down`` finds all of it whatever has crashed.
 
-One folder a lab. ``lab.json`` is written before anything is made and holds a random token; every process of the
-lab has that token in its environment, and every network namespace the lab's name in its own. So nothing that was
-started is ever lost, also when its starter died before it could note a process id.
+One folder a lab. ``lab.json`` says what there should be and is written by whoever brings the lab up, before
+anything of it exists; ``keeper.json`` says what runs and is written by the lab's keeper
+(:mod:`felix_py.lab.keeper`). Every process of the lab has the folder's path in its environment, and every network
+namespace the lab's name in its own, so nothing is ever lost.
 """
 
 from __future__ import annotations
@@ -10,24 +11,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import shutil
-import signal
-import subprocess
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
 from felix_py.lab.namespaces import delete_netns, named_netns
+from felix_py.lab.processes import Process
 from felix_py.lab.topology import check_name, netns_prefix
 from policy.model import Family
 
 STATE_ROOT = Path("/run/felix-py-lab")
-VERSION = 1
-_MARK = "FELIX_PY_LAB_TOKEN"
+VERSION = 2
 
 
 class LabError(RuntimeError):
@@ -35,21 +32,10 @@ class LabError(RuntimeError):
 
 
 class Phase(StrEnum):
-    """STARTING also stands for "an earlier up did not finish"."""
+    """STARTING also stands for "an earlier up or down did not finish"."""
 
     STARTING = "starting"
     UP = "up"
-
-
-class Process(msgspec.Struct, frozen=True):
-    """A process, told from a later one with the same id by its start time (proc_pid_stat(5), field 22)."""
-
-    pid: int
-    started: int
-
-    @property
-    def alive(self) -> bool:
-        return _start_time(self.pid) == self.started
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -68,16 +54,46 @@ class Shape(msgspec.Struct, frozen=True):
         return f"{self.nodes} node{'s' * (self.nodes != 1)}, {names[self.families]}, backend {self.backend}"
 
 
+class Listener(msgspec.Struct, frozen=True):
+    """Where a program is reached. ``netns``: name of a network namespace; empty: the host's. ``port`` 0: any."""
+
+    netns: str
+    address: str
+    port: int
+
+
+class LabProgram(msgspec.Struct, frozen=True):
+    """A program of the lab to keep running. It gets ``--fd NUMBER`` for each listening socket, in order."""
+
+    name: str
+    argv: tuple[str, ...]
+    listen: tuple[Listener, ...] = ()
+
+
 class Record(msgspec.Struct, frozen=True):
     """The content of ``lab.json``."""
 
     name: str
-    token: str
     shape: Shape
     version: int = VERSION
     phase: Phase = Phase.STARTING
-    server: str = ""
-    processes: dict[str, Process] = {}
+    programs: tuple[LabProgram, ...] = ()
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """One program in ``keeper.json``. ``process`` None: waiting to be started again; ``since`` is Unix time."""
+
+    process: Process | None
+    restarts: int
+    since: float
+
+
+class KeeperState(msgspec.Struct, frozen=True):
+    """The content of ``keeper.json``. ``ports``: of each program, those that it has on the host."""
+
+    keeper: Process
+    programs: dict[str, Kept] = {}
+    ports: dict[str, list[int]] = {}
 
 
 class StateDir:
@@ -87,6 +103,11 @@ class StateDir:
         self.root = root.absolute()
         self.name = check_name(name)
         self.path = self.root / name
+
+    @property
+    def sandboxes(self) -> Path:
+        """What the kubelets remember of their pods."""
+        return self.path / "sandboxes"
 
     @property
     def apiserver(self) -> Path:
@@ -112,7 +133,12 @@ class StateDir:
             LabError: another version of felix-py wrote it, or it is damaged.
         """
         try:
-            return msgspec.json.decode((self.path / "lab.json").read_bytes(), type=Record)
+            text = (self.path / "lab.json").read_bytes()
+            if msgspec.json.decode(text, type=_Versioned).version != VERSION:
+                raise LabError(
+                    f"lab {self.name!r} was made by another version of felix-py; `felix-py lab down` removes it"
+                )
+            return msgspec.json.decode(text, type=Record)
         except FileNotFoundError:
             return None
         except msgspec.MsgspecError as error:
@@ -122,9 +148,23 @@ class StateDir:
 
     def write(self, record: Record) -> None:
         """Replace the record."""
-        fresh = self.path / ".lab.json"
-        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
-        fresh.replace(self.path / "lab.json")
+        self._replace("lab.json", record)
+
+    def read_keeper(self) -> KeeperState | None:
+        """What the keeper says; None when there has been none."""
+        try:
+            return msgspec.json.decode((self.path / "keeper.json").read_bytes(), type=KeeperState)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+
+    def write_keeper(self, state: KeeperState) -> None:
+        """Replace it."""
+        self._replace("keeper.json", state)
+
+    def _replace(self, name: str, content: msgspec.Struct) -> None:
+        fresh = self.path / f".{name}"
+        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
+        fresh.replace(self.path / name)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -180,88 +220,11 @@ class StateDir:
         return sorted(entry.name for entry in self.root.iterdir()) if self.root.is_dir() else []
 
 
-# --- processes ---------------------------------------------------------------------------------------
-
-
-def start(
-    record: Record,
-    argv: Sequence[str],
-    log: Path,
-    pass_fds: Sequence[int] = (),
-    env: Mapping[str, str] | None = None,
-) -> Process:
-    """Start a program of the lab that outlives this process; its output goes to ``log``."""
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **(env or {}), _MARK: record.token},
-            cwd="/",
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
-    child.returncode = 0  # it stays behind on purpose: no warning when this object goes
-    return Process(child.pid, _start_time(child.pid) or 0)
-
-
-def stop_all(token: str, patience: float = 5.0) -> None:
-    """End every process of a lab: politely, and after ``patience`` seconds for certain."""
-    _signal(token, signal.SIGTERM, patience)
-    while _signal(token, signal.SIGKILL, patience):
-        pass
+class _Versioned(msgspec.Struct):
+    version: int = 1
 
 
 def remove_namespaces(lab: str) -> None:
     """Delete all network namespaces of a lab, and with them all their interfaces and rules."""
     for path in named_netns(netns_prefix(lab)):
         delete_netns(path)
-
-
-def _signal(token: str, number: signal.Signals, patience: float) -> bool:
-    """Send a signal to all processes of a lab and wait for them; false when there were none."""
-    handles = []
-    for pid in _marked(token):
-        with contextlib.suppress(ProcessLookupError):
-            handles.append(os.pidfd_open(pid))
-    try:
-        for fd in handles:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(fd, number)
-        _wait(handles, time.monotonic() + patience)
-    finally:
-        for fd in handles:
-            os.close(fd)
-    return bool(handles)
-
-
-def _wait(handles: Sequence[int], deadline: float) -> None:
-    poll = select.poll()
-    for fd in handles:
-        poll.register(fd, select.POLLIN)
-    left = len(handles)
-    while left and (seconds := deadline - time.monotonic()) > 0:
-        for fd, _ in poll.poll(seconds * 1000):
-            poll.unregister(fd)
-            left -= 1
-
-
-def _marked(token: str) -> list[int]:
-    mark = f"{_MARK}={token}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
-
-
-def _start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])

@@ -57,12 +57,11 @@ def collect(lab: Lab) -> LabStatus:
     """
     record = lab.record()
     programs = []
-    for name, process in record.processes.items():
-        alive = process.alive
+    for name, process in lab.processes().items():
+        alive = process is not None and process.alive
+        pid = process.pid if process is not None else 0
         is_machine = lab.state.machine(name).is_dir()
-        programs.append(
-            ProgramStatus(name if is_machine else "", "machine" if is_machine else name, alive, process.pid)
-        )
+        programs.append(ProgramStatus(name if is_machine else "", "machine" if is_machine else name, alive, pid))
         if is_machine and alive:
             programs += _machine_programs(lab, name)
     return LabStatus(

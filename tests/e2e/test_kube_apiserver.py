@@ -7,6 +7,7 @@ forwarding into the router's namespace, and that both end with the lab.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from felix_py.lab.build import Options
 from felix_py.lab.lab import Lab
 from felix_py.lab.state import Shape
+from tests.support.lab import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
@@ -45,9 +47,15 @@ def test_lab_on_programs_of_kubebuilder_assets(tmp_path: Path, monkeypatch: pyte
         lab.up(Options(Shape(nodes=1, families=(4,))))
         assert "https://" in lab.kubeconfig.read_text()
         assert "Running" in lab.kubectl("get", "pods", "-n", "shop").stdout
-        children = Path(f"/proc/{lab.record().processes['apiserver'].pid}/task").glob("*/children")
+        server = lab.processes()["apiserver"]
+        assert server is not None
+        children = Path(f"/proc/{server.pid}/task").glob("*/children")
         pids = [int(pid) for file in children for pid in file.read_text().split()]
         assert len(pids) == 2
+        credentials = lab.kubeconfig.read_text()
+        os.kill(server.pid, signal.SIGKILL)
+        eventually(lambda: lab.kubectl("get", "namespaces", check=False).returncode == 0, 30)
+        assert lab.kubeconfig.read_text() == credentials, "nodes would not know the server any more"
     finally:
         lab.down()
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from felix_py.lab.apiserver.builtin import CRDS, NAMESPACES, SERVICE_ACCOUNTS, SERVICES, builtin_resources
 from felix_py.lab.apiserver.crd import crd_strategy, resource_of
+from felix_py.lab.apiserver.journal import Journal
 from felix_py.lab.apiserver.kinds import Obj, Resource
 from felix_py.lab.apiserver.lifecycle import Lifecycle
 from felix_py.lab.apiserver.registry import Registry
@@ -20,13 +22,31 @@ _OURS = WriteOptions(manager="kube-apiserver")
 class Cluster:
     """``start`` is the first resourceVersion; ``service_cidrs`` at most one per family, the primary first."""
 
-    def __init__(self, start: int, log_size: int, service_cidrs: Sequence[str]) -> None:
-        self.store = Store(start, log_size)
+    def __init__(
+        self, start: int, log_size: int, service_cidrs: Sequence[str], journal: Path | None = None
+    ) -> None:
+        """``journal``: a file that keeps all objects for the next server.
+
+        Raises:
+            OSError, RuntimeError: it cannot be read or written.
+        """
+        self.store = Store(start, log_size, Journal(journal) if journal else None)
         services = ServiceAllocator(service_cidrs, lambda: [s.obj for s in self.store.list(SERVICES)])
         self.registry = Registry(builtin_resources(services, crd_strategy()))
         self.lifecycle = Lifecycle(self.store, self.registry, self._after_delete)
         self.rest = Rest(self.store, self.lifecycle, self._after_write)
-        self._bootstrap(services.first_address)
+        if self.store.list(NAMESPACES):
+            self._go_on()
+        else:
+            self._bootstrap(services.first_address)
+
+    def _go_on(self) -> None:
+        """What the server before this one knew, or was about to do."""
+        for stored in self.store.list(CRDS):
+            self.registry.add(resource_of(stored.obj))
+        for stored in self.store.list(NAMESPACES):
+            if stored.obj["metadata"].get("deletionTimestamp"):
+                self.lifecycle.empty(stored.key[1])
 
     def _bootstrap(self, address: str) -> None:
         for name in _NAMESPACES:

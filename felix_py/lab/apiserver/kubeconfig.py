@@ -94,6 +94,14 @@ def make_certificates(folder: Path, hosts: Sequence[str]) -> Certificates:
     return Certificates(certificate, key, ca)
 
 
+def ensure_certificates(folder: Path, hosts: Sequence[str]) -> Certificates:
+    """Those that are in the folder, which clients know already; else :func:`make_certificates`."""
+    found = Certificates(folder / "server.crt", folder / "server.key", folder / "ca.crt")
+    if all(path.is_file() and path.stat().st_size for path in (found.certificate, found.key, folder / "ca.crt")):
+        return found
+    return make_certificates(folder, hosts)
+
+
 def _is_address(host: str) -> bool:
     return ":" in host or host.replace(".", "").isdigit()
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from felix_py.lab.apiserver import errors as api
 from felix_py.lab.apiserver.builtin import NAMESPACES
+from felix_py.lab.apiserver.journal import ObjectKey
 from felix_py.lab.apiserver.kinds import Obj, Resource
 from felix_py.lab.apiserver.metadata import now
 from felix_py.lab.apiserver.registry import Registry
-from felix_py.lab.apiserver.store import ObjectKey, Store, Stored
+from felix_py.lab.apiserver.store import Store, Stored
 
 IMMORTAL_NAMESPACES = frozenset({"default", "kube-system", "kube-public"})
 _NAMESPACE_FINALIZER = "kubernetes"
@@ -73,7 +74,7 @@ class Lifecycle:
         marked = self._store.put(resource.storage, stored.key, obj)
         if resource.storage != NAMESPACES:
             return marked.obj, False
-        self._empty(stored.key[1])
+        self.empty(stored.key[1])
         return marked.obj, self._store.get(NAMESPACES, stored.key) is None
 
     def _remove(self, resource: Resource, key: ObjectKey) -> Stored:
@@ -83,7 +84,7 @@ class Lifecycle:
             self._finish_namespace(key[0])
         return last
 
-    def _empty(self, namespace: str) -> None:
+    def empty(self, namespace: str) -> None:
         """Delete all content of a namespace; what needs time finishes it later."""
         for resource in self._owned():
             for stored in self._store.list(resource.storage, namespace):

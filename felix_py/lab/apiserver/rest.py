@@ -14,11 +14,12 @@ from felix_py.lab.apiserver import errors as api
 from felix_py.lab.apiserver import managed, metadata
 from felix_py.lab.apiserver.codec import Decoded, FieldValidation, check_type, check_unknown, decode
 from felix_py.lab.apiserver.fieldset import Typed
+from felix_py.lab.apiserver.journal import ObjectKey
 from felix_py.lab.apiserver.kinds import Obj, Resource, Version
 from felix_py.lab.apiserver.lifecycle import Lifecycle
 from felix_py.lab.apiserver.patch import StrategicMerge, json_patch, merge_patch
 from felix_py.lab.apiserver.selectors import Matcher, both, field_matcher, label_matcher
-from felix_py.lab.apiserver.store import ObjectKey, Store, Stored
+from felix_py.lab.apiserver.store import Store, Stored
 from felix_py.lab.apiserver.structural import Structural
 
 JSON_PATCH = "application/json-patch+json"

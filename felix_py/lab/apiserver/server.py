@@ -36,12 +36,13 @@ _MAX_BODY = 3 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to serve. ``token`` empty: everybody may; times in seconds."""
+    """How to serve. ``token`` empty: everybody may; times in seconds; ``journal``: where objects are kept."""
 
     token: str = ""
     service_cidrs: Sequence[str] = ("10.96.0.0/16",)
     log_size: int = 20_000
     bookmark_interval: float = 30.0
+    journal: Path | None = None
     tls: ssl.SSLContext | None = field(default=None, compare=False)
 
 
@@ -55,7 +56,7 @@ class ApiServer:
     def __init__(self, options: Options = Options()) -> None:
         self.options = options
         # The counter starts at the clock, so that a restarted server never repeats a version it gave out.
-        self.cluster = Cluster(time.time_ns() // 1000, options.log_size, options.service_cidrs)
+        self.cluster = Cluster(time.time_ns() // 1000, options.log_size, options.service_cidrs, options.journal)
         self._hub = Hub(self.cluster.store)
         self.cluster.registry.on_removed = self._hub.wake
         self._handlers = Handlers(self.cluster, self._hub, options.bookmark_interval)

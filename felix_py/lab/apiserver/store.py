@@ -1,6 +1,6 @@
 """The versioned store: objects in memory, one global resourceVersion, and a bounded log of what happened.
 
-Pure: no clock, no sockets. The log answers "what came after version N" for watches and "what was there at
+No clock, no sockets. The log answers "what came after version N" for watches and "what was there at
 version N" for consistent paging; a version it no longer reaches is Expired, as after etcd's compaction.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from operator import attrgetter
@@ -16,10 +16,8 @@ from operator import attrgetter
 import msgspec
 
 from felix_py.lab.apiserver.errors import expired
+from felix_py.lab.apiserver.journal import Journal, ObjectKey
 from felix_py.lab.apiserver.kinds import GroupResource, Obj
-
-ObjectKey = tuple[str, str]
-"""(namespace, name); the namespace of cluster-scoped objects is empty. Lists are in this order."""
 
 _FIRST = ("apiVersion", "kind", "metadata")
 
@@ -75,12 +73,19 @@ class _Shelf:
 class Store:
     """Objects by resource. ``start`` is the first resourceVersion; ``log_size`` bounds the log per resource."""
 
-    def __init__(self, start: int, log_size: int = 20_000) -> None:
-        self._start = start
-        self._version = start
+    def __init__(self, start: int, log_size: int = 20_000, journal: Journal | None = None) -> None:
+        """``journal``: where every change is kept, and what it has kept is here from the start."""
+        kept = journal.load() if journal else []
+        self._start = max([start, *(one.version for one in kept)])
+        self._version = self._start
         self._log_size = log_size
+        self._journal = journal
         self._shelves: dict[GroupResource, _Shelf] = {}
         self._listeners: list[Callable[[GroupResource], None]] = []
+        for one in kept:
+            shelf = self._shelf(one.resource)
+            shelf.objects[one.key] = Stored(one.key, one.obj, one.version, encode(one.obj))
+            shelf.per_namespace[one.key[0]] += 1
 
     @property
     def version(self) -> int:
@@ -131,6 +136,7 @@ class Store:
         shelf = self._shelf(resource)
         before = shelf.objects.get(key)
         stored = self._stamp(key, obj)
+        self._keep(resource, key, stored.raw)
         shelf.objects[key] = stored
         kind = EventType.MODIFIED
         if before is None:
@@ -142,7 +148,9 @@ class Store:
     def remove(self, resource: GroupResource, key: ObjectKey) -> Stored:
         """Remove; returns the last state, stamped with the version of the removal. KeyError if absent."""
         shelf = self._shelf(resource)
-        before = shelf.objects.pop(key)
+        before = shelf.objects[key]
+        self._keep(resource, key, None)
+        del shelf.objects[key]
         shelf.per_namespace[key[0]] -= 1
         last = self._stamp(key, before.copy())
         self._record(resource, Event(last.version, EventType.DELETED, last, before))
@@ -164,6 +172,23 @@ class Store:
         obj["metadata"]["resourceVersion"] = str(self._version)
         ordered = {name: obj[name] for name in _FIRST} | obj
         return Stored(key, ordered, self._version, encode(ordered))
+
+    def _keep(self, resource: GroupResource, key: ObjectKey, raw: bytes | None) -> None:
+        """Before it is true for anybody.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if self._journal is None:
+            return
+        self._journal.append(resource, key, raw)
+        if self._journal.is_long:
+            self._journal.rewrite(self._everything())
+
+    def _everything(self) -> Iterator[tuple[GroupResource, ObjectKey, bytes]]:
+        for resource, shelf in self._shelves.items():
+            for key, stored in shelf.objects.items():
+                yield resource, key, stored.raw
 
     def _record(self, resource: GroupResource, event: Event) -> None:
         shelf = self._shelf(resource)
