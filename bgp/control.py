@@ -8,85 +8,29 @@ what it has received. Nothing is withdrawn or forgotten in between, so peers and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from bgp import protocol
 from bgp.model import Peer, SpeakerConfig
 from bgp.outgoing import Outgoing
 from bgp.prefixes import version
 from bgp.protocol import Connection
-from bgp.rib import ImportFilter, NextHops, Rib, Source
+from bgp.rib import ImportFilter, NextHops, Reach, Rib, Source, Unresolved
+from bgp.session import Note, PeerStatus, Reading, Session
 
 SETTLE = 10.0
 """Seconds after which the table of a peer that never says end-of-RIB counts as complete."""
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something worth a log line. ``warning``: somebody should look at it."""
-
-    text: str
-    peer: str = ""
-    detail: str = ""
-    warning: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
-    """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down."""
-
-    address: str
-    asn: int
-    established: bool
-    since: float
-    received: int
-    families: tuple[str, ...]
-    error: str = ""
-
-
-@dataclass(slots=True)
-class _Session:
-    peer: Peer
-    out: Outgoing
-    since: float
-    established: bool = False
-    router_id: str = "0.0.0.0"
-    restart: protocol.GracefulRestart | None = None
-    own_restart: bool = False
-    complete: bool = False
-    complete_at: float = 0.0
-    stale_until: float = 0.0
-    refreshing: bool = False
-    nameless: set[str] = field(default_factory=set)
-    nameless_until: float = 0.0
-    error: str = ""
-
-    @property
-    def told(self) -> bool:
-        """The peer has told its whole table, and we have understood all of it."""
-        return self.established and self.complete and not self.nameless
-
-
-@dataclass(slots=True)
-class _Reading:
-    """SHOW_RIB_IN is under way. What live events touched meanwhile is newer than its lines."""
-
-    touched: set[tuple[str, str]] = field(default_factory=set)
-    peers: set[str] = field(default_factory=set)
-    nameless: dict[str, set[str]] = field(default_factory=dict)
-    again: bool = False
 
 
 class Control:
     """All BGP state of the agent. Methods that take ``now`` want a monotonic clock's seconds."""
 
     def __init__(self) -> None:
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, Session] = {}
         self._rib = Rib()
         self._wanted: frozenset[str] | None = None
         self._connection: Connection | None = None
         self._neighbors: dict[str, protocol.Neighbor] = {}
-        self._reading: _Reading | None = None
+        self._reading: Reading | None = None
         self._attaching = False
         self._read_out_at = 0.0
         self._in_effect = False
@@ -112,7 +56,7 @@ class Control:
         for address, peer in wanted.items():
             session = self._sessions.get(address)
             if session is None:
-                session = self._sessions[address] = _Session(peer, Outgoing(address), since=now)
+                session = self._sessions[address] = Session(peer, Outgoing(address), since=now)
                 if self._wanted is not None:
                     session.out.want(self._of_family(peer))
                 new = True
@@ -134,6 +78,10 @@ class Control:
     def set_filter(self, new: ImportFilter) -> None:
         """Which prefixes may be learned; decides again at once."""
         self._rib.set_filter(new)
+
+    def set_reach(self, reach: Reach) -> None:
+        """Which next hops this node can use, from now on; decides again what rests on others."""
+        self._rib.set_reach(reach)
 
     def leaving(self) -> list[str]:
         """Established neighbors of ExaBGP that the configuration no longer has, or has otherwise.
@@ -212,9 +160,23 @@ class Control:
         """The best routes, as of the last :meth:`take_changes`."""
         return self._rib.best
 
-    def take_changes(self) -> dict[str, NextHops]:
-        """Best routes that changed since the last call; () for one that is gone."""
-        return self._rib.take()
+    def take_changes(self, most: int | None = None) -> dict[str, NextHops]:
+        """Best routes that changed since the last call, all or of ``most`` prefixes; () for one that is gone."""
+        return self._rib.take(most)
+
+    @property
+    def undecided(self) -> bool:
+        """There is more to take."""
+        return self._rib.undecided
+
+    @property
+    def unresolved(self) -> Mapping[Unresolved, int]:
+        """Next hops that cannot be used, and for how many prefixes each; as of the last :meth:`take_changes`."""
+        return self._rib.unresolved
+
+    def prefixes_without_next_hop(self) -> int:
+        """How many accepted prefixes have no next hop that can be used."""
+        return self._rib.prefixes_without_next_hop()
 
     def take_notes(self) -> list[Note]:
         """Log lines since the last call."""
@@ -280,7 +242,7 @@ class Control:
                 if session := self._sessions.get(event.peer):
                     self._on_session(session, event, now)
 
-    def _on_session(self, session: _Session, event: protocol.Event, now: float) -> None:
+    def _on_session(self, session: Session, event: protocol.Event, now: float) -> None:
         address = session.peer.address
         match event:
             case protocol.Update():
@@ -320,7 +282,7 @@ class Control:
             self._reading.touched.update((event.peer, prefix) for prefix in event.withdrawn)
             self._reading.touched.update((event.peer, prefix) for prefix, _ in event.announced)
 
-    def _on_up(self, session: _Session, now: float) -> None:
+    def _on_up(self, session: Session, now: float) -> None:
         peer = session.peer
         session.established, session.since, session.error = True, now, ""
         session.complete = session.refreshing = False
@@ -342,7 +304,7 @@ class Control:
         self._note("up", session)
         self._send(session.out.up())
 
-    def _on_down(self, session: _Session, reason: str, now: float) -> None:
+    def _on_down(self, session: Session, reason: str, now: float) -> None:
         session.error = reason
         if not session.established:
             return
@@ -364,14 +326,14 @@ class Control:
             self._rib.drop(session.peer.address)
         self._note("down", session, reason, warning=True)
 
-    def _confirm(self, session: _Session) -> None:
+    def _confirm(self, session: Session) -> None:
         """Let go of what the peer has not repeated, once it has said and we have read all of it."""
         if session.complete and not session.refreshing and not self._reading:
             session.stale_until = 0.0
             session.own_restart = False
             self._rib.confirm(session.peer.address)
 
-    def _keep_stale(self, session: _Session, until: float, *, own: bool) -> None:
+    def _keep_stale(self, session: Session, until: float, *, own: bool) -> None:
         self._rib.doubt(session.peer.address)
         # What is stale already does not get more time because the session, or ExaBGP, fails once more.
         session.stale_until = min(until, session.stale_until or until)
@@ -414,7 +376,7 @@ class Control:
         if self._reading:
             self._reading.again = True
             return
-        self._reading = _Reading()
+        self._reading = Reading()
         for address in doubtful:
             self._rib.doubt(address)
         self._send([protocol.SHOW_RIB_IN])
@@ -478,7 +440,7 @@ class Control:
             return False
         return all(session.told for session in self._sessions.values())
 
-    def _describe(self, session: _Session) -> None:
+    def _describe(self, session: Session) -> None:
         peer = session.peer
         self._rib.set_source(
             Source(
@@ -499,7 +461,7 @@ class Control:
             for command in commands:
                 self._connection.command(command)
 
-    def _note(self, text: str, session: _Session, detail: str = "", *, warning: bool = False) -> None:
+    def _note(self, text: str, session: Session, detail: str = "", *, warning: bool = False) -> None:
         self._notes.append(Note(text, session.peer.address, detail, warning))
 
 

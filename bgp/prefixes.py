@@ -17,6 +17,11 @@ class PrefixSet:
             version, bits, length, value = parse(cidr)
             self._tables.setdefault((version, length), set()).add(value >> (bits - length))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PrefixSet) and self._tables == other._tables
+
+    __hash__ = None  # type: ignore[assignment]
+
     def covers(self, prefix: str) -> bool:
         """Whether the prefix lies inside (or is) one of the CIDRs."""
         version, bits, length, value = parse(prefix)
@@ -31,6 +36,13 @@ def parse(prefix: str) -> tuple[int, int, int, int]:
     """(IP version, address width in bits, prefix length, address as a number); ValueError if it is no CIDR."""
     network = ipaddress.ip_network(prefix)
     return network.version, network.max_prefixlen, network.prefixlen, int(network.network_address)
+
+
+def covers(prefix: str, address: str) -> bool:
+    """Whether a canonical prefix covers an address; of another family: no."""
+    family, bits, length, value = parse(prefix)
+    other, _, _, number = parse(address)
+    return family == other and value >> (bits - length) == number >> (bits - length)
 
 
 def version(prefix: str) -> int:

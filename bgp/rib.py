@@ -1,4 +1,5 @@
-"""What peers told us (adj-rib-in), and which of it to use: RFC 4271 best path, with ECMP.
+"""What peers told us (adj-rib-in), and which of it to use: RFC 4271 best path, with ECMP, among the next hops
+that this node can reach.
 
 Routes are kept as received, before any filter, so that a change of the filter needs no peer to repeat itself.
 Receiving only notes which prefixes changed; :meth:`Rib.take` decides those and returns the differences.
@@ -9,13 +10,42 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
-from bgp.prefixes import PrefixSet
+from bgp.prefixes import PrefixSet, covers, parse
 
 NextHops = tuple[str, ...]
 """Sorted next hop addresses of one route; empty: no route."""
 
 DEFAULT_LOCAL_PREF = 100
+
+
+class Reached(NamedTuple):
+    """How this node reaches a next hop: by which interface, and the length of the connected prefix that it is in.
+
+    ``problem``: why it does not; empty if it does.
+    """
+
+    interface: str = ""
+    length: int = 0
+    problem: str = ""
+
+
+Reach = Callable[[str], Reached]
+"""The answer for each next hop. It never depends on learned routes: a next hop that only they lead to is none."""
+
+
+def anywhere(_next_hop: str) -> Reached:
+    """The answer of whoever does not know the kernel."""
+    return Reached()
+
+
+class Unresolved(NamedTuple):
+    """A next hop that accepted routes name and that is not used, with the reason."""
+
+    next_hop: str
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +105,26 @@ def usable(source: Source, path: Path) -> bool:
     return path.next_hop != source.local_address
 
 
+def problem(prefix: str, next_hop: str, reached: Reached) -> str:
+    """Why a prefix cannot be routed by a next hop; empty if it can (RFC 4271 9.1.2.1).
+
+    A next hop inside the very prefix that it is for would lead to itself, unless a connected route that is more
+    specific, or as specific, leads there.
+    """
+    if reached.problem:
+        return reached.problem
+    if reached.length < parse(prefix)[2] and covers(prefix, next_hop):
+        return "it lies inside what is announced with it"
+    return ""
+
+
 def multipath(candidates: Iterable[Candidate]) -> list[Candidate]:
     """The equally good candidates, the very best first. Each step only removes, so the order of input is
     nothing.
     """
     left = list(candidates)
+    if len(left) < 2:
+        return left
     # 9.1.1: the degree of preference. Routes from other ASes all get the default: no import policy sets another.
     left = _best(left, lambda c: -(DEFAULT_LOCAL_PREF if c[0].external else c[1].local_pref))
     # 9.1.2.2 a: the fewest ASes in AS_PATH.
@@ -105,6 +150,7 @@ def _best(candidates: list[Candidate], cost: Callable[[Candidate], int]) -> list
     return [c for c in candidates if cost(c) == least]
 
 
+@lru_cache(maxsize=4096)
 def _number(address: str) -> int:
     return int(ipaddress.ip_address(address))
 
@@ -125,6 +171,11 @@ class Rib:
         self._paths: dict[str, dict[str, Path]] = {}
         self._best: dict[str, NextHops] = {}
         self._changed: set[str] = set()
+        self._moved: set[str] = set()
+        self._reach: Reach = anywhere
+        self._reached: dict[str, Reached] = {}
+        self._left_out: dict[str, tuple[Unresolved, ...]] = {}
+        self._unresolved: dict[Unresolved, int] = {}
 
     @property
     def best(self) -> Mapping[str, NextHops]:
@@ -133,8 +184,33 @@ class Rib:
 
     def set_filter(self, new: ImportFilter) -> None:
         """Decide everything again under another import filter."""
-        self._filter = new
-        self._changed.update(self._paths)
+        if new != self._filter:
+            self._filter = new
+            self._changed.update(self._paths)
+
+    def set_reach(self, reach: Reach) -> None:
+        """What this node can reach has changed: decide again what rests on next hops with another answer."""
+        self._reach = reach
+        before, self._reached = self._reached, {}
+        for prefix, paths in self._paths.items():
+            for path in paths.values():
+                if self._reached_by(path.next_hop) != before.get(path.next_hop):
+                    self._changed.add(prefix)
+                    self._moved.add(prefix)
+
+    @property
+    def unresolved(self) -> Mapping[Unresolved, int]:
+        """Next hops that are not used, and for how many accepted prefixes each; as of the last :meth:`take`."""
+        return self._unresolved
+
+    def prefixes_without_next_hop(self) -> int:
+        """How many accepted prefixes have paths, but none that can be resolved."""
+        return sum(prefix not in self._best for prefix in self._left_out)
+
+    @property
+    def undecided(self) -> bool:
+        """There is something for :meth:`take`."""
+        return bool(self._changed)
 
     def set_max_paths(self, most: int) -> None:
         """Limit the next hops of one route."""
@@ -194,27 +270,63 @@ class Rib:
         """Number of prefixes a peer has announced, before the filter."""
         return len(self._prefixes.get(peer, ()))
 
-    def take(self) -> dict[str, NextHops]:
-        """Decide all prefixes touched since the last call; the differences, () for a route that is gone."""
+    def take(self, most: int | None = None) -> dict[str, NextHops]:
+        """Decide prefixes touched since the last call, all or ``most`` of them; the differences, () for a route
+        that is gone.
+
+        A route whose next hops are the same is among them if one of them is reached otherwise than before.
+        """
         changes: dict[str, NextHops] = {}
-        for prefix in self._changed:
+        for _ in range(len(self._changed) if most is None else min(most, len(self._changed))):
+            prefix = self._changed.pop()
             next_hops = self._decide(prefix)
-            if next_hops == self._best.get(prefix, ()):
+            moved = prefix in self._moved
+            self._moved.discard(prefix)
+            if next_hops == self._best.get(prefix, ()) and not (moved and next_hops):
                 continue
             changes[prefix] = next_hops
             if next_hops:
                 self._best[prefix] = next_hops
             else:
                 del self._best[prefix]
-        self._changed.clear()
         return changes
 
     def _decide(self, prefix: str) -> NextHops:
         paths = self._paths.get(prefix)
         if not paths or not self._filter.accepts(prefix):
+            self._leave_out(prefix, ())
             return ()
-        candidates = [
-            (source, path) for peer, path in paths.items() if usable(source := self._sources[peer], path)
-        ]
+        candidates: list[Candidate] = []
+        left_out: list[Unresolved] = []
+        for peer, path in paths.items():
+            source = self._sources[peer]
+            if not usable(source, path):
+                continue
+            # 9.1.2.1: a route that cannot be resolved takes no part in the decision.
+            if why := problem(prefix, path.next_hop, self._reached_by(path.next_hop)):
+                left_out.append(Unresolved(path.next_hop, why))
+            else:
+                candidates.append((source, path))
+        self._leave_out(prefix, tuple(dict.fromkeys(left_out)))
         next_hops = dict.fromkeys(path.next_hop for _, path in multipath(candidates))
         return tuple(sorted(list(next_hops)[: self._max_paths]))
+
+    def _reached_by(self, next_hop: str) -> Reached:
+        reached = self._reached.get(next_hop)
+        if reached is None:
+            reached = self._reached[next_hop] = self._reach(next_hop)
+        return reached
+
+    def _leave_out(self, prefix: str, now: tuple[Unresolved, ...]) -> None:
+        """Keep count of what is not used."""
+        before = self._left_out.pop(prefix, ())
+        if now:
+            self._left_out[prefix] = now
+        if now == before:
+            return
+        for which in now:
+            self._unresolved[which] = self._unresolved.get(which, 0) + 1
+        for which in before:
+            self._unresolved[which] -= 1
+            if not self._unresolved[which]:
+                del self._unresolved[which]

@@ -71,7 +71,13 @@ class Metrics:
         self.bgp_established = Gauge(
             "felix_py_bgp_peers_established", "BGP sessions that are up", registry=self.registry
         )
+        self.bgp_peers = Gauge("felix_py_bgp_peers", "BGP peers that are configured", registry=self.registry)
         self.bgp_routes = Gauge("felix_py_bgp_routes", "Best routes learned from peers", registry=self.registry)
+        self.bgp_unresolved = Gauge(
+            "felix_py_bgp_prefixes_unresolved",
+            "Prefixes that peers announce and that are not installed because no next hop of theirs can be used",
+            registry=self.registry,
+        )
         self.deny_packets = Counter(
             "felix_py_deny_log_packets", "Dropped packets read from the deny log", registry=self.registry
         )

@@ -25,6 +25,8 @@ class NoticeKind(enum.StrEnum):
     LEASES_REBUILT = "leases-rebuilt"
     STRAY_INTERFACE = "stray-interface"
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
+    BGP = "bgp"
+    NEXT_HOP = "next-hop"
 
 
 class Notice(NamedTuple):

@@ -17,11 +17,12 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from bgp.control import Control, PeerStatus
+from bgp.control import Control
 from bgp.model import BGPConfigError, Peer, SpeakerConfig, parse_bgp_config
 from bgp.prefixes import PrefixSet, canonical
 from bgp.render import render
-from bgp.rib import ImportFilter, NextHops
+from bgp.rib import ImportFilter, NextHops, Reach, Unresolved
+from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
 
 _TICK = 1.0
@@ -30,6 +31,8 @@ _RECONNECT_MOST = 1.0
 _FIRST_CONTACT = 1.0
 _DELIVERY = 3.0
 _NOT_IN_EFFECT = 15.0
+_SLICE = 1000
+"""Prefixes decided in one turn of the event loop: some ten milliseconds."""
 
 Logger = structlog.typing.FilteringBoundLogger
 OnRoutes = Callable[[Mapping[str, NextHops]], None]
@@ -70,6 +73,7 @@ class Speaker:
         self._written_at = 0.0
         self._config_due = asyncio.Event()
         self._in_sync = asyncio.Event()
+        self._more = asyncio.Event()
         self._progress = asyncio.Condition()
         self._writer: asyncio.StreamWriter | None = None
 
@@ -94,11 +98,24 @@ class Speaker:
         self._control.announce({canonical(prefix) for prefix in prefixes})
         self._flush()
 
+    def set_reach(self, reach: Reach) -> None:
+        """Use only next hops that this node can reach, as these answers say; until then every one counts."""
+        self._control.set_reach(reach)
+        self._flush()
+
     # --- what came of it ---------------------------------------------------------------------------------
 
     def routes(self) -> Mapping[str, NextHops]:
         """The best routes: prefix -> ECMP next hops."""
         return self._control.routes
+
+    def unresolved(self) -> Mapping[Unresolved, int]:
+        """Next hops of accepted routes that this node cannot use, and for how many prefixes each."""
+        return self._control.unresolved
+
+    def prefixes_without_next_hop(self) -> int:
+        """How many accepted prefixes have no next hop that this node can use."""
+        return self._control.prefixes_without_next_hop()
 
     def peers(self) -> list[PeerStatus]:
         """Every configured peer; those without a route to them too."""
@@ -145,6 +162,7 @@ class Speaker:
             tasks.create_task(self._keep_connected())
             tasks.create_task(self._keep_time())
             tasks.create_task(self._keep_configured())
+            tasks.create_task(self._keep_deciding())
 
     async def _keep_connected(self) -> None:
         delay = _RECONNECT_FIRST
@@ -186,6 +204,14 @@ class Speaker:
                 self._control.query_neighbors()
                 self._complain()
             await self._moved()
+
+    async def _keep_deciding(self) -> None:
+        """The rest of what was too much for one turn of the event loop."""
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            await self._moved()
+            await asyncio.sleep(0)
 
     async def _keep_configured(self) -> None:
         # A peer that is gone from the configuration must be told so before ExaBGP forgets it: first contact
@@ -256,13 +282,15 @@ class Speaker:
             bound = self._log.bind(peer=note.peer) if note.peer else self._log
             emit = bound.warning if note.warning else bound.info
             emit(note.text, **({"detail": note.detail} if note.detail else {}))
-        if changes := self._control.take_changes():
+        if changes := self._control.take_changes(_SLICE):
             self._on_routes(changes)
+        if self._control.undecided:
+            self._more.set()
 
     async def _moved(self) -> None:
         self._control.tick(time.monotonic())
         self._flush()
-        if self._control.in_sync and not self._in_sync.is_set():
+        if self._control.in_sync and not self._control.undecided and not self._in_sync.is_set():
             self._log.info("in sync", routes=len(self._control.routes))
             self._in_sync.set()
         async with self._progress:

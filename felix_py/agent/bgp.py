@@ -5,19 +5,33 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Mapping
+from itertools import islice
 
-from bgp.control import PeerStatus
-from bgp.model import BGPConfigError
+from bgp.model import BGPConfigError, SpeakerConfig
+from bgp.session import PeerStatus
 from felix_py import log
 from felix_py.agent.facts import Facts
 from felix_py.config import AgentConfig, ConfigError
+from felix_py.dataplane.link_watch import LinkWatch
+from felix_py.dataplane.reach import Hosts, Links
+from felix_py.metrics import Metrics
+from felix_py.notices import NoticeKind, Notices
 from felix_py.speaker import Speaker, load_bgp_config
+from policy.model import Family
+
+_TELL = 1.0
+"""Seconds between two looks at what to tell people."""
+
+_NEXT_HOPS_TOLD = 20
+"""Next hops that are named one by one; a peer may announce any number."""
 
 
 class Bgp:
     """The speaker, or nothing when no BGP is configured."""
 
-    def __init__(self, config: AgentConfig, facts: Facts) -> None:
+    def __init__(
+        self, config: AgentConfig, facts: Facts, families: tuple[Family, ...], notices: Notices, metrics: Metrics
+    ) -> None:
         """
         Raises:
             ConfigError: the BGP configuration cannot be used.
@@ -25,32 +39,59 @@ class Bgp:
         self._log = log.get("bgp")
         self._config = config
         self._facts = facts
+        self._families = families
+        self._notices = notices
+        self._metrics = metrics
         self._speaker: Speaker | None = None
         self._running = False
         self._patience = 0.0
+        self._links: Links | None = None
+        self._hosts: Hosts | None = None
+        self._reaching: object = None
+        self._linked = asyncio.Event()
+        self._nodes_changed = asyncio.Event()
+        self._problem = ""
         if config.bgp_config is not None:
-            self._speaker = Speaker(config.bgp_dir, facts.learned, self._log)
+            self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
             try:
                 # Only looked at here: what the router id defaults to is not known yet.
-                found = load_bgp_config(config.bgp_config, router_id="192.0.2.1")
+                self._configured = load_bgp_config(config.bgp_config, router_id="192.0.2.1")
             except BGPConfigError as error:
                 raise ConfigError(f"--bgp-config {error}") from None
-            self._patience = float(max((peer.max_restart_time for peer in found.peers), default=0))
+            self._patience = float(max((peer.max_restart_time for peer in self._configured.peers), default=0))
 
     async def run(self) -> None:
         """Announce the node's pod CIDRs and learn routes, until cancelled. The dataplane must be in sync."""
-        if self._speaker is None or self._config.bgp_config is None:
+        if self._speaker is None:
             return
-        try:
-            config = load_bgp_config(self._config.bgp_config, router_id=self._router_id())
-        except BGPConfigError as error:
-            # Policy and local pods do not depend on it.
-            self._log.error("BGP does not start", reason=str(error))
-            return
-        self._running = True
-        self.cluster_changed()
-        self._speaker.set_config(config)
-        await self._speaker.run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(LinkWatch(self._families, self._on_links).run())
+            config = await self._load()
+            # Which next hops can be used is known before the first route comes.
+            await self._linked.wait()
+            self._running = True
+            self.cluster_changed()
+            self._speaker.set_config(config)
+            tasks.create_task(self._speaker.run())
+            tasks.create_task(self._keep_telling())
+
+    async def _load(self) -> SpeakerConfig:
+        """The configuration, once it is whole: on a node without an IPv4 address it must name a router id."""
+        assert self._config.bgp_config is not None
+        while True:
+            self._nodes_changed.clear()
+            try:
+                config = load_bgp_config(self._config.bgp_config, router_id=self._router_id())
+            except BGPConfigError as error:
+                # Policy and local pods do not depend on it.
+                self._problem = f"BGP does not start: {error}"
+                text = f"{self._problem}. Mend the file and restart the agent"
+                self._notices.say(NoticeKind.BGP, str(self._config.bgp_config), text)
+                await self._nodes_changed.wait()
+            else:
+                self._problem = ""
+                self._notices.clear(NoticeKind.BGP, str(self._config.bgp_config))
+                return config
 
     def _router_id(self) -> str | None:
         """The node's first IPv4 address: what a router id defaults to (RFC 4271, section 4.2)."""
@@ -62,13 +103,58 @@ class Bgp:
 
     def cluster_changed(self) -> None:
         """The node's pod CIDRs or the cluster's may be others now."""
+        self._nodes_changed.set()
         if self._speaker is None or not self._running:
             return
         own = self._facts.pod_cidrs
         self._speaker.set_filter(within=self._facts.cluster_cidrs, never=(*own, *self._config.service_cidrs))
+        self._set_reach()
         if own:
             # Without its Node object the agent does not know; it must not take back what works.
             self._speaker.announce(own)
+
+    # --- next hops -----------------------------------------------------------------------------------
+
+    def _on_links(self, links: Links) -> None:
+        self._links = links
+        self._linked.set()
+        self._set_reach()
+
+    def _set_reach(self) -> None:
+        if self._speaker is None or self._links is None:
+            return
+        node = self._facts.node
+        never = (*self._facts.pod_cidrs, *(node.addresses if node else ()))
+        if self._reaching == (self._links, never):
+            return
+        self._reaching = (self._links, never)
+        self._hosts = hosts = Hosts(self._links, never)
+        self._speaker.set_reach(hosts)
+
+    def _learned(self, routes: Mapping[str, tuple[str, ...]]) -> None:
+        hosts = self._hosts
+        self._facts.learned(routes, lambda gateway: hosts(gateway).interface if hosts else "")
+
+    async def _keep_telling(self) -> None:
+        while True:
+            self._tell_next_hops()
+            await asyncio.sleep(_TELL)
+
+    def _tell_next_hops(self) -> None:
+        """Say of next hops that are not used which and why."""
+        assert self._speaker is not None
+        unresolved = self._speaker.unresolved()
+        told: dict[str, str] = {}
+        for next_hop, problem in islice(unresolved, _NEXT_HOPS_TOLD):
+            told[next_hop] = (
+                f"a BGP peer announces routes by next hop {next_hop}, which is not used: {problem}. "
+                "Prefixes that have no other next hop are not installed"
+            )
+        if len(unresolved) > _NEXT_HOPS_TOLD:
+            told["others"] = "BGP peers announce routes by further next hops that cannot be used"
+        self._notices.replace(NoticeKind.NEXT_HOP, told)
+
+    # --- what came of it -----------------------------------------------------------------------------
 
     async def wait_in_sync(self) -> None:
         """Return once learned routes are complete; at once without BGP.
@@ -94,9 +180,25 @@ class Bgp:
         """
         return self._patience
 
+    def refresh_metrics(self) -> None:
+        """Before they are read."""
+        peers = self.peers()
+        self._metrics.bgp_peers.set(len(peers))
+        self._metrics.bgp_established.set(sum(peer.established for peer in peers))
+        self._metrics.bgp_routes.set(len(self.routes()))
+        if self._speaker:
+            self._metrics.bgp_unresolved.set(self._speaker.prefixes_without_next_hop())
+
     def peers(self) -> list[PeerStatus]:
-        """Every configured peer."""
-        return self._speaker.peers() if self._speaker else []
+        """Every configured peer; with the reason where BGP has not started."""
+        if self._speaker is None:
+            return []
+        if not self._problem:
+            return self._speaker.peers()
+        return [
+            PeerStatus(peer.address, peer.asn, False, 0.0, 0, (f"ipv{peer.version} unicast",), self._problem)
+            for peer in self._configured.peers
+        ]
 
     def routes(self) -> Mapping[str, tuple[str, ...]]:
         """The best routes learned."""

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from felix_py.agent.chain_names import ChainNames
 from felix_py.agent.disputes import told
 from felix_py.agent.view import ClusterView
-from felix_py.plan.planner import Planner
-from felix_py.records import Lease, NodeRecord, endpoint_of
+from felix_py.plan.planner import Planner, learned_routes
+from felix_py.records import Lease, NodeRecord, Route, RouteKey, endpoint_of
 from policy.compile import Engine
 from policy.ir import Delta
 from policy.model import ClusterPolicy, Family, Namespace, NetworkPolicy, ObjectKey, Pod
@@ -42,7 +42,7 @@ class Facts:
         self._moved: dict[ObjectKey, None] = {}
         self._leaving: list[Lease] = []
         self._interfaces: dict[str, ObjectKey] = {}
-        self._learned: dict[str, tuple[str, ...]] = {}
+        self._learned: dict[RouteKey, Route | None] = {}
         self.on_nodes: Callable[[], None] = lambda: None
         """Called when nodes, and so perhaps pod CIDRs, have changed."""
         self.on_policy: Callable[[Delta], None] = lambda _delta: None
@@ -171,9 +171,16 @@ class Facts:
 
     # --- routes --------------------------------------------------------------------------------------
 
-    def learned(self, routes: Mapping[str, tuple[str, ...]]) -> None:
-        """Best routes that changed: prefix -> gateways, () when withdrawn."""
-        self._learned.update(routes)
+    def learned(
+        self,
+        routes: Mapping[str, tuple[str, ...]],
+        interface_of: Callable[[str], str] = lambda _gateway: "",
+    ) -> None:
+        """Best routes that changed: prefix -> gateways, () when withdrawn.
+
+        ``interface_of`` says by which interface a gateway is reached; empty: the kernel is to find out.
+        """
+        self._learned.update(learned_routes(routes, interface_of))
         self._changed()
 
     # --- to the planner ------------------------------------------------------------------------------

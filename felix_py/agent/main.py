@@ -187,7 +187,7 @@ class Agent:
             self._facts, self._reconciler, lambda: config.mtu or uplink_mtu(), self._flows.forget
         )
         self._stack.push_async_callback(self._network.close)
-        self._bgp = Bgp(config, self._facts)
+        self._bgp = Bgp(config, self._facts, families, self._notices, self._metrics)
         self._facts.on_nodes = self._bgp.cluster_changed
         await self._start_health()
         await self._start_cni()
@@ -365,8 +365,7 @@ class Agent:
         self._metrics.compared_age.set(self._reconciler.compared_age)
         for kind, age in self._cluster.ages().items():
             self._metrics.watch_age.labels(kind).set(age)
-        self._metrics.bgp_established.set(sum(peer.established for peer in self._bgp.peers()))
-        self._metrics.bgp_routes.set(len(self._bgp.routes()))
+        self._bgp.refresh_metrics()
 
     def status(self) -> dict[str, Any]:
         """The agent's state, as ``/status`` shows it."""

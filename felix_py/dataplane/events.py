@@ -262,6 +262,24 @@ def host_filter(own_port: int) -> bytes:
     return b"".join(_INSTRUCTION.pack(*step) for step in program)
 
 
+def foreign_filter() -> bytes:
+    """A program that drops our own routes and those of other tables than main, and lets all else pass."""
+    pods, learned = PROTOCOLS
+    program = (
+        (_LOAD_HALF, 0, 0, _TYPE),
+        (_IF_EQUAL, 1, 0, _as_loaded("=H", RTM_NEWROUTE)),
+        (_IF_EQUAL, 0, 5, _as_loaded("=H", RTM_DELROUTE)),  # else pass
+        (_LOAD_BYTE, 0, 0, _TABLE),
+        (_IF_EQUAL, 0, 4, TABLE_MAIN),  # else drop
+        (_LOAD_BYTE, 0, 0, _PROTOCOL),
+        (_IF_EQUAL, 2, 0, pods),  # drop
+        (_IF_EQUAL, 1, 0, learned),  # drop
+        (_RETURN, 0, 0, _WHOLE),
+        (_RETURN, 0, 0, 0),
+    )
+    return b"".join(_INSTRUCTION.pack(*step) for step in program)
+
+
 def _as_loaded(form: str, value: int) -> int:
     """What the filter sees of a number in the machine's byte order: it loads most significant byte first."""
     return int.from_bytes(struct.pack(form, value), "big")

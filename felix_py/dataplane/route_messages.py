@@ -18,10 +18,13 @@ from policy.model import Family
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 9, 15
-TABLE_MAIN = 254
+TABLE_MAIN, TABLE_LOCAL = 254, 255
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_ANY = 0, 253, 255
 _KINDS = {RouteKind.UNICAST: 1, RouteKind.BLACKHOLE: 6}
 _ONLINK = 4
+_DEAD = 1
+_UNICAST = 1
+_VIA = 18
 _FIB_MATCH = 0x2000
 _AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 _METRIC = {Family.V4: 0, Family.V6: 1024}
@@ -143,6 +146,12 @@ def dump(family: Family, protocol: int) -> bytes:
     return message(RTM_GETROUTE, 0, head + attr(_TABLE, _U32.pack(TABLE_MAIN)))
 
 
+def dump_table(family: Family, table: int) -> bytes:
+    """RTM_GETROUTE for all routes of one table."""
+    head = _RTMSG.pack(_AF[family], 0, 0, 0, table & 0xFF, 0, 0, 0, 0)
+    return message(RTM_GETROUTE, 0, head + attr(_TABLE, _U32.pack(table)))
+
+
 def match(destination: Destination) -> bytes:
     """RTM_GETROUTE that asks which routing table entry covers a destination."""
     family, packed, _ = destination
@@ -196,12 +205,50 @@ def read(answer: memoryview) -> Packed | None:
     return Packed((family, packed, length), protocol, kind, scope, source, tuple(sorted(hops)))
 
 
+class Connected(NamedTuple):
+    """A destination that this host reaches without a gateway. ``interface``: its index."""
+
+    destination: Destination
+    metric: int
+    interface: int
+
+
+def protocol_of(answer: memoryview) -> int:
+    """The protocol number of a route in a dump."""
+    return answer[5]
+
+
+def read_destination(answer: memoryview) -> tuple[Destination, bool]:
+    """Of a route in a dump: its destination, and whether packets to it go anywhere (RTN_UNICAST)."""
+    number, length, *_ = _RTMSG.unpack_from(answer)
+    family = Family.V4 if number == socket.AF_INET else Family.V6
+    packed = bytes(attributes(answer[_RTMSG.size :]).get(_DST, b"")).ljust(family.bits // 8, b"\0")
+    return (family, packed, length), answer[7] == _UNICAST
+
+
+def read_connected(answer: memoryview) -> list[Connected]:
+    """What a route in a dump says of hosts on links: nothing if it has gateways, is dead, or leads nowhere."""
+    _, _, _, tos, _, _, _, kind, flags = _RTMSG.unpack_from(answer)
+    if kind != _UNICAST or flags & _DEAD or tos:
+        return []
+    found = attributes(answer[_RTMSG.size :])
+    if _GATEWAY in found or _VIA in found:
+        return []
+    destination, _ = read_destination(answer)
+    metric = _U32.unpack(found[_PRIORITY])[0] if _PRIORITY in found else 0
+    hops = _paths(found[_MULTIPATH]) if _MULTIPATH in found else [_read_hop(found)]
+    return [Connected(destination, metric, index) for gateway, index in hops if index and not gateway]
+
+
 class Event(NamedTuple):
-    """What an event says of a route; ``interface``: index, 0 where there are several or none."""
+    """What an event says of a route; ``interface``: index, 0 where there are several or none; ``direct``: it has
+    no gateway, or several next hops.
+    """
 
     destination: Destination
     protocol: int
     interface: int
+    direct: bool = True
 
 
 def read_event(body: memoryview) -> Event:
@@ -214,7 +261,8 @@ def read_event(body: memoryview) -> Event:
     family = Family.V4 if number == socket.AF_INET else Family.V6
     found = attributes(body[_RTMSG.size :])
     packed = bytes(found.get(_DST, b"")).ljust(family.bits // 8, b"\0")
-    return Event((family, packed, length), protocol, _U32.unpack(found[_OIF])[0] if _OIF in found else 0)
+    index = _U32.unpack(found[_OIF])[0] if _OIF in found else 0
+    return Event((family, packed, length), protocol, index, _GATEWAY not in found)
 
 
 def _read_hop(found: dict[int, memoryview]) -> Hop:

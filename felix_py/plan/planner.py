@@ -9,7 +9,7 @@ the two: what came in between would be confirmed without having been written.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
@@ -69,12 +69,12 @@ class Planner:
         for family, plan in self._families.items():
             plan.cluster(_of(family, own), _of(family, pool), _of(family, nodes))
 
-    def learned(self, routes: Mapping[str, tuple[str, ...]]) -> None:
-        """Take over changes of the best routes: prefix -> gateways, () when it is withdrawn."""
-        for prefix, gateways in routes.items():
-            family = Family(ipaddress.ip_network(prefix).version)
+    def learned(self, routes: Mapping[RouteKey, Route | None]) -> None:
+        """Take over changes of the best routes, as :func:`learned_routes` makes them."""
+        for key, route in routes.items():
+            family = Family.V6 if ":" in key.destination else Family.V4
             if family in self._families:
-                self._families[family].learned(prefix, gateways)
+                self._families[family].learned(key, route)
 
     def take(self) -> Update:
         """What must be written now."""
@@ -83,6 +83,24 @@ class Planner:
     def confirm(self) -> Update:
         """What may be removed, now that the kernel has all that :meth:`take` returned."""
         return _joined(plan.confirm() for plan in self._families.values())
+
+
+def learned_routes(
+    routes: Mapping[str, tuple[str, ...]], interface_of: Callable[[str], str]
+) -> dict[RouteKey, Route | None]:
+    """The routes for prefix -> gateways, () for one that is withdrawn.
+
+    ``interface_of`` says by which interface a gateway is reached; empty: the kernel is to find out.
+    """
+    made: dict[RouteKey, Route | None] = {}
+    hops_of: dict[tuple[str, ...], tuple[NextHop, ...]] = {}
+    for prefix, gateways in routes.items():
+        key = RouteKey(prefix, ROUTE_PROTOCOL_LEARNED)
+        hops = hops_of.get(gateways)
+        if hops is None:
+            hops = hops_of[gateways] = tuple(NextHop(g, interface_of(g)) for g in sorted(gateways))
+        made[key] = Route(key, next_hops=hops) if hops else None
+    return made
 
 
 def _joined(updates: Iterable[Update]) -> Update:
@@ -240,10 +258,8 @@ class _FamilyPlan:
             self._member(name, cidr, 0 if cidr in cidrs else None)
         self._filled[name] = cidrs
 
-    def learned(self, prefix: str, gateways: tuple[str, ...]) -> None:
-        key = RouteKey(prefix, ROUTE_PROTOCOL_LEARNED)
-        hops = tuple(sorted((NextHop(gateway=g) for g in gateways), key=lambda hop: hop.gateway))
-        self._now.routes[key] = Route(key, next_hops=hops) if hops else None
+    def learned(self, key: RouteKey, route: Route | None) -> None:
+        self._now.routes[key] = route
 
     # --- the two steps -------------------------------------------------------------------------------
 

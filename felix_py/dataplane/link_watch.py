@@ -1,0 +1,99 @@
+"""Tells which links the host has, now and whenever that changes: which next hops can be used follows from it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Callable, Collection
+from contextlib import closing
+
+from felix_py import log
+from felix_py.dataplane.events import foreign_filter
+from felix_py.dataplane.monitor import listen
+from felix_py.dataplane.netlink import NETLINK_ROUTE
+from felix_py.dataplane.reach import GROUPS, LinkChanges, Links, read_links
+from felix_py.pace import Pace, Paced
+from policy.model import Family
+
+_AT_ONCE = 256
+_LARGEST = 1 << 16
+_GAP = 0.1
+"""Seconds between two looks at least; the first one after a quiet time is at once."""
+
+_REFRESH = 30.0
+"""Seconds after which we look although nobody has told us anything."""
+
+
+class LinkWatch:
+    """Belongs to the network namespace of the thread that runs it."""
+
+    def __init__(self, families: Collection[Family], on_links: Callable[[Links], None]) -> None:
+        """``on_links`` is called on the event loop: with what there is at first, and then with each change."""
+        self._families = tuple(families)
+        self._on_links = on_links
+        self._changes = LinkChanges()
+        self._last: Links | None = None
+        self._pace = Paced(Pace(0.0, 0.0, _GAP), self._look)
+        self._troubled = False
+        self._log = log.get("links")
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._pace.run())
+            while True:
+                self._pace.ask()
+                await asyncio.sleep(_REFRESH)
+
+    async def _listen(self) -> None:
+        try:
+            source = listen(NETLINK_ROUTE, GROUPS, foreign_filter())
+        except OSError as error:
+            self._log.warning("changes of links are found late", reason=str(error), seconds=_REFRESH)
+            return
+        loop = asyncio.get_running_loop()
+        with closing(source):
+            loop.add_reader(source, self._hear, source)
+            try:
+                self._pace.ask()
+                await loop.create_future()
+            finally:
+                loop.remove_reader(source)
+
+    def _hear(self, source: socket.socket) -> None:
+        concerned = False
+        for _ in range(_AT_ONCE):
+            try:
+                data = source.recv(_LARGEST)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                concerned = True  # some are lost
+                if error.errno != errno.ENOBUFS:
+                    asyncio.get_running_loop().remove_reader(source)
+                    self._log.warning("changes of links are found late", reason=str(error), seconds=_REFRESH)
+                    break
+            else:
+                concerned |= self._changes.concern_us(data)
+        if concerned:
+            self._pace.ask()
+
+    async def _look(self) -> float:
+        started = time.monotonic()
+        try:
+            links = await asyncio.to_thread(read_links, self._families)
+        except OSError as error:
+            if not self._troubled:
+                self._log.warning("cannot read links and routes; trying again", reason=str(error))
+            self._troubled = True
+            asyncio.get_running_loop().call_later(1.0, self._pace.ask)
+        else:
+            self._troubled = False
+            self._changes.begin(links)
+            if links != self._last:
+                self._last = links
+                self._on_links(links)
+        return time.monotonic() - started

@@ -1,0 +1,198 @@
+"""Which next hops this host can hand packets to: those on a link of its own that carries (RFC 4271 9.1.2.1).
+
+The kernel refuses a whole route when one of its gateways is not directly on a link, or is the host's own address,
+so that is asked before routes are chosen. Our own routes count for nothing here: a next hop that only a learned
+route leads to is none, and what is learned can therefore never decide about itself.
+
+:class:`Links` is what was read from the kernel, :class:`Hosts` answers from it; neither does I/O.
+:func:`read_links` reads, and :class:`LinkChanges` says after which of the kernel's messages to read again.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from bgp.rib import Reached
+from felix_py.dataplane import link_messages, route_messages
+from felix_py.dataplane.link_messages import Link
+from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
+from felix_py.dataplane.route_messages import PROTOCOLS, TABLE_LOCAL, TABLE_MAIN, Connected, Destination
+from felix_py.plan.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_PODS
+from policy.model import Family
+
+GROUPS = (1, 5, 7, 9, 11)
+"""RTNLGRP_LINK, and IFADDR and ROUTE of IPv4 and IPv6."""
+
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_AF_UNSPEC = 0
+_HEADER = struct.Struct("=IHHII")
+_AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """What the kernel says. ``interfaces``: index -> name and whether it is up and has a carrier.
+
+    ``own``: the host's addresses, and those that no packet can be sent to as to one host (broadcast, anycast).
+    ``pods``: destinations of our own routes to pods.
+    """
+
+    interfaces: dict[int, tuple[str, bool]]
+    connected: tuple[Connected, ...]
+    own: tuple[Destination, ...]
+    pods: tuple[Destination, ...]
+
+
+class _Table:
+    """Longest match: one look-up for each distinct prefix length."""
+
+    def __init__(self) -> None:
+        self._by_length: dict[tuple[Family, int], dict[int, list[tuple[int, int]]]] = {}
+        self._lengths: dict[Family, list[int]] = {}
+
+    def add(self, destination: Destination, metric: int = 0, interface: int = 0) -> None:
+        family, packed, length = destination
+        key = int.from_bytes(packed, "big") >> (family.bits - length)
+        self._by_length.setdefault((family, length), {}).setdefault(key, []).append((metric, interface))
+        lengths = {known for of, known in self._by_length if of is family}
+        if len(lengths) != len(self._lengths.get(family, ())):
+            self._lengths[family] = sorted(lengths, reverse=True)
+
+    def matches(self, family: Family, packed: bytes) -> Iterable[tuple[int, list[tuple[int, int]]]]:
+        """Prefix length and what was added with it, the longest first."""
+        number = int.from_bytes(packed, "big")
+        for length in self._lengths.get(family, ()):
+            if found := self._by_length[family, length].get(number >> (family.bits - length)):
+                yield length, found
+
+
+class Hosts:
+    """Implements :data:`bgp.rib.Reach`."""
+
+    def __init__(self, links: Links, never: Iterable[str] = ()) -> None:
+        """``never``: CIDRs (this node's pods, its addresses) that no next hop may be in.
+
+        Raises:
+            ValueError: one of them is none.
+        """
+        self._interfaces = links.interfaces
+        self._connected, self._own, self._pods = _Table(), _Table(), _Table()
+        for route in links.connected:
+            self._connected.add(route.destination, route.metric, route.interface)
+        for destination in links.own:
+            self._own.add(destination)
+        for destination in (*links.pods, *map(_destination, never)):
+            self._pods.add(destination)
+
+    def __call__(self, next_hop: str) -> Reached:
+        """How packets are handed to a next hop, or why they cannot be."""
+        family = Family.V6 if ":" in next_hop else Family.V4
+        packed = socket.inet_pton(_AF[family], next_hop)
+        if any(self._own.matches(family, packed)):
+            return Reached(problem="it is an address of this node")
+        if any(self._pods.matches(family, packed)):
+            return Reached(problem="it is a pod's address")
+        silent = ""
+        for length, found in self._connected.matches(family, packed):
+            for _, index in sorted(found):
+                name, carries = self._interfaces.get(index, ("", False))
+                if carries:
+                    return Reached(name, length)
+                silent = silent or name
+        if silent:
+            return Reached(problem=f"its link {silent} is down or has no carrier")
+        return Reached(problem="it is on no link of this node")
+
+
+def _destination(cidr: str) -> Destination:
+    address, _, length = cidr.partition("/")
+    family = Family.V6 if ":" in address else Family.V4
+    try:
+        return family, socket.inet_pton(_AF[family], address), int(length) if length else family.bits
+    except OSError:
+        raise ValueError(f"{cidr!r} is not a CIDR") from None
+
+
+def read_links(families: Collection[Family]) -> Links:
+    """Of the calling thread's network namespace.
+
+    Raises:
+        OSError: the kernel does not answer.
+    """
+    connected: list[Connected] = []
+    own: list[Destination] = []
+    pods: list[Destination] = []
+    with Netlink(NETLINK_ROUTE) as netlink:
+        links = map(link_messages.read_link, netlink.dump(link_messages.dump_links()))
+        interfaces = {link.index: _state(link) for link in links}
+        for family in families:
+            for answer in netlink.dump(route_messages.dump_table(family, TABLE_MAIN)):
+                protocol = route_messages.protocol_of(answer)
+                if protocol == ROUTE_PROTOCOL_PODS:
+                    pods.append(route_messages.read_destination(answer)[0])
+                elif protocol not in PROTOCOLS:
+                    connected += route_messages.read_connected(answer)
+            for answer in netlink.dump(route_messages.dump_table(family, TABLE_LOCAL)):
+                destination, unicast = route_messages.read_destination(answer)
+                if not unicast:
+                    own.append(destination)
+    return Links(interfaces, tuple(connected), tuple(own), tuple(pods))
+
+
+def _state(link: Link) -> tuple[str, bool]:
+    return link.name, link.flags & (_IFF_UP | _IFF_LOWER_UP) == _IFF_UP | _IFF_LOWER_UP
+
+
+class LinkChanges:
+    """Judges the kernel's messages of links, addresses and routes. Those of pods' interfaces are no news."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[str, bool]] = {}
+
+    def begin(self, links: Links) -> None:
+        """This is how things are."""
+        self._known = dict(links.interfaces)
+
+    def concern_us(self, datagram: bytes) -> bool:
+        """Whether a next hop may be reached otherwise now. What cannot be understood counts."""
+        data = memoryview(datagram)
+        offset, found = 0, False
+        try:
+            while offset + _HEADER.size <= len(data):
+                length, kind, *_ = _HEADER.unpack_from(data, offset)
+                if length < _HEADER.size:
+                    return True
+                found |= self._one(kind, data[offset + _HEADER.size : offset + length])
+                offset += (length + 3) & ~3
+        except (struct.error, ValueError, IndexError, OSError):
+            return True
+        return found
+
+    def _one(self, kind: int, body: memoryview) -> bool:
+        match kind:
+            case link_messages.RTM_NEWLINK | link_messages.RTM_DELLINK:
+                if body[0] != _AF_UNSPEC:  # a bridge tells of its ports with the same message
+                    return False
+                return self._link(link_messages.read_link(body), gone=kind == link_messages.RTM_DELLINK)
+            case link_messages.RTM_NEWADDR | link_messages.RTM_DELADDR:
+                index, _ = link_messages.read_address(body)
+                return not self._is_pods(index)
+            case route_messages.RTM_NEWROUTE | route_messages.RTM_DELROUTE:
+                event = route_messages.read_event(body)
+                return event.direct and event.protocol not in PROTOCOLS and not self._is_pods(event.interface)
+        return False
+
+    def _link(self, link: Link, *, gone: bool) -> bool:
+        before = self._known.pop(link.index, None)
+        if gone:
+            return before is not None and before[1] and not link.name.startswith(INTERFACE_PREFIX)
+        now = self._known[link.index] = _state(link)
+        if before == now:
+            return False
+        return any(not state[0].startswith(INTERFACE_PREFIX) for state in (before, now) if state is not None)
+
+    def _is_pods(self, index: int) -> bool:
+        return self._known.get(index, ("", False))[0].startswith(INTERFACE_PREFIX)
