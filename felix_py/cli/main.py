@@ -16,6 +16,7 @@ from felix_py.cli.denies import denies
 from felix_py.cli.explain import explain
 from felix_py.cli.install_cni import install_cni
 from felix_py.cli.lab import lab
+from felix_py.cli.options import PlainHelp
 from felix_py.cli.plan import plan
 from felix_py.cli.sidecar import bgp_sidecar
 from felix_py.cli.status import status
@@ -42,6 +43,9 @@ app.command()(explain)
 app.command()(verify)
 app.command()(plan)
 app.add_typer(lab, name="lab")
+for group in (app, lab):
+    for command in group.registered_commands:
+        command.cls = PlainHelp
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,9 +12,10 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from felix_py.config import ConfigError, EndpointToHost
 from felix_py.records import Backend
@@ -192,6 +193,16 @@ class OutputFormat(enum.StrEnum):
 
 
 Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Form of what is printed.")]
+
+
+class PlainHelp(TyperCommand):
+    """A command whose help shows arguments by their own names, without those of the Python types behind them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for param in self.params:
+            if isinstance(param, TyperArgument):
+                param.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
 
 
 def backend(text: str) -> Backend | None:

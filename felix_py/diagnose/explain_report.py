@@ -48,8 +48,8 @@ def _lines(explained: Explained) -> Iterator[str]:
         f"{place.name} ({address})" if place.name != address else address
         for place, address in ((explained.source, packet.source), (explained.destination, packet.destination))
     )
-    verdict = "ALLOWED" if explained.explanation.allowed else "DENIED"
-    yield f"{verdict} {' -> '.join(ends)} {packet.port}/{packet.protocol}"
+    verdict, but = _headline(explained)
+    yield f"{verdict} {' -> '.join(ends)} {packet.port}/{packet.protocol}{but}"
     for place in (explained.source, explained.destination):
         if place.note:
             yield f"  note     {place.note}"
@@ -60,6 +60,19 @@ def _lines(explained: Explained) -> Iterator[str]:
         yield from _labelled(_LABELS[end.direction], _end(end, place))
     for view in explained.nodes:
         yield from _labelled("kernel", _node(view, explained))
+
+
+def _headline(explained: Explained) -> tuple[str, str]:
+    """The verdict in a word, and what contradicts it: never one that a kernel's line below takes back."""
+    allowed = explained.explanation.allowed
+    policy = f"policy {'allows' if allowed else 'denies'} it"
+    for view in explained.nodes:
+        if view.agreement is Agreement.DISAGREES and view.outcome is not None:
+            return "MISMATCH", f": {policy}, but {view.node} {_OUTCOMES[view.outcome]}"
+    for view in explained.nodes:
+        if view.agreement is Agreement.UNKNOWN:
+            return "UNKNOWN", f": {policy}, but what {view.node} does cannot be foretold"
+    return ("ALLOWED" if allowed else "DENIED"), ""
 
 
 def _labelled(label: str, lines: Iterator[str]) -> Iterator[str]:
@@ -149,6 +162,7 @@ def as_json(explained: Explained) -> dict[str, Any]:
     """Everything, for programs."""
     packet = explained.explanation.packet
     return {
+        "verdict": _headline(explained)[0].lower(),
         "allowed": explained.explanation.allowed,
         "source": _place_json(explained.source, packet.source),
         "destination": _place_json(explained.destination, packet.destination),

@@ -102,6 +102,9 @@ def test_a_hole_is_seen_and_the_rules_that_make_it_named(node: SmallNode) -> Non
     assert (view.agreement, view.outcome) == (DISAGREES, Outcome.ACCEPT)
     shown = text(after)
     assert "node1 LETS IT PASS, BUT POLICY DENIES IT" in shown
+    headline = shown.splitlines()[0]
+    assert headline.startswith("MISMATCH dev/tool ")
+    assert headline.endswith(" 22/TCP: policy denies it, but node1 lets it pass")
     assert f"filter {guard} rule 1: -s 10.1.0.0/24 -g FELIX-ALLOW (not a rule of ours)" in shown
 
 
@@ -111,6 +114,7 @@ def test_a_foreign_drop_is_named(node: SmallNode) -> None:
     assert found.explanation.allowed
     assert found.disagrees
     assert "node1 DROPS IT, BUT POLICY ALLOWS IT" in text(found)
+    assert text(found).splitlines()[0].endswith(" 5432/TCP: policy allows it, but node1 drops it")
     (view,) = found.nodes
     assert view.result is not None
     assert view.result.decided_by is not None
@@ -154,6 +158,7 @@ def test_rules_that_are_not_understood(node: SmallNode) -> None:
     assert [view.agreement for view in found.nodes] == [UNKNOWN]
     assert not found.disagrees
     assert "filter FORWARD rule 2: -m statistic" in text(found)
+    assert text(found).startswith("UNKNOWN shop/web-1 ")
     # Where the packet is dropped before, it does not matter.
     assert [view.agreement for view in ask(node, "dev/tool", "shop/db-0", (TCP, 22)).nodes] == [AGREES]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,8 @@ def test_command_line_works_from_the_wheel(installed: Path, words: list[str]) ->
     assert done.stdout.startswith("felix-py " if words == ["--version"] else "Usage: felix-py")
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "…" not in done.stdout, "something is cut off"
+    assert "..." not in done.stdout.partition("Options:")[2], "a summary is cut off"
+    assert not re.search("<(str|list|int|path)", done.stdout), "a type of Python's"
 
 
 def test_code_comes_from_the_wheel(installed: Path) -> None:
