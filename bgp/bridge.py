@@ -25,7 +25,9 @@ _CHUNK = 65536
 _EVENTS_MOST = 64 * 1024 * 1024
 _BACKLOG_MOST = 4 * 1024 * 1024
 _COMMANDS_MOST = 1024 * 1024
-_LINE_MOST = 1024 * 1024
+_LINE_MOST = 512 * 1024  # half of what ExaBGP takes for a command before it starts its helper anew
+_EVENT_MOST = 4 * 1024 * 1024
+_OPENS_MOST = 1024
 _LISTEN_RETRY = 0.5
 _ANSWERS = (b"done", b"error")
 _EVENT = b'{ "exabgp"'
@@ -47,6 +49,7 @@ class Bridge:
         self._opens: dict[bytes, bytes] = {}
         self._commands = bytearray()
         self._partial_event = b""
+        self._too_long = False
         self._partial_command = b""
         self._unanswered = 0
         self._foreign_answers = 0
@@ -109,8 +112,15 @@ class Bridge:
         if not data:
             return False
         *lines, self._partial_event = (self._partial_event + data).split(b"\n")
+        if lines and self._too_long:
+            del lines[0]  # the end of it
+            self._too_long = False
+        if self._too_long or len(self._partial_event) > _EVENT_MOST:
+            # No line of ExaBGP's is so long. The agent finds the gap in the counters.
+            self._partial_event, self._too_long = b"", True
         for line in lines:
-            if match := _OPEN.search(line):
+            match = _OPEN.search(line)
+            if match and (match[1] in self._opens or len(self._opens) < _OPENS_MOST):
                 self._opens[match[1]] = line + b"\n"
             if self._for_agent(line):
                 self._events += line + b"\n"
@@ -158,7 +168,7 @@ class Bridge:
             return
         for line in lines:
             # ExaBGP decodes as ASCII and restarts its helper when it cannot.
-            if line.strip() and line.isascii():
+            if line.strip() and line.isascii() and len(line) <= _LINE_MOST:
                 self._commands += line + b"\n"
                 self._unanswered += 1
 

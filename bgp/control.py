@@ -38,6 +38,7 @@ class Control:
         self._deferred_until: float | None = None
         self._in_sync = False
         self._notes: list[Note] = []
+        self._ignored = 0
 
     # --- what the agent wants ----------------------------------------------------------------------------
 
@@ -122,10 +123,21 @@ class Control:
             self._keep_stale(session, now + session.peer.max_restart_time, own=True)
 
     def receive(self, data: bytes, now: float) -> None:
-        """Bytes from the bridge."""
-        if self._connection:
-            for event in self._connection.receive(data):
+        """Bytes from the bridge. What makes no sense is counted and said once a connection; nothing raises."""
+        if self._connection is None:
+            return
+        before = self._connection.ignored
+        for event in self._connection.receive(data):
+            try:
                 self._handle(event, now)
+            except Exception as error:
+                # A defect of ours over one event must not cost the others, nor the agent.
+                self._connection.ignored += 1
+                self._notes.append(Note("cannot take over an event", detail=repr(error)[:200], warning=True))
+        if ignored := self._connection.ignored - before:
+            if not before:
+                self._notes.append(Note("ExaBGP says what makes no sense; it is left out", warning=True))
+            self._ignored += ignored
 
     def data_to_send(self) -> bytes:
         """Bytes for the bridge."""
@@ -200,8 +212,8 @@ class Control:
 
     @property
     def ignored(self) -> int:
-        """Lines of this connection that made no sense."""
-        return self._connection.ignored if self._connection else 0
+        """Lines that made no sense, of all connections."""
+        return self._ignored
 
     @property
     def in_sync(self) -> bool:

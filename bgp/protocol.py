@@ -20,7 +20,12 @@ SHOW_NEIGHBORS = "show neighbor json"
 SHOW_RIB_IN = "show adj-rib in json"
 SHOW_RIB_OUT = "show adj-rib out json"
 
-_LINE_MOST = 16 * 1024 * 1024
+_LINE_MOST = 4 * 1024 * 1024
+"""Bytes. The longest honest line, all neighbors at once, has some 3 KB for each."""
+
+TEXT_MOST = 200
+_AS_PATH_MOST = 4096
+_U16, _U32, _U64 = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _PREFIXES_PER_LINE = 45
 _IN_FLIGHT = 4
 # ExaBGP works on 50 prefixes in a turn of its loop and then sleeps up to 10 ms, unless a new command wakes it. So
@@ -188,6 +193,7 @@ class Connection:
         self.ignored = 0
         """Lines that made no sense."""
         self._partial = b""
+        self._too_long = False
         self._waiting: deque[str] = deque()
         self._commands: deque[str] = deque()
         self._counters: dict[str, int] = {}
@@ -214,9 +220,12 @@ class Connection:
     def receive(self, data: bytes) -> Iterator[Event]:
         """Events of all lines that are now complete."""
         *lines, self._partial = (self._partial + data).split(b"\n")
-        if len(self._partial) > _LINE_MOST:
-            self._partial = b""
-            self.ignored += 1
+        if lines and self._too_long:
+            del lines[0]  # the end of it
+            self._too_long = False
+        if len(self._partial) > _LINE_MOST or self._too_long:
+            self.ignored += not self._too_long
+            self._partial, self._too_long = b"", True
         for line in lines:
             yield from self._line(line)
 
@@ -228,21 +237,39 @@ class Connection:
                 self.ignored += 1
             return
         try:
-            content = json.loads(line)
-            if isinstance(content, list):
-                yield Neighbors(tuple(_neighbor(entry) for entry in content))
-            elif "route" in content:
-                yield _rib_entry(content, outgoing=bool(self._commands) and self._commands[0] == SHOW_RIB_OUT)
-            elif "neighbor" in content:
-                yield from self._event(content)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            # Whatever it was, the rest of the stream is still good.
+            # All of it before the first is given away: what a consumer raises is none of this.
+            found = self._decode(line)
+        except Exception:
+            # Whatever it was (the standard decoder alone has a dozen ways to refuse), the rest of the stream is
+            # still good.
             self.ignored += 1
+            return
+        yield from found
+
+    def _decode(self, line: bytes) -> list[Event]:
+        if len(line) > _LINE_MOST:
+            raise ValueError("too long")
+        content = json.loads(line)
+        if isinstance(content, list):
+            return [Neighbors(tuple(self._neighbors(content)))]
+        if "route" in content:
+            outgoing = bool(self._commands) and self._commands[0] == SHOW_RIB_OUT
+            return [_rib_entry(content, outgoing=outgoing)]
+        return list(self._event(content)) if "neighbor" in content else []
+
+    def _neighbors(self, content: list[Any]) -> Iterator[Neighbor]:
+        for entry in content:
+            try:
+                neighbor = _neighbor(entry)
+            except Exception:
+                self.ignored += 1  # the others are still to be known
+            else:
+                yield neighbor
 
     def _event(self, content: dict[str, Any]) -> Iterator[Event]:
         neighbor = content["neighbor"]
         peer = _address(neighbor["address"]["peer"])
-        kind, counter = content["type"], int(content["counter"])
+        kind, counter = content["type"], _number(content["counter"], _U64)
         expected = self._counters.get(peer, counter - 1) + 1
         self._counters[peer] = counter
         if kind == "open":
@@ -258,7 +285,7 @@ def _state(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     if neighbor["state"] == "up":
         yield Up(peer)
     elif neighbor["state"] == "down":
-        yield Down(peer, str(neighbor.get("reason", "")))
+        yield Down(peer, _text(neighbor.get("reason", "")))
 
 
 def _open(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
@@ -271,7 +298,7 @@ def _open(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     if capability:
         flags = capability["address-family-flags"]
         restart = GracefulRestart(
-            int(capability["time"]),
+            _number(capability["time"], 4095),
             {v: "restart" in flags[name] for v in (4, 6) if (name := f"ipv{v}/unicast") in flags},
         )
     yield Open(peer, _address(content["router_id"]), restart)
@@ -290,12 +317,12 @@ def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     unusable: set[str] = set()
     # An IPv6 route with a global and a link-local next hop (RFC 2545) is listed under each.
     for next_hop, entries in update.get("announce", {}).get(family, {}).items():
-        prefixes = [canonical(entry["nlri"]) for entry in entries]
+        prefixes = [_prefix(entry["nlri"]) for entry in entries]
         if address := _next_hop(next_hop, version(peer)):
             announced.update(dict.fromkeys(prefixes, _path(address, attributes)))
         else:
             unusable.update(prefixes)
-    withdrawn = {canonical(entry["nlri"]) for entry in update.get("withdraw", {}).get(family, ())}
+    withdrawn = {_prefix(entry["nlri"]) for entry in update.get("withdraw", {}).get(family, ())}
     # An announcement replaces the one before it also when it is of no use itself (RFC 4271 9).
     withdrawn |= unusable - announced.keys()
     if announced or withdrawn:
@@ -311,7 +338,8 @@ def _refresh(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
 
 def _notification(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     content = neighbor["notification"]
-    yield Notified(peer, int(content["code"]), int(content["subcode"]), str(content.get("message", "")))
+    code, subcode = _number(content["code"], 255), _number(content["subcode"], 255)
+    yield Notified(peer, code, subcode, _text(content.get("message", "")))
 
 
 _EVENTS = {
@@ -327,13 +355,13 @@ def _neighbor(entry: dict[str, Any]) -> Neighbor:
     established = entry["fsm"] == "ESTABLISHED"
     return Neighbor(
         peer=_address(entry["peer"]["address"]),
-        local_address=str(entry["local"]["address"]),
-        asn=int(entry["peer"]["as"]),
-        local_asn=int(entry["local"]["as"]),
-        router_id=str(entry["peer"]["id"]),
+        local_address=_text(entry["local"]["address"]),
+        asn=_number(entry["peer"]["as"], _U32),
+        local_asn=_number(entry["local"]["as"], _U32),
+        router_id=_address(entry["peer"]["id"]) if established else "0.0.0.0",
         established=established,
-        age=int(entry["duration"]) if established and entry["state"] == "up" else 0,
-        updates_sent=int(entry["messages"]["sent"]["update"]),
+        age=_number(entry["duration"], _U32) if established and entry["state"] == "up" else 0,
+        updates_sent=_number(entry["messages"]["sent"]["update"], _U64),
         route_refresh=bool(entry["peer"]["capabilities"]["route-refresh"]),
     )
 
@@ -343,15 +371,17 @@ def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
     nlri, attributes = content["route"]["nlri"], content["route"]["attributes"]
     next_hop = _next_hop(str(nlri["nexthop"]), version(peer))
     path = _path(next_hop, attributes) if next_hop else None
-    return RibEntry(peer, canonical(nlri["prefix"]), path, outgoing)
+    return RibEntry(peer, _prefix(nlri["prefix"]), path, outgoing)
 
 
 def _path(next_hop: str, attributes: dict[str, Any]) -> Path:
     as_path: list[int] = []
     length = 0
     segments = attributes.get("as-path", {})
-    for key in sorted(segments, key=int):
-        numbers = [int(number) for number in segments[key]["value"]]
+    for key in sorted(segments, key=lambda key: _number(key, _U16)):
+        numbers = [_number(number, _U32) for number in segments[key]["value"]]
+        if len(as_path) + len(numbers) > _AS_PATH_MOST:
+            raise ValueError("the AS path is too long")
         kind = segments[key]["element"]
         as_path += numbers
         # RFC 4271 9.1.2.2 a: an AS_SET counts as one. RFC 5065 5.3: confederation segments do not count.
@@ -361,8 +391,8 @@ def _path(next_hop: str, attributes: dict[str, Any]) -> Path:
         as_path=tuple(as_path),
         as_path_length=length,
         origin=_ORIGINS.get(attributes.get("origin", ""), 2),
-        med=int(attributes.get("med", 0)),
-        local_pref=int(attributes.get("local-preference", DEFAULT_LOCAL_PREF)),
+        med=_number(attributes.get("med", 0), _U32),
+        local_pref=_number(attributes.get("local-preference", DEFAULT_LOCAL_PREF), _U32),
     )
 
 
@@ -377,5 +407,29 @@ def _next_hop(text: str, family: int) -> str:
     return "" if address.is_loopback else str(address)
 
 
-def _address(text: str) -> str:
+def _address(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError("not an address")
     return str(ipaddress.ip_address(text))
+
+
+def _prefix(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError("not a prefix")
+    return canonical(text)
+
+
+def _number(value: object, most: int) -> int:
+    """A number of JSON, or a text of digits; never one that the wire has no room for."""
+    if isinstance(value, str) and len(value) <= 20:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError("not a number, or out of range")
+    return value
+
+
+def _text(value: object) -> str:
+    """A text for people: bounded, one line, and such that every terminal and encoder takes it."""
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return "".join(c if c.isprintable() else "?" for c in value[:TEXT_MOST])

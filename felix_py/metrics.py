@@ -73,6 +73,9 @@ class Metrics:
         )
         self.bgp_peers = Gauge("felix_py_bgp_peers", "BGP peers that are configured", registry=self.registry)
         self.bgp_routes = Gauge("felix_py_bgp_routes", "Best routes learned from peers", registry=self.registry)
+        self.bgp_ignored = Counter(
+            "felix_py_bgp_lines_ignored", "Lines from ExaBGP that made no sense", registry=self.registry
+        )
         self.bgp_unresolved = Gauge(
             "felix_py_bgp_prefixes_unresolved",
             "Prefixes that peers announce and that are not installed because no next hop of theirs can be used",

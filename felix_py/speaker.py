@@ -113,6 +113,11 @@ class Speaker:
         """Next hops of accepted routes that this node cannot use, and for how many prefixes each."""
         return self._control.unresolved
 
+    @property
+    def ignored(self) -> int:
+        """Lines of ExaBGP's that made no sense, so far."""
+        return self._control.ignored
+
     def prefixes_without_next_hop(self) -> int:
         """How many accepted prefixes have no next hop that this node can use."""
         return self._control.prefixes_without_next_hop()

@@ -50,7 +50,8 @@ class Bgp:
         self._reaching: object = None
         self._linked = asyncio.Event()
         self._nodes_changed = asyncio.Event()
-        self._problem = ""
+        self._ignored_told = 0
+        self._problem = "BGP has not started yet"
         if config.bgp_config is not None:
             self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
             try:
@@ -188,6 +189,8 @@ class Bgp:
         self._metrics.bgp_routes.set(len(self.routes()))
         if self._speaker:
             self._metrics.bgp_unresolved.set(self._speaker.prefixes_without_next_hop())
+            self._metrics.bgp_ignored.inc(self._speaker.ignored - self._ignored_told)
+            self._ignored_told = self._speaker.ignored
 
     def peers(self) -> list[PeerStatus]:
         """Every configured peer; with the reason where BGP has not started."""
