@@ -1,0 +1,112 @@
+"""BGP in the agent: what it says where it cannot start, and how it starts after all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from felix_py.agent import bgp as bgp_module
+from felix_py.agent.bgp import Bgp
+from felix_py.agent.facts import Facts
+from felix_py.config import AgentConfig, ConfigError
+from felix_py.dataplane.reach import Links
+from felix_py.metrics import Metrics
+from felix_py.notices import NoticeKind, Notices
+from felix_py.records import NodeRecord
+from policy.model import Family
+from tests.support.watched import until
+
+CIDRS = ("10.1.0.0/24", "fd00:1::/64")
+ONLY6 = NodeRecord("n1", "", ("fd09::1",), CIDRS)
+BOTH = NodeRecord("n1", "", ("fd09::1", "10.9.0.1"), CIDRS)
+
+
+class NoLinks:
+    """A host without links."""
+
+    def __init__(self, families: object, on_links: object) -> None:
+        self._on_links = on_links
+
+    async def run(self) -> None:
+        self._on_links(Links({}, (), (), ()))  # type: ignore[operator]
+
+
+class Rig:
+    def __init__(self, folder: Path, text: str) -> None:
+        file = folder / "bgp.yaml"
+        file.write_text(text)
+        self.metrics = Metrics()
+        self.notices = Notices(self.metrics)
+        self.facts = Facts("n1", tuple(Family), (), lambda: None)
+        config = AgentConfig(node_name="n1", run_dir=folder, bgp_config=file)
+        self.bgp = Bgp(config, self.facts, tuple(Family), self.notices, self.metrics)
+        self.facts.on_nodes = self.bgp.cluster_changed
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        self.bgp.refresh_metrics()
+        return self.metrics.registry.get_sample_value(f"felix_py_{name}", labels)
+
+
+@contextlib.asynccontextmanager
+async def running(rig: Rig) -> AsyncIterator[None]:
+    task = asyncio.create_task(rig.bgp.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+PEERS = "asNumber: 65001\npeers: [{peerIP: 'fd09::2', asNumber: 65000}, {peerIP: 'fd0a::2', asNumber: 65000}]\n"
+
+
+def test_missing_router_id_is_said_and_is_not_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bgp_module, "LinkWatch", NoLinks)
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path, PEERS)
+        rig.facts.upsert(ONLY6)
+        assert [peer.error for peer in rig.bgp.peers()] == ["BGP has not started yet"] * 2
+        async with running(rig):
+            await until(rig.notices.all)
+            [notice] = rig.notices.all()
+            assert (notice.kind, notice.subject) == (NoticeKind.BGP, str(tmp_path / "bgp.yaml"))
+            assert "routerID" in notice.text
+            peers = rig.bgp.peers()
+            assert [peer.address for peer in peers] == ["fd09::2", "fd0a::2"]
+            assert all("routerID" in peer.error and not peer.established for peer in peers)
+            assert rig.metric("notices", kind="bgp") == 1
+            assert (rig.metric("bgp_peers"), rig.metric("bgp_peers_established")) == (2, 0)
+            # The cloud's controller gives nodes their addresses late.
+            rig.facts.upsert(BOTH)
+            await until(lambda: not rig.notices.all())
+            await until(lambda: [peer.error for peer in rig.bgp.peers()] == ["no route to it"] * 2)
+
+    asyncio.run(scenario())
+
+
+def test_router_id_of_the_file_needs_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bgp_module, "LinkWatch", NoLinks)
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path, f"routerID: 192.0.2.7\n{PEERS}")
+        rig.facts.upsert(ONLY6)
+        async with running(rig):
+            await until(lambda: [peer.error for peer in rig.bgp.peers()] == ["no route to it"] * 2)
+            assert not rig.notices.all()
+
+    asyncio.run(scenario())
+
+
+def test_without_bgp_there_is_nothing(tmp_path: Path) -> None:
+    metrics = Metrics()
+    config = AgentConfig(node_name="n1", run_dir=tmp_path)
+    bgp = Bgp(config, Facts("n1", (), (), lambda: None), (), Notices(metrics), metrics)
+    assert bgp.peers() == []
+    with pytest.raises(ConfigError, match="--bgp-config"):
+        Rig(tmp_path, "asNumber: 0\n")
