@@ -27,6 +27,8 @@ class NoticeKind(enum.StrEnum):
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
     BGP = "bgp"
     NEXT_HOP = "next-hop"
+    PODS_OUTSIDE_POD_CIDR = "pods-outside-pod-cidr"
+    POD_CIDR_SHARED = "pod-cidr-shared"
 
 
 class Notice(NamedTuple):

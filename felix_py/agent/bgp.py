@@ -107,11 +107,12 @@ class Bgp:
         self._nodes_changed.set()
         if self._speaker is None or not self._running:
             return
-        own = self._facts.pod_cidrs
-        self._speaker.set_filter(within=self._facts.cluster_cidrs, never=(*own, *self._config.service_cidrs))
+        own = self._facts.own_prefixes
+        never = (*(own or ()), *self._config.service_cidrs)
+        self._speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
         self._set_reach()
-        if own:
-            # Without its Node object the agent does not know; it must not take back what works.
+        if own is not None:
+            # Without ever having seen its Node object the agent does not know; it must not take back what works.
             self._speaker.announce(own)
 
     # --- next hops -----------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class Bgp:
         if self._speaker is None or self._links is None:
             return
         node = self._facts.node
-        never = (*self._facts.pod_cidrs, *(node.addresses if node else ()))
+        never = (*(self._facts.own_prefixes or ()), *(node.addresses if node else ()))
         if self._reaching == (self._links, never):
             return
         self._reaching = (self._links, never)

@@ -6,11 +6,14 @@ events costs one plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from bgp.prefixes import PrefixSet
+from felix_py.agent import disputes, own_prefixes
 from felix_py.agent.chain_names import ChainNames
-from felix_py.agent.disputes import told
+from felix_py.agent.own_prefixes import OwnPrefixes, hosts_of
 from felix_py.agent.view import ClusterView
+from felix_py.notices import NoticeKind
 from felix_py.plan.planner import Planner, learned_routes
 from felix_py.records import Lease, NodeRecord, Route, RouteKey, endpoint_of
 from policy.compile import Engine
@@ -37,6 +40,9 @@ class Facts:
         self._changed = changed
         self._nodes: dict[str, NodeRecord] = {}
         self._nodes_changed = True
+        self._own = OwnPrefixes()
+        self._own_known = False
+        self._inside = PrefixSet()
         self._leases: dict[ObjectKey, list[Lease]] = {}
         self._attached: dict[ObjectKey, Lease] = {}
         self._moved: dict[ObjectKey, None] = {}
@@ -47,8 +53,8 @@ class Facts:
         """Called when nodes, and so perhaps pod CIDRs, have changed."""
         self.on_policy: Callable[[Delta], None] = lambda _delta: None
         """Called with each change of compiled policy, once the view shows the state behind it."""
-        self.on_disputes: Callable[[Mapping[str, str]], None] = lambda _disputes: None
-        """Called when pods begin or cease to claim one address, with all such: address -> what to do."""
+        self.tell: Callable[[NoticeKind, Mapping[str, str]], None] = lambda _kind, _now: None
+        """Called with all that people must know of one kind, by subject, when that may have changed."""
         self._disputes = 0
 
     # --- cluster objects -----------------------------------------------------------------------------
@@ -88,6 +94,11 @@ class Facts:
         self._changed()
 
     def _note_nodes(self) -> None:
+        node = self.node
+        others = (other for other in self._nodes.values() if other is not node)
+        self._own = self._own.following(node, others, self._standing())
+        self._inside = PrefixSet(self._own.cidrs)
+        self._own_known = self._own_known or node is not None
         self._nodes_changed = True
         self.on_nodes()
 
@@ -100,6 +111,12 @@ class Facts:
     def pod_cidrs(self) -> tuple[str, ...]:
         """This node's pod CIDRs; empty until its object is known."""
         return self.node.pod_cidrs if self.node else ()
+
+    @property
+    def own_prefixes(self) -> tuple[str, ...] | None:
+        """What is announced: this node's podCIDRs, also while its object is gone, and the addresses of running
+        pods that lie outside of them. None: its object was never seen, so nobody knows."""
+        return self._own.all if self._own_known else None
 
     @property
     def cluster_cidrs(self) -> tuple[str, ...]:
@@ -115,7 +132,7 @@ class Facts:
         key = (lease.namespace, lease.pod)
         self._leases[key] = sorted([*self._others(lease), lease], key=lambda held: held.created)
         self._interfaces[lease.interface] = key
-        self._endpoint(key)
+        self._endpoint(key, lease)
 
     def leaving(self, lease: Lease) -> None:
         """A pod's interface is about to be deleted: nobody must miss it, nor its route, from now on."""
@@ -131,7 +148,7 @@ class Facts:
         else:
             self._leases.pop(key, None)
         self._interfaces.pop(lease.interface, None)
-        self._endpoint(key)
+        self._endpoint(key, lease)
 
     def _others(self, lease: Lease) -> list[Lease]:
         """The other leases of the same pod, oldest first."""
@@ -156,9 +173,11 @@ class Facts:
         """The pod of an interface of this node."""
         return self._interfaces.get(interface)
 
-    def _endpoint(self, key: ObjectKey) -> None:
+    def _endpoint(self, key: ObjectKey, changed: Lease) -> None:
         """A sandbox may be made anew before the old one's DEL came: the newest stands for the pod."""
         leases = self._leases.get(key)
+        if not all(map(self._inside.covers, hosts_of(changed))):
+            self._note_nodes()
         if leases:
             endpoint = endpoint_of(leases[-1])
             self.engine.upsert_endpoint(endpoint)
@@ -190,7 +209,8 @@ class Facts:
         if self._nodes_changed:
             self._nodes_changed = False
             addresses = {a for node in self._nodes.values() for a in node.addresses}
-            planner.cluster(self.pod_cidrs, self.cluster_cidrs, addresses)
+            planner.cluster(self._own.cidrs, (*self.cluster_cidrs, *self._own.all), addresses)
+            self._tell_of_prefixes()
         self.view.advance()
         for delta in self.engine.flush():
             self.chain_names.note(delta)
@@ -198,7 +218,7 @@ class Facts:
             self.on_policy(delta)
         if self._disputes != self.engine.holders.revision:
             self._disputes = self.engine.holders.revision
-            self.on_disputes(told(self.engine.holders))
+            self.tell(NoticeKind.ADDRESS_CLAIMED_TWICE, disputes.told(self.engine.holders))
         moved, self._moved = self._moved, {}
         for key in moved:
             self._move(planner, key)
@@ -208,6 +228,17 @@ class Facts:
                 planner.leave(lease)
         learned, self._learned = self._learned, {}
         planner.learned(learned)
+
+    def _tell_of_prefixes(self) -> None:
+        node = self.node
+        others = {name: other for name, other in self._nodes.items() if other is not node}
+        outside, shared = own_prefixes.told(self._own, node, others, self._standing())
+        self.tell(NoticeKind.PODS_OUTSIDE_POD_CIDR, outside)
+        self.tell(NoticeKind.POD_CIDR_SHARED, shared)
+
+    def _standing(self) -> Iterator[Lease]:
+        """The lease of each pod here that counts."""
+        return (leases[-1] for leases in self._leases.values())
 
     def _move(self, planner: Planner, key: ObjectKey) -> None:
         before = self._attached.pop(key, None)

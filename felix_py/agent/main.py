@@ -23,7 +23,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
-from functools import partial
 from typing import Any, NoReturn
 
 from felix_py import log
@@ -60,7 +59,7 @@ from felix_py.datastore.informer import Timing
 from felix_py.datastore.store import Deleted, Event, Upserted
 from felix_py.ipam.store import StoreError
 from felix_py.metrics import Metrics
-from felix_py.notices import NoticeKind, Notices
+from felix_py.notices import Notices
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import HeldNumbers, Planner
 from felix_py.plan.render import DISPATCH, class_numbers
@@ -164,7 +163,7 @@ class Agent:
         self._log.info("starting", backend=backend.value, families=[int(f) for f in families])
 
         self._facts = Facts(config.node_name, families, config.cluster_cidrs, lambda: self._reconciler.note())
-        self._facts.on_disputes = partial(self._notices.replace, NoticeKind.ADDRESS_CLAIMED_TWICE)
+        self._facts.tell = self._notices.replace
         self._deny_log = DenyLogging(config, families, backend, self._facts, self._facts.view, self._metrics)
         self._counters = self._policy_counters(families, backend)
         self._configuration = {

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from felix_py.dataplane import sysctl
+from felix_py.notices import NoticeKind
 from felix_py.records import Backend
 from policy.evaluate import Snapshot, verdict
 from policy.model import (
@@ -82,7 +83,9 @@ def stale(on: PolicyNode, name: str, addresses: tuple[str, ...], since: str, rol
 
 def test_an_address_that_is_leased_here_is_its_lease_s(node: PolicyNode) -> None:
     told: list[dict[str, str]] = []
-    node.facts.on_disputes = lambda now: told.append(dict(now))
+    node.facts.tell = lambda kind, now: (
+        told.append(dict(now)) if kind is NoticeKind.ADDRESS_CLAIMED_TWICE else None
+    )
     both = set(Family)
     assert let_in(node, "client") == both
     assert let_in(node, "other") == set()

@@ -1,0 +1,95 @@
+"""Which pod addresses are this node's: its podCIDRs, and those of running pods that lie outside of them.
+
+A node's podCIDRs cannot be edited, but a Node object can be deleted and made anew, with others. Pods go on
+running under addresses of the old ones, which may be another node's by then. So what counts for a running pod is
+its lease: its address stays known, routed and announced by itself until it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from bgp.prefixes import PrefixSet, parse
+from felix_py.records import Lease, NodeRecord
+
+_MOST_NAMED = 5
+_parsed = lru_cache(maxsize=1 << 14)(parse)
+"""Each node's event compares with all nodes' podCIDRs."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPrefixes:
+    """``cidrs``: the node's podCIDRs as last known. ``strays``: host prefixes (/32, /128) outside of them."""
+
+    cidrs: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Everything that packets to this node's pods may be for."""
+        return (*self.cidrs, *self.strays)
+
+    def following(
+        self, node: NodeRecord | None, others: Iterable[NodeRecord], leases: Iterable[Lease]
+    ) -> OwnPrefixes:
+        """What is this node's now.
+
+        Without podCIDRs in its Node object (it may be gone for a moment) the node keeps those that it had, unless
+        another node has them by now.
+        """
+        cidrs = node.pod_cidrs if node else ()
+        if not cidrs and self.cidrs:
+            taken = {cidr for other in others for cidr in other.pod_cidrs}
+            cidrs = tuple(cidr for cidr in self.cidrs if not any(_overlap(cidr, other) for other in taken))
+        inside = PrefixSet(cidrs)
+        hosts = {host for lease in leases for host in hosts_of(lease)}
+        return OwnPrefixes(cidrs, tuple(sorted(host for host in hosts if not inside.covers(host))))
+
+
+def hosts_of(lease: Lease) -> Iterator[str]:
+    """The addresses of a lease as prefixes."""
+    for family, address in lease.addresses.items():
+        yield f"{address}/{family.bits}"
+
+
+def told(
+    own: OwnPrefixes, node: NodeRecord | None, others: Mapping[str, NodeRecord], leases: Iterable[Lease]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Notices of pods outside the podCIDRs, and of podCIDRs that two nodes have: subject -> text."""
+    rivals = sorted((cidr, name) for name, other in others.items() for cidr in other.pod_cidrs)
+    shared: dict[str, str] = {}
+    for cidr in node.pod_cidrs if node else ():
+        for other, name in rivals:
+            if _overlap(cidr, other):
+                shared[cidr] = (
+                    f"{cidr} is a podCIDR of this node, and {other} one of node {name}: packets for pods of one "
+                    "may go to the other. Drain one of the two and delete its Node object: it gets another then"
+                )
+                break
+    versions = {parse(cidr)[0] for cidr in own.cidrs}
+    strays = {stray for stray in own.strays if parse(stray)[0] in versions}
+    outside = sorted(f"{held.namespace}/{held.pod}" for held in leases if not strays.isdisjoint(hosts_of(held)))
+    if not outside:
+        return {}, shared
+    text = (
+        f"the podCIDRs of this node are {', '.join(own.cidrs)}, and {_listed(outside)} have addresses outside of "
+        "these. They are announced one by one until the pods end. Drain the node, or delete the pods, so that "
+        "they get others"
+    )
+    takers = sorted({name for cidr, name in rivals if any(_overlap(cidr, stray) for stray in strays)})
+    if takers:
+        text += f"; at once, because {_listed(takers)} may give the same addresses to other pods"
+    return {"podCIDRs": text}, shared
+
+
+def _overlap(one: str, other: str) -> bool:
+    (version, bits, length, value), (other_version, _, other_length, other_value) = _parsed(one), _parsed(other)
+    shift = bits - min(length, other_length)
+    return version == other_version and value >> shift == other_value >> shift
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,85 @@
+"""Which pod addresses are a node's own while its podCIDRs change, are gone, or are another node's."""
+
+from __future__ import annotations
+
+import pytest
+
+from felix_py.agent.own_prefixes import OwnPrefixes, told
+from felix_py.records import Lease, NodeRecord
+from policy.model import Family
+
+V4, V6 = Family
+OLD, NEW = ("10.1.0.0/24", "fd00:1::/64"), ("10.3.0.0/24", "fd00:3::/64")
+OTHER = NodeRecord("n2", pod_cidrs=("10.2.0.0/24",))
+
+
+def lease(number: int, *families: Family) -> Lease:
+    addresses = {V4: f"10.1.0.{number}", V6: f"fd00:1::{number:x}"}
+    held = {family: addresses[family] for family in families or tuple(Family)}
+    return Lease(f"c{number}", "eth0", "n", "shop", f"pod{number}", "u", f"felix{number}", held, float(number))
+
+
+def node(*cidrs: str) -> NodeRecord:
+    return NodeRecord("n1", pod_cidrs=cidrs)
+
+
+def test_as_usual() -> None:
+    own = OwnPrefixes().following(node(*OLD), [OTHER], [lease(2)])
+    assert own == OwnPrefixes(OLD)
+    assert own.all == OLD
+    assert told(own, node(*OLD), {"n2": OTHER}, [lease(2)]) == ({}, {})
+
+
+def test_other_pod_cidrs_while_pods_run() -> None:
+    own = OwnPrefixes(OLD).following(node(*NEW), [OTHER], [lease(2), lease(3, V6)])
+    assert own.all == (*NEW, "10.1.0.2/32", "fd00:1::2/128", "fd00:1::3/128")
+    (outside,), shared = (found for found in told(own, node(*NEW), {"n2": OTHER}, [lease(2), lease(3, V6)]))
+    assert outside == "podCIDRs"
+    assert shared == {}
+    assert own.following(node(*NEW), [OTHER], []) == OwnPrefixes(NEW)
+    # A restarted agent knows no more than the leases.
+    assert OwnPrefixes().following(node(*NEW), [OTHER], [lease(2), lease(3, V6)]) == own
+    # And back.
+    assert own.following(node(*OLD), [OTHER], [lease(2)]) == OwnPrefixes(OLD)
+
+
+def test_one_family_is_added() -> None:
+    own = OwnPrefixes(OLD[:1]).following(node(*OLD), [], [lease(2)])
+    assert own == OwnPrefixes(OLD)
+    own = own.following(node(OLD[0]), [], [lease(2)])
+    assert own.all == (OLD[0], "fd00:1::2/128")
+    # Where the node has no podCIDRs of a family, another IPAM plugin gives the addresses: nothing to tell.
+    assert told(own, node(OLD[0]), {}, [lease(2)]) == ({}, {})
+
+
+@pytest.mark.parametrize("record", [None, node()])
+def test_without_pod_cidrs_it_keeps_what_it_had(record: NodeRecord | None) -> None:
+    own = OwnPrefixes(OLD).following(record, [OTHER], [lease(2)])
+    assert own == OwnPrefixes(OLD)
+    # But for what another node has by then.
+    taker = NodeRecord("n3", pod_cidrs=("10.1.0.0/25",))
+    own = own.following(record, [OTHER, taker], [lease(2)])
+    assert own.all == ("fd00:1::/64", "10.1.0.2/32")
+    # Nobody knows: only leases count.
+    assert OwnPrefixes().following(record, [OTHER], [lease(2)]).all == ("10.1.0.2/32", "fd00:1::2/128")
+
+
+@pytest.mark.parametrize("other", ["10.1.0.0/24", "10.0.0.0/8", "10.1.0.128/25", "0.0.0.0/0"])
+def test_pod_cidrs_of_two_nodes(other: str) -> None:
+    rivals = {"n2": OTHER, "n3": NodeRecord("n3", pod_cidrs=(other,))}
+    outside, shared = told(OwnPrefixes(OLD), node(*OLD), rivals, [])
+    assert outside == {}
+    assert shared.keys() == {"10.1.0.0/24"}
+    assert shared["10.1.0.0/24"].startswith(f"10.1.0.0/24 is a podCIDR of this node, and {other} one of node n3")
+
+
+def test_who_may_give_the_same_addresses() -> None:
+    own = OwnPrefixes(NEW, ("10.1.0.2/32",))
+    outside, _ = told(own, node(*NEW), {"n3": NodeRecord("n3", pod_cidrs=OLD)}, [lease(2)])
+    assert "at once, because n3 may give the same addresses to other pods" in outside["podCIDRs"]
+
+
+def test_many_pods_make_a_short_notice() -> None:
+    leases = [lease(number) for number in range(2, 100)]
+    own = OwnPrefixes().following(node(*NEW), [], leases)
+    assert "and 93 more have addresses outside" in told(own, node(*NEW), {}, leases)[0]["podCIDRs"]
