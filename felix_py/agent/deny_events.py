@@ -14,6 +14,7 @@ from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.ip_header import IPHeader
 from felix_py.dataplane.nflog import LoggedPacket
 from felix_py.plan.deny_log import Drop, DropKind, parse_prefix
+from felix_py.plan.layout import INTERFACE_PREFIX
 from policy.evaluate import View
 from policy.model import ClusterPolicy, Direction, ObjectKey, PolicyKind, PolicyRef
 
@@ -31,11 +32,13 @@ class Reason(enum.StrEnum):
     POLICY = "policy"
     """A Deny rule of a cluster-scoped policy."""
     SOURCE = "source"
-    """A pod sent from an address that is not its own."""
+    """A pod sent from an address that is not its own, or somebody else from the address of a pod of this node."""
     INVALID = "invalid"
     """Connection tracking knows no connection that the packet could belong to."""
     MIDSTREAM = "midstream"
     """TCP without a beginning, as after a connection was revoked: it could pass for one that policy allows."""
+    ASTRAY = "astray"
+    """The packet was to leave for a pod of this node by an interface that is not the pod's."""
     CLASS = "class"
     """The packet's policy class is not known to the rules: a defect, or rules that somebody changed."""
     HOST = "host"
@@ -165,7 +168,7 @@ class Describer:
             count=1,
             node=self._node,
             reason=reason,
-            message=_message(reason, drop, policies, decider, source),
+            message=_message(reason, drop, policies, decider, source, indev, outdev),
             source=source,
             destination=destination,
             protocol=header.protocol_name,
@@ -216,7 +219,13 @@ def _reason(drop: Drop, policies: Sequence[PolicyRef] | None) -> Reason:
 
 
 def _message(
-    reason: Reason, drop: Drop, policies: Sequence[PolicyRef] | None, decider: Decider | None, source: End
+    reason: Reason,
+    drop: Drop,
+    policies: Sequence[PolicyRef] | None,
+    decider: Decider | None,
+    source: End,
+    indev: str,
+    outdev: str,
 ) -> str:
     direction = drop.direction.lower() if drop.direction else ""
     match reason:
@@ -226,6 +235,10 @@ def _message(
             return f"the pod or its namespace is not known yet, so that nothing is allowed ({direction})"
         case Reason.POLICY:
             return _denied(direction, decider, drop.chain)
+        case Reason.SOURCE if indev and not indev.startswith(INTERFACE_PREFIX):
+            return f"{source.address} is the address of a pod of this node, whose interface is not {indev}"
+        case Reason.ASTRAY:
+            return f"its pod is on this node, but {outdev or 'the way there'} is not the pod's interface"
         case Reason.SOURCE:
             return f"{source.pod or 'the pod'} sent from {source.address}, which is not its address"
         case Reason.INVALID:

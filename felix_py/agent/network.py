@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
-from felix_py.plan.deny_log import INVALID, MIDSTREAM
+from felix_py.plan.deny_log import ASTRAY, INVALID, MIDSTREAM
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, SOURCE, SetNames
 from felix_py.reconcile import NotApplied, Reconciler
@@ -21,8 +21,25 @@ SHARED = {
     "apply",
     "hook",
     "hooks",
-    *(SOURCE, NEIGHBOUR, CLASSIFY, FORWARD, INPUT, OUTPUT, INVALID, MIDSTREAM, ALLOW, PASS, *DISPATCH.values()),
-    *(name for names in map(SetNames.of, Family) for name in (names.source, names.egress, names.ingress)),
+    *(
+        SOURCE,
+        NEIGHBOUR,
+        CLASSIFY,
+        FORWARD,
+        INPUT,
+        OUTPUT,
+        INVALID,
+        MIDSTREAM,
+        ASTRAY,
+        ALLOW,
+        PASS,
+        *DISPATCH.values(),
+    ),
+    *(
+        name
+        for names in map(SetNames.of, Family)
+        for name in (names.source, names.local, names.egress, names.ingress)
+    ),
 }
 """What every endpoint stands on: a failure that names one of these is everybody's."""
 

@@ -12,6 +12,7 @@ Event = Mapping[str, Any]
 _SHORT = {
     "unknown-pod": "pod not known yet",
     "source": "not the pod's own address",
+    "astray": "not by the pod's interface",
     "invalid": "INVALID (conntrack)",
     "midstream": "TCP without a beginning",
     "class": "unknown policy class: run felix-py verify",

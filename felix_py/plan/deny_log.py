@@ -25,6 +25,7 @@ _BURST_SECONDS = 5
 DROP: Words = ("-j", "DROP")
 INVALID = CHAIN_PREFIX + "INVALID"
 MIDSTREAM = CHAIN_PREFIX + "MIDSTREAM"
+ASTRAY = CHAIN_PREFIX + "ASTRAY"
 
 _LETTER = {Direction.INGRESS: "I", Direction.EGRESS: "E"}
 _DIRECTION = {letter: direction for direction, letter in _LETTER.items()}
@@ -33,7 +34,7 @@ _MOST_INDEX = 99
 
 _PREFIX = re.compile(
     re.escape(COMMENT_PREFIX) + r"(?:(C)([EI])-[0-9a-f]{16}|(P)([EI])-[0-9a-f]{16}(?::([0-9]{1,2}))?"
-    r"|(SOURCE|INVALID|MIDSTREAM|HOST)|CLASS-([EI]))",
+    r"|(SOURCE|INVALID|MIDSTREAM|ASTRAY|HOST)|CLASS-([EI]))",
     re.ASCII,
 )
 
@@ -51,6 +52,8 @@ class DropKind(enum.StrEnum):
     """Connection tracking calls the packet INVALID."""
     MIDSTREAM = "midstream"
     """TCP of which connection tracking has not seen the beginning."""
+    ASTRAY = "astray"
+    """To a pod of the node, by an interface that is not one of ours."""
     CLASS = "class"
     """The packet's class number is one that no dispatch rule knows."""
     HOST = "host"
@@ -84,8 +87,9 @@ class Drop:
 SOURCE_DROP = Drop(DropKind.SOURCE, Direction.EGRESS)
 INVALID_DROP = Drop(DropKind.INVALID)
 MIDSTREAM_DROP = Drop(DropKind.MIDSTREAM)
+ASTRAY_DROP = Drop(DropKind.ASTRAY, Direction.INGRESS)
 HOST_DROP = Drop(DropKind.HOST, Direction.EGRESS)
-_PLAIN = {drop.kind.upper(): drop for drop in (SOURCE_DROP, INVALID_DROP, MIDSTREAM_DROP, HOST_DROP)}
+_PLAIN = {drop.kind.upper(): drop for drop in (SOURCE_DROP, INVALID_DROP, MIDSTREAM_DROP, ASTRAY_DROP, HOST_DROP)}
 
 
 def parse_prefix(text: str) -> Drop | None:

@@ -135,6 +135,7 @@ class _FamilyPlan:
         self._rendered: dict[str, frozenset[str]] = {}
         self._own: set[str] = set()
         self._filled: dict[str, set[str]] = {}
+        self._bound: dict[str, str] = {}
         self._base()
 
     def _base(self) -> None:
@@ -150,11 +151,17 @@ class _FamilyPlan:
 
     def bind(self, address: str, interface: str) -> None:
         self._member(self._names.source, f"{address},{interface}", 0)
+        self._member(self._names.local, address, 0)
+        self._bound[address] = interface
         key = self._pod_route(address)
         self._now.routes[key] = Route(key, next_hops=(NextHop(interface=interface),), link_scope=True)
 
     def unbind(self, address: str, interface: str) -> None:
         self._member(self._names.source, f"{address},{interface}", None)
+        if self._bound.get(address) != interface:
+            return  # somebody else has the address already
+        del self._bound[address]
+        self._member(self._names.local, address, None)
         self.unroute(address)
 
     def unroute(self, address: str) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from felix_py.plan.deny_log import (
+    ASTRAY,
+    ASTRAY_DROP,
     HOST_DROP,
     INVALID,
     INVALID_DROP,
@@ -58,6 +60,7 @@ class SetNames:
     """The IP sets of one family that do not come from policy."""
 
     source: str
+    local: str
     egress: str
     ingress: str
     pool: str
@@ -67,7 +70,7 @@ class SetNames:
     def of(cls, family: Family) -> SetNames:
         """The names in one family."""
         prefix = set_prefix(family)
-        return cls(*(prefix + name for name in ("source", "egress", "ingress", "pool", "nomasq")))
+        return cls(*(prefix + name for name in ("source", "local", "egress", "ingress", "pool", "nomasq")))
 
     def class_map(self, direction: Direction) -> str:
         """The set that maps an endpoint's address to its class number."""
@@ -95,6 +98,7 @@ def static_sets(family: Family, options: StaticOptions) -> list[SetSpec]:
     marks = options.marks
     specs = [
         SetSpec(names.source, SetType.NET_IFACE, family),
+        SetSpec(names.local, SetType.IP, family),
         SetSpec(names.egress, SetType.IP, family, marks.class_mask(Direction.EGRESS)),
         SetSpec(names.ingress, SetType.IP, family, marks.class_mask(Direction.INGRESS)),
     ]
@@ -109,8 +113,11 @@ def static_sets(family: Family, options: StaticOptions) -> list[SetSpec]:
 def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
     """Our rules in the built-in chains."""
     accept = mark_match(options.marks.accept, options.marks.accept)
+    from_pod = ("-m", "set", "--match-set", SetNames.of(family).local, "src")
     hooks = [
         Hook(family, "raw", "PREROUTING", ("-i", _PODS, "-j", SOURCE), first=True),
+        # A pod's packets come by its own interface and no other: not by the uplink, nor by one that was renamed.
+        Hook(family, "raw", "PREROUTING", ("!", "-i", _PODS, *from_pod, "-j", SOURCE), first=True),
         Hook(family, "mangle", "FORWARD", ("-j", CLASSIFY), first=True),
         Hook(family, "mangle", "INPUT", ("-i", _PODS, "-j", CLASSIFY), first=True),
         Hook(family, "filter", "FORWARD", ("-j", FORWARD), first=True),
@@ -144,6 +151,7 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
         ("filter", PASS): (set_mark(marks.passed, marks.passed),),
         ("filter", FORWARD): tuple(_forward(names, options)),
         ("filter", INPUT): tuple(_input(family, options)),
+        ("filter", ASTRAY): dropping(options.deny_log, ASTRAY_DROP),
     }
     if family is Family.V6:
         chains["raw", NEIGHBOUR] = tuple(_neighbour(names, options.deny_log))
@@ -196,10 +204,13 @@ def _bound_source(names: SetNames) -> Words:
 
 def _forward(names: SetNames, options: StaticOptions) -> Iterator[Words]:
     accept = options.marks.accept
-    yield ("!", "-i", _PODS, "!", "-o", _PODS, "-j", "RETURN")
+    to_pod = ("--match-set", names.local, "dst")
+    yield ("!", "-i", _PODS, "!", "-o", _PODS, "-m", "set", "!", *to_pod, "-j", "RETURN")
     yield (*_ESTABLISHED, "-g", ALLOW)
     if options.drop_invalid:
         yield (*_INVALID, "-g", INVALID)
+    # No ingress policy would be asked: the pod's interface has another name than ours, or its route is another's.
+    yield ("!", "-o", _PODS, "-m", "set", *to_pod, "-g", ASTRAY)
     # A pod that reaches itself through a service: the destination is bound to the interface that the packet came
     # from. No policy forbids that.
     yield ("-i", _PODS, "-o", _PODS, "-m", "set", "--match-set", names.source, "dst,src", "-g", ALLOW)

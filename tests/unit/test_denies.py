@@ -12,7 +12,7 @@ from felix_py.agent.denies import KEPT, WINDOW, Denies, TooManyFollowers
 from felix_py.agent.deny_events import Decider, DenyEvent, Describer, PolicyName, Reason
 from felix_py.log import LogFormat, LogLevel, configure
 from felix_py.metrics import Metrics
-from felix_py.plan.deny_log import HOST_DROP, INVALID_DROP, SOURCE_DROP, Drop, DropKind
+from felix_py.plan.deny_log import ASTRAY_DROP, HOST_DROP, INVALID_DROP, SOURCE_DROP, Drop, DropKind
 from policy.evaluate import Snapshot
 from policy.ir import Chain, Delta
 from policy.model import (
@@ -69,7 +69,7 @@ class Rig:
         self.classes: dict[str, tuple[PolicyRef, ...]] = {}
         self.chains = ChainNames(lambda name: self.classes[name])
         view = Snapshot([], [WEB, DB], [GUARD], [Node("n2", (), ("192.0.2.2",))])
-        interfaces = {7: "felix0000000007"}
+        interfaces = {9: "eth0", 7: "felix0000000007"}
         self.describer = Describer(
             "n1",
             view,
@@ -326,6 +326,9 @@ def test_whose_the_packet_with_a_foreign_source_is_says_the_interface() -> None:
     event = rig.one(SOURCE_DROP, source="10.1.0.77", indev=8)
     assert (event.source.pod, event.endpoint, event.in_interface) == ("", "", "")
     assert event.message == "the pod sent from 10.1.0.77, which is not its address"
+    event = rig.one(SOURCE_DROP, source="10.1.0.2", indev=9)
+    assert (event.source.pod, event.endpoint, event.in_interface) == ("", "", "eth0")
+    assert event.message == "10.1.0.2 is the address of a pod of this node, whose interface is not eth0"
 
 
 @pytest.mark.parametrize(
@@ -333,6 +336,7 @@ def test_whose_the_packet_with_a_foreign_source_is_says_the_interface() -> None:
     [
         (INVALID_DROP, Reason.INVALID, ""),
         (HOST_DROP, Reason.HOST, "egress"),
+        (ASTRAY_DROP, Reason.ASTRAY, "ingress"),
         (Drop(DropKind.CLASS, INGRESS), Reason.CLASS, "ingress"),
     ],
     ids=str,

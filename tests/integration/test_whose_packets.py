@@ -1,0 +1,172 @@
+"""A pod's packets come from its own interface, and go to it, by no other way: whoever poses as the pod, and
+whatever somebody has made of the interface."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from felix_py.dataplane import sysctl
+from felix_py.plan.layout import interface_name
+from felix_py.records import Backend
+from policy.model import Family, NetworkPolicy, Packet, PolicyRule, Port, Protocol
+from policy.selectors import EVERYTHING
+from tests.support import forged
+from tests.support.forged import Wire, ipv4, ipv6, udp, wires
+from tests.support.isolate import NetworkNamespace, run
+from tests.support.policy_node import NODE, WORLD, PolicyNode
+from tests.support.traffic import attempt, serve
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+
+V4, V6 = Family.V4, Family.V6
+TCP, UDP = Protocol.TCP, Protocol.UDP
+PORT = 5000
+SECRET = b"sent in somebody else's name"
+NOT_TO_WORLD = NetworkPolicy("shop", "not-out", EVERYTHING, egress=(PolicyRule(None, (Port(TCP, 80),)),))
+NOT_IN = NetworkPolicy("shop", "not-in", EVERYTHING, ingress=(PolicyRule(None, (Port(TCP, 80),)),))
+
+
+@pytest.fixture(params=list(Backend), ids=str)
+def node(request: pytest.FixtureRequest, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[PolicyNode]:
+    sysctl.set_up_host(tuple(Family))
+    # Of the host's setting and an interface's the stricter one counts; the rules must not need it.
+    for name in ("all", "default"):
+        sysctl.write(f"ipv4/conf/{name}/rp_filter", "0")
+    node = PolicyNode(request.param, make_netns)
+    node.add_pod("shop", "web", app="web")
+    node.add_pod("dev", "tool", app="tool")
+    node.apply()
+    yield node
+    node.kernel.close()
+
+
+def address(node: PolicyNode, pod: str, family: Family) -> str:
+    return next(a for a in node.pods[pod].addresses if (":" in a) is (family is V6))
+
+
+def datagram(source: str, destination: str, data: bytes) -> bytes:
+    payload = udp(source, destination, PORT, data)
+    if ":" in source:
+        return ipv6(source, destination, payload, forged.UDP, 64)
+    return ipv4(source, destination, payload)
+
+
+def transparent(proxy: socket.socket) -> None:
+    """Let it use addresses that are not the node's, as transparent proxies do (ip(7), IP_TRANSPARENT)."""
+    level, option = (socket.IPPROTO_IPV6, 75) if proxy.family == socket.AF_INET6 else (socket.SOL_IP, 19)
+    proxy.setsockopt(level, option, 1)
+
+
+def mac_of(interface: str) -> str:
+    mac: str = json.loads(run("ip", "-json", "link", "show", interface))[0]["address"]
+    return mac
+
+
+@pytest.mark.parametrize("family", list(Family), ids=str)
+def test_nobody_outside_poses_as_a_pod(node: PolicyNode, family: Family) -> None:
+    """By the uplink, to another pod and to the node itself; the pod's policy would have let it."""
+    web, tool = address(node, "web", family), address(node, "tool", family)
+    outside, inside = Wire(node.world, towards=mac_of("up0")), Wire(node.places["tool"])
+    kind = socket.AF_INET6 if family is V6 else socket.AF_INET
+    with wires(outside, inside), socket.socket(kind, socket.SOCK_DGRAM) as on_the_node:
+        on_the_node.bind((NODE[family], PORT))
+        on_the_node.settimeout(10)
+        for destination in (tool, NODE[family]):
+            outside.send(datagram(web, destination, SECRET))
+            outside.send(datagram(WORLD[family], destination, b"the world's own"))
+        assert not [packet for packet in inside.until(b"the world's own") if SECRET in packet]
+        assert on_the_node.recv(100) == b"the world's own"
+        # What is no pod's here passes: the rule asks for this node's pods only.
+        neighbour = "10.1.0.200" if family is V4 else "fd00:1::200"
+        outside.send(datagram(neighbour, NODE[family], b"of nobody here"))
+        assert on_the_node.recv(100) == b"of nobody here"
+
+
+@pytest.mark.parametrize("family", list(Family), ids=str)
+def test_nor_does_anybody_by_loopback(node: PolicyNode, family: Family) -> None:
+    web = address(node, "web", family)
+    kind = socket.AF_INET6 if family is V6 else socket.AF_INET
+    sysctl.write("ipv4/conf/lo/accept_local", "1")
+    with socket.socket(kind, socket.SOCK_DGRAM) as on_the_node:
+        on_the_node.bind((NODE[family], PORT))
+        on_the_node.settimeout(10)
+        with socket.socket(kind, socket.SOCK_DGRAM) as proxy:
+            transparent(proxy)
+            proxy.bind((web, 4001))
+            proxy.sendto(SECRET, (NODE[family], PORT))
+        with socket.socket(kind, socket.SOCK_DGRAM) as own:
+            own.sendto(b"the node's own", (NODE[family], PORT))
+        assert on_the_node.recv(100) == b"the node's own"
+
+
+@pytest.mark.parametrize("how", ["renamed", "in a bridge"])
+def test_an_interface_that_is_not_what_it_was_is_shut_by_the_rules_alone(node: PolicyNode, how: str) -> None:
+    """Nobody has mended anything yet; neither egress nor ingress policy may be lost meanwhile."""
+    node.apply_policy(NOT_TO_WORLD)
+    node.apply_policy(NOT_IN)
+    name = interface_name("web", "eth0")
+    web, tool = node.places["web"], node.places["tool"]
+    tries = []
+    for family in Family:
+        own, other = address(node, "web", family), address(node, "tool", family)
+        for port in (80, 81):
+            tries += [
+                (web, Packet(own, WORLD[family], TCP, port)),
+                (web, Packet(own, other, TCP, port)),
+                (node.world, Packet(WORLD[family], own, TCP, port)),
+                (tool, Packet(other, own, TCP, port)),
+            ]
+    places = [
+        (place, a, TCP, port)
+        for place, ends in (
+            (web, node.pods["web"].addresses),
+            (tool, node.pods["tool"].addresses),
+            (node.world, tuple(WORLD.values())),
+        )
+        for a in ends
+        for port in (80, 81)
+    ]
+    with serve(places):
+        assert attempt(tries, 5) == {packet for _, packet in tries if packet.port == 80}
+        if how == "renamed":
+            run("ip", "link", "set", name, "name", "pod0")
+        else:
+            run("ip", "link", "add", "br0", "type", "bridge")
+            sysctl.write("ipv4/conf/br0/rp_filter", "0")
+            run("ip", "link", "set", "br0", "up")
+            run("ip", "link", "set", name, "master", "br0")
+            # As somebody would who believes that a bridge is what pods need.
+            for family in Family:
+                own = address(node, "web", family)
+                run("ip", "route", "replace", f"{own}/{family.bits}", "dev", "br0")
+            run("ip", "-6", "addr", "add", "fe80::1/64", "dev", "br0", "nodad")
+            run("ip", "link", "set", "br0", "address", "ee:ee:ee:ee:ee:ee")
+        assert attempt(tries, 0.5) == set()
+
+
+@pytest.mark.parametrize("family", list(Family), ids=str)
+def test_services_work_as_before(node: PolicyNode, family: Family) -> None:
+    """As kube-proxy (iptables) does it: to another pod, to itself by the hairpin, from the node."""
+    node.apply_policy(NOT_IN)
+    tool = "iptables" if family is V4 else "ip6tables"
+    service = "10.96.0.10" if family is V4 else "fd00:96::10"
+    web, other = address(node, "web", family), address(node, "tool", family)
+    nat = f"{tool}-{node.backend.value}", "-w", "-t", "nat"
+    for chain in ("PREROUTING", "OUTPUT"):
+        to = f"{web}:80" if family is V4 else f"[{web}]:80"
+        run(*nat, "-A", chain, "-d", service, "-p", "tcp", "--dport", "800", "-j", "DNAT", "--to-destination", to)
+    run(*nat, "-A", "POSTROUTING", "-s", web, "-d", web, "-j", "MASQUERADE")
+    run("ip", f"-{family}", "route", "add", "unreachable", f"{service}/{family.bits}", "metric", "5000")
+    with serve([(node.places["web"], web, TCP, 80)]):
+        tries = [
+            (node.places["web"], Packet(web, service, TCP, 800)),
+            (node.places["tool"], Packet(other, service, TCP, 800)),
+            (node.world, Packet(WORLD[family], service, TCP, 800)),
+        ]
+        assert attempt(tries, 5) == {packet for _, packet in tries}
+        with socket.create_connection((web, 80), timeout=10):
+            pass
