@@ -58,8 +58,8 @@ class AgentConfig:
         for option, cidrs in (("--cluster-cidr", self.cluster_cidrs), ("--service-cidr", self.service_cidrs)):
             for cidr in cidrs:
                 _check_cidr(option, cidr)
-        if self.mtu and not 1280 <= self.mtu <= 65535:
-            raise ConfigError(f"--mtu {self.mtu}: IPv6 needs 1280 at least and the kernel takes 65535 at most")
+        if self.mtu and not 68 <= self.mtu <= 65535:
+            raise ConfigError(f"--mtu {self.mtu}: IPv4 needs 68 at least and the kernel takes 65535 at most")
         for name in self.chained_plugins:
             if not name or "/" in name:
                 raise ConfigError(f"--chained-plugin {name!r}: the name of a program in the CNI bin folder")

@@ -23,6 +23,9 @@ class NoticeKind(enum.StrEnum):
 
     ADDRESS_IN_USE = "address-in-use"
     LEASES_REBUILT = "leases-rebuilt"
+    LEASES_NOT_WRITTEN = "leases-not-written"
+    LOST_SANDBOX = "lost-sandbox"
+    PLUGIN_ABSENT = "plugin-absent"
     STRAY_INTERFACE = "stray-interface"
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
     BGP = "bgp"

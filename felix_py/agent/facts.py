@@ -112,6 +112,10 @@ class Facts:
         """This node's pod CIDRs; empty until its object is known."""
         return self.node.pod_cidrs if self.node else ()
 
+    def node_addresses(self) -> list[str]:
+        """The addresses of all nodes."""
+        return [address for node in self._nodes.values() for address in node.addresses]
+
     @property
     def own_prefixes(self) -> tuple[str, ...] | None:
         """What is announced: this node's podCIDRs, also while its object is gone, and the addresses of running
@@ -159,6 +163,10 @@ class Facts:
         """Whether this lease is the one that stands for its pod."""
         newest = self._leases.get((lease.namespace, lease.pod), [])
         return bool(newest) and _identity(newest[-1]) == _identity(lease)
+
+    def has_newer_than(self, lease: Lease) -> bool:
+        """Whether another lease, made later, stands for the pod of this one."""
+        return any(other.created > lease.created for other in self._others(lease))
 
     def has_interface(self, name: str) -> bool:
         """Whether there is to be such an interface of a pod."""

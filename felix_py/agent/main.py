@@ -32,27 +32,21 @@ from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows, flows_route
 from felix_py.agent.health import HealthServer
 from felix_py.agent.network import PodNetwork
+from felix_py.agent.pods import Pods
 from felix_py.agent.policy_counters import Accounts, PolicyCounters
 from felix_py.agent.refusals import Refusals
 from felix_py.agent.revoke import Revoker
 from felix_py.agent.stopping import Stopping
-from felix_py.cni.conflist import conflist, install_conflist
-from felix_py.cni.plugin import Plugin
-from felix_py.cni.recovery import recover
-from felix_py.cni.server import CNIServer, SocketInUse
-from felix_py.cni.workers import Interfaces, Leases
+from felix_py.cni.server import SocketInUse
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError, end_tools, find_backend
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.counters import read_counters
-from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.host_addresses import host_addresses
 from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
-from felix_py.dataplane.links import Links
 from felix_py.dataplane.monitor import Monitor
-from felix_py.dataplane.uplink import uplink_mtu
 from felix_py.datastore.client import ApiError, Unreachable, connect
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
@@ -131,7 +125,7 @@ class Agent:
         self._metrics = Metrics()
         self._notices = Notices(self._metrics)
         self._marks = Marks.from_mask(config.mark_mask)
-        self._server: CNIServer | None = None
+        self._pods = Pods(config, stack, self._metrics, self._notices)
 
     async def run(self) -> None:
         """Until cancelled.
@@ -144,8 +138,7 @@ class Agent:
 
     async def stop_calls(self) -> None:
         """The first step of the end: no more CNI calls, while all that those under way need still works."""
-        if self._server is not None:
-            await self._server.stop()
+        await self._pods.stop_calls()
 
     async def start(self) -> None:
         """Steps 1 to 3.
@@ -182,14 +175,12 @@ class Agent:
             abandon=end_tools,
         )
         self._start_flows()
-        self._network = PodNetwork(
-            self._facts, self._reconciler, lambda: config.mtu or uplink_mtu(), self._flows.forget
-        )
+        self._network = PodNetwork(self._facts, self._reconciler, self._pods.mtu, self._flows.forget)
         self._stack.push_async_callback(self._network.close)
         self._bgp = Bgp(config, self._facts, families, self._notices, self._metrics)
         self._facts.on_nodes = self._bgp.cluster_changed
         await self._start_health()
-        await self._start_cni()
+        await self._pods.start(self._network, self._facts.attach)
         self._start_cluster()
 
     def _options(self) -> StaticOptions:
@@ -233,33 +224,20 @@ class Agent:
             for direction in Direction
         }
 
+    def _unready(self) -> str | None:
+        """Why no pod can be connected, or None."""
+        return self._network.unready() or self._pods.no_addresses(self._facts.pod_cidrs)
+
     async def _start_health(self) -> None:
         self._health = HealthServer(
             self._metrics.registry,
-            self._network.unready,
+            self._unready,
             self.status,
             self._refresh_metrics,
             [*self._deny_log.routes(), flows_route(self._flows, self._facts.view.endpoint_addresses)],
         )
         await self._health.start(self._config.health_address)
         self._stack.push_async_callback(self._health.stop)
-
-    async def _start_cni(self) -> None:
-        config = self._config
-        with Links() as links:
-            store, alive = recover(config.state_dir / "leases.db", links, self._notices.say)
-        leases = Leases(store)
-        self._stack.callback(leases.close)
-        store.elsewhere = elsewhere = ElsewhereLookup()
-        self._stack.callback(elsewhere.close)
-        interfaces = Interfaces()
-        self._stack.callback(interfaces.close)
-        plugin = Plugin(leases, interfaces, self._network, self._notices, timeout=config.cni_timeout)
-        for lease in alive:
-            self._facts.attach(lease)
-        self._server = CNIServer(plugin, config.cni_socket, self._metrics)
-        await self._server.start()
-        self._stack.push_async_callback(self._server.stop)  # again: for those that waited for the reconciler
 
     def _start_cluster(self) -> None:
         api = connect(self._config.kubeconfig)
@@ -310,6 +288,7 @@ class Agent:
             # What comes later is counted from here.
             tasks.create_task(self._counters.refresh())
             tasks.create_task(self._tell_the_world())
+            tasks.create_task(self._pods.run(self._facts.node_addresses))
             tasks.create_task(self._bgp.run())
             await self._bgp.wait_in_sync()
             self._reconciler.sweep()  # learned routes, too
@@ -338,14 +317,7 @@ class Agent:
 
     async def _tell_the_world(self) -> None:
         """The runtime may start pods here, and the scheduler may send some."""
-        config = self._config
-        try:
-            changed = install_conflist(config.cni_conf_dir, conflist(config.chained_plugins))
-        except OSError as error:
-            self._log.error("cannot write the network list", folder=str(config.cni_conf_dir), reason=str(error))
-        else:
-            if changed:
-                self._log.info("wrote the network list", folder=str(config.cni_conf_dir))
+        await self._pods.tell_the_runtime()
         await self._set_network_available()
 
     async def _set_network_available(self) -> None:
@@ -370,7 +342,7 @@ class Agent:
         """The agent's state, as ``/status`` shows it."""
         return {
             "node": self._config.node_name,
-            "unready": self._network.unready(),
+            "unready": self._unready(),
             "configuration": self._configuration,
             "podCIDRs": list(self._facts.pod_cidrs),
             "endpoints": self._facts.endpoints,

@@ -87,9 +87,13 @@ class PodNetwork:
             return f"policy is not in force yet: {failures[0].what}: {failures[0].reason}"
         if not self._ready:
             return "the agent has not yet seen the whole cluster (is the API server reachable?)"
-        if not self._facts.pod_cidrs:
-            return "this node has no podCIDRs yet (does the controller manager allocate node CIDRs?)"
         return None
+
+    def departed(self, lease: Lease) -> bool:
+        """Whether the lease's pod is not on this node any more, or has a newer interface; false if not known."""
+        return self._ready and (
+            (lease.namespace, lease.pod) not in self._pods or self._facts.has_newer_than(lease)
+        )
 
     async def wait_for_pod(self, namespace: str, name: str, uid: str) -> None:
         """Return once the pod is known; with a uid, that very pod and not an earlier one of its name."""

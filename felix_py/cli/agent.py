@@ -75,7 +75,7 @@ def agent(
     mtu: Annotated[
         int,
         typer.Option(
-            envvar=_ENV + "MTU", metavar="BYTES", help="MTU of pod interfaces; 0: that of the node's uplink."
+            envvar=_ENV + "MTU", metavar="BYTES", help="MTU of pod interfaces; 0: that of the node's uplinks."
         ),
     ] = 0,
     refresh_interval: Annotated[

@@ -125,7 +125,8 @@ def _connection(
 def _endpoints(state_dir: Path) -> tuple[LocalEndpoint, ...]:
     """The pod interfaces of this node: who has its addresses. None where it is no node, or not root asks."""
     from felix_py.dataplane.uplink import interface_state
-    from felix_py.ipam.store import StoreError, read_leases
+    from felix_py.ipam.beside import read_leases
+    from felix_py.ipam.store import StoreError
     from felix_py.records import endpoints_of
 
     try:

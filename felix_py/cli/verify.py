@@ -130,7 +130,8 @@ def _compare(
     from felix_py.datastore.fetch import fetch
     from felix_py.diagnose.live import Live
     from felix_py.diagnose.verify import Look, verify
-    from felix_py.ipam.store import StoreError, read_leases
+    from felix_py.ipam.beside import read_leases
+    from felix_py.ipam.store import StoreError
 
     def look() -> Look:
         cluster = fetch(api)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from felix_py.cni.build import BUILT
+from felix_py.cni.errors import NOT_JSON
+from felix_py.cni.types import OUR_IPAM
 
 FILE_NAME = "10-felix-py.conflist"
-_CLIENT = "felix-py-cni"
+NETWORK = "felix-py"
+CLIENT = "felix-py-cni"
 _CAPABILITIES = {
     "portmap": {"portMappings": True},
     "bandwidth": {"bandwidth": True},
@@ -20,18 +25,51 @@ _CAPABILITIES = {
 _OPTIONS: dict[str, dict[str, Any]] = {"portmap": {"snat": True}}
 
 
-def conflist(chained: Iterable[str] = (), cni_version: str = "1.0.0") -> str:
+class _Plugin(msgspec.Struct):
+    type: str = ""
+    ipam: dict[str, Any] | None = None
+
+
+class _List(msgspec.Struct):
+    plugins: list[_Plugin]
+
+
+def conflist(
+    chained: Iterable[str] = (), absent: Collection[str] = (), versions: Sequence[str] = ("1.0.0",)
+) -> str:
     """The configuration list: our plugin, then ``chained`` standard plugins in that order, as JSON text.
 
-    Without ``ipam`` the addresses come from our own store.
+    Without ``ipam`` the addresses come from our own store. Plugins that are ``absent`` are left out, and our own
+    entry takes over what pods ask of them, to refuse it. ``versions``: of CNI, the lowest first; a runtime that
+    does not know ``cniVersions`` (CNI 1.1.0, "Section 1") takes the first, others the highest that they know.
     """
-    plugins: list[dict[str, Any]] = [{"type": _CLIENT, "capabilities": {"ips": True, "mac": True}}]
+    ours: dict[str, Any] = {"ips": True, "mac": True}
+    plugins: list[dict[str, Any]] = [{"type": CLIENT, "capabilities": ours}]
     for name in chained:
+        if name in absent:
+            ours |= _CAPABILITIES.get(name, {})
+            continue
         plugin = {"type": name, **_OPTIONS.get(name, {})}
         if name in _CAPABILITIES:
             plugin["capabilities"] = _CAPABILITIES[name]
         plugins.append(plugin)
-    return json.dumps({"cniVersion": cni_version, "name": "felix-py", "plugins": plugins}, indent=2) + "\n"
+    network: dict[str, Any] = {"cniVersion": versions[0]}
+    if len(versions) > 1:
+        network["cniVersions"] = list(versions)
+    return json.dumps({**network, "name": NETWORK, "plugins": plugins}, indent=2) + "\n"
+
+
+def is_delegated(folder: Path) -> bool:
+    """Whether the first network list with our plugin asks another IPAM plugin for addresses."""
+    for file in sorted(folder.glob("*.conflist")):
+        try:
+            found = msgspec.json.decode(file.read_bytes(), type=_List)
+        except (OSError, *NOT_JSON):
+            continue
+        for plugin in found.plugins:
+            if plugin.type == CLIENT:
+                return (plugin.ipam or {}).get("type", "") not in OUR_IPAM
+    return False
 
 
 def install_conflist(folder: Path, text: str) -> bool:
@@ -61,9 +99,9 @@ def install_client(bin_dir: Path, socket: Path, client: Path = BUILT) -> Path:
     if not client.is_file():
         raise FileNotFoundError(f"{client} is not built: python -m felix_py.cni.build (or make)")
     bin_dir.mkdir(parents=True, exist_ok=True)
-    _write(bin_dir / f"{_CLIENT}.socket", f"{socket}\n".encode(), 0o644)
-    _write(bin_dir / _CLIENT, client.read_bytes(), 0o755)
-    return bin_dir / _CLIENT
+    _write(bin_dir / f"{CLIENT}.socket", f"{socket}\n".encode(), 0o644)
+    _write(bin_dir / CLIENT, client.read_bytes(), 0o755)
+    return bin_dir / CLIENT
 
 
 def _write(target: Path, content: bytes, mode: int) -> None:

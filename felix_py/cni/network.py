@@ -56,6 +56,9 @@ class Network(Protocol):
             NetworkError: something may be left; the plugin keeps the lease, and the runtime repeats its DEL.
         """
 
+    def departed(self, lease: Lease) -> bool:
+        """Whether the lease's pod is not on this node any more, or has a newer interface; false if not known."""
+
     async def problems(self, lease: Lease) -> list[str]:
         """What is missing in the kernel of that which :meth:`enforce` put there."""
 
@@ -79,9 +82,14 @@ class FakeNetwork:
         self.stuck: str | None = None
         """Why :meth:`release` fails, if it is to."""
         self.enforced: dict[tuple[str, str], Lease] = {}
+        self.departures: set[str] = set()
+        """Names of pods that are not on this node any more."""
         self.gone: set[str] = set()
         """Interfaces that are or were about to be deleted."""
         self._changed = asyncio.Condition()
+
+    def departed(self, lease: Lease) -> bool:
+        return lease.pod in self.departures
 
     async def learn(self, namespace: str, name: str) -> None:
         """The API server tells of a pod."""

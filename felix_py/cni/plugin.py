@@ -8,15 +8,21 @@ source binding and route carries nothing), and an address is free only once the 
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from felix_py import log
+from felix_py.cni.conflist import NETWORK
 from felix_py.cni.delegate import delegate
 from felix_py.cni.errors import CNIError, Code
 from felix_py.cni.network import Network, NetworkError
+from felix_py.cni.network_list import absent_plugins
 from felix_py.cni.recovery import about
 from felix_py.cni.result import DNS, Interface, IPConfig, Result, RouteConfig
 from felix_py.cni.types import Command, Request
@@ -29,6 +35,14 @@ from felix_py.plan.layout import GATEWAY, HOST_MAC, interface_name
 from felix_py.records import Elsewhere, Lease
 from policy.model import Family
 
+T = TypeVar("T")
+
+GRACE = 300.0
+"""Seconds for which a sandbox must be lost before its lease is released: longer than any ADD takes."""
+
+LEAST_MTU = {Family.V4: 68, Family.V6: 1280}
+
+_NO_CIDR = "this node has no podCIDRs yet (does the controller manager allocate node CIDRs?)"
 _EXPECTED = (CNIError, NetworkError, LinkError, OSError, sqlite3.Error)
 _DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
 
@@ -44,13 +58,26 @@ class Plugin:
         notices: Notices,
         *,
         timeout: float = 10.0,
+        chained: Sequence[str] = (),
     ) -> None:
-        """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy."""
+        """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy.
+
+        ``chained``: plugins that come after ours in our own network list.
+        """
         self._leases = leases
         self._interfaces = interfaces
         self._network = network
         self._notices = notices
         self._timeout = timeout
+        self._chained = tuple(chained)
+        self._owed: dict[LeaseKey, Lease] = {}
+        """Leases whose pod is gone, and which could not be given back because the store cannot be written."""
+        self._unwritten = ""
+        """Why the store could not be written at the last try."""
+        self._missing: dict[LeaseKey, float] = {}
+        """Leases without interface: since when that is known, as time.monotonic() tells."""
+        self._gone: dict[LeaseKey, float] = {}
+        """Leases with an interface whose pod is not on this node: the same."""
         self._elsewhere: dict[str, Elsewhere] = {}
         self._locks: WeakValueDictionary[LeaseKey, asyncio.Lock] = WeakValueDictionary()
         self._commands: dict[Command, Callable[[Request], Awaitable[Result | None]]] = {
@@ -92,6 +119,7 @@ class Plugin:
             claim = Claim(
                 request.container, request.ifname, request.config.name, pod.namespace, pod.name, pod.uid
             )
+            await self._check_only_one(claim)
             await self._take_over(claim)
             await self._bounded(
                 self._network.wait_for_pod(pod.namespace, pod.name, pod.uid),
@@ -112,6 +140,16 @@ class Plugin:
                 raise
         return _result(request, link, dns)
 
+    async def _check_only_one(self, claim: Claim) -> None:
+        """A pod's policy, routes and addresses are those of one interface."""
+        for lease in self._leases.of(claim.container):
+            if lease.ifname != claim.ifname and await self._interfaces.exists(lease.interface):
+                raise CNIError(
+                    Code.ALREADY_ATTACHED,
+                    f"pod {claim.namespace}/{claim.pod} has {lease.ifname} of this network already, and felix-py "
+                    f"gives a pod one interface: no {claim.ifname} was made",
+                )
+
     async def _take_over(self, claim: Claim) -> None:
         """Refuse a second ADD; but clear away what an ADD that a crash cut short has left."""
         lease = self._leases.get(*claim.key)
@@ -120,13 +158,17 @@ class Plugin:
         if await self._interfaces.exists(lease.interface):
             raise CNIError(Code.ALREADY_ATTACHED, f"container {claim.container} already has {claim.ifname}")
         await self._forget(lease)
+        if claim.key in self._owed:
+            raise CNIError(Code.IO, self._unwritten)
 
     async def _lease(self, claim: Claim, wanted: list[str], request: Request) -> tuple[Lease, DNS]:
         """The claim's addresses, from our store or from the IPAM plugin that the configuration names."""
         if not request.config.delegate:
             cidrs = self._network.pod_cidrs()
+            if not cidrs:
+                raise CNIError(Code.POOL_EXHAUSTED, _NO_CIDR)
             try:
-                return await self._leases.use(lambda store: store.allocate(claim, cidrs, wanted)), DNS()
+                return await self._write(lambda store: store.allocate(claim, cidrs, wanted)), DNS()
             finally:
                 self._tell_skipped()
         given = await delegate(request, Command.ADD)
@@ -134,7 +176,7 @@ class Plugin:
         if not addresses:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate} gave no address")
         try:
-            return await self._leases.use(lambda store: store.record(claim, addresses)), given.dns
+            return await self._write(lambda store: store.record(claim, addresses)), given.dns
         except ValueError as error:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
 
@@ -145,7 +187,8 @@ class Plugin:
             self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, text)
 
     def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
-        mtu, label = self._network.mtu(), link_label(lease)
+        # Less than its families need would leave the interface without them (RFC 791, RFC 8200 section 5).
+        mtu, label = max(self._network.mtu(), *(LEAST_MTU[f] for f in lease.addresses)), link_label(lease)
         return PodLink(lease.interface, request.netns, request.ifname, lease.addresses, mac, mtu, label)
 
     async def _undo(self, request: Request, made: bool) -> None:
@@ -196,7 +239,47 @@ class Plugin:
     async def _forget(self, lease: Lease) -> None:
         """Out of the kernel first: the address must not be given away before."""
         await self._network.release(lease)
-        await self._leases.use(lambda store: store.release(lease.container, lease.ifname))
+        await self._give_back(lease)
+
+    async def _give_back(self, lease: Lease) -> None:
+        """Others may have the address now. Where that cannot be written it is kept, and tried again later."""
+        key = (lease.container, lease.ifname)
+        try:
+            await self._write(lambda store: store.release(*key))
+        except CNIError:
+            self._owed[key] = lease  # the pod must go all the same
+        else:
+            self._owed.pop(key, None)
+
+    async def _write(self, action: Callable[[AddressStore], T]) -> T:
+        """Have the store changed.
+
+        Raises:
+            CNIError: it cannot be written.
+            AllocationError, ValueError: from ``action``.
+        """
+        try:
+            result = await self._leases.use(action)
+        except sqlite3.Error as error:
+            self._unwritten = f"the address store cannot be written: {error}"
+            text = f"{self._unwritten}; new pods must wait, and addresses of pods that are gone are kept"
+            self._notices.say(NoticeKind.LEASES_NOT_WRITTEN, "leases", text)
+            raise CNIError(Code.IO, self._unwritten) from error
+        if self._unwritten:
+            self._unwritten = ""
+            self._notices.clear(NoticeKind.LEASES_NOT_WRITTEN, "leases")
+        return result
+
+    async def _write_what_is_owed(self) -> str:
+        """Try again after a failed write; returns why it still fails, or empty."""
+        if self._unwritten:
+            with suppress(CNIError):
+                await self._write(AddressStore.touch)
+                for key, lease in list(self._owed.items()):
+                    async with self._alone(*key):
+                        if self._owed.get(key) is lease:
+                            await self._give_back(lease)
+        return self._unwritten
 
     async def _gc(self, request: Request) -> None:
         """Detach what the runtime does not list; one failure does not keep the rest from being tried."""
@@ -252,15 +335,95 @@ class Plugin:
     async def _status(self, request: Request) -> None:
         if reason := self._network.unready():
             raise CNIError(Code.NOT_AVAILABLE, reason)
+        if reason := await self._write_what_is_owed():
+            raise CNIError(Code.NOT_AVAILABLE, reason)
+        if request.config.name == NETWORK:
+            self._check_chained(request)
         if request.config.delegate:
             await delegate(request, Command.STATUS)
             return
         cidrs = self._network.pod_cidrs()
         if not cidrs:
-            raise CNIError(Code.NOT_AVAILABLE, "the node has no pod CIDR")
+            raise CNIError(Code.NOT_AVAILABLE, _NO_CIDR)
         if full := await self._leases.use(lambda store: store.full(cidrs)):
             families = " and ".join(f"IPv{int(family)}" for family in full)
             raise CNIError(Code.NOT_AVAILABLE, f"no {families} address is left in {', '.join(cidrs)}")
+
+    def _check_chained(self, request: Request) -> None:
+        folders = [Path(folder) for folder in request.call.environment["CNI_PATH"].split(os.pathsep) if folder]
+        if absent := absent_plugins(self._chained, folders):
+            where = ", ".join(map(str, folders))
+            raise CNIError(
+                Code.NOT_AVAILABLE,
+                f"the chained plugin {absent[0]} is not in {where}: install it there, or start the agent with "
+                f"--chained-plugin for those that there are",
+            )
+
+    # --- what no call tells --------------------------------------------------------------------------
+
+    async def look(self, now: float | None = None) -> None:
+        """Find what no runtime tells of, and what has changed beside us; to be called every minute or so.
+
+        A lease is released when its interface is gone for :data:`GRACE` and its pod is not on this node any more
+        (or has a newer interface): no DEL will come. While the interface is there, it is only said: something may
+        still run behind it. ``now``: time.monotonic(), unless a test has another.
+        """
+        now = time.monotonic() if now is None else now
+        await self._write_what_is_owed()
+        leases = {(lease.container, lease.ifname): lease for lease in await self._leases.use(AddressStore.all)}
+        ends = {end.lease.interface if end.lease else end.name: end for end in await self._interfaces.host_ends()}
+        lost = {}
+        for key, lease in leases.items():
+            end = ends.get(lease.interface)
+            if end is not None and end.lease is None and (label := link_label(lease)):
+                await self._interfaces.label(end.index, label)
+            departed = self._network.departed(lease)
+            if self._since(self._missing, key, end is None, now) and departed and key not in self._locks:
+                await self._release_lost(key, lease)
+            elif self._since(self._gone, key, end is not None and departed, now):
+                lost[lease.interface] = (
+                    f"pod {lease.namespace}/{lease.pod} is not on this node any more, but its interface "
+                    f"{lease.interface} is: has the runtime forgotten it? (crictl pods; then ip link del)"
+                )
+        for times in (self._missing, self._gone):
+            for key in times.keys() - leases.keys():
+                del times[key]
+        self._notices.replace(NoticeKind.LOST_SANDBOX, lost)
+        await self._look_elsewhere(leases.values(), ends.keys())
+
+    @staticmethod
+    def _since(times: dict[LeaseKey, float], key: LeaseKey, holds: bool, now: float) -> bool:
+        """Whether something holds for the grace time by now."""
+        if not holds:
+            times.pop(key, None)
+            return False
+        return now - times.setdefault(key, now) >= GRACE
+
+    async def _release_lost(self, key: LeaseKey, lease: Lease) -> None:
+        async with self._alone(*key):
+            if self._leases.get(*key) != lease or await self._interfaces.exists(lease.interface):
+                return
+            try:
+                await self._forget(lease)
+            except _EXPECTED as error:
+                self._log.warning("cannot release a lost sandbox yet", reason=str(error), **about(lease))
+            else:
+                self._log.warning("released the lease of a sandbox that is lost", **about(lease))
+
+    async def _look_elsewhere(self, leases: Iterable[Lease], interfaces: Container[str]) -> None:
+        """Say which addresses something else uses: those passed over, and those that pods have already."""
+        asked = list(self._elsewhere.values())
+        for found in await self._leases.use(lambda store: store.no_longer(asked)):
+            del self._elsewhere[found.what]
+        now = {
+            found.what: f"{found.what} is not given to pods: it is {found.how}"
+            for found in self._elsewhere.values()
+        }
+        held = {a: lease for lease in leases if lease.interface in interfaces for a in lease.addresses.values()}
+        for found in await self._leases.use(lambda store: store.used_elsewhere(held)):
+            lease = held[found.what]
+            now[found.what] = f"{found.what} is pod {lease.namespace}/{lease.pod}'s, and it is {found.how}"
+        self._notices.replace(NoticeKind.ADDRESS_IN_USE, now)
 
     @asynccontextmanager
     async def _alone(self, container: str, ifname: str) -> AsyncIterator[None]:

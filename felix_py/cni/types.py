@@ -22,7 +22,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _POD_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _UID = re.compile(r"[a-zA-Z0-9-]{0,128}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
-_OUR_IPAM = ("", "felix-py")
+OUR_IPAM = ("", "felix-py")
 
 
 class Command(enum.StrEnum):
@@ -39,7 +39,7 @@ _SINCE = {Command.CHECK: "0.4.0", Command.GC: "1.1.0", Command.STATUS: "1.1.0"}
 _NEEDED = {
     Command.ADD: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
     Command.CHECK: ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
-    Command.DEL: ("CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"),
+    Command.DEL: ("CNI_CONTAINERID", "CNI_IFNAME"),
     Command.GC: ("CNI_PATH",),
     Command.STATUS: ("CNI_PATH",),
 }
@@ -51,6 +51,11 @@ _KNOWN_ARGS = {
     "K8S_POD_INFRA_CONTAINER_ID",
     "K8S_POD_UID",
 }
+
+
+_PLUGINS = {"portMappings": "portmap", "bandwidth": "bandwidth"}
+"""Whose capabilities these are. Where the plugin is not installed, our own entry declares them: pods that need
+them are refused with words instead of going without."""
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -81,7 +86,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def delegate(self) -> str:
         """The IPAM plugin to ask for addresses; empty: our own store."""
-        return "" if self.ipam.type in _OUR_IPAM else self.ipam.type
+        return "" if self.ipam.type in OUR_IPAM else self.ipam.type
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +190,9 @@ def parse_request(call: Call) -> Request:
     container, ifname = environment.get("CNI_CONTAINERID", ""), environment.get("CNI_IFNAME", "")
     if "CNI_CONTAINERID" in _NEEDED[command]:
         _check_attachment(container, ifname)
+    if command is Command.DEL:
+        config = _parse_del(call)
+        return Request(command, container, environment.get("CNI_NETNS", ""), ifname, {}, config, call)
     config = _parse_config(call.stdin, command)
     args = _parse_args(environment.get("CNI_ARGS", ""))
     return Request(command, container, environment.get("CNI_NETNS", ""), ifname, args, config, call)
@@ -215,7 +223,7 @@ def _parse_config(stdin: bytes, command: Command) -> NetworkConfig:
         raise CNIError(Code.INCOMPATIBLE_VERSION, f"{command} needs cniVersion {since}, not {config.cni_version}")
     if not _NAME.fullmatch(config.name):
         raise CNIError(Code.INVALID_CONFIG, f"name {config.name!r}: letters, digits, '_', '.' and '-' only")
-    if config.delegate and ("/" in config.delegate or config.delegate in (".", "..")):
+    if not _is_program(config.delegate):
         raise CNIError(Code.INVALID_CONFIG, f"ipam.type {config.delegate!r} cannot be a plugin's name")
     if command is Command.ADD:
         _check_runtime_config(config)
@@ -224,12 +232,42 @@ def _parse_config(stdin: bytes, command: Command) -> NetworkConfig:
     return config
 
 
+class _Raw(msgspec.Struct):
+    ipam: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+def _parse_del(call: Call) -> NetworkConfig:
+    """All that a DEL uses is which IPAM plugin to ask. Whatever else is wrong must not make a pod undeletable.
+
+    Raises:
+        CNIError: it is no JSON object, or an IPAM plugin is named and there is no CNI_PATH to find it in.
+    """
+    try:
+        ipam = msgspec.json.decode(call.stdin, type=_Raw).ipam
+    except NOT_JSON as error:
+        raise CNIError(Code.DECODING, f"the network configuration is not a JSON object: {error}") from None
+    try:
+        config = NetworkConfig(version_of(call), ipam=msgspec.json.decode(ipam, type=IPAMConfig))
+    except NOT_JSON:
+        config = NetworkConfig(version_of(call))  # no ADD was done with such a configuration
+    if not _is_program(config.delegate):
+        return NetworkConfig(config.cni_version)
+    if config.delegate and not call.environment.get("CNI_PATH"):
+        raise CNIError(Code.ENVIRONMENT, f"DEL needs CNI_PATH for the IPAM plugin {config.delegate}")
+    return config
+
+
+def _is_program(name: str) -> bool:
+    return "/" not in name and name not in (".", "..")
+
+
 def _check_runtime_config(config: NetworkConfig) -> None:
     """What the runtime asks for at run time is done or refused, never ignored."""
     supported = {"ips", "mac"} | ({"ipRanges"} if config.delegate else set())
     for key, value in (config.runtime_config or {}).items():
         if key not in supported and value:
-            raise CNIError(Code.UNSUPPORTED_FIELD, f"runtimeConfig.{key} is not supported: {value!r}")
+            hint = f"; it is the plugin {_PLUGINS[key]}'s, which is not installed" if key in _PLUGINS else ""
+            raise CNIError(Code.UNSUPPORTED_FIELD, f"runtimeConfig.{key} is not supported: {value!r}{hint}")
 
 
 def _check_previous(result: Result) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 from felix_py.cni.batch import Batcher
-from felix_py.dataplane.links import LinkError, Links, PodLink
+from felix_py.dataplane.links import HostEnd, LinkError, Links, PodLink
 from felix_py.ipam.store import AddressStore, AllocationError
 from felix_py.records import Elsewhere, Lease
 from policy.model import Family
@@ -26,6 +26,10 @@ class Leases:
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface, at once."""
         return self._store.get(container, ifname)
+
+    def of(self, container: str) -> list[Lease]:
+        """The leases of one container, at once."""
+        return self._store.of(container)
 
     def take_skipped(self) -> list[Elsewhere]:
         """What was not given out since the last call, because something else uses it."""
@@ -73,6 +77,14 @@ class Interfaces:
     async def exists(self, host: str) -> bool:
         """See :meth:`Links.exists`."""
         return await self._call(lambda: self._links.exists(host))
+
+    async def host_ends(self) -> list[HostEnd]:
+        """See :meth:`Links.host_ends`."""
+        return await self._call(self._links.host_ends)
+
+    async def label(self, index: int, text: str) -> None:
+        """See :meth:`Links.label`."""
+        await self._call(lambda: self._links.label(index, text))
 
     async def check(self, link: PodLink, default_routes: Collection[Family]) -> list[str]:
         """See :meth:`Links.check`."""

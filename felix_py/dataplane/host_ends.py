@@ -59,15 +59,15 @@ def configure(netlink: Netlink, index: int, name: str, families: Collection[Fami
             path = _sysctl(family, name, setting)
             if setting not in _YOUNG or sysctl.read(path) is not None:
                 sysctl.write(path, value)
-    _set_up(netlink, index, families, *([messages.alias_attr(label)] if label else []))
+    _set_up(netlink, index, name, families, *([messages.alias_attr(label)] if label else []))
 
 
 def _sysctl(family: Family, name: str, setting: str) -> str:
     return f"ipv{int(family)}/conf/{name}/{setting}"
 
 
-def _set_up(netlink: Netlink, index: int, families: Collection[Family], *attrs: bytes) -> None:
-    requests = [messages.set_up(index, *attrs, _no_automatic_address())]
+def _set_up(netlink: Netlink, index: int, name: str, families: Collection[Family], *attrs: bytes) -> None:
+    requests = [messages.set_up(index, *attrs, _no_automatic_address(name))]
     if Family.V6 in families:
         # Neighbour solicitations for the pod's address need a link-local source.
         requests.append(messages.new_address(index, Family.V6, GATEWAY[Family.V6], 64))
@@ -76,9 +76,10 @@ def _set_up(netlink: Netlink, index: int, families: Collection[Family], *attrs: 
             raise error
 
 
-def _no_automatic_address() -> bytes:
+def _no_automatic_address(name: str) -> bytes:
     """Keeps the kernel from giving the host end a link-local address of its own making."""
-    if not os.path.isdir("/proc/sys/net/ipv6"):  # booted with ipv6.disable=1: the attribute would be refused
+    # Booted with ipv6.disable=1, or an MTU below 1280: it has no IPv6, and the attribute would be refused.
+    if not os.path.isdir(f"/proc/sys/net/ipv6/conf/{name}"):
         return b""
     mode = attr(_IFLA_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     return nested(messages.IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
@@ -207,7 +208,7 @@ class HostEnds:
 
     def _mend(self, name: str, index: int, families: tuple[Family, ...]) -> Report:
         try:
-            _set_up(self._netlink, index, families, messages.mac_attr(MAC))
+            _set_up(self._netlink, index, name, families, messages.mac_attr(MAC))
         except OSError as error:
             if error.errno != errno.ENODEV:
                 return Report(failures=(Failure(_what(name), error.strerror or str(error)),))

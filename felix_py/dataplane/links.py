@@ -398,7 +398,12 @@ def _configure_pod_end(link: PodLink) -> None:
                 message(_RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, neighbour),
                 message(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route),
             ]
-        _carry_out(netlink, requests)
+        try:
+            _carry_out(netlink, requests)
+        except FileExistsError:
+            raise OSError(
+                errno.EEXIST, "the pod has a default route already, and felix-py makes a pod's only interface"
+            ) from None
 
 
 def _check_pod_end(link: PodLink, default_routes: Collection[Family]) -> list[str]:

@@ -13,10 +13,10 @@ The digest cannot tell a file that is missing, or an older copy of it. Against t
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import os
 import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,8 +50,7 @@ _INSERT = "INSERT INTO held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LOCK_WAIT = 5.0
 """Seconds to wait for an agent that is just stopping."""
 
-_COPY_TRIES = 20
-_FORMAT = 18, (1, 2)
+FORMAT = 18, (1, 2)
 """Place and values of a database's "file format write version": 2 with a write-ahead log (fileformat2.html)."""
 _MODULUS = 1 << 128
 
@@ -155,11 +154,11 @@ class AddressStore:
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:  # before sqlite locks it: closing it later would drop the lock
-            header = file.read(_FORMAT[0] + 1)
+            header = file.read(FORMAT[0] + 1)
         log = self._path.with_name(self._path.name + "-wal")  # of version 1, which may hold everything
         if not header and not (log.exists() and log.stat().st_size):
             raise _damaged(self._path, "it is empty")
-        if header[_FORMAT[0] :] and header[_FORMAT[0]] not in _FORMAT[1]:
+        if header[FORMAT[0] :] and header[FORMAT[0]] not in FORMAT[1]:
             raise _damaged(self._path, "its header is wrong")
 
     def _open(self) -> None:
@@ -246,9 +245,37 @@ class AddressStore:
             self._digest += _digest("boot", (boot,)) - _digest("boot", (self._boot,))
             self._boot = boot
 
+    def touch(self) -> None:
+        """Write what is there already, to see whether that can be done.
+
+        Raises:
+            sqlite3.Error: it cannot.
+        """
+        with self.group():
+            self._set("boot", self._boot)
+
+    def no_longer(self, found: Iterable[Elsewhere]) -> list[Elsewhere]:
+        """Which of these something else does not use any more."""
+        gone = []
+        for earlier in found:
+            family = Family(ipaddress.ip_network(earlier.what).version)
+            now = self.elsewhere(family, earlier.last, 0)
+            if now is None or now.what != earlier.what:
+                gone.append(earlier)
+        return gone
+
+    def used_elsewhere(self, addresses: Iterable[str]) -> list[Elsewhere]:
+        """Which of these addresses something else uses as well; their own routes do not count."""
+        asked = (self.elsewhere(family, number, family.bits) for family, number in map(address_number, addresses))
+        return [found for found in asked if found is not None]
+
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface. May be called from any thread."""
         return self._leases.get((container, ifname))
+
+    def of(self, container: str) -> list[Lease]:
+        """The leases of one container. May be called from any thread."""
+        return [lease for lease in list(self._leases.values()) if lease.container == container]
 
     def all(self) -> tuple[Lease, ...]:
         """Every lease, oldest first."""
@@ -451,48 +478,6 @@ def _row(lease: Lease) -> Row:
 def _digest(table: str, row: Row) -> int:
     """A row's part in the digest, the sum of all: a change costs what changes, and order does not count."""
     return int.from_bytes(hashlib.blake2b(json.dumps([table, *row]).encode(), digest_size=16).digest(), "big")
-
-
-def read_leases(path: Path) -> tuple[Lease, ...]:
-    """Every lease, oldest first, beside an agent that holds the file: what it has committed so far.
-
-    The agent locks the file for itself, so a copy is read. A commit overwrites pages in place; a copy that was
-    taken in the middle of one does not match its digest, and another is taken. Not for the agent's own process:
-    closing the file would drop its locks.
-
-    Raises:
-        StoreError: there is no such file, or it cannot be read.
-    """
-    try:
-        for last in range(1, _COPY_TRIES + 1):
-            content = path.read_bytes()
-            if content[_FORMAT[0] : _FORMAT[0] + 1] == b"\x02":
-                raise StoreError(
-                    f"the address store {path} was made by an older felix-py: start the new agent first"
-                )
-            try:
-                return _all_of(content, path)
-            except StoreDamaged:
-                if last == _COPY_TRIES:
-                    raise
-                time.sleep(0.01)
-    except OSError as error:
-        raise StoreError(f"cannot read the address store {path}: {error.strerror or error}") from error
-    raise AssertionError
-
-
-def _all_of(content: bytes, original: Path) -> tuple[Lease, ...]:
-    with tempfile.TemporaryDirectory(prefix="felix-py-leases-") as folder:
-        copy = Path(folder, original.name)
-        copy.write_bytes(content)
-        try:
-            store = AddressStore(copy)
-        except StoreError as error:
-            raise type(error)(str(error).replace(str(copy), str(original))) from error
-        try:
-            return store.all()
-        finally:
-            store.close()
 
 
 def _pools(cidrs: Iterable[str]) -> dict[Family, list[Pool]]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from felix_py.cni.errors import SUPPORTED_VERSIONS
+
 
 class PluginError(Exception):
     """A plugin answered with an error, or not at all. ``code`` and ``details`` as in the CNI error."""
@@ -182,6 +184,12 @@ def _environment(container: str, ifname: str, netns: str, args: Mapping[str, str
     return environment
 
 
+def _version(network: Mapping[str, Any]) -> str:
+    """The highest version offered that we know, as libcni takes it."""
+    offered = [network["cniVersion"], *network.get("cniVersions", ())]
+    return str(max(version for version in offered if version in SUPPORTED_VERSIONS))
+
+
 def _config(
     network: Mapping[str, Any],
     plugin: Mapping[str, Any],
@@ -190,7 +198,7 @@ def _config(
 ) -> dict[str, Any]:
     """The plugin's configuration (CNI 1.1.0, "Deriving request configuration from plugin configuration")."""
     config = {key: value for key, value in plugin.items() if key != "capabilities"}
-    config |= {"cniVersion": network["cniVersion"], "name": network["name"]}
+    config |= {"cniVersion": _version(network), "name": network["name"]}
     asked = {
         key: capabilities[key] for key, on in plugin.get("capabilities", {}).items() if on and key in capabilities
     }

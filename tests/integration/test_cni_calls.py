@@ -159,21 +159,6 @@ def test_a_second_add_is_refused_and_the_first_stays(tmp_path: Path, make_netns:
     on_node(node, test)
 
 
-def test_a_second_interface_in_a_pod_that_has_a_default_route_is_refused(
-    tmp_path: Path, make_netns: MakeNetns
-) -> None:
-    node, pod = Node(tmp_path), make_netns("pod")
-
-    async def test() -> None:
-        await node.runtime.add("c1", pod.path, "eth0", args=pod_args("web"))
-        await refused(node.runtime.add("c1", pod.path, "net1", args=pod_args("web")), 103, "File exists")
-        await node.runtime.check("c1")
-        assert host_interfaces() == {interface_name("c1", "eth0")}
-        assert [lease.ifname for lease in node.store.all()] == ["eth0"]
-
-    on_node(node, test)
-
-
 @pytest.mark.parametrize(
     "failure", ["enforce", "namespace", "interface", "unknown-pod", "late-policy", "no-address"]
 )
@@ -195,7 +180,7 @@ def test_a_failed_add_leaves_nothing(tmp_path: Path, make_netns: MakeNetns, fail
         words = "policy of default/web is not in force"
     elif failure == "no-address":
         node.network.cidrs = ()
-        code, words = 102, "no pod CIDR"
+        code, words = 102, "no podCIDRs yet"
 
     async def test() -> None:
         before = pod.run("ip", "-o", "link")

@@ -77,7 +77,7 @@ def test_what_is_no_pods_namespace(links: Links, path: str) -> None:
 def test_what_cannot_be_configured_is_removed_again(links: Links, make_netns: MakeNetns) -> None:
     pod = make_netns("pod")
     pod.run("ip", "route", "add", "blackhole", "default")
-    with pytest.raises(LinkError, match=r"cannot configure eth0.*File exists"):
+    with pytest.raises(LinkError, match=r"cannot configure eth0.*has a default route already"):
         links.create(pod_link(pod.path))
     assert not links.exists(pod_link(pod.path).host)
     assert "eth0" not in pod.run("ip", "-o", "link")

@@ -21,7 +21,7 @@ from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.links import Links
 from felix_py.lab.runtime import CNIRuntime
 from felix_py.metrics import Metrics
-from felix_py.notices import Notices
+from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Lease
 from tests.support.isolate import run
 
@@ -53,7 +53,7 @@ class RoutingNetwork(FakeNetwork):
 
     async def enforce(self, lease: Lease) -> None:
         for address in lease.addresses.values():
-            run("ip", "route", "replace", address, "dev", lease.interface)
+            run("ip", "route", "replace", address, "dev", lease.interface, "proto", "88")
         await super().enforce(lease)
 
 
@@ -65,6 +65,7 @@ class Node:
         self.network = network or FakeNetwork()
         self.timeout = timeout
         self.notices = Notices(Metrics())
+        self.chained: tuple[str, ...] = ()
         self.socket = folder / "run" / "cni.sock"
         self.spool = folder / "run" / "spool"
         self.bin_dir = folder / "bin"
@@ -72,6 +73,10 @@ class Node:
         self.database = folder / "leases.db"
         self.client = install_client(self.bin_dir, self.socket, built_client())
         self.configure()
+
+    def said(self, kind: NoticeKind) -> dict[str, str]:
+        """The notices of one kind, by subject."""
+        return {notice.subject: notice.text for notice in self.notices.all() if notice.kind is kind}
 
     def configure(self, text: str | None = None) -> None:
         """Install a network configuration list, and a runtime that has not read it yet."""
@@ -83,7 +88,14 @@ class Node:
             self.store, self.recovered = recover(self.database, links, self.notices.say, boot)
         self.leases, self.interfaces = Leases(self.store), Interfaces()
         self.store.elsewhere = self.elsewhere = ElsewhereLookup()
-        self.plugin = Plugin(self.leases, self.interfaces, self.network, self.notices, timeout=self.timeout)
+        self.plugin = Plugin(
+            self.leases,
+            self.interfaces,
+            self.network,
+            self.notices,
+            timeout=self.timeout,
+            chained=self.chained,
+        )
         self.server = CNIServer(self.plugin, self.socket, Metrics())
         await self.server.start()
 

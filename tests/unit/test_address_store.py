@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from felix_py.ipam.beside import read_leases
 from felix_py.ipam.pool import Pool
 from felix_py.ipam.store import (
     AddressStore,
@@ -25,7 +26,6 @@ from felix_py.ipam.store import (
     PoolExhausted,
     StoreDamaged,
     StoreError,
-    read_leases,
 )
 from policy.model import Family
 

@@ -24,7 +24,7 @@ from policy.model import Direction
         ({"cluster_cidrs": ("10.0.0.1/8",)}, "--cluster-cidr 10.0.0.1/8"),
         ({"cluster_cidrs": ("0.0.0.0/0",)}, "everything cannot be the cluster's own"),
         ({"service_cidrs": ("fe80::%; x/64",)}, "--service-cidr"),
-        ({"mtu": 1000}, "--mtu 1000"),
+        ({"mtu": 60}, "--mtu 60"),
         ({"chained_plugins": ("../sh",)}, "--chained-plugin"),
     ],
 )

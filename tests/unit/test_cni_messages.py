@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from felix_py.cni.conflist import FILE_NAME, conflist, install_client, install_conflist
+from felix_py.cni.conflist import FILE_NAME, conflist, install_client, install_conflist, is_delegated
 from felix_py.cni.errors import SUPPORTED_VERSIONS, CNIError, Code
 from felix_py.cni.protocol import Answer, Call, ProtocolError, parse_call, read_call
 from felix_py.cni.result import DNS, Interface, IPConfig, Result, RouteConfig
@@ -51,7 +52,7 @@ def test_a_valid_call() -> None:
     [
         ("ADD", ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"]),
         ("CHECK", ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"]),
-        ("DEL", ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"]),
+        ("DEL", ["CNI_CONTAINERID", "CNI_IFNAME"]),
         ("GC", ["CNI_PATH"]),
         ("STATUS", ["CNI_PATH"]),
     ],
@@ -115,7 +116,7 @@ def test_a_call_for_no_pod_is_refused(args: str) -> None:
 
 @pytest.mark.parametrize(
     ("command", "since"),
-    [("ADD", "0.3.0"), ("DEL", "0.3.0"), ("CHECK", "0.4.0"), ("GC", "1.1.0"), ("STATUS", "1.1.0")],
+    [("ADD", "0.3.0"), ("CHECK", "0.4.0"), ("GC", "1.1.0"), ("STATUS", "1.1.0")],
 )
 @pytest.mark.parametrize("version", [*SUPPORTED_VERSIONS, "0.2.0", "1.2.0", "", "x"])
 def test_commands_exist_since_their_version(command: str, since: str, version: str) -> None:
@@ -231,14 +232,78 @@ def test_frames() -> None:
 
 
 def test_conflist() -> None:
-    written = json.loads(conflist(["portmap", "bandwidth", "tuning"], "1.1.0"))
-    assert (written["cniVersion"], written["name"]) == ("1.1.0", "felix-py")
+    written = json.loads(conflist(["portmap", "bandwidth", "tuning"]))
+    assert (written["cniVersion"], written["name"]) == ("1.0.0", "felix-py")
+    assert "cniVersions" not in written
     assert written["plugins"] == [
         {"type": "felix-py-cni", "capabilities": {"ips": True, "mac": True}},
         {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}},
         {"type": "bandwidth", "capabilities": {"bandwidth": True}},
         {"type": "tuning"},
     ]
+
+
+def test_a_list_for_runtimes_of_two_ages() -> None:
+    """libcni takes the highest of cniVersions that it knows; one that does not know the key takes cniVersion."""
+    written = json.loads(conflist(versions=("1.0.0", "1.1.0")))
+    assert (written["cniVersion"], written["cniVersions"]) == ("1.0.0", ["1.0.0", "1.1.0"])
+
+
+def test_what_an_absent_plugin_would_do_is_asked_of_us_and_refused() -> None:
+    written = json.loads(conflist(["portmap", "tuning"], absent=["portmap"]))
+    assert [plugin["type"] for plugin in written["plugins"]] == ["felix-py-cni", "tuning"]
+    assert written["plugins"][0]["capabilities"] == {"ips": True, "mac": True, "portMappings": True}
+    error = failure({"runtimeConfig": {"portMappings": [{"hostPort": 80}]}})
+    assert error.code == Code.UNSUPPORTED_FIELD
+    assert "portmap" in error.message
+
+
+@pytest.mark.parametrize(
+    ("ipam", "delegated"),
+    [(None, False), ({}, False), ({"type": "felix-py"}, False), ({"type": "host-local"}, True)],
+)
+def test_whether_addresses_come_from_elsewhere(tmp_path: Path, ipam: object, delegated: bool) -> None:
+    ours = {"type": "felix-py-cni"} | ({"ipam": ipam} if ipam is not None else {})
+    (tmp_path / "05-other.conflist").write_text(
+        '{"plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}]}'
+    )
+    (tmp_path / "06-broken.conflist").write_text("{")
+    (tmp_path / "07-ours.conflist").write_text(json.dumps({"plugins": [ours]}))
+    (tmp_path / "10-felix-py.conflist").write_text(conflist())
+    assert is_delegated(tmp_path) is delegated
+    assert not is_delegated(tmp_path / "none")
+
+
+DEL = {"CNI_COMMAND": "DEL", "CNI_PATH": None, "CNI_NETNS": None}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cniVersion": "9.9.9"},
+        {"cniVersion": 7},
+        {"name": ""},
+        {"name": 7},
+        {"dns": "x"},
+        {"args": 1},
+        {"runtimeConfig": []},
+        {"prevResult": {"ips": [{"address": "x"}]}},
+        {"prevResult": "x"},
+        {"ipam": "x"},
+        {"ipam": {"type": "../evil"}},
+        {"ipam": None},
+        {"cni.dev/valid-attachments": "x"},
+    ],
+)
+def test_a_del_uses_nothing_that_it_does_not_need(wrong: dict[str, Any]) -> None:
+    request = parse(wrong, **DEL, CNI_ARGS="nonsense;;=")
+    assert (request.container, request.ifname, request.config.delegate) == ("0123abc", "eth0", "")
+
+
+def test_a_del_needs_to_know_where_the_ipam_plugin_is() -> None:
+    delegated = {"ipam": {"type": "host-local"}, "cniVersion": "9.9.9"}
+    assert parse(delegated, CNI_COMMAND="DEL").config.delegate == "host-local"
+    assert failure(delegated, **DEL).code == Code.ENVIRONMENT
 
 
 def test_installing_the_list_twice_changes_nothing(tmp_path: Any) -> None:

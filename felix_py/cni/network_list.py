@@ -1,0 +1,121 @@
+"""Keeps the network configuration list as the installed plugins allow.
+
+A runtime runs every plugin of the list for each pod: with one that is not installed no pod can start, and none be
+deleted. So such a plugin is left out, and said: by STATUS, by a notice and in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from felix_py import log
+from felix_py.cni.conflist import CLIENT, conflist, install_conflist
+from felix_py.cni.errors import NOT_JSON
+from felix_py.notices import NoticeKind, Notices
+
+_TIMEOUT = 10.0
+"""Seconds for a plugin to say which versions it knows."""
+
+_BASE, _LATEST = "1.0.0", "1.1.0"
+"""What every runtime in use knows; and what has GC and STATUS."""
+
+
+class _Versions(msgspec.Struct, rename="camel"):
+    supported_versions: list[str]
+
+
+def absent_plugins(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Those of ``names`` that are in none of the folders in which a runtime looks.
+
+    Empty, too, where our own client is in none of them: then they are not what we see (a container's, say).
+    """
+    if not any((folder / CLIENT).is_file() for folder in folders):
+        return []
+    return [name for name in names if not any(os.access(folder / name, os.X_OK) for folder in folders)]
+
+
+class NetworkList:
+    """The list in ``folder``: our plugin and those of ``chained`` that are in ``bin_dir``. On the event loop."""
+
+    def __init__(self, folder: Path, bin_dir: Path, chained: Sequence[str], notices: Notices) -> None:
+        self._folder = folder
+        self._bin_dir = bin_dir
+        self._chained = tuple(chained)
+        self._notices = notices
+        self._log = log.get("cni")
+        self._versions: dict[Path, tuple[object, bool]] = {}
+        self._written = ""
+
+    async def bring_up_to_date(self) -> None:
+        """Write the list if it must change; what somebody else writes there meanwhile is left alone."""
+        absent = absent_plugins(self._chained, [self._bin_dir])
+        self._notices.replace(
+            NoticeKind.PLUGIN_ABSENT,
+            {
+                name: f"the chained plugin {name} is not in {self._bin_dir}, and pods go without it: install it "
+                f"there, or start the agent with --chained-plugin for those that there are"
+                for name in absent
+            },
+        )
+        text = conflist(self._chained, absent, await self._common_versions(absent))
+        if text == self._written:
+            return
+        try:
+            changed = install_conflist(self._folder, text)
+        except OSError as error:
+            self._log.error("cannot write the network list", folder=str(self._folder), reason=str(error))
+            return
+        self._written = text
+        if changed:
+            self._log.info("wrote the network list", folder=str(self._folder))
+
+    async def _common_versions(self, absent: Sequence[str]) -> tuple[str, ...]:
+        """A runtime speaks the newest version that it knows of these to all plugins of the list."""
+        for name in self._chained:
+            if name not in absent and not await self._knows_latest(self._bin_dir / name):
+                return (_BASE,)
+        return (_BASE, _LATEST)
+
+    async def _knows_latest(self, program: Path) -> bool:
+        """Whether a plugin lists the version; asked anew when its file has changed."""
+        try:
+            stat = program.stat()
+            identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if program not in self._versions or self._versions[program][0] != identity:
+                knows = _LATEST in await _supported_versions(program)
+                if not knows:
+                    self._log.info("no GC and STATUS by the runtime: a plugin is too old", plugin=program.name)
+                self._versions[program] = (identity, knows)
+            return self._versions[program][1]
+        except (OSError, *NOT_JSON) as error:  # a TimeoutError is one, too
+            self._log.warning("a plugin does not say its versions", plugin=str(program), reason=repr(error))
+            return False
+
+
+async def _supported_versions(program: Path) -> list[str]:
+    """What a plugin answers to VERSION (CNI 1.1.0, "VERSION: probe plugin version support").
+
+    Raises:
+        OSError: it cannot be run, or does not end in time.
+        msgspec.DecodeError: it answered something else.
+    """
+    process = await asyncio.create_subprocess_exec(
+        program,
+        env={"CNI_COMMAND": "VERSION", "PATH": os.environ.get("PATH", os.defpath)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            stdout, _ = await process.communicate(b'{"cniVersion": "%s"}' % _BASE.encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return msgspec.json.decode(stdout, type=_Versions).supported_versions

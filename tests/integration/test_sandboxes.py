@@ -1,0 +1,394 @@
+"""What no CNI call tells: lost sandboxes, a full disk, a second interface, plugins that are not installed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from felix_py.cni.conflist import FILE_NAME, conflist
+from felix_py.cni.network_list import NetworkList
+from felix_py.cni.plugin import GRACE
+from felix_py.dataplane.uplink import uplink_mtu
+from felix_py.lab.runtime import PluginError
+from felix_py.metrics import Metrics
+from felix_py.notices import NoticeKind, Notices
+from felix_py.plan.layout import interface_name
+from tests.support.cni import STANDARD_PLUGINS, Node, RoutingNetwork, addresses, host_interfaces, pod_args
+from tests.support.isolate import NetworkNamespace, run
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+MakeNetns = Callable[[str], NetworkNamespace]
+
+
+def on_node(node: Node, test: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with node:
+            await test()
+
+    asyncio.run(main())
+
+
+async def refused(call: Awaitable[object], code: int, words: str) -> None:
+    with pytest.raises(PluginError, match=words) as caught:
+        await call
+    assert caught.value.code == code, caught.value
+
+
+async def status(node: Node, **more: Any) -> None:
+    config = {"cniVersion": "1.1.0", "name": "felix-py", "type": "felix-py-cni", **more}
+    await node.runtime._execute("STATUS", "felix-py-cni", {}, config)
+
+
+def held(node: Node) -> list[str]:
+    return [lease.container for lease in node.store.all()]
+
+
+# --- lost sandboxes ----------------------------------------------------------------------------------
+
+
+def test_a_sandbox_that_is_lost_is_released_in_time(tmp_path: Path, make_netns: MakeNetns) -> None:
+    """Its namespace is gone, its pod too, and no DEL comes: only after the grace, and only if both hold."""
+    node = Node(tmp_path)
+    pods = {name: make_netns(name) for name in ("kept", "known", "lost")}
+
+    async def test() -> None:
+        for name, pod in pods.items():
+            await node.runtime.add(name, pod.path, args=pod_args(name))
+        for name in ("known", "lost"):
+            run("ip", "link", "del", interface_name(name, "eth0"))
+        await node.plugin.look(1000.0)
+        await node.plugin.look(1000.0 + GRACE)
+        assert held(node) == ["kept", "known", "lost"]  # all pods are on the node
+        node.network.departures = {"lost", "kept"}
+        await node.plugin.look(1000.0 + GRACE)
+        assert held(node) == ["kept", "known"]
+        assert ("lost", "eth0") not in node.network.enforced
+        assert list(node.said(NoticeKind.LOST_SANDBOX)) == []
+        await node.plugin.look(1000.0 + 2 * GRACE)
+        assert list(node.said(NoticeKind.LOST_SANDBOX)) == [interface_name("kept", "eth0")]
+        assert held(node) == ["kept", "known"]  # something may run behind that interface
+        node.network.departures.clear()
+        await node.plugin.look(1000.0 + 2 * GRACE)
+        assert not node.said(NoticeKind.LOST_SANDBOX)
+
+    on_node(node, test)
+
+
+def test_the_grace_begins_with_the_loss(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod = Node(tmp_path), make_netns("pod")
+    node.network.departures = {"web"}
+
+    async def test() -> None:
+        await node.runtime.add("c1", pod.path, args=pod_args("web"))
+        await node.plugin.look(1000.0)
+        run("ip", "link", "del", interface_name("c1", "eth0"))
+        await node.plugin.look(1000.0 + GRACE)
+        await node.plugin.look(1000.0 + 2 * GRACE - 1)
+        assert held(node) == ["c1"]
+        await node.plugin.look(1000.0 + 2 * GRACE)
+        assert held(node) == []
+
+    on_node(node, test)
+
+
+def test_a_label_that_somebody_took_away_is_set_again(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod = Node(tmp_path), make_netns("pod")
+
+    async def test() -> None:
+        await node.runtime.add("c1", pod.path, args=pod_args("web"))
+        host = interface_name("c1", "eth0")
+        before = run("ip", "link", "show", "dev", host)
+        assert "alias felix-py default/web 10.65.0.1 fd65::1 eth0 " in before
+        run("ip", "link", "set", host, "alias", "")
+        await node.plugin.look()
+        assert run("ip", "link", "show", "dev", host) == before
+
+    on_node(node, test)
+
+
+def test_addresses_in_use_are_looked_after(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod = Node(tmp_path, RoutingNetwork()), make_netns("pod")
+    run("ip", "addr", "add", "10.65.0.1/32", "dev", "lo")
+    run("ip", "route", "add", "10.65.0.64/26", "dev", "lo")
+
+    async def test() -> None:
+        await node.runtime.add("c1", pod.path, args=pod_args("web"))
+        with pytest.raises(PluginError):
+            await node.runtime.add("c2", pod.path, args=pod_args("two"), capabilities={"ips": ["10.65.0.70"]})
+        await node.plugin.look()
+        assert list(node.said(NoticeKind.ADDRESS_IN_USE)) == ["10.65.0.1"]
+        run("ip", "addr", "add", "10.65.0.2/32", "dev", "lo")  # now the pod's
+        await node.plugin.look()
+        assert "is pod default/web's" in node.said(NoticeKind.ADDRESS_IN_USE)["10.65.0.2"]
+        for address in ("10.65.0.1", "10.65.0.2"):
+            run("ip", "addr", "del", f"{address}/32", "dev", "lo")
+        await node.plugin.look()
+        assert not node.said(NoticeKind.ADDRESS_IN_USE)
+
+    on_node(node, test)
+
+
+# --- a full disk -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few pages."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=256k", "felix-py-tests", str(folder))
+    yield folder
+    run("umount", str(folder))
+
+
+def fill(disk: Path) -> Path:
+    with (disk / "filler").open("wb") as file:
+        subprocess.run(["cat", "/dev/zero"], stdout=file, stderr=subprocess.DEVNULL, check=False)
+    return disk / "filler"
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_a_full_disk_keeps_no_pod(disk: Path, tmp_path: Path, make_netns: MakeNetns, journal: bool) -> None:
+    """Without a journal that has its room already nothing can be written, not even that a lease is gone."""
+    node = Node(tmp_path)
+    node.database = disk / "leases.db"
+    pods = [make_netns(f"p{number}") for number in range(3)]
+
+    async def test() -> None:
+        for number in (0, 1):
+            await node.runtime.add(f"c{number}", pods[number].path, args=pod_args(f"web-{number}"))
+        if not journal:
+            await node.stop()
+            (disk / "leases.db-journal").unlink()
+            await node.start()
+        filler = fill(disk)
+        for _ in range(2):
+            await node.runtime.delete("c0")
+            assert host_interfaces() == {interface_name("c1", "eth0")}
+            assert set(node.network.enforced) == {("c1", "eth0")}
+        assert held(node) == (["c1"] if journal else ["c0", "c1"])
+        if not journal:
+            assert list(node.said(NoticeKind.LEASES_NOT_WRITTEN)) == ["leases"]
+            await refused(node.runtime.add("c2", pods[2].path, args=pod_args("web-2")), 5, "disk is full")
+            await refused(node.runtime.add("c0", pods[0].path, args=pod_args("web-0")), 5, "disk is full")
+            await refused(status(node), 50, "cannot be written: database or disk is full")
+            assert host_interfaces() == {interface_name("c1", "eth0")}
+        await node.stop()  # and a restart meanwhile
+        await node.start()
+        assert [lease.container for lease in node.recovered] == ["c1"]
+        await node.runtime.delete("c0")
+        filler.unlink()
+        await status(node)
+        assert not node.notices.all()
+        assert held(node) == ["c1"]
+        assert addresses(await node.runtime.add("c2", pods[2].path, args=pod_args("web-2")))[0] == "10.65.0.3"
+
+    on_node(node, test)
+
+
+# --- a second interface ------------------------------------------------------------------------------
+
+
+def test_a_second_interface_is_refused_with_words(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod = Node(tmp_path, RoutingNetwork()), make_netns("pod")
+
+    async def test() -> None:
+        result = await node.runtime.add("c1", pod.path, "eth0", args=pod_args("web"))
+        before = run("ip", "-o", "link"), pod.run("ip", "-o", "link"), run("ip", "route"), node.store.all()
+        adding = node.runtime.add("c1", pod.path, "net1", args=pod_args("web"))
+        await refused(adding, 104, "pod default/web has eth0 of this network already.*no net1 was made")
+        await node.runtime.delete("c1", "net1")
+        assert before == (
+            run("ip", "-o", "link"),
+            pod.run("ip", "-o", "link"),
+            run("ip", "route"),
+            node.store.all(),
+        )
+        node.runtime._results["c1", "eth0"][1]["result"] = result
+        await node.runtime.check("c1")
+
+    on_node(node, test)
+
+
+def test_a_pod_that_another_plugin_has_connected_is_refused_with_words(
+    tmp_path: Path, make_netns: MakeNetns
+) -> None:
+    node, pod = Node(tmp_path), make_netns("pod")
+    pod.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other")
+    pod.run("ip", "addr", "add", "192.0.2.2/24", "dev", "eth0")
+    pod.run("ip", "link", "set", "eth0", "up")
+    pod.run("ip", "link", "set", "other", "up")
+    pod.run("ip", "route", "add", "default", "via", "192.0.2.1")
+
+    async def test() -> None:
+        before = pod.run("ip", "-o", "link"), pod.run("ip", "route")
+        adding = node.runtime.add("c1", pod.path, "net1", args=pod_args("web"))
+        await refused(adding, 103, "the pod has a default route already")
+        assert before == (pod.run("ip", "-o", "link"), pod.run("ip", "route"))
+        assert not host_interfaces()
+        assert not node.store.all()
+
+    on_node(node, test)
+
+
+# --- other plugins -----------------------------------------------------------------------------------
+
+
+def test_delegated_addresses_need_no_pod_cidr(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
+    node.network.cidrs = ()
+    network = json.loads(conflist())
+    network["name"] = "mine"
+    network["plugins"][0]["ipam"] = {
+        "type": "host-local",
+        "dataDir": str(tmp_path / "host-local"),
+        "ranges": [[{"subnet": "10.66.0.0/24"}]],
+    }
+
+    async def test() -> None:
+        await refused(node.runtime.add("c2", other.path, args=pod_args("two")), 102, "no podCIDRs yet")
+        await refused(status(node), 50, "no podCIDRs yet")
+        node.configure(json.dumps(network))
+        assert addresses(await node.runtime.add("c1", pod.path, args=pod_args("web"))) == ["10.66.0.2"]
+        await node.runtime.delete("c1")
+        assert not node.store.all()
+
+    on_node(node, test)
+
+
+def test_a_chained_plugin_that_is_not_installed(tmp_path: Path, make_netns: MakeNetns) -> None:
+    """It comes and goes: the list follows, pods can be deleted, STATUS says it."""
+    node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
+    node.chained = ("portmap",)
+    notices = Notices(Metrics())
+    list_ = NetworkList(node.conf_dir, node.bin_dir, node.chained, notices)
+    ports: dict[str, Any] = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+
+    def plugins() -> list[str]:
+        written = json.loads((node.conf_dir / FILE_NAME).read_text())
+        return [plugin["type"] for plugin in written["plugins"]]
+
+    async def current(*, list_changes: bool = True) -> None:
+        before = (node.conf_dir / FILE_NAME).read_text()
+        await list_.bring_up_to_date()
+        text = (node.conf_dir / FILE_NAME).read_text()
+        assert (text != before) is list_changes
+        node.configure(text)
+        node.runtime._bin_dirs = (node.bin_dir,)
+
+    async def test() -> None:
+        shutil.copy(STANDARD_PLUGINS / "portmap", node.bin_dir)
+        await current()
+        assert plugins() == ["felix-py-cni", "portmap"]
+        await node.runtime.add("c1", pod.path, args=pod_args("web"), capabilities=ports)
+        await status(node)
+        assert not notices.all()
+        (node.bin_dir / "portmap").unlink()
+        await current()
+        assert plugins() == ["felix-py-cni"]
+        assert [notice.subject for notice in notices.all()] == ["portmap"]
+        await refused(status(node), 50, "the chained plugin portmap is not in")
+        await node.runtime.delete("c1", netns=pod.path)
+        assert not host_interfaces()
+        adding = node.runtime.add("c2", other.path, args=pod_args("two"), capabilities=ports)
+        await refused(adding, 2, "portMappings is not supported.*portmap")
+        await node.runtime.add("c2", other.path, args=pod_args("two"))
+        (node.conf_dir / FILE_NAME).write_text("somebody's own")
+        await current(list_changes=False)  # nothing has changed for us
+        shutil.copy(STANDARD_PLUGINS / "portmap", node.bin_dir)
+        await current()
+        assert plugins() == ["felix-py-cni", "portmap"]
+        assert not notices.all()
+
+    on_node(node, test)
+
+
+@pytest.mark.parametrize(
+    ("answer", "versions"),
+    [
+        ('{"cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"]}', ["1.0.0", "1.1.0"]),
+        ('{"cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.0.0"]}', None),
+        ("nonsense", None),
+    ],
+)
+def test_the_list_offers_what_all_its_plugins_know(
+    tmp_path: Path, answer: str, versions: list[str] | None
+) -> None:
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    for name in ("felix-py-cni", "tuning"):
+        (bin_dir / name).write_text(
+            f"#!/bin/sh\n[ $CNI_COMMAND = VERSION ] && cat > /dev/null && echo '{answer}'\n"
+        )
+        (bin_dir / name).chmod(0o755)
+    list_ = NetworkList(tmp_path, bin_dir, ["tuning"], Notices(Metrics()))
+    asyncio.run(list_.bring_up_to_date())
+    written = json.loads((tmp_path / FILE_NAME).read_text())
+    assert written["cniVersion"] == "1.0.0"
+    assert written.get("cniVersions") == versions
+
+
+def test_plugins_that_cannot_be_seen_are_not_called_absent(tmp_path: Path) -> None:
+    notices = Notices(Metrics())
+    asyncio.run(NetworkList(tmp_path, tmp_path / "bin", ["portmap"], notices).bring_up_to_date())
+    assert len(json.loads((tmp_path / FILE_NAME).read_text())["plugins"]) == 2
+    assert not notices.all()
+
+
+# --- MTU ---------------------------------------------------------------------------------------------
+
+
+def interfaces(**mtus: int) -> None:
+    for number, (name, mtu) in enumerate(mtus.items()):
+        run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}-far")
+        run("ip", "link", "set", name, "mtu", str(mtu))
+        run("ip", "link", "set", name, "up")
+        run("ip", "link", "set", f"{name}-far", "up")
+        run("ip", "addr", "add", f"192.0.{number}.5/24", "dev", name)
+
+
+@pytest.mark.parametrize(
+    ("routes", "nodes", "mtu"),
+    [
+        ([], [], 1280),  # nothing better is known
+        (["default via 192.0.0.1"], [], 9000),
+        (["default via 192.0.0.1"], ["192.0.1.9", "192.0.1.5"], 1400),  # a node; its own address says nothing
+        (["default nexthop via 192.0.0.1 nexthop via 192.0.1.1"], [], 1400),
+        (["default via 192.0.0.1", "10.9.0.0/24 via 192.0.1.1 proto 89"], [], 1400),
+        (["default via 192.0.0.1", "10.9.0.0/24 via 192.0.1.1 proto 99"], [], 9000),
+    ],
+)
+def test_pods_have_the_mtu_of_what_carries_the_nodes_traffic(
+    routes: list[str], nodes: list[str], mtu: int
+) -> None:
+    """docker0, a VPN to somewhere else: they do not count."""
+    interfaces(up0=9000, up1=1400, docker0=1280)
+    for route in routes:
+        run("ip", "route", "add", *route.split())
+    assert uplink_mtu(nodes) == mtu
+
+
+@pytest.mark.parametrize(("uplink", "cidrs", "mtu"), [(1000, ("10.65.0.0/24",), 1000), (1000, None, 1280)])
+def test_families_keep_the_least_mtu_they_need(
+    tmp_path: Path, make_netns: MakeNetns, uplink: int, cidrs: tuple[str, ...] | None, mtu: int
+) -> None:
+    node, pod = Node(tmp_path), make_netns("pod")
+    node.network.mtu = lambda: uplink  # type: ignore[method-assign]
+    if cidrs:
+        node.network.cidrs = cidrs
+
+    async def test() -> None:
+        result = await node.runtime.add("c1", pod.path, args=pod_args("web"))
+        assert f"mtu {mtu}" in pod.run("ip", "link", "show", "eth0")
+        assert len(addresses(result)) == len(
+            pod.run("ip", "-o", "addr", "show", "eth0", "scope", "global").splitlines()
+        )
+
+    on_node(node, test)
