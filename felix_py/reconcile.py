@@ -97,6 +97,8 @@ class Reconciler:
         self._sweeping = False
         self._sweep_due = False
         self._keep_learned = False
+        self._holding = self._releasing = False
+        self._leaving = Update()
         self._clean = asyncio.Event()
         self._read = _NOTHING
         self._looks = _NOTHING
@@ -127,6 +129,23 @@ class Reconciler:
 
     def note(self) -> None:
         """Something has changed; an apply follows soon."""
+        if not self._holding:
+            self._dirty.set()
+
+    def hold(self) -> None:
+        """Until :meth:`begin`: nothing is planned, and what the dataplane holds is kept as it is."""
+        self._holding = self._sweeping = True
+        self._dirty.set()
+
+    def let_go(self, update: Update) -> None:
+        """While holding: this is not to be held any more. Later, nothing: it is the plan's business."""
+        if self._holding:
+            self._leaving.merge(update)
+            self._dirty.set()
+
+    def begin(self) -> None:
+        """Everything that the plan is made of is known: from now on it decides, and nothing is held."""
+        self._holding, self._sweeping, self._releasing = False, False, self._holding
         self._dirty.set()
 
     def sweep(self, *, keep_learned: bool = False) -> None:
@@ -163,7 +182,7 @@ class Reconciler:
     def retry(self) -> None:
         """What could not be written may work now."""
         if self._failures:
-            self.note()
+            self._dirty.set()
 
     async def settled(self, concerns: Callable[[Failure], bool] = lambda _failure: True) -> None:
         """Return once everything noted before this call is in the kernel.
@@ -182,7 +201,7 @@ class Reconciler:
         waiter: asyncio.Future[tuple[Failure, ...]] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._awaited.set()
-        self.note()
+        self._dirty.set()
         return await waiter
 
     async def differences(self) -> list[str]:
@@ -195,7 +214,7 @@ class Reconciler:
             raise NotApplied(_ENDED)
         found = await self.call(self._dataplane.differences)
         if found:
-            self.note()
+            self._dirty.set()
         return found
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -296,7 +315,7 @@ class Reconciler:
         parts, self._looks = self._looks, _NOTHING
         self._sweep_due |= bool(parts) and self._sweeping
         waiters, self._waiters = self._waiters, []
-        started = time.monotonic()
+        started, holding = time.monotonic(), self._holding
         try:
             report = await self._two_steps(parts)
         except Exception as error:
@@ -311,10 +330,11 @@ class Reconciler:
         self._note_look(parts)
         self._metrics.apply_seconds.observe(time.monotonic() - started)
         self._note_failures(report.failures)
-        if drift := self._drift:
-            self._drift = []
-            self._tell(self.on_drift, drift)
-        self._tell(self.on_applied, report.failures)
+        drift, self._drift = self._drift, []
+        if not holding:
+            if drift:
+                self._tell(self.on_drift, drift)
+            self._tell(self.on_applied, report.failures)
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(report.failures)
@@ -333,10 +353,13 @@ class Reconciler:
 
     async def _two_steps(self, parts: Part) -> Report:
         """First what must be there, then, if all of it is, what may go (see :mod:`felix_py.plan.planner`)."""
+        if self._holding:
+            return await self._keep(parts)
+        release, self._releasing = self._releasing, False
         self._collect(self._planner)
         update = self._planner.take()
         rules, self._rules_read = self._rules_read, None
-        report = await self.call(lambda: self._write(update, parts, rules))
+        report = await self.call(lambda: self._write(update, parts, rules, release=release))
         if any(map(leads_astray, report.failures)):
             return report
         later = self._planner.confirm()
@@ -349,9 +372,24 @@ class Reconciler:
             self._clean.set()
         return report
 
+    async def _keep(self, parts: Part) -> Report:
+        """Put right what others have changed of what is held."""
+        leaving, self._leaving = self._leaving, Update()
+        rules, self._rules_read = self._rules_read, None
+        sweep, self._sweep_due = self._sweep_due, False
+        return await self.call(lambda: self._write(leaving, parts, rules, sweep=sweep))
+
     def _write(
-        self, update: Update, parts: Part = _NOTHING, rules: object = None, *, sweep: bool = False
+        self,
+        update: Update,
+        parts: Part = _NOTHING,
+        rules: object = None,
+        *,
+        release: bool = False,
+        sweep: bool = False,
     ) -> Report:
+        if release:
+            self._dataplane.release()
         self._dataplane.update(update)
         if parts:
             self._read_parts(parts, rules)

@@ -2,12 +2,13 @@
 
 Order of a start, and why:
 
-1. Leases and kernel are read: a restarted agent knows its endpoints before anybody asks.
+1. Leases and kernel are read: a restarted agent knows its endpoints before anybody asks. What the kernel holds is
+   guarded from here on against what others change, whether the API server answers or not.
 2. The CNI server listens: a DEL must work whatever else is missing. ADD answers "try again" until step 4.
-3. The informers run until every kind is in sync. Until then nothing is written to the kernel.
+3. The informers run until every kind is in sync. Until then nothing is written to the kernel but what others have
+   spoilt.
 4. The first apply: the kernel is read again, written and swept. Nothing that was left behind is in force any
-   more, so ADD works, and only then does the runtime get its network list. From here on changes that others make
-   in the kernel are listened for; a look at it covers what they did before.
+   more, so ADD works, and only then does the runtime get its network list.
 5. BGP: what the node announces works by now. Once learned routes are complete again, or have had their time,
    those that no peer has told of are swept.
 
@@ -44,7 +45,6 @@ from felix_py.dataplane.backend import ToolError, end_tools, find_backend
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.counters import read_counters
 from felix_py.dataplane.host_addresses import host_addresses
-from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.monitor import Monitor
 from felix_py.datastore.client import ApiError, Unreachable, connect
@@ -55,11 +55,11 @@ from felix_py.ipam.store import StoreError
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
 from felix_py.plan.marks import Marks
-from felix_py.plan.planner import HeldNumbers, Planner
+from felix_py.plan.planner import HeldNumbers, Planner, TakenNumbers
 from felix_py.plan.render import DISPATCH, class_numbers
-from felix_py.plan.static import StaticOptions
+from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import Reconciler
-from felix_py.records import Backend
+from felix_py.records import Backend, Update
 from policy.model import Direction, Family, Pod
 from policy.names import TIERS
 
@@ -68,6 +68,9 @@ FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
 
 _SYNC_NOTICE = 10.0
 """Seconds between two log lines that say what the agent still waits for."""
+
+_MOST_NAMED = 10
+"""Objects named in one log line."""
 
 _CONDITION_RETRY = 60.0
 """Seconds until the node's condition is tried again."""
@@ -152,6 +155,7 @@ class Agent:
             self._log.warning("cannot set a kernel setting", what=failure.what, reason=failure.reason)
         backend = find_backend(config.backend)
         kernel = self._kernel = self._stack.enter_context(Kernel(families, backend))
+        self._listen_to_the_kernel()
         kernel.load()
         self._log.info("starting", backend=backend.value, families=[int(f) for f in families])
 
@@ -165,7 +169,8 @@ class Agent:
             "clusterCidrs": list(config.cluster_cidrs),
             "rules": dataclasses.asdict(self._options()),
         }
-        planner = Planner(families, self._options(), self._held_numbers(kernel, families))
+        held, taken = self._held_numbers(kernel, families), self._taken_numbers(kernel, families)
+        planner = Planner(families, self._options(), held, taken)
         self._reconciler = Reconciler(
             planner,
             kernel,
@@ -174,6 +179,7 @@ class Agent:
             refresh_interval=config.refresh_interval,
             abandon=end_tools,
         )
+        self._hold(Planner(families, self._options(), held).take())
         self._start_flows()
         self._network = PodNetwork(self._facts, self._reconciler, self._pods.mtu, self._flows.forget)
         self._stack.push_async_callback(self._network.close)
@@ -228,6 +234,16 @@ class Agent:
         """Why no pod can be connected, or None."""
         return self._network.unready() or self._pods.no_addresses(self._facts.pod_cidrs)
 
+    def _taken_numbers(self, kernel: Kernel, families: Sequence[Family]) -> TakenNumbers:
+        return {
+            (family, direction): {
+                self._marks.number(direction, mark)
+                for mark in kernel.marks(SetNames.of(family).class_map(direction))
+            }
+            for family in families
+            for direction in Direction
+        }
+
     async def _start_health(self) -> None:
         self._health = HealthServer(
             self._metrics.registry,
@@ -272,18 +288,27 @@ class Agent:
                 if isinstance(record, Pod):
                     self._network.pod_gone(record)
 
+    def _hold(self, base: Update) -> None:
+        """What is in force now stays so until the cluster is known, whoever changes it."""
+        missing = self._kernel.hold(base)
+        self._reconciler.hold()
+        if missing:
+            self._log.warning(
+                "rules were changed while no agent ran; until the cluster is known, what depends on it is shut",
+                missing=missing[:_MOST_NAMED],
+            )
+
     async def work(self) -> None:
         """Steps 4 and 5, then until cancelled."""
-        await self._wait_for_sync()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._reconciler.run())
+            await self._wait_for_sync()
             if self._revoker:
                 tasks.create_task(self._revoker.run())
             await self._first_apply()
             self._network.set_ready()
             self._metrics.in_sync.set(1)
             self._log.info("in sync: policy is in force", endpoints=self._facts.endpoints)
-            self._listen_to_the_kernel()
             tasks.create_task(self._deny_log.run())
             # What comes later is counted from here.
             tasks.create_task(self._counters.refresh())
@@ -300,20 +325,24 @@ class Agent:
 
     async def _first_apply(self) -> None:
         """Until policy is in force, and nothing beside it. What cannot be written is logged and tried again."""
+        self._reconciler.begin()
         self._reconciler.sweep(keep_learned=True)
         await self._reconciler.clean()
 
     def _listen_to_the_kernel(self) -> None:
+        """Before it is read, so that nothing is missed between. Called back is once the event loop gets to it."""
         try:
             monitor = Monitor(
-                self._kernel, self._facts.has_interface, self._reconciler.look, self._reconciler.retry
+                self._kernel,
+                lambda name: self._facts.has_interface(name),
+                lambda parts: self._reconciler.look(parts),
+                lambda: self._reconciler.retry(),
             )
         except OSError as error:
             self._log.warning("changes by others are found at the refresh only", reason=str(error))
             return
         self._stack.callback(monitor.close)
         monitor.start()
-        self._reconciler.look(Part.RULES | Part.ROUTES | Part.LINKS | Part.SETTINGS)
 
     async def _tell_the_world(self) -> None:
         """The runtime may start pods here, and the scheduler may send some."""

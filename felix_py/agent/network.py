@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Collection
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
 from felix_py.plan.deny_log import ASTRAY, INVALID, MIDSTREAM
+from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, SOURCE, SetNames
 from felix_py.reconcile import NotApplied, Reconciler
-from felix_py.records import Lease
+from felix_py.records import Lease, RouteKey, Update
 from policy.model import Family, ObjectKey, Pod
 
 _WORD = re.compile(r"[\w.:-]+")
@@ -138,16 +139,19 @@ class PodNetwork:
     def leaving(self, lease: Lease) -> None:
         """The pod's interface is about to be deleted."""
         self._facts.leaving(lease)
+        routes = {RouteKey(f"{a}/{f.bits}", ROUTE_PROTOCOL_PODS): None for f, a in lease.addresses.items()}
+        self._reconciler.let_go(Update(routes=dict(routes)))
 
     async def release(self, lease: Lease) -> None:
         """Return once they are gone again; what conntrack knows of the addresses goes meanwhile, or soon after.
 
-        Before the first sync no rules are written: the sweep will see to it.
+        Before the first sync nobody waits for what was held, and the sweep will see to whatever is left.
 
         Raises:
             NetworkError: the kernel did not let go of a part of it.
         """
         self._facts.detach(lease)
+        self._reconciler.let_go(_memberships(lease))
         # Whoever has the address next must not be taken for a party to its last holder's connections. No new ones
         # can begin: the interface is gone, and its routes with it.
         addresses = frozenset(lease.addresses.values())
@@ -198,3 +202,13 @@ class PodNetwork:
     def mtu(self) -> int:
         """MTU for pod interfaces."""
         return self._mtu()
+
+
+def _memberships(lease: Lease) -> Update:
+    """A lease is no member any more of the sets in which its endpoint is by itself."""
+    update = Update()
+    for family, address in lease.addresses.items():
+        names = SetNames.of(family)
+        update.members[names.source] = {f"{address},{lease.interface}": None}
+        update.members |= {name: {address: None} for name in (names.local, names.egress, names.ingress)}
+    return update

@@ -157,6 +157,15 @@ class FakeDataplane:
         taken, self._drift = self._drift, []
         return taken
 
+    def hold(self, base: Update) -> list[str]:
+        self._wanted = dict(self._seen)
+        if self._seen:
+            self._wanted |= dict(_items(base))
+        return [item.what for item, value in self._wanted.items() if value and self._seen.get(item) != value]
+
+    def release(self) -> None:
+        self._wanted.clear()
+
     def update(self, update: Update) -> None:
         for name in update.emptied:
             self._empty(name)

@@ -114,6 +114,14 @@ class HostEnds:
             self._settings.pop(name, None)
             self._drift.pop(name, None)
 
+    def release(self) -> None:
+        """Care for none any more."""
+        self._through.clear()
+        self._broken.clear()
+        self.gone.clear()
+        self._settings.clear()
+        self._drift.clear()
+
     def load(self, forwarding: Collection[Family]) -> None:
         """Look at all of them. ``forwarding``: families that the host as a whole forwards, so that each end must.
 

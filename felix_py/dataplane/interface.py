@@ -45,6 +45,16 @@ class Dataplane(Protocol):
     def read_rules(self) -> object:
         """Read the rules, which takes longest, for a ``load`` that follows. Any thread may call this."""
 
+    def hold(self, base: Update) -> list[str]:
+        """Until :meth:`release`, want what the last ``load`` found: it was in force. No I/O.
+
+        ``base``: what is wanted whatever the cluster has. Where it was spoilt it is wanted as well, if what is
+        left of ours was made by the same rules. Returns what is missing, as a Failure's ``what`` does.
+        """
+
+    def release(self) -> None:
+        """Want nothing any more, and leave everything as it is: updates follow. No I/O."""
+
     def update(self, update: Update) -> None:
         """Note what is wanted. No I/O."""
 

@@ -13,10 +13,11 @@ from felix_py.dataplane.interface import UNUSED_SET
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, TYPE_MISMATCH, Batch, Commands, Shape
 from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
 from felix_py.plan.layout import set_prefix
-from felix_py.records import Drift, Failure, Report, SetSpec
+from felix_py.records import Drift, Failure, Report, SetSpec, SetType
 from policy.model import Family
 
 _NAME_BYTES = 31
+_WHOLE_MARK = 0xFFFFFFFF
 _BUSY_TRIES = 10
 _BUSY_WAIT = 0.01
 """nf_tables lets go of a deleted rule's sets a moment after the transaction: worth a short wait."""
@@ -190,6 +191,29 @@ class IPSets:
         self._dirty = {name for name, known in self._sets.items() if not known.done}
         self._unswept = set(found)
 
+    def hold(self) -> None:
+        """Want what the last :meth:`load` found, until :meth:`release`; less sets of a type that is not ours."""
+        for name, known in self._sets.items():
+            if known.shape is None or known.shape.type not in list(SetType):
+                continue
+            mask = next(iter(known.actual.values()), _WHOLE_MARK) & _WHOLE_MARK if known.shape.marked else 0
+            family = Family.V4 if name.startswith(set_prefix(Family.V4)) else Family.V6
+            known.spec = SetSpec(name, SetType(known.shape.type), family, mask)
+            known.wanted = dict(known.actual)
+
+    def any_of(self, names: Iterable[str]) -> bool:
+        """Whether the kernel has one of these sets."""
+        return any(name in self._sets and self._sets[name].shape is not None for name in names)
+
+    def release(self) -> None:
+        """Want nothing; what there is stays."""
+        for known in self._sets.values():
+            known.spec, known.doomed = None, False
+            known.wanted, known.rejected = {}, {}
+            known.pending.clear()
+        self._refused.clear()
+        self._dirty.clear()
+
     def take_drift(self) -> list[Drift]:
         """What somebody else has changed, as found since the last call."""
         taken, self._drift = self._drift, []
@@ -204,6 +228,10 @@ class IPSets:
                 yield f"set {name}"
             for key in known.pending & known.wanted.keys():
                 yield f"set {name} member {members.decode(key)}"
+
+    def marks(self, name: str) -> set[int]:
+        """The marks of a set's members in the kernel."""
+        return {value >> 32 for value in self._sets[name].actual.values()} if name in self._sets else set()
 
     def owned(self) -> list[str]:
         """A line for each set of ours in the kernel."""

@@ -29,8 +29,14 @@ from felix_py.dataplane.iptables_text import (
     render,
 )
 from felix_py.dataplane.rule_bodies import RuleBodies
+from felix_py.plan.layout import CHAIN_PREFIX
+from felix_py.plan.render import DISPATCH
 from felix_py.records import Backend, ChainKey, Drift, DriftKind, Failure, Hook, Report, Words
+from felix_py.ruleset.words import split
 from policy.model import Family
+
+_CLASS_CHAINS = (f"{CHAIN_PREFIX}CE-", f"{CHAIN_PREFIX}CI-")
+_CLOSED = (render(("-j", "DROP")),)
 
 _MENDED_SECONDS = 2.0
 """For a look at what was just mended: new pods wait for it."""
@@ -104,6 +110,59 @@ class Iptables:
         else:
             self._hooks.get(place, {}).pop(hook, None)
             doomed.add(rule.hash)
+
+    def hold(self, base: Mapping[ChainKey, tuple[Words, ...]], hooks: Iterable[Hook], *, complete: bool) -> bool:
+        """Want what the last :meth:`load` found, until :meth:`release`.
+
+        ``base`` and ``hooks``: what there is always. Where it is missing or altered it is wanted instead of what
+        was found, unless another version or other settings of ours have made that. ``complete``: also where there
+        is no rule of ours at all. Returns whether it is wanted.
+
+        The chain of a class is never empty; one that somebody has flushed lets nothing through, rather than all.
+        """
+        for place, rules in self._actual.items():
+            if place[1] not in BUILTIN_CHAINS:
+                self._wanted[place] = rules or (_CLOSED if place[1].startswith(_CLASS_CHAINS) else ())
+        self._dirty.update(self._wanted)
+        if self._is_of(base, hooks, complete=complete):
+            for key, wanted in base.items():
+                self.chain(key, wanted)
+            for hook in hooks:
+                self.hook(hook, True)
+            return True
+        for (table, chain), rules in self._actual.items():
+            ours = [rule for rule in rules if rule.hash] if chain in BUILTIN_CHAINS else []
+            for at, rule in enumerate(ours):
+                # They stay in their order; only jumps to our chains come first (see felix_py.plan.static).
+                first = list(split(rule.text))[-1].startswith(CHAIN_PREFIX)
+                hook = Hook(self._family, table, chain, (f"{at:04}",), first)
+                self._hooks.setdefault((table, chain), {})[hook] = rule
+        return False
+
+    def _is_of(
+        self, base: Mapping[ChainKey, tuple[Words, ...]], hooks: Iterable[Hook], *, complete: bool
+    ) -> bool:
+        """Whether all that the kernel has of these was made by the very same rules, be it but a part of them.
+
+        Dispatch says nothing about that: it follows from the numbers that are left in it.
+        """
+        known: dict[Place, set[str]] = {
+            (key.table, key.name): set(_hashes(map(render, rules)))
+            for key, rules in base.items()
+            if not key.name.startswith(tuple(DISPATCH.values()))
+        }
+        for hook in hooks:
+            known.setdefault((hook.table, hook.chain), set()).add(render(hook.words).hash)
+        found = {place: {rule.hash for rule in rules} - {""} for place, rules in self._actual.items()}
+        present = [place for place in found if (found[place] if place[1] in BUILTIN_CHAINS else place in known)]
+        return all(found[place] <= known.get(place, set()) for place in present) if present else complete
+
+    def release(self) -> None:
+        """Want nothing; what there is stays."""
+        for noted in (self._wanted, self._hooks, self._rejected, self._doomed_hooks):
+            noted.clear()
+        self._dirty.clear()
+        self._doomed.clear()
 
     # --- what there is -------------------------------------------------------------------------------
 

@@ -124,6 +124,30 @@ class Kernel:
     def _epochs(self) -> dict[Family, int]:
         return {family: tables.epoch for family, tables in self._tables.items()}
 
+    def hold(self, base: Update) -> list[str]:
+        """See :class:`felix_py.dataplane.interface.Dataplane`."""
+        self._sets.hold()
+        for key, route in self._routes.hold().items():
+            self._ends.route(key, route)
+        for family, tables in self._tables.items():
+            chains = {
+                key: rules for key, rules in base.chains.items() if key.family is family and rules is not None
+            }
+            hooks = [hook for hook, wanted in base.hooks.items() if hook.family is family and wanted]
+            sets = {name: spec for name, spec in base.sets.items() if spec and spec.family is family}
+            if tables.hold(chains, hooks, complete=self._sets.any_of(sets)):
+                for name, spec in sets.items():
+                    self._sets.spec(name, spec)
+        return [*self._sets.differences(), *(what for t in self._tables.values() for what in t.differences())]
+
+    def release(self) -> None:
+        """See :class:`felix_py.dataplane.interface.Dataplane`."""
+        self._sets.release()
+        self._routes.release()
+        self._ends.release()
+        for tables in self._tables.values():
+            tables.release()
+
     def update(self, update: Update) -> None:
         """See :class:`felix_py.dataplane.interface.Dataplane`."""
         for name in update.emptied:
@@ -202,6 +226,10 @@ class Kernel:
     def rules(self, family: Family, table: str, prefix: str) -> list[str]:
         """The rules (``-A CHAIN …``) of our chains with this prefix, as ``load`` found or ``apply`` left them."""
         return self._tables[family].rules(table, prefix) if family in self._tables else []
+
+    def marks(self, set_name: str) -> set[int]:
+        """The marks that a set's members carry, as ``load`` found or ``apply`` left them."""
+        return self._sets.marks(set_name)
 
     def owned(self) -> list[str]:
         """A line for everything of ours in the kernel, interfaces too, as the last ``load`` found it."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from felix_py.dataplane.netlink import attr, attributes, message
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
-from felix_py.records import Route, RouteKey, RouteKind
+from felix_py.records import NextHop, Route, RouteKey, RouteKind
 from policy.model import Family
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
@@ -238,6 +238,33 @@ def read_connected(answer: memoryview) -> list[Connected]:
     metric = _U32.unpack(found[_PRIORITY])[0] if _PRIORITY in found else 0
     hops = _paths(found[_MULTIPATH]) if _MULTIPATH in found else [_read_hop(found)]
     return [Connected(destination, metric, index) for gateway, index in hops if index and not gateway]
+
+
+def unpack(route: Packed) -> Route | None:
+    """The wanted route that the kernel's one is; None for one that we never make, or whose interface is gone.
+
+    A gateway's interface is the kernel's business (see :data:`Hop`).
+    """
+    kinds = [kind for kind, number in _KINDS.items() if number == route.kind]
+    family = route.destination[0]
+    try:
+        hops = [
+            NextHop(gateway=socket.inet_ntop(_AF[family], gateway))
+            if gateway
+            else NextHop(interface=socket.if_indextoname(index))
+            for gateway, index in route.hops
+        ]
+    except OSError:
+        return None
+    if not kinds:
+        return None
+    source = socket.inet_ntop(_AF[family], route.source) if route.source else ""
+    key = RouteKey(destination_text(route.destination), route.protocol)
+    return Route(key, kinds[0], tuple(sorted(hops, key=_text)), route.scope == _SCOPE_LINK, source)
+
+
+def _text(hop: NextHop) -> tuple[str, str]:
+    return hop.gateway, hop.interface
 
 
 class Event(NamedTuple):

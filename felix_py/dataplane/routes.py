@@ -101,6 +101,20 @@ class Routes:
         self._pending = set(self._wanted) | (self._pending & actual.keys())
         self._swept = set()
 
+    def hold(self) -> dict[RouteKey, Route]:
+        """Want what the last :meth:`load` found, until :meth:`release`. Returns it."""
+        held = {route.key: route for packed in self._actual.values() if (route := messages.unpack(packed))}
+        for key, route in held.items():
+            self.route(key, route)
+        return held
+
+    def release(self) -> None:
+        """Want nothing; what there is stays."""
+        self._wanted.clear()
+        self._pending.clear()
+        self._right.clear()
+        self._refused.clear()
+
     def _note_drift(self, actual: dict[_Place, Packed]) -> None:
         """Compare what has just been read with what we knew."""
         for place, route in list(self._right.items()):

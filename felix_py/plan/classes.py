@@ -8,7 +8,7 @@ only when the caller confirms that the kernel maps no address to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from felix_py.plan.marks import OVERFLOW
 
@@ -16,11 +16,15 @@ from felix_py.plan.marks import OVERFLOW
 class ClassNumbers:
     """Numbers 1..126 for the class chains of one family and direction; 127 stands for every class beyond."""
 
-    def __init__(self, held: Mapping[str, int]) -> None:
-        """``held``: class chain -> number as the kernel has it now, kept so that a restart rewrites nothing."""
+    def __init__(self, held: Mapping[str, int], taken: Collection[int] = ()) -> None:
+        """``held``: class chain -> number as the kernel has it now, kept so that a restart rewrites nothing.
+
+        ``taken``: numbers to which the kernel maps addresses. One that no held class has means nothing any more,
+        and must not come to mean another class before all addresses have got their own.
+        """
         self._numbers: dict[str, int] = dict(held)
         self._retired: set[str] = set(held)
-        self._leaving: set[int] = set()
+        self._leaving: set[int] = set(taken).difference(held.values())
 
     def claim(self, chain: str) -> int:
         """The number of a class that has endpoints; the lowest free one if it is new."""

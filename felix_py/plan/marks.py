@@ -57,6 +57,10 @@ class Marks:
         """A class number in place."""
         return number << self.shift(direction)
 
+    def number(self, direction: Direction, mark: int) -> int:
+        """The class number of a direction in a mark."""
+        return mark >> self.shift(direction) & OVERFLOW
+
     @property
     def all(self) -> int:
         """Every bit of ours."""

@@ -9,7 +9,7 @@ the two: what came in between would be confirmed without having been written.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
@@ -33,12 +33,21 @@ from policy.model import Direction, Family
 HeldNumbers = Mapping[tuple[Family, Direction], Mapping[str, int]]
 """Class numbers that the kernel already uses, as the dataplane read them back."""
 
+TakenNumbers = Mapping[tuple[Family, Direction], Collection[int]]
+"""Those to which the kernel maps addresses, be they in dispatch or (after a flush) not."""
+
 
 class Planner:
     """Desired kernel state of one node."""
 
-    def __init__(self, families: Iterable[Family], options: StaticOptions, held: HeldNumbers) -> None:
-        self._families = {family: _FamilyPlan(family, options, held) for family in families}
+    def __init__(
+        self,
+        families: Iterable[Family],
+        options: StaticOptions,
+        held: HeldNumbers,
+        taken: TakenNumbers | None = None,
+    ) -> None:
+        self._families = {family: _FamilyPlan(family, options, held, taken or {}) for family in families}
 
     def attach(self, lease: Lease) -> None:
         """An endpoint's interface is up: bind its addresses to it and route them."""
@@ -121,13 +130,15 @@ def _of(family: Family, cidrs: Iterable[str]) -> set[str]:
 
 
 class _FamilyPlan:
-    def __init__(self, family: Family, options: StaticOptions, held: HeldNumbers) -> None:
+    def __init__(self, family: Family, options: StaticOptions, held: HeldNumbers, taken: TakenNumbers) -> None:
         self._family = family
         self._options = options
         self._names = SetNames.of(family)
         self._now = Update()
         self._later = Update()
-        self._classes = {d: ClassNumbers(held.get((family, d), {})) for d in Direction}
+        self._classes = {
+            d: ClassNumbers(held.get((family, d), {}), taken.get((family, d), ())) for d in Direction
+        }
         self._class_of: dict[tuple[Direction, str], str] = {}
         self._population: dict[str, int] = {}
         self._dispatch: dict[str, tuple[tuple[str, ...], ...]] = {}

@@ -135,7 +135,8 @@ class FakeApi:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.refuse()
+        if self._listener is not None:
+            self.refuse()
 
     @property
     def url(self) -> str:

@@ -1,0 +1,125 @@
+"""Before the cluster is known: what the dataplane holds is kept, nothing is planned; then the plan decides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from felix_py.agent.network import _memberships
+from felix_py.dataplane.fake import FakeDataplane, Item
+from felix_py.dataplane.interface import EVERYTHING, Part
+from felix_py.plan.classes import ClassNumbers
+from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
+from felix_py.records import ChainKey, NextHop, Route, RouteKey
+from policy.model import Family, Pod
+from tests.unit.test_agent_network import DENY, NAMES, Rig, lease, run
+
+V4 = Family.V4
+OLD = Item("chain", ChainKey(V4, "filter", "FELIX-CI-old"))
+BETWEEN = Item("chain", ChainKey(V4, "filter", "FELIX-CI-between"))
+GONE = RouteKey("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def held() -> FakeDataplane:
+    """A kernel with what a last life has left: a pod, and things that nobody will ask for."""
+    kernel = FakeDataplane()
+    kernel.kernel[OLD] = (("-j", "DROP"),)
+    kernel.kernel[Item("route", GONE)] = Route(GONE, next_hops=(NextHop(interface="felixgone"),))
+    return kernel
+
+
+def test_what_is_held_is_kept_whatever_is_noted_and_the_plan_follows() -> None:
+    async def test() -> None:
+        kernel = held()
+        rig = Rig(kernel)
+        told: list[object] = []
+        rig.reconciler.on_applied.append(told.append)
+        rig.reconciler.on_drift.append(told.append)
+        before = dict(kernel.kernel)
+        kernel._wanted = dict(before)  # what hold() does, without a base
+        rig.reconciler.hold()
+        rig.facts.upsert(DENY)
+        rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+        rig.facts.attach(lease())
+        task = asyncio.create_task(rig.reconciler.run())
+        del kernel.kernel[OLD]
+        kernel.kernel[BETWEEN] = (("-j", "ACCEPT"),)
+        rig.reconciler.look(EVERYTHING)
+        await until(lambda: kernel.kernel == before)
+        # A pod goes: what was held for it is not missed.
+        rig.network.leaving(lease("gone", "10.1.0.9"))
+        await until(lambda: GONE not in kernel.routes)
+        assert kernel.kernel.keys() == {OLD}
+        assert told == [], "nobody knows yet what that means for connections"
+
+        rig.reconciler.begin()
+        rig.reconciler.sweep(keep_learned=True)
+        await rig.reconciler.clean()
+        assert OLD not in kernel.kernel
+        assert "10.1.0.2" in kernel.members(NAMES.ingress)
+        assert told
+        rig.reconciler.let_go(_memberships(lease()))
+        await rig.reconciler.settled()
+        assert "10.1.0.2" in kernel.members(NAMES.ingress), "later, the plan knows"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        rig.flows.close()
+
+    run(test())
+
+
+def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> None:
+    """The change from holding to planning must not fall between the order to write and the writing."""
+
+    class Slow(FakeDataplane):
+        begin: Callable[[], None] = staticmethod(lambda: None)
+
+        def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
+            self.begin()
+            super().load(parts, rules)
+
+        def release(self) -> None:
+            self.released = dict(self.kernel)
+            super().release()
+
+    async def test() -> None:
+        kernel = Slow()
+        kernel.kernel[OLD] = (("-j", "DROP"),)
+        rig = Rig(kernel)
+        kernel._wanted = dict(kernel.kernel)
+        rig.reconciler.hold()
+        loop = asyncio.get_running_loop()
+        begun = asyncio.Event()
+
+        def begin() -> None:
+            kernel.begin = lambda: None
+            asyncio.run_coroutine_threadsafe(begin_now(), loop).result()
+
+        async def begin_now() -> None:
+            rig.reconciler.begin()
+            begun.set()
+
+        kernel.begin = begin
+        task = asyncio.create_task(rig.reconciler.run())
+        rig.reconciler.look(Part.ROUTES)
+        await begun.wait()
+        await rig.reconciler.settled()
+        assert kernel.released == {OLD: (("-j", "DROP"),)}
+        assert OLD in kernel.kernel, "not before the sweep"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        rig.flows.close()
+
+    run(test())
+
+
+def test_a_number_that_the_kernel_still_maps_addresses_to_is_not_given_away() -> None:
+    numbers = ClassNumbers({"FELIX-CI-a": 2}, {1, 2, 4})
+    assert [numbers.claim(f"FELIX-CI-{name}") for name in "abc"] == [2, 3, 5]
+    numbers.free()
+    assert numbers.claim("FELIX-CI-d") == 1
