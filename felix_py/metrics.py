@@ -52,6 +52,12 @@ class Metrics:
             "Seconds since everything of ours in the kernel was last compared with what is wanted",
             registry=self.registry,
         )
+        self.loop_stalls = Histogram(
+            "felix_py_loop_stall_seconds",
+            "Turns of the event loop that took longer than 100 ms, during which nobody was served",
+            buckets=(0.2, 0.5, 1, 2, 5, 10),
+            registry=self.registry,
+        )
         self.in_sync = Gauge(
             "felix_py_in_sync", "1 once every watched kind was listed and written", registry=self.registry
         )

@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 
 from felix_py import log
 from felix_py.dataplane.interface import EVERYTHING, UNUSED_SET, Dataplane, Part
+from felix_py.failures import Failures, by_reason
 from felix_py.metrics import Metrics
 from felix_py.pace import Pace, Paced
 from felix_py.plan.planner import Planner
-from felix_py.records import Drift, Failure, Report, Update
+from felix_py.records import Drift, Failure, Update
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ _SOON = (0.5, 5.0, 3.0)
 """The pace at which rules are read back: somebody who changes some is likely to change more."""
 
 _NOTHING = Part(0)
-_ENDED = (Failure("apply", "the agent is stopping"),)
+_ENDED = Failures([Failure("apply", "the agent is stopping")])
 _MOST_LOGGED = 10
 
 
@@ -68,14 +69,15 @@ class Reconciler:
         self,
         planner: Planner,
         dataplane: Dataplane,
-        collect: Callable[[Planner], None],
+        collect: Callable[[Planner], bool],
         metrics: Metrics,
         *,
         refresh_interval: float,
         patience: float = 2.0,
         abandon: Callable[[], object] = lambda: None,
     ) -> None:
-        """``collect`` moves everything noted since the last call into the planner; it runs on the event loop.
+        """``collect`` moves what was noted since the last call into the planner, on the event loop; it is called
+        until it returns False.
 
         ``patience``: seconds that an apply under way may take to come to its end when this ends; ``abandon`` is
         called if it does not, and cuts it off.
@@ -91,7 +93,7 @@ class Reconciler:
         self._dirty = asyncio.Event()
         self._awaited = asyncio.Event()
         self._applied_at = -_REST
-        self._waiters: list[asyncio.Future[tuple[Failure, ...]]] = []
+        self._waiters: list[asyncio.Future[Failures]] = []
         self._calls: set[asyncio.Future[Any]] = set()
         self._ended = False
         self._sweeping = False
@@ -109,8 +111,8 @@ class Reconciler:
         self._promptly = Paced(Pace(*_PROMPTLY), self._look_promptly)
         self._prompt_parts = _NOTHING
         self._soon = Paced(Pace(*_SOON), lambda: self._read_back(Part.RULES))
-        self._failures: tuple[Failure, ...] = ()
-        self.on_applied: list[Callable[[tuple[Failure, ...]], None]] = []
+        self._failures = Failures()
+        self.on_applied: list[Callable[[Failures], None]] = []
         """Called after each apply with what it could not write."""
         self.on_drift: list[Callable[[Sequence[Drift]], None]] = []
         """Called before these, with what somebody else had changed and the apply was to put right."""
@@ -118,7 +120,7 @@ class Reconciler:
         self._log = log.get("reconcile")
 
     @property
-    def failures(self) -> tuple[Failure, ...]:
+    def failures(self) -> Failures:
         """What the last apply could not write."""
         return self._failures
 
@@ -184,21 +186,24 @@ class Reconciler:
         if self._failures:
             self._dirty.set()
 
-    async def settled(self, concerns: Callable[[Failure], bool] = lambda _failure: True) -> None:
+    async def settled(self, names: Callable[[], Iterable[str]] | None = None) -> None:
         """Return once everything noted before this call is in the kernel.
+
+        ``names``: whose failures concern the caller, asked when it is done; None: everybody's do.
 
         Raises:
             NotApplied: the apply that carried it left failures that concern the caller.
         """
-        failures = tuple(filter(concerns, await self._applied()))
-        if failures:
-            raise NotApplied(failures)
+        failures = await self._applied()
+        concerned = tuple(failures) if names is None else failures.naming(names()) if failures else ()
+        if concerned:
+            raise NotApplied(concerned)
 
-    async def _applied(self) -> tuple[Failure, ...]:
+    async def _applied(self) -> Failures:
         """What the next apply that begins could not write; that there will be none, once this has ended."""
         if self._ended:
             return _ENDED
-        waiter: asyncio.Future[tuple[Failure, ...]] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Failures] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._awaited.set()
         self._dirty.set()
@@ -211,7 +216,7 @@ class Reconciler:
             NotApplied: this has ended.
         """
         if self._ended:
-            raise NotApplied(_ENDED)
+            raise NotApplied(tuple(_ENDED))
         found = await self.call(self._dataplane.differences)
         if found:
             self._dirty.set()
@@ -317,11 +322,11 @@ class Reconciler:
         waiters, self._waiters = self._waiters, []
         started, holding = time.monotonic(), self._holding
         try:
-            report = await self._two_steps(parts)
+            failures = await self._two_steps(parts)
         except Exception as error:
             # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced; we try again.
             self._log.exception("apply failed")
-            report = Report(failures=(Failure("apply", f"{type(error).__name__}: {error}"),))
+            failures = Failures([Failure("apply", f"{type(error).__name__}: {error}")])
             self.look(parts)
         except BaseException:  # cancelled
             self._waiters += waiters
@@ -329,15 +334,15 @@ class Reconciler:
         self._applied_at = asyncio.get_running_loop().time()
         self._note_look(parts)
         self._metrics.apply_seconds.observe(time.monotonic() - started)
-        self._note_failures(report.failures)
+        self._note_failures(failures)
         drift, self._drift = self._drift, []
         if not holding:
             if drift:
                 self._tell(self.on_drift, drift)
-            self._tell(self.on_applied, report.failures)
+            self._tell(self.on_applied, failures)
         for waiter in waiters:
             if not waiter.done():
-                waiter.set_result(report.failures)
+                waiter.set_result(failures)
 
     def _note_look(self, parts: Part) -> None:
         """After an apply that was to begin by reading these parts back."""
@@ -351,28 +356,29 @@ class Reconciler:
             self._compared_at = time.monotonic()
         self._told = self._unread
 
-    async def _two_steps(self, parts: Part) -> Report:
+    async def _two_steps(self, parts: Part) -> Failures:
         """First what must be there, then, if all of it is, what may go (see :mod:`felix_py.plan.planner`)."""
         if self._holding:
             return await self._keep(parts)
         release, self._releasing = self._releasing, False
-        self._collect(self._planner)
+        while self._collect(self._planner):
+            await asyncio.sleep(0)  # others have their turns as well
         update = self._planner.take()
         rules, self._rules_read = self._rules_read, None
-        report = await self.call(lambda: self._write(update, parts, rules, release=release))
-        if any(map(leads_astray, report.failures)):
-            return report
+        failures = await self.call(lambda: self._write(update, parts, rules, release=release))
+        if any(map(leads_astray, failures)):
+            return failures
         later = self._planner.confirm()
         sweep, self._sweep_due = self._sweep_due, False
         if later or sweep:
             # What failed in the first step is tried again in the second, and reported by it.
-            report = await self.call(lambda: self._write(later, sweep=sweep))
-            self._sweep_due |= sweep and bool(report.failures)
-        if sweep and self._read == EVERYTHING and not any(map(leads_astray, report.failures)):
+            failures = await self.call(lambda: self._write(later, sweep=sweep))
+            self._sweep_due |= sweep and bool(failures)
+        if sweep and self._read == EVERYTHING and not any(map(leads_astray, failures)):
             self._clean.set()
-        return report
+        return failures
 
-    async def _keep(self, parts: Part) -> Report:
+    async def _keep(self, parts: Part) -> Failures:
         """Put right what others have changed of what is held."""
         leaving, self._leaving = self._leaving, Update()
         rules, self._rules_read = self._rules_read, None
@@ -387,7 +393,7 @@ class Reconciler:
         *,
         release: bool = False,
         sweep: bool = False,
-    ) -> Report:
+    ) -> Failures:
         if release:
             self._dataplane.release()
         self._dataplane.update(update)
@@ -397,7 +403,7 @@ class Reconciler:
         self._metrics.restores.inc(report.transactions)
         self._metrics.writes.inc(report.writes)
         self._note_drift(self._dataplane.take_drift())
-        return report
+        return Failures(report.failures)
 
     def _read_parts(self, parts: Part, rules: object) -> None:
         """Read back. Where that fails, what is wanted is written all the same: a new pod must not wait for it."""
@@ -421,11 +427,10 @@ class Reconciler:
             shown.append(f"and {more} more")
         self._log.warning("somebody else has changed what is ours; putting it right", found=shown)
 
-    def _note_failures(self, failures: tuple[Failure, ...]) -> None:
-        self._metrics.failures.set(len(failures))
-        for failure in failures:
-            if failure not in self._failures:
-                self._log.error("cannot write", what=failure.what, reason=failure.reason)
+    def _note_failures(self, failures: Failures) -> None:
+        self._metrics.failures.set(failures.objects)
+        for reason, what in by_reason(failures.besides(self._failures)).items():
+            self._log.error("cannot write", what=what, reason=reason)
         self._failures = failures
 
     def _tell(self, listeners: Iterable[Callable[[T], None]], news: T) -> None:

@@ -135,10 +135,25 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One object that could not be brought to its desired state: what, and the kernel's or tool's words."""
+    """One object that could not be brought to its desired state: what, and the kernel's or tool's words.
+
+    ``count``: how many, where it stands for several (:func:`bounded`).
+    """
 
     what: str
     reason: str
+    count: int = field(default=1, compare=False)
+
+
+def bounded(failures: Iterable[Failure], others: str, most: int = 100) -> list[Failure]:
+    """At most so many failures of one reason as they are; the rest of it is one, ``others``, that counts them."""
+    kept: list[Failure] = []
+    seen: dict[str, int] = {}
+    for failure in failures:
+        seen[failure.reason] = seen.get(failure.reason, 0) + 1
+        if seen[failure.reason] <= most:
+            kept.append(failure)
+    return kept + [Failure(others, reason, number - most) for reason, number in seen.items() if number > most]
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,7 @@ class Engine:
         self._endpoints: dict[ObjectKey, _Endpoint] = {}
         self._by_namespace: dict[str, dict[ObjectKey, _Endpoint]] = {}
         self._compiled: dict[PolicyRef, _Compiled] = {}
+        self._users: dict[str, list[PolicyRef]] | None = None
         self._sets: dict[str, PeerSet] = {}
         self._classes = ClassChains(self._outputs)
         self.holders = Holders()
@@ -242,13 +243,15 @@ class Engine:
 
     def policies_using(self, name: str) -> tuple[PolicyRef, ...]:
         """The policies behind a chain or a set, a class's in order of evaluation; () if there are none."""
-        found = self._classes.policies(name)
-        return found or tuple(
-            ref
-            for ref, compiled in sorted(self._compiled.items())
-            if any(used.name == name for used in compiled.sets)
-            or any(policy_chain(direction, ref) == name for direction in Direction)
-        )
+        if found := self._classes.policies(name):
+            return found
+        if self._users is None:  # thousands may be asked for at a time
+            self._users = {}
+            for ref, compiled in sorted(self._compiled.items()):
+                chains = {policy_chain(direction, ref) for direction in Direction}
+                for used in chains | {used.name for used in compiled.sets}:
+                    self._users.setdefault(used, []).append(ref)
+        return tuple(self._users.get(name, ()))
 
     # --- members -------------------------------------------------------------------------------------
 
@@ -446,11 +449,13 @@ class Engine:
                 chain_rules = (r for number, rule in enumerate(rules) for r in compiler.compile(number, rule))
                 output.set_chain(Chain(name, tuple(chain_rules)))
         self._compiled[policy.ref] = _Compiled(policy, endpoints, sets)
+        self._users = None
         if old is not None:
             self._release(old.sets)
 
     def _discard(self, ref: PolicyRef) -> None:
         compiled = self._compiled.pop(ref)
+        self._users = None
         for direction in Direction:
             for output in self._outputs.values():
                 output.remove_chain(policy_chain(direction, ref))

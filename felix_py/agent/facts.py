@@ -6,6 +6,7 @@ events costs one plan.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 
 from bgp.prefixes import PrefixSet
@@ -19,6 +20,9 @@ from felix_py.records import Lease, NodeRecord, Route, RouteKey, endpoint_of
 from policy.compile import Engine
 from policy.ir import Delta
 from policy.model import ClusterPolicy, Family, Namespace, NetworkPolicy, ObjectKey, Pod
+
+_ROUTES_AT_A_TIME = 5000
+"""Learned routes: some ten milliseconds' work."""
 
 
 class Facts:
@@ -212,8 +216,11 @@ class Facts:
 
     # --- to the planner ------------------------------------------------------------------------------
 
-    def collect(self, planner: Planner) -> None:
-        """Move everything noted since the last call into the planner."""
+    def collect(self, planner: Planner) -> bool:
+        """Move everything noted since the last call into the planner. True: there is more, so call it again.
+
+        Of learned routes only some are moved at a time, because this holds the event loop.
+        """
         if self._nodes_changed:
             self._nodes_changed = False
             addresses = {a for node in self._nodes.values() for a in node.addresses}
@@ -234,8 +241,11 @@ class Facts:
         for lease in leaving:
             if self._attached.get((lease.namespace, lease.pod)) == lease:
                 planner.leave(lease)
-        learned, self._learned = self._learned, {}
+        learned = dict(itertools.islice(self._learned.items(), _ROUTES_AT_A_TIME))
+        for prefix in learned:
+            del self._learned[prefix]
         planner.learned(learned)
+        return bool(self._learned)
 
     def _tell_of_prefixes(self) -> None:
         node = self.node

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
@@ -37,6 +38,7 @@ from felix_py.agent.pods import Pods
 from felix_py.agent.policy_counters import Accounts, PolicyCounters
 from felix_py.agent.refusals import Refusals
 from felix_py.agent.revoke import Revoker
+from felix_py.agent.stalls import Stalls, WatchedSelector
 from felix_py.agent.stopping import Stopping
 from felix_py.cni.server import SocketInUse
 from felix_py.config import AgentConfig, ConfigError
@@ -71,6 +73,8 @@ _SYNC_NOTICE = 10.0
 
 _MOST_NAMED = 10
 """Objects named in one log line."""
+_MOST_SHOWN = 1000
+"""Failures in ``/status``."""
 
 _CONDITION_RETRY = 60.0
 """Seconds until the node's condition is tried again."""
@@ -81,19 +85,25 @@ def main(config: AgentConfig) -> NoReturn:
 
     Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`.
     """
-    code = asyncio.Runner().run(run(config))
+    selector = WatchedSelector()
+    code = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)).run(run(config, selector))
     # Everything that has to be closed is. Threads that a peer or the kernel lets wait must not keep the process.
     log.flush()
     os._exit(code)
 
 
-async def run(config: AgentConfig) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code. Call it in the main thread, once a process."""
+async def run(config: AgentConfig, selector: WatchedSelector | None = None) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code. Call it in the main thread, once a process.
+
+    ``selector``: the running loop's, to count stalls.
+    """
     logger = log.get("agent")
     stopping = Stopping(end_tools, lambda text: logger.error(text))
     try:
         async with AsyncExitStack() as stack:
             agent = Agent(config, stack)
+            if selector is not None:
+                selector.on_stall = agent.stalls
             work = asyncio.create_task(agent.run())
             asked = asyncio.create_task(stopping.asked.wait())
             await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -129,6 +139,7 @@ class Agent:
         self._notices = Notices(self._metrics)
         self._marks = Marks.from_mask(config.mark_mask)
         self._pods = Pods(config, stack, self._metrics, self._notices)
+        self.stalls = Stalls(self._metrics.loop_stalls.observe, log.get("loop").warning)
 
     async def run(self) -> None:
         """Until cancelled.
@@ -377,7 +388,11 @@ class Agent:
             "endpoints": self._facts.endpoints,
             "denyLog": self._deny_log.state(),
             "notices": [notice._asdict() for notice in self._notices.all()],
-            "failures": [{"what": f.what, "reason": f.reason} for f in self._reconciler.failures],
+            "failures": [
+                {"what": f.what, "reason": f.reason, "count": f.count}
+                for f in itertools.islice(self._reconciler.failures, _MOST_SHOWN)
+            ],
+            "failedObjects": self._reconciler.failures.objects,
             "watchAgeSeconds": {kind: round(age, 1) for kind, age in self._cluster.ages().items()},
             "problems": [
                 {"kind": p.kind, "namespace": p.key[0], "name": p.key[1], "reason": p.reason}

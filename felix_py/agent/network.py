@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Collection
 
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
+from felix_py.failures import Failures
 from felix_py.plan.deny_log import ASTRAY, INVALID, MIDSTREAM
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, SOURCE, SetNames
 from felix_py.reconcile import NotApplied, Reconciler
-from felix_py.records import Lease, RouteKey, Update
+from felix_py.records import Failure, Lease, RouteKey, Update
 from policy.model import Family, ObjectKey, Pod
-
-_WORD = re.compile(r"[\w.:-]+")
 
 SHARED = {
     "apply",
@@ -85,7 +83,8 @@ class PodNetwork:
     def unready(self) -> str | None:
         """Why an ADD cannot work now, or None."""
         if not self._ready and (failures := self._reconciler.failures):
-            return f"policy is not in force yet: {failures[0].what}: {failures[0].reason}"
+            first = next(iter(failures))
+            return f"policy is not in force yet: {first.what}: {first.reason}"
         if not self._ready:
             return "the agent has not yet seen the whole cluster (is the API server reachable?)"
         return None
@@ -174,16 +173,14 @@ class PodNetwork:
 
     async def _settled(self, lease: Lease) -> None:
         try:
-            await self._reconciler.settled(lambda failure: self._concerns(failure.what, lease))
+            await self._reconciler.settled(lambda: self._names(lease))
         except NotApplied as error:
             raise NetworkError(str(error)) from error
 
-    def _concerns(self, what: str, lease: Lease) -> bool:
-        """Whether something that is not in the kernel belongs to an endpoint."""
+    def _names(self, lease: Lease) -> set[str]:
+        """Words that name what an endpoint stands on, where something is not in the kernel."""
         chains = self._facts.engine.chains_of((lease.namespace, lease.pod))
-        own = {*lease.addresses.values(), lease.interface, *chains}
-        words = set(_WORD.findall(what))
-        return not words.isdisjoint(own | SHARED)
+        return {*lease.addresses.values(), lease.interface, *chains, *SHARED}
 
     async def problems(self, lease: Lease) -> list[str]:
         """What of the endpoint is missing in the kernel (CNI CHECK)."""
@@ -193,7 +190,8 @@ class PodNetwork:
             missing = await self._reconciler.differences()
         except NotApplied as error:
             raise NetworkError(str(error)) from error
-        return [f"{what} is not in the kernel" for what in missing if self._concerns(what, lease)]
+        ours = Failures(Failure(what, "") for what in missing).naming(self._names(lease))
+        return [f"{failure.what} is not in the kernel" for failure in ours]
 
     def pod_cidrs(self) -> tuple[str, ...]:
         """The node's pod CIDRs, one of a family at most."""

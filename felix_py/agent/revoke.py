@@ -151,7 +151,7 @@ class Revoker:
         standing = {name for endpoint in self._view.endpoints() for name in self._chains_of(endpoint.key)}
         self._writing.note_drift(drift, standing)
 
-    def applied(self, failures: Sequence[Failure]) -> None:
+    def applied(self, failures: Iterable[Failure]) -> None:
         """An apply is done. What it could not write makes us look again after the next one."""
         self._known = self._view.endpoint_addresses()
         if not self._writing:

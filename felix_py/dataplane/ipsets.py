@@ -13,7 +13,7 @@ from felix_py.dataplane.interface import UNUSED_SET
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, TYPE_MISMATCH, Batch, Commands, Shape
 from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
 from felix_py.plan.layout import set_prefix
-from felix_py.records import Drift, Failure, Report, SetSpec, SetType
+from felix_py.records import Drift, Failure, Report, SetSpec, SetType, bounded
 from policy.model import Family
 
 _NAME_BYTES = 31
@@ -246,11 +246,11 @@ class IPSets:
     def grow(self) -> Report:
         """Make sets, and add members to those without marks. Reports what can never be written, too."""
         refused = [*self._refused.values()]
-        refused += [
-            Failure(f"set {name} member {text}", reason)
-            for name, known in sorted(self._sets.items())
-            for text, (_, reason) in known.rejected.items()
-        ]
+        for name, known in sorted(self._sets.items()):
+            rejected = (
+                Failure(f"set {name} member {text}", reason) for text, (_, reason) in known.rejected.items()
+            )
+            refused += bounded(rejected, f"set {name} further members")
         names = [name for name in self._dirty if self._sets[name].spec]
         return Report(failures=tuple(refused)) + self._each(names, self._make) + self._write(ADD, marked=False)
 
@@ -372,7 +372,15 @@ class IPSets:
                 for key in written:
                     known.actual.pop(key, None)
         writes = sum(len(batch.members) for batch in batches) - len(failed)
-        return Report(writes=writes, failures=tuple(self._member_failures(failed)))
+        by_set: dict[str, list[tuple[str, bytes, OSError]]] = {}
+        for entry in failed:
+            by_set.setdefault(entry[0], []).append(entry)
+        failures = [
+            failure
+            for name, entries in by_set.items()
+            for failure in bounded(self._member_failures(entries), f"set {name} further members")
+        ]
+        return Report(writes=writes, failures=tuple(failures))
 
     def _member_failures(self, failed: list[tuple[str, bytes, OSError]]) -> Iterator[Failure]:
         gone: set[str] = set()

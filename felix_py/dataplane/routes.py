@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from felix_py.dataplane import route_messages as messages
 from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
 from felix_py.dataplane.route_messages import PROTOCOLS, Destination, Packed, destination_text
-from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey
+from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
+from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey, bounded
 from policy.model import Family
 
 _Place = tuple[Destination, int]
@@ -182,7 +183,9 @@ class Routes:
                 failures[place] = Failure(_what(place), self._foreign(place[0]))
             self._carry_out(again, failures)
         written = sum(write.place not in self._pending for write in todo)
-        return Report(writes=written, failures=(*self._refused.values(), *failures.values()))
+        own, learned = _by_protocol(failures)
+        refused_ones = bounded((*self._refused.values(), *learned), "route to further destinations")
+        return Report(writes=written, failures=(*own, *refused_ones))
 
     def _plan(self, failures: dict[_Place, Failure]) -> list[_Write]:
         """What to write for all that is pending. Settles what is right already."""
@@ -252,11 +255,19 @@ def _resolver() -> Callable[[str], int]:
         if name not in known:
             try:
                 known[name] = socket.if_nametoindex(name)
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.ENODEV, errno.ENXIO):
+                    raise  # no descriptor left, say: that tells nothing about the interface
                 raise ValueError(f"there is no interface {name}") from None
         return known[name]
 
     return resolve
+
+
+def _by_protocol(failures: Mapping[_Place, Failure]) -> tuple[list[Failure], list[Failure]]:
+    """Failures of the routes that pods of this node stand on, and of those that were learned, however many."""
+    own = [failure for (_, protocol), failure in failures.items() if protocol == ROUTE_PROTOCOL_PODS]
+    return own, [failure for (_, protocol), failure in failures.items() if protocol != ROUTE_PROTOCOL_PODS]
 
 
 def _preference(place: _Place) -> int:

@@ -72,7 +72,8 @@ def intended(
         for direction in Direction
     }
     planner = Planner(settings.families, settings.options, held)
-    facts.collect(planner)
+    while facts.collect(planner):
+        pass
     update = planner.take()
     if complete:
         update.merge(planner.confirm())

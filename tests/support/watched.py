@@ -135,7 +135,7 @@ class WatchedNode:
         """Until so much was noticed and is mended; fails if it is anything else."""
         await until(lambda: sum(self.drift().values()) >= sum(expected.values()))
         assert self.drift() == expected, self.found()
-        await self.reconciler.settled(lambda _: False)
+        await self.reconciler.settled(lambda: ())
         assert await self.reconciler.differences() == []
 
     def found(self) -> list[str]:

@@ -302,7 +302,7 @@ def test_clean_means_read_written_and_swept_and_learned_routes_may_wait() -> Non
             kernel.failing = {stray.what: "a rule still uses it"}
             await until(lambda: rig.reconciler.failures)
             for _ in range(3):
-                await rig.reconciler.settled(lambda _failure: False)
+                await rig.reconciler.settled(lambda: ())
             assert not clean.done()
             rig.network._ready = False
             assert rig.network.unready() == f"policy is not in force yet: {stray.what}: a rule still uses it"

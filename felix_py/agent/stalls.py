@@ -1,0 +1,65 @@
+"""Whether the event loop keeps turning: each turn that takes too long is counted, and some are said.
+
+While one turn lasts nobody else is served: no CNI call, no health probe. What takes long belongs into a thread or
+into turns of its own. Nothing wakes the loop for this: the time between two calls of ``select`` is looked at.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable
+
+STALL = 0.1
+"""Seconds from which a turn counts."""
+
+_QUIET = 30.0
+"""Seconds between two log lines."""
+
+Turn = Callable[[float, float], None]
+"""Gets the seconds that a turn took, and those that the loop's thread was on a processor meanwhile."""
+
+
+class WatchedSelector(selectors.DefaultSelector):
+    """Tells ``on_stall`` of turns that took longer than :data:`STALL`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_stall: Turn = lambda _seconds, _processor: None
+        self._woken: float | None = None
+        self._used = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self._woken is not None and (seconds := time.monotonic() - self._woken) > STALL:
+            self.on_stall(seconds, time.thread_time() - self._used)
+        ready = super().select(timeout)
+        self._used = time.thread_time()
+        self._woken = time.monotonic()
+        return ready
+
+
+class Stalls:
+    """Counts and says them. ``observe`` is the metric's, ``say`` logs."""
+
+    def __init__(self, observe: Callable[[float], None], say: Callable[..., None]) -> None:
+        self._observe = observe
+        self._say = say
+        self._said = float("-inf")
+        self._number = 0
+        self._longest = 0.0
+
+    def __call__(self, seconds: float, processor: float) -> None:
+        """One turn has taken so long."""
+        self._observe(seconds)
+        self._number += 1
+        self._longest = max(self._longest, seconds)
+        if (now := time.monotonic()) - self._said < _QUIET:
+            return
+        self._say(
+            "the event loop stood still",
+            times=self._number,
+            longest=round(self._longest, 3),
+            seconds=round(seconds, 3),
+            processor=round(processor, 3),
+        )
+        self._said, self._number, self._longest = now, 0, 0.0

@@ -1,0 +1,63 @@
+"""What an apply could not write: found by name, grouped by reason, and bounded in what is said of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+
+from felix_py.records import Failure
+
+_WORD = re.compile(r"[\w.:-]+")
+_LISTED = 10
+"""Objects named of those that fail for one reason, in a log line."""
+_REASONS = 20
+"""Log lines at most, one a reason."""
+
+
+class Failures(Collection[Failure]):
+    """The failures of one apply, each once. Made once, asked often: by every CNI call that waits."""
+
+    def __init__(self, failures: Iterable[Failure] = ()) -> None:
+        self._all = dict.fromkeys(failures)
+        self._by_word: dict[str, list[Failure]] = {}
+        for failure in self._all:
+            for word in set(_WORD.findall(failure.what)):
+                self._by_word.setdefault(word, []).append(failure)
+        self.objects = sum(failure.count for failure in self._all)
+        """How many objects they stand for."""
+
+    def __iter__(self) -> Iterator[Failure]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __contains__(self, failure: object) -> bool:
+        return failure in self._all
+
+    def naming(self, names: Iterable[str]) -> tuple[Failure, ...]:
+        """Those whose ``what`` has one of these words."""
+        found = {failure: None for name in names for failure in self._by_word.get(name, ())}
+        return tuple(found)
+
+    def besides(self, known: Failures) -> list[Failure]:
+        """Those that are not in others."""
+        return [failure for failure in self._all if failure not in known]
+
+
+def by_reason(failures: Iterable[Failure]) -> dict[str, list[str]]:
+    """Reason -> what fails for it: the first ones, and a count of the rest. Few reasons, the commonest first."""
+    groups: dict[str, list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault(failure.reason, []).append(failure)
+    ordered = sorted(groups.items(), key=lambda group: -sum(failure.count for failure in group[1]))
+    said = {reason: _named(group) for reason, group in ordered[:_REASONS]}
+    if more := [failure for _, group in ordered[_REASONS:] for failure in group]:
+        said["further reasons"] = _named(more)
+    return said
+
+
+def _named(group: list[Failure]) -> list[str]:
+    named = [failure.what for failure in group[:_LISTED]]
+    more = sum(failure.count for failure in group) - len(named)
+    return [*named, f"and {more} more"] if more else named
