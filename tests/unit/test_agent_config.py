@@ -74,13 +74,9 @@ def test_revocation_can_be_switched_off(
 ) -> None:
     seen: list[AgentConfig] = []
 
-    async def run(config: AgentConfig) -> int:
-        seen.append(config)
-        return 0
-
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(log, "configure", lambda *_, **__: None)
-    monkeypatch.setattr(agent, "run", run)
+    monkeypatch.setattr(agent, "main", seen.append)
     done = CliRunner().invoke(app, ["agent", *words], env=environment)
     assert done.exit_code == 0, done.output
     assert seen[0].revoke_established is expected
