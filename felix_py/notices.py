@@ -22,6 +22,7 @@ class NoticeKind(enum.StrEnum):
     """Kinds of notices: the label of the metric. docs/operations.md says of each what to do."""
 
     ADDRESS_IN_USE = "address-in-use"
+    INTERFACE_GONE = "interface-gone"
     LEASES_REBUILT = "leases-rebuilt"
     LEASES_NOT_WRITTEN = "leases-not-written"
     LOST_SANDBOX = "lost-sandbox"

@@ -191,6 +191,7 @@ class Agent:
             abandon=end_tools,
         )
         self._hold(Planner(families, self._options(), held).take())
+        self._reconciler.on_applied.append(self._tell_gone)
         self._start_flows()
         self._network = PodNetwork(self._facts, self._reconciler, self._pods.mtu, self._flows.forget)
         self._stack.push_async_callback(self._network.close)
@@ -367,6 +368,14 @@ class Agent:
             except (ApiError, Unreachable) as error:
                 self._log.warning("cannot set the node's NetworkUnavailable condition", reason=str(error))
             await asyncio.sleep(_CONDITION_RETRY)
+
+    def _tell_gone(self, _failures: object) -> None:
+        """Pods whose interface is deleted, or moved to another namespace: only their runtime can help them."""
+        gone = {}
+        for name in self._kernel.gone_interfaces:
+            pod = "/".join(self._facts.endpoint_at(name) or ("a pod",))
+            gone[name] = f"the interface {name} of {pod} is gone, so nothing reaches it: delete the pod"
+        self._notices.replace(NoticeKind.INTERFACE_GONE, gone)
 
     # --- what people see -----------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from felix_py.dataplane.route_messages import (
     Destination,
     read_event,
 )
-from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX
+from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, LINK_GROUP
 from policy.model import Family
 
 GROUPS = (1, 5, 7, 9, 11, 24, 25)
@@ -72,7 +72,7 @@ LOST = Hint(Part.LINKS | Part.ROUTES | Part.SETTINGS, retry=True)
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """An interface as last told of. ``right``: up, and with the MAC of a pod's host end."""
+    """An interface as last told of. ``right``: up, and what a pod's host end must be, as far as events tell."""
 
     name: str = ""
     up: bool = False
@@ -84,7 +84,8 @@ class _Known:
 
     @classmethod
     def of(cls, link: Link) -> _Known:
-        return cls(link.name, link.up, link.up and link.mac == MAC)
+        right = link.up and link.mac == MAC and link.group == LINK_GROUP and not link.master
+        return cls(link.name, link.up, right)
 
 
 _UNKNOWN = _Known()
@@ -100,10 +101,12 @@ class HostEvents:
         self._wants_route = wants_route
         self._links: dict[int, _Known] = {}
         self._unready: set[int] = set()
+        self._holders: dict[str, int] = {}
 
     def begin(self, links: Iterable[Link]) -> None:
         """Take over the interfaces that there are now."""
         self._links = {link.index: _Known.of(link) for link in links}
+        self._holders = {known.name: index for index, known in self._links.items() if known.is_pods}
         self._unready.clear()
 
     def feed(self, datagrams: Iterable[bytes]) -> Hint:
@@ -153,7 +156,11 @@ class HostEvents:
             self._links[link.index] = now
         if before.name != now.name and self._has_interface(before.name):
             return _POD  # deleted, or renamed
+        if before.is_pods and before.name != now.name:
+            self._holders.pop(before.name, None)  # no pod's: whoever has the name next is not its successor
         if now.is_pods:
+            if self._holders.setdefault(now.name, link.index) != link.index and self._has_interface(now.name):
+                return _POD  # another interface has taken the name of a pod's
             if before.right and not now.right and self._has_interface(now.name):
                 return _POD
             self._unready.add(link.index)

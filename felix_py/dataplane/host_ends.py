@@ -1,6 +1,8 @@
 """The host's ends of pod interfaces: how they must be, and keeping them so.
 
-Which ones there must be follows from the routes: every interface that the route of a pod goes through.
+Which ones there must be follows from the routes: every interface that the route of a pod goes through. Which
+interface that is, its index says, and its label where it has one; its name is what it must have. So one that was
+renamed is found, and another that has come to have its name is not taken for it.
 """
 
 from __future__ import annotations
@@ -8,13 +10,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from felix_py.dataplane import link_messages as messages
 from felix_py.dataplane import sysctl
+from felix_py.dataplane.link_label import read_label
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, nested
-from felix_py.plan.layout import GATEWAY, HOST_MAC, ROUTE_PROTOCOL_PODS
+from felix_py.plan.layout import GATEWAY, HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_PODS
 from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey
 from policy.model import Family
 
@@ -62,6 +66,26 @@ def configure(netlink: Netlink, index: int, name: str, families: Collection[Fami
     _set_up(netlink, index, name, families, *([messages.alias_attr(label)] if label else []))
 
 
+def rename(netlink: Netlink, index: int, name: str) -> None:
+    """Give an interface a name; it goes down for a moment where the kernel wants that.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    try:
+        _carry_out(netlink, [messages.set_name(index, name)])
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # before Linux 6.2: only while it is down
+            raise
+        _carry_out(netlink, [messages.set_down(index), messages.set_name(index, name), messages.set_up(index)])
+
+
+def _carry_out(netlink: Netlink, requests: Sequence[bytes]) -> None:
+    for error in netlink.request(requests):
+        if error is not None:
+            raise error
+
+
 def _sysctl(family: Family, name: str, setting: str) -> str:
     return f"ipv{int(family)}/conf/{name}/{setting}"
 
@@ -71,9 +95,7 @@ def _set_up(netlink: Netlink, index: int, name: str, families: Collection[Family
     if Family.V6 in families:
         # Neighbour solicitations for the pod's address need a link-local source.
         requests.append(messages.new_address(index, Family.V6, GATEWAY[Family.V6], 64))
-    for error in netlink.request(requests):
-        if error is not None:
-            raise error
+    _carry_out(netlink, requests)
 
 
 def _no_automatic_address(name: str) -> bytes:
@@ -85,15 +107,39 @@ def _no_automatic_address(name: str) -> bytes:
     return nested(messages.IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """All interfaces that there are."""
+
+    by_name: dict[str, Link] = field(default_factory=dict)
+    by_index: dict[int, Link] = field(default_factory=dict)
+    labelled: dict[str, Link] = field(default_factory=dict)
+    """By the name that their label says they must have."""
+
+    @classmethod
+    def of(cls, links: Iterable[Link]) -> _Found:
+        found = cls()
+        for link in links:
+            found.by_name[link.name] = found.by_index[link.index] = link
+            if lease := read_label(link.alias):
+                found.labelled[lease.interface] = link
+        return found
+
+
 class HostEnds:
     """All host ends that pods' routes go through, in the network namespace where this was made."""
 
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_ROUTE)
         self._through: dict[RouteKey, str] = {}
+        self._new: set[str] = set()
+        self._index: dict[str, int] = {}
+        self._grouped: set[str] = set()
+        self._displaced: dict[str, int] = {}
+        self._renamed: dict[str, int] = {}
         self._broken: dict[str, tuple[int, tuple[Family, ...]]] = {}
-        self.gone: set[str] = set()
-        """Interfaces that the last look did not find."""
+        self.gone: frozenset[str] = frozenset()
+        """Interfaces that the last look did not find. Any thread may read this."""
         self._settings: dict[str, dict[str, str]] = {}
         self._drift: dict[str, list[Drift]] = {}
 
@@ -107,20 +153,32 @@ class HostEnds:
         if route is not None and key.protocol == ROUTE_PROTOCOL_PODS:
             for hop in route.next_hops:
                 self._through[key] = hop.interface
-                self.gone.discard(hop.interface)  # a pod's interface is made before its route is asked for
+                self._new.add(hop.interface)
+                self.gone -= {hop.interface}  # a pod's interface is made before its route is asked for
         if name and name not in self._through.values():
-            self._broken.pop(name, None)
-            self.gone.discard(name)
-            self._settings.pop(name, None)
-            self._drift.pop(name, None)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self.gone -= {name}
+        self._new.discard(name)
+        self._grouped.discard(name)
+        for known in (
+            self._index,
+            self._displaced,
+            self._renamed,
+            self._broken,
+            self._settings,
+            self._drift,
+        ):
+            known.pop(name, None)
+
+    # --- looking -------------------------------------------------------------------------------------
 
     def release(self) -> None:
-        """Care for none any more."""
-        self._through.clear()
-        self._broken.clear()
-        self.gone.clear()
-        self._settings.clear()
-        self._drift.clear()
+        """Care for none any more; which interface a name stood for is still known."""
+        self.gone = frozenset()
+        for noted in (self._through, self._new, self._broken, self._settings, self._drift):
+            noted.clear()
 
     def load(self, forwarding: Collection[Family]) -> None:
         """Look at all of them. ``forwarding``: families that the host as a whole forwards, so that each end must.
@@ -129,18 +187,22 @@ class HostEnds:
             OSError: the kernel does not answer.
         """
         wanted = self._wanted()
-        links = self._links() if wanted else {}
+        found = self._links() if wanted else _Found()
         with_gateway = (
             self._with_gateway() if any(Family.V6 in families for families in wanted.values()) else set()
         )
         for name, families in wanted.items():
-            link = links.get(name)
+            link, holder = self._own(name, found), found.by_name.get(name)
+            self._note_holder(name, link, holder)
             if link is None:
                 self._note_gone(name)
                 continue
-            self.gone.discard(name)
-            self._note_link(link, families, with_gateway)
-            self._note_settings(name, families, forwarding)
+            self.gone -= {name}
+            self._index[name] = link.index
+            self._note_name(name, link)
+            self._note_link(name, link, families, with_gateway)
+            if link is holder:
+                self._note_settings(name, families, forwarding)
 
     def _wanted(self) -> dict[str, tuple[Family, ...]]:
         wanted: dict[str, set[Family]] = {}
@@ -148,34 +210,63 @@ class HostEnds:
             wanted.setdefault(name, set()).add(Family.V6 if ":" in key.destination else Family.V4)
         return {name: tuple(sorted(families)) for name, families in wanted.items()}
 
-    def _links(self) -> dict[str, Link]:
-        return {link.name: link for link in map(messages.read_link, self._netlink.dump(messages.dump_links()))}
+    def _links(self) -> _Found:
+        return _Found.of(map(messages.read_link, self._netlink.dump(messages.dump_links())))
 
     def _with_gateway(self) -> set[int]:
         """Indexes of the interfaces that have the pods' IPv6 gateway address."""
         found = map(messages.read_address, self._netlink.dump(messages.dump_addresses(Family.V6)))
         return {index for index, address in found if address == GATEWAY[Family.V6]}
 
+    def _own(self, name: str, found: _Found) -> Link | None:
+        """The interface that must have this name."""
+        if known := found.by_index.get(self._index.get(name, 0)) or found.labelled.get(name):
+            return known
+        return None if name in self._index else found.by_name.get(name)
+
+    def _note_holder(self, name: str, own: Link | None, holder: Link | None) -> None:
+        """Another interface has the name: rules and source binding would take it for the pod's."""
+        if holder is None or holder is own:
+            self._displaced.pop(name, None)
+        elif self._displaced.setdefault(name, holder.index) == holder.index:
+            self._say(name, f"another interface has that name now (index {holder.index})")
+
+    def _note_name(self, name: str, link: Link) -> None:
+        if link.name == name:
+            self._renamed.pop(name, None)
+        elif self._renamed.get(name) != link.index:
+            self._renamed[name] = link.index
+            self._say(name, f"called {link.name} now")
+
     def _note_gone(self, name: str) -> None:
         self._broken.pop(name, None)
+        self._renamed.pop(name, None)
         if name not in self.gone:
-            self.gone.add(name)
-            how = "gone, and only its pod's runtime can make it anew: delete the pod"
-            self._drift.setdefault(name, []).append(Drift(DriftKind.LINK, _what(name), how))
+            self.gone |= {name}
+            self._say(name, "gone, and only its pod's runtime can make it anew: delete the pod")
 
-    def _note_link(self, link: Link, families: tuple[Family, ...], with_gateway: set[int]) -> None:
+    def _say(self, name: str, how: str) -> None:
+        self._drift.setdefault(name, []).append(Drift(DriftKind.LINK, _what(name), how))
+
+    def _note_link(self, name: str, link: Link, families: tuple[Family, ...], with_gateway: set[int]) -> None:
         problems = [] if link.up else ["down"]
         if link.mac != MAC:
             problems.append(f"its MAC is {link.mac.hex(':')}")
+        if link.master:
+            problems.append(f"a port of the interface with index {link.master}")
+        if link.group == LINK_GROUP:
+            self._grouped.add(name)
+        elif link.group or name in self._grouped:
+            problems.append(f"in link group {link.group}")
         if Family.V6 in families and link.index not in with_gateway:
             problems.append(f"without {GATEWAY[Family.V6]}")
-        if not problems:
-            self._broken.pop(link.name, None)
+        if not problems and link.group == LINK_GROUP:
+            self._broken.pop(name, None)
             return
-        if link.name not in self._broken:
-            drift = Drift(DriftKind.LINK, _what(link.name), ", ".join(problems))
-            self._drift.setdefault(link.name, []).append(drift)
-        self._broken[link.name] = (link.index, families)
+        # That older versions made it without a group is not somebody's change.
+        if problems and name not in self._broken:
+            self._say(name, ", ".join(problems))
+        self._broken[name] = (link.index, families)
 
     def _note_settings(self, name: str, families: tuple[Family, ...], forwarding: Collection[Family]) -> None:
         known = self._settings.pop(name, {})
@@ -201,10 +292,13 @@ class HostEnds:
         taken, self._drift = self._drift, {}
         return [drift for found in taken.values() for drift in found]
 
+    # --- mending -------------------------------------------------------------------------------------
+
     def apply(self) -> Report:
         """Mend what the last look found. An interface that is gone is nothing that could be mended here."""
+        self._learn()
+        report = self._put_names_right()
         settings, self._settings = self._settings, {}
-        report = Report()
         for name, wrong in settings.items():
             failures = [failure for path, value in wrong.items() if (failure := sysctl.ensure(path, value))]
             if failures:
@@ -214,16 +308,64 @@ class HostEnds:
             report += self._mend(name, index, families)
         return report
 
-    def _mend(self, name: str, index: int, families: tuple[Family, ...]) -> Report:
+    def _learn(self) -> None:
+        """Note which interfaces new routes go through: from now on it is these."""
+        for name in self._new:
+            try:
+                index = socket.if_nametoindex(name)
+            except OSError:
+                continue
+            known = self._index.setdefault(name, index)
+            if known != index and not _exists(known):
+                self._index[name] = index
+        self._new.clear()
+
+    def _put_names_right(self) -> Report:
+        report = Report()
+        for name, index in list(self._displaced.items()):
+            # It is shut, and what has come with it is for its owner to see.
+            done = self._named(name, index, f"stray{index}", messages.set_down(index))
+            if not done.failures:
+                del self._displaced[name]
+            report += done
+        for name, index in list(self._renamed.items()):
+            if name not in self._displaced:
+                done = self._named(name, index, name)
+                if not done.failures:
+                    del self._renamed[name]
+                report += done
+        return report
+
+    def _named(self, what: str, index: int, name: str, *before: bytes) -> Report:
         try:
-            _set_up(self._netlink, index, name, families, messages.mac_attr(MAC))
+            _carry_out(self._netlink, before)
+            rename(self._netlink, index, name)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return Report()  # the next look says so
+            return Report(failures=(Failure(_what(what), f"cannot be renamed: {error.strerror or error}"),))
+        return Report(writes=1)
+
+    def _mend(self, name: str, index: int, families: tuple[Family, ...]) -> Report:
+        right = (messages.mac_attr(MAC), messages.group_attr(LINK_GROUP), messages.no_master())
+        try:
+            _set_up(self._netlink, index, name, families, *right)
         except OSError as error:
             if error.errno != errno.ENODEV:
                 return Report(failures=(Failure(_what(name), error.strerror or str(error)),))
             del self._broken[name]  # the next look will say that it is gone
             return Report()
+        self._grouped.add(name)
         del self._broken[name]
         return Report(writes=1)
+
+
+def _exists(index: int) -> bool:
+    try:
+        socket.if_indextoname(index)
+    except OSError:
+        return False
+    return True
 
 
 def _what(name: str) -> str:

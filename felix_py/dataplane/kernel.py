@@ -83,6 +83,11 @@ class Kernel:
         """For whoever has to tell our routes from others' in what the kernel reports."""
         return self._routes
 
+    @property
+    def gone_interfaces(self) -> frozenset[str]:
+        """Host ends of pods that are not there any more, as the last look found. Any thread may ask."""
+        return self._ends.gone
+
     def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
         """See :class:`felix_py.dataplane.interface.Dataplane`.
 

@@ -15,7 +15,7 @@ from policy.model import Family
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 18, 20
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
 IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 26, 27, 28
 _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
 IFF_UP = 1
@@ -30,13 +30,18 @@ AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What the kernel says of an interface; ``mac`` packed, ``alias`` as somebody has set it or empty."""
+    """What the kernel says of an interface; ``mac`` packed, ``alias`` as somebody has set it or empty.
+
+    ``master``: index of the bridge or the like that it is a port of, or 0.
+    """
 
     index: int
     flags: int
     name: str
     mac: bytes
     alias: str = ""
+    group: int = 0
+    master: int = 0
 
     @property
     def up(self) -> bool:
@@ -54,7 +59,12 @@ def read_link(body: memoryview) -> Link:
     found = attributes(body[IFINFO.size :])
     name = bytes(found.get(IFLA_IFNAME, b"")).rstrip(b"\0").decode(errors="replace")
     alias = bytes(found.get(IFLA_IFALIAS, b"")).rstrip(b"\0").decode(errors="replace")
-    return Link(index, flags, name, bytes(found.get(IFLA_ADDRESS, b"")), alias)
+    group, master = (_number(found.get(kind)) for kind in (IFLA_GROUP, IFLA_MASTER))
+    return Link(index, flags, name, bytes(found.get(IFLA_ADDRESS, b"")), alias, group, master)
+
+
+def _number(raw: memoryview | None) -> int:
+    return 0 if raw is None else U32.unpack(raw)[0]
 
 
 def get_link(name: str) -> bytes:
@@ -81,6 +91,26 @@ def name_attr(name: str) -> bytes:
 def mac_attr(mac: bytes) -> bytes:
     """IFLA_ADDRESS."""
     return attr(IFLA_ADDRESS, mac)
+
+
+def group_attr(group: int) -> bytes:
+    """IFLA_GROUP."""
+    return attr(IFLA_GROUP, U32.pack(group))
+
+
+def no_master() -> bytes:
+    """IFLA_MASTER: out of whatever bridge or the like it is in."""
+    return attr(IFLA_MASTER, U32.pack(0))
+
+
+def set_down(index: int) -> bytes:
+    """RTM_SETLINK: set an interface down."""
+    return message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, IFF_UP))
+
+
+def set_name(index: int, name: str) -> bytes:
+    """RTM_SETLINK: rename an interface."""
+    return message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + name_attr(name))
 
 
 def alias_attr(text: str) -> bytes:

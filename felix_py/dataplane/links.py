@@ -24,7 +24,6 @@ from felix_py.dataplane import host_ends, sysctl
 from felix_py.dataplane.link_label import read_label
 from felix_py.dataplane.link_messages import (
     AF,
-    IFF_UP,
     IFINFO,
     IFLA_GROUP,
     IFLA_LINKINFO,
@@ -39,6 +38,7 @@ from felix_py.dataplane.link_messages import (
     dump_addresses,
     dump_links,
     get_link,
+    group_attr,
     mac_attr,
     name_attr,
     new_address,
@@ -57,7 +57,7 @@ from felix_py.dataplane.netlink import (
     message,
     nested,
 )
-from felix_py.plan.layout import GATEWAY, ROUTE_PROTOCOL_PODS, is_interface_name
+from felix_py.plan.layout import GATEWAY, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
 from felix_py.records import Lease
 from policy.model import Family
 
@@ -216,14 +216,7 @@ class Links:
         Raises:
             OSError: the kernel refused.
         """
-        rename = message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + name_attr(name))
-        try:
-            _carry_out(self._netlink, [rename])
-        except OSError as error:
-            if error.errno != errno.EBUSY:  # before Linux 6.1: only while it is down
-                raise
-            down = message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, IFF_UP))
-            _carry_out(self._netlink, [down, rename, set_up(index)])
+        host_ends.rename(self._netlink, index, name)
 
     def _routed(self) -> set[int]:
         """Indexes of the interfaces that routes to pods go through."""
@@ -347,7 +340,8 @@ def _new_pair(link: PodLink, namespace: int) -> bytes:
         + attr(IFLA_NET_NS_FD, U32.pack(namespace)),
     )
     info = nested(IFLA_LINKINFO, attr(_IFLA_INFO_KIND, b"veth\0"), nested(_IFLA_INFO_DATA, peer))
-    body = IFINFO.pack(0, 0, 0, 0, 0) + name_attr(link.host) + mac_attr(host_ends.MAC) + mtu + info
+    head = name_attr(link.host) + mac_attr(host_ends.MAC) + group_attr(LINK_GROUP) + mtu
+    body = IFINFO.pack(0, 0, 0, 0, 0) + head + info
     return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 

@@ -20,6 +20,9 @@ ROUTE_PROTOCOL_LEARNED = 89
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
 """MAC of every host end: the pod's permanent gateway neighbour, so it survives a restart of anything."""
 
+LINK_GROUP = 0xFE11C
+"""Link group (``ip link … group``) of every host end: unlike its name it stays when somebody renames it."""
+
 GATEWAY = {Family.V4: "169.254.1.1", Family.V6: "fe80::1"}
 
 

@@ -21,13 +21,14 @@ from felix_py.plan.deny_log import (
     DenyLog,
     dropping,
 )
-from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, set_prefix
+from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, LINK_GROUP, set_prefix
 from felix_py.plan.marks import Marks
 from felix_py.plan.render import ALLOW, DISPATCH, PASS, mark_match, set_mark
 from felix_py.records import Hook, SetSpec, SetType, Words
 from policy.model import Direction, Family
 
 _PODS = f"{INTERFACE_PREFIX}+"
+_HOST_END: Words = ("-m", "devgroup", "--src-group", f"{LINK_GROUP:#x}")
 _ESTABLISHED: Words = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 _INVALID: Words = ("-m", "conntrack", "--ctstate", "INVALID")
 _MIDSTREAM: Words = (
@@ -118,6 +119,8 @@ def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
         Hook(family, "raw", "PREROUTING", ("-i", _PODS, "-j", SOURCE), first=True),
         # A pod's packets come by its own interface and no other: not by the uplink, nor by one that was renamed.
         Hook(family, "raw", "PREROUTING", ("!", "-i", _PODS, *from_pod, "-j", SOURCE), first=True),
+        # By its name, a renamed interface is bound to nothing: so nothing passes, whatever source it forges.
+        Hook(family, "raw", "PREROUTING", ("!", "-i", _PODS, *_HOST_END, "-j", SOURCE), first=True),
         Hook(family, "mangle", "FORWARD", ("-j", CLASSIFY), first=True),
         Hook(family, "mangle", "INPUT", ("-i", _PODS, "-j", CLASSIFY), first=True),
         Hook(family, "filter", "FORWARD", ("-j", FORWARD), first=True),

@@ -149,6 +149,17 @@ def _icmp(protocol: int, name: str) -> Callable[[Options], list[m.Match]]:
     return read
 
 
+def _group(options: Options) -> list[m.Match]:
+    found: list[m.Match] = []
+    for option in options:
+        side = {"--src-group": m.IN, "--dst-group": m.OUT}.get(option.name)
+        if side is None or not option.value[:1].isdigit():  # a name of /etc/iproute2/group
+            raise Unknown(option.name)
+        value, mask = _masked(option.value)
+        found.append(m.InGroup(side, value, mask, option.negated))
+    return found
+
+
 def _limit(options: Options) -> list[m.Match]:
     average, burst = 3600 * _LIMIT_SCALE // 3, _DEFAULT_BURST
     for option in options:
@@ -176,6 +187,7 @@ MATCHES: dict[str, Callable[[Options], list[m.Match]]] = {
     "icmp": _icmp(_ICMP, "--icmp-type"),
     "icmp6": _icmp(_ICMPV6, "--icmpv6-type"),
     "icmpv6": _icmp(_ICMPV6, "--icmpv6-type"),
+    "devgroup": _group,
     "limit": _limit,
 }
 """Module name behind ``-m`` -> how to read its options. ``comment`` is not a match that matters."""

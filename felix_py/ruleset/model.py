@@ -98,6 +98,16 @@ class ICMPType:
 
 
 @dataclass(frozen=True, slots=True)
+class InGroup:
+    """``-m devgroup``: the link group under ``mask`` of the interface that the packet came or leaves by."""
+
+    side: str
+    value: int
+    mask: int
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """``-m limit``. ``average`` in units of 1/10,000 s between two matches (xt_limit.h); ``burst`` in matches."""
 
@@ -123,6 +133,7 @@ Match = (
     | MarkIs
     | StateIn
     | ICMPType
+    | InGroup
     | Limit
     | OpaqueMatch
 )

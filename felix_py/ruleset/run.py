@@ -13,6 +13,7 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from felix_py.plan.layout import INTERFACE_PREFIX, LINK_GROUP
 from felix_py.ruleset import model as m
 from felix_py.ruleset.sets import Ends, IPSet, find
 from felix_py.ruleset.words import brief
@@ -289,6 +290,10 @@ class _Run:
                 return negated if _CONNECTION_STATES.issuperset(states) else None
             case m.ICMPType():
                 return False
+            case m.InGroup(side, group, _, negated):
+                # Only names are known: an interface that has our group is a pod's, and the other way round.
+                interface = self._in if side == m.IN else self._out
+                return interface.startswith(INTERFACE_PREFIX) is not negated if group == LINK_GROUP else None
             case m.Limit() | m.OpaqueMatch():
                 return None
 

@@ -10,8 +10,14 @@ import pytest
 
 from felix_py import reconcile
 from felix_py.dataplane.interface import Part
-from felix_py.plan.layout import interface_name
-from felix_py.records import Backend
+from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.link_label import link_label
+from felix_py.dataplane.links import Links, PodLink, random_mac
+from felix_py.plan.layout import LINK_GROUP, interface_name
+from felix_py.plan.marks import Marks
+from felix_py.plan.planner import Planner
+from felix_py.plan.static import StaticOptions
+from felix_py.records import Backend, Lease
 from policy.model import Family
 from tests.support import kernel_state
 from tests.support.isolate import NetworkNamespace, run
@@ -157,6 +163,18 @@ ROUTES: dict[str, tuple[str, dict[str, int], str]] = {
         {"link": 1},
         "interface {host}: its MAC is 02:00:00:00:00:01",
     ),
+    "renamed": ("ip link set {host} name pod0", {"link": 1}, "interface {host}: called pod0 now"),
+    "renamed and down": (
+        "ip link set {host} down; ip link set {host} name pod0",
+        {"link": 2, "route": 2},
+        "interface {host}: called pod0 now",
+    ),
+    "in another group": ("ip link set {host} group 7", {"link": 1}, "interface {host}: in link group 7"),
+    "in a bridge": (
+        "ip link add br7 type bridge; ip link set {host} master br7",
+        {"link": 1},
+        "interface {host}: a port of the interface with index ",
+    ),
     "gateway address deleted": (
         "ip -6 addr del fe80::1/64 dev {host}",
         {"link": 1},
@@ -226,7 +244,8 @@ def host_end() -> list[str]:
     paths = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]
     paths += [f"ipv{n}/conf/{HOST}/forwarding" for n in (4, 6)] + [f"ipv4/conf/{HOST}/proxy_arp"]
     values = [Path("/proc/sys/net", path).read_text().strip() for path in paths]
-    return [*addresses, link[link.index("link/ether") + 1], link[link.index("state") + 1], *values]
+    told = [link[link.index(word) + 1] for word in ("link/ether", "state", "group")]
+    return [*addresses, *told, "master" if "master" in link else "", *values]
 
 
 def test_an_interface_that_is_gone_is_named_and_keeps_nobody_else_waiting(
@@ -253,6 +272,65 @@ def test_an_interface_that_is_gone_is_named_and_keeps_nobody_else_waiting(
         assert node.drift() == {"link": 1, "route": 2}
 
     on_node(make_netns, backend, test)
+
+
+def test_another_interface_that_takes_the_name_is_shut_and_the_pods_gets_it_back(
+    make_netns: MakeNetns, backend: Backend
+) -> None:
+    async def test(node: WatchedNode) -> None:
+        before = run("ip", "-o", "link", "show", HOST).partition(":")[0]
+        execute("ip link set {host} name pod0; ip link add {host} type veth peer name other0", host=HOST)
+        stranger = run("ip", "-o", "link", "show", HOST).partition(":")[0]
+        run("ip", "link", "set", HOST, "address", "ee:ee:ee:ee:ee:ee", "group", str(LINK_GROUP), "up")
+        await until(lambda: run("ip", "-o", "link", "show", HOST, check=False).partition(":")[0] == before)
+        await until(lambda: "state UP" in run("ip", "link", "show", HOST))
+        assert ",UP" not in run("ip", "link", "show", f"stray{stranger}")
+        assert f"dev {HOST}" in run("ip", "route", "get", "10.1.0.2")
+        assert f"interface {HOST}: called pod0 now" in node.found()
+        assert await node.reconciler.differences() == []
+
+    on_node(make_netns, backend, test)
+
+
+def test_another_interface_in_place_of_a_deleted_one_is_not_taken_for_the_pods(
+    make_netns: MakeNetns, backend: Backend
+) -> None:
+    async def test(node: WatchedNode) -> None:
+        execute("ip link del {host}; ip link add {host} type veth peer name other0", host=HOST)
+        stranger = run("ip", "-o", "link", "show", HOST).partition(":")[0]
+        run(
+            "ip", "link", "set", HOST, "address", "ee:ee:ee:ee:ee:ee", "group", str(LINK_GROUP), "up", check=False
+        )
+        await until(lambda: HOST not in run("ip", "-o", "link", "show"))
+        assert ",UP" not in run("ip", "link", "show", f"stray{stranger}")
+        await until(lambda: node.kernel.gone_interfaces == {HOST})
+        assert "blackhole" in run("ip", "route", "show", "10.1.0.0/24")
+        assert run("ip", "route", "show", "10.1.0.2") == ""
+
+    on_node(make_netns, backend, test)
+
+
+def test_what_was_renamed_while_no_agent_ran_is_found_by_its_label(make_netns: MakeNetns) -> None:
+    lease = Lease("c9", "eth0", "n", "shop", "p", "u", interface_name("c9", "eth0"), {Family.V4: "10.1.0.9"}, 1.0)
+    with Links() as links:
+        place = make_netns("c9")
+        made = PodLink(
+            lease.interface, place.path, "eth0", lease.addresses, random_mac(), 1500, link_label(lease)
+        )
+        links.create(made)
+    execute("ip link set {host} name pod0; ip link add {host} type veth peer name other0", host=lease.interface)
+    stranger = run("ip", "-o", "link", "show", lease.interface).partition(":")[0]
+    planner = Planner((Family.V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {})
+    planner.attach(lease)
+    with Kernel((Family.V4,), Backend.NFT) as kernel:
+        kernel.update(planner.take())
+        kernel.load()
+        assert kernel.apply().failures == ()
+        kernel.load()
+        assert kernel.apply().failures == ()
+    assert "alias felix-py shop/p" in run("ip", "link", "show", lease.interface)
+    assert f"dev {lease.interface}" in run("ip", "route", "show", "10.1.0.9")
+    assert ",UP" not in run("ip", "link", "show", f"stray{stranger}")
 
 
 def test_a_route_that_somebody_takes_over_is_left_to_them_and_comes_back_after_them(

@@ -149,6 +149,31 @@ def test_an_interface_that_is_not_what_it_was_is_shut_by_the_rules_alone(node: P
 
 
 @pytest.mark.parametrize("family", list(Family), ids=str)
+def test_a_renamed_interface_lets_no_forged_source_out(node: PolicyNode, family: Family) -> None:
+    """Its name binds it to no address; its link group does not let it out."""
+    name = interface_name("web", "eth0")
+    for setting in ("all", name):
+        sysctl.write(f"ipv4/conf/{setting}/rp_filter", "0")
+    own = address(node, "web", family)
+    assert attempt_udp(node, family)
+    run("ip", "link", "set", name, "name", "pod0")
+    web, there = Wire(node.places["web"]), Wire(node.world)
+    with wires(web, there):
+        for source in ("10.9.9.9", own) if family is V4 else ("fd00:9::9", own):
+            web.send(datagram(source, WORLD[family], SECRET))
+        run("ip", "link", "set", "pod0", "name", name)
+        web.send(datagram(own, WORLD[family], b"as it was"))
+        assert not [packet for packet in there.until(b"as it was") if SECRET in packet]
+
+
+def attempt_udp(node: PolicyNode, family: Family) -> bool:
+    """Whether the pod reaches the world, and so whether every address on the way is resolved."""
+    own = address(node, "web", family)
+    with serve([(node.world, WORLD[family], UDP, PORT)]):
+        return bool(attempt([(node.places["web"], Packet(own, WORLD[family], UDP, PORT))], 10))
+
+
+@pytest.mark.parametrize("family", list(Family), ids=str)
 def test_services_work_as_before(node: PolicyNode, family: Family) -> None:
     """As kube-proxy (iptables) does it: to another pod, to itself by the hairpin, from the node."""
     node.apply_policy(NOT_IN)

@@ -12,6 +12,7 @@ from felix_py.dataplane.interface import Part
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import attr, message
 from felix_py.dataplane.route_messages import Destination
+from felix_py.plan.layout import LINK_GROUP
 from policy.model import Family
 
 NOTHING, RETRY = Hint(), Hint(retry=True)
@@ -24,9 +25,19 @@ MAC = b"\xee" * 6
 UP = 0x1043
 
 
-def link_event(index: int, flags: int = UP, mac: bytes = MAC, *, name: str = "", gone: bool = False) -> bytes:
+def link_event(
+    index: int,
+    flags: int = UP,
+    mac: bytes = MAC,
+    *,
+    name: str = "",
+    gone: bool = False,
+    group: int = LINK_GROUP,
+    master: int = 0,
+) -> bytes:
     body = struct.pack("=BxHiII", 0, 1, index, flags, 0)
     body += attr(3, (name or NAMES[index]).encode() + b"\0") + attr(1, mac)
+    body += attr(27, struct.pack("=I", group)) + (attr(10, struct.pack("=I", master)) if master else b"")
     return message(17 if gone else 16, 0, body)
 
 
@@ -54,7 +65,7 @@ def wants(destination: Destination) -> bool:
 @pytest.fixture
 def events() -> HostEvents:
     made = HostEvents(lambda name: name == NAMES[OURS], wants)
-    made.begin(Link(index, UP, name, MAC) for index, name in NAMES.items())
+    made.begin(Link(index, UP, name, MAC, "", LINK_GROUP) for index, name in NAMES.items())
     return made
 
 
@@ -63,6 +74,9 @@ CASES = {
     "host end without carrier": (link_event(OURS, 0x1003), NOTHING),
     "host end down": (link_event(OURS, 0x1002), POD),
     "host end with another MAC": (link_event(OURS, mac=b"\2\0\0\0\0\1"), POD),
+    "host end in another group": (link_event(OURS, group=7), POD),
+    "host end in a bridge": (link_event(OURS, master=UPLINK), POD),
+    "another interface takes the name of a host end": (link_event(9, name=NAMES[OURS]), POD),
     "host end deleted": (link_event(OURS, gone=True), POD),
     "host end renamed": (link_event(OURS, name="mine"), POD),
     "host end that is being deleted, down": (link_event(LEAVING, 0x1002), NOTHING),
