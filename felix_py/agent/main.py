@@ -99,6 +99,7 @@ async def run(config: AgentConfig, selector: WatchedSelector | None = None) -> i
     """
     logger = log.get("agent")
     stopping = Stopping(end_tools, lambda text: logger.error(text))
+    told = True
     try:
         async with AsyncExitStack() as stack:
             agent = Agent(config, stack)
@@ -108,6 +109,7 @@ async def run(config: AgentConfig, selector: WatchedSelector | None = None) -> i
             asked = asyncio.create_task(stopping.asked.wait())
             await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
             if work.done():
+                told = stopping.asked.is_set()
                 stopping.begin()
             else:
                 logger.info("stopping")
@@ -116,7 +118,7 @@ async def run(config: AgentConfig, selector: WatchedSelector | None = None) -> i
             with suppress(asyncio.CancelledError):
                 await work
     except FATAL as error:
-        if not stopping.asked.is_set():  # then it may have failed because its tools were killed
+        if not told:  # else it may have failed because its tools were killed
             logger.error("cannot start", reason=str(error))
             return 1
     except Exception:

@@ -104,6 +104,11 @@ class LiveNode:
             self._process.wait(10)
             self._process = None
 
+    def exit_code(self) -> int:
+        """Wait until the agent has ended by itself."""
+        assert self._process is not None
+        return self._process.wait(60)
+
     def ask(self, path: str) -> tuple[int, str]:
         """GET from the health endpoint: (status, body); (0, reason) when nobody answers."""
         connection = http.client.HTTPConnection("127.0.0.1", 9099, timeout=10)
