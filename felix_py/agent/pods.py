@@ -55,10 +55,10 @@ class Pods:
         self._mtu = self._mtu or uplink_mtu()
         with Links() as links:
             store, alive = recover(config.state_dir / "leases.db", links, self._notices.say)
-        leases = Leases(store)
-        self._stack.callback(leases.close)
         store.elsewhere = elsewhere = ElsewhereLookup()
         self._stack.callback(elsewhere.close)
+        leases = Leases(store)
+        self._stack.callback(leases.close)
         interfaces = Interfaces()
         self._stack.callback(interfaces.close)
         self._plugin = Plugin(

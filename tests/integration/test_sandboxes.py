@@ -193,6 +193,24 @@ def test_a_full_disk_keeps_no_pod(disk: Path, tmp_path: Path, make_netns: MakeNe
     on_node(node, test)
 
 
+def test_a_full_disk_keeps_no_node_from_coming_up_after_a_reboot(
+    disk: Path, tmp_path: Path, make_netns: MakeNetns
+) -> None:
+    node, pod = Node(tmp_path), make_netns("pod")
+    node.database = disk / "leases.db"
+
+    async def test() -> None:
+        await node.runtime.add("c1", pod.path, args=pod_args("web"))
+        fill(disk)
+        await node.stop()
+        run("ip", "link", "del", interface_name("c1", "eth0"))
+        await node.start(boot="after")
+        assert not node.store.all()
+        assert not node.notices.all()
+
+    on_node(node, test)
+
+
 # --- a second interface ------------------------------------------------------------------------------
 
 
