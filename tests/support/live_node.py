@@ -125,6 +125,10 @@ class LiveNode:
         """Until the agent says that it is."""
         eventually(lambda: self._alive() and self.ask("/readyz")[0] == 200, 60)
 
+    def until_unready(self, words: str) -> None:
+        """Until the agent says that it is not ready, in these words."""
+        eventually(lambda: self._alive() and words in self.ask("/readyz")[1], 60)
+
     def _alive(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, self.log[-3000:]
