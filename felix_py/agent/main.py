@@ -55,7 +55,7 @@ from felix_py.datastore.informer import Timing
 from felix_py.datastore.store import Deleted, Event, Upserted
 from felix_py.ipam.store import StoreError
 from felix_py.metrics import Metrics
-from felix_py.notices import Notices
+from felix_py.notices import NoticeKind, Notices
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import HeldNumbers, Planner, TakenNumbers
 from felix_py.plan.render import DISPATCH, class_numbers
