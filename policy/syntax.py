@@ -14,6 +14,8 @@ _DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _PORT_NAME = re.compile(r"(?!.*--)(?=.*[a-z])[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _CIDR = re.compile(r"([0-9.]+|[0-9A-Fa-f:.]+)/([0-9]{1,3})")
+_LEADING_ZEROS = re.compile(r"(?<![0-9A-Fa-f])0+(?=[0-9A-Fa-f])")
+"""Of the octets, groups and lengths of addresses and CIDRs."""
 
 _SHOWN = 64
 """So much of a bad text is repeated in a reason: enough to find it, too little to flood an Event."""
@@ -81,14 +83,23 @@ def bad_port_number(number: int) -> str | None:
     return f"{shown(number)} is not between 1 and 65535"
 
 
+def _without_leading_zeros(text: str) -> str:
+    """``010.008.0.1`` is ``10.8.0.1``.
+
+    API servers took that until KEP-4858 and go on serving what they have stored. To every part of Kubernetes it
+    is decimal (``ParseIPSloppy``, ``ParseCIDRSloppy`` in k8s.io/utils/net); libc, and so iptables, reads octal.
+    """
+    return _LEADING_ZEROS.sub("", text)
+
+
 def canonical_address(text: str) -> str:
-    """The one text of an IP address (RFC 5952).
+    """The one text of an IP address (RFC 5952). Leading zeros mean nothing.
 
     Raises:
         ValueError: it is none, or has a zone (which may hold any character), or hides an IPv4 address.
     """
     try:
-        address = ipaddress.ip_address(text) if "%" not in text else None
+        address = ipaddress.ip_address(_without_leading_zeros(text)) if "%" not in text else None
     except ValueError:
         address = None
     if address is None:
@@ -99,14 +110,15 @@ def canonical_address(text: str) -> str:
 
 
 def canonical_cidr(text: str) -> str:
-    """The one text of a CIDR; host bits are cleared, as the API server leaves them.
+    """The one text of a CIDR. Host bits are cleared and leading zeros mean nothing: the API server leaves both.
 
     Raises:
         ValueError: it is none, or hides an IPv4 network.
     """
     try:
         # The pattern keeps out what only Python takes: zones, a netmask instead of a length, a lone address.
-        network = ipaddress.ip_network(text, strict=False) if _CIDR.fullmatch(text) else None
+        plain = _without_leading_zeros(text)
+        network = ipaddress.ip_network(plain, strict=False) if _CIDR.fullmatch(plain) else None
     except ValueError:
         network = None
     if network is None:

@@ -83,6 +83,7 @@ def test_pod_whole() -> None:
         ({"status": {"phase": "Failed"}}, Pod("ns", "x", "u", active=False)),
         ({"status": {"phase": "Pending"}}, Pod("ns", "x", "u")),
         ({"status": {"podIP": "10.0.0.1"}}, Pod("ns", "x", "u", addresses=("10.0.0.1",))),
+        ({"status": {"podIP": "010.00.0.01"}}, Pod("ns", "x", "u", addresses=("10.0.0.1",))),
         ({"spec": {"containers": None}, "status": {"podIPs": None}}, Pod("ns", "x", "u")),
         (
             {"spec": {"containers": [{"ports": [{"name": "q", "containerPort": 1, "protocol": "QUIC"}]}]}},
@@ -164,7 +165,7 @@ def test_a_mirror_pod_has_the_uid_of_its_static_pod(annotations: Json | None, ui
         ({"metadata": meta(labels={"a": 1})}, "Expected `str`, got `int`"),
         ({"metadata": meta(), "status": {"podIPs": [{"ip": "10.0.0"}]}}, "10.0.0"),
         ({"metadata": meta(), "status": {"podIPs": [{"ip": "10.0.0.1/32"}]}}, "10.0.0.1/32"),
-        ({"metadata": meta(), "status": {"podIPs": [{"ip": "010.0.0.1"}]}}, "010.0.0.1"),
+        ({"metadata": meta(), "status": {"podIPs": [{"ip": "010.0.0.256"}]}}, "010.0.0.256"),
         ({"metadata": meta(), "status": {"podIPs": [{"ip": "10.0.0.1\u0000"}]}}, "10.0.0.1"),
         ({"metadata": meta(), "status": {"podIPs": [{"ip": "fe80::1%eth0; reboot"}]}}, "fe80::1%eth0"),
         ({"metadata": meta(), "spec": {"hostNetwork": "yes"}}, "Expected `bool`"),
@@ -226,6 +227,12 @@ def test_node() -> None:
 def test_node_of_an_old_server_has_one_pod_cidr() -> None:
     assert change(NODES, {"metadata": meta(), "spec": {"podCIDR": "10.1.0.0/24"}}).pod_cidrs == ("10.1.0.0/24",)
     assert change(NODES, {"metadata": meta()}).pod_cidrs == ()
+
+
+def test_leading_zeros_in_a_node() -> None:
+    status = {"addresses": [{"type": "InternalIP", "address": "010.0.0.001"}]}
+    found = change(NODES, {"metadata": meta(), "spec": {"podCIDRs": ["010.001.0.0/024"]}, "status": status})
+    assert (found.pod_cidrs, found.addresses) == (("10.1.0.0/24",), ("10.0.0.1",))
 
 
 @pytest.mark.parametrize("cidr", ["10.1.0.0/33", "x", "10.1.0.0/24\n-A INPUT", "fe80::%; x/64"])

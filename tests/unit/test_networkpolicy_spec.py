@@ -29,6 +29,7 @@ def expression(operator: str, *values: str) -> dict[str, Any]:
 
 
 BLOCK = {"ipBlock": {"cidr": "10.0.0.0/24", "except": ["10.0.0.2/32"]}}
+ZEROS = {"ipBlock": {"cidr": "010.000.00.0/024", "except": ["010.0.0.002/032"]}}
 BLOCK6 = {"ipBlock": {"cidr": "fd00::/64", "except": ["fd00::2/128"]}}
 
 CASES = [
@@ -133,6 +134,12 @@ CASES = [
         ["out web", "host web"],
     ),
     Case("ipBlock with except", [egress({"to": [BLOCK, BLOCK6]})], ["web dev"], ["web db", "web out"]),
+    Case(
+        "leading zeros in it are nothing: decimal, not octal",
+        [egress({"to": [ZEROS, {"ipBlock": {"cidr": "fd00:00::/064", "except": ["fd00::0002/128"]}}]})],
+        ["web dev"],
+        ["web db", "web out"],
+    ),
     Case(
         "another rule may allow again what one excepts",
         [egress({"to": [BLOCK, BLOCK6]}, {"to": [{"podSelector": app("db")}]})],

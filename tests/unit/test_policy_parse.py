@@ -25,6 +25,7 @@ from policy.parse import (
     parse_network_policy,
     parse_selector,
 )
+from policy.syntax import canonical_cidr
 
 ANY = PolicyRule()
 
@@ -322,15 +323,56 @@ def test_equal_selectors_are_equal() -> None:
     assert parse_selector(one, "s") == parse_selector(two, "s")
 
 
-@pytest.mark.parametrize(("text", "canonical"), [("10.0.0.1", "10.0.0.1"), ("FD00:0:0::1", "fd00::1")])
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("FD00:0:0::1", "fd00::1"),
+        # Decimal, as ParseIPSloppy reads it, not octal.
+        ("010.008.011.012", "10.8.11.12"),
+        ("00.000.0.00010", "0.0.0.10"),
+        ("100.00.200.30", "100.0.200.30"),
+        ("fd00:00001::000a", "fd00:1::a"),
+        ("64:ff9b::010.0.0.1", "64:ff9b::a00:1"),
+        ("::", "::"),
+    ],
+)
 def test_canonical_address(text: str, canonical: str) -> None:
     assert canonical_address(text) == canonical
 
 
-@pytest.mark.parametrize("text", ["", "10.0.0", "10.0.0.1/32", "fe80::1%eth0", "::ffff:10.0.0.1", "010.0.0.1"])
+@pytest.mark.parametrize("text", ["", "10.0.0", "10.0.0.1/32", "fe80::1%eth0", "::ffff:10.0.0.1", "0256.0.0.1"])
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match=r"is (not an IP address|an IPv4-mapped)"):
         canonical_address(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("010.0.0.0/8", "10.0.0.0/8"),
+        ("192.168.010.000/024", "192.168.10.0/24"),
+        ("010.011.012.013/008", "10.0.0.0/8"),
+        ("fd00:0001::/064", "fd00:1::/64"),
+        ("0000::/0000", "::/0"),
+        ("0.0.0.0/00", "0.0.0.0/0"),
+    ],
+)
+def test_leading_zeros_of_a_stored_cidr_mean_nothing(text: str, canonical: str) -> None:
+    """Older API servers took them, and what is stored is served for ever."""
+    assert canonical_cidr(text) == canonical
+    spec = {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": text}}]}]}
+    policy = parse_network_policy({"metadata": {"namespace": "shop", "name": "p"}, "spec": spec})
+    assert policy.problems == ()
+    assert policy.ingress == (PolicyRule((IPBlock(canonical),)),)
+
+
+def test_leading_zeros_in_an_exception() -> None:
+    block = {"cidr": "010.0.0.0/8", "except": ["010.020.0.0/016", "10.030.0.0/16"]}
+    spec = {"podSelector": {}, "ingress": [{"from": [{"ipBlock": block}]}]}
+    policy = parse_network_policy({"metadata": {"namespace": "shop", "name": "p"}, "spec": spec})
+    assert policy.problems == ()
+    assert policy.ingress == (PolicyRule((IPBlock("10.0.0.0/8", ("10.20.0.0/16", "10.30.0.0/16")),)),)
 
 
 def test_an_unknown_spec_field_denies_what_the_policy_selects_and_nobody_else() -> None:
