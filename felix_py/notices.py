@@ -33,6 +33,7 @@ class NoticeKind(enum.StrEnum):
     NEXT_HOP = "next-hop"
     PODS_OUTSIDE_POD_CIDR = "pods-outside-pod-cidr"
     POD_CIDR_SHARED = "pod-cidr-shared"
+    NODE_ELSEWHERE = "node-elsewhere"
 
 
 class Notice(NamedTuple):

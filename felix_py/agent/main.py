@@ -33,6 +33,7 @@ from felix_py.agent.deny_log import DenyLogging
 from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows, flows_route
 from felix_py.agent.health import HealthServer
+from felix_py.agent.identity import Identity
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.pods import Pods
 from felix_py.agent.policy_counters import Accounts, PolicyCounters
@@ -328,6 +329,7 @@ class Agent:
             tasks.create_task(self._counters.refresh())
             tasks.create_task(self._tell_the_world())
             tasks.create_task(self._pods.run(self._facts.node_addresses))
+            tasks.create_task(Identity(lambda: self._facts.node, self._notices).run())
             tasks.create_task(self._bgp.run())
             await self._bgp.wait_in_sync()
             self._reconciler.sweep()  # learned routes, too

@@ -208,8 +208,9 @@ def _follow(place: SplitResult, filters: dict[str, str], limit: int | None, show
                 if pause != _RECONNECT_FIRST:
                     _say("the agent is back")
                 pause = _RECONNECT_FIRST
-                if last is None:
-                    last = _number(response.headers.get("Felix-Last-Id"))
+                newest = _number(response.headers.get("Felix-Last-Id"))
+                # Ids begin with the time: they go back with the clock when the agent starts anew.
+                last = newest if last is None else min(last, newest)
                 while line := response.readline():
                     if line.strip():
                         event = _object(line)

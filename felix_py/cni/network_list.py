@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from felix_py import log
-from felix_py.cni.conflist import CLIENT, conflist, install_conflist
+from felix_py.cni.conflist import CLIENT, FILE_NAME, conflist, install_conflist
 from felix_py.cni.errors import NOT_JSON
 from felix_py.notices import NoticeKind, Notices
 
@@ -52,7 +52,10 @@ class NetworkList:
         self._written = ""
 
     async def bring_up_to_date(self) -> None:
-        """Write the list if it must change; what somebody else writes there meanwhile is left alone."""
+        """Write the list if it must change, or is gone: without it the runtime calls the node not ready.
+
+        What somebody else writes there meanwhile is left alone.
+        """
         absent = absent_plugins(self._chained, [self._bin_dir])
         self._notices.replace(
             NoticeKind.PLUGIN_ABSENT,
@@ -63,7 +66,7 @@ class NetworkList:
             },
         )
         text = conflist(self._chained, absent, await self._common_versions(absent))
-        if text == self._written:
+        if text == self._written and (self._folder / FILE_NAME).exists():
             return
         try:
             changed = install_conflist(self._folder, text)

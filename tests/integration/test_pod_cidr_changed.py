@@ -166,3 +166,14 @@ def test_a_pod_cidr_that_two_nodes_have_is_told(rack: Rack) -> None:
     assert rack.announced() == set(OLD)
     rack.set_node("n2", ("10.2.0.0/16",))
     eventually(lambda: rack.notices() == {})
+
+
+def test_another_machine_s_node_is_told(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> None:
+    """As on a machine that was cloned, host name and all."""
+    with LiveNode(tmp_path, Backend.NFT, make_netns) as node:
+        status = {"addresses": [{"type": "InternalIP", "address": "192.0.2.77"}]}
+        node.api.put(NODES, {"metadata": {"name": "n1"}, "spec": {"podCIDRs": list(OLD)}, "status": status})
+        node.start()
+        node.ready()
+        told = eventually(lambda: {notice["kind"]: notice["text"] for notice in node.status()["notices"]}, 30)
+        assert told["node-elsewhere"].startswith("the Node object n1 has the addresses 192.0.2.77, and this host")

@@ -320,6 +320,9 @@ def test_a_chained_plugin_that_is_not_installed(tmp_path: Path, make_netns: Make
         await node.runtime.add("c2", other.path, args=pod_args("two"))
         (node.conf_dir / FILE_NAME).write_text("somebody's own")
         await current(list_changes=False)  # nothing has changed for us
+        (node.conf_dir / FILE_NAME).unlink()
+        await list_.bring_up_to_date()
+        assert plugins() == ["felix-py-cni"]
         shutil.copy(STANDARD_PLUGINS / "portmap", node.bin_dir)
         await current()
         assert plugins() == ["felix-py-cni", "portmap"]

@@ -291,6 +291,15 @@ def test_since(start: Callable[..., Agent]) -> None:
     assert [event["id"] for event in answer["events"]] == [3]
 
 
+def test_an_id_of_an_earlier_life_with_a_clock_that_was_ahead(start: Callable[..., Agent]) -> None:
+    agent = start()
+    for _ in range(3):
+        agent.deny(HOST_DROP)
+    for since, found in ((3, []), (4, [1, 2, 3]), (10**17, [1, 2, 3])):
+        answer = json.loads(get(agent.port, f"/denies?since={since}")[1])
+        assert [event["id"] for event in answer["events"]] == found
+
+
 def test_events_that_are_still_open_are_in_the_list(start: Callable[..., Agent]) -> None:
     agent = start()
 
