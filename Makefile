@@ -1,4 +1,4 @@
-# `make lab` and `make test` need nothing but a Debian or Ubuntu machine and root: each installs what it uses.
+# `make lab` and `make test` need nothing but a Debian machine and root: each installs what it uses, and no more.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,36 +8,39 @@ BIN := $(VENV)/bin
 WORKERS ?= -n $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n > 8 ? 8 : n)))
 CLIENT := felix_py/cni/client/felix-py-cni
 
-.PHONY: all lab lab-down test test-all unit lint types layers bench lock clean
+.PHONY: all dev lab lab-down test test-all unit lint types layers bench lock clean
 .DEFAULT_GOAL := all
 
 all: $(BIN)/felix-py $(CLIENT)  ## the command line, at .venv/bin/felix-py
 
-lab: all packages  ## the main job on one machine: nodes, pods, policies, a real router
+dev: $(VENV)/.dev $(CLIENT)  ## the same, and the tools that developers and tests need
+
+lab: all  ## the main job on one machine: nodes, pods, policies, a real router
+	@scripts/debian-packages run
 	@$(BIN)/felix-py lab up $(LAB)
 
 lab-down:  ## remove the lab
 	@$(BIN)/felix-py lab down
 
-test: all packages  ## everything but heavy tests: unit, property, golden, integration, end to end, packaging
+test: dev packages  ## everything but heavy tests: unit, property, golden, integration, end to end, packaging
 	@$(BIN)/pytest $(WORKERS) $(TESTS)
 
-test-all: all packages  ## the same at length, as before a release: also heavy tests, more examples, longer fuzzing
+test-all: dev packages  ## the same at length, as before a release: also heavy tests, more examples, longer fuzzing
 	@FELIX_PY_TESTS=all $(BIN)/pytest $(WORKERS) $(TESTS)
 
-unit: all  ## the tests that need neither root nor packages
+unit: dev  ## the tests that need neither root nor packages
 	@$(BIN)/pytest -q $(WORKERS) tests/unit tests/property tests/golden
 
-lint: $(BIN)/felix-py
+lint: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: $(BIN)/felix-py
+types: $(VENV)/.dev
 	@$(BIN)/mypy
 
-layers: $(BIN)/felix-py
+layers: $(VENV)/.dev
 	@$(BIN)/lint-imports
 
-bench: all packages  ## every benchmark, each beside the bare tool or limit
+bench: dev packages  ## every benchmark, each beside the bare tool or limit
 	@$(BIN)/python -m bench $(BENCH)
 
 # --- set-up ------------------------------------------------------------------------------------------
@@ -46,9 +49,13 @@ bench: all packages  ## every benchmark, each beside the bare tool or limit
 packages:
 	@scripts/debian-packages run test
 
-$(BIN)/felix-py: requirements/dev.txt pyproject.toml scripts/virtualenv
+$(BIN)/felix-py: requirements/run.txt requirements/build.txt pyproject.toml scripts/virtualenv
 	@scripts/debian-packages build
-	@PYTHON=$(PYTHON) scripts/virtualenv $(VENV)
+	@PYTHON=$(PYTHON) scripts/virtualenv $(VENV) run
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(BIN)/felix-py
+	@PYTHON=$(PYTHON) scripts/virtualenv $(VENV) dev
 	@touch $@
 
 $(CLIENT): felix_py/cni/client/felix-py-cni.c $(BIN)/felix-py
@@ -61,6 +68,9 @@ lock:  ## lock the dependencies again
 		--strip-extras --allow-unsafe -o requirements/run.txt pyproject.toml
 	@build/lock/bin/pip-compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--strip-extras --allow-unsafe --extra dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml
+	@build/lock/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--strip-extras --allow-unsafe --only-build-deps --build-deps-for editable -c requirements/dev.txt \
+		-o requirements/build.txt pyproject.toml
 
 clean:  ## remove what make made
 	@rm -rf $(VENV) build dist $(CLIENT)
