@@ -112,6 +112,7 @@ class Reconciler:
         self._prompt_parts = _NOTHING
         self._soon = Paced(Pace(*_SOON), lambda: self._read_back(Part.RULES))
         self._failures = Failures()
+        self._last_drift: tuple[float, list[str]] | None = None
         self.on_applied: list[Callable[[Failures], None]] = []
         """Called after each apply with what it could not write."""
         self.on_drift: list[Callable[[Sequence[Drift]], None]] = []
@@ -123,6 +124,14 @@ class Reconciler:
     def failures(self) -> Failures:
         """What the last apply could not write."""
         return self._failures
+
+    @property
+    def last_drift(self) -> tuple[float, list[str]] | None:
+        """What somebody else changed last, and how many seconds ago that was found; None: nothing so far."""
+        if self._last_drift is None:
+            return None
+        when, found = self._last_drift
+        return time.monotonic() - when, found
 
     @property
     def compared_age(self) -> float:
@@ -425,6 +434,7 @@ class Reconciler:
         shown = [str(found) for found in drift[:_MOST_LOGGED]]
         if more := sum(found.count for found in drift[_MOST_LOGGED:]):
             shown.append(f"and {more} more")
+        self._last_drift = (time.monotonic(), shown)
         self._log.warning("somebody else has changed what is ours; putting it right", found=shown)
 
     def _note_failures(self, failures: Failures) -> None:

@@ -391,6 +391,10 @@ class Agent:
             self._metrics.watch_age.labels(kind).set(age)
         self._bgp.refresh_metrics()
 
+    def _last_drift(self) -> dict[str, Any] | None:
+        last = self._reconciler.last_drift
+        return None if last is None else {"secondsAgo": round(last[0], 1), "found": last[1]}
+
     def status(self) -> dict[str, Any]:
         """The agent's state, as ``/status`` shows it."""
         return {
@@ -406,6 +410,8 @@ class Agent:
                 for f in itertools.islice(self._reconciler.failures, _MOST_SHOWN)
             ],
             "failedObjects": self._reconciler.failures.objects,
+            "comparedAgeSeconds": round(self._reconciler.compared_age, 1),
+            "lastDrift": self._last_drift(),
             "watchAgeSeconds": {kind: round(age, 1) for kind, age in self._cluster.ages().items()},
             "problems": [
                 {"kind": p.kind, "namespace": p.key[0], "name": p.key[1], "reason": p.reason}

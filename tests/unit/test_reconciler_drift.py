@@ -65,12 +65,15 @@ def take(rig: Rig, kind: str, key: object) -> None:
 
 def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counted_once() -> None:
     async def test(rig: Rig) -> None:
+        assert rig.reconciler.last_drift is None
         take(rig, "route", POD)
         take(rig, "chain", FORWARD)
         rig.reconciler.look(Part.ROUTES)
         await until(lambda: drift(rig) == {"route": 1})
         assert POD in rig.kernel.routes
         assert rig.kernel.looks == [Part.ROUTES]
+        assert rig.reconciler.last_drift is not None
+        assert rig.reconciler.last_drift[1] == ["route 10.1.0.2/32: missing"]
         rig.reconciler.look(Part.RULES)
         await until(lambda: drift(rig) == {"route": 1, "chain": 1})
         assert FORWARD in rig.kernel.chains
@@ -79,6 +82,8 @@ def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counted_once
         await until(lambda: len(rig.kernel.looks) == 4)
         await rig.reconciler.settled()
         assert drift(rig) == {"route": 1, "chain": 1}
+        assert rig.reconciler.last_drift[1] == ["chain FELIX-FORWARD (filter, IPv4): missing"]
+        assert 0 <= rig.reconciler.last_drift[0] < 20
 
     logged = run(test)
     assert [(line["log_level"], line["found"]) for line in logged if "found" in line] == [
