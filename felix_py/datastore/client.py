@@ -1,7 +1,7 @@
-"""The API server: where it is, who we are to it, and raw bytes from and to it.
+"""The API server: raw bytes from and to it.
 
-Configuration, authentication and TLS are the official client's; its typed models are not used (they cost some 60
-times the CPU and 40 times the memory). This is the only module of the agent that imports it.
+The official client's typed models are not used (they cost some 60 times the CPU and 40 times the memory), and
+itself only where the way to the server is not a plain one (:mod:`felix_py.datastore.access`).
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlencode
 
 import msgspec
 import urllib3
-from kubernetes.client import Configuration
-from kubernetes.client.rest import RESTClientObject
-from kubernetes.config import list_kube_config_contexts, load_incluster_config, load_kube_config
-from kubernetes.config.config_exception import ConfigException
-from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 from felix_py import log
 from felix_py.config import ConfigError
+from felix_py.datastore import access
+from felix_py.datastore.access import Access, NotPlain
 from felix_py.datastore.wire import UNDECODABLE, Status
 
 CONNECT_TIMEOUT = 10.0
@@ -158,34 +155,35 @@ class Answer:
 class Api:
     """Raw requests to one API server. Safe for several threads.
 
-    ``load`` makes a fresh official ``Configuration`` from the files it came from: credentials and CA may be
-    exchanged under a running agent, and the official client notices only some of that. ``dead_after``: seconds
-    after which a connection whose other end does not acknowledge anything is given up, by the kernel.
+    ``load`` finds the access again, from the files it came from: credentials and CA may be exchanged under a
+    running agent. ``dead_after``: seconds after which a connection whose other end does not acknowledge
+    anything is given up, by the kernel.
     """
 
-    def __init__(self, load: Callable[[], Any], dead_after: float = DEAD_AFTER) -> None:
+    def __init__(self, load: Callable[[], Access], dead_after: float = DEAD_AFTER) -> None:
         self._load = load
         # Keepalive probes from half of the time on, also while we only read. The limit is TCP_USER_TIMEOUT's
         # (tcp(7), milliseconds), which counts for them instead of their number, and for what we write.
         self._socket_options = [
-            *tcp_keepalive_socket_options(
-                idle=max(1, round(dead_after / 2)), interval=max(1, round(dead_after / 6)), count=3
-            ),
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, round(dead_after / 2))),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, round(dead_after / 6))),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
             (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(dead_after * 1000)),
         ]
         self._log = log.get("api")
         self._lock = threading.Lock()
-        self._configuration, self._pool = self._open()
+        self._access, self._pool = self._open()
 
-    def _open(self) -> tuple[Any, urllib3.PoolManager]:
-        configuration = self._load()
-        configuration.socket_options = self._socket_options
-        return configuration, RESTClientObject(configuration).pool_manager
+    def _open(self) -> tuple[Access, urllib3.PoolManager]:
+        found = self._load()
+        return found, found.pool(self._socket_options)
 
     @property
     def server(self) -> str:
         """The API server's URL, without a path."""
-        return str(self._configuration.host)
+        return self._access.server
 
     def renew(self) -> None:
         """Read credentials and CA again and leave all connections behind; answers being read are not disturbed.
@@ -193,12 +191,12 @@ class Api:
         Files that cannot be read now (an exchange may be half done) leave everything as it was.
         """
         try:
-            configuration, pool = self._open()
+            found, pool = self._open()
         except (ConfigError, OSError) as error:
             self._log.warning("cannot read the credentials again, going on with those at hand", error=str(error))
             return
         with self._lock:
-            old, self._configuration, self._pool = self._pool, configuration, pool
+            old, self._access, self._pool = self._pool, found, pool
         old.clear()
 
     def close(self) -> None:
@@ -222,11 +220,11 @@ class Api:
             Unreachable: no answer.
         """
         with self._lock:
-            configuration, pool = self._configuration, self._pool
-            headers = self._headers(configuration)
+            way, pool = self._access, self._pool
+            headers = _headers(way)
         if body is not None:
             headers["Content-Type"] = content_type
-        url = configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        url = way.server + path + (f"?{urlencode(query)}" if query else "")
         try:
             response = pool.request(
                 method,
@@ -247,17 +245,16 @@ class Api:
             raise _refusal(response)
         return Answer(cast(urllib3.HTTPResponse, response))
 
-    def _headers(self, configuration: Any) -> dict[str, str]:
-        """Asking for the key is what makes the official client read a rotated service account token."""
-        headers = {"Accept": "application/json", "User-Agent": "felix-py"}
-        try:
-            key = configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
-        except (ConfigException, OSError) as error:
-            raise Unreachable(f"cannot read the token: {error}") from error
-        if key:
-            # A token file often ends with a newline, which no header may contain.
-            headers["Authorization"] = str(key).strip()
-        return headers
+
+def _headers(way: Access) -> dict[str, str]:
+    headers = {"Accept": "application/json", "User-Agent": "felix-py"}
+    try:
+        authorization = way.authorization()
+    except (OSError, ValueError) as error:
+        raise Unreachable(f"cannot read the token: {error}") from error
+    if authorization:
+        headers["Authorization"] = authorization
+    return headers
 
 
 def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
@@ -286,44 +283,30 @@ def default_namespace(kubeconfig: Path | None = None, context: str | None = None
             return _NAMESPACE_FILE.read_text().strip() or "default"
         except OSError:
             return "default"
-    try:
-        every, current = list_kube_config_contexts(str(kubeconfig))
-        chosen = next(one for one in every if one["name"] == context) if context else current
-        return str(chosen["context"].get("namespace") or "default")
-    except StopIteration:
-        raise ConfigError(
-            f"--context {context}: {kubeconfig} has no such context; see `kubectl config get-contexts`"
-        ) from None
-    except Exception as error:
-        raise ConfigError(f"--kubeconfig {kubeconfig}: {_words(error).partition('{')[0]}") from None
+    from felix_py.datastore import official
+
+    return official.namespace_of(kubeconfig, context)
 
 
-def _from_kubeconfig(path: Path, context: str | None) -> Any:
+def _from_kubeconfig(path: Path, context: str | None) -> Access:
     # KUBECONFIG may be a list of files, of which some need not be there.
     if not any(Path(one).expanduser().is_file() for one in str(path).split(os.pathsep)):
         raise ConfigError(f"--kubeconfig {path}: no such file; give one that `kubectl --kubeconfig` accepts")
-    configuration = Configuration()
     try:
-        load_kube_config(str(path), context=context, client_configuration=configuration, persist_config=False)
-    except Exception as error:
-        # The official loader raises whatever YAML, base64, TypeError or AttributeError its input leads it to, and
-        # quotes the entry it stumbled over: with the token.
-        words = _words(error).partition("{")[0]
-        raise ConfigError(f"--kubeconfig {path}: {words}; compare it with `kubectl config view`") from None
-    return configuration
+        return access.of_kubeconfig(path, context)
+    except NotPlain:
+        from felix_py.datastore import official
+
+        return official.of_kubeconfig(path, context)
 
 
-def _from_pod() -> Any:
-    configuration = Configuration()
+def _from_pod() -> Access:
     try:
-        load_incluster_config(client_configuration=configuration)
-    except (ConfigException, OSError) as error:
-        where = "this pod's service account" if "KUBERNETES_SERVICE_HOST" in os.environ else "not inside a pod"
-        raise ConfigError(
-            f"no API server ({where}: {error}); "
-            "give --kubeconfig, or run in a pod with a mounted service account token"
-        ) from error
-    return configuration
+        return access.of_pod()
+    except NotPlain:
+        from felix_py.datastore import official
+
+        return official.of_pod()
 
 
 def _refusal(response: urllib3.BaseHTTPResponse) -> ApiError:

@@ -102,7 +102,8 @@ class FakeApi:
     ``watch_list``: it knows sendInitialEvents (else 422). ``gone_in_stream``: a version too old is told by an
     ERROR event, else by HTTP 410. ``future_is_504``: a version from the future is refused as kube-apiserver
     does, else by 410. ``definitions``: clients have the right to read CustomResourceDefinitions. ``token``: the
-    one it accepts. ``certificate``: (certificate, key) files to speak TLS with.
+    one it accepts. ``clients``: the file of an authority whose certificate clients must show. ``certificate``:
+    (certificate, key) files to speak TLS with.
     """
 
     watch_list: bool = True
@@ -110,6 +111,7 @@ class FakeApi:
     future_is_504: bool = False
     token: str = ""
     certificate: tuple[str, str] | None = None
+    clients: str = ""
     definitions: bool = True
     version: int = 100
     requests: list[Request] = field(default_factory=list)
@@ -570,6 +572,9 @@ class _Listener(ThreadingHTTPServer):
         if api.certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*api.certificate)
+            if api.clients:
+                context.load_verify_locations(api.clients)
+                context.verify_mode = ssl.CERT_REQUIRED
             # The handshake happens with the first read, in the connection's own thread.
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec
 
-from kubernetes.client import Configuration
-
+from felix_py.datastore.access import Identity, Plain
 from felix_py.datastore.backoff import SystemClock
 from felix_py.datastore.client import Api
 from felix_py.datastore.decode import PODS, Kind
@@ -130,12 +129,9 @@ class Watching:
         await self.until(lambda: self.reflector.kind.name not in self.store.not_listed)
 
 
-def configuration(api: FakeApi) -> Configuration:
-    """The official client's configuration for a fake server; no proxy of the environment comes between."""
-    made = Configuration(host=api.url, no_proxy="*")
-    if api.token:
-        made.api_key["BearerToken"] = f"Bearer {api.token}"
-    return made
+def configuration(api: FakeApi) -> Plain:
+    """The way to a fake server."""
+    return Plain(Identity(api.url, token=api.token))
 
 
 @asynccontextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import yaml
 from kubernetes.config import incluster_config
 
 from felix_py.config import ConfigError
+from felix_py.datastore import access
+from felix_py.datastore.access import NotPlain
 from felix_py.datastore.client import Api, ApiError, Unreachable, connect
 from tests.support import fakeapi, faults
 from tests.support.fakeapi import PODS, FakeApi, pod
@@ -104,6 +108,70 @@ def test_outside_a_pod_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> Non
         connect()
 
 
+PEM = base64.b64encode(b"no certificate").decode()
+
+
+@pytest.mark.parametrize(
+    ("user", "cluster"),
+    [
+        ({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "get-token", "args": []}}, {}),
+        ({"auth-provider": {"name": "oidc"}}, {}),
+        ({"username": "u", "password": "p"}, {}),
+        ({"token": 5}, {}),
+        ({"tokenFile": "/no/such/file"}, {}),
+        ({"client-certificate-data": PEM, "client-key-data": PEM}, {}),
+        ({"client-certificate-data": "é"}, {}),
+        ({}, {"proxy-url": "socks5://127.0.0.1:1"}),
+        ({}, {"certificate-authority": "no-such.crt"}),
+        ({}, {"certificate-authority-data": PEM}),
+    ],
+)
+def test_what_is_not_plain_is_left_to_the_official_client(
+    tmp_path: Path, user: dict[str, object], cluster: dict[str, object]
+) -> None:
+    path = kubeconfig(tmp_path / "config", "https://127.0.0.1:1", user, **cluster)  # type: ignore[arg-type]
+    with pytest.raises(NotPlain):
+        access.of_kubeconfig(path, None)
+
+
+def test_what_the_official_client_reads_is_used_as_it_reads_it(tmp_path: Path) -> None:
+    with FakeApi(token="from-a-program") as server:
+        credential = {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "kind": "ExecCredential",
+            "status": {"token": "from-a-program"},
+        }
+        command = {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": "echo",
+            "args": [json.dumps(credential)],
+            "interactiveMode": "Never",
+        }
+        api = connect(kubeconfig(tmp_path / "config", server.url, {"exec": command}))  # type: ignore[dict-item]
+        assert b'"items"' in get(api)
+        api.close()
+
+
+def test_a_proxy_in_the_environment_is_the_official_client_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = kubeconfig(tmp_path / "config", "https://127.0.0.1:1")
+    access.of_kubeconfig(path, None)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    with pytest.raises(NotPlain):
+        access.of_kubeconfig(path, None)
+
+
+def test_an_agent_that_needs_nothing_else_does_not_load_the_official_client(tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path / "config", "https://127.0.0.1:1", {"token": "t"})
+    code = (
+        "import sys, pathlib; from felix_py.datastore.client import connect;"
+        "import felix_py.agent.main;"
+        f"connect(pathlib.Path({str(path)!r})); assert 'kubernetes' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # --- identity --------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +243,34 @@ def test_tls_verifies_the_server(tmp_path: Path, authorities: list[tuple[Path, t
 
 
 @needs_openssl
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+def test_who_we_are_may_be_told_by_a_certificate(
+    tmp_path: Path, authorities: list[tuple[Path, tuple[str, str]]]
+) -> None:
+    (ca, (certificate, key)), _ = authorities
+    data = {
+        "client-certificate-data": base64.b64encode(Path(certificate).read_bytes()).decode(),
+        "client-key-data": base64.b64encode(Path(key).read_bytes()).decode(),
+    }
+    with FakeApi(certificate=(certificate, key), clients=str(ca)) as server:
+        named = {"certificate-authority": ca.name}  # beside the kubeconfig
+        for user in (data, {"client-certificate": certificate, "client-key": Path(key).name}):
+            path = kubeconfig(tmp_path / "config", server.url, user, **named)
+            access.of_kubeconfig(path, None)
+            api = connect(path)
+            get(api)
+            api.close()
+        nobody = connect(kubeconfig(tmp_path / "config", server.url, **named))
+        with pytest.raises(Unreachable):
+            get(nobody)
+        nobody.close()
+        unsafe = {"insecure-skip-tls-verify": True, "tls-server-name": "elsewhere"}
+        trusting = connect(kubeconfig(tmp_path / "config", server.url, data, **unsafe))
+        get(trusting)
+        trusting.close()
+
+
+@needs_openssl
 def test_service_account_of_a_pod_and_its_token_rotation(
     tmp_path: Path, authorities: list[tuple[Path, tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,8 +280,8 @@ def test_service_account_of_a_pod_and_its_token_rotation(
     with FakeApi(token="first", certificate=certificate) as server:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
-        monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(token))
-        monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(ca))
+        (tmp_path / "ca.crt").write_text(ca.read_text())
+        monkeypatch.setattr(access, "SERVICE_ACCOUNT", tmp_path)
         api = connect()
         get(api)
         server.token = "second"
@@ -202,6 +298,7 @@ def test_service_account_of_a_pod_and_its_token_rotation(
 def test_pod_without_a_token_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(access, "SERVICE_ACCOUNT", tmp_path / "none")
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="this pod's service account: Service token file does not exist"):
         connect()

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from felix_py.datastore.access import Identity, Plain
 from felix_py.datastore.client import Api
 from felix_py.datastore.informer import Timing
 from tests.support import fakeapi, faults
@@ -184,10 +185,8 @@ async def test_token_rotation() -> None:
     with FakeApi(token="first") as api:
         token = ["first"]
 
-        def load() -> object:
-            made = configuration(api)
-            made.api_key["BearerToken"] = f"Bearer {token[0]}\n"  # as in a file that ends with a newline
-            return made
+        def load() -> Plain:
+            return Plain(Identity(api.url, token=token[0]))
 
         async with watching(api, client=Api(load)) as watch:
             await watch.until_listed()
@@ -205,7 +204,7 @@ async def test_watch_recycle_uses_a_new_connection_and_reads_the_credentials_aga
     with FakeApi(token="first") as api:
         loads = []
 
-        def load() -> object:
+        def load() -> Plain:
             loads.append(api.token)
             return configuration(api)
 
