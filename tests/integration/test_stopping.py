@@ -275,3 +275,12 @@ asyncio.run(main())
     assert process.returncode == HUNG
     assert "orderly" in said
     assert time.monotonic() - started < MOST_SECONDS
+
+
+def test_what_keeps_it_from_starting_is_said_also_while_it_stops_what_it_had_begun(
+    tmp_path: Path, api: FakeApi
+) -> None:
+    agent = AgentProcess(tmp_path, api, options=["--backend=nft", f"--bgp-config={tmp_path}/missing.yaml"])
+    with running(agent):
+        assert agent.wait() == 1
+    assert any(line["event"] == "cannot start" and "bgp-config" in line["reason"] for line in agent.logged())

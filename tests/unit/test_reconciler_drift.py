@@ -177,7 +177,7 @@ def test_a_kernel_that_cannot_be_read_keeps_no_pod_waiting_and_is_read_again() -
         await until(lambda: len(rig.kernel.looks) > 2)
         await rig.network.enforce(lease("c3", "10.1.0.3", 3.0))
         assert "10.1.0.3,felixc3" in rig.kernel.members(NAMES.source)
-        assert rig.reconciler.failures == ()
+        assert rig.reconciler.failures.objects == 0
         rig.kernel.unreadable = ""
         await until(lambda: drift(rig) == {"chain": 1, "route": 1})
         await until(lambda: FORWARD in rig.kernel.chains and OWN in rig.kernel.routes)

@@ -103,7 +103,7 @@ def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
         assert set(told.refs()) == {GUARD.ref}
         kernel.failing.clear()
         await rig.reconciler.settled()
-        assert rig.reconciler.failures == ()
+        assert not rig.reconciler.failures
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
