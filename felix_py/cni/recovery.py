@@ -80,8 +80,11 @@ def _open(path: Path, ends: Sequence[HostEnd], say: Say) -> tuple[AddressStore, 
         if nameless:
             raise StoreError(_refusal(str(error), nameless, path)) from error
         aside = _set_aside(path)
-        text = f"{error}: it was set aside as {aside.name} and made anew from the interfaces of {len(ends)} pods"
-        say(NoticeKind.LEASES_REBUILT, str(path), f"{text}; look after the disk, and delete that file")
+        source = f"from the interfaces of {len(ends)} pods" if ends else "empty, as no pod has an interface"
+        text = (
+            f"{error}, by a power failure or a fault of the disk: it was set aside as {aside.name} and made anew"
+        )
+        say(NoticeKind.LEASES_REBUILT, str(path), f"{text} {source}; look after the disk, and delete that file")
         return AddressStore(path), str(error)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
@@ -189,6 +191,29 @@ def test_a_full_disk_keeps_no_pod(disk: Path, tmp_path: Path, make_netns: MakeNe
         assert not node.notices.all()
         assert held(node) == ["c1"]
         assert addresses(await node.runtime.add("c2", pods[2].path, args=pod_args("web-2")))[0] == "10.65.0.3"
+
+    on_node(node, test)
+
+
+def test_a_disk_that_cannot_be_written_to_keeps_no_pod(
+    tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def test() -> None:
+        await node.runtime.add("c1", pod.path, args=pod_args("web"))
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "fdatasync", broken)
+            await refused(node.runtime.add("c2", other.path, args=pod_args("two")), 5, "Input/output error")
+            await node.runtime.delete("c1")
+            assert not host_interfaces()
+            assert not node.network.enforced
+            await refused(status(node), 50, "Input/output error")
+        await status(node)
+        assert held(node) == []
 
     on_node(node, test)
 
