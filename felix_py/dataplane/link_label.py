@@ -3,15 +3,17 @@
 The alias lives exactly as long as the interface, on no disk. So when the address store is lost, damaged or older
 than the interfaces, they are the second witness of who holds which address. No I/O.
 
-Text: ``felix-py NAMESPACE/POD V4 V6 IFNAME NETWORK CONTAINER UID CREATED CHECK``, with ``-`` for what is absent.
-Container and uid, long hexadecimal numbers mostly, are packed: the kernel takes 255 bytes (IFALIASZ). CREATED are
-microseconds since the epoch, hexadecimal; CHECK is the CRC-32 of all before it.
+Text: ``felix-py NAMESPACE/POD V4 V6 IFNAME NETWORK CONTAINER UID CREATED CHECK``, with ``-`` for what is absent
+and ``.`` for the usual interface and network name. The kernel takes 255 bytes (IFALIASZ), so container and uid,
+which are long hexadecimal numbers mostly, are packed; if need be the IPv6 address is as well, and then the uid
+left out. CREATED are microseconds since the epoch, hexadecimal; CHECK is the CRC-32 of all before it.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import re
 import zlib
 
@@ -23,23 +25,29 @@ _MOST = 255
 _HEAD = "felix-py "
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HEX = re.compile(r"([0-9a-f]{2})+")
-_NONE = "-"
+_NONE, _USUAL = "-", "."
+_IFNAME, _NETWORK = "eth0", "felix-py"
 
 
 def link_label(lease: Lease) -> str:
     """The alias of the lease's interface; empty where it does not fit (very long names) or is not to be read."""
-    words = (
-        f"{lease.namespace}/{lease.pod}",
-        *(lease.addresses.get(family, _NONE) for family in Family),
-        lease.ifname,
-        lease.network or _NONE,
-        _pack(lease.container),
-        _pack(lease.uid),
-        f"{round(lease.created * 1e6):x}",
-    )
-    text = _HEAD + " ".join(words)
-    text += f" {zlib.crc32(text.encode()):08x}"
-    return text if len(text.encode()) <= _MOST and _same(read_label(text), lease) else ""
+    v4, v6 = (lease.addresses.get(family, _NONE) for family in Family)
+    for address, uid in ((v6, lease.uid), (_packed(v6), lease.uid), (_packed(v6), "")):
+        words = (
+            f"{lease.namespace}/{lease.pod}",
+            v4,
+            address,
+            _USUAL if lease.ifname == _IFNAME else lease.ifname,
+            _USUAL if lease.network == _NETWORK else lease.network or _NONE,
+            _pack(lease.container),
+            _pack(uid),
+            f"{round(lease.created * 1e6):x}",
+        )
+        text = _HEAD + " ".join(words)
+        text += f" {zlib.crc32(text.encode()):08x}"
+        if len(text.encode()) <= _MOST:
+            return text if _same(read_label(text), lease) else ""
+    return ""
 
 
 def read_label(text: str) -> Lease | None:
@@ -50,16 +58,16 @@ def read_label(text: str) -> Lease | None:
             return None
         pod, v4, v6, ifname, network, container, uid, created = body[len(_HEAD) :].split(" ")
         namespace, name = pod.split("/")
-        container = _unpack(container)
+        container, ifname = _unpack(container), _IFNAME if ifname == _USUAL else ifname
         return Lease(
             container,
             ifname,
-            "" if network == _NONE else network,
+            {_NONE: "", _USUAL: _NETWORK}.get(network, network),
             namespace,
             name,
             _unpack(uid),
             interface_name(container, ifname),
-            {family: address for family, address in ((Family.V4, v4), (Family.V6, v6)) if address != _NONE},
+            {f: address for f, address in ((Family.V4, v4), (Family.V6, _address(v6))) if address != _NONE},
             int(created, 16) / 1e6,
         )
     except (ValueError, binascii.Error):
@@ -67,14 +75,24 @@ def read_label(text: str) -> Lease | None:
 
 
 def _same(read: Lease | None, lease: Lease) -> bool:
-    """Whether all can be read back. The time has come through text and may be a microsecond off."""
+    """Whether all can be read back, but for the uid. The time may be a microsecond off."""
     if read is None:
         return False
     return abs(read.created - lease.created) < 1e-5 and _parts(read) == _parts(lease)
 
 
 def _parts(lease: Lease) -> tuple[object, ...]:
-    return (lease.container, lease.ifname, lease.network, lease.namespace, lease.pod, lease.uid, lease.addresses)
+    return (lease.container, lease.ifname, lease.network, lease.namespace, lease.pod, lease.addresses)
+
+
+def _packed(v6: str) -> str:
+    return v6 if v6 == _NONE else "@" + _base64(ipaddress.IPv6Address(v6).packed.hex())
+
+
+def _address(word: str) -> str:
+    if not word.startswith("@"):
+        return word
+    return str(ipaddress.IPv6Address(base64.urlsafe_b64decode(word[1:] + "==")))
 
 
 def _pack(text: str) -> str:

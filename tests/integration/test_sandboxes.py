@@ -107,7 +107,7 @@ def test_a_label_that_somebody_took_away_is_set_again(tmp_path: Path, make_netns
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         host = interface_name("c1", "eth0")
         before = run("ip", "link", "show", "dev", host)
-        assert "alias felix-py default/web 10.65.0.1 fd65::1 eth0 " in before
+        assert "alias felix-py default/web 10.65.0.1 fd65::1 . . " in before
         run("ip", "link", "set", host, "alias", "")
         await node.plugin.look()
         assert run("ip", "link", "show", "dev", host) == before
