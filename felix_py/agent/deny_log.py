@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from aiohttp import web
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from felix_py import log
 from felix_py.agent.denies import Denies
 from felix_py.agent.deny_events import Describer
-from felix_py.agent.deny_http import DenyRoutes
 from felix_py.agent.deny_reader import DenyReader
 from felix_py.agent.facts import Facts
 from felix_py.config import AgentConfig
@@ -20,6 +18,11 @@ from felix_py.plan.deny_log import SOURCE_DROP, DenyLog
 from felix_py.records import Backend
 from policy.evaluate import View
 from policy.model import Family
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from felix_py.agent.deny_http import DenyRoutes
 
 _OFF = "the deny log is switched off on this node (--no-deny-log)"
 
@@ -40,13 +43,19 @@ class DenyLogging:
         self.rules = _rules(config, families, backend)
         """For the plan; None: nothing is logged."""
         self._reader: DenyReader | None = None
-        denies: Denies | None = None
+        self._node = config.node_name
+        self._denies: Denies | None = None
         if self.rules:
             describer = Describer(config.node_name, view, facts.chain_names, facts.endpoint_at)
-            denies = Denies(describer, metrics, lines=config.deny_log_lines)
-            self._reader = DenyReader(self.rules.group, denies, metrics)
+            self._denies = Denies(describer, metrics, lines=config.deny_log_lines)
+            self._reader = DenyReader(self.rules.group, self._denies, metrics)
         self._off = _OFF if not config.deny_log else "this node's kernel cannot log denied packets"
-        self._routes = DenyRoutes(config.node_name, denies, lambda: self.unavailable)
+
+    @cached_property
+    def _routes(self) -> DenyRoutes:
+        from felix_py.agent.deny_http import DenyRoutes
+
+        return DenyRoutes(self._node, self._denies, lambda: self.unavailable)
 
     @property
     def unavailable(self) -> str | None:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import msgspec
-from aiohttp import web
 
 from felix_py import log
 from felix_py.cni.batch import Batcher
@@ -91,17 +90,3 @@ def described(table: FlowTable, addresses: Collection[str]) -> bytes:
             for flow in ordered
         ]
     )
-
-
-def flows_route(flows: Flows, addresses: Callable[[], Collection[str]]) -> web.RouteDef:
-    """``/flows``: the connections of the node's endpoints, as :func:`described`."""
-
-    async def answer(_request: web.Request) -> web.Response:
-        chosen = addresses()
-        try:
-            found = await flows.call(lambda table: described(table, chosen))
-        except OSError as error:
-            return web.Response(text=f"the kernel's connections cannot be read: {error}\n", status=503)
-        return web.Response(body=found, content_type="application/json")
-
-    return web.get("/flows", answer)

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from felix_py.config import ConfigError
-
 Status = dict[str, Any]
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """``ADDRESS:PORT`` or ``[IPv6]:PORT``.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"--health-address {text}: must be ADDRESS:PORT, such as 127.0.0.1:9099")
-    return host, int(port)
 
 
 class HealthServer:
@@ -52,19 +38,11 @@ class HealthServer:
         # Cancelled as soon as its client is gone: a handler may stream without end.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1, handler_cancellation=True)
 
-    async def start(self, address: str) -> None:
-        """Listen.
-
-        Raises:
-            ConfigError: the address cannot be used.
-        """
-        host, port = parse_address(address)
+    async def start(self, listener: socket.socket) -> None:
+        """Answer what comes in by a listening socket (:func:`felix_py.agent.listener.listen`), and has come
+        already."""
         await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, host, port, reuse_address=True).start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise ConfigError(f"--health-address {address}: {error.strerror or error}") from None
+        await web.SockSite(self._runner, listener).start()
 
     async def stop(self) -> None:
         """Stop listening."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -31,9 +32,9 @@ from felix_py import log
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.deny_log import DenyLogging
 from felix_py.agent.facts import Facts
-from felix_py.agent.flows import Flows, flows_route
-from felix_py.agent.health import HealthServer
+from felix_py.agent.flows import Flows
 from felix_py.agent.identity import Identity
+from felix_py.agent.listener import listen
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.pods import Pods
 from felix_py.agent.policy_counters import Accounts, PolicyCounters
@@ -76,6 +77,9 @@ _MOST_NAMED = 10
 """Objects named in one log line."""
 _MOST_SHOWN = 1000
 """Failures in ``/status``."""
+
+_HEALTH_WAITS = 1.0
+"""Seconds after which the health endpoint answers although policy is not in force yet."""
 
 _CONDITION_RETRY = 60.0
 """Seconds until the node's condition is tried again."""
@@ -141,6 +145,7 @@ class Agent:
         self._metrics = Metrics()
         self._notices = Notices(self._metrics)
         self._marks = Marks.from_mask(config.mark_mask)
+        self._in_force = asyncio.Event()
         self._pods = Pods(config, stack, self._metrics, self._notices)
         self.stalls = Stalls(self._metrics.loop_stalls.observe, log.get("loop").warning)
 
@@ -200,7 +205,7 @@ class Agent:
         self._stack.push_async_callback(self._network.close)
         self._bgp = Bgp(config, self._facts, families, self._notices, self._metrics)
         self._facts.on_nodes = self._bgp.cluster_changed
-        await self._start_health()
+        self._listener = self._stack.enter_context(listen(config.health_address))
         await self._pods.start(self._network, self._facts.attach)
         self._start_cluster()
 
@@ -259,16 +264,25 @@ class Agent:
             for direction in Direction
         }
 
-    async def _start_health(self) -> None:
-        self._health = HealthServer(
+    async def _serve_health(self) -> None:
+        """Answer those who connect to the health endpoint. Not before policy is in force, if that is soon: what
+        answers them takes longer to load than all that pods wait for.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._in_force.wait(), _HEALTH_WAITS)
+        await asyncio.to_thread(importlib.import_module, "felix_py.agent.health")
+        from felix_py.agent.flows_http import flows_route
+        from felix_py.agent.health import HealthServer
+
+        health = HealthServer(
             self._metrics.registry,
             self._unready,
             self.status,
             self._refresh_metrics,
             [*self._deny_log.routes(), flows_route(self._flows, self._facts.view.endpoint_addresses)],
         )
-        await self._health.start(self._config.health_address)
-        self._stack.push_async_callback(self._health.stop)
+        await health.start(self._listener)
+        self._stack.push_async_callback(health.stop)
 
     def _start_cluster(self) -> None:
         api = connect(self._config.kubeconfig)
@@ -316,12 +330,14 @@ class Agent:
     async def work(self) -> None:
         """Steps 4 and 5, then until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._serve_health())
             tasks.create_task(self._reconciler.run())
             await self._wait_for_sync()
             if self._revoker:
                 tasks.create_task(self._revoker.run())
             await self._first_apply()
             self._network.set_ready()
+            self._in_force.set()
             self._metrics.in_sync.set(1)
             self._log.info("in sync: policy is in force", endpoints=self._facts.endpoints)
             tasks.create_task(self._deny_log.run())

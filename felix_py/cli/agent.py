@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -137,7 +138,14 @@ def agent(
     orderly end, because something did not come to its end within nine seconds.
     """
     from felix_py import log
+
+    # What is loaded lives as long as the process: looking through it for garbage, now and later, is a tenth of
+    # a start.
+    gc.disable()
     from felix_py.agent.main import main
+
+    gc.freeze()
+    gc.enable()
     from felix_py.cni.runtime_folders import runtime_folders
 
     if os.geteuid() != 0:

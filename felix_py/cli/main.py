@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the answer is "no" or something failed, 2 the call itself 
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
 
 import typer
 
@@ -49,6 +48,8 @@ for group in (app, lab):
 
 
 def _print_version(wanted: bool) -> None:
+    from importlib.metadata import version
+
     if wanted:
         typer.echo(f"felix-py {version('felix-py')}")
         raise typer.Exit

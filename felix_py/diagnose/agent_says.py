@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from felix_py.agent.health import parse_address
+from felix_py.agent.listener import parse_address
 from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend
 from policy.model import Family

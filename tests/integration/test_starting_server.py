@@ -15,7 +15,7 @@ from felix_py.datastore.absence import DEFINITIONS
 from tests.support import faults
 from tests.support.agent_program import NODE, AgentProgram
 from tests.support.cni import pod_args
-from tests.support.fakeapi import CLUSTER_POLICIES, NAMESPACES, NODES, PODS, FakeApi, pod
+from tests.support.fakeapi import CLUSTER_POLICIES, NAMESPACES, NODES, PODS, FakeApi, Fault, pod
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.watching import on_loop
 
@@ -40,6 +40,12 @@ def populate(api: FakeApi) -> None:
     api.put(NAMESPACES, {"metadata": {"name": "default"}})
     for name in ("client", "server"):
         api.put(PODS, pod(name))
+
+
+def until_asked(api: FakeApi, times: int) -> Fault:
+    """404, until the kind has been asked for so often. Nor does the server know of any definition until then."""
+    refuse = faults.refuse(404, "NotFound")
+    return lambda exchange: len(api.verbs(CLUSTER_POLICIES)) < times and refuse(exchange)
 
 
 @contextmanager
@@ -91,9 +97,9 @@ async def test_an_admin_tier_stays_in_force_though_the_server_says_that_there_is
             result = await agent.runtime.add("server", server.path, args=pod_args("server"))
         address = result["ips"][0]["address"].partition("/")[0]
         with knocking(client, server, address) as arrived:
-            api.fault("*", faults.refuse(404, "NotFound"), path=CLUSTER_POLICIES, times=3)
-            api.fault("*", faults.refuse(404, "NotFound"), path=DEFINITIONS, times=3)
             asked = len(api.verbs(CLUSTER_POLICIES))
+            for path in (CLUSTER_POLICIES, DEFINITIONS):
+                api.fault("*", until_asked(api, asked + 4), path=path, times=100)
             with agent:
                 agent.start()
                 await asyncio.to_thread(agent.wait_ready)

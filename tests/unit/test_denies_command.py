@@ -23,6 +23,7 @@ from felix_py.agent.denies import Denies
 from felix_py.agent.deny_events import DenyEvent, Describer
 from felix_py.agent.deny_http import DenyRoutes
 from felix_py.agent.health import HealthServer
+from felix_py.agent.listener import listen
 from felix_py.cli.denied import wide
 from felix_py.metrics import Metrics
 from felix_py.plan.deny_log import HOST_DROP, SOURCE_DROP, Drop
@@ -67,7 +68,7 @@ class Agent:
         self._loop.call_soon(started.set)
         self._thread.start()
         started.wait(PATIENCE)
-        self.call(self._server.start(f"127.0.0.1:{port}"))
+        self.call(self._server.start(listen(f"127.0.0.1:{port}")))
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._stop.wait())

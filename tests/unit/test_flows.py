@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from felix_py.agent.flows import Flows, described, flows_route
+from felix_py.agent.flows import Flows, described
+from felix_py.agent.flows_http import flows_route
 from felix_py.agent.health import HealthServer
+from felix_py.agent.listener import listen
 from felix_py.dataplane.fake import FakeFlowTable
 from felix_py.metrics import Metrics
 from felix_py.records import Flow
@@ -84,7 +86,7 @@ async def served(table: FakeFlowTable, addresses: list[str]) -> AsyncIterator[st
     server = HealthServer(metrics.registry, lambda: None, dict, refresh, [route])
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    await server.start(address)
+    await server.start(listen(address))
     try:
         yield address
     finally:

@@ -1,0 +1,46 @@
+"""The socket of the health endpoint. It is there before those who answer: to load them takes as long as a list
+of pods."""
+
+from __future__ import annotations
+
+import socket
+
+from felix_py.config import ConfigError
+
+_BACKLOG = 128
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """``ADDRESS:PORT`` or ``[IPv6]:PORT``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"--health-address {text}: must be ADDRESS:PORT, such as 127.0.0.1:9099")
+    return host, int(port)
+
+
+def listen(address: str) -> socket.socket:
+    """Listen; who connects waits for an answer.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
+    host, port = parse_address(address)
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"--health-address {address}: {error.strerror or error}") from None
+    return listener
