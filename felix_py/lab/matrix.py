@@ -200,16 +200,23 @@ def _port(destination: Party, protocol: Protocol | None, port: int | None) -> Po
 # --- connections -------------------------------------------------------------------------------------
 
 
-async def measure(scene: Scene, tries: Sequence[Attempt], timeout: float = 0.5) -> list[Cell]:
-    """Try all, many at a time, ``timeout`` seconds each; what should have worked and did not, once more.
+async def measure(
+    scene: Scene, tries: Sequence[Attempt], timeout: float = 0.5, patience: float = 0.0
+) -> list[Cell]:
+    """Try all, many at a time; what should have worked and did not, once more.
+
+    What should be answered has ``timeout`` seconds, or ``patience`` if that is more. What should not has those
+    from when all that should be answered is: on a machine under load late answers are no silence.
 
     Raises:
         LabError: a source's network namespace is gone.
     """
     expected = [scene.expected(attempt) for attempt in tries]
-    results = await _connect_all(tries, timeout)
-    again = [i for i, (reached, _) in enumerate(results) if expected[i].allowed and not reached]
-    for index, result in zip(again, await _connect_all([tries[i] for i in again], timeout), strict=True):
+    allowed = [verdict.allowed for verdict in expected]
+    results = await _connect_all(tries, allowed, timeout, patience)
+    again = [i for i, (reached, _) in enumerate(results) if allowed[i] and not reached]
+    better = await _connect_all([tries[i] for i in again], [True] * len(again), timeout, patience)
+    for index, result in zip(again, better, strict=True):
         results[index] = result
     return [
         Cell(attempt, reached, detail, verdict)
@@ -217,15 +224,28 @@ async def measure(scene: Scene, tries: Sequence[Attempt], timeout: float = 0.5) 
     ]
 
 
-async def _connect_all(tries: Sequence[Attempt], timeout: float) -> list[tuple[bool, str]]:
+async def _connect_all(
+    tries: Sequence[Attempt], allowed: Sequence[bool], timeout: float, patience: float
+) -> list[tuple[bool, str]]:
     results: list[tuple[bool, str]] = []
     for start in range(0, len(tries), _AT_ONCE):
         some = tries[start : start + _AT_ONCE]
         sockets = await asyncio.to_thread(_open_all, some)
-        results += await asyncio.gather(
-            *(_connect(one, attempt, timeout) for one, attempt in zip(sockets, some, strict=True))
-        )
+        work = [asyncio.create_task(_connect(one, attempt)) for one, attempt in zip(sockets, some, strict=True)]
+        if answers := [task for task, wanted in zip(work, allowed[start:], strict=False) if wanted]:
+            await asyncio.wait(answers, timeout=max(timeout, patience))
+        if silent := [task for task in work if not task.done()]:
+            await asyncio.wait(silent, timeout=timeout)
+        results += [await _outcome(task) for task in work]
     return results
+
+
+async def _outcome(task: asyncio.Task[tuple[bool, str]]) -> tuple[bool, str]:
+    if task.done():
+        return task.result()
+    task.cancel()
+    await asyncio.wait([task])
+    return False, "no answer"
 
 
 def _open_all(tries: Sequence[Attempt]) -> list[socket.socket]:
@@ -255,20 +275,17 @@ def _open(attempt: Attempt) -> socket.socket:
     return made
 
 
-async def _connect(one: socket.socket, attempt: Attempt, timeout: float) -> tuple[bool, str]:
+async def _connect(one: socket.socket, attempt: Attempt) -> tuple[bool, str]:
     """(reached, detail). Where nobody listens was reached as well: a policy drops, it does not refuse."""
     loop = asyncio.get_running_loop()
     with contextlib.closing(one):
         try:
-            async with asyncio.timeout(timeout):
-                await loop.sock_connect(one, (attempt.destination.addresses[attempt.family], attempt.port[1]))
-                if one.type & socket.SOCK_DGRAM:
-                    await loop.sock_sendall(one, b"?")
-                answer = (await loop.sock_recv(one, 512)).partition(b"\n")[0].decode(errors="replace")
+            await loop.sock_connect(one, (attempt.destination.addresses[attempt.family], attempt.port[1]))
+            if one.type & socket.SOCK_DGRAM:
+                await loop.sock_sendall(one, b"?")
+            answer = (await loop.sock_recv(one, 512)).partition(b"\n")[0].decode(errors="replace")
         except ConnectionRefusedError:
             return True, "refused"
-        except TimeoutError:
-            return False, "no answer"
         except OSError as error:
             return False, error.strerror or str(error)
     if answer != attempt.destination.name:

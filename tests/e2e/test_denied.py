@@ -79,7 +79,7 @@ def test_who_was_denied_and_why(lab: LabUnderTest) -> None:
             assert event["node"] == node
         assert denied(lab, node, ["--pod", "shop/web-1"])
         assert not denied(lab, node, ["--namespace", "nobody"])
-        shown = lab.sh(node, FELIX_PY, "denies").splitlines()
+        shown = lab.sh(node, FELIX_PY, "denies", "-o", "wide").splitlines()
         line = next(line for line in shown if f" {next(iter(targets.values()))} {PORT}/UDP" in line)
         assert re.search(
             rf"DENIED ingress dev/builder-1 \S+ -> shop/web-1 \S+ {PORT}/UDP( x\d+)?: isolated by", line

@@ -94,7 +94,7 @@ def test_policy_changed_while_the_agent_was_away_is_in_force_after_its_start(lab
         for pid in supervisors:
             os.kill(pid, signal.SIGCONT)
     try:
-        lab.settle(patience=20)
+        lab.settle()
     finally:
         lab.kubectl("delete", "-f", example("40"))
 

@@ -79,8 +79,10 @@ def peer_down(folder: Path) -> Iterator[None]:
     """The real sidecar and ExaBGP; nobody speaks BGP at the peers' addresses."""
     sidecar = Sidecar(folder)
     sidecar.start()
-    yield
-    sidecar.stop()
+    try:
+        yield
+    finally:
+        sidecar.stop()
 
 
 @contextmanager

@@ -32,7 +32,11 @@ from policy.model import Family, Protocol
 
 T = TypeVar("T")
 CRDS = EXAMPLES.parent / "crds"
-_ANSWER_TIMEOUT = 0.15
+_SILENCE = 0.15
+"""Seconds without an answer, once all others have come."""
+
+_ANSWER = 3.0
+"""Seconds for what should be answered."""
 _TABLES = ("raw", "mangle", "nat", "filter")
 
 
@@ -149,7 +153,7 @@ class LabUnderTest:
     # --- policy --------------------------------------------------------------------------------------
 
     def settle(
-        self, protocol: Protocol | None = None, port: int | None = None, patience: float = 10.0
+        self, protocol: Protocol | None = None, port: int | None = None, patience: float = 30.0
     ) -> tuple[list[Cell], float]:
         """Measure until all is as the oracle says: the cells, and the seconds after which that was so."""
         return asyncio.run(self._settle(protocol, port, patience))
@@ -162,14 +166,14 @@ class LabUnderTest:
         tries = attempts(scene.parties, protocol, port)
         right_since = 0.0
         while True:
-            cells = await measure(scene, tries, _ANSWER_TIMEOUT)
+            cells = await measure(scene, tries, _SILENCE, _ANSWER)
             wrong = [cell for cell in cells if cell.differs]
             if not wrong:
                 return cells, right_since
             while wrong:  # only these, because a measurement of all takes long
                 right_since = time.monotonic() - start
                 assert right_since < patience, f"after {right_since:.1f} s: {[describe(c) for c in wrong[:8]]}"
-                again = await measure(scene, [cell.attempt for cell in wrong], _ANSWER_TIMEOUT)
+                again = await measure(scene, [cell.attempt for cell in wrong], _SILENCE, _ANSWER)
                 wrong = [cell for cell in again if cell.differs]
 
     def verified(self) -> None:
