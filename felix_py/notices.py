@@ -32,6 +32,7 @@ class NoticeKind(enum.StrEnum):
     BGP = "bgp"
     NEXT_HOP = "next-hop"
     PODS_OUTSIDE_POD_CIDR = "pods-outside-pod-cidr"
+    RULES_IN_OTHER_BACKEND = "rules-in-other-backend"
     POD_CIDR_SHARED = "pod-cidr-shared"
     NODE_ELSEWHERE = "node-elsewhere"
 

@@ -51,6 +51,7 @@ from felix_py.dataplane.counters import read_counters
 from felix_py.dataplane.host_addresses import host_addresses
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.monitor import Monitor
+from felix_py.dataplane.other_backend import OtherBackend
 from felix_py.datastore.client import ApiError, Unreachable, connect
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
@@ -80,6 +81,9 @@ _MOST_SHOWN = 1000
 
 _HEALTH_WAITS = 1.0
 """Seconds after which the health endpoint answers although policy is not in force yet."""
+
+_OTHER_RETRY = 5.0
+"""Seconds until rules that could not be taken out of the other backend are tried again."""
 
 _CONDITION_RETRY = 60.0
 """Seconds until the node's condition is tried again."""
@@ -177,6 +181,7 @@ class Agent:
         self._listen_to_the_kernel()
         kernel.load()
         self._log.info("starting", backend=backend.value, families=[int(f) for f in families])
+        self._other = OtherBackend(families, backend, kernel.own_processes)
 
         self._facts = Facts(config.node_name, families, config.cluster_cidrs, lambda: self._reconciler.note())
         self._facts.tell = self._notices.replace
@@ -189,7 +194,8 @@ class Agent:
             "rules": dataclasses.asdict(self._options()),
         }
         held, taken = self._held_numbers(kernel, families), self._taken_numbers(kernel, families)
-        planner = Planner(families, self._options(), held, taken)
+        before = self._held_numbers(self._other, families)
+        planner = Planner(families, self._options(), held, taken, before)
         self._reconciler = Reconciler(
             planner,
             kernel,
@@ -198,7 +204,8 @@ class Agent:
             refresh_interval=config.refresh_interval,
             abandon=end_tools,
         )
-        self._hold(Planner(families, self._options(), held).take())
+        # Where the other backend's rules are in force, half of ours beside them would only be in their way.
+        self._hold(Update() if self._other.owned else Planner(families, self._options(), held).take())
         self._reconciler.on_applied.append(self._tell_gone)
         self._start_flows()
         self._network = PodNetwork(self._facts, self._reconciler, self._pods.mtu, self._flows.forget)
@@ -241,7 +248,7 @@ class Agent:
             self._reconciler.on_applied.append(self._revoker.applied)
             self._flows.on_kept = self._revoker.suspect
 
-    def _held_numbers(self, kernel: Kernel, families: Sequence[Family]) -> HeldNumbers:
+    def _held_numbers(self, kernel: Kernel | OtherBackend, families: Sequence[Family]) -> HeldNumbers:
         return {
             (family, direction): class_numbers(
                 kernel.rules(family, "filter", DISPATCH[direction]), direction, self._marks
@@ -360,6 +367,33 @@ class Agent:
         self._reconciler.begin()
         self._reconciler.sweep(keep_learned=True)
         await self._reconciler.clean()
+        await self._leave_other_backend()
+
+    async def _leave_other_backend(self) -> None:
+        """The rules are complete in the backend in use: those of ours in the other one go."""
+        name = self._other.backend.value
+        if reason := self._other.unreadable:
+            text = f"the {name} tables cannot be read ({reason}): rules of ours may be in force there, too"
+            self._notices.say(NoticeKind.RULES_IN_OTHER_BACKEND, name, text)
+        if not (found := self._other.owned):
+            return
+        while failures := await self._reconciler.call(self._other.take_out):
+            text = (
+                f"rules of ours are in force in the {name} tables as well, and cannot be taken out: "
+                f"{failures[0].what}: {failures[0].reason}"
+            )
+            self._network.hindrance = text
+            self._notices.say(NoticeKind.RULES_IN_OTHER_BACKEND, name, text)
+            await asyncio.sleep(_OTHER_RETRY)
+        self._network.hindrance = ""
+        if not self._other.unreadable:
+            self._notices.clear(NoticeKind.RULES_IN_OTHER_BACKEND, name)
+        self._log.warning(
+            "this node's programs use another iptables backend now; took our rules out of the old one",
+            old=name,
+            objects=len(found),
+        )
+        self._reconciler.retry()  # sets that only those rules used
 
     def _listen_to_the_kernel(self) -> None:
         """Before it is read, so that nothing is missed between. Called back is once the event loop gets to it."""

@@ -59,6 +59,8 @@ class PodNetwork:
         self._mtu = mtu
         self._forget = forget
         self._ready = False
+        self.hindrance = ""
+        """Why it is not ready yet, if neither the cluster nor a failed write is to blame."""
         self._pods: dict[ObjectKey, str] = {}
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
         self._forgetting: dict[asyncio.Future[None], frozenset[str]] = {}
@@ -82,6 +84,8 @@ class PodNetwork:
 
     def unready(self) -> str | None:
         """Why an ADD cannot work now, or None."""
+        if self.hindrance:
+            return self.hindrance
         if not self._ready and (failures := self._reconciler.failures):
             first = next(iter(failures))
             return f"policy is not in force yet: {first.what}: {first.reason}"

@@ -16,12 +16,17 @@ from felix_py.plan.marks import OVERFLOW
 class ClassNumbers:
     """Numbers 1..126 for the class chains of one family and direction; 127 stands for every class beyond."""
 
-    def __init__(self, held: Mapping[str, int], taken: Collection[int] = ()) -> None:
+    def __init__(
+        self, held: Mapping[str, int], taken: Collection[int] = (), before: Mapping[str, int] | None = None
+    ) -> None:
         """``held``: class chain -> number as the kernel has it now, kept so that a restart rewrites nothing.
 
         ``taken``: numbers to which the kernel maps addresses. One that no held class has means nothing any more,
-        and must not come to mean another class before all addresses have got their own.
+        and must not come to mean another class before all addresses have got their own. ``before``: class chain
+        -> number as rules have it that are about to go; a class gets the same again, so that they judge by it
+        until then.
         """
+        self._before = dict(before or {})
         self._numbers: dict[str, int] = dict(held)
         self._retired: set[str] = set(held)
         self._leaving: set[int] = set(taken).difference(held.values())
@@ -31,10 +36,15 @@ class ClassNumbers:
         self._retired.discard(chain)
         number = self._numbers.get(chain)
         if number is None:
-            taken = self._leaving.union(self._numbers.values())
-            number = next((n for n in range(1, OVERFLOW) if n not in taken), OVERFLOW)
-            self._numbers[chain] = number
+            number = self._numbers[chain] = self._choose(chain)
         return number
+
+    def _choose(self, chain: str) -> int:
+        before = self._before.get(chain, OVERFLOW)
+        if before != OVERFLOW and before not in self._numbers.values():
+            return before
+        taken = self._leaving.union(self._numbers.values(), self._before.values())
+        return next((n for n in range(1, OVERFLOW) if n not in taken), OVERFLOW)
 
     def retire(self, chain: str) -> None:
         """The class has no endpoint any more; it keeps its number until :meth:`free`."""
@@ -47,6 +57,7 @@ class ClassNumbers:
         """
         gone, self._retired = self._retired, set()
         self._leaving = {self._numbers.pop(chain) for chain in gone}
+        self._before.clear()
         return gone
 
     def numbers(self) -> dict[str, int]:

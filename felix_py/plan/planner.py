@@ -46,8 +46,24 @@ class Planner:
         options: StaticOptions,
         held: HeldNumbers,
         taken: TakenNumbers | None = None,
+        before: HeldNumbers | None = None,
     ) -> None:
-        self._families = {family: _FamilyPlan(family, options, held, taken or {}) for family in families}
+        """``before``: numbers that rules of the host's other backend use, until they are taken out."""
+        self._families = {
+            family: _FamilyPlan(
+                family,
+                options,
+                {
+                    d: ClassNumbers(
+                        held.get((family, d), {}),
+                        (taken or {}).get((family, d), ()),
+                        (before or {}).get((family, d), {}),
+                    )
+                    for d in Direction
+                },
+            )
+            for family in families
+        }
 
     def attach(self, lease: Lease) -> None:
         """An endpoint's interface is up: bind its addresses to it and route them."""
@@ -130,15 +146,13 @@ def _of(family: Family, cidrs: Iterable[str]) -> set[str]:
 
 
 class _FamilyPlan:
-    def __init__(self, family: Family, options: StaticOptions, held: HeldNumbers, taken: TakenNumbers) -> None:
+    def __init__(self, family: Family, options: StaticOptions, classes: Mapping[Direction, ClassNumbers]) -> None:
         self._family = family
         self._options = options
         self._names = SetNames.of(family)
         self._now = Update()
         self._later = Update()
-        self._classes = {
-            d: ClassNumbers(held.get((family, d), {}), taken.get((family, d), ())) for d in Direction
-        }
+        self._classes = classes
         self._class_of: dict[tuple[Direction, str], str] = {}
         self._population: dict[str, int] = {}
         self._dispatch: dict[str, tuple[tuple[str, ...], ...]] = {}

@@ -15,18 +15,24 @@ from typing import Any, Self
 
 from felix_py.cni.conflist import install_client
 from felix_py.lab.runtime import CNIRuntime
-from felix_py.records import Backend
-from policy.model import Family
+from felix_py.records import Backend, DriftKind
+from policy.model import Family, Packet, Protocol
+from tests.support import kernel_state
 from tests.support.bird import eventually
 from tests.support.cni import built_client, pod_args
 from tests.support.fakeapi import NAMESPACES, NODES, PODS, POLICIES, FakeApi, Json
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.streams import Stream, Streams
+from tests.support.traffic import attempt, serve
 
 CIDRS = {Family.V4: "10.1.0.0/24", Family.V6: "fd00:1::/64"}
 NODE = {Family.V4: "192.0.2.1", Family.V6: "2001:db8::1"}
 GATEWAY = {Family.V4: "192.0.2.9", Family.V6: "2001:db8::9"}
 _NAMESPACE = "shop"
+
+POLICY = {("api", "db"), ("api", "web"), ("db", "web"), ("web", "api"), ("db", "api")}
+"""Who reaches whom while policy is in force, and without it."""
+OPEN = POLICY | {("web", "db")}
 
 
 class LiveNode:
@@ -188,6 +194,65 @@ class LiveNode:
         """A connection between two pods that goes on."""
         ends = [self.addresses[name][family] for name in (source, destination)]
         return streams.open(self.places[source], ends[0], self.places[destination], ends[1], port)
+
+
+class PolicedNode(LiveNode):
+    """The pod db lets in api and nobody else; web lets in everybody. The agent has run, and was killed."""
+
+    def prepare(self) -> None:
+        self.allow("db", {"app": "db"}, {"app": "api"})
+        self.start()
+        self.ready()
+        for name in ("web", "api", "db"):
+            self.add_pod(name, app=name)
+        self.settled()
+        self.kill()
+
+    def settled(self) -> None:
+        """Until policy is right on real packets."""
+        eventually(lambda: self.reached() == POLICY, 20)
+
+    def reached(self) -> set[tuple[str, str]]:
+        """Who gets an answer from whom on TCP port 80, in both families; in one of them, it says so."""
+        tries = {
+            Packet(source, target, Protocol.TCP, 80): (client, server)
+            for client in self.places
+            for server in self.places
+            if client != server
+            for source, target in zip(
+                self.addresses[client].values(), self.addresses[server].values(), strict=True
+            )
+        }
+        places = [(self.places[n], a, Protocol.TCP, 80) for n, of in self.addresses.items() for a in of.values()]
+        with serve(places):
+            answered = attempt([(self.places[pair[0]], packet) for packet, pair in tries.items()], 1)
+        families = [tries[packet] for packet in answered]
+        both = {pair for pair in families if families.count(pair) == len(Family)}
+        return both | {(f"{client}, one family", server) for client, server in set(families) - both}
+
+    def start_alone(self) -> None:
+        """Start while the API server refuses connections, until the agent answers."""
+        self.api.refuse()
+        self.start()
+        eventually(lambda: self.ask("/readyz")[0] == 503, 60)
+
+    def kernel(self) -> dict[str, object]:
+        assert self.backend is not None
+        return kernel_state.everything(self.backend)
+
+    def drift(self) -> float:
+        """How much others have changed so far."""
+        return sum(self.metric(f'felix_py_drift_total{{kind="{kind}"}}') for kind in DriftKind)
+
+    def do(self, commands: str) -> None:
+        """Run commands of another program, for each family."""
+        for family in Family:
+            tool = f"{'iptables' if family is Family.V4 else 'ip6tables'}-{self.backend}"
+            names = {"iptables": tool, "ours": f"felix{int(family)}", "n": str(int(family))}
+            for name, addresses in self.addresses.items():
+                names[name] = addresses[family]
+            for command in commands.format(**names).split(";"):
+                run(*command.split())
 
 
 def _meta(namespace: str, name: str, labels: Mapping[str, str] | None = None) -> Json:

@@ -1,0 +1,67 @@
+"""Rules of ours in the backend that this node does not use, from when it did: packets pass both engines.
+
+Sets are shared by both and are not touched here: the rules of the backend in use stand on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from felix_py import log
+from felix_py.dataplane.backend import OwnProcesses, ToolError, has_legacy_tables
+from felix_py.dataplane.iptables import Iptables
+from felix_py.records import Backend, Failure
+from policy.model import Family
+
+
+class OtherBackend:
+    """In the network namespace of the calling thread. One thread at a time."""
+
+    def __init__(self, families: Collection[Family], in_use: Backend, own: OwnProcesses | None = None) -> None:
+        """``own`` gets to know every process that writes for us."""
+        self.backend = Backend.LEGACY if in_use is Backend.NFT else Backend.NFT
+        self.unreadable = ""
+        """Why it is not known what there is, if so."""
+        self._own = own
+        self._tables: dict[Family, Iptables] = {}
+        self._log = log.get("iptables")
+        self._load(families)
+
+    def _load(self, families: Collection[Family]) -> None:
+        for family in families:
+            if self.backend is Backend.LEGACY and not has_legacy_tables(family):
+                continue
+            try:
+                tables = Iptables(family, self.backend, self._own)
+                tables.load()
+            except ToolError as error:
+                if self.backend is Backend.LEGACY:
+                    self.unreadable = str(error)
+                else:  # most likely a host without nf_tables, or without its tools
+                    self._log.debug("cannot look for nft rules of ours", reason=str(error))
+                continue
+            if tables.owned():
+                self._tables[family] = tables
+
+    @property
+    def owned(self) -> list[str]:
+        """A line for each chain and each hook of ours, as it was found."""
+        return [line for tables in self._tables.values() for line in tables.owned()]
+
+    def rules(self, family: Family, table: str, prefix: str) -> list[str]:
+        """The rules of our chains with this prefix, as ``iptables-save`` prints them."""
+        return self._tables[family].rules(table, prefix) if family in self._tables else []
+
+    def take_out(self) -> tuple[Failure, ...]:
+        """Remove all of it. What could not be removed; calling again tries again."""
+        failures: list[Failure] = []
+        for family, tables in list(self._tables.items()):
+            try:
+                tables.load()
+                found = tables.apply(sweep=True).failures
+            except ToolError as error:
+                found = (Failure(f"IPv{int(family)} rules", str(error)),)
+            failures += found
+            if not found:
+                del self._tables[family]
+        return tuple(failures)
