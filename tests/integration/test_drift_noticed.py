@@ -343,7 +343,7 @@ def test_a_route_that_somebody_takes_over_is_left_to_them_and_comes_back_after_t
         execute("ip -{n} route replace {pod} dev up0 proto static", **filled)
         what = f"route {filled['pod']}/{bits}"
         await until(lambda: [failure for failure in node.reconciler.failures if failure.what == what])
-        assert "protocol 4" in node.reconciler.failures[0].reason
+        assert "protocol 4" in next(iter(node.reconciler.failures)).reason
         assert "dev up0" in run("ip", f"-{int(family)}", "route", "show", filled["pod"])
         execute("ip -{n} route del {pod} dev up0 proto static", **filled)
         await until(lambda: not node.reconciler.failures)
