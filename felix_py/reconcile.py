@@ -134,6 +134,11 @@ class Reconciler:
         return time.monotonic() - when, found
 
     @property
+    def unread(self) -> str:
+        """Why the kernel could not be read back at the last try; empty if it could."""
+        return self._unread
+
+    @property
     def compared_age(self) -> float:
         """Seconds since everything of ours in the kernel was last compared with what is wanted."""
         return time.monotonic() - self._compared_at

@@ -25,8 +25,12 @@ class Judge:
     Everything it keeps in mind is of one state of the view; once that steps forward, it begins anew.
     """
 
-    def __init__(self, view: ClusterView, host: frozenset[str]) -> None:
-        """``host``: addresses of the host's interfaces. What it sends to its own pods no rule denies."""
+    def __init__(self, view: ClusterView, host: frozenset[str], *, host_closed: bool = False) -> None:
+        """``host``: addresses of the host's interfaces. What it sends to its own pods no rule denies.
+
+        ``host_closed``: whether the rules drop whatever pods begin to it (``--endpoint-to-host drop``).
+        """
+        self._closed = host if host_closed else frozenset()
         self._view = view
         self._host = host
         self._revision = view.revision
@@ -47,6 +51,8 @@ class Judge:
     def _ask(self, packet: Packet) -> bool:
         if packet.source == packet.destination:
             return True
+        if packet.destination in self._closed and self._view.endpoint_at(packet.source) is not None:
+            return False
         return self._lets(packet, Direction.EGRESS, packet.source) and (
             self._is_host(packet.source) or self._lets(packet, Direction.INGRESS, packet.destination)
         )

@@ -43,7 +43,7 @@ from felix_py.agent.revoke import Revoker
 from felix_py.agent.stalls import Stalls, WatchedSelector
 from felix_py.agent.stopping import Stopping
 from felix_py.cni.server import SocketInUse
-from felix_py.config import AgentConfig, ConfigError
+from felix_py.config import AgentConfig, ConfigError, EndpointToHost
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError, end_tools, find_backend
 from felix_py.dataplane.conntrack import Conntrack
@@ -241,7 +241,12 @@ class Agent:
         if self._config.revoke_established:
             facts = self._facts
             self._revoker = Revoker(
-                facts.view, facts.engine.chains_of, self._flows, host_addresses, self._metrics
+                facts.view,
+                facts.engine.chains_of,
+                self._flows,
+                host_addresses,
+                self._metrics,
+                host_closed=self._config.endpoint_to_host is EndpointToHost.DROP,
             )
             facts.on_policy = self._revoker.collected
             self._reconciler.on_drift.append(self._revoker.mended)

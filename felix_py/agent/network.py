@@ -89,6 +89,8 @@ class PodNetwork:
         if not self._ready and (failures := self._reconciler.failures):
             first = next(iter(failures))
             return f"policy is not in force yet: {first.what}: {first.reason}"
+        if not self._ready and (reason := self._reconciler.unread):
+            return f"the kernel cannot be read: {reason}"
         if not self._ready:
             return "the agent has not yet seen the whole cluster (is the API server reachable?)"
         return None

@@ -124,15 +124,22 @@ class Revoker:
         host_addresses: Callable[[], frozenset[str]],
         metrics: Metrics,
         pace: Pace | None = None,
+        *,
+        host_closed: bool = False,
     ) -> None:
-        """``chains_of``: chains and sets that an endpoint's policy stands on. ``host_addresses`` may do I/O."""
+        """``chains_of``: chains and sets that an endpoint's policy stands on. ``host_addresses`` may do I/O.
+
+        ``host_closed``: see :class:`felix_py.agent.judge.Judge`.
+        """
+        self._host_closed = host_closed
         self._view = view
         self._chains_of = chains_of
         self._flows = flows
         self._host_addresses = host_addresses
         self._metrics = metrics
         self._pace = pace or Pace()
-        self._writing = Concerned()
+        # Connections to the host may have begun when that was open; policy's own come with the first change.
+        self._writing = Concerned(everybody=host_closed)
         self._due = Concerned()
         self._wake = asyncio.Event()
         self._changed = 0.0
@@ -243,7 +250,7 @@ class Revoker:
         """Those that policy denies now. A connection that belongs to another one shares its fate."""
         parents = {flow.parent for flow in flows if flow.parent}
         by_tuple = {flow.original: flow for flow in flows if flow.original in parents} if parents else {}
-        judge = Judge(self._view, host)
+        judge = Judge(self._view, host, host_closed=self._host_closed)
         denied = []
         pause = time.monotonic() + _SLICE
         for flow in flows:

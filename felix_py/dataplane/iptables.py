@@ -118,11 +118,13 @@ class Iptables:
         was found, unless another version or other settings of ours have made that. ``complete``: also where there
         is no rule of ours at all. Returns whether it is wanted.
 
-        The chain of a class is never empty; one that somebody has flushed lets nothing through, rather than all.
+        Rules of others in our chains are not held. The chain of a class is never empty; one that somebody has
+        flushed lets nothing through, rather than all.
         """
         for place, rules in self._actual.items():
             if place[1] not in BUILTIN_CHAINS:
-                self._wanted[place] = rules or (_CLOSED if place[1].startswith(_CLASS_CHAINS) else ())
+                ours = tuple(rule for rule in rules if rule.hash)
+                self._wanted[place] = ours or (_CLOSED if place[1].startswith(_CLASS_CHAINS) else ())
         self._dirty.update(self._wanted)
         if self._is_of(base, hooks, complete=complete):
             for key, wanted in base.items():
@@ -131,8 +133,7 @@ class Iptables:
                 self.hook(hook, True)
             return True
         for (table, chain), rules in self._actual.items():
-            ours = [rule for rule in rules if rule.hash] if chain in BUILTIN_CHAINS else []
-            for at, rule in enumerate(ours):
+            for at, rule in enumerate(rule for rule in rules if rule.hash and chain in BUILTIN_CHAINS):
                 # They stay in their order; only jumps to our chains come first (see felix_py.plan.static).
                 first = list(split(rule.text))[-1].startswith(CHAIN_PREFIX)
                 hook = Hook(self._family, table, chain, (f"{at:04}",), first)

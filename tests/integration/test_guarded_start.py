@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,6 +64,24 @@ def test_what_began_while_rules_were_gone_ends_once_the_cluster_is_known(node: P
         eventually(lambda: node.metric("felix_py_flows_revoked_total") == len(begun), 20)
 
 
+def test_what_began_while_a_running_agent_had_not_yet_seen_the_flush_ends(node: PolicedNode) -> None:
+    node.start()
+    node.ready()
+    node.settled()
+    with Streams() as streams, node.paused():
+        kept = [node.stream(streams, family, "api", "db", 80) for family in Family]
+        node.do("{iptables} -F FORWARD")
+        begun = [node.stream(streams, family, "web", "db", 80) for family in Family]
+        eventually(lambda: all(stream.progress > 10 for stream in begun))
+        node.go_on()
+        eventually(lambda: node.metric("felix_py_flows_revoked_total") == len(begun), 20)
+        now, progress = time.monotonic(), [stream.progress for stream in kept]
+        eventually(lambda: all(stream.progress > p + 20 for stream, p in zip(kept, progress, strict=True)))
+        assert not [stream.name for stream in begun if stream.heard_after(now)]
+        assert all(stream.intact for stream in kept)
+    assert node.reached() == POLICY
+
+
 def test_a_set_that_others_change_is_put_right_at_the_refresh(node: PolicedNode) -> None:
     before = kernel_state.sets()
     node.api.refuse()
@@ -78,7 +97,7 @@ def test_rules_that_were_flushed_while_no_agent_ran_are_put_back_as_far_as_they_
     node: PolicedNode,
 ) -> None:
     before = node.kernel()
-    node.do("{iptables} -F FORWARD; {iptables} -t raw -F")
+    node.do("{iptables} -F FORWARD; {iptables} -t raw -F; {iptables} -I FELIX-FORWARD 1 -j ACCEPT")
     assert node.reached() == OPEN
     node.start_alone()
     eventually(lambda: node.kernel() == before, 20)

@@ -42,6 +42,7 @@ class Living(PolicyNode):
 
     def __init__(self, backend: Backend, make: Callable[[str], NetworkNamespace], **settings: Any) -> None:
         super().__init__(backend, make, **settings)
+        self.host_closed = settings.get("endpoint_to_host") == "DROP"
         for name, app in (("web", "web"), ("api", "api"), ("db", "db")):
             self.add_pod("shop", name, app=app)
 
@@ -55,7 +56,13 @@ class Living(PolicyNode):
             self.flows = Flows(table, releasing, self.metrics)
             chains_of = self.facts.engine.chains_of
             revoker = Revoker(
-                self.facts.view, chains_of, self.flows, host_addresses, self.metrics, Pace(0.05, 0.5)
+                self.facts.view,
+                chains_of,
+                self.flows,
+                host_addresses,
+                self.metrics,
+                Pace(0.05, 0.5),
+                host_closed=self.host_closed,
             )
             tasks = [asyncio.create_task(self.reconciler.run())]
             if revoking:
@@ -403,6 +410,29 @@ def test_what_began_while_rules_or_sets_were_spoilt_ends_once_they_are_right(
                 ended = await node.revoked(len(begun))
                 await all_talk(kept)
                 assert [stream.name for stream in begun if stream.heard_after(ended)] == []
+                assert [stream.name for stream in kept if not stream.intact] == []
+                assert idents(kept) == before
+
+    serving(test())
+
+
+def test_what_reached_the_closed_host_through_a_gap_ends_too(make_node: Callable[..., Living]) -> None:
+    node = make_node(endpoint_to_host="DROP")
+
+    async def test() -> None:
+        async with node.work():
+            with Streams() as streams:
+                place = node.places["api"]
+                kept = [streams.open(None, NODE[f], place, node.address("api", f), 81) for f in Family]
+                kept += [node.stream(streams, f, "api", "db", 80) for f in Family]
+                for tool in ("iptables", "ip6tables"):
+                    run(f"{tool}-{node.backend}", "-F", "FELIX-INPUT")
+                begun = [streams.open(place, node.address("api", f), None, NODE[f], 80) for f in Family]
+                await all_talk(begun + kept, 10)
+                before = idents(kept)
+                node.reconciler.look(Part.RULES)
+                await node.revoked(len(begun))
+                await all_talk(kept)
                 assert [stream.name for stream in kept if not stream.intact] == []
                 assert idents(kept) == before
 

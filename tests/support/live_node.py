@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -114,6 +116,21 @@ class LiveNode:
         """Wait until the agent has ended by itself."""
         assert self._process is not None
         return self._process.wait(60)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The agent does nothing meanwhile, until :meth:`go_on`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """After :meth:`paused`."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def ask(self, path: str) -> tuple[int, str]:
         """GET from the health endpoint: (status, body); (0, reason) when nobody answers."""

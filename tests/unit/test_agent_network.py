@@ -298,13 +298,14 @@ def test_clean_means_read_written_and_swept_and_learned_routes_may_wait() -> Non
             clean = asyncio.create_task(rig.reconciler.clean())
             await until(lambda: len(kernel.looks) > 4)
             assert not clean.done(), "what is there was never seen"
+            rig.network._ready = False
+            assert rig.network.unready() == "the kernel cannot be read: dump interrupted"
             kernel.unreadable = ""
             kernel.failing = {stray.what: "a rule still uses it"}
             await until(lambda: rig.reconciler.failures)
             for _ in range(3):
                 await rig.reconciler.settled(lambda: ())
             assert not clean.done()
-            rig.network._ready = False
             assert rig.network.unready() == f"policy is not in force yet: {stray.what}: a rule still uses it"
             kernel.failing = {}
             await clean
