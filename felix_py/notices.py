@@ -26,6 +26,7 @@ class NoticeKind(enum.StrEnum):
     LEASES_REBUILT = "leases-rebuilt"
     LEASES_NOT_WRITTEN = "leases-not-written"
     LOST_SANDBOX = "lost-sandbox"
+    OTHER_NETWORK = "other-network"
     PLUGIN_ABSENT = "plugin-absent"
     STRAY_INTERFACE = "stray-interface"
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"

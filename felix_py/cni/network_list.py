@@ -14,12 +14,15 @@ from pathlib import Path
 import msgspec
 
 from felix_py import log
-from felix_py.cni.conflist import CLIENT, FILE_NAME, conflist, install_conflist
+from felix_py.cni.conflist import CLIENT, FILE_NAME, NETWORK, conflist, install_conflist
 from felix_py.cni.errors import NOT_JSON
 from felix_py.notices import NoticeKind, Notices
 
 _TIMEOUT = 10.0
 """Seconds for a plugin to say which versions it knows."""
+
+_SUFFIXES = (".conf", ".conflist", ".json")
+"""What libcni takes for network configurations; of all files the first in the alphabet is used."""
 
 _BASE, _LATEST = "1.0.0", "1.1.0"
 """What every runtime in use knows; and what has GC and STATUS."""
@@ -37,6 +40,18 @@ def absent_plugins(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
     if not any((folder / CLIENT).is_file() for folder in folders):
         return []
     return [name for name in names if not any(os.access(folder / name, os.X_OK) for folder in folders)]
+
+
+def first_network(folder: Path) -> Path | None:
+    """The file that a runtime takes before ours, if it does not name us (as Multus's does)."""
+    files = [entry for entry in folder.glob("*") if entry.suffix in _SUFFIXES and entry.name < FILE_NAME]
+    for file in sorted(files):
+        try:
+            if NETWORK not in file.read_text(errors="replace"):
+                return file
+        except OSError:  # it has just gone, or is a folder
+            continue
+    return None
 
 
 class NetworkList:
@@ -65,6 +80,21 @@ class NetworkList:
                 for name in absent
             },
         )
+        await self._write(absent)
+        other = first_network(self._folder)
+        self._notices.replace(
+            NoticeKind.OTHER_NETWORK,
+            {}
+            if other is None
+            else {
+                str(
+                    other
+                ): f"{other} comes before our network list, and its plugin connects the pods, not felix-py: "
+                f"take it away once no pod of it runs"
+            },
+        )
+
+    async def _write(self, absent: Sequence[str]) -> None:
         text = conflist(self._chained, absent, await self._common_versions(absent))
         if text == self._written and (self._folder / FILE_NAME).exists():
             return

@@ -388,6 +388,25 @@ def test_plugins_that_cannot_be_seen_are_not_called_absent(tmp_path: Path) -> No
     assert not notices.all()
 
 
+def test_the_list_of_the_cni_plugin_before_us_is_said(tmp_path: Path) -> None:
+    """The runtime would go on using that, and the agent would be content."""
+    notices = Notices(Metrics())
+    list_ = NetworkList(tmp_path, tmp_path / "bin", [], notices)
+    (tmp_path / "00-multus.conf").write_text('{"type": "multus", "delegates": [{"type": "felix-py-cni"}]}')
+    (tmp_path / "05-bridge.conflist.bak").write_text("{}")
+    (tmp_path / "99-loopback.conf").write_text("{}")
+    asyncio.run(list_.bring_up_to_date())
+    assert not notices.all()
+    (tmp_path / "10-calico.conflist").write_text('{"name": "k8s-pod-network"}')
+    asyncio.run(list_.bring_up_to_date())
+    assert [(notice.kind, notice.subject) for notice in notices.all()] == [
+        (NoticeKind.OTHER_NETWORK, str(tmp_path / "10-calico.conflist"))
+    ]
+    (tmp_path / "10-calico.conflist").unlink()
+    asyncio.run(list_.bring_up_to_date())
+    assert not notices.all()
+
+
 # --- MTU ---------------------------------------------------------------------------------------------
 
 
