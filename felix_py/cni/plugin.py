@@ -69,6 +69,7 @@ class Plugin:
         self._network = network
         self._notices = notices
         self._timeout = timeout
+        self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
         self._owed: dict[LeaseKey, Lease] = {}
         """Leases whose pod is gone, and which could not be given back because the store cannot be written."""
@@ -292,6 +293,8 @@ class Plugin:
             key = (lease.container, lease.ifname)
             if lease.network != request.config.name or key in valid or key in busy:
                 continue
+            if request.spooled and key not in self._at_start:
+                continue  # it came after the list was made
             try:
                 async with self._alone(*key):
                     await self._detach(*key)

@@ -6,8 +6,10 @@ import asyncio
 import fcntl
 import os
 import socket
+import stat
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from felix_py import log
@@ -109,13 +111,16 @@ class CNIServer:
         except asyncio.CancelledError:  # by stop(), or because what it waited for has ended
             return Answer(1, _STOPPING.encode(version_of(call)))
 
-    async def answer(self, call: Call) -> Answer:
-        """What the client is to print. Never raises for anything that is in the call."""
+    async def answer(self, call: Call, *, spooled: bool = False) -> Answer:
+        """What the client is to print. Never raises for anything that is in the call.
+
+        ``spooled``: it was made before this agent ran.
+        """
         started = time.monotonic()
         command = call.environment.get("CNI_COMMAND", "")
         bound = self._log.bind(command=command, container=call.environment.get("CNI_CONTAINERID", ""))
         try:
-            request = parse_request(call)
+            request = replace(parse_request(call), spooled=spooled)
             if {"K8S_POD_NAMESPACE", "K8S_POD_NAME"} <= request.args.keys():
                 bound = bound.bind(pod=f"{request.args['K8S_POD_NAMESPACE']}/{request.args['K8S_POD_NAME']}")
             result = await self._plugin.run(request)
@@ -137,23 +142,40 @@ class CNIServer:
     # --- spool ---------------------------------------------------------------------------------------
 
     async def _drain_spool(self) -> None:
-        """Do what clients were told while no agent ran. What fails stays for the next start."""
+        """Do what clients were told while no agent ran. A DEL that fails stays for the next start.
+
+        A GC does not: its list of what is in use is that of the moment it was called, and the next agent would
+        take away what has come since.
+        """
         folder = self._path.parent / "spool"
         try:
             entries = await asyncio.to_thread(_spooled, folder)
         except OSError as error:
             self._log.error("cannot read the CNI spool", folder=str(folder), reason=str(error))
             return
-        for entry in entries:
-            try:
-                answer = await self.answer(parse_call(entry.read_bytes()))
-                if answer.code == 0:
-                    entry.unlink()
-            except ProtocolError as error:
-                self._log.error("a file in the CNI spool is not a call", file=str(entry), reason=str(error))
+        calls = [(entry, call) for entry in entries if (call := self._take(entry)) is not None]
+        for entry, call in calls:
+            answer = await self.answer(call, spooled=True)
+            if answer.code == 0:
+                with suppress(OSError):
+                    entry.unlink(missing_ok=True)
+
+    def _take(self, entry: Path) -> Call | None:
+        """A spooled call; its file is gone if it must not be done twice."""
+        try:
+            if not stat.S_ISREG(entry.lstat().st_mode):
+                raise ProtocolError("it is no file")
+            call = parse_call(entry.read_bytes())
+            if call.environment.get("CNI_COMMAND") == Command.GC:
+                entry.unlink()
+            return call
+        except ProtocolError as error:
+            self._log.error("a file in the CNI spool is not a call", file=str(entry), reason=str(error))
+            with suppress(OSError):
                 entry.rename(entry.with_name(f".rejected-{entry.name}"))
-            except OSError as error:
-                self._log.error("cannot use a spooled CNI call", file=str(entry), reason=str(error))
+        except OSError as error:
+            self._log.error("cannot use a spooled CNI call", file=str(entry), reason=str(error))
+        return None
 
 
 def _listen(path: Path) -> socket.socket:

@@ -109,6 +109,8 @@ class Request:
     args: Mapping[str, str]
     config: NetworkConfig
     call: Call
+    spooled: bool = False
+    """Made before this agent ran."""
 
     @property
     def version(self) -> str:
@@ -190,11 +192,13 @@ def parse_request(call: Call) -> Request:
     container, ifname = environment.get("CNI_CONTAINERID", ""), environment.get("CNI_IFNAME", "")
     if "CNI_CONTAINERID" in _NEEDED[command]:
         _check_attachment(container, ifname)
-    if command is Command.DEL:
-        config = _parse_del(call)
-        return Request(command, container, environment.get("CNI_NETNS", ""), ifname, {}, config, call)
-    config = _parse_config(call.stdin, command)
-    args = _parse_args(environment.get("CNI_ARGS", ""))
+    config = _parse_del(call) if command is Command.DEL else _parse_config(call.stdin, command)
+    try:
+        args = _parse_args(environment.get("CNI_ARGS", ""))
+    except CNIError:
+        if command is not Command.DEL:
+            raise
+        args = {}
     return Request(command, container, environment.get("CNI_NETNS", ""), ifname, args, config, call)
 
 

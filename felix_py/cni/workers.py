@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from felix_py.cni.batch import Batcher
 from felix_py.dataplane.links import HostEnd, LinkError, Links, PodLink
-from felix_py.ipam.store import AddressStore, AllocationError
+from felix_py.ipam.store import AddressStore, AllocationError, LeaseKey
 from felix_py.records import Elsewhere, Lease
 from policy.model import Family
 
@@ -26,6 +26,10 @@ class Leases:
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface, at once."""
         return self._store.get(container, ifname)
+
+    def keys(self) -> list[LeaseKey]:
+        """(container, ifname) of all leases, at once."""
+        return self._store.keys()
 
     def of(self, container: str) -> list[Lease]:
         """The leases of one container, at once."""

@@ -283,6 +283,10 @@ class AddressStore:
         """The lease of one interface. May be called from any thread."""
         return self._leases.get((container, ifname))
 
+    def keys(self) -> list[LeaseKey]:
+        """The keys of all leases. May be called from any thread."""
+        return list(self._leases)
+
     def of(self, container: str) -> list[Lease]:
         """The leases of one container. May be called from any thread."""
         return [lease for lease in list(self._leases.values()) if lease.container == container]

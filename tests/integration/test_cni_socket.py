@@ -22,6 +22,7 @@ from felix_py.cni.errors import SUPPORTED_VERSIONS
 from felix_py.cni.protocol import parse_call
 from felix_py.cni.server import CNIServer, SocketInUse
 from felix_py.metrics import Metrics
+from felix_py.plan.layout import interface_name
 from tests.support.cni import Node, built_client, host_interfaces, pod_args
 from tests.support.isolate import NetworkNamespace
 
@@ -197,8 +198,8 @@ def test_no_call_is_lost_between_no_agent_and_a_starting_one(tmp_path: Path) -> 
     answers: list[Any] = []
     original = CNIServer.answer
 
-    async def noting(self: CNIServer, call: Any) -> Any:
-        answers.append(await original(self, call))
+    async def noting(self: CNIServer, call: Any, *, spooled: bool) -> Any:
+        answers.append(await original(self, call, spooled=spooled))
         return answers[-1]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -206,6 +207,83 @@ def test_no_call_is_lost_between_no_agent_and_a_starting_one(tmp_path: Path) -> 
         fcntl.flock(client, fcntl.LOCK_SH)
         on_node(node, test)
     os.close(client)
+
+
+GC = b"""{"cniVersion": "1.1.0", "name": "felix-py", "type": "felix-py-cni",
+    "cni.dev/valid-attachments": [{"containerID": "kept", "ifname": "eth0"}]}"""
+
+
+def test_a_spooled_gc_takes_nothing_that_has_come_since(tmp_path: Path, make_netns: MakeNetns) -> None:
+    """Its list is as old as the call, and what comes before it in the spool may take long."""
+    node = Node(tmp_path)
+    pods = {name: make_netns(name) for name in ("gone", "kept", "stale", "new")}
+    release, hold = node.network.release, asyncio.Event()
+
+    async def add() -> None:
+        for name in ("gone", "kept", "stale"):
+            await node.runtime.add(name, pods[name].path, args=pod_args(name))
+
+    async def slow(lease: Any) -> None:
+        if lease.container == "gone":
+            await hold.wait()
+        await release(lease)
+
+    async def test() -> None:
+        while host_interfaces() != {interface_name(name, "eth0") for name in ("kept", "stale")}:
+            await asyncio.sleep(0.005)
+        await node.runtime.add("new", pods["new"].path, args=pod_args("new"))
+        hold.set()
+        while node.server._tasks:
+            await asyncio.sleep(0.005)
+        assert [lease.container for lease in node.store.all()] == ["kept", "new"]
+        assert not list(node.spool.iterdir())
+
+    on_node(node, add)
+    execute(node, node.environment("DEL", "gone", ""))
+    assert execute(node, node.environment("GC", "", ""), GC)[0] == 0
+    node.network.release = slow  # type: ignore[method-assign]
+    on_node(node, test)
+
+
+def test_a_spooled_gc_is_not_kept_for_a_later_agent(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, pod, new = Node(tmp_path), make_netns("pod"), make_netns("new")
+
+    async def add() -> None:
+        await node.runtime.add("stale", pod.path, args=pod_args("stale"))
+        node.network.stuck = "kernel says no"
+
+    async def fails() -> None:
+        while node.server._tasks:
+            await asyncio.sleep(0.005)
+        node.network.stuck = None
+        await node.runtime.add("new", new.path, args=pod_args("new"))
+
+    async def later() -> None:
+        while node.server._tasks:
+            await asyncio.sleep(0.005)
+        assert "new" in [lease.container for lease in node.store.all()]
+
+    on_node(node, add)
+    execute(node, node.environment("GC", "", ""), GC)
+    for run in (fails, later):
+        on_node(node, run)
+
+
+def test_what_is_no_file_in_the_spool_is_put_aside(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.spool.mkdir(parents=True)
+    os.mkfifo(node.spool / "1-fifo")
+    (node.spool / "2-link").symlink_to("/dev/zero")
+    (node.spool / "3-folder").mkdir()
+
+    async def test() -> None:
+        while node.server._tasks:
+            await asyncio.sleep(0.005)
+
+    on_node(node, test)
+    assert {entry.name for entry in node.spool.iterdir()} == {
+        f".rejected-{name}" for name in ("1-fifo", "2-link", "3-folder")
+    }
 
 
 # --- an agent that misbehaves ------------------------------------------------------------------------
