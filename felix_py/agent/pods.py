@@ -55,8 +55,8 @@ class Pods:
         self._mtu = self._mtu or uplink_mtu()
         with Links() as links:
             store, alive = recover(config.state_dir / "leases.db", links, self._notices.say)
-        store.elsewhere = elsewhere = ElsewhereLookup()
-        self._stack.callback(elsewhere.close)
+        store.elsewhere = self._elsewhere = ElsewhereLookup()
+        self._stack.callback(self._elsewhere.close)
         leases = Leases(store)
         self._stack.callback(leases.close)
         interfaces = Interfaces()
@@ -94,6 +94,7 @@ class Pods:
             try:
                 if not self._config.mtu:
                     self._mtu = await asyncio.to_thread(uplink_mtu, nodes())
+                await asyncio.to_thread(self._elsewhere.refresh)
                 await self._plugin.look()
                 await self._list.bring_up_to_date()
             except Exception:

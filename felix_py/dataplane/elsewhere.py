@@ -13,7 +13,7 @@ import struct
 import time
 from contextlib import suppress
 
-from felix_py.dataplane.link_messages import AF, U32, dump_links, read_link
+from felix_py.dataplane.link_messages import AF, U32
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, attributes, message
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS, is_interface_name
 from felix_py.records import Elsewhere
@@ -35,8 +35,8 @@ _SEEN = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGH = struct.Struct("=BxxxiHBB")
 
-_INTERFACES_AGE = 5.0
-"""Seconds for which a list of the interfaces is good."""
+_INTERFACES_AGE = 120.0
+"""Seconds for which a list of the interfaces is good: making one costs a millisecond where there are many."""
 
 
 class ElsewhereLookup:
@@ -99,10 +99,13 @@ class ElsewhereLookup:
     def _interfaces(self) -> dict[int, str]:
         """The interfaces that are not pods': what a pod claims about neighbours counts for nothing."""
         if time.monotonic() >= self._names_until:
-            links = map(read_link, self._netlink.dump(dump_links()))
-            self._names = {link.index: link.name for link in links if not is_interface_name(link.name)}
-            self._names_until = time.monotonic() + _INTERFACES_AGE
+            self.refresh()
         return self._names
+
+    def refresh(self) -> None:
+        """List the interfaces anew, so that no later call has to. From any thread."""
+        self._names = {index: name for index, name in socket.if_nameindex() if not is_interface_name(name)}
+        self._names_until = time.monotonic() + _INTERFACES_AGE
 
 
 def _name(index: int) -> str:
