@@ -35,8 +35,16 @@ def links(netns: None) -> Iterator[Links]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "state"
+def place(tmp_path: Path) -> Iterator[Path]:
+    """In memory: a thousand starts need not wait for a disk."""
+    run("mount", "-t", "tmpfs", "felix-py-tests", str(tmp_path))
+    yield tmp_path
+    run("umount", str(tmp_path))
+
+
+@pytest.fixture
+def folder(place: Path) -> Path:
+    return place / "state"
 
 
 def claim(number: int) -> Claim:
@@ -154,12 +162,12 @@ def damages(size: int) -> Iterator[tuple[str, Damage]]:
 
 @pytest.mark.parametrize("name", ["leases.db", "leases.db-journal"])
 def test_no_damage_of_the_store_is_silent(
-    folder: Path, links: Links, make_netns: MakeNetns, tmp_path: Path, name: str
+    folder: Path, links: Links, make_netns: MakeNetns, place: Path, name: str
 ) -> None:
     leases = pods(folder, links, make_netns)
     ends = []
     for what, damage in damages((folder / name).stat().st_size):
-        copy = tmp_path / "copy"
+        copy = place / "copy"
         shutil.copytree(folder, copy)
         damage(copy / name)
         ends.append(check(Start(copy, links), leases, f"{name}: {what}"))
@@ -170,7 +178,7 @@ def test_no_damage_of_the_store_is_silent(
 
 
 def test_a_torn_commit_without_its_journal_is_not_silent(
-    folder: Path, links: Links, make_netns: MakeNetns, tmp_path: Path
+    folder: Path, links: Links, make_netns: MakeNetns, place: Path
 ) -> None:
     """The journal of a commit that power loss or kill -9 cut short is lost: old and new pages are mixed."""
     leases = pods(folder, links, make_netns)
@@ -190,7 +198,7 @@ def test_a_torn_commit_without_its_journal_is_not_silent(
         for number, page in enumerate(pages):
             if chosen >> (number % 6) & 1:
                 mixed[page : page + 4096] = after[page : page + 4096]
-        copy = tmp_path / "copy"
+        copy = place / "copy"
         copy.mkdir()
         (copy / "leases.db").write_bytes(mixed)
         start = Start(copy, links)
@@ -299,14 +307,14 @@ def test_an_older_store_is_taken_over_and_its_interfaces_labelled(
 
 
 def test_no_damage_of_an_older_store_is_silent(
-    folder: Path, links: Links, make_netns: MakeNetns, tmp_path: Path
+    folder: Path, links: Links, make_netns: MakeNetns, place: Path
 ) -> None:
     """Its interfaces have no labels, so what is lost is lost: the agent does not start, and says why."""
     leases = pods(folder, links, make_netns, label=False)
     as_version_1(folder, leases)
     ends = []
     for what, damage in damages((folder / "leases.db-wal").stat().st_size):
-        copy = tmp_path / "copy"
+        copy = place / "copy"
         shutil.copytree(folder, copy)
         damage(copy / "leases.db-wal")
         ends.append(check(Start(copy, links), leases, what))
