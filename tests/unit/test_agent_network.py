@@ -186,6 +186,26 @@ def test_the_newest_sandbox_of_a_pod_is_its_endpoint_and_the_olds_release_does_n
     run(test())
 
 
+def test_a_pod_has_departed_when_its_object_is_gone_or_it_has_a_newer_interface() -> (
+    None
+):
+    async def test() -> None:
+        async with Rig() as rig:
+            network, pod = rig.network, Pod("shop", "web", "u1", "n1")
+            lost = lease("c0", "10.1.0.9", 0.5)
+            network.pod_seen(pod)
+            assert not network.departed(lost)  # its DEL may come yet
+            await network.enforce(lease())
+            assert network.departed(lost)
+            assert not network.departed(lease())
+            network.pod_gone(pod)
+            assert network.departed(lease())
+            waiting = PodNetwork(rig.facts, rig.reconciler, lambda: 1500, rig.flows.forget)
+            assert not waiting.departed(lost)  # not in sync: nothing is known
+
+    run(test())
+
+
 def test_an_address_that_passes_from_one_pod_to_another_stays_with_the_new_one() -> None:
     async def test() -> None:
         async with Rig() as rig:
