@@ -126,6 +126,7 @@ class Reflector(Generic[R]):
         self._alive = self._clock.now()
         self._version = ""
         self._watching_since: float | None = None
+        self._ended_in_time = False
         self._incomplete = 0
         self._definition = Definition(kind) if kind.optional else None
         self._discovery = discovery or Discovery(api, self._clock)
@@ -319,11 +320,30 @@ class Reflector(Generic[R]):
     # --- in the thread: one conversation -------------------------------------------------------------
 
     def _list_and_watch(self) -> None:
+        if self._version and not self._ended_in_time:
+            self._confirm()
         if not self._version:
             if self._incomplete < _WATCH_LIST_TRIES and self._watch_list():
                 return
             self._list()
         self._watch()
+
+    def _confirm(self) -> None:
+        """Ask whether the server knows the version from which the watch is to go on.
+
+        Its store may have been restored from a backup: it then counts from an earlier version, and its history is
+        another. To a watch from a version that is yet to come it says nothing at all until it gets there, but a
+        list that must not be older is refused at once (ResourceVersionTooLarge).
+        """
+        query = {"limit": "1", "resourceVersion": self._version, "resourceVersionMatch": "NotOlderThan"}
+        try:
+            with self._ask(query) as answer:
+                answer.read()
+        except ApiError as error:
+            if error.reason != "ResourceVersionTooLarge":
+                raise
+            self._log.warning("the server's history has begun anew: listing everything", reason=str(error))
+            self._version = ""
 
     def _watch_list(self) -> bool:
         """List and watch in one request; false where the server does not know this way (KEP-3157).
@@ -382,6 +402,8 @@ class Reflector(Generic[R]):
 
     def _follow(self, answer: Answer, lifetime: float) -> None:
         """Take in a watch until it ends."""
+        self._ended_in_time = False
+        begun = self._clock.now()
         for lines in self._lines(answer, lifetime):
             try:
                 self._take([self.kind.change(line) for line in lines])
@@ -389,6 +411,7 @@ class Reflector(Generic[R]):
                 # An ERROR event, or a change that we did not understand and so have lost: only a list helps.
                 self._version = ""
                 raise
+        self._ended_in_time = self._clock.now() - begun >= lifetime - 1
 
     def _lines(self, answer: Answer, lifetime: float) -> Iterator[list[bytes]]:
         """What a watch says, until it ends, or is older than the server was asked to let it become."""

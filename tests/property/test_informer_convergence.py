@@ -90,15 +90,13 @@ def replayed(watch: Watching) -> dict[tuple[str, str], tuple[str, ...]]:
     steps=st.lists(step, max_size=25),
     watch_list=st.booleans(),
     gone_in_stream=st.booleans(),
-    too_large=st.booleans(),
+    future=st.sampled_from(("silence", "504", "410")),
 )
 @on_loop
 async def test_ends_as_the_server_is(
-    steps: list[tuple[object, ...]], watch_list: bool, gone_in_stream: bool, too_large: bool
+    steps: list[tuple[object, ...]], watch_list: bool, gone_in_stream: bool, future: str
 ) -> None:
-    with FakeApi(
-        version=100_000, watch_list=watch_list, gone_in_stream=gone_in_stream, future_is_504=too_large
-    ) as api:
+    with FakeApi(version=100_000, watch_list=watch_list, gone_in_stream=gone_in_stream, future=future) as api:
         async with watching(api, Timing(answer=0.05, recycle=(0.05, 0.1), grace=0)) as watch:
 
             def equal() -> bool:

@@ -50,13 +50,16 @@ class Request:
 
     @property
     def verb(self) -> str:
-        """``list``, ``page`` (a further page), ``watch``, ``watchlist``, or the method in lower case."""
+        """``list``, ``page`` (a further page), ``confirm`` (a list that must not be older than a version),
+        ``watch``, ``watchlist``, or the method in lower case."""
         if self.method != "GET":
             return self.method.lower()
         if "sendInitialEvents" in self.query:
             return "watchlist"
         if "watch" in self.query:
             return "watch"
+        if "resourceVersionMatch" in self.query:
+            return "confirm"
         return "page" if "continue" in self.query else "list"
 
     def selects(self, key: Key) -> bool:
@@ -100,15 +103,15 @@ class FakeApi:
     """The server. Use it in a ``with``; ``url`` is then where it listens.
 
     ``watch_list``: it knows sendInitialEvents (else 422). ``gone_in_stream``: a version too old is told by an
-    ERROR event, else by HTTP 410. ``future_is_504``: a version from the future is refused as kube-apiserver
-    does, else by 410. ``definitions``: clients have the right to read CustomResourceDefinitions. ``token``: the
-    one it accepts. ``clients``: the file of an authority whose certificate clients must show. ``certificate``:
-    (certificate, key) files to speak TLS with.
+    ERROR event, else by HTTP 410. ``future``: what a watch from a version that is yet to come gets: nothing until
+    then (as from kube-apiserver), or a refusal, 504 or 410. ``definitions``: clients have the right to read
+    CustomResourceDefinitions. ``token``: the one it accepts. ``clients``: the file of an authority whose
+    certificate clients must show. ``certificate``: (certificate, key) files to speak TLS with.
     """
 
     watch_list: bool = True
     gone_in_stream: bool = True
-    future_is_504: bool = False
+    future: str = "silence"
     token: str = ""
     certificate: tuple[str, str] | None = None
     clients: str = ""
@@ -257,9 +260,10 @@ class FakeApi:
     # --- what tests ask it ---------------------------------------------------------------------------
 
     def verbs(self, path: str = PODS) -> list[str]:
-        """What was asked about one collection, in order."""
+        """What was asked about one collection, in order, but for whether a version is known."""
         with self.changed:
-            return [request.verb for request in self.requests if request.path == path]
+            asked = [request.verb for request in self.requests if request.path == path]
+        return [verb for verb in asked if verb != "confirm"]
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until something about the requests or objects is true."""
@@ -341,6 +345,10 @@ class FakeApi:
         query = exchange.request.query
         limit = int(query.get("limit", "0")) or 1 << 30
         with self.changed:
+            least = int(query.get("resourceVersion", "0")) if "resourceVersionMatch" in query else 0
+            if least > self.version:
+                self._refuse_future(exchange, least)
+                return
             if "continue" in query:
                 if query["continue"] not in self._pages:
                     exchange.refuse(410, "Expired", "The provided continue parameter is too old")
@@ -382,7 +390,7 @@ class FakeApi:
                 if self._epoch != epoch:
                     break
                 news = [c for c in self._log if c.version > position and exchange.request.selects(c.key)]
-                position = self.version
+                position = max(position, self.version)
                 marked, bookmarks = self._bookmarks > bookmarks, self._bookmarks
             for change in news:
                 exchange.event(change.type, change.object)
@@ -396,12 +404,10 @@ class FakeApi:
         return any(c.version > position and request.selects(c.key) for c in reversed(self._log))
 
     def _refuses_version(self, exchange: Exchange, position: int) -> bool:
-        if self._compacted <= position <= self.version:
+        if self._compacted <= position <= self.version or (position > self.version and self.future == "silence"):
             return False
-        if position > self.version and self.future_is_504:
-            cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
-            details = {"causes": [cause], "retryAfterSeconds": 1}
-            exchange.refuse(504, "Timeout", f"Too large resource version: {position}", details=details)
+        if position > self.version and self.future == "504":
+            self._refuse_future(exchange, position)
         elif self.gone_in_stream:
             exchange.begin_stream()
             exchange.event("ERROR", status(410, "Expired", f"too old resource version: {position}"))
@@ -409,6 +415,11 @@ class FakeApi:
         else:
             exchange.refuse(410, "Expired", f"too old resource version: {position}")
         return True
+
+    def _refuse_future(self, exchange: Exchange, position: int) -> None:
+        cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+        details = {"causes": [cause], "retryAfterSeconds": 1}
+        exchange.refuse(504, "Timeout", f"Too large resource version: {position}", details=details)
 
     def _write(self, exchange: Exchange) -> None:
         """Events are created and merged, a node's conditions are merged by type, a custom resource's replaced."""
