@@ -237,4 +237,4 @@ def _fill(facts: Facts, network: PodNetwork, families: tuple[Family, ...], pods:
     for number in range(pods):
         pod = Pod("default", f"pod-{number}", f"uid-pod-{number}", "node", (("app", "web"),))
         facts.upsert(pod)
-        network.pod_seen(pod)
+        network.pod_seen(pod, "node")

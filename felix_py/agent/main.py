@@ -322,8 +322,8 @@ class Agent:
         match event:
             case Upserted(record, _):
                 self._facts.upsert(record)
-                if isinstance(record, Pod) and record.node == self._config.node_name:
-                    self._network.pod_seen(record)
+                if isinstance(record, Pod):
+                    self._network.pod_seen(record, self._config.node_name)
             case Deleted(record):
                 self._facts.delete(record)
                 if isinstance(record, Pod):

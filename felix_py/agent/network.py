@@ -65,8 +65,14 @@ class PodNetwork:
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
         self._forgetting: dict[asyncio.Future[None], frozenset[str]] = {}
 
-    def pod_seen(self, pod: Pod) -> None:
-        """The informer knows a pod of this node (in this incarnation)."""
+    def pod_seen(self, pod: Pod, node: str) -> None:
+        """The informer knows a pod (in this incarnation); ``node``: this node's name.
+
+        A pod of that name that was here before, and is elsewhere now, is gone from here.
+        """
+        if pod.node != node:
+            self.pod_gone(pod)
+            return
         self._pods[pod.key] = pod.uid
         for waiter in self._waiting.pop(pod.key, ()):
             if not waiter.done():
@@ -97,9 +103,9 @@ class PodNetwork:
 
     def departed(self, lease: Lease) -> bool:
         """Whether the lease's pod is not on this node any more, or has a newer interface; false if not known."""
-        return self._ready and (
-            (lease.namespace, lease.pod) not in self._pods or self._facts.has_newer_than(lease)
-        )
+        uid = self._pods.get((lease.namespace, lease.pod))
+        another = uid is None or (uid != lease.uid and "" not in (uid, lease.uid))
+        return self._ready and (another or self._facts.has_newer_than(lease))
 
     async def wait_for_pod(self, namespace: str, name: str, uid: str) -> None:
         """Return once the pod is known; with a uid, that very pod and not an earlier one of its name."""

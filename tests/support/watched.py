@@ -103,7 +103,7 @@ class WatchedNode:
         """The API server has told of a pod that the runtime will connect."""
         pod = Pod(namespace, name, f"uid-{name}", "n1")
         self.facts.upsert(pod)
-        self.network.pod_seen(pod)
+        self.network.pod_seen(pod, "n1")
 
     async def add_pod(self, container: str, place: NetworkNamespace) -> Lease:
         """What a CNI ADD does, less the lease's store."""

@@ -262,15 +262,36 @@ def test_waiting_for_a_pod_ends_with_that_very_pod() -> None:
             hasty = asyncio.create_task(asyncio.wait_for(rig.network.wait_for_pod("shop", "web", "u2"), 0.01))
             with pytest.raises(TimeoutError):
                 await hasty
-            rig.network.pod_seen(Pod("shop", "web", "u1"))
+            rig.network.pod_seen(Pod("shop", "web", "u1", "n1"), "n1")
             await second
             assert not first.done()
-            rig.network.pod_seen(Pod("shop", "web", "u2"))
+            rig.network.pod_seen(Pod("shop", "web", "u2", "n1"), "n1")
             await first
             rig.network.pod_gone(Pod("shop", "web", "u2"))
             gone = asyncio.create_task(rig.network.wait_for_pod("shop", "web", ""))
             assert await asyncio.wait((gone,), timeout=0.01) == (set(), {gone})
             gone.cancel()
+
+    run(test())
+
+
+def test_a_lease_whose_pod_is_another_one_of_its_name_has_no_pod_here() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            held = lease()
+            assert rig.network.departed(held)
+            rig.network.pod_seen(Pod("shop", "web", "u1", "n1"), "n1")
+            assert not rig.network.departed(held)
+            # Made anew here; the runtime may have forgotten the old sandbox.
+            rig.network.pod_seen(Pod("shop", "web", "u2", "n1"), "n1")
+            assert rig.network.departed(held)
+            # Made anew elsewhere: of the one that was here nobody may be told as if it were there.
+            rig.network.pod_seen(Pod("shop", "web", "u1", "n1"), "n1")
+            rig.network.pod_seen(Pod("shop", "web", "u3", "n2"), "n1")
+            assert rig.network.departed(held)
+            waiting = asyncio.create_task(rig.network.wait_for_pod("shop", "web", "u1"))
+            assert await asyncio.wait((waiting,), timeout=0.01) == (set(), {waiting})
+            waiting.cancel()
 
     run(test())
 
@@ -283,7 +304,7 @@ def test_what_an_add_waits_for_is_said() -> None:
             assert "on node n2, not on this one" in rig.network.why_unknown("shop", "web", "u1")
             here = Pod("shop", "web", "u1", "n1")
             rig.facts.upsert(here)
-            rig.network.pod_seen(here)
+            rig.network.pod_seen(here, "n1")
             assert "with uid u2, but with u1" in rig.network.why_unknown("shop", "web", "u2")
 
     run(test())
