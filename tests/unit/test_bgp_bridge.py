@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import subprocess
 import sys
@@ -47,7 +48,11 @@ class Running:
     def command(self, agent: socket.socket, line: bytes) -> None:
         """Send a command and see ExaBGP get it: from then on the bridge knows this agent."""
         agent.sendall(line)
-        assert self.stdout.readline() == line
+        assert self.line() == line
+
+    def line(self) -> bytes:
+        """The next command, as ExaBGP takes it: blanks in front only wake it."""
+        return self.stdout.readline().lstrip(b" ")
 
 
 def read(agent: socket.socket, size: int) -> bytes:
@@ -132,7 +137,7 @@ def test_exabgp_never_blocks(running: Running) -> None:
 def test_what_exabgp_cannot_read_is_kept_from_it(running: Running) -> None:
     with running.agent() as agent:
         agent.sendall("neighbor 10.9.0.2 announce é\n\n  \n# next\n".encode())
-        assert running.stdout.readline() == b"# next\n"
+        assert running.line() == b"# next\n"
 
 
 def test_socket_that_cannot_be_made_yet(tmp_path: Path) -> None:
@@ -158,3 +163,16 @@ def test_stale_socket_is_replaced(tmp_path: Path) -> None:
     running.stdin.close()
     assert running.process.wait(5) == 0
     running.stdout.close()
+
+
+def test_exabgp_is_woken_a_few_times_after_each_sign_of_life(running: Running) -> None:
+    """Its loop sleeps long; what is written when nothing happens must come to an end, or it would never idle."""
+    with running.agent() as agent:
+        for number in range(3):
+            if number:
+                running.write(EVENT % number)
+                read(agent, len(EVENT % number))
+            assert [running.stdout.read(1) for _ in range(7)] == [b" "] * 7
+            ready, _, _ = select.select([running.stdout], [], [], 0.5)
+            assert not ready
+        running.command(agent, b"show neighbor json\n")
