@@ -7,7 +7,19 @@ import importlib
 import os
 import sys
 
-NAMES = ("policy", "scale", "plan", "flows", "packets", "restore", "routes", "cni", "announce", "sidecar", "start")
+NAMES = (
+    "policy",
+    "scale",
+    "plan",
+    "flows",
+    "packets",
+    "restore",
+    "routes",
+    "cni",
+    "announce",
+    "sidecar",
+    "start",
+)
 """Modules of this package, each with a docstring for the help and ``main(quick)``."""
 
 

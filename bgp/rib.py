@@ -19,6 +19,7 @@ NextHops = tuple[str, ...]
 """Sorted next hop addresses of one route; empty: no route."""
 
 DEFAULT_LOCAL_PREF = 100
+_REACHED_SPARE = 1000
 
 
 class Reached(NamedTuple):
@@ -191,12 +192,15 @@ class Rib:
     def set_reach(self, reach: Reach) -> None:
         """What this node can reach has changed: decide again what rests on next hops with another answer."""
         self._reach = reach
-        before, self._reached = self._reached, {}
+        moved = {hop for hop, before in self._reached.items() if reach(hop) != before}
+        for hop in moved:
+            del self._reached[hop]
+        if not moved:
+            return
         for prefix, paths in self._paths.items():
-            for path in paths.values():
-                if self._reached_by(path.next_hop) != before.get(path.next_hop):
-                    self._changed.add(prefix)
-                    self._moved.add(prefix)
+            if any(path.next_hop in moved for path in paths.values()):
+                self._changed.add(prefix)
+                self._moved.add(prefix)
 
     @property
     def unresolved(self) -> Mapping[Unresolved, int]:
@@ -314,8 +318,15 @@ class Rib:
     def _reached_by(self, next_hop: str) -> Reached:
         reached = self._reached.get(next_hop)
         if reached is None:
+            if len(self._reached) > 2 * len(self._paths) + _REACHED_SPARE:
+                self._forget_unused()
             reached = self._reached[next_hop] = self._reach(next_hop)
         return reached
+
+    def _forget_unused(self) -> None:
+        """A peer may go through any number of next hops."""
+        used = {path.next_hop for paths in self._paths.values() for path in paths.values()}
+        self._reached = {hop: reached for hop, reached in self._reached.items() if hop in used}
 
     def _leave_out(self, prefix: str, now: tuple[Unresolved, ...]) -> None:
         """Keep count of what is not used."""

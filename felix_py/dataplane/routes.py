@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from felix_py.dataplane import route_messages as messages
@@ -17,6 +18,13 @@ from felix_py.dataplane.route_messages import PROTOCOLS, Destination, Packed, de
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey, bounded
 from policy.model import Family
+
+_AGAIN = 1000
+"""Routes that were refused before and are tried again in one apply: a new pod may wait. Each has its turn."""
+
+_TAKEN = "has this destination"
+_NAMED = 100
+"""Foreign routes that are looked up in one apply, so that a failure can name them."""
 
 _Place = tuple[Destination, int]
 """Destination and protocol number."""
@@ -39,6 +47,7 @@ class Routes:
         self._right: dict[_Place, Packed] = {}
         self._pending: set[_Place] = set()
         self._refused: dict[RouteKey, Failure] = {}
+        self._stuck: dict[_Place, Failure] = {}
         self._drift: dict[_Place, Drift] = {}
         self._gone: Collection[str] = ()
         self._swept: set[int] = set()
@@ -72,6 +81,7 @@ class Routes:
             self._wanted.pop(place, None)
         else:
             self._wanted[place] = route
+        self._stuck.pop(place, None)
         # Even when it looks the same: its interface may have been made anew, and that took the route along.
         self._pending.add(place)
         self._right.pop(place, None)
@@ -136,7 +146,8 @@ class Routes:
     def differences(self) -> list[str]:
         """Wanted routes that the kernel, as last seen, does not have."""
         failures: dict[_Place, Failure] = {}
-        return [_what(write.place) for write in self._plan(failures)] + [_what(place) for place in failures]
+        pending = self._pending & self._wanted.keys()
+        return [_what(w.place) for w in self._plan(pending, failures)] + [_what(place) for place in failures]
 
     def owned(self) -> list[str]:
         """A line for each of our routes in the kernel."""
@@ -169,29 +180,51 @@ class Routes:
         """
         failures: dict[_Place, Failure] = {}
         self._gone = gone
-        todo = self._plan(failures)
+        due = self._due()
+        todo = self._plan(due, failures)
         if any(write.replace for write in todo):
             self.load()
             failures.clear()
-            todo = self._plan(failures)
+            due |= self._due()
+            todo = self._plan(due, failures)
         refused = self._carry_out(todo, failures)
         if refused:
             # Something has these destinations that was not there when we looked last: ours or somebody else's?
-            self.load()
-            again = [write for write in self._plan(failures) if write.replace and write.place in refused]
-            for place in refused - {write.place for write in again} - failures.keys():
-                failures[place] = Failure(_what(place), self._foreign(place[0]))
+            if fresh := {place for place in refused if not self._is_taken(place)}:
+                self.load()
+                due |= self._due()
+            again = [w for w in self._plan(due, failures) if w.replace and w.place in refused]
+            foreign = refused - {write.place for write in again} - failures.keys()
+            failures |= {place: self._stuck[place] for place in foreign - fresh}
+            for number, place in enumerate(foreign & fresh):
+                why = self._foreign(place[0]) if number < _NAMED else f"somebody else's route {_TAKEN}"
+                failures[place] = Failure(_what(place), why)
             self._carry_out(again, failures)
+        for place in due:
+            self._stuck.pop(place, None)
+        self._stuck |= failures  # behind those that have waited longer
         written = sum(write.place not in self._pending for write in todo)
-        own, learned = _by_protocol(failures)
+        own, learned = _by_protocol(self._stuck)
         refused_ones = bounded((*self._refused.values(), *learned), "route to further destinations")
         return Report(writes=written, failures=(*own, *refused_ones))
 
-    def _plan(self, failures: dict[_Place, Failure]) -> list[_Write]:
-        """What to write for all that is pending. Settles what is right already."""
+    def _is_taken(self, place: _Place) -> bool:
+        """Whether we know already that somebody else's route has this destination."""
+        return place in self._stuck and _TAKEN in self._stuck[place].reason
+
+    def _due(self) -> set[_Place]:
+        """What to write now: whatever is new, and the next of what was refused."""
+        for place in self._stuck.keys() - self._pending:  # a look has found it to be right
+            del self._stuck[place]
+        fresh = (self._pending & self._wanted.keys()) - self._stuck.keys()
+        pods = {place for place in self._stuck if place[1] == ROUTE_PROTOCOL_PODS}
+        return fresh | pods | set(islice((place for place in self._stuck if place not in pods), _AGAIN))
+
+    def _plan(self, places: Collection[_Place], failures: dict[_Place, Failure]) -> list[_Write]:
+        """What to write for these places. Settles what is right already."""
         resolve = _resolver()
         todo: list[_Write] = []
-        for place in sorted(self._pending & self._wanted.keys(), key=_preference):
+        for place in sorted(places, key=_preference):
             wanted = self._wanted[place]
             if any(hop.interface in self._gone for hop in wanted.next_hops):
                 continue
@@ -243,8 +276,8 @@ class Routes:
         except OSError:
             found = None
         if found is None or found.destination != destination:
-            return "somebody else's route has this destination"
-        return f"a route that is not ours has this destination (protocol {found.protocol})"
+            return f"somebody else's route {_TAKEN}"
+        return f"a route that is not ours {_TAKEN} (protocol {found.protocol})"
 
 
 def _resolver() -> Callable[[str], int]:
@@ -256,7 +289,7 @@ def _resolver() -> Callable[[str], int]:
             try:
                 known[name] = socket.if_nametoindex(name)
             except OSError as error:
-                if error.errno not in (errno.ENODEV, errno.ENXIO):
+                if error.errno not in (None, errno.ENODEV, errno.ENXIO):  # None: before Python 3.12
                     raise  # no descriptor left, say: that tells nothing about the interface
                 raise ValueError(f"there is no interface {name}") from None
         return known[name]
