@@ -1,15 +1,23 @@
-"""Logging: readable lines on a terminal, one JSON object a line everywhere else."""
+"""Logging: readable lines on a terminal, one JSON object a line everywhere else. Nobody who logs is held up.
+
+:mod:`felix_py.log_writer` writes, :mod:`felix_py.log_limits` has the bounds.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import enum
 import logging
 import sys
+import threading
 from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+
+from felix_py.log_limits import RateLimit, shorten
+from felix_py.log_writer import LineWriter
 
 
 class LogFormat(enum.StrEnum):
@@ -29,8 +37,36 @@ class LogLevel(enum.StrEnum):
     ERROR = "error"
 
 
+class _Lines:
+    """What structlog hands finished lines to."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
+
+    def __call__(self, *_args: Any) -> _Lines:
+        return self
+
+    def msg(self, message: str) -> None:
+        self._writer.write(message)
+
+    log = debug = info = warning = error = critical = exception = msg
+
+
+class _FromLibraries(logging.Handler):
+    """Libraries' own lines (asyncio's, aiohttp's) go the same way, with the same limits."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(Exception):
+            get(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+
+
+_writer: LineWriter | None = None
+_limit = RateLimit()
+
+
 def configure(level: LogLevel, form: LogFormat, **bound: str) -> None:
     """Send all log lines to stderr, each with the ``bound`` values (``node=…``), from whichever thread."""
+    global _writer
     text = form is LogFormat.TEXT or (form is LogFormat.AUTO and sys.stderr.isatty())
 
     def add_bound(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -41,17 +77,24 @@ def configure(level: LogLevel, form: LogFormat, **bound: str) -> None:
         if text
         else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     )
+    _writer = LineWriter(sys.stderr.fileno(), _dropped)
+    atexit.register(_writer.flush)
     structlog.configure(
         processors=[
+            _limit,
+            shorten,
             add_bound,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *ending,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=_Lines(_writer),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(handlers=[_FromLibraries()], level=logging.WARNING, force=True)
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = _unraisable
 
 
 def get(component: str) -> structlog.typing.FilteringBoundLogger:
@@ -61,6 +104,34 @@ def get(component: str) -> structlog.typing.FilteringBoundLogger:
 
 
 def flush() -> None:
-    """Have what was logged written, for a process that is about to end."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.flush()
+    """Have what was logged written, for a process that is about to end. A stopped reader has a second."""
+    if _writer is not None:
+        _writer.flush()
+
+
+def lost() -> dict[str, int]:
+    """Lines that nobody will read: of one kind too often, or because they could not be written in time."""
+    return {"rate": _limit.left_out, "reader": _writer.lost if _writer is not None else 0}
+
+
+def _dropped(lines: int) -> str:
+    event = {"event": "log lines were dropped: their reader did not take them", "lines": lines}
+    config = structlog.get_config()
+    rendered: Any = {"component": "log", **event}
+    for processor in config["processors"][2:]:
+        rendered = processor(None, "warning", rendered)
+    return str(rendered)
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    get("thread").error(
+        "a thread failed",
+        thread=args.thread.name if args.thread else "",
+        exc_info=(args.exc_type, args.exc_value, args.exc_traceback),
+    )
+
+
+def _unraisable(args: sys.UnraisableHookArgs) -> None:
+    get("python").error(
+        "an error where none can be raised", what=repr(args.object)[:200], reason=repr(args.exc_value)
+    )

@@ -58,6 +58,14 @@ class Metrics:
             buckets=(0.2, 0.5, 1, 2, 5, 10),
             registry=self.registry,
         )
+        self.log_lost = Counter(
+            "felix_py_log_lines_lost",
+            "Log lines left out: too many of one kind (rate), or not taken by the log's reader in time (reader)",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in ("rate", "reader"):
+            self.log_lost.labels(reason)
         self.in_sync = Gauge(
             "felix_py_in_sync", "1 once every watched kind was listed and written", registry=self.registry
         )

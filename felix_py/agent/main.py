@@ -151,6 +151,7 @@ class Agent:
         self._marks = Marks.from_mask(config.mark_mask)
         self._in_force = asyncio.Event()
         self._pods = Pods(config, stack, self._metrics, self._notices)
+        self._log_lost: dict[str, int] = {}
         self.stalls = Stalls(self._metrics.loop_stalls.observe, log.get("loop").warning)
 
     async def run(self) -> None:
@@ -440,6 +441,9 @@ class Agent:
 
     async def _refresh_metrics(self) -> None:
         await self._counters.refresh()
+        for reason, lines in log.lost().items():
+            self._metrics.log_lost.labels(reason).inc(lines - self._log_lost.get(reason, 0))
+        self._log_lost = log.lost()
         self._metrics.endpoints.set(self._facts.endpoints)
         self._metrics.compared_age.set(self._reconciler.compared_age)
         for kind, age in self._cluster.ages().items():

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from felix_py import log
+
 _TOOLS = 6.0
 """After so many seconds tools are killed even if the event loop does not come to it."""
 
@@ -76,6 +78,7 @@ class Stopping:
         if self._over.wait(started + _LAST - time.monotonic()):
             return
         self._say(f"did not come to an orderly end in {_LAST:.0f} seconds; leaving everything as it is")
+        log.flush()
         os._exit(HUNG)
 
 

@@ -284,3 +284,41 @@ def test_what_keeps_it_from_starting_is_said_also_while_it_stops_what_it_had_beg
     with running(agent):
         assert agent.wait() == 1
     assert any(line["event"] == "cannot start" and "bgp-config" in line["reason"] for line in agent.logged())
+
+
+# --- the log -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reader", ["stopped", "gone", "full"])
+def test_an_agent_goes_on_whatever_becomes_of_its_logs_reader(
+    tmp_path: Path, api: FakeApi, make_netns: MakeNetns, reader: str
+) -> None:
+    """Before, the event loop stood still in a write to stderr, or an exception from there ended what was done."""
+    place = make_netns("pod")
+    agent = AgentProcess(tmp_path, api, options=["--backend=nft", "--log-level=debug"])
+    agent.add_pod("pod-0")
+    read, write = os.pipe()
+    if reader == "full":
+        os.close(write)
+        write = os.open("/dev/full", os.O_WRONLY)
+    if reader == "gone":
+        os.close(read)
+    agent.start(stderr=write)
+    os.close(write)
+    try:
+        agent.wait_ready()
+        assert agent.call("ADD", "pod-0", place.path)[0] == 0
+        for _ in range(150):  # their lines are far more than a pipe holds
+            code, answer = agent.call("CHECK", "pod-0", place.path, cniVersion="9" * 4000)
+            assert (code, answer["code"]) == (1, 1)
+        assert agent.get("/healthz")[0] == 200
+        assert agent.call("DEL", "pod-0", place.path)[0] == 0
+        if reader != "stopped":
+            assert 'felix_py_log_lines_lost_total{reason="reader"} 0.0' not in agent.get("/metrics")[1]
+        code, seconds = agent.stop()
+        assert code == 0
+        assert seconds < MOST_SECONDS
+    finally:
+        agent.close()
+        if reader != "gone":
+            os.close(read)

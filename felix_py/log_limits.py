@@ -1,0 +1,77 @@
+"""What a log line may be, and how often one of its kind may come (structlog processors)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+AT_ONCE = 100
+A_SECOND = 5.0
+"""Lines of one kind: first so many at once, then so many a second."""
+
+_KINDS = 1000
+_LONGEST_TEXT = 4096
+_LONGEST_LIST = 50
+
+
+@dataclass(slots=True)
+class _Kind:
+    allowed: float
+    at: float
+    left_out: int = 0
+
+
+class RateLimit:
+    """Lets through so many lines of one kind: of one part, of one level, with the same words.
+
+    The next one that passes says in ``left_out`` how many did not.
+    """
+
+    def __init__(
+        self, at_once: int = AT_ONCE, a_second: float = A_SECOND, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._at_once = at_once
+        self._a_second = a_second
+        self._clock = clock
+        self._kinds: OrderedDict[tuple[object, str, object], _Kind] = OrderedDict()
+        self._lock = threading.Lock()
+        self.left_out = 0
+
+    def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """
+        Raises:
+            structlog.DropEvent: one too many.
+        """
+        key = (event.get("component"), method, str(event.get("event"))[:200])
+        now = self._clock()
+        with self._lock:
+            kind = self._kinds.pop(key, None) or _Kind(self._at_once, now)
+            self._kinds[key] = kind
+            if len(self._kinds) > _KINDS:
+                self._kinds.popitem(last=False)
+            kind.allowed = min(self._at_once, kind.allowed + (now - kind.at) * self._a_second)
+            kind.at = now
+            if kind.allowed < 1:
+                kind.left_out += 1
+                self.left_out += 1
+                raise structlog.DropEvent
+            kind.allowed -= 1
+            if kind.left_out:
+                event["left_out"], kind.left_out = kind.left_out, 0
+        return event
+
+
+def shorten(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Cut off what is too long, whoever said it: a tool, a peer, an object."""
+    for key, value in event.items():
+        if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+            event[key] = f"{value[:_LONGEST_TEXT]} … ({len(value)} characters)"
+        elif isinstance(value, list | tuple) and len(value) > _LONGEST_LIST:
+            event[key] = [*value[:_LONGEST_LIST], f"… ({len(value)} in all)"]
+    return event
