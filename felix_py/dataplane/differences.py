@@ -8,7 +8,8 @@ from difflib import SequenceMatcher
 
 from felix_py.dataplane.iptables_text import Rule
 from felix_py.plan.layout import COMMENT_PREFIX
-from felix_py.ruleset.words import split
+from felix_py.ruleset.places import hinders_above, hinders_behind
+from felix_py.ruleset.words import split, target_of
 
 _MOST_RULES = 3
 _MOST_CHARACTERS = 120
@@ -30,18 +31,29 @@ def chain_difference(wanted: Sequence[Rule], actual: Sequence[Rule] | None, alte
     return "; ".join(parts)
 
 
+def in_the_way(
+    table: str, top: Sequence[Rule], end: Sequence[Rule], actual: Sequence[Rule]
+) -> tuple[list[Rule], list[Rule]]:
+    """Rules of others above ours that must be first, and behind ours that must be last."""
+    last_top = max((at for at, rule in enumerate(actual) if rule.hash in _hashes(top)), default=0)
+    first_end = min((at for at, rule in enumerate(actual) if rule.hash in _hashes(end)), default=len(actual))
+    above = [r for r in actual[:last_top] if not r.hash and hinders_above(table, target_of(r.text))]
+    return above, [r for r in actual[first_end:] if not r.hash and hinders_behind(table, target_of(r.text))]
+
+
 def hook_difference(
-    top: Sequence[Rule], end: Sequence[Rule], actual: Sequence[Rule], altered: Sequence[Rule] = ()
+    table: str,
+    top: Sequence[Rule],
+    end: Sequence[Rule],
+    actual: Sequence[Rule],
+    altered: Sequence[Rule] = (),
 ) -> str:
     """How our rules in a built-in chain differ from being first and last in it. Never empty."""
     wanted = [*top, *end]
     hashes = set(_hashes(wanted))
     ours = [rule for rule in actual if rule.hash in hashes]
     parts = _counted(wanted, ours)
-    last_top = max((at for at, rule in enumerate(actual) if rule.hash in _hashes(top)), default=0)
-    first_end = min((at for at, rule in enumerate(actual) if rule.hash in _hashes(end)), default=len(actual))
-    above = [rule for rule in actual[:last_top] if not rule.hash]
-    below = [rule for rule in actual[first_end:] if not rule.hash]
+    above, below = in_the_way(table, top, end, actual)
     parts += [
         f"{_some(rules)} of others {where} ours"
         for rules, where in ((above, "above"), (below, "behind"))

@@ -177,8 +177,9 @@ class HostEnds:
     def release(self) -> None:
         """Care for none any more; which interface a name stood for is still known."""
         self.gone = frozenset()
-        for noted in (self._through, self._new, self._broken, self._settings, self._drift):
+        for noted in (self._through, self._new, self._displaced, self._renamed, self._broken, self._settings):
             noted.clear()
+        self._drift.clear()
 
     def load(self, forwarding: Collection[Family]) -> None:
         """Look at all of them. ``forwarding``: families that the host as a whole forwards, so that each end must.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from felix_py.dataplane.backend import OwnProcesses, ToolError, save
-from felix_py.dataplane.differences import chain_difference, hook_difference, stray_chain, stray_rules
+from felix_py.dataplane.differences import chain_difference, hook_difference, in_the_way, stray_chain, stray_rules
 from felix_py.dataplane.iptables_restore import (
     Change,
     Place,
@@ -212,7 +212,7 @@ class Iptables:
             if place[1] in BUILTIN_CHAINS:
                 top, end = self._own_rules(place)
                 altered = self._altered(actual or (), (*top, *end))
-                how = hook_difference(top, end, actual or (), altered)
+                how = hook_difference(place[0], top, end, actual or (), altered)
                 yield Drift(DriftKind.HOOK, change.what, how, name=place[1])
             else:
                 altered = self._altered(actual or (), self._wanted[place])
@@ -372,6 +372,8 @@ class Iptables:
     def _hook_change(self, place: Place) -> Change | None:
         """Our rules of a built-in chain to their places: the first ones at its top, the others at its end.
 
+        They stay where they are while nothing stands in their way (:mod:`felix_py.ruleset.places`).
+
         They are deleted by their text, never by their number: other programs may change the chain at any time.
         """
         top, end = self._own_rules(place)
@@ -381,10 +383,13 @@ class Iptables:
         leaving = [rule for rule in actual if rule.hash in doomed]
         others = [rule for rule in actual if rule.hash not in doomed and rule.hash not in wanted]
         # Ours that this process has not heard of (from before an upgrade) are not in the way until the sweep.
-        foreign = sum(not rule.hash for rule in others)
-        seen = [rule.hash for rule in actual if not rule.hash or rule.hash in wanted]
-        in_place = seen == [*_hashes(top), *[""] * foreign, *_hashes(end)]
-        if in_place and not self._altered(actual, (*top, *end)):
+        ours = [rule.hash for rule in actual if rule.hash in wanted]
+        in_order = ours == [*_hashes(top), *_hashes(end)]
+        if (
+            in_order
+            and not any(in_the_way(place[0], top, end, actual))
+            and not self._altered(actual, (*top, *end))
+        ):
             if not leaving:
                 return None
             after = tuple(rule for rule in actual if rule.hash not in doomed)

@@ -13,7 +13,8 @@ from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.records import Hook, Update, Words
 from felix_py.ruleset.compare import Likeness, compare
 from felix_py.ruleset.model import Body, Rule, Ruleset
-from felix_py.ruleset.words import brief, join, parse
+from felix_py.ruleset.places import hinders_above, hinders_behind
+from felix_py.ruleset.words import brief, join, parse, target_of
 from policy.model import Family
 
 
@@ -175,19 +176,23 @@ class RuleComparison:
         rules: Sequence[Rule],
         actual: Sequence[Body],
     ) -> Iterator[Difference]:
-        """The first ones at the top and the others at the end, with nothing between."""
+        """The first ones at the top and the others at the end, with nothing of others in their way."""
+        order = [body for body in actual if any(body == one.body for one in wanted)]
         top = [one.body for hook, one in zip(hooks, wanted, strict=True) if hook.first]
         end = [one.body for hook, one in zip(hooks, wanted, strict=True) if not hook.first]
         for hook, one in zip(hooks, wanted, strict=True):
+            at = actual.index(one.body)
             if hook.first:
-                right = list(actual[: len(top)]) == top
-                others = [rule for rule in rules[: actual.index(one.body)] if not rule.hash]
+                right = order[: len(top)] == top
+                above = (rule for rule in rules[:at] if not rule.hash)
+                others = [rule for rule in above if hinders_above(place[0], target_of(rule.text))]
                 word = "above"
             else:
-                right = list(actual[len(actual) - len(end) :]) == end
-                others = [rule for rule in rules[actual.index(one.body) :] if not rule.hash]
+                right = order[len(order) - len(end) :] == end
+                behind = (rule for rule in rules[at:] if not rule.hash)
+                others = [rule for rule in behind if hinders_behind(place[0], target_of(rule.text))]
                 word = "behind"
-            if not right:
+            if others or not right:
                 about = self._owners.wanted_rule(_leads_to(one.words) or place[1], hook.words)
                 found = f"{word} it: {'; '.join(brief(rule.text) for rule in others[:3])}" if others else ""
                 expected = "first" if hook.first else "last"

@@ -76,6 +76,17 @@ class BadWords(ValueError):
     """Not the words of a rule: the message says what is not understood."""
 
 
+def target_of(line: str) -> str:
+    """The target, or the chain that a rule leads to; empty: it has none."""
+    words = split(line)
+    for word in words:
+        if _BLOCKS.get(word) in ("-j", "-g"):
+            return next(words, "")
+        if word == "--comment":
+            next(words, "")
+    return ""
+
+
 def split(line: str) -> Iterator[str]:
     """The words of an iptables-save line, unquoted."""
     for match in _WORD.finditer(line):

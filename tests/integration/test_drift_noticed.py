@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
+import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend, Lease
 from policy.model import Family
 from tests.support import kernel_state
+from tests.support.cni import STANDARD_PLUGINS
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.watched import CIDRS, GATEWAY, LEARNED, POLICY, WatchedNode, execute, until
 
@@ -97,9 +102,9 @@ RULES: dict[str, tuple[str, dict[str, int], str]] = {
         "hooks in chain FORWARD (filter, IPv{n}): 1 rule (-j FELIX-FORWARD) missing",
     ),
     "rule above our jump": (
-        "{iptables} -I FORWARD 1 -s {foreign} -j DROP",
+        "{iptables} -I FORWARD 1 -s {foreign} -j ACCEPT",
         {"hook": 1},
-        "-j DROP) of others above ours",
+        "-j ACCEPT) of others above ours",
     ),
     "built-in chain flushed": ("{iptables} -F FORWARD", {"hook": 1}, "3 rules ("),
     "table flushed": (
@@ -136,11 +141,72 @@ def test_rules(make_netns: MakeNetns, backend: Backend, family: Family, case: st
         if case == "rule above our jump":
             ours, theirs, *_ = kernel_state.rules(family, backend, "filter", "FORWARD")
             assert "felix:" in ours
-            assert theirs.endswith("-j DROP")
+            assert theirs.endswith("-j ACCEPT")
         else:
             assert after == before
 
     on_node(make_netns, backend, test)
+
+
+UNHINDERED = {
+    "dropped above": "{iptables} -I FORWARD 1 -s {foreign} -j DROP",
+    "logged above": "{iptables} -I INPUT 1 -s {foreign} -j LOG --log-prefix theirs",
+    "accepted behind": "{iptables} -A FORWARD -s {foreign} -j ACCEPT",
+    "masqueraded before": "{iptables} -t nat -I POSTROUTING 1 -s {foreign} -j MASQUERADE",
+    "portmap": "",
+}
+
+
+@pytest.mark.parametrize("case", UNHINDERED)
+def test_rules_of_others_that_do_not_hinder_ours_stay_where_they_are(
+    make_netns: MakeNetns, backend: Backend, family: Family, tmp_path: Path, case: str
+) -> None:
+    async def test(node: WatchedNode) -> None:
+        if case == "portmap":
+            portmap(backend, tmp_path)
+        else:
+            execute(UNHINDERED[case], **names(backend, family))
+        before = kernel_state.everything(backend)
+        node.kernel.looks.clear()
+        node.reconciler.look(Part.RULES)
+        await until(lambda: any(Part.RULES in parts for parts in node.kernel.looks))
+        await node.reconciler.settled()
+        assert node.found() == []
+        assert node.drift() == {}
+        assert await node.reconciler.differences() == []
+        assert kernel_state.everything(backend) == before
+        if case == "portmap":
+            first, *others = kernel_state.rules(family, backend, "nat", "POSTROUTING")
+            assert "CNI-HOSTPORT-MASQ" in first
+            assert "felix:" in others[0]
+
+    on_node(make_netns, backend, test)
+
+
+def portmap(backend: Backend, tmp_path: Path) -> None:
+    """What the runtime has the real plugin do for a pod with a hostPort; it takes the iptables in its path."""
+    for tool in ("iptables", "ip6tables"):
+        (tmp_path / tool).symlink_to(shutil.which(f"{tool}-{backend}") or "")
+    config = {
+        "cniVersion": "1.0.0",
+        "name": "k8s",
+        "type": "portmap",
+        "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+        "prevResult": {
+            "cniVersion": "1.0.0",
+            "ips": [{"address": "10.1.0.2/32"}, {"address": "fd00:1::2/128"}],
+        },
+    }
+    environment = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/netns/c1"}
+    environment |= {
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": str(STANDARD_PLUGINS),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    plugin = STANDARD_PLUGINS / "portmap"
+    subprocess.run(
+        [plugin], input=json.dumps(config), text=True, env=environment, check=True, capture_output=True
+    )
 
 
 ROUTES: dict[str, tuple[str, dict[str, int], str]] = {

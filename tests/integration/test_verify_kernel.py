@@ -96,11 +96,11 @@ BROKEN: dict[str, tuple[str, Kind, Problem, str, str]] = {
         "chain PREROUTING (raw",
     ),
     "jump moved": (
-        "{t} -I FORWARD 1 -i up9 -j DROP",
+        "{t} -I FORWARD 1 -i up9 -j ACCEPT",
         Kind.HOOK,
         MISPLACED,
         "policy of all pods",
-        "above it: -i up9 -j DROP",
+        "above it: -i up9 -j ACCEPT",
     ),
     "accept moved": (
         "{t} -A FORWARD -i up8 -j DROP",

@@ -9,7 +9,7 @@ import pytest
 from felix_py.dataplane import host_ends
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
-from felix_py.plan.layout import HOST_MAC, ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.plan.layout import HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import (
     Backend,
     ChainKey,
@@ -54,7 +54,7 @@ def make_interfaces() -> None:
 
 def make_host_end(name: str) -> None:
     """Have an interface look as the CNI plugin leaves a pod's host end."""
-    run("ip", "link", "set", name, "address", HOST_MAC)
+    run("ip", "link", "set", name, "address", HOST_MAC, "group", str(LINK_GROUP))
     with Netlink(NETLINK_ROUTE) as netlink:
         host_ends.configure(netlink, socket.if_nametoindex(name), name, list(Family), "")
 

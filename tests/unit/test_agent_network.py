@@ -186,9 +186,7 @@ def test_the_newest_sandbox_of_a_pod_is_its_endpoint_and_the_olds_release_does_n
     run(test())
 
 
-def test_a_pod_has_departed_when_its_object_is_gone_or_it_has_a_newer_interface() -> (
-    None
-):
+def test_a_pod_has_departed_when_its_object_is_gone_or_it_has_a_newer_interface() -> None:
     async def test() -> None:
         async with Rig() as rig:
             network, pod = rig.network, Pod("shop", "web", "u1", "n1")

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from felix_py.dataplane.differences import chain_difference, hook_difference, stray_chain, stray_rules
+from felix_py.dataplane.differences import (
+    chain_difference,
+    hook_difference,
+    in_the_way,
+    stray_chain,
+    stray_rules,
+)
 from felix_py.dataplane.iptables_text import Rule, render
 
 A, B, C = (render(("-s", address, "-j", "DROP")) for address in ("10.0.0.1", "10.0.0.2", "10.0.0.3"))
 NAMED = render(("-p", "tcp", "-m", "comment", "--comment", "shop/db rule 1", "-j", "FELIX-ALLOW"))
 OTHERS = Rule("", "-s 192.0.2.1/32 -j ACCEPT")
+DENIES = Rule("", "-s 192.0.2.1/32 -j DROP")
 JUMP = render(("-j", "FELIX-FORWARD"))
 ACCEPT = render(("-i", "felix+", "-j", "ACCEPT"))
 
@@ -34,7 +41,7 @@ def test_a_chain(wanted: list[Rule], actual: list[Rule] | None, words: str) -> N
 def test_a_rule_that_was_altered_under_its_hash() -> None:
     other = Rule(A.hash, A.text.replace("DROP", "ACCEPT"))
     assert chain_difference([A], [other], [other]) == "1 rule (-s 10.0.0.1 -j ACCEPT) altered"
-    assert hook_difference([JUMP], [], [JUMP], [JUMP]) == "1 rule (-j FELIX-FORWARD) altered"
+    assert hook_difference("filter", [JUMP], [], [JUMP], [JUMP]) == "1 rule (-j FELIX-FORWARD) altered"
 
 
 def test_a_long_list_is_cut() -> None:
@@ -49,14 +56,39 @@ def test_a_long_list_is_cut() -> None:
     [
         ([ACCEPT], "1 rule (-j FELIX-FORWARD) missing"),
         ([OTHERS, JUMP, ACCEPT], "1 rule (-s 192.0.2.1/32 -j ACCEPT) of others above ours"),
-        ([JUMP, ACCEPT, OTHERS], "1 rule (-s 192.0.2.1/32 -j ACCEPT) of others behind ours"),
+        ([JUMP, ACCEPT, DENIES], "1 rule (-s 192.0.2.1/32 -j DROP) of others behind ours"),
         ([JUMP, JUMP, OTHERS, ACCEPT], "1 rule (-j FELIX-FORWARD) too many"),
         ([ACCEPT, JUMP], "in another order"),
         ([], "2 rules (-j FELIX-FORWARD, -i felix+ -j ACCEPT) missing"),
     ],
 )
 def test_hooks(actual: list[Rule], words: str) -> None:
-    assert hook_difference([JUMP], [ACCEPT], actual) == words
+    assert hook_difference("filter", [JUMP], [ACCEPT], actual) == words
+
+
+@pytest.mark.parametrize(
+    ("table", "rule", "above", "behind"),
+    [
+        ("filter", "-s 192.0.2.1/32 -j ACCEPT", True, False),
+        ("filter", "-s 192.0.2.1/32 -j DROP", False, True),
+        ("filter", "-j REJECT --reject-with icmp-host-prohibited", False, True),
+        ("filter", '-m comment --comment "-j ACCEPT" -j LOG --log-prefix x', False, False),
+        ("filter", "-m comment --comment -j", False, False),
+        ("filter", "-j THEIRS", True, True),
+        ("filter", "-g THEIRS", True, True),
+        ("filter", "-j RETURN", True, True),
+        ("raw", "-j NOTRACK", True, True),
+        ("nat", "-j CNI-HOSTPORT-MASQ", False, False),
+        ("nat", "-d 10.0.0.0/8 -j ACCEPT", False, False),
+    ],
+)
+def test_who_is_in_the_way(table: str, rule: str, above: bool, behind: bool) -> None:
+    others = Rule("", rule)
+    found = in_the_way(table, [JUMP], [ACCEPT], [others, JUMP, ACCEPT])
+    assert found == ([others] if above else [], [])
+    found = in_the_way(table, [JUMP], [ACCEPT], [JUMP, ACCEPT, others])
+    assert found == ([], [others] if behind else [])
+    assert in_the_way(table, [JUMP], [ACCEPT], [JUMP, others, ACCEPT]) == ([], [])
 
 
 def test_strays() -> None:

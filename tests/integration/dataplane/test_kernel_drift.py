@@ -35,7 +35,7 @@ RULE_DRIFT = {
     "chain deleted": ("{iptables} -X FELIX-EMPTY", ["chain"]),
     "chain added": ("{iptables} -N FELIX-NOBODYS", ["chain"]),
     "hook deleted": ("{iptables} -t raw -D PREROUTING 1", ["hook"]),
-    "hook pushed down": ("{iptables} -I FORWARD 1 -s {foreign} -j DROP", ["hook"]),
+    "hook pushed down": ("{iptables} -I FORWARD 1 -s {foreign} -j ACCEPT", ["hook"]),
     "rule behind the last hook": ("{iptables} -A FORWARD -p tcp --dport 7 -j DROP", ["hook"]),
     "hooks pushed apart": (
         "{iptables} -I FORWARD 1 -s {foreign} -j DROP; {iptables} -A FORWARD -p tcp -j DROP",
