@@ -68,7 +68,7 @@ def test_no_command_shows_the_commands(words: list[str]) -> None:
         ("--backend", "ebpf", "must be auto, legacy or nft"),
         ("--cluster-cidr", "10.0.0.1/8", "write it as 10.0.0.0/8"),
         ("--cluster-cidr", "::/0", "everything"),
-        ("--mtu", "68", "1280"),
+        ("--mtu", "60", "68"),
         ("--chained-plugin", "../sh", "name of a program"),
         ("--deny-log-group", "65536", "65535"),
         ("--deny-log-rate", "0", "greater than or equal to 1"),
