@@ -379,7 +379,8 @@ class Plugin:
         for key, lease in leases.items():
             end = ends.get(lease.interface)
             if end is not None and end.lease is None and (label := link_label(lease)):
-                await self._interfaces.label(end.index, label)
+                with suppress(OSError):  # it may have gone meanwhile
+                    await self._interfaces.label(end.index, label)
             departed = self._network.departed(lease)
             if self._since(self._missing, key, end is None, now) and departed and key not in self._locks:
                 await self._release_lost(key, lease)
@@ -417,15 +418,15 @@ class Plugin:
         """Say which addresses something else uses: those passed over, and those that pods have already."""
         asked = list(self._elsewhere.values())
         for found in await self._leases.use(lambda store: store.no_longer(asked)):
-            del self._elsewhere[found.what]
+            self._elsewhere.pop(found.what, None)
         now = {
             found.what: f"{found.what} is not given to pods: it is {found.how}"
             for found in self._elsewhere.values()
         }
         held = {a: lease for lease in leases if lease.interface in interfaces for a in lease.addresses.values()}
-        for found in await self._leases.use(lambda store: store.used_elsewhere(held)):
-            lease = held[found.what]
-            now[found.what] = f"{found.what} is pod {lease.namespace}/{lease.pod}'s, and it is {found.how}"
+        for address, found in (await self._leases.use(lambda store: store.used_elsewhere(held))).items():
+            pod = f"{held[address].namespace}/{held[address].pod}"
+            now[address] = f"{address} is pod {pod}'s, but {found.what} is {found.how}"
         self._notices.replace(NoticeKind.ADDRESS_IN_USE, now)
 
     @asynccontextmanager

@@ -274,10 +274,11 @@ class AddressStore:
                 gone.append(earlier)
         return gone
 
-    def used_elsewhere(self, addresses: Iterable[str]) -> list[Elsewhere]:
+    def used_elsewhere(self, addresses: Iterable[str]) -> dict[str, Elsewhere]:
         """Which of these addresses something else uses as well; their own routes do not count."""
-        asked = (self.elsewhere(family, number, family.bits) for family, number in map(address_number, addresses))
-        return [found for found in asked if found is not None]
+        asked = {address: address_number(address) for address in addresses}
+        looked = {address: self.elsewhere(family, n, family.bits) for address, (family, n) in asked.items()}
+        return {address: found for address, found in looked.items() if found is not None}
 
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface. May be called from any thread."""

@@ -131,6 +131,13 @@ def test_addresses_in_use_are_looked_after(tmp_path: Path, make_netns: MakeNetns
         assert "is pod default/web's" in node.said(NoticeKind.ADDRESS_IN_USE)["10.65.0.2"]
         for address in ("10.65.0.1", "10.65.0.2"):
             run("ip", "addr", "del", f"{address}/32", "dev", "lo")
+        run(
+            "ip", "rule", "add", "pref", "40000", "lookup", "main"
+        )  # so the kernel asks one table after the other
+        run("ip", "route", "add", "local", "10.65.0.0/28", "dev", "lo")
+        await node.plugin.look()
+        assert "10.65.0.0/28 is an address of this host" in node.said(NoticeKind.ADDRESS_IN_USE)["10.65.0.2"]
+        run("ip", "route", "del", "local", "10.65.0.0/28", "dev", "lo")
         await node.plugin.look()
         assert not node.said(NoticeKind.ADDRESS_IN_USE)
 
