@@ -9,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from felix_py.datastore import wire
+from felix_py.datastore.absence import DEFINITIONS, Definition, Word
 from felix_py.datastore.client import Api, ApiError, Unreachable
 from felix_py.datastore.decode import (
     CLUSTER_POLICY_KINDS,
@@ -111,7 +112,7 @@ def _list(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
         except Unreadable as error:
             raise Unreachable(str(error)) from error
         except ApiError as error:
-            if error.status == 404 and kind.optional:
+            if error.status == 404 and kind.optional and not _is_to_come(api, kind):
                 into.absent.add(kind.name)
                 return []
             raise
@@ -123,3 +124,13 @@ def _list(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
         if not page.continue_token:
             return found
         query = {"limit": str(_PAGE), "continue": page.continue_token}
+
+
+def _is_to_come(api: Api, kind: Kind[R]) -> bool:
+    """Whether a kind that is not found is one by its definition: the server is only just starting."""
+    definition = Definition(kind)
+    try:
+        with api.request("GET", DEFINITIONS, definition.query) as answer:
+            return definition.listed(answer.read()) is Word.SERVED
+    except ApiError:
+        return False

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from felix_py.datastore.client import Api, ApiError
-from felix_py.datastore.fetch import Fetched, fetch
-from policy.model import Node, PolicyKind, PolicyRef
+from felix_py.datastore.client import Api, ApiError, Unreachable
+from felix_py.datastore.fetch import Fetched, container_ports, fetch
+from policy.model import Node, PolicyKind, PolicyRef, Protocol
 from tests.support import faults
 from tests.support.fakeapi import (
     ADMIN_POLICIES,
@@ -18,6 +18,7 @@ from tests.support.fakeapi import (
     NODES,
     PODS,
     POLICIES,
+    SPOILT,
     FakeApi,
     Json,
     pod,
@@ -88,3 +89,33 @@ def test_what_cannot_be_listed_is_an_error_and_not_nothing(path: str, code: int)
         fake.fault("list", faults.refuse(code), path=path)
         with pytest.raises(ApiError, match=str(code)):
             fetch(api)
+
+
+def test_a_kind_that_a_starting_server_does_not_find_yet_is_not_taken_for_one_that_is_not_there() -> None:
+    with server() as (fake, api):
+        fake.install(CLUSTER_POLICIES)
+        fake.fault("list", faults.refuse(404, "NotFound"), path=CLUSTER_POLICIES)
+        with pytest.raises(ApiError, match="404"):
+            fetch(api)
+        assert PolicyKind.CLUSTER.value not in fetch(api).absent
+
+
+def test_a_kind_whose_definition_may_not_be_read_is_there_if_it_is_found() -> None:
+    with server() as (fake, api):
+        fake.definitions = False
+        assert fetch(api).absent >= {PolicyKind.CLUSTER.value, PolicyKind.ADMIN.value}
+
+
+def test_ports_of_a_pod_come_by_the_right_to_list_pods() -> None:
+    with server() as (fake, api):
+        ports = [{"containerPort": 80}, {"containerPort": 53, "protocol": "UDP"}, {"containerPort": 80}]
+        fake.put(PODS, pod("web", "shop") | {"spec": {"containers": [{"ports": ports}]}})
+        fake.put(PODS, pod("web", "dev"))
+        assert container_ports(api, ("shop", "web")) == [(Protocol.TCP, 80), (Protocol.UDP, 53)]
+        assert [request.verb for request in fake.requests] == ["list"]
+        with pytest.raises(ApiError, match="404"):
+            container_ports(api, ("shop", "gone"))
+        fake.spoilt = b'"\xff"'
+        fake.put(PODS, pod("odd", "shop") | {"spec": SPOILT})
+        with pytest.raises(Unreachable, match="not a list of pods"):
+            container_ports(api, ("shop", "odd"))
