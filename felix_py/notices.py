@@ -23,6 +23,7 @@ class NoticeKind(enum.StrEnum):
 
     ADDRESS_IN_USE = "address-in-use"
     INTERFACE_GONE = "interface-gone"
+    IPVS = "ipvs"
     LEASES_REBUILT = "leases-rebuilt"
     LEASES_NOT_WRITTEN = "leases-not-written"
     LOST_SANDBOX = "lost-sandbox"

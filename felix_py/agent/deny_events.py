@@ -39,6 +39,8 @@ class Reason(enum.StrEnum):
     """TCP without a beginning, as after a connection was revoked: it could pass for one that policy allows."""
     ASTRAY = "astray"
     """The packet was to leave for a pod of this node by an interface that is not the pod's."""
+    PROXIED = "proxied"
+    """The node itself sent it in somebody else's name (IPVS, a transparent proxy), past the place of policy."""
     CLASS = "class"
     """The packet's policy class is not known to the rules: a defect, or rules that somebody changed."""
     HOST = "host"
@@ -245,6 +247,8 @@ def _message(
             return "connection tracking calls it INVALID: it belongs to no known connection"
         case Reason.MIDSTREAM:
             return "a TCP connection that was revoked, or of which its beginning was not seen"
+        case Reason.PROXIED:
+            return "the node sent it in another's name (IPVS, a transparent proxy), where no policy is asked"
         case Reason.CLASS:
             return f"the rules do not know the policy class of its pod ({direction})"
         case Reason.HOST:

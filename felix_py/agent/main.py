@@ -33,6 +33,7 @@ from felix_py.agent.bgp import Bgp
 from felix_py.agent.deny_log import DenyLogging
 from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
+from felix_py.agent.host_notices import HostNotices
 from felix_py.agent.identity import Identity
 from felix_py.agent.listener import listen
 from felix_py.agent.network import PodNetwork
@@ -207,7 +208,8 @@ class Agent:
         )
         # Where the other backend's rules are in force, half of ours beside them would only be in their way.
         self._hold(Update() if self._other.owned else Planner(families, self._options(), held).take())
-        self._reconciler.on_applied.append(self._tell_gone)
+        host = HostNotices(self._notices, kernel, self._facts.endpoint_at)
+        self._reconciler.on_applied.append(host.look)
         self._start_flows()
         self._network = PodNetwork(self._facts, self._reconciler, self._pods.mtu, self._flows.forget)
         self._stack.push_async_callback(self._network.close)
@@ -428,14 +430,6 @@ class Agent:
             except (ApiError, Unreachable) as error:
                 self._log.warning("cannot set the node's NetworkUnavailable condition", reason=str(error))
             await asyncio.sleep(_CONDITION_RETRY)
-
-    def _tell_gone(self, _failures: object) -> None:
-        """Pods whose interface is deleted, or moved to another namespace: only their runtime can help them."""
-        gone = {}
-        for name in self._kernel.gone_interfaces:
-            pod = "/".join(self._facts.endpoint_at(name) or ("a pod",))
-            gone[name] = f"the interface {name} of {pod} is gone, so nothing reaches it: delete the pod"
-        self._notices.replace(NoticeKind.INTERFACE_GONE, gone)
 
     # --- what people see -----------------------------------------------------------------------------
 

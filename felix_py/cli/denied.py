@@ -13,6 +13,7 @@ _SHORT = {
     "unknown-pod": "pod not known yet",
     "source": "not the pod's own address",
     "astray": "not by the pod's interface",
+    "proxied": "by IPVS or a proxy, past policy",
     "invalid": "INVALID (conntrack)",
     "midstream": "TCP without a beginning",
     "class": "unknown policy class: run felix-py verify",

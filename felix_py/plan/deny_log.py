@@ -26,6 +26,7 @@ DROP: Words = ("-j", "DROP")
 INVALID = CHAIN_PREFIX + "INVALID"
 MIDSTREAM = CHAIN_PREFIX + "MIDSTREAM"
 ASTRAY = CHAIN_PREFIX + "ASTRAY"
+PROXIED = CHAIN_PREFIX + "PROXIED"
 
 _LETTER = {Direction.INGRESS: "I", Direction.EGRESS: "E"}
 _DIRECTION = {letter: direction for direction, letter in _LETTER.items()}
@@ -34,7 +35,7 @@ _MOST_INDEX = 99
 
 _PREFIX = re.compile(
     re.escape(COMMENT_PREFIX) + r"(?:(C)([EI])-[0-9a-f]{16}|(P)([EI])-[0-9a-f]{16}(?::([0-9]{1,2}))?"
-    r"|(SOURCE|INVALID|MIDSTREAM|ASTRAY|HOST)|CLASS-([EI]))",
+    r"|(SOURCE|INVALID|MIDSTREAM|ASTRAY|PROXIED|HOST)|CLASS-([EI]))",
     re.ASCII,
 )
 
@@ -54,6 +55,8 @@ class DropKind(enum.StrEnum):
     """TCP of which connection tracking has not seen the beginning."""
     ASTRAY = "astray"
     """To a pod of the node, by an interface that is not one of ours."""
+    PROXIED = "proxied"
+    """Sent by the node itself in the name of somebody whom, or to whom, policy restricts."""
     CLASS = "class"
     """The packet's class number is one that no dispatch rule knows."""
     HOST = "host"
@@ -88,8 +91,12 @@ SOURCE_DROP = Drop(DropKind.SOURCE, Direction.EGRESS)
 INVALID_DROP = Drop(DropKind.INVALID)
 MIDSTREAM_DROP = Drop(DropKind.MIDSTREAM)
 ASTRAY_DROP = Drop(DropKind.ASTRAY, Direction.INGRESS)
+PROXIED_DROP = Drop(DropKind.PROXIED)
 HOST_DROP = Drop(DropKind.HOST, Direction.EGRESS)
-_PLAIN = {drop.kind.upper(): drop for drop in (SOURCE_DROP, INVALID_DROP, MIDSTREAM_DROP, ASTRAY_DROP, HOST_DROP)}
+_PLAIN = {
+    drop.kind.upper(): drop
+    for drop in (SOURCE_DROP, INVALID_DROP, MIDSTREAM_DROP, ASTRAY_DROP, PROXIED_DROP, HOST_DROP)
+}
 
 
 def parse_prefix(text: str) -> Drop | None:

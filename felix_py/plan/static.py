@@ -17,6 +17,8 @@ from felix_py.plan.deny_log import (
     INVALID_DROP,
     MIDSTREAM,
     MIDSTREAM_DROP,
+    PROXIED,
+    PROXIED_DROP,
     SOURCE_DROP,
     DenyLog,
     dropping,
@@ -128,9 +130,9 @@ def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
         Hook(family, "filter", "FORWARD", ("-i", _PODS, *accept, "-j", "ACCEPT"), first=False),
         Hook(family, "filter", "FORWARD", ("-o", _PODS, *accept, "-j", "ACCEPT"), first=False),
         Hook(family, "filter", "INPUT", ("-i", _PODS, "-j", INPUT), first=True),
+        Hook(family, "filter", "OUTPUT", ("-o", _PODS, "-j", OUTPUT), first=True),
+        Hook(family, "filter", "OUTPUT", (*_in_a_pods_name(SetNames.of(family)), "-j", PROXIED), first=True),
     ]
-    if options.drop_midstream:
-        hooks.append(Hook(family, "filter", "OUTPUT", ("-o", _PODS, "-j", OUTPUT), first=True))
     if options.nat_outgoing:
         hooks.append(Hook(family, "nat", "POSTROUTING", ("-j", POSTROUTING), first=True))
     return hooks
@@ -154,7 +156,9 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
         ("filter", PASS): (set_mark(marks.passed, marks.passed),),
         ("filter", FORWARD): tuple(_forward(names, options)),
         ("filter", INPUT): tuple(_input(family, options)),
+        ("filter", OUTPUT): tuple(_output(names, options)),
         ("filter", ASTRAY): dropping(options.deny_log, ASTRAY_DROP),
+        ("filter", PROXIED): dropping(options.deny_log, PROXIED_DROP),
     }
     if family is Family.V6:
         chains["raw", NEIGHBOUR] = tuple(_neighbour(names, options.deny_log))
@@ -162,7 +166,6 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
         chains["filter", INVALID] = dropping(options.deny_log, INVALID_DROP)
     if options.drop_midstream:
         chains["filter", MIDSTREAM] = dropping(options.deny_log, MIDSTREAM_DROP)
-        chains["filter", OUTPUT] = (_to_restricted_egress(names),)
     if options.nat_outgoing:
         chains["nat", POSTROUTING] = (
             (
@@ -231,6 +234,26 @@ def _to_restricted_egress(names: SetNames) -> Words:
     """What comes to a pod whose egress is restricted, and may be a reply, must not pass for somebody's beginning:
     all that the pod sends would then pass as replies. (What a pod of restricted ingress sends: likewise.)"""
     return (*_MIDSTREAM, "-o", _PODS, "-m", "set", "--match-set", names.egress, "dst", "-g", MIDSTREAM)
+
+
+def _output(names: SetNames, options: StaticOptions) -> Iterator[Words]:
+    """What the node sends to pods is never denied; what it sends in the name of others is not its own.
+
+    kube-proxy in IPVS mode, or a transparent proxy, takes a packet in by INPUT and sends it on by OUTPUT, where
+    it would pass for the node's. So it does not pass if policy would have a say on it.
+    """
+    yield (*_ESTABLISHED, "-j", "RETURN")
+    if options.drop_midstream:
+        yield _to_restricted_egress(names)
+    yield ("-m", "set", "--match-set", names.egress, "src", "-g", PROXIED)
+    to_restricted = ("-m", "set", "--match-set", names.ingress, "dst")
+    yield (*to_restricted, "-m", "addrtype", "!", "--src-type", "LOCAL", "-g", PROXIED)
+
+
+def _in_a_pods_name(names: SetNames) -> Words:
+    """From a pod whose egress is restricted, to elsewhere than a pod of this node (asked in FELIX-OUTPUT)."""
+    new = ("-m", "conntrack", "!", "--ctstate", "RELATED,ESTABLISHED")
+    return ("!", "-o", _PODS, *new, "-m", "set", "--match-set", names.egress, "src")
 
 
 def _input(family: Family, options: StaticOptions) -> Iterator[Words]:

@@ -160,6 +160,17 @@ def _group(options: Options) -> list[m.Match]:
     return found
 
 
+def _address_type(options: Options) -> list[m.Match]:
+    found: list[m.Match] = []
+    for option in options:
+        side = {"--src-type": m.SOURCE, "--dst-type": m.DESTINATION}.get(option.name)
+        if side is None:
+            raise Unknown(option.name)
+        types = tuple(sorted(option.value.upper().split(",")))
+        found.append(m.AddressType(side, types, option.negated))
+    return found
+
+
 def _limit(options: Options) -> list[m.Match]:
     average, burst = 3600 * _LIMIT_SCALE // 3, _DEFAULT_BURST
     for option in options:
@@ -188,6 +199,7 @@ MATCHES: dict[str, Callable[[Options], list[m.Match]]] = {
     "icmp6": _icmp(_ICMPV6, "--icmpv6-type"),
     "icmpv6": _icmp(_ICMPV6, "--icmpv6-type"),
     "devgroup": _group,
+    "addrtype": _address_type,
     "limit": _limit,
 }
 """Module name behind ``-m`` -> how to read its options. ``comment`` is not a match that matters."""

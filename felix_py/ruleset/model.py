@@ -108,6 +108,15 @@ class InGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class AddressType:
+    """``-m addrtype``: the address is of one of the types (LOCAL, …; sorted), as the node's routes say."""
+
+    side: str
+    types: tuple[str, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
     """``-m limit``. ``average`` in units of 1/10,000 s between two matches (xt_limit.h); ``burst`` in matches."""
 
@@ -134,6 +143,7 @@ Match = (
     | StateIn
     | ICMPType
     | InGroup
+    | AddressType
     | Limit
     | OpaqueMatch
 )

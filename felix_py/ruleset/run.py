@@ -288,6 +288,10 @@ class _Run:
                 if self.flow.state in states:
                     return not negated
                 return negated if _CONNECTION_STATES.issuperset(states) else None
+            case m.AddressType(side, types, negated):
+                # The node's own are known by the packet's way: what it sends itself, and what it takes itself.
+                own = "OUTPUT" if side == m.SOURCE else "INPUT"
+                return not negated if types == ("LOCAL",) and self._place[1] == own else None
             case m.ICMPType():
                 return False
             case m.InGroup(side, group, _, negated):

@@ -3,7 +3,9 @@ whatever somebody has made of the interface."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 
@@ -12,7 +14,18 @@ import pytest
 from felix_py.dataplane import sysctl
 from felix_py.plan.layout import interface_name
 from felix_py.records import Backend
-from policy.model import Family, NetworkPolicy, Packet, PolicyRule, Port, Protocol
+from policy.model import (
+    Family,
+    NetworkPolicy,
+    Operator,
+    Packet,
+    PodPeer,
+    PolicyRule,
+    Port,
+    Protocol,
+    Requirement,
+    Selector,
+)
 from policy.selectors import EVERYTHING
 from tests.support import forged
 from tests.support.forged import Wire, ipv4, ipv6, udp, wires
@@ -171,6 +184,114 @@ def attempt_udp(node: PolicyNode, family: Family) -> bool:
     own = address(node, "web", family)
     with serve([(node.world, WORLD[family], UDP, PORT)]):
         return bool(attempt([(node.places["web"], Packet(own, WORLD[family], UDP, PORT))], 10))
+
+
+@pytest.mark.parametrize("family", list(Family), ids=str)
+def test_what_the_node_sends_in_anothers_name_does_not_pass_where_policy_would_be_asked(
+    node: PolicyNode, family: Family
+) -> None:
+    """As IPVS and transparent proxies do: out of OUTPUT, where the node's own packets are never denied."""
+    node.add_pod("dev", "free", app="free")
+    node.apply_policy(NOT_TO_WORLD)
+    node.apply_policy(NOT_IN)
+    web, tool, free, world = (address(node, pod, family) for pod in ("web", "tool", "free", "web"))
+    world = WORLD[family]
+    # The node finds its pods' link addresses, from its own address, whatever policy says.
+    for pod in (web, tool, free):
+        run("ip", f"-{family}", "neigh", "flush", "to", pod)
+    heard = {
+        web: Wire(node.places["web"]),
+        free: Wire(node.places["free"]),
+        world: Wire(node.world),
+    }
+    with wires(*heard.values()):
+        for source, destination, passes in (
+            (tool, web, False),  # ingress
+            (world, web, False),
+            (web, world, False),  # egress
+            (web, free, False),
+            (tool, free, True),
+            (world, free, True),
+            (tool, world, True),
+        ):
+            kind = socket.AF_INET6 if family is V6 else socket.AF_INET
+            with socket.socket(kind, socket.SOCK_DGRAM) as proxy, socket.socket(kind, socket.SOCK_DGRAM) as own:
+                transparent(proxy)
+                proxy.bind((source, 0))
+                with contextlib.suppress(PermissionError):  # what OUTPUT drops, send(2) says
+                    proxy.sendto(SECRET, (destination, PORT))
+                last = f"the node's own, {source}".encode()
+                own.sendto(last, (destination, PORT))
+                got = [packet for packet in heard[destination].until(last) if SECRET in packet]
+                assert bool(got) is passes, (source, destination)
+
+
+NFT_PROXY = """
+table {ip} kube-proxy {{
+  chain mark-for-masquerade {{
+    meta mark set meta mark or 0x4000
+  }}
+  chain endpoint-web {{
+    {ip} saddr {pod} jump mark-for-masquerade
+    meta l4proto tcp dnat to {to}
+  }}
+  chain service-web {{
+    numgen random mod 1 vmap {{ 0 : goto endpoint-web }}
+  }}
+  map service-ips {{
+    type {addr} . inet_proto . inet_service : verdict
+    elements = {{ {service} . tcp . 800 : goto service-web }}
+  }}
+  chain services {{
+    {ip} daddr . meta l4proto . th dport vmap @service-ips
+  }}
+  chain masquerading {{
+    meta mark & 0x4000 == 0 return
+    meta mark set meta mark ^ 0x4000
+    masquerade fully-random
+  }}
+  chain nat-prerouting {{
+    type nat hook prerouting priority -100
+    jump services
+  }}
+  chain nat-output {{
+    type nat hook output priority -100
+    jump services
+  }}
+  chain nat-postrouting {{
+    type nat hook postrouting priority 100
+    jump masquerading
+  }}
+}}
+"""
+"""As kube-proxy's nftables mode writes a service with one endpoint, less what it refuses."""
+
+
+@pytest.mark.skipif(not shutil.which("nft"), reason="needs nftables")
+@pytest.mark.parametrize("family", list(Family), ids=str)
+def test_beside_kube_proxy_in_nftables_mode_policy_judges_the_endpoint(node: PolicyNode, family: Family) -> None:
+    node.add_pod("shop", "api", app="api")
+    from_dev = PolicyRule(
+        (PodPeer(Selector((Requirement("team", Operator.IN, ("dev",)),)), None),), (Port(TCP, 80),)
+    )
+    node.apply_policy(NetworkPolicy("shop", "from-dev", EVERYTHING, ingress=(from_dev,)))
+    service = "10.96.0.10" if family is V4 else "fd00:96::10"
+    web, tool, api = (address(node, pod, family) for pod in ("web", "tool", "api"))
+    to = f"{web}:80" if family is V4 else f"[{web}]:80"
+    names = {"ip": "ip" if family is V4 else "ip6", "addr": f"ipv{family}_addr"}
+    run("nft", "-f", "-", stdin=NFT_PROXY.format(service=service, pod=web, to=to, **names))
+    run("ip", f"-{family}", "route", "add", f"{service}/{family.bits}", "dev", "up0")
+    with serve([(node.places["web"], web, TCP, 80)]):
+        tries = {
+            "tool": (node.places["tool"], Packet(tool, service, TCP, 800)),
+            "itself": (node.places["web"], Packet(web, service, TCP, 800)),
+            "api": (node.places["api"], Packet(api, service, TCP, 800)),
+            "world": (node.world, Packet(WORLD[family], service, TCP, 800)),
+        }
+        assert attempt([tries["tool"], tries["itself"]], 10) == {tries["tool"][1], tries["itself"][1]}
+        assert attempt([tries["api"], tries["world"]], 0.5) == set()
+        with socket.create_connection((service, 800), timeout=10):
+            pass  # the node reaches its pods always
 
 
 @pytest.mark.parametrize("family", list(Family), ids=str)

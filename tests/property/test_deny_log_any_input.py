@@ -56,6 +56,7 @@ def test_a_prefix_says_again_what_it_was_made_of(direction: Direction, digest: s
         Drop(DropKind.SOURCE, Direction.EGRESS),
         Drop(DropKind.INVALID),
         Drop(DropKind.ASTRAY, Direction.INGRESS),
+        Drop(DropKind.PROXIED),
         Drop(DropKind.HOST, Direction.EGRESS),
     ]
     for drop, again in ((isolated, isolated), (denied, readable), *((drop, drop) for drop in plain)):
