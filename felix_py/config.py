@@ -47,6 +47,7 @@ class AgentConfig:
     cni_timeout: float = 10.0
     discovery_interval: float = 15.0
     health_address: str = "127.0.0.1:9099"
+    socket_group: str = "root"
     deny_log: bool = True
     deny_log_group: int = 88  # not 0 or 1 (ulogd's samples), 1 or 2 (Calico), 100 (kube-router)
     deny_log_rate: int = 10
@@ -68,6 +69,11 @@ class AgentConfig:
     def cni_socket(self) -> Path:
         """Where ``felix-py-cni`` finds the agent."""
         return self.run_dir / "cni.sock"
+
+    @property
+    def agent_socket(self) -> Path:
+        """Where commands such as ``felix-py status`` find the agent."""
+        return self.run_dir / "agent.sock"
 
     @property
     def bgp_dir(self) -> Path:

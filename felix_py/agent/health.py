@@ -1,4 +1,4 @@
-"""The health endpoint: liveness, readiness, metrics, and the agent's state for people and scripts."""
+"""The agent's HTTP: liveness, readiness and metrics for everybody on the node; its state for some."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from felix_py.agent.gate import Gate, GuardedRunner, Limits
+from felix_py.agent.listener import BACKLOG
 
 Status = dict[str, Any]
 
 
 class HealthServer:
-    """``/healthz`` (200 while the process works), ``/readyz`` (503 and the reason until in-sync), ``/metrics``,
-    ``/status`` and ``/flows`` (JSON)."""
+    """``/healthz`` (200 while the process works), ``/readyz`` (503 and the reason until in-sync), ``/metrics``.
+
+    What tells who talks to whom (``/status`` and further routes) is on a socket of its own, beside these three.
+    """
 
     def __init__(
         self,
@@ -29,24 +35,32 @@ class HealthServer:
         self._unready = unready
         self._status = status
         self._refresh = refresh
-        app = web.Application()
+        self._public = self._served(Limits(), ())
+        # Its routes stream without end, and bound themselves whom they stream to.
+        private = [web.get("/status", self._get_status), *routes]
+        self._private = self._served(Limits(answer=None), private)
+
+    def _served(self, limits: Limits, routes: Iterable[web.RouteDef]) -> GuardedRunner:
+        gate = Gate(limits)
+        app = web.Application(middlewares=[gate.middleware()])
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/status", self._get_status)
         app.router.add_routes(routes)
         # Cancelled as soon as its client is gone: a handler may stream without end.
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1, handler_cancellation=True)
+        return GuardedRunner(app, gate, access_log=None, shutdown_timeout=1, handler_cancellation=True)
 
-    async def start(self, listener: socket.socket) -> None:
-        """Answer what comes in by a listening socket (:func:`felix_py.agent.listener.listen`), and has come
-        already."""
-        await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+    async def start(self, public: socket.socket | None = None, private: socket.socket | None = None) -> None:
+        """Answer what comes in by listening sockets (:mod:`felix_py.agent.listener`), and has come already."""
+        for runner, listener in ((self._public, public), (self._private, private)):
+            await runner.setup()
+            if listener is not None:
+                await web.SockSite(runner, listener, backlog=BACKLOG).start()
 
     async def stop(self) -> None:
         """Stop listening."""
-        await self._runner.cleanup()
+        await self._public.cleanup()
+        await self._private.cleanup()
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -60,4 +74,4 @@ class HealthServer:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _get_status(self, _request: web.Request) -> web.Response:
-        return web.json_response(self._status())
+        return web.Response(body=msgspec.json.encode(self._status()), content_type="application/json")

@@ -1,13 +1,17 @@
-"""The socket of the health endpoint. It is there before those who answer: to load them takes as long as a list
+"""The sockets of the agent's HTTP. They are there before those who answer: to load them takes as long as a list
 of pods."""
 
 from __future__ import annotations
 
+import grp
+import os
 import socket
+from pathlib import Path
 
+from felix_py.cni.server import listen_at
 from felix_py.config import ConfigError
 
-_BACKLOG = 128
+BACKLOG = 32
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -36,11 +40,30 @@ def listen(address: str) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(place)
-            listener.listen(_BACKLOG)
+            listener.listen(BACKLOG)
             listener.setblocking(False)
         except BaseException:
             listener.close()
             raise
     except OSError as error:
         raise ConfigError(f"--health-address {address}: {error.strerror or error}") from None
+    return listener
+
+
+def listen_for(group: str, path: Path) -> socket.socket:
+    """Listen on a Unix socket for root and the members of a group, by name or number.
+
+    Raises:
+        ConfigError: there is no such group.
+        SocketInUse: another agent answers there.
+        OSError: it cannot be made.
+    """
+    try:
+        number = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"--socket-group {group}: there is no such group on this host") from None
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    listener = listen_at(path, BACKLOG)
+    os.chown(path, 0, number)
+    os.chmod(path, 0o660)
     return listener

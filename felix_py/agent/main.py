@@ -24,6 +24,7 @@ import dataclasses
 import importlib
 import itertools
 import os
+import resource
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, NoReturn
@@ -35,7 +36,7 @@ from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.host_notices import HostNotices
 from felix_py.agent.identity import Identity
-from felix_py.agent.listener import listen
+from felix_py.agent.listener import listen, listen_for
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.pods import Pods
 from felix_py.agent.policy_counters import Accounts, PolicyCounters
@@ -85,6 +86,7 @@ _HEALTH_WAITS = 1.0
 
 _OTHER_RETRY = 5.0
 """Seconds until rules that could not be taken out of the other backend are tried again."""
+_DESCRIPTORS = 16384
 
 _CONDITION_RETRY = 60.0
 """Seconds until the node's condition is tried again."""
@@ -95,11 +97,20 @@ def main(config: AgentConfig) -> NoReturn:
 
     Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`.
     """
+    _raise_descriptor_limit()
     selector = WatchedSelector()
     code = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)).run(run(config, selector))
     # Everything that has to be closed is. Threads that a peer or the kernel lets wait must not keep the process.
     log.flush()
     os._exit(code)
+
+
+def _raise_descriptor_limit() -> None:
+    """Services get 1,024 by default. Those who connect get a fraction; the rest is for what enforces."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def run(config: AgentConfig, selector: WatchedSelector | None = None) -> int:
@@ -216,6 +227,8 @@ class Agent:
         self._bgp = Bgp(config, self._facts, families, self._notices, self._metrics)
         self._facts.on_nodes = self._bgp.cluster_changed
         self._listener = self._stack.enter_context(listen(config.health_address))
+        self._private = self._stack.enter_context(listen_for(config.socket_group, config.agent_socket))
+        self._stack.callback(config.agent_socket.unlink, missing_ok=True)
         await self._pods.start(self._network, self._facts.attach)
         self._start_cluster()
 
@@ -296,7 +309,7 @@ class Agent:
             self._refresh_metrics,
             [*self._deny_log.routes(), flows_route(self._flows, self._facts.view.endpoint_addresses)],
         )
-        await health.start(self._listener)
+        await health.start(self._listener, self._private)
         self._stack.push_async_callback(health.stop)
 
     def _start_cluster(self) -> None:

@@ -112,9 +112,17 @@ def agent(
         typer.Option(
             envvar=_ENV + "HEALTH_ADDRESS",
             metavar="ADDRESS:PORT",
-            help="Where to serve /healthz, /readyz, /metrics, /status, /flows and /denies.",
+            help="Where to serve /healthz, /readyz and /metrics, to every local user.",
         ),
     ] = "127.0.0.1:9099",
+    socket_group: Annotated[
+        str,
+        typer.Option(
+            envvar=_ENV + "SOCKET_GROUP",
+            metavar="GROUP",
+            help="Who besides root may ask RUN-DIR/agent.sock for /status, /flows and /denies.",
+        ),
+    ] = "root",
     deny_log: options.DenyLogging = True,
     deny_log_group: options.DenyLogGroup = 88,
     deny_log_rate: options.DenyLogRate = 10,
@@ -177,6 +185,7 @@ def agent(
             cni_timeout=cni_timeout,
             discovery_interval=discovery_interval,
             health_address=health_address,
+            socket_group=socket_group,
             deny_log=deny_log,
             deny_log_group=deny_log_group,
             deny_log_rate=deny_log_rate,

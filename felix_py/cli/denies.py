@@ -12,17 +12,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
-from urllib.parse import SplitResult, urlencode, urlsplit
+from urllib.parse import urlencode
 
 import typer
 
-from felix_py.cli import denied
+from felix_py.cli import denied, options
 from felix_py.cli.denied import clean
+from felix_py.config import ConfigError
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
-
-DEFAULT_AGENT = "http://127.0.0.1:9099"
 
 _CONNECT_SECONDS = 5.0
 _SILENCE_SECONDS = 45.0
@@ -74,9 +73,7 @@ def denies(
         ),
     ] = "",
     pod: Annotated[str, typer.Option(metavar="NS/POD", help="Only from or to one pod.", show_default=False)] = "",
-    agent: Annotated[
-        str, typer.Option(envvar="FELIX_PY_AGENT", metavar="URL", help="The agent's --health-address.")
-    ] = DEFAULT_AGENT,
+    agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
 ) -> None:
     """Show what was denied on this node.
 
@@ -88,7 +85,7 @@ def denies(
     """
     from http.client import HTTPException
 
-    place = _parse(agent, pod)
+    place = _checked(agent_socket, pod)
     filters = {key: value for key, value in (("namespace", namespace), ("pod", pod)) if value}
     show = _Shown(output, _seconds(since))
     try:
@@ -104,19 +101,18 @@ def denies(
         raise typer.Exit(0) from None
     except (OSError, HTTPException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        _fail(f"no agent answers at {agent} ({reason}); run it on a node with an agent, or give --agent")
+        _fail(f"no agent answers at {place} ({reason}); run it as root on a node with an agent")
     except _Refused as error:
-        _fail(f"{agent}: {clean(str(error))}")
+        _fail(f"{place}: {clean(str(error))}")
 
 
-def _parse(agent: str, pod: str) -> SplitResult:
+def _checked(place: str, pod: str) -> str:
+    from felix_py.agent.ask import check
+
     try:
-        place = urlsplit(agent)
-        valid = place.scheme == "http" and bool(place.hostname) and place.path in ("", "/") and place.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        _fail(f"--agent {agent}: must be http://ADDRESS:PORT", 2)
+        check(place)
+    except ConfigError as error:
+        _fail(str(error), 2)
     if pod and (pod.count("/") != 1 or pod.startswith("/") or pod.endswith("/")):
         _fail(f"--pod {pod}: must be NAMESPACE/NAME", 2)
     return place
@@ -134,17 +130,16 @@ class _Enough(Exception):
 
 
 @contextmanager
-def _ask(place: SplitResult, query: dict[str, str], patience: float) -> Iterator[HTTPResponse]:
+def _ask(place: str, query: dict[str, str], patience: float) -> Iterator[HTTPResponse]:
     """GET /denies. ``patience``: seconds to wait for each part of the answer.
 
     Raises:
         OSError, http.client.HTTPException: nobody answers, or the connection broke off.
         _Refused: the answer is an error.
     """
-    from http.client import HTTPConnection
+    from felix_py.agent.ask import connection as connect
 
-    assert place.hostname is not None
-    connection = HTTPConnection(place.hostname, place.port or 80, timeout=_CONNECT_SECONDS)
+    connection = connect(place, _CONNECT_SECONDS)
     try:
         connection.connect()
         connection.sock.settimeout(patience)
@@ -158,7 +153,7 @@ def _ask(place: SplitResult, query: dict[str, str], patience: float) -> Iterator
         connection.close()
 
 
-def _list(place: SplitResult, filters: dict[str, str], limit: int | None, show: _Shown) -> None:
+def _list(place: str, filters: dict[str, str], limit: int | None, show: _Shown) -> None:
     """Print what there is.
 
     Raises:
@@ -169,7 +164,7 @@ def _list(place: SplitResult, filters: dict[str, str], limit: int | None, show: 
     show.all(answer.get("events", ()))
 
 
-def _answer(place: SplitResult, query: dict[str, str]) -> dict[str, Any]:
+def _answer(place: str, query: dict[str, str]) -> dict[str, Any]:
     """
     Raises:
         OSError, http.client.HTTPException, _Refused: see :func:`_ask`.
@@ -186,7 +181,7 @@ def _check_state(answer: dict[str, Any]) -> None:
         _say(f"denied packets are not read at present: {clean(str(reason))}")
 
 
-def _follow(place: SplitResult, filters: dict[str, str], limit: int | None, show: _Shown) -> None:
+def _follow(place: str, filters: dict[str, str], limit: int | None, show: _Shown) -> None:
     """Print what there is and what comes, until interrupted; an agent that restarts is waited for.
 
     Raises:

@@ -174,15 +174,17 @@ DenyLogRate = Annotated[
         help="Packets a second that one rule logs at most.",
     ),
 ]
-HealthAddress = Annotated[
+AgentSocket = Annotated[
     str,
     typer.Option(
-        "--health-address",
-        envvar=_ENV + "HEALTH_ADDRESS",
-        metavar="ADDRESS:PORT",
-        help="Where the agent serves /healthz, /readyz, /metrics and /status.",
+        "--agent-socket",
+        "--agent",
+        envvar=_ENV + "AGENT_SOCKET",
+        metavar="PATH|URL",
+        help="Where to ask the agent: its socket, or http://ADDRESS:PORT where that is forwarded to.",
     ),
 ]
+DEFAULT_AGENT_SOCKET = "/run/felix-py/agent.sock"
 
 
 class OutputFormat(enum.StrEnum):

@@ -51,9 +51,16 @@ def plan(
             "--flows/--no-flows", help="Say which flows seen lately would be denied, if the agent answers."
         ),
     ] = True,
-    agent: Annotated[
-        list[str], typer.Option(metavar="URL", help="Agent that tells flows; repeat for more nodes.")
-    ] = ["http://127.0.0.1:9099"],  # noqa: B006 - typer copies it
+    agent_socket: Annotated[
+        list[str],
+        typer.Option(
+            "--agent-socket",
+            "--agent",
+            envvar="FELIX_PY_AGENT_SOCKET",
+            metavar="PATH|URL",
+            help="Agent that tells flows; repeat for more nodes, as by sockets or ports that ssh forwards.",
+        ),
+    ] = ["/run/felix-py/agent.sock"],  # noqa: B006 - typer copies it
     kubeconfig: options.Kubeconfig = None,
     context: options.Context = None,
 ) -> None:
@@ -67,13 +74,13 @@ def plan(
     Exit codes, as of kubectl diff: 0 nothing would change for anybody, 1 something would, 2 there is no answer
     (the message says why).
     """
-    from felix_py.cli.plan_flows import check_urls
+    from felix_py.cli.plan_flows import check_places
     from felix_py.config import ConfigError
     from felix_py.datastore.client import ApiError, Unreachable, default_namespace
     from felix_py.datastore.manifests import ManifestError, policies_in, read
 
     try:
-        check_urls(agent)
+        check_places(agent_socket)
         documents = read(file, sys.stdin.buffer.read, recursive=recursive)
         own = namespace or default_namespace(options.usual_kubeconfig(kubeconfig), context)
         manifests = policies_in(documents, own, only=namespace is not None)
@@ -81,7 +88,7 @@ def plan(
             _fail(f"no policy in {', '.join(file)}")
         api = options.connect_api(kubeconfig, context)
         try:
-            found = _planned(api, manifests, delete=delete, agents=agent if flows else None)
+            found = _planned(api, manifests, delete=delete, agents=agent_socket if flows else None)
         finally:
             api.close()
     except ManifestError as error:
@@ -199,7 +206,7 @@ def _print(found: Plan, as_json: bool, limit: int) -> None:
     for note in found.notes:
         _say(f"note: {note}")
     for url, reason in (found.flows.silent if found.flows else {}).items():
-        _say(f"note: no flows from {url}: {reason}; see --agent and --no-flows")
+        _say(f"note: no flows from {url}: {reason}; see --agent-socket and --no-flows")
     for line in plan_report.lines(found, limit):
         typer.echo(options.printable(line))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Iterator, Sequence
-from urllib import error, request
+from contextlib import closing
 
+from felix_py.agent.ask import check, connection
 from felix_py.cli.plan_report import Flows
-from felix_py.config import ConfigError
 from policy.evaluate import Snapshot
 from policy.impact import Changes, newly_denied
 from policy.model import Packet, Protocol
@@ -17,13 +18,12 @@ _TIMEOUT = 5.0
 """Seconds that an agent may take to tell its flows."""
 
 
-def check_urls(agents: Sequence[str]) -> None:
+def check_places(agents: Sequence[str]) -> None:
     """Raises:
-    ConfigError: one is not a URL of an agent.
+    ConfigError: one is neither the path of an agent's socket nor a URL.
     """
-    for url in agents:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"--agent {url}: must be a URL, such as http://127.0.0.1:9099")
+    for place in agents:
+        check(place)
 
 
 def seen_lately(agents: Sequence[str], cluster: Snapshot, changes: Changes) -> Flows:
@@ -32,20 +32,29 @@ def seen_lately(agents: Sequence[str], cluster: Snapshot, changes: Changes) -> F
     packets: dict[Packet, None] = {}
     for url in agents:
         try:
-            packets |= dict.fromkeys(_packets(_get(url.rstrip("/") + "/flows")))
+            packets |= dict.fromkeys(_packets(_get(url)))
             flows.agents.append(url)
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, http.client.HTTPException) as problem:
             flows.silent[url] = _words(problem)
     flows.seen = len(packets)
     flows.denied = newly_denied(cluster, changes, packets)
     return flows
 
 
-def _get(url: str) -> object:
-    # Agents are asked directly: a proxy of the environment is for the world outside.
-    opener = request.build_opener(request.ProxyHandler({}))
-    with opener.open(url, timeout=_TIMEOUT) as answer:
-        found: object = json.load(answer)
+def _get(place: str) -> object:
+    """
+    Raises:
+        OSError, http.client.HTTPException: nobody answers.
+        ValueError: it answers something else.
+    """
+    with closing(connection(place, _TIMEOUT)) as asked:
+        asked.request("GET", "/flows")
+        answer = asked.getresponse()
+        if answer.status == 404:
+            raise ValueError("this agent tells no flows")
+        if answer.status != 200:
+            raise ValueError(f"HTTP {answer.status} {answer.reason}")
+        found: object = json.loads(answer.read())
     return found
 
 
@@ -66,9 +75,6 @@ def _packets(flows: object) -> Iterator[Packet]:
 
 
 def _words(problem: Exception) -> str:
-    match problem:
-        case error.HTTPError(code=404):
-            return "this agent tells no flows"
-        case error.URLError(reason=reason):
-            return getattr(reason, "strerror", None) or str(reason)
+    if isinstance(problem, OSError) and problem.strerror:
+        return problem.strerror
     return " ".join(str(problem).split()) or type(problem).__name__

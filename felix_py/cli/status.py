@@ -13,7 +13,7 @@ from felix_py.config import ConfigError
 
 def status(
     output: options.Output = options.OutputFormat.TEXT,
-    health_address: options.HealthAddress = "127.0.0.1:9099",
+    agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
 ) -> None:
     """Say whether this node is well.
 
@@ -27,11 +27,11 @@ def status(
     from felix_py.diagnose.agent_says import status as ask
 
     try:
-        answer = ask(health_address)
+        answer = ask(agent_socket)
     except ConfigError as error:
         _fail(str(error))
     if answer is None:
-        _fail(f"no agent answers at {health_address}; is it running on this node, and of this version?")
+        _fail(f"no agent answers at {agent_socket}; is it running on this node, and of this version?")
     found = node_status.read(answer)
     if output is options.OutputFormat.JSON:
         typer.echo(json.dumps(node_status.as_json(found), indent=2))

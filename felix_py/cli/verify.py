@@ -28,7 +28,7 @@ def verify(
     kubeconfig: options.Kubeconfig = None,
     context: options.Context = None,
     node_name: options.NodeName = "",
-    health_address: options.HealthAddress = "127.0.0.1:9099",
+    agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
     state_dir: options.StateDir = Path("/var/lib/felix-py"),
     cluster_cidr: options.ClusterCidrs = [],  # noqa: B006 - typer copies it
     backend: options.BackendName = "auto",
@@ -56,7 +56,7 @@ def verify(
     if os.geteuid() != 0:
         _fail("must run as root, on the node")
     try:
-        agent = ask_agent(health_address)
+        agent = ask_agent(agent_socket)
         wanted: Backend | None
         if agent is not None:
             settings, wanted = _agents_own(agent, node_name)
@@ -71,7 +71,7 @@ def verify(
         _fail(str(error))
     try:
         with options.patience("felix-py verify: reading the cluster and the kernel …"):
-            found = _compare(settings, wanted, api, state_dir / "leases.db", health_address)
+            found = _compare(settings, wanted, api, state_dir / "leases.db", agent_socket)
     finally:
         api.close()
     _print(settings.node_name, found, output is options.OutputFormat.JSON)
@@ -79,7 +79,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def ask_agent(health_address: str) -> AgentSays | None:
+def ask_agent(agent_socket: str) -> AgentSays | None:
     """The agent of this node, if one answers.
 
     Raises:
@@ -87,7 +87,7 @@ def ask_agent(health_address: str) -> AgentSays | None:
     """
     from felix_py.diagnose.agent_says import ask
 
-    return ask(health_address)
+    return ask(agent_socket)
 
 
 def _agents_own(agent: AgentSays, node_name: str) -> tuple[Settings, Backend]:
@@ -122,9 +122,7 @@ def _given(node_name: str, cluster_cidrs: list[str], rules: StaticOptions) -> Se
     return Settings(name, sysctl.available_families(), tuple(cluster_cidrs), rules)
 
 
-def _compare(
-    settings: Settings, backend: Backend | None, api: Api, leases: Path, health_address: str
-) -> Findings:
+def _compare(settings: Settings, backend: Backend | None, api: Api, leases: Path, agent_socket: str) -> Findings:
     from felix_py.dataplane.backend import ToolError
     from felix_py.datastore.client import ApiError, Unreachable
     from felix_py.datastore.fetch import fetch
@@ -137,7 +135,7 @@ def _compare(
         cluster = fetch(api)
         if all(node.name != settings.node_name for node in cluster.nodes):
             _fail(f"there is no node {settings.node_name} in the cluster; give --node-name")
-        return Look(cluster, read_leases(leases), ask_agent(health_address))
+        return Look(cluster, read_leases(leases), ask_agent(agent_socket))
 
     try:
         return verify(settings, look, lambda: Live(backend))

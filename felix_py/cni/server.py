@@ -56,7 +56,7 @@ class CNIServer:
             OSError: the socket cannot be made.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        listening = _listen(self._path)
+        listening = listen_at(self._path, _BACKLOG)
         self._server = await asyncio.start_unix_server(self._connected, sock=listening)
         self._keep(asyncio.create_task(self._drain_spool()))
 
@@ -178,8 +178,13 @@ class CNIServer:
         return None
 
 
-def _listen(path: Path) -> socket.socket:
-    """A listening socket for root only, in place of what a crashed agent has left."""
+def listen_at(path: Path, backlog: int) -> socket.socket:
+    """A listening socket for root only, in place of what a crashed agent has left.
+
+    Raises:
+        SocketInUse: another agent answers there.
+        OSError: it cannot be made.
+    """
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         if path.is_socket():
@@ -193,7 +198,7 @@ def _listen(path: Path) -> socket.socket:
             listening.bind(str(path))
         finally:
             os.umask(mask)
-        listening.listen(_BACKLOG)
+        listening.listen(backlog)
         listening.setblocking(False)
     except BaseException:
         listening.close()

@@ -6,6 +6,7 @@ own, so asking ``iptables --version`` says nothing about the host. What its kern
 
 from __future__ import annotations
 
+import errno
 import functools
 import math
 import os
@@ -38,6 +39,9 @@ _REMEMBERED = 10.0
 """Seconds within which what a process of ours did has long been told."""
 _MOST_WORDS = 1000
 """Characters of a tool's complaint: it is kept, logged and shown for every object that it is about."""
+
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+"""Not that the kernel has no nf_tables, but that we had no means to ask."""
 
 _processes = Processes()
 
@@ -163,7 +167,9 @@ def _generation() -> bytes:
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
             answer = netlink.get(message(_NFT_MSG_GETGEN, 0, bytes(4)))
-    except OSError:
+    except OSError as error:
+        if error.errno in _SCARCE:
+            raise ToolError(f"the kernel's rules cannot be compared: {error.strerror}") from error
         return b""
     return bytes(attributes(answer[4:]).get(_NFTA_GEN_ID, b""))
 

@@ -17,6 +17,9 @@ from policy.model import Family
 
 _ROOT = Path("/proc/sys/net")
 
+_GONE = (errno.EINVAL, errno.ENODEV, errno.ENOENT)
+"""What reading the setting of an interface says that vanishes meanwhile."""
+
 
 def available_families() -> tuple[Family, ...]:
     """The families that this kernel has (IPv6 may be compiled out or switched off at boot)."""
@@ -50,15 +53,21 @@ def _takes_advertisements(interface: str) -> bool:
 
 
 def read(name: str) -> str | None:
-    """A setting's value, ``name`` being its path below /proc/sys/net; None if there is no such setting."""
+    """A setting's value, ``name`` being its path below /proc/sys/net; None if there is no such setting.
+
+    Raises:
+        OSError: it cannot be read (no descriptor is left, say). Nothing follows from that for its value.
+    """
     try:
         file = os.open(f"{_ROOT}/{name}", os.O_RDONLY | os.O_CLOEXEC)  # pathlib takes five times as long
-    except OSError:
+    except FileNotFoundError:
         return None
     try:
         return os.read(file, 64).decode(errors="replace").strip()
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
     finally:
         os.close(file)
 

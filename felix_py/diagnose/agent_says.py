@@ -1,4 +1,4 @@
-"""What a running agent says of itself (``/status`` of its health address)."""
+"""What a running agent says of itself (``/status`` of its socket)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from felix_py.agent.listener import parse_address
+from felix_py.agent.ask import connection
 from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend
 from policy.model import Family
@@ -37,27 +37,26 @@ class AgentSays:
     settled: bool = True
 
 
-def ask(health_address: str) -> AgentSays | None:
+def ask(place: str) -> AgentSays | None:
     """What decides the kernel's content; None: no agent answers, or one of another version.
 
     Raises:
         ConfigError: the address is none.
     """
-    answer = status(health_address)
+    answer = status(place)
     return None if answer is None else _read(answer)
 
 
-def status(health_address: str) -> dict[str, Any] | None:
+def status(place: str) -> dict[str, Any] | None:
     """All that the agent of this network namespace says; None: none answers.
 
     Raises:
         ConfigError: the address is none.
     """
-    host, port = parse_address(health_address)
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
+    asked = connection(place, _TIMEOUT)
     try:
-        connection.request("GET", "/status")
-        answer = connection.getresponse()
+        asked.request("GET", "/status")
+        answer = asked.getresponse()
         if answer.status != 200:
             return None
         found = json.loads(answer.read())
@@ -65,7 +64,7 @@ def status(health_address: str) -> dict[str, Any] | None:
     except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:
-        connection.close()
+        asked.close()
 
 
 def _read(status: dict[str, Any]) -> AgentSays | None:

@@ -11,10 +11,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from felix_py.agent import ask
 from felix_py.cni.conflist import install_client
 from felix_py.lab.runtime import CNIRuntime
 from tests.support.cni import STANDARD_PLUGINS, built_client
@@ -38,6 +40,7 @@ class AgentProgram:
         """``folder``: everything of this node; ``server``: an http:// URL."""
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "agent.log"
+        self.socket = folder / "run" / "agent.sock"
         kubeconfig = folder / "kubeconfig"
         document = {
             "apiVersion": "v1",
@@ -105,7 +108,9 @@ class AgentProgram:
 
     def status(self) -> Any:
         """What ``/status`` says."""
-        return json.loads(self.get("/status")[1])
+        with closing(ask.connection(str(self.socket), PATIENCE)) as asked:
+            asked.request("GET", "/status")
+            return json.loads(asked.getresponse().read())
 
     def wait_ready(self) -> None:
         """Until ``/readyz`` is content, and pods can be connected."""

@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 
 import yaml
 
+from felix_py.agent import ask
 from felix_py.lab.build import EXAMPLES, Options
 from felix_py.lab.lab import Lab
 from felix_py.lab.matrix import Cell, attempts, measure, observe
@@ -195,14 +196,8 @@ class LabUnderTest:
     # --- the agent -----------------------------------------------------------------------------------
 
     def agent(self, node: str, path: str) -> tuple[int, str]:
-        """GET from the agent's health endpoint: (status, body); (0, reason) when nobody answers."""
-        with inside(self.netns(node)):
-            try:
-                sock = socket.create_connection(("127.0.0.1", 9099), timeout=2)
-            except OSError as error:
-                return 0, str(error)
-        connection = http.client.HTTPConnection("127.0.0.1", 9099)
-        connection.sock = sock
+        """GET from the agent's own socket: (status, body); (0, reason) when nobody answers."""
+        connection = ask.connection(str(self.lab.state.machine(node) / "run" / "agent.sock"), 10.0)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from felix_py.agent import ask
 from felix_py.cni.conflist import install_client
 from felix_py.lab.runtime import CNIRuntime
 from felix_py.records import Backend, DriftKind
@@ -133,8 +134,8 @@ class LiveNode:
             self._process.send_signal(signal.SIGCONT)
 
     def ask(self, path: str) -> tuple[int, str]:
-        """GET from the health endpoint: (status, body); (0, reason) when nobody answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", 9099, timeout=10)
+        """GET from the agent's own socket: (status, body); (0, reason) when nobody answers."""
+        connection = ask.connection(str(self.folder / "run" / "agent.sock"), 10)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()

@@ -68,7 +68,7 @@ class Agent:
         self._loop.call_soon(started.set)
         self._thread.start()
         started.wait(PATIENCE)
-        self.call(self._server.start(listen(f"127.0.0.1:{port}")))
+        self.call(self._server.start(private=listen(f"127.0.0.1:{port}")))
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._stop.wait())
@@ -217,7 +217,7 @@ def test_nobody_answers() -> None:
         done = denies(port, *words)
         assert (done.returncode, done.stdout) == (1, "")
         assert f"felix-py denies: no agent answers at http://127.0.0.1:{port} (Connection refused)" in done.stderr
-        assert "--agent" in done.stderr
+        assert "run it as root on a node with an agent" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -252,10 +252,10 @@ def test_something_else_answers(answer: bytes, words: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--agent", "https://127.0.0.1:9099"], "must be http://ADDRESS:PORT"),
-        (["--agent", "127.0.0.1:9099"], "must be http://ADDRESS:PORT"),
-        (["--agent", "http://127.0.0.1:port"], "must be http://ADDRESS:PORT"),
-        (["--agent", "http://[::1"], "must be http://ADDRESS:PORT"),
+        (["--agent", "https://127.0.0.1:9099"], "must be the path of an agent's socket, or http://ADDRESS:PORT"),
+        (["--agent", "127.0.0.1:9099"], "must be the path of an agent's socket, or http://ADDRESS:PORT"),
+        (["--agent", "http://127.0.0.1:port"], "must be the path of an agent's socket, or http://ADDRESS:PORT"),
+        (["--agent", "http://[::1"], "must be the path of an agent's socket, or http://ADDRESS:PORT"),
         (["--pod", "web"], "must be NAMESPACE/NAME"),
         (["--pod", "/web"], "must be NAMESPACE/NAME"),
         (["--limit", "-1"], "0"),

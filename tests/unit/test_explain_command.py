@@ -194,7 +194,7 @@ def test_a_kernel_that_cannot_be_read(shop: Shop) -> None:
         (["--node-name", "node7"], "there is no node node7 in the cluster"),
         (["--node-name", "node1"], "cannot read the address store"),
         (["--mark-mask", "0xff"], "--mark-mask"),
-        (["--health-address", "nowhere"], "must be ADDRESS:PORT"),
+        (["--agent-socket", "nowhere"], "must be the path of an agent's socket"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

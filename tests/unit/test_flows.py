@@ -86,7 +86,7 @@ async def served(table: FakeFlowTable, addresses: list[str]) -> AsyncIterator[st
     server = HealthServer(metrics.registry, lambda: None, dict, refresh, [route])
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    await server.start(listen(address))
+    await server.start(private=listen(address))
     try:
         yield address
     finally:

@@ -361,7 +361,7 @@ def test_an_agent_that_does_not_answer_is_named_and_the_others_count(plan: Calle
         ("198.51.100.7", 5432),
     ]
     silent = plan("-f", example("20"), "--agent", good, flows=True)
-    assert f"note: no flows from {good}: Connection refused; see --agent and --no-flows" in silent.stderr
+    assert f"note: no flows from {good}: Connection refused; see --agent-socket and --no-flows" in silent.stderr
     assert "flows seen lately" not in silent.stdout
 
 
@@ -377,7 +377,9 @@ def test_errors_exit_2(plan: Caller, api: FakeApi, tmp_path: Path) -> None:
     assert "Missing option '--filename' / '-f'" in failed()
     assert failed("-f", "-", stdin="a: [").startswith("felix-py plan: stdin: line 1, column 5: ")
     assert failed("-f", example("00")) == f"felix-py plan: no policy in {example('00')}\n"
-    assert "must be a URL, such as http://127.0.0.1:9099" in failed("-f", example("10"), "--agent", "localhost")
+    assert "must be the path of an agent's socket, or http://ADDRESS:PORT" in failed(
+        "-f", example("10"), "--agent", "localhost"
+    )
     assert "no such context" in failed("-f", example("10"), "--context", "none")
     two = failed("-f", str(tmp_path / "a.yaml"), "-f", str(tmp_path / "b.yaml"))
     assert [line.rpartition("/")[2] for line in two.splitlines()] == [

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from felix_py.dataplane.sysctl import available_families, set_up_host
+from felix_py.dataplane.sysctl import HostSettings, available_families, set_up_host
 from felix_py.records import Failure
 from policy.model import Family
 from tests.support.isolate import run
@@ -51,3 +55,31 @@ def test_read_only_settings_are_named() -> None:
     name = "net.ipv6.conf.all.forwarding"
     reason = f"/proc/sys is read-only here; set {name}=1 on the host"
     assert Failure(f"sysctl {name}", reason) in failures
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+    held = []
+    try:
+        while True:
+            held.append(os.dup(0))
+    except OSError:
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_setting_that_cannot_be_read_is_no_drift() -> None:
+    """Before, it counted as wrong: without a descriptor left, everything had been changed by somebody else."""
+    set_up_host(available_families())
+    settings = HostSettings(available_families())
+    settings.load()
+    with no_descriptor_left(), pytest.raises(OSError, match="Too many open files"):
+        settings.load()
+    settings.load()
+    assert settings.take_drift() == []

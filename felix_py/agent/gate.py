@@ -1,0 +1,146 @@
+"""Limits for those who connect to the agent's HTTP sockets: how many at a time, and how long they may take.
+
+Any local user may connect to the health address. Without limits, connections that never say anything would use up
+the process's descriptors, and nothing else could be opened: no netlink, no CNI call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``connections`` at a time. Seconds: for a request to ``arrive``, from the connection's beginning or the
+    last answer on; for its ``answer`` to be made (None: without end)."""
+
+    connections: int = 64
+    arrive: float = 10.0
+    answer: float | None = 30.0
+
+
+class Gate:
+    """The connections of one server. When it is full, the one that has been silent for longest makes room."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._open: dict[asyncio.BaseTransport, _Connection] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def enter(self, transport: asyncio.BaseTransport, connection: _Connection) -> bool:
+        """Let a new connection in, if there is room or can be made."""
+        if len(self._open) >= self.limits.connections:
+            silent = next((c for c in self._open.values() if not c.answering), None)
+            if silent is None:
+                return False
+            silent.cut()
+        self._open[transport] = connection
+        return True
+
+    def leave(self, transport: asyncio.BaseTransport) -> None:
+        """It is closed."""
+        self._open.pop(transport, None)
+
+    def middleware(self) -> Any:
+        """For the application whose server this guards."""
+
+        @web.middleware
+        async def timed(request: web.Request, handler: Handler) -> web.StreamResponse:
+            connection = self._open.get(cast("asyncio.BaseTransport", request.transport))
+            if connection is None:
+                return await handler(request)
+            connection.begin()
+            try:
+                return await handler(request)
+            finally:
+                connection.end()
+
+        return timed
+
+
+class _Connection(asyncio.Protocol):
+    """Stands between a transport and aiohttp's own protocol, and keeps time."""
+
+    def __init__(self, inner: asyncio.Protocol, gate: Gate) -> None:
+        self._inner = inner
+        self._gate = gate
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._entered = False
+        self.answering = False
+
+    def begin(self) -> None:
+        """A request is here."""
+        self.answering = True
+        self._within(self._gate.limits.answer)
+
+    def end(self) -> None:
+        """Its answer is made; to take it belongs to the next request's time."""
+        self.answering = False
+        self._within(self._gate.limits.arrive)
+
+    def cut(self) -> None:
+        """Close at once, whatever is still to be sent."""
+        if self._transport is not None:
+            self._gate.leave(self._transport)
+            self._transport.abort()
+
+    def _within(self, seconds: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self.cut) if seconds is not None else None
+
+    # --- asyncio.Protocol ----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._entered = self._gate.enter(transport, self)
+        if not self._entered:
+            self._transport.abort()
+            return
+        self._within(self._gate.limits.arrive)
+        self._inner.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._within(None)
+        if self._transport is not None:
+            self._gate.leave(self._transport)
+        if self._entered:
+            self._inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._entered:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received() if self._entered else None
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+
+class GuardedRunner(web.AppRunner):
+    """An :class:`aiohttp.web.AppRunner` whose connections pass a gate."""
+
+    def __init__(self, app: web.Application, gate: Gate, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._gate = gate
+
+    @property
+    def server(self) -> Any:
+        """What makes the protocol of each connection."""
+        inner = super().server
+        return None if inner is None else lambda: _Connection(inner(), self._gate)
