@@ -159,7 +159,7 @@ class Builder:
         services = ",".join(topology.SERVICE_CIDRS[family] for family in self._nodes[0].families)
         assets = os.environ.get("KUBEBUILDER_ASSETS")
         module = "felix_py.lab.kube_apiserver" if assets else "felix_py.lab.apiserver"
-        more = ("--assets", str(Path(assets).absolute())) if assets else ("--keep",)
+        more = ("--assets", str(Path(assets).absolute())) if assets else ("--keep", "--lab")
         argv = ("--state-dir", str(self._state.apiserver), "--service-cidr", services, *more)
         self._add("apiserver", module, *argv, listen=listen)
 

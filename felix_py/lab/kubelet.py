@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -56,6 +58,8 @@ class Kubelet:
             "status": {
                 "addresses": [*addresses, {"type": "Hostname", "address": node.name}],
                 "conditions": [_ready(False)],
+                "capacity": _capacity(),
+                "allocatable": _capacity(),
                 "nodeInfo": {"kubeletVersion": "felix-py-lab", "operatingSystem": "linux"},
             },
         }
@@ -111,6 +115,12 @@ class Kubelet:
             del self._sandboxes[uid]
 
 
+def _capacity() -> dict[str, str]:
+    """What kubectl divides by. It is the whole machine's for each node: pods of a lab need next to nothing."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024
+    return {"cpu": str(os.cpu_count() or 1), "memory": f"{memory}Ki", "pods": "110"}
+
+
 def _ready(is_ready: bool) -> Obj:
     message = (
         "kubelet is posting ready status" if is_ready else "container runtime network not ready: no CNI network"
@@ -125,15 +135,41 @@ def _ready(is_ready: bool) -> Obj:
     }
 
 
-def _world(lab: str, families: tuple[Family, ...]) -> list[PodServer]:
+class _People:
+    """Whose address it is: pods as the API has them, nodes and the world."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self._fixed = {address: node.name for node in nodes for address in node.addresses.values()}
+        for name, addresses in topology.WORLD.items():
+            self._fixed |= dict.fromkeys(addresses.values(), name)
+        self._pods: dict[str, tuple[str, ...]] = {}
+        self._names: dict[str, str] = {}
+
+    def pod_changed(self, kind: str, pod: Obj) -> None:
+        name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+        for address in self._pods.pop(pod["metadata"]["uid"], ()):
+            if self._names.get(address) == name:
+                del self._names[address]
+        if kind != "DELETED" and not pod["spec"].get("hostNetwork"):
+            addresses = tuple(entry["ip"] for entry in (pod.get("status") or {}).get("podIPs") or [])
+            self._pods[pod["metadata"]["uid"]] = addresses
+            self._names |= dict.fromkeys(addresses, name)
+
+    def who(self, address: str) -> str:
+        return self._fixed.get(address) or self._names.get(address) or "somebody"
+
+
+def _world(lab: str, families: tuple[Family, ...], who: Callable[[str], str]) -> list[PodServer]:
     netns = NETNS_DIR / machine_netns(lab, TOR)
     return [
-        PodServer(name, netns, topology.WORLD_PORTS, families, [addresses[family] for family in families])
+        PodServer(name, netns, topology.WORLD_PORTS, families, [addresses[family] for family in families], who)
         for name, addresses in topology.WORLD.items()
     ]
 
 
-def _kubelets(state: StateDir, nodes: list[Node], api: ApiClient) -> dict[str, Kubelet]:
+def _kubelets(
+    state: StateDir, nodes: list[Node], api: ApiClient, who: Callable[[str], str]
+) -> dict[str, Kubelet]:
     events = EventRecorder(api, "felix-py-lab-kubelet")
     store = SandboxStore(state.sandboxes)
     kubelets = {}
@@ -143,7 +179,7 @@ def _kubelets(state: StateDir, nodes: list[Node], api: ApiClient) -> dict[str, K
             folder.mkdir(exist_ok=True)
         conf_dir = state.machine(node.name) / "cni-conf"
         runtime = CNIRuntime(conf_dir, [Path(CNI_BIN_DIR)], functools.partial(_place, state, node.name), cache)
-        kubelets[node.name] = Kubelet(Host(state.name, node, api, runtime, events, store))
+        kubelets[node.name] = Kubelet(Host(state.name, node, api, runtime, events, store, who))
     return kubelets
 
 
@@ -165,16 +201,17 @@ async def _serve(state: StateDir, record: Record) -> None:
     families = record.shape.address_families
     async with ApiClient(state.kubeconfig) as api, asyncio.TaskGroup() as tasks:
         nodes = topology.nodes(record.shape.nodes, families)
-        kubelets = _kubelets(state, nodes, api)
+        people = _People(nodes)
+        kubelets = _kubelets(state, nodes, api, people.who)
         scheduler = Scheduler(api)
-        for server in _world(record.name, families):
+        for server in _world(record.name, families, people.who):
             await server.start()
         await asyncio.gather(*(kubelet.register() for kubelet in kubelets.values()))
         for kubelet in kubelets.values():
             tasks.create_task(kubelet.follow_network())
             tasks.create_task(kubelet.remove_left_overs())
         tasks.create_task(_follow_nodes(api, scheduler))
-        tasks.create_task(_follow_pods(api, scheduler, kubelets))
+        tasks.create_task(_follow_pods(api, scheduler, kubelets, people))
 
 
 async def _follow_nodes(api: ApiClient, scheduler: Scheduler) -> None:
@@ -182,8 +219,11 @@ async def _follow_nodes(api: ApiClient, scheduler: Scheduler) -> None:
         await scheduler.node_changed(kind, node)
 
 
-async def _follow_pods(api: ApiClient, scheduler: Scheduler, kubelets: dict[str, Kubelet]) -> None:
+async def _follow_pods(
+    api: ApiClient, scheduler: Scheduler, kubelets: dict[str, Kubelet], people: _People
+) -> None:
     async for kind, pod in api.follow("/api/v1/pods"):
+        people.pod_changed(kind, pod)
         await scheduler.pod_changed(kind, pod)
         kubelet = kubelets.get(pod["spec"].get("nodeName", ""))
         if kubelet is not None:

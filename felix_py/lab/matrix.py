@@ -281,8 +281,7 @@ async def _connect(one: socket.socket, attempt: Attempt) -> tuple[bool, str]:
     with contextlib.closing(one):
         try:
             await loop.sock_connect(one, (attempt.destination.addresses[attempt.family], attempt.port[1]))
-            if one.type & socket.SOCK_DGRAM:
-                await loop.sock_sendall(one, b"?")
+            await loop.sock_sendall(one, b"?")
             answer = (await loop.sock_recv(one, 512)).partition(b"\n")[0].decode(errors="replace")
         except ConnectionRefusedError:
             return True, "refused"

@@ -1,16 +1,18 @@
 """The program that runs in the lab's pods: it says who it is, then repeats what it is told.
 
-TCP: the name and a newline as soon as somebody connects, then an echo. UDP: each datagram is answered with the
-name, a newline and the datagram. All pods' servers live in one process: a socket belongs to the network namespace
-in which it was made.
+TCP: an HTTP request is answered with who answers, at which address, and who asked. To anything else it says its
+name and a newline, then comes an echo; somebody who says nothing gets the name after a second. UDP: each datagram
+is answered with the name, a newline and the datagram. All pods' servers live in one process: a socket belongs to
+the network namespace in which it was made.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import enum
+import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +23,19 @@ Port = tuple[str, int]
 """("TCP" or "UDP", port number)."""
 
 _ANY = {Family.V4: "0.0.0.0", Family.V6: "::"}
-_CHUNK = 1 << 16
+_SILENCE = 1.0
+"""Seconds after which a client that says nothing is no HTTP client."""
+
+_REQUEST = re.compile(rb"([A-Z]{3,10}) (\S+) HTTP/1\.[01]\r?\n")
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_MOST_HEAD = 1 << 16
+_LINGER = 2.0
+
+
+class _State(enum.Enum):
+    LISTENING = enum.auto()
+    ECHOING = enum.auto()
+    ANSWERED = enum.auto()
 
 
 class PodServer:
@@ -34,14 +48,18 @@ class PodServer:
         ports: Sequence[Port],
         families: Sequence[Family],
         addresses: Sequence[str] = (),
+        who: Callable[[str], str] = str,
     ) -> None:
-        self._greeting = f"{name}\n".encode()
+        """``who`` has a name for the address of somebody who asks."""
+        self.name = name
+        self.who = who
+        self.greeting = f"{name}\n".encode()
+        self.connections: set[asyncio.Transport] = set()
         self._netns = netns
         self._ports = ports
         self._addresses = addresses or [_ANY[family] for family in families]
         self._servers: list[asyncio.Server] = []
         self._endpoints: list[asyncio.DatagramTransport] = []
-        self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen.
@@ -52,9 +70,9 @@ class PodServer:
         loop = asyncio.get_running_loop()
         for opened in await asyncio.to_thread(self._open):
             if opened.type == socket.SOCK_STREAM:
-                self._servers.append(await asyncio.start_server(self._connected, sock=opened))
+                self._servers.append(await loop.create_server(lambda: _Connection(self), sock=opened))
             else:
-                endpoint, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self._greeting), sock=opened)
+                endpoint, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self.greeting), sock=opened)
                 self._endpoints.append(endpoint)
 
     async def stop(self) -> None:
@@ -63,9 +81,8 @@ class PodServer:
             server.close()
         for endpoint in self._endpoints:
             endpoint.close()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        for connection in list(self.connections):
+            connection.close()
 
     def _open(self) -> list[socket.socket]:
         opened: list[socket.socket] = []
@@ -79,19 +96,77 @@ class PodServer:
             raise
         return opened
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            with contextlib.suppress(ConnectionError, TimeoutError, OSError, asyncio.CancelledError):
-                writer.write(self._greeting)
-                while data := await reader.read(_CHUNK):
-                    writer.write(data)
-                    await writer.drain()
-        finally:
-            self._connections.discard(task)
-            writer.close()
+
+class _Connection(asyncio.Protocol):
+    """One TCP connection: HTTP, if the client's first words are a request; else name and echo."""
+
+    def __init__(self, server: PodServer) -> None:
+        self._server = server
+        self._said = b""
+        self._state = _State.LISTENING
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._server.connections.add(self._transport)
+        self._timer = asyncio.get_running_loop().call_later(_SILENCE, self._greet)
+
+    def data_received(self, data: bytes) -> None:
+        match self._state:
+            case _State.ECHOING:
+                self._transport.write(data)
+            case _State.LISTENING:
+                self._said += data
+                if _REQUEST.match(self._said):
+                    if _HEAD_END.search(self._said) or len(self._said) > _MOST_HEAD:
+                        self._answer()
+                elif b"\n" in self._said or not self._said[:1].isupper() or len(self._said) > _MOST_HEAD:
+                    self._greet()
+
+    def eof_received(self) -> None:
+        if self._state is _State.LISTENING:
+            self._greet()
+
+    def pause_writing(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self._transport)
+        self._stop_timer()
+
+    def _greet(self) -> None:
+        """The name, and what was said so far; from now on an echo."""
+        self._stop_timer()
+        self._state = _State.ECHOING
+        self._transport.write(self._server.greeting + self._said)
+
+    def _answer(self) -> None:
+        """One request a connection. What still comes is read, or closing would reset it (RFC 9112, 9.6)."""
+        self._stop_timer()
+        self._state = _State.ANSWERED
+        request = _REQUEST.match(self._said)
+        assert request is not None
+        own, peer = (self._transport.get_extra_info(which) for which in ("sockname", "peername"))
+        method, path = (part.decode(errors="replace") for part in request.groups())
+        asker = f"{self._server.who(peer[0])} from {_place(*peer[:2])}"
+        body = f"{self._server.name} answers at {_place(*own[:2])}, asked by {asker}: {method} {path}\n".encode()
+        lines = ["HTTP/1.1 200 OK", "Content-Type: text/plain; charset=utf-8", f"Content-Length: {len(body)}"]
+        self._transport.write("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+        if method != "HEAD":
+            self._transport.write(body)
+        self._transport.write_eof()
+        self._timer = asyncio.get_running_loop().call_later(_LINGER, self._transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _place(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 class _Datagrams(asyncio.DatagramProtocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ class Host:
     runtime: CNIRuntime
     events: EventRecorder
     store: SandboxStore
+    who: Callable[[str], str] = str
+    """A name for an address."""
 
 
 class Sandbox:
@@ -153,7 +155,8 @@ class Sandbox:
             return
         if not self._host_network and not is_netns(self._netns):
             await asyncio.to_thread(_make_netns, self._netns.name)
-        server = PodServer(self._name, self._netns, ports(self._pod), self._host.node.families)
+        families, who = self._host.node.families, self._host.who
+        server = PodServer(self._name, self._netns, _served(self._pod), families, who=who)
         try:
             await server.start()
         except OSError:
@@ -258,6 +261,13 @@ def ports(pod: Obj) -> list[Port]:
         for port in container.get("ports") or []
     ]
     return [port for port in dict.fromkeys(found) if port[0] in {"TCP", "UDP"}]
+
+
+def _served(pod: Obj) -> list[Port]:
+    """Port 80, which everybody tries first, and the container ports; those alone where pods share a network."""
+    if pod["spec"].get("hostNetwork"):
+        return ports(pod)
+    return list(dict.fromkeys([*ports(pod), ("TCP", 80)]))
 
 
 def _port_mappings(pod: Obj) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from felix_py.lab.namespaces import inside
-from felix_py.lab.topology import TOR
+from felix_py.lab.topology import TOR, WORLD
 from tests.support.lab import LabUnderTest, eventually, manifest
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -129,6 +129,87 @@ def test_many_pods_at_once(lab: LabUnderTest, create: Any) -> None:
     lab.settle()
 
 
+def test_pod_answers_http(lab: LabUnderTest) -> None:
+    """On port 80 and on its own: who answers, where, and who asked; other clients hear its name as before."""
+    for family, address in lab.addresses("shop", "db-1").items():
+        host = f"[{address}]" if ":" in address else address
+        asker = lab.addresses("shop", "api-1")[family]
+        for port in (80, 5432):
+            told = lab.sh("shop/api-1", "curl", "-sS", "-m", "10", f"http://{host}:{port}/a?b")
+            assert told.startswith(f"shop/db-1 answers at {host}:{port}, asked by shop/api-1 from ")
+            assert asker in told
+            assert told.endswith(": GET /a?b\n")
+    told = lab.sh(TOR, "curl", "-sS", "-m", "10", "-d", "x" * 100_000, f"http://{host}/")
+    assert ": POST /" in told
+    assert "200 OK" in lab.sh("node1", "curl", "-sSI", "-m", "10", f"http://{host}/")
+    world = next(iter(WORLD["world-a"].values()))
+    told = lab.sh("shop/api-1", "curl", "-sS", "-m", "10", f"http://{world}/")
+    assert told.startswith(f"world-a answers at {world}:80, asked by ")
+
+
+@pytest.mark.parametrize("said", [b"hello\n", b"GO AWAY\n", b"GET", b"\0\1\n"])
+def test_what_is_no_http_is_echoed(lab: LabUnderTest, said: bytes) -> None:
+    (address, *_) = lab.addresses("shop", "web-1").values()
+    with inside(lab.netns(TOR)):
+        connection = socket.create_connection((address, 80), timeout=10)
+    with connection, connection.makefile("rb") as answer:
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_WR)
+        assert answer.read() == b"shop/web-1\n" + said
+
+
+def test_ping_works(lab: LabUnderTest) -> None:
+    for address in (*lab.addresses("shop", "web-2").values(), *WORLD["world-a"].values()):
+        assert " 0% packet loss" in lab.sh("shop/web-1", "ping", "-c", "2", "-i", "0.2", "-W", "5", address)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            ["create", "deployment", "web", "--image=nginx"],
+            "nothing in this lab acts on deployments. It has nodes",
+        ),
+        (["expose", "pod", "-n", "shop", "web-1", "--port=80"], "acts on services. There is no kube-proxy"),
+        (["create", "service", "clusterip", "s", "--tcp=80"], "acts on services. There is no kube-proxy"),
+        (["create", "job", "j", "--image=i"], "nothing in this lab acts on jobs. It has nodes"),
+        (["create", "cronjob", "j", "--image=i", "--schedule=@daily"], "nothing in this lab acts on cronjobs."),
+        (["create", "ingress", "i", "--rule=a.b/c=s:80"], "nothing in this lab acts on ingresses."),
+        (["create", "role", "r", "--verb=get", "--resource=pods"], "nothing in this lab acts on roles."),
+        (["create", "priorityclass", "p"], "this lab does not have priorityclasses.scheduling.k8s.io"),
+        (["logs", "-n", "shop", "web-1"], "`felix-py lab exec shop/web-1 -- COMMAND`"),
+        (["exec", "-n", "shop", "web-1", "--", "ls"], "`felix-py lab exec shop/web-1 -- COMMAND`"),
+        (["attach", "-n", "shop", "web-1"], "`felix-py lab exec shop/web-1 -- COMMAND`"),
+        (["port-forward", "-n", "shop", "pod/web-1", "18080:80"], "`felix-py lab exec shop/web-1 -- COMMAND`"),
+        (["cp", "/etc/hostname", "shop/web-1:/x"], "`felix-py lab exec shop/web-1 -- COMMAND`"),
+        (["debug", "-n", "shop", "web-1", "--image=i"], "`felix-py lab exec shop/web-1 -- COMMAND`"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_would_never_happen_is_refused_with_what_there_is(
+    lab: LabUnderTest, argv: list[str], words: str
+) -> None:
+    said = lab.refused(*argv)
+    assert words in said
+    assert "panic" not in said
+
+
+def test_manifest_of_a_deployment_is_refused(lab: LabUnderTest) -> None:
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+    spec = {"selector": {"matchLabels": {"a": "b"}}, "template": template}
+    head = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}}
+    for how in (["apply"], ["apply", "--server-side"], ["create"]):
+        said = lab.refused(*how, "-f", "-", stdin=manifest({**head, "spec": spec}))
+        assert "nothing in this lab acts on deployments" in said
+    assert "No resources found" in lab.lab.kubectl("get", "deployments,jobs,statefulsets", "-A").stderr
+
+
+def test_node_is_described_with_numbers_that_make_sense(lab: LabUnderTest) -> None:
+    said = lab.kubectl("describe", "node", "node1")
+    assert "(0%)" in said
+    assert "-9223372036854775808" not in said
+
+
 def test_pod_echoes_what_it_is_told(lab: LabUnderTest) -> None:
     """The protocol that people and tests rely on: the name, then an echo."""
     (address, *_) = lab.addresses("shop", "web-1").values()
@@ -145,12 +226,3 @@ def test_pod_echoes_what_it_is_told(lab: LabUnderTest) -> None:
         return said
 
     assert asyncio.run(talk()) == b"shop/web-1\nhello"
-
-
-def test_a_static_pod_starts(lab: LabUnderTest, create: Any) -> None:
-    """Its mirror in the API has another uid than the one that the runtime starts it under."""
-    mirror = pod("static-n1", nodeName=lab.node_names[0])
-    digest = "9e107d9d372bb6826bd81d3542a419d6"
-    mirror["metadata"]["annotations"] = {f"kubernetes.io/config.{key}": digest for key in ("hash", "mirror")}
-    create(mirror)
-    assert running(lab, "static-n1")["metadata"]["uid"] != digest

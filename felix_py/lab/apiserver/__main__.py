@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--service-cidr", default="10.96.0.0/16", help="comma-separated, one per family")
     parser.add_argument("--log-size", type=int, default=20_000, help="changes kept per resource for watches")
     parser.add_argument("--keep", action="store_true", help="keep all objects in the state directory")
+    parser.add_argument("--lab", action="store_true", help="refuse what nothing in a lab acts on")
     return parser
 
 
@@ -71,6 +72,7 @@ async def _serve(args: argparse.Namespace) -> None:
         service_cidrs=args.service_cidr.split(","),
         log_size=args.log_size,
         journal=args.state_dir / "objects.jsonl" if args.keep else None,
+        lab=args.lab,
         tls=certificates.context() if certificates else None,
     )
     server = ApiServer(options)

@@ -71,7 +71,8 @@ class ApiError(Exception):
             "details": self.details,
             "code": self.code,
         }
-        return {key: value for key, value in document.items() if key == "metadata" or value}
+        # A client looks into the details of a 404 without asking whether there are any (kubectl debug crashes).
+        return {key: value for key, value in document.items() if key in {"metadata", "details"} or value}
 
 
 def bad_request(message: str) -> ApiError:

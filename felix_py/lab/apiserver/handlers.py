@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from felix_py.lab.apiserver import errors as api
-from felix_py.lab.apiserver import requests
+from felix_py.lab.apiserver import refused, requests
 from felix_py.lab.apiserver.cluster import Cluster
 from felix_py.lab.apiserver.kinds import Obj
 from felix_py.lab.apiserver.requests import ApiPath
@@ -23,7 +23,9 @@ from felix_py.lab.apiserver.watch import INITIAL_EVENTS_END, Hub, Selection, Wat
 class Handlers:
     """Serves the paths of resources."""
 
-    def __init__(self, cluster: Cluster, hub: Hub, bookmark_interval: float) -> None:
+    def __init__(self, cluster: Cluster, hub: Hub, bookmark_interval: float, *, lab: bool = False) -> None:
+        """``lab``: refuse what nothing in a lab acts on."""
+        self._lab = lab
         self._cluster = cluster
         self._rest = cluster.rest
         self._hub = hub
@@ -39,6 +41,8 @@ class Handlers:
         """Answer one request."""
         if path.group == "authorization.k8s.io":
             return await self._review(request)
+        if self._lab:
+            refused.check(self._cluster.registry, request.method, path)
         target = requests.find_target(self._cluster.registry, path)
         if target.subresource in {"binding", "eviction"}:
             return await self._pod_action(request, target)

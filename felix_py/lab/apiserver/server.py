@@ -22,6 +22,7 @@ from felix_py.lab.apiserver.cluster import Cluster
 from felix_py.lab.apiserver.handlers import Handlers
 from felix_py.lab.apiserver.kinds import Obj
 from felix_py.lab.apiserver.kubeconfig import write_kubeconfig
+from felix_py.lab.apiserver.refused import known_only
 from felix_py.lab.apiserver.requests import split_path
 from felix_py.lab.apiserver.responses import json_response
 from felix_py.lab.apiserver.watch import Hub
@@ -36,13 +37,17 @@ _MAX_BODY = 3 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to serve. ``token`` empty: everybody may; times in seconds; ``journal``: where objects are kept."""
+    """How to serve. ``token`` empty: everybody may; times in seconds; ``journal``: where objects are kept.
+
+    ``lab``: it is a lab's, and what nothing in a lab acts on is refused (see :mod:`refused`).
+    """
 
     token: str = ""
     service_cidrs: Sequence[str] = ("10.96.0.0/16",)
     log_size: int = 20_000
     bookmark_interval: float = 30.0
     journal: Path | None = None
+    lab: bool = False
     tls: ssl.SSLContext | None = field(default=None, compare=False)
 
 
@@ -59,7 +64,10 @@ class ApiServer:
         self.cluster = Cluster(time.time_ns() // 1000, options.log_size, options.service_cidrs, options.journal)
         self._hub = Hub(self.cluster.store)
         self.cluster.registry.on_removed = self._hub.wake
-        self._handlers = Handlers(self.cluster, self._hub, options.bookmark_interval)
+        self._handlers = Handlers(self.cluster, self._hub, options.bookmark_interval, lab=options.lab)
+        if options.lab:
+            for resource in known_only():
+                self.cluster.registry.add(resource)
         self.url = ""
         self._runner: web.AppRunner | None = None
 
