@@ -42,6 +42,8 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]
         file, _, test = nodeid.partition("::")
         if file.startswith("tests/e2e/") and (found := re.search(r"\[.*\b(legacy|nft)\b", test)):
             return f"the lab of {found[1]}"
+        if file in ("tests/e2e/test_lab_status.py", "tests/e2e/test_lab_survives.py"):
+            return "the plain lab"
         return file if file.startswith("tests/packaging/") else nodeid
 
 

@@ -87,23 +87,35 @@ def denies(
 
     place = _checked(agent_socket, pod)
     filters = {key: value for key, value in (("namespace", namespace), ("pod", pod)) if value}
-    show = _Shown(output, _seconds(since))
+    show = Shown(output, _seconds(since))
     try:
-        if follow:
-            _follow(place, filters, limit, show)
-        else:
-            _list(place, filters, limit, show)
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
-    except _Enough:
-        # Whoever read our output has had enough; Python must not complain about it at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise typer.Exit(0) from None
+        with ending_quietly():
+            if follow:
+                _follow(place, filters, limit, show)
+            else:
+                _list(place, filters, limit, show)
     except (OSError, HTTPException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         _fail(f"no agent answers at {place} ({reason}); run it as root on a node with an agent")
     except _Refused as error:
         _fail(f"{place}: {clean(str(error))}")
+
+
+@contextmanager
+def ending_quietly() -> Iterator[None]:
+    """Ctrl-C, and a reader that has had enough, are no failures.
+
+    Raises:
+        typer.Exit: it was one of them.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+    except _Enough:
+        # Python must not complain about it at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise typer.Exit(0) from None
 
 
 def _checked(place: str, pod: str) -> str:
@@ -153,7 +165,7 @@ def _ask(place: str, query: dict[str, str], patience: float) -> Iterator[HTTPRes
         connection.close()
 
 
-def _list(place: str, filters: dict[str, str], limit: int | None, show: _Shown) -> None:
+def _list(place: str, filters: dict[str, str], limit: int | None, show: Shown) -> None:
     """Print what there is.
 
     Raises:
@@ -181,7 +193,7 @@ def _check_state(answer: dict[str, Any]) -> None:
         _say(f"denied packets are not read at present: {clean(str(reason))}")
 
 
-def _follow(place: str, filters: dict[str, str], limit: int | None, show: _Shown) -> None:
+def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown) -> None:
     """Print what there is and what comes, until interrupted; an agent that restarts is waited for.
 
     Raises:
@@ -241,7 +253,7 @@ def _number(value: object) -> int:
 # --- printing ----------------------------------------------------------------------------------------
 
 
-class _Shown:
+class Shown:
     """Prints events in one form, those that are not too old."""
 
     def __init__(self, form: Form, seconds: float | None) -> None:

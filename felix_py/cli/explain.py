@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -63,17 +65,48 @@ def explain(
     something else than policy says, depends on rules that are not understood, or cannot be read although a pod is
     on this node; or the API server does not answer.
     """
-    families = _families(ipv4, ipv6)
     node = node_name or socket.gethostname().lower()
     try:
         wanted = options.backend(backend)
+        question = Question(source, destination, port, namespace, families(ipv4, ipv6))
         api = options.connect_api(kubeconfig, context)
     except ConfigError as error:
         _fail(2, str(error))
+    kernels = Kernels(
+        lambda: endpoints(state_dir),
+        lambda connection: ask_kernel(connection, node, wanted, asked=not no_kernel),
+    )
+    answer(api, question, kernels, output)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which connection: the words of the command line."""
+
+    source: str
+    destination: str
+    port: str
+    namespace: str
+    families: tuple[Family, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """``endpoints``: who has which address; ``look``: what kernels do, and why one could not be read."""
+
+    endpoints: Callable[[], tuple[LocalEndpoint, ...]]
+    look: Callable[[Connection], tuple[list[Explained], str]]
+
+
+def answer(api: Api, question: Question, kernels: Kernels, output: options.OutputFormat) -> None:
+    """Answer, and close ``api``.
+
+    Raises:
+        typer.Exit: with the exit codes of :func:`explain`.
+    """
     try:
         for pause in (_SECOND_LOOK, 0.0):
-            connection = _connection(api, source, destination, port, namespace, families, state_dir)
-            explained, unread = _ask_kernel(connection, node, wanted, asked=not no_kernel)
+            explained, unread = kernels.look(_connection(api, question, kernels.endpoints))
             if not any(one.disagrees for one in explained):
                 break
             # An agent may just be writing what has changed since we asked.
@@ -87,23 +120,16 @@ def explain(
         raise typer.Exit(1)
 
 
-def _families(ipv4: bool, ipv6: bool) -> list[Family]:
+def families(ipv4: bool, ipv6: bool) -> tuple[Family, ...]:
+    """The families of ``--ipv4`` and ``--ipv6``; both together are a wrong call."""
     from policy.model import Family
 
     if ipv4 and ipv6:
         _fail(2, "--ipv4 and --ipv6 exclude each other; without them it is both")
-    return [Family.V4] if ipv4 else [Family.V6] if ipv6 else list(Family)
+    return (Family.V4,) if ipv4 else (Family.V6,) if ipv6 else tuple(Family)
 
 
-def _connection(
-    api: Api,
-    source: str,
-    destination: str,
-    port: str,
-    namespace: str,
-    families: list[Family],
-    state_dir: Path,
-) -> Connection:
+def _connection(api: Api, question: Question, endpoints: Callable[[], tuple[LocalEndpoint, ...]]) -> Connection:
     from felix_py.datastore.client import ApiError, Unreachable
     from felix_py.datastore.fetch import container_ports, fetch
     from felix_py.diagnose.ends import WrongEnd, find, find_ports
@@ -112,17 +138,19 @@ def _connection(
     try:
         with options.patience("felix-py explain: listing the cluster's objects …"):
             cluster = fetch(api)
-            cluster.endpoints = _endpoints(state_dir)
-            start, end = find(source, namespace, cluster), find(destination, namespace, cluster)
-            ports = find_ports(port, end, lambda pod: container_ports(api, pod.key))
-            return Connection(cluster, start, end, ports, families)
+            cluster.endpoints = endpoints()
+            start, end = (
+                find(name, question.namespace, cluster) for name in (question.source, question.destination)
+            )
+            ports = find_ports(question.port, end, lambda pod: container_ports(api, pod.key))
+            return Connection(cluster, start, end, ports, question.families)
     except WrongEnd as error:
         _fail(2, str(error))
     except (ApiError, Unreachable) as error:
         _fail(3, str(error))
 
 
-def _endpoints(state_dir: Path) -> tuple[LocalEndpoint, ...]:
+def endpoints(state_dir: Path) -> tuple[LocalEndpoint, ...]:
     """The pod interfaces of this node: who has its addresses. None where it is no node, or not root asks."""
     from felix_py.dataplane.uplink import interface_state
     from felix_py.ipam.beside import read_leases
@@ -136,10 +164,10 @@ def _endpoints(state_dir: Path) -> tuple[LocalEndpoint, ...]:
     return endpoints_of(lease for lease in leases if interface_state(lease.interface) is not None)
 
 
-def _ask_kernel(
+def ask_kernel(
     connection: Connection, node: str, backend: Backend | None, *, asked: bool
 ) -> tuple[list[Explained], str]:
-    """What came of it, and why the kernel could not be read although it should."""
+    """What this node's kernel does, and why it could not be read although it should."""
     from felix_py.dataplane.backend import ToolError
     from felix_py.diagnose.live import Live
 

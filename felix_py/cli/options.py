@@ -91,6 +91,7 @@ StateDir = Annotated[
         envvar=_ENV + "STATE_DIR",
         metavar="FOLDER",
         help="Address leases; must survive a reboot.",
+        readable=False,  # who needs it says why it cannot be read
     ),
 ]
 ClusterCidrs = Annotated[

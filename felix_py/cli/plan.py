@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -13,7 +13,9 @@ import typer
 from felix_py.cli import options
 
 if TYPE_CHECKING:
-    from felix_py.cli.plan_report import Change, Plan
+    from pathlib import Path
+
+    from felix_py.cli.plan_report import Change, Flows, Plan
     from felix_py.datastore.client import Api
     from felix_py.datastore.fetch import Fetched
     from felix_py.datastore.manifests import Manifests, Other
@@ -74,33 +76,67 @@ def plan(
     Exit codes, as of kubectl diff: 0 nothing would change for anybody, 1 something would, 2 there is no answer
     (the message says why).
     """
-    from felix_py.cli.plan_flows import check_places
+    from functools import partial
+
+    from felix_py.cli import plan_flows
     from felix_py.config import ConfigError
-    from felix_py.datastore.client import ApiError, Unreachable, default_namespace
+
+    try:
+        plan_flows.check_places(agent_socket)
+    except ConfigError as error:
+        _fail(str(error))
+    ask = partial(plan_flows.seen_lately, agent_socket) if flows else None
+    lines = 0 if everything else limit
+    found_by = options.usual_kubeconfig(kubeconfig)
+    answer(file, recursive, delete, namespace, output, lines, ask, found_by, context)
+
+
+def answer(
+    file: Sequence[str],
+    recursive: bool,
+    delete: bool,
+    namespace: str | None,
+    output: options.OutputFormat,
+    limit: int,
+    seen_lately: Callable[[Snapshot, Changes], Flows] | None,
+    kubeconfig: Path | None,
+    context: str | None = None,
+) -> NoReturn:
+    """Answer and end; the options are those of :func:`plan`. ``seen_lately`` None: no agent is asked for flows.
+
+    Raises:
+        typer.Exit: always.
+    """
+    from felix_py.config import ConfigError
+    from felix_py.datastore.client import ApiError, Unreachable, connect, default_namespace
     from felix_py.datastore.manifests import ManifestError, policies_in, read
 
     try:
-        check_places(agent_socket)
         documents = read(file, sys.stdin.buffer.read, recursive=recursive)
-        own = namespace or default_namespace(options.usual_kubeconfig(kubeconfig), context)
+        own = namespace or default_namespace(kubeconfig, context)
         manifests = policies_in(documents, own, only=namespace is not None)
         if not manifests.policies:
             _fail(f"no policy in {', '.join(file)}")
-        api = options.connect_api(kubeconfig, context)
+        api = connect(kubeconfig, context)
         try:
-            found = _planned(api, manifests, delete=delete, agents=agent_socket if flows else None)
+            found = _planned(api, manifests, delete=delete, seen_lately=seen_lately)
         finally:
             api.close()
     except ManifestError as error:
         _fail(*error.reasons)
     except (ConfigError, ApiError, Unreachable) as error:
         _fail(str(error))
-    _print(found, output is options.OutputFormat.JSON, 0 if everything else limit)
+    _print(found, output is options.OutputFormat.JSON, limit)
     raise typer.Exit(1 if found.impact.groups else 0)
 
 
-def _planned(api: Api, manifests: Manifests, *, delete: bool, agents: Sequence[str] | None) -> Plan:
-    from felix_py.cli import plan_flows
+def _planned(
+    api: Api,
+    manifests: Manifests,
+    *,
+    delete: bool,
+    seen_lately: Callable[[Snapshot, Changes], Flows] | None,
+) -> Plan:
     from felix_py.cli.plan_report import Plan
     from felix_py.datastore.fetch import fetch
     from policy.impact import impact
@@ -112,9 +148,9 @@ def _planned(api: Api, manifests: Manifests, *, delete: bool, agents: Sequence[s
     with options.patience(f"felix-py plan: comparing before and after for {len(fetched.pods):,} pods …"):
         found = impact(cluster, changes)
     flows = None
-    if agents is not None:
+    if seen_lately is not None:
         with options.patience("felix-py plan: asking for the flows seen lately …"):
-            flows = plan_flows.seen_lately(agents, cluster, changes)
+            flows = seen_lately(cluster, changes)
     notes = [*_notes(told, fetched, cluster), *_skipped(manifests.others, cluster)]
     return Plan(told, found, flows, notes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 from felix_py.agent.ask import check, connection
@@ -26,13 +26,16 @@ def check_places(agents: Sequence[str]) -> None:
         check(place)
 
 
-def seen_lately(agents: Sequence[str], cluster: Snapshot, changes: Changes) -> Flows:
+def seen_lately(
+    agents: Sequence[str], cluster: Snapshot, changes: Changes, ask: Callable[[str], object] | None = None
+) -> Flows:
     """Ask the agents, one after the other. One that does not answer is named, and the others count."""
+    ask = ask or _get
     flows = Flows()
     packets: dict[Packet, None] = {}
     for url in agents:
         try:
-            packets |= dict.fromkeys(_packets(_get(url)))
+            packets |= dict.fromkeys(_packets(ask(url)))
             flows.agents.append(url)
         except (OSError, ValueError, http.client.HTTPException) as problem:
             flows.silent[url] = _words(problem)

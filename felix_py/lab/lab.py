@@ -321,13 +321,15 @@ class Lab:
             raise LabError(f"{pod}: no such pod is running; see `felix-py lab kubectl -- get pods -A`")
         return max(found, key=lambda path: path.stat().st_ctime)
 
-    def run(self, target: str, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command somewhere in the lab and wait for it.
+    def run(
+        self, target: str, *argv: str, check: bool = True, timeout: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command somewhere in the lab and wait for it, ``timeout`` seconds at most.
 
         Raises:
-            LabError: there is no such place, or (with ``check``) the command failed.
+            LabError: there is no such place, it takes too long, or (with ``check``) the command failed.
         """
-        return _run([*self.enter(target), *argv], self.environment(target), None, check)
+        return _run([*self.enter(target), *argv], self.environment(target), None, check, timeout)
 
     def kubectl(
         self, *argv: str, stdin: str | None = None, check: bool = True
@@ -350,9 +352,14 @@ class Lab:
 
 
 def _run(
-    argv: Sequence[str], env: dict[str, str], stdin: str | None, check: bool
+    argv: Sequence[str], env: dict[str, str], stdin: str | None, check: bool, timeout: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(argv, env=env, input=stdin, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            argv, env=env, input=stdin, capture_output=True, text=True, check=False, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        raise LabError(f"nothing for {timeout:.0f} s") from None
     if check and done.returncode:
         raise LabError(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}".rstrip())
     return done

@@ -109,6 +109,12 @@ def start_time(pid: int) -> int | None:
     return None if fields is None or fields[0] in "ZX" else int(fields[19])
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped it (SIGSTOP, a debugger)."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] in "Tt"
+
+
 def _signal(pids: Sequence[int], number: signal.Signals, patience: float) -> bool:
     """Send a signal to all and wait for them; false when there were none."""
     handles = []

@@ -18,3 +18,11 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """
     shape = Shape(nodes=2, families=(4, 6), backend=request.param)
     yield from bring_up(f"e2e{request.param}", tmp_path_factory.mktemp("lab"), shape)
+
+
+@pytest.fixture(scope="session")
+def plain_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabUnderTest]:
+    """A lab of two nodes, IPv4, nft: for what is about the lab itself. Tests leave it as they found it."""
+    yield from bring_up(
+        "e2eplain", tmp_path_factory.mktemp("plain"), Shape(nodes=2, families=(4,), backend="nft")
+    )

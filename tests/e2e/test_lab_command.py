@@ -69,14 +69,14 @@ def test_a_lab_from_up_to_down(folder: Path) -> None:
     assert len(commands) == 4
     for command in commands[:3]:
         assert felix(*command.split(), folder=folder).stdout
-    assert json.loads(felix("matrix", "--name", "one", "--json", folder=folder).stdout)
-    status = json.loads(felix("status", "--name", "one", "--json", folder=folder).stdout)
+    assert json.loads(felix("matrix", "--name", "one", "-o", "json", folder=folder).stdout)
+    status = json.loads(felix("status", "--name", "one", "-o", "json", folder=folder).stdout)
     assert status["healthy"]
     assert status["sessions"] == {"node1 IPv6": "Established"}
 
     again = felix("up", "--ipv6", "--nodes", "1", "--name", "one", folder=folder)
     assert "is up already" in again.stdout
-    assert json.loads(felix("status", "--name", "one", "--json", folder=folder).stdout) == status
+    assert json.loads(felix("status", "--name", "one", "-o", "json", folder=folder).stdout) == status
 
     again = felix("up", "--name", "one", folder=folder)
     assert "is up already: 1 node, IPv6" in again.stdout
@@ -84,7 +84,7 @@ def test_a_lab_from_up_to_down(folder: Path) -> None:
         other = felix("up", *shape, "--name", "one", folder=folder, check=False)
         assert other.returncode == 1
         assert "is there already with 1 node, IPv6" in other.stderr
-    assert json.loads(felix("status", "--name", "one", "--json", folder=folder).stdout) == status
+    assert json.loads(felix("status", "--name", "one", "-o", "json", folder=folder).stdout) == status
 
     felix("down", "--name", "one", folder=folder)
     assert not belongings("one", folder)
@@ -157,6 +157,10 @@ def test_missing_kernel_feature_is_named(folder: Path, tmp_path: Path) -> None:
         ["lab", "logs", "node1"],
         ["lab", "kubectl", "get", "pods"],
         ["lab", "exec", "node1", "--", "true"],
+        ["lab", "explain", "a/b", "c/d"],
+        ["lab", "denies"],
+        ["lab", "verify"],
+        ["lab", "plan", "-f", "/"],
     ],
     ids=" ".join,
 )

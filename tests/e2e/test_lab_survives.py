@@ -19,17 +19,12 @@ from felix_py.lab.namespaces import NETNS_DIR, delete_netns
 from felix_py.lab.processes import Process, marked, process_of
 from felix_py.lab.state import LabError, Shape
 from tests.e2e.test_lab_command import belongings, felix
-from tests.support.lab import LabUnderTest, bring_up, eventually, example
+from tests.support.lab import LabUnderTest, eventually, example
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 _OWN = ("apiserver", "kubelet", "node1", "node2", "tor")
 _PATIENCE = 60.0
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabUnderTest]:
-    yield from bring_up("survives", tmp_path_factory.mktemp("survives"), Shape(2, (4,), "nft"))
 
 
 @pytest.fixture
@@ -76,68 +71,68 @@ def pods(lab: LabUnderTest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("names", [["apiserver"], ["kubelet"], list(_OWN)], ids="+".join)
-def test_what_dies_is_started_again_with_what_it_had(shared: LabUnderTest, names: list[str]) -> None:
-    lab = shared.lab
-    with shared.applied("-f", example("20")):
-        shared.settle(patience=_PATIENCE)
-        before, policies = pods(shared), shared.kubectl("get", "netpol", "-A", "-o", "name")
+def test_what_dies_is_started_again_with_what_it_had(plain_lab: LabUnderTest, names: list[str]) -> None:
+    lab = plain_lab.lab
+    with plain_lab.applied("-f", example("20")):
+        plain_lab.settle(patience=_PATIENCE)
+        before, policies = pods(plain_lab), plain_lab.kubectl("get", "netpol", "-A", "-o", "name")
         others = {name: process(lab, name) for name in _OWN if name not in names}
         for name, victim in kill(lab, *names).items():
             wait_for_another(lab, name, victim)
-        assert shared.kubectl("get", "netpol", "-A", "-o", "name") == policies
-        assert pods(shared) == before
-        shared.settle(patience=_PATIENCE)
-        for node in shared.node_names:
-            shared.wait_ready(node)
-        shared.verified()
+        assert plain_lab.kubectl("get", "netpol", "-A", "-o", "name") == policies
+        assert pods(plain_lab) == before
+        plain_lab.settle(patience=_PATIENCE)
+        for node in plain_lab.node_names:
+            plain_lab.wait_ready(node)
+        plain_lab.verified()
         assert others == {name: process(lab, name) for name in others}, "nothing else was touched"
         # And everything still follows what is written.
-        shared.kubectl("delete", "-f", example("20"))
-        shared.settle(patience=_PATIENCE)
+        plain_lab.kubectl("delete", "-f", example("20"))
+        plain_lab.settle(patience=_PATIENCE)
 
 
-def test_pods_that_come_and_go_while_no_kubelet_runs(shared: LabUnderTest) -> None:
+def test_pods_that_come_and_go_while_no_kubelet_runs(plain_lab: LabUnderTest) -> None:
     """The kubelets' process is stopped meanwhile, so that nobody starts another."""
-    lab = shared.lab
+    lab = plain_lab.lab
     run = ["run", "-n", "dev", "--image=any", "--port=80", "--restart=Never"]
-    shared.kubectl(*run, "late")
-    shared.kubectl("wait", "-n", "dev", "--for=condition=Ready", "pod/late")
+    plain_lab.kubectl(*run, "late")
+    plain_lab.kubectl("wait", "-n", "dev", "--for=condition=Ready", "pod/late")
     netns = lab.pod_netns("dev/late")
     victim = process(lab, "kubelet")
     os.kill(victim.pid, signal.SIGSTOP)
-    shared.kubectl("delete", "pod", "-n", "dev", "late", "--force", "--grace-period=0")
-    shared.kubectl(*run, "early")
+    plain_lab.kubectl("delete", "pod", "-n", "dev", "late", "--force", "--grace-period=0")
+    plain_lab.kubectl(*run, "early")
     kill(lab, "kubelet")
     wait_for_another(lab, "kubelet", victim)
     try:
-        shared.kubectl("wait", "-n", "dev", "--for=condition=Ready", "pod/early", "--timeout=60s")
+        plain_lab.kubectl("wait", "-n", "dev", "--for=condition=Ready", "pod/early", "--timeout=60s")
         eventually(lambda: not netns.exists(), _PATIENCE)
-        shared.settle(patience=_PATIENCE)
-        eventually(lambda: len(list(lab.state.sandboxes.glob("*.json"))) == len(pods(shared)))
+        plain_lab.settle(patience=_PATIENCE)
+        eventually(lambda: len(list(lab.state.sandboxes.glob("*.json"))) == len(pods(plain_lab)))
     finally:
-        shared.kubectl("delete", "pod", "-n", "dev", "early")
+        plain_lab.kubectl("delete", "pod", "-n", "dev", "early")
 
 
-def test_agent_sidecar_exabgp_and_bird_come_back(shared: LabUnderTest) -> None:
+def test_agent_sidecar_exabgp_and_bird_come_back(plain_lab: LabUnderTest) -> None:
     for machine, program in (("node1", "agent"), ("node1", "bgp"), ("tor", "bird")):
-        shared.kill(machine, program)
-    exabgp = process_of(shared.exabgp_pid("node2"))
+        plain_lab.kill(machine, program)
+    exabgp = process_of(plain_lab.exabgp_pid("node2"))
     os.kill(exabgp.pid, signal.SIGKILL)
     eventually(lambda: not exabgp.alive)
-    shared.wait_ready("node1")
+    plain_lab.wait_ready("node1")
 
     def sessions() -> bool:
-        told = shared.sh("tor", "birdc", "show", "protocols")
-        return told.count("Established") == len(shared.nodes)
+        told = plain_lab.sh("tor", "birdc", "show", "protocols")
+        return told.count("Established") == len(plain_lab.nodes)
 
     eventually(sessions, _PATIENCE)
-    shared.settle(patience=_PATIENCE)
+    plain_lab.settle(patience=_PATIENCE)
 
 
-def test_up_starts_again_what_died_with_the_keeper(shared: LabUnderTest) -> None:
+def test_up_starts_again_what_died_with_the_keeper(plain_lab: LabUnderTest) -> None:
     """And nothing else: no pod, no namespace, no program that ran is another one."""
-    lab = shared.lab
-    before = pods(shared)
+    lab = plain_lab.lab
+    before = pods(plain_lab)
     untouched = {name: process(lab, name) for name in ("tor", "node1", "kubelet")}
     kill(lab, "keeper")
     kill(lab, "apiserver", "node2")
@@ -147,20 +142,20 @@ def test_up_starts_again_what_died_with_the_keeper(shared: LabUnderTest) -> None
     up = felix("up", "--name", name, folder=root)
     assert "starting again: keeper, apiserver, node2" in up.stderr
     assert untouched == {name: process(lab, name) for name in untouched}
-    assert pods(shared) == before
-    shared.settle(patience=_PATIENCE)
+    assert pods(plain_lab) == before
+    plain_lab.settle(patience=_PATIENCE)
     assert "is up already" in felix("up", "--name", name, folder=root).stdout
     # The new keeper also keeps what it did not start itself.
     for name, victim in kill(lab, "kubelet", "tor").items():
         wait_for_another(lab, name, victim)
-    shared.settle(patience=_PATIENCE)
+    plain_lab.settle(patience=_PATIENCE)
 
 
-def test_killed_machine_takes_its_programs_along(shared: LabUnderTest) -> None:
-    programs = [process_of(program.pid) for program in shared.lab.programs("node1").values()]
-    wait_for_another(shared.lab, "node1", kill(shared.lab, "node1")["node1"])
+def test_killed_machine_takes_its_programs_along(plain_lab: LabUnderTest) -> None:
+    programs = [process_of(program.pid) for program in plain_lab.lab.programs("node1").values()]
+    wait_for_another(plain_lab.lab, "node1", kill(plain_lab.lab, "node1")["node1"])
     eventually(lambda: not any(program.alive for program in programs))
-    shared.wait_ready("node1")
+    plain_lab.wait_ready("node1")
 
 
 def test_up_never_changes_the_shape_of_a_lab_that_is_there(folder: Path) -> None:
@@ -231,8 +226,8 @@ def test_down_that_was_interrupted_leaves_no_lab(folder: Path) -> None:
     felix("status", "--name", "half", folder=folder)
 
 
-def test_failed_up_of_a_lab_that_is_there_removes_nothing(shared: LabUnderTest) -> None:
+def test_failed_up_of_a_lab_that_is_there_removes_nothing(plain_lab: LabUnderTest) -> None:
     other = Options(Shape(3, (4,), "nft"))
     with pytest.raises(LabError, match="is there already"):
-        shared.lab.up(other)
-    shared.settle(patience=_PATIENCE)
+        plain_lab.lab.up(other)
+    plain_lab.settle(patience=_PATIENCE)

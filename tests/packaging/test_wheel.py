@@ -107,7 +107,19 @@ def test_everything_needed_is_in_and_nothing_else(names: list[str], wheel: Path)
         ),
         *(
             ["lab", command, "--help"]
-            for command in ("up", "down", "status", "kubectl", "exec", "matrix", "logs")
+            for command in (
+                "up",
+                "down",
+                "status",
+                "explain",
+                "denies",
+                "verify",
+                "plan",
+                "kubectl",
+                "exec",
+                "matrix",
+                "logs",
+            )
         ),
     ],
     ids=" ".join,

@@ -1,0 +1,31 @@
+"""Asking the agents of a lab's nodes: the one place that knows where an agent listens."""
+
+from __future__ import annotations
+
+import http.client
+
+from felix_py.agent.ask import connection
+from felix_py.lab.lab import Lab
+from felix_py.lab.state import LabError
+
+
+def ask(lab: Lab, node: str, path: str, timeout: float) -> bytes:
+    """GET from a node's agent: the body. ``timeout``: seconds to wait for each part of the answer.
+
+    Raises:
+        LabError: none answers, or with an error.
+    """
+    asked = connection(str(lab.state.machine(node) / "run" / "agent.sock"), timeout)
+    try:
+        asked.request("GET", path)
+        answer = asked.getresponse()
+        body = answer.read()
+    except TimeoutError:
+        raise LabError(f"nothing for {timeout:.0f} s") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise LabError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
+    finally:
+        asked.close()
+    if answer.status != 200:
+        raise LabError(body.decode(errors="replace").strip() or f"HTTP {answer.status}")
+    return body
