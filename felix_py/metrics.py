@@ -78,7 +78,7 @@ class Metrics:
         )
         self.watch_age = Gauge(
             "felix_py_watch_age_seconds",
-            "Seconds since the API server last said anything about a kind",
+            "Seconds since the API server last said anything about a kind, or that it is there",
             ["kind"],
             registry=self.registry,
         )

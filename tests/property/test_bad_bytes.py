@@ -7,10 +7,10 @@ import copy
 import dataclasses
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felix_py.datastore.client import ApiError
@@ -136,10 +136,22 @@ def with_spoilt(document: Any, path: Path, key_instead: bool) -> Any:
     return found
 
 
+class Case(NamedTuple):
+    """A kind, objects of it of which one has a spoilt place, which one and where, and what stands there."""
+
+    kind: Kind[Any]
+    objects: list[Any]
+    chosen: int
+    path: Path
+    value: bytes
+
+    def __repr__(self) -> str:
+        return f"Case({self.kind.name}, object {self.chosen}, {self.path}, {self.value[:40]!r})"
+
+
 @st.composite
-def spoilt(draw: st.DrawFn) -> tuple[Kind[Any], list[Any], int, Path, bytes]:
-    """A kind, objects of it of which one has a spoilt place, which one and where, and the bytes that stand
-    there."""
+def spoilt(draw: st.DrawFn) -> Case:
+    """Any of them."""
     kind, namespace, rest = REST[draw(st.sampled_from(sorted(REST)))]
     names = ("default",) if kind is BASELINE_ADMIN_POLICIES else ("a", "b", "c")
     objects = [{"metadata": metadata(name, namespace), **rest} for name in names]
@@ -148,7 +160,7 @@ def spoilt(draw: st.DrawFn) -> tuple[Kind[Any], list[Any], int, Path, bytes]:
     value = draw(st.sampled_from(SPOILT_VALUES))
     key_instead = draw(st.booleans()) and value.startswith(b'"')
     objects[chosen] = with_spoilt(objects[chosen], path, key_instead)
-    return kind, objects, chosen, path, value
+    return Case(kind, objects, chosen, path, value)
 
 
 def sent(document: Any, value: bytes) -> bytes:
@@ -171,8 +183,9 @@ def check(kind: Kind[Any], found: Any, intact: Any, path: Path) -> None:
         assert not isinstance(found, Unusable)
 
 
+@settings(deadline=None)
 @given(spoilt())
-def test_in_a_list_one_object_is_lost_at_most(case: tuple[Kind[Any], list[Any], int, Path, bytes]) -> None:
+def test_in_a_list_one_object_is_lost_at_most(case: Case) -> None:
     kind, objects, chosen, path, value = case
     namespace, rest = next((ns, rest) for other, ns, rest in REST.values() if other is kind)
     page = kind.listing(
@@ -189,10 +202,9 @@ def test_in_a_list_one_object_is_lost_at_most(case: tuple[Kind[Any], list[Any], 
             assert found == whole
 
 
+@settings(deadline=None)
 @given(spoilt(), st.sampled_from(["ADDED", "MODIFIED", "DELETED"]))
-def test_in_a_watch_one_object_is_lost_at_most(
-    case: tuple[Kind[Any], list[Any], int, Path, bytes], what: str
-) -> None:
+def test_in_a_watch_one_object_is_lost_at_most(case: Case, what: str) -> None:
     kind, objects, chosen, path, value = case
     line = sent({"type": what, "object": objects[chosen]}, value)
     if b"\n" in line:
@@ -207,10 +219,9 @@ def test_in_a_watch_one_object_is_lost_at_most(
         check(kind, change.what, change.what, path) if not isinstance(change.what, Unusable) else None
 
 
+@settings(deadline=None)
 @given(spoilt(), st.integers(0, 10_000), st.binary(min_size=1, max_size=3))
-def test_any_bytes_are_refused_in_the_same_words(
-    case: tuple[Kind[Any], list[Any], int, Path, bytes], place: int, data: bytes
-) -> None:
+def test_any_bytes_are_refused_in_the_same_words(case: Case, place: int, data: bytes) -> None:
     """Also what tears a list or an event apart: nothing but what callers expect is raised."""
     kind, objects, chosen, _, value = case
     for document, decode in (
