@@ -44,7 +44,8 @@ class Facts:
         self._changed = changed
         self._nodes: dict[str, NodeRecord] = {}
         self._nodes_changed = True
-        self._own = OwnPrefixes()
+        self._own_stale = True
+        self._own_last = OwnPrefixes()
         self._own_known = False
         self._inside = PrefixSet()
         self._leases: dict[ObjectKey, list[Lease]] = {}
@@ -98,13 +99,19 @@ class Facts:
         self._changed()
 
     def _note_nodes(self) -> None:
-        node = self.node
-        others = (other for other in self._nodes.values() if other is not node)
-        self._own = self._own.following(node, others, self._standing())
-        self._inside = PrefixSet(self._own.cidrs)
-        self._own_known = self._own_known or node is not None
-        self._nodes_changed = True
+        self._nodes_changed = self._own_stale = True
         self.on_nodes()
+
+    def _own(self) -> OwnPrefixes:
+        """Which pod addresses are this node's. Worked out when asked: at a start all nodes come at once."""
+        if self._own_stale:
+            self._own_stale = False
+            node = self.node
+            others = (other for other in self._nodes.values() if other is not node)
+            self._own_known = self._own_known or node is not None
+            self._own_last = self._own_last.following(node, others, self._standing())
+            self._inside = PrefixSet(self._own_last.cidrs)
+        return self._own_last
 
     @property
     def node(self) -> NodeRecord | None:
@@ -124,7 +131,8 @@ class Facts:
     def own_prefixes(self) -> tuple[str, ...] | None:
         """What is announced: this node's podCIDRs, also while its object is gone, and the addresses of running
         pods that lie outside of them. None: its object was never seen, so nobody knows."""
-        return self._own.all if self._own_known else None
+        own = self._own()
+        return own.all if self._own_known else None
 
     @property
     def cluster_cidrs(self) -> tuple[str, ...]:
@@ -188,6 +196,7 @@ class Facts:
     def _endpoint(self, key: ObjectKey, changed: Lease) -> None:
         """A sandbox may be made anew before the old one's DEL came: the newest stands for the pod."""
         leases = self._leases.get(key)
+        self._own()
         if not all(map(self._inside.covers, hosts_of(changed))):
             self._note_nodes()
         if leases:
@@ -224,7 +233,8 @@ class Facts:
         if self._nodes_changed:
             self._nodes_changed = False
             addresses = {a for node in self._nodes.values() for a in node.addresses}
-            planner.cluster(self._own.cidrs, (*self.cluster_cidrs, *self._own.all), addresses)
+            own = self._own()
+            planner.cluster(own.cidrs, (*self.cluster_cidrs, *own.all), addresses)
             self._tell_of_prefixes()
         self.view.advance()
         for delta in self.engine.flush():
@@ -250,7 +260,7 @@ class Facts:
     def _tell_of_prefixes(self) -> None:
         node = self.node
         others = {name: other for name, other in self._nodes.items() if other is not node}
-        outside, shared = own_prefixes.told(self._own, node, others, self._standing())
+        outside, shared = own_prefixes.told(self._own(), node, others, self._standing())
         self.tell(NoticeKind.PODS_OUTSIDE_POD_CIDR, outside)
         self.tell(NoticeKind.POD_CIDR_SHARED, shared)
 
