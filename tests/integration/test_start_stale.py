@@ -61,10 +61,12 @@ def bridge(folder: Path, answer: Callable[[bytes], bytes]) -> Iterator[None]:
 
     thread = threading.Thread(target=converse, daemon=True)
     thread.start()
-    yield
-    listening.shutdown(socket.SHUT_RDWR)
-    listening.close()
-    thread.join(10)
+    try:
+        yield
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join(10)
 
 
 @contextmanager
