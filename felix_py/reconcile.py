@@ -341,6 +341,7 @@ class Reconciler:
             # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced; we try again.
             self._log.exception("apply failed")
             failures = Failures([Failure("apply", f"{type(error).__name__}: {error}")])
+            self._sweep_due = self._sweeping
             self.look(parts)
         except BaseException:  # cancelled
             self._waiters += waiters
@@ -375,18 +376,21 @@ class Reconciler:
         if self._holding:
             return await self._keep(parts)
         release, self._releasing = self._releasing, False
+        # Before collecting: a sweep that is asked for from here on is the next apply's, for by then there may be
+        # news that this one's plan does not know.
+        sweep, self._sweep_due, keep_learned = self._sweep_due, False, self._keep_learned
         while self._collect(self._planner):
             await asyncio.sleep(0)  # others have their turns as well
         update = self._planner.take()
         rules, self._rules_read = self._rules_read, None
         failures = await self.call(lambda: self._write(update, parts, rules, release=release))
         if any(map(leads_astray, failures)):
+            self._sweep_due |= sweep
             return failures
         later = self._planner.confirm()
-        sweep, self._sweep_due = self._sweep_due, False
         if later or sweep:
             # What failed in the first step is tried again in the second, and reported by it.
-            failures = await self.call(lambda: self._write(later, sweep=sweep))
+            failures = await self.call(lambda: self._write(later, sweep=sweep, keep_learned=keep_learned))
             self._sweep_due |= sweep and bool(failures)
         if sweep and self._read == EVERYTHING and not any(map(leads_astray, failures)):
             self._clean.set()
@@ -407,13 +411,14 @@ class Reconciler:
         *,
         release: bool = False,
         sweep: bool = False,
+        keep_learned: bool = False,
     ) -> Failures:
         if release:
             self._dataplane.release()
         self._dataplane.update(update)
         if parts:
             self._read_parts(parts, rules)
-        report = self._dataplane.apply(sweep=sweep, keep_learned=self._keep_learned)
+        report = self._dataplane.apply(sweep=sweep, keep_learned=keep_learned)
         self._metrics.restores.inc(report.transactions)
         self._metrics.writes.inc(report.writes)
         self._note_drift(self._dataplane.take_drift())

@@ -14,6 +14,7 @@ from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
+from felix_py.dataplane.interface import Part
 from felix_py.metrics import Metrics
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import Marks
@@ -352,6 +353,54 @@ def test_clean_means_read_written_and_swept_and_learned_routes_may_wait() -> Non
             assert set(kernel.routes) & {stale, learned} == {learned}
             rig.reconciler.sweep()
             await until(lambda: learned not in kernel.routes)
+
+    run(test())
+
+
+def test_a_sweep_that_is_asked_for_while_an_apply_runs_waits_for_the_plan_that_knows_the_news() -> None:
+    """BGP is in sync, and told of a route with its last words: the apply under way has not heard of it."""
+    learned = RouteKey("10.1.7.0/24", ROUTE_PROTOCOL_LEARNED)
+
+    class Busy(FakeDataplane):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.deleted: list[RouteKey] = []
+            self.meanwhile: Callable[[], object] = lambda: None
+
+        def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Any:
+            before = set(self.routes)
+            report = super().apply(sweep=sweep, keep_learned=keep_learned)
+            self.deleted += before - set(self.routes)
+            self.meanwhile()
+            return report
+
+    async def test() -> None:
+        kernel = Busy()
+        kernel.kernel[Item("route", learned)] = Route(learned, next_hops=(NextHop(gateway="192.0.2.2"),))
+        async with Rig(kernel) as rig:
+            rig.reconciler.sweep(keep_learned=True)
+            await rig.reconciler.clean()
+            loop = asyncio.get_running_loop()
+
+            async def in_sync() -> None:
+                rig.facts.learned({"10.1.7.0/24": ("192.0.2.2",)})
+                rig.reconciler.sweep()
+
+            def meanwhile() -> None:
+                kernel.meanwhile = lambda: None
+                asyncio.run_coroutine_threadsafe(in_sync(), loop).result()
+
+            kernel.meanwhile = meanwhile
+            rig.facts.delete(NodeRecord("n2"))  # any news that has a second step
+            rig.facts.upsert(DENY)
+            rig.facts.delete(DENY)
+            await rig.reconciler.settled()
+            await rig.reconciler.settled()
+            assert kernel.deleted == []
+            stray = RouteKey("10.1.8.0/24", ROUTE_PROTOCOL_LEARNED)
+            kernel.kernel[Item("route", stray)] = Route(stray, next_hops=(NextHop(gateway="192.0.2.2"),))
+            rig.reconciler.look(Part.ROUTES)
+            await until(lambda: kernel.deleted == [stray])
 
     run(test())
 
