@@ -192,7 +192,7 @@ def test_a_pod_has_departed_when_its_object_is_gone_or_it_has_a_newer_interface(
         async with Rig() as rig:
             network, pod = rig.network, Pod("shop", "web", "u1", "n1")
             lost = lease("c0", "10.1.0.9", 0.5)
-            network.pod_seen(pod)
+            network.pod_seen(pod, "n1")
             assert not network.departed(lost)  # its DEL may come yet
             await network.enforce(lease())
             assert network.departed(lost)
