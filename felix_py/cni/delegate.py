@@ -10,6 +10,7 @@ import msgspec
 
 from felix_py.cni.errors import NOT_JSON, CNIError, Code
 from felix_py.cni.result import Result
+from felix_py.cni.talk import talk
 from felix_py.cni.types import Command, Request
 
 _TIMEOUT = 30.0
@@ -43,7 +44,7 @@ async def delegate(request: Request, command: Command) -> Result:
     )
     try:
         async with asyncio.timeout(_TIMEOUT):
-            stdout, stderr = await process.communicate(request.call.stdin)
+            stdout, stderr = await talk(process, request.call.stdin)
     except TimeoutError:
         raise CNIError(Code.TRY_AGAIN, f"IPAM plugin {name} did not end within {_TIMEOUT:g} seconds") from None
     finally:

@@ -38,9 +38,9 @@ class CNIError(Exception):
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         self.code = code
-        self.message = message
-        self.details = details
-        super().__init__(message)
+        self.message = _shortened(message, 2000)
+        self.details = _shortened(details, 8000)
+        super().__init__(self.message)
 
     def encode(self, version: str) -> bytes:
         """The error's JSON, for a caller that speaks ``version`` (or one we do not know)."""
@@ -49,3 +49,8 @@ class CNIError(Exception):
         if self.details:
             fields["details"] = self.details
         return msgspec.json.encode(fields)
+
+
+def _shortened(text: str, most: int) -> str:
+    """What a caller, a plugin or a tool said may be in it, at any length."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text)} characters)"

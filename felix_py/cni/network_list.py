@@ -16,6 +16,7 @@ import msgspec
 from felix_py import log
 from felix_py.cni.conflist import CLIENT, FILE_NAME, NETWORK, conflist, install_conflist
 from felix_py.cni.errors import NOT_JSON
+from felix_py.cni.talk import talk
 from felix_py.notices import NoticeKind, Notices
 
 _TIMEOUT = 10.0
@@ -146,7 +147,7 @@ async def _supported_versions(program: Path) -> list[str]:
     )
     try:
         async with asyncio.timeout(_TIMEOUT):
-            stdout, _ = await process.communicate(b'{"cniVersion": "%s"}' % _BASE.encode())
+            stdout, _ = await talk(process, b'{"cniVersion": "%s"}' % _BASE.encode())
     finally:
         if process.returncode is None:
             process.kill()

@@ -13,9 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _HEAD = re.compile(rb"felix-py-cni/1 (\d{1,8}) (\d{1,8})\n")
-_MOST_ENVIRONMENT = 1 << 20
-_MOST_STDIN = 1 << 24
+_MOST_ENVIRONMENT = 1 << 18
+_MOST_STDIN = 1 << 22
 """A GC for 110 pods is some 10 KB. The limit keeps nonsense out of memory."""
+
+
+MOST_FRAME = _MOST_ENVIRONMENT + _MOST_STDIN + 64
+"""Bytes of a whole call."""
 
 
 class ProtocolError(Exception):

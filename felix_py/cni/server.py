@@ -15,11 +15,13 @@ from pathlib import Path
 from felix_py import log
 from felix_py.cni.errors import CNIError, Code
 from felix_py.cni.plugin import Plugin
-from felix_py.cni.protocol import Answer, Call, ProtocolError, parse_call, read_call
+from felix_py.cni.protocol import MOST_FRAME, Answer, Call, ProtocolError, parse_call, read_call
 from felix_py.cni.types import Command, parse_request, version_of
 from felix_py.metrics import Metrics
 
 _BACKLOG = 512
+_MOST_CALLS = 512
+"""Calls at a time: descriptors are for what enforces."""
 _READ_TIMEOUT = 10.0
 """Seconds for a call to arrive: the client has all of it before it connects."""
 _SPOOL_LOCK_TIMEOUT = 5.0
@@ -85,6 +87,9 @@ class CNIServer:
         task.add_done_callback(self._tasks.discard)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= _MOST_CALLS:
+            writer.transport.abort()  # the client says "try again", or keeps the call in the spool
+            return
         self._keep(asyncio.create_task(self._serve(reader, writer)))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -98,9 +103,13 @@ class CNIServer:
         except OSError as error:  # a TimeoutError is one, too
             self._log.warning("a CNI call did not arrive", reason=str(error) or "timed out")
             answer = Answer(1, CNIError(Code.IO, "the call did not arrive").encode(""))
+        except Exception as error:
+            self._log.exception("a CNI call cannot be read by a defect")
+            answer = Answer(1, CNIError(Code.INTERNAL, f"internal error: {type(error).__name__}").encode(""))
         with suppress(OSError):  # the runtime gave the client up; it will call DEL
             writer.write(answer.encode())
-            await writer.drain()
+            async with asyncio.timeout(_READ_TIMEOUT):
+                await writer.drain()
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()
@@ -163,8 +172,11 @@ class CNIServer:
     def _take(self, entry: Path) -> Call | None:
         """A spooled call; its file is gone if it must not be done twice."""
         try:
-            if not stat.S_ISREG(entry.lstat().st_mode):
+            found = entry.lstat()
+            if not stat.S_ISREG(found.st_mode):
                 raise ProtocolError("it is no file")
+            if found.st_size > MOST_FRAME:
+                raise ProtocolError(f"it has {found.st_size} bytes")
             call = parse_call(entry.read_bytes())
             if call.environment.get("CNI_COMMAND") == Command.GC:
                 entry.unlink()

@@ -18,7 +18,8 @@ from felix_py.cni.errors import NOT_JSON, SUPPORTED_VERSIONS, CNIError, Code
 from felix_py.cni.protocol import Call
 from felix_py.cni.result import DNS, Result
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,255}")
+"""Of a container or a network. The specification has no limit; runtimes use 64 characters."""
 _POD_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _UID = re.compile(r"[a-zA-Z0-9-]{0,128}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -204,7 +205,10 @@ def parse_request(call: Call) -> Request:
 
 def _check_attachment(container: str, ifname: str) -> None:
     if not _NAME.fullmatch(container):
-        raise CNIError(Code.ENVIRONMENT, f"CNI_CONTAINERID {container!r}: letters, digits, '_', '.' and '-' only")
+        raise CNIError(
+            Code.ENVIRONMENT,
+            f"CNI_CONTAINERID {container[:300]!r}: letters, digits, '_', '.' and '-' only, 256 of them at most",
+        )
     if ifname in (".", "..") or len(ifname.encode()) > 15 or any(c in "/:" or c.isspace() for c in ifname):
         raise CNIError(Code.ENVIRONMENT, f"CNI_IFNAME {ifname!r} cannot name an interface")
 

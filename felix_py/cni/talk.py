@@ -1,0 +1,35 @@
+"""Asking another CNI plugin: what it may print is bounded, whatever kind of program it is."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+MOST = 1 << 20
+"""Bytes of each of its outputs that are kept; the rest is read and forgotten."""
+
+
+async def talk(process: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
+    """Give a program its input; its output and its complaint, once it has ended."""
+    _, output, complaint = await asyncio.gather(
+        _write(process.stdin, stdin), _read(process.stdout), _read(process.stderr)
+    )
+    await process.wait()
+    return output, complaint
+
+
+async def _write(stream: asyncio.StreamWriter | None, data: bytes) -> None:
+    if stream is None:
+        return
+    with suppress(BrokenPipeError, ConnectionResetError):  # it does not read its input; its exit code counts
+        stream.write(data)
+        await stream.drain()
+    with suppress(BrokenPipeError, ConnectionResetError):
+        stream.close()
+
+
+async def _read(stream: asyncio.StreamReader | None) -> bytes:
+    kept = bytearray()
+    while stream is not None and (piece := await stream.read(1 << 16)):
+        kept += piece[: MOST - len(kept)]
+    return bytes(kept)
