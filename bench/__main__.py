@@ -19,6 +19,7 @@ NAMES = (
     "announce",
     "sidecar",
     "start",
+    "react",
 )
 """Modules of this package, each with a docstring for the help and ``main(quick)``."""
 

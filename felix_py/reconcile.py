@@ -29,7 +29,10 @@ from felix_py.records import Drift, Failure, Update
 T = TypeVar("T")
 
 _REST = 0.05
-"""Seconds between two applies that nobody waits for: a storm of events ends in few writes."""
+"""Seconds between two applies that nobody waits for, if the first one wrote: few writes in a storm of events."""
+
+_REST_LEAST = 0.001
+"""Seconds after the first of several that have found nothing to write; after each further one twice as long."""
 
 _RETRY_FIRST = 0.1
 _RETRY_MOST = 30.0
@@ -93,6 +96,8 @@ class Reconciler:
         self._dirty = asyncio.Event()
         self._awaited = asyncio.Event()
         self._applied_at = -_REST
+        self._pause = 0.0
+        self._written = 0
         self._waiters: list[asyncio.Future[Failures]] = []
         self._calls: set[asyncio.Future[Any]] = set()
         self._ended = False
@@ -318,10 +323,21 @@ class Reconciler:
             delay = self._next_delay(delay)
 
     async def _rest(self) -> None:
-        """More may come at once; what somebody waits for does not wait for it."""
+        """More may come at once; what somebody waits for does not wait for it.
+
+        After writes it rests for as long as a storm may need to gather. After an apply that found nothing to
+        write it hardly rests, so that what comes next is not late for it; only if that goes on does it rest
+        longer and longer, since each such apply costs, too.
+        """
+        if asyncio.get_running_loop().time() - self._applied_at >= _REST:
+            self._pause = 0.0
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._applied_at + _REST):
+            async with asyncio.timeout_at(self._applied_at + self._pause):
                 await self._awaited.wait()
+
+    def _note_rest(self, writes: int) -> None:
+        self._pause = _REST if writes else min(_REST, 2 * self._pause or _REST_LEAST)
+        self._applied_at = asyncio.get_running_loop().time()
 
     def _next_delay(self, delay: float) -> float:
         if not self._failures:
@@ -334,7 +350,7 @@ class Reconciler:
         parts, self._looks = self._looks, _NOTHING
         self._sweep_due |= bool(parts) and self._sweeping
         waiters, self._waiters = self._waiters, []
-        started, holding = time.monotonic(), self._holding
+        started, holding, written = time.monotonic(), self._holding, self._written
         try:
             failures = await self._two_steps(parts)
         except Exception as error:
@@ -346,7 +362,7 @@ class Reconciler:
         except BaseException:  # cancelled
             self._waiters += waiters
             raise
-        self._applied_at = asyncio.get_running_loop().time()
+        self._note_rest(self._written - written)
         self._note_look(parts)
         self._metrics.apply_seconds.observe(time.monotonic() - started)
         self._note_failures(failures)
@@ -421,6 +437,7 @@ class Reconciler:
         report = self._dataplane.apply(sweep=sweep, keep_learned=keep_learned)
         self._metrics.restores.inc(report.transactions)
         self._metrics.writes.inc(report.writes)
+        self._written += report.writes
         self._note_drift(self._dataplane.take_drift())
         return Failures(report.failures)
 
