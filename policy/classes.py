@@ -3,6 +3,7 @@
 The class chain of a direction goes through the tiers in their order::
 
     Jump(chain of the Admin tier)       its policies by precedence; a Pass leaves it
+    Allow                               what a pod sends to itself, if a NetworkPolicy isolates it
     Jump(chain of each NetworkPolicy)
     Deny                                if any NetworkPolicy isolates the endpoint: nothing comes behind it
     Jump(chain of the Baseline tier)    else
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from policy.ir import Chain, Deny, Jump, Rule
+from policy.ir import Allow, Chain, Deny, Jump, Match, Rule
 from policy.model import ClusterPolicy, Direction, Family, NetworkPolicy, PolicyRef, Tier
 from policy.names import class_chain, policy_chain, tier_chain
 from policy.output import Output
@@ -120,6 +121,8 @@ class ClassChains:
     def _class_rules(self, direction: Direction, chosen: PolicyClass) -> Iterator[Rule]:
         if chosen.admin:
             yield Rule(Jump(self._enter_tier(direction, chosen.admin)))
+        if chosen.network:
+            yield Rule(Allow(), Match(itself=True))
         for ref in chosen.network:
             yield Rule(Jump(policy_chain(direction, ref)))
         if chosen.isolated:

@@ -166,8 +166,8 @@ def verdict(view: View, packet: Packet, node_addresses: frozenset[str] = frozens
     ``node_addresses`` are those of the destination pod's own node, which reaches its pods always.
     """
     source, destination = view.pod_at(packet.source), view.pod_at(packet.destination)
-    # "Pod cannot block access to itself."
-    if source is not None and source is destination:
+    # "A Pod connecting to its own Pod IP is not subject to CNP." Nor to NetworkPolicy: see below.
+    if source is not None and source is destination and not packet.by_service:
         return Verdict(None, None)
     egress = _evaluate(view, packet, source, Direction.EGRESS) if source else None
     # "Traffic to and from the node where a Pod is running is always allowed."
@@ -221,6 +221,10 @@ def _evaluate(view: View, packet: Packet, pod: Pod, direction: Direction) -> Dir
                 decided = _tier(view, packet, found.admin, direction, passed)
             case Tier.NETWORK:
                 decided = _network_policies(view, packet, found.network, direction)
+                # "Pod cannot block access to itself." The cluster can: "A Pod connecting to a Service IP that the
+                # service proxy load-balances back to the same Pod is subject to ClusterNetworkPolicy."
+                if decided == (False, None) and view.pod_at(packet.source) is view.pod_at(packet.destination):
+                    decided = (True, None)
             case Tier.BASELINE:
                 decided = _tier(view, packet, found.baseline, direction, passed)
         if decided is not None:

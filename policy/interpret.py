@@ -10,7 +10,7 @@ from policy.model import Direction, Packet
 
 
 def allowed(program: Program, packet: Packet) -> bool:
-    """Whether the packet leaves its source and enters its destination. A pod always reaches itself."""
+    """Whether the packet leaves its source and enters its destination. A pod always reaches its own address."""
     return all(direction_allowed(program, packet, direction) for direction in Direction)
 
 
@@ -20,7 +20,7 @@ def direction_allowed(program: Program, packet: Packet, direction: Direction) ->
     Raises:
         KeyError: the program refers to a chain or a set that it does not have.
     """
-    if packet.source == packet.destination:
+    if packet.source == packet.destination and not packet.by_service:
         return True
     endpoint = packet.source if direction is Direction.EGRESS else packet.destination
     chain = program.classes[direction].get(endpoint)
@@ -67,7 +67,8 @@ def _walk(program: Program, name: str, packet: Packet) -> bool | None:
 
 def _matches(program: Program, match: Match, packet: Packet) -> bool:
     return (
-        match.protocol in (None, packet.protocol)
+        (not match.itself or packet.source == packet.destination)
+        and match.protocol in (None, packet.protocol)
         and (not match.ports or any(ports.first <= packet.port <= ports.last for ports in match.ports))
         and all(_in_set(program, part, packet) for part in match.sets)
     )

@@ -50,11 +50,15 @@ class PortRange:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """All parts must hold. ``ports`` needs a protocol; () is every port. An empty Match is every packet."""
+    """All parts must hold. ``ports`` needs a protocol; () is every port. An empty Match is every packet.
+
+    ``itself``: the packet is one of a pod to itself.
+    """
 
     protocol: Protocol | None = None
     ports: tuple[PortRange, ...] = ()
     sets: tuple[SetMatch, ...] = ()
+    itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -337,9 +337,14 @@ class LocalEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet, as the oracle and the interpreter see it: addresses after service translation."""
+    """One packet, as the oracle and the interpreter see it: addresses after service translation.
+
+    ``by_service``: a pod's packet to itself that left the pod for a service, and came back; one that it sends to
+    its own address never leaves it.
+    """
 
     source: str
     destination: str
     protocol: Protocol
     port: int
+    by_service: bool = False

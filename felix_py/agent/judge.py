@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from felix_py.agent.view import ClusterView
 from policy.evaluate import View, verdict
@@ -50,7 +51,7 @@ class Judge:
 
     def _ask(self, packet: Packet) -> bool:
         if packet.source == packet.destination:
-            return True
+            packet = replace(packet, by_service=True)  # what a pod sends to its own address never comes out of it
         if packet.destination in self._closed and self._view.endpoint_at(packet.source) is not None:
             return False
         return self._lets(packet, Direction.EGRESS, packet.source) and (

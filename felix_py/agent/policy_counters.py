@@ -162,7 +162,7 @@ class Accounts:
             self._add_policy(chain, direction, verdict, more)
             if verdict == _DENIED:
                 self._add_denied(direction, DropKind.POLICY, more)
-        else:
+        elif verdict == _DENIED:  # what a pod sends to itself is allowed by no policy
             label = digest if self._class_slots.name(chain) == chain else _OTHER
             self.classes.setdefault((direction.lower(), label), Count()).add(more)
             self._add_denied(direction, DropKind.ISOLATED, more)

@@ -26,6 +26,7 @@ from felix_py.records import (
     SetSpec,
     SetType,
     Update,
+    Words,
 )
 from policy.ir import Chain, Delta
 from policy.model import Direction, Family
@@ -215,7 +216,7 @@ class _FamilyPlan:
 
     def _chain(self, name: str, chain: Chain | None) -> None:
         """Take over one compiled chain, with the chains that it needs for itself."""
-        rendered = render_chain(chain, self._options.marks, self._options.deny_log) if chain else {}
+        rendered = self._render(chain) if chain else {}
         for gone in self._rendered.pop(name, frozenset({name})) - rendered.keys():
             key = ChainKey(self._family, "filter", gone)
             self._now.chains.pop(key, None)
@@ -226,6 +227,9 @@ class _FamilyPlan:
             self._now.chains[key] = rules
         if rendered:
             self._rendered[name] = frozenset(rendered)
+
+    def _render(self, chain: Chain) -> dict[str, tuple[Words, ...]]:
+        return render_chain(self._family, chain, self._options.marks, self._options.deny_log)
 
     def _move(self, direction: Direction, address: str, chain: str | None) -> None:
         """Put an endpoint's address into another class, or into none."""

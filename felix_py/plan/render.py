@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from felix_py.plan.deny_log import DROP, DenyLog, Drop, DropKind, deny_chain, dropping
-from felix_py.plan.layout import CHAIN_PREFIX
+from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, set_prefix
 from felix_py.plan.marks import LEAF_BITS, OVERFLOW, Marks
 from felix_py.records import Words
 from policy.ir import Allow, Chain, Deny, Jump, Match, Pass, PortRange, Rule, SetKind, SetMatch
@@ -36,7 +36,9 @@ def set_mark(value: int, mask: int) -> Words:
     return ("-j", "MARK", "--set-xmark", f"{value:#x}/{mask:#x}")
 
 
-def render_chain(chain: Chain, marks: Marks, log: DenyLog | None = None) -> dict[str, tuple[Words, ...]]:
+def render_chain(
+    family: Family, chain: Chain, marks: Marks, log: DenyLog | None = None
+) -> dict[str, tuple[Words, ...]]:
     """All rules of one compiled chain, and of the chains in which what it denies is logged; by name."""
     clear: tuple[Words, ...] = ()
     done = mark_match(marks.accept, marks.accept)
@@ -46,7 +48,9 @@ def render_chain(chain: Chain, marks: Marks, log: DenyLog | None = None) -> dict
         done = ("-m", "mark", "!", "--mark", f"0x0/{marks.accept | marks.passed:#x}")
     denials: dict[str, tuple[Words, ...]] = {}
     rules = [
-        words for rule in chain.rules for words in _render_rule(rule, done, _deny(chain, rule, log, denials))
+        words
+        for rule in chain.rules
+        for words in _render_rule(family, rule, done, _deny(chain, rule, log, denials))
     ]
     return {chain.name: (*clear, *rules), **denials}
 
@@ -65,10 +69,10 @@ def _deny(
     return (("-g", name),)
 
 
-def _render_rule(rule: Rule, done: Words, deny: tuple[Words, ...]) -> Iterator[Words]:
+def _render_rule(family: Family, rule: Rule, done: Words, deny: tuple[Words, ...]) -> Iterator[Words]:
     """``done`` matches once a chain that was jumped to has decided; ``deny`` ends the rules that deny."""
     comment = ("-m", "comment", "--comment", rule.about) if rule.about else ()
-    for match in _render_match(rule.match):
+    for match in _render_match(family, rule.match):
         match rule.action:
             case Allow():
                 yield (*match, *comment, "-g", ALLOW)
@@ -82,8 +86,13 @@ def _render_rule(rule: Rule, done: Words, deny: tuple[Words, ...]) -> Iterator[W
         yield (*done, "-j", "RETURN")
 
 
-def _render_match(match: Match) -> Iterator[Words]:
+def _render_match(family: Family, match: Match) -> Iterator[Words]:
     """One or more alternatives: a long list of ports does not fit one rule."""
+    if match.itself:
+        # Through a service: the destination is bound to the interface that the packet came from.
+        bound = ("-m", "set", "--match-set", f"{set_prefix(family)}source", "dst,src")
+        yield ("-i", f"{INTERFACE_PREFIX}+", "-o", f"{INTERFACE_PREFIX}+", *bound)
+        return
     sets = tuple(word for s in match.sets for word in _render_set(s))
     if match.protocol is None:
         yield sets

@@ -217,9 +217,6 @@ def _forward(names: SetNames, options: StaticOptions) -> Iterator[Words]:
         yield (*_INVALID, "-g", INVALID)
     # No ingress policy would be asked: the pod's interface has another name than ours, or its route is another's.
     yield ("!", "-o", _PODS, "-m", "set", *to_pod, "-g", ASTRAY)
-    # A pod that reaches itself through a service: the destination is bound to the interface that the packet came
-    # from. No policy forbids that.
-    yield ("-i", _PODS, "-o", _PODS, "-m", "set", "--match-set", names.source, "dst,src", "-g", ALLOW)
     if options.drop_midstream:
         yield (*_MIDSTREAM, "-i", _PODS, "-m", "set", "--match-set", names.ingress, "src", "-g", MIDSTREAM)
         yield _to_restricted_egress(names)

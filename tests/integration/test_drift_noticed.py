@@ -84,7 +84,7 @@ RULES: dict[str, tuple[str, dict[str, int], str]] = {
     "chain flushed": (
         "{iptables} -F FELIX-FORWARD",
         {"chain": 1},
-        "chain FELIX-FORWARD (filter, IPv{n}): 11 rules (",
+        "chain FELIX-FORWARD (filter, IPv{n}): 10 rules (",
     ),
     "rule deleted": (
         "{iptables} -D FELIX-FORWARD 2",

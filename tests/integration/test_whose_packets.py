@@ -15,16 +15,21 @@ from felix_py.dataplane import sysctl
 from felix_py.plan.layout import interface_name
 from felix_py.records import Backend
 from policy.model import (
+    ClusterPolicy,
+    ClusterRule,
     Family,
     NetworkPolicy,
     Operator,
     Packet,
     PodPeer,
+    PolicyKind,
     PolicyRule,
     Port,
     Protocol,
     Requirement,
+    RuleAction,
     Selector,
+    Tier,
 )
 from policy.selectors import EVERYTHING
 from tests.support import forged
@@ -316,3 +321,13 @@ def test_services_work_as_before(node: PolicyNode, family: Family) -> None:
         assert attempt(tries, 5) == {packet for _, packet in tries}
         with socket.create_connection((web, 80), timeout=10):
             pass
+        # A pod cannot keep itself away; the cluster's policies can (network-policy-api on hairpin traffic).
+        node.apply_policy(NetworkPolicy("shop", "deny", EVERYTHING, ingress=(), egress=()))
+        itself = tries[0]
+        assert attempt([itself], 10) == {itself[1]}
+        shop = PodPeer(Selector((Requirement("team", Operator.IN, ("shop",)),)), None)
+        deny = (ClusterRule(RuleAction.DENY, (shop,)),)
+        node.apply_policy(ClusterPolicy(PolicyKind.CLUSTER, "guard", Tier.ADMIN, 1, shop, ingress=deny))
+        assert attempt([itself], 0.5) == set()
+        with node.places["web"].enter(), socket.create_connection((web, 80), timeout=10):
+            pass  # by its own address it never leaves the pod

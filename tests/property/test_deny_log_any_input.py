@@ -132,7 +132,7 @@ def test_every_drop_is_logged_and_nothing_else_differs(cluster: Cluster) -> None
             into |= {name: rules for (_, name), rules in static_chains(family, options).items()}
             into |= dispatch_chains(family, Direction.EGRESS, numbers, MARKS, log)
             for chain in engine.program(family).chains.values():
-                into |= render_chain(chain, MARKS, log)
+                into |= render_chain(family, chain, MARKS, log)
         assert without_log(logged) == plain
         check_logged(logged)
 

@@ -136,13 +136,16 @@ class Node:
     def connect(self, wanted: Iterable[Packet]) -> None:
         """New connections, those that the rules let begin."""
         for packet in wanted:
-            if self.rules_allow(packet):
-                self.table.connect(Flow(packet.source, packet.destination, packet.protocol, packet.port))
+            flow = Flow(packet.source, packet.destination, packet.protocol, packet.port)
+            if self.rules_allow(_packet(flow)):
+                self.table.connect(flow)
 
 
 def _packet(flow: Flow) -> Packet:
     assert flow.protocol is not None
-    return Packet(flow.source, flow.destination, flow.protocol, flow.port)
+    # What a pod sends to itself is seen outside of it only if it went to a service.
+    by_service = flow.source == flow.destination
+    return Packet(flow.source, flow.destination, flow.protocol, flow.port, by_service)
 
 
 @settings(max_examples=examples(150), deadline=None)

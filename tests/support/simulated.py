@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from felix_py.agent.facts import Facts
 from felix_py.dataplane.iptables_text import render
@@ -117,6 +118,8 @@ class Judge:
 
     def _expected(self, packet: Packet) -> bool | None:
         """None: an end of which the oracle does not know that it is a pod."""
+        # What comes out of a pod for itself has gone to a service.
+        packet = replace(packet, by_service=packet.source == packet.destination)
         node = packet.source in NODE
         truth = verdict(self._snapshot, packet, frozenset(NODE))
         allowed = True
