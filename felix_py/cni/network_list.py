@@ -119,16 +119,22 @@ class NetworkList:
         """Whether a plugin lists the version; asked anew when its file has changed."""
         try:
             stat = program.stat()
-            identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            if program not in self._versions or self._versions[program][0] != identity:
-                knows = _LATEST in await _supported_versions(program)
-                if not knows:
-                    self._log.info("no GC and STATUS by the runtime: a plugin is too old", plugin=program.name)
-                self._versions[program] = (identity, knows)
-            return self._versions[program][1]
+        except OSError:  # it has just gone: the next look leaves it out
+            return False
+        identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if program not in self._versions or self._versions[program][0] != identity:
+            self._versions[program] = (identity, await self._asked(program))
+        return self._versions[program][1]
+
+    async def _asked(self, program: Path) -> bool:
+        try:
+            known = await _supported_versions(program)
         except (OSError, *NOT_JSON) as error:  # a TimeoutError is one, too
             self._log.warning("a plugin does not say its versions", plugin=str(program), reason=repr(error))
             return False
+        if _LATEST not in known:
+            self._log.info("no GC and STATUS by the runtime: a plugin is too old", plugin=program.name)
+        return _LATEST in known
 
 
 async def _supported_versions(program: Path) -> list[str]:
