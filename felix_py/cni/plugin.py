@@ -393,6 +393,10 @@ class Plugin:
             for key in times.keys() - leases.keys():
                 del times[key]
         self._notices.replace(NoticeKind.LOST_SANDBOX, lost)
+        present = ends.keys() | {end.name for end in ends.values()}
+        for notice in self._notices.all():
+            if notice.kind is NoticeKind.STRAY_INTERFACE and notice.subject not in present:
+                self._notices.clear(notice.kind, notice.subject)
         await self._look_elsewhere(leases.values(), ends.keys())
 
     @staticmethod

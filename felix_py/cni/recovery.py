@@ -8,7 +8,8 @@ use. So:
 * An interface whose lease the store does not have puts it back there.
 * A damaged store is set aside and made anew from the interfaces.
 * An interface without lease and without label could hold any address. Where leases are known to be lost, the
-  agent does not start, and says what to do; else it is said, and nothing goes through the interface.
+  agent does not start, and says what to do; else it is said, and nothing goes through the interface. (One that is
+  not up was being made when the agent was killed: nobody has its address.)
 
 A lease without interface is kept for its DEL, unless the machine was started since: no runtime may remember it.
 """
@@ -69,7 +70,7 @@ def recover(path: Path, links: Links, say: Say, boot: str = "") -> Recovered:
 
 def _open(path: Path, ends: Sequence[HostEnd], say: Say) -> tuple[AddressStore, str]:
     """The store, and why all leases are missing in it; empty: nothing points to that."""
-    nameless = [end.name for end in ends if end.lease is None]
+    nameless = [end.name for end in ends if end.lease is None and end.up]
     missing = f"the address store {path} is missing"
     lost = "" if any(path.with_name(path.name + suffix).exists() for suffix in _FILES) or not ends else missing
     if lost and nameless:
@@ -161,7 +162,7 @@ class _Recovery:
 
     def _check_strangers(self, strangers: Sequence[HostEnd], lost: str) -> None:
         """Those without lease and label. A route to a pod says that it had a lease when the agent last ran."""
-        known = [end.name for end in strangers if lost or end.routed]
+        known = [end.name for end in strangers if end.up and (lost or end.routed)]
         if known:
             raise StoreError(
                 _refusal(lost or f"leases are missing in the address store {self.path}", known, self.path)

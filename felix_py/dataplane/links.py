@@ -112,13 +112,14 @@ class PodLink:
 class HostEnd:
     """A host end of a pod interface that is there: ``lease`` is what its label says, None where it has none.
 
-    ``routed``: a route of ours to a pod goes through it.
+    ``routed``: a route of ours to a pod goes through it. ``up``: it is set up, which comes last, with the label.
     """
 
     index: int
     name: str
     lease: Lease | None
     routed: bool
+    up: bool = True
 
 
 class Links:
@@ -199,7 +200,7 @@ class Links:
         for link in map(read_link, self._netlink.dump(dump_links())):
             lease = read_label(link.alias)
             if lease is not None or is_interface_name(link.name):
-                found.append(HostEnd(link.index, link.name, lease, link.index in routed))
+                found.append(HostEnd(link.index, link.name, lease, link.index in routed, link.up))
         return found
 
     def label(self, index: int, text: str) -> None:

@@ -353,6 +353,19 @@ def test_a_stray_interface_without_route_is_named(folder: Path, links: Links, ma
     assert "felix0123456789" in start.said[0]
 
 
+def test_an_interface_that_was_being_made_keeps_no_agent_from_starting(
+    folder: Path, links: Links, make_netns: MakeNetns
+) -> None:
+    """kill -9 between the request that makes it and the one that sets it up, with its label."""
+    leases = pods(folder, links, make_netns)
+    run("ip", "link", "add", "felix0123456789", "type", "veth", "peer", "eth0", "netns", make_netns("half").name)
+    for damage in (shutil.rmtree, lambda state: (state / "leases.db").write_bytes(b"nonsense")):
+        damage(folder)
+        start = Start(folder, links)
+        assert check(start, leases, "") == "rebuilt"
+        assert start.kinds == {NoticeKind.LEASES_REBUILT, NoticeKind.STRAY_INTERFACE}
+
+
 def test_a_label_that_was_taken_away_comes_back(folder: Path, links: Links, make_netns: MakeNetns) -> None:
     leases = pods(folder, links, make_netns)
     for lease in leases:
