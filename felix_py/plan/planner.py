@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import lru_cache
 
 from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
@@ -143,7 +144,14 @@ def _joined(updates: Iterable[Update]) -> Update:
 
 
 def _of(family: Family, cidrs: Iterable[str]) -> set[str]:
-    return {str(n) for n in map(ipaddress.ip_network, cidrs) if n.version == int(family)}
+    return {text for version, text in map(_parsed, cidrs) if version == int(family)}
+
+
+@lru_cache(maxsize=1 << 15)
+def _parsed(cidr: str) -> tuple[int, str]:
+    """Version and text. Each change of a node, or of a pod outside its podCIDRs, brings those of all nodes."""
+    network = ipaddress.ip_network(cidr)
+    return network.version, str(network)
 
 
 class _FamilyPlan:
