@@ -212,7 +212,7 @@ async def test_watch_recycle_uses_a_new_connection_and_reads_the_credentials_aga
             await watch.until_listed()
             assert 300 <= int(api.requests[0].query["timeoutSeconds"]) <= 600
             api.token = "second"
-            watch.clock.advance(400)
+            watch.clock.advance(600)
             api.end_watches()
             api.put(PODS, pod("a"))
             await watch.until_names("a")
