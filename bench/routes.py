@@ -61,7 +61,7 @@ def _routes(size: int, times: int, folder: Path) -> None:
     run("ip", "address", "add", "192.0.2.1/24", "dev", "up0")
     destinations = [f"{address}/32" for address in _addresses(size)]
     keys = [RouteKey(destination, ROUTE_PROTOCOL_LEARNED) for destination in destinations]
-    wanted = Update(routes={key: Route(key, next_hops=(NextHop(GATEWAY),)) for key in keys})
+    wanted = Update(routes={key: Route(key, next_hops=(NextHop(GATEWAY, "up0"),)) for key in keys})
     gone = Update(routes=dict.fromkeys(keys))
     for verb in ("add", "del"):
         lines = [f"route {verb} {d} via {GATEWAY} proto {ROUTE_PROTOCOL_LEARNED}\n" for d in destinations]
