@@ -11,6 +11,9 @@ writes to it. So after each sign of life, in either direction, we write a blank 
 wakes the loop and, in front of the next command, means nothing. Busy, ExaBGP is as fast as with a short sleep;
 idle, it costs a tenth of it.
 
+While sessions come and go, from ExaBGP's start and from each change of a session's state on, the loop is kept as
+quick as it comes: it accepts and makes connections in turns of its loop.
+
 Events that come while there is no agent wait for the next one, as far as there is room: ExaBGP's sessions are
 often up before the agent has found the socket. An agent reads everything back anyway, except what ExaBGP itself
 forgets: so each peer's last OPEN, which says whether it does graceful restart, is told to every new agent.
@@ -35,6 +38,9 @@ _EVENT_MOST = 4 * 1024 * 1024
 _OPENS_MOST = 1024
 _LISTEN_RETRY = 0.5
 _WAKE_FIRST, _WAKE_MOST = 0.001, 0.1
+_QUICK = 0.01
+_START, _CHANGE = 10.0, 3.0
+_STATE = b'"type": "state"'
 _ANSWERS = (b"done", b"error")
 _EVENT = b'{ "exabgp"'
 _OPEN = re.compile(rb'"type": "open", "neighbor": \{ "address": \{ "local": "[^"]*", "peer": "([^"]*)"')
@@ -60,6 +66,7 @@ class Bridge:
         self._unanswered = 0
         self._foreign_answers = 0
         self._wake_in = _WAKE_FIRST
+        self._quick_until = time.monotonic() + _START
 
     def run(self) -> None:
         """Until ExaBGP closes our stdin."""
@@ -113,17 +120,22 @@ class Bridge:
                 wanted |= select.POLLIN
             poll.register(self._agent, wanted)
         seconds = _LISTEN_RETRY if self._listener is None else None
-        if self._wake_in < _WAKE_MOST:
+        if self._is_quick():
+            seconds = min(self._wake_in, _QUICK)
+        elif self._wake_in < _WAKE_MOST:
             seconds = self._wake_in
         return dict(poll.poll(None if seconds is None else seconds * 1000))
 
     def _wake(self) -> None:
         """Nothing has happened for a moment: perhaps ExaBGP sleeps over work that it has."""
-        if self._wake_in < _WAKE_MOST:
-            self._wake_in *= 2
+        if self._wake_in < _WAKE_MOST or self._is_quick():
+            self._wake_in = min(2 * self._wake_in, 2 * _WAKE_MOST)
             if not self._commands:  # else there may be half a command in the pipe
                 with contextlib.suppress(BlockingIOError):
                     os.write(1, b" ")
+
+    def _is_quick(self) -> bool:
+        return time.monotonic() < self._quick_until
 
     def _read_events(self) -> bool:
         """Take what ExaBGP wrote; false when it is gone."""
@@ -141,6 +153,8 @@ class Bridge:
             # No line of ExaBGP's is so long. The agent finds the gap in the counters.
             self._partial_event, self._too_long = b"", True
         for line in lines:
+            if _STATE in line:
+                self._quick_until = max(self._quick_until, time.monotonic() + _CHANGE)
             match = _OPEN.search(line)
             if match and (match[1] in self._opens or len(self._opens) < _OPENS_MOST):
                 self._opens[match[1]] = line + b"\n"
