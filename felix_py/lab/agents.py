@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 
 from felix_py.agent.ask import connection
 from felix_py.lab.lab import Lab
@@ -15,7 +16,12 @@ def ask(lab: Lab, node: str, path: str, timeout: float) -> bytes:
     Raises:
         LabError: none answers, or with an error.
     """
-    asked = connection(str(lab.state.machine(node) / "run" / "agent.sock"), timeout)
+    try:
+        # By the folder's descriptor: a socket's path has 107 bytes at most (unix(7)), a lab's may have more.
+        folder = os.open(lab.state.machine(node) / "run", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise LabError(f"{node}: {error.strerror}") from None
+    asked = connection(f"/proc/self/fd/{folder}/agent.sock", timeout)
     try:
         asked.request("GET", path)
         answer = asked.getresponse()
@@ -26,6 +32,7 @@ def ask(lab: Lab, node: str, path: str, timeout: float) -> bytes:
         raise LabError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
     finally:
         asked.close()
+        os.close(folder)
     if answer.status != 200:
         raise LabError(body.decode(errors="replace").strip() or f"HTTP {answer.status}")
     return body
