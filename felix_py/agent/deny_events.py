@@ -41,6 +41,8 @@ class Reason(enum.StrEnum):
     """The packet was to leave for a pod of this node by an interface that is not the pod's."""
     PROXIED = "proxied"
     """The node itself sent it in somebody else's name (IPVS, a transparent proxy), past the place of policy."""
+    ERROR = "error"
+    """An ICMP error of a pod about a packet that was not sent to it: a way past policy."""
     CLASS = "class"
     """The packet's policy class is not known to the rules: a defect, or rules that somebody changed."""
     HOST = "host"
@@ -249,6 +251,8 @@ def _message(
             return "a TCP connection that was revoked, or of which its beginning was not seen"
         case Reason.PROXIED:
             return "the node sent it in another's name (IPVS, a transparent proxy), where no policy is asked"
+        case Reason.ERROR:
+            return f"an ICMP error of {source.pod or 'the pod'} about a packet that was not sent to it"
         case Reason.CLASS:
             return f"the rules do not know the policy class of its pod ({direction})"
         case Reason.HOST:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
 from felix_py.failures import Failures
-from felix_py.plan.deny_log import ASTRAY, INVALID, MIDSTREAM, PROXIED
+from felix_py.plan.deny_log import ASTRAY, ERROR, INVALID, MIDSTREAM, PROXIED
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, SOURCE, SetNames
@@ -31,6 +31,7 @@ SHARED = {
         MIDSTREAM,
         ASTRAY,
         PROXIED,
+        ERROR,
         ALLOW,
         PASS,
         *DISPATCH.values(),

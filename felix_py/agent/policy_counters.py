@@ -21,7 +21,7 @@ from felix_py import log
 from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.backend import ToolError
 from felix_py.dataplane.counters import RuleCount
-from felix_py.plan.deny_log import ASTRAY, INVALID, MIDSTREAM, PROXIED, DropKind
+from felix_py.plan.deny_log import ASTRAY, ERROR, INVALID, MIDSTREAM, PROXIED, DropKind
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import INPUT, NEIGHBOUR, SOURCE
@@ -52,6 +52,7 @@ _STATIC: dict[str, tuple[Direction | None, DropKind]] = {
     INVALID: (None, DropKind.INVALID),
     MIDSTREAM: (None, DropKind.MIDSTREAM),
     PROXIED: (None, DropKind.PROXIED),
+    ERROR: (Direction.EGRESS, DropKind.ERROR),
     ASTRAY: (Direction.INGRESS, DropKind.ASTRAY),
     INPUT: (Direction.EGRESS, DropKind.HOST),
 }

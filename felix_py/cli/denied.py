@@ -14,6 +14,7 @@ _SHORT = {
     "source": "not the pod's own address",
     "astray": "not by the pod's interface",
     "proxied": "by IPVS or a proxy, past policy",
+    "error": "ICMP error about others' packets",
     "invalid": "INVALID (conntrack)",
     "midstream": "TCP without a beginning",
     "class": "unknown policy class: run felix-py verify",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
 from felix_py.datastore.fetch import Fetched
 from felix_py.diagnose.intended import Intended
-from felix_py.plan.deny_log import ASTRAY, INVALID, MIDSTREAM, PROXIED
+from felix_py.plan.deny_log import ASTRAY, ERROR, INVALID, MIDSTREAM, PROXIED
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, POSTROUTING, SOURCE, SetNames
@@ -37,6 +37,7 @@ _STATIC = {
     INVALID: "packets that conntrack calls INVALID",
     MIDSTREAM: "TCP of which conntrack has not seen the beginning",
     PROXIED: "what this node sends in another's name",
+    ERROR: "ICMP errors of all pods",
     ASTRAY: "packets to pods by interfaces that are not theirs",
     **dict.fromkeys(BUILTIN_CHAINS, "what policy has allowed"),
 }

@@ -27,6 +27,7 @@ INVALID = CHAIN_PREFIX + "INVALID"
 MIDSTREAM = CHAIN_PREFIX + "MIDSTREAM"
 ASTRAY = CHAIN_PREFIX + "ASTRAY"
 PROXIED = CHAIN_PREFIX + "PROXIED"
+ERROR = CHAIN_PREFIX + "ERROR"
 
 _LETTER = {Direction.INGRESS: "I", Direction.EGRESS: "E"}
 _DIRECTION = {letter: direction for direction, letter in _LETTER.items()}
@@ -35,7 +36,7 @@ _MOST_INDEX = 99
 
 _PREFIX = re.compile(
     re.escape(COMMENT_PREFIX) + r"(?:(C)([EI])-[0-9a-f]{16}|(P)([EI])-[0-9a-f]{16}(?::([0-9]{1,2}))?"
-    r"|(SOURCE|INVALID|MIDSTREAM|ASTRAY|PROXIED|HOST)|CLASS-([EI]))",
+    r"|(SOURCE|INVALID|MIDSTREAM|ASTRAY|PROXIED|ERROR|HOST)|CLASS-([EI]))",
     re.ASCII,
 )
 
@@ -57,6 +58,8 @@ class DropKind(enum.StrEnum):
     """To a pod of the node, by an interface that is not one of ours."""
     PROXIED = "proxied"
     """Sent by the node itself in the name of somebody whom, or to whom, policy restricts."""
+    ERROR = "error"
+    """An ICMP error about a packet that was not sent to the pod it came from."""
     CLASS = "class"
     """The packet's class number is one that no dispatch rule knows."""
     HOST = "host"
@@ -92,10 +95,11 @@ INVALID_DROP = Drop(DropKind.INVALID)
 MIDSTREAM_DROP = Drop(DropKind.MIDSTREAM)
 ASTRAY_DROP = Drop(DropKind.ASTRAY, Direction.INGRESS)
 PROXIED_DROP = Drop(DropKind.PROXIED)
+ERROR_DROP = Drop(DropKind.ERROR, Direction.EGRESS)
 HOST_DROP = Drop(DropKind.HOST, Direction.EGRESS)
 _PLAIN = {
     drop.kind.upper(): drop
-    for drop in (SOURCE_DROP, INVALID_DROP, MIDSTREAM_DROP, ASTRAY_DROP, PROXIED_DROP, HOST_DROP)
+    for drop in (SOURCE_DROP, INVALID_DROP, MIDSTREAM_DROP, ASTRAY_DROP, PROXIED_DROP, ERROR_DROP, HOST_DROP)
 }
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from felix_py.plan.deny_log import (
     ASTRAY,
     ASTRAY_DROP,
+    ERROR,
+    ERROR_DROP,
     HOST_DROP,
     INVALID,
     INVALID_DROP,
@@ -23,6 +25,7 @@ from felix_py.plan.deny_log import (
     DenyLog,
     dropping,
 )
+from felix_py.plan.icmp_errors import about_others
 from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, LINK_GROUP, set_prefix
 from felix_py.plan.marks import Marks
 from felix_py.plan.render import ALLOW, DISPATCH, PASS, mark_match, set_mark
@@ -144,6 +147,7 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
     marks = options.marks
     chains: dict[tuple[str, str], tuple[Words, ...]] = {
         ("raw", SOURCE): tuple(_source(family, names, options.deny_log)),
+        ("raw", ERROR): dropping(options.deny_log, ERROR_DROP),
         ("mangle", CLASSIFY): (
             ("!", "-i", _PODS, "!", "-o", _PODS, "-j", "RETURN"),
             (*_ESTABLISHED, "-j", "RETURN"),
@@ -180,6 +184,7 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
 def _source(family: Family, names: SetNames, log: DenyLog | None) -> Iterator[Words]:
     if family is Family.V6:
         yield from _neighbour_discovery("-g", NEIGHBOUR)
+    yield (*about_others(family), "-g", ERROR)
     yield (*_bound_source(names), "-j", "RETURN")
     if family is Family.V6:
         # Not logged: what every interface says with its link-local address (RFC 3810) is no denied connection.

@@ -126,6 +126,28 @@ def test_neighbour_discovery_carries_nothing_out_of_the_link(node: PolicyNode) -
         assert secrets(other.until(other_word)) == []
 
 
+@pytest.mark.parametrize("family", list(Family), ids=str)
+def test_icmp_errors_about_others_connections_carry_nothing(node: PolicyNode, family: Family) -> None:
+    """conntrack calls an error RELATED to the connection that it quotes, whoever sends it."""
+    web, there, other = Wire(node.places["web"]), Wire(node.world), Wire(node.places["tool"])
+    own, tool, world = address(node, "web", family), address(node, "tool", family), WORLD[family]
+    with wires(web, there, other):
+        word = last_word(node, other, 1, family, "tool")  # the other pod's connection with the world
+        there.until(word)
+        for victim, passes in ((tool, False), (own, True)):
+            if victim == own:
+                there.until(last_word(node, web, 2, family))
+            quoted = udp(world, victim, 4000, b"reply of it", OPEN_PORT)
+            if family is V6:
+                body = b"\0" * 4 + ipv6(world, victim, quoted, forged.UDP, 60) + SECRET
+                web.send(ipv6(own, world, forged.icmpv6(own, world, 1, body, 4)))
+            else:
+                rest = struct.pack("!I", 0) + ipv4(world, victim, quoted) + SECRET
+                web.send(ipv4(own, world, forged.icmp(3, 3, rest), forged.ICMP))
+            got = secrets(there.until(last_word(node, web, 3 + passes, family)))
+            assert bool(got) is passes, victim
+
+
 def node_to_db(there: str, data: bytes) -> None:
     """The node reaches its pods always."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:

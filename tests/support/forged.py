@@ -48,6 +48,11 @@ def udp(source: str, destination: str, port: int, data: bytes = b"forged", sourc
     return blank[:6] + struct.pack("!H", found) + blank[8:]
 
 
+def icmp(kind: int, code: int, body: bytes) -> bytes:
+    """An ICMP message (RFC 792); ``body`` is what comes behind its checksum."""
+    return struct.pack("!BBH", kind, code, checksum(struct.pack("!BBH", kind, code, 0) + body)) + body
+
+
 def icmpv6(source: str, destination: str, kind: int, body: bytes, code: int = 0) -> bytes:
     """An ICMPv6 message (RFC 4443); ``body`` is what comes behind its checksum."""
     blank = struct.pack("!BBH", kind, code, 0) + body

@@ -12,7 +12,16 @@ from felix_py.agent.denies import KEPT, WINDOW, Denies, TooManyFollowers
 from felix_py.agent.deny_events import Decider, DenyEvent, Describer, PolicyName, Reason
 from felix_py.log import LogFormat, LogLevel, configure
 from felix_py.metrics import Metrics
-from felix_py.plan.deny_log import ASTRAY_DROP, HOST_DROP, INVALID_DROP, PROXIED_DROP, SOURCE_DROP, Drop, DropKind
+from felix_py.plan.deny_log import (
+    ASTRAY_DROP,
+    ERROR_DROP,
+    HOST_DROP,
+    INVALID_DROP,
+    PROXIED_DROP,
+    SOURCE_DROP,
+    Drop,
+    DropKind,
+)
 from policy.evaluate import Snapshot
 from policy.ir import Chain, Delta
 from policy.model import (
@@ -337,6 +346,7 @@ def test_whose_the_packet_with_a_foreign_source_is_says_the_interface() -> None:
         (INVALID_DROP, Reason.INVALID, ""),
         (HOST_DROP, Reason.HOST, "egress"),
         (PROXIED_DROP, Reason.PROXIED, ""),
+        (ERROR_DROP, Reason.ERROR, "egress"),
         (ASTRAY_DROP, Reason.ASTRAY, "ingress"),
         (Drop(DropKind.CLASS, INGRESS), Reason.CLASS, "ingress"),
     ],

@@ -1,0 +1,48 @@
+"""Which ICMP errors of a pod are about packets that nobody sent to it, as classic BPF for ``-m bpf``.
+
+conntrack takes an error for a part of the connection that it quotes, whoever sent it, and policy lets parts of
+connections pass. So an error must quote a packet that went to the one who sends it (RFC 792, RFC 4443).
+"""
+
+from __future__ import annotations
+
+from policy.model import Family
+
+_OTHERS_V4 = (
+    (0xB1, 0, 0, 0),  # X = length of the IP header
+    (0x50, 0, 0, 0),  # A = ICMP type
+    *((0x15, 5 - n, 0, kind) for n, kind in enumerate((3, 4, 5, 11, 12))),  # an error: go on below
+    (0x06, 0, 0, 0),  # no error: no match
+    (0x40, 0, 0, 24),  # A = destination of the packet that it quotes
+    (0x02, 0, 0, 0),
+    (0x20, 0, 0, 12),  # A = source of the error
+    (0x61, 0, 0, 0),  # X = that destination
+    (0x1D, 0, 1, 0),  # equal?
+    (0x06, 0, 0, 0),  # no match
+    (0x06, 0, 0, 1),  # match
+)
+_OTHERS_V6 = (
+    (0x30, 0, 0, 6),  # A = next header: behind extension headers we do not look
+    (0x15, 0, 19, 58),  # ICMPv6, or match
+    (0x30, 0, 0, 40),  # A = ICMPv6 type
+    (0x35, 16, 0, 128),  # no error: no match
+    *(
+        step
+        for word in range(4)
+        for step in (
+            (0x20, 0, 0, 8 + 4 * word),  # source of the error
+            (0x07, 0, 0, 0),
+            (0x20, 0, 0, 72 + 4 * word),  # destination of the packet that it quotes
+            (0x1D, 0, 13 - 4 * word, 0),  # equal, or match
+        )
+    ),
+    (0x06, 0, 0, 0),  # no match
+    (0x06, 0, 0, 1),  # match
+)
+
+
+def about_others(family: Family) -> tuple[str, ...]:
+    """Words of a match: an error that quotes a packet to somebody else than its sender."""
+    steps, protocol = (_OTHERS_V4, "icmp") if family is Family.V4 else (_OTHERS_V6, "ipv6-icmp")
+    code = ",".join((str(len(steps)), *(" ".join(map(str, step)) for step in steps)))
+    return ("-p", protocol, "-m", "bpf", "--bytecode", code)
