@@ -23,7 +23,11 @@ Name = Annotated[
 StateRoot = Annotated[
     Path,
     typer.Option(
-        "--state-root", envvar="FELIX_PY_LAB_STATE_ROOT", metavar="FOLDER", help="Where labs keep their state."
+        "--state-root",
+        envvar="FELIX_PY_LAB_STATE_ROOT",
+        metavar="FOLDER",
+        help="Where labs keep their state.",
+        readable=False,  # root's alone; who is not root is told that
     ),
 ]
 
