@@ -226,3 +226,12 @@ def test_pod_echoes_what_it_is_told(lab: LabUnderTest) -> None:
         return said
 
     assert asyncio.run(talk()) == b"shop/web-1\nhello"
+
+
+def test_a_static_pod_starts(lab: LabUnderTest, create: Any) -> None:
+    """Its mirror in the API has another uid than the one that the runtime starts it under."""
+    mirror = pod("static-n1", nodeName=lab.node_names[0])
+    digest = "9e107d9d372bb6826bd81d3542a419d6"
+    mirror["metadata"]["annotations"] = {f"kubernetes.io/config.{key}": digest for key in ("hash", "mirror")}
+    create(mirror)
+    assert running(lab, "static-n1")["metadata"]["uid"] != digest
