@@ -21,22 +21,22 @@ _MOST = 1000
 class NoticeKind(enum.StrEnum):
     """Kinds of notices: the label of the metric. docs/operations.md says of each what to do."""
 
+    ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
     ADDRESS_IN_USE = "address-in-use"
+    BGP = "bgp"
     INTERFACE_GONE = "interface-gone"
     IPVS = "ipvs"
-    LEASES_REBUILT = "leases-rebuilt"
     LEASES_NOT_WRITTEN = "leases-not-written"
+    LEASES_REBUILT = "leases-rebuilt"
     LOST_SANDBOX = "lost-sandbox"
+    NEXT_HOP = "next-hop"
+    NODE_ELSEWHERE = "node-elsewhere"
     OTHER_NETWORK = "other-network"
     PLUGIN_ABSENT = "plugin-absent"
-    STRAY_INTERFACE = "stray-interface"
-    ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
-    BGP = "bgp"
-    NEXT_HOP = "next-hop"
     PODS_OUTSIDE_POD_CIDR = "pods-outside-pod-cidr"
-    RULES_IN_OTHER_BACKEND = "rules-in-other-backend"
     POD_CIDR_SHARED = "pod-cidr-shared"
-    NODE_ELSEWHERE = "node-elsewhere"
+    RULES_IN_OTHER_BACKEND = "rules-in-other-backend"
+    STRAY_INTERFACE = "stray-interface"
 
 
 class Notice(NamedTuple):

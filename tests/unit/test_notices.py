@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import re
+from pathlib import Path
 from typing import cast
 
 import structlog
@@ -57,3 +59,10 @@ def test_notices_of_one_kind_are_bounded() -> None:
     for number in range(3000):
         notices.say(CLAIMED, str(number), "two pods claim it")
     assert len(notices.all()) == 1000
+
+
+def test_the_operators_page_says_what_to_do_about_each() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    section = page.partition("## Notices")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z-]+)` \| .+ \|$", section, re.MULTILINE)
+    assert sorted(set(rows) - {"kind"}) == sorted(kind.value for kind in NoticeKind)
