@@ -12,6 +12,7 @@ import structlog
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.support import leftovers
 from tests.support.isolate import NetworkNamespace, isolate_process, new_netns
 from tests.support.thorough import ALL
 
@@ -20,6 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what runs in the background with SIGINT ignored, and whatever that starts ignores it as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.geteuid() == 0 and not config.option.collectonly:
+        if leftovers.mark():
+            config.add_cleanup(leftovers.end_all)
         isolate_process()
 
 

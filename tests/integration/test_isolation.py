@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.lab import eventually
 
 pytestmark = pytest.mark.root
 
@@ -23,3 +28,31 @@ def test_rules_stay_in_the_test(make_netns: Callable[[str], NetworkNamespace]) -
     other = make_netns("other")
     assert "-j DROP" in run("iptables-nft", "-S", "FORWARD")
     assert "-j DROP" not in other.run("iptables-nft", "-S", "FORWARD")
+
+
+ROOT = Path(__file__).parents[2]
+SLEEPER = """
+import subprocess, sys, time
+from pathlib import Path
+
+def test_that_starts_what_outlives_it():
+    started = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    Path({pid!r}).write_text(str(started.pid))
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "workers"])
+def test_what_a_run_has_started_ends_with_it(tmp_path: Path, workers: list[str]) -> None:
+    """Also where it is interrupted, and in a session of its own."""
+    pid = tmp_path / "pid"
+    (tmp_path / "test_sleeper.py").write_text(SLEEPER.format(pid=str(pid)))
+    options = ["-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), *workers]
+    own = ("FELIX_PY_TEST", "PYTEST")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(own)}
+    argv = [sys.executable, "-m", "pytest", "-q", *options, str(tmp_path / "test_sleeper.py")]
+    with subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as run_:
+        started = int(eventually(lambda: pid.exists() and pid.read_text(), 60))
+        run_.send_signal(signal.SIGINT)
+        run_.wait(60)
+    eventually(lambda: not Path(f"/proc/{started}").exists(), 20)
