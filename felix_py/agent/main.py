@@ -25,6 +25,7 @@ import importlib
 import itertools
 import os
 import resource
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, NoReturn
@@ -161,6 +162,7 @@ class Agent:
         self._metrics = Metrics()
         self._notices = Notices(self._metrics)
         self._marks = Marks.from_mask(config.mark_mask)
+        self._born = time.monotonic()
         self._in_force = asyncio.Event()
         self._pods = Pods(config, stack, self._metrics, self._notices)
         self._log_lost: dict[str, int] = {}
@@ -465,6 +467,7 @@ class Agent:
         """The agent's state, as ``/status`` shows it."""
         return {
             "node": self._config.node_name,
+            "uptimeSeconds": round(time.monotonic() - self._born, 1),
             "unready": self._unready(),
             "configuration": self._configuration,
             "podCIDRs": list(self._facts.pod_cidrs),
