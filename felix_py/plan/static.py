@@ -147,7 +147,7 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
     marks = options.marks
     chains: dict[tuple[str, str], tuple[Words, ...]] = {
         ("raw", SOURCE): tuple(_source(family, names, options.deny_log)),
-        ("raw", ERROR): dropping(options.deny_log, ERROR_DROP),
+        ("raw", ERROR): tuple(_error(family, options.deny_log)),
         ("mangle", CLASSIFY): (
             ("!", "-i", _PODS, "!", "-o", _PODS, "-j", "RETURN"),
             (*_ESTABLISHED, "-j", "RETURN"),
@@ -190,6 +190,13 @@ def _source(family: Family, names: SetNames, log: DenyLog | None) -> Iterator[Wo
         # Not logged: what every interface says with its link-local address (RFC 3810) is no denied connection.
         yield ("-d", "ff00::/8", "-j", "DROP")
     yield from dropping(log, SOURCE_DROP)
+
+
+def _error(family: Family, log: DenyLog | None) -> Iterator[Words]:
+    if family is Family.V6:
+        # Not logged: every interface says which groups it is in (RFC 3810), behind a hop-by-hop header.
+        yield ("-d", "ff00::/8", "-j", "DROP")
+    yield from dropping(log, ERROR_DROP)
 
 
 def _neighbour(names: SetNames, log: DenyLog | None) -> Iterator[Words]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from felix_py.plan.deny_log import DenyLog
+from felix_py.plan.deny_log import ERROR, DenyLog
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
+from felix_py.plan.static import StaticOptions, static_chains
 from felix_py.records import ChainKey, Words
 from policy.ir import Allow, Chain, Delta, Deny, Match, Rule
 from policy.model import Family, Protocol
@@ -55,6 +55,14 @@ def test_each_deny_rule_has_a_chain_and_its_rule_goes_there_with_its_match() -> 
     limit = ("-m", "limit", "--limit", "7/second", "--limit-burst", "35")
     target = ("-j", "NFLOG", "--nflog-group", "88", "--nflog-prefix", "felix:PI-0123456789abcdef:12")
     assert chains[names[1]] == ((*limit, *target, "--nflog-size", "128"), ("-j", "DROP"))
+
+
+def test_what_every_interface_says_of_its_groups_is_not_logged() -> None:
+    """MLD reports (RFC 3810) come behind a hop-by-hop header, where no ICMP error is looked for."""
+    options = StaticOptions(Marks.from_mask(0xFFFF0000), deny_log=LOG)
+    quiet, *logged = static_chains(Family.V6, options)["raw", ERROR]
+    assert quiet == ("-d", "ff00::/8", "-j", "DROP")
+    assert logged == list(static_chains(V4, options)["raw", ERROR])
 
 
 def test_a_rule_beyond_the_numbers_shares_a_chain() -> None:
