@@ -391,7 +391,6 @@ class Reconciler:
         """First what must be there, then, if all of it is, what may go (see :mod:`felix_py.plan.planner`)."""
         if self._holding:
             return await self._keep(parts)
-        release, self._releasing = self._releasing, False
         # Before collecting: a sweep that is asked for from here on is the next apply's, for by then there may be
         # news that this one's plan does not know.
         sweep, self._sweep_due, keep_learned = self._sweep_due, False, self._keep_learned
@@ -399,6 +398,7 @@ class Reconciler:
             await asyncio.sleep(0)  # others have their turns as well
         update = self._planner.take()
         rules, self._rules_read = self._rules_read, None
+        release = self._releasing
         failures = await self.call(lambda: self._write(update, parts, rules, release=release))
         if any(map(leads_astray, failures)):
             self._sweep_due |= sweep
@@ -431,6 +431,7 @@ class Reconciler:
     ) -> Failures:
         if release:
             self._dataplane.release()
+            self._releasing = False
         self._dataplane.update(update)
         if parts:
             self._read_parts(parts, rules)

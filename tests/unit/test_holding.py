@@ -10,6 +10,7 @@ from felix_py.dataplane.fake import FakeDataplane, Item
 from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
+from felix_py.plan.planner import Planner
 from felix_py.records import ChainKey, NextHop, Route, RouteKey
 from policy.model import Family, Pod
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease, run
@@ -111,6 +112,35 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
         await rig.reconciler.settled()
         assert kernel.released == {OLD: (("-j", "DROP"),)}
         assert OLD in kernel.kernel, "not before the sweep"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        rig.flows.close()
+
+    run(test())
+
+
+def test_what_is_held_is_released_though_the_first_plan_fails() -> None:
+    async def test() -> None:
+        kernel = held()
+        rig = Rig(kernel)
+        kernel._wanted = dict(kernel.kernel)
+        rig.reconciler.hold()
+        collect, failing = rig.reconciler._collect, [True]
+
+        def fail_once(planner: Planner) -> bool:
+            if failing:
+                failing.clear()
+                raise ValueError("a defect of ours")
+            return collect(planner)
+
+        rig.reconciler._collect = fail_once
+        task = asyncio.create_task(rig.reconciler.run())
+        rig.reconciler.begin()
+        rig.reconciler.sweep(keep_learned=True)
+        await rig.reconciler.clean()
+        assert not failing
+        assert OLD not in kernel.kernel
+        assert GONE not in kernel.routes
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         rig.flows.close()
