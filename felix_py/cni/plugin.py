@@ -129,6 +129,7 @@ class Plugin:
             made = False
             try:
                 lease, dns = await self._lease(claim, wanted, request)
+                self._owed.pop(claim.key, None)  # that was an earlier lease; this one is in use
                 link = self._link(request, lease, mac)
                 await self._interfaces.create(link)
                 made = True
@@ -273,7 +274,7 @@ class Plugin:
 
     async def _write_what_is_owed(self) -> str:
         """Try again after a failed write; returns why it still fails, or empty."""
-        if self._unwritten:
+        if self._unwritten or self._owed:  # another's write may have worked meanwhile
             with suppress(CNIError):
                 await self._write(AddressStore.touch)
                 for key, lease in list(self._owed.items()):

@@ -202,8 +202,9 @@ def test_a_full_disk_keeps_no_pod(disk: Path, tmp_path: Path, make_netns: MakeNe
     on_node(node, test)
 
 
+@pytest.mark.parametrize("another", [False, True], ids=["the next look", "another pod's ADD first"])
 def test_a_disk_that_cannot_be_written_to_keeps_no_pod(
-    tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch, another: bool
 ) -> None:
     node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
 
@@ -219,8 +220,10 @@ def test_a_disk_that_cannot_be_written_to_keeps_no_pod(
             assert not host_interfaces()
             assert not node.network.enforced
             await refused(status(node), 50, "Input/output error")
+        if another:
+            await node.runtime.add("c2", other.path, args=pod_args("two"))
         await status(node)
-        assert held(node) == []
+        assert held(node) == (["c2"] if another else [])
 
     on_node(node, test)
 
