@@ -320,7 +320,8 @@ class Reflector(Generic[R]):
     # --- in the thread: one conversation -------------------------------------------------------------
 
     def _list_and_watch(self) -> None:
-        if self._version and not self._ended_in_time:
+        sure, self._ended_in_time = self._ended_in_time, False
+        if self._version and not sure:
             self._confirm()
         if not self._version:
             if self._incomplete < _WATCH_LIST_TRIES and self._watch_list():
@@ -402,7 +403,6 @@ class Reflector(Generic[R]):
 
     def _follow(self, answer: Answer, lifetime: float) -> None:
         """Take in a watch until it ends."""
-        self._ended_in_time = False
         begun = self._clock.now()
         for lines in self._lines(answer, lifetime):
             try:

@@ -452,6 +452,19 @@ async def test_a_version_is_confirmed_after_a_watch_that_did_not_end_in_its_time
 
 
 @on_loop
+async def test_a_version_is_confirmed_where_the_next_watch_does_not_come_about() -> None:
+    """The last one has ended in its time; but the server is another one when it answers again."""
+    with FakeApi() as api:
+        async with watching(api) as watch:
+            await watch.until_listed()
+            watch.clock.advance(700)
+            api.fault("watch", faults.reset)
+            api.end_watches()
+            await asyncio.to_thread(api.wait_for, lambda: api.verbs() == ["watchlist", "watch", "watch"])
+            assert [request.verb for request in api.requests][1:-1] == ["watch", "confirm"]
+
+
+@on_loop
 async def test_relist_yields_only_differences() -> None:
     with FakeApi(watch_list=False) as api:
         for number in range(20):
