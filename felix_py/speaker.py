@@ -31,6 +31,7 @@ _RECONNECT_MOST = 1.0
 _FIRST_CONTACT = 1.0
 _DELIVERY = 3.0
 _NOT_IN_EFFECT = 15.0
+_REWRITE = 5.0
 _SLICE = 250
 """Prefixes decided in one turn of the event loop: some three milliseconds."""
 
@@ -230,7 +231,12 @@ class Speaker:
         while True:
             await self._config_due.wait()
             self._config_due.clear()
-            await self._write_config()
+            try:
+                await self._write_config()
+            except OSError as error:  # a full disk, say: policy and local pods do not depend on it
+                self._log.error("cannot write ExaBGP's configuration; trying again", reason=str(error))
+                await asyncio.sleep(_REWRITE)
+                self._config_due.set()
 
     # --- configuration -----------------------------------------------------------------------------------
 

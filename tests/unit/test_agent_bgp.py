@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
+from bgp.model import parse_bgp_config
+from bgp.sidecar import CONFIG
+from felix_py import speaker as speaker_module
 from felix_py.agent import bgp as bgp_module
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.facts import Facts
@@ -17,6 +23,7 @@ from felix_py.dataplane.reach import Links
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import NodeRecord
+from felix_py.speaker import Speaker
 from policy.model import Family
 from tests.support.watched import until
 
@@ -110,3 +117,30 @@ def test_without_bgp_there_is_nothing(tmp_path: Path) -> None:
     assert bgp.peers() == []
     with pytest.raises(ConfigError, match="--bgp-config"):
         Rig(tmp_path, "asNumber: 0\n")
+
+
+def test_a_disk_that_is_full_for_a_while_ends_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, full = speaker_module._write_private, [True]
+
+    def first_full(path: Path, text: str) -> None:
+        if full:
+            full.clear()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(speaker_module, "_write_private", first_full)
+    monkeypatch.setattr(speaker_module, "_REWRITE", 0.01)
+
+    async def test() -> None:
+        speaker = Speaker(tmp_path, lambda _: None, structlog.get_logger())
+        speaker.set_config(parse_bgp_config({"asNumber": 65001, "routerID": "10.9.0.1", "peers": []}))
+        task = asyncio.create_task(speaker.run())
+        await until((tmp_path / CONFIG).exists)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with capture_logs() as logged:
+        asyncio.run(asyncio.wait_for(test(), 20))
+    assert [line["reason"] for line in logged if "trying again" in line["event"]] == [
+        "[Errno 28] No space left on device"
+    ]
