@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -158,7 +159,8 @@ class _Recovery:
 
     def _label(self, end: HostEnd, lease: Lease) -> None:
         if end.lease is None and (label := link_label(lease)):
-            self.links.label(end.index, label)
+            with suppress(OSError):  # it may have gone meanwhile; the next look tries again
+                self.links.label(end.index, label)
 
     def _check_strangers(self, strangers: Sequence[HostEnd], lost: str) -> None:
         """Those without lease and label. A route to a pod says that it had a lease when the agent last ran."""

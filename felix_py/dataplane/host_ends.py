@@ -121,7 +121,9 @@ class _Found:
         found = cls()
         for link in links:
             found.by_name[link.name] = found.by_index[link.index] = link
-            if lease := read_label(link.alias):
+            if (lease := read_label(link.alias)) and (
+                link.name == lease.interface or lease.interface not in found.labelled
+            ):  # of two with one label the one that has the name, too
                 found.labelled[lease.interface] = link
         return found
 

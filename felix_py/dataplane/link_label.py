@@ -67,7 +67,7 @@ def read_label(text: str) -> Lease | None:
             name,
             _unpack(uid),
             interface_name(container, ifname),
-            {f: address for f, address in ((Family.V4, v4), (Family.V6, _address(v6))) if address != _NONE},
+            _addresses(v4, _address(v6)),
             int(created, 16) / 1e6,
         )
     except (ValueError, binascii.Error):
@@ -93,6 +93,19 @@ def _address(word: str) -> str:
     if not word.startswith("@"):
         return word
     return str(ipaddress.IPv6Address(base64.urlsafe_b64decode(word[1:] + "==")))
+
+
+def _addresses(v4: str, v6: str) -> dict[Family, str]:
+    """
+    Raises:
+        ValueError: one of them is none. Anybody with the right to may have written them.
+    """
+    found: dict[Family, str] = {}
+    if v4 != _NONE:
+        found[Family.V4] = str(ipaddress.IPv4Address(v4))
+    if v6 != _NONE:
+        found[Family.V6] = str(ipaddress.IPv6Address(v6))
+    return found
 
 
 def _pack(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,15 @@ def test_the_longest_names_of_controllers_fit(uid: bool) -> None:
 @pytest.mark.parametrize("field", ["network", "ifname", "container", "pod", "namespace"])
 def test_what_cannot_be_one_word_gives_no_label(field: str) -> None:
     assert link_label(lease(**{field: "a b"})) == ""  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("address", ["10.244.1", "10.244.1.5/0", "fd00::5", "none"])
+def test_what_holds_no_address_is_no_label(address: str) -> None:
+    """Whoever may change an interface can write any alias, check sum and all."""
+    body = f"felix-py shop/web-1 {address} - . . =c1 =u1 5f"
+    assert read_label(f"{body} {zlib.crc32(body.encode()):08x}") is None
+    body = body.replace(address, "10.244.1.5")
+    assert read_label(f"{body} {zlib.crc32(body.encode()):08x}") is not None
 
 
 def test_every_damage_is_noticed() -> None:
