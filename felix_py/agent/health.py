@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,11 @@ from felix_py.agent.gate import Gate, GuardedRunner, Limits
 from felix_py.agent.listener import BACKLOG
 
 Status = dict[str, Any]
+
+_SHARE = 10
+"""After t seconds of making metrics, nobody has them made for 10 t: it holds the event loop."""
+
+_FRESH_MOST = 5.0
 
 
 class HealthServer:
@@ -35,6 +41,8 @@ class HealthServer:
         self._unready = unready
         self._status = status
         self._refresh = refresh
+        self._rendered = b""
+        self._fresh_until = 0.0
         self._public = self._served(Limits(), ())
         # Its routes stream without end, and bound themselves whom they stream to.
         private = [web.get("/status", self._get_status), *routes]
@@ -70,8 +78,15 @@ class HealthServer:
         return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        await self._refresh()
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        """Anybody may ask, again and again: what the last answer has cost decides how long it is good."""
+        if time.monotonic() >= self._fresh_until:
+            await self._refresh()
+        if time.monotonic() >= self._fresh_until:  # nobody else has made it meanwhile
+            started = time.monotonic()
+            self._rendered = generate_latest(self._registry)
+            ended = time.monotonic()
+            self._fresh_until = ended + min(_FRESH_MOST, _SHARE * (ended - started))
+        return web.Response(body=self._rendered, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _get_status(self, _request: web.Request) -> web.Response:
         return web.Response(body=msgspec.json.encode(self._status()), content_type="application/json")
