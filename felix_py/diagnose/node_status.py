@@ -11,6 +11,9 @@ Json = Mapping[str, Any]
 _SILENT = 300.0
 """Seconds without a word from the API server that are worth a line: a quiet cluster says little."""
 
+_KIND_SILENT = 900.0
+"""The same of one kind, while others are heard of: each watch's server is asked every few minutes."""
+
 _LISTED = 5
 """So many of a kind are named; the rest is counted."""
 
@@ -142,6 +145,13 @@ def _problems(status: Json) -> Iterator[Problem]:
             f"nothing heard from the API server for {_age(min(ages.values()))}",
             "What was in force stays in force; is the API server up, and reachable from this node?",
         )
+    else:
+        for kind, age in ages.items():
+            if age > _KIND_SILENT:
+                yield Problem(
+                    f"nothing heard of {kind} objects for {_age(age)}",
+                    "What was in force stays in force; may the agent still watch them? Its log says why.",
+                )
     for peer in status.get("peers", ()):
         if not peer.get("established"):
             yield Problem(

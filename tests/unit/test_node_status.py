@@ -53,6 +53,10 @@ def test_a_node_that_is_well() -> None:
         ),
         ({"watchAgeSeconds": {"pods": 400.0, "nodes": 500.0}}, "nothing heard from the API server for 6m"),
         (
+            {"watchAgeSeconds": {"Pod": 4.0, "NetworkPolicy": 1500.0}},
+            "nothing heard of NetworkPolicy",
+        ),
+        (
             {"peers": [{"address": "192.0.2.1", "asNumber": 65000, "established": False, "reason": "refused"}]},
             "BGP peer 192.0.2.1 (AS 65000) is down: refused",
         ),
