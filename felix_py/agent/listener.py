@@ -6,6 +6,7 @@ from __future__ import annotations
 import grp
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from felix_py.cni.server import listen_at
@@ -67,3 +68,10 @@ def listen_for(group: str, path: Path) -> socket.socket:
     os.chown(path, 0, number)
     os.chmod(path, 0o660)
     return listener
+
+
+def remove(path: Path, inode: int) -> None:
+    """Take a Unix socket away, unless it is another agent's by now, which ours did not answer any more."""
+    with suppress(OSError):
+        if path.stat().st_ino == inode:
+            path.unlink()

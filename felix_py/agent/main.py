@@ -37,7 +37,7 @@ from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.host_notices import HostNotices
 from felix_py.agent.identity import Identity
-from felix_py.agent.listener import listen, listen_for
+from felix_py.agent.listener import listen, listen_for, remove
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.pods import Pods
 from felix_py.agent.policy_counters import Accounts, PolicyCounters
@@ -230,7 +230,7 @@ class Agent:
         self._facts.on_nodes = self._bgp.cluster_changed
         self._listener = self._stack.enter_context(listen(config.health_address))
         self._private = self._stack.enter_context(listen_for(config.socket_group, config.agent_socket))
-        self._stack.callback(config.agent_socket.unlink, missing_ok=True)
+        self._stack.callback(remove, config.agent_socket, config.agent_socket.stat().st_ino)
         await self._pods.start(self._network, self._facts.attach)
         self._start_cluster()
 
@@ -321,7 +321,11 @@ class Agent:
             node_name=self._config.node_name,
             timing=Timing(absent=self._config.discovery_interval),
             on_invalid=lambda kind, _key, _reason: self._metrics.rejected.labels(kind).inc(),
-            tiers_in_force=any(self._kernel.rules(family, "filter", TIERS) for family in Family),
+            tiers_in_force=any(
+                tables.rules(family, "filter", TIERS)
+                for tables in (self._kernel, self._other)
+                for family in Family
+            ),
         )
         self._cluster.store.subscribe(self._on_events)
         self._reconciler.on_applied.append(Refusals(self._facts.engine.policies_using, self._cluster.warn))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from felix_py.agent.health import HealthServer
-from felix_py.agent.listener import listen
+from felix_py.agent.listener import listen, remove
+from felix_py.cni.server import listen_at
 from felix_py.config import ConfigError
 from tests.support.watching import on_loop
 
@@ -41,6 +43,19 @@ def test_an_address_in_use_is_told_at_once() -> None:
         pytest.raises(ConfigError, match=r"--health-address 127\.0\.0\.1:\d+: Address already in use"),
     ):
         listen(f"127.0.0.1:{first.getsockname()[1]}")
+
+
+def test_a_socket_is_taken_away_only_while_it_is_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    with listen_at(path, 1):
+        ours = path.stat().st_ino
+        path.rename(tmp_path / "old")  # else the new one may get its inode number
+        with listen_at(path, 1):
+            remove(path, ours)
+            assert path.exists()
+            remove(path, path.stat().st_ino)
+            assert not path.exists()
+            remove(path, ours)
 
 
 def test_what_no_verdict_needs_is_not_loaded_before_there_is_one() -> None:
