@@ -36,7 +36,7 @@ _PROTOCOL, _NAME, _TYPE, _REVISION, _FAMILY, _FLAGS, _ADT, _LINENO = 1, 2, 3, 4,
 _NAME2 = _TYPE
 _CADT_FLAGS, _MAXELEM = 8, 19
 _NET_BYTEORDER = 0x4000
-_LIST_NAMES_ONLY = 2
+_LIST_NAMES_ONLY, _LIST_HEADER_ONLY = 1 << 1, 1 << 2
 _WITH_SKBINFO = 1 << 6
 _NFPROTO = {Family.V4: 2, Family.V6: 10}
 
@@ -47,7 +47,7 @@ MOST_MEMBERS = 1 << 20
 _CHUNK = 256
 _HEADER = struct.pack(">BBH", 0, 0, 0) + attr(_PROTOCOL, b"\x07")
 
-BUSY, TYPE_MISMATCH = 4100, 4102
+BUSY, TYPE_MISMATCH, FULL = 4100, 4102, 4352
 _ERRORS = {
     errno.ENOENT: "there is no such set",
     4098: "the kernel does not have this set type",
@@ -55,22 +55,26 @@ _ERRORS = {
     BUSY: "a rule still uses it",
     TYPE_MISMATCH: "a rule uses it, and sets of such different types cannot be swapped",
     4104: "the kernel does not take this prefix length",
-    4352: f"the set is full ({MOST_MEMBERS} members)",
+    FULL: "the set is full",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What cannot be changed about a set once it is made. ``family`` is the kernel's NFPROTO number."""
+    """What cannot be changed about a set once it is made. ``family`` is the kernel's NFPROTO number.
+
+    ``most``: how many members it takes; the kernel makes room for them as they come.
+    """
 
     type: str
     family: int
     marked: bool
+    most: int
 
     @classmethod
     def of(cls, spec: SetSpec) -> Shape:
         """The shape that a set must have."""
-        return cls(spec.type.value, _NFPROTO[spec.family], bool(spec.mark_mask))
+        return cls(spec.type.value, _NFPROTO[spec.family], bool(spec.mark_mask), MOST_MEMBERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +104,17 @@ class Commands:
 
     def read(self, name: str) -> tuple[Shape, dict[bytes, int]] | None:
         """Shape and members (key -> value) of a set; None if there is none."""
+        return self._list(name, 0)
+
+    def shape(self, name: str) -> Shape | None:
+        """The shape of a set, however many members it has; None if there is none."""
+        read = self._list(name, _LIST_HEADER_ONLY)
+        return read[0] if read else None
+
+    def _list(self, name: str, flags: int) -> tuple[Shape, dict[bytes, int]] | None:
+        asked = attr(_FLAGS | _NET_BYTEORDER, struct.pack(">I", flags)) if flags else b""
         try:
-            answers = self._netlink.dump(message(_LIST, 0, _head(name)))
+            answers = self._netlink.dump(message(_LIST, 0, _head(name) + asked))
         except FileNotFoundError:
             return None
         shape: Shape | None = None
@@ -109,9 +122,10 @@ class Commands:
         for answer in answers:
             found = attributes(answer[4:])
             if _TYPE in found:
-                flags = attributes(found[ATTR_DATA]).get(_CADT_FLAGS, b"\0")
-                marked = bool(int.from_bytes(flags, "big") & _WITH_SKBINFO)
-                shape = Shape(bytes(found[_TYPE]).rstrip(b"\0").decode(), found[_FAMILY][0], marked)
+                made = attributes(found[ATTR_DATA])
+                marked = bool(int.from_bytes(made.get(_CADT_FLAGS, b"\0"), "big") & _WITH_SKBINFO)
+                most = int.from_bytes(made.get(_MAXELEM, b"\0"), "big")
+                shape = Shape(bytes(found[_TYPE]).rstrip(b"\0").decode(), found[_FAMILY][0], marked, most)
             if _ADT in found:
                 members.update(dumped(found[_ADT], marked=shape is not None and shape.marked))
         return (shape, members) if shape else None

@@ -14,7 +14,8 @@ _MOST_NAMED = 10
 
 def set_drift(name: str, shape: Shape | None) -> Drift:
     """A set that was right, and is gone or has another shape now. Its members are not counted as well."""
-    how = "missing" if shape is None else f"made anew as {shape.type}{' with marks' * shape.marked}"
+    kind = "" if shape is None else f"{shape.type}{' with marks' * shape.marked} for {shape.most} members"
+    how = f"made anew as {kind}" if kind else "missing"
     return Drift(DriftKind.SET, f"set {name}", how, name=name)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from felix_py.dataplane import ipset_members as members
 from felix_py.dataplane.interface import UNUSED_SET
-from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, TYPE_MISMATCH, Batch, Commands, Shape
+from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, FULL, TYPE_MISMATCH, Batch, Commands, Shape
 from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
 from felix_py.plan.layout import set_prefix
 from felix_py.records import Drift, Failure, Report, SetSpec, SetType, bounded
@@ -294,17 +294,36 @@ class IPSets:
         if known.right or known.spec is None:
             return 0
         if known.shape is None:
-            self._commands.create(name, known.spec)
-            known.loaded(Shape.of(known.spec), {})
+            self._create(name, known, known.spec)
             return 1
         # A marked set gets its members, and so its new shape, in the step of the marks.
         return 0 if known.marked else self._remake(name, known)
 
+    def _create(self, name: str, known: _Set, spec: SetSpec) -> None:
+        """Make a set that was not there.
+
+        One of its name that is there by now is somebody's, or ours without the kernel's acknowledgement: nobody
+        asked for what it holds.
+        """
+        try:
+            self._commands.create(name, spec)
+        except FileExistsError:
+            if not known.marked:
+                self._replace(name, known, spec)
+                return
+            self._commands.destroy(name)
+            self._commands.create(name, spec)
+        known.loaded(Shape.of(spec), {})
+
     def _remake(self, name: str, known: _Set) -> int:
-        """Give a set another shape: a full one under another name takes its place in one step."""
-        spec = known.spec
-        if known.right or spec is None or known.shape is None:
+        """Give a set another shape."""
+        if known.right or known.spec is None or known.shape is None:
             return 0
+        self._replace(name, known, known.spec)
+        return 1
+
+    def _replace(self, name: str, known: _Set, spec: SetSpec) -> None:
+        """A full set under another name takes the place of the one that is there, in one step."""
         other = f"{set_prefix(spec.family)}tmp-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         self._commands.destroy(other)
         self._commands.create(other, spec)
@@ -321,10 +340,9 @@ class IPSets:
                 raise error from None
             self._commands.create(name, spec)
             known.loaded(Shape.of(spec), {})
-            return 1
+            return
         known.loaded(Shape.of(spec), {key: value for key, value in known.wanted.items() if key not in failed})
         self._commands.destroy(other)
-        return 1
 
     def _destroy(self, name: str, known: _Set) -> int:
         for left in reversed(range(1 if known.stuck else _BUSY_TRIES)):
@@ -383,16 +401,23 @@ class IPSets:
         return Report(writes=writes, failures=tuple(failures))
 
     def _member_failures(self, failed: list[tuple[str, bytes, OSError]]) -> Iterator[Failure]:
-        gone: set[str] = set()
+        asked: set[str] = set()
         for name, key, error in failed:
+            if error.errno in (errno.ENOENT, FULL) and name not in asked:
+                asked.add(name)
+                self._changed(name, None if error.errno == errno.ENOENT else self._commands.shape(name))
+                if error.errno == errno.ENOENT:
+                    yield Failure(f"set {name}", error.strerror or str(error))
             if error.errno != errno.ENOENT:
                 yield Failure(f"set {name} member {members.decode(key)}", error.strerror or str(error))
-            elif name not in gone:
-                # Somebody destroyed the set behind our back: the next apply makes it anew.
-                gone.add(name)
-                self._drift += self._sets[name].drift(name, None, {})
-                self._sets[name].loaded(None, {})
-                yield Failure(f"set {name}", error.strerror or str(error))
+
+    def _changed(self, name: str, shape: Shape | None) -> None:
+        """If somebody has destroyed or replaced the set behind our back, the next apply makes it anew."""
+        known = self._sets[name]
+        if shape != known.shape:
+            actual = known.actual if shape else {}
+            self._drift += known.drift(name, shape, actual)
+            known.loaded(shape, actual)
 
 
 def is_ours(name: str) -> bool:

@@ -419,6 +419,9 @@ def test_a_route_that_somebody_takes_over_is_left_to_them_and_comes_back_after_t
     on_node(make_netns, Backend.NFT, test)
 
 
+WHOLE = "family {inet} maxelem 1048576"
+"""As ours are made: a set for fewer members is another set, whatever it holds."""
+
 SETS: dict[str, tuple[str, dict[str, int], str]] = {
     "member deleted": (
         "ipset del {ours}-source {pod},{host}",
@@ -431,7 +434,7 @@ SETS: dict[str, tuple[str, dict[str, int], str]] = {
         "set {ours}-pool member {foreign}: nobody asked for it",
     ),
     "set destroyed and made anew": (
-        "ipset create mine hash:net family {inet}; ipset swap mine {ours}-nomasq; ipset destroy mine",
+        f"ipset create mine hash:net {WHOLE}; ipset swap mine {{ours}}-nomasq; ipset destroy mine",
         {"member": 2},
         "set {ours}-nomasq member {own}: missing",
     ),

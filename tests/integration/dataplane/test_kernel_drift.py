@@ -48,6 +48,9 @@ RULE_DRIFT = {
     "table flushed": ("{iptables} -t mangle -F", ["chain", "hook"]),
 }
 
+WHOLE = "family {inet} maxelem 1048576"
+"""As ours are made: a set for fewer members is another set, whatever it holds."""
+
 OTHER_DRIFT = {
     "member added": ("ipset add {ours}-empty {foreign}", ["member"]),
     "member deleted": ("ipset del {ours}-nets {host}", ["member"]),
@@ -62,7 +65,7 @@ OTHER_DRIFT = {
         ["set"],
     ),
     "set made anew": (
-        "ipset create mine hash:net,iface family {inet}; ipset swap mine {ours}-source; ipset destroy mine",
+        f"ipset create mine hash:net,iface {WHOLE}; ipset swap mine {{ours}}-source; ipset destroy mine",
         ["member"],
     ),
     "route deleted": ("ip -{n} route del {pod}", ["route"]),

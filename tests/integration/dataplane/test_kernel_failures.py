@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.dataplane import iptables_restore
+from felix_py.dataplane import ipset_commands, iptables_restore
 from felix_py.dataplane.kernel import Kernel
 from felix_py.records import (
     Backend,
@@ -163,20 +163,67 @@ def test_bad_members(kernel: Kernel, family: Family) -> None:
 
 
 @node_program.one_backend
-def test_a_member_that_the_kernel_refuses(kernel: Kernel, family: Family) -> None:
+def test_a_member_that_the_kernel_refuses(
+    kernel: Kernel, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Past the largest size of a set: the first ones are in, each that is not is named."""
-    small = name(family, "small")
-    inet, prefix = ("inet", "10.7.0.") if family is Family.V4 else ("inet6", "fd00:7::")
-    run("ipset", "create", small, "hash:ip", "family", inet, "maxelem", "60")
-    kernel.load()
+    monkeypatch.setattr(ipset_commands, "MOST_MEMBERS", 60)
+    small, prefix = name(family, "small"), "10.7.0." if family is Family.V4 else "fd00:7::"
     update = Update(sets={small: SetSpec(small, SetType.IP, family)})
-    update.members[small] = {f"{prefix}{host}": 0 for host in range(1, 200)}
+    update.members[small] = {f"{prefix}{host}": 0 for host in range(1, 150)}
     report = put(kernel, update)
     held = set(kernel_state.sets()[small])
     assert {f.what for f in report.failures} == {
         f"set {small} member {m}" for m in update.members[small].keys() - held
     }
-    assert "is full" in report.failures[0].reason
+    assert report.failures[0].reason == "the set is full"
+
+
+@node_program.one_backend
+def test_a_set_takes_more_members_than_the_kernels_default(kernel: Kernel, family: Family) -> None:
+    """65,536 is what `ipset create` says without maxelem: fewer than a large cluster has pods."""
+    big = name(family, "big")
+    update = Update(sets={big: SetSpec(big, SetType.IP, family)})
+    prefix = "10.{}.{}.{}" if family is Family.V4 else "fd00::{:x}:{:x}:{:x}"
+    update.members[big] = {prefix.format(n >> 16, n >> 8 & 255, n & 255): 0 for n in range(70_000)}
+    assert put(kernel, update).failures == ()
+    assert f"{big} 70000" in [f"{n} {len(members)}" for n, members in kernel_state.sets().items()]
+
+
+@node_program.one_backend
+@pytest.mark.parametrize("found", ["at the start", "by a member that does not fit"])
+def test_a_set_that_takes_fewer_members_is_made_anew(kernel: Kernel, family: Family, found: str) -> None:
+    """As an older version, or whoever restores a saved set, may have made it."""
+    ours, inet = name(family, "ours"), "inet" if family is Family.V4 else "inet6"
+    update = Update(sets={ours: SetSpec(ours, SetType.IP, family)})
+    update.members[ours] = {address(family, 1): 0}
+    put(kernel, update)
+    run("ipset", "create", "theirs", "hash:ip", "family", inet, "maxelem", "1")
+    run("ipset", "add", "theirs", address(family, 9))
+    run("ipset", "swap", "theirs", ours)
+    if found == "at the start":
+        kernel.load()
+    else:
+        refused = put(kernel, Update(members={ours: {address(family, 2): 0}}))
+        assert [failure.reason for failure in refused.failures] == ["the set is full"]
+    update.members[ours][address(family, 2)] = 0
+    assert put(kernel, update).failures == ()
+    assert sorted(kernel_state.sets()[ours]) == [address(family, 1), address(family, 2)]
+    assert [(drift.name, drift.how) for drift in kernel.take_drift()] == [
+        (ours, "made anew as hash:ip for 1 members")
+    ]
+
+
+@node_program.one_backend
+def test_a_set_of_our_name_that_has_come_since_the_last_look_is_made_anew(kernel: Kernel, family: Family) -> None:
+    """It is somebody's, or one of ours whose making the kernel did not acknowledge: what it holds is not asked
+    for."""
+    ours, inet = name(family, "ours"), "inet" if family is Family.V4 else "inet6"
+    run("ipset", "create", ours, "hash:ip", "family", inet)
+    run("ipset", "add", ours, address(family, 9))
+    update = Update(sets={ours: SetSpec(ours, SetType.IP, family)}, members={ours: {address(family, 1): 0}})
+    assert put(kernel, update).failures == ()
+    assert list(kernel_state.sets()[ours]) == [address(family, 1)]
 
 
 @node_program.one_backend
