@@ -106,6 +106,7 @@ class Reconciler:
         self._keep_learned = False
         self._holding = self._releasing = False
         self._leaving = Update()
+        self._untaken = Update()
         self._clean = asyncio.Event()
         self._read = _NOTHING
         self._looks = _NOTHING
@@ -147,6 +148,11 @@ class Reconciler:
     def compared_age(self) -> float:
         """Seconds since everything of ours in the kernel was last compared with what is wanted."""
         return time.monotonic() - self._compared_at
+
+    @property
+    def unenforced(self) -> Failure | None:
+        """Something that policy rests on and that the last apply could not write; None: there is nothing."""
+        return next(filter(leads_astray, self._failures), None)
 
     def note(self) -> None:
         """Something has changed; an apply follows soon."""
@@ -353,6 +359,8 @@ class Reconciler:
         started, holding, written = time.monotonic(), self._holding, self._written
         try:
             failures = await self._two_steps(parts)
+        except MemoryError:  # what was moved from one place to another may be in neither: only a start helps
+            raise
         except Exception as error:
             # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced; we try again.
             self._log.exception("apply failed")
@@ -429,10 +437,16 @@ class Reconciler:
         sweep: bool = False,
         keep_learned: bool = False,
     ) -> Failures:
+        # The planner tells each change once: one that the dataplane did not take up whole is told again.
+        if self._untaken:
+            self._untaken.merge(update)
+        else:
+            self._untaken = update
         if release:
             self._dataplane.release()
             self._releasing = False
-        self._dataplane.update(update)
+        self._dataplane.update(self._untaken)
+        self._untaken = Update()
         if parts:
             self._read_parts(parts, rules)
         report = self._dataplane.apply(sweep=sweep, keep_learned=keep_learned)
@@ -475,5 +489,7 @@ class Reconciler:
         for listener in listeners:
             try:
                 listener(news)
+            except MemoryError:
+                raise
             except Exception:
                 self._log.exception("a listener failed")

@@ -31,6 +31,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any, NoReturn
 
 from felix_py import log
+from felix_py.agent import memory
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.deny_log import DenyLogging
 from felix_py.agent.facts import Facts
@@ -121,6 +122,7 @@ async def run(config: AgentConfig, selector: WatchedSelector | None = None) -> i
     """
     logger = log.get("agent")
     stopping = Stopping(end_tools, lambda text: logger.error(text))
+    asyncio.get_running_loop().set_exception_handler(memory.unhandled)
     told = True
     try:
         async with AsyncExitStack() as stack:
@@ -143,8 +145,11 @@ async def run(config: AgentConfig, selector: WatchedSelector | None = None) -> i
         if not told:  # else it may have failed because its tools were killed
             logger.error("cannot start", reason=str(error))
             return 1
-    except Exception:
-        logger.exception("the agent has failed")
+    except Exception as error:
+        if memory.is_lack(error):
+            logger.error(memory.WORDS)
+        else:
+            logger.exception("the agent has failed")
         return 1
     finally:
         stopping.over()
@@ -281,8 +286,12 @@ class Agent:
         }
 
     def _unready(self) -> str | None:
-        """Why no pod can be connected, or None."""
-        return self._network.unready() or self._pods.no_addresses(self._facts.pod_cidrs)
+        """Why no pod can be connected, or what keeps policy from being wholly in force; None if nothing does."""
+        if reason := self._network.unready() or self._pods.no_addresses(self._facts.pod_cidrs):
+            return reason
+        if failure := self._reconciler.unenforced:
+            return f"policy is not wholly in force: {failure.what}: {failure.reason}"
+        return f"the kernel cannot be read back: {unread}" if (unread := self._reconciler.unread) else None
 
     def _taken_numbers(self, kernel: Kernel, families: Sequence[Family]) -> TakenNumbers:
         return {
@@ -336,6 +345,8 @@ class Agent:
         for event in events:
             try:
                 self._on_event(event)
+            except MemoryError:
+                raise
             except Exception:
                 # A defect of ours over one object must not cost the others of its batch.
                 self._log.exception("cannot take over an object", what=repr(event)[:500])

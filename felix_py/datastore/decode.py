@@ -187,6 +187,8 @@ class Kind(Generic[R]):
             return self._convert(decoded)
         except ValueError as error:
             reason = str(error)
+        except MemoryError:  # says nothing of the object
+            raise
         except Exception as error:
             # A defect of ours in one object's conversion must not keep all others from being known.
             reason = f"{type(error).__name__}: {error}"

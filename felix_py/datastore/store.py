@@ -235,6 +235,8 @@ class Store:
     def _call(self, handler: Handler, events: Sequence[Event]) -> None:
         try:
             handler(events)
+        except MemoryError:  # it may know half of them: only a start makes that good
+            raise
         except Exception:
             # A defect in one consumer must neither stop the others nor end the watch.
             self._log.exception("a handler failed", events=len(events))
