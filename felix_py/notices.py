@@ -26,6 +26,7 @@ class NoticeKind(enum.StrEnum):
     BGP = "bgp"
     INTERFACE_GONE = "interface-gone"
     IPVS = "ipvs"
+    KERNEL_FEATURE = "kernel-feature"
     LEASES_NOT_WRITTEN = "leases-not-written"
     LEASES_REBUILT = "leases-rebuilt"
     LOST_SANDBOX = "lost-sandbox"

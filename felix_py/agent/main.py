@@ -31,7 +31,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any, NoReturn
 
 from felix_py import log
-from felix_py.agent import memory
+from felix_py.agent import kernel_features, memory
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.deny_log import DenyLogging
 from felix_py.agent.facts import Facts
@@ -206,6 +206,7 @@ class Agent:
         self._facts = Facts(config.node_name, families, config.cluster_cidrs, lambda: self._reconciler.note())
         self._facts.tell = self._notices.replace
         self._deny_log = DenyLogging(config, families, backend, self._facts, self._facts.view, self._metrics)
+        self._missing = kernel_features.missing(families, backend, self._notices)
         self._counters = self._policy_counters(families, backend)
         self._configuration = {
             "backend": backend.value,
@@ -247,6 +248,7 @@ class Agent:
             drop_invalid=self._config.drop_invalid,
             drop_midstream=self._config.revoke_established,
             deny_log=self._deny_log.rules,
+            missing=self._missing,
         )
 
     def _policy_counters(self, families: Sequence[Family], backend: Backend) -> PolicyCounters:

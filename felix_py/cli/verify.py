@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -65,7 +66,8 @@ def verify(
 
             denials = DenyLog(deny_log_group, deny_log_rate) if deny_log else None
             rules = _rules(mark_mask, nat_outgoing, endpoint_to_host, drop_invalid, revoke_established, denials)
-            settings, wanted = _given(node_name, cluster_cidr, rules), options.backend(backend)
+            wanted = options.backend(backend)
+            settings = _given(node_name, cluster_cidr, rules, wanted)
         api = options.connect_api(kubeconfig, context)
     except ConfigError as error:
         _fail(str(error))
@@ -114,12 +116,19 @@ def _rules(
     return StaticOptions(marks, nat_outgoing, endpoint_to_host.upper(), drop_invalid, drop_midstream, deny_log)
 
 
-def _given(node_name: str, cluster_cidrs: list[str], rules: StaticOptions) -> Settings:
+def _given(node_name: str, cluster_cidrs: list[str], rules: StaticOptions, backend: Backend | None) -> Settings:
+    """What the kernel lacks is tried, as the agent does at its start."""
     from felix_py.dataplane import sysctl
+    from felix_py.dataplane.backend import ToolError, find_backend
+    from felix_py.dataplane.probe import missing_features
     from felix_py.diagnose.intended import Settings
 
-    name = node_name or socket.gethostname().lower()
-    return Settings(name, sysctl.available_families(), tuple(cluster_cidrs), rules)
+    name, families = node_name or socket.gethostname().lower(), sysctl.available_families()
+    try:
+        missing = tuple(missing_features(families, find_backend(backend)))
+    except ToolError as error:
+        raise ConfigError(str(error)) from error
+    return Settings(name, families, tuple(cluster_cidrs), replace(rules, missing=missing))
 
 
 def _compare(settings: Settings, backend: Backend | None, api: Api, leases: Path, agent_socket: str) -> Findings:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from felix_py.dataplane.backend import ToolError, command, run
 from felix_py.dataplane.iptables_text import render
+from felix_py.plan.features import Feature, match
 from felix_py.records import Backend, Words
 from policy.model import Family
 
@@ -21,15 +22,39 @@ def refusal(families: Iterable[Family], backend: Backend, rule: Words) -> str | 
 
     It is written into an empty network namespace that vanishes at once: nothing on the node changes.
     """
+    return _refusal(dict.fromkeys(families, (rule,)), backend)
+
+
+def missing_features(families: Sequence[Family], backend: Backend) -> dict[Feature, str]:
+    """What this kernel, or its tools, have not, and their words about it. All are tried at once first.
+
+    Where not even a rule without any match is taken, nothing can be told (a lock that others hold, say, or no
+    means to try): then nothing counts as missing, and whoever writes the rules hears what is wrong.
+    """
+    if _refusal(_rules(families, Feature), backend) is None or refusal(families, backend, ()) is not None:
+        return {}
+    tried = {feature: _refusal(_rules(families, (feature,)), backend) for feature in Feature}
+    return {feature: reason for feature, reason in tried.items() if reason is not None}
+
+
+def _rules(families: Iterable[Family], features: Iterable[Feature]) -> dict[Family, Sequence[Words]]:
+    wanted = tuple(features)
+    return {family: [words for one in wanted if (words := match(one, family))] for family in families}
+
+
+def _refusal(rules: dict[Family, Sequence[Words]], backend: Backend) -> str | None:
     found: list[str] = []
 
     def attempt() -> None:
         try:
             if _libc.unshare(_CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            for family in families:
-                text = f"*filter\n-A OUTPUT {render(rule).text}\nCOMMIT\n"
-                run([command(family, backend, "restore"), "--noflush", "-w", "10"], text)
+            for family, wanted in rules.items():
+                # Any of our matches and targets may stand in FORWARD; a link group of the sender not in OUTPUT.
+                text = "".join(f"-A FORWARD {render(rule).text}\n" for rule in wanted)
+                if text:
+                    argv = [command(family, backend, "restore"), "--noflush", "-w", "10"]
+                    run(argv, f"*filter\n{text}COMMIT\n")
         except (OSError, ToolError) as error:
             found.append(str(error))
 

@@ -6,6 +6,9 @@ connections pass. So an error must quote a packet that went to the one who sends
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from felix_py.records import Words
 from policy.model import Family
 
 _OTHERS_V4 = (
@@ -41,8 +44,23 @@ _OTHERS_V6 = (
 )
 
 
-def about_others(family: Family) -> tuple[str, ...]:
+def about_others(family: Family) -> Words:
     """Words of a match: an error that quotes a packet to somebody else than its sender."""
     steps, protocol = (_OTHERS_V4, "icmp") if family is Family.V4 else (_OTHERS_V6, "ipv6-icmp")
     code = ",".join((str(len(steps)), *(" ".join(map(str, step)) for step in steps)))
     return ("-p", protocol, "-m", "bpf", "--bytecode", code)
+
+
+def all_but_echo(family: Family) -> Words:
+    """Words of a match: any error, and whatever else is neither echo request nor reply. Without ``-m bpf``.
+
+    Which ICMPv6 types are errors (all below 128, to conntrack) cannot be said otherwise.
+    """
+    if family is Family.V4:
+        return ("-p", "icmp", *_not_of("icmp", "--icmp-type", 8, 0))
+    return ("-p", "ipv6-icmp", *_not_of("icmp6", "--icmpv6-type", 128, 129))
+
+
+def _not_of(name: str, option: str, *kinds: int) -> Iterator[str]:
+    for kind in kinds:
+        yield from ("-m", name, "!", option, str(kind))

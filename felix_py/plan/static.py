@@ -25,15 +25,15 @@ from felix_py.plan.deny_log import (
     DenyLog,
     dropping,
 )
-from felix_py.plan.icmp_errors import about_others
-from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, LINK_GROUP, set_prefix
+from felix_py.plan.features import FROM_NEIGHBOUR, HOST_END, NOT_FROM_HERE, Feature
+from felix_py.plan.icmp_errors import about_others, all_but_echo
+from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, set_prefix
 from felix_py.plan.marks import Marks
 from felix_py.plan.render import ALLOW, DISPATCH, PASS, mark_match, set_mark
 from felix_py.records import Hook, SetSpec, SetType, Words
 from policy.model import Direction, Family
 
 _PODS = f"{INTERFACE_PREFIX}+"
-_HOST_END: Words = ("-m", "devgroup", "--src-group", f"{LINK_GROUP:#x}")
 _ESTABLISHED: Words = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 _INVALID: Words = ("-m", "conntrack", "--ctstate", "INVALID")
 _MIDSTREAM: Words = (
@@ -49,8 +49,6 @@ _SOLICITED_NODE = "ff02::1:ff00:0/104"
 _LINK_LOCAL = "fe80::/10"
 _ON_LINK = (_LINK_LOCAL, "ff02::/16")
 """Where neighbour discovery may go: nothing that the node would forward."""
-_FROM_NEIGHBOUR: Words = ("-m", "hl", "--hl-eq", "255")
-"""What no router has passed on (RFC 4861, section 3.1)."""
 
 SOURCE = CHAIN_PREFIX + "SOURCE"
 NEIGHBOUR = CHAIN_PREFIX + "NEIGHBOUR"
@@ -85,9 +83,10 @@ class SetNames:
 
 @dataclass(frozen=True, slots=True)
 class StaticOptions:
-    """What configuration decides about the static rules. ``endpoint_to_host`` is an iptables target.
+    """What configuration and kernel decide about the static rules. ``endpoint_to_host`` is an iptables target.
 
-    ``drop_midstream``: TCP that conntrack does not know goes on only where it cannot undo a denial.
+    ``drop_midstream``: TCP that conntrack does not know goes on only where it cannot undo a denial. ``missing``:
+    what this kernel has not, so that the rules must do without.
     """
 
     marks: Marks
@@ -96,6 +95,7 @@ class StaticOptions:
     drop_invalid: bool = True
     drop_midstream: bool = True
     deny_log: DenyLog | None = None
+    missing: tuple[Feature, ...] = ()
 
 
 def static_sets(family: Family, options: StaticOptions) -> list[SetSpec]:
@@ -124,8 +124,6 @@ def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
         Hook(family, "raw", "PREROUTING", ("-i", _PODS, "-j", SOURCE), first=True),
         # A pod's packets come by its own interface and no other: not by the uplink, nor by one that was renamed.
         Hook(family, "raw", "PREROUTING", ("!", "-i", _PODS, *from_pod, "-j", SOURCE), first=True),
-        # By its name, a renamed interface is bound to nothing: so nothing passes, whatever source it forges.
-        Hook(family, "raw", "PREROUTING", ("!", "-i", _PODS, *_HOST_END, "-j", SOURCE), first=True),
         Hook(family, "mangle", "FORWARD", ("-j", CLASSIFY), first=True),
         Hook(family, "mangle", "INPUT", ("-i", _PODS, "-j", CLASSIFY), first=True),
         Hook(family, "filter", "FORWARD", ("-j", FORWARD), first=True),
@@ -136,6 +134,10 @@ def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
         Hook(family, "filter", "OUTPUT", ("-o", _PODS, "-j", OUTPUT), first=True),
         Hook(family, "filter", "OUTPUT", (*_in_a_pods_name(SetNames.of(family)), "-j", PROXIED), first=True),
     ]
+    if Feature.DEVGROUP not in options.missing:
+        # By its name, a renamed interface is bound to nothing: so nothing passes, whatever source it forges.
+        # Without this, what it sends with a pod's address is still dropped.
+        hooks.append(Hook(family, "raw", "PREROUTING", ("!", "-i", _PODS, *HOST_END, "-j", SOURCE), first=True))
     if options.nat_outgoing:
         hooks.append(Hook(family, "nat", "POSTROUTING", ("-j", POSTROUTING), first=True))
     return hooks
@@ -146,7 +148,7 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
     names = SetNames.of(family)
     marks = options.marks
     chains: dict[tuple[str, str], tuple[Words, ...]] = {
-        ("raw", SOURCE): tuple(_source(family, names, options.deny_log)),
+        ("raw", SOURCE): tuple(_source(family, names, options)),
         ("raw", ERROR): tuple(_error(family, options.deny_log)),
         ("mangle", CLASSIFY): (
             ("!", "-i", _PODS, "!", "-o", _PODS, "-j", "RETURN"),
@@ -165,7 +167,7 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
         ("filter", PROXIED): dropping(options.deny_log, PROXIED_DROP),
     }
     if family is Family.V6:
-        chains["raw", NEIGHBOUR] = tuple(_neighbour(names, options.deny_log))
+        chains["raw", NEIGHBOUR] = tuple(_neighbour(names, options))
     if options.drop_invalid:
         chains["filter", INVALID] = dropping(options.deny_log, INVALID_DROP)
     if options.drop_midstream:
@@ -181,15 +183,16 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
     return chains
 
 
-def _source(family: Family, names: SetNames, log: DenyLog | None) -> Iterator[Words]:
+def _source(family: Family, names: SetNames, options: StaticOptions) -> Iterator[Words]:
     if family is Family.V6:
         yield from _neighbour_discovery("-g", NEIGHBOUR)
-    yield (*about_others(family), "-g", ERROR)
+    errors = all_but_echo if Feature.BPF in options.missing else about_others
+    yield (*errors(family), "-g", ERROR)
     yield (*_bound_source(names), "-j", "RETURN")
     if family is Family.V6:
         # Not logged: what every interface says with its link-local address (RFC 3810) is no denied connection.
         yield ("-d", "ff00::/8", "-j", "DROP")
-    yield from dropping(log, SOURCE_DROP)
+    yield from dropping(options.deny_log, SOURCE_DROP)
 
 
 def _error(family: Family, log: DenyLog | None) -> Iterator[Words]:
@@ -199,21 +202,24 @@ def _error(family: Family, log: DenyLog | None) -> Iterator[Words]:
     yield from dropping(log, ERROR_DROP)
 
 
-def _neighbour(names: SetNames, log: DenyLog | None) -> Iterator[Words]:
+def _neighbour(names: SetNames, options: StaticOptions) -> Iterator[Words]:
     """Neighbour discovery that is on the pod's link, and of addresses that are bound to it.
 
     Anywhere else it would be a message that no policy expects: conntrack does not track it. The node makes a
     neighbour entry for whoever solicits: of a pod there can be no more than it has addresses. What it says with
     its link-local address nobody needs: the node asks for the pod's own, and its gateway is a permanent entry.
     """
+    # A pod sets the hop limit as it likes, so where the check is missing nothing is open to it that was not. It
+    # all ends at the node, whose kernel ignores what has another one (RFC 4861, section 7.1).
+    near = () if Feature.HL in options.missing else FROM_NEIGHBOUR
     # Duplicate address detection has no source yet (RFC 4862, section 5.4.2).
     solicitation = ("-p", "ipv6-icmp", "-m", "icmp6", "--icmpv6-type", str(_SOLICITATION))
-    yield ("-s", "::/128", "-d", _SOLICITED_NODE, *solicitation, *_FROM_NEIGHBOUR, "-j", "RETURN")
+    yield ("-s", "::/128", "-d", _SOLICITED_NODE, *solicitation, *near, "-j", "RETURN")
     for destination in _ON_LINK:
-        yield ("-d", destination, *_FROM_NEIGHBOUR, *_bound_source(names), "-j", "RETURN")
+        yield ("-d", destination, *near, *_bound_source(names), "-j", "RETURN")
     # Not logged: every interface does so.
     yield ("-s", _LINK_LOCAL, "-j", "DROP")
-    yield from dropping(log, SOURCE_DROP)
+    yield from dropping(options.deny_log, SOURCE_DROP)
 
 
 def _bound_source(names: SetNames) -> Words:
@@ -256,7 +262,9 @@ def _output(names: SetNames, options: StaticOptions) -> Iterator[Words]:
         yield _to_restricted_egress(names)
     yield ("-m", "set", "--match-set", names.egress, "src", "-g", PROXIED)
     to_restricted = ("-m", "set", "--match-set", names.ingress, "dst")
-    yield (*to_restricted, "-m", "addrtype", "!", "--src-type", "LOCAL", "-g", PROXIED)
+    # Where nothing tells the node's own packets, none of them passes.
+    not_own = () if Feature.ADDRTYPE in options.missing else NOT_FROM_HERE
+    yield (*to_restricted, *not_own, "-g", PROXIED)
 
 
 def _in_a_pods_name(names: SetNames) -> Words:

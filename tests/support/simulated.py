@@ -32,7 +32,7 @@ def lease(endpoint: LocalEndpoint) -> Lease:
     return Lease(container, "eth0", "n", endpoint.namespace, endpoint.name, endpoint.uid, host, addresses, 1.0)
 
 
-def planned(cluster: Cluster) -> Planner:
+def planned(cluster: Cluster, options: StaticOptions = OPTIONS) -> Planner:
     """A planner that has heard of the whole cluster, on a node that holds all of its endpoints."""
     facts = Facts("node", tuple(Family), (), lambda: None)
     for namespace in cluster.namespaces.values():
@@ -45,7 +45,7 @@ def planned(cluster: Cluster) -> Planner:
         facts.engine.upsert_pod(pod)
     for endpoint in cluster.endpoints.values():
         facts.attach(lease(endpoint))
-    planner = Planner(tuple(Family), OPTIONS, {})
+    planner = Planner(tuple(Family), options, {})
     facts.collect(planner)
     return planner
 
@@ -96,8 +96,8 @@ class Judge:
 
     def __init__(self, cluster: Cluster, rules: dict[Family, Ruleset], sets: Sets) -> None:
         self._cluster = cluster
-        self._rules = rules
-        self._sets = sets
+        self.rules = rules
+        self.sets = sets
         self._snapshot = cluster.snapshot()
         self._interfaces = {
             address: lease(endpoint).interface
@@ -153,4 +153,4 @@ class Judge:
             "" if path is Path.OUTPUT else self._interfaces.get(packet.source, UPLINK),
             "" if path is Path.INPUT else self._interfaces.get(packet.destination, UPLINK),
         )
-        return simulate(self._rules[flow.family], self._sets, flow, path)
+        return simulate(self.rules[flow.family], self.sets, flow, path)

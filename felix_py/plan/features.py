@@ -1,0 +1,58 @@
+"""Netfilter matches that a kernel may lack, and what becomes of the rules without them.
+
+A rule that the kernel does not take would keep all others of its transaction out. So each match is tried at the
+start (:func:`felix_py.dataplane.probe.missing_features`), and what is missing is a part of the rules' options.
+The fallbacks stand where the rules are made (:mod:`felix_py.plan.static`). What one of them lets through, policy
+judges as ever, or a pod could have sent it anyway. The one exception is the link group, which nothing else can
+tell: without it, its rule is left out.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from felix_py.plan.icmp_errors import about_others
+from felix_py.plan.layout import LINK_GROUP
+from felix_py.records import Words
+from policy.model import Family
+
+HOST_END: Words = ("-m", "devgroup", "--src-group", f"{LINK_GROUP:#x}")
+"""By the interface of a pod, whatever it is called."""
+FROM_NEIGHBOUR: Words = ("-m", "hl", "--hl-eq", "255")
+"""What no router has passed on (RFC 4861, section 3.1)."""
+NOT_FROM_HERE: Words = ("-m", "addrtype", "!", "--src-type", "LOCAL")
+"""From an address that is not the node's."""
+
+
+class Feature(enum.StrEnum):
+    """A match by its name in iptables; the kernel's module is ``xt_`` and that."""
+
+    ADDRTYPE = "addrtype"
+    BPF = "bpf"
+    DEVGROUP = "devgroup"
+    HL = "hl"
+
+
+LOST = {
+    Feature.ADDRTYPE: "what the node itself begins to pods with restricted ingress is dropped, kubelet's probes "
+    "among it, since it cannot be told from what a proxy sends in the name of others",
+    Feature.BPF: "of a pod's ICMP only echo passes, so nobody hears its errors (port unreachable; packet too "
+    "big, where a pod forwards packets)",
+    Feature.DEVGROUP: "an interface of a pod that somebody renames lets IPv6 packets with forged sources through "
+    "until it has its name back",
+    Feature.HL: "neighbour discovery of pods is taken with any hop limit; the kernel itself ignores all but 255",
+}
+"""What is not as it should be without a feature."""
+
+
+def match(feature: Feature, family: Family) -> Words:
+    """A match as the rules have it; empty where this family's rules have none."""
+    match feature:
+        case Feature.ADDRTYPE:
+            return NOT_FROM_HERE
+        case Feature.BPF:
+            return about_others(family)
+        case Feature.DEVGROUP:
+            return HOST_END
+        case Feature.HL:
+            return FROM_NEIGHBOUR if family is Family.V6 else ()
