@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib
-import itertools
 import os
 import resource
 import time
@@ -31,7 +30,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any, NoReturn
 
 from felix_py import log
-from felix_py.agent import kernel_features, memory
+from felix_py.agent import kernel_features, memory, status
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.deny_log import DenyLogging
 from felix_py.agent.facts import Facts
@@ -80,9 +79,6 @@ _SYNC_NOTICE = 10.0
 
 _MOST_NAMED = 10
 """Objects named in one log line."""
-_MOST_SHOWN = 1000
-"""Failures in ``/status``."""
-
 _HEALTH_WAITS = 1.0
 """Seconds after which the health endpoint answers although policy is not in force yet."""
 
@@ -476,10 +472,6 @@ class Agent:
             self._metrics.watch_age.labels(kind).set(age)
         self._bgp.refresh_metrics()
 
-    def _last_drift(self) -> dict[str, Any] | None:
-        last = self._reconciler.last_drift
-        return None if last is None else {"secondsAgo": round(last[0], 1), "found": last[1]}
-
     def status(self) -> dict[str, Any]:
         """The agent's state, as ``/status`` shows it."""
         return {
@@ -491,27 +483,7 @@ class Agent:
             "endpoints": self._facts.endpoints,
             "denyLog": self._deny_log.state(),
             "notices": [notice._asdict() for notice in self._notices.all()],
-            "failures": [
-                {"what": f.what, "reason": f.reason, "count": f.count}
-                for f in itertools.islice(self._reconciler.failures, _MOST_SHOWN)
-            ],
-            "failedObjects": self._reconciler.failures.objects,
-            "comparedAgeSeconds": round(self._reconciler.compared_age, 1),
-            "lastDrift": self._last_drift(),
-            "watchAgeSeconds": {kind: round(age, 1) for kind, age in self._cluster.ages().items()},
-            "problems": [
-                {"kind": p.kind, "namespace": p.key[0], "name": p.key[1], "reason": p.reason}
-                for p in self._cluster.store.problems
-            ],
-            "peers": [
-                {
-                    "address": peer.address,
-                    "asNumber": peer.asn,
-                    "established": peer.established,
-                    "reason": peer.error,
-                    "prefixesReceived": peer.received,
-                }
-                for peer in self._bgp.peers()
-            ],
-            "routes": {prefix: list(hops) for prefix, hops in sorted(self._bgp.routes().items())},
+            **status.of_reconciler(self._reconciler),
+            **status.of_cluster(self._cluster),
+            **status.of_bgp(self._bgp),
         }
