@@ -86,7 +86,10 @@ class Pods:
 
     async def tell_the_runtime(self) -> None:
         """Pods can be connected from now on."""
-        await self._list.bring_up_to_date()
+        try:
+            await self._list.bring_up_to_date()
+        except OSError as error:  # the next look tries again
+            self._log.error("cannot look after the network list", reason=str(error))
 
     async def run(self, nodes: Callable[[], Sequence[str]]) -> None:
         """Look every minute, until cancelled. ``nodes``: the addresses of all nodes."""
