@@ -50,7 +50,8 @@ def main(quick: bool) -> None:
     busy = {way: Row(way, base=way != "felix-py", note="ExaBGP") for way in _WAYS}
     others = Row("felix-py", note="sidecar and bridge")
     start = {way: Row(way, base=way != "felix-py") for way in _WAYS}
-    memory = [Row(part) for part in _PARTS]
+    # The bridge is a bare Python.
+    memory = [Row(part, base=part == "bridge") for part in _PARTS]
     for _ in range(times):
         for way, argv in _WAYS.items():
             up, cpu, size = asyncio.run(_once(argv, seconds))

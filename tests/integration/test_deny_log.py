@@ -157,7 +157,7 @@ def test_a_deny_rule_of_a_cluster_policy(rig: Rig) -> None:
         assert event.decided_by.policy == PolicyName("ClusterNetworkPolicy", "guard")
         assert (event.decided_by.rule, event.decided_by.tier) == (2, "Admin")
         assert event.decided_by.rule_name == 'no -j ACCEPT "three"'
-        assert event.message.startswith("denied by ClusterNetworkPolicy guard ingress[2] (no -j ACCEPT")
+        assert event.message.startswith('denied by ClusterNetworkPolicy guard ingress[2] "no -j ACCEPT')
 
 
 def test_a_source_address_that_is_not_the_pods(rig: Rig) -> None:

@@ -207,5 +207,4 @@ def test_a_packet_with_anothers_source_address_is_dropped(node: PolicyNode) -> N
         table = "iptables" if family is Family.V4 else "ip6tables"
         backend = "legacy" if "legacy" in str(node.kernel._tables[family]._backend) else "nft"
         saved = run(f"{table}-{backend}", "-t", "raw", "-vxnL", "FELIX-SOURCE")
-        dropped = next(line for line in saved.splitlines() if "DROP" in line)
-        assert int(dropped.split()[0]) > 0
+        assert any(int(line.split()[0]) > 0 for line in saved.splitlines() if "DROP" in line)

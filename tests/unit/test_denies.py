@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from felix_py import log
 from felix_py.agent.chain_names import ChainNames
 from felix_py.agent.denies import KEPT, WINDOW, Denies, TooManyFollowers
 from felix_py.agent.deny_events import Decider, DenyEvent, Describer, PolicyName, Reason
@@ -235,13 +236,18 @@ def test_there_may_be_a_bounded_number_of_followers() -> None:
         pass
 
 
-def test_lines_are_bounded_and_say_how_many_were_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def written(capfd: pytest.CaptureFixture[str]) -> str:
+    log.flush()
+    return capfd.readouterr().err
+
+
+def test_lines_are_bounded_and_say_how_many_were_left_out(capfd: pytest.CaptureFixture[str]) -> None:
     configure(LogLevel.INFO, LogFormat.JSON, node="n1")
     rig = Rig(lines=True)
     rig.denies.note([dropped(rig.isolated(network("deny")), port=port) for port in range(1, 101)])
     rig.clock.now += WINDOW
     rig.denies.close_due()
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    lines = [json.loads(line) for line in written(capfd).splitlines()]
     assert len(lines) == 50
     assert {line["event"] for line in lines} == {"denied"}
     assert lines[0]["component"] == "denies"
@@ -252,16 +258,16 @@ def test_lines_are_bounded_and_say_how_many_were_left_out(capsys: pytest.Capture
     rig.clock.now += 10
     rig.denies.note([dropped(SOURCE_DROP)])
     rig.denies.close_all()
-    (line,) = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    (line,) = (json.loads(line) for line in written(capfd).splitlines())
     assert line["lines_left_out"] == 50
 
 
-def test_without_lines_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_lines_nothing_is_written(capfd: pytest.CaptureFixture[str]) -> None:
     configure(LogLevel.INFO, LogFormat.JSON, node="n1")
     rig = Rig()
     rig.denies.note([dropped(SOURCE_DROP)])
     rig.denies.close_all()
-    assert capsys.readouterr().err == ""
+    assert written(capfd) == ""
 
 
 # --- words -------------------------------------------------------------------------------------------
