@@ -78,13 +78,16 @@ class Reconciler:
         refresh_interval: float,
         patience: float = 2.0,
         abandon: Callable[[], object] = lambda: None,
+        everybodys: Callable[[Failures], bool] = lambda failures: any(map(leads_astray, failures)),
     ) -> None:
         """``collect`` moves what was noted since the last call into the planner, on the event loop; it is called
         until it returns False.
 
         ``patience``: seconds that an apply under way may take to come to its end when this ends; ``abandon`` is
-        called if it does not, and cuts it off.
+        called if it does not, and cuts it off. ``everybodys``: whether something that leads astray
+        is not only a matter of some endpoints, which wait for it themselves.
         """
+        self._everybodys = everybodys
         self._abandon = abandon
         self._patience = patience
         self._planner = planner
@@ -187,7 +190,8 @@ class Reconciler:
     async def clean(self) -> None:
         """Return once nothing stale is in force: the kernel was read, written and swept, all in one apply.
 
-        Routes, interfaces and settings that cannot be written do not matter for that. Stays true.
+        Routes, interfaces and settings that cannot be written do not matter for that; nor does a policy of some
+        endpoints, which wait for it themselves (:attr:`unenforced` tells of it). Stays true.
         """
         self._read = _NOTHING
         self._looks |= EVERYTHING
@@ -410,15 +414,24 @@ class Reconciler:
         failures = await self.call(lambda: self._write(update, parts, rules, release=release))
         if any(map(leads_astray, failures)):
             self._sweep_due |= sweep
+            if sweep and not self._everybodys(failures):
+                # What nobody asks for goes all the same: one policy that cannot be written keeps no other pod.
+                failures = await self.call(lambda: self._write(Update(), sweep=True, keep_learned=keep_learned))
+                self._note_clean(failures)
             return failures
         later = self._planner.confirm()
         if later or sweep:
             # What failed in the first step is tried again in the second, and reported by it.
             failures = await self.call(lambda: self._write(later, sweep=sweep, keep_learned=keep_learned))
             self._sweep_due |= sweep and bool(failures)
-        if sweep and self._read == EVERYTHING and not any(map(leads_astray, failures)):
-            self._clean.set()
+        if sweep:
+            self._note_clean(failures)
         return failures
+
+    def _note_clean(self, failures: Failures) -> None:
+        """After a sweep."""
+        if self._read == EVERYTHING and not self._everybodys(failures):
+            self._clean.set()
 
     async def _keep(self, parts: Part) -> Failures:
         """Put right what others have changed of what is held."""

@@ -27,6 +27,7 @@ import resource
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Any, NoReturn
 
 from felix_py import log
@@ -38,7 +39,7 @@ from felix_py.agent.flows import Flows
 from felix_py.agent.host_notices import HostNotices
 from felix_py.agent.identity import Identity
 from felix_py.agent.listener import listen, listen_for, remove
-from felix_py.agent.network import PodNetwork
+from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.agent.pods import Pods
 from felix_py.agent.policy_counters import Accounts, PolicyCounters
 from felix_py.agent.refusals import Refusals
@@ -220,6 +221,7 @@ class Agent:
             self._metrics,
             refresh_interval=config.refresh_interval,
             abandon=end_tools,
+            everybodys=partial(concern_everybody, self._facts),
         )
         # Where the other backend's rules are in force, half of ours beside them would only be in their way.
         self._hold(Update() if self._other.owned else Planner(families, self._options(), held).take())

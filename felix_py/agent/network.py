@@ -12,7 +12,7 @@ from felix_py.plan.deny_log import ASTRAY, ERROR, INVALID, MIDSTREAM, PROXIED
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, SOURCE, SetNames
-from felix_py.reconcile import NotApplied, Reconciler
+from felix_py.reconcile import NotApplied, Reconciler, leads_astray
 from felix_py.records import Failure, Lease, RouteKey, Update
 from policy.model import Family, ObjectKey, Pod
 
@@ -43,6 +43,19 @@ SHARED = {
     ),
 }
 """What every endpoint stands on: a failure that names one of these is everybody's."""
+
+
+def concern_everybody(facts: Facts, failures: Failures) -> bool:
+    """Whether something that leads astray is more than a matter of endpoints here that stand on it.
+
+    Such an endpoint's ADD waits for it (:meth:`PodNetwork.enforce`). What nobody stands on and cannot be removed
+    is everybody's: nobody would wait for it.
+    """
+    own: set[str] = set()
+    for endpoint in facts.view.endpoints():
+        own.update(endpoint.addresses, facts.engine.chains_of(endpoint.key))
+    tolerable = set(failures.naming(own)).difference(failures.naming(SHARED))
+    return any(leads_astray(failure) and failure not in tolerable for failure in failures)
 
 
 class PodNetwork:

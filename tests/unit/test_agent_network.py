@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
 
 from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
-from felix_py.agent.network import PodNetwork
+from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
 from felix_py.dataplane.interface import Part
@@ -23,6 +24,7 @@ from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import NotApplied, Reconciler
 from felix_py.records import ChainKey, Lease, NextHop, NodeRecord, Route, RouteKey
 from policy.model import (
+    Direction,
     Family,
     NetworkPolicy,
     Operator,
@@ -32,6 +34,7 @@ from policy.model import (
     Requirement,
     Selector,
 )
+from policy.names import policy_chain
 
 V4 = Family.V4
 NAMES = SetNames.of(V4)
@@ -52,7 +55,12 @@ class Rig:
         self.facts = Facts("n1", (V4,), (), lambda: self.reconciler.note())
         planner = Planner((V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         self.reconciler = Reconciler(
-            planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=refresh
+            planner,
+            self.kernel,
+            self.facts.collect,
+            self.metrics,
+            refresh_interval=refresh,
+            everybodys=partial(concern_everybody, self.facts),
         )
         self.connections = FakeFlowTable()
         self.flows = Flows(self.connections, self.connections, self.metrics)
@@ -353,6 +361,33 @@ def test_clean_means_read_written_and_swept_and_learned_routes_may_wait() -> Non
             assert set(kernel.routes) & {stale, learned} == {learned}
             rig.reconciler.sweep()
             await until(lambda: learned not in kernel.routes)
+
+    run(test())
+
+
+def test_a_policy_that_cannot_be_written_keeps_no_other_pod_from_a_node_that_restarts() -> None:
+    """What is stale goes all the same, and the pods that do not stand on it start; readyz goes on telling."""
+    isolating = NetworkPolicy("shop", "odd", Selector(), ingress=(PolicyRule(),))
+    stray = Item("chain", ChainKey(V4, "filter", "FELIX-PI-old"))
+
+    async def test() -> None:
+        kernel = FakeDataplane()
+        async with Rig(kernel) as rig:
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+            rig.facts.upsert(isolating)
+            rig.facts.attach(lease())
+            chain = policy_chain(Direction.INGRESS, isolating.ref)
+            kernel.failing = {Item("chain", ChainKey(V4, "filter", chain)).what: "no such match"}
+            kernel.kernel[stray] = ()
+            rig.reconciler.sweep(keep_learned=True)
+            await asyncio.wait_for(rig.reconciler.clean(), 20)
+            assert stray not in kernel.kernel
+            assert rig.reconciler.unenforced is not None
+            with pytest.raises(NetworkError, match="no such match"):
+                await rig.network.enforce(lease())
+            rig.facts.upsert(Pod("dev", "tool", "u2", "n1"))
+            other = Lease("c2", "eth0", "felix-py", "dev", "tool", "u2", "felixc2", {V4: "10.1.0.3"}, 2.0)
+            await rig.network.enforce(other)
 
     run(test())
 
