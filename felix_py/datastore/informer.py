@@ -3,7 +3,8 @@
 A conversation with the server is a list (or the listing part of a WatchList) followed by a watch from the list's
 resourceVersion. Whatever ends it, the next one either goes on from the last version seen or, where the server has
 forgotten that version or sent what cannot be understood, starts with a list again. The table makes differences
-out of a list, so starting again is always right and never visible to consumers.
+out of a list, so starting again is always right and never visible to consumers. So it is after events that come
+in another order than they happened: what the last one of an object says may not be how it is.
 
 A watch that says nothing is not dead: a quiet kind has nothing to say, and bookmarks come only when there is a
 newer version. Its connection is judged by TCP keepalive (:mod:`felix_py.datastore.client`), the server behind
@@ -432,6 +433,10 @@ class Reflector(Generic[R]):
             if self._version and isinstance(change.what, Unusable) and not change.what.key[1]:
                 # Which object has changed cannot be told: a list says which are still understood.
                 raise Unreadable(f"an event of an object without a readable name: {change.what.reason}")
+            if (self._version or complete) and _is_older(change.resource_version, version or self._version):
+                raise Unreadable(
+                    f"an event of version {change.resource_version} after {version or self._version}"
+                )
             if change.what is not None:
                 found.append(change.what)
             if change.initial_end and not self._version:
@@ -478,6 +483,11 @@ class Reflector(Generic[R]):
             finally:
                 with self._answer_lock:
                     self._answer = None
+
+
+def _is_older(version: str, than: str) -> bool:
+    """Whether a watch has gone back. Versions of one kind can be compared where they are decimal (KEP-5504)."""
+    return version.isdecimal() and than.isdecimal() and int(version) < int(than)
 
 
 def _watch_query(lifetime: float) -> dict[str, str]:

@@ -515,3 +515,67 @@ async def test_list_without_resource_version_is_not_watched_from() -> None:
         async with watching(api) as watch:
             await watch.until_names("a")
             assert api.verbs()[:3] == ["watchlist", "list", "list"]
+
+
+# --- events that are out of order ----------------------------------------------------------------------------
+
+
+@on_loop
+@pytest.mark.parametrize("watch_list", [True, False])
+@pytest.mark.parametrize("order", ["older last", "deleted before added"])
+async def test_events_out_of_order_make_it_list_again(order: str, watch_list: bool) -> None:
+    """A proxy, or a server that answers from two caches: nothing in such a watch tells how it ends."""
+    with FakeApi(watch_list=watch_list) as api:
+        api.put(PODS, pod("a", ip="10.0.0.1"))
+        async with watching(api) as watch:
+            await watch.until_listed()
+            api.wait_for(lambda: "watch" in api.verbs()[-1])
+
+            def mixed(exchange: fakeapi.Exchange) -> bool:
+                exchange.begin_stream()
+                if order == "older last":
+                    between = api.put(PODS, pod("a", ip="10.0.0.2"))
+                    exchange.event("MODIFIED", api.put(PODS, pod("a", ip="10.0.0.3")))
+                    exchange.event("MODIFIED", between)
+                else:
+                    added = api.put(PODS, pod("b"))
+                    api.delete(PODS, "default", "b")
+                    gone = {**added, "metadata": {**added["metadata"], "resourceVersion": str(api.version)}}
+                    exchange.event("DELETED", gone)
+                    exchange.event("ADDED", added)
+                exchange.event("ADDED", api.put(PODS, pod("last")))
+                exchange.hang()
+                return True
+
+            api.fault("watch", mixed)
+            api.end_watches()
+            await watch.until_names("a", "last")
+            await watch.until(lambda: watch.table.records["default", "a"].addresses != ("10.0.0.2",))
+            address = "10.0.0.3" if order == "older last" else "10.0.0.1"
+            assert watch.table.records["default", "a"].addresses == (address,)
+            assert "b" not in watch.names()
+            assert api.verbs().count("watchlist" if watch_list else "list") == 2
+
+
+@on_loop
+async def test_events_that_come_twice_are_nothing_new() -> None:
+    with FakeApi() as api:
+        api.put(PODS, pod("a"))
+        async with watching(api) as watch:
+            await watch.until_listed()
+
+            def twice(exchange: fakeapi.Exchange) -> bool:
+                exchange.begin_stream()
+                for _ in range(2):
+                    exchange.event("MODIFIED", api.objects[PODS, "default", "b"])
+                return False
+
+            api.fault("watch", twice)
+            api.put(PODS, pod("b"))
+            await watch.until_names("a", "b")
+            api.end_watches()
+            api.wait_for(lambda: api.verbs().count("watch") == 1)
+            api.put(PODS, pod("c"))
+            await watch.until_names("a", "b", "c")
+            assert watch.upserted() == ["a", "b", "c"]
+            assert api.verbs().count("watchlist") == 1
