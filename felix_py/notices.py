@@ -24,6 +24,7 @@ class NoticeKind(enum.StrEnum):
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
     ADDRESS_IN_USE = "address-in-use"
     BGP = "bgp"
+    CONNECTIONS_FULL = "connections-full"
     INTERFACE_GONE = "interface-gone"
     IPVS = "ipvs"
     KERNEL_FEATURE = "kernel-feature"

@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 from felix_py import log
 from felix_py.agent import kernel_features, memory, status
 from felix_py.agent.bgp import Bgp
+from felix_py.agent.connections import Connections
 from felix_py.agent.deny_log import DenyLogging
 from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
@@ -390,6 +391,7 @@ class Agent:
             tasks.create_task(self._counters.refresh())
             tasks.create_task(self._tell_the_world())
             tasks.create_task(self._pods.run(self._facts.node_addresses))
+            tasks.create_task(Connections(self._notices).run())
             tasks.create_task(Identity(lambda: self._facts.node, self._notices).run())
             tasks.create_task(self._bgp.run())
             await self._bgp.wait_in_sync()

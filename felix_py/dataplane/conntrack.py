@@ -20,6 +20,7 @@ from felix_py.records import Flow
 from policy.model import Family
 
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+_MOST_ENTRIES = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 
 _TURN, _PAUSE = 128, 0.001
 """So many entries are taken apart, which takes a millisecond, and then there is a pause of so many seconds."""
@@ -124,9 +125,19 @@ class Conntrack:
         return filter(messages.concerned(wanted, ends), self._netlink.stream(messages.dump(family)))
 
 
+def fullness() -> float:
+    """The share of entries, of all that this network namespace may have, that are taken; 0 where nobody knows."""
+    most = _number(_MOST_ENTRIES)
+    return _number(_COUNT) / most if most else 0.0
+
+
 def _count() -> int:
     """How many entries this network namespace has, of both families."""
+    return _number(_COUNT)
+
+
+def _number(file: Path) -> int:
     try:
-        return int(_COUNT.read_text())
+        return int(file.read_text())
     except (OSError, ValueError):
         return 0
