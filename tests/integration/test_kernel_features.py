@@ -71,6 +71,13 @@ def test_what_is_not_there_is_found_alone(
     assert saved(backend) == before
 
 
+def test_where_nothing_can_be_tried_nothing_counts_as_missing(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "command", lambda *_: "/bin/false")
+    assert missing_features(tuple(Family), backend) == {}
+
+
 # --- an agent on such a kernel -----------------------------------------------------------------------
 
 
