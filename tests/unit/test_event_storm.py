@@ -81,9 +81,10 @@ def test_what_nobody_waits_for_rests_a_moment_and_what_somebody_waits_for_does_n
             for pod in storm(rig)[:100]:
                 rig.facts.upsert(replace(pod, labels=(("app", "y"),)))
                 await asyncio.sleep(0)
-            assert rig.kernel.applies == before
+            # The first change of a quiet system goes at once; those behind it share an apply or a few.
+            assert rig.kernel.applies - before <= 3
             await rig.network.release(lease())
-            assert rig.kernel.applies - before <= 2
+            assert rig.kernel.applies - before <= 6
             assert not rig.kernel.members(NAMES.ingress)
 
     run(test())
