@@ -15,6 +15,7 @@ pytestmark = pytest.mark.root
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_runs_and_prints_ratios(name: str) -> None:
     argv = [sys.executable, "-m", "bench", "--quick", name]
