@@ -1,0 +1,92 @@
+"""The wall clock jumps, by years, while the agent runs: nothing that it enforces goes by that clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from felix_py.ipam.beside import read_leases
+from felix_py.records import Backend
+from policy.model import Family
+from tests.support.bird import eventually
+from tests.support.isolate import NetworkNamespace, run
+from tests.support.live_node import POLICY, PolicedNode
+from tests.support.streams import Streams
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+
+YEARS = 10 * 365 * 86400.0
+
+_CLOCK = """
+import time
+_now = time.time
+
+def jumped():
+    with open({offset!r}) as file:
+        return _now() + float(file.read())
+
+time.time = jumped
+time.time_ns = lambda: int(jumped() * 1e9)
+"""
+"""The machine's own clock must stay, and there is no namespace for it: the agent gets one of its own."""
+
+
+@pytest.mark.parametrize("seconds", [-YEARS, YEARS], ids=["back", "ahead"])
+def test_the_wall_clock_jumps(
+    tmp_path: Path,
+    make_netns: Callable[[str], NetworkNamespace],
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+) -> None:
+    offset, modules = tmp_path / "offset", tmp_path / "modules"
+    modules.mkdir()
+    offset.write_text("0")
+    (modules / "sitecustomize.py").write_text(_CLOCK.format(offset=str(offset)))
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+    with PolicedNode(tmp_path, Backend.NFT, make_netns) as node, Streams() as streams:
+        node.prepare()
+        node.start()
+        node.ready()
+        node.settled()
+        node.stream(streams, Family.V4, "api", "db", 80)
+        seen = max(denied_ids(node))
+
+        def jump(to: float) -> None:
+            aside = tmp_path / "aside"
+            aside.write_text(str(to))
+            aside.rename(offset)
+
+        jump(seconds)
+        # A pod that comes is connected, and what it may is in force: its lease is the newest by any clock.
+        node.add_pod("late", app="api")
+        everybody = POLICY | {pair for name in ("web", "api", "db") for pair in ((name, "late"), ("late", name))}
+        eventually(lambda: node.reached() == everybody, 20)
+        leases = read_leases(tmp_path / "state/leases.db")
+        assert [lease.pod for lease in leases][-1] == "late"
+        # A permission that ends, ends connections; a denial is told, by an id that nobody has seen.
+        node.relabel("api", app="nobody")
+        ends = ("-s", node.addresses["api"][Family.V4], "-d", node.addresses["db"][Family.V4])
+        eventually(lambda: not run("conntrack", "-L", *ends), 30)
+        eventually(lambda: node.reached() == everybody - {("api", "db")}, 20)
+        eventually(lambda: max(denied_ids(node)) > seen, 20)
+        node.delete_pod("late")
+        assert node.ask("/readyz")[0] == 200
+
+        # And so it is for the next life, which begins in another time than it ends in.
+        node.kill()
+        node.start()
+        node.ready()
+        jump(0)
+        del node.places["late"], node.addresses["late"]
+        eventually(lambda: node.reached() == POLICY - {("api", "db")}, 20)
+        # Ids begin with the time: this life did live in another.
+        eventually(lambda: abs(max(denied_ids(node)) - seen) > YEARS * 1000 / 2, 20)
+        node.relabel("api", app="api")
+        node.settled()
+
+
+def denied_ids(node: PolicedNode) -> list[int]:
+    return [event["id"] for event in json.loads(node.ask("/denies")[1])["events"]] or [0]
