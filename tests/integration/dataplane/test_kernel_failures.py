@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.dataplane import ipset_commands, iptables_restore
+from felix_py.dataplane import ipset_commands, iptables_restore, netlink
 from felix_py.dataplane.kernel import Kernel
 from felix_py.records import (
     Backend,
@@ -25,7 +25,7 @@ from felix_py.records import (
 from policy.model import Family
 from tests.support import kernel_state, node_program
 from tests.support.isolate import run
-from tests.support.node_program import address, check_quiet, learned_route, name, pod_route, put, whole
+from tests.support.node_program import POD, address, check_quiet, learned_route, name, pod_route, put, whole
 
 pytestmark = pytest.mark.root
 
@@ -311,3 +311,28 @@ def test_a_stray_set_that_a_rule_of_others_uses_is_told_from_what_is_in_force(
     run(f"{tool}-{backend}", "-D", *rule)
     assert kernel.apply(sweep=True).failures == ()
     assert stray not in kernel_state.sets()
+
+
+def test_what_the_kernel_does_not_acknowledge_is_written_all_the_same(
+    interfaces: None, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers do not fit into the sockets' buffers (ENOBUFS): each apply finds out what is missing."""
+    monkeypatch.setattr(netlink, "_RECEIVE_BUFFER", 4096)
+    big = name(family, "big")
+    update = Update(sets={big: SetSpec(big, SetType.IP, family)})
+    prefix = "10.{}.{}.{}" if family is Family.V4 else "fd00::{:x}:{:x}:{:x}"
+    update.members[big] = {prefix.format(n >> 16, n >> 8 & 255, n & 255): 0 for n in range(50_000)}
+    routes = [pod_route(family, host, POD) for host in range(1, 250)]
+    update.routes = {route.key: route for route in routes}
+    with Kernel([family], Backend.NFT) as kernel:
+        kernel.load()
+        report = put(kernel, update)
+        tries = 1
+        while report.failures and tries < 20:
+            report = kernel.apply()
+            tries += 1
+        assert report.failures == ()
+        kernel.load()
+        check_quiet(kernel, sweep=False)
+    assert len(kernel_state.sets()[big]) == 50_000
+    assert len(kernel_state.routes(family)) == len(routes)
