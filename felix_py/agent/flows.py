@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from felix_py import log
-from felix_py.cni.batch import Batcher
+from felix_py.cni.batch import Batcher, begin
 from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
 from felix_py.records import Flow
@@ -27,6 +27,7 @@ class Flows:
         self._releasing = releasing
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flows")
+        begin(self._thread)
         self._releases: Batcher[tuple[str, ...], None] = Batcher("flows-release", self._forget)
         self._log = log.get("flows")
         self.on_kept: Callable[[Collection[str]], None] = lambda _addresses: None

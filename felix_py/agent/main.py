@@ -98,6 +98,7 @@ def main(config: AgentConfig) -> NoReturn:
     Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`.
     """
     _raise_descriptor_limit()
+    memory.guard()
     selector = WatchedSelector()
     code = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)).run(run(config, selector))
     # Everything that has to be closed is. Threads that a peer or the kernel lets wait must not keep the process.

@@ -11,6 +11,15 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+def begin(executor: ThreadPoolExecutor) -> None:
+    """Have its first thread now.
+
+    One that is started when there is no memory for it dies before it has begun, and ``Thread.start`` waits for it
+    for ever, on the event loop.
+    """
+    executor.submit(int)
+
+
 class Batcher(Generic[Job, Result]):
     """Runs jobs in a thread of its own, as many at once as are waiting.
 
@@ -22,6 +31,7 @@ class Batcher(Generic[Job, Result]):
         """``run`` gets a batch and returns a result or an exception for each job; what it raises is for all."""
         self._run = run
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        begin(self._thread)
         self._waiting: list[tuple[Job, asyncio.Future[Result]]] = []
         self._running: asyncio.Task[None] | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -104,3 +105,11 @@ async def served(table: FakeFlowTable, addresses: list[str]) -> AsyncIterator[st
 )
 def test_a_connection_for_people(flow: Flow, text: str) -> None:
     assert str(flow) == text
+
+
+def test_its_threads_begin_with_it() -> None:
+    """Later there may be no memory for one, and the event loop would wait for ever for it to begin."""
+    flows = Flows(FakeFlowTable(), FakeFlowTable(), Metrics())
+    names = {thread.name for thread in threading.enumerate()}
+    flows.close()
+    assert {"flows_0", "flows-release_0"} <= names

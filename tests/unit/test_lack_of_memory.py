@@ -124,3 +124,32 @@ def test_a_callback_without_memory_ends_the_process_with_a_sentence() -> None:
     done = subprocess.run([sys.executable, "-c", _LOOP], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "out of memory" in done.stderr
+
+
+_THREAD = """
+import threading
+from felix_py import log
+from felix_py.agent import memory
+log.configure(log.LogLevel.INFO, log.LogFormat.JSON, node="n1")
+memory.guard()
+
+class Thread(threading.Thread):
+    def {where}(self):
+        raise MemoryError
+
+thread = Thread()
+thread.start()
+thread.join()
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("where", ["_bootstrap_inner", "run"])
+def test_a_thread_that_dies_for_want_of_memory_is_not_waited_for(where: str) -> None:
+    """As it begins (whoever started it would wait for ever that it says so), or later."""
+    program = _THREAD.format(where=where)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "out of memory" in done.stderr
