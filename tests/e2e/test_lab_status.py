@@ -95,6 +95,7 @@ def test_stopped_agent(plain_lab: LabUnderTest) -> None:
     wait_until_fine(plain_lab)
 
 
+@pytest.mark.heavy
 def test_agent_that_keeps_dying(plain_lab: LabUnderTest) -> None:
     """With its last words, which say why."""
     config = plain_lab.lab.state.machine("node2") / "config" / "bgp.yaml"
@@ -114,6 +115,7 @@ def test_agent_that_keeps_dying(plain_lab: LabUnderTest) -> None:
     wait_until_fine(plain_lab)
 
 
+@pytest.mark.heavy
 def test_api_server_that_cannot_start(plain_lab: LabUnderTest) -> None:
     """Its objects are damaged: it says so, and so does the status, which cannot list pods."""
     journal = plain_lab.lab.state.apiserver / "objects.jsonl"

@@ -21,8 +21,9 @@ from tests.support.isolate import run
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
 MANY = 50_000
-MOST = 0.2
-"""Seconds of processor time that one turn may take: what others do on the machine does not count."""
+MOST = 0.5
+"""Seconds of processor time that one turn may take: a turn over all routes took seconds. Measured: 0.08, and 0.23
+beside a machine full of others, who empty the processor's caches."""
 
 PEER, LOCAL = "10.9.0.2", "10.9.0.1"
 
@@ -119,9 +120,9 @@ def test_no_turn_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nex
             await until(lambda: len(speaker.routes()) == MANY - 256, 120)
             await bridge.send(event(9999, "state", state="down", reason="notification received (6,2)"))
             await until(lambda: not speaker.routes(), 120)
-        assert max(turns) < MOST
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await bridge.stop()
+        assert max(turns) < MOST
 
     asyncio.run(scenario())

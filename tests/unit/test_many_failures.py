@@ -22,8 +22,9 @@ from policy.names import policy_chain
 from tests.unit.test_agent_network import Rig, lease
 
 MANY = 50_000
-MOST = 0.2
-"""Seconds of processor time that one turn of the event loop may take: wall time would be the machine's."""
+MOST = 0.5
+"""Seconds of processor time that one turn of the event loop may take: wall time would be the machine's.
+A turn over all of them took seconds. Measured: under 0.1, and 0.24 beside others, who empty the caches."""
 
 
 class Refusing(dict[str, str]):
