@@ -110,9 +110,14 @@ class Node:
         """Whether the rules know less or more than the oracle asks.
 
         They deny what they do not know: a pod never seen, or which cluster policies select it. An address that
-        two pods claim for a moment is in the sets of both; and a pod is not itself at an address that it lost.
+        two pods claim for a moment is in the sets of both; a pod is not itself at an address that it lost; and to
+        itself, by a service, it is a peer no more once its containers have ended, though its interface is there.
         """
-        if self.fed.pod_at(packet.source) == self.fed.pod_at(packet.destination) is not None:
+        sender = self.fed.pod_at(packet.source)
+        if packet.source == packet.destination:
+            if sender is None:
+                return True
+        elif sender == self.fed.pod_at(packet.destination) is not None:
             return True
         tiers = any(isinstance(policy, ClusterPolicy) for policy in self.fed.known.values())
         for address in (packet.source, packet.destination):
