@@ -98,3 +98,28 @@ def test_users_file(tmp_path: Path) -> None:
             load_bgp_config(file)
     with pytest.raises(BGPConfigError, match="No such file"):
         load_bgp_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"- " * 5_000 + b"1",
+        b"x: 2026-13-45",
+        b"asNumber: " + b"9" * 5_000,
+        b"asNumber: \x80",
+        b"\xff\xfe\x00",
+        b"\x00",
+        b"peers: !!python/object:os.system x",
+        b"asNumber: &a [*a]",
+        b"? [1]\n: 2",
+        b"1: 2",
+        b'asNumber: 1\nrouterID: 10.9.0.1\npeers: [{peerIP: 10.9.0.2, asNumber: 1, passwordFile: "a\\0b"}]',
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+def test_whatever_is_in_the_users_file_is_an_error_and_no_crash(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "bgp.yaml"
+    file.write_bytes(content)
+    with pytest.raises(BGPConfigError, match=r"bgp\.yaml: "):
+        load_bgp_config(file)
