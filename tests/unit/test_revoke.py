@@ -523,7 +523,7 @@ def test_an_address_is_released_with_all_that_is_its_own_and_nothing_else() -> N
             kept = {rig.connect(API, DB), rig.connect(WORLD, API)}
             await rig.network.release(lease("web", WEB))
             await until(lambda: rig.alive() == kept)
-            assert rig.count("felix_py_flows_released_total") == 3
+            await until(lambda: rig.count("felix_py_flows_released_total") == 3)
 
     run(test())
 
