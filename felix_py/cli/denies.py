@@ -41,9 +41,7 @@ class Form(enum.StrEnum):
 
 
 def denies(
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is denied from now on.")
-    ] = False,
+    follow: options.Follow = False,
     output: Annotated[
         Form,
         typer.Option(
@@ -53,10 +51,7 @@ def denies(
             "words; json: an object a line.",
         ),
     ] = Form.TEXT,
-    since: Annotated[
-        str,
-        typer.Option(metavar="DURATION", help="Only what is no older: 30s, 5m, 2h.", show_default=False),
-    ] = "",
+    since: options.Since = "",
     limit: Annotated[
         int | None,
         typer.Option(
@@ -66,13 +61,8 @@ def denies(
             show_default=False,
         ),
     ] = None,
-    namespace: Annotated[
-        str,
-        typer.Option(
-            "--namespace", "-n", metavar="NS", help="Only from or to pods of a namespace.", show_default=False
-        ),
-    ] = "",
-    pod: Annotated[str, typer.Option(metavar="NS/POD", help="Only from or to one pod.", show_default=False)] = "",
+    namespace: options.DeniedNamespace = "",
+    pod: options.DeniedPod = "",
     agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
 ) -> None:
     """Show what was denied on this node.

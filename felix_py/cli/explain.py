@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -25,29 +25,15 @@ if TYPE_CHECKING:
 _SECOND_LOOK = 1.0
 """Seconds until everything is asked again where the kernel does something else than policy says."""
 
-_ENDS = "POD, NAMESPACE/POD, node/NAME, an address, or `world`."
-
 
 def explain(
-    source: Annotated[str, typer.Argument(metavar="SRC", help=f"Who connects: {_ENDS}")],
-    destination: Annotated[str, typer.Argument(metavar="DST", help=f"To whom: {_ENDS}")],
-    port: Annotated[
-        str,
-        typer.Option(
-            "--port",
-            metavar="PORT[/PROTOCOL]",
-            help="80, 80/tcp, 53/udp, or the name of a port of the destination pod. "
-            "[default: each port that its containers list]",
-            show_default=False,
-        ),
-    ] = "",
-    namespace: Annotated[
-        str,
-        typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of pods that are named without one."),
-    ] = "default",
-    ipv4: Annotated[bool, typer.Option("--ipv4", help="IPv4 only.")] = False,
-    ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 only.")] = False,
-    no_kernel: Annotated[bool, typer.Option("--no-kernel", help="Say what policy wants, and no more.")] = False,
+    source: options.Source,
+    destination: options.Destination,
+    port: options.DestinationPort = "",
+    namespace: options.PodNamespace = "default",
+    ipv4: options.IPv4Only = False,
+    ipv6: options.IPv6Only = False,
+    no_kernel: options.NoKernel = False,
     output: options.Output = options.OutputFormat.TEXT,
     kubeconfig: options.Kubeconfig = None,
     context: options.Context = None,

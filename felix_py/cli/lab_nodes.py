@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from policy.impact import Changes
     from policy.model import LocalEndpoint
 
-_ENDS = "POD, NAMESPACE/POD, node/NAME, an address, or `world`."
 _STATE_DIR = Path("/var/lib/felix-py")
 """Of every node, as it sees it."""
 
@@ -42,24 +41,13 @@ _FLOWS_PATIENCE = 5.0
 
 
 def explain(
-    source: Annotated[str, typer.Argument(metavar="SRC", help=f"Who connects: {_ENDS}")],
-    destination: Annotated[str, typer.Argument(metavar="DST", help=f"To whom: {_ENDS}")],
-    port: Annotated[
-        str,
-        typer.Option(
-            "--port",
-            metavar="PORT[/PROTOCOL]",
-            help="80, 80/tcp, or a port's name. [default: each port that the destination's containers list]",
-            show_default=False,
-        ),
-    ] = "",
-    namespace: Annotated[
-        str,
-        typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of pods that are named without one."),
-    ] = "default",
-    ipv4: Annotated[bool, typer.Option("--ipv4", help="IPv4 only.")] = False,
-    ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6 only.")] = False,
-    no_kernel: Annotated[bool, typer.Option("--no-kernel", help="Say what policy wants, and no more.")] = False,
+    source: options.Source,
+    destination: options.Destination,
+    port: options.DestinationPort = "",
+    namespace: options.PodNamespace = "default",
+    ipv4: options.IPv4Only = False,
+    ipv6: options.IPv6Only = False,
+    no_kernel: options.NoKernel = False,
     output: options.Output = options.OutputFormat.TEXT,
     name: Name = "lab",
     state_root: StateRoot = ROOT,
@@ -161,29 +149,19 @@ def _on_each(it: Lab, nodes: Sequence[str], argv: Sequence[str]) -> list[subproc
 
 
 def denies(
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is denied from now on.")
-    ] = False,
+    follow: options.Follow = False,
     output: Annotated[
         one_nodes_denies.Form, typer.Option("--output", "-o", help="As of felix-py denies.")
     ] = one_nodes_denies.Form.TEXT,
-    since: Annotated[
-        str,
-        typer.Option(metavar="DURATION", help="Only what is no older: 30s, 5m, 2h.", show_default=False),
-    ] = "",
+    since: options.Since = "",
     limit: Annotated[
         int | None,
         typer.Option(
             min=0, metavar="N", help="Only the newest N events. [default: all there are]", show_default=False
         ),
     ] = None,
-    namespace: Annotated[
-        str,
-        typer.Option(
-            "--namespace", "-n", metavar="NS", help="Only from or to pods of a namespace.", show_default=False
-        ),
-    ] = "",
-    pod: Annotated[str, typer.Option(metavar="NS/POD", help="Only from or to one pod.", show_default=False)] = "",
+    namespace: options.DeniedNamespace = "",
+    pod: options.DeniedPod = "",
     name: Name = "lab",
     state_root: StateRoot = ROOT,
 ) -> None:
@@ -257,12 +235,9 @@ def _following(it: Lab, node: str, argv: Sequence[str]) -> Iterator[subprocess.P
 
 
 def plan(
-    file: Annotated[
-        list[str],
-        typer.Option("--filename", "-f", metavar="FILE", help="YAML or JSON; a folder; `-` is stdin. Repeat."),
-    ],
-    recursive: Annotated[bool, typer.Option("--recursive", "-R", help="Folders in a folder, too.")] = False,
-    delete: Annotated[bool, typer.Option("--delete", help="What if these policies were deleted?")] = False,
+    file: options.PolicyFiles,
+    recursive: options.Recursive = False,
+    delete: options.Delete = False,
     namespace: Annotated[
         str | None,
         typer.Option(
@@ -274,8 +249,8 @@ def plan(
         ),
     ] = None,
     output: options.Output = options.OutputFormat.TEXT,
-    limit: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Most lines of a list.")] = 50,
-    everything: Annotated[bool, typer.Option("--all", help="All lines of every list.")] = False,
+    limit: options.ListLimit = 50,
+    everything: options.AllLines = False,
     flows: Annotated[
         bool, typer.Option("--flows/--no-flows", help="Say which flows seen lately would be denied.")
     ] = True,

@@ -187,6 +187,50 @@ AgentSocket = Annotated[
 ]
 DEFAULT_AGENT_SOCKET = "/run/felix-py/agent.sock"
 
+# --- of a command and of its namesake for the whole lab ----------------------------------------------
+
+_ENDS = "POD, NAMESPACE/POD, node/NAME, an address, or `world`."
+
+Source = Annotated[str, typer.Argument(metavar="SRC", help=f"Who connects: {_ENDS}")]
+Destination = Annotated[str, typer.Argument(metavar="DST", help=f"To whom: {_ENDS}")]
+DestinationPort = Annotated[
+    str,
+    typer.Option(
+        "--port",
+        metavar="PORT[/PROTOCOL]",
+        help="80, 80/tcp, 53/udp, or the name of a port of the destination pod. "
+        "[default: each port that its containers list]",
+        show_default=False,
+    ),
+]
+PodNamespace = Annotated[
+    str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of pods that are named without one.")
+]
+IPv4Only = Annotated[bool, typer.Option("--ipv4", help="IPv4 only.")]
+IPv6Only = Annotated[bool, typer.Option("--ipv6", help="IPv6 only.")]
+NoKernel = Annotated[bool, typer.Option("--no-kernel", help="Say what policy wants, and no more.")]
+
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is denied from now on.")]
+Since = Annotated[
+    str, typer.Option(metavar="DURATION", help="Only what is no older: 30s, 5m, 2h.", show_default=False)
+]
+DeniedNamespace = Annotated[
+    str,
+    typer.Option(
+        "--namespace", "-n", metavar="NS", help="Only from or to pods of a namespace.", show_default=False
+    ),
+]
+DeniedPod = Annotated[str, typer.Option(metavar="NS/POD", help="Only from or to one pod.", show_default=False)]
+
+PolicyFiles = Annotated[
+    list[str],
+    typer.Option("--filename", "-f", metavar="FILE", help="YAML or JSON; a folder; `-` is stdin. Repeat."),
+]
+Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Folders in a folder, too.")]
+Delete = Annotated[bool, typer.Option("--delete", help="What if these policies were deleted?")]
+ListLimit = Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Most lines of a list.")]
+AllLines = Annotated[bool, typer.Option("--all", help="All lines of every list.")]
+
 
 class OutputFormat(enum.StrEnum):
     """How a command prints what it has found."""

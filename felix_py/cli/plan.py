@@ -28,12 +28,9 @@ _MOST_PROBLEMS = 5
 
 
 def plan(
-    file: Annotated[
-        list[str],
-        typer.Option("--filename", "-f", metavar="FILE", help="YAML or JSON; a folder; `-` is stdin. Repeat."),
-    ],
-    recursive: Annotated[bool, typer.Option("--recursive", "-R", help="Folders in a folder, too.")] = False,
-    delete: Annotated[bool, typer.Option("--delete", help="What if these policies were deleted?")] = False,
+    file: options.PolicyFiles,
+    recursive: options.Recursive = False,
+    delete: options.Delete = False,
     namespace: Annotated[
         str | None,
         typer.Option(
@@ -45,8 +42,8 @@ def plan(
         ),
     ] = None,
     output: options.Output = options.OutputFormat.TEXT,
-    limit: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Most lines of a list.")] = 50,
-    everything: Annotated[bool, typer.Option("--all", help="All lines of every list.")] = False,
+    limit: options.ListLimit = 50,
+    everything: options.AllLines = False,
     flows: Annotated[
         bool,
         typer.Option(
