@@ -135,7 +135,7 @@ class _Recovery:
         present = alive | {end.lease.interface for end in unknown if end.lease}
         with self.store.group():
             self._release_old(boot, present)
-            adopted = self._adopt(unknown, present)
+            adopted = self._adopt(unknown, alive)
             self.store.set_boot(boot)
         self._tell(len(adopted), lost)
         alive |= {lease.interface for lease in adopted}
@@ -184,14 +184,17 @@ class _Recovery:
                 self.store.release(lease.container, lease.ifname)
                 log.get("cni").info("released a lease from before the reboot", **about(lease))
 
-    def _adopt(self, unknown: Sequence[HostEnd], present: set[str]) -> list[Lease]:
-        """Put what the interfaces say into the store; of two that claim one address the newest has it."""
-        adopted = []
+    def _adopt(self, unknown: Sequence[HostEnd], alive: set[str]) -> list[Lease]:
+        """Put what the interfaces say into the store; of two that claim one address the newest has it.
+
+        ``alive``: interfaces whose leases are right.
+        """
+        adopted: list[Lease] = []
         wanted = sorted(
             (end.lease for end in unknown if end.lease), key=lambda lease: lease.created, reverse=True
         )
         for lease in wanted:
-            self._make_way(lease, present)
+            self._make_way(lease, alive | {one.interface for one in adopted})
             try:
                 self.store.adopt(lease)
             except AddressUnavailable as error:
@@ -205,11 +208,11 @@ class _Recovery:
             log.get("cni").warning("took a lease from its interface's label", **about(lease))
         return adopted
 
-    def _make_way(self, lease: Lease, present: set[str]) -> None:
-        """A lease whose interface is gone, of an address that an interface has, is an older one."""
+    def _make_way(self, lease: Lease, right: set[str]) -> None:
+        """Of an address that an interface has, the lease of one that is gone or says otherwise is an older one."""
         addresses = set(lease.addresses.values())
         for other in self.store.all():
-            if other.interface not in present and not addresses.isdisjoint(other.addresses.values()):
+            if other.interface not in right and not addresses.isdisjoint(other.addresses.values()):
                 self.store.release(other.container, other.ifname)
 
     def _name_back(self, ends: Sequence[HostEnd]) -> None:

@@ -238,6 +238,27 @@ def test_a_backup_is_older_than_the_interfaces(folder: Path, links: Links, make_
     assert "was older than the pods' interfaces: 2 leases" in start.said[0]
 
 
+def test_a_backup_knows_the_same_containers_by_addresses_that_are_others_now(
+    folder: Path, links: Links, make_netns: MakeNetns
+) -> None:
+    """Each holds what another one held: its own interface is the witness, whichever is looked at first."""
+    leases = pods(folder, links, make_netns)
+    backup = (folder / "leases.db").read_bytes()
+    store = AddressStore(folder / "leases.db")
+    for lease in leases:
+        links.delete([lease.interface])
+        store.release(lease.container, lease.ifname)
+    new = []
+    for number, other in enumerate([*leases[1:], leases[0]]):
+        new.append(store.allocate(claim(number), CIDRS, list(other.addresses.values())))
+        connect(links, new[-1], make_netns("pod"))
+    store.close()
+    (folder / "leases.db").write_bytes(backup)
+    start = Start(folder, links)
+    assert check(start, new, "backup") == "rebuilt"
+    assert NoticeKind.STRAY_INTERFACE not in start.kinds
+
+
 def test_a_damaged_store_is_kept_beside(folder: Path, links: Links, make_netns: MakeNetns) -> None:
     leases = pods(folder, links, make_netns)
     for number in (1, 2):
