@@ -209,7 +209,7 @@ class _Recovery:
         return adopted
 
     def _make_way(self, lease: Lease, right: set[str]) -> None:
-        """Of an address that an interface has, the lease of one that is gone or says otherwise is an older one."""
+        """Of an address that an interface has, the lease of one that is gone or says otherwise is older."""
         addresses = set(lease.addresses.values())
         for other in self.store.all():
             if other.interface not in right and not addresses.isdisjoint(other.addresses.values()):

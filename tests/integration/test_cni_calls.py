@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,13 @@ import pytest
 
 from felix_py.cni.conflist import conflist
 from felix_py.dataplane.links import LinkError, Links
-from felix_py.lab.runtime import PluginError
 from felix_py.plan.layout import interface_name
 from policy.model import Family
-from tests.support.cni import Node, RoutingNetwork, addresses, host_interfaces, pod_args
+from tests.support.cni import Node, RoutingNetwork, addresses, host_interfaces, on_node, pod_args, refused
 from tests.support.isolate import NetworkNamespace, run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
-
-
-def on_node(node: Node, test: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with node:
-            await test()
-
-    asyncio.run(main())
-
-
-async def refused(call: Awaitable[object], code: int, words: str) -> PluginError:
-    with pytest.raises(PluginError, match=words) as caught:
-        await call
-    assert caught.value.code == code, caught.value
-    return caught.value
 
 
 def test_a_pod_reaches_its_host_in_both_families(tmp_path: Path, make_netns: MakeNetns) -> None:

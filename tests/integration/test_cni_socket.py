@@ -11,7 +11,7 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from felix_py.cni.protocol import parse_call
 from felix_py.cni.server import CNIServer, SocketInUse
 from felix_py.metrics import Metrics
 from felix_py.plan.layout import interface_name
-from tests.support.cni import Node, built_client, host_interfaces, pod_args
+from tests.support.cni import Node, built_client, host_interfaces, on_node, pod_args
 from tests.support.isolate import NetworkNamespace
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -38,14 +38,6 @@ def execute(node: Node, environment: dict[str, str], stdin: bytes = CONFIG) -> t
         [node.client], env=environment, input=stdin, capture_output=True, timeout=30, check=False
     )
     return done.returncode, json.loads(done.stdout) if done.stdout else None
-
-
-def on_node(node: Node, test: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with node:
-            await test()
-
-    asyncio.run(main())
 
 
 async def say(node: Node, data: bytes, *, end: bool = True) -> bytes:

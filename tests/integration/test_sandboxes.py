@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,20 @@ from felix_py.lab.runtime import PluginError
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
 from felix_py.plan.layout import interface_name
-from tests.support.cni import STANDARD_PLUGINS, Node, RoutingNetwork, addresses, host_interfaces, pod_args
+from tests.support.cni import (
+    STANDARD_PLUGINS,
+    Node,
+    RoutingNetwork,
+    addresses,
+    host_interfaces,
+    on_node,
+    pod_args,
+    refused,
+)
 from tests.support.isolate import NetworkNamespace, run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
-
-
-def on_node(node: Node, test: Callable[[], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with node:
-            await test()
-
-    asyncio.run(main())
-
-
-async def refused(call: Awaitable[object], code: int, words: str) -> None:
-    with pytest.raises(PluginError, match=words) as caught:
-        await call
-    assert caught.value.code == code, caught.value
 
 
 async def status(node: Node, **more: Any) -> None:

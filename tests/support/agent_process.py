@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 from felix_py.cni.conflist import install_client
+from felix_py.lab.apiserver.kubeconfig import write_kubeconfig
 from tests.support import fakeapi
+from tests.support.asking import get
 from tests.support.cni import STANDARD_PLUGINS, built_client, pod_args
 from tests.support.fakeapi import FakeApi
 
@@ -101,17 +102,7 @@ class AgentProcess:
         self.run_dir = self.folder / "run"
         self.log = self.folder / "agent.log"
         self.client = install_client(self.folder / "bin", self.run_dir / "cni.sock", built_client())
-        cluster = {"name": "c", "cluster": {"server": self.api.url}}
-        context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [cluster],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [context],
-            "current-context": "c",
-        }
-        (self.folder / "kubeconfig").write_text(json.dumps(config))
+        write_kubeconfig(self.folder / "kubeconfig", self.api.url, "t")
         node = {
             "metadata": {"name": NODE},
             "spec": {"podCIDRs": [POD_CIDR]},
@@ -185,15 +176,7 @@ class AgentProcess:
 
     def get(self, path: str, port: int = 9099) -> tuple[int, str]:
         """GET of its health address; (0, reason) when nobody answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        except (OSError, http.client.HTTPException) as error:
-            return 0, str(error)
-        finally:
-            connection.close()
+        return get(HTTPConnection("127.0.0.1", port, timeout=10), path)
 
     # --- pods ----------------------------------------------------------------------------------------
 
@@ -219,9 +202,3 @@ class AgentProcess:
             [str(self.client)], input=network, env=environment, capture_output=True, text=True, check=False
         )
         return done.returncode, json.loads(done.stdout) if done.stdout else {}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

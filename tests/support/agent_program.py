@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,19 +17,14 @@ from typing import Any
 
 from felix_py.agent import ask
 from felix_py.cni.conflist import install_client
+from felix_py.lab.apiserver.kubeconfig import write_kubeconfig
 from felix_py.lab.runtime import CNIRuntime
+from tests.support.asking import free_port
 from tests.support.cni import STANDARD_PLUGINS, built_client
 
 NODE = "node-1"
 PATIENCE = 30.0
 """Seconds until a start that does not come to an end is a failure."""
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class AgentProgram:
@@ -42,15 +36,7 @@ class AgentProgram:
         self.log = folder / "agent.log"
         self.socket = folder / "run" / "agent.sock"
         kubeconfig = folder / "kubeconfig"
-        document = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "c", "cluster": {"server": server}}],
-            "users": [{"name": "u", "user": {}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }
-        kubeconfig.write_text(json.dumps(document))
+        write_kubeconfig(kubeconfig, server)
         self._address = f"127.0.0.1:{free_port()}"
         self.argv = [
             str(Path(sys.executable).with_name("felix-py")),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import functools
 import shutil
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import pytest
 
 from felix_py.cni.build import build_client
 from felix_py.cni.conflist import conflist, install_client, install_conflist
@@ -19,7 +23,7 @@ from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
 from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.links import Links
-from felix_py.lab.runtime import CNIRuntime
+from felix_py.lab.runtime import CNIRuntime, PluginError
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Lease
@@ -126,6 +130,24 @@ class Node:
             "CNI_ARGS": args,
             **more,
         }
+
+
+def on_node(node: Node, test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test on the event loop of a node that is up meanwhile."""
+
+    async def main() -> None:
+        async with node:
+            await test()
+
+    asyncio.run(main())
+
+
+async def refused(call: Awaitable[object], code: int, words: str) -> PluginError:
+    """A call fails with this code (CNI, "Error") and these words."""
+    with pytest.raises(PluginError, match=words) as caught:
+        await call
+    assert caught.value.code == code, caught.value
+    return caught.value
 
 
 def host_interfaces() -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from felix_py.lab.namespaces import NETNS_DIR, inside
 from felix_py.lab.state import Shape
 from felix_py.lab.topology import TOR, machine_netns, nodes
 from policy.model import Family, Protocol
+from tests.support.asking import get
 
 T = TypeVar("T")
 CRDS = EXAMPLES.parent / "crds"
@@ -197,15 +197,8 @@ class LabUnderTest:
 
     def agent(self, node: str, path: str) -> tuple[int, str]:
         """GET from the agent's own socket: (status, body); (0, reason) when nobody answers."""
-        connection = ask.connection(str(self.lab.state.machine(node) / "run" / "agent.sock"), 10.0)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        except (OSError, http.client.HTTPException) as error:
-            return 0, str(error)
-        finally:
-            connection.close()
+        place = self.lab.state.machine(node) / "run" / "agent.sock"
+        return get(ask.connection(str(place), 10.0), path)
 
     def metric(self, node: str, name: str) -> float:
         """A metric without labels."""

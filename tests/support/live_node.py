@@ -4,7 +4,6 @@ tests control, pods that CNI ADD has connected, and a machine outside."""
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import signal
 import subprocess
@@ -17,10 +16,12 @@ from typing import Any, Self
 
 from felix_py.agent import ask
 from felix_py.cni.conflist import install_client
+from felix_py.lab.apiserver.kubeconfig import write_kubeconfig
 from felix_py.lab.runtime import CNIRuntime
 from felix_py.records import Backend, DriftKind
 from policy.model import Family, Packet, Protocol
 from tests.support import kernel_state
+from tests.support.asking import get
 from tests.support.bird import eventually
 from tests.support.cni import built_client, pod_args
 from tests.support.fakeapi import NAMESPACES, NODES, PODS, POLICIES, FakeApi, Json
@@ -68,12 +69,7 @@ class LiveNode:
         spec = {"podCIDRs": list(CIDRS.values())}
         self.api.put(NODES, {"metadata": _meta("", "n1"), "spec": spec, "status": {"addresses": addresses}})
         self.api.put(NAMESPACES, {"metadata": _meta("", _NAMESPACE, {"team": _NAMESPACE})})
-        cluster = {"name": "c", "cluster": {"server": self.api.url}}
-        context = {"name": "c", "context": {"cluster": "c", "user": "c"}}
-        config = {"clusters": [cluster], "users": [{"name": "c", "user": {}}], "contexts": [context]}
-        self.kubeconfig.write_text(
-            json.dumps({"apiVersion": "v1", "kind": "Config", **config, "current-context": "c"})
-        )
+        write_kubeconfig(self.kubeconfig, self.api.url)
         return self
 
     def __exit__(
@@ -135,15 +131,7 @@ class LiveNode:
 
     def ask(self, path: str) -> tuple[int, str]:
         """GET from the agent's own socket: (status, body); (0, reason) when nobody answers."""
-        connection = ask.connection(str(self.folder / "run" / "agent.sock"), 10)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        except (OSError, http.client.HTTPException) as error:
-            return 0, str(error)
-        finally:
-            connection.close()
+        return get(ask.connection(str(self.folder / "run" / "agent.sock"), 10), path)
 
     def ready(self) -> None:
         """Until the agent says that it is."""

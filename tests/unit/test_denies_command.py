@@ -29,16 +29,11 @@ from felix_py.metrics import Metrics
 from felix_py.plan.deny_log import HOST_DROP, SOURCE_DROP, Drop
 from policy.evaluate import Snapshot
 from policy.model import Node, Pod
+from tests.support.asking import free_port
 from tests.support.logged import dropped
 
 FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
 PATIENCE = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Agent:
