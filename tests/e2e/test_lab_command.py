@@ -103,8 +103,12 @@ def test_second_up_at_the_same_time_is_refused(folder: Path) -> None:
     argv = [FELIX_PY, "lab", "up", "--name", "two", "--nodes", "1", "--no-pods"]
     with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
         eventually(lambda: (folder / "two" / "lab.json").exists(), 20)
-        second = felix("up", "--name", "two", folder=folder, check=False)
-        down = felix("down", "--name", "two", folder=folder, check=False)
+        first.send_signal(signal.SIGSTOP)  # else it may be done before the others ask
+        try:
+            second = felix("up", "--name", "two", folder=folder, check=False)
+            down = felix("down", "--name", "two", folder=folder, check=False)
+        finally:
+            first.send_signal(signal.SIGCONT)
         words = first.communicate(timeout=60)[1].decode()
     assert first.returncode == 0, words
     for refused in (second, down):
