@@ -4,7 +4,7 @@ A node with 100 pods (``--quick``: 10) in a cluster of 5,000 pods, 62 nodes, 200
 NetworkPolicies. While the agent is stopped, a policy is edited: what it denied to one pod is allowed from now
 on. That pod sends a datagram every millisecond, and the clock runs from the agent's start to the first that
 arrives. The other row is the least that any such agent in Python does: the interpreter's start (``python -c
-pass``), a list of each kind from the same server (six requests at once, nothing decoded), and one
+pass``), a list of each kind from the same server (four requests at once, nothing decoded), and one
 iptables-restore of a small table. The API server of both is a process of its own that sends bytes which it
 prepared.
 """

@@ -8,8 +8,6 @@ from urllib.parse import urlsplit
 
 from felix_py.config import ConfigError
 
-DEFAULT = "/run/felix-py/agent.sock"
-
 
 class _ByPath(http.client.HTTPConnection):
     def __init__(self, path: str, timeout: float) -> None:

@@ -161,26 +161,19 @@ class Bgp:
     async def wait_in_sync(self) -> None:
         """Return once learned routes are complete; at once without BGP.
 
-        Whatever happens to sidecar, peers and their answers, it returns after :attr:`patience`.
+        Whatever happens to sidecar, peers and their answers, it returns after the longest ``maxRestartTime``: so
+        long learned routes outlive a session (RFC 4724, section 4.1: the Selection_Deferral_Timer).
         """
         if self._speaker is None:
             return
         try:
-            async with asyncio.timeout(self.patience):
+            async with asyncio.timeout(self._patience):
                 await self._speaker.wait_in_sync()
         except TimeoutError:
             self._log.warning(
                 "not every peer has told its routes in time; learned routes that none has told of go",
-                seconds=self.patience,
+                seconds=self._patience,
             )
-
-    @property
-    def patience(self) -> float:
-        """Seconds that learned routes from before a restart wait for their peers: the longest ``maxRestartTime``.
-
-        That is as long as they outlive a session (RFC 4724, section 4.1: the Selection_Deferral_Timer).
-        """
-        return self._patience
 
     def refresh_metrics(self) -> None:
         """Before they are read."""

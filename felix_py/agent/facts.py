@@ -107,11 +107,14 @@ class Facts:
         if self._own_stale:
             self._own_stale = False
             node = self.node
-            others = (other for other in self._nodes.values() if other is not node)
+            others = self._other_nodes()
             self._own_known = self._own_known or node is not None
             self._own_last = self._own_last.following(node, others, self._standing())
             self._inside = PrefixSet(self._own_last.cidrs)
         return self._own_last
+
+    def _other_nodes(self) -> list[NodeRecord]:
+        return [node for name, node in self._nodes.items() if name != self._node_name]
 
     @property
     def node(self) -> NodeRecord | None:
@@ -232,7 +235,7 @@ class Facts:
         """
         if self._nodes_changed:
             self._nodes_changed = False
-            addresses = {a for node in self._nodes.values() for a in node.addresses}
+            addresses = set(self.node_addresses())
             own = self._own()
             planner.cluster(own.cidrs, (*self.cluster_cidrs, *own.all), addresses)
             self._tell_of_prefixes()
@@ -258,9 +261,7 @@ class Facts:
         return bool(self._learned)
 
     def _tell_of_prefixes(self) -> None:
-        node = self.node
-        others = {name: other for name, other in self._nodes.items() if other is not node}
-        outside, shared = own_prefixes.told(self._own(), node, others, self._standing())
+        outside, shared = own_prefixes.told(self._own(), self.node, self._other_nodes(), self._standing())
         self.tell(NoticeKind.PODS_OUTSIDE_POD_CIDR, outside)
         self.tell(NoticeKind.POD_CIDR_SHARED, shared)
 

@@ -27,7 +27,7 @@ class Limits:
 
 
 class Gate:
-    """The connections of one server. When it is full, the one that has been silent for longest makes room."""
+    """The connections of one server. When it is full, the oldest that is not being answered makes room."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

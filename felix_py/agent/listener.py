@@ -40,6 +40,8 @@ def listen(address: str) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # [::] is IPv6 alone, as elsewhere in asyncio
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind(place)
             listener.listen(BACKLOG)
             listener.setblocking(False)

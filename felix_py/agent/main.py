@@ -468,9 +468,10 @@ class Agent:
 
     async def _refresh_metrics(self) -> None:
         await self._counters.refresh()
-        for reason, lines in log.lost().items():
+        lost = log.lost()
+        for reason, lines in lost.items():
             self._metrics.log_lost.labels(reason).inc(lines - self._log_lost.get(reason, 0))
-        self._log_lost = log.lost()
+        self._log_lost = lost
         self._metrics.endpoints.set(self._facts.endpoints)
         self._metrics.compared_age.set(self._reconciler.compared_age)
         for kind, age in self._cluster.ages().items():

@@ -7,7 +7,7 @@ its lease: its address stays known, routed and announced by itself until it ends
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -55,10 +55,10 @@ def hosts_of(lease: Lease) -> Iterator[str]:
 
 
 def told(
-    own: OwnPrefixes, node: NodeRecord | None, others: Mapping[str, NodeRecord], leases: Iterable[Lease]
+    own: OwnPrefixes, node: NodeRecord | None, others: Iterable[NodeRecord], leases: Iterable[Lease]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Notices of pods outside the podCIDRs, and of podCIDRs that two nodes have: subject -> text."""
-    rivals = sorted((cidr, name) for name, other in others.items() for cidr in other.pod_cidrs)
+    rivals = sorted((cidr, other.name) for other in others for cidr in other.pod_cidrs)
     shared: dict[str, str] = {}
     for cidr in node.pod_cidrs if node else ():
         for other, name in rivals:

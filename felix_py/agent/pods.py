@@ -10,7 +10,7 @@ from felix_py import log
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.conflist import is_delegated
 from felix_py.cni.network_list import NetworkList
-from felix_py.cni.plugin import Plugin
+from felix_py.cni.plugin import NO_CIDR, Plugin
 from felix_py.cni.recovery import recover
 from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
@@ -24,8 +24,6 @@ from felix_py.records import Lease
 
 _LOOK_INTERVAL = 60.0
 """Seconds between two looks at what no CNI call tells of."""
-
-_NO_CIDR = "this node has no podCIDRs yet (does the controller manager allocate node CIDRs?)"
 
 
 class Pods:
@@ -82,7 +80,7 @@ class Pods:
 
     def no_addresses(self, cidrs: Sequence[str]) -> str | None:
         """Why no pod can get an address, or None; another IPAM plugin needs no podCIDR."""
-        return None if cidrs or is_delegated(self._config.cni_conf_dir) else _NO_CIDR
+        return None if cidrs or is_delegated(self._config.cni_conf_dir) else NO_CIDR
 
     async def tell_the_runtime(self) -> None:
         """Pods can be connected from now on."""

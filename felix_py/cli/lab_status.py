@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from felix_py.diagnose import node_status
-from felix_py.diagnose.node_status import NodeStatus, Problem
-from felix_py.lab.status import LabStatus, NodeReport, ProgramStatus
+from felix_py.diagnose.node_status import Problem
+from felix_py.lab.status import STOPPED, LabStatus, NodeReport, ProgramStatus
 from felix_py.lab.topology import TOR
 
 _LISTED = 8
@@ -42,7 +42,7 @@ def _problems(found: LabStatus) -> Iterator[Problem]:
 
 
 def _todo(found: LabStatus, program: ProgramStatus) -> str:
-    if "SIGSTOP" in program.problem:
+    if program.problem.startswith(STOPPED):
         return f"`kill -CONT {program.pid}` lets it go on."
     if program.name in ("keeper", "machine"):
         return f"`{_command(found, 'up')}` starts again what has died."
@@ -128,10 +128,9 @@ def _programs(found: LabStatus) -> Table:
 def _nodes(found: LabStatus) -> RenderableType:
     table = _table("node", "agent", "kernel", "pods", "bgp", "last drift")
     for report in found.nodes:
-        status = node_status.read(report.agent) if report.agent is not None else None
         table.add_row(
             report.name,
-            _ready(report, status),
+            _ready(report),
             _kernel(report),
             _pods(found, report.name),
             _sessions(found, report.name),
@@ -147,8 +146,8 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _ready(report: NodeReport, status: NodeStatus | None) -> Text:
-    if report.agent is None or status is None:
+def _ready(report: NodeReport) -> Text:
+    if report.agent is None:
         return Text("silent", "bold red")
     return Text("not ready", "bold red") if report.agent.get("unready") else Text("ready", "green")
 

@@ -59,7 +59,7 @@ def plan(
             metavar="PATH|URL",
             help="Agent that tells flows; repeat for more nodes, as by sockets or ports that ssh forwards.",
         ),
-    ] = ["/run/felix-py/agent.sock"],  # noqa: B006 - typer copies it
+    ] = [options.DEFAULT_AGENT_SOCKET],  # noqa: B006 - typer copies it
     kubeconfig: options.Kubeconfig = None,
     context: options.Context = None,
 ) -> None:

@@ -43,14 +43,9 @@ async def delegate(request: Request, command: Command) -> Result:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(_TIMEOUT):
-            stdout, stderr = await talk(process, request.call.stdin)
+        stdout, stderr = await talk(process, request.call.stdin, _TIMEOUT)
     except TimeoutError:
         raise CNIError(Code.TRY_AGAIN, f"IPAM plugin {name} did not end within {_TIMEOUT:g} seconds") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
     if process.returncode:
         raise _failure(name, stdout, stderr)
     if command is not Command.ADD:

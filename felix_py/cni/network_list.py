@@ -151,11 +151,5 @@ async def _supported_versions(program: Path) -> list[str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
-    try:
-        async with asyncio.timeout(_TIMEOUT):
-            stdout, _ = await talk(process, b'{"cniVersion": "%s"}' % _BASE.encode())
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    stdout, _ = await talk(process, b'{"cniVersion": "%s"}' % _BASE.encode(), _TIMEOUT)
     return msgspec.json.decode(stdout, type=_Versions).supported_versions

@@ -42,7 +42,7 @@ GRACE = 300.0
 
 LEAST_MTU = {Family.V4: 68, Family.V6: 1280}
 
-_NO_CIDR = "this node has no podCIDRs yet (does the controller manager allocate node CIDRs?)"
+NO_CIDR = "this node has no podCIDRs yet (does the controller manager allocate node CIDRs?)"
 _EXPECTED = (CNIError, NetworkError, LinkError, OSError, sqlite3.Error)
 _DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
 
@@ -168,7 +168,7 @@ class Plugin:
         if not request.config.delegate:
             cidrs = self._network.pod_cidrs()
             if not cidrs:
-                raise CNIError(Code.POOL_EXHAUSTED, _NO_CIDR)
+                raise CNIError(Code.POOL_EXHAUSTED, NO_CIDR)
             try:
                 return await self._write(lambda store: store.allocate(claim, cidrs, wanted)), DNS()
             finally:
@@ -185,8 +185,7 @@ class Plugin:
     def _tell_skipped(self) -> None:
         for found in self._leases.take_skipped():
             self._elsewhere[found.what] = found
-            text = f"{found.what} is not given to pods: it is {found.how}"
-            self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, text)
+            self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, _withheld(found))
 
     def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
         # Less than its families need would leave the interface without them (RFC 791, RFC 8200 section 5).
@@ -348,7 +347,7 @@ class Plugin:
             return
         cidrs = self._network.pod_cidrs()
         if not cidrs:
-            raise CNIError(Code.NOT_AVAILABLE, _NO_CIDR)
+            raise CNIError(Code.NOT_AVAILABLE, NO_CIDR)
         if full := await self._leases.use(lambda store: store.full(cidrs)):
             families = " and ".join(f"IPv{int(family)}" for family in full)
             raise CNIError(Code.NOT_AVAILABLE, f"no {families} address is left in {', '.join(cidrs)}")
@@ -424,10 +423,7 @@ class Plugin:
         asked = list(self._elsewhere.values())
         for found in await self._leases.use(lambda store: store.no_longer(asked)):
             self._elsewhere.pop(found.what, None)
-        now = {
-            found.what: f"{found.what} is not given to pods: it is {found.how}"
-            for found in self._elsewhere.values()
-        }
+        now = {found.what: _withheld(found) for found in self._elsewhere.values()}
         held = {a: lease for lease in leases if lease.interface in interfaces for a in lease.addresses.values()}
         for address, found in (await self._leases.use(lambda store: store.used_elsewhere(held))).items():
             pod = f"{held[address].namespace}/{held[address].pod}"
@@ -440,6 +436,10 @@ class Plugin:
         lock = self._locks.setdefault((container, ifname), asyncio.Lock())
         async with lock:
             yield
+
+
+def _withheld(found: Elsewhere) -> str:
+    return f"{found.what} is not given to pods: it is {found.how}"
 
 
 def _link_code(error: LinkError) -> Code:

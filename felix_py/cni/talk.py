@@ -9,13 +9,25 @@ MOST = 1 << 20
 """Bytes of each of its outputs that are kept; the rest is read and forgotten."""
 
 
-async def talk(process: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
-    """Give a program its input; its output and its complaint, once it has ended."""
-    _, output, complaint = await asyncio.gather(
-        _write(process.stdin, stdin), _read(process.stdout), _read(process.stderr)
-    )
-    await process.wait()
-    return output, complaint
+async def talk(process: asyncio.subprocess.Process, stdin: bytes, timeout: float) -> tuple[bytes, bytes]:
+    """Give a program its input; its output and its complaint, once it has ended.
+
+    Whatever comes in between, it has ended afterwards.
+
+    Raises:
+        TimeoutError: it did not end within ``timeout`` seconds.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            _, output, complaint = await asyncio.gather(
+                _write(process.stdin, stdin), _read(process.stdout), _read(process.stderr)
+            )
+            await process.wait()
+            return output, complaint
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def _write(stream: asyncio.StreamWriter | None, data: bytes) -> None:

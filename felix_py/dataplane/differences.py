@@ -35,8 +35,9 @@ def in_the_way(
     table: str, top: Sequence[Rule], end: Sequence[Rule], actual: Sequence[Rule]
 ) -> tuple[list[Rule], list[Rule]]:
     """Rules of others above ours that must be first, and behind ours that must be last."""
-    last_top = max((at for at, rule in enumerate(actual) if rule.hash in _hashes(top)), default=0)
-    first_end = min((at for at, rule in enumerate(actual) if rule.hash in _hashes(end)), default=len(actual))
+    tops, ends = set(_hashes(top)), set(_hashes(end))
+    last_top = max((at for at, rule in enumerate(actual) if rule.hash in tops), default=0)
+    first_end = min((at for at, rule in enumerate(actual) if rule.hash in ends), default=len(actual))
     above = [r for r in actual[:last_top] if not r.hash and hinders_above(table, target_of(r.text))]
     return above, [r for r in actual[first_end:] if not r.hash and hinders_behind(table, target_of(r.text))]
 

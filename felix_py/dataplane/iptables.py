@@ -32,7 +32,7 @@ from felix_py.dataplane.rule_bodies import RuleBodies
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import DISPATCH
 from felix_py.records import Backend, ChainKey, Drift, DriftKind, Failure, Hook, Report, Words
-from felix_py.ruleset.words import split
+from felix_py.ruleset.words import target_of
 from policy.model import Family
 
 _CLASS_CHAINS = (f"{CHAIN_PREFIX}CE-", f"{CHAIN_PREFIX}CI-")
@@ -135,7 +135,7 @@ class Iptables:
         for (table, chain), rules in self._actual.items():
             for at, rule in enumerate(rule for rule in rules if rule.hash and chain in BUILTIN_CHAINS):
                 # They stay in their order; only jumps to our chains come first (see felix_py.plan.static).
-                first = list(split(rule.text))[-1].startswith(CHAIN_PREFIX)
+                first = target_of(rule.text).startswith(CHAIN_PREFIX)
                 hook = Hook(self._family, table, chain, (f"{at:04}",), first)
                 self._hooks.setdefault((table, chain), {})[hook] = rule
         return False

@@ -55,11 +55,11 @@ class _Table:
 
     def add(self, destination: Destination, metric: int = 0, interface: int = 0) -> None:
         family, packed, length = destination
+        if (family, length) not in self._by_length:
+            self._by_length[family, length] = {}
+            self._lengths[family] = sorted((*self._lengths.get(family, ()), length), reverse=True)
         key = int.from_bytes(packed, "big") >> (family.bits - length)
-        self._by_length.setdefault((family, length), {}).setdefault(key, []).append((metric, interface))
-        lengths = {known for of, known in self._by_length if of is family}
-        if len(lengths) != len(self._lengths.get(family, ())):
-            self._lengths[family] = sorted(lengths, reverse=True)
+        self._by_length[family, length].setdefault(key, []).append((metric, interface))
 
     def matches(self, family: Family, packed: bytes) -> Iterable[tuple[int, list[tuple[int, int]]]]:
         """Prefix length and what was added with it, the longest first."""

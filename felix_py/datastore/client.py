@@ -269,9 +269,6 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
     return api
 
 
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-
-
 def default_namespace(kubeconfig: Path | None = None, context: str | None = None) -> str:
     """The namespace that kubectl would use without ``-n``: the context's, the pod's own, or ``default``.
 
@@ -280,7 +277,7 @@ def default_namespace(kubeconfig: Path | None = None, context: str | None = None
     """
     if kubeconfig is None:
         try:
-            return _NAMESPACE_FILE.read_text().strip() or "default"
+            return (access.SERVICE_ACCOUNT / "namespace").read_text().strip() or "default"
         except OSError:
             return "default"
     from felix_py.datastore import official

@@ -381,7 +381,6 @@ def _parsed(policy: wire.WirePolicy, parse: Callable[[object], P]) -> P:
     """A spec that is beyond reading is one of which nothing is understood: it fails closed, as such do."""
     metadata = policy.metadata
     named = {"namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid}
-    unreadable: tuple[str, ...] = ()
     try:
         spec = msgspec.json.decode(policy.spec) if policy.spec else None
         return parse({"metadata": named, "spec": spec})

@@ -138,8 +138,6 @@ class AddressStore:
         self.skipped: dict[str, Elsewhere] = {}
         """What was not given out for that, by :attr:`Elsewhere.what`; whoever reads it may clear it."""
         self._grouped = False
-        self.created = False
-        """Whether there was no store before."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._check_header()
@@ -188,7 +186,6 @@ class AddressStore:
         if version < _SCHEMA_VERSION:
             self._sync()
             _sync_folder(self._path.parent)
-        self.created = version == 0
         self._load()
 
     def _make_tables(self, version: int) -> None:

@@ -71,9 +71,10 @@ class Kubelet:
 
     async def remove_left_overs(self) -> None:
         """Remove what pods have left that were deleted while no kubelet ran."""
+        # Before the list is asked for: what a pod that begins meanwhile notes is not left over.
+        left = [one for one in self._host.store.all() if one.node == self._host.node.name]
         pods = (await self._host.api.get("/api/v1/pods"))["items"]
         there = {pod["metadata"]["uid"] for pod in pods}
-        left = [one for one in self._host.store.all() if one.node == self._host.node.name]
         await asyncio.gather(*(remove_left_over(self._host, one) for one in left if one.uid not in there))
 
     async def follow_network(self) -> None:

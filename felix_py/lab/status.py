@@ -34,6 +34,9 @@ _YOUNG = 30.0
 _WORKERS = 8
 _TAIL = 65_536
 
+STOPPED = "is stopped (SIGSTOP)"
+"""A program's problem."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProgramStatus:
@@ -125,14 +128,13 @@ def _programs(lab: Lab) -> Iterator[ProgramStatus]:
         kept = keeper.programs.get(name) if keeper else None
         pid = process.pid if process is not None and process.alive else 0
         restarts, since = (kept.restarts, kept.since) if kept else (0, 0.0)
-        problem = _program_problem(pid, restarts, since)
-        if problem and not is_stopped(pid):
-            problem += _quoted(_last_words(lab.state.log(name)))
+        problem = _program_problem(pid, restarts, since, lab.state.log(name))
         if not lab.state.machine(name).is_dir():
             yield ProgramStatus("", name, pid, restarts, problem)
-        elif problem:
+            continue
+        if problem:
             yield ProgramStatus(name, "machine", pid, restarts, problem)
-        if pid and lab.state.machine(name).is_dir():
+        if pid:
             yield from _machine_programs(lab, name)
 
 
@@ -143,23 +145,22 @@ def _machine_programs(lab: Lab, machine: str) -> Iterator[ProgramStatus]:
         yield ProgramStatus(machine, "machine", 0, problem=str(error))
         return
     for name, running in programs.items():
-        problem = _program_problem(running.pid, running.restarts, running.since)
-        if problem and not is_stopped(running.pid):
-            problem += _quoted(_last_words(lab.state.machine(machine) / "log" / f"{name}.log"))
+        log = lab.state.machine(machine) / "log" / f"{name}.log"
+        problem = _program_problem(running.pid, running.restarts, running.since, log)
         yield ProgramStatus(machine, name, running.pid, running.restarts, problem)
 
 
-def _program_problem(pid: int, restarts: int, since: float) -> str:
-    age = time.time() - since
+def _program_problem(pid: int, restarts: int, since: float, log: Path) -> str:
+    """What is wrong with a program, with its last words unless it is stopped; empty: nothing."""
+    age, stopped = time.time() - since, is_stopped(pid)
     if restarts > 1 and age < _YOUNG:
-        return f"keeps dying: {restarts} times, last started {age:.0f} s ago"
-    if not pid:
-        return "does not run"
-    return "is stopped (SIGSTOP)" if is_stopped(pid) else ""
-
-
-def _quoted(words: str) -> str:
-    return f"; last words: {words}" if words else ""
+        problem = f"keeps dying: {restarts} times, last started {age:.0f} s ago"
+    elif not pid:
+        problem = "does not run"
+    else:
+        return STOPPED if stopped else ""
+    words = "" if stopped else _last_words(log)
+    return f"{problem}; last words: {words}" if words else problem
 
 
 def _last_words(path: Path) -> str:
@@ -263,13 +264,11 @@ def _pod_problem(lab: Lab, pod: Obj, node: str, status: Obj) -> str:
     netns = pod_netns(lab.name, metadata["namespace"], metadata["name"], metadata["uid"])
     if not (NETNS_DIR / netns).exists():
         return "has no network namespace"
-    done = subprocess.run(
-        ["ip", "-json", "-n", netns, "address", "show"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_ANSWER,
-    )
+    argv = ["ip", "-json", "-n", netns, "address", "show"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_ANSWER)
+    except subprocess.TimeoutExpired:
+        return f"cannot be looked into: nothing for {_ANSWER:.0f} s"
     if done.returncode:
         return f"cannot be looked into: {done.stderr.strip()}"
     links: Sequence[Obj] = [link for link in json.loads(done.stdout or "[]") if link.get("ifname") == "eth0"]

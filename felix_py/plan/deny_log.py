@@ -34,12 +34,6 @@ _DIRECTION = {letter: direction for direction, letter in _LETTER.items()}
 _MOST_INDEX = 99
 """A deny chain's name has room for two digits: FELIX-DE-0123456789abcdef-99 are the kernel's 28 characters."""
 
-_PREFIX = re.compile(
-    re.escape(COMMENT_PREFIX) + r"(?:(C)([EI])-[0-9a-f]{16}|(P)([EI])-[0-9a-f]{16}(?::([0-9]{1,2}))?"
-    r"|(SOURCE|INVALID|MIDSTREAM|ASTRAY|PROXIED|ERROR|HOST)|CLASS-([EI]))",
-    re.ASCII,
-)
-
 
 class DropKind(enum.StrEnum):
     """What kind of rule drops a packet."""
@@ -101,6 +95,11 @@ _PLAIN = {
     drop.kind.upper(): drop
     for drop in (SOURCE_DROP, INVALID_DROP, MIDSTREAM_DROP, ASTRAY_DROP, PROXIED_DROP, ERROR_DROP, HOST_DROP)
 }
+_PREFIX = re.compile(
+    re.escape(COMMENT_PREFIX) + r"(?:(C)([EI])-[0-9a-f]{16}|(P)([EI])-[0-9a-f]{16}(?::([0-9]{1,2}))?"
+    rf"|({'|'.join(_PLAIN)})|CLASS-([EI]))",
+    re.ASCII,
+)
 
 
 def parse_prefix(text: str) -> Drop | None:

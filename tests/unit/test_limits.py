@@ -53,7 +53,7 @@ def test_a_plugins_output_is_bounded() -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", program, stdin=pipe, stdout=pipe, stderr=pipe
         )
-        return await talk(process, b"x" * 3_000_000)
+        return await talk(process, b"x" * 3_000_000, 60)
 
     output, complaint = asyncio.run(asyncio.wait_for(test(), 60))
     assert (len(output), len(complaint)) == (MOST, MOST)

@@ -27,13 +27,13 @@ def test_as_usual() -> None:
     own = OwnPrefixes().following(node(*OLD), [OTHER], [lease(2)])
     assert own == OwnPrefixes(OLD)
     assert own.all == OLD
-    assert told(own, node(*OLD), {"n2": OTHER}, [lease(2)]) == ({}, {})
+    assert told(own, node(*OLD), [OTHER], [lease(2)]) == ({}, {})
 
 
 def test_other_pod_cidrs_while_pods_run() -> None:
     own = OwnPrefixes(OLD).following(node(*NEW), [OTHER], [lease(2), lease(3, V6)])
     assert own.all == (*NEW, "10.1.0.2/32", "fd00:1::2/128", "fd00:1::3/128")
-    (outside,), shared = (found for found in told(own, node(*NEW), {"n2": OTHER}, [lease(2), lease(3, V6)]))
+    (outside,), shared = (found for found in told(own, node(*NEW), [OTHER], [lease(2), lease(3, V6)]))
     assert outside == "podCIDRs"
     assert shared == {}
     assert own.following(node(*NEW), [OTHER], []) == OwnPrefixes(NEW)
@@ -49,7 +49,7 @@ def test_one_family_is_added() -> None:
     own = own.following(node(OLD[0]), [], [lease(2)])
     assert own.all == (OLD[0], "fd00:1::2/128")
     # Where the node has no podCIDRs of a family, another IPAM plugin gives the addresses: nothing to tell.
-    assert told(own, node(OLD[0]), {}, [lease(2)]) == ({}, {})
+    assert told(own, node(OLD[0]), [], [lease(2)]) == ({}, {})
 
 
 @pytest.mark.parametrize("record", [None, node()])
@@ -66,7 +66,7 @@ def test_without_pod_cidrs_it_keeps_what_it_had(record: NodeRecord | None) -> No
 
 @pytest.mark.parametrize("other", ["10.1.0.0/24", "10.0.0.0/8", "10.1.0.128/25", "0.0.0.0/0"])
 def test_pod_cidrs_of_two_nodes(other: str) -> None:
-    rivals = {"n2": OTHER, "n3": NodeRecord("n3", pod_cidrs=(other,))}
+    rivals = [OTHER, NodeRecord("n3", pod_cidrs=(other,))]
     outside, shared = told(OwnPrefixes(OLD), node(*OLD), rivals, [])
     assert outside == {}
     assert shared.keys() == {"10.1.0.0/24"}
@@ -75,11 +75,11 @@ def test_pod_cidrs_of_two_nodes(other: str) -> None:
 
 def test_who_may_give_the_same_addresses() -> None:
     own = OwnPrefixes(NEW, ("10.1.0.2/32",))
-    outside, _ = told(own, node(*NEW), {"n3": NodeRecord("n3", pod_cidrs=OLD)}, [lease(2)])
+    outside, _ = told(own, node(*NEW), [NodeRecord("n3", pod_cidrs=OLD)], [lease(2)])
     assert "at once, because n3 may give the same addresses to other pods" in outside["podCIDRs"]
 
 
 def test_many_pods_make_a_short_notice() -> None:
     leases = [lease(number) for number in range(2, 100)]
     own = OwnPrefixes().following(node(*NEW), [], leases)
-    assert "and 93 more have addresses outside" in told(own, node(*NEW), {}, leases)[0]["podCIDRs"]
+    assert "and 93 more have addresses outside" in told(own, node(*NEW), [], leases)[0]["podCIDRs"]

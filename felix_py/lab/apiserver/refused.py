@@ -52,6 +52,10 @@ _NO_CONTAINERS = {
 """Subresources of pods that need a container."""
 
 
+_INSTEAD = {GroupResource(group, plural): _WHAT_THERE_IS for group, plural, *_ in _KNOWN} | _SERVED
+"""Kinds that nothing in a lab acts on: what there is in their place."""
+
+
 def known_only() -> list[Resource]:
     """Kinds that are found, and never hold anything."""
     return [_resource(*names) for names in _KNOWN]
@@ -88,8 +92,7 @@ def check(registry: Registry, method: str, path: ApiPath) -> None:
     if method not in {"POST", "PUT", "PATCH"} or path.group == "authorization.k8s.io":
         return
     wanted = GroupResource(path.group, parts[0])
-    known = wanted in {GroupResource(group, plural) for group, plural, *_ in _KNOWN}
-    instead = _SERVED.get(wanted) or (_WHAT_THERE_IS if known else "")
+    instead = _INSTEAD.get(wanted, "")
     resource = registry.get(path.group, parts[0])
     if instead and resource:
         raise ApiError(403, "Forbidden", f"nothing in this lab acts on {resource.plural}. {instead}")
