@@ -230,7 +230,8 @@ class HostEnds:
         """Another interface has the name: rules and source binding would take it for the pod's."""
         if holder is None or holder is own:
             self._displaced.pop(name, None)
-        elif self._displaced.setdefault(name, holder.index) == holder.index:
+        elif self._displaced.get(name) != holder.index:
+            self._displaced[name] = holder.index
             self._say(name, f"another interface has that name now (index {holder.index})")
 
     def _note_name(self, name: str, link: Link) -> None:
