@@ -30,6 +30,10 @@ SOAK = float(os.environ.get("FELIX_PY_SOAK_SECONDS", "0"))
 ROUNDS = 8
 """Of each side at least, when it is no soak."""
 
+GONE_BY_THEN = "Set with index"
+"""iptables-legacy-save copies a table and asks for the names of its sets later, without the lock: one that has been
+destroyed in between, with the last rule that used it, has none. The tool gives up; its caller reads again."""
+
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns"), pytest.mark.timeout(SOAK + 120)]
 MakeNetns = Callable[[str], NetworkNamespace]
 
@@ -156,7 +160,7 @@ async def check_theirs(other: Other) -> None:
     lost = [line for line in other.rounds if line["lost"]]
     assert [(line["number"], line["family"], line["lost"][:5]) for line in lost] == [], other.rounds[:8]
     assert [line["retried"] for line in other.rounds if line["retried"]] == []
-    assert [line["unread"] for line in other.rounds if line["unread"]] == []
+    assert [words for line in other.rounds for words in line["unread"] if GONE_BY_THEN not in words] == []
 
 
 async def check_ours(node: WatchedNode, side: Side) -> None:
