@@ -4,8 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests wait more than they compute: three workers at least. What shares a lab stays together.
-WORKERS ?= -n $(shell n=$$(nproc); echo $$((n < 3 ? 3 : n > 8 ? 8 : n)))
+# Tests wait more than they compute: two workers for a core. What shares a lab stays together.
+WORKERS ?= -n $(shell n=$$(nproc); echo $$((n > 4 ? 8 : 2 * n)))
 CLIENT := felix_py/cni/client/felix-py-cni
 
 .PHONY: all dev lab lab-down test test-all unit lint types layers bench lock clean

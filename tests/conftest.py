@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 import structlog
 from xdist.remote import Producer
@@ -14,7 +15,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import leftovers
 from tests.support.isolate import NetworkNamespace, isolate_process, new_netns
-from tests.support.thorough import ALL
+from tests.support.thorough import ALL, examples
+
+hypothesis.settings.register_profile("ours", max_examples=examples(300), deadline=None)
+hypothesis.settings.load_profile("ours")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -31,8 +31,9 @@ ROUNDS = 8
 """Of each side at least, when it is no soak."""
 
 GONE_BY_THEN = "Set with index"
-"""iptables-legacy-save copies a table and asks for the names of its sets later, without the lock: one that has been
-destroyed in between, with the last rule that used it, has none. The tool gives up; its caller reads again."""
+"""iptables-legacy-save copies a table and asks for the names of its sets later, without the lock: one that has
+been destroyed in between, with the last rule that used it, has none. The tool gives up; its caller reads again.
+"""
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns"), pytest.mark.timeout(SOAK + 120)]
 MakeNetns = Callable[[str], NetworkNamespace]
