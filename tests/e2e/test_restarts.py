@@ -49,7 +49,8 @@ def nobody_notices(lab: LabUnderTest) -> Iterator[None]:
         sent = [flow.sent for flow in running]
         eventually(lambda: all(flow.sent > before + 50 for flow, before in zip(running, sent, strict=True)))
     for flow in running:
-        assert not flow.lost, f"{flow.name}: {len(flow.lost)} of {flow.sent} lost, from {flow.lost[:3]}"
+        told = f"{flow.name}: {len(flow.lost)} of {flow.sent} lost, from {flow.lost[:3]} to {flow.lost[-3:]}"
+        assert not flow.lost, f"{told}; routes of the router: {monitor.events[:20]}"
         assert not flow.errors
     assert not monitor.withdrawn
     assert lab.bird_routes() == pytest.approx(table, abs=0.1)
