@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.apiserver.errors import ApiError
-from felix_py.lab.apiserver.patch import StrategicMerge, json_patch, merge_patch
+from lab.apiserver.errors import ApiError
+from lab.apiserver.patch import StrategicMerge, json_patch, merge_patch
 
 ITEM = {"type": "object", "properties": {"name": {"type": "string"}, "value": {"type": "string"}}}
 SCHEMA = {
