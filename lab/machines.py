@@ -12,6 +12,7 @@ import msgspec
 import yaml  # type: ignore[import-untyped]
 
 from felix_py.cni.conflist import install_client
+from felix_py.config import AgentConfig, environment
 from lab import topology
 from lab.bird import bird_config
 from lab.machine import Program, Spec
@@ -23,10 +24,10 @@ from policy.model import Family
 STANDARD_PLUGINS = Path("/usr/lib/cni")
 """Where Debian's containernetworking-plugins has them."""
 
-CNI_CONF_DIR = "/etc/cni/net.d"
-CNI_BIN_DIR = "/opt/cni/bin"
-_RUN_DIR = "/run/felix-py"
-_STATE_DIR = "/var/lib/felix-py"
+CNI_CONF_DIR = str(AgentConfig.cni_conf_dir)
+CNI_BIN_DIR = str(AgentConfig.cni_bin_dir)
+_RUN_DIR = str(AgentConfig.run_dir)
+_STATE_DIR = str(AgentConfig.state_dir)
 _CONFIG_DIR = "/etc/felix-py"
 _UPLINK = "eth0"
 
@@ -169,20 +170,20 @@ def _write_spec(folder: Path, spec: Spec) -> Path:
 
 def _agent_settings(node: Node, backend: str) -> dict[str, str]:
     """The agent's settings as environment, so that other commands that run on the node have the same."""
-    return {
-        "FELIX_PY_NODE_NAME": node.name,
-        "FELIX_PY_KUBECONFIG": f"{_CONFIG_DIR}/kubeconfig",
-        "FELIX_PY_RUN_DIR": _RUN_DIR,
-        "FELIX_PY_STATE_DIR": _STATE_DIR,
-        "FELIX_PY_CNI_CONF_DIR": CNI_CONF_DIR,
-        "FELIX_PY_CNI_BIN_DIR": CNI_BIN_DIR,
-        "FELIX_PY_BGP_CONFIG": f"{_CONFIG_DIR}/bgp.yaml",
-        "FELIX_PY_BACKEND": backend,
-        "FELIX_PY_DISCOVERY_INTERVAL": "1",  # who applies a CRD in a lab is watching
-        "FELIX_PY_HEALTH_ADDRESS": "127.0.0.1:9099",
-        "FELIX_PY_CLUSTER_CIDRS": " ".join(topology.CLUSTER_CIDRS[family] for family in node.families),
-        "FELIX_PY_SERVICE_CIDRS": " ".join(topology.SERVICE_CIDRS[family] for family in node.families),
-    }
+    return environment(
+        node_name=node.name,
+        kubeconfig=f"{_CONFIG_DIR}/kubeconfig",
+        run_dir=_RUN_DIR,
+        state_dir=_STATE_DIR,
+        cni_conf_dir=CNI_CONF_DIR,
+        cni_bin_dir=CNI_BIN_DIR,
+        bgp_config=f"{_CONFIG_DIR}/bgp.yaml",
+        backend=backend,
+        discovery_interval=1,  # who applies a CRD in a lab is watching
+        health_address=AgentConfig.health_address,
+        cluster_cidrs=[topology.CLUSTER_CIDRS[family] for family in node.families],
+        service_cidrs=[topology.SERVICE_CIDRS[family] for family in node.families],
+    )
 
 
 def _bgp_config(node: Node) -> dict[str, object]:

@@ -48,7 +48,7 @@ from felix_py.agent.revoke import Revoker
 from felix_py.agent.stalls import Stalls, WatchedSelector
 from felix_py.agent.stopping import Stopping
 from felix_py.cni.server import SocketInUse
-from felix_py.config import AgentConfig, ConfigError, EndpointToHost
+from felix_py.config import AgentConfig, ConfigError, EndpointToHost, as_json
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError, end_tools, find_backend
 from felix_py.dataplane.conntrack import Conntrack
@@ -212,6 +212,7 @@ class Agent:
             "families": [int(family) for family in families],
             "clusterCidrs": list(config.cluster_cidrs),
             "rules": dataclasses.asdict(self._options()),
+            "settings": as_json(config),
         }
         held, taken = self._held_numbers(kernel, families), self._taken_numbers(kernel, families)
         before = self._held_numbers(self._other, families)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from felix_py.cli import options
-from felix_py.config import ConfigError, EndpointToHost
+from felix_py.config import AgentConfig, ConfigError, EndpointToHost, value_of
 
 if TYPE_CHECKING:
     from felix_py.datastore.client import Api
@@ -30,17 +30,17 @@ def verify(
     context: options.Context = None,
     node_name: options.NodeName = "",
     agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
-    state_dir: options.StateDir = Path("/var/lib/felix-py"),
+    state_dir: options.StateDir = AgentConfig.state_dir,
     cluster_cidr: options.ClusterCidrs = [],  # noqa: B006 - typer copies it
-    backend: options.BackendName = "auto",
-    mark_mask: options.MarkMask = "0xffff0000",
-    nat_outgoing: options.NatOutgoing = True,
-    endpoint_to_host: options.EndpointToHostOption = EndpointToHost.RETURN,
-    drop_invalid: options.DropInvalid = True,
-    revoke_established: options.RevokeEstablished = True,
-    deny_log: options.DenyLogging = True,
-    deny_log_group: options.DenyLogGroup = 88,
-    deny_log_rate: options.DenyLogRate = 10,
+    backend: options.BackendName = options.AUTO,
+    mark_mask: options.MarkMask = options.MARK_MASK,
+    nat_outgoing: options.NatOutgoing = AgentConfig.nat_outgoing,
+    endpoint_to_host: options.EndpointToHostOption = AgentConfig.endpoint_to_host,
+    drop_invalid: options.DropInvalid = AgentConfig.drop_invalid,
+    revoke_established: options.RevokeEstablished = AgentConfig.revoke_established,
+    deny_log: options.DenyLogging = AgentConfig.deny_log,
+    deny_log_group: options.DenyLogGroup = AgentConfig.deny_log_group,
+    deny_log_rate: options.DenyLogRate = AgentConfig.deny_log_rate,
 ) -> None:
     """Compare this node's kernel with what it should hold.
 
@@ -109,10 +109,9 @@ def _rules(
     drop_midstream: bool,
     deny_log: DenyLog | None,
 ) -> StaticOptions:
-    from felix_py.plan.marks import Marks
     from felix_py.plan.static import StaticOptions
 
-    marks = Marks.from_mask(options.mask(mark_mask))
+    marks = options.marks(value_of("mark_mask", mark_mask))
     return StaticOptions(marks, nat_outgoing, endpoint_to_host.upper(), drop_invalid, drop_midstream, deny_log)
 
 

@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from felix_py.cli import denies as one_nodes_denies
 from felix_py.cli import options
-from lab.cli.options import ROOT, Name, StateRoot, errors, lab_of
+from felix_py.config import AgentConfig
+from lab.cli.options import Name, StateRoot, errors, lab_of
+from lab.state import STATE_ROOT
 
 if TYPE_CHECKING:
     from felix_py.cli.plan_report import Flows
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from policy.evaluate import Snapshot
     from policy.impact import Changes
     from policy.model import LocalEndpoint
-
-_STATE_DIR = Path("/var/lib/felix-py")
-"""Of every node, as it sees it."""
 
 _WORKERS = 8
 _PATIENCE = 120.0
@@ -50,7 +48,7 @@ def explain(
     no_kernel: options.NoKernel = False,
     output: options.Output = options.OutputFormat.TEXT,
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Say whether a connection is allowed, and why.
 
@@ -78,7 +76,7 @@ def _endpoints_everywhere(it: Lab) -> tuple[LocalEndpoint, ...]:
     found: list[LocalEndpoint] = []
     for node in it.node_names():
         with contextlib.suppress(LabError):
-            found += inside_machine(it, node, partial(endpoints, _STATE_DIR))
+            found += inside_machine(it, node, partial(endpoints, AgentConfig.state_dir))
     return tuple(found)
 
 
@@ -111,7 +109,7 @@ def verify(
     node: Annotated[list[str] | None, typer.Argument(metavar="[NODE]...", help="Which. [default: all]")] = None,
     output: options.Output = options.OutputFormat.TEXT,
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Compare every node's kernel with what it should hold.
 
@@ -163,7 +161,7 @@ def denies(
     namespace: options.DeniedNamespace = "",
     pod: options.DeniedPod = "",
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Show what was denied on any node.
 
@@ -255,7 +253,7 @@ def plan(
         bool, typer.Option("--flows/--no-flows", help="Say which flows seen lately would be denied.")
     ] = True,
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Show what policies in files would change.
 

@@ -14,7 +14,8 @@ import typer
 from felix_py.cli import options
 from felix_py.config import ConfigError
 from lab.cli import every_node
-from lab.cli.options import PASS_ON, ROOT, Name, StateRoot, after_dashes, errors, lab_of
+from lab.cli.options import PASS_ON, Name, StateRoot, after_dashes, errors, lab_of
+from lab.state import STATE_ROOT
 
 if TYPE_CHECKING:
     from lab.lab import Lab
@@ -48,7 +49,7 @@ def up(
     ] = None,
     no_pods: Annotated[bool, typer.Option("--no-pods", help="Start no example pods.")] = False,
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Bring a lab up. One that is there keeps its shape; what of it has died is started again."""
     with errors():
@@ -112,7 +113,7 @@ Try:
 def down(
     every: Annotated[bool, typer.Option("--all", help="All labs.")] = False,
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Remove a lab, whatever state it is in."""
     with errors():
@@ -127,7 +128,7 @@ def status(
     output: options.Output = options.OutputFormat.TEXT,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not compare kernels: faster.")] = False,
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Say what of a lab works, what does not, and what to do.
 
@@ -167,7 +168,7 @@ app.command()(every_node.plan)
 def kubectl(
     arguments: Annotated[list[str], typer.Argument(metavar="ARGUMENT", help="What to pass on, after --.")],
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Run kubectl against the lab.
 
@@ -187,7 +188,7 @@ def execute(
     target: Annotated[str, typer.Argument(metavar="tor|NODE|NAMESPACE/POD", help="Where.")],
     command: Annotated[list[str], typer.Argument(metavar="WORD", help="The command, after --.")],
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Run a command on the router, on a node or in a pod.
 
@@ -229,7 +230,7 @@ def matrix(
     ] = 0.5,
     output: options.Output = options.OutputFormat.TEXT,
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Who reaches whom, beside what policy says.
 
@@ -277,7 +278,7 @@ def logs(
         ),
     ] = None,
     name: Name = "lab",
-    state_root: StateRoot = ROOT,
+    state_root: StateRoot = STATE_ROOT,
 ) -> None:
     """Print a program's log."""
     with errors():

@@ -14,7 +14,6 @@ from felix_py.config import ConfigError
 if TYPE_CHECKING:
     from lab.lab import Lab
 
-ROOT = Path("/run/felix-py-lab")
 PASS_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True}
 
 Name = Annotated[
