@@ -141,10 +141,7 @@ class AgentConfig:
         calico="iptablesBackend",
     )
     bgp_config: Path | None = setting(
-        None,
-        "YAML file with asNumber, routerID and peers; see docs/bgp.md.",
-        metavar="FILE",
-        otherwise="no BGP",
+        None, "YAML file with asNumber, routerID and peers; see docs/bgp.md.", metavar="FILE", otherwise="no BGP"
     )
     mark_mask: int = setting(
         0xFFFF0000,
@@ -190,9 +187,7 @@ class AgentConfig:
         calico="healthHost, healthPort",
     )
     socket_group: str = setting(
-        "root",
-        "Who besides root may ask RUN-DIR/agent.sock for /status, /flows and /denies.",
-        metavar="GROUP",
+        "root", "Who besides root may ask RUN-DIR/agent.sock for /status, /flows and /denies.", metavar="GROUP"
     )
     deny_log: bool = setting(True, "Log denied packets, for `felix-py denies`.")
     deny_log_group: int = setting(

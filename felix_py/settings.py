@@ -7,11 +7,10 @@ type checker knows it. Command line, environment, ``/status`` and ``docs/setting
 from __future__ import annotations
 
 import enum
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 _T = TypeVar("_T")
 
@@ -68,14 +67,6 @@ class Setting:
         first, *more = self.name.split("_")
         return first + "".join(word.capitalize() for word in more)
 
-    @property
-    def plain_type(self) -> Any:
-        """Its type without the None of a value that is not given."""
-        if isinstance(self.type, types.UnionType):
-            (found,) = (one for one in get_args(self.type) if one is not types.NoneType)
-            return found
-        return self.type
-
     def read(self, given: Any) -> Any:
         """The value of what the command line gives; of a list's members, ``none`` is none.
 
@@ -124,23 +115,9 @@ class Setting:
                 raise ValueError(f"{self.option} {given}: {error}") from None
 
 
-def setting(
-    default: _T,
-    meaning: str,
-    *,
-    metavar: str = "",
-    otherwise: str = "",
-    least: float | None = None,
-    most: float | None = None,
-    check: Callable[[Any], None] | None = None,
-    form: Form | None = None,
-    calico: str = "",
-    live: bool = False,
-    also: str = "",
-) -> _T:
-    """A dataclass's field that is a setting; see :class:`Setting`."""
-    known = {name: value for name, value in locals().items() if name != "default"}
-    found: _T = field(default=default, metadata=known)
+def setting(default: _T, meaning: str, **known: Any) -> _T:
+    """A dataclass's field that is a setting; ``known``: what else :class:`Setting` has."""
+    found: _T = field(default=default, metadata={"meaning": meaning, **known})
     return found
 
 

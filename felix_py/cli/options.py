@@ -64,18 +64,14 @@ def takes_all_settings(command: Callable[..., None]) -> Callable[..., None]:
 def _given_type(it: Setting) -> Any:
     if it.many:
         return list[str]
-    if it.form is not None:
-        return str
-    return it.plain_type | None if it.plain_type is Path else it.plain_type
+    return str if it.form else it.type | None if it.otherwise else it.type
 
 
 def _unset(it: Setting) -> Any:
-    """What stands for a setting that is not given. A path that is decided at the start is None."""
+    """What stands for a setting that is not given; None where that is decided at the start."""
     if it.many:
         return list(it.default)
-    if it.form is not None:
-        return it.text(it.default)
-    return None if it.otherwise and it.plain_type is Path else it.default
+    return it.text(it.default) if it.form else None if it.otherwise else it.default
 
 
 Kubeconfig = Annotated[

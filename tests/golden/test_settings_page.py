@@ -19,9 +19,9 @@ HEAD = """\
 
 Made from `felix_py/config.py` (`UPDATE_GOLDEN=1 make test TESTS=tests/golden`).
 
-{taken} What some of them need besides: [Changing settings](operations.md#changing-settings). An option counts
-before its environment variable. A list is given by repeating the option, and in the environment separated by spaces;
-`none` is the empty list. `/status` shows what an agent runs with (`configuration.settings`).
+{taken} What some of them need besides: [Changing settings](operations.md#changing-settings).
+An option counts before its environment variable. A list is given by repeating the option, and in the environment
+separated by spaces; `none` is the empty list. `/status` shows what an agent runs with (`configuration.settings`).
 
 Calico's names are those of FelixConfiguration's fields or of Felix's parameters; the nearest, where there is one.
 
