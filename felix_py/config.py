@@ -10,6 +10,7 @@ from typing import Any
 from felix_py.log import LogFormat, LogLevel
 from felix_py.records import Backend
 from felix_py.settings import Form, setting, settings_of
+from policy.model import Family
 from policy.syntax import canonical_cidr
 
 
@@ -24,6 +25,8 @@ class EndpointToHost(enum.StrEnum):
     ACCEPT = "accept"
     DROP = "drop"
 
+
+_FAMILIES = {f"ipv{int(family)}": family for family in Family}
 
 # --- what of the values is not said by type and range ------------------------------------------------
 
@@ -58,6 +61,13 @@ def _backend(text: str) -> Backend | None:
         return Backend(text)
     except ValueError:
         raise ValueError("must be auto, legacy or nft") from None
+
+
+def _families(text: str) -> tuple[Family, ...]:
+    try:
+        return tuple(sorted({_FAMILIES[word] for word in text.lower().replace(",", " ").split()}))
+    except KeyError:
+        raise ValueError("must be ipv4, ipv6 or ipv4,ipv6") from None
 
 
 def _mask(text: str) -> int:
@@ -139,6 +149,14 @@ class AgentConfig:
         metavar="auto|legacy|nft",
         form=Form(_backend, lambda backend: backend or "auto"),
         calico="iptablesBackend",
+    )
+    ip_families: tuple[Family, ...] = setting(
+        (),
+        "Families of addresses that pods get and that are programmed; of another one, pods can send nothing.",
+        metavar="ipv4|ipv6|ipv4,ipv6",
+        otherwise="those that the kernel has",
+        form=Form(_families, lambda families: ",".join(f"ipv{int(family)}" for family in families)),
+        calico="ipv6Support",
     )
     bgp_config: Path | None = setting(
         None, "YAML file with asNumber, routerID and peers; see docs/bgp.md.", metavar="FILE", otherwise="no BGP"

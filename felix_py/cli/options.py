@@ -64,14 +64,17 @@ def takes_all_settings(command: Callable[..., None]) -> Callable[..., None]:
 def _given_type(it: Setting) -> Any:
     if it.many:
         return list[str]
-    return str if it.form else it.type | None if it.otherwise else it.type
+    kind = str if it.form else it.type
+    return kind | None if it.otherwise else kind
 
 
 def _unset(it: Setting) -> Any:
     """What stands for a setting that is not given; None where that is decided at the start."""
     if it.many:
         return list(it.default)
-    return it.text(it.default) if it.form else None if it.otherwise else it.default
+    if it.otherwise:
+        return None
+    return it.text(it.default) if it.form else it.default
 
 
 Kubeconfig = Annotated[
@@ -85,6 +88,7 @@ Context = Annotated[
 ]
 NodeName = Annotated[str, option("node_name")]
 BackendName = Annotated[str, option("backend")]
+IpFamilies = Annotated[str, option("ip_families")]
 CniConfDir = Annotated[Path | None, option("cni_conf_dir")]
 CniBinDir = Annotated[Path | None, option("cni_bin_dir")]
 StateDir = Annotated[Path, option("state_dir")]

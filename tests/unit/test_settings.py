@@ -17,6 +17,7 @@ from felix_py.cli.main import app
 from felix_py.config import SETTINGS, AgentConfig, ConfigError, EndpointToHost, as_json, environment, value_of
 from felix_py.log import LogFormat, LogLevel
 from felix_py.records import Backend
+from policy.model import Family
 
 OTHERS = AgentConfig(
     node_name="n1",
@@ -29,6 +30,7 @@ OTHERS = AgentConfig(
     cluster_cidrs=("10.0.0.0/8", "fd00::/16"),
     service_cidrs=("10.96.0.0/16",),
     backend=Backend.NFT,
+    ip_families=(Family.V6,),
     bgp_config=Path("/other/bgp.yaml"),
     mark_mask=0xFFFF0000,
     nat_outgoing=False,
@@ -144,6 +146,7 @@ def test_what_is_out_of_range_is_named(name: str, value: object, words: str) -> 
     ("name", "given", "words"),
     [
         ("backend", "ebpf", "--backend ebpf: must be auto, legacy or nft"),
+        ("ip_families", "v6", "--ip-families v6: must be ipv4, ipv6 or ipv4,ipv6"),
         ("mark_mask", "many", "--mark-mask many: not a number such as 0xffff0000"),
     ],
 )
@@ -151,3 +154,8 @@ def test_text_that_is_no_value_is_named(name: str, given: str, words: str) -> No
     with pytest.raises(ConfigError) as caught:
         value_of(name, given)
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("given", ["ipv6,ipv4", "IPv4 IPv6", "ipv4, ipv6, ipv4"])
+def test_families_in_any_order(given: str) -> None:
+    assert value_of("ip_families", given) == (Family.V4, Family.V6)
