@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from lab import namespaces as ns
@@ -21,6 +22,8 @@ _TOOLS = {
     "iptables-legacy-restore": "iptables",
     "iptables-nft-restore": "iptables",
 }
+_MODULES = ("jsonpatch",)
+"""Those of :mod:`lab` that felix-py itself does without."""
 
 
 def check(shape: Shape) -> None:
@@ -30,6 +33,8 @@ def check(shape: Shape) -> None:
         LabError: naming each thing that is missing and how to get it.
     """
     check_root()
+    if absent := [name for name in _MODULES if find_spec(name) is None]:
+        raise LabError(f"missing Python packages: {', '.join(absent)}; `make lab` installs them")
     packages = {package for tool, package in _TOOLS.items() if shutil.which(tool) is None}
     if not (STANDARD_PLUGINS / "portmap").exists():
         packages.add("containernetworking-plugins")

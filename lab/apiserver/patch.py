@@ -7,8 +7,11 @@ the directives ``$patch``, ``$retainKeys``, ``$deleteFromPrimitiveList/…`` and
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from jsonpatch import JsonPatch, JsonPatchException
+from jsonpointer import JsonPointerException
 
 from lab.apiserver.errors import ApiError, bad_request
 from lab.apiserver.kinds import Obj, Schema
@@ -25,81 +28,11 @@ def json_patch(document: Obj, operations: Any) -> Any:
     result: Any = copy.deepcopy(document)
     for operation in operations:
         try:
-            result = _operate(result, operation)
-        except (KeyError, IndexError, ValueError, TypeError) as error:
+            result = JsonPatch([operation]).apply(result, in_place=True)
+        except (JsonPatchException, JsonPointerException, TypeError) as error:
             message = f"the server rejected our request due to an error in our request: {operation}: {error}"
             raise ApiError(422, "Invalid", message) from error
     return result
-
-
-def _operate(document: Any, operation: Obj) -> Any:
-    path = _pointer(operation["path"])
-    match operation.get("op"):
-        case "add":
-            return _add(document, path, copy.deepcopy(operation["value"]))
-        case "remove":
-            return _remove(document, path)
-        case "replace":
-            _read(document, path)
-            return _add(_remove(document, path), path, copy.deepcopy(operation["value"]))
-        case "move":
-            source = _pointer(operation["from"])
-            value = _read(document, source)
-            return _add(_remove(document, source), path, value)
-        case "copy":
-            return _add(document, path, copy.deepcopy(_read(document, _pointer(operation["from"]))))
-        case "test":
-            if _read(document, path) != operation["value"]:
-                raise ValueError(f"testing value {operation['path']} failed")
-            return document
-    raise ValueError(f"unknown operation {operation.get('op')!r}")
-
-
-def _pointer(text: str) -> list[str]:
-    if text and not text.startswith("/"):
-        raise ValueError(f"not a JSON pointer: {text!r}")
-    return [part.replace("~1", "/").replace("~0", "~") for part in text.split("/")[1:]]
-
-
-def _read(document: Any, path: Sequence[str]) -> Any:
-    for part in path:
-        document = document[_index(document, part)]
-    return document
-
-
-def _index(container: Any, part: str) -> Any:
-    if isinstance(container, list):
-        index = int(part)
-        if not 0 <= index < len(container):
-            raise IndexError(f"index {part} is out of range")
-        return index
-    if not isinstance(container, dict) or part not in container:
-        raise KeyError(part)
-    return part
-
-
-def _add(document: Any, path: Sequence[str], value: Any) -> Any:
-    if not path:
-        return value
-    parent, last = _read(document, path[:-1]), path[-1]
-    if isinstance(parent, list):
-        index = len(parent) if last == "-" else int(last)
-        if not 0 <= index <= len(parent):
-            raise IndexError(f"index {last} is out of range")
-        parent.insert(index, value)
-    elif isinstance(parent, dict):
-        parent[last] = value
-    else:
-        raise TypeError("the parent is neither an object nor an array")
-    return document
-
-
-def _remove(document: Any, path: Sequence[str]) -> Any:
-    if not path:
-        return None
-    parent = _read(document, path[:-1])
-    del parent[_index(parent, path[-1])]
-    return document
 
 
 def merge_patch(document: Any, patch: Any) -> Any:
