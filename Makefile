@@ -15,7 +15,7 @@ all: $(BIN)/felix-py $(CLIENT)  ## the command line, at .venv/bin/felix-py
 
 dev: $(VENV)/.dev $(CLIENT)  ## the same, and the tools that developers and tests need
 
-lab: all  ## the main job on one machine: nodes, pods, policies, a real router
+lab: $(VENV)/.lab $(CLIENT)  ## the main job on one machine: nodes, pods, policies, a real router
 	@scripts/debian-packages run
 	@$(BIN)/felix-py lab up $(LAB)
 
@@ -54,6 +54,10 @@ $(BIN)/felix-py: requirements/run.txt requirements/build.txt pyproject.toml scri
 	@PYTHON=$(PYTHON) scripts/virtualenv $(VENV) run
 	@touch $@
 
+$(VENV)/.lab: requirements/lab.txt $(BIN)/felix-py
+	@PYTHON=$(PYTHON) scripts/virtualenv $(VENV) lab
+	@touch $@
+
 $(VENV)/.dev: requirements/dev.txt $(BIN)/felix-py
 	@PYTHON=$(PYTHON) scripts/virtualenv $(VENV) dev
 	@touch $@
@@ -67,7 +71,9 @@ lock:  ## lock the dependencies again
 	@build/lock/bin/pip-compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--strip-extras --allow-unsafe -o requirements/run.txt pyproject.toml
 	@build/lock/bin/pip-compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
-		--strip-extras --allow-unsafe --extra dev -c requirements/run.txt -o requirements/dev.txt pyproject.toml
+		--strip-extras --allow-unsafe --extra lab -c requirements/run.txt -o requirements/lab.txt pyproject.toml
+	@build/lock/bin/pip-compile -q --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--strip-extras --allow-unsafe --extra lab --extra dev -c requirements/lab.txt -o requirements/dev.txt pyproject.toml
 	@build/lock/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--strip-extras --allow-unsafe --only-build-deps --build-deps-for editable -c requirements/dev.txt \
 		-o requirements/build.txt pyproject.toml

@@ -1,1 +1,1 @@
-"""The node agent, its command line and the lab: everything that touches the world."""
+"""The node agent, the CNI plugin and their command line: everything that touches the world."""

@@ -1,12 +1,16 @@
-"""The agent's one configuration: validated once, frozen, passed around."""
+"""The agent's one configuration: validated once, frozen, passed around. Its fields are the table of settings."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from felix_py.log import LogFormat, LogLevel
 from felix_py.records import Backend
+from felix_py.settings import Form, setting, settings_of
+from policy.model import Family
 from policy.syntax import canonical_cidr
 
 
@@ -22,48 +26,208 @@ class EndpointToHost(enum.StrEnum):
     DROP = "drop"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentConfig:
-    """Settings of ``felix-py agent``; the command's help describes each."""
+_FAMILIES = {f"ipv{int(family)}": family for family in Family}
 
-    node_name: str
-    kubeconfig: Path | None = None
-    state_dir: Path = Path("/var/lib/felix-py")
-    run_dir: Path = Path("/run/felix-py")
-    cni_conf_dir: Path = Path("/etc/cni/net.d")
-    cni_bin_dir: Path = Path("/opt/cni/bin")
-    chained_plugins: tuple[str, ...] = ("portmap",)
-    cluster_cidrs: tuple[str, ...] = ()
-    service_cidrs: tuple[str, ...] = ()
-    backend: Backend | None = None
-    bgp_config: Path | None = None
-    mark_mask: int = 0xFFFF0000
-    nat_outgoing: bool = True
-    endpoint_to_host: EndpointToHost = EndpointToHost.RETURN
-    drop_invalid: bool = True
-    revoke_established: bool = True
-    mtu: int = 0
-    refresh_interval: float = 90.0
-    cni_timeout: float = 10.0
-    discovery_interval: float = 15.0
-    health_address: str = "127.0.0.1:9099"
-    socket_group: str = "root"
-    deny_log: bool = True
-    deny_log_group: int = 88  # not 0 or 1 (ulogd's samples), 1 or 2 (Calico), 100 (kube-router)
-    deny_log_rate: int = 10
-    deny_log_lines: bool = True
+# --- what of the values is not said by type and range ------------------------------------------------
+
+
+def _node_name(name: str) -> None:
+    if not name:
+        raise ValueError("give the name that `kubectl get nodes` shows for this node")
+
+
+def _cidr(cidr: str) -> None:
+    canonical = canonical_cidr(cidr)
+    if canonical != cidr:
+        raise ValueError(f"write it as {canonical}")
+    if cidr.endswith("/0"):
+        raise ValueError("everything cannot be the cluster's own")
+
+
+def _mtu(mtu: int) -> None:
+    if mtu and not 68 <= mtu <= 65535:
+        raise ValueError("IPv4 needs 68 at least and the kernel takes 65535 at most")
+
+
+def _plugin(name: str) -> None:
+    if not name or "/" in name:
+        raise ValueError("the name of a program in the CNI bin folder")
+
+
+def _backend(text: str) -> Backend | None:
+    if text == "auto":
+        return None
+    try:
+        return Backend(text)
+    except ValueError:
+        raise ValueError("must be auto, legacy or nft") from None
+
+
+def _families(text: str) -> tuple[Family, ...]:
+    try:
+        return tuple(sorted({_FAMILIES[word] for word in text.lower().replace(",", " ").split()}))
+    except KeyError:
+        raise ValueError("must be ipv4, ipv6 or ipv4,ipv6") from None
+
+
+def _mask(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise ValueError("not a number such as 0xffff0000") from None
+
+
+# --- the table ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: the defaults are read from the class
+class AgentConfig:
+    """Settings of ``felix-py agent``, in the order of its help.
+
+    Raises:
+        ConfigError: one cannot be used.
+    """
+
+    node_name: str = setting(
+        "",
+        "This node's name in the cluster.",
+        metavar="NAME",
+        otherwise="the host name",
+        check=_node_name,
+        calico="FelixHostname",
+    )
+    kubeconfig: Path | None = setting(
+        None,
+        "Credentials for the API server.",
+        metavar="FILE",
+        otherwise="the pod's service account",
+        also="KUBECONFIG",
+    )
+    state_dir: Path = setting(
+        Path("/var/lib/felix-py"), "Address leases; must survive a reboot.", metavar="FOLDER"
+    )
+    run_dir: Path = setting(
+        Path("/run/felix-py"),
+        "Sockets, and in its subfolder bgp what the BGP sidecar shares with the agent.",
+        metavar="FOLDER",
+    )
+    cni_conf_dir: Path = setting(
+        Path("/etc/cni/net.d"),
+        "Where the container runtime reads its network list.",
+        metavar="FOLDER",
+        otherwise="what containerd's or CRI-O's configuration says, else /etc/cni/net.d",
+    )
+    cni_bin_dir: Path = setting(
+        Path("/opt/cni/bin"),
+        "Where the container runtime finds CNI plugins.",
+        metavar="FOLDER",
+        otherwise="what containerd's or CRI-O's configuration says, else /opt/cni/bin",
+    )
+    chained_plugins: tuple[str, ...] = setting(
+        ("portmap",),
+        "Standard CNI plugin to run after ours; repeat for more; `none` for none.",
+        metavar="PLUGIN",
+        check=_plugin,
+    )
+    cluster_cidrs: tuple[str, ...] = setting(
+        (),
+        "All pod addresses of the cluster; repeat per family.",
+        metavar="CIDR",
+        otherwise="every node's podCIDRs",
+        check=_cidr,
+    )
+    service_cidrs: tuple[str, ...] = setting(
+        (),
+        "Addresses of Services, which peers may never teach us routes for; repeat per family.",
+        metavar="CIDR",
+        otherwise="none",
+        check=_cidr,
+    )
+    backend: Backend | None = setting(
+        None,
+        "iptables backend; auto: the one that this node's other programs use.",
+        metavar="auto|legacy|nft",
+        form=Form(_backend, lambda backend: backend or "auto"),
+        calico="iptablesBackend",
+    )
+    ip_families: tuple[Family, ...] = setting(
+        (),
+        "Families of addresses that pods get and that are programmed; of another one, pods can send nothing.",
+        metavar="ipv4|ipv6|ipv4,ipv6",
+        otherwise="those that the kernel has",
+        form=Form(_families, lambda families: ",".join(f"ipv{int(family)}" for family in families)),
+        calico="ipv6Support",
+    )
+    bgp_config: Path | None = setting(
+        None, "YAML file with asNumber, routerID and peers; see docs/bgp.md.", metavar="FILE", otherwise="no BGP"
+    )
+    mark_mask: int = setting(
+        0xFFFF0000,
+        "Packet mark bits of our own: 16 in a row.",
+        metavar="MASK",
+        form=Form(_mask, hex),
+        calico="iptablesMarkMask",
+    )
+    nat_outgoing: bool = setting(
+        True, "Masquerade what pods send out of the cluster.", calico="natOutgoing (of an IPPool)"
+    )
+    endpoint_to_host: EndpointToHost = setting(
+        EndpointToHost.RETURN,
+        "Packets from pods to their node, after egress policy. `return`: the node's own rules decide.",
+        calico="defaultEndpointToHostAction",
+    )
+    drop_invalid: bool = setting(
+        True, "Drop packets that conntrack calls INVALID.", calico="disableConntrackInvalidCheck (the opposite)"
+    )
+    revoke_established: bool = setting(True, "End established connections that a change of policy denies.")
+    mtu: int = setting(0, "MTU of pod interfaces; 0: that of the node's uplinks.", metavar="BYTES", check=_mtu)
+    refresh_interval: float = setting(
+        90,
+        "Time between two comparisons with the kernel.",
+        metavar="SECONDS",
+        least=1,
+        calico="iptablesRefreshInterval, ipsetsRefreshInterval, routeRefreshInterval",
+    )
+    cni_timeout: float = setting(
+        10, "How long a CNI ADD may wait for its pod and its policy.", metavar="SECONDS", least=0.1
+    )
+    discovery_interval: float = setting(
+        15,
+        "Time until a look for the cluster-scoped policies' CRDs, where they may not be watched; "
+        "it grows to 20 times that.",
+        metavar="SECONDS",
+        least=1,
+    )
+    health_address: str = setting(
+        "127.0.0.1:9099",
+        "Where to serve /healthz, /readyz and /metrics, to every local user.",
+        metavar="ADDRESS:PORT",
+        calico="healthHost, healthPort",
+    )
+    socket_group: str = setting(
+        "root", "Who besides root may ask RUN-DIR/agent.sock for /status, /flows and /denies.", metavar="GROUP"
+    )
+    deny_log: bool = setting(True, "Log denied packets, for `felix-py denies`.")
+    deny_log_group: int = setting(
+        88,  # not 0 or 1 (ulogd's samples), 1 or 2 (Calico), 100 (kube-router)
+        "NFLOG group of the deny log: one that no other program on the node reads.",
+        metavar="NUMBER",
+        least=0,
+        most=65535,
+    )
+    deny_log_rate: int = setting(
+        10, "Packets a second that one rule logs at most.", metavar="PACKETS", least=1, most=1000
+    )
+    deny_log_lines: bool = setting(True, "Write denied packets to the agent's own log, too.")
+    log_level: LogLevel = setting(LogLevel.INFO, "The least important lines to log.", calico="logSeverityScreen")
+    log_format: LogFormat = setting(LogFormat.AUTO, "auto: text on a terminal, JSON elsewhere.")
 
     def __post_init__(self) -> None:
-        if not self.node_name:
-            raise ConfigError("--node-name is empty; give the name that `kubectl get nodes` shows for this node")
-        for option, cidrs in (("--cluster-cidr", self.cluster_cidrs), ("--service-cidr", self.service_cidrs)):
-            for cidr in cidrs:
-                _check_cidr(option, cidr)
-        if self.mtu and not 68 <= self.mtu <= 65535:
-            raise ConfigError(f"--mtu {self.mtu}: IPv4 needs 68 at least and the kernel takes 65535 at most")
-        for name in self.chained_plugins:
-            if not name or "/" in name:
-                raise ConfigError(f"--chained-plugin {name!r}: the name of a program in the CNI bin folder")
+        try:
+            for name, it in SETTINGS.items():
+                it.validate(getattr(self, name))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     @property
     def cni_socket(self) -> Path:
@@ -81,12 +245,26 @@ class AgentConfig:
         return self.run_dir / "bgp"
 
 
-def _check_cidr(option: str, cidr: str) -> None:
+SETTINGS = settings_of(AgentConfig)
+
+
+def value_of(name: str, given: Any) -> Any:
+    """The value of a setting as the command line gives it.
+
+    Raises:
+        ConfigError: there is no such value.
+    """
     try:
-        canonical = canonical_cidr(cidr)
+        return SETTINGS[name].read(given)
     except ValueError as error:
-        raise ConfigError(f"{option} {cidr}: {error}") from None
-    if canonical != cidr:
-        raise ConfigError(f"{option} {cidr}: write it as {canonical}")
-    if cidr.endswith("/0"):
-        raise ConfigError(f"{option} {cidr}: everything cannot be the cluster's own")
+        raise ConfigError(str(error)) from None
+
+
+def environment(**values: Any) -> dict[str, str]:
+    """Settings as environment variables, for another process."""
+    return {SETTINGS[name].environment[0]: SETTINGS[name].text(value) for name, value in values.items()}
+
+
+def as_json(config: AgentConfig) -> dict[str, Any]:
+    """All settings, for programs."""
+    return {it.json_name: it.as_json(getattr(config, name)) for name, it in SETTINGS.items()}

@@ -7,7 +7,8 @@ events costs one plan.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 
 from bgp.prefixes import PrefixSet
 from felix_py.agent import disputes, own_prefixes
@@ -40,6 +41,7 @@ class Facts:
         self.chain_names = ChainNames(self.engine.policies_using)
         self.view = ClusterView()
         self._node_name = node_name
+        self._families = families
         self._cluster_cidrs = cluster_cidrs
         self._changed = changed
         self._nodes: dict[str, NodeRecord] = {}
@@ -75,6 +77,7 @@ class Facts:
             case NetworkPolicy() | ClusterPolicy():
                 self.engine.upsert_policy(record)
             case NodeRecord():
+                record = _without_others(record, self._families)
                 before = self._nodes.get(record.name)
                 self._nodes[record.name] = record
                 self.engine.upsert_node(record.as_peer())
@@ -109,7 +112,7 @@ class Facts:
             node = self.node
             others = self._other_nodes()
             self._own_known = self._own_known or node is not None
-            self._own_last = self._own_last.following(node, others, self._standing())
+            self._own_last = self._own_last.following(node, others, self._standing(), self._families)
             self._inside = PrefixSet(self._own_last.cidrs)
         return self._own_last
 
@@ -200,7 +203,7 @@ class Facts:
         """A sandbox may be made anew before the old one's DEL came: the newest stands for the pod."""
         leases = self._leases.get(key)
         self._own()
-        if not all(map(self._inside.covers, hosts_of(changed))):
+        if not all(map(self._inside.covers, hosts_of(changed, self._families))):
             self._note_nodes()
         if leases:
             endpoint = endpoint_of(leases[-1])
@@ -278,6 +281,12 @@ class Facts:
             self._attached[key] = lease
             if lease != before:
                 planner.attach(lease)
+
+
+def _without_others(node: NodeRecord, families: Collection[Family]) -> NodeRecord:
+    """The node without podCIDRs of families that are switched off: no pod has such an address."""
+    cidrs = tuple(cidr for cidr in node.pod_cidrs if (Family.V6 if ":" in cidr else Family.V4) in families)
+    return node if cidrs == node.pod_cidrs else replace(node, pod_cidrs=cidrs)
 
 
 def _where(node: NodeRecord) -> object:

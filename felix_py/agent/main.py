@@ -36,6 +36,7 @@ from felix_py.agent.bgp import Bgp
 from felix_py.agent.connections import Connections
 from felix_py.agent.deny_log import DenyLogging
 from felix_py.agent.facts import Facts
+from felix_py.agent.families import Families
 from felix_py.agent.flows import Flows
 from felix_py.agent.host_notices import HostNotices
 from felix_py.agent.identity import Identity
@@ -48,7 +49,7 @@ from felix_py.agent.revoke import Revoker
 from felix_py.agent.stalls import Stalls, WatchedSelector
 from felix_py.agent.stopping import Stopping
 from felix_py.cni.server import SocketInUse
-from felix_py.config import AgentConfig, ConfigError, EndpointToHost
+from felix_py.config import AgentConfig, ConfigError, EndpointToHost, as_json
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError, end_tools, find_backend
 from felix_py.dataplane.conntrack import Conntrack
@@ -192,15 +193,17 @@ class Agent:
             FATAL: see there.
         """
         config = self._config
-        families = sysctl.available_families()
+        of_node = Families.of_this_node(config.ip_families)
+        families, closed = of_node.programmed, of_node.closed
         for failure in sysctl.set_up_host(families):
             self._log.warning("cannot set a kernel setting", what=failure.what, reason=failure.reason)
         backend = find_backend(config.backend)
-        kernel = self._kernel = self._stack.enter_context(Kernel(families, backend))
+        kernel = self._kernel = self._stack.enter_context(Kernel(families, backend, closed))
         self._listen_to_the_kernel()
         kernel.load()
-        self._log.info("starting", backend=backend.value, families=[int(f) for f in families])
-        self._other = OtherBackend(families, backend, kernel.own_processes)
+        off = {"switched_off": [int(family) for family in closed]} if closed else {}
+        self._log.info("starting", backend=backend.value, families=[int(f) for f in families], **off)
+        self._other = OtherBackend((*families, *closed), backend, kernel.own_processes)
 
         self._facts = Facts(config.node_name, families, config.cluster_cidrs, lambda: self._reconciler.note())
         self._facts.tell = self._notices.replace
@@ -212,10 +215,11 @@ class Agent:
             "families": [int(family) for family in families],
             "clusterCidrs": list(config.cluster_cidrs),
             "rules": dataclasses.asdict(self._options()),
+            "settings": as_json(config),
         }
         held, taken = self._held_numbers(kernel, families), self._taken_numbers(kernel, families)
         before = self._held_numbers(self._other, families)
-        planner = Planner(families, self._options(), held, taken, before)
+        planner = Planner(families, self._options(), held, taken, before, closed)
         self._reconciler = Reconciler(
             planner,
             kernel,

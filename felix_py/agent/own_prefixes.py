@@ -7,12 +7,13 @@ its lease: its address stays known, routed and announced by itself until it ends
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from bgp.prefixes import PrefixSet, parse
 from felix_py.records import Lease, NodeRecord
+from policy.model import Family
 
 _MOST_NAMED = 5
 _parsed = lru_cache(maxsize=1 << 14)(parse)
@@ -32,9 +33,13 @@ class OwnPrefixes:
         return (*self.cidrs, *self.strays)
 
     def following(
-        self, node: NodeRecord | None, others: Iterable[NodeRecord], leases: Iterable[Lease]
+        self,
+        node: NodeRecord | None,
+        others: Iterable[NodeRecord],
+        leases: Iterable[Lease],
+        families: Collection[Family] = tuple(Family),
     ) -> OwnPrefixes:
-        """What is this node's now.
+        """What is this node's now. Addresses of another family than these are nobody's.
 
         Without podCIDRs in its Node object (it may be gone for a moment) the node keeps those that it had, unless
         another node has them by now.
@@ -44,14 +49,15 @@ class OwnPrefixes:
             taken = {cidr for other in others for cidr in other.pod_cidrs}
             cidrs = tuple(cidr for cidr in self.cidrs if not any(_overlap(cidr, other) for other in taken))
         inside = PrefixSet(cidrs)
-        hosts = {host for lease in leases for host in hosts_of(lease)}
+        hosts = {host for lease in leases for host in hosts_of(lease, families)}
         return OwnPrefixes(cidrs, tuple(sorted(host for host in hosts if not inside.covers(host))))
 
 
-def hosts_of(lease: Lease) -> Iterator[str]:
+def hosts_of(lease: Lease, families: Collection[Family] = tuple(Family)) -> Iterator[str]:
     """The addresses of a lease as prefixes."""
     for family, address in lease.addresses.items():
-        yield f"{address}/{family.bits}"
+        if family in families:
+            yield f"{address}/{family.bits}"
 
 
 def told(

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from felix_py.cli import options
+from felix_py.config import AgentConfig
 from felix_py.records import Backend
 
 
@@ -23,7 +24,7 @@ def cleanup(
         typer.Option(
             envvar="FELIX_PY_RUN_DIR", metavar="FOLDER", help="The agent's sockets; it must not be running."
         ),
-    ] = Path("/run/felix-py"),
+    ] = AgentConfig.run_dir,
 ) -> None:
     """Remove everything of ours from this node.
 

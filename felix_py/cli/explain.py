@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from felix_py.cli import options
-from felix_py.config import ConfigError
+from felix_py.config import AgentConfig, ConfigError
 
 if TYPE_CHECKING:
     from felix_py.datastore.client import Api
@@ -38,8 +38,8 @@ def explain(
     kubeconfig: options.Kubeconfig = None,
     context: options.Context = None,
     node_name: options.NodeName = "",
-    state_dir: options.StateDir = Path("/var/lib/felix-py"),
-    backend: options.BackendName = "auto",
+    state_dir: options.StateDir = AgentConfig.state_dir,
+    backend: options.BackendName = options.AUTO,
 ) -> None:
     """Say whether a connection is allowed, and why.
 

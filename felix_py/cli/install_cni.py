@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from felix_py.cli import options
+from felix_py.config import AgentConfig
 
 
 def install_cni(
@@ -17,7 +18,7 @@ def install_cni(
         typer.Option(
             envvar="FELIX_PY_CNI_SOCKET", metavar="FILE", help="The agent's socket, as the host sees it."
         ),
-    ] = Path("/run/felix-py/cni.sock"),
+    ] = AgentConfig.run_dir / "cni.sock",
 ) -> None:
     """Copy the CNI client to where the runtime finds it.
 

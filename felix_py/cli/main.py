@@ -6,23 +6,56 @@ Exit codes: 0 done, 1 the answer is "no" or something failed, 2 the call itself 
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from felix_py.cli.agent import agent
 from felix_py.cli.cleanup import cleanup
 from felix_py.cli.denies import denies
 from felix_py.cli.explain import explain
 from felix_py.cli.install_cni import install_cni
-from felix_py.cli.lab import lab
 from felix_py.cli.options import PlainHelp
 from felix_py.cli.plan import plan
 from felix_py.cli.sidecar import bgp_sidecar
 from felix_py.cli.status import status
 from felix_py.cli.verify import verify
 
+
+class _Commands(TyperGroup):
+    """The commands, and in the source tree the lab's, which are loaded when they are asked for.
+
+    ``Any`` stands for types of the click that typer brings without a public name.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names in the order of the help."""
+        return [*super().list_commands(ctx), *(["lab"] if find_spec("lab") else [])]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name; exits with 1 where the lab is asked for and not there."""
+        if cmd_name != "lab":
+            return super().get_command(ctx, cmd_name)
+        try:
+            from lab.cli.main import app as lab
+        except ModuleNotFoundError as error:
+            if error.name not in ("lab", "lab.cli"):
+                raise  # something that the lab needs
+            typer.echo(_NO_LAB, err=True)
+            raise typer.Exit(1) from None
+        return typer.main.get_command(lab)
+
+
+_NO_LAB = (
+    "felix-py lab: the lab is part of the source tree, not of the installed package: "
+    "clone the repository and run `make lab` there"
+)
+
 app = typer.Typer(
     name="felix-py",
+    cls=_Commands,
     help="Pure layer-3 networking and network policy for Kubernetes nodes.",
     no_args_is_help=True,
     add_completion=True,
@@ -41,10 +74,8 @@ app.command()(status)
 app.command()(explain)
 app.command()(verify)
 app.command()(plan)
-app.add_typer(lab, name="lab")
-for group in (app, lab):
-    for command in group.registered_commands:
-        command.cls = PlainHelp
+for command in app.registered_commands:
+    command.cls = PlainHelp
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,35 +7,78 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import inspect
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperArgument, TyperCommand
 
-from felix_py.config import ConfigError, EndpointToHost
+from felix_py.config import SETTINGS, AgentConfig, ConfigError, EndpointToHost, value_of
 from felix_py.records import Backend
+from felix_py.settings import Setting
 
 if TYPE_CHECKING:
     from felix_py.datastore.client import Api
+    from felix_py.plan.marks import Marks
 
-_ENV = "FELIX_PY_"
 _PATIENCE = 2.0
 _CONTROL = re.compile(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
+
+def option(name: str, *, otherwise: str = "") -> Any:
+    """The option of a setting of the agent's. ``otherwise``: what stands in place of the agent's own default."""
+    it = SETTINGS[name]
+    otherwise = otherwise or it.otherwise
+    return typer.Option(
+        f"{it.option}/--no-{it.option[2:]}" if it.type is bool else it.option,
+        envvar=it.environment,
+        metavar=it.metavar or None,
+        help=it.meaning + (f" [default: {otherwise}]" if otherwise else ""),
+        show_default=not otherwise,
+        min=it.least,
+        max=it.most,
+        readable=it.metavar != "FOLDER",  # who needs a folder says why it cannot be read
+    )
+
+
+def takes_all_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes keywords an option for each setting."""
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_unset(it),
+            annotation=Annotated[_given_type(it), option(name)],
+        )
+        for name, it in SETTINGS.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _given_type(it: Setting) -> Any:
+    if it.many:
+        return list[str]
+    kind = str if it.form else it.type
+    return kind | None if it.otherwise else kind
+
+
+def _unset(it: Setting) -> Any:
+    """What stands for a setting that is not given; None where that is decided at the start."""
+    if it.many:
+        return list(it.default)
+    if it.otherwise:
+        return None
+    return it.text(it.default) if it.form else it.default
+
+
 Kubeconfig = Annotated[
-    Path | None,
-    typer.Option(
-        "--kubeconfig",
-        envvar=[_ENV + "KUBECONFIG", "KUBECONFIG"],
-        metavar="FILE",
-        help="Credentials for the API server. [default: ~/.kube/config, else the pod's service account]",
-        show_default=False,
-    ),
+    Path | None, option("kubeconfig", otherwise="~/.kube/config, else the pod's service account")
 ]
 Context = Annotated[
     str | None,
@@ -43,149 +86,34 @@ Context = Annotated[
         "--context", metavar="NAME", help="Context of the kubeconfig. [default: its own]", show_default=False
     ),
 ]
-NodeName = Annotated[
-    str,
-    typer.Option(
-        "--node-name",
-        envvar=_ENV + "NODE_NAME",
-        metavar="NAME",
-        help="This node's name in the cluster. [default: the host name]",
-        show_default=False,
-    ),
-]
-BackendName = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        envvar=_ENV + "BACKEND",
-        metavar="auto|legacy|nft",
-        help="iptables backend; auto: the one that this node's other programs use.",
-    ),
-]
-CniConfDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--cni-conf-dir",
-        envvar=_ENV + "CNI_CONF_DIR",
-        metavar="FOLDER",
-        help="Where the container runtime reads its network list. [default: what containerd's or CRI-O's "
-        "configuration says, else /etc/cni/net.d]",
-        show_default=False,
-    ),
-]
-CniBinDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--cni-bin-dir",
-        envvar=_ENV + "CNI_BIN_DIR",
-        metavar="FOLDER",
-        help="Where the container runtime finds CNI plugins. [default: what containerd's or CRI-O's "
-        "configuration says, else /opt/cni/bin]",
-        show_default=False,
-    ),
-]
-StateDir = Annotated[
-    Path,
-    typer.Option(
-        "--state-dir",
-        envvar=_ENV + "STATE_DIR",
-        metavar="FOLDER",
-        help="Address leases; must survive a reboot.",
-        readable=False,  # who needs it says why it cannot be read
-    ),
-]
-ClusterCidrs = Annotated[
-    list[str],
-    typer.Option(
-        "--cluster-cidr",
-        envvar=_ENV + "CLUSTER_CIDRS",
-        metavar="CIDR",
-        help="All pod addresses of the cluster; repeat per family. [default: every node's podCIDRs]",
-        show_default=False,
-    ),
-]
-MarkMask = Annotated[
-    str,
-    typer.Option(
-        "--mark-mask",
-        envvar=_ENV + "MARK_MASK",
-        metavar="MASK",
-        help="Packet mark bits of our own: 16 in a row.",
-    ),
-]
-NatOutgoing = Annotated[
-    bool,
-    typer.Option(
-        "--nat-outgoing/--no-nat-outgoing",
-        envvar=_ENV + "NAT_OUTGOING",
-        help="Masquerade what pods send out of the cluster.",
-    ),
-]
-EndpointToHostOption = Annotated[
-    EndpointToHost,
-    typer.Option(
-        "--endpoint-to-host",
-        envvar=_ENV + "ENDPOINT_TO_HOST",
-        help="Packets from pods to their node, after egress policy. `return`: the node's own rules decide.",
-    ),
-]
-DropInvalid = Annotated[
-    bool,
-    typer.Option(
-        "--drop-invalid/--no-drop-invalid",
-        envvar=_ENV + "DROP_INVALID",
-        help="Drop packets that conntrack calls INVALID.",
-    ),
-]
-RevokeEstablished = Annotated[
-    bool,
-    typer.Option(
-        "--revoke-established/--no-revoke-established",
-        envvar=_ENV + "REVOKE_ESTABLISHED",
-        help="End established connections that a change of policy denies.",
-    ),
-]
-DenyLogging = Annotated[
-    bool,
-    typer.Option(
-        "--deny-log/--no-deny-log",
-        envvar=_ENV + "DENY_LOG",
-        help="Log denied packets, for `felix-py denies`.",
-    ),
-]
-DenyLogGroup = Annotated[
-    int,
-    typer.Option(
-        "--deny-log-group",
-        envvar=_ENV + "DENY_LOG_GROUP",
-        min=0,
-        max=65535,
-        metavar="NUMBER",
-        help="NFLOG group of the deny log: one that no other program on the node reads.",
-    ),
-]
-DenyLogRate = Annotated[
-    int,
-    typer.Option(
-        "--deny-log-rate",
-        envvar=_ENV + "DENY_LOG_RATE",
-        min=1,
-        max=1000,
-        metavar="PACKETS",
-        help="Packets a second that one rule logs at most.",
-    ),
-]
+NodeName = Annotated[str, option("node_name")]
+BackendName = Annotated[str, option("backend")]
+IpFamilies = Annotated[str, option("ip_families")]
+CniConfDir = Annotated[Path | None, option("cni_conf_dir")]
+CniBinDir = Annotated[Path | None, option("cni_bin_dir")]
+StateDir = Annotated[Path, option("state_dir")]
+ClusterCidrs = Annotated[list[str], option("cluster_cidrs")]
+MarkMask = Annotated[str, option("mark_mask")]
+NatOutgoing = Annotated[bool, option("nat_outgoing")]
+EndpointToHostOption = Annotated[EndpointToHost, option("endpoint_to_host")]
+DropInvalid = Annotated[bool, option("drop_invalid")]
+RevokeEstablished = Annotated[bool, option("revoke_established")]
+DenyLogging = Annotated[bool, option("deny_log")]
+DenyLogGroup = Annotated[int, option("deny_log_group")]
+DenyLogRate = Annotated[int, option("deny_log_rate")]
+AUTO: str = _unset(SETTINGS["backend"])
+MARK_MASK: str = _unset(SETTINGS["mark_mask"])
 AgentSocket = Annotated[
     str,
     typer.Option(
         "--agent-socket",
         "--agent",
-        envvar=_ENV + "AGENT_SOCKET",
+        envvar="FELIX_PY_AGENT_SOCKET",
         metavar="PATH|URL",
         help="Where to ask the agent: its socket, or http://ADDRESS:PORT where that is forwarded to.",
     ),
 ]
-DEFAULT_AGENT_SOCKET = "/run/felix-py/agent.sock"
+DEFAULT_AGENT_SOCKET = str(AgentConfig.run_dir / "agent.sock")
 
 # --- of a command and of its namesake for the whole lab ----------------------------------------------
 
@@ -258,31 +186,22 @@ def backend(text: str) -> Backend | None:
     Raises:
         ConfigError: there is no such backend.
     """
-    if text == "auto":
-        return None
-    try:
-        return Backend(text)
-    except ValueError:
-        raise ConfigError(f"--backend {text}: must be auto, legacy or nft") from None
+    found: Backend | None = value_of("backend", text)
+    return found
 
 
-def mask(text: str) -> int:
-    """The number of ``--mark-mask``.
+def marks(mask: int) -> Marks:
+    """The marks under ``--mark-mask``.
 
     Raises:
-        ConfigError: it is none, or no mask that can be used.
+        ConfigError: it is no mask that can be used.
     """
     from felix_py.plan.marks import Marks
 
     try:
-        number = int(text, 0)
-    except ValueError:
-        raise ConfigError(f"--mark-mask {text}: not a number such as 0xffff0000") from None
-    try:
-        Marks.from_mask(number)
+        return Marks.from_mask(mask)
     except ValueError as error:
-        raise ConfigError(f"--mark-mask: {error}") from None
-    return number
+        raise ConfigError(f"{SETTINGS['mark_mask'].option}: {error}") from None
 
 
 def printable(text: str) -> str:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from felix_py.config import AgentConfig
+
 
 def bgp_sidecar(
     run_dir: Annotated[
@@ -18,7 +20,7 @@ def bgp_sidecar(
             metavar="FOLDER",
             help="The folder shared with the agent: bgp in the agent's --run-dir.",
         ),
-    ] = Path("/run/felix-py/bgp"),
+    ] = AgentConfig.run_dir / "bgp",
 ) -> None:
     """Run ExaBGP for the agent, as its sidecar.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from felix_py.cli import options
-from felix_py.config import ConfigError, EndpointToHost
+from felix_py.config import AgentConfig, ConfigError, EndpointToHost, value_of
 
 if TYPE_CHECKING:
     from felix_py.datastore.client import Api
@@ -30,17 +30,18 @@ def verify(
     context: options.Context = None,
     node_name: options.NodeName = "",
     agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
-    state_dir: options.StateDir = Path("/var/lib/felix-py"),
+    state_dir: options.StateDir = AgentConfig.state_dir,
     cluster_cidr: options.ClusterCidrs = [],  # noqa: B006 - typer copies it
-    backend: options.BackendName = "auto",
-    mark_mask: options.MarkMask = "0xffff0000",
-    nat_outgoing: options.NatOutgoing = True,
-    endpoint_to_host: options.EndpointToHostOption = EndpointToHost.RETURN,
-    drop_invalid: options.DropInvalid = True,
-    revoke_established: options.RevokeEstablished = True,
-    deny_log: options.DenyLogging = True,
-    deny_log_group: options.DenyLogGroup = 88,
-    deny_log_rate: options.DenyLogRate = 10,
+    backend: options.BackendName = options.AUTO,
+    ip_families: options.IpFamilies = "",
+    mark_mask: options.MarkMask = options.MARK_MASK,
+    nat_outgoing: options.NatOutgoing = AgentConfig.nat_outgoing,
+    endpoint_to_host: options.EndpointToHostOption = AgentConfig.endpoint_to_host,
+    drop_invalid: options.DropInvalid = AgentConfig.drop_invalid,
+    revoke_established: options.RevokeEstablished = AgentConfig.revoke_established,
+    deny_log: options.DenyLogging = AgentConfig.deny_log,
+    deny_log_group: options.DenyLogGroup = AgentConfig.deny_log_group,
+    deny_log_rate: options.DenyLogRate = AgentConfig.deny_log_rate,
 ) -> None:
     """Compare this node's kernel with what it should hold.
 
@@ -67,7 +68,7 @@ def verify(
             denials = DenyLog(deny_log_group, deny_log_rate) if deny_log else None
             rules = _rules(mark_mask, nat_outgoing, endpoint_to_host, drop_invalid, revoke_established, denials)
             wanted = options.backend(backend)
-            settings = _given(node_name, cluster_cidr, rules, wanted)
+            settings = _given(node_name, cluster_cidr, ip_families, rules, wanted)
         api = options.connect_api(kubeconfig, context)
     except ConfigError as error:
         _fail(str(error))
@@ -93,12 +94,14 @@ def ask_agent(agent_socket: str) -> AgentSays | None:
 
 
 def _agents_own(agent: AgentSays, node_name: str) -> tuple[Settings, Backend]:
+    from felix_py.agent.families import Families
     from felix_py.diagnose.intended import Settings
 
     if node_name and node_name != agent.node:
         raise ConfigError(f"--node-name {node_name}: the agent that answers here is {agent.node}'s")
     own = agent.configuration
-    return Settings(agent.node, own.families, own.cluster_cidrs, own.rules), own.backend
+    closed = Families.of_this_node(own.families).closed
+    return Settings(agent.node, own.families, own.cluster_cidrs, own.rules, closed), own.backend
 
 
 def _rules(
@@ -109,26 +112,29 @@ def _rules(
     drop_midstream: bool,
     deny_log: DenyLog | None,
 ) -> StaticOptions:
-    from felix_py.plan.marks import Marks
     from felix_py.plan.static import StaticOptions
 
-    marks = Marks.from_mask(options.mask(mark_mask))
+    marks = options.marks(value_of("mark_mask", mark_mask))
     return StaticOptions(marks, nat_outgoing, endpoint_to_host.upper(), drop_invalid, drop_midstream, deny_log)
 
 
-def _given(node_name: str, cluster_cidrs: list[str], rules: StaticOptions, backend: Backend | None) -> Settings:
-    """What the kernel lacks is tried, as the agent does at its start."""
-    from felix_py.dataplane import sysctl
+def _given(
+    node_name: str, cluster_cidrs: list[str], wanted: str, rules: StaticOptions, backend: Backend | None
+) -> Settings:
+    """What the kernel lacks is tried, as the agent does at its start. ``wanted``: as ``--ip-families`` says."""
+    from felix_py.agent.families import Families
     from felix_py.dataplane.backend import ToolError, find_backend
     from felix_py.dataplane.probe import missing_features
     from felix_py.diagnose.intended import Settings
 
-    name, families = node_name or socket.gethostname().lower(), sysctl.available_families()
+    families = Families.of_this_node(value_of("ip_families", wanted))
     try:
-        missing = tuple(missing_features(families, find_backend(backend)))
+        missing = tuple(missing_features(families.programmed, find_backend(backend)))
     except ToolError as error:
         raise ConfigError(str(error)) from error
-    return Settings(name, families, tuple(cluster_cidrs), replace(rules, missing=missing))
+    name = node_name or socket.gethostname().lower()
+    cidrs, rules = tuple(cluster_cidrs), replace(rules, missing=missing)
+    return Settings(name, families.programmed, cidrs, rules, families.closed)
 
 
 def _compare(settings: Settings, backend: Backend | None, api: Api, leases: Path, agent_socket: str) -> Findings:

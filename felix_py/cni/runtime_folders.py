@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from felix_py.config import AgentConfig
+
 _CONTAINERD = "etc/containerd/config.toml"
 _CRIO = ("etc/crio/crio.conf", "etc/crio/crio.conf.d/*.conf")
 
@@ -19,8 +21,8 @@ _CRIO = ("etc/crio/crio.conf", "etc/crio/crio.conf.d/*.conf")
 class RuntimeFolders:
     """The folder of plugins and that of network lists; the CNI defaults where nothing says otherwise."""
 
-    plugins: Path = Path("/opt/cni/bin")
-    lists: Path = Path("/etc/cni/net.d")
+    plugins: Path = AgentConfig.cni_bin_dir
+    lists: Path = AgentConfig.cni_conf_dir
 
 
 def runtime_folders(root: Path = Path("/")) -> RuntimeFolders:

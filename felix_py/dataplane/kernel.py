@@ -47,19 +47,20 @@ class Kernel:
     Belongs to the network namespace of the thread that makes it, and all calls must come from that namespace.
     """
 
-    def __init__(self, families: Collection[Family], backend: Backend) -> None:
-        """
+    def __init__(self, families: Collection[Family], backend: Backend, closed: Collection[Family] = ()) -> None:
+        """``closed``: families of which there is no more than rules that drop; the host need not forward them.
+
         Raises:
             ToolError: the backend's commands are not installed.
             OSError: no netlink: not root, or a kernel without it.
         """
-        self._families = tuple(families)
+        self._families = (*families, *closed)
         self._refused: dict[Family, Failure] = {}
         self.backend = backend
         self.own_processes = OwnProcesses()
         """Those that write rules for us: what the kernel tells of them is no news."""
         self._tables = {family: Iptables(family, backend, self.own_processes) for family in self._families}
-        self._settings = HostSettings(self._families)
+        self._settings = HostSettings(families)
         with ExitStack() as stack:
             self._sets = stack.enter_context(closing(IPSets()))
             self._routes = stack.enter_context(closing(Routes(self._families)))

@@ -29,6 +29,7 @@ class Settings:
     families: tuple[Family, ...]
     cluster_cidrs: tuple[str, ...]
     options: StaticOptions
+    closed: tuple[Family, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def intended(
         for family in settings.families
         for direction in Direction
     }
-    planner = Planner(settings.families, settings.options, held)
+    planner = Planner(settings.families, settings.options, held, closed=settings.closed)
     while facts.collect(planner):
         pass
     update = planner.take()

@@ -93,7 +93,8 @@ def _differences(
     settings: Settings, seen: Look, wanted: Intended, kernel: Live, compared: dict[str, int]
 ) -> Iterator[Difference]:
     owners = Owners(wanted, seen.cluster)
-    families, strays, update = settings.families, wanted.complete, wanted.update
+    families = (*settings.families, *settings.closed)
+    strays, update = wanted.complete, wanted.update
     # Of an interface that is not there, the agent may still know, or (after a restart) not.
     standing = {address for lease in wanted.leases for address in lease.addresses.values()}
     pardoned = {address for lease in seen.leases for address in lease.addresses.values()} - standing
@@ -109,7 +110,7 @@ def _differences(
     yield from _routes(settings, seen, wanted, owners, pardoned, compared)
     compared["interfaces"] = len(seen.leases)
     yield from compare_objects.interface_differences(seen.leases)
-    yield from compare_objects.setting_differences(families)
+    yield from compare_objects.setting_differences(settings.families)
 
 
 def _routes(
@@ -126,5 +127,5 @@ def _routes(
     compared["routes"] = sum(key.protocol in protocols for key in wanted.update.routes)
     for protocol, strays in protocols.items():
         yield from compare_objects.route_differences(
-            wanted.update, settings.families, (protocol,), owners, pardoned, strays=strays
+            wanted.update, (*settings.families, *settings.closed), (protocol,), owners, pardoned, strays=strays
         )

@@ -16,7 +16,7 @@ from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import OVERFLOW
 from felix_py.plan.render import class_set, dispatch_chains, render_chain
-from felix_py.plan.static import SetNames, StaticOptions, static_chains, static_hooks, static_sets
+from felix_py.plan.static import SetNames, StaticOptions, closed_hooks, static_chains, static_hooks, static_sets
 from felix_py.records import (
     ChainKey,
     Lease,
@@ -49,8 +49,13 @@ class Planner:
         held: HeldNumbers,
         taken: TakenNumbers | None = None,
         before: HeldNumbers | None = None,
+        closed: Iterable[Family] = (),
     ) -> None:
-        """``before``: numbers that rules of the host's other backend use, until they are taken out."""
+        """``before``: numbers that rules of the host's other backend use, until they are taken out.
+
+        ``closed``: families of the kernel that are switched off.
+        """
+        self._closed = Update(hooks={hook: True for family in closed for hook in closed_hooks(family, options)})
         self._families = {
             family: _FamilyPlan(
                 family,
@@ -105,7 +110,8 @@ class Planner:
 
     def take(self) -> Update:
         """What must be written now."""
-        return _joined(plan.take() for plan in self._families.values())
+        closed, self._closed = self._closed, Update()
+        return _joined([closed, *(plan.take() for plan in self._families.values())])
 
     def confirm(self) -> Update:
         """What may be removed, now that the kernel has all that :meth:`take` returned."""

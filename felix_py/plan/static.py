@@ -143,6 +143,14 @@ def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
     return hooks
 
 
+def closed_hooks(family: Family, options: StaticOptions) -> list[Hook]:
+    """All that there is of a family that is switched off: what pods send of it goes nowhere."""
+    hooks = [Hook(family, "raw", "PREROUTING", ("-i", _PODS, "-j", "DROP"), first=True)]
+    if Feature.DEVGROUP not in options.missing:
+        hooks.append(Hook(family, "raw", "PREROUTING", ("!", "-i", _PODS, *HOST_END, "-j", "DROP"), first=True))
+    return hooks
+
+
 def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str], tuple[Words, ...]]:
     """(table, chain) -> rules, of everything that policy does not change."""
     names = SetNames.of(family)

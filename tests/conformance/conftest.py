@@ -107,7 +107,7 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         [
             sys.executable,
             "-m",
-            "felix_py.lab.apiserver",
+            "lab.apiserver",
             "--state-dir",
             str(state),
             "--tls",

@@ -356,7 +356,7 @@ def test_a_second_server_on_a_taken_port_says_so(cluster: Kubectl, tmp_path: Pat
     if "127.0.0.1" not in server:
         pytest.skip("not the embedded server")
     address = server.rpartition("/")[2]
-    command = [sys.executable, "-m", "felix_py.lab.apiserver", "--state-dir", str(tmp_path), "--listen", address]
+    command = [sys.executable, "-m", "lab.apiserver", "--state-dir", str(tmp_path), "--listen", address]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), timeout=30)
     assert done.returncode == 1
     assert "Address already in use" in done.stderr

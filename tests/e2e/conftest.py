@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from felix_py.lab.state import Shape
+from lab.state import Shape
 from tests.support.lab import LabUnderTest, bring_up
 
 

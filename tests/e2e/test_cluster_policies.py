@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.matrix import Attempt, Kind, measure, observe
+from lab.matrix import Attempt, Kind, measure, observe
 from policy.model import Family
 from tests.support.lab import LabUnderTest, eventually, example, manifest
 

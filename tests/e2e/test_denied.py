@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.namespaces import inside
+from lab.namespaces import inside
 from policy.model import Family
 from tests.support.lab import LabUnderTest, eventually, manifest
 

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from felix_py.lab.matrix import Cell, Kind
+from lab.matrix import Cell, Kind
 from policy.model import Family
 from tests.support.lab import LabUnderTest, describe, eventually, example
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from felix_py.lab.build import EXAMPLES
+from lab.build import EXAMPLES
 from policy.model import Protocol
 from tests.support.lab import LabUnderTest, example
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.lab.namespaces import run
-from felix_py.lab.state import Shape
 from felix_py.plan.layout import (
     CHAIN_PREFIX,
     COMMENT_PREFIX,
@@ -21,6 +19,8 @@ from felix_py.plan.layout import (
     ROUTE_PROTOCOL_LEARNED,
     ROUTE_PROTOCOL_PODS,
 )
+from lab.namespaces import run
+from lab.state import Shape
 from policy.model import Family
 from tests.support.lab import LabUnderTest, bring_up, eventually, example
 

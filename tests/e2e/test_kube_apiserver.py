@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.lab.build import Options
-from felix_py.lab.lab import Lab
-from felix_py.lab.processes import start_time
-from felix_py.lab.state import Shape
+from lab.build import Options
+from lab.lab import Lab
+from lab.processes import start_time
+from lab.state import Shape
 from tests.support.lab import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -28,7 +28,7 @@ options = dict(word[2:].split("=", 1) for word in sys.argv[1:])
 folder = pathlib.Path(options["token-auth-file"]).parent
 (folder / "token.txt").write_text((folder / "tokens.csv").read_text().partition(",")[0])
 os.execv(sys.executable, [
-    sys.executable, "-m", "felix_py.lab.apiserver", "--state-dir", str(folder / "inner"),
+    sys.executable, "-m", "lab.apiserver", "--state-dir", str(folder / "inner"),
     "--listen", options["bind-address"] + ":" + options["secure-port"],
     "--tls-cert", options["tls-cert-file"], "--tls-key", options["tls-private-key-file"],
     "--token-file", str(folder / "token.txt"), "--service-cidr", options["service-cluster-ip-range"],

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.lab.lab import Lab
-from felix_py.lab.namespaces import NETNS_DIR
+from lab.lab import Lab
+from lab.namespaces import NETNS_DIR
 from tests.support.isolate import new_netns
 from tests.support.lab import LabUnderTest, eventually
 

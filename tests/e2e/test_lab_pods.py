@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.namespaces import inside
-from felix_py.lab.topology import TOR, WORLD
+from lab.namespaces import inside
+from lab.topology import TOR, WORLD
 from tests.support.lab import LabUnderTest, eventually, manifest
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]

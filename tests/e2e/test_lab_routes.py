@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from felix_py.lab.topology import CLUSTER_CIDRS, TOR
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED
+from lab.topology import CLUSTER_CIDRS, TOR
 from tests.support.lab import LabUnderTest
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]

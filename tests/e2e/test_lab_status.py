@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.topology import TOR
+from lab.topology import TOR
 from tests.e2e.test_lab_command import FELIX_PY, felix
 from tests.support.lab import LabUnderTest, eventually, example, manifest
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.build import Options
-from felix_py.lab.lab import Lab
-from felix_py.lab.namespaces import NETNS_DIR, delete_netns
-from felix_py.lab.processes import Process, marked, process_of
-from felix_py.lab.state import LabError, Shape
+from lab.build import Options
+from lab.lab import Lab
+from lab.namespaces import NETNS_DIR, delete_netns
+from lab.processes import Process, marked, process_of
+from lab.state import LabError, Shape
 from tests.e2e.test_lab_command import belongings, felix
 from tests.support.lab import LabUnderTest, eventually, example
 
@@ -215,7 +215,7 @@ def test_down_that_was_interrupted_leaves_no_lab(folder: Path) -> None:
     felix("up", "--name", "half", "--nodes", "1", "--no-pods", folder=folder)
     lab = Lab("half", folder)
     program = (
-        "import os, sys, pathlib, felix_py.lab.lab as it\n"
+        "import os, sys, pathlib, lab.lab as it\n"
         "it.remove_namespaces = lambda _name: os._exit(9)\n"
         "it.Lab('half', pathlib.Path(sys.argv[1])).down()\n"
     )

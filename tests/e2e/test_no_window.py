@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.topology import TOR
+from lab.topology import TOR
 from tests.support.lab import Flood, LabUnderTest, eventually, manifest
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.matrix import Cell, Kind, Party
+from lab.matrix import Cell, Kind, Party
 from policy.model import Family, Protocol
 from tests.support.lab import LabUnderTest, example
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from felix_py.lab.topology import TOR
+from lab.topology import TOR
 from tests.support.lab import Flow, LabUnderTest, RouteMonitor, eventually, example
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]

@@ -11,8 +11,8 @@ import pytest
 
 from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.ipam.store import AddressStore, Claim, PoolExhausted
-from felix_py.lab.runtime import PluginError
 from felix_py.notices import NoticeKind
+from lab.runtime import PluginError
 from policy.model import Family
 from tests.support.cni import Node, RoutingNetwork, addresses, pod_args
 from tests.support.isolate import NetworkNamespace, run

@@ -103,13 +103,15 @@ def test_failure_is_shown(machine: Machine) -> None:
 
 def recipe(target: str) -> str:
     """What make would do in a fresh clone."""
-    argv = ["make", "-n", "-W", "requirements/run.txt", "-W", "requirements/dev.txt", target]
+    new = [word for name in ("run", "lab", "dev") for word in ("-W", f"requirements/{name}.txt")]
+    argv = ["make", "-n", *new, target]
     return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_lab_needs_no_tools_of_tests() -> None:
     lab = recipe("lab")
     assert "scripts/virtualenv .venv run" in lab
+    assert "scripts/virtualenv .venv lab" in lab
     assert "scripts/debian-packages run\n" in lab
     assert "dev" not in lab.replace("debian", "")
     assert "test" not in lab

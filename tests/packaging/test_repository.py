@@ -26,7 +26,7 @@ def requirements(path: Path) -> list[str]:
     return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("name", ["run", "build", "dev"])
+@pytest.mark.parametrize("name", ["run", "build", "lab", "dev"])
 def test_locked_dependencies_have_hashes_and_no_index(name: str) -> None:
     lines = requirements(ROOT / "requirements" / f"{name}.txt")
     assert len(lines) > 5
@@ -37,11 +37,12 @@ def test_locked_dependencies_have_hashes_and_no_index(name: str) -> None:
 
 def test_developers_have_what_users_have() -> None:
     """The tests prove something only about the versions that they ran with."""
-    run, build, dev = (
+    run, build, lab, dev = (
         {line.split()[0] for line in requirements(ROOT / "requirements" / f"{name}.txt")}
-        for name in ("run", "build", "dev")
+        for name in ("run", "build", "lab", "dev")
     )
-    assert run - dev == set()
+    assert run - lab == set()
+    assert lab - dev == set()
     assert build - dev == set()
 
 

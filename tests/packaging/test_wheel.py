@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -85,6 +86,26 @@ def test_everything_needed_is_in_and_nothing_else(names: list[str], wheel: Path)
         assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
+def felix(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The wheel's command line. Without ``site``, since this interpreter's has the source tree in its path."""
+    path = f"{installed}:{sysconfig.get_path('purelib')}"
+    argv = [sys.executable, "-S", str(installed / "bin" / "felix-py"), *words]
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "80"}
+    return subprocess.run(
+        argv, env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+def assert_is_plain_help(done: subprocess.CompletedProcess[str], words: list[str]) -> None:
+    """As it is printed on a terminal of 80 columns."""
+    assert done.stderr == ""
+    assert done.stdout.startswith("felix-py " if words == ["--version"] else "Usage: felix-py")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout, "something is cut off"
+    assert "..." not in done.stdout.partition("Options:")[2], "a summary is cut off"
+    assert not re.search("<(str|list|int|path)", done.stdout), "a type of Python's"
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -102,36 +123,54 @@ def test_everything_needed_is_in_and_nothing_else(names: list[str], wheel: Path)
                 "explain",
                 "verify",
                 "plan",
-                "lab",
-            )
-        ),
-        *(
-            ["lab", command, "--help"]
-            for command in (
-                "up",
-                "down",
-                "status",
-                "explain",
-                "denies",
-                "verify",
-                "plan",
-                "kubectl",
-                "exec",
-                "matrix",
-                "logs",
             )
         ),
     ],
     ids=" ".join,
 )
 def test_command_line_works_from_the_wheel(installed: Path, words: list[str]) -> None:
-    done = run(installed / "bin" / "felix-py", *words, PYTHONPATH=str(installed), COLUMNS="80")
-    assert done.stderr == ""
-    assert done.stdout.startswith("felix-py " if words == ["--version"] else "Usage: felix-py")
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "…" not in done.stdout, "something is cut off"
-    assert "..." not in done.stdout.partition("Options:")[2], "a summary is cut off"
-    assert not re.search("<(str|list|int|path)", done.stdout), "a type of Python's"
+    done = felix(installed, *words)
+    assert done.returncode == 0, done.stderr
+    assert_is_plain_help(done, words)
+    assert "  lab" not in done.stdout
+
+
+@pytest.mark.parametrize("words", [["lab"], ["lab", "--help"], ["lab", "up"]], ids=" ".join)
+def test_lab_is_not_in_the_wheel_which_says_where_it_is(installed: Path, words: list[str]) -> None:
+    done = felix(installed, *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("felix-py lab: the lab is part of the source tree")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        *(
+            ["lab", *command, "--help"]
+            for command in (
+                [],
+                ["up"],
+                ["down"],
+                ["status"],
+                ["explain"],
+                ["denies"],
+                ["verify"],
+                ["plan"],
+                ["kubectl"],
+                ["exec"],
+                ["matrix"],
+                ["logs"],
+            )
+        ),
+    ],
+    ids=" ".join,
+)
+def test_lab_is_in_the_source_tree(words: list[str]) -> None:
+    done = run(Path(sys.executable).parent / "felix-py", *words, COLUMNS="80")
+    assert_is_plain_help(done, words)
+    assert "lab" in done.stdout
 
 
 def test_code_comes_from_the_wheel(installed: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from felix_py.lab.apiserver.cluster import Cluster
-from felix_py.lab.apiserver.errors import ApiError
-from felix_py.lab.apiserver.kinds import Obj
-from felix_py.lab.apiserver.requests import find_target, split_path
-from felix_py.lab.apiserver.rest import (
+from lab.apiserver.cluster import Cluster
+from lab.apiserver.errors import ApiError
+from lab.apiserver.kinds import Obj
+from lab.apiserver.requests import find_target, split_path
+from lab.apiserver.rest import (
     APPLY_PATCH,
     JSON_PATCH,
     MERGE_PATCH,
@@ -21,7 +21,7 @@ from felix_py.lab.apiserver.rest import (
     Target,
     WriteOptions,
 )
-from felix_py.lab.apiserver.store import decode
+from lab.apiserver.store import decode
 from tests.support.thorough import examples
 
 JSON = st.recursive(

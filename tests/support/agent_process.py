@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from felix_py.cni.conflist import install_client
-from felix_py.lab.apiserver.kubeconfig import write_kubeconfig
+from lab.apiserver.kubeconfig import write_kubeconfig
 from tests.support import fakeapi
 from tests.support.asking import get
 from tests.support.cni import STANDARD_PLUGINS, built_client, pod_args

@@ -23,10 +23,10 @@ from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
 from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.links import Links
-from felix_py.lab.runtime import CNIRuntime, PluginError
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Lease
+from lab.runtime import CNIRuntime, PluginError
 from tests.support.isolate import run
 
 STANDARD_PLUGINS = Path("/usr/lib/cni")

@@ -16,9 +16,9 @@ from typing import Any, Self
 
 from felix_py.agent import ask
 from felix_py.cni.conflist import install_client
-from felix_py.lab.apiserver.kubeconfig import write_kubeconfig
-from felix_py.lab.runtime import CNIRuntime
 from felix_py.records import Backend, DriftKind
+from lab.apiserver.kubeconfig import write_kubeconfig
+from lab.runtime import CNIRuntime
 from policy.model import Family, Packet, Protocol
 from tests.support import kernel_state
 from tests.support.asking import get

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from felix_py.lab.namespaces import inside
+from lab.namespaces import inside
 from tests.support.isolate import NetworkNamespace
 
 Place = NetworkNamespace | Path | None

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.apiserver.cluster import Cluster
-from felix_py.lab.apiserver.errors import ApiError
-from felix_py.lab.apiserver.journal import Journal
-from felix_py.lab.apiserver.kinds import GroupResource, Obj
-from felix_py.lab.apiserver.rest import Target, WriteOptions
-from felix_py.lab.apiserver.store import Store
+from lab.apiserver.cluster import Cluster
+from lab.apiserver.errors import ApiError
+from lab.apiserver.journal import Journal
+from lab.apiserver.kinds import GroupResource, Obj
+from lab.apiserver.rest import Target, WriteOptions
+from lab.apiserver.store import Store
 
 PODS = GroupResource("", "pods")
 OPTIONS = WriteOptions(manager="test")
@@ -104,7 +104,7 @@ def test_change_that_cannot_be_kept_does_not_happen(tmp_path: Path, monkeypatch:
 
 
 def test_file_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("felix_py.lab.apiserver.journal._SPARE", 10_000)
+    monkeypatch.setattr("lab.apiserver.journal._SPARE", 10_000)
     one = store(tmp_path / "log")
     for number in range(1000):
         one.put(PODS, ("a", "x"), pod("x", number=str(number)))

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.apiserver.errors import ApiError
-from felix_py.lab.apiserver.patch import StrategicMerge, json_patch, merge_patch
+from lab.apiserver.errors import ApiError
+from lab.apiserver.patch import StrategicMerge, json_patch, merge_patch
 
 ITEM = {"type": "object", "properties": {"name": {"type": "string"}, "value": {"type": "string"}}}
 SCHEMA = {
@@ -58,6 +58,22 @@ def test_json_patch(operations: Any, result: Any) -> None:
         {"op": "invent", "path": "/l"},
         {"path": "/l"},
         {"op": "remove", "path": "/l/-1"},
+        {"op": "remove", "path": "/l/-"},
+        {"op": "remove", "path": ""},
+        {"op": "add", "path": "/l/01", "value": 1},
+        {"op": "add", "path": 5, "value": 1},
+        {"op": "add", "path": None, "value": 1},
+        {"op": ["add"], "path": "/l", "value": 1},
+        {"op": "move", "from": "/absent", "path": "/l"},
+        {"op": "move", "from": 7, "path": "/l"},
+        {"op": "move", "path": "/l"},
+        {"op": "copy", "path": "/l"},
+        {"op": "test", "path": "/l/0", "value": True},
+        {"op": "test", "path": "/l/0"},
+        {"op": "add", "path": "/l/0/x", "value": True},
+        {"op": "replace", "path": "/l/x/y", "value": True},
+        {"op": "test", "path": "/absent/x", "value": 1},
+        {},
     ],
 )
 def test_a_json_patch_that_does_not_apply_is_422(operation: Any) -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from felix_py.lab.apiserver.errors import ApiError
-from felix_py.lab.apiserver.selectors import field_matcher, label_matcher, parse_label_selector
+from lab.apiserver.errors import ApiError
+from lab.apiserver.selectors import field_matcher, label_matcher, parse_label_selector
 
 
 def selects(text: str, **labels: str) -> bool:

@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 import yaml
 
-from felix_py.lab.apiserver import ApiServer, Options, write_kubeconfig
-from felix_py.lab.apiserver.columns import human_duration
+from lab.apiserver import ApiServer, Options, write_kubeconfig
+from lab.apiserver.columns import human_duration
 
 Scenario = Callable[[ApiServer, aiohttp.ClientSession], Awaitable[None]]
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
@@ -182,7 +182,7 @@ def test_ten_thousand_pods_are_listed_fast() -> None:
     """Bytes are stored ready to send; typical is a tenth of a second, the bound is generous."""
 
     async def scenario(server: ApiServer, session: aiohttp.ClientSession) -> None:
-        from felix_py.lab.apiserver.builtin import PODS
+        from lab.apiserver.builtin import PODS
 
         for index in range(10_000):
             name = f"p{index}"

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from felix_py.lab.apiserver.errors import ApiError
-from felix_py.lab.apiserver.kinds import GroupResource, Obj
-from felix_py.lab.apiserver.store import EventType, Store, decode
+from lab.apiserver.errors import ApiError
+from lab.apiserver.kinds import GroupResource, Obj
+from lab.apiserver.store import EventType, Store, decode
 
 PODS = GroupResource("", "pods")
 NODES = GroupResource("", "nodes")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from felix_py.lab.apiserver.cel import CelError, compiled
+from lab.apiserver.cel import CelError, compiled
 
 RULE = {"to": [{"pods": {}}, {"networks": ["10.0.0.0/8"]}], "protocols": [{"tcp": {}}]}
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.lab.agents import ask
-from felix_py.lab.lab import Lab
-from felix_py.lab.state import LabError
+from lab.agents import ask
+from lab.lab import Lab
+from lab.state import LabError
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.lab.bird import bird_config
-from felix_py.lab.topology import nodes
+from lab.bird import bird_config
+from lab.topology import nodes
 from policy.model import Family
 
 needs_bird = pytest.mark.skipif(shutil.which("bird") is None, reason="bird is not installed")

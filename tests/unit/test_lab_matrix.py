@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from felix_py.lab import matrix
-from felix_py.lab.matrix import Attempt, Cell, Kind, Party, Scene, attempts, measure
-from felix_py.lab.matrix_report import as_json, as_tables
+from lab import matrix
+from lab.matrix import Attempt, Cell, Kind, Party, Scene, attempts, measure
+from lab.matrix_report import as_json, as_tables
 from policy.evaluate import Snapshot
 from policy.model import Family, Namespace, NetworkPolicy, Pod, Protocol, Selector
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.lab import processes
-from felix_py.lab.processes import Process, homes, marked, process_of, start, stop_all
-from felix_py.lab.state import (
+from lab import processes
+from lab.processes import Process, homes, marked, process_of, start, stop_all
+from lab.state import (
     VERSION,
     KeeperState,
     Kept,
@@ -87,7 +87,7 @@ def test_lock_of_a_removed_lab_keeps_nobody_out(state: StateDir) -> None:
 
 def test_lock_dies_with_its_process(state: StateDir) -> None:
     program = (
-        "import sys, pathlib; from felix_py.lab.state import StateDir\n"
+        "import sys, pathlib; from lab.state import StateDir\n"
         "with StateDir(pathlib.Path(sys.argv[1]), 'lab').locked(): print('locked', flush=True); sys.stdin.read()"
     )
     argv = [sys.executable, "-c", program, str(state.root)]

@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 
-from felix_py.lab import topology
-from felix_py.lab.topology import BadName, check_name, netns_prefix, nodes, pod_netns
+from lab import topology
+from lab.topology import BadName, check_name, netns_prefix, nodes, pod_netns
 from policy.model import Family
 
 BOTH = (Family.V4, Family.V6)

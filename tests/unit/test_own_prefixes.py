@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from felix_py.agent.facts import Facts
 from felix_py.agent.own_prefixes import OwnPrefixes, told
 from felix_py.records import Lease, NodeRecord
 from policy.model import Family
@@ -83,3 +84,16 @@ def test_many_pods_make_a_short_notice() -> None:
     leases = [lease(number) for number in range(2, 100)]
     own = OwnPrefixes().following(node(*NEW), [], leases)
     assert "and 93 more have addresses outside" in told(own, node(*NEW), [], leases)[0]["podCIDRs"]
+
+
+def test_addresses_of_a_family_that_is_switched_off_are_nobodys() -> None:
+    facts = Facts("n1", (Family.V4,), (), lambda: None)
+    facts.upsert(node(*OLD))
+    facts.upsert(OTHER)
+    facts.attach(lease(2))
+    assert facts.pod_cidrs == ("10.1.0.0/24",)
+    assert facts.own_prefixes == ("10.1.0.0/24",)
+    assert all(":" not in cidr for cidr in facts.cluster_cidrs)
+    facts.upsert(node(*NEW))
+    assert facts.own_prefixes is not None
+    assert [prefix for prefix in facts.own_prefixes if ":" in prefix] == []

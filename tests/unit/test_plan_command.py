@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from felix_py.cli.main import app
-from felix_py.lab.build import EXAMPLES
+from lab.build import EXAMPLES
 from tests.support.fakeapi import CLUSTER_POLICIES, NAMESPACES, NODES, PODS, POLICIES, FakeApi
 
 PLACES = {"Namespace": NAMESPACES, "Pod": PODS, "NetworkPolicy": POLICIES}

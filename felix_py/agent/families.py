@@ -1,0 +1,33 @@
+"""Which families of addresses this node programs, and which it only closes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from felix_py.config import SETTINGS, ConfigError
+from felix_py.dataplane import sysctl
+from policy.model import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Families:
+    """``closed``: the kernel has them and they are switched off, so pods must not be able to send any of it."""
+
+    programmed: tuple[Family, ...]
+    closed: tuple[Family, ...]
+
+    @classmethod
+    def of_this_node(cls, wanted: Collection[Family]) -> Families:
+        """``wanted``: as ``--ip-families`` says; empty: those that the kernel has.
+
+        Raises:
+            ConfigError: the kernel lacks one.
+        """
+        available = sysctl.available_families()
+        if lacking := [family for family in wanted if family not in available]:
+            it = SETTINGS["ip_families"]
+            reason = f"this kernel has no IPv{int(lacking[0])}: built without it, or started with ipv6.disable=1"
+            raise ConfigError(f"{it.option} {it.text(wanted)}: {reason}")
+        programmed = tuple(family for family in available if not wanted or family in wanted)
+        return cls(programmed, tuple(family for family in available if family not in programmed))
