@@ -106,6 +106,10 @@ class Gap:
     peer: str
 
 
+Identity = tuple[str, str, int, int]
+"""Peer's and local address, peer's and local AS: a change of any makes another session."""
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbor:
     """A neighbor as ExaBGP has it now. ``age``: seconds since it was established. ``route_refresh``: the peer
@@ -121,6 +125,11 @@ class Neighbor:
     age: int
     updates_sent: int
     route_refresh: bool
+
+    @property
+    def identity(self) -> Identity:
+        """What makes it this session and no other."""
+        return self.peer, self.local_address, self.asn, self.local_asn
 
 
 @dataclass(frozen=True, slots=True)

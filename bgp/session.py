@@ -1,22 +1,59 @@
-"""What the agent knows of one BGP session, and what it tells people of it."""
+"""One BGP session: a table of states and inputs, and what they mean for the peer's routes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
 
 from bgp import protocol
+from bgp.channel import Channel
 from bgp.model import Peer
 from bgp.outgoing import Outgoing
+from bgp.prefixes import version
+from bgp.rib import Rib, Source
+
+SETTLE = 10.0
+"""Seconds after which the table of a peer that never says end-of-RIB counts as complete."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something worth a log line. ``warning``: somebody should look at it."""
+class State(Enum):
+    """How much of its table the peer has told. All but DOWN are Established (RFC 4271 8.2.2)."""
 
-    text: str
-    peer: str = ""
-    detail: str = ""
-    warning: bool = False
+    DOWN = auto()
+    LOADING = auto()
+    """Established, and no end-of-RIB yet."""
+    LOADING_REFRESH = auto()
+    """The same, and the peer has begun to repeat what it told (RFC 7313)."""
+    COMPLETE = auto()
+    """The whole table has been told."""
+    REFRESHING = auto()
+    """The whole table has been told, and the peer repeats it (RFC 7313)."""
+
+
+class Input(Enum):
+    """What moves a session. END_OF_RIB is also what the clock says for a peer that never does."""
+
+    UP = auto()
+    DOWN = auto()
+    END_OF_RIB = auto()
+    REFRESH_BEGIN = auto()
+    REFRESH_END = auto()
+
+
+TRANSITIONS: Mapping[tuple[State, Input], State] = {
+    **{(state, Input.UP): State.LOADING for state in State},
+    **{(state, Input.DOWN): State.DOWN for state in State if state is not State.DOWN},
+    (State.LOADING, Input.END_OF_RIB): State.COMPLETE,
+    (State.LOADING, Input.REFRESH_BEGIN): State.LOADING_REFRESH,
+    (State.LOADING_REFRESH, Input.END_OF_RIB): State.REFRESHING,
+    (State.LOADING_REFRESH, Input.REFRESH_BEGIN): State.LOADING_REFRESH,
+    (State.LOADING_REFRESH, Input.REFRESH_END): State.LOADING,
+    (State.COMPLETE, Input.REFRESH_BEGIN): State.REFRESHING,
+    (State.REFRESHING, Input.REFRESH_BEGIN): State.REFRESHING,
+    (State.REFRESHING, Input.REFRESH_END): State.COMPLETE,
+}
+"""What has no line is ignored: events can be lost, and RFC 7313 4 wants an end without a begin ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +69,206 @@ class PeerStatus:
     error: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """Routes of an ended session stay in use (RFC 4724): until when, and whether for our own restart."""
+
+    until: float
+    own: bool
+
+
 class Session:
-    peer: Peer
-    out: Outgoing
-    since: float
-    established: bool = False
-    router_id: str = "0.0.0.0"
-    restart: protocol.GracefulRestart | None = None
-    own_restart: bool = False
-    complete: bool = False
-    complete_at: float = 0.0
-    stale_until: float = 0.0
-    refreshing: bool = False
-    nameless: set[str] = field(default_factory=set)
-    nameless_until: float = 0.0
-    error: str = ""
+    """One peer: its state, its routes from session to session, and what is announced to it."""
+
+    def __init__(self, peer: Peer, rib: Rib, channel: Channel, now: float) -> None:
+        self.state = State.DOWN
+        self.out = Outgoing(peer.address)
+        self._rib = rib
+        self._channel = channel
+        self._since = now
+        self._router_id = "0.0.0.0"
+        self._restart: protocol.GracefulRestart | None = None
+        self._complete_at = 0.0
+        self._retained: Retained | None = None
+        self._unusable: set[str] = set()
+        self._unusable_until = 0.0
+        self._error = ""
+        self.configure(peer)
+
+    @property
+    def established(self) -> bool:
+        """RFC 4271's Established."""
+        return self.state is not State.DOWN
 
     @property
     def told(self) -> bool:
         """The peer has told its whole table, and we have understood all of it."""
-        return self.established and self.complete and not self.nameless
+        return self.state in (State.COMPLETE, State.REFRESHING) and not self._unusable
 
+    @property
+    def identity(self) -> protocol.Identity:
+        """What makes it this session and no other."""
+        return self.peer.address, self.peer.source_address, self.peer.asn, self.peer.local_asn
 
-@dataclass(slots=True)
-class Reading:
-    """SHOW_RIB_IN is under way. What live events touched meanwhile is newer than its lines."""
+    def status(self, now: float) -> PeerStatus:
+        """The session, for people."""
+        return PeerStatus(
+            address=self.peer.address,
+            asn=self.peer.asn,
+            established=self.established,
+            since=max(0.0, now - self._since),
+            received=self._rib.count(self.peer.address),
+            families=(f"ipv{self.peer.version} unicast",),
+            error="" if self.established else self._error,
+        )
 
-    touched: set[tuple[str, str]] = field(default_factory=set)
-    peers: set[str] = field(default_factory=set)
-    nameless: dict[str, set[str]] = field(default_factory=dict)
-    again: bool = False
+    def configure(self, peer: Peer) -> None:
+        """The peer's settings from now on; its address never changes."""
+        self.peer = peer
+        self._describe()
+
+    def want(self, prefixes: Collection[str]) -> None:
+        """Announce those of the peer's family, and no others."""
+        self._channel.send(*self.out.want(p for p in prefixes if version(p) == self.peer.version))
+
+    def receive(self, event: protocol.Event, now: float) -> None:
+        """An event of this session."""
+        match event:
+            case protocol.Update():
+                self._update(event)
+            case protocol.Open():
+                self._router_id, self._restart = event.router_id, event.restart
+                self._describe()
+            case protocol.Up():
+                self.up(now)
+            case protocol.Down():
+                self.down(event.reason, now)
+            case protocol.EndOfRib():
+                self._advance(Input.END_OF_RIB)
+            case protocol.Refresh(begin=True):
+                if self._advance(Input.REFRESH_BEGIN):
+                    self._rib.doubt(self.peer.address)
+            case protocol.Refresh():
+                self._unusable.clear()
+                self._advance(Input.REFRESH_END)
+            case protocol.Notified():
+                self._note(f"NOTIFICATION {event.code}/{event.subcode}", event.text, warning=True)
+
+    def up(self, now: float) -> None:
+        """The session came up."""
+        self._advance(Input.UP)
+        self._since, self._error = now, ""
+        self._unusable.clear()
+        self._complete_at = now + (self.peer.max_restart_time if self._restart else SETTLE)
+        # Whatever was left of an earlier session must be announced again in this one.
+        self._rib.doubt(self.peer.address)
+        # RFC 4724 4.2: a peer that does not say it kept its forwarding state has lost the routes we kept for it.
+        # That is about the peer's restart; across our own (4.1) everything stays until its end-of-RIB.
+        kept = self._restart is not None and self._restart.forwarding.get(self.peer.version, False)
+        if self._retained and (kept or self._retained.own):
+            self._retained = Retained(now + self.peer.max_restart_time, self._retained.own)
+        elif self._retained:
+            self._drop()
+        self._note("up")
+        self._channel.send(*self.out.up())
+
+    def take_over(self, neighbor: protocol.Neighbor, now: float) -> None:
+        """The session was up before we came, so its end-of-RIB may be past; a young one's may be yet to come."""
+        self._advance(Input.UP)
+        self._since, self._error = now - neighbor.age, ""
+        self._complete_at = now + max(0.0, SETTLE - neighbor.age)
+        self._router_id = neighbor.router_id
+        self._describe()
+
+    def down(self, reason: str, now: float) -> None:
+        """The session ended, or could not come up."""
+        self._error = reason
+        if not self._advance(Input.DOWN):
+            return
+        self._since = now
+        self._unusable.clear()
+        self.out.down()
+        # RFC 4724 4.2: keep the routes if the peer announced that it would, but not after a NOTIFICATION.
+        notified = reason.startswith(("notification sent", "notification received"))
+        if "shutting down" in reason:
+            self._retain(now + self.peer.max_restart_time, own=True)
+        elif self._restart and self.peer.version in self._restart.forwarding and not notified:
+            self._retain(now + self._restart.time, own=False)
+        else:
+            self._drop()
+        self._note("down", reason, warning=True)
+
+    def detached(self, now: float) -> None:
+        """Nobody tells of the session any more: all routes stay, as for a speaker that restarts itself."""
+        if self._advance(Input.DOWN):
+            self._since, self._error = now, "no connection to ExaBGP"
+        self.out.down()
+        self.out.forget()
+        self._retain(now + self.peer.max_restart_time, own=True)
+
+    def tick(self, now: float) -> None:
+        """Let time do its part."""
+        if now >= self._complete_at:
+            self._advance(Input.END_OF_RIB)
+        if now >= self._unusable_until:
+            self._unusable.clear()
+        if self._retained and now >= self._retained.until:
+            self._note("stale routes removed", warning=True)
+            if self.established:
+                self._retained = None
+                self._rib.confirm(self.peer.address)
+            else:
+                self._drop()
+
+    def confirm(self) -> None:
+        """Let go of what the peer has not repeated, if it has told everything."""
+        if self.state is State.COMPLETE:
+            self._retained = None
+            self._rib.confirm(self.peer.address)
+
+    def ask_again(self, unusable: set[str], now: float) -> None:
+        """ExaBGP's table has these prefixes without a next hop of use: let the peer repeat itself.
+
+        ExaBGP's table keeps the last next hop listed, and for IPv6 that is the link-local one, which is of no use
+        without an interface. An update has both. Until it came, these routes are not gone: we are not in sync.
+        """
+        self._unusable, self._unusable_until = unusable, now + SETTLE
+        self._channel.send(protocol.route_refresh(self.peer.address))
+
+    def _advance(self, by: Input) -> bool:
+        """Change state as the table says; false if it says nothing."""
+        after = TRANSITIONS.get((self.state, by))
+        self.state = after or self.state
+        return after is not None
+
+    def _update(self, event: protocol.Update) -> None:
+        self._unusable.difference_update(event.withdrawn, (prefix for prefix, _ in event.announced))
+        for prefix in event.withdrawn:
+            self._rib.withdraw(event.peer, prefix)
+        for prefix, path in event.announced:
+            self._rib.announce(event.peer, prefix, path)
+
+    def _retain(self, until: float, *, own: bool) -> None:
+        self._rib.doubt(self.peer.address)
+        # What is stale already does not get more time because the session, or ExaBGP, fails once more.
+        self._retained = Retained(min(until, self._retained.until) if self._retained else until, own)
+
+    def _drop(self) -> None:
+        self._retained = None
+        self._rib.drop(self.peer.address)
+
+    def _describe(self) -> None:
+        peer = self.peer
+        self._rib.set_source(
+            Source(
+                address=peer.address,
+                router_id=self._router_id,
+                local_asn=peer.local_asn,
+                local_address=peer.source_address,
+                external=peer.external,
+                allowed_own_asns=peer.allowed_own_asns,
+            )
+        )
+
+    def _note(self, text: str, detail: str = "", *, warning: bool = False) -> None:
+        self._channel.note(text, self.peer.address, detail, warning=warning)

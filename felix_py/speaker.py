@@ -97,7 +97,7 @@ class Speaker:
         """Learn only prefixes inside one of ``within`` (the cluster's CIDRs) and inside none of ``never`` (this
         node's own pod CIDRs, Service CIDRs). Raises ValueError for a text that is no CIDR.
         """
-        self._control.set_filter(ImportFilter(PrefixSet(within), PrefixSet(never)))
+        self._control.rib.set_filter(ImportFilter(PrefixSet(within), PrefixSet(never)))
         self._flush()
 
     def announce(self, prefixes: Iterable[str]) -> None:
@@ -109,18 +109,18 @@ class Speaker:
 
     def set_reach(self, reach: Reach) -> None:
         """Use only next hops that this node can reach, as these answers say; until then every one counts."""
-        self._control.set_reach(reach)
+        self._control.rib.set_reach(reach)
         self._flush()
 
     # --- what came of it ---------------------------------------------------------------------------------
 
     def routes(self) -> Mapping[str, NextHops]:
         """The best routes: prefix -> ECMP next hops."""
-        return self._control.routes
+        return self._control.rib.best
 
     def unresolved(self) -> Mapping[Unresolved, int]:
         """Next hops of accepted routes that this node cannot use, and for how many prefixes each."""
-        return self._control.unresolved
+        return self._control.rib.unresolved
 
     @property
     def ignored(self) -> int:
@@ -129,7 +129,7 @@ class Speaker:
 
     def prefixes_without_next_hop(self) -> int:
         """How many accepted prefixes have no next hop that this node can use."""
-        return self._control.prefixes_without_next_hop()
+        return self._control.rib.prefixes_without_next_hop()
 
     def peers(self) -> list[PeerStatus]:
         """Every configured peer; those without a route to them too."""
@@ -301,16 +301,16 @@ class Speaker:
             bound = self._log.bind(peer=note.peer) if note.peer else self._log
             emit = bound.warning if note.warning else bound.info
             emit(note.text, **({"detail": note.detail} if note.detail else {}))
-        if changes := self._control.take_changes(_SLICE):
+        if changes := self._control.rib.take(_SLICE):
             self._on_routes(changes)
-        if self._control.undecided:
+        if self._control.rib.undecided:
             self._more.set()
 
     async def _moved(self) -> None:
         self._control.tick(time.monotonic())
         self._flush()
-        if self._control.in_sync and not self._control.undecided and not self._in_sync.is_set():
-            self._log.info("in sync", routes=len(self._control.routes))
+        if self._control.in_sync and not self._control.rib.undecided and not self._in_sync.is_set():
+            self._log.info("in sync", routes=len(self._control.rib.best))
             self._in_sync.set()
         async with self._progress:
             self._progress.notify_all()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bgp import control
+from bgp import session
 from bgp.sidecar import CONFIG, RUNNING, SOCKET
 from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, alive, config, link, until
 from tests.support.bird import Bird
@@ -111,7 +111,7 @@ def test_nothing_is_announced_before_the_agent_says_so(rack: Rack) -> None:
 
 
 def test_agent_killed_and_back_is_not_seen_by_the_tor(rack: Rack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "SETTLE", 1.0)
+    monkeypatch.setattr(session, "SETTLE", 1.0)
 
     async def scenario() -> None:
         async with agent(rack.run_dir, announce={V4, V6, "10.244.9.0/24"}):

@@ -6,11 +6,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bgp import control as control_module
 from bgp.control import Control
 from bgp.model import Peer, SpeakerConfig
 from bgp.prefixes import PrefixSet
 from bgp.rib import ImportFilter, Path, Rib, Source
+from bgp.session import SETTLE
 from tests.support.fake_exabgp import FakeExaBGP
 from tests.support.thorough import examples
 
@@ -46,7 +46,7 @@ class BGP(RuleBasedStateMachine):
 
     def born(self) -> None:
         self.control = Control()
-        self.control.set_filter(FILTER)
+        self.control.rib.set_filter(FILTER)
         config = SpeakerConfig(asn=LOCAL_ASN, router_id="10.9.0.1")
         self.control.configure(config, list(PEERS.values()), self.now)
         self.attached = False
@@ -60,7 +60,7 @@ class BGP(RuleBasedStateMachine):
             if not data and not answer:
                 break
             self.control.receive(answer, self.now)
-        changes = self.control.take_changes()
+        changes = self.control.rib.take()
         assert all(self.kernel.get(prefix, ()) != hops for prefix, hops in changes.items()), "not a change"
         self.kernel |= changes
         self.kernel = {prefix: hops for prefix, hops in self.kernel.items() if hops}
@@ -139,9 +139,9 @@ class BGP(RuleBasedStateMachine):
         if not hasattr(self, "exabgp"):
             return
         self.attach()
-        self.time_passes(control_module.SETTLE + 200)
+        self.time_passes(SETTLE + 200)
         self.talk()
-        assert self.kernel == dict(self.control.routes) == self.from_scratch()
+        assert self.kernel == dict(self.control.rib.best) == self.from_scratch()
         for peer in self.exabgp.peers.values():
             if peer.established and self.wanted is not None:
                 family = {prefix for prefix in self.wanted if (":" in prefix) == (":" in peer.address)}

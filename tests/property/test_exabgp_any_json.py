@@ -104,7 +104,7 @@ def attached() -> tuple[Control, FakeExaBGP]:
     exabgp.add(PEER.address, PEER.source_address, PEER.asn, PEER.local_asn)
     exabgp.connect()
     control = Control()
-    control.set_filter(ImportFilter(PrefixSet(["10.244.0.0/16"]), PrefixSet()))
+    control.rib.set_filter(ImportFilter(PrefixSet(["10.244.0.0/16"]), PrefixSet()))
     control.configure(SpeakerConfig(asn=65001, router_id="10.9.0.1", peers=(PEER,)), [PEER], 100.0)
     control.attached()
     talk(control, exabgp)
@@ -131,7 +131,7 @@ def test_no_line_takes_the_agent_down(lines: list[bytes]) -> None:
     for note in control.take_notes():
         f"{note.text} {note.detail}".encode()
         assert len(note.detail) <= protocol.TEXT_MOST
-    control.take_changes()
+    control.rib.take()
     # What comes after it counts: here from a new connection, since the lines may have told of another state.
     control.detached(200.0)
     exabgp.disconnect()
@@ -140,8 +140,8 @@ def test_no_line_takes_the_agent_down(lines: list[bytes]) -> None:
     control.attached()
     exabgp.announce(PEER.address, GOOD, (HOP, (65000,), 0))
     talk(control, exabgp)
-    control.take_changes()
-    assert control.routes[GOOD] == (HOP,)
+    control.rib.take()
+    assert control.rib.best[GOOD] == (HOP,)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class Scene:
         """A new agent; ExaBGP goes on."""
         self.exabgp.disconnect()
         self.control = Control()
-        self.control.set_filter(ImportFilter(PrefixSet(["10.244.0.0/16", "fd44::/16"]), PrefixSet([V4, V6])))
+        self.control.rib.set_filter(ImportFilter(PrefixSet(["10.244.0.0/16", "fd44::/16"]), PrefixSet([V4, V6])))
         self.control.configure(self.config, self.config.peers, self.now)
 
     def attach(self) -> None:
@@ -51,7 +51,7 @@ class Scene:
                 self.exabgp.write(data)
                 answer = self.exabgp.read()
             self.control.receive(answer, self.now)
-        return self.control.take_changes()
+        return self.control.rib.take()
 
     def wait(self, seconds: float) -> dict[str, tuple[str, ...]]:
         self.now += seconds
@@ -262,7 +262,7 @@ def test_event_during_the_reading_is_newer_than_what_is_read(scene: Scene) -> No
     event = scene.exabgp.read()
     first = next(i for i, line in enumerate(lines) if P.encode() in line)
     scene.control.receive(b"".join([*lines[:first], event, *lines[first:]]), scene.now)
-    assert scene.control.take_changes() == {Q: ("10.9.0.2",)}
+    assert scene.control.rib.take() == {Q: ("10.9.0.2",)}
 
 
 def test_link_local_next_hop_read_back_makes_the_peer_repeat(scene: Scene) -> None:
@@ -284,7 +284,7 @@ def test_not_in_sync_until_the_peer_repeated_a_route_whose_next_hop_is_of_no_use
     scene.talk()
     scene.wait(6)
     assert scene.control.in_sync
-    assert dict(scene.control.routes) == {P6: ("fd09::2",)}
+    assert dict(scene.control.rib.best) == {P6: ("fd09::2",)}
 
 
 def test_a_peer_that_never_repeats_does_not_hold_up_in_sync_for_ever(scene: Scene) -> None:
@@ -308,7 +308,7 @@ def test_route_known_by_its_global_next_hop_survives_reading_a_link_local_one(sc
     scene.control.detached(scene.now)
     scene.attach()
     scene.wait(20)
-    assert dict(scene.control.routes) == {P6: ("fd09::2",)}
+    assert dict(scene.control.rib.best) == {P6: ("fd09::2",)}
 
 
 def test_peer_that_leaves_is_withdrawn_from_and_forgotten(scene: Scene) -> None:

@@ -1,0 +1,126 @@
+"""Reading back what ExaBGP does not tell after the fact: what it announces, and what it has received."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from bgp import protocol
+from bgp.channel import Channel
+from bgp.prefixes import version
+from bgp.rib import Rib
+from bgp.session import Session
+
+
+@dataclass(slots=True)
+class Reading:
+    """SHOW_RIB_IN is under way. What live events touched meanwhile is newer than its lines."""
+
+    touched: set[tuple[str, str]] = field(default_factory=set)
+    peers: set[str] = field(default_factory=set)
+    unusable: dict[str, set[str]] = field(default_factory=dict)
+    again: bool = False
+
+
+class ReadBack:
+    """The questions asked of ExaBGP, and what the answers mean. Nothing is withdrawn or forgotten in between."""
+
+    def __init__(self, sessions: Mapping[str, Session], rib: Rib, channel: Channel) -> None:
+        self._sessions = sessions
+        self._rib = rib
+        self._channel = channel
+        self.attaching = False
+        """What ExaBGP announces has not been read since the agent attached."""
+        self._reading: Reading | None = None
+        self._out_at = 0.0
+
+    @property
+    def reading(self) -> bool:
+        """What peers announced is being read."""
+        return self._reading is not None
+
+    def everything(self) -> None:
+        """Read all there is, as when the agent attaches."""
+        self.attaching = True
+        self._read_out()
+        self.received(self._sessions)
+
+    def received(self, doubtful: Iterable[str]) -> None:
+        """Read what peers announced; what these peers are not found to have announced goes."""
+        if self._reading:
+            self._reading.again = True
+            return
+        self._reading = Reading()
+        for address in doubtful:
+            self._rib.doubt(address)
+        self._channel.send(protocol.SHOW_RIB_IN)
+
+    def stop(self) -> None:
+        """No answer will come."""
+        self._reading = None
+
+    def tick(self, now: float) -> None:
+        """Ask again what had to wait."""
+        if self._out_at and now >= self._out_at and not self.attaching:
+            self._out_at = 0.0
+            self._read_out()
+
+    def updated(self, event: protocol.Update) -> None:
+        """A live event came in between."""
+        if self._reading:
+            self._reading.touched.update((event.peer, prefix) for prefix in event.withdrawn)
+            self._reading.touched.update((event.peer, prefix) for prefix, _ in event.announced)
+
+    def changed(self, address: str) -> None:
+        """A session came up or ended in between."""
+        if self._reading:
+            self._reading.peers.add(address)
+
+    def entry(self, entry: protocol.RibEntry) -> None:
+        """One line of an answer."""
+        session = self._sessions.get(entry.peer)
+        if session is None or version(entry.prefix) != session.peer.version:
+            return
+        if entry.outgoing:
+            session.out.learned(entry.prefix)
+            return
+        reading = self._reading
+        newer = reading is None or entry.peer in reading.peers or (entry.peer, entry.prefix) in reading.touched
+        # ExaBGP empties a table when its session comes up, not when it ends.
+        if reading and session.established and not newer:
+            if entry.path:
+                self._rib.announce(entry.peer, entry.prefix, entry.path)
+            else:
+                self._rib.believe(entry.peer, entry.prefix)
+                reading.unusable.setdefault(entry.peer, set()).add(entry.prefix)
+
+    def answered(self, answer: protocol.Answered, neighbors: Mapping[str, protocol.Neighbor], now: float) -> None:
+        """The end of an answer."""
+        if answer.command == protocol.SHOW_RIB_OUT:
+            self.attaching = False
+            for session in self._sessions.values():
+                self._channel.send(*session.out.synchronise(established=session.established))
+        elif answer.command == protocol.SHOW_RIB_IN:
+            self._finish(neighbors, now)
+        elif not answer.ok:
+            # Most likely a neighbor that a reload has just taken away or not yet brought.
+            self._channel.note("ExaBGP refused", detail=answer.command[:200], warning=True)
+            self._out_at = now + 1.0
+
+    def _read_out(self) -> None:
+        for session in self._sessions.values():
+            session.out.forget()
+        self._channel.send(protocol.SHOW_NEIGHBORS, protocol.SHOW_RIB_OUT)
+
+    def _finish(self, neighbors: Mapping[str, protocol.Neighbor], now: float) -> None:
+        reading, self._reading = self._reading, None
+        if reading is None:
+            return
+        if reading.again:
+            self.received(self._sessions)
+            return
+        for address, session in self._sessions.items():
+            session.confirm()
+            unusable, neighbor = reading.unusable.get(address), neighbors.get(address)
+            if unusable and neighbor and neighbor.route_refresh:
+                session.ask_again(unusable, now)
