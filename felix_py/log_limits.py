@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 
+from felix_py.backoff import TokenBucket
+
 AT_ONCE = 100
 A_SECOND = 5.0
 """Lines of one kind: first so many at once, then so many a second."""
@@ -22,8 +24,7 @@ _LONGEST_LIST = 50
 
 @dataclass(slots=True)
 class _Kind:
-    allowed: float
-    at: float
+    allowed: TokenBucket
     left_out: int = 0
 
 
@@ -49,19 +50,15 @@ class RateLimit:
             structlog.DropEvent: one too many.
         """
         key = (event.get("component"), method, str(event.get("event"))[:200])
-        now = self._clock()
         with self._lock:
-            kind = self._kinds.pop(key, None) or _Kind(self._at_once, now)
+            kind = self._kinds.pop(key, None) or _Kind(TokenBucket(self._a_second, self._at_once, self._clock))
             self._kinds[key] = kind
             if len(self._kinds) > _KINDS:
                 self._kinds.popitem(last=False)
-            kind.allowed = min(self._at_once, kind.allowed + (now - kind.at) * self._a_second)
-            kind.at = now
-            if kind.allowed < 1:
+            if not kind.allowed.take():
                 kind.left_out += 1
                 self.left_out += 1
                 raise structlog.DropEvent
-            kind.allowed -= 1
             if kind.left_out:
                 event["left_out"], kind.left_out = kind.left_out, 0
         return event

@@ -11,7 +11,6 @@ in another thread, beside the applies.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from felix_py import log
+from felix_py.backoff import Backoff
 from felix_py.dataplane.interface import EVERYTHING, UNUSED_SET, Dataplane, Part
 from felix_py.failures import Failures, by_reason
 from felix_py.metrics import Metrics
@@ -34,8 +34,7 @@ _REST = 0.05
 _REST_LEAST = 0.001
 """Seconds after the first of several that have found nothing to write; after each further one twice as long."""
 
-_RETRY_FIRST = 0.1
-_RETRY_MOST = 30.0
+_RETRY = (0.1, 30.0)
 
 _PROMPTLY = (0.0, 0.0, 0.2)
 """The pace at which routes, links and settings are looked at: at once, but not in a tight fight with others."""
@@ -100,6 +99,7 @@ class Reconciler:
         self._awaited = asyncio.Event()
         self._applied_at = -_REST
         self._pause = 0.0
+        self._retry = Backoff(*_RETRY, spread=0.2)
         self._written = 0
         self._waiters: list[asyncio.Future[Failures]] = []
         self._calls: set[asyncio.Future[Any]] = set()
@@ -330,7 +330,7 @@ class Reconciler:
                     await self._dirty.wait()
             await self._rest()
             await self._apply()
-            delay = self._next_delay(delay)
+            delay = self._next_delay()
 
     async def _rest(self) -> None:
         """More may come at once; what somebody waits for does not wait for it.
@@ -349,10 +349,11 @@ class Reconciler:
         self._pause = _REST if writes else min(_REST, 2 * self._pause or _REST_LEAST)
         self._applied_at = asyncio.get_running_loop().time()
 
-    def _next_delay(self, delay: float) -> float:
-        if not self._failures:
-            return 0.0
-        return min(_RETRY_MOST, delay * 2 or _RETRY_FIRST) * random.uniform(0.8, 1.2)
+    def _next_delay(self) -> float:
+        if self._failures:
+            return self._retry.delay()
+        self._retry.reset()
+        return 0.0
 
     async def _apply(self) -> None:
         self._dirty.clear()

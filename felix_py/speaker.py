@@ -23,10 +23,10 @@ from bgp.render import render
 from bgp.rib import ImportFilter, NextHops, Reach, Unresolved
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
+from felix_py.backoff import Backoff
 
 _TICK = 1.0
-_RECONNECT_FIRST = 0.05
-_RECONNECT_MOST = 1.0
+_RECONNECT = (0.05, 1.0)
 _FIRST_CONTACT = 1.0
 _DELIVERY = 3.0
 _NOT_IN_EFFECT = 15.0
@@ -179,15 +179,14 @@ class Speaker:
             tasks.create_task(self._keep_deciding())
 
     async def _keep_connected(self) -> None:
-        delay = _RECONNECT_FIRST
+        backoff = Backoff(*_RECONNECT, spread=0)
         while True:
             try:
                 reader, writer = await asyncio.open_unix_connection(self._dir / SOCKET)
             except OSError:
-                await asyncio.sleep(delay)
-                delay = min(_RECONNECT_MOST, delay * 2)
+                await asyncio.sleep(backoff.delay())
                 continue
-            delay = _RECONNECT_FIRST
+            backoff.reset()
             self._log.info("attached to ExaBGP")
             self._writer = writer
             self._control.attached()

@@ -17,6 +17,7 @@ import msgspec
 
 from felix_py import log
 from felix_py.agent.deny_events import DenyEvent, Describer, EventKey, drop_of, event_key, timestamp
+from felix_py.backoff import TokenBucket
 from felix_py.dataplane.nflog import LoggedPacket
 from felix_py.metrics import Metrics
 
@@ -33,27 +34,6 @@ _LINES_A_SECOND, _LINES_AT_ONCE = 5.0, 50
 
 _MOST_FOLLOWERS = 16
 _FOLLOWER_BACKLOG = 1000
-
-
-class Allowance:
-    """So many a second, so many at once (a token bucket)."""
-
-    def __init__(self, rate: float, most: int, clock: Callable[[], float]) -> None:
-        self._rate = rate
-        self._most = most
-        self._clock = clock
-        self._left = float(most)
-        self._at = clock()
-
-    def take(self) -> bool:
-        """Whether there may be one more."""
-        now = self._clock()
-        self._left = min(self._most, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 @dataclass(slots=True)
@@ -93,8 +73,8 @@ class Denies:
         self._open: OrderedDict[EventKey, _Open] = OrderedDict()
         self._closed: deque[DenyEvent] = deque(maxlen=KEPT)
         self._followers: set[asyncio.Queue[DenyEvent]] = set()
-        self._events_allowed = Allowance(_EVENTS_A_SECOND, _EVENTS_AT_ONCE, clock)
-        self._lines_allowed = Allowance(_LINES_A_SECOND, _LINES_AT_ONCE, clock)
+        self._events_allowed = TokenBucket(_EVENTS_A_SECOND, _EVENTS_AT_ONCE, clock)
+        self._lines_allowed = TokenBucket(_LINES_A_SECOND, _LINES_AT_ONCE, clock)
         self._lines_left_out = 0
         self._log = log.get("denies")
         self.suppressed = 0

@@ -22,6 +22,7 @@ from felix_py import log
 from felix_py.agent.flows import Flows
 from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
+from felix_py.backoff import Backoff
 from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
 from felix_py.plan.static import POSTROUTING, SetNames
@@ -39,7 +40,7 @@ _SLICE = 0.001
 _REST, _REST_MOST = 4, 5.0
 """After a look at the table there is none for so many times as long, but not for more than so many seconds."""
 
-_RETRY_FIRST, _RETRY_MOST = 1.0, 30.0
+_RETRY = (1.0, 30.0)
 
 _DECIDING = (DriftKind.HOOK, DriftKind.CHAIN, DriftKind.SET, DriftKind.MEMBER)
 _MASQUERADING = {
@@ -181,7 +182,7 @@ class Revoker:
 
     async def run(self) -> None:
         """Until cancelled. Nothing that goes wrong here is anybody else's trouble."""
-        delay = 0.0
+        backoff = Backoff(*_RETRY, spread=0)
         while True:
             await self._wake.wait()
             await self._quiet()
@@ -191,6 +192,7 @@ class Revoker:
             try:
                 await self._pass(due)
                 delay = 0.0
+                backoff.reset()
             except Exception as error:
                 self._metrics.flow_errors.inc()
                 if isinstance(error, OSError):
@@ -199,7 +201,7 @@ class Revoker:
                     self._log.exception("cannot look for denied connections")
                 self._due.add(due)
                 self._wake.set()
-                delay = min(_RETRY_MOST, delay * 2 or _RETRY_FIRST)
+                delay = backoff.delay()
             seconds = time.monotonic() - started
             self._metrics.flow_pass_seconds.observe(seconds)
             await asyncio.sleep(delay or min(seconds * _REST, _REST_MOST))

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 import typer
 
+from felix_py.backoff import Backoff
 from felix_py.cli import denied, options
 from felix_py.cli.denied import clean
 from felix_py.config import ConfigError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 5.0
 _SILENCE_SECONDS = 45.0
 """The agent sends an empty line every 15 seconds at least."""
-_RECONNECT_FIRST, _RECONNECT_MOST = 0.2, 5.0
+_RECONNECT = (0.2, 5.0)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _DURATION = re.compile(rf"(?:{_PART.pattern})+")
@@ -193,7 +194,7 @@ def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown)
 
     _check_state(_answer(place, {**filters, "limit": "0"}))
     last: int | None = None
-    pause = _RECONNECT_FIRST
+    backoff, gone = Backoff(*_RECONNECT, spread=0), False
     while True:
         query = {**filters, "follow": "1"}
         if last is not None:
@@ -202,9 +203,10 @@ def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown)
             query["limit"] = str(limit)
         try:
             with _ask(place, query, _SILENCE_SECONDS) as response:
-                if pause != _RECONNECT_FIRST:
+                if gone:
                     _say("the agent is back")
-                pause = _RECONNECT_FIRST
+                gone = False
+                backoff.reset()
                 newest = _number(response.headers.get("Felix-Last-Id"))
                 # Ids begin with the time: they go back with the clock when the agent starts anew.
                 last = newest if last is None else min(last, newest)
@@ -216,10 +218,10 @@ def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown)
         except (OSError, HTTPException, _Refused) as error:
             if last is None:
                 raise error
-        if pause == _RECONNECT_FIRST:
+        if not gone:
             _say("the agent is gone; waiting for it")
-        time.sleep(pause)
-        pause = min(_RECONNECT_MOST, pause * 2)
+        gone = True
+        time.sleep(backoff.delay())
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from typing import Any
 
 import msgspec
 
+from felix_py.backoff import Backoff
 from felix_py.datastore import wire
-from felix_py.datastore.backoff import Backoff, Clock
 from felix_py.datastore.client import Api, ApiError
+from felix_py.datastore.clock import Clock
 from felix_py.datastore.decode import Kind
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

@@ -13,8 +13,8 @@ import msgspec
 
 from felix_py import log
 from felix_py.datastore.absence import Discovery
-from felix_py.datastore.backoff import SystemClock
 from felix_py.datastore.client import Api
+from felix_py.datastore.clock import SystemClock
 from felix_py.datastore.conditions import ConditionWriter
 from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, PODS, POLICIES
 from felix_py.datastore.events import EventWriter, ObjectRef

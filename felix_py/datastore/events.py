@@ -18,8 +18,9 @@ from urllib.parse import quote
 import msgspec
 
 from felix_py import log
-from felix_py.datastore.backoff import Clock, SystemClock
+from felix_py.backoff import TokenBucket
 from felix_py.datastore.client import Api, ApiError, Unreachable
+from felix_py.datastore.clock import Clock, SystemClock
 
 COMPONENT = "felix-py"
 
@@ -84,8 +85,7 @@ class EventWriter:
         self._queue: queue.Queue[_Occurrence | None] = queue.Queue(_QUEUED)
         self._stop = threading.Event()
         self._written: OrderedDict[str, _Written] = OrderedDict()
-        self._tokens = float(_BURST)
-        self._filled = self._clock.now()
+        self._allowed = TokenBucket(_PER_SECOND, _BURST, self._clock.now)
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
@@ -156,15 +156,10 @@ class EventWriter:
 
     def _await_token(self) -> bool:
         """Wait until the rate limit allows one more; false when stopped meanwhile."""
-        while True:
-            now = self._clock.now()
-            self._tokens = min(_BURST, self._tokens + (now - self._filled) * _PER_SECOND)
-            self._filled = now
-            if self._tokens >= 1:
-                self._tokens -= 1
-                return True
-            if self._clock.wait((1 - self._tokens) / _PER_SECOND, self._stop):
+        while not self._allowed.take():
+            if self._clock.wait(self._allowed.wait(), self._stop):
                 return False
+        return True
 
     def _create(self, occurrence: _Occurrence) -> None:
         body = self._body(occurrence)

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from felix_py import log
+from felix_py.backoff import Backoff
 from felix_py.datastore.absence import DEFINITIONS, Belief, Definition, Discovery, Word
-from felix_py.datastore.backoff import Backoff, Clock, SystemClock
 from felix_py.datastore.bridge import Bridge, Closed
 from felix_py.datastore.client import Answer, Api, ApiError, Unreachable
+from felix_py.datastore.clock import Clock, SystemClock
 from felix_py.datastore.decode import Change, Gone, Kind, Unreadable, Unusable
 from felix_py.datastore.store import Mark
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from felix_py import log
-from felix_py.datastore.backoff import Clock, SystemClock
 from felix_py.datastore.client import Answer, Api, ApiError, Unreachable
+from felix_py.datastore.clock import Clock, SystemClock
 from felix_py.datastore.informer import Reflector, Timing
 
 PATH = "/version"

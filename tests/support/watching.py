@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Any, ParamSpec
 
 from felix_py.datastore.access import Identity, Plain
-from felix_py.datastore.backoff import SystemClock
 from felix_py.datastore.client import Api
+from felix_py.datastore.clock import SystemClock
 from felix_py.datastore.decode import PODS, Kind
 from felix_py.datastore.informer import Reflector, Timing
 from felix_py.datastore.probe import Probe
