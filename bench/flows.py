@@ -17,7 +17,7 @@ from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.conntrack import Conntrack
 from policy.evaluate import Snapshot, verdict
-from policy.model import LocalEndpoint, Packet, Protocol
+from policy.model import LocalEndpoint, Namespace, NetworkPolicy, Packet, Pod, Protocol
 from tests.support.isolate import new_netns, run
 
 PODS = 110
@@ -88,7 +88,8 @@ def _delete() -> None:
 def _judge(pods: int, times: int) -> None:
     cluster = Cluster(even(pods, 1000, 200))
     view = ClusterView()
-    for record in (*cluster.namespaces, *cluster.policies, *cluster.pods):
+    records: list[Namespace | NetworkPolicy | Pod] = [*cluster.namespaces, *cluster.policies, *cluster.pods]
+    for record in records:
         view.upsert(record)
     for pod in cluster.local:
         view.attach(LocalEndpoint(pod.namespace, pod.name, pod.addresses), pod)

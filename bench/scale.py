@@ -200,7 +200,8 @@ def _measure(pods: int, times: int) -> dict[str, Any]:
 def _linear(pod: Pod, cluster: Cluster) -> int:
     """Match every selector there is against one pod's labels."""
     found = 0
-    for policy in (*cluster.policies, *cluster.cluster_policies):
+    policies: list[NetworkPolicy | ClusterPolicy] = [*cluster.policies, *cluster.cluster_policies]
+    for policy in policies:
         for rule in (*(policy.ingress or ()), *(policy.egress or ())):
             selectors = [peer.pods for peer in rule.peers or () if isinstance(peer, PodPeer) and peer.pods]
             found += sum(matches(selector, pod.labels) for selector in selectors)

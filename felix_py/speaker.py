@@ -46,7 +46,7 @@ def load_bgp_config(path: Path, *, router_id: str | None = None) -> SpeakerConfi
 
     Raises BGPConfigError, whatever is wrong with the file.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         # Not the parser in C: deep nesting is the end of the process there.

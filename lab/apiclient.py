@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 Obj = dict[str, Any]
 

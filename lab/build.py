@@ -15,7 +15,7 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from lab import machines, topology
 from lab.apiclient import ApiClient, ApiError, Obj

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from felix_py.cni.conflist import install_client
 from felix_py.config import AgentConfig, environment

@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.geteuid() == 0 and not config.option.collectonly:
         if leftovers.mark():
-            config.add_cleanup(leftovers.end_all)
+            config.add_cleanup(leftovers.end_all)  # type: ignore[arg-type]
         isolate_process()
 
 

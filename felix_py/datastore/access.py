@@ -165,7 +165,7 @@ def of_kubeconfig(path: Path, context: str | None) -> Plain:
     Raises:
         NotPlain: it has something that is not read here, or something is wrong with it, or a proxy is set.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     _refuse_proxies()
     try:

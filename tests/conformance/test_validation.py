@@ -141,7 +141,8 @@ def test_unknown_fields(kubectl: Kubectl, api: client.ApiClient) -> None:
     unknown = network_policy(bogus=1, ingress=[{"ports": [{"prot": "TCP"}]}])
 
     def send(validation: str, method: str = "POST", to: str = path) -> tuple[int, str, str]:
-        url, headers = f"{api.configuration.host}{to}?fieldValidation={validation}", {}
+        url = f"{api.configuration.host}{to}?fieldValidation={validation}"
+        headers: dict[str, str] = {}
         api.update_params_for_auth(headers, [], ["BearerToken"], "", "", None)
         headers["Content-Type"] = "application/json" if method == "POST" else "application/merge-patch+json"
         answer = api.rest_client.pool_manager.request(method, url, json=unknown, headers=headers)

@@ -99,16 +99,17 @@ def test_follow_in_the_lab(lab: LabUnderTest) -> None:
     with lab.applied("-f", "-", stdin=manifest(POLICY)):
         follower = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         try:
-            assert follower.stdout
+            shown = follower.stdout
+            assert shown
             (address, *_) = lab.addresses("shop", "web-1").values()
 
-            def told() -> list[object]:
+            def told() -> Sequence[object]:
                 """It may not listen yet: what was denied before is not told."""
                 knock(lab, "dev/builder-1", address)
-                return select.select([follower.stdout], [], [], 0)[0]
+                return select.select([shown], [], [], 0)[0]
 
             eventually(told, 60, 0.2)
-            event = json.loads(follower.stdout.readline())
+            event = json.loads(shown.readline())
             assert (event["destination"]["pod"], event["message"]) == ("shop/web-1", MESSAGE)
         finally:
             follower.terminate()

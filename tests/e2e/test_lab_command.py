@@ -217,8 +217,8 @@ def test_ways_in(lab: LabUnderTest) -> None:
     root = lab.lab.state.root
     name = lab.lab.name
     address = lab.addresses("shop", "web-1")
-    shown = felix("exec", "--name", name, "shop/web-1", "--", "ip", "address", folder=root).stdout
-    assert all(a in shown for a in address.values())
+    shown = felix("exec", "--name", name, "shop/web-1", "--", "ip", "address", folder=root)
+    assert all(a in shown.stdout for a in address.values())
     shown = felix(
         "exec", "--name", name, "node1", "--", "cat", "/etc/cni/net.d/10-felix-py.conflist", folder=root
     )

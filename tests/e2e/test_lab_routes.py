@@ -46,7 +46,7 @@ def test_nodes_reach_other_nodes_pods_by_learned_routes_only(lab: LabUnderTest) 
                 route
                 for route in routes
                 if ipaddress.ip_network(route["dst"]).overlaps(cluster)
-                and not any(ipaddress.ip_network(route["dst"]).subnet_of(ipaddress.ip_network(own))
+                and not any(ipaddress.ip_network(route["dst"]).subnet_of(ipaddress.ip_network(own))  # type: ignore[arg-type]
                             for own in node.pod_cidrs.values()
                             if (":" in own) == (family == 6))
             ]  # fmt: skip

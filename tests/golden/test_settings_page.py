@@ -47,7 +47,7 @@ def row(it: Setting) -> str:
 def value(it: Setting) -> str:
     if it.type is bool:
         return "`true`, `false`"
-    if isinstance(it.type, enum.EnumMeta):
+    if isinstance(it.type, type) and issubclass(it.type, enum.Enum):
         return ", ".join(f"`{one.value}`" for one in it.type)
     least = "" if it.least is None else f", {it.least:g} at least"
     return it.metavar + (least if it.most is None else f", {it.least:g} to {it.most:g}")

@@ -44,7 +44,7 @@ def routes() -> Iterator[Routes]:
 
 def heard(listening: socket.socket) -> list[tuple[str, int]]:
     """Route messages that came through: (NEW or DEL, protocol)."""
-    found = []
+    found: list[tuple[str, int]] = []
     while True:
         try:
             data = listening.recv(1 << 16)

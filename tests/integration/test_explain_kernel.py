@@ -39,15 +39,15 @@ def node(request: pytest.FixtureRequest) -> SmallNode:
 
 
 def explained(node: SmallNode, kernel: Live, source: str, destination: str) -> list[Explained]:
-    ends = (find(end, "default", node.cluster) for end in (source, destination))
-    return Connection(node.cluster, *ends, PORTS, list(Family)).explained("node1", kernel)
+    ends = [find(end, "default", node.cluster) for end in (source, destination)]
+    return Connection(node.cluster, ends[0], ends[1], PORTS, list(Family)).explained("node1", kernel)
 
 
 def ask(node: SmallNode, source: str, destination: str, port: tuple[Protocol, int]) -> Explained:
     """One IPv4 packet, with a kernel read anew."""
     with Live(node.backend) as kernel:
-        ends = (find(end, "default", node.cluster) for end in (source, destination))
-        (one,) = Connection(node.cluster, *ends, [port], [Family.V4]).explained("node1", kernel)
+        ends = [find(end, "default", node.cluster) for end in (source, destination)]
+        (one,) = Connection(node.cluster, ends[0], ends[1], [port], [Family.V4]).explained("node1", kernel)
         return one
 
 

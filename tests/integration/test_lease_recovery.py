@@ -119,7 +119,7 @@ def check(start: Start, leases: list[Lease], damage: str) -> str:
     return "rebuilt" if start.kinds else "same"
 
 
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 
 
 def truncated(length: int) -> Damage:

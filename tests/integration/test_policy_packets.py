@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -58,7 +59,7 @@ def node(request: pytest.FixtureRequest, make_netns: Callable[[str], NetworkName
     node.kernel.close()
 
 
-def policy(name: str, selector: Selector = EVERYTHING, **rules: tuple[PolicyRule, ...]) -> NetworkPolicy:
+def policy(name: str, selector: Selector = EVERYTHING, **rules: Any) -> NetworkPolicy:
     return NetworkPolicy("shop", name, selector, **rules)
 
 
@@ -99,9 +100,7 @@ def test_packets_meet_the_oracles_verdict(node: PolicyNode) -> None:
     node.check(POLICIES[1], POLICIES[3])
 
 
-def tiered(
-    name: str, tier: Tier, priority: int, subject: PodPeer, **rules: tuple[ClusterRule, ...]
-) -> ClusterPolicy:
+def tiered(name: str, tier: Tier, priority: int, subject: PodPeer, **rules: Any) -> ClusterPolicy:
     return ClusterPolicy(PolicyKind.CLUSTER, name, tier, priority, subject, **rules)
 
 
@@ -149,7 +148,8 @@ TIERED = [
 
 def test_packets_of_tiers_meet_the_oracles_verdict(node: PolicyNode) -> None:
     known: list[NetworkPolicy | ClusterPolicy] = []
-    for one in (*TIERED, POLICIES[1], POLICIES[0]):
+    policies: list[NetworkPolicy | ClusterPolicy] = [*TIERED, POLICIES[1], POLICIES[0]]
+    for one in policies:
         node.facts.engine.upsert_policy(one)
         known.append(one)
         node.apply()

@@ -151,7 +151,7 @@ def make_node(
         node.kernel.close()
 
 
-def policy(name: str, selector: Selector, **rules: tuple[PolicyRule, ...]) -> NetworkPolicy:
+def policy(name: str, selector: Selector, **rules: Any) -> NetworkPolicy:
     return NetworkPolicy("shop", name, selector, **rules)
 
 
@@ -257,9 +257,10 @@ def test_a_service_is_judged_by_where_it_leads(make_node: Callable[..., Living])
             with Streams() as streams:
 
                 def to_service(family: Family, port: int, target: int) -> Stream:
-                    ends = (node.places["api"], node.address("api", family))
-                    server = (node.places["db"], node.address("db", family), target)
-                    return streams.open(*ends, *server, to=(SERVICE[family], port))
+                    api, db = node.address("api", family), node.address("db", family)
+                    return streams.open(
+                        node.places["api"], api, node.places["db"], db, target, to=(SERVICE[family], port)
+                    )
 
                 denied = [to_service(family, 8080, 80) for family in Family]
                 kept = [to_service(family, 80, 8080) for family in Family]

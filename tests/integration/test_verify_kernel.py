@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -10,7 +11,7 @@ from felix_py.diagnose.difference import Difference, Kind, Problem
 from felix_py.plan.deny_log import deny_chain
 from felix_py.records import Backend
 from felix_py.ruleset.words import split
-from policy.model import Direction, Family
+from policy.model import Direction, Family, NetworkPolicy
 from policy.names import policy_chain
 from tests.support import kernel_state
 from tests.support.isolate import run
@@ -331,7 +332,7 @@ def test_what_is_put_right_meanwhile_is_no_difference(node: SmallNode) -> None:
 
 @one_backend
 def test_a_policy_that_the_kernel_has_not_heard_of(node: SmallNode) -> None:
-    new = replace(POLICIES[0], name="new", egress=())
+    new = replace(cast("NetworkPolicy", POLICIES[0]), name="new", egress=())
     node.cluster.policies.append(new)
     texts = [str(difference) for difference in node.verify().differences]
     assert any(text.startswith("NetworkPolicy shop/new") and "is missing" in text for text in texts)

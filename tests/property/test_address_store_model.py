@@ -53,7 +53,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(container=containers, cidrs=cidr_lists)
     def allocate(self, container: str, cidrs: list[str]) -> None:
-        free = {
+        free: dict[int, set[str]] = {
             version: {a for c in cidrs if ipaddress.ip_network(c).version == version for a in usable(c)}
             - self.held()
             for version in {ipaddress.ip_network(c).version for c in cidrs}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from felix_py.agent.view import ClusterView, Record
 from felix_py.records import NodeRecord
 from policy.evaluate import Snapshot, verdict
-from policy.model import LocalEndpoint, Namespace, NetworkPolicy, Node, ObjectKey, Pod
+from policy.model import ClusterPolicy, LocalEndpoint, Namespace, NetworkPolicy, Node, ObjectKey, Pod
 from tests.property.test_policy_engine import EMPTY, Event, events, tables
 from tests.support.clusters import NAMESPACES, NODE, NUMBERS, WORLD, Cluster, clusters, packets, v4, v6
 from tests.support.thorough import examples
@@ -95,8 +95,8 @@ def _stored(record: Any) -> Record:
     """As the informers have it."""
     if isinstance(record, Node):
         return NodeRecord(record.name, addresses=record.addresses, labels=record.labels)
-    assert isinstance(record, Pod | Namespace) or hasattr(record, "ref")
-    return record  # type: ignore[return-value]
+    assert isinstance(record, Pod | Namespace | NetworkPolicy | ClusterPolicy)
+    return record
 
 
 def crowded(cluster: Cluster, choices: random.Random) -> Cluster:

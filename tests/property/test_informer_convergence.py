@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from felix_py.datastore.informer import Timing
 from felix_py.datastore.store import Deleted, Upserted
+from policy.model import Pod
 from tests.support import faults
 from tests.support.fakeapi import PODS, FakeApi, pod
 from tests.support.thorough import examples
@@ -72,8 +74,9 @@ def perform(api: FakeApi, what: tuple[object, ...]) -> None:
 
 def replayed(watch: Watching) -> dict[tuple[str, str], tuple[str, ...]]:
     """What a consumer that believed every event would now think; also checks that the events fit together."""
-    state = {}
+    state: dict[tuple[str, str], Any] = {}
     for event in watch.events:
+        assert isinstance(event.record, Pod)
         key = event.record.key
         match event:
             case Upserted(record, previous):

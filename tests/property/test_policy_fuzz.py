@@ -11,16 +11,19 @@ import os
 import random
 import re
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from felix_py.dataplane.iptables_restore import Change, transaction
-from felix_py.dataplane.iptables_text import render, split
+from felix_py.dataplane.iptables_text import render
 from felix_py.dataplane.kernel import Kernel
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend, Update, Words
+from felix_py.ruleset.words import split
 from policy.compile import Engine
 from policy.evaluate import Snapshot, verdict
 from policy.interpret import allowed
@@ -33,7 +36,7 @@ from tests.support.spec import NAMESPACES, NODE, PODS, loaded, packets
 from tests.support.thorough import FUZZ_SECONDS
 
 OPTIONS = StaticOptions(Marks.from_mask(0xFFFF0000))
-PARSERS = {
+PARSERS: dict[str, Callable[[Any], NetworkPolicy | ClusterPolicy]] = {
     "NetworkPolicy": parse_network_policy,
     "ClusterNetworkPolicy": parse_cluster_policy,
     "AdminNetworkPolicy": parse_admin_policy,

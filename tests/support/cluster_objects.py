@@ -42,7 +42,7 @@ def baseline(**spec: Any) -> ClusterPolicy:
     return parse_baseline_admin_policy({"metadata": metadata, "spec": {"subject": NAMESPACES, **spec}})
 
 
-def rule(action: str = "Deny", **fields: Any) -> dict[str, Any]:
+def rule(action: str = "Deny", /, **fields: Any) -> dict[str, Any]:
     return {"action": action, **fields}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
@@ -170,7 +170,7 @@ _TIERS = (Tier.ADMIN, Tier.BASELINE)
 
 
 def _cluster_policy(
-    place: tuple[PolicyKind, str, Tier], priority: int, subject: PodPeer, rules: list[tuple[ClusterRule, ...]]
+    place: tuple[PolicyKind, str, Tier], priority: int, subject: PodPeer, rules: list[Any]
 ) -> ClusterPolicy:
     kind, name, tier = place
     return ClusterPolicy(kind, name, tier, priority, subject, *rules)
@@ -244,7 +244,10 @@ def clusters(draw: st.DrawFn) -> Cluster:
         # Mostly pods' own, but the runtime may know a pod before or after the API server does.
         if draw(st.integers(0, 9)) < (7 if number in numbers else 1)
     ]
-    drawn = [*draw(st.lists(policies, max_size=3)), *draw(st.lists(cluster_policies, max_size=3))]
+    drawn: list[NetworkPolicy | ClusterPolicy] = [
+        *draw(st.lists(policies, max_size=3)),
+        *draw(st.lists(cluster_policies, max_size=3)),
+    ]
     return Cluster(
         {namespace.name: namespace for namespace in namespaces},
         {pod.key: pod for pod in found},

@@ -135,7 +135,11 @@ class Writer:
         return self._rng.choice(({"namespaces": self._selector()}, {"pods": pods}))
 
     def _cluster_peer(self, far: str) -> dict[str, Any]:
-        more = [{"networks": ["10.0.0.0/8", "::/0"]}, {"nodes": self._selector()}, {"domainNames": ["a.example"]}]
+        more: list[dict[str, Any]] = [
+            {"networks": ["10.0.0.0/8", "::/0"]},
+            {"nodes": self._selector()},
+            {"domainNames": ["a.example"]},
+        ]
         return self._rng.choice([self._subject(), *(more if far == "to" else [])])
 
     def _cluster_port(self, kind: str) -> dict[str, Any]:

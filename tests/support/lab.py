@@ -58,7 +58,7 @@ def example(number: str) -> str:
 
 def manifest(*objects: dict[str, Any]) -> str:
     """Objects as kubectl takes them on stdin."""
-    return yaml.safe_dump_all(objects)
+    return str(yaml.safe_dump_all(objects))
 
 
 def _probe(kind: str, version: str, name: str, **head: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tests.support.watching import configuration, on_loop, watching
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
 
 
-def kubeconfig(path: Path, server: str, user: dict[str, str] | None = None, **cluster: object) -> Path:
+def kubeconfig(path: Path, server: str, user: dict[str, str] | None = None, /, **cluster: object) -> Path:
     """Write a kubeconfig with one context, ``here``."""
     content = {
         "apiVersion": "v1",

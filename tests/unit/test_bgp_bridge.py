@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import select
 import socket
 import subprocess
@@ -28,7 +29,7 @@ class Running:
         argv = [sys.executable, "-I", "-S", bridge.__file__, str(path)]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
+        assert isinstance(self.process.stdout, io.BufferedReader)
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
     def write(self, data: bytes) -> None:
@@ -52,7 +53,7 @@ class Running:
 
     def line(self) -> bytes:
         """The next command, as ExaBGP takes it: blanks in front only wake it."""
-        return self.stdout.readline().lstrip(b" ")
+        return bytes(self.stdout.readline()).lstrip(b" ")
 
 
 def read(agent: socket.socket, size: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.support.spec import DEV, NAMESPACES, WEB, Case, app, check, ns, packe
 ALL: dict[str, Any] = {"namespaces": {}}
 SHOP, DEVS = {"namespaces": ns("shop")}, {"namespaces": ns("dev")}
 DB = {"pods": {"namespaceSelector": ns("shop"), "podSelector": app("db")}}
-_PARSERS = {
+_PARSERS: dict[str, Callable[[Any], NetworkPolicy | ClusterPolicy]] = {
     "NetworkPolicy": parse_network_policy,
     "ClusterNetworkPolicy": parse_cluster_policy,
     "AdminNetworkPolicy": parse_admin_policy,

@@ -31,7 +31,7 @@ def parse(config: dict[str, Any] | None = None, **environment: str | None) -> Re
     return parse_request(Call({k: v for k, v in merged.items() if v is not None}, stdin.encode()))
 
 
-def failure(config: dict[str, Any] | None = None, **environment: str | None) -> CNIError:
+def failure(config: dict[str, Any] | None = None, /, **environment: str | None) -> CNIError:
     with pytest.raises(CNIError) as caught:
         parse(config, **environment)
     return caught.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ OTHER = bytes.fromhex(
 )
 
 
-def seen(source: str, destination: str, protocol: Protocol | None, port: int, **more: object) -> Flow:
+def seen(source: str, destination: str, protocol: Protocol | None, port: int, **more: Any) -> Flow:
     return Flow(source, destination, protocol, port, expires=599)._replace(**more)
 
 

@@ -372,7 +372,7 @@ def test_a_defect_of_the_describer_costs_one_batch_at_most() -> None:
         raise RuntimeError("no")
 
     whole: Callable[..., DenyEvent] = rig.describer.event
-    rig.describer.event = broken  # type: ignore[method-assign]
+    rig.describer.event = broken  # type: ignore[method-assign, assignment]
     with pytest.raises(RuntimeError):
         rig.denies.note([dropped(SOURCE_DROP)])
     rig.describer.event = whole  # type: ignore[method-assign]

@@ -455,7 +455,9 @@ def get_status(port: int) -> int:
 def test_an_event_survives_its_way_as_json() -> None:
     import msgspec
 
+    packet = dropped(SOURCE_DROP)
+    assert packet.header is not None
     agent_event = Describer("n1", Snapshot([], [], []), ChainNames(lambda _name: ()), lambda _name: None).event(
-        7, dropped(SOURCE_DROP), SOURCE_DROP, dropped(SOURCE_DROP).header
-    )  # type: ignore[arg-type]
+        7, packet, SOURCE_DROP, packet.header
+    )
     assert msgspec.json.decode(msgspec.json.encode(agent_event), type=DenyEvent) == agent_event

@@ -29,6 +29,7 @@ class Served:
             app, self.gate, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
         )
         self._sockets: list[socket.socket] = []
+        self.port = 0
 
     async def _quick(self, _request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -57,7 +58,7 @@ async def served(limits: Limits) -> AsyncIterator[Served]:
     server = Served(limits)
     await server.runner.setup()
     listener = socket.create_server(("127.0.0.1", 0))
-    server.port = listener.getsockname()[1]  # type: ignore[attr-defined]
+    server.port = listener.getsockname()[1]
     await web.SockSite(server.runner, listener).start()
     try:
         yield server

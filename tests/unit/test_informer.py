@@ -11,6 +11,7 @@ import pytest
 from felix_py.datastore.client import Api
 from felix_py.datastore.informer import PAGE, Timing
 from felix_py.datastore.store import Upserted
+from policy.model import Pod
 from tests.support import fakeapi, faults
 from tests.support.fakeapi import PATIENCE, PODS, FakeApi, pod
 from tests.support.watching import configuration, on_loop, probing, watching
@@ -32,8 +33,9 @@ async def test_lists_then_follows_changes(watch_list: bool) -> None:
             await watch.until(lambda: len(watch.events) == 3)
             changed = watch.events[-1]
             assert isinstance(changed, Upserted)
+            assert isinstance(changed.record, Pod)
             assert changed.record.addresses == ("10.0.0.9",)
-            assert changed.previous is not None
+            assert isinstance(changed.previous, Pod)
             assert changed.previous.addresses == ("10.0.0.1",)
             api.delete(PODS, "default", "a")
             await watch.until_names("b")
@@ -267,7 +269,7 @@ async def test_sockets_have_keepalive() -> None:
     with FakeApi() as api:
         client = Api(lambda: configuration(api))
         with client.request("GET", PODS) as answer:
-            sock = answer._response._connection.sock  # type: ignore[attr-defined]
+            sock = answer._response._connection.sock  # type: ignore[union-attr]
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -126,6 +127,11 @@ async def test_an_event_of_an_object_without_a_readable_name_is_cleared_up_by_on
             assert api.verbs().count("watchlist") == 2
 
 
+def refused(code: int, body: fakeapi.Json, exchange: fakeapi.Exchange) -> bool:
+    exchange.send(code, body)
+    return True
+
+
 @on_loop
 async def test_refusals_of_any_bytes_are_refusals() -> None:
     """As of a proxy in between: wherever they come, the agent asks again later."""
@@ -133,11 +139,10 @@ async def test_refusals_of_any_bytes_are_refusals() -> None:
         with FakeApi(spoilt=value) as api:
             for place in ("message", "code", "reason", "details"):
                 body = fakeapi.status(500, "InternalError", "x") | {place: SPOILT}
-                api.fault("watchlist", lambda exchange, body=body: exchange.send(500, body) or True)
+                api.fault("watchlist", partial(refused, 500, body))
             api.fault("watchlist", faults.error_event(500, SPOILT))
             details = {"retryAfterSeconds": SPOILT, "causes": [{"reason": SPOILT}]}
-            refused = fakeapi.status(429, "TooManyRequests", "x", details)
-            api.fault("list", lambda exchange, body=refused: exchange.send(429, body) or True)
+            api.fault("list", partial(refused, 429, fakeapi.status(429, "TooManyRequests", "x", details)))
             api.put(PODS, pod("a"))
             async with watching(api) as watch:
                 await watch.until_names("a")
@@ -171,7 +176,7 @@ async def test_invalid_object_is_reported_once_however_often_it_is_listed() -> N
                 api.put(PODS, pod(name))
                 api.compact()
                 api.listen()
-                await watch.until(lambda name=name: name in watch.names())
+                await watch.until(partial(lambda name: name in watch.names(), name))
             assert len(watch.problems) == 1
             api.delete(PODS, "default", "bad")
             await watch.until(lambda: not watch.store.problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,8 +25,8 @@ ADDRESSES = st.dictionaries(st.sampled_from(Family), st.just(""), min_size=1).ma
 )
 
 
-def lease(container: str = "c" * 64, ifname: str = "eth0", **more: object) -> Lease:
-    fields: dict[str, object] = {
+def lease(container: str = "c" * 64, ifname: str = "eth0", **more: Any) -> Lease:
+    fields: dict[str, Any] = {
         "network": "felix-py",
         "namespace": "shop",
         "pod": "web-1",
@@ -34,7 +35,7 @@ def lease(container: str = "c" * 64, ifname: str = "eth0", **more: object) -> Le
         "created": 1_790_000_000.123456,
         **more,
     }
-    return Lease(container=container, ifname=ifname, interface=interface_name(container, ifname), **fields)  # type: ignore[arg-type]
+    return Lease(container=container, ifname=ifname, interface=interface_name(container, ifname), **fields)
 
 
 @settings(max_examples=300)
@@ -65,7 +66,7 @@ def test_the_longest_names_of_controllers_fit(uid: bool) -> None:
 
 @pytest.mark.parametrize("field", ["network", "ifname", "container", "pod", "namespace"])
 def test_what_cannot_be_one_word_gives_no_label(field: str) -> None:
-    assert link_label(lease(**{field: "a b"})) == ""  # type: ignore[arg-type]
+    assert link_label(lease(**{field: "a b"})) == ""
 
 
 @pytest.mark.parametrize("address", ["10.244.1", "10.244.1.5/0", "fd00::5", "none"])

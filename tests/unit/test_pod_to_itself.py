@@ -37,7 +37,7 @@ def cluster(action: RuleAction, tier: Tier, direction: str) -> ClusterPolicy:
 
 
 ISOLATED = NetworkPolicy("shop", "deny", EVERYTHING, ingress=(), egress=())
-CASES = {
+CASES: dict[str, tuple[list[NetworkPolicy | ClusterPolicy], bool]] = {
     "nothing": ([], True),
     "NetworkPolicy": ([ISOLATED], True),
     "Admin Deny in": ([cluster(RuleAction.DENY, Tier.ADMIN, "ingress")], False),

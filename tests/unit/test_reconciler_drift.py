@@ -60,7 +60,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 def take(rig: Rig, kind: str, key: object) -> None:
     """Somebody removes an object."""
-    del rig.kernel.kernel[Item(kind, key)]  # type: ignore[arg-type]
+    del rig.kernel.kernel[Item(kind, key)]
 
 
 def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counted_once() -> None:

@@ -26,7 +26,7 @@ def run(text: str, flow: Flow = FLOW, path: Path = Path.FORWARD, sets: Sets = la
     return simulate(decode(Family.V4, text), sets, flow, path)
 
 
-def outcome(text: str, flow: Flow = FLOW, **sets: TextSet) -> Outcome:
+def outcome(text: str, flow: Flow = FLOW, /, **sets: TextSet) -> Outcome:
     return run(filter_table(text), flow, sets=sets.get).outcome
 
 

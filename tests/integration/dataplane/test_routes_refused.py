@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from felix_py.dataplane import route_messages
 from felix_py.dataplane import routes as routes_module
+from felix_py.dataplane.route_messages import Packed
 from felix_py.dataplane.routes import Routes
 from felix_py.records import NextHop, Report, Route, RouteKey
 from policy.model import Family
@@ -56,13 +58,13 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sent = 0
-        inner = routes_module.messages.new
+        inner = route_messages.new
 
-        def new(route: object, flags: int) -> bytes:
+        def new(route: Packed, flags: int) -> bytes:
             self.sent += 1
-            return inner(route, flags)  # type: ignore[arg-type]
+            return inner(route, flags)
 
-        monkeypatch.setattr(routes_module.messages, "new", new)
+        monkeypatch.setattr(route_messages, "new", new)
 
     def take(self) -> int:
         taken, self.sent = self.sent, 0

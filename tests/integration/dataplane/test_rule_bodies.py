@@ -7,7 +7,7 @@ import pytest
 from felix_py.dataplane import rule_bodies
 from felix_py.dataplane.kernel import Kernel
 from felix_py.records import Backend, ChainKey, Update, Words
-from felix_py.ruleset.compare import Likeness
+from felix_py.ruleset.compare import Likeness, compare
 from felix_py.ruleset.model import Body
 from felix_py.ruleset.words import split
 from policy.model import Family
@@ -93,7 +93,6 @@ def test_what_is_printed_in_another_way_is_not_written_for_ever(
     kernel: Kernel, backend: Backend, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tools of another version may print a rule so that we take it for another one."""
-    compare = rule_bodies.compare
 
     def misled(wanted: Body, actual: Body) -> Likeness:
         return Likeness.DIFFERENT if "INVALID" in repr(actual) else compare(wanted, actual)

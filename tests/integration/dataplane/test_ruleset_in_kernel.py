@@ -72,7 +72,7 @@ def test_what_the_plan_writes_reads_back_the_same(kernel: Kernel, backend: Backe
         for key, rules in update.chains.items():
             chain = found.chain(key.table, key.name)
             assert chain is not None
-            assert [rule.body for rule in chain.rules] == [parse(words)[0] for words in rules]
+            assert [rule.body for rule in chain.rules] == [parse(words)[0] for words in rules or ()]
             assert all(rule.hash and not rule.body.opaque for rule in chain.rules)
         for hook in update.hooks:
             chain = found.chain(hook.table, hook.chain)
