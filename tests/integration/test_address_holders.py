@@ -16,15 +16,13 @@ from policy.model import (
     LocalEndpoint,
     NamedPort,
     NetworkPolicy,
-    Operator,
     Packet,
     Pod,
     PodPeer,
     PolicyRule,
     Protocol,
-    Requirement,
-    Selector,
 )
+from tests.support.builders import labelled
 from tests.support.isolate import NetworkNamespace
 from tests.support.policy_node import WORLD, PolicyNode
 from tests.support.traffic import attempt, serve
@@ -35,8 +33,8 @@ OLD, NEW = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 TO_WEB = NetworkPolicy(
     "shop",
     "from-clients",
-    Selector((Requirement("app", Operator.IN, ("web",)),)),
-    ingress=(PolicyRule((PodPeer(None, Selector((Requirement("role", Operator.IN, ("client",)),))),)),),
+    labelled(app="web"),
+    ingress=(PolicyRule((PodPeer(None, labelled(role="client")),)),),
 )
 
 

@@ -18,8 +18,9 @@ from felix_py.records import Backend
 from felix_py.ruleset.run import Outcome
 from policy.model import Direction, Family, Protocol
 from policy.names import policy_chain
+from tests.support.builders import lease
 from tests.support.isolate import run
-from tests.support.small_node import FAR, POLICIES, TOOL, WEB, SmallNode, lease
+from tests.support.small_node import FAR, POLICIES, TOOL, WEB, SmallNode
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

@@ -20,20 +20,18 @@ from policy.model import (
     Namespace,
     NetworkPolicy,
     NodePeer,
-    Operator,
     Packet,
     PodPeer,
     PolicyKind,
     PolicyRule,
     Port,
     Protocol,
-    Requirement,
     RuleAction,
-    Selector,
     Tier,
 )
 from policy.selectors import EVERYTHING
 from tests.support import clusters
+from tests.support.builders import labelled, policy
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.policy_node import WORLD, PolicyNode
 from tests.support.thorough import examples
@@ -42,10 +40,6 @@ from tests.support.traffic import attempt, serve
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
-
-
-def labelled(**labels: str) -> Selector:
-    return Selector(tuple(Requirement(k, Operator.IN, (v,)) for k, v in sorted(labels.items())))
 
 
 @pytest.fixture(params=list(Backend), ids=str)
@@ -57,10 +51,6 @@ def node(request: pytest.FixtureRequest, make_netns: Callable[[str], NetworkName
     node.add_pod("dev", "tool", app="tool")
     yield node
     node.kernel.close()
-
-
-def policy(name: str, selector: Selector = EVERYTHING, **rules: Any) -> NetworkPolicy:
-    return NetworkPolicy("shop", name, selector, **rules)
 
 
 POLICIES = [

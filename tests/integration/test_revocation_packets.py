@@ -21,11 +21,11 @@ from felix_py.dataplane.interface import Part
 from felix_py.metrics import Metrics
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend, DriftKind
-from policy.model import Family, IPBlock, NetworkPolicy, Packet, PodPeer, PolicyRule, Port, Protocol, Selector
+from policy.model import Family, IPBlock, NetworkPolicy, Packet, PodPeer, PolicyRule, Port, Protocol
 from tests.support import kernel_state
+from tests.support.builders import labelled, policy
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.policy_node import NODE, WORLD, PolicyNode
-from tests.support.small_node import labelled
 from tests.support.streams import Stream, Streams
 from tests.support.traffic import attempt, serve
 
@@ -149,10 +149,6 @@ def make_node(
     yield make
     for node in made:
         node.kernel.close()
-
-
-def policy(name: str, selector: Selector, **rules: Any) -> NetworkPolicy:
-    return NetworkPolicy("shop", name, selector, **rules)
 
 
 def only(app: str, *ports: int) -> NetworkPolicy:

@@ -14,8 +14,9 @@ from felix_py.ruleset.words import split
 from policy.model import Direction, Family, NetworkPolicy
 from policy.names import policy_chain
 from tests.support import kernel_state
+from tests.support.builders import lease
 from tests.support.isolate import run
-from tests.support.small_node import DB, POLICIES, TOOL, WEB, SmallNode, lease
+from tests.support.small_node import DB, POLICIES, TOOL, WEB, SmallNode
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

@@ -19,20 +19,18 @@ from policy.model import (
     ClusterRule,
     Family,
     NetworkPolicy,
-    Operator,
     Packet,
     PodPeer,
     PolicyKind,
     PolicyRule,
     Port,
     Protocol,
-    Requirement,
     RuleAction,
-    Selector,
     Tier,
 )
 from policy.selectors import EVERYTHING
 from tests.support import forged
+from tests.support.builders import labelled
 from tests.support.forged import Wire, ipv4, ipv6, udp, wires
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.policy_node import NODE, WORLD, PolicyNode
@@ -276,9 +274,7 @@ table {ip} kube-proxy {{
 @pytest.mark.parametrize("family", list(Family), ids=str)
 def test_beside_kube_proxy_in_nftables_mode_policy_judges_the_endpoint(node: PolicyNode, family: Family) -> None:
     node.add_pod("shop", "api", app="api")
-    from_dev = PolicyRule(
-        (PodPeer(Selector((Requirement("team", Operator.IN, ("dev",)),)), None),), (Port(TCP, 80),)
-    )
+    from_dev = PolicyRule((PodPeer(labelled(team="dev"), None),), (Port(TCP, 80),))
     node.apply_policy(NetworkPolicy("shop", "from-dev", EVERYTHING, ingress=(from_dev,)))
     service = "10.96.0.10" if family is V4 else "fd00:96::10"
     web, tool, api = (address(node, pod, family) for pod in ("web", "tool", "api"))
@@ -325,7 +321,7 @@ def test_services_work_as_before(node: PolicyNode, family: Family) -> None:
         node.apply_policy(NetworkPolicy("shop", "deny", EVERYTHING, ingress=(), egress=()))
         itself = tries[0]
         assert attempt([itself], 10) == {itself[1]}
-        shop = PodPeer(Selector((Requirement("team", Operator.IN, ("shop",)),)), None)
+        shop = PodPeer(labelled(team="shop"), None)
         deny = (ClusterRule(RuleAction.DENY, (shop,)),)
         node.apply_policy(ClusterPolicy(PolicyKind.CLUSTER, "guard", Tier.ADMIN, 1, shop, ingress=deny))
         assert attempt([itself], 0.5) == set()

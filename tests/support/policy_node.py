@@ -14,7 +14,7 @@ from felix_py.plan.layout import interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
-from felix_py.records import Backend, Lease, NodeRecord, Report
+from felix_py.records import Backend, NodeRecord, Report
 from policy import model as policy_model
 from policy.evaluate import Snapshot, verdict
 from policy.model import (
@@ -28,6 +28,7 @@ from policy.model import (
     PolicyRef,
     Protocol,
 )
+from tests.support.builders import lease
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.traffic import attempt, serve
 
@@ -80,7 +81,7 @@ class PolicyNode:
         named = (NamedPort("http", TCP, 80), NamedPort("dns", UDP, 53))
         pod = Pod(namespace, name, "u", "node", tuple(sorted(labels.items())), tuple(addresses.values()), named)
         self.facts.upsert(pod)
-        self.facts.attach(Lease(name, "eth0", "n", namespace, name, "u", host, addresses, float(number)))
+        self.facts.attach(lease(pod, created=float(number)))
         self.pods[name], self.places[name] = pod, place
 
     def apply_policy(self, policy: NetworkPolicy | ClusterPolicy) -> Report:

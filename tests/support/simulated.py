@@ -8,7 +8,6 @@ from dataclasses import replace
 from felix_py.agent.facts import Facts
 from felix_py.dataplane.iptables_text import render
 from felix_py.plan.deny_log import DenyLog
-from felix_py.plan.layout import interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
@@ -19,17 +18,15 @@ from felix_py.ruleset.run import Flow, Outcome, Path, Result, Sets, simulate
 from felix_py.ruleset.sets import TextSet
 from policy.evaluate import verdict
 from policy.model import ClusterPolicy, Family, LocalEndpoint, Packet
+from tests.support.builders import lease
 from tests.support.clusters import NODE, Cluster
 
 UPLINK = "eth0"
 OPTIONS = StaticOptions(Marks.from_mask(0xFFFF0000), deny_log=DenyLog(group=88, rate=10))
 
 
-def lease(endpoint: LocalEndpoint) -> Lease:
-    container = f"{endpoint.namespace}-{endpoint.name}"
-    addresses = {Family.V6 if ":" in address else Family.V4: address for address in endpoint.addresses}
-    host = interface_name(container, "eth0")
-    return Lease(container, "eth0", "n", endpoint.namespace, endpoint.name, endpoint.uid, host, addresses, 1.0)
+def held(endpoint: LocalEndpoint) -> Lease:
+    return lease(endpoint, container=f"{endpoint.namespace}-{endpoint.name}")
 
 
 def planned(cluster: Cluster, options: StaticOptions = OPTIONS) -> Planner:
@@ -44,7 +41,7 @@ def planned(cluster: Cluster, options: StaticOptions = OPTIONS) -> Planner:
     for pod in cluster.pods.values():
         facts.engine.upsert_pod(pod)
     for endpoint in cluster.endpoints.values():
-        facts.attach(lease(endpoint))
+        facts.attach(held(endpoint))
     planner = Planner(tuple(Family), options, {})
     facts.collect(planner)
     return planner
@@ -100,7 +97,7 @@ class Judge:
         self.sets = sets
         self._snapshot = cluster.snapshot()
         self._interfaces = {
-            address: lease(endpoint).interface
+            address: held(endpoint).interface
             for endpoint in cluster.endpoints.values()
             for address in endpoint.addresses
         }

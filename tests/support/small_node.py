@@ -13,11 +13,10 @@ from felix_py.diagnose.intended import Settings
 from felix_py.diagnose.live import Live
 from felix_py.diagnose.verify import Findings, Look, verify
 from felix_py.plan.deny_log import DenyLog
-from felix_py.plan.layout import interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
-from felix_py.records import Backend, Lease, NodeRecord, endpoints_of
+from felix_py.records import Backend, NodeRecord, endpoints_of
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -26,28 +25,23 @@ from policy.model import (
     NamedPort,
     Namespace,
     NetworkPolicy,
-    Operator,
     Pod,
     PodPeer,
     PolicyKind,
     PolicyRule,
     Port,
     Protocol,
-    Requirement,
     RuleAction,
     Selector,
     Tier,
 )
+from tests.support.builders import labelled, lease
 from tests.support.isolate import run
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 NODE = {Family.V4: "192.0.2.1", Family.V6: "2001:db8::1"}
 OTHER = {Family.V4: "192.0.2.9", Family.V6: "2001:db8::9"}
 LEARNED = {"10.2.0.0/24": (OTHER[Family.V4],), "fd00:2::/64": (OTHER[Family.V6],)}
-
-
-def labelled(**labels: str) -> Selector:
-    return Selector(tuple(Requirement(k, Operator.IN, (v,)) for k, v in sorted(labels.items())))
 
 
 def pod(namespace: str, name: str, number: int, node: str = "node1", **labels: str) -> Pod:
@@ -174,9 +168,3 @@ class SmallNode:
 
         settings = Settings("node1", tuple(Family), (), self.options)
         return verify(settings, self.looked_at, lambda: Live(self.backend), pause)
-
-
-def lease(one: Pod) -> Lease:
-    addresses = {Family.V6 if ":" in address else Family.V4: address for address in one.addresses}
-    host = interface_name(one.name, "eth0")
-    return Lease(one.name, "eth0", "n", one.namespace, one.name, "u", host, addresses, 1.0)

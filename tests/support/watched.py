@@ -25,6 +25,7 @@ from felix_py.reconcile import Reconciler
 from felix_py.records import Backend, Lease, NodeRecord
 from policy.model import Family, IPBlock, Namespace, NetworkPolicy, Pod, PolicyRule
 from policy.selectors import EVERYTHING as ALL_PODS
+from tests.support.builders import lease
 from tests.support.isolate import NetworkNamespace, run
 
 CIDRS = {Family.V4: "10.1.0.0/24", Family.V6: "fd00:1::/64"}
@@ -110,13 +111,14 @@ class WatchedNode:
         number = len(self.pods) + 2
         addresses = {Family.V4: f"10.1.0.{number}", Family.V6: f"fd00:1::{number:x}"}
         host = interface_name(container, "eth0")
-        self.facts.upsert(Pod("shop", container, "u", "n1", (), tuple(addresses.values())))
-        lease = Lease(container, "eth0", "n", "shop", container, "u", host, addresses, float(number))
+        pod = Pod("shop", container, "u", "n1", (), tuple(addresses.values()))
+        self.facts.upsert(pod)
+        held = lease(pod, created=float(number))
         with Links() as links:
             links.create(PodLink(host, place.path, "eth0", addresses, random_mac(), 1500))
-        await self.network.enforce(lease)
-        self.pods[container] = lease
-        return lease
+        await self.network.enforce(held)
+        self.pods[container] = held
+        return held
 
     async def remove_pod(self, container: str) -> None:
         """What a CNI DEL does."""

@@ -27,14 +27,13 @@ from policy.model import (
     Direction,
     Family,
     NetworkPolicy,
-    Operator,
     Pod,
     PodPeer,
     PolicyRule,
-    Requirement,
     Selector,
 )
 from policy.names import policy_chain
+from tests.support.builders import labelled
 
 V4 = Family.V4
 NAMES = SetNames.of(V4)
@@ -499,7 +498,7 @@ def test_a_set_that_comes_back_before_it_went_keeps_no_member_of_its_first_life(
     async def test() -> None:
         kernel = FakeDataplane()
         async with Rig(kernel) as rig:
-            from_api = PolicyRule((PodPeer(None, Selector((Requirement("app", Operator.IN, ("api",)),))),))
+            from_api = PolicyRule((PodPeer(None, labelled(app="api")),))
             allow = NetworkPolicy("shop", "deny", Selector(), ingress=(from_api,))
             rig.facts.upsert(allow)
             rig.facts.upsert(Pod("shop", "web", "u1", "n1"))

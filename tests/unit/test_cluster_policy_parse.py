@@ -22,6 +22,7 @@ from policy.model import (
     Tier,
 )
 from policy.parse_cluster import parse_baseline_admin_policy, parse_cluster_policy
+from tests.support.builders import labelled
 from tests.support.cluster_objects import (
     ACCEPT_NOTHING,
     ALL,
@@ -35,10 +36,6 @@ from tests.support.cluster_objects import (
 )
 
 ACCEPT, DENY, PASS = RuleAction.ACCEPT, RuleAction.DENY, RuleAction.PASS
-
-
-def labelled(key: str, value: str) -> Selector:
-    return Selector((Requirement(key, Operator.IN, (value,)),))
 
 
 # --- order: tiers, priorities, rules in order, actions ---------------------------------------------------------
@@ -85,12 +82,12 @@ WEB = {"matchExpressions": [{"key": "app", "operator": "In", "values": ["web"]}]
     ("written", "meant"),
     [
         ({"namespaces": {}}, ALL),
-        ({"namespaces": TEAM}, PodPeer(labelled("team", "a"), None)),
-        ({"namespaces": TEAM, "pods": None}, PodPeer(labelled("team", "a"), None)),
+        ({"namespaces": TEAM}, PodPeer(labelled(team="a"), None)),
+        ({"namespaces": TEAM, "pods": None}, PodPeer(labelled(team="a"), None)),
         ({"pods": {"namespaceSelector": {}, "podSelector": {}}}, PodPeer(Selector(), Selector())),
         (
             {"pods": {"namespaceSelector": TEAM, "podSelector": WEB}},
-            PodPeer(labelled("team", "a"), labelled("app", "web")),
+            PodPeer(labelled(team="a"), labelled(app="web")),
         ),
     ],
 )
@@ -210,7 +207,7 @@ RULES: dict[str, Any] = {
     "egress": [rule("Pass", to=[{"nodes": {}}], name="n"), rule("Accept", to=[NAMESPACES])],
 }
 CLOSED = (
-    (ACCEPT_NOTHING, ClusterRule(DENY, (PodPeer(labelled("team", "a"), None),))),
+    (ACCEPT_NOTHING, ClusterRule(DENY, (PodPeer(labelled(team="a"), None),))),
     (ClusterRule(DENY, (NodePeer(Selector()),), None, "n"), ACCEPT_NOTHING),
 )
 """What becomes of RULES where the head is not understood."""
@@ -276,12 +273,12 @@ SUBJECTS: list[tuple[Any, PodPeer, str]] = [
     ({"namespaces": TEAM, "nodes": {}}, ALL, "spec.subject: unknown field 'nodes'"),
     (
         {"namespaces": {"matchLabels": {"team": "a", "b": "-"}}},
-        PodPeer(labelled("team", "a"), None),
+        PodPeer(labelled(team="a"), None),
         "spec.subject.namespaces.matchLabels['b']: '-' is not a label value",
     ),
     (
         {"namespaces": {**TEAM, "matchExpressions": [{"key": "x", "operator": "Like", "values": ["y"]}]}},
-        PodPeer(labelled("team", "a"), None),
+        PodPeer(labelled(team="a"), None),
         "spec.subject.namespaces.matchExpressions[0].operator: unknown operator 'Like'",
     ),
     (
@@ -291,17 +288,17 @@ SUBJECTS: list[tuple[Any, PodPeer, str]] = [
     ),
     (
         {"pods": {"namespaceSelector": TEAM}},
-        PodPeer(labelled("team", "a"), Selector()),
+        PodPeer(labelled(team="a"), Selector()),
         "spec.subject.pods.podSelector: must be an object, not null",
     ),
     (
         {"pods": {"namespaceSelector": 1, "podSelector": WEB}},
-        PodPeer(Selector(), labelled("app", "web")),
+        PodPeer(Selector(), labelled(app="web")),
         "spec.subject.pods.namespaceSelector: must be an object, not 1",
     ),
     (
         {"pods": {"namespaceSelector": TEAM, "podSelector": WEB, "serviceAccounts": {}}},
-        PodPeer(labelled("team", "a"), labelled("app", "web")),
+        PodPeer(labelled(team="a"), labelled(app="web")),
         "spec.subject.pods: unknown field 'serviceAccounts'",
     ),
     ({"pods": []}, ALL, "spec.subject.pods: must be an object, not a list"),

@@ -13,15 +13,14 @@ from policy.model import (
     NamedPort,
     Namespace,
     NetworkPolicy,
-    Operator,
     Pod,
     PodPeer,
     PolicyRule,
     Port,
     Protocol,
-    Requirement,
     Selector,
 )
+from tests.support.builders import labelled
 
 EVERY = Selector()
 FROM_ALL_PODS = NetworkPolicy("a", "p", EVERY, ingress=(PolicyRule((PodPeer(None, EVERY),)),))
@@ -92,7 +91,7 @@ def test_a_pod_and_a_block_of_one_address_are_one_member() -> None:
 
 def test_labels_of_a_namespace_that_come_and_go_leave_nothing_behind() -> None:
     engine = Engine()
-    dev = Selector((Requirement("team", Operator.IN, ("dev",)),))
+    dev = labelled(team="dev")
     peers = (PodPeer(dev, None), PodPeer(None, EVERY))
     engine.upsert_policy(NetworkPolicy("a", "p", EVERY, ingress=(PolicyRule(peers),)))
     engine.upsert_pod(X)
@@ -128,7 +127,7 @@ def test_a_pod_that_finishes_leaves_its_sets() -> None:
 
 def test_a_namespace_that_gets_the_labels_joins() -> None:
     engine = Engine()
-    dev = Selector((Requirement("team", Operator.IN, ("dev",)),))
+    dev = labelled(team="dev")
     engine.upsert_policy(NetworkPolicy("a", "p", EVERY, ingress=(PolicyRule((PodPeer(dev, None),)),)))
     engine.upsert_pod(X)
     engine.upsert_endpoint(X_HERE)

@@ -26,6 +26,7 @@ from policy.parse import (
     parse_selector,
 )
 from policy.syntax import canonical_cidr
+from tests.support.builders import labelled
 
 ANY = PolicyRule()
 
@@ -97,7 +98,7 @@ def test_everything_at_once() -> None:
             (
                 PodPeer(None, Selector()),
                 PodPeer(Selector((Requirement("x.io/y", Operator.EXISTS),)), None),
-                PodPeer(Selector(), Selector((Requirement("a", Operator.IN, ("b",)),))),
+                PodPeer(Selector(), labelled(a="b")),
                 IPBlock("10.0.0.0/8", ("10.9.0.0/16",)),
                 IPBlock("fd00::/64"),
             ),
@@ -378,5 +379,5 @@ def test_leading_zeros_in_an_exception() -> None:
 def test_an_unknown_spec_field_denies_what_the_policy_selects_and_nobody_else() -> None:
     spec = {"podSelector": {"matchLabels": {"app": "web"}}, "priority": 1, "ingress": [{}]}
     policy = parse_network_policy({"metadata": {"namespace": "shop", "name": "p"}, "spec": spec})
-    assert policy.selector == Selector((Requirement("app", Operator.IN, ("web",)),))
+    assert policy.selector == labelled(app="web")
     assert (policy.ingress, policy.egress) == ((), None)

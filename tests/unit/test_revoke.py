@@ -30,25 +30,20 @@ from policy.model import (
     NamedPort,
     Namespace,
     NetworkPolicy,
-    Operator,
     Pod,
     PodPeer,
     PolicyKind,
     PolicyRule,
     Port,
     Protocol,
-    Requirement,
     RuleAction,
     Selector,
     Tier,
 )
+from tests.support.builders import labelled
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 WEB, API, DB, FAR, WORLD, HOST = "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.9.9", "198.51.100.7", "192.0.2.1"
-
-
-def labelled(**labels: str) -> Selector:
-    return Selector(tuple(Requirement(k, Operator.IN, (v,)) for k, v in sorted(labels.items())))
 
 
 def from_pods(port: int | str | None = None, **labels: str) -> PolicyRule:
