@@ -18,9 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.harness import Row, show
-from tests.support.bgp import NODE4, NODE_ASN, TOR4, TOR_ASN, Agent, Sidecar, agent, config, link, until
-from tests.support.bird import Bird, eventually
+from tests.support.bgp import NODE4, NODE_ASN, TOR4, TOR_ASN, Agent, Sidecar, agent, config, link
+from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, new_netns
+from tests.support.waiting import eventually, until
 
 _TOR = f"""
 router id {TOR4};
@@ -155,6 +156,4 @@ async def _measure(node: Agent, limit: _Limit, tor: _Tor, size: int, times: int)
 
 
 async def _until_count(tor: _Tor, protocol: str, count: int) -> None:
-    async with asyncio.timeout(_PATIENCE):
-        while tor.count(protocol) != count:
-            await asyncio.sleep(0.001)
+    await until(lambda: tor.count(protocol) == count, _PATIENCE, pause=0.001)

@@ -17,9 +17,10 @@ from tempfile import TemporaryDirectory
 
 from bench.harness import Row, megabytes, show
 from bgp import bridge
-from tests.support.bgp import NODE4, NODE_ASN, ROOT, TOR4, TOR_ASN, agent, config, link, until
+from tests.support.bgp import NODE4, NODE_ASN, ROOT, TOR4, TOR_ASN, agent, config, link
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, new_netns
+from tests.support.waiting import until
 
 _TOR = f"""
 router id {TOR4};

@@ -13,6 +13,7 @@ from felix_py.datastore.informer import Reflector
 from felix_py.datastore.store import Store
 from policy.model import ClusterPolicy
 from tests.conformance.conftest import EXTERNAL, Kubectl
+from tests.support import waiting
 from tests.support.fakeapi import PATIENCE
 from tests.support.watching import on_loop
 
@@ -36,9 +37,9 @@ async def test_policies_are_known_as_soon_as_there_are_any(cluster: Kubectl) -> 
     reflector = Reflector(api, KIND)
 
     async def until(names: set[str]) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while {name for _, name in table.records} != names or KIND.name in store.not_listed:
-                await asyncio.sleep(0.01)
+        await waiting.until(
+            lambda: {name for _, name in table.records} == names and KIND.name not in store.not_listed, PATIENCE
+        )
 
     reflector.start(table.apply)
     try:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.lab import LabUnderTest, eventually, example, manifest
+from tests.support.lab import LabUnderTest, example, manifest
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -13,7 +13,8 @@ import pytest
 
 from lab.matrix import Attempt, Kind, measure, observe
 from policy.model import Family
-from tests.support.lab import LabUnderTest, eventually, example, manifest
+from tests.support.lab import LabUnderTest, example, manifest
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

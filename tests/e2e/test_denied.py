@@ -16,7 +16,8 @@ import pytest
 
 from lab.namespaces import inside
 from policy.model import Family
-from tests.support.lab import LabUnderTest, eventually, manifest
+from tests.support.lab import LabUnderTest, manifest
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

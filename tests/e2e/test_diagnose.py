@@ -10,7 +10,8 @@ import pytest
 
 from lab.matrix import Cell, Kind
 from policy.model import Family
-from tests.support.lab import LabUnderTest, describe, eventually, example
+from tests.support.lab import LabUnderTest, describe, example
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
-from tests.support.lab import Flow, LabUnderTest, eventually, example
+from tests.support.lab import Flow, LabUnderTest, example
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -22,7 +22,8 @@ from felix_py.plan.layout import (
 from lab.namespaces import run
 from lab.state import Shape
 from policy.model import Family
-from tests.support.lab import LabUnderTest, bring_up, eventually, example
+from tests.support.lab import LabUnderTest, bring_up, example
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -17,7 +17,7 @@ from lab.build import Options
 from lab.lab import Lab
 from lab.processes import start_time
 from lab.state import Shape
-from tests.support.lab import eventually
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -17,7 +17,8 @@ import pytest
 from lab.lab import Lab
 from lab.namespaces import NETNS_DIR
 from tests.support.isolate import new_netns
-from tests.support.lab import LabUnderTest, eventually
+from tests.support.lab import LabUnderTest
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -11,7 +11,8 @@ import pytest
 
 from lab.namespaces import inside
 from lab.topology import TOR, WORLD
-from tests.support.lab import LabUnderTest, eventually, manifest
+from tests.support.lab import LabUnderTest, manifest
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

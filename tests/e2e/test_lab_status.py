@@ -17,7 +17,8 @@ import pytest
 
 from lab.topology import TOR
 from tests.e2e.test_lab_command import FELIX_PY, felix
-from tests.support.lab import LabUnderTest, eventually, example, manifest
+from tests.support.lab import LabUnderTest, example, manifest
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -19,7 +19,8 @@ from lab.namespaces import NETNS_DIR, delete_netns
 from lab.processes import Process, marked, process_of
 from lab.state import LabError, Shape
 from tests.e2e.test_lab_command import belongings, felix
-from tests.support.lab import LabUnderTest, eventually, example
+from tests.support.lab import LabUnderTest, example
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lab.topology import TOR
-from tests.support.lab import Flood, LabUnderTest, eventually, manifest
+from tests.support.lab import Flood, LabUnderTest, manifest
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

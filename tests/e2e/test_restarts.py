@@ -11,7 +11,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from lab.topology import TOR
-from tests.support.lab import Flow, LabUnderTest, RouteMonitor, eventually, example
+from tests.support.lab import Flow, LabUnderTest, RouteMonitor, example
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

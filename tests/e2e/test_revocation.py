@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from policy.model import Family
-from tests.support.lab import LabUnderTest, eventually, manifest
+from tests.support.lab import LabUnderTest, manifest
 from tests.support.streams import Stream, Streams
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 

@@ -14,9 +14,10 @@ import pytest
 
 from bgp import session
 from bgp.sidecar import CONFIG, RUNNING, SOCKET
-from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, alive, config, link, until
+from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, alive, config, link
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

@@ -16,9 +16,10 @@ import yaml
 from bgp.model import parse_bgp_config
 from felix_py.speaker import load_bgp_config
 from tests.support import routers
-from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Sidecar, agent, link, until
+from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Sidecar, agent, link
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
+from tests.support.waiting import until
 
 PAGE = Path(__file__).parents[2] / "docs" / "bgp.md"
 ADDRESSES = {"10.0.0.11": NODE4, "10.0.0.1": TOR4, "fd00:10::11": NODE6, "fd00:10::1": TOR6}

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import routers
-from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, link, until
+from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, link
 from tests.support.isolate import NetworkNamespace
 from tests.support.routers import Ask, frr_routes, gobgp_routes
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

@@ -16,6 +16,7 @@ from felix_py.plan.layout import interface_name
 from policy.model import Family
 from tests.support.cni import Node, RoutingNetwork, addresses, host_interfaces, on_node, pod_args, refused
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
@@ -302,8 +303,7 @@ def test_calls_for_one_container_wait_for_each_other(tmp_path: Path, make_netns:
 
     async def test() -> None:
         adding = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
-        while not node.plugin._locks:
-            await asyncio.sleep(0.001)
+        await until(lambda: node.plugin._locks)
         deleting = asyncio.create_task(node.runtime.delete("c1", netns=pod.path))
         await node.network.learn("default", "web")
         await asyncio.gather(adding, deleting)

@@ -25,6 +25,7 @@ from felix_py.metrics import Metrics
 from felix_py.plan.layout import interface_name
 from tests.support.cni import Node, built_client, host_interfaces, on_node, pod_args
 from tests.support.isolate import NetworkNamespace
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
@@ -133,8 +134,7 @@ def test_the_spool_is_worked_off_at_start(tmp_path: Path, make_netns: MakeNetns)
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
 
     async def gone() -> None:
-        while list(node.spool.glob("[!.]*")):
-            await asyncio.sleep(0.005)
+        await until(lambda: not list(node.spool.glob("[!.]*")))
         assert not host_interfaces()
         assert not node.store.all()
         assert [entry.name for entry in node.spool.iterdir()] == [".rejected-00-nonsense"]
@@ -154,14 +154,12 @@ def test_a_spooled_call_that_fails_stays(tmp_path: Path, make_netns: MakeNetns) 
         node.network.stuck = "kernel says no"
 
     async def fails() -> None:
-        while node.server._tasks:
-            await asyncio.sleep(0.005)
+        await until(lambda: not node.server._tasks)
         assert len(list(node.spool.iterdir())) == 1
         node.network.stuck = None
 
     async def succeeds() -> None:
-        while node.server._tasks:
-            await asyncio.sleep(0.005)
+        await until(lambda: not node.server._tasks)
         assert not list(node.spool.iterdir())
         assert not node.store.all()
 
@@ -182,8 +180,7 @@ def test_no_call_is_lost_between_no_agent_and_a_starting_one(tmp_path: Path) -> 
         call = b"felix-py-cni/1 16 0\nCNI_COMMAND=DEL\0"
         entry.write_bytes(call)
         fcntl.flock(client, fcntl.LOCK_UN)
-        while node.server._tasks:
-            await asyncio.sleep(0.005)
+        await until(lambda: not node.server._tasks)
         assert [answer.code for answer in answers] == [1]  # it was taken up (and refused: no container)
 
     client = os.open(node.spool, os.O_RDONLY)
@@ -221,12 +218,10 @@ def test_a_spooled_gc_takes_nothing_that_has_come_since(tmp_path: Path, make_net
         await release(lease)
 
     async def test() -> None:
-        while host_interfaces() != {interface_name(name, "eth0") for name in ("kept", "stale")}:
-            await asyncio.sleep(0.005)
+        await until(lambda: host_interfaces() == {interface_name(name, "eth0") for name in ("kept", "stale")})
         await node.runtime.add("new", pods["new"].path, args=pod_args("new"))
         hold.set()
-        while node.server._tasks:
-            await asyncio.sleep(0.005)
+        await until(lambda: not node.server._tasks)
         assert [lease.container for lease in node.store.all()] == ["kept", "new"]
         assert not list(node.spool.iterdir())
 
@@ -245,14 +240,12 @@ def test_a_spooled_gc_is_not_kept_for_a_later_agent(tmp_path: Path, make_netns: 
         node.network.stuck = "kernel says no"
 
     async def fails() -> None:
-        while node.server._tasks:
-            await asyncio.sleep(0.005)
+        await until(lambda: not node.server._tasks)
         node.network.stuck = None
         await node.runtime.add("new", new.path, args=pod_args("new"))
 
     async def later() -> None:
-        while node.server._tasks:
-            await asyncio.sleep(0.005)
+        await until(lambda: not node.server._tasks)
         assert "new" in [lease.container for lease in node.store.all()]
 
     on_node(node, add)
@@ -269,8 +262,7 @@ def test_what_is_no_file_in_the_spool_is_put_aside(tmp_path: Path) -> None:
     (node.spool / "3-folder").mkdir()
 
     async def test() -> None:
-        while node.server._tasks:
-            await asyncio.sleep(0.005)
+        await until(lambda: not node.server._tasks)
 
     on_node(node, test)
     assert {entry.name for entry in node.spool.iterdir()} == {
@@ -376,8 +368,7 @@ def test_a_client_that_goes_away_does_no_harm(tmp_path: Path, make_netns: MakeNe
         _, writer = await asyncio.open_unix_connection(str(node.socket))
         writer.write(b"felix-py-cni/1 %d %d\n%s%s" % (len(environment), len(CONFIG), environment, CONFIG))
         writer.close()
-        while not node.network.enforced or node.server._tasks:
-            await asyncio.sleep(0.005)
+        await until(lambda: node.network.enforced and not node.server._tasks)
         await node.runtime.delete("c1")
         assert not host_interfaces()
 

@@ -41,6 +41,7 @@ from policy.selectors import EVERYTHING
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.policy_node import DENY_LOG, MARKS, NODE, WORLD, LiveView, PolicyNode
 from tests.support.traffic import attempt, serve
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
@@ -260,12 +261,10 @@ def test_a_group_that_somebody_else_reads(rig: Rig) -> None:
     async def test() -> None:
         reader = DenyReader(DENY_LOG.group, rig.denies, Metrics(), retry=0.05)
         task = asyncio.create_task(reader.run())
-        while reader.unavailable == "not started yet":
-            await asyncio.sleep(0)
+        await until(lambda: reader.unavailable != "not started yet")
         assert "another process" in str(reader.unavailable)
         rig.reader.close()
-        while reader.unavailable is not None:
-            await asyncio.sleep(0.01)
+        await until(lambda: reader.unavailable is None)
         with rig.denies.follow() as followed:
             await asyncio.to_thread(rig.send, "tool", "db", TCP, 80)
             event = await asyncio.wait_for(followed.get(), PATIENCE)

@@ -26,7 +26,8 @@ from policy.model import Family
 from tests.support import cni
 from tests.support.cni import pod_args
 from tests.support.isolate import NetworkNamespace, run
-from tests.support.watched import WatchedNode, until
+from tests.support.waiting import until
+from tests.support.watched import WatchedNode
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]

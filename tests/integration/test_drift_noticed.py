@@ -26,7 +26,8 @@ from policy.model import Family
 from tests.support import kernel_state
 from tests.support.cni import STANDARD_PLUGINS
 from tests.support.isolate import NetworkNamespace, run
-from tests.support.watched import CIDRS, GATEWAY, LEARNED, POLICY, WatchedNode, execute, until
+from tests.support.waiting import until
+from tests.support.watched import CIDRS, GATEWAY, LEARNED, POLICY, WatchedNode, execute
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]

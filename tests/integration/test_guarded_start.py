@@ -12,10 +12,10 @@ from felix_py.plan.layout import interface_name
 from felix_py.records import Backend
 from policy.model import Family, Protocol
 from tests.support import kernel_state
-from tests.support.bird import eventually
 from tests.support.isolate import NetworkNamespace
 from tests.support.live_node import OPEN, POLICY, PolicedNode
 from tests.support.streams import Streams
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 TCP = Protocol.TCP

@@ -11,6 +11,7 @@ from felix_py.datastore.client import Api
 from felix_py.datastore.informer import Timing
 from tests.support.fakeapi import NODES, PODS, FakeApi, pod
 from tests.support.isolate import run
+from tests.support.waiting import until
 from tests.support.watching import configuration, on_loop, watching
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -43,8 +44,7 @@ async def test_a_flow_that_is_forgotten_on_the_way_is_found_and_the_watch_begins
             since = time.monotonic()
             api.put(PODS, pod("a"))
             async with asyncio.timeout(60):
-                while watch.names() != {"a"}:
-                    await asyncio.sleep(0.05)
+                await until(lambda: watch.names() == {"a"})
             assert time.monotonic() - since >= DEAD_AFTER / 2, "the flow did not hang at all"
             assert api.verbs() == ["watchlist", "watch"]
 

@@ -16,9 +16,9 @@ from felix_py.dataplane import sysctl
 from felix_py.records import Backend
 from policy.model import Family
 from tests.support import kernel_state
-from tests.support.bird import eventually
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import NODE, POLICY, PolicedNode
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.isolate import NetworkNamespace, run
-from tests.support.lab import eventually
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.root
 

@@ -11,12 +11,12 @@ import pytest
 from felix_py.records import Backend
 from policy.model import Family, Packet, Protocol
 from tests.support import kernel_state
-from tests.support.bird import eventually
 from tests.support.cni import host_interfaces
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import LiveNode
 from tests.support.streams import Streams
 from tests.support.traffic import attempt, serve
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

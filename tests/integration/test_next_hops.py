@@ -20,7 +20,8 @@ from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar, link
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.traffic import serve
-from tests.support.watched import WatchedNode, until
+from tests.support.waiting import until
+from tests.support.watched import WatchedNode
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

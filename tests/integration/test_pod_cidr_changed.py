@@ -12,11 +12,12 @@ import pytest
 from felix_py.records import Backend
 from policy.model import Family, Packet, Protocol
 from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar
-from tests.support.bird import Bird, eventually
+from tests.support.bird import Bird
 from tests.support.fakeapi import NODES
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import CIDRS, GATEWAY, NODE, LiveNode
 from tests.support.traffic import attempt, serve
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

@@ -9,8 +9,8 @@ import pytest
 
 from felix_py.dataplane.reach import Hosts, read_links
 from policy.model import Family
-from tests.support.bird import eventually
 from tests.support.isolate import run
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

@@ -11,9 +11,9 @@ import pytest
 
 from felix_py.records import Backend
 from policy.model import Family
-from tests.support.bird import eventually
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import POLICY, PolicedNode
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]

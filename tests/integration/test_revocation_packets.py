@@ -28,6 +28,7 @@ from tests.support.isolate import NetworkNamespace, run
 from tests.support.policy_node import NODE, WORLD, PolicyNode
 from tests.support.streams import Stream, Streams
 from tests.support.traffic import attempt, serve
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
@@ -100,11 +101,6 @@ class Living(PolicyNode):
 
     def address(self, name: str, family: Family) -> str:
         return self.pods[name].addresses[list(Family).index(family)]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 async def all_talk(streams: list[Stream], more: int = ENOUGH) -> None:

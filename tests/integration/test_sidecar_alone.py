@@ -14,9 +14,10 @@ import pytest
 
 from bgp import bridge
 from bgp.sidecar import CONFIG
-from tests.support.bgp import NODE4, NODE_ASN, ROOT, TOR4, TOR_ASN, agent, config, link, until
-from tests.support.bird import Bird, eventually
+from tests.support.bgp import NODE4, NODE_ASN, ROOT, TOR4, TOR_ASN, agent, config, link
+from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.waiting import eventually, until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

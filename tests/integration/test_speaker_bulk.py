@@ -15,8 +15,9 @@ import structlog
 from bgp.rib import Reached
 from bgp.sidecar import SOCKET
 from felix_py.speaker import Speaker
-from tests.support.bgp import TOR_ASN, config, until
+from tests.support.bgp import TOR_ASN, config
 from tests.support.isolate import run
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

@@ -11,8 +11,9 @@ import pytest
 from bgp.model import BGPConfigError
 from bgp.sidecar import CONFIG
 from felix_py.speaker import load_bgp_config
-from tests.support.bgp import TOR_ASN, agent, config, until
+from tests.support.bgp import TOR_ASN, agent, config
 from tests.support.isolate import run
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

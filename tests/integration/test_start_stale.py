@@ -19,12 +19,12 @@ from felix_py.records import Backend
 from policy.model import Family, Packet, Protocol
 from tests.support import kernel_state
 from tests.support.bgp import Sidecar
-from tests.support.bird import eventually
 from tests.support.fake_exabgp import FakeExaBGP
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import GATEWAY, NODE, LiveNode
 from tests.support.streams import Streams
 from tests.support.traffic import attempt, serve
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 

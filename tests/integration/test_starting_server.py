@@ -17,6 +17,7 @@ from tests.support.agent_program import NODE, AgentProgram
 from tests.support.cni import pod_args
 from tests.support.fakeapi import CLUSTER_POLICIES, NAMESPACES, NODES, PODS, FakeApi, Fault, pod
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.waiting import until
 from tests.support.watching import on_loop
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -111,5 +112,4 @@ async def test_an_admin_tier_stays_in_force_though_the_server_says_that_there_is
                 agent.start()
                 await asyncio.to_thread(agent.wait_ready)
                 async with asyncio.timeout(10):
-                    while not arrived:
-                        await asyncio.sleep(0.01)
+                    await until(lambda: arrived)

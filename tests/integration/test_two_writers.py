@@ -24,7 +24,8 @@ from policy.model import Family, IPBlock, NetworkPolicy, PolicyRule
 from policy.selectors import EVERYTHING as ALL_PODS
 from tests.support import kernel_state
 from tests.support.isolate import NetworkNamespace, run
-from tests.support.watched import WatchedNode, until
+from tests.support.waiting import until
+from tests.support.watched import WatchedNode
 
 SOAK = float(os.environ.get("FELIX_PY_SOAK_SECONDS", "0"))
 ROUNDS = 8

@@ -7,15 +7,15 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import structlog
 
 from bgp.model import SpeakerConfig, parse_bgp_config
 from felix_py.speaker import Speaker
-from tests.support.bird import eventually
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.waiting import eventually
 
 NODE_ASN = 65001
 TOR_ASN = 65000
@@ -112,13 +112,6 @@ async def agent(
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-async def until(probe: Callable[[], object], seconds: float = 15.0) -> None:
-    """Poll without holding up the loop; fail when the probe is not true in time."""
-    async with asyncio.timeout(seconds):
-        while not probe():
-            await asyncio.sleep(0.01)
 
 
 def alive(pid: int) -> bool:

@@ -6,27 +6,12 @@ import re
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from tests.support.isolate import NetworkNamespace
-
-T = TypeVar("T")
-
-
-def eventually(probe: Callable[[], T], seconds: float = 10.0) -> T:
-    """Poll a foreign process until the probe is truthy; fail with its last answer after that long."""
-    deadline = time.monotonic() + seconds
-    while True:
-        answer = probe()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, f"still {answer!r} after {seconds} s"
-        time.sleep(0.02)
+from tests.support.waiting import eventually
 
 
 class Bird:

@@ -12,12 +12,12 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import yaml
 
@@ -30,8 +30,8 @@ from lab.state import Shape
 from lab.topology import TOR, machine_netns, nodes
 from policy.model import Family, Protocol
 from tests.support.asking import get
+from tests.support.waiting import eventually
 
-T = TypeVar("T")
 CRDS = EXAMPLES.parent / "crds"
 _SILENCE = 0.15
 """Seconds without an answer, once all others have come."""
@@ -39,15 +39,6 @@ _SILENCE = 0.15
 _ANSWER = 3.0
 """Seconds for what should be answered."""
 _TABLES = ("raw", "mangle", "nat", "filter")
-
-
-def eventually(probe: Callable[[], T], seconds: float = 10.0, pause: float = 0.02) -> T:
-    """Poll another process until the probe's answer is truthy; fail with the last one after that long."""
-    deadline = time.monotonic() + seconds
-    while not (answer := probe()):
-        assert time.monotonic() < deadline, f"still {answer!r} after {seconds} s"
-        time.sleep(pause)
-    return answer
 
 
 def example(number: str) -> str:

@@ -22,12 +22,12 @@ from lab.runtime import CNIRuntime
 from policy.model import Family, Packet, Protocol
 from tests.support import kernel_state
 from tests.support.asking import get
-from tests.support.bird import eventually
 from tests.support.cni import built_client, pod_args
 from tests.support.fakeapi import NAMESPACES, NODES, PODS, POLICIES, FakeApi, Json
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.streams import Stream, Streams
 from tests.support.traffic import attempt, serve
+from tests.support.waiting import eventually
 
 CIDRS = {Family.V4: "10.1.0.0/24", Family.V6: "fd00:1::/64"}
 NODE = {Family.V4: "192.0.2.1", Family.V6: "2001:db8::1"}

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.bgp import NODE4, NODE6, NODE_ASN
-from tests.support.bird import eventually
 from tests.support.isolate import NetworkNamespace
+from tests.support.waiting import eventually
 
 FRR_BGPD = "/usr/lib/frr/bgpd"
 

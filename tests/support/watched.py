@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from types import TracebackType
-from typing import Any
 
 from structlog.testing import capture_logs
 
@@ -27,6 +26,7 @@ from policy.model import Family, IPBlock, Namespace, NetworkPolicy, Pod, PolicyR
 from policy.selectors import EVERYTHING as ALL_PODS
 from tests.support.builders import lease
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.waiting import until
 
 CIDRS = {Family.V4: "10.1.0.0/24", Family.V6: "fd00:1::/64"}
 GATEWAY = {Family.V4: "192.0.2.2", Family.V6: "2001:db8::2"}
@@ -156,13 +156,6 @@ def _make_uplink() -> None:
     run("ip", "link", "set", "up0", "up")
     run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
     run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
-
-
-async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
-    """Wait for what another thread or a callback brings about."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def execute(commands: str, **names: str) -> None:

@@ -25,7 +25,7 @@ from felix_py.notices import NoticeKind, Notices
 from felix_py.records import NodeRecord
 from felix_py.speaker import Speaker
 from policy.model import Family
-from tests.support.watched import until
+from tests.support.waiting import until
 
 CIDRS = ("10.1.0.0/24", "fd00:1::/64")
 ONLY6 = NodeRecord("n1", "", ("fd09::1",), CIDRS)

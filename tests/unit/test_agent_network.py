@@ -34,6 +34,7 @@ from policy.model import (
 )
 from policy.names import policy_chain
 from tests.support.builders import labelled
+from tests.support.waiting import until
 
 V4 = Family.V4
 NAMES = SetNames.of(V4)
@@ -82,11 +83,6 @@ class Rig:
         value = self.metrics.registry.get_sample_value("felix_py_iptables_restores_total")
         assert value is not None
         return value
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -451,8 +447,7 @@ def test_drift_is_repaired_at_the_refresh_and_strays_go_only_after_the_sweep_is_
             blackhole = RouteKey("10.1.0.0/24", ROUTE_PROTOCOL_PODS)
             for item in [item for item in kernel.kernel if item.key == blackhole]:
                 del kernel.kernel[item]
-            while blackhole not in kernel.routes:
-                await asyncio.sleep(0)
+            await until(lambda: blackhole in kernel.routes)
             assert stray in kernel.routes
             rig.reconciler.sweep()
             await rig.reconciler.settled()

@@ -26,6 +26,7 @@ from tests.support.fakeapi import (
     Json,
     pod,
 )
+from tests.support.waiting import until
 from tests.support.watching import QUICK, configuration, on_loop
 
 
@@ -81,8 +82,7 @@ async def test_not_in_sync_while_one_kind_is_missing() -> None:
         server.fault("watchlist", faults.hang, path=POLICIES)
         async with running(server) as (cluster, events):
             async with asyncio.timeout(PATIENCE):
-                while cluster.store.not_listed != ("NetworkPolicy",):
-                    await asyncio.sleep(0)
+                await until(lambda: cluster.store.not_listed == ("NetworkPolicy",))
             assert not cluster.store.in_sync.is_set()
             assert len(events) == 3
             server.break_connections()

@@ -20,6 +20,7 @@ from felix_py.metrics import Metrics
 from felix_py.plan.deny_log import SOURCE_DROP
 from policy.evaluate import Snapshot
 from tests.support.logged import dropped
+from tests.support.waiting import until
 
 
 class Group:
@@ -74,10 +75,6 @@ class Rig:
         self.denies = Denies(describer, self.metrics, lines=False)
         self.reader = DenyReader(88, self.denies, self.metrics, retry=0.001)
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        while not condition():
-            await asyncio.sleep(0)
-
     def metric(self, name: str) -> float:
         return self.metrics.registry.get_sample_value(f"felix_py_deny_log_{name}_total") or 0.0
 
@@ -103,7 +100,7 @@ def test_an_event_is_complete_without_another_packet(group: Group) -> None:
     rig = Rig()
 
     async def test() -> None:
-        await rig.until(lambda: group.reader)
+        await until(lambda: group.reader)
         assert group.reader
         with rig.denies.follow() as followed:
             group.reader.send([dropped(SOURCE_DROP), dropped(SOURCE_DROP)])
@@ -119,10 +116,10 @@ def test_what_is_open_at_the_end_is_told(group: Group) -> None:
     rig = Rig()
 
     async def test() -> None:
-        await rig.until(lambda: group.reader)
+        await until(lambda: group.reader)
         assert group.reader
         group.reader.send([dropped(SOURCE_DROP)])
-        await rig.until(rig.denies.events)
+        await until(rig.denies.events)
         assert rig.denies.events(closed=True) == []
 
     run(rig, test)
@@ -133,15 +130,15 @@ def test_a_socket_that_fails_is_opened_again(group: Group) -> None:
     rig = Rig()
 
     async def test() -> None:
-        await rig.until(lambda: group.reader)
+        await until(lambda: group.reader)
         first = group.reader
         assert first
         first.send(OSError(errno.EBADF, "Bad file descriptor"))
-        await rig.until(lambda: group.opened == 2)
+        await until(lambda: group.opened == 2)
         assert first.closed
         assert group.reader
         group.reader.send([dropped(SOURCE_DROP)])
-        await rig.until(rig.denies.events)
+        await until(rig.denies.events)
         assert rig.reader.unavailable is None
 
     run(rig, test)
@@ -152,9 +149,9 @@ def test_a_group_that_is_taken_is_tried_again(group: Group) -> None:
     group.taken = True
 
     async def test() -> None:
-        await rig.until(lambda: rig.reader.unavailable == "NFLOG group 88 is read by another process")
+        await until(lambda: rig.reader.unavailable == "NFLOG group 88 is read by another process")
         group.taken = False
-        await rig.until(lambda: rig.reader.unavailable is None)
+        await until(lambda: rig.reader.unavailable is None)
 
     run(rig, test)
 
@@ -163,14 +160,14 @@ def test_losses_are_counted_over_several_sockets(group: Group) -> None:
     rig = Rig()
 
     async def test() -> None:
-        await rig.until(lambda: group.reader)
+        await until(lambda: group.reader)
         for lost, overruns in ((3, 1), (5, 1)):
             assert group.reader
             group.reader.lost, group.reader.overruns = lost, overruns
             group.reader.send([])
             opened = group.opened
             group.reader.send(OSError(errno.EIO, "I/O error"))
-            await rig.until(lambda opened=opened: group.opened > opened)  # type: ignore[misc]
+            await until(lambda opened=opened: group.opened > opened)  # type: ignore[misc]
         assert (rig.metric("lost"), rig.metric("overruns")) == (8, 2)
 
     run(rig, test)
@@ -180,7 +177,7 @@ def test_a_defect_over_one_batch_does_not_end_it(group: Group, monkeypatch: pyte
     rig = Rig()
 
     async def test() -> None:
-        await rig.until(lambda: group.reader)
+        await until(lambda: group.reader)
         assert group.reader
         note = rig.denies.note
         broken = asyncio.Event()
@@ -194,7 +191,7 @@ def test_a_defect_over_one_batch_does_not_end_it(group: Group, monkeypatch: pyte
         await broken.wait()
         monkeypatch.setattr(rig.denies, "note", note)
         group.reader.send([dropped(SOURCE_DROP)])
-        await rig.until(rig.denies.events)
+        await until(rig.denies.events)
         assert group.opened == 1
 
     run(rig, test)

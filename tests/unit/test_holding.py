@@ -13,17 +13,13 @@ from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.planner import Planner
 from felix_py.records import ChainKey, NextHop, Route, RouteKey
 from policy.model import Family, Pod
+from tests.support.waiting import until
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease, run
 
 V4 = Family.V4
 OLD = Item("chain", ChainKey(V4, "filter", "FELIX-CI-old"))
 BETWEEN = Item("chain", ChainKey(V4, "filter", "FELIX-CI-between"))
 GONE = RouteKey("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def held() -> FakeDataplane:

@@ -14,6 +14,7 @@ from felix_py.dataplane.fake import Item
 from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.records import ChainKey, DriftKind, NextHop, Route, RouteKey
 from policy.model import Family, Pod
+from tests.support.waiting import until
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease
 
 POD = RouteKey("10.1.0.2/32", 88)
@@ -51,11 +52,6 @@ def drift(rig: Rig) -> dict[str, float]:
         if value:
             found[kind.value] = value
     return found
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def take(rig: Rig, kind: str, key: object) -> None:

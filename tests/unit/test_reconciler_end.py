@@ -12,6 +12,7 @@ import pytest
 
 from felix_py.cni.network import NetworkError
 from felix_py.reconcile import NotApplied
+from tests.support.waiting import until
 from tests.unit.test_agent_network import Rig, lease
 
 
@@ -40,13 +41,11 @@ def test_a_del_and_an_add_under_way_are_told(hangs: bool) -> None:
             before = rig.kernel.applies
             rig.kernel.free.clear()
             rig.reconciler.note()
-            while rig.kernel.applies == before:
-                await asyncio.sleep(0)
+            await until(lambda: rig.kernel.applies != before)
             release = asyncio.create_task(rig.network.release(lease()))  # waits for the next apply
             enforce = asyncio.create_task(rig.network.enforce(lease("c2", "10.1.0.3")))
             check = asyncio.create_task(rig.network.problems(lease("c2", "10.1.0.3")))
-            while not rig.reconciler._calls or len(rig.reconciler._waiters) < 2:
-                await asyncio.sleep(0)
+            await until(lambda: rig.reconciler._calls and len(rig.reconciler._waiters) >= 2)
             if not hangs:
                 asyncio.get_running_loop().call_later(0.01, rig.kernel.free.set)
             started = time.monotonic()
@@ -75,8 +74,7 @@ def test_those_whose_apply_is_under_way_are_told_too() -> None:
             before = rig.kernel.applies
             rig.kernel.free.clear()
             waiting = asyncio.create_task(rig.reconciler.settled())
-            while rig.kernel.applies == before:
-                await asyncio.sleep(0)
+            await until(lambda: rig.kernel.applies != before)
             rig.task.cancel()
             asyncio.get_running_loop().call_later(0.01, rig.kernel.free.set)
             with pytest.raises(NotApplied, match="stopping"):

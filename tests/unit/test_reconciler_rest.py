@@ -11,6 +11,7 @@ import pytest
 
 from felix_py import reconcile
 from policy.model import Pod
+from tests.support.waiting import until
 from tests.unit.test_agent_network import Rig, lease
 
 LONG = 3.0
@@ -24,8 +25,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 async def applied(rig: Rig, before: int) -> float:
     """Seconds until an apply has begun since."""
     started = time.monotonic()
-    while rig.kernel.applies == before:
-        await asyncio.sleep(0.0005)
+    await until(lambda: rig.kernel.applies != before, pause=0.0005)
     return time.monotonic() - started
 
 

@@ -26,6 +26,7 @@ from policy.model import (
     Tier,
 )
 from policy.names import policy_chain
+from tests.support.waiting import until
 from tests.unit.test_agent_network import Rig
 
 EVERY = Selector()
@@ -98,8 +99,7 @@ def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
             rig.facts.upsert(record)
         rig.facts.engine.upsert_endpoint(LocalEndpoint("shop", "web", ("10.1.0.2",)))
         task = asyncio.create_task(rig.reconciler.run())
-        while not rig.reconciler.failures:
-            await asyncio.sleep(0)
+        await until(lambda: rig.reconciler.failures)
         assert set(told.refs()) == {GUARD.ref}
         kernel.failing.clear()
         await rig.reconciler.settled()

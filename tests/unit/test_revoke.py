@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import astuple
 from typing import Any
 
@@ -41,6 +41,7 @@ from policy.model import (
     Tier,
 )
 from tests.support.builders import labelled
+from tests.support.waiting import until
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 WEB, API, DB, FAR, WORLD, HOST = "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.9.9", "198.51.100.7", "192.0.2.1"
@@ -139,11 +140,6 @@ class Rig:
 
 def lease(name: str, address: str) -> Lease:
     return Lease(name, "eth0", "felix-py", "shop", name, "u", f"felix{name}", {Family.V4: address}, 1.0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
