@@ -130,7 +130,11 @@ def _members(size: int, times: int, folder: Path) -> None:
                 raise RuntimeError("there was nothing to write")
 
         ways = [
-            Way("ipset save", lambda: subprocess.run(["ipset", "save", name], capture_output=True), base=True),
+            Way(
+                "ipset save",
+                lambda: subprocess.run(["ipset", "save", name], capture_output=True, check=True),
+                base=True,
+            ),
             Way("felix-py", resync, note="with iptables-save"),
         ]
         show(f"IP set, {size:,} members resynced, nothing to do", compare(ways, times))

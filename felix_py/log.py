@@ -66,7 +66,7 @@ _limit = RateLimit()
 
 def configure(level: LogLevel, form: LogFormat, **bound: str) -> None:
     """Send all log lines to stderr, each with the ``bound`` values (``node=…``), from whichever thread."""
-    global _writer
+    global _writer  # noqa: PLW0603 - a process has one standard error
     text = form is LogFormat.TEXT or (form is LogFormat.AUTO and sys.stderr.isatty())
 
     def add_bound(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

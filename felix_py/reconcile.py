@@ -407,8 +407,8 @@ class Reconciler:
         # Before collecting: a sweep that is asked for from here on is the next apply's, for by then there may be
         # news that this one's plan does not know.
         sweep, self._sweep_due, keep_learned = self._sweep_due, False, self._keep_learned
-        while self._collect(self._planner):
-            await asyncio.sleep(0)  # others have their turns as well
+        while self._collect(self._planner):  # noqa: ASYNC110 - no waiting: others have their turns as well
+            await asyncio.sleep(0)
         update = self._planner.take()
         rules, self._rules_read = self._rules_read, None
         release = self._releasing

@@ -32,8 +32,7 @@ def inside_machine(lab: Lab, machine: str, work: Callable[[], T]) -> T:
     os.waitpid(child, 0)
     if not answer:
         raise LabError(f"{machine}: the process that was to look there has died")
-    # Only what this program itself has written is read back.
-    result, failure = pickle.loads(answer)
+    result, failure = pickle.loads(answer)  # noqa: S301 - this program itself has written it
     if failure:
         raise LabError(f"{machine}: {failure}")
     found: T = result

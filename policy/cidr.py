@@ -69,7 +69,8 @@ def to_cidrs(spans: tuple[Span, ...], family: Family) -> tuple[str, ...]:
     """
     make = ipaddress.IPv4Network if family is Family.V4 else ipaddress.IPv6Network
     cidrs: list[str] = []
-    for first, last in spans:
+    for begin, last in spans:
+        first = begin
         while first <= last:
             size = min(
                 (first & -first).bit_length() - 1 if first else family.bits, (last - first + 1).bit_length() - 1

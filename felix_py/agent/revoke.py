@@ -209,7 +209,7 @@ class Revoker:
     async def _quiet(self) -> None:
         """Let changes gather."""
         latest = time.monotonic() + self._pace.most
-        while (left := min(self._changed + self._pace.quiet, latest) - time.monotonic()) > 0:
+        while (left := min(self._changed + self._pace.quiet, latest) - time.monotonic()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(left)
 
     async def _pass(self, due: Concerned) -> None:

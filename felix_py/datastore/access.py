@@ -171,7 +171,7 @@ def of_kubeconfig(path: Path, context: str | None) -> Plain:
     try:
         # The parser in C takes a tenth of the time, where it is built in.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        document = yaml.load(path.read_text(), loader)
+        document = yaml.load(path.read_text(), loader)  # noqa: S506 - either is a safe one
         chosen = _entry(document, "contexts", context or document["current-context"], "context")
         cluster = _entry(document, "clusters", chosen["cluster"], "cluster")
         user = _entry(document, "users", chosen["user"], "user")

@@ -193,7 +193,7 @@ class AddressStore:
             self._db.execute(statement)
         digest = 0
         for table in ("held", "rest"):
-            for row in self._db.execute(f"SELECT * FROM {table}"):
+            for row in self._db.execute(f"SELECT * FROM {table}"):  # noqa: S608 - one of these two
                 digest += _digest(table, row)
         self._set("boot", "")
         self._set("digest", f"{(digest + _digest('boot', ('',))) % _MODULUS:x}")

@@ -24,8 +24,8 @@ def decode(family: Family, text: str) -> Ruleset:
             tables[table] = Table(table, chains)
 
     # Not splitlines(): that also ends lines at characters that a comment may hold.
-    for line in text.split("\n"):
-        line = _COUNTERS.sub("", line, count=1) if line.startswith("[") else line
+    for counted in text.split("\n"):
+        line = _COUNTERS.sub("", counted, count=1) if counted.startswith("[") else counted
         if line.startswith("*"):
             close()
             table, policies, rules = line[1:].strip(), {}, {}

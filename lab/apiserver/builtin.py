@@ -46,7 +46,7 @@ class _Groups:
         self._schemas: dict[str, ModelSchemas] = {}
 
     def version(self, group: str, model: str, table: Sequence[Column], status: bool = False) -> Version:
-        package = f"io.k8s.api.{group.split('.')[0] or 'core'}.v1"
+        package = f"io.k8s.api.{group.partition('.')[0] or 'core'}.v1"
         schemas = self._schemas.setdefault(group, ModelSchemas(package))
         return Version("v1", schemas.ref(model), schemas.components, columns=table, status=status)
 

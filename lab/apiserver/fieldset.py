@@ -39,11 +39,12 @@ class Typed:
                 continue
             if only_status is not None and name != "metadata" and (name == "status") != only_status:
                 continue
+            content = value
             if name == "metadata":
-                value = {key: item for key, item in value.items() if key not in _SERVER_METADATA}
-                if not value:
+                content = {key: item for key, item in value.items() if key not in _SERVER_METADATA}
+                if not content:
                     continue
-            self._walk(value, child(resolve(self._schema, self._components), name), (f"f:{name}",), found)
+            self._walk(content, child(resolve(self._schema, self._components), name), (f"f:{name}",), found)
         return found
 
     def _walk(self, value: Any, node: Schema, path: Path, found: dict[Path, Any]) -> None:

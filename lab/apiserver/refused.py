@@ -62,7 +62,7 @@ def known_only() -> list[Resource]:
 
 
 def _resource(group: str, plural: str, kind: str, short: str) -> Resource:
-    name = f"io.k8s.api.{group.split('.')[0] or 'core'}.v1.{kind}"
+    name = f"io.k8s.api.{group.partition('.')[0] or 'core'}.v1.{kind}"
     components: dict[str, Schema] = {name: ANY}
     return Resource(
         group=group,

@@ -129,10 +129,10 @@ def test_every_drop_is_logged_and_nothing_else_differs(cluster: Cluster) -> None
         logged: dict[str, tuple[Words, ...]] = {}
         for log, into in ((None, plain), (LOG, logged)):
             options = StaticOptions(MARKS, endpoint_to_host="DROP", deny_log=log)
-            into |= {name: rules for (_, name), rules in static_chains(family, options).items()}
-            into |= dispatch_chains(family, Direction.EGRESS, numbers, MARKS, log)
+            into.update({name: rules for (_, name), rules in static_chains(family, options).items()})
+            into.update(dispatch_chains(family, Direction.EGRESS, numbers, MARKS, log))
             for chain in engine.program(family).chains.values():
-                into |= render_chain(family, chain, MARKS, log)
+                into.update(render_chain(family, chain, MARKS, log))
         assert without_log(logged) == plain
         check_logged(logged)
 

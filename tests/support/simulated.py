@@ -61,10 +61,9 @@ def as_text(update: Update, family: Family) -> str:
     for (table, name), words in chains.items():
         text = lines.setdefault(table, [f"*{table}"])
         text.append(f":{name} {'ACCEPT' if (table, name) in builtin else '-'} [0:0]")
-        if (table, name) in builtin:
-            firsts = {hook.words for hook in update.hooks if hook.first}
-            words = sorted(words, key=lambda rule: rule not in firsts)
-        text += [f"-A {name} {render(rule).text}" for rule in words]
+        firsts = {hook.words for hook in update.hooks if hook.first and (table, name) in builtin}
+        ordered = sorted(words, key=lambda rule: rule not in firsts)
+        text += [f"-A {name} {render(rule).text}" for rule in ordered]
     return "\n".join(line for table in lines.values() for line in (*table, "COMMIT"))
 
 
