@@ -15,7 +15,6 @@ from policy.model import ClusterPolicy
 from tests.conformance.conftest import EXTERNAL, Kubectl
 from tests.support import waiting
 from tests.support.fakeapi import PATIENCE
-from tests.support.watching import on_loop
 
 CRDS = Path(__file__).parents[2] / "manifests" / "crds"
 KIND: Kind[ClusterPolicy] = CLUSTER_POLICIES
@@ -27,7 +26,6 @@ GUARD = {
 }
 
 
-@on_loop
 async def test_policies_are_known_as_soon_as_there_are_any(cluster: Kubectl) -> None:
     if EXTERNAL and cluster.run("get", KIND.name).returncode == 0:
         pytest.skip("the server has these definitions, from elsewhere: they are not ours to exchange")

@@ -80,113 +80,94 @@ def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Itera
     tor.stop()
 
 
-def test_routes_go_both_ways(rack: Rack) -> None:
-    async def scenario() -> None:
-        async with agent(rack.run_dir, announce={V4, V6}) as node:
-            await until(rack.announced)
-            await asyncio.wait_for(node.speaker.wait_in_sync(), 5)
-            assert dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
-            assert [(p.address, p.established, p.received) for p in node.speaker.peers()] == [
-                (TOR4, True, 1),
-                (TOR6, True, 1),
-            ]
-            node.speaker.announce({V4, V6, "10.244.2.0/25"})
-            await until(lambda: rack.tor.routes("node4") == {V4, "10.244.2.0/25"})
-            node.speaker.announce({V4, V6})
-            await until(rack.announced)
-            rack.tor.birdc("disable", "s4")
-            await until(lambda: dict(node.speaker.routes()) == {LEARNED6: (TOR6,)})
-            assert {LEARNED4: ()} in node.changes
-
-    asyncio.run(scenario())
+async def test_routes_go_both_ways(rack: Rack) -> None:
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        await until(rack.announced)
+        await asyncio.wait_for(node.speaker.wait_in_sync(), 5)
+        assert dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
+        assert [(p.address, p.established, p.received) for p in node.speaker.peers()] == [
+            (TOR4, True, 1),
+            (TOR6, True, 1),
+        ]
+        node.speaker.announce({V4, V6, "10.244.2.0/25"})
+        await until(lambda: rack.tor.routes("node4") == {V4, "10.244.2.0/25"})
+        node.speaker.announce({V4, V6})
+        await until(rack.announced)
+        rack.tor.birdc("disable", "s4")
+        await until(lambda: dict(node.speaker.routes()) == {LEARNED6: (TOR6,)})
+        assert {LEARNED4: ()} in node.changes
 
 
-def test_nothing_is_announced_before_the_agent_says_so(rack: Rack) -> None:
-    async def scenario() -> None:
-        async with agent(rack.run_dir) as node:
-            await until(node.up)
-            await asyncio.wait_for(node.speaker.wait_in_sync(), 5)
-            assert rack.tor.routes("node4") == rack.tor.routes("node6") == set()
-
-    asyncio.run(scenario())
+async def test_nothing_is_announced_before_the_agent_says_so(rack: Rack) -> None:
+    async with agent(rack.run_dir) as node:
+        await until(node.up)
+        await asyncio.wait_for(node.speaker.wait_in_sync(), 5)
+        assert rack.tor.routes("node4") == rack.tor.routes("node6") == set()
 
 
-def test_agent_killed_and_back_is_not_seen_by_the_tor(rack: Rack, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_agent_killed_and_back_is_not_seen_by_the_tor(rack: Rack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "SETTLE", 1.0)
-
-    async def scenario() -> None:
-        async with agent(rack.run_dir, announce={V4, V6, "10.244.9.0/24"}):
-            await until(lambda: len(rack.tor.routes("node4")) == 2 and len(rack.tor.routes("node6")) == 1)
-        before, withdrawn = rack.table(), rack.withdrawals()
-        async with agent(rack.run_dir, announce=None) as node:
-            await until(node.up)
-            await asyncio.wait_for(node.speaker.wait_in_sync(), 15)
-            # The IPv6 next hop cannot be read back from ExaBGP: the peer is asked to repeat it.
-            await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)})
-            node.speaker.announce({V4, V6, "10.244.9.0/24"})
-            assert await node.speaker.delivered()
-            assert (rack.table(), rack.withdrawals()) == (before, withdrawn)
-        # What the next life does not want goes, and only that.
-        async with agent(rack.run_dir, announce={V4, V6}):
-            await until(rack.announced)
-            assert rack.withdrawals() == withdrawn + 1
-
-    asyncio.run(scenario())
+    async with agent(rack.run_dir, announce={V4, V6, "10.244.9.0/24"}):
+        await until(lambda: len(rack.tor.routes("node4")) == 2 and len(rack.tor.routes("node6")) == 1)
+    before, withdrawn = rack.table(), rack.withdrawals()
+    async with agent(rack.run_dir, announce=None) as node:
+        await until(node.up)
+        await asyncio.wait_for(node.speaker.wait_in_sync(), 15)
+        # The IPv6 next hop cannot be read back from ExaBGP: the peer is asked to repeat it.
+        await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)})
+        node.speaker.announce({V4, V6, "10.244.9.0/24"})
+        assert await node.speaker.delivered()
+        assert (rack.table(), rack.withdrawals()) == (before, withdrawn)
+    # What the next life does not want goes, and only that.
+    async with agent(rack.run_dir, announce={V4, V6}):
+        await until(rack.announced)
+        assert rack.withdrawals() == withdrawn + 1
 
 
 @pytest.mark.parametrize("how", ["exabgp killed", "sidecar killed", "sidecar restarted"])
-def test_exabgp_gone_and_back_keeps_routes_by_graceful_restart(rack: Rack, how: str) -> None:
-    async def scenario() -> None:
-        async with agent(rack.run_dir, announce={V4, V6}) as node:
-            await until(lambda: rack.announced() and len(node.speaker.routes()) == 2)
-            before, withdrawn, node.changes[:] = rack.table(), rack.withdrawals(), []
-            old = rack.sidecar.exabgp()
-            if how == "exabgp killed":
-                os.kill(old, signal.SIGKILL)
-            elif how == "sidecar killed":
-                rack.sidecar.kill()
-                await until(lambda: not alive(old))
-                rack.sidecar.start()
-            else:
-                rack.sidecar.stop()
-                rack.sidecar.start()
-            await until(lambda: not node.up())
-            assert rack.table().splitlines()[1:] != []
-            await until(node.up)
-            assert rack.sidecar.exabgp() not in (0, old)
-            # BIRD marks kept routes as stale ("s") until end-of-RIB.
-            await until(lambda: not any("s)" in line for line in rack.table().split()) and rack.announced())
-            assert (rack.table(), rack.withdrawals()) == (before, withdrawn)
-            assert node.changes == [], "the kernel's routes would have flapped"
-
-    asyncio.run(scenario())
+async def test_exabgp_gone_and_back_keeps_routes_by_graceful_restart(rack: Rack, how: str) -> None:
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        await until(lambda: rack.announced() and len(node.speaker.routes()) == 2)
+        before, withdrawn, node.changes[:] = rack.table(), rack.withdrawals(), []
+        old = rack.sidecar.exabgp()
+        if how == "exabgp killed":
+            os.kill(old, signal.SIGKILL)
+        elif how == "sidecar killed":
+            rack.sidecar.kill()
+            await until(lambda: not alive(old))
+            rack.sidecar.start()
+        else:
+            rack.sidecar.stop()
+            rack.sidecar.start()
+        await until(lambda: not node.up())
+        assert rack.table().splitlines()[1:] != []
+        await until(node.up)
+        assert rack.sidecar.exabgp() not in (0, old)
+        # BIRD marks kept routes as stale ("s") until end-of-RIB.
+        await until(lambda: not any("s)" in line for line in rack.table().split()) and rack.announced())
+        assert (rack.table(), rack.withdrawals()) == (before, withdrawn)
+        assert node.changes == [], "the kernel's routes would have flapped"
 
 
-def test_tor_restarting_gracefully_keeps_its_routes_here(rack: Rack) -> None:
-    async def scenario() -> None:
-        async with agent(rack.run_dir, announce={V4, V6}) as node:
-            await until(lambda: rack.announced() and len(node.speaker.routes()) == 2)
-            node.changes.clear()
-            rack.tor.stop(kill=True)
-            await until(lambda: not any(peer.established for peer in node.speaker.peers()))
-            assert len(node.speaker.routes()) == 2
-            rack.tor.start()
-            await until(lambda: node.up() and rack.announced())
-            await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)})
-
-    asyncio.run(scenario())
+async def test_tor_restarting_gracefully_keeps_its_routes_here(rack: Rack) -> None:
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        await until(lambda: rack.announced() and len(node.speaker.routes()) == 2)
+        node.changes.clear()
+        rack.tor.stop(kill=True)
+        await until(lambda: not any(peer.established for peer in node.speaker.peers()))
+        assert len(node.speaker.routes()) == 2
+        rack.tor.start()
+        await until(lambda: node.up() and rack.announced())
+        await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)})
 
 
-def test_tor_without_graceful_restart_loses_its_routes_at_once(rack: Rack) -> None:
-    async def scenario() -> None:
-        rack.tor.write(bird_config().replace("graceful restart on", "graceful restart off"))
-        rack.tor.birdc("configure")
-        async with agent(rack.run_dir, announce={V4, V6}) as node:
-            await until(lambda: rack.announced() and len(node.speaker.routes()) == 2)
-            rack.tor.stop(kill=True)
-            await until(lambda: node.speaker.routes() == {})
-
-    asyncio.run(scenario())
+async def test_tor_without_graceful_restart_loses_its_routes_at_once(rack: Rack) -> None:
+    rack.tor.write(bird_config().replace("graceful restart on", "graceful restart off"))
+    rack.tor.birdc("configure")
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        await until(lambda: rack.announced() and len(node.speaker.routes()) == 2)
+        rack.tor.stop(kill=True)
+        await until(lambda: node.speaker.routes() == {})
 
 
 def test_peer_added_and_removed_without_touching_the_other(
@@ -227,52 +208,45 @@ def test_peer_added_and_removed_without_touching_the_other(
         second.stop()
 
 
-def test_bad_configuration_never_replaces_a_good_one(rack: Rack) -> None:
-    async def scenario() -> None:
-        async with agent(rack.run_dir, announce={V4, V6}):
-            await until(rack.announced)
-        good, exabgp = (rack.run_dir / RUNNING).read_text(), rack.sidecar.exabgp()
-        before = rack.table()
-        (rack.run_dir / CONFIG).write_text("neighbor 10.9.0.2 { local-as what; }\n")
-        await until(lambda: "configuration refused" in rack.sidecar.log)
-        assert (rack.run_dir / RUNNING).read_text() == good
-        # Nor is the old one lost by a restart, and the next good one is taken.
-        rack.sidecar.stop()
-        rack.sidecar.start()
-        await until(lambda: rack.sidecar.exabgp() not in (0, exabgp))
-        async with agent(rack.run_dir, announce={V4, V6}) as node:
-            await until(node.up)
-            await until(rack.announced)
-            assert rack.table() == before
-
-    asyncio.run(scenario())
+async def test_bad_configuration_never_replaces_a_good_one(rack: Rack) -> None:
+    async with agent(rack.run_dir, announce={V4, V6}):
+        await until(rack.announced)
+    good, exabgp = (rack.run_dir / RUNNING).read_text(), rack.sidecar.exabgp()
+    before = rack.table()
+    (rack.run_dir / CONFIG).write_text("neighbor 10.9.0.2 { local-as what; }\n")
+    await until(lambda: "configuration refused" in rack.sidecar.log)
+    assert (rack.run_dir / RUNNING).read_text() == good
+    # Nor is the old one lost by a restart, and the next good one is taken.
+    rack.sidecar.stop()
+    rack.sidecar.start()
+    await until(lambda: rack.sidecar.exabgp() not in (0, exabgp))
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        await until(node.up)
+        await until(rack.announced)
+        assert rack.table() == before
 
 
-def test_reload_that_exabgp_drops_is_asked_for_again(rack: Rack) -> None:
+async def test_reload_that_exabgp_drops_is_asked_for_again(rack: Rack) -> None:
     """While a route waits for a peer that is down, ExaBGP drops every reload, and does not say so."""
     four, six = {"peerIP": TOR4, "asNumber": TOR_ASN}, {"peerIP": TOR6, "asNumber": TOR_ASN}
     dead = {"peerIP": "10.9.0.77", "asNumber": 65077}
-
-    async def scenario() -> None:
-        async with agent(rack.run_dir, config(four, dead), announce={V4, V6}):
-            await until(lambda: rack.tor.routes("node4") == {V4})
-            before, exabgp = rack.table(), rack.sidecar.exabgp()
-        with socket.socket(socket.AF_UNIX) as bridge:
-            bridge.settimeout(5)
-            bridge.connect(str(rack.run_dir / SOCKET))
-            bridge.sendall(b"neighbor 10.9.0.77 announce attributes next-hop self nlri 10.244.1.0/24\n")
-            with bridge.makefile() as answers:
-                assert "done\n" in iter(answers.readline, "")
-        async with agent(rack.run_dir, config(four, six, dead), announce={V4, V6}):
-            await until(rack.announced, 30)
-        assert rack.sidecar.log.count("scheduling reload") > rack.sidecar.log.count("performing reload") - 1
-        assert rack.sidecar.exabgp() == exabgp
-        assert before in rack.table()
-
-    asyncio.run(scenario())
+    async with agent(rack.run_dir, config(four, dead), announce={V4, V6}):
+        await until(lambda: rack.tor.routes("node4") == {V4})
+        before, exabgp = rack.table(), rack.sidecar.exabgp()
+    with socket.socket(socket.AF_UNIX) as bridge:
+        bridge.settimeout(5)
+        bridge.connect(str(rack.run_dir / SOCKET))
+        bridge.sendall(b"neighbor 10.9.0.77 announce attributes next-hop self nlri 10.244.1.0/24\n")
+        with bridge.makefile() as answers:
+            assert "done\n" in iter(answers.readline, "")
+    async with agent(rack.run_dir, config(four, six, dead), announce={V4, V6}):
+        await until(rack.announced, 30)
+    assert rack.sidecar.log.count("scheduling reload") > rack.sidecar.log.count("performing reload") - 1
+    assert rack.sidecar.exabgp() == exabgp
+    assert before in rack.table()
 
 
-def test_md5_password_and_ttl_security(rack: Rack) -> None:
+async def test_md5_password_and_ttl_security(rack: Rack) -> None:
     password = "s3cret{};#"
     rack.tor.write(bird_config(peer4=f'password "{password}"; ttl security on;'))
     rack.tor.birdc("configure")
@@ -281,63 +255,49 @@ def test_md5_password_and_ttl_security(rack: Rack) -> None:
         names, values = rack.tor_netns.run("grep", "^TcpExt", "/proc/net/netstat").splitlines()
         return int(values.split()[names.split().index("TCPMD5Failure")])
 
-    async def scenario() -> None:
-        peer = {"peerIP": TOR4, "asNumber": TOR_ASN, "ttlSecurity": 1}
-        async with agent(rack.run_dir, config(peer | {"password": "wrong"}), announce={V4}) as node:
-            await until(refused)
-            assert not node.up()
-            assert rack.tor.routes("node4") == set()
-            node.speaker.set_config(config(peer | {"password": password}))
-            await until(lambda: rack.tor.routes("node4") == {V4} and LEARNED4 in node.speaker.routes(), 30)
-        assert password not in rack.sidecar.log
-
-    asyncio.run(scenario())
+    peer = {"peerIP": TOR4, "asNumber": TOR_ASN, "ttlSecurity": 1}
+    async with agent(rack.run_dir, config(peer | {"password": "wrong"}), announce={V4}) as node:
+        await until(refused)
+        assert not node.up()
+        assert rack.tor.routes("node4") == set()
+        node.speaker.set_config(config(peer | {"password": password}))
+        await until(lambda: rack.tor.routes("node4") == {V4} and LEARNED4 in node.speaker.routes(), 30)
+    assert password not in rack.sidecar.log
 
 
-def test_other_listen_port_needs_no_other_session(rack: Rack) -> None:
-    async def scenario() -> None:
-        async with agent(rack.run_dir, announce={V4, V6}) as node:
-            await until(rack.announced)
-            node.speaker.set_config(config(listenPort=1790))
-            await until(lambda: ":1790 " in run("ss", "-Hltn"))
-            await until(lambda: node.up() and rack.announced())
-
-    asyncio.run(scenario())
+async def test_other_listen_port_needs_no_other_session(rack: Rack) -> None:
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        await until(rack.announced)
+        node.speaker.set_config(config(listenPort=1790))
+        await until(lambda: ":1790 " in run("ss", "-Hltn"))
+        await until(lambda: node.up() and rack.announced())
 
 
-def test_ten_thousand_routes(rack: Rack) -> None:
+async def test_ten_thousand_routes(rack: Rack) -> None:
     many = {f"10.{128 + i // 256}.{i % 256}.0/24" for i in range(10_000)}
     rack.tor.write(bird_config("".join(f"route {prefix} blackhole;\n" for prefix in sorted(many))))
     rack.tor.birdc("configure")
-
-    async def scenario() -> None:
-        async with agent(rack.run_dir, announce={V4, V6}) as node:
-            await until(lambda: len(node.speaker.routes()) == 10_002, 30)
-        async with agent(rack.run_dir, announce={V4, V6}) as node:
-            # Read back from ExaBGP, not from the peer.
-            await until(lambda: len(node.speaker.routes()) == 10_002, 30)
-            mine = {f"10.{64 + i // 256}.{i % 256}.0/24" for i in range(10_000)}
-            node.speaker.announce(mine | {V4, V6})
-            await until(lambda: rack.tor.count("node4") == 10_001, 30)
-            node.speaker.announce({V4, V6})
-            assert await node.speaker.delivered(30)
-            assert rack.tor.routes("node4") == {V4}
-
-    asyncio.run(scenario())
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        await until(lambda: len(node.speaker.routes()) == 10_002, 30)
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        # Read back from ExaBGP, not from the peer.
+        await until(lambda: len(node.speaker.routes()) == 10_002, 30)
+        mine = {f"10.{64 + i // 256}.{i % 256}.0/24" for i in range(10_000)}
+        node.speaker.announce(mine | {V4, V6})
+        await until(lambda: rack.tor.count("node4") == 10_001, 30)
+        node.speaker.announce({V4, V6})
+        assert await node.speaker.delivered(30)
+        assert rack.tor.routes("node4") == {V4}
 
 
-def test_agent_stopped_in_the_middle_of_a_burst(rack: Rack) -> None:
+async def test_agent_stopped_in_the_middle_of_a_burst(rack: Rack) -> None:
     """Half-sent commands and unread answers of one life do not confuse the next."""
     mine = {f"10.{64 + i // 256}.{i % 256}.0/24" for i in range(3000)}
-
-    async def scenario() -> None:
-        async with agent(rack.run_dir, announce={V4, V6}) as node:
-            await until(rack.announced)
-            node.speaker.announce(mine | {V4, V6})
-            await until(lambda: rack.tor.count("node4") > 100)
-        async with agent(rack.run_dir, announce={V4, V6}) as node:
-            await until(rack.announced)
-            assert await node.speaker.delivered()
-            assert rack.announced()
-
-    asyncio.run(scenario())
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        await until(rack.announced)
+        node.speaker.announce(mine | {V4, V6})
+        await until(lambda: rack.tor.count("node4") > 100)
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        await until(rack.announced)
+        assert await node.speaker.delivered()
+        assert rack.announced()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,7 +124,7 @@ def test_a_large_part_of_the_pool_is_passed_over_at_once(lookup: ElsewhereLookup
     store.close()
 
 
-def test_the_bridge_of_the_cni_plugin_before_us(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_the_bridge_of_the_cni_plugin_before_us(tmp_path: Path, make_netns: MakeNetns) -> None:
     """Its own address, and that of a pod behind it, stay theirs; requests for them are refused with words."""
     node = Node(tmp_path, RoutingNetwork())
     pods = [make_netns(f"p{number}") for number in range(4)]
@@ -134,26 +133,21 @@ def test_the_bridge_of_the_cni_plugin_before_us(tmp_path: Path, make_netns: Make
     run("ip", "addr", "add", "fd65::1/64", "dev", "cni0", "nodad")
     run("ip", "link", "set", "cni0", "up")
     run("ip", "neigh", "add", "10.65.0.2", "lladdr", "02:00:00:00:00:01", "dev", "cni0", "nud", "reachable")
-
-    async def test() -> None:
-        async with node:
-            results = [
-                await node.runtime.add(f"c{n}", pod.path, args=pod_args(f"web-{n}"))
-                for n, pod in enumerate(pods[:2])
-            ]
-            assert [addresses(result) for result in results] == [
-                ["10.65.0.3", "fd65::2"],
-                ["10.65.0.4", "fd65::3"],
-            ]
-            said = {notice.subject: notice.text for notice in node.notices.all()}
-            assert said.keys() == {"10.65.0.1", "10.65.0.2", "fd65::1"}
-            assert "cni0" in said["10.65.0.1"]
-            assert {notice.kind for notice in node.notices.all()} == {NoticeKind.ADDRESS_IN_USE}
-            for address in ("10.65.0.1", "10.65.0.2", "fd65::1"):
-                with pytest.raises(PluginError, match="cannot be a pod's") as caught:
-                    await node.runtime.add(
-                        "c9", pods[2].path, args=pod_args("web-9"), capabilities={"ips": [address]}
-                    )
-                assert caught.value.code == 101
-
-    asyncio.run(test())
+    async with node:
+        results = [
+            await node.runtime.add(f"c{n}", pod.path, args=pod_args(f"web-{n}")) for n, pod in enumerate(pods[:2])
+        ]
+        assert [addresses(result) for result in results] == [
+            ["10.65.0.3", "fd65::2"],
+            ["10.65.0.4", "fd65::3"],
+        ]
+        said = {notice.subject: notice.text for notice in node.notices.all()}
+        assert said.keys() == {"10.65.0.1", "10.65.0.2", "fd65::1"}
+        assert "cni0" in said["10.65.0.1"]
+        assert {notice.kind for notice in node.notices.all()} == {NoticeKind.ADDRESS_IN_USE}
+        for address in ("10.65.0.1", "10.65.0.2", "fd65::1"):
+            with pytest.raises(PluginError, match="cannot be a pod's") as caught:
+                await node.runtime.add(
+                    "c9", pods[2].path, args=pod_args("web-9"), capabilities={"ips": [address]}
+                )
+            assert caught.value.code == 101

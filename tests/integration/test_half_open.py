@@ -12,7 +12,7 @@ from felix_py.datastore.informer import Timing
 from tests.support.fakeapi import NODES, PODS, FakeApi, pod
 from tests.support.isolate import run
 from tests.support.waiting import until
-from tests.support.watching import configuration, on_loop, watching
+from tests.support.watching import configuration, watching
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
@@ -34,7 +34,6 @@ def client_address(api: FakeApi) -> str:
     return lines[0].split()[2]
 
 
-@on_loop
 async def test_a_flow_that_is_forgotten_on_the_way_is_found_and_the_watch_begins_anew() -> None:
     with FakeApi() as api:
         client = Api(lambda: configuration(api), dead_after=DEAD_AFTER)
@@ -49,7 +48,6 @@ async def test_a_flow_that_is_forgotten_on_the_way_is_found_and_the_watch_begins
             assert api.verbs() == ["watchlist", "watch"]
 
 
-@on_loop
 async def test_a_quiet_watch_lives_as_long_as_its_connection_does() -> None:
     """The kernel's probes are answered by the kernel at the other end, so silence by itself ends nothing."""
     with FakeApi() as api:

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 _POD = "felix0000000001"
 
 
-def test_lost_events_are_made_up_for_by_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lost_events_are_made_up_for_by_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than the socket holds happens before the event loop gets to read any of it. All that matters is the
     last of it, and lost, and what is left is no reason to look."""
     monkeypatch.setattr(monitor, "_BUFFER", 4096)
@@ -26,20 +26,16 @@ def test_lost_events_are_made_up_for_by_a_look(monkeypatch: pytest.MonkeyPatch) 
     run("ip", "link", "add", "up0", "type", "veth", "peer", "name", _POD)
     run("ip", "link", "set", _POD, "up")
     run("ip", "link", "set", "up0", "up")
-
-    async def main() -> None:
-        told: asyncio.Queue[Links] = asyncio.Queue()
-        task = asyncio.create_task(LinkWatch((Family.V4,), told.put_nowait).run())
+    told: asyncio.Queue[Links] = asyncio.Queue()
+    task = asyncio.create_task(LinkWatch((Family.V4,), told.put_nowait).run())
+    known = await told.get()
+    while ("up0", True) not in known.interfaces.values():
         known = await told.get()
-        while ("up0", True) not in known.interfaces.values():
-            known = await told.get()
-        await asyncio.sleep(1.0)  # no look is due any more that would find it by chance
-        # What happens to an interface of a pod is no news, and is told in fewer bytes than a link.
-        run("ip", "-batch", "-", stdin="".join(f"addr add 203.0.113.{n}/32 dev {_POD}\n" for n in range(250)))
-        run("ip", "link", "set", "up0", "down")
-        while ("up0", False) not in known.interfaces.values():
-            known = await told.get()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(asyncio.wait_for(main(), 20))
+    await asyncio.sleep(1.0)  # no look is due any more that would find it by chance
+    # What happens to an interface of a pod is no news, and is told in fewer bytes than a link.
+    run("ip", "-batch", "-", stdin="".join(f"addr add 203.0.113.{n}/32 dev {_POD}\n" for n in range(250)))
+    run("ip", "link", "set", "up0", "down")
+    while ("up0", False) not in known.interfaces.values():
+        known = await told.get()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -90,40 +90,36 @@ class Bridge:
 
 
 @pytest.mark.parametrize("next_hops", [1, pytest.param(200, marks=pytest.mark.heavy)])
-def test_no_turn_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, next_hops: int) -> None:
+async def test_no_turn_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, next_hops: int) -> None:
     run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
     run("ip", "address", "add", f"{LOCAL}/24", "dev", "up0")
     run("ip", "link", "set", "up0", "up")
     told: dict[str, tuple[str, ...]] = {}
-
-    async def scenario() -> None:
-        bridge = Bridge(tmp_path)
-        await bridge.start()
-        speaker = Speaker(tmp_path, told.update, structlog.get_logger())
-        speaker.set_filter(within=["10.128.0.0/9"], never=[])
-        speaker.set_config(config({"peerIP": PEER, "asNumber": TOR_ASN}))
-        task = asyncio.create_task(speaker.run())
-        await until(lambda: bridge.writer)
-        lines = list(updates(next_hops))
-        with turns_timed(monkeypatch) as turns:
-            await bridge.send(event(1, "state", state="up"))
-            for line in lines:
-                await bridge.send(line)
-            await until(lambda: len(speaker.routes()) == MANY, 120)
-            # All links lose their carrier, and come back: nothing is left, then everything.
-            speaker.set_reach(lambda _hop: Reached(problem="its link has no carrier"))
-            await until(lambda: not speaker.routes() and speaker.prefixes_without_next_hop() == MANY, 120)
-            assert not any(told.values())
-            speaker.set_reach(lambda _hop: Reached("up0", 24))
-            await until(lambda: len(speaker.routes()) == MANY, 120)
-            assert len(speaker.unresolved()) == 0
-            speaker.set_filter(within=["10.128.0.0/9"], never=["10.128.0.0/24"])
-            await until(lambda: len(speaker.routes()) == MANY - 256, 120)
-            await bridge.send(event(9999, "state", state="down", reason="notification received (6,2)"))
-            await until(lambda: not speaker.routes(), 120)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await bridge.stop()
-        assert max(turns) < MOST
-
-    asyncio.run(scenario())
+    bridge = Bridge(tmp_path)
+    await bridge.start()
+    speaker = Speaker(tmp_path, told.update, structlog.get_logger())
+    speaker.set_filter(within=["10.128.0.0/9"], never=[])
+    speaker.set_config(config({"peerIP": PEER, "asNumber": TOR_ASN}))
+    task = asyncio.create_task(speaker.run())
+    await until(lambda: bridge.writer)
+    lines = list(updates(next_hops))
+    with turns_timed(monkeypatch) as turns:
+        await bridge.send(event(1, "state", state="up"))
+        for line in lines:
+            await bridge.send(line)
+        await until(lambda: len(speaker.routes()) == MANY, 120)
+        # All links lose their carrier, and come back: nothing is left, then everything.
+        speaker.set_reach(lambda _hop: Reached(problem="its link has no carrier"))
+        await until(lambda: not speaker.routes() and speaker.prefixes_without_next_hop() == MANY, 120)
+        assert not any(told.values())
+        speaker.set_reach(lambda _hop: Reached("up0", 24))
+        await until(lambda: len(speaker.routes()) == MANY, 120)
+        assert len(speaker.unresolved()) == 0
+        speaker.set_filter(within=["10.128.0.0/9"], never=["10.128.0.0/24"])
+        await until(lambda: len(speaker.routes()) == MANY - 256, 120)
+        await bridge.send(event(9999, "state", state="down", reason="notification received (6,2)"))
+        await until(lambda: not speaker.routes(), 120)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await bridge.stop()
+    assert max(turns) < MOST

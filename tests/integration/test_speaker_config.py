@@ -27,46 +27,38 @@ def interface(name: str, address: str) -> None:
         run("ip", "link", "set", end, "up")
 
 
-def test_peer_without_a_route_waits_outside_and_is_shown(tmp_path: Path) -> None:
+async def test_peer_without_a_route_waits_outside_and_is_shown(tmp_path: Path) -> None:
     file = tmp_path / CONFIG
     interface("near", "10.9.0.1/24")
     both = config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN}, {"peerIP": "10.10.0.2", "asNumber": 65100})
-
-    async def scenario() -> None:
-        async with agent(tmp_path, both) as node:
-            await until(file.exists)
-            assert "neighbor 10.9.0.2 {" in file.read_text()
-            assert "10.10.0.2" not in file.read_text()
-            assert [(peer.address, peer.error) for peer in node.speaker.peers()] == [
-                ("10.9.0.2", ""),
-                ("10.10.0.2", "no route to it"),
-            ]
-            interface("far", "10.10.0.1/24")
-            await until(lambda: "  local-address 10.10.0.1;\n" in file.read_text())
-
-    asyncio.run(scenario())
+    async with agent(tmp_path, both) as node:
+        await until(file.exists)
+        assert "neighbor 10.9.0.2 {" in file.read_text()
+        assert "10.10.0.2" not in file.read_text()
+        assert [(peer.address, peer.error) for peer in node.speaker.peers()] == [
+            ("10.9.0.2", ""),
+            ("10.10.0.2", "no route to it"),
+        ]
+        interface("far", "10.10.0.1/24")
+        await until(lambda: "  local-address 10.10.0.1;\n" in file.read_text())
 
 
-def test_source_address_outlives_a_link_that_flaps(tmp_path: Path) -> None:
+async def test_source_address_outlives_a_link_that_flaps(tmp_path: Path) -> None:
     file = tmp_path / CONFIG
     interface("near", "10.9.0.1/24")
     interface("other", "10.10.0.1/24")
     run("ip", "route", "add", "default", "via", "10.10.0.2")
-
-    async def scenario() -> None:
-        async with agent(tmp_path, config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN})) as node:
-            await until(file.exists)
-            before = file.stat().st_mtime_ns
-            run("ip", "link", "set", "near", "down")
-            node.speaker.set_config(config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN}))
-            await asyncio.sleep(1.2)  # longer than the interval at which addresses are looked up
-            assert "  local-address 10.9.0.1;\n" in file.read_text()
-            assert file.stat().st_mtime_ns == before
-            # Only a source that the node no longer has is replaced.
-            run("ip", "address", "del", "10.9.0.1/24", "dev", "near")
-            await until(lambda: "  local-address 10.10.0.1;\n" in file.read_text())
-
-    asyncio.run(scenario())
+    async with agent(tmp_path, config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN})) as node:
+        await until(file.exists)
+        before = file.stat().st_mtime_ns
+        run("ip", "link", "set", "near", "down")
+        node.speaker.set_config(config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN}))
+        await asyncio.sleep(1.2)  # longer than the interval at which addresses are looked up
+        assert "  local-address 10.9.0.1;\n" in file.read_text()
+        assert file.stat().st_mtime_ns == before
+        # Only a source that the node no longer has is replaced.
+        run("ip", "address", "del", "10.9.0.1/24", "dev", "near")
+        await until(lambda: "  local-address 10.10.0.1;\n" in file.read_text())
 
 
 def test_file_is_for_the_folders_owner_only(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from tests.support.cni import pod_args
 from tests.support.fakeapi import CLUSTER_POLICIES, NAMESPACES, NODES, PODS, FakeApi, Fault, pod
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import until
-from tests.support.watching import on_loop
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
@@ -80,7 +79,6 @@ def knocking(client: NetworkNamespace, server: NetworkNamespace, address: str) -
         outbox.close()
 
 
-@on_loop
 @pytest.mark.parametrize("backend", ["legacy", "nft"])
 async def test_an_admin_tier_stays_in_force_though_the_server_says_that_there_is_none(
     tmp_path: Path, make_netns: Callable[[str], NetworkNamespace], backend: str

@@ -14,7 +14,7 @@ from policy.model import Pod
 from tests.support import faults
 from tests.support.fakeapi import PODS, FakeApi, pod
 from tests.support.thorough import examples
-from tests.support.watching import Watching, on_loop, watching
+from tests.support.watching import Watching, watching
 
 NAMES = ("a", "b", "c", "d")
 FAULTS = {
@@ -95,7 +95,6 @@ def replayed(watch: Watching) -> dict[tuple[str, str], tuple[str, ...]]:
     gone_in_stream=st.booleans(),
     future=st.sampled_from(("silence", "504", "410")),
 )
-@on_loop
 async def test_ends_as_the_server_is(
     steps: list[tuple[object, ...]], watch_list: bool, gone_in_stream: bool, future: str
 ) -> None:

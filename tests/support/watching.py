@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, ParamSpec
+from typing import Any
 
 from felix_py.datastore.access import Identity, Plain
 from felix_py.datastore.client import Api
@@ -18,20 +17,8 @@ from felix_py.datastore.probe import Probe
 from felix_py.datastore.store import Deleted, Event, Problem, Store, Table, Upserted
 from tests.support.fakeapi import PATIENCE, FakeApi
 
-P = ParamSpec("P")
-
 QUICK = Timing(answer=PATIENCE, silence=PATIENCE)
 """Nothing on loopback is ever silent by accident."""
-
-
-def on_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Run an async test."""
-
-    @functools.wraps(test)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        asyncio.run(test(*args, **kwargs))
-
-    return run
 
 
 class ScriptedClock:

@@ -72,42 +72,36 @@ async def running(rig: Rig) -> AsyncIterator[None]:
 PEERS = "asNumber: 65001\npeers: [{peerIP: 'fd09::2', asNumber: 65000}, {peerIP: 'fd0a::2', asNumber: 65000}]\n"
 
 
-def test_missing_router_id_is_said_and_is_not_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_router_id_is_said_and_is_not_final(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bgp_module, "LinkWatch", NoLinks)
-
-    async def scenario() -> None:
-        rig = Rig(tmp_path, PEERS)
-        rig.facts.upsert(ONLY6)
-        assert [peer.error for peer in rig.bgp.peers()] == ["BGP has not started yet"] * 2
-        async with running(rig):
-            await until(rig.notices.all)
-            [notice] = rig.notices.all()
-            assert (notice.kind, notice.subject) == (NoticeKind.BGP, str(tmp_path / "bgp.yaml"))
-            assert "routerID" in notice.text
-            peers = rig.bgp.peers()
-            assert [peer.address for peer in peers] == ["fd09::2", "fd0a::2"]
-            assert all("routerID" in peer.error and not peer.established for peer in peers)
-            assert rig.metric("notices", kind="bgp") == 1
-            assert (rig.metric("bgp_peers"), rig.metric("bgp_peers_established")) == (2, 0)
-            # The cloud's controller gives nodes their addresses late.
-            rig.facts.upsert(BOTH)
-            await until(lambda: not rig.notices.all())
-            await until(lambda: [peer.error for peer in rig.bgp.peers()] == ["no route to it"] * 2)
-
-    asyncio.run(scenario())
+    rig = Rig(tmp_path, PEERS)
+    rig.facts.upsert(ONLY6)
+    assert [peer.error for peer in rig.bgp.peers()] == ["BGP has not started yet"] * 2
+    async with running(rig):
+        await until(rig.notices.all)
+        [notice] = rig.notices.all()
+        assert (notice.kind, notice.subject) == (NoticeKind.BGP, str(tmp_path / "bgp.yaml"))
+        assert "routerID" in notice.text
+        peers = rig.bgp.peers()
+        assert [peer.address for peer in peers] == ["fd09::2", "fd0a::2"]
+        assert all("routerID" in peer.error and not peer.established for peer in peers)
+        assert rig.metric("notices", kind="bgp") == 1
+        assert (rig.metric("bgp_peers"), rig.metric("bgp_peers_established")) == (2, 0)
+        # The cloud's controller gives nodes their addresses late.
+        rig.facts.upsert(BOTH)
+        await until(lambda: not rig.notices.all())
+        await until(lambda: [peer.error for peer in rig.bgp.peers()] == ["no route to it"] * 2)
 
 
-def test_router_id_of_the_file_needs_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_router_id_of_the_file_needs_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bgp_module, "LinkWatch", NoLinks)
-
-    async def scenario() -> None:
-        rig = Rig(tmp_path, f"routerID: 192.0.2.7\n{PEERS}")
-        rig.facts.upsert(ONLY6)
-        async with running(rig):
-            await until(lambda: [peer.error for peer in rig.bgp.peers()] == ["no route to it"] * 2)
-            assert not rig.notices.all()
-
-    asyncio.run(scenario())
+    rig = Rig(tmp_path, f"routerID: 192.0.2.7\n{PEERS}")
+    rig.facts.upsert(ONLY6)
+    async with running(rig):
+        await until(lambda: [peer.error for peer in rig.bgp.peers()] == ["no route to it"] * 2)
+        assert not rig.notices.all()
 
 
 def test_without_bgp_there_is_nothing(tmp_path: Path) -> None:

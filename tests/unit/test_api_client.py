@@ -19,7 +19,7 @@ from felix_py.datastore.access import NotPlain
 from felix_py.datastore.client import Api, ApiError, Unreachable, connect
 from tests.support import fakeapi, faults
 from tests.support.fakeapi import PODS, FakeApi, pod
-from tests.support.watching import configuration, on_loop, watching
+from tests.support.watching import configuration, watching
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
 
@@ -305,7 +305,6 @@ def test_pod_without_a_token_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @needs_openssl
-@on_loop
 async def test_ca_rotation_under_a_running_watch(
     tmp_path: Path, authorities: list[tuple[Path, tuple[str, str]]]
 ) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import pytest
 
 from felix_py.datastore.bridge import Bridge, Closed
-from tests.support.watching import on_loop
 
 
 class Taker:
@@ -26,7 +25,6 @@ class Taker:
             self.done.set()
 
 
-@on_loop
 async def test_order_is_kept_and_batches_are_bounded() -> None:
     taker = Taker(5000)
     bridge = Bridge[int](asyncio.get_running_loop(), taker)
@@ -42,7 +40,6 @@ async def test_order_is_kept_and_batches_are_bounded() -> None:
     assert max(map(len, taker.batches)) <= 128
 
 
-@on_loop
 async def test_thread_waits_while_the_loop_is_behind() -> None:
     taker = Taker(40)
     bridge = Bridge[int](asyncio.get_running_loop(), taker, limit=10)
@@ -69,7 +66,6 @@ async def test_thread_waits_while_the_loop_is_behind() -> None:
     assert len(accepted) == 40
 
 
-@on_loop
 async def test_what_arrives_while_the_loop_is_busy_comes_as_one_batch() -> None:
     taker = Taker(50)
     bridge = Bridge[int](asyncio.get_running_loop(), taker)
@@ -81,7 +77,6 @@ async def test_what_arrives_while_the_loop_is_busy_comes_as_one_batch() -> None:
     assert len(taker.batches) == 1
 
 
-@on_loop
 async def test_close_frees_a_waiting_thread_and_drops_the_rest() -> None:
     taker = Taker(1)
     bridge = Bridge[int](asyncio.get_running_loop(), taker, limit=1)

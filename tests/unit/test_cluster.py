@@ -27,7 +27,7 @@ from tests.support.fakeapi import (
     pod,
 )
 from tests.support.waiting import until
-from tests.support.watching import QUICK, configuration, on_loop
+from tests.support.watching import QUICK, configuration
 
 
 class Invalid(list[tuple[str, ObjectKey, str]]):
@@ -59,7 +59,6 @@ def populated(server: FakeApi) -> None:
     server.put(PODS, pod("web", "shop", ip="10.1.0.2"))
 
 
-@on_loop
 async def test_in_sync_means_that_the_handlers_have_everything() -> None:
     with FakeApi() as server:
         populated(server)
@@ -75,7 +74,6 @@ async def test_in_sync_means_that_the_handlers_have_everything() -> None:
             assert cluster.store.nodes.records["", "node-1"].pod_cidrs == ("10.1.0.0/24",)
 
 
-@on_loop
 async def test_not_in_sync_while_one_kind_is_missing() -> None:
     with FakeApi() as server:
         populated(server)
@@ -90,7 +88,6 @@ async def test_not_in_sync_while_one_kind_is_missing() -> None:
                 await cluster.in_sync()
 
 
-@on_loop
 async def test_problem_becomes_an_event_on_the_object_and_a_report() -> None:
     invalid = Invalid()
     with FakeApi() as server:
@@ -108,7 +105,6 @@ async def test_problem_becomes_an_event_on_the_object_and_a_report() -> None:
             assert "nowhere" in event["message"]
 
 
-@on_loop
 async def test_cluster_policies_with_problems_get_an_event_and_a_condition_until_they_are_mended() -> None:
     def policy(*peers: Json) -> Json:
         egress = [{"action": "Deny", "to": list(peers)}]
@@ -145,7 +141,6 @@ async def test_cluster_policies_with_problems_get_an_event_and_a_condition_until
             assert len(server.events) == 1, "nothing is told of what was mended"
 
 
-@on_loop
 async def test_warnings_on_policies_name_the_object() -> None:
     with FakeApi() as server:
         populated(server)
@@ -164,7 +159,6 @@ async def test_warnings_on_policies_name_the_object() -> None:
             }
 
 
-@on_loop
 async def test_ages() -> None:
     with FakeApi() as server:
         async with running(server) as (cluster, _):
@@ -176,7 +170,6 @@ async def test_ages() -> None:
             assert all(0 <= age < PATIENCE for age in ages.values())
 
 
-@on_loop
 async def test_set_network_available_keeps_the_kubelet_s_conditions() -> None:
     ready = {"type": "Ready", "status": "True"}
     cloud = {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}
@@ -196,7 +189,6 @@ async def test_set_network_available_keeps_the_kubelet_s_conditions() -> None:
                 await cluster.set_network_available("no-such-node")
 
 
-@on_loop
 async def test_stop_before_the_server_was_ever_there() -> None:
     with FakeApi() as server:
         server.refuse()
@@ -205,7 +197,6 @@ async def test_stop_before_the_server_was_ever_there() -> None:
         server.listen()
 
 
-@on_loop
 async def test_pods_from_another_source() -> None:
     class Published:
         """Two pods, from nowhere."""

@@ -39,7 +39,7 @@ def test_what_gathers_during_a_batch_is_the_next_batch() -> None:
     assert batches == [[1], [2, 3, 4], [5]]
 
 
-def test_a_batch_that_fails_fails_for_each_and_the_next_one_runs() -> None:
+async def test_a_batch_that_fails_fails_for_each_and_the_next_one_runs() -> None:
     fail = [True]
 
     def run(jobs: Sequence[int]) -> list[int | Exception]:
@@ -47,32 +47,26 @@ def test_a_batch_that_fails_fails_for_each_and_the_next_one_runs() -> None:
             raise OSError("disk full")
         return list(jobs)
 
-    async def main() -> None:
-        batcher: Batcher[int, int] = Batcher("test", run)
-        for outcome in await asyncio.gather(batcher.submit(1), batcher.submit(2), return_exceptions=True):
-            assert isinstance(outcome, OSError)
-        assert await batcher.submit(3) == 3
-        batcher.close()
-
-    asyncio.run(main())
+    batcher: Batcher[int, int] = Batcher("test", run)
+    for outcome in await asyncio.gather(batcher.submit(1), batcher.submit(2), return_exceptions=True):
+        assert isinstance(outcome, OSError)
+    assert await batcher.submit(3) == 3
+    batcher.close()
 
 
-def test_a_caller_that_went_away_does_not_disturb_the_others() -> None:
+async def test_a_caller_that_went_away_does_not_disturb_the_others() -> None:
     go_on = threading.Event()
 
     def run(jobs: Sequence[int]) -> list[int | Exception]:
         go_on.wait(5)
         return list(jobs)
 
-    async def main() -> None:
-        batcher: Batcher[int, int] = Batcher("test", run)
-        gone, stays = asyncio.create_task(batcher.submit(1)), asyncio.create_task(batcher.submit(2))
-        await asyncio.sleep(0)
-        gone.cancel()
-        await asyncio.sleep(0)
-        go_on.set()
-        assert await stays == 2
-        assert gone.cancelled()
-        batcher.close()
-
-    asyncio.run(main())
+    batcher: Batcher[int, int] = Batcher("test", run)
+    gone, stays = asyncio.create_task(batcher.submit(1)), asyncio.create_task(batcher.submit(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await stays == 2
+    assert gone.cancelled()
+    batcher.close()

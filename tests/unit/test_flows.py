@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import threading
@@ -53,25 +52,22 @@ def test_the_latest_used_come_first_and_each_only_once() -> None:
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_the_health_server_gives_them_to_whoever_asks(broken: bool) -> None:
-    async def test() -> None:
-        table = FakeFlowTable()
-        table.connect(Flow(API, WEB, TCP, 80))
-        table.connect(Flow(API, WORLD, TCP, 80))
+async def test_the_health_server_gives_them_to_whoever_asks(broken: bool) -> None:
+    table = FakeFlowTable()
+    table.connect(Flow(API, WEB, TCP, 80))
+    table.connect(Flow(API, WORLD, TCP, 80))
+    if broken:
+        table.broken = OSError(1, "Operation not permitted")
+    async with (
+        served(table, [WEB]) as address,
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{address}/flows") as answer,
+    ):
         if broken:
-            table.broken = OSError(1, "Operation not permitted")
-        async with (
-            served(table, [WEB]) as address,
-            aiohttp.ClientSession() as session,
-            session.get(f"http://{address}/flows") as answer,
-        ):
-            if broken:
-                assert answer.status == 503
-                assert "Operation not permitted" in await answer.text()
-            else:
-                assert await answer.json() == [item(API, WEB, "TCP", 80)]
-
-    asyncio.run(test())
+            assert answer.status == 503
+            assert "Operation not permitted" in await answer.text()
+        else:
+            assert await answer.json() == [item(API, WEB, "TCP", 80)]
 
 
 @asynccontextmanager

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from aiohttp import web
 
@@ -66,78 +65,62 @@ async def served(limits: Limits) -> AsyncIterator[Served]:
         await server.runner.cleanup()
 
 
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), LONG))
-
-
-def test_a_full_house_of_silent_ones_makes_room_for_who_speaks() -> None:
-    async def test() -> None:
-        async with served(Limits(connections=8, arrive=LONG)) as server:
-            silent = [await server.connect() for _ in range(100)]
-            for _ in range(20):
-                assert (await server.get()).endswith(b"ok\n")
-            assert len(server.gate) <= 8
-            gone = [reader for reader, _ in silent[:90]]
-            for reader in gone:
-                with_reset = await asyncio.gather(reader.read(), return_exceptions=True)
-                assert with_reset[0] == b"" or isinstance(with_reset[0], ConnectionResetError)
-            for _, writer in silent:
-                writer.close()
-
-    run(test)
-
-
-def test_who_is_slow_to_ask_is_cut_off_whatever_it_trickles() -> None:
-    async def test() -> None:
-        async with served(Limits(arrive=0.5)) as server:
-            reader, writer = await server.connect()
-            try:
-                for letter in GET * 20:
-                    writer.write(bytes([letter])[:1] if letter not in b"\r\n" else b"x")
-                    await writer.drain()
-                    await asyncio.sleep(0.05)
-                    if reader.at_eof():
-                        break
-            except ConnectionError:
-                pass
-            else:
-                assert reader.at_eof()
-            assert len(server.gate) == 0
+async def test_a_full_house_of_silent_ones_makes_room_for_who_speaks() -> None:
+    async with served(Limits(connections=8, arrive=LONG)) as server:
+        silent = [await server.connect() for _ in range(100)]
+        for _ in range(20):
+            assert (await server.get()).endswith(b"ok\n")
+        assert len(server.gate) <= 8
+        gone = [reader for reader, _ in silent[:90]]
+        for reader in gone:
+            with_reset = await asyncio.gather(reader.read(), return_exceptions=True)
+            assert with_reset[0] == b"" or isinstance(with_reset[0], ConnectionResetError)
+        for _, writer in silent:
             writer.close()
-            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
-
-    run(test)
 
 
-def test_an_answer_has_its_time_and_a_stream_has_none() -> None:
-    async def test() -> None:
-        for answer, cut in ((0.3, True), (None, False)):
-            async with served(Limits(connections=2, arrive=LONG, answer=answer)) as server:
-                reader, writer = await server.connect()
-                writer.write(GET % b"stream")
-                await server.streaming.wait()
-                await reader.readuntil(b"first\n")
-                if cut:
-                    assert await asyncio.gather(reader.read(), return_exceptions=True)
-                    assert len(server.gate) == 0
-                else:  # not even where others want its place
-                    for _ in range(10):
-                        assert (await server.get()).endswith(b"ok\n")
-                    assert len(server.gate) == 1
-                    assert not reader.at_eof()
-                writer.close()
-
-    run(test)
+async def test_who_is_slow_to_ask_is_cut_off_whatever_it_trickles() -> None:
+    async with served(Limits(arrive=0.5)) as server:
+        reader, writer = await server.connect()
+        try:
+            for letter in GET * 20:
+                writer.write(bytes([letter])[:1] if letter not in b"\r\n" else b"x")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+                if reader.at_eof():
+                    break
+        except ConnectionError:
+            pass
+        else:
+            assert reader.at_eof()
+        assert len(server.gate) == 0
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
-def test_where_all_are_at_work_the_next_one_is_refused() -> None:
-    async def test() -> None:
-        async with served(Limits(connections=1, answer=None)) as server:
+async def test_an_answer_has_its_time_and_a_stream_has_none() -> None:
+    for answer, cut in ((0.3, True), (None, False)):
+        async with served(Limits(connections=2, arrive=LONG, answer=answer)) as server:
             reader, writer = await server.connect()
             writer.write(GET % b"stream")
+            await server.streaming.wait()
             await reader.readuntil(b"first\n")
-            refused = await asyncio.gather(server.get(), return_exceptions=True)
-            assert refused[0] == b"" or isinstance(refused[0], ConnectionError)
+            if cut:
+                assert await asyncio.gather(reader.read(), return_exceptions=True)
+                assert len(server.gate) == 0
+            else:  # not even where others want its place
+                for _ in range(10):
+                    assert (await server.get()).endswith(b"ok\n")
+                assert len(server.gate) == 1
+                assert not reader.at_eof()
             writer.close()
 
-    run(test)
+
+async def test_where_all_are_at_work_the_next_one_is_refused() -> None:
+    async with served(Limits(connections=1, answer=None)) as server:
+        reader, writer = await server.connect()
+        writer.write(GET % b"stream")
+        await reader.readuntil(b"first\n")
+        refused = await asyncio.gather(server.get(), return_exceptions=True)
+        assert refused[0] == b"" or isinstance(refused[0], ConnectionError)
+        writer.close()

@@ -37,22 +37,19 @@ async def ask(health: HealthServer) -> str:
     return body.decode()
 
 
-def test_metrics_that_take_long_are_not_made_anew_for_everybody_who_asks() -> None:
-    async def test() -> None:
-        slow = Slow(0.1)
-        registry = CollectorRegistry()
-        registry.register(slow)
+async def test_metrics_that_take_long_are_not_made_anew_for_everybody_who_asks() -> None:
+    slow = Slow(0.1)
+    registry = CollectorRegistry()
+    registry.register(slow)
 
-        async def refresh() -> None:
-            await asyncio.sleep(0.01)
+    async def refresh() -> None:
+        await asyncio.sleep(0.01)
 
-        health = HealthServer(registry, lambda: None, dict, refresh)
-        answers = await asyncio.gather(*(ask(health) for _ in range(20)))
-        assert "made 1.0" in answers[0]
-        assert set(answers) == {answers[0]}
-        assert slow.made == 1
-        slow.seconds = 0.0
-        health._fresh_until = 0.0  # the time is over
-        assert "made 2.0" in await ask(health)
-
-    asyncio.run(test())
+    health = HealthServer(registry, lambda: None, dict, refresh)
+    answers = await asyncio.gather(*(ask(health) for _ in range(20)))
+    assert "made 1.0" in answers[0]
+    assert set(answers) == {answers[0]}
+    assert slow.made == 1
+    slow.seconds = 0.0
+    health._fresh_until = 0.0  # the time is over
+    assert "made 2.0" in await ask(health)

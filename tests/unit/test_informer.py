@@ -14,12 +14,11 @@ from felix_py.datastore.store import Upserted
 from policy.model import Pod
 from tests.support import fakeapi, faults
 from tests.support.fakeapi import PATIENCE, PODS, FakeApi, pod
-from tests.support.watching import configuration, on_loop, probing, watching
+from tests.support.watching import configuration, probing, watching
 
 # --- the plain course ------------------------------------------------------------------------------------------
 
 
-@on_loop
 @pytest.mark.parametrize("watch_list", [True, False])
 async def test_lists_then_follows_changes(watch_list: bool) -> None:
     with FakeApi(watch_list=watch_list) as api:
@@ -41,7 +40,6 @@ async def test_lists_then_follows_changes(watch_list: bool) -> None:
             await watch.until_names("b")
 
 
-@on_loop
 async def test_watch_list_is_one_request() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))
@@ -55,7 +53,6 @@ async def test_watch_list_is_one_request() -> None:
         assert "resourceVersion" not in query, "unset means a consistent read; 0 may be old"
 
 
-@on_loop
 @pytest.mark.parametrize("code", [400, 422])
 async def test_watch_list_refused_falls_back_to_pages_at_once_and_for_good(code: int) -> None:
     with FakeApi() as api:
@@ -73,7 +70,6 @@ async def test_watch_list_refused_falls_back_to_pages_at_once_and_for_good(code:
             assert api.verbs().count("watchlist") == 1
 
 
-@on_loop
 async def test_watch_list_that_never_completes_falls_back_to_pages() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))
@@ -84,7 +80,6 @@ async def test_watch_list_that_never_completes_falls_back_to_pages() -> None:
             assert api.verbs()[:3] == ["watchlist", "watchlist", "list"]
 
 
-@on_loop
 async def test_pages() -> None:
     with FakeApi(watch_list=False) as api:
         for number in range(PAGE * 2 + 1):
@@ -97,7 +92,6 @@ async def test_pages() -> None:
             assert "resourceVersion" not in api.requests[1].query, "0 would be unpaged, and may be old"
 
 
-@on_loop
 async def test_paging_with_expired_continue_token_starts_over() -> None:
     with FakeApi(watch_list=False) as api:
         for number in range(PAGE + 1):
@@ -115,7 +109,6 @@ async def test_paging_with_expired_continue_token_starts_over() -> None:
             assert watch.names() == {f"p{number}" for number in range(1, PAGE + 1)}
 
 
-@on_loop
 async def test_watch_starts_from_the_first_page_s_version() -> None:
     """A later page that is newer knows nothing of what changed meanwhile in front of it."""
 
@@ -132,7 +125,6 @@ async def test_watch_starts_from_the_first_page_s_version() -> None:
             await watch.until(lambda: "a-new-one" in watch.names())
 
 
-@on_loop
 async def test_a_server_whose_store_cannot_serve_watch_list_is_asked_for_a_list_at_once() -> None:
     """kube-apiserver on etcd 3.4: 200, then an ERROR event before any object."""
     unable = faults.error_event(500, "InternalError", "RequestWatchProgress is disabled")
@@ -151,7 +143,6 @@ async def test_a_server_whose_store_cannot_serve_watch_list_is_asked_for_a_list_
             assert api.verbs().count("watchlist") == 1, "it is remembered"
 
 
-@on_loop
 async def test_watch_list_is_tried_again_after_a_watch_that_went_well() -> None:
     """The next connection may be to another server, or to one with a new store."""
     with FakeApi() as api:
@@ -168,7 +159,6 @@ async def test_watch_list_is_tried_again_after_a_watch_that_went_well() -> None:
             assert api.verbs()[-1] == "watchlist"
 
 
-@on_loop
 async def test_error_event_after_the_list_of_a_watch_list_says_nothing_of_watch_lists() -> None:
     def complete_then_error(exchange: fakeapi.Exchange) -> bool:
         exchange.begin_stream()
@@ -185,7 +175,6 @@ async def test_error_event_after_the_list_of_a_watch_list_says_nothing_of_watch_
             assert api.verbs() == ["watchlist", "watchlist"]
 
 
-@on_loop
 async def test_bookmark_only_stream_moves_the_version_on() -> None:
     def one_bookmark(exchange: fakeapi.Exchange) -> bool:
         exchange.begin_stream()
@@ -207,7 +196,6 @@ async def test_bookmark_only_stream_moves_the_version_on() -> None:
 # --- connections -----------------------------------------------------------------------------------------------
 
 
-@on_loop
 async def test_a_quiet_watch_is_left_alone_while_the_server_answers() -> None:
     """No event and no bookmark for as long as it likes: nothing is asked for again, and it does not grow old."""
     with FakeApi() as api:
@@ -220,7 +208,6 @@ async def test_a_quiet_watch_is_left_alone_while_the_server_answers() -> None:
             await watch.until_names("a")
 
 
-@on_loop
 @pytest.mark.parametrize("fault", [faults.hang, faults.refuse(503)], ids=["no answer", "a gateway's complaint"])
 async def test_a_silent_watch_begins_anew_where_the_server_does_not_answer(fault: fakeapi.Fault) -> None:
     """The other end acknowledges what we send, but nobody is at work there."""
@@ -233,7 +220,6 @@ async def test_a_silent_watch_begins_anew_where_the_server_does_not_answer(fault
             assert api.verbs()[:2] == ["watchlist", "watchlist"]
 
 
-@on_loop
 @pytest.mark.parametrize("code", [401, 403, 404, 500])
 async def test_a_server_that_refuses_the_question_is_there(code: int) -> None:
     with FakeApi() as api:
@@ -244,7 +230,6 @@ async def test_a_server_that_refuses_the_question_is_there(code: int) -> None:
             assert api.verbs() == ["watchlist"]
 
 
-@on_loop
 async def test_a_watch_that_the_server_does_not_end_in_time_is_ended_by_us_though_it_is_silent() -> None:
     with FakeApi() as api:
         async with watching(api, Timing(recycle=(0.1, 0.2), grace=0.1)) as watch:
@@ -254,7 +239,6 @@ async def test_a_watch_that_the_server_does_not_end_in_time_is_ended_by_us_thoug
             await watch.until_names("a")
 
 
-@on_loop
 async def test_read_timeout_of_a_request_without_any_answer() -> None:
     with FakeApi(watch_list=False) as api:
         api.put(PODS, pod("a"))
@@ -264,7 +248,6 @@ async def test_read_timeout_of_a_request_without_any_answer() -> None:
             assert api.verbs().count("list") == 2
 
 
-@on_loop
 async def test_sockets_have_keepalive() -> None:
     with FakeApi() as api:
         client = Api(lambda: configuration(api))
@@ -278,7 +261,6 @@ async def test_sockets_have_keepalive() -> None:
         client.close()
 
 
-@on_loop
 async def test_watch_through_a_proxy_that_does_not_chunk() -> None:
     def plain(exchange: fakeapi.Exchange) -> bool:
         exchange._handler.send_response(200)
@@ -300,7 +282,6 @@ async def test_watch_through_a_proxy_that_does_not_chunk() -> None:
             api.break_connections()
 
 
-@on_loop
 async def test_refused_connections_are_retried_with_backoff() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))
@@ -313,7 +294,6 @@ async def test_refused_connections_are_retried_with_backoff() -> None:
     assert all(15 <= wait <= 45 for wait in waits[6:]), waits
 
 
-@on_loop
 async def test_reset_connection() -> None:
     with FakeApi() as api:
         api.fault("watchlist", faults.reset)
@@ -322,7 +302,6 @@ async def test_reset_connection() -> None:
             await watch.until_names("a")
 
 
-@on_loop
 async def test_instant_eof_loop_backs_off() -> None:
     with FakeApi() as api:
         async with watching(api) as watch:
@@ -336,7 +315,6 @@ async def test_instant_eof_loop_backs_off() -> None:
     assert waits[0] <= 1.2, waits
 
 
-@on_loop
 async def test_a_watch_that_lived_long_is_taken_up_again_without_delay_and_from_its_version() -> None:
     with FakeApi() as api:
         async with watching(api) as watch:
@@ -348,7 +326,6 @@ async def test_a_watch_that_lived_long_is_taken_up_again_without_delay_and_from_
             assert api.requests[-1].query["resourceVersion"] == str(api.version)
 
 
-@on_loop
 async def test_backoff_starts_again_after_a_healthy_watch() -> None:
     with FakeApi() as api:
         async with watching(api) as watch:
@@ -363,7 +340,6 @@ async def test_backoff_starts_again_after_a_healthy_watch() -> None:
             assert 0.4 <= (await watch.clock.until_waits(7))[-1] <= 1.2
 
 
-@on_loop
 async def test_retry_after_is_honoured() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))
@@ -376,7 +352,6 @@ async def test_retry_after_is_honoured() -> None:
     assert 50 <= waits[1] <= 50 * 1.2
 
 
-@on_loop
 async def test_server_restart_goes_on_from_the_version_seen() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))
@@ -395,7 +370,6 @@ async def test_server_restart_goes_on_from_the_version_seen() -> None:
 # --- versions --------------------------------------------------------------------------------------------------
 
 
-@on_loop
 @pytest.mark.parametrize("in_stream", [True, False], ids=["ERROR event", "HTTP status"])
 async def test_410_relists(in_stream: bool) -> None:
     with FakeApi(gone_in_stream=in_stream) as api:
@@ -412,7 +386,6 @@ async def test_410_relists(in_stream: bool) -> None:
             assert api.verbs() == ["watchlist", "watch", "watchlist"]
 
 
-@on_loop
 async def test_error_event_of_any_other_code_relists() -> None:
     with FakeApi() as api:
         async with watching(api) as watch:
@@ -424,7 +397,6 @@ async def test_error_event_of_any_other_code_relists() -> None:
             await asyncio.to_thread(api.wait_for, lambda: api.verbs() == ["watchlist", "watch", "watchlist"])
 
 
-@on_loop
 @pytest.mark.parametrize("future", ["silence", "504", "410"])
 async def test_server_restart_with_lower_versions(future: str) -> None:
     """As after etcd was restored from a backup. kube-apiserver says nothing to a watch from its future."""
@@ -440,7 +412,6 @@ async def test_server_restart_with_lower_versions(future: str) -> None:
             await watch.until_names("a", "c", "d")
 
 
-@on_loop
 @pytest.mark.parametrize(("seconds", "asked"), [(700, []), (200, ["confirm"])], ids=["in its time", "earlier"])
 async def test_a_version_is_confirmed_after_a_watch_that_did_not_end_in_its_time(
     seconds: float, asked: list[str]
@@ -454,7 +425,6 @@ async def test_a_version_is_confirmed_after_a_watch_that_did_not_end_in_its_time
             assert [request.verb for request in api.requests][1:-1] == asked
 
 
-@on_loop
 async def test_a_version_is_confirmed_where_the_next_watch_does_not_come_about() -> None:
     """The last one has ended in its time; but the server is another one when it answers again."""
     with FakeApi() as api:
@@ -467,7 +437,6 @@ async def test_a_version_is_confirmed_where_the_next_watch_does_not_come_about()
             assert [request.verb for request in api.requests][1:-1] == ["watch", "confirm"]
 
 
-@on_loop
 async def test_relist_yields_only_differences() -> None:
     with FakeApi(watch_list=False) as api:
         for number in range(20):
@@ -489,7 +458,6 @@ async def test_relist_yields_only_differences() -> None:
             assert len(watch.events) == 25
 
 
-@on_loop
 async def test_list_that_breaks_off_deletes_nothing() -> None:
     with FakeApi(watch_list=False) as api:
         for number in range(PAGE + 5):
@@ -506,7 +474,6 @@ async def test_list_that_breaks_off_deletes_nothing() -> None:
             assert len(watch.upserted()) == PAGE + 5
 
 
-@on_loop
 async def test_list_without_resource_version_is_not_watched_from() -> None:
     def versionless(exchange: fakeapi.Exchange) -> bool:
         exchange.send(200, {"kind": "PodList", "metadata": {}, "items": []})
@@ -523,7 +490,6 @@ async def test_list_without_resource_version_is_not_watched_from() -> None:
 # --- events that are out of order ----------------------------------------------------------------------------
 
 
-@on_loop
 @pytest.mark.parametrize("watch_list", [True, False])
 @pytest.mark.parametrize("order", ["older last", "deleted before added"])
 async def test_events_out_of_order_make_it_list_again(order: str, watch_list: bool) -> None:
@@ -560,7 +526,6 @@ async def test_events_out_of_order_make_it_list_again(order: str, watch_list: bo
             assert api.verbs().count("watchlist" if watch_list else "list") == 2
 
 
-@on_loop
 async def test_events_that_come_twice_are_nothing_new() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))

@@ -15,7 +15,7 @@ from felix_py.datastore.decode import CLUSTER_POLICY_KINDS
 from felix_py.datastore.informer import Timing
 from tests.support import fakeapi, faults
 from tests.support.fakeapi import CLUSTER_POLICIES, PODS, FakeApi, Json, pod
-from tests.support.watching import QUICK, ScriptedClock, configuration, on_loop, probing, watching
+from tests.support.watching import QUICK, ScriptedClock, configuration, probing, watching
 
 
 def policy(name: str, **spec: Any) -> Json:
@@ -28,7 +28,6 @@ async def asked(api: FakeApi, times: int) -> None:
     await asyncio.to_thread(api.wait_for, lambda: len(api.verbs(CLUSTER_POLICIES)) >= times)
 
 
-@on_loop
 @pytest.mark.parametrize("watch_list", [True, False])
 async def test_a_kind_that_is_not_installed_is_a_complete_empty_list(watch_list: bool) -> None:
     with FakeApi(watch_list=watch_list) as api:
@@ -38,7 +37,6 @@ async def test_a_kind_that_is_not_installed_is_a_complete_empty_list(watch_list:
             assert watch.events == []
 
 
-@on_loop
 async def test_one_quiet_watch_of_its_definition_is_all_that_it_costs() -> None:
     with FakeApi() as api:
         async with watching(api, kind=KIND) as watch:
@@ -57,7 +55,6 @@ async def test_one_quiet_watch_of_its_definition_is_all_that_it_costs() -> None:
             assert max(watch.clock.waits) == 0
 
 
-@on_loop
 @pytest.mark.parametrize("watch_list", [True, False])
 async def test_one_that_is_installed_later_is_watched_at_once(watch_list: bool) -> None:
     with FakeApi(watch_list=watch_list) as api:
@@ -76,7 +73,6 @@ async def test_one_that_is_installed_later_is_watched_at_once(watch_list: bool) 
         assert ("watchlist" in api.verbs(CLUSTER_POLICIES)[-2:]) is watch_list
 
 
-@on_loop
 async def test_a_definition_may_be_there_a_moment_before_what_it_defines() -> None:
     """Servers of one cluster learn of it one after the other."""
     with FakeApi() as api:
@@ -91,7 +87,6 @@ async def test_a_definition_may_be_there_a_moment_before_what_it_defines() -> No
             assert all(0.15 * 2**n <= delay <= 0.45 * 2**n for n, delay in enumerate(first)), "backing off"
 
 
-@on_loop
 async def test_a_definition_of_other_versions_is_none() -> None:
     with FakeApi() as api:
         api.define(CLUSTER_POLICIES, version="v9")
@@ -107,7 +102,6 @@ async def test_a_definition_of_other_versions_is_none() -> None:
 # --- definitions that may not be read --------------------------------------------------------------------------
 
 
-@on_loop
 async def test_without_the_right_to_the_definition_the_group_is_looked_at_less_and_less() -> None:
     with FakeApi(definitions=False) as api:
         async with watching(api, kind=KIND) as watch:
@@ -178,7 +172,6 @@ def forbidden(api: FakeApi) -> None:
     api.fault("*", faults.refuse(404, "NotFound"), path=CLUSTER_POLICIES, times=5)
 
 
-@on_loop
 @pytest.mark.parametrize("starting", [no_such_path, not_in_step, unavailable, empty_once, forbidden])
 async def test_a_server_that_is_just_starting_takes_no_policy_out_of_force(
     starting: Callable[[FakeApi], None],
@@ -193,7 +186,6 @@ async def test_a_server_that_is_just_starting_takes_no_policy_out_of_force(
             assert watch.names() == {"a"}, "no complete list came before this one"
 
 
-@on_loop
 async def test_a_definition_that_is_there_is_believed_more_than_a_404_also_without_rules_in_the_kernel() -> None:
     """As after a reboot of everything."""
     with FakeApi() as api:
@@ -205,7 +197,6 @@ async def test_a_definition_that_is_there_is_believed_more_than_a_404_also_witho
             assert watch.names() == {"a"}
 
 
-@on_loop
 @pytest.mark.parametrize(("definitions", "bound"), [(True, 5), (False, 60)])
 async def test_a_kind_that_is_gone_is_believed_to_be_gone_after_a_time_though_rules_are_in_force(
     definitions: bool, bound: float
@@ -220,7 +211,6 @@ async def test_a_kind_that_is_gone_is_believed_to_be_gone_after_a_time_though_ru
 # --- there, and gone -------------------------------------------------------------------------------------------
 
 
-@on_loop
 async def test_one_that_is_removed_empties_the_table_and_may_come_back() -> None:
     with FakeApi() as api:
         api.install(CLUSTER_POLICIES)
@@ -235,7 +225,6 @@ async def test_one_that_is_removed_empties_the_table_and_may_come_back() -> None
             await watch.until_names("c")
 
 
-@on_loop
 async def test_a_single_404_of_an_installed_kind_loses_no_policy() -> None:
     """As of a server that is about to start, or one of several that is behind the others."""
     with FakeApi() as api:
@@ -254,7 +243,6 @@ async def test_a_single_404_of_an_installed_kind_loses_no_policy() -> None:
             assert watch.upserted() == ["a", "b"], "nothing was published twice"
 
 
-@on_loop
 async def test_a_404_for_a_kind_that_every_server_has_is_an_error() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a"))
@@ -268,7 +256,6 @@ async def test_a_404_for_a_kind_that_every_server_has_is_an_error() -> None:
             assert watch.deleted() == []
 
 
-@on_loop
 @pytest.mark.parametrize("code", [401, 403, 500, 503])
 async def test_a_kind_that_cannot_be_asked_for_is_not_a_kind_that_is_not_there(code: int) -> None:
     """Without the right to list it, an agent does not know what it must deny: it waits."""
@@ -282,7 +269,6 @@ async def test_a_kind_that_cannot_be_asked_for_is_not_a_kind_that_is_not_there(c
             await watch.until_names("a")
 
 
-@on_loop
 @pytest.mark.parametrize("definitions", [True, False])
 async def test_the_age_of_a_kind_that_is_not_there_is_that_of_the_last_look(definitions: bool) -> None:
     with FakeApi(definitions=definitions) as api:

@@ -13,12 +13,11 @@ from felix_py.datastore.informer import Timing
 from tests.support import fakeapi, faults
 from tests.support.badbytes import SPOILT_VALUES
 from tests.support.fakeapi import PODS, SPOILT, FakeApi, pod
-from tests.support.watching import QUICK, ScriptedClock, configuration, on_loop, watching
+from tests.support.watching import QUICK, ScriptedClock, configuration, watching
 
 # --- what cannot be understood ---------------------------------------------------------------------------------
 
 
-@on_loop
 @pytest.mark.parametrize("fault", [faults.truncated, faults.half_event_then_end], ids=["cut", "ended"])
 async def test_truncated_line_is_asked_for_again(fault: type) -> None:
     with FakeApi() as api:
@@ -31,7 +30,6 @@ async def test_truncated_line_is_asked_for_again(fault: type) -> None:
             assert "watchlist" not in api.verbs()[1:], "its version was never counted as seen"
 
 
-@on_loop
 @pytest.mark.parametrize(
     "line",
     [
@@ -52,7 +50,6 @@ async def test_malformed_line_relists(line: bytes) -> None:
             await asyncio.to_thread(api.wait_for, lambda: "watchlist" in api.verbs()[1:])
 
 
-@on_loop
 async def test_empty_lines_are_nothing() -> None:
     with FakeApi() as api:
         api.fault("watchlist", faults.line(b"\n\n"))
@@ -62,7 +59,6 @@ async def test_empty_lines_are_nothing() -> None:
             assert api.verbs() == ["watchlist"]
 
 
-@on_loop
 async def test_malformed_list_is_asked_for_again() -> None:
     def garbage(exchange: fakeapi.Exchange) -> bool:
         exchange.send(200, {"surprise": True})
@@ -75,7 +71,6 @@ async def test_malformed_list_is_asked_for_again() -> None:
             await watch.until_names("a")
 
 
-@on_loop
 @pytest.mark.parametrize("watch_list", [True, False])
 async def test_invalid_object_inside_a_list_spoils_only_itself(watch_list: bool) -> None:
     with FakeApi(watch_list=watch_list) as api:
@@ -89,7 +84,6 @@ async def test_invalid_object_inside_a_list_spoils_only_itself(watch_list: bool)
             assert "not an address" in watch.problems[0].reason
 
 
-@on_loop
 @pytest.mark.parametrize("watch_list", [True, False])
 @pytest.mark.parametrize("value", [value for value in SPOILT_VALUES if b"\n" not in value])
 async def test_no_bytes_of_one_object_make_the_agent_list_for_ever(value: bytes, watch_list: bool) -> None:
@@ -112,7 +106,6 @@ async def test_no_bytes_of_one_object_make_the_agent_list_for_ever(value: bytes,
             assert len(api.verbs()) == asked
 
 
-@on_loop
 async def test_an_event_of_an_object_without_a_readable_name_is_cleared_up_by_one_list() -> None:
     with FakeApi(spoilt=b'"\xff"') as api:
         api.put(PODS, pod("a"))
@@ -132,7 +125,6 @@ def refused(code: int, body: fakeapi.Json, exchange: fakeapi.Exchange) -> bool:
     return True
 
 
-@on_loop
 async def test_refusals_of_any_bytes_are_refusals() -> None:
     """As of a proxy in between: wherever they come, the agent asks again later."""
     for value in SPOILT_VALUES:
@@ -148,7 +140,6 @@ async def test_refusals_of_any_bytes_are_refusals() -> None:
                 await watch.until_names("a")
 
 
-@on_loop
 async def test_object_that_becomes_invalid_counts_as_absent_until_it_is_well_again() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("a", ip="10.0.0.1"))
@@ -165,7 +156,6 @@ async def test_object_that_becomes_invalid_counts_as_absent_until_it_is_well_aga
             assert watch.store.problems == []
 
 
-@on_loop
 async def test_invalid_object_is_reported_once_however_often_it_is_listed() -> None:
     with FakeApi() as api:
         api.put(PODS, pod("bad", ip="x"))
@@ -185,7 +175,6 @@ async def test_invalid_object_is_reported_once_however_often_it_is_listed() -> N
 # --- who we are ------------------------------------------------------------------------------------------------
 
 
-@on_loop
 async def test_token_rotation() -> None:
     with FakeApi(token="first") as api:
         token = ["first"]
@@ -204,7 +193,6 @@ async def test_token_rotation() -> None:
             assert "watchlist" not in api.verbs()[1:], "a refused identity says nothing about the version"
 
 
-@on_loop
 async def test_watch_recycle_uses_a_new_connection_and_reads_the_credentials_again() -> None:
     with FakeApi(token="first") as api:
         loads = []
@@ -225,7 +213,6 @@ async def test_watch_recycle_uses_a_new_connection_and_reads_the_credentials_aga
             assert [r.authorization for r in api.requests] == ["Bearer first", "Bearer second"], "never refused"
 
 
-@on_loop
 async def test_watch_is_recycled_by_us_where_the_server_forgets_to() -> None:
     with FakeApi() as api:
         async with watching(api) as watch:
@@ -235,7 +222,6 @@ async def test_watch_is_recycled_by_us_where_the_server_forgets_to() -> None:
             await asyncio.to_thread(api.wait_for, lambda: api.verbs() == ["watchlist", "watch"])
 
 
-@on_loop
 async def test_forbidden_is_retried_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with FakeApi() as api:
         api.fault("watchlist", faults.refuse(403, "Forbidden", 'pods is forbidden: cannot watch resource "pods"'))
@@ -248,7 +234,6 @@ async def test_forbidden_is_retried_and_says_so(capsys: pytest.CaptureFixture[st
 # --- start, stop, back-pressure --------------------------------------------------------------------------------
 
 
-@on_loop
 async def test_it_starts_at_once() -> None:
     """Each node's start is its own; what brings thousands at once (an API server's return) is met by backoff."""
     with FakeApi() as api:
@@ -257,7 +242,6 @@ async def test_it_starts_at_once() -> None:
             assert watch.clock.waits == [0.0]
 
 
-@on_loop
 async def test_stop_is_quick_while_a_watch_is_silent() -> None:
     with FakeApi() as api:
         async with watching(api) as watch:
@@ -266,7 +250,6 @@ async def test_stop_is_quick_while_a_watch_is_silent() -> None:
                 await watch.reflector.stop()
 
 
-@on_loop
 async def test_nothing_reaches_the_sink_after_stop() -> None:
     with FakeApi() as api:
         async with watching(api) as watch:
@@ -278,7 +261,6 @@ async def test_nothing_reaches_the_sink_after_stop() -> None:
             assert len(watch.events) == before
 
 
-@on_loop
 async def test_age_grows_while_the_server_is_away() -> None:
     with FakeApi() as api:
         clock = ScriptedClock()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 
@@ -18,10 +16,6 @@ from felix_py.plan.planner import Planner
 from felix_py.records import Update
 from policy.model import Pod
 from tests.unit.test_agent_network import DENY, Rig, lease
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 60))
 
 
 class Breaking(FakeDataplane):
@@ -39,55 +33,46 @@ class Breaking(FakeDataplane):
         super().update(update)
 
 
-def test_an_update_that_was_taken_up_by_half_is_told_again() -> None:
-    async def test() -> None:
-        kernel = Breaking()
-        async with Rig(kernel) as rig:
-            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
-            await rig.network.enforce(lease())
-            before = set(kernel.chains)
-            kernel.breaks = True
-            rig.facts.upsert(DENY)
-            while not kernel.chains.keys() - before:
-                assert not rig.task.done()
-                await asyncio.sleep(0.005)
-            await rig.reconciler.settled()
-            assert rig.reconciler.unenforced is None
-
-    run(test())
+async def test_an_update_that_was_taken_up_by_half_is_told_again() -> None:
+    kernel = Breaking()
+    async with Rig(kernel) as rig:
+        rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+        await rig.network.enforce(lease())
+        before = set(kernel.chains)
+        kernel.breaks = True
+        rig.facts.upsert(DENY)
+        while not kernel.chains.keys() - before:
+            assert not rig.task.done()
+            await asyncio.sleep(0.005)
+        await rig.reconciler.settled()
+        assert rig.reconciler.unenforced is None
 
 
-def test_without_memory_for_the_plan_the_reconciler_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_memory_for_the_plan_the_reconciler_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the planner had taken from the facts is in neither: to go on would be to forget it."""
 
     def policy(*_: object) -> None:
         raise MemoryError
 
-    async def test() -> None:
-        async with Rig() as rig:
-            monkeypatch.setattr(Planner, "policy", policy)
-            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
-            rig.facts.attach(lease())
-            rig.facts.upsert(DENY)
-            await asyncio.wait((rig.task,))
-            assert memory.is_lack(rig.task.exception())
-
-    run(test())
+    async with Rig() as rig:
+        monkeypatch.setattr(Planner, "policy", policy)
+        rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+        rig.facts.attach(lease())
+        rig.facts.upsert(DENY)
+        await asyncio.wait((rig.task,))
+        assert memory.is_lack(rig.task.exception())
 
 
-def test_a_consumer_without_memory_is_not_passed_over() -> None:
+async def test_a_consumer_without_memory_is_not_passed_over() -> None:
     """It may know of half of the events. Whoever calls the table ends the process (felix_py/agent/memory.py)."""
 
     def handler(_events: object) -> None:
         raise MemoryError
 
-    async def test() -> None:
-        store = Store()
-        store.subscribe(handler)
-        with pytest.raises(MemoryError):
-            store.pods.apply([Mark.LIST_BEGIN, Pod("shop", "web", "u1", "n1"), Mark.LIST_END])
-
-    run(test())
+    store = Store()
+    store.subscribe(handler)
+    with pytest.raises(MemoryError):
+        store.pods.apply([Mark.LIST_BEGIN, Pod("shop", "web", "u1", "n1"), Mark.LIST_END])
 
 
 def test_an_object_that_there_is_no_memory_for_is_not_called_unusable(monkeypatch: pytest.MonkeyPatch) -> None:

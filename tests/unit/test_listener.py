@@ -14,14 +14,12 @@ from felix_py.agent.health import HealthServer
 from felix_py.agent.listener import listen, remove
 from felix_py.cni.server import listen_at
 from felix_py.config import ConfigError
-from tests.support.watching import on_loop
 
 
 async def nothing() -> None:
     pass
 
 
-@on_loop
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0", "localhost:0"])
 async def test_who_asks_before_anybody_answers_is_answered(address: str) -> None:
     listener = listen(address)

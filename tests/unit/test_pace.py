@@ -83,32 +83,29 @@ def test_every_question_is_answered_in_time(asked: list[float], work: float) -> 
         assert min(answers) - question <= 5.0 + work + max(3.0, min(10 * work, 60.0)) + 1e-6
 
 
-def test_the_runner_does_it_for_all_who_asked() -> None:
-    async def test() -> None:
-        done: list[int] = []
-        asked = 0
-        finished = asyncio.Event()
+async def test_the_runner_does_it_for_all_who_asked() -> None:
+    done: list[int] = []
+    asked = 0
+    finished = asyncio.Event()
 
-        async def act() -> float:
-            done.append(asked)
-            finished.set()
-            return 0.0
+    async def act() -> float:
+        done.append(asked)
+        finished.set()
+        return 0.0
 
-        paced = Paced(Pace(0.0, 0.0, 0.0), act)
-        task = asyncio.create_task(paced.run())
-        await asyncio.sleep(0)
-        assert done == []
-        for _ in range(3):
-            asked += 1
-            paced.ask()
-        await finished.wait()
-        assert done == [3]
-        finished.clear()
+    paced = Paced(Pace(0.0, 0.0, 0.0), act)
+    task = asyncio.create_task(paced.run())
+    await asyncio.sleep(0)
+    assert done == []
+    for _ in range(3):
         asked += 1
         paced.ask()
-        await finished.wait()
-        assert done == [3, 4]
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(asyncio.wait_for(test(), 10))
+    await finished.wait()
+    assert done == [3]
+    finished.clear()
+    asked += 1
+    paced.ask()
+    await finished.wait()
+    assert done == [3, 4]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -176,7 +176,9 @@ def scrape(registry: CollectorRegistry) -> str:
     return generate_latest(registry).decode()
 
 
-def test_scrapes_at_once_share_one_reading_and_soon_after_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_scrapes_at_once_share_one_reading_and_soon_after_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rig = Rig()
     chain = rig.policy("a")
     readings = [0]
@@ -186,26 +188,23 @@ def test_scrapes_at_once_share_one_reading_and_soon_after_there_is_none(monkeypa
         readings[0] += 1
         return [rule(chain, readings[0])]
 
-    async def test() -> None:
-        registry = CollectorRegistry()
-        counters = PolicyCounters(rig.accounts, (V4,), read)
-        registry.register(counters)
-        assert readings == [0]
-        await asyncio.gather(*(counters.refresh() for _ in range(5)))
-        await counters.refresh()
-        assert readings == [1]
-        monkeypatch.setattr(policy_counters, "_FRESH_SECONDS", 0.0)
-        await counters.refresh()
-        assert readings == [2]
-        series = 'direction="ingress",policy="NetworkPolicy/shop/a",tier="NetworkPolicy",verdict="allowed"'
-        assert f"felix_py_policy_packets_total{{{series}}} 1.0" in scrape(registry)
-        assert f"felix_py_policy_bytes_total{{{series}}} 100.0" in scrape(registry)
-        counters.close()
-
-    asyncio.run(test())
+    registry = CollectorRegistry()
+    counters = PolicyCounters(rig.accounts, (V4,), read)
+    registry.register(counters)
+    assert readings == [0]
+    await asyncio.gather(*(counters.refresh() for _ in range(5)))
+    await counters.refresh()
+    assert readings == [1]
+    monkeypatch.setattr(policy_counters, "_FRESH_SECONDS", 0.0)
+    await counters.refresh()
+    assert readings == [2]
+    series = 'direction="ingress",policy="NetworkPolicy/shop/a",tier="NetworkPolicy",verdict="allowed"'
+    assert f"felix_py_policy_packets_total{{{series}}} 1.0" in scrape(registry)
+    assert f"felix_py_policy_bytes_total{{{series}}} 100.0" in scrape(registry)
+    counters.close()
 
 
-def test_a_reading_that_fails_or_hangs_leaves_the_last_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reading_that_fails_or_hangs_leaves_the_last_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig()
     chain = rig.policy("a")
     answers: list[Exception | int] = [1, 5, ToolError("the lock is held"), ValueError("a defect"), 6]
@@ -220,22 +219,17 @@ def test_a_reading_that_fails_or_hangs_leaves_the_last_counts(monkeypatch: pytes
             raise answer
         return [rule(chain, answer)]
 
-    async def test() -> None:
-        monkeypatch.setattr(policy_counters, "_FRESH_SECONDS", 0.0)
-        counters = PolicyCounters(rig.accounts, (V4,), read)
-        registry = CollectorRegistry()
-        registry.register(counters)
-        seen = []
-        while answers:
-            await counters.refresh()
-            seen += [
-                line.split()[-1] for line in scrape(registry).splitlines() if "policy_packets_total{" in line
-            ]
-        assert seen == ["0.0", "4.0", "4.0", "4.0", "5.0"]
-        monkeypatch.setattr(policy_counters, "_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(policy_counters, "_FRESH_SECONDS", 0.0)
+    counters = PolicyCounters(rig.accounts, (V4,), read)
+    registry = CollectorRegistry()
+    registry.register(counters)
+    seen = []
+    while answers:
         await counters.refresh()
-        assert "5.0" in scrape(registry)
-        hanging.set()
-        counters.close()
-
-    asyncio.run(test())
+        seen += [line.split()[-1] for line in scrape(registry).splitlines() if "policy_packets_total{" in line]
+    assert seen == ["0.0", "4.0", "4.0", "4.0", "5.0"]
+    monkeypatch.setattr(policy_counters, "_WAIT_SECONDS", 0.01)
+    await counters.refresh()
+    assert "5.0" in scrape(registry)
+    hanging.set()
+    counters.close()

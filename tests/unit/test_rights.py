@@ -28,7 +28,7 @@ from tests.support.fakeapi import (
     Request,
     pod,
 )
-from tests.support.watching import QUICK, configuration, on_loop
+from tests.support.watching import QUICK, configuration
 
 RBAC = Path(__file__).parents[2] / "manifests" / "rbac.yaml"
 CRDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
@@ -105,7 +105,6 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
         await cluster.stop()
 
 
-@on_loop
 async def test_rights_are_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conditions, "LOOK", (0.0, 0.1))
     asked: set[Right] = set()

@@ -18,7 +18,6 @@ from policy.model import (
     Selector,
     Tier,
 )
-from tests.support.watching import on_loop
 
 A, B = Pod("ns", "a"), Pod("ns", "b")
 A2 = Pod("ns", "a", addresses=("10.0.0.1",))
@@ -44,7 +43,6 @@ def listed(*items: Pod | Unusable) -> Sequence[Pod | Unusable | Mark]:
     return (Mark.LIST_BEGIN, *items, Mark.LIST_END)
 
 
-@on_loop
 async def test_changes() -> None:
     seen = Seen()
     assert seen.pods(A) == [Upserted(A, None)]
@@ -55,7 +53,6 @@ async def test_changes() -> None:
     assert not seen.store.pods.records
 
 
-@on_loop
 async def test_a_list_publishes_the_differences_only() -> None:
     seen = Seen()
     seen.pods(*listed(A, B))
@@ -64,7 +61,6 @@ async def test_a_list_publishes_the_differences_only() -> None:
     assert seen.pods(*listed()) == [Deleted(A2)]
 
 
-@on_loop
 async def test_a_list_in_parts_with_changes_in_between() -> None:
     seen = Seen()
     seen.pods(*listed(A, B))
@@ -74,7 +70,6 @@ async def test_a_list_in_parts_with_changes_in_between() -> None:
     assert seen.pods(Mark.LIST_END) == [Deleted(B)]
 
 
-@on_loop
 async def test_a_list_that_begins_again_forgets_what_the_first_try_named() -> None:
     seen = Seen()
     seen.pods(*listed(A, B))
@@ -82,7 +77,6 @@ async def test_a_list_that_begins_again_forgets_what_the_first_try_named() -> No
     assert seen.pods(*listed(B)) == [Deleted(A)]
 
 
-@on_loop
 async def test_a_batch_is_published_as_one_and_after_the_store_has_it() -> None:
     seen = Seen()
     during: list[set[str]] = []
@@ -92,7 +86,6 @@ async def test_a_batch_is_published_as_one_and_after_the_store_has_it() -> None:
     assert during == [{"a", "b"}]
 
 
-@on_loop
 async def test_unusable_object_is_absent_and_reported_once_a_reason() -> None:
     seen = Seen()
     seen.pods(A)
@@ -105,7 +98,6 @@ async def test_unusable_object_is_absent_and_reported_once_a_reason() -> None:
     assert seen.store.problems == [Problem("Pod", ("ns", "a"), "u", "other")]
 
 
-@on_loop
 @pytest.mark.parametrize("cure", [A, Gone(("ns", "a")), Mark.LIST_END])
 async def test_problem_ends_when_the_object_is_well_or_gone(cure: Pod | Gone | Mark) -> None:
     seen = Seen()
@@ -113,7 +105,6 @@ async def test_problem_ends_when_the_object_is_well_or_gone(cure: Pod | Gone | M
     assert seen.store.problems == []
 
 
-@on_loop
 async def test_policy_with_problems_is_kept_and_reported() -> None:
     seen = Seen()
     policy = NetworkPolicy("ns", "p", Selector(), ingress=(), uid="u", problems=("spec.x: bad", "spec.y: worse"))
@@ -124,7 +115,6 @@ async def test_policy_with_problems_is_kept_and_reported() -> None:
     assert seen.store.problems == []
 
 
-@on_loop
 async def test_in_sync_needs_every_kind_and_comes_after_the_events() -> None:
     seen = Seen()
     store = seen.store
@@ -146,7 +136,6 @@ async def test_in_sync_needs_every_kind_and_comes_after_the_events() -> None:
     assert store.in_sync.is_set(), "a relist does not take it back"
 
 
-@on_loop
 async def test_cluster_policies_of_several_kinds_may_share_a_name() -> None:
     def named(kind: PolicyKind, *problems: str) -> ClusterPolicy:
         subject = PodPeer(Selector(), None)
@@ -171,7 +160,6 @@ async def test_cluster_policies_of_several_kinds_may_share_a_name() -> None:
     assert late == [Upserted(cluster, None)]
 
 
-@on_loop
 async def test_late_subscriber_gets_what_is_there() -> None:
     seen = Seen()
     seen.pods(A, B)
@@ -181,7 +169,6 @@ async def test_late_subscriber_gets_what_is_there() -> None:
     assert late == [Upserted(Namespace("ns"), None), Upserted(A, None), Upserted(B, None)]
 
 
-@on_loop
 async def test_handler_that_fails_harms_nobody_else() -> None:
     store = Store()
 
