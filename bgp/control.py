@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from bgp import protocol
-from bgp.channel import Channel, Note
+from bgp.channel import Channel
 from bgp.model import Peer, SpeakerConfig
 from bgp.readback import ReadBack
 from bgp.rib import Rib
@@ -27,9 +27,10 @@ class Control:
     def __init__(self) -> None:
         self.rib = Rib()
         """Learned routes. Filter and reach are set, and changes taken, there."""
-        self._channel = Channel()
+        self.channel = Channel()
+        """Commands that wait to be sent, and log lines."""
         self._sessions: dict[str, Session] = {}
-        self._readback = ReadBack(self._sessions, self.rib, self._channel)
+        self._readback = ReadBack(self._sessions, self.rib, self.channel)
         self._wanted: frozenset[str] | None = None
         self.neighbors: Mapping[str, protocol.Neighbor] = {}
         """ExaBGP's neighbors, as last asked for."""
@@ -62,13 +63,13 @@ class Control:
             if address not in new:
                 self._sessions[address].configure(peer)
                 continue
-            session = self._sessions[address] = Session(peer, self.rib, self._channel, now)
+            session = self._sessions[address] = Session(peer, self.rib, self.channel, now)
             if self._wanted is not None:
                 session.want(self._wanted)
         if self._deferred_until is None:
             self._deferred_until = now + max((peer.max_restart_time for peer in config.peers), default=0)
         self.in_effect = False
-        if new and self._channel.is_open:
+        if new and self.channel.is_open:
             # ExaBGP may have known it before we did.
             self._readback.everything()
 
@@ -88,23 +89,23 @@ class Control:
 
     def retire(self, peers: Iterable[str]) -> None:
         """Withdraw everything from neighbors that are leaving."""
-        self._channel.send(*map(protocol.withdraw_all, peers))
+        self.channel.send(*map(protocol.withdraw_all, peers))
 
     def query_neighbors(self) -> None:
         """Have :attr:`neighbors` and :attr:`in_effect` brought up to date."""
-        self._channel.send(protocol.SHOW_NEIGHBORS)
+        self.channel.send(protocol.SHOW_NEIGHBORS)
 
     # --- the connection ----------------------------------------------------------------------------------
 
     def attached(self) -> None:
         """There is a new connection to the bridge: read everything back."""
-        self._channel.open()
+        self.channel.open()
         self._readback.stop()
         self._readback.everything()
 
     def detached(self, now: float) -> None:
         """The connection is gone, and perhaps ExaBGP with it: keep all routes as a restarting speaker does."""
-        self._channel.close()
+        self.channel.close()
         self._readback.stop()
         self.neighbors = {}
         for session in self._sessions.values():
@@ -112,11 +113,7 @@ class Control:
 
     def receive(self, data: bytes, now: float) -> None:
         """Bytes from the bridge. What makes no sense is counted and said once a connection; nothing raises."""
-        self._channel.receive(data, partial(self._handle, now))
-
-    def data_to_send(self) -> bytes:
-        """Bytes for the bridge."""
-        return self._channel.data_to_send()
+        self.channel.receive(data, partial(self._handle, now))
 
     def tick(self, now: float) -> None:
         """Let time do its part; once a second is enough."""
@@ -127,20 +124,6 @@ class Control:
         self.in_sync = self.in_sync or self._is_in_sync(now)
 
     # --- what came of it ---------------------------------------------------------------------------------
-
-    def take_notes(self) -> list[Note]:
-        """Log lines since the last call."""
-        return self._channel.take_notes()
-
-    @property
-    def pending(self) -> int:
-        """Commands that ExaBGP has not answered yet."""
-        return self._channel.pending
-
-    @property
-    def ignored(self) -> int:
-        """Lines that made no sense, of all connections."""
-        return self._channel.ignored
 
     def peers(self, now: float) -> list[PeerStatus]:
         """One status for each configured peer."""
@@ -163,8 +146,8 @@ class Control:
     def _on_session(self, session: Session, event: protocol.Event, now: float) -> None:
         match event:
             case protocol.Gap():
-                self._channel.note("events lost, reading back", event.peer, warning=True)
-                self._channel.send(protocol.SHOW_NEIGHBORS)
+                self.channel.note("events lost, reading back", event.peer, warning=True)
+                self.channel.send(protocol.SHOW_NEIGHBORS)
                 self._readback.received([event.peer])
             case protocol.Update():
                 self._readback.updated(event)
@@ -195,7 +178,7 @@ class Control:
         if in_effect and not self.in_effect:
             # A reload makes new neighbor objects, and an end-of-RIB still queued in an old one is lost.
             for session in self._sessions.values():
-                self._channel.send(*session.out.end_of_rib())
+                self.channel.send(*session.out.end_of_rib())
         self.in_effect = in_effect
 
     def _confirm(self, session: Session) -> None:

@@ -125,7 +125,7 @@ class Speaker:
     @property
     def ignored(self) -> int:
         """Lines of ExaBGP's that made no sense, so far."""
-        return self._control.ignored
+        return self._control.channel.ignored
 
     def prefixes_without_next_hop(self) -> int:
         """How many accepted prefixes have no next hop that this node can use."""
@@ -293,10 +293,10 @@ class Speaker:
 
     def _flush(self) -> None:
         """Send what the control wants sent, tell what it has found."""
-        data = self._control.data_to_send()
+        data = self._control.channel.data_to_send()
         if data and self._writer is not None and not self._writer.is_closing():
             self._writer.write(data)
-        for note in self._control.take_notes():
+        for note in self._control.channel.take_notes():
             bound = self._log.bind(peer=note.peer) if note.peer else self._log
             emit = bound.warning if note.warning else bound.info
             emit(note.text, **({"detail": note.detail} if note.detail else {}))
@@ -316,7 +316,7 @@ class Speaker:
 
     async def _answered(self) -> None:
         async with self._progress:
-            await self._progress.wait_for(lambda: self._writer is not None and not self._control.pending)
+            await self._progress.wait_for(lambda: self._writer is not None and not self._control.channel.pending)
 
 
 def _source_address(peer: Peer, before: Mapping[str, str]) -> str:

@@ -54,7 +54,7 @@ class BGP(RuleBasedStateMachine):
     def talk(self) -> None:
         """Carry lines both ways until there is silence."""
         while self.attached:
-            data = self.control.data_to_send()
+            data = self.control.channel.data_to_send()
             self.exabgp.write(data)
             answer = self.exabgp.read()
             if not data and not answer:

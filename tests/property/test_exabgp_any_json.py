@@ -113,7 +113,7 @@ def attached() -> tuple[Control, FakeExaBGP]:
 
 def talk(control: Control, exabgp: FakeExaBGP) -> None:
     while True:
-        sent = control.data_to_send()
+        sent = control.channel.data_to_send()
         exabgp.write(sent)
         answer = exabgp.read()
         if not sent and not answer:
@@ -128,7 +128,7 @@ def test_no_line_takes_the_agent_down(lines: list[bytes]) -> None:
         control.receive(line + b"\n", 100.0)
     control.tick(200.0)
     json.dumps([str(peer) for peer in control.peers(200.0)], ensure_ascii=False).encode()
-    for note in control.take_notes():
+    for note in control.channel.take_notes():
         f"{note.text} {note.detail}".encode()
         assert len(note.detail) <= protocol.TEXT_MOST
     control.rib.take()
@@ -156,11 +156,13 @@ def test_no_line_takes_the_agent_down(lines: list[bytes]) -> None:
 )
 def test_counted_and_said_once(line: bytes) -> None:
     control, _ = attached()
-    control.take_notes()
+    control.channel.take_notes()
     for _ in range(100):
         control.receive(line + b"\n", 100.0)
-    assert control.ignored == 100
-    assert [note.text for note in control.take_notes()] == ["ExaBGP says what makes no sense; it is left out"]
+    assert control.channel.ignored == 100
+    assert [note.text for note in control.channel.take_notes()] == [
+        "ExaBGP says what makes no sense; it is left out"
+    ]
 
 
 def test_a_line_without_end_is_not_kept() -> None:

@@ -46,7 +46,7 @@ class Scene:
         self.talk()
 
     def talk(self) -> dict[str, tuple[str, ...]]:
-        while (data := self.control.data_to_send()) or (answer := self.exabgp.read()):
+        while (data := self.control.channel.data_to_send()) or (answer := self.exabgp.read()):
             if data:
                 self.exabgp.write(data)
                 answer = self.exabgp.read()
@@ -247,7 +247,7 @@ def test_lost_events_are_read_back(scene: Scene) -> None:
     scene.exabgp.read()
     scene.exabgp.announce(TOR.address, Q, ROUTE)
     assert scene.talk() == {P: (), Q: ("10.9.0.2",)}
-    assert "events lost, reading back" in [note.text for note in scene.control.take_notes()]
+    assert "events lost, reading back" in [note.text for note in scene.control.channel.take_notes()]
 
 
 def test_event_during_the_reading_is_newer_than_what_is_read(scene: Scene) -> None:
@@ -256,7 +256,7 @@ def test_event_during_the_reading_is_newer_than_what_is_read(scene: Scene) -> No
     scene.exabgp.up(TOR.address)
     scene.exabgp.connect()
     scene.control.attached()
-    scene.exabgp.write(scene.control.data_to_send())
+    scene.exabgp.write(scene.control.channel.data_to_send())
     lines = scene.exabgp.read().splitlines(keepends=True)
     scene.exabgp.withdraw(TOR.address, P)
     event = scene.exabgp.read()
@@ -359,7 +359,7 @@ def test_refused_command_is_noted_and_made_good(scene: Scene) -> None:
     gone = scene.exabgp.peers.pop(TOR.address)
     scene.control.announce({V4})
     scene.talk()
-    assert [note.text for note in scene.control.take_notes()][-1] == "ExaBGP refused"
+    assert [note.text for note in scene.control.channel.take_notes()][-1] == "ExaBGP refused"
     scene.exabgp.peers[TOR.address] = gone
     scene.wait(2)
     assert gone.installed == {V4}
