@@ -50,7 +50,7 @@ _MASQUERADING = {
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Quiet:
     """Seconds. A look at the table waits until nothing has changed for ``quiet``, but no longer than ``most``."""
 
     quiet: float = 0.5
@@ -124,7 +124,7 @@ class Revoker:
         flows: Flows,
         host_addresses: Callable[[], frozenset[str]],
         metrics: Metrics,
-        pace: Pace | None = None,
+        pace: Quiet | None = None,
         *,
         host_closed: bool = False,
     ) -> None:
@@ -138,7 +138,7 @@ class Revoker:
         self._flows = flows
         self._host_addresses = host_addresses
         self._metrics = metrics
-        self._pace = pace or Pace()
+        self._pace = pace or Quiet()
         # Connections to the host may have begun when that was open; policy's own come with the first change.
         self._writing = Concerned(everybody=host_closed)
         self._due = Concerned()

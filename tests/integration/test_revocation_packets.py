@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from felix_py.agent.flows import Flows
-from felix_py.agent.revoke import Pace, Revoker
+from felix_py.agent.revoke import Quiet, Revoker
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.host_addresses import host_addresses
@@ -62,7 +62,7 @@ class Living(PolicyNode):
                 self.flows,
                 host_addresses,
                 self.metrics,
-                Pace(0.05, 0.5),
+                Quiet(0.05, 0.5),
                 host_closed=self.host_closed,
             )
             tasks = [asyncio.create_task(self.reconciler.run())]

@@ -13,7 +13,7 @@ import pytest
 from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
-from felix_py.agent.revoke import Pace, Revoker
+from felix_py.agent.revoke import Quiet, Revoker
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
 from felix_py.dataplane.interface import Part
 from felix_py.metrics import Metrics
@@ -64,7 +64,7 @@ def pod(name: str, address: str, node: str = "n1", **labels: str) -> Pod:
 class Rig:
     """A node with pods web, api and db; the pod far is on another one."""
 
-    def __init__(self, pace: Pace | None = None) -> None:
+    def __init__(self, pace: Quiet | None = None) -> None:
         self._asked = 0
         self.kernel = FakeDataplane()
         self.kernel.load()
@@ -77,7 +77,7 @@ class Rig:
         )
         self.flows = Flows(self.table, self.table, self.metrics)
         chains_of = self.facts.engine.chains_of
-        pace = pace or Pace(0.02, 0.1)
+        pace = pace or Quiet(0.02, 0.1)
         host = lambda: frozenset({HOST})  # noqa: E731
         self.revoker = Revoker(self.facts.view, chains_of, self.flows, host, self.metrics, pace)
         self.facts.on_policy = self.revoker.collected
@@ -332,7 +332,7 @@ def test_pods_that_come_and_go_and_applies_without_policy_cause_no_look() -> Non
 
 def test_of_a_folder_of_policies_only_the_whole_counts() -> None:
     async def test() -> None:
-        async with Rig(Pace(0.1, 5)) as rig:
+        async with Rig(Quiet(0.1, 5)) as rig:
             kept = rig.connect(API, WEB)
             await rig.change(policy(name="deny-all"), look=False)
             await rig.change(policy(from_pods(80, app="api"), name="allow"))
@@ -344,7 +344,7 @@ def test_of_a_folder_of_policies_only_the_whole_counts() -> None:
 
 def test_a_storm_of_changes_ends_in_few_looks_and_does_not_put_them_off_for_ever() -> None:
     async def test() -> None:
-        async with Rig(Pace(0.05, 0.2)) as rig:
+        async with Rig(Quiet(0.05, 0.2)) as rig:
             rig.connect(DB, WEB)
             looks = len(rig.table.looks)
             changes = 0
