@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from bench.clusters import Cluster, even, labelled
 from bench.harness import Way, compare, show
-from policy.answers import View
+from policy.answers import Variant
 from policy.cohorts import Policy
 from policy.evaluate import Snapshot, verdict
 from policy.impact import Changes, Group, impact, policies_after
@@ -163,8 +163,8 @@ def _selects(policy: Policy, pod: Pod) -> bool:
 
 def _brute(cluster: Snapshot, changes: Changes, pairs: Iterable[tuple[Pod, Pod]]) -> set[_Cell]:
     """What is judged differently. The views find a namespace's policies at once, or it would take days."""
-    before = View(cluster, cluster.policies.values())
-    after = View(cluster, policies_after(cluster, changes).values())
+    before = Variant(cluster, cluster.policies.values())
+    after = Variant(cluster, policies_after(cluster, changes).values())
     found = set()
     for source, destination in pairs:
         for protocol, port in _PORTS:

@@ -32,7 +32,7 @@ from policy.model import (
 LAST_PORT = 65535
 
 
-class View:
+class Variant:
     """The cluster under other policies than its own: what the oracle looks at, and quick at it."""
 
     def __init__(self, cluster: Snapshot, policies: Iterable[Policy]) -> None:
@@ -252,8 +252,8 @@ class Answers:
         ends = (subject, far) if chosen.direction is Direction.EGRESS else (far, subject)
         source, destination = ends
         versions = chosen.versions or ()
-        before = View(self._cluster, [version.policy for version in versions if version.before])
-        after = View(self._cluster, [version.policy for version in versions if version.after])
+        before = Variant(self._cluster, [version.policy for version in versions if version.before])
+        after = Variant(self._cluster, [version.policy for version in versions if version.after])
         pod = destination.pod
         found: list[Stretch] = []
         for protocol in Protocol:
@@ -269,7 +269,7 @@ class Answers:
                     found.append(Stretch(protocol, first, following - 1, old, new))
         return found
 
-    def _ask(self, view: View, packet: Packet, direction: Direction) -> Decision:
+    def _ask(self, view: Variant, packet: Packet, direction: Direction) -> Decision:
         both = verdict(view, packet)
         end = both.egress if direction is Direction.EGRESS else both.ingress
         return _ALLOWED if end is None else decision(end, self._changed)

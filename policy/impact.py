@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from policy.answers import Answer, Answers, Class, Decision, Stretch, View, decision
+from policy.answers import Answer, Answers, Class, Decision, Stretch, Variant, decision
 from policy.cohorts import Cohorts, Mask, Party, Policy, World, bits, judged
 from policy.evaluate import Snapshot, Verdict, verdict
 from policy.model import Direction, Family, Node, Packet, PolicyRef, Protocol
@@ -126,7 +126,7 @@ def newly_denied(cluster: Snapshot, changes: Changes, packets: Iterable[Packet])
     """Those of some packets that the changes would deny, each once."""
     would = policies_after(cluster, changes)
     changed = {ref for ref in changes if cluster.policies.get(ref) != would.get(ref)}
-    before, after = View(cluster, cluster.policies.values()), View(cluster, would.values())
+    before, after = Variant(cluster, cluster.policies.values()), Variant(cluster, would.values())
     nodes = {node.name: frozenset(node.addresses) for node in cluster.nodes()}
     found: list[Denial] = []
     for packet in dict.fromkeys(packets):
