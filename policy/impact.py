@@ -32,7 +32,7 @@ class Effect(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class PortRange:
+class ProtocolPorts:
     """Ports of a protocol, ``first`` to ``last`` inclusive."""
 
     protocol: Protocol
@@ -60,7 +60,7 @@ class Group:
     effect: Effect
     sources: tuple[Party, ...]
     destinations: tuple[Party, ...]
-    ports: tuple[PortRange, ...]
+    ports: tuple[ProtocolPorts, ...]
     family: Family | None
     turns: tuple[Turn, ...]
 
@@ -149,7 +149,7 @@ def _turns(old: Verdict, new: Verdict, changed: Container[PolicyRef]) -> tuple[T
 
 # --- pairs put together ---------------------------------------------------------------------------------------
 
-_Change = tuple[Effect, tuple[PortRange, ...], tuple[Turn, ...]]
+_Change = tuple[Effect, tuple[ProtocolPorts, ...], tuple[Turn, ...]]
 _Pairs = dict[int, Mask]
 """Cohort of the destination -> cohorts of the sources."""
 
@@ -204,7 +204,7 @@ class _Comparison:
 
 def _together(egress: Answer, ingress: Answer) -> list[_Change]:
     """ "Both the egress policy on the source and the ingress policy on the destination need to allow it." """
-    found: dict[tuple[Effect, tuple[Turn, ...]], list[PortRange]] = {}
+    found: dict[tuple[Effect, tuple[Turn, ...]], list[ProtocolPorts]] = {}
     for protocol, first, last, out, into in _overlaps(egress, ingress):
         before = out.before.allowed and into.before.allowed
         if before is (out.after.allowed and into.after.allowed):
@@ -217,9 +217,9 @@ def _together(egress: Answer, ingress: Answer) -> list[_Change]:
         )
         ranges = found.setdefault((effect, turns), [])
         if ranges and (ranges[-1].protocol, ranges[-1].last) == (protocol, first - 1):
-            ranges[-1] = PortRange(protocol, ranges[-1].first, last)
+            ranges[-1] = ProtocolPorts(protocol, ranges[-1].first, last)
         else:
-            ranges.append(PortRange(protocol, first, last))
+            ranges.append(ProtocolPorts(protocol, first, last))
     return [(effect, tuple(ranges), turns) for (effect, turns), ranges in found.items()]
 
 

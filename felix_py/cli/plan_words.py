@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from policy.answers import LAST_PORT, Decision
 from policy.cohorts import Party, World
-from policy.impact import PortRange, Turn
+from policy.impact import ProtocolPorts, Turn
 from policy.model import Direction, Node, ObjectKey, Pod, Protocol
 from policy.regions import Region
 from policy.workloads import Workload, workloads
@@ -158,7 +158,7 @@ def _listed(items: Sequence[tuple[str, int]], what: str) -> str:
 # --- ports ----------------------------------------------------------------------------------------------------
 
 
-def ports_text(ranges: Sequence[PortRange]) -> str:
+def ports_text(ranges: Sequence[ProtocolPorts]) -> str:
     """Ports as people say them: ``80/TCP``, ``every TCP port but 8000-8999``, ``every port``."""
     missing = _missing(ranges)
     if not missing:
@@ -168,7 +168,7 @@ def ports_text(ranges: Sequence[PortRange]) -> str:
     return ", ".join(some) if len(some) <= len(but) else f"every port but {', '.join(but)}"
 
 
-def _of(protocol: Protocol, ranges: Sequence[PortRange]) -> list[str]:
+def _of(protocol: Protocol, ranges: Sequence[ProtocolPorts]) -> list[str]:
     own = [one for one in ranges if one.protocol is protocol]
     missing = [one for one in _missing(own) if one.protocol is protocol]
     if own and not missing:
@@ -178,21 +178,21 @@ def _of(protocol: Protocol, ranges: Sequence[PortRange]) -> list[str]:
     return [f"{_range_text(one)}/{protocol}" for one in own]
 
 
-def _missing(ranges: Sequence[PortRange]) -> list[PortRange]:
+def _missing(ranges: Sequence[ProtocolPorts]) -> list[ProtocolPorts]:
     """The ports that are not there."""
-    found: list[PortRange] = []
+    found: list[ProtocolPorts] = []
     for protocol in Protocol:
         start = 1
         for one in sorted(one for one in ranges if one.protocol is protocol):
             if one.first > start:
-                found.append(PortRange(protocol, start, one.first - 1))
+                found.append(ProtocolPorts(protocol, start, one.first - 1))
             start = one.last + 1
         if start <= LAST_PORT:
-            found.append(PortRange(protocol, start, LAST_PORT))
+            found.append(ProtocolPorts(protocol, start, LAST_PORT))
     return found
 
 
-def _range_text(one: PortRange) -> str:
+def _range_text(one: ProtocolPorts) -> str:
     return str(one.first) if one.first == one.last else f"{one.first}-{one.last}"
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from policy.answers import Decision
 from policy.cohorts import World
 from policy.evaluate import RuleRef, Snapshot
-from policy.impact import Effect, Extent, Group, Impact, PortRange, Turn, impact
+from policy.impact import Effect, Extent, Group, Impact, ProtocolPorts, Turn, impact
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -30,7 +30,7 @@ from policy.model import (
 )
 
 EVERYBODY = PodPeer(Selector(), None)
-EVERY_PORT = tuple(PortRange(protocol, 1, 65535) for protocol in Protocol)
+EVERY_PORT = tuple(ProtocolPorts(protocol, 1, 65535) for protocol in Protocol)
 DENY = NetworkPolicy("shop", "deny", Selector(), ingress=())
 
 
@@ -140,7 +140,7 @@ def test_rules_and_ranges_are_told_exactly() -> None:
     found = applied(Snapshot([Namespace("shop")], pods, [before]), after)
     by_effect = {group.effect: group for group in found.groups}
     denied, allowed = by_effect[Effect.DENIED], by_effect[Effect.ALLOWED]
-    assert denied.ports == (PortRange(Protocol.TCP, 91, 95),)
+    assert denied.ports == (ProtocolPorts(Protocol.TCP, 91, 95),)
     assert denied.turns == (
         Turn(
             Direction.INGRESS,
@@ -148,7 +148,7 @@ def test_rules_and_ranges_are_told_exactly() -> None:
             Decision(False, Tier.ADMIN, RuleRef(after.ref, 1, "more")),
         ),
     )
-    assert allowed.ports == (PortRange(Protocol.TCP, 85, 85),)
+    assert allowed.ports == (ProtocolPorts(Protocol.TCP, 85, 85),)
     assert allowed.turns == (
         Turn(
             Direction.INGRESS,
@@ -177,8 +177,8 @@ def test_a_port_name_of_an_egress_rule_is_each_destination_s_own() -> None:
     cluster = Snapshot([Namespace("shop")], pods, [out])
     closed = applied(cluster, replace(out, egress=()))
     assert {(*named(group)[1], group.ports) for group in closed.groups} == {
-        ("a", (PortRange(Protocol.TCP, 80, 80),)),
-        ("b", (PortRange(Protocol.TCP, 8080, 8080),)),
+        ("a", (ProtocolPorts(Protocol.TCP, 80, 80),)),
+        ("b", (ProtocolPorts(Protocol.TCP, 8080, 8080),)),
     }
 
 

@@ -8,7 +8,7 @@ from felix_py.cli.plan_words import Names, ports_text, turn_text
 from policy.answers import Decision
 from policy.cohorts import Party, World
 from policy.evaluate import RuleRef
-from policy.impact import PortRange, Turn
+from policy.impact import ProtocolPorts, Turn
 from policy.model import Direction, Family, Node, Pod, PolicyKind, PolicyRef, Protocol, Tier
 from policy.regions import Region
 
@@ -100,7 +100,7 @@ def test_addresses_of_flows() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_ports(ranges: list[tuple[Protocol, int, int]], text: str) -> None:
-    assert ports_text([PortRange(*one) for one in ranges]) == text
+    assert ports_text([ProtocolPorts(*one) for one in ranges]) == text
 
 
 def test_reasons() -> None:
