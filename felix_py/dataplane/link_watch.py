@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from contextlib import closing
 
 from felix_py import log
-from felix_py.dataplane.events import foreign_filter
+from felix_py.dataplane.kernel_events import foreign_filter
 from felix_py.dataplane.monitor import listen
 from felix_py.dataplane.netlink import NETLINK_ROUTE
 from felix_py.dataplane.reach import GROUPS, LinkChanges, Links, read_links

@@ -17,7 +17,7 @@ from felix_py.datastore.client import Api
 from felix_py.datastore.clock import SystemClock
 from felix_py.datastore.conditions import ConditionWriter
 from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, PODS, POLICIES
-from felix_py.datastore.events import EventWriter, ObjectRef
+from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
 from felix_py.datastore.probe import Probe
 from felix_py.datastore.store import Event, Problem, Store, Table, Upserted

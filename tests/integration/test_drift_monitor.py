@@ -15,8 +15,8 @@ from felix_py import reconcile
 from felix_py.dataplane import lock_watch, monitor
 from felix_py.dataplane.backend import OwnProcesses
 from felix_py.dataplane.backend import run as run_tool
-from felix_py.dataplane.events import GROUPS, host_filter
 from felix_py.dataplane.interface import Part
+from felix_py.dataplane.kernel_events import GROUPS, host_filter
 from felix_py.dataplane.lock_watch import LockWatch
 from felix_py.dataplane.netlink import NETLINK_ROUTE
 from felix_py.dataplane.routes import Routes

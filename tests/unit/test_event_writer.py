@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from felix_py.datastore.client import Api
-from felix_py.datastore.events import REPEAT_AFTER, EventWriter, ObjectRef
+from felix_py.datastore.event_writer import REPEAT_AFTER, EventWriter, ObjectRef
 from tests.support import fakeapi, faults
 from tests.support.fakeapi import FakeApi
 from tests.support.watching import ScriptedClock, configuration

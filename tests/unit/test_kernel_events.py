@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from felix_py.dataplane.events import LOST, Hint, HostEvents, origin, rules_concern_us
 from felix_py.dataplane.interface import Part
+from felix_py.dataplane.kernel_events import LOST, Hint, HostEvents, origin, rules_concern_us
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import attr, message
 from felix_py.dataplane.route_messages import Destination
