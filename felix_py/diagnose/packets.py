@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from felix_py.diagnose.ends import Place
 from felix_py.diagnose.live import Live, Routed, Way
 from felix_py.plan.layout import INTERFACE_PREFIX
-from felix_py.ruleset.run import Flow, Outcome, Path, Result, simulate
+from felix_py.ruleset.run import Outcome, Path, Result, Transit, simulate
 from policy.explain import Explanation, Free
 
 _UPLINK = "uplink"
@@ -38,7 +38,7 @@ class NodeView:
     agreement: Agreement
     expected: bool = True
     result: Result | None = None
-    flow: Flow | None = None
+    flow: Transit | None = None
     problem: str = ""
     note: str = ""
 
@@ -107,14 +107,14 @@ def _local(
     return NodeView(node, _agreement(expected, result.outcome), expected, result, flow, note=note)
 
 
-def _way(explanation: Explanation, back: Routed, towards: Routed) -> tuple[Path, Flow]:
+def _way(explanation: Explanation, back: Routed, towards: Routed) -> tuple[Path, Transit]:
     """Packets are taken to come by the interface by which their answers would leave."""
     came_from, leaves = back.interface or _UPLINK, towards.interface or _UPLINK
     if back.way is Way.HERE:
-        return Path.OUTPUT, Flow(explanation.packet, "", leaves)
+        return Path.OUTPUT, Transit(explanation.packet, "", leaves)
     if towards.way is Way.HERE:
-        return Path.INPUT, Flow(explanation.packet, came_from, "")
-    return Path.FORWARD, Flow(explanation.packet, came_from, leaves)
+        return Path.INPUT, Transit(explanation.packet, came_from, "")
+    return Path.FORWARD, Transit(explanation.packet, came_from, leaves)
 
 
 def _agreement(expected: bool, outcome: Outcome) -> Agreement:

@@ -78,7 +78,7 @@ class Outcome(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class Transit:
     """A packet on its way through one node. ``state`` is conntrack's; ``mark`` is what it carries on arrival."""
 
     packet: Packet
@@ -130,7 +130,7 @@ class Result:
         return self.trace[-1] if self.trace else None
 
 
-def simulate(rules: m.Ruleset, sets: Sets, flow: Flow, path: Path) -> Result:
+def simulate(rules: m.Ruleset, sets: Sets, flow: Transit, path: Path) -> Result:
     """Run a packet through all tables of its way."""
     first = _Run(rules, sets, flow, ())
     outcome = first.go(path)
@@ -153,7 +153,7 @@ class _Run:
 
     rules: m.Ruleset
     sets: Sets
-    flow: Flow
+    flow: Transit
     given: Sequence[bool]
     mark: int = 0
     trace: list[Step] = field(default_factory=list)

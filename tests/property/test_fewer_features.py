@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felix_py.plan.features import Feature
-from felix_py.ruleset.run import Flow, Outcome, Path, simulate
+from felix_py.ruleset.run import Outcome, Path, Transit, simulate
 from policy.model import Family, Packet
 from tests.support.clusters import NODE, Cluster, clusters, packets
 from tests.support.simulated import OPTIONS, UPLINK, Judge, as_ruleset, as_sets, planned
@@ -50,9 +50,9 @@ def judge(cluster: Cluster, missing: tuple[Feature, ...]) -> Judge:
     return Judge(cluster, {family: as_ruleset(update, family) for family in Family}, as_sets(update))
 
 
-def astray(packet: Packet) -> Iterator[Flow]:
+def astray(packet: Packet) -> Iterator[Transit]:
     """The same by interfaces that it does not belong to, in every state of a connection."""
     for state in ("NEW", "ESTABLISHED", "RELATED", "INVALID"):
-        yield Flow(packet, UPLINK, "felix0123456789", state)
-        yield Flow(packet, "felix0123456789", UPLINK, state)
-        yield Flow(packet, "renamed0", UPLINK, state)
+        yield Transit(packet, UPLINK, "felix0123456789", state)
+        yield Transit(packet, "felix0123456789", UPLINK, state)
+        yield Transit(packet, "renamed0", UPLINK, state)

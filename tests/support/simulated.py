@@ -14,7 +14,7 @@ from felix_py.plan.static import StaticOptions
 from felix_py.records import Lease, SetSpec, Update, Words
 from felix_py.ruleset.decode_save import decode
 from felix_py.ruleset.model import Ruleset
-from felix_py.ruleset.run import Flow, Outcome, Path, Result, Sets, simulate
+from felix_py.ruleset.run import Outcome, Path, Result, Sets, Transit, simulate
 from felix_py.ruleset.sets import TextSet
 from policy.evaluate import verdict
 from policy.model import ClusterPolicy, Family, LocalEndpoint, Packet
@@ -144,7 +144,7 @@ class Judge:
     def simulated(self, packet: Packet) -> Result:
         path = self._path(packet)
         assert path is not None
-        flow = Flow(
+        flow = Transit(
             packet,
             "" if path is Path.OUTPUT else self._interfaces.get(packet.source, UPLINK),
             "" if path is Path.INPUT else self._interfaces.get(packet.destination, UPLINK),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from felix_py.ruleset.decode_save import decode
-from felix_py.ruleset.run import Flow, Outcome, Path, Result, Sets, simulate
+from felix_py.ruleset.run import Outcome, Path, Result, Sets, Transit, simulate
 from felix_py.ruleset.sets import TextSet
 from policy.model import Family, Packet, Protocol
 
 TCP80 = Packet("10.0.0.1", "10.0.0.2", Protocol.TCP, 80)
-FLOW = Flow(TCP80, "felix1", "eth0")
+FLOW = Transit(TCP80, "felix1", "eth0")
 ACCEPT, DROP, UNKNOWN = Outcome
 
 
@@ -22,11 +22,11 @@ def filter_table(text: str, policy: str = "DROP") -> str:
     return "\n".join(["*filter", *chains, *(f"-A {line}" for line in lines), "COMMIT"])
 
 
-def run(text: str, flow: Flow = FLOW, path: Path = Path.FORWARD, sets: Sets = lambda _name: None) -> Result:
+def run(text: str, flow: Transit = FLOW, path: Path = Path.FORWARD, sets: Sets = lambda _name: None) -> Result:
     return simulate(decode(Family.V4, text), sets, flow, path)
 
 
-def outcome(text: str, flow: Flow = FLOW, /, **sets: TextSet) -> Outcome:
+def outcome(text: str, flow: Transit = FLOW, /, **sets: TextSet) -> Outcome:
     return run(filter_table(text), flow, sets=sets.get).outcome
 
 
@@ -145,7 +145,7 @@ def test_mark_targets_are_the_kernel_s_arithmetic() -> None:
         FORWARD -m mark --mark 0xf0/0xff -j ACCEPT
     """
     assert outcome(text) is ACCEPT
-    assert outcome(text, Flow(TCP80, mark=0x10)) is DROP
+    assert outcome(text, Transit(TCP80, mark=0x10)) is DROP
 
 
 def test_map_set_writes_the_member_s_mark_under_its_mask() -> None:
@@ -154,8 +154,8 @@ def test_map_set_writes_the_member_s_mark_under_its_mask() -> None:
         FORWARD -m mark --mark 0x2a0001 -j ACCEPT
     """
     members = TextSet("hash:ip", {"10.0.0.1": 0x2A0000 << 32 | 0xFE0000})
-    assert outcome(text, Flow(TCP80, mark=0xFE0001), map=members) is ACCEPT
-    assert outcome(text, Flow(TCP80, mark=0xFE0001), map=TextSet("hash:ip", {})) is DROP
+    assert outcome(text, Transit(TCP80, mark=0xFE0001), map=members) is ACCEPT
+    assert outcome(text, Transit(TCP80, mark=0xFE0001), map=TextSet("hash:ip", {})) is DROP
 
 
 def test_tables_come_in_the_kernel_s_order_and_share_the_mark() -> None:
@@ -175,9 +175,9 @@ COMMIT
 -A PREROUTING -i felix1 -j MARK --or-mark 1
 COMMIT
 """
-    assert run(text, Flow(TCP80, "felix1", "felix9")).outcome is ACCEPT
-    assert run(text, Flow(TCP80, "eth0", "felix9")).outcome is DROP
-    assert run(text, Flow(TCP80, "", "felix9"), Path.OUTPUT).outcome is ACCEPT
+    assert run(text, Transit(TCP80, "felix1", "felix9")).outcome is ACCEPT
+    assert run(text, Transit(TCP80, "eth0", "felix9")).outcome is DROP
+    assert run(text, Transit(TCP80, "", "felix9"), Path.OUTPUT).outcome is ACCEPT
 
 
 def test_what_is_not_understood_but_does_not_decide_is_no_doubt() -> None:
