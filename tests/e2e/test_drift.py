@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
-from tests.support.lab import Flow, LabUnderTest, example
+from tests.support.lab import LabUnderTest, Requests, example
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -37,7 +37,7 @@ def test_a_pod_whose_route_is_deleted_answers_again(lab: LabUnderTest) -> None:
     client = next(pod for pod in lab.get("pods", "-n", "shop")["items"] if pod["spec"]["nodeName"] != node)
     netns = lab.lab.pod_netns(f"shop/{client['metadata']['name']}")
     for family, address in lab.addresses(*POD).items():
-        with Flow(netns, address, PORT) as flow:
+        with Requests(netns, address, PORT) as flow:
             eventually(lambda: len(flow.answered) > 20)
             route = ("route", "del", address, "proto", str(ROUTE_PROTOCOL_PODS))
             counted(lab, node, "route", lambda: lab.sh(node, "ip", f"-{int(family)}", *route), 1)  # noqa: B023

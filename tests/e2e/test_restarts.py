@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from lab.topology import TOR
-from tests.support.lab import Flow, LabUnderTest, RouteMonitor, example
+from tests.support.lab import LabUnderTest, Requests, RouteMonitor, example
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -23,14 +23,14 @@ SERVERS = (("dev", "dns-1", 53, "shop"), ("dev", "builder-1", 514, "observabilit
 """UDP servers, and the namespace from which they are asked."""
 
 
-def flows(lab: LabUnderTest) -> list[Flow]:
+def flows(lab: LabUnderTest) -> list[Requests]:
     """Flows of each family to each UDP server, from another node (and so through the router) where possible."""
     found = []
     for namespace, name, port, source in SERVERS:
         home = lab.node_of(namespace, name)
         pods = sorted(lab.get("pods", "-n", source)["items"], key=lambda pod: pod["spec"]["nodeName"] == home)
         netns = lab.lab.pod_netns(f"{source}/{pods[0]['metadata']['name']}")
-        found += [Flow(netns, address, port) for address in lab.addresses(namespace, name).values()]
+        found += [Requests(netns, address, port) for address in lab.addresses(namespace, name).values()]
         assert source != "shop" or pods[0]["spec"]["nodeName"] != home
     return found
 

@@ -302,7 +302,7 @@ class RouteMonitor:
         return [event for event in self.events if event.startswith("Deleted")]
 
 
-class Flow:
+class Requests:
     """UDP requests every 10 ms from one pod to a port of another for the time of the context; ``lost`` after it.
 
     UDP, because nothing repeats what is lost.
