@@ -27,7 +27,7 @@ from felix_py.metrics import Metrics
 from felix_py.plan.static import POSTROUTING, SetNames
 from felix_py.reconcile import leads_astray
 from felix_py.records import Drift, DriftKind, Failure, Flow
-from policy.ir import Delta
+from policy.ir import Delta, Tightened
 from policy.model import Family, ObjectKey, Packet, Protocol
 
 _NO_PORTS = cast("Protocol", "other")
@@ -78,23 +78,15 @@ class Concerned:
         self.names |= other.names
         self.everybody |= other.everybody
 
-    def note(self, delta: Delta, *, joining_matters: bool, known: Collection[str] | None) -> None:
+    def note(self, tightened: Tightened, known: Collection[str] | None) -> None:
         """Add what a change of compiled policy may turn from allowed into denied.
 
-        ``joining_matters``: whether a new member of a set may mean a denial; NetworkPolicies only allow.
         ``known``: the endpoints' addresses that can have connections (None: any can); a pod that has just come
         has none.
         """
-        self.names.update(delta.chains)
-        self.addresses.update(a for _, a in delta.classes if known is None or a in known)
-        for name, members in delta.members.items():
-            if name in delta.sets:
-                continue  # a new set comes with a new or changed chain
-            for member, present in members.items():
-                if "/" in member:
-                    self.names.add(name)
-                elif joining_matters or not present:
-                    self.addresses.add(member.partition(",")[0])
+        self.names |= tightened.names
+        self.addresses |= tightened.members
+        self.addresses.update(a for a in tightened.addresses if known is None or a in known)
 
     def note_drift(self, drift: Iterable[Drift], standing: Collection[str]) -> None:
         """Add what may have begun while rules or sets were not as they should be, whichever way they differed.
@@ -150,8 +142,7 @@ class Revoker:
 
     def collected(self, delta: Delta) -> None:
         """A change of policy is about to be written."""
-        tiers = any(True for _ in self._view.cluster_policies())
-        self._writing.note(delta, joining_matters=tiers, known=self._known)
+        self._writing.note(delta.tightened, self._known)
 
     def mended(self, drift: Sequence[Drift]) -> None:
         """Others had changed what is ours, and the apply that just ended was to put it right."""
@@ -222,7 +213,8 @@ class Revoker:
             return
 
         def look(table: FlowTable) -> tuple[list[Flow], frozenset[str]]:
-            return table.flows(addresses), self._host_addresses()
+            flows = table.flows(addresses)
+            return flows, self._host_addresses() if flows else frozenset()
 
         flows, host = await self._flows.call(look)
         denied = await self._denied(flows, host)

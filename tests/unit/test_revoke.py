@@ -289,7 +289,9 @@ def test_a_pod_that_finished_or_is_gone_from_the_server_stays_under_its_policy()
             await rig.change(
                 policy(from_pods(80, app="db")), policy(from_pods(80, app="db"), app="api", name="q2")
             )
-            await rig.change(policy(from_pods(80, app="db"), from_pods(443, app="db"), app="api", name="q"))
+            more = policy(from_pods(80, app="db"), from_pods(443, app="db"), app="api", name="q")
+            await rig.change(more, look=False)  # only allows
+            await rig.idle()
             assert rig.alive() == kept
 
     run(test())
@@ -335,6 +337,139 @@ def test_pods_that_come_and_go_and_applies_without_policy_cause_no_look() -> Non
             await rig.reconciler.settled()
             await rig.idle()
             assert rig.looks() == looks
+
+    run(test())
+
+
+def guard(name: str, action: RuleAction, precedence: int, **labels: str) -> ClusterPolicy:
+    rule = ClusterRule(action, (PodPeer(Selector(), labelled(**labels)),))
+    subject = PodPeer(Selector(), labelled(app="web"))
+    return ClusterPolicy(PolicyKind.CLUSTER, name, Tier.ADMIN, precedence, subject, (rule,))
+
+
+@pytest.mark.parametrize(
+    ("before", "changes"),
+    [
+        pytest.param((), (pod("far-2", "10.1.9.7", "n2", app="api"),), id="a remote pod that is let in comes"),
+        pytest.param((), (pod("far", FAR, "n2", app="api"),), id="a remote pod gets the label that is let in"),
+        pytest.param((), (policy(from_pods(80, app="api"), from_pods(81, app="db")),), id="one more rule"),
+        pytest.param((), (policy(from_pods(443, app="db"), name="more"),), id="one more policy"),
+        pytest.param((), (policy(from_pods(80, app="api"), app="nobody", name="more"),), id="of nobody's here"),
+        pytest.param((), (None,), id="the only policy goes"),
+        pytest.param(
+            (guard("deny", RuleAction.DENY, 1, app="bad"), pod("far", FAR, "n2", app="bad")),
+            (pod("far", FAR, "n2", app="good"),),
+            id="a pod leaves what a cluster policy denies",
+        ),
+        pytest.param(
+            (guard("accept", RuleAction.ACCEPT, 1, app="good"),),
+            (pod("far", FAR, "n2", app="good"),),
+            id="a pod enters what a cluster policy accepts",
+        ),
+    ],
+)
+def test_what_only_allows_more_costs_no_look(before: tuple[Any, ...], changes: tuple[Any, ...]) -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.change(policy(from_pods(80, app="api")), *before)
+            looks = rig.looks()
+            for change in changes:
+                if change is None:
+                    rig.facts.delete(policy())
+                else:
+                    rig.facts.upsert(change)
+            await rig.reconciler.settled()
+            await rig.idle()
+            assert rig.looks() == looks
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "looked_at"),
+    [
+        pytest.param((), pod("far", FAR, "n2", app="x"), {FAR}, id="a remote pod loses the label that is let in"),
+        pytest.param((), policy(from_pods(443, app="far")), {WEB}, id="a policy is narrowed"),
+        pytest.param((), policy(from_pods(80, app="other")), {WEB}, id="a policy has other peers"),
+        pytest.param((), policy(app="api", name="deny"), {API}, id="a pod that was open is isolated"),
+        pytest.param((), pod("db", DB, app="web"), {DB}, id="a pod joins those that are isolated"),
+        pytest.param(
+            (guard("deny", RuleAction.DENY, 1, app="bad"),),
+            pod("far", FAR, "n2", app="bad"),
+            {FAR},
+            id="a pod enters what a cluster policy denies",
+        ),
+        pytest.param(
+            (guard("pass", RuleAction.PASS, 1, role="x"),),
+            pod("far", FAR, "n2", app="far", role="x"),
+            {FAR},
+            id="a pod enters what a cluster policy passes on",
+        ),
+        pytest.param(
+            (guard("pass", RuleAction.PASS, 1, role="x"), pod("far", FAR, "n2", app="far", role="x")),
+            pod("far", FAR, "n2", app="far"),
+            {FAR},
+            id="a pod leaves what a cluster policy passes on",
+        ),
+        pytest.param((), guard("accept", RuleAction.ACCEPT, 1, app="api"), {WEB}, id="a cluster policy comes"),
+    ],
+)
+def test_what_may_deny_costs_a_look_for_those_that_it_concerns(
+    before: tuple[Any, ...], change: Any, looked_at: set[str]
+) -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.change(policy(from_pods(80, app="far")), *before)
+            looks = len(rig.looks())
+            await rig.change(change)
+            assert rig.looks()[looks:] == [looked_at]
+
+    run(test())
+
+
+def test_a_remote_pod_that_goes_and_a_policy_that_goes_cost_a_look_for_whom_they_let_in() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            more = policy(from_pods(443, app="db"), name="more")
+            await rig.change(policy(from_pods(80, app="far")), more)
+            looks = len(rig.looks())
+            rig.connect(FAR, WEB)
+            rig.facts.delete(pod("far", FAR, "n2"))
+            await rig.reconciler.settled()
+            await rig.idle()
+            assert not rig.alive()
+            rig.connect(DB, WEB, 443)
+            rig.facts.delete(more)  # web stays isolated by the other one
+            await rig.reconciler.settled()
+            await rig.idle()
+            assert not rig.alive()
+            assert rig.looks()[looks:] == [{FAR}, {WEB}]
+
+    run(test())
+
+
+def test_a_pod_of_this_node_that_goes_costs_no_look_beside_the_release() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.change(policy(from_pods(80, app="api")))
+            looks = rig.looks()
+            await rig.network.release(lease("web", WEB))
+            await rig.idle()
+            assert rig.looks() == looks
+
+    run(test())
+
+
+def test_the_hosts_addresses_are_read_only_where_there_are_connections() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            read: list[None] = []
+            rig.revoker._host_addresses = lambda: read.append(None) or frozenset()  # type: ignore[func-returns-value]
+            await rig.change(policy(from_pods(80, app="api")))
+            assert not read
+            rig.connect(DB, WEB)
+            await rig.change(policy(from_pods(81, app="api")))
+            assert read
 
     run(test())
 
