@@ -37,6 +37,7 @@ from felix_py.ipam.store import AddressStore
 from felix_py.lab.runtime import CNIRuntime
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
+from felix_py.pending import Pending
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
@@ -58,6 +59,7 @@ from policy.model import (
 )
 from tests.support.cni import STANDARD_PLUGINS, built_client, pod_args
 from tests.support.isolate import NetworkNamespace, new_netns
+from tests.support.told import new_facts
 
 BURST = 50
 _POD_CIDRS = {Family.V4: "10.65.0.0/24", Family.V6: "fd65::/64"}
@@ -207,18 +209,18 @@ async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: C
     metrics = Metrics()
     with Kernel(families, Backend.NFT) as kernel:
         kernel.load()
-        facts = Facts("node", families, (), lambda: reconciler.note())
+        pending = Pending()
+        facts = new_facts("node", families, changed=pending.note)
         planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
-        reconciler = Reconciler(planner, kernel, facts.collect, metrics, refresh_interval=3600)
+        reconciler = Reconciler(pending, planner, kernel, facts.collect, metrics, refresh_interval=3600)
         flows = Flows(Conntrack(), Conntrack(), metrics)
         network = PodNetwork(facts, reconciler, lambda: 1500, flows.forget)
         _fill(facts, network, families, pods)
         work = asyncio.create_task(reconciler.run())
         await reconciler.settled()
         network.set_ready()
-        Monitor(kernel, facts.has_interface, reconciler.look, reconciler.retry).start()
-        store = AddressStore(folder / "leases.db")
-        store.elsewhere = ElsewhereLookup()
+        Monitor(kernel, facts.has_interface, pending.look, pending.retry).start()
+        store = AddressStore(folder / "leases.db", ElsewhereLookup())
         plugin = Plugin(Leases(store), Interfaces(), network, Notices(metrics))
         server = CNIServer(plugin, folder / "cni.sock", metrics)
         await server.start()

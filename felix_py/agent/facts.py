@@ -6,12 +6,12 @@ events costs one plan.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bgp.prefixes import PrefixSet
 from felix_py.agent import disputes, own_prefixes
-from felix_py.agent.chain_names import ChainNames
 from felix_py.agent.own_prefixes import OwnPrefixes, hosts_of
 from felix_py.agent.view import ClusterView
 from felix_py.notices import NoticeKind
@@ -19,7 +19,7 @@ from felix_py.plan.planner import Planner, learned_routes
 from felix_py.records import Lease, NodeRecord, Route, RouteKey, endpoint_of
 from policy.compile import Engine
 from policy.ir import Delta
-from policy.model import ClusterPolicy, Family, Namespace, NetworkPolicy, ObjectKey, Pod
+from policy.model import ClusterPolicy, Namespace, NetworkPolicy, ObjectKey, Pod
 
 _ROUTES_AT_A_TIME = 5000
 """Learned routes: some ten milliseconds' work."""
@@ -31,17 +31,28 @@ class Facts:
     def __init__(
         self,
         node_name: str,
-        families: tuple[Family, ...],
-        cluster_cidrs: tuple[str, ...],
-        changed: Callable[[], None],
+        engine: Engine,
+        view: ClusterView,
+        cluster_cidrs: tuple[str, ...] = (),
+        *,
+        changed: Callable[[], None] = lambda: None,
+        tell: Callable[[NoticeKind, Mapping[str, str]], None] = lambda _kind, _now: None,
+        on_policy: Sequence[Callable[[Delta], None]] = (),
     ) -> None:
-        """``changed`` is called at every note, so that somebody collects soon."""
-        self.engine = Engine(families)
-        self.chain_names = ChainNames(self.engine.policies_using)
-        self.view = ClusterView()
+        """``changed`` is called at every note, so that somebody collects soon.
+
+        ``tell`` is called with all that people must know of one kind, by subject, when that may have changed;
+        ``on_policy`` with each change of compiled policy, once the view shows the state behind it.
+        """
+        self.engine = engine
+        self.view = view
+        self.nodes_changed = asyncio.Event()
+        """Set when nodes, and so perhaps pod CIDRs, have changed; whoever follows them clears it."""
         self._node_name = node_name
         self._cluster_cidrs = cluster_cidrs
         self._changed = changed
+        self._tell = tell
+        self._on_policy = on_policy
         self._nodes: dict[str, NodeRecord] = {}
         self._nodes_changed = True
         self._own_stale = True
@@ -54,12 +65,6 @@ class Facts:
         self._leaving: list[Lease] = []
         self._interfaces: dict[str, ObjectKey] = {}
         self._learned: dict[RouteKey, Route | None] = {}
-        self.on_nodes: Callable[[], None] = lambda: None
-        """Called when nodes, and so perhaps pod CIDRs, have changed."""
-        self.on_policy: Callable[[Delta], None] = lambda _delta: None
-        """Called with each change of compiled policy, once the view shows the state behind it."""
-        self.tell: Callable[[NoticeKind, Mapping[str, str]], None] = lambda _kind, _now: None
-        """Called with all that people must know of one kind, by subject, when that may have changed."""
         self._disputes = 0
 
     # --- cluster objects -----------------------------------------------------------------------------
@@ -100,7 +105,7 @@ class Facts:
 
     def _note_nodes(self) -> None:
         self._nodes_changed = self._own_stale = True
-        self.on_nodes()
+        self.nodes_changed.set()
 
     def _own(self) -> OwnPrefixes:
         """Which pod addresses are this node's. Worked out when asked: at a start all nodes come at once."""
@@ -241,12 +246,12 @@ class Facts:
             self._tell_of_prefixes()
         self.view.advance()
         for delta in self.engine.flush():
-            self.chain_names.note(delta)
             planner.policy(delta)
-            self.on_policy(delta)
+            for listener in self._on_policy:
+                listener(delta)
         if self._disputes != self.engine.holders.revision:
             self._disputes = self.engine.holders.revision
-            self.tell(NoticeKind.ADDRESS_CLAIMED_TWICE, disputes.told(self.engine.holders))
+            self._tell(NoticeKind.ADDRESS_CLAIMED_TWICE, disputes.told(self.engine.holders))
         moved, self._moved = self._moved, {}
         for key in moved:
             self._move(planner, key)
@@ -262,8 +267,8 @@ class Facts:
 
     def _tell_of_prefixes(self) -> None:
         outside, shared = own_prefixes.told(self._own(), self.node, self._other_nodes(), self._standing())
-        self.tell(NoticeKind.PODS_OUTSIDE_POD_CIDR, outside)
-        self.tell(NoticeKind.POD_CIDR_SHARED, shared)
+        self._tell(NoticeKind.PODS_OUTSIDE_POD_CIDR, outside)
+        self._tell(NoticeKind.POD_CIDR_SHARED, shared)
 
     def _standing(self) -> Iterator[Lease]:
         """The lease of each pod here that counts."""

@@ -21,8 +21,17 @@ T = TypeVar("T")
 class Flows:
     """Two threads, so that a released address never waits behind a look for denied connections."""
 
-    def __init__(self, table: FlowTable, releasing: FlowTable, metrics: Metrics) -> None:
-        """``releasing``: a table of its own for :meth:`forget`, since a table is for one thread."""
+    def __init__(
+        self,
+        table: FlowTable,
+        releasing: FlowTable,
+        metrics: Metrics,
+        on_kept: Callable[[Collection[str]], None] = lambda _addresses: None,
+    ) -> None:
+        """``releasing``: a table of its own for :meth:`forget`, since a table is for one thread.
+
+        ``on_kept`` is called with the addresses whose connections could not be deleted.
+        """
         self._table = table
         self._releasing = releasing
         self._metrics = metrics
@@ -30,8 +39,7 @@ class Flows:
         begin(self._thread)
         self._releases: Batcher[tuple[str, ...], None] = Batcher("flows-release", self._forget)
         self._log = log.get("flows")
-        self.on_kept: Callable[[Collection[str]], None] = lambda _addresses: None
-        """Called with the addresses whose connections could not be deleted."""
+        self._on_kept = on_kept
 
     async def call(self, work: Callable[[FlowTable], T]) -> T:
         """Do something with the table, in its thread.
@@ -51,7 +59,7 @@ class Flows:
         except OSError as error:
             self._metrics.flow_errors.inc()
             self._log.error("cannot delete a pod's connections", addresses=list(addresses), reason=str(error))
-            self.on_kept(addresses)
+            self._on_kept(addresses)
 
     def close(self) -> None:
         """Wait for the work under way."""

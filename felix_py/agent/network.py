@@ -74,8 +74,7 @@ class PodNetwork:
         self._mtu = mtu
         self._forget = forget
         self._ready = False
-        self.hindrance = ""
-        """Why it is not ready yet, if neither the cluster nor a failed write is to blame."""
+        self._hindrance = ""
         self._pods: dict[ObjectKey, str] = {}
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
         self._forgetting: dict[asyncio.Future[None], frozenset[str]] = {}
@@ -101,12 +100,16 @@ class PodNetwork:
         """What was there before is in the kernel, and nothing that was left behind: new endpoints may come."""
         self._ready = True
 
+    def hinder(self, reason: str) -> None:
+        """Not ready yet for a reason that is neither the cluster's nor a failed write's; empty: no more."""
+        self._hindrance = reason
+
     # --- felix_py.cni.network.Network ------------------------------------------------------------------
 
     def unready(self) -> str | None:
         """Why an ADD cannot work now, or None."""
-        if self.hindrance:
-            return self.hindrance
+        if self._hindrance:
+            return self._hindrance
         if not self._ready and (failures := self._reconciler.failures):
             first = next(iter(failures))
             return f"policy is not in force yet: {first.what}: {first.reason}"

@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from felix_py import log
+from felix_py.agent.concerned import Concerned, Due
 from felix_py.agent.flows import Flows
 from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
-from felix_py.plan.static import POSTROUTING, SetNames
 from felix_py.reconcile import leads_astray
-from felix_py.records import Drift, DriftKind, Failure, Flow
-from policy.ir import Delta, Tightened
-from policy.model import Family, ObjectKey, Packet, Protocol
+from felix_py.records import Drift, Failure, Flow
+from policy.ir import Delta
+from policy.model import ObjectKey, Packet, Protocol
 
 _NO_PORTS = cast("Protocol", "other")
 """A protocol that no policy can name, such as ICMP: rules with ports never match it."""
@@ -41,12 +41,6 @@ _REST, _REST_MOST = 4, 5.0
 
 _RETRY_FIRST, _RETRY_MOST = 1.0, 30.0
 
-_DECIDING = (DriftKind.HOOK, DriftKind.CHAIN, DriftKind.SET, DriftKind.MEMBER)
-_MASQUERADING = {
-    *("POSTROUTING", POSTROUTING),
-    *(name for names in map(SetNames.of, Family) for name in (names.pool, names.no_masquerade)),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -54,55 +48,6 @@ class Pace:
 
     quiet: float = 0.5
     most: float = 2.0
-
-
-@dataclass(slots=True)
-class Concerned:
-    """What a change of policy concerns: connections of ``addresses``, and those of endpoints on ``names``.
-
-    ``names`` are chains and sets. Addresses are mostly endpoints', but that of a pod elsewhere will do: whose
-    membership in a set changes, its connections with endpoints of this node are concerned, and no others.
-    ``everybody``: all endpoints.
-    """
-
-    addresses: set[str] = field(default_factory=set)
-    names: set[str] = field(default_factory=set)
-    everybody: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.addresses or self.names or self.everybody)
-
-    def add(self, other: Concerned) -> None:
-        """Both."""
-        self.addresses |= other.addresses
-        self.names |= other.names
-        self.everybody |= other.everybody
-
-    def note(self, tightened: Tightened, known: Collection[str] | None) -> None:
-        """Add what a change of compiled policy may turn from allowed into denied.
-
-        ``known``: the endpoints' addresses that can have connections (None: any can); a pod that has just come
-        has none.
-        """
-        self.names |= tightened.names
-        self.addresses |= tightened.members
-        self.addresses.update(a for a in tightened.addresses if known is None or a in known)
-
-    def note_drift(self, drift: Iterable[Drift], standing: Collection[str]) -> None:
-        """Add what may have begun while rules or sets were not as they should be, whichever way they differed.
-
-        ``standing``: the chains and sets that endpoints' policies stand on. All others are on everybody's way.
-        Routes, links and settings decide nothing about policy; nor does masquerading.
-        """
-        for found in drift:
-            if found.kind not in _DECIDING or found.name in _MASQUERADING:
-                continue
-            if found.member and "/" not in found.member:
-                self.addresses.add(found.member.partition(",")[0])
-            elif found.name in standing:
-                self.names.add(found.name)
-            else:
-                self.everybody = True
 
 
 class Revoker:
@@ -113,6 +58,7 @@ class Revoker:
         view: ClusterView,
         chains_of: Callable[[ObjectKey], set[str]],
         flows: Flows,
+        due: Due,
         host_addresses: Callable[[], frozenset[str]],
         metrics: Metrics,
         pace: Pace | None = None,
@@ -132,9 +78,7 @@ class Revoker:
         self._pace = pace or Pace()
         # Connections to the host may have begun when that was open; policy's own come with the first change.
         self._writing = Concerned(everybody=host_closed)
-        self._due = Concerned()
-        self._wake = asyncio.Event()
-        self._changed = 0.0
+        self._due = due
         self._known: frozenset[str] | None = None
         self._log = log.get("revoke")
 
@@ -157,16 +101,6 @@ class Revoker:
         self._due.add(self._writing)
         if not any(map(leads_astray, failures)):
             self._writing = Concerned()
-        self._note()
-
-    def suspect(self, addresses: Collection[str]) -> None:
-        """Some addresses may have connections that are not theirs."""
-        self._due.addresses.update(addresses)
-        self._note()
-
-    def _note(self) -> None:
-        self._changed = time.monotonic()
-        self._wake.set()
 
     # --- work ----------------------------------------------------------------------------------------
 
@@ -174,10 +108,9 @@ class Revoker:
         """Until cancelled. Nothing that goes wrong here is anybody else's trouble."""
         delay = 0.0
         while True:
-            await self._wake.wait()
+            await self._due.noted()
             await self._quiet()
-            self._wake.clear()
-            due, self._due = self._due, Concerned()
+            due = self._due.take()
             started = time.monotonic()
             try:
                 await self._pass(due)
@@ -189,7 +122,6 @@ class Revoker:
                 else:
                     self._log.exception("cannot look for denied connections")
                 self._due.add(due)
-                self._wake.set()
                 delay = min(_RETRY_MOST, delay * 2 or _RETRY_FIRST)
             seconds = time.monotonic() - started
             self._metrics.flow_pass_seconds.observe(seconds)
@@ -198,7 +130,7 @@ class Revoker:
     async def _quiet(self) -> None:
         """Let changes gather."""
         latest = time.monotonic() + self._pace.most
-        while (left := min(self._changed + self._pace.quiet, latest) - time.monotonic()) > 0:
+        while (left := min(self._due.changed + self._pace.quiet, latest) - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
     async def _pass(self, due: Concerned) -> None:

@@ -1,16 +1,95 @@
-"""What parts of the agent say of themselves at ``/status``."""
+"""What the agent says of itself: readiness, ``/status``, and the metrics that are worked out when asked for."""
 
 from __future__ import annotations
 
 import itertools
+import time
+from collections.abc import Mapping
 from typing import Any
 
+from felix_py import log
 from felix_py.agent.bgp import Bgp
+from felix_py.agent.deny_log import DenyLogging
+from felix_py.agent.facts import Facts
+from felix_py.agent.network import PodNetwork
+from felix_py.agent.pods import Pods
+from felix_py.agent.policy_counters import PolicyCounters
 from felix_py.datastore.cluster import Cluster
+from felix_py.metrics import Metrics
+from felix_py.notices import Notices
 from felix_py.reconcile import Reconciler
 
 _MOST_SHOWN = 1000
 """Failures that are listed; ``failedObjects`` counts all."""
+
+
+class Status:
+    """Asks the parts. On the event loop only."""
+
+    def __init__(
+        self,
+        running: Mapping[str, Any],
+        facts: Facts,
+        network: PodNetwork,
+        pods: Pods,
+        reconciler: Reconciler,
+        cluster: Cluster,
+        bgp: Bgp,
+        deny_log: DenyLogging,
+        notices: Notices,
+        counters: PolicyCounters,
+        metrics: Metrics,
+    ) -> None:
+        """``running``: what does not change while the agent runs."""
+        self._running = running
+        self._facts = facts
+        self._network = network
+        self._pods = pods
+        self._reconciler = reconciler
+        self._cluster = cluster
+        self._bgp = bgp
+        self._deny_log = deny_log
+        self._notices = notices
+        self._counters = counters
+        self._metrics = metrics
+        self._born = time.monotonic()
+        self._lines_lost: dict[str, int] = {}
+
+    def unready(self) -> str | None:
+        """Why no pod can be connected, or what keeps policy from being wholly in force; None if nothing does."""
+        if reason := self._network.unready() or self._pods.no_addresses(self._facts.pod_cidrs):
+            return reason
+        if failure := self._reconciler.unenforced:
+            return f"policy is not wholly in force: {failure.what}: {failure.reason}"
+        return f"the kernel cannot be read back: {unread}" if (unread := self._reconciler.unread) else None
+
+    def state(self) -> dict[str, Any]:
+        """For ``/status``."""
+        return {
+            **self._running,
+            "uptimeSeconds": round(time.monotonic() - self._born, 1),
+            "unready": self.unready(),
+            "podCIDRs": list(self._facts.pod_cidrs),
+            "endpoints": self._facts.endpoints,
+            "denyLog": self._deny_log.state(),
+            "notices": [notice._asdict() for notice in self._notices.all()],
+            **of_reconciler(self._reconciler),
+            **of_cluster(self._cluster),
+            **of_bgp(self._bgp),
+        }
+
+    async def refresh_metrics(self) -> None:
+        """Before they are read."""
+        await self._counters.refresh()
+        lost = log.lost()
+        for reason, lines in lost.items():
+            self._metrics.log_lost.labels(reason).inc(lines - self._lines_lost.get(reason, 0))
+        self._lines_lost = lost
+        self._metrics.endpoints.set(self._facts.endpoints)
+        self._metrics.compared_age.set(self._reconciler.compared_age)
+        for kind, age in self._cluster.ages().items():
+            self._metrics.watch_age.labels(kind).set(age)
+        self._bgp.refresh_metrics()
 
 
 def of_reconciler(reconciler: Reconciler) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from felix_py.agent.facts import Facts
+from felix_py.agent.view import ClusterView
 from felix_py.dataplane.iptables_text import render
 from felix_py.datastore.fetch import Fetched
 from felix_py.plan.layout import CHAIN_PREFIX
@@ -16,6 +17,7 @@ from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.records import Lease, SetSpec, Update, Words, endpoint_of
 from felix_py.ruleset.model import Goto, InSet, MarkIs, Rule, Ruleset
 from felix_py.ruleset.run import Sets
+from policy.compile import Engine
 from policy.model import Direction, Family
 
 _LETTER = {Direction.EGRESS: "E", Direction.INGRESS: "I"}
@@ -58,7 +60,7 @@ def intended(
     ``rules`` and ``sets`` are the kernel's: which number stands for which class is not decided by the cluster,
     and so it is taken from there.
     """
-    facts = Facts(settings.node_name, settings.families, settings.cluster_cidrs, lambda: None)
+    facts = Facts(settings.node_name, Engine(settings.families), ClusterView(), settings.cluster_cidrs)
     for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies, *cluster.pods):
         facts.upsert(record)
     attached = known(leases, cluster)

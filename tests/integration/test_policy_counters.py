@@ -49,7 +49,7 @@ class Rig(PolicyNode):
         super().__init__(backend, make)
         for name in ("web", "db"):
             self.add_pod("shop", name, app=name)
-        self.accounts = Accounts(self.facts.chain_names, LiveView(self).cluster_policies)
+        self.accounts = Accounts(self.chain_names, LiveView(self).cluster_policies)
 
     def read(self) -> None:
         for family in Family:

@@ -15,6 +15,7 @@ from policy.model import Family
 from tests.support.clusters import Cluster, clusters
 from tests.support.isolate import new_netns
 from tests.support.thorough import examples
+from tests.support.told import new_facts
 
 pytestmark = pytest.mark.root
 
@@ -22,7 +23,7 @@ _LIMIT = settings(max_examples=examples(40), deadline=None, suppress_health_chec
 
 
 def _facts(cluster: Cluster) -> Facts:
-    facts = Facts("node", tuple(Family), (), lambda: None)
+    facts = new_facts("node")
     for namespace in cluster.namespaces.values():
         facts.engine.upsert_namespace(namespace)
     for node in cluster.nodes.values():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from felix_py.agent.facts import Facts
 from felix_py.dataplane.iptables_text import render
 from felix_py.plan.deny_log import DenyLog
 from felix_py.plan.layout import interface_name
@@ -20,6 +19,7 @@ from felix_py.ruleset.sets import TextSet
 from policy.evaluate import verdict
 from policy.model import ClusterPolicy, Family, LocalEndpoint, Packet
 from tests.support.clusters import NODE, Cluster
+from tests.support.told import new_facts
 
 UPLINK = "eth0"
 OPTIONS = StaticOptions(Marks.from_mask(0xFFFF0000), deny_log=DenyLog(group=88, rate=10))
@@ -34,7 +34,7 @@ def lease(endpoint: LocalEndpoint) -> Lease:
 
 def planned(cluster: Cluster, options: StaticOptions = OPTIONS) -> Planner:
     """A planner that has heard of the whole cluster, on a node that holds all of its endpoints."""
-    facts = Facts("node", tuple(Family), (), lambda: None)
+    facts = new_facts("node")
     for namespace in cluster.namespaces.values():
         facts.engine.upsert_namespace(namespace)
     for node in cluster.nodes.values():

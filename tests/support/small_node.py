@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from felix_py.agent.facts import Facts
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.kernel import Kernel
 from felix_py.datastore.fetch import Fetched
@@ -39,6 +38,7 @@ from policy.model import (
     Tier,
 )
 from tests.support.isolate import run
+from tests.support.told import new_facts
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 NODE = {Family.V4: "192.0.2.1", Family.V6: "2001:db8::1"}
@@ -139,7 +139,7 @@ class SmallNode:
 
     def apply(self) -> None:
         """Do what the agent does at its start."""
-        facts = Facts("node1", tuple(Family), (), lambda: None)
+        facts = new_facts("node1")
         for record in (
             *self.cluster.nodes,
             *self.cluster.namespaces,

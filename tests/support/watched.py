@@ -9,7 +9,6 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from felix_py.agent.facts import Facts
 from felix_py.agent.network import PodNetwork
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.interface import EVERYTHING, Part
@@ -17,6 +16,7 @@ from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.links import Links, PodLink, random_mac
 from felix_py.dataplane.monitor import Monitor
 from felix_py.metrics import Metrics
+from felix_py.pending import Pending
 from felix_py.plan.layout import interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
@@ -26,6 +26,7 @@ from felix_py.records import Backend, Lease, NodeRecord
 from policy.model import Family, IPBlock, Namespace, NetworkPolicy, Pod, PolicyRule
 from policy.selectors import EVERYTHING as ALL_PODS
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.told import new_facts
 
 CIDRS = {Family.V4: "10.1.0.0/24", Family.V6: "fd00:1::/64"}
 GATEWAY = {Family.V4: "192.0.2.2", Family.V6: "2001:db8::2"}
@@ -69,10 +70,11 @@ class WatchedNode:
         self.kernel = LookedAt(families, self.backend)
         self.kernel.looks = []
         self.kernel.load()
-        self.facts = Facts("n1", families, (), lambda: self.reconciler.note())
+        self.pending = Pending()
+        self.facts = new_facts("n1", families, changed=self.pending.note)
         planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         self.reconciler = Reconciler(
-            planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=self._refresh
+            self.pending, planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=self._refresh
         )
         self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, _forget)
         self.facts.upsert(NodeRecord("n1", "", ("192.0.2.1", "2001:db8::1"), tuple(CIDRS.values())))
@@ -84,7 +86,7 @@ class WatchedNode:
         self.network.set_ready()
         self.reconciler.sweep()
         await self.reconciler.settled()
-        self.monitor = Monitor(self.kernel, self.facts.has_interface, self.reconciler.look, self.reconciler.retry)
+        self.monitor = Monitor(self.kernel, self.facts.has_interface, self.pending.look, self.pending.retry)
         if self._listen:
             self.monitor.start()
         self.kernel.looks = []

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 
-from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
 from felix_py.dataplane.interface import Part
+from felix_py.failures import Failures
 from felix_py.metrics import Metrics
+from felix_py.pending import Pending
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import NotApplied, Reconciler
-from felix_py.records import ChainKey, Lease, NextHop, NodeRecord, Route, RouteKey
+from felix_py.records import ChainKey, Drift, Lease, NextHop, NodeRecord, Route, RouteKey
 from policy.model import (
     Direction,
     Family,
@@ -35,6 +36,7 @@ from policy.model import (
     Selector,
 )
 from policy.names import policy_chain
+from tests.support.told import new_facts
 
 V4 = Family.V4
 NAMES = SetNames.of(V4)
@@ -48,19 +50,29 @@ def lease(container: str = "c1", address: str = "10.1.0.2", created: float = 1.0
 class Rig:
     """Everything between the CNI server and the kernel, with the kernel in memory."""
 
-    def __init__(self, kernel: FakeDataplane | None = None, refresh: float = 3600) -> None:
+    def __init__(
+        self,
+        kernel: FakeDataplane | None = None,
+        refresh: float = 3600,
+        on_drift: Sequence[Callable[[Sequence[Drift]], None]] = (),
+        on_applied: Sequence[Callable[[Failures], None]] = (),
+    ) -> None:
         self.kernel = kernel or FakeDataplane()
         self.kernel.load()
         self.metrics = Metrics()
-        self.facts = Facts("n1", (V4,), (), lambda: self.reconciler.note())
+        self.pending = Pending()
+        self.facts = new_facts("n1", (V4,), changed=self.pending.note)
         planner = Planner((V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         self.reconciler = Reconciler(
+            self.pending,
             planner,
             self.kernel,
             self.facts.collect,
             self.metrics,
             refresh_interval=refresh,
             everybodys=partial(concern_everybody, self.facts),
+            on_drift=on_drift,
+            on_applied=on_applied,
         )
         self.connections = FakeFlowTable()
         self.flows = Flows(self.connections, self.connections, self.metrics)
@@ -237,7 +249,7 @@ def test_a_refused_route_fails_its_own_endpoint_and_no_other() -> None:
             await rig.network.enforce(other)
             assert "route 10.1.0.2/32" in [failure.what for failure in rig.reconciler.failures]
             kernel.failing.clear()
-            rig.reconciler.note()
+            rig.pending.note()
             await rig.reconciler.settled()
             assert RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS) in rig.kernel.routes
 
@@ -434,7 +446,7 @@ def test_a_sweep_that_is_asked_for_while_an_apply_runs_waits_for_the_plan_that_k
             assert kernel.deleted == []
             stray = RouteKey("10.1.8.0/24", ROUTE_PROTOCOL_LEARNED)
             kernel.kernel[Item("route", stray)] = Route(stray, next_hops=(NextHop(gateway="192.0.2.2"),))
-            rig.reconciler.look(Part.ROUTES)
+            rig.pending.look(Part.ROUTES)
             await until(lambda: kernel.deleted == [stray])
 
     run(test())

@@ -46,9 +46,8 @@ class Refusing(dict[str, str]):
 
 def on_watched_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> float:
     """Run a test; the most processor time that one turn took, in seconds."""
-    selector = WatchedSelector()
     turns: list[float] = [0.0]
-    selector.on_stall = lambda _seconds, processor: turns.append(processor)
+    selector = WatchedSelector(lambda _seconds, processor: turns.append(processor))
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         runner.run(asyncio.wait_for(test(), 100))
     return max(turns)

@@ -39,7 +39,7 @@ def test_a_del_and_an_add_under_way_are_told(hangs: bool) -> None:
             await rig.network.enforce(lease())
             before = rig.kernel.applies
             rig.kernel.free.clear()
-            rig.reconciler.note()
+            rig.pending.note()
             while rig.kernel.applies == before:
                 await asyncio.sleep(0)
             release = asyncio.create_task(rig.network.release(lease()))  # waits for the next apply

@@ -10,18 +10,22 @@ from typing import Any
 
 import pytest
 
+from felix_py.agent.concerned import Due
 from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.revoke import Pace, Revoker
+from felix_py.agent.view import ClusterView
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
 from felix_py.dataplane.interface import Part
 from felix_py.metrics import Metrics
+from felix_py.pending import Pending
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import ChainKey, Flow, Lease, NodeRecord
+from policy.compile import Engine
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -74,20 +78,24 @@ class Rig:
         self.kernel.load()
         self.table = FakeFlowTable()
         self.metrics = Metrics()
-        self.facts = Facts("n1", (Family.V4,), (), lambda: self.reconciler.note())
-        planner = Planner((Family.V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {})
-        self.reconciler = Reconciler(
-            planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=3600
-        )
-        self.flows = Flows(self.table, self.table, self.metrics)
-        chains_of = self.facts.engine.chains_of
+        self.pending = Pending()
+        self.due = Due()
+        engine, view = Engine((Family.V4,)), ClusterView()
+        self.flows = Flows(self.table, self.table, self.metrics, self.due.suspect)
         pace = pace or Pace(0.02, 0.1)
         host = lambda: frozenset({HOST})  # noqa: E731
-        self.revoker = Revoker(self.facts.view, chains_of, self.flows, host, self.metrics, pace)
-        self.facts.on_policy = self.revoker.collected
-        self.reconciler.on_drift.append(self.revoker.mended)
-        self.reconciler.on_applied.append(self.revoker.applied)
-        self.flows.on_kept = self.revoker.suspect
+        self.revoker = Revoker(view, engine.chains_of, self.flows, self.due, host, self.metrics, pace)
+        self.facts = Facts("n1", engine, view, changed=self.pending.note, on_policy=[self.revoker.collected])
+        self.reconciler = Reconciler(
+            self.pending,
+            Planner((Family.V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {}),
+            self.kernel,
+            self.facts.collect,
+            self.metrics,
+            refresh_interval=3600,
+            on_drift=[self.revoker.mended],
+            on_applied=[self.revoker.applied],
+        )
         self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, self.flows.forget)
         self.facts.upsert(NodeRecord("n1", "", (HOST,), ("10.1.0.0/24",)))
         self.facts.upsert(Namespace("shop"))
@@ -127,7 +135,7 @@ class Rig:
         for _ in range(2):
             self._asked += 1
             asked = f"203.0.113.{self._asked}"
-            self.revoker.suspect([asked])
+            self.due.suspect([asked])
             await until(lambda: any(asked in look for look in self.table.looks))  # noqa: B023
 
     def looks(self) -> list[set[str]]:
@@ -305,7 +313,7 @@ def test_an_endpoint_of_which_nothing_is_known_loses_nothing() -> None:
             kept = {rig.connect("10.1.0.9", WORLD), rig.connect(WORLD, "10.1.0.9")}
             rig.connect("10.1.0.9", WEB)
             await rig.change(policy(from_pods(80, app="api")))
-            rig.revoker.suspect(["10.1.0.9"])
+            rig.due.suspect(["10.1.0.9"])
             await rig.idle()
             assert rig.alive() == kept
 
@@ -553,7 +561,7 @@ def test_rules_that_could_not_be_written_are_looked_at_again_once_they_are() -> 
             rig.kernel.failing = {f"chain {chains[0]} (filter, IPv4)": "no room"}
             rig.facts.upsert(policy(from_pods(443, app="api")))
             await until(lambda: rig.reconciler.failures)
-            await until(lambda: rig.table.looks and not rig.revoker._due)
+            await until(lambda: rig.table.looks and not rig.due)
             # The old rules still let it begin.
             rig.connect(API, WEB, 80)
             rig.kernel.failing = {}
@@ -576,7 +584,7 @@ def test_drift_concerns_whom_the_chain_or_set_concerns_and_everybody_where_that_
                 before = len(rig.looks())
                 value = spoilt.pop(item)
                 stray = rig.connect(DB, WEB)
-                rig.reconciler.look(Part.SETS | Part.RULES)
+                rig.pending.look(Part.SETS | Part.RULES)
                 await until(lambda: len(rig.looks()) > before)  # noqa: B023
                 assert rig.looks()[before] == concerned
                 assert spoilt[item] == value
@@ -593,7 +601,7 @@ def test_what_began_in_a_gap_ends_once_the_repair_has_succeeded() -> None:
             forward = Item("chain", ChainKey(Family.V4, "filter", "FELIX-FORWARD"))
             rig.kernel.failing = {forward.what: "the lock is held"}
             del rig.kernel.kernel[forward]
-            rig.reconciler.look(Part.RULES)
+            rig.pending.look(Part.RULES)
             await until(lambda: rig.reconciler.failures)
             await rig.idle()
             # The gap lasts, and so do those who come through it.
