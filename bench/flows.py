@@ -16,6 +16,7 @@ from bench.harness import Way, compare, show
 from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.conntrack import Conntrack
+from policy.change import Change
 from policy.evaluate import Snapshot, verdict
 from policy.model import LocalEndpoint, Packet, Protocol
 from tests.support.isolate import new_netns, run
@@ -89,7 +90,7 @@ def _judge(pods: int, times: int) -> None:
     cluster = Cluster(even(pods, 1000, 200))
     view = ClusterView()
     for record in (*cluster.namespaces, *cluster.policies, *cluster.pods):
-        view.upsert(record)
+        view.fold(Change(None, record))
     for pod in cluster.local:
         view.attach(LocalEndpoint(pod.namespace, pod.name, pod.addresses), pod)
     view.advance()

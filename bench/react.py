@@ -27,7 +27,6 @@ from typing import Any
 
 from bench.harness import Row, show
 from felix_py import reconcile
-from felix_py.agent.facts import Facts
 from felix_py.dataplane.ipset_commands import Commands
 from felix_py.dataplane.kernel import Kernel
 from felix_py.metrics import Metrics
@@ -42,7 +41,7 @@ from tests.support.agent_program import NODE, AgentProgram
 from tests.support.cni import pod_args
 from tests.support.fakeapi import NAMESPACES, NODES, PODS, POLICIES, FakeApi
 from tests.support.isolate import NetworkNamespace, new_netns
-from tests.support.told import new_facts
+from tests.support.told import ToldFacts
 
 _QUIET = 0.3
 """Seconds between two pods."""
@@ -163,7 +162,7 @@ async def _storm(seconds: float, least: float) -> float:
         with Kernel((Family.V4,), Backend.NFT) as kernel:
             kernel.load()
             pending = Pending()
-            facts = new_facts("node", (Family.V4,), changed=pending.note)
+            facts = ToldFacts("node", (Family.V4,), changed=pending.note)
             planner = Planner((Family.V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {})
             reconciler = Reconciler(pending, planner, kernel, facts.collect, Metrics(), refresh_interval=3600)
             facts.upsert(NodeRecord("node", "", ("192.0.2.1",), ("10.65.0.0/24",)))
@@ -178,7 +177,7 @@ async def _storm(seconds: float, least: float) -> float:
         reconcile._REST_LEAST = usual
 
 
-async def _events(facts: Facts, seconds: float) -> float:
+async def _events(facts: ToldFacts, seconds: float) -> float:
     started, before, number = time.monotonic(), time.process_time(), 0
     while (now := time.monotonic() - started) < seconds:
         while number < now * _STORM:

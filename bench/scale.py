@@ -47,7 +47,7 @@ from policy.model import (
 )
 from policy.selectors import matches
 from tests.support.isolate import new_netns
-from tests.support.told import new_facts
+from tests.support.told import ToldFacts
 
 LIMIT_SECONDS, LIMIT_BYTES = 5.0, 250e6
 CROWD = 1000
@@ -128,7 +128,7 @@ class _Agent:
 
     def __init__(self) -> None:
         families = tuple(Family)
-        self.facts = new_facts("node-0", families, cluster_cidrs=("10.0.0.0/8", "fd00::/16"))
+        self.facts = ToldFacts("node-0", families, cluster_cidrs=("10.0.0.0/8", "fd00::/16"))
         self.planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
 
     def first(self, cluster: Cluster, nodes: Sequence[NodeRecord]) -> tuple[int, int]:
@@ -280,7 +280,7 @@ async def _storm(pods: int, events: int, *, one_by_one: bool) -> dict[str, float
         )
         agent.tell((*nodes, *cluster.namespaces, *cluster.policies, *cluster.cluster_policies, *cluster.pods))
         for pod in cluster.local:
-            agent.facts.engine.upsert_endpoint(LocalEndpoint(pod.namespace, pod.name, pod.addresses))
+            agent.facts.engine.attach(LocalEndpoint(pod.namespace, pod.name, pod.addresses), pod)
         running = asyncio.create_task(reconciler.run())
         await reconciler.settled()
         before = _counts(metrics)

@@ -1,19 +1,19 @@
-"""The object graph of one agent. Every part gets what it needs, and whom it tells, as constructor arguments::
+r"""The object graph of one agent. Every part gets what it needs, and whom it tells, as constructor arguments::
 
-    Monitor ───────> Pending <─────── Facts <──── PodNetwork <──── Pods (Plugin, CNIServer)
-      (others'          │               │  ^        │                    leases, interfaces
-       changes)         v               │  └─────── │ ─────────── Bgp <─── Speaker (ExaBGP)
-                    Reconciler <────────┘ collect   │              learned routes
-                    │   │  │  <─────────────────────┘ settled
-                    │   │  └──> Planner ──> Kernel
-                    │   └─ on_drift ───┐
-                    └─ on_applied ─┬───┴──> Revoker ──> Flows ──> Conntrack
-                                   │           ^  └──────┐   │ on_kept
-    Facts ──> Engine, ClusterView  │           │         v   v
-          └─ on_policy ────────────│─> ────────┘         Due <── (addresses to look at)
-                    └> ChainNames  ├──> Refusals ──> Cluster (Events on policies)
-                                   └──> HostNotices ──> Notices
-    Cluster (Store) ── subscribe ──> Intake ──> Facts, PodNetwork
+    Cluster (Store) ── Intake ──> Facts, PodNetwork       one Change each, which they fold
+
+    Monitor ──> Pending <────── Facts <───────── PodNetwork <──── Pods (Plugin, CNIServer)
+                   │             │  ^  \──> HeldLeases, Engine, ClusterView
+                   v     collect │  └──────── Bgp <── Speaker (ExaBGP)
+               Reconciler <──────┤
+                │  │  └──────────┼───> Planner ──> Kernel
+     on_applied │  └ on_drift ┐  │ on_policy
+      ┌─────────┴──┬──────────┤  ├──> ChainNames ──> DenyLogging, PolicyCounters
+      v            v          v  v
+    HostNotices  Refusals    Revoker ──> Flows ──> Conntrack
+      │            │             ^         │ on_kept
+      v            v             └── Due <─┘
+    Notices      Cluster (Events on policies)
 
 Two small objects are made before the parts that they connect: :class:`~felix_py.pending.Pending`, which facts
 and monitor set and the reconciler waits for, and :class:`~felix_py.agent.concerned.Due`, in which the connections
@@ -39,6 +39,7 @@ from felix_py.agent.concerned import Due
 from felix_py.agent.deny_log import DenyLogging
 from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
+from felix_py.agent.held import HeldLeases
 from felix_py.agent.host_notices import HostNotices
 from felix_py.agent.intake import Intake
 from felix_py.agent.listener import listen, listen_for, remove
@@ -114,12 +115,21 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
     """
     notices, pending, due = Notices(metrics), Pending(), Due()
     families, backend, kernel = _kernel(config, stack)
-    engine, view = Engine(families), ClusterView()
+    held, engine, view = HeldLeases(), Engine(families), ClusterView()
     chain_names = ChainNames(engine.policies_using)
     flows = _flows(due, metrics, stack)
     revoker = _revoker(config, engine, view, flows, due, metrics)
+    # The monitor listens before the kernel is read, so that nothing is missed between.
+    monitor = _monitor(kernel, held, pending, stack)
+    kernel.load()
+    log.get("agent").info("starting", backend=backend.value, families=[int(family) for family in families])
+    other = OtherBackend(families, backend, kernel.own_processes)
+    cluster = _cluster(config, metrics, tiers_in_force=_has_tiers(kernel) or _has_tiers(other))
     facts = Facts(
         config.node_name,
+        cluster.store.pods.records,
+        cluster.store.nodes.records,
+        held,
         engine,
         view,
         config.cluster_cidrs,
@@ -127,17 +137,11 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
         tell=notices.replace,
         on_policy=[chain_names.note, *([revoker.collected] if revoker else [])],
     )
-    # The monitor listens before the kernel is read, so that nothing is missed between.
-    monitor = _monitor(kernel, facts, pending, stack)
-    kernel.load()
-    log.get("agent").info("starting", backend=backend.value, families=[int(family) for family in families])
-    other = OtherBackend(families, backend, kernel.own_processes)
-    deny_log = DenyLogging(config, families, backend, chain_names, facts.endpoint_at, view, metrics)
+    deny_log = DenyLogging(config, families, backend, chain_names, held.pod_of, view, metrics)
     counters = _counters(families, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)
-    cluster = _cluster(config, metrics, tiers_in_force=_has_tiers(kernel) or _has_tiers(other))
     options = _options(config, deny_log.rules, kernel_features.missing(families, backend, notices))
     refusals = Refusals(engine.policies_using, cluster.warn)
-    host = HostNotices(notices, kernel, facts.endpoint_at)
+    host = HostNotices(notices, kernel, held.pod_of)
     reconciler = Reconciler(
         pending,
         _planner(families, options, kernel, other),
@@ -172,7 +176,7 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
         pods=pods,
         bgp=bgp,
         cluster=cluster,
-        intake=Intake(facts, network, config.node_name),
+        intake=Intake(facts, network),
         deny_log=deny_log,
         counters=counters,
         status=status,
@@ -205,9 +209,9 @@ def _revoker(
     return Revoker(view, engine.chains_of, flows, due, host_addresses, metrics, host_closed=closed)
 
 
-def _monitor(kernel: Kernel, facts: Facts, pending: Pending, stack: AsyncExitStack) -> Monitor | None:
+def _monitor(kernel: Kernel, held: HeldLeases, pending: Pending, stack: AsyncExitStack) -> Monitor | None:
     try:
-        monitor = Monitor(kernel, facts.has_interface, pending.look, pending.retry)
+        monitor = Monitor(kernel, held.has_interface, pending.look, pending.retry)
     except OSError as error:
         log.get("agent").warning("changes by others are found at the refresh only", reason=str(error))
         return None

@@ -170,7 +170,7 @@ class Life:
             agent.network.set_ready()
             self._in_force.set()
             self._metrics.in_sync.set(1)
-            self._log.info("in sync: policy is in force", endpoints=agent.facts.endpoints)
+            self._log.info("in sync: policy is in force", endpoints=len(agent.facts.held))
             tasks.create_task(agent.deny_log.run())
             # What comes later is counted from here.
             tasks.create_task(agent.counters.refresh())

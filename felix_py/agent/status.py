@@ -70,7 +70,7 @@ class Status:
             "uptimeSeconds": round(time.monotonic() - self._born, 1),
             "unready": self.unready(),
             "podCIDRs": list(self._facts.pod_cidrs),
-            "endpoints": self._facts.endpoints,
+            "endpoints": len(self._facts.held),
             "denyLog": self._deny_log.state(),
             "notices": [notice._asdict() for notice in self._notices.all()],
             **of_reconciler(self._reconciler),
@@ -85,7 +85,7 @@ class Status:
         for reason, lines in lost.items():
             self._metrics.log_lost.labels(reason).inc(lines - self._lines_lost.get(reason, 0))
         self._lines_lost = lost
-        self._metrics.endpoints.set(self._facts.endpoints)
+        self._metrics.endpoints.set(len(self._facts.held))
         self._metrics.compared_age.set(self._reconciler.compared_age)
         for kind, age in self._cluster.ages().items():
             self._metrics.watch_age.labels(kind).set(age)

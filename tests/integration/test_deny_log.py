@@ -57,7 +57,7 @@ class Rig(PolicyNode):
         for name, app in (("web", "web"), ("db", "db")):
             self.add_pod("shop", name, app=app)
         self.add_pod("dev", "tool", app="tool")
-        describer = Describer("node", LiveView(self), self.chain_names, self.facts.endpoint_at)
+        describer = Describer("node", LiveView(self), self.chain_names, self.facts.held.pod_of)
         self.denies = Denies(describer, Metrics(), lines=False)
         self.reader = NflogReader(DENY_LOG.group, 128, self.denies.note)
 

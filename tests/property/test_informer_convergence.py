@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from felix_py.datastore.informer import Timing
-from felix_py.datastore.store import Deleted, Upserted
 from tests.support import faults
 from tests.support.fakeapi import PODS, FakeApi, pod
 from tests.support.thorough import examples
@@ -74,14 +73,13 @@ def replayed(watch: Watching) -> dict[tuple[str, str], tuple[str, ...]]:
     """What a consumer that believed every event would now think; also checks that the events fit together."""
     state = {}
     for event in watch.events:
-        key = event.record.key
-        match event:
-            case Upserted(record, previous):
-                assert state.get(key) == previous
-                assert record != previous
-                state[key] = record
-            case Deleted(record):
-                assert state.pop(key) == record
+        key = event.newest.key
+        assert state.get(key) == event.before
+        assert event.after != event.before
+        if event.after is not None:
+            state[key] = event.after
+        else:
+            del state[key]
     return {key: record.addresses for key, record in state.items()}
 
 

@@ -32,7 +32,7 @@ from policy.model import (
     Protocol,
 )
 from tests.support.isolate import NetworkNamespace, run
-from tests.support.told import new_facts
+from tests.support.told import ToldFacts
 from tests.support.traffic import attempt, serve
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -58,7 +58,7 @@ class PolicyNode:
         self.pending = Pending()
         self.on_policy: list[Callable[[Delta], None]] = []
         self.told: list[tuple[NoticeKind, Mapping[str, str]]] = []
-        self.facts = new_facts(
+        self.facts = ToldFacts(
             "node",
             changed=self.pending.note,
             tell=lambda *notice: self.told.append(notice),
@@ -67,7 +67,7 @@ class PolicyNode:
         self.chain_names = ChainNames(self.facts.engine.policies_using)
         self.on_policy.append(self.chain_names.note)
         self.facts.upsert(NodeRecord("node", "", tuple(NODE.values()), ("10.1.0.0/24", "fd00:1::/64")))
-        self.facts.engine.upsert_node(OTHER_NODE)
+        self.facts.upsert(OTHER_NODE)
         self.pods: dict[str, Pod] = {}
         self.policies: dict[PolicyRef, NetworkPolicy | ClusterPolicy] = {}
         self.places: dict[str, NetworkNamespace] = {}

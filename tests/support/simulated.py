@@ -19,7 +19,7 @@ from felix_py.ruleset.sets import TextSet
 from policy.evaluate import verdict
 from policy.model import ClusterPolicy, Family, LocalEndpoint, Packet
 from tests.support.clusters import NODE, Cluster
-from tests.support.told import new_facts
+from tests.support.told import ToldFacts
 
 UPLINK = "eth0"
 OPTIONS = StaticOptions(Marks.from_mask(0xFFFF0000), deny_log=DenyLog(group=88, rate=10))
@@ -34,15 +34,15 @@ def lease(endpoint: LocalEndpoint) -> Lease:
 
 def planned(cluster: Cluster, options: StaticOptions = OPTIONS) -> Planner:
     """A planner that has heard of the whole cluster, on a node that holds all of its endpoints."""
-    facts = new_facts("node")
+    facts = ToldFacts("node")
     for namespace in cluster.namespaces.values():
-        facts.engine.upsert_namespace(namespace)
+        facts.upsert(namespace)
     for node in cluster.nodes.values():
-        facts.engine.upsert_node(node)
+        facts.upsert(node)
     for policy in cluster.policies.values():
-        facts.engine.upsert_policy(policy)
+        facts.upsert(policy)
     for pod in cluster.pods.values():
-        facts.engine.upsert_pod(pod)
+        facts.upsert(pod)
     for endpoint in cluster.endpoints.values():
         facts.attach(lease(endpoint))
     planner = Planner(tuple(Family), options, {})

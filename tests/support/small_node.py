@@ -38,7 +38,7 @@ from policy.model import (
     Tier,
 )
 from tests.support.isolate import run
-from tests.support.told import new_facts
+from tests.support.told import ToldFacts
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 NODE = {Family.V4: "192.0.2.1", Family.V6: "2001:db8::1"}
@@ -139,7 +139,7 @@ class SmallNode:
 
     def apply(self) -> None:
         """Do what the agent does at its start."""
-        facts = new_facts("node1")
+        facts = ToldFacts("node1")
         for record in (
             *self.cluster.nodes,
             *self.cluster.namespaces,

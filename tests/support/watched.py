@@ -26,7 +26,7 @@ from felix_py.records import Backend, Lease, NodeRecord
 from policy.model import Family, IPBlock, Namespace, NetworkPolicy, Pod, PolicyRule
 from policy.selectors import EVERYTHING as ALL_PODS
 from tests.support.isolate import NetworkNamespace, run
-from tests.support.told import new_facts
+from tests.support.told import ToldFacts
 
 CIDRS = {Family.V4: "10.1.0.0/24", Family.V6: "fd00:1::/64"}
 GATEWAY = {Family.V4: "192.0.2.2", Family.V6: "2001:db8::2"}
@@ -71,12 +71,13 @@ class WatchedNode:
         self.kernel.looks = []
         self.kernel.load()
         self.pending = Pending()
-        self.facts = new_facts("n1", families, changed=self.pending.note)
+        self.facts = ToldFacts("n1", families, changed=self.pending.note)
         planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         self.reconciler = Reconciler(
             self.pending, planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=self._refresh
         )
         self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, _forget)
+        self.facts.show_pods(self.network)
         self.facts.upsert(NodeRecord("n1", "", ("192.0.2.1", "2001:db8::1"), tuple(CIDRS.values())))
         self.facts.upsert(Namespace("shop"))
         self.facts.upsert(POLICY)
@@ -86,7 +87,7 @@ class WatchedNode:
         self.network.set_ready()
         self.reconciler.sweep()
         await self.reconciler.settled()
-        self.monitor = Monitor(self.kernel, self.facts.has_interface, self.pending.look, self.pending.retry)
+        self.monitor = Monitor(self.kernel, self.facts.held.has_interface, self.pending.look, self.pending.retry)
         if self._listen:
             self.monitor.start()
         self.kernel.looks = []
@@ -105,7 +106,6 @@ class WatchedNode:
         """The API server has told of a pod that the runtime will connect."""
         pod = Pod(namespace, name, f"uid-{name}", "n1")
         self.facts.upsert(pod)
-        self.network.pod_seen(pod, "n1")
 
     async def add_pod(self, container: str, place: NetworkNamespace) -> Lease:
         """What a CNI ADD does, less the lease's store."""

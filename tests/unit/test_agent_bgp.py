@@ -24,7 +24,7 @@ from felix_py.notices import NoticeKind, Notices
 from felix_py.records import NodeRecord
 from felix_py.speaker import Speaker
 from policy.model import Family
-from tests.support.told import new_facts
+from tests.support.told import ToldFacts
 from tests.support.watched import until
 
 CIDRS = ("10.1.0.0/24", "fd00:1::/64")
@@ -48,7 +48,7 @@ class Rig:
         file.write_text(text)
         self.metrics = Metrics()
         self.notices = Notices(self.metrics)
-        self.facts = new_facts()
+        self.facts = ToldFacts()
         config = AgentConfig(node_name="n1", run_dir=folder, bgp_config=file)
         self.bgp = Bgp(config, self.facts, tuple(Family), self.notices, self.metrics)
 
@@ -112,7 +112,7 @@ def test_router_id_of_the_file_needs_no_address(tmp_path: Path, monkeypatch: pyt
 def test_without_bgp_there_is_nothing(tmp_path: Path) -> None:
     metrics = Metrics()
     config = AgentConfig(node_name="n1", run_dir=tmp_path)
-    bgp = Bgp(config, new_facts("n1", ()), (), Notices(metrics), metrics)
+    bgp = Bgp(config, ToldFacts("n1", ()), (), Notices(metrics), metrics)
     assert bgp.peers() == []
     with pytest.raises(ConfigError, match="--bgp-config"):
         Rig(tmp_path, "asNumber: 0\n")

@@ -36,7 +36,7 @@ from policy.model import (
     Selector,
 )
 from policy.names import policy_chain
-from tests.support.told import new_facts
+from tests.support.told import ToldFacts
 
 V4 = Family.V4
 NAMES = SetNames.of(V4)
@@ -61,7 +61,7 @@ class Rig:
         self.kernel.load()
         self.metrics = Metrics()
         self.pending = Pending()
-        self.facts = new_facts("n1", (V4,), changed=self.pending.note)
+        self.facts = ToldFacts("n1", (V4,), changed=self.pending.note)
         planner = Planner((V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         self.reconciler = Reconciler(
             self.pending,
@@ -77,6 +77,7 @@ class Rig:
         self.connections = FakeFlowTable()
         self.flows = Flows(self.connections, self.connections, self.metrics)
         self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, self.flows.forget)
+        self.facts.show_pods(self.network)
         self.facts.upsert(NodeRecord("n1", "", ("192.0.2.1",), ("10.1.0.0/24",)))
         self.facts.upsert(NodeRecord("n2", "", ("192.0.2.2",), ("10.1.1.0/24",)))
 
@@ -212,12 +213,12 @@ def test_a_pod_has_departed_when_its_object_is_gone_or_it_has_a_newer_interface(
         async with Rig() as rig:
             network, pod = rig.network, Pod("shop", "web", "u1", "n1")
             lost = lease("c0", "10.1.0.9", 0.5)
-            network.pod_seen(pod, "n1")
+            rig.facts.upsert(pod)
             assert not network.departed(lost)  # its DEL may come yet
             await network.enforce(lease())
             assert network.departed(lost)
             assert not network.departed(lease())
-            network.pod_gone(pod)
+            rig.facts.delete(pod)
             assert network.departed(lease())
             waiting = PodNetwork(rig.facts, rig.reconciler, lambda: 1500, rig.flows.forget)
             assert not waiting.departed(lost)  # not in sync: nothing is known
@@ -281,12 +282,12 @@ def test_waiting_for_a_pod_ends_with_that_very_pod() -> None:
             hasty = asyncio.create_task(asyncio.wait_for(rig.network.wait_for_pod("shop", "web", "u2"), 0.01))
             with pytest.raises(TimeoutError):
                 await hasty
-            rig.network.pod_seen(Pod("shop", "web", "u1", "n1"), "n1")
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
             await second
             assert not first.done()
-            rig.network.pod_seen(Pod("shop", "web", "u2", "n1"), "n1")
+            rig.facts.upsert(Pod("shop", "web", "u2", "n1"))
             await first
-            rig.network.pod_gone(Pod("shop", "web", "u2"))
+            rig.facts.delete(Pod("shop", "web", "u2"))
             gone = asyncio.create_task(rig.network.wait_for_pod("shop", "web", ""))
             assert await asyncio.wait((gone,), timeout=0.01) == (set(), {gone})
             gone.cancel()
@@ -299,14 +300,14 @@ def test_a_lease_whose_pod_is_another_one_of_its_name_has_no_pod_here() -> None:
         async with Rig() as rig:
             held = lease()
             assert rig.network.departed(held)
-            rig.network.pod_seen(Pod("shop", "web", "u1", "n1"), "n1")
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
             assert not rig.network.departed(held)
             # Made anew here; the runtime may have forgotten the old sandbox.
-            rig.network.pod_seen(Pod("shop", "web", "u2", "n1"), "n1")
+            rig.facts.upsert(Pod("shop", "web", "u2", "n1"))
             assert rig.network.departed(held)
             # Made anew elsewhere: of the one that was here nobody may be told as if it were there.
-            rig.network.pod_seen(Pod("shop", "web", "u1", "n1"), "n1")
-            rig.network.pod_seen(Pod("shop", "web", "u3", "n2"), "n1")
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+            rig.facts.upsert(Pod("shop", "web", "u3", "n2"))
             assert rig.network.departed(held)
             waiting = asyncio.create_task(rig.network.wait_for_pod("shop", "web", "u1"))
             assert await asyncio.wait((waiting,), timeout=0.01) == (set(), {waiting})
@@ -323,7 +324,6 @@ def test_what_an_add_waits_for_is_said() -> None:
             assert "on node n2, not on this one" in rig.network.why_unknown("shop", "web", "u1")
             here = Pod("shop", "web", "u1", "n1")
             rig.facts.upsert(here)
-            rig.network.pod_seen(here, "n1")
             assert "with uid u2, but with u1" in rig.network.why_unknown("shop", "web", "u2")
 
     run(test())

@@ -10,7 +10,6 @@ import pytest
 
 from felix_py.datastore.client import Api
 from felix_py.datastore.informer import PAGE, Timing
-from felix_py.datastore.store import Upserted
 from tests.support import fakeapi, faults
 from tests.support.fakeapi import PATIENCE, PODS, FakeApi, pod
 from tests.support.watching import configuration, on_loop, probing, watching
@@ -31,10 +30,10 @@ async def test_lists_then_follows_changes(watch_list: bool) -> None:
             api.put(PODS, pod("a", ip="10.0.0.9"))
             await watch.until(lambda: len(watch.events) == 3)
             changed = watch.events[-1]
-            assert isinstance(changed, Upserted)
-            assert changed.record.addresses == ("10.0.0.9",)
-            assert changed.previous is not None
-            assert changed.previous.addresses == ("10.0.0.1",)
+            assert changed.after is not None
+            assert changed.after.addresses == ("10.0.0.9",)
+            assert changed.before is not None
+            assert changed.before.addresses == ("10.0.0.1",)
             api.delete(PODS, "default", "a")
             await watch.until_names("b")
 

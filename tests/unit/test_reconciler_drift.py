@@ -130,7 +130,7 @@ def test_what_is_asked_to_go_is_no_drift_when_it_is_gone_before() -> None:
         await rig.network.release(lease())
         assert drift(rig) == {}
         assert not rig.kernel.members(NAMES.source)
-        assert not rig.facts.has_interface(lease().interface)
+        assert not rig.facts.held.has_interface(lease().interface)
 
     run(test)
 

@@ -98,7 +98,7 @@ def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
         listeners.append(Refusals(rig.facts.engine.policies_using, told.warn))
         for record in (Namespace("shop"), Pod("shop", "web"), DB, WEB, GUARD):
             rig.facts.upsert(record)
-        rig.facts.engine.upsert_endpoint(LocalEndpoint("shop", "web", ("10.1.0.2",)))
+        rig.facts.engine.attach(LocalEndpoint("shop", "web", ("10.1.0.2",)), Pod("shop", "web"))
         task = asyncio.create_task(rig.reconciler.run())
         while not rig.reconciler.failures:
             await asyncio.sleep(0)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from felix_py.agent.concerned import Due
-from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.revoke import Pace, Revoker
@@ -25,6 +24,7 @@ from felix_py.plan.planner import Planner
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import ChainKey, Flow, Lease, NodeRecord
+from policy.change import Change
 from policy.compile import Engine
 from policy.model import (
     ClusterPolicy,
@@ -46,6 +46,7 @@ from policy.model import (
     Selector,
     Tier,
 )
+from tests.support.told import ToldFacts
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 WEB, API, DB, FAR, WORLD, HOST = "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.9.9", "198.51.100.7", "192.0.2.1"
@@ -85,7 +86,9 @@ class Rig:
         pace = pace or Pace(0.02, 0.1)
         host = lambda: frozenset({HOST})  # noqa: E731
         self.revoker = Revoker(view, engine.chains_of, self.flows, self.due, host, self.metrics, pace)
-        self.facts = Facts("n1", engine, view, changed=self.pending.note, on_policy=[self.revoker.collected])
+        self.facts = ToldFacts(
+            engine=engine, view=view, changed=self.pending.note, on_policy=[self.revoker.collected]
+        )
         self.reconciler = Reconciler(
             self.pending,
             Planner((Family.V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {}),
@@ -237,8 +240,7 @@ def test_a_pod_that_joins_what_a_cluster_policy_denies_loses_its_connections() -
             banned = PodPeer(Selector(), labelled(banned="yes"))
             rule = ClusterRule(RuleAction.DENY, (banned,))
             guard = ClusterPolicy(PolicyKind.CLUSTER, "guard", Tier.ADMIN, 1, PodPeer(Selector(), None), (rule,))
-            rig.facts.engine.upsert_policy(guard)
-            rig.facts.view.upsert(guard)
+            rig.facts.upsert(guard)
             await rig.change(pod("db", DB, tier="x"))
             from_far, from_api = rig.connect(FAR, WEB), rig.connect(API, WEB)
             await rig.change(pod("far", FAR, "n2", banned="yes"))
@@ -705,7 +707,7 @@ def test_the_view_shows_what_an_endpoint_leased_before_the_server_knows() -> Non
     assert (found.name, view.endpoint_at("10.1.0.8"), view.subject_at("10.1.0.8")) == ("new", found.key, found)
     # The next one with this address and name starts with nothing.
     view.detach(found.key)
-    view.delete(found)
+    view.fold(Change(found, None))
     view.attach(LocalEndpoint("shop", "new", ("10.1.0.8",)), None)
     view.advance()
     assert view.subject_at("10.1.0.8") is None
