@@ -7,13 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import msgspec
-
 from felix_py import log
 from felix_py.cni.batch import Batcher, begin
 from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
-from felix_py.records import Flow
 
 T = TypeVar("T")
 
@@ -70,32 +67,3 @@ class Flows:
         deleted = self._releasing.forget({address for job in jobs for address in job})
         self._metrics.flows_released.inc(deleted)
         return [None] * len(jobs)
-
-
-def described(table: FlowTable, addresses: Collection[str]) -> bytes:
-    """The connections of some addresses by TCP, UDP and SCTP, as a JSON list, the latest used first.
-
-    Those that differ in nothing but the source's port are one.
-
-    Raises:
-        OSError: the kernel does not answer.
-    """
-    newest: dict[tuple[object, ...], Flow] = {}
-    for flow in table.flows(addresses):
-        if flow.protocol is not None:
-            key = (flow.source, flow.destination, flow.protocol, flow.port)
-            if key not in newest or (newest[key].replied, newest[key].expires) < (flow.replied, flow.expires):
-                newest[key] = flow
-    ordered = sorted(newest.values(), key=lambda flow: -flow.expires)
-    return msgspec.json.encode(
-        [
-            {
-                "source": flow.source,
-                "destination": flow.destination,
-                "protocol": flow.protocol,
-                "port": flow.port,
-                "replied": flow.replied,
-            }
-            for flow in ordered
-        ]
-    )

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any, Protocol
 
+from bgp.session import PeerStatus
 from felix_py import log
-from felix_py.agent.bgp import Bgp
 from felix_py.agent.deny_log import DenyLogging
-from felix_py.agent.facts import Facts
-from felix_py.agent.network import PodNetwork
-from felix_py.agent.pods import Pods
 from felix_py.agent.policy_counters import PolicyCounters
+from felix_py.cni.network import Network
 from felix_py.datastore.cluster import Cluster
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
@@ -23,6 +21,32 @@ _MOST_SHOWN = 1000
 """Failures that are listed; ``failedObjects`` counts all."""
 
 
+class Facts(Protocol):
+    """See :class:`felix_py.agent.facts.Facts`."""
+
+    @property
+    def held(self) -> Sized: ...
+
+    @property
+    def pod_cidrs(self) -> tuple[str, ...]: ...
+
+
+class Pods(Protocol):
+    """See :class:`felix_py.agent.pods.Pods`."""
+
+    def no_addresses(self, cidrs: Sequence[str]) -> str | None: ...
+
+
+class Bgp(Protocol):
+    """See :class:`felix_py.agent.bgp.Bgp`."""
+
+    def peers(self) -> list[PeerStatus]: ...
+
+    def routes(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    def refresh_metrics(self) -> None: ...
+
+
 class Status:
     """Asks the parts. On the event loop only."""
 
@@ -30,7 +54,7 @@ class Status:
         self,
         running: Mapping[str, Any],
         facts: Facts,
-        network: PodNetwork,
+        network: Network,
         pods: Pods,
         reconciler: Reconciler,
         cluster: Cluster,

@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from felix_py.agent.flows import Flows, described
-from felix_py.agent.flows_http import flows_route
+from felix_py.agent.flows import Flows
+from felix_py.agent.flows_http import described, flows_route
 from felix_py.agent.health import HealthServer
 from felix_py.agent.listener import listen
 from felix_py.dataplane.fake import FakeFlowTable
