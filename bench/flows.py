@@ -16,6 +16,7 @@ from bench.harness import Way, compare, show
 from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.conntrack import Conntrack
+from felix_py.datastore.store import Record
 from policy.change import Change
 from policy.evaluate import Snapshot, verdict
 from policy.model import LocalEndpoint, Packet, Protocol
@@ -89,7 +90,8 @@ def _delete() -> None:
 def _judge(pods: int, times: int) -> None:
     cluster = Cluster(even(pods, 1000, 200))
     view = ClusterView()
-    for record in (*cluster.namespaces, *cluster.policies, *cluster.pods):
+    records: tuple[Record, ...] = (*cluster.namespaces, *cluster.policies, *cluster.pods)
+    for record in records:
         view.fold(Change(None, record))
     for pod in cluster.local:
         view.attach(LocalEndpoint(pod.namespace, pod.name, pod.addresses), pod)

@@ -34,21 +34,15 @@ from typing import Any
 from felix_py import log
 from felix_py.agent import kernel_features
 from felix_py.agent.bgp import Bgp
-from felix_py.agent.chain_names import ChainNames
 from felix_py.agent.concerned import Due
-from felix_py.agent.deny_log import DenyLogging
 from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.held import HeldLeases
-from felix_py.agent.host_notices import HostNotices
 from felix_py.agent.intake import Intake
-from felix_py.agent.listener import listen, listen_for, remove
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.agent.pods import Mtu, Pods
-from felix_py.agent.policy_counters import Accounts, PolicyCounters
 from felix_py.agent.refusals import Refusals
 from felix_py.agent.revoke import Revoker
-from felix_py.agent.status import Status
 from felix_py.agent.view import ClusterView
 from felix_py.config import AgentConfig, EndpointToHost
 from felix_py.dataplane import sysctl
@@ -64,6 +58,12 @@ from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
+from felix_py.observe.chain_names import ChainNames
+from felix_py.observe.deny_log import DenyLogging
+from felix_py.observe.host_notices import HostNotices
+from felix_py.observe.listener import listen, listen_for, remove
+from felix_py.observe.policy_counters import Accounts, PolicyCounters
+from felix_py.observe.status import Status
 from felix_py.pending import Pending
 from felix_py.plan.deny_log import DenyLog
 from felix_py.plan.features import Feature

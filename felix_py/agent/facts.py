@@ -11,12 +11,13 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from bgp.prefixes import PrefixSet
-from felix_py.agent import disputes, own_prefixes
+from felix_py.agent import own_prefixes
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.own_prefixes import OwnPrefixes, hosts_of
 from felix_py.agent.view import ClusterView
 from felix_py.datastore.store import Record
 from felix_py.notices import NoticeKind
+from felix_py.observe import disputes
 from felix_py.plan.planner import Planner, learned_routes
 from felix_py.records import Lease, NodeRecord, Route, RouteKey, endpoint_of
 from policy.change import Change

@@ -29,9 +29,6 @@ from typing import NoReturn
 from felix_py import log
 from felix_py.agent import memory
 from felix_py.agent.build import Agent, build
-from felix_py.agent.connections import Connections
-from felix_py.agent.identity import Identity
-from felix_py.agent.stalls import Stalls, WatchedSelector
 from felix_py.agent.stopping import Stopping
 from felix_py.cni.server import SocketInUse
 from felix_py.config import AgentConfig, ConfigError
@@ -40,6 +37,9 @@ from felix_py.datastore.client import ApiError, Unreachable
 from felix_py.ipam.store import StoreError
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind
+from felix_py.observe.connections import Connections
+from felix_py.observe.identity import Identity
+from felix_py.observe.stalls import Stalls, WatchedSelector
 
 FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
 """What no waiting will mend: the message says what to do."""
@@ -188,9 +188,9 @@ class Life:
         """
         with suppress(TimeoutError):
             await asyncio.wait_for(self._in_force.wait(), _HEALTH_WAITS)
-        await asyncio.to_thread(importlib.import_module, "felix_py.agent.health")
-        from felix_py.agent.flows_http import flows_route
-        from felix_py.agent.health import HealthServer
+        await asyncio.to_thread(importlib.import_module, "felix_py.observe.health")
+        from felix_py.observe.flows_http import flows_route
+        from felix_py.observe.health import HealthServer
 
         status = agent.status
         health = HealthServer(

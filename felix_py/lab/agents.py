@@ -5,9 +5,9 @@ from __future__ import annotations
 import http.client
 import os
 
-from felix_py.agent.ask import connection
 from felix_py.lab.lab import Lab
 from felix_py.lab.state import LabError
+from felix_py.observe.ask import connection
 
 
 def ask(lab: Lab, node: str, path: str, timeout: float) -> bytes:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.agent.policy_counters import Accounts, Count, digest
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError
 from felix_py.dataplane.counters import read_counters
+from felix_py.observe.policy_counters import Accounts, Count, digest
 from felix_py.records import Backend
 from policy.model import (
     ClusterPolicy,

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felix_py.agent.view import ClusterView
-from felix_py.datastore.store import Record
 from felix_py.records import NodeRecord
 from policy.change import Change
 from policy.evaluate import Snapshot, verdict
@@ -92,12 +91,12 @@ class Fed:
         return pod if pod == self.pod_at(address) else replace(pod, ports=())
 
 
-def _stored(record: Any) -> Record | None:
+def _stored(record: Any) -> Any:
     """As the informers have it."""
     if isinstance(record, Node):
         return NodeRecord(record.name, addresses=record.addresses, labels=record.labels)
     assert record is None or isinstance(record, Pod | Namespace) or hasattr(record, "ref")
-    return record  # type: ignore[return-value]
+    return record
 
 
 def crowded(cluster: Cluster, choices: random.Random) -> Cluster:

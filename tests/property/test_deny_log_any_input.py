@@ -7,9 +7,9 @@ import dataclasses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.ip_header import parse_ip
 from felix_py.dataplane.nflog import Decoder
+from felix_py.observe.chain_names import ChainNames
 from felix_py.plan.deny_log import DenyLog, Drop, DropKind, deny_chain, parse_prefix
 from felix_py.plan.marks import Marks
 from felix_py.plan.render import dispatch_chains, render_chain

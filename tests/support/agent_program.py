@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from felix_py.agent import ask
 from felix_py.cni.conflist import install_client
 from felix_py.lab.apiserver.kubeconfig import write_kubeconfig
 from felix_py.lab.runtime import CNIRuntime
+from felix_py.observe import ask
 from tests.support.asking import free_port
 from tests.support.cni import STANDARD_PLUGINS, built_client
 

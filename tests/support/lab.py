@@ -21,13 +21,13 @@ from typing import Any, Self, TypeVar
 
 import yaml
 
-from felix_py.agent import ask
 from felix_py.lab.build import EXAMPLES, Options
 from felix_py.lab.lab import Lab
 from felix_py.lab.matrix import Cell, attempts, measure, observe
 from felix_py.lab.namespaces import NETNS_DIR, inside
 from felix_py.lab.state import Shape
 from felix_py.lab.topology import TOR, machine_netns, nodes
+from felix_py.observe import ask
 from policy.model import Family, Protocol
 from tests.support.asking import get
 

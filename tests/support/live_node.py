@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from felix_py.agent import ask
 from felix_py.cni.conflist import install_client
 from felix_py.lab.apiserver.kubeconfig import write_kubeconfig
 from felix_py.lab.runtime import CNIRuntime
+from felix_py.observe import ask
 from felix_py.records import Backend, DriftKind
 from policy.model import Family, Packet, Protocol
 from tests.support import kernel_state

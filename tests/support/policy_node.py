@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.links import Links, PodLink, random_mac
 from felix_py.notices import NoticeKind
+from felix_py.observe.chain_names import ChainNames
 from felix_py.pending import Pending
 from felix_py.plan.deny_log import DenyLog
 from felix_py.plan.layout import interface_name

@@ -11,10 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from felix_py.agent.refusals import Refusals
-from felix_py.agent.stalls import Stalls, WatchedSelector
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane
 from felix_py.failures import Failures, by_reason
+from felix_py.observe.stalls import Stalls, WatchedSelector
 from felix_py.records import Failure, bounded
 from policy.model import Direction, Family, LocalEndpoint, NetworkPolicy, Pod, PolicyRef, Selector
 from policy.names import policy_chain

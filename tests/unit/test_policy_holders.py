@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from felix_py.agent.disputes import told
+from felix_py.observe.disputes import told
 from policy.evaluate import Snapshot
 from policy.holders import Holders, claimed
 from policy.model import Direction, Family, LocalEndpoint, NetworkPolicy, Pod, PodPeer, PolicyRule, Selector

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 from bgp.session import PeerStatus
 from felix_py import log
-from felix_py.agent.deny_log import DenyLogging
-from felix_py.agent.policy_counters import PolicyCounters
 from felix_py.cni.network import Network
 from felix_py.datastore.cluster import Cluster
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
+from felix_py.observe.deny_log import DenyLogging
+from felix_py.observe.policy_counters import PolicyCounters
 from felix_py.reconcile import Reconciler
 
 _MOST_SHOWN = 1000

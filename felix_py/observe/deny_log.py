@@ -7,13 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from felix_py import log
-from felix_py.agent.chain_names import ChainNames
-from felix_py.agent.denies import Denies
-from felix_py.agent.deny_events import Describer
-from felix_py.agent.deny_reader import DenyReader
 from felix_py.config import AgentConfig
 from felix_py.dataplane.probe import refusal
 from felix_py.metrics import Metrics
+from felix_py.observe.chain_names import ChainNames
+from felix_py.observe.denies import Denies
+from felix_py.observe.deny_events import Describer
+from felix_py.observe.deny_reader import DenyReader
 from felix_py.plan.deny_log import SOURCE_DROP, DenyLog
 from felix_py.records import Backend
 from policy.evaluate import View
@@ -22,7 +22,7 @@ from policy.model import Family, ObjectKey
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from felix_py.agent.deny_http import DenyRoutes
+    from felix_py.observe.deny_http import DenyRoutes
 
 _OFF = "the deny log is switched off on this node (--no-deny-log)"
 
@@ -56,7 +56,7 @@ class DenyLogging:
 
     @cached_property
     def _routes(self) -> DenyRoutes:
-        from felix_py.agent.deny_http import DenyRoutes
+        from felix_py.observe.deny_http import DenyRoutes
 
         return DenyRoutes(self._node, self._denies, lambda: self.unavailable)
 
