@@ -21,7 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.harness import Row, show
-from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.conflist import conflist, install_client, install_conflist
@@ -36,6 +35,7 @@ from felix_py.dataplane.monitor import Monitor
 from felix_py.ipam.store import AddressStore
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
+from felix_py.pending import Pending
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
@@ -58,6 +58,7 @@ from policy.model import (
 )
 from tests.support.cni import STANDARD_PLUGINS, built_client, pod_args
 from tests.support.isolate import NetworkNamespace, new_netns
+from tests.support.told import ToldFacts
 
 BURST = 50
 _POD_CIDRS = {Family.V4: "10.65.0.0/24", Family.V6: "fd65::/64"}
@@ -207,18 +208,19 @@ async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: C
     metrics = Metrics()
     with Kernel(families, Backend.NFT) as kernel:
         kernel.load()
-        facts = Facts("node", families, (), lambda: reconciler.note())
+        pending = Pending()
+        facts = ToldFacts("node", families, changed=pending.note)
         planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
-        reconciler = Reconciler(planner, kernel, facts.collect, metrics, refresh_interval=3600)
+        reconciler = Reconciler(pending, planner, kernel, facts.collect, metrics, refresh_interval=3600)
         flows = Flows(Conntrack(), Conntrack(), metrics)
         network = PodNetwork(facts, reconciler, lambda: 1500, flows.forget)
-        _fill(facts, network, families, pods)
+        facts.show_pods(network)
+        _fill(facts, families, pods)
         work = asyncio.create_task(reconciler.run())
         await reconciler.settled()
         network.set_ready()
-        Monitor(kernel, facts.has_interface, reconciler.look, reconciler.retry).start()
-        store = AddressStore(folder / "leases.db")
-        store.elsewhere = ElsewhereLookup()
+        Monitor(kernel, facts.held.has_interface, pending.look, pending.retry).start()
+        store = AddressStore(folder / "leases.db", ElsewhereLookup())
         plugin = Plugin(Leases(store), Interfaces(), network, Notices(metrics))
         server = CNIServer(plugin, folder / "cni.sock", metrics)
         await server.start()
@@ -226,7 +228,7 @@ async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: C
         await work
 
 
-def _fill(facts: Facts, network: PodNetwork, families: tuple[Family, ...], pods: int) -> None:
+def _fill(facts: ToldFacts, families: tuple[Family, ...], pods: int) -> None:
     """A policy, and pods that it selects, known but without addresses, as when the kubelet starts them."""
     cidrs = tuple(_POD_CIDRS[family] for family in families)
     facts.upsert(NodeRecord("node", "", ("192.0.2.1", "2001:db8::1"), cidrs))
@@ -237,4 +239,3 @@ def _fill(facts: Facts, network: PodNetwork, families: tuple[Family, ...], pods:
     for number in range(pods):
         pod = Pod("default", f"pod-{number}", f"uid-pod-{number}", "node", (("app", "web"),))
         facts.upsert(pod)
-        network.pod_seen(pod, "node")

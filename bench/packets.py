@@ -32,7 +32,6 @@ from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend, Lease
-from policy.compile import Engine
 from policy.model import (
     Family,
     LocalEndpoint,
@@ -46,6 +45,7 @@ from policy.model import (
     Selector,
 )
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.told import ToldEngine
 
 V4 = Family.V4
 PORT = 7
@@ -133,18 +133,18 @@ def _kinds(backend: Backend, quick: bool) -> list[_Kind]:
 
 def _ours(backend: Backend, endpoints: int, classes: int, *, nat_outgoing: bool = False) -> None:
     """As the agent writes them. A policy with both directions for each class; its peers are all pods."""
-    engine, planner = Engine((V4,)), Planner((V4,), StaticOptions(MARKS, nat_outgoing=nat_outgoing), {})
-    engine.upsert_namespace(Namespace("default"))
+    engine, planner = ToldEngine((V4,)), Planner((V4,), StaticOptions(MARKS, nat_outgoing=nat_outgoing), {})
+    engine.upsert(Namespace("default"))
     for number in range(classes):
         selector = labelled("class", str(number))
-        engine.upsert_policy(
+        engine.upsert(
             NetworkPolicy("default", f"policy-{number}", selector, ingress=(_POLICY,), egress=(_POLICY,))
         )
     for number, address in enumerate(_addresses(endpoints)):
         chosen = classes - 1 if address in (CLIENT, SERVER) else number % classes
         pod = Pod("default", f"pod-{number}", labels=(("class", str(chosen)),), addresses=(address,))
-        engine.upsert_pod(pod)
-        engine.upsert_endpoint(LocalEndpoint(pod.namespace, pod.name, pod.addresses))
+        engine.upsert(pod)
+        engine.lease(LocalEndpoint(pod.namespace, pod.name, pod.addresses))
     for address, interface in ((CLIENT, _interface(0)), (SERVER, _interface(1))) if endpoints else ():
         lease = Lease(address, "eth0", "k8s", "default", address, "", interface, {V4: address}, created=0.0)
         planner.attach(lease)

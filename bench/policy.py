@@ -21,7 +21,6 @@ from typing import TypeVar
 from bench.clusters import Cluster, even
 from bench.harness import Row, Way, compare, megabytes, peak_resident, resident, show
 from felix_py.datastore.decode import PODS
-from policy.compile import Engine
 from policy.model import (
     Family,
     Labels,
@@ -34,6 +33,7 @@ from policy.model import (
     Selector,
 )
 from policy.selectors import matches
+from tests.support.told import ToldEngine
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ def _measure(size: int, times: int) -> None:
     cluster = Cluster(even(size, POLICIES, LOCAL_POLICIES))
     gc.collect()
     records = resident() - empty
-    engine = Engine()
+    engine = ToldEngine()
     seconds = _timed(lambda: _compile(engine, cluster))
     gc.collect()
     whole = resident() - empty
@@ -83,19 +83,19 @@ def _measure(size: int, times: int) -> None:
     show(f"{title}: one event, CPU", _events(engine, cluster, times))
 
 
-def _compile(engine: Engine, cluster: Cluster) -> None:
+def _compile(engine: ToldEngine, cluster: Cluster) -> None:
     for namespace in cluster.namespaces:
-        engine.upsert_namespace(namespace)
+        engine.upsert(namespace)
     for policy in cluster.policies:
-        engine.upsert_policy(policy)
+        engine.upsert(policy)
     for pod in cluster.pods:
-        engine.upsert_pod(pod)
+        engine.upsert(pod)
     for pod in cluster.local:
-        engine.upsert_endpoint(LocalEndpoint(pod.namespace, pod.name, pod.addresses))
+        engine.lease(LocalEndpoint(pod.namespace, pod.name, pod.addresses))
     engine.flush()
 
 
-def _members(engine: Engine) -> int:
+def _members(engine: ToldEngine) -> int:
     return sum(len(members) for family in Family for members in engine.program(family).members.values())
 
 
@@ -112,7 +112,7 @@ def _selectors(policy: NetworkPolicy) -> Iterable[Selector]:
                 yield peer.pods
 
 
-def _events(engine: Engine, cluster: Cluster, times: int) -> list[Row]:
+def _events(engine: ToldEngine, cluster: Cluster, times: int) -> list[Row]:
     remote = [pod for pod in cluster.of(1)[:120] if pod not in cluster.local]
     same = [dataclasses.replace(pod) for pod in remote]
     moved = [dataclasses.replace(pod, labels=(*pod.labels[:2], ("tier", "other"))) for pod in remote]
@@ -132,16 +132,16 @@ def _events(engine: Engine, cluster: Cluster, times: int) -> list[Row]:
     line = pod_event(remote[0])
 
     def upsert(pods: list[Pod]) -> Callable[[], None]:
-        return lambda: _one_by_one(engine, engine.upsert_pod, pods)
+        return lambda: _one_by_one(engine, engine.upsert, pods)
 
     def remove_fresh() -> None:
-        _one_by_one(engine, engine.remove_pod, [pod.key for pod in fresh])
+        _one_by_one(engine, engine.delete, fresh)
 
     def edit(policy: NetworkPolicy) -> Callable[[], None]:
-        return lambda: _one_by_one(engine, engine.upsert_policy, [policy])
+        return lambda: _one_by_one(engine, engine.upsert, [policy])
 
     def relabel(namespace: Namespace) -> Callable[[], None]:
-        return lambda: _one_by_one(engine, engine.upsert_namespace, [namespace])
+        return lambda: _one_by_one(engine, engine.upsert, [namespace])
 
     many = len(remote)
     ways = [
@@ -171,7 +171,7 @@ def _events(engine: Engine, cluster: Cluster, times: int) -> list[Row]:
     return compare(ways, times, time.process_time)
 
 
-def _one_by_one(engine: Engine, hand_over: Callable[[T], object], things: Iterable[T]) -> None:
+def _one_by_one(engine: ToldEngine, hand_over: Callable[[T], object], things: Iterable[T]) -> None:
     """Each with a flush of its own: the dearest way, as events in a burst share one."""
     for thing in things:
         hand_over(thing)

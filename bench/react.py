@@ -27,10 +27,10 @@ from typing import Any
 
 from bench.harness import Row, show
 from felix_py import reconcile
-from felix_py.agent.facts import Facts
 from felix_py.dataplane.ipset_commands import Commands
 from felix_py.dataplane.kernel import Kernel
 from felix_py.metrics import Metrics
+from felix_py.pending import Pending
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
@@ -41,6 +41,7 @@ from tests.support.agent_program import NODE, AgentProgram
 from tests.support.cni import pod_args
 from tests.support.fakeapi import NAMESPACES, NODES, PODS, POLICIES, FakeApi
 from tests.support.isolate import NetworkNamespace, new_netns
+from tests.support.told import ToldFacts
 
 _QUIET = 0.3
 """Seconds between two pods."""
@@ -160,14 +161,15 @@ async def _storm(seconds: float, least: float) -> float:
     try:
         with Kernel((Family.V4,), Backend.NFT) as kernel:
             kernel.load()
-            facts = Facts("node", (Family.V4,), (), lambda: reconciler.note())
+            pending = Pending()
+            facts = ToldFacts("node", (Family.V4,), changed=pending.note)
             planner = Planner((Family.V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {})
-            reconciler = Reconciler(planner, kernel, facts.collect, Metrics(), refresh_interval=3600)
+            reconciler = Reconciler(pending, planner, kernel, facts.collect, Metrics(), refresh_interval=3600)
             facts.upsert(NodeRecord("node", "", ("192.0.2.1",), ("10.65.0.0/24",)))
             facts.upsert(Namespace("default"))
             work = asyncio.create_task(reconciler.run())
             await reconciler.settled()
-            used = await _events(facts, reconciler, seconds)
+            used = await _events(facts, seconds)
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
             return used / seconds
@@ -175,12 +177,11 @@ async def _storm(seconds: float, least: float) -> float:
         reconcile._REST_LEAST = usual
 
 
-async def _events(facts: Facts, reconciler: Reconciler, seconds: float) -> float:
+async def _events(facts: ToldFacts, seconds: float) -> float:
     started, before, number = time.monotonic(), time.process_time(), 0
     while (now := time.monotonic() - started) < seconds:
         while number < now * _STORM:
             facts.upsert(Pod("default", "busy", "u", "another", (("beat", str(number)),), ("10.66.0.1",)))
-            reconciler.note()
             number += 1
         await asyncio.sleep(0.001)
     return time.process_time() - before

@@ -27,9 +27,9 @@ from typing import Any
 
 from bench.clusters import LOCAL_NAMESPACES, Cluster, Size
 from bench.harness import Row, Way, compare, megabytes, peak_resident, resident, show
-from felix_py.agent.facts import Facts
 from felix_py.dataplane.kernel import Kernel
 from felix_py.metrics import Metrics
+from felix_py.pending import Pending
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
@@ -47,6 +47,7 @@ from policy.model import (
 )
 from policy.selectors import matches
 from tests.support.isolate import new_netns
+from tests.support.told import ToldFacts
 
 LIMIT_SECONDS, LIMIT_BYTES = 5.0, 250e6
 CROWD = 1000
@@ -127,7 +128,7 @@ class _Agent:
 
     def __init__(self) -> None:
         families = tuple(Family)
-        self.facts = Facts("node-0", families, ("10.0.0.0/8", "fd00::/16"), lambda: None)
+        self.facts = ToldFacts("node-0", families, cluster_cidrs=("10.0.0.0/8", "fd00::/16"))
         self.planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
 
     def first(self, cluster: Cluster, nodes: Sequence[NodeRecord]) -> tuple[int, int]:
@@ -274,17 +275,20 @@ async def _storm(pods: int, events: int, *, one_by_one: bool) -> dict[str, float
         kernel.load()
         agent = _Agent()
         metrics = Metrics()
-        reconciler = Reconciler(agent.planner, kernel, agent.facts.collect, metrics, refresh_interval=3600)
+        pending = Pending()
+        reconciler = Reconciler(
+            pending, agent.planner, kernel, agent.facts.collect, metrics, refresh_interval=3600
+        )
         agent.tell((*nodes, *cluster.namespaces, *cluster.policies, *cluster.cluster_policies, *cluster.pods))
         for pod in cluster.local:
-            agent.facts.engine.upsert_endpoint(LocalEndpoint(pod.namespace, pod.name, pod.addresses))
+            agent.facts.engine.attach(LocalEndpoint(pod.namespace, pod.name, pod.addresses), pod)
         running = asyncio.create_task(reconciler.run())
         await reconciler.settled()
         before = _counts(metrics)
         started = time.monotonic()
         for number, pod in enumerate(_changes(cluster, events)):
             agent.facts.upsert(pod)
-            reconciler.note()
+            pending.note()
             if one_by_one:
                 await reconciler.settled()
             elif number % _BATCH == 0:

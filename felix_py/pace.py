@@ -55,10 +55,8 @@ class Pace:
 class Paced:
     """Runs something at a pace for whoever asks."""
 
-    def __init__(self, pace: Pace, act: Callable[[], Awaitable[float]]) -> None:
-        """``act`` returns how many seconds of work it was (not of waiting), and must not raise."""
+    def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._act = act
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
@@ -66,12 +64,12 @@ class Paced:
         self._pace.ask(time.monotonic())
         self._asked.set()
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def run(self, act: Callable[[], Awaitable[float]]) -> None:
+        """Until cancelled. ``act`` must not raise; it returns its seconds of work (not of waiting)."""
         while True:
             await self._until_due()
             self._pace.begun()
-            work = await self._act()
+            work = await act()
             self._pace.ended(time.monotonic(), work)
 
     async def _until_due(self) -> None:

@@ -22,7 +22,7 @@ from felix_py.backoff import Backoff
 from felix_py.dataplane.interface import EVERYTHING, UNUSED_SET, Dataplane, Part
 from felix_py.failures import Failures, by_reason
 from felix_py.metrics import Metrics
-from felix_py.pace import Pace, Paced
+from felix_py.pending import Pending
 from felix_py.plan.planner import Planner
 from felix_py.records import Drift, Failure, Update
 
@@ -35,12 +35,6 @@ _REST_LEAST = 0.001
 """Seconds after the first of several that have found nothing to write; after each further one twice as long."""
 
 _RETRY = (0.1, 30.0)
-
-_PROMPTLY = (0.0, 0.0, 0.2)
-"""The pace at which routes, links and settings are looked at: at once, but not in a tight fight with others."""
-
-_SOON = (0.5, 5.0, 3.0)
-"""The pace at which rules are read back: somebody who changes some is likely to change more."""
 
 _NOTHING = Part(0)
 _ENDED = Failures([Failure("apply", "the agent is stopping")])
@@ -69,6 +63,7 @@ class Reconciler:
 
     def __init__(
         self,
+        pending: Pending,
         planner: Planner,
         dataplane: Dataplane,
         collect: Callable[[Planner], bool],
@@ -78,14 +73,19 @@ class Reconciler:
         patience: float = 2.0,
         abandon: Callable[[], object] = lambda: None,
         everybodys: Callable[[Failures], bool] = lambda failures: any(map(leads_astray, failures)),
+        on_drift: Sequence[Callable[[Sequence[Drift]], None]] = (),
+        on_applied: Sequence[Callable[[Failures], None]] = (),
     ) -> None:
         """``collect`` moves what was noted since the last call into the planner, on the event loop; it is called
         until it returns False.
 
         ``patience``: seconds that an apply under way may take to come to its end when this ends; ``abandon`` is
         called if it does not, and cuts it off. ``everybodys``: whether something that leads astray
-        is not only a matter of some endpoints, which wait for it themselves.
+        is not only a matter of some endpoints, which wait for it themselves. ``on_applied`` are called after each
+        apply with what it could not write; ``on_drift`` before these, with what somebody else had changed and the
+        apply was to put right.
         """
+        self._pending = pending
         self._everybodys = everybodys
         self._abandon = abandon
         self._patience = patience
@@ -95,7 +95,6 @@ class Reconciler:
         self._metrics = metrics
         self._refresh_interval = refresh_interval
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dataplane")
-        self._dirty = asyncio.Event()
         self._awaited = asyncio.Event()
         self._applied_at = -_REST
         self._pause = 0.0
@@ -107,7 +106,7 @@ class Reconciler:
         self._sweeping = False
         self._sweep_due = False
         self._keep_learned = False
-        self._holding = self._releasing = False
+        self._releasing = False
         self._leaving = Update()
         self._untaken = Update()
         self._clean = asyncio.Event()
@@ -117,15 +116,10 @@ class Reconciler:
         self._unread = self._told = ""
         self._compared_at = time.monotonic()
         self._rules_read: object = None
-        self._promptly = Paced(Pace(*_PROMPTLY), self._look_promptly)
-        self._prompt_parts = _NOTHING
-        self._soon = Paced(Pace(*_SOON), lambda: self._read_back(Part.RULES))
         self._failures = Failures()
         self._last_drift: tuple[float, list[str]] | None = None
-        self.on_applied: list[Callable[[Failures], None]] = []
-        """Called after each apply with what it could not write."""
-        self.on_drift: list[Callable[[Sequence[Drift]], None]] = []
-        """Called before these, with what somebody else had changed and the apply was to put right."""
+        self._on_applied = on_applied
+        self._on_drift = on_drift
         self._drift: list[Drift] = []
         self._log = log.get("reconcile")
 
@@ -157,26 +151,21 @@ class Reconciler:
         """Something that policy rests on and that the last apply could not write; None: there is nothing."""
         return next(filter(leads_astray, self._failures), None)
 
-    def note(self) -> None:
-        """Something has changed; an apply follows soon."""
-        if not self._holding:
-            self._dirty.set()
-
     def hold(self) -> None:
         """Until :meth:`begin`: nothing is planned, and what the dataplane holds is kept as it is."""
-        self._holding = self._sweeping = True
-        self._dirty.set()
+        self._sweeping = True
+        self._pending.hold(held=True)
 
     def let_go(self, update: Update) -> None:
         """While holding: this is not to be held any more. Later, nothing: it is the plan's business."""
-        if self._holding:
+        if self._pending.held:
             self._leaving.merge(update)
-            self._dirty.set()
+            self._pending.due.set()
 
     def begin(self) -> None:
         """Everything that the plan is made of is known: from now on it decides, and nothing is held."""
-        self._holding, self._sweeping, self._releasing = False, False, self._holding
-        self._dirty.set()
+        self._sweeping, self._releasing = False, self._pending.held
+        self._pending.hold(held=False)
 
     def sweep(self, *, keep_learned: bool = False) -> None:
         """Remove objects of ours that nobody asks for: with the next apply, and at every refresh from now on.
@@ -185,7 +174,7 @@ class Reconciler:
         """
         self._sweeping = self._sweep_due = True
         self._keep_learned = keep_learned
-        self.note()
+        self._pending.note()
 
     async def clean(self) -> None:
         """Return once nothing stale is in force: the kernel was read, written and swept, all in one apply.
@@ -196,24 +185,8 @@ class Reconciler:
         self._read = _NOTHING
         self._looks |= EVERYTHING
         self._awaited.set()
-        self.note()
+        self._pending.note()
         await self._clean.wait()
-
-    def look(self, parts: Part) -> None:
-        """Others may have changed these parts of the kernel: compare, and mend what differs.
-
-        Rules are read back a moment after the last such call, everything else at once.
-        """
-        if Part.RULES in parts:
-            self._soon.ask()
-        if prompt := parts & ~Part.RULES:
-            self._prompt_parts |= prompt
-            self._promptly.ask()
-
-    def retry(self) -> None:
-        """What could not be written may work now."""
-        if self._failures:
-            self._dirty.set()
 
     async def settled(self, names: Callable[[], Iterable[str]] | None = None) -> None:
         """Return once everything noted before this call is in the kernel.
@@ -235,7 +208,7 @@ class Reconciler:
         waiter: asyncio.Future[Failures] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._awaited.set()
-        self._dirty.set()
+        self._pending.due.set()
         return await waiter
 
     async def differences(self) -> list[str]:
@@ -248,7 +221,7 @@ class Reconciler:
             raise NotApplied(tuple(_ENDED))
         found = await self.call(self._dataplane.differences)
         if found:
-            self._dirty.set()
+            self._pending.due.set()
         return found
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -270,8 +243,8 @@ class Reconciler:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._apply_for_ever())
                 tasks.create_task(self._refresh_for_ever())
-                tasks.create_task(self._promptly.run())
-                tasks.create_task(self._soon.run())
+                tasks.create_task(self._pending.prompt.run(self._look_promptly))
+                tasks.create_task(self._pending.rules.run(lambda: self._read_back(Part.RULES)))
         finally:
             self._end()
             await self._leave_thread()
@@ -306,14 +279,13 @@ class Reconciler:
             self._rules_read = await asyncio.to_thread(self._dataplane.read_rules)
         except Exception as error:
             self._log.warning("cannot read the rules back; trying again", reason=str(error))
-            self._soon.ask()
+            self._pending.rules.ask()
             parts &= ~Part.RULES
         reading = time.monotonic() - started
         return reading + (await self._look_with_next_apply(parts) if parts else 0.0)
 
     async def _look_promptly(self) -> float:
-        parts, self._prompt_parts = self._prompt_parts, _NOTHING
-        return await self._look_with_next_apply(parts)
+        return await self._look_with_next_apply(self._pending.take_parts())
 
     async def _look_with_next_apply(self, parts: Part) -> float:
         self._looks |= parts
@@ -327,7 +299,7 @@ class Reconciler:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay or None):  # wait_for() can swallow a cancellation before 3.12
-                    await self._dirty.wait()
+                    await self._pending.due.wait()
             await self._rest()
             await self._apply()
             delay = self._next_delay()
@@ -356,12 +328,12 @@ class Reconciler:
         return 0.0
 
     async def _apply(self) -> None:
-        self._dirty.clear()
+        self._pending.due.clear()
         self._awaited.clear()
         parts, self._looks = self._looks, _NOTHING
         self._sweep_due |= bool(parts) and self._sweeping
         waiters, self._waiters = self._waiters, []
-        started, holding, written = time.monotonic(), self._holding, self._written
+        started, holding, written = time.monotonic(), self._pending.held, self._written
         try:
             failures = await self._two_steps(parts)
         except MemoryError:  # what was moved from one place to another may be in neither: only a start helps
@@ -371,7 +343,7 @@ class Reconciler:
             self._log.exception("apply failed")
             failures = Failures([Failure("apply", f"{type(error).__name__}: {error}")])
             self._sweep_due = self._sweeping
-            self.look(parts)
+            self._pending.look(parts)
         except BaseException:  # cancelled
             self._waiters += waiters
             raise
@@ -382,8 +354,8 @@ class Reconciler:
         drift, self._drift = self._drift, []
         if not holding:
             if drift:
-                self._tell(self.on_drift, drift)
-            self._tell(self.on_applied, failures)
+                self._tell(self._on_drift, drift)
+            self._tell(self._on_applied, failures)
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(failures)
@@ -395,14 +367,14 @@ class Reconciler:
         if self._unread:
             if self._unread != self._told:
                 self._log.warning("cannot read the kernel back; trying again", reason=self._unread)
-            self.look(parts)
+            self._pending.look(parts)
         elif parts == EVERYTHING:
             self._compared_at = time.monotonic()
         self._told = self._unread
 
     async def _two_steps(self, parts: Part) -> Failures:
         """First what must be there, then, if all of it is, what may go (see :mod:`felix_py.plan.planner`)."""
-        if self._holding:
+        if self._pending.held:
             return await self._keep(parts)
         # Before collecting: a sweep that is asked for from here on is the next apply's, for by then there may be
         # news that this one's plan does not know.
@@ -498,6 +470,7 @@ class Reconciler:
         for reason, what in by_reason(failures.besides(self._failures)).items():
             self._log.error("cannot write", what=what, reason=reason)
         self._failures = failures
+        self._pending.applied(failed=bool(failures))
 
     def _tell(self, listeners: Iterable[Callable[[T], None]], news: T) -> None:
         for listener in listeners:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 
-from felix_py.agent.ask import connection
+from felix_py.observe.ask import connection
 from lab.lab import Lab
 from lab.state import LabError
 

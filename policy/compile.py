@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from policy.change import Change
 from policy.classes import DENY_ALL, ClassChains, PolicyClass
 from policy.holders import Holders, claimed
 from policy.index import NODES, PodIndex, Watched
 from policy.ir import Chain, Delta, Program
 from policy.model import (
+    ClusterPolicy,
     ClusterRule,
     Direction,
     Family,
@@ -47,7 +49,8 @@ _CLUSTER = ""
 
 @dataclass(slots=True)
 class _Endpoint:
-    """``labels`` are the last known ones; None: never seen with a pod, so everything is denied.
+    """``labels`` are the last known ones; None: never seen with a pod, so everything is denied. ``pod`` is what
+    there is of its name now.
 
     ``known``: what selects it can be said. ``selecting``: per direction all policies that do, also those that its
     class leaves out.
@@ -55,6 +58,7 @@ class _Endpoint:
 
     local: LocalEndpoint
     labels: Labels | None
+    pod: Pod | None
     subject: bool = True
     known: bool = False
     selecting: dict[Direction, frozenset[PolicyRef]] = field(default_factory=dict)
@@ -74,9 +78,7 @@ class Engine:
     def __init__(self, families: Iterable[Family] = tuple(Family)) -> None:
         self._outputs = {family: Output(family) for family in families}
         self._index = PodIndex()
-        self._pods: dict[ObjectKey, Pod] = {}
-        self._policies: dict[PolicyRef, AnyPolicy] = {}
-        self._by_scope: dict[str, dict[PolicyRef, None]] = {}
+        self._by_scope: dict[str, dict[PolicyRef, AnyPolicy]] = {}
         self._endpoints: dict[ObjectKey, _Endpoint] = {}
         self._by_namespace: dict[str, dict[ObjectKey, _Endpoint]] = {}
         self._compiled: dict[PolicyRef, _Compiled] = {}
@@ -87,15 +89,23 @@ class Engine:
 
     # --- events --------------------------------------------------------------------------------------
 
-    def upsert_namespace(self, namespace: Namespace) -> None:
-        """A namespace is there, or has other labels."""
-        if self._index.namespace(namespace.name) != namespace:
-            self._relabel(namespace.name, namespace)
+    def fold(self, change: Change[object]) -> None:
+        """An object (pod, namespace, node or policy) is new, has changed or is gone.
 
-    def remove_namespace(self, name: str) -> None:
-        """A namespace is gone."""
-        if self._index.namespace(name) is not None:
-            self._relabel(name, None)
+        An endpoint whose pod is gone keeps its class.
+        """
+        if change.before == change.after:
+            return
+        if pod := change.of(Pod):
+            self._fold_pod(pod.newest.key, pod.before, pod.after)
+        elif node := change.of(Node):
+            self._fold_pod((NODES, node.newest.name), _peer(node.before), _peer(node.after))
+        elif namespace := change.of(Namespace):
+            self._relabel(namespace.newest.name, namespace.after)
+        elif policy := change.of(NetworkPolicy):
+            self._fold_policy(policy.newest.ref, policy.after)
+        elif cluster_policy := change.of(ClusterPolicy):
+            self._fold_policy(cluster_policy.newest.ref, cluster_policy.after)
 
     def _relabel(self, name: str, namespace: Namespace | None) -> None:
         for profile, left, joined in self._index.set_namespace(name, namespace):
@@ -107,70 +117,48 @@ class Engine:
             for key, endpoint in self._by_namespace.get(name, {}).items():
                 self._select(key, endpoint)
 
-    def upsert_pod(self, pod: Pod) -> None:
-        """A pod is there, or has changed."""
-        key = pod.key
-        before = self._pods.get(key)
-        if before == pod:
-            return
-        self._pods[key] = pod
-        self._move(key, before, pod)
+    def _fold_pod(self, key: ObjectKey, before: Pod | None, after: Pod | None) -> None:
+        self._move(key, before, after)
         endpoint = self._endpoints.get(key)
+        if endpoint is None:
+            return
+        endpoint.pod = after
         if (
-            endpoint is not None
-            and endpoint.local.stands_for(pod)
-            and (endpoint.labels != pod.labels or endpoint.subject is pod.host_network)
+            after is not None
+            and endpoint.local.stands_for(after)
+            and (endpoint.labels != after.labels or endpoint.subject is after.host_network)
         ):
-            endpoint.labels = pod.labels
-            endpoint.subject = not pod.host_network
+            endpoint.labels = after.labels
+            endpoint.subject = not after.host_network
             self._select(key, endpoint)
 
-    def remove_pod(self, key: ObjectKey) -> None:
-        """A pod's object is gone. Its endpoint, if it is still there, keeps its class."""
-        self._move(key, self._pods.pop(key, None), None)
-
-    def upsert_node(self, node: Node) -> None:
-        """A node is there, or has other labels or addresses."""
-        self.upsert_pod(Pod(NODES, node.name, labels=node.labels, addresses=node.addresses))
-
-    def remove_node(self, name: str) -> None:
-        """A node is gone."""
-        self.remove_pod((NODES, name))
-
-    def upsert_policy(self, policy: AnyPolicy) -> None:
-        """A policy is there, or has changed."""
-        ref = policy.ref
-        if self._policies.get(ref) == policy:
-            return
-        self._policies[ref] = policy
-        self._by_scope.setdefault(ref.namespace, {})[ref] = None
-        compiled = self._compiled.get(ref)
-        if compiled is not None:
-            self._compile(policy, compiled.endpoints)
+    def _fold_policy(self, ref: PolicyRef, policy: AnyPolicy | None) -> None:
+        if policy is not None:
+            self._by_scope.setdefault(ref.namespace, {})[ref] = policy
+            compiled = self._compiled.get(ref)
+            if compiled is not None:
+                self._compile(policy, compiled.endpoints)
+        else:
+            policies = self._by_scope[ref.namespace]
+            del policies[ref]
+            if not policies:
+                del self._by_scope[ref.namespace]
         self._select_by(ref)
 
-    def remove_policy(self, ref: PolicyRef) -> None:
-        """A policy is gone."""
-        if self._policies.pop(ref, None) is None:
-            return
-        policies = self._by_scope[ref.namespace]
-        del policies[ref]
-        if not policies:
-            del self._by_scope[ref.namespace]
-        self._select_by(ref)
+    def attach(self, local: LocalEndpoint, pod: Pod | None) -> None:
+        """A pod interface of this node is there, has other addresses, or stands for another pod of its name.
 
-    def upsert_endpoint(self, local: LocalEndpoint) -> None:
-        """A pod interface of this node is there, has other addresses, or stands for another pod of its name."""
+        ``pod``: the pod of that name, as it was folded last.
+        """
         key = local.key
         endpoint = self._endpoints.get(key)
         if endpoint is not None and endpoint.local == local:
             return
-        pod = self._pods.get(key)
         known = pod if pod is not None and local.stands_for(pod) else None
         before = endpoint.local if endpoint else None
         # Before a set is opened for the endpoint's class: that counts the pod by itself.
         if endpoint is None:
-            endpoint = _Endpoint(local, None)
+            endpoint = _Endpoint(local, None, pod)
             self._by_namespace.setdefault(local.namespace, {})[key] = endpoint
         elif endpoint.local.uid != local.uid:
             endpoint.labels, endpoint.subject = None, True
@@ -179,7 +167,7 @@ class Engine:
         self._lease(key, before, local, endpoint)
         self._select(key, endpoint)
 
-    def remove_endpoint(self, key: ObjectKey) -> None:
+    def detach(self, key: ObjectKey) -> None:
         """A pod interface of this node is gone."""
         endpoint = self._endpoints.get(key)
         if endpoint is None:
@@ -195,7 +183,7 @@ class Engine:
         self, key: ObjectKey, before: LocalEndpoint | None, after: LocalEndpoint | None, endpoint: _Endpoint
     ) -> None:
         """Take over what an endpoint holds now: whose its addresses are may be decided anew."""
-        pod = self._pods.get(key)
+        pod = endpoint.pod
         was, now = claimed(pod, before), claimed(pod, after)
         held = dict.fromkeys(address for local in (before, after) if local for address in local.addresses)
         had = self._having(key, (*was, *now, *held), pod)
@@ -219,10 +207,6 @@ class Engine:
     def program(self, family: Family) -> Program:
         """Everything compiled for one family."""
         return self._outputs[family].program()
-
-    def pod(self, key: ObjectKey) -> Pod | None:
-        """What is known of a pod."""
-        return self._pods.get(key)
 
     def endpoint_policies(self, key: ObjectKey, direction: Direction) -> tuple[PolicyRef, ...] | None:
         """The policies that count for an endpoint, in order; None: not restricted, or no such endpoint."""
@@ -318,8 +302,8 @@ class Engine:
         selecting: list[AnyPolicy] = []
         endpoint.known = self._is_known(endpoint)
         if endpoint.known:
-            refs = (*self._by_scope.get(endpoint.local.namespace, ()), *self._by_scope.get(_CLUSTER, ()))
-            selecting = [p for ref in refs if self._selects(p := self._policies[ref], endpoint)]
+            scopes = (self._by_scope.get(scope, {}) for scope in (endpoint.local.namespace, _CLUSTER))
+            selecting = [p for policies in scopes for p in policies.values() if self._selects(p, endpoint)]
         endpoint.selecting = {
             direction: frozenset(policy.ref for policy in selecting if _speaks_of(policy, direction))
             for direction in Direction
@@ -328,7 +312,7 @@ class Engine:
 
     def _select_by(self, ref: PolicyRef) -> None:
         """Find the endpoints that one policy selects, now that it has changed or gone; others do not matter."""
-        policy = self._policies.get(ref)
+        policy = self._by_scope.get(ref.namespace, {}).get(ref)
         concerned = self._by_namespace.get(ref.namespace, {}) if ref.namespace else self._endpoints
         made: dict[frozenset[PolicyRef], PolicyClass | None] = {}
         for key, endpoint in concerned.items():
@@ -379,7 +363,7 @@ class Engine:
     def _class(self, endpoint: _Endpoint, direction: Direction) -> PolicyClass | None:
         if not endpoint.known:
             return DENY_ALL
-        return PolicyClass.of(self._policies[ref] for ref in endpoint.selecting[direction])
+        return PolicyClass.of(self._by_scope[ref.namespace][ref] for ref in endpoint.selecting[direction])
 
     def _choose(self, key: ObjectKey, endpoint: _Endpoint, classes: Classes) -> None:
         """Put an endpoint into its classes: compile what it needs first, drop what it needed last."""
@@ -390,7 +374,7 @@ class Engine:
         for ref in after - before:
             compiled = self._compiled.get(ref)
             if compiled is None:
-                self._compile(self._policies[ref], {key})
+                self._compile(self._by_scope[ref.namespace][ref], {key})
             else:
                 compiled.endpoints.add(key)
         self._set_classes(endpoint, classes)
@@ -477,6 +461,11 @@ class Engine:
             if not peers.references:
                 del self._sets[peers.name]
                 peers.close(self._index, self._outputs[peers.family])
+
+
+def _peer(node: Node | None) -> Pod | None:
+    """A node among the pods."""
+    return None if node is None else Pod(NODES, node.name, labels=node.labels, addresses=node.addresses)
 
 
 def _is_peer(pod: Pod) -> bool:

@@ -127,6 +127,16 @@ class Program:
 
 
 @dataclass(slots=True)
+class Tightened:
+    """What a delta may turn from allowed into denied: for the endpoints that stand on some ``names`` (chains, and
+    sets of networks), for those with ``addresses`` in another class, and between endpoints and ``members``."""
+
+    names: set[str] = field(default_factory=set)
+    addresses: set[str] = field(default_factory=set)
+    members: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
 class Delta:
     """What changed in one family's Program since the last delta. None: gone.
 
@@ -138,6 +148,7 @@ class Delta:
     sets: dict[str, SetKind | None] = field(default_factory=dict)
     members: dict[str, dict[str, bool]] = field(default_factory=dict)
     classes: dict[tuple[Direction, str], str | None] = field(default_factory=dict)
+    tightened: Tightened = field(default_factory=Tightened)
 
     def __bool__(self) -> bool:
         return bool(self.chains or self.sets or self.members or self.classes)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from policy.ir import Chain, Delta, Program, SetKind
+from policy.ir import Chain, Delta, Program, SetKind, Tightened
 from policy.model import Direction, Family
+from policy.tightened import SetUses, is_class_tightened, is_tightened
 
 
 class Output:
@@ -15,6 +16,7 @@ class Output:
         self._sets: dict[str, SetKind] = {}
         self._counts: dict[str, dict[str, int]] = {}
         self._classes: dict[tuple[Direction, str], str] = {}
+        self._uses = SetUses()
         self._chains_before: dict[str, Chain | None] = {}
         self._sets_before: dict[str, SetKind | None] = {}
         self._members_before: dict[str, dict[str, bool]] = {}
@@ -23,13 +25,18 @@ class Output:
 
     def set_chain(self, chain: Chain) -> None:
         """Make a chain, or give it other rules."""
-        self._chains_before.setdefault(chain.name, self._chains.get(chain.name))
+        self._replace(chain.name, chain)
         self._chains[chain.name] = chain
 
     def remove_chain(self, name: str) -> None:
         """The chain is not needed any more."""
-        self._chains_before.setdefault(name, self._chains.get(name))
+        self._replace(name, None)
         self._chains.pop(name, None)
+
+    def _replace(self, name: str, after: Chain | None) -> None:
+        before = self._chains.get(name)
+        self._chains_before.setdefault(name, before)
+        self._uses.replace(before, after)
 
     def open_set(self, name: str, kind: SetKind) -> None:
         """Make an empty set."""
@@ -91,9 +98,34 @@ class Output:
         for key, was in self._classes_before.items():
             if self._classes.get(key) != was:
                 delta.classes[key] = self._classes.get(key)
+        delta.tightened = self._tightened(delta)
         self._chains_before, self._sets_before = {}, {}
         self._members_before, self._classes_before, self._new_sets = {}, {}, {}
         return delta
+
+    def _tightened(self, delta: Delta) -> Tightened:
+        found = Tightened()
+        for name, after in delta.chains.items():
+            before = self._chains_before[name]
+            # To a new chain only changed chains and other classes lead.
+            if before is not None and is_tightened(before, after):
+                found.names.add(name)
+        for key, chosen in delta.classes.items():
+            was = self._classes_before[key]
+            old = self._chains_before.get(was, self._chains.get(was)) if was else None
+            if is_class_tightened(old, self._chains[chosen] if chosen else None, self._is_tier):
+                found.addresses.add(key[1])
+        for name, members in delta.members.items():
+            # A new set comes with a new or changed chain.
+            for member in self._uses.tightening(name, members) if name not in delta.sets else ():
+                if "/" in member:
+                    found.names.add(name)
+                else:
+                    found.members.add(member.partition(",")[0])
+        return found
+
+    def _is_tier(self, chain: str) -> bool:
+        return self._chains[chain].tier
 
     def program(self) -> Program:
         """All of it."""

@@ -1,1 +1,1 @@
-"""The agent: facts, health, and the wiring of all parts."""
+"""The agent: facts, policy in force, endpoints, and the wiring of all parts."""

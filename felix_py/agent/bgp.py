@@ -43,13 +43,11 @@ class Bgp:
         self._notices = notices
         self._metrics = metrics
         self._speaker: Speaker | None = None
-        self._running = False
         self._patience = 0.0
         self._links: Links | None = None
         self._hosts: Hosts | None = None
         self._reaching: object = None
         self._linked = asyncio.Event()
-        self._nodes_changed = asyncio.Event()
         self._ignored_told = 0
         self._problem = "BGP has not started yet"
         if config.bgp_config is not None:
@@ -70,9 +68,9 @@ class Bgp:
             config = await self._load()
             # Which next hops can be used is known before the first route comes.
             await self._linked.wait()
-            self._running = True
-            self.cluster_changed()
+            self._follow_nodes(self._speaker)
             self._speaker.set_config(config)
+            tasks.create_task(self._keep_following(self._speaker))
             tasks.create_task(self._speaker.run())
             tasks.create_task(self._keep_telling())
 
@@ -80,7 +78,7 @@ class Bgp:
         """The configuration, once it is whole: on a node without an IPv4 address it must name a router id."""
         assert self._config.bgp_config is not None
         while True:
-            self._nodes_changed.clear()
+            self._facts.nodes_changed.clear()
             try:
                 config = load_bgp_config(self._config.bgp_config, router_id=self._router_id())
             except BGPConfigError as error:
@@ -88,7 +86,7 @@ class Bgp:
                 self._problem = f"BGP does not start: {error}"
                 text = f"{self._problem}. Mend the file and restart the agent"
                 self._notices.say(NoticeKind.BGP, str(self._config.bgp_config), text)
-                await self._nodes_changed.wait()
+                await self._facts.nodes_changed.wait()
             else:
                 self._problem = ""
                 self._notices.clear(NoticeKind.BGP, str(self._config.bgp_config))
@@ -102,18 +100,21 @@ class Bgp:
                 return address
         return None
 
-    def cluster_changed(self) -> None:
+    async def _keep_following(self, speaker: Speaker) -> None:
+        while True:
+            await self._facts.nodes_changed.wait()
+            self._follow_nodes(speaker)
+
+    def _follow_nodes(self, speaker: Speaker) -> None:
         """The node's pod CIDRs or the cluster's may be others now."""
-        self._nodes_changed.set()
-        if self._speaker is None or not self._running:
-            return
+        self._facts.nodes_changed.clear()
         own = self._facts.own_prefixes
         never = (*(own or ()), *self._config.service_cidrs)
-        self._speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
+        speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
         self._set_reach()
         if own is not None:
             # Without ever having seen its Node object the agent does not know; it must not take back what works.
-            self._speaker.announce(own)
+            speaker.announce(own)
 
     # --- next hops -----------------------------------------------------------------------------------
 

@@ -6,21 +6,25 @@ events costs one plan.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bgp.prefixes import PrefixSet
-from felix_py.agent import disputes, own_prefixes
-from felix_py.agent.chain_names import ChainNames
+from felix_py.agent import own_prefixes
+from felix_py.agent.held import HeldLeases
 from felix_py.agent.own_prefixes import OwnPrefixes, hosts_of
 from felix_py.agent.view import ClusterView
+from felix_py.datastore.store import Record
 from felix_py.notices import NoticeKind
+from felix_py.observe import disputes
 from felix_py.plan.planner import Planner, learned_routes
 from felix_py.records import Lease, NodeRecord, Route, RouteKey, endpoint_of
+from policy.change import Change
 from policy.compile import Engine
 from policy.ir import Delta
-from policy.model import ClusterPolicy, Family, Namespace, NetworkPolicy, ObjectKey, Pod
+from policy.model import Family, ObjectKey, Pod
 
 _ROUTES_AT_A_TIME = 5000
 """Learned routes: some ten milliseconds' work."""
@@ -32,78 +36,69 @@ class Facts:
     def __init__(
         self,
         node_name: str,
-        families: tuple[Family, ...],
-        cluster_cidrs: tuple[str, ...],
-        changed: Callable[[], None],
+        pods: Mapping[ObjectKey, Pod],
+        nodes: Mapping[ObjectKey, NodeRecord],
+        held: HeldLeases,
+        engine: Engine,
+        view: ClusterView,
+        cluster_cidrs: tuple[str, ...] = (),
+        *,
+        families: Collection[Family] = tuple(Family),
+        changed: Callable[[], None] = lambda: None,
+        tell: Callable[[NoticeKind, Mapping[str, str]], None] = lambda _kind, _now: None,
+        on_policy: Sequence[Callable[[Delta], None]] = (),
     ) -> None:
-        """``changed`` is called at every note, so that somebody collects soon."""
-        self.engine = Engine(families)
-        self.chain_names = ChainNames(self.engine.policies_using)
-        self.view = ClusterView()
+        """``pods`` and ``nodes`` are the store's: they show the state behind the last change that was folded.
+        ``families``: those that this node programs; no pod has an address of another.
+
+        ``changed`` is called at every note, so that somebody collects soon.
+
+        ``tell`` is called with all that people must know of one kind, by subject, when that may have changed;
+        ``on_policy`` with each change of compiled policy, once the view shows the state behind it.
+        """
+        self.held = held
+        self.engine = engine
+        self.view = view
+        self.nodes_changed = asyncio.Event()
+        """Set when nodes, and so perhaps pod CIDRs, have changed; whoever follows them clears it."""
         self._node_name = node_name
         self._families = families
         self._cluster_cidrs = cluster_cidrs
         self._changed = changed
-        self._nodes: dict[str, NodeRecord] = {}
+        self._tell = tell
+        self._on_policy = on_policy
+        self._pods = pods
+        self._nodes = nodes
         self._nodes_changed = True
         self._own_stale = True
         self._own_last = OwnPrefixes()
         self._own_known = False
         self._inside = PrefixSet()
-        self._leases: dict[ObjectKey, list[Lease]] = {}
         self._attached: dict[ObjectKey, Lease] = {}
         self._moved: dict[ObjectKey, None] = {}
         self._leaving: list[Lease] = []
-        self._interfaces: dict[str, ObjectKey] = {}
         self._learned: dict[RouteKey, Route | None] = {}
-        self.on_nodes: Callable[[], None] = lambda: None
-        """Called when nodes, and so perhaps pod CIDRs, have changed."""
-        self.on_policy: Callable[[Delta], None] = lambda _delta: None
-        """Called with each change of compiled policy, once the view shows the state behind it."""
-        self.tell: Callable[[NoticeKind, Mapping[str, str]], None] = lambda _kind, _now: None
-        """Called with all that people must know of one kind, by subject, when that may have changed."""
         self._disputes = 0
 
     # --- cluster objects -----------------------------------------------------------------------------
 
-    def upsert(self, record: Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord) -> None:
-        """An object was added or has changed."""
-        self.view.upsert(record, self.engine.pod(record.key) if isinstance(record, Pod) else None)
-        match record:
-            case Pod():
-                self.engine.upsert_pod(record)
-            case Namespace():
-                self.engine.upsert_namespace(record)
-            case NetworkPolicy() | ClusterPolicy():
-                self.engine.upsert_policy(record)
-            case NodeRecord():
-                record = _without_others(record, self._families)
-                before = self._nodes.get(record.name)
-                self._nodes[record.name] = record
-                self.engine.upsert_node(record.as_peer())
-                if before is None or _where(before) != _where(record):
-                    self._note_nodes()
+    def fold(self, change: Change[Record]) -> None:
+        """An object is new, has changed or is gone."""
+        self.view.fold(change)
+        if node := change.of(NodeRecord):
+            self._fold_node(node.before, node.after)
+        else:
+            self.engine.fold(change)
         self._changed()
 
-    def delete(self, record: Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord) -> None:
-        """An object is gone."""
-        self.view.delete((self.engine.pod(record.key) if isinstance(record, Pod) else None) or record)
-        match record:
-            case Pod():
-                self.engine.remove_pod(record.key)
-            case Namespace():
-                self.engine.remove_namespace(record.name)
-            case NetworkPolicy() | ClusterPolicy():
-                self.engine.remove_policy(record.ref)
-            case NodeRecord():
-                self._nodes.pop(record.name, None)
-                self.engine.remove_node(record.name)
-                self._note_nodes()
-        self._changed()
+    def _fold_node(self, before: NodeRecord | None, after: NodeRecord | None) -> None:
+        self.engine.fold(Change(before.as_peer() if before else None, after.as_peer() if after else None))
+        if before is None or after is None or _where(before) != _where(after):
+            self._note_nodes()
 
     def _note_nodes(self) -> None:
         self._nodes_changed = self._own_stale = True
-        self.on_nodes()
+        self.nodes_changed.set()
 
     def _own(self) -> OwnPrefixes:
         """Which pod addresses are this node's. Worked out when asked: at a start all nodes come at once."""
@@ -112,17 +107,29 @@ class Facts:
             node = self.node
             others = self._other_nodes()
             self._own_known = self._own_known or node is not None
-            self._own_last = self._own_last.following(node, others, self._standing(), self._families)
+            self._own_last = self._own_last.following(node, others, self.held.standing(), self._families)
             self._inside = PrefixSet(self._own_last.cidrs)
         return self._own_last
 
     def _other_nodes(self) -> list[NodeRecord]:
-        return [node for name, node in self._nodes.items() if name != self._node_name]
+        return [node for node in self._node_records() if node.name != self._node_name]
+
+    def _node_records(self) -> Iterator[NodeRecord]:
+        return (_without_others(node, self._families) for node in self._nodes.values())
 
     @property
     def node(self) -> NodeRecord | None:
         """This node's own object."""
-        return self._nodes.get(self._node_name)
+        node = self._nodes.get(("", self._node_name))
+        return _without_others(node, self._families) if node else None
+
+    def pod(self, key: ObjectKey) -> Pod | None:
+        """What the API server has of a pod."""
+        return self._pods.get(key)
+
+    def is_here(self, pod: Pod) -> bool:
+        """Whether a pod was given to this node."""
+        return pod.node == self._node_name
 
     @property
     def pod_cidrs(self) -> tuple[str, ...]:
@@ -145,72 +152,38 @@ class Facts:
         """The cluster's pod CIDRs: as configured, else those of all nodes."""
         if self._cluster_cidrs:
             return self._cluster_cidrs
-        return tuple(sorted({cidr for node in self._nodes.values() for cidr in node.pod_cidrs}))
+        return tuple(sorted({cidr for node in self._node_records() for cidr in node.pod_cidrs}))
 
     # --- endpoints -----------------------------------------------------------------------------------
 
     def attach(self, lease: Lease) -> None:
         """A pod's interface is up."""
-        key = (lease.namespace, lease.pod)
-        self._leases[key] = sorted([*self._others(lease), lease], key=lambda held: held.created)
-        self._interfaces[lease.interface] = key
-        self._endpoint(key, lease)
+        self.held.add(lease)
+        self._endpoint(lease)
 
     def leaving(self, lease: Lease) -> None:
         """A pod's interface is about to be deleted: nobody must miss it, nor its route, from now on."""
-        self._interfaces.pop(lease.interface, None)
+        self.held.leaving(lease)
         self._leaving.append(lease)
         self._changed()
 
     def detach(self, lease: Lease) -> None:
         """A pod's interface goes away. One that never was attached is fine."""
-        key = (lease.namespace, lease.pod)
-        if others := self._others(lease):
-            self._leases[key] = others
-        else:
-            self._leases.pop(key, None)
-        self._interfaces.pop(lease.interface, None)
-        self._endpoint(key, lease)
+        self.held.remove(lease)
+        self._endpoint(lease)
 
-    def _others(self, lease: Lease) -> list[Lease]:
-        """The other leases of the same pod, oldest first."""
-        held = self._leases.get((lease.namespace, lease.pod), [])
-        return [other for other in held if _identity(other) != _identity(lease)]
-
-    def is_attached(self, lease: Lease) -> bool:
-        """Whether this lease is the one that stands for its pod."""
-        newest = self._leases.get((lease.namespace, lease.pod), [])
-        return bool(newest) and _identity(newest[-1]) == _identity(lease)
-
-    def has_newer_than(self, lease: Lease) -> bool:
-        """Whether another lease, made later, stands for the pod of this one."""
-        return any(other.created > lease.created for other in self._others(lease))
-
-    def has_interface(self, name: str) -> bool:
-        """Whether there is to be such an interface of a pod."""
-        return name in self._interfaces
-
-    @property
-    def endpoints(self) -> int:
-        """Pods with an interface on this node."""
-        return len(self._leases)
-
-    def endpoint_at(self, interface: str) -> ObjectKey | None:
-        """The pod of an interface of this node."""
-        return self._interfaces.get(interface)
-
-    def _endpoint(self, key: ObjectKey, changed: Lease) -> None:
-        """A sandbox may be made anew before the old one's DEL came: the newest stands for the pod."""
-        leases = self._leases.get(key)
+    def _endpoint(self, changed: Lease) -> None:
+        key = (changed.namespace, changed.pod)
         self._own()
         if not all(map(self._inside.covers, hosts_of(changed, self._families))):
             self._note_nodes()
-        if leases:
-            endpoint = endpoint_of(leases[-1])
-            self.engine.upsert_endpoint(endpoint)
-            self.view.attach(endpoint, self.engine.pod(key))
+        lease = self.held.of(key)
+        if lease is not None:
+            endpoint, pod = endpoint_of(lease), self.pod(key)
+            self.engine.attach(endpoint, pod)
+            self.view.attach(endpoint, pod)
         else:
-            self.engine.remove_endpoint(key)
+            self.engine.detach(key)
             self.view.detach(key)
         self._moved[key] = None
         self._changed()
@@ -244,12 +217,12 @@ class Facts:
             self._tell_of_prefixes()
         self.view.advance()
         for delta in self.engine.flush():
-            self.chain_names.note(delta)
             planner.policy(delta)
-            self.on_policy(delta)
+            for listener in self._on_policy:
+                listener(delta)
         if self._disputes != self.engine.holders.revision:
             self._disputes = self.engine.holders.revision
-            self.tell(NoticeKind.ADDRESS_CLAIMED_TWICE, disputes.told(self.engine.holders))
+            self._tell(NoticeKind.ADDRESS_CLAIMED_TWICE, disputes.told(self.engine.holders))
         moved, self._moved = self._moved, {}
         for key in moved:
             self._move(planner, key)
@@ -264,23 +237,19 @@ class Facts:
         return bool(self._learned)
 
     def _tell_of_prefixes(self) -> None:
-        outside, shared = own_prefixes.told(self._own(), self.node, self._other_nodes(), self._standing())
-        self.tell(NoticeKind.PODS_OUTSIDE_POD_CIDR, outside)
-        self.tell(NoticeKind.POD_CIDR_SHARED, shared)
-
-    def _standing(self) -> Iterator[Lease]:
-        """The lease of each pod here that counts."""
-        return (leases[-1] for leases in self._leases.values())
+        outside, shared = own_prefixes.told(self._own(), self.node, self._other_nodes(), self.held.standing())
+        self._tell(NoticeKind.PODS_OUTSIDE_POD_CIDR, outside)
+        self._tell(NoticeKind.POD_CIDR_SHARED, shared)
 
     def _move(self, planner: Planner, key: ObjectKey) -> None:
         before = self._attached.pop(key, None)
-        newest = self._leases.get(key, [])[-1:]
-        if before is not None and [before] != newest:
+        newest = self.held.of(key)
+        if before is not None and before != newest:
             planner.detach(before)
-        for lease in newest:
-            self._attached[key] = lease
-            if lease != before:
-                planner.attach(lease)
+        if newest is not None:
+            self._attached[key] = newest
+            if newest != before:
+                planner.attach(newest)
 
 
 def _without_others(node: NodeRecord, families: Collection[Family]) -> NodeRecord:
@@ -292,7 +261,3 @@ def _without_others(node: NodeRecord, families: Collection[Family]) -> NodeRecor
 def _where(node: NodeRecord) -> object:
     """What the planner and BGP know of a node. Its heartbeats and labels must not cost what all nodes cost."""
     return node.addresses, node.pod_cidrs
-
-
-def _identity(lease: Lease) -> tuple[str, str]:
-    return (lease.container, lease.ifname)

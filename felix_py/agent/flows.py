@@ -7,13 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import msgspec
-
 from felix_py import log
 from felix_py.cni.batch import Batcher, begin
 from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
-from felix_py.records import Flow
 
 T = TypeVar("T")
 
@@ -21,8 +18,17 @@ T = TypeVar("T")
 class Flows:
     """Two threads, so that a released address never waits behind a look for denied connections."""
 
-    def __init__(self, table: FlowTable, releasing: FlowTable, metrics: Metrics) -> None:
-        """``releasing``: a table of its own for :meth:`forget`, since a table is for one thread."""
+    def __init__(
+        self,
+        table: FlowTable,
+        releasing: FlowTable,
+        metrics: Metrics,
+        on_kept: Callable[[Collection[str]], None] = lambda _addresses: None,
+    ) -> None:
+        """``releasing``: a table of its own for :meth:`forget`, since a table is for one thread.
+
+        ``on_kept`` is called with the addresses whose connections could not be deleted.
+        """
         self._table = table
         self._releasing = releasing
         self._metrics = metrics
@@ -30,8 +36,7 @@ class Flows:
         begin(self._thread)
         self._releases: Batcher[tuple[str, ...], None] = Batcher("flows-release", self._forget)
         self._log = log.get("flows")
-        self.on_kept: Callable[[Collection[str]], None] = lambda _addresses: None
-        """Called with the addresses whose connections could not be deleted."""
+        self._on_kept = on_kept
 
     async def call(self, work: Callable[[FlowTable], T]) -> T:
         """Do something with the table, in its thread.
@@ -51,7 +56,7 @@ class Flows:
         except OSError as error:
             self._metrics.flow_errors.inc()
             self._log.error("cannot delete a pod's connections", addresses=list(addresses), reason=str(error))
-            self.on_kept(addresses)
+            self._on_kept(addresses)
 
     def close(self) -> None:
         """Wait for the work under way."""
@@ -62,32 +67,3 @@ class Flows:
         deleted = self._releasing.forget({address for job in jobs for address in job})
         self._metrics.flows_released.inc(deleted)
         return [None] * len(jobs)
-
-
-def described(table: FlowTable, addresses: Collection[str]) -> bytes:
-    """The connections of some addresses by TCP, UDP and SCTP, as a JSON list, the latest used first.
-
-    Those that differ in nothing but the source's port are one.
-
-    Raises:
-        OSError: the kernel does not answer.
-    """
-    newest: dict[tuple[object, ...], Flow] = {}
-    for flow in table.flows(addresses):
-        if flow.protocol is not None:
-            key = (flow.source, flow.destination, flow.protocol, flow.port)
-            if key not in newest or (newest[key].replied, newest[key].expires) < (flow.replied, flow.expires):
-                newest[key] = flow
-    ordered = sorted(newest.values(), key=lambda flow: -flow.expires)
-    return msgspec.json.encode(
-        [
-            {
-                "source": flow.source,
-                "destination": flow.destination,
-                "protocol": flow.protocol,
-                "port": flow.port,
-                "replied": flow.replied,
-            }
-            for flow in ordered
-        ]
-    )

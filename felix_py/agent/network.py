@@ -14,6 +14,7 @@ from felix_py.plan.render import ALLOW, DISPATCH, PASS
 from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, SOURCE, SetNames
 from felix_py.reconcile import NotApplied, Reconciler, leads_astray
 from felix_py.records import Failure, Lease, RouteKey, Update
+from policy.change import Change
 from policy.model import Family, ObjectKey, Pod
 
 SHARED = {
@@ -74,39 +75,37 @@ class PodNetwork:
         self._mtu = mtu
         self._forget = forget
         self._ready = False
-        self.hindrance = ""
-        """Why it is not ready yet, if neither the cluster nor a failed write is to blame."""
-        self._pods: dict[ObjectKey, str] = {}
+        self._hindrance = ""
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
         self._forgetting: dict[asyncio.Future[None], frozenset[str]] = {}
 
-    def pod_seen(self, pod: Pod, node: str) -> None:
-        """The informer knows a pod (in this incarnation); ``node``: this node's name.
+    def fold(self, change: Change[Pod]) -> None:
+        """The store knows of a pod what those wait for who asked for it, perhaps."""
+        pod = change.after
+        if pod is not None and self._facts.is_here(pod):
+            for waiter in self._waiting.pop(pod.key, ()):
+                if not waiter.done():
+                    waiter.set_result(None)
 
-        A pod of that name that was here before, and is elsewhere now, is gone from here.
-        """
-        if pod.node != node:
-            self.pod_gone(pod)
-            return
-        self._pods[pod.key] = pod.uid
-        for waiter in self._waiting.pop(pod.key, ()):
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def pod_gone(self, pod: Pod) -> None:
-        """The pod's object is gone."""
-        self._pods.pop(pod.key, None)
+    def _uid(self, key: ObjectKey) -> str | None:
+        """The uid of a pod of this node; None: there is none of this name, as far as is known."""
+        pod = self._facts.pod(key)
+        return pod.uid if pod is not None and self._facts.is_here(pod) else None
 
     def set_ready(self) -> None:
         """What was there before is in the kernel, and nothing that was left behind: new endpoints may come."""
         self._ready = True
 
+    def hinder(self, reason: str) -> None:
+        """Not ready yet for a reason that is neither the cluster's nor a failed write's; empty: no more."""
+        self._hindrance = reason
+
     # --- felix_py.cni.network.Network ------------------------------------------------------------------
 
     def unready(self) -> str | None:
         """Why an ADD cannot work now, or None."""
-        if self.hindrance:
-            return self.hindrance
+        if self._hindrance:
+            return self._hindrance
         if not self._ready and (failures := self._reconciler.failures):
             first = next(iter(failures))
             return f"policy is not in force yet: {first.what}: {first.reason}"
@@ -118,14 +117,14 @@ class PodNetwork:
 
     def departed(self, lease: Lease) -> bool:
         """Whether the lease's pod is not on this node any more, or has a newer interface; false if not known."""
-        uid = self._pods.get((lease.namespace, lease.pod))
+        uid = self._uid((lease.namespace, lease.pod))
         another = uid is None or (uid != lease.uid and "" not in (uid, lease.uid))
-        return self._ready and (another or self._facts.has_newer_than(lease))
+        return self._ready and (another or self._facts.held.has_newer_than(lease))
 
     async def wait_for_pod(self, namespace: str, name: str, uid: str) -> None:
         """Return once the pod is known; with a uid, that very pod and not an earlier one of its name."""
         key = (namespace, name)
-        while key not in self._pods or (uid and self._pods[key] != uid):
+        while (known := self._uid(key)) is None or (uid and known != uid):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(key, set()).add(waiter)
             try:
@@ -135,12 +134,12 @@ class PodNetwork:
 
     def why_unknown(self, namespace: str, name: str, uid: str) -> str:
         """What keeps :meth:`wait_for_pod` waiting."""
-        pod = self._facts.engine.pod((namespace, name))
+        pod = self._facts.pod((namespace, name))
         known = f"pod {namespace}/{name} is not known from the API server yet"
         if pod is None:
             # A pod of a standalone kubelet, or of another API server than the agent's, never will be.
             return f"{known}; is it this agent's API server that the kubelet works for?"
-        if (namespace, name) not in self._pods:
+        if not self._facts.is_here(pod):
             return f"the API server has pod {namespace}/{name} on node {pod.node or '(none)'}, not on this one"
         return f"{known} with uid {uid}, but with {pod.uid}: an earlier or a later pod of this name"
 
@@ -211,7 +210,7 @@ class PodNetwork:
 
     async def problems(self, lease: Lease) -> list[str]:
         """What of the endpoint is missing in the kernel (CNI CHECK)."""
-        if not self._facts.is_attached(lease):
+        if not self._facts.held.stands(lease):
             return ["the pod's policy and route are not set up (its interface is not the newest of the pod)"]
         try:
             missing = await self._reconciler.differences()

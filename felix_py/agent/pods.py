@@ -26,57 +26,78 @@ _LOOK_INTERVAL = 60.0
 """Seconds between two looks at what no CNI call tells of."""
 
 
+class Mtu:
+    """MTU of new pod interfaces, in bytes: as configured, else what the uplinks allow."""
+
+    def __init__(self, configured: int) -> None:
+        """``configured``: 0 to look."""
+        self._configured = configured
+        self._bytes = configured or uplink_mtu()
+
+    def __call__(self) -> int:
+        return self._bytes
+
+    async def look(self, nodes: Sequence[str]) -> None:
+        """Look anew, at the ways to some nodes' addresses as well."""
+        if not self._configured:
+            self._bytes = await asyncio.to_thread(uplink_mtu, nodes)
+
+
 class Pods:
     """The CNI side of the agent. ``stack`` takes what must be closed, in reverse order."""
 
-    def __init__(self, config: AgentConfig, stack: AsyncExitStack, metrics: Metrics, notices: Notices) -> None:
-        self._config = config
-        self._stack = stack
-        self._metrics = metrics
-        self._notices = notices
-        self._mtu = config.mtu
-        self._list = NetworkList(config.cni_conf_dir, config.cni_bin_dir, config.chained_plugins, notices)
-        self._server: CNIServer | None = None
-        self._log = log.get("cni")
-
-    def mtu(self) -> int:
-        """MTU of new pod interfaces, in bytes."""
-        return self._mtu
-
-    async def start(self, network: PodNetwork, attach: Callable[[Lease], None]) -> None:
-        """Read the leases, ``attach`` those whose interface is there, and answer calls from now on.
+    def __init__(
+        self,
+        config: AgentConfig,
+        stack: AsyncExitStack,
+        network: PodNetwork,
+        mtu: Mtu,
+        notices: Notices,
+        metrics: Metrics,
+    ) -> None:
+        """Read the leases.
 
         Raises:
-            StoreError, SocketInUse, OSError: see :func:`recover` and :meth:`CNIServer.start`.
+            StoreError, OSError: see :func:`recover`.
         """
-        config = self._config
-        self._mtu = self._mtu or uplink_mtu()
+        self._config = config
+        self._stack = stack
+        self._mtu = mtu
+        self._list = NetworkList(config.cni_conf_dir, config.cni_bin_dir, config.chained_plugins, notices)
+        self._elsewhere = ElsewhereLookup()
+        stack.callback(self._elsewhere.close)
         with Links() as links:
-            store, alive = recover(config.state_dir / "leases.db", links, self._notices.say)
-        store.elsewhere = self._elsewhere = ElsewhereLookup()
-        self._stack.callback(self._elsewhere.close)
+            database = config.state_dir / "leases.db"
+            store, self._alive = recover(database, links, notices.say, elsewhere=self._elsewhere)
         leases = Leases(store)
-        self._stack.callback(leases.close)
+        stack.callback(leases.close)
         interfaces = Interfaces()
-        self._stack.callback(interfaces.close)
+        stack.callback(interfaces.close)
         self._plugin = Plugin(
             leases,
             interfaces,
             network,
-            self._notices,
+            notices,
             timeout=config.cni_timeout,
             chained=config.chained_plugins,
         )
-        for lease in alive:
+        self._server = CNIServer(self._plugin, config.cni_socket, metrics)
+        self._log = log.get("cni")
+
+    async def start(self, attach: Callable[[Lease], None]) -> None:
+        """``attach`` the leases whose interface is there, and answer calls from now on.
+
+        Raises:
+            SocketInUse, OSError: see :meth:`CNIServer.start`.
+        """
+        for lease in self._alive:
             attach(lease)
-        self._server = CNIServer(self._plugin, config.cni_socket, self._metrics)
         await self._server.start()
         self._stack.push_async_callback(self._server.stop)  # again: for those that waited for the reconciler
 
     async def stop_calls(self) -> None:
         """Take no more calls, and finish those under way as far as they come."""
-        if self._server is not None:
-            await self._server.stop()
+        await self._server.stop()
 
     def no_addresses(self, cidrs: Sequence[str]) -> str | None:
         """Why no pod can get an address, or None; another IPAM plugin needs no podCIDR."""
@@ -93,8 +114,7 @@ class Pods:
         """Look every minute, until cancelled. ``nodes``: the addresses of all nodes."""
         while True:
             try:
-                if not self._config.mtu:
-                    self._mtu = await asyncio.to_thread(uplink_mtu, nodes())
+                await self._mtu.look(nodes())
                 await asyncio.to_thread(self._elsewhere.refresh)
                 await self._plugin.look()
                 await self._list.bring_up_to_date()

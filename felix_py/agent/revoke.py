@@ -14,22 +14,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from felix_py import log
+from felix_py.agent.concerned import Concerned, Due
 from felix_py.agent.flows import Flows
 from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
 from felix_py.backoff import Backoff
 from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
-from felix_py.plan.static import POSTROUTING, SetNames
 from felix_py.reconcile import leads_astray
-from felix_py.records import Drift, DriftKind, Failure, Flow
+from felix_py.records import Drift, Failure, Flow
 from policy.ir import Delta
-from policy.model import Family, ObjectKey, Packet, Protocol
+from policy.model import ObjectKey, Packet, Protocol
 
 _NO_PORTS = cast("Protocol", "other")
 """A protocol that no policy can name, such as ICMP: rules with ports never match it."""
@@ -42,12 +42,6 @@ _REST, _REST_MOST = 4, 5.0
 
 _RETRY = (1.0, 30.0)
 
-_DECIDING = (DriftKind.HOOK, DriftKind.CHAIN, DriftKind.SET, DriftKind.MEMBER)
-_MASQUERADING = {
-    *("POSTROUTING", POSTROUTING),
-    *(name for names in map(SetNames.of, Family) for name in (names.pool, names.no_masquerade)),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
@@ -55,63 +49,6 @@ class Quiet:
 
     quiet: float = 0.5
     most: float = 2.0
-
-
-@dataclass(slots=True)
-class Concerned:
-    """What a change of policy concerns: connections of ``addresses``, and those of endpoints on ``names``.
-
-    ``names`` are chains and sets. Addresses are mostly endpoints', but that of a pod elsewhere will do: whose
-    membership in a set changes, its connections with endpoints of this node are concerned, and no others.
-    ``everybody``: all endpoints.
-    """
-
-    addresses: set[str] = field(default_factory=set)
-    names: set[str] = field(default_factory=set)
-    everybody: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.addresses or self.names or self.everybody)
-
-    def add(self, other: Concerned) -> None:
-        """Both."""
-        self.addresses |= other.addresses
-        self.names |= other.names
-        self.everybody |= other.everybody
-
-    def note(self, delta: Delta, *, joining_matters: bool, known: Collection[str] | None) -> None:
-        """Add what a change of compiled policy may turn from allowed into denied.
-
-        ``joining_matters``: whether a new member of a set may mean a denial; NetworkPolicies only allow.
-        ``known``: the endpoints' addresses that can have connections (None: any can); a pod that has just come
-        has none.
-        """
-        self.names.update(delta.chains)
-        self.addresses.update(a for _, a in delta.classes if known is None or a in known)
-        for name, members in delta.members.items():
-            if name in delta.sets:
-                continue  # a new set comes with a new or changed chain
-            for member, present in members.items():
-                if "/" in member:
-                    self.names.add(name)
-                elif joining_matters or not present:
-                    self.addresses.add(member.partition(",")[0])
-
-    def note_drift(self, drift: Iterable[Drift], standing: Collection[str]) -> None:
-        """Add what may have begun while rules or sets were not as they should be, whichever way they differed.
-
-        ``standing``: the chains and sets that endpoints' policies stand on. All others are on everybody's way.
-        Routes, links and settings decide nothing about policy; nor does masquerading.
-        """
-        for found in drift:
-            if found.kind not in _DECIDING or found.name in _MASQUERADING:
-                continue
-            if found.member and "/" not in found.member:
-                self.addresses.add(found.member.partition(",")[0])
-            elif found.name in standing:
-                self.names.add(found.name)
-            else:
-                self.everybody = True
 
 
 class Revoker:
@@ -122,6 +59,7 @@ class Revoker:
         view: ClusterView,
         chains_of: Callable[[ObjectKey], set[str]],
         flows: Flows,
+        due: Due,
         host_addresses: Callable[[], frozenset[str]],
         metrics: Metrics,
         pace: Quiet | None = None,
@@ -141,9 +79,7 @@ class Revoker:
         self._pace = pace or Quiet()
         # Connections to the host may have begun when that was open; policy's own come with the first change.
         self._writing = Concerned(everybody=host_closed)
-        self._due = Concerned()
-        self._wake = asyncio.Event()
-        self._changed = 0.0
+        self._due = due
         self._known: frozenset[str] | None = None
         self._log = log.get("revoke")
 
@@ -151,8 +87,7 @@ class Revoker:
 
     def collected(self, delta: Delta) -> None:
         """A change of policy is about to be written."""
-        tiers = any(True for _ in self._view.cluster_policies())
-        self._writing.note(delta, joining_matters=tiers, known=self._known)
+        self._writing.note(delta.tightened, self._known)
 
     def mended(self, drift: Sequence[Drift]) -> None:
         """Others had changed what is ours, and the apply that just ended was to put it right."""
@@ -167,16 +102,6 @@ class Revoker:
         self._due.add(self._writing)
         if not any(map(leads_astray, failures)):
             self._writing = Concerned()
-        self._note()
-
-    def suspect(self, addresses: Collection[str]) -> None:
-        """Some addresses may have connections that are not theirs."""
-        self._due.addresses.update(addresses)
-        self._note()
-
-    def _note(self) -> None:
-        self._changed = time.monotonic()
-        self._wake.set()
 
     # --- work ----------------------------------------------------------------------------------------
 
@@ -184,10 +109,9 @@ class Revoker:
         """Until cancelled. Nothing that goes wrong here is anybody else's trouble."""
         backoff = Backoff(*_RETRY, spread=0)
         while True:
-            await self._wake.wait()
+            await self._due.noted()
             await self._quiet()
-            self._wake.clear()
-            due, self._due = self._due, Concerned()
+            due = self._due.take()
             started = time.monotonic()
             try:
                 await self._pass(due)
@@ -200,7 +124,6 @@ class Revoker:
                 else:
                     self._log.exception("cannot look for denied connections")
                 self._due.add(due)
-                self._wake.set()
                 delay = backoff.delay()
             seconds = time.monotonic() - started
             self._metrics.flow_pass_seconds.observe(seconds)
@@ -209,7 +132,7 @@ class Revoker:
     async def _quiet(self) -> None:
         """Let changes gather."""
         latest = time.monotonic() + self._pace.most
-        while (left := min(self._changed + self._pace.quiet, latest) - time.monotonic()) > 0:  # noqa: ASYNC110
+        while (left := min(self._due.changed + self._pace.quiet, latest) - time.monotonic()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(left)
 
     async def _pass(self, due: Concerned) -> None:
@@ -224,7 +147,8 @@ class Revoker:
             return
 
         def look(table: FlowTable) -> tuple[list[Flow], frozenset[str]]:
-            return table.flows(addresses), self._host_addresses()
+            flows = table.flows(addresses)
+            return flows, self._host_addresses() if flows else frozenset()
 
         flows, host = await self._flows.call(look)
         denied = await self._denied(flows, host)

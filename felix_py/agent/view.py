@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
+from felix_py.datastore.store import Record
 from felix_py.records import NodeRecord
+from policy.change import Change
 from policy.holders import Holders, claimed
 from policy.model import (
     ClusterPolicy,
@@ -22,8 +24,6 @@ from policy.model import (
 K = TypeVar("K")
 V = TypeVar("V")
 
-Record = Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord
-
 
 class ClusterView:
     """A :class:`policy.evaluate.View` that is kept up to date, at a cost that follows the change.
@@ -34,7 +34,7 @@ class ClusterView:
     """
 
     def __init__(self) -> None:
-        self._noted: list[Record | _Note] = []
+        self._noted: list[Change[Record] | _Lease] = []
         self._namespaces: dict[str, Namespace] = {}
         self._nodes: dict[str, Node] = {}
         self._policies: dict[str, dict[PolicyRef, NetworkPolicy]] = {}
@@ -48,64 +48,45 @@ class ClusterView:
 
     # --- what is new ---------------------------------------------------------------------------------
 
-    def upsert(self, record: Record, previous: Pod | None = None) -> None:
-        """An object is new or has changed.
-
-        ``previous``: what a pod was before, as it was last noted; the view keeps no list of pods of its own.
-        """
-        self._noted.append(record if previous is None else _Note(previous, record))
-
-    def delete(self, record: Record) -> None:
-        """An object is gone; ``record`` is what was last noted of it."""
-        self._noted.append(_Note(record, None))
+    def fold(self, change: Change[Record]) -> None:
+        """An object is new, has changed or is gone."""
+        self._noted.append(change)
 
     def attach(self, endpoint: LocalEndpoint, pod: Pod | None) -> None:
         """A pod interface of this node is there, or has other addresses. ``pod``: its pod's object, if known."""
-        self._noted.append(_Note(pod, endpoint))
+        self._noted.append(_Lease(endpoint.key, endpoint, pod))
 
     def detach(self, key: ObjectKey) -> None:
         """A pod interface of this node is gone."""
-        self._noted.append(_Note(LocalEndpoint(*key, ()), None))
+        self._noted.append(_Lease(key, None, None))
 
     def advance(self) -> None:
         """From now on everything noted counts."""
         noted, self._noted = self._noted, []
         self.revision += bool(noted)
         for note in noted:
-            if isinstance(note, Pod):
-                self._set_pod(None, note)
-            elif isinstance(note, _Note):
-                self._take(*note)
+            if isinstance(note, _Lease):
+                self._set_endpoint(*note)
             else:
-                self._set(note, there=True)
+                self._set(note)
 
-    def _take(self, before: Record | LocalEndpoint | None, after: Record | LocalEndpoint | None) -> None:
-        if isinstance(after, LocalEndpoint):
-            self._set_endpoint(after.key, after, before if isinstance(before, Pod) else None)
-        elif isinstance(before, LocalEndpoint):
-            self._set_endpoint(before.key, None, None)
-        elif isinstance(before, Pod):
-            self._set_pod(before, after if isinstance(after, Pod) else None)
-        elif before is not None:
-            self._set(before, there=False)
+    def _set(self, change: Change[Record]) -> None:
+        if pod := change.of(Pod):
+            self._set_pod(pod.newest.key, pod.before, pod.after)
+        elif policy := change.of(NetworkPolicy):
+            ref = policy.newest.ref
+            policies = self._policies.setdefault(ref.namespace, {})
+            _put(policies, ref, policy.after)
+            if not policies:
+                del self._policies[ref.namespace]
+        elif cluster_policy := change.of(ClusterPolicy):
+            _put(self._cluster_policies, cluster_policy.newest.ref, cluster_policy.after)
+        elif namespace := change.of(Namespace):
+            _put(self._namespaces, namespace.newest.name, namespace.after)
+        elif node := change.of(NodeRecord):
+            _put(self._nodes, node.newest.name, node.after.as_peer() if node.after else None)
 
-    def _set(self, record: Record, *, there: bool) -> None:
-        match record:
-            case NetworkPolicy():
-                policies = self._policies.setdefault(record.namespace, {})
-                _put(policies, record.ref, record if there else None)
-                if not policies:
-                    del self._policies[record.namespace]
-            case ClusterPolicy():
-                _put(self._cluster_policies, record.ref, record if there else None)
-            case Namespace():
-                _put(self._namespaces, record.name, record if there else None)
-            case NodeRecord():
-                node = Node(record.name, record.labels, record.addresses)
-                _put(self._nodes, record.name, node if there else None)
-
-    def _set_pod(self, before: Pod | None, after: Pod | None) -> None:
-        key = (after or before).key  # type: ignore[union-attr]
+    def _set_pod(self, key: ObjectKey, before: Pod | None, after: Pod | None) -> None:
         endpoint = self._endpoints.get(key)
         if endpoint is not None:
             _put(self._pods_now, key, after)
@@ -180,11 +161,12 @@ class ClusterView:
         return pod if pod is taken_for else replace(pod, ports=())
 
 
-class _Note(NamedTuple):
-    """What was there and what is there now; of an endpoint that is attached, its pod and it."""
+class _Lease(NamedTuple):
+    """A pod's interface, and its pod; None: it is gone."""
 
-    before: Record | LocalEndpoint | None
-    after: Record | LocalEndpoint | None
+    key: ObjectKey
+    endpoint: LocalEndpoint | None
+    pod: Pod | None
 
 
 def _put(table: dict[K, V], key: K, value: V | None) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 Event = Mapping[str, Any]
-"""A :class:`felix_py.agent.deny_events.DenyEvent` as JSON."""
+"""A :class:`felix_py.observe.deny_events.DenyEvent` as JSON."""
 
 _SHORT = {
     "unknown-pod": "pod not known yet",

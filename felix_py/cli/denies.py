@@ -110,7 +110,7 @@ def ending_quietly() -> Iterator[None]:
 
 
 def _checked(place: str, pod: str) -> str:
-    from felix_py.agent.ask import check
+    from felix_py.observe.ask import check
 
     try:
         check(place)
@@ -140,7 +140,7 @@ def _ask(place: str, query: dict[str, str], patience: float) -> Iterator[HTTPRes
         OSError, http.client.HTTPException: nobody answers, or the connection broke off.
         _Refused: the answer is an error.
     """
-    from felix_py.agent.ask import connection as connect
+    from felix_py.observe.ask import connection as connect
 
     connection = connect(place, _CONNECT_SECONDS)
     try:

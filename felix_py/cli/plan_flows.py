@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
-from felix_py.agent.ask import check, connection
 from felix_py.cli.plan_report import Flows
+from felix_py.observe.ask import check, connection
 from policy.evaluate import Snapshot
 from policy.impact import Changes, newly_denied
 from policy.model import Packet, Protocol

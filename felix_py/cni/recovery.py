@@ -26,7 +26,7 @@ from typing import NamedTuple
 from felix_py import log
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import HostEnd, Links
-from felix_py.ipam.store import AddressStore, AddressUnavailable, StoreDamaged, StoreError
+from felix_py.ipam.store import AddressStore, AddressUnavailable, Lookup, StoreDamaged, StoreError, nobody
 from felix_py.notices import NoticeKind
 from felix_py.records import Lease
 
@@ -50,15 +50,17 @@ def boot_id() -> str:
     return _BOOT_ID.read_text().strip()
 
 
-def recover(path: Path, links: Links, say: Say, boot: str = "") -> Recovered:
+def recover(path: Path, links: Links, say: Say, boot: str = "", elsewhere: Lookup = nobody) -> Recovered:
     """Open the store at ``path`` and bring it in line with the interfaces. ``boot``: see :func:`boot_id`.
+
+    ``elsewhere`` is the store's: see :class:`AddressStore`.
 
     Raises:
         StoreError: the leases are lost and cannot be made out; or it cannot be opened.
         OSError: the kernel does not answer, or a damaged store cannot be set aside.
     """
     ends = links.host_ends()
-    store, lost = _open(path, ends, say)
+    store, lost = _open(path, ends, say, elsewhere)
     try:
         recovery = _Recovery(store, links, path, say)
         return Recovered(store, recovery.run(ends, lost, boot or boot_id()))
@@ -69,7 +71,7 @@ def recover(path: Path, links: Links, say: Say, boot: str = "") -> Recovered:
         raise
 
 
-def _open(path: Path, ends: Sequence[HostEnd], say: Say) -> tuple[AddressStore, str]:
+def _open(path: Path, ends: Sequence[HostEnd], say: Say, elsewhere: Lookup) -> tuple[AddressStore, str]:
     """The store, and why all leases are missing in it; empty: nothing points to that."""
     nameless = [end.name for end in ends if end.lease is None and end.up]
     missing = f"the address store {path} is missing"
@@ -77,7 +79,7 @@ def _open(path: Path, ends: Sequence[HostEnd], say: Say) -> tuple[AddressStore, 
     if lost and nameless:
         raise StoreError(_refusal(lost, nameless, path))
     try:
-        return AddressStore(path), lost
+        return AddressStore(path, elsewhere), lost
     except StoreDamaged as error:
         if nameless:
             raise StoreError(_refusal(str(error), nameless, path)) from error
@@ -87,7 +89,7 @@ def _open(path: Path, ends: Sequence[HostEnd], say: Say) -> tuple[AddressStore, 
             f"{error}, by a power failure or a fault of the disk: it was set aside as {aside.name} and made anew"
         )
         say(NoticeKind.LEASES_REBUILT, str(path), f"{text} {source}; look after the disk, and delete that file")
-        return AddressStore(path), str(error)
+        return AddressStore(path, elsewhere), str(error)
 
 
 def _set_aside(path: Path) -> Path:

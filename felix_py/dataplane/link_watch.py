@@ -35,7 +35,7 @@ class LinkWatch:
         self._on_links = on_links
         self._changes = LinkChanges()
         self._last: Links | None = None
-        self._pace = Paced(Pace(0.0, 0.0, _GAP), self._look)
+        self._pace = Paced(Pace(0.0, 0.0, _GAP))
         self._troubled = False
         self._log = log.get("links")
 
@@ -43,7 +43,7 @@ class LinkWatch:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen())
-            tasks.create_task(self._pace.run())
+            tasks.create_task(self._pace.run(self._look))
             while True:
                 self._pace.ask()
                 await asyncio.sleep(_REFRESH)

@@ -20,7 +20,8 @@ from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, P
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
 from felix_py.datastore.probe import Probe
-from felix_py.datastore.store import Event, Problem, Store, Table, Upserted
+from felix_py.datastore.store import Problem, Record, Store, Table
+from policy.change import Change
 from policy.model import ClusterPolicy, ObjectKey, Pod, PolicyRef
 
 R = TypeVar("R")
@@ -203,11 +204,11 @@ class Cluster:
         if self._on_invalid is not None:
             self._on_invalid(problem.kind, problem.key, problem.reason)
 
-    def _judge(self, events: Sequence[Event]) -> None:
+    def _judge(self, changes: Sequence[Change[Record]]) -> None:
         """Policies that have problems, or have none any more, want another condition."""
-        for event in events:
-            match event:
-                case Upserted(ClusterPolicy() as policy, previous):
-                    had = previous.problems if isinstance(previous, ClusterPolicy) else ()
+        for change in changes:
+            match change.after:
+                case ClusterPolicy() as policy:
+                    had = change.before.problems if isinstance(change.before, ClusterPolicy) else ()
                     if policy.problems or had:
                         self.conditions.review(policy.kind.value, policy.name)

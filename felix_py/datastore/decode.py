@@ -77,7 +77,7 @@ class Listing(Generic[R]):
 
 
 @dataclass(slots=True)
-class Change(Generic[R]):
+class WatchEvent(Generic[R]):
     """One line of a watch. ``what`` None: a bookmark. ``initial_end``: the one that ends a WatchList's list."""
 
     what: R | Gone | Unusable | None
@@ -146,7 +146,7 @@ class Kind(Generic[R]):
         """Decode one object."""
         return self._careful_record(body)
 
-    def change(self, line: bytes) -> Change[R]:
+    def change(self, line: bytes) -> WatchEvent[R]:
         """Decode one line of a watch.
 
         Raises:
@@ -159,25 +159,25 @@ class Kind(Generic[R]):
             return self._careful_change(line)
         if event.type not in _PRESENT or not event.object.metadata.name:
             return self._careful_change(line)
-        return Change(self._record(event.object), event.object.metadata.resource_version)
+        return WatchEvent(self._record(event.object), event.object.metadata.resource_version)
 
-    def _careful_change(self, line: bytes) -> Change[R]:
+    def _careful_change(self, line: bytes) -> WatchEvent[R]:
         what, obj = _raw_event(line)
         match what:
             case "ADDED" | "MODIFIED":
-                return Change(self._careful_record(obj), _name(obj).resource_version)
+                return WatchEvent(self._careful_record(obj), _name(obj).resource_version)
             case "DELETED":
                 meta = _name(obj)
                 if not meta.name:
                     raise Unreadable("an object without a readable name was deleted")
-                return Change(Gone((meta.namespace, meta.name)), meta.resource_version)
+                return WatchEvent(Gone((meta.namespace, meta.name)), meta.resource_version)
             case "BOOKMARK":
                 try:
                     mark = _BOOKMARK.decode(obj).metadata
                 except UNDECODABLE as error:
                     raise Unreadable(f"not a bookmark: {error}") from error
                 end = (mark.annotations or {}).get(INITIAL_EVENTS_END) == "true"
-                return Change(None, mark.resource_version, end)
+                return WatchEvent(None, mark.resource_version, end)
             case "ERROR":
                 raise error_from_status(_status(obj), 500)
         raise Unreadable(f"unknown event type {what[:100]!r}")

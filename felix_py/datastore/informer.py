@@ -31,7 +31,7 @@ from felix_py.datastore.absence import DEFINITIONS, Belief, Definition, Discover
 from felix_py.datastore.bridge import Bridge, Closed
 from felix_py.datastore.client import Answer, Api, ApiError, Unreachable
 from felix_py.datastore.clock import Clock, SystemClock
-from felix_py.datastore.decode import Change, Gone, Kind, Unreadable, Unusable
+from felix_py.datastore.decode import Gone, Kind, Unreadable, Unusable, WatchEvent
 from felix_py.datastore.store import Mark
 
 R = TypeVar("R")
@@ -425,7 +425,7 @@ class Reflector(Generic[R]):
             if self._alive > deadline:
                 return
 
-    def _take(self, changes: list[Change[R]]) -> None:
+    def _take(self, changes: list[WatchEvent[R]]) -> None:
         """Hand over, and only then count as seen."""
         found: list[R | Gone | Unusable | Mark] = []
         complete = False

@@ -21,6 +21,7 @@ from felix_py.datastore.decode import (
     Unusable,
 )
 from felix_py.records import NodeRecord
+from policy.change import Change
 from policy.model import ClusterPolicy, Namespace, NetworkPolicy, ObjectKey, Pod, PolicyKind
 
 R = TypeVar("R")
@@ -32,24 +33,8 @@ Event."""
 Record = Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Upserted:
-    """An object is new (``previous`` None) or has changed in what the agent knows of it."""
-
-    record: Record
-    previous: Record | None
-
-
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """An object is gone, or can no longer be understood; ``record`` is the last that was known."""
-
-    record: Record
-
-
-Event = Upserted | Deleted
-Handler = Callable[[Sequence[Event]], None]
-"""Gets events in order, on the loop. The store is already in the state behind the last of them."""
+Handler = Callable[[Sequence[Change[Record]]], None]
+"""Gets changes in order, on the loop. The store is already in the state behind the last of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +64,7 @@ class Table(Generic[R]):
     def __init__(
         self,
         kind: Kind[R],
-        publish: Callable[[Sequence[Event]], None],
+        publish: Callable[[Sequence[Change[Record]]], None],
         on_problem: Callable[[Problem], None],
         on_listed: Callable[[str], None],
     ) -> None:
@@ -103,7 +88,7 @@ class Table(Generic[R]):
 
     def apply(self, items: Sequence[R | Gone | Unusable | Mark]) -> None:
         """Take what a source found, publish the differences."""
-        events: list[Event] = []
+        changes: list[Change[Record]] = []
         listed = False
         for item in items:
             match item:
@@ -111,22 +96,22 @@ class Table(Generic[R]):
                     self._unnamed = self._records.keys() | self._problems.keys()
                 case Mark.LIST_END:
                     for key in sorted(self._unnamed or ()):
-                        self._remove(key, events)
+                        self._remove(key, changes)
                     self._unnamed = None
                     listed = True
                 case Gone(key):
-                    self._remove(key, events)
+                    self._remove(key, changes)
                 case Unusable(key, uid, reason):
-                    self._remove(key, events, but_problem=True)
+                    self._remove(key, changes, but_problem=True)
                     self._note(Problem(self.kind.name, key, uid, reason))
                 case _:
-                    self._upsert(item, events)
-        if events:
-            self._publish(events)
+                    self._upsert(item, changes)
+        if changes:
+            self._publish(changes)
         if listed:
             self._on_listed(self.kind.name)
 
-    def _upsert(self, record: R, events: list[Event]) -> None:
+    def _upsert(self, record: R, changes: list[Change[Record]]) -> None:
         key = self.kind.key(record)
         if self._unnamed is not None:
             self._unnamed.discard(key)
@@ -134,20 +119,20 @@ class Table(Generic[R]):
         if record == previous:
             return
         self._records[key] = record
-        events.append(Upserted(record, previous))  # type: ignore[arg-type]
+        changes.append(Change(previous, record))  # type: ignore[arg-type]
         if isinstance(record, NetworkPolicy | ClusterPolicy) and record.problems:
             self._note(Problem(self.kind.name, key, record.uid, "; ".join(record.problems)))
         else:
             self._problems.pop(key, None)
 
-    def _remove(self, key: ObjectKey, events: list[Event], *, but_problem: bool = False) -> None:
+    def _remove(self, key: ObjectKey, changes: list[Change[Record]], *, but_problem: bool = False) -> None:
         if self._unnamed is not None:
             self._unnamed.discard(key)
         if not but_problem:
             self._problems.pop(key, None)
         record = self._records.pop(key, None)
         if record is not None:
-            events.append(Deleted(record))  # type: ignore[arg-type]
+            changes.append(Change(record, None))  # type: ignore[arg-type]
 
     def _note(self, problem: Problem) -> None:
         problem = replace(problem, reason=problem.reason[:_LONGEST_REASON])
@@ -221,25 +206,25 @@ class Store:
 
     def subscribe(self, handler: Handler) -> None:
         """Give ``handler`` everything there is now, and then every change."""
-        events: list[Event] = [
-            Upserted(record, None) for table in self._tables for record in table.records.values()
+        changes: list[Change[Record]] = [
+            Change(None, record) for table in self._tables for record in table.records.values()
         ]
         self._handlers.append(handler)
-        if events:
-            self._call(handler, events)
+        if changes:
+            self._call(handler, changes)
 
-    def _publish(self, events: Sequence[Event]) -> None:
+    def _publish(self, changes: Sequence[Change[Record]]) -> None:
         for handler in self._handlers:
-            self._call(handler, events)
+            self._call(handler, changes)
 
-    def _call(self, handler: Handler, events: Sequence[Event]) -> None:
+    def _call(self, handler: Handler, changes: Sequence[Change[Record]]) -> None:
         try:
-            handler(events)
+            handler(changes)
         except MemoryError:  # it may know half of them: only a start makes that good
             raise
         except Exception:
             # A defect in one consumer must neither stop the others nor end the watch.
-            self._log.exception("a handler failed", events=len(events))
+            self._log.exception("a handler failed", changes=len(changes))
 
     def _listed(self, kind: str) -> None:
         self._listing.discard(kind)

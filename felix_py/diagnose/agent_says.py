@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from felix_py.agent.ask import connection
+from felix_py.observe.ask import connection
 from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend
 from policy.model import Family

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from felix_py.agent.facts import Facts
+from felix_py.agent.held import HeldLeases
+from felix_py.agent.view import ClusterView
 from felix_py.dataplane.iptables_text import render
 from felix_py.datastore.fetch import Fetched
 from felix_py.plan.layout import CHAIN_PREFIX
@@ -16,6 +18,8 @@ from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.records import Lease, SetSpec, Update, Words, endpoint_of
 from felix_py.ruleset.model import Goto, InSet, MarkIs, Rule, Ruleset
 from felix_py.ruleset.run import Sets
+from policy.change import Change
+from policy.compile import Engine
 from policy.model import Direction, Family
 
 _LETTER = {Direction.EGRESS: "E", Direction.INGRESS: "I"}
@@ -59,9 +63,11 @@ def intended(
     ``rules`` and ``sets`` are the kernel's: which number stands for which class is not decided by the cluster,
     and so it is taken from there.
     """
-    facts = Facts(settings.node_name, settings.families, settings.cluster_cidrs, lambda: None)
+    pods, nodes = {pod.key: pod for pod in cluster.pods}, {("", node.name): node for node in cluster.nodes}
+    engine, view = Engine(settings.families), ClusterView()
+    facts = Facts(settings.node_name, pods, nodes, HeldLeases(), engine, view, settings.cluster_cidrs)
     for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies, *cluster.pods):
-        facts.upsert(record)
+        facts.fold(Change(None, record))
     attached = known(leases, cluster)
     complete = len(attached) == len(leases)
     for lease in attached:
@@ -78,7 +84,7 @@ def intended(
     update = planner.take()
     if complete:
         update.merge(planner.confirm())
-    newest = tuple(lease for lease in attached if facts.is_attached(lease))
+    newest = tuple(lease for lease in attached if facts.held.stands(lease))
     return Intended(_present(update), facts, newest, complete)
 
 

@@ -91,6 +91,12 @@ class AlreadyLeased(AllocationError):
 Lookup = Callable[[Family, int, int], Elsewhere | None]
 """Whether something else than a pod of ours uses an address of a CIDR of that prefix length."""
 
+
+def nobody(_family: Family, _number: int, _length: int) -> Elsewhere | None:
+    """A :data:`Lookup` that knows of no other users."""
+    return None
+
+
 LeaseKey = tuple[str, str]
 """(container, ifname)."""
 
@@ -118,8 +124,8 @@ class AddressStore:
     would be given away a second time.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the store.
+    def __init__(self, path: Path, elsewhere: Lookup = nobody) -> None:
+        """Open or create the store. ``elsewhere`` is asked before an address is given out.
 
         Raises:
             StoreDamaged: it does not hold what was written.
@@ -133,8 +139,7 @@ class AddressStore:
         self._digest = 0
         self._fd = -1
         self._newest = 0.0
-        self.elsewhere: Lookup = lambda _family, _number, _length: None
-        """Asked before an address is given out."""
+        self._elsewhere = elsewhere
         self.skipped: dict[str, Elsewhere] = {}
         """What was not given out for that, by :attr:`Elsewhere.what`; whoever reads it may clear it."""
         self._grouped = False
@@ -266,7 +271,7 @@ class AddressStore:
         gone = []
         for earlier in found:
             family = Family(ipaddress.ip_network(earlier.what).version)
-            now = self.elsewhere(family, earlier.last, 0)
+            now = self._elsewhere(family, earlier.last, 0)
             if now is None or now.what != earlier.what:
                 gone.append(earlier)
         return gone
@@ -274,7 +279,7 @@ class AddressStore:
     def used_elsewhere(self, addresses: Iterable[str]) -> dict[str, Elsewhere]:
         """Which of these addresses something else uses as well; their own routes do not count."""
         asked = {address: address_number(address) for address in addresses}
-        looked = {address: self.elsewhere(family, n, family.bits) for address, (family, n) in asked.items()}
+        looked = {address: self._elsewhere(family, n, family.bits) for address, (family, n) in asked.items()}
         return {address: found for address, found in looked.items() if found is not None}
 
     def get(self, container: str, ifname: str) -> Lease | None:
@@ -395,7 +400,7 @@ class AddressStore:
         for pool in pools:
             after, tried = self._cursors.get(pool.cidr), set()
             while (number := pool.next(self._used[pool.family], after)) is not None and number not in tried:
-                if (found := self.elsewhere(pool.family, number, pool.length)) is None:
+                if (found := self._elsewhere(pool.family, number, pool.length)) is None:
                     return pool, number
                 self.skipped[found.what] = found
                 tried.add(number)
@@ -420,7 +425,7 @@ class AddressStore:
             if (holder := self._used[family].get(number)) is not None:
                 raise AddressUnavailable(f"{text} is in use by container {holder[0]}")
             length = next((p.length for p in (pools or {}).get(family, ()) if number in p), int(family.bits))
-            if found := self.elsewhere(family, number, length):
+            if found := self._elsewhere(family, number, length):
                 raise AddressUnavailable(f"{text} cannot be a pod's: {found.what} is {found.how}")
             wanted[family] = number
         return wanted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import pytest
@@ -80,10 +80,9 @@ def stale(on: PolicyNode, name: str, addresses: tuple[str, ...], since: str, rol
 
 
 def test_an_address_that_is_leased_here_is_its_lease_s(node: PolicyNode) -> None:
-    told: list[dict[str, str]] = []
-    node.facts.tell = lambda kind, now: (
-        told.append(dict(now)) if kind is NoticeKind.ADDRESS_CLAIMED_TWICE else None
-    )
+    def told() -> Mapping[str, str]:
+        return [now for kind, now in node.told if kind is NoticeKind.ADDRESS_CLAIMED_TWICE][-1]
+
     both = set(Family)
     assert let_in(node, "client") == both
     assert let_in(node, "other") == set()
@@ -91,15 +90,15 @@ def test_an_address_that_is_leased_here_is_its_lease_s(node: PolicyNode) -> None
     for since in (OLD, NEW):
         gone = stale(node, "gone", node.pods["other"].addresses, since, "client", node="node")
         assert let_in(node, "other") == set()
-        assert told[-1].keys() == set(gone.addresses)
-        assert "leased on this node to pod shop/other" in told[-1][gone.addresses[0]]
-        assert "shop/gone on node (being deleted) claims it as well" in told[-1][gone.addresses[0]]
+        assert told().keys() == set(gone.addresses)
+        assert "leased on this node to pod shop/other" in told()[gone.addresses[0]]
+        assert "shop/gone on node (being deleted) claims it as well" in told()[gone.addresses[0]]
     stale(node, "also-gone", node.pods["client"].addresses, NEW, "other")
     assert let_in(node, "client") == both
     for name in ("gone", "also-gone"):
         node.facts.delete(node.pods.pop(name))
     node.apply()
-    assert told[-1] == {}
+    assert told() == {}
     assert let_in(node, "client") == both
 
 

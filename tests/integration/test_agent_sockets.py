@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.agent import ask
+from felix_py.observe import ask
 from tests.support.agent_process import AgentProcess
 from tests.support.fakeapi import POLICIES, FakeApi
 from tests.support.isolate import NetworkNamespace

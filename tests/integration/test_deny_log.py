@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from felix_py.agent.denies import Denies
-from felix_py.agent.deny_events import DenyEvent, Describer, PolicyName, Reason
-from felix_py.agent.deny_reader import DenyReader
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.nflog import NflogError, NflogReader
 from felix_py.dataplane.probe import refusal
 from felix_py.metrics import Metrics
+from felix_py.observe.denies import Denies
+from felix_py.observe.deny_events import DenyEvent, Describer, PolicyName, Reason
+from felix_py.observe.deny_reader import DenyReader
 from felix_py.plan.deny_log import SOURCE_DROP
 from felix_py.plan.layout import interface_name
 from felix_py.records import Backend, Lease, Report
@@ -58,7 +58,7 @@ class Rig(PolicyNode):
         for name, app in (("web", "web"), ("db", "db")):
             self.add_pod("shop", name, app=app)
         self.add_pod("dev", "tool", app="tool")
-        describer = Describer("node", LiveView(self), self.facts.chain_names, self.facts.endpoint_at)
+        describer = Describer("node", LiveView(self), self.chain_names, self.facts.held.pod_of)
         self.denies = Denies(describer, Metrics(), lines=False)
         self.reader = NflogReader(DENY_LOG.group, 128, self.denies.note)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from felix_py import reconcile
+from felix_py import pending
 from felix_py.dataplane import lock_watch, monitor
 from felix_py.dataplane.backend import OwnProcesses
 from felix_py.dataplane.backend import run as run_tool
@@ -145,7 +145,7 @@ def test_lost_events_of_rules_are_made_up_for_by_reading_them_back(
     make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor, "_BUFFER", 4096)
-    monkeypatch.setattr(reconcile, "_SOON", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(pending, "_SOON", (0.0, 0.0, 0.0))
 
     async def test(node: WatchedNode) -> None:
         rules = "".join(f"-A KUBE-SVC -s 10.9.{n >> 8}.{n & 255}/32 -j RETURN\n" for n in range(2000))
@@ -217,12 +217,12 @@ def test_pods_that_come_and_go_are_no_drift_however_often_somebody_looks(
     make_netns: MakeNetns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DEL deletes the interface first; whoever looks just then must not miss it, nor its route."""
-    monkeypatch.setattr(reconcile, "_PROMPTLY", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(pending, "_PROMPTLY", (0.0, 0.0, 0.0))
     places = [make_netns(f"p{number}") for number in range(5)]
 
     async def look_for_ever(node: WatchedNode) -> None:
         while True:
-            node.reconciler.look(Part.LINKS | Part.ROUTES)
+            node.pending.look(Part.LINKS | Part.ROUTES)
             await asyncio.sleep(0)
 
     async def test(node: WatchedNode) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from felix_py import reconcile
+from felix_py import pending
 from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.link_label import link_label
@@ -48,7 +48,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules are read back at once. How long it waits is the unit tests' business."""
-    monkeypatch.setattr(reconcile, "_SOON", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(pending, "_SOON", (0.0, 0.0, 0.0))
 
 
 def names(backend: Backend, family: Family) -> dict[str, str]:
@@ -169,7 +169,7 @@ def test_rules_of_others_that_do_not_hinder_ours_stay_where_they_are(
             execute(UNHINDERED[case], **names(backend, family))
         before = kernel_state.everything(backend)
         node.kernel.looks.clear()
-        node.reconciler.look(Part.RULES)
+        node.pending.look(Part.RULES)
         await until(lambda: any(Part.RULES in parts for parts in node.kernel.looks))
         await node.reconciler.settled()
         assert node.found() == []

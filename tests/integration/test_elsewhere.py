@@ -113,8 +113,7 @@ def test_what_says_nothing(lookup: ElsewhereLookup, command: str) -> None:
 def test_a_large_part_of_the_pool_is_passed_over_at_once(lookup: ElsewhereLookup, tmp_path: Path) -> None:
     run("ip", "route", "add", "fd66::/65", "via", "2001:db8::9")
     run("ip", "route", "add", "10.66.0.0/25", "via", "192.0.2.9")
-    store = AddressStore(tmp_path / "leases.db")
-    store.elsewhere = lookup
+    store = AddressStore(tmp_path / "leases.db", lookup)
     lease = store.allocate(Claim("c", "eth0", "n", "ns", "pod"), ["10.66.0.0/24", "fd66::/64"])
     assert lease.addresses == {Family.V4: "10.66.0.128", Family.V6: "fd66::8000:0:0:0"}
     run("ip", "route", "add", "10.66.0.128/25", "via", "192.0.2.9")

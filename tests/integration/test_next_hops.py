@@ -137,7 +137,6 @@ async def agent(place: Place) -> AsyncIterator[Rig]:
             notices = Notices(node.metrics)
             config = AgentConfig(node_name="n1", run_dir=place.folder / "run", bgp_config=file)
             bgp = Bgp(config, node.facts, tuple(Family), notices, node.metrics)
-            node.facts.on_nodes = bgp.cluster_changed
             task = asyncio.create_task(bgp.run())
             try:
                 yield Rig(node, bgp, notices)

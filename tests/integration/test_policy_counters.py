@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.agent.policy_counters import Accounts, Count, digest
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError
 from felix_py.dataplane.counters import read_counters
+from felix_py.observe.policy_counters import Accounts, Count, digest
 from felix_py.records import Backend
 from policy.model import (
     ClusterPolicy,
@@ -49,7 +49,7 @@ class Rig(PolicyNode):
         super().__init__(backend, make)
         for name in ("web", "db"):
             self.add_pod("shop", name, app=name)
-        self.accounts = Accounts(self.facts.chain_names, LiveView(self).cluster_policies)
+        self.accounts = Accounts(self.chain_names, LiveView(self).cluster_policies)
 
     def read(self) -> None:
         for family in Family:

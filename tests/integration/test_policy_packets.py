@@ -140,14 +140,14 @@ def test_packets_of_tiers_meet_the_oracles_verdict(node: PolicyNode) -> None:
     known: list[NetworkPolicy | ClusterPolicy] = []
     policies: list[NetworkPolicy | ClusterPolicy] = [*TIERED, POLICIES[1], POLICIES[0]]
     for one in policies:
-        node.facts.engine.upsert_policy(one)
+        node.facts.upsert(one)
         known.append(one)
         node.apply()
         node.check(*known)
     # Another order of the same policies.
     known[0], known[1] = replace(TIERED[0], priority=20), replace(TIERED[1], priority=10)
     for one in known[:2]:
-        node.facts.engine.upsert_policy(one)
+        node.facts.upsert(one)
     node.apply()
     node.check(*known)
 
@@ -165,11 +165,11 @@ def test_packets_of_random_policies_meet_the_oracles_verdict(node: PolicyNode) -
     def check(found: list[NetworkPolicy | ClusterPolicy]) -> None:
         chosen = {one.ref: one for one in found}
         for one in chosen.values():
-            node.facts.engine.upsert_policy(one)
+            node.facts.upsert(one)
         node.apply()
         node.check(*chosen.values())
         for ref in chosen:
-            node.facts.engine.remove_policy(ref)
+            node.facts.told.remove(NetworkPolicy, ref)
 
     check()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from felix_py.agent.facts import Facts
 from felix_py.dataplane.kernel import Kernel
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
@@ -15,24 +14,25 @@ from policy.model import Family
 from tests.support.clusters import Cluster, clusters
 from tests.support.isolate import new_netns
 from tests.support.thorough import examples
+from tests.support.told import ToldFacts
 
 pytestmark = pytest.mark.root
 
 _LIMIT = settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def _facts(cluster: Cluster) -> Facts:
-    facts = Facts("node", tuple(Family), (), lambda: None)
+def _facts(cluster: Cluster) -> ToldFacts:
+    facts = ToldFacts("node")
     for namespace in cluster.namespaces.values():
-        facts.engine.upsert_namespace(namespace)
+        facts.upsert(namespace)
     for node in cluster.nodes.values():
-        facts.engine.upsert_node(node)
+        facts.upsert(node)
     for policy in cluster.policies.values():
-        facts.engine.upsert_policy(policy)
+        facts.upsert(policy)
     for pod in cluster.pods.values():
-        facts.engine.upsert_pod(pod)
+        facts.upsert(pod)
     for endpoint in cluster.endpoints.values():
-        facts.engine.upsert_endpoint(endpoint)
+        facts.engine.attach(endpoint, facts.pod(endpoint.key))
     return facts
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from felix_py.agent.concerned import Due
 from felix_py.agent.flows import Flows
 from felix_py.agent.revoke import Quiet, Revoker
 from felix_py.dataplane import sysctl
@@ -50,26 +51,33 @@ class Living(PolicyNode):
     @asynccontextmanager
     async def work(self, *, revoking: bool = True) -> AsyncIterator[None]:
         self.metrics = Metrics()
-        self.reconciler = Reconciler(
-            self.planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=3600
-        )
+        due = Due()
         with Conntrack() as table, Conntrack() as releasing:
-            self.flows = Flows(table, releasing, self.metrics)
+            self.flows = Flows(table, releasing, self.metrics, due.suspect)
             chains_of = self.facts.engine.chains_of
             revoker = Revoker(
                 self.facts.view,
                 chains_of,
                 self.flows,
+                due,
                 host_addresses,
                 self.metrics,
                 Quiet(0.05, 0.5),
                 host_closed=self.host_closed,
             )
+            self.reconciler = Reconciler(
+                self.pending,
+                self.planner,
+                self.kernel,
+                self.facts.collect,
+                self.metrics,
+                refresh_interval=3600,
+                on_drift=[revoker.mended] if revoking else (),
+                on_applied=[revoker.applied] if revoking else (),
+            )
             tasks = [asyncio.create_task(self.reconciler.run())]
             if revoking:
-                self.facts.on_policy = revoker.collected
-                self.reconciler.on_drift.append(revoker.mended)
-                self.reconciler.on_applied.append(revoker.applied)
+                self.on_policy.append(revoker.collected)
                 tasks.append(asyncio.create_task(revoker.run()))
             try:
                 await self.reconciler.settled()
@@ -399,7 +407,7 @@ def test_what_began_while_rules_or_sets_were_spoilt_ends_once_they_are_right(
                     run(*GAPS[gap].format(**places(node, family)).split())
                 begun = [node.stream(streams, f, "web", "db", 80) for f in Family]
                 await all_talk(begun, 10)
-                node.reconciler.look(Part.RULES | Part.SETS)
+                node.pending.look(Part.RULES | Part.SETS)
                 ended = await node.revoked(len(begun))
                 await all_talk(kept)
                 assert [stream.name for stream in begun if stream.heard_after(ended)] == []
@@ -423,7 +431,7 @@ def test_what_reached_the_closed_host_through_a_gap_ends_too(make_node: Callable
                 begun = [streams.open(place, node.address("api", f), None, NODE[f], 80) for f in Family]
                 await all_talk(begun + kept, 10)
                 before = idents(kept)
-                node.reconciler.look(Part.RULES)
+                node.pending.look(Part.RULES)
                 await node.revoked(len(begun))
                 await all_talk(kept)
                 assert [stream.name for stream in kept if not stream.intact] == []
@@ -455,7 +463,7 @@ def test_drift_that_decides_nothing_about_policy_costs_no_look_at_the_connection
             await until(lambda: node.count(passes) == 1)
             run("ip", "route", "del", node.address("db", Family.V4))
             run(f"iptables-{node.backend}", "-t", "nat", "-F", "FELIX-POSTROUTING")
-            node.reconciler.look(Part.RULES | Part.ROUTES)
+            node.pending.look(Part.RULES | Part.ROUTES)
             await until(lambda: sum(drift_counts(node)) == 2)
             await node.reconciler.settled()
             # What came later has been looked at, and nothing before it.

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from felix_py import pace, reconcile
+from felix_py import pace, pending
 from felix_py.records import Backend
 from policy.model import Family, IPBlock, NetworkPolicy, PolicyRule
 from policy.selectors import EVERYTHING as ALL_PODS
@@ -139,7 +139,7 @@ def test_nothing_is_lost(
     make_netns: MakeNetns, backend: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # More often than in earnest: more chances to collide.
-    monkeypatch.setattr(reconcile, "_SOON", (0.05, 0.5, 0.1))
+    monkeypatch.setattr(pending, "_SOON", (0.05, 0.5, 0.1))
     monkeypatch.setattr(pace, "_SHARE", 0)
 
     async def main() -> None:

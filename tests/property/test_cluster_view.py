@@ -9,8 +9,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from felix_py.agent.view import ClusterView, Record
+from felix_py.agent.view import ClusterView
 from felix_py.records import NodeRecord
+from policy.change import Change
 from policy.evaluate import Snapshot, verdict
 from policy.model import ClusterPolicy, LocalEndpoint, Namespace, NetworkPolicy, Node, ObjectKey, Pod
 from tests.property.test_policy_engine import EMPTY, Event, events, tables
@@ -40,11 +41,10 @@ class Fed:
             case None if kind == "endpoint":
                 self.view.detach(key)
                 self.remembered.pop(key, None)
-            case None:
-                if place in self.known:
-                    self.view.delete(_stored(self.known[place]))
             case _:
-                self.view.upsert(_stored(record), self.known.get(place) if kind == "pod" else None)
+                before = self.known.get(place)
+                if before is not None or record is not None:
+                    self.view.fold(Change(_stored(before), _stored(record)))
         if record is None:
             self.known.pop(place, None)
         else:
@@ -91,11 +91,11 @@ class Fed:
         return pod if pod == self.pod_at(address) else replace(pod, ports=())
 
 
-def _stored(record: Any) -> Record:
+def _stored(record: Any) -> Any:
     """As the informers have it."""
     if isinstance(record, Node):
         return NodeRecord(record.name, addresses=record.addresses, labels=record.labels)
-    assert isinstance(record, Pod | Namespace | NetworkPolicy | ClusterPolicy)
+    assert record is None or isinstance(record, Pod | Namespace | NetworkPolicy | ClusterPolicy)
     return record
 
 

@@ -7,20 +7,20 @@ import dataclasses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.ip_header import parse_ip
 from felix_py.dataplane.nflog import Decoder
+from felix_py.observe.chain_names import ChainNames
 from felix_py.plan.deny_log import DenyLog, Drop, DropKind, deny_chain, parse_prefix
 from felix_py.plan.marks import Marks
 from felix_py.plan.render import dispatch_chains, render_chain
 from felix_py.plan.static import StaticOptions, static_chains
 from felix_py.records import Words
-from policy.compile import Engine
 from policy.ir import Jump
-from policy.model import Direction, Family, PolicyRef
+from policy.model import Direction, Family, NetworkPolicy, PolicyRef
 from tests.support.clusters import Cluster, clusters
 from tests.support.logged import datagram, ipv4, ipv6, logged_message, ports
 from tests.support.thorough import examples
+from tests.support.told import ToldEngine
 
 MARKS = Marks.from_mask(0xFFFF0000)
 LOG = DenyLog(88, 10)
@@ -74,16 +74,16 @@ def test_a_prefix_of_somebody_else_is_nothing_or_spelled_exactly_as_ours(text: s
     assert drop is None or drop.prefix() == text
 
 
-def engine_of(cluster: Cluster) -> Engine:
-    engine = Engine()
+def engine_of(cluster: Cluster) -> ToldEngine:
+    engine = ToldEngine()
     for namespace in cluster.namespaces.values():
-        engine.upsert_namespace(namespace)
+        engine.upsert(namespace)
     for pod in cluster.pods.values():
-        engine.upsert_pod(pod)
+        engine.upsert(pod)
     for policy in cluster.policies.values():
-        engine.upsert_policy(policy)
+        engine.upsert(policy)
     for endpoint in cluster.endpoints.values():
-        engine.upsert_endpoint(endpoint)
+        engine.lease(endpoint)
     return engine
 
 
@@ -104,16 +104,16 @@ def test_every_chain_has_its_policies_also_when_it_is_gone(before: Cluster, afte
 
     known = flush()
     for endpoint in before.endpoints.keys() - after.endpoints.keys():
-        engine.remove_endpoint(endpoint)
+        engine.detach(endpoint)
     for ref in before.policies.keys() - after.policies.keys():
-        engine.remove_policy(ref)
+        engine.told.remove(NetworkPolicy, ref)
     known |= flush()
     for policy in after.policies.values():
-        engine.upsert_policy(policy)
+        engine.upsert(policy)
     known |= flush()
     assert {name: names.policies(name) for name in known} == known
     for endpoint in after.endpoints.keys() | before.endpoints.keys():
-        engine.remove_endpoint(endpoint)
+        engine.detach(endpoint)
     flush()
     assert {name: names.policies(name) for name in known} == known
     assert len(names) == 0

@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from felix_py.datastore.informer import Timing
-from felix_py.datastore.store import Deleted, Upserted
 from policy.model import Pod
 from tests.support import faults
 from tests.support.fakeapi import PODS, FakeApi, pod
@@ -76,15 +75,14 @@ def replayed(watch: Watching) -> dict[tuple[str, str], tuple[str, ...]]:
     """What a consumer that believed every event would now think; also checks that the events fit together."""
     state: dict[tuple[str, str], Any] = {}
     for event in watch.events:
-        assert isinstance(event.record, Pod)
-        key = event.record.key
-        match event:
-            case Upserted(record, previous):
-                assert state.get(key) == previous
-                assert record != previous
-                state[key] = record
-            case Deleted(record):
-                assert state.pop(key) == record
+        assert isinstance(event.newest, Pod)
+        key = event.newest.key
+        assert state.get(key) == event.before
+        assert event.after != event.before
+        if isinstance(event.after, Pod):
+            state[key] = event.after
+        else:
+            del state[key]
     return {key: record.addresses for key, record in state.items()}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.compile import Engine
 from policy.evaluate import verdict
 from policy.interpret import direction_allowed
 from policy.ir import Chain, Delta, Program, SetKind
@@ -27,6 +26,7 @@ from policy.model import (
 )
 from tests.support.clusters import Cluster, clusters, family, packets
 from tests.support.thorough import examples
+from tests.support.told import ToldEngine
 
 PACKETS = packets()
 
@@ -76,7 +76,7 @@ class Mirror:
 class World:
     """Feeds an engine, and remembers what a node remembers: the last that was known of each endpoint's pod."""
 
-    engine: Engine = field(default_factory=Engine)
+    engine: ToldEngine = field(default_factory=ToldEngine)
     mirrors: dict[Family, Mirror] = field(default_factory=lambda: {f: Mirror(f) for f in Family})
     pods: dict[ObjectKey, Pod] = field(default_factory=dict)
     endpoints: dict[ObjectKey, LocalEndpoint] = field(default_factory=dict)
@@ -86,33 +86,33 @@ class World:
         kind, key, record = event
         match kind, record:
             case "namespace", Namespace():
-                self.engine.upsert_namespace(record)
+                self.engine.upsert(record)
             case "namespace", None:
-                self.engine.remove_namespace(key[1])
+                self.engine.told.remove(Namespace, key[1])
             case "node", Node():
-                self.engine.upsert_node(record)
+                self.engine.upsert(record)
             case "node", None:
-                self.engine.remove_node(key[1])
+                self.engine.told.remove(Node, key[1])
             case "policy", NetworkPolicy() | ClusterPolicy():
-                self.engine.upsert_policy(record)
+                self.engine.upsert(record)
             case "policy", None:
                 assert isinstance(key, PolicyRef)
-                self.engine.remove_policy(key)
+                self.engine.told.remove(NetworkPolicy, key)
             case "pod", Pod():
                 self.pods[key] = record
-                self.engine.upsert_pod(record)
+                self.engine.upsert(record)
             case "pod", None:
                 self.pods.pop(key, None)
-                self.engine.remove_pod(key)
+                self.engine.told.remove(Pod, key)
             case "endpoint", LocalEndpoint():
                 if key in self.endpoints and self.endpoints[key].uid != record.uid:
                     self.remembered.pop(key, None)
                 self.endpoints[key] = record
-                self.engine.upsert_endpoint(record)
+                self.engine.lease(record)
             case "endpoint", None:
                 self.endpoints.pop(key, None)
                 self.remembered.pop(key, None)
-                self.engine.remove_endpoint(key)
+                self.engine.detach(key)
             case _:
                 raise AssertionError(event)
         endpoint, pod = self.endpoints.get(key), self.pods.get(key)
@@ -149,20 +149,20 @@ def events(before: Cluster, after: Cluster) -> list[Event]:
     return [(*place, new.get(place)) for place in {**old, **new} if old.get(place) != new.get(place)]
 
 
-def fed(cluster: Cluster) -> Engine:
+def fed(cluster: Cluster) -> ToldEngine:
     engine = World()
     for event in events(EMPTY, cluster):
         engine.do(event)
     return engine.engine
 
 
-def fresh(world: World, cluster: Cluster) -> Engine:
+def fresh(world: World, cluster: Cluster) -> ToldEngine:
     """An engine that has seen nothing but the end state, and what a node remembers of its endpoints."""
-    engine = Engine()
+    engine = ToldEngine()
     for key, pod in world.remembered.items():
-        engine.upsert_pod(pod)
-        engine.upsert_endpoint(cluster.endpoints[key])
-        engine.remove_pod(key)
+        engine.upsert(pod)
+        engine.lease(cluster.endpoints[key])
+        engine.told.remove(Pod, key)
     for event in events(EMPTY, cluster):
         World(engine).do(event)
     return engine
@@ -256,14 +256,14 @@ def test_an_event_that_says_nothing_new_changes_nothing(cluster: Cluster) -> Non
     for event in events(EMPTY, cluster):
         world.do(event)
     for pod in cluster.pods.values():
-        world.engine.upsert_pod(replace(pod, node="another"))
+        world.engine.upsert(replace(pod, node="another"))
     assert world.engine.flush() == []
 
 
 @settings(max_examples=examples(40), deadline=None)
 @given(cluster=clusters(), only=st.sampled_from(Family))
 def test_a_node_of_one_family_has_that_family_s_half(cluster: Cluster, only: Family) -> None:
-    world = World(Engine((only,)))
+    world = World(ToldEngine((only,)))
     for event in events(EMPTY, cluster):
         world.do(event)
     assert [delta.family for delta in world.engine.flush()] in ([], [only])

@@ -24,7 +24,6 @@ from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend, Update, Words
 from felix_py.ruleset.words import split
-from policy.compile import Engine
 from policy.evaluate import Snapshot, verdict
 from policy.interpret import allowed
 from policy.model import ClusterPolicy, Family, NetworkPolicy, PolicyRef
@@ -34,6 +33,7 @@ from tests.support.garbage import Writer
 from tests.support.isolate import new_netns
 from tests.support.spec import NAMESPACES, NODE, PODS, loaded, packets
 from tests.support.thorough import FUZZ_SECONDS
+from tests.support.told import ToldEngine
 
 OPTIONS = StaticOptions(Marks.from_mask(0xFFFF0000))
 PARSERS: dict[str, Callable[[Any], NetworkPolicy | ClusterPolicy]] = {
@@ -79,7 +79,7 @@ def test_no_document_breaks_anything() -> None:
             break
 
 
-def _step(rng: random.Random, policies: Policies, engine: Engine, planner: Planner) -> None:
+def _step(rng: random.Random, policies: Policies, engine: ToldEngine, planner: Planner) -> None:
     kind, document = Writer(rng).document()
     try:
         policy = PARSERS[kind](document)
@@ -87,11 +87,11 @@ def _step(rng: random.Random, policies: Policies, engine: Engine, planner: Plann
         return
     assert all(problem.isprintable() for problem in policy.problems)
     policies[policy.ref] = policy
-    engine.upsert_policy(policy)
+    engine.upsert(policy)
     if rng.random() < 0.3 and len(policies) > 1:
         ref = rng.choice(list(policies))
         del policies[ref]
-        engine.remove_policy(ref)
+        engine.told.remove(NetworkPolicy, ref)
     for delta in engine.flush():
         planner.policy(delta)
     for update in (planner.take(), planner.confirm()):
@@ -120,7 +120,7 @@ def _uncommented(words: Words) -> Words:
     return _uncommented((*words[: at - 2], *words[at + 2 :]))
 
 
-def _compare(policies: Policies, engine: Engine) -> None:
+def _compare(policies: Policies, engine: ToldEngine) -> None:
     """With the oracle, and with an engine that has seen nothing else."""
     snapshot = Snapshot(NAMESPACES, PODS.values(), policies.values(), [NODE])
     programs = {family: engine.program(family) for family in Family}

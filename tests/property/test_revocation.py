@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from felix_py.agent.concerned import Due
 from felix_py.agent.revoke import Revoker
 from felix_py.dataplane.fake import FakeFlowTable
 from felix_py.dataplane.interface import FlowTable
@@ -51,7 +52,8 @@ class Node:
         self.table = FakeFlowTable()
         view, engine = self.fed.view, self.world.engine
         flows = Direct(self.table)
-        self.revoker = Revoker(view, engine.chains_of, flows, lambda: HOST, Metrics())  # type: ignore[arg-type]
+        self.due = Due()
+        self.revoker = Revoker(view, engine.chains_of, flows, self.due, lambda: HOST, Metrics())  # type: ignore[arg-type]
 
     def step(self, target: Cluster, count: int, choices: random.Random) -> None:
         """Take over some of what another state has and this one has not, in one apply or several."""
@@ -90,8 +92,7 @@ class Node:
         self.programs = {of: mirror.program() for of, mirror in self.world.mirrors.items()}
 
     def revoke(self) -> None:
-        due, self.revoker._due = self.revoker._due, type(self.revoker._due)()
-        asyncio.run(self.revoker._pass(due))
+        asyncio.run(self.revoker._pass(self.due.take()))
 
     def local(self) -> set[str]:
         return set(self.fed.view.endpoint_addresses())

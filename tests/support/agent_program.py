@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from felix_py.agent import ask
 from felix_py.cni.conflist import install_client
+from felix_py.observe import ask
 from lab.apiserver.kubeconfig import write_kubeconfig
 from lab.runtime import CNIRuntime
 from tests.support.asking import free_port

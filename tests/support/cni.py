@@ -88,10 +88,11 @@ class Node:
         self.runtime = CNIRuntime(self.conf_dir, [self.bin_dir, STANDARD_PLUGINS])
 
     async def start(self, boot: str = "") -> None:
+        self.elsewhere = ElsewhereLookup()
         with Links() as links:
-            self.store, self.recovered = recover(self.database, links, self.notices.say, boot)
+            say = self.notices.say
+            self.store, self.recovered = recover(self.database, links, say, boot, self.elsewhere)
         self.leases, self.interfaces = Leases(self.store), Interfaces()
-        self.store.elsewhere = self.elsewhere = ElsewhereLookup()
         self.plugin = Plugin(
             self.leases,
             self.interfaces,

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import yaml
 
-from felix_py.agent import ask
+from felix_py.observe import ask
 from lab.build import EXAMPLES, Options
 from lab.lab import Lab
 from lab.matrix import Cell, attempts, measure, observe

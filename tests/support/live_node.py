@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from felix_py.agent import ask
 from felix_py.cni.conflist import install_client
+from felix_py.observe import ask
 from felix_py.records import Backend, DriftKind
 from lab.apiserver.kubeconfig import write_kubeconfig
 from lab.runtime import CNIRuntime

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from felix_py.agent.facts import Facts
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.links import Links, PodLink, random_mac
+from felix_py.notices import NoticeKind
+from felix_py.observe.chain_names import ChainNames
+from felix_py.pending import Pending
 from felix_py.plan.deny_log import DenyLog
 from felix_py.plan.layout import interface_name
 from felix_py.plan.marks import Marks
@@ -17,6 +19,7 @@ from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend, NodeRecord, Report
 from policy import model as policy_model
 from policy.evaluate import Snapshot, verdict
+from policy.ir import Delta
 from policy.model import (
     ClusterPolicy,
     Family,
@@ -30,6 +33,7 @@ from policy.model import (
 )
 from tests.support.builders import lease
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.told import ToldFacts
 from tests.support.traffic import attempt, serve
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -52,9 +56,19 @@ class PolicyNode:
         self.kernel.load()
         options = StaticOptions(MARKS, nat_outgoing=False, deny_log=DENY_LOG)
         self.planner = Planner(tuple(Family), replace(options, **settings), {})
-        self.facts = Facts("node", tuple(Family), (), lambda: None)
+        self.pending = Pending()
+        self.on_policy: list[Callable[[Delta], None]] = []
+        self.told: list[tuple[NoticeKind, Mapping[str, str]]] = []
+        self.facts = ToldFacts(
+            "node",
+            changed=self.pending.note,
+            tell=lambda *notice: self.told.append(notice),
+            on_policy=self.on_policy,
+        )
+        self.chain_names = ChainNames(self.facts.engine.policies_using)
+        self.on_policy.append(self.chain_names.note)
         self.facts.upsert(NodeRecord("node", "", tuple(NODE.values()), ("10.1.0.0/24", "fd00:1::/64")))
-        self.facts.engine.upsert_node(OTHER_NODE)
+        self.facts.upsert(OTHER_NODE)
         self.pods: dict[str, Pod] = {}
         self.policies: dict[PolicyRef, NetworkPolicy | ClusterPolicy] = {}
         self.places: dict[str, NetworkNamespace] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from felix_py.agent.facts import Facts
 from felix_py.dataplane.iptables_text import render
 from felix_py.plan.deny_log import DenyLog
 from felix_py.plan.marks import Marks
@@ -20,6 +19,7 @@ from policy.evaluate import verdict
 from policy.model import ClusterPolicy, Family, LocalEndpoint, Packet
 from tests.support.builders import lease
 from tests.support.clusters import NODE, Cluster
+from tests.support.told import ToldFacts
 
 UPLINK = "eth0"
 OPTIONS = StaticOptions(Marks.from_mask(0xFFFF0000), deny_log=DenyLog(group=88, rate=10))
@@ -31,15 +31,15 @@ def held(endpoint: LocalEndpoint) -> Lease:
 
 def planned(cluster: Cluster, options: StaticOptions = OPTIONS) -> Planner:
     """A planner that has heard of the whole cluster, on a node that holds all of its endpoints."""
-    facts = Facts("node", tuple(Family), (), lambda: None)
+    facts = ToldFacts("node")
     for namespace in cluster.namespaces.values():
-        facts.engine.upsert_namespace(namespace)
+        facts.upsert(namespace)
     for node in cluster.nodes.values():
-        facts.engine.upsert_node(node)
+        facts.upsert(node)
     for policy in cluster.policies.values():
-        facts.engine.upsert_policy(policy)
+        facts.upsert(policy)
     for pod in cluster.pods.values():
-        facts.engine.upsert_pod(pod)
+        facts.upsert(pod)
     for endpoint in cluster.endpoints.values():
         facts.attach(held(endpoint))
     planner = Planner(tuple(Family), options, {})

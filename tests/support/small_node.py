@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from felix_py.agent.facts import Facts
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.kernel import Kernel
 from felix_py.datastore.fetch import Fetched
@@ -37,6 +36,7 @@ from policy.model import (
 )
 from tests.support.builders import labelled, lease
 from tests.support.isolate import run
+from tests.support.told import ToldFacts
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 NODE = {Family.V4: "192.0.2.1", Family.V6: "2001:db8::1"}
@@ -133,7 +133,7 @@ class SmallNode:
 
     def apply(self) -> None:
         """Do what the agent does at its start."""
-        facts = Facts("node1", tuple(Family), (), lambda: None)
+        facts = ToldFacts("node1")
         for record in (
             *self.cluster.nodes,
             *self.cluster.namespaces,

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from policy.compile import Engine
 from policy.evaluate import Snapshot, verdict
 from policy.interpret import allowed
 from policy.model import (
@@ -24,6 +23,7 @@ from policy.model import (
     Pod,
     Protocol,
 )
+from tests.support.told import ToldEngine
 
 TCP, UDP, SCTP = Protocol.TCP, Protocol.UDP, Protocol.SCTP
 
@@ -82,18 +82,18 @@ def check(case: Case, policies: Sequence[NetworkPolicy | ClusterPolicy]) -> None
                 assert allowed(program, packet) is wanted, packet
 
 
-def loaded(policies: Iterable[NetworkPolicy | ClusterPolicy]) -> Engine:
+def loaded(policies: Iterable[NetworkPolicy | ClusterPolicy]) -> ToldEngine:
     """An engine on a node that has all pods."""
-    engine = Engine()
+    engine = ToldEngine()
     for namespace in NAMESPACES:
-        engine.upsert_namespace(namespace)
-    engine.upsert_node(NODE)
+        engine.upsert(namespace)
+    engine.upsert(NODE)
     for policy in policies:
-        engine.upsert_policy(policy)
+        engine.upsert(policy)
     for known in PODS.values():
-        engine.upsert_pod(known)
+        engine.upsert(known)
         if known.active and not known.host_network:
-            engine.upsert_endpoint(LocalEndpoint(known.namespace, known.name, known.addresses))
+            engine.lease(LocalEndpoint(known.namespace, known.name, known.addresses))
     return engine
 
 

@@ -8,7 +8,6 @@ from types import TracebackType
 
 from structlog.testing import capture_logs
 
-from felix_py.agent.facts import Facts
 from felix_py.agent.network import PodNetwork
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.interface import EVERYTHING, Part
@@ -16,6 +15,7 @@ from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.links import Links, PodLink, random_mac
 from felix_py.dataplane.monitor import Monitor
 from felix_py.metrics import Metrics
+from felix_py.pending import Pending
 from felix_py.plan.layout import interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
@@ -26,6 +26,7 @@ from policy.model import Family, IPBlock, Namespace, NetworkPolicy, Pod, PolicyR
 from policy.selectors import EVERYTHING as ALL_PODS
 from tests.support.builders import lease
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.told import ToldFacts
 from tests.support.waiting import until
 
 CIDRS = {Family.V4: "10.1.0.0/24", Family.V6: "fd00:1::/64"}
@@ -70,12 +71,14 @@ class WatchedNode:
         self.kernel = LookedAt(families, self.backend)
         self.kernel.looks = []
         self.kernel.load()
-        self.facts = Facts("n1", families, (), lambda: self.reconciler.note())
+        self.pending = Pending()
+        self.facts = ToldFacts("n1", families, changed=self.pending.note)
         planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         self.reconciler = Reconciler(
-            planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=self._refresh
+            self.pending, planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=self._refresh
         )
         self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, _forget)
+        self.facts.show_pods(self.network)
         self.facts.upsert(NodeRecord("n1", "", ("192.0.2.1", "2001:db8::1"), tuple(CIDRS.values())))
         self.facts.upsert(Namespace("shop"))
         self.facts.upsert(POLICY)
@@ -85,7 +88,7 @@ class WatchedNode:
         self.network.set_ready()
         self.reconciler.sweep()
         await self.reconciler.settled()
-        self.monitor = Monitor(self.kernel, self.facts.has_interface, self.reconciler.look, self.reconciler.retry)
+        self.monitor = Monitor(self.kernel, self.facts.held.has_interface, self.pending.look, self.pending.retry)
         if self._listen:
             self.monitor.start()
         self.kernel.looks = []
@@ -104,7 +107,6 @@ class WatchedNode:
         """The API server has told of a pod that the runtime will connect."""
         pod = Pod(namespace, name, f"uid-{name}", "n1")
         self.facts.upsert(pod)
-        self.network.pod_seen(pod, "n1")
 
     async def add_pod(self, container: str, place: NetworkNamespace) -> Lease:
         """What a CNI ADD does, less the lease's store."""

@@ -14,7 +14,8 @@ from felix_py.datastore.clock import SystemClock
 from felix_py.datastore.decode import PODS, Kind
 from felix_py.datastore.informer import Reflector, Timing
 from felix_py.datastore.probe import Probe
-from felix_py.datastore.store import Deleted, Event, Problem, Store, Table, Upserted
+from felix_py.datastore.store import Problem, Store, Table
+from policy.change import Change
 from tests.support.fakeapi import PATIENCE, FakeApi
 
 QUICK = Timing(answer=PATIENCE, silence=PATIENCE)
@@ -72,7 +73,7 @@ class Watching:
         self.store = store
         self.clock = clock
         self.client = client
-        self.events: list[Event] = []
+        self.events: list[Change[Any]] = []
         self.problems: list[Problem] = []
         self._moved = asyncio.Event()
         store.subscribe(self._note)
@@ -82,7 +83,7 @@ class Watching:
         self.table.apply(items)
         self._moved.set()
 
-    def _note(self, events: Sequence[Event]) -> None:
+    def _note(self, events: Sequence[Change[Any]]) -> None:
         self.events += events
 
     def names(self) -> set[str]:
@@ -91,11 +92,11 @@ class Watching:
 
     def upserted(self) -> list[str]:
         """Names in the order in which they were published as new or changed."""
-        return [e.record.name for e in self.events if isinstance(e, Upserted)]
+        return [e.after.name for e in self.events if e.after is not None]
 
     def deleted(self) -> list[str]:
         """Names in the order in which they were published as gone."""
-        return [e.record.name for e in self.events if isinstance(e, Deleted)]
+        return [e.newest.name for e in self.events if e.after is None]
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something about the table or its events is true."""

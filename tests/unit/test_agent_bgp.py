@@ -17,7 +17,6 @@ from bgp.sidecar import CONFIG
 from felix_py import speaker as speaker_module
 from felix_py.agent import bgp as bgp_module
 from felix_py.agent.bgp import Bgp
-from felix_py.agent.facts import Facts
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane.reach import Links
 from felix_py.metrics import Metrics
@@ -25,6 +24,7 @@ from felix_py.notices import NoticeKind, Notices
 from felix_py.records import NodeRecord
 from felix_py.speaker import Speaker
 from policy.model import Family
+from tests.support.told import ToldFacts
 from tests.support.waiting import until
 
 CIDRS = ("10.1.0.0/24", "fd00:1::/64")
@@ -48,10 +48,9 @@ class Rig:
         file.write_text(text)
         self.metrics = Metrics()
         self.notices = Notices(self.metrics)
-        self.facts = Facts("n1", tuple(Family), (), lambda: None)
+        self.facts = ToldFacts()
         config = AgentConfig(node_name="n1", run_dir=folder, bgp_config=file)
         self.bgp = Bgp(config, self.facts, tuple(Family), self.notices, self.metrics)
-        self.facts.on_nodes = self.bgp.cluster_changed
 
     def metric(self, name: str, **labels: str) -> float | None:
         self.bgp.refresh_metrics()
@@ -107,7 +106,7 @@ async def test_router_id_of_the_file_needs_no_address(tmp_path: Path, monkeypatc
 def test_without_bgp_there_is_nothing(tmp_path: Path) -> None:
     metrics = Metrics()
     config = AgentConfig(node_name="n1", run_dir=tmp_path)
-    bgp = Bgp(config, Facts("n1", (), (), lambda: None), (), Notices(metrics), metrics)
+    bgp = Bgp(config, ToldFacts("n1", ()), (), Notices(metrics), metrics)
     assert bgp.peers() == []
     with pytest.raises(ConfigError, match="--bgp-config"):
         Rig(tmp_path, "asNumber: 0\n")

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from felix_py import log
 from felix_py.agent import main as agent
-from felix_py.agent.listener import parse_address
 from felix_py.cli.main import app
 from felix_py.config import AgentConfig, ConfigError
+from felix_py.observe.listener import parse_address
 from felix_py.plan.marks import Marks
 from policy.model import Direction
 

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 
-from felix_py.agent.facts import Facts
 from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
 from felix_py.dataplane.interface import Part
+from felix_py.failures import Failures
 from felix_py.metrics import Metrics
+from felix_py.pending import Pending
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import NotApplied, Reconciler
-from felix_py.records import ChainKey, Lease, NextHop, NodeRecord, Route, RouteKey
+from felix_py.records import ChainKey, Drift, Lease, NextHop, NodeRecord, Route, RouteKey
 from policy.model import (
     Direction,
     Family,
@@ -34,6 +35,7 @@ from policy.model import (
 )
 from policy.names import policy_chain
 from tests.support.builders import labelled
+from tests.support.told import ToldFacts
 from tests.support.waiting import until
 
 V4 = Family.V4
@@ -48,23 +50,34 @@ def lease(container: str = "c1", address: str = "10.1.0.2", created: float = 1.0
 class Rig:
     """Everything between the CNI server and the kernel, with the kernel in memory."""
 
-    def __init__(self, kernel: FakeDataplane | None = None, refresh: float = 3600) -> None:
+    def __init__(
+        self,
+        kernel: FakeDataplane | None = None,
+        refresh: float = 3600,
+        on_drift: Sequence[Callable[[Sequence[Drift]], None]] = (),
+        on_applied: Sequence[Callable[[Failures], None]] = (),
+    ) -> None:
         self.kernel = kernel or FakeDataplane()
         self.kernel.load()
         self.metrics = Metrics()
-        self.facts = Facts("n1", (V4,), (), lambda: self.reconciler.note())
+        self.pending = Pending()
+        self.facts = ToldFacts("n1", (V4,), changed=self.pending.note)
         planner = Planner((V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         self.reconciler = Reconciler(
+            self.pending,
             planner,
             self.kernel,
             self.facts.collect,
             self.metrics,
             refresh_interval=refresh,
             everybodys=partial(concern_everybody, self.facts),
+            on_drift=on_drift,
+            on_applied=on_applied,
         )
         self.connections = FakeFlowTable()
         self.flows = Flows(self.connections, self.connections, self.metrics)
         self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, self.flows.forget)
+        self.facts.show_pods(self.network)
         self.facts.upsert(NodeRecord("n1", "", ("192.0.2.1",), ("10.1.0.0/24",)))
         self.facts.upsert(NodeRecord("n2", "", ("192.0.2.2",), ("10.1.1.0/24",)))
 
@@ -195,12 +208,12 @@ def test_a_pod_has_departed_when_its_object_is_gone_or_it_has_a_newer_interface(
         async with Rig() as rig:
             network, pod = rig.network, Pod("shop", "web", "u1", "n1")
             lost = lease("c0", "10.1.0.9", 0.5)
-            network.pod_seen(pod, "n1")
+            rig.facts.upsert(pod)
             assert not network.departed(lost)  # its DEL may come yet
             await network.enforce(lease())
             assert network.departed(lost)
             assert not network.departed(lease())
-            network.pod_gone(pod)
+            rig.facts.delete(pod)
             assert network.departed(lease())
             waiting = PodNetwork(rig.facts, rig.reconciler, lambda: 1500, rig.flows.forget)
             assert not waiting.departed(lost)  # not in sync: nothing is known
@@ -232,7 +245,7 @@ def test_a_refused_route_fails_its_own_endpoint_and_no_other() -> None:
             await rig.network.enforce(other)
             assert "route 10.1.0.2/32" in [failure.what for failure in rig.reconciler.failures]
             kernel.failing.clear()
-            rig.reconciler.note()
+            rig.pending.note()
             await rig.reconciler.settled()
             assert RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS) in rig.kernel.routes
 
@@ -264,12 +277,12 @@ def test_waiting_for_a_pod_ends_with_that_very_pod() -> None:
             hasty = asyncio.create_task(asyncio.wait_for(rig.network.wait_for_pod("shop", "web", "u2"), 0.01))
             with pytest.raises(TimeoutError):
                 await hasty
-            rig.network.pod_seen(Pod("shop", "web", "u1", "n1"), "n1")
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
             await second
             assert not first.done()
-            rig.network.pod_seen(Pod("shop", "web", "u2", "n1"), "n1")
+            rig.facts.upsert(Pod("shop", "web", "u2", "n1"))
             await first
-            rig.network.pod_gone(Pod("shop", "web", "u2"))
+            rig.facts.delete(Pod("shop", "web", "u2"))
             gone = asyncio.create_task(rig.network.wait_for_pod("shop", "web", ""))
             assert await asyncio.wait((gone,), timeout=0.01) == (set(), {gone})
             gone.cancel()
@@ -282,14 +295,14 @@ def test_a_lease_whose_pod_is_another_one_of_its_name_has_no_pod_here() -> None:
         async with Rig() as rig:
             held = lease()
             assert rig.network.departed(held)
-            rig.network.pod_seen(Pod("shop", "web", "u1", "n1"), "n1")
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
             assert not rig.network.departed(held)
             # Made anew here; the runtime may have forgotten the old sandbox.
-            rig.network.pod_seen(Pod("shop", "web", "u2", "n1"), "n1")
+            rig.facts.upsert(Pod("shop", "web", "u2", "n1"))
             assert rig.network.departed(held)
             # Made anew elsewhere: of the one that was here nobody may be told as if it were there.
-            rig.network.pod_seen(Pod("shop", "web", "u1", "n1"), "n1")
-            rig.network.pod_seen(Pod("shop", "web", "u3", "n2"), "n1")
+            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+            rig.facts.upsert(Pod("shop", "web", "u3", "n2"))
             assert rig.network.departed(held)
             waiting = asyncio.create_task(rig.network.wait_for_pod("shop", "web", "u1"))
             assert await asyncio.wait((waiting,), timeout=0.01) == (set(), {waiting})
@@ -306,7 +319,6 @@ def test_what_an_add_waits_for_is_said() -> None:
             assert "on node n2, not on this one" in rig.network.why_unknown("shop", "web", "u1")
             here = Pod("shop", "web", "u1", "n1")
             rig.facts.upsert(here)
-            rig.network.pod_seen(here, "n1")
             assert "with uid u2, but with u1" in rig.network.why_unknown("shop", "web", "u2")
 
     run(test())
@@ -429,7 +441,7 @@ def test_a_sweep_that_is_asked_for_while_an_apply_runs_waits_for_the_plan_that_k
             assert kernel.deleted == []
             stray = RouteKey("10.1.8.0/24", ROUTE_PROTOCOL_LEARNED)
             kernel.kernel[Item("route", stray)] = Route(stray, next_hops=(NextHop(gateway="192.0.2.2"),))
-            rig.reconciler.look(Part.ROUTES)
+            rig.pending.look(Part.ROUTES)
             await until(lambda: kernel.deleted == [stray])
 
     run(test())

@@ -12,7 +12,8 @@ from felix_py.datastore import conditions
 from felix_py.datastore.client import Api, ApiError
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Sink, Timing
-from felix_py.datastore.store import Event, Mark, Upserted
+from felix_py.datastore.store import Mark, Record
+from policy.change import Change
 from policy.model import ObjectKey, Pod, PolicyKind, PolicyRef
 from tests.support import faults
 from tests.support.fakeapi import (
@@ -38,10 +39,12 @@ class Invalid(list[tuple[str, ObjectKey, str]]):
 
 
 @asynccontextmanager
-async def running(server: FakeApi, invalid: Invalid | None = None) -> AsyncIterator[tuple[Cluster, list[Event]]]:
+async def running(
+    server: FakeApi, invalid: Invalid | None = None
+) -> AsyncIterator[tuple[Cluster, list[Change[Record]]]]:
     api = Api(lambda: configuration(server))
     cluster = Cluster(api, node_name="node-1", timing=QUICK, on_invalid=invalid)
-    events: list[Event] = []
+    events: list[Change[Record]] = []
     cluster.store.subscribe(events.extend)
     cluster.start()
     try:
@@ -65,7 +68,7 @@ async def test_in_sync_means_that_the_handlers_have_everything() -> None:
         async with running(server) as (cluster, events):
             async with asyncio.timeout(PATIENCE):
                 await cluster.in_sync()
-            assert {type(e.record).__name__ for e in events if isinstance(e, Upserted)} == {
+            assert {type(e.after).__name__ for e in events if e.after is not None} == {
                 "Pod",
                 "Namespace",
                 "NetworkPolicy",

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from policy.compile import Engine
 from policy.interpret import allowed
 from policy.model import ClusterPolicy, Family, LocalEndpoint, Namespace, NetworkPolicy
 from policy.parse import parse_network_policy
 from policy.parse_cluster import parse_admin_policy, parse_baseline_admin_policy, parse_cluster_policy
 from tests.support.spec import DEV, NAMESPACES, WEB, Case, app, check, ns, packets
+from tests.support.told import ToldEngine
 
 ALL: dict[str, Any] = {"namespaces": {}}
 SHOP, DEVS = {"namespaces": ns("shop")}, {"namespaces": ns("dev")}
@@ -320,40 +320,40 @@ def test_equal_priorities_are_in_order_of_names_on_every_node() -> None:
 
 
 def test_a_pod_is_denied_while_cluster_policies_may_select_its_unknown_namespace() -> None:
-    engine = Engine()
+    engine = ToldEngine()
     (policy,) = parsed([admin(rule("Deny", DEVS))])
     for known in (WEB, DEV):
-        engine.upsert_pod(known)
-        engine.upsert_endpoint(LocalEndpoint(known.namespace, known.name, known.addresses))
+        engine.upsert(known)
+        engine.lease(LocalEndpoint(known.namespace, known.name, known.addresses))
 
     def answers(text: str) -> set[bool]:
         return {allowed(engine.program(Family.V6 if ":" in p.source else Family.V4), p) for p in packets(text)}
 
     assert answers("web dev") == {True}
-    engine.upsert_policy(policy)
+    engine.upsert(policy)
     assert answers("web dev") == {False}
     for namespace in NAMESPACES:
-        engine.upsert_namespace(namespace)
+        engine.upsert(namespace)
     assert answers("web dev") == {True}
     assert answers("dev web") == {False}
-    engine.remove_namespace("dev")
+    engine.told.remove(Namespace, "dev")
     assert answers("dev out") == {False}
-    engine.remove_policy(policy.ref)
+    engine.told.remove(NetworkPolicy, policy.ref)
     assert answers("dev web") == {True}
 
 
 def test_namespace_labels_move_subjects_at_once() -> None:
-    engine = Engine()
+    engine = ToldEngine()
     (policy,) = parsed([admin(rule("Deny"))])
-    engine.upsert_policy(policy)
+    engine.upsert(policy)
     for namespace in NAMESPACES:
-        engine.upsert_namespace(namespace)
-    engine.upsert_pod(WEB)
-    engine.upsert_endpoint(LocalEndpoint(WEB.namespace, WEB.name, WEB.addresses))
-    engine.upsert_pod(DEV)
+        engine.upsert(namespace)
+    engine.upsert(WEB)
+    engine.lease(LocalEndpoint(WEB.namespace, WEB.name, WEB.addresses))
+    engine.upsert(DEV)
     (packet,) = packets("dev web", Family.V4)
     assert not allowed(engine.program(Family.V4), packet)
-    engine.upsert_namespace(replace(NAMESPACES[0], labels=(("team", "other"),)))
+    engine.upsert(replace(NAMESPACES[0], labels=(("team", "other"),)))
     assert allowed(engine.program(Family.V4), packet)
-    engine.upsert_namespace(Namespace("shop", (("team", "shop"),)))
+    engine.upsert(Namespace("shop", (("team", "shop"),)))
     assert not allowed(engine.program(Family.V4), packet)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from felix_py.agent.connections import Connections
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
+from felix_py.observe.connections import Connections
 
 
 def test_it_is_said_once_and_taken_back_once_there_is_room() -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from felix_py import log
-from felix_py.agent.chain_names import ChainNames
-from felix_py.agent.denies import KEPT, WINDOW, Denies, TooManyFollowers
-from felix_py.agent.deny_events import Decider, DenyEvent, Describer, PolicyName, Reason
 from felix_py.log import LogFormat, LogLevel, configure
 from felix_py.metrics import Metrics
+from felix_py.observe.chain_names import ChainNames
+from felix_py.observe.denies import KEPT, WINDOW, Denies, TooManyFollowers
+from felix_py.observe.deny_events import Decider, DenyEvent, Describer, PolicyName, Reason
 from felix_py.plan.deny_log import (
     ASTRAY_DROP,
     ERROR_DROP,

@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from felix_py.agent.chain_names import ChainNames
-from felix_py.agent.denies import Denies
-from felix_py.agent.deny_events import DenyEvent, Describer
-from felix_py.agent.deny_http import DenyRoutes
-from felix_py.agent.health import HealthServer
-from felix_py.agent.listener import listen
 from felix_py.cli.denied import wide
 from felix_py.metrics import Metrics
+from felix_py.observe.chain_names import ChainNames
+from felix_py.observe.denies import Denies
+from felix_py.observe.deny_events import DenyEvent, Describer
+from felix_py.observe.deny_http import DenyRoutes
+from felix_py.observe.health import HealthServer
+from felix_py.observe.listener import listen
 from felix_py.plan.deny_log import HOST_DROP, SOURCE_DROP, Drop
 from policy.evaluate import Snapshot
 from policy.model import Node, Pod

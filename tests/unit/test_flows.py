@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from felix_py.agent.flows import Flows, described
-from felix_py.agent.flows_http import flows_route
-from felix_py.agent.health import HealthServer
-from felix_py.agent.listener import listen
+from felix_py.agent.flows import Flows
 from felix_py.dataplane.fake import FakeFlowTable
 from felix_py.metrics import Metrics
+from felix_py.observe.flows_http import described, flows_route
+from felix_py.observe.health import HealthServer
+from felix_py.observe.listener import listen
 from felix_py.records import Flow
 from policy.model import Protocol
 

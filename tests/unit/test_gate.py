@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from felix_py.agent.gate import Gate, GuardedRunner, Limits
+from felix_py.observe.gate import Gate, GuardedRunner, Limits
 
 LONG = 60.0
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"

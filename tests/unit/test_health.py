@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric
 
-from felix_py.agent.health import HealthServer
+from felix_py.observe.health import HealthServer
 
 
 class Slow:

@@ -33,10 +33,8 @@ def held() -> FakeDataplane:
 def test_what_is_held_is_kept_whatever_is_noted_and_the_plan_follows() -> None:
     async def test() -> None:
         kernel = held()
-        rig = Rig(kernel)
         told: list[object] = []
-        rig.reconciler.on_applied.append(told.append)
-        rig.reconciler.on_drift.append(told.append)
+        rig = Rig(kernel, on_drift=[told.append], on_applied=[told.append])
         before = dict(kernel.kernel)
         kernel._wanted = dict(before)  # what hold() does, without a base
         rig.reconciler.hold()
@@ -46,7 +44,7 @@ def test_what_is_held_is_kept_whatever_is_noted_and_the_plan_follows() -> None:
         task = asyncio.create_task(rig.reconciler.run())
         del kernel.kernel[OLD]
         kernel.kernel[BETWEEN] = (("-j", "ACCEPT"),)
-        rig.reconciler.look(EVERYTHING)
+        rig.pending.look(EVERYTHING)
         await until(lambda: kernel.kernel == before)
         # A pod goes: what was held for it is not missed.
         rig.network.leaving(lease("gone", "10.1.0.9"))
@@ -103,7 +101,7 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
 
         kernel.begin = begin
         task = asyncio.create_task(rig.reconciler.run())
-        rig.reconciler.look(Part.ROUTES)
+        rig.pending.look(Part.ROUTES)
         await begun.wait()
         await rig.reconciler.settled()
         assert kernel.released == {OLD: (("-j", "DROP"),)}

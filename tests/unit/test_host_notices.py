@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from felix_py.agent.host_notices import HostNotices
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
+from felix_py.observe.host_notices import HostNotices
 from tests.support.isolate import run
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from felix_py.agent.identity import told
+from felix_py.observe.identity import told
 from felix_py.records import NodeRecord
 
 HERE = frozenset({"127.0.0.1", "::1", "192.0.2.1", "2001:db8::1"})

@@ -10,7 +10,6 @@ import pytest
 
 from felix_py.datastore.client import Api
 from felix_py.datastore.informer import PAGE, Timing
-from felix_py.datastore.store import Upserted
 from policy.model import Pod
 from tests.support import fakeapi, faults
 from tests.support.fakeapi import PATIENCE, PODS, FakeApi, pod
@@ -31,11 +30,10 @@ async def test_lists_then_follows_changes(watch_list: bool) -> None:
             api.put(PODS, pod("a", ip="10.0.0.9"))
             await watch.until(lambda: len(watch.events) == 3)
             changed = watch.events[-1]
-            assert isinstance(changed, Upserted)
-            assert isinstance(changed.record, Pod)
-            assert changed.record.addresses == ("10.0.0.9",)
-            assert isinstance(changed.previous, Pod)
-            assert changed.previous.addresses == ("10.0.0.1",)
+            assert isinstance(changed.after, Pod)
+            assert changed.after.addresses == ("10.0.0.9",)
+            assert isinstance(changed.before, Pod)
+            assert changed.before.addresses == ("10.0.0.1",)
             api.delete(PODS, "default", "a")
             await watch.until_names("b")
 

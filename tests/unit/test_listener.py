@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from felix_py.agent.health import HealthServer
-from felix_py.agent.listener import listen, remove
 from felix_py.cni.server import listen_at
 from felix_py.config import ConfigError
+from felix_py.observe.health import HealthServer
+from felix_py.observe.listener import listen, remove
 
 
 async def nothing() -> None:

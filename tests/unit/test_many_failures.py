@@ -11,14 +11,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from felix_py.agent.refusals import Refusals
-from felix_py.agent.stalls import Stalls, WatchedSelector
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane
 from felix_py.failures import Failures, by_reason
+from felix_py.observe.stalls import Stalls, WatchedSelector
 from felix_py.records import Failure, bounded
-from policy.compile import Engine
 from policy.model import Direction, Family, LocalEndpoint, NetworkPolicy, Pod, PolicyRef, Selector
 from policy.names import policy_chain
+from tests.support.told import ToldEngine
 from tests.unit.test_agent_network import Rig, lease
 
 MANY = 50_000
@@ -46,9 +46,8 @@ class Refusing(dict[str, str]):
 
 def on_watched_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> float:
     """Run a test; the most processor time that one turn took, in seconds."""
-    selector = WatchedSelector()
     turns: list[float] = [0.0]
-    selector.on_stall = lambda _seconds, processor: turns.append(processor)
+    selector = WatchedSelector(lambda _seconds, processor: turns.append(processor))
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         runner.run(asyncio.wait_for(test(), 100))
     return max(turns)
@@ -76,12 +75,12 @@ def test_fifty_thousand_prefixes_that_cannot_be_installed_stall_nobody() -> None
 
 
 def test_whose_policies_thousands_of_chains_are_is_found_in_no_time() -> None:
-    engine = Engine((Family.V4,))
-    engine.upsert_pod(Pod("shop", "web", "u1", "n1"))
+    engine = ToldEngine((Family.V4,))
+    engine.upsert(Pod("shop", "web", "u1", "n1"))
     policies = [NetworkPolicy("shop", f"p{number}", Selector(), ingress=()) for number in range(1500)]
     for policy in policies:
-        engine.upsert_policy(policy)
-    engine.upsert_endpoint(LocalEndpoint("shop", "web", ("10.1.0.2",)))
+        engine.upsert(policy)
+    engine.lease(LocalEndpoint("shop", "web", ("10.1.0.2",)))
     list(engine.flush())
     chains = [policy_chain(Direction.INGRESS, policy.ref) for policy in policies]
     warned: list[PolicyRef] = []

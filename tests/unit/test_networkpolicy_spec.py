@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from policy.compile import Engine
 from policy.evaluate import Snapshot, verdict
 from policy.interpret import allowed
 from policy.model import Family, LocalEndpoint, Namespace, NetworkPolicy, Packet
 from policy.parse import parse_network_policy
 from tests.support.spec import DEV, HOST, TCP, WEB, Case, app, check, loaded, ns, packets
+from tests.support.told import ToldEngine
 
 
 def ingress(*rules: Any, **more: Any) -> dict[str, Any]:
@@ -195,11 +195,11 @@ def test_specification(case: Case) -> None:
 
 
 def test_a_host_network_pod_is_no_subject() -> None:
-    engine = Engine()
+    engine = ToldEngine()
     policy = {"metadata": {"name": "p", "namespace": "dev"}, "spec": ingress()}
-    engine.upsert_policy(parse_network_policy(policy))
-    engine.upsert_pod(HOST)
-    engine.upsert_endpoint(LocalEndpoint("dev", "host", HOST.addresses))
+    engine.upsert(parse_network_policy(policy))
+    engine.upsert(HOST)
+    engine.lease(LocalEndpoint("dev", "host", HOST.addresses))
     assert engine.program(Family.V4).classes == {"Ingress": {}, "Egress": {}}
 
 
@@ -210,7 +210,7 @@ def test_a_node_reaches_its_own_pods() -> None:
     assert verdict(snapshot, packet, frozenset({"192.168.0.1"})).allowed
 
 
-def reached(engine: Engine, text: str) -> set[bool]:
+def reached(engine: ToldEngine, text: str) -> set[bool]:
     return {
         allowed(engine.program(Family.V6 if ":" in packet.source else Family.V4), packet)
         for packet in packets(text)
@@ -220,22 +220,22 @@ def reached(engine: Engine, text: str) -> set[bool]:
 def test_label_updates_on_pods_take_effect_at_once() -> None:
     engine = loaded(parsed(ingress({"from": [{"namespaceSelector": ns("dev"), "podSelector": app("web")}]})))
     assert reached(engine, "dev web") == {True}
-    engine.upsert_pod(replace(DEV, labels=(("app", "other"),)))
+    engine.upsert(replace(DEV, labels=(("app", "other"),)))
     assert reached(engine, "dev web") == {False}
-    engine.upsert_pod(DEV)
+    engine.upsert(DEV)
     assert reached(engine, "dev web") == {True}
 
 
 def test_label_updates_on_namespaces_take_effect_at_once() -> None:
     engine = loaded(parsed(ingress({"from": [{"namespaceSelector": ns("dev")}]})))
-    engine.upsert_namespace(Namespace("dev", (("team", "other"),)))
+    engine.upsert(Namespace("dev", (("team", "other"),)))
     assert reached(engine, "dev web") == {False}
-    engine.upsert_namespace(Namespace("dev", (("team", "dev"),)))
+    engine.upsert(Namespace("dev", (("team", "dev"),)))
     assert reached(engine, "dev web") == {True}
 
 
 def test_label_updates_move_a_subject_at_once() -> None:
     engine = loaded(parsed(ingress(podSelector=app("web"))))
     assert reached(engine, "dev web") == {False}
-    engine.upsert_pod(replace(WEB, labels=(("app", "free"),)))
+    engine.upsert(replace(WEB, labels=(("app", "free"),)))
     assert reached(engine, "dev web") == {True}

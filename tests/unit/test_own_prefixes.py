@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from felix_py.agent.facts import Facts
 from felix_py.agent.own_prefixes import OwnPrefixes, told
 from felix_py.records import Lease, NodeRecord
 from policy.model import Family
+from tests.support.told import ToldFacts
 
 V4, V6 = Family
 OLD, NEW = ("10.1.0.0/24", "fd00:1::/64"), ("10.3.0.0/24", "fd00:3::/64")
@@ -87,7 +87,7 @@ def test_many_pods_make_a_short_notice() -> None:
 
 
 def test_addresses_of_a_family_that_is_switched_off_are_nobodys() -> None:
-    facts = Facts("n1", (Family.V4,), (), lambda: None)
+    facts = ToldFacts("n1", (Family.V4,))
     facts.upsert(node(*OLD))
     facts.upsert(OTHER)
     facts.attach(lease(2))

@@ -93,8 +93,8 @@ async def test_the_runner_does_it_for_all_who_asked() -> None:
         finished.set()
         return 0.0
 
-    paced = Paced(Pace(0.0, 0.0, 0.0), act)
-    task = asyncio.create_task(paced.run())
+    paced = Paced(Pace(0.0, 0.0, 0.0))
+    task = asyncio.create_task(paced.run(act))
     await asyncio.sleep(0)
     assert done == []
     for _ in range(3):

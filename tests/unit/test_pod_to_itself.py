@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from policy.compile import Engine
 from policy.evaluate import Snapshot, verdict
 from policy.interpret import allowed
 from policy.model import (
@@ -23,6 +22,7 @@ from policy.model import (
     Tier,
 )
 from policy.selectors import EVERYTHING
+from tests.support.told import ToldEngine
 
 ALL = PodPeer(EVERYTHING, None)
 NAMESPACE = Namespace("shop")
@@ -54,13 +54,13 @@ CASES: dict[str, tuple[list[NetworkPolicy | ClusterPolicy], bool]] = {
 def test_through_a_service(case: str) -> None:
     policies, passes = CASES[case]
     snapshot = Snapshot([NAMESPACE], [POD, OTHER], policies)
-    engine = Engine((Family.V4,))
-    engine.upsert_namespace(NAMESPACE)
+    engine = ToldEngine((Family.V4,))
+    engine.upsert(NAMESPACE)
     for pod in (POD, OTHER):
-        engine.upsert_pod(pod)
-        engine.upsert_endpoint(LocalEndpoint(pod.namespace, pod.name, pod.addresses))
+        engine.upsert(pod)
+        engine.lease(LocalEndpoint(pod.namespace, pod.name, pod.addresses))
     for policy in policies:
-        engine.upsert_policy(policy)
+        engine.upsert(policy)
     program = engine.program(Family.V4)
     direct = Packet("10.1.0.2", "10.1.0.2", Protocol.TCP, 80)
     hairpin = Packet("10.1.0.2", "10.1.0.2", Protocol.TCP, 80, by_service=True)

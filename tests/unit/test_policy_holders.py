@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from felix_py.agent.disputes import told
-from policy.compile import Engine
+from felix_py.observe.disputes import told
 from policy.evaluate import Snapshot
 from policy.holders import Holders, claimed
 from policy.model import Direction, Family, LocalEndpoint, NetworkPolicy, Pod, PodPeer, PolicyRule, Selector
+from tests.support.told import ToldEngine
 
 X = ("10.0.0.1",)
 OLD = Pod("a", "old", "o", "n1", addresses=X, since="2026-01-01T00:00:00Z", deleted=True)
@@ -90,21 +90,21 @@ def test_disputes_are_told_while_they_last() -> None:
 
 def test_an_address_goes_over_in_one_change() -> None:
     """A set that means both pods keeps the address throughout; one that means the older loses it at once."""
-    engine = Engine((Family.V4,))
-    engine.upsert_pod(Pod("a", "me", "m"))
-    engine.upsert_endpoint(LocalEndpoint("a", "me", ("10.0.0.7",), "m"))
+    engine = ToldEngine((Family.V4,))
+    engine.upsert(Pod("a", "me", "m"))
+    engine.lease(LocalEndpoint("a", "me", ("10.0.0.7",), "m"))
     own = PolicyRule((PodPeer(None, Selector()),))
-    engine.upsert_policy(NetworkPolicy("a", "p", Selector(), ingress=(own,)))
-    engine.upsert_pod(OLD)
+    engine.upsert(NetworkPolicy("a", "p", Selector(), ingress=(own,)))
+    engine.upsert(OLD)
     engine.flush()
     assert engine.endpoint_policies(("a", "me"), Direction.INGRESS)
     (members,) = engine.program(Family.V4).members.values()
     assert members == {"10.0.0.1", "10.0.0.7"}
-    engine.upsert_pod(NEW)
+    engine.upsert(NEW)
     (delta,) = engine.flush()
     assert [dict(changed) for changed in delta.members.values()] == [{"10.0.0.1": False}]
-    engine.remove_pod(NEW.key)
+    engine.told.remove(Pod, NEW.key)
     engine.flush()
     twin = replace(NEW, namespace="a")
-    engine.upsert_pod(twin)
+    engine.upsert(twin)
     assert engine.flush() == []

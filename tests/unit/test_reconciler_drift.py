@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from felix_py import reconcile
+from felix_py import pending
 from felix_py.dataplane.fake import Item
 from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.records import ChainKey, DriftKind, NextHop, Route, RouteKey
@@ -24,8 +24,8 @@ FORWARD = ChainKey(Family.V4, "filter", "FELIX-FORWARD")
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "_SOON", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(reconcile, "_PROMPTLY", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(pending, "_SOON", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(pending, "_PROMPTLY", (0.0, 0.0, 0.0))
 
 
 def run(test: Callable[[Rig], Coroutine[Any, Any, None]], refresh: float = 3600) -> list[Any]:
@@ -64,17 +64,17 @@ def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counted_once
         assert rig.reconciler.last_drift is None
         take(rig, "route", POD)
         take(rig, "chain", FORWARD)
-        rig.reconciler.look(Part.ROUTES)
+        rig.pending.look(Part.ROUTES)
         await until(lambda: drift(rig) == {"route": 1})
         assert POD in rig.kernel.routes
         assert rig.kernel.looks == [Part.ROUTES]
         assert rig.reconciler.last_drift is not None
         assert rig.reconciler.last_drift[1] == ["route 10.1.0.2/32: missing"]
-        rig.reconciler.look(Part.RULES)
+        rig.pending.look(Part.RULES)
         await until(lambda: drift(rig) == {"route": 1, "chain": 1})
         assert FORWARD in rig.kernel.chains
         assert rig.kernel.looks == [Part.ROUTES, Part.RULES]
-        rig.reconciler.look(EVERYTHING)
+        rig.pending.look(EVERYTHING)
         await until(lambda: len(rig.kernel.looks) == 4)
         await rig.reconciler.settled()
         assert drift(rig) == {"route": 1, "chain": 1}
@@ -94,7 +94,7 @@ def test_a_long_list_is_one_line_that_names_some_and_counts_the_rest() -> None:
         await rig.reconciler.settled()
         for n in range(1, 31):
             take(rig, "route", RouteKey(f"10.1.{n}.0/24", 89))
-        rig.reconciler.look(Part.ROUTES)
+        rig.pending.look(Part.ROUTES)
         await until(lambda: drift(rig) == {"route": 30})
 
     (line,) = [line for line in run(test) if "found" in line]
@@ -106,9 +106,9 @@ def test_what_is_pending_or_refused_is_no_drift() -> None:
     async def test(rig: Rig) -> None:
         rig.kernel.failing["route 10.1.0.9/32"] = "no"
         rig.facts.attach(lease("c9", "10.1.0.9", 2.0))
-        rig.reconciler.look(EVERYTHING)
+        rig.pending.look(EVERYTHING)
         await until(lambda: rig.reconciler.failures)
-        rig.reconciler.look(EVERYTHING)
+        rig.pending.look(EVERYTHING)
         await until(lambda: len(rig.kernel.looks) >= 4)
         assert drift(rig) == {}
 
@@ -121,12 +121,12 @@ def test_what_is_asked_to_go_is_no_drift_when_it_is_gone_before() -> None:
     async def test(rig: Rig) -> None:
         rig.network.leaving(lease())
         take(rig, "route", POD)
-        rig.reconciler.look(Part.ROUTES)
+        rig.pending.look(Part.ROUTES)
         await until(lambda: rig.kernel.looks)
         await rig.network.release(lease())
         assert drift(rig) == {}
         assert not rig.kernel.members(NAMES.source)
-        assert not rig.facts.has_interface(lease().interface)
+        assert not rig.facts.held.has_interface(lease().interface)
 
     run(test)
 
@@ -135,7 +135,7 @@ def test_strays_are_counted_and_removed() -> None:
     async def test(rig: Rig) -> None:
         stray = Route(RouteKey("10.1.0.77/32", 88), next_hops=(NextHop(interface="eth0"),))
         rig.kernel.kernel[Item("route", stray.key)] = stray
-        rig.reconciler.look(Part.ROUTES)
+        rig.pending.look(Part.ROUTES)
         await until(lambda: drift(rig) == {"route": 1})
         await until(lambda: stray.key not in rig.kernel.routes)
 
@@ -145,7 +145,7 @@ def test_strays_are_counted_and_removed() -> None:
 def test_a_changed_interface_is_mended_and_counted() -> None:
     async def test(rig: Rig) -> None:
         rig.kernel.broken_links[lease().interface] = "down"
-        rig.reconciler.look(Part.LINKS)
+        rig.pending.look(Part.LINKS)
         await until(lambda: drift(rig) == {"link": 1})
         assert not rig.kernel.broken_links
 
@@ -169,7 +169,7 @@ def test_a_kernel_that_cannot_be_read_keeps_no_pod_waiting_and_is_read_again() -
         rig.kernel.unreadable = "dump interrupted"
         take(rig, "chain", FORWARD)
         take(rig, "route", OWN)
-        rig.reconciler.look(Part.RULES | Part.ROUTES)
+        rig.pending.look(Part.RULES | Part.ROUTES)
         await until(lambda: len(rig.kernel.looks) > 2)
         await rig.network.enforce(lease("c3", "10.1.0.3", 3.0))
         assert "10.1.0.3,felixc3" in rig.kernel.members(NAMES.source)
@@ -213,7 +213,7 @@ def test_rules_that_we_wrote_while_they_were_read_are_read_again() -> None:
 def test_trying_again_costs_nothing_when_nothing_failed() -> None:
     async def test(rig: Rig) -> None:
         before = rig.kernel.applies
-        rig.reconciler.retry()
+        rig.pending.retry()
         for _ in range(5):
             await asyncio.sleep(0)
         assert rig.kernel.applies == before
@@ -221,7 +221,7 @@ def test_trying_again_costs_nothing_when_nothing_failed() -> None:
         rig.facts.learned({"10.1.7.0/24": ("192.0.2.2",)})
         await until(lambda: rig.reconciler.failures)
         rig.kernel.failing.clear()
-        rig.reconciler.retry()
+        rig.pending.retry()
         await until(lambda: RouteKey("10.1.7.0/24", 89) in rig.kernel.routes)
 
     run(test)

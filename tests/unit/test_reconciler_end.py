@@ -40,7 +40,7 @@ def test_a_del_and_an_add_under_way_are_told(hangs: bool) -> None:
             await rig.network.enforce(lease())
             before = rig.kernel.applies
             rig.kernel.free.clear()
-            rig.reconciler.note()
+            rig.pending.note()
             await until(lambda: rig.kernel.applies != before)
             release = asyncio.create_task(rig.network.release(lease()))  # waits for the next apply
             enforce = asyncio.create_task(rig.network.enforce(lease("c2", "10.1.0.3")))

@@ -37,7 +37,7 @@ def test_after_an_apply_that_wrote_nothing_the_next_change_hardly_waits(monkeypa
             await rig.network.enforce(lease())
             rig.reconciler._applied_at -= LONG  # it was quiet since
             before = rig.kernel.applies
-            rig.reconciler.note()
+            rig.pending.note()
             await applied(rig, before)
             await asyncio.sleep(0.005)
             before = rig.kernel.applies
@@ -53,7 +53,7 @@ def test_after_one_that_wrote_it_rests_and_who_waits_does_not(monkeypatch: pytes
         async with Rig() as rig:
             await rig.network.enforce(lease())
             before = rig.kernel.applies
-            rig.reconciler.note()
+            rig.pending.note()
             await asyncio.sleep(LONG / 3)
             assert rig.kernel.applies == before
             started = time.monotonic()
@@ -70,7 +70,7 @@ def test_a_storm_that_changes_nothing_ends_in_few_applies() -> None:
             await rig.network.enforce(lease())
             before, started, events = rig.kernel.applies, time.monotonic(), 0
             while time.monotonic() - started < 1.0:
-                rig.reconciler.note()
+                rig.pending.note()
                 events += 1
                 await asyncio.sleep(0.001)
             seconds = time.monotonic() - started

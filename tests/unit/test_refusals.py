@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from felix_py.agent.refusals import Refusals
 from felix_py.dataplane.fake import FakeDataplane
+from felix_py.failures import Failures
 from felix_py.records import Failure
 from policy.model import (
     ClusterPolicy,
@@ -93,11 +94,12 @@ def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
     async def test() -> None:
         chain = policy_chain(Direction.EGRESS, GUARD.ref)
         kernel = FakeDataplane(failing={f"chain {chain} (filter, IPv4)": "invalid argument"})
-        rig, told = Rig(kernel), Told()
-        rig.reconciler.on_applied.append(Refusals(rig.facts.engine.policies_using, told.warn))
+        told, listeners = Told(), list[Callable[[Failures], None]]()
+        rig = Rig(kernel, on_applied=listeners)
+        listeners.append(Refusals(rig.facts.engine.policies_using, told.warn))
         for record in (Namespace("shop"), Pod("shop", "web"), DB, WEB, GUARD):
             rig.facts.upsert(record)
-        rig.facts.engine.upsert_endpoint(LocalEndpoint("shop", "web", ("10.1.0.2",)))
+        rig.facts.engine.attach(LocalEndpoint("shop", "web", ("10.1.0.2",)), Pod("shop", "web"))
         task = asyncio.create_task(rig.reconciler.run())
         await until(lambda: rig.reconciler.failures)
         assert set(told.refs()) == {GUARD.ref}
@@ -112,12 +114,10 @@ def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
 
 def test_a_defect_in_telling_does_not_stop_the_applies() -> None:
     async def test() -> None:
-        async with Rig() as rig:
+        def broken(_failures: Iterable[Failure]) -> None:
+            raise RuntimeError("defect")
 
-            def broken(_failures: Iterable[Failure]) -> None:
-                raise RuntimeError("defect")
-
-            rig.reconciler.on_applied.append(broken)
+        async with Rig(on_applied=[broken]) as rig:
             for _ in range(3):
                 await rig.reconciler.settled()
 

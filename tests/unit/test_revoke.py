@@ -10,18 +10,22 @@ from typing import Any
 
 import pytest
 
-from felix_py.agent.facts import Facts
+from felix_py.agent.concerned import Due
 from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.revoke import Quiet, Revoker
+from felix_py.agent.view import ClusterView
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
 from felix_py.dataplane.interface import Part
 from felix_py.metrics import Metrics
+from felix_py.pending import Pending
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import ChainKey, Flow, Lease, NodeRecord
+from policy.change import Change
+from policy.compile import Engine
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -41,6 +45,7 @@ from policy.model import (
     Tier,
 )
 from tests.support.builders import labelled
+from tests.support.told import ToldFacts
 from tests.support.waiting import until
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -70,20 +75,26 @@ class Rig:
         self.kernel.load()
         self.table = FakeFlowTable()
         self.metrics = Metrics()
-        self.facts = Facts("n1", (Family.V4,), (), lambda: self.reconciler.note())
-        planner = Planner((Family.V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {})
-        self.reconciler = Reconciler(
-            planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=3600
-        )
-        self.flows = Flows(self.table, self.table, self.metrics)
-        chains_of = self.facts.engine.chains_of
+        self.pending = Pending()
+        self.due = Due()
+        engine, view = Engine((Family.V4,)), ClusterView()
+        self.flows = Flows(self.table, self.table, self.metrics, self.due.suspect)
         pace = pace or Quiet(0.02, 0.1)
         host = lambda: frozenset({HOST})  # noqa: E731
-        self.revoker = Revoker(self.facts.view, chains_of, self.flows, host, self.metrics, pace)
-        self.facts.on_policy = self.revoker.collected
-        self.reconciler.on_drift.append(self.revoker.mended)
-        self.reconciler.on_applied.append(self.revoker.applied)
-        self.flows.on_kept = self.revoker.suspect
+        self.revoker = Revoker(view, engine.chains_of, self.flows, self.due, host, self.metrics, pace)
+        self.facts = ToldFacts(
+            engine=engine, view=view, changed=self.pending.note, on_policy=[self.revoker.collected]
+        )
+        self.reconciler = Reconciler(
+            self.pending,
+            Planner((Family.V4,), StaticOptions(Marks.from_mask(0xFFFF0000)), {}),
+            self.kernel,
+            self.facts.collect,
+            self.metrics,
+            refresh_interval=3600,
+            on_drift=[self.revoker.mended],
+            on_applied=[self.revoker.applied],
+        )
         self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, self.flows.forget)
         self.facts.upsert(NodeRecord("n1", "", (HOST,), ("10.1.0.0/24",)))
         self.facts.upsert(Namespace("shop"))
@@ -123,7 +134,7 @@ class Rig:
         for _ in range(2):
             self._asked += 1
             asked = f"203.0.113.{self._asked}"
-            self.revoker.suspect([asked])
+            self.due.suspect([asked])
             await until(lambda: any(asked in look for look in self.table.looks))  # noqa: B023
 
     def looks(self) -> list[set[str]]:
@@ -220,8 +231,7 @@ def test_a_pod_that_joins_what_a_cluster_policy_denies_loses_its_connections() -
             banned = PodPeer(Selector(), labelled(banned="yes"))
             rule = ClusterRule(RuleAction.DENY, (banned,))
             guard = ClusterPolicy(PolicyKind.CLUSTER, "guard", Tier.ADMIN, 1, PodPeer(Selector(), None), (rule,))
-            rig.facts.engine.upsert_policy(guard)
-            rig.facts.view.upsert(guard)
+            rig.facts.upsert(guard)
             await rig.change(pod("db", DB, tier="x"))
             from_far, from_api = rig.connect(FAR, WEB), rig.connect(API, WEB)
             await rig.change(pod("far", FAR, "n2", banned="yes"))
@@ -280,7 +290,9 @@ def test_a_pod_that_finished_or_is_gone_from_the_server_stays_under_its_policy()
             await rig.change(
                 policy(from_pods(80, app="db")), policy(from_pods(80, app="db"), app="api", name="q2")
             )
-            await rig.change(policy(from_pods(80, app="db"), from_pods(443, app="db"), app="api", name="q"))
+            more = policy(from_pods(80, app="db"), from_pods(443, app="db"), app="api", name="q")
+            await rig.change(more, look=False)  # only allows
+            await rig.idle()
             assert rig.alive() == kept
 
     run(test())
@@ -294,7 +306,7 @@ def test_an_endpoint_of_which_nothing_is_known_loses_nothing() -> None:
             kept = {rig.connect("10.1.0.9", WORLD), rig.connect(WORLD, "10.1.0.9")}
             rig.connect("10.1.0.9", WEB)
             await rig.change(policy(from_pods(80, app="api")))
-            rig.revoker.suspect(["10.1.0.9"])
+            rig.due.suspect(["10.1.0.9"])
             await rig.idle()
             assert rig.alive() == kept
 
@@ -326,6 +338,139 @@ def test_pods_that_come_and_go_and_applies_without_policy_cause_no_look() -> Non
             await rig.reconciler.settled()
             await rig.idle()
             assert rig.looks() == looks
+
+    run(test())
+
+
+def guard(name: str, action: RuleAction, precedence: int, **labels: str) -> ClusterPolicy:
+    rule = ClusterRule(action, (PodPeer(Selector(), labelled(**labels)),))
+    subject = PodPeer(Selector(), labelled(app="web"))
+    return ClusterPolicy(PolicyKind.CLUSTER, name, Tier.ADMIN, precedence, subject, (rule,))
+
+
+@pytest.mark.parametrize(
+    ("before", "changes"),
+    [
+        pytest.param((), (pod("far-2", "10.1.9.7", "n2", app="api"),), id="a remote pod that is let in comes"),
+        pytest.param((), (pod("far", FAR, "n2", app="api"),), id="a remote pod gets the label that is let in"),
+        pytest.param((), (policy(from_pods(80, app="api"), from_pods(81, app="db")),), id="one more rule"),
+        pytest.param((), (policy(from_pods(443, app="db"), name="more"),), id="one more policy"),
+        pytest.param((), (policy(from_pods(80, app="api"), app="nobody", name="more"),), id="of nobody's here"),
+        pytest.param((), (None,), id="the only policy goes"),
+        pytest.param(
+            (guard("deny", RuleAction.DENY, 1, app="bad"), pod("far", FAR, "n2", app="bad")),
+            (pod("far", FAR, "n2", app="good"),),
+            id="a pod leaves what a cluster policy denies",
+        ),
+        pytest.param(
+            (guard("accept", RuleAction.ACCEPT, 1, app="good"),),
+            (pod("far", FAR, "n2", app="good"),),
+            id="a pod enters what a cluster policy accepts",
+        ),
+    ],
+)
+def test_what_only_allows_more_costs_no_look(before: tuple[Any, ...], changes: tuple[Any, ...]) -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.change(policy(from_pods(80, app="api")), *before)
+            looks = rig.looks()
+            for change in changes:
+                if change is None:
+                    rig.facts.delete(policy())
+                else:
+                    rig.facts.upsert(change)
+            await rig.reconciler.settled()
+            await rig.idle()
+            assert rig.looks() == looks
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "looked_at"),
+    [
+        pytest.param((), pod("far", FAR, "n2", app="x"), {FAR}, id="a remote pod loses the label that is let in"),
+        pytest.param((), policy(from_pods(443, app="far")), {WEB}, id="a policy is narrowed"),
+        pytest.param((), policy(from_pods(80, app="other")), {WEB}, id="a policy has other peers"),
+        pytest.param((), policy(app="api", name="deny"), {API}, id="a pod that was open is isolated"),
+        pytest.param((), pod("db", DB, app="web"), {DB}, id="a pod joins those that are isolated"),
+        pytest.param(
+            (guard("deny", RuleAction.DENY, 1, app="bad"),),
+            pod("far", FAR, "n2", app="bad"),
+            {FAR},
+            id="a pod enters what a cluster policy denies",
+        ),
+        pytest.param(
+            (guard("pass", RuleAction.PASS, 1, role="x"),),
+            pod("far", FAR, "n2", app="far", role="x"),
+            {FAR},
+            id="a pod enters what a cluster policy passes on",
+        ),
+        pytest.param(
+            (guard("pass", RuleAction.PASS, 1, role="x"), pod("far", FAR, "n2", app="far", role="x")),
+            pod("far", FAR, "n2", app="far"),
+            {FAR},
+            id="a pod leaves what a cluster policy passes on",
+        ),
+        pytest.param((), guard("accept", RuleAction.ACCEPT, 1, app="api"), {WEB}, id="a cluster policy comes"),
+    ],
+)
+def test_what_may_deny_costs_a_look_for_those_that_it_concerns(
+    before: tuple[Any, ...], change: Any, looked_at: set[str]
+) -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.change(policy(from_pods(80, app="far")), *before)
+            looks = len(rig.looks())
+            await rig.change(change)
+            assert rig.looks()[looks:] == [looked_at]
+
+    run(test())
+
+
+def test_a_remote_pod_that_goes_and_a_policy_that_goes_cost_a_look_for_whom_they_let_in() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            more = policy(from_pods(443, app="db"), name="more")
+            await rig.change(policy(from_pods(80, app="far")), more)
+            looks = len(rig.looks())
+            rig.connect(FAR, WEB)
+            rig.facts.delete(pod("far", FAR, "n2"))
+            await rig.reconciler.settled()
+            await rig.idle()
+            assert not rig.alive()
+            rig.connect(DB, WEB, 443)
+            rig.facts.delete(more)  # web stays isolated by the other one
+            await rig.reconciler.settled()
+            await rig.idle()
+            assert not rig.alive()
+            assert rig.looks()[looks:] == [{FAR}, {WEB}]
+
+    run(test())
+
+
+def test_a_pod_of_this_node_that_goes_costs_no_look_beside_the_release() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            await rig.change(policy(from_pods(80, app="api")))
+            looks = rig.looks()
+            await rig.network.release(lease("web", WEB))
+            await rig.idle()
+            assert rig.looks() == looks
+
+    run(test())
+
+
+def test_the_hosts_addresses_are_read_only_where_there_are_connections() -> None:
+    async def test() -> None:
+        async with Rig() as rig:
+            read: list[None] = []
+            rig.revoker._host_addresses = lambda: read.append(None) or frozenset()
+            await rig.change(policy(from_pods(80, app="api")))
+            assert not read
+            rig.connect(DB, WEB)
+            await rig.change(policy(from_pods(81, app="api")))
+            assert read
 
     run(test())
 
@@ -409,7 +554,7 @@ def test_rules_that_could_not_be_written_are_looked_at_again_once_they_are() -> 
             rig.kernel.failing = {f"chain {chains[0]} (filter, IPv4)": "no room"}
             rig.facts.upsert(policy(from_pods(443, app="api")))
             await until(lambda: rig.reconciler.failures)
-            await until(lambda: rig.table.looks and not rig.revoker._due)
+            await until(lambda: rig.table.looks and not rig.due)
             # The old rules still let it begin.
             rig.connect(API, WEB, 80)
             rig.kernel.failing = {}
@@ -432,7 +577,7 @@ def test_drift_concerns_whom_the_chain_or_set_concerns_and_everybody_where_that_
                 before = len(rig.looks())
                 value = spoilt.pop(item)
                 stray = rig.connect(DB, WEB)
-                rig.reconciler.look(Part.SETS | Part.RULES)
+                rig.pending.look(Part.SETS | Part.RULES)
                 await until(lambda: len(rig.looks()) > before)  # noqa: B023
                 assert rig.looks()[before] == concerned
                 assert spoilt[item] == value
@@ -449,7 +594,7 @@ def test_what_began_in_a_gap_ends_once_the_repair_has_succeeded() -> None:
             forward = Item("chain", ChainKey(Family.V4, "filter", "FELIX-FORWARD"))
             rig.kernel.failing = {forward.what: "the lock is held"}
             del rig.kernel.kernel[forward]
-            rig.reconciler.look(Part.RULES)
+            rig.pending.look(Part.RULES)
             await until(lambda: rig.reconciler.failures)
             await rig.idle()
             # The gap lasts, and so do those who come through it.
@@ -553,7 +698,7 @@ def test_the_view_shows_what_an_endpoint_leased_before_the_server_knows() -> Non
     assert (found.name, view.endpoint_at("10.1.0.8"), view.subject_at("10.1.0.8")) == ("new", found.key, found)
     # The next one with this address and name starts with nothing.
     view.detach(found.key)
-    view.delete(found)
+    view.fold(Change(found, None))
     view.attach(LocalEndpoint("shop", "new", ("10.1.0.8",)), None)
     view.advance()
     assert view.subject_at("10.1.0.8") is None

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from felix_py.datastore.decode import ADMIN_POLICIES, CLUSTER_POLICIES, CLUSTER_POLICY_KINDS, Gone, Unusable
-from felix_py.datastore.store import Deleted, Event, Mark, Problem, Store, Upserted
+from felix_py.datastore.store import Mark, Problem, Record, Store
+from policy.change import Change
 from policy.model import (
     ClusterPolicy,
     Namespace,
@@ -28,11 +29,11 @@ class Seen:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
-        self.batches: list[list[Event]] = []
+        self.batches: list[list[Change[Record]]] = []
         self.store = Store(self.problems.append)
         self.store.subscribe(lambda events: self.batches.append(list(events)))
 
-    def pods(self, *items: Pod | Gone | Unusable | Mark) -> list[Event]:
+    def pods(self, *items: Pod | Gone | Unusable | Mark) -> list[Change[Record]]:
         """Apply to the pods; what was published."""
         self.batches.clear()
         self.store.pods.apply(items)
@@ -45,10 +46,10 @@ def listed(*items: Pod | Unusable) -> Sequence[Pod | Unusable | Mark]:
 
 async def test_changes() -> None:
     seen = Seen()
-    assert seen.pods(A) == [Upserted(A, None)]
+    assert seen.pods(A) == [Change(None, A)]
     assert seen.pods(A) == [], "the same again is no change"
-    assert seen.pods(A2) == [Upserted(A2, A)]
-    assert seen.pods(Gone(("ns", "a"))) == [Deleted(A2)]
+    assert seen.pods(A2) == [Change(A, A2)]
+    assert seen.pods(Gone(("ns", "a"))) == [Change(A2, None)]
     assert seen.pods(Gone(("ns", "a"))) == []
     assert not seen.store.pods.records
 
@@ -57,8 +58,8 @@ async def test_a_list_publishes_the_differences_only() -> None:
     seen = Seen()
     seen.pods(*listed(A, B))
     assert seen.pods(*listed(A, B)) == []
-    assert seen.pods(*listed(A2)) == [Upserted(A2, A), Deleted(B)]
-    assert seen.pods(*listed()) == [Deleted(A2)]
+    assert seen.pods(*listed(A2)) == [Change(A, A2), Change(B, None)]
+    assert seen.pods(*listed()) == [Change(A2, None)]
 
 
 async def test_a_list_in_parts_with_changes_in_between() -> None:
@@ -66,15 +67,15 @@ async def test_a_list_in_parts_with_changes_in_between() -> None:
     seen.pods(*listed(A, B))
     assert seen.pods(Mark.LIST_BEGIN) == []
     assert seen.pods(A) == []
-    assert seen.pods(Gone(("ns", "a"))) == [Deleted(A)]
-    assert seen.pods(Mark.LIST_END) == [Deleted(B)]
+    assert seen.pods(Gone(("ns", "a"))) == [Change(A, None)]
+    assert seen.pods(Mark.LIST_END) == [Change(B, None)]
 
 
 async def test_a_list_that_begins_again_forgets_what_the_first_try_named() -> None:
     seen = Seen()
     seen.pods(*listed(A, B))
     seen.pods(Mark.LIST_BEGIN, A)
-    assert seen.pods(*listed(B)) == [Deleted(A)]
+    assert seen.pods(*listed(B)) == [Change(A, None)]
 
 
 async def test_a_batch_is_published_as_one_and_after_the_store_has_it() -> None:
@@ -90,7 +91,7 @@ async def test_unusable_object_is_absent_and_reported_once_a_reason() -> None:
     seen = Seen()
     seen.pods(A)
     bad = Unusable(("ns", "a"), "u", "why")
-    assert seen.pods(bad) == [Deleted(A)]
+    assert seen.pods(bad) == [Change(A, None)]
     assert seen.pods(bad, *listed(bad)) == []
     assert seen.problems == [Problem("Pod", ("ns", "a"), "u", "why")]
     seen.pods(Unusable(("ns", "a"), "u", "other"))
@@ -109,7 +110,7 @@ async def test_policy_with_problems_is_kept_and_reported() -> None:
     seen = Seen()
     policy = NetworkPolicy("ns", "p", Selector(), ingress=(), uid="u", problems=("spec.x: bad", "spec.y: worse"))
     seen.store.policies.apply([policy, policy])
-    assert seen.batches == [[Upserted(policy, None)]]
+    assert seen.batches == [[Change(None, policy)]]
     assert seen.problems == [Problem("NetworkPolicy", ("ns", "p"), "u", "spec.x: bad; spec.y: worse")]
     seen.store.policies.apply([NetworkPolicy("ns", "p", Selector(), ingress=(), uid="u")])
     assert seen.store.problems == []
@@ -145,7 +146,7 @@ async def test_cluster_policies_of_several_kinds_may_share_a_name() -> None:
     cluster, admin = named(PolicyKind.CLUSTER, "spec.a: bad"), named(PolicyKind.ADMIN, "spec.b: bad")
     seen.store.cluster_policies(CLUSTER_POLICIES).apply([cluster])
     seen.store.cluster_policies(ADMIN_POLICIES).apply([admin])
-    assert [batch for batch in seen.batches if batch] == [[Upserted(cluster, None)], [Upserted(admin, None)]]
+    assert [batch for batch in seen.batches if batch] == [[Change(None, cluster)], [Change(None, admin)]]
     problems = [
         Problem("ClusterNetworkPolicy", ("", "x"), cluster.uid, "spec.a: bad"),
         Problem("AdminNetworkPolicy", ("", "x"), admin.uid, "spec.b: bad"),
@@ -155,29 +156,29 @@ async def test_cluster_policies_of_several_kinds_may_share_a_name() -> None:
     seen.store.cluster_policies(ADMIN_POLICIES).apply([Gone(("", "x"))])
     assert seen.store.cluster_policies(CLUSTER_POLICIES).records == {("", "x"): cluster}
     assert seen.store.problems == problems[:1]
-    late: list[Event] = []
+    late: list[Change[Record]] = []
     seen.store.subscribe(late.extend)
-    assert late == [Upserted(cluster, None)]
+    assert late == [Change(None, cluster)]
 
 
 async def test_late_subscriber_gets_what_is_there() -> None:
     seen = Seen()
     seen.pods(A, B)
     seen.store.namespaces.apply([Namespace("ns")])
-    late: list[Event] = []
+    late: list[Change[Record]] = []
     seen.store.subscribe(late.extend)
-    assert late == [Upserted(Namespace("ns"), None), Upserted(A, None), Upserted(B, None)]
+    assert late == [Change(None, Namespace("ns")), Change(None, A), Change(None, B)]
 
 
 async def test_handler_that_fails_harms_nobody_else() -> None:
     store = Store()
 
-    def broken(_events: Sequence[Event]) -> None:
+    def broken(_events: Sequence[Change[Record]]) -> None:
         raise RuntimeError("defect")
 
-    got: list[Event] = []
+    got: list[Change[Record]] = []
     store.subscribe(broken)
     store.subscribe(got.extend)
     store.pods.apply([A])
-    assert got == [Upserted(A, None)]
+    assert got == [Change(None, A)]
     assert store.pods.records == {("ns", "a"): A}

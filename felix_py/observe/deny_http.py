@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from felix_py.agent.denies import Denies, TooManyFollowers
-from felix_py.agent.deny_events import DenyEvent
+from felix_py.observe.denies import Denies, TooManyFollowers
+from felix_py.observe.deny_events import DenyEvent
 
 KEEPALIVE = 15.0
 """Seconds without an event after which a follower gets an empty line: either notices that the other is gone."""
@@ -22,7 +22,7 @@ LAST_ID = "Felix-Last-Id"
 
 
 class DenyRoutes:
-    """Routes for :class:`felix_py.agent.health.HealthServer`."""
+    """Routes for :class:`felix_py.observe.health.HealthServer`."""
 
     def __init__(self, node: str, denies: Denies | None, unavailable: Callable[[], str | None]) -> None:
         """``denies`` None: switched off. ``unavailable``: why nothing is read at present."""

@@ -11,8 +11,8 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from felix_py.agent.gate import Gate, GuardedRunner, Limits
-from felix_py.agent.listener import BACKLOG
+from felix_py.observe.gate import Gate, GuardedRunner, Limits
+from felix_py.observe.listener import BACKLOG
 
 Status = dict[str, Any]
 
@@ -59,7 +59,7 @@ class HealthServer:
         return GuardedRunner(app, gate, access_log=None, shutdown_timeout=1, handler_cancellation=True)
 
     async def start(self, public: socket.socket | None = None, private: socket.socket | None = None) -> None:
-        """Answer what comes in by listening sockets (:mod:`felix_py.agent.listener`), and has come already."""
+        """Answer what comes in by listening sockets (:mod:`felix_py.observe.listener`), and has come already."""
         for runner, listener in ((self._public, public), (self._private, private)):
             await runner.setup()
             if listener is not None:

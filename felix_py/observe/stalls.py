@@ -21,17 +21,17 @@ Turn = Callable[[float, float], None]
 
 
 class WatchedSelector(selectors.DefaultSelector):
-    """Tells ``on_stall`` of turns that took longer than :data:`STALL`."""
+    """Tells of turns that took longer than :data:`STALL`."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_stall: Turn) -> None:
         super().__init__()
-        self.on_stall: Turn = lambda _seconds, _processor: None
+        self._on_stall = on_stall
         self._woken: float | None = None
         self._used = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if self._woken is not None and (seconds := time.monotonic() - self._woken) > STALL:
-            self.on_stall(seconds, time.thread_time() - self._used)
+            self._on_stall(seconds, time.thread_time() - self._used)
         ready = super().select(timeout)
         self._used = time.thread_time()
         self._woken = time.monotonic()

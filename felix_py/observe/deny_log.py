@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from felix_py import log
-from felix_py.agent.denies import Denies
-from felix_py.agent.deny_events import Describer
-from felix_py.agent.deny_reader import DenyReader
-from felix_py.agent.facts import Facts
 from felix_py.config import AgentConfig
 from felix_py.dataplane.probe import refusal
 from felix_py.metrics import Metrics
+from felix_py.observe.chain_names import ChainNames
+from felix_py.observe.denies import Denies
+from felix_py.observe.deny_events import Describer
+from felix_py.observe.deny_reader import DenyReader
 from felix_py.plan.deny_log import SOURCE_DROP, DenyLog
 from felix_py.records import Backend
 from policy.evaluate import View
-from policy.model import Family
+from policy.model import Family, ObjectKey
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from felix_py.agent.deny_http import DenyRoutes
+    from felix_py.observe.deny_http import DenyRoutes
 
 _OFF = "the deny log is switched off on this node (--no-deny-log)"
 
@@ -35,25 +35,28 @@ class DenyLogging:
         config: AgentConfig,
         families: Sequence[Family],
         backend: Backend,
-        facts: Facts,
+        chain_names: ChainNames,
+        endpoint_at: Callable[[str], ObjectKey | None],
         view: View,
         metrics: Metrics,
     ) -> None:
-        """Tries in passing (some ten milliseconds) whether the kernel takes the rules at all."""
+        """``endpoint_at``: the pod of an interface of this node.
+
+        Tries in passing (some ten milliseconds) whether the kernel takes the rules at all."""
         self.rules = _rules(config, families, backend)
         """For the plan; None: nothing is logged."""
         self._reader: DenyReader | None = None
         self._node = config.node_name
         self._denies: Denies | None = None
         if self.rules:
-            describer = Describer(config.node_name, view, facts.chain_names, facts.endpoint_at)
+            describer = Describer(config.node_name, view, chain_names, endpoint_at)
             self._denies = Denies(describer, metrics, lines=config.deny_log_lines)
             self._reader = DenyReader(self.rules.group, self._denies, metrics)
         self._off = _OFF if not config.deny_log else "this node's kernel cannot log denied packets"
 
     @cached_property
     def _routes(self) -> DenyRoutes:
-        from felix_py.agent.deny_http import DenyRoutes
+        from felix_py.observe.deny_http import DenyRoutes
 
         return DenyRoutes(self._node, self._denies, lambda: self.unavailable)
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import msgspec
 
 from felix_py import log
-from felix_py.agent.deny_events import DenyEvent, Describer, EventKey, drop_of, event_key, timestamp
 from felix_py.backoff import TokenBucket
 from felix_py.dataplane.nflog import LoggedPacket
 from felix_py.metrics import Metrics
+from felix_py.observe.deny_events import DenyEvent, Describer, EventKey, drop_of, event_key, timestamp
 
 WINDOW = 2.0
 """Seconds for which an event stays open: equal packets are counted, not told."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.ip_header import IPHeader
 from felix_py.dataplane.nflog import LoggedPacket
+from felix_py.observe.chain_names import ChainNames
 from felix_py.plan.deny_log import Drop, DropKind, parse_prefix
 from felix_py.plan.layout import INTERFACE_PREFIX
 from policy.evaluate import View

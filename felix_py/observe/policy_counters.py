@@ -18,9 +18,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from felix_py import log
-from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.backend import ToolError
 from felix_py.dataplane.counters import RuleCount
+from felix_py.observe.chain_names import ChainNames
 from felix_py.plan.deny_log import ASTRAY, ERROR, INVALID, MIDSTREAM, PROXIED, DropKind
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import ALLOW, DISPATCH, PASS

@@ -1,0 +1,325 @@
+r"""The object graph of one agent. Every part gets what it needs, and whom it tells, as constructor arguments::
+
+    Cluster (Store) ── Intake ──> Facts, PodNetwork       one Change each, which they fold
+
+    Monitor ──> Pending <────── Facts <───────── PodNetwork <──── Pods (Plugin, CNIServer)
+                   │             │  ^  \──> HeldLeases, Engine, ClusterView
+                   v     collect │  └──────── Bgp <── Speaker (ExaBGP)
+               Reconciler <──────┤
+                │  │  └──────────┼───> Planner ──> Kernel
+     on_applied │  └ on_drift ┐  │ on_policy
+      ┌─────────┴──┬──────────┤  ├──> ChainNames ──> DenyLogging, PolicyCounters
+      v            v          v  v
+    HostNotices  Refusals    Revoker ──> Flows ──> Conntrack
+      │            │             ^         │ on_kept
+      v            v             └── Due <─┘
+    Notices      Cluster (Events on policies)
+
+Two small objects are made before the parts that they connect: :class:`~felix_py.pending.Pending`, which facts
+and monitor set and the reconciler waits for, and :class:`~felix_py.agent.concerned.Due`, in which the connections
+to be judged gather until the revoker takes them. Everything is made in one turn of the event loop, and the kernel
+is read on the way; nothing runs before :mod:`felix_py.agent.main` starts it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from felix_py import log
+from felix_py.agent import kernel_features
+from felix_py.agent.bgp import Bgp
+from felix_py.agent.concerned import Due
+from felix_py.agent.facts import Facts
+from felix_py.agent.families import Families
+from felix_py.agent.flows import Flows
+from felix_py.agent.held import HeldLeases
+from felix_py.agent.intake import Intake
+from felix_py.agent.network import PodNetwork, concern_everybody
+from felix_py.agent.pods import Mtu, Pods
+from felix_py.agent.refusals import Refusals
+from felix_py.agent.revoke import Revoker
+from felix_py.agent.view import ClusterView
+from felix_py.config import AgentConfig, EndpointToHost, as_json
+from felix_py.dataplane import sysctl
+from felix_py.dataplane.backend import end_tools, find_backend
+from felix_py.dataplane.conntrack import Conntrack
+from felix_py.dataplane.counters import read_counters
+from felix_py.dataplane.host_addresses import host_addresses
+from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.monitor import Monitor
+from felix_py.dataplane.other_backend import OtherBackend
+from felix_py.datastore.client import connect
+from felix_py.datastore.cluster import Cluster
+from felix_py.datastore.informer import Timing
+from felix_py.metrics import Metrics
+from felix_py.notices import Notices
+from felix_py.observe.chain_names import ChainNames
+from felix_py.observe.deny_log import DenyLogging
+from felix_py.observe.host_notices import HostNotices
+from felix_py.observe.listener import listen, listen_for, remove
+from felix_py.observe.policy_counters import Accounts, PolicyCounters
+from felix_py.observe.status import Status
+from felix_py.pending import Pending
+from felix_py.plan.deny_log import DenyLog
+from felix_py.plan.features import Feature
+from felix_py.plan.marks import Marks
+from felix_py.plan.planner import HeldNumbers, Planner, TakenNumbers
+from felix_py.plan.render import DISPATCH, class_numbers
+from felix_py.plan.static import SetNames, StaticOptions
+from felix_py.reconcile import Reconciler
+from felix_py.records import Backend, Update
+from policy.compile import Engine
+from policy.model import Direction, Family
+from policy.names import TIERS
+
+_MOST_NAMED = 10
+"""Objects named in one log line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """What :mod:`felix_py.agent.main` starts, in its order."""
+
+    notices: Notices
+    pending: Pending
+    monitor: Monitor | None
+    other: OtherBackend
+    facts: Facts
+    reconciler: Reconciler
+    flows: Flows
+    revoker: Revoker | None
+    network: PodNetwork
+    pods: Pods
+    bgp: Bgp
+    cluster: Cluster
+    intake: Intake
+    deny_log: DenyLogging
+    counters: PolicyCounters
+    status: Status
+    public: socket.socket
+    private: socket.socket
+
+
+def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent:
+    """Make all parts of one node's agent, on the running event loop. ``stack`` takes what must be closed.
+
+    The kernel and the leases are read, and sockets listen; nobody answers yet.
+
+    Raises:
+        ConfigError, StoreError, ToolError, SocketInUse, OSError: a part cannot be made; the message says why.
+    """
+    notices, pending, due = Notices(metrics), Pending(), Due()
+    of_node = Families.of_this_node(config.ip_families)
+    families, closed = of_node.programmed, of_node.closed
+    backend, kernel = _kernel(config, of_node, stack)
+    held, engine, view = HeldLeases(), Engine(families), ClusterView()
+    chain_names = ChainNames(engine.policies_using)
+    flows = _flows(due, metrics, stack)
+    revoker = _revoker(config, engine, view, flows, due, metrics)
+    # The monitor listens before the kernel is read, so that nothing is missed between.
+    monitor = _monitor(kernel, held, pending, stack)
+    kernel.load()
+    off = {"switched_off": [int(family) for family in closed]} if closed else {}
+    log.get("agent").info("starting", backend=backend.value, families=[int(family) for family in families], **off)
+    other = OtherBackend((*families, *closed), backend, kernel.own_processes)
+    cluster = _cluster(config, metrics, tiers_in_force=_has_tiers(kernel) or _has_tiers(other))
+    facts = Facts(
+        config.node_name,
+        cluster.store.pods.records,
+        cluster.store.nodes.records,
+        held,
+        engine,
+        view,
+        config.cluster_cidrs,
+        families=families,
+        changed=pending.note,
+        tell=notices.replace,
+        on_policy=[chain_names.note, *([revoker.collected] if revoker else [])],
+    )
+    deny_log = DenyLogging(config, families, backend, chain_names, held.pod_of, view, metrics)
+    counters = _counters(families, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)
+    options = _options(config, deny_log.rules, kernel_features.missing(families, backend, notices))
+    refusals = Refusals(engine.policies_using, cluster.warn)
+    host = HostNotices(notices, kernel, held.pod_of)
+    reconciler = Reconciler(
+        pending,
+        _planner(of_node, options, kernel, other),
+        kernel,
+        facts.collect,
+        metrics,
+        refresh_interval=config.refresh_interval,
+        abandon=end_tools,
+        everybodys=partial(concern_everybody, facts),
+        on_drift=[revoker.mended] if revoker else [],
+        on_applied=[host.look, *([revoker.applied] if revoker else []), refusals],
+    )
+    _hold(families, options, kernel, other, reconciler)
+    mtu = Mtu(config.mtu)
+    network = PodNetwork(facts, reconciler, mtu, flows.forget)
+    stack.push_async_callback(network.close)
+    bgp = Bgp(config, facts, families, notices, metrics)
+    public, private = _listeners(config, stack)
+    pods = Pods(config, stack, network, mtu, notices, metrics)
+    running = _running(config, families, backend, options)
+    status = Status(running, facts, network, pods, reconciler, cluster, bgp, deny_log, notices, counters, metrics)
+    return Agent(
+        notices=notices,
+        pending=pending,
+        monitor=monitor,
+        other=other,
+        facts=facts,
+        reconciler=reconciler,
+        flows=flows,
+        revoker=revoker,
+        network=network,
+        pods=pods,
+        bgp=bgp,
+        cluster=cluster,
+        intake=Intake(facts, network),
+        deny_log=deny_log,
+        counters=counters,
+        status=status,
+        public=public,
+        private=private,
+    )
+
+
+def _kernel(config: AgentConfig, families: Families, stack: AsyncExitStack) -> tuple[Backend, Kernel]:
+    for failure in sysctl.set_up_host(families.programmed):
+        log.get("agent").warning("cannot set a kernel setting", what=failure.what, reason=failure.reason)
+    backend = find_backend(config.backend)
+    return backend, stack.enter_context(Kernel(families.programmed, backend, families.closed))
+
+
+def _flows(due: Due, metrics: Metrics, stack: AsyncExitStack) -> Flows:
+    table, releasing = stack.enter_context(Conntrack()), stack.enter_context(Conntrack())
+    flows = Flows(table, releasing, metrics, on_kept=due.suspect)
+    stack.callback(flows.close)
+    return flows
+
+
+def _revoker(
+    config: AgentConfig, engine: Engine, view: ClusterView, flows: Flows, due: Due, metrics: Metrics
+) -> Revoker | None:
+    if not config.revoke_established:
+        return None
+    closed = config.endpoint_to_host is EndpointToHost.DROP
+    return Revoker(view, engine.chains_of, flows, due, host_addresses, metrics, host_closed=closed)
+
+
+def _monitor(kernel: Kernel, held: HeldLeases, pending: Pending, stack: AsyncExitStack) -> Monitor | None:
+    try:
+        monitor = Monitor(kernel, held.has_interface, pending.look, pending.retry)
+    except OSError as error:
+        log.get("agent").warning("changes by others are found at the refresh only", reason=str(error))
+        return None
+    stack.callback(monitor.close)
+    return monitor
+
+
+def _counters(
+    families: Sequence[Family], backend: Backend, accounts: Accounts, metrics: Metrics, stack: AsyncExitStack
+) -> PolicyCounters:
+    counters = PolicyCounters(accounts, families, lambda family: read_counters(family, backend))
+    stack.callback(counters.close)
+    metrics.registry.register(counters)
+    return counters
+
+
+def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool) -> Cluster:
+    return Cluster(
+        connect(config.kubeconfig),
+        node_name=config.node_name,
+        timing=Timing(absent=config.discovery_interval),
+        on_invalid=lambda kind, _key, _reason: metrics.rejected.labels(kind).inc(),
+        tiers_in_force=tiers_in_force,
+    )
+
+
+def _options(config: AgentConfig, deny_log: DenyLog | None, missing: tuple[Feature, ...]) -> StaticOptions:
+    return StaticOptions(
+        Marks.from_mask(config.mark_mask),
+        nat_outgoing=config.nat_outgoing,
+        endpoint_to_host=config.endpoint_to_host.upper(),
+        drop_invalid=config.drop_invalid,
+        drop_midstream=config.revoke_established,
+        deny_log=deny_log,
+        missing=missing,
+    )
+
+
+def _has_tiers(tables: Kernel | OtherBackend) -> bool:
+    return any(tables.rules(family, "filter", TIERS) for family in Family)
+
+
+def _held_numbers(tables: Kernel | OtherBackend, families: Sequence[Family], marks: Marks) -> HeldNumbers:
+    return {
+        (family, direction): class_numbers(tables.rules(family, "filter", DISPATCH[direction]), direction, marks)
+        for family in families
+        for direction in Direction
+    }
+
+
+def _taken_numbers(kernel: Kernel, families: Sequence[Family], marks: Marks) -> TakenNumbers:
+    return {
+        (family, direction): {
+            marks.number(direction, mark) for mark in kernel.marks(SetNames.of(family).class_map(direction))
+        }
+        for family in families
+        for direction in Direction
+    }
+
+
+def _planner(families: Families, options: StaticOptions, kernel: Kernel, other: OtherBackend) -> Planner:
+    ours = families.programmed
+    held, before = (_held_numbers(tables, ours, options.marks) for tables in (kernel, other))
+    taken = _taken_numbers(kernel, ours, options.marks)
+    return Planner(ours, options, held, taken, before, families.closed)
+
+
+def _hold(
+    families: Sequence[Family],
+    options: StaticOptions,
+    kernel: Kernel,
+    other: OtherBackend,
+    reconciler: Reconciler,
+) -> None:
+    """What is in force now stays so until the cluster is known, whoever changes it."""
+    # Where the other backend's rules are in force, half of ours beside them would only be in their way.
+    held = _held_numbers(kernel, families, options.marks)
+    missing = kernel.hold(Update() if other.owned else Planner(families, options, held).take())
+    reconciler.hold()
+    if missing:
+        log.get("agent").warning(
+            "rules were changed while no agent ran; until the cluster is known, what depends on it is shut",
+            missing=missing[:_MOST_NAMED],
+        )
+
+
+def _listeners(config: AgentConfig, stack: AsyncExitStack) -> tuple[socket.socket, socket.socket]:
+    """Who connects waits for an answer, for longer than it takes to load those who answer."""
+    public = stack.enter_context(listen(config.health_address))
+    private = stack.enter_context(listen_for(config.socket_group, config.agent_socket))
+    stack.callback(remove, config.agent_socket, config.agent_socket.stat().st_ino)
+    return public, private
+
+
+def _running(
+    config: AgentConfig, families: Sequence[Family], backend: Backend, options: StaticOptions
+) -> dict[str, Any]:
+    return {
+        "node": config.node_name,
+        "configuration": {
+            "backend": backend.value,
+            "families": [int(family) for family in families],
+            "clusterCidrs": list(config.cluster_cidrs),
+            "rules": dataclasses.asdict(options),
+            "settings": as_json(config),
+        },
+    }

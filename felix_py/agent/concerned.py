@@ -1,0 +1,101 @@
+"""Whose connections are to be judged anew: noted by those who know of a reason, until the revoker takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from felix_py.plan.static import POSTROUTING, SetNames
+from felix_py.records import Drift, DriftKind
+from policy.ir import Tightened
+from policy.model import Family
+
+_DECIDING = (DriftKind.HOOK, DriftKind.CHAIN, DriftKind.SET, DriftKind.MEMBER)
+_MASQUERADING = {
+    *("POSTROUTING", POSTROUTING),
+    *(name for names in map(SetNames.of, Family) for name in (names.pool, names.no_masquerade)),
+}
+
+
+@dataclass(slots=True)
+class Concerned:
+    """What a change of policy concerns: connections of ``addresses``, and those of endpoints on ``names``.
+
+    ``names`` are chains and sets. Addresses are mostly endpoints', but that of a pod elsewhere will do: whose
+    membership in a set changes, its connections with endpoints of this node are concerned, and no others.
+    ``everybody``: all endpoints.
+    """
+
+    addresses: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+    everybody: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.addresses or self.names or self.everybody)
+
+    def add(self, other: Concerned) -> None:
+        """Both."""
+        self.addresses |= other.addresses
+        self.names |= other.names
+        self.everybody |= other.everybody
+
+    def note(self, tightened: Tightened, known: Collection[str] | None) -> None:
+        """Add what a change of compiled policy may turn from allowed into denied.
+
+        ``known``: the endpoints' addresses that can have connections (None: any can); a pod that has just come
+        has none.
+        """
+        self.names |= tightened.names
+        self.addresses |= tightened.members
+        self.addresses.update(a for a in tightened.addresses if known is None or a in known)
+
+    def note_drift(self, drift: Iterable[Drift], standing: Collection[str]) -> None:
+        """Add what may have begun while rules or sets were not as they should be, whichever way they differed.
+
+        ``standing``: the chains and sets that endpoints' policies stand on. All others are on everybody's way.
+        Routes, links and settings decide nothing about policy; nor does masquerading.
+        """
+        for found in drift:
+            if found.kind not in _DECIDING or found.name in _MASQUERADING:
+                continue
+            if found.member and "/" not in found.member:
+                self.addresses.add(found.member.partition(",")[0])
+            elif found.name in standing:
+                self.names.add(found.name)
+            else:
+                self.everybody = True
+
+
+class Due:
+    """What the revoker is to look at next. On the event loop only."""
+
+    def __init__(self) -> None:
+        self._concerned = Concerned()
+        self._noted = asyncio.Event()
+        self.changed = 0.0
+        """When something was noted last, in seconds of the monotonic clock."""
+
+    def __bool__(self) -> bool:
+        return bool(self._concerned)
+
+    def add(self, concerned: Concerned) -> None:
+        """These may have connections that policy denies."""
+        self._concerned.add(concerned)
+        self.changed = time.monotonic()
+        self._noted.set()
+
+    def suspect(self, addresses: Collection[str]) -> None:
+        """Some addresses may have connections that are not theirs."""
+        self.add(Concerned(addresses=set(addresses)))
+
+    async def noted(self) -> None:
+        """Return once there is something."""
+        await self._noted.wait()
+
+    def take(self) -> Concerned:
+        """All of it, which is not due any more."""
+        self._noted.clear()
+        concerned, self._concerned = self._concerned, Concerned()
+        return concerned

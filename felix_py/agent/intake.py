@@ -1,0 +1,34 @@
+"""From the store's changes to those who follow the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from felix_py import log
+from felix_py.agent.facts import Facts
+from felix_py.agent.network import PodNetwork
+from felix_py.datastore.store import Record
+from policy.change import Change
+from policy.model import Pod
+
+
+class Intake:
+    """A handler for :meth:`felix_py.datastore.store.Store.subscribe`."""
+
+    def __init__(self, facts: Facts, network: PodNetwork) -> None:
+        self._facts = facts
+        self._network = network
+        self._log = log.get("agent")
+
+    def __call__(self, changes: Sequence[Change[Record]]) -> None:
+        """Have changes folded, in order."""
+        for change in changes:
+            try:
+                self._facts.fold(change)
+                if pod := change.of(Pod):
+                    self._network.fold(pod)
+            except MemoryError:
+                raise
+            except Exception:
+                # A defect of ours over one object must not cost the others of its batch.
+                self._log.exception("cannot take over an object", what=repr(change)[:500])

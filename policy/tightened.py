@@ -1,0 +1,70 @@
+"""What a change of compiled policy may turn from allowed into denied, so that connections must be judged anew.
+
+Every answer errs towards "tightened". What only loosens is told by the form of the rules: one more Allow, one
+more member of a set that only Allow rules match, one more NetworkPolicy on an endpoint that is isolated already.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from policy.ir import Action, Allow, Chain, Deny, Jump, Pass
+
+_JOINING: frozenset[type[Action]] = frozenset({Deny, Pass})
+_LEAVING: frozenset[type[Action]] = frozenset({Allow, Pass})
+
+
+class SetUses:
+    """The actions of the rules that match each IP set."""
+
+    def __init__(self) -> None:
+        self._uses: dict[str, Counter[type[Action]]] = {}
+
+    def replace(self, before: Chain | None, after: Chain | None) -> None:
+        """A chain has other rules; None: it does not exist."""
+        self._add(after, 1)
+        self._add(before, -1)
+
+    def _add(self, chain: Chain | None, sign: int) -> None:
+        for rule in chain.rules if chain else ():
+            for match in rule.match.sets:
+                uses = self._uses.setdefault(match.name, Counter())
+                uses[type(rule.action)] += sign
+                if not uses[type(rule.action)]:
+                    del uses[type(rule.action)]
+                    if not uses:
+                        del self._uses[match.name]
+
+    def tightening(self, name: str, members: dict[str, bool]) -> Iterable[str]:
+        """Those of the members that came into a set (True) or left it, whom that may deny something."""
+        uses = self._uses.get(name, Counter())
+        joining, leaving = not _JOINING.isdisjoint(uses), not _LEAVING.isdisjoint(uses)
+        return (member for member, present in members.items() if (joining if present else leaving))
+
+
+def is_tightened(before: Chain, after: Chain | None) -> bool:
+    """Whether a policy's chain with other rules may deny what it allowed.
+
+    Of one that is gone its endpoints tell: they are in other classes.
+    """
+    if after is None:
+        return False
+    only_allow = all(isinstance(rule.action, Allow) for rule in (*before.rules, *after.rules))
+    return not only_allow or not {r.match for r in before.rules} <= {r.match for r in after.rules}
+
+
+def is_class_tightened(before: Chain | None, after: Chain | None, is_tier: Callable[[str], bool]) -> bool:
+    """Whether an endpoint that went from one class chain to another may be denied what it was allowed.
+
+    None: not restricted. NetworkPolicies only allow, so that one more of them denies nothing to an endpoint that
+    is isolated by others. ``is_tier`` tells the chains of tiers, which may deny, by name.
+    """
+    if after is None:
+        return False
+    if before is None or len(before.rules) == 1 or not isinstance(before.rules[-1].action, Deny):
+        return True  # one Deny alone is the class of what is not known: nobody could say what it was allowed
+    more = set(after.rules).difference(before.rules)
+    return not set(before.rules) <= set(after.rules) or any(
+        not isinstance(rule.action, Jump) or is_tier(rule.action.chain) for rule in more
+    )
