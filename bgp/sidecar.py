@@ -245,7 +245,7 @@ class Sidecar:
         text = running.read_text()
         self._child_port = render.listen_port(text)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "exabgp", "server", str(running)],
+            [sys.executable, "-m", "bgp.launch", "server", str(running)],
             env=self._environment(text),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
