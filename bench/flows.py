@@ -16,10 +16,9 @@ from bench.harness import Way, compare, show
 from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.conntrack import Conntrack
-from felix_py.datastore.store import Record
 from policy.change import Change
 from policy.evaluate import Snapshot, verdict
-from policy.model import LocalEndpoint, Packet, Protocol
+from policy.model import LocalEndpoint, Namespace, NetworkPolicy, Packet, Pod, Protocol
 from tests.support.isolate import new_netns, run
 
 PODS = 110
@@ -90,7 +89,7 @@ def _delete() -> None:
 def _judge(pods: int, times: int) -> None:
     cluster = Cluster(even(pods, 1000, 200))
     view = ClusterView()
-    records: tuple[Record, ...] = (*cluster.namespaces, *cluster.policies, *cluster.pods)
+    records: list[Namespace | NetworkPolicy | Pod] = [*cluster.namespaces, *cluster.policies, *cluster.pods]
     for record in records:
         view.fold(Change(None, record))
     for pod in cluster.local:

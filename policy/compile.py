@@ -87,6 +87,11 @@ class Engine:
         self._classes = ClassChains(self._outputs)
         self.holders = Holders()
 
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that it compiles for."""
+        return tuple(self._outputs)
+
     # --- events --------------------------------------------------------------------------------------
 
     def fold(self, change: Change[object]) -> None:

@@ -115,10 +115,9 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
         ConfigError, StoreError, ToolError, SocketInUse, OSError: a part cannot be made; the message says why.
     """
     notices, pending, due = Notices(metrics), Pending(), Due()
-    of_node = Families.of_this_node(config.ip_families)
-    families, closed = of_node.programmed, of_node.closed
-    backend, kernel = _kernel(config, of_node, stack)
-    held, engine, view = HeldLeases(), Engine(families), ClusterView()
+    families, backend, kernel = _kernel(config, stack)
+    programmed, closed = families.programmed, families.closed
+    held, engine, view = HeldLeases(), Engine(programmed), ClusterView()
     chain_names = ChainNames(engine.policies_using)
     flows = _flows(due, metrics, stack)
     revoker = _revoker(config, engine, view, flows, due, metrics)
@@ -126,8 +125,8 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
     monitor = _monitor(kernel, held, pending, stack)
     kernel.load()
     off = {"switched_off": [int(family) for family in closed]} if closed else {}
-    log.get("agent").info("starting", backend=backend.value, families=[int(family) for family in families], **off)
-    other = OtherBackend((*families, *closed), backend, kernel.own_processes)
+    log.get("agent").info("starting", backend=backend.value, families=[int(f) for f in programmed], **off)
+    other = OtherBackend((*programmed, *closed), backend, kernel.own_processes)
     cluster = _cluster(config, metrics, tiers_in_force=_has_tiers(kernel) or _has_tiers(other))
     facts = Facts(
         config.node_name,
@@ -137,19 +136,18 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
         engine,
         view,
         config.cluster_cidrs,
-        families=families,
         changed=pending.note,
         tell=notices.replace,
         on_policy=[chain_names.note, *([revoker.collected] if revoker else [])],
     )
-    deny_log = DenyLogging(config, families, backend, chain_names, held.pod_of, view, metrics)
-    counters = _counters(families, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)
-    options = _options(config, deny_log.rules, kernel_features.missing(families, backend, notices))
+    deny_log = DenyLogging(config, programmed, backend, chain_names, held.pod_of, view, metrics)
+    counters = _counters(programmed, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)
+    options = _options(config, deny_log.rules, kernel_features.missing(programmed, backend, notices))
     refusals = Refusals(engine.policies_using, cluster.warn)
     host = HostNotices(notices, kernel, held.pod_of)
     reconciler = Reconciler(
         pending,
-        _planner(of_node, options, kernel, other),
+        _planner(families, options, kernel, other),
         kernel,
         facts.collect,
         metrics,
@@ -159,14 +157,14 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
         on_drift=[revoker.mended] if revoker else [],
         on_applied=[host.look, *([revoker.applied] if revoker else []), refusals],
     )
-    _hold(families, options, kernel, other, reconciler)
+    _hold(programmed, options, kernel, other, reconciler)
     mtu = Mtu(config.mtu)
     network = PodNetwork(facts, reconciler, mtu, flows.forget)
     stack.push_async_callback(network.close)
-    bgp = Bgp(config, facts, families, notices, metrics)
+    bgp = Bgp(config, facts, programmed, notices, metrics)
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics)
-    running = _running(config, families, backend, options)
+    running = _running(config, programmed, backend, options)
     status = Status(running, facts, network, pods, reconciler, cluster, bgp, deny_log, notices, counters, metrics)
     return Agent(
         notices=notices,
@@ -190,11 +188,12 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
     )
 
 
-def _kernel(config: AgentConfig, families: Families, stack: AsyncExitStack) -> tuple[Backend, Kernel]:
+def _kernel(config: AgentConfig, stack: AsyncExitStack) -> tuple[Families, Backend, Kernel]:
+    families = Families.of_this_node(config.ip_families)
     for failure in sysctl.set_up_host(families.programmed):
         log.get("agent").warning("cannot set a kernel setting", what=failure.what, reason=failure.reason)
     backend = find_backend(config.backend)
-    return backend, stack.enter_context(Kernel(families.programmed, backend, families.closed))
+    return families, backend, stack.enter_context(Kernel(families.programmed, backend, families.closed))
 
 
 def _flows(due: Due, metrics: Metrics, stack: AsyncExitStack) -> Flows:
@@ -277,10 +276,9 @@ def _taken_numbers(kernel: Kernel, families: Sequence[Family], marks: Marks) -> 
 
 
 def _planner(families: Families, options: StaticOptions, kernel: Kernel, other: OtherBackend) -> Planner:
-    ours = families.programmed
-    held, before = (_held_numbers(tables, ours, options.marks) for tables in (kernel, other))
-    taken = _taken_numbers(kernel, ours, options.marks)
-    return Planner(ours, options, held, taken, before, families.closed)
+    of, marks = families.programmed, options.marks
+    held, before = (_held_numbers(tables, of, marks) for tables in (kernel, other))
+    return Planner(of, options, held, _taken_numbers(kernel, of, marks), before, families.closed)
 
 
 def _hold(

@@ -43,13 +43,11 @@ class Facts:
         view: ClusterView,
         cluster_cidrs: tuple[str, ...] = (),
         *,
-        families: Collection[Family] = tuple(Family),
         changed: Callable[[], None] = lambda: None,
         tell: Callable[[NoticeKind, Mapping[str, str]], None] = lambda _kind, _now: None,
         on_policy: Sequence[Callable[[Delta], None]] = (),
     ) -> None:
         """``pods`` and ``nodes`` are the store's: they show the state behind the last change that was folded.
-        ``families``: those that this node programs; no pod has an address of another.
 
         ``changed`` is called at every note, so that somebody collects soon.
 
@@ -62,7 +60,7 @@ class Facts:
         self.nodes_changed = asyncio.Event()
         """Set when nodes, and so perhaps pod CIDRs, have changed; whoever follows them clears it."""
         self._node_name = node_name
-        self._families = families
+        self._families = engine.families
         self._cluster_cidrs = cluster_cidrs
         self._changed = changed
         self._tell = tell
@@ -112,16 +110,16 @@ class Facts:
         return self._own_last
 
     def _other_nodes(self) -> list[NodeRecord]:
-        return [node for node in self._node_records() if node.name != self._node_name]
+        return [node for node in self._every_node() if node.name != self._node_name]
 
-    def _node_records(self) -> Iterator[NodeRecord]:
+    def _every_node(self) -> Iterator[NodeRecord]:
         return (_without_others(node, self._families) for node in self._nodes.values())
 
     @property
     def node(self) -> NodeRecord | None:
         """This node's own object."""
         node = self._nodes.get(("", self._node_name))
-        return _without_others(node, self._families) if node else None
+        return None if node is None else _without_others(node, self._families)
 
     def pod(self, key: ObjectKey) -> Pod | None:
         """What the API server has of a pod."""
@@ -152,7 +150,7 @@ class Facts:
         """The cluster's pod CIDRs: as configured, else those of all nodes."""
         if self._cluster_cidrs:
             return self._cluster_cidrs
-        return tuple(sorted({cidr for node in self._node_records() for cidr in node.pod_cidrs}))
+        return tuple(sorted({cidr for node in self._every_node() for cidr in node.pod_cidrs}))
 
     # --- endpoints -----------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ def replayed(watch: Watching) -> dict[tuple[str, str], tuple[str, ...]]:
         key = event.newest.key
         assert state.get(key) == event.before
         assert event.after != event.before
-        if isinstance(event.after, Pod):
+        if event.after is not None:
             state[key] = event.after
         else:
             del state[key]

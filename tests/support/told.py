@@ -99,8 +99,7 @@ class ToldFacts(Facts):
         """``more``: see :class:`Facts`; ``engine`` and ``view`` are new ones if they are not given."""
         self.told = Told()
         engine, view = more.pop("engine", None) or Engine(families), more.pop("view", None) or ClusterView()
-        told = self.told
-        super().__init__(node, told.pods, told.nodes, HeldLeases(), engine, view, families=families, **more)
+        super().__init__(node, self.told.pods, self.told.nodes, HeldLeases(), engine, view, **more)
         self.told.follow(self)
 
     def upsert(self, *records: Any) -> None:

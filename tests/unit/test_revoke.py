@@ -465,7 +465,12 @@ def test_the_hosts_addresses_are_read_only_where_there_are_connections() -> None
     async def test() -> None:
         async with Rig() as rig:
             read: list[None] = []
-            rig.revoker._host_addresses = lambda: read.append(None) or frozenset()
+
+            def host() -> frozenset[str]:
+                read.append(None)
+                return frozenset()
+
+            rig.revoker._host_addresses = host
             await rig.change(policy(from_pods(80, app="api")))
             assert not read
             rig.connect(DB, WEB)
