@@ -12,30 +12,56 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NewType
 
 from policy.model import Direction, Family, Protocol
 
+SetId = NewType("SetId", str)
+"""A set of one family's program: a digest of what it is made of (:func:`policy.names.set_id`)."""
+
+
+class ChainKind(enum.StrEnum):
+    """What a compiled chain stands for."""
+
+    CLASS = "class"
+    """All policies that count for an endpoint."""
+    POLICY = "policy"
+    TIER = "tier"
+    """The policies of one tier, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainId:
+    """A compiled chain; ``digest``: 16 hex digits of what it stands for (:mod:`policy.names`)."""
+
+    kind: ChainKind
+    direction: Direction
+    digest: str
+
+    def __hash__(self) -> int:
+        return hash(self.digest)  # the hash of an enum member is computed anew each time
+
 
 class SetKind(enum.StrEnum):
-    """The kernel's IP set types that compiled policy uses."""
+    """What the members of a set are."""
 
-    ADDRESSES = "hash:ip"
-    NETWORKS = "hash:net"
-    ADDRESS_PORTS = "hash:ip,port"
+    ADDRESSES = "addresses"
+    NETWORKS = "networks"
+    ADDRESS_PORTS = "address-ports"
 
 
 class Side(enum.StrEnum):
     """Which end of the packet a set is matched against."""
 
-    SOURCE = "src"
-    DESTINATION = "dst"
+    SOURCE = "source"
+    DESTINATION = "destination"
 
 
 @dataclass(frozen=True, slots=True)
 class SetMatch:
     """The packet's ``side`` is in the set; ADDRESS_PORTS sets match (address, protocol:destination port)."""
 
-    name: str
+    id: SetId
     kind: SetKind
     side: Side
 
@@ -80,7 +106,7 @@ class Pass:
 class Jump:
     """Try ``chain``, then go on."""
 
-    chain: str
+    chain: ChainId
 
 
 Action = Allow | Deny | Pass | Jump
@@ -101,14 +127,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """An ordered list of rules under a stable name (at most 28 characters).
+    """An ordered list of rules. The chains that one of a tier jumps to may Pass; no other chain's may."""
 
-    ``tier``: the chains it jumps to may Pass; no other chain's may.
-    """
-
-    name: str
+    id: ChainId
     rules: tuple[Rule, ...]
-    tier: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +138,14 @@ class Program:
     """Everything compiled for one family; equality is what "the same end state" means.
 
     ``members`` are texts: an address, a CIDR, or ``address,tcp:80``. ``classes`` maps, per direction, a local
-    endpoint's address to the name of its class chain.
+    endpoint's address to its class chain.
     """
 
     family: Family
-    chains: Mapping[str, Chain]
-    sets: Mapping[str, SetKind]
-    members: Mapping[str, frozenset[str]]
-    classes: Mapping[Direction, Mapping[str, str]]
+    chains: Mapping[ChainId, Chain]
+    sets: Mapping[SetId, SetKind]
+    members: Mapping[SetId, frozenset[str]]
+    classes: Mapping[Direction, Mapping[str, ChainId]]
 
 
 @dataclass(slots=True)
@@ -134,10 +156,10 @@ class Delta:
     """
 
     family: Family
-    chains: dict[str, Chain | None] = field(default_factory=dict)
-    sets: dict[str, SetKind | None] = field(default_factory=dict)
-    members: dict[str, dict[str, bool]] = field(default_factory=dict)
-    classes: dict[tuple[Direction, str], str | None] = field(default_factory=dict)
+    chains: dict[ChainId, Chain | None] = field(default_factory=dict)
+    sets: dict[SetId, SetKind | None] = field(default_factory=dict)
+    members: dict[SetId, dict[str, bool]] = field(default_factory=dict)
+    classes: dict[tuple[Direction, str], ChainId | None] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.chains or self.sets or self.members or self.classes)

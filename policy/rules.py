@@ -35,7 +35,7 @@ class RuleCompiler:
         direction: Direction,
         use: Callable[[PeerSet], PeerSet],
     ) -> None:
-        """``use`` is told of each set that a rule needs; it returns the one that is kept under that name."""
+        """``use`` is told of each set that a rule needs; it returns the one of this content that is kept."""
         self._family = family
         self._policy = policy
         self._direction = direction
@@ -84,7 +84,7 @@ class RuleCompiler:
         if wanted.empty:
             return None
         used = self._keep(wanted)
-        return (SetMatch(used.name, used.kind, side),)
+        return (SetMatch(used.id, used.kind, side),)
 
 
 def _ranges(ports: Iterable[Port]) -> Iterator[tuple[Protocol, tuple[PortRange, ...]]]:

@@ -66,13 +66,13 @@ from felix_py.ipam.store import StoreError
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
 from felix_py.plan.marks import Marks
+from felix_py.plan.names import DISPATCH, TIERS
 from felix_py.plan.planner import HeldNumbers, Planner, TakenNumbers
-from felix_py.plan.render import DISPATCH, class_numbers
+from felix_py.plan.render import class_numbers
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend, Update
 from policy.model import Direction, Family, Pod
-from policy.names import TIERS
 
 FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
 """What no waiting will mend: the message says what to do."""

@@ -25,10 +25,11 @@ from felix_py.agent.view import ClusterView
 from felix_py.backoff import Backoff
 from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
-from felix_py.plan.static import POSTROUTING, SetNames
+from felix_py.plan.names import POSTROUTING, parse_name
+from felix_py.plan.static import SetNames
 from felix_py.reconcile import leads_astray
 from felix_py.records import Drift, DriftKind, Failure, Flow
-from policy.ir import Delta
+from policy.ir import ChainId, Delta, SetId
 from policy.model import Family, ObjectKey, Packet, Protocol
 
 _NO_PORTS = cast("Protocol", "other")
@@ -59,24 +60,25 @@ class Quiet:
 
 @dataclass(slots=True)
 class Concerned:
-    """What a change of policy concerns: connections of ``addresses``, and those of endpoints on ``names``.
+    """What a change of policy concerns: connections of ``addresses``, and those of endpoints on ``chains``
+    (and sets).
 
-    ``names`` are chains and sets. Addresses are mostly endpoints', but that of a pod elsewhere will do: whose
+    Addresses are mostly endpoints', but that of a pod elsewhere will do: whose
     membership in a set changes, its connections with endpoints of this node are concerned, and no others.
     ``everybody``: all endpoints.
     """
 
     addresses: set[str] = field(default_factory=set)
-    names: set[str] = field(default_factory=set)
+    chains: set[ChainId | SetId] = field(default_factory=set)
     everybody: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.addresses or self.names or self.everybody)
+        return bool(self.addresses or self.chains or self.everybody)
 
     def add(self, other: Concerned) -> None:
         """Both."""
         self.addresses |= other.addresses
-        self.names |= other.names
+        self.chains |= other.chains
         self.everybody |= other.everybody
 
     def note(self, delta: Delta, *, joining_matters: bool, known: Collection[str] | None) -> None:
@@ -86,18 +88,18 @@ class Concerned:
         ``known``: the endpoints' addresses that can have connections (None: any can); a pod that has just come
         has none.
         """
-        self.names.update(delta.chains)
+        self.chains.update(delta.chains)
         self.addresses.update(a for _, a in delta.classes if known is None or a in known)
-        for name, members in delta.members.items():
-            if name in delta.sets:
+        for peers, members in delta.members.items():
+            if peers in delta.sets:
                 continue  # a new set comes with a new or changed chain
             for member, present in members.items():
                 if "/" in member:
-                    self.names.add(name)
+                    self.chains.add(peers)
                 elif joining_matters or not present:
                     self.addresses.add(member.partition(",")[0])
 
-    def note_drift(self, drift: Iterable[Drift], standing: Collection[str]) -> None:
+    def note_drift(self, drift: Iterable[Drift], standing: Collection[ChainId | SetId]) -> None:
         """Add what may have begun while rules or sets were not as they should be, whichever way they differed.
 
         ``standing``: the chains and sets that endpoints' policies stand on. All others are on everybody's way.
@@ -106,10 +108,11 @@ class Concerned:
         for found in drift:
             if found.kind not in _DECIDING or found.name in _MASQUERADING:
                 continue
+            compiled = parse_name(found.name)
             if found.member and "/" not in found.member:
                 self.addresses.add(found.member.partition(",")[0])
-            elif found.name in standing:
-                self.names.add(found.name)
+            elif compiled is not None and compiled in standing:
+                self.chains.add(compiled)
             else:
                 self.everybody = True
 
@@ -120,7 +123,7 @@ class Revoker:
     def __init__(
         self,
         view: ClusterView,
-        chains_of: Callable[[ObjectKey], set[str]],
+        chains_of: Callable[[ObjectKey], set[ChainId | SetId]],
         flows: Flows,
         host_addresses: Callable[[], frozenset[str]],
         metrics: Metrics,
@@ -156,7 +159,7 @@ class Revoker:
 
     def mended(self, drift: Sequence[Drift]) -> None:
         """Others had changed what is ours, and the apply that just ended was to put it right."""
-        standing = {name for endpoint in self._view.endpoints() for name in self._chains_of(endpoint.key)}
+        standing = {chain for endpoint in self._view.endpoints() for chain in self._chains_of(endpoint.key)}
         self._writing.note_drift(drift, standing)
 
     def applied(self, failures: Iterable[Failure]) -> None:
@@ -217,7 +220,7 @@ class Revoker:
         Raises:
             OSError: the kernel does not answer, or refused a deletion.
         """
-        addresses = due.addresses | self._standing_on(due.names)
+        addresses = due.addresses | self._standing_on(due.chains)
         if due.everybody:
             addresses |= self._view.endpoint_addresses()
         if not addresses:
@@ -239,12 +242,12 @@ class Revoker:
         if error is not None:
             raise error
 
-    def _standing_on(self, names: set[str]) -> set[str]:
+    def _standing_on(self, chains: set[ChainId | SetId]) -> set[str]:
         """Addresses of the endpoints whose policy stands on any of these chains and sets."""
         return {
             address
             for endpoint in self._view.endpoints()
-            if names and not names.isdisjoint(self._chains_of(endpoint.key))
+            if chains and not chains.isdisjoint(self._chains_of(endpoint.key))
             for address in endpoint.addresses
         }
 

@@ -30,12 +30,11 @@ from felix_py.dataplane.iptables_text import (
 )
 from felix_py.dataplane.rule_bodies import RuleBodies
 from felix_py.plan.layout import CHAIN_PREFIX
-from felix_py.plan.render import DISPATCH
+from felix_py.plan.names import DISPATCH, is_class_chain
 from felix_py.records import Backend, ChainKey, Drift, DriftKind, Failure, Hook, Report, Words
 from felix_py.ruleset.words import target_of
 from policy.model import Family
 
-_CLASS_CHAINS = (f"{CHAIN_PREFIX}CE-", f"{CHAIN_PREFIX}CI-")
 _CLOSED = (render(("-j", "DROP")),)
 
 _MENDED_SECONDS = 2.0
@@ -124,7 +123,7 @@ class Iptables:
         for place, rules in self._actual.items():
             if place[1] not in BUILTIN_CHAINS:
                 ours = tuple(rule for rule in rules if rule.hash)
-                self._wanted[place] = ours or (_CLOSED if place[1].startswith(_CLASS_CHAINS) else ())
+                self._wanted[place] = ours or (_CLOSED if is_class_chain(place[1]) else ())
         self._dirty.update(self._wanted)
         if self._is_of(base, hooks, complete=complete):
             for key, wanted in base.items():

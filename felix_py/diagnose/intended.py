@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from felix_py.agent.facts import Facts
 from felix_py.dataplane.iptables_text import render
 from felix_py.datastore.fetch import Fetched
-from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.marks import OVERFLOW, Marks
+from felix_py.plan.names import DISPATCH, chain_name, class_set_name, parse_chain_name
 from felix_py.plan.planner import Planner
-from felix_py.plan.render import DISPATCH, class_set, mark_match
+from felix_py.plan.render import mark_match
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.records import Lease, SetSpec, Update, Words, endpoint_of
 from felix_py.ruleset.model import Goto, InSet, MarkIs, Rule, Ruleset
 from felix_py.ruleset.run import Sets
+from policy.ir import ChainId, ChainKind
 from policy.model import Direction, Family
-
-_LETTER = {Direction.EGRESS: "E", Direction.INGRESS: "I"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +105,10 @@ def _present(update: Update) -> Update:
 
 def _held(
     family: Family, direction: Direction, marks: Marks, rules: Ruleset, sets: Sets, facts: Facts
-) -> dict[str, int]:
+) -> dict[ChainId, int]:
     """Class chain -> number, as the dispatch rules have it; where they have none, as its endpoints' marks do."""
     table = rules.tables.get("filter")
-    found: dict[str, int] = {}
+    found: dict[ChainId, int] = {}
     for chain in table.chains.values() if table else ():
         if not chain.name.startswith(DISPATCH[direction]):
             continue
@@ -117,18 +116,20 @@ def _held(
             if numbered := _number(family, direction, marks, rule):
                 found.setdefault(*numbered)
     mapped = sets(SetNames.of(family).class_map(direction))
-    for address, chain_name in facts.engine.program(family).classes[direction].items():
-        value = mapped.get(address) if mapped and chain_name not in found else None
+    for address, of in facts.engine.program(family).classes[direction].items():
+        value = mapped.get(address) if mapped and of not in found else None
         number = (value or 0) >> 32 >> marks.shift(direction)
         if number and (number == OVERFLOW or number not in found.values()):
-            found[chain_name] = number
+            found[of] = number
     return found
 
 
-def _number(family: Family, direction: Direction, marks: Marks, rule: Rule) -> tuple[str, int] | None:
+def _number(family: Family, direction: Direction, marks: Marks, rule: Rule) -> tuple[ChainId, int] | None:
     """Which class a dispatch rule leads to, and its number: the one it was meant to have, if the hash tells."""
     match rule.body.target:
-        case Goto(chain) if chain.startswith(f"{CHAIN_PREFIX}C{_LETTER[direction]}-"):
+        case Goto(name) if isinstance(chain := parse_chain_name(name), ChainId):
+            if (chain.kind, chain.direction) != (ChainKind.CLASS, direction):
+                return None
             number = _as_it_stands(direction, marks, rule)
         case _:
             return None
@@ -150,9 +151,13 @@ def _as_it_stands(direction: Direction, marks: Marks, rule: Rule) -> int:
     return 0
 
 
-def _words(family: Family, direction: Direction, marks: Marks, chain: str, number: int) -> Words:
+def _words(family: Family, direction: Direction, marks: Marks, chain: ChainId, number: int) -> Words:
     """The dispatch rule of a class, as :func:`felix_py.plan.render.dispatch_chains` makes it."""
     if number == OVERFLOW:
         side = "src" if direction is Direction.EGRESS else "dst"
-        return ("-m", "set", "--match-set", class_set(family, chain), side, "-g", chain)
-    return (*mark_match(marks.class_mark(direction, number), marks.class_mask(direction)), "-g", chain)
+        return ("-m", "set", "--match-set", class_set_name(family, chain), side, "-g", chain_name(chain))
+    return (
+        *mark_match(marks.class_mark(direction, number), marks.class_mask(direction)),
+        "-g",
+        chain_name(chain),
+    )

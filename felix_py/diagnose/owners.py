@@ -8,20 +8,35 @@ from collections.abc import Iterable
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
 from felix_py.datastore.fetch import Fetched
 from felix_py.diagnose.intended import Intended
-from felix_py.plan.deny_log import ASTRAY, ERROR, INVALID, MIDSTREAM, PROXIED
-from felix_py.plan.layout import CHAIN_PREFIX
-from felix_py.plan.render import ALLOW, DISPATCH, PASS
-from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, POSTROUTING, SOURCE, SetNames
+from felix_py.plan.names import (
+    ALLOW,
+    ASTRAY,
+    CLASSIFY,
+    ERROR,
+    FORWARD,
+    INPUT,
+    INVALID,
+    MIDSTREAM,
+    NEIGHBOUR,
+    OUTPUT,
+    PASS,
+    POSTROUTING,
+    PROXIED,
+    SOURCE,
+    DenyChain,
+    DispatchChain,
+    parse_chain_name,
+    parse_name,
+)
+from felix_py.plan.static import SetNames
 from felix_py.records import Words
 from felix_py.ruleset.model import Goto, Jump, Rule
 from felix_py.ruleset.words import parse
+from policy.ir import ChainId
 from policy.model import Direction, Family, ObjectKey, PolicyKind, PolicyRef
 
 _ABOUT = re.compile(rf"((?:{'|'.join(PolicyKind)}) \S+) (ingress|egress)\[(\d+)\](?: (.*))?", re.DOTALL)
 """The comment of a policy's rule (policy/rules.py)."""
-
-_DENY = re.compile(rf"{CHAIN_PREFIX}D([EI])-([0-9a-f]{{16}})(?:-(\d+))?")
-"""A chain in which a Deny rule's packets are logged and dropped (plan/deny_log.py)."""
 
 _NOBODY = "no policy that is known"
 _STATIC = {
@@ -67,26 +82,29 @@ class Owners:
 
     def chain(self, name: str) -> str:
         """What a chain of ours serves."""
-        if refs := self._engine.policies_using(name):
-            return _policies(refs, name)
-        if deny := _DENY.fullmatch(name):
-            letter, digits, rule = deny.groups()
-            refs = self._engine.policies_using(f"{CHAIN_PREFIX}P{letter}-{digits}")
-            denial = _policies(refs, f"{CHAIN_PREFIX}P{letter}-") if refs else ""
-            return f"{denial} rule {rule}" if denial and rule else denial or _NOBODY
-        for direction, root in DISPATCH.items():
-            if name.startswith(root):
+        match parse_chain_name(name):
+            case ChainId() as chain:
+                return self._compiled(chain) or _NOBODY
+            case DenyChain(policy, rule):
+                denial = self._compiled(policy)
+                return f"{denial} rule {rule}" if denial and rule >= 0 else denial or _NOBODY
+            case DispatchChain(direction):
                 return f"{direction.lower()} policy of all pods"
         return _STATIC.get(name, _NOBODY)
+
+    def _compiled(self, chain: ChainId) -> str:
+        """The policies behind a compiled chain; empty: none that is known."""
+        refs = self._engine.policies_using(chain)
+        return f"{_policies(refs)}, {chain.direction.lower()}" if refs else ""
 
     def rule(self, chain: str, comment: str, target: str) -> str:
         """What a rule serves: by its comment, else by where it leads, else by its chain."""
         if found := _ABOUT.fullmatch(comment):
             policy, direction, index, name = found.groups()
             return f"{policy}, {direction} rule {index}{f' ({name})' if name else ''}"
-        if target.startswith(CHAIN_PREFIX) and (refs := self._engine.policies_using(target)):
-            return _policies(refs, target)
-        return self.chain(chain)
+        leads_to = parse_chain_name(target)
+        served = self._compiled(leads_to) if isinstance(leads_to, ChainId) else ""
+        return served or self.chain(chain)
 
     def wanted_rule(self, chain: str, words: Words) -> str:
         """The same of a rule as the plan gave it."""
@@ -119,8 +137,9 @@ class Owners:
         }
         if name in purposes:
             return purposes[name]
-        refs = self._engine.policies_using(name)
-        return _policies(refs, "") if refs else _NOBODY
+        peers = parse_name(name)
+        refs = self._engine.policies_using(peers) if peers else ()
+        return _policies(refs) if refs else _NOBODY
 
     def member(self, family: Family, set_name: str, member: str) -> str:
         """Whom a member of a set speaks of, and what for."""
@@ -130,7 +149,7 @@ class Owners:
         for direction in Direction:
             refs = self._engine.endpoint_policies(self._keys.get(address, ("", "")), direction)
             if set_name == names.class_map(direction) and refs:
-                purpose = f"{purpose} ({_policies(refs, '')})"
+                purpose = f"{purpose} ({_policies(refs)})"
         whom = self.address(address)
         return f"{whom}: {purpose}" if whom else purpose
 
@@ -142,11 +161,7 @@ class Owners:
         return self._pods.get(address) or self._nodes.get(address, "")
 
 
-def _policies(refs: Iterable[PolicyRef], chain: str) -> str:
+def _policies(refs: Iterable[PolicyRef]) -> str:
     names = [str(ref) for ref in refs]
     more = len(names) - _MOST_NAMED
-    text = ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-    for direction in Direction:
-        if re.match(rf"{CHAIN_PREFIX}[CPT]{direction[0]}-", chain):
-            return f"{text}, {direction.lower()}"
-    return text
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

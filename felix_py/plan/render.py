@@ -9,19 +9,41 @@ sends them to a chain of their own where drops are logged (:mod:`felix_py.plan.d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from felix_py.plan.deny_log import DROP, DenyLog, Drop, DropKind, deny_chain, dropping
-from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, set_prefix
+from felix_py.plan.deny_log import DROP, DenyLog, Drop, DropKind, dropping
+from felix_py.plan.layout import INTERFACE_PREFIX, set_prefix
 from felix_py.plan.marks import LEAF_BITS, OVERFLOW, Marks
+from felix_py.plan.names import (
+    ALLOW,
+    PASS,
+    SETS_LEAF,
+    DenyChain,
+    DispatchChain,
+    chain_name,
+    class_set_name,
+    parse_chain_name,
+    set_name,
+)
 from felix_py.records import Words
-from policy.ir import Allow, Chain, Deny, Jump, Match, Pass, PortRange, Rule, SetKind, SetMatch
+from policy.ir import (
+    Allow,
+    Chain,
+    ChainId,
+    ChainKind,
+    Deny,
+    Jump,
+    Match,
+    Pass,
+    PortRange,
+    Rule,
+    SetKind,
+    SetMatch,
+    Side,
+)
 from policy.model import Direction, Family
 
-ALLOW = CHAIN_PREFIX + "ALLOW"
-PASS = CHAIN_PREFIX + "PASS"
-DISPATCH = {Direction.EGRESS: CHAIN_PREFIX + "EGRESS", Direction.INGRESS: CHAIN_PREFIX + "INGRESS"}
-
+_FLAGS = {Side.SOURCE: "src", Side.DESTINATION: "dst"}
 _MULTIPORT_SLOTS = 15
 """``-m multiport`` takes 15 ports; a range counts as two (iptables-extensions(8))."""
 
@@ -42,7 +64,7 @@ def render_chain(
     """All rules of one compiled chain, and of the chains in which what it denies is logged; by name."""
     clear: tuple[Words, ...] = ()
     done = mark_match(marks.accept, marks.accept)
-    if chain.tier:
+    if chain.id.kind is ChainKind.TIER:
         # That the Admin tier was passed says nothing about the Baseline tier.
         clear = (set_mark(0, marks.passed),)
         done = ("-m", "mark", "!", "--mark", f"0x0/{marks.accept | marks.passed:#x}")
@@ -52,7 +74,7 @@ def render_chain(
         for rule in chain.rules
         for words in _render_rule(family, rule, done, _deny(chain, rule, log, denials))
     ]
-    return {chain.name: (*clear, *rules), **denials}
+    return {chain_name(chain.id): (*clear, *rules), **denials}
 
 
 def _deny(
@@ -62,10 +84,10 @@ def _deny(
     if log is None or not isinstance(rule.action, Deny):
         return (DROP,)
     if rule.match == Match() and rule.index < 0:
-        return dropping(log, Drop(DropKind.ISOLATED, chain=chain.name))
+        return dropping(log, Drop(DropKind.ISOLATED, chain=chain.id))
     # Two rules with the match would cost the packets that it does not match a second comparison.
-    name = deny_chain(chain.name, rule.index)
-    denials[name] = dropping(log, Drop(DropKind.POLICY, chain=chain.name, rule=rule.index))
+    name = chain_name(DenyChain.of(chain.id, rule.index))
+    denials[name] = dropping(log, Drop(DropKind.POLICY, chain=chain.id, rule=rule.index))
     return (("-g", name),)
 
 
@@ -81,7 +103,7 @@ def _render_rule(family: Family, rule: Rule, done: Words, deny: tuple[Words, ...
             case Deny():
                 yield from ((*match, *comment, *words) for words in deny)
             case Jump(target):
-                yield (*match, *comment, "-j", target)
+                yield (*match, *comment, "-j", chain_name(target))
     if isinstance(rule.action, Jump):
         yield (*done, "-j", "RETURN")
 
@@ -93,7 +115,7 @@ def _render_match(family: Family, match: Match) -> Iterator[Words]:
         bound = ("-m", "set", "--match-set", f"{set_prefix(family)}source", "dst,src")
         yield ("-i", f"{INTERFACE_PREFIX}+", "-o", f"{INTERFACE_PREFIX}+", *bound)
         return
-    sets = tuple(word for s in match.sets for word in _render_set(s))
+    sets = tuple(word for s in match.sets for word in _render_set(family, s))
     if match.protocol is None:
         yield sets
         return
@@ -105,9 +127,9 @@ def _render_match(family: Family, match: Match) -> Iterator[Words]:
         yield (*protocol, "-m", "multiport", "--dports", ",".join(chunk), *sets)
 
 
-def _render_set(match: SetMatch) -> Words:
-    flags = "dst,dst" if match.kind is SetKind.ADDRESS_PORTS else match.side.value
-    return ("-m", "set", "--match-set", match.name, flags)
+def _render_set(family: Family, match: SetMatch) -> Words:
+    flags = "dst,dst" if match.kind is SetKind.ADDRESS_PORTS else _FLAGS[match.side]
+    return ("-m", "set", "--match-set", set_name(family, match.id), flags)
 
 
 def _chunks(ports: Sequence[PortRange]) -> Iterator[list[str]]:
@@ -123,15 +145,10 @@ def _chunks(ports: Sequence[PortRange]) -> Iterator[list[str]]:
     yield chunk
 
 
-def class_set(family: Family, chain: str) -> str:
-    """IP set of the endpoints of a class that has no number of its own."""
-    return f"felix{int(family)}-{chain.removeprefix(CHAIN_PREFIX).lower()}"
-
-
 def dispatch_chains(
     family: Family,
     direction: Direction,
-    numbers: dict[str, int],
+    numbers: Mapping[ChainId, int],
     marks: Marks,
     log: DenyLog | None = None,
 ) -> dict[str, tuple[Words, ...]]:
@@ -139,43 +156,46 @@ def dispatch_chains(
 
     A number that no rule knows is dropped: better a lost packet than one that no policy has judged.
     """
-    root_name = DISPATCH[direction]
     mask = marks.class_mask(direction)
     side = "src" if direction is Direction.EGRESS else "dst"
     leaves: dict[str, list[Words]] = {}
     root: dict[str, Words] = {}
-    for chain, number in sorted(numbers.items(), key=lambda item: (item[1], item[0])):
+    named = {chain_name(chain): chain for chain in numbers}
+    for name, chain in sorted(named.items(), key=lambda item: (numbers[item[1]], item[0])):
+        number = numbers[chain]
         if number == OVERFLOW:
-            leaf = f"{root_name}-SETS"
+            leaf = chain_name(DispatchChain(direction, SETS_LEAF))
             root[leaf] = (*mark_match(marks.class_mark(direction, OVERFLOW), mask), "-g", leaf)
-            rule: Words = ("-m", "set", "--match-set", class_set(family, chain), side, "-g", chain)
+            rule: Words = ("-m", "set", "--match-set", class_set_name(family, chain), side, "-g", name)
         else:
             branch = number >> LEAF_BITS
-            leaf = f"{root_name}-{branch}"
+            leaf = chain_name(DispatchChain(direction, str(branch)))
             value = marks.class_mark(direction, branch << LEAF_BITS)
             branch_mask = marks.class_mark(direction, OVERFLOW >> LEAF_BITS << LEAF_BITS)
             # The overflow number shares its branch with the highest numbers and must not reach them.
             root.setdefault(leaf, (*mark_match(value, branch_mask), "-g", leaf))
-            rule = (*mark_match(marks.class_mark(direction, number), mask), "-g", chain)
+            rule = (*mark_match(marks.class_mark(direction, number), mask), "-g", name)
         leaves.setdefault(leaf, []).append(rule)
     drop = dropping(log, Drop(DropKind.CLASS, direction))
     chains = {leaf: (*rules, *drop) for leaf, rules in leaves.items()}
-    ordered = sorted(root.items(), key=lambda item: (not item[0].endswith("-SETS"), item[0]))
-    chains[root_name] = ((*mark_match(0, mask), "-j", "RETURN"), *(words for _, words in ordered), *drop)
+    sets = chain_name(DispatchChain(direction, SETS_LEAF))
+    ordered = sorted(root.items(), key=lambda item: (item[0] != sets, item[0]))
+    unclassed = (*mark_match(0, mask), "-j", "RETURN")
+    chains[chain_name(DispatchChain(direction))] = (unclassed, *(words for _, words in ordered), *drop)
     return chains
 
 
-def class_numbers(rules: Sequence[str], direction: Direction, marks: Marks) -> dict[str, int]:
+def class_numbers(rules: Sequence[str], direction: Direction, marks: Marks) -> dict[ChainId, int]:
     """Class chain -> number, read back from the saved rules of this direction's dispatch leaves."""
-    found: dict[str, int] = {}
-    suffix = "E" if direction is Direction.EGRESS else "I"
+    found: dict[ChainId, int] = {}
     for rule in rules:
         words = rule.split()
-        if len(words) < 4 or words[-2] != "-g" or not words[-1].startswith(f"{CHAIN_PREFIX}C{suffix}-"):
+        chain = parse_chain_name(words[-1]) if words[-2:-1] == ["-g"] else None
+        if not isinstance(chain, ChainId) or (chain.kind, chain.direction) != (ChainKind.CLASS, direction):
             continue
         if "--mark" in words:
             value = int(words[words.index("--mark") + 1].split("/")[0], 16)
-            found[words[-1]] = value >> marks.shift(direction)
+            found[chain] = value >> marks.shift(direction)
         else:
-            found[words[-1]] = OVERFLOW
+            found[chain] = OVERFLOW
     return found

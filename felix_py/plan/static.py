@@ -10,16 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from felix_py.plan.deny_log import (
-    ASTRAY,
     ASTRAY_DROP,
-    ERROR,
     ERROR_DROP,
     HOST_DROP,
-    INVALID,
     INVALID_DROP,
-    MIDSTREAM,
     MIDSTREAM_DROP,
-    PROXIED,
     PROXIED_DROP,
     SOURCE_DROP,
     DenyLog,
@@ -27,9 +22,26 @@ from felix_py.plan.deny_log import (
 )
 from felix_py.plan.features import FROM_NEIGHBOUR, HOST_END, NOT_FROM_HERE, Feature
 from felix_py.plan.icmp_errors import about_others, all_but_echo
-from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, set_prefix
+from felix_py.plan.layout import INTERFACE_PREFIX, set_prefix
 from felix_py.plan.marks import Marks
-from felix_py.plan.render import ALLOW, DISPATCH, PASS, mark_match, set_mark
+from felix_py.plan.names import (
+    ALLOW,
+    ASTRAY,
+    CLASSIFY,
+    DISPATCH,
+    ERROR,
+    FORWARD,
+    INPUT,
+    INVALID,
+    MIDSTREAM,
+    NEIGHBOUR,
+    OUTPUT,
+    PASS,
+    POSTROUTING,
+    PROXIED,
+    SOURCE,
+)
+from felix_py.plan.render import mark_match, set_mark
 from felix_py.records import Hook, SetSpec, SetType, Words
 from policy.model import Direction, Family
 
@@ -49,14 +61,6 @@ _SOLICITED_NODE = "ff02::1:ff00:0/104"
 _LINK_LOCAL = "fe80::/10"
 _ON_LINK = (_LINK_LOCAL, "ff02::/16")
 """Where neighbour discovery may go: nothing that the node would forward."""
-
-SOURCE = CHAIN_PREFIX + "SOURCE"
-NEIGHBOUR = CHAIN_PREFIX + "NEIGHBOUR"
-CLASSIFY = CHAIN_PREFIX + "CLASSIFY"
-FORWARD = CHAIN_PREFIX + "FORWARD"
-INPUT = CHAIN_PREFIX + "INPUT"
-OUTPUT = CHAIN_PREFIX + "OUTPUT"
-POSTROUTING = CHAIN_PREFIX + "POSTROUTING"
 
 
 @dataclass(frozen=True, slots=True)

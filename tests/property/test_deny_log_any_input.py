@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.ip_header import parse_ip
 from felix_py.dataplane.nflog import Decoder
-from felix_py.plan.deny_log import DenyLog, Drop, DropKind, deny_chain, parse_prefix
+from felix_py.plan.deny_log import DenyLog, Drop, DropKind, parse_prefix
 from felix_py.plan.marks import Marks
+from felix_py.plan.names import DenyChain, chain_name
 from felix_py.plan.render import dispatch_chains, render_chain
 from felix_py.plan.static import StaticOptions, static_chains
 from felix_py.records import Words
 from policy.compile import Engine
-from policy.ir import Jump
+from policy.ir import ChainId, ChainKind, Jump
 from policy.model import Direction, Family, PolicyRef
 from tests.support.clusters import Cluster, clusters
 from tests.support.logged import datagram, ipv4, ipv6, logged_message, ports
@@ -48,9 +49,9 @@ def test_any_damage_to_a_message_is_read_without_a_complaint(data: st.DataObject
 
 @given(st.sampled_from(list(Direction)), DIGEST, st.integers(-1, 200))
 def test_a_prefix_says_again_what_it_was_made_of(direction: Direction, digest: str, rule: int) -> None:
-    letter = direction[0]
-    isolated = Drop(DropKind.ISOLATED, direction, f"FELIX-C{letter}-{digest}")
-    denied = Drop(DropKind.POLICY, direction, f"FELIX-P{letter}-{digest}", rule)
+    policy = ChainId(ChainKind.POLICY, direction, digest)
+    isolated = Drop(DropKind.ISOLATED, direction, ChainId(ChainKind.CLASS, direction, digest))
+    denied = Drop(DropKind.POLICY, direction, policy, rule)
     readable = denied if -1 <= rule <= 99 else dataclasses.replace(denied, rule=-1)
     plain = [
         Drop(DropKind.SOURCE, Direction.EGRESS),
@@ -64,7 +65,7 @@ def test_a_prefix_says_again_what_it_was_made_of(direction: Direction, digest: s
         assert len(drop.prefix()) <= 63
         assert drop.prefix().isascii()
     assert parse_prefix(Drop(DropKind.CLASS, direction).prefix()) == Drop(DropKind.CLASS, direction)
-    assert len(deny_chain(denied.chain, rule)) <= 28
+    assert len(chain_name(DenyChain.of(policy, rule))) <= 28
 
 
 @given(st.text(max_size=63))
@@ -93,14 +94,14 @@ def test_every_chain_has_its_policies_also_when_it_is_gone(before: Cluster, afte
     engine = engine_of(before)
     names = ChainNames(engine.policies_using)
 
-    def flush() -> dict[str, tuple[PolicyRef, ...]]:
+    def flush() -> dict[ChainId, tuple[PolicyRef, ...]]:
         for delta in engine.flush():
             names.note(delta)
         program = engine.program(Family.V4)
-        classes = {name for chosen in program.classes.values() for name in chosen.values()}
+        classes = {chain for chosen in program.classes.values() for chain in chosen.values()}
         jumps = {r.action.chain for c in program.chains.values() for r in c.rules if isinstance(r.action, Jump)}
-        policies = {name for name in jumps if name.startswith("FELIX-P")}
-        return {name: engine.policies_using(name) for name in classes | policies}
+        policies = {chain for chain in jumps if chain.kind is ChainKind.POLICY}
+        return {chain: engine.policies_using(chain) for chain in classes | policies}
 
     known = flush()
     for endpoint in before.endpoints.keys() - after.endpoints.keys():
@@ -111,11 +112,11 @@ def test_every_chain_has_its_policies_also_when_it_is_gone(before: Cluster, afte
     for policy in after.policies.values():
         engine.upsert_policy(policy)
     known |= flush()
-    assert {name: names.policies(name) for name in known} == known
+    assert {chain: names.policies(chain) for chain in known} == known
     for endpoint in after.endpoints.keys() | before.endpoints.keys():
         engine.remove_endpoint(endpoint)
     flush()
-    assert {name: names.policies(name) for name in known} == known
+    assert {chain: names.policies(chain) for chain in known} == known
     assert len(names) == 0
 
 
@@ -123,7 +124,8 @@ def test_every_chain_has_its_policies_also_when_it_is_gone(before: Cluster, afte
 @given(cluster=clusters())
 def test_every_drop_is_logged_and_nothing_else_differs(cluster: Cluster) -> None:
     engine = engine_of(cluster)
-    numbers = {"FELIX-CE-0123456789abcdef": 1, "FELIX-CE-0123456789abcdee": 127}
+    digests = {"0123456789abcdef": 1, "0123456789abcdee": 127}
+    numbers = {ChainId(ChainKind.CLASS, Direction.EGRESS, digest): n for digest, n in digests.items()}
     for family in Family:
         plain: dict[str, tuple[Words, ...]] = {}
         logged: dict[str, tuple[Words, ...]] = {}
@@ -161,6 +163,9 @@ def check_logged(chains: dict[str, tuple[Words, ...]]) -> None:
             assert rule == ("-j", "DROP"), "a match before it would be compared twice"
             drop = parse_prefix(before[before.index("--nflog-prefix") + 1])
             assert drop is not None
-            chain = deny_chain(drop.chain, drop.rule) if drop.kind is DropKind.POLICY else drop.chain
-            assert chain in ("", name)
+            chain = drop.chain
+            if drop.kind is DropKind.POLICY and chain is not None:
+                assert name == chain_name(DenyChain.of(chain, drop.rule))
+            else:
+                assert chain is None or name == chain_name(chain)
             assert before[:2] == ("-m", "limit")

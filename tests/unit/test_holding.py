@@ -12,7 +12,8 @@ from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.planner import Planner
 from felix_py.records import ChainKey, NextHop, Route, RouteKey
-from policy.model import Family, Pod
+from policy.ir import ChainId, ChainKind
+from policy.model import Direction, Family, Pod
 from tests.support.waiting import until
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease, run
 
@@ -144,8 +145,12 @@ def test_what_is_held_is_released_though_the_first_plan_fails() -> None:
     run(test())
 
 
+def ingress(digest: str) -> ChainId:
+    return ChainId(ChainKind.CLASS, Direction.INGRESS, digest)
+
+
 def test_a_number_that_the_kernel_still_maps_addresses_to_is_not_given_away() -> None:
-    numbers = ClassNumbers({"FELIX-CI-a": 2}, {1, 2, 4})
-    assert [numbers.claim(f"FELIX-CI-{name}") for name in "abc"] == [2, 3, 5]
+    numbers = ClassNumbers({ingress("a"): 2}, {1, 2, 4})
+    assert [numbers.claim(ingress(digest)) for digest in "abc"] == [2, 3, 5]
     numbers.free()
-    assert numbers.claim("FELIX-CI-d") == 1
+    assert numbers.claim(ingress("d")) == 1

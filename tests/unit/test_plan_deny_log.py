@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from felix_py.plan.deny_log import ERROR, DenyLog
+from felix_py.plan.deny_log import DenyLog
 from felix_py.plan.marks import Marks
+from felix_py.plan.names import ERROR
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions, static_chains
 from felix_py.records import ChainKey, Words
-from policy.ir import Allow, Chain, Delta, Deny, Match, Rule
-from policy.model import Family, Protocol
+from policy.ir import Allow, Chain, ChainId, ChainKind, Delta, Deny, Match, Rule
+from policy.model import Direction, Family, Protocol
 
 V4 = Family.V4
+POLICY = ChainId(ChainKind.POLICY, Direction.INGRESS, "0123456789abcdef")
 NAME = "FELIX-PI-0123456789abcdef"
 TCP = Match(Protocol.TCP)
 LOG = DenyLog(88, 7)
@@ -24,7 +26,7 @@ def planner(log: DenyLog | None = LOG) -> Planner:
 
 
 def tell(made: Planner, *rules: Rule) -> None:
-    made.policy(Delta(V4, chains={NAME: Chain(NAME, rules)}))
+    made.policy(Delta(V4, chains={POLICY: Chain(POLICY, rules)}))
 
 
 def changed(chains: dict[ChainKey, tuple[Words, ...] | None]) -> dict[str, bool]:
@@ -83,7 +85,7 @@ def test_a_chain_of_denials_goes_after_the_rule() -> None:
     tell(made, Rule(Deny(), TCP, "", 1))
     assert changed(made.take().chains) == {NAME: True, "FELIX-DI-0123456789abcdef-1": True}
     assert changed(made.confirm().chains) == {"FELIX-DI-0123456789abcdef-0": False}
-    made.policy(Delta(V4, chains={NAME: None}))
+    made.policy(Delta(V4, chains={POLICY: None}))
     assert changed(made.take().chains) == {}
     assert changed(made.confirm().chains) == {NAME: False, "FELIX-DI-0123456789abcdef-1": False}
 
@@ -93,7 +95,7 @@ def test_one_that_comes_back_before_it_went_stays() -> None:
     tell(made, Rule(Deny(), TCP, "", 0))
     made.take()
     made.confirm()
-    made.policy(Delta(V4, chains={NAME: None}))
+    made.policy(Delta(V4, chains={POLICY: None}))
     tell(made, Rule(Deny(), TCP, "", 0))
     assert changed(made.take().chains) == {NAME: True, "FELIX-DI-0123456789abcdef-0": True}
     assert changed(made.confirm().chains) == {}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from felix_py.agent.refusals import Refusals
 from felix_py.dataplane.fake import FakeDataplane
+from felix_py.plan.names import chain_name, names_of
 from felix_py.records import Failure
 from policy.model import (
     ClusterPolicy,
@@ -56,7 +57,7 @@ class Told(list[tuple[PolicyRef, str]]):
 
 def named(names: dict[str, tuple[PolicyRef, ...]]) -> tuple[Refusals, Told]:
     told = Told()
-    return Refusals(lambda name: names.get(name, ()), told.warn), told
+    return Refusals(lambda used: names.get(names_of(used)[0], ()), told.warn), told
 
 
 def failures(*what: str) -> Iterable[Failure]:
@@ -91,7 +92,7 @@ def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
     """The whole way: engine, planner, reconciler, with the kernel in memory."""
 
     async def test() -> None:
-        chain = policy_chain(Direction.EGRESS, GUARD.ref)
+        chain = chain_name(policy_chain(Direction.EGRESS, GUARD.ref))
         kernel = FakeDataplane(failing={f"chain {chain} (filter, IPv4)": "invalid argument"})
         rig, told = Rig(kernel), Told()
         rig.reconciler.on_applied.append(Refusals(rig.facts.engine.policies_using, told.warn))
