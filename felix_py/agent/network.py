@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
 from felix_py.failures import Failures
-from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
+from felix_py.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.names import (
     ALLOW,
     ASTRAY,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from felix_py.dataplane.iptables_text import Rule
-from felix_py.plan.layout import COMMENT_PREFIX
+from felix_py.layout import COMMENT_PREFIX
 from felix_py.ruleset.places import hinders_above, hinders_behind
 from felix_py.ruleset.words import split, target_of
 

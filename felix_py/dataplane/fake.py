@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.dataplane.order import ORDER, Step
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED
 from felix_py.records import (
     ChainKey,
     Drift,

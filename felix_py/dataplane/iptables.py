@@ -29,7 +29,7 @@ from felix_py.dataplane.iptables_text import (
     render,
 )
 from felix_py.dataplane.rule_bodies import RuleBodies
-from felix_py.plan.layout import CHAIN_PREFIX
+from felix_py.layout import CHAIN_PREFIX
 from felix_py.plan.names import DISPATCH, is_class_chain
 from felix_py.records import Backend, ChainKey, Drift, DriftKind, Failure, Hook, Report, Words
 from felix_py.ruleset.words import target_of

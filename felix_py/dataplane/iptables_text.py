@@ -11,7 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 
-from felix_py.plan.layout import CHAIN_PREFIX, COMMENT_PREFIX
+from felix_py.layout import CHAIN_PREFIX, COMMENT_PREFIX
 from felix_py.records import Words
 from felix_py.ruleset.words import our_hash, split
 

@@ -19,7 +19,7 @@ from felix_py.dataplane.links import LinkError, Links
 from felix_py.dataplane.order import ORDER, Step
 from felix_py.dataplane.routes import Routes
 from felix_py.dataplane.sysctl import HostSettings
-from felix_py.plan.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED
+from felix_py.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED
 from felix_py.records import Backend, Drift, Failure, Report, Update
 from policy.model import Family
 

@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, BadRule, render
 from felix_py.diagnose.difference import Difference, Kind, Problem
 from felix_py.diagnose.owners import Owners
-from felix_py.plan.layout import CHAIN_PREFIX
+from felix_py.layout import CHAIN_PREFIX
 from felix_py.records import Hook, Update, Words
 from felix_py.ruleset.compare import Likeness, compare
 from felix_py.ruleset.model import Body, Rule, Ruleset

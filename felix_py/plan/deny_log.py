@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from felix_py.plan.layout import CHAIN_PREFIX, COMMENT_PREFIX
+from felix_py.layout import CHAIN_PREFIX, COMMENT_PREFIX
 from felix_py.plan.names import DenyChain, chain_name, parse_chain_name
 from felix_py.records import Words
 from policy.ir import ChainId, ChainKind

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import enum
 
+from felix_py.layout import LINK_GROUP
 from felix_py.plan.icmp_errors import about_others
-from felix_py.plan.layout import LINK_GROUP
 from felix_py.records import Words
 from policy.model import Family
 

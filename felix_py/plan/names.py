@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from felix_py.plan.layout import CHAIN_PREFIX, set_prefix
+from felix_py.layout import CHAIN_PREFIX, set_prefix
 from policy.ir import ChainId, ChainKind, SetId
 from policy.model import Direction, Family
 

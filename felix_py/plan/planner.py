@@ -12,8 +12,8 @@ import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.classes import ClassNumbers
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import OVERFLOW
 from felix_py.plan.names import chain_name, class_set_name, set_name
 from felix_py.plan.render import dispatch_chains, render_chain

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from felix_py.layout import INTERFACE_PREFIX, set_prefix
 from felix_py.plan.deny_log import DROP, DenyLog, Drop, DropKind, dropping
-from felix_py.plan.layout import INTERFACE_PREFIX, set_prefix
 from felix_py.plan.marks import LEAF_BITS, OVERFLOW, Marks
 from felix_py.plan.names import (
     ALLOW,

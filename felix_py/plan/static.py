@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from felix_py.layout import INTERFACE_PREFIX, set_prefix
 from felix_py.plan.deny_log import (
     ASTRAY_DROP,
     ERROR_DROP,
@@ -22,7 +23,6 @@ from felix_py.plan.deny_log import (
 )
 from felix_py.plan.features import FROM_NEIGHBOUR, HOST_END, NOT_FROM_HERE, Feature
 from felix_py.plan.icmp_errors import about_others, all_but_echo
-from felix_py.plan.layout import INTERFACE_PREFIX, set_prefix
 from felix_py.plan.marks import Marks
 from felix_py.plan.names import (
     ALLOW,

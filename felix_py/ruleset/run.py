@@ -13,7 +13,7 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from felix_py.plan.layout import INTERFACE_PREFIX, LINK_GROUP
+from felix_py.layout import INTERFACE_PREFIX, LINK_GROUP
 from felix_py.ruleset import model as m
 from felix_py.ruleset.sets import Ends, IPSet, find
 from felix_py.ruleset.words import brief

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from felix_py.plan.layout import COMMENT_PREFIX
+from felix_py.layout import COMMENT_PREFIX
 from felix_py.ruleset import model as m
 from felix_py.ruleset.extensions import MATCHES, TARGETS, Option, Unknown
 

@@ -18,9 +18,9 @@ from felix_py.dataplane import sysctl
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.nflog import NflogError, NflogReader
 from felix_py.dataplane.probe import refusal
+from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
 from felix_py.plan.deny_log import SOURCE_DROP
-from felix_py.plan.layout import interface_name
 from felix_py.records import Backend, Lease, Report
 from policy.model import (
     ClusterPolicy,

@@ -15,8 +15,8 @@ import pytest
 
 from felix_py.dataplane import probe, sysctl
 from felix_py.dataplane.probe import missing_features
+from felix_py.layout import GATEWAY, interface_name
 from felix_py.plan.features import Feature, match
-from felix_py.plan.layout import GATEWAY, interface_name
 from felix_py.records import Backend, Report, Words
 from policy.model import Family, NetworkPolicy, Packet, PolicyRule, Port, Protocol
 from policy.selectors import EVERYTHING

@@ -9,7 +9,7 @@ import pytest
 from felix_py.dataplane import host_ends
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
-from felix_py.plan.layout import HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.layout import HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import (
     Backend,
     ChainKey,

@@ -9,8 +9,8 @@ from typing import Any
 from felix_py.agent.facts import Facts
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.links import Links, PodLink, random_mac
+from felix_py.layout import interface_name
 from felix_py.plan.deny_log import DenyLog
-from felix_py.plan.layout import interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions

@@ -16,8 +16,8 @@ from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
 from felix_py.dataplane.interface import Part
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.metrics import Metrics
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import Marks
 from felix_py.plan.names import chain_name
 from felix_py.plan.planner import Planner

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from felix_py.agent.network import _memberships
 from felix_py.dataplane.fake import FakeDataplane, Item
 from felix_py.dataplane.interface import EVERYTHING, Part
+from felix_py.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.classes import ClassNumbers
-from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.planner import Planner
 from felix_py.records import ChainKey, NextHop, Route, RouteKey
 from policy.ir import ChainId, ChainKind
