@@ -10,11 +10,12 @@ not restrict the direction, and neither does having no class in it.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NewType
 
-from policy.model import Direction, Family, Protocol
+from policy.model import Direction, Family, PolicyKind, PolicyRef, Protocol
 
 SetId = NewType("SetId", str)
 """A set of one family's program: a digest of what it is made of (:func:`policy.names.set_id`)."""
@@ -23,10 +24,10 @@ SetId = NewType("SetId", str)
 class ChainKind(enum.StrEnum):
     """What a compiled chain stands for."""
 
-    CLASS = "class"
+    CLASS = "Class"
     """All policies that count for an endpoint."""
-    POLICY = "policy"
-    TIER = "tier"
+    POLICY = "Policy"
+    TIER = "Tier"
     """The policies of one tier, in order."""
 
 
@@ -113,16 +114,45 @@ Action = Allow | Deny | Pass | Jump
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """``about`` is for people: the policy and rule it comes from; backends must escape it.
+class Origin:
+    """The rule of a policy that a compiled rule comes from; ``index``: its place in the direction's list, from 0.
 
-    ``index`` is the place of that rule in its policy's list of the direction, from 0; -1: of no rule.
+    ``name``: that of a cluster-scoped policy's rule. Backends must escape it.
     """
+
+    policy: PolicyRef
+    direction: Direction
+    index: int
+    name: str = ""
+
+    def __str__(self) -> str:
+        """For people, and for comments in a kernel."""
+        name = f" {self.name}" if self.name else ""
+        return f"{self.policy} {self.direction.lower()}[{self.index}]{name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Origin | None:
+        """What :meth:`__str__` made; None: some other text."""
+        found = _ORIGIN.fullmatch(text)
+        if found is None:
+            return None
+        kind, namespace, policy, direction, index, name = found.groups(default="")
+        ref = PolicyRef(PolicyKind(kind), namespace, policy)
+        return cls(ref, Direction(direction.capitalize()), int(index), name)
+
+
+_ORIGIN = re.compile(
+    rf"({'|'.join(PolicyKind)}) (?:([^\s/]+)/)?(\S+) (ingress|egress)\[(\d+)\](?: (.*))?", re.DOTALL | re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """``origin`` None: it comes from no rule of a policy."""
 
     action: Action
     match: Match = Match()
-    about: str = ""
-    index: int = -1
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,14 @@ from felix_py.agent.facts import Facts
 from felix_py.dataplane.iptables_text import render
 from felix_py.datastore.fetch import Fetched
 from felix_py.plan.marks import OVERFLOW, Marks
-from felix_py.plan.names import DISPATCH, chain_name, class_set_name, parse_chain_name
+from felix_py.plan.names import DISPATCH
 from felix_py.plan.planner import Planner
-from felix_py.plan.render import mark_match
+from felix_py.plan.render import class_number, class_rule
 from felix_py.plan.static import SetNames, StaticOptions
-from felix_py.records import Lease, SetSpec, Update, Words, endpoint_of
-from felix_py.ruleset.model import Goto, InSet, MarkIs, Rule, Ruleset
+from felix_py.records import Lease, SetSpec, Update, endpoint_of
+from felix_py.ruleset.model import Rule, Ruleset
 from felix_py.ruleset.run import Sets
-from policy.ir import ChainId, ChainKind
+from policy.ir import ChainId
 from policy.model import Direction, Family
 
 
@@ -126,38 +126,12 @@ def _held(
 
 def _number(family: Family, direction: Direction, marks: Marks, rule: Rule) -> tuple[ChainId, int] | None:
     """Which class a dispatch rule leads to, and its number: the one it was meant to have, if the hash tells."""
-    match rule.body.target:
-        case Goto(name) if isinstance(chain := parse_chain_name(name), ChainId):
-            if (chain.kind, chain.direction) != (ChainKind.CLASS, direction):
-                return None
-            number = _as_it_stands(direction, marks, rule)
-        case _:
-            return None
-    if not rule.hash or (number and render(_words(family, direction, marks, chain, number)).hash == rule.hash):
-        return (chain, number) if number else None
-    for meant in range(1, OVERFLOW + 1):
-        if render(_words(family, direction, marks, chain, meant)).hash == rule.hash:
+    found = class_number(rule.body, direction, marks)
+    if found is None:
+        return None
+    chain, number = found
+    # What it says first.
+    for meant in (*filter(None, (number,)), *range(1, OVERFLOW + 1)) if rule.hash else ():
+        if render(class_rule(family, direction, marks, chain, meant)).hash == rule.hash:
             return chain, meant
-    return None
-
-
-def _as_it_stands(direction: Direction, marks: Marks, rule: Rule) -> int:
-    """The number that a rule matches now; 0: none."""
-    match rule.body.matches:
-        case (MarkIs(value, mask, False),) if mask == marks.class_mask(direction):
-            return value >> marks.shift(direction)
-        case (InSet(_, _, False),):
-            return OVERFLOW
-    return 0
-
-
-def _words(family: Family, direction: Direction, marks: Marks, chain: ChainId, number: int) -> Words:
-    """The dispatch rule of a class, as :func:`felix_py.plan.render.dispatch_chains` makes it."""
-    if number == OVERFLOW:
-        side = "src" if direction is Direction.EGRESS else "dst"
-        return ("-m", "set", "--match-set", class_set_name(family, chain), side, "-g", chain_name(chain))
-    return (
-        *mark_match(marks.class_mark(direction, number), marks.class_mask(direction)),
-        "-g",
-        chain_name(chain),
-    )
+    return found if number and not rule.hash else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
@@ -29,14 +28,9 @@ from felix_py.plan.names import (
     parse_name,
 )
 from felix_py.plan.static import SetNames
-from felix_py.records import Words
-from felix_py.ruleset.model import Goto, Jump, Rule
-from felix_py.ruleset.words import parse
-from policy.ir import ChainId
-from policy.model import Direction, Family, ObjectKey, PolicyKind, PolicyRef
-
-_ABOUT = re.compile(rf"((?:{'|'.join(PolicyKind)}) \S+) (ingress|egress)\[(\d+)\](?: (.*))?", re.DOTALL)
-"""The comment of a policy's rule (policy/rules.py)."""
+from felix_py.ruleset.model import Rule, RuleSpec
+from policy.ir import ChainId, Origin
+from policy.model import Direction, Family, ObjectKey, PolicyRef
 
 _NOBODY = "no policy that is known"
 _STATIC = {
@@ -97,30 +91,22 @@ class Owners:
         refs = self._engine.policies_using(chain)
         return f"{_policies(refs)}, {chain.direction.lower()}" if refs else ""
 
-    def rule(self, chain: str, comment: str, target: str) -> str:
-        """What a rule serves: by its comment, else by where it leads, else by its chain."""
-        if found := _ABOUT.fullmatch(comment):
-            policy, direction, index, name = found.groups()
-            return f"{policy}, {direction} rule {index}{f' ({name})' if name else ''}"
-        leads_to = parse_chain_name(target)
-        served = self._compiled(leads_to) if isinstance(leads_to, ChainId) else ""
-        return served or self.chain(chain)
-
-    def wanted_rule(self, chain: str, words: Words) -> str:
-        """The same of a rule as the plan gave it."""
-        body, comments = parse(words)
-        match body.target:
-            case Jump(target) | Goto(target):
-                return self.rule(chain, " ".join(comments), target)
-        return self.rule(chain, " ".join(comments), "")
+    def wanted_rule(self, chain: str, spec: RuleSpec) -> str:
+        """What a planned rule serves."""
+        return self._rule(chain, spec.why, spec.leads_to)
 
     def found_rule(self, chain: str, rule: Rule) -> str:
         """The same of a rule as the kernel has it."""
-        comment = rule.comment.partition(" ")[2] if rule.hash else ""
-        match rule.body.target:
-            case Jump(target) | Goto(target):
-                return self.rule(chain, comment, target)
-        return self.rule(chain, comment, "")
+        why = Origin.parse(rule.comment.partition(" ")[2]) if rule.hash else None
+        return self._rule(chain, why, RuleSpec((), rule.body.target).leads_to)
+
+    def _rule(self, chain: str, why: Origin | str | None, leads_to: str) -> str:
+        """By the policy's rule that it comes from, else by where it leads, else by its chain."""
+        if isinstance(why, Origin):
+            name = f" ({why.name})" if why.name else ""
+            return f"{why.policy}, {why.direction.lower()} rule {why.index}{name}"
+        to = parse_chain_name(leads_to)
+        return (self._compiled(to) if isinstance(to, ChainId) else "") or self.chain(chain)
 
     # --- sets and routes -----------------------------------------------------------------------------
 

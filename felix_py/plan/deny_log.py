@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from felix_py.layout import CHAIN_PREFIX, COMMENT_PREFIX
 from felix_py.plan.names import DenyChain, chain_name, parse_chain_name
-from felix_py.records import Words
+from felix_py.ruleset.model import DROP, Limit, Log, Rules, RuleSpec
 from policy.ir import ChainId, ChainKind
 from policy.model import Direction
 
@@ -23,7 +23,7 @@ COPIED_BYTES = 128
 _BURST_SECONDS = 5
 """So many seconds' worth may come at once: a connection that is tried now and then is always logged."""
 
-DROP: Words = ("-j", "DROP")
+DROP_ALL = RuleSpec((), DROP)
 
 
 class DropKind(enum.StrEnum):
@@ -113,15 +113,13 @@ class DenyLog:
     group: int
     rate: int
 
-    def words(self, drop: Drop) -> Words:
+    def rule(self, drop: Drop) -> RuleSpec:
         """The rule that logs; it matches every packet that reaches it, up to the limit, and drops none."""
-        return (
-            *("-m", "limit", "--limit", f"{self.rate}/second", "--limit-burst", str(self.rate * _BURST_SECONDS)),
-            *("-j", "NFLOG", "--nflog-group", str(self.group), "--nflog-prefix", drop.prefix()),
-            *("--nflog-size", str(COPIED_BYTES)),
-        )
+        limit = Limit.a_second(self.rate, self.rate * _BURST_SECONDS)
+        size = ("--nflog-size", str(COPIED_BYTES))
+        return RuleSpec((limit,), Log(self.group, drop.prefix(), (size,)))
 
 
-def dropping(log: DenyLog | None, drop: Drop) -> tuple[Words, ...]:
+def dropping(log: DenyLog | None, drop: Drop) -> Rules:
     """The rules that drop whatever reaches them, logged if there is a log."""
-    return (log.words(drop), DROP) if log else (DROP,)
+    return (log.rule(drop), DROP_ALL) if log else (DROP_ALL,)

@@ -33,11 +33,8 @@ TIERS = CHAIN_PREFIX + "T"
 _MOST_INDEX = 99
 """A deny chain's name has room for two digits: FELIX-DE-0123456789abcdef-99 are the kernel's 28 characters."""
 
-_KINDS = {"C": ChainKind.CLASS, "P": ChainKind.POLICY, "T": ChainKind.TIER}
+_KINDS = {kind[0]: kind for kind in ChainKind}
 _DIRECTIONS = {direction[0]: direction for direction in Direction}
-_LETTERS = {
-    (kind, direction): letter + of for letter, kind in _KINDS.items() for of, direction in _DIRECTIONS.items()
-}
 _COMPILED = re.compile(rf"{CHAIN_PREFIX}([CPT])([EI])-([0-9a-f]+)")
 _DENY = re.compile(rf"{CHAIN_PREFIX}D([EI])-([0-9a-f]+)(?:-(0|[1-9][0-9]?))?")
 _DISPATCH = re.compile(rf"({'|'.join(DISPATCH.values())})(?:-({SETS_LEAF}|[0-9]+))?")
@@ -74,8 +71,8 @@ ChainName = ChainId | DenyChain | DispatchChain
 def chain_name(chain: ChainName) -> str:
     """A chain's name: 28 characters at most, which is what the kernel takes."""
     match chain:
-        case ChainId(kind, direction, digest):
-            return f"{CHAIN_PREFIX}{_LETTERS[kind, direction]}-{digest}"
+        case ChainId():
+            return f"{CHAIN_PREFIX}{chain.kind[0]}{chain.direction[0]}-{chain.digest}"
         case DenyChain(policy, rule):
             rest = f"-{rule}" if rule >= 0 else ""
             return f"{CHAIN_PREFIX}D{policy.direction[0]}-{policy.digest}{rest}"

@@ -28,8 +28,8 @@ from felix_py.records import (
     SetSpec,
     SetType,
     Update,
-    Words,
 )
+from felix_py.ruleset.model import Rules
 from policy.ir import Chain, ChainId, Delta, SetKind
 from policy.model import Direction, Family
 
@@ -177,7 +177,7 @@ class _FamilyPlan:
         self._classes = classes
         self._class_of: dict[tuple[Direction, str], ChainId] = {}
         self._population: dict[ChainId, int] = {}
-        self._dispatch: dict[str, tuple[tuple[str, ...], ...]] = {}
+        self._dispatch: dict[str, Rules] = {}
         self._dispatched: dict[Direction, dict[ChainId, int]] = {}
         self._rendered: dict[ChainId, frozenset[str]] = {}
         self._own: set[str] = set()
@@ -251,7 +251,7 @@ class _FamilyPlan:
         if rendered:
             self._rendered[id_] = frozenset(rendered)
 
-    def _render(self, chain: Chain) -> dict[str, tuple[Words, ...]]:
+    def _render(self, chain: Chain) -> dict[str, Rules]:
         return render_chain(self._family, chain, self._options.marks, self._options.deny_log)
 
     def _move(self, direction: Direction, address: str, chain: ChainId | None) -> None:
@@ -283,7 +283,7 @@ class _FamilyPlan:
         if current == self._dispatched:
             return
         self._dispatched = current
-        wanted: dict[str, tuple[tuple[str, ...], ...]] = {}
+        wanted: dict[str, Rules] = {}
         for direction, numbers in current.items():
             wanted |= dispatch_chains(
                 self._family, direction, numbers, self._options.marks, self._options.deny_log

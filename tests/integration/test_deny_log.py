@@ -22,6 +22,7 @@ from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
 from felix_py.plan.deny_log import SOURCE_DROP
 from felix_py.records import Backend, Lease, Report
+from felix_py.ruleset.model import Jump, RuleSpec
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -290,8 +291,8 @@ def test_rules_that_log_are_found_again_as_they_were_written(rig: Rig) -> None:
 
 def test_rules_are_tried_without_a_trace(backend: Backend) -> None:
     before = run(f"iptables-{backend}-save"), run(f"ip6tables-{backend}-save")
-    assert refusal(tuple(Family), backend, DENY_LOG.words(SOURCE_DROP)) is None
-    reason = refusal(tuple(Family), backend, ("-j", "NOSUCHTARGET"))
+    assert refusal(tuple(Family), backend, DENY_LOG.rule(SOURCE_DROP)) is None
+    reason = refusal(tuple(Family), backend, RuleSpec((), Jump("NOSUCHTARGET")))
     assert reason is not None
     assert "NOSUCHTARGET" in reason
     assert (run(f"iptables-{backend}-save"), run(f"ip6tables-{backend}-save")) == before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,17 +10,18 @@ from hypothesis import strategies as st
 from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.ip_header import parse_ip
 from felix_py.dataplane.nflog import Decoder
-from felix_py.plan.deny_log import DenyLog, Drop, DropKind, parse_prefix
+from felix_py.plan.deny_log import DROP_ALL, DenyLog, Drop, DropKind, parse_prefix
 from felix_py.plan.marks import Marks
 from felix_py.plan.names import DenyChain, chain_name
 from felix_py.plan.render import dispatch_chains, render_chain
 from felix_py.plan.static import StaticOptions, static_chains
-from felix_py.records import Words
+from felix_py.ruleset.model import DROP, Limit, Log, Rules, RuleSpec
 from policy.compile import Engine
 from policy.ir import ChainId, ChainKind, Jump
 from policy.model import Direction, Family, PolicyRef
 from tests.support.clusters import Cluster, clusters
 from tests.support.logged import datagram, ipv4, ipv6, logged_message, ports
+from tests.support.rules import words
 from tests.support.thorough import examples
 
 MARKS = Marks.from_mask(0xFFFF0000)
@@ -52,7 +53,7 @@ def test_a_prefix_says_again_what_it_was_made_of(direction: Direction, digest: s
     policy = ChainId(ChainKind.POLICY, direction, digest)
     isolated = Drop(DropKind.ISOLATED, direction, ChainId(ChainKind.CLASS, direction, digest))
     denied = Drop(DropKind.POLICY, direction, policy, rule)
-    readable = denied if -1 <= rule <= 99 else dataclasses.replace(denied, rule=-1)
+    readable = denied if -1 <= rule <= 99 else replace(denied, rule=-1)
     plain = [
         Drop(DropKind.SOURCE, Direction.EGRESS),
         Drop(DropKind.INVALID),
@@ -127,8 +128,8 @@ def test_every_drop_is_logged_and_nothing_else_differs(cluster: Cluster) -> None
     digests = {"0123456789abcdef": 1, "0123456789abcdee": 127}
     numbers = {ChainId(ChainKind.CLASS, Direction.EGRESS, digest): n for digest, n in digests.items()}
     for family in Family:
-        plain: dict[str, tuple[Words, ...]] = {}
-        logged: dict[str, tuple[Words, ...]] = {}
+        plain: dict[str, Rules] = {}
+        logged: dict[str, Rules] = {}
         for log, into in ((None, plain), (LOG, logged)):
             options = StaticOptions(MARKS, endpoint_to_host="DROP", deny_log=log)
             into.update({name: rules for (_, name), rules in static_chains(family, options).items()})
@@ -139,33 +140,35 @@ def test_every_drop_is_logged_and_nothing_else_differs(cluster: Cluster) -> None
         check_logged(logged)
 
 
-def without_log(chains: dict[str, tuple[Words, ...]]) -> dict[str, tuple[Words, ...]]:
+def without_log(chains: dict[str, Rules]) -> dict[str, Rules]:
     """The chains without the rules that log, and with DROP instead of a jump to a chain of denials."""
     denials = {name for name in chains if name.startswith(("FELIX-DE-", "FELIX-DI-"))}
     found = {}
     for name in chains.keys() - denials:
-        rules = [words for words in chains[name] if "NFLOG" not in words]
-        found[name] = tuple((*r[:-2], "-j", "DROP") if r[-1] in denials else r for r in rules)
+        rules = [rule for rule in chains[name] if not isinstance(rule.target, Log)]
+        found[name] = tuple(replace(r, target=DROP) if r.leads_to in denials else r for r in rules)
     for name in denials:
-        assert [words for words in chains[name] if "NFLOG" not in words] == [("-j", "DROP")]
+        assert [rule for rule in chains[name] if not isinstance(rule.target, Log)] == [DROP_ALL]
     return found
 
 
-def check_logged(chains: dict[str, tuple[Words, ...]]) -> None:
+def check_logged(chains: dict[str, Rules]) -> None:
     """Each rule that drops stands behind the one that says so; no rule that logs stands anywhere else."""
     for name, rules in chains.items():
-        for before, rule in zip(((), *rules), rules, strict=False):
-            if rule[-2:] != ("-j", "DROP"):
-                assert "NFLOG" not in before
+        for before, rule in zip((RuleSpec(), *rules), rules, strict=False):
+            log = before.target
+            if rule.target != DROP:
+                assert not isinstance(log, Log)
                 continue
-            if rule in (("-d", "ff00::/8", "-j", "DROP"), ("-s", "fe80::/10", "-j", "DROP")):
+            if words(rule) in (("-d", "ff00::/8", "-j", "DROP"), ("-s", "fe80::/10", "-j", "DROP")):
                 continue  # what every interface says by itself
-            assert rule == ("-j", "DROP"), "a match before it would be compared twice"
-            drop = parse_prefix(before[before.index("--nflog-prefix") + 1])
+            assert rule == DROP_ALL, "a match before it would be compared twice"
+            assert isinstance(log, Log)
+            drop = parse_prefix(log.prefix)
             assert drop is not None
             chain = drop.chain
             if drop.kind is DropKind.POLICY and chain is not None:
                 assert name == chain_name(DenyChain.of(chain, drop.rule))
             else:
                 assert chain is None or name == chain_name(chain)
-            assert before[:2] == ("-m", "limit")
+            assert isinstance(before.matches[0], Limit)

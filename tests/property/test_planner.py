@@ -10,7 +10,8 @@ from felix_py.plan.names import DISPATCH, ChainName, parse_chain_name
 from felix_py.plan.planner import Planner
 from felix_py.plan.render import class_numbers
 from felix_py.plan.static import SetNames, StaticOptions
-from felix_py.records import ChainKey, Update, Words
+from felix_py.records import ChainKey, Update
+from felix_py.ruleset.model import DROP, RETURN, InSet, MarkIs, Match, Rules
 from policy.ir import Chain, ChainId, ChainKind, Delta, Deny, Rule
 from policy.model import Direction, Family
 from tests.support.thorough import examples
@@ -25,7 +26,7 @@ class Kernel:
     """Applies updates in the dataplane's order and looks between every two steps."""
 
     def __init__(self) -> None:
-        self.chains: dict[str, tuple[Words, ...]] = {}
+        self.chains: dict[str, Rules] = {}
         self.marks: dict[str, int] = {}
         self.sets: dict[str, set[str]] = {}
 
@@ -63,20 +64,23 @@ class Kernel:
         chain = DISPATCH[EGRESS]
         while chain.startswith(DISPATCH[EGRESS]):
             for rule in self.chains[chain]:
-                words = list(rule)
-                if "--mark" in words:
-                    value, mask = (int(x, 16) for x in words[words.index("--mark") + 1].split("/"))
-                    if mark & mask != value:
-                        continue
-                if "--match-set" in words and address not in self.sets[words[words.index("--match-set") + 1]]:
+                if not all(self.holds(match, address, mark) for match in rule.matches):
                     continue
-                if words[-2:] == ["-j", "RETURN"]:
+                if rule.target == RETURN:
                     return None
-                assert words[-2:] != ["-j", "DROP"], f"{address} (mark {mark:#x}) is dropped by dispatch"
-                chain = words[-1]
+                assert rule.target != DROP, f"{address} (mark {mark:#x}) is dropped by dispatch"
+                chain = rule.leads_to
                 break
         assert chain in self.chains, f"{address} is sent to {chain}, which is not there"
         return parse_chain_name(chain)
+
+    def holds(self, match: Match, address: str, mark: int) -> bool:
+        match match:
+            case MarkIs(value, mask, False):
+                return mark & mask == value
+            case InSet(name, _, False):
+                return address in self.sets[name]
+        raise AssertionError(match)
 
     def check(self) -> None:
         for address in self.marks:
@@ -84,8 +88,9 @@ class Kernel:
                 self.class_of(address)
         for rules in self.chains.values():
             for rule in rules:
-                if "--match-set" in rule and rule[rule.index("--match-set") + 1].startswith("felix4-ce"):
-                    assert rule[rule.index("--match-set") + 1] in self.sets
+                for match in rule.matches:
+                    if isinstance(match, InSet) and match.name.startswith("felix4-ce"):
+                        assert match.name in self.sets
 
 
 def class_chain(number: int) -> ChainId:
@@ -150,10 +155,7 @@ def test_a_restarted_agent_keeps_the_numbers_the_kernel_has() -> None:
     first.policy(delta)
     kernel.apply(first.take())
     saved = [
-        " ".join(("-A", name, *rule))
-        for name, rules in kernel.chains.items()
-        if name.startswith(DISPATCH[EGRESS])
-        for rule in rules
+        rule.body for name, rules in kernel.chains.items() if name.startswith(DISPATCH[EGRESS]) for rule in rules
     ]
     held = class_numbers(saved, EGRESS, MARKS)
     assert set(held) == set(chains)

@@ -14,6 +14,7 @@ from felix_py.plan.planner import Planner
 from felix_py.records import ChainKey, NextHop, Route, RouteKey
 from policy.ir import ChainId, ChainKind
 from policy.model import Direction, Family, Pod
+from tests.support.rules import rule_of
 from tests.support.waiting import until
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease, run
 
@@ -26,7 +27,7 @@ GONE = RouteKey("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
 def held() -> FakeDataplane:
     """A kernel with what a last life has left: a pod, and things that nobody will ask for."""
     kernel = FakeDataplane()
-    kernel.kernel[OLD] = (("-j", "DROP"),)
+    kernel.kernel[OLD] = (rule_of("-j", "DROP"),)
     kernel.kernel[Item("route", GONE)] = Route(GONE, next_hops=(NextHop(interface="felixgone"),))
     return kernel
 
@@ -46,7 +47,7 @@ def test_what_is_held_is_kept_whatever_is_noted_and_the_plan_follows() -> None:
         rig.facts.attach(lease())
         task = asyncio.create_task(rig.reconciler.run())
         del kernel.kernel[OLD]
-        kernel.kernel[BETWEEN] = (("-j", "ACCEPT"),)
+        kernel.kernel[BETWEEN] = (rule_of("-j", "ACCEPT"),)
         rig.reconciler.look(EVERYTHING)
         await until(lambda: kernel.kernel == before)
         # A pod goes: what was held for it is not missed.
@@ -87,7 +88,7 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
 
     async def test() -> None:
         kernel = Slow()
-        kernel.kernel[OLD] = (("-j", "DROP"),)
+        kernel.kernel[OLD] = (rule_of("-j", "DROP"),)
         rig = Rig(kernel)
         kernel._wanted = dict(kernel.kernel)
         rig.reconciler.hold()
@@ -107,7 +108,7 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
         rig.reconciler.look(Part.ROUTES)
         await begun.wait()
         await rig.reconciler.settled()
-        assert kernel.released == {OLD: (("-j", "DROP"),)}
+        assert kernel.released == {OLD: (rule_of("-j", "DROP"),)}
         assert OLD in kernel.kernel, "not before the sweep"
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

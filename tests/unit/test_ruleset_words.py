@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from felix_py.dataplane.iptables_text import render
 from felix_py.ruleset.compare import Likeness, compare
 from felix_py.ruleset.model import (
+    DROP,
     Body,
     Goto,
     Jump,
@@ -18,6 +19,7 @@ from felix_py.ruleset.model import (
     OpaqueTarget,
     PortIn,
     ProtocolIs,
+    RuleSpec,
     SetMark,
     TCPFlags,
     Verdict,
@@ -26,7 +28,7 @@ from felix_py.ruleset.words import BadWords, join, parse, parse_text, split
 
 
 def body(text: str) -> Body:
-    return parse(tuple(split(text)))[0]
+    return parse(tuple(split(text)))[0].body
 
 
 SAME = [
@@ -194,7 +196,7 @@ def test_join_and_split_are_each_other_s_reverse(words: list[str]) -> None:
 
 @given(st.text(max_size=60))
 def test_any_comment_leaves_the_meaning_alone(text: str) -> None:
-    rule = render(("-p", "tcp", "-m", "comment", "--comment", text, "-j", "DROP"))
+    rule = render(RuleSpec((ProtocolIs(6),), DROP, text))
     parsed = parse_text(rule.text)
     assert parsed.body == body("-p tcp -j DROP")
     assert parsed.hash == rule.hash
