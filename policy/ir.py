@@ -39,9 +39,6 @@ class ChainId:
     direction: Direction
     digest: str
 
-    def __hash__(self) -> int:
-        return hash(self.digest)  # the hash of an enum member is computed anew each time
-
 
 class SetKind(enum.StrEnum):
     """What the members of a set are."""

@@ -9,23 +9,7 @@ from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
 from felix_py.failures import Failures
 from felix_py.layout import ROUTE_PROTOCOL_PODS
-from felix_py.plan.names import (
-    ALLOW,
-    ASTRAY,
-    CLASSIFY,
-    DISPATCH,
-    ERROR,
-    FORWARD,
-    INPUT,
-    INVALID,
-    MIDSTREAM,
-    NEIGHBOUR,
-    OUTPUT,
-    PASS,
-    PROXIED,
-    SOURCE,
-    names_of,
-)
+from felix_py.plan.names import DISPATCH, Fixed, names_of
 from felix_py.plan.static import SetNames
 from felix_py.reconcile import NotApplied, Reconciler, leads_astray
 from felix_py.records import Failure, Lease, RouteKey, Update
@@ -35,22 +19,8 @@ SHARED = {
     "apply",
     "hook",
     "hooks",
-    *(
-        SOURCE,
-        NEIGHBOUR,
-        CLASSIFY,
-        FORWARD,
-        INPUT,
-        OUTPUT,
-        INVALID,
-        MIDSTREAM,
-        ASTRAY,
-        PROXIED,
-        ERROR,
-        ALLOW,
-        PASS,
-        *DISPATCH.values(),
-    ),
+    *(set(Fixed) - {Fixed.POSTROUTING}),
+    *DISPATCH.values(),
     *(
         name
         for names in map(SetNames.of, Family)

@@ -21,21 +21,7 @@ from felix_py.agent.chain_names import ChainNames
 from felix_py.dataplane.backend import ToolError
 from felix_py.dataplane.counters import RuleCount
 from felix_py.plan.deny_log import DropKind
-from felix_py.plan.names import (
-    ALLOW,
-    ASTRAY,
-    ERROR,
-    INPUT,
-    INVALID,
-    MIDSTREAM,
-    NEIGHBOUR,
-    PASS,
-    PROXIED,
-    SOURCE,
-    DenyChain,
-    DispatchChain,
-    parse_chain_name,
-)
+from felix_py.plan.names import DenyChain, DispatchChain, Fixed, parse_chain_name
 from policy.ir import ChainId, ChainKind
 from policy.model import ClusterPolicy, Direction, Family, PolicyKind, PolicyRef, Tier
 
@@ -50,18 +36,18 @@ _WAIT_SECONDS = 5.0
 
 _ANY = "any"
 _DENIED = "denied"
-_VERDICTS = {ALLOW: "allowed", PASS: "passed", "DROP": _DENIED}
+_VERDICTS = {Fixed.ALLOW: "allowed", Fixed.PASS: "passed", "DROP": _DENIED}
 """What a rule's target says of the packets that it counts."""
 
-_STATIC: dict[str, tuple[Direction | None, DropKind]] = {
-    SOURCE: (Direction.EGRESS, DropKind.SOURCE),
-    NEIGHBOUR: (Direction.EGRESS, DropKind.SOURCE),
-    INVALID: (None, DropKind.INVALID),
-    MIDSTREAM: (None, DropKind.MIDSTREAM),
-    PROXIED: (None, DropKind.PROXIED),
-    ERROR: (Direction.EGRESS, DropKind.ERROR),
-    ASTRAY: (Direction.INGRESS, DropKind.ASTRAY),
-    INPUT: (Direction.EGRESS, DropKind.HOST),
+_STATIC: dict[Fixed, tuple[Direction | None, DropKind]] = {
+    Fixed.SOURCE: (Direction.EGRESS, DropKind.SOURCE),
+    Fixed.NEIGHBOUR: (Direction.EGRESS, DropKind.SOURCE),
+    Fixed.INVALID: (None, DropKind.INVALID),
+    Fixed.MIDSTREAM: (None, DropKind.MIDSTREAM),
+    Fixed.PROXIED: (None, DropKind.PROXIED),
+    Fixed.ERROR: (Direction.EGRESS, DropKind.ERROR),
+    Fixed.ASTRAY: (Direction.INGRESS, DropKind.ASTRAY),
+    Fixed.INPUT: (Direction.EGRESS, DropKind.HOST),
 }
 
 Labels = tuple[str, ...]
@@ -172,8 +158,8 @@ class Accounts:
                 self._add_denied(direction, DropKind.ISOLATED, more)
             case DispatchChain(direction):
                 self._add_denied(direction, DropKind.CLASS, more)
-            case None if chain in _STATIC:
-                self._add_denied(*_STATIC[chain], more)
+            case Fixed() as fixed if fixed in _STATIC:
+                self._add_denied(*_STATIC[fixed], more)
 
     def _add_policy(self, chain: str, policy: ChainId, verdict: str, more: Count) -> None:
         policies = self._chains.policies(policy)

@@ -25,7 +25,7 @@ from felix_py.agent.view import ClusterView
 from felix_py.backoff import Backoff
 from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
-from felix_py.plan.names import POSTROUTING, parse_name
+from felix_py.plan.names import Fixed, parse_name
 from felix_py.plan.static import SetNames
 from felix_py.reconcile import leads_astray
 from felix_py.records import Drift, DriftKind, Failure, Flow
@@ -45,7 +45,7 @@ _RETRY = (1.0, 30.0)
 
 _DECIDING = (DriftKind.HOOK, DriftKind.CHAIN, DriftKind.SET, DriftKind.MEMBER)
 _MASQUERADING = {
-    *("POSTROUTING", POSTROUTING),
+    *("POSTROUTING", Fixed.POSTROUTING),
     *(name for names in map(SetNames.of, Family) for name in (names.pool, names.no_masquerade)),
 }
 

@@ -7,26 +7,7 @@ from collections.abc import Iterable
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
 from felix_py.datastore.fetch import Fetched
 from felix_py.diagnose.intended import Intended
-from felix_py.plan.names import (
-    ALLOW,
-    ASTRAY,
-    CLASSIFY,
-    ERROR,
-    FORWARD,
-    INPUT,
-    INVALID,
-    MIDSTREAM,
-    NEIGHBOUR,
-    OUTPUT,
-    PASS,
-    POSTROUTING,
-    PROXIED,
-    SOURCE,
-    DenyChain,
-    DispatchChain,
-    parse_chain_name,
-    parse_name,
-)
+from felix_py.plan.names import DenyChain, DispatchChain, Fixed, parse_chain_name, parse_name
 from felix_py.plan.static import SetNames
 from felix_py.ruleset.model import Rule, RuleSpec
 from policy.ir import ChainId, Origin
@@ -34,20 +15,20 @@ from policy.model import Direction, Family, ObjectKey, PolicyRef
 
 _NOBODY = "no policy that is known"
 _STATIC = {
-    SOURCE: "source binding of all pods",
-    NEIGHBOUR: "source binding of all pods",
-    CLASSIFY: "policy classes of all pods",
-    FORWARD: "policy of all pods",
-    INPUT: "packets from all pods to this node",
-    ALLOW: "policy of all pods",
-    PASS: "policy of all pods",
-    OUTPUT: "packets from this node to all pods",
-    POSTROUTING: "masquerading of all pods",
-    INVALID: "packets that conntrack calls INVALID",
-    MIDSTREAM: "TCP of which conntrack has not seen the beginning",
-    PROXIED: "what this node sends in another's name",
-    ERROR: "ICMP errors of all pods",
-    ASTRAY: "packets to pods by interfaces that are not theirs",
+    Fixed.SOURCE: "source binding of all pods",
+    Fixed.NEIGHBOUR: "source binding of all pods",
+    Fixed.CLASSIFY: "policy classes of all pods",
+    Fixed.FORWARD: "policy of all pods",
+    Fixed.INPUT: "packets from all pods to this node",
+    Fixed.ALLOW: "policy of all pods",
+    Fixed.PASS: "policy of all pods",
+    Fixed.OUTPUT: "packets from this node to all pods",
+    Fixed.POSTROUTING: "masquerading of all pods",
+    Fixed.INVALID: "packets that conntrack calls INVALID",
+    Fixed.MIDSTREAM: "TCP of which conntrack has not seen the beginning",
+    Fixed.PROXIED: "what this node sends in another's name",
+    Fixed.ERROR: "ICMP errors of all pods",
+    Fixed.ASTRAY: "packets to pods by interfaces that are not theirs",
     **dict.fromkeys(BUILTIN_CHAINS, "what policy has allowed"),
 }
 

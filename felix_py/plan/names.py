@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from dataclasses import dataclass
 
@@ -9,20 +10,26 @@ from felix_py.layout import CHAIN_PREFIX, set_prefix
 from policy.ir import ChainId, ChainKind, SetId
 from policy.model import Direction, Family
 
-SOURCE = CHAIN_PREFIX + "SOURCE"
-ERROR = CHAIN_PREFIX + "ERROR"
-NEIGHBOUR = CHAIN_PREFIX + "NEIGHBOUR"
-CLASSIFY = CHAIN_PREFIX + "CLASSIFY"
-FORWARD = CHAIN_PREFIX + "FORWARD"
-INPUT = CHAIN_PREFIX + "INPUT"
-OUTPUT = CHAIN_PREFIX + "OUTPUT"
-POSTROUTING = CHAIN_PREFIX + "POSTROUTING"
-INVALID = CHAIN_PREFIX + "INVALID"
-MIDSTREAM = CHAIN_PREFIX + "MIDSTREAM"
-ASTRAY = CHAIN_PREFIX + "ASTRAY"
-PROXIED = CHAIN_PREFIX + "PROXIED"
-ALLOW = CHAIN_PREFIX + "ALLOW"
-PASS = CHAIN_PREFIX + "PASS"
+
+class Fixed(enum.StrEnum):
+    """Chains that are named by a word."""
+
+    SOURCE = CHAIN_PREFIX + "SOURCE"
+    ERROR = CHAIN_PREFIX + "ERROR"
+    NEIGHBOUR = CHAIN_PREFIX + "NEIGHBOUR"
+    CLASSIFY = CHAIN_PREFIX + "CLASSIFY"
+    FORWARD = CHAIN_PREFIX + "FORWARD"
+    INPUT = CHAIN_PREFIX + "INPUT"
+    OUTPUT = CHAIN_PREFIX + "OUTPUT"
+    POSTROUTING = CHAIN_PREFIX + "POSTROUTING"
+    INVALID = CHAIN_PREFIX + "INVALID"
+    MIDSTREAM = CHAIN_PREFIX + "MIDSTREAM"
+    ASTRAY = CHAIN_PREFIX + "ASTRAY"
+    PROXIED = CHAIN_PREFIX + "PROXIED"
+    ALLOW = CHAIN_PREFIX + "ALLOW"
+    PASS = CHAIN_PREFIX + "PASS"
+
+
 DISPATCH = {Direction.EGRESS: CHAIN_PREFIX + "EGRESS", Direction.INGRESS: CHAIN_PREFIX + "INGRESS"}
 SETS_LEAF = "SETS"
 """The dispatch leaf of the classes that have no number of their own."""
@@ -35,6 +42,7 @@ _MOST_INDEX = 99
 
 _KINDS = {kind[0]: kind for kind in ChainKind}
 _DIRECTIONS = {direction[0]: direction for direction in Direction}
+_FIXED = {str(chain): chain for chain in Fixed}
 _COMPILED = re.compile(rf"{CHAIN_PREFIX}([CPT])([EI])-([0-9a-f]+)")
 _DENY = re.compile(rf"{CHAIN_PREFIX}D([EI])-([0-9a-f]+)(?:-(0|[1-9][0-9]?))?")
 _DISPATCH = re.compile(rf"({'|'.join(DISPATCH.values())})(?:-({SETS_LEAF}|[0-9]+))?")
@@ -65,7 +73,7 @@ class DispatchChain:
     leaf: str = ""
 
 
-ChainName = ChainId | DenyChain | DispatchChain
+ChainName = ChainId | DenyChain | DispatchChain | Fixed
 
 
 def chain_name(chain: ChainName) -> str:
@@ -78,10 +86,12 @@ def chain_name(chain: ChainName) -> str:
             return f"{CHAIN_PREFIX}D{policy.direction[0]}-{policy.digest}{rest}"
         case DispatchChain(direction, leaf):
             return f"{DISPATCH[direction]}-{leaf}" if leaf else DISPATCH[direction]
+        case Fixed():
+            return chain.value
 
 
 def parse_chain_name(name: str) -> ChainName | None:
-    """What a chain stands for, by its name; None: one of those that are named by a fixed word, or not ours."""
+    """What a chain of ours is, by its name; None: it is not ours."""
     if found := _COMPILED.fullmatch(name):
         kind, direction, digest = found.groups()
         return ChainId(_KINDS[kind], _DIRECTIONS[direction], digest)
@@ -91,7 +101,7 @@ def parse_chain_name(name: str) -> ChainName | None:
     if found := _DISPATCH.fullmatch(name):
         root, leaf = found.groups()
         return DispatchChain(next(d for d, of in DISPATCH.items() if of == root), leaf or "")
-    return None
+    return _FIXED.get(name)
 
 
 def is_class_chain(name: str) -> bool:
@@ -118,7 +128,7 @@ def names_of(compiled: ChainId | SetId) -> tuple[str, ...]:
 
 
 def parse_name(name: str) -> ChainId | SetId | None:
-    """The compiled chain or set of a name; None: it stands for something else, or for nothing of ours."""
+    """The compiled chain or set of a name; None: it is another one, or none of ours."""
     chain = parse_chain_name(name)
     if isinstance(chain, ChainId):
         return chain

@@ -15,43 +15,26 @@ from felix_py.layout import INTERFACE_PREFIX, set_prefix
 from felix_py.plan.deny_log import DROP_ALL, DenyLog, Drop, DropKind, dropping
 from felix_py.plan.marks import LEAF_BITS, OVERFLOW, Marks
 from felix_py.plan.names import (
-    ALLOW,
-    PASS,
     SETS_LEAF,
     DenyChain,
     DispatchChain,
+    Fixed,
     chain_name,
     class_set_name,
     parse_chain_name,
     set_name,
 )
-from felix_py.ruleset.model import (
-    DESTINATION,
-    IN,
-    OUT,
-    RETURN,
-    Body,
-    Goto,
-    InSet,
-    InterfaceIs,
-    Jump,
-    MarkIs,
-    Match,
-    PortIn,
-    ProtocolIs,
-    Rules,
-    RuleSpec,
-    SetMark,
-)
+from felix_py.ruleset import model as m
+from felix_py.ruleset.model import RETURN, Goto, InSet, Jump, MarkIs, Match, Rules, RuleSpec
 from policy import ir
 from policy.ir import ChainId, ChainKind, SetKind, Side
 from policy.model import Direction, Family, Protocol
 
-FROM_POD = InterfaceIs(IN, INTERFACE_PREFIX, prefix=True)
-TO_POD = InterfaceIs(OUT, INTERFACE_PREFIX, prefix=True)
+FROM_POD = m.InterfaceIs(m.IN, INTERFACE_PREFIX, prefix=True)
+TO_POD = m.InterfaceIs(m.OUT, INTERFACE_PREFIX, prefix=True)
 
-_ALLOWS, _PASSES = RuleSpec((), Goto(ALLOW)), RuleSpec((), Goto(PASS))
-_PROTOCOLS = {Protocol.TCP: ProtocolIs(6), Protocol.UDP: ProtocolIs(17), Protocol.SCTP: ProtocolIs(132)}
+_ALLOWS, _PASSES = RuleSpec((), Goto(Fixed.ALLOW)), RuleSpec((), Goto(Fixed.PASS))
+_PROTOCOLS = {Protocol.TCP: m.ProtocolIs(6), Protocol.UDP: m.ProtocolIs(17), Protocol.SCTP: m.ProtocolIs(132)}
 _FLAGS = {Side.SOURCE: ("src",), Side.DESTINATION: ("dst",)}
 _ENDPOINT = {Direction.EGRESS: ("src",), Direction.INGRESS: ("dst",)}
 
@@ -65,7 +48,7 @@ def render_chain(family: Family, chain: ir.Chain, marks: Marks, log: DenyLog | N
     done = MarkIs(marks.accept, marks.accept)
     if chain.id.kind is ChainKind.TIER:
         # That the Admin tier was passed says nothing about the Baseline tier.
-        clear = (RuleSpec((), SetMark(0, marks.passed)),)
+        clear = (RuleSpec((), m.SetMark(0, marks.passed)),)
         done = MarkIs(0, marks.accept | marks.passed, negated=True)
     decided = RuleSpec((done,), RETURN)
     denials: dict[str, Rules] = {}
@@ -118,7 +101,7 @@ def _matches(family: Family, match: ir.Match) -> Iterator[tuple[Match, ...]]:
         yield (protocol, *sets)
         return
     for ports in _chunks(match.ports):
-        yield (protocol, PortIn(DESTINATION, ports), *sets)
+        yield (protocol, m.PortIn(m.DESTINATION, ports), *sets)
 
 
 def _set(family: Family, match: ir.SetMatch) -> InSet:
@@ -181,7 +164,7 @@ def class_rule(family: Family, direction: Direction, marks: Marks, chain: ChainI
     return RuleSpec((match,), Goto(chain_name(chain)))
 
 
-def class_number(rule: Body, direction: Direction, marks: Marks) -> tuple[ChainId, int] | None:
+def class_number(rule: m.Body, direction: Direction, marks: Marks) -> tuple[ChainId, int] | None:
     """Which class chain a dispatch rule leads to, and the number that it matches, 0 if it does not say one."""
     chain = parse_chain_name(rule.target.chain) if isinstance(rule.target, Goto) else None
     if not isinstance(chain, ChainId) or (chain.kind, chain.direction) != (ChainKind.CLASS, direction):
@@ -194,7 +177,7 @@ def class_number(rule: Body, direction: Direction, marks: Marks) -> tuple[ChainI
     return chain, 0
 
 
-def class_numbers(rules: Iterable[Body], direction: Direction, marks: Marks) -> dict[ChainId, int]:
+def class_numbers(rules: Iterable[m.Body], direction: Direction, marks: Marks) -> dict[ChainId, int]:
     """Class chain -> number, read back from the rules of this direction's dispatch leaves."""
     found = (class_number(rule, direction, marks) for rule in rules)
     return {chain: number for chain, number in filter(None, found) if number}

@@ -24,74 +24,34 @@ from felix_py.plan.deny_log import (
 from felix_py.plan.features import FROM_NEIGHBOUR, HOST_END, NOT_FROM_HERE, Feature
 from felix_py.plan.icmp_errors import PROTOCOL, about_others, all_but_echo
 from felix_py.plan.marks import Marks
-from felix_py.plan.names import (
-    ALLOW,
-    ASTRAY,
-    CLASSIFY,
-    DISPATCH,
-    ERROR,
-    FORWARD,
-    INPUT,
-    INVALID,
-    MIDSTREAM,
-    NEIGHBOUR,
-    OUTPUT,
-    PASS,
-    POSTROUTING,
-    PROXIED,
-    SOURCE,
-)
+from felix_py.plan.names import DISPATCH, Fixed
 from felix_py.plan.render import FROM_POD, TO_POD
 from felix_py.records import Hook, SetSpec, SetType
-from felix_py.ruleset.model import (
-    ACCEPT,
-    DESTINATION,
-    DROP,
-    RETURN,
-    AddressIn,
-    Goto,
-    ICMPType,
-    InSet,
-    Jump,
-    MapSet,
-    MarkIs,
-    Masquerade,
-    Match,
-    ProtocolIs,
-    Rules,
-    RuleSpec,
-    SetMark,
-    StateIn,
-    Target,
-    TCPFlags,
-    Verdict,
-)
-from felix_py.ruleset.model import (
-    SOURCE as SENDER,
-)
+from felix_py.ruleset import model as m
+from felix_py.ruleset.model import ACCEPT, DROP, RETURN, Goto, InSet, Jump, Rules, RuleSpec
 from policy.model import Direction, Family
 
 _SRC, _DST = ("src",), ("dst",)
 _NOT_FROM_POD, _NOT_TO_POD = replace(FROM_POD, negated=True), replace(TO_POD, negated=True)
-_ESTABLISHED = StateIn(("ESTABLISHED", "RELATED"))
-_INVALID = StateIn(("INVALID",))
+_ESTABLISHED = m.StateIn(("ESTABLISHED", "RELATED"))
+_INVALID = m.StateIn(("INVALID",))
 _FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
 _MIDSTREAM = (
-    ProtocolIs(6),
-    TCPFlags(_FIN | _SYN | _RST | _ACK, _SYN, negated=True),
-    StateIn(("NEW",)),
+    m.ProtocolIs(6),
+    m.TCPFlags(_FIN | _SYN | _RST | _ACK, _SYN, negated=True),
+    m.StateIn(("NEW",)),
 )
 """TCP of which conntrack has not seen the beginning; it would take whoever sends first for the client."""
 
 _ICMPV6 = PROTOCOL[Family.V6]
-_NEIGHBOUR_DISCOVERY = tuple(ICMPType(_ICMPV6.number, kind) for kind in (133, 135, 136))
+_NEIGHBOUR_DISCOVERY = tuple(m.ICMPType(_ICMPV6.number, kind) for kind in (133, 135, 136))
 """Router and neighbour solicitation and neighbour advertisement (RFC 4861): a pod must be able to send them."""
 _SOLICITATION = _NEIGHBOUR_DISCOVERY[1]
-_SOLICITED_NODE = AddressIn(DESTINATION, "ff02::1:ff00:0/104")
+_SOLICITED_NODE = m.AddressIn(m.DESTINATION, "ff02::1:ff00:0/104")
 _LINK_LOCAL = "fe80::/10"
 _ON_LINK = (_LINK_LOCAL, "ff02::/16")
 """Where neighbour discovery may go: nothing that the node would forward."""
-_TO_GROUPS = RuleSpec((AddressIn(DESTINATION, "ff00::/8"),), DROP)
+_TO_GROUPS = RuleSpec((m.AddressIn(m.DESTINATION, "ff00::/8"),), DROP)
 """Not logged: every interface says which groups it is in (RFC 3810), which is no denied connection."""
 
 
@@ -161,28 +121,30 @@ def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
     ]
 
 
-def _hooks(family: Family, options: StaticOptions) -> Iterator[tuple[str, str, tuple[Match, ...], Target, bool]]:
+def _hooks(
+    family: Family, options: StaticOptions
+) -> Iterator[tuple[str, str, tuple[m.Match, ...], m.Target, bool]]:
     """Table, chain, matches, target, and whether it is kept at the top; in their order in a chain."""
     names = SetNames.of(family)
-    accept = MarkIs(options.marks.accept, options.marks.accept)
+    accept = m.MarkIs(options.marks.accept, options.marks.accept)
     if Feature.DEVGROUP not in options.missing:
         # By its name, a renamed interface is bound to nothing: so nothing passes, whatever source it forges.
         # Without this, what it sends with a pod's address is still dropped.
-        yield "raw", "PREROUTING", (_NOT_FROM_POD, HOST_END), Jump(SOURCE), True
+        yield "raw", "PREROUTING", (_NOT_FROM_POD, HOST_END), Jump(Fixed.SOURCE), True
     # A pod's packets come by its own interface and no other: not by the uplink, nor by one that was renamed.
-    yield "raw", "PREROUTING", (_NOT_FROM_POD, InSet(names.local, _SRC)), Jump(SOURCE), True
-    yield "raw", "PREROUTING", (FROM_POD,), Jump(SOURCE), True
-    yield "mangle", "FORWARD", (), Jump(CLASSIFY), True
-    yield "mangle", "INPUT", (FROM_POD,), Jump(CLASSIFY), True
-    yield "filter", "FORWARD", (), Jump(FORWARD), True
+    yield "raw", "PREROUTING", (_NOT_FROM_POD, InSet(names.local, _SRC)), Jump(Fixed.SOURCE), True
+    yield "raw", "PREROUTING", (FROM_POD,), Jump(Fixed.SOURCE), True
+    yield "mangle", "FORWARD", (), Jump(Fixed.CLASSIFY), True
+    yield "mangle", "INPUT", (FROM_POD,), Jump(Fixed.CLASSIFY), True
+    yield "filter", "FORWARD", (), Jump(Fixed.FORWARD), True
     # Appended, not inserted: whatever others put between still has its say on what policy allows.
     yield "filter", "FORWARD", (FROM_POD, accept), ACCEPT, False
     yield "filter", "FORWARD", (TO_POD, accept), ACCEPT, False
-    yield "filter", "INPUT", (FROM_POD,), Jump(INPUT), True
-    yield "filter", "OUTPUT", _in_a_pods_name(names), Jump(PROXIED), True
-    yield "filter", "OUTPUT", (TO_POD,), Jump(OUTPUT), True
+    yield "filter", "INPUT", (FROM_POD,), Jump(Fixed.INPUT), True
+    yield "filter", "OUTPUT", _in_a_pods_name(names), Jump(Fixed.PROXIED), True
+    yield "filter", "OUTPUT", (TO_POD,), Jump(Fixed.OUTPUT), True
     if options.nat_outgoing:
-        yield "nat", "POSTROUTING", (), Jump(POSTROUTING), True
+        yield "nat", "POSTROUTING", (), Jump(Fixed.POSTROUTING), True
 
 
 def closed_hooks(family: Family, options: StaticOptions) -> list[Hook]:
@@ -201,41 +163,41 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
     names = SetNames.of(family)
     marks = options.marks
     chains: dict[tuple[str, str], Rules] = {
-        ("raw", SOURCE): tuple(_source(family, names, options)),
-        ("raw", ERROR): tuple(_error(family, options.deny_log)),
-        ("mangle", CLASSIFY): (
+        ("raw", Fixed.SOURCE): tuple(_source(family, names, options)),
+        ("raw", Fixed.ERROR): tuple(_error(family, options.deny_log)),
+        ("mangle", Fixed.CLASSIFY): (
             RuleSpec((_NOT_FROM_POD, _NOT_TO_POD), RETURN),
             RuleSpec((_ESTABLISHED,), RETURN),
             # A mark that somebody else left in our bits must not choose a class, nor count as accepted.
-            RuleSpec((), SetMark(0, marks.all)),
-            RuleSpec((FROM_POD,), MapSet(names.egress, _SRC, ("mark",))),
-            RuleSpec((TO_POD,), MapSet(names.ingress, _DST, ("mark",))),
+            RuleSpec((), m.SetMark(0, marks.all)),
+            RuleSpec((FROM_POD,), m.MapSet(names.egress, _SRC, ("mark",))),
+            RuleSpec((TO_POD,), m.MapSet(names.ingress, _DST, ("mark",))),
         ),
-        ("filter", ALLOW): (RuleSpec((), SetMark(marks.accept, marks.accept)),),
-        ("filter", PASS): (RuleSpec((), SetMark(marks.passed, marks.passed)),),
-        ("filter", FORWARD): tuple(_forward(names, options)),
-        ("filter", INPUT): tuple(_input(family, options)),
-        ("filter", OUTPUT): tuple(_output(names, options)),
-        ("filter", ASTRAY): dropping(options.deny_log, ASTRAY_DROP),
-        ("filter", PROXIED): dropping(options.deny_log, PROXIED_DROP),
+        ("filter", Fixed.ALLOW): (RuleSpec((), m.SetMark(marks.accept, marks.accept)),),
+        ("filter", Fixed.PASS): (RuleSpec((), m.SetMark(marks.passed, marks.passed)),),
+        ("filter", Fixed.FORWARD): tuple(_forward(names, options)),
+        ("filter", Fixed.INPUT): tuple(_input(family, options)),
+        ("filter", Fixed.OUTPUT): tuple(_output(names, options)),
+        ("filter", Fixed.ASTRAY): dropping(options.deny_log, ASTRAY_DROP),
+        ("filter", Fixed.PROXIED): dropping(options.deny_log, PROXIED_DROP),
     }
     if family is Family.V6:
-        chains["raw", NEIGHBOUR] = tuple(_neighbour(names, options))
+        chains["raw", Fixed.NEIGHBOUR] = tuple(_neighbour(names, options))
     if options.drop_invalid:
-        chains["filter", INVALID] = dropping(options.deny_log, INVALID_DROP)
+        chains["filter", Fixed.INVALID] = dropping(options.deny_log, INVALID_DROP)
     if options.drop_midstream:
-        chains["filter", MIDSTREAM] = dropping(options.deny_log, MIDSTREAM_DROP)
+        chains["filter", Fixed.MIDSTREAM] = dropping(options.deny_log, MIDSTREAM_DROP)
     if options.nat_outgoing:
         from_pool = (InSet(names.pool, _SRC), InSet(names.no_masquerade, _DST, negated=True))
-        chains["nat", POSTROUTING] = (RuleSpec(from_pool, Masquerade(("--random-fully",))),)
+        chains["nat", Fixed.POSTROUTING] = (RuleSpec(from_pool, m.Masquerade(("--random-fully",))),)
     return chains
 
 
 def _source(family: Family, names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     if family is Family.V6:
-        yield from _neighbour_discovery(Goto(NEIGHBOUR))
+        yield from _neighbour_discovery(Goto(Fixed.NEIGHBOUR))
     errors = all_but_echo if Feature.BPF in options.missing else about_others
-    yield RuleSpec(errors(family), Goto(ERROR))
+    yield RuleSpec(errors(family), Goto(Fixed.ERROR))
     yield RuleSpec((_bound_source(names),), RETURN)
     if family is Family.V6:
         yield _TO_GROUPS
@@ -259,12 +221,12 @@ def _neighbour(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     # all ends at the node, whose kernel ignores what has another one (RFC 4861, section 7.1).
     near = () if Feature.HL in options.missing else (FROM_NEIGHBOUR,)
     # Duplicate address detection has no source yet (RFC 4862, section 5.4.2).
-    unspecified = AddressIn(SENDER, "::/128")
+    unspecified = m.AddressIn(m.SOURCE, "::/128")
     yield RuleSpec((unspecified, _SOLICITED_NODE, _ICMPV6, _SOLICITATION, *near), RETURN)
     for destination in _ON_LINK:
-        yield RuleSpec((AddressIn(DESTINATION, destination), *near, _bound_source(names)), RETURN)
+        yield RuleSpec((m.AddressIn(m.DESTINATION, destination), *near, _bound_source(names)), RETURN)
     # Not logged: every interface does so.
-    yield RuleSpec((AddressIn(SENDER, _LINK_LOCAL),), DROP)
+    yield RuleSpec((m.AddressIn(m.SOURCE, _LINK_LOCAL),), DROP)
     yield from dropping(options.deny_log, SOURCE_DROP)
 
 
@@ -275,25 +237,25 @@ def _bound_source(names: SetNames) -> InSet:
 def _forward(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     to_local = InSet(names.local, _DST)
     yield RuleSpec((_NOT_FROM_POD, _NOT_TO_POD, replace(to_local, negated=True)), RETURN)
-    yield RuleSpec((_ESTABLISHED,), Goto(ALLOW))
+    yield RuleSpec((_ESTABLISHED,), Goto(Fixed.ALLOW))
     if options.drop_invalid:
-        yield RuleSpec((_INVALID,), Goto(INVALID))
+        yield RuleSpec((_INVALID,), Goto(Fixed.INVALID))
     # No ingress policy would be asked: the pod's interface has another name than ours, or its route is another's.
-    yield RuleSpec((_NOT_TO_POD, to_local), Goto(ASTRAY))
+    yield RuleSpec((_NOT_TO_POD, to_local), Goto(Fixed.ASTRAY))
     if options.drop_midstream:
-        yield RuleSpec((*_MIDSTREAM, FROM_POD, InSet(names.ingress, _SRC)), Goto(MIDSTREAM))
+        yield RuleSpec((*_MIDSTREAM, FROM_POD, InSet(names.ingress, _SRC)), Goto(Fixed.MIDSTREAM))
         yield _to_restricted_egress(names)
     yield RuleSpec((FROM_POD,), Jump(DISPATCH[Direction.EGRESS]))
     # What egress allowed says nothing about ingress.
-    yield RuleSpec((), SetMark(0, options.marks.accept))
+    yield RuleSpec((), m.SetMark(0, options.marks.accept))
     yield RuleSpec((TO_POD,), Jump(DISPATCH[Direction.INGRESS]))
-    yield RuleSpec((), Goto(ALLOW))
+    yield RuleSpec((), Goto(Fixed.ALLOW))
 
 
 def _to_restricted_egress(names: SetNames) -> RuleSpec:
     """What comes to a pod whose egress is restricted, and may be a reply, must not pass for somebody's beginning:
     all that the pod sends would then pass as replies. (What a pod of restricted ingress sends: likewise.)"""
-    return RuleSpec((*_MIDSTREAM, TO_POD, InSet(names.egress, _DST)), Goto(MIDSTREAM))
+    return RuleSpec((*_MIDSTREAM, TO_POD, InSet(names.egress, _DST)), Goto(Fixed.MIDSTREAM))
 
 
 def _output(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
@@ -305,13 +267,13 @@ def _output(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     yield RuleSpec((_ESTABLISHED,), RETURN)
     if options.drop_midstream:
         yield _to_restricted_egress(names)
-    yield RuleSpec((InSet(names.egress, _SRC),), Goto(PROXIED))
+    yield RuleSpec((InSet(names.egress, _SRC),), Goto(Fixed.PROXIED))
     # Where nothing tells the node's own packets, none of them passes.
     not_own = () if Feature.ADDRTYPE in options.missing else (NOT_FROM_HERE,)
-    yield RuleSpec((InSet(names.ingress, _DST), *not_own), Goto(PROXIED))
+    yield RuleSpec((InSet(names.ingress, _DST), *not_own), Goto(Fixed.PROXIED))
 
 
-def _in_a_pods_name(names: SetNames) -> tuple[Match, ...]:
+def _in_a_pods_name(names: SetNames) -> tuple[m.Match, ...]:
     """From a pod whose egress is restricted, to elsewhere than a pod of this node (asked in FELIX-OUTPUT)."""
     return (_NOT_TO_POD, replace(_ESTABLISHED, negated=True), InSet(names.egress, _SRC))
 
@@ -322,14 +284,14 @@ def _input(family: Family, options: StaticOptions) -> Iterator[RuleSpec]:
         yield from _neighbour_discovery(RETURN)
     yield RuleSpec((_ESTABLISHED,), ACCEPT if options.endpoint_to_host == "ACCEPT" else RETURN)
     if options.drop_invalid:
-        yield RuleSpec((_INVALID,), Goto(INVALID))
+        yield RuleSpec((_INVALID,), Goto(Fixed.INVALID))
     yield RuleSpec((), Jump(DISPATCH[Direction.EGRESS]))
     if options.endpoint_to_host == "DROP":
         yield from dropping(options.deny_log, HOST_DROP)
     else:
-        yield RuleSpec((), Verdict(options.endpoint_to_host))
+        yield RuleSpec((), m.Verdict(options.endpoint_to_host))
 
 
-def _neighbour_discovery(target: Target) -> Iterator[RuleSpec]:
+def _neighbour_discovery(target: m.Target) -> Iterator[RuleSpec]:
     for kind in _NEIGHBOUR_DISCOVERY:
         yield RuleSpec((_ICMPV6, kind), target)

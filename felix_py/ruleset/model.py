@@ -266,6 +266,9 @@ class Body:
     @classmethod
     def of(cls, matches: Iterable[Match], target: Target | None) -> Body:
         """The normal form of a rule."""
+        matches = tuple(matches)
+        if len(matches) < 2:
+            return cls(matches, target)
         head: list[Match] = []
         rest: list[Match] = []
         for match in matches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from felix_py.plan.deny_log import DenyLog
 from felix_py.plan.marks import Marks
-from felix_py.plan.names import ERROR
+from felix_py.plan.names import Fixed
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions, static_chains
 from felix_py.records import ChainKey
@@ -70,9 +70,9 @@ def test_each_deny_rule_has_a_chain_and_its_rule_goes_there_with_its_match() -> 
 def test_what_every_interface_says_of_its_groups_is_not_logged() -> None:
     """MLD reports (RFC 3810) come behind a hop-by-hop header, where no ICMP error is looked for."""
     options = StaticOptions(Marks.from_mask(0xFFFF0000), deny_log=LOG)
-    quiet, *logged = static_chains(Family.V6, options)["raw", ERROR]
+    quiet, *logged = static_chains(Family.V6, options)["raw", Fixed.ERROR]
     assert words(quiet) == ("-d", "ff00::/8", "-j", "DROP")
-    assert logged == list(static_chains(V4, options)["raw", ERROR])
+    assert logged == list(static_chains(V4, options)["raw", Fixed.ERROR])
 
 
 def test_a_rule_beyond_the_numbers_shares_a_chain() -> None:

@@ -122,7 +122,7 @@ def test_a_set_type_that_cannot_be_swapped(kernel: Kernel, family: Family) -> No
     def spec(kind: SetType) -> Update:
         return Update(sets={name(family, "x"): SetSpec(name(family, "x"), kind, family)})
 
-    rule = ("-m", "set", "--match-set", name(family, "x"), "src", "-j", "DROP")
+    rule = rule_of("-m", "set", "--match-set", name(family, "x"), "src", "-j", "DROP")
     chain = ChainKey(family, "filter", "FELIX-X")
     put(kernel, spec(SetType.IP))
     put(kernel, Update(chains={chain: (rule,)}))
