@@ -128,7 +128,8 @@ def render(spec: RuleSpec) -> Rule:
 def _line(words: Words) -> str:
     """Words of an iptables-restore line. Nearly all are plain, which is seen at once for all of them."""
     line = " ".join(words)
-    if len(line) <= _WORD_BYTES and line.count(" ") == len(words) - 1 and _PLAIN_LINE.fullmatch(line):
+    plain = "" not in words and line.count(" ") == len(words) - 1 and _PLAIN_LINE.fullmatch(line)
+    if plain and len(line) <= _WORD_BYTES:
         return line
     return " ".join(map(quote, words))
 

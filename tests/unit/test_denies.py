@@ -309,6 +309,8 @@ def test_the_memory_of_chains_that_are_gone_is_bounded() -> None:
     first = rig.isolated(network("first"), gone=True)
     for number in range(500):
         last = rig.isolated(network(f"p{number}"), gone=True)
+    assert first.chain is not None
+    assert last.chain is not None
     assert rig.chains.policies(first.chain) is None
     assert rig.chains.policies(last.chain) == (network("p499"),)
     assert len(rig.chains) == 0
