@@ -149,7 +149,7 @@ def _hooks(
 
 def closed_hooks(family: Family, options: StaticOptions) -> list[Hook]:
     """All that there is of a family that is switched off: what pods send of it goes nowhere."""
-    found: list[tuple[Match, ...]] = [(FROM_POD,)]
+    found: list[tuple[m.Match, ...]] = [(FROM_POD,)]
     if Feature.DEVGROUP not in options.missing:
         found.insert(0, (_NOT_FROM_POD, HOST_END))
     return [
