@@ -27,7 +27,7 @@ from bench.clusters import labelled
 from bench.harness import Row, Way, compare, show
 from felix_py.dataplane.backend import command
 from felix_py.dataplane.kernel import Kernel
-from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
+from felix_py.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions

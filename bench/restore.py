@@ -15,7 +15,8 @@ from bench.harness import Way, compare, show
 from felix_py.dataplane.backend import command
 from felix_py.dataplane.iptables_text import render
 from felix_py.dataplane.kernel import Kernel
-from felix_py.records import Backend, ChainKey, SetSpec, SetType, Update, Words
+from felix_py.records import Backend, ChainKey, SetSpec, SetType, Update
+from felix_py.ruleset.model import DESTINATION, RETURN, InSet, PortIn, ProtocolIs, Rules, RuleSpec, StateIn
 from policy.model import Family
 from tests.support.isolate import new_netns
 
@@ -72,7 +73,7 @@ class _Bench:
         self._variant += 1
         update = Update(chains={key: _chain(key, self._variant) for key in some})
         lines = [f":{key.name} - [0:0]" for key in some]
-        lines += [f"-A {key.name} {render(words).text}" for key in some for words in update.chains[key] or ()]
+        lines += [f"-A {key.name} {render(rule).text}" for key in some for rule in update.chains[key] or ()]
         self._text = "\n".join(["*filter", *lines, "COMMIT", ""])
         self._update = update
 
@@ -86,15 +87,14 @@ class _Bench:
         _run(self._backend, "restore", "--noflush", "-w", "10", stdin=self._text)
 
 
-def _chain(key: ChainKey, variant: int) -> tuple[Words, ...]:
+def _chain(key: ChainKey, variant: int) -> Rules:
     return tuple(_rule(key.name, number, variant) for number in range(RULES_A_CHAIN))
 
 
-def _rule(chain: str, number: int, variant: int) -> Words:
-    ports = f"{1000 + number},{2000 + variant % 1000}:{3000 + number}"
-    match = ("-p", "tcp", "-m", "multiport", "--dports", ports, "-m", "set", "--match-set", _SET.name, "src")
-    about = ("-m", "comment", "--comment", f"bench/{chain.lower()} ingress[{number}]")
-    return (*match, "-m", "conntrack", "--ctstate", "NEW", *about, "-j", "RETURN")
+def _rule(chain: str, number: int, variant: int) -> RuleSpec:
+    ports = ((1000 + number, 1000 + number), (2000 + variant % 1000, 3000 + number))
+    match = (ProtocolIs(6), PortIn(DESTINATION, ports), InSet(_SET.name, ("src",)), StateIn(("NEW",)))
+    return RuleSpec(match, RETURN, f"bench/{chain.lower()} ingress[{number}]")
 
 
 def _run(backend: Backend, verb: str, *options: str, stdin: str = "") -> None:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from bench.harness import Way, compare, show
 from felix_py.dataplane.kernel import Kernel
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED
 from felix_py.records import Backend, NextHop, Route, RouteKey, SetSpec, SetType, Update
 from policy.model import Family
 from tests.support.isolate import new_netns, run

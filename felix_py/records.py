@@ -7,10 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from felix_py.ruleset.model import Rules, RuleSpec
 from policy.model import Family, Labels, LocalEndpoint, Node, Protocol
-
-Words = tuple[str, ...]
-"""The words of one iptables rule behind ``-A CHAIN``, unquoted; quoting is the writer's work."""
 
 
 class Backend(enum.StrEnum):
@@ -50,13 +48,17 @@ class ChainKey:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A rule of ours in a built-in chain. ``first``: kept at the top of it; otherwise kept at its end."""
+    """A rule of ours in a built-in chain. ``first``: kept at the top of it; otherwise kept at its end.
+
+    Those of one chain stand in the order of ``rank``.
+    """
 
     family: Family
     table: str
     chain: str
-    words: Words
+    rule: RuleSpec
     first: bool
+    rank: int = field(default=0, compare=False)
 
 
 class RouteKind(enum.StrEnum):
@@ -108,7 +110,7 @@ class Update:
 
     sets: dict[str, SetSpec | None] = field(default_factory=dict)
     members: dict[str, dict[str, int | None]] = field(default_factory=dict)
-    chains: dict[ChainKey, tuple[Words, ...] | None] = field(default_factory=dict)
+    chains: dict[ChainKey, Rules | None] = field(default_factory=dict)
     hooks: dict[Hook, bool] = field(default_factory=dict)
     routes: dict[RouteKey, Route | None] = field(default_factory=dict)
 

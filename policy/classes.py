@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from policy.ir import Allow, Chain, Deny, Jump, Match, Rule
+from policy.ir import Allow, Chain, ChainId, Deny, Jump, Match, Rule
 from policy.model import ClusterPolicy, Direction, Family, NetworkPolicy, PolicyRef, Tier
 from policy.names import class_chain, policy_chain, tier_chain
 from policy.output import Output
@@ -68,7 +68,7 @@ def _by_precedence(policies: Iterable[ClusterPolicy]) -> tuple[PolicyRef, ...]:
 class _Held:
     """A chain, and how many endpoints (of a class) or classes (of a tier) need it."""
 
-    name: str
+    id: ChainId
     policies: tuple[PolicyRef, ...]
     users: int = 0
 
@@ -80,15 +80,15 @@ class ClassChains:
         self._outputs = outputs
         self._classes: dict[tuple[Direction, PolicyClass], _Held] = {}
         self._tiers: dict[tuple[Direction, tuple[PolicyRef, ...]], _Held] = {}
-        self._by_name: dict[str, _Held] = {}
+        self._by_id: dict[ChainId, _Held] = {}
 
     def enter(self, direction: Direction, chosen: PolicyClass) -> None:
         """One more endpoint is in a class."""
         held = self._classes.get((direction, chosen))
         if held is None:
-            name = class_chain(direction, chosen.admin, chosen.network, chosen.baseline)
-            held = self._classes[direction, chosen] = _Held(name, chosen.policies)
-            self._add(held, Chain(held.name, tuple(self._class_rules(direction, chosen))))
+            chain = class_chain(direction, chosen.admin, chosen.network, chosen.baseline)
+            held = self._classes[direction, chosen] = _Held(chain, chosen.policies)
+            self._add(held, Chain(chain, tuple(self._class_rules(direction, chosen))))
         held.users += 1
 
     def leave(self, direction: Direction, chosen: PolicyClass) -> None:
@@ -102,20 +102,18 @@ class ClassChains:
                 if policies:
                     self._leave_tier(direction, policies)
 
-    def name(self, direction: Direction, chosen: PolicyClass) -> str:
-        """Name of the chain of a class that has endpoints."""
-        return self._classes[direction, chosen].name
+    def chain(self, direction: Direction, chosen: PolicyClass) -> ChainId:
+        """The chain of a class that has endpoints."""
+        return self._classes[direction, chosen].id
 
-    def chains(self, direction: Direction, chosen: PolicyClass) -> set[str]:
-        """Names of the chains of a class that has endpoints, and of its tiers."""
-        tiers = (
-            self._tiers[direction, policies].name for policies in (chosen.admin, chosen.baseline) if policies
-        )
-        return {self.name(direction, chosen), *tiers}
+    def chains(self, direction: Direction, chosen: PolicyClass) -> set[ChainId]:
+        """The chains of a class that has endpoints, and of its tiers."""
+        tiers = (self._tiers[direction, policies].id for policies in (chosen.admin, chosen.baseline) if policies)
+        return {self.chain(direction, chosen), *tiers}
 
-    def policies(self, name: str) -> tuple[PolicyRef, ...]:
-        """What the class or tier of a chain is made of, in order of evaluation; () if there is none."""
-        held = self._by_name.get(name)
+    def policies(self, chain: ChainId) -> tuple[PolicyRef, ...]:
+        """What a class or tier is made of, in order of evaluation; () if there is none of this chain."""
+        held = self._by_id.get(chain)
         return held.policies if held else ()
 
     def _class_rules(self, direction: Direction, chosen: PolicyClass) -> Iterator[Rule]:
@@ -130,14 +128,14 @@ class ClassChains:
         elif chosen.baseline:
             yield Rule(Jump(self._enter_tier(direction, chosen.baseline)))
 
-    def _enter_tier(self, direction: Direction, policies: tuple[PolicyRef, ...]) -> str:
+    def _enter_tier(self, direction: Direction, policies: tuple[PolicyRef, ...]) -> ChainId:
         held = self._tiers.get((direction, policies))
         if held is None:
             held = self._tiers[direction, policies] = _Held(tier_chain(direction, policies), policies)
             jumps = tuple(Rule(Jump(policy_chain(direction, ref))) for ref in policies)
-            self._add(held, Chain(held.name, jumps, tier=True))
+            self._add(held, Chain(held.id, jumps))
         held.users += 1
-        return held.name
+        return held.id
 
     def _leave_tier(self, direction: Direction, policies: tuple[PolicyRef, ...]) -> None:
         held = self._tiers[direction, policies]
@@ -147,11 +145,11 @@ class ClassChains:
             self._remove(held)
 
     def _add(self, held: _Held, chain: Chain) -> None:
-        self._by_name[held.name] = held
+        self._by_id[held.id] = held
         for output in self._outputs.values():
             output.set_chain(chain)
 
     def _remove(self, held: _Held) -> None:
-        del self._by_name[held.name]
+        del self._by_id[held.id]
         for output in self._outputs.values():
-            output.remove_chain(held.name)
+            output.remove_chain(held.id)

@@ -13,7 +13,7 @@ from policy.change import Change
 from policy.classes import DENY_ALL, ClassChains, PolicyClass
 from policy.holders import Holders, claimed
 from policy.index import NODES, PodIndex, Watched
-from policy.ir import Chain, Delta, Program
+from policy.ir import Chain, ChainId, Delta, Program, SetId
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -82,8 +82,8 @@ class Engine:
         self._endpoints: dict[ObjectKey, _Endpoint] = {}
         self._by_namespace: dict[str, dict[ObjectKey, _Endpoint]] = {}
         self._compiled: dict[PolicyRef, _Compiled] = {}
-        self._users: dict[str, list[PolicyRef]] | None = None
-        self._sets: dict[str, PeerSet] = {}
+        self._users: dict[ChainId | SetId, list[PolicyRef]] | None = None
+        self._sets: dict[tuple[Family, SetId], PeerSet] = {}
         self._classes = ClassChains(self._outputs)
         self.holders = Holders()
 
@@ -219,28 +219,28 @@ class Engine:
         chosen = endpoint.classes[direction] if endpoint else None
         return None if chosen is None else chosen.policies
 
-    def chains_of(self, key: ObjectKey) -> set[str]:
-        """Names of all chains and sets that an endpoint's policy stands on."""
-        names: set[str] = set()
+    def chains_of(self, key: ObjectKey) -> set[ChainId | SetId]:
+        """All chains and sets that an endpoint's policy stands on."""
+        found: set[ChainId | SetId] = set()
         endpoint = self._endpoints.get(key)
         for direction, chosen in endpoint.classes.items() if endpoint else ():
             if chosen is not None:
-                names.update(self._classes.chains(direction, chosen))
-                names.update(policy_chain(direction, ref) for ref in chosen.policies)
-                names.update(s.name for ref in chosen.policies for s in self._compiled[ref].sets)
-        return names
+                found.update(self._classes.chains(direction, chosen))
+                found.update(policy_chain(direction, ref) for ref in chosen.policies)
+                found.update(s.id for ref in chosen.policies for s in self._compiled[ref].sets)
+        return found
 
-    def policies_using(self, name: str) -> tuple[PolicyRef, ...]:
+    def policies_using(self, used: ChainId | SetId) -> tuple[PolicyRef, ...]:
         """The policies behind a chain or a set, a class's in order of evaluation; () if there are none."""
-        if found := self._classes.policies(name):
+        if isinstance(used, ChainId) and (found := self._classes.policies(used)):
             return found
         if self._users is None:  # thousands may be asked for at a time
             self._users = {}
             for ref, compiled in sorted(self._compiled.items()):
                 chains = {policy_chain(direction, ref) for direction in Direction}
-                for used in chains | {used.name for used in compiled.sets}:
-                    self._users.setdefault(used, []).append(ref)
-        return tuple(self._users.get(name, ()))
+                for one in chains | {peers.id for peers in compiled.sets}:
+                    self._users.setdefault(one, []).append(ref)
+        return tuple(self._users.get(used, ()))
 
     # --- members -------------------------------------------------------------------------------------
 
@@ -413,7 +413,7 @@ class Engine:
         holder = self.holders.endpoint(address)
         classes = self._endpoints[holder].classes if holder else _UNRESTRICTED
         for direction, chosen in classes.items():
-            chain = None if chosen is None else self._classes.name(direction, chosen)
+            chain = None if chosen is None else self._classes.chain(direction, chosen)
             output.set_class(direction, address, chain)
 
     # --- policies ------------------------------------------------------------------------------------
@@ -428,15 +428,15 @@ class Engine:
             return sets[-1]
 
         for direction in Direction:
-            name = policy_chain(direction, policy.ref)
+            chain = policy_chain(direction, policy.ref)
             for family, output in self._outputs.items():
                 if not _speaks_of(policy, direction):
-                    output.remove_chain(name)
+                    output.remove_chain(chain)
                     continue
                 compiler = RuleCompiler(family, policy, direction, use)
                 rules: Sequence[PolicyRule | ClusterRule] = policy.rules(direction) or ()
                 chain_rules = (r for number, rule in enumerate(rules) for r in compiler.compile(number, rule))
-                output.set_chain(Chain(name, tuple(chain_rules)))
+                output.set_chain(Chain(chain, tuple(chain_rules)))
         self._compiled[policy.ref] = _Compiled(policy, endpoints, sets)
         self._users = None
         if old is not None:
@@ -452,9 +452,9 @@ class Engine:
 
     def _use(self, wanted: PeerSet) -> PeerSet:
         """One more policy rule uses a set of this content."""
-        held = self._sets.get(wanted.name)
+        held = self._sets.get((wanted.family, wanted.id))
         if held is None:
-            held = self._sets[wanted.name] = wanted
+            held = self._sets[wanted.family, wanted.id] = wanted
             output = self._outputs[held.family]
             held.open(self._index, output, self._addresses)
         held.references += 1
@@ -464,7 +464,7 @@ class Engine:
         for peers in sets:
             peers.references -= 1
             if not peers.references:
-                del self._sets[peers.name]
+                del self._sets[peers.family, peers.id]
                 peers.close(self._index, self._outputs[peers.family])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from functools import lru_cache
 
-from policy.ir import Allow, Deny, Jump, Match, Pass, Program, SetKind, SetMatch, Side
+from policy.ir import Allow, ChainId, ChainKind, Deny, Jump, Match, Pass, Program, SetKind, SetMatch, Side
 from policy.model import Direction, Packet
 
 
@@ -28,7 +28,7 @@ def direction_allowed(program: Program, packet: Packet, direction: Direction) ->
     return chain is None or _verdict(program, chain, packet) is not False
 
 
-def _verdict(program: Program, chain: str, packet: Packet) -> bool | None:
+def _verdict(program: Program, chain: ChainId, packet: Packet) -> bool | None:
     """None: the chain ends without a verdict."""
     try:
         return _walk(program, chain, packet)
@@ -41,9 +41,8 @@ class _PassedOver(Exception):
     """A rule passes: the chain it is in ends, and the chain of the tier that jumped there."""
 
 
-def _walk(program: Program, name: str, packet: Packet) -> bool | None:
-    chain = program.chains[name]
-    for rule in chain.rules:
+def _walk(program: Program, chain: ChainId, packet: Packet) -> bool | None:
+    for rule in program.chains[chain].rules:
         if not _matches(program, rule.match, packet):
             continue
         match rule.action:
@@ -57,7 +56,7 @@ def _walk(program: Program, name: str, packet: Packet) -> bool | None:
                 try:
                     verdict = _walk(program, target, packet)
                 except _PassedOver:
-                    if not chain.tier:
+                    if chain.kind is not ChainKind.TIER:
                         raise
                     return None
                 if verdict is not None:
@@ -75,9 +74,9 @@ def _matches(program: Program, match: Match, packet: Packet) -> bool:
 
 
 def _in_set(program: Program, part: SetMatch, packet: Packet) -> bool:
-    members = program.members[part.name]
+    members = program.members[part.id]
     address = packet.source if part.side is Side.SOURCE else packet.destination
-    match program.sets[part.name]:
+    match program.sets[part.id]:
         case SetKind.ADDRESSES:
             return address in members
         case SetKind.ADDRESS_PORTS:

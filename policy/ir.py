@@ -10,32 +10,56 @@ not restrict the direction, and neither does having no class in it.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NewType
 
-from policy.model import Direction, Family, Protocol
+from policy.model import Direction, Family, PolicyKind, PolicyRef, Protocol
+
+SetId = NewType("SetId", str)
+"""A set of one family's program: a digest of what it is made of (:func:`policy.names.set_id`)."""
+
+
+class ChainKind(enum.StrEnum):
+    """What a compiled chain stands for."""
+
+    CLASS = "Class"
+    """All policies that count for an endpoint."""
+    POLICY = "Policy"
+    TIER = "Tier"
+    """The policies of one tier, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainId:
+    """A compiled chain; ``digest``: 16 hex digits of what it stands for (:mod:`policy.names`)."""
+
+    kind: ChainKind
+    direction: Direction
+    digest: str
 
 
 class SetKind(enum.StrEnum):
-    """The kernel's IP set types that compiled policy uses."""
+    """What the members of a set are."""
 
-    ADDRESSES = "hash:ip"
-    NETWORKS = "hash:net"
-    ADDRESS_PORTS = "hash:ip,port"
+    ADDRESSES = "addresses"
+    NETWORKS = "networks"
+    ADDRESS_PORTS = "address-ports"
 
 
 class Side(enum.StrEnum):
     """Which end of the packet a set is matched against."""
 
-    SOURCE = "src"
-    DESTINATION = "dst"
+    SOURCE = "source"
+    DESTINATION = "destination"
 
 
 @dataclass(frozen=True, slots=True)
 class SetMatch:
     """The packet's ``side`` is in the set; ADDRESS_PORTS sets match (address, protocol:destination port)."""
 
-    name: str
+    id: SetId
     kind: SetKind
     side: Side
 
@@ -80,35 +104,60 @@ class Pass:
 class Jump:
     """Try ``chain``, then go on."""
 
-    chain: str
+    chain: ChainId
 
 
 Action = Allow | Deny | Pass | Jump
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """``about`` is for people: the policy and rule it comes from; backends must escape it.
+class Origin:
+    """The rule of a policy that a compiled rule comes from; ``index``: its place in the direction's list, from 0.
 
-    ``index`` is the place of that rule in its policy's list of the direction, from 0; -1: of no rule.
+    ``name``: that of a cluster-scoped policy's rule. Backends must escape it.
     """
+
+    policy: PolicyRef
+    direction: Direction
+    index: int
+    name: str = ""
+
+    def __str__(self) -> str:
+        """For people, and for comments in a kernel."""
+        name = f" {self.name}" if self.name else ""
+        return f"{self.policy} {self.direction.lower()}[{self.index}]{name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Origin | None:
+        """What :meth:`__str__` made; None: some other text."""
+        found = _ORIGIN.fullmatch(text)
+        if found is None:
+            return None
+        kind, namespace, policy, direction, index, name = found.groups(default="")
+        ref = PolicyRef(PolicyKind(kind), namespace, policy)
+        return cls(ref, Direction(direction.capitalize()), int(index), name)
+
+
+_ORIGIN = re.compile(
+    rf"({'|'.join(PolicyKind)}) (?:([^\s/]+)/)?(\S+) (ingress|egress)\[(\d+)\](?: (.*))?", re.DOTALL | re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """``origin`` None: it comes from no rule of a policy."""
 
     action: Action
     match: Match = Match()
-    about: str = ""
-    index: int = -1
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """An ordered list of rules under a stable name (at most 28 characters).
+    """An ordered list of rules. The chains that one of a tier jumps to may Pass; no other chain's may."""
 
-    ``tier``: the chains it jumps to may Pass; no other chain's may.
-    """
-
-    name: str
+    id: ChainId
     rules: tuple[Rule, ...]
-    tier: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,22 +165,22 @@ class Program:
     """Everything compiled for one family; equality is what "the same end state" means.
 
     ``members`` are texts: an address, a CIDR, or ``address,tcp:80``. ``classes`` maps, per direction, a local
-    endpoint's address to the name of its class chain.
+    endpoint's address to its class chain.
     """
 
     family: Family
-    chains: Mapping[str, Chain]
-    sets: Mapping[str, SetKind]
-    members: Mapping[str, frozenset[str]]
-    classes: Mapping[Direction, Mapping[str, str]]
+    chains: Mapping[ChainId, Chain]
+    sets: Mapping[SetId, SetKind]
+    members: Mapping[SetId, frozenset[str]]
+    classes: Mapping[Direction, Mapping[str, ChainId]]
 
 
 @dataclass(slots=True)
 class Tightened:
-    """What a delta may turn from allowed into denied: for the endpoints that stand on some ``names`` (chains, and
-    sets of networks), for those with ``addresses`` in another class, and between endpoints and ``members``."""
+    """What a delta may turn from allowed into denied: for the endpoints that stand on some ``chains`` (and sets
+    of networks), for those with ``addresses`` in another class, and between endpoints and ``members``."""
 
-    names: set[str] = field(default_factory=set)
+    chains: set[ChainId | SetId] = field(default_factory=set)
     addresses: set[str] = field(default_factory=set)
     members: set[str] = field(default_factory=set)
 
@@ -144,10 +193,10 @@ class Delta:
     """
 
     family: Family
-    chains: dict[str, Chain | None] = field(default_factory=dict)
-    sets: dict[str, SetKind | None] = field(default_factory=dict)
-    members: dict[str, dict[str, bool]] = field(default_factory=dict)
-    classes: dict[tuple[Direction, str], str | None] = field(default_factory=dict)
+    chains: dict[ChainId, Chain | None] = field(default_factory=dict)
+    sets: dict[SetId, SetKind | None] = field(default_factory=dict)
+    members: dict[SetId, dict[str, bool]] = field(default_factory=dict)
+    classes: dict[tuple[Direction, str], ChainId | None] = field(default_factory=dict)
     tightened: Tightened = field(default_factory=Tightened)
 
     def __bool__(self) -> bool:

@@ -1,7 +1,7 @@
-"""Stable names of compiled objects: hashed, so that any Kubernetes name fits the kernel's limits.
+"""Identities of compiled objects: digests, so that any Kubernetes name fits a kernel's limits.
 
-A name depends on content only. The same policy has the same chain after a restart, and equal peer lists of two
-policies share one IP set.
+A digest depends on content only. The same policy has the same chain after a restart, and equal peer lists of two
+policies share one set.
 """
 
 from __future__ import annotations
@@ -9,15 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from policy.model import Direction, Family, PolicyRef
+from policy.ir import ChainId, ChainKind, SetId
+from policy.model import Direction, PolicyRef
 
 _DIGITS = 16
-"""64 bits of a hash: two of a million names collide with a probability of 1 in 37 million."""
-
-TIERS = "FELIX-T"
-"""What the names of all tiers' chains begin with: cluster-scoped policies alone make such."""
-
-_LETTER = {Direction.INGRESS: "I", Direction.EGRESS: "E"}
+"""64 bits of a hash: two of a million collide with a probability of 1 in 37 million."""
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -28,14 +24,14 @@ def _flat(policies: Sequence[PolicyRef]) -> Iterable[str]:
     return (part for ref in policies for part in ref)
 
 
-def policy_chain(direction: Direction, ref: PolicyRef) -> str:
-    """Chain of one policy in one direction (26 characters; the kernel takes 28)."""
-    return f"FELIX-P{_LETTER[direction]}-{_digest(ref)}"
+def policy_chain(direction: Direction, ref: PolicyRef) -> ChainId:
+    """Chain of one policy in one direction."""
+    return ChainId(ChainKind.POLICY, direction, _digest(ref))
 
 
-def tier_chain(direction: Direction, policies: Sequence[PolicyRef]) -> str:
+def tier_chain(direction: Direction, policies: Sequence[PolicyRef]) -> ChainId:
     """Chain of the policies of one tier, in the order in which they are tried."""
-    return f"{TIERS}{_LETTER[direction]}-{_digest(_flat(policies))}"
+    return ChainId(ChainKind.TIER, direction, _digest(_flat(policies)))
 
 
 def class_chain(
@@ -43,12 +39,12 @@ def class_chain(
     admin: Sequence[PolicyRef],
     network: Sequence[PolicyRef],
     baseline: Sequence[PolicyRef],
-) -> str:
+) -> ChainId:
     """Chain of one policy class: the policies that count for an endpoint, tier by tier."""
     parts = (*_flat(admin), "/", *_flat(network), "/", *_flat(baseline))
-    return f"FELIX-C{_LETTER[direction]}-{_digest(parts)}"
+    return ChainId(ChainKind.CLASS, direction, _digest(parts))
 
 
-def set_name(family: Family, content: str) -> str:
-    """IP set for a peer list, given in canonical text (23 characters; the kernel takes 31)."""
-    return f"felix{int(family)}-{_digest((content,))}"
+def set_id(content: str) -> SetId:
+    """Set of a peer list, given in canonical text."""
+    return SetId(_digest((content,)))

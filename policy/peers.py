@@ -19,7 +19,7 @@ from policy.model import (
     PodPeer,
     Port,
 )
-from policy.names import set_name
+from policy.names import set_id
 from policy.output import Output
 from policy.selectors import EVERYTHING
 
@@ -45,7 +45,7 @@ class PeerSet:
         self.family = family
         self.scopes = scopes
         self.nets = nets
-        self.named = named
+        self.idd = named
         self.references = 0
         self._watched: list[Watched] = []
         self._everywhere: Watched | None = None
@@ -54,7 +54,7 @@ class PeerSet:
         else:
             self.kind = SetKind.NETWORKS if nets else SetKind.ADDRESSES
         content = (sorted(scope.text() for scope in scopes), nets, named)
-        self.name = set_name(family, repr(content))
+        self.id = set_id(repr(content))
 
     @property
     def empty(self) -> bool:
@@ -63,15 +63,15 @@ class PeerSet:
 
     def open(self, index: PodIndex, output: Output, addresses: Callable[[Pod], tuple[str, ...]]) -> None:
         """Begin to fill it; ``addresses`` knows all addresses of a pod."""
-        output.open_set(self.name, self.kind)
+        output.open_set(self.id, self.kind)
         self._watched = [index.watch(scope, self) for scope in self.scopes]
-        if self.named and self.nets:
+        if self.idd and self.nets:
             # A named port is a pod's, so the pods inside the blocks are looked for among all.
             self._everywhere = index.watch(ALL_PODS, self)
             self._watched.append(self._everywhere)
-        if not self.named:
+        if not self.idd:
             for member in cidr.to_cidrs(self.nets, self.family):
-                output.count(self.name, member, 1)
+                output.count(self.id, member, 1)
         for watched in self._watched:
             for pod in watched.pods():
                 self.add(output, watched, pod, addresses(pod), 1)
@@ -80,21 +80,21 @@ class PeerSet:
         """Nobody uses it any more."""
         for watched in self._watched:
             index.unwatch(watched, self)
-        output.close_set(self.name)
+        output.close_set(self.id)
 
     def add(self, output: Output, watched: Watched, pod: Pod, addresses: tuple[str, ...], sign: int) -> None:
         """A pod comes into one of the set's scopes (``sign`` 1) or leaves it (-1)."""
-        ports = [] if self.named is None else _named(pod, self.named)
-        if self.named is not None and not ports:
+        ports = [] if self.idd is None else _named(pod, self.idd)
+        if self.idd is not None and not ports:
             return
         for address in addresses:
             if (":" in address) is (self.family is Family.V4):
                 continue
-            if self.named is None:
-                output.count(self.name, address, sign)
+            if self.idd is None:
+                output.count(self.id, address, sign)
             elif watched is not self._everywhere or cidr.covers(self.nets, address):
                 for port in ports:
-                    output.count(self.name, f"{address},{port.protocol.lower()}:{port.port}", sign)
+                    output.count(self.id, f"{address},{port.protocol.lower()}:{port.port}", sign)
 
 
 def _named(pod: Pod, key: NamedPortKey) -> list[NamedPort]:

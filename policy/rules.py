@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from policy.ir import Action, Allow, Deny, Match, Pass, PortRange, Rule, SetMatch, Side
+from policy.ir import Action, Allow, Deny, Match, Origin, Pass, PortRange, Rule, SetMatch, Side
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -35,7 +35,7 @@ class RuleCompiler:
         direction: Direction,
         use: Callable[[PeerSet], PeerSet],
     ) -> None:
-        """``use`` is told of each set that a rule needs; it returns the one that is kept under that name."""
+        """``use`` is told of each set that a rule needs; it returns the one of this content that is kept."""
         self._family = family
         self._policy = policy
         self._direction = direction
@@ -44,12 +44,12 @@ class RuleCompiler:
     def compile(self, number: int, rule: PolicyRule | ClusterRule) -> Iterator[Rule]:
         """The ir rules of one policy rule; none where nothing of this family can match."""
         action: Action = Allow()
-        about = f"{self._policy.ref} {self._direction.lower()}[{number}]"
+        name = ""
         if isinstance(rule, ClusterRule):
-            action = _ACTIONS[rule.action]
-            about = f"{about} {rule.name}" if rule.name else about
+            action, name = _ACTIONS[rule.action], rule.name
+        origin = Origin(self._policy.ref, self._direction, number, name)
         for match in self._matches(rule):
-            yield Rule(action, match, about, number)
+            yield Rule(action, match, origin)
 
     def _matches(self, rule: PolicyRule | ClusterRule) -> Iterator[Match]:
         ports = rule.ports if rule.ports is not None else ()
@@ -84,7 +84,7 @@ class RuleCompiler:
         if wanted.empty:
             return None
         used = self._keep(wanted)
-        return (SetMatch(used.name, used.kind, side),)
+        return (SetMatch(used.id, used.kind, side),)
 
 
 def _ranges(ports: Iterable[Port]) -> Iterator[tuple[Protocol, tuple[PortRange, ...]]]:

@@ -7,19 +7,19 @@ more member of a set that only Allow rules match, one more NetworkPolicy on an e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from policy.ir import Action, Allow, Chain, Deny, Jump, Pass
+from policy.ir import Action, Allow, Chain, ChainKind, Deny, Jump, Pass, SetId
 
 _JOINING: frozenset[type[Action]] = frozenset({Deny, Pass})
 _LEAVING: frozenset[type[Action]] = frozenset({Allow, Pass})
 
 
 class SetUses:
-    """The actions of the rules that match each IP set."""
+    """The actions of the rules that match each set."""
 
     def __init__(self) -> None:
-        self._uses: dict[str, Counter[type[Action]]] = {}
+        self._uses: dict[SetId, Counter[type[Action]]] = {}
 
     def replace(self, before: Chain | None, after: Chain | None) -> None:
         """A chain has other rules; None: it does not exist."""
@@ -29,16 +29,16 @@ class SetUses:
     def _add(self, chain: Chain | None, sign: int) -> None:
         for rule in chain.rules if chain else ():
             for match in rule.match.sets:
-                uses = self._uses.setdefault(match.name, Counter())
+                uses = self._uses.setdefault(match.id, Counter())
                 uses[type(rule.action)] += sign
                 if not uses[type(rule.action)]:
                     del uses[type(rule.action)]
                     if not uses:
-                        del self._uses[match.name]
+                        del self._uses[match.id]
 
-    def tightening(self, name: str, members: dict[str, bool]) -> Iterable[str]:
+    def tightening(self, set_: SetId, members: dict[str, bool]) -> Iterable[str]:
         """Those of the members that came into a set (True) or left it, whom that may deny something."""
-        uses = self._uses.get(name, Counter())
+        uses = self._uses.get(set_, Counter())
         joining, leaving = not _JOINING.isdisjoint(uses), not _LEAVING.isdisjoint(uses)
         return (member for member, present in members.items() if (joining if present else leaving))
 
@@ -54,11 +54,11 @@ def is_tightened(before: Chain, after: Chain | None) -> bool:
     return not only_allow or not {r.match for r in before.rules} <= {r.match for r in after.rules}
 
 
-def is_class_tightened(before: Chain | None, after: Chain | None, is_tier: Callable[[str], bool]) -> bool:
+def is_class_tightened(before: Chain | None, after: Chain | None) -> bool:
     """Whether an endpoint that went from one class chain to another may be denied what it was allowed.
 
     None: not restricted. NetworkPolicies only allow, so that one more of them denies nothing to an endpoint that
-    is isolated by others. ``is_tier`` tells the chains of tiers, which may deny, by name.
+    is isolated by others; the policies of a tier may deny.
     """
     if after is None:
         return False
@@ -66,5 +66,5 @@ def is_class_tightened(before: Chain | None, after: Chain | None, is_tier: Calla
         return True  # one Deny alone is the class of what is not known: nobody could say what it was allowed
     more = set(after.rules).difference(before.rules)
     return not set(before.rules) <= set(after.rules) or any(
-        not isinstance(rule.action, Jump) or is_tier(rule.action.chain) for rule in more
+        not isinstance(rule.action, Jump) or rule.action.chain.kind is ChainKind.TIER for rule in more
     )

@@ -69,14 +69,14 @@ from felix_py.pending import Pending
 from felix_py.plan.deny_log import DenyLog
 from felix_py.plan.features import Feature
 from felix_py.plan.marks import Marks
+from felix_py.plan.names import DISPATCH, TIERS
 from felix_py.plan.planner import HeldNumbers, Planner, TakenNumbers
-from felix_py.plan.render import DISPATCH, class_numbers
+from felix_py.plan.render import class_numbers
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend, Update
 from policy.compile import Engine
 from policy.model import Direction, Family
-from policy.names import TIERS
 
 _MOST_NAMED = 10
 """Objects named in one log line."""

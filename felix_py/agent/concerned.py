@@ -7,38 +7,40 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from felix_py.plan.static import POSTROUTING, SetNames
+from felix_py.plan.names import Fixed, parse_name
+from felix_py.plan.static import SetNames
 from felix_py.records import Drift, DriftKind
-from policy.ir import Tightened
+from policy.ir import ChainId, SetId, Tightened
 from policy.model import Family
 
 _DECIDING = (DriftKind.HOOK, DriftKind.CHAIN, DriftKind.SET, DriftKind.MEMBER)
 _MASQUERADING = {
-    *("POSTROUTING", POSTROUTING),
+    *("POSTROUTING", Fixed.POSTROUTING),
     *(name for names in map(SetNames.of, Family) for name in (names.pool, names.no_masquerade)),
 }
 
 
 @dataclass(slots=True)
 class Concerned:
-    """What a change of policy concerns: connections of ``addresses``, and those of endpoints on ``names``.
+    """What a change of policy concerns: connections of ``addresses``, and those of endpoints on ``chains``
+    (and sets).
 
-    ``names`` are chains and sets. Addresses are mostly endpoints', but that of a pod elsewhere will do: whose
+    Addresses are mostly endpoints', but that of a pod elsewhere will do: whose
     membership in a set changes, its connections with endpoints of this node are concerned, and no others.
     ``everybody``: all endpoints.
     """
 
     addresses: set[str] = field(default_factory=set)
-    names: set[str] = field(default_factory=set)
+    chains: set[ChainId | SetId] = field(default_factory=set)
     everybody: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.addresses or self.names or self.everybody)
+        return bool(self.addresses or self.chains or self.everybody)
 
     def add(self, other: Concerned) -> None:
         """Both."""
         self.addresses |= other.addresses
-        self.names |= other.names
+        self.chains |= other.chains
         self.everybody |= other.everybody
 
     def note(self, tightened: Tightened, known: Collection[str] | None) -> None:
@@ -47,11 +49,11 @@ class Concerned:
         ``known``: the endpoints' addresses that can have connections (None: any can); a pod that has just come
         has none.
         """
-        self.names |= tightened.names
+        self.chains |= tightened.chains
         self.addresses |= tightened.members
         self.addresses.update(a for a in tightened.addresses if known is None or a in known)
 
-    def note_drift(self, drift: Iterable[Drift], standing: Collection[str]) -> None:
+    def note_drift(self, drift: Iterable[Drift], standing: Collection[ChainId | SetId]) -> None:
         """Add what may have begun while rules or sets were not as they should be, whichever way they differed.
 
         ``standing``: the chains and sets that endpoints' policies stand on. All others are on everybody's way.
@@ -60,10 +62,11 @@ class Concerned:
         for found in drift:
             if found.kind not in _DECIDING or found.name in _MASQUERADING:
                 continue
+            compiled = parse_name(found.name)
             if found.member and "/" not in found.member:
                 self.addresses.add(found.member.partition(",")[0])
-            elif found.name in standing:
-                self.names.add(found.name)
+            elif compiled is not None and compiled in standing:
+                self.chains.add(compiled)
             else:
                 self.everybody = True
 

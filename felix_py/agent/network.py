@@ -8,10 +8,9 @@ from collections.abc import Awaitable, Callable, Collection
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
 from felix_py.failures import Failures
-from felix_py.plan.deny_log import ASTRAY, ERROR, INVALID, MIDSTREAM, PROXIED
-from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
-from felix_py.plan.render import ALLOW, DISPATCH, PASS
-from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, SOURCE, SetNames
+from felix_py.layout import ROUTE_PROTOCOL_PODS
+from felix_py.plan.names import DISPATCH, Fixed, names_of
+from felix_py.plan.static import SetNames
 from felix_py.reconcile import NotApplied, Reconciler, leads_astray
 from felix_py.records import Failure, Lease, RouteKey, Update
 from policy.change import Change
@@ -21,22 +20,8 @@ SHARED = {
     "apply",
     "hook",
     "hooks",
-    *(
-        SOURCE,
-        NEIGHBOUR,
-        CLASSIFY,
-        FORWARD,
-        INPUT,
-        OUTPUT,
-        INVALID,
-        MIDSTREAM,
-        ASTRAY,
-        PROXIED,
-        ERROR,
-        ALLOW,
-        PASS,
-        *DISPATCH.values(),
-    ),
+    *(set(Fixed) - {Fixed.POSTROUTING}),
+    *DISPATCH.values(),
     *(
         name
         for names in map(SetNames.of, Family)
@@ -54,7 +39,7 @@ def concern_everybody(facts: Facts, failures: Failures) -> bool:
     """
     own: set[str] = set()
     for endpoint in facts.view.endpoints():
-        own.update(endpoint.addresses, facts.engine.chains_of(endpoint.key))
+        own.update(endpoint.addresses, *map(names_of, facts.engine.chains_of(endpoint.key)))
     tolerable = set(failures.naming(own)).difference(failures.naming(SHARED))
     return any(leads_astray(failure) and failure not in tolerable for failure in failures)
 
@@ -206,7 +191,8 @@ class PodNetwork:
     def _names(self, lease: Lease) -> set[str]:
         """Words that name what an endpoint stands on, where something is not in the kernel."""
         chains = self._facts.engine.chains_of((lease.namespace, lease.pod))
-        return {*lease.addresses.values(), lease.interface, *chains, *SHARED}
+        named = (name for chain in chains for name in names_of(chain))
+        return {*lease.addresses.values(), lease.interface, *named, *SHARED}
 
     async def problems(self, lease: Lease) -> list[str]:
         """What of the endpoint is missing in the kernel (CNI CHECK)."""

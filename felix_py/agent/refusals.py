@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
+from felix_py.plan.names import parse_name
 from felix_py.records import Failure
+from policy.ir import ChainId, SetId
 from policy.model import PolicyRef
 
 REASON = "NotEnforced"
@@ -20,7 +22,7 @@ class Refusals:
 
     def __init__(
         self,
-        policies_using: Callable[[str], tuple[PolicyRef, ...]],
+        policies_using: Callable[[ChainId | SetId], tuple[PolicyRef, ...]],
         warn: Callable[[PolicyRef, str, str], None],
     ) -> None:
         """``policies_using``: the policies behind a chain or set. ``warn``: policy, reason, text of an Event."""
@@ -36,7 +38,8 @@ class Refusals:
                 first.setdefault(name, failure)
         now: set[tuple[PolicyRef, str]] = set()
         for name, failure in first.items():
-            for policy in self._policies_using(name):
+            compiled = parse_name(name)
+            for policy in self._policies_using(compiled) if compiled else ():
                 now.add((policy, name))
                 if (policy, name) not in self._told:
                     text = (

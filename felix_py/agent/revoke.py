@@ -28,7 +28,7 @@ from felix_py.dataplane.interface import FlowTable
 from felix_py.metrics import Metrics
 from felix_py.reconcile import leads_astray
 from felix_py.records import Drift, Failure, Flow
-from policy.ir import Delta
+from policy.ir import ChainId, Delta, SetId
 from policy.model import ObjectKey, Packet, Protocol
 
 _NO_PORTS = cast("Protocol", "other")
@@ -57,7 +57,7 @@ class Revoker:
     def __init__(
         self,
         view: ClusterView,
-        chains_of: Callable[[ObjectKey], set[str]],
+        chains_of: Callable[[ObjectKey], set[ChainId | SetId]],
         flows: Flows,
         due: Due,
         host_addresses: Callable[[], frozenset[str]],
@@ -91,7 +91,7 @@ class Revoker:
 
     def mended(self, drift: Sequence[Drift]) -> None:
         """Others had changed what is ours, and the apply that just ended was to put it right."""
-        standing = {name for endpoint in self._view.endpoints() for name in self._chains_of(endpoint.key)}
+        standing = {chain for endpoint in self._view.endpoints() for chain in self._chains_of(endpoint.key)}
         self._writing.note_drift(drift, standing)
 
     def applied(self, failures: Iterable[Failure]) -> None:
@@ -140,7 +140,7 @@ class Revoker:
         Raises:
             OSError: the kernel does not answer, or refused a deletion.
         """
-        addresses = due.addresses | self._standing_on(due.names)
+        addresses = due.addresses | self._standing_on(due.chains)
         if due.everybody:
             addresses |= self._view.endpoint_addresses()
         if not addresses:
@@ -163,12 +163,12 @@ class Revoker:
         if error is not None:
             raise error
 
-    def _standing_on(self, names: set[str]) -> set[str]:
+    def _standing_on(self, chains: set[ChainId | SetId]) -> set[str]:
         """Addresses of the endpoints whose policy stands on any of these chains and sets."""
         return {
             address
             for endpoint in self._view.endpoints()
-            if names and not names.isdisjoint(self._chains_of(endpoint.key))
+            if chains and not chains.isdisjoint(self._chains_of(endpoint.key))
             for address in endpoint.addresses
         }
 

@@ -30,8 +30,8 @@ from felix_py.cni.workers import Interfaces, Leases
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import LinkError, LinkExists, NoNamespace, PodLink, random_mac
 from felix_py.ipam.store import AddressStore, AddressUnavailable, Claim, LeaseKey, PoolExhausted
+from felix_py.layout import GATEWAY, HOST_MAC, interface_name
 from felix_py.notices import NoticeKind, Notices
-from felix_py.plan.layout import GATEWAY, HOST_MAC, interface_name
 from felix_py.records import Elsewhere, Lease
 from policy.model import Family
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from felix_py.dataplane.backend import ToolError, command, run
-from felix_py.plan.layout import CHAIN_PREFIX
+from felix_py.layout import CHAIN_PREFIX
 from felix_py.records import Backend
 from policy.model import Family
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from felix_py.dataplane.iptables_text import Rule
-from felix_py.plan.layout import COMMENT_PREFIX
 from felix_py.ruleset.places import hinders_above, hinders_behind
-from felix_py.ruleset.words import split, target_of
+from felix_py.ruleset.words import target_of
 
 _MOST_RULES = 3
 _MOST_CHARACTERS = 120
@@ -99,7 +98,7 @@ def _less(rules: Sequence[Rule], others: Sequence[Rule]) -> list[Rule]:
 
 def _some(rules: Sequence[Rule]) -> str:
     """``2 rules (-j DROP, -j ACCEPT)``, at most a few of them."""
-    shown = [_shown(rule) for rule in rules[:_MOST_RULES]]
+    shown = [_cut(str(rule)) for rule in rules[:_MOST_RULES]]
     if len(rules) > _MOST_RULES:
         shown.append(f"and {len(rules) - _MOST_RULES} more")
     return f"{len(rules)} {_rules(len(rules))} ({', '.join(shown)})"
@@ -109,16 +108,7 @@ def _rules(count: int) -> str:
     return "rule" if count == 1 else "rules"
 
 
-def _shown(rule: Rule) -> str:
-    """A rule without its hash, but with what its comment says."""
-    words = list(split(rule.text))
-    about = ""
-    for at in range(len(words) - 3):
-        if words[at : at + 3] == ["-m", "comment", "--comment"] and words[at + 3].startswith(COMMENT_PREFIX):
-            about = words[at + 3].partition(" ")[2]
-            del words[at : at + 4]
-            break
-    text = " ".join(words) + (f' "{about}"' if about else "")
+def _cut(text: str) -> str:
     return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from felix_py.dataplane.link_messages import AF, U32
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, attributes, message
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS, is_interface_name
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS, is_interface_name
 from felix_py.records import Elsewhere
 from policy.model import Family
 

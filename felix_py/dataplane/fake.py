@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.dataplane.order import ORDER, Step
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED
 from felix_py.records import (
     ChainKey,
     Drift,
@@ -23,8 +23,8 @@ from felix_py.records import (
     RouteKey,
     SetSpec,
     Update,
-    Words,
 )
+from felix_py.ruleset.model import Rules
 
 _PARTS = {
     "set": Part.SETS,
@@ -262,9 +262,9 @@ class FakeDataplane:
         return {text: mark for (set_name, text), mark in members.items() if set_name == name}
 
     @property
-    def chains(self) -> dict[ChainKey, tuple[Words, ...]]:
+    def chains(self) -> dict[ChainKey, Rules]:
         """Chains and their rules."""
-        return cast("dict[ChainKey, tuple[Words, ...]]", self._of("chain"))
+        return cast("dict[ChainKey, Rules]", self._of("chain"))
 
     @property
     def hooks(self) -> set[Hook]:

@@ -18,7 +18,7 @@ from felix_py.dataplane import sysctl
 from felix_py.dataplane.link_label import read_label
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, nested
-from felix_py.plan.layout import GATEWAY, HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_PODS
+from felix_py.layout import GATEWAY, HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_PODS
 from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey
 from policy.model import Family
 

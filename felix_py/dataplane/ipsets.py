@@ -12,7 +12,7 @@ from felix_py.dataplane import ipset_members as members
 from felix_py.dataplane.interface import UNUSED_SET
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, FULL, TYPE_MISMATCH, Batch, Commands, Shape
 from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
-from felix_py.plan.layout import set_prefix
+from felix_py.layout import set_prefix
 from felix_py.records import Drift, Failure, Report, SetSpec, SetType, bounded
 from policy.model import Family
 

@@ -29,14 +29,13 @@ from felix_py.dataplane.iptables_text import (
     render,
 )
 from felix_py.dataplane.rule_bodies import RuleBodies
-from felix_py.plan.layout import CHAIN_PREFIX
-from felix_py.plan.render import DISPATCH
-from felix_py.records import Backend, ChainKey, Drift, DriftKind, Failure, Hook, Report, Words
-from felix_py.ruleset.words import target_of
+from felix_py.layout import CHAIN_PREFIX
+from felix_py.plan.names import DispatchChain, is_class_chain, parse_chain_name
+from felix_py.records import Backend, ChainKey, Drift, DriftKind, Failure, Hook, Report
+from felix_py.ruleset.model import DROP, Body, Rules, RuleSpec
 from policy.model import Family
 
-_CLASS_CHAINS = (f"{CHAIN_PREFIX}CE-", f"{CHAIN_PREFIX}CI-")
-_CLOSED = (render(("-j", "DROP")),)
+_CLOSED = (render(RuleSpec((), DROP)),)
 
 _MENDED_SECONDS = 2.0
 """For a look at what was just mended: new pods wait for it."""
@@ -68,7 +67,7 @@ class Iptables:
 
     # --- what is wanted ------------------------------------------------------------------------------
 
-    def chain(self, key: ChainKey, rules: tuple[Words, ...] | None) -> None:
+    def chain(self, key: ChainKey, rules: Rules | None) -> None:
         """Note a chain's wanted content; None: it must not exist.
 
         A chain that cannot be written keeps the content it has, and every apply reports it.
@@ -92,13 +91,13 @@ class Iptables:
             self._doomed.discard(place)
 
     def hook(self, hook: Hook, wanted: bool) -> None:
-        """Note whether a rule of ours must be in a built-in chain. Several in one place are in order of words."""
+        """Note whether a rule of ours must be in a built-in chain."""
         place = (hook.table, hook.chain)
         self._rejected.pop(hook, None)
         try:
             if hook.table not in TABLES or hook.chain not in BUILTIN_CHAINS:
                 raise BadRule(f"there is no chain {hook.chain!r} in a table {hook.table!r} to hook into")
-            rule = render(hook.words)
+            rule = render(hook.rule)
         except BadRule as error:
             self._rejected[hook] = Failure(f"hook in {self._name(place)}", str(error))
             return
@@ -111,7 +110,7 @@ class Iptables:
             self._hooks.get(place, {}).pop(hook, None)
             doomed.add(rule.hash)
 
-    def hold(self, base: Mapping[ChainKey, tuple[Words, ...]], hooks: Iterable[Hook], *, complete: bool) -> bool:
+    def hold(self, base: Mapping[ChainKey, Rules], hooks: Iterable[Hook], *, complete: bool) -> bool:
         """Want what the last :meth:`load` found, until :meth:`release`.
 
         ``base`` and ``hooks``: what there is always. Where it is missing or altered it is wanted instead of what
@@ -124,7 +123,7 @@ class Iptables:
         for place, rules in self._actual.items():
             if place[1] not in BUILTIN_CHAINS:
                 ours = tuple(rule for rule in rules if rule.hash)
-                self._wanted[place] = ours or (_CLOSED if place[1].startswith(_CLASS_CHAINS) else ())
+                self._wanted[place] = ours or (_CLOSED if is_class_chain(place[1]) else ())
         self._dirty.update(self._wanted)
         if self._is_of(base, hooks, complete=complete):
             for key, wanted in base.items():
@@ -135,14 +134,12 @@ class Iptables:
         for (table, chain), rules in self._actual.items():
             for at, rule in enumerate(rule for rule in rules if rule.hash and chain in BUILTIN_CHAINS):
                 # They stay in their order; only jumps to our chains come first (see felix_py.plan.static).
-                first = target_of(rule.text).startswith(CHAIN_PREFIX)
-                hook = Hook(self._family, table, chain, (f"{at:04}",), first)
+                spec = RuleSpec(rule.body.matches, rule.body.target)
+                hook = Hook(self._family, table, chain, spec, spec.leads_to.startswith(CHAIN_PREFIX), at)
                 self._hooks.setdefault((table, chain), {})[hook] = rule
         return False
 
-    def _is_of(
-        self, base: Mapping[ChainKey, tuple[Words, ...]], hooks: Iterable[Hook], *, complete: bool
-    ) -> bool:
+    def _is_of(self, base: Mapping[ChainKey, Rules], hooks: Iterable[Hook], *, complete: bool) -> bool:
         """Whether all that the kernel has of these was made by the very same rules, be it but a part of them.
 
         Dispatch says nothing about that: it follows from the numbers that are left in it.
@@ -150,10 +147,10 @@ class Iptables:
         known: dict[Place, set[str]] = {
             (key.table, key.name): set(_hashes(map(render, rules)))
             for key, rules in base.items()
-            if not key.name.startswith(tuple(DISPATCH.values()))
+            if not isinstance(parse_chain_name(key.name), DispatchChain)
         }
         for hook in hooks:
-            known.setdefault((hook.table, hook.chain), set()).add(render(hook.words).hash)
+            known.setdefault((hook.table, hook.chain), set()).add(render(hook.rule).hash)
         found = {place: {rule.hash for rule in rules} - {""} for place, rules in self._actual.items()}
         present = [place for place in found if (found[place] if place[1] in BUILTIN_CHAINS else place in known)]
         return all(found[place] <= known.get(place, set()) for place in present) if present else complete
@@ -231,10 +228,10 @@ class Iptables:
             elif place not in before and place not in self._wanted and place not in asked:
                 yield Drift(DriftKind.CHAIN, self._name(place), stray_chain(rules), name=place[1])
 
-    def rules(self, table: str, prefix: str) -> list[str]:
-        """The rules of all our chains of a table whose names begin so, as iptables-save spells them."""
+    def rules(self, table: str, prefix: str) -> list[Body]:
+        """The rules of all our chains of a table whose names begin so, chain by chain."""
         return [
-            f"-A {chain} {rule.text}"
+            rule.body
             for (in_table, chain), rules in sorted(self._actual.items())
             if in_table == table and chain.startswith(prefix) and chain not in BUILTIN_CHAINS
             for rule in rules
@@ -404,7 +401,7 @@ class Iptables:
 
     def _own_rules(self, place: Place) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
         """The rules that must be first and those that must be last in a built-in chain."""
-        hooks = sorted(self._hooks.get(place, {}).items(), key=lambda item: item[0].words)
+        hooks = sorted(self._hooks.get(place, {}).items(), key=lambda item: (item[0].rank, item[1].hash))
         return tuple(rule for hook, rule in hooks if hook.first), tuple(
             rule for hook, rule in hooks if not hook.first
         )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from felix_py.dataplane.backend import OwnProcesses, ToolError, command, run
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, Rule
 from felix_py.records import Backend
-from felix_py.ruleset.words import split
 from policy.model import Family
 
 Place = tuple[str, str]
@@ -96,11 +95,7 @@ def in_dependency_order(changes: Sequence[Change]) -> list[Change]:
 
 def _targets(rules: Iterable[Rule]) -> set[str]:
     """Chains (and targets) that rules jump or go to."""
-    found: set[str] = set()
-    for rule in rules:
-        words = list(split(rule.text))
-        found.update(after for word, after in itertools.pairwise(words) if word in ("-j", "-g"))
-    return found
+    return {rule.leads_to for rule in rules}
 
 
 def is_hopeless(error: str) -> bool:

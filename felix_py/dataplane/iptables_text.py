@@ -1,8 +1,8 @@
 """The text that iptables-restore reads and iptables-save prints: quoting, rule comments, parsing. No I/O.
 
-Every rule of ours begins with a comment ``felix:HASH text``. HASH (16 hex digits) is a digest of the rule's words
-as the plan gave them, so that "is this the rule we want?" needs no understanding of how the tools print a rule
-back; ``text`` is for people.
+Every rule of ours begins with a comment ``felix:HASH text``. HASH (16 hex digits) is a digest of the words that
+the planned rule is encoded in, so that "is this the rule we want?" needs no understanding of how the tools print
+a rule back; ``text`` is for people.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 
-from felix_py.plan.layout import CHAIN_PREFIX, COMMENT_PREFIX
-from felix_py.records import Words
-from felix_py.ruleset.words import our_hash, split
+from felix_py.layout import CHAIN_PREFIX, COMMENT_PREFIX
+from felix_py.ruleset.encode import Words, encode, encode_target, shown
+from felix_py.ruleset.model import Body, RuleSpec
+from felix_py.ruleset.words import brief, our_hash, parse_text, split, target_of
 
 BUILTIN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 TABLES = ("raw", "mangle", "nat", "filter")
 
 _COMMENT_BYTES = 255
 """xt_comment holds 256 bytes with the final NUL; the tools cut longer ones anywhere."""
+
+_COMMENT = ("-m", "comment", "--comment")
 
 _LINE_BYTES = 10_000
 """iptables-restore reads lines into 10,240 bytes and takes the rest of a longer one for a line of its own."""
@@ -28,6 +31,7 @@ _WORD_BYTES = 1_000
 """iptables-restore refuses words from 1,024 bytes on."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=+!%@~-]+")
+_PLAIN_LINE = re.compile(r"[A-Za-z0-9_./:,=+!%@~ -]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _OUR_CHAIN = re.compile(re.escape(CHAIN_PREFIX) + r"[A-Za-z0-9_-]+")
 
@@ -36,15 +40,35 @@ _CHAIN_NAME_BYTES = 28
 
 
 class BadRule(ValueError):
-    """Words that must not be handed to iptables-restore; the message says why."""
+    """A rule or a name that must not be handed to iptables-restore; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule as the tools spell it behind ``-A CHAIN``. ``hash`` is empty for a rule that is not ours."""
+    """One rule as the tools spell it behind ``-A CHAIN``. ``hash`` is empty for a rule that is not ours.
+
+    ``spec``: what was planned; None: it was read from the kernel.
+    """
 
     hash: str
     text: str
+    spec: RuleSpec | None = field(default=None, compare=False)
+
+    @property
+    def body(self) -> Body:
+        """What it does."""
+        return self.spec.body if self.spec else parse_text(self.text).body
+
+    @property
+    def leads_to(self) -> str:
+        """The chain that it jumps or goes to; a target of another kind, or empty, if it leads to none."""
+        return self.spec.leads_to if self.spec else target_of(self.text)
+
+    def __str__(self) -> str:
+        """For people: without its hash, but with what its comment says."""
+        if self.spec is None:
+            return brief(self.text)
+        return f'{shown(self.spec)} "{self.spec.why}"' if self.spec.why else shown(self.spec)
 
 
 def check_chain(table: str, name: str) -> None:
@@ -82,8 +106,8 @@ def quote(word: str) -> str:
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def render(words: Words) -> Rule:
-    """A rule with its hash comment; the words' own comment becomes the comment's text.
+def render(spec: RuleSpec) -> Rule:
+    """A planned rule with its hash comment; what it is for becomes the comment's text.
 
     Characters that a comment cannot hold are replaced there: a policy must not stay out of the kernel for its
     description. Anywhere else they are refused.
@@ -91,28 +115,23 @@ def render(words: Words) -> Rule:
     Raises:
         BadRule: see :func:`quote`; or the whole rule is too long.
     """
-    digest = hashlib.sha256("\0".join(words).encode(errors="surrogatepass")).hexdigest()[:16]
-    about, rest = _take_comment(words)
-    comment = f"{COMMENT_PREFIX}{digest} {about}" if about else f"{COMMENT_PREFIX}{digest}"
-    text = " ".join(map(quote, ("-m", "comment", "--comment", _cut(comment), *rest)))
+    matches, target, about = encode(spec.matches), encode_target(spec.target), str(spec.why)
+    hashed = (*matches, *_COMMENT, about, *target) if about else (*matches, *target)
+    digest = hashlib.sha256("\0".join(hashed).encode(errors="surrogatepass")).hexdigest()[:16]
+    comment = _cut(f"{COMMENT_PREFIX}{digest} {about}") if about else f"{COMMENT_PREFIX}{digest}"
+    text = " ".join((*_COMMENT, quote(comment), _line((*matches, *target)))).rstrip(" ")
     if len(text.encode()) > _LINE_BYTES:
         raise BadRule(f"rule of {len(text.encode())} bytes: {text[:80]}…")
-    return Rule(digest, text)
+    return Rule(digest, text, spec)
 
 
-def _take_comment(words: Words) -> tuple[str, Words]:
-    """Split a rule's words into its comment's text and all the others."""
-    about: list[str] = []
-    rest: list[str] = []
-    at = 0
-    while at < len(words):
-        if words[at : at + 3] == ("-m", "comment", "--comment") and at + 3 < len(words):
-            about.append(words[at + 3])
-            at += 4
-        else:
-            rest.append(words[at])
-            at += 1
-    return " ".join(about), tuple(rest)
+def _line(words: Words) -> str:
+    """Words of an iptables-restore line. Nearly all are plain, which is seen at once for all of them."""
+    line = " ".join(words)
+    plain = "" not in words and line.count(" ") == len(words) - 1 and _PLAIN_LINE.fullmatch(line)
+    if plain and len(line) <= _WORD_BYTES:
+        return line
+    return " ".join(map(quote, words))
 
 
 def _cut(comment: str) -> str:

@@ -19,8 +19,9 @@ from felix_py.dataplane.links import LinkError, Links
 from felix_py.dataplane.order import ORDER, Step
 from felix_py.dataplane.routes import Routes
 from felix_py.dataplane.sysctl import HostSettings
-from felix_py.plan.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED
+from felix_py.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED
 from felix_py.records import Backend, Drift, Failure, Report, Update
+from felix_py.ruleset.model import Body
 from policy.model import Family
 
 _OUR_INTERFACE = re.compile(re.escape(INTERFACE_PREFIX) + r"[0-9a-f]{10}")
@@ -229,8 +230,8 @@ class Kernel:
         chains = [what for tables in self._tables.values() for what in tables.differences()]
         return [*self._routes.differences(), *self._sets.differences(), *chains]
 
-    def rules(self, family: Family, table: str, prefix: str) -> list[str]:
-        """The rules (``-A CHAIN …``) of our chains with this prefix, as ``load`` found or ``apply`` left them."""
+    def rules(self, family: Family, table: str, prefix: str) -> list[Body]:
+        """The rules of our chains with this prefix, as ``load`` found or ``apply`` left them."""
         return self._tables[family].rules(table, prefix) if family in self._tables else []
 
     def marks(self, set_name: str) -> set[int]:

@@ -27,7 +27,7 @@ from felix_py.dataplane.route_messages import (
     Destination,
     read_event,
 )
-from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, LINK_GROUP
+from felix_py.layout import CHAIN_PREFIX, INTERFACE_PREFIX, LINK_GROUP
 from policy.model import Family
 
 GROUPS = (1, 5, 7, 9, 11, 24, 25)

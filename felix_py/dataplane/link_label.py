@@ -17,7 +17,7 @@ import ipaddress
 import re
 import zlib
 
-from felix_py.plan.layout import interface_name
+from felix_py.layout import interface_name
 from felix_py.records import Lease
 from policy.model import Family
 

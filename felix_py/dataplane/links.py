@@ -57,7 +57,7 @@ from felix_py.dataplane.netlink import (
     message,
     nested,
 )
-from felix_py.plan.layout import GATEWAY, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
+from felix_py.layout import GATEWAY, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
 from felix_py.records import Lease
 from policy.model import Family
 

@@ -11,6 +11,7 @@ from felix_py import log
 from felix_py.dataplane.backend import OwnProcesses, ToolError, has_legacy_tables
 from felix_py.dataplane.iptables import Iptables
 from felix_py.records import Backend, Failure
+from felix_py.ruleset.model import Body
 from policy.model import Family
 
 
@@ -48,8 +49,8 @@ class OtherBackend:
         """A line for each chain and each hook of ours, as it was found."""
         return [line for tables in self._tables.values() for line in tables.owned()]
 
-    def rules(self, family: Family, table: str, prefix: str) -> list[str]:
-        """The rules of our chains with this prefix, as ``iptables-save`` prints them."""
+    def rules(self, family: Family, table: str, prefix: str) -> list[Body]:
+        """The rules of our chains with this prefix."""
         return self._tables[family].rules(table, prefix) if family in self._tables else []
 
     def take_out(self) -> tuple[Failure, ...]:

@@ -9,15 +9,16 @@ from collections.abc import Iterable, Sequence
 
 from felix_py.dataplane.backend import ToolError, command, run
 from felix_py.dataplane.iptables_text import render
-from felix_py.plan.features import Feature, match
-from felix_py.records import Backend, Words
+from felix_py.plan.features import Feature, matches
+from felix_py.records import Backend
+from felix_py.ruleset.model import RuleSpec
 from policy.model import Family
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def refusal(families: Iterable[Family], backend: Backend, rule: Words) -> str | None:
+def refusal(families: Iterable[Family], backend: Backend, rule: RuleSpec) -> str | None:
     """Why a rule cannot be written on this node; None if it can.
 
     It is written into an empty network namespace that vanishes at once: nothing on the node changes.
@@ -31,18 +32,18 @@ def missing_features(families: Sequence[Family], backend: Backend) -> dict[Featu
     Where not even a rule without any match is taken, nothing can be told (a lock that others hold, say, or no
     means to try): then nothing counts as missing, and whoever writes the rules hears what is wrong.
     """
-    if _refusal(_rules(families, Feature), backend) is None or refusal(families, backend, ()) is not None:
+    if _refusal(_rules(families, Feature), backend) is None or refusal(families, backend, RuleSpec()) is not None:
         return {}
     tried = {feature: _refusal(_rules(families, (feature,)), backend) for feature in Feature}
     return {feature: reason for feature, reason in tried.items() if reason is not None}
 
 
-def _rules(families: Iterable[Family], features: Iterable[Feature]) -> dict[Family, Sequence[Words]]:
+def _rules(families: Iterable[Family], features: Iterable[Feature]) -> dict[Family, Sequence[RuleSpec]]:
     wanted = tuple(features)
-    return {family: [words for one in wanted if (words := match(one, family))] for family in families}
+    return {family: [RuleSpec(match) for one in wanted if (match := matches(one, family))] for family in families}
 
 
-def _refusal(rules: dict[Family, Sequence[Words]], backend: Backend) -> str | None:
+def _refusal(rules: dict[Family, Sequence[RuleSpec]], backend: Backend) -> str | None:
     found: list[str] = []
 
     def attempt() -> None:

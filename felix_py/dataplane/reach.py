@@ -20,7 +20,7 @@ from felix_py.dataplane import link_messages, route_messages
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
 from felix_py.dataplane.route_messages import PROTOCOLS, TABLE_LOCAL, TABLE_MAIN, Connected, Destination
-from felix_py.plan.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_PODS
+from felix_py.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_PODS
 from policy.model import Family
 
 GROUPS = (1, 5, 7, 9, 11)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from felix_py.dataplane.netlink import attr, attributes, message
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import NextHop, Route, RouteKey, RouteKind
 from policy.model import Family
 

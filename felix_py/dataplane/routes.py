@@ -15,7 +15,7 @@ from typing import NamedTuple
 from felix_py.dataplane import route_messages as messages
 from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
 from felix_py.dataplane.route_messages import PROTOCOLS, Destination, Packed, destination_text
-from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
+from felix_py.layout import ROUTE_PROTOCOL_PODS
 from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey, bounded
 from policy.model import Family
 

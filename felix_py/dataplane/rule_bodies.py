@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from felix_py import log
 from felix_py.dataplane.iptables_text import Rule
 from felix_py.ruleset.compare import Likeness, compare
-from felix_py.ruleset.words import parse_text
 
 
 class RuleBodies:
@@ -26,7 +25,7 @@ class RuleBodies:
         """Whether a rule of ours, as read back, does something else than the wanted one of the same hash."""
         if actual.text == wanted.text or actual.text in self._right:
             return False
-        likeness = compare(parse_text(wanted.text).body, parse_text(actual.text).body)
+        likeness = compare(wanted.body, actual.body)
         if likeness is Likeness.DIFFERENT:
             return True
         if likeness is Likeness.UNKNOWN:

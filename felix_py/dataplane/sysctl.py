@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from felix_py.plan.layout import INTERFACE_PREFIX
+from felix_py.layout import INTERFACE_PREFIX
 from felix_py.records import Drift, DriftKind, Failure, Report
 from policy.model import Family
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from felix_py.dataplane.link_messages import AF, U32
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, attributes, message
-from felix_py.plan.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED
+from felix_py.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED
 from policy.model import Family
 
 _SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921

@@ -14,7 +14,7 @@ from felix_py.dataplane.ipsets import is_ours
 from felix_py.dataplane.uplink import interface_state
 from felix_py.diagnose.difference import Difference, Kind, Problem
 from felix_py.diagnose.owners import Owners
-from felix_py.plan.layout import INTERFACE_PREFIX
+from felix_py.layout import INTERFACE_PREFIX
 from felix_py.records import Lease, NextHop, Route, RouteKey, RouteKind, SetSpec, Update
 from policy.model import Family
 

@@ -9,12 +9,13 @@ from difflib import SequenceMatcher
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, BadRule, render
 from felix_py.diagnose.difference import Difference, Kind, Problem
 from felix_py.diagnose.owners import Owners
-from felix_py.plan.layout import CHAIN_PREFIX
-from felix_py.records import Hook, Update, Words
+from felix_py.layout import CHAIN_PREFIX
+from felix_py.records import Hook, Update
 from felix_py.ruleset.compare import Likeness, compare
-from felix_py.ruleset.model import Body, Rule, Ruleset
+from felix_py.ruleset.encode import shown
+from felix_py.ruleset.model import Body, Rule, Ruleset, RuleSpec
 from felix_py.ruleset.places import hinders_above, hinders_behind
-from felix_py.ruleset.words import brief, join, parse, target_of
+from felix_py.ruleset.words import brief, target_of
 from policy.model import Family
 
 
@@ -22,26 +23,22 @@ from policy.model import Family
 class _Wanted:
     """A wanted rule; ``body`` is what it is compared by."""
 
-    words: Words
+    spec: RuleSpec
     body: Body
     hash: str
 
     @classmethod
-    def of(cls, words: Words) -> _Wanted:
+    def of(cls, spec: RuleSpec) -> _Wanted:
         try:
-            digest = render(words).hash
+            digest = render(spec).hash
         except BadRule:
             digest = ""  # the agent cannot write it either, and says so
-        return cls(words, parse(words)[0], digest)
+        return cls(spec, spec.body, digest)
 
     @property
     def text(self) -> str:
         """For people: without the comment, whose content is said elsewhere."""
-        words = list(self.words)
-        while "--comment" in words[:-1]:
-            at = words.index("--comment")
-            del words[at - 2 : at + 2]
-        return join(words)
+        return shown(self.spec)
 
 
 class RuleComparison:
@@ -52,12 +49,12 @@ class RuleComparison:
         self._found = found
         self._owners = owners
         self._chains = {
-            (key.table, key.name): [_Wanted.of(words) for words in rules]
+            (key.table, key.name): [_Wanted.of(spec) for spec in rules]
             for key, rules in wanted.chains.items()
             if key.family is family and rules is not None
         }
         self._hooks: dict[tuple[str, str], list[Hook]] = {}
-        for hook in sorted(wanted.hooks, key=lambda hook: hook.words):
+        for hook in sorted(wanted.hooks, key=lambda hook: hook.rank):
             if hook.family is family:
                 self._hooks.setdefault((hook.table, hook.chain), []).append(hook)
 
@@ -110,7 +107,7 @@ class RuleComparison:
         yield from self._moved_missing_extra(place, wanted, chain.rules, actual, gone, new)
 
     def _altered(self, place: tuple[str, str], at: int, wanted: _Wanted, found: Rule) -> Difference:
-        about = self._owners.wanted_rule(place[1], wanted.words)
+        about = self._owners.wanted_rule(place[1], wanted.spec)
         where = self._where(place, at + 1)
         return Difference(Kind.CHAIN, Problem.ALTERED, about, where, wanted.text, brief(found.text))
 
@@ -124,7 +121,7 @@ class RuleComparison:
         new: list[int],
     ) -> Iterator[Difference]:
         for at in gone:
-            about = self._owners.wanted_rule(place[1], wanted[at].words)
+            about = self._owners.wanted_rule(place[1], wanted[at].spec)
             where = self._where(place, at + 1)
             there = next((number for number in new if actual[number] == wanted[at].body), None)
             if there is None:
@@ -142,12 +139,12 @@ class RuleComparison:
 
     def _builtin(self, place: tuple[str, str], rules: Sequence[Rule], *, strays: bool) -> Iterator[Difference]:
         hooks = self._hooks.get(place, [])
-        wanted = [_Wanted.of(hook.words) for hook in hooks]
+        wanted = [_Wanted.of(hook.rule) for hook in hooks]
         actual = [_as_wanted(rule, wanted) for rule in rules]
         used: set[int] = set()
         right = True
         for hook, one in zip(hooks, wanted, strict=True):
-            about = self._owners.wanted_rule(_leads_to(one.words) or place[1], hook.words)
+            about = self._hook(place, hook)
             where = f"hook in {self._where(place)}"
             at = next((n for n, body in enumerate(actual) if body == one.body and n not in used), None)
             if at is not None:
@@ -167,6 +164,10 @@ class RuleComparison:
                 where = f"rule {at + 1} of {self._where(place)}"
                 about = self._owners.found_rule(place[1], rule)
                 yield Difference(Kind.HOOK, Problem.EXTRA, about, where, "", brief(rule.text))
+
+    def _hook(self, place: tuple[str, str], hook: Hook) -> str:
+        """What a hook serves."""
+        return self._owners.wanted_rule(hook.rule.leads_to or place[1], hook.rule)
 
     def _order(
         self,
@@ -193,15 +194,11 @@ class RuleComparison:
                 others = [rule for rule in behind if hinders_behind(place[0], target_of(rule.text))]
                 word = "behind"
             if others or not right:
-                about = self._owners.wanted_rule(_leads_to(one.words) or place[1], hook.words)
+                about = self._hook(place, hook)
                 found = f"{word} it: {'; '.join(brief(rule.text) for rule in others[:3])}" if others else ""
                 expected = "first" if hook.first else "last"
                 where = f"hook {one.text} in {self._where(place)}"
                 yield Difference(Kind.HOOK, Problem.MISPLACED, about, where, expected, found)
-
-
-def _leads_to(words: Words) -> str:
-    return words[-1] if words[-1].startswith(CHAIN_PREFIX) else ""
 
 
 def _as_wanted(rule: Rule, wanted: Iterable[_Wanted]) -> Body:

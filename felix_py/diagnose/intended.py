@@ -10,19 +10,18 @@ from felix_py.agent.held import HeldLeases
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.iptables_text import render
 from felix_py.datastore.fetch import Fetched
-from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.marks import OVERFLOW, Marks
+from felix_py.plan.names import DISPATCH
 from felix_py.plan.planner import Planner
-from felix_py.plan.render import DISPATCH, class_set, mark_match
+from felix_py.plan.render import class_number, class_rule
 from felix_py.plan.static import SetNames, StaticOptions
-from felix_py.records import Lease, SetSpec, Update, Words, endpoint_of
-from felix_py.ruleset.model import Goto, InSet, MarkIs, Rule, Ruleset
+from felix_py.records import Lease, SetSpec, Update, endpoint_of
+from felix_py.ruleset.model import Rule, Ruleset
 from felix_py.ruleset.run import Sets
 from policy.change import Change
 from policy.compile import Engine
+from policy.ir import ChainId
 from policy.model import Direction, Family
-
-_LETTER = {Direction.EGRESS: "E", Direction.INGRESS: "I"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +111,10 @@ def _present(update: Update) -> Update:
 
 def _held(
     family: Family, direction: Direction, marks: Marks, rules: Ruleset, sets: Sets, facts: Facts
-) -> dict[str, int]:
+) -> dict[ChainId, int]:
     """Class chain -> number, as the dispatch rules have it; where they have none, as its endpoints' marks do."""
     table = rules.tables.get("filter")
-    found: dict[str, int] = {}
+    found: dict[ChainId, int] = {}
     for chain in table.chains.values() if table else ():
         if not chain.name.startswith(DISPATCH[direction]):
             continue
@@ -123,42 +122,22 @@ def _held(
             if numbered := _number(family, direction, marks, rule):
                 found.setdefault(*numbered)
     mapped = sets(SetNames.of(family).class_map(direction))
-    for address, chain_name in facts.engine.program(family).classes[direction].items():
-        value = mapped.get(address) if mapped and chain_name not in found else None
+    for address, of in facts.engine.program(family).classes[direction].items():
+        value = mapped.get(address) if mapped and of not in found else None
         number = (value or 0) >> 32 >> marks.shift(direction)
         if number and (number == OVERFLOW or number not in found.values()):
-            found[chain_name] = number
+            found[of] = number
     return found
 
 
-def _number(family: Family, direction: Direction, marks: Marks, rule: Rule) -> tuple[str, int] | None:
+def _number(family: Family, direction: Direction, marks: Marks, rule: Rule) -> tuple[ChainId, int] | None:
     """Which class a dispatch rule leads to, and its number: the one it was meant to have, if the hash tells."""
-    match rule.body.target:
-        case Goto(chain) if chain.startswith(f"{CHAIN_PREFIX}C{_LETTER[direction]}-"):
-            number = _as_it_stands(direction, marks, rule)
-        case _:
-            return None
-    if not rule.hash or (number and render(_words(family, direction, marks, chain, number)).hash == rule.hash):
-        return (chain, number) if number else None
-    for meant in range(1, OVERFLOW + 1):
-        if render(_words(family, direction, marks, chain, meant)).hash == rule.hash:
+    found = class_number(rule.body, direction, marks)
+    if found is None:
+        return None
+    chain, number = found
+    # What it says first.
+    for meant in (*filter(None, (number,)), *range(1, OVERFLOW + 1)) if rule.hash else ():
+        if render(class_rule(family, direction, marks, chain, meant)).hash == rule.hash:
             return chain, meant
-    return None
-
-
-def _as_it_stands(direction: Direction, marks: Marks, rule: Rule) -> int:
-    """The number that a rule matches now; 0: none."""
-    match rule.body.matches:
-        case (MarkIs(value, mask, False),) if mask == marks.class_mask(direction):
-            return value >> marks.shift(direction)
-        case (InSet(_, _, False),):
-            return OVERFLOW
-    return 0
-
-
-def _words(family: Family, direction: Direction, marks: Marks, chain: str, number: int) -> Words:
-    """The dispatch rule of a class, as :func:`felix_py.plan.render.dispatch_chains` makes it."""
-    if number == OVERFLOW:
-        side = "src" if direction is Direction.EGRESS else "dst"
-        return ("-m", "set", "--match-set", class_set(family, chain), side, "-g", chain)
-    return (*mark_match(marks.class_mark(direction, number), marks.class_mask(direction)), "-g", chain)
+    return found if number and not rule.hash else None

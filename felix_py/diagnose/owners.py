@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
 from felix_py.datastore.fetch import Fetched
 from felix_py.diagnose.intended import Intended
-from felix_py.plan.deny_log import ASTRAY, ERROR, INVALID, MIDSTREAM, PROXIED
-from felix_py.plan.layout import CHAIN_PREFIX
-from felix_py.plan.render import ALLOW, DISPATCH, PASS
-from felix_py.plan.static import CLASSIFY, FORWARD, INPUT, NEIGHBOUR, OUTPUT, POSTROUTING, SOURCE, SetNames
-from felix_py.records import Words
-from felix_py.ruleset.model import Goto, Jump, Rule
-from felix_py.ruleset.words import parse
-from policy.model import Direction, Family, ObjectKey, PolicyKind, PolicyRef
-
-_ABOUT = re.compile(rf"((?:{'|'.join(PolicyKind)}) \S+) (ingress|egress)\[(\d+)\](?: (.*))?", re.DOTALL)
-"""The comment of a policy's rule (policy/rules.py)."""
-
-_DENY = re.compile(rf"{CHAIN_PREFIX}D([EI])-([0-9a-f]{{16}})(?:-(\d+))?")
-"""A chain in which a Deny rule's packets are logged and dropped (plan/deny_log.py)."""
+from felix_py.plan.names import DenyChain, DispatchChain, Fixed, parse_chain_name, parse_name
+from felix_py.plan.static import SetNames
+from felix_py.ruleset.model import Rule, RuleSpec
+from policy.ir import ChainId, Origin
+from policy.model import Direction, Family, ObjectKey, PolicyRef
 
 _NOBODY = "no policy that is known"
 _STATIC = {
-    SOURCE: "source binding of all pods",
-    NEIGHBOUR: "source binding of all pods",
-    CLASSIFY: "policy classes of all pods",
-    FORWARD: "policy of all pods",
-    INPUT: "packets from all pods to this node",
-    ALLOW: "policy of all pods",
-    PASS: "policy of all pods",
-    OUTPUT: "packets from this node to all pods",
-    POSTROUTING: "masquerading of all pods",
-    INVALID: "packets that conntrack calls INVALID",
-    MIDSTREAM: "TCP of which conntrack has not seen the beginning",
-    PROXIED: "what this node sends in another's name",
-    ERROR: "ICMP errors of all pods",
-    ASTRAY: "packets to pods by interfaces that are not theirs",
+    Fixed.SOURCE: "source binding of all pods",
+    Fixed.NEIGHBOUR: "source binding of all pods",
+    Fixed.CLASSIFY: "policy classes of all pods",
+    Fixed.FORWARD: "policy of all pods",
+    Fixed.INPUT: "packets from all pods to this node",
+    Fixed.ALLOW: "policy of all pods",
+    Fixed.PASS: "policy of all pods",
+    Fixed.OUTPUT: "packets from this node to all pods",
+    Fixed.POSTROUTING: "masquerading of all pods",
+    Fixed.INVALID: "packets that conntrack calls INVALID",
+    Fixed.MIDSTREAM: "TCP of which conntrack has not seen the beginning",
+    Fixed.PROXIED: "what this node sends in another's name",
+    Fixed.ERROR: "ICMP errors of all pods",
+    Fixed.ASTRAY: "packets to pods by interfaces that are not theirs",
     **dict.fromkeys(BUILTIN_CHAINS, "what policy has allowed"),
 }
 
@@ -67,42 +57,37 @@ class Owners:
 
     def chain(self, name: str) -> str:
         """What a chain of ours serves."""
-        if refs := self._engine.policies_using(name):
-            return _policies(refs, name)
-        if deny := _DENY.fullmatch(name):
-            letter, digits, rule = deny.groups()
-            refs = self._engine.policies_using(f"{CHAIN_PREFIX}P{letter}-{digits}")
-            denial = _policies(refs, f"{CHAIN_PREFIX}P{letter}-") if refs else ""
-            return f"{denial} rule {rule}" if denial and rule else denial or _NOBODY
-        for direction, root in DISPATCH.items():
-            if name.startswith(root):
+        match parse_chain_name(name):
+            case ChainId() as chain:
+                return self._compiled(chain) or _NOBODY
+            case DenyChain(policy, rule):
+                denial = self._compiled(policy)
+                return f"{denial} rule {rule}" if denial and rule >= 0 else denial or _NOBODY
+            case DispatchChain(direction):
                 return f"{direction.lower()} policy of all pods"
         return _STATIC.get(name, _NOBODY)
 
-    def rule(self, chain: str, comment: str, target: str) -> str:
-        """What a rule serves: by its comment, else by where it leads, else by its chain."""
-        if found := _ABOUT.fullmatch(comment):
-            policy, direction, index, name = found.groups()
-            return f"{policy}, {direction} rule {index}{f' ({name})' if name else ''}"
-        if target.startswith(CHAIN_PREFIX) and (refs := self._engine.policies_using(target)):
-            return _policies(refs, target)
-        return self.chain(chain)
+    def _compiled(self, chain: ChainId) -> str:
+        """The policies behind a compiled chain; empty: none that is known."""
+        refs = self._engine.policies_using(chain)
+        return f"{_policies(refs)}, {chain.direction.lower()}" if refs else ""
 
-    def wanted_rule(self, chain: str, words: Words) -> str:
-        """The same of a rule as the plan gave it."""
-        body, comments = parse(words)
-        match body.target:
-            case Jump(target) | Goto(target):
-                return self.rule(chain, " ".join(comments), target)
-        return self.rule(chain, " ".join(comments), "")
+    def wanted_rule(self, chain: str, spec: RuleSpec) -> str:
+        """What a planned rule serves."""
+        return self._rule(chain, spec.why, spec.leads_to)
 
     def found_rule(self, chain: str, rule: Rule) -> str:
         """The same of a rule as the kernel has it."""
-        comment = rule.comment.partition(" ")[2] if rule.hash else ""
-        match rule.body.target:
-            case Jump(target) | Goto(target):
-                return self.rule(chain, comment, target)
-        return self.rule(chain, comment, "")
+        why = Origin.parse(rule.comment.partition(" ")[2]) if rule.hash else None
+        return self._rule(chain, why, RuleSpec((), rule.body.target).leads_to)
+
+    def _rule(self, chain: str, why: Origin | str | None, leads_to: str) -> str:
+        """By the policy's rule that it comes from, else by where it leads, else by its chain."""
+        if isinstance(why, Origin):
+            name = f" ({why.name})" if why.name else ""
+            return f"{why.policy}, {why.direction.lower()} rule {why.index}{name}"
+        to = parse_chain_name(leads_to)
+        return (self._compiled(to) if isinstance(to, ChainId) else "") or self.chain(chain)
 
     # --- sets and routes -----------------------------------------------------------------------------
 
@@ -119,8 +104,9 @@ class Owners:
         }
         if name in purposes:
             return purposes[name]
-        refs = self._engine.policies_using(name)
-        return _policies(refs, "") if refs else _NOBODY
+        peers = parse_name(name)
+        refs = self._engine.policies_using(peers) if peers else ()
+        return _policies(refs) if refs else _NOBODY
 
     def member(self, family: Family, set_name: str, member: str) -> str:
         """Whom a member of a set speaks of, and what for."""
@@ -130,7 +116,7 @@ class Owners:
         for direction in Direction:
             refs = self._engine.endpoint_policies(self._keys.get(address, ("", "")), direction)
             if set_name == names.class_map(direction) and refs:
-                purpose = f"{purpose} ({_policies(refs, '')})"
+                purpose = f"{purpose} ({_policies(refs)})"
         whom = self.address(address)
         return f"{whom}: {purpose}" if whom else purpose
 
@@ -142,11 +128,7 @@ class Owners:
         return self._pods.get(address) or self._nodes.get(address, "")
 
 
-def _policies(refs: Iterable[PolicyRef], chain: str) -> str:
+def _policies(refs: Iterable[PolicyRef]) -> str:
     names = [str(ref) for ref in refs]
     more = len(names) - _MOST_NAMED
-    text = ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-    for direction in Direction:
-        if re.match(rf"{CHAIN_PREFIX}[CPT]{direction[0]}-", chain):
-            return f"{text}, {direction.lower()}"
-    return text
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

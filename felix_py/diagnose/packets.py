@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from felix_py.diagnose.ends import Place
 from felix_py.diagnose.live import Live, Routed, Way
-from felix_py.plan.layout import INTERFACE_PREFIX
+from felix_py.layout import INTERFACE_PREFIX
 from felix_py.ruleset.run import Outcome, Path, Result, Transit, simulate
 from policy.explain import Explanation, Free
 

@@ -19,7 +19,7 @@ from felix_py.diagnose.difference import Difference
 from felix_py.diagnose.intended import Intended, Settings, intended, known
 from felix_py.diagnose.live import Live
 from felix_py.diagnose.owners import Owners
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import Lease
 
 SECOND_LOOK = 1.5

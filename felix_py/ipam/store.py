@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from felix_py.ipam.pool import Pool, address_number, address_text
-from felix_py.plan.layout import interface_name
+from felix_py.layout import interface_name
 from felix_py.records import Elsewhere, Lease
 from policy.model import Family
 

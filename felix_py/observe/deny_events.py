@@ -12,9 +12,10 @@ import msgspec
 
 from felix_py.dataplane.ip_header import IPHeader
 from felix_py.dataplane.nflog import LoggedPacket
+from felix_py.layout import INTERFACE_PREFIX
 from felix_py.observe.chain_names import ChainNames
 from felix_py.plan.deny_log import Drop, DropKind, parse_prefix
-from felix_py.plan.layout import INTERFACE_PREFIX
+from felix_py.plan.names import chain_name
 from policy.evaluate import View
 from policy.model import ClusterPolicy, Direction, ObjectKey, PolicyKind, PolicyRef
 
@@ -232,13 +233,14 @@ def _message(
     outdev: str,
 ) -> str:
     direction = drop.direction.lower() if drop.direction else ""
+    chain = chain_name(drop.chain) if drop.chain else ""
     match reason:
         case Reason.ISOLATED:
-            return _isolated(direction, policies, drop.chain)
+            return _isolated(direction, policies, chain)
         case Reason.UNKNOWN_POD:
             return f"the pod or its namespace is not known yet, so that nothing is allowed ({direction})"
         case Reason.POLICY:
-            return _denied(direction, decider, drop.chain)
+            return _denied(direction, decider, chain)
         case Reason.SOURCE if indev and not indev.startswith(INTERFACE_PREFIX):
             return f"{source.address} is the address of a pod of this node, whose interface is not {indev}"
         case Reason.ASTRAY:

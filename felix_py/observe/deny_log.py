@@ -83,7 +83,7 @@ def _rules(config: AgentConfig, families: Sequence[Family], backend: Backend) ->
     if not config.deny_log:
         return None
     rules = DenyLog(config.deny_log_group, config.deny_log_rate)
-    reason = refusal(families, backend, rules.words(SOURCE_DROP))
+    reason = refusal(families, backend, rules.rule(SOURCE_DROP))
     if reason is None:
         return rules
     # A rule that the kernel does not take would keep all others of its chain out.

@@ -7,7 +7,6 @@ connections that were allowed before do not pass these rules: what is counted ar
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +20,9 @@ from felix_py import log
 from felix_py.dataplane.backend import ToolError
 from felix_py.dataplane.counters import RuleCount
 from felix_py.observe.chain_names import ChainNames
-from felix_py.plan.deny_log import ASTRAY, ERROR, INVALID, MIDSTREAM, PROXIED, DropKind
-from felix_py.plan.layout import CHAIN_PREFIX
-from felix_py.plan.render import ALLOW, DISPATCH, PASS
-from felix_py.plan.static import INPUT, NEIGHBOUR, SOURCE
+from felix_py.plan.deny_log import DropKind
+from felix_py.plan.names import DenyChain, DispatchChain, Fixed, parse_chain_name
+from policy.ir import ChainId, ChainKind
 from policy.model import ClusterPolicy, Direction, Family, PolicyKind, PolicyRef, Tier
 
 MOST_SERIES = 500
@@ -37,24 +35,19 @@ _WAIT_SECONDS = 5.0
 """A scrape that has waited so long for new counts gets the old ones."""
 
 _ANY = "any"
-_LETTER = {"E": Direction.EGRESS, "I": Direction.INGRESS}
-_COMPILED = re.compile(rf"{re.escape(CHAIN_PREFIX)}([PC])([EI])-([0-9a-f]+)")
-_POLICY_CHAINS = tuple(f"{CHAIN_PREFIX}P{letter}-" for letter in _LETTER)
-_DENY_CHAINS = tuple(f"{CHAIN_PREFIX}D{letter}-" for letter in _LETTER)
-
 _DENIED = "denied"
-_VERDICTS = {ALLOW: "allowed", PASS: "passed", "DROP": _DENIED}
+_VERDICTS = {Fixed.ALLOW: "allowed", Fixed.PASS: "passed", "DROP": _DENIED}
 """What a rule's target says of the packets that it counts."""
 
-_STATIC: dict[str, tuple[Direction | None, DropKind]] = {
-    SOURCE: (Direction.EGRESS, DropKind.SOURCE),
-    NEIGHBOUR: (Direction.EGRESS, DropKind.SOURCE),
-    INVALID: (None, DropKind.INVALID),
-    MIDSTREAM: (None, DropKind.MIDSTREAM),
-    PROXIED: (None, DropKind.PROXIED),
-    ERROR: (Direction.EGRESS, DropKind.ERROR),
-    ASTRAY: (Direction.INGRESS, DropKind.ASTRAY),
-    INPUT: (Direction.EGRESS, DropKind.HOST),
+_STATIC: dict[Fixed, tuple[Direction | None, DropKind]] = {
+    Fixed.SOURCE: (Direction.EGRESS, DropKind.SOURCE),
+    Fixed.NEIGHBOUR: (Direction.EGRESS, DropKind.SOURCE),
+    Fixed.INVALID: (None, DropKind.INVALID),
+    Fixed.MIDSTREAM: (None, DropKind.MIDSTREAM),
+    Fixed.PROXIED: (None, DropKind.PROXIED),
+    Fixed.ERROR: (Direction.EGRESS, DropKind.ERROR),
+    Fixed.ASTRAY: (Direction.INGRESS, DropKind.ASTRAY),
+    Fixed.INPUT: (Direction.EGRESS, DropKind.HOST),
 }
 
 Labels = tuple[str, ...]
@@ -153,23 +146,23 @@ class Accounts:
         self._forget()
 
     def _add(self, chain: str, verdict: str, more: Count) -> None:
-        compiled = _COMPILED.fullmatch(chain)
-        if compiled is None:
-            self._add_static(chain, more)
-            return
-        kind, letter, digest = compiled.groups()
-        direction = _LETTER[letter]
-        if kind == "P":
-            self._add_policy(chain, direction, verdict, more)
-            if verdict == _DENIED:
-                self._add_denied(direction, DropKind.POLICY, more)
-        elif verdict == _DENIED:  # what a pod sends to itself is allowed by no policy
-            label = digest if self._class_slots.name(chain) == chain else _OTHER
-            self.classes.setdefault((direction.lower(), label), Count()).add(more)
-            self._add_denied(direction, DropKind.ISOLATED, more)
+        match parse_chain_name(chain):
+            case ChainId(ChainKind.POLICY, direction) as policy:
+                self._add_policy(chain, policy, verdict, more)
+                if verdict == _DENIED:
+                    self._add_denied(direction, DropKind.POLICY, more)
+            # What a pod sends to itself is allowed by no policy.
+            case ChainId(ChainKind.CLASS, direction, digest) if verdict == _DENIED:
+                label = digest if self._class_slots.name(chain) == chain else _OTHER
+                self.classes.setdefault((direction.lower(), label), Count()).add(more)
+                self._add_denied(direction, DropKind.ISOLATED, more)
+            case DispatchChain(direction):
+                self._add_denied(direction, DropKind.CLASS, more)
+            case Fixed() as fixed if fixed in _STATIC:
+                self._add_denied(*_STATIC[fixed], more)
 
-    def _add_policy(self, chain: str, direction: Direction, verdict: str, more: Count) -> None:
-        policies = self._chains.policies(chain)
+    def _add_policy(self, chain: str, policy: ChainId, verdict: str, more: Count) -> None:
+        policies = self._chains.policies(policy)
         if not policies:
             return
         ref = policies[0]
@@ -177,15 +170,7 @@ class Accounts:
         name = self._policy_slots.name("/".join(filter(None, ref)))
         labels = (_OTHER, _OTHER) if name == _OTHER else (tier.value if tier else "", name)
         self._policy_of[chain] = name
-        self.policies.setdefault((*labels, direction.lower(), verdict), Count()).add(more)
-
-    def _add_static(self, chain: str, more: Count) -> None:
-        if chain in _STATIC:
-            self._add_denied(*_STATIC[chain], more)
-            return
-        for direction, name in DISPATCH.items():
-            if chain == name or chain.startswith(f"{name}-"):
-                self._add_denied(direction, DropKind.CLASS, more)
+        self.policies.setdefault((*labels, policy.direction.lower(), verdict), Count()).add(more)
 
     def _add_denied(self, direction: Direction | None, reason: DropKind, more: Count) -> None:
         key = (direction.lower() if direction else _ANY, reason.value)
@@ -199,16 +184,20 @@ class Accounts:
         self._class_slots.held &= live
         kept = {*self._policy_slots.held, _OTHER}
         self.policies = {labels: count for labels, count in self.policies.items() if labels[1] in kept}
-        hashes = {name.rpartition("-")[2] for name in self._class_slots.held} | {_OTHER}
-        self.classes = {labels: count for labels, count in self.classes.items() if labels[1] in hashes}
+        held = map(parse_chain_name, self._class_slots.held)
+        classes = {_OTHER, *(chain.digest for chain in held if isinstance(chain, ChainId))}
+        self.classes = {labels: count for labels, count in self.classes.items() if labels[1] in classes}
 
 
 def _sums(chain: str, rules: Sequence[RuleCount]) -> dict[str, Count]:
     """Of one chain, by verdict. Chains that are no policy's drop, if at all, with their last rule."""
     sums: dict[str, Count] = {}
-    for rule in rules if chain.startswith(_POLICY_CHAINS) else rules[-1:]:
-        verdict = _DENIED if rule.target.startswith(_DENY_CHAINS) else _VERDICTS.get(rule.target)
-        if verdict == _DENIED or (verdict and chain.startswith(_POLICY_CHAINS)):
+    of = parse_chain_name(chain)
+    is_policy = isinstance(of, ChainId) and of.kind is ChainKind.POLICY
+    for rule in rules if is_policy else rules[-1:]:
+        denies = isinstance(parse_chain_name(rule.target), DenyChain)
+        verdict = _DENIED if denies else _VERDICTS.get(rule.target)
+        if verdict == _DENIED or (verdict and is_policy):
             sums.setdefault(verdict, Count()).add(Count(rule.packets, rule.bytes))
     return sums
 

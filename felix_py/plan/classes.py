@@ -11,13 +11,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from felix_py.plan.marks import OVERFLOW
+from policy.ir import ChainId
 
 
 class ClassNumbers:
     """Numbers 1..126 for the class chains of one family and direction; 127 stands for every class beyond."""
 
     def __init__(
-        self, held: Mapping[str, int], taken: Collection[int] = (), before: Mapping[str, int] | None = None
+        self,
+        held: Mapping[ChainId, int],
+        taken: Collection[int] = (),
+        before: Mapping[ChainId, int] | None = None,
     ) -> None:
         """``held``: class chain -> number as the kernel has it now, kept so that a restart rewrites nothing.
 
@@ -27,11 +31,11 @@ class ClassNumbers:
         until then.
         """
         self._before = dict(before or {})
-        self._numbers: dict[str, int] = dict(held)
-        self._retired: set[str] = set(held)
+        self._numbers: dict[ChainId, int] = dict(held)
+        self._retired: set[ChainId] = set(held)
         self._leaving: set[int] = set(taken).difference(held.values())
 
-    def claim(self, chain: str) -> int:
+    def claim(self, chain: ChainId) -> int:
         """The number of a class that has endpoints; the lowest free one if it is new."""
         self._retired.discard(chain)
         number = self._numbers.get(chain)
@@ -39,18 +43,18 @@ class ClassNumbers:
             number = self._numbers[chain] = self._choose(chain)
         return number
 
-    def _choose(self, chain: str) -> int:
+    def _choose(self, chain: ChainId) -> int:
         before = self._before.get(chain, OVERFLOW)
         if before != OVERFLOW and before not in self._numbers.values():
             return before
         taken = self._leaving.union(self._numbers.values(), self._before.values())
         return next((n for n in range(1, OVERFLOW) if n not in taken), OVERFLOW)
 
-    def retire(self, chain: str) -> None:
+    def retire(self, chain: ChainId) -> None:
         """The class has no endpoint any more; it keeps its number until :meth:`free`."""
         self._retired.add(chain)
 
-    def free(self) -> set[str]:
+    def free(self) -> set[ChainId]:
         """Forget the retired classes, and say which they were. Only once the kernel maps no address to them.
 
         Their numbers can be claimed after the next call: by then their dispatch rules are gone as well.
@@ -60,6 +64,6 @@ class ClassNumbers:
         self._before.clear()
         return gone
 
-    def numbers(self) -> dict[str, int]:
+    def numbers(self) -> dict[ChainId, int]:
         """Class chain -> number, retired ones included: what dispatch must know."""
         return dict(self._numbers)

@@ -9,11 +9,12 @@ compared once more than without the log.
 from __future__ import annotations
 
 import enum
-import re
 from dataclasses import dataclass
 
-from felix_py.plan.layout import CHAIN_PREFIX, COMMENT_PREFIX
-from felix_py.records import Words
+from felix_py.layout import CHAIN_PREFIX, COMMENT_PREFIX
+from felix_py.plan.names import DenyChain, chain_name, parse_chain_name
+from felix_py.ruleset.model import DROP, Limit, Log, Rules, RuleSpec
+from policy.ir import ChainId, ChainKind
 from policy.model import Direction
 
 COPIED_BYTES = 128
@@ -22,17 +23,7 @@ COPIED_BYTES = 128
 _BURST_SECONDS = 5
 """So many seconds' worth may come at once: a connection that is tried now and then is always logged."""
 
-DROP: Words = ("-j", "DROP")
-INVALID = CHAIN_PREFIX + "INVALID"
-MIDSTREAM = CHAIN_PREFIX + "MIDSTREAM"
-ASTRAY = CHAIN_PREFIX + "ASTRAY"
-PROXIED = CHAIN_PREFIX + "PROXIED"
-ERROR = CHAIN_PREFIX + "ERROR"
-
-_LETTER = {Direction.INGRESS: "I", Direction.EGRESS: "E"}
-_DIRECTION = {letter: direction for direction, letter in _LETTER.items()}
-_MOST_INDEX = 99
-"""A deny chain's name has room for two digits: FELIX-DE-0123456789abcdef-99 are the kernel's 28 characters."""
+DROP_ALL = RuleSpec((), DROP)
 
 
 class DropKind(enum.StrEnum):
@@ -69,18 +60,18 @@ class Drop:
 
     kind: DropKind
     direction: Direction | None = None
-    chain: str = ""
+    chain: ChainId | None = None
     rule: int = -1
 
     def prefix(self) -> str:
         """The ``--nflog-prefix``: at most 33 characters (the kernel takes 63)."""
-        match self.kind:
-            case DropKind.ISOLATED | DropKind.POLICY:
-                rule = f":{self.rule}" if 0 <= self.rule <= _MOST_INDEX else ""
-                return COMMENT_PREFIX + self.chain.removeprefix(CHAIN_PREFIX) + rule
-            case DropKind.CLASS:
-                assert self.direction is not None
-                return f"{COMMENT_PREFIX}CLASS-{_LETTER[self.direction]}"
+        if self.chain is not None:
+            # The index has room where it has room in the name of the rule's chain.
+            rule = DenyChain.of(self.chain, self.rule).rule
+            chain = chain_name(self.chain).removeprefix(CHAIN_PREFIX)
+            return f"{COMMENT_PREFIX}{chain}:{rule}" if rule >= 0 else COMMENT_PREFIX + chain
+        if self.kind is DropKind.CLASS and self.direction is not None:
+            return f"{COMMENT_PREFIX}CLASS-{self.direction[0]}"
         return COMMENT_PREFIX + self.kind.upper()
 
 
@@ -92,36 +83,27 @@ PROXIED_DROP = Drop(DropKind.PROXIED)
 ERROR_DROP = Drop(DropKind.ERROR, Direction.EGRESS)
 HOST_DROP = Drop(DropKind.HOST, Direction.EGRESS)
 _PLAIN = {
-    drop.kind.upper(): drop
-    for drop in (SOURCE_DROP, INVALID_DROP, MIDSTREAM_DROP, ASTRAY_DROP, PROXIED_DROP, ERROR_DROP, HOST_DROP)
+    drop.prefix(): drop
+    for drop in (
+        *(SOURCE_DROP, INVALID_DROP, MIDSTREAM_DROP, ASTRAY_DROP, PROXIED_DROP, ERROR_DROP, HOST_DROP),
+        *(Drop(DropKind.CLASS, direction) for direction in Direction),
+    )
 }
-_PREFIX = re.compile(
-    re.escape(COMMENT_PREFIX) + r"(?:(C)([EI])-[0-9a-f]{16}|(P)([EI])-[0-9a-f]{16}(?::([0-9]{1,2}))?"
-    rf"|({'|'.join(_PLAIN)})|CLASS-([EI]))",
-    re.ASCII,
-)
 
 
 def parse_prefix(text: str) -> Drop | None:
     """What a prefix of ours says; None for anybody else's."""
-    found = _PREFIX.fullmatch(text)
-    if found is None:
-        return None
-    _, class_of, policy, policy_of, rule, plain, unknown = found.groups()
-    if plain:
-        return _PLAIN[plain]
-    if unknown:
-        return Drop(DropKind.CLASS, _DIRECTION[unknown])
-    chain = CHAIN_PREFIX + text.removeprefix(COMMENT_PREFIX).partition(":")[0]
-    if policy:
-        return Drop(DropKind.POLICY, _DIRECTION[policy_of], chain, int(rule) if rule else -1)
-    return Drop(DropKind.ISOLATED, _DIRECTION[class_of], chain)
-
-
-def deny_chain(policy_chain: str, rule: int) -> str:
-    """The chain that a Deny rule of a policy sends its packets to: logged and dropped there."""
-    name = f"{CHAIN_PREFIX}D{policy_chain.removeprefix(CHAIN_PREFIX)[1:]}"
-    return f"{name}-{rule}" if 0 <= rule <= _MOST_INDEX else name
+    if text in _PLAIN or not text.startswith(COMMENT_PREFIX):
+        return _PLAIN.get(text)
+    name, _, rule = text.removeprefix(COMMENT_PREFIX).partition(":")
+    match parse_chain_name(CHAIN_PREFIX + name):
+        case ChainId(ChainKind.CLASS, direction) as chain:
+            drop = Drop(DropKind.ISOLATED, direction, chain)
+        case ChainId(ChainKind.POLICY, direction) as chain:
+            drop = Drop(DropKind.POLICY, direction, chain, int(rule) if rule.isdecimal() else -1)
+        case _:
+            return None
+    return drop if drop.prefix() == text else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +113,13 @@ class DenyLog:
     group: int
     rate: int
 
-    def words(self, drop: Drop) -> Words:
+    def rule(self, drop: Drop) -> RuleSpec:
         """The rule that logs; it matches every packet that reaches it, up to the limit, and drops none."""
-        return (
-            *("-m", "limit", "--limit", f"{self.rate}/second", "--limit-burst", str(self.rate * _BURST_SECONDS)),
-            *("-j", "NFLOG", "--nflog-group", str(self.group), "--nflog-prefix", drop.prefix()),
-            *("--nflog-size", str(COPIED_BYTES)),
-        )
+        limit = Limit.a_second(self.rate, self.rate * _BURST_SECONDS)
+        size = ("--nflog-size", str(COPIED_BYTES))
+        return RuleSpec((limit,), Log(self.group, drop.prefix(), (size,)))
 
 
-def dropping(log: DenyLog | None, drop: Drop) -> tuple[Words, ...]:
+def dropping(log: DenyLog | None, drop: Drop) -> Rules:
     """The rules that drop whatever reaches them, logged if there is a log."""
-    return (log.words(drop), DROP) if log else (DROP,)
+    return (log.rule(drop), DROP_ALL) if log else (DROP_ALL,)

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import enum
 
+from felix_py.layout import LINK_GROUP
 from felix_py.plan.icmp_errors import about_others
-from felix_py.plan.layout import LINK_GROUP
-from felix_py.records import Words
+from felix_py.ruleset.model import FULL, IN, SOURCE, AddressType, HopLimit, InGroup, Match
 from policy.model import Family
 
-HOST_END: Words = ("-m", "devgroup", "--src-group", f"{LINK_GROUP:#x}")
+HOST_END = InGroup(IN, LINK_GROUP, FULL)
 """By the interface of a pod, whatever it is called."""
-FROM_NEIGHBOUR: Words = ("-m", "hl", "--hl-eq", "255")
+FROM_NEIGHBOUR = HopLimit(255)
 """What no router has passed on (RFC 4861, section 3.1)."""
-NOT_FROM_HERE: Words = ("-m", "addrtype", "!", "--src-type", "LOCAL")
+NOT_FROM_HERE = AddressType(SOURCE, ("LOCAL",), negated=True)
 """From an address that is not the node's."""
 
 
@@ -45,14 +45,14 @@ LOST = {
 """What is not as it should be without a feature."""
 
 
-def match(feature: Feature, family: Family) -> Words:
-    """A match as the rules have it; empty where this family's rules have none."""
+def matches(feature: Feature, family: Family) -> tuple[Match, ...]:
+    """The matches as the rules have them; () where this family's rules have none."""
     match feature:
         case Feature.ADDRTYPE:
-            return NOT_FROM_HERE
+            return (NOT_FROM_HERE,)
         case Feature.BPF:
             return about_others(family)
         case Feature.DEVGROUP:
-            return HOST_END
+            return (HOST_END,)
         case Feature.HL:
-            return FROM_NEIGHBOUR if family is Family.V6 else ()
+            return (FROM_NEIGHBOUR,) if family is Family.V6 else ()

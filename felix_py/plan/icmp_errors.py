@@ -1,4 +1,4 @@
-"""Which ICMP errors of a pod are about packets that nobody sent to it, as classic BPF for ``-m bpf``.
+"""Which ICMP errors of a pod are about packets that nobody sent to it, as classic BPF.
 
 conntrack takes an error for a part of the connection that it quotes, whoever sent it, and policy lets parts of
 connections pass. So an error must quote a packet that went to the one who sends it (RFC 792, RFC 4443).
@@ -6,10 +6,11 @@ connections pass. So an error must quote a packet that went to the one who sends
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from felix_py.records import Words
+from felix_py.ruleset.model import Bytecode, ICMPType, Match, ProtocolIs
 from policy.model import Family
+
+PROTOCOL = {Family.V4: ProtocolIs(1), Family.V6: ProtocolIs(58)}
+"""ICMP and ICMPv6."""
 
 _OTHERS_V4 = (
     (0xB1, 0, 0, 0),  # X = length of the IP header
@@ -44,23 +45,16 @@ _OTHERS_V6 = (
 )
 
 
-def about_others(family: Family) -> Words:
-    """Words of a match: an error that quotes a packet to somebody else than its sender."""
-    steps, protocol = (_OTHERS_V4, "icmp") if family is Family.V4 else (_OTHERS_V6, "ipv6-icmp")
-    code = ",".join((str(len(steps)), *(" ".join(map(str, step)) for step in steps)))
-    return ("-p", protocol, "-m", "bpf", "--bytecode", code)
+def about_others(family: Family) -> tuple[Match, ...]:
+    """An error that quotes a packet to somebody else than its sender."""
+    return (PROTOCOL[family], Bytecode(_OTHERS_V4 if family is Family.V4 else _OTHERS_V6))
 
 
-def all_but_echo(family: Family) -> Words:
-    """Words of a match: any error, and whatever else is neither echo request nor reply. Without ``-m bpf``.
+def all_but_echo(family: Family) -> tuple[Match, ...]:
+    """Any error, and whatever else is neither echo request nor reply. Without ``-m bpf``.
 
     Which ICMPv6 types are errors (all below 128, to conntrack) cannot be said otherwise.
     """
-    if family is Family.V4:
-        return ("-p", "icmp", *_not_of("icmp", "--icmp-type", 8, 0))
-    return ("-p", "ipv6-icmp", *_not_of("icmp6", "--icmpv6-type", 128, 129))
-
-
-def _not_of(name: str, option: str, *kinds: int) -> Iterator[str]:
-    for kind in kinds:
-        yield from ("-m", name, "!", option, str(kind))
+    protocol = PROTOCOL[family]
+    kinds = (8, 0) if family is Family.V4 else (128, 129)
+    return (protocol, *(ICMPType(protocol.number, kind, negated=True) for kind in kinds))

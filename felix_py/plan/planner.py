@@ -12,10 +12,11 @@ import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.classes import ClassNumbers
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import OVERFLOW
-from felix_py.plan.render import class_set, dispatch_chains, render_chain
+from felix_py.plan.names import chain_name, class_set_name, set_name
+from felix_py.plan.render import dispatch_chains, render_chain
 from felix_py.plan.static import SetNames, StaticOptions, closed_hooks, static_chains, static_hooks, static_sets
 from felix_py.records import (
     ChainKey,
@@ -27,16 +28,22 @@ from felix_py.records import (
     SetSpec,
     SetType,
     Update,
-    Words,
 )
-from policy.ir import Chain, Delta
+from felix_py.ruleset.model import Rules
+from policy.ir import Chain, ChainId, Delta, SetKind
 from policy.model import Direction, Family
 
-HeldNumbers = Mapping[tuple[Family, Direction], Mapping[str, int]]
+HeldNumbers = Mapping[tuple[Family, Direction], Mapping[ChainId, int]]
 """Class numbers that the kernel already uses, as the dataplane read them back."""
 
 TakenNumbers = Mapping[tuple[Family, Direction], Collection[int]]
 """Those to which the kernel maps addresses, be they in dispatch or (after a flush) not."""
+
+_SET_TYPES = {
+    SetKind.ADDRESSES: SetType.IP,
+    SetKind.NETWORKS: SetType.NET,
+    SetKind.ADDRESS_PORTS: SetType.IP_PORT,
+}
 
 
 class Planner:
@@ -168,11 +175,11 @@ class _FamilyPlan:
         self._now = Update()
         self._later = Update()
         self._classes = classes
-        self._class_of: dict[tuple[Direction, str], str] = {}
-        self._population: dict[str, int] = {}
-        self._dispatch: dict[str, tuple[tuple[str, ...], ...]] = {}
-        self._dispatched: dict[Direction, dict[str, int]] = {}
-        self._rendered: dict[str, frozenset[str]] = {}
+        self._class_of: dict[tuple[Direction, str], ChainId] = {}
+        self._population: dict[ChainId, int] = {}
+        self._dispatch: dict[str, Rules] = {}
+        self._dispatched: dict[Direction, dict[ChainId, int]] = {}
+        self._rendered: dict[ChainId, frozenset[str]] = {}
         self._own: set[str] = set()
         self._filled: dict[str, set[str]] = {}
         self._bound: dict[str, str] = {}
@@ -213,25 +220,27 @@ class _FamilyPlan:
     # --- policy --------------------------------------------------------------------------------------
 
     def policy(self, delta: Delta) -> None:
-        for name, kind in delta.sets.items():
+        for peers, kind in delta.sets.items():
+            name = set_name(self._family, peers)
             if kind is None:
                 self._later.sets[name] = None
             else:
-                self._revive(name, SetSpec(name, SetType(kind.value), self._family))
-        for name, members in delta.members.items():
+                self._revive(name, SetSpec(name, _SET_TYPES[kind], self._family))
+        for peers, members in delta.members.items():
+            name = set_name(self._family, peers)
             for member, present in members.items():
                 self._member(name, member, 0 if present else None)
-        for name, chain in delta.chains.items():
-            self._chain(name, chain)
+        for id_, chain in delta.chains.items():
+            self._chain(id_, chain)
         for (direction, address), class_chain in delta.classes.items():
             self._move(direction, address, class_chain)
         if delta.classes:
             self._plan_dispatch(self._now)
 
-    def _chain(self, name: str, chain: Chain | None) -> None:
+    def _chain(self, id_: ChainId, chain: Chain | None) -> None:
         """Take over one compiled chain, with the chains that it needs for itself."""
         rendered = self._render(chain) if chain else {}
-        for gone in self._rendered.pop(name, frozenset({name})) - rendered.keys():
+        for gone in self._rendered.pop(id_, frozenset({chain_name(id_)})) - rendered.keys():
             key = ChainKey(self._family, "filter", gone)
             self._now.chains.pop(key, None)
             self._later.chains[key] = None
@@ -240,19 +249,19 @@ class _FamilyPlan:
             self._later.chains.pop(key, None)
             self._now.chains[key] = rules
         if rendered:
-            self._rendered[name] = frozenset(rendered)
+            self._rendered[id_] = frozenset(rendered)
 
-    def _render(self, chain: Chain) -> dict[str, tuple[Words, ...]]:
+    def _render(self, chain: Chain) -> dict[str, Rules]:
         return render_chain(self._family, chain, self._options.marks, self._options.deny_log)
 
-    def _move(self, direction: Direction, address: str, chain: str | None) -> None:
+    def _move(self, direction: Direction, address: str, chain: ChainId | None) -> None:
         """Put an endpoint's address into another class, or into none."""
         numbers = self._classes[direction]
         before = self._class_of.pop((direction, address), None)
         if before is not None:
             self._population[before] -= 1
             if numbers.numbers()[before] == OVERFLOW:
-                self._member(class_set(self._family, before), address, None)
+                self._member(class_set_name(self._family, before), address, None)
             if not self._population[before]:
                 del self._population[before]
                 numbers.retire(before)
@@ -263,7 +272,7 @@ class _FamilyPlan:
         self._population[chain] = self._population.get(chain, 0) + 1
         number = numbers.claim(chain)
         if number == OVERFLOW:
-            name = class_set(self._family, chain)
+            name = class_set_name(self._family, chain)
             self._revive(name, SetSpec(name, SetType.IP, self._family))
             self._member(name, address, 0)
         mark = self._options.marks.class_mark(direction, number)
@@ -274,7 +283,7 @@ class _FamilyPlan:
         if current == self._dispatched:
             return
         self._dispatched = current
-        wanted: dict[str, tuple[tuple[str, ...], ...]] = {}
+        wanted: dict[str, Rules] = {}
         for direction, numbers in current.items():
             wanted |= dispatch_chains(
                 self._family, direction, numbers, self._options.marks, self._options.deny_log
@@ -322,7 +331,7 @@ class _FamilyPlan:
         for numbers in self._classes.values():
             overflow = {chain for chain, number in numbers.numbers().items() if number == OVERFLOW}
             for chain in numbers.free() & overflow:
-                update.sets[class_set(self._family, chain)] = None
+                update.sets[class_set_name(self._family, chain)] = None
         self._plan_dispatch(update)
         return update
 

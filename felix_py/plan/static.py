@@ -7,56 +7,52 @@ the families stands in ``if family`` lines here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from felix_py.layout import set_prefix
 from felix_py.plan.deny_log import (
-    ASTRAY,
     ASTRAY_DROP,
-    ERROR,
     ERROR_DROP,
     HOST_DROP,
-    INVALID,
     INVALID_DROP,
-    MIDSTREAM,
     MIDSTREAM_DROP,
-    PROXIED,
     PROXIED_DROP,
     SOURCE_DROP,
     DenyLog,
     dropping,
 )
 from felix_py.plan.features import FROM_NEIGHBOUR, HOST_END, NOT_FROM_HERE, Feature
-from felix_py.plan.icmp_errors import about_others, all_but_echo
-from felix_py.plan.layout import CHAIN_PREFIX, INTERFACE_PREFIX, set_prefix
+from felix_py.plan.icmp_errors import PROTOCOL, about_others, all_but_echo
 from felix_py.plan.marks import Marks
-from felix_py.plan.render import ALLOW, DISPATCH, PASS, mark_match, set_mark
-from felix_py.records import Hook, SetSpec, SetType, Words
+from felix_py.plan.names import DISPATCH, Fixed
+from felix_py.plan.render import FROM_POD, TO_POD
+from felix_py.records import Hook, SetSpec, SetType
+from felix_py.ruleset import model as m
+from felix_py.ruleset.model import ACCEPT, DROP, RETURN, Goto, InSet, Jump, Rules, RuleSpec
 from policy.model import Direction, Family
 
-_PODS = f"{INTERFACE_PREFIX}+"
-_ESTABLISHED: Words = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
-_INVALID: Words = ("-m", "conntrack", "--ctstate", "INVALID")
-_MIDSTREAM: Words = (
-    *("-p", "tcp", "-m", "tcp", "!", "--tcp-flags", "FIN,SYN,RST,ACK", "SYN"),
-    *("-m", "conntrack", "--ctstate", "NEW"),
+_SRC, _DST = ("src",), ("dst",)
+_NOT_FROM_POD, _NOT_TO_POD = replace(FROM_POD, negated=True), replace(TO_POD, negated=True)
+_ESTABLISHED = m.StateIn(("ESTABLISHED", "RELATED"))
+_INVALID = m.StateIn(("INVALID",))
+_FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
+_MIDSTREAM = (
+    m.ProtocolIs(6),
+    m.TCPFlags(_FIN | _SYN | _RST | _ACK, _SYN, negated=True),
+    m.StateIn(("NEW",)),
 )
 """TCP of which conntrack has not seen the beginning; it would take whoever sends first for the client."""
 
-_NEIGHBOUR_DISCOVERY = (133, 135, 136)
+_ICMPV6 = PROTOCOL[Family.V6]
+_NEIGHBOUR_DISCOVERY = tuple(m.ICMPType(_ICMPV6.number, kind) for kind in (133, 135, 136))
 """Router and neighbour solicitation and neighbour advertisement (RFC 4861): a pod must be able to send them."""
-_SOLICITATION = 135
-_SOLICITED_NODE = "ff02::1:ff00:0/104"
+_SOLICITATION = _NEIGHBOUR_DISCOVERY[1]
+_SOLICITED_NODE = m.AddressIn(m.DESTINATION, "ff02::1:ff00:0/104")
 _LINK_LOCAL = "fe80::/10"
 _ON_LINK = (_LINK_LOCAL, "ff02::/16")
 """Where neighbour discovery may go: nothing that the node would forward."""
-
-SOURCE = CHAIN_PREFIX + "SOURCE"
-NEIGHBOUR = CHAIN_PREFIX + "NEIGHBOUR"
-CLASSIFY = CHAIN_PREFIX + "CLASSIFY"
-FORWARD = CHAIN_PREFIX + "FORWARD"
-INPUT = CHAIN_PREFIX + "INPUT"
-OUTPUT = CHAIN_PREFIX + "OUTPUT"
-POSTROUTING = CHAIN_PREFIX + "POSTROUTING"
+_TO_GROUPS = RuleSpec((m.AddressIn(m.DESTINATION, "ff00::/8"),), DROP)
+"""Not logged: every interface says which groups it is in (RFC 3810), which is no denied connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,99 +114,103 @@ def static_sets(family: Family, options: StaticOptions) -> list[SetSpec]:
 
 def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
     """Our rules in the built-in chains."""
-    accept = mark_match(options.marks.accept, options.marks.accept)
-    from_pod = ("-m", "set", "--match-set", SetNames.of(family).local, "src")
-    hooks = [
-        Hook(family, "raw", "PREROUTING", ("-i", _PODS, "-j", SOURCE), first=True),
-        # A pod's packets come by its own interface and no other: not by the uplink, nor by one that was renamed.
-        Hook(family, "raw", "PREROUTING", ("!", "-i", _PODS, *from_pod, "-j", SOURCE), first=True),
-        Hook(family, "mangle", "FORWARD", ("-j", CLASSIFY), first=True),
-        Hook(family, "mangle", "INPUT", ("-i", _PODS, "-j", CLASSIFY), first=True),
-        Hook(family, "filter", "FORWARD", ("-j", FORWARD), first=True),
-        # Appended, not inserted: whatever others put between still has its say on what policy allows.
-        Hook(family, "filter", "FORWARD", ("-i", _PODS, *accept, "-j", "ACCEPT"), first=False),
-        Hook(family, "filter", "FORWARD", ("-o", _PODS, *accept, "-j", "ACCEPT"), first=False),
-        Hook(family, "filter", "INPUT", ("-i", _PODS, "-j", INPUT), first=True),
-        Hook(family, "filter", "OUTPUT", ("-o", _PODS, "-j", OUTPUT), first=True),
-        Hook(family, "filter", "OUTPUT", (*_in_a_pods_name(SetNames.of(family)), "-j", PROXIED), first=True),
+    found = enumerate(_hooks(family, options))
+    return [
+        Hook(family, table, chain, RuleSpec(matches, target), first, rank)
+        for rank, (table, chain, matches, target, first) in found
     ]
+
+
+def _hooks(
+    family: Family, options: StaticOptions
+) -> Iterator[tuple[str, str, tuple[m.Match, ...], m.Target, bool]]:
+    """Table, chain, matches, target, and whether it is kept at the top; in their order in a chain."""
+    names = SetNames.of(family)
+    accept = m.MarkIs(options.marks.accept, options.marks.accept)
     if Feature.DEVGROUP not in options.missing:
         # By its name, a renamed interface is bound to nothing: so nothing passes, whatever source it forges.
         # Without this, what it sends with a pod's address is still dropped.
-        hooks.append(Hook(family, "raw", "PREROUTING", ("!", "-i", _PODS, *HOST_END, "-j", SOURCE), first=True))
+        yield "raw", "PREROUTING", (_NOT_FROM_POD, HOST_END), Jump(Fixed.SOURCE), True
+    # A pod's packets come by its own interface and no other: not by the uplink, nor by one that was renamed.
+    yield "raw", "PREROUTING", (_NOT_FROM_POD, InSet(names.local, _SRC)), Jump(Fixed.SOURCE), True
+    yield "raw", "PREROUTING", (FROM_POD,), Jump(Fixed.SOURCE), True
+    yield "mangle", "FORWARD", (), Jump(Fixed.CLASSIFY), True
+    yield "mangle", "INPUT", (FROM_POD,), Jump(Fixed.CLASSIFY), True
+    yield "filter", "FORWARD", (), Jump(Fixed.FORWARD), True
+    # Appended, not inserted: whatever others put between still has its say on what policy allows.
+    yield "filter", "FORWARD", (FROM_POD, accept), ACCEPT, False
+    yield "filter", "FORWARD", (TO_POD, accept), ACCEPT, False
+    yield "filter", "INPUT", (FROM_POD,), Jump(Fixed.INPUT), True
+    yield "filter", "OUTPUT", _in_a_pods_name(names), Jump(Fixed.PROXIED), True
+    yield "filter", "OUTPUT", (TO_POD,), Jump(Fixed.OUTPUT), True
     if options.nat_outgoing:
-        hooks.append(Hook(family, "nat", "POSTROUTING", ("-j", POSTROUTING), first=True))
-    return hooks
+        yield "nat", "POSTROUTING", (), Jump(Fixed.POSTROUTING), True
 
 
 def closed_hooks(family: Family, options: StaticOptions) -> list[Hook]:
     """All that there is of a family that is switched off: what pods send of it goes nowhere."""
-    hooks = [Hook(family, "raw", "PREROUTING", ("-i", _PODS, "-j", "DROP"), first=True)]
+    found: list[tuple[m.Match, ...]] = [(FROM_POD,)]
     if Feature.DEVGROUP not in options.missing:
-        hooks.append(Hook(family, "raw", "PREROUTING", ("!", "-i", _PODS, *HOST_END, "-j", "DROP"), first=True))
-    return hooks
+        found.insert(0, (_NOT_FROM_POD, HOST_END))
+    return [
+        Hook(family, "raw", "PREROUTING", RuleSpec(matches, DROP), first=True, rank=rank)
+        for rank, matches in enumerate(found)
+    ]
 
 
-def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str], tuple[Words, ...]]:
+def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str], Rules]:
     """(table, chain) -> rules, of everything that policy does not change."""
     names = SetNames.of(family)
     marks = options.marks
-    chains: dict[tuple[str, str], tuple[Words, ...]] = {
-        ("raw", SOURCE): tuple(_source(family, names, options)),
-        ("raw", ERROR): tuple(_error(family, options.deny_log)),
-        ("mangle", CLASSIFY): (
-            ("!", "-i", _PODS, "!", "-o", _PODS, "-j", "RETURN"),
-            (*_ESTABLISHED, "-j", "RETURN"),
+    chains: dict[tuple[str, str], Rules] = {
+        ("raw", Fixed.SOURCE): tuple(_source(family, names, options)),
+        ("raw", Fixed.ERROR): tuple(_error(family, options.deny_log)),
+        ("mangle", Fixed.CLASSIFY): (
+            RuleSpec((_NOT_FROM_POD, _NOT_TO_POD), RETURN),
+            RuleSpec((_ESTABLISHED,), RETURN),
             # A mark that somebody else left in our bits must not choose a class, nor count as accepted.
-            set_mark(0, marks.all),
-            ("-i", _PODS, "-j", "SET", "--map-set", names.egress, "src", "--map-mark"),
-            ("-o", _PODS, "-j", "SET", "--map-set", names.ingress, "dst", "--map-mark"),
+            RuleSpec((), m.SetMark(0, marks.all)),
+            RuleSpec((FROM_POD,), m.MapSet(names.egress, _SRC, ("mark",))),
+            RuleSpec((TO_POD,), m.MapSet(names.ingress, _DST, ("mark",))),
         ),
-        ("filter", ALLOW): (set_mark(marks.accept, marks.accept),),
-        ("filter", PASS): (set_mark(marks.passed, marks.passed),),
-        ("filter", FORWARD): tuple(_forward(names, options)),
-        ("filter", INPUT): tuple(_input(family, options)),
-        ("filter", OUTPUT): tuple(_output(names, options)),
-        ("filter", ASTRAY): dropping(options.deny_log, ASTRAY_DROP),
-        ("filter", PROXIED): dropping(options.deny_log, PROXIED_DROP),
+        ("filter", Fixed.ALLOW): (RuleSpec((), m.SetMark(marks.accept, marks.accept)),),
+        ("filter", Fixed.PASS): (RuleSpec((), m.SetMark(marks.passed, marks.passed)),),
+        ("filter", Fixed.FORWARD): tuple(_forward(names, options)),
+        ("filter", Fixed.INPUT): tuple(_input(family, options)),
+        ("filter", Fixed.OUTPUT): tuple(_output(names, options)),
+        ("filter", Fixed.ASTRAY): dropping(options.deny_log, ASTRAY_DROP),
+        ("filter", Fixed.PROXIED): dropping(options.deny_log, PROXIED_DROP),
     }
     if family is Family.V6:
-        chains["raw", NEIGHBOUR] = tuple(_neighbour(names, options))
+        chains["raw", Fixed.NEIGHBOUR] = tuple(_neighbour(names, options))
     if options.drop_invalid:
-        chains["filter", INVALID] = dropping(options.deny_log, INVALID_DROP)
+        chains["filter", Fixed.INVALID] = dropping(options.deny_log, INVALID_DROP)
     if options.drop_midstream:
-        chains["filter", MIDSTREAM] = dropping(options.deny_log, MIDSTREAM_DROP)
+        chains["filter", Fixed.MIDSTREAM] = dropping(options.deny_log, MIDSTREAM_DROP)
     if options.nat_outgoing:
-        chains["nat", POSTROUTING] = (
-            (
-                *("-m", "set", "--match-set", names.pool, "src"),
-                *("-m", "set", "!", "--match-set", names.no_masquerade, "dst"),
-                *("-j", "MASQUERADE", "--random-fully"),
-            ),
-        )
+        from_pool = (InSet(names.pool, _SRC), InSet(names.no_masquerade, _DST, negated=True))
+        chains["nat", Fixed.POSTROUTING] = (RuleSpec(from_pool, m.Masquerade(("--random-fully",))),)
     return chains
 
 
-def _source(family: Family, names: SetNames, options: StaticOptions) -> Iterator[Words]:
+def _source(family: Family, names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     if family is Family.V6:
-        yield from _neighbour_discovery("-g", NEIGHBOUR)
+        yield from _neighbour_discovery(Goto(Fixed.NEIGHBOUR))
     errors = all_but_echo if Feature.BPF in options.missing else about_others
-    yield (*errors(family), "-g", ERROR)
-    yield (*_bound_source(names), "-j", "RETURN")
+    yield RuleSpec(errors(family), Goto(Fixed.ERROR))
+    yield RuleSpec((_bound_source(names),), RETURN)
     if family is Family.V6:
-        # Not logged: what every interface says with its link-local address (RFC 3810) is no denied connection.
-        yield ("-d", "ff00::/8", "-j", "DROP")
+        yield _TO_GROUPS
     yield from dropping(options.deny_log, SOURCE_DROP)
 
 
-def _error(family: Family, log: DenyLog | None) -> Iterator[Words]:
+def _error(family: Family, log: DenyLog | None) -> Iterator[RuleSpec]:
     if family is Family.V6:
-        # Not logged: every interface says which groups it is in (RFC 3810), behind a hop-by-hop header.
-        yield ("-d", "ff00::/8", "-j", "DROP")
+        yield _TO_GROUPS  # behind a hop-by-hop header
     yield from dropping(log, ERROR_DROP)
 
 
-def _neighbour(names: SetNames, options: StaticOptions) -> Iterator[Words]:
+def _neighbour(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     """Neighbour discovery that is on the pod's link, and of addresses that are bound to it.
 
     Anywhere else it would be a message that no policy expects: conntrack does not track it. The node makes a
@@ -219,83 +219,79 @@ def _neighbour(names: SetNames, options: StaticOptions) -> Iterator[Words]:
     """
     # A pod sets the hop limit as it likes, so where the check is missing nothing is open to it that was not. It
     # all ends at the node, whose kernel ignores what has another one (RFC 4861, section 7.1).
-    near = () if Feature.HL in options.missing else FROM_NEIGHBOUR
+    near = () if Feature.HL in options.missing else (FROM_NEIGHBOUR,)
     # Duplicate address detection has no source yet (RFC 4862, section 5.4.2).
-    solicitation = ("-p", "ipv6-icmp", "-m", "icmp6", "--icmpv6-type", str(_SOLICITATION))
-    yield ("-s", "::/128", "-d", _SOLICITED_NODE, *solicitation, *near, "-j", "RETURN")
+    unspecified = m.AddressIn(m.SOURCE, "::/128")
+    yield RuleSpec((unspecified, _SOLICITED_NODE, _ICMPV6, _SOLICITATION, *near), RETURN)
     for destination in _ON_LINK:
-        yield ("-d", destination, *near, *_bound_source(names), "-j", "RETURN")
+        yield RuleSpec((m.AddressIn(m.DESTINATION, destination), *near, _bound_source(names)), RETURN)
     # Not logged: every interface does so.
-    yield ("-s", _LINK_LOCAL, "-j", "DROP")
+    yield RuleSpec((m.AddressIn(m.SOURCE, _LINK_LOCAL),), DROP)
     yield from dropping(options.deny_log, SOURCE_DROP)
 
 
-def _bound_source(names: SetNames) -> Words:
-    return ("-m", "set", "--match-set", names.source, "src,src")
+def _bound_source(names: SetNames) -> InSet:
+    return InSet(names.source, ("src", "src"))
 
 
-def _forward(names: SetNames, options: StaticOptions) -> Iterator[Words]:
-    accept = options.marks.accept
-    to_pod = ("--match-set", names.local, "dst")
-    yield ("!", "-i", _PODS, "!", "-o", _PODS, "-m", "set", "!", *to_pod, "-j", "RETURN")
-    yield (*_ESTABLISHED, "-g", ALLOW)
+def _forward(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
+    to_local = InSet(names.local, _DST)
+    yield RuleSpec((_NOT_FROM_POD, _NOT_TO_POD, replace(to_local, negated=True)), RETURN)
+    yield RuleSpec((_ESTABLISHED,), Goto(Fixed.ALLOW))
     if options.drop_invalid:
-        yield (*_INVALID, "-g", INVALID)
+        yield RuleSpec((_INVALID,), Goto(Fixed.INVALID))
     # No ingress policy would be asked: the pod's interface has another name than ours, or its route is another's.
-    yield ("!", "-o", _PODS, "-m", "set", *to_pod, "-g", ASTRAY)
+    yield RuleSpec((_NOT_TO_POD, to_local), Goto(Fixed.ASTRAY))
     if options.drop_midstream:
-        yield (*_MIDSTREAM, "-i", _PODS, "-m", "set", "--match-set", names.ingress, "src", "-g", MIDSTREAM)
+        yield RuleSpec((*_MIDSTREAM, FROM_POD, InSet(names.ingress, _SRC)), Goto(Fixed.MIDSTREAM))
         yield _to_restricted_egress(names)
-    yield ("-i", _PODS, "-j", DISPATCH[Direction.EGRESS])
+    yield RuleSpec((FROM_POD,), Jump(DISPATCH[Direction.EGRESS]))
     # What egress allowed says nothing about ingress.
-    yield set_mark(0, accept)
-    yield ("-o", _PODS, "-j", DISPATCH[Direction.INGRESS])
-    yield ("-g", ALLOW)
+    yield RuleSpec((), m.SetMark(0, options.marks.accept))
+    yield RuleSpec((TO_POD,), Jump(DISPATCH[Direction.INGRESS]))
+    yield RuleSpec((), Goto(Fixed.ALLOW))
 
 
-def _to_restricted_egress(names: SetNames) -> Words:
+def _to_restricted_egress(names: SetNames) -> RuleSpec:
     """What comes to a pod whose egress is restricted, and may be a reply, must not pass for somebody's beginning:
     all that the pod sends would then pass as replies. (What a pod of restricted ingress sends: likewise.)"""
-    return (*_MIDSTREAM, "-o", _PODS, "-m", "set", "--match-set", names.egress, "dst", "-g", MIDSTREAM)
+    return RuleSpec((*_MIDSTREAM, TO_POD, InSet(names.egress, _DST)), Goto(Fixed.MIDSTREAM))
 
 
-def _output(names: SetNames, options: StaticOptions) -> Iterator[Words]:
+def _output(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     """What the node sends to pods is never denied; what it sends in the name of others is not its own.
 
     kube-proxy in IPVS mode, or a transparent proxy, takes a packet in by INPUT and sends it on by OUTPUT, where
     it would pass for the node's. So it does not pass if policy would have a say on it.
     """
-    yield (*_ESTABLISHED, "-j", "RETURN")
+    yield RuleSpec((_ESTABLISHED,), RETURN)
     if options.drop_midstream:
         yield _to_restricted_egress(names)
-    yield ("-m", "set", "--match-set", names.egress, "src", "-g", PROXIED)
-    to_restricted = ("-m", "set", "--match-set", names.ingress, "dst")
+    yield RuleSpec((InSet(names.egress, _SRC),), Goto(Fixed.PROXIED))
     # Where nothing tells the node's own packets, none of them passes.
-    not_own = () if Feature.ADDRTYPE in options.missing else NOT_FROM_HERE
-    yield (*to_restricted, *not_own, "-g", PROXIED)
+    not_own = () if Feature.ADDRTYPE in options.missing else (NOT_FROM_HERE,)
+    yield RuleSpec((InSet(names.ingress, _DST), *not_own), Goto(Fixed.PROXIED))
 
 
-def _in_a_pods_name(names: SetNames) -> Words:
+def _in_a_pods_name(names: SetNames) -> tuple[m.Match, ...]:
     """From a pod whose egress is restricted, to elsewhere than a pod of this node (asked in FELIX-OUTPUT)."""
-    new = ("-m", "conntrack", "!", "--ctstate", "RELATED,ESTABLISHED")
-    return ("!", "-o", _PODS, *new, "-m", "set", "--match-set", names.egress, "src")
+    return (_NOT_TO_POD, replace(_ESTABLISHED, negated=True), InSet(names.egress, _SRC))
 
 
-def _input(family: Family, options: StaticOptions) -> Iterator[Words]:
+def _input(family: Family, options: StaticOptions) -> Iterator[RuleSpec]:
     if family is Family.V6:
         # On the pod's link and with its own source, or it would have been dropped in FELIX-NEIGHBOUR.
-        yield from _neighbour_discovery("-j", "RETURN")
-    replies = "ACCEPT" if options.endpoint_to_host == "ACCEPT" else "RETURN"
-    yield (*_ESTABLISHED, "-j", replies)
+        yield from _neighbour_discovery(RETURN)
+    yield RuleSpec((_ESTABLISHED,), ACCEPT if options.endpoint_to_host == "ACCEPT" else RETURN)
     if options.drop_invalid:
-        yield (*_INVALID, "-g", INVALID)
-    yield ("-j", DISPATCH[Direction.EGRESS])
+        yield RuleSpec((_INVALID,), Goto(Fixed.INVALID))
+    yield RuleSpec((), Jump(DISPATCH[Direction.EGRESS]))
     if options.endpoint_to_host == "DROP":
         yield from dropping(options.deny_log, HOST_DROP)
     else:
-        yield ("-j", options.endpoint_to_host)
+        yield RuleSpec((), m.Verdict(options.endpoint_to_host))
 
 
-def _neighbour_discovery(*target: str) -> Iterator[Words]:
+def _neighbour_discovery(target: m.Target) -> Iterator[RuleSpec]:
     for kind in _NEIGHBOUR_DISCOVERY:
-        yield ("-p", "ipv6-icmp", "-m", "icmp6", "--icmpv6-type", str(kind), *target)
+        yield RuleSpec((_ICMPV6, kind), target)

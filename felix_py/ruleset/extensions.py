@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from felix_py.ruleset import model as m
 
-_FULL = 0xFFFFFFFF
-_TCP_FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ALL": 63, "NONE": 0}
+TCP_FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
+"""Bits of the TCP header (RFC 9293, section 3.1)."""
+
+_SETS_OF_FLAGS = {**TCP_FLAGS, "ALL": 63, "NONE": 0}
 _SYN_MASK, _SYN_SET = 0x17, 0x02
 """``--syn`` is ``--tcp-flags SYN,RST,ACK,FIN SYN``."""
 
@@ -97,9 +99,9 @@ def _transport(options: Options) -> list[m.Match]:
 def _flags(text: str) -> int:
     bits = 0
     for name in text.split(","):
-        if name not in _TCP_FLAGS:
+        if name not in _SETS_OF_FLAGS:
             raise Unknown(name)
-        bits |= _TCP_FLAGS[name]
+        bits |= _SETS_OF_FLAGS[name]
     return bits
 
 
@@ -122,7 +124,7 @@ def _mark(options: Options) -> list[m.Match]:
 def _masked(text: str) -> tuple[int, int]:
     """``VALUE[/MASK]`` in any base."""
     value, slash, mask = text.partition("/")
-    return int(value, 0) & _FULL, int(mask, 0) & _FULL if slash else _FULL
+    return int(value, 0) & m.FULL, int(mask, 0) & m.FULL if slash else m.FULL
 
 
 def _state(options: Options) -> list[m.Match]:
@@ -172,7 +174,7 @@ def _address_type(options: Options) -> list[m.Match]:
 
 
 def _limit(options: Options) -> list[m.Match]:
-    average, burst = 3600 * _LIMIT_SCALE // 3, _DEFAULT_BURST
+    average, burst, said = 3600 * _LIMIT_SCALE // 3, _DEFAULT_BURST, "3/hour"
     for option in options:
         if option.negated:
             raise Unknown(option.name)
@@ -181,12 +183,33 @@ def _limit(options: Options) -> list[m.Match]:
             seconds = _UNITS.get(unit[:1].lower()) if slash else 1
             if not seconds:
                 raise Unknown(option.value)
-            average = seconds * _LIMIT_SCALE // int(rate)
+            average, said = seconds * _LIMIT_SCALE // int(rate), option.value
         elif option.name == "--limit-burst":
             burst = int(option.value)
         else:
             raise Unknown(option.name)
-    return [m.Limit(average, burst)]
+    return [m.Limit(average, burst, said)]
+
+
+def _hop_limit(options: Options) -> list[m.Match]:
+    (option,) = options
+    if option.name != "--hl-eq":
+        raise Unknown(option.name)
+    return [m.HopLimit(int(option.value), option.negated)]
+
+
+def _bytecode(options: Options) -> list[m.Match]:
+    (option,) = options
+    if option.name != "--bytecode" or option.negated:
+        raise Unknown(option.name)
+    count, *lines = option.value.split(",")
+    steps = []
+    for line in lines:
+        code, jump_true, jump_false, value = map(int, line.split())
+        steps.append((code, jump_true, jump_false, value))
+    if int(count) != len(steps):
+        raise Unknown(option.value)
+    return [m.Bytecode(tuple(steps))]
 
 
 MATCHES: dict[str, Callable[[Options], list[m.Match]]] = {
@@ -201,6 +224,8 @@ MATCHES: dict[str, Callable[[Options], list[m.Match]]] = {
     "devgroup": _group,
     "addrtype": _address_type,
     "limit": _limit,
+    "hl": _hop_limit,
+    "bpf": _bytecode,
 }
 """Module name behind ``-m`` -> how to read its options. ``comment`` is not a match that matters."""
 
@@ -227,7 +252,7 @@ def _set_mark(options: Options) -> m.Target:
         case "--set-mark":
             return m.SetMark(value, value | mask)
         case "--and-mark":
-            return m.SetMark(0, ~value & _FULL)
+            return m.SetMark(0, ~value & m.FULL)
         case "--or-mark":
             return m.SetMark(value, value)
         case "--xor-mark":

@@ -1,4 +1,6 @@
-"""Records of a decoded ruleset. A rule's :class:`Body` is its normal form: equal bodies mean the same.
+"""Records of rules: as they are planned (:class:`RuleSpec`), and as a kernel has them (:class:`Rule`).
+
+A rule's :class:`Body` is its normal form: equal bodies mean the same.
 
 Every way in which the tools may spell one thing (hexadecimal or not, ``--syn`` or ``--tcp-flags``, one port by
 ``-m multiport`` or by ``--dport``, the order of matches) ends in the same records. What is not understood is kept
@@ -7,10 +9,14 @@ as :class:`OpaqueMatch` or :class:`OpaqueTarget`, in the words of the tool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from policy.ir import Origin
 from policy.model import Family
+
+FULL = 0xFFFFFFFF
+"""The mask of all bits of a mark or a link group."""
 
 IN, OUT = "in", "out"
 SOURCE, DESTINATION, EITHER = "src", "dst", "either"
@@ -118,10 +124,34 @@ class AddressType:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """``-m limit``. ``average`` in units of 1/10,000 s between two matches (xt_limit.h); ``burst`` in matches."""
+    """``-m limit``. ``average`` in units of 1/10,000 s between two matches (xt_limit.h); ``burst`` in matches.
+
+    ``rate`` is how ``average`` was said, as ``10/second``: the unit is too coarse to tell.
+    """
 
     average: int
     burst: int
+    rate: str = field(default="", compare=False)
+
+    @classmethod
+    def a_second(cls, rate: int, burst: int) -> Limit:
+        """So many matches a second."""
+        return cls(10_000 // rate, burst, f"{rate}/second")
+
+
+@dataclass(frozen=True, slots=True)
+class HopLimit:
+    """``-m hl --hl-eq``: the hop limit of IPv6."""
+
+    value: int
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bytecode:
+    """``-m bpf --bytecode``: classic BPF (bpf(4)), one (code, jt, jf, k) for each step."""
+
+    steps: tuple[tuple[int, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +175,14 @@ Match = (
     | InGroup
     | AddressType
     | Limit
+    | HopLimit
+    | Bytecode
     | OpaqueMatch
 )
+
+_HEAD = (InterfaceIs, AddressIn, ProtocolIs)
+_ORDERED = (Limit, OpaqueMatch)
+"""Matches that keep state (or may), so that it matters what is tried before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +247,8 @@ class OpaqueTarget:
     words: tuple[str, ...] = ()
 
 
+ACCEPT, DROP, RETURN = Verdict("ACCEPT"), Verdict("DROP"), Verdict("RETURN")
+
 Target = Verdict | Jump | Goto | SetMark | MapSet | Masquerade | Log | OpaqueTarget
 
 
@@ -225,6 +263,18 @@ class Body:
     matches: tuple[Match, ...] = ()
     target: Target | None = None
 
+    @classmethod
+    def of(cls, matches: Iterable[Match], target: Target | None) -> Body:
+        """The normal form of a rule."""
+        matches = tuple(matches)
+        if len(matches) < 2:
+            return cls(matches, target)
+        head: list[Match] = []
+        rest: list[Match] = []
+        for match in matches:
+            (head if isinstance(match, _HEAD) else rest).append(match)
+        return cls((*sorted(head, key=repr), *_sorted_between(rest)), target)
+
     @property
     def opaque(self) -> tuple[OpaqueMatch | OpaqueTarget, ...]:
         """The parts that are not understood."""
@@ -234,9 +284,47 @@ class Body:
         return tuple(found)
 
 
+def _sorted_between(matches: Iterable[Match]) -> Iterator[Match]:
+    """The matches, sorted between those whose place counts."""
+    pure: list[Match] = []
+    for match in matches:
+        if isinstance(match, _ORDERED):
+            yield from sorted(pure, key=repr)
+            pure = []
+            yield match
+        else:
+            pure.append(match)
+    yield from sorted(pure, key=repr)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSpec:
+    """A rule to exist. ``matches`` are tried in their order; ``why`` is for people: what it serves, or empty."""
+
+    matches: tuple[Match, ...] = ()
+    target: Target | None = None
+    why: Origin | str = ""
+
+    @property
+    def body(self) -> Body:
+        """Its normal form."""
+        return Body.of(self.matches, self.target)
+
+    @property
+    def leads_to(self) -> str:
+        """The chain that it jumps or goes to; empty: none."""
+        return self.target.chain if isinstance(self.target, Jump | Goto) else ""
+
+
+Rules = tuple[RuleSpec, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of a chain. ``text`` is what stands behind ``-A CHAIN``; ``hash`` as in our rules' comments."""
+    """One rule of a chain as it was read.
+
+    ``text`` is what stands behind ``-A CHAIN``; ``hash`` as in our rules' comments.
+    """
 
     body: Body
     text: str

@@ -13,7 +13,7 @@ import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from felix_py.plan.layout import INTERFACE_PREFIX, LINK_GROUP
+from felix_py.layout import INTERFACE_PREFIX, LINK_GROUP
 from felix_py.ruleset import model as m
 from felix_py.ruleset.sets import Ends, IPSet, find
 from felix_py.ruleset.words import brief
@@ -298,7 +298,7 @@ class _Run:
                 # Only names are known: an interface that has our group is a pod's, and the other way round.
                 interface = self._in if side == m.IN else self._out
                 return interface.startswith(INTERFACE_PREFIX) is not negated if group == LINK_GROUP else None
-            case m.Limit() | m.OpaqueMatch():
+            case m.Limit() | m.HopLimit() | m.Bytecode() | m.OpaqueMatch():
                 return None
 
     @property

@@ -1,8 +1,7 @@
-"""Words of one iptables rule -> its meaning. No I/O.
+"""Words of one iptables rule -> its meaning (:mod:`felix_py.ruleset.encode` is the way back). No I/O.
 
-The words are those of iptables(8) and iptables-extensions(8): as the plan gives them, as iptables-save prints
-them, or as python-iptables reads them from the kernel. All three end in the same
-:class:`~felix_py.ruleset.model.Body`.
+The words are those of iptables(8) and iptables-extensions(8): as iptables-save prints them, or as python-iptables
+reads them from the kernel. Both end in the same :class:`~felix_py.ruleset.model.Body`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from felix_py.plan.layout import COMMENT_PREFIX
+from felix_py.layout import COMMENT_PREFIX
 from felix_py.ruleset import model as m
 from felix_py.ruleset.extensions import MATCHES, TARGETS, Option, Unknown
 
@@ -67,9 +66,6 @@ _PROTOCOLS = {
     "dccp": 33,
 }
 _PROTOCOL_MODULES = {6: "tcp", 17: "udp", 132: "sctp", 33: "dccp", 1: "icmp", 58: "icmp6", 136: "udplite"}
-
-_ORDERED = (m.Limit, m.OpaqueMatch)
-"""Matches that keep state (or may), so that it matters what is tried before them."""
 
 
 class BadWords(ValueError):
@@ -127,36 +123,34 @@ def parse_text(text: str) -> m.Rule:
 def to_rule(words: Sequence[str], text: str) -> m.Rule:
     """A rule of the kernel from its words; ``text`` is for people. What cannot be understood becomes opaque."""
     try:
-        body, comments = parse(words)
+        spec, comments = parse(words)
     except BadWords:
-        body, comments = m.Body((m.OpaqueMatch("", tuple(words)),), m.OpaqueTarget("")), ()
+        return m.Rule(m.Body((m.OpaqueMatch("", tuple(words)),), m.OpaqueTarget("")), text)
     ours = next(filter(None, map(our_hash, comments)), "")
-    return m.Rule(body, text, " ".join(comments), ours)
+    return m.Rule(spec.body, text, " ".join(comments), ours)
 
 
-def parse(words: Sequence[str]) -> tuple[m.Body, tuple[str, ...]]:
-    """The meaning of a rule, and its comments.
+def parse(words: Sequence[str]) -> tuple[m.RuleSpec, tuple[str, ...]]:
+    """The meaning of a rule, its matches in the order of the words; and its comments.
 
     Raises:
         BadWords: no sense can be made of the words. An extension that is not known is no error, but opaque.
     """
-    reader = _Reader(words)
-    reader.read()
-    head = sorted(reader.head, key=repr)
-    rest: list[m.Match] = []
+    matches: list[m.Match] = []
     comments: list[str] = []
     target: m.Target | None = None
-    for block in reader.blocks:
-        if block.kind == "-m":
-            if block.name == "comment":
-                comments += [value for option in block.options for value in option.values]
-            else:
-                rest += _matches(block)
-        elif target is not None:
-            raise BadWords("two targets")
+    for part in _Reader(words).read():
+        if not isinstance(part, _Block):
+            matches.append(part)
+        elif part.kind != "-m":
+            if target is not None:
+                raise BadWords("two targets")
+            target = _target(part)
+        elif part.name == "comment":
+            comments += [value for option in part.options for value in option.values]
         else:
-            target = _target(block)
-    return m.Body((*head, *_sorted_between(rest)), target), tuple(comments)
+            matches += _matches(part)
+    return m.RuleSpec(tuple(matches), target, " ".join(comments)), tuple(comments)
 
 
 @dataclass(slots=True)
@@ -185,10 +179,9 @@ class _Reader:
         self._negated = False
         self._block: _Block | None = None
         self._protocol = ""
-        self.head: list[m.Match] = []
-        self.blocks: list[_Block] = []
+        self._parts: list[m.Match | _Block] = []
 
-    def read(self) -> None:
+    def read(self) -> list[m.Match | _Block]:
         while self._at < len(self._words):
             word = self._take()
             if word == "!":
@@ -197,7 +190,7 @@ class _Reader:
                 self._negated = True
                 continue
             if word in _HEAD:
-                self.head += self._head(_HEAD[word], self._take())
+                self._parts += self._head(_HEAD[word], self._take())
                 self._block = None
             elif word in _BLOCKS:
                 if self._negated:
@@ -205,7 +198,7 @@ class _Reader:
                 self._open(_BLOCKS[word], self._take())
             elif word in ("-f", "--fragment"):
                 negation = ("!",) if self._negated else ()
-                self.head.append(m.OpaqueMatch("fragment", (*negation, "-f")))
+                self._parts.append(m.OpaqueMatch("fragment", (*negation, "-f")))
             elif word in ("-4", "--ipv4", "-6", "--ipv6"):
                 pass
             elif word in ("-c", "--set-counters"):
@@ -218,6 +211,7 @@ class _Reader:
             self._negated = False
         if self._negated:
             raise BadWords("a ! at the end")
+        return self._parts
 
     def _take(self) -> str:
         if self._at >= len(self._words):
@@ -227,7 +221,7 @@ class _Reader:
 
     def _open(self, kind: str, name: str) -> None:
         self._block = _Block(kind, name)
-        self.blocks.append(self._block)
+        self._parts.append(self._block)
 
     def _option(self, name: str) -> None:
         if self._block is None:
@@ -317,16 +311,3 @@ def _target(block: _Block) -> m.Target:
     except (Unknown, ValueError):
         return m.OpaqueTarget(block.name, block.words)
     return m.OpaqueTarget(block.name, block.words) if block.options else m.Jump(block.name)
-
-
-def _sorted_between(matches: list[m.Match]) -> Iterator[m.Match]:
-    """The matches, sorted between those whose place counts."""
-    pure: list[m.Match] = []
-    for match in matches:
-        if isinstance(match, _ORDERED):
-            yield from sorted(pure, key=repr)
-            pure = []
-            yield match
-        else:
-            pure.append(match)
-    yield from sorted(pure, key=repr)

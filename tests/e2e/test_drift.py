@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
+from felix_py.layout import ROUTE_PROTOCOL_PODS
 from tests.support.lab import LabUnderTest, Requests, example
 from tests.support.waiting import eventually
 

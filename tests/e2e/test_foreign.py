@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.plan.layout import (
+from felix_py.layout import (
     CHAIN_PREFIX,
     COMMENT_PREFIX,
     INTERFACE_PREFIX,

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED
 from lab.topology import CLUSTER_CIDRS, TOR
 from tests.support.lab import LabUnderTest
 

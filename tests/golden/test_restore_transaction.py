@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from felix_py.dataplane.iptables_restore import Change, in_dependency_order, transaction
 from felix_py.dataplane.iptables_text import Rule, render
-from felix_py.records import Words
+from felix_py.ruleset.model import RuleSpec
+from tests.support.rules import rule_of
 
-WEB: Words = (
+WEB = rule_of(
     *("-p", "tcp", "-m", "multiport", "--dports", "80,8000:8080"),
     *("-m", "set", "--match-set", "felix4-x", "src"),
     *("-m", "comment", "--comment", 'shop/web "rule" 1\n'),
@@ -14,7 +15,7 @@ WEB: Words = (
 )
 
 
-def chain(table: str, name: str, *rules: Words) -> Change:
+def chain(table: str, name: str, *rules: RuleSpec) -> Change:
     rendered = tuple(map(render, rules))
     return Change((table, name), name, tuple(f"-A {name} {rule.text}" for rule in rendered), (), rendered)
 
@@ -55,11 +56,11 @@ def test_transaction() -> None:
         ),
         chain("filter", "FELIX-P-1", WEB),
         gone("filter", "FELIX-OLD"),
-        chain("filter", "FELIX-ALLOW", ("-j", "MARK", "--set-xmark", "0x10000/0x10000")),
+        chain("filter", "FELIX-ALLOW", rule_of("-j", "MARK", "--set-xmark", "0x10000/0x10000")),
         chain(
             *("raw", "FELIX-SOURCE"),
-            ("-m", "set", "--match-set", "felix4-source", "src,src", "-j", "RETURN"),
-            ("-j", "DROP"),
+            rule_of("-m", "set", "--match-set", "felix4-source", "src,src", "-j", "RETURN"),
+            rule_of("-j", "DROP"),
         ),
     ]
     assert transaction(changes) == GOLDEN
@@ -70,9 +71,9 @@ def test_dependency_order() -> None:
         gone("filter", "FELIX-A-GONE"),
         gone("filter", "FELIX-B-GONE", "FELIX-A-GONE"),
         hook("filter", "FORWARD", "-I FORWARD 1 -j FELIX-USER"),
-        chain("filter", "FELIX-LEAF", ("-j", "DROP")),
-        chain("filter", "FELIX-USER", ("-g", "FELIX-LEAF"), ("-j", "FELIX-Z")),
-        chain("filter", "FELIX-Z", ("-j", "ACCEPT")),
+        chain("filter", "FELIX-LEAF", rule_of("-j", "DROP")),
+        chain("filter", "FELIX-USER", rule_of("-g", "FELIX-LEAF"), rule_of("-j", "FELIX-Z")),
+        chain("filter", "FELIX-Z", rule_of("-j", "ACCEPT")),
     ]
     order = [change.what for change in in_dependency_order(changes)]
     assert order.index("FELIX-LEAF") < order.index("FELIX-USER")
@@ -83,8 +84,8 @@ def test_dependency_order() -> None:
 
 def test_dependency_order_of_a_loop_has_everything() -> None:
     changes = [
-        chain("filter", "FELIX-A", ("-j", "FELIX-B")),
-        chain("filter", "FELIX-B", ("-j", "FELIX-A")),
-        chain("filter", "FELIX-C", ("-j", "FELIX-A"), ("-j", "FELIX-C")),
+        chain("filter", "FELIX-A", rule_of("-j", "FELIX-B")),
+        chain("filter", "FELIX-B", rule_of("-j", "FELIX-A")),
+        chain("filter", "FELIX-C", rule_of("-j", "FELIX-A"), rule_of("-j", "FELIX-C")),
     ]
     assert {change.what for change in in_dependency_order(changes)} == {"FELIX-A", "FELIX-B", "FELIX-C"}

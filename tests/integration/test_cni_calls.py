@@ -12,7 +12,7 @@ import pytest
 
 from felix_py.cni.conflist import conflist
 from felix_py.dataplane.links import LinkError, Links
-from felix_py.plan.layout import interface_name
+from felix_py.layout import interface_name
 from policy.model import Family
 from tests.support.cni import Node, RoutingNetwork, addresses, host_interfaces, on_node, pod_args, refused
 from tests.support.isolate import NetworkNamespace, run

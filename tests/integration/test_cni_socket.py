@@ -21,8 +21,8 @@ from felix_py.cni.conflist import install_client
 from felix_py.cni.errors import SUPPORTED_VERSIONS
 from felix_py.cni.protocol import parse_call
 from felix_py.cni.server import CNIServer, SocketInUse
+from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
-from felix_py.plan.layout import interface_name
 from tests.support.cni import Node, built_client, host_interfaces, on_node, pod_args
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import until

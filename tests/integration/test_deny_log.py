@@ -15,13 +15,14 @@ from felix_py.dataplane import sysctl
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.nflog import NflogError, NflogReader
 from felix_py.dataplane.probe import refusal
+from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
 from felix_py.observe.denies import Denies
 from felix_py.observe.deny_events import DenyEvent, Describer, PolicyName, Reason
 from felix_py.observe.deny_reader import DenyReader
 from felix_py.plan.deny_log import SOURCE_DROP
-from felix_py.plan.layout import interface_name
 from felix_py.records import Backend, Lease, Report
+from felix_py.ruleset.model import Jump, Log, RuleSpec
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -285,13 +286,13 @@ def test_rules_that_log_are_found_again_as_they_were_written(rig: Rig) -> None:
     assert rig.kernel.apply(sweep=True) == Report()
     with Kernel(tuple(Family), rig.backend) as again:
         again.load()
-        assert [rule for rule in again.rules(Family.V4, "filter", "FELIX-D") if "NFLOG" in rule]
+        assert [rule for rule in again.rules(Family.V4, "filter", "FELIX-D") if isinstance(rule.target, Log)]
 
 
 def test_rules_are_tried_without_a_trace(backend: Backend) -> None:
     before = run(f"iptables-{backend}-save"), run(f"ip6tables-{backend}-save")
-    assert refusal(tuple(Family), backend, DENY_LOG.words(SOURCE_DROP)) is None
-    reason = refusal(tuple(Family), backend, ("-j", "NOSUCHTARGET"))
+    assert refusal(tuple(Family), backend, DENY_LOG.rule(SOURCE_DROP)) is None
+    reason = refusal(tuple(Family), backend, RuleSpec((), Jump("NOSUCHTARGET")))
     assert reason is not None
     assert "NOSUCHTARGET" in reason
     assert (run(f"iptables-{backend}-save"), run(f"ip6tables-{backend}-save")) == before

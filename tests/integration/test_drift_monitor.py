@@ -20,7 +20,7 @@ from felix_py.dataplane.kernel_events import GROUPS, host_filter
 from felix_py.dataplane.lock_watch import LockWatch
 from felix_py.dataplane.netlink import NETLINK_ROUTE
 from felix_py.dataplane.routes import Routes
-from felix_py.plan.layout import interface_name
+from felix_py.layout import interface_name
 from felix_py.records import Backend, NextHop, Route, RouteKey
 from policy.model import Family
 from tests.support import cni

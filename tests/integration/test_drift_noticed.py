@@ -17,7 +17,7 @@ from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import Links, PodLink, random_mac
-from felix_py.plan.layout import LINK_GROUP, interface_name
+from felix_py.layout import LINK_GROUP, interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions

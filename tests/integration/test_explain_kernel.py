@@ -14,6 +14,7 @@ from felix_py.diagnose.explain import Connection
 from felix_py.diagnose.explain_report import Explained, as_json, text
 from felix_py.diagnose.live import Live
 from felix_py.diagnose.packets import Agreement
+from felix_py.plan.names import chain_name
 from felix_py.records import Backend
 from felix_py.ruleset.run import Outcome
 from policy.model import Direction, Family, Protocol
@@ -96,7 +97,7 @@ def test_a_hole_is_seen_and_the_rules_that_make_it_named(node: SmallNode) -> Non
     before = ask(node, "dev/tool", "shop/db-0", (TCP, 22))
     assert not before.explanation.allowed
     assert not before.disagrees
-    guard = policy_chain(Direction.INGRESS, POLICIES[2].ref)
+    guard = chain_name(policy_chain(Direction.INGRESS, POLICIES[2].ref))
     run(f"iptables-{node.backend}", "-I", guard, "1", "-s", "10.1.0.0/24", "-g", "FELIX-ALLOW")
     after = ask(node, "dev/tool", "shop/db-0", (TCP, 22))
     (view,) = after.nodes

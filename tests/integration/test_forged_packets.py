@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from felix_py.dataplane import sysctl
-from felix_py.plan.layout import GATEWAY, interface_name
+from felix_py.layout import GATEWAY, interface_name
 from felix_py.records import Backend
 from policy.model import Family, NetworkPolicy, Packet, PolicyRule, Port, Protocol
 from policy.selectors import EVERYTHING

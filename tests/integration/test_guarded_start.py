@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.plan.layout import interface_name
+from felix_py.layout import interface_name
 from felix_py.records import Backend
 from policy.model import Family, Protocol
 from tests.support import kernel_state

@@ -15,9 +15,10 @@ import pytest
 
 from felix_py.dataplane import probe, sysctl
 from felix_py.dataplane.probe import missing_features
-from felix_py.plan.features import Feature, match
-from felix_py.plan.layout import GATEWAY, interface_name
-from felix_py.records import Backend, Report, Words
+from felix_py.layout import GATEWAY, interface_name
+from felix_py.plan.features import Feature, matches
+from felix_py.records import Backend, Report
+from felix_py.ruleset.model import Match, OpaqueMatch
 from policy.model import Family, NetworkPolicy, Packet, PolicyRule, Port, Protocol
 from policy.selectors import EVERYTHING
 from tests.support import forged
@@ -58,16 +59,16 @@ def test_this_kernel_has_all_of_them_and_trying_leaves_no_trace(backend: Backend
 def test_what_is_not_there_is_found_alone(
     backend: Backend, feature: Feature, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(one: Feature, family: Family) -> Words:
-        words = match(one, family)
-        return ("-m", "nosuchmatch") if one is feature and words else words
+    def other(one: Feature, family: Family) -> tuple[Match, ...]:
+        found = matches(one, family)
+        return (OpaqueMatch("nosuchmatch", ()),) if one is feature and found else found
 
-    monkeypatch.setattr(probe, "match", other)
+    monkeypatch.setattr(probe, "matches", other)
     before = saved(backend)
     found = missing_features(tuple(Family), backend)
     assert found.keys() == {feature}
     assert "nosuchmatch" in found[feature]
-    assert missing_features((V4,), backend).keys() == ({feature} if match(feature, V4) else set())
+    assert missing_features((V4,), backend).keys() == ({feature} if matches(feature, V4) else set())
     assert saved(backend) == before
 
 

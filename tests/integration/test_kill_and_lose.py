@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from felix_py.ipam.beside import read_leases
-from felix_py.plan.layout import interface_name
+from felix_py.layout import interface_name
 from tests.support.agent_process import AgentProcess, Nursery
 from tests.support.cni import addresses, host_interfaces
 from tests.support.fakeapi import FakeApi

@@ -18,9 +18,9 @@ from felix_py.cni.conflist import FILE_NAME, conflist
 from felix_py.cni.network_list import NetworkList
 from felix_py.cni.plugin import GRACE
 from felix_py.dataplane.uplink import uplink_mtu
+from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
-from felix_py.plan.layout import interface_name
 from lab.runtime import PluginError
 from tests.support.cni import (
     STANDARD_PLUGINS,

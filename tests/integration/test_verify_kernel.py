@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from felix_py.diagnose.difference import Difference, Kind, Problem
-from felix_py.plan.deny_log import deny_chain
+from felix_py.plan.names import DenyChain, chain_name
 from felix_py.records import Backend
 from felix_py.ruleset.words import split
 from policy.model import Direction, Family, NetworkPolicy
@@ -20,8 +20,9 @@ from tests.support.small_node import DB, POLICIES, TOOL, WEB, SmallNode
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
-PI_DB = policy_chain(Direction.INGRESS, POLICIES[1].ref)
-PI_GUARD = policy_chain(Direction.INGRESS, POLICIES[2].ref)
+GUARD = policy_chain(Direction.INGRESS, POLICIES[2].ref)
+PI_DB = chain_name(policy_chain(Direction.INGRESS, POLICIES[1].ref))
+PI_GUARD = chain_name(GUARD)
 DB_CLASS = "ClusterNetworkPolicy guard, NetworkPolicy shop/db, NetworkPolicy shop/deny-ingress"
 WEB_IF, DB_IF = lease(WEB).interface, lease(DB).interface
 MISSING, ALTERED, EXTRA, MISPLACED = Problem
@@ -69,7 +70,7 @@ BROKEN: dict[str, tuple[str, Kind, Problem, str, str]] = {
         "--dports 5432,8000:8010",
     ),
     "drop taken out of a chain of denied packets": (
-        f"{{t}} -D {deny_chain(PI_GUARD, 1)} 2",
+        f"{{t}} -D {chain_name(DenyChain.of(GUARD, 1))} 2",
         Kind.CHAIN,
         MISSING,
         "ClusterNetworkPolicy guard, ingress rule 1",

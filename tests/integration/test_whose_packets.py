@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from felix_py.dataplane import sysctl
-from felix_py.plan.layout import interface_name
+from felix_py.layout import interface_name
 from felix_py.records import Backend
 from policy.model import (
     ClusterPolicy,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from felix_py.dataplane.ip_header import parse_ip
 from felix_py.dataplane.nflog import Decoder
 from felix_py.observe.chain_names import ChainNames
-from felix_py.plan.deny_log import DenyLog, Drop, DropKind, deny_chain, parse_prefix
+from felix_py.plan.deny_log import DROP_ALL, DenyLog, Drop, DropKind, parse_prefix
 from felix_py.plan.marks import Marks
+from felix_py.plan.names import DenyChain, chain_name
 from felix_py.plan.render import dispatch_chains, render_chain
 from felix_py.plan.static import StaticOptions, static_chains
-from felix_py.records import Words
-from policy.ir import Jump
+from felix_py.ruleset.model import DROP, Limit, Log, Rules, RuleSpec
+from policy.ir import ChainId, ChainKind, Jump
 from policy.model import Direction, Family, NetworkPolicy, PolicyRef
 from tests.support.clusters import Cluster, clusters
 from tests.support.logged import datagram, ipv4, ipv6, logged_message, ports
+from tests.support.rules import words
 from tests.support.thorough import examples
 from tests.support.told import ToldEngine
 
@@ -48,10 +50,10 @@ def test_any_damage_to_a_message_is_read_without_a_complaint(data: st.DataObject
 
 @given(st.sampled_from(list(Direction)), DIGEST, st.integers(-1, 200))
 def test_a_prefix_says_again_what_it_was_made_of(direction: Direction, digest: str, rule: int) -> None:
-    letter = direction[0]
-    isolated = Drop(DropKind.ISOLATED, direction, f"FELIX-C{letter}-{digest}")
-    denied = Drop(DropKind.POLICY, direction, f"FELIX-P{letter}-{digest}", rule)
-    readable = denied if -1 <= rule <= 99 else dataclasses.replace(denied, rule=-1)
+    policy = ChainId(ChainKind.POLICY, direction, digest)
+    isolated = Drop(DropKind.ISOLATED, direction, ChainId(ChainKind.CLASS, direction, digest))
+    denied = Drop(DropKind.POLICY, direction, policy, rule)
+    readable = denied if -1 <= rule <= 99 else replace(denied, rule=-1)
     plain = [
         Drop(DropKind.SOURCE, Direction.EGRESS),
         Drop(DropKind.INVALID),
@@ -64,7 +66,7 @@ def test_a_prefix_says_again_what_it_was_made_of(direction: Direction, digest: s
         assert len(drop.prefix()) <= 63
         assert drop.prefix().isascii()
     assert parse_prefix(Drop(DropKind.CLASS, direction).prefix()) == Drop(DropKind.CLASS, direction)
-    assert len(deny_chain(denied.chain, rule)) <= 28
+    assert len(chain_name(DenyChain.of(policy, rule))) <= 28
 
 
 @given(st.text(max_size=63))
@@ -93,14 +95,14 @@ def test_every_chain_has_its_policies_also_when_it_is_gone(before: Cluster, afte
     engine = engine_of(before)
     names = ChainNames(engine.policies_using)
 
-    def flush() -> dict[str, tuple[PolicyRef, ...]]:
+    def flush() -> dict[ChainId, tuple[PolicyRef, ...]]:
         for delta in engine.flush():
             names.note(delta)
         program = engine.program(Family.V4)
-        classes = {name for chosen in program.classes.values() for name in chosen.values()}
+        classes = {chain for chosen in program.classes.values() for chain in chosen.values()}
         jumps = {r.action.chain for c in program.chains.values() for r in c.rules if isinstance(r.action, Jump)}
-        policies = {name for name in jumps if name.startswith("FELIX-P")}
-        return {name: engine.policies_using(name) for name in classes | policies}
+        policies = {chain for chain in jumps if chain.kind is ChainKind.POLICY}
+        return {chain: engine.policies_using(chain) for chain in classes | policies}
 
     known = flush()
     for endpoint in before.endpoints.keys() - after.endpoints.keys():
@@ -111,11 +113,11 @@ def test_every_chain_has_its_policies_also_when_it_is_gone(before: Cluster, afte
     for policy in after.policies.values():
         engine.upsert(policy)
     known |= flush()
-    assert {name: names.policies(name) for name in known} == known
+    assert {chain: names.policies(chain) for chain in known} == known
     for endpoint in after.endpoints.keys() | before.endpoints.keys():
         engine.detach(endpoint)
     flush()
-    assert {name: names.policies(name) for name in known} == known
+    assert {chain: names.policies(chain) for chain in known} == known
     assert len(names) == 0
 
 
@@ -123,10 +125,11 @@ def test_every_chain_has_its_policies_also_when_it_is_gone(before: Cluster, afte
 @given(cluster=clusters())
 def test_every_drop_is_logged_and_nothing_else_differs(cluster: Cluster) -> None:
     engine = engine_of(cluster)
-    numbers = {"FELIX-CE-0123456789abcdef": 1, "FELIX-CE-0123456789abcdee": 127}
+    digests = {"0123456789abcdef": 1, "0123456789abcdee": 127}
+    numbers = {ChainId(ChainKind.CLASS, Direction.EGRESS, digest): n for digest, n in digests.items()}
     for family in Family:
-        plain: dict[str, tuple[Words, ...]] = {}
-        logged: dict[str, tuple[Words, ...]] = {}
+        plain: dict[str, Rules] = {}
+        logged: dict[str, Rules] = {}
         for log, into in ((None, plain), (LOG, logged)):
             options = StaticOptions(MARKS, endpoint_to_host="DROP", deny_log=log)
             into.update({name: rules for (_, name), rules in static_chains(family, options).items()})
@@ -137,30 +140,35 @@ def test_every_drop_is_logged_and_nothing_else_differs(cluster: Cluster) -> None
         check_logged(logged)
 
 
-def without_log(chains: dict[str, tuple[Words, ...]]) -> dict[str, tuple[Words, ...]]:
+def without_log(chains: dict[str, Rules]) -> dict[str, Rules]:
     """The chains without the rules that log, and with DROP instead of a jump to a chain of denials."""
     denials = {name for name in chains if name.startswith(("FELIX-DE-", "FELIX-DI-"))}
     found = {}
     for name in chains.keys() - denials:
-        rules = [words for words in chains[name] if "NFLOG" not in words]
-        found[name] = tuple((*r[:-2], "-j", "DROP") if r[-1] in denials else r for r in rules)
+        rules = [rule for rule in chains[name] if not isinstance(rule.target, Log)]
+        found[name] = tuple(replace(r, target=DROP) if r.leads_to in denials else r for r in rules)
     for name in denials:
-        assert [words for words in chains[name] if "NFLOG" not in words] == [("-j", "DROP")]
+        assert [rule for rule in chains[name] if not isinstance(rule.target, Log)] == [DROP_ALL]
     return found
 
 
-def check_logged(chains: dict[str, tuple[Words, ...]]) -> None:
+def check_logged(chains: dict[str, Rules]) -> None:
     """Each rule that drops stands behind the one that says so; no rule that logs stands anywhere else."""
     for name, rules in chains.items():
-        for before, rule in zip(((), *rules), rules, strict=False):
-            if rule[-2:] != ("-j", "DROP"):
-                assert "NFLOG" not in before
+        for before, rule in zip((RuleSpec(), *rules), rules, strict=False):
+            log = before.target
+            if rule.target != DROP:
+                assert not isinstance(log, Log)
                 continue
-            if rule in (("-d", "ff00::/8", "-j", "DROP"), ("-s", "fe80::/10", "-j", "DROP")):
+            if words(rule) in (("-d", "ff00::/8", "-j", "DROP"), ("-s", "fe80::/10", "-j", "DROP")):
                 continue  # what every interface says by itself
-            assert rule == ("-j", "DROP"), "a match before it would be compared twice"
-            drop = parse_prefix(before[before.index("--nflog-prefix") + 1])
+            assert rule == DROP_ALL, "a match before it would be compared twice"
+            assert isinstance(log, Log)
+            drop = parse_prefix(log.prefix)
             assert drop is not None
-            chain = deny_chain(drop.chain, drop.rule) if drop.kind is DropKind.POLICY else drop.chain
-            assert chain in ("", name)
-            assert before[:2] == ("-m", "limit")
+            chain = drop.chain
+            if drop.kind is DropKind.POLICY and chain is not None:
+                assert name == chain_name(DenyChain.of(chain, drop.rule))
+            else:
+                assert chain is None or name == chain_name(chain)
+            assert isinstance(before.matches[0], Limit)

@@ -11,30 +11,33 @@ from hypothesis import strategies as st
 from felix_py.dataplane.fake import FakeDataplane
 from felix_py.dataplane.interface import Dataplane
 from felix_py.dataplane.kernel import Kernel
-from felix_py.records import Backend, ChainKey, Hook, SetSpec, SetType, Update, Words
+from felix_py.records import Backend, ChainKey, Hook, SetSpec, SetType, Update
 from policy.model import Family
 from tests.support import kernel_state, node_program
 from tests.support.isolate import new_netns, run
 from tests.support.node_program import address, name
+from tests.support.rules import rule_of
 from tests.support.thorough import examples
 
 pytestmark = pytest.mark.root
 
 FAMILY = Family.V4
-RULES: list[Words] = [
-    ("-j", "DROP"),
-    ("-j", "FELIX-A"),
-    ("-m", "set", "--match-set", name(FAMILY, "kept"), "src", "-j", "RETURN"),
-    ("-m", "mark", "--mark", "0x10000/0xff0000", "-m", "comment", "--comment", 'a "b" \\', "-g", "FELIX-A"),
+RULES = [
+    rule_of("-j", "DROP"),
+    rule_of("-j", "FELIX-A"),
+    rule_of("-m", "set", "--match-set", name(FAMILY, "kept"), "src", "-j", "RETURN"),
+    rule_of(
+        "-m", "mark", "--mark", "0x10000/0xff0000", "-m", "comment", "--comment", 'a "b" \\', "-g", "FELIX-A"
+    ),
 ]
 KEPT = SetSpec(name(FAMILY, "kept"), SetType.NET, FAMILY)
 MARKED = SetSpec(name(FAMILY, "marked"), SetType.IP, FAMILY, 0xFF0000)
 COMING = SetSpec(name(FAMILY, "coming"), SetType.IP_PORT, FAMILY)
 A = ChainKey(FAMILY, "filter", "FELIX-A")
 HOOKS = [
-    Hook(FAMILY, "filter", "FORWARD", ("-j", "FELIX-A"), first=True),
-    Hook(FAMILY, "filter", "FORWARD", ("-i", "felix+", "-j", "ACCEPT"), first=False),
-    Hook(FAMILY, "filter", "FORWARD", ("-o", "felix+", "-j", "ACCEPT"), first=False),
+    Hook(FAMILY, "filter", "FORWARD", rule_of("-j", "FELIX-A"), first=True),
+    Hook(FAMILY, "filter", "FORWARD", rule_of("-i", "felix+", "-j", "ACCEPT"), first=False, rank=1),
+    Hook(FAMILY, "filter", "FORWARD", rule_of("-o", "felix+", "-j", "ACCEPT"), first=False, rank=2),
 ]
 ROUTES = [
     node_program.pod_route(FAMILY, 2),

@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felix_py.plan.marks import Marks
+from felix_py.plan.names import DISPATCH, ChainName, parse_chain_name
 from felix_py.plan.planner import Planner
-from felix_py.plan.render import DISPATCH, class_numbers
+from felix_py.plan.render import class_numbers
 from felix_py.plan.static import SetNames, StaticOptions
-from felix_py.records import ChainKey, Update, Words
-from policy.ir import Chain, Delta, Deny, Rule
+from felix_py.records import ChainKey, Update
+from felix_py.ruleset.model import DROP, RETURN, InSet, MarkIs, Match, Rules
+from policy.ir import Chain, ChainId, ChainKind, Delta, Deny, Rule
 from policy.model import Direction, Family
 from tests.support.thorough import examples
 
@@ -24,7 +26,7 @@ class Kernel:
     """Applies updates in the dataplane's order and looks between every two steps."""
 
     def __init__(self) -> None:
-        self.chains: dict[str, tuple[Words, ...]] = {}
+        self.chains: dict[str, Rules] = {}
         self.marks: dict[str, int] = {}
         self.sets: dict[str, set[str]] = {}
 
@@ -56,26 +58,29 @@ class Kernel:
                 self.sets.pop(name, None)
         self.check()
 
-    def class_of(self, address: str) -> str | None:
+    def class_of(self, address: str) -> ChainName | None:
         """Follow the dispatch tree by its rules, as the kernel would."""
         mark = self.marks.get(address, 0)
         chain = DISPATCH[EGRESS]
         while chain.startswith(DISPATCH[EGRESS]):
             for rule in self.chains[chain]:
-                words = list(rule)
-                if "--mark" in words:
-                    value, mask = (int(x, 16) for x in words[words.index("--mark") + 1].split("/"))
-                    if mark & mask != value:
-                        continue
-                if "--match-set" in words and address not in self.sets[words[words.index("--match-set") + 1]]:
+                if not all(self.holds(match, address, mark) for match in rule.matches):
                     continue
-                if words[-2:] == ["-j", "RETURN"]:
+                if rule.target == RETURN:
                     return None
-                assert words[-2:] != ["-j", "DROP"], f"{address} (mark {mark:#x}) is dropped by dispatch"
-                chain = words[-1]
+                assert rule.target != DROP, f"{address} (mark {mark:#x}) is dropped by dispatch"
+                chain = rule.leads_to
                 break
         assert chain in self.chains, f"{address} is sent to {chain}, which is not there"
-        return chain
+        return parse_chain_name(chain)
+
+    def holds(self, match: Match, address: str, mark: int) -> bool:
+        match match:
+            case MarkIs(value, mask, False):
+                return mark & mask == value
+            case InSet(name, _, False):
+                return address in self.sets[name]
+        raise AssertionError(match)
 
     def check(self) -> None:
         for address in self.marks:
@@ -83,12 +88,13 @@ class Kernel:
                 self.class_of(address)
         for rules in self.chains.values():
             for rule in rules:
-                if "--match-set" in rule and rule[rule.index("--match-set") + 1].startswith("felix4-ce"):
-                    assert rule[rule.index("--match-set") + 1] in self.sets
+                for match in rule.matches:
+                    if isinstance(match, InSet) and match.name.startswith("felix4-ce"):
+                        assert match.name in self.sets
 
 
-def class_name(number: int) -> str:
-    return f"FELIX-CE-{number:04x}"
+def class_chain(number: int) -> ChainId:
+    return ChainId(ChainKind.CLASS, EGRESS, f"{number:016x}")
 
 
 moves = st.lists(
@@ -99,20 +105,20 @@ moves = st.lists(
 
 def run(steps: list[list[tuple[int, int | None]]], classes_before: int = 0) -> None:
     planner, kernel = Planner([V4], StaticOptions(MARKS), {}), Kernel()
-    desired: dict[str, str] = {}
-    filler = {f"{FILLER}{n // 250}.{n % 250 + 1}": f"FELIX-CE-f{n:03}" for n in range(classes_before)}
+    desired: dict[str, ChainId] = {}
+    filler = {f"{FILLER}{n // 250}.{n % 250 + 1}": class_chain(0xF000 + n) for n in range(classes_before)}
 
-    def change(new: dict[str, str | None]) -> None:
+    def change(new: dict[str, ChainId | None]) -> None:
         before = set(desired.values())
         delta = Delta(V4)
-        for address, name in new.items():
-            if name is None:
+        for address, chain in new.items():
+            if chain is None:
                 desired.pop(address, None)
             else:
-                desired[address] = name
-            delta.classes[EGRESS, address] = name
+                desired[address] = chain
+            delta.classes[EGRESS, address] = chain
         after = set(desired.values())
-        delta.chains |= {name: Chain(name, (Rule(Deny()),)) for name in after - before}
+        delta.chains |= {chain: Chain(chain, (Rule(Deny()),)) for chain in after - before}
         delta.chains |= dict.fromkeys(before - after)
         planner.policy(delta)
         kernel.apply(planner.take())
@@ -122,7 +128,7 @@ def run(steps: list[list[tuple[int, int | None]]], classes_before: int = 0) -> N
 
     change(dict(filler))
     for step in steps:
-        change({f"10.0.0.{who}": None if what is None else class_name(what) for who, what in step})
+        change({f"10.0.0.{who}": None if what is None else class_chain(what) for who, what in step})
     change(dict.fromkeys(list(desired)))
     assert not [name for name in kernel.chains if name.startswith("FELIX-CE-")]
     assert not [name for name in kernel.sets if name.startswith("felix4-ce-")]
@@ -143,19 +149,16 @@ def test_the_same_when_class_numbers_run_out(steps: list[list[tuple[int, int | N
 
 def test_a_restarted_agent_keeps_the_numbers_the_kernel_has() -> None:
     first, kernel = Planner([V4], StaticOptions(MARKS), {}), Kernel()
-    names = [class_name(n) for n in range(20)]
-    delta = Delta(V4, chains={n: Chain(n, (Rule(Deny()),)) for n in names})
-    delta.classes = {(EGRESS, f"10.0.0.{n}"): name for n, name in enumerate(names)}
+    chains = [class_chain(n) for n in range(20)]
+    delta = Delta(V4, chains={chain: Chain(chain, (Rule(Deny()),)) for chain in chains})
+    delta.classes = {(EGRESS, f"10.0.0.{n}"): chain for n, chain in enumerate(chains)}
     first.policy(delta)
     kernel.apply(first.take())
     saved = [
-        " ".join(("-A", name, *rule))
-        for name, rules in kernel.chains.items()
-        if name.startswith(DISPATCH[EGRESS])
-        for rule in rules
+        rule.body for name, rules in kernel.chains.items() if name.startswith(DISPATCH[EGRESS]) for rule in rules
     ]
     held = class_numbers(saved, EGRESS, MARKS)
-    assert set(held) == set(names)
+    assert set(held) == set(chains)
 
     second = Planner([V4], StaticOptions(MARKS), {(V4, EGRESS): held})
     again = Delta(V4, chains=delta.chains)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from policy.evaluate import verdict
 from policy.interpret import direction_allowed
-from policy.ir import Chain, Delta, Program, SetKind
+from policy.ir import Chain, ChainId, Delta, Program, SetId, SetKind
 from policy.model import (
     ClusterPolicy,
     Direction,
@@ -36,18 +36,18 @@ class Mirror:
 
     def __init__(self, of: Family) -> None:
         self.family = of
-        self.chains: dict[str, Chain] = {}
-        self.sets: dict[str, SetKind] = {}
-        self.members: dict[str, set[str]] = {}
-        self.classes: dict[Direction, dict[str, str]] = {direction: {} for direction in Direction}
+        self.chains: dict[ChainId, Chain] = {}
+        self.sets: dict[SetId, SetKind] = {}
+        self.members: dict[SetId, set[str]] = {}
+        self.classes: dict[Direction, dict[str, ChainId]] = {direction: {} for direction in Direction}
 
     def apply(self, delta: Delta) -> None:
-        for name, chain in delta.chains.items():
-            assert self.chains.get(name) != chain
+        for key, chain in delta.chains.items():
+            assert self.chains.get(key) != chain
             if chain is None:
-                del self.chains[name]
+                del self.chains[key]
             else:
-                self.chains[name] = chain
+                self.chains[key] = chain
         for name, kind in delta.sets.items():
             assert self.sets.get(name) != kind
             if kind is None:

@@ -22,7 +22,7 @@ from felix_py.dataplane.kernel import Kernel
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
-from felix_py.records import Backend, Update, Words
+from felix_py.records import Backend, Update
 from felix_py.ruleset.words import split
 from policy.evaluate import Snapshot, verdict
 from policy.interpret import allowed
@@ -31,6 +31,7 @@ from policy.parse import Rejected, parse_network_policy
 from policy.parse_cluster import parse_admin_policy, parse_baseline_admin_policy, parse_cluster_policy
 from tests.support.garbage import Writer
 from tests.support.isolate import new_netns
+from tests.support.rules import words
 from tests.support.spec import NAMESPACES, NODE, PODS, loaded, packets
 from tests.support.thorough import FUZZ_SECONDS
 from tests.support.told import ToldEngine
@@ -109,15 +110,8 @@ def _check_text(update: Update) -> None:
         found = text.split("\n")
         assert len(found) == len(rules) + 4, text
         assert all(LINE.fullmatch(line) for line in found if line), text
-        for words, rule in zip(rules, rendered, strict=True):
-            assert _uncommented(tuple(split(rule.text))) == _uncommented(words)
-
-
-def _uncommented(words: Words) -> Words:
-    if "--comment" not in words:
-        return words
-    at = words.index("--comment")
-    return _uncommented((*words[: at - 2], *words[at + 2 :]))
+        for spec, rule in zip(rules, rendered, strict=True):
+            assert tuple(split(rule.text))[4:] == words(spec)
 
 
 def _compare(policies: Policies, engine: ToldEngine) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.interpret import direction_allowed
-from policy.ir import Program, Tightened
+from policy.ir import ChainId, Program, SetId, Tightened
 from policy.model import Direction, Family, Packet
 from tests.property.test_policy_engine import EMPTY, World, events, tables
 from tests.support.clusters import Cluster, clusters, family, packets
@@ -40,9 +40,9 @@ class Told:
     def allowed(self, packet: Packet, direction: Direction) -> bool:
         return direction_allowed(self.programs[family(packet.source)], packet, direction)
 
-    def names(self, address: str) -> set[str]:
+    def chains(self, address: str) -> set[ChainId | SetId]:
         keys = [key for key, endpoint in self.world.endpoints.items() if address in endpoint.addresses]
-        return {name for key in keys for name in self.world.engine.chains_of(key)}
+        return {chain for key in keys for chain in self.world.engine.chains_of(key)}
 
 
 @settings(max_examples=examples(300), deadline=None)
@@ -75,7 +75,7 @@ def test_nothing_is_denied_that_was_not_said_to_be_tightened(states: list[Cluste
                 assert (
                     address in said.addresses
                     or not {packet.source, packet.destination}.isdisjoint(said.members)
-                    or not told.names(address).isdisjoint(said.names)
+                    or not told.chains(address).isdisjoint(said.chains)
                 ), packet
 
 

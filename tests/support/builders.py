@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from felix_py.plan.layout import interface_name
+from felix_py.layout import interface_name
 from felix_py.records import Lease
 from policy.model import Family, LocalEndpoint, NetworkPolicy, Operator, Pod, Requirement, Selector
 

@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from felix_py.plan.layout import HOST_MAC
+from felix_py.layout import HOST_MAC
 from tests.support.isolate import NetworkNamespace
 
 ETH_P_IP, ETH_P_ARP, ETH_P_IPV6, _ETH_P_ALL = 0x0800, 0x0806, 0x86DD, 0x0003

@@ -9,7 +9,7 @@ import pytest
 from felix_py.dataplane import host_ends
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
-from felix_py.plan.layout import HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.layout import HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import (
     Backend,
     ChainKey,
@@ -22,18 +22,19 @@ from felix_py.records import (
     SetSpec,
     SetType,
     Update,
-    Words,
 )
+from felix_py.ruleset.model import Rules
 from policy.model import Family
 from tests.support.isolate import run
+from tests.support.rules import rule_of
 
 POD = "felix0123456789"
 OTHER = "felixabcdefabcd"
 BITS = {Family.V4: 32, Family.V6: 128}
 NET = {Family.V4: "10.1.0", Family.V6: "fd00:1:"}
 IPTABLES = {Family.V4: "iptables", Family.V6: "ip6tables"}
-HOOK: Words = ("-m", "comment", "--comment", "way in", "-j", "FELIX-FORWARD")
-ACCEPT: Words = ("-i", "felix+", "-m", "mark", "--mark", "0x10000/0x10000", "-j", "ACCEPT")
+HOOK = rule_of("-m", "comment", "--comment", "way in", "-j", "FELIX-FORWARD")
+ACCEPTED = ("-m", "mark", "--mark", "0x10000/0x10000", "-j", "ACCEPT")
 
 
 one_backend = pytest.mark.parametrize("backend", [Backend.NFT], indirect=True)
@@ -83,24 +84,24 @@ def blackhole(family: Family) -> Route:
     return Route(RouteKey(cidr, ROUTE_PROTOCOL_PODS), RouteKind.BLACKHOLE)
 
 
-def chains(family: Family) -> dict[tuple[str, str], tuple[Words, ...]]:
+def chains(family: Family) -> dict[tuple[str, str], Rules]:
     """Every kind of rule that the plan makes."""
     nets, ports = name(family, "nets"), name(family, "ports")
     return {
         ("raw", "FELIX-SOURCE"): (
-            ("-m", "set", "--match-set", name(family, "source"), "src,src", "-j", "RETURN"),
-            ("-j", "DROP"),
+            rule_of("-m", "set", "--match-set", name(family, "source"), "src,src", "-j", "RETURN"),
+            rule_of("-j", "DROP"),
         ),
         ("mangle", "FELIX-CLASSIFY"): (
-            ("!", "-i", "felix+", "!", "-o", "felix+", "-j", "RETURN"),
-            ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "RETURN"),
-            ("-j", "MARK", "--set-xmark", "0x0/0xff0000"),
-            ("-i", "felix+", "-j", "SET", "--map-set", name(family, "egress"), "src", "--map-mark"),
+            rule_of("!", "-i", "felix+", "!", "-o", "felix+", "-j", "RETURN"),
+            rule_of("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "RETURN"),
+            rule_of("-j", "MARK", "--set-xmark", "0x0/0xff0000"),
+            rule_of("-i", "felix+", "-j", "SET", "--map-set", name(family, "egress"), "src", "--map-mark"),
         ),
         ("filter", "FELIX-FORWARD"): (
-            ("-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"),
-            ("-m", "mark", "--mark", "0x20000/0xfe0000", "-g", "FELIX-CE-1"),
-            (
+            rule_of("-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"),
+            rule_of("-m", "mark", "--mark", "0x20000/0xfe0000", "-g", "FELIX-CE-1"),
+            rule_of(
                 "-i",
                 "felix+",
                 "-o",
@@ -115,20 +116,20 @@ def chains(family: Family) -> dict[tuple[str, str], tuple[Words, ...]]:
             ),
         ),
         ("filter", "FELIX-CE-1"): (
-            (
+            rule_of(
                 *("-p", "tcp", "-m", "multiport", "--dports", "80,443,8000:8080"),
                 *("-m", "set", "--match-set", nets, "src"),
                 *("-m", "comment", "--comment", 'default/web "it\'s" \\ rule 1'),
                 *("-j", "FELIX-ALLOW"),
             ),
-            ("-p", "udp", "-m", "set", "--match-set", ports, "dst,dst", "-g", "FELIX-ALLOW"),
-            ("-p", "sctp", "-m", "multiport", "--dports", "5", "-j", "FELIX-ALLOW"),
-            ("-j", "DROP"),
+            rule_of("-p", "udp", "-m", "set", "--match-set", ports, "dst,dst", "-g", "FELIX-ALLOW"),
+            rule_of("-p", "sctp", "-m", "multiport", "--dports", "5", "-j", "FELIX-ALLOW"),
+            rule_of("-j", "DROP"),
         ),
-        ("filter", "FELIX-ALLOW"): (("-j", "MARK", "--set-xmark", "0x10000/0x10000"),),
+        ("filter", "FELIX-ALLOW"): (rule_of("-j", "MARK", "--set-xmark", "0x10000/0x10000"),),
         ("filter", "FELIX-EMPTY"): (),
         ("nat", "FELIX-POSTROUTING"): (
-            (
+            rule_of(
                 *("-m", "set", "--match-set", nets, "src", "-m", "set", "!", "--match-set", nets, "dst"),
                 *("-j", "MASQUERADE", "--random-fully"),
             ),
@@ -138,12 +139,12 @@ def chains(family: Family) -> dict[tuple[str, str], tuple[Words, ...]]:
 
 def hooks(family: Family) -> list[Hook]:
     return [
-        Hook(family, "raw", "PREROUTING", ("-i", "felix+", "-j", "FELIX-SOURCE"), first=True),
-        Hook(family, "mangle", "FORWARD", ("-j", "FELIX-CLASSIFY"), first=True),
+        Hook(family, "raw", "PREROUTING", rule_of("-i", "felix+", "-j", "FELIX-SOURCE"), first=True),
+        Hook(family, "mangle", "FORWARD", rule_of("-j", "FELIX-CLASSIFY"), first=True),
         Hook(family, "filter", "FORWARD", HOOK, first=True),
-        Hook(family, "filter", "FORWARD", ACCEPT, first=False),
-        Hook(family, "filter", "FORWARD", ("-o", "felix+", *ACCEPT[2:]), first=False),
-        Hook(family, "nat", "POSTROUTING", ("-j", "FELIX-POSTROUTING"), first=True),
+        Hook(family, "filter", "FORWARD", rule_of("-i", "felix+", *ACCEPTED), first=False, rank=1),
+        Hook(family, "filter", "FORWARD", rule_of("-o", "felix+", *ACCEPTED), first=False, rank=2),
+        Hook(family, "nat", "POSTROUTING", rule_of("-j", "FELIX-POSTROUTING"), first=True),
     ]
 
 

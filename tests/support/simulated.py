@@ -10,9 +10,9 @@ from felix_py.plan.deny_log import DenyLog
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions
-from felix_py.records import Lease, SetSpec, Update, Words
+from felix_py.records import Lease, SetSpec, Update
 from felix_py.ruleset.decode_save import decode
-from felix_py.ruleset.model import Ruleset
+from felix_py.ruleset.model import Ruleset, RuleSpec
 from felix_py.ruleset.run import Outcome, Path, Result, Sets, Transit, simulate
 from felix_py.ruleset.sets import TextSet
 from policy.evaluate import verdict
@@ -50,19 +50,19 @@ def planned(cluster: Cluster, options: StaticOptions = OPTIONS) -> Planner:
 def as_text(update: Update, family: Family) -> str:
     """What iptables-save would print, more or less, of a kernel that has nothing but this."""
     lines: dict[str, list[str]] = {}
-    chains: dict[tuple[str, str], list[Words]] = {}
+    chains: dict[tuple[str, str], list[RuleSpec]] = {}
     for key, rules in update.chains.items():
         if key.family is family and rules is not None:
             chains[key.table, key.name] = list(rules)
-    for hook in sorted(update.hooks, key=lambda hook: hook.words):
+    for hook in sorted(update.hooks, key=lambda hook: hook.rank):
         if hook.family is family:
-            chains.setdefault((hook.table, hook.chain), []).append(hook.words)
+            chains.setdefault((hook.table, hook.chain), []).append(hook.rule)
     builtin = {(hook.table, hook.chain) for hook in update.hooks}
-    for (table, name), words in chains.items():
+    for (table, name), specs in chains.items():
         text = lines.setdefault(table, [f"*{table}"])
         text.append(f":{name} {'ACCEPT' if (table, name) in builtin else '-'} [0:0]")
-        firsts = {hook.words for hook in update.hooks if hook.first and (table, name) in builtin}
-        ordered = sorted(words, key=lambda rule: rule not in firsts)
+        firsts = {hook.rule for hook in update.hooks if hook.first and (table, name) in builtin}
+        ordered = sorted(specs, key=lambda rule: rule not in firsts)
         text += [f"-A {name} {render(rule).text}" for rule in ordered]
     return "\n".join(line for table in lines.values() for line in (*table, "COMMIT"))
 

@@ -14,9 +14,9 @@ from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.links import Links, PodLink, random_mac
 from felix_py.dataplane.monitor import Monitor
+from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
-from felix_py.plan.layout import interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions

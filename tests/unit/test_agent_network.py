@@ -16,10 +16,11 @@ from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
 from felix_py.dataplane.interface import Part
 from felix_py.failures import Failures
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
-from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.plan.marks import Marks
+from felix_py.plan.names import chain_name
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import NotApplied, Reconciler
@@ -383,7 +384,7 @@ def test_a_policy_that_cannot_be_written_keeps_no_other_pod_from_a_node_that_res
             rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
             rig.facts.upsert(isolating)
             rig.facts.attach(lease())
-            chain = policy_chain(Direction.INGRESS, isolating.ref)
+            chain = chain_name(policy_chain(Direction.INGRESS, isolating.ref))
             kernel.failing = {Item("chain", ChainKey(V4, "filter", chain)).what: "no such match"}
             kernel.kernel[stray] = ()
             rig.reconciler.sweep(keep_learned=True)

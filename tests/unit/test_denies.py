@@ -24,7 +24,7 @@ from felix_py.plan.deny_log import (
     DropKind,
 )
 from policy.evaluate import Snapshot
-from policy.ir import Chain, Delta
+from policy.ir import Chain, ChainId, ChainKind, Delta
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -76,8 +76,8 @@ class Rig:
     def __init__(self, *, lines: bool = False) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
-        self.classes: dict[str, tuple[PolicyRef, ...]] = {}
-        self.chains = ChainNames(lambda name: self.classes[name])
+        self.classes: dict[ChainId, tuple[PolicyRef, ...]] = {}
+        self.chains = ChainNames(lambda chain: self.classes[chain])
         view = Snapshot([], [WEB, DB], [GUARD], [Node("n2", (), ("192.0.2.2",))])
         interfaces = {9: "eth0", 7: "felix0000000007"}
         self.describer = Describer(
@@ -92,10 +92,10 @@ class Rig:
     def isolated(self, *policies: PolicyRef, direction: Direction = INGRESS, gone: bool = False) -> Drop:
         chain = class_chain(direction, (), policies, ())
         self.classes[chain] = policies
-        names = [chain, *(policy_chain(direction, ref) for ref in policies)]
-        self.chains.note(Delta(Family.V4, chains={name: Chain(name, ()) for name in names}))
+        chains = [chain, *(policy_chain(direction, ref) for ref in policies)]
+        self.chains.note(Delta(Family.V4, chains={one: Chain(one, ()) for one in chains}))
         if gone:
-            self.chains.note(Delta(Family.V4, chains=dict.fromkeys(names)))
+            self.chains.note(Delta(Family.V4, chains=dict.fromkeys(chains)))
         return Drop(DropKind.ISOLATED, direction, chain)
 
     def counts(self) -> list[tuple[int, int]]:
@@ -298,9 +298,9 @@ def test_a_class_that_is_gone_is_still_named_and_one_that_never_was_is_said_to_b
     rig = Rig()
     event = rig.one(rig.isolated(network("db"), gone=True))
     assert event.message.startswith("isolated by NetworkPolicy shop/db")
-    event = rig.one(Drop(DropKind.ISOLATED, INGRESS, "FELIX-CI-00000000000000ff"))
+    event = rig.one(Drop(DropKind.ISOLATED, INGRESS, ChainId(ChainKind.CLASS, INGRESS, "00000000000000ff")))
     assert event.message == "isolated by a policy class that is gone (ingress, FELIX-CI-00000000000000ff)"
-    event = rig.one(Drop(DropKind.POLICY, INGRESS, "FELIX-PI-00000000000000ff", 2))
+    event = rig.one(Drop(DropKind.POLICY, INGRESS, ChainId(ChainKind.POLICY, INGRESS, "00000000000000ff"), 2))
     assert event.message == "denied by a policy that is gone (ingress, FELIX-PI-00000000000000ff)"
 
 
@@ -309,6 +309,8 @@ def test_the_memory_of_chains_that_are_gone_is_bounded() -> None:
     first = rig.isolated(network("first"), gone=True)
     for number in range(500):
         last = rig.isolated(network(f"p{number}"), gone=True)
+    assert first.chain is not None
+    assert last.chain is not None
     assert rig.chains.policies(first.chain) is None
     assert rig.chains.policies(last.chain) == (network("p499"),)
     assert len(rig.chains) == 0

@@ -17,10 +17,11 @@ from felix_py.records import (
     Update,
 )
 from policy.model import Family
+from tests.support.rules import rule_of
 
 SPEC = SetSpec("felix4-x", SetType.IP, Family.V4)
 CHAIN = ChainKey(Family.V4, "filter", "FELIX-A")
-HOOK = Hook(Family.V4, "filter", "FORWARD", ("-j", "FELIX-A"), first=True)
+HOOK = Hook(Family.V4, "filter", "FORWARD", rule_of("-j", "FELIX-A"), first=True)
 ROUTE = Route(RouteKey("10.0.0.1/32", 88), next_hops=(NextHop(interface="felix0123456789"),))
 
 
@@ -28,7 +29,7 @@ def everything() -> Update:
     return Update(
         sets={SPEC.name: SPEC},
         members={SPEC.name: {"10.0.0.1": 0}},
-        chains={CHAIN: (("-j", "DROP"),)},
+        chains={CHAIN: (rule_of("-j", "DROP"),)},
         hooks={HOOK: True},
         routes={ROUTE.key: ROUTE},
     )
@@ -47,7 +48,7 @@ def test_writes_once_and_shows_it() -> None:
     assert fake.apply() == Report()
     assert fake.sets == {SPEC.name: SPEC}
     assert fake.members(SPEC.name) == {"10.0.0.1": 0}
-    assert fake.chains == {CHAIN: (("-j", "DROP"),)}
+    assert fake.chains == {CHAIN: (rule_of("-j", "DROP"),)}
     assert fake.hooks == {HOOK}
     assert fake.routes == {ROUTE.key: ROUTE}
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from felix_py.agent.network import _memberships
 from felix_py.dataplane.fake import FakeDataplane, Item
 from felix_py.dataplane.interface import EVERYTHING, Part
+from felix_py.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.classes import ClassNumbers
-from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.planner import Planner
 from felix_py.records import ChainKey, NextHop, Route, RouteKey
-from policy.model import Family, Pod
+from policy.ir import ChainId, ChainKind
+from policy.model import Direction, Family, Pod
+from tests.support.rules import rule_of
 from tests.support.waiting import until
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease, run
 
@@ -25,7 +27,7 @@ GONE = RouteKey("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
 def held() -> FakeDataplane:
     """A kernel with what a last life has left: a pod, and things that nobody will ask for."""
     kernel = FakeDataplane()
-    kernel.kernel[OLD] = (("-j", "DROP"),)
+    kernel.kernel[OLD] = (rule_of("-j", "DROP"),)
     kernel.kernel[Item("route", GONE)] = Route(GONE, next_hops=(NextHop(interface="felixgone"),))
     return kernel
 
@@ -43,7 +45,7 @@ def test_what_is_held_is_kept_whatever_is_noted_and_the_plan_follows() -> None:
         rig.facts.attach(lease())
         task = asyncio.create_task(rig.reconciler.run())
         del kernel.kernel[OLD]
-        kernel.kernel[BETWEEN] = (("-j", "ACCEPT"),)
+        kernel.kernel[BETWEEN] = (rule_of("-j", "ACCEPT"),)
         rig.pending.look(EVERYTHING)
         await until(lambda: kernel.kernel == before)
         # A pod goes: what was held for it is not missed.
@@ -84,7 +86,7 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
 
     async def test() -> None:
         kernel = Slow()
-        kernel.kernel[OLD] = (("-j", "DROP"),)
+        kernel.kernel[OLD] = (rule_of("-j", "DROP"),)
         rig = Rig(kernel)
         kernel._wanted = dict(kernel.kernel)
         rig.reconciler.hold()
@@ -104,7 +106,7 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
         rig.pending.look(Part.ROUTES)
         await begun.wait()
         await rig.reconciler.settled()
-        assert kernel.released == {OLD: (("-j", "DROP"),)}
+        assert kernel.released == {OLD: (rule_of("-j", "DROP"),)}
         assert OLD in kernel.kernel, "not before the sweep"
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -142,8 +144,12 @@ def test_what_is_held_is_released_though_the_first_plan_fails() -> None:
     run(test())
 
 
+def ingress(digest: str) -> ChainId:
+    return ChainId(ChainKind.CLASS, Direction.INGRESS, digest)
+
+
 def test_a_number_that_the_kernel_still_maps_addresses_to_is_not_given_away() -> None:
-    numbers = ClassNumbers({"FELIX-CI-a": 2}, {1, 2, 4})
-    assert [numbers.claim(f"FELIX-CI-{name}") for name in "abc"] == [2, 3, 5]
+    numbers = ClassNumbers({ingress("a"): 2}, {1, 2, 4})
+    assert [numbers.claim(ingress(digest)) for digest in "abc"] == [2, 3, 5]
     numbers.free()
-    assert numbers.claim("FELIX-CI-d") == 1
+    assert numbers.claim(ingress("d")) == 1

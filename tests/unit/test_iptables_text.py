@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from felix_py.dataplane.iptables_text import BadRule, Rule, check_chain, parse_save, quote, render
+from felix_py.ruleset.model import DROP, OpaqueMatch, OpaqueTarget, RuleSpec
 from felix_py.ruleset.words import split
+from tests.support.rules import rule_of
 
 printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=200)
 
@@ -76,29 +78,32 @@ def test_iptables_restore_undoes_quote(words: list[str]) -> None:
 
 
 def test_render_puts_one_comment_first() -> None:
-    rule = render(("-p", "tcp", "-m", "comment", "--comment", "ns/name", "-j", "DROP"))
+    rule = render(rule_of("-p", "tcp", "-m", "comment", "--comment", "ns/name", "-j", "DROP"))
     assert rule.text == f'-m comment --comment "felix:{rule.hash} ns/name" -p tcp -j DROP'
-    assert render(("-p", "tcp", "-j", "DROP")).text.startswith("-m comment --comment felix:")
+    assert render(rule_of("-p", "tcp", "-j", "DROP")).text.startswith("-m comment --comment felix:")
 
 
 def test_hash_tells_rules_apart() -> None:
     rules = [
-        ("-j", "DROP"),
-        ("-j DROP",),
-        ("-j", "DROP", ""),
-        ("-m", "comment", "--comment", "a", "-j", "DROP"),
-        ("-m", "comment", "--comment", "b", "-j", "DROP"),
+        RuleSpec((), DROP),
+        RuleSpec((), OpaqueTarget("DROP", ("",))),
+        RuleSpec((), OpaqueTarget("DROP", ("x", "y"))),
+        RuleSpec((), OpaqueTarget("DROP", ("x y",))),
+        RuleSpec((), DROP, "a"),
+        RuleSpec((), DROP, "b"),
         # Cut to the same comment, and yet not the same rule.
-        ("-m", "comment", "--comment", "x" * 400, "-j", "DROP"),
-        ("-m", "comment", "--comment", "x" * 401, "-j", "DROP"),
+        RuleSpec((), DROP, "x" * 400),
+        RuleSpec((), DROP, "x" * 401),
     ]
     assert len({render(rule).hash for rule in rules}) == len(rules)
-    assert render(("-j", "DROP")).hash == "3bf36235a7e98f9d", "a new hash rewrites every rule of every node once"
+    assert render(RuleSpec((), DROP)).hash == "3bf36235a7e98f9d", (
+        "a new hash rewrites every rule of every node once"
+    )
 
 
 @given(st.text(max_size=400))
 def test_a_comment_never_makes_a_rule_bad(text: str) -> None:
-    rule = render(("-m", "comment", "--comment", text, "-j", "DROP"))
+    rule = render(RuleSpec((), DROP, text))
     _, _, _, comment, jump, target = split(rule.text)
     assert (jump, target) == ("-j", "DROP")
     assert len(comment.encode()) <= 255
@@ -107,7 +112,7 @@ def test_a_comment_never_makes_a_rule_bad(text: str) -> None:
 
 def test_a_rule_too_long_is_refused() -> None:
     with pytest.raises(BadRule, match="rule of"):
-        render(("-m", "multiport") * 2000)
+        render(RuleSpec((OpaqueMatch("multiport", ()),) * 2000))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from felix_py.dataplane.kernel_events import LOST, Hint, HostEvents, origin, rul
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import attr, message
 from felix_py.dataplane.route_messages import Destination
-from felix_py.plan.layout import LINK_GROUP
+from felix_py.layout import LINK_GROUP
 from policy.model import Family
 
 NOTHING, RETRY = Hint(), Hint(retry=True)

@@ -9,11 +9,14 @@ import msgspec
 import pytest
 
 from felix_py.diagnose.agent_says import Configuration
-from felix_py.plan.features import LOST, Feature, match
+from felix_py.plan.features import LOST, Feature, matches
 from felix_py.plan.marks import Marks
 from felix_py.plan.static import StaticOptions, static_chains, static_hooks
-from felix_py.records import Backend, Words
+from felix_py.records import Backend
+from felix_py.ruleset.encode import Words
+from felix_py.ruleset.model import RuleSpec
 from policy.model import Family
+from tests.support.rules import words
 
 V4, V6 = Family.V4, Family.V6
 DROP = ("-j", "DROP")
@@ -25,12 +28,14 @@ def options(*missing: Feature) -> StaticOptions:
 
 
 def chains(family: Family, *missing: Feature) -> dict[str, tuple[Words, ...]]:
-    return {name: rules for (_, name), rules in static_chains(family, options(*missing)).items()}
+    return {
+        name: tuple(map(words, rules)) for (_, name), rules in static_chains(family, options(*missing)).items()
+    }
 
 
 def written(family: Family, *missing: Feature) -> list[Words]:
     """Every static rule."""
-    hooks = [hook.words for hook in static_hooks(family, options(*missing))]
+    hooks = [words(hook.rule) for hook in static_hooks(family, options(*missing))]
     return [*hooks, *(rule for rules in chains(family, *missing).values() for rule in rules)]
 
 
@@ -39,18 +44,18 @@ def written(family: Family, *missing: Feature) -> list[Words]:
 def test_no_rule_has_a_match_that_is_missing_and_all_others_stay(family: Family, number: int) -> None:
     for missing in combinations(Feature, number):
         used = {word for rule in written(family, *missing) for before, word in pairwise(rule) if before == "-m"}
-        there = {feature.value for feature in Feature if match(feature, family)}
+        there = {feature.value for feature in Feature if matches(feature, family)}
         assert used & set(Feature) == there - set(missing)
 
 
 @pytest.mark.parametrize("family", list(Family), ids=str)
 def test_what_is_tried_is_what_the_rules_have(family: Family) -> None:
     for feature in Feature:
-        words = match(feature, family)
+        tried = words(RuleSpec(matches(feature, family)))
         found = [rule for rule in written(family) if feature.value in rule]
-        assert bool(found) is bool(words)
+        assert bool(found) is bool(tried)
         for rule in found:
-            assert any(rule[at : at + len(words)] == words for at in range(len(rule)))
+            assert any(rule[at : at + len(tried)] == tried for at in range(len(rule)))
 
 
 def test_without_bpf_a_pods_icmp_is_echo_and_nothing_else() -> None:
@@ -88,9 +93,9 @@ def test_without_devgroup_a_pods_source_still_comes_by_no_other_interface(family
     full, without = (set(static_hooks(family, options(*missing))) for missing in ((), (Feature.DEVGROUP,)))
     (gone,) = full - without
     assert not without - full
-    assert "devgroup" in gone.words
+    assert "devgroup" in words(gone.rule)
     local = ("!", "-i", "felix+", "-m", "set", "--match-set", f"{SETS[family]}local", "src", "-j", "FELIX-SOURCE")
-    assert local in {hook.words for hook in without}
+    assert local in {words(hook.rule) for hook in without}
     assert chains(family) == chains(family, Feature.DEVGROUP)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felix_py.dataplane.link_label import link_label, read_label
-from felix_py.plan.layout import interface_name
+from felix_py.layout import interface_name
 from felix_py.records import Lease
 from policy.model import Family
 

@@ -15,6 +15,7 @@ from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane
 from felix_py.failures import Failures, by_reason
 from felix_py.observe.stalls import Stalls, WatchedSelector
+from felix_py.plan.names import chain_name
 from felix_py.records import Failure, bounded
 from policy.model import Direction, Family, LocalEndpoint, NetworkPolicy, Pod, PolicyRef, Selector
 from policy.names import policy_chain
@@ -82,7 +83,7 @@ def test_whose_policies_thousands_of_chains_are_is_found_in_no_time() -> None:
         engine.upsert(policy)
     engine.lease(LocalEndpoint("shop", "web", ("10.1.0.2",)))
     list(engine.flush())
-    chains = [policy_chain(Direction.INGRESS, policy.ref) for policy in policies]
+    chains = [chain_name(policy_chain(Direction.INGRESS, policy.ref)) for policy in policies]
     warned: list[PolicyRef] = []
     refusals = Refusals(engine.policies_using, lambda policy, _reason, _text: warned.append(policy))
     started = time.thread_time()

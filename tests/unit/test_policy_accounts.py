@@ -13,7 +13,8 @@ from felix_py.dataplane.counters import RuleCount, parse_counters
 from felix_py.observe import policy_counters
 from felix_py.observe.chain_names import ChainNames
 from felix_py.observe.policy_counters import Accounts, PolicyCounters, digest
-from policy.ir import Chain, Delta
+from felix_py.plan.names import chain_name
+from policy.ir import Chain, ChainId, Delta
 from policy.model import Direction, Family, PolicyKind, PolicyRef
 from policy.names import class_chain, policy_chain
 
@@ -53,18 +54,18 @@ class Rig:
     """Accounts of policies that a test names."""
 
     def __init__(self, most: int = 500) -> None:
-        self.names = ChainNames(lambda name: self.classes[name])
-        self.classes: dict[str, tuple[PolicyRef, ...]] = {}
+        self.names = ChainNames(lambda chain: self.classes[chain])
+        self.classes: dict[ChainId, tuple[PolicyRef, ...]] = {}
         self.accounts = Accounts(self.names, most=most)
 
     def policy(self, name: str) -> str:
-        """The chain of a policy with a class of its own."""
+        """The name of the chain of a policy with a class of its own."""
         ref = PolicyRef(PolicyKind.NETWORK, "shop", name)
         of = class_chain(INGRESS, (), (ref,), ())
         self.classes[of] = (ref,)
         chain = policy_chain(INGRESS, ref)
         self.names.note(Delta(V4, chains={chain: Chain(chain, ()), of: Chain(of, ())}))
-        return chain
+        return chain_name(chain)
 
     def take(self, *rules: RuleCount, family: Family = V4) -> dict[str, int]:
         self.accounts.take(family, digest(rules))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from felix_py.agent.refusals import Refusals
 from felix_py.dataplane.fake import FakeDataplane
 from felix_py.failures import Failures
+from felix_py.plan.names import chain_name, names_of
 from felix_py.records import Failure
 from policy.model import (
     ClusterPolicy,
@@ -57,7 +58,7 @@ class Told(list[tuple[PolicyRef, str]]):
 
 def named(names: dict[str, tuple[PolicyRef, ...]]) -> tuple[Refusals, Told]:
     told = Told()
-    return Refusals(lambda name: names.get(name, ()), told.warn), told
+    return Refusals(lambda used: names.get(names_of(used)[0], ()), told.warn), told
 
 
 def failures(*what: str) -> Iterable[Failure]:
@@ -92,7 +93,7 @@ def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
     """The whole way: engine, planner, reconciler, with the kernel in memory."""
 
     async def test() -> None:
-        chain = policy_chain(Direction.EGRESS, GUARD.ref)
+        chain = chain_name(policy_chain(Direction.EGRESS, GUARD.ref))
         kernel = FakeDataplane(failing={f"chain {chain} (filter, IPv4)": "invalid argument"})
         told, listeners = Told(), list[Callable[[Failures], None]]()
         rig = Rig(kernel, on_applied=listeners)

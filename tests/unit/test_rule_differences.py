@@ -12,13 +12,17 @@ from felix_py.dataplane.differences import (
     stray_rules,
 )
 from felix_py.dataplane.iptables_text import Rule, render
+from felix_py.ruleset.model import DROP, SOURCE, AddressIn, Jump, RuleSpec
+from tests.support.rules import rule_of
 
-A, B, C = (render(("-s", address, "-j", "DROP")) for address in ("10.0.0.1", "10.0.0.2", "10.0.0.3"))
-NAMED = render(("-p", "tcp", "-m", "comment", "--comment", "shop/db rule 1", "-j", "FELIX-ALLOW"))
+A, B, C = (
+    render(RuleSpec((AddressIn(SOURCE, address),), DROP)) for address in ("10.0.0.1", "10.0.0.2", "10.0.0.3")
+)
+NAMED = render(rule_of("-p", "tcp", "-m", "comment", "--comment", "shop/db rule 1", "-j", "FELIX-ALLOW"))
 OTHERS = Rule("", "-s 192.0.2.1/32 -j ACCEPT")
 DENIES = Rule("", "-s 192.0.2.1/32 -j DROP")
-JUMP = render(("-j", "FELIX-FORWARD"))
-ACCEPT = render(("-i", "felix+", "-j", "ACCEPT"))
+JUMP = render(rule_of("-j", "FELIX-FORWARD"))
+ACCEPT = render(rule_of("-i", "felix+", "-j", "ACCEPT"))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,7 @@ def test_a_rule_that_was_altered_under_its_hash() -> None:
 
 
 def test_a_long_list_is_cut() -> None:
-    many = [render(("-s", f"10.0.0.{n}", "-j", "X" * 200)) for n in range(10)]
+    many = [render(RuleSpec((AddressIn(SOURCE, f"10.0.0.{n}"),), Jump("X" * 200))) for n in range(10)]
     words = chain_difference(many, [])
     assert "and 7 more" in words
     assert len(words) < 500

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from felix_py.dataplane.iptables_text import render
 from felix_py.ruleset.compare import Likeness, compare
 from felix_py.ruleset.model import (
+    DROP,
     Body,
     Goto,
     Jump,
@@ -18,6 +19,7 @@ from felix_py.ruleset.model import (
     OpaqueTarget,
     PortIn,
     ProtocolIs,
+    RuleSpec,
     SetMark,
     TCPFlags,
     Verdict,
@@ -26,7 +28,7 @@ from felix_py.ruleset.words import BadWords, join, parse, parse_text, split
 
 
 def body(text: str) -> Body:
-    return parse(tuple(split(text)))[0]
+    return parse(tuple(split(text)))[0].body
 
 
 SAME = [
@@ -187,6 +189,27 @@ def test_a_foreign_extension_is_a_difference_and_a_dialect_is_not() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("wanted", "altered"),
+    [
+        (
+            '-p icmp -m bpf --bytecode "1,6 0 0 1" -g FELIX-ERROR',
+            '-p icmp -m bpf --bytecode "1,6 0 0 1" -j RETURN',
+        ),
+        (
+            '-p icmp -m bpf --bytecode "1,6 0 0 1" -g FELIX-ERROR',
+            '-p icmp -m bpf --bytecode "1,6 0 0 0" -g FELIX-ERROR',
+        ),
+        ("-p icmpv6 -m hl --hl-eq 255 -j RETURN", "-p icmpv6 -m hl --hl-eq 64 -j RETURN"),
+        ("-p icmpv6 -m hl --hl-eq 255 -j RETURN", "-p icmpv6 -j RETURN"),
+    ],
+)
+def test_every_match_of_ours_is_understood_so_that_an_altered_rule_is_a_difference(
+    wanted: str, altered: str
+) -> None:
+    assert compare(body(wanted), body(altered)) is Likeness.DIFFERENT
+
+
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20), max_size=6))
 def test_join_and_split_are_each_other_s_reverse(words: list[str]) -> None:
     assert list(split(join(words))) == words
@@ -194,7 +217,7 @@ def test_join_and_split_are_each_other_s_reverse(words: list[str]) -> None:
 
 @given(st.text(max_size=60))
 def test_any_comment_leaves_the_meaning_alone(text: str) -> None:
-    rule = render(("-p", "tcp", "-m", "comment", "--comment", text, "-j", "DROP"))
+    rule = render(RuleSpec((ProtocolIs(6),), DROP, text))
     parsed = parse_text(rule.text)
     assert parsed.body == body("-p tcp -j DROP")
     assert parsed.hash == rule.hash

@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from felix_py.dataplane.host_ends import HostEnds
-from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
+from felix_py.layout import ROUTE_PROTOCOL_PODS
 from felix_py.records import NextHop, Route, RouteKey
 from tests.support.isolate import run
 

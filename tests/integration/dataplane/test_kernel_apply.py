@@ -10,6 +10,7 @@ from policy.model import Family
 from tests.support import kernel_state, node_program
 from tests.support.isolate import run
 from tests.support.node_program import POD, address, check_quiet, name, put, whole
+from tests.support.rules import rule_of
 
 pytestmark = pytest.mark.root
 
@@ -84,7 +85,7 @@ def test_a_mark_changes_in_place(kernel: Kernel, family: Family) -> None:
 def test_chain_content_and_removal(kernel: Kernel, backend: Backend, family: Family) -> None:
     put(kernel, whole(family))
     allow = ChainKey(family, "filter", "FELIX-ALLOW")
-    report = put(kernel, Update(chains={allow: (("-j", "ACCEPT"), ("-j", "DROP"))}))
+    report = put(kernel, Update(chains={allow: (rule_of("-j", "ACCEPT"), rule_of("-j", "DROP"))}))
     assert (report.transactions, report.writes) == (1, 1)
     assert [r.split()[-1] for r in kernel_state.rules(family, backend, "filter", "FELIX-ALLOW")] == [
         "ACCEPT",
@@ -93,7 +94,7 @@ def test_chain_content_and_removal(kernel: Kernel, backend: Backend, family: Fam
 
     # A chain and the last reference to it, in one transaction.
     user = ChainKey(family, "filter", "FELIX-CE-1")
-    report = put(kernel, Update(chains={allow: None, user: (("-j", "DROP"),)}))
+    report = put(kernel, Update(chains={allow: None, user: (rule_of("-j", "DROP"),)}))
     assert (report.transactions, report.writes, report.failures) == (1, 2, ())
     assert "FELIX-ALLOW" not in kernel_state.saved(family, backend)
     kernel.load()
@@ -107,7 +108,7 @@ def test_a_set_changes_its_type(kernel: Kernel, family: Family, referenced: bool
     host = address(family, 2)
     update = Update(sets={plain.name: plain}, members={plain.name: {host: 0}})
     if referenced:
-        rule = ("-m", "set", "--match-set", plain.name, "src", "-j", "DROP")
+        rule = rule_of("-m", "set", "--match-set", plain.name, "src", "-j", "DROP")
         update.chains[ChainKey(family, "filter", "FELIX-X")] = (rule,)
     assert put(kernel, update).failures == ()
     update = Update(sets={marked.name: marked}, members={marked.name: {host: 0x30000}})
@@ -121,7 +122,7 @@ def test_a_set_type_that_cannot_be_swapped(kernel: Kernel, family: Family) -> No
     def spec(kind: SetType) -> Update:
         return Update(sets={name(family, "x"): SetSpec(name(family, "x"), kind, family)})
 
-    rule = ("-m", "set", "--match-set", name(family, "x"), "src", "-j", "DROP")
+    rule = rule_of("-m", "set", "--match-set", name(family, "x"), "src", "-j", "DROP")
     chain = ChainKey(family, "filter", "FELIX-X")
     put(kernel, spec(SetType.IP))
     put(kernel, Update(chains={chain: (rule,)}))

@@ -24,6 +24,7 @@ from tests.support.node_program import (
     put,
     whole,
 )
+from tests.support.rules import rule_of
 
 pytestmark = pytest.mark.root
 
@@ -196,7 +197,7 @@ def test_a_new_hook_comes_before_strangers_of_ours_are_swept(
         update = whole(family)
         old = next(hook for hook in update.hooks if hook.chain == "FORWARD" and hook.table == "mangle")
         del update.hooks[old]
-        new = Hook(family, "mangle", "FORWARD", ("-i", "felix+", "-j", "FELIX-CLASSIFY"), first=True)
+        new = Hook(family, "mangle", "FORWARD", rule_of("-i", "felix+", "-j", "FELIX-CLASSIFY"), first=True)
         update.hooks[new] = True
         put(later, update)
         before = kernel_state.rules(family, backend, "mangle", "FORWARD")
@@ -304,7 +305,7 @@ def test_rules_read_before_a_write_of_ours_are_not_taken_for_what_there_is(
     put(kernel, whole(family))
     read = kernel.read_rules()
     key = ChainKey(family, "filter", "FELIX-ALLOW")
-    put(kernel, Update(chains={key: (("-j", "DROP"),)}))
+    put(kernel, Update(chains={key: (rule_of("-j", "DROP"),)}))
     kernel.load(Part.RULES, read)
     assert kernel.take_drift() == []
     check_quiet(kernel)

@@ -20,21 +20,22 @@ from felix_py.records import (
     SetSpec,
     SetType,
     Update,
-    Words,
 )
+from felix_py.ruleset.model import OpaqueMatch, RuleSpec
 from policy.model import Family
 from tests.support import kernel_state, node_program
 from tests.support.isolate import run
 from tests.support.node_program import POD, address, check_quiet, learned_route, name, pod_route, put, whole
+from tests.support.rules import rule_of
 
 pytestmark = pytest.mark.root
 
-BAD_RULES: dict[str, Words] = {
-    "no such set": ("-m", "set", "--match-set", "felix4-none", "src", "-j", "DROP"),
-    "no such chain": ("-j", "FELIX-NONE"),
-    "no such option": ("--bogus",),
-    "wrong table": ("-j", "MASQUERADE"),
-    "newline": ("-m", "set", "--match-set", "a\nCOMMIT", "src", "-j", "DROP"),
+BAD_RULES = {
+    "no such set": rule_of("-m", "set", "--match-set", "felix4-none", "src", "-j", "DROP"),
+    "no such chain": rule_of("-j", "FELIX-NONE"),
+    "no such option": RuleSpec((OpaqueMatch("mark", ("--bogus",)),)),
+    "wrong table": rule_of("-j", "MASQUERADE"),
+    "newline": rule_of("-m", "set", "--match-set", "a\nCOMMIT", "src", "-j", "DROP"),
 }
 
 
@@ -43,8 +44,8 @@ def test_a_bad_chain(kernel: Kernel, backend: Backend, family: Family, kind: str
     update = whole(family)
     bad = ChainKey(family, "filter", "FELIX-BAD")
     user = ChainKey(family, "filter", "FELIX-USER")
-    update.chains[bad] = (("-j", "RETURN"), BAD_RULES[kind])
-    update.chains[user] = (("-j", "FELIX-BAD"),)
+    update.chains[bad] = (rule_of("-j", "RETURN"), BAD_RULES[kind])
+    update.chains[user] = (rule_of("-j", "FELIX-BAD"),)
     report = put(kernel, update)
     assert [failure.what for failure in report.failures] == [
         f"chain FELIX-BAD (filter, IPv{int(family)})",
@@ -58,11 +59,11 @@ def test_a_bad_chain(kernel: Kernel, backend: Backend, family: Family, kind: str
     assert len(kernel_state.routes(family)) == 3
 
     # It stays pending and does not get in the way of anything else.
-    report = put(kernel, Update(chains={ChainKey(family, "filter", "FELIX-NEW"): (("-j", "DROP"),)}))
+    report = put(kernel, Update(chains={ChainKey(family, "filter", "FELIX-NEW"): (rule_of("-j", "DROP"),)}))
     assert {failure.what.split()[1] for failure in report.failures} == {"FELIX-BAD", "FELIX-USER"}
     assert "FELIX-NEW" in kernel_state.saved(family, backend)
 
-    report = put(kernel, Update(chains={bad: (("-j", "DROP"),)}))
+    report = put(kernel, Update(chains={bad: (rule_of("-j", "DROP"),)}))
     assert report.failures == ()
     assert kernel_state.rules(family, backend, "filter", "FELIX-USER")[0].endswith("-j FELIX-BAD")
     check_quiet(kernel)
@@ -73,7 +74,7 @@ def test_a_bad_chain_keeps_the_content_it_had(kernel: Kernel, backend: Backend, 
     before = kernel_state.rules(family, backend, "filter", "FELIX-CE-1")
     key = ChainKey(family, "filter", "FELIX-CE-1")
     for rule in BAD_RULES.values():
-        (failure,) = put(kernel, Update(chains={key: (rule, ("-j", "DROP"))})).failures
+        (failure,) = put(kernel, Update(chains={key: (rule, rule_of("-j", "DROP"))})).failures
         assert failure.what == f"chain FELIX-CE-1 (filter, IPv{int(family)})"
         assert kernel_state.rules(family, backend, "filter", "FELIX-CE-1") == before
     assert kernel.apply(sweep=True).failures
@@ -89,7 +90,7 @@ def test_only_chains_of_ours_are_written(
     kernel: Kernel, backend: Backend, family: Family, table: str, chain: str
 ) -> None:
     before = kernel_state.everything(backend)
-    (failure,) = put(kernel, Update(chains={ChainKey(family, table, chain): (("-j", "DROP"),)})).failures
+    (failure,) = put(kernel, Update(chains={ChainKey(family, table, chain): (rule_of("-j", "DROP"),)})).failures
     assert failure.what == f"chain {chain} ({table}, IPv{int(family)})"
     assert kernel_state.everything(backend) == before
 
@@ -97,19 +98,19 @@ def test_only_chains_of_ours_are_written(
 def test_chains_in_a_loop(kernel: Kernel, backend: Backend, family: Family) -> None:
     update = whole(family)
     one, two = (ChainKey(family, "filter", chain) for chain in ("FELIX-ONE", "FELIX-TWO"))
-    update.chains |= {one: (("-j", "FELIX-TWO"),), two: (("-j", "FELIX-ONE"),)}
-    update.hooks[Hook(family, "filter", "OUTPUT", ("-j", "FELIX-ONE"), first=True)] = True
+    update.chains |= {one: (rule_of("-j", "FELIX-TWO"),), two: (rule_of("-j", "FELIX-ONE"),)}
+    update.hooks[Hook(family, "filter", "OUTPUT", rule_of("-j", "FELIX-ONE"), first=True)] = True
     assert put(kernel, update).failures
     assert "-j FELIX-ALLOW" in "".join(kernel_state.rules(family, backend, "filter", "FELIX-CE-1"))
     assert kernel_state.rules(family, backend, "filter", "OUTPUT") == []
-    assert put(kernel, Update(chains={two: (("-j", "DROP"),)})).failures == ()
+    assert put(kernel, Update(chains={two: (rule_of("-j", "DROP"),)})).failures == ()
     check_quiet(kernel)
 
 
 def test_a_bad_hook(kernel: Kernel, backend: Backend, family: Family) -> None:
     update = whole(family)
-    update.hooks[Hook(family, "mangle", "INPUT", ("-j", "FELIX-NONE"), first=True)] = True
-    update.hooks[Hook(family, "filter", "FELIX-CE-1", ("-j", "DROP"), first=True)] = True
+    update.hooks[Hook(family, "mangle", "INPUT", rule_of("-j", "FELIX-NONE"), first=True)] = True
+    update.hooks[Hook(family, "filter", "FELIX-CE-1", rule_of("-j", "DROP"), first=True)] = True
     whats = sorted(failure.what for failure in put(kernel, update).failures)
     number = int(family)
     assert whats == [
@@ -288,8 +289,8 @@ def test_a_hook_that_vanished_since_the_last_load(kernel: Kernel, backend: Backe
     """Deleting it fails the transaction; what there really is gets read again, and everything is written."""
     put(kernel, whole(family))
     run(f"{'iptables' if family is Family.V4 else 'ip6tables'}-{backend}", "-D", "FORWARD", "1")
-    update = Update(hooks={hook: False for hook in whole(family).hooks if "way in" in hook.words})
-    update.chains[ChainKey(family, "filter", "FELIX-NEW")] = (("-j", "DROP"),)
+    update = Update(hooks={hook: False for hook in whole(family).hooks if hook.rule.why == "way in"})
+    update.chains[ChainKey(family, "filter", "FELIX-NEW")] = (rule_of("-j", "DROP"),)
     assert put(kernel, update).failures == ()
     assert "FELIX-NEW" in kernel_state.saved(family, backend)
     assert len(kernel_state.rules(family, backend, "filter", "FORWARD")) == 2

@@ -72,13 +72,13 @@ def test_what_the_plan_writes_reads_back_the_same(kernel: Kernel, backend: Backe
         for key, rules in update.chains.items():
             chain = found.chain(key.table, key.name)
             assert chain is not None
-            assert [rule.body for rule in chain.rules] == [parse(words)[0] for words in rules or ()]
+            assert [rule.body for rule in chain.rules] == [spec.body for spec in rules or ()]
             assert all(rule.hash and not rule.body.opaque for rule in chain.rules)
         for hook in update.hooks:
             chain = found.chain(hook.table, hook.chain)
             assert chain is not None
             assert chain.policy == "ACCEPT"
-            assert parse(hook.words)[0] in [rule.body for rule in chain.rules]
+            assert hook.rule.body in [rule.body for rule in chain.rules]
 
 
 @pytest.mark.usefixtures("interfaces")
@@ -97,7 +97,7 @@ def test_rules_of_others_read_back_the_same(backend: Backend, family: Family) ->
         for text, rule in zip(texts, chain.rules, strict=True):
             wanted = STRANGE.get(text)
             if wanted is None:
-                assert rule.body == parse(tuple(split(text)))[0], rule.text
+                assert rule.body == parse(tuple(split(text)))[0].body, rule.text
             else:
                 assert [type(part) for part in rule.body.opaque] == [wanted]
         assert chain.rules[FOREIGN.index(FOREIGN[12])].comment == 'it\'s \\ a "comment" '

@@ -26,9 +26,12 @@ LINK_GROUP = 0xFE11C
 GATEWAY = {Family.V4: "169.254.1.1", Family.V6: "fe80::1"}
 
 
+_SET_PREFIX = {family: f"felix{int(family)}-" for family in Family}
+
+
 def set_prefix(family: Family) -> str:
     """Prefix of every IP set of ours in one family."""
-    return f"felix{int(family)}-"
+    return _SET_PREFIX[family]
 
 
 def interface_name(container: str, ifname: str) -> str:

@@ -1,0 +1,136 @@
+"""The names of chains and of policy's IP sets in the kernel: made here, and taken apart here."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from felix_py.layout import CHAIN_PREFIX, set_prefix
+from policy.ir import ChainId, ChainKind, SetId
+from policy.model import Direction, Family
+
+
+class Fixed(enum.StrEnum):
+    """Chains that are named by a word."""
+
+    SOURCE = CHAIN_PREFIX + "SOURCE"
+    ERROR = CHAIN_PREFIX + "ERROR"
+    NEIGHBOUR = CHAIN_PREFIX + "NEIGHBOUR"
+    CLASSIFY = CHAIN_PREFIX + "CLASSIFY"
+    FORWARD = CHAIN_PREFIX + "FORWARD"
+    INPUT = CHAIN_PREFIX + "INPUT"
+    OUTPUT = CHAIN_PREFIX + "OUTPUT"
+    POSTROUTING = CHAIN_PREFIX + "POSTROUTING"
+    INVALID = CHAIN_PREFIX + "INVALID"
+    MIDSTREAM = CHAIN_PREFIX + "MIDSTREAM"
+    ASTRAY = CHAIN_PREFIX + "ASTRAY"
+    PROXIED = CHAIN_PREFIX + "PROXIED"
+    ALLOW = CHAIN_PREFIX + "ALLOW"
+    PASS = CHAIN_PREFIX + "PASS"
+
+
+DISPATCH = {Direction.EGRESS: CHAIN_PREFIX + "EGRESS", Direction.INGRESS: CHAIN_PREFIX + "INGRESS"}
+SETS_LEAF = "SETS"
+"""The dispatch leaf of the classes that have no number of their own."""
+
+TIERS = CHAIN_PREFIX + "T"
+"""What the names of all tiers' chains begin with: cluster-scoped policies alone make such."""
+
+_MOST_INDEX = 99
+"""A deny chain's name has room for two digits: FELIX-DE-0123456789abcdef-99 are the kernel's 28 characters."""
+
+_KINDS = {kind[0]: kind for kind in ChainKind}
+_DIRECTIONS = {direction[0]: direction for direction in Direction}
+_FIXED = {str(chain): chain for chain in Fixed}
+_COMPILED = re.compile(rf"{CHAIN_PREFIX}([CPT])([EI])-([0-9a-f]+)")
+_DENY = re.compile(rf"{CHAIN_PREFIX}D([EI])-([0-9a-f]+)(?:-(0|[1-9][0-9]?))?")
+_DISPATCH = re.compile(rf"({'|'.join(DISPATCH.values())})(?:-({SETS_LEAF}|[0-9]+))?")
+_SET = re.compile(rf"(?:{'|'.join(map(set_prefix, Family))})([0-9a-f]{{16}})")
+
+
+@dataclass(frozen=True, slots=True)
+class DenyChain:
+    """Where packets that a Deny rule of a policy matches are logged and dropped.
+
+    ``rule``: its index in the policy's list; -1: of all those whose index has no room in the name.
+    """
+
+    policy: ChainId
+    rule: int = -1
+
+    @classmethod
+    def of(cls, policy: ChainId, rule: int) -> DenyChain:
+        """The chain of one rule."""
+        return cls(policy, rule if rule <= _MOST_INDEX else -1)
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchChain:
+    """The root (``leaf`` empty) or a leaf of the tree from class numbers to class chains."""
+
+    direction: Direction
+    leaf: str = ""
+
+
+ChainName = ChainId | DenyChain | DispatchChain | Fixed
+
+
+def chain_name(chain: ChainName) -> str:
+    """A chain's name: 28 characters at most, which is what the kernel takes."""
+    match chain:
+        case ChainId():
+            return f"{CHAIN_PREFIX}{chain.kind[0]}{chain.direction[0]}-{chain.digest}"
+        case DenyChain(policy, rule):
+            rest = f"-{rule}" if rule >= 0 else ""
+            return f"{CHAIN_PREFIX}D{policy.direction[0]}-{policy.digest}{rest}"
+        case DispatchChain(direction, leaf):
+            return f"{DISPATCH[direction]}-{leaf}" if leaf else DISPATCH[direction]
+        case Fixed():
+            return chain.value
+
+
+def parse_chain_name(name: str) -> ChainName | None:
+    """What a chain of ours is, by its name; None: it is not ours."""
+    if found := _COMPILED.fullmatch(name):
+        kind, direction, digest = found.groups()
+        return ChainId(_KINDS[kind], _DIRECTIONS[direction], digest)
+    if found := _DENY.fullmatch(name):
+        direction, digest, rule = found.groups()
+        return DenyChain(ChainId(ChainKind.POLICY, _DIRECTIONS[direction], digest), int(rule) if rule else -1)
+    if found := _DISPATCH.fullmatch(name):
+        root, leaf = found.groups()
+        return DispatchChain(next(d for d, of in DISPATCH.items() if of == root), leaf or "")
+    return _FIXED.get(name)
+
+
+def is_class_chain(name: str) -> bool:
+    """Whether this is the name of the chain of a policy class."""
+    chain = parse_chain_name(name)
+    return isinstance(chain, ChainId) and chain.kind is ChainKind.CLASS
+
+
+def set_name(family: Family, peers: SetId) -> str:
+    """IP set of a peer list (23 characters; the kernel takes 31)."""
+    return set_prefix(family) + peers
+
+
+def class_set_name(family: Family, chain: ChainId) -> str:
+    """IP set of the endpoints of a class that has no number of its own."""
+    return set_prefix(family) + chain_name(chain).removeprefix(CHAIN_PREFIX).lower()
+
+
+def names_of(compiled: ChainId | SetId) -> tuple[str, ...]:
+    """What the kernel calls a compiled chain or set."""
+    if isinstance(compiled, ChainId):
+        return (chain_name(compiled),)
+    return tuple(set_name(family, compiled) for family in Family)
+
+
+def parse_name(name: str) -> ChainId | SetId | None:
+    """The compiled chain or set of a name; None: it is another one, or none of ours."""
+    chain = parse_chain_name(name)
+    if isinstance(chain, ChainId):
+        return chain
+    found = _SET.fullmatch(name)
+    return SetId(found[1]) if found else None
