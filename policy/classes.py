@@ -119,10 +119,10 @@ class ClassChains:
     def _class_rules(self, direction: Direction, chosen: PolicyClass) -> Iterator[Rule]:
         if chosen.admin:
             yield Rule(Jump(self._enter_tier(direction, chosen.admin)))
-        if chosen.network:
-            yield Rule(Allow(), Match(itself=True))
         for ref in chosen.network:
             yield Rule(Jump(policy_chain(direction, ref)))
+        if chosen.network:  # behind what allows nearly all that is allowed: to tell takes as long as a policy
+            yield Rule(Allow(), Match(itself=True))
         if chosen.isolated:
             yield Rule(Deny())
         elif chosen.baseline:

@@ -119,7 +119,9 @@ def render(spec: RuleSpec) -> Rule:
     hashed = (*matches, *_COMMENT, about, *target) if about else (*matches, *target)
     digest = hashlib.sha256("\0".join(hashed).encode(errors="surrogatepass")).hexdigest()[:16]
     comment = _cut(f"{COMMENT_PREFIX}{digest} {about}") if about else f"{COMMENT_PREFIX}{digest}"
-    text = " ".join((*_COMMENT, quote(comment), _line((*matches, *target)))).rstrip(" ")
+    # Last of the matches: a comment is a match to the kernel, and costs a packet that fails at another nothing.
+    parts = (_line(matches), " ".join((*_COMMENT, quote(comment))), _line(target))
+    text = " ".join(filter(None, parts))
     if len(text.encode()) > _LINE_BYTES:
         raise BadRule(f"rule of {len(text.encode())} bytes: {text[:80]}…")
     return Rule(digest, text, spec)

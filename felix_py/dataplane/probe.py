@@ -51,11 +51,11 @@ def _refusal(rules: dict[Family, Sequence[RuleSpec]], backend: Backend) -> str |
             if _libc.unshare(_CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             for family, wanted in rules.items():
-                # Any of our matches and targets may stand in FORWARD; a link group of the sender not in OUTPUT.
-                text = "".join(f"-A FORWARD {render(rule).text}\n" for rule in wanted)
+                # Any of our matches and targets may stand there, and rpfilter hardly anywhere else.
+                text = "".join(f"-A PREROUTING {render(rule).text}\n" for rule in wanted)
                 if text:
                     argv = [command(family, backend, "restore"), "--noflush", "-w", "10"]
-                    run(argv, f"*filter\n{text}COMMIT\n")
+                    run(argv, f"*raw\n{text}COMMIT\n")
         except (OSError, ToolError) as error:
             found.append(str(error))
 

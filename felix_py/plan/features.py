@@ -13,7 +13,7 @@ import enum
 
 from felix_py.layout import LINK_GROUP
 from felix_py.plan.icmp_errors import about_others
-from felix_py.ruleset.model import FULL, IN, SOURCE, AddressType, HopLimit, InGroup, Match
+from felix_py.ruleset.model import FULL, IN, SOURCE, AddressType, HopLimit, InGroup, Match, ReversePath
 from policy.model import Family
 
 HOST_END = InGroup(IN, LINK_GROUP, FULL)
@@ -24,13 +24,18 @@ NOT_FROM_HERE = AddressType(SOURCE, ("LOCAL",), negated=True)
 """From an address that is not the node's."""
 
 
+STRAYED = ReversePath(negated=True)
+"""From a source that is routed to another interface, or nowhere (RFC 3704, section 2.2: strict)."""
+
+
 class Feature(enum.StrEnum):
-    """A match by its name in iptables; the kernel's module is ``xt_`` and that."""
+    """A match by its name in iptables; the kernel's module is ``xt_`` (of rpfilter ``ipt_``, ``ip6t_``) and that."""
 
     ADDRTYPE = "addrtype"
     BPF = "bpf"
     DEVGROUP = "devgroup"
     HL = "hl"
+    RPFILTER = "rpfilter"
 
 
 LOST = {
@@ -41,6 +46,7 @@ LOST = {
     Feature.DEVGROUP: "an interface of a pod that somebody renames lets IPv6 packets with forged sources through "
     "until it has its name back",
     Feature.HL: "neighbour discovery of pods is taken with any hop limit; the kernel itself ignores all but 255",
+    Feature.RPFILTER: "nothing; each packet of a pod is looked up in an IP set, which costs it some 0.2 us more",
 }
 """What is not as it should be without a feature."""
 
@@ -56,3 +62,5 @@ def matches(feature: Feature, family: Family) -> tuple[Match, ...]:
             return (HOST_END,)
         case Feature.HL:
             return (FROM_NEIGHBOUR,) if family is Family.V6 else ()
+        case Feature.RPFILTER:
+            return (STRAYED,)

@@ -21,7 +21,7 @@ from felix_py.plan.deny_log import (
     DenyLog,
     dropping,
 )
-from felix_py.plan.features import FROM_NEIGHBOUR, HOST_END, NOT_FROM_HERE, Feature
+from felix_py.plan.features import FROM_NEIGHBOUR, HOST_END, NOT_FROM_HERE, STRAYED, Feature
 from felix_py.plan.icmp_errors import PROTOCOL, about_others, all_but_echo
 from felix_py.plan.marks import Marks
 from felix_py.plan.names import DISPATCH, Fixed
@@ -34,6 +34,7 @@ from policy.model import Direction, Family
 _SRC, _DST = ("src",), ("dst",)
 _NOT_FROM_POD, _NOT_TO_POD = replace(FROM_POD, negated=True), replace(TO_POD, negated=True)
 _ESTABLISHED = m.StateIn(("ESTABLISHED", "RELATED"))
+_NOT_ESTABLISHED = replace(_ESTABLISHED, negated=True)
 _INVALID = m.StateIn(("INVALID",))
 _FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
 _MIDSTREAM = (
@@ -49,6 +50,7 @@ _NEIGHBOUR_DISCOVERY = tuple(m.ICMPType(_ICMPV6.number, kind) for kind in (133, 
 _SOLICITATION = _NEIGHBOUR_DISCOVERY[1]
 _SOLICITED_NODE = m.AddressIn(m.DESTINATION, "ff02::1:ff00:0/104")
 _LINK_LOCAL = "fe80::/10"
+_FROM_LINK_LOCAL = m.AddressIn(m.SOURCE, _LINK_LOCAL)
 _ON_LINK = (_LINK_LOCAL, "ff02::/16")
 """Where neighbour discovery may go: nothing that the node would forward."""
 _TO_GROUPS = RuleSpec((m.AddressIn(m.DESTINATION, "ff00::/8"),), DROP)
@@ -133,18 +135,35 @@ def _hooks(
         yield "raw", "PREROUTING", (_NOT_FROM_POD, HOST_END), Jump(Fixed.SOURCE), True
     # A pod's packets come by its own interface and no other: not by the uplink, nor by one that was renamed.
     yield "raw", "PREROUTING", (_NOT_FROM_POD, InSet(names.local, _SRC)), Jump(Fixed.SOURCE), True
-    yield "raw", "PREROUTING", (FROM_POD,), Jump(Fixed.SOURCE), True
-    yield "mangle", "FORWARD", (), Jump(Fixed.CLASSIFY), True
+    for matches in _to_check(family, options):
+        yield "raw", "PREROUTING", (FROM_POD, *matches), Jump(Fixed.SOURCE), True
+    yield "mangle", "FORWARD", (_NOT_ESTABLISHED,), Jump(Fixed.CLASSIFY), True
     yield "mangle", "INPUT", (FROM_POD,), Jump(Fixed.CLASSIFY), True
-    yield "filter", "FORWARD", (), Jump(Fixed.FORWARD), True
+    yield "filter", "FORWARD", (_NOT_ESTABLISHED,), Jump(Fixed.FORWARD), True
     # Appended, not inserted: whatever others put between still has its say on what policy allows.
-    yield "filter", "FORWARD", (FROM_POD, accept), ACCEPT, False
-    yield "filter", "FORWARD", (TO_POD, accept), ACCEPT, False
+    for pod in (FROM_POD, TO_POD):
+        yield "filter", "FORWARD", (pod, _ESTABLISHED), ACCEPT, False
+        yield "filter", "FORWARD", (pod, accept), ACCEPT, False
     yield "filter", "INPUT", (FROM_POD,), Jump(Fixed.INPUT), True
     yield "filter", "OUTPUT", _in_a_pods_name(names), Jump(Fixed.PROXIED), True
     yield "filter", "OUTPUT", (TO_POD,), Jump(Fixed.OUTPUT), True
     if options.nat_outgoing:
         yield "nat", "POSTROUTING", (), Jump(Fixed.POSTROUTING), True
+
+
+def _to_check(family: Family, options: StaticOptions) -> Iterator[tuple[m.Match, ...]]:
+    """Which packets of pods FELIX-SOURCE checks before conntrack sees them.
+
+    The others come from where their source is routed to, which takes half as long to tell. Routes are others' to
+    make, too, so what begins a connection is checked all the same where it is judged.
+    """
+    if Feature.RPFILTER in options.missing:
+        yield ()
+        return
+    yield (PROTOCOL[family],)  # conntrack tracks no neighbour discovery, and believes errors
+    if family is Family.V6:
+        yield (_FROM_LINK_LOCAL,)  # to rpfilter it is right on every link
+    yield (STRAYED,)
 
 
 def closed_hooks(family: Family, options: StaticOptions) -> list[Hook]:
@@ -167,7 +186,6 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
         ("raw", Fixed.ERROR): tuple(_error(family, options.deny_log)),
         ("mangle", Fixed.CLASSIFY): (
             RuleSpec((_NOT_FROM_POD, _NOT_TO_POD), RETURN),
-            RuleSpec((_ESTABLISHED,), RETURN),
             # A mark that somebody else left in our bits must not choose a class, nor count as accepted.
             RuleSpec((), m.SetMark(0, marks.all)),
             RuleSpec((FROM_POD,), m.MapSet(names.egress, _SRC, ("mark",))),
@@ -176,13 +194,16 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
         ("filter", Fixed.ALLOW): (RuleSpec((), m.SetMark(marks.accept, marks.accept)),),
         ("filter", Fixed.PASS): (RuleSpec((), m.SetMark(marks.passed, marks.passed)),),
         ("filter", Fixed.FORWARD): tuple(_forward(names, options)),
-        ("filter", Fixed.INPUT): tuple(_input(family, options)),
+        ("filter", Fixed.INPUT): tuple(_input(family, names, options)),
         ("filter", Fixed.OUTPUT): tuple(_output(names, options)),
         ("filter", Fixed.ASTRAY): dropping(options.deny_log, ASTRAY_DROP),
         ("filter", Fixed.PROXIED): dropping(options.deny_log, PROXIED_DROP),
     }
     if family is Family.V6:
         chains["raw", Fixed.NEIGHBOUR] = tuple(_neighbour(names, options))
+    if Feature.RPFILTER not in options.missing:
+        to_groups = (_TO_GROUPS,) if family is Family.V6 else ()
+        chains["filter", Fixed.SOURCE] = (*to_groups, *dropping(options.deny_log, SOURCE_DROP))
     if options.drop_invalid:
         chains["filter", Fixed.INVALID] = dropping(options.deny_log, INVALID_DROP)
     if options.drop_midstream:
@@ -226,7 +247,7 @@ def _neighbour(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     for destination in _ON_LINK:
         yield RuleSpec((m.AddressIn(m.DESTINATION, destination), *near, _bound_source(names)), RETURN)
     # Not logged: every interface does so.
-    yield RuleSpec((m.AddressIn(m.SOURCE, _LINK_LOCAL),), DROP)
+    yield RuleSpec((_FROM_LINK_LOCAL,), DROP)
     yield from dropping(options.deny_log, SOURCE_DROP)
 
 
@@ -237,7 +258,7 @@ def _bound_source(names: SetNames) -> InSet:
 def _forward(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     to_local = InSet(names.local, _DST)
     yield RuleSpec((_NOT_FROM_POD, _NOT_TO_POD, replace(to_local, negated=True)), RETURN)
-    yield RuleSpec((_ESTABLISHED,), Goto(Fixed.ALLOW))
+    yield from _begins_with_its_source(names, options)
     if options.drop_invalid:
         yield RuleSpec((_INVALID,), Goto(Fixed.INVALID))
     # No ingress policy would be asked: the pod's interface has another name than ours, or its route is another's.
@@ -250,6 +271,12 @@ def _forward(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     yield RuleSpec((), m.SetMark(0, options.marks.accept))
     yield RuleSpec((TO_POD,), Jump(DISPATCH[Direction.INGRESS]))
     yield RuleSpec((), Goto(Fixed.ALLOW))
+
+
+def _begins_with_its_source(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
+    """What begins a connection has the source that its interface is bound to, whatever routes there are."""
+    if Feature.RPFILTER not in options.missing:
+        yield RuleSpec((FROM_POD, replace(_bound_source(names), negated=True)), Goto(Fixed.SOURCE))
 
 
 def _to_restricted_egress(names: SetNames) -> RuleSpec:
@@ -275,14 +302,15 @@ def _output(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
 
 def _in_a_pods_name(names: SetNames) -> tuple[m.Match, ...]:
     """From a pod whose egress is restricted, to elsewhere than a pod of this node (asked in FELIX-OUTPUT)."""
-    return (_NOT_TO_POD, replace(_ESTABLISHED, negated=True), InSet(names.egress, _SRC))
+    return (_NOT_TO_POD, _NOT_ESTABLISHED, InSet(names.egress, _SRC))
 
 
-def _input(family: Family, options: StaticOptions) -> Iterator[RuleSpec]:
+def _input(family: Family, names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     if family is Family.V6:
         # On the pod's link and with its own source, or it would have been dropped in FELIX-NEIGHBOUR.
         yield from _neighbour_discovery(RETURN)
     yield RuleSpec((_ESTABLISHED,), ACCEPT if options.endpoint_to_host == "ACCEPT" else RETURN)
+    yield from _begins_with_its_source(names, options)
     if options.drop_invalid:
         yield RuleSpec((_INVALID,), Goto(Fixed.INVALID))
     yield RuleSpec((), Jump(DISPATCH[Direction.EGRESS]))

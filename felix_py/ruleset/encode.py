@@ -43,15 +43,11 @@ def _match(match: m.Match) -> Words:
             return _module("set", negated, "--match-set", name, ",".join(flags))
         case m.MarkIs(value, mask, negated):
             return _module("mark", negated, "--mark", f"{value:#x}/{mask:#x}")
-        case m.ProtocolIs(number, negated):
-            return _negatable(negated, "-p", _PROTOCOLS.get(number, str(number)))
         case m.PortIn(side, ranges, negated):
             ports = (str(low) if low == high else f"{low}:{high}" for low, high in ranges)
             return _module("multiport", negated, _PORTS[side], ",".join(ports))
-        case m.InterfaceIs(side, name, prefix, negated):
-            return _negatable(negated, "-i" if side == m.IN else "-o", f"{name}+" if prefix else name)
-        case m.AddressIn(side, network, negated):
-            return _negatable(negated, "-s" if side == m.SOURCE else "-d", network)
+        case m.ProtocolIs() | m.InterfaceIs() | m.AddressIn():
+            return ("!", *_head(match)) if match.negated else _head(match)
         case m.StateIn(states, negated):
             return _module("conntrack", negated, "--ctstate", ",".join(sorted(states, key=_STATES.index)))
         case m.TCPFlags(mask, wanted, negated):
@@ -71,12 +67,21 @@ def _match(match: m.Match) -> Words:
         case m.Bytecode(steps):
             code = ",".join((str(len(steps)), *(" ".join(map(str, step)) for step in steps)))
             return ("-m", "bpf", "--bytecode", code)
+        case m.ReversePath(negated):
+            return ("-m", "rpfilter", "--invert") if negated else ("-m", "rpfilter")
         case m.OpaqueMatch(module, words):
             return ("-m", module, *words)
 
 
-def _negatable(negated: bool, *words: str) -> Words:
-    return ("!", *words) if negated else words
+def _head(match: m.ProtocolIs | m.InterfaceIs | m.AddressIn) -> Words:
+    """What needs no module."""
+    match match:
+        case m.ProtocolIs(number):
+            return ("-p", _PROTOCOLS.get(number, str(number)))
+        case m.InterfaceIs(side, name, prefix):
+            return ("-i" if side == m.IN else "-o", f"{name}+" if prefix else name)
+        case m.AddressIn(side, network):
+            return ("-s" if side == m.SOURCE else "-d", network)
 
 
 def _module(name: str, negated: bool, *words: str) -> Words:

@@ -212,6 +212,12 @@ def _bytecode(options: Options) -> list[m.Match]:
     return [m.Bytecode(tuple(steps))]
 
 
+def _reverse_path(options: Options) -> list[m.Match]:
+    if any(option.name != "--invert" or option.negated or option.values for option in options):
+        raise Unknown(options[0].name)
+    return [m.ReversePath(negated=bool(options))]
+
+
 MATCHES: dict[str, Callable[[Options], list[m.Match]]] = {
     **dict.fromkeys(("tcp", "udp", "sctp", "dccp", "udplite", "multiport"), _transport),
     "set": _set,
@@ -226,6 +232,7 @@ MATCHES: dict[str, Callable[[Options], list[m.Match]]] = {
     "limit": _limit,
     "hl": _hop_limit,
     "bpf": _bytecode,
+    "rpfilter": _reverse_path,
 }
 """Module name behind ``-m`` -> how to read its options. ``comment`` is not a match that matters."""
 

@@ -155,6 +155,13 @@ class Bytecode:
 
 
 @dataclass(frozen=True, slots=True)
+class ReversePath:
+    """``-m rpfilter``: the route back to the source leaves by the interface that the packet came by."""
+
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class OpaqueMatch:
     """A match that is not understood; ``module`` as behind ``-m``, ``words`` are all its options."""
 
@@ -177,6 +184,7 @@ Match = (
     | Limit
     | HopLimit
     | Bytecode
+    | ReversePath
     | OpaqueMatch
 )
 

@@ -298,7 +298,7 @@ class _Run:
                 # Only names are known: an interface that has our group is a pod's, and the other way round.
                 interface = self._in if side == m.IN else self._out
                 return interface.startswith(INTERFACE_PREFIX) is not negated if group == LINK_GROUP else None
-            case m.Limit() | m.HopLimit() | m.Bytecode() | m.OpaqueMatch():
+            case m.Limit() | m.HopLimit() | m.Bytecode() | m.ReversePath() | m.OpaqueMatch():
                 return None
 
     @property

@@ -31,7 +31,7 @@ def hook(table: str, name: str, *lines: str) -> Change:
 
 GOLDEN = r"""*raw
 :FELIX-SOURCE - [0:0]
--A FELIX-SOURCE -m comment --comment felix:4ae1d5b4804a8eb9 -m set --match-set felix4-source src,src -j RETURN
+-A FELIX-SOURCE -m set --match-set felix4-source src,src -m comment --comment felix:4ae1d5b4804a8eb9 -j RETURN
 -A FELIX-SOURCE -m comment --comment felix:3bf36235a7e98f9d -j DROP
 -D PREROUTING -m comment --comment felix:0000000000000000 -j FELIX-SOURCE
 -I PREROUTING 1 -m comment --comment felix:1111111111111111 -j FELIX-SOURCE
@@ -41,7 +41,7 @@ COMMIT
 :FELIX-OLD - [0:0]
 :FELIX-P-1 - [0:0]
 -A FELIX-ALLOW -m comment --comment felix:74922b5e037299b3 -j MARK --set-xmark 0x10000/0x10000
--A FELIX-P-1 -m comment --comment "felix:2edd95d81ac51ecd shop/web \"rule\" 1?" -p tcp -m multiport --dports 80,8000:8080 -m set --match-set felix4-x src -g FELIX-ALLOW
+-A FELIX-P-1 -p tcp -m multiport --dports 80,8000:8080 -m set --match-set felix4-x src -m comment --comment "felix:2edd95d81ac51ecd shop/web \"rule\" 1?" -g FELIX-ALLOW
 -X FELIX-OLD
 COMMIT
 """  # noqa: E501

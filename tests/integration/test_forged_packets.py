@@ -287,3 +287,55 @@ def test_forged_fragments_carry_nothing(node: PolicyNode, family: Family) -> Non
         for packet in fragments(family, own, WORLD[family], OPEN_PORT):
             web.send(packet)
         assert secrets(there.until(last_word(node, web, 2, family))) != []
+
+
+def datagram(family: Family, source: str, destination: str, port: int, data: bytes, source_port: int) -> bytes:
+    whole = udp(source, destination, port, data, source_port)
+    return ipv6(source, destination, whole, forged.UDP, 64) if family is V6 else ipv4(source, destination, whole)
+
+
+@pytest.mark.parametrize("family", list(Family), ids=str)
+def test_a_known_connection_takes_nothing_from_another_pod(node: PolicyNode, family: Family) -> None:
+    """Packets of connections that are known are not looked up in the set of bound sources."""
+    own, there, port = address(node, "web", family), WORLD[family], 4000
+    other, listening = Wire(node.places["tool"]), Wire(node.world)
+    kind = socket.AF_INET6 if family is V6 else socket.AF_INET
+    with node.places["web"].enter():
+        mine = socket.socket(kind, socket.SOCK_DGRAM)
+    with serve([(node.world, there, Protocol.UDP, OPEN_PORT)]), wires(other, listening), mine:
+        mine.settimeout(10)
+        mine.bind((own, port))
+        mine.sendto(b"hello", (there, OPEN_PORT))
+        assert mine.recv(1 << 16)
+        other.send(datagram(family, own, there, OPEN_PORT, SECRET, port))  # as the pod
+        other.send(datagram(family, there, own, port, SECRET, OPEN_PORT))  # as its peer
+        word = last_word(node, other, 1, family, "tool")
+        assert secrets(listening.until(word)) == []
+        # The connection itself goes on, and the test can tell.
+        mine.sendto(SECRET, (there, OPEN_PORT))
+        word = last_word(node, other, 2, family, "tool")
+        assert len(secrets([mine.recv(1 << 16)])) == 1
+        assert secrets(listening.until(word)) != []
+        mine.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            mine.recv(1 << 16)
+
+
+@pytest.mark.parametrize("family", list(Family), ids=str)
+def test_a_route_that_somebody_adds_gives_a_pod_no_other_source(node: PolicyNode, family: Family) -> None:
+    """What begins a connection has the source that is bound to the interface, not one that is routed there."""
+    network, stranger = ("fd99::/64", "fd99::5") if family is V6 else ("10.99.0.0/24", "10.99.0.5")
+    run("ip", f"-{int(family)}", "route", "add", network, "dev", interface_name("web", "eth0"))
+    web, listening = Wire(node.places["web"]), Wire(node.world)
+    with socket.socket(socket.AF_INET6 if family is V6 else socket.AF_INET, socket.SOCK_DGRAM) as on_the_node:
+        on_the_node.bind((NODE[family], OPEN_PORT))
+        on_the_node.setblocking(False)
+        with wires(web, listening):
+            for destination in (WORLD[family], NODE[family]):
+                web.send(datagram(family, stranger, destination, OPEN_PORT, SECRET, 4000))
+            assert secrets(listening.until(last_word(node, web, 1, family))) == []
+            assert heard_by(on_the_node) == []
+            # The same with its own: the test can tell.
+            web.send(datagram(family, address(node, "web", family), NODE[family], OPEN_PORT, SECRET, 4001))
+            listening.until(last_word(node, web, 2, family))
+            assert heard_by(on_the_node) == [SECRET]

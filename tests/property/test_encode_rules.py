@@ -59,6 +59,7 @@ def matches(family: Family) -> st.SearchStrategy[m.Match]:
         st.builds(m.AddressType, SIDES, TYPES.map(sorted).map(tuple), BOTH),
         st.builds(m.Limit.a_second, st.integers(1, 10_000), st.integers(1, 50_000)),
         st.builds(m.HopLimit, st.integers(0, 255), BOTH),
+        st.builds(m.ReversePath, BOTH),
         st.just(about_others(family)[-1]),
     )
 

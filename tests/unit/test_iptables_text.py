@@ -77,10 +77,10 @@ def test_iptables_restore_undoes_quote(words: list[str]) -> None:
     assert restore_words(" ".join(map(quote, words))) == words
 
 
-def test_render_puts_one_comment_first() -> None:
+def test_render_puts_one_comment_behind_the_other_matches() -> None:
     rule = render(rule_of("-p", "tcp", "-m", "comment", "--comment", "ns/name", "-j", "DROP"))
-    assert rule.text == f'-m comment --comment "felix:{rule.hash} ns/name" -p tcp -j DROP'
-    assert render(rule_of("-p", "tcp", "-j", "DROP")).text.startswith("-m comment --comment felix:")
+    assert rule.text == f'-p tcp -m comment --comment "felix:{rule.hash} ns/name" -j DROP'
+    assert render(rule_of("-j", "DROP")).text.startswith("-m comment --comment felix:")
 
 
 def test_hash_tells_rules_apart() -> None:
