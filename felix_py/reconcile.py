@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 
 from felix_py import log
 from felix_py.backoff import Backoff
-from felix_py.dataplane.interface import EVERYTHING, UNUSED_SET, Dataplane, Part
-from felix_py.failures import Failures, by_reason
+from felix_py.dataplane.interface import EVERYTHING, Dataplane, Part
+from felix_py.failures import Failures, Name, by_reason
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
 from felix_py.plan.planner import Planner
 from felix_py.records import Drift, Failure, Update
+from felix_py.refs import ApplyRef, Ref, policy_rests_on
 
 T = TypeVar("T")
 
@@ -37,17 +38,13 @@ _REST_LEAST = 0.001
 _RETRY = (0.1, 30.0)
 
 _NOTHING = Part(0)
-_ENDED = Failures([Failure("apply", "the agent is stopping")])
+_ENDED = Failures([Failure(ApplyRef(), "the agent is stopping")])
 _MOST_LOGGED = 10
 
 
-def leads_astray(failure: Failure) -> bool:
-    """Whether packets may still be judged by what the second step removes: if sets or rules were not written.
-
-    A route or an interface that cannot be written, perhaps for ever, must not keep old rules alive; nor must a
-    set that cannot be destroyed because somebody else's rules use it.
-    """
-    return not failure.what.startswith(("route ", "interface ", "sysctl ", UNUSED_SET))
+def leads_astray(failures: Iterable[Failure]) -> bool:
+    """Whether packets may still be judged by what the second step removes: if sets or rules were not written."""
+    return any(policy_rests_on(failure.ref) for failure in failures)
 
 
 class NotApplied(Exception):
@@ -55,7 +52,7 @@ class NotApplied(Exception):
 
     def __init__(self, failures: tuple[Failure, ...]) -> None:
         self.failures = failures
-        super().__init__("; ".join(f"{f.what}: {f.reason}" for f in failures[:3]))
+        super().__init__("; ".join(map(str, failures[:3])))
 
 
 class Reconciler:
@@ -72,7 +69,7 @@ class Reconciler:
         refresh_interval: float,
         patience: float = 2.0,
         abandon: Callable[[], object] = lambda: None,
-        everybodys: Callable[[Failures], bool] = lambda failures: any(map(leads_astray, failures)),
+        everybodys: Callable[[Failures], bool] = leads_astray,
         on_drift: Sequence[Callable[[Sequence[Drift]], None]] = (),
         on_applied: Sequence[Callable[[Failures], None]] = (),
     ) -> None:
@@ -149,7 +146,7 @@ class Reconciler:
     @property
     def unenforced(self) -> Failure | None:
         """Something that policy rests on and that the last apply could not write; None: there is nothing."""
-        return next(filter(leads_astray, self._failures), None)
+        return next((failure for failure in self._failures if policy_rests_on(failure.ref)), None)
 
     def hold(self) -> None:
         """Until :meth:`begin`: nothing is planned, and what the dataplane holds is kept as it is."""
@@ -188,7 +185,7 @@ class Reconciler:
         self._pending.note()
         await self._clean.wait()
 
-    async def settled(self, names: Callable[[], Iterable[str]] | None = None) -> None:
+    async def settled(self, names: Callable[[], Iterable[Name]] | None = None) -> None:
         """Return once everything noted before this call is in the kernel.
 
         ``names``: whose failures concern the caller, asked when it is done; None: everybody's do.
@@ -211,7 +208,7 @@ class Reconciler:
         self._pending.due.set()
         return await waiter
 
-    async def differences(self) -> list[str]:
+    async def differences(self) -> list[Ref]:
         """What the kernel does not have of the desired state; an apply that mends it follows.
 
         Raises:
@@ -341,7 +338,7 @@ class Reconciler:
         except Exception as error:
             # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced; we try again.
             self._log.exception("apply failed")
-            failures = Failures([Failure("apply", f"{type(error).__name__}: {error}")])
+            failures = Failures([Failure(ApplyRef(), f"{type(error).__name__}: {error}")])
             self._sweep_due = self._sweeping
             self._pending.look(parts)
         except BaseException:  # cancelled
@@ -385,7 +382,7 @@ class Reconciler:
         rules, self._rules_read = self._rules_read, None
         release = self._releasing
         failures = await self.call(lambda: self._write(update, parts, rules, release=release))
-        if any(map(leads_astray, failures)):
+        if leads_astray(failures):
             self._sweep_due |= sweep
             if sweep and not self._everybodys(failures):
                 # What nobody asks for goes all the same: one policy that cannot be written keeps no other pod.
@@ -458,7 +455,7 @@ class Reconciler:
             return
         self._drift += drift
         for found in drift:
-            self._metrics.drift.labels(found.kind.value).inc(found.count)
+            self._metrics.drift.labels(found.ref.kind).inc(found.count)
         shown = [str(found) for found in drift[:_MOST_LOGGED]]
         if more := sum(found.count for found in drift[_MOST_LOGGED:]):
             shown.append(f"and {more} more")

@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from felix_py.plan.static import POSTROUTING, SetNames
-from felix_py.records import Drift, DriftKind
+from felix_py.records import Drift
+from felix_py.refs import MemberRef, chain_or_set, policy_rests_on
 from policy.ir import Tightened
 from policy.model import Family
 
-_DECIDING = (DriftKind.HOOK, DriftKind.CHAIN, DriftKind.SET, DriftKind.MEMBER)
 _MASQUERADING = {
     *("POSTROUTING", POSTROUTING),
     *(name for names in map(SetNames.of, Family) for name in (names.pool, names.no_masquerade)),
@@ -58,12 +58,13 @@ class Concerned:
         Routes, links and settings decide nothing about policy; nor does masquerading.
         """
         for found in drift:
-            if found.kind not in _DECIDING or found.name in _MASQUERADING:
+            name = chain_or_set(found.ref)
+            if not policy_rests_on(found.ref) or name in _MASQUERADING:
                 continue
-            if found.member and "/" not in found.member:
-                self.addresses.add(found.member.partition(",")[0])
-            elif found.name in standing:
-                self.names.add(found.name)
+            if isinstance(found.ref, MemberRef) and "/" not in found.ref.text:
+                self.addresses.add(found.ref.address)
+            elif name in standing:
+                self.names.add(name)
             else:
                 self.everybody = True
 

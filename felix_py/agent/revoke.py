@@ -100,7 +100,7 @@ class Revoker:
         if not self._writing:
             return
         self._due.add(self._writing)
-        if not any(map(leads_astray, failures)):
+        if not leads_astray(failures):
             self._writing = Concerned()
 
     # --- work ----------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from felix_py.dataplane.link_label import read_label
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, nested
 from felix_py.plan.layout import GATEWAY, HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_PODS
-from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey
+from felix_py.records import Drift, Failure, Report, Route
+from felix_py.refs import LinkRef, RouteRef, SysctlRef
 from policy.model import Family
 
 MAC = bytes.fromhex(HOST_MAC.replace(":", ""))
@@ -132,7 +133,7 @@ class HostEnds:
 
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_ROUTE)
-        self._through: dict[RouteKey, str] = {}
+        self._through: dict[RouteRef, str] = {}
         self._new: set[str] = set()
         self._index: dict[str, int] = {}
         self._grouped: set[str] = set()
@@ -148,7 +149,7 @@ class HostEnds:
         """Close the socket."""
         self._netlink.close()
 
-    def route(self, key: RouteKey, route: Route | None) -> None:
+    def route(self, key: RouteRef, route: Route | None) -> None:
         """Note a wanted route; None: it goes away, and nobody cares any more what its interface is like."""
         name = self._through.pop(key, "")
         if route is not None and key.protocol == ROUTE_PROTOCOL_PODS:
@@ -249,7 +250,7 @@ class HostEnds:
             self._say(name, "gone, and only its pod's runtime can make it anew: delete the pod")
 
     def _say(self, name: str, how: str) -> None:
-        self._drift.setdefault(name, []).append(Drift(DriftKind.LINK, _what(name), how))
+        self._drift.setdefault(name, []).append(Drift(LinkRef(name), how))
 
     def _note_link(self, name: str, link: Link, families: tuple[Family, ...], with_gateway: set[int]) -> None:
         problems = [] if link.up else ["down"]
@@ -285,7 +286,7 @@ class HostEnds:
                 wrong[path] = value
                 if path not in known:
                     how = f"{actual} instead of {value}"
-                    drift = Drift(DriftKind.SYSCTL, f"sysctl {sysctl.dotted(path)}", how)
+                    drift = Drift(SysctlRef(path), how)
                     self._drift.setdefault(name, []).append(drift)
         if wrong:
             self._settings[name] = wrong
@@ -346,7 +347,7 @@ class HostEnds:
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return Report()  # the next look says so
-            return Report(failures=(Failure(_what(what), f"cannot be renamed: {error.strerror or error}"),))
+            return Report(failures=(Failure(LinkRef(what), f"cannot be renamed: {error.strerror or error}"),))
         return Report(writes=1)
 
     def _mend(self, name: str, index: int, families: tuple[Family, ...]) -> Report:
@@ -355,7 +356,7 @@ class HostEnds:
             _set_up(self._netlink, index, name, families, *right)
         except OSError as error:
             if error.errno != errno.ENODEV:
-                return Report(failures=(Failure(_what(name), error.strerror or str(error)),))
+                return Report(failures=(Failure(LinkRef(name), error.strerror or str(error)),))
             del self._broken[name]  # the next look will say that it is gone
             return Report()
         self._grouped.add(name)
@@ -369,7 +370,3 @@ def _exists(index: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _what(name: str) -> str:
-    return f"interface {name}"

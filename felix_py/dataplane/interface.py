@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from felix_py.records import Drift, Flow, Report, Update
+from felix_py.refs import Ref
 
 
 class Part(enum.Flag):
@@ -21,9 +22,6 @@ class Part(enum.Flag):
     SETTINGS = enum.auto()
     """The host's own sysctls."""
 
-
-UNUSED_SET = "unused set "
-"""How a Failure's ``what`` begins for a set that no rule of ours uses, and that cannot be destroyed."""
 
 EVERYTHING = Part.SETS | Part.RULES | Part.ROUTES | Part.LINKS | Part.SETTINGS
 
@@ -45,11 +43,11 @@ class Dataplane(Protocol):
     def read_rules(self) -> object:
         """Read the rules, which takes longest, for a ``load`` that follows. Any thread may call this."""
 
-    def hold(self, base: Update) -> list[str]:
+    def hold(self, base: Update) -> list[Ref]:
         """Until :meth:`release`, want what the last ``load`` found: it was in force. No I/O.
 
         ``base``: what is wanted whatever the cluster has. Where it was spoilt it is wanted as well, if what is
-        left of ours was made by the same rules. Returns what is missing, as a Failure's ``what`` does.
+        left of ours was made by the same rules. Returns what is missing.
         """
 
     def release(self) -> None:
@@ -58,8 +56,8 @@ class Dataplane(Protocol):
     def update(self, update: Update) -> None:
         """Note what is wanted. No I/O."""
 
-    def differences(self) -> list[str]:
-        """Read back, and name what is wanted but is not there, as a Failure's ``what`` does. Writes nothing."""
+    def differences(self) -> list[Ref]:
+        """Read back, and return what is wanted but is not there. Writes nothing."""
 
     def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
         """Write the difference. ``sweep``: also remove objects of ours that nobody asked for.

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from felix_py.dataplane import ipset_members as members
 from felix_py.dataplane.ipset_commands import Shape
-from felix_py.records import Drift, DriftKind, SetSpec
+from felix_py.records import Drift, SetSpec
+from felix_py.refs import MemberRef, MembersRef, SetRef
 
 _MOST_NAMED = 10
 """Members of one set that get a record of their own; the others share one."""
@@ -16,12 +17,12 @@ def set_drift(name: str, shape: Shape | None) -> Drift:
     """A set that was right, and is gone or has another shape now. Its members are not counted as well."""
     kind = "" if shape is None else f"{shape.type}{' with marks' * shape.marked} for {shape.most} members"
     how = f"made anew as {kind}" if kind else "missing"
-    return Drift(DriftKind.SET, f"set {name}", how, name=name)
+    return Drift(SetRef(name), how)
 
 
 def stray_set(name: str, shape: Shape) -> Drift:
     """A set of our names that nobody asked for."""
-    return Drift(DriftKind.SET, f"set {name}", f"nobody asked for it ({shape.type})", name=name)
+    return Drift(SetRef(name), f"nobody asked for it ({shape.type})")
 
 
 def member_drift(
@@ -44,7 +45,6 @@ def member_drift(
 def _named(name: str, found: Iterable[tuple[bytes, str]], count: int) -> Iterator[Drift]:
     for at, (key, how) in enumerate(found):
         if at == _MOST_NAMED:
-            yield Drift(DriftKind.MEMBER, f"set {name}", f"{count - at} more members like this", count - at, name)
+            yield Drift(MembersRef(name), f"{count - at} more members like this", count - at)
             return
-        text = members.decode(key)
-        yield Drift(DriftKind.MEMBER, f"set {name} member {text}", how, name=name, member=text)
+        yield Drift(MemberRef(name, members.decode(key)), how)

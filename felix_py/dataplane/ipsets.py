@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from felix_py.dataplane import ipset_members as members
-from felix_py.dataplane.interface import UNUSED_SET
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, FULL, TYPE_MISMATCH, Batch, Commands, Shape
 from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
 from felix_py.plan.layout import set_prefix
 from felix_py.records import Drift, Failure, Report, SetSpec, SetType, bounded
+from felix_py.refs import MemberRef, MembersRef, Ref, SetRef
 from policy.model import Family
 
 _NAME_BYTES = 31
@@ -116,7 +116,7 @@ class IPSets:
         """Note that a set must be there, or must not."""
         self._refused.pop(name, None)
         if reason := _name_problem(name, spec):
-            self._refused[name] = Failure(f"set {name}", reason)
+            self._refused[name] = Failure(SetRef(name), reason)
             return
         known = self._sets.setdefault(name, _Set())
         before, known.spec = known.spec, spec
@@ -146,7 +146,7 @@ class IPSets:
         known = self._sets.get(name)
         if known is None or known.spec is None:
             if mark is not None and name not in self._refused:
-                self._refused[name] = Failure(f"set {name}", f"{text!r} is to be in it, but nobody declared it")
+                self._refused[name] = Failure(SetRef(name), f"{text!r} is to be in it, but nobody declared it")
             return
         known.rejected.pop(text, None)
         spec = known.spec
@@ -219,15 +219,15 @@ class IPSets:
         taken, self._drift = self._drift, []
         return taken
 
-    def differences(self) -> Iterator[str]:
+    def differences(self) -> Iterator[Ref]:
         """Wanted sets and members that the kernel, as last seen, does not have."""
         for name, known in sorted(self._sets.items()):
             if known.spec is None:
                 continue
             if not known.right:
-                yield f"set {name}"
+                yield SetRef(name)
             for key in known.pending & known.wanted.keys():
-                yield f"set {name} member {members.decode(key)}"
+                yield MemberRef(name, members.decode(key))
 
     def marks(self, name: str) -> set[int]:
         """The marks of a set's members in the kernel."""
@@ -247,10 +247,8 @@ class IPSets:
         """Make sets, and add members to those without marks. Reports what can never be written, too."""
         refused = [*self._refused.values()]
         for name, known in sorted(self._sets.items()):
-            rejected = (
-                Failure(f"set {name} member {text}", reason) for text, (_, reason) in known.rejected.items()
-            )
-            refused += bounded(rejected, f"set {name} further members")
+            rejected = (Failure(MemberRef(name, text), reason) for text, (_, reason) in known.rejected.items())
+            refused += bounded(rejected, MembersRef(name, further=True))
         names = [name for name in self._dirty if self._sets[name].spec]
         return Report(failures=tuple(refused)) + self._each(names, self._make) + self._write(ADD, marked=False)
 
@@ -274,20 +272,20 @@ class IPSets:
                 self._sets[name].doomed = self._sets[name].spec is None
             self._unswept.clear()
         names = [n for n in self._dirty if self._sets[n].doomed and self._sets[n].shape]
-        report = self._each(names, self._destroy, UNUSED_SET)
+        report = self._each(names, self._destroy, unused=True)
         self._dirty = {name for name in self._dirty if not self._sets[name].done}
         return report
 
     # --- one set -------------------------------------------------------------------------------------
 
-    def _each(self, names: Iterable[str], step: Callable[[str, _Set], int], what: str = "set ") -> Report:
+    def _each(self, names: Iterable[str], step: Callable[[str, _Set], int], *, unused: bool = False) -> Report:
         writes = 0
         failures: list[Failure] = []
         for name in sorted(names):
             try:
                 writes += step(name, self._sets[name])
             except OSError as error:
-                failures.append(Failure(f"{what}{name}", error.strerror or str(error)))
+                failures.append(Failure(SetRef(name, unused), error.strerror or str(error)))
         return Report(writes=writes, failures=tuple(failures))
 
     def _make(self, name: str, known: _Set) -> int:
@@ -396,7 +394,7 @@ class IPSets:
         failures = [
             failure
             for name, entries in by_set.items()
-            for failure in bounded(self._member_failures(entries), f"set {name} further members")
+            for failure in bounded(self._member_failures(entries), MembersRef(name, further=True))
         ]
         return Report(writes=writes, failures=tuple(failures))
 
@@ -407,9 +405,9 @@ class IPSets:
                 asked.add(name)
                 self._changed(name, None if error.errno == errno.ENOENT else self._commands.shape(name))
                 if error.errno == errno.ENOENT:
-                    yield Failure(f"set {name}", error.strerror or str(error))
+                    yield Failure(SetRef(name), error.strerror or str(error))
             if error.errno != errno.ENOENT:
-                yield Failure(f"set {name} member {members.decode(key)}", error.strerror or str(error))
+                yield Failure(MemberRef(name, members.decode(key)), error.strerror or str(error))
 
     def _changed(self, name: str, shape: Shape | None) -> None:
         """If somebody has destroyed or replaced the set behind our back, the next apply makes it anew."""

@@ -31,7 +31,8 @@ from felix_py.dataplane.iptables_text import (
 from felix_py.dataplane.rule_bodies import RuleBodies
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import DISPATCH
-from felix_py.records import Backend, ChainKey, Drift, DriftKind, Failure, Hook, Report, Words
+from felix_py.records import Backend, Drift, Failure, Hook, Report, Words
+from felix_py.refs import ChainRef, HookRef, Ref
 from felix_py.ruleset.words import target_of
 from policy.model import Family
 
@@ -56,7 +57,7 @@ class Iptables:
         self._restore = Restore(family, backend, own)
         self._wanted: dict[Place, tuple[Rule, ...]] = {}
         self._hooks: dict[Place, dict[Hook, Rule]] = {}
-        self._rejected: dict[ChainKey | Hook, Failure] = {}
+        self._rejected: dict[ChainRef | Hook, Failure] = {}
         self._actual: dict[Place, tuple[Rule, ...]] = {}
         self._dirty: set[Place] = set()
         self._doomed: set[Place] = set()
@@ -68,7 +69,7 @@ class Iptables:
 
     # --- what is wanted ------------------------------------------------------------------------------
 
-    def chain(self, key: ChainKey, rules: tuple[Words, ...] | None) -> None:
+    def chain(self, key: ChainRef, rules: tuple[Words, ...] | None) -> None:
         """Note a chain's wanted content; None: it must not exist.
 
         A chain that cannot be written keeps the content it has, and every apply reports it.
@@ -79,7 +80,7 @@ class Iptables:
             check_chain(*place)
             rendered = tuple(map(render, rules)) if rules is not None else None
         except BadRule as error:
-            self._rejected[key] = Failure(self._name(place), str(error))
+            self._rejected[key] = Failure(key, str(error))
             self._wanted.pop(place, None)
             self._settled(place)
             return
@@ -100,7 +101,7 @@ class Iptables:
                 raise BadRule(f"there is no chain {hook.chain!r} in a table {hook.table!r} to hook into")
             rule = render(hook.words)
         except BadRule as error:
-            self._rejected[hook] = Failure(f"hook in {self._name(place)}", str(error))
+            self._rejected[hook] = Failure(HookRef(self._family, *place, single=True), str(error))
             return
         self._dirty.add(place)
         doomed = self._doomed_hooks.setdefault(place, set())
@@ -111,7 +112,7 @@ class Iptables:
             self._hooks.get(place, {}).pop(hook, None)
             doomed.add(rule.hash)
 
-    def hold(self, base: Mapping[ChainKey, tuple[Words, ...]], hooks: Iterable[Hook], *, complete: bool) -> bool:
+    def hold(self, base: Mapping[ChainRef, tuple[Words, ...]], hooks: Iterable[Hook], *, complete: bool) -> bool:
         """Want what the last :meth:`load` found, until :meth:`release`.
 
         ``base`` and ``hooks``: what there is always. Where it is missing or altered it is wanted instead of what
@@ -141,7 +142,7 @@ class Iptables:
         return False
 
     def _is_of(
-        self, base: Mapping[ChainKey, tuple[Words, ...]], hooks: Iterable[Hook], *, complete: bool
+        self, base: Mapping[ChainRef, tuple[Words, ...]], hooks: Iterable[Hook], *, complete: bool
     ) -> bool:
         """Whether all that the kernel has of these was made by the very same rules, be it but a part of them.
 
@@ -213,11 +214,11 @@ class Iptables:
                 top, end = self._own_rules(place)
                 altered = self._altered(actual or (), (*top, *end))
                 how = hook_difference(place[0], top, end, actual or (), altered)
-                yield Drift(DriftKind.HOOK, change.what, how, name=place[1])
+                yield Drift(change.ref, how)
             else:
                 altered = self._altered(actual or (), self._wanted[place])
                 how = chain_difference(self._wanted[place], actual, altered)
-                yield Drift(DriftKind.CHAIN, change.what, how, name=place[1])
+                yield Drift(change.ref, how)
 
     def _strays(self, before: Mapping[Place, tuple[Rule, ...]]) -> Iterator[Drift]:
         """What has come into our namespace of names without anybody asking for it."""
@@ -226,10 +227,9 @@ class Iptables:
             if place[1] in BUILTIN_CHAINS:
                 known = {rule.hash for rule in before.get(place, ())} | self._wanted_hashes(place)
                 if strays := [rule for rule in rules if rule.hash and rule.hash not in known]:
-                    what = f"hooks in {self._name(place)}"
-                    yield Drift(DriftKind.HOOK, what, stray_rules(strays), name=place[1])
+                    yield Drift(self._ref(place), stray_rules(strays))
             elif place not in before and place not in self._wanted and place not in asked:
-                yield Drift(DriftKind.CHAIN, self._name(place), stray_chain(rules), name=place[1])
+                yield Drift(self._ref(place), stray_chain(rules))
 
     def rules(self, table: str, prefix: str) -> list[str]:
         """The rules of all our chains of a table whose names begin so, as iptables-save spells them."""
@@ -240,18 +240,20 @@ class Iptables:
             for rule in rules
         ]
 
-    def differences(self) -> list[str]:
+    def differences(self) -> list[Ref]:
         """Wanted chains and hooks that the kernel, as last seen, does not have."""
-        return [change.what for change in self._changes(sweep=False)]
+        return [change.ref for change in self._changes(sweep=False)]
 
     def owned(self) -> list[str]:
         """A line for each chain and each hook of ours in the kernel."""
         lines: list[str] = []
         for place, rules in sorted(self._actual.items()):
             if place[1] in BUILTIN_CHAINS:
-                lines += [f"hook in {self._name(place)}: {rule.text}" for rule in rules if rule.hash]
+                lines += [
+                    f"{HookRef(self._family, *place, single=True)}: {rule.text}" for rule in rules if rule.hash
+                ]
             else:
-                lines.append(f"{self._name(place)}: {len(rules)} rules")
+                lines.append(f"{self._ref(place)}: {len(rules)} rules")
         return lines
 
     # --- the difference ------------------------------------------------------------------------------
@@ -267,7 +269,7 @@ class Iptables:
             self._read_back(changes)
         elif is_hopeless(error):
             written = 0
-            failures += [Failure(change.what, error) for change in changes]
+            failures += [Failure(change.ref, error) for change in changes]
         else:
             written = self._salvage(changes, sweep, failures)
         return Report(self._restore.runs - runs, written, tuple(failures))
@@ -277,7 +279,7 @@ class Iptables:
         try:
             self.load()
         except ToolError as unreadable:
-            failures += [Failure(change.what, str(unreadable)) for change in changes]
+            failures += [Failure(change.ref, str(unreadable)) for change in changes]
             return 0
         written = 0
         for _, members in by_table(self._changes(sweep)):
@@ -285,7 +287,7 @@ class Iptables:
                 if error is None:
                     written += self._done(part)
                 else:
-                    failures += [Failure(change.what, error) for change in part]
+                    failures += [Failure(change.ref, error) for change in part]
         return written
 
     def _done(self, changes: Iterable[Change]) -> int:
@@ -345,7 +347,7 @@ class Iptables:
 
     def _rejected_places(self) -> set[Place]:
         """Chains that keep the content they have, because what is wanted of them cannot be written."""
-        return {(key.table, key.name) for key in self._rejected if isinstance(key, ChainKey)}
+        return {(key.table, key.name) for key in self._rejected if isinstance(key, ChainRef)}
 
     def _doom_strays(self) -> None:
         """Everything of ours in the kernel that nobody asked for must go. Strays only ever come with a load."""
@@ -363,11 +365,11 @@ class Iptables:
     def _chain_change(self, place: Place) -> Change | None:
         wanted, actual = self._wanted.get(place), self._actual.get(place)
         if wanted is None:
-            return Change(place, self._name(place), (), actual, None) if actual is not None else None
+            return Change(self._ref(place), (), actual, None) if actual is not None else None
         if actual is not None and _hashes(wanted) == _hashes(actual) and not self._altered(actual, wanted):
             return None
         lines = tuple(f"-A {place[1]} {rule.text}" for rule in wanted)
-        return Change(place, self._name(place), lines, actual or (), wanted)
+        return Change(self._ref(place), lines, actual or (), wanted)
 
     def _hook_change(self, place: Place) -> Change | None:
         """Our rules of a built-in chain to their places: the first ones at its top, the others at its end.
@@ -400,7 +402,7 @@ class Iptables:
             inserts = [f"-I {place[1]} 1 {rule.text}" for rule in reversed(top)]
             inserts += [f"-A {place[1]} {rule.text}" for rule in end]
         deletes = [f"-D {place[1]} {rule.text}" for rule in leaving]
-        return Change(place, f"hooks in {self._name(place)}", (*deletes, *inserts), actual, after)
+        return Change(self._ref(place), (*deletes, *inserts), actual, after)
 
     def _own_rules(self, place: Place) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
         """The rules that must be first and those that must be last in a built-in chain."""
@@ -412,9 +414,9 @@ class Iptables:
     def _wanted_hashes(self, place: Place) -> set[str]:
         return {rule.hash for rule in self._hooks.get(place, {}).values()}
 
-    def _name(self, place: Place) -> str:
-        table, chain = place
-        return f"chain {chain} ({table}, IPv{int(self._family)})"
+    def _ref(self, place: Place) -> ChainRef | HookRef:
+        made = HookRef if place[1] in BUILTIN_CHAINS else ChainRef
+        return made(self._family, *place)
 
 
 def _by_place(saved: Mapping[str, SavedTable]) -> dict[Place, tuple[Rule, ...]]:

@@ -21,6 +21,7 @@ from felix_py.dataplane.routes import Routes
 from felix_py.dataplane.sysctl import HostSettings
 from felix_py.plan.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED
 from felix_py.records import Backend, Drift, Failure, Report, Update
+from felix_py.refs import ApplyRef, LinksRef, Ref, RulesRef
 from policy.model import Family
 
 _OUR_INTERFACE = re.compile(re.escape(INTERFACE_PREFIX) + r"[0-9a-f]{10}")
@@ -130,7 +131,7 @@ class Kernel:
     def _epochs(self) -> dict[Family, int]:
         return {family: tables.epoch for family, tables in self._tables.items()}
 
-    def hold(self, base: Update) -> list[str]:
+    def hold(self, base: Update) -> list[Ref]:
         """See :class:`felix_py.dataplane.interface.Dataplane`."""
         self._sets.hold()
         for key, route in self._routes.hold().items():
@@ -144,7 +145,7 @@ class Kernel:
             if tables.hold(chains, hooks, complete=self._sets.any_of(sets)):
                 for name, spec in sets.items():
                     self._sets.spec(name, spec)
-        return [*self._sets.differences(), *(what for t in self._tables.values() for what in t.differences())]
+        return [*self._sets.differences(), *(ref for t in self._tables.values() for ref in t.differences())]
 
     def release(self) -> None:
         """See :class:`felix_py.dataplane.interface.Dataplane`."""
@@ -175,22 +176,20 @@ class Kernel:
 
     def _of(self, family: Family) -> Iptables | None:
         if family not in self._tables:
-            self._refused[family] = Failure(
-                f"IPv{int(family)} rules", "the family is not programmed on this node"
-            )
+            self._refused[family] = Failure(RulesRef(family), "the family is not programmed on this node")
         return self._tables.get(family)
 
     def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
         """See :class:`felix_py.dataplane.interface.Dataplane`; :mod:`felix_py.dataplane.order` has the order.
 
-        A step that breaks off (netlink does not answer, say) is a failure named ``apply`` and ends it.
+        A step that breaks off (netlink does not answer, say) is a failure of the apply and ends it.
         """
         report = Report(failures=tuple(self._refused.values()))
         for step in ORDER:
             try:
                 report += self._step(step, sweep, keep_learned)
             except (OSError, ToolError) as error:
-                return report + Report(failures=(Failure("apply", f"{step.name}: {error}"),))
+                return report + Report(failures=(Failure(ApplyRef(), f"{step.name}: {error}"),))
         return report
 
     def _step(self, step: Step, sweep: bool, keep_learned: bool) -> Report:
@@ -219,14 +218,14 @@ class Kernel:
         others = (self._sets, self._routes, self._ends, self._settings)
         return [*rules, *(drift for part in others for drift in part.take_drift())]
 
-    def differences(self) -> list[str]:
+    def differences(self) -> list[Ref]:
         """See :class:`felix_py.dataplane.interface.Dataplane`.
 
         Raises:
             ToolError, OSError: the kernel cannot be read.
         """
         self.load()
-        chains = [what for tables in self._tables.values() for what in tables.differences()]
+        chains = [ref for tables in self._tables.values() for ref in tables.differences()]
         return [*self._routes.differences(), *self._sets.differences(), *chains]
 
     def rules(self, family: Family, table: str, prefix: str) -> list[str]:
@@ -272,5 +271,5 @@ def _delete_interfaces() -> Report:
         with Links() as links:
             links.delete(names)
     except (LinkError, OSError) as error:
-        return Report(failures=(Failure("interfaces", str(error)),))
+        return Report(failures=(Failure(LinksRef(), str(error)),))
     return Report(writes=len(names))

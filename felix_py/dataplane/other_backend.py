@@ -11,6 +11,7 @@ from felix_py import log
 from felix_py.dataplane.backend import OwnProcesses, ToolError, has_legacy_tables
 from felix_py.dataplane.iptables import Iptables
 from felix_py.records import Backend, Failure
+from felix_py.refs import RulesRef
 from policy.model import Family
 
 
@@ -60,7 +61,7 @@ class OtherBackend:
                 tables.load()
                 found = tables.apply(sweep=True).failures
             except ToolError as error:
-                found = (Failure(f"IPv{int(family)} rules", str(error)),)
+                found = (Failure(RulesRef(family), str(error)),)
             failures += found
             if not found:
                 del self._tables[family]

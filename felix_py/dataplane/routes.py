@@ -16,7 +16,8 @@ from felix_py.dataplane import route_messages as messages
 from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
 from felix_py.dataplane.route_messages import PROTOCOLS, Destination, Packed, destination_text
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
-from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey, bounded
+from felix_py.records import Drift, Failure, Report, Route, bounded
+from felix_py.refs import RouteRef, RoutesRef
 from policy.model import Family
 
 _AGAIN = 1000
@@ -46,7 +47,7 @@ class Routes:
         self._actual: dict[_Place, Packed] = {}
         self._right: dict[_Place, Packed] = {}
         self._pending: set[_Place] = set()
-        self._refused: dict[RouteKey, Failure] = {}
+        self._refused: dict[RouteRef, Failure] = {}
         self._stuck: dict[_Place, Failure] = {}
         self._drift: dict[_Place, Drift] = {}
         self._gone: Collection[str] = ()
@@ -64,7 +65,7 @@ class Routes:
 
     # --- what is wanted ------------------------------------------------------------------------------
 
-    def route(self, key: RouteKey, route: Route | None) -> None:
+    def route(self, key: RouteRef, route: Route | None) -> None:
         """Note a wanted route; None: it must not exist."""
         self._refused.pop(key, None)
         try:
@@ -75,7 +76,7 @@ class Routes:
                 raise ValueError(f"IPv{int(place[0][0])} is not programmed on this node")
         except ValueError as error:
             if route is not None:
-                self._refused[key] = Failure(f"route {key.destination}", str(error))
+                self._refused[key] = Failure(key, str(error))
             return
         if route is None:
             self._wanted.pop(place, None)
@@ -112,7 +113,7 @@ class Routes:
         self._pending = set(self._wanted) | (self._pending & actual.keys())
         self._swept = set()
 
-    def hold(self) -> dict[RouteKey, Route]:
+    def hold(self) -> dict[RouteRef, Route]:
         """Want what the last :meth:`load` found, until :meth:`release`. Returns it."""
         held = {route.key: route for packed in self._actual.values() if (route := messages.unpack(packed))}
         for key, route in held.items():
@@ -133,21 +134,21 @@ class Routes:
             if found is None or not found.satisfies(route):
                 del self._right[place]
                 how = "missing" if found is None else "leads elsewhere"
-                self._drift[place] = Drift(DriftKind.ROUTE, _what(place), how)
+                self._drift[place] = Drift(_ref(place), how)
         for place in actual.keys() - self._actual.keys() - self._wanted.keys():
             how = f"nobody asked for it (protocol {place[1]})"
-            self._drift[place] = Drift(DriftKind.ROUTE, _what(place), how)
+            self._drift[place] = Drift(_ref(place), how)
 
     def take_drift(self) -> list[Drift]:
         """What somebody else has changed, as found since the last call, less what was asked to change since."""
         taken, self._drift = self._drift, {}
         return list(taken.values())
 
-    def differences(self) -> list[str]:
+    def differences(self) -> list[RouteRef]:
         """Wanted routes that the kernel, as last seen, does not have."""
         failures: dict[_Place, Failure] = {}
         pending = self._pending & self._wanted.keys()
-        return [_what(w.place) for w in self._plan(pending, failures)] + [_what(place) for place in failures]
+        return [_ref(w.place) for w in self._plan(pending, failures)] + [_ref(place) for place in failures]
 
     def owned(self) -> list[str]:
         """A line for each of our routes in the kernel."""
@@ -167,7 +168,7 @@ class Routes:
         failures: list[Failure] = []
         for place, error in zip(todo, results, strict=True):
             if error and error.errno != errno.ESRCH:
-                failures.append(Failure(_what(place), error.strerror or str(error)))
+                failures.append(Failure(_ref(place), error.strerror or str(error)))
             else:
                 self._actual.pop(place)
         self._pending.difference_update(place for place in gone if place not in self._actual)
@@ -198,14 +199,14 @@ class Routes:
             failures |= {place: self._stuck[place] for place in foreign - fresh}
             for number, place in enumerate(foreign & fresh):
                 why = self._foreign(place[0]) if number < _NAMED else f"somebody else's route {_TAKEN}"
-                failures[place] = Failure(_what(place), why)
+                failures[place] = Failure(_ref(place), why)
             self._carry_out(again, failures)
         for place in due:
             self._stuck.pop(place, None)
         self._stuck |= failures  # behind those that have waited longer
         written = sum(write.place not in self._pending for write in todo)
         own, learned = _by_protocol(self._stuck)
-        refused_ones = bounded((*self._refused.values(), *learned), "route to further destinations")
+        refused_ones = bounded((*self._refused.values(), *learned), RoutesRef())
         return Report(writes=written, failures=(*own, *refused_ones))
 
     def _is_taken(self, place: _Place) -> bool:
@@ -231,7 +232,7 @@ class Routes:
             try:
                 route = messages.pack(wanted, place[0], resolve)
             except ValueError as error:
-                failures[place] = Failure(_what(place), str(error))
+                failures[place] = Failure(_ref(place), str(error))
                 continue
             rivals = [p for p in PROTOCOLS if p != place[1] and (place[0], p) in self._actual]
             present = self._actual.get(place)
@@ -239,7 +240,7 @@ class Routes:
                 self._pending.discard(place)
                 self._right[place] = route
             elif rivals and PROTOCOLS.index(rivals[0]) < PROTOCOLS.index(place[1]):
-                failures[place] = Failure(_what(place), f"our route of protocol {rivals[0]} has this destination")
+                failures[place] = Failure(_ref(place), f"our route of protocol {rivals[0]} has this destination")
             else:
                 todo.append(_Write(place, route, replace=present is not None or bool(rivals)))
         return todo
@@ -256,7 +257,7 @@ class Routes:
             elif error.errno == errno.EEXIST and not write.replace:
                 refused.add(write.place)
             else:
-                failures[write.place] = Failure(_what(write.place), error.strerror or str(error))
+                failures[write.place] = Failure(_ref(write.place), error.strerror or str(error))
         return refused
 
     def _written(self, write: _Write) -> None:
@@ -307,5 +308,5 @@ def _preference(place: _Place) -> int:
     return PROTOCOLS.index(place[1])
 
 
-def _what(place: _Place) -> str:
-    return f"route {destination_text(place[0])}"
+def _ref(place: _Place) -> RouteRef:
+    return RouteRef(destination_text(place[0]), place[1])

@@ -12,7 +12,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from felix_py.plan.layout import INTERFACE_PREFIX
-from felix_py.records import Drift, DriftKind, Failure, Report
+from felix_py.records import Drift, Failure, Report
+from felix_py.refs import SysctlRef
 from policy.model import Family
 
 _ROOT = Path("/proc/sys/net")
@@ -92,16 +93,11 @@ def ensure(name: str, value: str) -> Failure | None:
     try:
         write(name, value)
     except OSError as error:
-        what = f"sysctl {dotted(name)}"
+        ref = SysctlRef(name)
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return Failure(what, f"/proc/sys is read-only here; set {dotted(name)}={value} on the host")
-        return Failure(what, error.strerror or str(error))
+            return Failure(ref, f"/proc/sys is read-only here; set {ref.dotted}={value} on the host")
+        return Failure(ref, error.strerror or str(error))
     return None
-
-
-def dotted(name: str) -> str:
-    """A setting's name as sysctl(8) spells it: a dot inside an interface name becomes a slash."""
-    return "net." + ".".join(part.replace(".", "/") for part in name.split("/"))
 
 
 _FORWARDING = {Family.V4: "ipv4/ip_forward", Family.V6: "ipv6/conf/all/forwarding"}
@@ -120,7 +116,7 @@ class HostSettings:
         """Look at the settings."""
         right = {family for family in self._families if read(_FORWARDING[family]) == "1"}
         for family in sorted(self._right - right):
-            self._drift.append(Drift(DriftKind.SYSCTL, f"sysctl {dotted(_FORWARDING[family])}", "0 instead of 1"))
+            self._drift.append(Drift(SysctlRef(_FORWARDING[family]), "0 instead of 1"))
         self._lost = (self._lost | self._right) - right
         self._right = right
 

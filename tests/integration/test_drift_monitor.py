@@ -21,7 +21,8 @@ from felix_py.dataplane.lock_watch import LockWatch
 from felix_py.dataplane.netlink import NETLINK_ROUTE
 from felix_py.dataplane.routes import Routes
 from felix_py.plan.layout import interface_name
-from felix_py.records import Backend, NextHop, Route, RouteKey
+from felix_py.records import Backend, NextHop, Route
+from felix_py.refs import RouteRef
 from policy.model import Family
 from tests.support import cni
 from tests.support.cni import pod_args
@@ -84,7 +85,7 @@ def test_routes_that_pass_the_filter(
 
 
 def test_routes_that_we_write_do_not_pass_and_all_else_does(routes: Routes) -> None:
-    key = RouteKey("10.0.0.1/32", 88)
+    key = RouteRef("10.0.0.1/32", 88)
     with monitor.listen(NETLINK_ROUTE, GROUPS, host_filter(routes.port)) as listening:
         for route in (Route(key, next_hops=(NextHop(interface="up0"),), link_scope=True), None):
             routes.route(key, route)

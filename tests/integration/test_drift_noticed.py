@@ -409,7 +409,7 @@ def test_a_route_that_somebody_takes_over_is_left_to_them_and_comes_back_after_t
     async def test(node: WatchedNode) -> None:
         execute("ip -{n} route replace {pod} dev up0 proto static", **filled)
         what = f"route {filled['pod']}/{bits}"
-        await until(lambda: [failure for failure in node.reconciler.failures if failure.what == what])
+        await until(lambda: [failure for failure in node.reconciler.failures if str(failure.ref) == what])
         assert "protocol 4" in next(iter(node.reconciler.failures)).reason
         assert "dev up0" in run("ip", f"-{int(family)}", "route", "show", filled["pod"])
         execute("ip -{n} route del {pod} dev up0 proto static", **filled)

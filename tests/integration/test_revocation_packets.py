@@ -21,7 +21,8 @@ from felix_py.dataplane.host_addresses import host_addresses
 from felix_py.dataplane.interface import Part
 from felix_py.metrics import Metrics
 from felix_py.reconcile import Reconciler
-from felix_py.records import Backend, DriftKind
+from felix_py.records import Backend
+from felix_py.refs import KINDS
 from policy.model import Family, IPBlock, NetworkPolicy, Packet, PodPeer, PolicyRule, Port, Protocol
 from tests.support import kernel_state
 from tests.support.builders import labelled, policy
@@ -475,9 +476,7 @@ def test_drift_that_decides_nothing_about_policy_costs_no_look_at_the_connection
 
 
 def drift_counts(node: Living) -> list[float]:
-    return [
-        node.metrics.registry.get_sample_value("felix_py_drift_total", {"kind": k.value}) or 0 for k in DriftKind
-    ]
+    return [node.metrics.registry.get_sample_value("felix_py_drift_total", {"kind": kind}) or 0 for kind in KINDS]
 
 
 def test_after_a_flush_of_the_table_streams_are_taken_up_again(make_node: Callable[..., Living]) -> None:

@@ -9,7 +9,8 @@ from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.render import DISPATCH, class_numbers
 from felix_py.plan.static import SetNames, StaticOptions
-from felix_py.records import ChainKey, Update, Words
+from felix_py.records import Update, Words
+from felix_py.refs import ChainRef
 from policy.ir import Chain, Delta, Deny, Rule
 from policy.model import Direction, Family
 from tests.support.thorough import examples
@@ -166,4 +167,4 @@ def test_a_restarted_agent_keeps_the_numbers_the_kernel_has() -> None:
     assert dispatch == {name: kernel.chains[name] for name in dispatch}
     assert {m: k for m, k in update.members[MAP].items() if k is not None} == kernel.marks
     leftovers = second.confirm()
-    assert not [key for key in leftovers.chains if isinstance(key, ChainKey)]
+    assert not [key for key in leftovers.chains if isinstance(key, ChainRef)]

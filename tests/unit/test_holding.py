@@ -6,27 +6,28 @@ import asyncio
 from collections.abc import Callable
 
 from felix_py.agent.network import _memberships
-from felix_py.dataplane.fake import FakeDataplane, Item
+from felix_py.dataplane.fake import FakeDataplane
 from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.planner import Planner
-from felix_py.records import ChainKey, NextHop, Route, RouteKey
+from felix_py.records import NextHop, Route
+from felix_py.refs import ChainRef, RouteRef
 from policy.model import Family, Pod
 from tests.support.waiting import until
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease, run
 
 V4 = Family.V4
-OLD = Item("chain", ChainKey(V4, "filter", "FELIX-CI-old"))
-BETWEEN = Item("chain", ChainKey(V4, "filter", "FELIX-CI-between"))
-GONE = RouteKey("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
+OLD = ChainRef(V4, "filter", "FELIX-CI-old")
+BETWEEN = ChainRef(V4, "filter", "FELIX-CI-between")
+GONE = RouteRef("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
 
 
 def held() -> FakeDataplane:
     """A kernel with what a last life has left: a pod, and things that nobody will ask for."""
     kernel = FakeDataplane()
     kernel.kernel[OLD] = (("-j", "DROP"),)
-    kernel.kernel[Item("route", GONE)] = Route(GONE, next_hops=(NextHop(interface="felixgone"),))
+    kernel.kernel[GONE] = Route(GONE, next_hops=(NextHop(interface="felixgone"),))
     return kernel
 
 

@@ -6,7 +6,8 @@ from felix_py.plan.deny_log import ERROR, DenyLog
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions, static_chains
-from felix_py.records import ChainKey, Words
+from felix_py.records import Words
+from felix_py.refs import ChainRef
 from policy.ir import Allow, Chain, Delta, Deny, Match, Rule
 from policy.model import Family, Protocol
 
@@ -27,7 +28,7 @@ def tell(made: Planner, *rules: Rule) -> None:
     made.policy(Delta(V4, chains={NAME: Chain(NAME, rules)}))
 
 
-def changed(chains: dict[ChainKey, tuple[Words, ...] | None]) -> dict[str, bool]:
+def changed(chains: dict[ChainRef, tuple[Words, ...] | None]) -> dict[str, bool]:
     return {key.name: rules is not None for key, rules in chains.items()}
 
 
@@ -102,4 +103,4 @@ def test_one_that_comes_back_before_it_went_stays() -> None:
 def test_without_a_log_there_are_none() -> None:
     made = planner(None)
     tell(made, Rule(Deny(), TCP, "", 0))
-    assert made.take().chains[ChainKey(V4, "filter", NAME)] == (("-p", "tcp", "-j", "DROP"),)
+    assert made.take().chains[ChainRef(V4, "filter", NAME)] == (("-p", "tcp", "-j", "DROP"),)

@@ -8,12 +8,13 @@ import pytest
 
 from felix_py.dataplane.host_ends import HostEnds
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
-from felix_py.records import NextHop, Route, RouteKey
+from felix_py.records import NextHop, Route
+from felix_py.refs import RouteRef
 from tests.support.isolate import run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 HOST = "felix0123456789"
-KEY = RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS)
+KEY = RouteRef("10.1.0.2/32", ROUTE_PROTOCOL_PODS)
 
 
 def stranger(peer: str) -> int:

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from felix_py.dataplane.kernel import Kernel
-from felix_py.records import Backend, ChainKey, Update, Words
+from felix_py.records import Backend, Update, Words
+from felix_py.refs import ChainRef
 from felix_py.ruleset.words import split
 from policy.model import Family
 from tests.support import kernel_state
@@ -51,7 +52,7 @@ def shown(text: str) -> str:
 def test_comments_arrive_as_they_are_and_nothing_else_does(kernel: Kernel, backend: Backend, text: str) -> None:
     family = Family.V4
     rules: tuple[Words, ...] = (("-m", "comment", "--comment", text, "-j", "DROP"), ("-j", "RETURN"))
-    report = put(kernel, Update(chains={ChainKey(family, "filter", CHAIN): rules}))
+    report = put(kernel, Update(chains={ChainRef(family, "filter", CHAIN): rules}))
     assert report.failures == ()
     first, second = kernel_state.rules(family, backend, "filter", CHAIN)
     words = list(split(first))
@@ -66,7 +67,7 @@ def test_comments_arrive_as_they_are_and_nothing_else_does(kernel: Kernel, backe
 
 @pytest.mark.parametrize("prefix", ['a "b" c: ', "back\\slash \\", "'single'", "#!%$;", "ü 漢"])
 def test_other_words_are_exact(kernel: Kernel, backend: Backend, prefix: str) -> None:
-    key = ChainKey(Family.V4, "filter", CHAIN)
+    key = ChainRef(Family.V4, "filter", CHAIN)
     assert put(kernel, Update(chains={key: (("-j", "NFLOG", "--nflog-prefix", prefix),)})).failures == ()
     (rule,) = kernel_state.rules(Family.V4, backend, "filter", CHAIN)
     assert list(split(rule))[-1] == prefix
