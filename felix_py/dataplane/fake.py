@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
-from felix_py.dataplane.interface import EVERYTHING, Part
+from felix_py.dataplane.interface import EVERYTHING, Look, RulesSnapshot
 from felix_py.dataplane.order import ORDER, Step
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED
 from felix_py.records import Drift, Failure, Flow, Hook, Report, Route, SetSpec, Update, Words
@@ -20,13 +20,13 @@ Item = ChainRef | Hook | SetRef | MemberRef | RouteRef
 """One object: what an Update has it by."""
 
 
-def _part(item: Item) -> Part:
+def _look(item: Item) -> Look:
     match item:
         case SetRef() | MemberRef():
-            return Part.SETS
+            return Look.SETS
         case RouteRef():
-            return Part.ROUTES
-    return Part.RULES
+            return Look.ROUTES
+    return Look.RULES
 
 
 def _ref(item: Item) -> Ref:
@@ -45,6 +45,12 @@ def _items(update: Update) -> Iterator[tuple[Item, object]]:
     yield from update.routes.items()
 
 
+@dataclass(frozen=True, slots=True)
+class _Read(RulesSnapshot):
+    epoch: int
+    items: dict[Item, object]
+
+
 @dataclass
 class FakeDataplane:
     """``kernel`` is what has been written; change it to make drift. ``failing``: what to refuse -> the reason.
@@ -57,7 +63,7 @@ class FakeDataplane:
     failing: dict[Ref, str] = field(default_factory=dict)
     broken_links: dict[str, str] = field(default_factory=dict)
     unreadable: str = ""
-    looks: list[Part] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
     applies: int = 0
     free: threading.Event = field(default_factory=threading.Event)
 
@@ -72,28 +78,28 @@ class FakeDataplane:
 
     # --- Dataplane -----------------------------------------------------------------------------------
 
-    def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
+    def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
         first, self._loaded = not self._loaded, True
-        self.looks.append(parts)
+        self.looks.append(look)
         if self.unreadable:
             raise OSError(self.unreadable)
         found = dict(self.kernel)
-        if isinstance(rules, tuple) and rules[0] == self._epoch:
-            found = {item: value for item, value in found.items() if _part(item) is not Part.RULES}
-            found |= rules[1]
-        unseen = {item: value for item, value in self._seen.items() if _part(item) not in parts}
-        found = unseen | {item: value for item, value in found.items() if _part(item) in parts}
+        if isinstance(rules, _Read) and rules.epoch == self._epoch:
+            found = {item: value for item, value in found.items() if _look(item) is not Look.RULES}
+            found |= rules.items
+        unseen = {item: value for item, value in self._seen.items() if _look(item) not in look}
+        found = unseen | {item: value for item, value in found.items() if _look(item) in look}
         if not first:
             self._drift += [*self._spoilt(found), *self._strays(found)]
         self._seen = found
-        if Part.LINKS in parts:
+        if Look.LINKS in look:
             self._look_at_links()
 
-    def read_rules(self) -> object:
+    def read_rules(self) -> RulesSnapshot:
         if self.unreadable:
             raise OSError(self.unreadable)
-        held = {item: value for item, value in self.kernel.items() if _part(item) is Part.RULES}
-        return self._epoch, held
+        held = {item: value for item, value in self.kernel.items() if _look(item) is Look.RULES}
+        return _Read(self._epoch, held)
 
     def _spoilt(self, found: dict[Item, object]) -> Iterator[Drift]:
         for item, value in self._wanted.items():
@@ -157,7 +163,7 @@ class FakeDataplane:
             strays = self._seen.keys() - wanted.keys()
             wanted |= dict.fromkeys(item for item in strays if not (keep_learned and _is_learned(item)))
         changes = [(item, value) for item, value in wanted.items() if self._seen.get(item) != value]
-        self._epoch += any(_part(item) is Part.RULES for item, _ in changes)
+        self._epoch += any(_look(item) is Look.RULES for item, _ in changes)
         return sum((self._step(step, changes) for step in ORDER), self._mend_links())
 
     def _mend_links(self) -> Report:

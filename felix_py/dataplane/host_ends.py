@@ -15,11 +15,15 @@ from functools import cached_property
 
 from felix_py.dataplane import link_messages as messages
 from felix_py.dataplane import sysctl
+from felix_py.dataplane.interface import Look
 from felix_py.dataplane.link_label import read_label
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, nested
-from felix_py.plan.layout import GATEWAY, HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_PODS
-from felix_py.records import Drift, Failure, Report, Route
+from felix_py.dataplane.order import Step
+from felix_py.dataplane.part import Part, Sweep
+from felix_py.dataplane.sysctl import HostSettings
+from felix_py.plan.layout import GATEWAY, HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
+from felix_py.records import Drift, Failure, Report, Route, Update
 from felix_py.refs import LinkRef, RouteRef, SysctlRef
 from policy.model import Family
 
@@ -128,10 +132,15 @@ class _Found:
         return found
 
 
-class HostEnds:
+class HostEnds(Part):
     """All host ends that pods' routes go through, in the network namespace where this was made."""
 
-    def __init__(self) -> None:
+    looks = Look.LINKS
+
+    def __init__(self, settings: HostSettings) -> None:
+        """``settings``, loaded before, know for which families the host forwards, so that each end must."""
+        self.steps = {Step.MEND_LINKS: self.mend}
+        self._host = settings
         self._netlink = Netlink(NETLINK_ROUTE)
         self._through: dict[RouteRef, str] = {}
         self._new: set[str] = set()
@@ -149,8 +158,12 @@ class HostEnds:
         """Close the socket."""
         self._netlink.close()
 
-    def route(self, key: RouteRef, route: Route | None) -> None:
-        """Note a wanted route; None: it goes away, and nobody cares any more what its interface is like."""
+    def update(self, update: Update) -> None:
+        """See :class:`Part`. Of a route that goes away nobody cares any more what its interface is like."""
+        for key, route in update.routes.items():
+            self._route(key, route)
+
+    def _route(self, key: RouteRef, route: Route | None) -> None:
         name = self._through.pop(key, "")
         if route is not None and key.protocol == ROUTE_PROTOCOL_PODS:
             for hop in route.next_hops:
@@ -174,17 +187,25 @@ class HostEnds:
         ):
             known.pop(name, None)
 
-    # --- looking -------------------------------------------------------------------------------------
-
     def release(self) -> None:
-        """Care for none any more; which interface a name stood for is still known."""
+        """See :class:`Part`. Which interface a name stood for is still known."""
         self.gone = frozenset()
         for noted in (self._through, self._new, self._displaced, self._renamed, self._broken, self._settings):
             noted.clear()
         self._drift.clear()
 
-    def load(self, forwarding: Collection[Family]) -> None:
-        """Look at all of them. ``forwarding``: families that the host as a whole forwards, so that each end must.
+    # --- looking -------------------------------------------------------------------------------------
+
+    def is_gone(self, name: str) -> bool:
+        """Whether the last look did not find an interface that must be there. Any thread may ask."""
+        return name in self.gone
+
+    def owned(self) -> list[str]:
+        """See :class:`Part`. Whether they are wanted or not."""
+        return [str(LinkRef(name)) for name in pod_interfaces()]
+
+    def load(self) -> None:
+        """See :class:`Part`.
 
         Raises:
             OSError: the kernel does not answer.
@@ -205,7 +226,7 @@ class HostEnds:
             self._note_name(name, link)
             self._note_link(name, link, families, with_gateway)
             if link is holder:
-                self._note_settings(name, families, forwarding)
+                self._note_settings(name, families)
 
     def _wanted(self) -> dict[str, tuple[Family, ...]]:
         wanted: dict[str, set[Family]] = {}
@@ -272,13 +293,13 @@ class HostEnds:
             self._say(name, ", ".join(problems))
         self._broken[name] = (link.index, families)
 
-    def _note_settings(self, name: str, families: tuple[Family, ...], forwarding: Collection[Family]) -> None:
+    def _note_settings(self, name: str, families: tuple[Family, ...]) -> None:
         known = self._settings.pop(name, {})
         wrong: dict[str, str] = {}
         for family in families:
             for setting, value in SYSCTLS[family].items():
                 path = _sysctl(family, name, setting)
-                if setting == "forwarding" and family not in forwarding:
+                if setting == "forwarding" and family not in self._host.forwarding:
                     continue  # it follows the host's own setting, which is mended first
                 actual = sysctl.read(path)
                 if actual is None or actual == value:
@@ -292,13 +313,13 @@ class HostEnds:
             self._settings[name] = wrong
 
     def take_drift(self) -> list[Drift]:
-        """What somebody else has changed, as found since the last call, less what nobody wants any more."""
+        """See :class:`Part`. Less what nobody wants any more."""
         taken, self._drift = self._drift, {}
         return [drift for found in taken.values() for drift in found]
 
     # --- mending -------------------------------------------------------------------------------------
 
-    def apply(self) -> Report:
+    def mend(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
         """Mend what the last look found. An interface that is gone is nothing that could be mended here."""
         self._learn()
         report = self._put_names_right()
@@ -362,6 +383,11 @@ class HostEnds:
         self._grouped.add(name)
         del self._broken[name]
         return Report(writes=1)
+
+
+def pod_interfaces() -> list[str]:
+    """The interfaces that have the name of a host end of ours."""
+    return sorted(name for _, name in socket.if_nameindex() if is_interface_name(name))
 
 
 def _exists(index: int) -> bool:

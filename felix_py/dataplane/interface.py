@@ -10,7 +10,7 @@ from felix_py.records import Drift, Flow, Report, Update
 from felix_py.refs import Ref
 
 
-class Part(enum.Flag):
+class Look(enum.Flag):
     """What can be read back by itself."""
 
     SETS = enum.auto()
@@ -23,7 +23,11 @@ class Part(enum.Flag):
     """The host's own sysctls."""
 
 
-EVERYTHING = Part.SETS | Part.RULES | Part.ROUTES | Part.LINKS | Part.SETTINGS
+EVERYTHING = Look.SETS | Look.RULES | Look.ROUTES | Look.LINKS | Look.SETTINGS
+
+
+class RulesSnapshot:
+    """All rules as they were read. Only the dataplane that has made it looks into it."""
 
 
 class Dataplane(Protocol):
@@ -34,13 +38,13 @@ class Dataplane(Protocol):
     ``apply``. Only objects that are recognisably ours are ever written or removed.
     """
 
-    def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
+    def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
         """Read back what is ours in the kernel. Call before the first ``apply``, and to find drift.
 
         ``rules``: what :meth:`read_rules` returned; if something was written since, they are read again.
         """
 
-    def read_rules(self) -> object:
+    def read_rules(self) -> RulesSnapshot:
         """Read the rules, which takes longest, for a ``load`` that follows. Any thread may call this."""
 
     def hold(self, base: Update) -> list[Ref]:

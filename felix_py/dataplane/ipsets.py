@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from felix_py.dataplane import ipset_members as members
+from felix_py.dataplane.interface import Look
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, FULL, TYPE_MISMATCH, Batch, Commands, Shape
 from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
+from felix_py.dataplane.order import Step
+from felix_py.dataplane.part import Part, Sweep
 from felix_py.plan.layout import set_prefix
-from felix_py.records import Drift, Failure, Report, SetSpec, SetType, bounded
+from felix_py.records import Drift, Failure, Report, SetSpec, SetType, Update, bounded
 from felix_py.refs import MemberRef, MembersRef, Ref, SetRef
 from policy.model import Family
 
@@ -94,10 +97,18 @@ class _Set:
             self.pending.add(key)
 
 
-class IPSets:
-    """All sets of ours, of both families. An apply calls grow, mark, shrink and destroy, in this order."""
+class IPSets(Part):
+    """All sets of ours, of both families."""
+
+    looks = Look.SETS
 
     def __init__(self) -> None:
+        self.steps = {
+            Step.GROW_SETS: self.grow,
+            Step.WRITE_MARKS: self.mark,
+            Step.SHRINK_SETS: self.shrink,
+            Step.DESTROY_SETS: self.destroy,
+        }
         self._commands = Commands()
         self._sets: dict[str, _Set] = {}
         self._dirty: set[str] = set()
@@ -111,6 +122,16 @@ class IPSets:
         self._commands.close()
 
     # --- what is wanted ------------------------------------------------------------------------------
+
+    def update(self, update: Update) -> None:
+        """See :class:`Part`."""
+        for name in update.emptied:
+            self.spec(name, None)
+        for name, spec in update.sets.items():
+            self.spec(name, spec)
+        for name, texts in update.members.items():
+            for text, mark in texts.items():
+                self.member(name, text, mark)
 
     def spec(self, name: str, spec: SetSpec | None) -> None:
         """Note that a set must be there, or must not."""
@@ -166,7 +187,7 @@ class IPSets:
     # --- what there is -------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Read all sets of ours.
+        """See :class:`Part`.
 
         Raises:
             OSError: the kernel does not answer, or has no IP sets.
@@ -191,8 +212,8 @@ class IPSets:
         self._dirty = {name for name, known in self._sets.items() if not known.done}
         self._unswept = set(found)
 
-    def hold(self) -> None:
-        """Want what the last :meth:`load` found, until :meth:`release`; less sets of a type that is not ours."""
+    def hold(self, base: Update) -> Update:
+        """See :class:`Part`. Less sets of a type that is not ours."""
         for name, known in self._sets.items():
             if known.shape is None or known.shape.type not in list(SetType):
                 continue
@@ -200,13 +221,14 @@ class IPSets:
             family = Family.V4 if name.startswith(set_prefix(Family.V4)) else Family.V6
             known.spec = SetSpec(name, SetType(known.shape.type), family, mask)
             known.wanted = dict(known.actual)
+        return Update()
 
-    def any_of(self, names: Iterable[str]) -> bool:
-        """Whether the kernel has one of these sets."""
-        return any(name in self._sets and self._sets[name].shape is not None for name in names)
+    def has(self, name: str) -> bool:
+        """Whether the kernel has a set."""
+        return name in self._sets and self._sets[name].shape is not None
 
     def release(self) -> None:
-        """Want nothing; what there is stays."""
+        """See :class:`Part`."""
         for known in self._sets.values():
             known.spec, known.doomed = None, False
             known.wanted, known.rejected = {}, {}
@@ -215,12 +237,12 @@ class IPSets:
         self._dirty.clear()
 
     def take_drift(self) -> list[Drift]:
-        """What somebody else has changed, as found since the last call."""
+        """See :class:`Part`."""
         taken, self._drift = self._drift, []
         return taken
 
     def differences(self) -> Iterator[Ref]:
-        """Wanted sets and members that the kernel, as last seen, does not have."""
+        """See :class:`Part`."""
         for name, known in sorted(self._sets.items()):
             if known.spec is None:
                 continue
@@ -234,7 +256,7 @@ class IPSets:
         return {value >> 32 for value in self._sets[name].actual.values()} if name in self._sets else set()
 
     def owned(self) -> list[str]:
-        """A line for each set of ours in the kernel."""
+        """See :class:`Part`."""
         return [
             f"set {name} ({known.shape.type}): {len(known.actual)} members"
             for name, known in sorted(self._sets.items())
@@ -243,7 +265,7 @@ class IPSets:
 
     # --- the steps of an apply -----------------------------------------------------------------------
 
-    def grow(self) -> Report:
+    def grow(self, _sweep: Sweep) -> Report:
         """Make sets, and add members to those without marks. Reports what can never be written, too."""
         refused = [*self._refused.values()]
         for name, known in sorted(self._sets.items()):
@@ -252,21 +274,21 @@ class IPSets:
         names = [name for name in self._dirty if self._sets[name].spec]
         return Report(failures=tuple(refused)) + self._each(names, self._make) + self._write(ADD, marked=False)
 
-    def mark(self) -> Report:
+    def mark(self, _sweep: Sweep) -> Report:
         """Write members of marked sets, with their marks."""
         names = [name for name in self._dirty if self._sets[name].marked]
         return self._each(names, self._remake) + self._write(ADD, marked=True)
 
-    def shrink(self, *, sweep: bool) -> Report:
-        """Delete members; those of marked sets last. ``sweep``: strays too."""
+    def shrink(self, sweep: Sweep) -> Report:
+        """Delete members; those of marked sets last."""
         if sweep:
             for name in self._unswept:
                 self._sets[name].find_strays()
             self._dirty |= self._unswept
         return self._write(DELETE, marked=False) + self._write(DELETE, marked=True)
 
-    def destroy(self, *, sweep: bool) -> Report:
-        """Destroy sets that must not be; ``sweep``: also those that nobody has declared."""
+    def destroy(self, sweep: Sweep) -> Report:
+        """Destroy sets that must not be."""
         if sweep:
             for name in self._unswept:
                 self._sets[name].doomed = self._sets[name].spec is None

@@ -13,10 +13,13 @@ from itertools import islice
 from typing import NamedTuple
 
 from felix_py.dataplane import route_messages as messages
+from felix_py.dataplane.interface import Look
 from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
+from felix_py.dataplane.order import Step
+from felix_py.dataplane.part import Part, Sweep
 from felix_py.dataplane.route_messages import PROTOCOLS, Destination, Packed, destination_text
-from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
-from felix_py.records import Drift, Failure, Report, Route, bounded
+from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.records import Drift, Failure, Report, Route, Update, bounded
 from felix_py.refs import RouteRef, RoutesRef
 from policy.model import Family
 
@@ -26,6 +29,13 @@ _AGAIN = 1000
 _TAKEN = "has this destination"
 _NAMED = 100
 """Foreign routes that are looked up in one apply, so that a failure can name them."""
+
+_SWEPT = {
+    Sweep.NOTHING: set(),
+    Sweep.ALL_BUT_LEARNED: {*PROTOCOLS} - {ROUTE_PROTOCOL_LEARNED},
+    Sweep.ALL: {*PROTOCOLS},
+}
+"""Protocols whose routes go if nobody has asked for them."""
 
 _Place = tuple[Destination, int]
 """Destination and protocol number."""
@@ -37,10 +47,17 @@ class _Write(NamedTuple):
     replace: bool
 
 
-class Routes:
+class Routes(Part):
     """All our routes, of the given families."""
 
-    def __init__(self, families: Collection[Family]) -> None:
+    looks = Look.ROUTES
+
+    def __init__(
+        self, families: Collection[Family], is_gone: Callable[[str], bool] = lambda _interface: False
+    ) -> None:
+        """``is_gone``: whether an interface is known to be gone. Routes wait for it, and that is no failure."""
+        self.steps = {Step.REMOVE_ROUTES: self.remove, Step.WRITE_ROUTES: self.write}
+        self._is_gone = is_gone
         self._families = tuple(families)
         self._netlink = Netlink(NETLINK_ROUTE)
         self._wanted: dict[_Place, Route] = {}
@@ -50,7 +67,6 @@ class Routes:
         self._refused: dict[RouteRef, Failure] = {}
         self._stuck: dict[_Place, Failure] = {}
         self._drift: dict[_Place, Drift] = {}
-        self._gone: Collection[str] = ()
         self._swept: set[int] = set()
         self._loaded = False
 
@@ -64,6 +80,11 @@ class Routes:
         return self._netlink.port
 
     # --- what is wanted ------------------------------------------------------------------------------
+
+    def update(self, update: Update) -> None:
+        """See :class:`Part`."""
+        for key, route in update.routes.items():
+            self.route(key, route)
 
     def route(self, key: RouteRef, route: Route | None) -> None:
         """Note a wanted route; None: it must not exist."""
@@ -95,7 +116,7 @@ class Routes:
     # --- what there is -------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Read our routes.
+        """See :class:`Part`.
 
         Raises:
             OSError: the kernel does not answer.
@@ -113,15 +134,13 @@ class Routes:
         self._pending = set(self._wanted) | (self._pending & actual.keys())
         self._swept = set()
 
-    def hold(self) -> dict[RouteRef, Route]:
-        """Want what the last :meth:`load` found, until :meth:`release`. Returns it."""
-        held = {route.key: route for packed in self._actual.values() if (route := messages.unpack(packed))}
-        for key, route in held.items():
-            self.route(key, route)
-        return held
+    def hold(self, base: Update) -> Update:
+        """See :class:`Part`."""
+        held = (messages.unpack(packed) for packed in self._actual.values())
+        return Update(routes={route.key: route for route in held if route})
 
     def release(self) -> None:
-        """Want nothing; what there is stays."""
+        """See :class:`Part`."""
         self._wanted.clear()
         self._pending.clear()
         self._right.clear()
@@ -140,25 +159,25 @@ class Routes:
             self._drift[place] = Drift(_ref(place), how)
 
     def take_drift(self) -> list[Drift]:
-        """What somebody else has changed, as found since the last call, less what was asked to change since."""
+        """See :class:`Part`. Less what was asked to change since."""
         taken, self._drift = self._drift, {}
         return list(taken.values())
 
     def differences(self) -> list[RouteRef]:
-        """Wanted routes that the kernel, as last seen, does not have."""
+        """See :class:`Part`."""
         failures: dict[_Place, Failure] = {}
         pending = self._pending & self._wanted.keys()
         return [_ref(w.place) for w in self._plan(pending, failures)] + [_ref(place) for place in failures]
 
     def owned(self) -> list[str]:
-        """A line for each of our routes in the kernel."""
+        """See :class:`Part`."""
         return [f"route {destination_text(place[0])} protocol {place[1]}" for place in sorted(self._actual)]
 
     # --- the steps of an apply -----------------------------------------------------------------------
 
-    def remove(self, *, sweep: bool, keep: Collection[int] = ()) -> Report:
-        """Delete what must not be; ``sweep``: also what nobody has asked for, less the protocols to ``keep``."""
-        if sweep and (protocols := set(PROTOCOLS).difference(keep, self._swept)):
+    def remove(self, sweep: Sweep) -> Report:
+        """Delete what must not be."""
+        if protocols := _SWEPT[sweep] - self._swept:
             strays = self._actual.keys() - self._wanted.keys()
             self._pending.update(place for place in strays if place[1] in protocols)
             self._swept |= protocols
@@ -174,13 +193,9 @@ class Routes:
         self._pending.difference_update(place for place in gone if place not in self._actual)
         return Report(writes=len(todo) - len(failures), failures=tuple(failures))
 
-    def write(self, gone: Collection[str] = ()) -> Report:
-        """Add and replace. Reports what can never be written, too.
-
-        ``gone``: interfaces that are known to be gone. Their routes wait for them; that is no failure any more.
-        """
+    def write(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
+        """Add and replace. Reports what can never be written, too."""
         failures: dict[_Place, Failure] = {}
-        self._gone = gone
         due = self._due()
         todo = self._plan(due, failures)
         if any(write.replace for write in todo):
@@ -227,7 +242,7 @@ class Routes:
         todo: list[_Write] = []
         for place in sorted(places, key=_preference):
             wanted = self._wanted[place]
-            if any(hop.interface in self._gone for hop in wanted.next_hops):
+            if any(self._is_gone(hop.interface) for hop in wanted.next_hops):
                 continue
             try:
                 route = messages.pack(wanted, place[0], resolve)

@@ -11,6 +11,9 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from felix_py.dataplane.interface import Look
+from felix_py.dataplane.order import Step
+from felix_py.dataplane.part import Part, Sweep
 from felix_py.plan.layout import INTERFACE_PREFIX
 from felix_py.records import Drift, Failure, Report
 from felix_py.refs import SysctlRef
@@ -103,17 +106,20 @@ def ensure(name: str, value: str) -> Failure | None:
 _FORWARDING = {Family.V4: "ipv4/ip_forward", Family.V6: "ipv6/conf/all/forwarding"}
 
 
-class HostSettings:
+class HostSettings(Part):
     """Keeps the host a router, once it is one. What was never right is the start's business, not drift."""
 
+    looks = Look.LINKS | Look.SETTINGS
+
     def __init__(self, families: Collection[Family]) -> None:
+        self.steps = {Step.MEND_LINKS: self.mend}
         self._families = tuple(families)
         self._right: set[Family] = set()
         self._lost: set[Family] = set()
         self._drift: list[Drift] = []
 
     def load(self) -> None:
-        """Look at the settings."""
+        """See :class:`Part`."""
         right = {family for family in self._families if read(_FORWARDING[family]) == "1"}
         for family in sorted(self._right - right):
             self._drift.append(Drift(SysctlRef(_FORWARDING[family]), "0 instead of 1"))
@@ -125,7 +131,7 @@ class HostSettings:
         """Families that the host forwarded when it was looked at last."""
         return self._right
 
-    def apply(self) -> Report:
+    def mend(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
         """Make the host a router again."""
         if not self._lost:
             return Report()
@@ -137,6 +143,6 @@ class HostSettings:
         return Report(writes=0 if failures else writes, failures=failures)
 
     def take_drift(self) -> list[Drift]:
-        """What somebody else has changed, as found since the last call."""
+        """See :class:`Part`."""
         taken, self._drift = self._drift, []
         return taken

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from felix_py import pending
-from felix_py.dataplane.interface import Part
+from felix_py.dataplane.interface import Look
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import Links, PodLink, random_mac
@@ -169,8 +169,8 @@ def test_rules_of_others_that_do_not_hinder_ours_stay_where_they_are(
             execute(UNHINDERED[case], **names(backend, family))
         before = kernel_state.everything(backend)
         node.kernel.looks.clear()
-        node.pending.look(Part.RULES)
-        await until(lambda: any(Part.RULES in parts for parts in node.kernel.looks))
+        node.pending.look(Look.RULES)
+        await until(lambda: any(Look.RULES in parts for parts in node.kernel.looks))
         await node.reconciler.settled()
         assert node.found() == []
         assert node.drift() == {}
@@ -479,6 +479,6 @@ def test_what_we_do_ourselves_is_no_drift_and_costs_no_look(make_netns: MakeNetn
         execute("{iptables} -N FELIX-NOBODYS; ip -{n} route del {pod}", **names(backend, Family.V4))
         await until(lambda: node.drift() == {"route": 1, "chain": 1})
         await node.reconciler.settled()
-        assert sorted(node.kernel.looks, key=str) == sorted([Part.ROUTES, Part.RULES], key=str)
+        assert sorted(node.kernel.looks, key=str) == sorted([Look.ROUTES, Look.RULES], key=str)
 
     on_node(make_netns, backend, test)

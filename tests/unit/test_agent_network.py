@@ -14,7 +14,7 @@ from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
-from felix_py.dataplane.interface import Part
+from felix_py.dataplane.interface import Look
 from felix_py.failures import Failures
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
@@ -442,7 +442,7 @@ def test_a_sweep_that_is_asked_for_while_an_apply_runs_waits_for_the_plan_that_k
             assert kernel.deleted == []
             stray = RouteRef("10.1.8.0/24", ROUTE_PROTOCOL_LEARNED)
             kernel.kernel[stray] = Route(stray, next_hops=(NextHop(gateway="192.0.2.2"),))
-            rig.pending.look(Part.ROUTES)
+            rig.pending.look(Look.ROUTES)
             await until(lambda: kernel.deleted == [stray])
 
     run(test())

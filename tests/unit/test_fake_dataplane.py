@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from felix_py.dataplane.fake import FakeDataplane
-from felix_py.dataplane.interface import Part
+from felix_py.dataplane.interface import Look
 from felix_py.records import Failure, Hook, NextHop, Report, Route, SetSpec, SetType, Update
 from felix_py.refs import ChainRef, MemberRef, RouteRef, SetRef
 from policy.model import Family
@@ -102,7 +102,7 @@ def test_drift_is_told_once_and_what_is_pending_is_none() -> None:
     assert fake.apply().failures
     del fake.kernel[CHAIN]
     fake.kernel[SetRef("felix4-y")] = SetSpec("felix4-y", SetType.IP, Family.V4)
-    fake.load(Part.ROUTES)
+    fake.load(Look.ROUTES)
     assert fake.take_drift() == []
     fake.load()
     fake.load()
@@ -125,10 +125,10 @@ def test_rules_that_were_read_before_a_write_are_read_again() -> None:
     fake = written()
     read = fake.read_rules()
     fake.kernel[CHAIN] = ()
-    fake.load(Part.RULES, read)
+    fake.load(Look.RULES, read)
     assert fake.take_drift() == []  # as it was when it was read
     other = ChainRef(Family.V4, "filter", "FELIX-B")
     fake.update(Update(chains={other: ()}))
     fake.apply()
-    fake.load(Part.RULES, read)
+    fake.load(Look.RULES, read)
     assert [str(drift) for drift in fake.take_drift()] == ["chain FELIX-A (filter, IPv4): other content"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from felix_py.agent.network import _memberships
 from felix_py.dataplane.fake import FakeDataplane
-from felix_py.dataplane.interface import EVERYTHING, Part
+from felix_py.dataplane.interface import EVERYTHING, Look, RulesSnapshot
 from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.planner import Planner
@@ -75,9 +75,9 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
     class Slow(FakeDataplane):
         begin: Callable[[], None] = staticmethod(lambda: None)
 
-        def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
+        def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
             self.begin()
-            super().load(parts, rules)
+            super().load(look, rules)
 
         def release(self) -> None:
             self.released = dict(self.kernel)
@@ -102,7 +102,7 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
 
         kernel.begin = begin
         task = asyncio.create_task(rig.reconciler.run())
-        rig.pending.look(Part.ROUTES)
+        rig.pending.look(Look.ROUTES)
         await begun.wait()
         await rig.reconciler.settled()
         assert kernel.released == {OLD: (("-j", "DROP"),)}

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from felix_py import pending
-from felix_py.dataplane.interface import EVERYTHING, Part
+from felix_py.dataplane.interface import EVERYTHING, Look
 from felix_py.records import NextHop, Route
 from felix_py.refs import KINDS, ChainRef, RouteRef
 from policy.model import Family, Pod
@@ -64,16 +64,16 @@ def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counted_once
         assert rig.reconciler.last_drift is None
         take(rig, POD)
         take(rig, FORWARD)
-        rig.pending.look(Part.ROUTES)
+        rig.pending.look(Look.ROUTES)
         await until(lambda: drift(rig) == {"route": 1})
         assert POD in rig.kernel.routes
-        assert rig.kernel.looks == [Part.ROUTES]
+        assert rig.kernel.looks == [Look.ROUTES]
         assert rig.reconciler.last_drift is not None
         assert rig.reconciler.last_drift[1] == ["route 10.1.0.2/32: missing"]
-        rig.pending.look(Part.RULES)
+        rig.pending.look(Look.RULES)
         await until(lambda: drift(rig) == {"route": 1, "chain": 1})
         assert FORWARD in rig.kernel.chains
-        assert rig.kernel.looks == [Part.ROUTES, Part.RULES]
+        assert rig.kernel.looks == [Look.ROUTES, Look.RULES]
         rig.pending.look(EVERYTHING)
         await until(lambda: len(rig.kernel.looks) == 4)
         await rig.reconciler.settled()
@@ -94,7 +94,7 @@ def test_a_long_list_is_one_line_that_names_some_and_counts_the_rest() -> None:
         await rig.reconciler.settled()
         for n in range(1, 31):
             take(rig, RouteRef(f"10.1.{n}.0/24", 89))
-        rig.pending.look(Part.ROUTES)
+        rig.pending.look(Look.ROUTES)
         await until(lambda: drift(rig) == {"route": 30})
 
     (line,) = [line for line in run(test) if "found" in line]
@@ -121,7 +121,7 @@ def test_what_is_asked_to_go_is_no_drift_when_it_is_gone_before() -> None:
     async def test(rig: Rig) -> None:
         rig.network.leaving(lease())
         take(rig, POD)
-        rig.pending.look(Part.ROUTES)
+        rig.pending.look(Look.ROUTES)
         await until(lambda: rig.kernel.looks)
         await rig.network.release(lease())
         assert drift(rig) == {}
@@ -135,7 +135,7 @@ def test_strays_are_counted_and_removed() -> None:
     async def test(rig: Rig) -> None:
         stray = Route(RouteRef("10.1.0.77/32", 88), next_hops=(NextHop(interface="eth0"),))
         rig.kernel.kernel[stray.key] = stray
-        rig.pending.look(Part.ROUTES)
+        rig.pending.look(Look.ROUTES)
         await until(lambda: drift(rig) == {"route": 1})
         await until(lambda: stray.key not in rig.kernel.routes)
 
@@ -145,7 +145,7 @@ def test_strays_are_counted_and_removed() -> None:
 def test_a_changed_interface_is_mended_and_counted() -> None:
     async def test(rig: Rig) -> None:
         rig.kernel.broken_links[lease().interface] = "down"
-        rig.pending.look(Part.LINKS)
+        rig.pending.look(Look.LINKS)
         await until(lambda: drift(rig) == {"link": 1})
         assert not rig.kernel.broken_links
 
@@ -169,7 +169,7 @@ def test_a_kernel_that_cannot_be_read_keeps_no_pod_waiting_and_is_read_again() -
         rig.kernel.unreadable = "dump interrupted"
         take(rig, FORWARD)
         take(rig, OWN)
-        rig.pending.look(Part.RULES | Part.ROUTES)
+        rig.pending.look(Look.RULES | Look.ROUTES)
         await until(lambda: len(rig.kernel.looks) > 2)
         await rig.network.enforce(lease("c3", "10.1.0.3", 3.0))
         assert "10.1.0.3,felixc3" in rig.kernel.members(NAMES.source)
@@ -202,7 +202,7 @@ def test_rules_that_we_wrote_while_they_were_read_are_read_again() -> None:
         rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
         await rig.reconciler.settled()
         chains = dict(rig.kernel.chains)
-        rig.kernel.load(Part.RULES, read)
+        rig.kernel.load(Look.RULES, read)
         assert rig.kernel.take_drift() == []
         rig.kernel.apply()
         assert rig.kernel.chains == chains

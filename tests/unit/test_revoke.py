@@ -16,7 +16,7 @@ from felix_py.agent.network import PodNetwork
 from felix_py.agent.revoke import Quiet, Revoker
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
-from felix_py.dataplane.interface import Part
+from felix_py.dataplane.interface import Look
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
 from felix_py.plan.marks import Marks
@@ -584,7 +584,7 @@ def test_drift_concerns_whom_the_chain_or_set_concerns_and_everybody_where_that_
                 before = len(rig.looks())
                 value = spoilt.pop(item)
                 stray = rig.connect(DB, WEB)
-                rig.pending.look(Part.SETS | Part.RULES)
+                rig.pending.look(Look.SETS | Look.RULES)
                 await until(lambda: len(rig.looks()) > before)  # noqa: B023
                 assert rig.looks()[before] == concerned
                 assert spoilt[item] == value
@@ -601,7 +601,7 @@ def test_what_began_in_a_gap_ends_once_the_repair_has_succeeded() -> None:
             forward = ChainRef(Family.V4, "filter", "FELIX-FORWARD")
             rig.kernel.failing = {forward: "the lock is held"}
             del rig.kernel.kernel[forward]
-            rig.pending.look(Part.RULES)
+            rig.pending.look(Look.RULES)
             await until(lambda: rig.reconciler.failures)
             await rig.idle()
             # The gap lasts, and so do those who come through it.

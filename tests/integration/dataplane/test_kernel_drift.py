@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.dataplane.interface import Part
+from felix_py.dataplane.interface import Look
 from felix_py.dataplane.kernel import Kernel
 from felix_py.records import Backend, Hook, Report, Route, Update
 from felix_py.refs import ChainRef, RouteRef
@@ -306,7 +306,7 @@ def test_rules_read_before_a_write_of_ours_are_not_taken_for_what_there_is(
     read = kernel.read_rules()
     key = ChainRef(family, "filter", "FELIX-ALLOW")
     put(kernel, Update(chains={key: (("-j", "DROP"),)}))
-    kernel.load(Part.RULES, read)
+    kernel.load(Look.RULES, read)
     assert kernel.take_drift() == []
     check_quiet(kernel)
 
@@ -316,7 +316,7 @@ def test_rules_read_ahead_are_taken_for_what_there_is(kernel: Kernel, backend: B
     do("{iptables} -D FELIX-ALLOW 1", family, backend)
     read = kernel.read_rules()
     do("{iptables} -F FELIX-CE-1", family, backend)
-    kernel.load(Part.RULES, read)
+    kernel.load(Look.RULES, read)
     assert [str(drift.ref).split()[1] for drift in kernel.take_drift()] == ["FELIX-ALLOW"]
 
 
