@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
+from felix_py.dataplane.delta import Delta
 from felix_py.dataplane.interface import EVERYTHING, Look, RulesSnapshot
 from felix_py.dataplane.order import ORDER, Step
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED
@@ -69,17 +70,14 @@ class FakeDataplane:
 
     def __post_init__(self) -> None:
         self.free.set()
-        self._wanted: dict[Item, object] = {}
-        self._seen: dict[Item, object] = {}
+        self._delta: Delta[Item, object, object] = Delta()
         self._broken: set[str] = set()
         self._drift: list[Drift] = []
         self._epoch = 0
-        self._loaded = False
 
     # --- Dataplane -----------------------------------------------------------------------------------
 
     def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
-        first, self._loaded = not self._loaded, True
         self.looks.append(look)
         if self.unreadable:
             raise OSError(self.unreadable)
@@ -87,11 +85,13 @@ class FakeDataplane:
         if isinstance(rules, _Read) and rules.epoch == self._epoch:
             found = {item: value for item, value in found.items() if _look(item) is not Look.RULES}
             found |= rules.items
-        unseen = {item: value for item, value in self._seen.items() if _look(item) not in look}
-        found = unseen | {item: value for item, value in found.items() if _look(item) in look}
-        if not first:
-            self._drift += [*self._spoilt(found), *self._strays(found)]
-        self._seen = found
+        unseen = {item: value for item, value in self._delta.actual.items() if _look(item) not in look}
+        seen = unseen | {item: value for item, value in found.items() if _look(item) in look}
+        lost, strays = self._delta.load(seen)
+        for item in lost:
+            if not isinstance(item, MemberRef) or SetRef(item.set) in seen:
+                self._drift.append(Drift(_ref(item), "other content" if item in seen else "missing"))
+        self._drift += [Drift(_ref(item), "nobody asked for it") for item in strays]
         if Look.LINKS in look:
             self._look_at_links()
 
@@ -101,20 +101,8 @@ class FakeDataplane:
         held = {item: value for item, value in self.kernel.items() if _look(item) is Look.RULES}
         return _Read(self._epoch, held)
 
-    def _spoilt(self, found: dict[Item, object]) -> Iterator[Drift]:
-        for item, value in self._wanted.items():
-            if value is None or self._seen.get(item) != value or found.get(item) == value:
-                continue
-            if not isinstance(item, MemberRef) or SetRef(item.set) in found:
-                yield Drift(_ref(item), "other content" if item in found else "missing")
-
-    def _strays(self, found: dict[Item, object]) -> Iterator[Drift]:
-        for item in found.keys() - self._seen.keys():
-            if self._wanted.get(item) is None:
-                yield Drift(_ref(item), "nobody asked for it")
-
     def _look_at_links(self) -> None:
-        routes = [value for value in self._wanted.values() if isinstance(value, Route)]
+        routes = [value for value in self._delta.desired.values() if isinstance(value, Route)]
         names = {hop.interface for route in routes for hop in route.next_hops}
         broken = names & self.broken_links.keys()
         for name in sorted(broken - self._broken):
@@ -126,43 +114,44 @@ class FakeDataplane:
         return taken
 
     def hold(self, base: Update) -> list[Ref]:
-        self._wanted = dict(self._seen)
-        if self._seen:
-            self._wanted |= dict(_items(base))
-        return [_ref(item) for item, value in self._wanted.items() if value and self._seen.get(item) != value]
+        self._delta.hold()
+        if self._delta.actual:
+            self.update(base)
+        return self._missing()
+
+    def _missing(self) -> list[Ref]:
+        return [_ref(item) for item in self._delta.desired if item in self._delta.pending]
 
     def release(self) -> None:
-        self._wanted.clear()
+        self._delta.release()
 
     def update(self, update: Update) -> None:
         for name in update.emptied:
             self._empty(name)
         for item, value in _items(update):
-            self._wanted[item] = value
-            if isinstance(item, SetRef) and value is None:
+            if value is not None:
+                self._delta.desire(item, value)
+                continue
+            self._delta.dismiss(item)
+            if isinstance(item, SetRef):
                 self._empty(item.name)
 
     def _empty(self, name: str) -> None:
-        for item in (*self._wanted, *self._seen):
+        for item in (*self._delta.desired, *self._delta.actual):
             if isinstance(item, MemberRef) and item.set == name:
-                self._wanted[item] = None
+                self._delta.dismiss(item)
 
     def differences(self) -> list[Ref]:
         self.load()
-        return [
-            _ref(item)
-            for item, value in self._wanted.items()
-            if value is not None and self._seen.get(item) != value
-        ]
+        return self._missing()
 
     def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
         self.applies += 1
         self.free.wait()
-        wanted = dict(self._wanted)
         if sweep:
-            strays = self._seen.keys() - wanted.keys()
-            wanted |= dict.fromkeys(item for item in strays if not (keep_learned and _is_learned(item)))
-        changes = [(item, value) for item, value in wanted.items() if self._seen.get(item) != value]
+            self._delta.sweep(keep={item for item in self._delta.actual if keep_learned and _is_learned(item)})
+        changes = [(item, value) for item, value in self._delta.desired.items() if item in self._delta.pending]
+        changes += [(item, None) for item in self._delta.deletions()]
         self._epoch += any(_look(item) is Look.RULES for item, _ in changes)
         return sum((self._step(step, changes) for step in ORDER), self._mend_links())
 
@@ -199,7 +188,7 @@ class FakeDataplane:
                 return Step.DESTROY_SETS if value is None else Step.GROW_SETS
         if value is None:
             return Step.SHRINK_SETS
-        spec = self._wanted.get(SetRef(item.set))
+        spec = self._delta.desired.get(SetRef(item.set))
         return Step.WRITE_MARKS if isinstance(spec, SetSpec) and spec.mark_mask else Step.GROW_SETS
 
     def _refusal(self, item: Item, value: object) -> str | None:
@@ -208,14 +197,16 @@ class FakeDataplane:
         return self.failing.get(_ref(item))
 
     def _write(self, item: Item, value: object) -> None:
-        for state in (self.kernel, self._seen):
-            if value is not None:
-                state[item] = value
-                continue
-            state.pop(item, None)
-            if isinstance(item, SetRef):
-                for member in [m for m in state if isinstance(m, MemberRef) and m.set == item.name]:
-                    del state[member]
+        if value is not None:
+            self.kernel[item] = value
+            self._delta.written({item: value})
+            return
+        gone = [item]
+        if isinstance(item, SetRef):
+            gone += [other for other in self.kernel if isinstance(other, MemberRef) and other.set == item.name]
+        for each in gone:
+            self.kernel.pop(each, None)
+        self._delta.removed(gone)
 
     # --- what tests look at --------------------------------------------------------------------------
 

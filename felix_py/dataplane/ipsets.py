@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from felix_py.dataplane import ipset_members as members
+from felix_py.dataplane.delta import Delta
 from felix_py.dataplane.interface import Look
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, FULL, TYPE_MISMATCH, Batch, Commands, Shape
 from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
@@ -28,17 +29,14 @@ _BUSY_WAIT = 0.01
 
 @dataclass(slots=True)
 class _Set:
-    """One set by name. ``wanted`` and ``actual``: key -> ``mark << 32 | mask``, or 0 in a set without marks.
+    """One set by name. ``members``: key -> ``mark << 32 | mask``, or 0 in a set without marks.
 
-    ``pending`` holds keys whose two values may differ; strays that nobody has named join it only by a sweep.
     ``rejected``: text that is no member of such a set -> its mark and the reason.
     """
 
     spec: SetSpec | None = None
     shape: Shape | None = None
-    wanted: dict[bytes, int] = field(default_factory=dict)
-    actual: dict[bytes, int] = field(default_factory=dict)
-    pending: set[bytes] = field(default_factory=set)
+    members: Delta[bytes, int, int] = field(default_factory=Delta)
     rejected: dict[str, tuple[int, str]] = field(default_factory=dict)
     doomed: bool = False
     stuck: bool = False
@@ -58,43 +56,32 @@ class _Set:
         """The kernel is as wanted, but for strays."""
         if self.spec is None:
             return self.shape is None or not self.doomed
-        return self.right and not self.pending
+        return self.right and not self.members.pending
 
-    def note(self, key: bytes) -> None:
-        """Keep ``pending`` true to one key."""
-        if self.wanted.get(key) == self.actual.get(key):
-            self.pending.discard(key)
-        else:
-            self.pending.add(key)
-
-    def loaded(self, shape: Shape | None, actual: dict[bytes, int]) -> None:
-        """Take over what the kernel has."""
-        deletions = {key for key in self.pending if key not in self.wanted and key in actual}
-        self.shape, self.actual = shape, actual
-        self.pending = {key for key, value in self.wanted.items() if actual.get(key) != value} | deletions
-
-    def drift(self, name: str, shape: Shape | None, actual: dict[bytes, int]) -> Iterator[Drift]:
-        """What somebody else has changed, if this is what the kernel has now."""
-        if self.spec is None or not self.right:
-            return
-        if shape != self.shape:
-            yield set_drift(name, shape)
-        else:
-            yield from member_drift(name, self.spec, self.wanted, self.actual, actual)
+    def load(self, shape: Shape | None, actual: dict[bytes, int]) -> list[Drift]:
+        """Take over what the kernel has. What somebody else has changed, if all that was done is known."""
+        was_right, before, self.shape = self.right, self.shape, shape
+        found = self.members.load(actual)
+        if self.spec is None or not was_right:
+            return []
+        if shape != before:
+            return [set_drift(self.spec.name, shape)]
+        return list(member_drift(self.spec, found, self.members))
 
     def find_strays(self) -> None:
-        """Make every member that is not wanted pending."""
+        """Have every member that is not wanted deleted."""
         if self.spec is None:
             return
-        for raw in self.actual.keys() - self.wanted.keys():
+        held = self.members
+        for raw in held.actual.keys() - held.desired.keys():
             key = members.canonical(self.spec.type, self.spec.family, raw)
             if key != raw:
-                value = self.actual.pop(raw)
-                if key in self.wanted:  # the same element in another spelling: writing it anew is what helps
-                    self.note(key)
+                value = held.actual.pop(raw)
+                if key in held.desired:  # the same element in another spelling: writing it anew is what helps
+                    held.doubt(key)
                     continue
-                self.actual[key] = value
-            self.pending.add(key)
+                held.actual[key] = value
+            held.dismiss(key)
 
 
 class IPSets(Part):
@@ -143,22 +130,21 @@ class IPSets(Part):
         before, known.spec = known.spec, spec
         self._dirty.add(name)
         if spec is None:
-            known.wanted.clear()
+            known.members.release()
             known.rejected.clear()
             known.doomed = True
         elif before is None:
             if known.doomed:  # taken back before it was destroyed: what it held then is not wanted now
-                known.pending.update(known.actual)
+                known.members.dismiss_all()
             known.doomed = False
         elif before != spec:
             self._respecify(name, known, before)
 
     def _respecify(self, name: str, known: _Set, before: SetSpec) -> None:
-        texts = {members.decode(key): value >> 32 for key, value in known.wanted.items()}
+        texts = {members.decode(key): value >> 32 for key, value in known.members.desired.items()}
         texts |= {text: mark for text, (mark, _) in known.rejected.items()}
-        known.wanted.clear()
+        known.members.release()
         known.rejected.clear()
-        known.pending.clear()
         for text, mark in texts.items():
             self.member(name, text, mark)
 
@@ -178,10 +164,9 @@ class IPSets(Part):
                 known.rejected[text] = (mark, str(error))
             return
         if mark is None:
-            known.wanted.pop(key, None)
+            known.members.dismiss(key)
         else:
-            known.wanted[key] = mark << 32 | spec.mark_mask if spec.mark_mask else 0
-        known.note(key)
+            known.members.desire(key, mark << 32 | spec.mark_mask if spec.mark_mask else 0)
         self._dirty.add(name)
 
     # --- what there is -------------------------------------------------------------------------------
@@ -201,11 +186,9 @@ class IPSets(Part):
                 known = self._sets[name] = _Set()
                 if self._loaded and name not in self._refused:
                     self._drift.append(stray_set(name, shape))
-            self._drift += known.drift(name, shape, actual)
-            known.loaded(shape, actual)
+            self._drift += known.load(shape, actual)
         for name in self._sets.keys() - found.keys():
-            self._drift += self._sets[name].drift(name, None, {})
-            self._sets[name].loaded(None, {})
+            self._drift += self._sets[name].load(None, {})
             if self._sets[name].spec is None:
                 del self._sets[name]
         self._loaded = True
@@ -217,10 +200,12 @@ class IPSets(Part):
         for name, known in self._sets.items():
             if known.shape is None or known.shape.type not in list(SetType):
                 continue
-            mask = next(iter(known.actual.values()), _WHOLE_MARK) & _WHOLE_MARK if known.shape.marked else 0
+            mask = (
+                next(iter(known.members.actual.values()), _WHOLE_MARK) & _WHOLE_MARK if known.shape.marked else 0
+            )
             family = Family.V4 if name.startswith(set_prefix(Family.V4)) else Family.V6
             known.spec = SetSpec(name, SetType(known.shape.type), family, mask)
-            known.wanted = dict(known.actual)
+            known.members.hold()
         return Update()
 
     def has(self, name: str) -> bool:
@@ -231,8 +216,8 @@ class IPSets(Part):
         """See :class:`Part`."""
         for known in self._sets.values():
             known.spec, known.doomed = None, False
-            known.wanted, known.rejected = {}, {}
-            known.pending.clear()
+            known.members.release()
+            known.rejected.clear()
         self._refused.clear()
         self._dirty.clear()
 
@@ -248,17 +233,19 @@ class IPSets(Part):
                 continue
             if not known.right:
                 yield SetRef(name)
-            for key in known.pending & known.wanted.keys():
+            for key in known.members.updates():
                 yield MemberRef(name, members.decode(key))
 
     def marks(self, name: str) -> set[int]:
         """The marks of a set's members in the kernel."""
-        return {value >> 32 for value in self._sets[name].actual.values()} if name in self._sets else set()
+        return (
+            {value >> 32 for value in self._sets[name].members.actual.values()} if name in self._sets else set()
+        )
 
     def owned(self) -> list[str]:
         """See :class:`Part`."""
         return [
-            f"set {name} ({known.shape.type}): {len(known.actual)} members"
+            f"set {name} ({known.shape.type}): {len(known.members.actual)} members"
             for name, known in sorted(self._sets.items())
             if known.shape
         ]
@@ -333,7 +320,7 @@ class IPSets(Part):
                 return
             self._commands.destroy(name)
             self._commands.create(name, spec)
-        known.loaded(Shape.of(spec), {})
+        known.load(Shape.of(spec), {})
 
     def _remake(self, name: str, known: _Set) -> int:
         """Give a set another shape."""
@@ -347,7 +334,8 @@ class IPSets(Part):
         other = f"{set_prefix(spec.family)}tmp-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         self._commands.destroy(other)
         self._commands.create(other, spec)
-        failed = {key for _, key, _ in self._commands.write([Batch(other, ADD, list(known.wanted.items()))])}
+        wanted = known.members.desired
+        failed = {key for _, key, _ in self._commands.write([Batch(other, ADD, list(wanted.items()))])}
         try:
             self._commands.swap(other, name)
         except OSError as error:
@@ -359,9 +347,9 @@ class IPSets(Part):
             except OSError:
                 raise error from None
             self._commands.create(name, spec)
-            known.loaded(Shape.of(spec), {})
+            known.load(Shape.of(spec), {})
             return
-        known.loaded(Shape.of(spec), {key: value for key, value in known.wanted.items() if key not in failed})
+        known.load(Shape.of(spec), {key: value for key, value in wanted.items() if key not in failed})
         self._commands.destroy(other)
 
     def _destroy(self, name: str, known: _Set) -> int:
@@ -374,7 +362,7 @@ class IPSets(Part):
                     known.stuck = True
                     raise
                 time.sleep(_BUSY_WAIT)
-        known.loaded(None, {})
+        known.load(None, {})
         known.doomed = known.stuck = False
         if known.spec is None:
             del self._sets[name]
@@ -389,9 +377,9 @@ class IPSets(Part):
             if not known.right or known.marked != marked:
                 continue
             if command == ADD:
-                todo = [(key, known.wanted[key]) for key in known.pending if key in known.wanted]
+                todo = [(key, known.members.desired[key]) for key in known.members.updates()]
             else:
-                todo = [(key, 0) for key in known.pending if key not in known.wanted]
+                todo = [(key, 0) for key in known.members.deletions()]
             if todo:
                 batches.append(Batch(name, command, todo))
         failed = self._commands.write(batches)
@@ -403,12 +391,10 @@ class IPSets(Part):
             written = dict(batch.members)
             for key in refused.get(batch.name, ()):
                 del written[key]
-            known.pending.difference_update(written)
             if command == ADD:
-                known.actual.update(written)
+                known.members.written(written)
             else:
-                for key in written:
-                    known.actual.pop(key, None)
+                known.members.removed(written)
         writes = sum(len(batch.members) for batch in batches) - len(failed)
         by_set: dict[str, list[tuple[str, bytes, OSError]]] = {}
         for entry in failed:
@@ -435,9 +421,7 @@ class IPSets(Part):
         """If somebody has destroyed or replaced the set behind our back, the next apply makes it anew."""
         known = self._sets[name]
         if shape != known.shape:
-            actual = known.actual if shape else {}
-            self._drift += known.drift(name, shape, actual)
-            known.loaded(shape, actual)
+            self._drift += known.load(shape, known.members.actual if shape else {})
 
 
 def is_ours(name: str) -> bool:

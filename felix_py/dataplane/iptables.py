@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from felix_py.dataplane.backend import OwnProcesses, ToolError, save
+from felix_py.dataplane.delta import Delta, Found
 from felix_py.dataplane.differences import chain_difference, hook_difference, in_the_way, stray_chain, stray_rules
 from felix_py.dataplane.iptables_restore import (
     Change,
@@ -55,13 +56,12 @@ class Iptables:
         self._family = family
         self._backend = backend
         self._restore = Restore(family, backend, own)
-        self._wanted: dict[Place, tuple[Rule, ...]] = {}
+        self._chains: Delta[Place, tuple[Rule, ...], tuple[Rule, ...]] = Delta(self._is_right)
+        self._builtins: dict[Place, tuple[Rule, ...]] = {}
         self._hooks: dict[Place, dict[Hook, Rule]] = {}
-        self._rejected: dict[ChainRef | Hook, Failure] = {}
-        self._actual: dict[Place, tuple[Rule, ...]] = {}
-        self._dirty: set[Place] = set()
-        self._doomed: set[Place] = set()
+        self._dirty_hooks: set[Place] = set()
         self._doomed_hooks: dict[Place, set[str]] = {}
+        self._rejected: dict[ChainRef | Hook, Failure] = {}
         self._swept = False
         self._bodies = RuleBodies()
         self._loaded = False
@@ -81,16 +81,12 @@ class Iptables:
             rendered = tuple(map(render, rules)) if rules is not None else None
         except BadRule as error:
             self._rejected[key] = Failure(key, str(error))
-            self._wanted.pop(place, None)
-            self._settled(place)
+            self._chains.forget(place)
             return
-        self._dirty.add(place)
         if rendered is None:
-            self._wanted.pop(place, None)
-            self._doomed.add(place)
+            self._chains.dismiss(place)
         else:
-            self._wanted[place] = rendered
-            self._doomed.discard(place)
+            self._chains.desire(place, rendered)
 
     def hook(self, hook: Hook, wanted: bool) -> None:
         """Note whether a rule of ours must be in a built-in chain. Several in one place are in order of words."""
@@ -103,7 +99,7 @@ class Iptables:
         except BadRule as error:
             self._rejected[hook] = Failure(HookRef(self._family, *place, single=True), str(error))
             return
-        self._dirty.add(place)
+        self._dirty_hooks.add(place)
         doomed = self._doomed_hooks.setdefault(place, set())
         if wanted:
             self._hooks.setdefault(place, {}).setdefault(hook, rule)
@@ -122,19 +118,17 @@ class Iptables:
         Rules of others in our chains are not held. The chain of a class is never empty; one that somebody has
         flushed lets nothing through, rather than all.
         """
-        for place, rules in self._actual.items():
-            if place[1] not in BUILTIN_CHAINS:
-                ours = tuple(rule for rule in rules if rule.hash)
-                self._wanted[place] = ours or (_CLOSED if place[1].startswith(_CLASS_CHAINS) else ())
-        self._dirty.update(self._wanted)
+        for place, rules in self._chains.actual.items():
+            ours = tuple(rule for rule in rules if rule.hash)
+            self._chains.desire(place, ours or (_CLOSED if place[1].startswith(_CLASS_CHAINS) else ()))
         if self._is_of(base, hooks, complete=complete):
             for key, wanted in base.items():
                 self.chain(key, wanted)
             for hook in hooks:
                 self.hook(hook, True)
             return True
-        for (table, chain), rules in self._actual.items():
-            for at, rule in enumerate(rule for rule in rules if rule.hash and chain in BUILTIN_CHAINS):
+        for (table, chain), rules in self._builtins.items():
+            for at, rule in enumerate(rule for rule in rules if rule.hash):
                 # They stay in their order; only jumps to our chains come first (see felix_py.plan.static).
                 first = target_of(rule.text).startswith(CHAIN_PREFIX)
                 hook = Hook(self._family, table, chain, (f"{at:04}",), first)
@@ -155,16 +149,16 @@ class Iptables:
         }
         for hook in hooks:
             known.setdefault((hook.table, hook.chain), set()).add(render(hook.words).hash)
-        found = {place: {rule.hash for rule in rules} - {""} for place, rules in self._actual.items()}
-        present = [place for place in found if (found[place] if place[1] in BUILTIN_CHAINS else place in known)]
+        actual = self._chains.actual | self._builtins
+        found = {place: {rule.hash for rule in rules} - {""} for place, rules in actual.items()}
+        present = [place for place in found if (found[place] if place in self._builtins else place in known)]
         return all(found[place] <= known.get(place, set()) for place in present) if present else complete
 
     def release(self) -> None:
         """Want nothing; what there is stays."""
-        for noted in (self._wanted, self._hooks, self._rejected, self._doomed_hooks):
+        self._chains.release()
+        for noted in (self._hooks, self._rejected, self._doomed_hooks, self._dirty_hooks):
             noted.clear()
-        self._dirty.clear()
-        self._doomed.clear()
 
     # --- what there is -------------------------------------------------------------------------------
 
@@ -189,14 +183,18 @@ class Iptables:
         Raises:
             ToolError: it cannot be read.
         """
-        right = [place for place in self._wanted.keys() | self._hooks.keys() if self._change(place) is None]
-        before = self._actual
-        self._actual = _by_place(parse_save(save(self._family, self._backend)) if saved is None else saved)
-        self._bodies.keep(rule.text for rules in self._actual.values() for rule in rules)
+        right = [place for place in self._hooks if self._hook_change(place) is None]
+        before = self._builtins
+        actual = _by_place(parse_save(save(self._family, self._backend)) if saved is None else saved)
+        self._builtins = {place: actual.pop(place) for place in list(actual) if place[1] in BUILTIN_CHAINS}
+        self._bodies.keep(
+            rule.text for held in (actual, self._builtins) for rules in held.values() for rule in rules
+        )
+        found = self._chains.load(actual)
         if self._loaded:
-            self._drift += [*self._spoilt(right), *self._strays(before)]
+            self._drift += [*self._chain_drift(found), *self._hook_drift(right, before)]
         self._loaded = True
-        self._dirty = self._wanted.keys() | self._hooks.keys() | self._doomed | self._doomed_hooks.keys()
+        self._dirty_hooks = self._hooks.keys() | self._doomed_hooks.keys()
         self._swept = False
 
     def take_drift(self) -> list[Drift]:
@@ -204,39 +202,32 @@ class Iptables:
         taken, self._drift = self._drift, []
         return taken
 
-    def _spoilt(self, right: Iterable[Place]) -> Iterator[Drift]:
-        """What was right and is not any more."""
-        for place in sorted(right):
-            if not (change := self._change(place)):
-                continue
-            actual = self._actual.get(place)
-            if place[1] in BUILTIN_CHAINS:
-                top, end = self._own_rules(place)
-                altered = self._altered(actual or (), (*top, *end))
-                how = hook_difference(place[0], top, end, actual or (), altered)
-                yield Drift(change.ref, how)
-            else:
-                altered = self._altered(actual or (), self._wanted[place])
-                how = chain_difference(self._wanted[place], actual, altered)
-                yield Drift(change.ref, how)
+    def _chain_drift(self, found: Found[Place]) -> Iterator[Drift]:
+        for place in sorted(found.lost):
+            wanted, actual = self._chains.desired[place], self._chains.actual.get(place)
+            altered = self._altered(actual or (), wanted)
+            yield Drift(self._ref(place), chain_difference(wanted, actual, altered))
+        for place in sorted(set(found.strays) - self._rejected_places()):
+            yield Drift(self._ref(place), stray_chain(self._chains.actual[place]))
 
-    def _strays(self, before: Mapping[Place, tuple[Rule, ...]]) -> Iterator[Drift]:
-        """What has come into our namespace of names without anybody asking for it."""
-        asked = self._rejected_places()
-        for place, rules in sorted(self._actual.items()):
-            if place[1] in BUILTIN_CHAINS:
-                known = {rule.hash for rule in before.get(place, ())} | self._wanted_hashes(place)
-                if strays := [rule for rule in rules if rule.hash and rule.hash not in known]:
-                    yield Drift(self._ref(place), stray_rules(strays))
-            elif place not in before and place not in self._wanted and place not in asked:
-                yield Drift(self._ref(place), stray_chain(rules))
+    def _hook_drift(self, right: Iterable[Place], before: Mapping[Place, tuple[Rule, ...]]) -> Iterator[Drift]:
+        """What was right and is not any more, and what has come without anybody asking for it."""
+        for place in sorted(right):
+            if self._hook_change(place):
+                (top, end), actual = self._own_rules(place), self._builtins.get(place, ())
+                how = hook_difference(place[0], top, end, actual, self._altered(actual, (*top, *end)))
+                yield Drift(self._ref(place), how)
+        for place, rules in sorted(self._builtins.items()):
+            known = {rule.hash for rule in before.get(place, ())} | self._wanted_hashes(place)
+            if strays := [rule for rule in rules if rule.hash and rule.hash not in known]:
+                yield Drift(self._ref(place), stray_rules(strays))
 
     def rules(self, table: str, prefix: str) -> list[str]:
         """The rules of all our chains of a table whose names begin so, as iptables-save spells them."""
         return [
             f"-A {chain} {rule.text}"
-            for (in_table, chain), rules in sorted(self._actual.items())
-            if in_table == table and chain.startswith(prefix) and chain not in BUILTIN_CHAINS
+            for (in_table, chain), rules in sorted(self._chains.actual.items())
+            if in_table == table and chain.startswith(prefix)
             for rule in rules
         ]
 
@@ -247,8 +238,8 @@ class Iptables:
     def owned(self) -> list[str]:
         """A line for each chain and each hook of ours in the kernel."""
         lines: list[str] = []
-        for place, rules in sorted(self._actual.items()):
-            if place[1] in BUILTIN_CHAINS:
+        for place, rules in sorted((self._chains.actual | self._builtins).items()):
+            if place in self._builtins:
                 lines += [
                     f"{HookRef(self._family, *place, single=True)}: {rule.text}" for rule in rules if rule.hash
                 ]
@@ -294,11 +285,13 @@ class Iptables:
         """Note that some changes are in the kernel; how many."""
         count = 0
         for change in changes:
-            if change.after is None:
-                self._actual.pop(change.place, None)
+            if not change.is_ours:
+                self._builtins[change.place] = change.after or ()
+                self._settled(change.place)
+            elif change.after is None:
+                self._chains.removed([change.place])
             else:
-                self._actual[change.place] = change.after
-            self._settled(change.place)
+                self._chains.written({change.place: change.after})
             count += 1
         return count
 
@@ -325,25 +318,22 @@ class Iptables:
         by_hash = {rule.hash: rule for rule in wanted if rule.hash}
         return [r for r in actual if r.hash in by_hash and self._bodies.altered(by_hash[r.hash], r)]
 
-    def _settled(self, place: Place) -> None:
-        self._dirty.discard(place)
-        self._doomed.discard(place)
-        self._doomed_hooks.pop(place, None)
-
     def _changes(self, sweep: bool) -> list[Change]:
         if sweep and not self._swept:
             self._doom_strays()
-        changes: list[Change] = []
-        for place in sorted(self._dirty):
-            if change := self._change(place):
+        chains = sorted([*self._chains.updates(), *self._chains.deletions()])
+        changes = [self._chain_change(place) for place in chains]
+        for place in sorted(self._dirty_hooks):
+            if change := self._hook_change(place):
                 changes.append(change)
             else:
                 self._settled(place)
         return changes
 
-    def _change(self, place: Place) -> Change | None:
-        """What brings a place from the actual to the wanted content; None if nothing is to be done."""
-        return self._hook_change(place) if place[1] in BUILTIN_CHAINS else self._chain_change(place)
+    def _settled(self, place: Place) -> None:
+        """Our rules in a built-in chain are right."""
+        self._dirty_hooks.discard(place)
+        self._doomed_hooks.pop(place, None)
 
     def _rejected_places(self) -> set[Place]:
         """Chains that keep the content they have, because what is wanted of them cannot be written."""
@@ -351,25 +341,20 @@ class Iptables:
 
     def _doom_strays(self) -> None:
         """Everything of ours in the kernel that nobody asked for must go. Strays only ever come with a load."""
-        asked = self._rejected_places()
-        for place, rules in self._actual.items():
-            if place[1] in BUILTIN_CHAINS:
-                if strays := {rule.hash for rule in rules if rule.hash} - self._wanted_hashes(place):
-                    self._doomed_hooks.setdefault(place, set()).update(strays)
-                    self._dirty.add(place)
-            elif place not in self._wanted and place not in asked:
-                self._doomed.add(place)
-                self._dirty.add(place)
+        self._chains.sweep(keep=self._rejected_places())
+        for place, rules in self._builtins.items():
+            if strays := {rule.hash for rule in rules if rule.hash} - self._wanted_hashes(place):
+                self._doomed_hooks.setdefault(place, set()).update(strays)
+                self._dirty_hooks.add(place)
         self._swept = True
 
-    def _chain_change(self, place: Place) -> Change | None:
-        wanted, actual = self._wanted.get(place), self._actual.get(place)
-        if wanted is None:
-            return Change(self._ref(place), (), actual, None) if actual is not None else None
-        if actual is not None and _hashes(wanted) == _hashes(actual) and not self._altered(actual, wanted):
-            return None
-        lines = tuple(f"-A {place[1]} {rule.text}" for rule in wanted)
-        return Change(self._ref(place), lines, actual or (), wanted)
+    def _chain_change(self, place: Place) -> Change:
+        wanted = self._chains.desired.get(place)
+        lines = tuple(f"-A {place[1]} {rule.text}" for rule in wanted or ())
+        return Change(self._ref(place), lines, self._chains.actual.get(place, ()), wanted)
+
+    def _is_right(self, wanted: tuple[Rule, ...], actual: tuple[Rule, ...]) -> bool:
+        return _hashes(wanted) == _hashes(actual) and not self._altered(actual, wanted)
 
     def _hook_change(self, place: Place) -> Change | None:
         """Our rules of a built-in chain to their places: the first ones at its top, the others at its end.
@@ -380,7 +365,7 @@ class Iptables:
         """
         top, end = self._own_rules(place)
         wanted = {*_hashes(top), *_hashes(end)}
-        actual = self._actual.get(place, ())
+        actual = self._builtins.get(place, ())
         doomed = self._doomed_hooks.get(place, set()) - wanted
         leaving = [rule for rule in actual if rule.hash in doomed]
         others = [rule for rule in actual if rule.hash not in doomed and rule.hash not in wanted]

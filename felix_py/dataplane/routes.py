@@ -13,6 +13,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from felix_py.dataplane import route_messages as messages
+from felix_py.dataplane.delta import Delta
 from felix_py.dataplane.interface import Look
 from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
 from felix_py.dataplane.order import Step
@@ -60,15 +61,12 @@ class Routes(Part):
         self._is_gone = is_gone
         self._families = tuple(families)
         self._netlink = Netlink(NETLINK_ROUTE)
-        self._wanted: dict[_Place, Route] = {}
-        self._actual: dict[_Place, Packed] = {}
-        self._right: dict[_Place, Packed] = {}
-        self._pending: set[_Place] = set()
+        self._delta: Delta[_Place, Route, Packed] = Delta(self._is_right)
+        self._resolve = _resolver()
         self._refused: dict[RouteRef, Failure] = {}
         self._stuck: dict[_Place, Failure] = {}
         self._drift: dict[_Place, Drift] = {}
         self._swept: set[int] = set()
-        self._loaded = False
 
     def close(self) -> None:
         """Close the socket."""
@@ -100,18 +98,16 @@ class Routes(Part):
                 self._refused[key] = Failure(key, str(error))
             return
         if route is None:
-            self._wanted.pop(place, None)
+            self._delta.dismiss(place)
         else:
-            self._wanted[place] = route
+            # Even when it looks the same: its interface may have been made anew, and that took the route along.
+            self._delta.desire(place, route, doubtful=True)
         self._stuck.pop(place, None)
-        # Even when it looks the same: its interface may have been made anew, and that took the route along.
-        self._pending.add(place)
-        self._right.pop(place, None)
         self._drift.pop(place, None)
 
     def wants(self, destination: Destination) -> bool:
         """Whether one of our routes is to be there. Any thread may ask."""
-        return any((destination, protocol) in self._wanted for protocol in PROTOCOLS)
+        return any((destination, protocol) in self._delta.desired for protocol in PROTOCOLS)
 
     # --- what there is -------------------------------------------------------------------------------
 
@@ -127,36 +123,29 @@ class Routes(Part):
                 for answer in self._netlink.dump(messages.dump(family, protocol)):
                     if route := messages.read(answer):
                         actual[route.destination, protocol] = route
-        if self._loaded:
-            self._note_drift(actual)
-        self._loaded = True
-        self._actual = actual
-        self._pending = set(self._wanted) | (self._pending & actual.keys())
+        self._resolve = _resolver()
+        found = self._delta.load(actual)
+        for place in found.lost:
+            self._drift[place] = Drift(_ref(place), "leads elsewhere" if place in actual else "missing")
+        for place in found.strays:
+            self._drift[place] = Drift(_ref(place), f"nobody asked for it (protocol {place[1]})")
         self._swept = set()
+
+    def _is_right(self, wanted: Route, actual: Packed) -> bool:
+        try:
+            return actual.satisfies(messages.pack(wanted, actual.destination, self._resolve))
+        except ValueError:
+            return False
 
     def hold(self, base: Update) -> Update:
         """See :class:`Part`."""
-        held = (messages.unpack(packed) for packed in self._actual.values())
+        held = (messages.unpack(packed) for packed in self._delta.actual.values())
         return Update(routes={route.key: route for route in held if route})
 
     def release(self) -> None:
         """See :class:`Part`."""
-        self._wanted.clear()
-        self._pending.clear()
-        self._right.clear()
+        self._delta.release()
         self._refused.clear()
-
-    def _note_drift(self, actual: dict[_Place, Packed]) -> None:
-        """Compare what has just been read with what we knew."""
-        for place, route in list(self._right.items()):
-            found = actual.get(place)
-            if found is None or not found.satisfies(route):
-                del self._right[place]
-                how = "missing" if found is None else "leads elsewhere"
-                self._drift[place] = Drift(_ref(place), how)
-        for place in actual.keys() - self._actual.keys() - self._wanted.keys():
-            how = f"nobody asked for it (protocol {place[1]})"
-            self._drift[place] = Drift(_ref(place), how)
 
     def take_drift(self) -> list[Drift]:
         """See :class:`Part`. Less what was asked to change since."""
@@ -166,31 +155,29 @@ class Routes(Part):
     def differences(self) -> list[RouteRef]:
         """See :class:`Part`."""
         failures: dict[_Place, Failure] = {}
-        pending = self._pending & self._wanted.keys()
-        return [_ref(w.place) for w in self._plan(pending, failures)] + [_ref(place) for place in failures]
+        return [_ref(w.place) for w in self._plan(self._delta.updates(), failures)] + [
+            _ref(place) for place in failures
+        ]
 
     def owned(self) -> list[str]:
         """See :class:`Part`."""
-        return [f"route {destination_text(place[0])} protocol {place[1]}" for place in sorted(self._actual)]
+        return [f"route {destination_text(place[0])} protocol {place[1]}" for place in sorted(self._delta.actual)]
 
     # --- the steps of an apply -----------------------------------------------------------------------
 
     def remove(self, sweep: Sweep) -> Report:
         """Delete what must not be."""
         if protocols := _SWEPT[sweep] - self._swept:
-            strays = self._actual.keys() - self._wanted.keys()
-            self._pending.update(place for place in strays if place[1] in protocols)
+            self._delta.sweep(keep={place for place in self._delta.actual if place[1] not in protocols})
             self._swept |= protocols
-        gone = [place for place in self._pending if place not in self._wanted]
-        todo = [place for place in gone if place in self._actual]
+        todo = self._delta.deletions()
         results = self._netlink.request([messages.delete(*place) for place in todo])
         failures: list[Failure] = []
         for place, error in zip(todo, results, strict=True):
             if error and error.errno != errno.ESRCH:
                 failures.append(Failure(_ref(place), error.strerror or str(error)))
             else:
-                self._actual.pop(place)
-        self._pending.difference_update(place for place in gone if place not in self._actual)
+                self._delta.removed([place])
         return Report(writes=len(todo) - len(failures), failures=tuple(failures))
 
     def write(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
@@ -219,7 +206,7 @@ class Routes(Part):
         for place in due:
             self._stuck.pop(place, None)
         self._stuck |= failures  # behind those that have waited longer
-        written = sum(write.place not in self._pending for write in todo)
+        written = sum(write.place not in self._delta.pending for write in todo)
         own, learned = _by_protocol(self._stuck)
         refused_ones = bounded((*self._refused.values(), *learned), RoutesRef())
         return Report(writes=written, failures=(*own, *refused_ones))
@@ -230,30 +217,29 @@ class Routes(Part):
 
     def _due(self) -> set[_Place]:
         """What to write now: whatever is new, and the next of what was refused."""
-        for place in self._stuck.keys() - self._pending:  # a look has found it to be right
+        for place in self._stuck.keys() - self._delta.pending:  # a look has found it to be right
             del self._stuck[place]
-        fresh = (self._pending & self._wanted.keys()) - self._stuck.keys()
+        fresh = set(self._delta.updates()) - self._stuck.keys()
         pods = {place for place in self._stuck if place[1] == ROUTE_PROTOCOL_PODS}
         return fresh | pods | set(islice((place for place in self._stuck if place not in pods), _AGAIN))
 
     def _plan(self, places: Collection[_Place], failures: dict[_Place, Failure]) -> list[_Write]:
         """What to write for these places. Settles what is right already."""
-        resolve = _resolver()
+        self._resolve = _resolver()
         todo: list[_Write] = []
         for place in sorted(places, key=_preference):
-            wanted = self._wanted[place]
+            wanted = self._delta.desired[place]
             if any(self._is_gone(hop.interface) for hop in wanted.next_hops):
                 continue
             try:
-                route = messages.pack(wanted, place[0], resolve)
+                route = messages.pack(wanted, place[0], self._resolve)
             except ValueError as error:
                 failures[place] = Failure(_ref(place), str(error))
                 continue
-            rivals = [p for p in PROTOCOLS if p != place[1] and (place[0], p) in self._actual]
-            present = self._actual.get(place)
+            rivals = [p for p in PROTOCOLS if p != place[1] and (place[0], p) in self._delta.actual]
+            present = self._delta.actual.get(place)
             if present and present.satisfies(route):
-                self._pending.discard(place)
-                self._right[place] = route
+                self._delta.written({place: present})
             elif rivals and PROTOCOLS.index(rivals[0]) < PROTOCOLS.index(place[1]):
                 failures[place] = Failure(_ref(place), f"our route of protocol {rivals[0]} has this destination")
             else:
@@ -277,13 +263,10 @@ class Routes(Part):
 
     def _written(self, write: _Write) -> None:
         destination, protocol = write.place
-        self._pending.discard(write.place)
-        self._actual[write.place] = self._right[write.place] = write.route
-        for rival in PROTOCOLS:
-            if rival != protocol and (destination, rival) in self._actual:
-                del self._actual[destination, rival]
-                self._right.pop((destination, rival), None)
-                self._pending.add((destination, rival))
+        self._delta.written({write.place: write.route})
+        self._delta.removed(
+            (destination, p) for p in PROTOCOLS if p != protocol and (destination, p) in self._delta.actual
+        )
 
     def _foreign(self, destination: Destination) -> str:
         """What to say about a destination that is taken."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from felix_py.dataplane.delta import Delta
 from felix_py.dataplane.interface import Look
 from felix_py.dataplane.order import Step
 from felix_py.dataplane.part import Part, Sweep
@@ -114,33 +115,28 @@ class HostSettings(Part):
     def __init__(self, families: Collection[Family]) -> None:
         self.steps = {Step.MEND_LINKS: self.mend}
         self._families = tuple(families)
-        self._right: set[Family] = set()
-        self._lost: set[Family] = set()
+        self._delta: Delta[Family, str, str | None] = Delta()
         self._drift: list[Drift] = []
 
     def load(self) -> None:
         """See :class:`Part`."""
-        right = {family for family in self._families if read(_FORWARDING[family]) == "1"}
-        for family in sorted(self._right - right):
-            self._drift.append(Drift(SysctlRef(_FORWARDING[family]), "0 instead of 1"))
-        self._lost = (self._lost | self._right) - right
-        self._right = right
+        found = self._delta.load({family: read(_FORWARDING[family]) for family in self._families})
+        self._drift += [Drift(SysctlRef(_FORWARDING[family]), "0 instead of 1") for family in sorted(found.lost)]
+        for family in self.forwarding:
+            self._delta.desire(family, "1")
 
     @property
     def forwarding(self) -> Collection[Family]:
         """Families that the host forwarded when it was looked at last."""
-        return self._right
+        return [family for family, value in self._delta.actual.items() if value == "1"]
 
     def mend(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
         """Make the host a router again."""
-        if not self._lost:
-            return Report()
-        failures = set_up_host(self._lost)
-        writes = len(self._lost)
-        if not failures:
-            self._right |= self._lost
-            self._lost = set()
-        return Report(writes=0 if failures else writes, failures=failures)
+        lost = self._delta.updates()
+        failures = set_up_host(lost)
+        if lost and not failures:
+            self._delta.written(dict.fromkeys(lost, "1"))
+        return Report(writes=0 if failures else len(lost), failures=failures)
 
     def take_drift(self) -> list[Drift]:
         """See :class:`Part`."""

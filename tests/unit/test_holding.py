@@ -11,7 +11,7 @@ from felix_py.dataplane.interface import EVERYTHING, Look, RulesSnapshot
 from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.planner import Planner
-from felix_py.records import NextHop, Route
+from felix_py.records import NextHop, Route, Update
 from felix_py.refs import ChainRef, RouteRef
 from policy.model import Family, Pod
 from tests.support.waiting import until
@@ -37,7 +37,7 @@ def test_what_is_held_is_kept_whatever_is_noted_and_the_plan_follows() -> None:
         told: list[object] = []
         rig = Rig(kernel, on_drift=[told.append], on_applied=[told.append])
         before = dict(kernel.kernel)
-        kernel._wanted = dict(before)  # what hold() does, without a base
+        kernel.hold(Update())
         rig.reconciler.hold()
         rig.facts.upsert(DENY)
         rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
@@ -87,7 +87,7 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
         kernel = Slow()
         kernel.kernel[OLD] = (("-j", "DROP"),)
         rig = Rig(kernel)
-        kernel._wanted = dict(kernel.kernel)
+        kernel.hold(Update())
         rig.reconciler.hold()
         loop = asyncio.get_running_loop()
         begun = asyncio.Event()
@@ -118,7 +118,7 @@ def test_what_is_held_is_released_though_the_first_plan_fails() -> None:
     async def test() -> None:
         kernel = held()
         rig = Rig(kernel)
-        kernel._wanted = dict(kernel.kernel)
+        kernel.hold(Update())
         rig.reconciler.hold()
         collect, failing = rig.reconciler._collect, [True]
 
