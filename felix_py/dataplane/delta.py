@@ -92,11 +92,14 @@ class Delta(Generic[K, D, A]):
 
         What was pending is no such change; nor is anything that the first call finds.
         """
-        differing = [
-            key
-            for key, value in self.desired.items()
-            if (now := actual.get(key, _ABSENT)) != value and (now is _ABSENT or not self._matches(value, now))
-        ]
+        differing: list[K] = []
+        if actual != self.desired:  # a comparison of dicts costs a third of what the loop does
+            get, matches = actual.get, self._matches
+            differing = [
+                key
+                for key, value in self.desired.items()
+                if (now := get(key, _ABSENT)) != value and (now is _ABSENT or not matches(value, now))
+            ]
         before, first = self.actual, not self._loaded
         found: Found[K] = Found()
         if not first and before != actual:
@@ -106,10 +109,6 @@ class Delta(Generic[K, D, A]):
         dismissed = [key for key in self.pending if key in actual and key not in self.desired]
         self.actual, self.pending, self._loaded = actual, {*differing, *dismissed}, True
         return found
-
-    def doubt(self, key: K) -> None:
-        """The actual value of a desired key may not be what it was: it is to be written anew."""
-        self.pending.add(key)
 
     # --- what is to be written -----------------------------------------------------------------------
 

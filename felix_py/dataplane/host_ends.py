@@ -152,14 +152,14 @@ class HostEnds(Part):
         self.gone: frozenset[str] = frozenset()
         """Interfaces that the last look did not find. Any thread may read this."""
         self._settings: dict[str, dict[str, str]] = {}
-        self._drift: dict[str, list[Drift]] = {}
+        self._drifted: dict[str, list[Drift]] = {}
 
     def close(self) -> None:
         """Close the socket."""
         self._netlink.close()
 
     def update(self, update: Update) -> None:
-        """See :class:`Part`. Of a route that goes away nobody cares any more what its interface is like."""
+        """Host ends follow from routes: of one that goes away nobody cares what its interface is like."""
         for key, route in update.routes.items():
             self._route(key, route)
 
@@ -183,16 +183,16 @@ class HostEnds(Part):
             self._renamed,
             self._broken,
             self._settings,
-            self._drift,
+            self._drifted,
         ):
             known.pop(name, None)
 
     def release(self) -> None:
-        """See :class:`Part`. Which interface a name stood for is still known."""
+        """Want none; which interface a name stood for is still known."""
         self.gone = frozenset()
         for noted in (self._through, self._new, self._displaced, self._renamed, self._broken, self._settings):
             noted.clear()
-        self._drift.clear()
+        self._drifted.clear()
 
     # --- looking -------------------------------------------------------------------------------------
 
@@ -201,15 +201,10 @@ class HostEnds(Part):
         return name in self.gone
 
     def owned(self) -> list[str]:
-        """See :class:`Part`. Whether they are wanted or not."""
+        """All that there are, whether they are wanted or not."""
         return [str(LinkRef(name)) for name in pod_interfaces()]
 
     def load(self) -> None:
-        """See :class:`Part`.
-
-        Raises:
-            OSError: the kernel does not answer.
-        """
         wanted = self._wanted()
         found = self._links() if wanted else _Found()
         with_gateway = (
@@ -271,7 +266,7 @@ class HostEnds(Part):
             self._say(name, "gone, and only its pod's runtime can make it anew: delete the pod")
 
     def _say(self, name: str, how: str) -> None:
-        self._drift.setdefault(name, []).append(Drift(LinkRef(name), how))
+        self._drifted.setdefault(name, []).append(Drift(LinkRef(name), how))
 
     def _note_link(self, name: str, link: Link, families: tuple[Family, ...], with_gateway: set[int]) -> None:
         problems = [] if link.up else ["down"]
@@ -308,13 +303,13 @@ class HostEnds(Part):
                 if path not in known:
                     how = f"{actual} instead of {value}"
                     drift = Drift(SysctlRef(path), how)
-                    self._drift.setdefault(name, []).append(drift)
+                    self._drifted.setdefault(name, []).append(drift)
         if wrong:
             self._settings[name] = wrong
 
     def take_drift(self) -> list[Drift]:
-        """See :class:`Part`. Less what nobody wants any more."""
-        taken, self._drift = self._drift, {}
+        """Drift since the last call, less that of interfaces that nobody wants any more."""
+        taken, self._drifted = self._drifted, {}
         return [drift for found in taken.values() for drift in found]
 
     # --- mending -------------------------------------------------------------------------------------

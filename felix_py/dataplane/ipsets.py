@@ -78,7 +78,7 @@ class _Set:
             if key != raw:
                 value = held.actual.pop(raw)
                 if key in held.desired:  # the same element in another spelling: writing it anew is what helps
-                    held.doubt(key)
+                    held.removed([key])
                     continue
                 held.actual[key] = value
             held.dismiss(key)
@@ -111,7 +111,6 @@ class IPSets(Part):
     # --- what is wanted ------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
-        """See :class:`Part`."""
         for name in update.emptied:
             self.spec(name, None)
         for name, spec in update.sets.items():
@@ -172,11 +171,6 @@ class IPSets(Part):
     # --- what there is -------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """See :class:`Part`.
-
-        Raises:
-            OSError: the kernel does not answer, or has no IP sets.
-        """
         found = {
             name: read for name in self._commands.names() if is_ours(name) and (read := self._commands.read(name))
         }
@@ -196,7 +190,7 @@ class IPSets(Part):
         self._unswept = set(found)
 
     def hold(self, base: Update) -> Update:
-        """See :class:`Part`. Less sets of a type that is not ours."""
+        """Want what was found, less sets of a type that is not ours."""
         for name, known in self._sets.items():
             if known.shape is None or known.shape.type not in list(SetType):
                 continue
@@ -213,7 +207,6 @@ class IPSets(Part):
         return name in self._sets and self._sets[name].shape is not None
 
     def release(self) -> None:
-        """See :class:`Part`."""
         for known in self._sets.values():
             known.spec, known.doomed = None, False
             known.members.release()
@@ -221,13 +214,7 @@ class IPSets(Part):
         self._refused.clear()
         self._dirty.clear()
 
-    def take_drift(self) -> list[Drift]:
-        """See :class:`Part`."""
-        taken, self._drift = self._drift, []
-        return taken
-
     def differences(self) -> Iterator[Ref]:
-        """See :class:`Part`."""
         for name, known in sorted(self._sets.items()):
             if known.spec is None:
                 continue
@@ -243,7 +230,6 @@ class IPSets(Part):
         )
 
     def owned(self) -> list[str]:
-        """See :class:`Part`."""
         return [
             f"set {name} ({known.shape.type}): {len(known.members.actual)} members"
             for name, known in sorted(self._sets.items())

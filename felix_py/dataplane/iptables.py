@@ -6,11 +6,13 @@ as a whole; the kernel swaps each table in one step, so that no packet sees half
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from felix_py.dataplane.backend import OwnProcesses, ToolError, save
 from felix_py.dataplane.delta import Delta, Found
 from felix_py.dataplane.differences import chain_difference, hook_difference, in_the_way, stray_chain, stray_rules
+from felix_py.dataplane.interface import Look
 from felix_py.dataplane.iptables_restore import (
     Change,
     Place,
@@ -29,10 +31,12 @@ from felix_py.dataplane.iptables_text import (
     parse_save,
     render,
 )
+from felix_py.dataplane.order import Step
+from felix_py.dataplane.part import Part, Sweep
 from felix_py.dataplane.rule_bodies import RuleBodies
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import DISPATCH
-from felix_py.records import Backend, Drift, Failure, Hook, Report, Words
+from felix_py.records import Backend, Drift, Failure, Hook, Report, Update, Words
 from felix_py.refs import ChainRef, HookRef, Ref
 from felix_py.ruleset.words import target_of
 from policy.model import Family
@@ -40,19 +44,41 @@ from policy.model import Family
 _CLASS_CHAINS = (f"{CHAIN_PREFIX}CE-", f"{CHAIN_PREFIX}CI-")
 _CLOSED = (render(("-j", "DROP")),)
 
-_MENDED_SECONDS = 2.0
-"""For a look at what was just mended: new pods wait for it."""
+_AHEAD_SECONDS = 10.0
+"""For reading the rules while nobody waits for it."""
+
+_AGAIN_SECONDS = 2.0
+"""For reading them again, because we wrote some meanwhile or just mended them: new pods wait for that."""
 
 
-class Iptables:
+@dataclass(frozen=True, slots=True)
+class TablesRead:
+    """One family's tables, and the epoch at which they were read."""
+
+    epoch: int
+    tables: Mapping[str, SavedTable]
+
+
+class Iptables(Part):
     """One family's tables. Nothing but chains with our prefix and rules with our comment is ever written."""
 
-    def __init__(self, family: Family, backend: Backend, own: OwnProcesses | None = None) -> None:
-        """``own`` gets to know every process that writes for us.
+    looks = Look.RULES
+
+    def __init__(
+        self,
+        family: Family,
+        backend: Backend,
+        own: OwnProcesses | None = None,
+        has_set: Callable[[str], bool] = lambda _name: False,
+    ) -> None:
+        """``own`` gets to know every process that writes for us. ``has_set``: whether the kernel has an IP set.
 
         Raises:
             ToolError: the backend's commands are not installed.
         """
+        self.steps = {Step.WRITE_CHAINS: self.write}
+        self._has_set = has_set
+        self._read: TablesRead | None = None
         self._family = family
         self._backend = backend
         self._restore = Restore(family, backend, own)
@@ -69,7 +95,15 @@ class Iptables:
 
     # --- what is wanted ------------------------------------------------------------------------------
 
-    def chain(self, key: ChainRef, rules: tuple[Words, ...] | None) -> None:
+    def update(self, update: Update) -> None:
+        for key, rules in update.chains.items():
+            if key.family is self._family:
+                self._chain(key, rules)
+        for hook, wanted in update.hooks.items():
+            if hook.family is self._family:
+                self._hook(hook, wanted)
+
+    def _chain(self, key: ChainRef, rules: tuple[Words, ...] | None) -> None:
         """Note a chain's wanted content; None: it must not exist.
 
         A chain that cannot be written keeps the content it has, and every apply reports it.
@@ -88,7 +122,7 @@ class Iptables:
         else:
             self._chains.desire(place, rendered)
 
-    def hook(self, hook: Hook, wanted: bool) -> None:
+    def _hook(self, hook: Hook, wanted: bool) -> None:
         """Note whether a rule of ours must be in a built-in chain. Several in one place are in order of words."""
         place = (hook.table, hook.chain)
         self._rejected.pop(hook, None)
@@ -108,12 +142,9 @@ class Iptables:
             self._hooks.get(place, {}).pop(hook, None)
             doomed.add(rule.hash)
 
-    def hold(self, base: Mapping[ChainRef, tuple[Words, ...]], hooks: Iterable[Hook], *, complete: bool) -> bool:
-        """Want what the last :meth:`load` found, until :meth:`release`.
-
-        ``base`` and ``hooks``: what there is always. Where it is missing or altered it is wanted instead of what
-        was found, unless another version or other settings of ours have made that. ``complete``: also where there
-        is no rule of ours at all. Returns whether it is wanted.
+    def hold(self, base: Update) -> Update:
+        """Want what was found; but the base where that is missing or altered, unless another version or other
+        settings of ours have made what is there.
 
         Rules of others in our chains are not held. The chain of a class is never empty; one that somebody has
         flushed lets nothing through, rather than all.
@@ -121,38 +152,40 @@ class Iptables:
         for place, rules in self._chains.actual.items():
             ours = tuple(rule for rule in rules if rule.hash)
             self._chains.desire(place, ours or (_CLOSED if place[1].startswith(_CLASS_CHAINS) else ()))
-        if self._is_of(base, hooks, complete=complete):
-            for key, wanted in base.items():
-                self.chain(key, wanted)
-            for hook in hooks:
-                self.hook(hook, True)
-            return True
+        mine = Update(
+            sets={name: spec for name, spec in base.sets.items() if spec and spec.family is self._family},
+            chains={key: rules for key, rules in base.chains.items() if key.family is self._family},
+            hooks={hook: wanted for hook, wanted in base.hooks.items() if hook.family is self._family},
+        )
+        if self._is_of(mine):
+            return mine
         for (table, chain), rules in self._builtins.items():
             for at, rule in enumerate(rule for rule in rules if rule.hash):
                 # They stay in their order; only jumps to our chains come first (see felix_py.plan.static).
                 first = target_of(rule.text).startswith(CHAIN_PREFIX)
                 hook = Hook(self._family, table, chain, (f"{at:04}",), first)
                 self._hooks.setdefault((table, chain), {})[hook] = rule
-        return False
+        return Update()
 
-    def _is_of(
-        self, base: Mapping[ChainRef, tuple[Words, ...]], hooks: Iterable[Hook], *, complete: bool
-    ) -> bool:
+    def _is_of(self, base: Update) -> bool:
         """Whether all that the kernel has of these was made by the very same rules, be it but a part of them.
 
-        Dispatch says nothing about that: it follows from the numbers that are left in it.
+        Dispatch says nothing about that: it follows from the numbers that are left in it. Where there is no rule
+        of ours at all, the sets say it.
         """
         known: dict[Place, set[str]] = {
-            (key.table, key.name): set(_hashes(map(render, rules)))
-            for key, rules in base.items()
+            (key.table, key.name): set(_hashes(map(render, rules or ())))
+            for key, rules in base.chains.items()
             if not key.name.startswith(tuple(DISPATCH.values()))
         }
-        for hook in hooks:
+        for hook in base.hooks:
             known.setdefault((hook.table, hook.chain), set()).add(render(hook.words).hash)
         actual = self._chains.actual | self._builtins
         found = {place: {rule.hash for rule in rules} - {""} for place, rules in actual.items()}
         present = [place for place in found if (found[place] if place in self._builtins else place in known)]
-        return all(found[place] <= known.get(place, set()) for place in present) if present else complete
+        if not present:
+            return any(map(self._has_set, base.sets))
+        return all(found[place] <= known.get(place, set()) for place in present)
 
     def release(self) -> None:
         """Want nothing; what there is stays."""
@@ -162,30 +195,26 @@ class Iptables:
 
     # --- what there is -------------------------------------------------------------------------------
 
-    @property
-    def epoch(self) -> int:
-        """Changes when a write begins and when it ends: what was read at another epoch may be out of date."""
-        return self._restore.epoch
-
-    def read(self, timeout: float) -> Mapping[str, SavedTable]:
-        """Read the kernel's tables, within so many seconds, for a :meth:`load` at the same epoch.
-
-        Any thread may call this.
+    def read(self, timeout: float = _AHEAD_SECONDS) -> TablesRead:
+        """Read the kernel's tables for :meth:`offer`, within so many seconds. Any thread may call this.
 
         Raises:
             ToolError: they cannot be read.
         """
-        return parse_save(save(self._family, self._backend, timeout))
+        epoch = self._restore.epoch  # it changes when a write begins and when it ends
+        return TablesRead(epoch, parse_save(save(self._family, self._backend, timeout)))
 
-    def load(self, saved: Mapping[str, SavedTable] | None = None) -> None:
-        """Take over what the kernel has; ``saved``: as :meth:`read` found it, else it is read now.
+    def offer(self, read: TablesRead | None) -> None:
+        """What the next :meth:`load` may use; if something was written since it was read, it reads again."""
+        self._read = read
 
-        Raises:
-            ToolError: it cannot be read.
-        """
+    def load(self) -> None:
+        read, self._read = self._read, None
+        if read and read.epoch != self._restore.epoch:
+            read = self.read(_AGAIN_SECONDS)
         right = [place for place in self._hooks if self._hook_change(place) is None]
         before = self._builtins
-        actual = _by_place(parse_save(save(self._family, self._backend)) if saved is None else saved)
+        actual = _by_place(read.tables if read else parse_save(save(self._family, self._backend)))
         self._builtins = {place: actual.pop(place) for place in list(actual) if place[1] in BUILTIN_CHAINS}
         self._bodies.keep(
             rule.text for held in (actual, self._builtins) for rules in held.values() for rule in rules
@@ -196,11 +225,6 @@ class Iptables:
         self._loaded = True
         self._dirty_hooks = self._hooks.keys() | self._doomed_hooks.keys()
         self._swept = False
-
-    def take_drift(self) -> list[Drift]:
-        """What loading has found to be changed by somebody else, since the last call."""
-        taken, self._drift = self._drift, []
-        return taken
 
     def _chain_drift(self, found: Found[Place]) -> Iterator[Drift]:
         for place in sorted(found.lost):
@@ -233,7 +257,7 @@ class Iptables:
 
     def differences(self) -> list[Ref]:
         """Wanted chains and hooks that the kernel, as last seen, does not have."""
-        return [change.ref for change in self._changes(sweep=False)]
+        return [change.ref for change in self._changes(Sweep.NOTHING)]
 
     def owned(self) -> list[str]:
         """A line for each chain and each hook of ours in the kernel."""
@@ -249,7 +273,7 @@ class Iptables:
 
     # --- the difference ------------------------------------------------------------------------------
 
-    def apply(self, *, sweep: bool) -> Report:
+    def write(self, sweep: Sweep) -> Report:
         """Write the difference; what fails is reported and stays pending."""
         runs = self._restore.runs
         failures = list(self._rejected.values())
@@ -265,7 +289,7 @@ class Iptables:
             written = self._salvage(changes, sweep, failures)
         return Report(self._restore.runs - runs, written, tuple(failures))
 
-    def _salvage(self, changes: list[Change], sweep: bool, failures: list[Failure]) -> int:
+    def _salvage(self, changes: list[Change], sweep: Sweep, failures: list[Failure]) -> int:
         """After a failed transaction: read what there is now, and write all that can be written."""
         try:
             self.load()
@@ -304,7 +328,7 @@ class Iptables:
         if not mended:
             return
         try:
-            found = _by_place(self.read(_MENDED_SECONDS))
+            found = _by_place(self.read(_AGAIN_SECONDS).tables)
         except ToolError:
             return  # the next load says so again
         for change in mended:
@@ -318,7 +342,7 @@ class Iptables:
         by_hash = {rule.hash: rule for rule in wanted if rule.hash}
         return [r for r in actual if r.hash in by_hash and self._bodies.altered(by_hash[r.hash], r)]
 
-    def _changes(self, sweep: bool) -> list[Change]:
+    def _changes(self, sweep: Sweep) -> list[Change]:
         if sweep and not self._swept:
             self._doom_strays()
         chains = sorted([*self._chains.updates(), *self._chains.deletions()])

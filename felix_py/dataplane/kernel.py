@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from types import TracebackType
 
 from felix_py.dataplane.backend import OwnProcesses, ToolError
 from felix_py.dataplane.host_ends import HostEnds, pod_interfaces
-from felix_py.dataplane.interface import EVERYTHING, Look, RulesSnapshot
+from felix_py.dataplane.interface import EVERYTHING, Dataplane, Look, RulesSnapshot
 from felix_py.dataplane.ipsets import IPSets
+from felix_py.dataplane.iptables import Iptables, TablesRead
 from felix_py.dataplane.links import LinkError, Links
 from felix_py.dataplane.order import ORDER
 from felix_py.dataplane.part import Part, Sweep
 from felix_py.dataplane.routes import Routes
-from felix_py.dataplane.rules import Rules
 from felix_py.dataplane.sysctl import HostSettings
 from felix_py.records import Backend, Drift, Failure, Report, Update
-from felix_py.refs import ApplyRef, LinksRef, Ref
+from felix_py.refs import ApplyRef, LinksRef, Ref, RulesRef
 from policy.model import Family
 
 
-class Kernel:
-    """Implements :class:`felix_py.dataplane.interface.Dataplane`. Usable as a context manager.
+@dataclass(frozen=True, slots=True)
+class _RulesRead(RulesSnapshot):
+    families: Mapping[Family, TablesRead]
+
+
+class Kernel(Dataplane):
+    """Usable as a context manager.
 
     Belongs to the network namespace of the thread that makes it, and all calls must come from that namespace.
     """
@@ -34,21 +40,21 @@ class Kernel:
             ToolError: the backend's commands are not installed.
             OSError: no netlink: not root, or a kernel without it.
         """
-        every = (*families, *closed)
         self.backend = backend
         self.own_processes = OwnProcesses()
         """Those that write rules for us: what the kernel tells of them is no news."""
-        settings = HostSettings(families)
+        settings, every = HostSettings(families), (*families, *closed)
         with ExitStack() as stack:
             self._sets = stack.enter_context(closing(IPSets()))
             self._ends = stack.enter_context(closing(HostEnds(settings)))
             self.routes = stack.enter_context(closing(Routes(every, self._ends.is_gone)))
             """For whoever has to tell our routes from others' in what the kernel reports."""
-            self._rules = Rules(every, backend, self.own_processes, self._sets.has)
+            self._tables = {f: Iptables(f, backend, self.own_processes, self._sets.has) for f in every}
             self._stack = stack.pop_all()
+        self._refused: dict[Family, Failure] = {}
         # In the order in which they are loaded. What an interface must be like depends on the host's settings.
         # The rules are last, because reading them may well fail where others keep writing.
-        self._parts: tuple[Part, ...] = (self._sets, self.routes, settings, self._ends, self._rules)
+        self._parts: tuple[Part, ...] = (self._sets, self.routes, settings, self._ends, *self._tables.values())
 
     def __enter__(self) -> Kernel:
         return self
@@ -68,48 +74,38 @@ class Kernel:
         return self._ends.gone
 
     def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
-        """See :class:`felix_py.dataplane.interface.Dataplane`.
-
-        Raises:
-            ToolError: iptables cannot be read.
-            OSError: netlink cannot be read.
-        """
-        self._rules.offer(rules)
+        for family, tables in self._tables.items():
+            tables.offer(rules.families[family] if isinstance(rules, _RulesRead) else None)
         for part in self._parts:
             if part.looks & look:
                 part.load()
 
     def read_rules(self) -> RulesSnapshot:
-        """See :class:`felix_py.dataplane.interface.Dataplane`.
-
-        Raises:
-            ToolError: iptables cannot be read.
-        """
-        return self._rules.read()
+        return _RulesRead({family: tables.read() for family, tables in self._tables.items()})
 
     def hold(self, base: Update) -> list[Ref]:
-        """See :class:`felix_py.dataplane.interface.Dataplane`."""
         for part in self._parts:
             self.update(part.hold(base))
         return self._missing()
 
     def release(self) -> None:
-        """See :class:`felix_py.dataplane.interface.Dataplane`."""
         for part in self._parts:
             part.release()
 
     def update(self, update: Update) -> None:
-        """See :class:`felix_py.dataplane.interface.Dataplane`."""
+        families = {chain.family for chain in update.chains} | {hook.family for hook in update.hooks}
+        for family in families - self._tables.keys():
+            self._refused[family] = Failure(RulesRef(family), "the family is not programmed on this node")
         for part in self._parts:
             part.update(update)
 
     def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
-        """See :class:`felix_py.dataplane.interface.Dataplane`; :mod:`felix_py.dataplane.order` has the order.
+        """Write the difference in the order of :mod:`felix_py.dataplane.order`.
 
         A step that breaks off (netlink does not answer, say) is a failure of the apply and ends it.
         """
         swept = Sweep.NOTHING if not sweep else Sweep.ALL_BUT_LEARNED if keep_learned else Sweep.ALL
-        report = Report()
+        report = Report(failures=tuple(self._refused.values()))
         for step in ORDER:
             try:
                 for part in self._parts:
@@ -120,15 +116,10 @@ class Kernel:
         return report
 
     def take_drift(self) -> list[Drift]:
-        """See :class:`felix_py.dataplane.interface.Dataplane`. That of rules, the gravest, comes first."""
+        """Drift of all parts; that of rules, the gravest, comes first."""
         return [drift for part in reversed(self._parts) for drift in part.take_drift()]
 
     def differences(self) -> list[Ref]:
-        """See :class:`felix_py.dataplane.interface.Dataplane`.
-
-        Raises:
-            ToolError, OSError: the kernel cannot be read.
-        """
         self.load()
         return self._missing()
 
@@ -137,7 +128,7 @@ class Kernel:
 
     def rules(self, family: Family, table: str, prefix: str) -> list[str]:
         """The rules (``-A CHAIN …``) of our chains with this prefix, as ``load`` found or ``apply`` left them."""
-        return self._rules.rules(family, table, prefix)
+        return self._tables[family].rules(table, prefix) if family in self._tables else []
 
     def marks(self, set_name: str) -> set[int]:
         """The marks that a set's members carry, as ``load`` found or ``apply`` left them."""

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from felix_py import log
 from felix_py.dataplane.backend import OwnProcesses, ToolError, has_legacy_tables
 from felix_py.dataplane.iptables import Iptables
+from felix_py.dataplane.part import Sweep
 from felix_py.records import Backend, Failure
 from felix_py.refs import RulesRef
 from policy.model import Family
@@ -59,7 +60,7 @@ class OtherBackend:
         for family, tables in list(self._tables.items()):
             try:
                 tables.load()
-                found = tables.apply(sweep=True).failures
+                found = tables.write(Sweep.ALL).failures
             except ToolError as error:
                 found = (Failure(RulesRef(family), str(error)),)
             failures += found

@@ -35,6 +35,7 @@ class Part(Protocol):
     """When it is to be loaded: for any of these."""
 
     steps: Mapping[Step, Callable[[Sweep], Report]]
+    _drift: list[Drift]
 
     def load(self) -> None:
         """Read back what is ours.
@@ -57,6 +58,8 @@ class Part(Protocol):
 
     def take_drift(self) -> list[Drift]:
         """What somebody else has changed, as found since the last call."""
+        taken, self._drift = self._drift, []
+        return taken
 
     def differences(self) -> Iterable[Ref]:
         """What is wanted that the kernel, as last seen, does not have."""

@@ -65,7 +65,7 @@ class Routes(Part):
         self._resolve = _resolver()
         self._refused: dict[RouteRef, Failure] = {}
         self._stuck: dict[_Place, Failure] = {}
-        self._drift: dict[_Place, Drift] = {}
+        self._drifted: dict[_Place, Drift] = {}
         self._swept: set[int] = set()
 
     def close(self) -> None:
@@ -80,7 +80,6 @@ class Routes(Part):
     # --- what is wanted ------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
-        """See :class:`Part`."""
         for key, route in update.routes.items():
             self.route(key, route)
 
@@ -103,7 +102,7 @@ class Routes(Part):
             # Even when it looks the same: its interface may have been made anew, and that took the route along.
             self._delta.desire(place, route, doubtful=True)
         self._stuck.pop(place, None)
-        self._drift.pop(place, None)
+        self._drifted.pop(place, None)
 
     def wants(self, destination: Destination) -> bool:
         """Whether one of our routes is to be there. Any thread may ask."""
@@ -112,11 +111,6 @@ class Routes(Part):
     # --- what there is -------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """See :class:`Part`.
-
-        Raises:
-            OSError: the kernel does not answer.
-        """
         actual: dict[_Place, Packed] = {}
         for family in self._families:
             for protocol in PROTOCOLS:
@@ -126,9 +120,9 @@ class Routes(Part):
         self._resolve = _resolver()
         found = self._delta.load(actual)
         for place in found.lost:
-            self._drift[place] = Drift(_ref(place), "leads elsewhere" if place in actual else "missing")
+            self._drifted[place] = Drift(_ref(place), "leads elsewhere" if place in actual else "missing")
         for place in found.strays:
-            self._drift[place] = Drift(_ref(place), f"nobody asked for it (protocol {place[1]})")
+            self._drifted[place] = Drift(_ref(place), f"nobody asked for it (protocol {place[1]})")
         self._swept = set()
 
     def _is_right(self, wanted: Route, actual: Packed) -> bool:
@@ -138,29 +132,24 @@ class Routes(Part):
             return False
 
     def hold(self, base: Update) -> Update:
-        """See :class:`Part`."""
         held = (messages.unpack(packed) for packed in self._delta.actual.values())
         return Update(routes={route.key: route for route in held if route})
 
     def release(self) -> None:
-        """See :class:`Part`."""
         self._delta.release()
         self._refused.clear()
 
     def take_drift(self) -> list[Drift]:
-        """See :class:`Part`. Less what was asked to change since."""
-        taken, self._drift = self._drift, {}
+        """Drift since the last call, less what was asked to change since."""
+        taken, self._drifted = self._drifted, {}
         return list(taken.values())
 
     def differences(self) -> list[RouteRef]:
-        """See :class:`Part`."""
         failures: dict[_Place, Failure] = {}
-        return [_ref(w.place) for w in self._plan(self._delta.updates(), failures)] + [
-            _ref(place) for place in failures
-        ]
+        planned = [write.place for write in self._plan(self._delta.updates(), failures)]
+        return [_ref(place) for place in (*planned, *failures)]
 
     def owned(self) -> list[str]:
-        """See :class:`Part`."""
         return [f"route {destination_text(place[0])} protocol {place[1]}" for place in sorted(self._delta.actual)]
 
     # --- the steps of an apply -----------------------------------------------------------------------

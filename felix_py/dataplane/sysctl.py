@@ -119,7 +119,6 @@ class HostSettings(Part):
         self._drift: list[Drift] = []
 
     def load(self) -> None:
-        """See :class:`Part`."""
         found = self._delta.load({family: read(_FORWARDING[family]) for family in self._families})
         self._drift += [Drift(SysctlRef(_FORWARDING[family]), "0 instead of 1") for family in sorted(found.lost)]
         for family in self.forwarding:
@@ -137,8 +136,3 @@ class HostSettings(Part):
         if lost and not failures:
             self._delta.written(dict.fromkeys(lost, "1"))
         return Report(writes=0 if failures else len(lost), failures=failures)
-
-    def take_drift(self) -> list[Drift]:
-        """See :class:`Part`."""
-        taken, self._drift = self._drift, []
-        return taken

@@ -152,6 +152,6 @@ def test_what_is_held_is_what_was_found_and_a_key_in_doubt_is_written_anew() -> 
     delta.dismiss("a")
     delta.hold()
     assert (delta.desired, delta.pending) == ({"a": 1, "b": 2}, set())
-    delta.doubt("b")
+    delta.desire("b", 2, doubtful=True)
     assert delta.updates() == ["b"]
     assert delta.load({"a": 1}) == ([], set()), "it was not known to be right"
