@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from felix_py.dataplane.interface import Look
+from felix_py.dataplane.protocols import Look
 from felix_py.pace import Pace, Paced
 
 _PROMPTLY = (0.0, 0.0, 0.2)

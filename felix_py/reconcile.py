@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from felix_py import log
 from felix_py.backoff import Backoff
-from felix_py.dataplane.interface import EVERYTHING, Dataplane, Look, RulesSnapshot
+from felix_py.dataplane.protocols import EVERYTHING, Dataplane, Look, RulesSnapshot
 from felix_py.failures import Failures, Name, by_reason
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending

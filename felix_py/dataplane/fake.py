@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 from felix_py.dataplane.delta import Delta
-from felix_py.dataplane.interface import EVERYTHING, Look, RulesSnapshot
 from felix_py.dataplane.order import ORDER, Step
+from felix_py.dataplane.protocols import EVERYTHING, Look, RulesSnapshot
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED
 from felix_py.records import Drift, Failure, Flow, Hook, Report, Route, SetSpec, Update, Words
 from felix_py.refs import ChainRef, LinkRef, MemberRef, Ref, RouteRef, SetRef

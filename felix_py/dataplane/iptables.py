@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from felix_py.dataplane.backend import OwnProcesses, ToolError, save
 from felix_py.dataplane.delta import Delta, Found
 from felix_py.dataplane.differences import chain_difference, hook_difference, in_the_way, stray_chain, stray_rules
-from felix_py.dataplane.interface import Look
 from felix_py.dataplane.iptables_restore import (
     Change,
     Place,
@@ -33,6 +32,7 @@ from felix_py.dataplane.iptables_text import (
 )
 from felix_py.dataplane.order import Step
 from felix_py.dataplane.part import Part, Sweep
+from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.rule_bodies import RuleBodies
 from felix_py.plan.layout import CHAIN_PREFIX
 from felix_py.plan.render import DISPATCH

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from felix_py.dataplane import link_messages, route_messages
 from felix_py.dataplane.host_ends import MAC, SYSCTLS
-from felix_py.dataplane.interface import Look
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
 from felix_py.dataplane.link_messages import RTM_NEWADDR, RTM_NEWLINK, Link, read_address, read_link
 from felix_py.dataplane.netlink import NLM_F_REPLACE, attributes
+from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.route_messages import (
     PROTOCOLS,
     RTM_DELROUTE,

@@ -9,8 +9,8 @@ import enum
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from felix_py.dataplane.interface import Look
 from felix_py.dataplane.order import Step
+from felix_py.dataplane.protocols import Look
 from felix_py.records import Drift, Report, Update
 from felix_py.refs import Ref
 

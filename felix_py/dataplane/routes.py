@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from felix_py.dataplane import route_messages as messages
 from felix_py.dataplane.delta import Delta
-from felix_py.dataplane.interface import Look
 from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
 from felix_py.dataplane.order import Step
 from felix_py.dataplane.part import Part, Sweep
+from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.route_messages import PROTOCOLS, Destination, Packed, destination_text
 from felix_py.plan.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import Drift, Failure, Report, Route, Update, bounded

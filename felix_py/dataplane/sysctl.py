@@ -12,9 +12,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from felix_py.dataplane.delta import Delta
-from felix_py.dataplane.interface import Look
 from felix_py.dataplane.order import Step
 from felix_py.dataplane.part import Part, Sweep
+from felix_py.dataplane.protocols import Look
 from felix_py.plan.layout import INTERFACE_PREFIX
 from felix_py.records import Drift, Failure, Report
 from felix_py.refs import SysctlRef

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from felix_py import pending
-from felix_py.dataplane.interface import Look
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import Links, PodLink, random_mac
+from felix_py.dataplane.protocols import Look
 from felix_py.plan.layout import LINK_GROUP, interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner

@@ -18,7 +18,7 @@ from felix_py.agent.revoke import Quiet, Revoker
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.host_addresses import host_addresses
-from felix_py.dataplane.interface import Look
+from felix_py.dataplane.protocols import Look
 from felix_py.metrics import Metrics
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend

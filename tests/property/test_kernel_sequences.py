@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felix_py.dataplane.fake import FakeDataplane
-from felix_py.dataplane.interface import Dataplane
 from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.protocols import Dataplane
 from felix_py.records import Backend, Hook, SetSpec, SetType, Update, Words
 from felix_py.refs import ChainRef
 from policy.model import Family

@@ -10,10 +10,10 @@ from structlog.testing import capture_logs
 
 from felix_py.agent.network import PodNetwork
 from felix_py.dataplane import sysctl
-from felix_py.dataplane.interface import EVERYTHING, Look, RulesSnapshot
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.links import Links, PodLink, random_mac
 from felix_py.dataplane.monitor import Monitor
+from felix_py.dataplane.protocols import EVERYTHING, Look, RulesSnapshot
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
 from felix_py.plan.layout import interface_name

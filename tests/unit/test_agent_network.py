@@ -14,7 +14,7 @@ from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
-from felix_py.dataplane.interface import Look
+from felix_py.dataplane.protocols import Look
 from felix_py.failures import Failures
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending

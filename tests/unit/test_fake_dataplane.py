@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from felix_py.dataplane.fake import FakeDataplane
-from felix_py.dataplane.interface import Look
+from felix_py.dataplane.protocols import Look
 from felix_py.records import Failure, Hook, NextHop, Report, Route, SetSpec, SetType, Update
 from felix_py.refs import ChainRef, MemberRef, RouteRef, SetRef
 from policy.model import Family

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from felix_py.agent.network import _memberships
 from felix_py.dataplane.fake import FakeDataplane
-from felix_py.dataplane.interface import EVERYTHING, Look, RulesSnapshot
+from felix_py.dataplane.protocols import EVERYTHING, Look, RulesSnapshot
 from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.planner import Planner

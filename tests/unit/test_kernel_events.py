@@ -7,10 +7,10 @@ import struct
 
 import pytest
 
-from felix_py.dataplane.interface import Look
 from felix_py.dataplane.kernel_events import LOST, Hint, HostEvents, origin, rules_concern_us
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import attr, message
+from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.route_messages import Destination
 from felix_py.plan.layout import LINK_GROUP
 from policy.model import Family

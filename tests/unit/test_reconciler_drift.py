@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from felix_py import pending
-from felix_py.dataplane.interface import EVERYTHING, Look
+from felix_py.dataplane.protocols import EVERYTHING, Look
 from felix_py.records import NextHop, Route
 from felix_py.refs import KINDS, ChainRef, RouteRef
 from policy.model import Family, Pod

@@ -16,7 +16,7 @@ from felix_py.agent.network import PodNetwork
 from felix_py.agent.revoke import Quiet, Revoker
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
-from felix_py.dataplane.interface import Look
+from felix_py.dataplane.protocols import Look
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
 from felix_py.plan.marks import Marks

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.dataplane.interface import Look
 from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.protocols import Look
 from felix_py.records import Backend, Hook, Report, Route, Update
 from felix_py.refs import ChainRef, RouteRef
 from policy.model import Family
