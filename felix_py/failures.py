@@ -23,7 +23,7 @@ class Failures(Collection[Failure]):
         self._all = dict.fromkeys(failures)
         self._by_name: dict[Name, list[Failure]] = {}
         for failure in self._all:
-            for name in _names(failure.ref):
+            for name in set(_names(failure.ref)) - {""}:
                 self._by_name.setdefault(name, []).append(failure)
         self.objects = sum(failure.count for failure in self._all)
         """How many objects they stand for."""

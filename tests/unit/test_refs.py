@@ -71,6 +71,7 @@ def test_a_ref(ref: Ref, kind: str, text: str, names: set[str], decides: bool) -
     failures = Failures([Failure(ref, "no")])
     everybody = {name for _, _, _, others, _ in REFS for name in others}
     assert {name for name in everybody if failures.naming([name])} == names
+    assert failures.naming([""]) == ()
     assert failures.naming([HookRef]) == (tuple(failures) if isinstance(ref, HookRef) else ())
 
 
