@@ -27,7 +27,8 @@ class DeltaMachine(RuleBasedStateMachine):
         super().__init__()
         self.delta: Delta[int, int, tuple[int, str]] = Delta(lambda value, had: had[0] == value)
         self.kernel: dict[int, tuple[int, str]] = {}
-        self.known: dict[int, tuple[int, str]] | None = None
+        self.known: dict[int, tuple[int, str]] = {}
+        self.loaded = False
         self.desired: dict[int, int] = {}
         self.doomed: set[int] = set()
         self.touched: set[int] = set()
@@ -44,7 +45,7 @@ class DeltaMachine(RuleBasedStateMachine):
     def dismiss(self, key: int) -> None:
         self.delta.dismiss(key)
         self.desired.pop(key, None)
-        if self.known is None or key in self.known:
+        if not self.loaded or key in self.known:
             self.doomed.add(key)
 
     @rule(key=KEYS)
@@ -61,12 +62,12 @@ class DeltaMachine(RuleBasedStateMachine):
     @rule()
     def dismiss_all(self) -> None:
         self.delta.dismiss_all()
-        self.desired, self.doomed = {}, set(self.known or {})
+        self.desired, self.doomed = {}, set(self.known)
 
     @rule(keep=st.sets(KEYS))
     def sweep(self, keep: set[int]) -> None:
         self.delta.sweep(keep)
-        self.doomed |= (self.known or {}).keys() - self.desired.keys() - keep
+        self.doomed |= self.known.keys() - self.desired.keys() - keep
 
     # --- what others do, and looking -----------------------------------------------------------------
 
@@ -82,7 +83,8 @@ class DeltaMachine(RuleBasedStateMachine):
     def load(self) -> None:
         lost, strays = self.delta.load(dict(self.kernel))
         before, self.known = self.known, dict(self.kernel)
-        if before is None:
+        first, self.loaded = not self.loaded, True
+        if first:
             assert not lost
             assert not strays
         else:
@@ -107,9 +109,9 @@ class DeltaMachine(RuleBasedStateMachine):
         for key in gone:
             self.kernel.pop(key, None)
         self.delta.removed(gone)
-        if self.known is not None:
-            self.known |= done
-            self.known = {key: had for key, had in self.known.items() if key not in gone}
+        self.known |= done
+        for key in gone:
+            self.known.pop(key, None)
         self.doomed.difference_update(gone)
 
     @rule(key=KEYS)
@@ -117,15 +119,13 @@ class DeltaMachine(RuleBasedStateMachine):
         self.kernel.pop(key, None)
         self.delta.removed([key])
         self.doomed.discard(key)
-        (self.known or {}).pop(key, None)
+        self.known.pop(key, None)
 
     @invariant()
     def what_is_pending_is_what_differs(self) -> None:
-        known = self.known or {}
         assert self.delta.desired == self.desired
-        if self.known is not None:
-            assert set(self.delta.updates()) == {key for key in self.desired if not self._right(known, key)}
-            assert set(self.delta.deletions()) == self.doomed & known.keys()
+        assert set(self.delta.updates()) == {key for key in self.desired if not self._right(self.known, key)}
+        assert set(self.delta.deletions()) == self.doomed & self.known.keys()
 
     def _right(self, state: dict[int, tuple[int, str]], key: int) -> bool:
         return key in state and state[key][0] == self.desired[key]
@@ -143,7 +143,7 @@ class DeltaMachine(RuleBasedStateMachine):
 
 
 TestDelta: Any = DeltaMachine.TestCase
-TestDelta.settings = settings(max_examples=examples(100), stateful_step_count=30, deadline=None)
+TestDelta.settings = settings(max_examples=examples(1000), stateful_step_count=30, deadline=None)
 
 
 def test_what_is_held_is_what_was_found_and_a_key_in_doubt_is_written_anew() -> None:
