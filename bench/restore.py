@@ -15,7 +15,8 @@ from bench.harness import Way, compare, show
 from felix_py.dataplane.backend import command
 from felix_py.dataplane.iptables_text import render
 from felix_py.dataplane.kernel import Kernel
-from felix_py.records import Backend, ChainKey, SetSpec, SetType, Update
+from felix_py.records import Backend, SetSpec, SetType, Update
+from felix_py.refs import ChainRef
 from felix_py.ruleset.model import DESTINATION, RETURN, InSet, PortIn, ProtocolIs, Rules, RuleSpec, StateIn
 from policy.model import Family
 from tests.support.isolate import new_netns
@@ -39,7 +40,7 @@ class _Bench:
     def __init__(self, kernel: Kernel, backend: Backend, chains: int) -> None:
         self._kernel = kernel
         self._backend = backend
-        self._keys = [ChainKey(FAMILY, "filter", f"FELIX-BENCH-{number}") for number in range(chains)]
+        self._keys = [ChainRef(FAMILY, "filter", f"FELIX-BENCH-{number}") for number in range(chains)]
         self._variant = 0
         self._update = Update()
         self._text = ""
@@ -69,7 +70,7 @@ class _Bench:
         ]
         show(f"{size}: read back", compare(ways, times))
 
-    def _change(self, some: Sequence[ChainKey]) -> None:
+    def _change(self, some: Sequence[ChainRef]) -> None:
         self._variant += 1
         update = Update(chains={key: _chain(key, self._variant) for key in some})
         lines = [f":{key.name} - [0:0]" for key in some]
@@ -87,7 +88,7 @@ class _Bench:
         _run(self._backend, "restore", "--noflush", "-w", "10", stdin=self._text)
 
 
-def _chain(key: ChainKey, variant: int) -> Rules:
+def _chain(key: ChainRef, variant: int) -> Rules:
     return tuple(_rule(key.name, number, variant) for number in range(RULES_A_CHAIN))
 
 

@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from bench.harness import Way, compare, show
 from felix_py.dataplane.kernel import Kernel
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED
-from felix_py.records import Backend, NextHop, Route, RouteKey, SetSpec, SetType, Update
+from felix_py.records import Backend, NextHop, Route, SetSpec, SetType, Update
+from felix_py.refs import RouteRef
 from policy.model import Family
 from tests.support.isolate import new_netns, run
 
@@ -60,7 +61,7 @@ def _routes(size: int, times: int, folder: Path) -> None:
     run("ip", "link", "set", "up0", "up")
     run("ip", "address", "add", "192.0.2.1/24", "dev", "up0")
     destinations = [f"{address}/32" for address in _addresses(size)]
-    keys = [RouteKey(destination, ROUTE_PROTOCOL_LEARNED) for destination in destinations]
+    keys = [RouteRef(destination, ROUTE_PROTOCOL_LEARNED) for destination in destinations]
     wanted = Update(routes={key: Route(key, next_hops=(NextHop(GATEWAY, "up0"),)) for key in keys})
     gone = Update(routes=dict.fromkeys(keys))
     for verb in ("add", "del"):

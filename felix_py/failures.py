@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator
 
 from felix_py.records import Failure
+from felix_py.refs import LinkRef, MemberRef, Ref, RouteRef, SysctlRef, chain_or_set
 
-_WORD = re.compile(r"[\w.:-]+")
+Name = str | type[Ref]
+"""What failures are asked for by: a chain, set, address or interface; or all objects of a type."""
+
 _LISTED = 10
 """Objects named of those that fail for one reason, in a log line."""
 _REASONS = 20
@@ -19,10 +21,10 @@ class Failures(Collection[Failure]):
 
     def __init__(self, failures: Iterable[Failure] = ()) -> None:
         self._all = dict.fromkeys(failures)
-        self._by_word: dict[str, list[Failure]] = {}
+        self._by_name: dict[Name, list[Failure]] = {}
         for failure in self._all:
-            for word in set(_WORD.findall(failure.what)):
-                self._by_word.setdefault(word, []).append(failure)
+            for name in set(_names(failure.ref)) - {""}:
+                self._by_name.setdefault(name, []).append(failure)
         self.objects = sum(failure.count for failure in self._all)
         """How many objects they stand for."""
 
@@ -35,14 +37,28 @@ class Failures(Collection[Failure]):
     def __contains__(self, failure: object) -> bool:
         return failure in self._all
 
-    def naming(self, names: Iterable[str]) -> tuple[Failure, ...]:
-        """Those whose ``what`` has one of these words."""
-        found = {failure: None for name in names for failure in self._by_word.get(name, ())}
+    def naming(self, names: Iterable[Name]) -> tuple[Failure, ...]:
+        """Those of objects that go by one of these names: a member by its set, its address and its interface."""
+        found = {failure: None for name in names for failure in self._by_name.get(name, ())}
         return tuple(found)
 
     def besides(self, known: Failures) -> list[Failure]:
         """Those that are not in others."""
         return [failure for failure in self._all if failure not in known]
+
+
+def _names(ref: Ref) -> tuple[Name, ...]:
+    match ref:
+        case RouteRef(destination):
+            return (destination.partition("/")[0],)
+        case MemberRef(name, text):
+            address, _, interface = text.partition(",")
+            return name, address.partition("/")[0], interface
+        case LinkRef(name):
+            return (name,)
+        case SysctlRef():
+            return (ref.interface,)
+    return type(ref), chain_or_set(ref)
 
 
 def by_reason(failures: Iterable[Failure]) -> dict[str, list[str]]:
@@ -58,6 +74,6 @@ def by_reason(failures: Iterable[Failure]) -> dict[str, list[str]]:
 
 
 def _named(group: list[Failure]) -> list[str]:
-    named = [failure.what for failure in group[:_LISTED]]
+    named = [str(failure.ref) for failure in group[:_LISTED]]
     more = sum(failure.count for failure in group) - len(named)
     return [*named, f"and {more} more"] if more else named

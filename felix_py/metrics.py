@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
-from felix_py.records import DriftKind
+from felix_py.refs import KINDS
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a series more a counter that nobody reads
 
@@ -39,8 +39,8 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
-        for kind in DriftKind:
-            self.drift.labels(kind.value)  # there from the start, so that a first change is an increase
+        for kind in KINDS:
+            self.drift.labels(kind)  # there from the start, so that a first change is an increase
         self.notices = Gauge(
             "felix_py_notices",
             "Things that are not as they should be and need a person",

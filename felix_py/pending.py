@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from felix_py.dataplane.interface import Part
+from felix_py.dataplane.protocols import Look
 from felix_py.pace import Pace, Paced
 
 _PROMPTLY = (0.0, 0.0, 0.2)
@@ -24,7 +24,7 @@ class Pending:
         """Changes ask for no apply; whoever knows better sets ``due``."""
         self.rules = Paced(Pace(*_SOON))
         self.prompt = Paced(Pace(*_PROMPTLY))
-        self._parts = Part(0)
+        self._look = Look(0)
         self._failed = False
 
     def note(self) -> None:
@@ -32,15 +32,15 @@ class Pending:
         if not self.held:
             self.due.set()
 
-    def look(self, parts: Part) -> None:
+    def look(self, look: Look) -> None:
         """Others may have changed these parts of the kernel: compare, and mend what differs.
 
         Rules are read back a moment after the last such call, everything else at once.
         """
-        if Part.RULES in parts:
+        if Look.RULES in look:
             self.rules.ask()
-        if prompt := parts & ~Part.RULES:
-            self._parts |= prompt
+        if prompt := look & ~Look.RULES:
+            self._look |= prompt
             self.prompt.ask()
 
     def retry(self) -> None:
@@ -59,7 +59,7 @@ class Pending:
         """An apply is done, and could not write something."""
         self._failed = failed
 
-    def take_parts(self) -> Part:
+    def take_look(self) -> Look:
         """What is to be looked at promptly."""
-        parts, self._parts = self._parts, Part(0)
-        return parts
+        look, self._look = self._look, Look(0)
+        return look

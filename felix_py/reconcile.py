@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 
 from felix_py import log
 from felix_py.backoff import Backoff
-from felix_py.dataplane.interface import EVERYTHING, UNUSED_SET, Dataplane, Part
-from felix_py.failures import Failures, by_reason
+from felix_py.dataplane.protocols import EVERYTHING, Dataplane, Look, RulesSnapshot
+from felix_py.failures import Failures, Name, by_reason
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
 from felix_py.plan.planner import Planner
 from felix_py.records import Drift, Failure, Update
+from felix_py.refs import ApplyRef, Ref, policy_rests_on
 
 T = TypeVar("T")
 
@@ -36,18 +37,14 @@ _REST_LEAST = 0.001
 
 _RETRY = (0.1, 30.0)
 
-_NOTHING = Part(0)
-_ENDED = Failures([Failure("apply", "the agent is stopping")])
+_NOTHING = Look(0)
+_ENDED = Failures([Failure(ApplyRef(), "the agent is stopping")])
 _MOST_LOGGED = 10
 
 
-def leads_astray(failure: Failure) -> bool:
-    """Whether packets may still be judged by what the second step removes: if sets or rules were not written.
-
-    A route or an interface that cannot be written, perhaps for ever, must not keep old rules alive; nor must a
-    set that cannot be destroyed because somebody else's rules use it.
-    """
-    return not failure.what.startswith(("route ", "interface ", "sysctl ", UNUSED_SET))
+def leads_astray(failures: Iterable[Failure]) -> bool:
+    """Whether packets may still be judged by what the second step removes: if sets or rules were not written."""
+    return any(policy_rests_on(failure.ref) for failure in failures)
 
 
 class NotApplied(Exception):
@@ -55,7 +52,7 @@ class NotApplied(Exception):
 
     def __init__(self, failures: tuple[Failure, ...]) -> None:
         self.failures = failures
-        super().__init__("; ".join(f"{f.what}: {f.reason}" for f in failures[:3]))
+        super().__init__("; ".join(map(str, failures[:3])))
 
 
 class Reconciler:
@@ -72,7 +69,7 @@ class Reconciler:
         refresh_interval: float,
         patience: float = 2.0,
         abandon: Callable[[], object] = lambda: None,
-        everybodys: Callable[[Failures], bool] = lambda failures: any(map(leads_astray, failures)),
+        everybodys: Callable[[Failures], bool] = leads_astray,
         on_drift: Sequence[Callable[[Sequence[Drift]], None]] = (),
         on_applied: Sequence[Callable[[Failures], None]] = (),
     ) -> None:
@@ -115,7 +112,7 @@ class Reconciler:
         self._look_seconds = 0.0
         self._unread = self._told = ""
         self._compared_at = time.monotonic()
-        self._rules_read: object = None
+        self._rules_read: RulesSnapshot | None = None
         self._failures = Failures()
         self._last_drift: tuple[float, list[str]] | None = None
         self._on_applied = on_applied
@@ -149,7 +146,7 @@ class Reconciler:
     @property
     def unenforced(self) -> Failure | None:
         """Something that policy rests on and that the last apply could not write; None: there is nothing."""
-        return next(filter(leads_astray, self._failures), None)
+        return next((failure for failure in self._failures if policy_rests_on(failure.ref)), None)
 
     def hold(self) -> None:
         """Until :meth:`begin`: nothing is planned, and what the dataplane holds is kept as it is."""
@@ -188,7 +185,7 @@ class Reconciler:
         self._pending.note()
         await self._clean.wait()
 
-    async def settled(self, names: Callable[[], Iterable[str]] | None = None) -> None:
+    async def settled(self, names: Callable[[], Iterable[Name]] | None = None) -> None:
         """Return once everything noted before this call is in the kernel.
 
         ``names``: whose failures concern the caller, asked when it is done; None: everybody's do.
@@ -211,7 +208,7 @@ class Reconciler:
         self._pending.due.set()
         return await waiter
 
-    async def differences(self) -> list[str]:
+    async def differences(self) -> list[Ref]:
         """What the kernel does not have of the desired state; an apply that mends it follows.
 
         Raises:
@@ -244,7 +241,7 @@ class Reconciler:
                 tasks.create_task(self._apply_for_ever())
                 tasks.create_task(self._refresh_for_ever())
                 tasks.create_task(self._pending.prompt.run(self._look_promptly))
-                tasks.create_task(self._pending.rules.run(lambda: self._read_back(Part.RULES)))
+                tasks.create_task(self._pending.rules.run(lambda: self._read_back(Look.RULES)))
         finally:
             self._end()
             await self._leave_thread()
@@ -272,7 +269,7 @@ class Reconciler:
             await asyncio.sleep(self._refresh_interval)
             await self._read_back(EVERYTHING)
 
-    async def _read_back(self, parts: Part) -> float:
+    async def _read_back(self, look: Look) -> float:
         """Read the rules beside whatever is being applied, then have the next apply compare. Seconds of work."""
         started = time.monotonic()
         try:
@@ -280,15 +277,15 @@ class Reconciler:
         except Exception as error:
             self._log.warning("cannot read the rules back; trying again", reason=str(error))
             self._pending.rules.ask()
-            parts &= ~Part.RULES
+            look &= ~Look.RULES
         reading = time.monotonic() - started
-        return reading + (await self._look_with_next_apply(parts) if parts else 0.0)
+        return reading + (await self._look_with_next_apply(look) if look else 0.0)
 
     async def _look_promptly(self) -> float:
-        return await self._look_with_next_apply(self._pending.take_parts())
+        return await self._look_with_next_apply(self._pending.take_look())
 
-    async def _look_with_next_apply(self, parts: Part) -> float:
-        self._looks |= parts
+    async def _look_with_next_apply(self, look: Look) -> float:
+        self._looks |= look
         await self._applied()
         return self._look_seconds
 
@@ -330,25 +327,25 @@ class Reconciler:
     async def _apply(self) -> None:
         self._pending.due.clear()
         self._awaited.clear()
-        parts, self._looks = self._looks, _NOTHING
-        self._sweep_due |= bool(parts) and self._sweeping
+        look, self._looks = self._looks, _NOTHING
+        self._sweep_due |= bool(look) and self._sweeping
         waiters, self._waiters = self._waiters, []
         started, holding, written = time.monotonic(), self._pending.held, self._written
         try:
-            failures = await self._two_steps(parts)
+            failures = await self._two_steps(look)
         except MemoryError:  # what was moved from one place to another may be in neither: only a start helps
             raise
         except Exception as error:
             # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced; we try again.
             self._log.exception("apply failed")
-            failures = Failures([Failure("apply", f"{type(error).__name__}: {error}")])
+            failures = Failures([Failure(ApplyRef(), f"{type(error).__name__}: {error}")])
             self._sweep_due = self._sweeping
-            self._pending.look(parts)
+            self._pending.look(look)
         except BaseException:  # cancelled
             self._waiters += waiters
             raise
         self._note_rest(self._written - written)
-        self._note_look(parts)
+        self._note_look(look)
         self._metrics.apply_seconds.observe(time.monotonic() - started)
         self._note_failures(failures)
         drift, self._drift = self._drift, []
@@ -360,22 +357,22 @@ class Reconciler:
             if not waiter.done():
                 waiter.set_result(failures)
 
-    def _note_look(self, parts: Part) -> None:
+    def _note_look(self, look: Look) -> None:
         """After an apply that was to begin by reading these parts back."""
-        if not parts:
+        if not look:
             return
         if self._unread:
             if self._unread != self._told:
                 self._log.warning("cannot read the kernel back; trying again", reason=self._unread)
-            self._pending.look(parts)
-        elif parts == EVERYTHING:
+            self._pending.look(look)
+        elif look == EVERYTHING:
             self._compared_at = time.monotonic()
         self._told = self._unread
 
-    async def _two_steps(self, parts: Part) -> Failures:
+    async def _two_steps(self, look: Look) -> Failures:
         """First what must be there, then, if all of it is, what may go (see :mod:`felix_py.plan.planner`)."""
         if self._pending.held:
-            return await self._keep(parts)
+            return await self._keep(look)
         # Before collecting: a sweep that is asked for from here on is the next apply's, for by then there may be
         # news that this one's plan does not know.
         sweep, self._sweep_due, keep_learned = self._sweep_due, False, self._keep_learned
@@ -384,8 +381,8 @@ class Reconciler:
         update = self._planner.take()
         rules, self._rules_read = self._rules_read, None
         release = self._releasing
-        failures = await self.call(lambda: self._write(update, parts, rules, release=release))
-        if any(map(leads_astray, failures)):
+        failures = await self.call(lambda: self._write(update, look, rules, release=release))
+        if leads_astray(failures):
             self._sweep_due |= sweep
             if sweep and not self._everybodys(failures):
                 # What nobody asks for goes all the same: one policy that cannot be written keeps no other pod.
@@ -406,18 +403,18 @@ class Reconciler:
         if self._read == EVERYTHING and not self._everybodys(failures):
             self._clean.set()
 
-    async def _keep(self, parts: Part) -> Failures:
+    async def _keep(self, look: Look) -> Failures:
         """Put right what others have changed of what is held."""
         leaving, self._leaving = self._leaving, Update()
         rules, self._rules_read = self._rules_read, None
         sweep, self._sweep_due = self._sweep_due, False
-        return await self.call(lambda: self._write(leaving, parts, rules, sweep=sweep))
+        return await self.call(lambda: self._write(leaving, look, rules, sweep=sweep))
 
     def _write(
         self,
         update: Update,
-        parts: Part = _NOTHING,
-        rules: object = None,
+        look: Look = _NOTHING,
+        rules: RulesSnapshot | None = None,
         *,
         release: bool = False,
         sweep: bool = False,
@@ -433,8 +430,8 @@ class Reconciler:
             self._releasing = False
         self._dataplane.update(self._untaken)
         self._untaken = Update()
-        if parts:
-            self._read_parts(parts, rules)
+        if look:
+            self._read_kernel(look, rules)
         report = self._dataplane.apply(sweep=sweep, keep_learned=keep_learned)
         self._metrics.restores.inc(report.transactions)
         self._metrics.writes.inc(report.writes)
@@ -442,13 +439,13 @@ class Reconciler:
         self._note_drift(self._dataplane.take_drift())
         return Failures(report.failures)
 
-    def _read_parts(self, parts: Part, rules: object) -> None:
+    def _read_kernel(self, look: Look, rules: RulesSnapshot | None) -> None:
         """Read back. Where that fails, what is wanted is written all the same: a new pod must not wait for it."""
         started = time.monotonic()
         self._unread = ""
         try:
-            self._dataplane.load(parts, rules)
-            self._read |= parts
+            self._dataplane.load(look, rules)
+            self._read |= look
         except Exception as error:
             self._unread = str(error) or type(error).__name__
         self._look_seconds = time.monotonic() - started
@@ -458,7 +455,7 @@ class Reconciler:
             return
         self._drift += drift
         for found in drift:
-            self._metrics.drift.labels(found.kind.value).inc(found.count)
+            self._metrics.drift.labels(found.ref.kind).inc(found.count)
         shown = [str(found) for found in drift[:_MOST_LOGGED]]
         if more := sum(found.count for found in drift[_MOST_LOGGED:]):
             shown.append(f"and {more} more")

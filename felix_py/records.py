@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from felix_py.refs import ChainRef, HookRef, Ref, RouteRef
 from felix_py.ruleset.model import Rules, RuleSpec
 from policy.model import Family, Labels, LocalEndpoint, Node, Protocol
 
@@ -38,15 +39,6 @@ class SetSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ChainKey:
-    """One chain of ours, of one family and table."""
-
-    family: Family
-    table: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Hook:
     """A rule of ours in a built-in chain. ``first``: kept at the top of it; otherwise kept at its end.
 
@@ -59,6 +51,11 @@ class Hook:
     rule: RuleSpec
     first: bool
     rank: int = field(default=0, compare=False)
+
+    @property
+    def ref(self) -> HookRef:
+        """All that is ours in that chain is one object to whoever reads of it."""
+        return HookRef(self.family, self.table, self.chain)
 
 
 class RouteKind(enum.StrEnum):
@@ -77,21 +74,13 @@ class NextHop:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteKey:
-    """What makes a route one of ours: destination CIDR text and our protocol number, in the main table."""
-
-    destination: str
-    protocol: int
-
-
-@dataclass(frozen=True, slots=True)
 class Route:
     """A route to exist. ``next_hops`` sorted; several make one ECMP route; empty for a blackhole.
 
     ``source`` is the preferred source address text, or empty. ``link_scope`` is ``scope link``.
     """
 
-    key: RouteKey
+    key: RouteRef
     kind: RouteKind = RouteKind.UNICAST
     next_hops: tuple[NextHop, ...] = ()
     link_scope: bool = False
@@ -110,9 +99,9 @@ class Update:
 
     sets: dict[str, SetSpec | None] = field(default_factory=dict)
     members: dict[str, dict[str, int | None]] = field(default_factory=dict)
-    chains: dict[ChainKey, Rules | None] = field(default_factory=dict)
+    chains: dict[ChainRef, Rules | None] = field(default_factory=dict)
     hooks: dict[Hook, bool] = field(default_factory=dict)
-    routes: dict[RouteKey, Route | None] = field(default_factory=dict)
+    routes: dict[RouteRef, Route | None] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.sets or self.members or self.chains or self.hooks or self.routes)
@@ -137,17 +126,20 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One object that could not be brought to its desired state: what, and the kernel's or tool's words.
+    """One object that could not be brought to its desired state, and the kernel's or tool's words.
 
     ``count``: how many, where it stands for several (:func:`bounded`).
     """
 
-    what: str
+    ref: Ref
     reason: str
     count: int = field(default=1, compare=False)
 
+    def __str__(self) -> str:
+        return f"{self.ref}: {self.reason}"
 
-def bounded(failures: Iterable[Failure], others: str, most: int = 100) -> list[Failure]:
+
+def bounded(failures: Iterable[Failure], others: Ref, most: int = 100) -> list[Failure]:
     """At most so many failures of one reason as they are; the rest of it is one, ``others``, that counts them."""
     kept: list[Failure] = []
     seen: dict[str, int] = {}
@@ -173,35 +165,19 @@ class Report:
         )
 
 
-class DriftKind(enum.StrEnum):
-    """Kinds of objects that somebody else can change. The values are those of a metric's label."""
-
-    CHAIN = "chain"
-    HOOK = "hook"
-    SET = "set"
-    MEMBER = "member"
-    ROUTE = "route"
-    LINK = "link"
-    SYSCTL = "sysctl"
-
-
 @dataclass(frozen=True, slots=True)
 class Drift:
     """Something that was right in the kernel and is not any more, although nobody of ours asked for a change.
 
-    ``what`` names it as a Failure does, ``how`` says in which way it differs. ``count``: how many objects.
-    ``name`` is that of the chain or set alone, ``member`` the text of a set's member, if it is one.
+    ``how`` says in which way it differs. ``count``: how many objects.
     """
 
-    kind: DriftKind
-    what: str
+    ref: Ref
     how: str
     count: int = 1
-    name: str = ""
-    member: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.how}"
+        return f"{self.ref}: {self.how}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,7 +191,7 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
 def _kernel(config: AgentConfig, stack: AsyncExitStack) -> tuple[Families, Backend, Kernel]:
     families = Families.of_this_node(config.ip_families)
     for failure in sysctl.set_up_host(families.programmed):
-        log.get("agent").warning("cannot set a kernel setting", what=failure.what, reason=failure.reason)
+        log.get("agent").warning("cannot set a kernel setting", what=str(failure.ref), reason=failure.reason)
     backend = find_backend(config.backend)
     return families, backend, stack.enter_context(Kernel(families.programmed, backend, families.closed))
 
@@ -296,7 +296,7 @@ def _hold(
     if missing:
         log.get("agent").warning(
             "rules were changed while no agent ran; until the cluster is known, what depends on it is shut",
-            missing=missing[:_MOST_NAMED],
+            missing=list(map(str, missing[:_MOST_NAMED])),
         )
 
 

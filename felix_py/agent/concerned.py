@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from felix_py.plan.names import Fixed, parse_name
 from felix_py.plan.static import SetNames
-from felix_py.records import Drift, DriftKind
+from felix_py.records import Drift
+from felix_py.refs import MemberRef, chain_or_set, policy_rests_on
 from policy.ir import ChainId, SetId, Tightened
 from policy.model import Family
 
-_DECIDING = (DriftKind.HOOK, DriftKind.CHAIN, DriftKind.SET, DriftKind.MEMBER)
 _MASQUERADING = {
     *("POSTROUTING", Fixed.POSTROUTING),
     *(name for names in map(SetNames.of, Family) for name in (names.pool, names.no_masquerade)),
@@ -60,11 +60,12 @@ class Concerned:
         Routes, links and settings decide nothing about policy; nor does masquerading.
         """
         for found in drift:
-            if found.kind not in _DECIDING or found.name in _MASQUERADING:
+            name = chain_or_set(found.ref)
+            if not policy_rests_on(found.ref) or name in _MASQUERADING:
                 continue
-            compiled = parse_name(found.name)
-            if found.member and "/" not in found.member:
-                self.addresses.add(found.member.partition(",")[0])
+            compiled = parse_name(name)
+            if isinstance(found.ref, MemberRef) and "/" not in found.ref.text:
+                self.addresses.add(found.ref.address)
             elif compiled is not None and compiled in standing:
                 self.chains.add(compiled)
             else:

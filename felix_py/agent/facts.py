@@ -20,7 +20,8 @@ from felix_py.datastore.store import Record
 from felix_py.notices import NoticeKind
 from felix_py.observe import disputes
 from felix_py.plan.planner import Planner, learned_routes
-from felix_py.records import Lease, NodeRecord, Route, RouteKey, endpoint_of
+from felix_py.records import Lease, NodeRecord, Route, endpoint_of
+from felix_py.refs import RouteRef
 from policy.change import Change
 from policy.compile import Engine
 from policy.ir import Delta
@@ -75,7 +76,7 @@ class Facts:
         self._attached: dict[ObjectKey, Lease] = {}
         self._moved: dict[ObjectKey, None] = {}
         self._leaving: list[Lease] = []
-        self._learned: dict[RouteKey, Route | None] = {}
+        self._learned: dict[RouteRef, Route | None] = {}
         self._disputes = 0
 
     # --- cluster objects -----------------------------------------------------------------------------

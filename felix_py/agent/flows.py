@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from felix_py import log
 from felix_py.cni.batch import Batcher, begin
-from felix_py.dataplane.interface import FlowTable
+from felix_py.dataplane.protocols import FlowTable
 from felix_py.metrics import Metrics
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Flows:
         """Do something with the table, in its thread.
 
         Raises:
-            OSError: see :class:`felix_py.dataplane.interface.FlowTable`.
+            OSError: see :class:`felix_py.dataplane.protocols.FlowTable`.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._table)
 

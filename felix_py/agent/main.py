@@ -226,8 +226,7 @@ class Life:
             return
         while failures := await agent.reconciler.call(other.take_out):
             text = (
-                f"rules of ours are in force in the {name} tables as well, and cannot be taken out: "
-                f"{failures[0].what}: {failures[0].reason}"
+                f"rules of ours are in force in the {name} tables as well, and cannot be taken out: {failures[0]}"
             )
             agent.network.hinder(text)
             notices.say(NoticeKind.RULES_IN_OTHER_BACKEND, name, text)

@@ -7,28 +7,20 @@ from collections.abc import Awaitable, Callable, Collection
 
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
-from felix_py.failures import Failures
+from felix_py.failures import Failures, Name
 from felix_py.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.names import DISPATCH, Fixed, names_of
 from felix_py.plan.static import SetNames
 from felix_py.reconcile import NotApplied, Reconciler, leads_astray
-from felix_py.records import Failure, Lease, RouteKey, Update
+from felix_py.records import Failure, Lease, Update
+from felix_py.refs import ApplyRef, HookRef, RouteRef
 from policy.change import Change
 from policy.model import Family, ObjectKey, Pod
 
-SHARED = {
-    "apply",
-    "hook",
-    "hooks",
-    *(set(Fixed) - {Fixed.POSTROUTING}),
-    *DISPATCH.values(),
-    *(
-        name
-        for names in map(SetNames.of, Family)
-        for name in (names.source, names.local, names.egress, names.ingress)
-    ),
-}
-"""What every endpoint stands on: a failure that names one of these is everybody's."""
+_CHAINS = (*(set(Fixed) - {Fixed.POSTROUTING}), *DISPATCH.values())
+_SETS = (set_ for n in map(SetNames.of, Family) for set_ in (n.source, n.local, n.egress, n.ingress))
+SHARED: frozenset[Name] = frozenset((ApplyRef, HookRef, *_CHAINS, *_SETS))
+"""What every endpoint stands on: a failure of one of these is everybody's."""
 
 
 def concern_everybody(facts: Facts, failures: Failures) -> bool:
@@ -41,7 +33,7 @@ def concern_everybody(facts: Facts, failures: Failures) -> bool:
     for endpoint in facts.view.endpoints():
         own.update(endpoint.addresses, *map(names_of, facts.engine.chains_of(endpoint.key)))
     tolerable = set(failures.naming(own)).difference(failures.naming(SHARED))
-    return any(leads_astray(failure) and failure not in tolerable for failure in failures)
+    return leads_astray(failure for failure in failures if failure not in tolerable)
 
 
 class PodNetwork:
@@ -92,8 +84,7 @@ class PodNetwork:
         if self._hindrance:
             return self._hindrance
         if not self._ready and (failures := self._reconciler.failures):
-            first = next(iter(failures))
-            return f"policy is not in force yet: {first.what}: {first.reason}"
+            return f"policy is not in force yet: {next(iter(failures))}"
         if not self._ready and (reason := self._reconciler.unread):
             return f"the kernel cannot be read: {reason}"
         if not self._ready:
@@ -149,7 +140,7 @@ class PodNetwork:
     def leaving(self, lease: Lease) -> None:
         """The pod's interface is about to be deleted."""
         self._facts.leaving(lease)
-        routes = {RouteKey(f"{a}/{f.bits}", ROUTE_PROTOCOL_PODS): None for f, a in lease.addresses.items()}
+        routes = {RouteRef(f"{a}/{f.bits}", ROUTE_PROTOCOL_PODS): None for f, a in lease.addresses.items()}
         self._reconciler.let_go(Update(routes=dict(routes)))
 
     async def release(self, lease: Lease) -> None:
@@ -188,8 +179,8 @@ class PodNetwork:
         except NotApplied as error:
             raise NetworkError(str(error)) from error
 
-    def _names(self, lease: Lease) -> set[str]:
-        """Words that name what an endpoint stands on, where something is not in the kernel."""
+    def _names(self, lease: Lease) -> set[Name]:
+        """What an endpoint stands on, as it names the objects that are not in the kernel."""
         chains = self._facts.engine.chains_of((lease.namespace, lease.pod))
         named = (name for chain in chains for name in names_of(chain))
         return {*lease.addresses.values(), lease.interface, *named, *SHARED}
@@ -202,8 +193,8 @@ class PodNetwork:
             missing = await self._reconciler.differences()
         except NotApplied as error:
             raise NetworkError(str(error)) from error
-        ours = Failures(Failure(what, "") for what in missing).naming(self._names(lease))
-        return [f"{failure.what} is not in the kernel" for failure in ours]
+        ours = Failures(Failure(ref, "") for ref in missing).naming(self._names(lease))
+        return [f"{failure.ref} is not in the kernel" for failure in ours]
 
     def pod_cidrs(self) -> tuple[str, ...]:
         """The node's pod CIDRs, one of a family at most."""

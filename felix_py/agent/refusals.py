@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 
 from felix_py.plan.names import parse_name
 from felix_py.records import Failure
+from felix_py.refs import chain_or_set
 from policy.ir import ChainId, SetId
 from policy.model import PolicyRef
 
 REASON = "NotEnforced"
 """Reason of the Events."""
-
-_NAME = re.compile(r"\b(?:FELIX-|felix[46]-)[\w-]+")
-"""A chain or an IP set of ours in :attr:`Failure.what`."""
 
 
 class Refusals:
@@ -34,7 +31,7 @@ class Refusals:
         """These are all that failed in the last apply; what is not among them any more may be told again."""
         first: dict[str, Failure] = {}
         for failure in failures:
-            for name in _NAME.findall(failure.what):
+            if name := chain_or_set(failure.ref):
                 first.setdefault(name, failure)
         now: set[tuple[PolicyRef, str]] = set()
         for name, failure in first.items():
@@ -42,8 +39,7 @@ class Refusals:
             for policy in self._policies_using(compiled) if compiled else ():
                 now.add((policy, name))
                 if (policy, name) not in self._told:
-                    text = (
-                        f"the kernel refuses a part of it, which is tried again: {failure.what}: {failure.reason}"
+                    self._warn(
+                        policy, REASON, f"the kernel refuses a part of it, which is tried again: {failure}"
                     )
-                    self._warn(policy, REASON, text)
         self._told = now

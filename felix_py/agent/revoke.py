@@ -24,7 +24,7 @@ from felix_py.agent.flows import Flows
 from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
 from felix_py.backoff import Backoff
-from felix_py.dataplane.interface import FlowTable
+from felix_py.dataplane.protocols import FlowTable
 from felix_py.metrics import Metrics
 from felix_py.reconcile import leads_astray
 from felix_py.records import Drift, Failure, Flow
@@ -100,7 +100,7 @@ class Revoker:
         if not self._writing:
             return
         self._due.add(self._writing)
-        if not any(map(leads_astray, failures)):
+        if not leads_astray(failures):
             self._writing = Concerned()
 
     # --- work ----------------------------------------------------------------------------------------

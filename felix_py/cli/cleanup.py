@@ -82,7 +82,7 @@ def _remove(network_list: Path) -> list[str]:
     for backend in _backends():
         with Kernel(sysctl.available_families(), backend) as kernel:
             # A set that the other backend's rules use goes in the other backend's turn.
-            failures = {failure.what: failure.reason for failure in kernel.remove_all().failures}
+            failures = {str(failure.ref): failure.reason for failure in kernel.remove_all().failures}
     return [f"{what}: {reason}" for what, reason in failures.items()]
 
 

@@ -31,7 +31,7 @@ _WALK = 4000
 
 
 class Conntrack:
-    """Implements :class:`felix_py.dataplane.interface.FlowTable`. Usable as a context manager.
+    """Implements :class:`felix_py.dataplane.protocols.FlowTable`. Usable as a context manager.
 
     It belongs to the network namespace it was made in, and to one thread at a time.
     """
@@ -57,21 +57,21 @@ class Conntrack:
         self._netlink.close()
 
     def flows(self, addresses: Collection[str]) -> list[Flow]:
-        """See :class:`felix_py.dataplane.interface.FlowTable`.
+        """See :class:`felix_py.dataplane.protocols.FlowTable`.
 
         Who asks can wait: it pauses, since to take many entries apart would hold up all other threads.
         """
         return self._find(addresses, POLICY_ENDS, patiently=True)
 
     def forget(self, addresses: Collection[str]) -> int:
-        """See :class:`felix_py.dataplane.interface.FlowTable`."""
+        """See :class:`felix_py.dataplane.protocols.FlowTable`."""
         deleted, error = self.delete(self._find(addresses, tuple(End)))
         if error is not None:
             raise error
         return len(deleted)
 
     def delete(self, flows: Sequence[Flow]) -> tuple[list[Flow], OSError | None]:
-        """See :class:`felix_py.dataplane.interface.FlowTable`."""
+        """See :class:`felix_py.dataplane.protocols.FlowTable`."""
         results = self._netlink.request([messages.delete(flow) for flow in flows])
         deleted = [flow for flow, error in zip(flows, results, strict=True) if error is None]
         refused = [error for error in results if error is not None and error.errno != errno.ENOENT]

@@ -4,83 +4,53 @@ stands above them."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import TypeVar, cast
 
-from felix_py.dataplane.interface import EVERYTHING, Part
+from felix_py.dataplane.delta import Delta
 from felix_py.dataplane.order import ORDER, Step
+from felix_py.dataplane.protocols import EVERYTHING, Look, RulesSnapshot
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED
-from felix_py.records import (
-    ChainKey,
-    Drift,
-    DriftKind,
-    Failure,
-    Flow,
-    Hook,
-    Report,
-    Route,
-    RouteKey,
-    SetSpec,
-    Update,
-)
+from felix_py.records import Drift, Failure, Flow, Hook, Report, Route, SetSpec, Update
+from felix_py.refs import ChainRef, LinkRef, MemberRef, Ref, RouteRef, SetRef
 from felix_py.ruleset.model import Rules
 
-_PARTS = {
-    "set": Part.SETS,
-    "member": Part.SETS,
-    "chain": Part.RULES,
-    "hook": Part.RULES,
-    "route": Part.ROUTES,
-}
+T = TypeVar("T")
+
+Item = ChainRef | Hook | SetRef | MemberRef | RouteRef
+"""One object: what an Update has it by."""
 
 
-class Item(NamedTuple):
-    """One object; ``key`` is what the fields of an Update use, (set, member) for a member."""
+def _look(item: Item) -> Look:
+    match item:
+        case SetRef() | MemberRef():
+            return Look.SETS
+        case RouteRef():
+            return Look.ROUTES
+    return Look.RULES
 
-    kind: str
-    key: Hashable
 
-    @property
-    def what(self) -> str:
-        """As in the Failure that the real dataplane reports."""
-        match self.key:
-            case ChainKey(family, table, name):
-                return f"chain {name} ({table}, IPv{int(family)})"
-            case Hook():
-                return f"hooks in chain {self.key.chain} ({self.key.table}, IPv{int(self.key.family)})"
-            case RouteKey(destination, _):
-                return f"route {destination}"
-            case (set_name, member):
-                return f"set {set_name} member {member}"
-            case _:
-                return f"set {self.key}"
-
-    def drift(self, how: str) -> Drift:
-        """As the real dataplane tells it."""
-        name = member = ""
-        match self.key:
-            case ChainKey(_, _, name) | str(name):
-                pass
-            case Hook():
-                name = self.key.chain
-            case (str(name), str(member)):
-                pass
-        return Drift(DriftKind(self.kind), self.what, how, name=name, member=member)
+def _ref(item: Item) -> Ref:
+    return item.ref if isinstance(item, Hook) else item
 
 
 def _items(update: Update) -> Iterator[tuple[Item, object]]:
     for name, spec in update.sets.items():
-        yield Item("set", name), spec
+        yield SetRef(name), spec
     for name, members in update.members.items():
         for member, mark in members.items():
-            yield Item("member", (name, member)), mark
-    for key, rules in update.chains.items():
-        yield Item("chain", key), rules
+            yield MemberRef(name, member), mark
+    yield from update.chains.items()
     for hook, wanted in update.hooks.items():
-        yield Item("hook", hook), wanted or None
-    for route_key, route in update.routes.items():
-        yield Item("route", route_key), route
+        yield hook, wanted or None
+    yield from update.routes.items()
+
+
+@dataclass(frozen=True, slots=True)
+class _Read(RulesSnapshot):
+    epoch: int
+    items: dict[Item, object]
 
 
 @dataclass
@@ -92,110 +62,98 @@ class FakeDataplane:
     """
 
     kernel: dict[Item, object] = field(default_factory=dict)
-    failing: dict[str, str] = field(default_factory=dict)
+    failing: dict[Ref, str] = field(default_factory=dict)
     broken_links: dict[str, str] = field(default_factory=dict)
     unreadable: str = ""
-    looks: list[Part] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
     applies: int = 0
     free: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.free.set()
-        self._wanted: dict[Item, object] = {}
-        self._seen: dict[Item, object] = {}
+        self._delta: Delta[Item, object, object] = Delta()
         self._broken: set[str] = set()
         self._drift: list[Drift] = []
         self._epoch = 0
-        self._loaded = False
 
     # --- Dataplane -----------------------------------------------------------------------------------
 
-    def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
-        first, self._loaded = not self._loaded, True
-        self.looks.append(parts)
+    def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
+        self.looks.append(look)
         if self.unreadable:
             raise OSError(self.unreadable)
         found = dict(self.kernel)
-        if isinstance(rules, tuple) and rules[0] == self._epoch:
-            found = {item: value for item, value in found.items() if _PARTS[item.kind] is not Part.RULES}
-            found |= rules[1]
-        unseen = {item: value for item, value in self._seen.items() if _PARTS[item.kind] not in parts}
-        found = unseen | {item: value for item, value in found.items() if _PARTS[item.kind] in parts}
-        if not first:
-            self._drift += [*self._spoilt(found), *self._strays(found)]
-        self._seen = found
-        if Part.LINKS in parts:
+        if isinstance(rules, _Read) and rules.epoch == self._epoch:
+            found = {item: value for item, value in found.items() if _look(item) is not Look.RULES}
+            found |= rules.items
+        unseen = {item: value for item, value in self._delta.actual.items() if _look(item) not in look}
+        seen = unseen | {item: value for item, value in found.items() if _look(item) in look}
+        lost, strays = self._delta.load(seen)
+        for item in lost:
+            if not isinstance(item, MemberRef) or SetRef(item.set) in seen:
+                self._drift.append(Drift(_ref(item), "other content" if item in seen else "missing"))
+        self._drift += [Drift(_ref(item), "nobody asked for it") for item in strays]
+        if Look.LINKS in look:
             self._look_at_links()
 
-    def read_rules(self) -> object:
+    def read_rules(self) -> RulesSnapshot:
         if self.unreadable:
             raise OSError(self.unreadable)
-        held = {item: value for item, value in self.kernel.items() if _PARTS[item.kind] is Part.RULES}
-        return self._epoch, held
-
-    def _spoilt(self, found: dict[Item, object]) -> Iterator[Drift]:
-        for item, value in self._wanted.items():
-            if value is None or self._seen.get(item) != value or found.get(item) == value:
-                continue
-            if item.kind != "member" or Item("set", _set_of(item)) in found:
-                yield item.drift("other content" if item in found else "missing")
-
-    def _strays(self, found: dict[Item, object]) -> Iterator[Drift]:
-        for item in found.keys() - self._seen.keys():
-            if self._wanted.get(item) is None:
-                yield item.drift("nobody asked for it")
+        held = {item: value for item, value in self.kernel.items() if _look(item) is Look.RULES}
+        return _Read(self._epoch, held)
 
     def _look_at_links(self) -> None:
-        routes = [value for item, value in self._wanted.items() if item.kind == "route" and value]
-        names = {hop.interface for route in routes for hop in cast("Route", route).next_hops}
+        routes = [value for value in self._delta.desired.values() if isinstance(value, Route)]
+        names = {hop.interface for route in routes for hop in route.next_hops}
         broken = names & self.broken_links.keys()
         for name in sorted(broken - self._broken):
-            self._drift.append(Drift(DriftKind.LINK, f"interface {name}", self.broken_links[name]))
+            self._drift.append(Drift(LinkRef(name), self.broken_links[name]))
         self._broken = broken
 
     def take_drift(self) -> list[Drift]:
         taken, self._drift = self._drift, []
         return taken
 
-    def hold(self, base: Update) -> list[str]:
-        self._wanted = dict(self._seen)
-        if self._seen:
-            self._wanted |= dict(_items(base))
-        return [item.what for item, value in self._wanted.items() if value and self._seen.get(item) != value]
+    def hold(self, base: Update) -> list[Ref]:
+        self._delta.hold()
+        if self._delta.actual:
+            self.update(base)
+        return self._missing()
+
+    def _missing(self) -> list[Ref]:
+        return [_ref(item) for item in self._delta.desired if item in self._delta.pending]
 
     def release(self) -> None:
-        self._wanted.clear()
+        self._delta.release()
 
     def update(self, update: Update) -> None:
         for name in update.emptied:
             self._empty(name)
         for item, value in _items(update):
-            self._wanted[item] = value
-            if item.kind == "set" and value is None:
-                self._empty(cast("str", item.key))
+            if value is not None:
+                self._delta.desire(item, value)
+                continue
+            self._delta.dismiss(item)
+            if isinstance(item, SetRef):
+                self._empty(item.name)
 
     def _empty(self, name: str) -> None:
-        for item in (*self._wanted, *self._seen):
-            if item.kind == "member" and _set_of(item) == name:
-                self._wanted[item] = None
+        for item in (*self._delta.desired, *self._delta.actual):
+            if isinstance(item, MemberRef) and item.set == name:
+                self._delta.dismiss(item)
 
-    def differences(self) -> list[str]:
+    def differences(self) -> list[Ref]:
         self.load()
-        return [
-            item.what
-            for item, value in self._wanted.items()
-            if value is not None and self._seen.get(item) != value
-        ]
+        return self._missing()
 
     def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
         self.applies += 1
         self.free.wait()
-        wanted = dict(self._wanted)
         if sweep:
-            strays = self._seen.keys() - wanted.keys()
-            wanted |= dict.fromkeys(item for item in strays if not (keep_learned and _is_learned(item)))
-        changes = [(item, value) for item, value in wanted.items() if self._seen.get(item) != value]
-        self._epoch += any(_PARTS[item.kind] is Part.RULES for item, _ in changes)
+            self._delta.sweep(keep={item for item in self._delta.actual if keep_learned and _is_learned(item)})
+        changes = [(item, value) for item, value in self._delta.desired.items() if item in self._delta.pending]
+        changes += [(item, None) for item in self._delta.deletions()]
+        self._epoch += any(_look(item) is Look.RULES for item, _ in changes)
         return sum((self._step(step, changes) for step in ORDER), self._mend_links())
 
     def _mend_links(self) -> Report:
@@ -213,79 +171,76 @@ class FakeDataplane:
                 continue
             reason = self._refusal(item, value)
             if reason:
-                failures.append(Failure(item.what, reason))
+                failures.append(Failure(_ref(item), reason))
                 continue
             writes += 1
-            if isinstance(item.key, ChainKey | Hook):
-                families.add(item.key.family)
+            if isinstance(item, ChainRef | Hook):
+                families.add(item.family)
             self._write(item, value)
         return Report(len(families), writes, tuple(failures))
 
     def _step_of(self, item: Item, value: object) -> Step:
-        match item.kind:
-            case "route":
+        match item:
+            case RouteRef():
                 return Step.REMOVE_ROUTES if value is None else Step.WRITE_ROUTES
-            case "chain" | "hook":
+            case ChainRef() | Hook():
                 return Step.WRITE_CHAINS
-            case "set":
+            case SetRef():
                 return Step.DESTROY_SETS if value is None else Step.GROW_SETS
-        spec = self._wanted.get(Item("set", _set_of(item)))
         if value is None:
             return Step.SHRINK_SETS
+        spec = self._delta.desired.get(SetRef(item.set))
         return Step.WRITE_MARKS if isinstance(spec, SetSpec) and spec.mark_mask else Step.GROW_SETS
 
     def _refusal(self, item: Item, value: object) -> str | None:
-        if item.kind == "member" and value is not None and Item("set", _set_of(item)) not in self.kernel:
+        if isinstance(item, MemberRef) and value is not None and SetRef(item.set) not in self.kernel:
             return "there is no such set"
-        return self.failing.get(item.what)
+        return self.failing.get(_ref(item))
 
     def _write(self, item: Item, value: object) -> None:
-        for state in (self.kernel, self._seen):
-            if value is not None:
-                state[item] = value
-                continue
-            state.pop(item, None)
-            if item.kind == "set":
-                for member in [m for m in state if m.kind == "member" and _set_of(m) == item.key]:
-                    del state[member]
+        if value is not None:
+            self.kernel[item] = value
+            self._delta.written({item: value})
+            return
+        gone = [item]
+        if isinstance(item, SetRef):
+            gone += [other for other in self.kernel if isinstance(other, MemberRef) and other.set == item.name]
+        for each in gone:
+            self.kernel.pop(each, None)
+        self._delta.removed(gone)
 
     # --- what tests look at --------------------------------------------------------------------------
 
     @property
     def sets(self) -> dict[str, SetSpec]:
         """Sets by name."""
-        return cast("dict[str, SetSpec]", self._of("set"))
+        return {ref.name: cast("SetSpec", spec) for ref, spec in self._of(SetRef).items()}
 
     def members(self, name: str) -> dict[str, int]:
         """Members of a set and their marks."""
-        members = cast("dict[tuple[str, str], int]", self._of("member"))
-        return {text: mark for (set_name, text), mark in members.items() if set_name == name}
+        return {ref.text: cast("int", mark) for ref, mark in self._of(MemberRef).items() if ref.set == name}
 
     @property
-    def chains(self) -> dict[ChainKey, Rules]:
+    def chains(self) -> dict[ChainRef, Rules]:
         """Chains and their rules."""
-        return cast("dict[ChainKey, Rules]", self._of("chain"))
+        return cast("dict[ChainRef, Rules]", self._of(ChainRef))
 
     @property
     def hooks(self) -> set[Hook]:
         """Hooks in built-in chains."""
-        return set(cast("dict[Hook, bool]", self._of("hook")))
+        return set(self._of(Hook))
 
     @property
-    def routes(self) -> dict[RouteKey, Route]:
+    def routes(self) -> dict[RouteRef, Route]:
         """Routes by destination and protocol."""
-        return cast("dict[RouteKey, Route]", self._of("route"))
+        return cast("dict[RouteRef, Route]", self._of(RouteRef))
 
-    def _of(self, kind: str) -> dict[Hashable, object]:
-        return {item.key: value for item, value in dict(self.kernel).items() if item.kind == kind}
+    def _of(self, kind: type[T]) -> dict[T, object]:
+        return {item: value for item, value in dict(self.kernel).items() if isinstance(item, kind)}
 
 
 def _is_learned(item: Item) -> bool:
-    return isinstance(item.key, RouteKey) and item.key.protocol == ROUTE_PROTOCOL_LEARNED
-
-
-def _set_of(member: Item) -> str:
-    return cast("tuple[str, str]", member.key)[0]
+    return isinstance(item, RouteRef) and item.protocol == ROUTE_PROTOCOL_LEARNED
 
 
 @dataclass

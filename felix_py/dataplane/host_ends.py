@@ -18,8 +18,13 @@ from felix_py.dataplane import sysctl
 from felix_py.dataplane.link_label import read_label
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, nested
-from felix_py.layout import GATEWAY, HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_PODS
-from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey
+from felix_py.dataplane.order import Step
+from felix_py.dataplane.part import Part, Sweep
+from felix_py.dataplane.protocols import Look
+from felix_py.dataplane.sysctl import HostSettings
+from felix_py.layout import GATEWAY, HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
+from felix_py.records import Drift, Failure, Report, Route, Update
+from felix_py.refs import LinkRef, RouteRef, SysctlRef
 from policy.model import Family
 
 MAC = bytes.fromhex(HOST_MAC.replace(":", ""))
@@ -127,12 +132,17 @@ class _Found:
         return found
 
 
-class HostEnds:
+class HostEnds(Part):
     """All host ends that pods' routes go through, in the network namespace where this was made."""
 
-    def __init__(self) -> None:
+    looks = Look.LINKS
+
+    def __init__(self, settings: HostSettings) -> None:
+        """``settings``, loaded before, know for which families the host forwards, so that each end must."""
+        self.steps = {Step.MEND_LINKS: self.mend}
+        self._host = settings
         self._netlink = Netlink(NETLINK_ROUTE)
-        self._through: dict[RouteKey, str] = {}
+        self._through: dict[RouteRef, str] = {}
         self._new: set[str] = set()
         self._index: dict[str, int] = {}
         self._grouped: set[str] = set()
@@ -142,14 +152,18 @@ class HostEnds:
         self.gone: frozenset[str] = frozenset()
         """Interfaces that the last look did not find. Any thread may read this."""
         self._settings: dict[str, dict[str, str]] = {}
-        self._drift: dict[str, list[Drift]] = {}
+        self._drifted: dict[str, list[Drift]] = {}
 
     def close(self) -> None:
         """Close the socket."""
         self._netlink.close()
 
-    def route(self, key: RouteKey, route: Route | None) -> None:
-        """Note a wanted route; None: it goes away, and nobody cares any more what its interface is like."""
+    def update(self, update: Update) -> None:
+        """Host ends follow from routes: of one that goes away nobody cares what its interface is like."""
+        for key, route in update.routes.items():
+            self._route(key, route)
+
+    def _route(self, key: RouteRef, route: Route | None) -> None:
         name = self._through.pop(key, "")
         if route is not None and key.protocol == ROUTE_PROTOCOL_PODS:
             for hop in route.next_hops:
@@ -169,25 +183,28 @@ class HostEnds:
             self._renamed,
             self._broken,
             self._settings,
-            self._drift,
+            self._drifted,
         ):
             known.pop(name, None)
 
-    # --- looking -------------------------------------------------------------------------------------
-
     def release(self) -> None:
-        """Care for none any more; which interface a name stood for is still known."""
+        """Want none; which interface a name stood for is still known."""
         self.gone = frozenset()
         for noted in (self._through, self._new, self._displaced, self._renamed, self._broken, self._settings):
             noted.clear()
-        self._drift.clear()
+        self._drifted.clear()
 
-    def load(self, forwarding: Collection[Family]) -> None:
-        """Look at all of them. ``forwarding``: families that the host as a whole forwards, so that each end must.
+    # --- looking -------------------------------------------------------------------------------------
 
-        Raises:
-            OSError: the kernel does not answer.
-        """
+    def is_gone(self, name: str) -> bool:
+        """Whether the last look did not find an interface that must be there. Any thread may ask."""
+        return name in self.gone
+
+    def owned(self) -> list[str]:
+        """All that there are, whether they are wanted or not."""
+        return [str(LinkRef(name)) for name in pod_interfaces()]
+
+    def load(self) -> None:
         wanted = self._wanted()
         found = self._links() if wanted else _Found()
         with_gateway = (
@@ -204,7 +221,7 @@ class HostEnds:
             self._note_name(name, link)
             self._note_link(name, link, families, with_gateway)
             if link is holder:
-                self._note_settings(name, families, forwarding)
+                self._note_settings(name, families)
 
     def _wanted(self) -> dict[str, tuple[Family, ...]]:
         wanted: dict[str, set[Family]] = {}
@@ -249,7 +266,7 @@ class HostEnds:
             self._say(name, "gone, and only its pod's runtime can make it anew: delete the pod")
 
     def _say(self, name: str, how: str) -> None:
-        self._drift.setdefault(name, []).append(Drift(DriftKind.LINK, _what(name), how))
+        self._drifted.setdefault(name, []).append(Drift(LinkRef(name), how))
 
     def _note_link(self, name: str, link: Link, families: tuple[Family, ...], with_gateway: set[int]) -> None:
         problems = [] if link.up else ["down"]
@@ -271,13 +288,13 @@ class HostEnds:
             self._say(name, ", ".join(problems))
         self._broken[name] = (link.index, families)
 
-    def _note_settings(self, name: str, families: tuple[Family, ...], forwarding: Collection[Family]) -> None:
+    def _note_settings(self, name: str, families: tuple[Family, ...]) -> None:
         known = self._settings.pop(name, {})
         wrong: dict[str, str] = {}
         for family in families:
             for setting, value in SYSCTLS[family].items():
                 path = _sysctl(family, name, setting)
-                if setting == "forwarding" and family not in forwarding:
+                if setting == "forwarding" and family not in self._host.forwarding:
                     continue  # it follows the host's own setting, which is mended first
                 actual = sysctl.read(path)
                 if actual is None or actual == value:
@@ -285,19 +302,19 @@ class HostEnds:
                 wrong[path] = value
                 if path not in known:
                     how = f"{actual} instead of {value}"
-                    drift = Drift(DriftKind.SYSCTL, f"sysctl {sysctl.dotted(path)}", how)
-                    self._drift.setdefault(name, []).append(drift)
+                    drift = Drift(SysctlRef(path), how)
+                    self._drifted.setdefault(name, []).append(drift)
         if wrong:
             self._settings[name] = wrong
 
     def take_drift(self) -> list[Drift]:
-        """What somebody else has changed, as found since the last call, less what nobody wants any more."""
-        taken, self._drift = self._drift, {}
+        """Drift since the last call, less that of interfaces that nobody wants any more."""
+        taken, self._drifted = self._drifted, {}
         return [drift for found in taken.values() for drift in found]
 
     # --- mending -------------------------------------------------------------------------------------
 
-    def apply(self) -> Report:
+    def mend(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
         """Mend what the last look found. An interface that is gone is nothing that could be mended here."""
         self._learn()
         report = self._put_names_right()
@@ -346,7 +363,7 @@ class HostEnds:
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return Report()  # the next look says so
-            return Report(failures=(Failure(_what(what), f"cannot be renamed: {error.strerror or error}"),))
+            return Report(failures=(Failure(LinkRef(what), f"cannot be renamed: {error.strerror or error}"),))
         return Report(writes=1)
 
     def _mend(self, name: str, index: int, families: tuple[Family, ...]) -> Report:
@@ -355,12 +372,17 @@ class HostEnds:
             _set_up(self._netlink, index, name, families, *right)
         except OSError as error:
             if error.errno != errno.ENODEV:
-                return Report(failures=(Failure(_what(name), error.strerror or str(error)),))
+                return Report(failures=(Failure(LinkRef(name), error.strerror or str(error)),))
             del self._broken[name]  # the next look will say that it is gone
             return Report()
         self._grouped.add(name)
         del self._broken[name]
         return Report(writes=1)
+
+
+def pod_interfaces() -> list[str]:
+    """The interfaces that have the name of a host end of ours."""
+    return sorted(name for _, name in socket.if_nameindex() if is_interface_name(name))
 
 
 def _exists(index: int) -> bool:
@@ -369,7 +391,3 @@ def _exists(index: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _what(name: str) -> str:
-    return f"interface {name}"

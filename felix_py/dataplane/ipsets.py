@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from felix_py.dataplane import ipset_members as members
-from felix_py.dataplane.interface import UNUSED_SET
+from felix_py.dataplane.delta import Delta
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, FULL, TYPE_MISMATCH, Batch, Commands, Shape
 from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
+from felix_py.dataplane.order import Step
+from felix_py.dataplane.part import Part, Sweep
+from felix_py.dataplane.protocols import Look
 from felix_py.layout import set_prefix
-from felix_py.records import Drift, Failure, Report, SetSpec, SetType, bounded
+from felix_py.records import Drift, Failure, Report, SetSpec, SetType, Update, bounded
+from felix_py.refs import MemberRef, MembersRef, Ref, SetRef
 from policy.model import Family
 
 _NAME_BYTES = 31
@@ -25,17 +29,14 @@ _BUSY_WAIT = 0.01
 
 @dataclass(slots=True)
 class _Set:
-    """One set by name. ``wanted`` and ``actual``: key -> ``mark << 32 | mask``, or 0 in a set without marks.
+    """One set by name. ``members``: key -> ``mark << 32 | mask``, or 0 in a set without marks.
 
-    ``pending`` holds keys whose two values may differ; strays that nobody has named join it only by a sweep.
     ``rejected``: text that is no member of such a set -> its mark and the reason.
     """
 
     spec: SetSpec | None = None
     shape: Shape | None = None
-    wanted: dict[bytes, int] = field(default_factory=dict)
-    actual: dict[bytes, int] = field(default_factory=dict)
-    pending: set[bytes] = field(default_factory=set)
+    members: Delta[bytes, int, int] = field(default_factory=Delta)
     rejected: dict[str, tuple[int, str]] = field(default_factory=dict)
     doomed: bool = False
     stuck: bool = False
@@ -55,49 +56,46 @@ class _Set:
         """The kernel is as wanted, but for strays."""
         if self.spec is None:
             return self.shape is None or not self.doomed
-        return self.right and not self.pending
+        return self.right and not self.members.pending
 
-    def note(self, key: bytes) -> None:
-        """Keep ``pending`` true to one key."""
-        if self.wanted.get(key) == self.actual.get(key):
-            self.pending.discard(key)
-        else:
-            self.pending.add(key)
-
-    def loaded(self, shape: Shape | None, actual: dict[bytes, int]) -> None:
-        """Take over what the kernel has."""
-        deletions = {key for key in self.pending if key not in self.wanted and key in actual}
-        self.shape, self.actual = shape, actual
-        self.pending = {key for key, value in self.wanted.items() if actual.get(key) != value} | deletions
-
-    def drift(self, name: str, shape: Shape | None, actual: dict[bytes, int]) -> Iterator[Drift]:
-        """What somebody else has changed, if this is what the kernel has now."""
-        if self.spec is None or not self.right:
-            return
-        if shape != self.shape:
-            yield set_drift(name, shape)
-        else:
-            yield from member_drift(name, self.spec, self.wanted, self.actual, actual)
+    def load(self, shape: Shape | None, actual: dict[bytes, int]) -> list[Drift]:
+        """Take over what the kernel has. What somebody else has changed, if all that was done is known."""
+        was_right, before, self.shape = self.right, self.shape, shape
+        found = self.members.load(actual)
+        if self.spec is None or not was_right:
+            return []
+        if shape != before:
+            return [set_drift(self.spec.name, shape)]
+        return list(member_drift(self.spec, found, self.members))
 
     def find_strays(self) -> None:
-        """Make every member that is not wanted pending."""
+        """Have every member that is not wanted deleted."""
         if self.spec is None:
             return
-        for raw in self.actual.keys() - self.wanted.keys():
+        held = self.members
+        for raw in held.actual.keys() - held.desired.keys():
             key = members.canonical(self.spec.type, self.spec.family, raw)
             if key != raw:
-                value = self.actual.pop(raw)
-                if key in self.wanted:  # the same element in another spelling: writing it anew is what helps
-                    self.note(key)
+                value = held.actual.pop(raw)
+                if key in held.desired:  # the same element in another spelling: writing it anew is what helps
+                    held.removed([key])
                     continue
-                self.actual[key] = value
-            self.pending.add(key)
+                held.actual[key] = value
+            held.dismiss(key)
 
 
-class IPSets:
-    """All sets of ours, of both families. An apply calls grow, mark, shrink and destroy, in this order."""
+class IPSets(Part):
+    """All sets of ours, of both families."""
+
+    looks = Look.SETS
 
     def __init__(self) -> None:
+        self.steps = {
+            Step.GROW_SETS: self.grow,
+            Step.WRITE_MARKS: self.mark,
+            Step.SHRINK_SETS: self.shrink,
+            Step.DESTROY_SETS: self.destroy,
+        }
         self._commands = Commands()
         self._sets: dict[str, _Set] = {}
         self._dirty: set[str] = set()
@@ -112,32 +110,40 @@ class IPSets:
 
     # --- what is wanted ------------------------------------------------------------------------------
 
+    def update(self, update: Update) -> None:
+        for name in update.emptied:
+            self.spec(name, None)
+        for name, spec in update.sets.items():
+            self.spec(name, spec)
+        for name, texts in update.members.items():
+            for text, mark in texts.items():
+                self.member(name, text, mark)
+
     def spec(self, name: str, spec: SetSpec | None) -> None:
         """Note that a set must be there, or must not."""
         self._refused.pop(name, None)
         if reason := _name_problem(name, spec):
-            self._refused[name] = Failure(f"set {name}", reason)
+            self._refused[name] = Failure(SetRef(name), reason)
             return
         known = self._sets.setdefault(name, _Set())
         before, known.spec = known.spec, spec
         self._dirty.add(name)
         if spec is None:
-            known.wanted.clear()
+            known.members.release()
             known.rejected.clear()
             known.doomed = True
         elif before is None:
             if known.doomed:  # taken back before it was destroyed: what it held then is not wanted now
-                known.pending.update(known.actual)
+                known.members.dismiss_all()
             known.doomed = False
         elif before != spec:
             self._respecify(name, known, before)
 
     def _respecify(self, name: str, known: _Set, before: SetSpec) -> None:
-        texts = {members.decode(key): value >> 32 for key, value in known.wanted.items()}
+        texts = {members.decode(key): value >> 32 for key, value in known.members.desired.items()}
         texts |= {text: mark for text, (mark, _) in known.rejected.items()}
-        known.wanted.clear()
+        known.members.release()
         known.rejected.clear()
-        known.pending.clear()
         for text, mark in texts.items():
             self.member(name, text, mark)
 
@@ -146,7 +152,7 @@ class IPSets:
         known = self._sets.get(name)
         if known is None or known.spec is None:
             if mark is not None and name not in self._refused:
-                self._refused[name] = Failure(f"set {name}", f"{text!r} is to be in it, but nobody declared it")
+                self._refused[name] = Failure(SetRef(name), f"{text!r} is to be in it, but nobody declared it")
             return
         known.rejected.pop(text, None)
         spec = known.spec
@@ -157,20 +163,14 @@ class IPSets:
                 known.rejected[text] = (mark, str(error))
             return
         if mark is None:
-            known.wanted.pop(key, None)
+            known.members.dismiss(key)
         else:
-            known.wanted[key] = mark << 32 | spec.mark_mask if spec.mark_mask else 0
-        known.note(key)
+            known.members.desire(key, mark << 32 | spec.mark_mask if spec.mark_mask else 0)
         self._dirty.add(name)
 
     # --- what there is -------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Read all sets of ours.
-
-        Raises:
-            OSError: the kernel does not answer, or has no IP sets.
-        """
         found = {
             name: read for name in self._commands.names() if is_ours(name) and (read := self._commands.read(name))
         }
@@ -180,114 +180,107 @@ class IPSets:
                 known = self._sets[name] = _Set()
                 if self._loaded and name not in self._refused:
                     self._drift.append(stray_set(name, shape))
-            self._drift += known.drift(name, shape, actual)
-            known.loaded(shape, actual)
+            self._drift += known.load(shape, actual)
         for name in self._sets.keys() - found.keys():
-            self._drift += self._sets[name].drift(name, None, {})
-            self._sets[name].loaded(None, {})
+            self._drift += self._sets[name].load(None, {})
             if self._sets[name].spec is None:
                 del self._sets[name]
         self._loaded = True
         self._dirty = {name for name, known in self._sets.items() if not known.done}
         self._unswept = set(found)
 
-    def hold(self) -> None:
-        """Want what the last :meth:`load` found, until :meth:`release`; less sets of a type that is not ours."""
+    def hold(self, base: Update) -> Update:
+        """Want what was found, less sets of a type that is not ours."""
         for name, known in self._sets.items():
             if known.shape is None or known.shape.type not in list(SetType):
                 continue
-            mask = next(iter(known.actual.values()), _WHOLE_MARK) & _WHOLE_MARK if known.shape.marked else 0
+            mask = (
+                next(iter(known.members.actual.values()), _WHOLE_MARK) & _WHOLE_MARK if known.shape.marked else 0
+            )
             family = Family.V4 if name.startswith(set_prefix(Family.V4)) else Family.V6
             known.spec = SetSpec(name, SetType(known.shape.type), family, mask)
-            known.wanted = dict(known.actual)
+            known.members.hold()
+        return Update()
 
-    def any_of(self, names: Iterable[str]) -> bool:
-        """Whether the kernel has one of these sets."""
-        return any(name in self._sets and self._sets[name].shape is not None for name in names)
+    def has(self, name: str) -> bool:
+        """Whether the kernel has a set."""
+        return name in self._sets and self._sets[name].shape is not None
 
     def release(self) -> None:
-        """Want nothing; what there is stays."""
         for known in self._sets.values():
             known.spec, known.doomed = None, False
-            known.wanted, known.rejected = {}, {}
-            known.pending.clear()
+            known.members.release()
+            known.rejected.clear()
         self._refused.clear()
         self._dirty.clear()
 
-    def take_drift(self) -> list[Drift]:
-        """What somebody else has changed, as found since the last call."""
-        taken, self._drift = self._drift, []
-        return taken
-
-    def differences(self) -> Iterator[str]:
-        """Wanted sets and members that the kernel, as last seen, does not have."""
+    def differences(self) -> Iterator[Ref]:
         for name, known in sorted(self._sets.items()):
             if known.spec is None:
                 continue
             if not known.right:
-                yield f"set {name}"
-            for key in known.pending & known.wanted.keys():
-                yield f"set {name} member {members.decode(key)}"
+                yield SetRef(name)
+            for key in known.members.updates():
+                yield MemberRef(name, members.decode(key))
 
     def marks(self, name: str) -> set[int]:
         """The marks of a set's members in the kernel."""
-        return {value >> 32 for value in self._sets[name].actual.values()} if name in self._sets else set()
+        return (
+            {value >> 32 for value in self._sets[name].members.actual.values()} if name in self._sets else set()
+        )
 
     def owned(self) -> list[str]:
-        """A line for each set of ours in the kernel."""
         return [
-            f"set {name} ({known.shape.type}): {len(known.actual)} members"
+            f"set {name} ({known.shape.type}): {len(known.members.actual)} members"
             for name, known in sorted(self._sets.items())
             if known.shape
         ]
 
     # --- the steps of an apply -----------------------------------------------------------------------
 
-    def grow(self) -> Report:
+    def grow(self, _sweep: Sweep) -> Report:
         """Make sets, and add members to those without marks. Reports what can never be written, too."""
         refused = [*self._refused.values()]
         for name, known in sorted(self._sets.items()):
-            rejected = (
-                Failure(f"set {name} member {text}", reason) for text, (_, reason) in known.rejected.items()
-            )
-            refused += bounded(rejected, f"set {name} further members")
+            rejected = (Failure(MemberRef(name, text), reason) for text, (_, reason) in known.rejected.items())
+            refused += bounded(rejected, MembersRef(name, further=True))
         names = [name for name in self._dirty if self._sets[name].spec]
         return Report(failures=tuple(refused)) + self._each(names, self._make) + self._write(ADD, marked=False)
 
-    def mark(self) -> Report:
+    def mark(self, _sweep: Sweep) -> Report:
         """Write members of marked sets, with their marks."""
         names = [name for name in self._dirty if self._sets[name].marked]
         return self._each(names, self._remake) + self._write(ADD, marked=True)
 
-    def shrink(self, *, sweep: bool) -> Report:
-        """Delete members; those of marked sets last. ``sweep``: strays too."""
+    def shrink(self, sweep: Sweep) -> Report:
+        """Delete members; those of marked sets last."""
         if sweep:
             for name in self._unswept:
                 self._sets[name].find_strays()
             self._dirty |= self._unswept
         return self._write(DELETE, marked=False) + self._write(DELETE, marked=True)
 
-    def destroy(self, *, sweep: bool) -> Report:
-        """Destroy sets that must not be; ``sweep``: also those that nobody has declared."""
+    def destroy(self, sweep: Sweep) -> Report:
+        """Destroy sets that must not be."""
         if sweep:
             for name in self._unswept:
                 self._sets[name].doomed = self._sets[name].spec is None
             self._unswept.clear()
         names = [n for n in self._dirty if self._sets[n].doomed and self._sets[n].shape]
-        report = self._each(names, self._destroy, UNUSED_SET)
+        report = self._each(names, self._destroy, unused=True)
         self._dirty = {name for name in self._dirty if not self._sets[name].done}
         return report
 
     # --- one set -------------------------------------------------------------------------------------
 
-    def _each(self, names: Iterable[str], step: Callable[[str, _Set], int], what: str = "set ") -> Report:
+    def _each(self, names: Iterable[str], step: Callable[[str, _Set], int], *, unused: bool = False) -> Report:
         writes = 0
         failures: list[Failure] = []
         for name in sorted(names):
             try:
                 writes += step(name, self._sets[name])
             except OSError as error:
-                failures.append(Failure(f"{what}{name}", error.strerror or str(error)))
+                failures.append(Failure(SetRef(name, unused), error.strerror or str(error)))
         return Report(writes=writes, failures=tuple(failures))
 
     def _make(self, name: str, known: _Set) -> int:
@@ -313,7 +306,7 @@ class IPSets:
                 return
             self._commands.destroy(name)
             self._commands.create(name, spec)
-        known.loaded(Shape.of(spec), {})
+        known.load(Shape.of(spec), {})
 
     def _remake(self, name: str, known: _Set) -> int:
         """Give a set another shape."""
@@ -327,7 +320,8 @@ class IPSets:
         other = f"{set_prefix(spec.family)}tmp-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         self._commands.destroy(other)
         self._commands.create(other, spec)
-        failed = {key for _, key, _ in self._commands.write([Batch(other, ADD, list(known.wanted.items()))])}
+        wanted = known.members.desired
+        failed = {key for _, key, _ in self._commands.write([Batch(other, ADD, list(wanted.items()))])}
         try:
             self._commands.swap(other, name)
         except OSError as error:
@@ -339,9 +333,9 @@ class IPSets:
             except OSError:
                 raise error from None
             self._commands.create(name, spec)
-            known.loaded(Shape.of(spec), {})
+            known.load(Shape.of(spec), {})
             return
-        known.loaded(Shape.of(spec), {key: value for key, value in known.wanted.items() if key not in failed})
+        known.load(Shape.of(spec), {key: value for key, value in wanted.items() if key not in failed})
         self._commands.destroy(other)
 
     def _destroy(self, name: str, known: _Set) -> int:
@@ -354,7 +348,7 @@ class IPSets:
                     known.stuck = True
                     raise
                 time.sleep(_BUSY_WAIT)
-        known.loaded(None, {})
+        known.load(None, {})
         known.doomed = known.stuck = False
         if known.spec is None:
             del self._sets[name]
@@ -369,9 +363,9 @@ class IPSets:
             if not known.right or known.marked != marked:
                 continue
             if command == ADD:
-                todo = [(key, known.wanted[key]) for key in known.pending if key in known.wanted]
+                todo = [(key, known.members.desired[key]) for key in known.members.updates()]
             else:
-                todo = [(key, 0) for key in known.pending if key not in known.wanted]
+                todo = [(key, 0) for key in known.members.deletions()]
             if todo:
                 batches.append(Batch(name, command, todo))
         failed = self._commands.write(batches)
@@ -383,12 +377,10 @@ class IPSets:
             written = dict(batch.members)
             for key in refused.get(batch.name, ()):
                 del written[key]
-            known.pending.difference_update(written)
             if command == ADD:
-                known.actual.update(written)
+                known.members.written(written)
             else:
-                for key in written:
-                    known.actual.pop(key, None)
+                known.members.removed(written)
         writes = sum(len(batch.members) for batch in batches) - len(failed)
         by_set: dict[str, list[tuple[str, bytes, OSError]]] = {}
         for entry in failed:
@@ -396,7 +388,7 @@ class IPSets:
         failures = [
             failure
             for name, entries in by_set.items()
-            for failure in bounded(self._member_failures(entries), f"set {name} further members")
+            for failure in bounded(self._member_failures(entries), MembersRef(name, further=True))
         ]
         return Report(writes=writes, failures=tuple(failures))
 
@@ -407,17 +399,15 @@ class IPSets:
                 asked.add(name)
                 self._changed(name, None if error.errno == errno.ENOENT else self._commands.shape(name))
                 if error.errno == errno.ENOENT:
-                    yield Failure(f"set {name}", error.strerror or str(error))
+                    yield Failure(SetRef(name), error.strerror or str(error))
             if error.errno != errno.ENOENT:
-                yield Failure(f"set {name} member {members.decode(key)}", error.strerror or str(error))
+                yield Failure(MemberRef(name, members.decode(key)), error.strerror or str(error))
 
     def _changed(self, name: str, shape: Shape | None) -> None:
         """If somebody has destroyed or replaced the set behind our back, the next apply makes it anew."""
         known = self._sets[name]
         if shape != known.shape:
-            actual = known.actual if shape else {}
-            self._drift += known.drift(name, shape, actual)
-            known.loaded(shape, actual)
+            self._drift += known.load(shape, known.members.actual if shape else {})
 
 
 def is_ours(name: str) -> bool:

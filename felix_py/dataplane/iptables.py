@@ -6,9 +6,11 @@ as a whole; the kernel swaps each table in one step, so that no packet sees half
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from felix_py.dataplane.backend import OwnProcesses, ToolError, save
+from felix_py.dataplane.delta import Delta, Found
 from felix_py.dataplane.differences import chain_difference, hook_difference, in_the_way, stray_chain, stray_rules
 from felix_py.dataplane.iptables_restore import (
     Change,
@@ -28,38 +30,63 @@ from felix_py.dataplane.iptables_text import (
     parse_save,
     render,
 )
+from felix_py.dataplane.order import Step
+from felix_py.dataplane.part import Part, Sweep
+from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.rule_bodies import RuleBodies
 from felix_py.layout import CHAIN_PREFIX
 from felix_py.plan.names import DispatchChain, is_class_chain, parse_chain_name
-from felix_py.records import Backend, ChainKey, Drift, DriftKind, Failure, Hook, Report
+from felix_py.records import Backend, Drift, Failure, Hook, Report, Update
+from felix_py.refs import ChainRef, HookRef, Ref
 from felix_py.ruleset.model import DROP, Body, Rules, RuleSpec
 from policy.model import Family
 
 _CLOSED = (render(RuleSpec((), DROP)),)
 
-_MENDED_SECONDS = 2.0
-"""For a look at what was just mended: new pods wait for it."""
+_AHEAD_SECONDS = 10.0
+"""For reading the rules while nobody waits for it."""
+
+_AGAIN_SECONDS = 2.0
+"""For reading them again, because we wrote some meanwhile or just mended them: new pods wait for that."""
 
 
-class Iptables:
+@dataclass(frozen=True, slots=True)
+class TablesRead:
+    """One family's tables, and the epoch at which they were read."""
+
+    epoch: int
+    tables: Mapping[str, SavedTable]
+
+
+class Iptables(Part):
     """One family's tables. Nothing but chains with our prefix and rules with our comment is ever written."""
 
-    def __init__(self, family: Family, backend: Backend, own: OwnProcesses | None = None) -> None:
-        """``own`` gets to know every process that writes for us.
+    looks = Look.RULES
+
+    def __init__(
+        self,
+        family: Family,
+        backend: Backend,
+        own: OwnProcesses | None = None,
+        has_set: Callable[[str], bool] = lambda _name: False,
+    ) -> None:
+        """``own`` gets to know every process that writes for us. ``has_set``: whether the kernel has an IP set.
 
         Raises:
             ToolError: the backend's commands are not installed.
         """
+        self.steps = {Step.WRITE_CHAINS: self.write}
+        self._has_set = has_set
+        self._read: TablesRead | None = None
         self._family = family
         self._backend = backend
         self._restore = Restore(family, backend, own)
-        self._wanted: dict[Place, tuple[Rule, ...]] = {}
+        self._chains: Delta[Place, tuple[Rule, ...], tuple[Rule, ...]] = Delta(self._is_right)
+        self._builtins: dict[Place, tuple[Rule, ...]] = {}
         self._hooks: dict[Place, dict[Hook, Rule]] = {}
-        self._rejected: dict[ChainKey | Hook, Failure] = {}
-        self._actual: dict[Place, tuple[Rule, ...]] = {}
-        self._dirty: set[Place] = set()
-        self._doomed: set[Place] = set()
+        self._dirty_hooks: set[Place] = set()
         self._doomed_hooks: dict[Place, set[str]] = {}
+        self._rejected: dict[ChainRef | Hook, Failure] = {}
         self._swept = False
         self._bodies = RuleBodies()
         self._loaded = False
@@ -67,7 +94,15 @@ class Iptables:
 
     # --- what is wanted ------------------------------------------------------------------------------
 
-    def chain(self, key: ChainKey, rules: Rules | None) -> None:
+    def update(self, update: Update) -> None:
+        for key, rules in update.chains.items():
+            if key.family is self._family:
+                self._chain(key, rules)
+        for hook, wanted in update.hooks.items():
+            if hook.family is self._family:
+                self._hook(hook, wanted)
+
+    def _chain(self, key: ChainRef, rules: Rules | None) -> None:
         """Note a chain's wanted content; None: it must not exist.
 
         A chain that cannot be written keeps the content it has, and every apply reports it.
@@ -78,19 +113,15 @@ class Iptables:
             check_chain(*place)
             rendered = tuple(map(render, rules)) if rules is not None else None
         except BadRule as error:
-            self._rejected[key] = Failure(self._name(place), str(error))
-            self._wanted.pop(place, None)
-            self._settled(place)
+            self._rejected[key] = Failure(key, str(error))
+            self._chains.forget(place)
             return
-        self._dirty.add(place)
         if rendered is None:
-            self._wanted.pop(place, None)
-            self._doomed.add(place)
+            self._chains.dismiss(place)
         else:
-            self._wanted[place] = rendered
-            self._doomed.discard(place)
+            self._chains.desire(place, rendered)
 
-    def hook(self, hook: Hook, wanted: bool) -> None:
+    def _hook(self, hook: Hook, wanted: bool) -> None:
         """Note whether a rule of ours must be in a built-in chain."""
         place = (hook.table, hook.chain)
         self._rejected.pop(hook, None)
@@ -99,9 +130,9 @@ class Iptables:
                 raise BadRule(f"there is no chain {hook.chain!r} in a table {hook.table!r} to hook into")
             rule = render(hook.rule)
         except BadRule as error:
-            self._rejected[hook] = Failure(f"hook in {self._name(place)}", str(error))
+            self._rejected[hook] = Failure(HookRef(self._family, *place, single=True), str(error))
             return
-        self._dirty.add(place)
+        self._dirty_hooks.add(place)
         doomed = self._doomed_hooks.setdefault(place, set())
         if wanted:
             self._hooks.setdefault(place, {}).setdefault(hook, rule)
@@ -110,150 +141,138 @@ class Iptables:
             self._hooks.get(place, {}).pop(hook, None)
             doomed.add(rule.hash)
 
-    def hold(self, base: Mapping[ChainKey, Rules], hooks: Iterable[Hook], *, complete: bool) -> bool:
-        """Want what the last :meth:`load` found, until :meth:`release`.
-
-        ``base`` and ``hooks``: what there is always. Where it is missing or altered it is wanted instead of what
-        was found, unless another version or other settings of ours have made that. ``complete``: also where there
-        is no rule of ours at all. Returns whether it is wanted.
+    def hold(self, base: Update) -> Update:
+        """Want what was found; but the base where that is missing or altered, unless another version or other
+        settings of ours have made what is there.
 
         Rules of others in our chains are not held. The chain of a class is never empty; one that somebody has
         flushed lets nothing through, rather than all.
         """
-        for place, rules in self._actual.items():
-            if place[1] not in BUILTIN_CHAINS:
-                ours = tuple(rule for rule in rules if rule.hash)
-                self._wanted[place] = ours or (_CLOSED if is_class_chain(place[1]) else ())
-        self._dirty.update(self._wanted)
-        if self._is_of(base, hooks, complete=complete):
-            for key, wanted in base.items():
-                self.chain(key, wanted)
-            for hook in hooks:
-                self.hook(hook, True)
-            return True
-        for (table, chain), rules in self._actual.items():
-            for at, rule in enumerate(rule for rule in rules if rule.hash and chain in BUILTIN_CHAINS):
+        for place, rules in self._chains.actual.items():
+            ours = tuple(rule for rule in rules if rule.hash)
+            self._chains.desire(place, ours or (_CLOSED if is_class_chain(place[1]) else ()))
+        mine = Update(
+            sets={name: spec for name, spec in base.sets.items() if spec and spec.family is self._family},
+            chains={key: rules for key, rules in base.chains.items() if key.family is self._family},
+            hooks={hook: wanted for hook, wanted in base.hooks.items() if hook.family is self._family},
+        )
+        if self._is_of(mine):
+            return mine
+        for (table, chain), rules in self._builtins.items():
+            for at, rule in enumerate(rule for rule in rules if rule.hash):
                 # They stay in their order; only jumps to our chains come first (see felix_py.plan.static).
                 spec = RuleSpec(rule.body.matches, rule.body.target)
                 hook = Hook(self._family, table, chain, spec, spec.leads_to.startswith(CHAIN_PREFIX), at)
                 self._hooks.setdefault((table, chain), {})[hook] = rule
-        return False
+        return Update()
 
-    def _is_of(self, base: Mapping[ChainKey, Rules], hooks: Iterable[Hook], *, complete: bool) -> bool:
+    def _is_of(self, base: Update) -> bool:
         """Whether all that the kernel has of these was made by the very same rules, be it but a part of them.
 
-        Dispatch says nothing about that: it follows from the numbers that are left in it.
+        Dispatch says nothing about that: it follows from the numbers that are left in it. Where there is no rule
+        of ours at all, the sets say it.
         """
         known: dict[Place, set[str]] = {
-            (key.table, key.name): set(_hashes(map(render, rules)))
-            for key, rules in base.items()
+            (key.table, key.name): set(_hashes(map(render, rules or ())))
+            for key, rules in base.chains.items()
             if not isinstance(parse_chain_name(key.name), DispatchChain)
         }
-        for hook in hooks:
+        for hook in base.hooks:
             known.setdefault((hook.table, hook.chain), set()).add(render(hook.rule).hash)
-        found = {place: {rule.hash for rule in rules} - {""} for place, rules in self._actual.items()}
-        present = [place for place in found if (found[place] if place[1] in BUILTIN_CHAINS else place in known)]
-        return all(found[place] <= known.get(place, set()) for place in present) if present else complete
+        actual = self._chains.actual | self._builtins
+        found = {place: {rule.hash for rule in rules} - {""} for place, rules in actual.items()}
+        present = [place for place in found if (found[place] if place in self._builtins else place in known)]
+        if not present:
+            return any(map(self._has_set, base.sets))
+        return all(found[place] <= known.get(place, set()) for place in present)
 
     def release(self) -> None:
         """Want nothing; what there is stays."""
-        for noted in (self._wanted, self._hooks, self._rejected, self._doomed_hooks):
+        self._chains.release()
+        for noted in (self._hooks, self._rejected, self._doomed_hooks, self._dirty_hooks):
             noted.clear()
-        self._dirty.clear()
-        self._doomed.clear()
 
     # --- what there is -------------------------------------------------------------------------------
 
-    @property
-    def epoch(self) -> int:
-        """Changes when a write begins and when it ends: what was read at another epoch may be out of date."""
-        return self._restore.epoch
-
-    def read(self, timeout: float) -> Mapping[str, SavedTable]:
-        """Read the kernel's tables, within so many seconds, for a :meth:`load` at the same epoch.
-
-        Any thread may call this.
+    def read(self, timeout: float = _AHEAD_SECONDS) -> TablesRead:
+        """Read the kernel's tables for :meth:`offer`, within so many seconds. Any thread may call this.
 
         Raises:
             ToolError: they cannot be read.
         """
-        return parse_save(save(self._family, self._backend, timeout))
+        epoch = self._restore.epoch  # it changes when a write begins and when it ends
+        return TablesRead(epoch, parse_save(save(self._family, self._backend, timeout)))
 
-    def load(self, saved: Mapping[str, SavedTable] | None = None) -> None:
-        """Take over what the kernel has; ``saved``: as :meth:`read` found it, else it is read now.
+    def offer(self, read: TablesRead | None) -> None:
+        """What the next :meth:`load` may use; if something was written since it was read, it reads again."""
+        self._read = read
 
-        Raises:
-            ToolError: it cannot be read.
-        """
-        right = [place for place in self._wanted.keys() | self._hooks.keys() if self._change(place) is None]
-        before = self._actual
-        self._actual = _by_place(parse_save(save(self._family, self._backend)) if saved is None else saved)
-        self._bodies.keep(rule.text for rules in self._actual.values() for rule in rules)
+    def load(self) -> None:
+        read, self._read = self._read, None
+        if read and read.epoch != self._restore.epoch:
+            read = self.read(_AGAIN_SECONDS)
+        right = [place for place in self._hooks if self._hook_change(place) is None]
+        before = self._builtins
+        actual = _by_place(read.tables if read else parse_save(save(self._family, self._backend)))
+        self._builtins = {place: actual.pop(place) for place in list(actual) if place[1] in BUILTIN_CHAINS}
+        self._bodies.keep(
+            rule.text for held in (actual, self._builtins) for rules in held.values() for rule in rules
+        )
+        found = self._chains.load(actual)
         if self._loaded:
-            self._drift += [*self._spoilt(right), *self._strays(before)]
+            self._drift += [*self._chain_drift(found), *self._hook_drift(right, before)]
         self._loaded = True
-        self._dirty = self._wanted.keys() | self._hooks.keys() | self._doomed | self._doomed_hooks.keys()
+        self._dirty_hooks = self._hooks.keys() | self._doomed_hooks.keys()
         self._swept = False
 
-    def take_drift(self) -> list[Drift]:
-        """What loading has found to be changed by somebody else, since the last call."""
-        taken, self._drift = self._drift, []
-        return taken
+    def _chain_drift(self, found: Found[Place]) -> Iterator[Drift]:
+        for place in sorted(found.lost):
+            wanted, actual = self._chains.desired[place], self._chains.actual.get(place)
+            altered = self._altered(actual or (), wanted)
+            yield Drift(self._ref(place), chain_difference(wanted, actual, altered))
+        for place in sorted(set(found.strays) - self._rejected_places()):
+            yield Drift(self._ref(place), stray_chain(self._chains.actual[place]))
 
-    def _spoilt(self, right: Iterable[Place]) -> Iterator[Drift]:
-        """What was right and is not any more."""
+    def _hook_drift(self, right: Iterable[Place], before: Mapping[Place, tuple[Rule, ...]]) -> Iterator[Drift]:
+        """What was right and is not any more, and what has come without anybody asking for it."""
         for place in sorted(right):
-            if not (change := self._change(place)):
-                continue
-            actual = self._actual.get(place)
-            if place[1] in BUILTIN_CHAINS:
-                top, end = self._own_rules(place)
-                altered = self._altered(actual or (), (*top, *end))
-                how = hook_difference(place[0], top, end, actual or (), altered)
-                yield Drift(DriftKind.HOOK, change.what, how, name=place[1])
-            else:
-                altered = self._altered(actual or (), self._wanted[place])
-                how = chain_difference(self._wanted[place], actual, altered)
-                yield Drift(DriftKind.CHAIN, change.what, how, name=place[1])
-
-    def _strays(self, before: Mapping[Place, tuple[Rule, ...]]) -> Iterator[Drift]:
-        """What has come into our namespace of names without anybody asking for it."""
-        asked = self._rejected_places()
-        for place, rules in sorted(self._actual.items()):
-            if place[1] in BUILTIN_CHAINS:
-                known = {rule.hash for rule in before.get(place, ())} | self._wanted_hashes(place)
-                if strays := [rule for rule in rules if rule.hash and rule.hash not in known]:
-                    what = f"hooks in {self._name(place)}"
-                    yield Drift(DriftKind.HOOK, what, stray_rules(strays), name=place[1])
-            elif place not in before and place not in self._wanted and place not in asked:
-                yield Drift(DriftKind.CHAIN, self._name(place), stray_chain(rules), name=place[1])
+            if self._hook_change(place):
+                (top, end), actual = self._own_rules(place), self._builtins.get(place, ())
+                how = hook_difference(place[0], top, end, actual, self._altered(actual, (*top, *end)))
+                yield Drift(self._ref(place), how)
+        for place, rules in sorted(self._builtins.items()):
+            known = {rule.hash for rule in before.get(place, ())} | self._wanted_hashes(place)
+            if strays := [rule for rule in rules if rule.hash and rule.hash not in known]:
+                yield Drift(self._ref(place), stray_rules(strays))
 
     def rules(self, table: str, prefix: str) -> list[Body]:
         """The rules of all our chains of a table whose names begin so, chain by chain."""
         return [
             rule.body
-            for (in_table, chain), rules in sorted(self._actual.items())
-            if in_table == table and chain.startswith(prefix) and chain not in BUILTIN_CHAINS
+            for (in_table, chain), rules in sorted(self._chains.actual.items())
+            if in_table == table and chain.startswith(prefix)
             for rule in rules
         ]
 
-    def differences(self) -> list[str]:
+    def differences(self) -> list[Ref]:
         """Wanted chains and hooks that the kernel, as last seen, does not have."""
-        return [change.what for change in self._changes(sweep=False)]
+        return [change.ref for change in self._changes(Sweep.NOTHING)]
 
     def owned(self) -> list[str]:
         """A line for each chain and each hook of ours in the kernel."""
         lines: list[str] = []
-        for place, rules in sorted(self._actual.items()):
-            if place[1] in BUILTIN_CHAINS:
-                lines += [f"hook in {self._name(place)}: {rule.text}" for rule in rules if rule.hash]
+        for place, rules in sorted((self._chains.actual | self._builtins).items()):
+            if place in self._builtins:
+                lines += [
+                    f"{HookRef(self._family, *place, single=True)}: {rule.text}" for rule in rules if rule.hash
+                ]
             else:
-                lines.append(f"{self._name(place)}: {len(rules)} rules")
+                lines.append(f"{self._ref(place)}: {len(rules)} rules")
         return lines
 
     # --- the difference ------------------------------------------------------------------------------
 
-    def apply(self, *, sweep: bool) -> Report:
+    def write(self, sweep: Sweep) -> Report:
         """Write the difference; what fails is reported and stays pending."""
         runs = self._restore.runs
         failures = list(self._rejected.values())
@@ -264,17 +283,17 @@ class Iptables:
             self._read_back(changes)
         elif is_hopeless(error):
             written = 0
-            failures += [Failure(change.what, error) for change in changes]
+            failures += [Failure(change.ref, error) for change in changes]
         else:
             written = self._salvage(changes, sweep, failures)
         return Report(self._restore.runs - runs, written, tuple(failures))
 
-    def _salvage(self, changes: list[Change], sweep: bool, failures: list[Failure]) -> int:
+    def _salvage(self, changes: list[Change], sweep: Sweep, failures: list[Failure]) -> int:
         """After a failed transaction: read what there is now, and write all that can be written."""
         try:
             self.load()
         except ToolError as unreadable:
-            failures += [Failure(change.what, str(unreadable)) for change in changes]
+            failures += [Failure(change.ref, str(unreadable)) for change in changes]
             return 0
         written = 0
         for _, members in by_table(self._changes(sweep)):
@@ -282,18 +301,20 @@ class Iptables:
                 if error is None:
                     written += self._done(part)
                 else:
-                    failures += [Failure(change.what, error) for change in part]
+                    failures += [Failure(change.ref, error) for change in part]
         return written
 
     def _done(self, changes: Iterable[Change]) -> int:
         """Note that some changes are in the kernel; how many."""
         count = 0
         for change in changes:
-            if change.after is None:
-                self._actual.pop(change.place, None)
+            if not change.is_ours:
+                self._builtins[change.place] = change.after or ()
+                self._settled(change.place)
+            elif change.after is None:
+                self._chains.removed([change.place])
             else:
-                self._actual[change.place] = change.after
-            self._settled(change.place)
+                self._chains.written({change.place: change.after})
             count += 1
         return count
 
@@ -306,7 +327,7 @@ class Iptables:
         if not mended:
             return
         try:
-            found = _by_place(self.read(_MENDED_SECONDS))
+            found = _by_place(self.read(_AGAIN_SECONDS).tables)
         except ToolError:
             return  # the next load says so again
         for change in mended:
@@ -320,51 +341,43 @@ class Iptables:
         by_hash = {rule.hash: rule for rule in wanted if rule.hash}
         return [r for r in actual if r.hash in by_hash and self._bodies.altered(by_hash[r.hash], r)]
 
-    def _settled(self, place: Place) -> None:
-        self._dirty.discard(place)
-        self._doomed.discard(place)
-        self._doomed_hooks.pop(place, None)
-
-    def _changes(self, sweep: bool) -> list[Change]:
+    def _changes(self, sweep: Sweep) -> list[Change]:
         if sweep and not self._swept:
             self._doom_strays()
-        changes: list[Change] = []
-        for place in sorted(self._dirty):
-            if change := self._change(place):
+        chains = sorted([*self._chains.updates(), *self._chains.deletions()])
+        changes = [self._chain_change(place) for place in chains]
+        for place in sorted(self._dirty_hooks):
+            if change := self._hook_change(place):
                 changes.append(change)
             else:
                 self._settled(place)
         return changes
 
-    def _change(self, place: Place) -> Change | None:
-        """What brings a place from the actual to the wanted content; None if nothing is to be done."""
-        return self._hook_change(place) if place[1] in BUILTIN_CHAINS else self._chain_change(place)
+    def _settled(self, place: Place) -> None:
+        """Our rules in a built-in chain are right."""
+        self._dirty_hooks.discard(place)
+        self._doomed_hooks.pop(place, None)
 
     def _rejected_places(self) -> set[Place]:
         """Chains that keep the content they have, because what is wanted of them cannot be written."""
-        return {(key.table, key.name) for key in self._rejected if isinstance(key, ChainKey)}
+        return {(key.table, key.name) for key in self._rejected if isinstance(key, ChainRef)}
 
     def _doom_strays(self) -> None:
         """Everything of ours in the kernel that nobody asked for must go. Strays only ever come with a load."""
-        asked = self._rejected_places()
-        for place, rules in self._actual.items():
-            if place[1] in BUILTIN_CHAINS:
-                if strays := {rule.hash for rule in rules if rule.hash} - self._wanted_hashes(place):
-                    self._doomed_hooks.setdefault(place, set()).update(strays)
-                    self._dirty.add(place)
-            elif place not in self._wanted and place not in asked:
-                self._doomed.add(place)
-                self._dirty.add(place)
+        self._chains.sweep(keep=self._rejected_places())
+        for place, rules in self._builtins.items():
+            if strays := {rule.hash for rule in rules if rule.hash} - self._wanted_hashes(place):
+                self._doomed_hooks.setdefault(place, set()).update(strays)
+                self._dirty_hooks.add(place)
         self._swept = True
 
-    def _chain_change(self, place: Place) -> Change | None:
-        wanted, actual = self._wanted.get(place), self._actual.get(place)
-        if wanted is None:
-            return Change(place, self._name(place), (), actual, None) if actual is not None else None
-        if actual is not None and _hashes(wanted) == _hashes(actual) and not self._altered(actual, wanted):
-            return None
-        lines = tuple(f"-A {place[1]} {rule.text}" for rule in wanted)
-        return Change(place, self._name(place), lines, actual or (), wanted)
+    def _chain_change(self, place: Place) -> Change:
+        wanted = self._chains.desired.get(place)
+        lines = tuple(f"-A {place[1]} {rule.text}" for rule in wanted or ())
+        return Change(self._ref(place), lines, self._chains.actual.get(place, ()), wanted)
+
+    def _is_right(self, wanted: tuple[Rule, ...], actual: tuple[Rule, ...]) -> bool:
+        return _hashes(wanted) == _hashes(actual) and not self._altered(actual, wanted)
 
     def _hook_change(self, place: Place) -> Change | None:
         """Our rules of a built-in chain to their places: the first ones at its top, the others at its end.
@@ -375,7 +388,7 @@ class Iptables:
         """
         top, end = self._own_rules(place)
         wanted = {*_hashes(top), *_hashes(end)}
-        actual = self._actual.get(place, ())
+        actual = self._builtins.get(place, ())
         doomed = self._doomed_hooks.get(place, set()) - wanted
         leaving = [rule for rule in actual if rule.hash in doomed]
         others = [rule for rule in actual if rule.hash not in doomed and rule.hash not in wanted]
@@ -397,7 +410,7 @@ class Iptables:
             inserts = [f"-I {place[1]} 1 {rule.text}" for rule in reversed(top)]
             inserts += [f"-A {place[1]} {rule.text}" for rule in end]
         deletes = [f"-D {place[1]} {rule.text}" for rule in leaving]
-        return Change(place, f"hooks in {self._name(place)}", (*deletes, *inserts), actual, after)
+        return Change(self._ref(place), (*deletes, *inserts), actual, after)
 
     def _own_rules(self, place: Place) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
         """The rules that must be first and those that must be last in a built-in chain."""
@@ -409,9 +422,9 @@ class Iptables:
     def _wanted_hashes(self, place: Place) -> set[str]:
         return {rule.hash for rule in self._hooks.get(place, {}).values()}
 
-    def _name(self, place: Place) -> str:
-        table, chain = place
-        return f"chain {chain} ({table}, IPv{int(self._family)})"
+    def _ref(self, place: Place) -> ChainRef | HookRef:
+        made = HookRef if place[1] in BUILTIN_CHAINS else ChainRef
+        return made(self._family, *place)
 
 
 def _by_place(saved: Mapping[str, SavedTable]) -> dict[Place, tuple[Rule, ...]]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from felix_py.dataplane.backend import OwnProcesses, ToolError, command, run
-from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, Rule
+from felix_py.dataplane.iptables_text import TABLES, Rule
 from felix_py.records import Backend
+from felix_py.refs import ChainRef, HookRef, chain_or_set
 from policy.model import Family
 
 Place = tuple[str, str]
@@ -28,16 +29,20 @@ class Change:
     ``before`` and ``after`` are the chain's content; ``after`` None: the chain is gone by then.
     """
 
-    place: Place
-    what: str
+    ref: ChainRef | HookRef
     lines: tuple[str, ...]
     before: tuple[Rule, ...]
     after: tuple[Rule, ...] | None
 
     @property
+    def place(self) -> Place:
+        """Its table and chain."""
+        return self.ref.table, chain_or_set(self.ref)
+
+    @property
     def is_ours(self) -> bool:
         """Our own chain, rather than hooks in a built-in one."""
-        return self.place[1] not in BUILTIN_CHAINS
+        return isinstance(self.ref, ChainRef)
 
 
 def transaction(changes: Iterable[Change]) -> str:

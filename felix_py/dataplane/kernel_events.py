@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from felix_py.dataplane import link_messages, route_messages
 from felix_py.dataplane.host_ends import MAC, SYSCTLS
-from felix_py.dataplane.interface import Part
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
 from felix_py.dataplane.link_messages import RTM_NEWADDR, RTM_NEWLINK, Link, read_address, read_link
 from felix_py.dataplane.netlink import NLM_F_REPLACE, attributes
+from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.route_messages import (
     PROTOCOLS,
     RTM_DELROUTE,
@@ -45,28 +45,28 @@ _NETCONF = {
 _AF_UNSPEC, _AF_INET = 0, 2
 _HEADER = struct.Struct("=IHHII")
 _INT = struct.Struct("=i")
-_NOTHING = Part(0)
+_NOTHING = Look(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
     """What to look at, and whether what could not be written may work now."""
 
-    parts: Part = _NOTHING
+    look: Look = _NOTHING
     retry: bool = False
 
     def __or__(self, other: Hint) -> Hint:
-        return Hint(self.parts | other.parts, self.retry or other.retry)
+        return Hint(self.look | other.look, self.retry or other.retry)
 
 
 _NO_MATTER = Hint()
 _RETRY = Hint(retry=True)
-_ROUTES = Hint(Part.ROUTES)
-_POD = Hint(Part.LINKS | Part.ROUTES)
-_LINKS = Hint(Part.LINKS)
-_SETTINGS = Hint(Part.SETTINGS)
+_ROUTES = Hint(Look.ROUTES)
+_POD = Hint(Look.LINKS | Look.ROUTES)
+_LINKS = Hint(Look.LINKS)
+_SETTINGS = Hint(Look.SETTINGS)
 
-LOST = Hint(Part.LINKS | Part.ROUTES | Part.SETTINGS, retry=True)
+LOST = Hint(Look.LINKS | Look.ROUTES | Look.SETTINGS, retry=True)
 """After events of the host were lost."""
 
 

@@ -16,11 +16,11 @@ from contextlib import ExitStack, closing, suppress
 
 from felix_py import log
 from felix_py.dataplane import link_messages
-from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.kernel_events import GROUPS, LOST, Hint, HostEvents, host_filter, origin, rules_concern_us
 from felix_py.dataplane.lock_watch import LockWatch
 from felix_py.dataplane.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink
+from felix_py.dataplane.protocols import Look
 from felix_py.records import Backend
 
 _NFNLGRP_NFTABLES = 7
@@ -44,7 +44,7 @@ class Monitor:
         self,
         kernel: Kernel,
         has_interface: Callable[[str], bool],
-        look: Callable[[Part], None],
+        look: Callable[[Look], None],
         retry: Callable[[], None],
     ) -> None:
         """``look`` is called with what others may have changed; ``retry`` when what failed may work now.
@@ -122,8 +122,8 @@ class Monitor:
                 break
             datagrams.append(data)
         hint |= self._events.feed(datagrams)
-        if hint.parts:
-            self._look(hint.parts)
+        if hint.look:
+            self._look(hint.look)
         if hint.retry:
             self._retry()
 
@@ -141,11 +141,11 @@ class Monitor:
                 break
             concerned = concerned or (origin(data) not in self._kernel.own_processes and rules_concern_us(data))
         if concerned:
-            self._look(Part.RULES)
+            self._look(Look.RULES)
 
     def _read_lock(self) -> None:
         if self._lock.used_by_others():
-            self._look(Part.RULES)
+            self._look(Look.RULES)
 
     def _renew(self) -> None:
         try:

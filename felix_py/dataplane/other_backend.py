@@ -10,7 +10,9 @@ from collections.abc import Collection
 from felix_py import log
 from felix_py.dataplane.backend import OwnProcesses, ToolError, has_legacy_tables
 from felix_py.dataplane.iptables import Iptables
+from felix_py.dataplane.part import Sweep
 from felix_py.records import Backend, Failure
+from felix_py.refs import RulesRef
 from felix_py.ruleset.model import Body
 from policy.model import Family
 
@@ -59,9 +61,9 @@ class OtherBackend:
         for family, tables in list(self._tables.items()):
             try:
                 tables.load()
-                found = tables.apply(sweep=True).failures
+                found = tables.write(Sweep.ALL).failures
             except ToolError as error:
-                found = (Failure(f"IPv{int(family)} rules", str(error)),)
+                found = (Failure(RulesRef(family), str(error)),)
             failures += found
             if not found:
                 del self._tables[family]

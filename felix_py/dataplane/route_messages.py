@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from felix_py.dataplane.netlink import attr, attributes, message
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
-from felix_py.records import NextHop, Route, RouteKey, RouteKind
+from felix_py.records import NextHop, Route, RouteKind
+from felix_py.refs import RouteRef
 from policy.model import Family
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
@@ -67,7 +68,7 @@ class Packed(NamedTuple):
         )
 
 
-def parse_destination(key: RouteKey) -> Destination:
+def parse_destination(key: RouteRef) -> Destination:
     """
     Raises:
         ValueError: not a CIDR, or bits set behind the prefix.
@@ -83,7 +84,7 @@ def parse_destination(key: RouteKey) -> Destination:
 
 
 def destination_text(destination: Destination) -> str:
-    """As in a RouteKey."""
+    """As in a RouteRef."""
     family, packed, length = destination
     return f"{socket.inet_ntop(_AF[family], packed)}/{length}"
 
@@ -259,7 +260,7 @@ def unpack(route: Packed) -> Route | None:
     if not kinds:
         return None
     source = socket.inet_ntop(_AF[family], route.source) if route.source else ""
-    key = RouteKey(destination_text(route.destination), route.protocol)
+    key = RouteRef(destination_text(route.destination), route.protocol)
     return Route(key, kinds[0], tuple(sorted(hops, key=_text)), route.scope == _SCOPE_LINK, source)
 
 

@@ -13,10 +13,15 @@ from itertools import islice
 from typing import NamedTuple
 
 from felix_py.dataplane import route_messages as messages
+from felix_py.dataplane.delta import Delta
 from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
+from felix_py.dataplane.order import Step
+from felix_py.dataplane.part import Part, Sweep
+from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.route_messages import PROTOCOLS, Destination, Packed, destination_text
-from felix_py.layout import ROUTE_PROTOCOL_PODS
-from felix_py.records import Drift, DriftKind, Failure, Report, Route, RouteKey, bounded
+from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.records import Drift, Failure, Report, Route, Update, bounded
+from felix_py.refs import RouteRef, RoutesRef
 from policy.model import Family
 
 _AGAIN = 1000
@@ -25,6 +30,13 @@ _AGAIN = 1000
 _TAKEN = "has this destination"
 _NAMED = 100
 """Foreign routes that are looked up in one apply, so that a failure can name them."""
+
+_SWEPT = {
+    Sweep.NOTHING: set(),
+    Sweep.ALL_BUT_LEARNED: {*PROTOCOLS} - {ROUTE_PROTOCOL_LEARNED},
+    Sweep.ALL: {*PROTOCOLS},
+}
+"""Protocols whose routes go if nobody has asked for them."""
 
 _Place = tuple[Destination, int]
 """Destination and protocol number."""
@@ -36,22 +48,25 @@ class _Write(NamedTuple):
     replace: bool
 
 
-class Routes:
+class Routes(Part):
     """All our routes, of the given families."""
 
-    def __init__(self, families: Collection[Family]) -> None:
+    looks = Look.ROUTES
+
+    def __init__(
+        self, families: Collection[Family], is_gone: Callable[[str], bool] = lambda _interface: False
+    ) -> None:
+        """``is_gone``: whether an interface is known to be gone. Routes wait for it, and that is no failure."""
+        self.steps = {Step.REMOVE_ROUTES: self.remove, Step.WRITE_ROUTES: self.write}
+        self._is_gone = is_gone
         self._families = tuple(families)
         self._netlink = Netlink(NETLINK_ROUTE)
-        self._wanted: dict[_Place, Route] = {}
-        self._actual: dict[_Place, Packed] = {}
-        self._right: dict[_Place, Packed] = {}
-        self._pending: set[_Place] = set()
-        self._refused: dict[RouteKey, Failure] = {}
+        self._delta: Delta[_Place, Route, Packed] = Delta(self._is_right)
+        self._resolve = _resolver()
+        self._refused: dict[RouteRef, Failure] = {}
         self._stuck: dict[_Place, Failure] = {}
-        self._drift: dict[_Place, Drift] = {}
-        self._gone: Collection[str] = ()
+        self._drifted: dict[_Place, Drift] = {}
         self._swept: set[int] = set()
-        self._loaded = False
 
     def close(self) -> None:
         """Close the socket."""
@@ -64,7 +79,11 @@ class Routes:
 
     # --- what is wanted ------------------------------------------------------------------------------
 
-    def route(self, key: RouteKey, route: Route | None) -> None:
+    def update(self, update: Update) -> None:
+        for key, route in update.routes.items():
+            self.route(key, route)
+
+    def route(self, key: RouteRef, route: Route | None) -> None:
         """Note a wanted route; None: it must not exist."""
         self._refused.pop(key, None)
         try:
@@ -75,111 +94,84 @@ class Routes:
                 raise ValueError(f"IPv{int(place[0][0])} is not programmed on this node")
         except ValueError as error:
             if route is not None:
-                self._refused[key] = Failure(f"route {key.destination}", str(error))
+                self._refused[key] = Failure(key, str(error))
             return
         if route is None:
-            self._wanted.pop(place, None)
+            self._delta.dismiss(place)
         else:
-            self._wanted[place] = route
+            # Even when it looks the same: its interface may have been made anew, and that took the route along.
+            self._delta.desire(place, route, doubtful=True)
         self._stuck.pop(place, None)
-        # Even when it looks the same: its interface may have been made anew, and that took the route along.
-        self._pending.add(place)
-        self._right.pop(place, None)
-        self._drift.pop(place, None)
+        self._drifted.pop(place, None)
 
     def wants(self, destination: Destination) -> bool:
         """Whether one of our routes is to be there. Any thread may ask."""
-        return any((destination, protocol) in self._wanted for protocol in PROTOCOLS)
+        return any((destination, protocol) in self._delta.desired for protocol in PROTOCOLS)
 
     # --- what there is -------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Read our routes.
-
-        Raises:
-            OSError: the kernel does not answer.
-        """
         actual: dict[_Place, Packed] = {}
         for family in self._families:
             for protocol in PROTOCOLS:
                 for answer in self._netlink.dump(messages.dump(family, protocol)):
                     if route := messages.read(answer):
                         actual[route.destination, protocol] = route
-        if self._loaded:
-            self._note_drift(actual)
-        self._loaded = True
-        self._actual = actual
-        self._pending = set(self._wanted) | (self._pending & actual.keys())
+        self._resolve = _resolver()
+        found = self._delta.load(actual)
+        for place in found.lost:
+            self._drifted[place] = Drift(_ref(place), "leads elsewhere" if place in actual else "missing")
+        for place in found.strays:
+            self._drifted[place] = Drift(_ref(place), f"nobody asked for it (protocol {place[1]})")
         self._swept = set()
 
-    def hold(self) -> dict[RouteKey, Route]:
-        """Want what the last :meth:`load` found, until :meth:`release`. Returns it."""
-        held = {route.key: route for packed in self._actual.values() if (route := messages.unpack(packed))}
-        for key, route in held.items():
-            self.route(key, route)
-        return held
+    def _is_right(self, wanted: Route, actual: Packed) -> bool:
+        try:
+            return actual.satisfies(messages.pack(wanted, actual.destination, self._resolve))
+        except ValueError:
+            return False
+
+    def hold(self, base: Update) -> Update:
+        held = (messages.unpack(packed) for packed in self._delta.actual.values())
+        return Update(routes={route.key: route for route in held if route})
 
     def release(self) -> None:
-        """Want nothing; what there is stays."""
-        self._wanted.clear()
-        self._pending.clear()
-        self._right.clear()
+        self._delta.release()
         self._refused.clear()
 
-    def _note_drift(self, actual: dict[_Place, Packed]) -> None:
-        """Compare what has just been read with what we knew."""
-        for place, route in list(self._right.items()):
-            found = actual.get(place)
-            if found is None or not found.satisfies(route):
-                del self._right[place]
-                how = "missing" if found is None else "leads elsewhere"
-                self._drift[place] = Drift(DriftKind.ROUTE, _what(place), how)
-        for place in actual.keys() - self._actual.keys() - self._wanted.keys():
-            how = f"nobody asked for it (protocol {place[1]})"
-            self._drift[place] = Drift(DriftKind.ROUTE, _what(place), how)
-
     def take_drift(self) -> list[Drift]:
-        """What somebody else has changed, as found since the last call, less what was asked to change since."""
-        taken, self._drift = self._drift, {}
+        """Drift since the last call, less what was asked to change since."""
+        taken, self._drifted = self._drifted, {}
         return list(taken.values())
 
-    def differences(self) -> list[str]:
-        """Wanted routes that the kernel, as last seen, does not have."""
+    def differences(self) -> list[RouteRef]:
         failures: dict[_Place, Failure] = {}
-        pending = self._pending & self._wanted.keys()
-        return [_what(w.place) for w in self._plan(pending, failures)] + [_what(place) for place in failures]
+        planned = [write.place for write in self._plan(self._delta.updates(), failures)]
+        return [_ref(place) for place in (*planned, *failures)]
 
     def owned(self) -> list[str]:
-        """A line for each of our routes in the kernel."""
-        return [f"route {destination_text(place[0])} protocol {place[1]}" for place in sorted(self._actual)]
+        return [f"route {destination_text(place[0])} protocol {place[1]}" for place in sorted(self._delta.actual)]
 
     # --- the steps of an apply -----------------------------------------------------------------------
 
-    def remove(self, *, sweep: bool, keep: Collection[int] = ()) -> Report:
-        """Delete what must not be; ``sweep``: also what nobody has asked for, less the protocols to ``keep``."""
-        if sweep and (protocols := set(PROTOCOLS).difference(keep, self._swept)):
-            strays = self._actual.keys() - self._wanted.keys()
-            self._pending.update(place for place in strays if place[1] in protocols)
+    def remove(self, sweep: Sweep) -> Report:
+        """Delete what must not be."""
+        if protocols := _SWEPT[sweep] - self._swept:
+            self._delta.sweep(keep={place for place in self._delta.actual if place[1] not in protocols})
             self._swept |= protocols
-        gone = [place for place in self._pending if place not in self._wanted]
-        todo = [place for place in gone if place in self._actual]
+        todo = self._delta.deletions()
         results = self._netlink.request([messages.delete(*place) for place in todo])
         failures: list[Failure] = []
         for place, error in zip(todo, results, strict=True):
             if error and error.errno != errno.ESRCH:
-                failures.append(Failure(_what(place), error.strerror or str(error)))
+                failures.append(Failure(_ref(place), error.strerror or str(error)))
             else:
-                self._actual.pop(place)
-        self._pending.difference_update(place for place in gone if place not in self._actual)
+                self._delta.removed([place])
         return Report(writes=len(todo) - len(failures), failures=tuple(failures))
 
-    def write(self, gone: Collection[str] = ()) -> Report:
-        """Add and replace. Reports what can never be written, too.
-
-        ``gone``: interfaces that are known to be gone. Their routes wait for them; that is no failure any more.
-        """
+    def write(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
+        """Add and replace. Reports what can never be written, too."""
         failures: dict[_Place, Failure] = {}
-        self._gone = gone
         due = self._due()
         todo = self._plan(due, failures)
         if any(write.replace for write in todo):
@@ -198,14 +190,14 @@ class Routes:
             failures |= {place: self._stuck[place] for place in foreign - fresh}
             for number, place in enumerate(foreign & fresh):
                 why = self._foreign(place[0]) if number < _NAMED else f"somebody else's route {_TAKEN}"
-                failures[place] = Failure(_what(place), why)
+                failures[place] = Failure(_ref(place), why)
             self._carry_out(again, failures)
         for place in due:
             self._stuck.pop(place, None)
         self._stuck |= failures  # behind those that have waited longer
-        written = sum(write.place not in self._pending for write in todo)
+        written = sum(write.place not in self._delta.pending for write in todo)
         own, learned = _by_protocol(self._stuck)
-        refused_ones = bounded((*self._refused.values(), *learned), "route to further destinations")
+        refused_ones = bounded((*self._refused.values(), *learned), RoutesRef())
         return Report(writes=written, failures=(*own, *refused_ones))
 
     def _is_taken(self, place: _Place) -> bool:
@@ -214,32 +206,31 @@ class Routes:
 
     def _due(self) -> set[_Place]:
         """What to write now: whatever is new, and the next of what was refused."""
-        for place in self._stuck.keys() - self._pending:  # a look has found it to be right
+        for place in self._stuck.keys() - self._delta.pending:  # a look has found it to be right
             del self._stuck[place]
-        fresh = (self._pending & self._wanted.keys()) - self._stuck.keys()
+        fresh = set(self._delta.updates()) - self._stuck.keys()
         pods = {place for place in self._stuck if place[1] == ROUTE_PROTOCOL_PODS}
         return fresh | pods | set(islice((place for place in self._stuck if place not in pods), _AGAIN))
 
     def _plan(self, places: Collection[_Place], failures: dict[_Place, Failure]) -> list[_Write]:
         """What to write for these places. Settles what is right already."""
-        resolve = _resolver()
+        self._resolve = _resolver()
         todo: list[_Write] = []
         for place in sorted(places, key=_preference):
-            wanted = self._wanted[place]
-            if any(hop.interface in self._gone for hop in wanted.next_hops):
+            wanted = self._delta.desired[place]
+            if any(self._is_gone(hop.interface) for hop in wanted.next_hops):
                 continue
             try:
-                route = messages.pack(wanted, place[0], resolve)
+                route = messages.pack(wanted, place[0], self._resolve)
             except ValueError as error:
-                failures[place] = Failure(_what(place), str(error))
+                failures[place] = Failure(_ref(place), str(error))
                 continue
-            rivals = [p for p in PROTOCOLS if p != place[1] and (place[0], p) in self._actual]
-            present = self._actual.get(place)
+            rivals = [p for p in PROTOCOLS if p != place[1] and (place[0], p) in self._delta.actual]
+            present = self._delta.actual.get(place)
             if present and present.satisfies(route):
-                self._pending.discard(place)
-                self._right[place] = route
+                self._delta.written({place: present})
             elif rivals and PROTOCOLS.index(rivals[0]) < PROTOCOLS.index(place[1]):
-                failures[place] = Failure(_what(place), f"our route of protocol {rivals[0]} has this destination")
+                failures[place] = Failure(_ref(place), f"our route of protocol {rivals[0]} has this destination")
             else:
                 todo.append(_Write(place, route, replace=present is not None or bool(rivals)))
         return todo
@@ -256,18 +247,15 @@ class Routes:
             elif error.errno == errno.EEXIST and not write.replace:
                 refused.add(write.place)
             else:
-                failures[write.place] = Failure(_what(write.place), error.strerror or str(error))
+                failures[write.place] = Failure(_ref(write.place), error.strerror or str(error))
         return refused
 
     def _written(self, write: _Write) -> None:
         destination, protocol = write.place
-        self._pending.discard(write.place)
-        self._actual[write.place] = self._right[write.place] = write.route
-        for rival in PROTOCOLS:
-            if rival != protocol and (destination, rival) in self._actual:
-                del self._actual[destination, rival]
-                self._right.pop((destination, rival), None)
-                self._pending.add((destination, rival))
+        self._delta.written({write.place: write.route})
+        self._delta.removed(
+            (destination, p) for p in PROTOCOLS if p != protocol and (destination, p) in self._delta.actual
+        )
 
     def _foreign(self, destination: Destination) -> str:
         """What to say about a destination that is taken."""
@@ -307,5 +295,5 @@ def _preference(place: _Place) -> int:
     return PROTOCOLS.index(place[1])
 
 
-def _what(place: _Place) -> str:
-    return f"route {destination_text(place[0])}"
+def _ref(place: _Place) -> RouteRef:
+    return RouteRef(destination_text(place[0]), place[1])

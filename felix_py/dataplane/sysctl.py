@@ -11,8 +11,13 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from felix_py.dataplane.delta import Delta
+from felix_py.dataplane.order import Step
+from felix_py.dataplane.part import Part, Sweep
+from felix_py.dataplane.protocols import Look
 from felix_py.layout import INTERFACE_PREFIX
-from felix_py.records import Drift, DriftKind, Failure, Report
+from felix_py.records import Drift, Failure, Report
+from felix_py.refs import SysctlRef
 from policy.model import Family
 
 _ROOT = Path("/proc/sys/net")
@@ -92,55 +97,42 @@ def ensure(name: str, value: str) -> Failure | None:
     try:
         write(name, value)
     except OSError as error:
-        what = f"sysctl {dotted(name)}"
+        ref = SysctlRef(name)
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return Failure(what, f"/proc/sys is read-only here; set {dotted(name)}={value} on the host")
-        return Failure(what, error.strerror or str(error))
+            return Failure(ref, f"/proc/sys is read-only here; set {ref.dotted}={value} on the host")
+        return Failure(ref, error.strerror or str(error))
     return None
-
-
-def dotted(name: str) -> str:
-    """A setting's name as sysctl(8) spells it: a dot inside an interface name becomes a slash."""
-    return "net." + ".".join(part.replace(".", "/") for part in name.split("/"))
 
 
 _FORWARDING = {Family.V4: "ipv4/ip_forward", Family.V6: "ipv6/conf/all/forwarding"}
 
 
-class HostSettings:
+class HostSettings(Part):
     """Keeps the host a router, once it is one. What was never right is the start's business, not drift."""
 
+    looks = Look.LINKS | Look.SETTINGS
+
     def __init__(self, families: Collection[Family]) -> None:
+        self.steps = {Step.MEND_LINKS: self.mend}
         self._families = tuple(families)
-        self._right: set[Family] = set()
-        self._lost: set[Family] = set()
+        self._delta: Delta[Family, str, str | None] = Delta()
         self._drift: list[Drift] = []
 
     def load(self) -> None:
-        """Look at the settings."""
-        right = {family for family in self._families if read(_FORWARDING[family]) == "1"}
-        for family in sorted(self._right - right):
-            self._drift.append(Drift(DriftKind.SYSCTL, f"sysctl {dotted(_FORWARDING[family])}", "0 instead of 1"))
-        self._lost = (self._lost | self._right) - right
-        self._right = right
+        found = self._delta.load({family: read(_FORWARDING[family]) for family in self._families})
+        self._drift += [Drift(SysctlRef(_FORWARDING[family]), "0 instead of 1") for family in sorted(found.lost)]
+        for family in self.forwarding:
+            self._delta.desire(family, "1")
 
     @property
     def forwarding(self) -> Collection[Family]:
         """Families that the host forwarded when it was looked at last."""
-        return self._right
+        return [family for family, value in self._delta.actual.items() if value == "1"]
 
-    def apply(self) -> Report:
+    def mend(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
         """Make the host a router again."""
-        if not self._lost:
-            return Report()
-        failures = set_up_host(self._lost)
-        writes = len(self._lost)
-        if not failures:
-            self._right |= self._lost
-            self._lost = set()
-        return Report(writes=0 if failures else writes, failures=failures)
-
-    def take_drift(self) -> list[Drift]:
-        """What somebody else has changed, as found since the last call."""
-        taken, self._drift = self._drift, []
-        return taken
+        lost = self._delta.updates()
+        failures = set_up_host(lost)
+        if lost and not failures:
+            self._delta.written(dict.fromkeys(lost, "1"))
+        return Report(writes=0 if failures else len(lost), failures=failures)

@@ -12,10 +12,11 @@ from felix_py.dataplane import ipset_members, route_messages
 from felix_py.dataplane.ipset_commands import Commands, Shape
 from felix_py.dataplane.ipsets import is_ours
 from felix_py.dataplane.uplink import interface_state
-from felix_py.diagnose.difference import Difference, Kind, Problem
+from felix_py.diagnose.difference import Difference, Problem
 from felix_py.diagnose.owners import Owners
 from felix_py.layout import INTERFACE_PREFIX
-from felix_py.records import Lease, NextHop, Route, RouteKey, RouteKind, SetSpec, Update
+from felix_py.records import Lease, NextHop, Route, RouteKind, SetSpec, Update
+from felix_py.refs import LinkRef, MemberRef, RouteRef, SetRef, SysctlRef
 from policy.model import Family
 
 _AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
@@ -23,7 +24,7 @@ _TABLE_MAIN, _UNICAST = 254, 1
 _METRIC = {Family.V4: 0, Family.V6: 1024}
 """What the kernel makes of a route without a metric. Ours have none; others of the same prefix coexist."""
 
-_SETTINGS = {Family.V4: ("net.ipv4.ip_forward", "1"), Family.V6: ("net.ipv6.conf.all.forwarding", "1")}
+_SETTINGS = {Family.V4: ("ipv4/ip_forward", "1"), Family.V6: ("ipv6/conf/all/forwarding", "1")}
 
 
 # --- sets --------------------------------------------------------------------------------------------
@@ -48,7 +49,7 @@ def set_differences(
     for name in sorted(found.keys() - wanted.sets.keys()):
         if strays:
             family = Family.V6 if name.startswith("felix6") else Family.V4
-            yield Difference(Kind.SET, Problem.EXTRA, owners.set(family, name), f"set {name}")
+            yield Difference(SetRef(name), Problem.EXTRA, owners.set(family, name))
 
 
 def _set(
@@ -60,11 +61,11 @@ def _set(
 ) -> Iterator[Difference]:
     about = owners.set(spec.family, spec.name)
     if found is None:
-        yield Difference(Kind.SET, Problem.MISSING, about, f"set {spec.name}")
+        yield Difference(SetRef(spec.name), Problem.MISSING, about)
         return
     shape, actual = found
     if shape != Shape.of(spec):
-        yield Difference(Kind.SET, Problem.ALTERED, about, f"set {spec.name}", spec.type, shape.type)
+        yield Difference(SetRef(spec.name), Problem.ALTERED, about, spec.type, shape.type)
         return
     keys: dict[bytes, tuple[str, int]] = {}
     for text, mark in members.items():
@@ -75,15 +76,15 @@ def _set(
         text = keys[key][0] if key in keys else ipset_members.decode(key)
         if text.partition(",")[0] in pardoned:
             continue
-        where = f"member {text} of set {spec.name}"
+        ref, place = MemberRef(spec.name, text), f"member {text} of set {spec.name}"
         about = owners.member(spec.family, spec.name, text)
         if key not in actual:
-            yield Difference(Kind.MEMBER, Problem.MISSING, about, where, _mark(keys[key][1]))
+            yield Difference(ref, Problem.MISSING, about, _mark(keys[key][1]), place=place)
         elif key not in keys:
-            yield Difference(Kind.MEMBER, Problem.EXTRA, about, where, "", _mark(actual[key]))
+            yield Difference(ref, Problem.EXTRA, about, "", _mark(actual[key]), place)
         elif keys[key][1] != actual[key]:
             marks = _mark(keys[key][1]), _mark(actual[key])
-            yield Difference(Kind.MEMBER, Problem.ALTERED, about, where, *marks)
+            yield Difference(ref, Problem.ALTERED, about, *marks, place)
 
 
 def _mark(value: int) -> str:
@@ -112,23 +113,23 @@ def route_differences(
     for key in sorted(routes.keys() | found.keys(), key=lambda key: (key.protocol, key.destination)):
         if key.destination.partition("/")[0] in pardoned:
             continue
-        where = f"route {key.destination} (protocol {key.protocol})"
+        place = f"{key} (protocol {key.protocol})"
         route, there = routes.get(key), found.get(key)
         about = owners.address(key.destination) or _purpose(route)
         if route is None:
             if strays and there is not None:
-                yield Difference(Kind.ROUTE, Problem.EXTRA, about, where, "", _packed(there))
+                yield Difference(key, Problem.EXTRA, about, "", _packed(there), place)
         elif there is None:
-            yield Difference(Kind.ROUTE, Problem.MISSING, about, where, _route(route))
+            yield Difference(key, Problem.MISSING, about, _route(route), place=place)
         elif not _satisfied(route, there):
-            yield Difference(Kind.ROUTE, Problem.ALTERED, about, where, _route(route), _packed(there))
+            yield Difference(key, Problem.ALTERED, about, _route(route), _packed(there), place)
 
 
-def _routes(families: Collection[Family], protocols: Collection[int]) -> dict[RouteKey, route_messages.Packed]:
+def _routes(families: Collection[Family], protocols: Collection[int]) -> dict[RouteRef, route_messages.Packed]:
     """As pyroute2 decodes them: not by the code that wrote them."""
     from pyroute2 import IPRoute
 
-    found: dict[RouteKey, route_messages.Packed] = {}
+    found: dict[RouteRef, route_messages.Packed] = {}
     with IPRoute() as netlink:
         for family in families:
             for answer in netlink.get_routes(family=_AF[family], table=_TABLE_MAIN):
@@ -136,7 +137,7 @@ def _routes(families: Collection[Family], protocols: Collection[int]) -> dict[Ro
                     continue
                 route = _decoded(family, answer)
                 if answer.get_attr("RTA_PRIORITY", 0) == _METRIC[family]:
-                    found[RouteKey(route_messages.destination_text(route.destination), route.protocol)] = route
+                    found[RouteRef(route_messages.destination_text(route.destination), route.protocol)] = route
     return found
 
 
@@ -210,15 +211,15 @@ def interface_differences(leases: Iterable[Lease]) -> Iterator[Difference]:
     """
     known = {lease.interface: lease for lease in leases}
     for name, lease in sorted(known.items()):
-        about, where = f"pod {lease.namespace}/{lease.pod}", f"interface {name}"
+        about = f"pod {lease.namespace}/{lease.pod}"
         up = interface_state(name)
         if up is None:
-            yield Difference(Kind.INTERFACE, Problem.MISSING, about, where)
+            yield Difference(LinkRef(name), Problem.MISSING, about)
         elif not up:
-            yield Difference(Kind.INTERFACE, Problem.ALTERED, about, where, "up", "down")
+            yield Difference(LinkRef(name), Problem.ALTERED, about, "up", "down")
     for _, name in sorted(socket.if_nameindex()):
         if name.startswith(INTERFACE_PREFIX) and name not in known:
-            yield Difference(Kind.INTERFACE, Problem.EXTRA, "no lease", f"interface {name}")
+            yield Difference(LinkRef(name), Problem.EXTRA, "no lease")
 
 
 def setting_differences(families: Collection[Family]) -> Iterator[Difference]:
@@ -226,8 +227,8 @@ def setting_differences(families: Collection[Family]) -> Iterator[Difference]:
     for family in families:
         name, wanted = _SETTINGS[family]
         try:
-            found = Path("/proc/sys", *name.split(".")).read_text().strip()
+            found = Path("/proc/sys/net", name).read_text().strip()
         except OSError as error:
             found = error.strerror or str(error)
         if found != wanted:
-            yield Difference(Kind.SETTING, Problem.ALTERED, "all pods", f"sysctl {name}", wanted, found)
+            yield Difference(SysctlRef(name), Problem.ALTERED, "all pods", wanted, found)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, BadRule, render
-from felix_py.diagnose.difference import Difference, Kind, Problem
+from felix_py.diagnose.difference import Difference, Problem
 from felix_py.diagnose.owners import Owners
 from felix_py.layout import CHAIN_PREFIX
 from felix_py.records import Hook, Update
+from felix_py.refs import ChainRef, HookRef
 from felix_py.ruleset.compare import Likeness, compare
 from felix_py.ruleset.encode import shown
 from felix_py.ruleset.model import Body, Rule, Ruleset, RuleSpec
@@ -74,23 +75,23 @@ class RuleComparison:
                 if name in BUILTIN_CHAINS:
                     yield from self._builtin((table, name), chain.rules, strays=strays)
                 elif strays and name.startswith(CHAIN_PREFIX) and (table, name) not in self._chains:
-                    where = self._where((table, name))
-                    yield Difference(Kind.CHAIN, Problem.EXTRA, self._owners.chain(name), where)
+                    yield Difference(self._ref((table, name)), Problem.EXTRA, self._owners.chain(name))
         for place in sorted(self._hooks):
             if self._found.chain(*place) is None:
                 yield from self._builtin(place, (), strays=strays)
 
-    def _where(self, place: tuple[str, str], number: int | None = None) -> str:
-        table, chain = place
-        rule = f"rule {number} of " if number is not None else ""
-        return f"{rule}chain {chain} ({table}, IPv{int(self._family)})"
+    def _ref(self, place: tuple[str, str]) -> ChainRef:
+        return ChainRef(self._family, *place)
+
+    def _rule(self, place: tuple[str, str], at: int) -> str:
+        return f"rule {at + 1} of {self._ref(place)}"
 
     # --- our own chains ------------------------------------------------------------------------------
 
     def _chain(self, place: tuple[str, str], wanted: Sequence[_Wanted]) -> Iterator[Difference]:
         chain = self._found.chain(*place)
         if chain is None:
-            yield Difference(Kind.CHAIN, Problem.MISSING, self._owners.chain(place[1]), self._where(place))
+            yield Difference(self._ref(place), Problem.MISSING, self._owners.chain(place[1]))
             return
         bodies = [one.body for one in wanted]
         actual = [_as_wanted(rule, wanted) for rule in chain.rules]
@@ -108,8 +109,8 @@ class RuleComparison:
 
     def _altered(self, place: tuple[str, str], at: int, wanted: _Wanted, found: Rule) -> Difference:
         about = self._owners.wanted_rule(place[1], wanted.spec)
-        where = self._where(place, at + 1)
-        return Difference(Kind.CHAIN, Problem.ALTERED, about, where, wanted.text, brief(found.text))
+        texts = wanted.text, brief(found.text)
+        return Difference(self._ref(place), Problem.ALTERED, about, *texts, self._rule(place, at))
 
     def _moved_missing_extra(
         self,
@@ -122,30 +123,30 @@ class RuleComparison:
     ) -> Iterator[Difference]:
         for at in gone:
             about = self._owners.wanted_rule(place[1], wanted[at].spec)
-            where = self._where(place, at + 1)
+            ref, where = self._ref(place), self._rule(place, at)
             there = next((number for number in new if actual[number] == wanted[at].body), None)
             if there is None:
-                yield Difference(Kind.CHAIN, Problem.MISSING, about, where, wanted[at].text)
+                yield Difference(ref, Problem.MISSING, about, wanted[at].text, place=where)
             else:
                 new.remove(there)
                 found = f"as rule {there + 1}"
-                yield Difference(Kind.CHAIN, Problem.MISPLACED, about, where, wanted[at].text, found)
+                yield Difference(ref, Problem.MISPLACED, about, wanted[at].text, found, where)
         for at in new:
             about = self._owners.found_rule(place[1], rules[at])
-            where = self._where(place, at + 1)
-            yield Difference(Kind.CHAIN, Problem.EXTRA, about, where, "", brief(rules[at].text))
+            found = brief(rules[at].text)
+            yield Difference(self._ref(place), Problem.EXTRA, about, "", found, self._rule(place, at))
 
     # --- hooks ---------------------------------------------------------------------------------------
 
     def _builtin(self, place: tuple[str, str], rules: Sequence[Rule], *, strays: bool) -> Iterator[Difference]:
-        hooks = self._hooks.get(place, [])
+        hooks, ref = self._hooks.get(place, []), HookRef(self._family, *place)
         wanted = [_Wanted.of(hook.rule) for hook in hooks]
         actual = [_as_wanted(rule, wanted) for rule in rules]
         used: set[int] = set()
         right = True
         for hook, one in zip(hooks, wanted, strict=True):
             about = self._hook(place, hook)
-            where = f"hook in {self._where(place)}"
+            where = f"hook in {self._ref(place)}"
             at = next((n for n, body in enumerate(actual) if body == one.body and n not in used), None)
             if at is not None:
                 used.add(at)
@@ -153,17 +154,16 @@ class RuleComparison:
             right = False
             other = next((n for n, rule in enumerate(rules) if rule.hash == one.hash and n not in used), None)
             if other is None:
-                yield Difference(Kind.HOOK, Problem.MISSING, about, where, one.text)
+                yield Difference(ref, Problem.MISSING, about, one.text, place=where)
             else:
                 used.add(other)
-                yield Difference(Kind.HOOK, Problem.ALTERED, about, where, one.text, brief(rules[other].text))
+                yield Difference(ref, Problem.ALTERED, about, one.text, brief(rules[other].text), where)
         if right:
             yield from self._order(place, hooks, wanted, rules, actual)
         for at, rule in enumerate(rules):
             if strays and rule.hash and at not in used:
-                where = f"rule {at + 1} of {self._where(place)}"
                 about = self._owners.found_rule(place[1], rule)
-                yield Difference(Kind.HOOK, Problem.EXTRA, about, where, "", brief(rule.text))
+                yield Difference(ref, Problem.EXTRA, about, "", brief(rule.text), self._rule(place, at))
 
     def _hook(self, place: tuple[str, str], hook: Hook) -> str:
         """What a hook serves."""
@@ -197,8 +197,9 @@ class RuleComparison:
                 about = self._hook(place, hook)
                 found = f"{word} it: {'; '.join(brief(rule.text) for rule in others[:3])}" if others else ""
                 expected = "first" if hook.first else "last"
-                where = f"hook {one.text} in {self._where(place)}"
-                yield Difference(Kind.HOOK, Problem.MISPLACED, about, where, expected, found)
+                where = f"hook {one.text} in {self._ref(place)}"
+                ref = HookRef(self._family, *place)
+                yield Difference(ref, Problem.MISPLACED, about, expected, found, where)
 
 
 def _as_wanted(rule: Rule, wanted: Iterable[_Wanted]) -> Body:

@@ -6,17 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-
-class Kind(enum.StrEnum):
-    """What kind of object differs."""
-
-    CHAIN = "chain"
-    HOOK = "hook"
-    SET = "set"
-    MEMBER = "member"
-    ROUTE = "route"
-    INTERFACE = "interface"
-    SETTING = "setting"
+from felix_py.refs import Ref
 
 
 class Problem(enum.StrEnum):
@@ -30,22 +20,27 @@ class Problem(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """``about``: the policy with its rule, the pod, or whatever else it serves. ``where``: the kernel's object.
+    """``about``: the policy with its rule, the pod, or whatever else it serves.
 
-    ``expected`` and ``found``: its content, where there is one.
+    ``expected`` and ``found``: the object's content, where there is one. ``place``: where in it, if not all.
     """
 
-    kind: Kind
+    ref: Ref
     problem: Problem
     about: str
-    where: str
     expected: str = ""
     found: str = ""
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        """The kernel's object, or the place in it."""
+        return self.place or str(self.ref)
 
     @property
     def key(self) -> tuple[str, ...]:
         """What makes it the same difference in another look."""
-        return (self.kind, self.problem, self.where, self.expected)
+        return (self.ref.kind, self.problem, self.where, self.expected)
 
     def __str__(self) -> str:
         match self.problem:
@@ -65,7 +60,7 @@ class Difference:
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         return {
-            "kind": self.kind.value,
+            "kind": self.ref.kind,
             "problem": self.problem.value,
             "about": self.about,
             "object": self.where,

@@ -12,7 +12,8 @@ from felix_py.dataplane import route_messages
 from felix_py.dataplane.backend import ToolError, find_backend, has_legacy_tables, save
 from felix_py.dataplane.live_sets import LiveSets
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
-from felix_py.records import Backend, RouteKey
+from felix_py.records import Backend
+from felix_py.refs import RouteRef
 from felix_py.ruleset import legacy
 from felix_py.ruleset.decode_save import decode
 from felix_py.ruleset.model import Ruleset
@@ -103,7 +104,7 @@ class Live:
     def route(self, address: str) -> Routed:
         """Where this node would send a packet to an address (``ip route get``)."""
         family = Family.V6 if ":" in address else Family.V4
-        destination = route_messages.parse_destination(RouteKey(f"{address}/{family.bits}", 0))
+        destination = route_messages.parse_destination(RouteRef(f"{address}/{family.bits}", 0))
         try:
             kind, index = route_messages.looked_up(self._routes.get(route_messages.lookup(destination)))
         except OSError as error:

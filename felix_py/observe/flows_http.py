@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import msgspec
 from aiohttp import web
 
-from felix_py.dataplane.interface import FlowTable
+from felix_py.dataplane.protocols import FlowTable
 from felix_py.records import Flow
 
 T = TypeVar("T")

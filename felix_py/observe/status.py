@@ -84,7 +84,7 @@ class Status:
         if reason := self._network.unready() or self._pods.no_addresses(self._facts.pod_cidrs):
             return reason
         if failure := self._reconciler.unenforced:
-            return f"policy is not wholly in force: {failure.what}: {failure.reason}"
+            return f"policy is not wholly in force: {failure}"
         return f"the kernel cannot be read back: {unread}" if (unread := self._reconciler.unread) else None
 
     def state(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def of_reconciler(reconciler: Reconciler) -> dict[str, Any]:
     last = reconciler.last_drift
     return {
         "failures": [
-            {"what": failure.what, "reason": failure.reason, "count": failure.count}
+            {"what": str(failure.ref), "reason": failure.reason, "count": failure.count}
             for failure in itertools.islice(reconciler.failures, _MOST_SHOWN)
         ],
         "failedObjects": reconciler.failures.objects,

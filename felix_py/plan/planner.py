@@ -18,17 +18,8 @@ from felix_py.plan.marks import OVERFLOW
 from felix_py.plan.names import chain_name, class_set_name, set_name
 from felix_py.plan.render import dispatch_chains, render_chain
 from felix_py.plan.static import SetNames, StaticOptions, closed_hooks, static_chains, static_hooks, static_sets
-from felix_py.records import (
-    ChainKey,
-    Lease,
-    NextHop,
-    Route,
-    RouteKey,
-    RouteKind,
-    SetSpec,
-    SetType,
-    Update,
-)
+from felix_py.records import Lease, NextHop, Route, RouteKind, SetSpec, SetType, Update
+from felix_py.refs import ChainRef, RouteRef
 from felix_py.ruleset.model import Rules
 from policy.ir import Chain, ChainId, Delta, SetKind
 from policy.model import Direction, Family
@@ -108,7 +99,7 @@ class Planner:
         for family, plan in self._families.items():
             plan.cluster(_of(family, own), _of(family, pool), _of(family, nodes))
 
-    def learned(self, routes: Mapping[RouteKey, Route | None]) -> None:
+    def learned(self, routes: Mapping[RouteRef, Route | None]) -> None:
         """Take over changes of the best routes, as :func:`learned_routes` makes them."""
         for key, route in routes.items():
             family = Family.V6 if ":" in key.destination else Family.V4
@@ -127,15 +118,15 @@ class Planner:
 
 def learned_routes(
     routes: Mapping[str, tuple[str, ...]], interface_of: Callable[[str], str]
-) -> dict[RouteKey, Route | None]:
+) -> dict[RouteRef, Route | None]:
     """The routes for prefix -> gateways, () for one that is withdrawn.
 
     ``interface_of`` says by which interface a gateway is reached; empty: the kernel is to find out.
     """
-    made: dict[RouteKey, Route | None] = {}
+    made: dict[RouteRef, Route | None] = {}
     hops_of: dict[tuple[str, ...], tuple[NextHop, ...]] = {}
     for prefix, gateways in routes.items():
-        key = RouteKey(prefix, ROUTE_PROTOCOL_LEARNED)
+        key = RouteRef(prefix, ROUTE_PROTOCOL_LEARNED)
         hops = hops_of.get(gateways)
         if hops is None:
             hops = hops_of[gateways] = tuple(NextHop(g, interface_of(g)) for g in sorted(gateways))
@@ -189,7 +180,7 @@ class _FamilyPlan:
         for spec in static_sets(self._family, self._options):
             self._now.sets[spec.name] = spec
         for (table, chain), rules in static_chains(self._family, self._options).items():
-            self._now.chains[ChainKey(self._family, table, chain)] = rules
+            self._now.chains[ChainRef(self._family, table, chain)] = rules
         for hook in static_hooks(self._family, self._options):
             self._now.hooks[hook] = True
         self._plan_dispatch(self._now)
@@ -214,8 +205,8 @@ class _FamilyPlan:
     def unroute(self, address: str) -> None:
         self._now.routes[self._pod_route(address)] = None
 
-    def _pod_route(self, address: str) -> RouteKey:
-        return RouteKey(f"{address}/{self._family.bits}", ROUTE_PROTOCOL_PODS)
+    def _pod_route(self, address: str) -> RouteRef:
+        return RouteRef(f"{address}/{self._family.bits}", ROUTE_PROTOCOL_PODS)
 
     # --- policy --------------------------------------------------------------------------------------
 
@@ -241,11 +232,11 @@ class _FamilyPlan:
         """Take over one compiled chain, with the chains that it needs for itself."""
         rendered = self._render(chain) if chain else {}
         for gone in self._rendered.pop(id_, frozenset({chain_name(id_)})) - rendered.keys():
-            key = ChainKey(self._family, "filter", gone)
+            key = ChainRef(self._family, "filter", gone)
             self._now.chains.pop(key, None)
             self._later.chains[key] = None
         for needed, rules in rendered.items():
-            key = ChainKey(self._family, "filter", needed)
+            key = ChainRef(self._family, "filter", needed)
             self._later.chains.pop(key, None)
             self._now.chains[key] = rules
         if rendered:
@@ -289,22 +280,22 @@ class _FamilyPlan:
                 self._family, direction, numbers, self._options.marks, self._options.deny_log
             )
         for name, rules in wanted.items():
-            key = ChainKey(self._family, "filter", name)
+            key = ChainRef(self._family, "filter", name)
             self._later.chains.pop(key, None)
             if self._dispatch.get(name) != rules:
                 update.chains[key] = rules
         for name in self._dispatch.keys() - wanted.keys():
-            update.chains[ChainKey(self._family, "filter", name)] = None
+            update.chains[ChainRef(self._family, "filter", name)] = None
         self._dispatch = wanted
 
     # --- the cluster ---------------------------------------------------------------------------------
 
     def cluster(self, own: set[str], pool: set[str], nodes: set[str]) -> None:
         for cidr in own - self._own:
-            key = RouteKey(cidr, ROUTE_PROTOCOL_PODS)
+            key = RouteRef(cidr, ROUTE_PROTOCOL_PODS)
             self._now.routes[key] = Route(key, RouteKind.BLACKHOLE)
         for cidr in self._own - own:
-            self._now.routes[RouteKey(cidr, ROUTE_PROTOCOL_PODS)] = None
+            self._now.routes[RouteRef(cidr, ROUTE_PROTOCOL_PODS)] = None
         self._own = own
         if self._options.nat_outgoing:
             self._fill(self._names.pool, pool)
@@ -317,7 +308,7 @@ class _FamilyPlan:
             self._member(name, cidr, 0 if cidr in cidrs else None)
         self._filled[name] = cidrs
 
-    def learned(self, key: RouteKey, route: Route | None) -> None:
+    def learned(self, key: RouteRef, route: Route | None) -> None:
         self._now.routes[key] = route
 
     # --- the two steps -------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from felix_py.dataplane.iptables_restore import Change, in_dependency_order, transaction
 from felix_py.dataplane.iptables_text import Rule, render
+from felix_py.refs import ChainRef, HookRef
 from felix_py.ruleset.model import RuleSpec
+from policy.model import Family
 from tests.support.rules import rule_of
 
 WEB = rule_of(
@@ -17,16 +19,18 @@ WEB = rule_of(
 
 def chain(table: str, name: str, *rules: RuleSpec) -> Change:
     rendered = tuple(map(render, rules))
-    return Change((table, name), name, tuple(f"-A {name} {rule.text}" for rule in rendered), (), rendered)
+    return Change(
+        ChainRef(Family.V4, table, name), tuple(f"-A {name} {rule.text}" for rule in rendered), (), rendered
+    )
 
 
 def gone(table: str, name: str, *targets: str) -> Change:
     before = tuple(Rule("0" * 16, f"-j {target}") for target in targets)
-    return Change((table, name), name, (), before, None)
+    return Change(ChainRef(Family.V4, table, name), (), before, None)
 
 
 def hook(table: str, name: str, *lines: str) -> Change:
-    return Change((table, name), name, lines, (), ())
+    return Change(HookRef(Family.V4, table, name), lines, (), ())
 
 
 GOLDEN = r"""*raw
@@ -75,11 +79,11 @@ def test_dependency_order() -> None:
         chain("filter", "FELIX-USER", rule_of("-g", "FELIX-LEAF"), rule_of("-j", "FELIX-Z")),
         chain("filter", "FELIX-Z", rule_of("-j", "ACCEPT")),
     ]
-    order = [change.what for change in in_dependency_order(changes)]
+    order = [change.place[1] for change in in_dependency_order(changes)]
     assert order.index("FELIX-LEAF") < order.index("FELIX-USER")
     assert order.index("FELIX-Z") < order.index("FELIX-USER")
     assert order.index("FELIX-B-GONE") < order.index("FELIX-A-GONE")
-    assert sorted(order) == sorted(change.what for change in changes)
+    assert sorted(order) == sorted(change.place[1] for change in changes)
 
 
 def test_dependency_order_of_a_loop_has_everything() -> None:
@@ -88,4 +92,4 @@ def test_dependency_order_of_a_loop_has_everything() -> None:
         chain("filter", "FELIX-B", rule_of("-j", "FELIX-A")),
         chain("filter", "FELIX-C", rule_of("-j", "FELIX-A"), rule_of("-j", "FELIX-C")),
     ]
-    assert {change.what for change in in_dependency_order(changes)} == {"FELIX-A", "FELIX-B", "FELIX-C"}
+    assert {change.place[1] for change in in_dependency_order(changes)} == {"FELIX-A", "FELIX-B", "FELIX-C"}

@@ -15,13 +15,15 @@ from felix_py import pending
 from felix_py.dataplane import lock_watch, monitor
 from felix_py.dataplane.backend import OwnProcesses
 from felix_py.dataplane.backend import run as run_tool
-from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel_events import GROUPS, host_filter
 from felix_py.dataplane.lock_watch import LockWatch
 from felix_py.dataplane.netlink import NETLINK_ROUTE
+from felix_py.dataplane.part import Sweep
+from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.routes import Routes
 from felix_py.layout import interface_name
-from felix_py.records import Backend, NextHop, Route, RouteKey
+from felix_py.records import Backend, NextHop, Route
+from felix_py.refs import RouteRef
 from policy.model import Family
 from tests.support import cni
 from tests.support.cni import pod_args
@@ -84,11 +86,11 @@ def test_routes_that_pass_the_filter(
 
 
 def test_routes_that_we_write_do_not_pass_and_all_else_does(routes: Routes) -> None:
-    key = RouteKey("10.0.0.1/32", 88)
+    key = RouteRef("10.0.0.1/32", 88)
     with monitor.listen(NETLINK_ROUTE, GROUPS, host_filter(routes.port)) as listening:
         for route in (Route(key, next_hops=(NextHop(interface="up0"),), link_scope=True), None):
             routes.route(key, route)
-            routes.remove(sweep=False)
+            routes.remove(Sweep.NOTHING)
             assert routes.write().failures == ()
         assert heard(listening) == []
         run("ip", "link", "set", "up0", "down")
@@ -118,7 +120,7 @@ def test_a_storm_of_others_routes_is_not_looked_at(make_netns: MakeNetns) -> Non
             await asyncio.to_thread(foreign_routes, 10_000, command, interface)
         run("ip", "route", "del", "10.1.0.2")
         await until(lambda: node.drift() == {"route": 1})
-        assert node.kernel.looks == [Part.ROUTES]
+        assert node.kernel.looks == [Look.ROUTES]
 
     on_node(make_netns, Backend.NFT, test)
 
@@ -136,7 +138,7 @@ def test_lost_events_are_made_up_for_by_a_look_at_everything_they_could_have_tol
         run("ip", "route", "del", "10.1.0.2")
         run("ip", "link", "set", interface_name("c1", "eth0"), "address", "02:00:00:00:00:01")
         await until(lambda: node.drift() == {"route": 1, "link": 1})
-        assert Part.ROUTES | Part.LINKS | Part.SETTINGS in node.kernel.looks
+        assert Look.ROUTES | Look.LINKS | Look.SETTINGS in node.kernel.looks
 
     on_node(make_netns, Backend.NFT, test)
 
@@ -222,7 +224,7 @@ def test_pods_that_come_and_go_are_no_drift_however_often_somebody_looks(
 
     async def look_for_ever(node: WatchedNode) -> None:
         while True:
-            node.pending.look(Part.LINKS | Part.ROUTES)
+            node.pending.look(Look.LINKS | Look.ROUTES)
             await asyncio.sleep(0)
 
     async def test(node: WatchedNode) -> None:

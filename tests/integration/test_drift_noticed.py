@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from felix_py import pending
-from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import Links, PodLink, random_mac
+from felix_py.dataplane.protocols import Look
 from felix_py.layout import LINK_GROUP, interface_name
 from felix_py.plan.marks import Marks
 from felix_py.plan.planner import Planner
@@ -169,8 +169,8 @@ def test_rules_of_others_that_do_not_hinder_ours_stay_where_they_are(
             execute(UNHINDERED[case], **names(backend, family))
         before = kernel_state.everything(backend)
         node.kernel.looks.clear()
-        node.pending.look(Part.RULES)
-        await until(lambda: any(Part.RULES in parts for parts in node.kernel.looks))
+        node.pending.look(Look.RULES)
+        await until(lambda: any(Look.RULES in parts for parts in node.kernel.looks))
         await node.reconciler.settled()
         assert node.found() == []
         assert node.drift() == {}
@@ -409,7 +409,7 @@ def test_a_route_that_somebody_takes_over_is_left_to_them_and_comes_back_after_t
     async def test(node: WatchedNode) -> None:
         execute("ip -{n} route replace {pod} dev up0 proto static", **filled)
         what = f"route {filled['pod']}/{bits}"
-        await until(lambda: [failure for failure in node.reconciler.failures if failure.what == what])
+        await until(lambda: [failure for failure in node.reconciler.failures if str(failure.ref) == what])
         assert "protocol 4" in next(iter(node.reconciler.failures)).reason
         assert "dev up0" in run("ip", f"-{int(family)}", "route", "show", filled["pod"])
         execute("ip -{n} route del {pod} dev up0 proto static", **filled)
@@ -479,6 +479,6 @@ def test_what_we_do_ourselves_is_no_drift_and_costs_no_look(make_netns: MakeNetn
         execute("{iptables} -N FELIX-NOBODYS; ip -{n} route del {pod}", **names(backend, Family.V4))
         await until(lambda: node.drift() == {"route": 1, "chain": 1})
         await node.reconciler.settled()
-        assert sorted(node.kernel.looks, key=str) == sorted([Part.ROUTES, Part.RULES], key=str)
+        assert sorted(node.kernel.looks, key=str) == sorted([Look.ROUTES, Look.RULES], key=str)
 
     on_node(make_netns, backend, test)

@@ -195,6 +195,6 @@ def test_a_packet_with_anothers_source_address_is_dropped(node: PolicyNode) -> N
         with serve([(node.world, WORLD[family], UDP, 53)]):
             assert attempt([(tool, packet)]) == set()
         table = "iptables" if family is Family.V4 else "ip6tables"
-        backend = "legacy" if "legacy" in str(node.kernel._tables[family]._backend) else "nft"
+        backend = node.kernel.backend.value
         saved = run(f"{table}-{backend}", "-t", "raw", "-vxnL", "FELIX-SOURCE")
         assert any(int(line.split()[0]) > 0 for line in saved.splitlines() if "DROP" in line)

@@ -18,10 +18,11 @@ from felix_py.agent.revoke import Quiet, Revoker
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.host_addresses import host_addresses
-from felix_py.dataplane.interface import Part
+from felix_py.dataplane.protocols import Look
 from felix_py.metrics import Metrics
 from felix_py.reconcile import Reconciler
-from felix_py.records import Backend, DriftKind
+from felix_py.records import Backend
+from felix_py.refs import KINDS
 from policy.model import Family, IPBlock, NetworkPolicy, Packet, PodPeer, PolicyRule, Port, Protocol
 from tests.support import kernel_state
 from tests.support.builders import labelled, policy
@@ -407,7 +408,7 @@ def test_what_began_while_rules_or_sets_were_spoilt_ends_once_they_are_right(
                     run(*GAPS[gap].format(**places(node, family)).split())
                 begun = [node.stream(streams, f, "web", "db", 80) for f in Family]
                 await all_talk(begun, 10)
-                node.pending.look(Part.RULES | Part.SETS)
+                node.pending.look(Look.RULES | Look.SETS)
                 ended = await node.revoked(len(begun))
                 await all_talk(kept)
                 assert [stream.name for stream in begun if stream.heard_after(ended)] == []
@@ -431,7 +432,7 @@ def test_what_reached_the_closed_host_through_a_gap_ends_too(make_node: Callable
                 begun = [streams.open(place, node.address("api", f), None, NODE[f], 80) for f in Family]
                 await all_talk(begun + kept, 10)
                 before = idents(kept)
-                node.pending.look(Part.RULES)
+                node.pending.look(Look.RULES)
                 await node.revoked(len(begun))
                 await all_talk(kept)
                 assert [stream.name for stream in kept if not stream.intact] == []
@@ -463,7 +464,7 @@ def test_drift_that_decides_nothing_about_policy_costs_no_look_at_the_connection
             await until(lambda: node.count(passes) == 1)
             run("ip", "route", "del", node.address("db", Family.V4))
             run(f"iptables-{node.backend}", "-t", "nat", "-F", "FELIX-POSTROUTING")
-            node.pending.look(Part.RULES | Part.ROUTES)
+            node.pending.look(Look.RULES | Look.ROUTES)
             await until(lambda: sum(drift_counts(node)) == 2)
             await node.reconciler.settled()
             # What came later has been looked at, and nothing before it.
@@ -475,9 +476,7 @@ def test_drift_that_decides_nothing_about_policy_costs_no_look_at_the_connection
 
 
 def drift_counts(node: Living) -> list[float]:
-    return [
-        node.metrics.registry.get_sample_value("felix_py_drift_total", {"kind": k.value}) or 0 for k in DriftKind
-    ]
+    return [node.metrics.registry.get_sample_value("felix_py_drift_total", {"kind": kind}) or 0 for kind in KINDS]
 
 
 def test_after_a_flush_of_the_table_streams_are_taken_up_again(make_node: Callable[..., Living]) -> None:

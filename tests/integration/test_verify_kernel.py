@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from felix_py.diagnose.difference import Difference, Kind, Problem
+from felix_py.diagnose.difference import Difference, Problem
 from felix_py.plan.names import DenyChain, chain_name
 from felix_py.records import Backend
 from felix_py.ruleset.words import split
@@ -61,137 +61,137 @@ def test_a_fresh_node_is_as_it_should_be(node: SmallNode) -> None:
 
 # What somebody does -> kind, problem, whom it concerns, and a part of the text. {t} is iptables or ip6tables, {s}
 # the family's set prefix, {web} and {db} addresses, {n} the family.
-BROKEN: dict[str, tuple[str, Kind, Problem, str, str]] = {
+BROKEN: dict[str, tuple[str, str, Problem, str, str]] = {
     "rule deleted": (
         f"{{t}} -D {PI_DB} 1",
-        Kind.CHAIN,
+        "chain",
         MISSING,
         "NetworkPolicy shop/db, ingress rule 0",
         "--dports 5432,8000:8010",
     ),
     "drop taken out of a chain of denied packets": (
         f"{{t}} -D {chain_name(DenyChain.of(GUARD, 1))} 2",
-        Kind.CHAIN,
+        "chain",
         MISSING,
         "ClusterNetworkPolicy guard, ingress rule 1",
         "expected -j DROP",
     ),
     "foreign rule in a policy chain": (
         f"{{t}} -I {PI_DB} 1 -j FELIX-ALLOW",
-        Kind.CHAIN,
+        "chain",
         EXTRA,
         "NetworkPolicy shop/db, ingress",
         "rule 1 of chain",
     ),
     "foreign rule in a chain of all": (
         "{t} -A FELIX-ALLOW -j ACCEPT",
-        Kind.CHAIN,
+        "chain",
         EXTRA,
         "policy of all pods",
         "rule 2 of chain FELIX-ALLOW",
     ),
-    "chain made": ("{t} -N FELIX-STRAY", Kind.CHAIN, EXTRA, "no policy that is known", "FELIX-STRAY"),
+    "chain made": ("{t} -N FELIX-STRAY", "chain", EXTRA, "no policy that is known", "FELIX-STRAY"),
     "hook deleted": (
         "{t} -t raw -D PREROUTING 1",
-        Kind.HOOK,
+        "hook",
         MISSING,
         "source binding of all pods",
         "chain PREROUTING (raw",
     ),
     "jump moved": (
         "{t} -I FORWARD 1 -i up9 -j ACCEPT",
-        Kind.HOOK,
+        "hook",
         MISPLACED,
         "policy of all pods",
         "above it: -i up9 -j ACCEPT",
     ),
     "accept moved": (
         "{t} -A FORWARD -i up8 -j DROP",
-        Kind.HOOK,
+        "hook",
         MISPLACED,
         "what policy has allowed",
         "behind it: -i up8 -j DROP",
     ),
     "source binding removed": (
         "ipset del {s}-source {web},{web_if}",
-        Kind.MEMBER,
+        "member",
         MISSING,
         "pod shop/web-1: source binding",
         "{web},{web_if}",
     ),
     "source binding added": (
         "ipset add {s}-source {web},{db_if}",
-        Kind.MEMBER,
+        "member",
         EXTRA,
         "pod shop/web-1: source binding",
         "{web},{db_if}",
     ),
     "class mark changed": (
         "ipset -exist add {s}-ingress {db} skbmark 0x7f000000/0x7f000000",
-        Kind.MEMBER,
+        "member",
         ALTERED,
         f"pod shop/db-0: ingress policy class ({DB_CLASS})",
         "{db} of set {s}-ingress is altered: expected mark 0x2000000/0x7f000000, found mark 0x7f000000",
     ),
     "pod left out of its class": (
         "ipset del {s}-egress {db}",
-        Kind.MEMBER,
+        "member",
         MISSING,
         "pod shop/db-0: egress policy class (NetworkPolicy shop/db)",
         "{db} of set {s}-egress is missing: expected mark",
     ),
     "set made": (
         "ipset create {s}-alien hash:ip family {inet}",
-        Kind.SET,
+        "set",
         EXTRA,
         "no policy that is known",
         "{s}-alien",
     ),
     "masquerading": (
         "ipset del {s}-nomasq {pool}",
-        Kind.MEMBER,
+        "member",
         MISSING,
         "masquerading",
         "{pool}",
     ),
     "route deleted": (
         "ip -{n} route del {web}/{bits}",
-        Kind.ROUTE,
+        "route",
         MISSING,
         "pod shop/web-1",
         "{web}/{bits} (protocol 88)",
     ),
     "route bent": (
         "ip -{n} route replace {web}/{bits} dev {db_if} proto 88{link}",
-        Kind.ROUTE,
+        "route",
         ALTERED,
         "pod shop/web-1",
         "{web}/{bits} (protocol 88) is altered: expected dev {web_if}, found dev {db_if}",
     ),
     "route made": (
         "ip -{n} route add {free}/{bits} dev {db_if} proto 88",
-        Kind.ROUTE,
+        "route",
         EXTRA,
         "no pod that is known",
         "{free}/{bits} (protocol 88): found dev {db_if}",
     ),
     "blackhole deleted": (
         "ip -{n} route del blackhole {own}",
-        Kind.ROUTE,
+        "route",
         MISSING,
         "this node's pod addresses",
         "{own} (protocol 88) is missing: expected blackhole",
     ),
     "learned route deleted": (
         "ip -{n} route del {far} proto 89",
-        Kind.ROUTE,
+        "route",
         MISSING,
         "a route learned from peers",
         "{far}",
     ),
     "setting changed": (
         "sysctl -qw {sysctl}=0",
-        Kind.SETTING,
+        "sysctl",
         ALTERED,
         "all pods",
         "{sysctl} is altered: expected 1, found 0",
@@ -243,9 +243,9 @@ def test_what_is_broken_is_named(node: SmallNode, names: list[str]) -> None:
         found = [
             difference
             for difference in left
-            if (difference.kind, difference.problem, difference.about) == (kind, problem, about)
+            if (difference.ref.kind, difference.problem, difference.about) == (kind, problem, about)
             and filled(part, node, family) in str(difference)
-            and (kind in (Kind.MEMBER, Kind.ROUTE, Kind.SET, Kind.SETTING) or f"IPv{family}" in difference.where)
+            and (kind in ("member", "route", "set", "sysctl") or f"IPv{family}" in difference.where)
         ]
         # Of the rules that accept there are two, one a direction.
         assert len(found) == (4 if name == "accept moved" else 1), (name, [str(d) for d in left])
@@ -260,7 +260,7 @@ def test_an_altered_body_is_shown_beside_what_it_should_be(node: SmallNode, fami
     assert altered != text
     run(tool(node, family), "-R", PI_DB, "1", *split(altered))
     found = one(node.verify().differences)
-    assert (found.kind, found.problem) == (Kind.CHAIN, ALTERED)
+    assert (found.ref.kind, found.problem) == ("chain", ALTERED)
     assert found.about == "NetworkPolicy shop/db, ingress rule 0"
     assert "--dports 5432,8000:8010" in found.expected
     assert "--dports 1:65535" in found.found
@@ -315,11 +315,11 @@ def test_interfaces(node: SmallNode) -> None:
         f"pod shop/web-1: interface {WEB_IF} is altered: expected up, found down"
     )
     assert by_where["interface felix0123456789"].problem is EXTRA
-    assert {f.about for f in found if f.kind is Kind.ROUTE} == {"pod shop/web-1"}  # they went with the interface
+    assert {f.about for f in found if f.ref.kind == "route"} == {"pod shop/web-1"}  # they went with the interface
     run("ip", "link", "del", DB_IF)
     found = node.verify().differences
     gone = one([f for f in found if "db-0" in f.about])
-    assert (gone.kind, gone.problem) == (Kind.INTERFACE, MISSING)
+    assert (gone.ref.kind, gone.problem) == ("link", MISSING)
 
 
 @one_backend
@@ -329,7 +329,7 @@ def test_what_is_put_right_meanwhile_is_no_difference(node: SmallNode) -> None:
     run("ip", "route", "del", f"{address}/32")
     found = node.verify(between=[f"ipset add felix4-source {held}", "ipset create felix4-new hash:ip"])
     # Nor is what only the second look has seen.
-    assert one(found.differences).kind is Kind.ROUTE
+    assert one(found.differences).ref.kind == "route"
 
 
 @one_backend

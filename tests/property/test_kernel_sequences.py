@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felix_py.dataplane.fake import FakeDataplane
-from felix_py.dataplane.interface import Dataplane
 from felix_py.dataplane.kernel import Kernel
-from felix_py.records import Backend, ChainKey, Hook, SetSpec, SetType, Update
+from felix_py.dataplane.protocols import Dataplane
+from felix_py.records import Backend, Hook, SetSpec, SetType, Update
+from felix_py.refs import ChainRef
 from policy.model import Family
 from tests.support import kernel_state, node_program
 from tests.support.isolate import new_netns, run
@@ -33,7 +34,7 @@ RULES = [
 KEPT = SetSpec(name(FAMILY, "kept"), SetType.NET, FAMILY)
 MARKED = SetSpec(name(FAMILY, "marked"), SetType.IP, FAMILY, 0xFF0000)
 COMING = SetSpec(name(FAMILY, "coming"), SetType.IP_PORT, FAMILY)
-A = ChainKey(FAMILY, "filter", "FELIX-A")
+A = ChainRef(FAMILY, "filter", "FELIX-A")
 HOOKS = [
     Hook(FAMILY, "filter", "FORWARD", rule_of("-j", "FELIX-A"), first=True),
     Hook(FAMILY, "filter", "FORWARD", rule_of("-i", "felix+", "-j", "ACCEPT"), first=False, rank=1),
@@ -74,7 +75,7 @@ def updates(draw: st.DrawFn) -> Update:
         )
     for chain in draw(st.sets(st.sampled_from("BCD"))):
         rules = draw(st.none() | st.lists(st.sampled_from(RULES), max_size=3).map(tuple))
-        update.chains[ChainKey(FAMILY, "filter", f"FELIX-{chain}")] = rules
+        update.chains[ChainRef(FAMILY, "filter", f"FELIX-{chain}")] = rules
     update.hooks = draw(st.dictionaries(st.sampled_from(HOOKS), st.booleans()))
     for route in draw(st.lists(st.sampled_from(ROUTES), max_size=3)):
         update.routes[route.key] = draw(st.sampled_from([route, None]))

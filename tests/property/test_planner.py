@@ -10,7 +10,8 @@ from felix_py.plan.names import DISPATCH, ChainName, parse_chain_name
 from felix_py.plan.planner import Planner
 from felix_py.plan.render import class_numbers
 from felix_py.plan.static import SetNames, StaticOptions
-from felix_py.records import ChainKey, Update
+from felix_py.records import Update
+from felix_py.refs import ChainRef
 from felix_py.ruleset.model import DROP, RETURN, InSet, MarkIs, Match, Rules
 from policy.ir import Chain, ChainId, ChainKind, Delta, Deny, Rule
 from policy.model import Direction, Family
@@ -169,4 +170,4 @@ def test_a_restarted_agent_keeps_the_numbers_the_kernel_has() -> None:
     assert dispatch == {name: kernel.chains[name] for name in dispatch}
     assert {m: k for m, k in update.members[MAP].items() if k is not None} == kernel.marks
     leftovers = second.confirm()
-    assert not [key for key in leftovers.chains if isinstance(key, ChainKey)]
+    assert not [key for key in leftovers.chains if isinstance(key, ChainRef)]

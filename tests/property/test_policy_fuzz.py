@@ -106,7 +106,7 @@ def _check_text(update: Update) -> None:
             continue
         rendered = tuple(map(render, rules))
         lines = tuple(f"-A {key.name} {rule.text}" for rule in rendered)
-        text = transaction([Change((key.table, key.name), "", lines, (), rendered)])
+        text = transaction([Change(key, lines, (), rendered)])
         found = text.split("\n")
         assert len(found) == len(rules) + 4, text
         assert all(LINE.fullmatch(line) for line in found if line), text

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from felix_py.agent.concerned import Due
 from felix_py.agent.revoke import Revoker
 from felix_py.dataplane.fake import FakeFlowTable
-from felix_py.dataplane.interface import FlowTable
+from felix_py.dataplane.protocols import FlowTable
 from felix_py.metrics import Metrics
 from felix_py.records import Flow
 from policy.interpret import direction_allowed

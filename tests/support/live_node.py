@@ -16,7 +16,8 @@ from typing import Any, Self
 
 from felix_py.cni.conflist import install_client
 from felix_py.observe import ask
-from felix_py.records import Backend, DriftKind
+from felix_py.records import Backend
+from felix_py.refs import KINDS
 from lab.apiserver.kubeconfig import write_kubeconfig
 from lab.runtime import CNIRuntime
 from policy.model import Family, Packet, Protocol
@@ -248,7 +249,7 @@ class PolicedNode(LiveNode):
 
     def drift(self) -> float:
         """How much others have changed so far."""
-        return sum(self.metric(f'felix_py_drift_total{{kind="{kind}"}}') for kind in DriftKind)
+        return sum(self.metric(f'felix_py_drift_total{{kind="{kind}"}}') for kind in KINDS)
 
     def do(self, commands: str) -> None:
         """Run commands of another program, for each family."""

@@ -10,19 +10,8 @@ from felix_py.dataplane import host_ends
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
 from felix_py.layout import HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
-from felix_py.records import (
-    Backend,
-    ChainKey,
-    Hook,
-    NextHop,
-    Report,
-    Route,
-    RouteKey,
-    RouteKind,
-    SetSpec,
-    SetType,
-    Update,
-)
+from felix_py.records import Backend, Hook, NextHop, Report, Route, RouteKind, SetSpec, SetType, Update
+from felix_py.refs import ChainRef, RouteRef
 from felix_py.ruleset.model import Rules
 from policy.model import Family
 from tests.support.isolate import run
@@ -69,19 +58,19 @@ def name(family: Family, text: str) -> str:
 
 
 def pod_route(family: Family, host: int, interface: str = POD) -> Route:
-    key = RouteKey(f"{address(family, host)}/{BITS[family]}", ROUTE_PROTOCOL_PODS)
+    key = RouteRef(f"{address(family, host)}/{BITS[family]}", ROUTE_PROTOCOL_PODS)
     return Route(key, next_hops=(NextHop(interface=interface),), link_scope=True)
 
 
 def learned_route(family: Family, *gateways: int) -> Route:
-    key = RouteKey("10.9.0.0/24" if family is Family.V4 else "fd00:9::/64", ROUTE_PROTOCOL_LEARNED)
+    key = RouteRef("10.9.0.0/24" if family is Family.V4 else "fd00:9::/64", ROUTE_PROTOCOL_LEARNED)
     uplink = "192.0.2." if family is Family.V4 else "2001:db8::"
     return Route(key, next_hops=tuple(NextHop(gateway=f"{uplink}{g}") for g in gateways))
 
 
 def blackhole(family: Family) -> Route:
     cidr = f"{NET[family]}.0/24" if family is Family.V4 else f"{NET[family]}:/64"
-    return Route(RouteKey(cidr, ROUTE_PROTOCOL_PODS), RouteKind.BLACKHOLE)
+    return Route(RouteRef(cidr, ROUTE_PROTOCOL_PODS), RouteKind.BLACKHOLE)
 
 
 def chains(family: Family) -> dict[tuple[str, str], Rules]:
@@ -167,7 +156,7 @@ def whole(*families: Family) -> Update:
         for spec, members in sets(family).items():
             update.sets[spec.name] = spec
             update.members[spec.name] = dict(members)
-        update.chains |= {ChainKey(family, t, c): rules for (t, c), rules in chains(family).items()}
+        update.chains |= {ChainRef(family, t, c): rules for (t, c), rules in chains(family).items()}
         update.hooks |= dict.fromkeys(hooks(family), True)
         for route in (pod_route(family, 2), learned_route(family, 7, 8), blackhole(family)):
             update.routes[route.key] = route

@@ -10,10 +10,10 @@ from structlog.testing import capture_logs
 
 from felix_py.agent.network import PodNetwork
 from felix_py.dataplane import sysctl
-from felix_py.dataplane.interface import EVERYTHING, Part
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.links import Links, PodLink, random_mac
 from felix_py.dataplane.monitor import Monitor
+from felix_py.dataplane.protocols import EVERYTHING, Look, RulesSnapshot
 from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
@@ -38,11 +38,11 @@ POLICY = NetworkPolicy("shop", "db", ALL_PODS, ingress=(PolicyRule((IPBlock("10.
 class LookedAt(Kernel):
     """Remembers what was read back."""
 
-    looks: list[Part]
+    looks: list[Look]
 
-    def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
-        self.looks.append(parts)
-        super().load(parts, rules)
+    def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
+        self.looks.append(look)
+        super().load(look, rules)
 
 
 async def _forget(_addresses: Collection[str]) -> None:

@@ -13,8 +13,8 @@ import pytest
 from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.cni.network import NetworkError
-from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
-from felix_py.dataplane.interface import Part
+from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
+from felix_py.dataplane.protocols import Look
 from felix_py.failures import Failures
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.metrics import Metrics
@@ -24,7 +24,8 @@ from felix_py.plan.names import chain_name
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import NotApplied, Reconciler
-from felix_py.records import ChainKey, Drift, Lease, NextHop, NodeRecord, Route, RouteKey
+from felix_py.records import Drift, Failure, Lease, NextHop, NodeRecord, Report, Route
+from felix_py.refs import ChainRef, RouteRef, SysctlRef
 from policy.model import (
     Direction,
     Family,
@@ -106,7 +107,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 def test_the_nodes_own_cidr_is_a_blackhole_and_pods_are_not_masqueraded_to_pods_and_nodes() -> None:
     async def test() -> None:
         async with Rig() as rig:
-            assert RouteKey("10.1.0.0/24", ROUTE_PROTOCOL_PODS) in rig.kernel.routes
+            assert RouteRef("10.1.0.0/24", ROUTE_PROTOCOL_PODS) in rig.kernel.routes
             assert set(rig.kernel.members(NAMES.pool)) == {"10.1.0.0/24", "10.1.1.0/24"}
             no_masquerade = {"10.1.0.0/24", "10.1.1.0/24", "192.0.2.1/32", "192.0.2.2/32"}
             assert set(rig.kernel.members(NAMES.no_masquerade)) == no_masquerade
@@ -123,7 +124,7 @@ def test_enforce_returns_with_route_binding_and_class_in_the_kernel() -> None:
             rig.facts.upsert(DENY)
             rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
             await rig.network.enforce(lease())
-            assert rig.kernel.routes[RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS)].next_hops == (
+            assert rig.kernel.routes[RouteRef("10.1.0.2/32", ROUTE_PROTOCOL_PODS)].next_hops == (
                 NextHop(interface="felixc1"),
             )
             assert "10.1.0.2,felixc1" in rig.kernel.members(NAMES.source)
@@ -133,7 +134,7 @@ def test_enforce_returns_with_route_binding_and_class_in_the_kernel() -> None:
             await rig.network.release(lease())
             assert not rig.kernel.members(NAMES.source)
             assert not rig.kernel.members(NAMES.ingress)
-            assert RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS) not in rig.kernel.routes
+            assert RouteRef("10.1.0.2/32", ROUTE_PROTOCOL_PODS) not in rig.kernel.routes
             assert not [key for key in rig.kernel.chains if key.name.startswith(("FELIX-C", "FELIX-P"))] or (
                 [key.name for key in rig.kernel.chains if key.name.startswith("FELIX-C")] == ["FELIX-CLASSIFY"]
             )
@@ -173,7 +174,7 @@ def test_a_release_does_not_wait_for_conntrack_but_the_addresss_next_holder_does
 
 def test_old_rules_go_although_somebody_elses_route_is_in_the_way() -> None:
     async def test() -> None:
-        async with Rig(FakeDataplane(failing={"route 10.9.0.0/24": "a route that is not ours"})) as rig:
+        async with Rig(FakeDataplane(failing={RouteRef("10.9.0.0/24", 89): "a route that is not ours"})) as rig:
             rig.facts.learned({"10.9.0.0/24": ("192.0.2.9",)})
             rig.facts.upsert(DENY)
             rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
@@ -182,7 +183,7 @@ def test_old_rules_go_although_somebody_elses_route_is_in_the_way() -> None:
             with pytest.raises(NotApplied):
                 await rig.reconciler.settled()
             assert not [key for key in rig.kernel.chains if key.name.startswith(("FELIX-CI-", "FELIX-PI-"))]
-            assert [failure.what for failure in rig.reconciler.failures] == ["route 10.9.0.0/24"]
+            assert [str(failure.ref) for failure in rig.reconciler.failures] == ["route 10.9.0.0/24"]
 
     run(test())
 
@@ -230,7 +231,7 @@ def test_an_address_that_passes_from_one_pod_to_another_stays_with_the_new_one()
             rig.facts.detach(lease())
             await rig.network.enforce(other)
             assert set(rig.kernel.members(NAMES.source)) == {"10.1.0.2,felixc9"}
-            key = RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS)
+            key = RouteRef("10.1.0.2/32", ROUTE_PROTOCOL_PODS)
             assert rig.kernel.routes[key].next_hops == (NextHop(interface="felixc9"),)
 
     run(test())
@@ -238,17 +239,17 @@ def test_an_address_that_passes_from_one_pod_to_another_stays_with_the_new_one()
 
 def test_a_refused_route_fails_its_own_endpoint_and_no_other() -> None:
     async def test() -> None:
-        kernel = FakeDataplane(failing={"route 10.1.0.2/32": "Network is down"})
+        kernel = FakeDataplane(failing={RouteRef("10.1.0.2/32", 88): "Network is down"})
         async with Rig(kernel) as rig:
             with pytest.raises(NetworkError, match="Network is down"):
                 await rig.network.enforce(lease())
             other = Lease("c9", "eth0", "felix-py", "shop", "api", "u9", "felixc9", {V4: "10.1.0.9"}, 2.0)
             await rig.network.enforce(other)
-            assert "route 10.1.0.2/32" in [failure.what for failure in rig.reconciler.failures]
+            assert "route 10.1.0.2/32" in [str(failure.ref) for failure in rig.reconciler.failures]
             kernel.failing.clear()
             rig.pending.note()
             await rig.reconciler.settled()
-            assert RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS) in rig.kernel.routes
+            assert RouteRef("10.1.0.2/32", ROUTE_PROTOCOL_PODS) in rig.kernel.routes
 
     run(test())
 
@@ -328,7 +329,7 @@ def test_what_an_add_waits_for_is_said() -> None:
 def test_learned_routes_come_and_go() -> None:
     async def test() -> None:
         async with Rig() as rig:
-            key = RouteKey("10.1.1.0/24", ROUTE_PROTOCOL_LEARNED)
+            key = RouteRef("10.1.1.0/24", ROUTE_PROTOCOL_LEARNED)
             rig.facts.learned({"10.1.1.0/24": ("192.0.2.3", "192.0.2.2")})
             await rig.reconciler.settled()
             assert [hop.gateway for hop in rig.kernel.routes[key].next_hops] == ["192.0.2.2", "192.0.2.3"]
@@ -340,14 +341,14 @@ def test_learned_routes_come_and_go() -> None:
 
 
 def test_clean_means_read_written_and_swept_and_learned_routes_may_wait() -> None:
-    learned, stale = RouteKey("10.1.7.0/24", ROUTE_PROTOCOL_LEARNED), RouteKey("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
-    stray = Item("chain", ChainKey(V4, "filter", "FELIX-PI-old"))
+    learned, stale = RouteRef("10.1.7.0/24", ROUTE_PROTOCOL_LEARNED), RouteRef("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
+    stray = ChainRef(V4, "filter", "FELIX-PI-old")
 
     async def test() -> None:
         kernel = FakeDataplane()
         async with Rig(kernel) as rig:
             for key in (learned, stale):
-                kernel.kernel[Item("route", key)] = Route(key, next_hops=(NextHop(interface="eth0"),))
+                kernel.kernel[key] = Route(key, next_hops=(NextHop(interface="eth0"),))
             kernel.kernel[stray] = ()
             kernel.unreadable = "dump interrupted"
             rig.reconciler.sweep(keep_learned=True)
@@ -357,12 +358,12 @@ def test_clean_means_read_written_and_swept_and_learned_routes_may_wait() -> Non
             rig.network._ready = False
             assert rig.network.unready() == "the kernel cannot be read: dump interrupted"
             kernel.unreadable = ""
-            kernel.failing = {stray.what: "a rule still uses it"}
+            kernel.failing = {stray: "a rule still uses it"}
             await until(lambda: rig.reconciler.failures)
             for _ in range(3):
                 await rig.reconciler.settled(lambda: ())
             assert not clean.done()
-            assert rig.network.unready() == f"policy is not in force yet: {stray.what}: a rule still uses it"
+            assert rig.network.unready() == f"policy is not in force yet: {stray}: a rule still uses it"
             kernel.failing = {}
             await clean
             assert stray not in kernel.kernel
@@ -376,7 +377,7 @@ def test_clean_means_read_written_and_swept_and_learned_routes_may_wait() -> Non
 def test_a_policy_that_cannot_be_written_keeps_no_other_pod_from_a_node_that_restarts() -> None:
     """What is stale goes all the same, and the pods that do not stand on it start; readyz goes on telling."""
     isolating = NetworkPolicy("shop", "odd", Selector(), ingress=(PolicyRule(),))
-    stray = Item("chain", ChainKey(V4, "filter", "FELIX-PI-old"))
+    stray = ChainRef(V4, "filter", "FELIX-PI-old")
 
     async def test() -> None:
         kernel = FakeDataplane()
@@ -385,7 +386,7 @@ def test_a_policy_that_cannot_be_written_keeps_no_other_pod_from_a_node_that_res
             rig.facts.upsert(isolating)
             rig.facts.attach(lease())
             chain = chain_name(policy_chain(Direction.INGRESS, isolating.ref))
-            kernel.failing = {Item("chain", ChainKey(V4, "filter", chain)).what: "no such match"}
+            kernel.failing = {ChainRef(V4, "filter", chain): "no such match"}
             kernel.kernel[stray] = ()
             rig.reconciler.sweep(keep_learned=True)
             await asyncio.wait_for(rig.reconciler.clean(), 20)
@@ -402,12 +403,12 @@ def test_a_policy_that_cannot_be_written_keeps_no_other_pod_from_a_node_that_res
 
 def test_a_sweep_that_is_asked_for_while_an_apply_runs_waits_for_the_plan_that_knows_the_news() -> None:
     """BGP is in sync, and told of a route with its last words: the apply under way has not heard of it."""
-    learned = RouteKey("10.1.7.0/24", ROUTE_PROTOCOL_LEARNED)
+    learned = RouteRef("10.1.7.0/24", ROUTE_PROTOCOL_LEARNED)
 
     class Busy(FakeDataplane):
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.deleted: list[RouteKey] = []
+            self.deleted: list[RouteRef] = []
             self.meanwhile: Callable[[], object] = lambda: None
 
         def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Any:
@@ -419,7 +420,7 @@ def test_a_sweep_that_is_asked_for_while_an_apply_runs_waits_for_the_plan_that_k
 
     async def test() -> None:
         kernel = Busy()
-        kernel.kernel[Item("route", learned)] = Route(learned, next_hops=(NextHop(gateway="192.0.2.2"),))
+        kernel.kernel[learned] = Route(learned, next_hops=(NextHop(gateway="192.0.2.2"),))
         async with Rig(kernel) as rig:
             rig.reconciler.sweep(keep_learned=True)
             await rig.reconciler.clean()
@@ -440,9 +441,9 @@ def test_a_sweep_that_is_asked_for_while_an_apply_runs_waits_for_the_plan_that_k
             await rig.reconciler.settled()
             await rig.reconciler.settled()
             assert kernel.deleted == []
-            stray = RouteKey("10.1.8.0/24", ROUTE_PROTOCOL_LEARNED)
-            kernel.kernel[Item("route", stray)] = Route(stray, next_hops=(NextHop(gateway="192.0.2.2"),))
-            rig.pending.look(Part.ROUTES)
+            stray = RouteRef("10.1.8.0/24", ROUTE_PROTOCOL_LEARNED)
+            kernel.kernel[stray] = Route(stray, next_hops=(NextHop(gateway="192.0.2.2"),))
+            rig.pending.look(Look.ROUTES)
             await until(lambda: kernel.deleted == [stray])
 
     run(test())
@@ -452,13 +453,13 @@ def test_drift_is_repaired_at_the_refresh_and_strays_go_only_after_the_sweep_is_
     async def test() -> None:
         kernel = FakeDataplane()
         async with Rig(kernel) as rig:
-            stray = RouteKey("10.1.7.0/24", ROUTE_PROTOCOL_LEARNED)
+            stray = RouteRef("10.1.7.0/24", ROUTE_PROTOCOL_LEARNED)
             rig.facts.learned({"10.1.7.0/24": ("192.0.2.2",)})
             await rig.reconciler.settled()
         kernel = FakeDataplane(kernel.kernel)  # another process, the same kernel
         async with Rig(kernel, refresh=0.02) as rig:
-            blackhole = RouteKey("10.1.0.0/24", ROUTE_PROTOCOL_PODS)
-            for item in [item for item in kernel.kernel if item.key == blackhole]:
+            blackhole = RouteRef("10.1.0.0/24", ROUTE_PROTOCOL_PODS)
+            for item in [item for item in kernel.kernel if item == blackhole]:
                 del kernel.kernel[item]
             await until(lambda: blackhole in kernel.routes)
             assert stray in kernel.routes
@@ -513,7 +514,7 @@ def test_a_set_that_comes_back_before_it_went_keeps_no_member_of_its_first_life(
             rig.facts.upsert(Pod("shop", "api", "u2", "n2", (("app", "api"),), ("10.1.1.1",)))
             await rig.network.enforce(lease())
             (name,) = [name for name in kernel.sets if "10.1.1.1" in kernel.members(name)]
-            kernel.failing["route 10.1.9.0/24"] = "keeps the removal from being confirmed"
+            kernel.failing[RouteRef("10.1.9.0/24", 89)] = "keeps the removal from being confirmed"
             rig.facts.learned({"10.1.9.0/24": ("192.0.2.2",)})
             rig.facts.upsert(DENY)
             with pytest.raises(NotApplied):
@@ -530,7 +531,7 @@ def test_a_set_that_comes_back_before_it_went_keeps_no_member_of_its_first_life(
 
 def test_a_failure_of_a_neighbour_with_a_longer_address_is_not_ones_own() -> None:
     async def test() -> None:
-        kernel = FakeDataplane(failing={"route 10.1.0.20/32": "no"})
+        kernel = FakeDataplane(failing={RouteRef("10.1.0.20/32", 88): "no"})
         async with Rig(kernel) as rig:
             neighbour = Lease("c9", "eth0", "f", "shop", "api", "u9", "felixc9", {V4: "10.1.0.20"}, 2.0)
             with pytest.raises(NetworkError):
@@ -545,11 +546,33 @@ def test_check_names_what_somebody_took_from_the_endpoint_and_it_comes_back() ->
         kernel = FakeDataplane()
         async with Rig(kernel) as rig:
             await rig.network.enforce(lease())
-            route = RouteKey("10.1.0.2/32", ROUTE_PROTOCOL_PODS)
-            for item in [item for item in kernel.kernel if item.key == route]:
+            route = RouteRef("10.1.0.2/32", ROUTE_PROTOCOL_PODS)
+            for item in [item for item in kernel.kernel if item == route]:
                 del kernel.kernel[item]
             assert await rig.network.problems(lease()) == ["route 10.1.0.2/32 is not in the kernel"]
             await rig.reconciler.settled()
             assert await rig.network.problems(lease()) == []
+
+    run(test())
+
+
+def test_a_setting_of_a_pods_own_interface_that_cannot_be_kept_fails_that_pod_and_no_other() -> None:
+    refused = Failure(SysctlRef("ipv4/conf/felixc1/rp_filter"), "Read-only file system")
+
+    class ReadOnly(FakeDataplane):
+        def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
+            return super().apply(sweep=sweep, keep_learned=keep_learned) + Report(failures=(refused,))
+
+    async def test() -> None:
+        rig = Rig(ReadOnly())
+        task = asyncio.create_task(rig.reconciler.run())
+        with pytest.raises(NetworkError, match="Read-only file system"):
+            await rig.network.enforce(lease())
+        await rig.network.enforce(
+            Lease("c9", "eth0", "felix-py", "shop", "api", "u9", "felixc9", {V4: "10.1.0.9"}, 2.0)
+        )
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        rig.flows.close()
 
     run(test())

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from felix_py.dataplane.fake import FakeDataplane, Item
-from felix_py.dataplane.interface import Part
-from felix_py.records import (
-    ChainKey,
-    Failure,
-    Hook,
-    NextHop,
-    Report,
-    Route,
-    RouteKey,
-    SetSpec,
-    SetType,
-    Update,
-)
+from felix_py.dataplane.fake import FakeDataplane
+from felix_py.dataplane.protocols import Look
+from felix_py.records import Failure, Hook, NextHop, Report, Route, SetSpec, SetType, Update
+from felix_py.refs import ChainRef, MemberRef, RouteRef, SetRef
 from policy.model import Family
 from tests.support.rules import rule_of
 
 SPEC = SetSpec("felix4-x", SetType.IP, Family.V4)
-CHAIN = ChainKey(Family.V4, "filter", "FELIX-A")
+CHAIN = ChainRef(Family.V4, "filter", "FELIX-A")
 HOOK = Hook(Family.V4, "filter", "FORWARD", rule_of("-j", "FELIX-A"), first=True)
-ROUTE = Route(RouteKey("10.0.0.1/32", 88), next_hops=(NextHop(interface="felix0123456789"),))
+MEMBER = MemberRef("felix4-x", "10.0.0.1")
+ROUTE = Route(RouteRef("10.0.0.1/32", 88), next_hops=(NextHop(interface="felix0123456789"),))
 
 
 def everything() -> Update:
@@ -63,12 +54,12 @@ def test_removes_what_must_not_be() -> None:
 
 
 def test_a_failure_stays_pending_and_harms_nothing_else() -> None:
-    fake = FakeDataplane(failing={"route 10.0.0.1/32": "no device", "set felix4-x member 10.0.0.1": "full"})
+    fake = FakeDataplane(failing={ROUTE.key: "no device", MEMBER: "full"})
     fake.update(everything())
     report = fake.apply()
     assert set(report.failures) == {
-        Failure("route 10.0.0.1/32", "no device"),
-        Failure("set felix4-x member 10.0.0.1", "full"),
+        Failure(ROUTE.key, "no device"),
+        Failure(MEMBER, "full"),
     }
     assert fake.chains
     assert not fake.routes
@@ -78,14 +69,17 @@ def test_a_failure_stays_pending_and_harms_nothing_else() -> None:
 
 
 def test_a_member_needs_its_set() -> None:
-    fake = FakeDataplane(failing={"set felix4-x": "no room"})
+    fake = FakeDataplane(failing={SetRef("felix4-x"): "no room"})
     fake.update(everything())
-    assert {failure.what for failure in fake.apply().failures} == {"set felix4-x", "set felix4-x member 10.0.0.1"}
+    assert {str(failure.ref) for failure in fake.apply().failures} == {
+        "set felix4-x",
+        "set felix4-x member 10.0.0.1",
+    }
 
 
 def test_drift_shows_only_after_a_load() -> None:
     fake = written()
-    del fake.kernel[Item("route", ROUTE.key)]
+    del fake.kernel[ROUTE.key]
     assert fake.apply() == Report()
     fake.load()
     assert fake.apply() == Report(writes=1)
@@ -93,8 +87,8 @@ def test_drift_shows_only_after_a_load() -> None:
 
 def test_strays_go_with_the_sweep_only() -> None:
     fake = FakeDataplane()
-    stray = ChainKey(Family.V4, "filter", "FELIX-OLD")
-    fake.kernel[Item("chain", stray)] = ()
+    stray = ChainRef(Family.V4, "filter", "FELIX-OLD")
+    fake.kernel[stray] = ()
     fake.load()
     assert fake.apply() == Report()
     assert fake.apply(sweep=True) == Report(transactions=1, writes=1)
@@ -103,13 +97,13 @@ def test_strays_go_with_the_sweep_only() -> None:
 
 def test_drift_is_told_once_and_what_is_pending_is_none() -> None:
     fake = written()
-    fake.failing["route 10.0.0.2/32"] = "no"
-    key = RouteKey("10.0.0.2/32", 88)
+    fake.failing[RouteRef("10.0.0.2/32", 88)] = "no"
+    key = RouteRef("10.0.0.2/32", 88)
     fake.update(Update(routes={key: Route(key, next_hops=ROUTE.next_hops)}))
     assert fake.apply().failures
-    del fake.kernel[Item("chain", CHAIN)]
-    fake.kernel[Item("set", "felix4-y")] = SetSpec("felix4-y", SetType.IP, Family.V4)
-    fake.load(Part.ROUTES)
+    del fake.kernel[CHAIN]
+    fake.kernel[SetRef("felix4-y")] = SetSpec("felix4-y", SetType.IP, Family.V4)
+    fake.load(Look.ROUTES)
     assert fake.take_drift() == []
     fake.load()
     fake.load()
@@ -122,8 +116,8 @@ def test_drift_is_told_once_and_what_is_pending_is_none() -> None:
 
 def test_a_set_that_is_gone_is_told_without_its_members() -> None:
     fake = written()
-    del fake.kernel[Item("set", SPEC.name)]
-    del fake.kernel[Item("member", (SPEC.name, "10.0.0.1"))]
+    del fake.kernel[SetRef(SPEC.name)]
+    del fake.kernel[MemberRef(SPEC.name, "10.0.0.1")]
     fake.load()
     assert [str(drift) for drift in fake.take_drift()] == ["set felix4-x: missing"]
 
@@ -131,11 +125,11 @@ def test_a_set_that_is_gone_is_told_without_its_members() -> None:
 def test_rules_that_were_read_before_a_write_are_read_again() -> None:
     fake = written()
     read = fake.read_rules()
-    fake.kernel[Item("chain", CHAIN)] = ()
-    fake.load(Part.RULES, read)
+    fake.kernel[CHAIN] = ()
+    fake.load(Look.RULES, read)
     assert fake.take_drift() == []  # as it was when it was read
-    other = ChainKey(Family.V4, "filter", "FELIX-B")
+    other = ChainRef(Family.V4, "filter", "FELIX-B")
     fake.update(Update(chains={other: ()}))
     fake.apply()
-    fake.load(Part.RULES, read)
+    fake.load(Look.RULES, read)
     assert [str(drift) for drift in fake.take_drift()] == ["chain FELIX-A (filter, IPv4): other content"]

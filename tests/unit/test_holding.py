@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 from felix_py.agent.network import _memberships
-from felix_py.dataplane.fake import FakeDataplane, Item
-from felix_py.dataplane.interface import EVERYTHING, Part
+from felix_py.dataplane.fake import FakeDataplane
+from felix_py.dataplane.protocols import EVERYTHING, Look, RulesSnapshot
 from felix_py.layout import ROUTE_PROTOCOL_PODS
 from felix_py.plan.classes import ClassNumbers
 from felix_py.plan.planner import Planner
-from felix_py.records import ChainKey, NextHop, Route, RouteKey
+from felix_py.records import NextHop, Route, Update
+from felix_py.refs import ChainRef, RouteRef
 from policy.ir import ChainId, ChainKind
 from policy.model import Direction, Family, Pod
 from tests.support.rules import rule_of
@@ -19,16 +20,16 @@ from tests.support.waiting import until
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease, run
 
 V4 = Family.V4
-OLD = Item("chain", ChainKey(V4, "filter", "FELIX-CI-old"))
-BETWEEN = Item("chain", ChainKey(V4, "filter", "FELIX-CI-between"))
-GONE = RouteKey("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
+OLD = ChainRef(V4, "filter", "FELIX-CI-old")
+BETWEEN = ChainRef(V4, "filter", "FELIX-CI-between")
+GONE = RouteRef("10.1.0.9/32", ROUTE_PROTOCOL_PODS)
 
 
 def held() -> FakeDataplane:
     """A kernel with what a last life has left: a pod, and things that nobody will ask for."""
     kernel = FakeDataplane()
     kernel.kernel[OLD] = (rule_of("-j", "DROP"),)
-    kernel.kernel[Item("route", GONE)] = Route(GONE, next_hops=(NextHop(interface="felixgone"),))
+    kernel.kernel[GONE] = Route(GONE, next_hops=(NextHop(interface="felixgone"),))
     return kernel
 
 
@@ -38,7 +39,7 @@ def test_what_is_held_is_kept_whatever_is_noted_and_the_plan_follows() -> None:
         told: list[object] = []
         rig = Rig(kernel, on_drift=[told.append], on_applied=[told.append])
         before = dict(kernel.kernel)
-        kernel._wanted = dict(before)  # what hold() does, without a base
+        kernel.hold(Update())
         rig.reconciler.hold()
         rig.facts.upsert(DENY)
         rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
@@ -76,9 +77,9 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
     class Slow(FakeDataplane):
         begin: Callable[[], None] = staticmethod(lambda: None)
 
-        def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
+        def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
             self.begin()
-            super().load(parts, rules)
+            super().load(look, rules)
 
         def release(self) -> None:
             self.released = dict(self.kernel)
@@ -88,7 +89,7 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
         kernel = Slow()
         kernel.kernel[OLD] = (rule_of("-j", "DROP"),)
         rig = Rig(kernel)
-        kernel._wanted = dict(kernel.kernel)
+        kernel.hold(Update())
         rig.reconciler.hold()
         loop = asyncio.get_running_loop()
         begun = asyncio.Event()
@@ -103,7 +104,7 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
 
         kernel.begin = begin
         task = asyncio.create_task(rig.reconciler.run())
-        rig.pending.look(Part.ROUTES)
+        rig.pending.look(Look.ROUTES)
         await begun.wait()
         await rig.reconciler.settled()
         assert kernel.released == {OLD: (rule_of("-j", "DROP"),)}
@@ -119,7 +120,7 @@ def test_what_is_held_is_released_though_the_first_plan_fails() -> None:
     async def test() -> None:
         kernel = held()
         rig = Rig(kernel)
-        kernel._wanted = dict(kernel.kernel)
+        kernel.hold(Update())
         rig.reconciler.hold()
         collect, failing = rig.reconciler._collect, [True]
 

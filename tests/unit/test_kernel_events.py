@@ -7,17 +7,17 @@ import struct
 
 import pytest
 
-from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel_events import LOST, Hint, HostEvents, origin, rules_concern_us
 from felix_py.dataplane.link_messages import Link
 from felix_py.dataplane.netlink import attr, message
+from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.route_messages import Destination
 from felix_py.layout import LINK_GROUP
 from policy.model import Family
 
 NOTHING, RETRY = Hint(), Hint(retry=True)
-ROUTES, LINKS, SETTINGS = (Hint(part) for part in (Part.ROUTES, Part.LINKS, Part.SETTINGS))
-POD = Hint(Part.LINKS | Part.ROUTES)
+ROUTES, LINKS, SETTINGS = (Hint(part) for part in (Look.ROUTES, Look.LINKS, Look.SETTINGS))
+POD = Hint(Look.LINKS | Look.ROUTES)
 
 OURS, LEAVING, UPLINK, OTHER = 2, 3, 4, 5
 NAMES = {OURS: "felix0000000001", LEAVING: "felix0000000002", UPLINK: "eth0", OTHER: "cali1"}
@@ -136,12 +136,12 @@ def test_a_host_end_that_is_being_made_concerns_us_only_if_it_stays_unready() ->
 
 def test_down_and_up_within_one_batch_is_not_missed(events: HostEvents) -> None:
     assert events.feed([link_event(OURS, 0x1002), link_event(OURS)]) == POD
-    assert events.feed([link_event(UPLINK, 0x1002), link_event(UPLINK)]) == Hint(Part.ROUTES, retry=True)
+    assert events.feed([link_event(UPLINK, 0x1002), link_event(UPLINK)]) == Hint(Look.ROUTES, retry=True)
 
 
 def test_several_messages_in_a_datagram_and_several_datagrams(events: HostEvents) -> None:
     data = [route_event(4, 2) + setting_event(-1, 2, 0), link_event(9, name="eth9")]
-    assert events.feed(data) == Hint(Part.SETTINGS, retry=True)
+    assert events.feed(data) == Hint(Look.SETTINGS, retry=True)
 
 
 def chain_message(kind: int, table: str, chain: str, *, by: int = 0, more: bytes = b"") -> bytes:

@@ -17,6 +17,7 @@ from felix_py.failures import Failures, by_reason
 from felix_py.observe.stalls import Stalls, WatchedSelector
 from felix_py.plan.names import chain_name
 from felix_py.records import Failure, bounded
+from felix_py.refs import ApplyRef, ChainRef, MemberRef, Ref, RouteRef, RoutesRef
 from policy.model import Direction, Family, LocalEndpoint, NetworkPolicy, Pod, PolicyRef, Selector
 from policy.names import policy_chain
 from tests.support.told import ToldEngine
@@ -28,20 +29,20 @@ MOST = 0.5
 A turn over all of them took seconds. Measured: under 0.1, and 0.24 beside others, who empty the caches."""
 
 
-class Refusing(dict[str, str]):
+class Refusing(dict[Ref, str]):
     """Every object with one of these beginnings fails."""
 
     def __init__(self, *beginnings: str) -> None:
         super().__init__()
         self._beginnings = beginnings
 
-    def get(self, what: str, default: Any = None) -> Any:
-        return "Network is unreachable" if what.startswith(self._beginnings) else default
+    def get(self, ref: Ref, default: Any = None) -> Any:
+        return "Network is unreachable" if str(ref).startswith(self._beginnings) else default
 
-    def __contains__(self, what: object) -> bool:
-        return str(what).startswith(self._beginnings)
+    def __contains__(self, ref: object) -> bool:
+        return str(ref).startswith(self._beginnings)
 
-    def __getitem__(self, what: str) -> str:
+    def __getitem__(self, ref: Ref) -> str:
         return "Network is unreachable"
 
 
@@ -87,33 +88,35 @@ def test_whose_policies_thousands_of_chains_are_is_found_in_no_time() -> None:
     warned: list[PolicyRef] = []
     refusals = Refusals(engine.policies_using, lambda policy, _reason, _text: warned.append(policy))
     started = time.thread_time()
-    refusals(Failure(f"chain {chain} (filter, IPv4)", "no") for chain in chains)
+    refusals(Failure(ChainRef(Family.V4, "filter", chain), "no") for chain in chains)
     assert time.thread_time() - started < MOST
     assert sorted(warned) == sorted(policy.ref for policy in policies)
 
 
 def test_failures_are_found_by_name_once_each() -> None:
-    route, chain = Failure("route 10.1.0.2/32", "no"), Failure("chain FELIX-PI-a (filter, IPv4)", "no")
-    failures = Failures([route, chain, route, Failure("set felix4-x member 10.1.0.2", "full")])
+    route = Failure(RouteRef("10.1.0.2/32", 88), "no")
+    chain = Failure(ChainRef(Family.V4, "filter", "FELIX-PI-a"), "no")
+    full = Failure(MemberRef("felix4-x", "10.1.0.2"), "full")
+    failures = Failures([route, chain, route, full])
     assert len(failures) == 3
     assert failures.naming({"FELIX-PI-a", "felix0"}) == (chain,)
-    assert {failure.what for failure in failures.naming(["10.1.0.2"])} == {
+    assert {str(failure.ref) for failure in failures.naming(["10.1.0.2"])} == {
         "route 10.1.0.2/32",
         "set felix4-x member 10.1.0.2",
     }
-    assert failures.besides(Failures([route])) == [chain, Failure("set felix4-x member 10.1.0.2", "full")]
+    assert failures.besides(Failures([route])) == [chain, full]
 
 
 def test_what_is_kept_and_said_is_bounded_and_counted() -> None:
-    many = [Failure(f"route 10.{n >> 8}.{n & 255}.0/24", "no") for n in range(5000)]
-    kept = bounded([*many, Failure("route ::/0", "other")], "route to further destinations")
+    many = [Failure(RouteRef(f"10.{n >> 8}.{n & 255}.0/24", 89), "no") for n in range(5000)]
+    kept = bounded([*many, Failure(RouteRef("::/0", 89), "other")], RoutesRef())
     assert len(kept) == 102
     assert Failures(kept).objects == 5001
     said = by_reason(kept)
     assert said["other"] == ["route ::/0"]
     assert said["no"][-1] == "and 4990 more"
     assert len(said["no"]) == 11
-    reasons = by_reason(Failure("x", f"reason {n}") for n in range(1000))
+    reasons = by_reason(Failure(ApplyRef(), f"reason {n}") for n in range(1000))
     assert len(reasons) == 21
     assert reasons["further reasons"][-1] == "and 970 more"
 

@@ -7,7 +7,7 @@ from felix_py.plan.marks import Marks
 from felix_py.plan.names import Fixed
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import StaticOptions, static_chains
-from felix_py.records import ChainKey
+from felix_py.refs import ChainRef
 from felix_py.ruleset.model import Rules
 from policy.ir import Allow, Chain, ChainId, ChainKind, Delta, Deny, Match, Origin, Rule
 from policy.model import Direction, Family, PolicyKind, PolicyRef, Protocol
@@ -35,7 +35,7 @@ def tell(made: Planner, *rules: Rule) -> None:
     made.policy(Delta(V4, chains={POLICY: Chain(POLICY, rules)}))
 
 
-def changed(chains: dict[ChainKey, Rules | None]) -> dict[str, bool]:
+def changed(chains: dict[ChainRef, Rules | None]) -> dict[str, bool]:
     return {key.name: rules is not None for key, rules in chains.items()}
 
 
@@ -112,6 +112,6 @@ def test_one_that_comes_back_before_it_went_stays() -> None:
 def test_without_a_log_there_are_none() -> None:
     made = planner(None)
     tell(made, Rule(Deny(), TCP, origin(0)))
-    rules = made.take().chains[ChainKey(V4, "filter", NAME)]
+    rules = made.take().chains[ChainRef(V4, "filter", NAME)]
     assert rules is not None
     assert tuple(map(words, rules)) == (("-p", "tcp", "-j", "DROP"),)

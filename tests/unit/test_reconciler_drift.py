@@ -10,16 +10,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from felix_py import pending
-from felix_py.dataplane.fake import Item
-from felix_py.dataplane.interface import EVERYTHING, Part
-from felix_py.records import ChainKey, DriftKind, NextHop, Route, RouteKey
+from felix_py.dataplane.protocols import EVERYTHING, Look
+from felix_py.records import NextHop, Route
+from felix_py.refs import KINDS, ChainRef, RouteRef
 from policy.model import Family, Pod
 from tests.support.waiting import until
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease
 
-POD = RouteKey("10.1.0.2/32", 88)
-OWN = RouteKey("10.1.0.0/24", 88)
-FORWARD = ChainKey(Family.V4, "filter", "FELIX-FORWARD")
+POD = RouteRef("10.1.0.2/32", 88)
+OWN = RouteRef("10.1.0.0/24", 88)
+FORWARD = ChainRef(Family.V4, "filter", "FELIX-FORWARD")
 
 
 @pytest.fixture(autouse=True)
@@ -46,34 +46,34 @@ def run(test: Callable[[Rig], Coroutine[Any, Any, None]], refresh: float = 3600)
 
 def drift(rig: Rig) -> dict[str, float]:
     found = {}
-    for kind in DriftKind:
-        value = rig.metrics.registry.get_sample_value("felix_py_drift_total", {"kind": kind.value})
+    for kind in KINDS:
+        value = rig.metrics.registry.get_sample_value("felix_py_drift_total", {"kind": kind})
         assert value is not None, "every kind is there from the start"
         if value:
-            found[kind.value] = value
+            found[kind] = value
     return found
 
 
-def take(rig: Rig, kind: str, key: object) -> None:
+def take(rig: Rig, ref: ChainRef | RouteRef) -> None:
     """Somebody removes an object."""
-    del rig.kernel.kernel[Item(kind, key)]
+    del rig.kernel.kernel[ref]
 
 
 def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counted_once() -> None:
     async def test(rig: Rig) -> None:
         assert rig.reconciler.last_drift is None
-        take(rig, "route", POD)
-        take(rig, "chain", FORWARD)
-        rig.pending.look(Part.ROUTES)
+        take(rig, POD)
+        take(rig, FORWARD)
+        rig.pending.look(Look.ROUTES)
         await until(lambda: drift(rig) == {"route": 1})
         assert POD in rig.kernel.routes
-        assert rig.kernel.looks == [Part.ROUTES]
+        assert rig.kernel.looks == [Look.ROUTES]
         assert rig.reconciler.last_drift is not None
         assert rig.reconciler.last_drift[1] == ["route 10.1.0.2/32: missing"]
-        rig.pending.look(Part.RULES)
+        rig.pending.look(Look.RULES)
         await until(lambda: drift(rig) == {"route": 1, "chain": 1})
         assert FORWARD in rig.kernel.chains
-        assert rig.kernel.looks == [Part.ROUTES, Part.RULES]
+        assert rig.kernel.looks == [Look.ROUTES, Look.RULES]
         rig.pending.look(EVERYTHING)
         await until(lambda: len(rig.kernel.looks) == 4)
         await rig.reconciler.settled()
@@ -93,8 +93,8 @@ def test_a_long_list_is_one_line_that_names_some_and_counts_the_rest() -> None:
         rig.facts.learned({f"10.1.{n}.0/24": ("192.0.2.2",) for n in range(1, 31)})
         await rig.reconciler.settled()
         for n in range(1, 31):
-            take(rig, "route", RouteKey(f"10.1.{n}.0/24", 89))
-        rig.pending.look(Part.ROUTES)
+            take(rig, RouteRef(f"10.1.{n}.0/24", 89))
+        rig.pending.look(Look.ROUTES)
         await until(lambda: drift(rig) == {"route": 30})
 
     (line,) = [line for line in run(test) if "found" in line]
@@ -104,7 +104,7 @@ def test_a_long_list_is_one_line_that_names_some_and_counts_the_rest() -> None:
 
 def test_what_is_pending_or_refused_is_no_drift() -> None:
     async def test(rig: Rig) -> None:
-        rig.kernel.failing["route 10.1.0.9/32"] = "no"
+        rig.kernel.failing[RouteRef("10.1.0.9/32", 88)] = "no"
         rig.facts.attach(lease("c9", "10.1.0.9", 2.0))
         rig.pending.look(EVERYTHING)
         await until(lambda: rig.reconciler.failures)
@@ -120,8 +120,8 @@ def test_what_is_asked_to_go_is_no_drift_when_it_is_gone_before() -> None:
 
     async def test(rig: Rig) -> None:
         rig.network.leaving(lease())
-        take(rig, "route", POD)
-        rig.pending.look(Part.ROUTES)
+        take(rig, POD)
+        rig.pending.look(Look.ROUTES)
         await until(lambda: rig.kernel.looks)
         await rig.network.release(lease())
         assert drift(rig) == {}
@@ -133,9 +133,9 @@ def test_what_is_asked_to_go_is_no_drift_when_it_is_gone_before() -> None:
 
 def test_strays_are_counted_and_removed() -> None:
     async def test(rig: Rig) -> None:
-        stray = Route(RouteKey("10.1.0.77/32", 88), next_hops=(NextHop(interface="eth0"),))
-        rig.kernel.kernel[Item("route", stray.key)] = stray
-        rig.pending.look(Part.ROUTES)
+        stray = Route(RouteRef("10.1.0.77/32", 88), next_hops=(NextHop(interface="eth0"),))
+        rig.kernel.kernel[stray.key] = stray
+        rig.pending.look(Look.ROUTES)
         await until(lambda: drift(rig) == {"route": 1})
         await until(lambda: stray.key not in rig.kernel.routes)
 
@@ -145,7 +145,7 @@ def test_strays_are_counted_and_removed() -> None:
 def test_a_changed_interface_is_mended_and_counted() -> None:
     async def test(rig: Rig) -> None:
         rig.kernel.broken_links[lease().interface] = "down"
-        rig.pending.look(Part.LINKS)
+        rig.pending.look(Look.LINKS)
         await until(lambda: drift(rig) == {"link": 1})
         assert not rig.kernel.broken_links
 
@@ -154,10 +154,10 @@ def test_a_changed_interface_is_mended_and_counted() -> None:
 
 def test_something_that_can_never_be_written_does_not_keep_drift_from_being_found() -> None:
     async def test(rig: Rig) -> None:
-        rig.kernel.failing["route 10.1.7.0/24"] = "no"
+        rig.kernel.failing[RouteRef("10.1.7.0/24", 89)] = "no"
         rig.facts.learned({"10.1.7.0/24": ("192.0.2.2",)})
         await until(lambda: rig.reconciler.failures)
-        take(rig, "route", POD)
+        take(rig, POD)
         await until(lambda: drift(rig) == {"route": 1})
         assert POD in rig.kernel.routes
 
@@ -167,9 +167,9 @@ def test_something_that_can_never_be_written_does_not_keep_drift_from_being_foun
 def test_a_kernel_that_cannot_be_read_keeps_no_pod_waiting_and_is_read_again() -> None:
     async def test(rig: Rig) -> None:
         rig.kernel.unreadable = "dump interrupted"
-        take(rig, "chain", FORWARD)
-        take(rig, "route", OWN)
-        rig.pending.look(Part.RULES | Part.ROUTES)
+        take(rig, FORWARD)
+        take(rig, OWN)
+        rig.pending.look(Look.RULES | Look.ROUTES)
         await until(lambda: len(rig.kernel.looks) > 2)
         await rig.network.enforce(lease("c3", "10.1.0.3", 3.0))
         assert "10.1.0.3,felixc3" in rig.kernel.members(NAMES.source)
@@ -202,7 +202,7 @@ def test_rules_that_we_wrote_while_they_were_read_are_read_again() -> None:
         rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
         await rig.reconciler.settled()
         chains = dict(rig.kernel.chains)
-        rig.kernel.load(Part.RULES, read)
+        rig.kernel.load(Look.RULES, read)
         assert rig.kernel.take_drift() == []
         rig.kernel.apply()
         assert rig.kernel.chains == chains
@@ -217,11 +217,11 @@ def test_trying_again_costs_nothing_when_nothing_failed() -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         assert rig.kernel.applies == before
-        rig.kernel.failing["route 10.1.7.0/24"] = "network is down"
+        rig.kernel.failing[RouteRef("10.1.7.0/24", 89)] = "network is down"
         rig.facts.learned({"10.1.7.0/24": ("192.0.2.2",)})
         await until(lambda: rig.reconciler.failures)
         rig.kernel.failing.clear()
         rig.pending.retry()
-        await until(lambda: RouteKey("10.1.7.0/24", 89) in rig.kernel.routes)
+        await until(lambda: RouteRef("10.1.7.0/24", 89) in rig.kernel.routes)
 
     run(test)

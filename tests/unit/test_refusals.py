@@ -10,10 +10,12 @@ from felix_py.dataplane.fake import FakeDataplane
 from felix_py.failures import Failures
 from felix_py.plan.names import chain_name, names_of
 from felix_py.records import Failure
+from felix_py.refs import ApplyRef, ChainRef, MemberRef, Ref, RouteRef, SetRef
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
     Direction,
+    Family,
     IPBlock,
     LocalEndpoint,
     Namespace,
@@ -61,30 +63,34 @@ def named(names: dict[str, tuple[PolicyRef, ...]]) -> tuple[Refusals, Told]:
     return Refusals(lambda used: names.get(names_of(used)[0], ()), told.warn), told
 
 
-def failures(*what: str) -> Iterable[Failure]:
-    return [Failure(one, "No space left on device") for one in what]
+def failures(*refs: Ref) -> Iterable[Failure]:
+    return [Failure(ref, "No space left on device") for ref in refs]
 
 
 def test_each_policy_of_a_chain_or_set_is_told_once() -> None:
     chain, group = "FELIX-PI-0123456789abcdef", "felix4-0123456789abcdef"
     refusals, told = named({chain: (DB.ref,), group: (DB.ref, GUARD.ref)})
-    refusals(
-        failures(f"chain {chain} (filter, IPv4)", f"set {group} member 10.0.0.1", f"set {group} member 10.0.0.2")
-    )
+    rules = ChainRef(Family.V4, "filter", chain)
+    refusals(failures(rules, MemberRef(group, "10.0.0.1"), MemberRef(group, "10.0.0.2")))
     assert told.refs() == [DB.ref, DB.ref, GUARD.ref]
     assert chain in told[0][1]
     assert told[1][1].endswith(f"set {group} member 10.0.0.1: No space left on device")
-    refusals(failures(f"chain {chain} (filter, IPv4)", f"set {group} member 10.0.0.9"))
+    refusals(failures(rules, MemberRef(group, "10.0.0.9")))
     assert len(told) == 3, "it still fails, and that was told"
     refusals(())
-    refusals(failures(f"set {group}"))
+    refusals(failures(SetRef(group)))
     assert len(told) == 5, "it was mended in between"
 
 
 def test_what_is_no_policy_s_is_told_to_nobody() -> None:
     refusals, told = named({})
     refusals(
-        failures("route 10.0.0.1/32", "chain FELIX-FORWARD (filter, IPv4)", "set felix4-source", "apply", "")
+        failures(
+            RouteRef("10.0.0.1/32", 88),
+            ChainRef(Family.V4, "filter", "FELIX-FORWARD"),
+            SetRef("felix4-source"),
+            ApplyRef(),
+        )
     )
     assert told == []
 
@@ -94,7 +100,7 @@ def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
 
     async def test() -> None:
         chain = chain_name(policy_chain(Direction.EGRESS, GUARD.ref))
-        kernel = FakeDataplane(failing={f"chain {chain} (filter, IPv4)": "invalid argument"})
+        kernel = FakeDataplane(failing={ChainRef(Family.V4, "filter", chain): "invalid argument"})
         told, listeners = Told(), list[Callable[[Failures], None]]()
         rig = Rig(kernel, on_applied=listeners)
         listeners.append(Refusals(rig.facts.engine.policies_using, told.warn))

@@ -15,8 +15,8 @@ from felix_py.agent.flows import Flows
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.revoke import Quiet, Revoker
 from felix_py.agent.view import ClusterView
-from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable, Item
-from felix_py.dataplane.interface import Part
+from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
+from felix_py.dataplane.protocols import Look
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
 from felix_py.plan.marks import Marks
@@ -24,7 +24,8 @@ from felix_py.plan.names import names_of
 from felix_py.plan.planner import Planner
 from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import Reconciler
-from felix_py.records import ChainKey, Flow, Lease, NodeRecord
+from felix_py.records import Flow, Lease, NodeRecord
+from felix_py.refs import ChainRef, MemberRef, RouteRef
 from policy.change import Change
 from policy.compile import Engine
 from policy.model import (
@@ -558,7 +559,7 @@ def test_rules_that_could_not_be_written_are_looked_at_again_once_they_are() -> 
             await rig.reconciler.settled()
             names = [name for one in rig.facts.engine.chains_of(("shop", "web")) for name in names_of(one)]
             chain = next(name for name in names if name.startswith("FELIX-P"))
-            rig.kernel.failing = {f"chain {chain} (filter, IPv4)": "no room"}
+            rig.kernel.failing = {ChainRef(Family.V4, "filter", chain): "no room"}
             rig.facts.upsert(policy(from_pods(443, app="api")))
             await until(lambda: rig.reconciler.failures)
             await until(lambda: rig.table.looks and not rig.due)
@@ -576,15 +577,16 @@ def test_drift_concerns_whom_the_chain_or_set_concerns_and_everybody_where_that_
             await rig.change(policy(from_pods(80, app="api")))
             spoilt = rig.kernel.kernel
             shared = astuple(SetNames.of(Family.V4))
-            held = [item for item in spoilt if item.kind == "member" and item.key[1] == API]  # type: ignore[index]
-            (members,) = [item for item in held if item.key[0] not in shared]  # type: ignore[index]
-            (chain,) = [item for item in spoilt if item.kind == "chain" and item.key.name.startswith("FELIX-PI-")]  # type: ignore[attr-defined]
-            forward = Item("chain", ChainKey(Family.V4, "filter", "FELIX-FORWARD"))
+            held = [item for item in spoilt if isinstance(item, MemberRef) and item.text == API]
+            (members,) = [item for item in held if item.set not in shared]
+            chains = [item for item in spoilt if isinstance(item, ChainRef)]
+            (chain,) = [item for item in chains if item.name.startswith("FELIX-PI-")]
+            forward = ChainRef(Family.V4, "filter", "FELIX-FORWARD")
             for item, concerned in ((members, {API}), (chain, {WEB}), (forward, {WEB, API, DB})):
                 before = len(rig.looks())
                 value = spoilt.pop(item)
                 stray = rig.connect(DB, WEB)
-                rig.pending.look(Part.SETS | Part.RULES)
+                rig.pending.look(Look.SETS | Look.RULES)
                 await until(lambda: len(rig.looks()) > before)  # noqa: B023
                 assert rig.looks()[before] == concerned
                 assert spoilt[item] == value
@@ -598,10 +600,10 @@ def test_what_began_in_a_gap_ends_once_the_repair_has_succeeded() -> None:
     async def test() -> None:
         async with Rig() as rig:
             await rig.change(policy(from_pods(80, app="api")))
-            forward = Item("chain", ChainKey(Family.V4, "filter", "FELIX-FORWARD"))
-            rig.kernel.failing = {forward.what: "the lock is held"}
+            forward = ChainRef(Family.V4, "filter", "FELIX-FORWARD")
+            rig.kernel.failing = {forward: "the lock is held"}
             del rig.kernel.kernel[forward]
-            rig.pending.look(Part.RULES)
+            rig.pending.look(Look.RULES)
             await until(lambda: rig.reconciler.failures)
             await rig.idle()
             # The gap lasts, and so do those who come through it.
@@ -615,7 +617,7 @@ def test_what_began_in_a_gap_ends_once_the_repair_has_succeeded() -> None:
 def test_a_route_that_cannot_be_written_holds_up_nothing() -> None:
     async def test() -> None:
         async with Rig() as rig:
-            rig.kernel.failing = {"route 10.9.0.0/24": "somebody else's"}
+            rig.kernel.failing = {RouteRef("10.9.0.0/24", 89): "somebody else's"}
             rig.facts.learned({"10.9.0.0/24": ("192.0.2.9",)})
             rig.connect(DB, WEB)
             rig.facts.upsert(policy(from_pods(80, app="api")))

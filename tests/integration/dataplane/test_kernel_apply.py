@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from felix_py.dataplane.kernel import Kernel
-from felix_py.records import Backend, ChainKey, Report, SetSpec, SetType, Update
+from felix_py.records import Backend, Report, SetSpec, SetType, Update
+from felix_py.refs import ChainRef
 from policy.model import Family
 from tests.support import kernel_state, node_program
 from tests.support.isolate import run
@@ -84,7 +85,7 @@ def test_a_mark_changes_in_place(kernel: Kernel, family: Family) -> None:
 
 def test_chain_content_and_removal(kernel: Kernel, backend: Backend, family: Family) -> None:
     put(kernel, whole(family))
-    allow = ChainKey(family, "filter", "FELIX-ALLOW")
+    allow = ChainRef(family, "filter", "FELIX-ALLOW")
     report = put(kernel, Update(chains={allow: (rule_of("-j", "ACCEPT"), rule_of("-j", "DROP"))}))
     assert (report.transactions, report.writes) == (1, 1)
     assert [r.split()[-1] for r in kernel_state.rules(family, backend, "filter", "FELIX-ALLOW")] == [
@@ -93,7 +94,7 @@ def test_chain_content_and_removal(kernel: Kernel, backend: Backend, family: Fam
     ]
 
     # A chain and the last reference to it, in one transaction.
-    user = ChainKey(family, "filter", "FELIX-CE-1")
+    user = ChainRef(family, "filter", "FELIX-CE-1")
     report = put(kernel, Update(chains={allow: None, user: (rule_of("-j", "DROP"),)}))
     assert (report.transactions, report.writes, report.failures) == (1, 2, ())
     assert "FELIX-ALLOW" not in kernel_state.saved(family, backend)
@@ -109,7 +110,7 @@ def test_a_set_changes_its_type(kernel: Kernel, family: Family, referenced: bool
     update = Update(sets={plain.name: plain}, members={plain.name: {host: 0}})
     if referenced:
         rule = rule_of("-m", "set", "--match-set", plain.name, "src", "-j", "DROP")
-        update.chains[ChainKey(family, "filter", "FELIX-X")] = (rule,)
+        update.chains[ChainRef(family, "filter", "FELIX-X")] = (rule,)
     assert put(kernel, update).failures == ()
     update = Update(sets={marked.name: marked}, members={marked.name: {host: 0x30000}})
     assert put(kernel, update).failures == ()
@@ -123,11 +124,11 @@ def test_a_set_type_that_cannot_be_swapped(kernel: Kernel, family: Family) -> No
         return Update(sets={name(family, "x"): SetSpec(name(family, "x"), kind, family)})
 
     rule = rule_of("-m", "set", "--match-set", name(family, "x"), "src", "-j", "DROP")
-    chain = ChainKey(family, "filter", "FELIX-X")
+    chain = ChainRef(family, "filter", "FELIX-X")
     put(kernel, spec(SetType.IP))
     put(kernel, Update(chains={chain: (rule,)}))
     (failure,) = put(kernel, spec(SetType.NET)).failures
-    assert failure.what == f"set {name(family, 'x')}"
+    assert str(failure.ref) == f"set {name(family, 'x')}"
     assert "cannot be swapped" in failure.reason
 
     put(kernel, Update(chains={chain: None}))  # nothing refers to it any more

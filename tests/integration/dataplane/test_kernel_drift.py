@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.dataplane.interface import Part
 from felix_py.dataplane.kernel import Kernel
-from felix_py.records import Backend, ChainKey, Hook, Report, Route, RouteKey, Update
+from felix_py.dataplane.protocols import Look
+from felix_py.records import Backend, Hook, Report, Route, Update
+from felix_py.refs import ChainRef, RouteRef
 from policy.model import Family
 from tests.support import kernel_state, node_program
 from tests.support.isolate import run
@@ -142,7 +143,7 @@ def check_repaired(kernel: Kernel, backend: Backend, family: Family, commands: s
     kernel.load()
     kernel.load()
     drift = kernel.take_drift()
-    assert sorted(found.kind.value for found in drift) == expected, drift
+    assert sorted(found.ref.kind for found in drift) == expected, drift
     report = kernel.apply(sweep=True)
     assert report.failures == ()
     assert report.writes > 0
@@ -236,7 +237,7 @@ def test_a_foreign_route_is_not_replaced(kernel: Kernel, backend: Backend, famil
     update = whole(family)
     report = put(kernel, update)
     (failure,) = report.failures
-    assert failure.what == f"route {pod_route(family, 2).key.destination}"
+    assert str(failure.ref) == f"route {pod_route(family, 2).key.destination}"
     assert "protocol 4" in failure.reason
     assert len(kernel_state.routes(family)) == 3  # the foreign one, and all the others of ours
 
@@ -254,7 +255,7 @@ def test_a_foreign_route_is_not_replaced(kernel: Kernel, backend: Backend, famil
 @node_program.one_backend
 def test_local_routes_win_over_learned_ones(kernel: Kernel, family: Family) -> None:
     own = blackhole(family)
-    learned = RouteKey(own.key.destination, 89)
+    learned = RouteRef(own.key.destination, 89)
     put(kernel, Update(routes={learned: Route(learned, next_hops=learned_route(family, 7).next_hops)}))
     assert put(kernel, Update(routes={own.key: own})).writes == 1
     assert kernel_state.routes(family) == [f"blackhole {own.key.destination} proto 88"]
@@ -285,7 +286,7 @@ def test_a_half_applied_state_converges(kernel: Kernel, backend: Backend, family
         part.chains, part.hooks, part.routes = {}, {}, {}
     elif half == "sets and chains":
         part.hooks, part.routes = {}, {}
-        del part.chains[ChainKey(family, "filter", "FELIX-FORWARD")]
+        del part.chains[ChainRef(family, "filter", "FELIX-FORWARD")]
     elif half == "chains without hooks":
         part.hooks = {}
     else:
@@ -304,9 +305,9 @@ def test_rules_read_before_a_write_of_ours_are_not_taken_for_what_there_is(
 ) -> None:
     put(kernel, whole(family))
     read = kernel.read_rules()
-    key = ChainKey(family, "filter", "FELIX-ALLOW")
+    key = ChainRef(family, "filter", "FELIX-ALLOW")
     put(kernel, Update(chains={key: (rule_of("-j", "DROP"),)}))
-    kernel.load(Part.RULES, read)
+    kernel.load(Look.RULES, read)
     assert kernel.take_drift() == []
     check_quiet(kernel)
 
@@ -316,8 +317,8 @@ def test_rules_read_ahead_are_taken_for_what_there_is(kernel: Kernel, backend: B
     do("{iptables} -D FELIX-ALLOW 1", family, backend)
     read = kernel.read_rules()
     do("{iptables} -F FELIX-CE-1", family, backend)
-    kernel.load(Part.RULES, read)
-    assert [drift.what.split()[1] for drift in kernel.take_drift()] == ["FELIX-ALLOW"]
+    kernel.load(Look.RULES, read)
+    assert [str(drift.ref).split()[1] for drift in kernel.take_drift()] == ["FELIX-ALLOW"]
 
 
 @node_program.one_backend

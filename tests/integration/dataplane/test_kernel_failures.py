@@ -9,18 +9,8 @@ import pytest
 
 from felix_py.dataplane import ipset_commands, iptables_restore, netlink
 from felix_py.dataplane.kernel import Kernel
-from felix_py.records import (
-    Backend,
-    ChainKey,
-    Failure,
-    Hook,
-    NextHop,
-    Route,
-    RouteKey,
-    SetSpec,
-    SetType,
-    Update,
-)
+from felix_py.records import Backend, Failure, Hook, NextHop, Route, SetSpec, SetType, Update
+from felix_py.refs import ChainRef, RouteRef, RulesRef, SetRef, chain_or_set
 from felix_py.ruleset.model import OpaqueMatch, RuleSpec
 from policy.model import Family
 from tests.support import kernel_state, node_program
@@ -42,12 +32,12 @@ BAD_RULES = {
 @pytest.mark.parametrize("kind", BAD_RULES)
 def test_a_bad_chain(kernel: Kernel, backend: Backend, family: Family, kind: str) -> None:
     update = whole(family)
-    bad = ChainKey(family, "filter", "FELIX-BAD")
-    user = ChainKey(family, "filter", "FELIX-USER")
+    bad = ChainRef(family, "filter", "FELIX-BAD")
+    user = ChainRef(family, "filter", "FELIX-USER")
     update.chains[bad] = (rule_of("-j", "RETURN"), BAD_RULES[kind])
     update.chains[user] = (rule_of("-j", "FELIX-BAD"),)
     report = put(kernel, update)
-    assert [failure.what for failure in report.failures] == [
+    assert [str(failure.ref) for failure in report.failures] == [
         f"chain FELIX-BAD (filter, IPv{int(family)})",
         f"chain FELIX-USER (filter, IPv{int(family)})",
     ]
@@ -59,8 +49,8 @@ def test_a_bad_chain(kernel: Kernel, backend: Backend, family: Family, kind: str
     assert len(kernel_state.routes(family)) == 3
 
     # It stays pending and does not get in the way of anything else.
-    report = put(kernel, Update(chains={ChainKey(family, "filter", "FELIX-NEW"): (rule_of("-j", "DROP"),)}))
-    assert {failure.what.split()[1] for failure in report.failures} == {"FELIX-BAD", "FELIX-USER"}
+    report = put(kernel, Update(chains={ChainRef(family, "filter", "FELIX-NEW"): (rule_of("-j", "DROP"),)}))
+    assert {str(failure.ref).split()[1] for failure in report.failures} == {"FELIX-BAD", "FELIX-USER"}
     assert "FELIX-NEW" in kernel_state.saved(family, backend)
 
     report = put(kernel, Update(chains={bad: (rule_of("-j", "DROP"),)}))
@@ -72,10 +62,10 @@ def test_a_bad_chain(kernel: Kernel, backend: Backend, family: Family, kind: str
 def test_a_bad_chain_keeps_the_content_it_had(kernel: Kernel, backend: Backend, family: Family) -> None:
     put(kernel, whole(family))
     before = kernel_state.rules(family, backend, "filter", "FELIX-CE-1")
-    key = ChainKey(family, "filter", "FELIX-CE-1")
+    key = ChainRef(family, "filter", "FELIX-CE-1")
     for rule in BAD_RULES.values():
         (failure,) = put(kernel, Update(chains={key: (rule, rule_of("-j", "DROP"))})).failures
-        assert failure.what == f"chain FELIX-CE-1 (filter, IPv{int(family)})"
+        assert str(failure.ref) == f"chain FELIX-CE-1 (filter, IPv{int(family)})"
         assert kernel_state.rules(family, backend, "filter", "FELIX-CE-1") == before
     assert kernel.apply(sweep=True).failures
     assert kernel_state.rules(family, backend, "filter", "FELIX-CE-1") == before
@@ -90,14 +80,14 @@ def test_only_chains_of_ours_are_written(
     kernel: Kernel, backend: Backend, family: Family, table: str, chain: str
 ) -> None:
     before = kernel_state.everything(backend)
-    (failure,) = put(kernel, Update(chains={ChainKey(family, table, chain): (rule_of("-j", "DROP"),)})).failures
-    assert failure.what == f"chain {chain} ({table}, IPv{int(family)})"
+    (failure,) = put(kernel, Update(chains={ChainRef(family, table, chain): (rule_of("-j", "DROP"),)})).failures
+    assert str(failure.ref) == f"chain {chain} ({table}, IPv{int(family)})"
     assert kernel_state.everything(backend) == before
 
 
 def test_chains_in_a_loop(kernel: Kernel, backend: Backend, family: Family) -> None:
     update = whole(family)
-    one, two = (ChainKey(family, "filter", chain) for chain in ("FELIX-ONE", "FELIX-TWO"))
+    one, two = (ChainRef(family, "filter", chain) for chain in ("FELIX-ONE", "FELIX-TWO"))
     update.chains |= {one: (rule_of("-j", "FELIX-TWO"),), two: (rule_of("-j", "FELIX-ONE"),)}
     update.hooks[Hook(family, "filter", "OUTPUT", rule_of("-j", "FELIX-ONE"), first=True)] = True
     assert put(kernel, update).failures
@@ -111,7 +101,7 @@ def test_a_bad_hook(kernel: Kernel, backend: Backend, family: Family) -> None:
     update = whole(family)
     update.hooks[Hook(family, "mangle", "INPUT", rule_of("-j", "FELIX-NONE"), first=True)] = True
     update.hooks[Hook(family, "filter", "FELIX-CE-1", rule_of("-j", "DROP"), first=True)] = True
-    whats = sorted(failure.what for failure in put(kernel, update).failures)
+    whats = sorted(str(failure.ref) for failure in put(kernel, update).failures)
     number = int(family)
     assert whats == [
         f"hook in chain FELIX-CE-1 (filter, IPv{number})",
@@ -124,10 +114,10 @@ def test_a_chain_that_somebody_else_uses(kernel: Kernel, backend: Backend, famil
     put(kernel, whole(family))
     tool = f"{'iptables' if family is Family.V4 else 'ip6tables'}-{backend}"
     run(tool, "-A", "OUTPUT", "-j", "FELIX-EMPTY")
-    removal = Update(chains={ChainKey(family, "filter", c): None for c in ("FELIX-EMPTY", "FELIX-FORWARD")})
+    removal = Update(chains={ChainRef(family, "filter", c): None for c in ("FELIX-EMPTY", "FELIX-FORWARD")})
     removal.hooks = {hook: False for hook in whole(family).hooks if hook.table == "filter"}
     (failure,) = put(kernel, removal).failures
-    assert failure.what == f"chain FELIX-EMPTY (filter, IPv{int(family)})"
+    assert str(failure.ref) == f"chain FELIX-EMPTY (filter, IPv{int(family)})"
     assert "FELIX-FORWARD" not in kernel_state.saved(family, backend)
     run(tool, "-D", "OUTPUT", "-j", "FELIX-EMPTY")
     assert kernel.apply().failures == ()
@@ -154,7 +144,7 @@ def test_bad_members(kernel: Kernel, family: Family) -> None:
         update.members[name(family, short)] |= dict.fromkeys(members, 0)
         expected |= {f"set {name(family, short)} member {member}" for member in members}
     report = put(kernel, update)
-    assert {failure.what for failure in report.failures} == expected
+    assert {str(failure.ref) for failure in report.failures} == expected
     assert len(kernel_state.sets()[name(family, "ports")]) == 2
     assert len(kernel_state.sets()[name(family, "nets")]) == 2
 
@@ -175,7 +165,7 @@ def test_a_member_that_the_kernel_refuses(
     report = put(kernel, update)
     held = set(kernel_state.sets()[small])
     missing = {f"set {small} member {m}" for m in update.members[small].keys() - held}
-    named = {f.what for f in report.failures if f.count == 1}
+    named = {str(f.ref) for f in report.failures if f.count == 1}
     assert 10 < len(named) < len(missing)
     assert named < missing
     assert sum(f.count for f in report.failures) == len(missing)
@@ -212,7 +202,7 @@ def test_a_set_that_takes_fewer_members_is_made_anew(kernel: Kernel, family: Fam
     update.members[ours][address(family, 2)] = 0
     assert put(kernel, update).failures == ()
     assert sorted(kernel_state.sets()[ours]) == [address(family, 1), address(family, 2)]
-    assert [(drift.name, drift.how) for drift in kernel.take_drift()] == [
+    assert [(chain_or_set(drift.ref), drift.how) for drift in kernel.take_drift()] == [
         (ours, "made anew as hash:ip for 1 members")
     ]
 
@@ -236,7 +226,7 @@ def test_sets_that_are_not_ours(kernel: Kernel, family: Family) -> None:
     long = SetSpec(name(family, "x" * 30), SetType.IP, family)
     update = Update(sets={spec.name: spec for spec in (other, wrong, long)})
     update.members = {name(family, "undeclared"): {address(family, 1): 0}}
-    whats = {failure.what for failure in put(kernel, update).failures}
+    whats = {str(failure.ref) for failure in put(kernel, update).failures}
     assert whats == {f"set {n}" for n in (other.name, wrong.name, long.name, name(family, "undeclared"))}
     assert kernel_state.sets() == {}
 
@@ -245,16 +235,18 @@ def test_sets_that_are_not_ours(kernel: Kernel, family: Family) -> None:
 def test_bad_routes(kernel: Kernel, family: Family) -> None:
     good = whole(family).routes
     gone = pod_route(family, 3, "felix0000000000")
-    lost = Route(RouteKey(learned_route(family).key.destination, 89), next_hops=(NextHop("198.51.100.1"),))
+    lost = Route(RouteRef(learned_route(family).key.destination, 89), next_hops=(NextHop("198.51.100.1"),))
     if family is Family.V6:
         lost = Route(lost.key, next_hops=(NextHop("2001:db8:ffff::1"),))
-    odd = Route(RouteKey("10.0.0.1/8" if family is Family.V4 else "fd00::1/8", 88), next_hops=lost.next_hops)
-    foreign = Route(RouteKey(gone.key.destination, 4), next_hops=gone.next_hops)
-    mixed = Route(RouteKey(pod_route(family, 4).key.destination, 89), next_hops=(NextHop("nonsense"),))
+    odd = Route(RouteRef("10.0.0.1/8" if family is Family.V4 else "fd00::1/8", 88), next_hops=lost.next_hops)
+    foreign = Route(RouteRef(gone.key.destination, 4), next_hops=gone.next_hops)
+    mixed = Route(RouteRef(pod_route(family, 4).key.destination, 89), next_hops=(NextHop("nonsense"),))
     bad = [gone, lost, odd, foreign, mixed]
     del good[lost.key]
     report = put(kernel, Update(routes=good | {route.key: route for route in bad}))
-    assert sorted(f.what for f in report.failures) == sorted(f"route {route.key.destination}" for route in bad)
+    assert sorted(str(f.ref) for f in report.failures) == sorted(
+        f"route {route.key.destination}" for route in bad
+    )
     assert len(kernel_state.routes(family)) == len(good)
     assert put(kernel, Update(routes=dict.fromkeys(route.key for route in bad))).failures == ()
 
@@ -268,7 +260,7 @@ def test_a_lock_that_somebody_holds(
         fcntl.flock(lock, fcntl.LOCK_EX)
         report = put(kernel, whole(family))
         assert report.transactions == 1
-        assert {f.what for f in report.failures} >= {f"chain FELIX-CE-1 (filter, IPv{int(family)})"}
+        assert {str(f.ref) for f in report.failures} >= {f"chain FELIX-CE-1 (filter, IPv{int(family)})"}
         assert all("xtables lock" in failure.reason for failure in report.failures)
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert kernel.apply().failures == ()
@@ -281,7 +273,7 @@ def test_a_family_that_is_not_programmed(interfaces: None, backend: Backend) -> 
         update = whole(Family.V6)
         update.sets, update.members = {}, {}
         failures = put(kernel, update).failures
-        assert Failure("IPv6 rules", "the family is not programmed on this node") in failures
+        assert Failure(RulesRef(Family.V6), "the family is not programmed on this node") in failures
         assert "FELIX" not in kernel_state.saved(Family.V6, backend)
 
 
@@ -290,7 +282,7 @@ def test_a_hook_that_vanished_since_the_last_load(kernel: Kernel, backend: Backe
     put(kernel, whole(family))
     run(f"{'iptables' if family is Family.V4 else 'ip6tables'}-{backend}", "-D", "FORWARD", "1")
     update = Update(hooks={hook: False for hook in whole(family).hooks if hook.rule.why == "way in"})
-    update.chains[ChainKey(family, "filter", "FELIX-NEW")] = (rule_of("-j", "DROP"),)
+    update.chains[ChainRef(family, "filter", "FELIX-NEW")] = (rule_of("-j", "DROP"),)
     assert put(kernel, update).failures == ()
     assert "FELIX-NEW" in kernel_state.saved(family, backend)
     assert len(kernel_state.rules(family, backend, "filter", "FORWARD")) == 2
@@ -308,7 +300,7 @@ def test_a_stray_set_that_a_rule_of_others_uses_is_told_from_what_is_in_force(
     run(f"{tool}-{backend}", "-A", *rule)
     kernel.load()
     for _ in range(2):
-        assert kernel.apply(sweep=True).failures == (Failure(f"unused set {stray}", "a rule still uses it"),)
+        assert kernel.apply(sweep=True).failures == (Failure(SetRef(stray, unused=True), "a rule still uses it"),)
     run(f"{tool}-{backend}", "-D", *rule)
     assert kernel.apply(sweep=True).failures == ()
     assert stray not in kernel_state.sets()

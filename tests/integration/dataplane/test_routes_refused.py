@@ -10,7 +10,8 @@ from felix_py.dataplane import route_messages
 from felix_py.dataplane import routes as routes_module
 from felix_py.dataplane.route_messages import Packed
 from felix_py.dataplane.routes import Routes
-from felix_py.records import NextHop, Report, Route, RouteKey
+from felix_py.records import NextHop, Report, Route
+from felix_py.refs import RouteRef
 from policy.model import Family
 from tests.support.isolate import run
 
@@ -21,7 +22,7 @@ GATEWAY = NextHop("192.0.2.2", "up0")
 
 
 def wanted(prefix: str) -> Route:
-    return Route(RouteKey(prefix, 89), next_hops=(GATEWAY,))
+    return Route(RouteRef(prefix, 89), next_hops=(GATEWAY,))
 
 
 def prefixes(second: int, number: int = MANY) -> list[str]:
@@ -76,7 +77,7 @@ def test_refused_routes_are_tried_again_in_portions(routes: Routes, monkeypatch:
     taken, free = prefixes(1), prefixes(2, 100)
     batch("add", [f"{prefix} via 192.0.2.3 proto 4" for prefix in taken])
     for prefix in (*taken, *free):
-        routes.route(RouteKey(prefix, 89), wanted(prefix))
+        routes.route(RouteRef(prefix, 89), wanted(prefix))
     report = routes.write()
     assert refused(report) == MANY
     assert {failure.reason for failure in report.failures} == {
@@ -87,7 +88,7 @@ def test_refused_routes_are_tried_again_in_portions(routes: Routes, monkeypatch:
     assert counted.take() == len(taken) + len(free)
 
     new = "10.3.0.1/32"
-    routes.route(RouteKey(new, 89), wanted(new))
+    routes.route(RouteRef(new, 89), wanted(new))
     report = routes.write()
     assert (report.writes, refused(report), counted.take()) == (1, MANY, routes_module._AGAIN + 1)
     assert new.partition("/")[0] in ours()
@@ -108,10 +109,10 @@ def test_refused_routes_are_tried_again_in_portions(routes: Routes, monkeypatch:
 def test_refused_and_not_wanted_any_more_is_no_failure(routes: Routes) -> None:
     batch("add", ["blackhole 10.1.0.0/24 proto 4", "blackhole 10.2.0.0/24 proto 4"])
     for prefix in ("10.1.0.0/24", "10.2.0.0/24"):
-        routes.route(RouteKey(prefix, 89), wanted(prefix))
+        routes.route(RouteRef(prefix, 89), wanted(prefix))
     assert len(routes.write().failures) == 2
-    routes.route(RouteKey("10.1.0.0/24", 89), None)
-    assert [failure.what for failure in routes.write().failures] == ["route 10.2.0.0/24"]
+    routes.route(RouteRef("10.1.0.0/24", 89), None)
+    assert [str(failure.ref) for failure in routes.write().failures] == ["route 10.2.0.0/24"]
     batch("del", ["blackhole 10.2.0.0/24 proto 4"])
     routes.load()
     assert routes.write().failures == ()

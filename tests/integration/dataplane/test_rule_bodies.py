@@ -6,7 +6,8 @@ import pytest
 
 from felix_py.dataplane import rule_bodies
 from felix_py.dataplane.kernel import Kernel
-from felix_py.records import Backend, ChainKey, Update
+from felix_py.records import Backend, Update
+from felix_py.refs import ChainRef
 from felix_py.ruleset.compare import Likeness, compare
 from felix_py.ruleset.model import Body
 from felix_py.ruleset.words import split
@@ -111,7 +112,7 @@ def test_what_is_printed_in_another_way_is_not_written_for_ever(
 
 
 def test_what_cannot_be_understood_counts_by_its_hash(kernel: Kernel, backend: Backend, family: Family) -> None:
-    key = ChainKey(family, "filter", "FELIX-ODD")
+    key = ChainRef(family, "filter", "FELIX-ODD")
     rules = (rule_of("-m", "statistic", "--mode", "random", "--probability", "0.5", "-j", "DROP"),)
     assert put(kernel, Update(chains={key: rules})).writes == 1
     kernel.load()

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from felix_py.dataplane.kernel import Kernel
-from felix_py.records import Backend, ChainKey, Update
+from felix_py.records import Backend, Update
+from felix_py.refs import ChainRef
 from felix_py.ruleset.model import DROP, RETURN, Log, RuleSpec
 from felix_py.ruleset.words import split
 from policy.model import Family
@@ -52,7 +53,7 @@ def shown(text: str) -> str:
 def test_comments_arrive_as_they_are_and_nothing_else_does(kernel: Kernel, backend: Backend, text: str) -> None:
     family = Family.V4
     rules = (RuleSpec((), DROP, text), RuleSpec((), RETURN))
-    report = put(kernel, Update(chains={ChainKey(family, "filter", CHAIN): rules}))
+    report = put(kernel, Update(chains={ChainRef(family, "filter", CHAIN): rules}))
     assert report.failures == ()
     first, second = kernel_state.rules(family, backend, "filter", CHAIN)
     words = list(split(first))
@@ -67,7 +68,7 @@ def test_comments_arrive_as_they_are_and_nothing_else_does(kernel: Kernel, backe
 
 @pytest.mark.parametrize("prefix", ['a "b" c: ', "back\\slash \\", "'single'", "#!%$;", "ü 漢"])
 def test_other_words_are_exact(kernel: Kernel, backend: Backend, prefix: str) -> None:
-    key = ChainKey(Family.V4, "filter", CHAIN)
+    key = ChainRef(Family.V4, "filter", CHAIN)
     assert put(kernel, Update(chains={key: (RuleSpec((), Log(0, prefix)),)})).failures == ()
     (rule,) = kernel_state.rules(Family.V4, backend, "filter", CHAIN)
     assert list(split(rule))[-1] == prefix

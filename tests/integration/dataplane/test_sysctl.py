@@ -12,6 +12,7 @@ import pytest
 
 from felix_py.dataplane.sysctl import HostSettings, available_families, set_up_host
 from felix_py.records import Failure
+from felix_py.refs import SysctlRef
 from policy.model import Family
 from tests.support.isolate import run
 from tests.support.node_program import POD
@@ -54,7 +55,7 @@ def test_read_only_settings_are_named() -> None:
         run("umount", "/proc/sys")
     name = "net.ipv6.conf.all.forwarding"
     reason = f"/proc/sys is read-only here; set {name}=1 on the host"
-    assert Failure(f"sysctl {name}", reason) in failures
+    assert Failure(SysctlRef("ipv6/conf/all/forwarding"), reason) in failures
 
 
 @contextmanager

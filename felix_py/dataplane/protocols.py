@@ -7,9 +7,10 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from felix_py.records import Drift, Flow, Report, Update
+from felix_py.refs import Ref
 
 
-class Part(enum.Flag):
+class Look(enum.Flag):
     """What can be read back by itself."""
 
     SETS = enum.auto()
@@ -22,10 +23,11 @@ class Part(enum.Flag):
     """The host's own sysctls."""
 
 
-UNUSED_SET = "unused set "
-"""How a Failure's ``what`` begins for a set that no rule of ours uses, and that cannot be destroyed."""
+EVERYTHING = Look.SETS | Look.RULES | Look.ROUTES | Look.LINKS | Look.SETTINGS
 
-EVERYTHING = Part.SETS | Part.RULES | Part.ROUTES | Part.LINKS | Part.SETTINGS
+
+class RulesSnapshot:
+    """All rules as they were read. Only the dataplane that has made it looks into it."""
 
 
 class Dataplane(Protocol):
@@ -36,20 +38,20 @@ class Dataplane(Protocol):
     ``apply``. Only objects that are recognisably ours are ever written or removed.
     """
 
-    def load(self, parts: Part = EVERYTHING, rules: object = None) -> None:
+    def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
         """Read back what is ours in the kernel. Call before the first ``apply``, and to find drift.
 
         ``rules``: what :meth:`read_rules` returned; if something was written since, they are read again.
         """
 
-    def read_rules(self) -> object:
+    def read_rules(self) -> RulesSnapshot:
         """Read the rules, which takes longest, for a ``load`` that follows. Any thread may call this."""
 
-    def hold(self, base: Update) -> list[str]:
+    def hold(self, base: Update) -> list[Ref]:
         """Until :meth:`release`, want what the last ``load`` found: it was in force. No I/O.
 
         ``base``: what is wanted whatever the cluster has. Where it was spoilt it is wanted as well, if what is
-        left of ours was made by the same rules. Returns what is missing, as a Failure's ``what`` does.
+        left of ours was made by the same rules. Returns what is missing.
         """
 
     def release(self) -> None:
@@ -58,8 +60,8 @@ class Dataplane(Protocol):
     def update(self, update: Update) -> None:
         """Note what is wanted. No I/O."""
 
-    def differences(self) -> list[str]:
-        """Read back, and name what is wanted but is not there, as a Failure's ``what`` does. Writes nothing."""
+    def differences(self) -> list[Ref]:
+        """Read back, and return what is wanted but is not there. Writes nothing."""
 
     def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
         """Write the difference. ``sweep``: also remove objects of ours that nobody asked for.
