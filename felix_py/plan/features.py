@@ -29,7 +29,7 @@ STRAYED = ReversePath(negated=True)
 
 
 class Feature(enum.StrEnum):
-    """A match by its name in iptables; the kernel's module is ``xt_`` (of rpfilter ``ipt_``, ``ip6t_``) and that."""
+    """A match by its name in iptables; the kernel's module is ``xt_`` and that, of rpfilter ``ipt_`` and ``ip6t_``."""
 
     ADDRTYPE = "addrtype"
     BPF = "bpf"

@@ -28,9 +28,10 @@ def options(*missing: Feature) -> StaticOptions:
 
 
 def chains(family: Family, *missing: Feature) -> dict[str, tuple[Words, ...]]:
-    return {
-        name: tuple(map(words, rules)) for (_, name), rules in static_chains(family, options(*missing)).items()
-    }
+    """By name; of the two that have one name, that of the filter table is ``filter FELIX-SOURCE``."""
+    found = static_chains(family, options(*missing))
+    names = {place: " ".join(place) if place == ("filter", "FELIX-SOURCE") else place[1] for place in found}
+    return {names[place]: tuple(map(words, rules)) for place, rules in found.items()}
 
 
 def written(family: Family, *missing: Feature) -> list[Words]:
@@ -106,6 +107,15 @@ def test_without_addrtype_the_node_begins_nothing_to_restricted_pods(family: Fam
     assert without["FELIX-OUTPUT"] == (*full["FELIX-OUTPUT"][:-1], (*to_restricted, "-g", "FELIX-PROXIED"))
     # What answers has passed before.
     assert full["FELIX-OUTPUT"][0] == ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "RETURN")
+
+
+@pytest.mark.parametrize("family", list(Family), ids=str)
+def test_without_rpfilter_every_packets_source_is_looked_up_before_conntrack(family: Family) -> None:
+    without = chains(family, Feature.RPFILTER)
+    hooks = [hook for hook in static_hooks(family, options(Feature.RPFILTER)) if hook.table == "raw"]
+    assert ("-i", "felix+", "-j", "FELIX-SOURCE") in map(words, (hook.rule for hook in hooks))
+    assert without["FELIX-SOURCE"] == chains(family)["FELIX-SOURCE"]
+    assert "filter FELIX-SOURCE" not in without
 
 
 def test_each_says_what_is_lost() -> None:
