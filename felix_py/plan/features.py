@@ -29,7 +29,7 @@ STRAYED = ReversePath(negated=True)
 
 
 class Feature(enum.StrEnum):
-    """A match by its name in iptables; the kernel's module is ``xt_`` and that, of rpfilter ``ipt_`` and ``ip6t_``."""
+    """A match by its name in iptables. The module is ``xt_`` and that, of rpfilter ``ipt_`` and ``ip6t_``."""
 
     ADDRTYPE = "addrtype"
     BPF = "bpf"
