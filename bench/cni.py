@@ -32,13 +32,13 @@ from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.monitor import Monitor
+from felix_py.desired.marks import Marks
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions
 from felix_py.ipam.store import AddressStore
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
 from felix_py.pending import Pending
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend, NodeRecord
 from lab.runtime import CNIRuntime

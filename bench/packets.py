@@ -27,10 +27,10 @@ from bench.clusters import labelled
 from bench.harness import Row, Way, compare, show
 from felix_py.dataplane.backend import command
 from felix_py.dataplane.kernel import Kernel
+from felix_py.desired.marks import Marks
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions
 from felix_py.layout import ROUTE_PROTOCOL_PODS
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend, Lease
 from policy.model import (
     Family,

@@ -29,11 +29,11 @@ from bench.harness import Row, show
 from felix_py import reconcile
 from felix_py.dataplane.ipset_commands import Commands
 from felix_py.dataplane.kernel import Kernel
+from felix_py.desired.marks import Marks
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend, NodeRecord
 from policy.model import Family, Namespace, Pod

@@ -28,11 +28,11 @@ from typing import Any
 from bench.clusters import LOCAL_NAMESPACES, Cluster, Size
 from bench.harness import Row, Way, compare, megabytes, peak_resident, resident, show
 from felix_py.dataplane.kernel import Kernel
+from felix_py.desired.marks import Marks
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend, Lease, NodeRecord
 from policy.model import (

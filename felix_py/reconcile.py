@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 from felix_py import log
 from felix_py.backoff import Backoff
 from felix_py.dataplane.protocols import EVERYTHING, Dataplane, Look, RulesSnapshot
+from felix_py.desired.planner import Planner
 from felix_py.failures import Failures, Name, by_reason
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
-from felix_py.plan.planner import Planner
 from felix_py.records import Drift, Failure, Update
 from felix_py.refs import ApplyRef, Ref, policy_rests_on
 
@@ -370,7 +370,7 @@ class Reconciler:
         self._told = self._unread
 
     async def _two_steps(self, look: Look) -> Failures:
-        """First what must be there, then, if all of it is, what may go (see :mod:`felix_py.plan.planner`)."""
+        """First what must be there, then, if all of it is, what may go (see :mod:`felix_py.desired.planner`)."""
         if self._pending.held:
             return await self._keep(look)
         # Before collecting: a sweep that is asked for from here on is the next apply's, for by then there may be

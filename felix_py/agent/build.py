@@ -57,6 +57,13 @@ from felix_py.dataplane.other_backend import OtherBackend
 from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
+from felix_py.desired.deny_log import DenyLog
+from felix_py.desired.features import Feature
+from felix_py.desired.marks import Marks
+from felix_py.desired.names import DISPATCH, TIERS
+from felix_py.desired.planner import HeldNumbers, Planner, TakenNumbers
+from felix_py.desired.render import class_numbers
+from felix_py.desired.static import SetNames, StaticOptions
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
 from felix_py.observe.chain_names import ChainNames
@@ -66,13 +73,6 @@ from felix_py.observe.listener import listen, listen_for, remove
 from felix_py.observe.policy_counters import Accounts, PolicyCounters
 from felix_py.observe.status import Status
 from felix_py.pending import Pending
-from felix_py.plan.deny_log import DenyLog
-from felix_py.plan.features import Feature
-from felix_py.plan.marks import Marks
-from felix_py.plan.names import DISPATCH, TIERS
-from felix_py.plan.planner import HeldNumbers, Planner, TakenNumbers
-from felix_py.plan.render import class_numbers
-from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend, Update
 from policy.compile import Engine

@@ -17,9 +17,9 @@ from felix_py.agent.held import HeldLeases
 from felix_py.agent.own_prefixes import OwnPrefixes, hosts_of
 from felix_py.agent.view import ClusterView
 from felix_py.datastore.store import Record
+from felix_py.desired.planner import Planner, learned_routes
 from felix_py.notices import NoticeKind
 from felix_py.observe import disputes
-from felix_py.plan.planner import Planner, learned_routes
 from felix_py.records import Lease, NodeRecord, Route, endpoint_of
 from felix_py.refs import RouteRef
 from policy.change import Change

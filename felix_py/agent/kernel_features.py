@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from felix_py.dataplane.probe import missing_features
+from felix_py.desired.features import LOST, Feature
 from felix_py.notices import NoticeKind, Notices
-from felix_py.plan.features import LOST, Feature
 from felix_py.records import Backend
 from policy.model import Family
 

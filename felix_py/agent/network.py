@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Collection
 
 from felix_py.agent.facts import Facts
 from felix_py.cni.network import NetworkError
+from felix_py.desired.names import DISPATCH, Fixed, names_of
+from felix_py.desired.static import SetNames
 from felix_py.failures import Failures, Name
 from felix_py.layout import ROUTE_PROTOCOL_PODS
-from felix_py.plan.names import DISPATCH, Fixed, names_of
-from felix_py.plan.static import SetNames
 from felix_py.reconcile import NotApplied, Reconciler, leads_astray
 from felix_py.records import Failure, Lease, Update
 from felix_py.refs import ApplyRef, HookRef, RouteRef

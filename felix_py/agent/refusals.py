@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from felix_py.plan.names import parse_name
+from felix_py.desired.names import parse_name
 from felix_py.records import Failure
 from felix_py.refs import chain_or_set
 from policy.ir import ChainId, SetId

@@ -24,7 +24,7 @@ from felix_py.settings import Setting
 
 if TYPE_CHECKING:
     from felix_py.datastore.client import Api
-    from felix_py.plan.marks import Marks
+    from felix_py.desired.marks import Marks
 
 _PATIENCE = 2.0
 _CONTROL = re.compile(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -196,7 +196,7 @@ def marks(mask: int) -> Marks:
     Raises:
         ConfigError: it is no mask that can be used.
     """
-    from felix_py.plan.marks import Marks
+    from felix_py.desired.marks import Marks
 
     try:
         return Marks.from_mask(mask)

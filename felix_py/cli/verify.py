@@ -16,11 +16,11 @@ from felix_py.config import AgentConfig, ConfigError, EndpointToHost, value_of
 
 if TYPE_CHECKING:
     from felix_py.datastore.client import Api
+    from felix_py.desired.deny_log import DenyLog
+    from felix_py.desired.static import StaticOptions
     from felix_py.diagnose.agent_says import AgentSays
     from felix_py.diagnose.intended import Settings
     from felix_py.diagnose.verify import Findings
-    from felix_py.plan.deny_log import DenyLog
-    from felix_py.plan.static import StaticOptions
     from felix_py.records import Backend
 
 
@@ -63,7 +63,7 @@ def verify(
         if agent is not None:
             settings, wanted = _agents_own(agent, node_name)
         else:
-            from felix_py.plan.deny_log import DenyLog
+            from felix_py.desired.deny_log import DenyLog
 
             denials = DenyLog(deny_log_group, deny_log_rate) if deny_log else None
             rules = _rules(mark_mask, nat_outgoing, endpoint_to_host, drop_invalid, revoke_established, denials)
@@ -112,7 +112,7 @@ def _rules(
     drop_midstream: bool,
     deny_log: DenyLog | None,
 ) -> StaticOptions:
-    from felix_py.plan.static import StaticOptions
+    from felix_py.desired.static import StaticOptions
 
     marks = options.marks(value_of("mark_mask", mark_mask))
     return StaticOptions(marks, nat_outgoing, endpoint_to_host.upper(), drop_invalid, drop_midstream, deny_log)

@@ -34,8 +34,8 @@ from felix_py.dataplane.order import Step
 from felix_py.dataplane.part import Part, Sweep
 from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.rule_bodies import RuleBodies
+from felix_py.desired.names import DispatchChain, is_class_chain, parse_chain_name
 from felix_py.layout import CHAIN_PREFIX
-from felix_py.plan.names import DispatchChain, is_class_chain, parse_chain_name
 from felix_py.records import Backend, Drift, Failure, Hook, Report, Update
 from felix_py.refs import ChainRef, HookRef, Ref
 from felix_py.ruleset.model import DROP, Body, Rules, RuleSpec
@@ -160,7 +160,7 @@ class Iptables(Part):
             return mine
         for (table, chain), rules in self._builtins.items():
             for at, rule in enumerate(rule for rule in rules if rule.hash):
-                # They stay in their order; only jumps to our chains come first (see felix_py.plan.static).
+                # They stay in their order; only jumps to our chains come first (see felix_py.desired.static).
                 spec = RuleSpec(rule.body.matches, rule.body.target)
                 hook = Hook(self._family, table, chain, spec, spec.leads_to.startswith(CHAIN_PREFIX), at)
                 self._hooks.setdefault((table, chain), {})[hook] = rule

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from felix_py.dataplane.backend import ToolError, command, run
 from felix_py.dataplane.iptables_text import render
-from felix_py.plan.features import Feature, matches
+from felix_py.desired.features import Feature, matches
 from felix_py.records import Backend
 from felix_py.ruleset.model import RuleSpec
 from policy.model import Family

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from felix_py.desired.static import StaticOptions
 from felix_py.observe.ask import connection
-from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend
 from policy.model import Family
 

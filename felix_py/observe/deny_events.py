@@ -12,10 +12,10 @@ import msgspec
 
 from felix_py.dataplane.ip_header import IPHeader
 from felix_py.dataplane.nflog import LoggedPacket
+from felix_py.desired.deny_log import Drop, DropKind, parse_prefix
+from felix_py.desired.names import chain_name
 from felix_py.layout import INTERFACE_PREFIX
 from felix_py.observe.chain_names import ChainNames
-from felix_py.plan.deny_log import Drop, DropKind, parse_prefix
-from felix_py.plan.names import chain_name
 from policy.evaluate import View
 from policy.model import ClusterPolicy, Direction, ObjectKey, PolicyKind, PolicyRef
 

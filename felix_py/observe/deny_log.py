@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from felix_py import log
 from felix_py.config import AgentConfig
 from felix_py.dataplane.probe import refusal
+from felix_py.desired.deny_log import SOURCE_DROP, DenyLog
 from felix_py.metrics import Metrics
 from felix_py.observe.chain_names import ChainNames
 from felix_py.observe.denies import Denies
 from felix_py.observe.deny_events import Describer
 from felix_py.observe.deny_reader import DenyReader
-from felix_py.plan.deny_log import SOURCE_DROP, DenyLog
 from felix_py.records import Backend
 from policy.evaluate import View
 from policy.model import Family, ObjectKey

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from felix_py import log
 from felix_py.dataplane.nflog import LoggedPacket, NflogError, NflogReader
+from felix_py.desired.deny_log import COPIED_BYTES
 from felix_py.metrics import Metrics
 from felix_py.observe.denies import Denies
-from felix_py.plan.deny_log import COPIED_BYTES
 
 _RETRY_SECONDS = 10.0
 """A group that another process reads may become free: an agent that is being replaced, say."""

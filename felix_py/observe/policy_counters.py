@@ -19,9 +19,9 @@ from prometheus_client.registry import Collector
 from felix_py import log
 from felix_py.dataplane.backend import ToolError
 from felix_py.dataplane.counters import RuleCount
+from felix_py.desired.deny_log import DropKind
+from felix_py.desired.names import DenyChain, DispatchChain, Fixed, parse_chain_name
 from felix_py.observe.chain_names import ChainNames
-from felix_py.plan.deny_log import DropKind
-from felix_py.plan.names import DenyChain, DispatchChain, Fixed, parse_chain_name
 from policy.ir import ChainId, ChainKind
 from policy.model import ClusterPolicy, Direction, Family, PolicyKind, PolicyRef, Tier
 

@@ -15,12 +15,12 @@ from felix_py.dataplane import sysctl
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.nflog import NflogError, NflogReader
 from felix_py.dataplane.probe import refusal
+from felix_py.desired.deny_log import SOURCE_DROP
 from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
 from felix_py.observe.denies import Denies
 from felix_py.observe.deny_events import DenyEvent, Describer, PolicyName, Reason
 from felix_py.observe.deny_reader import DenyReader
-from felix_py.plan.deny_log import SOURCE_DROP
 from felix_py.records import Backend, Lease, Report
 from felix_py.ruleset.model import Jump, Log, RuleSpec
 from policy.model import (

@@ -17,10 +17,10 @@ from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import Links, PodLink, random_mac
 from felix_py.dataplane.protocols import Look
+from felix_py.desired.marks import Marks
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions
 from felix_py.layout import LINK_GROUP, interface_name
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend, Lease
 from policy.model import Family
 from tests.support import kernel_state

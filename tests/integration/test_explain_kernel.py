@@ -8,13 +8,13 @@ from itertools import permutations
 import pytest
 
 from felix_py.dataplane.backend import ToolError
+from felix_py.desired.names import chain_name
 from felix_py.diagnose import live
 from felix_py.diagnose.ends import find
 from felix_py.diagnose.explain import Connection
 from felix_py.diagnose.explain_report import Explained, as_json, text
 from felix_py.diagnose.live import Live
 from felix_py.diagnose.packets import Agreement
-from felix_py.plan.names import chain_name
 from felix_py.records import Backend
 from felix_py.ruleset.run import Outcome
 from policy.model import Direction, Family, Protocol

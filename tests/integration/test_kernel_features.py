@@ -15,8 +15,8 @@ import pytest
 
 from felix_py.dataplane import probe, sysctl
 from felix_py.dataplane.probe import missing_features
+from felix_py.desired.features import Feature, matches
 from felix_py.layout import GATEWAY, interface_name
-from felix_py.plan.features import Feature, matches
 from felix_py.records import Backend, Report
 from felix_py.ruleset.model import Match, OpaqueMatch
 from policy.model import Family, NetworkPolicy, Packet, PolicyRule, Port, Protocol

@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
+from felix_py.desired.names import DenyChain, chain_name
 from felix_py.diagnose.difference import Difference, Problem
-from felix_py.plan.names import DenyChain, chain_name
 from felix_py.records import Backend
 from felix_py.ruleset.words import split
 from policy.model import Direction, Family, NetworkPolicy

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from felix_py.plan import names
-from felix_py.plan.names import ChainName, DenyChain, DispatchChain, Fixed, chain_name, parse_chain_name
+from felix_py.desired import names
+from felix_py.desired.names import ChainName, DenyChain, DispatchChain, Fixed, chain_name, parse_chain_name
 from policy.ir import ChainId, ChainKind, SetId
 from policy.model import Direction
 

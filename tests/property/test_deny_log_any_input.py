@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from felix_py.dataplane.ip_header import parse_ip
 from felix_py.dataplane.nflog import Decoder
+from felix_py.desired.deny_log import DROP_ALL, DenyLog, Drop, DropKind, parse_prefix
+from felix_py.desired.marks import Marks
+from felix_py.desired.names import DenyChain, chain_name
+from felix_py.desired.render import dispatch_chains, render_chain
+from felix_py.desired.static import StaticOptions, static_chains
 from felix_py.observe.chain_names import ChainNames
-from felix_py.plan.deny_log import DROP_ALL, DenyLog, Drop, DropKind, parse_prefix
-from felix_py.plan.marks import Marks
-from felix_py.plan.names import DenyChain, chain_name
-from felix_py.plan.render import dispatch_chains, render_chain
-from felix_py.plan.static import StaticOptions, static_chains
 from felix_py.ruleset.model import DROP, Limit, Log, Rules, RuleSpec
 from policy.ir import ChainId, ChainKind, Jump
 from policy.model import Direction, Family, NetworkPolicy, PolicyRef

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from felix_py.dataplane.iptables_text import render
-from felix_py.plan.icmp_errors import PROTOCOL, about_others
+from felix_py.desired.icmp_errors import PROTOCOL, about_others
 from felix_py.ruleset import model as m
 from felix_py.ruleset.model import RuleSpec
 from felix_py.ruleset.words import parse, parse_text

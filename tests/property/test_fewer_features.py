@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from felix_py.plan.features import Feature
+from felix_py.desired.features import Feature
 from felix_py.ruleset.run import Outcome, Path, Transit, simulate
 from policy.model import Family, Packet
 from tests.support.clusters import NODE, Cluster, clusters, packets

@@ -19,9 +19,9 @@ import pytest
 from felix_py.dataplane.iptables_restore import Change, transaction
 from felix_py.dataplane.iptables_text import render
 from felix_py.dataplane.kernel import Kernel
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
+from felix_py.desired.marks import Marks
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions
 from felix_py.records import Backend, Update
 from felix_py.ruleset.words import split
 from policy.evaluate import Snapshot, verdict

@@ -8,14 +8,14 @@ from typing import Any
 
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.links import Links, PodLink, random_mac
+from felix_py.desired.deny_log import DenyLog
+from felix_py.desired.marks import Marks
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions
 from felix_py.layout import interface_name
 from felix_py.notices import NoticeKind
 from felix_py.observe.chain_names import ChainNames
 from felix_py.pending import Pending
-from felix_py.plan.deny_log import DenyLog
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend, NodeRecord, Report
 from policy import model as policy_model
 from policy.evaluate import Snapshot, verdict

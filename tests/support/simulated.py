@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from felix_py.dataplane.iptables_text import render
-from felix_py.plan.deny_log import DenyLog
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
+from felix_py.desired.deny_log import DenyLog
+from felix_py.desired.marks import Marks
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions
 from felix_py.records import Lease, SetSpec, Update
 from felix_py.ruleset.decode_save import decode
 from felix_py.ruleset.model import Ruleset, RuleSpec

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.kernel import Kernel
 from felix_py.datastore.fetch import Fetched
+from felix_py.desired.deny_log import DenyLog
+from felix_py.desired.marks import Marks
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions
 from felix_py.diagnose.agent_says import AgentSays, Configuration
 from felix_py.diagnose.intended import Settings
 from felix_py.diagnose.live import Live
 from felix_py.diagnose.verify import Findings, Look, verify
-from felix_py.plan.deny_log import DenyLog
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
 from felix_py.records import Backend, NodeRecord, endpoints_of
 from policy.model import (
     ClusterPolicy,

@@ -14,12 +14,12 @@ from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.links import Links, PodLink, random_mac
 from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.protocols import EVERYTHING, Look, RulesSnapshot
+from felix_py.desired.marks import Marks
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions
 from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
-from felix_py.plan.marks import Marks
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend, Lease, NodeRecord
 from policy.model import Family, IPBlock, Namespace, NetworkPolicy, Pod, PolicyRule

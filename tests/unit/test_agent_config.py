@@ -11,8 +11,8 @@ from felix_py import log
 from felix_py.agent import main as agent
 from felix_py.cli.main import app
 from felix_py.config import AgentConfig, ConfigError
+from felix_py.desired.marks import Marks
 from felix_py.observe.listener import parse_address
-from felix_py.plan.marks import Marks
 from policy.model import Direction
 
 

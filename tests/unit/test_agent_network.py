@@ -15,14 +15,14 @@ from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
 from felix_py.dataplane.protocols import Look
+from felix_py.desired.marks import Marks
+from felix_py.desired.names import chain_name
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import SetNames, StaticOptions
 from felix_py.failures import Failures
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
-from felix_py.plan.marks import Marks
-from felix_py.plan.names import chain_name
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import NotApplied, Reconciler
 from felix_py.records import Drift, Failure, Lease, NextHop, NodeRecord, Report, Route
 from felix_py.refs import ChainRef, RouteRef, SysctlRef

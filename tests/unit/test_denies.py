@@ -8,12 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from felix_py import log
-from felix_py.log import LogFormat, LogLevel, configure
-from felix_py.metrics import Metrics
-from felix_py.observe.chain_names import ChainNames
-from felix_py.observe.denies import KEPT, WINDOW, Denies, TooManyFollowers
-from felix_py.observe.deny_events import Decider, DenyEvent, Describer, PolicyName, Reason
-from felix_py.plan.deny_log import (
+from felix_py.desired.deny_log import (
     ASTRAY_DROP,
     ERROR_DROP,
     HOST_DROP,
@@ -23,6 +18,11 @@ from felix_py.plan.deny_log import (
     Drop,
     DropKind,
 )
+from felix_py.log import LogFormat, LogLevel, configure
+from felix_py.metrics import Metrics
+from felix_py.observe.chain_names import ChainNames
+from felix_py.observe.denies import KEPT, WINDOW, Denies, TooManyFollowers
+from felix_py.observe.deny_events import Decider, DenyEvent, Describer, PolicyName, Reason
 from policy.evaluate import Snapshot
 from policy.ir import Chain, ChainId, ChainKind, Delta
 from policy.model import (

@@ -19,6 +19,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from felix_py.cli.denied import wide
+from felix_py.desired.deny_log import HOST_DROP, SOURCE_DROP, Drop
 from felix_py.metrics import Metrics
 from felix_py.observe.chain_names import ChainNames
 from felix_py.observe.denies import Denies
@@ -26,7 +27,6 @@ from felix_py.observe.deny_events import DenyEvent, Describer
 from felix_py.observe.deny_http import DenyRoutes
 from felix_py.observe.health import HealthServer
 from felix_py.observe.listener import listen
-from felix_py.plan.deny_log import HOST_DROP, SOURCE_DROP, Drop
 from policy.evaluate import Snapshot
 from policy.model import Node, Pod
 from tests.support.asking import free_port

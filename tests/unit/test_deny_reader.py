@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from felix_py.dataplane.nflog import LoggedPacket, NflogError
+from felix_py.desired.deny_log import SOURCE_DROP
 from felix_py.metrics import Metrics
 from felix_py.observe import deny_reader
 from felix_py.observe.chain_names import ChainNames
 from felix_py.observe.denies import WINDOW, Denies
 from felix_py.observe.deny_events import Describer
 from felix_py.observe.deny_reader import DenyReader
-from felix_py.plan.deny_log import SOURCE_DROP
 from policy.evaluate import Snapshot
 from tests.support.logged import dropped
 from tests.support.waiting import until

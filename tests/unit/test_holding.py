@@ -8,9 +8,9 @@ from collections.abc import Callable
 from felix_py.agent.network import _memberships
 from felix_py.dataplane.fake import FakeDataplane
 from felix_py.dataplane.protocols import EVERYTHING, Look, RulesSnapshot
+from felix_py.desired.classes import ClassNumbers
+from felix_py.desired.planner import Planner
 from felix_py.layout import ROUTE_PROTOCOL_PODS
-from felix_py.plan.classes import ClassNumbers
-from felix_py.plan.planner import Planner
 from felix_py.records import NextHop, Route, Update
 from felix_py.refs import ChainRef, RouteRef
 from policy.ir import ChainId, ChainKind

@@ -8,10 +8,10 @@ from itertools import combinations, pairwise
 import msgspec
 import pytest
 
+from felix_py.desired.features import LOST, Feature, matches
+from felix_py.desired.marks import Marks
+from felix_py.desired.static import StaticOptions, static_chains, static_hooks
 from felix_py.diagnose.agent_says import Configuration
-from felix_py.plan.features import LOST, Feature, matches
-from felix_py.plan.marks import Marks
-from felix_py.plan.static import StaticOptions, static_chains, static_hooks
 from felix_py.records import Backend
 from felix_py.ruleset.encode import Words
 from felix_py.ruleset.model import RuleSpec

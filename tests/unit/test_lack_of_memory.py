@@ -12,7 +12,7 @@ from felix_py.agent import memory
 from felix_py.dataplane.fake import FakeDataplane
 from felix_py.datastore.decode import PODS
 from felix_py.datastore.store import Mark, Store
-from felix_py.plan.planner import Planner
+from felix_py.desired.planner import Planner
 from felix_py.records import Update
 from policy.model import Pod
 from tests.unit.test_agent_network import DENY, Rig, lease

@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 from felix_py.agent.refusals import Refusals
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane
+from felix_py.desired.names import chain_name
 from felix_py.failures import Failures, by_reason
 from felix_py.observe.stalls import Stalls, WatchedSelector
-from felix_py.plan.names import chain_name
 from felix_py.records import Failure, bounded
 from felix_py.refs import ApplyRef, ChainRef, MemberRef, Ref, RouteRef, RoutesRef
 from policy.model import Direction, Family, LocalEndpoint, NetworkPolicy, Pod, PolicyRef, Selector

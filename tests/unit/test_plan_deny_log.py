@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from felix_py.plan.deny_log import DenyLog
-from felix_py.plan.marks import Marks
-from felix_py.plan.names import Fixed
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import StaticOptions, static_chains
+from felix_py.desired.deny_log import DenyLog
+from felix_py.desired.marks import Marks
+from felix_py.desired.names import Fixed
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import StaticOptions, static_chains
 from felix_py.refs import ChainRef
 from felix_py.ruleset.model import Rules
 from policy.ir import Allow, Chain, ChainId, ChainKind, Delta, Deny, Match, Origin, Rule

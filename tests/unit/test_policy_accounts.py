@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from felix_py.dataplane.backend import ToolError
 from felix_py.dataplane.counters import RuleCount, parse_counters
+from felix_py.desired.names import chain_name
 from felix_py.observe import policy_counters
 from felix_py.observe.chain_names import ChainNames
 from felix_py.observe.policy_counters import Accounts, PolicyCounters, digest
-from felix_py.plan.names import chain_name
 from policy.ir import Chain, ChainId, Delta
 from policy.model import Direction, Family, PolicyKind, PolicyRef
 from policy.names import class_chain, policy_chain

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 from felix_py.agent.refusals import Refusals
 from felix_py.dataplane.fake import FakeDataplane
+from felix_py.desired.names import chain_name, names_of
 from felix_py.failures import Failures
-from felix_py.plan.names import chain_name, names_of
 from felix_py.records import Failure
 from felix_py.refs import ApplyRef, ChainRef, MemberRef, Ref, RouteRef, SetRef
 from policy.model import (

@@ -17,12 +17,12 @@ from felix_py.agent.revoke import Quiet, Revoker
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
 from felix_py.dataplane.protocols import Look
+from felix_py.desired.marks import Marks
+from felix_py.desired.names import names_of
+from felix_py.desired.planner import Planner
+from felix_py.desired.static import SetNames, StaticOptions
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
-from felix_py.plan.marks import Marks
-from felix_py.plan.names import names_of
-from felix_py.plan.planner import Planner
-from felix_py.plan.static import SetNames, StaticOptions
 from felix_py.reconcile import Reconciler
 from felix_py.records import Flow, Lease, NodeRecord
 from felix_py.refs import ChainRef, MemberRef, RouteRef

@@ -11,8 +11,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from felix_py.desired.names import DenyChain, chain_name, parse_chain_name
 from felix_py.layout import CHAIN_PREFIX, COMMENT_PREFIX
-from felix_py.plan.names import DenyChain, chain_name, parse_chain_name
 from felix_py.ruleset.model import DROP, Limit, Log, Rules, RuleSpec
 from policy.ir import ChainId, ChainKind
 from policy.model import Direction

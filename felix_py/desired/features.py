@@ -2,17 +2,17 @@
 
 A rule that the kernel does not take would keep all others of its transaction out. So each match is tried at the
 start (:func:`felix_py.dataplane.probe.missing_features`), and what is missing is a part of the rules' options.
-The fallbacks stand where the rules are made (:mod:`felix_py.plan.static`). What one of them lets through, policy
-judges as ever, or a pod could have sent it anyway. The one exception is the link group, which nothing else can
-tell: without it, its rule is left out.
+The fallbacks stand where the rules are made (:mod:`felix_py.desired.static`). What one of them lets through,
+policy judges as ever, or a pod could have sent it anyway. The one exception is the link group, which nothing else
+can tell: without it, its rule is left out.
 """
 
 from __future__ import annotations
 
 import enum
 
+from felix_py.desired.icmp_errors import about_others
 from felix_py.layout import LINK_GROUP
-from felix_py.plan.icmp_errors import about_others
 from felix_py.ruleset.model import FULL, IN, SOURCE, AddressType, HopLimit, InGroup, Match, ReversePath
 from policy.model import Family
 

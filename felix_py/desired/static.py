@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from felix_py.layout import set_prefix
-from felix_py.plan.deny_log import (
+from felix_py.desired.deny_log import (
     ASTRAY_DROP,
     ERROR_DROP,
     HOST_DROP,
@@ -21,11 +20,12 @@ from felix_py.plan.deny_log import (
     DenyLog,
     dropping,
 )
-from felix_py.plan.features import FROM_NEIGHBOUR, HOST_END, NOT_FROM_HERE, STRAYED, Feature
-from felix_py.plan.icmp_errors import PROTOCOL, about_others, all_but_echo
-from felix_py.plan.marks import Marks
-from felix_py.plan.names import DISPATCH, Fixed
-from felix_py.plan.render import FROM_POD, TO_POD
+from felix_py.desired.features import FROM_NEIGHBOUR, HOST_END, NOT_FROM_HERE, STRAYED, Feature
+from felix_py.desired.icmp_errors import PROTOCOL, about_others, all_but_echo
+from felix_py.desired.marks import Marks
+from felix_py.desired.names import DISPATCH, Fixed
+from felix_py.desired.render import FROM_POD, TO_POD
+from felix_py.layout import set_prefix
 from felix_py.records import Hook, SetSpec, SetType
 from felix_py.ruleset import model as m
 from felix_py.ruleset.model import ACCEPT, DROP, RETURN, Goto, InSet, Jump, Rules, RuleSpec

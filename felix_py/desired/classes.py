@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from felix_py.plan.marks import OVERFLOW
+from felix_py.desired.marks import OVERFLOW
 from policy.ir import ChainId
 
 

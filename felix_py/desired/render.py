@@ -4,17 +4,16 @@ The accept verdict is a mark, not ACCEPT, so that other people's rules still cou
 does ``-g FELIX-ALLOW``: a goto returns to the chain that *jumped* here last, so one rule both sets the mark and
 leaves the policy chain. The class chain then only asks whether the mark is set. A rule that passes does the same
 with ``-g FELIX-PASS`` and another bit, which only the chain of its tier looks at. A rule that denies some packets
-sends them to a chain of their own where drops are logged (:mod:`felix_py.plan.deny_log`).
+sends them to a chain of their own where drops are logged (:mod:`felix_py.desired.deny_log`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from felix_py.layout import INTERFACE_PREFIX, set_prefix
-from felix_py.plan.deny_log import DROP_ALL, DenyLog, Drop, DropKind, dropping
-from felix_py.plan.marks import LEAF_BITS, OVERFLOW, Marks
-from felix_py.plan.names import (
+from felix_py.desired.deny_log import DROP_ALL, DenyLog, Drop, DropKind, dropping
+from felix_py.desired.marks import LEAF_BITS, OVERFLOW, Marks
+from felix_py.desired.names import (
     SETS_LEAF,
     DenyChain,
     DispatchChain,
@@ -24,6 +23,7 @@ from felix_py.plan.names import (
     parse_chain_name,
     set_name,
 )
+from felix_py.layout import INTERFACE_PREFIX, set_prefix
 from felix_py.ruleset import model as m
 from felix_py.ruleset.model import RETURN, Goto, InSet, Jump, MarkIs, Match, Rules, RuleSpec
 from policy import ir
