@@ -70,6 +70,7 @@ class Reconciler:
         patience: float = 2.0,
         abandon: Callable[[], object] = lambda: None,
         everybodys: Callable[[Failures], bool] = leads_astray,
+        is_leaving: Callable[[Ref], bool] = lambda _ref: False,
         on_drift: Sequence[Callable[[Sequence[Drift]], None]] = (),
         on_applied: Sequence[Callable[[Failures], None]] = (),
     ) -> None:
@@ -78,12 +79,14 @@ class Reconciler:
 
         ``patience``: seconds that an apply under way may take to come to its end when this ends; ``abandon`` is
         called if it does not, and cuts it off. ``everybodys``: whether something that leads astray
-        is not only a matter of some endpoints, which wait for it themselves. ``on_applied`` are called after each
-        apply with what it could not write; ``on_drift`` before these, with what somebody else had changed and the
-        apply was to put right.
+        is not only a matter of some endpoints, which wait for it themselves. ``is_leaving``: whether an object is
+        being removed by us, so that it is nobody's doing that it is gone; any thread asks. ``on_applied`` are
+        called after each apply with what it could not write; ``on_drift`` before these, with what somebody else
+        had changed and the apply was to put right.
         """
         self._pending = pending
         self._everybodys = everybodys
+        self._is_leaving = is_leaving
         self._abandon = abandon
         self._patience = patience
         self._planner = planner
@@ -436,7 +439,7 @@ class Reconciler:
         self._metrics.restores.inc(report.transactions)
         self._metrics.writes.inc(report.writes)
         self._written += report.writes
-        self._note_drift(self._dataplane.take_drift())
+        self._note_drift([drift for drift in self._dataplane.take_drift() if not self._is_leaving(drift.ref)])
         return Failures(report.failures)
 
     def _read_kernel(self, look: Look, rules: RulesSnapshot | None) -> None:

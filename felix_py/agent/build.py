@@ -154,6 +154,7 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
         refresh_interval=config.refresh_interval,
         abandon=end_tools,
         everybodys=partial(concern_everybody, facts),
+        is_leaving=facts.is_leaving,
         on_drift=[revoker.mended] if revoker else [],
         on_applied=[host.look, *([revoker.applied] if revoker else []), refusals],
     )

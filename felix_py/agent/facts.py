@@ -21,7 +21,7 @@ from felix_py.desired.planner import Planner, learned_routes
 from felix_py.notices import NoticeKind
 from felix_py.observe import disputes
 from felix_py.records import Lease, NodeRecord, Route, endpoint_of
-from felix_py.refs import RouteRef
+from felix_py.refs import LinkRef, Ref, RouteRef
 from policy.change import Change
 from policy.compile import Engine
 from policy.ir import Delta
@@ -165,6 +165,17 @@ class Facts:
         self.held.leaving(lease)
         self._leaving.append(lease)
         self._changed()
+
+    def is_leaving(self, ref: Ref) -> bool:
+        """Whether this belongs to a pod whose interface is being deleted, which no plan knows yet.
+
+        Any thread may ask.
+        """
+        return any(
+            ref.name == lease.interface if isinstance(ref, LinkRef) else ref.destination in hosts_of(lease)
+            for lease in self._leaving
+            if isinstance(ref, LinkRef | RouteRef)
+        )
 
     def detach(self, lease: Lease) -> None:
         """A pod's interface goes away. One that never was attached is fine."""

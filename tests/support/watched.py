@@ -75,7 +75,9 @@ class WatchedNode:
         self.facts = ToldFacts("n1", families, changed=self.pending.note)
         planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         self.reconciler = Reconciler(
-            self.pending, planner, self.kernel, self.facts.collect, self.metrics, refresh_interval=self._refresh
+            *(self.pending, planner, self.kernel, self.facts.collect, self.metrics),
+            refresh_interval=self._refresh,
+            is_leaving=self.facts.is_leaving,
         )
         self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, _forget)
         self.facts.show_pods(self.network)

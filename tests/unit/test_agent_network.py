@@ -73,6 +73,7 @@ class Rig:
             self.metrics,
             refresh_interval=refresh,
             everybodys=partial(concern_everybody, self.facts),
+            is_leaving=self.facts.is_leaving,
             on_drift=on_drift,
             on_applied=on_applied,
         )

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 
 from felix_py import pending
 from felix_py.dataplane.protocols import EVERYTHING, Look
-from felix_py.records import NextHop, Route
-from felix_py.refs import KINDS, ChainRef, RouteRef
+from felix_py.records import Lease, NextHop, Route
+from felix_py.refs import KINDS, ChainRef, LinkRef, Ref, RouteRef
 from policy.model import Family, Pod
 from tests.support.waiting import until
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease
@@ -223,5 +223,44 @@ def test_trying_again_costs_nothing_when_nothing_failed() -> None:
         rig.kernel.failing.clear()
         rig.pending.retry()
         await until(lambda: RouteRef("10.1.7.0/24", 89) in rig.kernel.routes)
+
+    run(test)
+
+
+def test_what_a_del_deletes_while_an_apply_reads_the_kernel_is_nobodys_change() -> None:
+    """The apply has its plan already, and so still wants the route and the interface."""
+
+    async def test(rig: Rig) -> None:
+        load = rig.kernel.load
+        loop = asyncio.get_running_loop()
+        left: list[Lease] = []
+
+        async def leave() -> None:
+            rig.network.leaving(lease())
+            left.append(lease())
+
+        def deleted_meanwhile(*args: Any) -> None:
+            if not left:
+                asyncio.run_coroutine_threadsafe(leave(), loop).result(10)
+                take(rig, POD)
+            load(*args)
+
+        rig.kernel.load = deleted_meanwhile  # type: ignore[method-assign, assignment]
+        rig.pending.look(Look.ROUTES)
+        await until(lambda: bool(left))
+        await rig.reconciler.settled()
+        assert drift(rig) == {}
+        assert POD not in rig.kernel.routes
+
+    run(test)
+
+
+def test_what_is_leaving_is_the_pods_interface_and_its_routes_until_they_are_planned_away() -> None:
+    async def test(rig: Rig) -> None:
+        refs: tuple[Ref, ...] = (LinkRef(lease().interface), POD, OWN, LinkRef("felix9999999999"), FORWARD)
+        rig.network.leaving(lease())
+        assert [rig.facts.is_leaving(ref) for ref in refs] == [True, True, False, False, False]
+        await rig.reconciler.settled()
+        assert not any(rig.facts.is_leaving(ref) for ref in refs)
 
     run(test)
