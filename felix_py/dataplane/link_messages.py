@@ -1,4 +1,4 @@
-"""Links and their addresses as rtnetlink messages: packing and reading. No I/O.
+"""Links and their addresses as rtnetlink messages: packing and parsing. No I/O.
 
 Source: rtnetlink(7), the kernel's include/uapi/linux/{if_link,if_addr,rtnetlink}.h.
 """
@@ -9,7 +9,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from felix_py.dataplane.netlink import NLM_F_CREATE, NLM_F_REPLACE, attr, attributes, message
+from felix_py.dataplane.netlink import AF, NLM_F_CREATE, NLM_F_REPLACE, attr, attributes, message
 from policy.model import Family
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -25,15 +25,11 @@ _IFA_F_NODAD = 0x02
 IFINFO = struct.Struct("=BxHiII")
 IFADDR = struct.Struct("=BBBBI")
 U32 = struct.Struct("=I")
-AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What the kernel says of an interface; ``mac`` packed, ``alias`` as somebody has set it or empty.
-
-    ``master``: index of the bridge or the like that it is a port of, or 0.
-    """
+    """An interface. ``mac`` is packed; ``master``: index of the bridge or the like that it is a port of, or 0."""
 
     index: int
     flags: int
@@ -45,26 +41,22 @@ class Link:
 
     @property
     def up(self) -> bool:
-        """Whether it is set up (which says nothing about its carrier)."""
+        """Whether it is set up (IFF_UP), regardless of its carrier."""
         return bool(self.flags & IFF_UP)
 
 
 def read_link(body: memoryview) -> Link:
-    """An RTM_NEWLINK or RTM_DELLINK behind its message header.
+    """Parse the body of an RTM_NEWLINK or RTM_DELLINK.
 
     Raises:
-        struct.error: it is too short.
+        struct.error: the body is too short.
     """
     _family, _type, index, flags, _change = IFINFO.unpack_from(body)
     found = attributes(body[IFINFO.size :])
-    name = bytes(found.get(IFLA_IFNAME, b"")).rstrip(b"\0").decode(errors="replace")
-    alias = bytes(found.get(IFLA_IFALIAS, b"")).rstrip(b"\0").decode(errors="replace")
-    group, master = (_number(found.get(kind)) for kind in (IFLA_GROUP, IFLA_MASTER))
+    texts = (bytes(found.get(kind, b"")).rstrip(b"\0") for kind in (IFLA_IFNAME, IFLA_IFALIAS))
+    name, alias = (text.decode(errors="replace") for text in texts)
+    group, master = (U32.unpack(found[kind])[0] if kind in found else 0 for kind in (IFLA_GROUP, IFLA_MASTER))
     return Link(index, flags, name, bytes(found.get(IFLA_ADDRESS, b"")), alias, group, master)
-
-
-def _number(raw: memoryview | None) -> int:
-    return 0 if raw is None else U32.unpack(raw)[0]
 
 
 def get_link(name: str) -> bytes:
@@ -99,7 +91,7 @@ def group_attr(group: int) -> bytes:
 
 
 def no_master() -> bytes:
-    """IFLA_MASTER: out of whatever bridge or the like it is in."""
+    """IFLA_MASTER that removes the interface from a bridge or the like."""
     return attr(IFLA_MASTER, U32.pack(0))
 
 
@@ -114,12 +106,12 @@ def set_name(index: int, name: str) -> bytes:
 
 
 def alias_attr(text: str) -> bytes:
-    """IFLA_IFALIAS; an empty one takes the alias away."""
+    """IFLA_IFALIAS; an empty text removes the alias."""
     return attr(IFLA_IFALIAS, text.encode())
 
 
 def new_address(index: int, family: Family, address: str, length: int) -> bytes:
-    """RTM_NEWADDR for an address that is usable at once: nobody else can be on the link of a pod."""
+    """RTM_NEWADDR without duplicate address detection: no other host can be on the link of a pod."""
     raw = socket.inet_pton(AF[family], address)
     body = IFADDR.pack(AF[family], length, 0, 0, index) + attr(_IFA_LOCAL, raw) + attr(_IFA_ADDRESS, raw)
     if family is Family.V6:
@@ -128,15 +120,15 @@ def new_address(index: int, family: Family, address: str, length: int) -> bytes:
 
 
 def dump_addresses(family: Family, index: int = 0) -> bytes:
-    """RTM_GETADDR, of one interface or of all."""
+    """RTM_GETADDR for one interface, or for all (0)."""
     return message(RTM_GETADDR, 0, IFADDR.pack(AF[family], 0, 0, 0, index))
 
 
 def read_address(body: memoryview) -> tuple[int, str]:
-    """Interface index and address text of an RTM_NEWADDR or RTM_DELADDR behind its message header.
+    """Interface index and address text (may be empty) in the body of an RTM_NEWADDR or RTM_DELADDR.
 
     Raises:
-        struct.error: it is too short.
+        struct.error: the body is too short.
     """
     family, _, _, _, index = IFADDR.unpack_from(body)
     found = attributes(body[IFADDR.size :])

@@ -1,8 +1,8 @@
-"""Pod interfaces: a veth pair, made directly in its final namespaces, with all that the pod's end needs.
+"""Pod interfaces: veth pairs, created directly in their final namespaces, with addresses and routes of the pod's end.
 
 The pod's end gets its address as /32 (/128), so that nothing is on link, and a default route through a gateway
-that exists only as a permanent neighbour entry: the fixed MAC of the host end. No ARP and no neighbour discovery
-is needed on the way out, and none that is forged counts.
+that exists only as a permanent neighbour entry with the host end's fixed MAC. So outbound packets need no ARP or
+neighbour discovery, and forged answers have no effect.
 
 Source: rtnetlink(7), the kernel's include/uapi/linux/{if_link,rtnetlink,neighbour}.h.
 """
@@ -17,13 +17,11 @@ import struct
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TypeVar
 
-from felix_py.dataplane import host_ends, sysctl
+from felix_py.dataplane import host_ends, route_messages, sysctl
 from felix_py.dataplane.link_label import read_label
 from felix_py.dataplane.link_messages import (
-    AF,
     IFINFO,
     IFLA_GROUP,
     IFLA_LINKINFO,
@@ -47,13 +45,14 @@ from felix_py.dataplane.link_messages import (
     set_up,
 )
 from felix_py.dataplane.netlink import (
+    AF,
     NETLINK_ROUTE,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    Closing,
     Netlink,
     attr,
-    attributes,
     message,
     nested,
 )
@@ -76,7 +75,7 @@ _NEIGH = struct.Struct("=BxHiHBB")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 
 _DELETE_GROUP = 0xFE11C5
-"""Link group (``ip link … group``) into which interfaces go that are being deleted."""
+"""Link group (``ip link … group``) of interfaces that are being deleted."""
 
 
 class LinkError(Exception):
@@ -84,19 +83,19 @@ class LinkError(Exception):
 
 
 class LinkExists(LinkError):
-    """An interface of that name is there already, on the host or in the pod."""
+    """An interface of that name exists already, on the host or in the pod."""
 
 
 class NoNamespace(LinkError):
-    """The path is not that of a network namespace of a pod."""
+    """The path is not a pod's network namespace."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodLink:
     """A pod interface to make.
 
-    ``host`` and ``ifname`` are the names of its two ends, ``netns`` the path of the pod's namespace, ``mac`` that
-    of the pod's end; ``mtu`` is in bytes. ``label``: the host end's alias (:mod:`felix_py.dataplane.link_label`).
+    ``host`` and ``ifname`` are the names of its two ends, ``netns`` the path of the pod's namespace, ``mac`` the
+    MAC of the pod's end; ``mtu`` is in bytes. ``label``: the host end's alias (:mod:`felix_py.dataplane.link_label`).
     """
 
     host: str
@@ -110,9 +109,9 @@ class PodLink:
 
 @dataclass(frozen=True, slots=True)
 class HostEnd:
-    """A host end of a pod interface that is there: ``lease`` is what its label says, None where it has none.
+    """An existing host end of a pod interface. ``lease``: the one in its label, None without a label.
 
-    ``routed``: a route of ours to a pod goes through it. ``up``: it is set up, which comes last, with the label.
+    ``routed``: a route of ours to a pod goes through it. ``up``: it is set up, which is done last, with the label.
     """
 
     index: int
@@ -122,36 +121,27 @@ class HostEnd:
     up: bool = True
 
 
-class Links:
-    """Makes, checks and deletes pod interfaces of the network namespace it was created in.
+class Links(Closing):
+    """Creates, checks and deletes pod interfaces of the network namespace it was made in.
 
-    Usable as a context manager. One thread at a time, and one that stays in that namespace.
+    One thread at a time, and one that stays in that namespace.
     """
 
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_ROUTE)
 
-    def __enter__(self) -> Links:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Close the socket; closing twice is fine."""
         self._netlink.close()
 
     def exists(self, host: str) -> bool:
-        """Whether the host end is there."""
+        """Whether the host end exists."""
         return self._index(host) is not None
 
     def create(self, link: PodLink) -> None:
-        """Make the pair, both ends up and configured.
+        """Create the pair, both ends up and configured.
 
         Raises:
-            LinkExists, NoNamespace, LinkError: nothing was made, or it was removed again.
+            LinkExists, NoNamespace, LinkError: nothing was created, or it was removed again.
         """
         namespace = _open_namespace(link.netns)
         try:
@@ -168,10 +158,10 @@ class Links:
             os.close(namespace)
 
     def delete(self, hosts: Collection[str]) -> None:
-        """Remove host ends, and with them the pods' ends. Those that are gone already are fine.
+        """Delete host ends, and with them the pods' ends. Missing ones are ignored.
 
-        The kernel waits some 16 ms for packets under way, and as long again where an end has an IPv6 address;
-        once for one link or for a whole group of them.
+        The kernel waits some 16 ms for packets in flight, and as long again if an end has an IPv6 address; once
+        for one link or for a whole group.
 
         Raises:
             LinkError: the kernel refused.
@@ -190,7 +180,7 @@ class Links:
                 raise LinkError(f"cannot delete {', '.join(hosts)}: {error}")
 
     def host_ends(self) -> list[HostEnd]:
-        """All host ends of pods: what is named as ours are, and what has a label of ours under another name.
+        """All host ends of pods: interfaces named like ours, and those of other names with a label of ours.
 
         Raises:
             OSError: the kernel does not answer.
@@ -209,10 +199,10 @@ class Links:
         Raises:
             OSError: the kernel refused.
         """
-        _carry_out(self._netlink, [message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + alias_attr(text))])
+        self._netlink.carry_out([message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + alias_attr(text))])
 
     def rename(self, index: int, name: str) -> None:
-        """Give an interface its name back; it goes down for a moment where the kernel wants that.
+        """Rename an interface; it goes down for a moment if the kernel requires that.
 
         Raises:
             OSError: the kernel refused.
@@ -223,17 +213,15 @@ class Links:
         """Indexes of the interfaces that routes to pods go through."""
         routed: set[int] = set()
         for family in Family:
-            request = _ROUTE.pack(AF[family], 0, 0, 0, _RT_TABLE_MAIN, ROUTE_PROTOCOL_PODS, 0, 0, 0)
-            for answer in self._netlink.dump(message(_RTM_GETROUTE, 0, request)):
-                oif = attributes(answer[_ROUTE.size :]).get(_RTA_OIF)
-                if oif is not None and answer[5] == ROUTE_PROTOCOL_PODS:
-                    routed.add(U32.unpack(oif)[0])
+            for answer in self._netlink.dump(route_messages.dump(family, ROUTE_PROTOCOL_PODS)):
+                if route_messages.protocol_of(answer) == ROUTE_PROTOCOL_PODS:
+                    routed |= route_messages.interfaces(answer)
         return routed
 
     def check(self, link: PodLink, default_routes: Collection[Family]) -> list[str]:
-        """What is missing: an end, an address, or the default route of one of the given families.
+        """Texts about a missing or down end, missing addresses, and missing default routes of ``default_routes``.
 
-        More than was made is fine, and so is another MAC or MTU: chained plugins change them.
+        Additional addresses, and another MAC or MTU, are fine: chained plugins change them.
         """
         problems = []
         state = self._state(link.host)
@@ -257,7 +245,7 @@ class Links:
         return found.index if found else None
 
     def _state(self, name: str) -> bool | None:
-        """Whether the interface is up; None when there is none."""
+        """Whether the interface is up; None if it does not exist."""
         found = _get_link(self._netlink, name)
         return found.up if found else None
 
@@ -275,12 +263,12 @@ def random_mac() -> str:
 
 
 def inside(namespace: int, function: Callable[[], T]) -> T:
-    """Call ``function`` in the network namespace of a file descriptor, in a thread that ends with it.
+    """Call ``function`` in the network namespace of a file descriptor, in a thread that ends afterwards.
 
-    A thread that came back could be stuck in the pod's namespace, should coming back fail; one that ends cannot.
+    A thread that had to return from the pod's namespace could get stuck there; one that ends cannot.
 
     Raises:
-        OSError: the namespace cannot be entered. Also whatever ``function`` raises.
+        OSError: the namespace cannot be entered. Also what ``function`` raises.
     """
     result: list[T] = []
     failure: list[BaseException] = []
@@ -312,7 +300,7 @@ def _setns(namespace: int) -> None:
 
 
 def _open_namespace(path: str) -> int:
-    """A file descriptor of a network namespace that is not our own."""
+    """Open a network namespace other than our own."""
     try:
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
@@ -342,8 +330,7 @@ def _new_pair(link: PodLink, namespace: int) -> bytes:
     )
     info = nested(IFLA_LINKINFO, attr(_IFLA_INFO_KIND, b"veth\0"), nested(_IFLA_INFO_DATA, peer))
     head = name_attr(link.host) + mac_attr(host_ends.MAC) + group_attr(LINK_GROUP) + mtu
-    body = IFINFO.pack(0, 0, 0, 0, 0) + head + info
-    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, IFINFO.pack(0, 0, 0, 0, 0) + head + info)
 
 
 def _refused(link: PodLink, error: OSError) -> LinkError:
@@ -354,14 +341,7 @@ def _refused(link: PodLink, error: OSError) -> LinkError:
     return LinkError(f"cannot make {link.ifname} in {link.netns}: {error}")
 
 
-def _carry_out(netlink: Netlink, requests: list[bytes]) -> None:
-    for error in netlink.request(requests):
-        if error is not None:
-            raise error
-
-
 def _get_link(netlink: Netlink, name: str) -> Link | None:
-    """An interface, or None."""
     try:
         return read_link(netlink.get(get_link(name)))
     except OSError as error:
@@ -394,7 +374,7 @@ def _configure_pod_end(link: PodLink) -> None:
                 message(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route),
             ]
         try:
-            _carry_out(netlink, requests)
+            netlink.carry_out(requests)
         except FileExistsError:
             raise OSError(
                 errno.EEXIST, "the pod has a default route already, and felix-py makes a pod's only interface"
@@ -423,8 +403,6 @@ def _addresses(netlink: Netlink, family: Family, index: int) -> set[str]:
 
 def _has_default_route(netlink: Netlink, family: Family, index: int) -> bool:
     request = _ROUTE.pack(AF[family], 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0) + attr(_RTA_OIF, U32.pack(index))
-    for answer in netlink.dump(message(_RTM_GETROUTE, 0, request)):
-        length, kind = answer[1], answer[7]
-        if length == 0 and kind == _RTN_UNICAST:
-            return True
-    return False
+    # Bytes 1 and 7 of struct rtmsg: prefix length and type.
+    answers = netlink.dump(message(_RTM_GETROUTE, 0, request))
+    return any(answer[1] == 0 and answer[7] == _RTN_UNICAST for answer in answers)

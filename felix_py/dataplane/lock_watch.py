@@ -22,13 +22,7 @@ _AT_FDCWD = -100
 _EVENT = struct.Struct("=IBBHQii")
 _BUFFER = 64 * _EVENT.size
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.fanotify_mark.argtypes = (
-    ctypes.c_int,
-    ctypes.c_uint,
-    ctypes.c_uint64,
-    ctypes.c_int,
-    ctypes.c_char_p,
-)
+_libc.fanotify_mark.argtypes = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
 
 
 class LockWatch:
