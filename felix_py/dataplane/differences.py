@@ -74,7 +74,6 @@ def _altered(rules: Sequence[Rule]) -> list[str]:
 
 
 def _counted(wanted: Sequence[Rule], actual: Sequence[Rule]) -> list[str]:
-    """Missing and surplus rules, regardless of order."""
     counted = (_less(wanted, actual), "missing"), (_less(actual, wanted), "too many")
     return [f"{_some(rules)} {word}" for rules, word in counted if rules]
 

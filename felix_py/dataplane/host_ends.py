@@ -77,12 +77,13 @@ def rename(netlink: Netlink, index: int, name: str) -> None:
     Raises:
         OSError: the kernel refused.
     """
+    renaming = messages.change(index, messages.name_attr(name))
     try:
-        netlink.carry_out([messages.set_name(index, name)])
+        netlink.carry_out([renaming])
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        netlink.carry_out([messages.set_down(index), messages.set_name(index, name), messages.set_up(index)])
+        netlink.carry_out([messages.set_down(index), renaming, messages.set_up(index)])
 
 
 def _sysctl(family: Family, name: str, setting: str) -> str:

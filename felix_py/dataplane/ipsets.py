@@ -136,9 +136,9 @@ class IPSets(Part):
                 known.members.dismiss_all()
             known.doomed = False
         elif before != spec:
-            self._respecify(name, known, before)
+            self._respecify(name, known)
 
-    def _respecify(self, name: str, known: _Set, before: SetSpec) -> None:
+    def _respecify(self, name: str, known: _Set) -> None:
         texts = {members.decode(key): value >> 32 for key, value in known.members.desired.items()}
         texts |= {text: mark for text, (mark, _) in known.rejected.items()}
         known.members.release()
@@ -305,7 +305,6 @@ class IPSets(Part):
         known.load(Shape.of(spec), {})
 
     def _remake(self, name: str, known: _Set) -> int:
-        """Give a set its wanted shape."""
         if known.right or known.spec is None or known.shape is None:
             return 0
         self._replace(name, known, known.spec)

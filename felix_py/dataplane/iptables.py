@@ -115,7 +115,6 @@ class Iptables(Part):
             self._chains.desire(place, rendered)
 
     def _hook(self, hook: Hook, wanted: bool) -> None:
-        """Note whether a built-in chain must have a rule of ours."""
         place = (hook.table, hook.chain)
         self._rejected.pop(hook, None)
         try:
@@ -135,8 +134,8 @@ class Iptables(Part):
             doomed.add(rule.hash)
 
     def hold(self, base: Update) -> Update:
-        """Want what was found, or the base where it names a chain or hook, unless another version or other settings
-        of ours have made the rules found.
+        """Want what was found, or the base where it names a chain or hook, unless the rules found were made by
+        another version or other settings of ours.
 
         Rules of others in our chains are not held. The chain of a class is never empty, so one that somebody has
         flushed drops all packets rather than letting all through.
@@ -344,7 +343,6 @@ class Iptables(Part):
         return changes
 
     def _settled(self, place: Place) -> None:
-        """Note that our rules in a built-in chain are right."""
         self._dirty_hooks.discard(place)
         self._doomed_hooks.pop(place, None)
 

@@ -98,7 +98,6 @@ def in_dependency_order(changes: Sequence[Change]) -> list[Change]:
 
 
 def _targets(rules: Iterable[Rule]) -> set[str]:
-    """Chains and other targets that rules jump or go to."""
     return {rule.leads_to for rule in rules}
 
 

@@ -17,16 +17,9 @@ from felix_py.dataplane import link_messages, route_messages
 from felix_py.dataplane.host_ends import MAC, SYSCTLS
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
 from felix_py.dataplane.link_messages import RTM_NEWADDR, RTM_NEWLINK, Link, read_address, read_link
-from felix_py.dataplane.netlink import NLM_F_REPLACE, attributes
+from felix_py.dataplane.netlink import NLM_F_REPLACE, attributes, messages
 from felix_py.dataplane.protocols import Look
-from felix_py.dataplane.route_messages import (
-    PROTOCOLS,
-    RTM_DELROUTE,
-    RTM_NEWROUTE,
-    TABLE_MAIN,
-    Destination,
-    read_event,
-)
+from felix_py.dataplane.route_messages import PROTOCOLS, RTM_DELROUTE, RTM_NEWROUTE, TABLE_MAIN, Destination
 from felix_py.layout import CHAIN_PREFIX, INTERFACE_PREFIX, LINK_GROUP
 from policy.model import Family
 
@@ -120,14 +113,9 @@ class HostEvents:
 
     def _datagram(self, data: memoryview) -> Hint:
         hint = _NO_MATTER
-        offset, end = 0, len(data)
         try:
-            while offset + _HEADER.size <= end:
-                length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
-                if length < _HEADER.size:
-                    return LOST
-                hint |= self._one(kind, data[offset + _HEADER.size : offset + length])
-                offset += (length + 3) & ~3
+            for kind, body in messages(data):
+                hint |= self._one(kind, body)
         except (struct.error, ValueError, IndexError, OSError):
             return LOST
         return hint
@@ -179,7 +167,7 @@ class HostEvents:
         return _ROUTES
 
     def _route(self, body: memoryview) -> Hint:
-        seen = read_event(body)
+        seen = route_messages.read_event(body)
         if seen.protocol not in PROTOCOLS:
             return _ROUTES if self._wants_route(seen.destination) else _NO_MATTER
         known = self._links.get(seen.interface, _UNKNOWN)

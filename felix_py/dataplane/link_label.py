@@ -4,9 +4,10 @@ The alias lives exactly as long as the interface, on no disk. So when the addres
 than the interfaces, the labels tell which pod holds which address.
 
 Text: ``felix-py NAMESPACE/POD V4 V6 IFNAME NETWORK CONTAINER UID CREATED CHECK``, with ``-`` for an absent
-field and ``.`` for the default interface and network name. The kernel takes 255 bytes (IFALIASZ), so
-container and uid, mostly long hexadecimal numbers, are packed; if still too long, the IPv6 address is packed as
-well, and then the uid left out. CREATED are microseconds since the epoch, hexadecimal; CHECK is the CRC-32 of all before it.
+field and ``.`` for the default interface and network name. The kernel takes 255 bytes (IFALIASZ), so container
+and uid, mostly long hexadecimal numbers, are packed; if the text is still too long, so is the IPv6 address, and
+then the uid is left out. CREATED is in microseconds since the epoch, hexadecimal; CHECK is the CRC-32 of the
+text before it.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _addresses(v4: str, v6: str) -> dict[Family, str]:
 
 
 def _pack(text: str) -> str:
-    """A UUID in 23 characters, 64 hexadecimal digits in 44, other text unpacked; the first character tells which."""
+    """A UUID in 23 characters, 64 hexadecimal digits in 44, or other text as it is, by its first character."""
     if _UUID.fullmatch(text):
         return "@" + _base64(text.replace("-", ""))
     if _HEX.fullmatch(text):

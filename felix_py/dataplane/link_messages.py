@@ -9,7 +9,16 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from felix_py.dataplane.netlink import AF, NLM_F_CREATE, NLM_F_REPLACE, attr, attributes, message
+from felix_py.dataplane.netlink import (
+    AF,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    attr,
+    attributes,
+    message,
+    nested,
+)
 from policy.model import Family
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -17,13 +26,17 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
 IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 26, 27, 28
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
 IFF_UP = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 0x02
 
+_RTM_NEWNEIGH, _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 28, 1, 2, 0x80
+
 IFINFO = struct.Struct("=BxHiII")
 IFADDR = struct.Struct("=BBBBI")
+_NEIGH = struct.Struct("=BxxxiHBB")
 U32 = struct.Struct("=I")
 
 
@@ -59,20 +72,40 @@ def read_link(body: memoryview) -> Link:
     return Link(index, flags, name, bytes(found.get(IFLA_ADDRESS, b"")), alias, group, master)
 
 
+def _link(kind: int, index: int, attrs: bytes, flags: int = 0, mask: int = 0) -> bytes:
+    return message(kind, 0, IFINFO.pack(0, 0, index, flags, mask) + attrs)
+
+
 def get_link(name: str) -> bytes:
     """RTM_GETLINK for one interface."""
-    return message(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + name_attr(name))
+    return _link(RTM_GETLINK, 0, name_attr(name))
 
 
 def dump_links() -> bytes:
     """RTM_GETLINK for all interfaces, without their statistics."""
-    mask = attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS))
-    return message(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + mask)
+    return _link(RTM_GETLINK, 0, attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS)))
+
+
+def new_veth(host: bytes, peer: bytes) -> bytes:
+    """RTM_NEWLINK for a veth pair with the attributes of its two ends."""
+    data = nested(_IFLA_INFO_DATA, attr(_VETH_INFO_PEER, IFINFO.pack(0, 0, 0, 0, 0) + peer))
+    info = nested(IFLA_LINKINFO, attr(_IFLA_INFO_KIND, b"veth\0"), data)
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, IFINFO.pack(0, 0, 0, 0, 0) + host + info)
+
+
+def delete_link(index: int, attrs: bytes = b"") -> bytes:
+    """RTM_DELLINK for one interface, or (index 0) for those of a group."""
+    return _link(RTM_DELLINK, index, attrs)
+
+
+def change(index: int, attrs: bytes) -> bytes:
+    """RTM_SETLINK: give an interface attributes."""
+    return _link(RTM_SETLINK, index, attrs)
 
 
 def set_up(index: int, *attrs: bytes) -> bytes:
     """RTM_SETLINK: set an interface up, with further attributes."""
-    return message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, IFF_UP, IFF_UP) + b"".join(attrs))
+    return _link(RTM_SETLINK, index, b"".join(attrs), IFF_UP, IFF_UP)
 
 
 def name_attr(name: str) -> bytes:
@@ -83,6 +116,16 @@ def name_attr(name: str) -> bytes:
 def mac_attr(mac: bytes) -> bytes:
     """IFLA_ADDRESS."""
     return attr(IFLA_ADDRESS, mac)
+
+
+def mtu_attr(mtu: int) -> bytes:
+    """IFLA_MTU, in bytes."""
+    return attr(IFLA_MTU, U32.pack(mtu))
+
+
+def namespace_attr(namespace: int) -> bytes:
+    """IFLA_NET_NS_FD: the file descriptor of a network namespace."""
+    return attr(IFLA_NET_NS_FD, U32.pack(namespace))
 
 
 def group_attr(group: int) -> bytes:
@@ -97,12 +140,7 @@ def no_master() -> bytes:
 
 def set_down(index: int) -> bytes:
     """RTM_SETLINK: set an interface down."""
-    return message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, IFF_UP))
-
-
-def set_name(index: int, name: str) -> bytes:
-    """RTM_SETLINK: rename an interface."""
-    return message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + name_attr(name))
+    return _link(RTM_SETLINK, index, b"", 0, IFF_UP)
 
 
 def alias_attr(text: str) -> bytes:
@@ -117,6 +155,13 @@ def new_address(index: int, family: Family, address: str, length: int) -> bytes:
     if family is Family.V6:
         body += attr(_IFA_FLAGS, U32.pack(_IFA_F_NODAD))
     return message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def new_neighbour(index: int, family: Family, address: str, mac: bytes) -> bytes:
+    """RTM_NEWNEIGH for a permanent neighbour entry."""
+    head = _NEIGH.pack(AF[family], index, _NUD_PERMANENT, 0, 0)
+    body = head + attr(_NDA_DST, socket.inet_pton(AF[family], address)) + attr(_NDA_LLADDR, mac)
+    return message(_RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 def dump_addresses(family: Family, index: int = 0) -> bytes:

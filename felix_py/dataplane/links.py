@@ -1,4 +1,4 @@
-"""Pod interfaces: veth pairs, created directly in their final namespaces, with addresses and routes of the pod's end.
+"""Pod interfaces: veth pairs, created in their final namespaces, with addresses and routes of the pod's end.
 
 The pod's end gets its address as /32 (/128), so that nothing is on link, and a default route through a gateway
 that exists only as a permanent neighbour entry with the host end's fixed MAC. So outbound packets need no ARP or
@@ -12,68 +12,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import socket
-import struct
-import threading
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 from felix_py.dataplane import host_ends, route_messages, sysctl
+from felix_py.dataplane import link_messages as messages
 from felix_py.dataplane.link_label import read_label
-from felix_py.dataplane.link_messages import (
-    IFINFO,
-    IFLA_GROUP,
-    IFLA_LINKINFO,
-    IFLA_MTU,
-    IFLA_NET_NS_FD,
-    RTM_DELLINK,
-    RTM_NEWLINK,
-    RTM_SETLINK,
-    U32,
-    Link,
-    alias_attr,
-    dump_addresses,
-    dump_links,
-    get_link,
-    group_attr,
-    mac_attr,
-    name_attr,
-    new_address,
-    read_address,
-    read_link,
-    set_up,
-)
-from felix_py.dataplane.netlink import (
-    AF,
-    NETLINK_ROUTE,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    Closing,
-    Netlink,
-    attr,
-    message,
-    nested,
-)
+from felix_py.dataplane.netlink import NETLINK_ROUTE, Closing, Netlink
 from felix_py.layout import GATEWAY, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
 from felix_py.records import Lease
 from policy.model import Family
 
 T = TypeVar("T")
 
-_RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
-_RTM_NEWNEIGH = 28
-
-_IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
-_NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
-_RTNH_F_ONLINK = 4
-_RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
-
-_NEIGH = struct.Struct("=BxHiHBB")
-_ROUTE = struct.Struct("=BBBBBBBBI")
-
+_RTN_UNICAST = 1
 _DELETE_GROUP = 0xFE11C5
 """Link group (``ip link … group``) of interfaces that are being deleted."""
 
@@ -95,7 +49,7 @@ class PodLink:
     """A pod interface to make.
 
     ``host`` and ``ifname`` are the names of its two ends, ``netns`` the path of the pod's namespace, ``mac`` the
-    MAC of the pod's end; ``mtu`` is in bytes. ``label``: the host end's alias (:mod:`felix_py.dataplane.link_label`).
+    MAC of the pod's end; ``mtu`` is in bytes. ``label``: the host end's alias (:mod:`.link_label`).
     """
 
     host: str
@@ -111,7 +65,7 @@ class PodLink:
 class HostEnd:
     """An existing host end of a pod interface. ``lease``: the one in its label, None without a label.
 
-    ``routed``: a route of ours to a pod goes through it. ``up``: it is set up, which is done last, with the label.
+    ``routed``: a route of ours to a pod goes through it. ``up``: it is set up: done last, with the label.
     """
 
     index: int
@@ -170,11 +124,10 @@ class Links(Closing):
         if not present:
             return
         if len(present) == 1:
-            requests = [message(RTM_DELLINK, 0, IFINFO.pack(0, 0, present[0], 0, 0))]
+            requests = [messages.delete_link(present[0])]
         else:
-            group = attr(IFLA_GROUP, U32.pack(_DELETE_GROUP))
-            requests = [message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + group) for index in present]
-            requests.append(message(RTM_DELLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + group))
+            group = messages.group_attr(_DELETE_GROUP)
+            requests = [*(messages.change(index, group) for index in present), messages.delete_link(0, group)]
         for error in self._netlink.request(requests):
             if error is not None and error.errno != errno.ENODEV:
                 raise LinkError(f"cannot delete {', '.join(hosts)}: {error}")
@@ -187,7 +140,7 @@ class Links(Closing):
         """
         routed = self._routed()
         found = []
-        for link in map(read_link, self._netlink.dump(dump_links())):
+        for link in map(messages.read_link, self._netlink.dump(messages.dump_links())):
             lease = read_label(link.alias)
             if lease is not None or is_interface_name(link.name):
                 found.append(HostEnd(link.index, link.name, lease, link.index in routed, link.up))
@@ -199,7 +152,7 @@ class Links(Closing):
         Raises:
             OSError: the kernel refused.
         """
-        self._netlink.carry_out([message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + alias_attr(text))])
+        self._netlink.carry_out([messages.change(index, messages.alias_attr(text))])
 
     def rename(self, index: int, name: str) -> None:
         """Rename an interface; it goes down for a moment if the kernel requires that.
@@ -223,12 +176,10 @@ class Links(Closing):
 
         Additional addresses, and another MAC or MTU, are fine: chained plugins change them.
         """
-        problems = []
-        state = self._state(link.host)
-        if state is None:
+        found = _get_link(self._netlink, link.host)
+        if found is None:
             return [f"interface {link.host} is missing on the host"]
-        if not state:
-            problems.append(f"interface {link.host} is down")
+        problems = [] if found.up else [f"interface {link.host} is down"]
         try:
             namespace = _open_namespace(link.netns)
         except NoNamespace as error:
@@ -243,11 +194,6 @@ class Links(Closing):
     def _index(self, name: str) -> int | None:
         found = _get_link(self._netlink, name)
         return found.index if found else None
-
-    def _state(self, name: str) -> bool | None:
-        """Whether the interface is up; None if it does not exist."""
-        found = _get_link(self._netlink, name)
-        return found.up if found else None
 
     def _configure_host_end(self, link: PodLink) -> None:
         index = self._index(link.host)
@@ -270,22 +216,13 @@ def inside(namespace: int, function: Callable[[], T]) -> T:
     Raises:
         OSError: the namespace cannot be entered. Also what ``function`` raises.
     """
-    result: list[T] = []
-    failure: list[BaseException] = []
 
-    def enter() -> None:
-        try:
-            _setns(namespace)
-            result.append(function())
-        except BaseException as error:
-            failure.append(error)
+    def enter() -> T:
+        _setns(namespace)
+        return function()
 
-    thread = threading.Thread(target=enter, name="netns")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+    with ThreadPoolExecutor(1, "netns") as thread:
+        return thread.submit(enter).result()
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -318,19 +255,12 @@ def _open_namespace(path: str) -> int:
 
 
 def _new_pair(link: PodLink, namespace: int) -> bytes:
-    mtu = attr(IFLA_MTU, U32.pack(link.mtu))
-    mac = bytes.fromhex(link.mac.replace(":", ""))
-    peer = attr(
-        _VETH_INFO_PEER,
-        IFINFO.pack(0, 0, 0, 0, 0)
-        + name_attr(link.ifname)
-        + mac_attr(mac)
-        + mtu
-        + attr(IFLA_NET_NS_FD, U32.pack(namespace)),
+    mtu, mac = messages.mtu_attr(link.mtu), messages.mac_attr(bytes.fromhex(link.mac.replace(":", "")))
+    peer = messages.name_attr(link.ifname) + mac + mtu + messages.namespace_attr(namespace)
+    host = (
+        messages.name_attr(link.host) + messages.mac_attr(host_ends.MAC) + messages.group_attr(LINK_GROUP) + mtu
     )
-    info = nested(IFLA_LINKINFO, attr(_IFLA_INFO_KIND, b"veth\0"), nested(_IFLA_INFO_DATA, peer))
-    head = name_attr(link.host) + mac_attr(host_ends.MAC) + group_attr(LINK_GROUP) + mtu
-    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, IFINFO.pack(0, 0, 0, 0, 0) + head + info)
+    return messages.new_veth(host, peer)
 
 
 def _refused(link: PodLink, error: OSError) -> LinkError:
@@ -341,9 +271,9 @@ def _refused(link: PodLink, error: OSError) -> LinkError:
     return LinkError(f"cannot make {link.ifname} in {link.netns}: {error}")
 
 
-def _get_link(netlink: Netlink, name: str) -> Link | None:
+def _get_link(netlink: Netlink, name: str) -> messages.Link | None:
     try:
-        return read_link(netlink.get(get_link(name)))
+        return messages.read_link(netlink.get(messages.get_link(name)))
     except OSError as error:
         if error.errno == errno.ENODEV:
             return None
@@ -359,26 +289,18 @@ def _configure_pod_end(link: PodLink) -> None:
         if found is None:
             raise OSError(errno.ENODEV, f"{link.ifname} vanished")
         index = found.index
-        requests = [set_up(index)]
+        requests = [messages.set_up(index)]
         for family, address in link.addresses.items():
-            gateway = socket.inet_pton(AF[family], GATEWAY[family])
-            neighbour = _NEIGH.pack(AF[family], 0, index, _NUD_PERMANENT, 0, 0)
-            neighbour += attr(_NDA_DST, gateway) + attr(_NDA_LLADDR, host_ends.MAC)
-            route = _ROUTE.pack(
-                AF[family], 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, _RTNH_F_ONLINK
-            )
-            route += attr(_RTA_GATEWAY, gateway) + attr(_RTA_OIF, U32.pack(index))
             requests += [
-                new_address(index, family, address, family.bits),
-                message(_RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, neighbour),
-                message(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route),
+                messages.new_address(index, family, address, family.bits),
+                messages.new_neighbour(index, family, GATEWAY[family], host_ends.MAC),
+                route_messages.new_default(family, GATEWAY[family], index),
             ]
         try:
             netlink.carry_out(requests)
         except FileExistsError:
-            raise OSError(
-                errno.EEXIST, "the pod has a default route already, and felix-py makes a pod's only interface"
-            ) from None
+            text = "the pod has a default route already, and felix-py makes a pod's only interface"
+            raise OSError(errno.EEXIST, text) from None
 
 
 def _check_pod_end(link: PodLink, default_routes: Collection[Family]) -> list[str]:
@@ -397,12 +319,11 @@ def _check_pod_end(link: PodLink, default_routes: Collection[Family]) -> list[st
 
 
 def _addresses(netlink: Netlink, family: Family, index: int) -> set[str]:
-    answers = netlink.dump(dump_addresses(family, index))
-    return {address for _, address in map(read_address, answers) if address}
+    answers = netlink.dump(messages.dump_addresses(family, index))
+    return {address for _, address in map(messages.read_address, answers) if address}
 
 
 def _has_default_route(netlink: Netlink, family: Family, index: int) -> bool:
-    request = _ROUTE.pack(AF[family], 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0) + attr(_RTA_OIF, U32.pack(index))
-    # Bytes 1 and 7 of struct rtmsg: prefix length and type.
-    answers = netlink.dump(message(_RTM_GETROUTE, 0, request))
-    return any(answer[1] == 0 and answer[7] == _RTN_UNICAST for answer in answers)
+    answers = netlink.dump(route_messages.dump_table(family, route_messages.TABLE_MAIN))
+    through = (answer for answer in answers if index in route_messages.interfaces(answer))
+    return any(answer[1] == 0 and answer[7] == _RTN_UNICAST for answer in through)  # rtm_dst_len, rtm_type

@@ -79,6 +79,21 @@ def message(kind: int, flags: int, body: bytes) -> bytes:
     return _HEADER.pack(16 + len(body), kind, flags | NLM_F_REQUEST, 0, 0) + body
 
 
+def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Type and body (what follows the message header) of each message in a datagram.
+
+    Raises:
+        ValueError: a message is shorter than its header.
+    """
+    offset = 0
+    while offset + _HEADER.size <= len(datagram):
+        length, kind, _, _, _ = _HEADER.unpack_from(datagram, offset)
+        if length < _HEADER.size:
+            raise ValueError("a netlink message that is shorter than its header")
+        yield kind, datagram[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
 def attributes(data: memoryview) -> dict[int, memoryview]:
     """Attributes by type, without their flag bits; the last one of a repeated type."""
     found: dict[int, memoryview] = {}
@@ -131,7 +146,6 @@ class Netlink(Closing):
         self._view = memoryview(self._buffer)
 
     def close(self) -> None:
-        """Close the socket; closing twice is fine."""
         self._socket.close()
 
     @property

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from felix_py.dataplane.netlink import AF, attr, attributes, message
+from felix_py.dataplane.netlink import AF, NLM_F_CREATE, NLM_F_EXCL, attr, attributes, message
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import NextHop, Route, RouteKind
 from felix_py.refs import RouteRef
@@ -25,6 +25,7 @@ _KINDS = {RouteKind.UNICAST: 1, RouteKind.BLACKHOLE: 6}
 _ONLINK = 4
 _DEAD = 1
 _UNICAST = 1
+_STATIC = 4
 _VIA = 18
 _FIB_MATCH = 0x2000
 _METRIC = {Family.V4: 0, Family.V6: 1024}
@@ -130,6 +131,13 @@ def new(route: Packed, flags: int) -> bytes:
     elif route.hops:
         parts.append(attr(_MULTIPATH, b"".join(map(_path, route.hops))))
     return message(RTM_NEWROUTE, flags, b"".join(parts))
+
+
+def new_default(family: Family, gateway: str, interface: int) -> bytes:
+    """RTM_NEWROUTE for a static default route through an ``onlink`` gateway; EEXIST if there is one."""
+    head = _RTMSG.pack(AF[family], 0, 0, 0, TABLE_MAIN, _STATIC, _SCOPE_UNIVERSE, _UNICAST, _ONLINK)
+    hop = _hop(socket.inet_pton(AF[family], gateway), interface)
+    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, head + hop)
 
 
 def delete(destination: Destination, protocol: int) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -180,7 +180,8 @@ class Routes(Part):
         refused = self._carry_out(todo, failures)
         if refused:
             # These destinations were free when the routes were read last: is the new route ours or foreign?
-            if fresh := {place for place in refused if not self._is_taken(place)}:
+            known = {place for place, failure in self._stuck.items() if _TAKEN in failure.reason}
+            if fresh := refused - known:
                 self.load()
                 due |= self._due()
             again = [w for w in self._plan(due, failures) if w.replace and w.place in refused]
@@ -194,13 +195,10 @@ class Routes(Part):
             self._stuck.pop(place, None)
         self._stuck |= failures  # last in turn
         written = sum(write.place not in self._delta.pending for write in todo)
-        own, learned = _by_protocol(self._stuck)
-        refused_ones = bounded((*self._refused.values(), *learned), RoutesRef())
-        return Report(writes=written, failures=(*own, *refused_ones))
-
-    def _is_taken(self, place: _Place) -> bool:
-        """Whether a foreign route is known to have this destination."""
-        return place in self._stuck and _TAKEN in self._stuck[place].reason
+        own = [failure for (_, protocol), failure in self._stuck.items() if protocol == ROUTE_PROTOCOL_PODS]
+        learned = [failure for (_, protocol), failure in self._stuck.items() if protocol != ROUTE_PROTOCOL_PODS]
+        others = bounded((*self._refused.values(), *learned), RoutesRef())
+        return Report(writes=written, failures=(*own, *others))
 
     def _due(self) -> set[_Place]:
         """The places to write now: all new ones, and the next of those that were refused."""
@@ -256,7 +254,6 @@ class Routes(Part):
         )
 
     def _foreign(self, destination: Destination) -> str:
-        """Text about a destination that is taken."""
         try:
             found = messages.read(self._netlink.get(messages.match(destination)))
         except OSError:
@@ -281,12 +278,6 @@ def _resolver() -> Callable[[str], int]:
         return known[name]
 
     return resolve
-
-
-def _by_protocol(failures: Mapping[_Place, Failure]) -> tuple[list[Failure], list[Failure]]:
-    """Failures of routes to this node's pods, and of learned routes."""
-    own = [failure for (_, protocol), failure in failures.items() if protocol == ROUTE_PROTOCOL_PODS]
-    return own, [failure for (_, protocol), failure in failures.items() if protocol != ROUTE_PROTOCOL_PODS]
 
 
 def _ref(place: _Place) -> RouteRef:
