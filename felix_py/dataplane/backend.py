@@ -36,7 +36,7 @@ _NFTA_GEN_ID = 1
 _SEARCH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _TIMEOUT = 60.0
 _REMEMBERED = 10.0
-"""Seconds after a process has ended for which netlink events may still name its pid."""
+"""Seconds for which events may name a process that has ended; then its pid is forgotten, as pids are reused."""
 _MOST_WORDS = 1000
 """Characters of a tool's error text: it is kept, logged and shown for each object that it concerns."""
 
@@ -65,10 +65,7 @@ def command(family: Family, backend: Backend, verb: str) -> str:
 
 
 class OwnProcesses:
-    """Pids of the processes that write rules for us, so that netlink events they cause can be ignored.
-
-    A pid is forgotten a while after its process has ended, since pids are reused. One thread adds, another asks.
-    """
+    """Pids of the processes that write rules for us, to ignore their events. One thread adds, another asks."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

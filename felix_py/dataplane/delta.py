@@ -42,8 +42,6 @@ class Delta(Generic[K, D, A]):
         """As last read or written; empty before the first :meth:`load`."""
         self.pending: set[K] = set()
 
-    # --- what is desired -----------------------------------------------------------------------------
-
     def desire(self, key: K, value: D, *, doubtful: bool = False) -> None:
         """Desire a value. ``doubtful``: the key's actual value may have changed since it was read."""
         self.desired[key] = value
@@ -85,8 +83,6 @@ class Delta(Generic[K, D, A]):
         """Have strays deleted, except those to ``keep``."""
         self.pending.update(key for key in self.actual.keys() - self.desired.keys() if key not in keep)
 
-    # --- what is actual -------------------------------------------------------------------------------
-
     def load(self, actual: dict[K, A]) -> Found[K]:
         """Take over the values read; returns what others have changed since the last time.
 
@@ -109,8 +105,6 @@ class Delta(Generic[K, D, A]):
         dismissed = [key for key in self.pending if key in actual and key not in self.desired]
         self.actual, self.pending, self._loaded = actual, {*differing, *dismissed}, True
         return found
-
-    # --- what is to be written -----------------------------------------------------------------------
 
     def updates(self) -> list[K]:
         return [key for key in self.pending if key in self.desired]

@@ -37,10 +37,7 @@ _INTERFACES_AGE = 120.0
 
 
 class ElsewhereLookup:
-    """Asks the kernel, in the network namespace where this was made; some 10 us for each interface of others.
-
-    One thread at a time.
-    """
+    """Asks the kernel in the namespace it was made in; 10 us for each foreign interface. One thread at a time."""
 
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_ROUTE)

@@ -168,8 +168,7 @@ class FakeDataplane:
         for item, value in changes:
             if self._step_of(item, value) is not step:
                 continue
-            reason = self._refusal(item, value)
-            if reason:
+            if reason := self._refusal(item, value):
                 failures.append(Failure(_ref(item), reason))
                 continue
             writes += 1

@@ -43,7 +43,7 @@ _NFPROTO = {Family.V4: 2, Family.V6: 10}
 _REVISIONS = {SetType.IP: 4, SetType.NET: 6, SetType.IP_PORT: 5, SetType.NET_IFACE: 6}
 """The first revision of each type with skbinfo (Linux 3.18). Later kernels still accept it."""
 
-MOST_MEMBERS = 1 << 20
+MOST_MEMBERS = 1 << 20  # the kernel allocates memory as members come
 _CHUNK = 256
 _HEADER = struct.pack(">BBH", 0, 0, 0) + attr(_PROTOCOL, b"\x07")
 
@@ -61,10 +61,7 @@ _ERRORS = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The properties of a set that are fixed when it is created. ``family`` is the kernel's NFPROTO number.
-
-    ``most`` is maxelem; the kernel allocates memory for members as they come.
-    """
+    """What is fixed when a set is created. ``family`` is the kernel's NFPROTO number, ``most`` is maxelem."""
 
     type: str
     family: int

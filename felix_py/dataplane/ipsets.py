@@ -29,10 +29,7 @@ _BUSY_WAIT = 0.01
 
 @dataclass(slots=True)
 class _Set:
-    """One set by name. ``members``: key -> ``mark << 32 | mask``, or 0 in a set without marks.
-
-    ``rejected``: text of an invalid member -> its mark and the reason.
-    """
+    """One set. ``members``: key -> ``mark << 32 | mask`` or 0; ``rejected``: invalid text -> mark and reason."""
 
     spec: SetSpec | None = None
     shape: Shape | None = None
@@ -289,11 +286,7 @@ class IPSets(Part):
         return 0 if known.marked else self._remake(name, known)
 
     def _create(self, name: str, known: _Set, spec: SetSpec) -> None:
-        """Create a set that was not found.
-
-        If one of its name exists by now, somebody else has made it, or the kernel's acknowledgement was lost; its
-        members are not wanted.
-        """
+        """Create a set; the members of one that exists by now (others', or not acknowledged) are not wanted."""
         try:
             self._commands.create(name, spec)
         except FileExistsError:

@@ -96,10 +96,7 @@ class Iptables(Part):
                 self._hook(hook, wanted)
 
     def _chain(self, key: ChainRef, rules: Rules | None) -> None:
-        """Note a chain's wanted content; None: the chain must not exist.
-
-        A chain that cannot be rendered keeps its content, and every apply reports it.
-        """
+        """Note a chain's wanted content or absence. One that cannot be rendered keeps its content: a failure."""
         place = (key.table, key.name)
         self._rejected.pop(key, None)
         try:
@@ -308,10 +305,7 @@ class Iptables(Part):
         return count
 
     def _read_back(self, changes: Iterable[Change]) -> None:
-        """Read back rules that were mended because they did something else than their hash stands for.
-
-        If the tools print a right rule such that we take it for another one, it would be mended for ever.
-        """
+        """Learn how the tools print mended rules: a right rule that looks altered would be mended for ever."""
         mended = [change for change in changes if self._altered(change.before, change.after or ())]
         if not mended:
             return

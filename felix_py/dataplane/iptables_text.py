@@ -44,10 +44,7 @@ class BadRule(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule, ``text`` as the tools spell it after ``-A CHAIN``. ``hash`` is empty for a rule that is not ours.
-
-    ``spec``: the planned rule; None for a rule read from the kernel.
-    """
+    """A rule as the tools spell it after ``-A CHAIN``. ``hash``: empty if foreign; ``spec``: None if read."""
 
     hash: str
     text: str
@@ -90,10 +87,6 @@ def quote(word: str) -> str:
     Raises:
         BadRule: control characters, text that is not Unicode, or too long.
     """
-    if _PLAIN.fullmatch(word):
-        if len(word) > _WORD_BYTES:
-            raise BadRule(f"word of {len(word)} bytes: {word[:40]!r}…")
-        return word
     if _CONTROL.search(word):
         raise BadRule(f"control character in {word[:80]!r}")
     try:
@@ -102,6 +95,8 @@ def quote(word: str) -> str:
         raise BadRule(f"not Unicode: {word[:80]!r}") from None
     if size > _WORD_BYTES:
         raise BadRule(f"word of {size} bytes: {word[:40]!r}…")
+    if _PLAIN.fullmatch(word):
+        return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

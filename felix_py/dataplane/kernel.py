@@ -90,10 +90,7 @@ class Kernel(Closing, Dataplane):
             part.update(update)
 
     def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
-        """Write the difference in the order of :mod:`felix_py.dataplane.order`.
-
-        A step that raises (netlink does not answer, say) is a failure of the apply and ends it.
-        """
+        """Write the difference in the steps of ``ORDER``. A step that raises is a failure and ends the apply."""
         swept = Sweep.NOTHING if not sweep else Sweep.ALL_BUT_LEARNED if keep_learned else Sweep.ALL
         report = Report(failures=tuple(self._refused.values()))
         for step in ORDER:

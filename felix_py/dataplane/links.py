@@ -63,9 +63,9 @@ class PodLink:
 
 @dataclass(frozen=True, slots=True)
 class HostEnd:
-    """An existing host end of a pod interface. ``lease``: the one in its label, None without a label.
+    """An existing host end. ``lease``: from its label; ``routed``: a route to a pod goes through it.
 
-    ``routed``: a route of ours to a pod goes through it. ``up``: it is set up: done last, with the label.
+    ``up``: it is set up, which is done last, with the label.
     """
 
     index: int
@@ -76,10 +76,7 @@ class HostEnd:
 
 
 class Links(Closing):
-    """Creates, checks and deletes pod interfaces of the network namespace it was made in.
-
-    One thread at a time, and one that stays in that namespace.
-    """
+    """Pod interfaces of the network namespace it was made in; for one thread, which stays in that namespace."""
 
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_ROUTE)
@@ -103,7 +100,8 @@ class Links(Closing):
             if error is not None:
                 raise _refused(link, error)
             try:
-                self._configure_host_end(link)
+                index = _made(self._netlink, link.host)
+                host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label)
                 inside(namespace, lambda: _configure_pod_end(link))
             except OSError as failure:
                 self.delete([link.host])
@@ -172,10 +170,7 @@ class Links(Closing):
         return routed
 
     def check(self, link: PodLink, default_routes: Collection[Family]) -> list[str]:
-        """Texts about a missing or down end, missing addresses, and missing default routes of ``default_routes``.
-
-        Additional addresses, and another MAC or MTU, are fine: chained plugins change them.
-        """
+        """What is missing, in words. More addresses, another MAC or MTU are fine: chained plugins change them."""
         found = _get_link(self._netlink, link.host)
         if found is None:
             return [f"interface {link.host} is missing on the host"]
@@ -194,12 +189,6 @@ class Links(Closing):
     def _index(self, name: str) -> int | None:
         found = _get_link(self._netlink, name)
         return found.index if found else None
-
-    def _configure_host_end(self, link: PodLink) -> None:
-        index = self._index(link.host)
-        if index is None:
-            raise OSError(errno.ENODEV, f"{link.host} vanished")
-        host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label)
 
 
 def random_mac() -> str:
@@ -280,15 +269,19 @@ def _get_link(netlink: Netlink, name: str) -> messages.Link | None:
         raise
 
 
+def _made(netlink: Netlink, name: str) -> int:
+    found = _get_link(netlink, name)
+    if found is None:
+        raise OSError(errno.ENODEV, f"{name} vanished")
+    return found.index
+
+
 def _configure_pod_end(link: PodLink) -> None:
     """Runs in the pod's namespace."""
     if Family.V6 in link.addresses:
         sysctl.write(f"ipv6/conf/{link.ifname}/disable_ipv6", "0")  # some runtimes switch it off
     with Netlink(NETLINK_ROUTE) as netlink:
-        found = _get_link(netlink, link.ifname)
-        if found is None:
-            raise OSError(errno.ENODEV, f"{link.ifname} vanished")
-        index = found.index
+        index = _made(netlink, link.ifname)
         requests = [messages.set_up(index)]
         for family, address in link.addresses.items():
             requests += [

@@ -122,10 +122,7 @@ class Closing:
 
 
 class Netlink(Closing):
-    """A netlink socket of the network namespace that it was created in, for one thread at a time.
-
-    Every method raises OSError when the socket itself fails.
-    """
+    """Socket of the network namespace it was made in; one thread at a time. Methods raise OSError if it fails."""
 
     def __init__(self, protocol: int) -> None:
         """``protocol``: NETLINK_ROUTE or NETLINK_NETFILTER."""

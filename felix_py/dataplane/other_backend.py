@@ -25,23 +25,18 @@ class OtherBackend:
         self.backend = Backend.LEGACY if in_use is Backend.NFT else Backend.NFT
         self.unreadable = ""
         """Why the backend cannot be read; empty if it can."""
-        self._own = own
         self._tables: dict[Family, Iptables] = {}
-        self._log = log.get("iptables")
-        self._load(families)
-
-    def _load(self, families: Collection[Family]) -> None:
         for family in families:
             if self.backend is Backend.LEGACY and not has_legacy_tables(family):
                 continue
             try:
-                tables = Iptables(family, self.backend, self._own)
+                tables = Iptables(family, self.backend, own)
                 tables.load()
             except ToolError as error:
                 if self.backend is Backend.LEGACY:
                     self.unreadable = str(error)
                 else:  # most likely a host without nf_tables, or without its tools
-                    self._log.debug("cannot look for nft rules of ours", reason=str(error))
+                    log.get("iptables").debug("cannot look for nft rules of ours", reason=str(error))
                 continue
             if tables.owned():
                 self._tables[family] = tables
