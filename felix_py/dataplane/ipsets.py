@@ -104,7 +104,7 @@ class IPSets(Part):
     def close(self) -> None:
         self._commands.close()
 
-    # --- what is wanted ------------------------------------------------------------------------------
+    # --- wanted --------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
         for name in update.emptied:
@@ -164,7 +164,7 @@ class IPSets(Part):
             known.members.desire(key, mark << 32 | spec.mark_mask if spec.mark_mask else 0)
         self._dirty.add(name)
 
-    # --- what there is -------------------------------------------------------------------------------
+    # --- actual --------------------------------------------------------------------------------------
 
     def load(self) -> None:
         found = {

@@ -85,7 +85,7 @@ class Iptables(Part):
         self._loaded = False
         self._drift: list[Drift] = []
 
-    # --- what is wanted ------------------------------------------------------------------------------
+    # --- wanted --------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
         for key, rules in update.chains.items():
@@ -180,7 +180,7 @@ class Iptables(Part):
         for noted in (self._hooks, self._rejected, self._doomed_hooks, self._dirty_hooks):
             noted.clear()
 
-    # --- what there is -------------------------------------------------------------------------------
+    # --- actual --------------------------------------------------------------------------------------
 
     def read(self, timeout: float = _AHEAD_SECONDS) -> TablesRead:
         """Read the kernel's tables for :meth:`offer`, within ``timeout`` seconds. Any thread may call this.

@@ -76,7 +76,7 @@ class Routes(Part):
         """Netlink port that events caused by our writes carry (netlink(7), nl_pid)."""
         return self._netlink.port
 
-    # --- what is wanted ------------------------------------------------------------------------------
+    # --- wanted --------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
         for key, route in update.routes.items():
@@ -107,7 +107,7 @@ class Routes(Part):
         """Whether a route of ours to this destination is wanted. Any thread may ask."""
         return any((destination, protocol) in self._delta.desired for protocol in PROTOCOLS)
 
-    # --- what there is -------------------------------------------------------------------------------
+    # --- actual --------------------------------------------------------------------------------------
 
     def load(self) -> None:
         actual: dict[_Place, Packed] = {}
