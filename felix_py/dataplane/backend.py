@@ -1,7 +1,7 @@
-"""Which iptables backend this host uses, and where the commands are.
+"""The iptables backend that this host uses, and the backend's commands.
 
-A host has two rule engines side by side (legacy x_tables and nf_tables) and a container brings commands of its
-own, so asking ``iptables --version`` says nothing about the host. What its kernel already holds does.
+A host has two rule engines side by side (legacy x_tables and nf_tables), and a container has its own commands, so
+``iptables --version`` says nothing about the host. The rules that the kernel already holds do.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from felix_py.records import Backend
 from policy.model import Family
 
 _HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
-"""Chains that the kubelet keeps in the backend it was made for (KEP-3178)."""
+"""Chains that the kubelet keeps in the backend that it uses (KEP-3178)."""
 
 _CONCERNING = (f"-A {CHAIN_PREFIX}", f":{CHAIN_PREFIX}", *(f"-A {chain} " for chain in sorted(BUILTIN_CHAINS)))
 _INCOMPATIBLE = re.compile(rf"^# (Table \W({'|'.join(TABLES)})\W is incompatible.*)", re.MULTILINE)
-"""What the nft tool says, with exit status 0, instead of a table that somebody has changed with nft(8)."""
+"""Printed by the nft tool, with exit status 0, instead of a table that was changed with nft(8)."""
 
 _NFT_MSG_GETGEN = 10 << 8 | 16
 _NFTA_GEN_ID = 1
@@ -36,18 +36,18 @@ _NFTA_GEN_ID = 1
 _SEARCH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _TIMEOUT = 60.0
 _REMEMBERED = 10.0
-"""Seconds within which what a process of ours did has long been told."""
+"""Seconds for which events may name a process that has ended; then its pid is forgotten, as pids are reused."""
 _MOST_WORDS = 1000
-"""Characters of a tool's complaint: it is kept, logged and shown for every object that it is about."""
+"""Characters of a tool's error text: it is kept, logged and shown for each object that it concerns."""
 
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
-"""Not that the kernel has no nf_tables, but that we had no means to ask."""
+"""Errors that mean a lack of resources, not a kernel without nf_tables."""
 
 _processes = Processes()
 
 
 class ToolError(Exception):
-    """A command is missing, could not be run, or failed; the message is for people."""
+    """A command is missing, could not be run, or failed; the message is readable."""
 
 
 @functools.cache
@@ -65,23 +65,19 @@ def command(family: Family, backend: Backend, verb: str) -> str:
 
 
 class OwnProcesses:
-    """The processes that write rules for us, by pid, so that what the kernel tells of them can be passed over.
-
-    A pid is forgotten a while after its process has ended, since it may come to be another's. One thread adds,
-    another asks.
-    """
+    """Pids of the processes that write rules for us, to ignore their events. One thread adds, another asks."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._until: dict[int, float] = {}
 
     def started(self, pid: int) -> None:
-        """A process of ours runs."""
+        """Note a running process of ours."""
         now = self._clock()
         self._until = {known: until for known, until in self._until.items() if until > now} | {pid: math.inf}
 
     def ended(self, pid: int) -> None:
-        """It has ended; what it did may still be told."""
+        """Note its end; events about it may still come."""
         self._until[pid] = self._clock() + _REMEMBERED
 
     def __contains__(self, pid: object) -> bool:
@@ -89,12 +85,12 @@ class OwnProcesses:
 
 
 def run(argv: list[str], stdin: str = "", own: OwnProcesses | None = None, timeout: float = _TIMEOUT) -> str:
-    """Run one of the tools in the calling thread's network namespace and return what it prints.
+    """Run one of the tools in the calling thread's network namespace and return its output.
 
-    ``own`` knows the process before it has read any of ``stdin``; ``timeout`` is in seconds.
+    ``own`` gets the pid before the process has read any of ``stdin``; ``timeout`` is in seconds.
 
     Raises:
-        ToolError: it could not be run, took too long, printed too much or failed; carries its own words.
+        ToolError: it could not be run, timed out, printed too much or failed; carries its own error text.
     """
     name = Path(argv[0]).name
     pids: list[int] = []
@@ -123,27 +119,27 @@ def run(argv: list[str], stdin: str = "", own: OwnProcesses | None = None, timeo
 
 
 def end_tools() -> list[str]:
-    """The process is about to end: kill the tools that run, and refuse to run others. Returns their names."""
+    """Kill the running tools and refuse to run others, as the agent is about to end. Returns their names."""
     return _processes.end()
 
 
 def _reason(stderr: bytes) -> str:
-    """The tool's complaint on one line, without its advice to read its help; the beginning of a long one."""
+    """The tool's error text on one line, without its hint at its help; cut if long."""
     lines = (line.strip() for line in stderr.decode(errors="replace").splitlines())
     text = " ".join(line for line in lines if line and not line.startswith(("Try `", "#")))
     return text if len(text) <= _MOST_WORDS else f"{text[:_MOST_WORDS]} …"
 
 
 def save(family: Family, backend: Backend, timeout: float = _TIMEOUT) -> str:
-    """Everything that one family and backend hold, as iptables-save prints it.
+    """All tables of one family and backend, as iptables-save prints them.
 
     The legacy tool without ``-t`` reads only tables that exist; with it, it would create the table. The nft tool
-    begins anew whenever somebody writes any rule of any family while it reads, and then may print some chains
-    several times over (seen with 1.8.9). So what it printed counts if nobody wrote meanwhile, or if it says the
-    same of our chains twice in a row.
+    restarts when a rule of any family is written while it reads, and then may print some chains several times
+    (seen with 1.8.9). So its output counts if the nf_tables generation has not changed meanwhile, or if two runs
+    in a row agree on our chains and the built-in ones.
 
     Raises:
-        ToolError: the tool is missing or failed, or has not come to an end after ``timeout`` seconds.
+        ToolError: the tool is missing or failed, or has not finished after ``timeout`` seconds.
     """
     argv = [command(family, backend, "save")]
     if backend is Backend.LEGACY:
@@ -163,7 +159,7 @@ def save(family: Family, backend: Backend, timeout: float = _TIMEOUT) -> str:
 
 
 def _generation() -> bytes:
-    """Number of the last transaction of nf_tables; nothing if the kernel has none."""
+    """Generation id of nf_tables (number of its last transaction); empty if the kernel has no nf_tables."""
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
             answer = netlink.get(message(_NFT_MSG_GETGEN, 0, bytes(4)))
@@ -175,10 +171,10 @@ def _generation() -> bytes:
 
 
 def find_backend(override: Backend | None = None) -> Backend:
-    """Which backend to write to: ``override``, or the one that the host's other programs use in this namespace.
+    """The backend to write to: ``override``, or the one that the host's other programs use in this namespace.
 
     Raises:
-        ToolError: commands that are needed, be it only to find out, are not installed.
+        ToolError: commands that are needed, if only for detection, are not installed.
     """
     if override is not None:
         command(Family.V4, override, "restore")
@@ -196,6 +192,6 @@ def find_backend(override: Backend | None = None) -> Backend:
 
 def has_legacy_tables(family: Family) -> bool:
     """Whether the kernel has any legacy table in the calling thread's network namespace."""
-    # The thread's own: /proc/net is the namespace of the process's first thread.
+    # thread-self, because /proc/net shows the namespace of the process's first thread.
     path = Path("/proc/thread-self/net", f"{'ip' if family is Family.V4 else 'ip6'}_tables_names")
     return path.exists() and bool(path.read_text().strip())

@@ -1,7 +1,7 @@
-"""The kernel's table of connections (conntrack), by address: who talks to whom, and "forget this one".
+"""Connection tracking (conntrack) entries of addresses: find them, delete them.
 
-Entries are found by dumping, since the kernel knows no list of an address's entries; and deleted one by one, each
-by its own tuple and id, so that nothing else is hit, whatever happens in between.
+Entries are found by dumping, since the kernel has no index by address. Each is deleted by its own tuple and id,
+so that no other entry is hit, not even one made in between.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
-from types import TracebackType
 
 from felix_py.dataplane import conntrack_messages as messages
 from felix_py.dataplane.conntrack_messages import POLICY_ENDS, End
-from felix_py.dataplane.netlink import NETLINK_NETFILTER, Netlink
+from felix_py.dataplane.netlink import NETLINK_NETFILTER, Closing, Netlink
 from felix_py.records import Flow
 from policy.model import Family
 
@@ -23,18 +22,15 @@ _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _MOST_ENTRIES = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 
 _TURN, _PAUSE = 128, 0.001
-"""So many entries are taken apart, which takes a millisecond, and then there is a pause of so many seconds."""
+"""Entries parsed at once, which takes a millisecond, and seconds of the pause that follows."""
 
 _MOST_WALKS = 4
 _WALK = 4000
-"""To have the kernel look for one address at one end takes as long as to have it print so many entries."""
+"""A filtered dump for one address at one end takes the kernel as long as printing so many entries."""
 
 
-class Conntrack:
-    """Implements :class:`felix_py.dataplane.protocols.FlowTable`. Usable as a context manager.
-
-    It belongs to the network namespace it was made in, and to one thread at a time.
-    """
+class Conntrack(Closing):
+    """Implements :class:`felix_py.dataplane.protocols.FlowTable` for the network namespace it was made in."""
 
     def __init__(self) -> None:
         """
@@ -44,34 +40,20 @@ class Conntrack:
         self._netlink = Netlink(NETLINK_NETFILTER)
         self._filters = True
 
-    def __enter__(self) -> Conntrack:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Close the socket; closing twice is fine."""
         self._netlink.close()
 
     def flows(self, addresses: Collection[str]) -> list[Flow]:
-        """See :class:`felix_py.dataplane.protocols.FlowTable`.
-
-        Who asks can wait: it pauses, since to take many entries apart would hold up all other threads.
-        """
+        """See FlowTable. Pauses while parsing: many entries at once would hold up all other threads."""
         return self._find(addresses, POLICY_ENDS, patiently=True)
 
     def forget(self, addresses: Collection[str]) -> int:
-        """See :class:`felix_py.dataplane.protocols.FlowTable`."""
         deleted, error = self.delete(self._find(addresses, tuple(End)))
         if error is not None:
             raise error
         return len(deleted)
 
     def delete(self, flows: Sequence[Flow]) -> tuple[list[Flow], OSError | None]:
-        """See :class:`felix_py.dataplane.protocols.FlowTable`."""
         results = self._netlink.request([messages.delete(flow) for flow in flows])
         deleted = [flow for flow, error in zip(flows, results, strict=True) if error is None]
         refused = [error for error in results if error is not None and error.errno != errno.ENOENT]
@@ -85,7 +67,7 @@ class Conntrack:
         entries = self._ask(wanted, ends) if self._worthwhile(wanted, ends) else None
         if entries is None:
             entries = self._scan(wanted, ends)
-        # A dump may print an entry twice while the table changes, and it may be of two addresses.
+        # A dump may repeat an entry while the table changes, and two filtered dumps may both hold it.
         found: dict[bytes, Flow] = {}
         for number, entry in enumerate(entries):
             flow = messages.read(entry)
@@ -95,12 +77,12 @@ class Conntrack:
         return list(found.values())
 
     def _worthwhile(self, wanted: Mapping[Family, set[bytes]], ends: Sequence[End]) -> bool:
-        """Whether to have the kernel look for each address: only where it can, and that is less work."""
+        """Whether filtered dumps are supported and cost less than a dump of all entries."""
         walks = len(ends) * len(wanted.get(Family.V4, ()))
-        return self._filters and 0 < walks <= _MOST_WALKS and _count() > _WALK * walks
+        return self._filters and 0 < walks <= _MOST_WALKS and _number(_COUNT) > _WALK * walks
 
     def _ask(self, wanted: Mapping[Family, set[bytes]], ends: Sequence[End]) -> Iterable[bytes] | None:
-        """Have the kernel choose; None where it does not."""
+        """One filtered dump for each address and end; None if the kernel does not filter. IPv6 is scanned."""
         entries: list[bytes] = []
         for end, address in product(ends, wanted[Family.V4]):
             try:
@@ -118,7 +100,7 @@ class Conntrack:
         return chain(entries, self._scan(others, ends))
 
     def _scan(self, wanted: Mapping[Family, set[bytes]], ends: Sequence[End]) -> Iterable[bytes]:
-        """Have it print all, in one go, and choose here."""
+        """One dump of all entries, filtered here."""
         if not wanted:
             return ()
         family = next(iter(wanted)) if len(wanted) == 1 else None
@@ -126,14 +108,9 @@ class Conntrack:
 
 
 def fullness() -> float:
-    """The share of entries, of all that this network namespace may have, that are taken; 0 where nobody knows."""
+    """Share of this network namespace's nf_conntrack_max that is in use; 0 if it is unknown."""
     most = _number(_MOST_ENTRIES)
     return _number(_COUNT) / most if most else 0.0
-
-
-def _count() -> int:
-    """How many entries this network namespace has, of both families."""
-    return _number(_COUNT)
 
 
 def _number(file: Path) -> int:

@@ -1,4 +1,4 @@
-"""Connection tracking entries as ctnetlink messages: what a dump says, and requests. No I/O.
+"""Connection tracking entries as ctnetlink messages: requests, and parsing of dumps. No I/O.
 
 Source: the kernel's include/uapi/linux/netfilter/nfnetlink_conntrack.h and nf_conntrack_common.h,
 net/netfilter/nf_conntrack_netlink.c.
@@ -12,12 +12,12 @@ import struct
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from felix_py.dataplane.netlink import attr, message, nested
+from felix_py.dataplane.netlink import AF, attr, message, nested
 from felix_py.records import Flow
 from policy.model import Family, Protocol
 
 _CTNETLINK: Final = 1 << 8
-IPCTNL_MSG_CT_NEW, IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE = _CTNETLINK | 0, _CTNETLINK | 1, _CTNETLINK | 2
+IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE = _CTNETLINK | 1, _CTNETLINK | 2
 
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _TIMEOUT, _ID, _TUPLE_MASTER, _ZONE, _FILTER = 1, 2, 3, 7, 12, 14, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
@@ -25,8 +25,7 @@ _PROTO_NUM, _PROTO_SRC_PORT = 1, 2
 _NLA_TYPE_MASK = 0x3FFF
 _IPS_SEEN_REPLY, _IPS_ASSURED = 1 << 1, 1 << 2
 
-_AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
-_FAMILIES = {int(number): family for family, number in _AF.items()}
+_FAMILIES = {int(number): family for family, number in AF.items()}
 _IP_ATTRS = {Family.V4: (1, 2), Family.V6: (3, 4)}
 """CTA_IP_V4_SRC and _DST, CTA_IP_V6_SRC and _DST."""
 _PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP, 132: Protocol.SCTP}
@@ -39,16 +38,16 @@ _BE16 = struct.Struct(">H")
 _GENMSG = 4
 """Bytes of struct nfgenmsg, before the attributes."""
 _TUPLE_HEAD: dict[int, tuple[bytes, int]] = {
-    _AF[family]: (nested(_TUPLE_IP, bytes(size * 2 + 8))[:4] + attr(_IP_ATTRS[family][0], bytes(size))[:4], size)
+    AF[family]: (nested(_TUPLE_IP, bytes(size * 2 + 8))[:4] + attr(_IP_ATTRS[family][0], bytes(size))[:4], size)
     for family, size in ((Family.V4, 4), (Family.V6, 16))
 }
-"""What a tuple begins with up to its source address, and an address's size in bytes."""
+"""By address family: the bytes of a tuple before its source address, and an address's size in bytes."""
 
 
 class End(enum.Enum):
-    """One of an entry's four addresses: of its first packet, or of a reply to that.
+    """One of an entry's four addresses: in the original direction or in the reply direction.
 
-    The value is the tuple, and the flag in CTA_FILTER_ORIG_FLAGS or CTA_FILTER_REPLY_FLAGS.
+    The value is the tuple's attribute and the flag in CTA_FILTER_ORIG_FLAGS or CTA_FILTER_REPLY_FLAGS.
     """
 
     SOURCE = (_TUPLE_ORIG, 1)
@@ -58,28 +57,29 @@ class End(enum.Enum):
 
 
 POLICY_ENDS = (End.SOURCE, End.REPLY_SOURCE)
-"""Where policy looks: who began, and whom a service's address stands for."""
+"""The addresses that policy judges: the connection's source, and its destination behind DNAT."""
 
 
 def packed(address: str) -> tuple[Family, bytes]:
-    """
+    """Family and packed form of an address.
+
     Raises:
         ValueError: not an address.
     """
     family = Family.V6 if ":" in address else Family.V4
     try:
-        return family, socket.inet_pton(_AF[family], address)
+        return family, socket.inet_pton(AF[family], address)
     except OSError:
         raise ValueError(f"{address!r} is not an address") from None
 
 
 def dump(family: Family | None) -> bytes:
-    """IPCTNL_MSG_CT_GET for all entries of a family, or (None) of both."""
+    """IPCTNL_MSG_CT_GET for all entries of a family; None: of both."""
     return message(IPCTNL_MSG_CT_GET, 0, _genmsg(family))
 
 
 def filtered_dump(family: Family, end: End, address: bytes) -> bytes:
-    """The same for those with an address at one end; kernels before 5.8 take no notice of the filter.
+    """IPCTNL_MSG_CT_GET for the entries with an address at one end; kernels before 5.8 ignore the filter.
 
     Not for IPv6: up to 6.18 at least, the kernel compares IPv6 addresses the wrong way round and leaves out just
     the entries that were asked for (ctnetlink_filter_match_tuple).
@@ -91,28 +91,28 @@ def filtered_dump(family: Family, end: End, address: bytes) -> bytes:
 
 
 def delete(flow: Flow) -> bytes:
-    """IPCTNL_MSG_CT_DELETE of this entry and no other, not even a later one of the same addresses and ports."""
+    """IPCTNL_MSG_CT_DELETE of this entry only, not of a later one with the same addresses and ports."""
     return message(IPCTNL_MSG_CT_DELETE, 0, flow.entry)
 
 
 def _genmsg(family: Family | None) -> bytes:
-    return struct.pack("BBH", _AF[family] if family else socket.AF_UNSPEC, 0, 0)
+    return struct.pack("BBH", AF[family] if family else socket.AF_UNSPEC, 0, 0)
 
 
 def concerned(wanted: Mapping[Family, Collection[bytes]], ends: Collection[End]) -> Callable[[bytes], bool]:
-    """A test for entries of a dump: has one of the addresses at one of the ends?
+    """Returns a test whether an entry of a dump has one of the addresses at one of the ends.
 
-    Raises (the test):
+    The test raises:
         ValueError: the entry has no addresses.
     """
-    by_number = {int(_AF[family]): addresses for family, addresses in wanted.items()}
+    by_number = {int(AF[family]): addresses for family, addresses in wanted.items()}
     anywhere = not set(ends) <= set(POLICY_ENDS)
 
     def test(entry: bytes) -> bool:
         addresses = by_number.get(entry[0])
         if not addresses:
             return False
-        # The kernel prints the same fields at the same places; a table has 100,000 entries to look at.
+        # The kernel puts the fields at fixed offsets; with 100,000 entries, comparing there is worth it.
         head, size = _TUPLE_HEAD[entry[0]]
         reply = entry[4] | entry[5] << 8
         if entry[8:16] != head or entry[8 + reply : 16 + reply] != head:
@@ -122,10 +122,8 @@ def concerned(wanted: Mapping[Family, Collection[bytes]], ends: Collection[End])
         if not anywhere:
             return False
         second = 20 + size
-        return (
-            entry[second : second + size] in addresses
-            or entry[second + reply : second + reply + size] in addresses
-        )
+        other = second + reply
+        return entry[second : second + size] in addresses or entry[other : other + size] in addresses
 
     return test
 
@@ -137,15 +135,15 @@ def _address(entry: bytes, end: End) -> bytes:
 
 
 def read(entry: bytes) -> Flow:
-    """An entry of a dump.
+    """The entry of a dump.
 
     Raises:
-        ValueError: it has no addresses.
+        ValueError: the entry has no addresses.
     """
     found = _attributes(entry, _GENMSG, len(entry))
-    original, reply, master = found.get(_TUPLE_ORIG), found.get(_TUPLE_REPLY), found.get(_TUPLE_MASTER)
+    original = found.get(_TUPLE_ORIG)
     source, _, number, _ = _tuple(entry, original)
-    destination, _, _, port = _tuple(entry, reply)
+    destination, _, _, port = _tuple(entry, found.get(_TUPLE_REPLY))
     protocol = _PROTOCOLS.get(number)
     status = _number(entry, found.get(_STATUS))
     return Flow(
@@ -158,12 +156,12 @@ def read(entry: bytes) -> Flow:
         _number(entry, found.get(_TIMEOUT)),
         entry[:_GENMSG] + b"".join([_copy(entry, found.get(kind)) for kind in (_TUPLE_ORIG, _ZONE, _ID)]),
         _slice(entry, original),
-        _slice(entry, master),
+        _slice(entry, found.get(_TUPLE_MASTER)),
     )
 
 
 _Place = tuple[int, int]
-"""Where an attribute's payload begins and ends."""
+"""Start and end offset of an attribute's payload."""
 
 
 def _attributes(data: bytes, start: int, end: int) -> dict[int, _Place]:
@@ -179,11 +177,11 @@ def _attributes(data: bytes, start: int, end: int) -> dict[int, _Place]:
 
 
 _Tuple = tuple[bytes, bytes, int, int]
-"""Source, destination, IP protocol number, source port (of a protocol that policy knows, else 0)."""
+"""Source, destination, IP protocol number, source port (0 for a protocol that policy does not know)."""
 
 
 def _tuple(entry: bytes, place: _Place | None) -> _Tuple:
-    """Take a tuple apart, the quick way if it looks as the kernel has always printed it."""
+    """Parses a tuple by fixed offsets if it has the layout that kernels have always used."""
     start = place[0] if place else 0
     head, size = _TUPLE_HEAD[entry[0]]
     if entry[start : start + 8] != head:
@@ -215,5 +213,5 @@ def _number(entry: bytes, place: _Place | None) -> int:
 
 
 def _copy(entry: bytes, place: _Place | None) -> bytes:
-    """An attribute as it stands, padded: a zone, too, is given back to the kernel as it was said."""
+    """An attribute with header and padding, to be sent back to the kernel unchanged."""
     return entry[place[0] - 4 : (place[1] + 3) & ~3] if place else b""

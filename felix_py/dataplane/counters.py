@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from felix_py.dataplane.backend import ToolError, command, run
@@ -16,7 +16,7 @@ from felix_py.records import Backend
 from policy.model import Family
 
 _TABLES = ("raw", "filter")
-"""Where rules of ours decide; nat, which may be huge, is not read."""
+"""Tables whose rules decide about packets; nat, which may be huge, is not read."""
 
 _LOCK = "/run/xtables.lock"
 _LOCK_SECONDS = 2.0
@@ -29,7 +29,7 @@ _HASH = re.compile(r'--comment "?felix:([0-9a-f]{16})[ "]')
 
 @dataclass(frozen=True, slots=True)
 class RuleCount:
-    """What one rule has counted since it was written.
+    """Packets and bytes that one rule has matched since it was written.
 
     ``target`` is empty where the rule's target has options of its own (our NFLOG, MARK and mark matches).
     """
@@ -42,18 +42,15 @@ class RuleCount:
 
 
 def read_counters(family: Family, backend: Backend) -> list[RuleCount]:
-    """The counters of all our rules of one family. Blocks; for a thread of its own.
+    """The counters of all our rules of one family. Blocks: call it in a thread of its own.
 
     Raises:
-        ToolError: they cannot be read, or another program holds the xtables lock too long.
+        ToolError: the counters cannot be read, or another program holds the xtables lock too long.
     """
     argv = [command(family, backend, "save"), "-c", "-t"]
-    if backend is Backend.NFT:
+    # While a legacy tool replaces a table, all its counters are zero until the tool has added the old ones.
+    with _shared_lock() if backend is Backend.LEGACY else nullcontext():
         text = "".join(run([*argv, table]) for table in _TABLES)
-    else:
-        # While a legacy tool replaces a table, all its counters are zero until the tool has added the old ones.
-        with _shared_lock():
-            text = "".join(run([*argv, table]) for table in _TABLES)
     return list(parse_counters(text))
 
 
@@ -67,7 +64,7 @@ def parse_counters(text: str) -> Iterator[RuleCount]:
 
 @contextmanager
 def _shared_lock() -> Iterator[None]:
-    """Keep the legacy tools from writing for a moment; several may read."""
+    """Hold the xtables lock shared: the legacy tools cannot write meanwhile; several readers may hold it."""
     try:
         fd = os.open(_LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What is desired and what the kernel has, key by key, and what is to be written because of that. No I/O.
+"""Desired and actual values by key, and the keys to be written. No I/O.
 
-As felix/deltatracker of Calico: the set of keys that may differ is kept up to date with each change, so that an
-apply costs what has changed, not what there is. A key costs nothing but its places in two dicts.
+Like felix/deltatracker of Calico: the set of keys that may differ is updated with each change, so that the cost
+of an apply depends on the changes, not on the number of keys. A key costs only its places in two dicts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ABSENT: Any = object()
 
 
 class Found(NamedTuple, Generic[K]):
-    """What somebody else has changed: keys that were right and are not, and keys that nobody asked for."""
+    """Changes by others: keys that were right and are not any more, and new keys that are not desired."""
 
     lost: Collection[K] = ()
     strays: Collection[K] = ()
@@ -27,25 +27,23 @@ class Found(NamedTuple, Generic[K]):
 class Delta(Generic[K, D, A]):
     """Desired values D and actual values A by key.
 
-    ``pending`` are the keys whose two values may differ. Of what nobody has asked for, only that is pending which
-    was dismissed, or swept. What fails to be written stays pending, by not being noted as written.
+    ``pending`` holds the keys whose two values may differ. A key that is not desired is pending only after
+    :meth:`dismiss` or :meth:`sweep`. A key whose write fails stays pending, as it is not noted as written.
     """
 
     __slots__ = ("_loaded", "_matches", "actual", "desired", "pending")
 
     def __init__(self, matches: Callable[[D, A], bool] = operator.eq) -> None:
-        """``matches``: whether an actual value that is not equal to the desired one will do all the same."""
+        """``matches``: whether an actual value that differs from the desired one is equivalent to it."""
         self._matches = matches
         self._loaded = False
         self.desired: dict[K, D] = {}
         self.actual: dict[K, A] = {}
-        """As last read or written; nothing is known before the first :meth:`load`."""
+        """As last read or written; empty before the first :meth:`load`."""
         self.pending: set[K] = set()
 
-    # --- what is desired -----------------------------------------------------------------------------
-
     def desire(self, key: K, value: D, *, doubtful: bool = False) -> None:
-        """The key must have this value. ``doubtful``: its actual value may be another by now than is known."""
+        """Desire a value. ``doubtful``: the key's actual value may have changed since it was read."""
         self.desired[key] = value
         actual = self.actual.get(key, _ABSENT)
         if not doubtful and (actual == value or (actual is not _ABSENT and self._matches(value, actual))):
@@ -54,7 +52,7 @@ class Delta(Generic[K, D, A]):
             self.pending.add(key)
 
     def dismiss(self, key: K) -> None:
-        """The key must not be; before the first :meth:`load` it may be there."""
+        """Desire the key's absence; before the first :meth:`load` it may exist."""
         self.desired.pop(key, None)
         if key in self.actual or not self._loaded:
             self.pending.add(key)
@@ -62,35 +60,33 @@ class Delta(Generic[K, D, A]):
             self.pending.discard(key)
 
     def dismiss_all(self) -> None:
-        """None of the keys that there are must be."""
+        """Desire the absence of all keys."""
         self.desired.clear()
         self.pending = set(self.actual)
 
     def forget(self, key: K) -> None:
-        """Nobody cares any more what the key is; it becomes a stray."""
+        """Desire nothing of the key; if it exists it is a stray."""
         self.desired.pop(key, None)
         self.pending.discard(key)
 
     def hold(self: Delta[K, A, A]) -> None:
-        """Desire what there is."""
+        """Desire the actual values."""
         self.desired = dict(self.actual)
         self.pending.clear()
 
     def release(self) -> None:
-        """Desire nothing; what there is becomes strays."""
+        """Desire nothing; all existing keys become strays."""
         self.desired.clear()
         self.pending.clear()
 
     def sweep(self, keep: Container[K] = ()) -> None:
-        """Strays must not be, but for those to ``keep``."""
+        """Have strays deleted, except those to ``keep``."""
         self.pending.update(key for key in self.actual.keys() - self.desired.keys() if key not in keep)
 
-    # --- what there is -------------------------------------------------------------------------------
-
     def load(self, actual: dict[K, A]) -> Found[K]:
-        """Take over what was read, and return what somebody else has changed since the last time.
+        """Take over the values read; returns what others have changed since the last time.
 
-        What was pending is no such change; nor is anything that the first call finds.
+        A difference of a pending key is no such change, nor is anything that the first call finds.
         """
         differing: list[K] = []
         if actual != self.desired:  # a comparison of dicts costs a third of what the loop does
@@ -110,23 +106,19 @@ class Delta(Generic[K, D, A]):
         self.actual, self.pending, self._loaded = actual, {*differing, *dismissed}, True
         return found
 
-    # --- what is to be written -----------------------------------------------------------------------
-
     def updates(self) -> list[K]:
-        """Keys to be written."""
         return [key for key in self.pending if key in self.desired]
 
     def deletions(self) -> list[K]:
-        """Keys to be deleted."""
         return [key for key in self.pending if key in self.actual and key not in self.desired]
 
     def written(self, values: Mapping[K, A]) -> None:
-        """Some keys have their desired values now: these."""
+        """Note keys that were written, with their values."""
         self.pending.difference_update(values)
         self.actual.update(values)
 
     def removed(self, keys: Iterable[K]) -> None:
-        """Some keys are not there any more."""
+        """Note keys that do not exist any more."""
         for key in keys:
             self.actual.pop(key, None)
             if key in self.desired:

@@ -1,4 +1,4 @@
-"""How rules differ, in words for a log line. No I/O."""
+"""Differences between rules, in words for a log line. No I/O."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MOST_CHARACTERS = 120
 
 
 def chain_difference(wanted: Sequence[Rule], actual: Sequence[Rule] | None, altered: Sequence[Rule] = ()) -> str:
-    """How a chain of ours differs from what it should be; empty if it does not.
+    """How a chain of ours differs from the wanted one; empty if it does not.
 
-    ``altered``: those of the actual rules that do something else than what their hash stands for.
+    ``altered``: the actual rules that do something else than their hash stands for.
     """
     if actual is None:
         return "missing"
@@ -33,7 +33,7 @@ def chain_difference(wanted: Sequence[Rule], actual: Sequence[Rule] | None, alte
 def in_the_way(
     table: str, top: Sequence[Rule], end: Sequence[Rule], actual: Sequence[Rule]
 ) -> tuple[list[Rule], list[Rule]]:
-    """Rules of others above ours that must be first, and behind ours that must be last."""
+    """Rules of others that hinder ours: above those that must be first, behind those that must be last."""
     tops, ends = set(_hashes(top)), set(_hashes(end))
     last_top = max((at for at, rule in enumerate(actual) if rule.hash in tops), default=0)
     first_end = min((at for at, rule in enumerate(actual) if rule.hash in ends), default=len(actual))
@@ -42,11 +42,7 @@ def in_the_way(
 
 
 def hook_difference(
-    table: str,
-    top: Sequence[Rule],
-    end: Sequence[Rule],
-    actual: Sequence[Rule],
-    altered: Sequence[Rule] = (),
+    table: str, top: Sequence[Rule], end: Sequence[Rule], actual: Sequence[Rule], altered: Sequence[Rule] = ()
 ) -> str:
     """How our rules in a built-in chain differ from being first and last in it. Never empty."""
     wanted = [*top, *end]
@@ -64,12 +60,12 @@ def hook_difference(
 
 
 def stray_chain(actual: Sequence[Rule]) -> str:
-    """What to say about a chain with our prefix that nobody asked for."""
+    """Text about a chain with our prefix that is not wanted."""
     return f"nobody asked for it ({_some(actual)})" if actual else "nobody asked for it"
 
 
 def stray_rules(actual: Sequence[Rule]) -> str:
-    """What to say about rules of ours in a built-in chain that nobody asked for."""
+    """Text about rules of ours in a built-in chain that are not wanted."""
     return f"{_some(actual)} that nobody asked for"
 
 
@@ -78,14 +74,12 @@ def _altered(rules: Sequence[Rule]) -> list[str]:
 
 
 def _counted(wanted: Sequence[Rule], actual: Sequence[Rule]) -> list[str]:
-    """Rules that are missing and rules that are too many, whatever their order."""
-    missing = _less(wanted, actual)
-    extra = _less(actual, wanted)
-    return [f"{_some(rules)} {word}" for rules, word in ((missing, "missing"), (extra, "too many")) if rules]
+    counted = (_less(wanted, actual), "missing"), (_less(actual, wanted), "too many")
+    return [f"{_some(rules)} {word}" for rules, word in counted if rules]
 
 
 def _less(rules: Sequence[Rule], others: Sequence[Rule]) -> list[Rule]:
-    """``rules`` less one for each equal one of ``others``. Rules of others count as equal to none."""
+    """``rules`` less one for each rule of ``others`` with the same hash; a rule without a hash equals none."""
     left = Counter(rule.hash for rule in others if rule.hash)
     found = []
     for rule in rules:
@@ -97,8 +91,9 @@ def _less(rules: Sequence[Rule], others: Sequence[Rule]) -> list[Rule]:
 
 
 def _some(rules: Sequence[Rule]) -> str:
-    """``2 rules (-j DROP, -j ACCEPT)``, at most a few of them."""
-    shown = [_cut(str(rule)) for rule in rules[:_MOST_RULES]]
+    """``2 rules (-j DROP, -j ACCEPT)``; only the first few are shown."""
+    texts = map(str, rules[:_MOST_RULES])
+    shown = [text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…" for text in texts]
     if len(rules) > _MOST_RULES:
         shown.append(f"and {len(rules) - _MOST_RULES} more")
     return f"{len(rules)} {_rules(len(rules))} ({', '.join(shown)})"
@@ -106,10 +101,6 @@ def _some(rules: Sequence[Rule]) -> str:
 
 def _rules(count: int) -> str:
     return "rule" if count == 1 else "rules"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
 
 
 def _hashes(rules: Sequence[Rule]) -> list[str]:

@@ -1,5 +1,4 @@
-"""A dataplane and a table of connections in memory, with the semantics of the real ones: for tests of whatever
-stands above them."""
+"""Dataplane and connection tracking table in memory, with the semantics of the real ones, for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from felix_py.ruleset.model import Rules
 T = TypeVar("T")
 
 Item = ChainRef | Hook | SetRef | MemberRef | RouteRef
-"""One object: what an Update has it by."""
+"""The key of one object in an Update."""
 
 
 def _look(item: Item) -> Look:
@@ -55,10 +54,10 @@ class _Read(RulesSnapshot):
 
 @dataclass
 class FakeDataplane:
-    """``kernel`` is what has been written; change it to make drift. ``failing``: what to refuse -> the reason.
+    """``kernel`` holds what was written; change it to make drift. ``failing``: refused objects -> the reason.
 
     ``broken_links``: interfaces that somebody has changed -> how. ``unreadable``: why loading fails, if it does.
-    ``looks``: the parts of each load. ``free``: while it is not set, an apply does not come to its end.
+    ``looks``: the look of each load. ``free``: an apply blocks while it is not set.
     """
 
     kernel: dict[Item, object] = field(default_factory=dict)
@@ -169,8 +168,7 @@ class FakeDataplane:
         for item, value in changes:
             if self._step_of(item, value) is not step:
                 continue
-            reason = self._refusal(item, value)
-            if reason:
+            if reason := self._refusal(item, value):
                 failures.append(Failure(_ref(item), reason))
                 continue
             writes += 1
@@ -213,26 +211,22 @@ class FakeDataplane:
 
     @property
     def sets(self) -> dict[str, SetSpec]:
-        """Sets by name."""
         return {ref.name: cast("SetSpec", spec) for ref, spec in self._of(SetRef).items()}
 
     def members(self, name: str) -> dict[str, int]:
-        """Members of a set and their marks."""
+        """Members of a set -> mark."""
         return {ref.text: cast("int", mark) for ref, mark in self._of(MemberRef).items() if ref.set == name}
 
     @property
     def chains(self) -> dict[ChainRef, Rules]:
-        """Chains and their rules."""
         return cast("dict[ChainRef, Rules]", self._of(ChainRef))
 
     @property
     def hooks(self) -> set[Hook]:
-        """Hooks in built-in chains."""
         return set(self._of(Hook))
 
     @property
     def routes(self) -> dict[RouteRef, Route]:
-        """Routes by destination and protocol."""
         return cast("dict[RouteRef, Route]", self._of(RouteRef))
 
     def _of(self, kind: type[T]) -> dict[T, object]:
@@ -245,9 +239,9 @@ def _is_learned(item: Item) -> bool:
 
 @dataclass
 class FakeFlowTable:
-    """``connections``: what there is, and besides a flow's two ends the addresses that it was translated from.
+    """``connections``: flows -> the addresses before NAT, besides the flow's two ends.
 
-    ``broken``: why the kernel does not answer, if it is not to; ``held``: flows that it refuses to delete.
+    ``broken``: the error of each call, if any; ``held``: flows that cannot be deleted.
     """
 
     connections: dict[Flow, frozenset[str]] = field(default_factory=dict)
@@ -257,7 +251,7 @@ class FakeFlowTable:
     _made: int = 0
 
     def connect(self, flow: Flow, *translated: str) -> Flow:
-        """A new connection; one of the same ends and ports that was there before it is another one."""
+        """Add a connection; it differs from an earlier one with the same ends and ports."""
         self._made += 1
         made = flow._replace(entry=b"%d" % self._made, original=flow.original or b"%d" % self._made)
         self.connections[made] = frozenset(translated)

@@ -1,8 +1,8 @@
-"""The host's ends of pod interfaces: how they must be, and keeping them so.
+"""The host ends of pod interfaces: their wanted state, and keeping them in it.
 
-Which ones there must be follows from the routes: every interface that the route of a pod goes through. Which
-interface that is, its index says, and its label where it has one; its name is what it must have. So one that was
-renamed is found, and another that has come to have its name is not taken for it.
+The wanted host ends follow from the routes: every interface that a route to a pod goes through. An interface is
+identified by its index, or by its label if it has one, not by its name. So a renamed host end is found, and
+another interface that has got its name is not taken for it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from functools import cached_property
 
 from felix_py.dataplane import link_messages as messages
@@ -32,7 +32,7 @@ MAC = bytes.fromhex(HOST_MAC.replace(":", ""))
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
 
 SYSCTLS = {
-    # Policy judges where a packet goes: it must not say by itself that it goes on from there.
+    # No source routing: policy judges the destination in the header, so the packet must not name further hops.
     Family.V4: {
         "forwarding": "1",
         "rp_filter": "1",
@@ -54,11 +54,11 @@ SYSCTLS = {
     },
 }
 _YOUNG = {"seg6_enabled", "rpl_seg_enabled"}
-"""Settings of Linux 4.10 and 5.7: kernels without them have not what they switch off."""
+"""Settings of Linux 4.10 and 5.7: older kernels lack what they switch off."""
 
 
 def configure(netlink: Netlink, index: int, name: str, families: Collection[Family], label: str) -> None:
-    """Bring a host end, made with our MAC, to the state that :class:`HostEnds` keeps it in, and label it.
+    """Bring a host end that has our MAC to the state that :class:`HostEnds` keeps it in, and label it.
 
     Raises:
         OSError: the kernel refused a part of it.
@@ -72,23 +72,18 @@ def configure(netlink: Netlink, index: int, name: str, families: Collection[Fami
 
 
 def rename(netlink: Netlink, index: int, name: str) -> None:
-    """Give an interface a name; it goes down for a moment where the kernel wants that.
+    """Rename an interface; it goes down for a moment if the kernel requires that (before Linux 6.2).
 
     Raises:
         OSError: the kernel refused.
     """
+    renaming = messages.change(index, messages.name_attr(name))
     try:
-        _carry_out(netlink, [messages.set_name(index, name)])
+        netlink.carry_out([renaming])
     except OSError as error:
-        if error.errno != errno.EBUSY:  # before Linux 6.2: only while it is down
+        if error.errno != errno.EBUSY:
             raise
-        _carry_out(netlink, [messages.set_down(index), messages.set_name(index, name), messages.set_up(index)])
-
-
-def _carry_out(netlink: Netlink, requests: Sequence[bytes]) -> None:
-    for error in netlink.request(requests):
-        if error is not None:
-            raise error
+        netlink.carry_out([messages.set_down(index), renaming, messages.set_up(index)])
 
 
 def _sysctl(family: Family, name: str, setting: str) -> str:
@@ -100,12 +95,12 @@ def _set_up(netlink: Netlink, index: int, name: str, families: Collection[Family
     if Family.V6 in families:
         # Neighbour solicitations for the pod's address need a link-local source.
         requests.append(messages.new_address(index, Family.V6, GATEWAY[Family.V6], 64))
-    _carry_out(netlink, requests)
+    netlink.carry_out(requests)
 
 
 def _no_automatic_address(name: str) -> bytes:
-    """Keeps the kernel from giving the host end a link-local address of its own making."""
-    # Booted with ipv6.disable=1, or an MTU below 1280: it has no IPv6, and the attribute would be refused.
+    """Attribute that keeps the kernel from generating a link-local address for the host end."""
+    # With ipv6.disable=1, or an MTU below 1280, the interface has no IPv6, and the attribute would be refused.
     if not os.path.isdir(f"/proc/sys/net/ipv6/conf/{name}"):
         return b""
     mode = attr(_IFLA_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
@@ -113,7 +108,7 @@ def _no_automatic_address(name: str) -> bytes:
 
 
 class _Found:
-    """All interfaces that there are."""
+    """The interfaces of a look."""
 
     def __init__(self, links: Iterable[Link] = ()) -> None:
         self._links = tuple(links)
@@ -122,23 +117,23 @@ class _Found:
 
     @cached_property
     def labelled(self) -> dict[str, Link]:
-        """By the name that their label says they must have. Seldom needed, and some 10 us for each interface."""
+        """Interfaces by the name in their label. Seldom needed, and some 10 us for each interface."""
         found: dict[str, Link] = {}
         for link in self._links:
-            if (lease := read_label(link.alias)) and (
-                link.name == lease.interface or lease.interface not in found
-            ):  # of two with one label the one that has the name, too
+            # Of two interfaces with one label, the one that also has the name counts.
+            lease = read_label(link.alias)
+            if lease and (link.name == lease.interface or lease.interface not in found):
                 found[lease.interface] = link
         return found
 
 
 class HostEnds(Part):
-    """All host ends that pods' routes go through, in the network namespace where this was made."""
+    """The host ends that routes to pods go through, in the network namespace where this was made."""
 
     looks = Look.LINKS
 
     def __init__(self, settings: HostSettings) -> None:
-        """``settings``, loaded before, know for which families the host forwards, so that each end must."""
+        """``settings`` must be loaded first: a host end must forward the families that the host forwards."""
         self.steps = {Step.MEND_LINKS: self.mend}
         self._host = settings
         self._netlink = Netlink(NETLINK_ROUTE)
@@ -150,16 +145,15 @@ class HostEnds(Part):
         self._renamed: dict[str, int] = {}
         self._broken: dict[str, tuple[int, tuple[Family, ...]]] = {}
         self.gone: frozenset[str] = frozenset()
-        """Interfaces that the last look did not find. Any thread may read this."""
+        """Host ends that the last load did not find. Any thread may read this."""
         self._settings: dict[str, dict[str, str]] = {}
         self._drifted: dict[str, list[Drift]] = {}
 
     def close(self) -> None:
-        """Close the socket."""
         self._netlink.close()
 
     def update(self, update: Update) -> None:
-        """Host ends follow from routes: of one that goes away nobody cares what its interface is like."""
+        """Host ends follow from routes: without a route, an interface is not looked after."""
         for key, route in update.routes.items():
             self._route(key, route)
 
@@ -169,7 +163,7 @@ class HostEnds(Part):
             for hop in route.next_hops:
                 self._through[key] = hop.interface
                 self._new.add(hop.interface)
-                self.gone -= {hop.interface}  # a pod's interface is made before its route is asked for
+                self.gone -= {hop.interface}  # a pod's interface is made before its route is wanted
         if name and name not in self._through.values():
             self._forget(name)
 
@@ -177,18 +171,11 @@ class HostEnds(Part):
         self.gone -= {name}
         self._new.discard(name)
         self._grouped.discard(name)
-        for known in (
-            self._index,
-            self._displaced,
-            self._renamed,
-            self._broken,
-            self._settings,
-            self._drifted,
-        ):
+        for known in (self._index, self._displaced, self._renamed, self._broken, self._settings, self._drifted):
             known.pop(name, None)
 
     def release(self) -> None:
-        """Want none; which interface a name stood for is still known."""
+        """Want no host ends; the interface of each name is remembered."""
         self.gone = frozenset()
         for noted in (self._through, self._new, self._displaced, self._renamed, self._broken, self._settings):
             noted.clear()
@@ -197,19 +184,17 @@ class HostEnds(Part):
     # --- looking -------------------------------------------------------------------------------------
 
     def is_gone(self, name: str) -> bool:
-        """Whether the last look did not find an interface that must be there. Any thread may ask."""
+        """Whether the last load did not find a wanted host end. Any thread may ask."""
         return name in self.gone
 
     def owned(self) -> list[str]:
-        """All that there are, whether they are wanted or not."""
         return [str(LinkRef(name)) for name in pod_interfaces()]
 
     def load(self) -> None:
         wanted = self._wanted()
         found = self._links() if wanted else _Found()
-        with_gateway = (
-            self._with_gateway() if any(Family.V6 in families for families in wanted.values()) else set()
-        )
+        need_gateway = any(Family.V6 in families for families in wanted.values())
+        with_gateway = self._with_gateway() if need_gateway else set()
         for name, families in wanted.items():
             link, holder = self._own(name, found), found.by_name.get(name)
             self._note_holder(name, link, holder)
@@ -238,13 +223,13 @@ class HostEnds(Part):
         return {index for index, address in found if address == GATEWAY[Family.V6]}
 
     def _own(self, name: str, found: _Found) -> Link | None:
-        """The interface that must have this name."""
+        """The interface that must have this name, by index, else label, else name if none was known."""
         if known := found.by_index.get(self._index.get(name, 0)) or found.labelled.get(name):
             return known
         return None if name in self._index else found.by_name.get(name)
 
     def _note_holder(self, name: str, own: Link | None, holder: Link | None) -> None:
-        """Another interface has the name: rules and source binding would take it for the pod's."""
+        """Note an interface that has another's name: rules and source binding would take it for the pod's."""
         if holder is None or holder is own:
             self._displaced.pop(name, None)
         elif self._displaced.get(name) != holder.index:
@@ -283,7 +268,7 @@ class HostEnds(Part):
         if not problems and link.group == LINK_GROUP:
             self._broken.pop(name, None)
             return
-        # That older versions made it without a group is not somebody's change.
+        # A host end without a group was made by an older version: no drift.
         if problems and name not in self._broken:
             self._say(name, ", ".join(problems))
         self._broken[name] = (link.index, families)
@@ -301,21 +286,20 @@ class HostEnds(Part):
                     continue
                 wrong[path] = value
                 if path not in known:
-                    how = f"{actual} instead of {value}"
-                    drift = Drift(SysctlRef(path), how)
+                    drift = Drift(SysctlRef(path), f"{actual} instead of {value}")
                     self._drifted.setdefault(name, []).append(drift)
         if wrong:
             self._settings[name] = wrong
 
     def take_drift(self) -> list[Drift]:
-        """Drift since the last call, less that of interfaces that nobody wants any more."""
+        """Drift since the last call, without that of interfaces that are not wanted any more."""
         taken, self._drifted = self._drifted, {}
         return [drift for found in taken.values() for drift in found]
 
     # --- mending -------------------------------------------------------------------------------------
 
     def mend(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
-        """Mend what the last look found. An interface that is gone is nothing that could be mended here."""
+        """Mend what the last load found. A host end that is gone cannot be mended here."""
         self._learn()
         report = self._put_names_right()
         settings, self._settings = self._settings, {}
@@ -329,7 +313,7 @@ class HostEnds(Part):
         return report
 
     def _learn(self) -> None:
-        """Note which interfaces new routes go through: from now on it is these."""
+        """Remember the indexes of the interfaces that new routes go through."""
         for name in self._new:
             try:
                 index = socket.if_nametoindex(name)
@@ -343,7 +327,7 @@ class HostEnds(Part):
     def _put_names_right(self) -> Report:
         report = Report()
         for name, index in list(self._displaced.items()):
-            # It is shut, and what has come with it is for its owner to see.
+            # The other interface is set down and renamed; its owner has to look after it.
             done = self._named(name, index, f"stray{index}", messages.set_down(index))
             if not done.failures:
                 del self._displaced[name]
@@ -358,11 +342,11 @@ class HostEnds(Part):
 
     def _named(self, what: str, index: int, name: str, *before: bytes) -> Report:
         try:
-            _carry_out(self._netlink, before)
+            self._netlink.carry_out(before)
             rename(self._netlink, index, name)
         except OSError as error:
             if error.errno == errno.ENODEV:
-                return Report()  # the next look says so
+                return Report()  # the next load finds it gone
             return Report(failures=(Failure(LinkRef(what), f"cannot be renamed: {error.strerror or error}"),))
         return Report(writes=1)
 
@@ -373,7 +357,7 @@ class HostEnds(Part):
         except OSError as error:
             if error.errno != errno.ENODEV:
                 return Report(failures=(Failure(LinkRef(name), error.strerror or str(error)),))
-            del self._broken[name]  # the next look will say that it is gone
+            del self._broken[name]  # the next load finds it gone
             return Report()
         self._grouped.add(name)
         del self._broken[name]
@@ -381,7 +365,7 @@ class HostEnds(Part):
 
 
 def pod_interfaces() -> list[str]:
-    """The interfaces that have the name of a host end of ours."""
+    """Names of the interfaces that are named like our host ends."""
     return sorted(name for _, name in socket.if_nameindex() if is_interface_name(name))
 
 

@@ -1,6 +1,6 @@
-"""The first bytes of an IP packet. No I/O; never raises, whatever the bytes are.
+"""Parser of the first bytes of an IP packet. No I/O; never raises, whatever the bytes are.
 
-Source: RFC 791, RFC 8200, RFC 9293, RFC 768, RFC 9260, RFC 792, RFC 4443; numbers of IANA's protocol registry.
+Source: RFC 791, RFC 8200, RFC 9293, RFC 768, RFC 9260, RFC 792, RFC 4443; IANA's protocol number registry.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 
 from policy.model import Family
+
+_Bytes = bytes | memoryview
 
 _PORTS = struct.Struct(">HH")
 
@@ -26,10 +28,10 @@ _MOST_EXTENSIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class IPHeader:
-    """What the first bytes of a packet say.
+    """The headers of a packet.
 
-    ``source_port`` and ``port`` (destination) are None where the protocol has none, or where the packet is a
-    later fragment or cut off. ``icmp`` is (type, code).
+    ``source_port`` and ``port`` (destination) are None if the protocol has none, or if the packet is a later
+    fragment or cut off. ``icmp`` is (type, code).
     """
 
     family: Family
@@ -42,16 +44,16 @@ class IPHeader:
 
     @property
     def protocol_name(self) -> str:
-        """``TCP`` and the like; the number where there is no name for it here."""
+        """``TCP`` and the like; the number of a protocol without a name here."""
         return _NAMES.get(self.protocol, str(self.protocol))
 
 
-def parse_ip(family: Family, data: bytes | memoryview) -> IPHeader | None:
-    """Read the header of a packet, possibly cut off; None where not even the addresses can be read."""
+def parse_ip(family: Family, data: _Bytes) -> IPHeader | None:
+    """Parse a packet that may be cut off; None if not even the addresses can be read."""
     return _ipv4(data) if family is Family.V4 else _ipv6(data)
 
 
-def _ipv4(data: bytes | memoryview) -> IPHeader | None:
+def _ipv4(data: _Bytes) -> IPHeader | None:
     if len(data) < 20 or data[0] >> 4 != 4:
         return None
     source, destination = (str(ipaddress.IPv4Address(bytes(data[at : at + 4]))) for at in (12, 16))
@@ -61,12 +63,11 @@ def _ipv4(data: bytes | memoryview) -> IPHeader | None:
     return _transport(Family.V4, source, destination, data[9], inside)
 
 
-def _ipv6(data: bytes | memoryview) -> IPHeader | None:
+def _ipv6(data: _Bytes) -> IPHeader | None:
     if len(data) < 40 or data[0] >> 4 != 6:
         return None
     source, destination = (str(ipaddress.IPv6Address(bytes(data[at : at + 16]))) for at in (8, 24))
-    protocol = data[6]
-    inside = data[40:]
+    protocol, inside = data[6], data[40:]
     for _ in range(_MOST_EXTENSIONS):
         if protocol not in _EXTENSIONS or len(inside) < 8:
             break
@@ -81,9 +82,7 @@ def _ipv6(data: bytes | memoryview) -> IPHeader | None:
     return _transport(Family.V6, source, destination, protocol, inside)
 
 
-def _transport(
-    family: Family, source: str, destination: str, protocol: int, inside: bytes | memoryview
-) -> IPHeader:
+def _transport(family: Family, source: str, destination: str, protocol: int, inside: _Bytes) -> IPHeader:
     if protocol in _WITH_PORTS and len(inside) >= 4:
         source_port, port = _PORTS.unpack_from(inside)
         return IPHeader(family, source, destination, protocol, source_port, port)

@@ -1,7 +1,7 @@
-"""The kernel's IP set commands as packed netlink messages.
+"""IP set commands as packed netlink messages.
 
-A message carries up to 256 members of a set. Each message is acknowledged; one that fails is sent again member by
-member, so that a bad member is named and the others are in. Source: the kernel's
+A message carries up to 256 members of a set. Each message is acknowledged; a message that fails is sent again
+member by member, so that a bad member is named and the others are written. Source: the kernel's
 include/uapi/linux/netfilter/ipset/ip_set.h; ipset(8).
 """
 
@@ -41,9 +41,9 @@ _WITH_SKBINFO = 1 << 6
 _NFPROTO = {Family.V4: 2, Family.V6: 10}
 
 _REVISIONS = {SetType.IP: 4, SetType.NET: 6, SetType.IP_PORT: 5, SetType.NET_IFACE: 6}
-"""The first revision of each type that knows skbinfo (Linux 3.18). Later kernels still take it."""
+"""The first revision of each type with skbinfo (Linux 3.18). Later kernels still accept it."""
 
-MOST_MEMBERS = 1 << 20
+MOST_MEMBERS = 1 << 20  # the kernel allocates memory as members come
 _CHUNK = 256
 _HEADER = struct.pack(">BBH", 0, 0, 0) + attr(_PROTOCOL, b"\x07")
 
@@ -61,10 +61,7 @@ _ERRORS = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What cannot be changed about a set once it is made. ``family`` is the kernel's NFPROTO number.
-
-    ``most``: how many members it takes; the kernel makes room for them as they come.
-    """
+    """What is fixed when a set is created. ``family`` is the kernel's NFPROTO number, ``most`` is maxelem."""
 
     type: str
     family: int
@@ -73,13 +70,13 @@ class Shape:
 
     @classmethod
     def of(cls, spec: SetSpec) -> Shape:
-        """The shape that a set must have."""
+        """The shape that a spec asks for."""
         return cls(spec.type.value, _NFPROTO[spec.family], bool(spec.mark_mask), MOST_MEMBERS)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Members of one set to ADD (which also changes marks) or DELETE: pairs of key and value."""
+    """Members of one set to ADD (also to change their marks) or DELETE, as pairs of key and value."""
 
     name: str
     command: int
@@ -87,27 +84,26 @@ class Batch:
 
 
 class Commands:
-    """The commands, in the network namespace where this was made. All errors are OSError with readable text."""
+    """IP set commands in the network namespace where this was made. All errors are OSError with readable text."""
 
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_NETFILTER)
 
     def close(self) -> None:
-        """Close the socket."""
         self._netlink.close()
 
     def names(self) -> list[str]:
-        """Names of all sets, foreign ones too."""
+        """Names of all sets, also foreign ones."""
         flags = attr(_FLAGS | _NET_BYTEORDER, struct.pack(">I", _LIST_NAMES_ONLY))
         answers = self._netlink.dump(message(_LIST, 0, _HEADER + flags))
         return [bytes(attributes(a[4:])[_NAME]).rstrip(b"\0").decode(errors="replace") for a in answers]
 
     def read(self, name: str) -> tuple[Shape, dict[bytes, int]] | None:
-        """Shape and members (key -> value) of a set; None if there is none."""
+        """Shape and members (key -> value) of a set; None if it does not exist."""
         return self._list(name, 0)
 
     def shape(self, name: str) -> Shape | None:
-        """The shape of a set, however many members it has; None if there is none."""
+        """The shape of a set, read without its members; None if it does not exist."""
         read = self._list(name, _LIST_HEADER_ONLY)
         return read[0] if read else None
 
@@ -131,7 +127,7 @@ class Commands:
         return (shape, members) if shape else None
 
     def create(self, name: str, spec: SetSpec) -> None:
-        """Make an empty set."""
+        """Create an empty set."""
         data = attr(_MAXELEM | _NET_BYTEORDER, struct.pack(">I", MOST_MEMBERS))
         if spec.mark_mask:
             data += attr(_CADT_FLAGS | _NET_BYTEORDER, struct.pack(">I", _WITH_SKBINFO))
@@ -145,16 +141,16 @@ class Commands:
         self._one(message(_CREATE, NLM_F_CREATE | NLM_F_EXCL, body))
 
     def destroy(self, name: str) -> None:
-        """Remove a set; one that is not there is fine. BUSY while a rule uses it."""
+        """Destroy a set, which need not exist. Fails with BUSY while a rule uses it."""
         with contextlib.suppress(FileNotFoundError):
             self._one(message(_DESTROY, 0, _head(name)))
 
     def swap(self, one: str, other: str) -> None:
-        """Exchange the contents of two sets: rules that used one use the other's from then on."""
+        """Exchange the contents of two sets: rules that name one match the other's contents from then on."""
         self._one(message(_SWAP, 0, _head(one) + attr(_NAME2, other.encode() + b"\0")))
 
     def write(self, batches: Sequence[Batch]) -> list[tuple[str, bytes, OSError]]:
-        """Add and delete members; what failed, as (set, key, why). Doing it again does no harm."""
+        """Add and delete members; returns failures as (set, key, error). Idempotent."""
         chunks = [
             Batch(batch.name, batch.command, batch.members[start : start + _CHUNK])
             for batch in batches

@@ -1,4 +1,4 @@
-"""What somebody else has changed about a set: what it was right about before, and what is there now. No I/O."""
+"""Drift of a set that was right before. No I/O."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from felix_py.records import Drift, SetSpec
 from felix_py.refs import MemberRef, MembersRef, SetRef
 
 _MOST_NAMED = 10
-"""Members of one set that get a record of their own; the others share one."""
+"""Members of one set that get a record each; the others share one."""
 
 
 def set_drift(name: str, shape: Shape | None) -> Drift:
-    """A set that was right, and is gone or has another shape now. Its members are not counted as well."""
-    kind = "" if shape is None else f"{shape.type}{' with marks' * shape.marked} for {shape.most} members"
-    how = f"made anew as {kind}" if kind else "missing"
-    return Drift(SetRef(name), how)
+    """Drift of a set that is gone or has another shape; its members are not reported as well."""
+    if shape is None:
+        return Drift(SetRef(name), "missing")
+    marks = " with marks" * shape.marked
+    return Drift(SetRef(name), f"made anew as {shape.type}{marks} for {shape.most} members")
 
 
 def stray_set(name: str, shape: Shape) -> Drift:
-    """A set of our names that nobody asked for."""
+    """Drift of a set with our prefix that is not wanted."""
     return Drift(SetRef(name), f"nobody asked for it ({shape.type})")
 
 
 def member_drift(spec: SetSpec, found: Found[bytes], now: Delta[bytes, int, int]) -> Iterator[Drift]:
-    """The members of a set that has the wanted shape."""
+    """Drift of the members of a set that has the wanted shape."""
     lost = ((key, "another mark" if key in now.actual else "missing") for key in found.lost)
     yield from _named(spec.name, lost, len(found.lost))
     strays = [
         key
         for raw in found.strays
-        # The same element in another spelling is one that is missing, and counted there.
+        # The same element in another encoding is counted as lost.
         if (key := members.canonical(spec.type, spec.family, raw)) not in now.desired
     ]
     yield from _named(spec.name, ((key, "nobody asked for it") for key in strays), len(strays))

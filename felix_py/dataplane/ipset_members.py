@@ -1,8 +1,9 @@
-"""Members of IP sets, as text and as the kernel's attributes. No I/O.
+"""Members of IP sets, as text and as netlink attributes. No I/O.
 
-A member's *key* is the attributes that the kernel itself prints for it in a dump, less the mark. Comparing what
-is wanted with what a dump says is then a comparison of bytes, with nothing to decode for a hundred thousand
-members that are right. Source: the kernel's include/uapi/linux/netfilter/ipset/ip_set.h and ip_set_hash_*.c.
+A member's *key* is its attributes as the kernel prints them in a dump, without the mark. So wanted members and
+dumped ones are compared as bytes, without decoding a hundred thousand members that are right.
+
+Source: the kernel's include/uapi/linux/netfilter/ipset/ip_set.h and ip_set_hash_*.c.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from felix_py.dataplane.netlink import attr, attributes, nested
+from felix_py.dataplane.netlink import AF, attr, attributes, nested
 from felix_py.records import SetType
 from policy.model import Family
 
@@ -21,7 +22,6 @@ ATTR_DATA = 7
 _IP, _CIDR, _PORT, _PROTO, _FLAGS = 1, 3, 4, 7, 8
 _IFACE, _SKBMARK = 23, 27
 _IPADDR = {Family.V4: 1, Family.V6: 2}
-_AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 _NET_BYTEORDER = 0x4000
 _IFNAMSIZ = 16
 
@@ -37,7 +37,7 @@ def encode(kind: SetType, family: Family, text: str) -> bytes:
     """The key of a member: an address or CIDR, ``ADDRESS,tcp:80``, or ``CIDR,INTERFACE``.
 
     Raises:
-        ValueError: the text is not a member of such a set; the message says why.
+        ValueError: the text is no member of such a set; the message says why.
     """
     first, _, second = text.partition(",")
     match kind:
@@ -57,14 +57,14 @@ def _address(family: Family, text: str, rest: str = "") -> bytes:
     if rest:
         raise ValueError(f"{rest!r} behind an address")
     try:
-        packed = socket.inet_pton(_AF[family], text)
+        packed = socket.inet_pton(AF[family], text)
     except (OSError, ValueError):
         raise ValueError(f"{text!r} is not an IPv{int(family)} address") from None
     return nested(_IP, attr(_IPADDR[family], packed))
 
 
 def _network(family: Family, text: str, rest: str = "") -> tuple[bytes, bytes]:
-    """Address and prefix length attributes; host bits are cleared, as the kernel does."""
+    """Address and prefix length attributes; host bits are cleared, as by the kernel."""
     address, slash, length = text.partition("/")
     bits = family.bits
     if slash:
@@ -102,23 +102,20 @@ def decode(key: bytes) -> str:
         parts.append(bytes(found[_IFACE]).rstrip(b"\0").decode(errors="replace"))
     if _PORT in found:
         protocol = found[_PROTO][0]
-        number = int.from_bytes(found[_PORT], "big")
-        parts.append(f"{_PROTOCOL_NAMES.get(protocol, protocol)}:{number}")
+        parts.append(f"{_PROTOCOL_NAMES.get(protocol, protocol)}:{int.from_bytes(found[_PORT], 'big')}")
     return ",".join(parts)
 
 
 def _text(address: memoryview, prefix: memoryview | None) -> str:
     ((_, packed),) = attributes(address).items()
     text = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-    if prefix is None or prefix[0] == len(packed) * 8:
-        return text
-    return f"{text}/{prefix[0]}"
+    return text if prefix is None or prefix[0] == len(packed) * 8 else f"{text}/{prefix[0]}"
 
 
 def writable(key: bytes, value: int) -> bytes:
-    """The attributes that write a member: its key and its mark (``mark << 32 | mask``; 0 for none).
+    """Attributes to write a member: its key and its mark (``mark << 32 | mask``; 0 for none).
 
-    The kernel wants to be told that an address is in network byte order, and does not say so itself.
+    The kernel requires NLA_F_NET_BYTEORDER on an address, but omits it in dumps and so in keys.
     """
     address = key[:7] + b"\x40" + key[8:]
     return address + attr(_SKBMARK | _NET_BYTEORDER, _MARK.pack(value)) if value else address
@@ -143,12 +140,12 @@ def _unmark(raw: bytes) -> tuple[bytes, int]:
 
 
 def has_flags(raw: bytes) -> bool:
-    """Whether a dumped member carries flags of its own, of which there is one: ``nomatch``."""
+    """Whether a dumped member has flags; the only one is ``nomatch``."""
     return _FLAGS in attributes(memoryview(raw))
 
 
 def canonical(kind: SetType, family: Family, raw: bytes) -> bytes:
-    """The key of a dumped member that is not spelled as :func:`encode` does; itself if no such key exists."""
+    """The key that :func:`encode` makes for a dumped member; ``raw`` itself if it makes none."""
     try:
         return encode(kind, family, decode(raw))
     except (ValueError, KeyError):

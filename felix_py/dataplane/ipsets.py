@@ -1,4 +1,4 @@
-"""IP sets: what is wanted, what the kernel has, and the steps from one to the other."""
+"""IP sets: wanted, actual, and the steps that write the difference."""
 
 from __future__ import annotations
 
@@ -24,15 +24,12 @@ _NAME_BYTES = 31
 _WHOLE_MARK = 0xFFFFFFFF
 _BUSY_TRIES = 10
 _BUSY_WAIT = 0.01
-"""nf_tables lets go of a deleted rule's sets a moment after the transaction: worth a short wait."""
+"""Seconds between tries: nf_tables releases a deleted rule's sets a moment after the transaction."""
 
 
 @dataclass(slots=True)
 class _Set:
-    """One set by name. ``members``: key -> ``mark << 32 | mask``, or 0 in a set without marks.
-
-    ``rejected``: text that is no member of such a set -> its mark and the reason.
-    """
+    """One set. ``members``: key -> ``mark << 32 | mask`` or 0; ``rejected``: invalid text -> mark and reason."""
 
     spec: SetSpec | None = None
     shape: Shape | None = None
@@ -40,7 +37,7 @@ class _Set:
     rejected: dict[str, tuple[int, str]] = field(default_factory=dict)
     doomed: bool = False
     stuck: bool = False
-    """It could not be destroyed, and not for a moment only."""
+    """All tries to destroy it have failed; the next apply tries only once."""
 
     @property
     def marked(self) -> bool:
@@ -48,18 +45,18 @@ class _Set:
 
     @property
     def right(self) -> bool:
-        """The kernel has a set of the wanted shape."""
+        """Whether the kernel has a set of the wanted shape."""
         return self.spec is not None and self.shape == Shape.of(self.spec)
 
     @property
     def done(self) -> bool:
-        """The kernel is as wanted, but for strays."""
+        """Whether the kernel has what is wanted; strays do not count."""
         if self.spec is None:
             return self.shape is None or not self.doomed
         return self.right and not self.members.pending
 
     def load(self, shape: Shape | None, actual: dict[bytes, int]) -> list[Drift]:
-        """Take over what the kernel has. What somebody else has changed, if all that was done is known."""
+        """Take over what the kernel has; returns drift, if the set had the wanted shape before."""
         was_right, before, self.shape = self.right, self.shape, shape
         found = self.members.load(actual)
         if self.spec is None or not was_right:
@@ -69,7 +66,7 @@ class _Set:
         return list(member_drift(self.spec, found, self.members))
 
     def find_strays(self) -> None:
-        """Have every member that is not wanted deleted."""
+        """Have all unwanted members deleted."""
         if self.spec is None:
             return
         held = self.members
@@ -77,7 +74,7 @@ class _Set:
             key = members.canonical(self.spec.type, self.spec.family, raw)
             if key != raw:
                 value = held.actual.pop(raw)
-                if key in held.desired:  # the same element in another spelling: writing it anew is what helps
+                if key in held.desired:  # the same element in another encoding must be written again
                     held.removed([key])
                     continue
                 held.actual[key] = value
@@ -85,7 +82,7 @@ class _Set:
 
 
 class IPSets(Part):
-    """All sets of ours, of both families."""
+    """All our sets of both families."""
 
     looks = Look.SETS
 
@@ -105,10 +102,9 @@ class IPSets(Part):
         self._drift: list[Drift] = []
 
     def close(self) -> None:
-        """Close the socket."""
         self._commands.close()
 
-    # --- what is wanted ------------------------------------------------------------------------------
+    # --- wanted --------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
         for name in update.emptied:
@@ -120,7 +116,7 @@ class IPSets(Part):
                 self.member(name, text, mark)
 
     def spec(self, name: str, spec: SetSpec | None) -> None:
-        """Note that a set must be there, or must not."""
+        """Note a wanted set; None: the set must not exist."""
         self._refused.pop(name, None)
         if reason := _name_problem(name, spec):
             self._refused[name] = Failure(SetRef(name), reason)
@@ -133,13 +129,13 @@ class IPSets(Part):
             known.rejected.clear()
             known.doomed = True
         elif before is None:
-            if known.doomed:  # taken back before it was destroyed: what it held then is not wanted now
+            if known.doomed:  # wanted again before it was destroyed: its old members are not wanted
                 known.members.dismiss_all()
             known.doomed = False
         elif before != spec:
-            self._respecify(name, known, before)
+            self._respecify(name, known)
 
-    def _respecify(self, name: str, known: _Set, before: SetSpec) -> None:
+    def _respecify(self, name: str, known: _Set) -> None:
         texts = {members.decode(key): value >> 32 for key, value in known.members.desired.items()}
         texts |= {text: mark for text, (mark, _) in known.rejected.items()}
         known.members.release()
@@ -148,7 +144,7 @@ class IPSets(Part):
             self.member(name, text, mark)
 
     def member(self, name: str, text: str, mark: int | None) -> None:
-        """Note that a set must hold a member, with a mark in a marked set; None: must not hold it."""
+        """Note a wanted member, with its mark in a marked set; None: the set must not hold it."""
         known = self._sets.get(name)
         if known is None or known.spec is None:
             if mark is not None and name not in self._refused:
@@ -168,7 +164,7 @@ class IPSets(Part):
             known.members.desire(key, mark << 32 | spec.mark_mask if spec.mark_mask else 0)
         self._dirty.add(name)
 
-    # --- what there is -------------------------------------------------------------------------------
+    # --- actual --------------------------------------------------------------------------------------
 
     def load(self) -> None:
         found = {
@@ -190,15 +186,13 @@ class IPSets(Part):
         self._unswept = set(found)
 
     def hold(self, base: Update) -> Update:
-        """Want what was found, less sets of a type that is not ours."""
+        """Want what was found, except sets of a type that we do not use."""
         for name, known in self._sets.items():
             if known.shape is None or known.shape.type not in list(SetType):
                 continue
-            mask = (
-                next(iter(known.members.actual.values()), _WHOLE_MARK) & _WHOLE_MARK if known.shape.marked else 0
-            )
+            value = next(iter(known.members.actual.values()), _WHOLE_MARK) if known.shape.marked else 0
             family = Family.V4 if name.startswith(set_prefix(Family.V4)) else Family.V6
-            known.spec = SetSpec(name, SetType(known.shape.type), family, mask)
+            known.spec = SetSpec(name, SetType(known.shape.type), family, value & _WHOLE_MARK)
             known.members.hold()
         return Update()
 
@@ -225,9 +219,8 @@ class IPSets(Part):
 
     def marks(self, name: str) -> set[int]:
         """The marks of a set's members in the kernel."""
-        return (
-            {value >> 32 for value in self._sets[name].members.actual.values()} if name in self._sets else set()
-        )
+        known = self._sets.get(name)
+        return {value >> 32 for value in known.members.actual.values()} if known else set()
 
     def owned(self) -> list[str]:
         return [
@@ -239,7 +232,7 @@ class IPSets(Part):
     # --- the steps of an apply -----------------------------------------------------------------------
 
     def grow(self, _sweep: Sweep) -> Report:
-        """Make sets, and add members to those without marks. Reports what can never be written, too."""
+        """Create sets, and add members to those without marks. Also reports what can never be written."""
         refused = [*self._refused.values()]
         for name, known in sorted(self._sets.items()):
             rejected = (Failure(MemberRef(name, text), reason) for text, (_, reason) in known.rejected.items())
@@ -253,7 +246,7 @@ class IPSets(Part):
         return self._each(names, self._remake) + self._write(ADD, marked=True)
 
     def shrink(self, sweep: Sweep) -> Report:
-        """Delete members; those of marked sets last."""
+        """Delete members, those of marked sets last."""
         if sweep:
             for name in self._unswept:
                 self._sets[name].find_strays()
@@ -261,7 +254,7 @@ class IPSets(Part):
         return self._write(DELETE, marked=False) + self._write(DELETE, marked=True)
 
     def destroy(self, sweep: Sweep) -> Report:
-        """Destroy sets that must not be."""
+        """Destroy unwanted sets."""
         if sweep:
             for name in self._unswept:
                 self._sets[name].doomed = self._sets[name].spec is None
@@ -289,15 +282,11 @@ class IPSets(Part):
         if known.shape is None:
             self._create(name, known, known.spec)
             return 1
-        # A marked set gets its members, and so its new shape, in the step of the marks.
+        # The step WRITE_MARKS gives a marked set its new shape together with its members.
         return 0 if known.marked else self._remake(name, known)
 
     def _create(self, name: str, known: _Set, spec: SetSpec) -> None:
-        """Make a set that was not there.
-
-        One of its name that is there by now is somebody's, or ours without the kernel's acknowledgement: nobody
-        asked for what it holds.
-        """
+        """Create a set; the members of one that exists by now (others', or not acknowledged) are not wanted."""
         try:
             self._commands.create(name, spec)
         except FileExistsError:
@@ -309,14 +298,13 @@ class IPSets(Part):
         known.load(Shape.of(spec), {})
 
     def _remake(self, name: str, known: _Set) -> int:
-        """Give a set another shape."""
         if known.right or known.spec is None or known.shape is None:
             return 0
         self._replace(name, known, known.spec)
         return 1
 
     def _replace(self, name: str, known: _Set, spec: SetSpec) -> None:
-        """A full set under another name takes the place of the one that is there, in one step."""
+        """Fill a set under another name and swap it in for the existing one."""
         other = f"{set_prefix(spec.family)}tmp-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         self._commands.destroy(other)
         self._commands.create(other, spec)
@@ -368,35 +356,30 @@ class IPSets(Part):
                 todo = [(key, 0) for key in known.members.deletions()]
             if todo:
                 batches.append(Batch(name, command, todo))
-        failed = self._commands.write(batches)
-        refused: dict[str, set[bytes]] = {}
-        for name, key, _ in failed:
-            refused.setdefault(name, set()).add(key)
+        refused: dict[str, dict[bytes, OSError]] = {}
+        for name, key, error in self._commands.write(batches):
+            refused.setdefault(name, {})[key] = error
+        writes = 0
         for batch in batches:
-            known = self._sets[batch.name]
-            written = dict(batch.members)
-            for key in refused.get(batch.name, ()):
-                del written[key]
+            known, errors = self._sets[batch.name], refused.get(batch.name, {})
+            written = {key: value for key, value in batch.members if key not in errors}
+            writes += len(written)
             if command == ADD:
                 known.members.written(written)
             else:
                 known.members.removed(written)
-        writes = sum(len(batch.members) for batch in batches) - len(failed)
-        by_set: dict[str, list[tuple[str, bytes, OSError]]] = {}
-        for entry in failed:
-            by_set.setdefault(entry[0], []).append(entry)
         failures = [
             failure
-            for name, entries in by_set.items()
-            for failure in bounded(self._member_failures(entries), MembersRef(name, further=True))
+            for name, errors in refused.items()
+            for failure in bounded(self._member_failures(name, errors), MembersRef(name, further=True))
         ]
         return Report(writes=writes, failures=tuple(failures))
 
-    def _member_failures(self, failed: list[tuple[str, bytes, OSError]]) -> Iterator[Failure]:
-        asked: set[str] = set()
-        for name, key, error in failed:
-            if error.errno in (errno.ENOENT, FULL) and name not in asked:
-                asked.add(name)
+    def _member_failures(self, name: str, refused: dict[bytes, OSError]) -> Iterator[Failure]:
+        asked = False
+        for key, error in refused.items():
+            if error.errno in (errno.ENOENT, FULL) and not asked:
+                asked = True
                 self._changed(name, None if error.errno == errno.ENOENT else self._commands.shape(name))
                 if error.errno == errno.ENOENT:
                     yield Failure(SetRef(name), error.strerror or str(error))
@@ -404,15 +387,15 @@ class IPSets(Part):
                 yield Failure(MemberRef(name, members.decode(key)), error.strerror or str(error))
 
     def _changed(self, name: str, shape: Shape | None) -> None:
-        """If somebody has destroyed or replaced the set behind our back, the next apply makes it anew."""
+        """Note a set that somebody else has destroyed or replaced: the next apply makes it anew."""
         known = self._sets[name]
         if shape != known.shape:
             self._drift += known.load(shape, known.members.actual if shape else {})
 
 
 def is_ours(name: str) -> bool:
-    """Whether a set of this name is one of ours."""
-    return name.startswith(tuple(set_prefix(family) for family in Family))
+    """Whether a set of this name is ours."""
+    return name.startswith(tuple(map(set_prefix, Family)))
 
 
 def _name_problem(name: str, spec: SetSpec | None) -> str:

@@ -1,7 +1,7 @@
-"""Chains and hooks of one family: what is wanted, what the kernel has, and the difference.
+"""Chains and hooks of one family: wanted, actual, and the difference.
 
-One ``iptables-restore --noflush`` run carries a whole apply. Only chains that differ are in it, each written anew
-as a whole; the kernel swaps each table in one step, so that no packet sees half of it.
+One ``iptables-restore --noflush`` run carries a whole apply. It holds only chains that differ, each rewritten
+whole; the kernel replaces each table atomically, so that no packet sees half of the change.
 """
 
 from __future__ import annotations
@@ -12,14 +12,7 @@ from dataclasses import dataclass
 from felix_py.dataplane.backend import OwnProcesses, ToolError, save
 from felix_py.dataplane.delta import Delta, Found
 from felix_py.dataplane.differences import chain_difference, hook_difference, in_the_way, stray_chain, stray_rules
-from felix_py.dataplane.iptables_restore import (
-    Change,
-    Place,
-    Restore,
-    by_table,
-    in_dependency_order,
-    is_hopeless,
-)
+from felix_py.dataplane.iptables_restore import Change, Place, Restore, by_table, in_dependency_order, is_hopeless
 from felix_py.dataplane.iptables_text import (
     BUILTIN_CHAINS,
     TABLES,
@@ -44,10 +37,10 @@ from policy.model import Family
 _CLOSED = (render(RuleSpec((), DROP)),)
 
 _AHEAD_SECONDS = 10.0
-"""For reading the rules while nobody waits for it."""
+"""Timeout for reading the rules ahead, while nothing waits for it."""
 
 _AGAIN_SECONDS = 2.0
-"""For reading them again, because we wrote some meanwhile or just mended them: new pods wait for that."""
+"""Timeout for reading them again after a write of ours: new pods wait for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +52,7 @@ class TablesRead:
 
 
 class Iptables(Part):
-    """One family's tables. Nothing but chains with our prefix and rules with our comment is ever written."""
+    """One family's tables. Only chains with our prefix and rules with our comment are ever written."""
 
     looks = Look.RULES
 
@@ -70,7 +63,7 @@ class Iptables(Part):
         own: OwnProcesses | None = None,
         has_set: Callable[[str], bool] = lambda _name: False,
     ) -> None:
-        """``own`` gets to know every process that writes for us. ``has_set``: whether the kernel has an IP set.
+        """``own`` gets the pids of processes that write for us; ``has_set``: whether the kernel has an IP set.
 
         Raises:
             ToolError: the backend's commands are not installed.
@@ -92,7 +85,7 @@ class Iptables(Part):
         self._loaded = False
         self._drift: list[Drift] = []
 
-    # --- what is wanted ------------------------------------------------------------------------------
+    # --- wanted --------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
         for key, rules in update.chains.items():
@@ -103,10 +96,7 @@ class Iptables(Part):
                 self._hook(hook, wanted)
 
     def _chain(self, key: ChainRef, rules: Rules | None) -> None:
-        """Note a chain's wanted content; None: it must not exist.
-
-        A chain that cannot be written keeps the content it has, and every apply reports it.
-        """
+        """Note a chain's wanted content or absence. One that cannot be rendered keeps its content: a failure."""
         place = (key.table, key.name)
         self._rejected.pop(key, None)
         try:
@@ -122,7 +112,6 @@ class Iptables(Part):
             self._chains.desire(place, rendered)
 
     def _hook(self, hook: Hook, wanted: bool) -> None:
-        """Note whether a rule of ours must be in a built-in chain."""
         place = (hook.table, hook.chain)
         self._rejected.pop(hook, None)
         try:
@@ -142,11 +131,11 @@ class Iptables(Part):
             doomed.add(rule.hash)
 
     def hold(self, base: Update) -> Update:
-        """Want what was found; but the base where that is missing or altered, unless another version or other
-        settings of ours have made what is there.
+        """Want what was found, or the base where it names a chain or hook, unless the rules found were made by
+        another version or other settings of ours.
 
-        Rules of others in our chains are not held. The chain of a class is never empty; one that somebody has
-        flushed lets nothing through, rather than all.
+        Rules of others in our chains are not held. The chain of a class is never empty, so one that somebody has
+        flushed drops all packets rather than letting all through.
         """
         for place, rules in self._chains.actual.items():
             ours = tuple(rule for rule in rules if rule.hash)
@@ -160,17 +149,17 @@ class Iptables(Part):
             return mine
         for (table, chain), rules in self._builtins.items():
             for at, rule in enumerate(rule for rule in rules if rule.hash):
-                # They stay in their order; only jumps to our chains come first (see felix_py.desired.static).
+                # Their order is kept; only jumps to our chains come first (see felix_py.desired.static).
                 spec = RuleSpec(rule.body.matches, rule.body.target)
                 hook = Hook(self._family, table, chain, spec, spec.leads_to.startswith(CHAIN_PREFIX), at)
                 self._hooks.setdefault((table, chain), {})[hook] = rule
         return Update()
 
     def _is_of(self, base: Update) -> bool:
-        """Whether all that the kernel has of these was made by the very same rules, be it but a part of them.
+        """Whether the kernel's chains and hooks that ``base`` names hold rules of ``base`` only, or some of them.
 
-        Dispatch says nothing about that: it follows from the numbers that are left in it. Where there is no rule
-        of ours at all, the sets say it.
+        Dispatch chains are no evidence: they follow from the class numbers in use. If the kernel has no rule of
+        ours at all, the existence of a set of ``base`` decides.
         """
         known: dict[Place, set[str]] = {
             (key.table, key.name): set(_hashes(map(render, rules or ())))
@@ -187,24 +176,23 @@ class Iptables(Part):
         return all(found[place] <= known.get(place, set()) for place in present)
 
     def release(self) -> None:
-        """Want nothing; what there is stays."""
         self._chains.release()
         for noted in (self._hooks, self._rejected, self._doomed_hooks, self._dirty_hooks):
             noted.clear()
 
-    # --- what there is -------------------------------------------------------------------------------
+    # --- actual --------------------------------------------------------------------------------------
 
     def read(self, timeout: float = _AHEAD_SECONDS) -> TablesRead:
-        """Read the kernel's tables for :meth:`offer`, within so many seconds. Any thread may call this.
+        """Read the kernel's tables for :meth:`offer`, within ``timeout`` seconds. Any thread may call this.
 
         Raises:
-            ToolError: they cannot be read.
+            ToolError: the tables cannot be read.
         """
-        epoch = self._restore.epoch  # it changes when a write begins and when it ends
+        epoch = self._restore.epoch  # changes when a write begins and when it ends
         return TablesRead(epoch, parse_save(save(self._family, self._backend, timeout)))
 
     def offer(self, read: TablesRead | None) -> None:
-        """What the next :meth:`load` may use; if something was written since it was read, it reads again."""
+        """Tables that the next :meth:`load` uses, unless we have written since they were read."""
         self._read = read
 
     def load(self) -> None:
@@ -234,7 +222,7 @@ class Iptables(Part):
             yield Drift(self._ref(place), stray_chain(self._chains.actual[place]))
 
     def _hook_drift(self, right: Iterable[Place], before: Mapping[Place, tuple[Rule, ...]]) -> Iterator[Drift]:
-        """What was right and is not any more, and what has come without anybody asking for it."""
+        """Drift of hooks that were right and are not any more, and of new rules of ours that are not wanted."""
         for place in sorted(right):
             if self._hook_change(place):
                 (top, end), actual = self._own_rules(place), self._builtins.get(place, ())
@@ -246,7 +234,7 @@ class Iptables(Part):
                 yield Drift(self._ref(place), stray_rules(strays))
 
     def rules(self, table: str, prefix: str) -> list[Body]:
-        """The rules of all our chains of a table whose names begin so, chain by chain."""
+        """The rules of our chains in a table whose names have this prefix, chain by chain."""
         return [
             rule.body
             for (in_table, chain), rules in sorted(self._chains.actual.items())
@@ -255,11 +243,9 @@ class Iptables(Part):
         ]
 
     def differences(self) -> list[Ref]:
-        """Wanted chains and hooks that the kernel, as last seen, does not have."""
         return [change.ref for change in self._changes(Sweep.NOTHING)]
 
     def owned(self) -> list[str]:
-        """A line for each chain and each hook of ours in the kernel."""
         lines: list[str] = []
         for place, rules in sorted((self._chains.actual | self._builtins).items()):
             if place in self._builtins:
@@ -273,7 +259,7 @@ class Iptables(Part):
     # --- the difference ------------------------------------------------------------------------------
 
     def write(self, sweep: Sweep) -> Report:
-        """Write the difference; what fails is reported and stays pending."""
+        """Write the difference; failed changes are reported and stay pending."""
         runs = self._restore.runs
         failures = list(self._rejected.values())
         changes = self._changes(sweep)
@@ -289,7 +275,7 @@ class Iptables(Part):
         return Report(self._restore.runs - runs, written, tuple(failures))
 
     def _salvage(self, changes: list[Change], sweep: Sweep, failures: list[Failure]) -> int:
-        """After a failed transaction: read what there is now, and write all that can be written."""
+        """After a failed transaction: read the tables, and write all changes that can be written."""
         try:
             self.load()
         except ToolError as unreadable:
@@ -305,7 +291,7 @@ class Iptables(Part):
         return written
 
     def _done(self, changes: Iterable[Change]) -> int:
-        """Note that some changes are in the kernel; how many."""
+        """Note changes that are in the kernel; returns their number."""
         count = 0
         for change in changes:
             if not change.is_ours:
@@ -319,17 +305,14 @@ class Iptables(Part):
         return count
 
     def _read_back(self, changes: Iterable[Change]) -> None:
-        """Look at the rules that were mended for what they did, not for their hash.
-
-        If this kernel's tools print them in a way that we take for another rule, they would be mended for ever.
-        """
+        """Learn how the tools print mended rules: a right rule that looks altered would be mended for ever."""
         mended = [change for change in changes if self._altered(change.before, change.after or ())]
         if not mended:
             return
         try:
             found = _by_place(self.read(_AGAIN_SECONDS).tables)
         except ToolError:
-            return  # the next load says so again
+            return  # the next load tries again
         for change in mended:
             wanted = {rule.hash: rule for rule in change.after or () if rule.hash}
             for rule in found.get(change.place, ()):
@@ -337,7 +320,7 @@ class Iptables(Part):
                     self._bodies.learn(wanted[rule.hash], rule)
 
     def _altered(self, actual: Iterable[Rule], wanted: Iterable[Rule]) -> list[Rule]:
-        """The rules that carry a wanted one's hash and do something else."""
+        """The rules that carry the hash of a wanted rule and do something else."""
         by_hash = {rule.hash: rule for rule in wanted if rule.hash}
         return [r for r in actual if r.hash in by_hash and self._bodies.altered(by_hash[r.hash], r)]
 
@@ -354,16 +337,15 @@ class Iptables(Part):
         return changes
 
     def _settled(self, place: Place) -> None:
-        """Our rules in a built-in chain are right."""
         self._dirty_hooks.discard(place)
         self._doomed_hooks.pop(place, None)
 
     def _rejected_places(self) -> set[Place]:
-        """Chains that keep the content they have, because what is wanted of them cannot be written."""
+        """Chains that keep their content, because the wanted one cannot be rendered."""
         return {(key.table, key.name) for key in self._rejected if isinstance(key, ChainRef)}
 
     def _doom_strays(self) -> None:
-        """Everything of ours in the kernel that nobody asked for must go. Strays only ever come with a load."""
+        """Have all unwanted objects of ours deleted. Once after each load, since only a load finds strays."""
         self._chains.sweep(keep=self._rejected_places())
         for place, rules in self._builtins.items():
             if strays := {rule.hash for rule in rules if rule.hash} - self._wanted_hashes(place):
@@ -380,11 +362,10 @@ class Iptables(Part):
         return _hashes(wanted) == _hashes(actual) and not self._altered(actual, wanted)
 
     def _hook_change(self, place: Place) -> Change | None:
-        """Our rules of a built-in chain to their places: the first ones at its top, the others at its end.
+        """Move our rules in a built-in chain to its top or end, unless no other rule hinders them where they are.
 
-        They stay where they are while nothing stands in their way (:mod:`felix_py.ruleset.places`).
-
-        They are deleted by their text, never by their number: other programs may change the chain at any time.
+        See :mod:`felix_py.ruleset.places`. Rules are deleted by their text, never by their number: other programs
+        may change the chain at any time.
         """
         top, end = self._own_rules(place)
         wanted = {*_hashes(top), *_hashes(end)}
@@ -392,14 +373,10 @@ class Iptables(Part):
         doomed = self._doomed_hooks.get(place, set()) - wanted
         leaving = [rule for rule in actual if rule.hash in doomed]
         others = [rule for rule in actual if rule.hash not in doomed and rule.hash not in wanted]
-        # Ours that this process has not heard of (from before an upgrade) are not in the way until the sweep.
+        # Unknown rules of ours (from before an upgrade) do not hinder until the sweep.
         ours = [rule.hash for rule in actual if rule.hash in wanted]
-        in_order = ours == [*_hashes(top), *_hashes(end)]
-        if (
-            in_order
-            and not any(in_the_way(place[0], top, end, actual))
-            and not self._altered(actual, (*top, *end))
-        ):
+        in_order = ours == [*_hashes(top), *_hashes(end)] and not any(in_the_way(place[0], top, end, actual))
+        if in_order and not self._altered(actual, (*top, *end)):
             if not leaving:
                 return None
             after = tuple(rule for rule in actual if rule.hash not in doomed)
@@ -413,11 +390,10 @@ class Iptables(Part):
         return Change(self._ref(place), (*deletes, *inserts), actual, after)
 
     def _own_rules(self, place: Place) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
-        """The rules that must be first and those that must be last in a built-in chain."""
+        """Our rules that must be first in a built-in chain, and those that must be last."""
         hooks = sorted(self._hooks.get(place, {}).items(), key=lambda item: (item[0].rank, item[1].hash))
-        return tuple(rule for hook, rule in hooks if hook.first), tuple(
-            rule for hook, rule in hooks if not hook.first
-        )
+        top = tuple(rule for hook, rule in hooks if hook.first)
+        return top, tuple(rule for hook, rule in hooks if not hook.first)
 
     def _wanted_hashes(self, place: Place) -> set[str]:
         return {rule.hash for rule in self._hooks.get(place, {}).values()}

@@ -1,4 +1,4 @@
-"""Transactions of iptables-restore: their text, running them, and finding what makes one fail."""
+"""Transactions of iptables-restore: their text, running them, and isolating the change that fails."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Place = tuple[str, str]
 """(table, chain)"""
 
 _LOCK_SECONDS = 10
-"""How long the legacy tools may wait for another program's xtables lock before they give up."""
+"""Seconds that the legacy tools wait for the xtables lock."""
 
 _HOPELESS = ("xtables lock", "initialize", "Permission denied", "Operation not permitted", "is incompatible")
-"""Parts of errors that have nothing to do with any one chain."""
+"""Parts of errors that no single chain causes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What brings one chain to its wanted content: lines of an iptables-restore transaction.
+    """The lines of an iptables-restore transaction that bring one chain to its wanted content.
 
-    ``before`` and ``after`` are the chain's content; ``after`` None: the chain is gone by then.
+    ``before`` and ``after`` are the chain's content; ``after`` None: the chain is deleted.
     """
 
     ref: ChainRef | HookRef
@@ -36,20 +36,19 @@ class Change:
 
     @property
     def place(self) -> Place:
-        """Its table and chain."""
         return self.ref.table, chain_or_set(self.ref)
 
     @property
     def is_ours(self) -> bool:
-        """Our own chain, rather than hooks in a built-in one."""
+        """Whether the chain is ours, not a built-in one with hooks."""
         return isinstance(self.ref, ChainRef)
 
 
 def transaction(changes: Iterable[Change]) -> str:
-    """The input of iptables-restore for some changes.
+    """The input of iptables-restore for changes.
 
-    All chains of a table are declared first (which makes or empties them), so that rules may name chains that
-    come later; chains are deleted last, when nothing refers to them any more.
+    All chains of a table are declared first, which creates or flushes them, so that rules may name later chains;
+    chains are deleted last, when no rule refers to them any more.
     """
     text: list[str] = []
     for table, members in by_table(changes):
@@ -63,7 +62,7 @@ def transaction(changes: Iterable[Change]) -> str:
 
 
 def by_table(changes: Iterable[Change]) -> Iterator[tuple[str, list[Change]]]:
-    """The changes of each table; those of built-in chains behind those of our own."""
+    """The changes of each table; those of built-in chains after those of our own chains."""
 
     def order(change: Change) -> tuple[int, bool, str]:
         return TABLES.index(change.place[0]), not change.is_ours, change.place[1]
@@ -73,9 +72,9 @@ def by_table(changes: Iterable[Change]) -> Iterator[tuple[str, list[Change]]]:
 
 
 def in_dependency_order(changes: Sequence[Change]) -> list[Change]:
-    """One table's changes so that each prefix of the list can stand alone.
+    """One table's changes in an order of which each prefix is valid by itself.
 
-    A chain comes behind the chains its rules jump to; one that is deleted comes behind those that jumped to it.
+    A chain follows the chains that its rules jump to; a deleted chain follows the chains that jumped to it.
     """
     by_chain = {change.place[1]: change for change in changes}
     needs: dict[str, set[str]] = {chain: _targets(change.after or ()) for chain, change in by_chain.items()}
@@ -87,7 +86,7 @@ def in_dependency_order(changes: Sequence[Change]) -> list[Change]:
     seen: set[str] = set()
 
     def visit(chain: str) -> None:
-        if chain in by_chain and chain not in seen:  # seen and not in order: a loop, which the kernel will refuse
+        if chain in by_chain and chain not in seen:  # seen, not in order: a loop, which the kernel refuses
             seen.add(chain)
             for needed in sorted(needs[chain]):
                 visit(needed)
@@ -99,12 +98,11 @@ def in_dependency_order(changes: Sequence[Change]) -> list[Change]:
 
 
 def _targets(rules: Iterable[Rule]) -> set[str]:
-    """Chains (and targets) that rules jump or go to."""
     return {rule.leads_to for rule in rules}
 
 
 def is_hopeless(error: str) -> bool:
-    """Whether trying the chains one by one could not help: the lock is held, the table is not there, …"""
+    """Whether trying the chains one by one would not help: the lock is held, the table does not exist, …"""
     return any(part in error for part in _HOPELESS)
 
 
@@ -112,7 +110,7 @@ class Restore:
     """Runs transactions of one family and counts them. ``epoch`` is odd while one is under way."""
 
     def __init__(self, family: Family, backend: Backend, own: OwnProcesses | None = None) -> None:
-        """``own`` gets to know every process that is started.
+        """``own`` gets the pid of every process that is started.
 
         Raises:
             ToolError: the backend's commands are not installed.
@@ -123,7 +121,7 @@ class Restore:
         self.epoch = 0
 
     def run(self, changes: Sequence[Change]) -> str | None:
-        """One transaction; the tool's complaint if it failed, and then some tables may be written."""
+        """Run one transaction; returns None, or the tool's error text, and then some tables may be written."""
         if not changes:
             return None
         self.runs += 1
@@ -137,9 +135,9 @@ class Restore:
         return None
 
     def isolate(self, changes: Sequence[Change]) -> Iterator[tuple[Sequence[Change], str | None]]:
-        """Write as much of one table's changes as possible: pairs of (changes, None or why they failed).
+        """Write as many of one table's changes as possible; yields pairs of (changes, None or their error).
 
-        Halves what fails, in dependency order, down to the single chains that cannot be written (and those that
+        Bisects failed changes, in dependency order, down to single chains that cannot be written (and those that
         need them): about 2 log2(n) runs for one bad chain among n.
         """
         error = self.run(changes)

@@ -1,8 +1,7 @@
-"""The text that iptables-restore reads and iptables-save prints: quoting, rule comments, parsing. No I/O.
+"""Text for iptables-restore and of iptables-save: quoting, rule comments, parsing. No I/O.
 
-Every rule of ours begins with a comment ``felix:HASH text``. HASH (16 hex digits) is a digest of the words that
-the planned rule is encoded in, so that "is this the rule we want?" needs no understanding of how the tools print
-a rule back; ``text`` is for people.
+Every rule of ours has a comment ``felix:HASH text``. HASH (16 hex digits) is a digest of the words that encode
+the planned rule, so that rules are compared without parsing how the tools print them; ``text`` is for people.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ BUILTIN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROU
 TABLES = ("raw", "mangle", "nat", "filter")
 
 _COMMENT_BYTES = 255
-"""xt_comment holds 256 bytes with the final NUL; the tools cut longer ones anywhere."""
+"""xt_comment holds 256 bytes with the final NUL; the tools cut longer comments, even inside a character."""
 
 _COMMENT = ("-m", "comment", "--comment")
 
 _LINE_BYTES = 10_000
-"""iptables-restore reads lines into 10,240 bytes and takes the rest of a longer one for a line of its own."""
+"""iptables-restore reads lines into 10,240 bytes and takes the rest of a longer line for another line."""
 
 _WORD_BYTES = 1_000
 """iptables-restore refuses words from 1,024 bytes on."""
@@ -40,15 +39,12 @@ _CHAIN_NAME_BYTES = 28
 
 
 class BadRule(ValueError):
-    """A rule or a name that must not be handed to iptables-restore; the message says why."""
+    """A rule or name that must not be passed to iptables-restore; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule as the tools spell it behind ``-A CHAIN``. ``hash`` is empty for a rule that is not ours.
-
-    ``spec``: what was planned; None: it was read from the kernel.
-    """
+    """A rule as the tools spell it after ``-A CHAIN``. ``hash``: empty if foreign; ``spec``: None if read."""
 
     hash: str
     text: str
@@ -56,26 +52,26 @@ class Rule:
 
     @property
     def body(self) -> Body:
-        """What it does."""
+        """Matches and target."""
         return self.spec.body if self.spec else parse_text(self.text).body
 
     @property
     def leads_to(self) -> str:
-        """The chain that it jumps or goes to; a target of another kind, or empty, if it leads to none."""
+        """The chain that it jumps or goes to, or another target, or empty."""
         return self.spec.leads_to if self.spec else target_of(self.text)
 
     def __str__(self) -> str:
-        """For people: without its hash, but with what its comment says."""
+        """For people: without the hash, with the comment's text."""
         if self.spec is None:
             return brief(self.text)
         return f'{shown(self.spec)} "{self.spec.why}"' if self.spec.why else shown(self.spec)
 
 
 def check_chain(table: str, name: str) -> None:
-    """Make sure that a chain is one that we may write.
+    """Check that we may write a chain.
 
     Raises:
-        BadRule: unknown table, or a name that is not ours or that the tools do not take.
+        BadRule: unknown table, or a chain name that is not ours or that the tools refuse.
     """
     if table not in TABLES:
         raise BadRule(f"there is no table {table!r} to write to")
@@ -86,15 +82,11 @@ def check_chain(table: str, name: str) -> None:
 
 
 def quote(word: str) -> str:
-    """One word for an iptables-restore line.
+    """Quote one word for an iptables-restore line.
 
     Raises:
         BadRule: control characters, text that is not Unicode, or too long.
     """
-    if _PLAIN.fullmatch(word):
-        if len(word) > _WORD_BYTES:
-            raise BadRule(f"word of {len(word)} bytes: {word[:40]!r}…")
-        return word
     if _CONTROL.search(word):
         raise BadRule(f"control character in {word[:80]!r}")
     try:
@@ -103,23 +95,25 @@ def quote(word: str) -> str:
         raise BadRule(f"not Unicode: {word[:80]!r}") from None
     if size > _WORD_BYTES:
         raise BadRule(f"word of {size} bytes: {word[:40]!r}…")
+    if _PLAIN.fullmatch(word):
+        return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def render(spec: RuleSpec) -> Rule:
-    """A planned rule with its hash comment; what it is for becomes the comment's text.
+    """Render a planned rule with its hash comment; its ``why`` becomes the comment's text.
 
-    Characters that a comment cannot hold are replaced there: a policy must not stay out of the kernel for its
-    description. Anywhere else they are refused.
+    Characters that a comment cannot hold are replaced in it, so that no policy is refused for its description.
+    Anywhere else they are refused.
 
     Raises:
-        BadRule: see :func:`quote`; or the whole rule is too long.
+        BadRule: see :func:`quote`; or the rule is too long.
     """
     matches, target, about = encode(spec.matches), encode_target(spec.target), str(spec.why)
     hashed = (*matches, *_COMMENT, about, *target) if about else (*matches, *target)
     digest = hashlib.sha256("\0".join(hashed).encode(errors="surrogatepass")).hexdigest()[:16]
     comment = _cut(f"{COMMENT_PREFIX}{digest} {about}") if about else f"{COMMENT_PREFIX}{digest}"
-    # Last of the matches: a comment is a match to the kernel, and costs a packet that fails at another nothing.
+    # The comment is the last match: it costs nothing for packets that another match excludes.
     parts = (_line(matches), " ".join((*_COMMENT, quote(comment))), _line(target))
     text = " ".join(filter(None, parts))
     if len(text.encode()) > _LINE_BYTES:
@@ -128,7 +122,7 @@ def render(spec: RuleSpec) -> Rule:
 
 
 def _line(words: Words) -> str:
-    """Words of an iptables-restore line. Nearly all are plain, which is seen at once for all of them."""
+    """Words of an iptables-restore line. Nearly all are plain, which one look at the whole line tells."""
     line = " ".join(words)
     plain = "" not in words and line.count(" ") == len(words) - 1 and _PLAIN_LINE.fullmatch(line)
     if plain and len(line) <= _WORD_BYTES:
@@ -143,17 +137,17 @@ def _cut(comment: str) -> str:
 
 @dataclass(slots=True)
 class SavedTable:
-    """What iptables-save printed of one table: our chains, and all rules of the built-in chains."""
+    """One table of iptables-save: our chains, and the built-in chains with all their rules."""
 
     chains: dict[str, list[Rule]] = field(default_factory=dict)
     builtins: dict[str, list[Rule]] = field(default_factory=dict)
 
 
 def parse_save(text: str) -> dict[str, SavedTable]:
-    """Read the output of iptables-save: our chains, and whatever is in the built-in ones."""
+    """Parse the output of iptables-save: our chains, and the built-in ones."""
     tables: dict[str, SavedTable] = {}
     table = SavedTable()
-    # Not splitlines(): that also ends lines at characters that a comment may hold.
+    # Not splitlines(), which also splits at characters that a comment may hold.
     for line in text.split("\n"):
         if line.startswith("-A "):
             _, name, rule = (*line.split(" ", 2), "")[:3]
@@ -171,7 +165,7 @@ def parse_save(text: str) -> dict[str, SavedTable]:
 
 
 def _hash(rule: str) -> str:
-    """The hash in the rule's own comment, if it is one of ours."""
+    """The hash in the rule's comment; empty if the rule is not ours."""
     if COMMENT_PREFIX not in rule:
         return ""
     words = split(rule)

@@ -1,15 +1,15 @@
-"""Whether kube-proxy works in IPVS mode on this host."""
+"""Detection of kube-proxy's IPVS mode."""
 
 from __future__ import annotations
 
 import socket
 
 INTERFACE = "kube-ipvs0"
-"""kube-proxy binds the addresses of all services to it in this mode, and in no other."""
+"""kube-proxy binds all service addresses to this interface in IPVS mode, and only then."""
 
 
 def in_ipvs_mode() -> bool:
-    """Whether services are IPVS's, as far as kube-proxy leaves a trace."""
+    """Whether kube-proxy works in IPVS mode on this host, judging by its interface."""
     try:
         socket.if_nametoindex(INTERFACE)
     except OSError:

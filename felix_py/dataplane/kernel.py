@@ -1,17 +1,17 @@
-"""The real dataplane: the parts of one network namespace's kernel that are ours."""
+"""The real dataplane: our objects in the kernel of one network namespace."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from types import TracebackType
 
 from felix_py.dataplane.backend import OwnProcesses, ToolError
 from felix_py.dataplane.host_ends import HostEnds, pod_interfaces
 from felix_py.dataplane.ipsets import IPSets
 from felix_py.dataplane.iptables import Iptables, TablesRead
 from felix_py.dataplane.links import LinkError, Links
+from felix_py.dataplane.netlink import Closing
 from felix_py.dataplane.order import ORDER
 from felix_py.dataplane.part import Part, Sweep
 from felix_py.dataplane.protocols import EVERYTHING, Dataplane, Look, RulesSnapshot
@@ -28,14 +28,11 @@ class _RulesRead(RulesSnapshot):
     families: Mapping[Family, TablesRead]
 
 
-class Kernel(Dataplane):
-    """Usable as a context manager.
-
-    Belongs to the network namespace of the thread that makes it, and all calls must come from that namespace.
-    """
+class Kernel(Closing, Dataplane):
+    """Belongs to the network namespace of the thread that makes it; all calls must come from that namespace."""
 
     def __init__(self, families: Collection[Family], backend: Backend, closed: Collection[Family] = ()) -> None:
-        """``closed``: families of which there is no more than rules that drop; the host need not forward them.
+        """``closed``: families for which there are only rules that drop; the host need not forward them.
 
         Raises:
             ToolError: the backend's commands are not installed.
@@ -43,27 +40,19 @@ class Kernel(Dataplane):
         """
         self.backend = backend
         self.own_processes = OwnProcesses()
-        """Those that write rules for us: what the kernel tells of them is no news."""
+        """Processes that write rules for us, whose netlink events are ignored."""
         settings, every = HostSettings(families), (*families, *closed)
         with ExitStack() as stack:
             self._sets = stack.enter_context(closing(IPSets()))
             self._ends = stack.enter_context(closing(HostEnds(settings)))
             self.routes = stack.enter_context(closing(Routes(every, self._ends.is_gone)))
-            """For whoever has to tell our routes from others' in what the kernel reports."""
+            """Also used to tell our routes from others' in netlink events."""
             self._tables = {f: Iptables(f, backend, self.own_processes, self._sets.has) for f in every}
             self._stack = stack.pop_all()
         self._refused: dict[Family, Failure] = {}
-        # In the order in which they are loaded. What an interface must be like depends on the host's settings.
-        # The rules are last, because reading them may well fail where others keep writing.
+        # In the order of loading. Host ends depend on the host's settings. The rules are last, because reading
+        # them may fail while other programs keep writing rules.
         self._parts: tuple[Part, ...] = (self._sets, self.routes, settings, self._ends, *self._tables.values())
-
-    def __enter__(self) -> Kernel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the sockets. Everything in the kernel stays."""
@@ -71,7 +60,7 @@ class Kernel(Dataplane):
 
     @property
     def gone_interfaces(self) -> frozenset[str]:
-        """Host ends of pods that are not there any more, as the last look found. Any thread may ask."""
+        """Host ends of pods that the last load did not find. Any thread may ask."""
         return self._ends.gone
 
     def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
@@ -101,10 +90,7 @@ class Kernel(Dataplane):
             part.update(update)
 
     def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
-        """Write the difference in the order of :mod:`felix_py.dataplane.order`.
-
-        A step that breaks off (netlink does not answer, say) is a failure of the apply and ends it.
-        """
+        """Write the difference in the steps of ``ORDER``. A step that raises is a failure and ends the apply."""
         swept = Sweep.NOTHING if not sweep else Sweep.ALL_BUT_LEARNED if keep_learned else Sweep.ALL
         report = Report(failures=tuple(self._refused.values()))
         for step in ORDER:
@@ -117,7 +103,7 @@ class Kernel(Dataplane):
         return report
 
     def take_drift(self) -> list[Drift]:
-        """Drift of all parts; that of rules, the gravest, comes first."""
+        """Drift of all parts; that of rules, the most severe, comes first."""
         return [drift for part in reversed(self._parts) for drift in part.take_drift()]
 
     def differences(self) -> list[Ref]:
@@ -128,22 +114,22 @@ class Kernel(Dataplane):
         return [ref for part in self._parts for ref in part.differences()]
 
     def rules(self, family: Family, table: str, prefix: str) -> list[Body]:
-        """The rules of our chains with this prefix, as ``load`` found or ``apply`` left them."""
+        """The rules of our chains with this prefix, as last loaded or applied."""
         return self._tables[family].rules(table, prefix) if family in self._tables else []
 
     def marks(self, set_name: str) -> set[int]:
-        """The marks that a set's members carry, as ``load`` found or ``apply`` left them."""
+        """The marks of a set's members, as last loaded or applied."""
         return self._sets.marks(set_name)
 
     def owned(self) -> list[str]:
-        """A line for everything of ours in the kernel, interfaces too, as the last ``load`` found it."""
+        """A line for each object of ours in the kernel, interfaces too, as last loaded."""
         return [line for part in self._parts for line in part.owned()]
 
     def remove_all(self) -> Report:
-        """Remove everything of ours that :meth:`update` has not asked for: on a new Kernel, all of it.
+        """Remove all our objects that no :meth:`update` wants: on a new Kernel, all of them.
 
-        Interfaces go first: no packet of a pod passes while its rules go. A set that rules of the *other* backend
-        use (the host has changed it) is left, and is a failure.
+        Interfaces are removed first, so that no packet of a pod passes while its rules are removed. A set that
+        rules of the *other* backend use (after the host has changed its backend) is left, as a failure.
 
         Raises:
             ToolError, OSError: the kernel cannot be read.

@@ -1,7 +1,7 @@
-"""What the kernel tells of changes, and which of it concerns us. No I/O.
+"""Netlink events: which of them concern us. No I/O.
 
-Most of what happens on a node does not, and some of it comes in thousands, so deciding must be cheap: a socket
-filter drops other programs' routes before they reach us, and messages about rules are searched, not parsed.
+Most events on a node do not, and some come in thousands, so deciding must be cheap: a socket filter drops other
+programs' routes before they reach us, and messages about rules are searched, not parsed.
 
 Source: rtnetlink(7), socket filters: the kernel's Documentation/networking/filter.rst, include/uapi/linux/
 {rtnetlink,netconf,netfilter/nf_tables}.h.
@@ -17,16 +17,9 @@ from felix_py.dataplane import link_messages, route_messages
 from felix_py.dataplane.host_ends import MAC, SYSCTLS
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
 from felix_py.dataplane.link_messages import RTM_NEWADDR, RTM_NEWLINK, Link, read_address, read_link
-from felix_py.dataplane.netlink import NLM_F_REPLACE, attributes
+from felix_py.dataplane.netlink import NLM_F_REPLACE, attributes, messages
 from felix_py.dataplane.protocols import Look
-from felix_py.dataplane.route_messages import (
-    PROTOCOLS,
-    RTM_DELROUTE,
-    RTM_NEWROUTE,
-    TABLE_MAIN,
-    Destination,
-    read_event,
-)
+from felix_py.dataplane.route_messages import PROTOCOLS, RTM_DELROUTE, RTM_NEWROUTE, TABLE_MAIN, Destination
 from felix_py.layout import CHAIN_PREFIX, INTERFACE_PREFIX, LINK_GROUP
 from policy.model import Family
 
@@ -36,11 +29,8 @@ GROUPS = (1, 5, 7, 9, 11, 24, 25)
 _RTM_NEWNETCONF = 80
 _NETCONFA_IFINDEX = 1
 _NETCONF_ALL = -1
-_NETCONF = {
-    Family.V4: {2: "forwarding", 3: "rp_filter", 5: "proxy_arp"},
-    Family.V6: {2: "forwarding"},
-}
-"""NETCONFA_… by the name of the setting, as far as we keep it."""
+_NETCONF = {Family.V4: {2: "forwarding", 3: "rp_filter", 5: "proxy_arp"}, Family.V6: {2: "forwarding"}}
+"""NETCONFA_… -> name of the setting, for the settings that we keep."""
 
 _AF_UNSPEC, _AF_INET = 0, 2
 _HEADER = struct.Struct("=IHHII")
@@ -50,7 +40,7 @@ _NOTHING = Look(0)
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What to look at, and whether what could not be written may work now."""
+    """What to read back, and whether failed writes may succeed now."""
 
     look: Look = _NOTHING
     retry: bool = False
@@ -67,12 +57,12 @@ _LINKS = Hint(Look.LINKS)
 _SETTINGS = Hint(Look.SETTINGS)
 
 LOST = Hint(Look.LINKS | Look.ROUTES | Look.SETTINGS, retry=True)
-"""After events of the host were lost."""
+"""After lost events of the host."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """An interface as last told of. ``right``: up, and what a pod's host end must be, as far as events tell."""
+    """An interface as of its last event. ``right``: up, and a right host end of a pod as far as events tell."""
 
     name: str = ""
     up: bool = False
@@ -92,11 +82,10 @@ _UNKNOWN = _Known()
 
 
 class HostEvents:
-    """Events of links, addresses, routes and settings. Remembers names and states of all interfaces."""
+    """Judges events of links, addresses, routes and settings. Keeps names and states of all interfaces."""
 
     def __init__(self, has_interface: Callable[[str], bool], wants_route: Callable[[Destination], bool]) -> None:
-        """``has_interface``: whether a pod's host end of that name is to be there; ``wants_route``: a route of
-        ours to exactly that destination."""
+        """``has_interface``: whether a host end of that name is wanted; ``wants_route``: a route of ours."""
         self._has_interface = has_interface
         self._wants_route = wants_route
         self._links: dict[int, _Known] = {}
@@ -104,17 +93,17 @@ class HostEvents:
         self._holders: dict[str, int] = {}
 
     def begin(self, links: Iterable[Link]) -> None:
-        """Take over the interfaces that there are now."""
+        """Take over the interfaces as they are now."""
         self._links = {link.index: _Known.of(link) for link in links}
         self._holders = {known.name: index for index, known in self._links.items() if known.is_pods}
         self._unready.clear()
 
     def feed(self, datagrams: Iterable[bytes]) -> Hint:
-        """All that has come since the last call. What cannot be understood concerns us."""
+        """Judge the events since the last call. An event that cannot be parsed concerns us."""
         hint = _NO_MATTER
         for data in datagrams:
             hint |= self._datagram(memoryview(data))
-        # We may hear of an interface being made, step by step, only after all of it is done and it is a pod's.
+        # The events of the steps in which an interface is made may come only after it has become a pod's.
         unready, self._unready = self._unready, set()
         for index in unready:
             known = self._links.get(index, _UNKNOWN)
@@ -124,14 +113,9 @@ class HostEvents:
 
     def _datagram(self, data: memoryview) -> Hint:
         hint = _NO_MATTER
-        offset, end = 0, len(data)
         try:
-            while offset + _HEADER.size <= end:
-                length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
-                if length < _HEADER.size:
-                    return LOST
-                hint |= self._one(kind, data[offset + _HEADER.size : offset + length])
-                offset += (length + 3) & ~3
+            for kind, body in messages(data):
+                hint |= self._one(kind, body)
         except (struct.error, ValueError, IndexError, OSError):
             return LOST
         return hint
@@ -147,7 +131,7 @@ class HostEvents:
         return self._setting(body) if kind == _RTM_NEWNETCONF else _NO_MATTER
 
     def _link(self, kind: int, body: memoryview) -> Hint:
-        if body[0] != _AF_UNSPEC:  # a bridge tells of its ports with the same message
+        if body[0] != _AF_UNSPEC:  # AF_BRIDGE: a bridge announces its ports
             return _NO_MATTER
         link = read_link(body)
         before = self._links.pop(link.index, _UNKNOWN)
@@ -157,7 +141,9 @@ class HostEvents:
         if before.name != now.name and self._has_interface(before.name):
             return _POD  # deleted, or renamed
         if before.is_pods and before.name != now.name:
-            self._holders.pop(before.name, None)  # no pod's: whoever has the name next is not its successor
+            self._holders.pop(
+                before.name, None
+            )  # not wanted: the next interface of this name does not take it over
         if now.is_pods:
             if self._holders.setdefault(now.name, link.index) != link.index and self._has_interface(now.name):
                 return _POD  # another interface has taken the name of a pod's
@@ -167,7 +153,7 @@ class HostEvents:
             return _NO_MATTER
         if now.up:
             return _NO_MATTER if before.up else _RETRY
-        # The kernel drops an interface's IPv4 routes with it, and tells nobody.
+        # The kernel removes the interface's IPv4 routes without events.
         return _ROUTES if before.up and not before.is_pods else _NO_MATTER
 
     def _address(self, kind: int, body: memoryview) -> Hint:
@@ -177,11 +163,11 @@ class HostEvents:
             return _NO_MATTER if known.is_pods else _RETRY
         if known.is_pods:
             return _POD if self._has_interface(known.name) else _NO_MATTER
-        # With an interface's last address go all its routes, and nobody is told of IPv4's.
+        # With its last address an interface loses all its routes, those of IPv4 without events.
         return _ROUTES
 
     def _route(self, body: memoryview) -> Hint:
-        seen = read_event(body)
+        seen = route_messages.read_event(body)
         if seen.protocol not in PROTOCOLS:
             return _ROUTES if self._wants_route(seen.destination) else _NO_MATTER
         known = self._links.get(seen.interface, _UNKNOWN)
@@ -196,8 +182,7 @@ class HostEvents:
             return _NO_MATTER
         index = _INT.unpack(found[_NETCONFA_IFINDEX])[0]
         if index == _NETCONF_ALL:
-            wrong = self._is_wrong(family, found, ("forwarding",))
-            return _SETTINGS if wrong else _NO_MATTER
+            return _SETTINGS if self._is_wrong(family, found, ("forwarding",)) else _NO_MATTER
         if not self._has_interface(self._links.get(index, _UNKNOWN).name):
             return _NO_MATTER
         return _LINKS if self._is_wrong(family, found, SYSCTLS[family]) else _NO_MATTER
@@ -214,7 +199,7 @@ class HostEvents:
 _OURS = CHAIN_PREFIX.encode()
 _NFTA_RULE_CHAIN, _NFTA_CHAIN_NAME = 2, 3
 _BUILTIN = {
-    # Behind the last byte of the attribute's type, lest KUBE-FORWARD looks like FORWARD.
+    # With the last byte of the attribute's type before the name, so that KUBE-FORWARD is not taken for FORWARD.
     struct.pack("=H", kind)[-1:] + chain.encode() + b"\0"
     for kind in (_NFTA_RULE_CHAIN, _NFTA_CHAIN_NAME)
     for chain in BUILTIN_CHAINS
@@ -222,12 +207,12 @@ _BUILTIN = {
 
 
 def rules_concern_us(data: bytes) -> bool:
-    """Whether messages of NFNLGRP_NFTABLES mention a chain of ours or a built-in one (or seem to, by chance)."""
+    """Whether messages of NFNLGRP_NFTABLES name a chain of ours or a built-in one; may be true by chance."""
     return _OURS in data or any(name in data for name in _BUILTIN)
 
 
 def origin(data: bytes) -> int:
-    """The netlink port of whoever caused the messages of a datagram, which is one for all of them."""
+    """Netlink port of the process that caused a datagram's messages; one process causes all of them."""
     port: int = _HEADER.unpack_from(data)[4] if len(data) >= _HEADER.size else 0
     return port
 
@@ -243,10 +228,10 @@ _TYPE, _FLAGS, _PORT, _TABLE, _PROTOCOL = 4, 6, 12, 20, 21
 
 
 def host_filter(own_port: int) -> bytes:
-    """A classic BPF program for the socket: everything but others' routes, and ours as written by ``own_port``.
+    """Classic BPF program for the socket; drops others' routes, and our routes as written by ``own_port``.
 
-    Somebody who replaces a route of ours by one of theirs causes one message only, that of the new route, with
-    NLM_F_REPLACE set: such messages pass as well.
+    If another program replaces a route of ours by its own, the only message is that of the new route, with
+    NLM_F_REPLACE set: such messages pass.
     """
     pods, learned = PROTOCOLS
     program = (
@@ -270,7 +255,7 @@ def host_filter(own_port: int) -> bytes:
 
 
 def foreign_filter() -> bytes:
-    """A program that drops our own routes and those of other tables than main, and lets all else pass."""
+    """Classic BPF program that drops our own routes and routes of other tables than main."""
     pods, learned = PROTOCOLS
     program = (
         (_LOAD_HALF, 0, 0, _TYPE),
@@ -288,5 +273,5 @@ def foreign_filter() -> bytes:
 
 
 def _as_loaded(form: str, value: int) -> int:
-    """What the filter sees of a number in the machine's byte order: it loads most significant byte first."""
+    """A host-order number as the filter loads it, most significant byte first."""
     return int.from_bytes(struct.pack(form, value), "big")

@@ -1,12 +1,13 @@
-"""What a pod's host interface says of itself: the lease it was made for, in its alias (``ip link``, "alias").
+"""The label of a pod's host end: its lease, in the interface's alias (``ip link``, "alias"). No I/O.
 
 The alias lives exactly as long as the interface, on no disk. So when the address store is lost, damaged or older
-than the interfaces, they are the second witness of who holds which address. No I/O.
+than the interfaces, the labels tell which pod holds which address.
 
-Text: ``felix-py NAMESPACE/POD V4 V6 IFNAME NETWORK CONTAINER UID CREATED CHECK``, with ``-`` for what is absent
-and ``.`` for the usual interface and network name. The kernel takes 255 bytes (IFALIASZ), so container and uid,
-which are long hexadecimal numbers mostly, are packed; if need be the IPv6 address is as well, and then the uid
-left out. CREATED are microseconds since the epoch, hexadecimal; CHECK is the CRC-32 of all before it.
+Text: ``felix-py NAMESPACE/POD V4 V6 IFNAME NETWORK CONTAINER UID CREATED CHECK``, with ``-`` for an absent
+field and ``.`` for the default interface and network name. The kernel takes 255 bytes (IFALIASZ), so container
+and uid, mostly long hexadecimal numbers, are packed; if the text is still too long, so is the IPv6 address, and
+then the uid is left out. CREATED is in microseconds since the epoch, hexadecimal; CHECK is the CRC-32 of the
+text before it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _IFNAME, _NETWORK = "eth0", "felix-py"
 
 
 def link_label(lease: Lease) -> str:
-    """The alias of the lease's interface; empty where it does not fit (very long names) or is not to be read."""
+    """The alias of the lease's interface; empty if it does not fit (very long names) or would not read back."""
     v4, v6 = (lease.addresses.get(family, _NONE) for family in Family)
     for address, uid in ((v6, lease.uid), (_packed(v6), lease.uid), (_packed(v6), "")):
         words = (
@@ -51,7 +52,7 @@ def link_label(lease: Lease) -> str:
 
 
 def read_label(text: str) -> Lease | None:
-    """The lease that an alias names; None: it is not one of ours, or not whole."""
+    """The lease in an alias; None if the alias is not ours or not intact."""
     try:
         body, check = text.rsplit(" ", 1)
         if not body.startswith(_HEAD) or int(check, 16) != zlib.crc32(body.encode()):
@@ -75,10 +76,8 @@ def read_label(text: str) -> Lease | None:
 
 
 def _same(read: Lease | None, lease: Lease) -> bool:
-    """Whether all can be read back, but for the uid. The time may be a microsecond off."""
-    if read is None:
-        return False
-    return abs(read.created - lease.created) < 1e-5 and _parts(read) == _parts(lease)
+    """Whether the label holds all of the lease but the uid. The time may be a microsecond off."""
+    return read is not None and abs(read.created - lease.created) < 1e-5 and _parts(read) == _parts(lease)
 
 
 def _parts(lease: Lease) -> tuple[object, ...]:
@@ -98,7 +97,7 @@ def _address(word: str) -> str:
 def _addresses(v4: str, v6: str) -> dict[Family, str]:
     """
     Raises:
-        ValueError: one of them is none. Anybody with the right to may have written them.
+        ValueError: one is no address. Any privileged program may have written the alias.
     """
     found: dict[Family, str] = {}
     if v4 != _NONE:
@@ -109,7 +108,7 @@ def _addresses(v4: str, v6: str) -> dict[Family, str]:
 
 
 def _pack(text: str) -> str:
-    """A UUID in 23 characters, 64 hexadecimal digits in 44, all else as it is; the first character says which."""
+    """A UUID in 23 characters, 64 hexadecimal digits in 44, or other text as it is, by its first character."""
     if _UUID.fullmatch(text):
         return "@" + _base64(text.replace("-", ""))
     if _HEX.fullmatch(text):

@@ -1,4 +1,4 @@
-"""Links and their addresses as rtnetlink messages: packing and reading. No I/O.
+"""Links and their addresses as rtnetlink messages: packing and parsing. No I/O.
 
 Source: rtnetlink(7), the kernel's include/uapi/linux/{if_link,if_addr,rtnetlink}.h.
 """
@@ -9,7 +9,16 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from felix_py.dataplane.netlink import NLM_F_CREATE, NLM_F_REPLACE, attr, attributes, message
+from felix_py.dataplane.netlink import (
+    AF,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    attr,
+    attributes,
+    message,
+    nested,
+)
 from policy.model import Family
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -17,23 +26,23 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
 IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 26, 27, 28
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
 IFF_UP = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 0x02
 
+_RTM_NEWNEIGH, _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 28, 1, 2, 0x80
+
 IFINFO = struct.Struct("=BxHiII")
 IFADDR = struct.Struct("=BBBBI")
+_NEIGH = struct.Struct("=BxxxiHBB")
 U32 = struct.Struct("=I")
-AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What the kernel says of an interface; ``mac`` packed, ``alias`` as somebody has set it or empty.
-
-    ``master``: index of the bridge or the like that it is a port of, or 0.
-    """
+    """An interface. ``mac`` is packed; ``master``: index of the bridge or the like that it is a port of, or 0."""
 
     index: int
     flags: int
@@ -45,42 +54,58 @@ class Link:
 
     @property
     def up(self) -> bool:
-        """Whether it is set up (which says nothing about its carrier)."""
+        """Whether it is set up (IFF_UP), regardless of its carrier."""
         return bool(self.flags & IFF_UP)
 
 
 def read_link(body: memoryview) -> Link:
-    """An RTM_NEWLINK or RTM_DELLINK behind its message header.
+    """Parse the body of an RTM_NEWLINK or RTM_DELLINK.
 
     Raises:
-        struct.error: it is too short.
+        struct.error: the body is too short.
     """
     _family, _type, index, flags, _change = IFINFO.unpack_from(body)
     found = attributes(body[IFINFO.size :])
-    name = bytes(found.get(IFLA_IFNAME, b"")).rstrip(b"\0").decode(errors="replace")
-    alias = bytes(found.get(IFLA_IFALIAS, b"")).rstrip(b"\0").decode(errors="replace")
-    group, master = (_number(found.get(kind)) for kind in (IFLA_GROUP, IFLA_MASTER))
+    texts = (bytes(found.get(kind, b"")).rstrip(b"\0") for kind in (IFLA_IFNAME, IFLA_IFALIAS))
+    name, alias = (text.decode(errors="replace") for text in texts)
+    group, master = (U32.unpack(found[kind])[0] if kind in found else 0 for kind in (IFLA_GROUP, IFLA_MASTER))
     return Link(index, flags, name, bytes(found.get(IFLA_ADDRESS, b"")), alias, group, master)
 
 
-def _number(raw: memoryview | None) -> int:
-    return 0 if raw is None else U32.unpack(raw)[0]
+def _link(kind: int, index: int, attrs: bytes, flags: int = 0, mask: int = 0) -> bytes:
+    return message(kind, 0, IFINFO.pack(0, 0, index, flags, mask) + attrs)
 
 
 def get_link(name: str) -> bytes:
     """RTM_GETLINK for one interface."""
-    return message(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + name_attr(name))
+    return _link(RTM_GETLINK, 0, name_attr(name))
 
 
 def dump_links() -> bytes:
     """RTM_GETLINK for all interfaces, without their statistics."""
-    mask = attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS))
-    return message(RTM_GETLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + mask)
+    return _link(RTM_GETLINK, 0, attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS)))
+
+
+def new_veth(host: bytes, peer: bytes) -> bytes:
+    """RTM_NEWLINK for a veth pair with the attributes of its two ends."""
+    data = nested(_IFLA_INFO_DATA, attr(_VETH_INFO_PEER, IFINFO.pack(0, 0, 0, 0, 0) + peer))
+    info = nested(IFLA_LINKINFO, attr(_IFLA_INFO_KIND, b"veth\0"), data)
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, IFINFO.pack(0, 0, 0, 0, 0) + host + info)
+
+
+def delete_link(index: int, attrs: bytes = b"") -> bytes:
+    """RTM_DELLINK for one interface, or (index 0) for those of a group."""
+    return _link(RTM_DELLINK, index, attrs)
+
+
+def change(index: int, attrs: bytes) -> bytes:
+    """RTM_SETLINK: give an interface attributes."""
+    return _link(RTM_SETLINK, index, attrs)
 
 
 def set_up(index: int, *attrs: bytes) -> bytes:
     """RTM_SETLINK: set an interface up, with further attributes."""
-    return message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, IFF_UP, IFF_UP) + b"".join(attrs))
+    return _link(RTM_SETLINK, index, b"".join(attrs), IFF_UP, IFF_UP)
 
 
 def name_attr(name: str) -> bytes:
@@ -93,33 +118,38 @@ def mac_attr(mac: bytes) -> bytes:
     return attr(IFLA_ADDRESS, mac)
 
 
+def mtu_attr(mtu: int) -> bytes:
+    """IFLA_MTU, in bytes."""
+    return attr(IFLA_MTU, U32.pack(mtu))
+
+
+def namespace_attr(namespace: int) -> bytes:
+    """IFLA_NET_NS_FD: the file descriptor of a network namespace."""
+    return attr(IFLA_NET_NS_FD, U32.pack(namespace))
+
+
 def group_attr(group: int) -> bytes:
     """IFLA_GROUP."""
     return attr(IFLA_GROUP, U32.pack(group))
 
 
 def no_master() -> bytes:
-    """IFLA_MASTER: out of whatever bridge or the like it is in."""
+    """IFLA_MASTER that removes the interface from a bridge or the like."""
     return attr(IFLA_MASTER, U32.pack(0))
 
 
 def set_down(index: int) -> bytes:
     """RTM_SETLINK: set an interface down."""
-    return message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, IFF_UP))
-
-
-def set_name(index: int, name: str) -> bytes:
-    """RTM_SETLINK: rename an interface."""
-    return message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + name_attr(name))
+    return _link(RTM_SETLINK, index, b"", 0, IFF_UP)
 
 
 def alias_attr(text: str) -> bytes:
-    """IFLA_IFALIAS; an empty one takes the alias away."""
+    """IFLA_IFALIAS; an empty text removes the alias."""
     return attr(IFLA_IFALIAS, text.encode())
 
 
 def new_address(index: int, family: Family, address: str, length: int) -> bytes:
-    """RTM_NEWADDR for an address that is usable at once: nobody else can be on the link of a pod."""
+    """RTM_NEWADDR without duplicate address detection: no other host can be on the link of a pod."""
     raw = socket.inet_pton(AF[family], address)
     body = IFADDR.pack(AF[family], length, 0, 0, index) + attr(_IFA_LOCAL, raw) + attr(_IFA_ADDRESS, raw)
     if family is Family.V6:
@@ -127,16 +157,23 @@ def new_address(index: int, family: Family, address: str, length: int) -> bytes:
     return message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
+def new_neighbour(index: int, family: Family, address: str, mac: bytes) -> bytes:
+    """RTM_NEWNEIGH for a permanent neighbour entry."""
+    head = _NEIGH.pack(AF[family], index, _NUD_PERMANENT, 0, 0)
+    body = head + attr(_NDA_DST, socket.inet_pton(AF[family], address)) + attr(_NDA_LLADDR, mac)
+    return message(_RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
 def dump_addresses(family: Family, index: int = 0) -> bytes:
-    """RTM_GETADDR, of one interface or of all."""
+    """RTM_GETADDR for one interface, or for all (0)."""
     return message(RTM_GETADDR, 0, IFADDR.pack(AF[family], 0, 0, 0, index))
 
 
 def read_address(body: memoryview) -> tuple[int, str]:
-    """Interface index and address text of an RTM_NEWADDR or RTM_DELADDR behind its message header.
+    """Interface index and address text (may be empty) in the body of an RTM_NEWADDR or RTM_DELADDR.
 
     Raises:
-        struct.error: it is too short.
+        struct.error: the body is too short.
     """
     family, _, _, _, index = IFADDR.unpack_from(body)
     found = attributes(body[IFADDR.size :])

@@ -1,9 +1,8 @@
-"""Tells which links the host has, now and whenever that changes: which next hops can be used follows from it."""
+"""Watches the host's links: the usable next hops depend on them."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import time
 from collections.abc import Callable, Collection
@@ -11,26 +10,24 @@ from contextlib import closing
 
 from felix_py import log
 from felix_py.dataplane.kernel_events import foreign_filter
-from felix_py.dataplane.monitor import listen
+from felix_py.dataplane.monitor import listen, receive
 from felix_py.dataplane.netlink import NETLINK_ROUTE
 from felix_py.dataplane.reach import GROUPS, LinkChanges, Links, read_links
 from felix_py.pace import Pace, Paced
 from policy.model import Family
 
-_AT_ONCE = 256
-_LARGEST = 1 << 16
 _GAP = 0.1
-"""Seconds between two looks at least; the first one after a quiet time is at once."""
+"""Least seconds between two looks; after a quiet time the first look is immediate."""
 
 _REFRESH = 30.0
-"""Seconds after which we look although nobody has told us anything."""
+"""Seconds after which the links are read without any event."""
 
 
 class LinkWatch:
     """Belongs to the network namespace of the thread that runs it."""
 
     def __init__(self, families: Collection[Family], on_links: Callable[[Links], None]) -> None:
-        """``on_links`` is called on the event loop: with what there is at first, and then with each change."""
+        """``on_links`` is called on the event loop, first with the present links and then with each change."""
         self._families = tuple(families)
         self._on_links = on_links
         self._changes = LinkChanges()
@@ -40,7 +37,7 @@ class LinkWatch:
         self._log = log.get("links")
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Watch until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen())
             tasks.create_task(self._pace.run(self._look))
@@ -64,20 +61,14 @@ class LinkWatch:
                 loop.remove_reader(source)
 
     def _hear(self, source: socket.socket) -> None:
-        concerned = False
-        for _ in range(_AT_ONCE):
-            try:
-                data = source.recv(_LARGEST)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                concerned = True  # some are lost
-                if error.errno != errno.ENOBUFS:
-                    asyncio.get_running_loop().remove_reader(source)
-                    self._log.warning("changes of links are found late", reason=str(error), seconds=_REFRESH)
-                    break
-            else:
-                concerned |= self._changes.concern_us(data)
+        try:
+            datagrams, concerned = receive(source)
+        except OSError as error:
+            asyncio.get_running_loop().remove_reader(source)
+            self._log.warning("changes of links are found late", reason=str(error), seconds=_REFRESH)
+            datagrams, concerned = [], True
+        for data in datagrams:
+            concerned |= self._changes.concern_us(data)
         if concerned:
             self._pace.ask()
 

@@ -1,8 +1,8 @@
-"""Pod interfaces: a veth pair, made directly in its final namespaces, with all that the pod's end needs.
+"""Pod interfaces: veth pairs, created in their final namespaces, with addresses and routes of the pod's end.
 
 The pod's end gets its address as /32 (/128), so that nothing is on link, and a default route through a gateway
-that exists only as a permanent neighbour entry: the fixed MAC of the host end. No ARP and no neighbour discovery
-is needed on the way out, and none that is forged counts.
+that exists only as a permanent neighbour entry with the host end's fixed MAC. So outbound packets need no ARP or
+neighbour discovery, and forged answers have no effect.
 
 Source: rtnetlink(7), the kernel's include/uapi/linux/{if_link,rtnetlink,neighbour}.h.
 """
@@ -12,71 +12,24 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import socket
-import struct
-import threading
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TypeVar
 
-from felix_py.dataplane import host_ends, sysctl
+from felix_py.dataplane import host_ends, route_messages, sysctl
+from felix_py.dataplane import link_messages as messages
 from felix_py.dataplane.link_label import read_label
-from felix_py.dataplane.link_messages import (
-    AF,
-    IFINFO,
-    IFLA_GROUP,
-    IFLA_LINKINFO,
-    IFLA_MTU,
-    IFLA_NET_NS_FD,
-    RTM_DELLINK,
-    RTM_NEWLINK,
-    RTM_SETLINK,
-    U32,
-    Link,
-    alias_attr,
-    dump_addresses,
-    dump_links,
-    get_link,
-    group_attr,
-    mac_attr,
-    name_attr,
-    new_address,
-    read_address,
-    read_link,
-    set_up,
-)
-from felix_py.dataplane.netlink import (
-    NETLINK_ROUTE,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    Netlink,
-    attr,
-    attributes,
-    message,
-    nested,
-)
+from felix_py.dataplane.netlink import NETLINK_ROUTE, Closing, Netlink
 from felix_py.layout import GATEWAY, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
 from felix_py.records import Lease
 from policy.model import Family
 
 T = TypeVar("T")
 
-_RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
-_RTM_NEWNEIGH = 28
-
-_IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
-_NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
-_RTNH_F_ONLINK = 4
-_RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
-
-_NEIGH = struct.Struct("=BxHiHBB")
-_ROUTE = struct.Struct("=BBBBBBBBI")
-
+_RTN_UNICAST = 1
 _DELETE_GROUP = 0xFE11C5
-"""Link group (``ip link … group``) into which interfaces go that are being deleted."""
+"""Link group (``ip link … group``) of interfaces that are being deleted."""
 
 
 class LinkError(Exception):
@@ -84,19 +37,19 @@ class LinkError(Exception):
 
 
 class LinkExists(LinkError):
-    """An interface of that name is there already, on the host or in the pod."""
+    """An interface of that name exists already, on the host or in the pod."""
 
 
 class NoNamespace(LinkError):
-    """The path is not that of a network namespace of a pod."""
+    """The path is not a pod's network namespace."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodLink:
     """A pod interface to make.
 
-    ``host`` and ``ifname`` are the names of its two ends, ``netns`` the path of the pod's namespace, ``mac`` that
-    of the pod's end; ``mtu`` is in bytes. ``label``: the host end's alias (:mod:`felix_py.dataplane.link_label`).
+    ``host`` and ``ifname`` are the names of its two ends, ``netns`` the path of the pod's namespace, ``mac`` the
+    MAC of the pod's end; ``mtu`` is in bytes. ``label``: the host end's alias (:mod:`.link_label`).
     """
 
     host: str
@@ -110,9 +63,9 @@ class PodLink:
 
 @dataclass(frozen=True, slots=True)
 class HostEnd:
-    """A host end of a pod interface that is there: ``lease`` is what its label says, None where it has none.
+    """An existing host end. ``lease``: from its label; ``routed``: a route to a pod goes through it.
 
-    ``routed``: a route of ours to a pod goes through it. ``up``: it is set up, which comes last, with the label.
+    ``up``: it is set up, which is done last, with the label.
     """
 
     index: int
@@ -122,36 +75,24 @@ class HostEnd:
     up: bool = True
 
 
-class Links:
-    """Makes, checks and deletes pod interfaces of the network namespace it was created in.
-
-    Usable as a context manager. One thread at a time, and one that stays in that namespace.
-    """
+class Links(Closing):
+    """Pod interfaces of the network namespace it was made in; for one thread, which stays in that namespace."""
 
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_ROUTE)
 
-    def __enter__(self) -> Links:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Close the socket; closing twice is fine."""
         self._netlink.close()
 
     def exists(self, host: str) -> bool:
-        """Whether the host end is there."""
+        """Whether the host end exists."""
         return self._index(host) is not None
 
     def create(self, link: PodLink) -> None:
-        """Make the pair, both ends up and configured.
+        """Create the pair, both ends up and configured.
 
         Raises:
-            LinkExists, NoNamespace, LinkError: nothing was made, or it was removed again.
+            LinkExists, NoNamespace, LinkError: nothing was created, or it was removed again.
         """
         namespace = _open_namespace(link.netns)
         try:
@@ -159,7 +100,8 @@ class Links:
             if error is not None:
                 raise _refused(link, error)
             try:
-                self._configure_host_end(link)
+                index = _made(self._netlink, link.host)
+                host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label)
                 inside(namespace, lambda: _configure_pod_end(link))
             except OSError as failure:
                 self.delete([link.host])
@@ -168,10 +110,10 @@ class Links:
             os.close(namespace)
 
     def delete(self, hosts: Collection[str]) -> None:
-        """Remove host ends, and with them the pods' ends. Those that are gone already are fine.
+        """Delete host ends, and with them the pods' ends. Missing ones are ignored.
 
-        The kernel waits some 16 ms for packets under way, and as long again where an end has an IPv6 address;
-        once for one link or for a whole group of them.
+        The kernel waits some 16 ms for packets in flight, and as long again if an end has an IPv6 address; once
+        for one link or for a whole group.
 
         Raises:
             LinkError: the kernel refused.
@@ -180,24 +122,23 @@ class Links:
         if not present:
             return
         if len(present) == 1:
-            requests = [message(RTM_DELLINK, 0, IFINFO.pack(0, 0, present[0], 0, 0))]
+            requests = [messages.delete_link(present[0])]
         else:
-            group = attr(IFLA_GROUP, U32.pack(_DELETE_GROUP))
-            requests = [message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + group) for index in present]
-            requests.append(message(RTM_DELLINK, 0, IFINFO.pack(0, 0, 0, 0, 0) + group))
+            group = messages.group_attr(_DELETE_GROUP)
+            requests = [*(messages.change(index, group) for index in present), messages.delete_link(0, group)]
         for error in self._netlink.request(requests):
             if error is not None and error.errno != errno.ENODEV:
                 raise LinkError(f"cannot delete {', '.join(hosts)}: {error}")
 
     def host_ends(self) -> list[HostEnd]:
-        """All host ends of pods: what is named as ours are, and what has a label of ours under another name.
+        """All host ends of pods: interfaces named like ours, and those of other names with a label of ours.
 
         Raises:
             OSError: the kernel does not answer.
         """
         routed = self._routed()
         found = []
-        for link in map(read_link, self._netlink.dump(dump_links())):
+        for link in map(messages.read_link, self._netlink.dump(messages.dump_links())):
             lease = read_label(link.alias)
             if lease is not None or is_interface_name(link.name):
                 found.append(HostEnd(link.index, link.name, lease, link.index in routed, link.up))
@@ -209,10 +150,10 @@ class Links:
         Raises:
             OSError: the kernel refused.
         """
-        _carry_out(self._netlink, [message(RTM_SETLINK, 0, IFINFO.pack(0, 0, index, 0, 0) + alias_attr(text))])
+        self._netlink.carry_out([messages.change(index, messages.alias_attr(text))])
 
     def rename(self, index: int, name: str) -> None:
-        """Give an interface its name back; it goes down for a moment where the kernel wants that.
+        """Rename an interface; it goes down for a moment if the kernel requires that.
 
         Raises:
             OSError: the kernel refused.
@@ -223,24 +164,17 @@ class Links:
         """Indexes of the interfaces that routes to pods go through."""
         routed: set[int] = set()
         for family in Family:
-            request = _ROUTE.pack(AF[family], 0, 0, 0, _RT_TABLE_MAIN, ROUTE_PROTOCOL_PODS, 0, 0, 0)
-            for answer in self._netlink.dump(message(_RTM_GETROUTE, 0, request)):
-                oif = attributes(answer[_ROUTE.size :]).get(_RTA_OIF)
-                if oif is not None and answer[5] == ROUTE_PROTOCOL_PODS:
-                    routed.add(U32.unpack(oif)[0])
+            for answer in self._netlink.dump(route_messages.dump(family, ROUTE_PROTOCOL_PODS)):
+                if route_messages.protocol_of(answer) == ROUTE_PROTOCOL_PODS:
+                    routed |= route_messages.interfaces(answer)
         return routed
 
     def check(self, link: PodLink, default_routes: Collection[Family]) -> list[str]:
-        """What is missing: an end, an address, or the default route of one of the given families.
-
-        More than was made is fine, and so is another MAC or MTU: chained plugins change them.
-        """
-        problems = []
-        state = self._state(link.host)
-        if state is None:
+        """What is missing, in words. More addresses, another MAC or MTU are fine: chained plugins change them."""
+        found = _get_link(self._netlink, link.host)
+        if found is None:
             return [f"interface {link.host} is missing on the host"]
-        if not state:
-            problems.append(f"interface {link.host} is down")
+        problems = [] if found.up else [f"interface {link.host} is down"]
         try:
             namespace = _open_namespace(link.netns)
         except NoNamespace as error:
@@ -256,17 +190,6 @@ class Links:
         found = _get_link(self._netlink, name)
         return found.index if found else None
 
-    def _state(self, name: str) -> bool | None:
-        """Whether the interface is up; None when there is none."""
-        found = _get_link(self._netlink, name)
-        return found.up if found else None
-
-    def _configure_host_end(self, link: PodLink) -> None:
-        index = self._index(link.host)
-        if index is None:
-            raise OSError(errno.ENODEV, f"{link.host} vanished")
-        host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label)
-
 
 def random_mac() -> str:
     """A random unicast, locally administered MAC."""
@@ -275,29 +198,20 @@ def random_mac() -> str:
 
 
 def inside(namespace: int, function: Callable[[], T]) -> T:
-    """Call ``function`` in the network namespace of a file descriptor, in a thread that ends with it.
+    """Call ``function`` in the network namespace of a file descriptor, in a thread that ends afterwards.
 
-    A thread that came back could be stuck in the pod's namespace, should coming back fail; one that ends cannot.
+    A thread that had to return from the pod's namespace could get stuck there; one that ends cannot.
 
     Raises:
-        OSError: the namespace cannot be entered. Also whatever ``function`` raises.
+        OSError: the namespace cannot be entered. Also what ``function`` raises.
     """
-    result: list[T] = []
-    failure: list[BaseException] = []
 
-    def enter() -> None:
-        try:
-            _setns(namespace)
-            result.append(function())
-        except BaseException as error:
-            failure.append(error)
+    def enter() -> T:
+        _setns(namespace)
+        return function()
 
-    thread = threading.Thread(target=enter, name="netns")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+    with ThreadPoolExecutor(1, "netns") as thread:
+        return thread.submit(enter).result()
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -312,7 +226,7 @@ def _setns(namespace: int) -> None:
 
 
 def _open_namespace(path: str) -> int:
-    """A file descriptor of a network namespace that is not our own."""
+    """Open a network namespace other than our own."""
     try:
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
@@ -330,20 +244,12 @@ def _open_namespace(path: str) -> int:
 
 
 def _new_pair(link: PodLink, namespace: int) -> bytes:
-    mtu = attr(IFLA_MTU, U32.pack(link.mtu))
-    mac = bytes.fromhex(link.mac.replace(":", ""))
-    peer = attr(
-        _VETH_INFO_PEER,
-        IFINFO.pack(0, 0, 0, 0, 0)
-        + name_attr(link.ifname)
-        + mac_attr(mac)
-        + mtu
-        + attr(IFLA_NET_NS_FD, U32.pack(namespace)),
+    mtu, mac = messages.mtu_attr(link.mtu), messages.mac_attr(bytes.fromhex(link.mac.replace(":", "")))
+    peer = messages.name_attr(link.ifname) + mac + mtu + messages.namespace_attr(namespace)
+    host = (
+        messages.name_attr(link.host) + messages.mac_attr(host_ends.MAC) + messages.group_attr(LINK_GROUP) + mtu
     )
-    info = nested(IFLA_LINKINFO, attr(_IFLA_INFO_KIND, b"veth\0"), nested(_IFLA_INFO_DATA, peer))
-    head = name_attr(link.host) + mac_attr(host_ends.MAC) + group_attr(LINK_GROUP) + mtu
-    body = IFINFO.pack(0, 0, 0, 0, 0) + head + info
-    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+    return messages.new_veth(host, peer)
 
 
 def _refused(link: PodLink, error: OSError) -> LinkError:
@@ -354,20 +260,20 @@ def _refused(link: PodLink, error: OSError) -> LinkError:
     return LinkError(f"cannot make {link.ifname} in {link.netns}: {error}")
 
 
-def _carry_out(netlink: Netlink, requests: list[bytes]) -> None:
-    for error in netlink.request(requests):
-        if error is not None:
-            raise error
-
-
-def _get_link(netlink: Netlink, name: str) -> Link | None:
-    """An interface, or None."""
+def _get_link(netlink: Netlink, name: str) -> messages.Link | None:
     try:
-        return read_link(netlink.get(get_link(name)))
+        return messages.read_link(netlink.get(messages.get_link(name)))
     except OSError as error:
         if error.errno == errno.ENODEV:
             return None
         raise
+
+
+def _made(netlink: Netlink, name: str) -> int:
+    found = _get_link(netlink, name)
+    if found is None:
+        raise OSError(errno.ENODEV, f"{name} vanished")
+    return found.index
 
 
 def _configure_pod_end(link: PodLink) -> None:
@@ -375,30 +281,19 @@ def _configure_pod_end(link: PodLink) -> None:
     if Family.V6 in link.addresses:
         sysctl.write(f"ipv6/conf/{link.ifname}/disable_ipv6", "0")  # some runtimes switch it off
     with Netlink(NETLINK_ROUTE) as netlink:
-        found = _get_link(netlink, link.ifname)
-        if found is None:
-            raise OSError(errno.ENODEV, f"{link.ifname} vanished")
-        index = found.index
-        requests = [set_up(index)]
+        index = _made(netlink, link.ifname)
+        requests = [messages.set_up(index)]
         for family, address in link.addresses.items():
-            gateway = socket.inet_pton(AF[family], GATEWAY[family])
-            neighbour = _NEIGH.pack(AF[family], 0, index, _NUD_PERMANENT, 0, 0)
-            neighbour += attr(_NDA_DST, gateway) + attr(_NDA_LLADDR, host_ends.MAC)
-            route = _ROUTE.pack(
-                AF[family], 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, _RTNH_F_ONLINK
-            )
-            route += attr(_RTA_GATEWAY, gateway) + attr(_RTA_OIF, U32.pack(index))
             requests += [
-                new_address(index, family, address, family.bits),
-                message(_RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, neighbour),
-                message(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route),
+                messages.new_address(index, family, address, family.bits),
+                messages.new_neighbour(index, family, GATEWAY[family], host_ends.MAC),
+                route_messages.new_default(family, GATEWAY[family], index),
             ]
         try:
-            _carry_out(netlink, requests)
+            netlink.carry_out(requests)
         except FileExistsError:
-            raise OSError(
-                errno.EEXIST, "the pod has a default route already, and felix-py makes a pod's only interface"
-            ) from None
+            text = "the pod has a default route already, and felix-py makes a pod's only interface"
+            raise OSError(errno.EEXIST, text) from None
 
 
 def _check_pod_end(link: PodLink, default_routes: Collection[Family]) -> list[str]:
@@ -417,14 +312,11 @@ def _check_pod_end(link: PodLink, default_routes: Collection[Family]) -> list[st
 
 
 def _addresses(netlink: Netlink, family: Family, index: int) -> set[str]:
-    answers = netlink.dump(dump_addresses(family, index))
-    return {address for _, address in map(read_address, answers) if address}
+    answers = netlink.dump(messages.dump_addresses(family, index))
+    return {address for _, address in map(messages.read_address, answers) if address}
 
 
 def _has_default_route(netlink: Netlink, family: Family, index: int) -> bool:
-    request = _ROUTE.pack(AF[family], 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0) + attr(_RTA_OIF, U32.pack(index))
-    for answer in netlink.dump(message(_RTM_GETROUTE, 0, request)):
-        length, kind = answer[1], answer[7]
-        if length == 0 and kind == _RTN_UNICAST:
-            return True
-    return False
+    answers = netlink.dump(route_messages.dump_table(family, route_messages.TABLE_MAIN))
+    through = (answer for answer in answers if index in route_messages.interfaces(answer))
+    return any(answer[1] == 0 and answer[7] == _RTN_UNICAST for answer in through)  # rtm_dst_len, rtm_type

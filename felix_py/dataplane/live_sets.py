@@ -1,11 +1,10 @@
-"""The IP sets of the kernel as they are now, for the simulator: each is read once, when a rule asks for it."""
+"""The kernel's IP sets for the simulator: each is read once, when a rule asks for it."""
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from felix_py.dataplane import ipset_members
 from felix_py.dataplane.ipset_commands import Commands
+from felix_py.dataplane.netlink import Closing
 from felix_py.records import SetType
 from felix_py.ruleset.sets import IPSet
 from policy.model import Family
@@ -15,22 +14,20 @@ _FAMILIES = {2: Family.V4, 10: Family.V6}
 
 
 class LiveSet:
-    """One set as it was read. Implements :class:`felix_py.ruleset.sets.IPSet`."""
+    """One set as read. Implements :class:`felix_py.ruleset.sets.IPSet`."""
 
     def __init__(self, kind: str, family: Family, members: dict[bytes, int]) -> None:
         self._kind = kind
         self._family = family
         self._members = members
-        # What a ``nomatch`` member takes away again would have to be looked for by its own key.
+        # Exceptions by ``nomatch`` members are not evaluated.
         self._excepts = kind.startswith("hash:net") and any(map(ipset_members.has_flags, members))
 
     @property
     def type(self) -> str:
-        """See :class:`felix_py.ruleset.sets.IPSet`."""
         return self._kind
 
     def get(self, member: str) -> int | None:
-        """See :class:`felix_py.ruleset.sets.IPSet`."""
         if self._excepts:
             raise LookupError("the set has nomatch members")
         try:
@@ -40,8 +37,8 @@ class LiveSet:
         return self._members.get(key)
 
 
-class LiveSets:
-    """All sets of the network namespace in which this was made. Usable as a context manager."""
+class LiveSets(Closing):
+    """All sets of the network namespace in which this was made."""
 
     def __init__(self) -> None:
         """
@@ -51,20 +48,11 @@ class LiveSets:
         self._commands = Commands()
         self._read: dict[str, LiveSet | None] = {}
 
-    def __enter__(self) -> LiveSets:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Close the socket."""
         self._commands.close()
 
     def __call__(self, name: str) -> IPSet | None:
-        """The set of a name; None if there is none.
+        """The set with a name; None if it does not exist.
 
         Raises:
             OSError: the kernel does not answer.

@@ -1,6 +1,6 @@
-"""Who uses the lock that every legacy iptables tool takes: changes of legacy rules make no netlink events.
+"""Watches the xtables lock, which every legacy iptables tool takes: legacy rules have no netlink events.
 
-Source: fanotify(7). It is better than inotify here because it names the process, so that our own can be left out.
+Source: fanotify(7). Unlike inotify it names the process, so that our own can be ignored.
 """
 
 from __future__ import annotations
@@ -16,23 +16,17 @@ LOCK = Path("/run/xtables.lock")
 _CLOEXEC, _NONBLOCK = 1, 2
 _MARK_ADD = 1
 _CLOSE = 0x08 | 0x10
-"""FAN_CLOSE_WRITE and FAN_CLOSE_NOWRITE: the tool has finished."""
+"""FAN_CLOSE_WRITE and FAN_CLOSE_NOWRITE: a tool has finished."""
 
 _AT_FDCWD = -100
 _EVENT = struct.Struct("=IBBHQii")
 _BUFFER = 64 * _EVENT.size
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.fanotify_mark.argtypes = (
-    ctypes.c_int,
-    ctypes.c_uint,
-    ctypes.c_uint64,
-    ctypes.c_int,
-    ctypes.c_char_p,
-)
+_libc.fanotify_mark.argtypes = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
 
 
 class LockWatch:
-    """Tells whether processes other than our own had the lock open. Its file descriptor becomes readable then."""
+    """Tells whether other processes than ours had the lock open; its file descriptor becomes readable then."""
 
     def __init__(self, own: Container[int]) -> None:
         """``own``: pids of our processes.
@@ -49,16 +43,15 @@ class LockWatch:
             raise
 
     def renew(self) -> None:
-        """Watch the file that has the lock's name now; doing it again is fine.
+        """Watch the file that has the lock's name now. Idempotent.
 
         Raises:
-            OSError: it can be neither opened nor made, or not be watched.
+            OSError: the file can neither be opened nor created, or not be watched.
         """
         os.close(os.open(LOCK, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600))  # as the tools do
         _checked(_libc.fanotify_mark(self._fd, _MARK_ADD, _CLOSE, _AT_FDCWD, os.fsencode(LOCK)))
 
     def close(self) -> None:
-        """Stop watching."""
         os.close(self._fd)
 
     def fileno(self) -> int:
@@ -66,10 +59,10 @@ class LockWatch:
         return self._fd
 
     def used_by_others(self) -> bool:
-        """Take what has been told: whether another process than ours was among those that used the lock.
+        """Take the events; returns whether another process than ours has used the lock.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the events cannot be read.
         """
         others = False
         while True:

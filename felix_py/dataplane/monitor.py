@@ -1,7 +1,7 @@
-"""Listens to the kernel for changes that others make to what is ours, and says what to look at.
+"""Listens to kernel events about changes that others make to our objects, and tells what to read back.
 
-It decides nothing else: whether something differs is found by looking. What it misses, because events were lost
-or there are none (IP sets), the refresh finds.
+Reading back finds whether something differs. Changes without events (of IP sets), and those whose events were
+lost, are found by the refresh.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _NFNLGRP_NFTABLES = 7
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 _BUFFER = 8 << 20
-"""Bytes of kernel memory at most; room for a transaction of some 10,000 rules."""
+"""Receive buffer in bytes of kernel memory; room for a transaction of some 10,000 rules."""
 
 _LARGEST = 1 << 16
 _AT_ONCE = 256
-"""Datagrams taken in one go (a few milliseconds), so that a storm does not keep the event loop from its work."""
+"""Datagrams read in one turn of the event loop (a few milliseconds), so that a storm does not block it."""
 
 _RENEW = 60.0
-"""Seconds between two looks whether the lock's file is still the same."""
+"""Seconds between renewals of the watch on the lock's file, which may be replaced."""
 
 
 class Monitor:
@@ -47,12 +47,12 @@ class Monitor:
         look: Callable[[Look], None],
         retry: Callable[[], None],
     ) -> None:
-        """``look`` is called with what others may have changed; ``retry`` when what failed may work now.
+        """``look`` is called with what others may have changed; ``retry`` when failed writes may succeed now.
 
-        ``has_interface``: whether a host end of that name is to be there.
+        ``has_interface``: whether a host end of that name is wanted.
 
         Raises:
-            OSError: the kernel does not let us listen.
+            OSError: the kernel refuses to let us listen.
         """
         self._kernel = kernel
         self._look = look
@@ -63,9 +63,8 @@ class Monitor:
         self._renewal: asyncio.TimerHandle | None = None
         with ExitStack() as stack:
             self._dump = stack.enter_context(Netlink(NETLINK_ROUTE))
-            self._host = stack.enter_context(
-                closing(listen(NETLINK_ROUTE, GROUPS, host_filter(kernel.routes.port)))
-            )
+            program = host_filter(kernel.routes.port)
+            self._host = stack.enter_context(closing(listen(NETLINK_ROUTE, GROUPS, program)))
             self._readers[self._host.fileno()] = self._read_host
             if kernel.backend is Backend.NFT:
                 self._rules = stack.enter_context(closing(listen(NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))))
@@ -77,7 +76,7 @@ class Monitor:
             self._stack = stack.pop_all()
 
     def start(self) -> None:
-        """Call back from now on, on the running event loop. What happened before this was made is not told."""
+        """Start calling back on the running event loop, for events since this was made."""
         loop = asyncio.get_running_loop()
         for fd, read in self._readers.items():
             loop.add_reader(fd, self._guarded, fd, read)
@@ -85,7 +84,6 @@ class Monitor:
             self._renew()
 
     def close(self) -> None:
-        """Stop listening."""
         loop = asyncio.get_running_loop()
         for fd in self._readers:
             loop.remove_reader(fd)
@@ -100,47 +98,29 @@ class Monitor:
         try:
             read()
         except Exception as error:
-            # Going on could mean going round in circles; the refresh finds what is not told any more.
+            # Going on could be an endless loop; the refresh finds changes from now on.
             asyncio.get_running_loop().remove_reader(fd)
             self._log.error("changes by others are found at the refresh only from now on", reason=str(error))
 
-    # --- links, addresses, routes, settings ------------------------------------------------------------
-
     def _read_host(self) -> None:
+        """Links, addresses, routes and settings."""
+        datagrams, lost = receive(self._host)
         hint = Hint()
-        datagrams: list[bytes] = []
-        for _ in range(_AT_ONCE):
-            try:
-                data = _receive(self._host)
-            except _Lost:
-                # Should they keep changing while they are read, what is known of them may be out of date.
-                with suppress(OSError):
-                    self._begin()
-                hint |= LOST
-                continue
-            if not data:
-                break
-            datagrams.append(data)
+        if lost:
+            # If links keep changing while they are read, the known ones may be out of date.
+            with suppress(OSError):
+                self._begin()
+            hint = LOST
         hint |= self._events.feed(datagrams)
         if hint.look:
             self._look(hint.look)
         if hint.retry:
             self._retry()
 
-    # --- rules -----------------------------------------------------------------------------------------
-
     def _read_rules(self) -> None:
-        concerned = False
-        for _ in range(_AT_ONCE):
-            try:
-                data = _receive(self._rules)
-            except _Lost:
-                concerned = True
-                continue
-            if not data:
-                break
-            concerned = concerned or (origin(data) not in self._kernel.own_processes and rules_concern_us(data))
-        if concerned:
+        datagrams, lost = receive(self._rules)
+        foreign = (data for data in datagrams if origin(data) not in self._kernel.own_processes)
+        if lost or any(map(rules_concern_us, foreign)):
             self._look(Look.RULES)
 
     def _read_lock(self) -> None:
@@ -155,32 +135,31 @@ class Monitor:
         self._renewal = asyncio.get_running_loop().call_later(_RENEW, self._renew)
 
 
-class _Lost(Exception):
-    """The socket's buffer was full, and the kernel has dropped events."""
-
-
-def _receive(source: socket.socket) -> bytes:
-    """The next datagram; empty when there is none."""
-    try:
-        return source.recv(_LARGEST)
-    except BlockingIOError:
-        return b""
-    except OSError as error:
-        if error.errno == errno.ENOBUFS:
-            raise _Lost from None
-        raise
+def receive(source: socket.socket) -> tuple[list[bytes], bool]:
+    """The waiting datagrams, up to a bounded number, and whether the kernel has dropped some (ENOBUFS)."""
+    datagrams: list[bytes] = []
+    lost = False
+    for _ in range(_AT_ONCE):
+        try:
+            datagrams.append(source.recv(_LARGEST))
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            lost = True
+    return datagrams, lost
 
 
 def listen(protocol: int, groups: tuple[int, ...], program: bytes = b"") -> socket.socket:
-    """A netlink socket that hears these groups, through a socket filter (classic BPF) if there is one."""
-    made = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
-    )
+    """A non-blocking netlink socket in multicast groups, with a socket filter (classic BPF) if given."""
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    made = socket.socket(socket.AF_NETLINK, kind, protocol)
     try:
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         if program:
             held = ctypes.create_string_buffer(program, len(program))
-            # struct sock_fprog: the number of instructions, and where they are.
+            # struct sock_fprog: number and address of the instructions.
             argument = struct.pack("@HP", len(program) // 8, ctypes.addressof(held))
             made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, argument)
         made.bind((0, 0))

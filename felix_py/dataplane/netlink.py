@@ -1,8 +1,8 @@
-"""Packed netlink: messages built by hand, sent in batches, every acknowledgement checked.
+"""Netlink messages packed by hand, sent in batches, every acknowledgement checked.
 
-A general netlink library spends its time encoding and, in its batch mode, drops the acknowledgements. The few
-messages that are written in bulk (routes, IP set members, pod interfaces) are therefore packed here, ten to
-forty times faster. Source: netlink(7), the kernel's include/uapi/linux/netlink.h.
+A general netlink library encodes slowly and, in its batch mode, drops the acknowledgements. The few messages that
+are written in bulk (routes, IP set members, pod interfaces) are therefore packed here, ten to forty times faster.
+Source: netlink(7), the kernel's include/uapi/linux/netlink.h.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from types import TracebackType
+from typing import Self
+
+from policy.model import Family
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -54,9 +56,11 @@ _LARGEST_DATAGRAM = 1 << 16
 """The kernel makes dump datagrams of 32 KB at most."""
 
 _TIMEOUT = struct.pack("@ll", 10, 0)
-"""The kernel answers before send(2) returns; this only keeps a defect from hanging the agent for ever."""
+"""The kernel answers before send(2) returns; the timeout only keeps a defect from hanging the agent."""
 
 _DUMP_TRIES = 10
+
+AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 
 
 def attr(kind: int, payload: bytes) -> bytes:
@@ -75,8 +79,23 @@ def message(kind: int, flags: int, body: bytes) -> bytes:
     return _HEADER.pack(16 + len(body), kind, flags | NLM_F_REQUEST, 0, 0) + body
 
 
+def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Type and body (what follows the message header) of each message in a datagram.
+
+    Raises:
+        ValueError: a message is shorter than its header.
+    """
+    offset = 0
+    while offset + _HEADER.size <= len(datagram):
+        length, kind, _, _, _ = _HEADER.unpack_from(datagram, offset)
+        if length < _HEADER.size:
+            raise ValueError("a netlink message that is shorter than its header")
+        yield kind, datagram[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
 def attributes(data: memoryview) -> dict[int, memoryview]:
-    """Attributes by kind, without their flag bits; of a repeated kind the last one."""
+    """Attributes by type, without their flag bits; the last one of a repeated type."""
     found: dict[int, memoryview] = {}
     offset, end = 0, len(data) - 4
     while offset <= end:
@@ -88,11 +107,22 @@ def attributes(data: memoryview) -> dict[int, memoryview]:
     return found
 
 
-class Netlink:
-    """One netlink socket. It belongs to the network namespace it was created in, and to one thread at a time.
+class Closing:
+    """A context manager that calls its own :meth:`close`."""
 
-    Usable as a context manager. Every method raises OSError when the socket itself fails.
-    """
+    def close(self) -> None:
+        """Release what is held; closing twice is fine."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.close()
+
+
+class Netlink(Closing):
+    """Socket of the network namespace it was made in; one thread at a time. Methods raise OSError if it fails."""
 
     def __init__(self, protocol: int) -> None:
         """``protocol``: NETLINK_ROUTE or NETLINK_NETFILTER."""
@@ -112,29 +142,20 @@ class Netlink:
         self._buffer = bytearray(_LARGEST_DATAGRAM)
         self._view = memoryview(self._buffer)
 
-    def __enter__(self) -> Netlink:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Close the socket; closing twice is fine."""
         self._socket.close()
 
     @property
     def port(self) -> int:
-        """The socket's port id, which the kernel gave it."""
+        """The socket's port id (nl_pid)."""
         port: int = self._socket.getsockname()[0]
         return port
 
     def request(self, messages: Sequence[bytes]) -> list[OSError | None]:
-        """Send all, in order, and return for each None or what the kernel refused it with.
+        """Send the messages in order; returns for each None or the kernel's error.
 
         The error's text is the kernel's extended acknowledgement where it gives one. A message whose
-        acknowledgement was lost (ENOBUFS) may have been carried out or not.
+        acknowledgement was lost (ENOBUFS) may or may not have been carried out.
         """
         results: list[OSError | None] = []
         start = 0
@@ -149,26 +170,35 @@ class Netlink:
             start = end
         return results
 
+    def carry_out(self, messages: Sequence[bytes]) -> None:
+        """Send the messages in order.
+
+        Raises:
+            OSError: the kernel's first error; the other messages were sent all the same.
+        """
+        for error in self.request(messages):
+            if error is not None:
+                raise error
+
     def dump(self, request: bytes) -> list[memoryview]:
         """Send a dump request and return the payload of each answer (what follows the message header).
 
-        Complete before it returns, because a dump that was interrupted by a change is begun again.
+        A dump that a change has interrupted (NLM_F_DUMP_INTR) is begun again, so the answers are complete.
 
         Raises:
-            OSError: the kernel's error; EAGAIN when the dump was interrupted again and again.
+            OSError: the kernel's error; EAGAIN when every try was interrupted.
         """
         for _ in range(_DUMP_TRIES):
-            sequence = self._send_one(request, NLM_F_DUMP)
-            payloads, interrupted = self._receive_dump(sequence)
+            payloads, interrupted = self._receive_dump(self._send_one(request, NLM_F_DUMP))
             if not interrupted:
                 return payloads
         raise OSError(errno.EAGAIN, "the kernel's table kept changing while it was read")
 
     def stream(self, request: bytes) -> Iterator[bytes]:
-        """Send a dump request and yield the payload of each answer as it comes; take all of them.
+        """Send a dump request and yield the payload of each answer as it comes; the caller must take all.
 
-        For tables that never stand still and are too big to keep: nothing is begun again, and the interpreter is
-        free for other threads at every datagram.
+        For tables that always change and are too big to keep: an interrupted dump is not begun again, and other
+        threads may run at every datagram.
 
         Raises:
             OSError: the kernel's error.
@@ -189,7 +219,7 @@ class Netlink:
                 offset += (length + 3) & ~3
 
     def get(self, request: bytes) -> memoryview:
-        """Send a request that is answered with one message, and return that message's payload.
+        """Send a request and return the payload of its one answer.
 
         Raises:
             OSError: the kernel's error.
@@ -235,20 +265,20 @@ class Netlink:
             try:
                 length = receive(view)
             except OSError as error:
-                if error.errno == errno.ENOBUFS:  # overrun: some were dropped, those already queued still come
+                if error.errno == errno.ENOBUFS:  # overrun: some were dropped, the queued ones still come
                     self._drain(results, first)
                     return results
                 raise
             _, kind, _, sequence, _, code = unpack(view)
             index = sequence - first
             if kind != _NLMSG_ERROR or not 0 <= index < count:
-                continue  # left over from an earlier request that was given up
+                continue  # the answer to an earlier request that was given up
             results[index] = None if not code else _error(view[:length])
             waiting -= 1
         return results
 
     def _drain(self, results: list[OSError | None], first: int) -> None:
-        """Take what is still queued after an overrun; what was dropped stays marked as lost."""
+        """Read the acknowledgements still queued after an overrun; dropped ones stay marked as lost."""
         while True:
             try:
                 length = self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
@@ -290,7 +320,7 @@ class Netlink:
 
 
 def _error(data: memoryview) -> OSError | None:
-    """What an acknowledgement (or the end of a dump) says: None for success."""
+    """Error of an acknowledgement or of the end of a dump; None for success."""
     length, kind, flags, *_ = _HEADER.unpack_from(data)
     code = -_INT.unpack_from(data, 16)[0] if length >= 20 else 0
     if not code:

@@ -12,11 +12,12 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from felix_py.dataplane.ip_header import IPHeader, parse_ip
-from felix_py.dataplane.netlink import NETLINK_NETFILTER, NLM_F_ACK, attr, attributes, message
+from felix_py.dataplane.netlink import NETLINK_NETFILTER, NLM_F_ACK, attr, attributes, message, messages
 from policy.model import Family
 
 _ULOG: Final = 4 << 8
@@ -34,35 +35,34 @@ _PAYLOAD, _PREFIX, _SEQ = 9, 10, 12
 _HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 _FAMILIES = {int(socket.AF_INET): Family.V4, int(socket.AF_INET6): Family.V6}
 
-_HEADER = struct.Struct("=IHHII")
 _CODE = struct.Struct("=i")
 _TIME = struct.Struct(">QQ")
 
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER = 1 << 20
 _KERNEL_BUFFER = 32 * 1024
-"""The kernel collects packets of a group up to this size, this number or this age, then sends them together."""
+"""The kernel collects a group's packets up to this size, this number or this age, then sends them together."""
 _KERNEL_PACKETS = 64
 _KERNEL_CENTISECONDS = 10
 _LARGEST_DATAGRAM = 1 << 17
 
 _DATAGRAMS_A_TURN = 4
-"""So many are read before the event loop has another turn; the socket stays readable, and is read again."""
+"""Datagrams read in one turn of the event loop; a socket that stays readable is read again."""
 
 _ACK_SECONDS = 5.0
 
 
 class NflogError(Exception):
-    """The group cannot be read; the message says why, for people."""
+    """The group cannot be read; the message is readable."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedPacket:
     """One packet that a rule logged.
 
-    ``prefix`` is the rule's. ``header`` None: the bytes are no IP header. ``hook`` is the built-in chain's name.
-    ``indev`` and ``outdev`` are interface indexes, 0 where there is none; ``mark`` is the packet mark; ``time``
-    is in seconds since the epoch: the kernel's if it has one for the packet, else that of the reading.
+    ``prefix`` is the rule's; ``header`` is None if the bytes are no IP header; ``hook`` is the built-in chain's
+    name; ``indev`` and ``outdev`` are interface indexes or 0; ``mark`` is the packet mark; ``time`` is the
+    kernel's timestamp, or else the time of reading, in seconds since the epoch.
     """
 
     family: Family
@@ -76,7 +76,7 @@ class LoggedPacket:
 
 
 class Decoder:
-    """Datagrams of one group in, packets out. Never raises, whatever the bytes are; counts what is missing."""
+    """Decodes one group's datagrams and counts missing packets. Never raises, whatever the bytes are."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -100,7 +100,7 @@ class Decoder:
             return
         if self._next is not None:
             gap = (sequence - self._next) & 0xFFFFFFFF
-            # More than half the number space: an older number, which cannot be and means nothing.
+            # More than half the number space is an older number, which cannot be and is ignored.
             if gap < 1 << 31:
                 self.lost += gap
         self._next = (sequence + 1) & 0xFFFFFFFF
@@ -123,14 +123,8 @@ class Decoder:
 
 
 def _messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(type, what follows the header) of each netlink message."""
-    offset = 0
-    while offset + _HEADER.size <= len(datagram):
-        length, kind, _, _, _ = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size:
-            return
-        yield kind, datagram[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
+    with suppress(ValueError):
+        yield from messages(datagram)
 
 
 def _number(found: Mapping[int, memoryview], kind: int) -> int | None:
@@ -142,12 +136,12 @@ def _number(found: Mapping[int, memoryview], kind: int) -> int | None:
 class NflogReader:
     """Reads one NFLOG group of the network namespace it is made in.
 
-    For an event loop: call :meth:`read` whenever :meth:`fileno` is readable. Nothing here blocks, and what cannot
-    be read in time is lost and counted, nothing else.
+    For an event loop: call :meth:`read` whenever :meth:`fileno` is readable. Never blocks; packets that are not
+    read in time are lost and counted.
     """
 
     def __init__(self, group: int, copy: int, deliver: Callable[[Sequence[LoggedPacket]], None]) -> None:
-        """``copy``: bytes of each packet. ``deliver`` takes what one datagram held.
+        """``copy``: bytes of each packet; ``deliver`` takes the packets of one datagram.
 
         Raises:
             NflogError: another process reads the group, or the kernel has no NFLOG.
@@ -156,11 +150,10 @@ class NflogReader:
         self._decoder = Decoder()
         self._buffer = memoryview(bytearray(_LARGEST_DATAGRAM))
         self.overruns = 0
-        """How often the kernel had to drop log messages because the socket was full."""
+        """Times that the kernel has dropped log messages because the socket's buffer was full."""
         try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-            )
+            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+            self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
         except OSError as error:
             raise NflogError(f"no netfilter netlink socket: {error.strerror}") from None
         try:
@@ -171,19 +164,18 @@ class NflogReader:
 
     @property
     def lost(self) -> int:
-        """Packets that were logged and never arrived here."""
+        """Packets that were logged but never arrived."""
         return self._decoder.lost
 
     def fileno(self) -> int:
-        """The socket's file descriptor."""
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Give the group back; closing twice is fine."""
+        """Release the group; closing twice is fine."""
         self._socket.close()
 
     def read(self) -> None:
-        """Take what has come, up to a bounded amount."""
+        """Read and deliver waiting datagrams, up to a bounded number."""
         for _ in range(_DATAGRAMS_A_TURN):
             try:
                 length = self._socket.recv_into(self._buffer)
@@ -218,7 +210,7 @@ class NflogReader:
             raise NflogError(f"NFLOG group {group}: {os.strerror(code)}")
 
     def _acknowledgement(self) -> int:
-        """The error number that answers the configuration; log messages that come before it are passed over."""
+        """The error number that answers the configuration; earlier log messages are skipped."""
         deadline = time.monotonic() + _ACK_SECONDS
         while time.monotonic() < deadline:
             length = self._socket.recv_into(self._buffer)
@@ -229,9 +221,9 @@ class NflogReader:
 
 
 def _config(group: int, copy: int) -> bytes:
-    """Bind and set up a group in one message, so that nothing is logged with other settings.
+    """Bind and configure a group in one message, so that no packet is logged with other settings.
 
-    Without PF_BIND on purpose: that would make NFLOG the node's logger of everything that has none.
+    Without PF_BIND on purpose: it would make NFLOG the logger of each protocol family that has none.
     """
     return message(
         _MSG_CONFIG,

@@ -1,8 +1,7 @@
-"""What comes before what in one apply, and why.
+"""The order of the writes in one apply, and its reasons.
 
-Three things must never happen, whichever write fails or however long one takes: a packet of a pod that no policy
-has judged although one should, a packet that policy allows but half-written sets drop, and a rule that names
-something that is not there.
+Three things must never happen, whichever write fails or however long it takes: a packet passes unjudged although
+a policy selects its pod, half-written sets drop a packet that policy allows, and a rule names a missing object.
 """
 
 from __future__ import annotations

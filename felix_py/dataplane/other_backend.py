@@ -1,6 +1,6 @@
-"""Rules of ours in the backend that this node does not use, from when it did: packets pass both engines.
+"""Our old rules in the backend that this node no longer uses; packets pass both rule engines.
 
-Sets are shared by both and are not touched here: the rules of the backend in use stand on them.
+Sets are shared by both backends and are left alone: the rules of the backend in use need them.
 """
 
 from __future__ import annotations
@@ -18,37 +18,32 @@ from policy.model import Family
 
 
 class OtherBackend:
-    """In the network namespace of the calling thread. One thread at a time."""
+    """The other backend in the network namespace of the calling thread. One thread at a time."""
 
     def __init__(self, families: Collection[Family], in_use: Backend, own: OwnProcesses | None = None) -> None:
-        """``own`` gets to know every process that writes for us."""
+        """``own`` gets the pids of processes that write for us."""
         self.backend = Backend.LEGACY if in_use is Backend.NFT else Backend.NFT
         self.unreadable = ""
-        """Why it is not known what there is, if so."""
-        self._own = own
+        """Why the backend cannot be read; empty if it can."""
         self._tables: dict[Family, Iptables] = {}
-        self._log = log.get("iptables")
-        self._load(families)
-
-    def _load(self, families: Collection[Family]) -> None:
         for family in families:
             if self.backend is Backend.LEGACY and not has_legacy_tables(family):
                 continue
             try:
-                tables = Iptables(family, self.backend, self._own)
+                tables = Iptables(family, self.backend, own)
                 tables.load()
             except ToolError as error:
                 if self.backend is Backend.LEGACY:
                     self.unreadable = str(error)
                 else:  # most likely a host without nf_tables, or without its tools
-                    self._log.debug("cannot look for nft rules of ours", reason=str(error))
+                    log.get("iptables").debug("cannot look for nft rules of ours", reason=str(error))
                 continue
             if tables.owned():
                 self._tables[family] = tables
 
     @property
     def owned(self) -> list[str]:
-        """A line for each chain and each hook of ours, as it was found."""
+        """A line for each chain and hook of ours, as found."""
         return [line for tables in self._tables.values() for line in tables.owned()]
 
     def rules(self, family: Family, table: str, prefix: str) -> list[Body]:
@@ -56,7 +51,7 @@ class OtherBackend:
         return self._tables[family].rules(table, prefix) if family in self._tables else []
 
     def take_out(self) -> tuple[Failure, ...]:
-        """Remove all of it. What could not be removed; calling again tries again."""
+        """Remove all our rules; returns what could not be removed, for another call to try again."""
         failures: list[Failure] = []
         for family, tables in list(self._tables.items()):
             try:

@@ -1,4 +1,4 @@
-"""What a kind of kernel objects is to :class:`felix_py.dataplane.kernel.Kernel`.
+"""The interface of :class:`felix_py.dataplane.kernel.Kernel` to each kind of kernel objects.
 
 A new kind (WireGuard, nftables) is a part of its own, and a line in Kernel.
 """
@@ -16,53 +16,53 @@ from felix_py.refs import Ref
 
 
 class Sweep(enum.IntEnum):
-    """Which objects of ours that nobody has asked for an apply removes."""
+    """Which unwanted objects of ours an apply removes."""
 
     NOTHING = 0
     ALL_BUT_LEARNED = 1
-    """Not routes that were learned from BGP peers."""
+    """All but routes learned from BGP peers."""
 
     ALL = 2
 
 
 class Part(Protocol):
-    """Wants what :meth:`update` has noted, sees what :meth:`load` finds, and writes the difference in its steps.
+    """Compares what :meth:`update` wants with what :meth:`load` found, and writes the difference in its steps.
 
-    What fails stays pending. A step may raise OSError or ToolError where the kernel does not answer at all.
+    Failed writes stay pending. A step may raise OSError or ToolError if the kernel does not answer at all.
     """
 
     looks: Look
-    """When it is to be loaded: for any of these."""
+    """A load of any of these loads the part."""
 
     steps: Mapping[Step, Callable[[Sweep], Report]]
     _drift: list[Drift]
 
     def load(self) -> None:
-        """Read back what is ours.
+        """Read back our objects.
 
         Raises:
-            OSError, ToolError: it cannot be read.
+            OSError, ToolError: they cannot be read.
         """
 
     def update(self, update: Update) -> None:
-        """Note what is wanted of an update. No I/O."""
+        """Note the wanted objects of an update. No I/O."""
         return
 
     def hold(self, base: Update) -> Update:
-        """Want what was found, until :meth:`release`; what all parts are to want besides. See Dataplane.hold."""
+        """Want what was found, until :meth:`release`; returns what all parts must want besides."""
         return Update()
 
     def release(self) -> None:
-        """Want nothing; what there is stays."""
+        """Want nothing; existing objects stay."""
         return
 
     def take_drift(self) -> list[Drift]:
-        """What somebody else has changed, as found since the last call."""
+        """Changes by others, as found since the last call."""
         taken, self._drift = self._drift, []
         return taken
 
     def differences(self) -> Iterable[Ref]:
-        """What is wanted that the kernel, as last seen, does not have."""
+        """Wanted objects that the kernel, as last loaded, does not have."""
         return ()
 
     def owned(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether this kernel and these tools take some rules: tried where nothing hangs on it."""
+"""Tries in an empty network namespace whether this kernel and its tools accept rules."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def refusal(families: Iterable[Family], backend: Backend, rule: RuleSpec) -> str | None:
     """Why a rule cannot be written on this node; None if it can.
 
-    It is written into an empty network namespace that vanishes at once: nothing on the node changes.
+    It is written into a temporary network namespace: nothing on the node changes.
     """
     return _refusal(dict.fromkeys(families, (rule,)), backend)
 
 
 def missing_features(families: Sequence[Family], backend: Backend) -> dict[Feature, str]:
-    """What this kernel, or its tools, have not, and their words about it. All are tried at once first.
+    """Features that this kernel or its tools lack, with the error text. All are tried at once first.
 
-    Where not even a rule without any match is taken, nothing can be told (a lock that others hold, say, or no
-    means to try): then nothing counts as missing, and whoever writes the rules hears what is wrong.
+    If not even a rule without matches is accepted, nothing can be told (the lock is held, say): then no feature
+    counts as missing, and writing the rules will report the error.
     """
     if _refusal(_rules(families, Feature), backend) is None or refusal(families, backend, RuleSpec()) is not None:
         return {}
@@ -51,9 +51,8 @@ def _refusal(rules: dict[Family, Sequence[RuleSpec]], backend: Backend) -> str |
             if _libc.unshare(_CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             for family, wanted in rules.items():
-                # Any of our matches and targets may stand there, and rpfilter hardly anywhere else.
-                text = "".join(f"-A PREROUTING {render(rule).text}\n" for rule in wanted)
-                if text:
+                # All our matches and targets are valid there; rpfilter is valid hardly anywhere else.
+                if text := "".join(f"-A PREROUTING {render(rule).text}\n" for rule in wanted):
                     argv = [command(family, backend, "restore"), "--noflush", "-w", "10"]
                     run(argv, f"*raw\n{text}COMMIT\n")
         except (OSError, ToolError) as error:

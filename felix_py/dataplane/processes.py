@@ -1,4 +1,4 @@
-"""The tools that the agent runs: bounded in time and in what they may say; none outlives an agent that stops."""
+"""Runs the agent's tools, bounded in time and output; none outlives an agent that stops."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 MOST_OUTPUT = 256 << 20
-"""Bytes of standard output. The rules of a node with ten thousand Services are a tenth of that."""
+"""Bytes of standard output. The rules of a node with ten thousand Services take a tenth of that."""
 
 MOST_COMPLAINT = 64 << 10
-"""Bytes of standard error that are kept; the rest is read and forgotten."""
+"""Bytes of standard error that are kept; the rest is read and discarded."""
 
 _PIECE = 256 << 10
 
@@ -26,11 +26,11 @@ class TooMuch(Exception):
 
 
 class Ended(Exception):
-    """The agent stops: no program is run any more, and those that ran were killed."""
+    """The agent stops: running programs were killed, and no other is run."""
 
 
 class Processes:
-    """Those that run now. Any thread may call."""
+    """The running tools. Any thread may call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,7 +45,7 @@ class Processes:
         timeout: float,
         started: Callable[[int], None] = lambda _pid: None,
     ) -> tuple[int, bytes, bytes]:
-        """Exit status, output and complaint of a program. ``started`` gets its pid before it has read anything.
+        """Exit status, standard output and error of a program. ``started`` gets its pid before it reads stdin.
 
         Raises:
             OSError: it cannot be run.
@@ -53,7 +53,7 @@ class Processes:
             TooMuch, Ended: see there.
         """
         pipe = subprocess.PIPE
-        # A session of its own, so that what the program has started can be killed with it.
+        # A session of its own, so that the program's children can be killed with it.
         with subprocess.Popen(
             argv, stdin=pipe, stdout=pipe, stderr=pipe, env=env, start_new_session=True
         ) as process:
@@ -78,7 +78,7 @@ class Processes:
             self._running.add(process)
 
     def end(self) -> list[str]:
-        """Kill those that run, and run none from now on. Returns their names."""
+        """Kill the running programs and refuse to run others. Returns their names."""
         with self._lock:
             self._ended = True
             running = list(self._running)
@@ -94,19 +94,22 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _converse(process: subprocess.Popen[bytes], stdin: bytes, deadline: float) -> tuple[bytes, bytes]:
-    """Write all of stdin, read all that comes, and wait for the end."""
+    """Write stdin, read the output, and wait for the end."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
     output, complaint = bytearray(), bytearray()
     with selectors.DefaultSelector() as selector:
-        _start_writing(process.stdin, stdin, selector)
+        if stdin:
+            os.set_blocking(process.stdin.fileno(), False)
+            selector.register(process.stdin, selectors.EVENT_WRITE)
+        else:
+            process.stdin.close()
         selector.register(process.stdout, selectors.EVENT_READ, (output, MOST_OUTPUT))
         selector.register(process.stderr, selectors.EVENT_READ, (complaint, MOST_COMPLAINT))
         left = memoryview(stdin)
         while selector.get_map():
-            ready = selector.select(_left(deadline))
-            for key, _ in ready:
+            for key, _ in selector.select(_left(deadline)):
                 if key.fileobj is process.stdin:
                     left = _write(process.stdin, left, selector)
                 elif not (piece := os.read(key.fd, _PIECE)):
@@ -130,16 +133,8 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _start_writing(pipe: IO[bytes], stdin: bytes, selector: selectors.BaseSelector) -> None:
-    if stdin:
-        os.set_blocking(pipe.fileno(), False)
-        selector.register(pipe, selectors.EVENT_WRITE)
-    else:
-        pipe.close()
-
-
 def _write(pipe: IO[bytes], left: memoryview, selector: selectors.BaseSelector) -> memoryview:
-    """Write a piece; a program that does not want to read more has its reasons, and its exit status says so."""
+    """Write a piece; a program may stop reading (EPIPE), and its exit status tells why."""
     try:
         left = left[os.write(pipe.fileno(), left[:_PIECE]) :]
     except BlockingIOError:

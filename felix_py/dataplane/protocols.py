@@ -1,4 +1,4 @@
-"""What the rest of the agent asks of the kernel."""
+"""Interfaces of the dataplane to the rest of the agent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from felix_py.refs import Ref
 
 
 class Look(enum.Flag):
-    """What can be read back by itself."""
+    """Kinds of kernel objects that can be read back separately."""
 
     SETS = enum.auto()
     RULES = enum.auto()
@@ -27,80 +27,80 @@ EVERYTHING = Look.SETS | Look.RULES | Look.ROUTES | Look.LINKS | Look.SETTINGS
 
 
 class RulesSnapshot:
-    """All rules as they were read. Only the dataplane that has made it looks into it."""
+    """All rules as read, opaque to all but the dataplane that made it."""
 
 
 class Dataplane(Protocol):
-    """Desired state in, writes out. One thread only calls it; nothing here is safe for two, but ``read_rules``.
+    """Writes the wanted state to the kernel. For one thread only, except ``read_rules``.
 
-    ``update`` only notes what is wanted and does no I/O. ``apply`` brings the kernel there in the order that
-    :mod:`felix_py.dataplane.order` gives reasons for; what fails stays pending and is tried again by the next
-    ``apply``. Only objects that are recognisably ours are ever written or removed.
+    ``update`` notes what is wanted and does no I/O. ``apply`` writes the difference in the order of
+    :mod:`felix_py.dataplane.order`; failed writes stay pending for the next ``apply``. Only objects that are
+    recognisably ours are ever written or removed.
     """
 
     def load(self, look: Look = EVERYTHING, rules: RulesSnapshot | None = None) -> None:
-        """Read back what is ours in the kernel. Call before the first ``apply``, and to find drift.
+        """Read back our objects in the kernel. Call before the first ``apply``, and to find drift.
 
-        ``rules``: what :meth:`read_rules` returned; if something was written since, they are read again.
+        ``rules``: the result of :meth:`read_rules`; after a write since then, the rules are read again.
         """
 
     def read_rules(self) -> RulesSnapshot:
-        """Read the rules, which takes longest, for a ``load`` that follows. Any thread may call this."""
+        """Read the rules, which takes longest, for a following ``load``. Any thread may call this."""
 
     def hold(self, base: Update) -> list[Ref]:
-        """Until :meth:`release`, want what the last ``load`` found: it was in force. No I/O.
+        """Until :meth:`release`, want what the last ``load`` found. No I/O. Returns what is missing.
 
-        ``base``: what is wanted whatever the cluster has. Where it was spoilt it is wanted as well, if what is
-        left of ours was made by the same rules. Returns what is missing.
+        ``base``: what is wanted independently of the cluster. It is wanted too, to repair what others have
+        changed, if the rules found were made by this version and with these settings.
         """
 
     def release(self) -> None:
-        """Want nothing any more, and leave everything as it is: updates follow. No I/O."""
+        """Want nothing and leave the kernel as it is; updates follow. No I/O."""
 
     def update(self, update: Update) -> None:
-        """Note what is wanted. No I/O."""
+        """Note wanted objects. No I/O."""
 
     def differences(self) -> list[Ref]:
-        """Read back, and return what is wanted but is not there. Writes nothing."""
+        """Read back, and return wanted objects that the kernel does not have. Writes nothing."""
 
     def apply(self, *, sweep: bool = False, keep_learned: bool = False) -> Report:
-        """Write the difference. ``sweep``: also remove objects of ours that nobody asked for.
+        """Write the difference. ``sweep``: also remove unwanted objects of ours.
 
-        ``keep_learned``: but not routes that were learned from BGP peers.
+        ``keep_learned``: keep unwanted routes that were learned from BGP peers.
         """
 
     def take_drift(self) -> list[Drift]:
-        """What somebody else has changed, each change once, as all reading since the last call found it.
+        """Changes by others that loads since the last call have found, each once.
 
-        Pending writes, also those that failed, are no drift; neither is what the first ``load`` finds. Routes and
-        interfaces that an ``update`` has asked to change in the meantime are left out, so call it behind one.
+        Pending writes, also failed ones, are no drift, nor is what the first ``load`` finds. Routes and
+        interfaces that an ``update`` has changed meanwhile are left out, so call this after an update.
         """
 
 
 class FlowTable(Protocol):
-    """The connections that the kernel tracks. One thread at a time; every call may take long in a big table."""
+    """The kernel's connection tracking table. One thread at a time; calls take long in a big table."""
 
     def flows(self, addresses: Collection[str]) -> list[Flow]:
-        """Every connection with one of the addresses as its source or destination, as policy sees them.
+        """Connections with one of the addresses as source or destination, as policy sees them.
 
         Raises:
             OSError: the kernel does not answer.
-            ValueError: one of the addresses is none.
+            ValueError: an address is invalid.
         """
 
     def delete(self, flows: Sequence[Flow]) -> tuple[list[Flow], OSError | None]:
-        """Delete exactly these; those that are gone by themselves are fine.
+        """Delete exactly these connections; missing ones are ignored.
 
-        Returns those that were deleted, and the first refusal, if any; all are tried.
+        Returns the deleted ones, and the first error or None; all are tried.
 
         Raises:
             OSError: the kernel does not answer.
         """
 
     def forget(self, addresses: Collection[str]) -> int:
-        """Delete every connection with one of the addresses anywhere, before or after translation. How many.
+        """Delete connections with one of the addresses before or after NAT; returns their number.
 
         Raises:
             OSError: the kernel does not answer, or refused one.
-            ValueError: one of the addresses is none.
+            ValueError: an address is invalid.
         """

@@ -1,11 +1,11 @@
-"""Which next hops this host can hand packets to: those on a link of its own that carries (RFC 4271 9.1.2.1).
+"""Next hop resolution: a next hop must be on a link of the host that is up and has a carrier (RFC 4271 9.1.2.1).
 
-The kernel refuses a whole route when one of its gateways is not directly on a link, or is the host's own address,
-so that is asked before routes are chosen. Our own routes count for nothing here: a next hop that only a learned
-route leads to is none, and what is learned can therefore never decide about itself.
+The kernel refuses a whole route if one of its gateways is not directly on a link, or is the host's own address;
+so next hops are resolved before routes are chosen. Our own routes are ignored: a learned route never makes a next
+hop reachable, so that learned routes cannot resolve themselves.
 
-:class:`Links` is what was read from the kernel, :class:`Hosts` answers from it; neither does I/O.
-:func:`read_links` reads, and :class:`LinkChanges` says after which of the kernel's messages to read again.
+:class:`Links` holds what was read from the kernel, :class:`Hosts` resolves with it; neither does I/O.
+:func:`read_links` reads, and :class:`LinkChanges` tells after which netlink events to read again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from bgp.rib import Reached
 from felix_py.dataplane import link_messages, route_messages
 from felix_py.dataplane.link_messages import Link
-from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
+from felix_py.dataplane.netlink import AF, NETLINK_ROUTE, Netlink, messages
 from felix_py.dataplane.route_messages import PROTOCOLS, TABLE_LOCAL, TABLE_MAIN, Connected, Destination
 from felix_py.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_PODS
 from policy.model import Family
@@ -28,15 +28,13 @@ GROUPS = (1, 5, 7, 9, 11)
 
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _AF_UNSPEC = 0
-_HEADER = struct.Struct("=IHHII")
-_AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """What the kernel says. ``interfaces``: index -> name and whether it is up and has a carrier.
+    """The host's links. ``interfaces``: index -> name and whether it is up and has a carrier.
 
-    ``own``: the host's addresses, and those that no packet can be sent to as to one host (broadcast, anycast).
+    ``own``: the host's addresses, and those that are no single host's (broadcast, anycast).
     ``pods``: destinations of our own routes to pods.
     """
 
@@ -47,7 +45,7 @@ class Links:
 
 
 class _Table:
-    """Longest match: one look-up for each distinct prefix length."""
+    """Longest prefix match, with one look-up for each distinct prefix length."""
 
     def __init__(self) -> None:
         self._by_length: dict[tuple[Family, int], dict[int, list[tuple[int, int]]]] = {}
@@ -62,7 +60,7 @@ class _Table:
         self._by_length[family, length].setdefault(key, []).append((metric, interface))
 
     def matches(self, family: Family, packed: bytes) -> Iterable[tuple[int, list[tuple[int, int]]]]:
-        """Prefix length and what was added with it, the longest first."""
+        """Matching prefix lengths with their (metric, interface) pairs, the longest first."""
         number = int.from_bytes(packed, "big")
         for length in self._lengths.get(family, ()):
             if found := self._by_length[family, length].get(number >> (family.bits - length)):
@@ -76,7 +74,7 @@ class Hosts:
         """``never``: CIDRs (this node's pods, its addresses) that no next hop may be in.
 
         Raises:
-            ValueError: one of them is none.
+            ValueError: one of them is no CIDR.
         """
         self._interfaces = links.interfaces
         self._connected, self._own, self._pods = _Table(), _Table(), _Table()
@@ -88,9 +86,9 @@ class Hosts:
             self._pods.add(destination)
 
     def __call__(self, next_hop: str) -> Reached:
-        """How packets are handed to a next hop, or why they cannot be."""
+        """The interface of a next hop, or why it is unreachable."""
         family = Family.V6 if ":" in next_hop else Family.V4
-        packed = socket.inet_pton(_AF[family], next_hop)
+        packed = socket.inet_pton(AF[family], next_hop)
         if any(self._own.matches(family, packed)):
             return Reached(problem="it is an address of this node")
         if any(self._pods.matches(family, packed)):
@@ -111,13 +109,13 @@ def _destination(cidr: str) -> Destination:
     address, _, length = cidr.partition("/")
     family = Family.V6 if ":" in address else Family.V4
     try:
-        return family, socket.inet_pton(_AF[family], address), int(length) if length else family.bits
+        return family, socket.inet_pton(AF[family], address), int(length) if length else family.bits
     except OSError:
         raise ValueError(f"{cidr!r} is not a CIDR") from None
 
 
 def read_links(families: Collection[Family]) -> Links:
-    """Of the calling thread's network namespace.
+    """Read the links of the calling thread's network namespace.
 
     Raises:
         OSError: the kernel does not answer.
@@ -147,26 +145,21 @@ def _state(link: Link) -> tuple[str, bool]:
 
 
 class LinkChanges:
-    """Judges the kernel's messages of links, addresses and routes. Those of pods' interfaces are no news."""
+    """Judges events of links, addresses and routes. Those of pods' interfaces do not concern next hops."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[str, bool]] = {}
 
     def begin(self, links: Links) -> None:
-        """This is how things are."""
+        """Take over the links as they are now."""
         self._known = dict(links.interfaces)
 
     def concern_us(self, datagram: bytes) -> bool:
-        """Whether a next hop may be reached otherwise now. What cannot be understood counts."""
-        data = memoryview(datagram)
-        offset, found = 0, False
+        """Whether a next hop's resolution may have changed; true if the datagram cannot be parsed."""
+        found = False
         try:
-            while offset + _HEADER.size <= len(data):
-                length, kind, *_ = _HEADER.unpack_from(data, offset)
-                if length < _HEADER.size:
-                    return True
-                found |= self._one(kind, data[offset + _HEADER.size : offset + length])
-                offset += (length + 3) & ~3
+            for kind, body in messages(memoryview(datagram)):
+                found |= self._one(kind, body)
         except (struct.error, ValueError, IndexError, OSError):
             return True
         return found
@@ -174,7 +167,7 @@ class LinkChanges:
     def _one(self, kind: int, body: memoryview) -> bool:
         match kind:
             case link_messages.RTM_NEWLINK | link_messages.RTM_DELLINK:
-                if body[0] != _AF_UNSPEC:  # a bridge tells of its ports with the same message
+                if body[0] != _AF_UNSPEC:  # AF_BRIDGE: a bridge announces its ports
                     return False
                 return self._link(link_messages.read_link(body), gone=kind == link_messages.RTM_DELLINK)
             case link_messages.RTM_NEWADDR | link_messages.RTM_DELADDR:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from felix_py.dataplane.netlink import attr, attributes, message
+from felix_py.dataplane.netlink import AF, NLM_F_CREATE, NLM_F_EXCL, attr, attributes, message
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import NextHop, Route, RouteKind
 from felix_py.refs import RouteRef
@@ -25,24 +25,24 @@ _KINDS = {RouteKind.UNICAST: 1, RouteKind.BLACKHOLE: 6}
 _ONLINK = 4
 _DEAD = 1
 _UNICAST = 1
+_STATIC = 4
 _VIA = 18
 _FIB_MATCH = 0x2000
-_AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 _METRIC = {Family.V4: 0, Family.V6: 1024}
-"""What the kernel makes of a route without a metric. Ours have none; others of the same prefix coexist."""
+"""Metric of a route made without one, as ours are; routes of the same prefix with another metric coexist."""
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTNEXTHOP = struct.Struct("=HBBI")
 _U32 = struct.Struct("=I")
 
 PROTOCOLS = (ROUTE_PROTOCOL_PODS, ROUTE_PROTOCOL_LEARNED)
-"""Those that are ours, in order of preference where two want the same destination."""
+"""Our protocol numbers, in order of preference for a destination that both want."""
 
 Destination = tuple[Family, bytes, int]
 """Packed network address and prefix length."""
 
 Hop = tuple[bytes, int]
-"""Packed gateway (empty: on link) and interface index (0 in a wanted route: whatever the kernel resolved)."""
+"""Packed gateway (empty: on link) and interface index (0 in a wanted route: the one that the kernel resolves)."""
 
 
 class Packed(NamedTuple):
@@ -59,17 +59,15 @@ class Packed(NamedTuple):
         """Whether the kernel's route (self) is the wanted one."""
         if (self.kind, self.scope, self.source) != (wanted.kind, wanted.scope, wanted.source):
             return False
-        return self.hops == wanted.hops or (
-            len(self.hops) == len(wanted.hops)
-            and all(
-                mine[0] == asked[0] and (not asked[1] or mine[1] == asked[1])
-                for mine, asked in zip(self.hops, wanted.hops, strict=True)
-            )
-        )
+        if len(self.hops) != len(wanted.hops):
+            return False
+        pairs = zip(self.hops, wanted.hops, strict=True)
+        return all(mine[0] == asked[0] and asked[1] in (0, mine[1]) for mine, asked in pairs)
 
 
 def parse_destination(key: RouteRef) -> Destination:
-    """
+    """The destination of a route's key.
+
     Raises:
         ValueError: not a CIDR, or bits set behind the prefix.
     """
@@ -84,17 +82,17 @@ def parse_destination(key: RouteRef) -> Destination:
 
 
 def destination_text(destination: Destination) -> str:
-    """As in a RouteRef."""
+    """Destination as a RouteRef spells it."""
     family, packed, length = destination
-    return f"{socket.inet_ntop(_AF[family], packed)}/{length}"
+    return f"{socket.inet_ntop(AF[family], packed)}/{length}"
 
 
 def pack(route: Route, destination: Destination, interface_index: Callable[[str], int]) -> Packed:
     """A wanted route in the kernel's terms; ``destination`` is its key's, parsed.
 
     Raises:
-        ValueError: an address is none, or of the other family, or a unicast route has no next hop; and what
-            ``interface_index`` raises.
+        ValueError: an invalid address, or one of the other family, or a unicast route without next hop; and
+            what ``interface_index`` raises.
     """
     family = destination[0]
     if route.kind is RouteKind.BLACKHOLE:
@@ -115,14 +113,13 @@ def pack(route: Route, destination: Destination, interface_index: Callable[[str]
 
 def _address(family: Family, text: str) -> bytes:
     try:
-        return socket.inet_pton(_AF[family], text)
+        return socket.inet_pton(AF[family], text)
     except (OSError, ValueError):
         raise ValueError(f"{text!r} is not an IPv{int(family)} address") from None
 
 
 def new(route: Packed, flags: int) -> bytes:
-    """RTM_NEWROUTE. A hop with both gateway and interface is ``onlink``: the gateway is on that link, whatever
-    the interface's addresses say."""
+    """RTM_NEWROUTE. A hop with gateway and interface is ``onlink``, whatever the interface's addresses."""
     parts = [_head(route.destination, route.protocol, route.kind, route.scope)]
     if route.source:
         parts.append(attr(_PREFSRC, route.source))
@@ -136,47 +133,55 @@ def new(route: Packed, flags: int) -> bytes:
     return message(RTM_NEWROUTE, flags, b"".join(parts))
 
 
+def new_default(family: Family, gateway: str, interface: int) -> bytes:
+    """RTM_NEWROUTE for a static default route through an ``onlink`` gateway; EEXIST if there is one."""
+    head = _RTMSG.pack(AF[family], 0, 0, 0, TABLE_MAIN, _STATIC, _SCOPE_UNIVERSE, _UNICAST, _ONLINK)
+    hop = _hop(socket.inet_pton(AF[family], gateway), interface)
+    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, head + hop)
+
+
 def delete(destination: Destination, protocol: int) -> bytes:
-    """RTM_DELROUTE: the kernel deletes it only if it carries this protocol number."""
+    """RTM_DELROUTE: the kernel deletes the route only if it has this protocol number."""
     return message(RTM_DELROUTE, 0, _head(destination, protocol, 0, _SCOPE_ANY))
 
 
 def dump(family: Family, protocol: int) -> bytes:
     """RTM_GETROUTE for the main table's routes of one protocol number; the kernel filters (strict checking)."""
-    head = _RTMSG.pack(_AF[family], 0, 0, 0, TABLE_MAIN, protocol, 0, 0, 0)
-    return message(RTM_GETROUTE, 0, head + attr(_TABLE, _U32.pack(TABLE_MAIN)))
+    return dump_table(family, TABLE_MAIN, protocol)
 
 
-def dump_table(family: Family, table: int) -> bytes:
-    """RTM_GETROUTE for all routes of one table."""
-    head = _RTMSG.pack(_AF[family], 0, 0, 0, table & 0xFF, 0, 0, 0, 0)
+def dump_table(family: Family, table: int, protocol: int = 0) -> bytes:
+    """RTM_GETROUTE for the routes of one table; ``protocol`` 0: of any protocol number."""
+    head = _RTMSG.pack(AF[family], 0, 0, 0, table & 0xFF, protocol, 0, 0, 0)
     return message(RTM_GETROUTE, 0, head + attr(_TABLE, _U32.pack(table)))
 
 
 def match(destination: Destination) -> bytes:
-    """RTM_GETROUTE that asks which routing table entry covers a destination."""
+    """RTM_GETROUTE for the routing table entry that covers a destination (RTM_F_FIB_MATCH)."""
     family, packed, _ = destination
-    head = _RTMSG.pack(_AF[family], family.bits, 0, 0, 0, 0, 0, 0, _FIB_MATCH)
+    head = _RTMSG.pack(AF[family], family.bits, 0, 0, 0, 0, 0, 0, _FIB_MATCH)
     return message(RTM_GETROUTE, 0, head + attr(_DST, packed))
 
 
 def lookup(destination: Destination) -> bytes:
-    """RTM_GETROUTE that asks by which route a packet to an address would go."""
+    """RTM_GETROUTE for the route that a packet to an address takes."""
     family, packed, length = destination
-    head = _RTMSG.pack(_AF[family], length, 0, 0, 0, 0, 0, 0, 0)
+    head = _RTMSG.pack(AF[family], length, 0, 0, 0, 0, 0, 0, 0)
     return message(RTM_GETROUTE, 0, head + attr(_DST, packed))
 
 
 def looked_up(answer: memoryview) -> tuple[int, int]:
-    """Of the answer to a :func:`lookup`: the route's kind (RTN_UNICAST …) and the interface's index, or 0."""
-    kind = _RTMSG.unpack_from(answer)[7]
-    found = attributes(answer[_RTMSG.size :])
-    return kind, _U32.unpack(found[_OIF])[0] if _OIF in found else 0
+    """Type (RTN_UNICAST …) and interface index, or 0, in the answer to :func:`lookup` or :func:`match`."""
+    return answer[7], _number(attributes(answer[_RTMSG.size :]), _OIF)
+
+
+def _number(found: dict[int, memoryview], kind: int) -> int:
+    return _U32.unpack(found[kind])[0] if kind in found else 0
 
 
 def _head(destination: Destination, protocol: int, kind: int, scope: int, flags: int = 0) -> bytes:
     family, packed, length = destination
-    head = _RTMSG.pack(_AF[family], length, 0, 0, TABLE_MAIN, protocol, scope, kind, flags)
+    head = _RTMSG.pack(AF[family], length, 0, 0, TABLE_MAIN, protocol, scope, kind, flags)
     return head + attr(_DST, packed)
 
 
@@ -191,19 +196,20 @@ def _path(hop: Hop) -> bytes:
 
 
 def read(answer: memoryview) -> Packed | None:
-    """A route of a dump; None for one with another metric than ours have."""
-    number, length, _, tos, _, protocol, scope, kind, _ = _RTMSG.unpack_from(answer)
-    family = Family.V4 if number == socket.AF_INET else Family.V6
+    """The route of a dump's answer; None if its metric or TOS is none that ours have."""
+    _, _, _, tos, _, protocol, scope, kind, _ = _RTMSG.unpack_from(answer)
     found = attributes(answer[_RTMSG.size :])
-    metric = _U32.unpack(found[_PRIORITY])[0] if _PRIORITY in found else 0
-    if metric != _METRIC[family] or tos:
+    destination = _destination(answer, found)
+    if _number(found, _PRIORITY) != _METRIC[destination[0]] or tos:
         return None
-    packed = bytes(found.get(_DST, b"")).ljust(family.bits // 8, b"\0")
-    hops: list[Hop] = []
-    if kind == _KINDS[RouteKind.UNICAST]:
-        hops = _paths(found[_MULTIPATH]) if _MULTIPATH in found else [_read_hop(found)]
+    hops = _hops(found) if kind == _KINDS[RouteKind.UNICAST] else []
     source = bytes(found.get(_PREFSRC, b""))
-    return Packed((family, packed, length), protocol, kind, scope, source, tuple(sorted(hops)))
+    return Packed(destination, protocol, kind, scope, source, tuple(sorted(hops)))
+
+
+def _destination(answer: memoryview, found: dict[int, memoryview]) -> Destination:
+    family = Family.V4 if answer[0] == socket.AF_INET else Family.V6
+    return family, bytes(found.get(_DST, b"")).ljust(family.bits // 8, b"\0"), answer[1]
 
 
 class Connected(NamedTuple):
@@ -215,42 +221,42 @@ class Connected(NamedTuple):
 
 
 def protocol_of(answer: memoryview) -> int:
-    """The protocol number of a route in a dump."""
+    """The protocol number of the route in a dump's answer."""
     return answer[5]
 
 
 def read_destination(answer: memoryview) -> tuple[Destination, bool]:
-    """Of a route in a dump: its destination, and whether packets to it go anywhere (RTN_UNICAST)."""
-    number, length, *_ = _RTMSG.unpack_from(answer)
-    family = Family.V4 if number == socket.AF_INET else Family.V6
-    packed = bytes(attributes(answer[_RTMSG.size :]).get(_DST, b"")).ljust(family.bits // 8, b"\0")
-    return (family, packed, length), answer[7] == _UNICAST
+    """Destination of the route in a dump's answer, and whether the route is unicast (RTN_UNICAST)."""
+    return _destination(answer, attributes(answer[_RTMSG.size :])), answer[7] == _UNICAST
+
+
+def interfaces(answer: memoryview) -> set[int]:
+    """Interface indexes of the next hops of the route in an answer."""
+    return {index for _, index in _hops(attributes(answer[_RTMSG.size :])) if index}
 
 
 def read_connected(answer: memoryview) -> list[Connected]:
-    """What a route in a dump says of hosts on links: nothing if it has gateways, is dead, or leads nowhere."""
+    """The on-link destinations of the route in a dump's answer; none for one with a gateway, or a dead one."""
     _, _, _, tos, _, _, _, kind, flags = _RTMSG.unpack_from(answer)
     if kind != _UNICAST or flags & _DEAD or tos:
         return []
     found = attributes(answer[_RTMSG.size :])
     if _GATEWAY in found or _VIA in found:
         return []
-    destination, _ = read_destination(answer)
-    metric = _U32.unpack(found[_PRIORITY])[0] if _PRIORITY in found else 0
-    hops = _paths(found[_MULTIPATH]) if _MULTIPATH in found else [_read_hop(found)]
-    return [Connected(destination, metric, index) for gateway, index in hops if index and not gateway]
+    destination, metric = _destination(answer, found), _number(found, _PRIORITY)
+    return [Connected(destination, metric, index) for gateway, index in _hops(found) if index and not gateway]
 
 
 def unpack(route: Packed) -> Route | None:
-    """The wanted route that the kernel's one is; None for one that we never make, or whose interface is gone.
+    """The wanted route that a kernel's route stands for; None if we make none such, or its interface is gone.
 
-    A gateway's interface is the kernel's business (see :data:`Hop`).
+    The interface of a gateway is left to the kernel (see :data:`Hop`).
     """
     kinds = [kind for kind, number in _KINDS.items() if number == route.kind]
     family = route.destination[0]
     try:
         hops = [
-            NextHop(gateway=socket.inet_ntop(_AF[family], gateway))
+            NextHop(gateway=socket.inet_ntop(AF[family], gateway))
             if gateway
             else NextHop(interface=socket.if_indextoname(index))
             for gateway, index in route.hops
@@ -259,19 +265,14 @@ def unpack(route: Packed) -> Route | None:
         return None
     if not kinds:
         return None
-    source = socket.inet_ntop(_AF[family], route.source) if route.source else ""
+    source = socket.inet_ntop(AF[family], route.source) if route.source else ""
     key = RouteRef(destination_text(route.destination), route.protocol)
-    return Route(key, kinds[0], tuple(sorted(hops, key=_text)), route.scope == _SCOPE_LINK, source)
-
-
-def _text(hop: NextHop) -> tuple[str, str]:
-    return hop.gateway, hop.interface
+    hops.sort(key=lambda hop: (hop.gateway, hop.interface))
+    return Route(key, kinds[0], tuple(hops), route.scope == _SCOPE_LINK, source)
 
 
 class Event(NamedTuple):
-    """What an event says of a route; ``interface``: index, 0 where there are several or none; ``direct``: it has
-    no gateway, or several next hops.
-    """
+    """A route event. ``interface``: index, 0 for several or none; ``direct``: no gateway, or several hops."""
 
     destination: Destination
     protocol: int
@@ -285,20 +286,15 @@ def read_event(body: memoryview) -> Event:
     Raises:
         struct.error: it is too short.
     """
-    number, length, _, _, _, protocol, _, _, _ = _RTMSG.unpack_from(body)
-    family = Family.V4 if number == socket.AF_INET else Family.V6
+    protocol = _RTMSG.unpack_from(body)[5]
     found = attributes(body[_RTMSG.size :])
-    packed = bytes(found.get(_DST, b"")).ljust(family.bits // 8, b"\0")
-    index = _U32.unpack(found[_OIF])[0] if _OIF in found else 0
-    return Event((family, packed, length), protocol, index, _GATEWAY not in found)
+    return Event(_destination(body, found), protocol, _number(found, _OIF), _GATEWAY not in found)
 
 
-def _read_hop(found: dict[int, memoryview]) -> Hop:
-    index: int = _U32.unpack(found[_OIF])[0] if _OIF in found else 0
-    return bytes(found.get(_GATEWAY, b"")), index
-
-
-def _paths(paths: memoryview) -> list[Hop]:
+def _hops(found: dict[int, memoryview]) -> list[Hop]:
+    if _MULTIPATH not in found:
+        return [(bytes(found.get(_GATEWAY, b"")), _number(found, _OIF))]
+    paths = found[_MULTIPATH]
     hops: list[Hop] = []
     while len(paths) >= _RTNEXTHOP.size:
         length, _, _, index = _RTNEXTHOP.unpack_from(paths)

@@ -1,14 +1,14 @@
-"""Routes with our protocol numbers in the main table: what is wanted, what the kernel has, and the difference.
+"""Routes with our protocol numbers in the main table: wanted, actual, and the difference.
 
-A route with another protocol number is never replaced. A new destination is added, not replaced, so that the
-kernel itself refuses where somebody else's route is; and before one of ours is replaced, we look again.
+A route with another protocol number is never replaced. A new destination is added (NLM_F_EXCL), so that the
+kernel refuses it where a foreign route is; before a route of ours is replaced, the routes are read again.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -25,18 +25,18 @@ from felix_py.refs import RouteRef, RoutesRef
 from policy.model import Family
 
 _AGAIN = 1000
-"""Routes that were refused before and are tried again in one apply: a new pod may wait. Each has its turn."""
+"""Refused routes that one apply tries again, in turn: new pods wait for the apply."""
 
 _TAKEN = "has this destination"
 _NAMED = 100
-"""Foreign routes that are looked up in one apply, so that a failure can name them."""
+"""Foreign routes that one apply looks up, to name them in failures."""
 
 _SWEPT = {
     Sweep.NOTHING: set(),
     Sweep.ALL_BUT_LEARNED: {*PROTOCOLS} - {ROUTE_PROTOCOL_LEARNED},
     Sweep.ALL: {*PROTOCOLS},
 }
-"""Protocols whose routes go if nobody has asked for them."""
+"""Protocols whose unwanted routes are removed."""
 
 _Place = tuple[Destination, int]
 """Destination and protocol number."""
@@ -49,14 +49,14 @@ class _Write(NamedTuple):
 
 
 class Routes(Part):
-    """All our routes, of the given families."""
+    """All our routes of the given families."""
 
     looks = Look.ROUTES
 
     def __init__(
         self, families: Collection[Family], is_gone: Callable[[str], bool] = lambda _interface: False
     ) -> None:
-        """``is_gone``: whether an interface is known to be gone. Routes wait for it, and that is no failure."""
+        """``is_gone``: whether an interface is known to be gone. Routes through it wait, which is no failure."""
         self.steps = {Step.REMOVE_ROUTES: self.remove, Step.WRITE_ROUTES: self.write}
         self._is_gone = is_gone
         self._families = tuple(families)
@@ -69,22 +69,21 @@ class Routes(Part):
         self._swept: set[int] = set()
 
     def close(self) -> None:
-        """Close the socket."""
         self._netlink.close()
 
     @property
     def port(self) -> int:
-        """The netlink port that the kernel names as the origin of what we write (netlink(7), nl_pid)."""
+        """Netlink port that events caused by our writes carry (netlink(7), nl_pid)."""
         return self._netlink.port
 
-    # --- what is wanted ------------------------------------------------------------------------------
+    # --- wanted --------------------------------------------------------------------------------------
 
     def update(self, update: Update) -> None:
         for key, route in update.routes.items():
             self.route(key, route)
 
     def route(self, key: RouteRef, route: Route | None) -> None:
-        """Note a wanted route; None: it must not exist."""
+        """Note a wanted route; None: the route must not exist."""
         self._refused.pop(key, None)
         try:
             place = (messages.parse_destination(key), key.protocol)
@@ -99,16 +98,16 @@ class Routes(Part):
         if route is None:
             self._delta.dismiss(place)
         else:
-            # Even when it looks the same: its interface may have been made anew, and that took the route along.
+            # Doubtful even if equal: its interface may have been made anew, which has removed the route.
             self._delta.desire(place, route, doubtful=True)
         self._stuck.pop(place, None)
         self._drifted.pop(place, None)
 
     def wants(self, destination: Destination) -> bool:
-        """Whether one of our routes is to be there. Any thread may ask."""
+        """Whether a route of ours to this destination is wanted. Any thread may ask."""
         return any((destination, protocol) in self._delta.desired for protocol in PROTOCOLS)
 
-    # --- what there is -------------------------------------------------------------------------------
+    # --- actual --------------------------------------------------------------------------------------
 
     def load(self) -> None:
         actual: dict[_Place, Packed] = {}
@@ -140,7 +139,7 @@ class Routes(Part):
         self._refused.clear()
 
     def take_drift(self) -> list[Drift]:
-        """Drift since the last call, less what was asked to change since."""
+        """Drift since the last call, without routes that an update has changed since."""
         taken, self._drifted = self._drifted, {}
         return list(taken.values())
 
@@ -155,7 +154,6 @@ class Routes(Part):
     # --- the steps of an apply -----------------------------------------------------------------------
 
     def remove(self, sweep: Sweep) -> Report:
-        """Delete what must not be."""
         if protocols := _SWEPT[sweep] - self._swept:
             self._delta.sweep(keep={place for place in self._delta.actual if place[1] not in protocols})
             self._swept |= protocols
@@ -170,7 +168,7 @@ class Routes(Part):
         return Report(writes=len(todo) - len(failures), failures=tuple(failures))
 
     def write(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
-        """Add and replace. Reports what can never be written, too."""
+        """Add and replace routes. Also reports routes that can never be written."""
         failures: dict[_Place, Failure] = {}
         due = self._due()
         todo = self._plan(due, failures)
@@ -181,8 +179,9 @@ class Routes(Part):
             todo = self._plan(due, failures)
         refused = self._carry_out(todo, failures)
         if refused:
-            # Something has these destinations that was not there when we looked last: ours or somebody else's?
-            if fresh := {place for place in refused if not self._is_taken(place)}:
+            # These destinations were free when the routes were read last: is the new route ours or foreign?
+            known = {place for place, failure in self._stuck.items() if _TAKEN in failure.reason}
+            if fresh := refused - known:
                 self.load()
                 due |= self._due()
             again = [w for w in self._plan(due, failures) if w.replace and w.place in refused]
@@ -194,29 +193,26 @@ class Routes(Part):
             self._carry_out(again, failures)
         for place in due:
             self._stuck.pop(place, None)
-        self._stuck |= failures  # behind those that have waited longer
+        self._stuck |= failures  # last in turn
         written = sum(write.place not in self._delta.pending for write in todo)
-        own, learned = _by_protocol(self._stuck)
-        refused_ones = bounded((*self._refused.values(), *learned), RoutesRef())
-        return Report(writes=written, failures=(*own, *refused_ones))
-
-    def _is_taken(self, place: _Place) -> bool:
-        """Whether we know already that somebody else's route has this destination."""
-        return place in self._stuck and _TAKEN in self._stuck[place].reason
+        own = [failure for (_, protocol), failure in self._stuck.items() if protocol == ROUTE_PROTOCOL_PODS]
+        learned = [failure for (_, protocol), failure in self._stuck.items() if protocol != ROUTE_PROTOCOL_PODS]
+        others = bounded((*self._refused.values(), *learned), RoutesRef())
+        return Report(writes=written, failures=(*own, *others))
 
     def _due(self) -> set[_Place]:
-        """What to write now: whatever is new, and the next of what was refused."""
-        for place in self._stuck.keys() - self._delta.pending:  # a look has found it to be right
+        """The places to write now: all new ones, and the next of those that were refused."""
+        for place in self._stuck.keys() - self._delta.pending:  # found to be right by a load
             del self._stuck[place]
         fresh = set(self._delta.updates()) - self._stuck.keys()
         pods = {place for place in self._stuck if place[1] == ROUTE_PROTOCOL_PODS}
         return fresh | pods | set(islice((place for place in self._stuck if place not in pods), _AGAIN))
 
     def _plan(self, places: Collection[_Place], failures: dict[_Place, Failure]) -> list[_Write]:
-        """What to write for these places. Settles what is right already."""
+        """The writes for these places. Those that are right already are noted as written."""
         self._resolve = _resolver()
         todo: list[_Write] = []
-        for place in sorted(places, key=_preference):
+        for place in sorted(places, key=lambda place: PROTOCOLS.index(place[1])):
             wanted = self._delta.desired[place]
             if any(self._is_gone(hop.interface) for hop in wanted.next_hops):
                 continue
@@ -236,7 +232,7 @@ class Routes(Part):
         return todo
 
     def _carry_out(self, todo: Sequence[_Write], failures: dict[_Place, Failure]) -> set[_Place]:
-        """Write; the places of new routes whose destination something has already."""
+        """Write; returns the places of new routes that were refused as their destination is taken (EEXIST)."""
         refused: set[_Place] = set()
         requests = [
             messages.new(w.route, NLM_F_CREATE | (NLM_F_REPLACE if w.replace else NLM_F_EXCL)) for w in todo
@@ -258,7 +254,6 @@ class Routes(Part):
         )
 
     def _foreign(self, destination: Destination) -> str:
-        """What to say about a destination that is taken."""
         try:
             found = messages.read(self._netlink.get(messages.match(destination)))
         except OSError:
@@ -269,7 +264,7 @@ class Routes(Part):
 
 
 def _resolver() -> Callable[[str], int]:
-    """Interface names to indexes, each looked up once."""
+    """Returns a function from interface names to indexes that looks each up once."""
     known: dict[str, int] = {}
 
     def resolve(name: str) -> int:
@@ -278,21 +273,11 @@ def _resolver() -> Callable[[str], int]:
                 known[name] = socket.if_nametoindex(name)
             except OSError as error:
                 if error.errno not in (None, errno.ENODEV, errno.ENXIO):  # None: before Python 3.12
-                    raise  # no descriptor left, say: that tells nothing about the interface
+                    raise  # such as EMFILE: no evidence about the interface
                 raise ValueError(f"there is no interface {name}") from None
         return known[name]
 
     return resolve
-
-
-def _by_protocol(failures: Mapping[_Place, Failure]) -> tuple[list[Failure], list[Failure]]:
-    """Failures of the routes that pods of this node stand on, and of those that were learned, however many."""
-    own = [failure for (_, protocol), failure in failures.items() if protocol == ROUTE_PROTOCOL_PODS]
-    return own, [failure for (_, protocol), failure in failures.items() if protocol != ROUTE_PROTOCOL_PODS]
-
-
-def _preference(place: _Place) -> int:
-    return PROTOCOLS.index(place[1])
 
 
 def _ref(place: _Place) -> RouteRef:

@@ -1,6 +1,6 @@
-"""Kernel settings that the agent needs, of the calling thread's network namespace.
+"""Sysctls that the agent needs, in the calling thread's network namespace.
 
-Each is read first and written only if it differs; one that cannot be written is reported with what to do.
+A sysctl is written only if it differs; a failure tells what to do about it.
 Source: the kernel's Documentation/networking/ip-sysctl.rst.
 """
 
@@ -23,19 +23,19 @@ from policy.model import Family
 _ROOT = Path("/proc/sys/net")
 
 _GONE = (errno.EINVAL, errno.ENODEV, errno.ENOENT)
-"""What reading the setting of an interface says that vanishes meanwhile."""
+"""Errors of reading a setting whose interface vanishes meanwhile."""
 
 
 def available_families() -> tuple[Family, ...]:
-    """The families that this kernel has (IPv6 may be compiled out or switched off at boot)."""
+    """Families of this kernel (IPv6 may be compiled out or switched off at boot)."""
     return (Family.V4, Family.V6) if (_ROOT / "ipv6").is_dir() else (Family.V4,)
 
 
 def set_up_host(families: Collection[Family]) -> tuple[Failure, ...]:
-    """Make the node a router. Returns what could not be set.
+    """Enable forwarding. Returns what could not be set.
 
-    A host that forwards IPv6 ignores router advertisements, and so would lose the default route it has from them:
-    interfaces that take them now are told to go on (accept_ra 2).
+    A host that forwards IPv6 ignores router advertisements, and so would lose its default route from them:
+    interfaces that accept them now are set to go on (accept_ra 2).
     """
     failures: list[Failure | None] = []
     if Family.V4 in families:
@@ -58,10 +58,10 @@ def _takes_advertisements(interface: str) -> bool:
 
 
 def read(name: str) -> str | None:
-    """A setting's value, ``name`` being its path below /proc/sys/net; None if there is no such setting.
+    """Value of a setting, ``name`` being its path below /proc/sys/net; None if it does not exist.
 
     Raises:
-        OSError: it cannot be read (no descriptor is left, say). Nothing follows from that for its value.
+        OSError: it cannot be read (EMFILE, say), and its value is unknown.
     """
     try:
         file = os.open(f"{_ROOT}/{name}", os.O_RDONLY | os.O_CLOEXEC)  # pathlib takes five times as long
@@ -78,10 +78,10 @@ def read(name: str) -> str | None:
 
 
 def write(name: str, value: str) -> None:
-    """Give a setting a value, unless it has it.
+    """Set a value unless it is set already.
 
     Raises:
-        OSError: there is no such setting, or it cannot be written.
+        OSError: the setting does not exist or cannot be written.
     """
     if read(name) == value:
         return
@@ -93,7 +93,7 @@ def write(name: str, value: str) -> None:
 
 
 def ensure(name: str, value: str) -> Failure | None:
-    """The same; a failure that says what to do instead of an exception."""
+    """Like :func:`write`, but returns a failure that tells what to do."""
     try:
         write(name, value)
     except OSError as error:
@@ -108,7 +108,7 @@ _FORWARDING = {Family.V4: "ipv4/ip_forward", Family.V6: "ipv6/conf/all/forwardin
 
 
 class HostSettings(Part):
-    """Keeps the host a router, once it is one. What was never right is the start's business, not drift."""
+    """Keeps forwarding enabled once it is: the start enables it, and a host without it before has no drift."""
 
     looks = Look.LINKS | Look.SETTINGS
 
@@ -126,11 +126,11 @@ class HostSettings(Part):
 
     @property
     def forwarding(self) -> Collection[Family]:
-        """Families that the host forwarded when it was looked at last."""
+        """Families that the host forwarded at the last load."""
         return [family for family, value in self._delta.actual.items() if value == "1"]
 
     def mend(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
-        """Make the host a router again."""
+        """Enable forwarding again."""
         lost = self._delta.updates()
         failures = set_up_host(lost)
         if lost and not failures:

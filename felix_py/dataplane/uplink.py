@@ -1,4 +1,4 @@
-"""Flags and MTU of interfaces (netdevice(7)): the MTU that pod interfaces inherit."""
+"""Flags and MTU of interfaces (netdevice(7)), and the MTU that pod interfaces inherit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from felix_py.dataplane.link_messages import AF, U32
-from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, attributes, message
+from felix_py.dataplane import route_messages
+from felix_py.dataplane.netlink import AF, NETLINK_ROUTE, Netlink
 from felix_py.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED
 from policy.model import Family
 
@@ -16,19 +16,15 @@ _SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _DEFAULT = 1500
 
-_RTM_GETROUTE = 26
-_RTA_DST, _RTA_OIF, _RTA_MULTIPATH = 1, 4, 9
-_RTM_F_FIB_MATCH, _RT_TABLE_MAIN, _RTN_UNICAST = 0x2000, 254, 1
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_HOP = struct.Struct("=HBBi")
+_RTN_UNICAST = 1
 
 
 def uplink_mtu(nodes: Iterable[str] = ()) -> int:
     """The least MTU, in bytes, of the interfaces by which the node's traffic leaves.
 
-    Those are the ones of default routes, of routes learned from peers, and of the routes to ``nodes``, which are
-    addresses. Where there is none of these: of all interfaces that are up and neither loopback nor a pod's; 1500
-    when there is none. Takes as long as reading all routes takes: not for the event loop.
+    Those are the interfaces of default routes, of routes learned from peers, and of the routes to the addresses
+    ``nodes``. If there is none: all interfaces that are up and neither loopback nor a pod's; 1500 if there are
+    none of these either. Reads all routes, which may take long: not for the event loop.
 
     Raises:
         OSError: the kernel does not answer.
@@ -44,10 +40,10 @@ def uplink_mtu(nodes: Iterable[str] = ()) -> int:
 def _default_and_learned(netlink: Netlink) -> set[int]:
     found: set[int] = set()
     for family in Family:
-        request = _ROUTE.pack(AF[family], 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0)
-        for answer in netlink.dump(message(_RTM_GETROUTE, 0, request)):
-            if answer[7] == _RTN_UNICAST and (answer[1] == 0 or answer[5] == ROUTE_PROTOCOL_LEARNED):
-                found |= _interfaces(answer)
+        for answer in netlink.dump(route_messages.dump_table(family, route_messages.TABLE_MAIN)):
+            learned = route_messages.protocol_of(answer) == ROUTE_PROTOCOL_LEARNED
+            if answer[7] == _RTN_UNICAST and (answer[1] == 0 or learned):
+                found |= route_messages.interfaces(answer)
     return found
 
 
@@ -55,31 +51,18 @@ def _towards(netlink: Netlink, nodes: Iterable[str]) -> set[int]:
     found: set[int] = set()
     for address in nodes:
         family = Family.V6 if ":" in address else Family.V4
-        request = _ROUTE.pack(AF[family], family.bits, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
-        request += attr(_RTA_DST, socket.inet_pton(AF[family], address))
+        destination = (family, socket.inet_pton(AF[family], address), family.bits)
         try:
-            answer = netlink.get(message(_RTM_GETROUTE, 0, request))
+            answer = netlink.get(route_messages.match(destination))
         except OSError:  # no route
             continue
         if answer[7] == _RTN_UNICAST:  # not our own address
-            found |= _interfaces(answer)
-    return found
-
-
-def _interfaces(answer: memoryview) -> set[int]:
-    """Indexes of a route's interfaces."""
-    parts = attributes(answer[_ROUTE.size :])
-    found = {U32.unpack(parts[_RTA_OIF])[0]} if _RTA_OIF in parts else set()
-    hops, offset = parts.get(_RTA_MULTIPATH, memoryview(b"")), 0
-    while offset + _HOP.size <= len(hops):
-        length, _, _, index = _HOP.unpack_from(hops, offset)
-        found.add(index)
-        offset += max((length + 3) & ~3, _HOP.size)
+            found |= route_messages.interfaces(answer)
     return found
 
 
 def interface_state(name: str) -> bool | None:
-    """Whether an interface is up; None: there is none."""
+    """Whether an interface is up; None if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             (flags,) = struct.unpack_from("=16xH", _ioctl(probe, _SIOCGIFFLAGS, name))
@@ -89,7 +72,7 @@ def interface_state(name: str) -> bool | None:
 
 
 def _mtu(probe: socket.socket, name: str) -> int:
-    """MTU of an interface that counts, else 0 (also when it has just gone)."""
+    """MTU of an interface that is up and not loopback, else 0 (also if it is gone)."""
     try:
         (flags,) = struct.unpack_from("=16xH", _ioctl(probe, _SIOCGIFFLAGS, name))
         if not flags & _IFF_UP or flags & _IFF_LOOPBACK:
