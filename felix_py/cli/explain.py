@@ -59,8 +59,7 @@ def explain(
     except ConfigError as error:
         _fail(2, str(error))
     kernels = Kernels(
-        lambda: endpoints(state_dir),
-        lambda connection: ask_kernel(connection, node, wanted, asked=not no_kernel),
+        lambda: endpoints(state_dir), lambda connection: ask_kernel(connection, node, wanted, asked=not no_kernel)
     )
     answer(api, question, kernels, output)
 

@@ -128,11 +128,7 @@ def answer(
 
 
 def _planned(
-    api: Api,
-    manifests: Manifests,
-    *,
-    delete: bool,
-    seen_lately: Callable[[Snapshot, Changes], Flows] | None,
+    api: Api, manifests: Manifests, *, delete: bool, seen_lately: Callable[[Snapshot, Changes], Flows] | None
 ) -> Plan:
     from felix_py.cli.plan_report import Plan
     from felix_py.datastore.fetch import fetch

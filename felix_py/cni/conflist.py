@@ -18,10 +18,7 @@ from felix_py.cni.types import OUR_IPAM
 FILE_NAME = "10-felix-py.conflist"
 NETWORK = "felix-py"
 CLIENT = "felix-py-cni"
-_CAPABILITIES = {
-    "portmap": {"portMappings": True},
-    "bandwidth": {"bandwidth": True},
-}
+_CAPABILITIES = {"portmap": {"portMappings": True}, "bandwidth": {"bandwidth": True}}
 _OPTIONS: dict[str, dict[str, Any]] = {"portmap": {"snat": True}}
 
 
