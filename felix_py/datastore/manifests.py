@@ -18,7 +18,7 @@ from policy.parse_cluster import parse_admin_policy, parse_baseline_admin_policy
 from policy.syntax import bad_namespace, shown
 
 EXTENSIONS = (".json", ".yaml", ".yml")
-"""What is read in folders, as kubectl does."""
+"""Suffixes of the files that are read in folders, as kubectl does."""
 
 _KINDS: tuple[tuple[Kind[Any], Callable[[object], NetworkPolicy | ClusterPolicy]], ...] = (
     (decode.POLICIES, parse_network_policy),
@@ -32,7 +32,7 @@ _GROUPS = {"extensions", *(version.partition("/")[0] for version, _ in _PARSERS)
 
 
 class ManifestError(Exception):
-    """Files that nothing can be planned with. ``reasons``: each names the file, the document and the field."""
+    """The files are unusable. ``reasons``: each names the file, the document and the field."""
 
     def __init__(self, *reasons: str) -> None:
         super().__init__("\n".join(reasons))
@@ -49,7 +49,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """An object that is no policy. ``labels`` None: it has none that can be understood."""
+    """An object that is no policy. ``labels`` is None if they are invalid."""
 
     where: str
     kind: str
@@ -60,7 +60,7 @@ class Other:
 
 @dataclass(slots=True)
 class Manifests:
-    """What the files say. Of several documents about one policy the last counts, as if applied in turn."""
+    """The objects of the files. Of several documents of one policy the last counts, as if applied in turn."""
 
     policies: dict[PolicyRef, NetworkPolicy | ClusterPolicy] = field(default_factory=dict)
     where: dict[PolicyRef, str] = field(default_factory=dict)
