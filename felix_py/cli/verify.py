@@ -1,4 +1,4 @@
-"""``felix-py verify``: whether the kernel holds what it should, all of it and nothing else."""
+"""``felix-py verify``: whether the kernel holds exactly what it should."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -56,7 +56,7 @@ def verify(
     Exit codes: 0 all as it should be, 1 something differs, 2 wrong call, or something could not be read.
     """
     if os.geteuid() != 0:
-        _fail("must run as root, on the node")
+        options.fail("verify", "must run as root, on the node", 2)
     try:
         agent = ask_agent(agent_socket)
         wanted: Backend | None
@@ -71,7 +71,7 @@ def verify(
             settings = _given(node_name, cluster_cidr, ip_families, rules, wanted)
         api = options.connect_api(kubeconfig, context)
     except ConfigError as error:
-        _fail(str(error))
+        options.fail("verify", str(error), 2)
     try:
         with options.patience("felix-py verify: reading the cluster and the kernel …"):
             found = _compare(settings, wanted, api, state_dir / "leases.db", agent_socket)
@@ -83,11 +83,7 @@ def verify(
 
 
 def ask_agent(agent_socket: str) -> AgentSays | None:
-    """The agent of this node, if one answers.
-
-    Raises:
-        ConfigError: the address is none.
-    """
+    """What this node's agent says, or None if none answers; ConfigError if the address is invalid."""
     from felix_py.diagnose.agent_says import ask
 
     return ask(agent_socket)
@@ -121,7 +117,7 @@ def _rules(
 def _given(
     node_name: str, cluster_cidrs: list[str], wanted: str, rules: StaticOptions, backend: Backend | None
 ) -> Settings:
-    """What the kernel lacks is tried, as the agent does at its start. ``wanted``: as ``--ip-families`` says."""
+    """Settings from options; missing kernel features are probed as the agent does. ``wanted``: --ip-families."""
     from felix_py.agent.families import Families
     from felix_py.dataplane.backend import ToolError, find_backend
     from felix_py.dataplane.probe import missing_features
@@ -149,15 +145,15 @@ def _compare(settings: Settings, backend: Backend | None, api: Api, leases: Path
     def look() -> Look:
         cluster = fetch(api)
         if all(node.name != settings.node_name for node in cluster.nodes):
-            _fail(f"there is no node {settings.node_name} in the cluster; give --node-name")
+            options.fail("verify", f"there is no node {settings.node_name} in the cluster; give --node-name", 2)
         return Look(cluster, read_leases(leases), ask_agent(agent_socket))
 
     try:
         return verify(settings, look, lambda: Live(backend))
     except StoreError as error:
-        _fail(f"{error} (--state-dir says where)")
+        options.fail("verify", f"{error} (--state-dir says where)", 2)
     except (ApiError, Unreachable, ToolError, OSError) as error:
-        _fail(str(error))
+        options.fail("verify", str(error), 2)
 
 
 def _print(node: str, found: Findings, as_json: bool) -> None:
@@ -177,8 +173,3 @@ def _print(node: str, found: Findings, as_json: bool) -> None:
         typer.echo(f"{node}: {len(found.differences)} differences in {counted}", err=True)
     else:
         typer.echo(f"{node}: the kernel holds what it should: {counted}")
-
-
-def _fail(reason: str) -> NoReturn:
-    typer.echo(f"felix-py verify: {reason}", err=True)
-    raise typer.Exit(2)
