@@ -27,7 +27,7 @@ def check_places(agents: Sequence[str]) -> None:
 def seen_lately(
     agents: Sequence[str], cluster: Snapshot, changes: Changes, ask: Callable[[str], object] | None = None
 ) -> Flows:
-    """Ask the agents one after the other. Those that do not answer are listed in ``silent``."""
+    """Ask the agents one after the other. Those that do not answer are in ``silent``."""
     ask = ask or _get
     flows = Flows()
     packets: dict[Packet, None] = {}

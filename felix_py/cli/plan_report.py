@@ -11,7 +11,6 @@ from typing import Any
 from felix_py.cli.plan_words import Names, count, ports_text, turn_text
 from policy.answers import Decision
 from policy.cohorts import Party, World
-from policy.evaluate import RuleRef
 from policy.impact import Denial, Effect, Extent, Group, Impact, Turn
 from policy.model import Node, Pod, PolicyRef
 
@@ -197,16 +196,13 @@ def _turn_json(turn: Turn) -> dict[str, Any]:
 
 
 def _decision_json(found: Decision) -> dict[str, Any]:
+    rule = found.rule
     return {
         "allowed": found.allowed,
         "tier": found.tier.value if found.tier else None,
-        "rule": _rule_json(found.rule) if found.rule else None,
+        "rule": {"policy": _policy_json(rule.policy), "index": rule.index, "name": rule.name} if rule else None,
         "isolatedBy": [_policy_json(ref) for ref in found.isolated_by],
     }
-
-
-def _rule_json(rule: RuleRef) -> dict[str, Any]:
-    return {"policy": _policy_json(rule.policy), "index": rule.index, "name": rule.name}
 
 
 def _flows_json(flows: Flows, names: Names) -> dict[str, Any]:

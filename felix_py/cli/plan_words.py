@@ -28,16 +28,13 @@ class Names:
         self._pods = set(pods)
         self._families = {family for party in parties if party.pod for family in party.addresses}
         self._nodes = {party.what.name for party in parties if isinstance(party.what, Node)}
-        self._world = {party.what for party in parties if isinstance(party.what, World) and self._meets(party)}
+        met = [party.what for party in parties if not self._families.isdisjoint(party.addresses)]
+        self._world = {what for what in met if isinstance(what, World)}
         self._in_namespace = Counter(namespace for namespace, _ in pods)
         self._workloads: dict[str, list[Workload]] = {}
         for workload in workloads(pods.values()):
             self._workloads.setdefault(workload.namespace, []).append(workload)
         self._at = {address: party for party in parties for address in party.addresses.values()}
-
-    def _meets(self, party: Party) -> bool:
-        """Whether a pod has an address of one of the party's families."""
-        return any(family in self._families for family in party.addresses)
 
     def at(self, address: str) -> str:
         """The pod or node of an address, or the address."""

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from felix_py.cli import options
-from felix_py.config import AgentConfig, ConfigError, EndpointToHost, value_of
+from felix_py.config import AgentConfig, ConfigError, value_of
 
 if TYPE_CHECKING:
     from felix_py.datastore.client import Api
-    from felix_py.desired.deny_log import DenyLog
     from felix_py.desired.static import StaticOptions
     from felix_py.diagnose.agent_says import AgentSays
     from felix_py.diagnose.intended import Settings
@@ -64,9 +63,11 @@ def verify(
             settings, wanted = _agents_own(agent, node_name)
         else:
             from felix_py.desired.deny_log import DenyLog
+            from felix_py.desired.static import StaticOptions
 
             denials = DenyLog(deny_log_group, deny_log_rate) if deny_log else None
-            rules = _rules(mark_mask, nat_outgoing, endpoint_to_host, drop_invalid, revoke_established, denials)
+            marks, to_host = options.marks(value_of("mark_mask", mark_mask)), endpoint_to_host.upper()
+            rules = StaticOptions(marks, nat_outgoing, to_host, drop_invalid, revoke_established, denials)
             wanted = options.backend(backend)
             settings = _given(node_name, cluster_cidr, ip_families, rules, wanted)
         api = options.connect_api(kubeconfig, context)
@@ -98,20 +99,6 @@ def _agents_own(agent: AgentSays, node_name: str) -> tuple[Settings, Backend]:
     own = agent.configuration
     closed = Families.of_this_node(own.families).closed
     return Settings(agent.node, own.families, own.cluster_cidrs, own.rules, closed), own.backend
-
-
-def _rules(
-    mark_mask: str,
-    nat_outgoing: bool,
-    endpoint_to_host: EndpointToHost,
-    drop_invalid: bool,
-    drop_midstream: bool,
-    deny_log: DenyLog | None,
-) -> StaticOptions:
-    from felix_py.desired.static import StaticOptions
-
-    marks = options.marks(value_of("mark_mask", mark_mask))
-    return StaticOptions(marks, nat_outgoing, endpoint_to_host.upper(), drop_invalid, drop_midstream, deny_log)
 
 
 def _given(

@@ -36,8 +36,7 @@ class _Versions(msgspec.Struct, rename="camel"):
 def absent_plugins(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """Those of ``names`` that are in none of the runtime's plugin folders.
 
-    Empty also if our own client is in none of them: then the folders visible here (in a container, say) are
-    others.
+    Empty also if our own client is in none of them: then the folders seen here (in a container) are others.
     """
     if not any((folder / CLIENT).is_file() for folder in folders):
         return []
@@ -121,25 +120,18 @@ class NetworkList:
         return self._versions[program][1]
 
     async def _asked(self, program: Path) -> bool:
+        """Call a plugin with VERSION (CNI 1.1.0, "VERSION: probe plugin version support")."""
+        environment = {"CNI_COMMAND": "VERSION", "PATH": os.environ.get("PATH", os.defpath)}
+        pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
         try:
-            known = await _supported_versions(program)
+            process = await asyncio.create_subprocess_exec(
+                program, env=environment, stdin=pipe, stdout=pipe, stderr=null
+            )
+            stdout, _ = await talk(process, b'{"cniVersion": "%s"}' % _BASE.encode(), _TIMEOUT)
+            known = msgspec.json.decode(stdout, type=_Versions).supported_versions
         except (OSError, *NOT_JSON) as error:  # OSError includes TimeoutError
             self._log.warning("a plugin does not say its versions", plugin=str(program), reason=repr(error))
             return False
         if _LATEST not in known:
             self._log.info("no GC and STATUS by the runtime: a plugin is too old", plugin=program.name)
         return _LATEST in known
-
-
-async def _supported_versions(program: Path) -> list[str]:
-    """A plugin's answer to VERSION (CNI 1.1.0, "VERSION: probe plugin version support").
-
-    Raises:
-        OSError: it cannot be run, or does not end in time.
-        msgspec.DecodeError: the answer is something else.
-    """
-    environment = {"CNI_COMMAND": "VERSION", "PATH": os.environ.get("PATH", os.defpath)}
-    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(program, env=environment, stdin=pipe, stdout=pipe, stderr=null)
-    stdout, _ = await talk(process, b'{"cniVersion": "%s"}' % _BASE.encode(), _TIMEOUT)
-    return msgspec.json.decode(stdout, type=_Versions).supported_versions

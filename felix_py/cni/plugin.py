@@ -167,7 +167,9 @@ class Plugin:
             try:
                 return await self._write(lambda store: store.allocate(claim, cidrs, wanted)), DNS()
             finally:
-                self._tell_skipped()
+                for found in self._leases.take_skipped():
+                    self._elsewhere[found.what] = found
+                    self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, _withheld(found))
         given = await delegate(request, Command.ADD)
         addresses = [entry.address.partition("/")[0] for entry in given.ips]
         if not addresses:
@@ -176,11 +178,6 @@ class Plugin:
             return await self._write(lambda store: store.record(claim, addresses)), given.dns
         except ValueError as error:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
-
-    def _tell_skipped(self) -> None:
-        for found in self._leases.take_skipped():
-            self._elsewhere[found.what] = found
-            self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, _withheld(found))
 
     def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
         # With an MTU below a family's minimum the interface loses the family (RFC 791, RFC 8200 section 5).

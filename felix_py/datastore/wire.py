@@ -29,27 +29,27 @@ class PodAnnotations(Wire):
     hash: str = field(default="", name="kubernetes.io/config.hash")
 
 
-class PodMetadata(Wire):
-    """meta/v1 ObjectMeta of a pod."""
+class PolicyMetadata(Wire):
+    """meta/v1 ObjectMeta of a policy. Labels are not read, so that malformed ones cannot make it unusable."""
 
     name: str = ""
     namespace: str = ""
     uid: str = ""
     resource_version: str = ""
+
+
+class Metadata(PolicyMetadata):
+    """meta/v1 ObjectMeta."""
+
     labels: dict[str, str] | None = None
+
+
+class PodMetadata(Metadata):
+    """meta/v1 ObjectMeta of a pod."""
+
     annotations: PodAnnotations | None = None
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
-
-
-class Metadata(Wire):
-    """meta/v1 ObjectMeta."""
-
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    labels: dict[str, str] | None = None
 
 
 class ContainerPort(Wire):
@@ -122,15 +122,6 @@ class Plain(Wire):
     """Any object of which only the metadata is needed."""
 
     metadata: Metadata
-
-
-class PolicyMetadata(Wire):
-    """meta/v1 ObjectMeta of a policy. Labels are not read, so that malformed ones cannot make it unusable."""
-
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
 
 
 class WirePolicy(Wire):
