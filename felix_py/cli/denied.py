@@ -67,7 +67,7 @@ def count(event: Event) -> int:
 
 
 def end(found: object) -> str:
-    """The pod or node of an end, or its address if it is none of the cluster's."""
+    """The pod or node of an end, or the address of one outside the cluster."""
     if not isinstance(found, dict):
         return "?"
     owner = found.get("pod") or (f"node/{found['node']}" if found.get("node") else found.get("address", "?"))

@@ -133,7 +133,7 @@ def _ask(place: str, query: dict[str, str], patience: float) -> Iterator[HTTPRes
     """GET /denies. ``patience``: seconds to wait for each part of the answer.
 
     Raises:
-        OSError, http.client.HTTPException: nobody answers, or the connection broke off.
+        OSError, http.client.HTTPException: no answer, or the connection broke off.
         _Refused: the answer is an error.
     """
     from felix_py.observe.ask import connection as connect

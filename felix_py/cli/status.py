@@ -1,4 +1,4 @@
-"""``felix-py status``: is this node well, and what is there to do?"""
+"""``felix-py status``: whether this node is well, and what to do if not."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def verify(
 
 
 def ask_agent(agent_socket: str) -> AgentSays | None:
-    """What this node's agent says, or None if none answers; ConfigError if the address is invalid."""
+    """The answer of this node's agent, or None without one; ConfigError if the address is invalid."""
     from felix_py.diagnose.agent_says import ask
 
     return ask(agent_socket)

@@ -57,7 +57,7 @@ class Network(Protocol):
         """Whether the lease's pod has left this node, or has a newer interface; false if unknown."""
 
     async def problems(self, lease: Lease) -> list[str]:
-        """What the kernel lacks of that which :meth:`enforce` wrote."""
+        """Differences of the kernel from what :meth:`enforce` wrote, as texts."""
 
     def pod_cidrs(self) -> tuple[str, ...]:
         """The node's current pod CIDRs, from its Node object; empty before they are known."""

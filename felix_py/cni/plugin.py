@@ -217,7 +217,7 @@ class Plugin:
                 await delegate(request, Command.DEL)
 
     async def _detach(self, container: str, ifname: str) -> None:
-        """Remove whatever exists of an attachment."""
+        """Remove an attachment, also an incomplete one."""
         if (lease := self._leases.get(container, ifname)) is None:
             await self._interfaces.delete(interface_name(container, ifname))
             return
@@ -274,7 +274,7 @@ class Plugin:
         return self._unwritten
 
     async def _gc(self, request: Request) -> None:
-        """Detach what the runtime does not list; a failure does not stop the rest."""
+        """Detach attachments that the runtime does not list; a failure does not stop the rest."""
         if request.config.valid_attachments is None:
             raise CNIError(Code.INVALID_CONFIG, "GC needs cni.dev/valid-attachments")
         valid = {(attachment.container, attachment.ifname) for attachment in request.config.valid_attachments}

@@ -163,7 +163,7 @@ def _flat(where: str, body: dict[str, Any]) -> Iterator[Document]:
         return
     if not isinstance(items, list | None):
         raise ManifestError(f"{where}: items: must be a list, not {shown(items)}")
-    # The items of a typed list need not repeat what they are.
+    # The items of a typed list may omit apiVersion and kind.
     typed = {} if kind == "List" else {"apiVersion": body.get("apiVersion"), "kind": kind.removesuffix("List")}
     for number, item in enumerate(items or ()):
         if not isinstance(item, dict):
@@ -178,7 +178,7 @@ _IMPLICIT = {
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """As kubectl reads YAML: a key may not come twice, and what looks like a date is text."""
+    """Loads YAML as kubectl does: duplicate keys are errors, and dates are text."""
 
     yaml_implicit_resolvers = _IMPLICIT
 
@@ -197,9 +197,9 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def policies_in(documents: Sequence[Document], namespace: str, *, only: bool = False) -> Manifests:
-    """The policies of some documents. What they mean is checked field by field by :mod:`policy.parse`.
+    """The policies of documents; :mod:`policy.parse` checks their fields.
 
-    ``namespace``: of those that name none. ``only``: it was asked for, and no other may be named.
+    ``namespace``: of policies that name none. ``only``: policies must not name another one.
 
     Raises:
         ManifestError: an object has no kind or no name, or a policy is of an unknown version.
@@ -247,7 +247,7 @@ def _text_at(body: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _refuse_version(version: str, kind: str, where: str) -> None:
-    """A policy in a version that is not known is no other object, but one that would not be looked at."""
+    """Refuse a policy in an unknown version: it must not be skipped like other objects."""
     known = [right for right, name in _PARSERS if name == kind]
     if known and version.partition("/")[0] in _GROUPS:
         raise ManifestError(f"{where}: apiVersion: {kind} must be {known[0]}, not {shown(version)}")

@@ -26,7 +26,7 @@ def elements(raw: bytes) -> list[bytes]:
 
 
 def text(raw: bytes) -> str:
-    """A JSON string; empty if it is not one, or undecodable."""
+    """Decode a JSON string; empty if it is not one, or undecodable."""
     try:
         return msgspec.json.decode(raw, type=str)
     except ValueError:
