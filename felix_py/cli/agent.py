@@ -7,8 +7,6 @@ import os
 import socket
 from typing import Any
 
-import typer
-
 from felix_py.cli import options
 from felix_py.config import AgentConfig, ConfigError, value_of
 
@@ -25,33 +23,24 @@ def agent(**given: Any) -> None:
     """
     from felix_py import log
 
-    # What is loaded lives as long as the process: looking through it for garbage, now and later, is a tenth of
-    # a start.
+    # Imported objects live as long as the process: garbage collection over them would take a tenth of a start.
     gc.disable()
     from felix_py.agent.main import main
 
     gc.freeze()
     gc.enable()
     if os.geteuid() != 0:
-        typer.echo(
-            "felix-py agent: must run as root (or with CAP_NET_ADMIN and CAP_SYS_ADMIN as uid 0)", err=True
-        )
-        raise typer.Exit(1)
+        options.fail("agent", "must run as root (or with CAP_NET_ADMIN and CAP_SYS_ADMIN as uid 0)", 1)
     try:
         config = _config(given)
     except ConfigError as error:
-        typer.echo(f"felix-py agent: {error}", err=True)
-        raise typer.Exit(2) from None
+        options.fail("agent", str(error), 2)
     log.configure(config.log_level, config.log_format, node=config.node_name)
     main(config)
 
 
 def _config(given: dict[str, Any]) -> AgentConfig:
-    """What is given, and what is decided at the start where it is not.
-
-    Raises:
-        ConfigError: a setting cannot be used.
-    """
+    """The configuration: given settings over those derived from the host; ConfigError if one is unusable."""
     from felix_py.cni.runtime_folders import runtime_folders
 
     folders = runtime_folders()

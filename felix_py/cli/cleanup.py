@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -39,15 +39,15 @@ def cleanup(
     from felix_py.dataplane.backend import ToolError
 
     if os.geteuid() != 0:
-        _fail("must run as root")
+        options.fail("cleanup", "must run as root", 1)
     if not dry_run and _agent_answers(run_dir / "cni.sock"):
-        _fail(f"an agent is running here ({run_dir}/cni.sock answers); stop it first")
+        options.fail("cleanup", f"an agent is running here ({run_dir}/cni.sock answers); stop it first", 1)
     network_list = (cni_conf_dir or runtime_folders().lists) / FILE_NAME
     try:
         found = [*([f"file {network_list}"] if network_list.exists() else []), *_owned()]
         failures = [] if dry_run else _remove(network_list)
     except (ToolError, OSError) as error:
-        _fail(str(error))
+        options.fail("cleanup", str(error), 1)
     if output is options.OutputFormat.JSON:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -61,7 +61,7 @@ def cleanup(
 
 
 def _owned() -> list[str]:
-    """Everything of ours, in both backends: the node may have changed its own."""
+    """Our objects in both backends: the node may have switched between them."""
     from felix_py.dataplane import sysctl
     from felix_py.dataplane.kernel import Kernel
 
@@ -81,7 +81,7 @@ def _remove(network_list: Path) -> list[str]:
     failures: dict[str, str] = {}
     for backend in _backends():
         with Kernel(sysctl.available_families(), backend) as kernel:
-            # A set that the other backend's rules use goes in the other backend's turn.
+            # A set that the other backend's rules use is removed in the other backend's turn.
             failures = {str(failure.ref): failure.reason for failure in kernel.remove_all().failures}
     return [f"{what}: {reason}" for what, reason in failures.items()]
 
@@ -100,8 +100,3 @@ def _agent_answers(path: Path) -> bool:
         except OSError:
             return False
     return True
-
-
-def _fail(reason: str) -> NoReturn:
-    typer.echo(f"felix-py cleanup: {reason}", err=True)
-    raise typer.Exit(1)

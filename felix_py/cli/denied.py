@@ -1,8 +1,8 @@
-"""Denied packets as ``felix-py denies`` shows them: by pair, a line each, or with everything."""
+"""The text formats of ``felix-py denies``: a table by pair of ends, short lines, wide lines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -22,57 +22,52 @@ _SHORT = {
 }
 _HEADER = ("LAST", "PACKETS", "FROM", "TO", "PORT", "WHY")
 _ENDS = (2, 3)
-"""Columns that are shortened first where a line is too long."""
+"""Columns that are shortened first if a line is too long."""
 
 _FEWEST = 14
-"""Characters of an end that are kept at least."""
+"""Least width of a shortened column."""
 
 
 def by_pair(events: Iterable[Event], width: int | None = None) -> list[str]:
-    """A table: who was denied what, how often and why; what was denied last comes last.
+    """A table with header of ends, ports, packet counts and reasons, latest last; empty without events.
 
-    ``width``: columns that a line may have; None: any number. A header comes first; without events, nothing.
+    ``width``: greatest length of a line; None: unlimited.
     """
     rows: dict[tuple[str, ...], tuple[str, int]] = {}
     for event in events:
         key = (end(event.get("source")), end(event.get("destination")), service(event), why(event))
         last, packets = rows.get(key, ("", 0))
         rows[key] = (max(last, str(event.get("until", ""))), packets + count(event))
-    table = [
-        (clock(last), str(packets), *key)
-        for key, (last, packets) in sorted(rows.items(), key=lambda row: row[1][0])
-    ]
+    latest_last = sorted(rows.items(), key=lambda row: row[1][0])
+    table = [(clock(last), str(packets), *key) for key, (last, packets) in latest_last]
     return _columns([_HEADER, *table], width) if table else []
 
 
 def line(event: Event) -> str:
     """One event, short enough for most terminals."""
-    direction = f" {event['direction']}" if event.get("direction") else ""
-    ends = f"{end(event.get('source'))} -> {end(event.get('destination'))} {service(event)}"
-    return clean(f"{clock(str(event.get('time', '')))} DENIED{direction} {ends}{_times(event)}: {why(event)}")
+    return _line(event, end, why(event))
 
 
 def wide(event: Event) -> str:
-    """One event with its addresses and the agent's own words."""
+    """One event with its addresses and the agent's message."""
+    return _line(event, _with_address, event.get("message", ""))
+
+
+def _line(event: Event, name: Callable[[object], str], about: str) -> str:
     direction = f" {event['direction']}" if event.get("direction") else ""
-    source, destination = _with_address(event.get("source")), _with_address(event.get("destination"))
-    ends = f"{source} -> {destination} {service(event)}"
-    about = event.get("message", "")
-    return clean(f"{clock(str(event.get('time', '')))} DENIED{direction} {ends}{_times(event)}: {about}")
-
-
-def _times(event: Event) -> str:
-    return f" x{count(event)}" if count(event) != 1 else ""
+    ends = f"{name(event.get('source'))} -> {name(event.get('destination'))} {service(event)}"
+    times = f" x{count(event)}" if count(event) != 1 else ""
+    return clean(f"{clock(str(event.get('time', '')))} DENIED{direction} {ends}{times}: {about}")
 
 
 def count(event: Event) -> int:
-    """Packets of an event."""
+    """Number of packets of an event."""
     found = event.get("count", 1)
     return found if isinstance(found, int) else 1
 
 
 def end(found: object) -> str:
-    """Whose an end is; the address where it is nobody's of the cluster."""
+    """The pod or node of an end, or the address of one outside the cluster."""
     if not isinstance(found, dict):
         return "?"
     owner = found.get("pod") or (f"node/{found['node']}" if found.get("node") else found.get("address", "?"))
@@ -97,7 +92,7 @@ def service(event: Event) -> str:
 
 
 def why(event: Event) -> str:
-    """The reason in a few words, with the rule or the policy that one would look at."""
+    """The reason in short, with the deciding rule or policy."""
     reason, direction = str(event.get("reason", "")), str(event.get("direction", ""))
     if reason == "isolated":
         names = [_name(policy) for policy in event.get("policies", ()) if policy.get("kind") == "NetworkPolicy"]
@@ -117,7 +112,7 @@ def _name(policy: Mapping[str, Any]) -> str:
 
 
 def clock(text: str) -> str:
-    """Local time; with the date where it is not today's."""
+    """Local time, with the date unless it is today."""
     when = moment(text)
     if when is None:
         return clean(text)
@@ -127,7 +122,7 @@ def clock(text: str) -> str:
 
 
 def moment(text: str) -> datetime | None:
-    """When something was (RFC 3339); None where the text does not say."""
+    """An RFC 3339 time, or None if the text is not one or has no time zone."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
@@ -136,12 +131,12 @@ def moment(text: str) -> datetime | None:
 
 
 def clean(text: str) -> str:
-    """Without any character that a terminal would obey."""
+    """The text with all control characters replaced."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _columns(rows: list[tuple[str, ...]], width: int | None) -> list[str]:
-    """Lines of a table. Where they are too long the ends lose their middles, then the last column its end."""
+    """Lines of a table. Too long ones are shortened in the ends' middles, then at the end of the last column."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     over = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
     for column in sorted(_ENDS, key=lambda one: -widths[one]):

@@ -1,4 +1,4 @@
-"""``felix-py denies``: which packets policy denied on this node, whose, and why."""
+"""``felix-py denies``: the packets that policy denied on this node, with their ends and the reasons."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS = 5.0
 _SILENCE_SECONDS = 45.0
-"""The agent sends an empty line every 15 seconds at least."""
+"""The agent sends an empty line at least every 15 seconds."""
 _RECONNECT = (0.2, 5.0)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -94,17 +94,13 @@ def denies(
 
 @contextmanager
 def ending_quietly() -> Iterator[None]:
-    """Ctrl-C, and a reader that has had enough, are no failures.
-
-    Raises:
-        typer.Exit: it was one of them.
-    """
+    """Turn Ctrl-C and a closed standard output into typer.Exit(0): neither is a failure."""
     try:
         yield
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     except _Enough:
-        # Python must not complain about it at the exit.
+        # Otherwise Python reports the closed standard output at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise typer.Exit(0) from None
 
@@ -125,11 +121,11 @@ def _checked(place: str, pod: str) -> str:
 
 
 class _Refused(Exception):
-    """The agent answered, but with an error, or not as an agent does."""
+    """The agent answered with an error, or not as an agent does."""
 
 
 class _Enough(Exception):
-    """Nobody reads what we print any more."""
+    """Standard output is closed."""
 
 
 @contextmanager
@@ -137,7 +133,7 @@ def _ask(place: str, query: dict[str, str], patience: float) -> Iterator[HTTPRes
     """GET /denies. ``patience``: seconds to wait for each part of the answer.
 
     Raises:
-        OSError, http.client.HTTPException: nobody answers, or the connection broke off.
+        OSError, http.client.HTTPException: no answer, or the connection broke off.
         _Refused: the answer is an error.
     """
     from felix_py.observe.ask import connection as connect
@@ -157,21 +153,13 @@ def _ask(place: str, query: dict[str, str], patience: float) -> Iterator[HTTPRes
 
 
 def _list(place: str, filters: dict[str, str], limit: int | None, show: Shown) -> None:
-    """Print what there is.
-
-    Raises:
-        OSError, http.client.HTTPException, _Refused: see :func:`_ask`.
-    """
+    """Print the agent's events. Raises the errors of :func:`_ask`."""
     answer = _answer(place, filters if limit is None else {**filters, "limit": str(limit)})
     _check_state(answer)
     show.all(answer.get("events", ()))
 
 
 def _answer(place: str, query: dict[str, str]) -> dict[str, Any]:
-    """
-    Raises:
-        OSError, http.client.HTTPException, _Refused: see :func:`_ask`.
-    """
     with _ask(place, query, _CONNECT_SECONDS) as response:
         return _object(response.read())
 
@@ -185,10 +173,9 @@ def _check_state(answer: dict[str, Any]) -> None:
 
 
 def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown) -> None:
-    """Print what there is and what comes, until interrupted; an agent that restarts is waited for.
+    """Print present and coming events until interrupted, reconnecting after a restart of the agent.
 
-    Raises:
-        OSError, http.client.HTTPException, _Refused: see :func:`_ask`; only of the first connection.
+    Raises the errors of :func:`_ask`, for the first connection only.
     """
     from http.client import HTTPException
 
@@ -225,10 +212,6 @@ def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown)
 
 
 def _object(text: bytes) -> dict[str, Any]:
-    """
-    Raises:
-        _Refused: it is no JSON object.
-    """
     try:
         found = json.loads(text)
     except ValueError:
@@ -246,15 +229,15 @@ def _number(value: object) -> int:
 
 
 class Shown:
-    """Prints events in one form, those that are not too old."""
+    """Prints events in one form, except those that are too old."""
 
     def __init__(self, form: Form, seconds: float | None) -> None:
-        """``seconds``: how old the last packet of an event may be at the start; None: any age."""
+        """``seconds``: greatest age of an event's last packet at the start; None: any."""
         self._form = form
         self._earliest = None if seconds is None else time.time() - seconds
 
     def all(self, events: Sequence[dict[str, Any]]) -> None:
-        """What there is."""
+        """Print present events."""
         wanted = list(filter(self._recent, events))
         if self._form is not Form.TEXT:
             for event in wanted:
@@ -267,7 +250,7 @@ class Shown:
             _say("nothing like that was denied here" if events else "nothing was denied here")
 
     def one(self, event: dict[str, Any]) -> None:
-        """An event on a line of its own."""
+        """Print an event on a line of its own."""
         if not self._recent(event):
             return
         match self._form:
@@ -291,7 +274,7 @@ def _echo(text: str) -> None:
 
 
 def _seconds(text: str) -> float | None:
-    """A duration as kubectl takes it; None where there is none."""
+    """A duration in kubectl's notation, in seconds; None if empty."""
     if not text:
         return None
     if not _DURATION.fullmatch(text):

@@ -1,4 +1,4 @@
-"""``felix-py explain``: whether a connection is allowed, which rule says so, and whether the kernel agrees."""
+"""``felix-py explain``: whether a connection is allowed, which rule decides, and whether the kernel agrees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from policy.model import Family, LocalEndpoint
 
 _SECOND_LOOK = 1.0
-"""Seconds until everything is asked again where the kernel does something else than policy says."""
+"""Seconds until everything is read again if the kernel disagrees with policy."""
 
 
 def explain(
@@ -57,17 +57,16 @@ def explain(
         question = Question(source, destination, port, namespace, families(ipv4, ipv6))
         api = options.connect_api(kubeconfig, context)
     except ConfigError as error:
-        _fail(2, str(error))
+        options.fail("explain", str(error), 2)
     kernels = Kernels(
-        lambda: endpoints(state_dir),
-        lambda connection: ask_kernel(connection, node, wanted, asked=not no_kernel),
+        lambda: endpoints(state_dir), lambda connection: ask_kernel(connection, node, wanted, asked=not no_kernel)
     )
     answer(api, question, kernels, output)
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Which connection: the words of the command line."""
+    """A connection in the words of the command line."""
 
     source: str
     destination: str
@@ -78,24 +77,20 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """``endpoints``: who has which address; ``look``: what kernels do, and why one could not be read."""
+    """``endpoints``: the holders of addresses; ``look``: the kernels' verdicts, and why one is unreadable."""
 
     endpoints: Callable[[], tuple[LocalEndpoint, ...]]
     look: Callable[[Connection], tuple[list[Explained], str]]
 
 
 def answer(api: Api, question: Question, kernels: Kernels, output: options.OutputFormat) -> None:
-    """Answer, and close ``api``.
-
-    Raises:
-        typer.Exit: with the exit codes of :func:`explain`.
-    """
+    """Print the answer, close ``api``, and raise typer.Exit with the exit codes of :func:`explain`."""
     try:
         for pause in (_SECOND_LOOK, 0.0):
             explained, unread = kernels.look(_connection(api, question, kernels.endpoints))
             if not any(one.disagrees for one in explained):
                 break
-            # An agent may just be writing what has changed since we asked.
+            # An agent may be writing a recent change just now.
             time.sleep(pause)
     finally:
         api.close()
@@ -107,11 +102,11 @@ def answer(api: Api, question: Question, kernels: Kernels, output: options.Outpu
 
 
 def families(ipv4: bool, ipv6: bool) -> tuple[Family, ...]:
-    """The families of ``--ipv4`` and ``--ipv6``; both together are a wrong call."""
+    """The families of ``--ipv4`` and ``--ipv6``, which exclude each other."""
     from policy.model import Family
 
     if ipv4 and ipv6:
-        _fail(2, "--ipv4 and --ipv6 exclude each other; without them it is both")
+        options.fail("explain", "--ipv4 and --ipv6 exclude each other; without them it is both", 2)
     return (Family.V4,) if ipv4 else (Family.V6,) if ipv6 else tuple(Family)
 
 
@@ -125,19 +120,18 @@ def _connection(api: Api, question: Question, endpoints: Callable[[], tuple[Loca
         with options.patience("felix-py explain: listing the cluster's objects …"):
             cluster = fetch(api)
             cluster.endpoints = endpoints()
-            start, end = (
-                find(name, question.namespace, cluster) for name in (question.source, question.destination)
-            )
+            start = find(question.source, question.namespace, cluster)
+            end = find(question.destination, question.namespace, cluster)
             ports = find_ports(question.port, end, lambda pod: container_ports(api, pod.key))
             return Connection(cluster, start, end, ports, question.families)
     except WrongEnd as error:
-        _fail(2, str(error))
+        options.fail("explain", str(error), 2)
     except (ApiError, Unreachable) as error:
-        _fail(3, str(error))
+        options.fail("explain", str(error), 3)
 
 
 def endpoints(state_dir: Path) -> tuple[LocalEndpoint, ...]:
-    """The pod interfaces of this node: who has its addresses. None where it is no node, or not root asks."""
+    """The pod interfaces of this node, which hold its addresses; empty if this is no node, or without root."""
     from felix_py.dataplane.uplink import interface_state
     from felix_py.ipam.beside import read_leases
     from felix_py.ipam.store import StoreError
@@ -153,7 +147,7 @@ def endpoints(state_dir: Path) -> tuple[LocalEndpoint, ...]:
 def ask_kernel(
     connection: Connection, node: str, backend: Backend | None, *, asked: bool
 ) -> tuple[list[Explained], str]:
-    """What this node's kernel does, and why it could not be read although it should."""
+    """The verdicts of policy and this node's kernel, and why the kernel could not be read, or empty."""
     from felix_py.dataplane.backend import ToolError
     from felix_py.diagnose.live import Live
 
@@ -178,8 +172,3 @@ def _print(explained: list[Explained], unread: str, as_json: bool) -> None:
         typer.echo(options.printable("\n\n".join(map(report.text, explained))))
     if unread:
         typer.echo(f"felix-py explain: {unread} (--no-kernel does without)", err=True)
-
-
-def _fail(code: int, reason: str) -> NoReturn:
-    typer.echo(f"felix-py explain: {reason}", err=True)
-    raise typer.Exit(code)

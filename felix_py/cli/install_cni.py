@@ -31,6 +31,5 @@ def install_cni(
     try:
         installed = install_client(folder, socket)
     except OSError as error:
-        typer.echo(f"felix-py install-cni: {folder}: {error.strerror or error}", err=True)
-        raise typer.Exit(1) from None
+        options.fail("install-cni", f"{folder}: {error.strerror or error}", 1)
     typer.echo(f"installed {installed}")

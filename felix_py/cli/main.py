@@ -17,7 +17,7 @@ from felix_py.cli.cleanup import cleanup
 from felix_py.cli.denies import denies
 from felix_py.cli.explain import explain
 from felix_py.cli.install_cni import install_cni
-from felix_py.cli.options import PlainHelp
+from felix_py.cli.options import PlainHelp, fail
 from felix_py.cli.plan import plan
 from felix_py.cli.sidecar import bgp_sidecar
 from felix_py.cli.status import status
@@ -25,9 +25,9 @@ from felix_py.cli.verify import verify
 
 
 class _Commands(TyperGroup):
-    """The commands, and in the source tree the lab's, which are loaded when they are asked for.
+    """The commands; in the source tree also the lab's, loaded on use.
 
-    ``Any`` stands for types of the click that typer brings without a public name.
+    ``Any`` stands for types of typer's own click, which have no public name.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -35,21 +35,20 @@ class _Commands(TyperGroup):
         return [*super().list_commands(ctx), *(["lab"] if find_spec("lab") else [])]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name; exits with 1 where the lab is asked for and not there."""
+        """The command of that name; exits with 1 if it is the lab and not installed."""
         if cmd_name != "lab":
             return super().get_command(ctx, cmd_name)
         try:
             from lab.cli.main import app as lab
         except ModuleNotFoundError as error:
             if error.name not in ("lab", "lab.cli"):
-                raise  # something that the lab needs
-            typer.echo(_NO_LAB, err=True)
-            raise typer.Exit(1) from None
+                raise  # a module that the lab needs
+            fail("lab", _NO_LAB, 1)
         return typer.main.get_command(lab)
 
 
 _NO_LAB = (
-    "felix-py lab: the lab is part of the source tree, not of the installed package: "
+    "the lab is part of the source tree, not of the installed package: "
     "clone the repository and run `make lab` there"
 )
 

@@ -1,6 +1,6 @@
-"""Options that several commands share, and what they become.
+"""Options shared by several commands, and their conversion.
 
-Those that change what the agent writes are declared here once, so that commands that compare have the same.
+Options that change what the agent writes are declared once, so that commands that compare have the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperArgument, TyperCommand
@@ -31,7 +31,7 @@ _CONTROL = re.compile(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 def option(name: str, *, otherwise: str = "") -> Any:
-    """The option of a setting of the agent's. ``otherwise``: what stands in place of the agent's own default."""
+    """The option of an agent's setting. ``otherwise``: shown in place of the agent's own default."""
     it = SETTINGS[name]
     otherwise = otherwise or it.otherwise
     return typer.Option(
@@ -42,19 +42,15 @@ def option(name: str, *, otherwise: str = "") -> Any:
         show_default=not otherwise,
         min=it.least,
         max=it.most,
-        readable=it.metavar != "FOLDER",  # who needs a folder says why it cannot be read
+        readable=it.metavar != "FOLDER",  # the command itself reports why it cannot read a folder
     )
 
 
 def takes_all_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command that takes keywords an option for each setting."""
+    only = inspect.Parameter.KEYWORD_ONLY
     parameters = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=_unset(it),
-            annotation=Annotated[_given_type(it), option(name)],
-        )
+        inspect.Parameter(name, only, default=_unset(it), annotation=Annotated[_given_type(it), option(name)])
         for name, it in SETTINGS.items()
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -69,7 +65,7 @@ def _given_type(it: Setting) -> Any:
 
 
 def _unset(it: Setting) -> Any:
-    """What stands for a setting that is not given; None where that is decided at the start."""
+    """The default of a setting's option; None if it is decided at the start."""
     if it.many:
         return list(it.default)
     if it.otherwise:
@@ -115,7 +111,7 @@ AgentSocket = Annotated[
 ]
 DEFAULT_AGENT_SOCKET = str(AgentConfig.run_dir / "agent.sock")
 
-# --- of a command and of its namesake for the whole lab ----------------------------------------------
+# --- shared with the lab's command of the same name --------------------------------------------------
 
 _ENDS = "POD, NAMESPACE/POD, node/NAME, an address, or `world`."
 
@@ -161,7 +157,7 @@ AllLines = Annotated[bool, typer.Option("--all", help="All lines of every list."
 
 
 class OutputFormat(enum.StrEnum):
-    """How a command prints what it has found."""
+    """The format of a command's output."""
 
     TEXT = "text"
     JSON = "json"
@@ -171,7 +167,7 @@ Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Form of wh
 
 
 class PlainHelp(TyperCommand):
-    """A command whose help shows arguments by their own names, without those of the Python types behind them."""
+    """A command whose help shows arguments by their names, without their Python types."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -181,21 +177,13 @@ class PlainHelp(TyperCommand):
 
 
 def backend(text: str) -> Backend | None:
-    """The backend of ``--backend``; None for auto.
-
-    Raises:
-        ConfigError: there is no such backend.
-    """
+    """The backend of ``--backend``, None for auto; ConfigError if there is no such backend."""
     found: Backend | None = value_of("backend", text)
     return found
 
 
 def marks(mask: int) -> Marks:
-    """The marks under ``--mark-mask``.
-
-    Raises:
-        ConfigError: it is no mask that can be used.
-    """
+    """The marks under ``--mark-mask``; ConfigError if the mask is unusable."""
     from felix_py.desired.marks import Marks
 
     try:
@@ -205,13 +193,19 @@ def marks(mask: int) -> Marks:
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: names of rules, and comments in rules of others, may hold anything."""
+    """Text for a terminal without control characters, which rules' names and comments may hold."""
     return _CONTROL.sub("?", text)
+
+
+def fail(command: str, reason: str, code: int) -> NoReturn:
+    """Print why a command failed, and exit with ``code``."""
+    typer.echo(f"felix-py {command}: {reason}", err=True)
+    raise typer.Exit(code)
 
 
 @contextlib.contextmanager
 def patience(words: str) -> Iterator[None]:
-    """Say on standard error what is being done, if it takes long."""
+    """Print ``words`` on standard error if the block takes long."""
     timer = threading.Timer(_PATIENCE, lambda: typer.echo(words, err=True))
     timer.daemon = True
     timer.start()
@@ -222,7 +216,7 @@ def patience(words: str) -> Iterator[None]:
 
 
 def usual_kubeconfig(given: Path | None) -> Path | None:
-    """The kubeconfig of a command that people run, as kubectl finds it; None: a pod's service account."""
+    """The kubeconfig of an interactive command, as kubectl finds it; None for a pod's service account."""
     usual = Path.home() / ".kube" / "config"
     if given is None and usual.is_file() and "KUBERNETES_SERVICE_HOST" not in os.environ:
         return usual
@@ -230,7 +224,7 @@ def usual_kubeconfig(given: Path | None) -> Path | None:
 
 
 def connect_api(kubeconfig: Path | None, context: str | None) -> Api:
-    """The API server of a command that people run: as kubectl finds it, else as the agent does.
+    """The API server of an interactive command: as kubectl finds it, else as the agent does.
 
     Raises:
         ConfigError: there is no usable configuration; the message says what to do.

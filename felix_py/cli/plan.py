@@ -1,4 +1,4 @@
-"""``felix-py plan``: what would change for whom if policies were applied or deleted. Writes nothing."""
+"""``felix-py plan``: the connections that applying or deleting policies would change. Writes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from policy.model import ClusterPolicy, Labels, NetworkPolicy, PolicyKind, PolicyRef
 
 _MOST_PROBLEMS = 5
-"""So many objects of the cluster that are not understood are named."""
+"""Greatest number of not understood objects of the cluster that are named."""
 
 
 def plan(
@@ -99,11 +99,7 @@ def answer(
     kubeconfig: Path | None,
     context: str | None = None,
 ) -> NoReturn:
-    """Answer and end; the options are those of :func:`plan`. ``seen_lately`` None: no agent is asked for flows.
-
-    Raises:
-        typer.Exit: always.
-    """
+    """Answer and raise typer.Exit; the options are those of :func:`plan`. ``seen_lately`` None: without flows."""
     from felix_py.config import ConfigError
     from felix_py.datastore.client import ApiError, Unreachable, connect, default_namespace
     from felix_py.datastore.manifests import ManifestError, policies_in, read
@@ -128,11 +124,7 @@ def answer(
 
 
 def _planned(
-    api: Api,
-    manifests: Manifests,
-    *,
-    delete: bool,
-    seen_lately: Callable[[Snapshot, Changes], Flows] | None,
+    api: Api, manifests: Manifests, *, delete: bool, seen_lately: Callable[[Snapshot, Changes], Flows] | None
 ) -> Plan:
     from felix_py.cli.plan_report import Plan
     from felix_py.datastore.fetch import fetch
@@ -153,14 +145,14 @@ def _planned(
 
 
 def _changes(cluster: Snapshot, manifests: Manifests, *, delete: bool) -> tuple[list[Change], Changes]:
-    """What becomes of each policy, and those of which something does."""
+    """The action on each policy, and the policies that change."""
     from felix_py.cli.plan_report import Action, Change
 
     told: list[Change] = []
     changes: dict[PolicyRef, NetworkPolicy | ClusterPolicy | None] = {}
     for ref, policy in manifests.policies.items():
         old = cluster.policies.get(ref)
-        # The same object in the file and in the cluster differs by what the server added.
+        # The cluster's object has a uid from the server, the file's has none.
         new = replace(policy, uid=old.uid) if old is not None else policy
         if delete:
             action = Action.ABSENT if old is None else Action.DELETED
@@ -175,7 +167,7 @@ def _changes(cluster: Snapshot, manifests: Manifests, *, delete: bool) -> tuple[
 
 
 def _notes(told: Sequence[Change], fetched: Fetched, cluster: Snapshot) -> Iterator[str]:
-    """What people should know about the answer."""
+    """Notes on the answer."""
     from felix_py.cli.plan_report import Action
 
     for change in told:
@@ -199,7 +191,7 @@ def _notes(told: Sequence[Change], fetched: Fetched, cluster: Snapshot) -> Itera
 
 
 def _closed(kind: PolicyKind) -> str:
-    """What becomes of a part that is not understood."""
+    """The effect of a part that is not understood."""
     from policy.model import PolicyKind
 
     if kind is PolicyKind.NETWORK:
@@ -208,7 +200,7 @@ def _closed(kind: PolicyKind) -> str:
 
 
 def _skipped(others: Sequence[Other], cluster: Snapshot) -> Iterator[str]:
-    """Objects of the files that are no policies."""
+    """Notes on the files' objects that are no policies."""
     plain: dict[str, int] = {}
     for other in others:
         labels: Labels | None = ()

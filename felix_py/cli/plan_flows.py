@@ -1,4 +1,4 @@
-"""Flows seen lately, from the agents that saw them, and which of them a change of policies would deny."""
+"""Flows seen lately, asked from agents, and those of them that a change of policies would deny."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from policy.model import Packet, Protocol
 from policy.syntax import canonical_address
 
 _TIMEOUT = 5.0
-"""Seconds that an agent may take to tell its flows."""
+"""Seconds for an agent's answer."""
 
 
 def check_places(agents: Sequence[str]) -> None:
-    """Raises:
-    ConfigError: one is neither the path of an agent's socket nor a URL.
-    """
+    """Raises ConfigError if one is neither the path of an agent's socket nor a URL."""
     for place in agents:
         check(place)
 
@@ -29,7 +27,7 @@ def check_places(agents: Sequence[str]) -> None:
 def seen_lately(
     agents: Sequence[str], cluster: Snapshot, changes: Changes, ask: Callable[[str], object] | None = None
 ) -> Flows:
-    """Ask the agents, one after the other. One that does not answer is named, and the others count."""
+    """Ask the agents one after the other. Those that do not answer are in ``silent``."""
     ask = ask or _get
     flows = Flows()
     packets: dict[Packet, None] = {}
@@ -45,11 +43,7 @@ def seen_lately(
 
 
 def _get(place: str) -> object:
-    """
-    Raises:
-        OSError, http.client.HTTPException: nobody answers.
-        ValueError: it answers something else.
-    """
+    """An agent's flows; OSError or HTTPException without an answer, ValueError for another one."""
     with closing(connection(place, _TIMEOUT)) as asked:
         asked.request("GET", "/flows")
         answer = asked.getresponse()
@@ -57,16 +51,11 @@ def _get(place: str) -> object:
             raise ValueError("this agent tells no flows")
         if answer.status != 200:
             raise ValueError(f"HTTP {answer.status} {answer.reason}")
-        found: object = json.loads(answer.read())
-    return found
+        return json.loads(answer.read())
 
 
 def _packets(flows: object) -> Iterator[Packet]:
-    """The flows that policy can judge; ICMP, for one, it cannot.
-
-    Raises:
-        ValueError: it is no list of flows.
-    """
+    """The flows that policy can judge (not ICMP, for one); ValueError if it is no list of flows."""
     if not isinstance(flows, list):
         raise ValueError("its answer is no list of flows")
     for flow in flows:

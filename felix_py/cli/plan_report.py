@@ -1,4 +1,4 @@
-"""What a change of policies would change, for people (lines) and for programs (JSON)."""
+"""The impact of changed policies, for people (lines) and for programs (JSON)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from felix_py.cli.plan_words import Names, count, ports_text, turn_text
 from policy.answers import Decision
 from policy.cohorts import Party, World
-from policy.evaluate import RuleRef
 from policy.impact import Denial, Effect, Extent, Group, Impact, Turn
 from policy.model import Node, Pod, PolicyRef
 
@@ -20,7 +19,7 @@ _ARROWS = {Effect.DENIED: "allowed -> DENIED", Effect.ALLOWED: "denied -> ALLOWE
 
 
 class Action(enum.StrEnum):
-    """What a file does to a policy. Absent: there is nothing to delete."""
+    """The effect of a file on a policy. Absent: there is nothing to delete."""
 
     CREATED = "created"
     CHANGED = "changed"
@@ -31,7 +30,7 @@ class Action(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What becomes of one policy. ``problems``: its parts that are not understood, and so allow nothing."""
+    """The change of one policy. ``problems``: its parts that are not understood, and so allow nothing."""
 
     ref: PolicyRef
     action: Action
@@ -41,7 +40,7 @@ class Change:
 
 @dataclass(slots=True)
 class Flows:
-    """Flows seen lately. ``agents``: who told; ``silent``: who did not, and why."""
+    """Flows seen lately. ``agents``: those that answered; ``silent``: the others, with the reason."""
 
     agents: list[str] = field(default_factory=list)
     silent: dict[str, str] = field(default_factory=dict)
@@ -63,7 +62,7 @@ class Plan:
 
 
 def lines(plan: Plan, limit: int) -> Iterator[str]:
-    """The plan as text. ``limit``: so many entries of a list at most; 0: all."""
+    """The plan as text. ``limit``: greatest number of entries of a list; 0: all."""
     names = Names(plan.impact.parties)
     for change in plan.changes[: limit or None]:
         yield f"{change.ref}: {change.action} ({change.where})"
@@ -108,7 +107,7 @@ def _more(number: int, limit: int) -> Iterator[str]:
 
 
 def summary(impact: Impact) -> str:
-    """One line: how much changes, and that nothing else does."""
+    """The extent of the change in one line."""
     verbs = {Effect.DENIED: "lose", Effect.ALLOWED: "gain"}
     clauses = [
         f"{_extent_text(extent)} {verbs[effect]} {_ports_in_short(impact, effect)}"
@@ -130,9 +129,7 @@ def _extent_text(extent: Extent) -> str:
 
 def _ports_in_short(impact: Impact, effect: Effect) -> str:
     every = {group.ports for group in impact.groups if group.effect is effect}
-    if len(every) == 1:
-        return ports_text(next(iter(every)))
-    return "ports"
+    return ports_text(next(iter(every))) if len(every) == 1 else "ports"
 
 
 # --- for programs ---------------------------------------------------------------------------------------------
@@ -199,16 +196,13 @@ def _turn_json(turn: Turn) -> dict[str, Any]:
 
 
 def _decision_json(found: Decision) -> dict[str, Any]:
+    rule = found.rule
     return {
         "allowed": found.allowed,
         "tier": found.tier.value if found.tier else None,
-        "rule": _rule_json(found.rule) if found.rule else None,
+        "rule": {"policy": _policy_json(rule.policy), "index": rule.index, "name": rule.name} if rule else None,
         "isolatedBy": [_policy_json(ref) for ref in found.isolated_by],
     }
-
-
-def _rule_json(rule: RuleRef) -> dict[str, Any]:
-    return {"policy": _policy_json(rule.policy), "index": rule.index, "name": rule.name}
 
 
 def _flows_json(flows: Flows, names: Names) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pods, nodes, networks, ports and rules in words: many at once, by what they have in common."""
+"""Texts for sets of pods, nodes, networks, ports and rules, summarized by what they have in common."""
 
 from __future__ import annotations
 
@@ -15,32 +15,29 @@ from policy.regions import Region
 from policy.workloads import Workload, workloads
 
 _MOST_NAMES = 4
-"""So many pods, workloads, nodes, CIDRs or policies are named in a line before it counts the rest."""
+"""Greatest number of pods, workloads, nodes, CIDRs or policies named in a line; the rest is counted."""
 
 # --- names ----------------------------------------------------------------------------------------------------
 
 
 class Names:
-    """Names everybody who takes part, many at once by what they have in common."""
+    """Names sets of parties by what they have in common."""
 
     def __init__(self, parties: Sequence[Party]) -> None:
         pods = {party.pod.key: party.pod for party in parties if party.pod}
         self._pods = set(pods)
         self._families = {family for party in parties if party.pod for family in party.addresses}
         self._nodes = {party.what.name for party in parties if isinstance(party.what, Node)}
-        self._world = {party.what for party in parties if isinstance(party.what, World) and self._meets(party)}
+        met = [party.what for party in parties if not self._families.isdisjoint(party.addresses)]
+        self._world = {what for what in met if isinstance(what, World)}
         self._in_namespace = Counter(namespace for namespace, _ in pods)
         self._workloads: dict[str, list[Workload]] = {}
         for workload in workloads(pods.values()):
             self._workloads.setdefault(workload.namespace, []).append(workload)
         self._at = {address: party for party in parties for address in party.addresses.values()}
 
-    def _meets(self, party: Party) -> bool:
-        """Whether some pod has an address of a family that it has."""
-        return any(family in self._families for family in party.addresses)
-
     def at(self, address: str) -> str:
-        """Whose address it is; else the address."""
+        """The pod or node of an address, or the address."""
         party = self._at.get(address)
         match party.what if party else None:
             case Pod() as pod:
@@ -72,7 +69,7 @@ class Names:
         return _listed([(item.with_number, item.pods) for item in direct], "pod")
 
     def _items(self, keys: set[ObjectKey]) -> list[_Item]:
-        """Namespaces and workloads that make up some pods."""
+        """The namespaces and workloads that the pods make up."""
         found: list[_Item] = []
         for namespace, size in sorted(Counter(namespace for namespace, _ in keys).items()):
             here = self._workloads[namespace]
@@ -89,9 +86,7 @@ class Names:
     def _nodes_text(self, names: set[str]) -> str:
         if names == self._nodes:
             return f"every node ({len(names)})" if len(names) > 1 else f"node {min(names)}"
-        return (
-            f"{'node' if len(names) == 1 else 'nodes'} {_listed([(name, 1) for name in sorted(names)], 'node')}"
-        )
+        return f"{_plural(len(names), 'node')} {_listed([(name, 1) for name in sorted(names)], 'node')}"
 
     def _world_text(self, worlds: set[World]) -> str:
         if self._world <= worlds:
@@ -107,7 +102,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Some pods of a namespace or a workload, which has ``of``; their ``names``, if it is a workload."""
+    """Some of the ``of`` pods of a namespace or a workload; with their ``names`` if it is a workload."""
 
     text: str
     pods: int
@@ -116,7 +111,7 @@ class _Item:
 
     @property
     def with_number(self) -> str:
-        """The text, and how many there are of how many."""
+        """The text with the number of pods."""
         if len(self.names) == 1:
             return self.text
         if self.pods == self.of:
@@ -147,7 +142,7 @@ def _plural(number: int, what: str) -> str:
 
 
 def _listed(items: Sequence[tuple[str, int]], what: str) -> str:
-    """Texts, each for so many; of a long list the first ones, and how many more."""
+    """The texts, each for a number of things; of a long list the first ones and the number of the rest."""
     if len(items) <= _MOST_NAMES:
         return ", ".join(text for text, _ in items)
     shown = items[: _MOST_NAMES - 1]
@@ -159,7 +154,7 @@ def _listed(items: Sequence[tuple[str, int]], what: str) -> str:
 
 
 def ports_text(ranges: Sequence[ProtocolPorts]) -> str:
-    """Ports as people say them: ``80/TCP``, ``every TCP port but 8000-8999``, ``every port``."""
+    """Ports in short: ``80/TCP``, ``every TCP port but 8000-8999``, ``every port``."""
     missing = _missing(ranges)
     if not missing:
         return "every port"
@@ -179,7 +174,7 @@ def _of(protocol: Protocol, ranges: Sequence[ProtocolPorts]) -> list[str]:
 
 
 def _missing(ranges: Sequence[ProtocolPorts]) -> list[ProtocolPorts]:
-    """The ports that are not there."""
+    """The complement of port ranges, per protocol."""
     found: list[ProtocolPorts] = []
     for protocol in Protocol:
         start = 1
@@ -200,7 +195,7 @@ def _range_text(one: ProtocolPorts) -> str:
 
 
 def turn_text(turn: Turn) -> str:
-    """Which rule decides now and which decided before."""
+    """The rule that decides after the change, and the one before."""
     after = _cause(turn.direction, turn.after)
     by = f"by {after}" if turn.after.tier else f"since {after}"
     return f"{by}; before: {_cause(turn.direction, turn.before)}"

@@ -29,6 +29,6 @@ def bgp_sidecar(
 
     Exit codes: 0 stopped, 1 could not start, 2 wrong option.
     """
-    # Anew, without the command line's libraries: they are two thirds of its memory, for as long as it runs.
-    os.environ["PYTHONSAFEPATH"] = "1"  # a folder "bgp" that we happen to be in is not ours
+    # A new process, without the command line's libraries: they would be two thirds of its memory.
+    os.environ["PYTHONSAFEPATH"] = "1"  # do not import from a folder "bgp" in the working directory
     os.execv(sys.executable, [sys.executable, "-m", "bgp.sidecar", "--run-dir", str(run_dir)])

@@ -1,9 +1,8 @@
-"""``felix-py status``: is this node well, and what is there to do?"""
+"""``felix-py status``: whether this node is well, and what to do if not."""
 
 from __future__ import annotations
 
 import json
-from typing import NoReturn
 
 import typer
 
@@ -29,9 +28,10 @@ def status(
     try:
         answer = ask(agent_socket)
     except ConfigError as error:
-        _fail(str(error))
+        options.fail("status", str(error), 2)
     if answer is None:
-        _fail(f"no agent answers at {agent_socket}; is it running on this node, and of this version?")
+        text = f"no agent answers at {agent_socket}; is it running on this node, and of this version?"
+        options.fail("status", text, 2)
     found = node_status.read(answer)
     if output is options.OutputFormat.JSON:
         typer.echo(json.dumps(node_status.as_json(found), indent=2))
@@ -39,8 +39,3 @@ def status(
         typer.echo(options.printable("\n".join(node_status.text(found))))
     if not found.fine:
         raise typer.Exit(1)
-
-
-def _fail(reason: str) -> NoReturn:
-    typer.echo(f"felix-py status: {reason}", err=True)
-    raise typer.Exit(2)

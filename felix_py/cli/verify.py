@@ -1,4 +1,4 @@
-"""``felix-py verify``: whether the kernel holds what it should, all of it and nothing else."""
+"""``felix-py verify``: whether the kernel holds exactly what it should."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import typer
 
 from felix_py.cli import options
-from felix_py.config import AgentConfig, ConfigError, EndpointToHost, value_of
+from felix_py.config import AgentConfig, ConfigError, value_of
 
 if TYPE_CHECKING:
     from felix_py.datastore.client import Api
-    from felix_py.desired.deny_log import DenyLog
     from felix_py.desired.static import StaticOptions
     from felix_py.diagnose.agent_says import AgentSays
     from felix_py.diagnose.intended import Settings
@@ -56,7 +55,7 @@ def verify(
     Exit codes: 0 all as it should be, 1 something differs, 2 wrong call, or something could not be read.
     """
     if os.geteuid() != 0:
-        _fail("must run as root, on the node")
+        options.fail("verify", "must run as root, on the node", 2)
     try:
         agent = ask_agent(agent_socket)
         wanted: Backend | None
@@ -64,14 +63,16 @@ def verify(
             settings, wanted = _agents_own(agent, node_name)
         else:
             from felix_py.desired.deny_log import DenyLog
+            from felix_py.desired.static import StaticOptions
 
             denials = DenyLog(deny_log_group, deny_log_rate) if deny_log else None
-            rules = _rules(mark_mask, nat_outgoing, endpoint_to_host, drop_invalid, revoke_established, denials)
+            marks, to_host = options.marks(value_of("mark_mask", mark_mask)), endpoint_to_host.upper()
+            rules = StaticOptions(marks, nat_outgoing, to_host, drop_invalid, revoke_established, denials)
             wanted = options.backend(backend)
             settings = _given(node_name, cluster_cidr, ip_families, rules, wanted)
         api = options.connect_api(kubeconfig, context)
     except ConfigError as error:
-        _fail(str(error))
+        options.fail("verify", str(error), 2)
     try:
         with options.patience("felix-py verify: reading the cluster and the kernel …"):
             found = _compare(settings, wanted, api, state_dir / "leases.db", agent_socket)
@@ -83,11 +84,7 @@ def verify(
 
 
 def ask_agent(agent_socket: str) -> AgentSays | None:
-    """The agent of this node, if one answers.
-
-    Raises:
-        ConfigError: the address is none.
-    """
+    """The answer of this node's agent, or None without one; ConfigError if the address is invalid."""
     from felix_py.diagnose.agent_says import ask
 
     return ask(agent_socket)
@@ -104,24 +101,10 @@ def _agents_own(agent: AgentSays, node_name: str) -> tuple[Settings, Backend]:
     return Settings(agent.node, own.families, own.cluster_cidrs, own.rules, closed), own.backend
 
 
-def _rules(
-    mark_mask: str,
-    nat_outgoing: bool,
-    endpoint_to_host: EndpointToHost,
-    drop_invalid: bool,
-    drop_midstream: bool,
-    deny_log: DenyLog | None,
-) -> StaticOptions:
-    from felix_py.desired.static import StaticOptions
-
-    marks = options.marks(value_of("mark_mask", mark_mask))
-    return StaticOptions(marks, nat_outgoing, endpoint_to_host.upper(), drop_invalid, drop_midstream, deny_log)
-
-
 def _given(
     node_name: str, cluster_cidrs: list[str], wanted: str, rules: StaticOptions, backend: Backend | None
 ) -> Settings:
-    """What the kernel lacks is tried, as the agent does at its start. ``wanted``: as ``--ip-families`` says."""
+    """Settings from options; missing kernel features are probed as the agent does. ``wanted``: --ip-families."""
     from felix_py.agent.families import Families
     from felix_py.dataplane.backend import ToolError, find_backend
     from felix_py.dataplane.probe import missing_features
@@ -149,15 +132,15 @@ def _compare(settings: Settings, backend: Backend | None, api: Api, leases: Path
     def look() -> Look:
         cluster = fetch(api)
         if all(node.name != settings.node_name for node in cluster.nodes):
-            _fail(f"there is no node {settings.node_name} in the cluster; give --node-name")
+            options.fail("verify", f"there is no node {settings.node_name} in the cluster; give --node-name", 2)
         return Look(cluster, read_leases(leases), ask_agent(agent_socket))
 
     try:
         return verify(settings, look, lambda: Live(backend))
     except StoreError as error:
-        _fail(f"{error} (--state-dir says where)")
+        options.fail("verify", f"{error} (--state-dir says where)", 2)
     except (ApiError, Unreachable, ToolError, OSError) as error:
-        _fail(str(error))
+        options.fail("verify", str(error), 2)
 
 
 def _print(node: str, found: Findings, as_json: bool) -> None:
@@ -177,8 +160,3 @@ def _print(node: str, found: Findings, as_json: bool) -> None:
         typer.echo(f"{node}: {len(found.differences)} differences in {counted}", err=True)
     else:
         typer.echo(f"{node}: the kernel holds what it should: {counted}")
-
-
-def _fail(reason: str) -> NoReturn:
-    typer.echo(f"felix-py verify: {reason}", err=True)
-    raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""Group commit: what gathers while one batch is under way becomes the next batch."""
+"""Group commit: jobs submitted while a batch runs form the next batch."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Result = TypeVar("Result")
 
 
 def begin(executor: ThreadPoolExecutor) -> None:
-    """Have its first thread now.
+    """Start the executor's first thread now.
 
-    One that is started when there is no memory for it dies before it has begun, and ``Thread.start`` waits for it
-    for ever, on the event loop.
+    A thread started without memory for it dies before it signals ``Thread.start``, which then blocks the event
+    loop for ever.
     """
     executor.submit(int)
 
 
 class Batcher(Generic[Job, Result]):
-    """Runs jobs in a thread of its own, as many at once as are waiting.
+    """Runs all waiting jobs as one batch in a thread of its own.
 
-    A single job starts at once; under a burst the fixed price of a batch (a write to disk, a grace period of the
-    kernel) is paid once for all that came while the last batch ran.
+    A single job starts at once; in a burst, the fixed cost of a batch (a disk flush, an RCU grace period of the
+    kernel) is shared by all jobs submitted while the last batch ran.
     """
 
     def __init__(self, name: str, run: Callable[[Sequence[Job]], Sequence[Result | Exception]]) -> None:
-        """``run`` gets a batch and returns a result or an exception for each job; what it raises is for all."""
+        """``run`` returns a result or an exception for each job of a batch; an exception raised is for all."""
         self._run = run
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         begin(self._thread)
@@ -36,7 +36,7 @@ class Batcher(Generic[Job, Result]):
         self._running: asyncio.Task[None] | None = None
 
     async def submit(self, job: Job) -> Result:
-        """Have the job done. It is done even when the caller is cancelled meanwhile."""
+        """Run a job and return its result. The job runs even if the caller is cancelled meanwhile."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((job, future))
         if self._running is None:
@@ -44,7 +44,7 @@ class Batcher(Generic[Job, Result]):
         return await future
 
     def close(self) -> None:
-        """Wait for the batch under way; nothing may be submitted any more."""
+        """Wait for the batch under way; call no :meth:`submit` afterwards."""
         self._thread.shutdown()
 
     async def _drain(self) -> None:

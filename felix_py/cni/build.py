@@ -14,19 +14,18 @@ _FLAGS = ("-std=c11", "-static", "-Os", "-s", "-Wall", "-Wextra")
 
 
 def build_client(destination: Path = BUILT) -> None:
-    """Compile the client for hosts with any C library or none: with musl, else with the system's own libc.
+    """Compile the client statically, with musl or else the system's libc.
 
     Raises:
-        RuntimeError: no compiler, or it failed; the message has its words.
+        RuntimeError: no compiler, or it failed; the message has its output.
     """
     compiler = shutil.which("musl-gcc") or shutil.which("gcc")
     if compiler is None:
         raise RuntimeError("no C compiler: install musl-tools (or gcc)")
-    # Beside the destination and then renamed: the old one may be running.
+    # Made beside the destination and then renamed: the old one may be running.
     made = destination.with_name(f".{destination.name}.{os.getpid()}")
-    done = subprocess.run(
-        [compiler, *_FLAGS, "-o", str(made), str(SOURCE)], capture_output=True, text=True, check=False
-    )
+    command = [compiler, *_FLAGS, "-o", str(made), str(SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         made.unlink(missing_ok=True)
         raise RuntimeError(f"{compiler} failed:\n{done.stderr}")

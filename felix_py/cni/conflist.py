@@ -1,4 +1,4 @@
-"""What tells the container runtime about us: the network configuration list, and the client itself."""
+"""The network configuration list and the CNI client's program, installed for the container runtime."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ from felix_py.cni.types import OUR_IPAM
 FILE_NAME = "10-felix-py.conflist"
 NETWORK = "felix-py"
 CLIENT = "felix-py-cni"
-_CAPABILITIES = {
-    "portmap": {"portMappings": True},
-    "bandwidth": {"bandwidth": True},
-}
+_CAPABILITIES = {"portmap": {"portMappings": True}, "bandwidth": {"bandwidth": True}}
 _OPTIONS: dict[str, dict[str, Any]] = {"portmap": {"snat": True}}
 
 
@@ -39,9 +36,9 @@ def conflist(
 ) -> str:
     """The configuration list: our plugin, then ``chained`` standard plugins in that order, as JSON text.
 
-    Without ``ipam`` the addresses come from our own store. Plugins that are ``absent`` are left out, and our own
-    entry takes over what pods ask of them, to refuse it. ``versions``: of CNI, the lowest first; a runtime that
-    does not know ``cniVersions`` (CNI 1.1.0, "Section 1") takes the first, others the highest that they know.
+    Without ``ipam`` the addresses come from our own store. ``absent`` plugins are left out, and our own entry
+    declares their capabilities, to refuse pods that need them. ``versions``: of CNI, the lowest first; a runtime
+    without ``cniVersions`` (CNI 1.1.0, "Section 1") takes the first, others the highest that they know.
     """
     ours: dict[str, Any] = {"ips": True, "mac": True}
     plugins: list[dict[str, Any]] = [{"type": CLIENT, "capabilities": ours}]
@@ -73,13 +70,10 @@ def is_delegated(folder: Path) -> bool:
 
 
 def install_conflist(folder: Path, text: str) -> bool:
-    """Put the list where the runtime looks; true when that changed anything.
+    """Write the list to the runtime's folder; true if that changed it. Raises OSError if it cannot be written.
 
-    Call it only once pods can be connected: from then on the runtime calls the node ready and starts them. It is
-    not removed when the agent stops: a node without it would be tainted, and running pods need nothing new.
-
-    Raises:
-        OSError: the folder cannot be written.
+    Call it only once pods can be connected: from then on the runtime reports the node ready and starts pods. The
+    list stays when the agent stops: a node without it would be tainted, and running pods need nothing new.
     """
     target = folder / FILE_NAME
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +84,7 @@ def install_conflist(folder: Path, text: str) -> bool:
 
 
 def install_client(bin_dir: Path, socket: Path, client: Path = BUILT) -> Path:
-    """Copy the built client to the CNI bin folder, the socket's path in the file beside it; returns its path.
+    """Copy the built client to the CNI bin folder, with the socket's path in a file beside it; returns its path.
 
     Raises:
         FileNotFoundError: the client was not built.
@@ -105,10 +99,10 @@ def install_client(bin_dir: Path, socket: Path, client: Path = BUILT) -> Path:
 
 
 def _write(target: Path, content: bytes, mode: int) -> None:
-    """Replace a file at once, synced before: a runtime may read or run it at any moment."""
+    """Replace a file atomically, synced before: a runtime may read or run it at any moment."""
     fd, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with open(fd, "wb") as file:  # closed before it is renamed: no program runs while it is open for writing
+        with open(fd, "wb") as file:  # closed before the rename: a file open for writing cannot be executed
             file.write(content)
             os.fchmod(fd, mode)
             file.flush()

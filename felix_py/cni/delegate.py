@@ -1,4 +1,4 @@
-"""Runs another IPAM plugin, when the network configuration names one (CNI 1.1.0, "Plugin Delegation")."""
+"""Runs the IPAM plugin that the network configuration names (CNI 1.1.0, "Plugin Delegation")."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from felix_py.cni.talk import talk
 from felix_py.cni.types import Command, Request
 
 _TIMEOUT = 30.0
-"""Seconds: half of what the client waits for us."""
+"""Seconds: half of the client's timeout."""
 
 
 class _Failure(msgspec.Struct):
@@ -24,10 +24,10 @@ class _Failure(msgspec.Struct):
 
 
 async def delegate(request: Request, command: Command) -> Result:
-    """Run the request's IPAM plugin with ``command``, the request's environment and configuration.
+    """Run the request's IPAM plugin with ``command`` and the request's environment and configuration.
 
     Raises:
-        CNIError: the plugin's own error, or that it cannot be run.
+        CNIError: the plugin's own error, or it cannot be run.
     """
     name = request.config.delegate
     search = request.call.environment.get("CNI_PATH", "")
@@ -35,13 +35,8 @@ async def delegate(request: Request, command: Command) -> Result:
     if program is None:
         raise CNIError(Code.INVALID_CONFIG, f"IPAM plugin {name} is not in CNI_PATH {search}")
     environment = {**request.call.environment, "CNI_COMMAND": command, "PATH": os.environ.get("PATH", os.defpath)}
-    process = await asyncio.create_subprocess_exec(
-        program,
-        env=environment,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(program, env=environment, stdin=pipe, stdout=pipe, stderr=pipe)
     try:
         stdout, stderr = await talk(process, request.call.stdin, _TIMEOUT)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""CNI errors (CNI 1.1.0, "Error"). docs/cni.md lists the codes of our own."""
+"""CNI errors (CNI 1.1.0, "Error"). docs/cni.md lists our own codes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for input that is not JSON, not UTF-8 inside a string, or nested without end."""
+"""Raised by msgspec for input that is not JSON, not UTF-8 inside a string, or nested too deeply."""
 
 
 class Code(enum.IntEnum):
@@ -34,7 +34,7 @@ class Code(enum.IntEnum):
 
 
 class CNIError(Exception):
-    """A call that failed: what the runtime is told."""
+    """A failed call, as reported to the runtime."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         self.code = code
@@ -43,7 +43,7 @@ class CNIError(Exception):
         super().__init__(self.message)
 
     def encode(self, version: str) -> bytes:
-        """The error's JSON, for a caller that speaks ``version`` (or one we do not know)."""
+        """The error's JSON for a caller with CNI ``version``, known or not."""
         shown = version if version in SUPPORTED_VERSIONS else "1.0.0"
         fields: dict[str, str | int] = {"cniVersion": shown, "code": self.code, "msg": self.message}
         if self.details:
@@ -52,5 +52,5 @@ class CNIError(Exception):
 
 
 def _shortened(text: str, most: int) -> str:
-    """What a caller, a plugin or a tool said may be in it, at any length."""
+    """Bound a text that may quote a caller, a plugin or a tool at any length."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text)} characters)"

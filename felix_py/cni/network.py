@@ -1,4 +1,4 @@
-"""What the CNI plugin asks of the rest of the agent, and a fake of it for tests."""
+"""The interface of the CNI plugin to the rest of the agent, and a fake for tests."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from felix_py.records import Lease
 
 
 class NetworkError(Exception):
-    """The agent cannot do it now; trying again later may work."""
+    """The agent cannot do it now; a later try may succeed."""
 
 
 class Network(Protocol):
-    """The agent as the plugin sees it. Everything is called on the agent's event loop.
+    """The agent as the plugin sees it, called on the agent's event loop.
 
-    Of several leases for one pod (a new sandbox is there before the old one's DEL came) the one with the latest
+    Of several leases of one pod (a new sandbox precedes the DEL of the old one) the one with the latest
     ``created`` is the pod's endpoint; releasing an older one does not disturb it.
     """
 
@@ -23,76 +23,73 @@ class Network(Protocol):
         """Why no pod can be connected now, or None."""
 
     async def wait_for_pod(self, namespace: str, name: str, uid: str) -> None:
-        """Return once the agent knows the pod. ``uid`` may be empty: any pod of that name.
+        """Return once the agent knows the pod. An empty ``uid`` matches any pod of that name.
 
-        A static pod has the uid that the kubelet gave it, not that of its mirror in the API.
+        A static pod has the uid that the kubelet gave it, not that of its mirror pod in the API.
         """
 
     def why_unknown(self, namespace: str, name: str, uid: str) -> str:
-        """Why :meth:`wait_for_pod` of these has not returned, for people."""
+        """Why :meth:`wait_for_pod` has not returned, as text for people."""
 
     async def enforce(self, lease: Lease) -> None:
         """Return once class membership, source binding and route of the lease are in the kernel.
 
-        And nothing is left there of connections that an earlier holder of its addresses had.
-        Its interface is up. Asking again for the same lease is fine.
-
-        Raises:
-            NetworkError: they are not; the plugin will call :meth:`release`.
+        Connections of an earlier holder of its addresses are then gone. The interface is up. Idempotent. After a
+        NetworkError the plugin calls :meth:`release`.
         """
 
     def leaving(self, lease: Lease) -> None:
-        """The lease's interface is about to be deleted: nobody is to miss it, nor the route through it.
+        """Announce that the lease's interface is being deleted: its absence and its route's are no drift.
 
         :meth:`release` follows, unless the interface cannot be deleted.
         """
 
     async def release(self, lease: Lease) -> None:
-        """Return once no route, rule or set in the kernel refers to the lease any more; an unknown lease is fine.
+        """Return once no route, rule or set in the kernel refers to the lease; an unknown lease is no error.
 
-        Its interface is gone. Its connections may go a little later.
+        Its interface is gone. Its connections may be removed a little later.
 
         Raises:
             NetworkError: something may be left; the plugin keeps the lease, and the runtime repeats its DEL.
         """
 
     def departed(self, lease: Lease) -> bool:
-        """Whether the lease's pod is not on this node any more, or has a newer interface; false if not known."""
+        """Whether the lease's pod has left this node, or has a newer interface; false if unknown."""
 
     async def problems(self, lease: Lease) -> list[str]:
-        """What is missing in the kernel of that which :meth:`enforce` put there."""
+        """Differences of the kernel from what :meth:`enforce` wrote, as texts."""
 
     def pod_cidrs(self) -> tuple[str, ...]:
-        """The node's pod CIDRs, as its Node object has them now; empty before they are known."""
+        """The node's current pod CIDRs, from its Node object; empty before they are known."""
 
     def mtu(self) -> int:
         """MTU of pod interfaces, in bytes."""
 
 
 class FakeNetwork:
-    """A network without a kernel. Tests set its public fields, and read from ``enforced`` what is in force."""
+    """A network without a kernel. Tests set its public fields, and read the leases in force from ``enforced``."""
 
     def __init__(self, pod_cidrs: tuple[str, ...] = ("10.65.0.0/24", "fd65::/64")) -> None:
         self.cidrs = pod_cidrs
         self.reason: str | None = None
         self.known: set[tuple[str, str]] | None = None
-        """Pods that the API server told of; None: every pod."""
+        """Pods known from the API server; None: every pod."""
         self.refuse: str | None = None
-        """Why :meth:`enforce` fails, if it is to."""
+        """Reason with which :meth:`enforce` fails, or None."""
         self.stuck: str | None = None
-        """Why :meth:`release` fails, if it is to."""
+        """Reason with which :meth:`release` fails, or None."""
         self.enforced: dict[tuple[str, str], Lease] = {}
         self.departures: set[str] = set()
-        """Names of pods that are not on this node any more."""
+        """Names of pods that have left this node."""
         self.gone: set[str] = set()
-        """Interfaces that are or were about to be deleted."""
+        """Interfaces passed to :meth:`leaving`."""
         self._changed = asyncio.Condition()
 
     def departed(self, lease: Lease) -> bool:
         return lease.pod in self.departures
 
     async def learn(self, namespace: str, name: str) -> None:
-        """The API server tells of a pod."""
+        """Make a pod known."""
         async with self._changed:
             self.known = (self.known or set()) | {(namespace, name)}
             self._changed.notify_all()
@@ -113,7 +110,7 @@ class FakeNetwork:
         return f"pod {namespace}/{name} is not known from the API server yet"
 
     async def enforce(self, lease: Lease) -> None:
-        self.enforced[lease.container, lease.ifname] = lease  # half done is what a real failure leaves, too
+        self.enforced[lease.container, lease.ifname] = lease  # before a failure: a real one is half done, too
         if self.refuse:
             raise NetworkError(self.refuse)
 

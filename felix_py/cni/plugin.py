@@ -1,8 +1,8 @@
-"""What each CNI command does, and in which order.
+"""The CNI commands and the order of their steps.
 
 A pod is connected in the order lease, interface, policy; it is disconnected in the order interface, policy,
-lease. So no packet passes before its policy is in force or after it has been taken away (an interface without
-source binding and route carries nothing), and an address is free only once the kernel has forgotten it.
+lease. So no packet passes before its policy is in force or after its removal (an interface without source binding
+and route carries nothing), and an address is released only once nothing in the kernel refers to it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from policy.model import Family
 T = TypeVar("T")
 
 GRACE = 300.0
-"""Seconds for which a sandbox must be lost before its lease is released: longer than any ADD takes."""
+"""Seconds until the lease of a lost sandbox is released: longer than any ADD takes."""
 
 LEAST_MTU = {Family.V4: 68, Family.V6: 1280}
 
@@ -48,7 +48,7 @@ _DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
 
 
 class Plugin:
-    """Decides. One event loop only; calls for one interface wait for each other, others run side by side."""
+    """Executes calls on one event loop, serialized per interface and otherwise concurrent."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Plugin:
     ) -> None:
         """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy.
 
-        ``chained``: plugins that come after ours in our own network list.
+        ``chained``: plugins after ours in our own network list.
         """
         self._leases = leases
         self._interfaces = interfaces
@@ -72,13 +72,13 @@ class Plugin:
         self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
         self._owed: dict[LeaseKey, Lease] = {}
-        """Leases whose pod is gone, and which could not be given back because the store cannot be written."""
+        """Leases of deleted pods that could not be released because the store cannot be written."""
         self._unwritten = ""
-        """Why the store could not be written at the last try."""
+        """Why the last write of the store failed, or empty."""
         self._missing: dict[LeaseKey, float] = {}
-        """Leases without interface: since when that is known, as time.monotonic() tells."""
+        """Leases without interface: first seen so, by time.monotonic()."""
         self._gone: dict[LeaseKey, float] = {}
-        """Leases with an interface whose pod is not on this node: the same."""
+        """Leases with an interface whose pod is not on this node: first seen so."""
         self._elsewhere: dict[str, Elsewhere] = {}
         self._locks: WeakValueDictionary[LeaseKey, asyncio.Lock] = WeakValueDictionary()
         self._commands: dict[Command, Callable[[Request], Awaitable[Result | None]]] = {
@@ -91,10 +91,10 @@ class Plugin:
         self._log = log.get("cni")
 
     async def run(self, request: Request) -> Result | None:
-        """Do what the request says; the result of an ADD, None for all else.
+        """Execute a request; returns the result of an ADD, None for all else.
 
         Raises:
-            CNIError: it was not done; what a failed ADD had made is gone again.
+            CNIError: it failed; a failed ADD has been undone.
         """
         try:
             return await self._commands[request.command](request)
@@ -117,9 +117,8 @@ class Plugin:
         async with self._alone(request.container, request.ifname):
             if reason := self._network.unready():
                 raise CNIError(Code.TRY_AGAIN, reason)
-            claim = Claim(
-                request.container, request.ifname, request.config.name, pod.namespace, pod.name, pod.uid
-            )
+            attachment = (request.container, request.ifname, request.config.name)
+            claim = Claim(*attachment, pod.namespace, pod.name, pod.uid)
             await self._check_only_one(claim)
             await self._take_over(claim)
             await self._bounded(
@@ -129,7 +128,7 @@ class Plugin:
             made = False
             try:
                 lease, dns = await self._lease(claim, wanted, request)
-                self._owed.pop(claim.key, None)  # that was an earlier lease; this one is in use
+                self._owed.pop(claim.key, None)  # of an earlier lease; this one is in use
                 link = self._link(request, lease, mac)
                 await self._interfaces.create(link)
                 made = True
@@ -143,19 +142,16 @@ class Plugin:
         return _result(request, link, dns)
 
     async def _check_only_one(self, claim: Claim) -> None:
-        """A pod's policy, routes and addresses are those of one interface."""
+        """Refuse a second interface: a pod's policy, routes and addresses are those of one."""
         for lease in self._leases.of(claim.container):
             if lease.ifname != claim.ifname and await self._interfaces.exists(lease.interface):
-                raise CNIError(
-                    Code.ALREADY_ATTACHED,
-                    f"pod {claim.namespace}/{claim.pod} has {lease.ifname} of this network already, and felix-py "
-                    f"gives a pod one interface: no {claim.ifname} was made",
-                )
+                text = f"pod {claim.namespace}/{claim.pod} has {lease.ifname} of this network already, and "
+                text += f"felix-py gives a pod one interface: no {claim.ifname} was made"
+                raise CNIError(Code.ALREADY_ATTACHED, text)
 
     async def _take_over(self, claim: Claim) -> None:
-        """Refuse a second ADD; but clear away what an ADD that a crash cut short has left."""
-        lease = self._leases.get(*claim.key)
-        if lease is None:
+        """Refuse a repeated ADD, but clean up after an ADD that a crash interrupted."""
+        if (lease := self._leases.get(*claim.key)) is None:
             return
         if await self._interfaces.exists(lease.interface):
             raise CNIError(Code.ALREADY_ATTACHED, f"container {claim.container} already has {claim.ifname}")
@@ -164,15 +160,16 @@ class Plugin:
             raise CNIError(Code.IO, self._unwritten)
 
     async def _lease(self, claim: Claim, wanted: list[str], request: Request) -> tuple[Lease, DNS]:
-        """The claim's addresses, from our store or from the IPAM plugin that the configuration names."""
+        """Lease addresses from our store, or from the IPAM plugin that the configuration names."""
         if not request.config.delegate:
-            cidrs = self._network.pod_cidrs()
-            if not cidrs:
+            if not (cidrs := self._network.pod_cidrs()):
                 raise CNIError(Code.POOL_EXHAUSTED, NO_CIDR)
             try:
                 return await self._write(lambda store: store.allocate(claim, cidrs, wanted)), DNS()
             finally:
-                self._tell_skipped()
+                for found in self._leases.take_skipped():
+                    self._elsewhere[found.what] = found
+                    self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, _withheld(found))
         given = await delegate(request, Command.ADD)
         addresses = [entry.address.partition("/")[0] for entry in given.ips]
         if not addresses:
@@ -182,21 +179,16 @@ class Plugin:
         except ValueError as error:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
 
-    def _tell_skipped(self) -> None:
-        for found in self._leases.take_skipped():
-            self._elsewhere[found.what] = found
-            self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, _withheld(found))
-
     def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
-        # Less than its families need would leave the interface without them (RFC 791, RFC 8200 section 5).
+        # With an MTU below a family's minimum the interface loses the family (RFC 791, RFC 8200 section 5).
         mtu, label = max(self._network.mtu(), *(LEAST_MTU[f] for f in lease.addresses)), link_label(lease)
         return PodLink(lease.interface, request.netns, request.ifname, lease.addresses, mac, mtu, label)
 
     async def _undo(self, request: Request, made: bool) -> None:
-        """Take back a failed ADD. ``made``: its interface, too.
+        """Undo a failed ADD. ``made``: including its interface.
 
-        Where a step fails, the rest is left to the runtime's DEL: an interface that stays keeps its address. The
-        ADD's own reason must not be lost.
+        If a step fails, the rest is left to the runtime's DEL: an interface that stays keeps its address. Nothing
+        is raised, so that the ADD's own error is reported.
         """
         lease = self._leases.get(request.container, request.ifname)
         try:
@@ -225,9 +217,8 @@ class Plugin:
                 await delegate(request, Command.DEL)
 
     async def _detach(self, container: str, ifname: str) -> None:
-        """Take everything away, whatever there still is of it."""
-        lease = self._leases.get(container, ifname)
-        if lease is None:
+        """Remove an attachment, also an incomplete one."""
+        if (lease := self._leases.get(container, ifname)) is None:
             await self._interfaces.delete(interface_name(container, ifname))
             return
         await self._delete_interface(lease)
@@ -238,12 +229,12 @@ class Plugin:
         await self._interfaces.delete(lease.interface)
 
     async def _forget(self, lease: Lease) -> None:
-        """Out of the kernel first: the address must not be given away before."""
+        """Remove a lease from the kernel, then release it: the address must not be given out before."""
         await self._network.release(lease)
         await self._give_back(lease)
 
     async def _give_back(self, lease: Lease) -> None:
-        """Others may have the address now. Where that cannot be written it is kept, and tried again later."""
+        """Release a lease in the store. If that cannot be written, the lease is kept, and released later."""
         key = (lease.container, lease.ifname)
         try:
             await self._write(lambda store: store.release(*key))
@@ -253,10 +244,10 @@ class Plugin:
             self._owed.pop(key, None)
 
     async def _write(self, action: Callable[[AddressStore], T]) -> T:
-        """Have the store changed.
+        """Run ``action`` on the store.
 
         Raises:
-            CNIError: it cannot be written.
+            CNIError: the store cannot be written.
             AllocationError, ValueError: from ``action``.
         """
         try:
@@ -272,8 +263,8 @@ class Plugin:
         return result
 
     async def _write_what_is_owed(self) -> str:
-        """Try again after a failed write; returns why it still fails, or empty."""
-        if self._unwritten or self._owed:  # another's write may have worked meanwhile
+        """Repeat failed writes; returns why they still fail, or empty."""
+        if self._unwritten or self._owed:  # a later write may have succeeded meanwhile
             with suppress(CNIError):
                 await self._write(AddressStore.touch)
                 for key, lease in list(self._owed.items()):
@@ -283,18 +274,18 @@ class Plugin:
         return self._unwritten
 
     async def _gc(self, request: Request) -> None:
-        """Detach what the runtime does not list; one failure does not keep the rest from being tried."""
+        """Detach attachments that the runtime does not list; a failure does not stop the rest."""
         if request.config.valid_attachments is None:
             raise CNIError(Code.INVALID_CONFIG, "GC needs cni.dev/valid-attachments")
         valid = {(attachment.container, attachment.ifname) for attachment in request.config.valid_attachments}
-        busy = set(self._locks)  # being added or deleted right now: the runtime's list cannot know the outcome
+        busy = set(self._locks)  # being added or deleted: the runtime's list does not know the outcome
         failures = []
         for lease in await self._leases.use(AddressStore.all):
             key = (lease.container, lease.ifname)
             if lease.network != request.config.name or key in valid or key in busy:
                 continue
             if request.spooled and key not in self._at_start:
-                continue  # it came after the list was made
+                continue  # added after the list was made
             try:
                 async with self._alone(*key):
                     await self._detach(*key)
@@ -304,28 +295,21 @@ class Plugin:
         if request.config.delegate:
             await delegate(request, Command.GC)
         if failures:
-            raise CNIError(
-                Code.TRY_AGAIN, f"{len(failures)} attachments could not be removed", "; ".join(failures)
-            )
+            text = f"{len(failures)} attachments could not be removed"
+            raise CNIError(Code.TRY_AGAIN, text, "; ".join(failures))
 
     # --- CHECK and STATUS ----------------------------------------------------------------------------
 
     async def _check(self, request: Request) -> None:
-        previous = request.config.prev_result
-        if previous is None:
+        if (previous := request.config.prev_result) is None:
             raise CNIError(Code.INVALID_CONFIG, "CHECK needs prevResult")
         async with self._alone(request.container, request.ifname):
-            lease = self._leases.get(request.container, request.ifname)
-            if lease is None:
-                raise CNIError(
-                    Code.UNKNOWN_CONTAINER, f"container {request.container} has no {request.ifname} of ours"
-                )
+            if (lease := self._leases.get(request.container, request.ifname)) is None:
+                text = f"container {request.container} has no {request.ifname} of ours"
+                raise CNIError(Code.UNKNOWN_CONTAINER, text)
             expected = {entry.address.partition("/")[0] for entry in previous.ips}
-            problems = [
-                f"prevResult does not list the leased address {address}"
-                for address in lease.addresses.values()
-                if address not in expected
-            ]
+            unlisted = [address for address in lease.addresses.values() if address not in expected]
+            problems = [f"prevResult does not list the leased address {address}" for address in unlisted]
             routes = {entry.dst for entry in previous.routes}
             default_routes = [family for family in lease.addresses if _DEFAULT[family] in routes]
             problems += await self._interfaces.check(self._link(request, lease), default_routes)
@@ -345,8 +329,7 @@ class Plugin:
         if request.config.delegate:
             await delegate(request, Command.STATUS)
             return
-        cidrs = self._network.pod_cidrs()
-        if not cidrs:
+        if not (cidrs := self._network.pod_cidrs()):
             raise CNIError(Code.NOT_AVAILABLE, NO_CIDR)
         if full := await self._leases.use(lambda store: store.full(cidrs)):
             families = " and ".join(f"IPv{int(family)}" for family in full)
@@ -355,21 +338,18 @@ class Plugin:
     def _check_chained(self, request: Request) -> None:
         folders = [Path(folder) for folder in request.call.environment["CNI_PATH"].split(os.pathsep) if folder]
         if absent := absent_plugins(self._chained, folders):
-            where = ", ".join(map(str, folders))
-            raise CNIError(
-                Code.NOT_AVAILABLE,
-                f"the chained plugin {absent[0]} is not in {where}: install it there, or start the agent with "
-                f"--chained-plugin for those that there are",
-            )
+            text = f"the chained plugin {absent[0]} is not in {', '.join(map(str, folders))}: install it there, "
+            text += "or start the agent with --chained-plugin for those that there are"
+            raise CNIError(Code.NOT_AVAILABLE, text)
 
-    # --- what no call tells --------------------------------------------------------------------------
+    # --- without a call ------------------------------------------------------------------------------
 
     async def look(self, now: float | None = None) -> None:
-        """Find what no runtime tells of, and what has changed beside us; to be called every minute or so.
+        """Find lost sandboxes and changes by others; call it every minute or so.
 
-        A lease is released when its interface is gone for :data:`GRACE` and its pod is not on this node any more
-        (or has a newer interface): no DEL will come. While the interface is there, it is only said: something may
-        still run behind it. ``now``: time.monotonic(), unless a test has another.
+        A lease is released if its interface has been missing for :data:`GRACE` and its pod has left this node (or
+        has a newer interface): no DEL will come. While the interface exists, a notice is given instead: something
+        may still run behind it. ``now``: time.monotonic() by default.
         """
         now = time.monotonic() if now is None else now
         await self._write_what_is_owed()
@@ -379,7 +359,7 @@ class Plugin:
         for key, lease in leases.items():
             end = ends.get(lease.interface)
             if end is not None and end.lease is None and (label := link_label(lease)):
-                with suppress(OSError):  # it may have gone meanwhile
+                with suppress(OSError):  # removed meanwhile
                     await self._interfaces.label(end.index, label)
             departed = self._network.departed(lease)
             if self._since(self._missing, key, end is None, now) and departed and key not in self._locks:
@@ -401,7 +381,7 @@ class Plugin:
 
     @staticmethod
     def _since(times: dict[LeaseKey, float], key: LeaseKey, holds: bool, now: float) -> bool:
-        """Whether something holds for the grace time by now."""
+        """Whether a condition has held for :data:`GRACE`."""
         if not holds:
             times.pop(key, None)
             return False
@@ -419,7 +399,7 @@ class Plugin:
                 self._log.warning("released the lease of a sandbox that is lost", **about(lease))
 
     async def _look_elsewhere(self, leases: Iterable[Lease], interfaces: Container[str]) -> None:
-        """Say which addresses something else uses: those passed over, and those that pods have already."""
+        """Give notice of addresses in use elsewhere: those passed over, and those that pods hold."""
         asked = list(self._elsewhere.values())
         for found in await self._leases.use(lambda store: store.no_longer(asked)):
             self._elsewhere.pop(found.what, None)
@@ -432,9 +412,8 @@ class Plugin:
 
     @asynccontextmanager
     async def _alone(self, container: str, ifname: str) -> AsyncIterator[None]:
-        """One call at a time for one interface: a DEL waits for the ADD whose client was given up."""
-        lock = self._locks.setdefault((container, ifname), asyncio.Lock())
-        async with lock:
+        """Serialize calls for one interface: a DEL waits for an ADD whose client has timed out."""
+        async with self._locks.setdefault((container, ifname), asyncio.Lock()):
             yield
 
 
@@ -449,7 +428,7 @@ def _link_code(error: LinkError) -> Code:
 
 
 def _result(request: Request, link: PodLink, dns: DNS) -> Result:
-    """Our part behind that of the plugins before us."""
+    """Our result, appended to that of previous plugins."""
     result = request.config.prev_result or Result()
     result.interfaces += [
         Interface(name=link.host, mac=HOST_MAC, mtu=link.mtu),
@@ -459,8 +438,6 @@ def _result(request: Request, link: PodLink, dns: DNS) -> Result:
     for family, address in link.addresses.items():
         result.ips.append(IPConfig(f"{address}/{family.bits}", GATEWAY[family], pod_side))
         result.routes.append(RouteConfig(_DEFAULT[family], GATEWAY[family]))
-    for given in (request.config.dns, dns):
-        if given is not None and given != DNS():
-            result.dns = given
-            break
+    given = (one for one in (request.config.dns, dns) if one is not None and one != DNS())
+    result.dns = next(given, result.dns)
     return result

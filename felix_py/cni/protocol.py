@@ -1,4 +1,4 @@
-"""The framing between the C client and the agent; one call and one answer a connection.
+"""The framing between the C client and the agent: one call and one answer per connection.
 
 Call (also a file of the spool): ``felix-py-cni/1 ENVIRONMENT STDIN\\n`` with the two lengths in bytes, then the
 CNI_* environment as ``NAME=value\\0`` entries, then stdin as it is. Answer: ``CODE LENGTH\\n`` with the exit
@@ -15,15 +15,14 @@ from dataclasses import dataclass
 _HEAD = re.compile(rb"felix-py-cni/1 (\d{1,8}) (\d{1,8})\n")
 _MOST_ENVIRONMENT = 1 << 18
 _MOST_STDIN = 1 << 22
-"""A GC for 110 pods is some 10 KB. The limit keeps nonsense out of memory."""
-
+"""Bytes; a GC for 110 pods has some 10 KB."""
 
 MOST_FRAME = _MOST_ENVIRONMENT + _MOST_STDIN + 64
 """Bytes of a whole call."""
 
 
 class ProtocolError(Exception):
-    """What was received is not a call."""
+    """The received bytes are not a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +35,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the client prints and exits with."""
+    """The client's output and exit code."""
 
     code: int
     stdout: bytes = b""
 
     def encode(self) -> bytes:
-        """The answer's frame."""
         return b"%d %d\n%s" % (self.code, len(self.stdout), self.stdout)
 
 
 async def read_call(reader: asyncio.StreamReader) -> Call:
-    """Read one call.
-
-    Raises:
-        ProtocolError: something else came, it was too large, or the connection ended in the middle.
-    """
+    """Read one call; ProtocolError if it is not one, too large, or cut off."""
     try:
         environment, stdin = _lengths(await reader.readuntil(b"\n"))
         return _call(await reader.readexactly(environment), await reader.readexactly(stdin))
@@ -62,11 +56,7 @@ async def read_call(reader: asyncio.StreamReader) -> Call:
 
 
 def parse_call(frame: bytes) -> Call:
-    """A whole frame, as the spool keeps it.
-
-    Raises:
-        ProtocolError: it is not one.
-    """
+    """Parse a whole frame, as stored in the spool; ProtocolError if it is not one."""
     head, newline, rest = frame.partition(b"\n")
     environment, stdin = _lengths(head + newline)
     if len(rest) != environment + stdin:

@@ -1,17 +1,16 @@
-"""The leases at the start of the agent: the address store, held against the interfaces that are there.
+"""Recovery of leases at the agent's start: the address store is compared with the host interfaces.
 
-The store alone cannot tell that it is missing, or an older copy of itself. But each host interface is labelled
-with the lease that it was made for (:mod:`felix_py.dataplane.link_label`), and lives as long as an address is in
-use. So:
+The store alone cannot detect that it is missing, or replaced by an older copy. But each host interface is
+labelled with its lease (:mod:`felix_py.dataplane.link_label`), and exists as long as an address is in use. So:
 
-* What both say is so. An interface without label (made by an older version, or somebody took it away) gets one.
-* An interface whose lease the store does not have puts it back there.
-* A damaged store is set aside and made anew from the interfaces.
-* An interface without lease and without label could hold any address. Where leases are known to be lost, the
-  agent does not start, and says what to do; else it is said, and nothing goes through the interface. (One that is
-  not up was being made when the agent was killed: nobody has its address.)
+* A lease on which both agree is valid. An interface without label (of an older version, or removed) gets one.
+* A lease that only an interface has is put back into the store.
+* A damaged store is set aside and rebuilt from the interfaces.
+* An interface without lease and label could hold any address. If leases are known to be lost, the agent does not
+  start, and says what to do; else a notice is given, and nothing passes through the interface. (An interface that
+  is down was being made when the agent was killed: no pod has its address.)
 
-A lease without interface is kept for its DEL, unless the machine was started since: no runtime may remember it.
+A lease without interface is kept for its DEL, unless the machine has rebooted: no runtime may remember it.
 """
 
 from __future__ import annotations
@@ -32,31 +31,31 @@ from felix_py.records import Lease
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FILES = ("", "-journal", "-wal", "-shm")
-"""What sqlite makes of a database file's name; the last two in version 1 of the store."""
+"""Suffixes of sqlite's files of a database; the last two in version 1 of the store."""
 
 Say = Callable[[NoticeKind, str, str], None]
 """As :meth:`felix_py.notices.Notices.say`."""
 
 
 class Recovered(NamedTuple):
-    """The open store, and the leases whose interface is there, oldest first: what must go on being enforced."""
+    """The open store, and the leases whose interface exists, oldest first: those to enforce."""
 
     store: AddressStore
     alive: tuple[Lease, ...]
 
 
 def boot_id() -> str:
-    """What the kernel calls this run of the machine (random(4)); unlike a clock it cannot go back."""
+    """The kernel's id of this boot (random(4)), which unlike a clock cannot go back."""
     return _BOOT_ID.read_text().strip()
 
 
 def recover(path: Path, links: Links, say: Say, boot: str = "", elsewhere: Lookup = nobody) -> Recovered:
-    """Open the store at ``path`` and bring it in line with the interfaces. ``boot``: see :func:`boot_id`.
+    """Open the store at ``path`` and bring it in line with the interfaces.
 
-    ``elsewhere`` is the store's: see :class:`AddressStore`.
+    ``boot``: see :func:`boot_id`; ``elsewhere``: see :class:`AddressStore`.
 
     Raises:
-        StoreError: the leases are lost and cannot be made out; or it cannot be opened.
+        StoreError: the leases are lost and cannot be rebuilt; or the store cannot be opened.
         OSError: the kernel does not answer, or a damaged store cannot be set aside.
     """
     ends = links.host_ends()
@@ -72,7 +71,7 @@ def recover(path: Path, links: Links, say: Say, boot: str = "", elsewhere: Looku
 
 
 def _open(path: Path, ends: Sequence[HostEnd], say: Say, elsewhere: Lookup) -> tuple[AddressStore, str]:
-    """The store, and why all leases are missing in it; empty: nothing points to that."""
+    """The store, and why all its leases are lost, or empty if there is no sign of that."""
     nameless = [end.name for end in ends if end.lease is None and end.up]
     missing = f"the address store {path} is missing"
     lost = "" if any(path.with_name(path.name + suffix).exists() for suffix in _FILES) or not ends else missing
@@ -85,10 +84,9 @@ def _open(path: Path, ends: Sequence[HostEnd], say: Say, elsewhere: Lookup) -> t
             raise StoreError(_refusal(str(error), nameless, path)) from error
         aside = _set_aside(path)
         source = f"from the interfaces of {len(ends)} pods" if ends else "empty, as no pod has an interface"
-        text = (
-            f"{error}, by a power failure or a fault of the disk: it was set aside as {aside.name} and made anew"
-        )
-        say(NoticeKind.LEASES_REBUILT, str(path), f"{text} {source}; look after the disk, and delete that file")
+        text = f"{error}, by a power failure or a fault of the disk: it was set aside as {aside.name}"
+        text = f"{text} and made anew {source}; look after the disk, and delete that file"
+        say(NoticeKind.LEASES_REBUILT, str(path), text)
         return AddressStore(path, elsewhere), str(error)
 
 
@@ -97,7 +95,7 @@ def _set_aside(path: Path) -> Path:
     number = 1
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
-    for suffix in reversed(_FILES):  # a journal that stayed behind would be taken for the new database's
+    for suffix in reversed(_FILES):  # sqlite would apply a journal left behind to the new database
         part = path.with_name(path.name + suffix)
         if part.exists():
             part.rename(aside.with_name(aside.name + suffix))
@@ -161,22 +159,21 @@ class _Recovery:
 
     def _label(self, end: HostEnd, lease: Lease) -> None:
         if end.lease is None and (label := link_label(lease)):
-            with suppress(OSError):  # it may have gone meanwhile; the next look tries again
+            with suppress(OSError):  # removed meanwhile, or Plugin.look() repeats it
                 self.links.label(end.index, label)
 
     def _check_strangers(self, strangers: Sequence[HostEnd], lost: str) -> None:
-        """Those without lease and label. A route to a pod says that it had a lease when the agent last ran."""
+        """Interfaces without lease and label. One with a route had a lease when the agent last ran."""
         known = [end.name for end in strangers if end.up and (lost or end.routed)]
         if known:
-            raise StoreError(
-                _refusal(lost or f"leases are missing in the address store {self.path}", known, self.path)
-            )
+            why = lost or f"leases are missing in the address store {self.path}"
+            raise StoreError(_refusal(why, known, self.path))
         for end in strangers:
-            self._stray(
-                end.name,
+            text = (
                 f"the interface {end.name} is of no pod that is known here, and nothing passes through it: "
-                f"delete it (ip link del {end.name}), and the pod behind it, if there is one",
+                f"delete it (ip link del {end.name}), and the pod behind it, if there is one"
             )
+            self._stray(end.name, text)
 
     def _release_old(self, boot: str, present: set[str]) -> None:
         if self.store.boot in ("", boot):
@@ -187,38 +184,36 @@ class _Recovery:
                 log.get("cni").info("released a lease from before the reboot", **about(lease))
 
     def _adopt(self, unknown: Sequence[HostEnd], alive: set[str]) -> list[Lease]:
-        """Put what the interfaces say into the store; of two that claim one address the newest has it.
+        """Put the leases of labels into the store; of two that claim one address the newest wins.
 
-        ``alive``: interfaces whose leases are right.
+        ``alive``: interfaces whose leases are valid.
         """
         adopted: list[Lease] = []
-        wanted = sorted(
-            (end.lease for end in unknown if end.lease), key=lambda lease: lease.created, reverse=True
-        )
-        for lease in wanted:
+        labelled = [end.lease for end in unknown if end.lease]
+        for lease in sorted(labelled, key=lambda lease: lease.created, reverse=True):
             self._make_way(lease, alive | {one.interface for one in adopted})
             try:
                 self.store.adopt(lease)
             except AddressUnavailable as error:
-                self._stray(
-                    lease.interface,
+                text = (
                     f"the interface {lease.interface} of pod {lease.namespace}/{lease.pod} has an address that "
-                    f"was given to another pod ({error}), and nothing passes through it: delete the pod",
+                    f"was given to another pod ({error}), and nothing passes through it: delete the pod"
                 )
+                self._stray(lease.interface, text)
                 continue
             adopted.append(lease)
             log.get("cni").warning("took a lease from its interface's label", **about(lease))
         return adopted
 
     def _make_way(self, lease: Lease, right: set[str]) -> None:
-        """Of an address that an interface has, the lease of one that is gone or says otherwise is older."""
+        """Release older leases of the same addresses: their interface is gone or has another label."""
         addresses = set(lease.addresses.values())
         for other in self.store.all():
             if other.interface not in right and not addresses.isdisjoint(other.addresses.values()):
                 self.store.release(other.container, other.ifname)
 
     def _name_back(self, ends: Sequence[HostEnd]) -> None:
-        """Everything of ours in the kernel goes by the interfaces' names."""
+        """Restore the names of interfaces: rules, sets and routes refer to them."""
         for end in ends:
             if end.lease and end.name != end.lease.interface:
                 try:
@@ -231,10 +226,10 @@ class _Recovery:
 
 
 def _same(label: Lease, lease: Lease) -> bool:
-    """Whether they are one lease. A delegated plugin's or an older version's time is not looked at."""
+    """Whether both are one lease. ``created`` is ignored: a delegated plugin's or an older version's differs."""
     return (label.namespace, label.pod, label.addresses) == (lease.namespace, lease.pod, lease.addresses)
 
 
 def about(lease: Lease) -> dict[str, str]:
-    """A lease's words for the log."""
+    """A lease's fields for the log."""
     return {"container": lease.container, "pod": f"{lease.namespace}/{lease.pod}", "interface": lease.interface}

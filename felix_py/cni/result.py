@@ -18,7 +18,7 @@ _OF_1_1_0 = {
 
 
 class Interface(msgspec.Struct, omit_defaults=True, rename="camel"):
-    """An interface; ``sandbox`` empty: on the host."""
+    """An interface; ``sandbox`` is empty for one on the host."""
 
     name: str = ""
     mac: str = ""
@@ -50,7 +50,7 @@ class RouteConfig(msgspec.Struct, omit_defaults=True):
 
 
 class DNS(msgspec.Struct, omit_defaults=True):
-    """What resolv.conf should say."""
+    """Content for resolv.conf."""
 
     nameservers: list[str] = []
     domain: str = ""
@@ -59,7 +59,7 @@ class DNS(msgspec.Struct, omit_defaults=True):
 
 
 class Result(msgspec.Struct, omit_defaults=True):
-    """The result of an ADD, of ours, of a previous plugin or (abbreviated) of an IPAM plugin."""
+    """The result of an ADD: ours, a previous plugin's or (abbreviated) an IPAM plugin's."""
 
     interfaces: list[Interface] = []
     ips: list[IPConfig] = []
@@ -67,7 +67,7 @@ class Result(msgspec.Struct, omit_defaults=True):
     dns: DNS = msgspec.field(default_factory=DNS)
 
     def encode(self, version: str) -> bytes:
-        """JSON as ``version`` wants it."""
+        """The JSON of CNI ``version``."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         if version != "1.1.0":
             for part, fields in _OF_1_1_0.items():

@@ -1,4 +1,4 @@
-"""Where this host's container runtime looks for CNI plugins and network lists, as its own configuration says.
+"""The container runtime's folders of CNI plugins and network lists, from its own configuration.
 
 Distributions differ: Debian's containerd has its plugins in ``/usr/lib/cni``, most others in ``/opt/cni/bin``.
 """
@@ -19,17 +19,14 @@ _CRIO = ("etc/crio/crio.conf", "etc/crio/crio.conf.d/*.conf")
 
 @dataclass(frozen=True, slots=True)
 class RuntimeFolders:
-    """The folder of plugins and that of network lists; the CNI defaults where nothing says otherwise."""
+    """The folders of plugins and of network lists; by default those of CNI."""
 
     plugins: Path = AgentConfig.cni_bin_dir
     lists: Path = AgentConfig.cni_conf_dir
 
 
 def runtime_folders(root: Path = Path("/")) -> RuntimeFolders:
-    """Read the configuration of containerd, else of CRI-O, below ``root``.
-
-    A file that cannot be read says nothing, as in a container that does not mount it.
-    """
+    """Read the configuration of containerd, else of CRI-O, below ``root``. Unreadable files count as absent."""
     found = _containerd(_read(root / _CONTAINERD))
     if not found:
         for pattern in _CRIO:
@@ -57,7 +54,7 @@ def _containerd(config: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def _cni_tables(plugins: object) -> Iterator[Mapping[str, Any]]:
-    """Of whichever version of the configuration: the names of the CRI plugin have changed with it."""
+    """In any version of the configuration: the CRI plugin's name has changed with the versions."""
     if not isinstance(plugins, Mapping):
         return
     for name, plugin in plugins.items():

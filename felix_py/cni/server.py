@@ -1,4 +1,4 @@
-"""The Unix socket that ``felix-py-cni`` talks to, and the spool of calls that came while nobody listened."""
+"""The Unix socket of ``felix-py-cni``, and the spool of calls made while no agent listened."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from felix_py.metrics import Metrics
 
 _BACKLOG = 512
 _MOST_CALLS = 512
-"""Calls at a time: descriptors are for what enforces."""
+"""Concurrent calls: the remaining file descriptors are reserved for enforcement."""
 _READ_TIMEOUT = 10.0
 """Seconds for a call to arrive: the client has all of it before it connects."""
 _SPOOL_LOCK_TIMEOUT = 5.0
 
 CALLS = 2.0
-"""Seconds that calls under way have to come to their end when the server stops."""
+"""Seconds for calls under way to finish when the server stops."""
 
 UNDO = 1.0
-"""Seconds for those that did not to undo what they did."""
+"""Seconds for unfinished calls to undo their steps."""
 
 _STOPPING = CNIError(Code.TRY_AGAIN, "the agent is stopping")
 
 
 class SocketInUse(Exception):
-    """Another agent answers on the socket."""
+    """Another agent listens on the socket."""
 
 
 class CNIServer:
-    """Answers calls on ``path``. No call, however broken, takes the server down."""
+    """Answers calls on ``path``. No call, however malformed, stops the server."""
 
     def __init__(self, plugin: Plugin, path: Path, metrics: Metrics) -> None:
         self._plugin = plugin
@@ -51,7 +51,7 @@ class CNIServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen; then work off the spool, in the background.
+        """Listen; then process the spool in the background.
 
         Raises:
             SocketInUse: another agent runs on this node.
@@ -63,11 +63,11 @@ class CNIServer:
         self._keep(asyncio.create_task(self._drain_spool()))
 
     async def stop(self, calls: float = CALLS, undo: float = UNDO) -> None:
-        """Take no more calls, and let those under way come to their end: nothing half-made is to be left behind.
+        """Accept no more calls, and let those under way finish, so that nothing half-made is left behind.
 
-        One that has not done so after ``calls`` seconds is cut off: it undoes what it can, and its client is told
-        to try again. Whatever needs longer than ``undo`` seconds for that is left alone; call this again when
-        what it waits for has ended.
+        A call unfinished after ``calls`` seconds is cancelled: it undoes its steps, and its client is told to try
+        again. A call that needs longer than ``undo`` seconds for that is left alone; call this method again once
+        the operation that it waits for has ended.
         """
         if self._server is not None:
             self._server.close()
@@ -88,7 +88,7 @@ class CNIServer:
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._tasks) >= _MOST_CALLS:
-            writer.transport.abort()  # the client says "try again", or keeps the call in the spool
+            writer.transport.abort()  # the client reports "try again", or spools the call
             return
         self._keep(asyncio.create_task(self._serve(reader, writer)))
 
@@ -100,13 +100,13 @@ class CNIServer:
         except ProtocolError as error:
             self._log.warning("not a CNI call", reason=str(error))
             answer = Answer(1, CNIError(Code.DECODING, str(error)).encode(""))
-        except OSError as error:  # a TimeoutError is one, too
+        except OSError as error:  # includes TimeoutError
             self._log.warning("a CNI call did not arrive", reason=str(error) or "timed out")
             answer = Answer(1, CNIError(Code.IO, "the call did not arrive").encode(""))
         except Exception as error:
             self._log.exception("a CNI call cannot be read by a defect")
             answer = Answer(1, CNIError(Code.INTERNAL, f"internal error: {type(error).__name__}").encode(""))
-        with suppress(OSError):  # the runtime gave the client up; it will call DEL
+        with suppress(OSError):  # the runtime has killed the client; it will call DEL
             writer.write(answer.encode())
             async with asyncio.timeout(_READ_TIMEOUT):
                 await writer.drain()
@@ -117,14 +117,11 @@ class CNIServer:
     async def _answer_or_stop(self, call: Call) -> Answer:
         try:
             return await self.answer(call)
-        except asyncio.CancelledError:  # by stop(), or because what it waited for has ended
+        except asyncio.CancelledError:  # by stop(), or by an operation that it waited for
             return Answer(1, _STOPPING.encode(version_of(call)))
 
     async def answer(self, call: Call, *, spooled: bool = False) -> Answer:
-        """What the client is to print. Never raises for anything that is in the call.
-
-        ``spooled``: it was made before this agent ran.
-        """
+        """Execute a call; never raises because of its content. ``spooled``: it was made before this agent ran."""
         started = time.monotonic()
         command = call.environment.get("CNI_COMMAND", "")
         bound = self._log.bind(command=command, container=call.environment.get("CNI_CONTAINERID", ""))
@@ -151,10 +148,10 @@ class CNIServer:
     # --- spool ---------------------------------------------------------------------------------------
 
     async def _drain_spool(self) -> None:
-        """Do what clients were told while no agent ran. A DEL that fails stays for the next start.
+        """Execute spooled calls. A failed DEL stays for the next start.
 
-        A GC does not: its list of what is in use is that of the moment it was called, and the next agent would
-        take away what has come since.
+        A failed GC does not: its list of attachments is of the moment of the call, and at the next start it would
+        remove those added since.
         """
         folder = self._path.parent / "spool"
         try:
@@ -170,7 +167,7 @@ class CNIServer:
                     entry.unlink(missing_ok=True)
 
     def _take(self, entry: Path) -> Call | None:
-        """A spooled call; its file is gone if it must not be done twice."""
+        """Read a spooled call; removes its file if the call must not be repeated (GC)."""
         try:
             found = entry.lstat()
             if not stat.S_ISREG(found.st_mode):
@@ -191,7 +188,7 @@ class CNIServer:
 
 
 def listen_at(path: Path, backlog: int) -> socket.socket:
-    """A listening socket for root only, in place of what a crashed agent has left.
+    """A listening socket for root only, in place of one left by a crashed agent.
 
     Raises:
         SocketInUse: another agent answers there.
@@ -221,15 +218,15 @@ def listen_at(path: Path, backlog: int) -> socket.socket:
 def _spooled(folder: Path) -> list[Path]:
     """The spooled calls, oldest first.
 
-    A client that found nobody listening holds the folder's shared lock until its call is in the spool. We listen
-    already, so once the exclusive lock was ours nothing new can come.
+    A client without a listening agent holds the folder's shared lock until its call is in the spool. The socket
+    listens already, so once the exclusive lock has been held, no new call can arrive here.
     """
     if not folder.is_dir():
         return []
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + _SPOOL_LOCK_TIMEOUT
-        while time.monotonic() < deadline:  # a client that hangs must not keep us from the rest
+        while time.monotonic() < deadline:  # a hung client must not block the rest
             with suppress(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break

@@ -1,4 +1,4 @@
-"""Asking another CNI plugin: what it may print is bounded, whatever kind of program it is."""
+"""Runs another CNI plugin with bounded time and output."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import asyncio
 from contextlib import suppress
 
 MOST = 1 << 20
-"""Bytes of each of its outputs that are kept; the rest is read and forgotten."""
+"""Bytes of each output that are kept; the rest is read and discarded."""
 
 
 async def talk(process: asyncio.subprocess.Process, stdin: bytes, timeout: float) -> tuple[bytes, bytes]:
-    """Give a program its input; its output and its complaint, once it has ended.
-
-    Whatever comes in between, it has ended afterwards.
+    """Pass stdin to a program; returns stdout and stderr. The program has ended afterwards in any case.
 
     Raises:
         TimeoutError: it did not end within ``timeout`` seconds.
     """
     try:
         async with asyncio.timeout(timeout):
-            _, output, complaint = await asyncio.gather(
+            _, output, errors = await asyncio.gather(
                 _write(process.stdin, stdin), _read(process.stdout), _read(process.stderr)
             )
             await process.wait()
-            return output, complaint
+            return output, errors
     finally:
         if process.returncode is None:
             process.kill()

@@ -1,4 +1,4 @@
-"""A call's meaning: environment and network configuration, parsed and validated.
+"""Requests: a call's environment and network configuration, parsed and validated.
 
 Source: CNI 1.1.0, "Section 1: Network configuration format" and "Section 2: Execution Protocol".
 """
@@ -19,7 +19,7 @@ from felix_py.cni.protocol import Call
 from felix_py.cni.result import DNS, Result
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,255}")
-"""Of a container or a network. The specification has no limit; runtimes use 64 characters."""
+"""A container id or a network name. The specification has no limit of length; runtimes use 64 characters."""
 _POD_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _UID = re.compile(r"[a-zA-Z0-9-]{0,128}")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -27,7 +27,7 @@ OUR_IPAM = ("", "felix-py")
 
 
 class Command(enum.StrEnum):
-    """CNI_COMMAND. VERSION never gets here: the client answers it, with or without an agent."""
+    """CNI_COMMAND. The client itself answers VERSION."""
 
     ADD = "ADD"
     DEL = "DEL"
@@ -44,19 +44,11 @@ _NEEDED = {
     Command.GC: ("CNI_PATH",),
     Command.STATUS: ("CNI_PATH",),
 }
-_KNOWN_ARGS = {
-    "IgnoreUnknown",
-    "IP",
-    "K8S_POD_NAMESPACE",
-    "K8S_POD_NAME",
-    "K8S_POD_INFRA_CONTAINER_ID",
-    "K8S_POD_UID",
-}
-
+_POD_ARGS = {"K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID"}
+_KNOWN_ARGS = {"IgnoreUnknown", "IP"} | _POD_ARGS
 
 _PLUGINS = {"portMappings": "portmap", "bandwidth": "bandwidth"}
-"""Whose capabilities these are. Where the plugin is not installed, our own entry declares them: pods that need
-them are refused with words instead of going without."""
+"""Capability -> plugin. Our own entry declares those of missing plugins, to refuse pods that need them."""
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -67,13 +59,13 @@ class Attachment(msgspec.Struct, frozen=True):
 
 
 class IPAMConfig(msgspec.Struct, frozen=True):
-    """``ipam``; everything but the type is for the plugin that it names."""
+    """``ipam``; other members than the type are for the plugin that it names."""
 
     type: str = ""
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, rename="camel"):
-    """The plugin's configuration, as the runtime makes it from the network configuration list."""
+    """The plugin's configuration, which the runtime derives from the network configuration list."""
 
     cni_version: str = ""
     name: str = ""
@@ -86,13 +78,13 @@ class NetworkConfig(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def delegate(self) -> str:
-        """The IPAM plugin to ask for addresses; empty: our own store."""
+        """The IPAM plugin to run for addresses; empty for our own store."""
         return "" if self.ipam.type in OUR_IPAM else self.ipam.type
 
 
 @dataclass(frozen=True, slots=True)
 class PodName:
-    """Which pod a container runtime makes the call for."""
+    """The pod of a call."""
 
     namespace: str
     name: str
@@ -119,45 +111,31 @@ class Request:
         return self.config.cni_version
 
     def pod(self) -> PodName:
-        """The pod of the call.
-
-        Raises:
-            CNIError: the runtime named none, or the name cannot be one.
-        """
+        """The pod of the call; CNIError if the runtime named none, or the name is invalid."""
         namespace, name = self.args.get("K8S_POD_NAMESPACE", ""), self.args.get("K8S_POD_NAME", "")
         if not namespace or not name:
-            raise CNIError(
-                Code.INVALID_CONFIG,
-                "felix-py connects Kubernetes pods only: CNI_ARGS has no K8S_POD_NAMESPACE and K8S_POD_NAME",
-            )
+            text = "felix-py connects Kubernetes pods only: CNI_ARGS has no K8S_POD_NAMESPACE and K8S_POD_NAME"
+            raise CNIError(Code.INVALID_CONFIG, text)
         uid = self.args.get("K8S_POD_UID", "")
         if not _POD_NAME.fullmatch(namespace) or not _POD_NAME.fullmatch(name) or not _UID.fullmatch(uid):
             raise CNIError(Code.ENVIRONMENT, f"CNI_ARGS: {namespace!r}/{name!r} ({uid!r}) cannot be a pod")
         return PodName(namespace, name, uid)
 
     def requested_addresses(self) -> list[str]:
-        """Addresses that the runtime wants: runtimeConfig.ips, else args.cni.ips, else IP in CNI_ARGS.
-
-        Raises:
-            CNIError: they are not addresses.
-        """
+        """Requested addresses: runtimeConfig.ips, else args.cni.ips, else IP in CNI_ARGS; CNIError if invalid."""
         wanted = (self.config.runtime_config or {}).get("ips")
         if wanted is None:
             wanted = _cni_args(self.config).get("ips")
         if wanted is None:
             wanted = [self.args["IP"]] if self.args.get("IP") else []
         try:
-            # With or without a prefix length (CNI conventions, "ips"); ours is always the whole address.
+            # With or without a prefix length (CNI conventions, "ips"), which is ignored.
             return [str(ipaddress.ip_interface(text).ip) for text in msgspec.convert(wanted, list[str])]
         except (ValueError, msgspec.ValidationError) as error:
             raise CNIError(Code.INVALID_CONFIG, f"requested addresses {wanted!r}: {error}") from None
 
     def requested_mac(self) -> str:
-        """``runtimeConfig.mac`` (CNI conventions), or empty.
-
-        Raises:
-            CNIError: it is not the MAC of one interface.
-        """
+        """``runtimeConfig.mac`` (CNI conventions), or empty; CNIError if it is not a unicast MAC."""
         mac = (self.config.runtime_config or {}).get("mac", "")
         if mac and not (isinstance(mac, str) and _MAC.fullmatch(mac) and not int(mac[:2], 16) & 1):
             raise CNIError(Code.INVALID_CONFIG, f"runtimeConfig.mac: {mac!r} is not a unicast MAC address")
@@ -169,7 +147,7 @@ class _VersionOnly(msgspec.Struct, rename="camel"):
 
 
 def version_of(call: Call) -> str:
-    """The CNI version in which an error about this call is told, even when the call cannot be understood."""
+    """The CNI version for errors about this call, also if the call is invalid; empty if unreadable."""
     try:
         return msgspec.json.decode(call.stdin, type=_VersionOnly).cni_version
     except NOT_JSON:
@@ -177,11 +155,7 @@ def version_of(call: Call) -> str:
 
 
 def parse_request(call: Call) -> Request:
-    """Validate a call.
-
-    Raises:
-        CNIError: what is wrong with it, with the code that the specification gives it.
-    """
+    """Validate a call; raises CNIError with the code of the specification."""
     environment = call.environment
     try:
         command = Command(environment.get("CNI_COMMAND", ""))
@@ -205,10 +179,8 @@ def parse_request(call: Call) -> Request:
 
 def _check_attachment(container: str, ifname: str) -> None:
     if not _NAME.fullmatch(container):
-        raise CNIError(
-            Code.ENVIRONMENT,
-            f"CNI_CONTAINERID {container[:300]!r}: letters, digits, '_', '.' and '-' only, 256 of them at most",
-        )
+        text = "letters, digits, '_', '.' and '-' only, 256 of them at most"
+        raise CNIError(Code.ENVIRONMENT, f"CNI_CONTAINERID {container[:300]!r}: {text}")
     if ifname in (".", "..") or len(ifname.encode()) > 15 or any(c in "/:" or c.isspace() for c in ifname):
         raise CNIError(Code.ENVIRONMENT, f"CNI_IFNAME {ifname!r} cannot name an interface")
 
@@ -221,11 +193,9 @@ def _parse_config(stdin: bytes, command: Command) -> NetworkConfig:
     except NOT_JSON as error:
         raise CNIError(Code.DECODING, f"the network configuration is not JSON: {error}") from None
     if config.cni_version not in SUPPORTED_VERSIONS:
-        raise CNIError(
-            Code.INCOMPATIBLE_VERSION,
-            f"cniVersion {config.cni_version!r} is not supported",
-            f"supported versions: {', '.join(SUPPORTED_VERSIONS)}",
-        )
+        text = f"cniVersion {config.cni_version!r} is not supported"
+        supported = f"supported versions: {', '.join(SUPPORTED_VERSIONS)}"
+        raise CNIError(Code.INCOMPATIBLE_VERSION, text, supported)
     since = _SINCE.get(command, "")
     if SUPPORTED_VERSIONS.index(config.cni_version) < SUPPORTED_VERSIONS.index(since or "0.3.0"):
         raise CNIError(Code.INCOMPATIBLE_VERSION, f"{command} needs cniVersion {since}, not {config.cni_version}")
@@ -245,10 +215,10 @@ class _Raw(msgspec.Struct):
 
 
 def _parse_del(call: Call) -> NetworkConfig:
-    """All that a DEL uses is which IPAM plugin to ask. Whatever else is wrong must not make a pod undeletable.
+    """Parse what a DEL uses: the IPAM plugin. Other errors must not make a pod undeletable.
 
     Raises:
-        CNIError: it is no JSON object, or an IPAM plugin is named and there is no CNI_PATH to find it in.
+        CNIError: stdin is no JSON object, or an IPAM plugin is named without CNI_PATH.
     """
     try:
         ipam = msgspec.json.decode(call.stdin, type=_Raw).ipam
@@ -257,7 +227,7 @@ def _parse_del(call: Call) -> NetworkConfig:
     try:
         config = NetworkConfig(version_of(call), ipam=msgspec.json.decode(ipam, type=IPAMConfig))
     except NOT_JSON:
-        config = NetworkConfig(version_of(call))  # no ADD was done with such a configuration
+        config = NetworkConfig(version_of(call))  # no ADD succeeds with such a configuration
     if not _is_program(config.delegate):
         return NetworkConfig(config.cni_version)
     if config.delegate and not call.environment.get("CNI_PATH"):
@@ -270,7 +240,7 @@ def _is_program(name: str) -> bool:
 
 
 def _check_runtime_config(config: NetworkConfig) -> None:
-    """What the runtime asks for at run time is done or refused, never ignored."""
+    """Refuse unsupported members of runtimeConfig: none may be ignored."""
     supported = {"ips", "mac"} | ({"ipRanges"} if config.delegate else set())
     for key, value in (config.runtime_config or {}).items():
         if key not in supported and value:
@@ -301,7 +271,6 @@ def _parse_args(text: str) -> dict[str, str]:
         args[name] = value
     unknown = sorted(args.keys() - _KNOWN_ARGS)
     if unknown and args.get("IgnoreUnknown", "").lower() not in ("1", "t", "true"):
-        raise CNIError(
-            Code.ENVIRONMENT, f"CNI_ARGS: {', '.join(unknown)} not known, and IgnoreUnknown is not set"
-        )
+        text = f"CNI_ARGS: {', '.join(unknown)} not known, and IgnoreUnknown is not set"
+        raise CNIError(Code.ENVIRONMENT, text)
     return args

@@ -1,4 +1,4 @@
-"""The plugin's blocking work, in threads of its own: the address store's disk and the kernel's interfaces."""
+"""The plugin's blocking work in threads: the address store's disk and the kernel's interfaces."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ T = TypeVar("T")
 
 
 class Leases:
-    """The address store from the event loop: what is asked at the same time shares one write to disk."""
+    """The address store for the event loop: concurrent changes share one write to disk."""
 
     def __init__(self, store: AddressStore) -> None:
         self._store = store
         self._batches: Batcher[Callable[[AddressStore], Any], Any] = Batcher("leases", self._write)
 
     def get(self, container: str, ifname: str) -> Lease | None:
-        """The lease of one interface, at once."""
+        """The lease of one interface, without waiting."""
         return self._store.get(container, ifname)
 
     def keys(self) -> list[LeaseKey]:
-        """(container, ifname) of all leases, at once."""
+        """(container, ifname) of all leases, without waiting."""
         return self._store.keys()
 
     def of(self, container: str) -> list[Lease]:
-        """The leases of one container, at once."""
+        """The leases of one container, without waiting."""
         return self._store.of(container)
 
     def take_skipped(self) -> list[Elsewhere]:
-        """What was not given out since the last call, because something else uses it."""
+        """Other users of addresses that were passed over since the last call."""
         skipped, self._store.skipped = self._store.skipped, {}
         return list(skipped.values())
 
     async def use(self, action: Callable[[AddressStore], T]) -> T:
-        """Have ``action`` done with the store; its changes are on disk when this returns.
+        """Run ``action`` on the store; its changes are on disk when this returns.
 
         Raises:
             AllocationError, ValueError: from ``action``.
@@ -50,7 +50,7 @@ class Leases:
         return cast(T, await self._batches.submit(action))
 
     def close(self) -> None:
-        """Close the store once nothing uses it any more."""
+        """Close the store after the last action."""
         self._batches.close()
         self._store.close()
 
@@ -66,7 +66,7 @@ class Leases:
 
 
 class Interfaces:
-    """Pod interfaces from the event loop, of the network namespace in which this was made."""
+    """Pod interfaces for the event loop, in the network namespace of the object's creation."""
 
     def __init__(self) -> None:
         self._links = Links()
@@ -95,11 +95,11 @@ class Interfaces:
         return await self._call(lambda: self._links.check(link, default_routes))
 
     async def delete(self, host: str) -> None:
-        """See :meth:`Links.delete`: what is deleted at the same time shares one grace period."""
+        """See :meth:`Links.delete`; concurrent deletions share one RCU grace period."""
         await self._deletions.submit(host)
 
     def close(self) -> None:
-        """Close once nothing is under way any more."""
+        """Close after the last operation."""
         self._thread.shutdown()
         self._deletions.close()
         self._links.close()

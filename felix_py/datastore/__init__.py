@@ -1,7 +1,6 @@
-"""What the agent knows of the cluster, and the only place that talks to the API server.
+"""The agent's view of the cluster, and the only package that talks to the API server.
 
-Start at :class:`felix_py.datastore.cluster.Cluster`. Bytes come in through ``client``, ``informer`` keeps one
-thread per kind listing and watching, ``decode`` (over ``wire``) makes records of them, ``bridge`` carries these
-to the event loop, and ``store`` holds them there and tells of differences. ``events`` goes the other way:
-Kubernetes Events on objects.
+Entry point: :class:`felix_py.datastore.cluster.Cluster`. ``client`` transports bytes, ``informer`` lists and
+watches in one thread per kind, ``decode`` (over ``wire``) makes records, ``bridge`` carries these to the event
+loop, and ``store`` holds them and publishes differences. ``event_writer`` and ``conditions`` write to the server.
 """

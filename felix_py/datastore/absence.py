@@ -1,13 +1,12 @@
-"""A kind that the server does not have: whether to believe that, and how to learn of its coming.
+"""Absent kinds: when a 404 is believed, and how the installation of a CustomResourceDefinition (CRD) is noticed.
 
-A kind of a CustomResourceDefinition (CRD) that is not installed answers 404. So does a server that has not read
-its definitions yet, and one of several that is behind the others. What the definition itself says decides: it
-is an object as others are, read from the same store. Where it cannot be read, the word is believed once it has
-stood.
+A custom resource whose CRD is not installed answers 404. So does a server that has not read its CRDs yet, and a
+replica that lags behind the others. The CRD decides: it is an object like any other, read from the same store.
+If it cannot be read, the 404 is believed after it has persisted for some time.
 
-A kind's coming is told by a watch of its definition alone, by name: one quiet connection in place of the one
-that the kind itself takes when it is there. Where the right to that is missing, the group's discovery document
-is looked at from time to time, once for all kinds of it.
+Installation is noticed by a watch of the one CRD, by name: one idle connection in place of the one that the kind
+takes once it is served. Without the RBAC right to that, the group's discovery document is polled, once for all
+kinds of the group.
 """
 
 from __future__ import annotations
@@ -27,39 +26,37 @@ from felix_py.datastore.decode import Kind
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 _STOOD = 30.0
-"""Seconds for which 404 must have been the only answer, where policy may rest on the kind and nobody else is
-asked."""
+"""Seconds of nothing but 404 before it is believed, if policies may be in force and the CRD is unreadable."""
 
 _CONTRADICTED = 60.0
-"""The same where the definition says that the server has the kind."""
+"""The same if the CRD says that the kind is served."""
 
 _TWICE_APART = 1.0
-"""Seconds between two words that count as two."""
+"""Seconds between two 404s that count as two."""
 
 _RETRY = (0.25, 5.0)
 """First and longest delay between requests for a kind whose absence is not believed."""
 
 
 class Word(enum.Enum):
-    """What the definition of a kind says."""
+    """What a CRD says about its kind. UNKNOWN: it may not be read, or cannot be decoded."""
 
     SERVED = enum.auto()
     NOT_SERVED = enum.auto()
     UNKNOWN = enum.auto()
-    """It may not be read, or not be understood."""
 
 
 class Definition:
-    """The definition of one kind: how it is asked for, and what an answer says."""
+    """The CRD of one kind: its query, and the decoding of answers."""
 
     def __init__(self, kind: Kind[Any]) -> None:
-        """``kind.path`` is /apis/GROUP/VERSION/PLURAL, as those of all custom resources."""
+        """``kind.path`` is /apis/GROUP/VERSION/PLURAL, as of every custom resource."""
         _, _, self.group, self.version, plural = kind.path.split("/")
         self.query = {"fieldSelector": f"metadata.name={plural}.{self.group}"}
-        """Selects this definition alone; RBAC takes it for its name (resourceNames)."""
+        """Selects this CRD alone; RBAC treats the selector as its name (resourceNames)."""
 
     def listed(self, body: bytes) -> Word:
-        """What a list says that was asked for with :attr:`query`."""
+        """Decode a list that was requested with :attr:`query`."""
         try:
             found = _LIST.decode(body).items or []
         except wire.UNDECODABLE:
@@ -67,7 +64,7 @@ class Definition:
         return self._word(found[0]) if found else Word.NOT_SERVED
 
     def event(self, line: bytes) -> Word:
-        """What a line of a watch says. An ERROR event says nothing: the watch ends with it."""
+        """Decode a line of a watch. An ERROR event is UNKNOWN: the watch ends with it."""
         try:
             event = _LINE.decode(line)
             if event.type not in ("ADDED", "MODIFIED"):
@@ -84,7 +81,7 @@ class Definition:
 
 
 class Belief:
-    """Counts one kind's 404s in a row, until they are believed."""
+    """Counts consecutive 404s of one kind until the absence is believed."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -92,13 +89,13 @@ class Belief:
         self.reset()
 
     def reset(self) -> None:
-        """The server said something else: what it says of the kind now counts from the start."""
+        """Start counting anew, after another answer than 404."""
         self._times = 0
         self._since = 0.0
         self._retry.reset()
 
     def told(self, word: Word, *, doubt: bool) -> bool:
-        """The server has just answered 404, and the definition says ``word``: is the kind not there?
+        """Count a 404; true if the kind is absent, given its CRD's ``word``.
 
         ``doubt``: policies of this kind are in force, or may be.
         """
@@ -113,12 +110,12 @@ class Belief:
         return self._times > 1 and stood >= (_TWICE_APART if word is Word.NOT_SERVED else _STOOD)
 
     def delay(self) -> float:
-        """Seconds until the kind is asked for again, while its absence is not believed."""
+        """Seconds until the next request while the absence is not believed."""
         return self._retry.delay()
 
 
 class Discovery:
-    """The discovery document of one API group, looked at once for all of its kinds. Safe for several threads."""
+    """Discovery documents of API groups, fetched once for all kinds of a group. Thread-safe."""
 
     def __init__(self, api: Api, clock: Clock) -> None:
         self._api = api
@@ -130,8 +127,7 @@ class Discovery:
         """Whether the server has a group's version, as of at most ``max_age`` seconds ago.
 
         Raises:
-            ApiError: it refuses to tell.
-            Unreachable: no answer.
+            ApiError, Unreachable: as :meth:`Api.request`.
         """
         with self._lock:
             looked, versions = self._looked.get(group, (0.0, frozenset[str]()))

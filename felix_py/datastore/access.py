@@ -1,9 +1,8 @@
-"""Who the API server is and who we are to it: a pod's service account, or the plain kind of kubeconfig.
+"""Access to the API server by a pod's service account or a plain kubeconfig: server, TLS and credentials.
 
-The official client reads every kind (:mod:`felix_py.datastore.official`), but to load it takes longer than
-everything else that an agent's start waits for. So what agents usually have is read here: a token or
-certificates, in the file or beside it. Whatever is not understood here, or wrong, is left to the official
-client, which then says what is wrong.
+The official client reads every kubeconfig (:mod:`felix_py.datastore.official`), but loading it takes longer than
+everything else in an agent's start. So this module reads the common case: a token or certificates, in the file or
+beside it. Anything else, or anything wrong, is left to the official client, which then reports what is wrong.
 """
 
 from __future__ import annotations
@@ -24,41 +23,30 @@ from urllib3.util.ssl_ import create_urllib3_context
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _TOKEN_AGE = 60.0
-"""Seconds after which a token's file is read again: kubelets exchange it long before it expires."""
+"""Seconds after which a token's file is read again: the kubelet rotates it long before it expires."""
 
 _POOL = 10
-"""Connections kept for each server: one a kind, and those of the writers."""
+"""Connections kept to the server: one a kind, and those of the writers."""
 
 _PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-_CLUSTER = frozenset(
-    {
-        "server",
-        "certificate-authority",
-        "certificate-authority-data",
-        "insecure-skip-tls-verify",
-        "tls-server-name",
-    }
-)
-_USER = frozenset(
-    {"token", "tokenFile", "client-certificate", "client-certificate-data", "client-key", "client-key-data"}
-)
+_AUTHORITY = {"certificate-authority", "certificate-authority-data"}
+_CLUSTER = {"server", *_AUTHORITY, "insecure-skip-tls-verify", "tls-server-name"}
+_CERTIFICATE = {"client-certificate", "client-certificate-data", "client-key", "client-key-data"}
+_USER = {"token", "tokenFile", *_CERTIFICATE}
+"""Members of a kubeconfig's cluster and user that are understood here."""
 
 SocketOptions = Sequence[tuple[int, int, int]]
 
 
 class Access(Protocol):
-    """One way to one API server, as it was when it was read."""
+    """Server and credentials, as they were when read."""
 
     @property
     def server(self) -> str:
         """The API server's URL, without a path."""
 
     def authorization(self) -> str:
-        """Value of the Authorization header; empty: none.
-
-        Raises:
-            OSError: what it is made of cannot be read now.
-        """
+        """Value of the Authorization header, or empty; OSError if its source cannot be read now."""
 
     def pool(self, options: SocketOptions) -> urllib3.PoolManager:
         """Connections to it.
@@ -74,7 +62,7 @@ class NotPlain(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A server and who we are to it. Certificates are PEM text; ``token_file`` goes before ``token``."""
+    """A server and its credentials. Certificates are PEM text; ``token_file`` takes precedence over ``token``."""
 
     server: str
     authority: str = ""
@@ -87,10 +75,12 @@ class Identity:
 
 
 class Plain:
-    """Access by an identity at hand."""
+    """Access by an :class:`Identity`."""
 
     def __init__(self, identity: Identity) -> None:
-        """Raises OSError where the token's file cannot be read, or a certificate is none."""
+        """Raises OSError if the token's file cannot be read, or a certificate is invalid."""
+        self.server = identity.server
+        """The API server's URL, without a path."""
         self._identity = identity
         self._context = _context(identity) if identity.server.startswith("https://") else None
         self._token = identity.token
@@ -98,13 +88,8 @@ class Plain:
         if identity.token_file is not None:
             self._token = identity.token_file.read_text().strip()
 
-    @property
-    def server(self) -> str:
-        """The API server's URL, without a path."""
-        return self._identity.server
-
     def authorization(self) -> str:
-        """The bearer token; one that cannot be read again, or is empty for a moment, stays as it was."""
+        """The bearer token; while its file is empty the last token stays."""
         file = self._identity.token_file
         if file is not None and time.monotonic() - self._read > _TOKEN_AGE:
             self._token = file.read_text().strip() or self._token
@@ -112,7 +97,7 @@ class Plain:
         return f"Bearer {self._token}" if self._token else ""
 
     def pool(self, options: SocketOptions) -> urllib3.PoolManager:
-        """Connections that verify the server as the identity says."""
+        """A pool whose connections verify the server as the identity says."""
         arguments: dict[str, Any] = {"socket_options": options, "maxsize": _POOL}
         if self._context is not None:
             arguments["ssl_context"] = self._context
@@ -131,7 +116,7 @@ def _context(identity: Identity) -> ssl.SSLContext:
     else:
         context.load_default_certs()
     if identity.certificate:
-        with tempfile.NamedTemporaryFile("w") as file:  # OpenSSL reads it from a file only; nobody else may
+        with tempfile.NamedTemporaryFile("w") as file:  # OpenSSL reads files only; this one has mode 0600
             file.write(f"{identity.certificate}\n{identity.key}\n")
             file.flush()
             context.load_cert_chain(file.name)
@@ -139,11 +124,7 @@ def _context(identity: Identity) -> ssl.SSLContext:
 
 
 def of_pod() -> Plain:
-    """As the service account of the pod we run in.
-
-    Raises:
-        NotPlain: it has none that can be used, or a proxy is set.
-    """
+    """Access as this pod's service account; NotPlain if it has none that can be used, or a proxy is set."""
     _refuse_proxies()
     try:
         host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
@@ -160,16 +141,16 @@ def of_pod() -> Plain:
 
 
 def of_kubeconfig(path: Path, context: str | None) -> Plain:
-    """By a kubeconfig.
+    """Access by a kubeconfig.
 
     Raises:
-        NotPlain: it has something that is not read here, or something is wrong with it, or a proxy is set.
+        NotPlain: it has members that are not read here, or is invalid, or a proxy is set.
     """
     import yaml
 
     _refuse_proxies()
     try:
-        # The parser in C takes a tenth of the time, where it is built in.
+        # The C parser takes a tenth of the time, if PyYAML has it.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         document = yaml.load(path.read_text(), loader)  # noqa: S506 - either is a safe one
         chosen = _entry(document, "contexts", context or document["current-context"], "context")
@@ -201,16 +182,9 @@ def _refuse_proxies() -> None:
 
 
 def _entry(document: Any, kind: str, name: str, member: str) -> Mapping[str, Any]:
-    """The one entry of a list of named ones; null stands for an empty one.
-
-    Raises:
-        NotPlain: there is none, or several.
-    """
+    """The entry of that name in a list; NotPlain unless there is exactly one, and it is an object."""
     found = [one for one in document[kind] if one["name"] == name]
-    if len(found) != 1:
-        raise NotPlain
-    entry = found[0][member]
-    if not isinstance(entry, Mapping):
+    if len(found) != 1 or not isinstance(entry := found[0][member], Mapping):
         raise NotPlain
     return entry
 
@@ -222,7 +196,7 @@ def _text(value: object) -> str:
 
 
 def _pem(entry: Mapping[str, Any], name: str, kubeconfig: Path) -> str:
-    """What stands in the file in base64, which counts before a file that is named. Empty: neither is there."""
+    """PEM text: the base64 member NAME-data, else the file that NAME names, else empty."""
     if data := entry.get(f"{name}-data"):
         return base64.b64decode(_text(data), validate=True).decode()
     if file := entry.get(name):

@@ -10,26 +10,22 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _LIMIT = 2048
-"""Items that may wait for the loop; a thread with more waits, and so, by TCP, does the API server."""
+"""Items queued for the loop; beyond that the thread blocks, and so, by TCP flow control, does the API server."""
 
 _TURN = 128
-"""Items delivered in one turn of the loop, so that a long list does not hold up CNI calls."""
-
+"""Items delivered in one turn of the loop, so that a long list does not delay CNI calls."""
 
 _PAUSE = 0.002
-"""Seconds between two turns: the first of a burst is delivered at once, the others wait for each other. To wake
-the loop for every single item would cost more than to decode it."""
+"""Seconds between two turns: the first item of a burst is delivered at once, the rest in batches. Waking the loop
+for every item costs more than decoding it."""
 
 
 class Closed(Exception):
-    """Nobody takes anything from the bridge any more."""
+    """The bridge or its loop is closed."""
 
 
 class Bridge(Generic[T]):
-    """Items put in by one thread come out, in order and in batches, as calls of ``deliver`` on the loop.
-
-    While the loop is busy, what arrives gathers into one batch: the busier the loop, the cheaper the item.
-    """
+    """Delivers one thread's items, in order and in batches, as calls of ``deliver`` on the loop."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, deliver: Callable[[Sequence[T]], None], limit: int = _LIMIT
@@ -43,11 +39,7 @@ class Bridge(Generic[T]):
         self._closed = False
 
     def put(self, items: Sequence[T]) -> None:
-        """Hand items over; waits while the loop is behind. Never call this on the loop.
-
-        Raises:
-            Closed: the bridge or the loop is closed.
-        """
+        """Queue items; blocks while the queue is full. Raises Closed. Never call this on the loop."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._limit)
             if self._closed:
@@ -62,7 +54,7 @@ class Bridge(Generic[T]):
             raise Closed from error
 
     def close(self) -> None:
-        """Drop what waits and set free a thread that does. On the loop."""
+        """Drop queued items and unblock a thread in :meth:`put`. Called on the loop."""
         with self._changed:
             self._closed = True
             self._waiting.clear()

@@ -1,7 +1,7 @@
-"""The API server: raw bytes from and to it.
+"""The HTTP client of the API server: raw bytes.
 
-The official client's typed models are not used (they cost some 60 times the CPU and 40 times the memory), and
-itself only where the way to the server is not a plain one (:mod:`felix_py.datastore.access`).
+The official client's typed models are not used: they cost some 60 times the CPU and 40 times the memory. Its
+configuration is used only for access that is not plain (:mod:`felix_py.datastore.access`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -25,22 +26,20 @@ from felix_py.datastore.access import Access, NotPlain
 from felix_py.datastore.wire import UNDECODABLE, Status
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds for TCP and TLS together with the address lookup."""
+"""Seconds for name resolution, TCP and TLS together."""
 
 READ_TIMEOUT = 60.0
-"""Seconds without a byte after which a request (not a watch) is given up."""
+"""Seconds without a byte after which a request (not a watch) fails."""
 
 _MOST_RETRY_AFTER = 600.0
 _CHUNK = 1 << 18
 
 DEAD_AFTER = 60.0
-"""Seconds after which a peer that vanished without a word (power loss, a firewall that forgot the flow) is
-noticed."""
+"""Seconds until a vanished peer (power loss, a firewall that dropped the flow) is noticed."""
 
 _LONGEST_LINE = 64 << 20
 _LONGEST_BODY = 512 << 20
-"""Bytes. An object has some 3 MB at most, and a page 500 of them: what is longer is no answer of an API
-server."""
+"""Bytes. An object has some 3 MB at most, and a page 500 of them: an API server sends nothing longer."""
 
 
 class Unreachable(Exception):
@@ -62,15 +61,15 @@ class ApiError(Exception):
 
 
 class Answer:
-    """One answer that is being read. Close it, or use it in a ``with``."""
+    """An answer whose body is read step by step. Close it, or use it in a ``with``."""
 
     def __init__(self, response: urllib3.HTTPResponse) -> None:
         self._response = response
 
     def patience(self, seconds: float) -> None:
-        """Let a read wait so long for a byte from now on; until then it is the request's ``read_timeout``.
+        """Set the read timeout from now on; before, the request's ``read_timeout`` applies.
 
-        Of no effect on an answer after which the connection is closed: there the request's stays.
+        No effect on an answer after which the connection is closed: the request's stays.
         """
         sock = getattr(self._response.connection, "sock", None)
         if sock is not None:
@@ -85,11 +84,7 @@ class Answer:
         self.close()
 
     def read(self) -> bytes:
-        """The whole body.
-
-        Raises:
-            Unreachable: it was cut off, the read timeout passed without a byte, or it has no end.
-        """
+        """The whole body; Unreachable if it is cut off, times out or is too long."""
         pieces: list[bytes] = []
         length = 0
         for data in self.chunks():
@@ -100,14 +95,10 @@ class Answer:
         return b"".join(pieces)
 
     def chunks(self) -> Iterator[bytes]:
-        """The body piece by piece, each as soon as it arrives.
-
-        Raises:
-            Unreachable: the connection broke, or the read timeout passed without a byte.
-        """
+        """The body in pieces as they arrive; Unreachable if the connection breaks or a read times out."""
         try:
             if self._response.chunked:
-                # Twice as fast as read1 for many small chunks, and a watch's event is one chunk.
+                # Twice as fast as read1 for many small chunks; a watch's event is one chunk.
                 yield from self._response.read_chunked(_CHUNK)
             else:
                 while data := self._response.read1(_CHUNK):
@@ -116,10 +107,10 @@ class Answer:
             raise Unreachable(_words(error)) from error
 
     def lines(self) -> Iterator[list[bytes]]:
-        """The lines of a watch, as many at a time as have arrived, without those that are empty.
+        """The non-empty lines of a watch, as many at a time as have arrived.
 
         Raises:
-            Unreachable: as ``chunks`` does, or it ends in the middle of a line, or a line has no end.
+            Unreachable: as ``chunks``, or the body ends within a line, or a line is too long.
         """
         rest: list[bytes] = []
         length = 0
@@ -138,14 +129,12 @@ class Answer:
             raise Unreachable("the watch was cut off in the middle of an event")
 
     def interrupt(self) -> None:
-        """Make a read that blocks in another thread return. The answer is of no use afterwards."""
-        try:
+        """Make a read that blocks in another thread return. The answer is unusable afterwards."""
+        with suppress(ValueError, RuntimeError, OSError):  # closed or released meanwhile: no read blocks
             self._response.shutdown()
-        except (ValueError, RuntimeError, OSError):
-            return  # closed or given back meanwhile: nobody blocks in it any more
 
     def close(self) -> None:
-        """Give the connection back to the pool if the body was read to its end, else close it."""
+        """Return the connection to the pool if the body was read to its end, else close it."""
         if self._response.closed:
             self._response.release_conn()
         else:
@@ -153,17 +142,16 @@ class Answer:
 
 
 class Api:
-    """Raw requests to one API server. Safe for several threads.
+    """Raw requests to one API server. Thread-safe.
 
-    ``load`` finds the access again, from the files it came from: credentials and CA may be exchanged under a
-    running agent. ``dead_after``: seconds after which a connection whose other end does not acknowledge
-    anything is given up, by the kernel.
+    ``load`` reads the access again from its files: credentials and CA may be rotated under a running agent.
+    ``dead_after``: seconds without an acknowledgement after which the kernel drops a connection.
     """
 
     def __init__(self, load: Callable[[], Access], dead_after: float = DEAD_AFTER) -> None:
         self._load = load
-        # Keepalive probes from half of the time on, also while we only read. The limit is TCP_USER_TIMEOUT's
-        # (tcp(7), milliseconds), which counts for them instead of their number, and for what we write.
+        # Keepalive probes start at half of the time, also on a connection that only reads. TCP_USER_TIMEOUT
+        # (tcp(7), milliseconds) limits both the probes, in place of their number, and unacknowledged writes.
         self._socket_options = [
             (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
             (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -186,9 +174,9 @@ class Api:
         return self._access.server
 
     def renew(self) -> None:
-        """Read credentials and CA again and leave all connections behind; answers being read are not disturbed.
+        """Read credentials and CA again and drop idle connections; answers being read are not disturbed.
 
-        Files that cannot be read now (an exchange may be half done) leave everything as it was.
+        If the files cannot be read (a rotation may be half done), nothing changes.
         """
         try:
             found, pool = self._open()
@@ -225,15 +213,10 @@ class Api:
         if body is not None:
             headers["Content-Type"] = content_type
         url = way.server + path + (f"?{urlencode(query)}" if query else "")
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read_timeout)
         try:
             response = pool.request(
-                method,
-                url,
-                body=body,
-                headers=headers,
-                preload_content=False,
-                retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read_timeout),
+                method, url, body=body, headers=headers, preload_content=False, retries=False, timeout=timeout
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(error, urllib3.exceptions.SSLError):
@@ -258,7 +241,7 @@ def _headers(way: Access) -> dict[str, str]:
 
 
 def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
-    """Find the API server: by a kubeconfig, else as the service account of the pod we run in. Sends nothing yet.
+    """The API server of a kubeconfig, else of this pod's service account. Sends nothing yet.
 
     Raises:
         ConfigError: there is no usable configuration; the message says what to do.
@@ -270,7 +253,7 @@ def connect(kubeconfig: Path | None = None, context: str | None = None) -> Api:
 
 
 def default_namespace(kubeconfig: Path | None = None, context: str | None = None) -> str:
-    """The namespace that kubectl would use without ``-n``: the context's, the pod's own, or ``default``.
+    """The namespace that kubectl uses without ``-n``: the context's, the pod's own, or ``default``.
 
     Raises:
         ConfigError: the kubeconfig cannot be read, or does not have the context.
@@ -286,7 +269,7 @@ def default_namespace(kubeconfig: Path | None = None, context: str | None = None
 
 
 def _from_kubeconfig(path: Path, context: str | None) -> Access:
-    # KUBECONFIG may be a list of files, of which some need not be there.
+    # KUBECONFIG may be a list of files, some of which may be missing.
     if not any(Path(one).expanduser().is_file() for one in str(path).split(os.pathsep)):
         raise ConfigError(f"--kubeconfig {path}: no such file; give one that `kubectl --kubeconfig` accepts")
     try:
@@ -307,7 +290,7 @@ def _from_pod() -> Access:
 
 
 def _refusal(response: urllib3.BaseHTTPResponse) -> ApiError:
-    """The error of an answer that is none; reads and closes it."""
+    """The error of a non-2xx response; reads and closes it."""
     try:
         body = response.read(1 << 16)
     except (urllib3.exceptions.HTTPError, OSError):
@@ -317,23 +300,23 @@ def _refusal(response: urllib3.BaseHTTPResponse) -> ApiError:
     try:
         status = msgspec.json.decode(body, type=Status)
     except UNDECODABLE:
-        # A proxy or load balancer in between, in its own words.
+        # The text of a proxy or load balancer in between.
         status = Status(message=body[:200].decode(errors="replace").strip() or str(response.reason))
     header = response.headers.get("Retry-After", "")
     return error_from_status(status, response.status, float(header) if header.isdecimal() else 0.0)
 
 
 def error_from_status(status: Status, code: int, retry_after: float = 0.0) -> ApiError:
-    """The error that a Status object stands for. ``code`` and ``retry_after`` are those of the HTTP header."""
+    """The error of a Status object. ``code`` and ``retry_after`` are those of the HTTP header."""
     details = status.details
     wish = float(min(details.retry_after_seconds, int(_MOST_RETRY_AFTER))) if details else 0.0
     reason = status.reason
     if details and any(cause.reason == "ResourceVersionTooLarge" for cause in details.causes or ()):
-        # Sent as 504 Timeout; only this tells "your version is from a future I lost" from a slow server.
+        # Sent as 504 Timeout; only the cause tells a resourceVersion that the store lost from a slow server.
         reason = "ResourceVersionTooLarge"
     return ApiError(status.code or code, reason, status.message, max(retry_after, wish))
 
 
 def _words(error: Exception) -> str:
-    """An error on one line, also where it has no text of its own."""
+    """An error on one line; its type if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The clock that waiting is measured with."""
+"""The clock of the datastore's threads: real in the agent, simulated in tests."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time as the reflectors see it. All values are seconds."""
+    """A monotonic clock, in seconds."""
 
     def now(self) -> float:
-        """A time that never goes back; its zero means nothing."""
+        """Monotonic time with an arbitrary zero."""
 
     def wait(self, seconds: float, stop: threading.Event) -> bool:
-        """Wait, but no longer than until ``stop`` is set; returns whether it is."""
+        """Wait until ``stop`` is set, or ``seconds`` have passed; returns whether it is set."""
 
 
 class SystemClock:
     """The machine's monotonic clock."""
 
     def now(self) -> float:
-        """``time.monotonic()``."""
         return time.monotonic()
 
     def wait(self, seconds: float, stop: threading.Event) -> bool:
-        """Wait on the event itself, so that stopping is immediate."""
         return stop.wait(seconds)

@@ -1,4 +1,4 @@
-"""The cluster as the agent sees it: one object to start, wait for, subscribe to and stop."""
+"""The agent's view of the cluster as one object to start, wait for, subscribe to and stop."""
 
 from __future__ import annotations
 
@@ -28,33 +28,31 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 OnInvalid = Callable[[str, ObjectKey, str], None]
-"""Told the kind, the key and the reason, once per reason, on the event loop."""
+"""Called with kind, key and reason, once per reason, on the event loop."""
 
-_API_VERSIONS = {
-    kind.name: kind.api_version for kind in (PODS, NAMESPACES, POLICIES, NODES, *CLUSTER_POLICY_KINDS)
-}
+_KINDS = (PODS, NAMESPACES, POLICIES, NODES, *CLUSTER_POLICY_KINDS)
+_API_VERSIONS = {kind.name: kind.api_version for kind in _KINDS}
 
 
 class Source(Protocol[R_co]):
-    """Where the objects of a kind come from.
+    """A source of all objects of one kind.
 
-    It feeds every one of the cluster to its sink as :class:`felix_py.datastore.informer.Reflector` does: a list
-    between LIST_BEGIN and LIST_END, then changes; and it begins a list again whenever it is in doubt.
+    It feeds its sink as :class:`felix_py.datastore.informer.Reflector` does: a list between LIST_BEGIN and
+    LIST_END, then changes; it lists again whenever it is in doubt.
     """
 
     def start(self, sink: Sink[R_co]) -> None:
         """Begin, and call ``sink`` on the running event loop."""
 
     async def stop(self) -> None:
-        """End: nothing reaches the sink any more."""
+        """End: ``sink`` is not called afterwards."""
 
     def age(self) -> float:
-        """Seconds since the source last heard from where it has its objects."""
+        """Seconds since the source last received anything."""
 
 
 PodSource = Source[Pod]
-"""A cluster of thousands of nodes may one day publish a compact form of its pods; until then we watch all of
-them."""
+"""Replaceable: a cluster of thousands of nodes may one day publish its pods in a compact form."""
 
 
 def watch_all_pods(api: Api, timing: Timing) -> PodSource:
@@ -64,8 +62,6 @@ def watch_all_pods(api: Api, timing: Timing) -> PodSource:
 
 @dataclass(frozen=True, slots=True)
 class _Watched(Generic[R]):
-    """One kind's source, bound to its table."""
-
     table: Table[R]
     source: Source[R]
 
@@ -74,7 +70,7 @@ class _Watched(Generic[R]):
 
 
 class Cluster:
-    """Informers, store and Event writer of one agent. Everything here belongs to one event loop.
+    """Informers, store, Event and condition writers of one agent. Everything here belongs to one event loop.
 
     Use::
 
@@ -96,8 +92,8 @@ class Cluster:
         pod_source: Callable[[Api, Timing], PodSource] = watch_all_pods,
         tiers_in_force: bool = False,
     ) -> None:
-        """``tiers_in_force``: the kernel has rules of cluster-scoped policies, from before a restart. Then a
-        server that says that it does not have their kinds is not believed as soon.
+        """``tiers_in_force``: the kernel has rules of cluster-scoped policies from before a restart. The absence
+        of their kinds is then believed later.
         """
         timing = timing or Timing()
         self.store = Store(self._report)
@@ -126,7 +122,7 @@ class Cluster:
         self._probe = Probe(api, [one for one in sources if isinstance(one, Reflector)], timing)
 
     def start(self) -> None:
-        """Begin to list and watch. Call it on the running event loop, once, after the handlers subscribed."""
+        """List and watch. Call it on the running event loop, once, after the handlers have subscribed."""
         self._log.info("watching the cluster", server=self._api.server)
         for watched in self._sources:
             watched.start()
@@ -135,25 +131,24 @@ class Cluster:
         self.conditions.start()
 
     async def in_sync(self) -> None:
-        """Return once the first full list of every kind is in and was given to the handlers."""
+        """Return once the first full list of every kind has been given to the handlers."""
         await self.store.in_sync.wait()
 
     async def stop(self) -> None:
-        """End all watches; the store keeps what it has."""
+        """End all watches; the store keeps its content."""
         stops = [watched.source.stop() for watched in self._sources]
         others = (self.events, self.conditions, self._probe)
         await asyncio.gather(*stops, *(asyncio.to_thread(one.stop) for one in others))
         self._api.close()
 
     def ages(self) -> dict[str, float]:
-        """Kind -> seconds since the API server last said anything about it, or that it is there and its watch
-        stands."""
+        """Kind -> seconds since its source last heard from the API server."""
         return {watched.table.kind.name: watched.source.age() for watched in self._sources}
 
     async def set_network_available(self, node: str) -> None:
-        """Tell the scheduler that pods on ``node`` have a network: condition NetworkUnavailable is False.
+        """Set the condition NetworkUnavailable of ``node`` to False, so that pods are scheduled to it.
 
-        Cloud node controllers set it to True until a network plug-in does this.
+        Cloud node controllers set it to True until a network plug-in resets it.
 
         Raises:
             ApiError: the API server refuses (no such node, or not allowed: patch on nodes/status).
@@ -171,13 +166,11 @@ class Cluster:
             "lastHeartbeatTime": now,
             "lastTransitionTime": now,
         }
-        body: dict[str, Any] = {"status": {"conditions": [condition]}}
+        body = msgspec.json.encode({"status": {"conditions": [condition]}})
         path = f"/api/v1/nodes/{quote(node, safe='')}/status"
-        # A strategic merge: conditions are merged by their type, so the kubelet's own stay.
+        # A strategic merge patch merges conditions by their type: the kubelet's own stay.
         content_type = "application/strategic-merge-patch+json"
-        with self._api.request(
-            "PATCH", path, body=msgspec.json.encode(body), content_type=content_type
-        ) as answer:
+        with self._api.request("PATCH", path, body=body, content_type=content_type) as answer:
             answer.read()
 
     def warn(self, policy: PolicyRef, reason: str, message: str) -> None:
@@ -185,19 +178,13 @@ class Cluster:
         table = self.store.policies_of(policy.kind)
         record = table.records.get((policy.namespace, policy.name))
         uid = record.uid if record is not None else ""
-        kind = table.kind
-        self.events.warning(
-            ObjectRef(kind.name, kind.api_version, policy.namespace, policy.name, uid), reason, message
-        )
+        ref = ObjectRef(table.kind.name, table.kind.api_version, policy.namespace, policy.name, uid)
+        self.events.warning(ref, reason, message)
 
     def _report(self, problem: Problem) -> None:
         namespace, name = problem.key
-        self._log.warning(
-            "cannot use an object",
-            kind=problem.kind,
-            object=f"{namespace}/{name}".lstrip("/"),
-            reason=problem.reason,
-        )
+        shown = f"{namespace}/{name}".lstrip("/")
+        self._log.warning("cannot use an object", kind=problem.kind, object=shown, reason=problem.reason)
         if name:
             ref = ObjectRef(problem.kind, _API_VERSIONS[problem.kind], namespace, name, problem.uid)
             self.events.warning(ref, f"Invalid{problem.kind}", problem.reason)
@@ -205,7 +192,7 @@ class Cluster:
             self._on_invalid(problem.kind, problem.key, problem.reason)
 
     def _judge(self, changes: Sequence[Change[Record]]) -> None:
-        """Policies that have problems, or have none any more, want another condition."""
+        """Have the condition reviewed of policies that have problems, or had some before the change."""
         for change in changes:
             match change.after:
                 case ClusterPolicy() as policy:

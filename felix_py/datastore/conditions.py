@@ -1,10 +1,10 @@
-"""The status condition of cluster-scoped policies: whether they are applied as written, for people and programs.
+"""The status condition of cluster-scoped policies: whether they are applied as written.
 
-Every agent judges an object by the object alone, so a thousand of them come to the same words. Each waits a
-moment of its own, looks at what the object says by then, and writes only what is missing. A write carries the
-version that was looked at, so that it never undoes another's.
+Every agent derives the condition from the object alone, so a thousand agents agree on it. Each waits for a random
+time, reads the object, and writes only if the condition is still missing. A write carries the resourceVersion
+read, so that it never undoes another's.
 
-Best effort by nature, as Events are: never in the way of anything, bounded in memory and rate.
+Best effort, as Events are: nothing waits for it; memory and rate are bounded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ACCEPTED = "felixpy.io/Accepted"
 
 AS_WRITTEN = "AppliedAsWritten"
 NOT_AS_WRITTEN = "NotAppliedAsWritten"
-"""Its reasons."""
+"""The condition's reasons."""
 
 _TRIES = 5
 _QUEUED = 1024
@@ -41,10 +41,10 @@ _LONGEST_MESSAGE = 4096
 _PAGE = 500
 _STOP_TIMEOUT = 2.0
 _WORTH_A_TRY = frozenset({409, 429, 500, 502, 503, 504})
-"""Refusals after which the same may work in a moment: somebody else wrote first, or the server is too busy."""
+"""Refusals after which a repetition may succeed: a conflicting write, or an overloaded server."""
 
 LOOK = (0.5, 10.0)
-"""Seconds until a policy is looked at: a time between these two."""
+"""Least and greatest random delay, in seconds, before a policy is read."""
 
 Place = tuple[str, str]
 """(kind, name)."""
@@ -54,7 +54,7 @@ _ALL: Place = ("", "")
 
 
 class ConditionWriter:
-    """Writes conditions from a thread of its own. ``review`` returns at once, whatever happens."""
+    """Writes conditions from a thread of its own. ``review`` never blocks or fails."""
 
     def __init__(self, api: Api, *, clock: Clock | None = None) -> None:
         self._api = api
@@ -67,20 +67,20 @@ class ConditionWriter:
         self._thread = threading.Thread(target=self._run, name="conditions", daemon=True)
 
     def start(self) -> None:
-        """Begin: with a look at all policies, as one may have been mended while no agent was there to see it."""
+        """Begin with a review of all policies: one may have been corrected while no agent ran."""
         self._put(_ALL)
         self._thread.start()
 
     def stop(self) -> None:
-        """End; what still waits is dropped. Blocks for a request under way, two seconds at most."""
+        """End; queued reviews are dropped. Blocks for a request under way, two seconds at most."""
         self._stop.set()
-        with contextlib.suppress(queue.Full):  # the thread looks at the flag after each policy
+        with contextlib.suppress(queue.Full):  # the thread checks the flag after each policy
             self._queue.put_nowait(None)
         if self._thread.is_alive():
             self._thread.join(_STOP_TIMEOUT)
 
     def review(self, kind: str, name: str) -> None:
-        """A policy has problems, or has none any more."""
+        """Queue a policy whose problems have changed."""
         self._put((kind, name))
 
     def _put(self, place: Place) -> None:
@@ -102,7 +102,7 @@ class ConditionWriter:
                 self._attempt(waiting)
 
     def _drain(self, first: Place) -> list[Place]:
-        """All that waits by now: a burst of changes to one policy is one look at it."""
+        """Everything queued, each place once: a burst of changes to one policy is one review."""
         found = {first}
         with contextlib.suppress(queue.Empty):
             while True:
@@ -111,7 +111,7 @@ class ConditionWriter:
         return [_ALL] if _ALL in found else sorted(found)
 
     def _attempt(self, place: Place) -> None:
-        """Look at one policy, or at all; what fails for a passing reason is looked at again."""
+        """Review one policy, or all; queue it again after a transient failure."""
         tries = self._tries.pop(place, 0) + 1
         try:
             if place == _ALL:
@@ -128,7 +128,7 @@ class ConditionWriter:
         self._clock.wait(1 / _PER_SECOND, self._stop)
 
     def _failed(self, place: Place, tries: int, error: Exception, *, again: bool) -> None:
-        """Only the first of several failures in a row is told. The look at all policies is not given up."""
+        """Log the first of consecutive failures, and queue a repetition. The review of all is never given up."""
         if isinstance(error, ApiError) and error.status == 404:
             return  # the policy is gone, or its definition
         if tries == 1:
@@ -138,7 +138,7 @@ class ConditionWriter:
             self._put(place)
 
     def _find_wrong(self, kind: Kind[ClusterPolicy]) -> None:
-        """Look at all policies of a kind for those whose condition is not what it should be."""
+        """Queue all policies of a kind whose condition is wrong."""
         query = {"limit": str(_PAGE)}
         while not self._stop.is_set():
             try:
@@ -157,56 +157,54 @@ class ConditionWriter:
             query = {"limit": str(_PAGE), "continue": page.continue_}
 
     def _review(self, kind: Kind[ClusterPolicy], name: str) -> None:
-        """Look at one policy as it is now, and write the condition that it should have, if it has another."""
+        """Read one policy, and write its condition if it is wrong."""
         path = f"{kind.path}/{quote(name, safe='')}"
         with self._api.request("GET", path) as answer:
             raw = answer.read()
         policy = kind.single(raw)
-        status = _wanted_status(policy, raw) if isinstance(policy, ClusterPolicy) else None
-        if status is None:
+        patch = _wanted_patch(policy, raw) if isinstance(policy, ClusterPolicy) else None
+        if patch is None:
             return
-        body = msgspec.json.encode(status)
+        body = msgspec.json.encode(patch)
         with self._api.request("PATCH", f"{path}/status", body=body, content_type=_MERGE_PATCH) as answer:
             answer.read()
         self._log.info("condition set", kind=kind.name, object=name)
 
 
 def _is_wrong(policy: ClusterPolicy, raw: bytes | msgspec.Raw) -> bool:
-    """Whether a policy's condition is not what it should be; not where its status is beyond reading."""
+    """Whether a policy's condition must be written; false if its status cannot be decoded."""
     try:
-        return _wanted_status(policy, raw) is not None
+        return _wanted_patch(policy, raw) is not None
     except UNDECODABLE:
         return False
 
 
-def _wanted_status(policy: ClusterPolicy, raw: bytes | msgspec.Raw) -> dict[str, Any] | None:
-    """The merge patch (RFC 7386) that gives an object its condition; None if it has it. Others' stay."""
+def _wanted_patch(policy: ClusterPolicy, raw: bytes | msgspec.Raw) -> dict[str, Any] | None:
+    """The merge patch (RFC 7386) that sets the condition and keeps others' conditions; None if it is set."""
     seen = _SEEN.decode(raw)
     conditions = (seen.status.conditions if seen.status else None) or []
     wanted = condition(policy, conditions, seen.metadata.generation)
     if wanted is None:
         return None
-    others = [one for one in conditions if one.get("type") != ACCEPTED]
+    conditions = [*(one for one in conditions if one.get("type") != ACCEPTED), wanted]
     return {
         "metadata": {"resourceVersion": seen.metadata.resource_version},
-        "status": {"conditions": [*others, wanted]},
+        "status": {"conditions": conditions},
     }
 
 
 def condition(policy: ClusterPolicy, conditions: list[dict[str, Any]], generation: int) -> dict[str, Any] | None:
-    """The condition to write on a policy that has these; None if there is nothing to write.
+    """The condition to write on a policy that has ``conditions``; None if there is nothing to write.
 
-    A policy without problems gets one only where it once had some: most will never have any.
+    A policy without problems gets one only if it has one already: most policies never have problems.
     """
-    found = next((one for one in conditions if one.get("type") == ACCEPTED), None)
+    had = next((one for one in conditions if one.get("type") == ACCEPTED), {})
     if policy.problems:
-        reason, message = NOT_AS_WRITTEN, _shortened("; ".join(policy.problems))
-        status = "False"
-    elif found is not None:
+        status, reason, message = "False", NOT_AS_WRITTEN, _shortened("; ".join(policy.problems))
+    elif had:
         status, reason, message = "True", AS_WRITTEN, "felix-py applies all of it as written"
     else:
         return None
-    had = found or {}
     wanted: dict[str, Any] = {
         "type": ACCEPTED,
         "status": status,
@@ -221,7 +219,7 @@ def condition(policy: ClusterPolicy, conditions: list[dict[str, Any]], generatio
 
 
 def _shortened(message: str) -> str:
-    """Few read more than that, and a thousand policies with long ones would not be welcome in etcd."""
+    """Bound the message: it is stored in etcd for each policy."""
     return message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 2] + " …"
 
 

@@ -1,6 +1,6 @@
-"""From the API's bytes to the records that the rest of the agent reasons with.
+"""Decodes the API's bytes into the agent's records.
 
-An object that cannot be understood becomes :class:`Unusable`; it never breaks the list or the watch it came with.
+An object that cannot be decoded becomes :class:`Unusable`; it never breaks its list or watch.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ W = TypeVar("W")
 P = TypeVar("P", NetworkPolicy, ClusterPolicy)
 
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
-"""Annotation of the bookmark that ends the first part of a WatchList (KEP-3157)."""
+"""Annotation of the bookmark that ends the initial list of a WatchList (KEP-3157)."""
 
 _LONGEST_REASON = 500
-"""Characters of a reason: it may quote what it is about."""
+"""Characters of a reason, which may quote the object."""
 
 _TERMINATED = frozenset({"Succeeded", "Failed"})
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
@@ -56,7 +56,7 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """An object that exists but cannot be understood. Without a readable name its key is ("", "")."""
+    """An object that exists but cannot be decoded. Without a readable name its key is ("", "")."""
 
     key: ObjectKey
     uid: str
@@ -64,12 +64,12 @@ class Unusable:
 
 
 class Unreadable(Exception):
-    """Bytes of the API server that are no list and no event, or an event of an object without a name."""
+    """The server sent neither a list nor an event, or an event of an object without a name."""
 
 
 @dataclass(slots=True)
 class Listing(Generic[R]):
-    """One page of a list. ``continue_token`` empty: the last one."""
+    """One page of a list. ``continue_token`` is empty on the last one."""
 
     found: list[R | Unusable]
     resource_version: str
@@ -78,7 +78,7 @@ class Listing(Generic[R]):
 
 @dataclass(slots=True)
 class WatchEvent(Generic[R]):
-    """One line of a watch. ``what`` None: a bookmark. ``initial_end``: the one that ends a WatchList's list."""
+    """One line of a watch. ``what`` None: a bookmark. ``initial_end``: it ends the list of a WatchList."""
 
     what: R | Gone | Unusable | None
     resource_version: str
@@ -86,15 +86,14 @@ class WatchEvent(Generic[R]):
 
 
 Salvage = Callable[[wire.Name, "dict[str, bytes]", str], R]
-"""Makes a record of an object that cannot be decoded as a whole: of its name, its members' bytes, and why it
-cannot."""
+"""Makes a record of an undecodable object from its name, its members' bytes, and the decoder's reason."""
 
 
 class Kind(Generic[R]):
-    """One kind of object to watch, and how it becomes a record.
+    """A watched kind and the conversion of its objects to records.
 
-    Each list and each line is first decoded as if every object in it were well-formed; only where that fails is
-    it decoded again, object by object, and what the decoder cannot pass over is cut out (:mod:`salvage`).
+    A list or a line is first decoded as if every object in it were well-formed. If that fails, it is decoded
+    object by object, and what the decoder rejects is cut out (:mod:`salvage`).
     """
 
     def __init__(
@@ -109,10 +108,9 @@ class Kind(Generic[R]):
         salvage: Salvage[R] | None = None,
         optional: bool = False,
     ) -> None:
-        """``convert`` raises ValueError with the reason why an object cannot be used; so does ``salvage``, for
-        kinds of which an object must not be left out because a part of it is beyond reading.
-
-        ``optional``: a custom resource, which a server has only while its CustomResourceDefinition is installed.
+        """``convert`` and ``salvage`` raise ValueError with the reason why an object cannot be used. ``salvage``
+        is for kinds whose objects must not be left out because a part cannot be decoded. ``optional``: a custom
+        resource, absent while its CustomResourceDefinition is not installed.
         """
         self.name = name
         self.api_version = api_version
@@ -128,23 +126,29 @@ class Kind(Generic[R]):
         self._line: msgspec.json.Decoder[wire.WatchLine[Any]] = msgspec.json.Decoder(line_type[wire_type])
 
     def listing(self, body: bytes) -> Listing[R]:
-        """Decode one page of a list.
-
-        Raises:
-            Unreadable: it is not a list.
-        """
+        """Decode one page of a list; Unreadable if it is not one."""
         try:
             page = self._list.decode(body)
             found = [self._record(item) for item in page.items or ()]
             return Listing(found, page.metadata.resource_version, page.metadata.continue_)
         except UNDECODABLE:
             metadata, items = raw_list(body)
-            found = [self._careful_record(item) for item in items]
+            found = [self.single(item) for item in items]
             return Listing(found, metadata.resource_version, metadata.continue_)
 
-    def single(self, body: bytes | msgspec.Raw) -> R | Unusable:
-        """Decode one object."""
-        return self._careful_record(body)
+    def single(self, raw: bytes | msgspec.Raw) -> R | Unusable:
+        """Decode one object, or as much of it as can be salvaged."""
+        try:
+            return self._record(self._object.decode(raw))
+        except UNDECODABLE as error:
+            reason = str(error)
+        meta = _name(raw)
+        if self._salvage is None:
+            return _unusable(meta, reason)
+        try:
+            return self._salvage(meta, salvage.members(bytes(raw)), reason[:_LONGEST_REASON])
+        except (ValueError, RecursionError) as error:
+            return _unusable(meta, f"{reason}; {error}")
 
     def change(self, line: bytes) -> WatchEvent[R]:
         """Decode one line of a watch.
@@ -165,7 +169,7 @@ class Kind(Generic[R]):
         what, obj = _raw_event(line)
         match what:
             case "ADDED" | "MODIFIED":
-                return WatchEvent(self._careful_record(obj), _name(obj).resource_version)
+                return WatchEvent(self.single(obj), _name(obj).resource_version)
             case "DELETED":
                 meta = _name(obj)
                 if not meta.name:
@@ -187,33 +191,16 @@ class Kind(Generic[R]):
             return self._convert(decoded)
         except ValueError as error:
             reason = str(error)
-        except MemoryError:  # says nothing of the object
+        except MemoryError:  # not the object's fault
             raise
         except Exception as error:
-            # A defect of ours in one object's conversion must not keep all others from being known.
+            # A defect in the conversion of one object must not lose the others.
             reason = f"{type(error).__name__}: {error}"
         return _unusable(decoded.metadata, reason)
 
-    def _careful_record(self, raw: bytes | msgspec.Raw) -> R | Unusable:
-        try:
-            return self._record(self._object.decode(raw))
-        except UNDECODABLE as error:
-            reason = str(error)
-        meta = _name(raw)
-        if self._salvage is None:
-            return _unusable(meta, reason)
-        try:
-            return self._salvage(meta, salvage.members(bytes(raw)), reason[:_LONGEST_REASON])
-        except (ValueError, RecursionError) as error:
-            return _unusable(meta, f"{reason}; {error}")
-
 
 def raw_list(body: bytes) -> tuple[wire.ListMeta, list[bytes | msgspec.Raw]]:
-    """A page of a list: what it says of itself, and each object's bytes.
-
-    Raises:
-        Unreadable: it is not a list.
-    """
+    """A page of a list: its metadata and each object's bytes; Unreadable if it is not a list."""
     try:
         page = _LIST.decode(body)
         return page.metadata, [*(page.items or ())]
@@ -241,7 +228,7 @@ def _raw_event(line: bytes) -> tuple[str, bytes | msgspec.Raw]:
 
 
 def _name(raw: bytes | msgspec.Raw) -> wire.Name:
-    """Whatever can be read of an object's name; all empty where that is nothing."""
+    """The name of an object as far as it is readable; empty fields otherwise."""
     try:
         return _NAMED.decode(raw).metadata
     except UNDECODABLE:
@@ -278,13 +265,13 @@ _STATUS = msgspec.json.Decoder(wire.Status)
 
 
 # --- sharing ---------------------------------------------------------------------------------------------------
-# Equal values are kept once: 100,000 pods have a few thousand label sets and a few hundred namespaces. The table
-# is bounded (the coldest entries go first), because every Job brings label values that nobody uses again.
+# Equal values are stored once: 100,000 pods have a few thousand label sets and a few hundred namespaces. The LRU
+# cache is bounded, because every Job brings label values that are never used again.
 
 
 @lru_cache(maxsize=1 << 15)
 def _shared(value: Any) -> Any:
-    """The one copy of an equal value seen before. Strings and tuples of strings only: 1 == True would mix up."""
+    """The copy of an equal value seen before. Strings and tuples of strings only: 1 == True would collide."""
     return value
 
 
@@ -295,13 +282,9 @@ def _labels(labels: dict[str, str] | None) -> Labels:
 
 
 def _address(text: str) -> str:
-    """The canonical text of an address.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """The canonical text of an address; ValueError if it is not one."""
     try:
-        # What inet_pton(3) takes as IPv4 is canonical already; this is ten times faster than ipaddress.
+        # inet_pton(3) accepts canonical IPv4 only, and is ten times faster than ipaddress.
         socket.inet_pton(socket.AF_INET, text)
     except (OSError, ValueError):
         return canonical_address(text)
@@ -332,35 +315,32 @@ def _pod(pod: wire.WirePod) -> Pod:
 
 
 def _have_ended(status: wire.PodStatus) -> bool:
-    """Whether all containers have terminated. Of a deleted pod none is started again, so its sandbox goes too."""
-    containers = [
-        *(status.container_statuses or ()),
-        *(status.init_container_statuses or ()),
-        *(status.ephemeral_container_statuses or ()),
-    ]
-    return bool(status.container_statuses) and all(c.state and c.state.terminated is not None for c in containers)
+    """Whether all containers have terminated. Those of a deleted pod do not restart, so its sandbox goes too."""
+    lists = (status.container_statuses, status.init_container_statuses, status.ephemeral_container_statuses)
+    ended = all(c.state and c.state.terminated is not None for containers in lists for c in containers or ())
+    return bool(status.container_statuses) and ended
 
 
 def _uid(metadata: wire.PodMetadata) -> str:
     """The uid by which kubelet and runtime know the pod.
 
-    A static pod's object is only its mirror: the kubelet gives the pod itself another uid (a hash of its
-    manifest, unless that names one), starts its sandbox under that, and notes it in these annotations
-    (pkg/kubelet/config/common.go, pkg/kubelet/pod/mirror_client.go). ``config.mirror`` cannot be changed later.
+    The API object of a static pod is its mirror pod. The kubelet gives the pod itself another uid (a hash of its
+    manifest, unless that names one), starts the sandbox under it, and records it in these annotations
+    (pkg/kubelet/config/common.go, pkg/kubelet/pod/mirror_client.go). ``config.mirror`` is immutable.
     """
     annotations = metadata.annotations
     return (annotations and (annotations.mirror or annotations.hash)) or metadata.uid
 
 
 def _ports(spec: wire.PodSpec) -> tuple[NamedPort, ...]:
-    """Named ports of containers, and of init containers that go on running as sidecars."""
+    """Named ports of containers and of sidecars (init containers with ``restartPolicy: Always``)."""
     containers = list(spec.containers or ())
     containers += [c for c in spec.init_containers or () if c.restart_policy == "Always"]
     ports = [
         NamedPort(port.name, _PROTOCOLS[port.protocol], port.container_port)
         for container in containers
         for port in container.ports or ()
-        # A protocol that NetworkPolicy cannot name is nothing that a named port could resolve to.
+        # A named port never resolves to a protocol that NetworkPolicy cannot name.
         if port.name and port.protocol in _PROTOCOLS
     ]
     return _shared(tuple(ports)) if ports else ()
@@ -373,12 +353,8 @@ def _namespace(namespace: wire.Plain) -> Namespace:
     return Namespace(metadata.name, _labels(metadata.labels))
 
 
-def _policy(policy: wire.WirePolicy) -> NetworkPolicy:
-    return _parsed(policy, parse_network_policy)
-
-
 def _parsed(policy: wire.WirePolicy, parse: Callable[[object], P]) -> P:
-    """A spec that is beyond reading is one of which nothing is understood: it fails closed, as such do."""
+    """Parse a policy. An undecodable spec fails closed, as one of which no part is understood."""
     metadata = policy.metadata
     named = {"namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid}
     try:
@@ -396,14 +372,12 @@ def _parsed(policy: wire.WirePolicy, parse: Callable[[object], P]) -> P:
 
 
 def _salvaged(parse: Callable[[object], P]) -> Salvage[P]:
-    """A policy of which something beside its spec is beyond reading: what the spec says is in force all the
-    same."""
+    """For a policy whose parts beside the spec are undecodable: its spec is in force all the same."""
 
     def salvaged(meta: wire.Name, parts: dict[str, bytes], reason: str) -> P:
         metadata = wire.PolicyMetadata(meta.name, meta.namespace, meta.uid)
         understood: P = _parsed(wire.WirePolicy(metadata, msgspec.Raw(parts.get("spec", b""))), parse)
-        problems = (f"cannot be read wholly: {reason}", *understood.problems)
-        return replace(understood, problems=problems)
+        return replace(understood, problems=(f"cannot be read wholly: {reason}", *understood.problems))
 
     return salvaged
 
@@ -424,7 +398,7 @@ def _node(node: wire.WireNode) -> NodeRecord:
 
 
 def _node_addresses(addresses: Sequence[wire.NodeAddress]) -> tuple[str, ...]:
-    """InternalIPs, then ExternalIPs. The API does not check that they are addresses: what is none is left out."""
+    """InternalIPs, then ExternalIPs. Texts that are no address, which the API does not reject, are left out."""
     found: dict[str, None] = {}
     for kind in ("InternalIP", "ExternalIP"):
         for address in addresses:
@@ -449,7 +423,7 @@ POLICIES = Kind(
     "/apis/networking.k8s.io/v1/networkpolicies",
     key=lambda policy: policy.key,
     wire_type=wire.WirePolicy,
-    convert=_policy,
+    convert=lambda policy: _parsed(policy, parse_network_policy),
     salvage=_salvaged(parse_network_policy),
 )
 
@@ -457,7 +431,6 @@ POLICIES = Kind(
 def _cluster_kind(
     kind: PolicyKind, version: str, plural: str, parse: Callable[[object], ClusterPolicy]
 ) -> Kind[ClusterPolicy]:
-    """A cluster-scoped kind of the group policy.networking.k8s.io."""
     api_version = f"policy.networking.k8s.io/{version}"
     return Kind(
         kind.value,
@@ -477,7 +450,7 @@ BASELINE_ADMIN_POLICIES = _cluster_kind(
     PolicyKind.BASELINE_ADMIN, "v1alpha1", "baselineadminnetworkpolicies", parse_baseline_admin_policy
 )
 CLUSTER_POLICY_KINDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
-"""The cluster-scoped policy kinds: each is there only while its CustomResourceDefinition is installed."""
+"""The cluster-scoped policy kinds, served only while their CustomResourceDefinitions are installed."""
 
 NODES = Kind(
     "Node", "v1", "/api/v1/nodes", key=lambda node: ("", node.name), wire_type=wire.WireNode, convert=_node

@@ -1,6 +1,6 @@
-"""Kubernetes Events on objects: how a user learns from ``kubectl describe`` what the agent makes of an object.
+"""Kubernetes Events on objects: ``kubectl describe`` shows how the agent judges an object.
 
-Best effort by nature: never in the way of anything, bounded in memory and rate, lost when the API server is away.
+Best effort: nothing waits for it, memory and rate are bounded, and Events are lost while the API server is away.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from felix_py.datastore.clock import Clock, SystemClock
 COMPONENT = "felix-py"
 
 REPEAT_AFTER = 600.0
-"""Seconds after which an Event that still happens is written again (its count raised)."""
+"""Seconds after which a recurring Event is written again with a higher count."""
 
 _BURST = 20
 _PER_SECOND = 0.5
@@ -37,7 +37,7 @@ _STOP_TIMEOUT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ObjectRef:
-    """core/v1 ObjectReference: what an Event is about. ``namespace`` empty for cluster-scoped objects."""
+    """core/v1 ObjectReference: the object of an Event. ``namespace`` is empty for cluster-scoped objects."""
 
     kind: str
     api_version: str
@@ -55,8 +55,7 @@ class _Occurrence:
 
     @property
     def name(self) -> str:
-        """The Event's name. A function of its content, so that a thousand agents that say the same of one object
-        write one Event and not a thousand."""
+        """The Event's name, a function of its content: a thousand agents that report the same write one Event."""
         digest = hashlib.sha256(repr(self).encode()).hexdigest()[:16]
         return f"{self.ref.name[:200].rstrip('-.')}.{digest}"
 
@@ -65,17 +64,22 @@ class _Occurrence:
         """Events of cluster-scoped objects live in ``default``."""
         return self.ref.namespace or "default"
 
+    @property
+    def collection(self) -> str:
+        """The API path of its namespace's Events."""
+        return f"/api/v1/namespaces/{quote(self.namespace, safe='')}/events"
+
 
 @dataclass(slots=True)
 class _Written:
-    """What is known of an Event that we wrote: how often it happened, and when it was written last."""
+    """An Event that was written: occurrences so far, and the time of the last write."""
 
     count: int
     at: float
 
 
 class EventWriter:
-    """Writes Events from a thread of its own. ``warning`` and ``normal`` return at once, whatever happens."""
+    """Writes Events from a thread of its own. ``warning`` and ``normal`` never block or fail."""
 
     def __init__(self, api: Api, *, node_name: str, clock: Clock | None = None) -> None:
         self._api = api
@@ -89,32 +93,31 @@ class EventWriter:
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
-        """Begin to write what was queued."""
+        """Begin to write queued Events."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; what is still queued is dropped. Blocks for a request under way, two seconds at most."""
+        """End; queued Events are dropped. Blocks for a request under way, two seconds at most."""
         self._stop.set()
-        with contextlib.suppress(queue.Full):  # the thread looks at the flag after each Event
+        with contextlib.suppress(queue.Full):  # the thread checks the flag after each Event
             self._queue.put_nowait(None)
         if self._thread.is_alive():
             self._thread.join(_STOP_TIMEOUT)
 
     def warning(self, ref: ObjectRef, reason: str, message: str) -> None:
-        """Something is wrong with an object. ``reason``: one CamelCase word; ``message``: text for people."""
+        """Queue a Warning on an object. ``reason``: one CamelCase word; ``message``: text for people."""
         self._post(_Occurrence(ref, "Warning", reason, _shortened(message)))
 
     def normal(self, ref: ObjectRef, reason: str, message: str) -> None:
-        """Something worth knowing happened to an object."""
+        """Queue a Normal Event on an object."""
         self._post(_Occurrence(ref, "Normal", reason, _shortened(message)))
 
     def _post(self, occurrence: _Occurrence) -> None:
         try:
             self._queue.put_nowait(occurrence)
         except queue.Full:
-            self._log.warning(
-                "too many Events, one dropped", reason=occurrence.reason, object=occurrence.ref.name
-            )
+            name = occurrence.ref.name
+            self._log.warning("too many Events, one dropped", reason=occurrence.reason, object=name)
 
     # --- in the thread -------------------------------------------------------------------------------
 
@@ -126,13 +129,9 @@ class EventWriter:
             try:
                 self._write(occurrence)
             except (ApiError, Unreachable) as error:
-                self._log.warning(
-                    "cannot write an Event",
-                    reason=occurrence.reason,
-                    object=f"{occurrence.ref.kind} {occurrence.ref.namespace}/{occurrence.ref.name}",
-                    message=occurrence.message,
-                    error=str(error),
-                )
+                shown = f"{occurrence.ref.kind} {occurrence.ref.namespace}/{occurrence.ref.name}"
+                about = {"reason": occurrence.reason, "object": shown, "message": occurrence.message}
+                self._log.warning("cannot write an Event", **about, error=str(error))
             except Exception:
                 self._log.exception("defect in the Event writer")
 
@@ -155,24 +154,22 @@ class EventWriter:
             self._written.popitem(last=False)
 
     def _await_token(self) -> bool:
-        """Wait until the rate limit allows one more; false when stopped meanwhile."""
+        """Wait for the rate limit; false if stopped meanwhile."""
         while not self._allowed.take():
             if self._clock.wait(self._allowed.wait(), self._stop):
                 return False
         return True
 
     def _create(self, occurrence: _Occurrence) -> None:
-        body = self._body(occurrence)
         try:
-            self._send("POST", f"/api/v1/namespaces/{_quoted(occurrence.namespace)}/events", body)
+            self._send("POST", occurrence.collection, self._body(occurrence))
         except ApiError as error:
-            if error.status != 409:
+            if error.status != 409:  # Conflict: another agent, or this one before a restart, wrote the same
                 raise
-            # Another agent, or we before a restart, has said the very same: that is enough.
 
     def _raise_count(self, occurrence: _Occurrence, written: _Written) -> bool:
-        """Tell that it happened again; false when the Event has expired meanwhile."""
-        path = f"/api/v1/namespaces/{_quoted(occurrence.namespace)}/events/{_quoted(occurrence.name)}"
+        """Raise the Event's count; false if the Event has expired."""
+        path = f"{occurrence.collection}/{quote(occurrence.name, safe='')}"
         body = {"count": written.count, "lastTimestamp": _timestamp()}
         try:
             self._send("PATCH", path, body, "application/merge-patch+json")
@@ -224,7 +221,3 @@ def _shortened(message: str) -> str:
 def _timestamp() -> str:
     """Now, as meta/v1 Time."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _quoted(name: str) -> str:
-    return quote(name, safe="")

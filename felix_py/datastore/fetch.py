@@ -1,4 +1,4 @@
-"""Everything that policy reasons with, listed once: for commands, which need a moment and not a watch."""
+"""Lists all objects that policy depends on once, for commands that need a snapshot and no watch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from felix_py.datastore import wire
+from felix_py.datastore import decode, wire
 from felix_py.datastore.absence import DEFINITIONS, Definition, Word
 from felix_py.datastore.client import Api, ApiError, Unreachable
-from felix_py.datastore.decode import (
-    CLUSTER_POLICY_KINDS,
-    NAMESPACES,
-    NODES,
-    PODS,
-    POLICIES,
-    Kind,
-    Unreadable,
-    Unusable,
-)
+from felix_py.datastore.decode import Kind, Unreadable, Unusable
 from felix_py.datastore.store import Problem
 from felix_py.records import NodeRecord
 from policy.evaluate import Snapshot
@@ -34,7 +25,7 @@ _PAGE = 500
 
 @dataclass(slots=True)
 class Fetched:
-    """The cluster's objects at one moment. ``problems`` names what could not, or not wholly, be understood."""
+    """The cluster's objects at one moment. ``problems``: objects that are not, or not wholly, understood."""
 
     pods: list[Pod] = field(default_factory=list)
     namespaces: list[Namespace] = field(default_factory=list)
@@ -42,17 +33,17 @@ class Fetched:
     nodes: list[NodeRecord] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     absent: set[str] = field(default_factory=set)
-    """Optional kinds that the server does not have: their CustomResourceDefinitions are not installed."""
+    """Optional kinds whose CustomResourceDefinitions are not installed."""
     endpoints: tuple[LocalEndpoint, ...] = ()
-    """The pod interfaces of the node that the command runs on, if it does on one."""
+    """The pod interfaces of the node that the command runs on, if any."""
 
     def snapshot(self) -> Snapshot:
-        """What the oracle looks at."""
+        """The input of policy evaluation."""
         nodes = [node.as_peer() for node in self.nodes]
         return Snapshot(self.namespaces, self.pods, self.policies, nodes, self.endpoints)
 
     def claims(self, pod: Pod) -> tuple[str, ...]:
-        """The addresses that a pod claims; two may claim one, of which the snapshot knows who has it."""
+        """The addresses that a pod claims. Two pods may claim the same one; the snapshot knows the holder."""
         return claimed(pod, next((local for local in self.endpoints if local.key == pod.key), None))
 
 
@@ -61,16 +52,15 @@ def fetch(api: Api) -> Fetched:
 
     Raises:
         ApiError: the server refuses.
-        Unreachable: it does not answer, or not with what it should.
+        Unreachable: no answer, or not a list.
     """
     found = Fetched()
-    found.namespaces = _list(api, NAMESPACES, found)
-    found.nodes = _list(api, NODES, found)
-    found.policies = [*_list(api, POLICIES, found)]
-    for kind in CLUSTER_POLICY_KINDS:
-        listed: list[ClusterPolicy] = _list(api, kind, found)
-        found.policies += listed
-    found.pods = _list(api, PODS, found)
+    found.namespaces = _list(api, decode.NAMESPACES, found)
+    found.nodes = _list(api, decode.NODES, found)
+    found.policies = [*_list(api, decode.POLICIES, found)]
+    for kind in decode.CLUSTER_POLICY_KINDS:
+        found.policies += [*_list(api, kind, found)]
+    found.pods = _list(api, decode.PODS, found)
     for policy in found.policies:
         if policy.problems:
             found.problems.append(Problem(policy.ref.kind, policy.key, policy.uid, "; ".join(policy.problems)))
@@ -78,14 +68,14 @@ def fetch(api: Api) -> Fetched:
 
 
 def container_ports(api: Api, pod: ObjectKey) -> list[tuple[Protocol, int]]:
-    """The ports that a pod's containers list, also those without a name, in order and each once.
+    """The ports that a pod's containers list, named or not, in order and each once.
 
     Raises:
         ApiError: the server refuses; 404: the pod is gone.
-        Unreachable: it does not answer, or not with what it should.
+        Unreachable: no answer, or not a list.
     """
     namespace, name = pod
-    query = {"fieldSelector": f"metadata.name={name}"}  # needs the right to list pods, and not another one
+    query = {"fieldSelector": f"metadata.name={name}"}  # a list: needs no other right than listing pods
     with api.request("GET", f"/api/v1/namespaces/{quote(namespace)}/pods", query) as answer:
         body = answer.read()
     try:
@@ -102,7 +92,7 @@ def container_ports(api: Api, pod: ObjectKey) -> list[tuple[Protocol, int]]:
 
 
 def _list(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
-    """All objects of a kind; none where the server does not have an optional kind."""
+    """All objects of a kind; none if an optional kind is absent."""
     found: list[R] = []
     query = {"limit": str(_PAGE)}
     while True:
@@ -127,7 +117,7 @@ def _list(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
 
 
 def _is_to_come(api: Api, kind: Kind[R]) -> bool:
-    """Whether a kind that is not found is one by its definition: the server is only just starting."""
+    """Whether the CRD of a kind that answers 404 says that it is served: the server is just starting."""
     definition = Definition(kind)
     try:
         with api.request("GET", DEFINITIONS, definition.query) as answer:

@@ -1,18 +1,17 @@
-"""A thread that keeps one kind's table equal to the API server's, through everything that can happen to a watch.
+"""A thread per kind that keeps its table equal to the API server's, across all failures of a watch.
 
-A conversation with the server is a list (or the listing part of a WatchList) followed by a watch from the list's
-resourceVersion. Whatever ends it, the next one either goes on from the last version seen or, where the server has
-forgotten that version or sent what cannot be understood, starts with a list again. The table makes differences
-out of a list, so starting again is always right and never visible to consumers. So it is after events that come
-in another order than they happened: what the last one of an object says may not be how it is.
+A conversation is a list (or the initial list of a WatchList) followed by a watch from the list's resourceVersion.
+The next conversation resumes from the last version seen, or relists if the server has compacted that version
+(410) or sent something undecodable. The table turns a list into differences, so relisting is always correct and
+not visible to consumers. Events out of order also cause a relist: the last event of an object may not be its
+state.
 
-A watch that says nothing is not dead: a quiet kind has nothing to say, and bookmarks come only when there is a
-newer version. Its connection is judged by TCP keepalive (:mod:`felix_py.datastore.client`), the server behind
-it by a request of its own (:mod:`felix_py.datastore.probe`), and at the end by the time that the server was
-asked to end it.
+A silent watch is not dead: a kind may be quiet, and bookmarks come only with a newer version. TCP keepalive
+checks its connection (:mod:`felix_py.datastore.client`), a request of its own checks the server
+(:mod:`felix_py.datastore.probe`), and the timeout requested from the server limits its life.
 
-An optional kind is one of a CustomResourceDefinition. Where it is not installed the server answers 404: that
-counts, once it is believed (:mod:`felix_py.datastore.absence`), as a complete and empty list.
+An optional kind is a custom resource. While its CustomResourceDefinition is not installed, the server answers
+404; once believed (:mod:`felix_py.datastore.absence`), that counts as a complete and empty list.
 """
 
 from __future__ import annotations
@@ -37,42 +36,40 @@ from felix_py.datastore.store import Mark
 R = TypeVar("R")
 
 Sink = Callable[[Sequence["R | Gone | Unusable | Mark"]], None]
-"""Takes what a source found, in order, on the event loop (:meth:`felix_py.datastore.store.Table.apply`)."""
+"""Takes a source's items, in order, on the event loop (:meth:`felix_py.datastore.store.Table.apply`)."""
 
 PAGE = 500
-"""Objects a list request asks for: bounds the memory of both sides."""
+"""Limit of a list request: bounds the memory of both sides."""
 
 _WATCH_LIST_TRIES = 2
-"""WatchLists that may end before their list is complete; from then on pages are listed. There are servers, and
-proxies in between, that accept one and never finish it."""
+"""WatchLists that may end before their list is complete; afterwards pages are listed. Some servers and proxies
+accept a WatchList and never finish it."""
 
 _STOP_TIMEOUT = 2.0
 
 _COMES = 0.3
-"""Seconds within which a kind is asked for, once its definition is there; then less and less, if it is not
-served."""
+"""Greatest random delay in seconds before a request for a kind whose CRD has appeared; it grows on 404."""
 
 _RARELY = 20.0
-"""Times ``Timing.absent``: the longest time between two looks for a kind whose definition may not be watched."""
+"""Times ``Timing.absent``: the longest interval of discovery for a kind whose CRD may not be watched."""
 
 _ASK_LATER = frozenset({401, 403, 429, 503})
 """Refusals of a WatchList that a list would get as well."""
 
 _SAYS_NOTHING_OF_REQUEST = frozenset({401, 403, 429, 500, 502, 503, 504})
-"""Refusals that concern us or the server's health, not what was asked for: the same request may work later."""
+"""Refusals that concern credentials or the server's health: the same request may succeed later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """All seconds.
+    """All in seconds.
 
-    ``answer``: a request whose answer has not begun, or a list without a byte, for so long is given up.
-    ``silence``: after so long without a byte of a watch, the server is asked whether it is there, and has
-    ``probe`` to answer. ``recycle``: a watch is ended and begun anew, on a new connection with credentials and
-    CA read again, after a time between these two; the server may be late by ``grace``. ``healthy``: a watch
-    that lived this long was a success, and its end is no failure. ``retry``: first and longest delay between
-    tries. ``absent``: an optional kind that is not installed, and whose definition may not be watched, is
-    looked for after about this long, then less and less.
+    ``answer``: timeout of a request's first byte, and between bytes of a list. ``silence``: a watch without a
+    byte for so long has the server probed, with timeout ``probe``. ``recycle``: least and greatest lifetime of a
+    watch; the next one uses a new connection and rereads credentials and CA. ``grace``: by how much the server
+    may exceed the lifetime. ``healthy``: the end of a watch that lived this long is no failure. ``retry``: first
+    and longest delay between tries. ``absent``: first interval of discovery for an absent optional kind whose CRD
+    may not be watched.
     """
 
     answer: float = 60.0
@@ -86,7 +83,7 @@ class Timing:
 
 
 class Absent(Exception):
-    """The server does not have this optional kind. ``retry_in``: seconds until it is to be asked for again."""
+    """The server does not have this optional kind. ``retry_in``: seconds until the next request for it."""
 
     def __init__(self, words: str = "", retry_in: float = 0.0) -> None:
         super().__init__(words)
@@ -94,10 +91,7 @@ class Absent(Exception):
 
 
 class Reflector(Generic[R]):
-    """Keeps a sink fed with all objects of one kind until stopped.
-
-    ``start`` and ``stop`` belong to the event loop, ``age`` to anybody.
-    """
+    """Feeds a sink with all objects of one kind until stopped. Call ``start`` and ``stop`` on the event loop."""
 
     def __init__(
         self,
@@ -109,8 +103,7 @@ class Reflector(Generic[R]):
         *,
         in_force: bool = False,
     ) -> None:
-        """``in_force``: objects of this kind may be in force already, so that its absence is not lightly
-        believed.
+        """``in_force``: objects of this kind may be in force already, so its absence needs stronger evidence.
 
         ``discovery`` is shared by the kinds of one server.
         """
@@ -141,12 +134,12 @@ class Reflector(Generic[R]):
     # --- on the event loop ---------------------------------------------------------------------------
 
     def start(self, sink: Sink[R]) -> None:
-        """Begin, and call ``sink`` on the running event loop from now on."""
+        """Begin, and call ``sink`` on the running event loop."""
         self._bridge = Bridge(asyncio.get_running_loop(), sink)
         self._thread.start()
 
     async def stop(self) -> None:
-        """End; nothing reaches the sink any more. A request whose answer has not begun is left to its timeout."""
+        """End; ``sink`` is not called afterwards. A request whose answer has not begun is left to its timeout."""
         self._stop.set()
         if self._bridge is None:
             return
@@ -157,23 +150,22 @@ class Reflector(Generic[R]):
         await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT)
 
     def age(self) -> float:
-        """Seconds since the server was last heard of: a byte of a list or of a watch, or that it is still
-        there."""
+        """Seconds since the last byte of a list or a watch, or the last successful probe. Any thread."""
         return self._clock.now() - self._alive
 
     def silent(self) -> Answer | None:
-        """The watch that has said nothing for too long, if there is one. Any thread."""
+        """The watch that has been silent for too long, or None. Any thread."""
         with self._answer_lock:
             return self._answer if self.age() >= self._timing.silence else None
 
     def vouch(self, answer: Answer) -> None:
-        """The server of this watch is there: it has nothing to say. Any thread."""
+        """Count a silent watch as alive: its server has answered a probe. Any thread."""
         with self._answer_lock:
             if self._answer is answer:
                 self._alive = self._clock.now()
 
     def give_up(self, answer: Answer) -> None:
-        """The server of this watch does not answer: begin anew. Any thread."""
+        """End a watch whose server does not answer. Any thread."""
         with self._answer_lock:
             if self._answer is answer:
                 answer.interrupt()
@@ -190,7 +182,7 @@ class Reflector(Generic[R]):
             return
 
     def _converse(self) -> Exception | None:
-        """One conversation; returns what ended it, None if that was a clean end of the watch."""
+        """One conversation; returns the error that ended it, or None after a clean end of the watch."""
         try:
             try:
                 self._list_and_watch()
@@ -204,7 +196,7 @@ class Reflector(Generic[R]):
             self._belief.reset()
             return error
         except Exception as error:
-            # A defect of ours: the thread must live on, and a list brings back certainty.
+            # A defect: the thread must live on, and a relist restores consistency.
             self._log.exception("defect in the informer")
             self._version = ""
             return error
@@ -229,7 +221,7 @@ class Reflector(Generic[R]):
         return since is not None and self._clock.now() - since >= self._timing.healthy
 
     def _renew(self) -> None:
-        """After a watch that went well: what the next server is like is another question."""
+        """Reset after a successful watch: the next one may meet another server."""
         self._backoff.reset()
         self._incomplete = 0
         self._api.renew()
@@ -237,11 +229,7 @@ class Reflector(Generic[R]):
     # --- in the thread: a kind that is not there -----------------------------------------------------
 
     def _while_absent(self, words: str) -> None:
-        """The server answered 404: find out whether to believe it, and wait for a sign that the kind has come.
-
-        Raises:
-            Absent: always, with the time to ask for the kind again.
-        """
+        """After a 404: decide whether to believe it, and wait for its installation. Always raises Absent."""
         self._version = ""
         self._alive = self._clock.now()
         word = self._ask_definition()
@@ -257,7 +245,7 @@ class Reflector(Generic[R]):
             word = self._await_definition()
         if word is Word.UNKNOWN:
             self._await_discovery()
-        raise Absent(words, random.uniform(0, _COMES))  # with all other agents
+        raise Absent(words, random.uniform(0, _COMES))  # all agents notice at once
 
     def _ask_definition(self) -> Word:
         assert self._definition is not None
@@ -268,20 +256,19 @@ class Reflector(Generic[R]):
             return self._unknown(error)
 
     def _unknown(self, error: ApiError) -> Word:
-        """The definition may not be read, or this server has no definitions either. Any other refusal is one."""
+        """UNKNOWN if the CRD may not be read, or the server has no CRDs; raises any other error."""
         if error.status in (401, 403, 404):
             return Word.UNKNOWN
         raise error
 
     def _await_definition(self) -> Word:
-        """Watch the definition until it serves the kind, for as long as that takes; UNKNOWN: it cannot be
-        watched."""
+        """Watch the CRD until it serves the kind; UNKNOWN if it cannot be watched."""
         assert self._definition is not None
         while True:
             lifetime = random.uniform(*self._timing.recycle)
             self._watching_since = self._clock.now()
             try:
-                # Without a version: what there is by now comes first, as ADDED.
+                # Without a resourceVersion the current state comes first, as ADDED.
                 with self._get(DEFINITIONS, self._definition.query | _watch_query(lifetime)) as answer:
                     for lines in self._lines(answer, lifetime):
                         words = [self._definition.event(line) for line in lines]
@@ -294,7 +281,7 @@ class Reflector(Generic[R]):
             self._renew()
 
     def _await_discovery(self) -> None:
-        """Look at the group's discovery document from time to time, until it has the kind's version."""
+        """Poll the group's discovery document until it has the kind's version."""
         assert self._definition is not None
         while True:
             delay = self._looks.delay()
@@ -306,7 +293,7 @@ class Reflector(Generic[R]):
                 return
 
     def _note_absence(self, word: Word) -> None:
-        """A full list of nothing."""
+        """Deliver an empty list."""
         if self._present is not False:
             self._log.info("not installed on this server", definition=word.name)
             self._put([Mark.LIST_BEGIN, Mark.LIST_END])
@@ -332,11 +319,11 @@ class Reflector(Generic[R]):
         self._watch()
 
     def _confirm(self) -> None:
-        """Ask whether the server knows the version from which the watch is to go on.
+        """Check that the server knows the version from which the watch is to resume.
 
-        Its store may have been restored from a backup: it then counts from an earlier version, and its history is
-        another. To a watch from a version that is yet to come it says nothing at all until it gets there, but a
-        list that must not be older is refused at once (ResourceVersionTooLarge).
+        If its store was restored from a backup, it counts from an earlier version, with another history. A watch
+        from a future version is silent until the server reaches it, but a list that must not be older is refused
+        at once (ResourceVersionTooLarge).
         """
         query = {"limit": "1", "resourceVersion": self._version, "resourceVersionMatch": "NotOlderThan"}
         try:
@@ -349,10 +336,10 @@ class Reflector(Generic[R]):
             self._version = ""
 
     def _watch_list(self) -> bool:
-        """List and watch in one request; false where the server does not know this way (KEP-3157).
+        """List and watch in one request (KEP-3157); false if the server does not support that.
 
-        It says so by a refusal, or, where its store cannot do it (etcd before 3.4.25 and 3.5.8), by 200 and
-        then an ERROR event: then a list is what helps, at once.
+        Such a server refuses the request or, if its store lacks support (etcd before 3.4.25 and 3.5.8), answers
+        200 and an ERROR event. The caller then lists at once.
         """
         lifetime = random.uniform(*self._timing.recycle)
         query = _watch_query(lifetime) | {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
@@ -373,7 +360,7 @@ class Reflector(Generic[R]):
         return True
 
     def _list(self) -> None:
-        """List page by page. A page token that expired meanwhile means starting over."""
+        """List page by page. An expired continue token fails the list, and it starts over."""
         self._put([Mark.LIST_BEGIN])
         version = token = ""
         while True:
@@ -382,7 +369,7 @@ class Reflector(Generic[R]):
                 page = self.kind.listing(answer.read())
             self._alive = self._clock.now()
             self._put(page.found)
-            # The first page's version: were a later one newer, changes to what came before it would be missed.
+            # The first page's version: with a later, newer one, changes to earlier pages would be missed.
             version = version or page.resource_version
             token = page.continue_token
             if not token:
@@ -404,19 +391,19 @@ class Reflector(Generic[R]):
             raise
 
     def _follow(self, answer: Answer, lifetime: float) -> None:
-        """Take in a watch until it ends."""
+        """Process a watch until it ends."""
         begun = self._clock.now()
         for lines in self._lines(answer, lifetime):
             try:
                 self._take([self.kind.change(line) for line in lines])
             except (ApiError, Unreadable):
-                # An ERROR event, or a change that we did not understand and so have lost: only a list helps.
+                # An ERROR event, or a change that is lost because it cannot be decoded: relist.
                 self._version = ""
                 raise
         self._ended_in_time = self._clock.now() - begun >= lifetime - 1
 
     def _lines(self, answer: Answer, lifetime: float) -> Iterator[list[bytes]]:
-        """What a watch says, until it ends, or is older than the server was asked to let it become."""
+        """The lines of a watch, until it ends or exceeds its lifetime and grace."""
         deadline = self._clock.now() + lifetime + self._timing.grace
         answer.patience(lifetime + self._timing.grace)
         for lines in answer.lines():
@@ -426,13 +413,13 @@ class Reflector(Generic[R]):
                 return
 
     def _take(self, changes: list[WatchEvent[R]]) -> None:
-        """Hand over, and only then count as seen."""
+        """Hand changes over, and only then record their version as seen."""
         found: list[R | Gone | Unusable | Mark] = []
         complete = False
         version = ""
         for change in changes:
             if self._version and isinstance(change.what, Unusable) and not change.what.key[1]:
-                # Which object has changed cannot be told: a list says which are still understood.
+                # The changed object is unknown: only a relist tells which objects are still usable.
                 raise Unreadable(f"an event of an object without a readable name: {change.what.reason}")
             if (self._version or complete) and _is_older(change.resource_version, version or self._version):
                 raise Unreadable(
@@ -448,7 +435,7 @@ class Reflector(Generic[R]):
             self._incomplete = 0
             self._watching_since = self._clock.now()
         self._put(found)
-        # Before the end of a WatchList's list the objects come in no order of their versions.
+        # The initial list of a WatchList is not ordered by version.
         if version and (complete or self._version):
             self._version = version
 
@@ -459,14 +446,13 @@ class Reflector(Generic[R]):
 
     @contextmanager
     def _ask(self, query: dict[str, str]) -> Iterator[Answer]:
-        """Send a GET for the kind."""
         with self._get(self.kind.path, query, may_be_absent=self.kind.optional) as answer:
             self._note_presence()
             yield answer
 
     @contextmanager
     def _get(self, path: str, query: dict[str, str], *, may_be_absent: bool = False) -> Iterator[Answer]:
-        """Send a GET; the answer can be interrupted by ``stop`` while it is being read."""
+        """Send a GET; ``stop`` can interrupt the reading of its answer."""
         try:
             answer = self._api.request("GET", path, query, read_timeout=self._timing.answer)
         except ApiError as error:
@@ -487,7 +473,7 @@ class Reflector(Generic[R]):
 
 
 def _is_older(version: str, than: str) -> bool:
-    """Whether a watch has gone back. Versions of one kind can be compared where they are decimal (KEP-5504)."""
+    """Whether a version precedes another. Decimal versions of one kind are comparable (KEP-5504)."""
     return version.isdecimal() and than.isdecimal() and int(version) < int(than)
 
 

@@ -18,7 +18,7 @@ from policy.parse_cluster import parse_admin_policy, parse_baseline_admin_policy
 from policy.syntax import bad_namespace, shown
 
 EXTENSIONS = (".json", ".yaml", ".yml")
-"""What is read in folders, as kubectl does."""
+"""Suffixes of the files that are read in folders, as kubectl does."""
 
 _KINDS: tuple[tuple[Kind[Any], Callable[[object], NetworkPolicy | ClusterPolicy]], ...] = (
     (decode.POLICIES, parse_network_policy),
@@ -32,7 +32,7 @@ _GROUPS = {"extensions", *(version.partition("/")[0] for version, _ in _PARSERS)
 
 
 class ManifestError(Exception):
-    """Files that nothing can be planned with. ``reasons``: each names the file, the document and the field."""
+    """The files are unusable. ``reasons``: each names the file, the document and the field."""
 
     def __init__(self, *reasons: str) -> None:
         super().__init__("\n".join(reasons))
@@ -49,7 +49,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """An object that is no policy. ``labels`` None: it has none that can be understood."""
+    """An object that is no policy. ``labels`` is None if they are invalid."""
 
     where: str
     kind: str
@@ -60,7 +60,7 @@ class Other:
 
 @dataclass(slots=True)
 class Manifests:
-    """What the files say. Of several documents about one policy the last counts, as if applied in turn."""
+    """The objects of the files. Of several documents of one policy the last counts, as if applied in turn."""
 
     policies: dict[PolicyRef, NetworkPolicy | ClusterPolicy] = field(default_factory=dict)
     where: dict[PolicyRef, str] = field(default_factory=dict)
@@ -163,7 +163,7 @@ def _flat(where: str, body: dict[str, Any]) -> Iterator[Document]:
         return
     if not isinstance(items, list | None):
         raise ManifestError(f"{where}: items: must be a list, not {shown(items)}")
-    # The items of a typed list need not repeat what they are.
+    # The items of a typed list may omit apiVersion and kind.
     typed = {} if kind == "List" else {"apiVersion": body.get("apiVersion"), "kind": kind.removesuffix("List")}
     for number, item in enumerate(items or ()):
         if not isinstance(item, dict):
@@ -178,7 +178,7 @@ _IMPLICIT = {
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """As kubectl reads YAML: a key may not come twice, and what looks like a date is text."""
+    """Loads YAML as kubectl does: duplicate keys are errors, and dates are text."""
 
     yaml_implicit_resolvers = _IMPLICIT
 
@@ -197,9 +197,9 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def policies_in(documents: Sequence[Document], namespace: str, *, only: bool = False) -> Manifests:
-    """The policies of some documents. What they mean is checked field by field by :mod:`policy.parse`.
+    """The policies of documents; :mod:`policy.parse` checks their fields.
 
-    ``namespace``: of those that name none. ``only``: it was asked for, and no other may be named.
+    ``namespace``: of policies that name none. ``only``: policies must not name another one.
 
     Raises:
         ManifestError: an object has no kind or no name, or a policy is of an unknown version.
@@ -247,7 +247,7 @@ def _text_at(body: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _refuse_version(version: str, kind: str, where: str) -> None:
-    """A policy in a version that is not known is no other object, but one that would not be looked at."""
+    """Refuse a policy in an unknown version: it must not be skipped like other objects."""
     known = [right for right, name in _PARSERS if name == kind]
     if known and version.partition("/")[0] in _GROUPS:
         raise ManifestError(f"{where}: apiVersion: {kind} must be {known[0]}, not {shown(version)}")

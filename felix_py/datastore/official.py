@@ -1,5 +1,4 @@
-"""Access to the API server as the official client finds it: every kind of kubeconfig, and what is wrong with
-it."""
+"""Access to the API server by the official client's configuration: any kubeconfig, with error messages."""
 
 from __future__ import annotations
 
@@ -29,13 +28,12 @@ class Official:
         return str(self._configuration.host)
 
     def authorization(self) -> str:
-        """The header's value. Asking for it is what makes the official client read a rotated token, or get
-        one."""
+        """The header's value. The call makes the official client read a rotated token, or get one."""
         try:
             key = self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         except ConfigException as error:
             raise OSError(str(error)) from error
-        # A token file often ends with a newline, which no header may contain.
+        # A token file often ends with a newline, which a header must not contain.
         return str(key).strip() if key else ""
 
     def pool(self, options: SocketOptions) -> urllib3.PoolManager:
@@ -45,17 +43,13 @@ class Official:
 
 
 def of_kubeconfig(path: Path, context: str | None) -> Official:
-    """By a kubeconfig, or by several whose paths are joined by colons.
-
-    Raises:
-        ConfigError: it cannot be used; the message says why.
-    """
+    """Access by a kubeconfig, or several with their paths joined by colons; ConfigError if unusable."""
     configuration = Configuration()
     try:
         load_kube_config(str(path), context=context, client_configuration=configuration, persist_config=False)
     except Exception as error:
-        # The official loader raises whatever YAML, base64, TypeError or AttributeError its input leads it to, and
-        # quotes the entry it stumbled over: with the token.
+        # The official loader lets any YAML, base64, Type- or AttributeError through, and its messages quote the
+        # entry, with the token.
         raise ConfigError(
             f"--kubeconfig {path}: {_words(error)}; compare it with `kubectl config view`"
         ) from None
@@ -63,11 +57,7 @@ def of_kubeconfig(path: Path, context: str | None) -> Official:
 
 
 def of_pod() -> Official:
-    """As the service account of the pod we run in.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Access as this pod's service account; ConfigError if there is none."""
     configuration = Configuration()
     try:
         load_incluster_config(client_configuration=configuration)
@@ -81,11 +71,7 @@ def of_pod() -> Official:
 
 
 def namespace_of(kubeconfig: Path, context: str | None) -> str:
-    """The namespace of a kubeconfig's context.
-
-    Raises:
-        ConfigError: the kubeconfig cannot be read, or does not have the context.
-    """
+    """The namespace of a kubeconfig's context; ConfigError if it is unreadable, or lacks the context."""
     try:
         every, current = list_kube_config_contexts(str(kubeconfig))
         chosen = next(one for one in every if one["name"] == context) if context else current
@@ -99,5 +85,5 @@ def namespace_of(kubeconfig: Path, context: str | None) -> str:
 
 
 def _words(error: Exception) -> str:
-    """An error on one line, without the entry that it quotes."""
+    """An error on one line, without the quoted entry."""
     return (" ".join(str(error).split()) or type(error).__name__).partition("{")[0]

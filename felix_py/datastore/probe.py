@@ -1,7 +1,7 @@
-"""Asks the API server whether it is there, when a watch has said nothing for long.
+"""Probes the API server when a watch has been silent for long.
 
-The kernel finds a connection whose other end is gone; that a program there is alive only the program can say. Any
-answer but a gateway's complaint will do. One question serves all watches that are silent.
+TCP keepalive detects a vanished host, but not a hung server. Any answer but a gateway's error means that it is
+alive. One request serves all silent watches.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from felix_py import log
-from felix_py.datastore.client import Answer, Api, ApiError, Unreachable
+from felix_py.datastore.client import Api, ApiError, Unreachable
 from felix_py.datastore.clock import Clock, SystemClock
 from felix_py.datastore.informer import Reflector, Timing
 
 PATH = "/version"
-"""Everybody who has a token may ask for it (role system:public-info-viewer), and it costs the server nothing."""
+"""Open to every authenticated client (ClusterRole system:public-info-viewer), and cheap for the server."""
 
 _GATEWAY = frozenset({502, 503, 504})
-"""A proxy in between, that does not reach the server."""
+"""Statuses of a proxy in between that does not reach the server."""
 
 _STOP_TIMEOUT = 2.0
 
 
 class Probe:
-    """Looks after the watches of several kinds, from a thread of its own."""
+    """Supervises the watches of several kinds from a thread of its own."""
 
     def __init__(
         self, api: Api, reflectors: Sequence[Reflector[Any]], timing: Timing, clock: Clock | None = None
@@ -39,7 +39,7 @@ class Probe:
         self._thread = threading.Thread(target=self._run, name="probe", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Begin to supervise."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -64,10 +64,13 @@ class Probe:
             kinds = [one.kind.name for one, _ in silent]
             self._log.warning("no answer from the API server, watches begin anew", kinds=kinds, reason=reason)
         for one, answer in silent:
-            _tell(one, answer, alive=not reason)
+            if reason:
+                one.give_up(answer)
+            else:
+                one.vouch(answer)
 
     def _no_answer(self) -> str:
-        """Why the server counts as gone; empty: it is there."""
+        """Why the server counts as gone, or empty if it is alive."""
         try:
             with self._api.request("GET", PATH, read_timeout=self._timing.probe) as answer:
                 answer.read()
@@ -76,10 +79,3 @@ class Probe:
         except Unreachable as error:
             return str(error)
         return ""
-
-
-def _tell(reflector: Reflector[Any], answer: Answer, *, alive: bool) -> None:
-    if alive:
-        reflector.vouch(answer)
-    else:
-        reflector.give_up(answer)

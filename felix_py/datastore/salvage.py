@@ -1,8 +1,8 @@
-"""The parts of JSON that its decoder gives up on as a whole: one bad object must not cost the list that it is in.
+"""Splits JSON that the decoder rejects into members and elements: one bad object must not cost its list.
 
-The decoder stops at the first thing that it does not take, wherever it is: nesting deeper than its stack, a
-control character, a number out of range. Here only brackets, commas and strings count, which is enough to tell
-one object from the next. It takes a hundred times as long, so it is tried last.
+The decoder stops at the first error: nesting deeper than its stack, a control character, a number out of range.
+This module looks at brackets, commas and strings only, which suffices to separate objects. It takes a hundred
+times as long, so it is tried last.
 """
 
 from __future__ import annotations
@@ -16,25 +16,17 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]', re.DOTALL)
 
 
 def members(raw: bytes) -> dict[str, bytes]:
-    """The members of an object, each value as its bytes. Of two with the same name the last counts.
-
-    Raises:
-        ValueError: it is no object, or its brackets do not match.
-    """
+    """The members of an object as bytes, the last of equal names; ValueError: no object, unbalanced brackets."""
     return {text(key): value for key, value in _parts(raw, b"{") if key}
 
 
 def elements(raw: bytes) -> list[bytes]:
-    """The elements of an array, each as its bytes.
-
-    Raises:
-        ValueError: it is no array, or its brackets do not match.
-    """
+    """The elements of an array as bytes; ValueError: no array, or unbalanced brackets."""
     return [value for _, value in _parts(raw, b"[")]
 
 
 def text(raw: bytes) -> str:
-    """A string; empty where it is none, or cannot be read."""
+    """Decode a JSON string; empty if it is not one, or undecodable."""
     try:
         return msgspec.json.decode(raw, type=str)
     except ValueError:
@@ -42,7 +34,7 @@ def text(raw: bytes) -> str:
 
 
 def _parts(raw: bytes, opening: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of each member; the key of an element is empty."""
+    """(key, value) of each member; an element's key is empty."""
     if not raw.lstrip().startswith(opening):
         raise ValueError(f"no {opening.decode()}")
     depth = begin = 0

@@ -1,4 +1,4 @@
-"""What the cluster looks like now, as far as the API server has told. On the event loop: no locks, no I/O."""
+"""The current state of the cluster, as received from the API server. On the event loop: no locks, no I/O."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from felix_py import log
-from felix_py.datastore.decode import (
-    CLUSTER_POLICY_KINDS,
-    NAMESPACES,
-    NODES,
-    PODS,
-    POLICIES,
-    Gone,
-    Kind,
-    Unusable,
-)
+from felix_py.datastore import decode
+from felix_py.datastore.decode import Gone, Kind, Unusable
 from felix_py.records import NodeRecord
 from policy.change import Change
 from policy.model import ClusterPolicy, Namespace, NetworkPolicy, ObjectKey, Pod, PolicyKind
@@ -27,19 +19,17 @@ from policy.model import ClusterPolicy, Namespace, NetworkPolicy, ObjectKey, Pod
 R = TypeVar("R")
 
 _LONGEST_REASON = 2000
-"""Characters: a policy may have a thousand problems, and the reason goes to the log, to /status and into an
-Event."""
+"""Characters: a policy may have a thousand problems, and the reason goes to the log, /status and an Event."""
 
 Record = Pod | Namespace | NetworkPolicy | ClusterPolicy | NodeRecord
 
-
 Handler = Callable[[Sequence[Change[Record]]], None]
-"""Gets changes in order, on the loop. The store is already in the state behind the last of them."""
+"""Receives changes in order, on the loop. The store is already in the state after the last of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An object with a part that cannot be understood: the kind's name, which object, and why."""
+    """An object that is not, or not wholly, understood. ``kind``: the kind's name."""
 
     kind: str
     key: ObjectKey
@@ -48,7 +38,7 @@ class Problem:
 
 
 class Mark(enum.Enum):
-    """What a source says besides records: a full list begins; it is complete (what it did not name is gone)."""
+    """A full list begins; it is complete, and objects that it did not name are gone."""
 
     LIST_BEGIN = enum.auto()
     LIST_END = enum.auto()
@@ -57,8 +47,8 @@ class Mark(enum.Enum):
 class Table(Generic[R]):
     """All objects of one kind.
 
-    A list is marked and swept: its objects are compared with the known ones as they come, and only at its end do
-    the unnamed ones go. So a relist gives the differences and nothing else, and one that breaks off does no harm.
+    A list is processed by mark and sweep: its objects are compared with the known ones as they arrive, and at its
+    end the unnamed ones are removed. A relist publishes differences only, and an incomplete one does no harm.
     """
 
     def __init__(
@@ -87,7 +77,7 @@ class Table(Generic[R]):
         return MappingProxyType(self._problems)
 
     def apply(self, items: Sequence[R | Gone | Unusable | Mark]) -> None:
-        """Take what a source found, publish the differences."""
+        """Process a source's items and publish the differences."""
         changes: list[Change[Record]] = []
         listed = False
         for item in items:
@@ -142,44 +132,27 @@ class Table(Generic[R]):
 
 
 class Store:
-    """The tables of all watched kinds, and who wants to know of changes."""
+    """The tables of all watched kinds, and the handlers of their changes."""
 
     def __init__(self, on_problem: Callable[[Problem], None] = lambda _problem: None) -> None:
-        """``on_problem`` is called once for each object that cannot be understood, and again for a new reason."""
+        """``on_problem`` is called once for each object with a problem, and again for a new reason."""
         self.in_sync = asyncio.Event()
-        """Set once the first full list of every kind is in and was given to the handlers. Never cleared."""
+        """Set once the first full list of every kind has been given to the handlers. Never cleared."""
         self._log = log.get("store")
         self._handlers: list[Handler] = []
         self._listing: set[str] = set()
-        self._pods = self._table(PODS, on_problem)
-        self._namespaces = self._table(NAMESPACES, on_problem)
-        self._policies = self._table(POLICIES, on_problem)
-        self._nodes = self._table(NODES, on_problem)
-        self._cluster_policies = {kind.name: self._table(kind, on_problem) for kind in CLUSTER_POLICY_KINDS}
+        self.pods = self._table(decode.PODS, on_problem)
+        self.namespaces = self._table(decode.NAMESPACES, on_problem)
+        self.policies = self._table(decode.POLICIES, on_problem)
+        """NetworkPolicies; for the other kinds see :meth:`cluster_policies`."""
+        self.nodes = self._table(decode.NODES, on_problem)
+        self._cluster_policies = {
+            kind.name: self._table(kind, on_problem) for kind in decode.CLUSTER_POLICY_KINDS
+        }
 
     def _table(self, kind: Kind[R], on_problem: Callable[[Problem], None]) -> Table[R]:
         self._listing.add(kind.name)
         return Table(kind, self._publish, on_problem, self._listed)
-
-    @property
-    def pods(self) -> Table[Pod]:
-        """All pods of the cluster."""
-        return self._pods
-
-    @property
-    def namespaces(self) -> Table[Namespace]:
-        """All namespaces."""
-        return self._namespaces
-
-    @property
-    def policies(self) -> Table[NetworkPolicy]:
-        """All NetworkPolicies."""
-        return self._policies
-
-    @property
-    def nodes(self) -> Table[NodeRecord]:
-        """All nodes."""
-        return self._nodes
 
     def cluster_policies(self, kind: Kind[ClusterPolicy]) -> Table[ClusterPolicy]:
         """All policies of one of the cluster-scoped kinds; several kinds may use the same name."""
@@ -187,11 +160,11 @@ class Store:
 
     def policies_of(self, kind: PolicyKind) -> Table[NetworkPolicy] | Table[ClusterPolicy]:
         """All policies of one of the four kinds."""
-        return self._policies if kind is PolicyKind.NETWORK else self._cluster_policies[kind.value]
+        return self.policies if kind is PolicyKind.NETWORK else self._cluster_policies[kind.value]
 
     @property
     def not_listed(self) -> tuple[str, ...]:
-        """The kinds whose first full list is not in yet: what in-sync waits for."""
+        """The kinds that ``in_sync`` waits for: their first full list is incomplete."""
         return tuple(sorted(self._listing))
 
     @property
@@ -201,11 +174,11 @@ class Store:
 
     @property
     def _tables(self) -> tuple[Table[Any], ...]:
-        """In an order in which a new handler has the least to do twice."""
-        return (self._nodes, self._namespaces, self._policies, *self._cluster_policies.values(), self._pods)
+        """In an order that spares a new handler repeated work."""
+        return (self.nodes, self.namespaces, self.policies, *self._cluster_policies.values(), self.pods)
 
     def subscribe(self, handler: Handler) -> None:
-        """Give ``handler`` everything there is now, and then every change."""
+        """Give ``handler`` all present objects, and then every change."""
         changes: list[Change[Record]] = [
             Change(None, record) for table in self._tables for record in table.records.values()
         ]
@@ -220,10 +193,10 @@ class Store:
     def _call(self, handler: Handler, changes: Sequence[Change[Record]]) -> None:
         try:
             handler(changes)
-        except MemoryError:  # it may know half of them: only a start makes that good
+        except MemoryError:  # the handler may have processed half of the changes: only a restart repairs that
             raise
         except Exception:
-            # A defect in one consumer must neither stop the others nor end the watch.
+            # A defect in one handler must neither stop the others nor end the watch.
             self._log.exception("a handler failed", changes=len(changes))
 
     def _listed(self, kind: str) -> None:

@@ -1,8 +1,8 @@
-"""The API's JSON, as far as the agent needs it.
+"""The API's JSON types, reduced to the fields that the agent needs.
 
-Fields that are not named here are skipped by the parser without becoming Python objects: that, not its speed
-alone, is why a pod of 6 KB costs microseconds. ``gc=False``: these live for a moment and never form cycles. JSON
-``null`` stands for an absent field wherever Go leaves an empty slice or map.
+The parser skips other fields without making Python objects: that, not its speed alone, is why a pod of 6 KB costs
+microseconds. ``gc=False``: instances are short-lived and never form cycles. JSON ``null`` stands for an absent
+field wherever Go leaves an empty slice or map.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from msgspec import Raw, Struct, field
 T = TypeVar("T")
 
 UNDECODABLE = (ValueError, RecursionError)
-"""What decoding raises over bytes that are no JSON, not of the shape, no UTF-8 (a plain UnicodeDecodeError,
-though everything else is a MsgspecError), or nested a thousand times."""
+"""Raised by decoding bytes that are not JSON, of another type, not UTF-8 (a plain UnicodeDecodeError, unlike the
+other errors, which are MsgspecErrors), or nested a thousand times."""
 
 
 class Wire(Struct, gc=False, rename="camel"):
-    """Base of all of them: the API's camelCase names."""
+    """Base class with the API's camelCase names."""
 
 
 class PodAnnotations(Wire):
-    """The annotations by which a mirror pod names the static pod that it shows."""
+    """The annotations by which a mirror pod names its static pod."""
 
     mirror: str = field(default="", name="kubernetes.io/config.mirror")
     hash: str = field(default="", name="kubernetes.io/config.hash")
 
 
-class PodMetadata(Wire):
-    """meta/v1 ObjectMeta of a pod."""
+class PolicyMetadata(Wire):
+    """meta/v1 ObjectMeta of a policy. Labels are not read, so that malformed ones cannot make it unusable."""
 
     name: str = ""
     namespace: str = ""
     uid: str = ""
     resource_version: str = ""
+
+
+class Metadata(PolicyMetadata):
+    """meta/v1 ObjectMeta."""
+
     labels: dict[str, str] | None = None
+
+
+class PodMetadata(Metadata):
+    """meta/v1 ObjectMeta of a pod."""
+
     annotations: PodAnnotations | None = None
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
-
-
-class Metadata(Wire):
-    """meta/v1 ObjectMeta."""
-
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-    labels: dict[str, str] | None = None
 
 
 class ContainerPort(Wire):
@@ -83,7 +83,7 @@ class PodIP(Wire):
 
 
 class Terminated(Wire):
-    """core/v1 ContainerStateTerminated: that it is there is all we need."""
+    """core/v1 ContainerStateTerminated: only its presence matters."""
 
 
 class ContainerState(Wire):
@@ -119,42 +119,33 @@ class WirePod(Wire):
 
 
 class Plain(Wire):
-    """Any object of which the metadata is all we need."""
+    """Any object of which only the metadata is needed."""
 
     metadata: Metadata
 
 
-class PolicyMetadata(Wire):
-    """meta/v1 ObjectMeta of a policy. Its labels are not read: nothing odd in them may keep it from use."""
-
-    name: str = ""
-    namespace: str = ""
-    uid: str = ""
-    resource_version: str = ""
-
-
 class WirePolicy(Wire):
-    """A policy of any of the four kinds; its spec is decoded apart, and checked by :mod:`policy`."""
+    """A policy of any of the four kinds; its spec is decoded separately and checked by :mod:`policy`."""
 
     metadata: PolicyMetadata
     spec: Raw = field(default_factory=Raw)
 
 
 class JudgedMetadata(Wire):
-    """meta/v1 ObjectMeta, as far as a condition depends on it."""
+    """The fields of meta/v1 ObjectMeta that a condition depends on."""
 
     resource_version: str = ""
     generation: int = 0
 
 
 class ConditionedStatus(Wire):
-    """The status of a cluster-scoped policy: meta/v1 Conditions, others' too."""
+    """The status of a cluster-scoped policy: all meta/v1 Conditions, also others'."""
 
     conditions: list[dict[str, Any]] | None = None
 
 
 class Judged(Wire):
-    """What the condition of a policy depends on besides its spec."""
+    """The parts of a policy that its condition depends on, besides the spec."""
 
     metadata: JudgedMetadata
     status: ConditionedStatus | None = None
@@ -190,7 +181,7 @@ class WireNode(Wire):
 
 
 class Name(Wire):
-    """The part of ObjectMeta that is still read when the rest of an object is beyond understanding."""
+    """The part of ObjectMeta that is still read if the rest of an object is undecodable."""
 
     name: str
     namespace: str = ""
@@ -205,7 +196,7 @@ class Named(Wire):
 
 
 class ListMeta(Wire):
-    """meta/v1 ListMeta. ``continue_`` non-empty: there are more pages."""
+    """meta/v1 ListMeta. ``continue_`` is non-empty if there are more pages."""
 
     resource_version: str = ""
     continue_: str = field(default="", name="continue")
@@ -219,7 +210,7 @@ class ObjectList(Wire, Generic[T]):
 
 
 class BookmarkMeta(Wire):
-    """What a bookmark carries."""
+    """meta/v1 ObjectMeta of a bookmark."""
 
     resource_version: str = ""
     annotations: dict[str, str] | None = None

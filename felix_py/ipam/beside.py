@@ -1,4 +1,4 @@
-"""Reads the address store beside the agent that holds it."""
+"""Reads the address store while an agent holds it locked."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from felix_py.ipam.store import FORMAT, AddressStore, StoreDamaged, StoreError
+from felix_py.ipam.schema import FORMAT
+from felix_py.ipam.store import AddressStore, StoreDamaged, StoreError
 from felix_py.records import Lease
 
 _COPY_TRIES = 20
 
 
 def read_leases(path: Path) -> tuple[Lease, ...]:
-    """Every lease, oldest first, beside an agent that holds the file: what it has committed so far.
+    """Every committed lease, oldest first, also while an agent holds the file; StoreError if it cannot be read.
 
-    The agent locks the file for itself, so a copy is read. A commit overwrites pages in place; a copy that was
-    taken in the middle of one does not match its digest, and another is taken. Not for the agent's own process:
-    closing the file would drop its locks.
-
-    Raises:
-        StoreError: there is no such file, or it cannot be read.
+    The agent holds an exclusive lock, so a copy is read. A commit overwrites pages in place: a copy taken in the
+    middle of one does not match its digest, and the copy is repeated. Must not run in the agent's own process:
+    closing the file would drop the agent's locks.
     """
     try:
         for last in range(1, _COPY_TRIES + 1):

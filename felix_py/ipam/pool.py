@@ -1,10 +1,11 @@
-"""Which addresses of a CIDR pods may get, and which comes next. No state."""
+"""Pod CIDRs as pools: the usable addresses of a CIDR and the choice of the next one. No state."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Container
 from dataclasses import dataclass
+from itertools import chain
 
 from policy.model import Family
 
@@ -20,14 +21,11 @@ class Pool:
 
     @classmethod
     def of(cls, cidr: str) -> Pool:
-        """The pool of a CIDR text.
+        """The pool of a CIDR text; ValueError if it is not one, or has host bits set.
 
-        Left out are the first address (IPv4 network address; IPv6 subnet-router anycast, RFC 4291 section
-        2.6.1) and IPv4's last, the broadcast address: no link here uses them so, but other hosts may take them
-        that way. A CIDR of one or two addresses is used whole (RFC 3021).
-
-        Raises:
-            ValueError: ``cidr`` is not one, or has host bits set.
+        The pool excludes the first address (IPv4 network address; IPv6 subnet-router anycast, RFC 4291 section
+        2.6.1) and IPv4's last (broadcast): no link here uses them so, but other hosts may treat them that way.
+        A CIDR of one or two addresses is used whole (RFC 3021).
         """
         network = ipaddress.ip_network(cidr)
         family = Family(network.version)
@@ -46,19 +44,14 @@ class Pool:
         return self.first <= number <= self.last
 
     def next(self, used: Container[int], after: int | None) -> int | None:
-        """The first unused address behind ``after``, round robin; None when there is none.
+        """The first unused address after ``after``, round robin, or None if all are used.
 
-        Going round instead of taking the lowest keeps a released address idle for as long as possible: peers
-        still hold connections, neighbour entries and policy for the pod that had it.
+        Round robin, unlike lowest-first, keeps a released address idle for as long as possible: peers still hold
+        connections, neighbour entries and policy of the pod that had it.
         """
         start = self.first if after is None or after not in self else after + 1
-        for number in range(start, self.last + 1):
-            if number not in used:
-                return number
-        for number in range(self.first, start):
-            if number not in used:
-                return number
-        return None
+        candidates = chain(range(start, self.last + 1), range(self.first, start))
+        return next((number for number in candidates if number not in used), None)
 
 
 def address_text(family: Family, number: int) -> str:
@@ -67,11 +60,7 @@ def address_text(family: Family, number: int) -> str:
 
 
 def address_number(text: str) -> tuple[Family, int]:
-    """Family and integer of an address text.
-
-    Raises:
-        ValueError: not an address, or one with a zone.
-    """
+    """Family and integer of an address text; ValueError if it is not an address, or has a zone."""
     address = ipaddress.ip_address(text)
     if "%" in text:
         raise ValueError(f"{text!r} has a zone")

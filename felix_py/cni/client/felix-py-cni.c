@@ -1,9 +1,9 @@
 /* felix-py-cni: what a container runtime executes as the CNI plugin "felix-py-cni".
  *
  * It passes the call (CNI_* environment and stdin) to the agent's Unix socket and prints the answer. It decides
- * nothing and parses no JSON; felix_py/cni/protocol.py describes the framing. What it does on its own is what must
- * work without an agent: VERSION; error 11 (try again later) for calls that need one; and keeping DEL and GC, which
- * the runtime will not repeat, in a spool directory that the agent drains when it starts.
+ * nothing and parses no JSON; felix_py/cni/protocol.py describes the framing. Without an agent it answers VERSION,
+ * answers error 11 (try again later) to calls that need the agent, and keeps DEL and GC, which the runtime does not
+ * repeat, in a spool directory that the agent drains when it starts.
  *
  * The socket's path is the content of the file "<this binary>.socket", or DEFAULT_SOCKET without that file. The
  * spool is the directory "spool" beside the socket.
@@ -111,7 +111,7 @@ static void find_socket(void) {
 	length = read(fd, socket_path, sizeof socket_path - 1);
 	close(fd);
 	socket_path[length > 0 ? length : 0] = 0;
-	for (char *c = socket_path; *c; c++) /* one line; and nothing that a JSON message could not hold */
+	for (char *c = socket_path; *c; c++) /* one line, without bytes that JSON would need escaped */
 		if ((unsigned char)*c < ' ' || *c == '"' || *c == '\\')
 			*c = 0;
 }
