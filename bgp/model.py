@@ -87,10 +87,7 @@ class SpeakerConfig:
 
 
 def parse_bgp_config(
-    document: object,
-    *,
-    router_id: str | None = None,
-    read_text: Callable[[str], str] | None = None,
+    document: object, *, router_id: str | None = None, read_text: Callable[[str], str] | None = None
 ) -> SpeakerConfig:
     """Check the user's configuration (a decoded YAML or JSON document).
 

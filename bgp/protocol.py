@@ -351,13 +351,7 @@ def _notification(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     yield Notified(peer, code, subcode, _text(content.get("message", "")))
 
 
-_EVENTS = {
-    "state": _state,
-    "open": _open,
-    "update": _update,
-    "refresh": _refresh,
-    "notification": _notification,
-}
+_EVENTS = {"state": _state, "open": _open, "update": _update, "refresh": _refresh, "notification": _notification}
 
 
 def _neighbor(entry: dict[str, Any]) -> Neighbor:

@@ -35,10 +35,7 @@ def tier_chain(direction: Direction, policies: Sequence[PolicyRef]) -> ChainId:
 
 
 def class_chain(
-    direction: Direction,
-    admin: Sequence[PolicyRef],
-    network: Sequence[PolicyRef],
-    baseline: Sequence[PolicyRef],
+    direction: Direction, admin: Sequence[PolicyRef], network: Sequence[PolicyRef], baseline: Sequence[PolicyRef]
 ) -> ChainId:
     """Chain of one policy class: the policies that count for an endpoint, tier by tier."""
     parts = (*_flat(admin), "/", *_flat(network), "/", *_flat(baseline))
