@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from felix_py.ruleset import model as m
+from policy.cidr import merge
 
 TCP_FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
 """Bits of the TCP header (RFC 9293, section 3.1)."""
@@ -53,13 +54,7 @@ def _ranges(text: str) -> tuple[tuple[int, int], ...]:
         first, colon, last = part.partition(":")
         low = int(first or 0)
         found.append((low, int(last or 65535) if colon else low))
-    merged: list[tuple[int, int]] = []
-    for low, high in sorted(found):
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
-        else:
-            merged.append((low, high))
-    return tuple(merged)
+    return merge(found)
 
 
 _PORT_SIDES = {
