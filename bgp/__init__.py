@@ -1,4 +1,4 @@
-"""BGP state: which peers a node must have, what to announce to them, what was learned, and the sidecar.
+"""BGP state: a node's peers, its announcements, the learned routes, and the sidecar.
 
-Everything but :mod:`bgp.bridge` and :mod:`bgp.sidecar` is free of I/O.
+Only :mod:`bgp.bridge` and :mod:`bgp.sidecar` do I/O.
 """

@@ -1,22 +1,20 @@
-"""ExaBGP's helper process: its stdin and stdout <-> one Unix socket, on which the agent comes and goes.
+"""ExaBGP's helper process, which connects its stdin and stdout with the agent's end of a Unix socket.
 
-Run by file name (``python -I -S bridge.py SOCKET``), so it imports the standard library only and nothing of ours.
+It runs by file name (``python -I -S bridge.py SOCKET``), so it imports the standard library only.
 
-ExaBGP blocks when nobody reads what it writes, and its sessions then die by hold timer; it gives up when its
-helper dies too often. So: always read stdin, hold what the agent has not read yet, cut off an agent that does not
-keep up, and survive everything but the end of ExaBGP itself.
+ExaBGP blocks if its output is not read, and its sessions then end by hold timer; it gives up if its helper dies
+too often. So the bridge always reads stdin, buffers events, disconnects an agent that is too slow, and survives
+everything but the end of ExaBGP itself.
 
-ExaBGP's loop asks for work and then sleeps, up to a tenth of a second as the sidecar sets it up, unless somebody
-writes to it. So after each sign of life, in either direction, we write a blank a few times, ever more rarely: it
-wakes the loop and, in front of the next command, means nothing. Busy, ExaBGP is as fast as with a short sleep;
-idle, it costs a tenth of it.
+ExaBGP's loop polls for work and then sleeps, up to a tenth of a second as the sidecar configures it, unless its
+helper writes. So after traffic in either direction the bridge writes a blank a few times, at growing intervals:
+it wakes the loop and is ignored before the next command. Busy, ExaBGP is as fast as with a short sleep; idle, it
+costs a tenth of it. After ExaBGP's start and each change of a session's state, the loop is kept awake for some
+seconds, because it accepts and opens connections once a turn.
 
-While sessions come and go, from ExaBGP's start and from each change of a session's state on, the loop is kept as
-quick as it comes: it accepts and makes connections in turns of its loop.
-
-Events that come while there is no agent wait for the next one, as far as there is room: ExaBGP's sessions are
-often up before the agent has found the socket. An agent reads everything back anyway, except what ExaBGP itself
-forgets: so each peer's last OPEN, which says whether it does graceful restart, is told to every new agent.
+Events without a connected agent are kept for the next one, up to a bound: ExaBGP's sessions are often up before
+the agent has found the socket. An agent reads all state back anyway, except what ExaBGP does not keep: so each
+peer's last OPEN, which has its graceful restart capability, is sent to every new agent.
 """
 
 from __future__ import annotations
@@ -47,9 +45,9 @@ _OPEN = re.compile(rb'"type": "open", "neighbor": \{ "address": \{ "local": "[^"
 
 
 class Bridge:
-    """One agent at a time: the newest. Whole lines only, in both directions.
+    """Serves one agent at a time, the newest. Only whole lines pass, in both directions.
 
-    Answers to commands of an agent that is gone are kept from its successor, who would take them for its own.
+    Answers to commands of a previous agent are dropped, since the next one would take them for its own.
     """
 
     def __init__(self, path: str) -> None:
@@ -69,7 +67,7 @@ class Bridge:
         self._quick_until = time.monotonic() + _START
 
     def run(self) -> None:
-        """Until ExaBGP closes our stdin."""
+        """Run until ExaBGP closes our stdin."""
         os.set_blocking(0, False)
         os.set_blocking(1, False)
         while True:
@@ -95,7 +93,7 @@ class Bridge:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
-            # Whoever can connect controls the node's routes: owner and root only.
+            # A connection controls the node's routes, so only owner and root may connect.
             os.umask(0o177)
             listener.bind(self._path)
             listener.listen(4)
@@ -127,7 +125,7 @@ class Bridge:
         return dict(poll.poll(None if seconds is None else seconds * 1000))
 
     def _wake(self) -> None:
-        """Nothing has happened for a moment: perhaps ExaBGP sleeps over work that it has."""
+        """Wake ExaBGP after a moment without events, since it may sleep despite work."""
         if self._wake_in < _WAKE_MOST or self._is_quick():
             self._wake_in = min(2 * self._wake_in, 2 * _WAKE_MOST)
             if not self._commands:  # else there may be half a command in the pipe
@@ -138,7 +136,7 @@ class Bridge:
         return time.monotonic() < self._quick_until
 
     def _read_events(self) -> bool:
-        """Take what ExaBGP wrote; false when it is gone."""
+        """Read ExaBGP's output; false when it has ended."""
         try:
             data = os.read(0, _CHUNK)
         except BlockingIOError:
@@ -150,7 +148,7 @@ class Bridge:
             del lines[0]  # the end of it
             self._too_long = False
         if self._too_long or len(self._partial_event) > _EVENT_MOST:
-            # No line of ExaBGP's is so long. The agent finds the gap in the counters.
+            # No valid line is so long. The agent finds the gap in the counters.
             self._partial_event, self._too_long = b"", True
         for line in lines:
             if _STATE in line:
@@ -161,7 +159,7 @@ class Bridge:
             if self._for_agent(line):
                 self._events += line + b"\n"
         if len(self._events) > (_EVENTS_MOST if self._agent else _BACKLOG_MOST):
-            # The agent will come back and read everything anew; a silent gap would be worse.
+            # The agent will reconnect and read everything anew; a silent gap would be worse.
             self._hang_up()
         return True
 
@@ -220,7 +218,7 @@ def main() -> None:
     """Command line: the path of the socket."""
     if len(sys.argv) != 2:
         sys.exit("usage: bridge.py SOCKET")
-    # A closed stdout or stdin is the end of ExaBGP, and so of us.
+    # A closed stdout or stdin means that ExaBGP has ended.
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         Bridge(sys.argv[1]).run()
 

@@ -1,4 +1,4 @@
-"""The way to ExaBGP, while there is one: commands out, events in, and the log lines that come of both."""
+"""The connection to ExaBGP, if there is one: commands out, events in, and log lines about both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bgp.protocol import Connection, Event
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something worth a log line. ``warning``: somebody should look at it."""
+    """A log line; ``warning``: it needs attention."""
 
     text: str
     peer: str = ""
@@ -19,17 +19,17 @@ class Note:
 
 
 class Channel:
-    """One connection to the bridge after the other. Without one, commands are lost: attaching reads all anew."""
+    """Successive connections to the bridge. Without one, commands are lost: attaching reads all state anew."""
 
     def __init__(self) -> None:
         self.ignored = 0
-        """Lines that made no sense, of all connections."""
+        """Number of invalid lines of all connections."""
         self._connection: Connection | None = None
         self._notes: list[Note] = []
 
     @property
     def is_open(self) -> bool:
-        """There is a connection."""
+        """Whether there is a connection."""
         return self._connection is not None
 
     @property
@@ -38,11 +38,11 @@ class Channel:
         return self._connection.pending if self._connection else 0
 
     def open(self) -> None:
-        """A new connection in place of any other."""
+        """Replace the connection by a new one."""
         self._connection = Connection()
 
     def close(self) -> None:
-        """The connection is gone."""
+        """Forget the connection."""
         self._connection = None
 
     def send(self, *commands: str) -> None:
@@ -56,7 +56,7 @@ class Channel:
         return self._connection.data_to_send() if self._connection else b""
 
     def receive(self, data: bytes, handle: Callable[[Event], None]) -> None:
-        """Hand over each event of these bytes. What makes no sense is counted, and said once a connection."""
+        """Handle each event in ``data``. Invalid lines are counted, and noted once a connection."""
         if self._connection is None:
             return
         before = self._connection.ignored
@@ -64,7 +64,7 @@ class Channel:
             try:
                 handle(event)
             except Exception as error:
-                # A defect of ours over one event must not cost the others, nor the agent.
+                # A bug of ours in one event must not lose the others, nor end the agent.
                 self._connection.ignored += 1
                 self.note("cannot take over an event", detail=repr(error)[:200], warning=True)
         if ignored := self._connection.ignored - before:

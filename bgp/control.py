@@ -1,11 +1,10 @@
-"""The agent's side of BGP without any I/O: events of ExaBGP in, commands and best routes out; time is an
-argument.
+"""The agent's side of BGP without I/O: events of ExaBGP in, commands and best routes out; time is an argument.
 
-    Control ── what the agent wants, which peers there are, whether all is in sync
-      ├─ Session   one peer: state machine, graceful restart, announcements
-      ├─ ReadBack  what ExaBGP knew before the agent came
-      ├─ Rib       routes and the choice among them
-      └─ Channel   commands to ExaBGP, events and log lines from it
+Control ── wanted announcements, peers, synchronisation
+  ├─ Session   one peer: state machine, graceful restart, announcements
+  ├─ ReadBack  ExaBGP's state from before the agent attached
+  ├─ Rib       routes and the choice among them
+  └─ Channel   commands to ExaBGP, events and log lines from it
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from bgp.session import PeerStatus, Session
 
 
 class Control:
-    """All BGP state of the agent. Methods that take ``now`` want a monotonic clock's seconds."""
+    """All BGP state of the agent. ``now`` is a monotonic clock's seconds."""
 
     def __init__(self) -> None:
         self.rib = Rib()
-        """Learned routes. Filter and reach are set, and changes taken, there."""
+        """Learned routes, whose filter and reach callers set, and whose changes they take."""
         self.channel = Channel()
-        """Commands that wait to be sent, and log lines."""
+        """Commands to send, and log lines."""
         self._sessions: dict[str, Session] = {}
         self._readback = ReadBack(self._sessions, self.rib, self.channel)
         self._wanted: frozenset[str] | None = None
         self.neighbors: Mapping[str, protocol.Neighbor] = {}
-        """ExaBGP's neighbors, as last asked for."""
+        """ExaBGP's neighbors by the last query."""
         self.in_effect = False
-        """ExaBGP has exactly the configured neighbors."""
+        """Whether ExaBGP has exactly the configured neighbors."""
         self.in_sync = False
-        """Every peer has told its whole table, or has had time to. Stays true.
+        """Whether every peer has sent its whole table, or has had time to. Stays true.
 
-        That time begins with the first configuration, and is the longest ``max_restart_time``: routes of before
-        this start get as long as those of a session that ends (RFC 4724 4.1, Selection_Deferral_Timer).
+        That time begins with the first configuration and is the longest ``max_restart_time``: routes from before
+        this start are kept as long as those of an ended session (RFC 4724 4.1, Selection_Deferral_Timer).
         """
         self._unreachable: int | None = None
         self._deferred_until: float | None = None
@@ -48,10 +47,7 @@ class Control:
     # --- what the agent wants ----------------------------------------------------------------------------
 
     def configure(self, config: SpeakerConfig, peers: Sequence[Peer], now: float) -> None:
-        """The peers to have, each with its source address: those of the configuration that this node can reach.
-
-        Routes of all others are forgotten.
-        """
+        """Set the peers that this node can reach, each with its source address; routes of others are dropped."""
         self._unreachable = len(config.peers) - len(peers)
         self.rib.set_max_paths(config.max_paths)
         wanted = {peer.address: peer for peer in peers}
@@ -70,17 +66,17 @@ class Control:
             self._deferred_until = now + max((peer.max_restart_time for peer in config.peers), default=0)
         self.in_effect = False
         if new and self.channel.is_open:
-            # ExaBGP may have known it before we did.
+            # ExaBGP may have had the new peer before.
             self._readback.everything()
 
     def announce(self, prefixes: Iterable[str]) -> None:
-        """All prefixes to announce to every peer of their family; what is missing is withdrawn."""
+        """Set all prefixes to announce to every peer of their family; others are withdrawn."""
         self._wanted = frozenset(prefixes)
         for session in self._sessions.values():
             session.want(self._wanted)
 
     def leaving(self) -> list[str]:
-        """Established neighbors of ExaBGP that the configuration no longer has, or has otherwise.
+        """Established neighbors of ExaBGP that the configuration has no longer, or with other settings.
 
         ExaBGP drops them without a NOTIFICATION, so their peers would keep our routes for the restart time.
         """
@@ -92,13 +88,13 @@ class Control:
         self.channel.send(*map(protocol.withdraw_all, peers))
 
     def query_neighbors(self) -> None:
-        """Have :attr:`neighbors` and :attr:`in_effect` brought up to date."""
+        """Request an update of :attr:`neighbors` and :attr:`in_effect`."""
         self.channel.send(protocol.SHOW_NEIGHBORS)
 
     # --- the connection ----------------------------------------------------------------------------------
 
     def attached(self) -> None:
-        """There is a new connection to the bridge: read everything back."""
+        """A new connection to the bridge is open: read everything back."""
         self.channel.open()
         self._readback.stop()
         self._readback.everything()
@@ -112,18 +108,18 @@ class Control:
             session.detached(now)
 
     def receive(self, data: bytes, now: float) -> None:
-        """Bytes from the bridge. What makes no sense is counted and said once a connection; nothing raises."""
+        """Handle bytes from the bridge. Invalid ones are counted and noted once a connection; nothing raises."""
         self.channel.receive(data, partial(self._handle, now))
 
     def tick(self, now: float) -> None:
-        """Let time do its part; once a second is enough."""
+        """Handle timers; once a second is enough."""
         for session in self._sessions.values():
             session.tick(now)
             self._confirm(session)
         self._readback.tick(now)
         self.in_sync = self.in_sync or self._is_in_sync(now)
 
-    # --- what came of it ---------------------------------------------------------------------------------
+    # --- results -----------------------------------------------------------------------------------------
 
     def peers(self, now: float) -> list[PeerStatus]:
         """One status for each configured peer."""
@@ -176,13 +172,13 @@ class Control:
         kept = {session.identity for session in self._sessions.values()}
         in_effect = {neighbor.identity for neighbor in event.neighbors} == kept
         if in_effect and not self.in_effect:
-            # A reload makes new neighbor objects, and an end-of-RIB still queued in an old one is lost.
+            # A reload creates new neighbor objects, and loses an end-of-RIB still queued in an old one.
             for session in self._sessions.values():
                 self.channel.send(*session.out.end_of_rib())
         self.in_effect = in_effect
 
     def _confirm(self, session: Session) -> None:
-        """Until the reading is over, what a peer has not been heard of may yet be found."""
+        """Confirm a session's routes, but not while reading back may still find them."""
         if not self._readback.reading:
             session.confirm()
 

@@ -1,7 +1,7 @@
-"""What BGP must do on this node: the speaker, its peers, and the user's configuration file that names them.
+"""BGP configuration of this node: the speaker, its peers, and the user's configuration file.
 
-Field names of the file follow Calico's BGPConfiguration and BGPPeer (projectcalico.org/v3) wherever the meaning
-is the same. Everything that reaches ExaBGP's configuration or command line has passed through here.
+Field names of the file follow Calico's BGPConfiguration and BGPPeer (projectcalico.org/v3) where the meaning is
+the same. All values in ExaBGP's configuration or command line are checked here.
 """
 
 from __future__ import annotations
@@ -37,19 +37,17 @@ _PEER_FIELDS = (
 
 
 class BGPConfigError(ValueError):
-    """The configuration cannot be used; the message starts with the field's path, such as
-    ``peers[1].asNumber``.
-    """
+    """The configuration is invalid; the message starts with the field's path, such as ``peers[1].asNumber``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One BGP session to have: a session carries the family of its own addresses only.
+    """One configured BGP session, which carries the family of its own addresses only.
 
-    ``address`` and ``source_address`` are canonical texts; an empty ``source_address`` means that the kernel's
-    route to the peer decides. ``ttl_security`` is the most hops the peer may be away (RFC 5082), 0: off.
-    ``max_restart_time`` (seconds) is what the peer is told to wait for us, and how long its routes outlive it.
-    ``allowed_own_asns`` is how often our own AS number may occur in a path before it counts as a loop.
+    ``address`` and ``source_address`` are canonical texts; an empty ``source_address`` is chosen by the kernel's
+    route to the peer. ``ttl_security`` is the peer's greatest distance in hops (RFC 5082), 0: off.
+    ``max_restart_time`` (seconds): how long the peer is asked to keep our routes, and we keep its. A path with
+    more than ``allowed_own_asns`` occurrences of our own AS number is a loop.
     """
 
     address: str
@@ -71,13 +69,13 @@ class Peer:
 
     @property
     def external(self) -> bool:
-        """eBGP, as opposed to iBGP."""
+        """Whether the session is eBGP, not iBGP."""
         return self.asn != self.local_asn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeakerConfig:
-    """This node's BGP speaker. ``listen_port`` 0: only connect. ``max_paths``: next hops of one route at most."""
+    """This node's BGP speaker. ``listen_port`` 0: connect only. ``max_paths``: limit of next hops of a route."""
 
     asn: int
     router_id: str
@@ -87,15 +85,12 @@ class SpeakerConfig:
 
 
 def parse_bgp_config(
-    document: object,
-    *,
-    router_id: str | None = None,
-    read_text: Callable[[str], str] | None = None,
+    document: object, *, router_id: str | None = None, read_text: Callable[[str], str] | None = None
 ) -> SpeakerConfig:
     """Check the user's configuration (a decoded YAML or JSON document).
 
-    ``router_id`` is used where the document has no ``routerID``. ``read_text`` reads a ``passwordFile``; without
-    it the field is refused. Raises BGPConfigError for the first thing wrong.
+    ``router_id`` is used if the document has no ``routerID``. ``read_text`` reads a ``passwordFile``; without it
+    the field is refused. Raises BGPConfigError for the first invalid field.
     """
     config = _mapping("", document, _CONFIG_FIELDS)
     asn = _asn("asNumber", _required("", config, "asNumber"))
@@ -185,14 +180,14 @@ def _text(path: str, value: object) -> str:
 
 
 def _asn(path: str, value: object) -> int:
-    """Plain (65001) or dotted (1.10) notation, as RFC 5396 has it."""
+    """Plain (65001) or dotted (1.10) notation (RFC 5396)."""
     if isinstance(value, str):
         high, dot, low = value.partition(".")
         if not (high + low).isdecimal() or not value.isascii() or (dot and not (high and low)):
             raise BGPConfigError(f"{path}: {value!r} is not an AS number")
-        value = (
-            _integer(path, int(high), 0, 65535) * 65536 + _integer(path, int(low), 0, 65535) if dot else int(high)
-        )
+        value = int(high)
+        if dot:
+            value = _integer(path, value, 0, 65535) * 65536 + _integer(path, int(low), 0, 65535)
     return _integer(path, value, 1, _MAX_ASN)
 
 
@@ -240,7 +235,7 @@ def _source(path: str, value: object, peer: str) -> str:
 
 
 def _password(path: str, peer: Mapping[str, object], read_text: Callable[[str], str] | None) -> str:
-    """The TCP MD5 password (RFC 2385): printable characters that need no escape in ExaBGP's configuration."""
+    """The TCP MD5 password (RFC 2385) of printable characters that need no escape in ExaBGP's configuration."""
     if "password" in peer and "passwordFile" in peer:
         raise BGPConfigError(f"{path}.passwordFile: give password or passwordFile, not both")
     if "password" in peer:
@@ -273,7 +268,7 @@ def _hold_time(path: str, value: object) -> int:
 
 
 def _seconds(path: str, value: object, *, most: int = _MAX_RESTART_TIME) -> int:
-    """Whole seconds, as a number or as Kubernetes writes durations: 90s, 2m, 1m30s."""
+    """Whole seconds, as a number or as a Kubernetes duration: 90s, 2m, 1m30s."""
     if isinstance(value, str):
         match = _DURATION.fullmatch(value)
         if not value or not match:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 
 class PrefixSet:
-    """A set of CIDRs that answers "does one of them cover this prefix?" in one look-up per distinct length."""
+    """A set of CIDRs that finds whether one of them covers a prefix by one look-up per distinct length."""
 
     def __init__(self, cidrs: Iterable[str] = ()) -> None:
         """Raises ValueError for a text that is not a CIDR (host bits must be zero)."""
@@ -39,7 +39,7 @@ def parse(prefix: str) -> tuple[int, int, int, int]:
 
 
 def covers(prefix: str, address: str) -> bool:
-    """Whether a canonical prefix covers an address; of another family: no."""
+    """Whether a canonical prefix covers an address; false if the families differ."""
     family, bits, length, value = parse(prefix)
     other, _, _, number = parse(address)
     return family == other and value >> (bits - length) == number >> (bits - length)
@@ -51,5 +51,5 @@ def version(prefix: str) -> int:
 
 
 def canonical(prefix: str) -> str:
-    """The one text of a prefix, as Python, ExaBGP and the kernel write it. Raises ValueError."""
+    """The canonical text of a prefix, as Python, ExaBGP and the kernel write it. Raises ValueError."""
     return str(ipaddress.ip_network(prefix))

@@ -1,7 +1,7 @@
-"""The language ExaBGP 5.0 speaks with its helper, without any I/O: lines in, events out; commands to lines.
+"""The protocol of ExaBGP 5.0 with its helper, without I/O: lines to events, commands to lines.
 
-Two kinds of lines come in, interleaved: JSON events, and for each command its output and then one ``done`` or
-``error``, in order. ``done`` means that ExaBGP has taken a command, not that a peer has.
+Two kinds of lines arrive, interleaved: JSON events, and for each command its output and then one ``done`` or
+``error``, in order. ``done`` means that ExaBGP has accepted a command, not that a peer has received it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ SHOW_RIB_IN = "show adj-rib in json"
 SHOW_RIB_OUT = "show adj-rib out json"
 
 _LINE_MOST = 4 * 1024 * 1024
-"""Bytes. The longest honest line, all neighbors at once, has some 3 KB for each."""
+"""Bytes. The longest valid line, that of all neighbors, has some 3 KB for each."""
 
 TEXT_MOST = 200
 _AS_PATH_MOST = 4096
 _U16, _U32, _U64 = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _PREFIXES_PER_LINE = 45
 _IN_FLIGHT = 4
-# ExaBGP works on 50 prefixes in a turn of its loop and then sleeps up to 10 ms, unless a new command wakes it. So
-# short lines, one after the other, are announced twice as fast as long ones all at once.
+# ExaBGP processes 50 prefixes in a turn of its loop and then sleeps up to 10 ms, unless a new command wakes it.
+# So short lines, one after the other, are announced twice as fast as long ones all at once.
 _ORIGINS = {"igp": 0, "egp": 1, "incomplete": 2}
 
 
@@ -59,7 +59,7 @@ class Up:
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """The session ended, or an attempt at one failed: ExaBGP tells both the same way."""
+    """The session ended, or an attempt at one failed: ExaBGP reports both in the same way."""
 
     peer: str
     reason: str
@@ -77,7 +77,7 @@ class Notified:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Routes of one UPDATE, already checked: canonical prefixes of the session's family."""
+    """Validated routes of one UPDATE: canonical prefixes of the session's family."""
 
     peer: str
     announced: tuple[tuple[str, Path], ...]
@@ -86,7 +86,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class EndOfRib:
-    """The peer has sent all it has (RFC 4724 2)."""
+    """The peer has sent its whole table (RFC 4724 2)."""
 
     peer: str
 
@@ -101,7 +101,7 @@ class Refresh:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Events of this peer were lost: what is known of it must be read anew."""
+    """Events of this peer were lost: its state must be read anew."""
 
     peer: str
 
@@ -112,9 +112,7 @@ Identity = tuple[str, str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Neighbor:
-    """A neighbor as ExaBGP has it now. ``age``: seconds since it was established. ``route_refresh``: the peer
-    can be asked to repeat itself (RFC 2918).
-    """
+    """A neighbor of ExaBGP. ``age``: seconds since Established. ``route_refresh``: the peer supports RFC 2918."""
 
     peer: str
     local_address: str
@@ -128,7 +126,7 @@ class Neighbor:
 
     @property
     def identity(self) -> Identity:
-        """What makes it this session and no other."""
+        """Identifies the session."""
         return self.peer, self.local_address, self.asn, self.local_asn
 
 
@@ -141,9 +139,7 @@ class Neighbors:
 
 @dataclass(frozen=True, slots=True)
 class RibEntry:
-    """One line of output of SHOW_RIB_IN or SHOW_RIB_OUT (``outgoing``). ``path`` None: no usable next hop in
-    it.
-    """
+    """One output line of SHOW_RIB_IN or SHOW_RIB_OUT (``outgoing``). ``path`` None: no usable next hop."""
 
     peer: str
     prefix: str
@@ -153,7 +149,7 @@ class RibEntry:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A command is done, or was refused."""
+    """A command was done or refused."""
 
     command: str
     ok: bool
@@ -163,9 +159,8 @@ Event = Open | Up | Down | Notified | Update | EndOfRib | Refresh | Gap | Neighb
 
 
 def announce(peer: str, prefixes: Iterable[str]) -> Iterator[str]:
-    """Commands that announce prefixes with ourselves as next hop. All of the session's own family, please:
-    for IPv4 on an IPv6 session ExaBGP would take the router id as next hop.
-    """
+    """Commands that announce prefixes with ourselves as next hop. The prefixes must be of the session's family:
+    for IPv4 on an IPv6 session ExaBGP would use the router id as next hop."""
     return _batches(f"neighbor {peer} announce attributes next-hop self nlri", prefixes)
 
 
@@ -175,7 +170,7 @@ def withdraw(peer: str, prefixes: Iterable[str]) -> Iterator[str]:
 
 
 def end_of_rib(peer: str) -> str:
-    """Tell the peer that everything is announced."""
+    """Send end-of-RIB to the peer."""
     return f"neighbor {peer} announce eor ipv{version(peer)} unicast"
 
 
@@ -185,7 +180,7 @@ def route_refresh(peer: str) -> str:
 
 
 def withdraw_all(peer: str) -> str:
-    """Withdraw whatever ExaBGP has announced to the peer."""
+    """Withdraw all that ExaBGP has announced to the peer."""
     return f"neighbor {peer} clear adj-rib out"
 
 
@@ -200,7 +195,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.ignored = 0
-        """Lines that made no sense."""
+        """Number of invalid lines."""
         self._partial = b""
         self._too_long = False
         self._waiting: deque[str] = deque()
@@ -219,7 +214,7 @@ class Connection:
         self._waiting.append(line)
 
     def data_to_send(self) -> bytes:
-        """What to write to the socket now; ask again after each :meth:`receive`."""
+        """Bytes to write to the socket now; call again after each :meth:`receive`."""
         ready = []
         while self._waiting and len(self._commands) < _IN_FLIGHT:
             self._commands.append(self._waiting.popleft())
@@ -227,7 +222,7 @@ class Connection:
         return "".join(ready).encode()
 
     def receive(self, data: bytes) -> Iterator[Event]:
-        """Events of all lines that are now complete."""
+        """Yields the events of all lines that are now complete."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         if lines and self._too_long:
             del lines[0]  # the end of it
@@ -246,11 +241,10 @@ class Connection:
                 self.ignored += 1
             return
         try:
-            # All of it before the first is given away: what a consumer raises is none of this.
+            # Decoded completely before the first event is yielded: a consumer's exceptions must not count here.
             found = self._decode(line)
         except Exception:
-            # Whatever it was (the standard decoder alone has a dozen ways to refuse), the rest of the stream is
-            # still good.
+            # One bad line (the JSON decoder alone has a dozen exceptions) does not spoil the rest of the stream.
             self.ignored += 1
             return
         yield from found
@@ -271,7 +265,7 @@ class Connection:
             try:
                 neighbor = _neighbor(entry)
             except Exception:
-                self.ignored += 1  # the others are still to be known
+                self.ignored += 1  # the others are still valid
             else:
                 yield neighbor
 
@@ -282,7 +276,7 @@ class Connection:
         expected = self._counters.get(peer, counter - 1) + 1
         self._counters[peer] = counter
         if kind == "open":
-            # The bridge may be repeating it, so it says nothing about what follows.
+            # The bridge may repeat an OPEN, so its counter does not predict the next one.
             del self._counters[peer]
         elif counter not in (expected, 1):  # a reload starts counting anew
             yield Gap(peer)
@@ -302,9 +296,8 @@ def _open(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
         return
     content = neighbor["open"]
     # 64: RFC 4724. ExaBGP calls the forwarding flag of a family "restart" and the restart flag "forwarding".
-    capability = content["capabilities"].get("64")
     restart = None
-    if capability:
+    if capability := content["capabilities"].get("64"):
         flags = capability["address-family-flags"]
         restart = GracefulRestart(
             _number(capability["time"], 4095),
@@ -332,7 +325,7 @@ def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
         else:
             unusable.update(prefixes)
     withdrawn = {_prefix(entry["nlri"]) for entry in update.get("withdraw", {}).get(family, ())}
-    # An announcement replaces the one before it also when it is of no use itself (RFC 4271 9).
+    # An announcement replaces the previous one even if it is unusable itself (RFC 4271 9).
     withdrawn |= unusable - announced.keys()
     if announced or withdrawn:
         yield Update(peer, tuple(announced.items()), tuple(withdrawn))
@@ -351,13 +344,7 @@ def _notification(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     yield Notified(peer, code, subcode, _text(content.get("message", "")))
 
 
-_EVENTS = {
-    "state": _state,
-    "open": _open,
-    "update": _update,
-    "refresh": _refresh,
-    "notification": _notification,
-}
+_EVENTS = {"state": _state, "open": _open, "update": _update, "refresh": _refresh, "notification": _notification}
 
 
 def _neighbor(entry: dict[str, Any]) -> Neighbor:
@@ -406,7 +393,7 @@ def _path(next_hop: str, attributes: dict[str, Any]) -> Path:
 
 
 def _next_hop(text: str, family: int) -> str:
-    """A next hop the kernel can use without an interface name, or an empty text."""
+    """A next hop that the kernel can use without an interface name, or an empty text."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -429,7 +416,7 @@ def _prefix(text: object) -> str:
 
 
 def _number(value: object, most: int) -> int:
-    """A number of JSON, or a text of digits; never one that the wire has no room for."""
+    """A JSON number, or a text of digits, within the range of its field in BGP."""
     if isinstance(value, str) and len(value) <= 20:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
@@ -438,7 +425,7 @@ def _number(value: object, most: int) -> int:
 
 
 def _text(value: object) -> str:
-    """A text for people: bounded, one line, and such that every terminal and encoder takes it."""
+    """A text for people: bounded, of one line, safe for every terminal and encoder."""
     if not isinstance(value, str):
         raise TypeError("not a text")
     return "".join(c if c.isprintable() else "?" for c in value[:TEXT_MOST])

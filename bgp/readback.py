@@ -1,4 +1,4 @@
-"""Reading back what ExaBGP does not tell after the fact: what it announces, and what it has received."""
+"""Reading back ExaBGP's state that it does not report by events: its announcements and received routes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bgp.session import Session
 
 @dataclass(slots=True)
 class Reading:
-    """SHOW_RIB_IN is under way. What live events touched meanwhile is newer than its lines."""
+    """A pending SHOW_RIB_IN. Routes that live events have ``touched`` meanwhile are newer than its lines."""
 
     touched: set[tuple[str, str]] = field(default_factory=set)
     peers: set[str] = field(default_factory=set)
@@ -23,30 +23,30 @@ class Reading:
 
 
 class ReadBack:
-    """The questions asked of ExaBGP, and what the answers mean. Nothing is withdrawn or forgotten in between."""
+    """Queries to ExaBGP, and the effects of the answers. No route is removed in between."""
 
     def __init__(self, sessions: Mapping[str, Session], rib: Rib, channel: Channel) -> None:
         self._sessions = sessions
         self._rib = rib
         self._channel = channel
         self.attaching = False
-        """What ExaBGP announces has not been read since the agent attached."""
+        """Whether ExaBGP's announcements are still to be read since the agent attached."""
         self._reading: Reading | None = None
         self._out_at = 0.0
 
     @property
     def reading(self) -> bool:
-        """What peers announced is being read."""
+        """Whether peers' routes are being read."""
         return self._reading is not None
 
     def everything(self) -> None:
-        """Read all there is, as when the agent attaches."""
+        """Read all state, as when the agent attaches."""
         self.attaching = True
         self._read_out()
         self.received(self._sessions)
 
     def received(self, doubtful: Iterable[str]) -> None:
-        """Read what peers announced; what these peers are not found to have announced goes."""
+        """Read the peers' routes; routes of ``doubtful`` peers that are not found are removed."""
         if self._reading:
             self._reading.again = True
             return
@@ -56,28 +56,28 @@ class ReadBack:
         self._channel.send(protocol.SHOW_RIB_IN)
 
     def stop(self) -> None:
-        """No answer will come."""
+        """Give up waiting for answers."""
         self._reading = None
 
     def tick(self, now: float) -> None:
-        """Ask again what had to wait."""
+        """Repeat a postponed query."""
         if self._out_at and now >= self._out_at and not self.attaching:
             self._out_at = 0.0
             self._read_out()
 
     def updated(self, event: protocol.Update) -> None:
-        """A live event came in between."""
+        """Note a live event during a reading."""
         if self._reading:
             self._reading.touched.update((event.peer, prefix) for prefix in event.withdrawn)
             self._reading.touched.update((event.peer, prefix) for prefix, _ in event.announced)
 
     def changed(self, address: str) -> None:
-        """A session came up or ended in between."""
+        """Note a session that came up or ended during a reading."""
         if self._reading:
             self._reading.peers.add(address)
 
     def entry(self, entry: protocol.RibEntry) -> None:
-        """One line of an answer."""
+        """Handle one line of an answer."""
         session = self._sessions.get(entry.peer)
         if session is None or version(entry.prefix) != session.peer.version:
             return
@@ -95,7 +95,7 @@ class ReadBack:
                 reading.unusable.setdefault(entry.peer, set()).add(entry.prefix)
 
     def answered(self, answer: protocol.Answered, neighbors: Mapping[str, protocol.Neighbor], now: float) -> None:
-        """The end of an answer."""
+        """Handle the end of an answer."""
         if answer.command == protocol.SHOW_RIB_OUT:
             self.attaching = False
             for session in self._sessions.values():
@@ -103,7 +103,7 @@ class ReadBack:
         elif answer.command == protocol.SHOW_RIB_IN:
             self._finish(neighbors, now)
         elif not answer.ok:
-            # Most likely a neighbor that a reload has just taken away or not yet brought.
+            # Most likely a neighbor that a reload has just removed or not yet added.
             self._channel.note("ExaBGP refused", detail=answer.command[:200], warning=True)
             self._out_at = now + 1.0
 

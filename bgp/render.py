@@ -1,7 +1,7 @@
 """exabgp.conf: the text for a speaker, in two parts.
 
-The agent writes the neighbors, the sidecar puts the process section before them: only the sidecar knows where its
-own Python and bridge are. Values come from :mod:`bgp.model`, which lets nothing through that would need quoting.
+The agent writes the neighbors, the sidecar prepends the process section: only the sidecar knows the paths of its
+Python and bridge. Values come from :mod:`bgp.model`, which refuses all that would need quoting.
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ template {{
   }}
 }}
 """
-# adj-rib-in and adj-rib-out: an agent that comes back reads both from ExaBGP, and while there is none ExaBGP
-# itself announces again after a session came back. manual-eor: only the agent knows when everything is announced;
-# an automatic end-of-RIB would empty the peer's table. No `negotiated`: it would repeat itself in every update.
+# adj-rib-in and adj-rib-out: a restarted agent reads both from ExaBGP, and without an agent ExaBGP itself
+# announces again when a session comes back. manual-eor: only the agent knows when everything is announced; an
+# automatic end-of-RIB would empty the peer's table. No `negotiated`: it would be repeated in every update.
 
 
 def render(config: SpeakerConfig, peers: Sequence[Peer]) -> str:
     """The agent's part: template and neighbors. Each peer needs its ``source_address``: with ``auto``, ExaBGP
-    does not know what "next-hop self" is until it has connected by itself, nor after a reload.
-    """
+    does not know "next-hop self" before it has connected by itself, nor after a reload."""
     neighbors = "".join(_neighbor(config, peer) for peer in peers)
     return f"{_LISTEN}{config.listen_port}\n{_TEMPLATE}{neighbors}"
 
@@ -56,7 +55,7 @@ def listen_port(text: str) -> int:
 def process_section(python: Path, bridge: Path, socket: Path) -> str:
     """The sidecar's part. ``-I -S``: the helper needs the standard library only, and starts in half the time.
 
-    Raises ValueError for a path that would have to be quoted.
+    Raises ValueError for a path that would need quoting.
     """
     words = [str(python), "-I", "-S", str(bridge), str(socket)]
     for word in words:
@@ -79,7 +78,7 @@ def _neighbor(config: SpeakerConfig, peer: Peer) -> str:
     if peer.password:
         lines.append(f'md5-password "{peer.password}"')
     if peer.ttl_security:
-        # RFC 5082: send with 255, take only what lost at most the permitted hops.
+        # RFC 5082: send with TTL 255, accept only packets that lost at most the permitted hops.
         lines += ["outgoing-ttl 255", f"incoming-ttl {256 - peer.ttl_security}"]
     body = "".join(f"  {line};\n" for line in lines)
     return (

@@ -1,8 +1,7 @@
-"""What peers told us (adj-rib-in), and which of it to use: RFC 4271 best path, with ECMP, among the next hops
-that this node can reach.
+"""Adj-rib-in and best paths (RFC 4271) with ECMP among the next hops that this node can reach.
 
-Routes are kept as received, before any filter, so that a change of the filter needs no peer to repeat itself.
-Receiving only notes which prefixes changed; :meth:`Rib.take` decides those and returns the differences.
+Routes are kept as received, before any filter, so that a change of the filter needs no route refresh. Receiving
+only notes changed prefixes; :meth:`Rib.take` decides those and returns the differences.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ _REACHED_SPARE = 1000
 
 
 class Reached(NamedTuple):
-    """How this node reaches a next hop: by which interface, and the length of the connected prefix that it is in.
-
-    ``problem``: why it does not; empty if it does.
-    """
+    """How this node reaches a next hop: interface and length of the connected prefix; ``problem``: why not."""
 
     interface: str = ""
     length: int = 0
@@ -34,16 +30,16 @@ class Reached(NamedTuple):
 
 
 Reach = Callable[[str], Reached]
-"""The answer for each next hop. It never depends on learned routes: a next hop that only they lead to is none."""
+"""Look-up of a next hop. It must not use learned routes: a next hop that only they reach is unusable."""
 
 
 def anywhere(_next_hop: str) -> Reached:
-    """The answer of whoever does not know the kernel."""
+    """The look-up without knowledge of the kernel."""
     return Reached()
 
 
 class Unresolved(NamedTuple):
-    """A next hop that accepted routes name and that is not used, with the reason."""
+    """An unused next hop of accepted routes, with the reason."""
 
     next_hop: str
     problem: str
@@ -51,7 +47,7 @@ class Unresolved(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The attributes of one received route that matter here (RFC 4271 5.1).
+    """The relevant attributes of one received route (RFC 4271 5.1).
 
     ``as_path`` is flattened, ``as_path_length`` counts an AS_SET as one and confederation segments as none.
     ``origin``: 0 IGP, 1 EGP, 2 INCOMPLETE.
@@ -66,13 +62,13 @@ class Path:
 
     @property
     def neighbor_asn(self) -> int:
-        """The AS that passed the route to us; 0 inside our own."""
+        """The AS that sent the route to us; 0 inside our own."""
         return self.as_path[0] if self.as_path else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The peer a path came from, as far as it decides anything."""
+    """The attributes of a path's peer that matter for the decision."""
 
     address: str
     router_id: str = "0.0.0.0"
@@ -84,7 +80,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ImportFilter:
-    """Which prefixes may be learned: inside one of ``within``, and inside none of ``never``."""
+    """Prefixes that may be learned: inside one of ``within``, and inside none of ``never``."""
 
     within: PrefixSet
     never: PrefixSet
@@ -98,19 +94,18 @@ Candidate = tuple[Source, Path]
 
 def usable(source: Source, path: Path) -> bool:
     """Whether a path may take part in the decision at all (RFC 4271 9.1.2)."""
-    # 9.1.2: a route whose AS_PATH holds our own AS is a loop; Calico's numAllowedLocalASNumbers lets racks that
-    # share one AS number hear each other.
+    # 9.1.2: a route whose AS_PATH has our own AS is a loop; Calico's numAllowedLocalASNumbers lets racks that
+    # share one AS number exchange routes.
     if path.as_path.count(source.local_asn) > source.allowed_own_asns:
         return False
-    # 5.1.3: our own address as next hop would send the packet back to ourselves.
+    # 5.1.3: our own address as next hop would be a loop.
     return path.next_hop != source.local_address
 
 
 def problem(prefix: str, next_hop: str, reached: Reached) -> str:
     """Why a prefix cannot be routed by a next hop; empty if it can (RFC 4271 9.1.2.1).
 
-    A next hop inside the very prefix that it is for would lead to itself, unless a connected route that is more
-    specific, or as specific, leads there.
+    A next hop inside its own prefix would resolve to itself, unless a connected route is at least as specific.
     """
     if reached.problem:
         return reached.problem
@@ -120,13 +115,11 @@ def problem(prefix: str, next_hop: str, reached: Reached) -> str:
 
 
 def multipath(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The equally good candidates, the very best first. Each step only removes, so the order of input is
-    nothing.
-    """
+    """The equally good candidates, the best first. The order of the input does not matter."""
     left = list(candidates)
     if len(left) < 2:
         return left
-    # 9.1.1: the degree of preference. Routes from other ASes all get the default: no import policy sets another.
+    # 9.1.1: the degree of preference. Routes from other ASes have the default: no import policy sets another.
     left = _best(left, lambda c: -(DEFAULT_LOCAL_PREF if c[0].external else c[1].local_pref))
     # 9.1.2.2 a: the fewest ASes in AS_PATH.
     left = _best(left, lambda c: c[1].as_path_length)
@@ -139,8 +132,8 @@ def multipath(candidates: Iterable[Candidate]) -> list[Candidate]:
     left = [c for c in left if c[1].med == least[c[1].neighbor_asn]]
     # 9.1.2.2 d: eBGP before iBGP.
     left = _best(left, lambda c: not c[0].external)
-    # 9.1.2.2 e, the interior cost: there is no IGP here, every next hop costs the same. What is left is ECMP.
-    # 9.1.2.2 f and g: the lowest BGP identifier, then the lowest peer address, only put them in order.
+    # 9.1.2.2 e, the interior cost: without an IGP every next hop costs the same. The rest is ECMP.
+    # 9.1.2.2 f and g: the lowest BGP identifier, then the lowest peer address, only sort it.
     return sorted(left, key=lambda c: (_number(c[0].router_id), _number(c[0].address)))
 
 
@@ -157,10 +150,10 @@ def _number(address: str) -> int:
 
 
 class Rib:
-    """Routes by peer and the best routes made of them. Cost of everything: linear in the prefixes touched.
+    """Routes by peer and the best routes among them. All costs are linear in the prefixes touched.
 
     A peer's routes can be *doubted*: kept in use, but removed by :meth:`confirm` unless announced again before.
-    That is graceful restart (RFC 4724), enhanced route refresh (RFC 7313) and reading ExaBGP's own table back.
+    This serves graceful restart (RFC 4724), enhanced route refresh (RFC 7313) and reading back ExaBGP's table.
     """
 
     def __init__(self, *, max_paths: int = 16) -> None:
@@ -184,13 +177,13 @@ class Rib:
         return self._best
 
     def set_filter(self, new: ImportFilter) -> None:
-        """Decide everything again under another import filter."""
+        """Set the import filter, and decide everything again if it differs."""
         if new != self._filter:
             self._filter = new
             self._changed.update(self._paths)
 
     def set_reach(self, reach: Reach) -> None:
-        """What this node can reach has changed: decide again what rests on next hops with another answer."""
+        """Set the look-up of next hops, and decide routes again whose next hops have another answer."""
         self._reach = reach
         moved = {hop for hop, before in self._reached.items() if reach(hop) != before}
         for hop in moved:
@@ -204,16 +197,16 @@ class Rib:
 
     @property
     def unresolved(self) -> Mapping[Unresolved, int]:
-        """Next hops that are not used, and for how many accepted prefixes each; as of the last :meth:`take`."""
+        """Unused next hop -> number of accepted prefixes, as of the last :meth:`take`."""
         return self._unresolved
 
     def prefixes_without_next_hop(self) -> int:
-        """How many accepted prefixes have paths, but none that can be resolved."""
+        """Number of accepted prefixes that have paths, but no resolvable one."""
         return sum(prefix not in self._best for prefix in self._left_out)
 
     @property
     def undecided(self) -> bool:
-        """There is something for :meth:`take`."""
+        """Whether :meth:`take` has prefixes to decide."""
         return bool(self._changed)
 
     def set_max_paths(self, most: int) -> None:
@@ -223,14 +216,13 @@ class Rib:
             self._changed.update(self._paths)
 
     def set_source(self, source: Source) -> None:
-        """Make a peer known, or change what is known of it. Needed before its first route."""
-        if self._sources.get(source.address) == source:
-            return
-        self._sources[source.address] = source
-        self._changed.update(self._prefixes.setdefault(source.address, set()))
+        """Add or update a peer, before its first route."""
+        if self._sources.get(source.address) != source:
+            self._sources[source.address] = source
+            self._changed.update(self._prefixes.setdefault(source.address, set()))
 
     def announce(self, peer: str, prefix: str, path: Path) -> None:
-        """The peer announced a prefix, or announced it anew with other attributes."""
+        """Add or replace a peer's route."""
         self._prefixes[peer].add(prefix)
         if doubted := self._doubted.get(peer):
             doubted.discard(prefix)
@@ -240,7 +232,7 @@ class Rib:
             self._changed.add(prefix)
 
     def withdraw(self, peer: str, prefix: str) -> None:
-        """The peer withdrew a prefix; one that it never announced is nothing (RFC 4271 9)."""
+        """Remove a peer's route; a prefix that it never announced is ignored (RFC 4271 9)."""
         known = self._prefixes.get(peer, set())
         if prefix not in known:
             return
@@ -253,16 +245,16 @@ class Rib:
         self._changed.add(prefix)
 
     def doubt(self, peer: str) -> None:
-        """Keep the peer's routes in use, but remember that they must be announced again."""
+        """Keep the peer's routes in use until :meth:`confirm`, unless they are announced again."""
         self._doubted[peer] = set(self._prefixes.get(peer, ()))
 
     def confirm(self, peer: str) -> None:
-        """The peer has said all it has: what is still doubted goes."""
+        """Remove the routes of a peer that are still doubted, now that its table is complete."""
         for prefix in self._doubted.pop(peer, ()):
             self.withdraw(peer, prefix)
 
     def believe(self, peer: str, prefix: str) -> None:
-        """The peer still has this route, though its attributes could not be read: as it was."""
+        """Keep a doubted route as it was: the peer still has it, but its attributes could not be read."""
         self._doubted.get(peer, set()).discard(prefix)
 
     def drop(self, peer: str) -> None:
@@ -275,16 +267,14 @@ class Rib:
         return len(self._prefixes.get(peer, ()))
 
     def take(self, most: int | None = None) -> dict[str, NextHops]:
-        """Decide prefixes touched since the last call, all or ``most`` of them; the differences, () for a route
-        that is gone.
+        """Decide prefixes touched since the last call, up to ``most``; returns changed routes, () for removed.
 
-        A route whose next hops are the same is among them if one of them is reached otherwise than before.
+        A route with the same next hops counts as changed if one of them is reached in another way than before.
         """
         changes: dict[str, NextHops] = {}
         for _ in range(len(self._changed) if most is None else min(most, len(self._changed))):
             prefix = self._changed.pop()
-            next_hops = self._decide(prefix)
-            moved = prefix in self._moved
+            next_hops, moved = self._decide(prefix), prefix in self._moved
             self._moved.discard(prefix)
             if next_hops == self._best.get(prefix, ()) and not (moved and next_hops):
                 continue
@@ -324,12 +314,12 @@ class Rib:
         return reached
 
     def _forget_unused(self) -> None:
-        """A peer may go through any number of next hops."""
+        """Bound the cache: a peer may announce any number of next hops in turn."""
         used = {path.next_hop for paths in self._paths.values() for path in paths.values()}
         self._reached = {hop: reached for hop, reached in self._reached.items() if hop in used}
 
     def _leave_out(self, prefix: str, now: tuple[Unresolved, ...]) -> None:
-        """Keep count of what is not used."""
+        """Update the counts of unused next hops."""
         before = self._left_out.pop(prefix, ())
         if now:
             self._left_out[prefix] = now

@@ -1,4 +1,4 @@
-"""One BGP session: a table of states and inputs, and what they mean for the peer's routes."""
+"""One BGP session: its state machine and the effects on the peer's routes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from bgp.prefixes import version
 from bgp.rib import Rib, Source
 
 SETTLE = 10.0
-"""Seconds after which the table of a peer that never says end-of-RIB counts as complete."""
+"""Seconds after which the table of a peer that sends no end-of-RIB counts as complete."""
 
 
 class State(Enum):
-    """How much of its table the peer has told. All but DOWN are Established (RFC 4271 8.2.2)."""
+    """How much of its table the peer has sent. All but DOWN are Established (RFC 4271 8.2.2)."""
 
     DOWN = auto()
     LOADING = auto()
     """Established, and no end-of-RIB yet."""
     LOADING_REFRESH = auto()
-    """The same, and the peer has begun to repeat what it told (RFC 7313)."""
+    """The same, and the peer has begun a route refresh (RFC 7313)."""
     COMPLETE = auto()
-    """The whole table has been told."""
+    """The whole table has been sent."""
     REFRESHING = auto()
-    """The whole table has been told, and the peer repeats it (RFC 7313)."""
+    """The whole table has been sent, and the peer repeats it (RFC 7313)."""
 
 
 class Input(Enum):
-    """What moves a session. END_OF_RIB is also what the clock says for a peer that never does."""
+    """Input of the state machine. The clock supplies END_OF_RIB for a peer that never sends it."""
 
     UP = auto()
     DOWN = auto()
@@ -53,7 +53,7 @@ TRANSITIONS: Mapping[tuple[State, Input], State] = {
     (State.REFRESHING, Input.REFRESH_BEGIN): State.REFRESHING,
     (State.REFRESHING, Input.REFRESH_END): State.COMPLETE,
 }
-"""What has no line is ignored: events can be lost, and RFC 7313 4 wants an end without a begin ignored."""
+"""Other inputs are ignored: events can be lost, and RFC 7313 4 wants an end without a begin ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,14 @@ class PeerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """Routes of an ended session stay in use (RFC 4724): until when, and whether for our own restart."""
+    """Routes of an ended session stay in use (RFC 4724) ``until`` a time; ``own``: for our own restart."""
 
     until: float
     own: bool
 
 
 class Session:
-    """One peer: its state, its routes from session to session, and what is announced to it."""
+    """One peer: its state, its routes across sessions, and the announcements to it."""
 
     def __init__(self, peer: Peer, rib: Rib, channel: Channel, now: float) -> None:
         self.state = State.DOWN
@@ -102,12 +102,12 @@ class Session:
 
     @property
     def told(self) -> bool:
-        """The peer has told its whole table, and we have understood all of it."""
+        """Whether the peer has sent its whole table, and all of it could be used."""
         return self.state in (State.COMPLETE, State.REFRESHING) and not self._unusable
 
     @property
     def identity(self) -> protocol.Identity:
-        """What makes it this session and no other."""
+        """Identifies the session."""
         return self.peer.address, self.peer.source_address, self.peer.asn, self.peer.local_asn
 
     def status(self, now: float) -> PeerStatus:
@@ -123,16 +123,16 @@ class Session:
         )
 
     def configure(self, peer: Peer) -> None:
-        """The peer's settings from now on; its address never changes."""
+        """Set the peer's settings; its address never changes."""
         self.peer = peer
         self._describe()
 
     def want(self, prefixes: Collection[str]) -> None:
-        """Announce those of the peer's family, and no others."""
+        """Announce the prefixes of the peer's family, and no others."""
         self._channel.send(*self.out.want(p for p in prefixes if version(p) == self.peer.version))
 
     def receive(self, event: protocol.Event, now: float) -> None:
-        """An event of this session."""
+        """Handle an event of this session."""
         match event:
             case protocol.Update():
                 self._update(event)
@@ -160,10 +160,10 @@ class Session:
         self._since, self._error = now, ""
         self._unusable.clear()
         self._complete_at = now + (self.peer.max_restart_time if self._restart else SETTLE)
-        # Whatever was left of an earlier session must be announced again in this one.
+        # Routes of an earlier session must be announced again in this one.
         self._rib.doubt(self.peer.address)
-        # RFC 4724 4.2: a peer that does not say it kept its forwarding state has lost the routes we kept for it.
-        # That is about the peer's restart; across our own (4.1) everything stays until its end-of-RIB.
+        # RFC 4724 4.2: unless the peer says that it kept its forwarding state, the routes kept for it are
+        # dropped. That is for the peer's restart; across our own (4.1) everything stays until its end-of-RIB.
         kept = self._restart is not None and self._restart.forwarding.get(self.peer.version, False)
         if self._retained and (kept or self._retained.own):
             self._retained = Retained(now + self.peer.max_restart_time, self._retained.own)
@@ -173,7 +173,7 @@ class Session:
         self._channel.send(*self.out.up())
 
     def take_over(self, neighbor: protocol.Neighbor, now: float) -> None:
-        """The session was up before we came, so its end-of-RIB may be past; a young one's may be yet to come."""
+        """Adopt a session that was up before: its end-of-RIB may be past, or of a young one still to come."""
         self._advance(Input.UP)
         self._since, self._error = now - neighbor.age, ""
         self._complete_at = now + max(0.0, SETTLE - neighbor.age)
@@ -199,7 +199,7 @@ class Session:
         self._note("down", reason, warning=True)
 
     def detached(self, now: float) -> None:
-        """Nobody tells of the session any more: all routes stay, as for a speaker that restarts itself."""
+        """The connection to ExaBGP is lost: all routes stay, as for a speaker that restarts itself."""
         if self._advance(Input.DOWN):
             self._since, self._error = now, "no connection to ExaBGP"
         self.out.down()
@@ -207,7 +207,7 @@ class Session:
         self._retain(now + self.peer.max_restart_time, own=True)
 
     def tick(self, now: float) -> None:
-        """Let time do its part."""
+        """Handle timers."""
         if now >= self._complete_at:
             self._advance(Input.END_OF_RIB)
         if now >= self._unusable_until:
@@ -221,22 +221,22 @@ class Session:
                 self._drop()
 
     def confirm(self) -> None:
-        """Let go of what the peer has not repeated, if it has told everything."""
+        """Remove routes that the peer has not repeated, if its table is complete."""
         if self.state is State.COMPLETE:
             self._retained = None
             self._rib.confirm(self.peer.address)
 
     def ask_again(self, unusable: set[str], now: float) -> None:
-        """ExaBGP's table has these prefixes without a next hop of use: let the peer repeat itself.
+        """Request a route refresh for prefixes that ExaBGP's table has without a usable next hop.
 
-        ExaBGP's table keeps the last next hop listed, and for IPv6 that is the link-local one, which is of no use
-        without an interface. An update has both. Until it came, these routes are not gone: we are not in sync.
+        Its table keeps the last next hop listed, which for IPv6 is the link-local one, unusable without an
+        interface; an update has both. Until it arrives, these routes stay, and we are not in sync.
         """
         self._unusable, self._unusable_until = unusable, now + SETTLE
         self._channel.send(protocol.route_refresh(self.peer.address))
 
     def _advance(self, by: Input) -> bool:
-        """Change state as the table says; false if it says nothing."""
+        """Change state by the table; false if it has no transition."""
         after = TRANSITIONS.get((self.state, by))
         self.state = after or self.state
         return after is not None
@@ -250,7 +250,7 @@ class Session:
 
     def _retain(self, until: float, *, own: bool) -> None:
         self._rib.doubt(self.peer.address)
-        # What is stale already does not get more time because the session, or ExaBGP, fails once more.
+        # Stale routes do not get more time when the session, or ExaBGP, fails once more.
         self._retained = Retained(min(until, self._retained.until) if self._retained else until, own)
 
     def _drop(self) -> None:

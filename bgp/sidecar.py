@@ -1,16 +1,15 @@
-"""The sidecar: starts ExaBGP with what the agent wrote, keeps it running, and reloads it without losing a
-session.
+"""The sidecar: runs ExaBGP with the agent's configuration, and reloads it without losing a session.
 
     python -m bgp.sidecar --run-dir DIR
 
 The agent writes ``DIR/exabgp.conf`` (atomically). A text that ExaBGP accepts in a process of its own becomes
-``DIR/exabgp-running.conf``, the only file the real ExaBGP ever reads: one failed reload would break all later
-ones. ``DIR/bridge.sock`` is where :mod:`bgp.bridge` meets the agent.
+``DIR/exabgp-running.conf``, the only file that the real ExaBGP reads: one failed reload would break all later
+ones. :mod:`bgp.bridge` and the agent connect by ``DIR/bridge.sock``.
 
-Stopping: ExaBGP is always ended by SIGKILL, also when the sidecar gets SIGTERM. The peers see the TCP session end
-without a NOTIFICATION and keep our routes for the restart time (RFC 4724), so a new sidecar can take over unseen.
-A node that is to leave withdraws its routes first; that is the agent's work. A sidecar that is killed itself
-takes ExaBGP along (PR_SET_PDEATHSIG), so that its successor finds the port free.
+ExaBGP is always ended by SIGKILL, also when the sidecar gets SIGTERM. The peers see the TCP session end without a
+NOTIFICATION and keep our routes for the restart time (RFC 4724), so that a new sidecar takes over unnoticed. On a
+node that leaves, the agent withdraws the routes first. If the sidecar itself is killed, ExaBGP ends with it
+(PR_SET_PDEATHSIG), so that the port is free for the next one.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ SOCKET = "bridge.sock"
 _CANDIDATE = "exabgp-candidate.conf"
 _LOCK = "sidecar.lock"
 _POLL = 0.1
-"""Seconds between two looks while something is under way."""
+"""Seconds between two polls during a reload."""
 
 _IDLE = 1.0
-"""The same when nothing is: whatever happens then wakes the sidecar at once."""
+"""Seconds between two polls otherwise, when events wake the sidecar at once."""
 
 _VALIDATE_TIMEOUT = 30.0
 _RELOAD_RETRY = 0.5
@@ -67,11 +66,10 @@ _ENVIRONMENT = {
     "exabgp_api_ack": "true",
     "exabgp_api_chunk": "20",
     "exabgp_api_show-routes-format": "v2",  # v1 repeats the whole table on every line
-    # Its loop sleeps so many hundredths of a second when there is nothing to do, and each turn costs 0.13 ms. The
-    # bridge wakes it when there is.
+    # Hundredths of a second that the idle loop sleeps; each turn costs 0.13 ms. The bridge wakes it for work.
     "exabgp_reactor_speed": "10",
     "exabgp_log_destination": "stdout",
-    "exabgp_log_level": "INFO",  # how a reload ended is told at this level only
+    "exabgp_log_level": "INFO",  # only this level reports the result of a reload
     "exabgp_log_processes": "false",  # a line per route
     "exabgp_log_statistics": "false",
     "exabgp_log_short": "true",
@@ -99,7 +97,7 @@ class Sidecar:
         self._changes = _watch(run_dir)
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Run until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         log("info", "started", run_dir=str(self._dir))
@@ -120,7 +118,7 @@ class Sidecar:
             os.write(self._wake, b"x")
 
     def _wait(self) -> None:
-        """Until a file has changed, ExaBGP has said something or ended, or a signal has come; or for a moment."""
+        """Wait for a changed file, output or end of ExaBGP, or a signal, up to the polling interval."""
         watched = [self._woken]
         seconds = _IDLE if self._changes >= 0 and not self._reload_since else _POLL
         if self._child is None and (start := self._start_at - time.monotonic()) > 0:
@@ -138,7 +136,7 @@ class Sidecar:
     # --- configuration -----------------------------------------------------------------------------------
 
     def _read_config(self) -> None:
-        """Validate and use a new text; a bad one changes nothing."""
+        """Validate and use a new text; an invalid one changes nothing."""
         path = self._dir / CONFIG
         try:
             status = path.stat()
@@ -153,8 +151,7 @@ class Sidecar:
                 log("warning", "cannot read the configuration", error=str(error))
             self._unreadable = str(error)
             return
-        self._unreadable = ""
-        self._seen = seen
+        self._unreadable, self._seen = "", seen
         if text == self._text:
             return
         whole = render.process_section(Path(sys.executable), Path(bridge.__file__), self._dir / SOCKET) + text
@@ -169,19 +166,18 @@ class Sidecar:
             # The port comes from ExaBGP's environment.
             self._kill()
         elif self._child:
-            self._reload_since = time.monotonic()
-            self._signal_at = 0.0
+            self._reload_since, self._signal_at = time.monotonic(), 0.0
 
     def _is_running(self, text: str) -> bool:
-        """Whether this is what a sidecar before us had validated: its successor loses no time then."""
+        """Whether a previous sidecar has validated this text already."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return (self._dir / RUNNING).read_text() == text
         return False
 
     def _validate(self, text: str) -> str:
-        """What ExaBGP has against this text; empty: nothing. Leaves it in the candidate file."""
+        """Write the text to the candidate file; returns why ExaBGP refuses it, empty if it is valid."""
         candidate = self._dir / _CANDIDATE
-        descriptor = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # it holds passwords
+        descriptor = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # for passwords
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
         try:
@@ -203,16 +199,16 @@ class Sidecar:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("exabgp_", "exabgp."))}
         environment = inherited | _ENVIRONMENT
         if os.getuid() == 0:
-            # Otherwise it becomes "nobody", who could not read the configuration at the next reload.
+            # Otherwise it becomes "nobody" and cannot read the configuration at the next reload.
             environment["exabgp_daemon_user"] = "root"
         if port := render.listen_port(text):
-            # Connect-only comes back after a restart once the peer's or our own backoff ends, up to a minute.
+            # Without listening, sessions only return after a backoff, ours or the peer's, of up to a minute.
             environment["exabgp_tcp_bind"] = "0.0.0.0 ::" if _has_ipv6() else "0.0.0.0"
             environment["exabgp_tcp_port"] = str(port)
         return environment
 
     def _retry_reload(self) -> None:
-        """Ask for the reload until it is confirmed: ExaBGP drops the request while any route waits to be sent."""
+        """Repeat the reload request until confirmed: ExaBGP drops it while any route waits to be sent."""
         now = time.monotonic()
         if not self._reload_since or self._child is None or now < self._signal_at + _RELOAD_RETRY:
             return
@@ -254,8 +250,7 @@ class Sidecar:
         )
         assert self._child.stdout is not None
         os.set_blocking(self._child.stdout.fileno(), False)
-        self._started_at = now
-        self._reload_since = 0.0
+        self._started_at, self._reload_since = now, 0.0
         log("info", "ExaBGP started", pid=self._child.pid)
 
     def _kill(self) -> None:
@@ -267,8 +262,7 @@ class Sidecar:
     def _forget_child(self) -> None:
         if self._child is not None and self._child.stdout is not None:
             self._child.stdout.close()
-        self._child = None
-        self._reload_since = 0.0
+        self._child, self._reload_since = None, 0.0
 
     # --- ExaBGP's log ------------------------------------------------------------------------------------
 
@@ -279,7 +273,7 @@ class Sidecar:
         with contextlib.suppress(BlockingIOError):
             data = os.read(pipe, 65536)
             if not data:
-                time.sleep(_POLL)  # it is ending; poll() will say so
+                time.sleep(_POLL)  # it is ending, as poll() will find
             *lines, self._log_partial = (self._log_partial + data).split(b"\n")
             self._log_partial = self._log_partial[-_LINE_MOST:]
             for line in lines:
@@ -296,7 +290,7 @@ class Sidecar:
 
 
 def _watch(folder: Path) -> int:
-    """A descriptor that can be read when a file in the folder is new (inotify(7)); -1: there is none."""
+    """An inotify(7) descriptor that is readable when the folder has a new file; -1: unavailable."""
     descriptor: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
     if descriptor < 0:
         return -1
@@ -315,7 +309,7 @@ def _has_ipv6() -> bool:
 
 
 def _die_with(parent: int) -> Callable[[], None]:
-    """What the child runs before exec: SIGKILL for it when the sidecar ends, however it ends."""
+    """A preexec_fn by which the child gets SIGKILL when the sidecar ends, however it ends."""
 
     def prepare() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -326,9 +320,9 @@ def _die_with(parent: int) -> Callable[[], None]:
 
 
 class _Stderr:
-    """Standard error that never holds us up: ExaBGP waits for us, and its peers for it.
+    """Standard error that never blocks: ExaBGP waits for the sidecar, and its peers for it.
 
-    Whoever reads it may stand still or be gone. What cannot be written waits, up to a bound, and then is lost and
+    The reader may hang or be gone. Lines that cannot be written wait, up to a bound, and then are lost and
     counted.
     """
 
@@ -337,7 +331,7 @@ class _Stderr:
         self._lost = 0
 
     def write(self, line: str) -> None:
-        """One line, or none."""
+        """Write one line, now or later, or lose it."""
         if self._lost and self.flush():
             self._waiting += f"{self._lost} lines of this log are lost\n".encode()
             self._lost = 0
@@ -349,18 +343,18 @@ class _Stderr:
         self.flush()
 
     def drain(self) -> None:
-        """Before the end: what is waiting has a second more."""
+        """Write waiting lines for up to a second, before the end."""
         until = time.monotonic() + 1.0
         while not self.flush() and (left := until - time.monotonic()) > 0:
             select.select([], [2], [], left)
 
     def flush(self) -> bool:
-        """Write what can be written now; whether that is all."""
+        """Write what can be written now; returns whether that is all."""
         while self._waiting:
             try:
                 if not select.select([], [2], [], 0)[1]:
                     return False
-                # A pipe that is ready takes so much at once (pipe(7)); a socket or a terminal as well.
+                # A ready pipe accepts PIPE_BUF bytes at once (pipe(7)), and so does a socket or a terminal.
                 del self._waiting[: os.write(2, self._waiting[: select.PIPE_BUF])]
             except (OSError, ValueError):
                 self._lost += self._waiting.count(b"\n")
@@ -385,7 +379,7 @@ def log(level: str, event: str, **values: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of the sidecar; the exit code."""
+    """Command line of the sidecar; returns the exit code."""
     parser = argparse.ArgumentParser(prog="bgp.sidecar", description="Run ExaBGP for the felix-py agent.")
     parser.add_argument("--run-dir", type=Path, required=True, help="the folder shared with the agent")
     run_dir = Path(os.path.abspath(parser.parse_args(argv).run_dir))

@@ -1,8 +1,7 @@
-"""What pods say at their own end, before and after a change of policies: the oracle, asked once for many.
+"""Verdicts at the pods' own end, before and after a change of policies: the oracle, asked once for many.
 
-Pods that the same policies select in a direction are a *class*. To a class, two far ends are the same if the
-same peers of its policies mean them; so one packet for each such *part* of the far ends, and for each stretch of
-ports, stands for all.
+Pods that the same policies select in a direction are a *class*. Far ends that match the same peers of its
+policies are one *part* to the class; so one packet for each part and each stretch of ports stands for all.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ LAST_PORT = 65535
 
 
 class Variant:
-    """The cluster under other policies than its own: what the oracle looks at, and quick at it."""
+    """A fast View of the cluster under other policies than its own."""
 
     def __init__(self, cluster: Snapshot, policies: Iterable[Policy]) -> None:
         self._cluster = cluster
@@ -68,10 +67,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one end says, and why.
+    """The verdict of one end, and why.
 
     ``tier`` None: no policy decides, so it is allowed. ``rule`` None in the NetworkPolicy tier: denied, since
-    ``isolated_by`` select the pod and nothing allows it; where changed policies are among them, only those.
+    ``isolated_by`` select the pod and no rule allows; if changed policies are among them, only those.
     """
 
     allowed: bool
@@ -82,7 +81,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Ports of a protocol, ``first`` to ``last`` inclusive, for which one end says the same."""
+    """Ports of a protocol, ``first`` to ``last`` inclusive, with the same verdict of one end."""
 
     protocol: Protocol
     first: int
@@ -93,7 +92,7 @@ class Stretch:
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """All that a class says to one part of the far ends: stretches that cover every port of every protocol."""
+    """A class's verdicts on one part of the far ends: stretches that cover every port of every protocol."""
 
     stretches: tuple[Stretch, ...]
 
@@ -101,12 +100,12 @@ class Answer:
         self.turns = any(s.before.allowed is not s.after.allowed for s in self.stretches)
 
     turns: bool = field(init=False)
-    """Whether it says something else afterwards."""
+    """Whether a verdict changes."""
 
 
 _ALLOWED = Decision(True)
 ANYTHING = Answer(tuple(Stretch(protocol, 1, LAST_PORT, _ALLOWED, _ALLOWED) for protocol in Protocol))
-"""What an end that is no pod says."""
+"""The answer of an end that is no pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +119,7 @@ class _Version:
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """Far ends that are the same to a class.
-
-    ``peers``: which of its peers mean them. ``ports``: what the port names of its egress rules are on them.
-    """
+    """Far ends that are the same to a class: by the ``peers`` and the named ``ports`` of its egress rules."""
 
     far: Mask
     peers: tuple[int, ...] = ()
@@ -134,7 +130,7 @@ class Part:
 class Class:
     """Pods that the same policies select in a direction; in ingress, with the same named ports, too.
 
-    ``versions`` None: what is no pod, and so never says no.
+    ``versions`` None: ends that are no pods, which policy never denies.
     """
 
     direction: Direction
@@ -145,17 +141,17 @@ class Class:
 
     @property
     def affected(self) -> bool:
-        """Whether a policy of it changes."""
+        """Whether one of its policies changes."""
         return any(version.before is not version.after for version in self.versions or ())
 
     @property
     def policies(self) -> list[Policy]:
-        """Those before and those after."""
+        """The policies before and after the change."""
         return [version.policy for version in self.versions or ()]
 
 
 class Answers:
-    """The classes of both directions, and what they say."""
+    """The classes of both directions, and their answers."""
 
     def __init__(
         self, cluster: Snapshot, cohorts: Cohorts, before: dict[PolicyRef, Policy], after: dict[PolicyRef, Policy]
@@ -168,7 +164,7 @@ class Answers:
     # --- classes --------------------------------------------------------------------------------------
 
     def classes(self, direction: Direction) -> list[Class]:
-        """Every class of a direction, with what is no pod as the first."""
+        """Every class of a direction; the first one is that of all ends that are no pods."""
         cohorts = self._cohorts
         selecting: dict[int, list[int]] = {number: [] for number in bits(cohorts.pods)}
         versions = list(self._versions(direction))
@@ -190,7 +186,7 @@ class Answers:
         return [no_pods, *made]
 
     def _versions(self, direction: Direction) -> Iterator[_Version]:
-        """The policies that speak of a direction; one that says the same of it afterwards has not changed."""
+        """The policies with effect on a direction; one with the same effect afterwards is unchanged there."""
         for ref in {**self._before, **self._after}:
             old, new = self._before.get(ref), self._after.get(ref)
             old = old if old is not None and _speaks(old, direction) else None
@@ -206,7 +202,7 @@ class Answers:
     # --- parts ----------------------------------------------------------------------------------------
 
     def parts(self, chosen: Class, family: Family) -> list[Part]:
-        """All far ends of a family, split into those that are the same to a class."""
+        """All far ends of a family, split into the parts of a class."""
         if family not in chosen.parts:
             chosen.parts[family] = self._split(chosen, family)
         return chosen.parts[family]
@@ -219,7 +215,7 @@ class Answers:
             outside = (Part(part.far & ~meant, part.peers) for part in parts)
             parts = [part for part in (*inside, *outside) if part.far]
         if chosen.direction is Direction.EGRESS:
-            # The named ports of ingress are the class's own; those of egress are each far end's.
+            # Named ports belong to the class's pods in ingress, but to the far ends in egress.
             names = port_names(chosen.policies, chosen.direction)
             split = self._cohorts.by_named_ports(names).items() if names else ()
             parts = [Part(p.far & m, p.peers, ports) for p in parts for ports, m in split if p.far & m] or parts
@@ -228,7 +224,7 @@ class Answers:
     # --- answers --------------------------------------------------------------------------------------
 
     def answer(self, chosen: Class, part: Part, family: Family) -> Answer | None:
-        """What a class says to a part of its far ends. None: there is no pair of two different ends."""
+        """The answer of a class to a part of its far ends. None: there is no pair of two different ends."""
         if chosen.versions is None:
             return ANYTHING
         key = (part.peers, part.ports)
@@ -243,14 +239,13 @@ class Answers:
         subject = self._cohorts.first(members)
         other = self._cohorts.first(far, subject)
         if other is None:
-            # Nobody else, perhaps, than that one pod; then another of its class may ask it.
+            # The part may be that one pod; then another pod of its class is the subject.
             other = self._cohorts.first(far)
             subject = self._cohorts.first(members, other)
         return (subject, other) if subject is not None and other is not None else None
 
     def _stretches(self, chosen: Class, subject: Party, far: Party, family: Family) -> list[Stretch]:
-        ends = (subject, far) if chosen.direction is Direction.EGRESS else (far, subject)
-        source, destination = ends
+        source, destination = (subject, far) if chosen.direction is Direction.EGRESS else (far, subject)
         versions = chosen.versions or ()
         before = Variant(self._cluster, [version.policy for version in versions if version.before])
         after = Variant(self._cluster, [version.policy for version in versions if version.after])
@@ -276,7 +271,7 @@ class Answers:
 
 
 def decision(end: DirectionVerdict, changed: Container[PolicyRef] = ()) -> Decision:
-    """The oracle's verdict of one end, in short."""
+    """The oracle's verdict at one end as a Decision."""
     isolating: list[PolicyRef] = []
     if end.tier is Tier.NETWORK and end.decided_by is None:
         isolating = [ref for ref in end.selected_by if ref.kind is PolicyKind.NETWORK]
@@ -285,20 +280,20 @@ def decision(end: DirectionVerdict, changed: Container[PolicyRef] = ()) -> Decis
 
 
 def _speaks(policy: Policy, direction: Direction) -> bool:
-    """A NetworkPolicy without rules denies; a policy of the cluster tiers without rules says nothing."""
+    """A NetworkPolicy without rules denies; a cluster-scoped policy without rules has no effect."""
     rules = policy.rules(direction)
     return rules is not None if isinstance(policy, NetworkPolicy) else bool(rules)
 
 
 def _says(policy: Policy, direction: Direction) -> object:
-    """All that a policy says of one direction."""
+    """All that decides a policy's effect on one direction."""
     if isinstance(policy, NetworkPolicy):
         return (policy.selector, policy.rules(direction))
     return (policy.precedence, policy.tier, policy.subject, policy.rules(direction))
 
 
 def _starts(ports: Sequence[Port], own: Sequence[NamedPort], protocol: Protocol) -> list[int]:
-    """Where the oracle may begin to say something else, from port 1 on."""
+    """The ports at which the oracle's verdict may change, from port 1 on."""
     starts = {1}
     for port in ports:
         if port.protocol is not protocol:

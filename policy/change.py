@@ -1,4 +1,4 @@
-"""What happened to an object of the cluster, with what was there before, so that nobody else must keep that."""
+"""A change of a cluster object with the previous object, so that consumers need not keep it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ R_co = TypeVar("R_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Change(Generic[R_co]):
-    """An object is new (``before`` None), is another now, or is gone (``after`` None)."""
+    """An object is new (``before`` None), changed, or gone (``after`` None)."""
 
     before: R_co | None
     after: R_co | None
 
     @property
     def newest(self) -> R_co:
-        """What is there now, or was last."""
+        """The current object, or the last one."""
         newest = self.after if self.after is not None else self.before
         assert newest is not None
         return newest
 
     def of(self, kind: type[T]) -> Change[T] | None:
-        """This, if it is about an object of such a class."""
+        """This change, or None if its object is of another class."""
         return cast("Change[T]", self) if isinstance(self.newest, kind) else None

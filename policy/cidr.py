@@ -1,7 +1,7 @@
-"""Prefix arithmetic on integers: what an ipBlock allows, as plain disjoint CIDRs.
+"""Prefix arithmetic on integers: the addresses of ipBlocks as plain disjoint CIDRs.
 
-IP sets can hold exceptions (``nomatch``), but an exception then counts for everything in the set; in the API one
-rule may allow again what another one excepts. So exceptions are subtracted here, exactly.
+An exception in an IP set (``nomatch``) would apply to the whole set, whereas in the API one ipBlock may allow
+what another one excepts. So exceptions are subtracted here, exactly.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Span = tuple[int, int]
 
 
 def nets(blocks: Iterable[IPBlock], family: Family) -> tuple[Span, ...]:
-    """The addresses of one family that the blocks allow: sorted, disjoint, not adjacent."""
+    """The addresses of one family in the blocks: sorted, disjoint, not adjacent."""
     spans: list[Span] = []
     for block in blocks:
         network = ipaddress.ip_network(block.cidr)
         if network.version == int(family):
             spans += _subtract(_span(network), sorted(_span(ipaddress.ip_network(e)) for e in block.excepts))
-    return _merge(sorted(spans))
+    return merge(spans)
 
 
 def _span(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> Span:
@@ -41,9 +41,10 @@ def _subtract(span: Span, holes: list[Span]) -> list[Span]:
     return left
 
 
-def _merge(spans: list[Span]) -> tuple[Span, ...]:
+def merge(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """The same numbers as sorted spans that neither overlap nor touch."""
     merged: list[Span] = []
-    for first, last in spans:
+    for first, last in sorted(spans):
         if merged and first <= merged[-1][1] + 1:
             merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
         else:
@@ -56,26 +57,24 @@ def covers(spans: tuple[Span, ...], address: str) -> bool:
     if ":" in address:
         number = int(ipaddress.IPv6Address(address))
     else:
-        # Asked of every pod of the cluster when a named port meets an ipBlock; ipaddress is several times slower.
+        # Called for every pod of the cluster if a rule has a named port and an ipBlock; ipaddress is much slower.
         number = int.from_bytes(bytes(map(int, address.split("."))), "big")
     return any(first <= number <= last for first, last in spans)
 
 
 def to_cidrs(spans: tuple[Span, ...], family: Family) -> tuple[str, ...]:
-    """The fewest CIDRs that make up the spans, as members of hash:net sets. Those take no /0: it comes in halves.
+    """The fewest CIDRs that make up the spans, as members of hash:net sets, where /0 must be two halves.
 
-    A single address has no prefix length. To the kernel it is the same member with and without, and a pod in the
-    set would be it without: one member under two texts is lost when the first of them goes.
+    A single address has no prefix length. The kernel takes it with and without as one member, and a pod's address
+    has none: a member under two texts would be lost when the first of them is removed.
     """
     make = ipaddress.IPv4Network if family is Family.V4 else ipaddress.IPv6Network
     cidrs: list[str] = []
     for begin, last in spans:
         first = begin
         while first <= last:
-            size = min(
-                (first & -first).bit_length() - 1 if first else family.bits, (last - first + 1).bit_length() - 1
-            )
-            size = min(size, family.bits - 1)
+            aligned = (first & -first).bit_length() - 1 if first else family.bits
+            size = min(aligned, (last - first + 1).bit_length() - 1, family.bits - 1)
             cidrs.append(str(make((first, family.bits - size))) if size else str(make(first).network_address))
             first += 1 << size
     return tuple(cidrs)

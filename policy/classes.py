@@ -1,14 +1,14 @@
-"""Policy classes: what all endpoints share that the same policies select, and their chains.
+"""Policy classes, the sets of policies that select an endpoint, and their chains.
 
 The class chain of a direction goes through the tiers in their order::
 
     Jump(chain of the Admin tier)       its policies by precedence; a Pass leaves it
-    Allow                               what a pod sends to itself, if a NetworkPolicy isolates it
+    Allow                               packets of a pod to itself, if a NetworkPolicy isolates it
     Jump(chain of each NetworkPolicy)
-    Deny                                if any NetworkPolicy isolates the endpoint: nothing comes behind it
+    Deny                                if any NetworkPolicy isolates the endpoint; then this is the end
     Jump(chain of the Baseline tier)    else
 
-Chains of tiers are named by what they hold, so that all classes with the same cluster policies share them.
+Tier chains are named by their content, so that all classes with the same cluster policies share them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from policy.output import Output
 
 @dataclass(frozen=True, slots=True)
 class PolicyClass:
-    """The policies that count for an endpoint in one direction, in order of evaluation.
+    """An endpoint's policies in one direction, in order of evaluation.
 
-    ``isolated``: what they do not decide is denied. Then there is no Baseline tier.
+    ``isolated``: what they do not decide is denied, and there is no Baseline tier.
     """
 
     admin: tuple[PolicyRef, ...] = ()
@@ -36,7 +36,7 @@ class PolicyClass:
 
     @classmethod
     def of(cls, policies: Iterable[NetworkPolicy | ClusterPolicy]) -> PolicyClass | None:
-        """The class of an endpoint that these policies select; None: nothing restricts it."""
+        """Returns the class of an endpoint with these policies, or None if it is not restricted."""
         cluster: dict[Tier, list[ClusterPolicy]] = {Tier.ADMIN: [], Tier.BASELINE: []}
         network: list[PolicyRef] = []
         for policy in policies:
@@ -57,7 +57,7 @@ class PolicyClass:
 
 
 DENY_ALL = PolicyClass(isolated=True)
-"""Of an endpoint of which too little is known to say what selects it."""
+"""The class of an endpoint whose policies cannot be known yet."""
 
 
 def _by_precedence(policies: Iterable[ClusterPolicy]) -> tuple[PolicyRef, ...]:
@@ -66,7 +66,7 @@ def _by_precedence(policies: Iterable[ClusterPolicy]) -> tuple[PolicyRef, ...]:
 
 @dataclass(slots=True)
 class _Held:
-    """A chain, and how many endpoints (of a class) or classes (of a tier) need it."""
+    """A chain, and the number of endpoints (of a class) or classes (of a tier) that need it."""
 
     id: ChainId
     policies: tuple[PolicyRef, ...]
@@ -74,7 +74,7 @@ class _Held:
 
 
 class ClassChains:
-    """The chains of classes and tiers in the outputs; each exists while somebody needs it."""
+    """The reference-counted chains of classes and tiers in the outputs."""
 
     def __init__(self, outputs: Mapping[Family, Output]) -> None:
         self._outputs = outputs
@@ -83,7 +83,7 @@ class ClassChains:
         self._by_id: dict[ChainId, _Held] = {}
 
     def enter(self, direction: Direction, chosen: PolicyClass) -> None:
-        """One more endpoint is in a class."""
+        """Add an endpoint to a class."""
         held = self._classes.get((direction, chosen))
         if held is None:
             chain = class_chain(direction, chosen.admin, chosen.network, chosen.baseline)
@@ -92,7 +92,7 @@ class ClassChains:
         held.users += 1
 
     def leave(self, direction: Direction, chosen: PolicyClass) -> None:
-        """One less; the last takes the class with it."""
+        """Remove an endpoint from a class; the last one removes the class."""
         held = self._classes[direction, chosen]
         held.users -= 1
         if not held.users:
@@ -112,7 +112,7 @@ class ClassChains:
         return {self.chain(direction, chosen), *tiers}
 
     def policies(self, chain: ChainId) -> tuple[PolicyRef, ...]:
-        """What a class or tier is made of, in order of evaluation; () if there is none of this chain."""
+        """The policies of a class or tier chain, in order of evaluation; () if there is no such chain."""
         held = self._by_id.get(chain)
         return held.policies if held else ()
 
@@ -121,7 +121,7 @@ class ClassChains:
             yield Rule(Jump(self._enter_tier(direction, chosen.admin)))
         for ref in chosen.network:
             yield Rule(Jump(policy_chain(direction, ref)))
-        if chosen.network:  # behind what allows nearly all that is allowed: to tell takes as long as a policy
+        if chosen.network:  # last, since it costs as much as a policy and rarely matches
             yield Rule(Allow(), Match(itself=True))
         if chosen.isolated:
             yield Rule(Deny())

@@ -1,8 +1,8 @@
-"""Everybody who may talk, in *cohorts*: parties that no policy at hand can tell apart.
+"""*Cohorts*: the ends of connections (parties) that the policies at hand cannot tell apart.
 
-So a question about 10,000 pods becomes one about some hundred cohorts. What policy sees of a party is reduced to
-what the policies ask for: a label that no selector names is left out, and one whose value no selector names has
-*another* value, whichever. A set of cohorts is an integer with a bit for each (a *mask*).
+They reduce a question about 10,000 pods to one about some hundred cohorts. A party is reduced to what the
+policies match: labels that no selector names are left out, and all values that no selector names are one *other*
+value. A set of cohorts is an integer with a bit for each (a *mask*).
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ _OTHER = "\0"
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Addresses that are neither a pod's nor a node's. Two regions only as "what is left" of both families."""
+    """Addresses that are neither a pod's nor a node's. Only the rest of both families is two regions."""
 
     regions: tuple[Region, ...]
 
     def covers(self, address: str) -> bool:
-        """Whether an address lies there."""
+        """Whether an address is in one of the regions."""
         return any(region.covers(address) for region in self.regions)
 
 
 @dataclass(slots=True, eq=False)
 class Party:
-    """One end of connections. ``addresses``: the one it has in each family; of the world, one of its many."""
+    """One end of connections. ``addresses``: its address in each family; of the world, one of many."""
 
     what: Pod | Node | World
     addresses: Mapping[Family, str]
     nodes: frozenset[str] = frozenset()
-    """The nodes whose addresses these are: they reach their own pods whatever policy says."""
+    """The nodes with these addresses, which reach their own pods whatever policy says."""
 
     @property
     def pod(self) -> Pod | None:
@@ -69,10 +69,9 @@ class Party:
 
 
 def judged(source: Party, destination: Party) -> bool:
-    """Whether policy has a say between two: not within one pod, nor from a node to its own pods."""
-    if source.what is destination.what:
-        return False
-    return destination.pod is None or destination.pod.node not in source.nodes
+    """Whether policy judges traffic between two parties: not within one pod, nor from a node to its own pods."""
+    local = destination.pod is not None and destination.pod.node in source.nodes
+    return source.what is not destination.what and not local
 
 
 def bits(mask: Mask) -> Iterator[int]:
@@ -107,7 +106,7 @@ def peers_of(policies: Iterable[Policy], direction: Direction) -> list[tuple[str
 
 
 class _Words:
-    """The label keys that some selectors name, each with the values that they name."""
+    """The label keys in some selectors, each with the values in them."""
 
     def __init__(self) -> None:
         self._values: dict[str, set[str]] = {}
@@ -118,7 +117,7 @@ class _Words:
             self._values.setdefault(requirement.key, set()).update(requirement.values)
 
     def reduce(self, labels: Labels) -> Labels:
-        """What these selectors can see of an object's labels."""
+        """An object's labels, reduced to what these selectors can tell apart."""
         found = self._reduced.get(labels)
         if found is None:
             known = self._values
@@ -129,7 +128,7 @@ class _Words:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What policy sees of an address: the ipBlocks and the nodes (by their labels) that it belongs to."""
+    """What policies can match of an address: its ipBlocks, and its nodes by their labels."""
 
     blocks: frozenset[IPBlock]
     nodes: frozenset[Labels]
@@ -137,7 +136,7 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """What policy sees of a pod. ``namespace``: empty unless it has policies; ``its_labels`` None: unknown."""
+    """What policies can match of a pod. ``namespace``: empty without policies; ``its_labels`` None: unknown."""
 
     namespace: str
     its_labels: Labels | None
@@ -147,7 +146,7 @@ class _Identity:
 
 @dataclass(slots=True)
 class Cohort:
-    """Parties alike. ``identity`` None: no pods."""
+    """Parties that policies cannot tell apart. ``identity`` None: no pods."""
 
     identity: _Identity | None
     places: Mapping[Family, _Place]
@@ -155,10 +154,10 @@ class Cohort:
 
 
 class Cohorts:
-    """All cohorts of a cluster under some policies, and which of them a peer, a subject or a port name means."""
+    """All cohorts of a cluster under some policies, and those that a peer, a subject or a port name selects."""
 
     def __init__(self, cluster: Snapshot, policies: Iterable[Policy]) -> None:
-        """``policies``: every one that will be asked about. Those of ``cluster`` itself are not looked at."""
+        """``policies``: all policies to ask about. Those of ``cluster`` itself are not read."""
         self._cluster = cluster
         self._pods, self._namespaces, self._nodes = _Words(), _Words(), _Words()
         self._own: set[str] = set()
@@ -218,7 +217,7 @@ class Cohorts:
         )
 
     def _enter(self, what: Pod | Node, addresses: list[str], identity: _Identity | None) -> None:
-        """A party for each address; one of IPv4 and one of IPv6 are one party's."""
+        """Add a party for each pair of an IPv4 and an IPv6 address."""
         sixes = [a for a in addresses if ":" in a]
         for pair in zip_longest((a for a in addresses if ":" not in a), sixes):
             mine = {family: address for family, address in zip(Family, pair, strict=True) if address is not None}
@@ -316,7 +315,7 @@ class Cohorts:
         return self._meant(policy.subject, None)
 
     def peers(self, peer: ClusterPeer, own_namespace: str | None, family: Family) -> Mask:
-        """Whom a peer means, by their addresses of one family."""
+        """The cohorts that a peer selects by their addresses of one family."""
         match peer:
             case PodPeer():
                 return self._meant(peer, own_namespace)
@@ -324,31 +323,27 @@ class Cohorts:
                 places = self._by_blocks.items()
                 return _union(mask for (of, blocks), mask in places if of is family and peer in blocks)
             case NodePeer():
-                held = self._by_nodes.items()
-                return _union(
-                    mask
-                    for (of, nodes), mask in held
-                    if of is family and any(matches(peer.nodes, labels) for labels in nodes)
-                )
+                held = ((nodes, mask) for (of, nodes), mask in self._by_nodes.items() if of is family)
+                return _union(mask for nodes, mask in held if any(matches(peer.nodes, some) for some in nodes))
 
     def named_ports(self, number: int, names: frozenset[str]) -> tuple[NamedPort, ...]:
-        """What some port names are on the pods of a cohort."""
+        """The ports with some names on the pods of a cohort."""
         identity = self.all[number].identity
         return tuple(port for port in identity.ports if port.name in names) if identity else ()
 
     def by_named_ports(self, names: frozenset[str]) -> Mapping[tuple[NamedPort, ...], Mask]:
-        """All cohorts, split by what some port names are on them; () on those that are no pods."""
+        """All cohorts, split by their ports with some names; () for those that are no pods."""
         found: dict[tuple[NamedPort, ...], Mask] = {(): self.everybody & ~self.pods}
         for ports, mask in self._by_ports.items():
             _add(found, tuple(port for port in ports if port.name in names), mask)
         return found
 
     def parties(self, mask: Mask) -> list[Party]:
-        """Everybody in some cohorts."""
+        """All parties of some cohorts."""
         return [party for number in bits(mask) for party in self.all[number].parties]
 
     def first(self, mask: Mask, other_than: Party | None = None) -> Party | None:
-        """A party of these cohorts, and not the pod or node that another one is."""
+        """A party of these cohorts, of another pod or node than ``other_than``."""
         for number in bits(mask):
             for party in self.all[number].parties:
                 if other_than is None or party.what is not other_than.what:

@@ -1,7 +1,7 @@
 """The incremental engine: events in, changes of compiled policy out.
 
-Only policies that select an endpoint of this node are compiled, and only their peers are followed. All replicas
-of a Deployment share a policy class, so another replica changes set members and nothing else.
+Only policies that select an endpoint of this node are compiled, and only their peers are watched. All replicas of
+a Deployment share a policy class, so another replica only changes set members.
 """
 
 from __future__ import annotations
@@ -49,12 +49,9 @@ _CLUSTER = ""
 
 @dataclass(slots=True)
 class _Endpoint:
-    """``labels`` are the last known ones; None: never seen with a pod, so everything is denied. ``pod`` is what
-    there is of its name now.
-
-    ``known``: what selects it can be said. ``selecting``: per direction all policies that do, also those that its
-    class leaves out.
-    """
+    """``labels`` are the last known ones; None: its pod was never seen, so everything is denied. ``pod``: the
+    current one of its name. ``known``: whether its policies can be determined. ``selecting``: per direction all
+    policies that select it, also those that its class leaves out."""
 
     local: LocalEndpoint
     labels: Labels | None
@@ -95,10 +92,7 @@ class Engine:
     # --- events --------------------------------------------------------------------------------------
 
     def fold(self, change: Change[object]) -> None:
-        """An object (pod, namespace, node or policy) is new, has changed or is gone.
-
-        An endpoint whose pod is gone keeps its class.
-        """
+        """Apply a change of a pod, namespace, node or policy. An endpoint whose pod is gone keeps its class."""
         if change.before == change.after:
             return
         if pod := change.of(Pod):
@@ -151,17 +145,14 @@ class Engine:
         self._select_by(ref)
 
     def attach(self, local: LocalEndpoint, pod: Pod | None) -> None:
-        """A pod interface of this node is there, has other addresses, or stands for another pod of its name.
-
-        ``pod``: the pod of that name, as it was folded last.
-        """
+        """Add or update a pod interface of this node; ``pod``: the pod of its name, as it was folded last."""
         key = local.key
         endpoint = self._endpoints.get(key)
         if endpoint is not None and endpoint.local == local:
             return
         known = pod if pod is not None and local.stands_for(pod) else None
         before = endpoint.local if endpoint else None
-        # Before a set is opened for the endpoint's class: that counts the pod by itself.
+        # This comes before a set is opened for the endpoint's class, which counts the pod itself.
         if endpoint is None:
             endpoint = _Endpoint(local, None, pod)
             self._by_namespace.setdefault(local.namespace, {})[key] = endpoint
@@ -173,7 +164,7 @@ class Engine:
         self._select(key, endpoint)
 
     def detach(self, key: ObjectKey) -> None:
-        """A pod interface of this node is gone."""
+        """Remove a pod interface of this node."""
         endpoint = self._endpoints.get(key)
         if endpoint is None:
             return
@@ -187,7 +178,7 @@ class Engine:
     def _lease(
         self, key: ObjectKey, before: LocalEndpoint | None, after: LocalEndpoint | None, endpoint: _Endpoint
     ) -> None:
-        """Take over what an endpoint holds now: whose its addresses are may be decided anew."""
+        """Replace the leases of an endpoint; the owners of its addresses may change."""
         pod = endpoint.pod
         was, now = claimed(pod, before), claimed(pod, after)
         held = dict.fromkeys(address for local in (before, after) if local for address in local.addresses)
@@ -206,7 +197,7 @@ class Engine:
     # --- results -------------------------------------------------------------------------------------
 
     def flush(self) -> list[Delta]:
-        """What has changed since the last flush, one delta for each family with changes."""
+        """Returns the changes since the last flush, one delta for each family with changes."""
         return [delta for output in self._outputs.values() if (delta := output.flush())]
 
     def program(self, family: Family) -> Program:
@@ -214,13 +205,13 @@ class Engine:
         return self._outputs[family].program()
 
     def endpoint_policies(self, key: ObjectKey, direction: Direction) -> tuple[PolicyRef, ...] | None:
-        """The policies that count for an endpoint, in order; None: not restricted, or no such endpoint."""
+        """The policies of an endpoint's class, in order; None: not restricted, or no such endpoint."""
         endpoint = self._endpoints.get(key)
         chosen = endpoint.classes[direction] if endpoint else None
         return None if chosen is None else chosen.policies
 
     def chains_of(self, key: ObjectKey) -> set[ChainId | SetId]:
-        """All chains and sets that an endpoint's policy stands on."""
+        """All chains and sets that an endpoint's policy uses."""
         found: set[ChainId | SetId] = set()
         endpoint = self._endpoints.get(key)
         for direction, chosen in endpoint.classes.items() if endpoint else ():
@@ -231,10 +222,10 @@ class Engine:
         return found
 
     def policies_using(self, used: ChainId | SetId) -> tuple[PolicyRef, ...]:
-        """The policies behind a chain or a set, a class's in order of evaluation; () if there are none."""
+        """The policies that use a chain or a set, a class's in order of evaluation; () if there are none."""
         if isinstance(used, ChainId) and (found := self._classes.policies(used)):
             return found
-        if self._users is None:  # thousands may be asked for at a time
+        if self._users is None:  # cached, since callers may ask for thousands at a time
             self._users = {}
             for ref, compiled in sorted(self._compiled.items()):
                 chains = {policy_chain(direction, ref) for direction in Direction}
@@ -245,7 +236,7 @@ class Engine:
     # --- members -------------------------------------------------------------------------------------
 
     def _move(self, key: ObjectKey, before: Pod | None, after: Pod | None) -> None:
-        """Bring what a pod is a member of up to date. A change that no set can see costs next to nothing."""
+        """Update the set memberships of a pod. A change without effect on sets costs next to nothing."""
         old = self._index.profile(before) if before is not None and _is_peer(before) else None
         had = self._addresses(before) if before is not None and old is not None else ()
         rivals = self._claim(key, before, after)
@@ -261,7 +252,7 @@ class Engine:
         self._recount(rivals)
 
     def _claim(self, key: ObjectKey, before: Pod | None, after: Pod | None) -> list[_Had]:
-        """Take over what a pod claims now; the other pods that this may concern, with what they had until now."""
+        """Replace a pod's claims; returns other pods that may be affected, with their addresses until now."""
         if key[0] == NODES:
             return []
         endpoint = self._endpoints.get(key) if key[0] in self._by_namespace else None
@@ -272,14 +263,14 @@ class Engine:
         return rivals
 
     def _having(self, key: ObjectKey, addresses: Iterable[str], own: Pod | None) -> list[_Had]:
-        """The pods that claim any of the addresses, besides the one of the key, which is added if it is given."""
+        """Other pods that claim any of the addresses, and ``own`` if given, with the addresses that they have."""
         pods = self.holders.rivals(key, addresses)
         if own is not None:
             pods.append(own)
         return [(pod, self._addresses(pod)) for pod in pods]
 
     def _recount(self, pods: Iterable[_Had]) -> None:
-        """Those who had some addresses may have others now, because somebody else does."""
+        """Update the set memberships of pods whose addresses may have changed owner."""
         for pod, had in pods:
             if (has := self._addresses(pod)) != had and _is_peer(pod):
                 scopes = self._index.profile(pod).scopes
@@ -292,11 +283,11 @@ class Engine:
                 watcher.add(self._outputs[watcher.family], watched, pod, addresses, sign)
 
     def _addresses(self, pod: Pod) -> tuple[str, ...]:
-        """The addresses that a pod (or a node) has, as far as anybody is to take them for it."""
+        """The addresses that a pod or a node owns."""
         key = pod.key
         if key[0] == NODES:
             return pod.addresses
-        # Asked of every pod of the cluster: most are of namespaces that have no endpoint here.
+        # Called for every pod of the cluster: most namespaces have no endpoint here.
         endpoint = self._endpoints.get(key) if key[0] in self._by_namespace else None
         return self.holders.own(key, claimed(pod, endpoint.local if endpoint else None))
 
@@ -316,13 +307,13 @@ class Engine:
         self._choose(key, endpoint, {d: self._class(endpoint, d) for d in Direction})
 
     def _select_by(self, ref: PolicyRef) -> None:
-        """Find the endpoints that one policy selects, now that it has changed or gone; others do not matter."""
+        """Update the classes of the endpoints that a changed or removed policy selects or has selected."""
         policy = self._by_scope.get(ref.namespace, {}).get(ref)
         concerned = self._by_namespace.get(ref.namespace, {}) if ref.namespace else self._endpoints
         made: dict[frozenset[PolicyRef], PolicyClass | None] = {}
         for key, endpoint in concerned.items():
             if self._is_known(endpoint) is not endpoint.known:
-                # The first cluster policy that comes, the last that goes: now an unknown namespace matters.
+                # Unknown namespaces matter from the first cluster policy to the last.
                 self._select(key, endpoint)
             if not endpoint.known:
                 continue
@@ -342,17 +333,16 @@ class Engine:
             self._choose(key, endpoint, classes)
 
     def _is_known(self, endpoint: _Endpoint) -> bool:
-        """Whether enough is known to say what selects an endpoint.
+        """Whether an endpoint's policies can be determined.
 
-        Of a new namespace the agent may hear after its first pods; without its labels it is not known which
-        cluster policies select them.
+        A new namespace may arrive after its first pods; without its labels cluster policies cannot be matched.
         """
         if endpoint.labels is None:
             return False
         return _CLUSTER not in self._by_scope or self._index.namespace(endpoint.local.namespace) is not None
 
     def _selects(self, policy: AnyPolicy, endpoint: _Endpoint) -> bool:
-        """Whether a policy of the endpoint's namespace, or of the cluster, selects an endpoint that is known."""
+        """Whether a policy of the endpoint's namespace or of the cluster selects a known endpoint."""
         if not endpoint.subject or endpoint.labels is None:
             return False
         if isinstance(policy, NetworkPolicy):
@@ -371,11 +361,10 @@ class Engine:
         return PolicyClass.of(self._by_scope[ref.namespace][ref] for ref in endpoint.selecting[direction])
 
     def _choose(self, key: ObjectKey, endpoint: _Endpoint, classes: Classes) -> None:
-        """Put an endpoint into its classes: compile what it needs first, drop what it needed last."""
+        """Move an endpoint into its classes: compile new policies first, discard unused ones last."""
         if classes == endpoint.classes:
             return
-        before = _policies(endpoint.classes)
-        after = _policies(classes)
+        before, after = _policies(endpoint.classes), _policies(classes)
         for ref in after - before:
             compiled = self._compiled.get(ref)
             if compiled is None:
@@ -404,8 +393,8 @@ class Engine:
     def _publish(self, address: str) -> None:
         """Output an address's class.
 
-        An address that goes from one endpoint to another may have two for a moment, and the one that leaves must
-        not take away what the one that stays needs. Which of the two counts must not depend on who came first.
+        An address that moves between endpoints may be held by both for a moment; the endpoint that leaves must
+        not remove the other one's class, whatever the order of events.
         """
         output = self._outputs.get(Family.V6 if ":" in address else Family.V4)
         if output is None:
@@ -419,7 +408,7 @@ class Engine:
     # --- policies ------------------------------------------------------------------------------------
 
     def _compile(self, policy: AnyPolicy, endpoints: set[ObjectKey]) -> None:
-        """Make a policy's chains. Sets that it used before and still uses are not touched."""
+        """Compile a policy's chains. Sets that it keeps using are not touched."""
         old = self._compiled.get(policy.ref)
         sets: list[PeerSet] = []
 
@@ -451,12 +440,11 @@ class Engine:
         self._release(compiled.sets)
 
     def _use(self, wanted: PeerSet) -> PeerSet:
-        """One more policy rule uses a set of this content."""
+        """Count one more rule that uses a set of this content."""
         held = self._sets.get((wanted.family, wanted.id))
         if held is None:
             held = self._sets[wanted.family, wanted.id] = wanted
-            output = self._outputs[held.family]
-            held.open(self._index, output, self._addresses)
+            held.open(self._index, self._outputs[held.family], self._addresses)
         held.references += 1
         return held
 
@@ -469,17 +457,17 @@ class Engine:
 
 
 def _peer(node: Node | None) -> Pod | None:
-    """A node among the pods."""
+    """A node as a pod in the namespace NODES."""
     return None if node is None else Pod(NODES, node.name, labels=node.labels, addresses=node.addresses)
 
 
 def _is_peer(pod: Pod) -> bool:
-    """Whether the pod can be in a set: a host-network pod has its node's address, a finished one has none."""
+    """Whether a pod can be in a set: a host-network pod has its node's address, a finished one has none."""
     return pod.active and not pod.host_network
 
 
 def _speaks_of(policy: AnyPolicy, direction: Direction) -> bool:
-    """Whether a policy has a say in a direction: a NetworkPolicy that denies all of it has no rules at all."""
+    """Whether a policy affects a direction: a NetworkPolicy without rules denies all of it."""
     if isinstance(policy, NetworkPolicy):
         return policy.rules(direction) is not None
     return bool(policy.rules(direction))

@@ -1,8 +1,7 @@
-"""The oracle: what the policy APIs say about one packet. Slow and obvious on purpose.
+"""The oracle: the verdict of the policy APIs on one packet. Slow and obvious on purpose.
 
-Written straight from the APIs' prose (networking.k8s.io/v1 and "Network Policies" in the Kubernetes
-documentation; policy.networking.k8s.io/v1alpha2). It shares no code with the compiler, so that the two can be
-held against each other.
+It follows the APIs' prose (networking.k8s.io/v1 and "Network Policies" in the Kubernetes documentation;
+policy.networking.k8s.io/v1alpha2) and shares no code with the compiler, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -37,17 +36,13 @@ from policy.selectors import matches
 
 
 class View(Protocol):
-    """The cluster at one moment, as far as the oracle asks."""
+    """The cluster at one moment, as the oracle needs it."""
 
     def namespace(self, name: str) -> Namespace | None:
         """A namespace, if it is known."""
 
     def pod_at(self, address: str) -> Pod | None:
-        """The pod that policy means by an address.
-
-        A host-network pod has its node's address and is not a pod to policy; a finished pod's address may already
-        be another pod's.
-        """
+        """The pod with an address; host-network pods (to policy, their node) and finished pods have none."""
 
     def nodes(self) -> Iterable[Node]:
         """All nodes."""
@@ -70,9 +65,7 @@ class Snapshot:
         nodes: Iterable[Node] = (),
         endpoints: Iterable[LocalEndpoint] = (),
     ) -> None:
-        """``endpoints``: the pod interfaces of the node that looks, where it looks from one; what is leased there
-        is nobody else's.
-        """
+        """``endpoints``: the pod interfaces of this node, if any, which own their leased addresses."""
         self.namespaces = {namespace.name: namespace for namespace in namespaces}
         self.pods = {pod.key: pod for pod in pods}
         self.policies = {policy.ref: policy for policy in policies}
@@ -102,7 +95,7 @@ class Snapshot:
 
 
 def _addresses(pods: Mapping[ObjectKey, Pod], endpoints: Mapping[ObjectKey, LocalEndpoint]) -> dict[str, Pod]:
-    """Whose each address is: of two pods that claim one, the newer's; but what is leased here is the lease's."""
+    """The owner of each address: of two claimants the newer pod, but a lease on this node decides."""
     found: dict[str, Pod] = {}
     for pod in pods.values():
         endpoint = endpoints.get(pod.key)
@@ -122,7 +115,7 @@ def _addresses(pods: Mapping[ObjectKey, Pod], endpoints: Mapping[ObjectKey, Loca
 
 @dataclass(frozen=True, slots=True)
 class RuleRef:
-    """One rule of a policy, by its place (from 0) in its direction's list; ``name`` if it has one."""
+    """One rule of a policy by its index in the direction's list; ``name`` if it has one."""
 
     policy: PolicyRef
     index: int
@@ -131,11 +124,11 @@ class RuleRef:
 
 @dataclass(frozen=True, slots=True)
 class DirectionVerdict:
-    """One direction at one end.
+    """The verdict of one direction at one end.
 
-    ``selected_by``: the policies that select the pod and speak of the direction, in order of evaluation. ``tier``
-    None: no tier decided, and so the packet is allowed. ``decided_by`` None in the NetworkPolicy tier: isolated,
-    and nothing allows. ``passed_by``: the Pass rules on the way.
+    ``selected_by``: the policies that select the pod in the direction, in order of evaluation. ``tier`` None: no
+    tier decided, so the packet is allowed. ``decided_by`` None in the NetworkPolicy tier: the pod is isolated,
+    and no rule allows. ``passed_by``: the Pass rules that matched.
     """
 
     direction: Direction
@@ -148,7 +141,7 @@ class DirectionVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Both ends of a packet; an end that is no pod has None."""
+    """The verdicts at both ends of a packet; None at an end that is no pod."""
 
     egress: DirectionVerdict | None
     ingress: DirectionVerdict | None
@@ -161,9 +154,9 @@ class Verdict:
 
 
 def verdict(view: View, packet: Packet, node_addresses: frozenset[str] = frozenset()) -> Verdict:
-    """What policy says about the first packet of a connection; replies always pass.
+    """Policy's verdict on the first packet of a connection; replies always pass.
 
-    ``node_addresses`` are those of the destination pod's own node, which reaches its pods always.
+    ``node_addresses`` are those of the destination pod's own node, which always reaches its pods.
     """
     source, destination = view.pod_at(packet.source), view.pod_at(packet.destination)
     # "A Pod connecting to its own Pod IP is not subject to CNP." Nor to NetworkPolicy: see below.
@@ -178,7 +171,7 @@ def verdict(view: View, packet: Packet, node_addresses: frozenset[str] = frozens
 
 @dataclass(frozen=True, slots=True)
 class Selecting:
-    """The policies that select a pod and speak of a direction, by tier and in order of evaluation."""
+    """The policies that select a pod in a direction, by tier and in order of evaluation."""
 
     admin: tuple[ClusterPolicy, ...]
     network: tuple[NetworkPolicy, ...]
@@ -191,9 +184,9 @@ class Selecting:
 
 
 def selecting(view: View, pod: Pod, direction: Direction) -> Selecting:
-    """What selects a pod in a direction."""
+    """The policies that select a pod in a direction."""
     # "CNPs with no ingress rules do not affect ingress traffic." (egress likewise)
-    cluster = [p for p in view.cluster_policies() if p.rules(direction) and _is_subject(view, p, pod)]
+    cluster = [p for p in view.cluster_policies() if p.rules(direction) and _is_meant(view, pod, p.subject, None)]
     # "Policies with lower priority values have higher precedence."
     cluster.sort(key=lambda policy: policy.precedence)
     # A policy selects pods of its own namespace only; an empty podSelector selects all of them. A pod is isolated
@@ -235,11 +228,7 @@ def _evaluate(view: View, packet: Packet, pod: Pod, direction: Direction) -> Dir
 
 
 _Decided = tuple[bool, RuleRef | None]
-"""Is it allowed, and by which rule."""
-
-
-def _is_subject(view: View, policy: ClusterPolicy, pod: Pod) -> bool:
-    return _is_meant(view, pod, policy.subject, own_namespace=None)
+"""(allowed, deciding rule)."""
 
 
 def _tier(
@@ -280,7 +269,7 @@ def _matches(
     rule: PolicyRule | ClusterRule,
     direction: Direction,
 ) -> bool:
-    """Each rule speaks of the traffic that matches both its peers and its ports."""
+    """A rule applies to traffic that matches both its peers and its ports."""
     return peers_match(view, packet, policy, rule, direction) and ports_match(view, packet, rule)
 
 
@@ -310,7 +299,7 @@ def _peer_matches(view: View, address: str, peer: ClusterPeer, own_namespace: st
         # "It selects the nodeIPs as the peer type by matching on the IPs present in node.Status.Addresses."
         return any(address in node.addresses and matches(peer.nodes, node.labels) for node in view.nodes())
     if isinstance(peer, IPBlock):
-        # An ipBlock speaks of addresses, whoever has them; except takes away within its own block.
+        # An ipBlock matches addresses, also those of pods; except applies within its own block.
         return _inside(address, peer.cidr) and not any(_inside(address, hole) for hole in peer.excepts)
     pod = view.pod_at(address)
     return pod is not None and _is_meant(view, pod, peer, own_namespace)

@@ -1,7 +1,7 @@
-"""Why the oracle says what it says of a packet, for people.
+"""The reasons of the oracle's verdict on a packet, for people.
 
-The verdict itself comes from :mod:`policy.evaluate`. What is added is the way to it: which rules were tried
-before one decided, and what of them did not match.
+The verdict comes from :mod:`policy.evaluate`. Added are the rules that were tried before one decided, and the
+parts of them that did not match.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from policy.model import (
 )
 
 _MOST_NAMED = 4
-"""Peers or ports of one rule that are written out."""
+"""Peers or ports of one rule that are listed."""
 
 
 class Free(enum.StrEnum):
-    """Why no policy is asked at one end."""
+    """Why no policy applies at one end."""
 
     NO_POD = "not a pod: policy does not speak of it"
     SELF = "a pod always reaches itself"
@@ -54,13 +54,13 @@ class Tried:
 
     @property
     def reason(self) -> str:
-        """In words."""
+        """The reasons in words."""
         return "; ".join(filter(None, (self.peers, self.ports)))
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A policy that was asked, and its rules that were tried in vain: all, or those before one that matched."""
+    """An evaluated policy and its rules that did not match: all, or those before one that matched."""
 
     policy: PolicyRef
     tier: Tier
@@ -69,9 +69,9 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One direction at one end of a packet. ``verdict`` None: nobody was asked, for the reason ``free``.
+    """One direction at one end of a packet. ``verdict`` None: no policy applies, for the reason ``free``.
 
-    ``asked``: the policies that were asked, in order of evaluation; the one that decided is the last.
+    ``asked``: the evaluated policies in order; the last one decided.
     """
 
     direction: Direction
@@ -86,7 +86,7 @@ class End:
 
     @property
     def not_asked(self) -> tuple[PolicyRef, ...]:
-        """The policies that select the pod, too, but come behind the one that decided."""
+        """Policies that also select the pod, but come after the one that decided."""
         if self.verdict is None:
             return ()
         seen = {asked.policy for asked in self.asked}
@@ -108,7 +108,7 @@ class Explanation:
 
 
 def explain(view: View, packet: Packet, node_addresses: frozenset[str] = frozenset()) -> Explanation:
-    """What policy says about a packet, and why. Arguments as of :func:`policy.evaluate.verdict`."""
+    """Policy's verdict on a packet with its reasons. Arguments as of :func:`policy.evaluate.verdict`."""
     found = verdict(view, packet, node_addresses)
     source, destination = view.pod_at(packet.source), view.pod_at(packet.destination)
     if source is not None and source is destination:
@@ -128,7 +128,7 @@ def _end(view: View, packet: Packet, pod: Pod | None, direction: Direction, foun
 
 
 def _asked(view: View, packet: Packet, pod: Pod, direction: Direction, said: DirectionVerdict) -> Iterator[Asked]:
-    """What was tried up to the rule that decided. A Pass ends its tier."""
+    """The policies and rules that were tried up to the deciding rule. A Pass ends its tier."""
     selected = selecting(view, pod, direction)
     tiers: dict[Tier, tuple[NetworkPolicy | ClusterPolicy, ...]] = {
         Tier.ADMIN: selected.admin,
@@ -166,7 +166,7 @@ def _tried(
 
 
 def describe_selector(selector: Selector) -> str:
-    """As kubectl writes label selectors; empty for everything."""
+    """A label selector as kubectl prints it; empty for everything."""
     return ",".join(map(_requirement, selector.requirements))
 
 

@@ -1,10 +1,10 @@
-"""Whose an address is. The engine and the agent's view both ask here, so rules and answers go by the same pod.
+"""Owners of addresses, shared by the engine and the agent's view, so that rules and answers use the same pod.
 
-Two pods may claim one address: the object of one that is stuck in Terminating goes on listing what its sandbox
-has given back, and somebody else has it by now. Then
+Two pods may claim one address: a pod stuck in Terminating still lists an address that its sandbox has released
+and that another pod has by now. Then
 
-- an address that is leased on this node belongs to the endpoint that holds the lease, and to nobody while that
-  endpoint's pod is not known, or has ended;
+- an address that is leased on this node belongs to the endpoint that holds the lease, and to no pod while that
+  endpoint's pod is unknown or has ended;
 - any other address belongs to the newest claim (:attr:`policy.model.Pod.claim`).
 """
 
@@ -16,19 +16,19 @@ from policy.model import LocalEndpoint, ObjectKey, Pod
 
 
 class Holders:
-    """Claims and leases by address. Nearly always one pod claims one; more is kept only of those in dispute."""
+    """Claims and leases by address. All claims are kept only of disputed addresses, which are rare."""
 
     def __init__(self) -> None:
         self._owners: dict[str, Pod] = {}
         self._disputed: dict[str, dict[ObjectKey, Pod]] = {}
         self._leases: dict[str, dict[ObjectKey, LocalEndpoint]] = {}
         self.revision = 0
-        """Grows when a dispute begins, changes or ends."""
+        """Incremented when a dispute begins, changes or ends."""
 
     # --- whose ---------------------------------------------------------------------------------------
 
     def pod(self, address: str) -> Pod | None:
-        """The pod that has an address."""
+        """The pod that owns an address."""
         return self._owners.get(address)
 
     def endpoint(self, address: str) -> ObjectKey | None:
@@ -37,7 +37,7 @@ class Holders:
         return min(leases) if leases else None
 
     def own(self, key: ObjectKey, claimed: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the addresses that a pod claims which it has."""
+        """The addresses that a pod claims and owns."""
         if self._disputed.keys().isdisjoint(claimed):
             return claimed
         return tuple([a for a in claimed if (owner := self._owners.get(a)) is not None and owner.key == key])
@@ -54,7 +54,7 @@ class Holders:
         return list(found.values())
 
     def disputes(self) -> Iterator[tuple[str, Pod | None, list[Pod]]]:
-        """Each address in dispute: whose it is, and who claims it in vain."""
+        """Yields each disputed address with its owner and the other claimants."""
         for address, claims in self._disputed.items():
             owner = self._owners.get(address)
             yield address, owner, [pod for pod in claims.values() if pod is not owner]
@@ -62,7 +62,7 @@ class Holders:
     # --- events --------------------------------------------------------------------------------------
 
     def claim(self, key: ObjectKey, before: tuple[str, ...], after: tuple[str, ...], pod: Pod | None) -> None:
-        """A pod that has claimed some addresses now claims others; ``pod`` is what it is now."""
+        """Replace the claims of a pod, whose current object is ``pod``."""
         for address in before:
             if address not in after:
                 self._set_claim(address, key, None)
@@ -75,7 +75,7 @@ class Holders:
             self._set_claim(address, key, pod)
 
     def lease(self, key: ObjectKey, before: LocalEndpoint | None, after: LocalEndpoint | None) -> None:
-        """An endpoint of this node has come, has other addresses or stands for another pod, or has gone."""
+        """Replace the leases of an endpoint of this node; None: it is new, or gone."""
         addresses: dict[str, None] = {}
         for endpoint in (before, after):
             for address in endpoint.addresses if endpoint else ():
@@ -121,21 +121,17 @@ class Holders:
     def _choose(self, address: str, claims: Mapping[ObjectKey, Pod]) -> Pod | None:
         leases = self._leases.get(address)
         if not leases:
-            return max(claims.values(), key=_newest, default=None)
+            return max(claims.values(), key=lambda pod: pod.claim, default=None)
         holder = leases[min(leases)]
         pod = claims.get(holder.key)
         return pod if pod is not None and holder.stands_for(pod) else None
 
 
-def _newest(pod: Pod) -> tuple[object, ...]:
-    return pod.claim
-
-
 def claimed(pod: Pod | None, endpoint: LocalEndpoint | None) -> tuple[str, ...]:
-    """The addresses that a pod claims: of one that has ``endpoint`` on this node, what that has leased.
+    """The addresses that a pod claims: the leases of its ``endpoint`` on this node, else those of its status.
 
-    The API server hears of an address after the pod has it, and may go on telling of one that it has no more. A
-    pod on the host network has its node's addresses, and one that has ended has none.
+    The status gets an address after the pod has it, and may keep one that the pod has lost. A pod on the host
+    network has its node's addresses, and one that has ended has none.
     """
     if pod is None or pod.host_network or not pod.active:
         return ()

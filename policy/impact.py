@@ -1,11 +1,12 @@
-"""What would a change of policies change? Which pairs, on which ports, are newly denied or newly allowed.
+"""The impact of a change of policies: pairs and ports that are newly denied or newly allowed.
 
-Every answer is the oracle's (:mod:`policy.evaluate`), asked once for all those whom no policy can tell apart:
+Every answer is the oracle's (:mod:`policy.evaluate`), asked once for all parties that no policy can tell apart:
 
 1. Parties are put in cohorts (:mod:`policy.cohorts`), pods by direction in classes (:mod:`policy.answers`).
-2. What a pair may do is what the source's class says in egress and the destination's in ingress, together. Only
-   pairs are put together of which one end's policies change.
-3. Pairs with the same change for the same reason become groups: some sources, each to each of some destinations.
+2. A pair's verdict combines the egress answer of the source's class and the ingress answer of the destination's.
+   Only pairs with changed policies at one end are combined.
+3. Pairs with the same change for the same reason become groups: each of some sources with each of some
+   destinations.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from policy.evaluate import Snapshot, Verdict, verdict
 from policy.model import Direction, Family, Node, Packet, PolicyRef, Protocol
 
 Changes = Mapping[PolicyRef, Policy | None]
-"""Policies as they would be; None: deleted."""
+"""Changed policies; None: deleted."""
 
 
 class Effect(enum.StrEnum):
-    """What becomes of a connection that is judged differently."""
+    """New verdict on a connection."""
 
     DENIED = "denied"
     ALLOWED = "allowed"
@@ -42,7 +43,7 @@ class ProtocolPorts:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One end that says something else afterwards: the source in egress or the destination in ingress."""
+    """One end whose verdict changes: the source in egress or the destination in ingress."""
 
     direction: Direction
     before: Decision
@@ -51,10 +52,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """From each of ``sources`` to each of ``destinations``, on ``ports``, the same change for the same reason.
+    """The same change for the same reason, from each of ``sources`` to each of ``destinations`` on ``ports``.
 
-    ``family`` None: in every family in which both have an address. Between some of them policy has no say: a pod
-    and itself, a node and its own pods. :meth:`pairs` leaves those out.
+    ``family`` None: in every family in which both have an address. :meth:`pairs` leaves out pairs that policy
+    does not judge: a pod and itself, a node and its own pods.
     """
 
     effect: Effect
@@ -74,7 +75,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much changes in one way: pairs of two pods, of a pod and a node, and pods with the world outside."""
+    """Size of one effect: pairs of two pods, pairs of a pod and a node, and pods with the world outside."""
 
     pod_pairs: int = 0
     node_pairs: int = 0
@@ -86,10 +87,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Impact:
-    """What changes; nothing else does.
-
-    ``extents`` counts each pair once, in however many groups it is. ``parties``: everybody who was looked at.
-    """
+    """All changes. ``extents`` counts each pair once, even if it is in several groups. ``parties``: everybody."""
 
     groups: tuple[Group, ...]
     extents: Mapping[Effect, Extent]
@@ -105,7 +103,7 @@ def policies_after(cluster: Snapshot, changes: Changes) -> dict[PolicyRef, Polic
 def impact(cluster: Snapshot, changes: Changes) -> Impact:
     """Compare before and after the changes: all pods, nodes and the world, all ports of all protocols.
 
-    Only pods with an address take part, and not those on the host network: to policy they are their node.
+    Pods without an address, and pods on the host network, which to policy are their node, do not take part.
     """
     would = policies_after(cluster, changes)
     cohorts = Cohorts(cluster, [*cluster.policies.values(), *(p for p in changes.values() if p is not None)])
@@ -116,14 +114,14 @@ def impact(cluster: Snapshot, changes: Changes) -> Impact:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """A packet that is allowed before and denied after, and which ends turn."""
+    """A packet that is allowed before and denied after, and the ends whose verdict changes."""
 
     packet: Packet
     turns: tuple[Turn, ...]
 
 
 def newly_denied(cluster: Snapshot, changes: Changes, packets: Iterable[Packet]) -> list[Denial]:
-    """Those of some packets that the changes would deny, each once."""
+    """The packets that the changes would newly deny, each once."""
     would = policies_after(cluster, changes)
     changed = {ref for ref in changes if cluster.policies.get(ref) != would.get(ref)}
     before, after = Variant(cluster, cluster.policies.values()), Variant(cluster, would.values())
@@ -155,7 +153,7 @@ _Pairs = dict[int, Mask]
 
 
 class _Comparison:
-    """Finds, for each change, the pairs of cohorts that meet it."""
+    """Finds the pairs of cohorts of each change."""
 
     def __init__(self, cohorts: Cohorts, answers: Answers) -> None:
         self._cohorts = cohorts
@@ -164,17 +162,16 @@ class _Comparison:
         self._found: dict[_Change, dict[Family, _Pairs]] = {}
 
     def run(self) -> dict[_Change, dict[Family, _Pairs]]:
-        sources = self._answers.classes(Direction.EGRESS)
         destinations = self._answers.classes(Direction.INGRESS)
         changed = [one for one in destinations if one.affected]
-        for source in sources:
+        for source in self._answers.classes(Direction.EGRESS):
             for destination in destinations if source.affected else changed:
                 for family in Family:
                     self._compare(source, destination, family)
         return self._found
 
     def _compare(self, source: Class, destination: Class, family: Family) -> None:
-        """All pairs of two classes. A source's part is one to the destination, and the other way round."""
+        """Compare all pairs of two classes, by the parts that each is split into for the other."""
         for here in self._answers.parts(destination, family):
             sources = here.far & source.members
             if not sources:
@@ -224,7 +221,7 @@ def _together(egress: Answer, ingress: Answer) -> list[_Change]:
 
 
 def _overlaps(one: Answer, other: Answer) -> Iterator[tuple[Protocol, int, int, Stretch, Stretch]]:
-    """The stretches of ports on which both say one thing. Both cover every port, in the same order."""
+    """The stretches of ports on which both answers are uniform. Both cover every port, in the same order."""
     a = b = 0
     while a < len(one.stretches):
         left, right = one.stretches[a], other.stretches[b]
@@ -249,13 +246,12 @@ def _groups(found: Mapping[_Change, Mapping[Family, _Pairs]], cohorts: Cohorts) 
 
 
 def _by_families(by_family: Mapping[Family, _Pairs], cohorts: Cohorts) -> Iterator[tuple[Family | None, _Pairs]]:
-    """The pairs that meet a change in every family they share (None), and those that do not, family by family."""
+    """The pairs with a change in every family that they share (None), and the other pairs by family."""
     common: _Pairs = {}
     for number in sorted({number for pairs in by_family.values() for number in pairs}):
-        some = everywhere = 0
+        everywhere = 0
         for pairs in by_family.values():
-            some |= pairs.get(number, 0)
-        everywhere = some
+            everywhere |= pairs.get(number, 0)
         for family in cohorts.all[number].places:
             everywhere &= by_family.get(family, {}).get(number, 0) | ~cohorts.having[family]
         common[number] = everywhere
@@ -266,7 +262,7 @@ def _by_families(by_family: Mapping[Family, _Pairs], cohorts: Cohorts) -> Iterat
 
 
 def _rectangles(pairs: _Pairs) -> list[tuple[Mask, Mask]]:
-    """The pairs as few (all of these sources, all of those destinations): by equal rows or by equal columns."""
+    """The pairs as (sources, destinations) products, by equal rows or by equal columns, whichever are fewer."""
     by_sources: dict[Mask, Mask] = {}
     for number, sources in pairs.items():
         by_sources[sources] = by_sources.get(sources, 0) | 1 << number
@@ -285,7 +281,7 @@ def _rectangles(pairs: _Pairs) -> list[tuple[Mask, Mask]]:
 def _parties(
     cohorts: Cohorts, sources: Mask, destinations: Mask
 ) -> tuple[tuple[Party, ...], tuple[Party, ...]] | None:
-    """Both sides of a rectangle, without those who have nobody there between whom and them policy has a say."""
+    """Both sides of a rectangle, without parties that policy judges with no party of the other side."""
     here, there = cohorts.parties(sources), cohorts.parties(destinations)
     same = Counter(id(party.what) for party in there)
     local = Counter(party.pod.node for party in there if party.pod)
@@ -309,7 +305,7 @@ def party_order(party: Party) -> tuple[int, str, str]:
 
 
 def _group_order(group: Group) -> tuple[object, ...]:
-    """Newly denied first; then as people read: by destination, source, ports."""
+    """Sorts newly denied first, then by destination, source and ports."""
     return (
         list(Effect).index(group.effect),
         [party_order(party) for party in group.destinations],

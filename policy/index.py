@@ -1,7 +1,7 @@
-"""Which pods does a peer selector mean, kept up to date at a cost that follows the change.
+"""The pods of peer selectors, kept up to date at a cost proportional to the change.
 
 Pods with the same namespace and labels share a *profile*; selectors are evaluated once for a profile, never for a
-pod. Only selectors that somebody asked for are tracked.
+pod. Only watched selectors are tracked.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 _Anchor = tuple[str, str, str]
-"""(namespace or "", label key or "", label value): a profile must have it for the scope to be worth a look."""
+"""(namespace or "", label key or "", label value), which a profile must have to be in the scope."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A choice of pods: those of one namespace, of the namespaces with certain labels, or all (both None)."""
+    """A selection of pods: of one namespace, of the namespaces with certain labels, or of all (both None)."""
 
     namespace: str | None
     namespaces: Selector | None
     pods: Selector = EVERYTHING
 
     def text(self) -> str:
-        """Canonical text: equal scopes and no others have the same."""
+        """Canonical text, equal for equal scopes only."""
         return repr((self.namespace, self.namespaces, self.pods))
 
 
 ALL_PODS = Scope(None, None)
 
 NODES = "/nodes"
-"""Where nodes stand among the pods: a namespace that no pod can be in, and that no namespace selector means."""
+"""The namespace of nodes among the pods; no pod can be in it, and no namespace selector selects it."""
 
 
 class Watched:
-    """A scope that somebody asked for. Compared by identity, which is what makes an event cheap."""
+    """A watched scope. Compared by identity, which makes events cheap."""
 
     __slots__ = ("profiles", "scope", "watchers")
 
@@ -51,13 +51,13 @@ class Watched:
         self.watchers: dict[Watcher, None] = {}
 
     def pods(self) -> Iterator[Pod]:
-        """Every pod that the scope means."""
+        """Every pod in the scope."""
         for profile in self.profiles:
             yield from profile.pods.values()
 
 
 class Watcher(Protocol):
-    """Somebody who follows scopes (an IP set). Hashed by identity."""
+    """A follower of scopes (an IP set). Hashed by identity."""
 
     @property
     def family(self) -> Family: ...
@@ -68,38 +68,37 @@ class Watcher(Protocol):
 
 
 class Profile:
-    """All pods of one namespace that have the same labels, and the watched scopes that mean them."""
+    """All pods of one namespace with the same labels, and the watched scopes that they are in."""
 
     __slots__ = ("labels", "namespace", "pods", "scopes")
 
     def __init__(self, namespace: str, labels: Labels) -> None:
-        self.namespace = namespace
-        self.labels = labels
+        self.namespace, self.labels = namespace, labels
         self.pods: dict[ObjectKey, Pod] = {}
         self.scopes: dict[Watched, None] = {}
 
 
 class _ByLabel(Generic[_K]):
-    """Things by their labels. Most label keys are never asked for: the index of one is made at its first use."""
+    """Objects by their labels. Most label keys are never used, so the index of one is made at its first use."""
 
     def __init__(self, everything: Callable[[], Iterable[tuple[_K, Labels]]]) -> None:
         self._everything = everything
         self._found: dict[str, dict[str, dict[_K, None]]] = {}
 
     def add(self, thing: _K, labels: Labels) -> None:
-        """A thing has these labels now."""
+        """Add an object with its labels."""
         for key, value in labels:
             if key in self._found:
                 self._found[key].setdefault(value, {})[thing] = None
 
     def remove(self, thing: _K, labels: Labels) -> None:
-        """It has had them."""
+        """Remove an object with its labels."""
         for key, value in labels:
             if key in self._found:
                 _drop(self._found[key], value, thing)
 
     def possible(self, selector: Selector) -> Collection[_K] | None:
-        """What the selector may match, as little as an index can tell; None: an index cannot tell."""
+        """The smallest superset of the selector's matches that an index has; None: no index applies."""
         found = [
             self._of(requirement.key).get(requirement.values[0], {})
             for requirement in selector.requirements
@@ -129,7 +128,7 @@ class PodIndex:
     # --- pods ----------------------------------------------------------------------------------------
 
     def add(self, key: ObjectKey, pod: Pod) -> Profile:
-        """Put a pod under its profile, or in the place of what it was there; returns the profile."""
+        """Add or replace a pod under its profile; returns the profile."""
         neighbours = self._profiles.setdefault(pod.namespace, {})
         profile = neighbours.get(pod.labels)
         if profile is None:
@@ -140,7 +139,7 @@ class PodIndex:
         return profile
 
     def remove(self, key: ObjectKey, profile: Profile) -> None:
-        """Take a pod out of its profile; the last one takes the profile with it."""
+        """Remove a pod from its profile; the last one removes the profile."""
         del profile.pods[key]
         if not profile.pods:
             neighbours = self._profiles[profile.namespace]
@@ -152,7 +151,7 @@ class PodIndex:
                 del watched.profiles[profile]
 
     def profile(self, pod: Pod) -> Profile:
-        """The profile of a pod that was added."""
+        """The profile of a pod in the index."""
         return self._profiles[pod.namespace][pod.labels]
 
     # --- namespaces ----------------------------------------------------------------------------------
@@ -160,7 +159,7 @@ class PodIndex:
     def set_namespace(
         self, name: str, namespace: Namespace | None
     ) -> Iterator[tuple[Profile, list[Watched], list[Watched]]]:
-        """Take over a namespace's labels; yields each profile with the scopes that it left and joined."""
+        """Replace a namespace's labels; yields each profile with the scopes that it left and joined."""
         before = self._namespaces.pop(name, None)
         if before is not None:
             self._labelled_namespaces.remove(name, before.labels)
@@ -176,13 +175,13 @@ class PodIndex:
             yield profile, left, [watched for watched in profile.scopes if watched not in held]
 
     def namespace(self, name: str) -> Namespace | None:
-        """A namespace that is known."""
+        """Returns a namespace, or None if it is unknown."""
         return self._namespaces.get(name)
 
     # --- scopes --------------------------------------------------------------------------------------
 
     def watch(self, scope: Scope, watcher: Watcher) -> Watched:
-        """Follow a scope for somebody, from now on."""
+        """Add a watcher to a scope."""
         watched = self._watched.get(scope)
         if watched is None:
             watched = self._watched[scope] = Watched(scope)
@@ -193,7 +192,7 @@ class PodIndex:
         return watched
 
     def unwatch(self, watched: Watched, watcher: Watcher) -> None:
-        """The last one who stops following a scope takes it out of the index."""
+        """Remove a watcher from a scope; the last one removes the scope from the index."""
         watched.watchers.pop(watcher, None)
         if not watched.watchers:
             for profile in watched.profiles:
@@ -202,7 +201,7 @@ class PodIndex:
             _drop(self._anchors, _anchor(watched.scope), watched)
 
     def _possible(self, scope: Scope) -> Iterable[Profile]:
-        """Profiles that the scope may mean: as few as can be found without looking at each."""
+        """A superset of the scope's profiles, the smallest one that an index has."""
         if scope.namespace is not None:
             return self._profiles.get(scope.namespace, {}).values()
         by_pods = self._labelled.possible(scope.pods)
@@ -222,7 +221,7 @@ class PodIndex:
         return (profile for neighbours in self._profiles.values() for profile in neighbours.values())
 
     def _candidates(self, profile: Profile) -> Iterator[Watched]:
-        """Scopes that may mean the profile."""
+        """A superset of the watched scopes that the profile is in."""
         for namespace in (profile.namespace, ""):
             yield from self._anchors.get((namespace, "", ""), ())
             for key, value in profile.labels:

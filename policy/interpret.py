@@ -1,4 +1,4 @@
-"""What compiled policy does to a packet: the meaning of :mod:`policy.ir`, executed. Slow; for tests and tools."""
+"""Interpreter of :mod:`policy.ir` for one packet. Slow; for tests and tools."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _verdict(program: Program, chain: ChainId, packet: Packet) -> bool | None:
     try:
         return _walk(program, chain, packet)
     except _PassedOver:
-        # Who jumped here is left, too; and who jumped there goes on behind.
+        # A Pass leaves the calling chain, too, so a tier's chain must have jumped here.
         raise AssertionError(f"{chain} passes, but no chain of a tier jumped to it") from None
 
 

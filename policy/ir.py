@@ -1,10 +1,10 @@
-"""Compiled policy: chains, rules and IP sets, for no particular backend.
+"""Compiled policy: chains, rules and IP sets, independent of the backend.
 
-Meaning of a chain: its rules are tried in order. ``Allow`` and ``Deny`` end the evaluation of the direction;
-``Jump`` tries another chain and, if that ends without a verdict, goes on behind; ``Pass`` leaves its chain and
-the one that jumped there, without a verdict: the chain of a tier's policy, and so the chain of the tier. The
-evaluation of an endpoint's direction starts at its class chain. A class chain that ends without a verdict does
-not restrict the direction, and neither does having no class in it.
+The rules of a chain are tried in order. ``Allow`` and ``Deny`` end the evaluation of the direction; ``Jump``
+tries another chain and continues with the next rule if that ends without a verdict; ``Pass`` leaves its chain and
+the one that jumped there, without a verdict: the chain of a policy, and so the chain of its tier. The evaluation
+of an endpoint's direction starts at its class chain. Without a class, or if the class chain ends without a
+verdict, the direction is not restricted.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import NewType
 from policy.model import Direction, Family, PolicyKind, PolicyRef, Protocol
 
 SetId = NewType("SetId", str)
-"""A set of one family's program: a digest of what it is made of (:func:`policy.names.set_id`)."""
+"""A set of one family's program: a digest of its content (:func:`policy.names.set_id`)."""
 
 
 class ChainKind(enum.StrEnum):
-    """What a compiled chain stands for."""
+    """Kind of a compiled chain."""
 
     CLASS = "Class"
-    """All policies that count for an endpoint."""
+    """All policies of an endpoint."""
     POLICY = "Policy"
     TIER = "Tier"
     """The policies of one tier, in order."""
@@ -33,7 +33,7 @@ class ChainKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ChainId:
-    """A compiled chain; ``digest``: 16 hex digits of what it stands for (:mod:`policy.names`)."""
+    """A compiled chain; ``digest``: 16 hex digits of its content (:mod:`policy.names`)."""
 
     kind: ChainKind
     direction: Direction
@@ -41,7 +41,7 @@ class ChainId:
 
 
 class SetKind(enum.StrEnum):
-    """What the members of a set are."""
+    """Kind of a set's members."""
 
     ADDRESSES = "addresses"
     NETWORKS = "networks"
@@ -49,7 +49,7 @@ class SetKind(enum.StrEnum):
 
 
 class Side(enum.StrEnum):
-    """Which end of the packet a set is matched against."""
+    """End of the packet that a set matches."""
 
     SOURCE = "source"
     DESTINATION = "destination"
@@ -74,9 +74,9 @@ class PortRange:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """All parts must hold. ``ports`` needs a protocol; () is every port. An empty Match is every packet.
+    """All parts must hold; an empty Match is every packet. ``ports`` needs a protocol; () is every port.
 
-    ``itself``: the packet is one of a pod to itself.
+    ``itself``: a packet of a pod to itself.
     """
 
     protocol: Protocol | None = None
@@ -112,7 +112,7 @@ Action = Allow | Deny | Pass | Jump
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The rule of a policy that a compiled rule comes from; ``index``: its place in the direction's list, from 0.
+    """The policy rule of a compiled rule; ``index`` counts from 0 in the direction's list.
 
     ``name``: that of a cluster-scoped policy's rule. Backends must escape it.
     """
@@ -123,13 +123,13 @@ class Origin:
     name: str = ""
 
     def __str__(self) -> str:
-        """For people, and for comments in a kernel."""
+        """For people, and for comments of kernel rules."""
         name = f" {self.name}" if self.name else ""
         return f"{self.policy} {self.direction.lower()}[{self.index}]{name}"
 
     @classmethod
     def parse(cls, text: str) -> Origin | None:
-        """What :meth:`__str__` made; None: some other text."""
+        """Reverse of :meth:`__str__`; None for other texts."""
         found = _ORIGIN.fullmatch(text)
         if found is None:
             return None
@@ -145,7 +145,7 @@ _ORIGIN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``origin`` None: it comes from no rule of a policy."""
+    """One compiled rule. ``origin`` None: it was made from no policy rule."""
 
     action: Action
     match: Match = Match()
@@ -154,7 +154,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """An ordered list of rules. The chains that one of a tier jumps to may Pass; no other chain's may."""
+    """An ordered list of rules. Only chains that a tier's chain jumps to may Pass."""
 
     id: ChainId
     rules: tuple[Rule, ...]
@@ -162,7 +162,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Everything compiled for one family; equality is what "the same end state" means.
+    """Everything compiled for one family; equal programs are the same state.
 
     ``members`` are texts: an address, a CIDR, or ``address,tcp:80``. ``classes`` maps, per direction, a local
     endpoint's address to its class chain.
@@ -177,8 +177,8 @@ class Program:
 
 @dataclass(slots=True)
 class Tightened:
-    """What a delta may turn from allowed into denied: for the endpoints that stand on some ``chains`` (and sets
-    of networks), for those with ``addresses`` in another class, and between endpoints and ``members``."""
+    """What a delta may newly deny: to endpoints that use some ``chains`` (and sets of networks), to those with
+    ``addresses`` in another class, and between endpoints and ``members``."""
 
     chains: set[ChainId | SetId] = field(default_factory=set)
     addresses: set[str] = field(default_factory=set)
@@ -187,9 +187,9 @@ class Tightened:
 
 @dataclass(slots=True)
 class Delta:
-    """What changed in one family's Program since the last delta. None: gone.
+    """Changes of one family's Program since the last delta. None: removed.
 
-    ``members``: set -> member -> is it in. Members of new sets are listed, those of vanished sets are not.
+    ``members``: set -> member -> present. Members of new sets are listed, those of removed sets are not.
     """
 
     family: Family

@@ -1,7 +1,7 @@
-"""The records every other part reasons with: pods, namespaces and policies, as the API means them.
+"""The records of pods, namespaces and policies that all other parts use, with the API's meaning.
 
-All of them are frozen and hashable, so that equal objects can be shared (a cluster of 100,000 pods has a few
-thousand distinct label sets) and "did it change?" is one comparison.
+They are frozen and hashable, so that equal objects can be shared (a cluster of 100,000 pods has a few thousand
+distinct label sets) and a change is found by one comparison.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 Labels = tuple[tuple[str, str], ...]
-"""Label pairs sorted by key. A tuple, because it is the key under which pods are grouped."""
+"""Label pairs sorted by key. A tuple, because pods are grouped by it."""
 
 ObjectKey = tuple[str, str]
 """(namespace, name) of a namespaced object."""
@@ -47,26 +47,23 @@ class PolicyKind(enum.StrEnum):
 
 
 class PolicyRef(NamedTuple):
-    """Which policy object. ``namespace`` is empty for the cluster-scoped kinds."""
+    """Reference to a policy object. ``namespace`` is empty for the cluster-scoped kinds."""
 
     kind: PolicyKind
     namespace: str
     name: str
 
     def __str__(self) -> str:
-        """As kubectl's users write it: ``NetworkPolicy shop/db``, ``ClusterNetworkPolicy guard``."""
+        """As kubectl prints it: ``NetworkPolicy shop/db``, ``ClusterNetworkPolicy guard``."""
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
     def rule(self, direction: str, index: int, name: str = "") -> str:
-        """One of its rules, by the API field and place (from 0): ``NetworkPolicy shop/db ingress[0]``.
-
-        ``name``: that of a cluster-scoped policy's rule, ``ClusterNetworkPolicy guard egress[1] "no-metadata"``.
-        """
+        """One rule, as ``NetworkPolicy shop/db ingress[0]`` or ``ClusterNetworkPolicy guard egress[1] "x"``."""
         return f"{self} {direction.lower()}[{index}]" + (f' "{name}"' if name else "")
 
 
 class Tier(enum.StrEnum):
-    """Where a policy stands in the order of evaluation, which is the order here (policy.networking.k8s.io)."""
+    """A policy's tier, in the order of evaluation (policy.networking.k8s.io)."""
 
     ADMIN = "Admin"
     NETWORK = "NetworkPolicy"
@@ -74,10 +71,7 @@ class Tier(enum.StrEnum):
 
 
 class RuleAction(enum.StrEnum):
-    """What a rule of the Admin or the Baseline tier does with what it matches.
-
-    Accept and Deny end the direction; Pass skips the rest of the tier.
-    """
+    """Action of a rule in the Admin or Baseline tier: Accept and Deny decide, Pass skips the rest of the tier."""
 
     ACCEPT = "Accept"
     DENY = "Deny"
@@ -85,7 +79,7 @@ class RuleAction(enum.StrEnum):
 
 
 class Direction(enum.StrEnum):
-    """Seen from the endpoint: ingress enters the pod, egress leaves it."""
+    """Direction of traffic at the endpoint: ingress enters the pod, egress leaves it."""
 
     INGRESS = "Ingress"
     EGRESS = "Egress"
@@ -93,7 +87,7 @@ class Direction(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A Namespace: all that policy needs of it."""
+    """The fields of a Namespace that policy needs."""
 
     name: str
     labels: Labels = ()
@@ -101,7 +95,7 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A Node: all that policy needs of it. ``addresses`` are canonical texts of both families."""
+    """The fields of a Node that policy needs. ``addresses`` are canonical texts of both families."""
 
     name: str
     labels: Labels = ()
@@ -119,13 +113,13 @@ class NamedPort:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A Pod: all that policy needs of it.
+    """The fields of a Pod that policy needs.
 
-    ``uid`` is the one by which the kubelet and the runtime know it: of a static pod its own, not its mirror's.
-    ``addresses`` are canonical texts of both families. ``active`` is false for Succeeded and Failed pods, and for
-    deleted ones whose containers have all ended: their addresses may already belong to another pod, so they leave
-    every set at once. ``since``: when it was created or its kubelet took it on, whichever is later (RFC 3339 UTC
-    text, to the second; empty: not known). ``deleted``: it is to end.
+    ``uid`` is that of the kubelet and the runtime: of a static pod its own, not its mirror pod's. ``addresses``
+    are canonical texts of both families. ``active`` is false for Succeeded and Failed pods, and for deleted ones
+    whose containers have all ended: their addresses may belong to another pod already, so they leave every set at
+    once. ``since``: creation or start by the kubelet, whichever is later (RFC 3339 UTC text, to the second;
+    empty: unknown). ``deleted``: it has a deletion timestamp.
     """
 
     namespace: str
@@ -146,11 +140,10 @@ class Pod:
 
     @property
     def claim(self) -> tuple[str, bool, str, ObjectKey]:
-        """Of two pods that claim one address, the one with the greater of these has it: the newer one.
+        """Sort key: of two pods that claim one address, the one with the greater key, the newer one, has it.
 
-        A function of the objects alone, so that every node decides alike, whatever it heard of first. Within a
-        second the one that is not being deleted comes first; what then follows is arbitrary, but the same
-        everywhere.
+        It depends on the objects alone, so that every node decides alike in whatever order events arrive. Within
+        a second a pod that is not being deleted wins; the rest is arbitrary, but the same everywhere.
         """
         return (self.since, not self.deleted, self.uid, self.key)
 
@@ -182,10 +175,7 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class PodPeer:
-    """``NetworkPolicyPeer`` with selectors. ``namespaces`` None: the policy's own namespace only.
-
-    ``pods`` None is the API's "namespaceSelector alone": every pod of those namespaces.
-    """
+    """``NetworkPolicyPeer`` with selectors. ``namespaces`` None: the policy's own; ``pods`` None: all pods."""
 
     namespaces: Selector | None
     pods: Selector | None
@@ -201,7 +191,7 @@ class IPBlock:
 
 @dataclass(frozen=True, slots=True)
 class NodePeer:
-    """``nodes`` of an egress peer of the cluster tiers: the addresses of the nodes with such labels."""
+    """``nodes`` of an egress peer in the cluster tiers: the addresses of the selected nodes."""
 
     nodes: Selector
 
@@ -214,7 +204,7 @@ ClusterPeer = PodPeer | IPBlock | NodePeer
 class Port:
     """``NetworkPolicyPort``. ``port`` None: every port; a str: a named port of the destination pod.
 
-    The cluster tiers name ports without a protocol; there is then one of these for each protocol.
+    A named port of the cluster tiers has no protocol; it becomes one Port for each protocol.
     """
 
     protocol: Protocol = Protocol.TCP
@@ -226,7 +216,7 @@ class Port:
 class PolicyRule:
     """One ingress or egress rule. None means "any" (the field was absent or empty); () matches nothing.
 
-    () only arises where every entry was rejected: what cannot be understood must not widen a rule.
+    () means that all entries were rejected: what is malformed must not widen a rule.
     """
 
     peers: tuple[Peer, ...] | None = None
@@ -237,7 +227,7 @@ class PolicyRule:
 class NetworkPolicy:
     """A NetworkPolicy (networking.k8s.io/v1). A direction of None is not in policyTypes: not restricted.
 
-    ``problems`` names each part that could not be understood, as "field: reason". Such a part allows nothing.
+    ``problems`` names each malformed part as "field: reason". Such a part allows nothing.
     """
 
     namespace: str
@@ -265,7 +255,7 @@ class NetworkPolicy:
 class ClusterRule:
     """One rule of a cluster-scoped policy. ``peers`` and ``ports`` None mean "any", as in PolicyRule.
 
-    ``peers`` None only arises where a Deny or Pass rule was not understood: it then denies everything.
+    ``peers`` is None only for a malformed Deny or Pass rule, which then denies everything.
     """
 
     action: RuleAction
@@ -278,9 +268,9 @@ class ClusterRule:
 class ClusterPolicy:
     """A ClusterNetworkPolicy, or an AdminNetworkPolicy or BaselineAdminNetworkPolicy mapped onto its tiers.
 
-    ``subject`` selects pods of the namespaces it names (its ``namespaces`` is never None). Rules are tried in
-    order; no rules in a direction: the policy says nothing of that direction. ``problems`` as in NetworkPolicy:
-    what is not understood accepts nothing, and denies everything where it would have denied or passed.
+    ``namespaces`` of ``subject`` is never None. Rules are tried in order; a direction without rules is not
+    affected. ``problems`` as in NetworkPolicy: a malformed part accepts nothing, and denies everything where it
+    would have denied or passed.
     """
 
     kind: PolicyKind
@@ -303,8 +293,8 @@ class ClusterPolicy:
 
     @property
     def precedence(self) -> tuple[int, PolicyRef]:
-        """Sorts the policies of one tier. The API leaves open what comes first at equal priority; here it is the
-        name, so that every node answers alike."""
+        """Sorts the policies of one tier. At equal priority, which the API leaves open, the name decides, so that
+        every node decides alike."""
         return (self.priority, self.ref)
 
     def rules(self, direction: Direction) -> tuple[ClusterRule, ...]:
@@ -314,11 +304,10 @@ class ClusterPolicy:
 
 @dataclass(frozen=True, slots=True)
 class LocalEndpoint:
-    """A pod interface on this node, known from the moment its addresses are leased.
+    """A pod interface on this node, known as soon as its addresses are leased.
 
-    Its addresses are the pod's, whatever the API server says of them. ``uid``: of the very pod that it was made
-    for (the runtime's word; empty: not known): an interface that an earlier pod of the same name has left is not
-    the later one's.
+    Its addresses are the pod's, whatever the API server has. ``uid``: of the pod that it was made for, from the
+    runtime (empty: unknown): an interface left by an earlier pod of the same name is not the later pod's.
     """
 
     namespace: str
@@ -331,16 +320,16 @@ class LocalEndpoint:
         return (self.namespace, self.name)
 
     def stands_for(self, pod: Pod) -> bool:
-        """Whether a pod of this name is the one that the interface was made for, and no other of that name."""
+        """Whether the interface was made for this pod, and not for another one of its name."""
         return not self.uid or not pod.uid or self.uid == pod.uid
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet, as the oracle and the interpreter see it: addresses after service translation.
+    """One packet for the oracle and the interpreter, with addresses after service translation.
 
-    ``by_service``: a pod's packet to itself that left the pod for a service, and came back; one that it sends to
-    its own address never leaves it.
+    ``by_service``: a pod's packet to a service that was balanced back to the same pod (hairpin); a packet to its
+    own address never leaves the pod.
     """
 
     source: str

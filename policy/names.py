@@ -1,7 +1,6 @@
-"""Identities of compiled objects: digests, so that any Kubernetes name fits a kernel's limits.
+"""Identities of compiled objects: digests, so that any Kubernetes name fits the kernel's limits.
 
-A digest depends on content only. The same policy has the same chain after a restart, and equal peer lists of two
-policies share one set.
+A digest depends on content only: a policy keeps its chain over a restart, and equal peer lists share one set.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from policy.ir import ChainId, ChainKind, SetId
 from policy.model import Direction, PolicyRef
 
 _DIGITS = 16
-"""64 bits of a hash: two of a million collide with a probability of 1 in 37 million."""
+"""64 bits of a hash: among a million, the probability of a collision is 1 in 37 million."""
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -35,10 +34,7 @@ def tier_chain(direction: Direction, policies: Sequence[PolicyRef]) -> ChainId:
 
 
 def class_chain(
-    direction: Direction,
-    admin: Sequence[PolicyRef],
-    network: Sequence[PolicyRef],
-    baseline: Sequence[PolicyRef],
+    direction: Direction, admin: Sequence[PolicyRef], network: Sequence[PolicyRef], baseline: Sequence[PolicyRef]
 ) -> ChainId:
     """Chain of one policy class: the policies that count for an endpoint, tier by tier."""
     parts = (*_flat(admin), "/", *_flat(network), "/", *_flat(baseline))

@@ -1,4 +1,4 @@
-"""One family's compiled program, and what has changed in it since the last flush."""
+"""One family's compiled program, and its changes since the last flush."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from policy.tightened import SetUses, is_class_tightened, is_tightened
 
 
 class Output:
-    """Every change is noted with what was there before, so that changes that cancel out vanish at the flush."""
+    """Keeps the previous value of each change, so that changes that cancel out vanish at the flush."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -24,12 +24,12 @@ class Output:
         self._classes_before: dict[tuple[Direction, str], ChainId | None] = {}
 
     def set_chain(self, chain: Chain) -> None:
-        """Make a chain, or give it other rules."""
+        """Create or replace a chain."""
         self._replace(chain.id, chain)
         self._chains[chain.id] = chain
 
     def remove_chain(self, chain: ChainId) -> None:
-        """The chain is not needed any more."""
+        """Remove a chain, if it exists."""
         self._replace(chain, None)
         self._chains.pop(chain, None)
 
@@ -39,15 +39,15 @@ class Output:
         self._uses.replace(before, after)
 
     def open_set(self, set_: SetId, kind: SetKind) -> None:
-        """Make an empty set."""
+        """Create an empty set."""
         if self._sets_before.setdefault(set_, self._sets.get(set_)) is None:
-            # Of what the last flush did not have, all members are new: nothing to note, be they a million.
+            # All members of a new set are new, up to a million: their previous state need not be kept.
             self._new_sets[set_] = None
         self._sets[set_] = kind
         self._counts[set_] = {}
 
     def close_set(self, set_: SetId) -> None:
-        """The set is not needed any more."""
+        """Remove a set."""
         self._sets_before.setdefault(set_, self._sets.get(set_))
         del self._sets[set_]
         if set_ in self._new_sets:
@@ -58,7 +58,7 @@ class Output:
             before.setdefault(member, True)
 
     def count(self, set_: SetId, member: str, sign: int) -> None:
-        """One more, or one less, reason for a member to be in a set."""
+        """Add (``sign`` 1) or remove (-1) a reason for a member to be in a set."""
         counts = self._counts[set_]
         held = counts.get(member, 0)
         if set_ not in self._new_sets:
@@ -69,7 +69,7 @@ class Output:
             del counts[member]
 
     def set_class(self, direction: Direction, address: str, chain: ChainId | None) -> None:
-        """Put an endpoint's address into a class, or into none."""
+        """Set the class chain of an endpoint's address; None: no class."""
         key = (direction, address)
         self._classes_before.setdefault(key, self._classes.get(key))
         if chain is None:
@@ -78,7 +78,7 @@ class Output:
             self._classes[key] = chain
 
     def flush(self) -> Delta:
-        """What has changed since the last flush."""
+        """Returns the changes since the last flush."""
         delta = Delta(self.family)
         for key, chain in self._chains_before.items():
             if self._chains.get(key) != chain:
@@ -107,7 +107,7 @@ class Output:
         found = Tightened()
         for chain, after in delta.chains.items():
             before = self._chains_before[chain]
-            # To a new chain only changed chains and other classes lead.
+            # A new chain is reached only from changed chains and classes, which are judged themselves.
             if before is not None and is_tightened(before, after):
                 found.chains.add(chain)
         for key, chosen in delta.classes.items():
@@ -125,7 +125,7 @@ class Output:
         return found
 
     def program(self) -> Program:
-        """All of it."""
+        """The whole program."""
         classes: dict[Direction, dict[str, ChainId]] = {direction: {} for direction in Direction}
         for (direction, address), chain in self._classes.items():
             classes[direction][address] = chain

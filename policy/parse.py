@@ -1,9 +1,8 @@
-"""From Kubernetes objects, as decoded from JSON, to the records of :mod:`policy.model`.
+"""Parses Kubernetes objects, as decoded from JSON, into the records of :mod:`policy.model`.
 
-The API server has validated what it serves, but an older or a broken one may serve anything, and what is not
-understood must never widen a policy. So everything is checked again; each part that is malformed is reported in
-``problems`` and allows nothing. An unknown field counts as malformed: it might have narrowed the part it is in.
-As in the API, null means that the field is absent.
+The API server validates its objects, but an older or a broken one may serve anything, and a malformed part must
+never widen a policy. So everything is checked again; each malformed part is reported in ``problems`` and allows
+nothing. An unknown field is malformed: it might narrow its parent. As in the API, null means absent.
 """
 
 from __future__ import annotations
@@ -30,11 +29,7 @@ __all__ = ["Invalid", "Rejected", "canonical_address", "parse_labels", "parse_ne
 
 
 def parse_labels(obj: object, field: str = "metadata.labels") -> Labels:
-    """Labels, sorted by key. None: no labels.
-
-    Raises:
-        Invalid: not an object of label keys and values.
-    """
+    """Labels, sorted by key. None: no labels. Raises Invalid if ``obj`` is no object of label keys and values."""
     problems = Problems()
     labels = parts.labels(problems, obj, field)
     if problems:
@@ -43,11 +38,7 @@ def parse_labels(obj: object, field: str = "metadata.labels") -> Labels:
 
 
 def parse_selector(obj: object, field: str) -> Selector:
-    """A LabelSelector (API: meta/v1) in canonical form; ``field`` is its path, for the reason.
-
-    Raises:
-        Invalid: some part of it is malformed.
-    """
+    """A LabelSelector (API: meta/v1) at path ``field`` in canonical form. Raises Invalid if it is malformed."""
     problems = Problems()
     selector = parts.selector(problems, obj, field)
     if problems:
@@ -62,30 +53,21 @@ _TYPES: Final = ("Ingress", "Egress")
 
 
 def parse_network_policy(obj: object) -> NetworkPolicy:
-    """A NetworkPolicy (API: networking.k8s.io/v1), as decoded from JSON; what is malformed in it allows nothing.
+    """Parse a NetworkPolicy (API: networking.k8s.io/v1); malformed parts allow nothing.
 
     Raises:
-        Rejected: metadata.name or metadata.namespace is missing or is no name.
+        Rejected: metadata.name or metadata.namespace is missing or malformed.
     """
     metadata = metadata_of(obj)
-    namespace = name_in(metadata, "namespace", bad_namespace)
-    name = name_in(metadata, "name", bad_name)
+    namespace, name = name_in(metadata, "namespace", bad_namespace), name_in(metadata, "name", bad_name)
     problems = Problems()
     spec = obj.get("spec") if isinstance(obj, Mapping) else None
     selector, ingress, egress = _spec(problems, {} if spec is None else spec)
-    return NetworkPolicy(
-        namespace=namespace,
-        name=name,
-        selector=selector,
-        ingress=ingress,
-        egress=egress,
-        uid=uid_in(metadata),
-        problems=problems.texts(),
-    )
+    return NetworkPolicy(namespace, name, selector, ingress, egress, uid_in(metadata), problems.texts())
 
 
 def _spec(problems: Problems, obj: object) -> tuple[Selector, _Rules | None, _Rules | None]:
-    """The selector and the rules of both directions; () where nothing of the direction may be allowed."""
+    """The selector and the rules of both directions; () denies all of a direction."""
     spec = problems.mapping(obj, "spec", ("podSelector", "ingress", "egress", "policyTypes"))
     if spec is None:
         return Selector(), (), ()
@@ -95,7 +77,7 @@ def _spec(problems: Problems, obj: object) -> tuple[Selector, _Rules | None, _Ru
         selector = parts.selector(problems, spec["podSelector"], "spec.podSelector")
     if len(problems) > before:
         selector = Selector()
-    # Whom it selects, or what an unknown field would have narrowed, is not known: it allows nothing.
+    # With a malformed selector or an unknown field the policy's meaning is unknown, so it allows nothing.
     broken = bool(problems)
     ingress = _rules(problems, spec.get("ingress"), "spec.ingress", "from")
     egress = _rules(problems, spec.get("egress"), "spec.egress", "to")
@@ -110,7 +92,7 @@ def _spec(problems: Problems, obj: object) -> tuple[Selector, _Rules | None, _Ru
 
 
 def _policy_types(problems: Problems, spec: Mapping[str, Any]) -> tuple[set[str], bool]:
-    """The directions that the policy certainly has, and whether it may have the other, too."""
+    """The directions that the policy certainly has, and whether malformed types may mean the other, too."""
     field = "spec.policyTypes"
     before = len(problems)
     types = problems.list(spec.get("policyTypes"), field)
@@ -124,13 +106,13 @@ def _policy_types(problems: Problems, spec: Mapping[str, Any]) -> tuple[set[str]
     unclear = len(problems) > before
     if not types and not unclear:
         # "If no policyTypes are specified, Ingress is always set, and Egress if there are egress rules."
-        # Egress rules that are not even a list were meant to be some.
+        # Egress rules that are no list count as rules.
         listed.update(_TYPES if spec.get("egress") else ("Ingress",))
     return listed, unclear
 
 
 def _rules(problems: Problems, obj: object, field: str, far_end: str) -> _Rules:
-    """The rules; those that are not understood allow nothing, but keep their place: people count rules."""
+    """The rules; malformed ones allow nothing, but keep their place, so that indexes match the object."""
     rules: list[PolicyRule] = []
     for number, item in enumerate(problems.list(obj, field)):
         path = f"{field}[{number}]"
@@ -162,7 +144,7 @@ def _entries(
 
 
 def _port(problems: Problems, item: object, field: str) -> Port | None:
-    """One NetworkPolicyPort; only of use when it noted no problem."""
+    """One NetworkPolicyPort; invalid if a problem was noted."""
     entry = problems.mapping(item, field, ("protocol", "port", "endPort"))
     if entry is None:
         return None
@@ -202,7 +184,7 @@ def _check_end_port(problems: Problems, port: int | str | None, end: object, fie
 
 
 def _peer(problems: Problems, item: object, field: str) -> Peer | None:
-    """One NetworkPolicyPeer; only of use when it noted no problem."""
+    """One NetworkPolicyPeer; invalid if a problem was noted."""
     peer = problems.mapping(item, field, ("podSelector", "namespaceSelector", "ipBlock"))
     if peer is None:
         return None
@@ -216,15 +198,13 @@ def _peer(problems: Problems, item: object, field: str) -> Peer | None:
         return _ip_block(problems, block, f"{field}.ipBlock")
     # An empty selector means everything; only an absent one is None.
     return PodPeer(
-        namespaces=None
-        if namespaces is None
-        else parts.selector(problems, namespaces, f"{field}.namespaceSelector"),
-        pods=None if pods is None else parts.selector(problems, pods, f"{field}.podSelector"),
+        None if namespaces is None else parts.selector(problems, namespaces, f"{field}.namespaceSelector"),
+        None if pods is None else parts.selector(problems, pods, f"{field}.podSelector"),
     )
 
 
 def _ip_block(problems: Problems, obj: object, field: str) -> IPBlock | None:
-    """An ipBlock is dropped with any except of it that is malformed: without it, it would allow more."""
+    """One ipBlock; the caller drops it if an except is malformed, since it would allow more without it."""
     block = problems.mapping(obj, field, ("cidr", "except"))
     if block is None:
         return None

@@ -1,31 +1,29 @@
-"""From the objects of the group policy.networking.k8s.io, as decoded from JSON, to model.ClusterPolicy.
+"""Parses the objects of the group policy.networking.k8s.io, as decoded from JSON, into model.ClusterPolicy.
 
 Three kinds become one record: ClusterNetworkPolicy (v1alpha2) as it is; AdminNetworkPolicy (v1alpha1) as a policy
 of the Admin tier; BaselineAdminNetworkPolicy (v1alpha1) as the last policy of the Baseline tier.
 
-What is not understood fails closed, rule by rule, as the API demands: "For 'Accept' rules, 'fail closed' means:
-'treat the rule as matching no traffic'. For 'Deny' and 'Pass' rules, 'fail closed' means: 'treat the rule as a
-"Deny all" rule'." So of the rules with a part that is not understood
+Malformed rules fail closed, as the API demands: "For 'Accept' rules, 'fail closed' means: 'treat the rule as
+matching no traffic'. For 'Deny' and 'Pass' rules, 'fail closed' means: 'treat the rule as a "Deny all" rule'."
 
-- Accept rules match nothing (they stay in their place, so that all rules count as they are written);
-- Deny and Pass rules, and those whose action is unknown, deny everything.
+- malformed Accept rules match nothing (they keep their place, so that indexes match the object);
+- malformed Deny and Pass rules, and those with an unknown action, deny everything.
 
-Where the head is not understood (tier, priority, subject, an unknown field of the spec, a name that the kind
-cannot have), it cannot be known what the policy was to accept, nor before or after which others. Then
+If the head (tier, priority, subject, the spec's fields, a name that the kind cannot have) is malformed, neither
+the accepted traffic nor the precedence is known. Then
 
-- a tier that is not understood is Admin, and such a priority is 0, which is first;
-- the subject widens: a requirement that is not understood is dropped, a subject of which nothing is understood is
-  all pods;
+- a malformed tier is Admin, and a malformed priority is 0, which is first;
+- the subject widens: a malformed requirement is dropped, and a wholly malformed subject is all pods;
 - all Accept rules match nothing, and Pass rules deny what they match.
 
-An unknown field counts as not understood: it might have narrowed the part it is in. As in the API, null means
-that the field is absent. Sources: network-policy-api, apis/v1alpha1 and apis/v1alpha2, and the CRDs made of them.
+An unknown field is malformed: it might narrow its parent. As in the API, null means absent. Sources:
+network-policy-api, apis/v1alpha1 and apis/v1alpha2, and the CRDs made of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from policy import parts
@@ -48,7 +46,7 @@ from policy.problems import Problems, metadata_of, name_in, uid_in
 from policy.syntax import bad_name, shown
 
 BASELINE_ADMIN_PRIORITY: Final = 1001
-"""A BaselineAdminNetworkPolicy has no priority. Others of the Baseline tier have at most 1000: it comes last."""
+"""A BaselineAdminNetworkPolicy has no priority; it comes after all others, which have at most 1000."""
 
 BASELINE_ADMIN_NAME: Final = "default"
 """The only name that a BaselineAdminNetworkPolicy may have."""
@@ -65,10 +63,10 @@ _ParsePort = Callable[[Problems, object, str], tuple[Port, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Dialect:
-    """In what the kinds differ.
+    """Differences between the kinds.
 
-    ``head``: which of tier and priority are fields; ``tier`` and ``priority`` are what they are otherwise, and
-    where they are not understood.
+    ``head``: which of tier and priority are fields; ``tier`` and ``priority`` are the values of absent or
+    malformed ones. ``most``: entries of each list.
     """
 
     kind: PolicyKind
@@ -78,37 +76,23 @@ class _Dialect:
     actions: Mapping[str, RuleAction]
     ports: str
     parse_port: _ParsePort
-    most_rules: int
-    most_peers: int
-    most_ports: int
+    most: int
     egress_peers: tuple[str, ...]
     needs_namespace_selector: bool
 
 
 def parse_cluster_policy(obj: object) -> ClusterPolicy:
-    """A ClusterNetworkPolicy (API: policy.networking.k8s.io/v1alpha2).
-
-    Raises:
-        Rejected: metadata.name is missing or is no name.
-    """
+    """Parse a ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2). Raises Rejected without a valid name."""
     return _parse(obj, _CLUSTER)
 
 
 def parse_admin_policy(obj: object) -> ClusterPolicy:
-    """An AdminNetworkPolicy (API: policy.networking.k8s.io/v1alpha1), as a policy of the Admin tier.
-
-    Raises:
-        Rejected: metadata.name is missing or is no name.
-    """
+    """Parse an AdminNetworkPolicy (policy.networking.k8s.io/v1alpha1). Raises Rejected without a valid name."""
     return _parse(obj, _ADMIN)
 
 
 def parse_baseline_admin_policy(obj: object) -> ClusterPolicy:
-    """A BaselineAdminNetworkPolicy (API: policy.networking.k8s.io/v1alpha1), as the Baseline tier's last policy.
-
-    Raises:
-        Rejected: metadata.name is missing or is no name.
-    """
+    """Parse a BaselineAdminNetworkPolicy (policy.networking.k8s.io/v1alpha1). Raises Rejected as the others."""
     return _parse(obj, _BASELINE_ADMIN)
 
 
@@ -123,7 +107,7 @@ def _parse(obj: object, dialect: _Dialect) -> ClusterPolicy:
         problems.note("metadata.name", f"must be {BASELINE_ADMIN_NAME!r}, not {shown(name)}")
     given = obj.get("spec") if isinstance(obj, Mapping) else None
     known = (*dialect.head, "subject", "ingress", "egress")
-    # An object without a spec says nothing of anybody; one whose spec is no object may say anything.
+    # An object without a spec affects no pod; a spec that is no object may have meant anything.
     spec = problems.mapping({} if given is None else given, "spec", known)
     tier, priority, subject = dialect.tier, dialect.priority, _ALL_PODS
     ingress: tuple[ClusterRule, ...] = (_deny_all(),)
@@ -138,21 +122,12 @@ def _parse(obj: object, dialect: _Dialect) -> ClusterPolicy:
             problems.note("spec", "as its head is not understood, it accepts nothing, and its Pass rules deny")
         ingress = _rules(problems, spec.get("ingress"), Direction.INGRESS, dialect, broken)
         egress = _rules(problems, spec.get("egress"), Direction.EGRESS, dialect, broken)
-    return ClusterPolicy(
-        kind=dialect.kind,
-        name=name,
-        tier=tier,
-        priority=priority,
-        subject=subject,
-        ingress=ingress,
-        egress=egress,
-        uid=uid_in(metadata),
-        problems=problems.texts(),
-    )
+    uid = uid_in(metadata)
+    return ClusterPolicy(dialect.kind, name, tier, priority, subject, ingress, egress, uid, problems.texts())
 
 
 def _precedence(problems: Problems, spec: Mapping[str, Any], dialect: _Dialect) -> tuple[Tier, int]:
-    """Tier and priority, as far as the kind has these fields; the dialect's own where they are not understood."""
+    """Tier and priority, from the kind's fields, or the dialect's if absent or malformed."""
     tier, priority = dialect.tier, dialect.priority
     if "priority" in dialect.head:
         before = len(problems)
@@ -172,13 +147,10 @@ def _bad_priority(priority: int) -> str | None:
 
 
 def _subject(problems: Problems, obj: object, dialect: _Dialect) -> PodPeer:
-    """The pods it selects, or more where a part is not understood."""
-    field = "spec.subject"
-    chosen = problems.choice(obj, field, _POD_PEERS)
-    if chosen is None:
-        # Several were alternatives to each other: whatever they select together, it is not more than all pods.
-        return _ALL_PODS
-    return _pods(problems, chosen, field, dialect)
+    """The selected pods, or more if a part is malformed."""
+    chosen = problems.choice(obj, "spec.subject", _POD_PEERS)
+    # Several alternatives together select at most all pods.
+    return _ALL_PODS if chosen is None else _pods(problems, chosen, "spec.subject", dialect)
 
 
 def _pods(problems: Problems, chosen: tuple[str, Any], field: str, dialect: _Dialect) -> PodPeer:
@@ -205,7 +177,7 @@ def _pods(problems: Problems, chosen: tuple[str, Any], field: str, dialect: _Dia
 def _rules(
     problems: Problems, obj: object, direction: Direction, dialect: _Dialect, broken: bool
 ) -> tuple[ClusterRule, ...]:
-    """The rules of a direction; ``broken``: the head is not understood, so nothing may be accepted or passed."""
+    """The rules of a direction; ``broken``: the head is malformed, so nothing may be accepted or passed."""
     field = f"spec.{direction.lower()}"
     before = len(problems)
     items = problems.list(obj, field)
@@ -213,32 +185,27 @@ def _rules(
         problems.note(field, "as it is not understood, everything is denied")
         return (_deny_all(),)
     rules: list[ClusterRule] = []
-    for number, item in enumerate(items[: dialect.most_rules]):
+    for number, item in enumerate(items[: dialect.most]):
         rule = _rule(problems, item, f"{field}[{number}]", direction, dialect)
         rules.append(_without_accepting(rule) if broken else rule)
-    return tuple(rules + _surplus(problems, items[dialect.most_rules :], field, dialect))
+    return tuple(rules + _surplus(problems, items[dialect.most :], field, dialect))
 
 
 def _surplus(problems: Problems, items: list[Any], field: str, dialect: _Dialect) -> list[ClusterRule]:
-    """What stands for the rules behind the last that there may be. None of them is read, and so understood."""
+    """Replacement of the rules beyond the API's limit, which are not parsed but fail closed."""
     if not items:
         return []
-    most = dialect.most_rules
+    most = dialect.most
     problems.note(field, f"must have at most {most} entries, not {most + len(items)}: the others accept nothing")
-    actions = [item.get("action") if isinstance(item, Mapping) else None for item in items]
-    accepts = [action for action in actions if _accepts(action, dialect)]
-    if len(accepts) == len(items):
+    actions = (item.get("action") if isinstance(item, Mapping) else None for item in items)
+    if all(isinstance(name, str) and dialect.actions.get(name) is RuleAction.ACCEPT for name in actions):
         return []
     problems.note(field, f"as there are Deny or Pass rules behind [{most - 1}], everything is denied there")
     return [_deny_all()]
 
 
-def _accepts(action: object, dialect: _Dialect) -> bool:
-    return isinstance(action, str) and dialect.actions.get(action) is RuleAction.ACCEPT
-
-
 def _rule(problems: Problems, item: object, field: str, direction: Direction, dialect: _Dialect) -> ClusterRule:
-    """One rule, or what fails closed in its place."""
+    """One rule, or a rule that fails closed in its place."""
     before = len(problems)
     far_end = _FAR_END[direction]
     given = problems.mapping(item, field, ("name", "action", far_end, dialect.ports))
@@ -284,23 +251,23 @@ def _action(problems: Problems, value: object, field: str, dialect: _Dialect) ->
 
 
 def _name(problems: Problems, value: object, field: str) -> str:
-    """Only people read it: a bad one is left out, and what it names is applied all the same."""
+    """The name of a rule, for people only: a malformed one is left out, and the rule still applies."""
     if value is None:
         return ""
     text = problems.text(value, field) or ""
     if len(text) > _LONGEST_NAME:
         problems.note(field, f"{shown(text)} is longer than {_LONGEST_NAME} characters")
         return ""
-    # The API forbids no character, but this goes to terminals and logs.
+    # The API allows any character, but names go to terminals and logs.
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _peers(
     problems: Problems, obj: object, field: str, direction: Direction, dialect: _Dialect
 ) -> tuple[ClusterPeer, ...]:
-    """Only of use when it noted no problem."""
+    """The peers of a rule; invalid if a problem was noted."""
     before = len(problems)
-    items = problems.list(obj, field, dialect.most_peers)
+    items = problems.list(obj, field, dialect.most)
     if not items and len(problems) == before:
         problems.note(field, "must have at least one entry")
     known = dialect.egress_peers if direction is Direction.EGRESS else _POD_PEERS
@@ -337,11 +304,11 @@ def _networks(problems: Problems, obj: object, field: str) -> list[ClusterPeer]:
 
 
 def _ports(problems: Problems, obj: object, field: str, dialect: _Dialect) -> tuple[Port, ...] | None:
-    """None: any. Only of use when it noted no problem."""
+    """The ports of a rule, None: any; invalid if a problem was noted."""
     if obj is None:
         return None
     before = len(problems)
-    items = problems.list(obj, field, dialect.most_ports)
+    items = problems.list(obj, field, dialect.most)
     if not items and len(problems) == before:
         problems.note(field, "must have at least one entry, or be left out")
     ports: list[Port] = []
@@ -371,9 +338,7 @@ _CLUSTER: Final = _Dialect(
     actions={action.value: action for action in RuleAction},
     ports="protocols",
     parse_port=v1alpha2_port,
-    most_rules=25,
-    most_peers=25,
-    most_ports=25,
+    most=25,
     egress_peers=(*_POD_PEERS, "nodes", "networks", "domainNames"),
     needs_namespace_selector=False,
 )
@@ -385,23 +350,16 @@ _ADMIN: Final = _Dialect(
     actions=_V1ALPHA1_ACTIONS,
     ports="ports",
     parse_port=v1alpha1_port,
-    most_rules=100,
-    most_peers=100,
-    most_ports=100,
+    most=100,
     egress_peers=(*_POD_PEERS, "nodes", "networks", "domainNames"),
     needs_namespace_selector=True,
 )
-_BASELINE_ADMIN: Final = _Dialect(
-    PolicyKind.BASELINE_ADMIN,
+_BASELINE_ADMIN: Final = replace(
+    _ADMIN,
+    kind=PolicyKind.BASELINE_ADMIN,
     head=(),
     tier=Tier.BASELINE,
     priority=BASELINE_ADMIN_PRIORITY,
     actions={name: action for name, action in _V1ALPHA1_ACTIONS.items() if action is not RuleAction.PASS},
-    ports="ports",
-    parse_port=v1alpha1_port,
-    most_rules=100,
-    most_peers=100,
-    most_ports=100,
     egress_peers=(*_POD_PEERS, "nodes", "networks"),
-    needs_namespace_selector=True,
 )

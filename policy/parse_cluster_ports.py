@@ -1,4 +1,4 @@
-"""Ports of the group policy.networking.k8s.io: one entry of a rule's list -> Ports, () where not understood."""
+"""Ports of the group policy.networking.k8s.io: one entry of a rule's list -> Ports, () if malformed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def v1alpha2_port(problems: Problems, item: object, field: str) -> tuple[Port, .
 def _attributes(problems: Problems, obj: object, field: str, protocol: Protocol) -> tuple[Port, ...]:
     """A ClusterNetworkPolicyProtocolTCP, …UDP or …SCTP.
 
-    The API demands one attribute at least, and destinationPort is the only one: where it is missing there was
-    another that this server, or we, do not know.
+    The API demands at least one attribute, and destinationPort is the only known one: if it is missing, there was
+    another one, unknown to the API server or to us.
     """
     attributes = problems.choice(obj, field, ("destinationPort",))
     if attributes is None:
@@ -78,6 +78,6 @@ def _range(problems: Problems, bounds: Mapping[str, Any], field: str, protocol: 
 
 
 def _named(problems: Problems, value: object, field: str) -> tuple[Port, ...]:
-    """A named port goes by its name alone, whatever its protocol."""
+    """A named port matches by its name alone, whatever its protocol."""
     name = problems.text(value, field, bad_port_name)
     return () if name is None else tuple(Port(protocol, name) for protocol in Protocol)

@@ -1,6 +1,6 @@
-"""Parts that the policy APIs share: labels, label selectors, protocols, CIDRs.
+"""Parsers that the policy APIs share: labels, label selectors, protocols, CIDRs.
 
-Each function notes what is malformed and returns the part that could be understood.
+Each function notes malformed parts and returns the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def labels(problems: Problems, obj: object, field: str) -> Labels:
 
 
 def selector(problems: Problems, obj: object, field: str) -> Selector:
-    """A LabelSelector (API: meta/v1) with its well-formed requirements: where one is not, it selects too much."""
+    """A LabelSelector (API: meta/v1) with its well-formed requirements; without others it selects too much."""
     found = problems.mapping(obj, field, ("matchLabels", "matchExpressions"))
     if found is None:
         return Selector()
@@ -50,7 +50,7 @@ def selector(problems: Problems, obj: object, field: str) -> Selector:
 
 
 def _requirement(problems: Problems, item: object, field: str) -> Requirement | None:
-    """Only of use when it noted no problem."""
+    """Invalid if a problem was noted."""
     requirement = problems.mapping(item, field, ("key", "operator", "values"))
     if requirement is None:
         return None
@@ -79,7 +79,7 @@ def _operator(problems: Problems, value: object, field: str) -> Operator | None:
 
 
 def protocol(problems: Problems, value: object, field: str) -> Protocol | None:
-    """A core/v1 Protocol. Null: TCP, as all these APIs default it."""
+    """A core/v1 Protocol. Null: TCP, the default of all these APIs."""
     if value is None:
         return Protocol.TCP
     text = problems.text(value, field)

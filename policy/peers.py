@@ -1,4 +1,4 @@
-"""IP sets of compiled policy: from a rule's peers and named ports to members, kept up to date."""
+"""IP sets of compiled policy: members of a rule's peers and named ports, kept up to date."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NamedPortKey = tuple[str, str]
 
 
 class PeerSet:
-    """One IP set. Its parts are scopes, each perhaps limited to some addresses; equal content, equal name.
+    """One IP set of the pods in scopes and of networks; its id depends on the content alone.
 
     With ``named``, the members are (address, port) pairs of the pods that have a port of that name.
     """
@@ -49,24 +49,21 @@ class PeerSet:
         self.references = 0
         self._watched: list[Watched] = []
         self._everywhere: Watched | None = None
-        if named:
-            self.kind = SetKind.ADDRESS_PORTS
-        else:
-            self.kind = SetKind.NETWORKS if nets else SetKind.ADDRESSES
-        content = (sorted(scope.text() for scope in scopes), nets, named)
-        self.id = set_id(repr(content))
+        plain = SetKind.NETWORKS if nets else SetKind.ADDRESSES
+        self.kind = SetKind.ADDRESS_PORTS if named else plain
+        self.id = set_id(repr((sorted(scope.text() for scope in scopes), nets, named)))
 
     @property
     def empty(self) -> bool:
-        """Nothing can ever be in it."""
+        """Whether it can never have members."""
         return not self.scopes and not self.nets
 
     def open(self, index: PodIndex, output: Output, addresses: Callable[[Pod], tuple[str, ...]]) -> None:
-        """Begin to fill it; ``addresses`` knows all addresses of a pod."""
+        """Create and fill the set; ``addresses`` returns all addresses of a pod."""
         output.open_set(self.id, self.kind)
         self._watched = [index.watch(scope, self) for scope in self.scopes]
         if self.idd and self.nets:
-            # A named port is a pod's, so the pods inside the blocks are looked for among all.
+            # A named port belongs to a pod, so the blocks are matched against all pods.
             self._everywhere = index.watch(ALL_PODS, self)
             self._watched.append(self._everywhere)
         if not self.idd:
@@ -77,13 +74,13 @@ class PeerSet:
                 self.add(output, watched, pod, addresses(pod), 1)
 
     def close(self, index: PodIndex, output: Output) -> None:
-        """Nobody uses it any more."""
+        """Remove the set."""
         for watched in self._watched:
             index.unwatch(watched, self)
         output.close_set(self.id)
 
     def add(self, output: Output, watched: Watched, pod: Pod, addresses: tuple[str, ...], sign: int) -> None:
-        """A pod comes into one of the set's scopes (``sign`` 1) or leaves it (-1)."""
+        """Count a pod that joins (``sign`` 1) or leaves (-1) one of the set's scopes."""
         ports = [] if self.idd is None else _named(pod, self.idd)
         if self.idd is not None and not ports:
             return
@@ -98,7 +95,7 @@ class PeerSet:
 
 
 def _named(pod: Pod, key: NamedPortKey) -> list[NamedPort]:
-    # A container may list the same port twice; the set counts both when they come and when they go.
+    # A port that containers list twice is counted twice, both when the pod joins and when it leaves.
     return [port for port in pod.ports if (port.name, port.protocol) == key]
 
 

@@ -1,4 +1,4 @@
-"""What is malformed in an object, collected while it is read: one "field: reason" for each part."""
+"""Malformed parts of an object, collected while it is parsed: one "field: reason" for each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Final
 from policy.syntax import shown
 
 _MOST_TEXTS: Final = 50
-"""So many parts of one object are named: an object of a megabyte may have tens of thousands that are bad."""
+"""Parts of one object that are named: an object of a megabyte may have tens of thousands of malformed ones."""
 
 
 class Rejected(Exception):
-    """The object cannot even be named, so nothing can be made of it."""
+    """The object has no usable name and cannot be parsed."""
 
 
 class Invalid(ValueError):
@@ -20,19 +20,19 @@ class Invalid(ValueError):
 
 
 class Problems(list[str]):
-    """What was found to be malformed, in order of appearance."""
+    """Malformed parts, in order of appearance."""
 
     def note(self, field: str, reason: str) -> None:
-        """A part is malformed; ``field`` is its path."""
+        """Add a malformed part; ``field`` is its path."""
         self.append(f"{field}: {reason}")
 
     def check(self, field: str, reason: str | None) -> None:
-        """Note the reason, if there is one."""
+        """Add a malformed part if there is a reason."""
         if reason is not None:
             self.note(field, reason)
 
     def texts(self) -> tuple[str, ...]:
-        """All of them, or the first and how many more there are."""
+        """All texts, or the first ones and the number of the others."""
         if len(self) <= _MOST_TEXTS:
             return tuple(self)
         return (*self[:_MOST_TEXTS], f"and {len(self) - _MOST_TEXTS} more")
@@ -50,7 +50,7 @@ class Problems(list[str]):
         return value
 
     def list(self, value: object, field: str, most: int | None = None) -> list[Any]:
-        """A list; null and what is none are empty. With more than ``most`` entries, none is worth reading."""
+        """A list; null, other types and lists of more than ``most`` entries are empty."""
         if value is None:
             return []
         if not isinstance(value, list):
@@ -62,7 +62,7 @@ class Problems(list[str]):
         return value
 
     def text(self, value: object, field: str, bad: Callable[[str], str | None] | None = None) -> str | None:
-        """A string; ``bad`` says what is wrong with it."""
+        """A string; ``bad`` returns the reason if it is malformed."""
         if not isinstance(value, str):
             self.note(field, f"must be a string, not {shown(value)}")
             return None
@@ -71,7 +71,7 @@ class Problems(list[str]):
         return value
 
     def number(self, value: object, field: str, bad: Callable[[int], str | None] | None = None) -> int | None:
-        """An integer; ``bad`` says what is wrong with it."""
+        """An integer; ``bad`` returns the reason if it is malformed."""
         if not isinstance(value, int) or isinstance(value, bool):
             self.note(field, f"must be a number, not {shown(value)}")
             return None
@@ -80,7 +80,7 @@ class Problems(list[str]):
         return value
 
     def choice(self, value: object, field: str, known: tuple[str, ...]) -> tuple[str, Any] | None:
-        """The field of an object of which exactly one must be set, and its value."""
+        """The one field of an object that is set, and its value; exactly one must be."""
         before = len(self)
         obj = self.mapping(value, field, known)
         if obj is None or len(self) > before:
@@ -88,17 +88,13 @@ class Problems(list[str]):
         found = [key for key in known if obj.get(key) is not None]
         if len(found) == 1:
             return found[0], obj[found[0]]
-        what = " and ".join(found) if found else "none"
+        what = " and ".join(found) or "none"
         self.note(field, f"must have exactly one of {', '.join(known)}, not {what}")
         return None
 
 
 def metadata_of(obj: object) -> Mapping[str, Any]:
-    """An object's metadata.
-
-    Raises:
-        Rejected: there is none.
-    """
+    """Returns an object's metadata; raises Rejected if there is none."""
     metadata = obj.get("metadata") if isinstance(obj, Mapping) else None
     if not isinstance(metadata, Mapping):
         raise Rejected("metadata: must be an object")
@@ -106,11 +102,7 @@ def metadata_of(obj: object) -> Mapping[str, Any]:
 
 
 def name_in(metadata: Mapping[str, Any], key: str, bad: Callable[[str], str | None]) -> str:
-    """The object's own name or namespace.
-
-    Raises:
-        Rejected: it is missing or malformed.
-    """
+    """Returns the object's name or namespace; raises Rejected if it is missing or malformed."""
     problems = Problems()
     text = problems.text(metadata.get(key), f"metadata.{key}", bad)
     if text is None or problems:
@@ -119,6 +111,6 @@ def name_in(metadata: Mapping[str, Any], key: str, bad: Callable[[str], str | No
 
 
 def uid_in(metadata: Mapping[str, Any]) -> str:
-    """The object's uid; empty where it is none that could be shown to people."""
+    """Returns the object's uid; empty if it is missing or not printable."""
     uid = metadata.get("uid")
     return uid if isinstance(uid, str) and uid.isprintable() else ""

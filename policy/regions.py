@@ -1,7 +1,7 @@
-"""The address space of one family, cut wherever a CIDR of some ipBlock begins or ends.
+"""The address space of one family, cut at the bounds of the CIDRs of ipBlocks.
 
-CIDRs lie inside each other or apart, so the pieces are the CIDRs themselves, each without those inside it. All
-addresses of a piece lie in the same ipBlocks.
+CIDRs are nested or disjoint, so the pieces are the CIDRs themselves, each without those inside it. All addresses
+of a piece lie in the same ipBlocks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Region:
 
     @property
     def is_rest(self) -> bool:
-        """Whether it is what no ipBlock narrower than the whole family names."""
+        """Whether no ipBlock but the whole family covers it."""
         return self.cidr.endswith("/0")
 
     def covers(self, address: str) -> bool:
@@ -45,14 +45,13 @@ class Region:
 
 
 class Regions:
-    """All regions of a family. Finding an address's one costs a lookup for each prefix length in use."""
+    """All regions of a family. Finding that of an address costs a lookup for each prefix length in use."""
 
     def __init__(self, family: Family, blocks: Iterable[IPBlock]) -> None:
         """Blocks of the other family are left out."""
         self._family = family
         self._by_cidr: dict[str, list[IPBlock]] = {}
-        whole = "0.0.0.0/0" if family is Family.V4 else "::/0"
-        cidrs = {whole}
+        cidrs = {"0.0.0.0/0" if family is Family.V4 else "::/0"}
         for block in dict.fromkeys(blocks):
             if (":" in block.cidr) == (family is Family.V6):
                 self._by_cidr.setdefault(block.cidr, []).append(block)
@@ -89,7 +88,7 @@ class Regions:
         return frozenset(block for block in candidates if not any(hole in around for hole in block.excepts))
 
     def blocks_at(self, address: int) -> frozenset[IPBlock]:
-        """The blocks that an address, as an integer, lies in; their exceptions count."""
+        """The blocks that an address, as an integer, lies in, their exceptions considered."""
         return self._blocks[self._find(address, self._family.bits + 1)]
 
     def all(self) -> list[tuple[Region, frozenset[IPBlock]]]:

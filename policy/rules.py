@@ -1,9 +1,10 @@
-"""From the rules of one policy, of whichever kind, to compiled rules."""
+"""Compiles the rules of one policy of any kind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from policy.cidr import merge
 from policy.ir import Action, Allow, Deny, Match, Origin, Pass, PortRange, Rule, SetMatch, Side
 from policy.model import (
     ClusterPolicy,
@@ -35,14 +36,12 @@ class RuleCompiler:
         direction: Direction,
         use: Callable[[PeerSet], PeerSet],
     ) -> None:
-        """``use`` is told of each set that a rule needs; it returns the one of this content that is kept."""
-        self._family = family
-        self._policy = policy
-        self._direction = direction
+        """``use`` is called with each set that a rule needs; it returns the kept set of equal content."""
+        self._family, self._policy, self._direction = family, policy, direction
         self._keep = use
 
     def compile(self, number: int, rule: PolicyRule | ClusterRule) -> Iterator[Rule]:
-        """The ir rules of one policy rule; none where nothing of this family can match."""
+        """The ir rules of one policy rule; none if no packet of this family can match."""
         action: Action = Allow()
         name = ""
         if isinstance(rule, ClusterRule):
@@ -55,18 +54,15 @@ class RuleCompiler:
         ports = rule.ports if rule.ports is not None else ()
         plain = [port for port in ports if not isinstance(port.port, str)]
         named = [port for port in ports if isinstance(port.port, str)]
-        if rule.ports is None or plain:
-            peers = self._peers(rule)
-            if peers is not None:
-                for protocol, ranges in _ranges(plain) if rule.ports is not None else [(None, ())]:
-                    yield Match(protocol, ranges, peers)
+        if (rule.ports is None or plain) and (peers := self._peers(rule)) is not None:
+            for protocol, ranges in _ranges(plain) if rule.ports is not None else [(None, ())]:
+                yield Match(protocol, ranges, peers)
         for port in dict.fromkeys(named):
-            sets = self._named(rule, port)
-            if sets is not None:
+            if (sets := self._named(rule, port)) is not None:
                 yield Match(port.protocol, (), sets)
 
     def _peers(self, rule: PolicyRule | ClusterRule) -> tuple[SetMatch, ...] | None:
-        """The set match of the rule's peers: () for any peer, None where no address of this family can match."""
+        """The set match of the rule's peers: () for any peer, None if no address of this family can match."""
         if rule.peers is None:
             return ()
         side = Side.SOURCE if self._direction is Direction.INGRESS else Side.DESTINATION
@@ -95,11 +91,6 @@ def _ranges(ports: Iterable[Port]) -> Iterator[tuple[Protocol, tuple[PortRange, 
         last = first if port.end_port is None else port.end_port
         spans.setdefault(port.protocol, []).append((first, last if port.port is not None else 65535))
     for protocol, found in sorted(spans.items()):
-        merged: list[tuple[int, int]] = []
-        for first, last in sorted(found):
-            if merged and first <= merged[-1][1] + 1:
-                merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
-            else:
-                merged.append((first, last))
+        merged = merge(found)
         whole = any(first == 0 for first, _ in merged)
         yield protocol, () if whole else tuple(PortRange(*span) for span in merged)

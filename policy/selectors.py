@@ -1,4 +1,4 @@
-"""Label selectors: do these labels match? (API: meta/v1 LabelSelector)"""
+"""Matching of label selectors (API: meta/v1 LabelSelector)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the Kubernetes API takes as names, label keys and values, ports, addresses and CIDRs.
+"""Syntax of names, label keys and values, ports, addresses and CIDRs in the Kubernetes API.
 
-Each function returns None for good text, or the reason why it is bad; the two that also translate raise
+Each function returns None for valid text, or the reason why it is invalid; the two that also convert raise
 :class:`ValueError` with that reason. Sources: apimachinery ``pkg/util/validation`` and ``pkg/api/validation``.
 """
 
@@ -15,14 +15,14 @@ _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _PORT_NAME = re.compile(r"(?!.*--)(?=.*[a-z])[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _CIDR = re.compile(r"([0-9.]+|[0-9A-Fa-f:.]+)/([0-9]{1,3})")
 _LEADING_ZEROS = re.compile(r"(?<![0-9A-Fa-f])0+(?=[0-9A-Fa-f])")
-"""Of the octets, groups and lengths of addresses and CIDRs."""
+"""In octets, groups and lengths of addresses and CIDRs."""
 
 _SHOWN = 64
-"""So much of a bad text is repeated in a reason: enough to find it, too little to flood an Event."""
+"""Characters of an invalid text in a reason: enough to find it, too few to flood an Event."""
 
 
 def shown(value: object) -> str:
-    """A bad value for people: short, on one line, without control characters."""
+    """An invalid value for people: short, on one line, without control characters."""
     match value:
         case None:
             return "null"
@@ -42,9 +42,7 @@ def shown(value: object) -> str:
 
 def bad_namespace(text: str) -> str | None:
     """Namespaces are DNS labels (RFC 1123)."""
-    if len(text) <= 63 and _DNS_LABEL.fullmatch(text):
-        return None
-    return f"{shown(text)} is not a DNS label"
+    return None if len(text) <= 63 and _DNS_LABEL.fullmatch(text) else f"{shown(text)} is not a DNS label"
 
 
 def bad_name(text: str) -> str | None:
@@ -63,7 +61,7 @@ def bad_label_key(text: str) -> str | None:
 
 
 def bad_label_value(text: str) -> str | None:
-    """At most 63 characters, or nothing."""
+    """At most 63 characters, or empty."""
     if not text or (len(text) <= 63 and _QUALIFIED.fullmatch(text)):
         return None
     return f"{shown(text)} is not a label value"
@@ -71,32 +69,28 @@ def bad_label_value(text: str) -> str | None:
 
 def bad_port_name(text: str) -> str | None:
     """An IANA service name (RFC 6335, section 5.1), in small letters."""
-    if len(text) <= 15 and _PORT_NAME.fullmatch(text):
-        return None
-    return f"{shown(text)} is not a port name"
+    return None if len(text) <= 15 and _PORT_NAME.fullmatch(text) else f"{shown(text)} is not a port name"
 
 
 def bad_port_number(number: int) -> str | None:
-    """A port that something can listen on."""
-    if 1 <= number <= 65535:
-        return None
-    return f"{shown(number)} is not between 1 and 65535"
+    """A port that a process can listen on."""
+    return None if 1 <= number <= 65535 else f"{shown(number)} is not between 1 and 65535"
 
 
 def _without_leading_zeros(text: str) -> str:
     """``010.008.0.1`` is ``10.8.0.1``.
 
-    API servers took that until KEP-4858 and go on serving what they have stored. To every part of Kubernetes it
-    is decimal (``ParseIPSloppy``, ``ParseCIDRSloppy`` in k8s.io/utils/net); libc, and so iptables, reads octal.
+    API servers accepted that until KEP-4858 and still serve stored values. To all parts of Kubernetes it is
+    decimal (``ParseIPSloppy``, ``ParseCIDRSloppy`` in k8s.io/utils/net); libc, and so iptables, reads octal.
     """
     return _LEADING_ZEROS.sub("", text)
 
 
 def canonical_address(text: str) -> str:
-    """The one text of an IP address (RFC 5952). Leading zeros mean nothing.
+    """The canonical text of an IP address (RFC 5952). Leading zeros mean nothing.
 
     Raises:
-        ValueError: it is none, or has a zone (which may hold any character), or hides an IPv4 address.
+        ValueError: no address, or one with a zone (which may hold any character), or IPv4-mapped.
     """
     try:
         address = ipaddress.ip_address(_without_leading_zeros(text)) if "%" not in text else None
@@ -110,13 +104,13 @@ def canonical_address(text: str) -> str:
 
 
 def canonical_cidr(text: str) -> str:
-    """The one text of a CIDR. Host bits are cleared and leading zeros mean nothing: the API server leaves both.
+    """The canonical text of a CIDR. Host bits are cleared and leading zeros removed: the API server keeps both.
 
     Raises:
-        ValueError: it is none, or hides an IPv4 network.
+        ValueError: no CIDR, or an IPv4-mapped one.
     """
     try:
-        # The pattern keeps out what only Python takes: zones, a netmask instead of a length, a lone address.
+        # The pattern excludes what only Python accepts: zones, a netmask instead of a length, a lone address.
         plain = _without_leading_zeros(text)
         network = ipaddress.ip_network(plain, strict=False) if _CIDR.fullmatch(plain) else None
     except ValueError:
@@ -129,6 +123,6 @@ def canonical_cidr(text: str) -> str:
 
 
 def strictly_inside(inner: str, outer: str) -> bool:
-    """Whether a canonical CIDR is a true part of another of the same family."""
+    """Whether a canonical CIDR is a proper subnet of another one."""
     small, big = ipaddress.ip_network(inner), ipaddress.ip_network(outer)
     return small.version == big.version and small.prefixlen > big.prefixlen and small.network_address in big

@@ -1,6 +1,6 @@
-"""What a change of compiled policy may turn from allowed into denied, so that connections must be judged anew.
+"""Changes of compiled policy that may newly deny packets, so that connections must be judged anew.
 
-Every answer errs towards "tightened". What only loosens is told by the form of the rules: one more Allow, one
+Every answer errs towards "tightened". Changes that only loosen are known by their form: one more Allow rule, one
 more member of a set that only Allow rules match, one more NetworkPolicy on an endpoint that is isolated already.
 """
 
@@ -22,7 +22,7 @@ class SetUses:
         self._uses: dict[SetId, Counter[type[Action]]] = {}
 
     def replace(self, before: Chain | None, after: Chain | None) -> None:
-        """A chain has other rules; None: it does not exist."""
+        """Replace a chain's rules; None: it does not exist."""
         self._add(after, 1)
         self._add(before, -1)
 
@@ -37,17 +37,14 @@ class SetUses:
                         del self._uses[match.id]
 
     def tightening(self, set_: SetId, members: dict[str, bool]) -> Iterable[str]:
-        """Those of the members that came into a set (True) or left it, whom that may deny something."""
+        """The members that joined (True) or left a set and may newly be denied packets by that."""
         uses = self._uses.get(set_, Counter())
         joining, leaving = not _JOINING.isdisjoint(uses), not _LEAVING.isdisjoint(uses)
         return (member for member, present in members.items() if (joining if present else leaving))
 
 
 def is_tightened(before: Chain, after: Chain | None) -> bool:
-    """Whether a policy's chain with other rules may deny what it allowed.
-
-    Of one that is gone its endpoints tell: they are in other classes.
-    """
+    """Whether a policy's new chain may deny what the old one allowed; a removed one shows in the classes."""
     if after is None:
         return False
     only_allow = all(isinstance(rule.action, Allow) for rule in (*before.rules, *after.rules))
@@ -55,15 +52,15 @@ def is_tightened(before: Chain, after: Chain | None) -> bool:
 
 
 def is_class_tightened(before: Chain | None, after: Chain | None) -> bool:
-    """Whether an endpoint that went from one class chain to another may be denied what it was allowed.
+    """Whether an endpoint's new class chain may deny what the old one allowed. None: not restricted.
 
-    None: not restricted. NetworkPolicies only allow, so that one more of them denies nothing to an endpoint that
-    is isolated by others; the policies of a tier may deny.
+    NetworkPolicies only allow, so one more of them denies nothing to an endpoint that others isolate already; the
+    policies of a tier may deny.
     """
     if after is None:
         return False
     if before is None or len(before.rules) == 1 or not isinstance(before.rules[-1].action, Deny):
-        return True  # one Deny alone is the class of what is not known: nobody could say what it was allowed
+        return True  # one Deny alone is DENY_ALL: what the endpoint was allowed before is unknown
     more = set(after.rules).difference(before.rules)
     return not set(before.rules) <= set(after.rules) or any(
         not isinstance(rule.action, Jump) or rule.action.chain.kind is ChainKind.TIER for rule in more

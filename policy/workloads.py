@@ -1,7 +1,7 @@
-"""Pods under the name that people know them by: that of the Deployment, StatefulSet, Job … that made them.
+"""Pods by the name of their owner: the Deployment, StatefulSet, Job … that created them.
 
-Policy knows no owners. Pods of one owner share their namespace and their labels but for those that controllers
-make up, and the owner's name is the start of theirs.
+Policy has no owner references. Pods of one owner share their namespace and their labels, except generated ones,
+and their names start with the owner's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GENERATED: Final = frozenset(
         "batch.kubernetes.io/job-completion-index",
     }
 )
-"""Labels that controllers put on their pods, another value on each or on each generation (Kubernetes, "Well-Known
+"""Labels that controllers generate, with another value for each pod or generation (Kubernetes, "Well-Known
 Labels, Annotations and Taints")."""
 
 _NAMING: Final = ("app.kubernetes.io/name", "app", "k8s-app")
@@ -36,7 +36,7 @@ _NAMING: Final = ("app.kubernetes.io/name", "app", "k8s-app")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Pods that share namespace and labels. ``name`` is its alone in the namespace."""
+    """Pods that share namespace and labels. ``name`` is unique in the namespace."""
 
     namespace: str
     name: str
@@ -67,7 +67,7 @@ def _name(labels: Labels, pods: list[Pod]) -> str:
     stems = sorted({_stem(pod) for pod in pods})
     if len(stems) == 1:
         return stems[0]
-    # What the first and the last in order begin with, all between them do, too.
+    # A common start of the first and the last in order is common to all.
     first, last = stems[0].split("-"), stems[-1].split("-")
     common = [one for one, other in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
     if common:
@@ -84,14 +84,14 @@ def _stem(pod: Pod) -> str:
     if "statefulset.kubernetes.io/pod-name" in own:
         return re.sub(r"-[0-9]+$", "", pod.name)
     if job := own.get("batch.kubernetes.io/job-name") or own.get("job-name"):
-        return re.sub(r"-[0-9]{6,}$", "", job)  # a CronJob's jobs end in a time
+        return re.sub(r"-[0-9]{6,}$", "", job)  # names of a CronJob's jobs end in a time
     if "controller-revision-hash" in own:
         return re.sub(r"-[a-z0-9]{5}$", "", pod.name)
     return pod.name
 
 
 def _suffixes(same: list[Labels]) -> list[str]:
-    """What tells workloads of one name apart: the labels that not all of them have."""
+    """Suffixes for workloads of one name: the labels that not all of them have."""
     if len(same) == 1:
         return [""]
     common = set(same[0]).intersection(*same[1:])

@@ -1,9 +1,8 @@
-"""Which number in the packet mark stands for which policy class.
+"""Allocation of packet mark numbers to policy classes.
 
-A number outlives its class on purpose. Between "no endpoint is in this class any more" and "the kernel has
-heard of it" packets still carry the number; if it already meant another class, they would be judged by a policy
-that never selected them. So a class is first *retired* (its dispatch rule stays) and its number becomes free
-only when the caller confirms that the kernel maps no address to it.
+A number outlives its class: until the kernel's map sets follow, packets still carry it, and if it already meant
+another class they would be judged by policies that never selected them. So a class is first *retired* (its
+dispatch rule stays), and its number is freed once the caller confirms that the kernel maps no address to it.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ class ClassNumbers:
     ) -> None:
         """``held``: class chain -> number as the kernel has it now, kept so that a restart rewrites nothing.
 
-        ``taken``: numbers to which the kernel maps addresses. One that no held class has means nothing any more,
-        and must not come to mean another class before all addresses have got their own. ``before``: class chain
-        -> number as rules have it that are about to go; a class gets the same again, so that they judge by it
-        until then.
+        ``taken``: numbers to which the kernel maps addresses. One without a held class is not reused before all
+        addresses have their own number. ``before``: class chain -> number in rules that are about to be removed;
+        a class keeps that number, so that those rules stay correct until then.
         """
         self._before = dict(before or {})
         self._numbers: dict[ChainId, int] = dict(held)
@@ -36,7 +34,7 @@ class ClassNumbers:
         self._leaving: set[int] = set(taken).difference(held.values())
 
     def claim(self, chain: ChainId) -> int:
-        """The number of a class that has endpoints; the lowest free one if it is new."""
+        """Returns the number of a class that has endpoints; a new class gets the lowest free one."""
         self._retired.discard(chain)
         number = self._numbers.get(chain)
         if number is None:
@@ -51,13 +49,13 @@ class ClassNumbers:
         return next((n for n in range(1, OVERFLOW) if n not in taken), OVERFLOW)
 
     def retire(self, chain: ChainId) -> None:
-        """The class has no endpoint any more; it keeps its number until :meth:`free`."""
+        """Mark a class as without endpoints; it keeps its number until :meth:`free`."""
         self._retired.add(chain)
 
     def free(self) -> set[ChainId]:
-        """Forget the retired classes, and say which they were. Only once the kernel maps no address to them.
+        """Forget and return the retired classes; the kernel must map no address to them any more.
 
-        Their numbers can be claimed after the next call: by then their dispatch rules are gone as well.
+        Their numbers can be claimed after the next call, when their dispatch rules are gone as well.
         """
         gone, self._retired = self._retired, set()
         self._leaving = {self._numbers.pop(chain) for chain in gone}
@@ -65,5 +63,5 @@ class ClassNumbers:
         return gone
 
     def numbers(self) -> dict[ChainId, int]:
-        """Class chain -> number, retired ones included: what dispatch must know."""
+        """Returns class chain -> number for the dispatch tree, retired classes included."""
         return dict(self._numbers)

@@ -1,9 +1,8 @@
-"""The deny log: rules that tell the agent which packets are dropped, and by which rule.
+"""The deny log: NFLOG rules that report dropped packets, and the rule that drops them, to the agent.
 
-Every DROP of ours stands behind an NFLOG rule with a prefix of its own. The prefix is written by us into the
-rule and carried by the kernel, so that nothing in a packet or in a policy's text can forge or change it. Whatever
-needs a match to be dropped is sent to a chain that only dropped packets enter: no packet that is let through is
-compared once more than without the log.
+Each of our DROP rules follows an NFLOG rule with a prefix of its own. The prefix is part of the rule, so that no
+packet or policy text can forge or change it. A drop that needs matches has a chain that only dropped packets
+enter, so that the log costs accepted packets no further comparison.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from policy.ir import ChainId, ChainKind
 from policy.model import Direction
 
 COPIED_BYTES = 128
-"""Of a packet: IP header, some IPv6 extension headers and the ports."""
+"""Enough of a packet for the IP header, some IPv6 extension headers and the ports."""
 
 _BURST_SECONDS = 5
-"""So many seconds' worth may come at once: a connection that is tried now and then is always logged."""
+"""The burst is the rate of so many seconds, so that a connection that is tried rarely is always logged."""
 
 DROP_ALL = RuleSpec((), DROP)
 
 
 class DropKind(enum.StrEnum):
-    """What kind of rule drops a packet."""
+    """Kind of the rule that drops a packet."""
 
     ISOLATED = "isolated"
-    """The end of a class chain: policies isolate the pod, and none allows the packet."""
+    """The end of a class chain: NetworkPolicies isolate the pod, and none allows the packet."""
     POLICY = "policy"
     """A Deny rule of a cluster-scoped policy."""
     SOURCE = "source"
@@ -38,22 +37,22 @@ class DropKind(enum.StrEnum):
     INVALID = "invalid"
     """Connection tracking calls the packet INVALID."""
     MIDSTREAM = "midstream"
-    """TCP of which connection tracking has not seen the beginning."""
+    """TCP without a SYN seen by connection tracking."""
     ASTRAY = "astray"
     """To a pod of the node, by an interface that is not one of ours."""
     PROXIED = "proxied"
-    """Sent by the node itself in the name of somebody whom, or to whom, policy restricts."""
+    """Sent by the node with a foreign source address, where policy restricts the source or the destination."""
     ERROR = "error"
-    """An ICMP error about a packet that was not sent to the pod it came from."""
+    """An ICMP error that quotes a packet which was not sent to the error's source."""
     CLASS = "class"
-    """The packet's class number is one that no dispatch rule knows."""
+    """The packet's class number has no dispatch rule."""
     HOST = "host"
     """Packets from pods to their node are dropped by configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """What a prefix says.
+    """The content of a log prefix.
 
     ``chain``: the class chain or the policy's chain. ``rule``: index in the policy's list, -1 if not known.
     """
@@ -66,7 +65,7 @@ class Drop:
     def prefix(self) -> str:
         """The ``--nflog-prefix``: at most 33 characters (the kernel takes 63)."""
         if self.chain is not None:
-            # The index has room where it has room in the name of the rule's chain.
+            # An index that does not fit the deny chain's name is left out here, too.
             rule = DenyChain.of(self.chain, self.rule).rule
             chain = chain_name(self.chain).removeprefix(CHAIN_PREFIX)
             return f"{COMMENT_PREFIX}{chain}:{rule}" if rule >= 0 else COMMENT_PREFIX + chain
@@ -92,7 +91,7 @@ _PLAIN = {
 
 
 def parse_prefix(text: str) -> Drop | None:
-    """What a prefix of ours says; None for anybody else's."""
+    """Returns the content of a prefix, or None if it is not ours."""
     if text in _PLAIN or not text.startswith(COMMENT_PREFIX):
         return _PLAIN.get(text)
     name, _, rule = text.removeprefix(COMMENT_PREFIX).partition(":")
@@ -108,18 +107,17 @@ def parse_prefix(text: str) -> Drop | None:
 
 @dataclass(frozen=True, slots=True)
 class DenyLog:
-    """NFLOG ``group``, and the ``rate`` (packets a second) that one rule logs at most; all are dropped."""
+    """NFLOG ``group``, and the highest ``rate`` (packets a second) that one rule logs; all are dropped."""
 
     group: int
     rate: int
 
     def rule(self, drop: Drop) -> RuleSpec:
-        """The rule that logs; it matches every packet that reaches it, up to the limit, and drops none."""
+        """The NFLOG rule: it matches every packet up to the limit, and drops none."""
         limit = Limit.a_second(self.rate, self.rate * _BURST_SECONDS)
-        size = ("--nflog-size", str(COPIED_BYTES))
-        return RuleSpec((limit,), Log(self.group, drop.prefix(), (size,)))
+        return RuleSpec((limit,), Log(self.group, drop.prefix(), (("--nflog-size", str(COPIED_BYTES)),)))
 
 
 def dropping(log: DenyLog | None, drop: Drop) -> Rules:
-    """The rules that drop whatever reaches them, logged if there is a log."""
+    """The rules that drop every packet, logged if there is a log."""
     return (log.rule(drop), DROP_ALL) if log else (DROP_ALL,)

@@ -1,10 +1,10 @@
-"""Netfilter matches that a kernel may lack, and what becomes of the rules without them.
+"""Netfilter matches that a kernel may lack, and the effect on the rules.
 
-A rule that the kernel does not take would keep all others of its transaction out. So each match is tried at the
-start (:func:`felix_py.dataplane.probe.missing_features`), and what is missing is a part of the rules' options.
-The fallbacks stand where the rules are made (:mod:`felix_py.desired.static`). What one of them lets through,
-policy judges as ever, or a pod could have sent it anyway. The one exception is the link group, which nothing else
-can tell: without it, its rule is left out.
+One rule that the kernel refuses fails its whole transaction. So each match is probed at the start
+(:func:`felix_py.dataplane.probe.missing_features`), and missing ones are part of the rules' options. The
+fallbacks are in :mod:`felix_py.desired.static`. Packets that a fallback lets through are still judged by policy,
+or a pod could have sent them anyway. The exception is the link group, which has no substitute: its rule is left
+out.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from felix_py.ruleset.model import FULL, IN, SOURCE, AddressType, HopLimit, InGr
 from policy.model import Family
 
 HOST_END = InGroup(IN, LINK_GROUP, FULL)
-"""By the interface of a pod, whatever it is called."""
+"""From a pod's interface, whatever its name."""
 FROM_NEIGHBOUR = HopLimit(255)
-"""What no router has passed on (RFC 4861, section 3.1)."""
+"""Not forwarded by any router (RFC 4861, section 3.1)."""
 NOT_FROM_HERE = AddressType(SOURCE, ("LOCAL",), negated=True)
 """From an address that is not the node's."""
-
-
 STRAYED = ReversePath(negated=True)
 """From a source that is routed to another interface, or nowhere (RFC 3704, section 2.2: strict)."""
 
 
 class Feature(enum.StrEnum):
-    """A match by its name in iptables. The module is ``xt_`` and that, of rpfilter ``ipt_`` and ``ip6t_``."""
+    """A match by its name in iptables. The module is ``xt_NAME``, but ``ipt_`` and ``ip6t_`` of rpfilter."""
 
     ADDRTYPE = "addrtype"
     BPF = "bpf"
@@ -48,11 +46,11 @@ LOST = {
     Feature.HL: "neighbour discovery of pods is taken with any hop limit; the kernel itself ignores all but 255",
     Feature.RPFILTER: "nothing; each packet of a pod is looked up in an IP set, which costs it some 0.2 us more",
 }
-"""What is not as it should be without a feature."""
+"""What is lost without a feature, for people."""
 
 
 def matches(feature: Feature, family: Family) -> tuple[Match, ...]:
-    """The matches as the rules have them; () where this family's rules have none."""
+    """Returns the matches that the rules use, () if this family's rules use none."""
     match feature:
         case Feature.ADDRTYPE:
             return (NOT_FROM_HERE,)

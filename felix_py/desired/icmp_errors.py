@@ -1,7 +1,7 @@
-"""Which ICMP errors of a pod are about packets that nobody sent to it, as classic BPF.
+"""A classic BPF match of ICMP errors from pods that quote packets not sent to them.
 
-conntrack takes an error for a part of the connection that it quotes, whoever sent it, and policy lets parts of
-connections pass. So an error must quote a packet that went to the one who sends it (RFC 792, RFC 4443).
+conntrack relates an error to the connection that it quotes, whatever its source, and related packets pass policy.
+So an error must quote a packet that was sent to the error's source (RFC 792, RFC 4443).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OTHERS_V4 = (
     (0x06, 0, 0, 1),  # match
 )
 _OTHERS_V6 = (
-    (0x30, 0, 0, 6),  # A = next header: behind extension headers we do not look
+    (0x30, 0, 0, 6),  # A = next header: extension headers are not parsed
     (0x15, 0, 19, 58),  # ICMPv6, or match
     (0x30, 0, 0, 40),  # A = ICMPv6 type
     (0x35, 16, 0, 128),  # no error: no match
@@ -46,14 +46,14 @@ _OTHERS_V6 = (
 
 
 def about_others(family: Family) -> tuple[Match, ...]:
-    """An error that quotes a packet to somebody else than its sender."""
+    """Matches errors that quote a packet to another address than the error's source."""
     return (PROTOCOL[family], Bytecode(_OTHERS_V4 if family is Family.V4 else _OTHERS_V6))
 
 
 def all_but_echo(family: Family) -> tuple[Match, ...]:
-    """Any error, and whatever else is neither echo request nor reply. Without ``-m bpf``.
+    """Matches all but echo request and reply, without ``-m bpf``.
 
-    Which ICMPv6 types are errors (all below 128, to conntrack) cannot be said otherwise.
+    No other match can tell the ICMPv6 errors (to conntrack, all types below 128).
     """
     protocol = PROTOCOL[family]
     kinds = (8, 0) if family is Family.V4 else (128, 129)

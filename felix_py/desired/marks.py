@@ -1,4 +1,4 @@
-"""How the packet mark is divided: an accept bit, a policy class number a direction, a pass bit."""
+"""Layout of the packet mark: an accept bit, a policy class number per direction, a pass bit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from policy.model import Direction
 
 CLASS_BITS = 7
 OVERFLOW = (1 << CLASS_BITS) - 1
-"""The class number that says "look me up in a set": classes beyond the number space share it."""
+"""The class number of all classes beyond the number space; they are matched by a set each."""
 
 LEAF_BITS = 4
-"""Low bits of a class number, told apart in the second level of the dispatch tree."""
+"""Low bits of a class number, matched in the second level of the dispatch tree."""
 
 FOREIGN = 0xC000
 """kube-proxy's masquerade and drop bits (KUBE-MARK-MASQ 0x4000, KUBE-MARK-DROP 0x8000)."""
@@ -30,11 +30,7 @@ class Marks:
 
     @classmethod
     def from_mask(cls, mask: int) -> Marks:
-        """Divide ``mask`` (a 32-bit value).
-
-        Raises:
-            ValueError: the mask takes kube-proxy's bits or has no 16 adjacent bits.
-        """
+        """Divide a 32-bit mask. ValueError: it takes kube-proxy's bits, or has no 16 adjacent bits."""
         if not 0 < mask < 1 << 32:
             raise ValueError(f"mark mask {mask:#x} is not a 32-bit mask")
         if mask & FOREIGN:
@@ -46,7 +42,7 @@ class Marks:
         raise ValueError(f"mark mask {mask:#x} has no {_NEEDED_BITS} adjacent bits; try 0xffff0000")
 
     def shift(self, direction: Direction) -> int:
-        """Where the class number of a direction begins."""
+        """Lowest bit of a direction's class number."""
         return self.egress_shift if direction is Direction.EGRESS else self.ingress_shift
 
     def class_mask(self, direction: Direction) -> int:
@@ -54,11 +50,11 @@ class Marks:
         return OVERFLOW << self.shift(direction)
 
     def class_mark(self, direction: Direction, number: int) -> int:
-        """A class number in place."""
+        """A class number, shifted to its place."""
         return number << self.shift(direction)
 
     def number(self, direction: Direction, mark: int) -> int:
-        """The class number of a direction in a mark."""
+        """The class number of a direction in ``mark``."""
         return mark >> self.shift(direction) & OVERFLOW
 
     @property

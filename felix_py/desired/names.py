@@ -1,4 +1,4 @@
-"""The names of chains and of policy's IP sets in the kernel: made here, and taken apart here."""
+"""Names of chains and of policy's IP sets in the kernel: formatting and parsing."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ SETS_LEAF = "SETS"
 """The dispatch leaf of the classes that have no number of their own."""
 
 TIERS = CHAIN_PREFIX + "T"
-"""What the names of all tiers' chains begin with: cluster-scoped policies alone make such."""
+"""Name prefix of tier chains, which only cluster-scoped policies create."""
 
 _MOST_INDEX = 99
-"""A deny chain's name has room for two digits: FELIX-DE-0123456789abcdef-99 are the kernel's 28 characters."""
+"""A deny chain's name has room for two digits: FELIX-DE-0123456789abcdef-99 is 28 characters, the limit."""
 
 _KINDS = {kind[0]: kind for kind in ChainKind}
 _DIRECTIONS = {direction[0]: direction for direction in Direction}
@@ -51,9 +51,9 @@ _SET = re.compile(rf"(?:{'|'.join(map(set_prefix, Family))})([0-9a-f]{{16}})")
 
 @dataclass(frozen=True, slots=True)
 class DenyChain:
-    """Where packets that a Deny rule of a policy matches are logged and dropped.
+    """The chain that logs and drops the packets of one Deny rule of a policy.
 
-    ``rule``: its index in the policy's list; -1: of all those whose index has no room in the name.
+    ``rule``: its index in the policy's list; -1: shared by all rules whose index does not fit the name.
     """
 
     policy: ChainId
@@ -77,7 +77,7 @@ ChainName = ChainId | DenyChain | DispatchChain | Fixed
 
 
 def chain_name(chain: ChainName) -> str:
-    """A chain's name: 28 characters at most, which is what the kernel takes."""
+    """Returns a chain's name; at most 28 characters, the kernel's limit."""
     match chain:
         case ChainId():
             return f"{CHAIN_PREFIX}{chain.kind[0]}{chain.direction[0]}-{chain.digest}"
@@ -91,7 +91,7 @@ def chain_name(chain: ChainName) -> str:
 
 
 def parse_chain_name(name: str) -> ChainName | None:
-    """What a chain of ours is, by its name; None: it is not ours."""
+    """Returns the chain with a name, or None if it is not ours."""
     if found := _COMPILED.fullmatch(name):
         kind, direction, digest = found.groups()
         return ChainId(_KINDS[kind], _DIRECTIONS[direction], digest)
@@ -105,7 +105,7 @@ def parse_chain_name(name: str) -> ChainName | None:
 
 
 def is_class_chain(name: str) -> bool:
-    """Whether this is the name of the chain of a policy class."""
+    """Whether a name is that of a policy class's chain."""
     chain = parse_chain_name(name)
     return isinstance(chain, ChainId) and chain.kind is ChainKind.CLASS
 
@@ -121,16 +121,15 @@ def class_set_name(family: Family, chain: ChainId) -> str:
 
 
 def names_of(compiled: ChainId | SetId) -> tuple[str, ...]:
-    """What the kernel calls a compiled chain or set."""
+    """Returns the kernel's names of a compiled chain or set."""
     if isinstance(compiled, ChainId):
         return (chain_name(compiled),)
     return tuple(set_name(family, compiled) for family in Family)
 
 
 def parse_name(name: str) -> ChainId | SetId | None:
-    """The compiled chain or set of a name; None: it is another one, or none of ours."""
-    chain = parse_chain_name(name)
-    if isinstance(chain, ChainId):
+    """Returns the compiled chain or set with a name, or None if it is another one, or not ours."""
+    if isinstance(chain := parse_chain_name(name), ChainId):
         return chain
     found = _SET.fullmatch(name)
     return SetId(found[1]) if found else None

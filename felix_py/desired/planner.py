@@ -1,9 +1,9 @@
 """Facts in, desired kernel state out. No I/O.
 
-Every change comes in two steps. What :meth:`Planner.take` returns makes things and moves endpoints to them; what
-:meth:`Planner.confirm` returns, once the kernel has the first, removes what no packet can reach any more. Chains
-are therefore never missing under a packet that is on its way through them. Nothing else may be called between
-the two: what came in between would be confirmed without having been written.
+Every change has two steps. :meth:`Planner.take` returns new objects and moves endpoints to them;
+:meth:`Planner.confirm`, once the kernel has those, returns the removal of objects that no packet can reach any
+more. So no chain disappears while packets traverse it. Nothing else may be called between the two: a change in
+between would be confirmed without having been written.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from policy.ir import Chain, ChainId, Delta, SetKind
 from policy.model import Direction, Family
 
 HeldNumbers = Mapping[tuple[Family, Direction], Mapping[ChainId, int]]
-"""Class numbers that the kernel already uses, as the dataplane read them back."""
+"""Class numbers in the kernel's dispatch rules, as the dataplane read them back."""
 
 TakenNumbers = Mapping[tuple[Family, Direction], Collection[int]]
-"""Those to which the kernel maps addresses, be they in dispatch or (after a flush) not."""
+"""Class numbers in the kernel's map sets, whether or not (after a flush) dispatch rules have them."""
 
 _SET_TYPES = {
     SetKind.ADDRESSES: SetType.IP,
@@ -56,41 +56,34 @@ class Planner:
         before: HeldNumbers | None = None,
         closed: Iterable[Family] = (),
     ) -> None:
-        """``before``: numbers that rules of the host's other backend use, until they are taken out.
+        """``before``: numbers in rules of the host's other backend, until those are removed.
 
         ``closed``: families of the kernel that are switched off.
         """
         self._closed = Update(hooks={hook: True for family in closed for hook in closed_hooks(family, options)})
-        self._families = {
-            family: _FamilyPlan(
-                family,
-                options,
-                {
-                    d: ClassNumbers(
-                        held.get((family, d), {}),
-                        (taken or {}).get((family, d), ()),
-                        (before or {}).get((family, d), {}),
-                    )
-                    for d in Direction
-                },
-            )
-            for family in families
-        }
+        taken, before = taken or {}, before or {}
+        self._families: dict[Family, _FamilyPlan] = {}
+        for family in families:
+            keys = {d: (family, d) for d in Direction}
+            numbers = {
+                d: ClassNumbers(held.get(k, {}), taken.get(k, ()), before.get(k, {})) for d, k in keys.items()
+            }
+            self._families[family] = _FamilyPlan(family, options, numbers)
 
     def attach(self, lease: Lease) -> None:
-        """An endpoint's interface is up: bind its addresses to it and route them."""
+        """Bind an endpoint's addresses to its interface, which is up, and route them."""
         for family, address in lease.addresses.items():
             if family in self._families:
                 self._families[family].bind(address, lease.interface)
 
     def leave(self, lease: Lease) -> None:
-        """The endpoint's interface is about to be deleted: its route goes before it."""
+        """Remove the routes of an endpoint whose interface is about to be deleted."""
         for family, address in lease.addresses.items():
             if family in self._families:
                 self._families[family].unroute(address)
 
     def detach(self, lease: Lease) -> None:
-        """The endpoint is gone, or another one has taken its place."""
+        """Remove an endpoint that is gone or replaced by another one."""
         for family, address in lease.addresses.items():
             if family in self._families:
                 self._families[family].unbind(address, lease.interface)
@@ -114,21 +107,21 @@ class Planner:
                 self._families[family].learned(key, route)
 
     def take(self) -> Update:
-        """What must be written now."""
+        """Returns what must be written now."""
         closed, self._closed = self._closed, Update()
         return _joined([closed, *(plan.take() for plan in self._families.values())])
 
     def confirm(self) -> Update:
-        """What may be removed, now that the kernel has all that :meth:`take` returned."""
+        """Returns what may be removed, now that the kernel has all that :meth:`take` returned."""
         return _joined(plan.confirm() for plan in self._families.values())
 
 
 def learned_routes(
     routes: Mapping[str, tuple[str, ...]], interface_of: Callable[[str], str]
 ) -> dict[RouteRef, Route | None]:
-    """The routes for prefix -> gateways, () for one that is withdrawn.
+    """The routes for prefix -> gateways; () withdraws a prefix.
 
-    ``interface_of`` says by which interface a gateway is reached; empty: the kernel is to find out.
+    ``interface_of`` returns the interface towards a gateway; empty: the kernel looks it up.
     """
     made: dict[RouteRef, Route | None] = {}
     hops_of: dict[tuple[str, ...], tuple[NextHop, ...]] = {}
@@ -142,7 +135,7 @@ def learned_routes(
 
 
 def _joined(updates: Iterable[Update]) -> Update:
-    """One update of all families'. No key is in two of them, so nothing is copied: there may be a million."""
+    """Join the updates of all families. Their keys are disjoint, so no value (up to a million) is copied."""
     whole = Update()
     for update in updates:
         whole.emptied |= update.emptied
@@ -160,7 +153,7 @@ def _of(family: Family, cidrs: Iterable[str]) -> set[str]:
 
 @lru_cache(maxsize=1 << 15)
 def _parsed(cidr: str) -> tuple[int, str]:
-    """Version and text. Each change of a node, or of a pod outside its podCIDRs, brings those of all nodes."""
+    """Version and text. Each change of a node, or of a pod outside its podCIDRs, brings all CIDRs again."""
     network = ipaddress.ip_network(cidr)
     return network.version, str(network)
 
@@ -181,14 +174,11 @@ class _FamilyPlan:
         self._own: set[str] = set()
         self._filled: dict[str, set[str]] = {}
         self._bound: dict[str, str] = {}
-        self._base()
-
-    def _base(self) -> None:
-        for spec in static_sets(self._family, self._options):
+        for spec in static_sets(family, options):
             self._now.sets[spec.name] = spec
-        for (table, chain), rules in static_chains(self._family, self._options).items():
-            self._now.chains[ChainRef(self._family, table, chain)] = rules
-        for hook in static_hooks(self._family, self._options):
+        for (table, chain), rules in static_chains(family, options).items():
+            self._now.chains[ChainRef(family, table, chain)] = rules
+        for hook in static_hooks(family, options):
             self._now.hooks[hook] = True
         self._plan_dispatch(self._now)
 
@@ -204,7 +194,7 @@ class _FamilyPlan:
     def unbind(self, address: str, interface: str) -> None:
         self._member(self._names.source, f"{address},{interface}", None)
         if self._bound.get(address) != interface:
-            return  # somebody else has the address already
+            return  # another endpoint has the address already
         del self._bound[address]
         self._member(self._names.local, address, None)
         self.unroute(address)
@@ -236,8 +226,9 @@ class _FamilyPlan:
             self._plan_dispatch(self._now)
 
     def _chain(self, id_: ChainId, chain: Chain | None) -> None:
-        """Take over one compiled chain, with the chains that it needs for itself."""
-        rendered = self._render(chain) if chain else {}
+        """Take over one compiled chain, with its deny chains."""
+        marks, log = self._options.marks, self._options.deny_log
+        rendered = render_chain(self._family, chain, marks, log) if chain else {}
         for gone in self._rendered.pop(id_, frozenset({chain_name(id_)})) - rendered.keys():
             key = ChainRef(self._family, "filter", gone)
             self._now.chains.pop(key, None)
@@ -249,11 +240,8 @@ class _FamilyPlan:
         if rendered:
             self._rendered[id_] = frozenset(rendered)
 
-    def _render(self, chain: Chain) -> dict[str, Rules]:
-        return render_chain(self._family, chain, self._options.marks, self._options.deny_log)
-
     def _move(self, direction: Direction, address: str, chain: ChainId | None) -> None:
-        """Put an endpoint's address into another class, or into none."""
+        """Move an endpoint's address into another class, or out of all (``chain`` None)."""
         numbers = self._classes[direction]
         before = self._class_of.pop((direction, address), None)
         if before is not None:
@@ -273,19 +261,17 @@ class _FamilyPlan:
             name = class_set_name(self._family, chain)
             self._revive(name, SetSpec(name, SetType.IP, self._family))
             self._member(name, address, 0)
-        mark = self._options.marks.class_mark(direction, number)
-        self._member(self._names.class_map(direction), address, mark)
+        self._member(self._names.class_map(direction), address, self._options.marks.class_mark(direction, number))
 
     def _plan_dispatch(self, update: Update) -> None:
         current = {direction: numbers.numbers() for direction, numbers in self._classes.items()}
         if current == self._dispatched:
             return
         self._dispatched = current
+        marks, log = self._options.marks, self._options.deny_log
         wanted: dict[str, Rules] = {}
         for direction, numbers in current.items():
-            wanted |= dispatch_chains(
-                self._family, direction, numbers, self._options.marks, self._options.deny_log
-            )
+            wanted |= dispatch_chains(self._family, direction, numbers, marks, log)
         for name, rules in wanted.items():
             key = ChainRef(self._family, "filter", name)
             self._later.chains.pop(key, None)
@@ -309,7 +295,7 @@ class _FamilyPlan:
             self._fill(self._names.no_masquerade, pool | nodes)
 
     def _fill(self, name: str, cidrs: set[str]) -> None:
-        """Make a set hold exactly these."""
+        """Make ``cidrs`` the exact content of a set."""
         held = self._filled.get(name, set())
         for cidr in held ^ cidrs:
             self._member(name, cidr, 0 if cidr in cidrs else None)
@@ -334,7 +320,7 @@ class _FamilyPlan:
         return update
 
     def _revive(self, name: str, spec: SetSpec) -> None:
-        """Ask for a set; one that was about to go must not keep what it held before."""
+        """Ask for a set; one whose removal is pending is emptied first."""
         if name in self._later.sets:
             del self._later.sets[name]
             self._now.emptied.add(name)

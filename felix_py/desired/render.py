@@ -1,10 +1,10 @@
 """Compiled policy (``policy.ir``) as rules.
 
-The accept verdict is a mark, not ACCEPT, so that other people's rules still count. A policy rule that allows
-does ``-g FELIX-ALLOW``: a goto returns to the chain that *jumped* here last, so one rule both sets the mark and
-leaves the policy chain. The class chain then only asks whether the mark is set. A rule that passes does the same
-with ``-g FELIX-PASS`` and another bit, which only the chain of its tier looks at. A rule that denies some packets
-sends them to a chain of their own where drops are logged (:mod:`felix_py.desired.deny_log`).
+The accept verdict is a mark, not ACCEPT, so that foreign rules still apply. An Allow rule does
+``-g FELIX-ALLOW``: a goto returns to the chain that *jumped* last, so one rule both sets the mark and leaves the
+policy chain. The class chain then only tests the mark. A Pass rule does the same with ``-g FELIX-PASS`` and
+another bit, which only its tier's chain tests. A Deny rule with matches goes to a chain of its own, where drops
+are logged (:mod:`felix_py.desired.deny_log`).
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _MULTIPORT_SLOTS = 15
 
 
 def render_chain(family: Family, chain: ir.Chain, marks: Marks, log: DenyLog | None = None) -> dict[str, Rules]:
-    """All rules of one compiled chain, and of the chains in which what it denies is logged; by name."""
+    """Returns chain name -> rules: the compiled chain, and the chains that log and drop what it denies."""
     clear: Rules = ()
     done = MarkIs(marks.accept, marks.accept)
     if chain.id.kind is ChainKind.TIER:
-        # That the Admin tier was passed says nothing about the Baseline tier.
+        # A Pass in the Admin tier must not count in the Baseline tier.
         clear = (RuleSpec((), m.SetMark(0, marks.passed)),)
         done = MarkIs(0, marks.accept | marks.passed, negated=True)
     decided = RuleSpec((done,), RETURN)
@@ -57,17 +57,14 @@ def render_chain(family: Family, chain: ir.Chain, marks: Marks, log: DenyLog | N
         ends = _ends(chain, rule, log, denials)
         why = rule.origin or ""
         for match in _matches(family, rule.match):
-            if match or why:
-                rules += [RuleSpec((*match, *end.matches), end.target, why) for end in ends]
-            else:
-                rules += ends
+            rules += [RuleSpec((*match, *end.matches), end.target, why) for end in ends]
         if isinstance(rule.action, ir.Jump):
             rules.append(decided)
     return {chain_name(chain.id): (*clear, *rules), **denials}
 
 
 def _ends(chain: ir.Chain, rule: ir.Rule, log: DenyLog | None, denials: dict[str, Rules]) -> Rules:
-    """What becomes of the packets that a rule matches, one rule after the other."""
+    """The rules for packets that ``rule`` matches, still without its match; deny chains go to ``denials``."""
     match rule.action:
         case ir.Allow():
             return (_ALLOWS,)
@@ -79,7 +76,7 @@ def _ends(chain: ir.Chain, rule: ir.Rule, log: DenyLog | None, denials: dict[str
             return (DROP_ALL,)
         case ir.Deny() if rule.match == ir.Match() and rule.origin is None:
             return dropping(log, Drop(DropKind.ISOLATED, chain=chain.id))
-    # Two rules with the match would cost the packets that it does not match a second comparison.
+    # A log rule and a drop rule, each with the match, would compare every other packet twice.
     index = rule.origin.index if rule.origin else -1
     name = chain_name(DenyChain.of(chain.id, index))
     denials[name] = dropping(log, Drop(DropKind.POLICY, chain=chain.id, rule=index))
@@ -87,9 +84,9 @@ def _ends(chain: ir.Chain, rule: ir.Rule, log: DenyLog | None, denials: dict[str
 
 
 def _matches(family: Family, match: ir.Match) -> Iterator[tuple[Match, ...]]:
-    """One or more alternatives: a long list of ports does not fit one rule."""
+    """The alternatives of a match: a long port list does not fit one rule."""
     if match.itself:
-        # Through a service: the destination is bound to the interface that the packet came from.
+        # Hairpin through a Service: the destination is bound to the interface that the packet came from.
         yield (FROM_POD, TO_POD, InSet(f"{set_prefix(family)}source", ("dst", "src")))
         return
     sets = tuple(_set(family, one) for one in match.sets)
@@ -123,15 +120,11 @@ def _chunks(ports: Sequence[ir.PortRange]) -> Iterator[tuple[tuple[int, int], ..
 
 
 def dispatch_chains(
-    family: Family,
-    direction: Direction,
-    numbers: Mapping[ChainId, int],
-    marks: Marks,
-    log: DenyLog | None = None,
+    family: Family, direction: Direction, numbers: Mapping[ChainId, int], marks: Marks, log: DenyLog | None = None
 ) -> dict[str, Rules]:
-    """The tree from class number to class chain: two levels of mark matches, then set matches.
+    """The dispatch tree from class number to class chain: two levels of mark matches, then set matches.
 
-    A number that no rule knows is dropped: better a lost packet than one that no policy has judged.
+    A packet with an unknown class number is dropped, since no policy has judged it.
     """
     mask = marks.class_mask(direction)
     leaves: dict[str, list[RuleSpec]] = {}
@@ -148,7 +141,7 @@ def dispatch_chains(
     names = {leaf: chain_name(DispatchChain(direction, leaf)) for leaf in leaves}
     drop = dropping(log, Drop(DropKind.CLASS, direction))
     chains = {names[leaf]: (*rules, *drop) for leaf, rules in leaves.items()}
-    # The overflow number shares its branch with the highest numbers and must not reach them.
+    # The overflow number shares a branch with the highest numbers, so its own branch is matched first.
     ordered = sorted(branches, key=lambda leaf: (leaf != SETS_LEAF, leaf))
     root = (RuleSpec((branches[leaf],), Goto(names[leaf])) for leaf in ordered)
     unclassed = RuleSpec((MarkIs(0, mask),), RETURN)
@@ -165,7 +158,7 @@ def class_rule(family: Family, direction: Direction, marks: Marks, chain: ChainI
 
 
 def class_number(rule: m.Body, direction: Direction, marks: Marks) -> tuple[ChainId, int] | None:
-    """Which class chain a dispatch rule leads to, and the number that it matches, 0 if it does not say one."""
+    """Returns the class chain that a dispatch rule leads to and the number that it matches (0: none is given)."""
     chain = parse_chain_name(rule.target.chain) if isinstance(rule.target, Goto) else None
     if not isinstance(chain, ChainId) or (chain.kind, chain.direction) != (ChainKind.CLASS, direction):
         return None
@@ -178,6 +171,6 @@ def class_number(rule: m.Body, direction: Direction, marks: Marks) -> tuple[Chai
 
 
 def class_numbers(rules: Iterable[m.Body], direction: Direction, marks: Marks) -> dict[ChainId, int]:
-    """Class chain -> number, read back from the rules of this direction's dispatch leaves."""
+    """Returns class chain -> number, read back from the rules of one direction's dispatch leaves."""
     found = (class_number(rule, direction, marks) for rule in rules)
     return {chain: number for chain, number in filter(None, found) if number}

@@ -1,7 +1,7 @@
-"""The rules that do not depend on any policy: hooks, the way a packet takes, source binding, masquerade.
+"""The rules that do not depend on policy: hooks, packet flow between chains, source binding, masquerade.
 
-``docs/DESIGN.md`` draws the whole way. All chains of one family are made by the same code; what differs between
-the families stands in ``if family`` lines here and nowhere else.
+``docs/DESIGN.md`` draws the packet flow. Both families are built by the same code; the differences are the
+``if family`` lines in this module and nowhere else.
 """
 
 from __future__ import annotations
@@ -37,24 +37,20 @@ _ESTABLISHED = m.StateIn(("ESTABLISHED", "RELATED"))
 _NOT_ESTABLISHED = replace(_ESTABLISHED, negated=True)
 _INVALID = m.StateIn(("INVALID",))
 _FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
-_MIDSTREAM = (
-    m.ProtocolIs(6),
-    m.TCPFlags(_FIN | _SYN | _RST | _ACK, _SYN, negated=True),
-    m.StateIn(("NEW",)),
-)
-"""TCP of which conntrack has not seen the beginning; it would take whoever sends first for the client."""
+_MIDSTREAM = (m.ProtocolIs(6), m.TCPFlags(_FIN | _SYN | _RST | _ACK, _SYN, negated=True), m.StateIn(("NEW",)))
+"""TCP without a SYN seen by conntrack, which would take the first sender for the client."""
 
 _ICMPV6 = PROTOCOL[Family.V6]
 _NEIGHBOUR_DISCOVERY = tuple(m.ICMPType(_ICMPV6.number, kind) for kind in (133, 135, 136))
-"""Router and neighbour solicitation and neighbour advertisement (RFC 4861): a pod must be able to send them."""
+"""Router solicitation, neighbour solicitation and advertisement (RFC 4861), which pods must be able to send."""
 _SOLICITATION = _NEIGHBOUR_DISCOVERY[1]
 _SOLICITED_NODE = m.AddressIn(m.DESTINATION, "ff02::1:ff00:0/104")
 _LINK_LOCAL = "fe80::/10"
 _FROM_LINK_LOCAL = m.AddressIn(m.SOURCE, _LINK_LOCAL)
 _ON_LINK = (_LINK_LOCAL, "ff02::/16")
-"""Where neighbour discovery may go: nothing that the node would forward."""
+"""Permitted destinations of neighbour discovery: none that the node would forward."""
 _TO_GROUPS = RuleSpec((m.AddressIn(m.DESTINATION, "ff00::/8"),), DROP)
-"""Not logged: every interface says which groups it is in (RFC 3810), which is no denied connection."""
+"""Not logged: every interface reports its multicast groups (RFC 3810), which is no denied connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +77,10 @@ class SetNames:
 
 @dataclass(frozen=True, slots=True)
 class StaticOptions:
-    """What configuration and kernel decide about the static rules. ``endpoint_to_host`` is an iptables target.
+    """Configuration and kernel features of the static rules. ``endpoint_to_host`` is an iptables target.
 
-    ``drop_midstream``: TCP that conntrack does not know goes on only where it cannot undo a denial. ``missing``:
-    what this kernel has not, so that the rules must do without.
+    ``drop_midstream``: TCP unknown to conntrack is dropped where it could undo a denial. ``missing``: features
+    that this kernel lacks.
     """
 
     marks: Marks
@@ -98,8 +94,7 @@ class StaticOptions:
 
 def static_sets(family: Family, options: StaticOptions) -> list[SetSpec]:
     """Every set of :class:`SetNames` with its type."""
-    names = SetNames.of(family)
-    marks = options.marks
+    names, marks = SetNames.of(family), options.marks
     specs = [
         SetSpec(names.source, SetType.NET_IFACE, family),
         SetSpec(names.local, SetType.IP, family),
@@ -107,67 +102,65 @@ def static_sets(family: Family, options: StaticOptions) -> list[SetSpec]:
         SetSpec(names.ingress, SetType.IP, family, marks.class_mask(Direction.INGRESS)),
     ]
     if options.nat_outgoing:
-        specs += [
-            SetSpec(names.pool, SetType.NET, family),
-            SetSpec(names.no_masquerade, SetType.NET, family),
-        ]
+        specs += [SetSpec(names.pool, SetType.NET, family), SetSpec(names.no_masquerade, SetType.NET, family)]
     return specs
 
 
 def static_hooks(family: Family, options: StaticOptions) -> list[Hook]:
     """Our rules in the built-in chains."""
-    found = enumerate(_hooks(family, options))
     return [
         Hook(family, table, chain, RuleSpec(matches, target), first, rank)
-        for rank, (table, chain, matches, target, first) in found
+        for rank, (table, chain, matches, target, first) in enumerate(_hooks(family, options))
     ]
 
 
 def _hooks(
     family: Family, options: StaticOptions
 ) -> Iterator[tuple[str, str, tuple[m.Match, ...], m.Target, bool]]:
-    """Table, chain, matches, target, and whether it is kept at the top; in their order in a chain."""
+    """Yields (table, chain, matches, target, keep at the top) in chain order."""
     names = SetNames.of(family)
     accept = m.MarkIs(options.marks.accept, options.marks.accept)
     if Feature.DEVGROUP not in options.missing:
-        # By its name, a renamed interface is bound to nothing: so nothing passes, whatever source it forges.
-        # Without this, what it sends with a pod's address is still dropped.
+        # A renamed pod interface is bound to no address, so all its packets fail the source check. Without the
+        # link group, only its packets with a pod's address do (next rule).
         yield "raw", "PREROUTING", (_NOT_FROM_POD, HOST_END), Jump(Fixed.SOURCE), True
-    # A pod's packets come by its own interface and no other: not by the uplink, nor by one that was renamed.
+    # A pod's address is valid only on its own interface: not on the uplink, nor on a renamed interface.
     yield "raw", "PREROUTING", (_NOT_FROM_POD, InSet(names.local, _SRC)), Jump(Fixed.SOURCE), True
     for matches in _to_check(family, options):
         yield "raw", "PREROUTING", (FROM_POD, *matches), Jump(Fixed.SOURCE), True
     yield "mangle", "FORWARD", (_NOT_ESTABLISHED,), Jump(Fixed.CLASSIFY), True
     yield "mangle", "INPUT", (FROM_POD,), Jump(Fixed.CLASSIFY), True
     yield "filter", "FORWARD", (_NOT_ESTABLISHED,), Jump(Fixed.FORWARD), True
-    # Appended, not inserted: whatever others put between still has its say on what policy allows.
+    # Appended, not inserted: foreign rules in between still decide on what policy allows.
     for pod in (FROM_POD, TO_POD):
         yield "filter", "FORWARD", (pod, _ESTABLISHED), ACCEPT, False
         yield "filter", "FORWARD", (pod, accept), ACCEPT, False
     yield "filter", "INPUT", (FROM_POD,), Jump(Fixed.INPUT), True
-    yield "filter", "OUTPUT", _in_a_pods_name(names), Jump(Fixed.PROXIED), True
+    # From a pod whose egress is restricted, to elsewhere than a pod of this node (FELIX-OUTPUT checks those).
+    from_restricted = (_NOT_TO_POD, _NOT_ESTABLISHED, InSet(names.egress, _SRC))
+    yield "filter", "OUTPUT", from_restricted, Jump(Fixed.PROXIED), True
     yield "filter", "OUTPUT", (TO_POD,), Jump(Fixed.OUTPUT), True
     if options.nat_outgoing:
         yield "nat", "POSTROUTING", (), Jump(Fixed.POSTROUTING), True
 
 
 def _to_check(family: Family, options: StaticOptions) -> Iterator[tuple[m.Match, ...]]:
-    """Which packets of pods FELIX-SOURCE checks before conntrack sees them.
+    """The packets of pods that FELIX-SOURCE checks before conntrack sees them.
 
-    The others come from where their source is routed to, which takes half as long to tell. Routes are others' to
-    make, too, so what begins a connection is checked all the same where it is judged.
+    All others pass rpfilter, which costs half as much. Other programs may change routes, so the first packet of
+    a connection is checked against the source set all the same (:func:`_begins_with_its_source`).
     """
     if Feature.RPFILTER in options.missing:
         yield ()
         return
-    yield (PROTOCOL[family],)  # conntrack tracks no neighbour discovery, and believes errors
+    yield (PROTOCOL[family],)  # conntrack does not track neighbour discovery, and trusts errors
     if family is Family.V6:
-        yield (_FROM_LINK_LOCAL,)  # to rpfilter it is right on every link
+        yield (_FROM_LINK_LOCAL,)  # passes rpfilter on every link
     yield (STRAYED,)
 
 
 def closed_hooks(family: Family, options: StaticOptions) -> list[Hook]:
-    """All that there is of a family that is switched off: what pods send of it goes nowhere."""
+    """The only rules of a family that is switched off: all its packets from pods are dropped."""
     found: list[tuple[m.Match, ...]] = [(FROM_POD,)]
     if Feature.DEVGROUP not in options.missing:
         found.insert(0, (_NOT_FROM_POD, HOST_END))
@@ -178,15 +171,14 @@ def closed_hooks(family: Family, options: StaticOptions) -> list[Hook]:
 
 
 def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str], Rules]:
-    """(table, chain) -> rules, of everything that policy does not change."""
-    names = SetNames.of(family)
-    marks = options.marks
+    """Returns (table, chain) -> rules of the chains that do not depend on policy."""
+    names, marks = SetNames.of(family), options.marks
     chains: dict[tuple[str, str], Rules] = {
         ("raw", Fixed.SOURCE): tuple(_source(family, names, options)),
         ("raw", Fixed.ERROR): tuple(_error(family, options.deny_log)),
         ("mangle", Fixed.CLASSIFY): (
             RuleSpec((_NOT_FROM_POD, _NOT_TO_POD), RETURN),
-            # A mark that somebody else left in our bits must not choose a class, nor count as accepted.
+            # Foreign mark values in our bits must not choose a class, nor count as accepted.
             RuleSpec((), m.SetMark(0, marks.all)),
             RuleSpec((FROM_POD,), m.MapSet(names.egress, _SRC, ("mark",))),
             RuleSpec((TO_POD,), m.MapSet(names.ingress, _DST, ("mark",))),
@@ -232,21 +224,21 @@ def _error(family: Family, log: DenyLog | None) -> Iterator[RuleSpec]:
 
 
 def _neighbour(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
-    """Neighbour discovery that is on the pod's link, and of addresses that are bound to it.
+    """Neighbour discovery is allowed on the pod's link only, from addresses that are bound to it.
 
-    Anywhere else it would be a message that no policy expects: conntrack does not track it. The node makes a
-    neighbour entry for whoever solicits: of a pod there can be no more than it has addresses. What it says with
-    its link-local address nobody needs: the node asks for the pod's own, and its gateway is a permanent entry.
+    conntrack does not track it, so elsewhere no policy would judge it. The node creates a neighbour entry for
+    each soliciting address: this bounds a pod's entries to its addresses. Messages from the link-local address
+    are not needed: the node solicits the pod's own address, and the pod's gateway is a permanent entry.
     """
-    # A pod sets the hop limit as it likes, so where the check is missing nothing is open to it that was not. It
-    # all ends at the node, whose kernel ignores what has another one (RFC 4861, section 7.1).
+    # A pod can send any hop limit, so a missing hl match opens nothing new; and the node, where all this ends,
+    # ignores other hop limits itself (RFC 4861, section 7.1).
     near = () if Feature.HL in options.missing else (FROM_NEIGHBOUR,)
     # Duplicate address detection has no source yet (RFC 4862, section 5.4.2).
     unspecified = m.AddressIn(m.SOURCE, "::/128")
     yield RuleSpec((unspecified, _SOLICITED_NODE, _ICMPV6, _SOLICITATION, *near), RETURN)
     for destination in _ON_LINK:
         yield RuleSpec((m.AddressIn(m.DESTINATION, destination), *near, _bound_source(names)), RETURN)
-    # Not logged: every interface does so.
+    # Not logged: every interface sends such messages.
     yield RuleSpec((_FROM_LINK_LOCAL,), DROP)
     yield from dropping(options.deny_log, SOURCE_DROP)
 
@@ -261,53 +253,48 @@ def _forward(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     yield from _begins_with_its_source(names, options)
     if options.drop_invalid:
         yield RuleSpec((_INVALID,), Goto(Fixed.INVALID))
-    # No ingress policy would be asked: the pod's interface has another name than ours, or its route is another's.
+    # Ingress policy would be skipped: the pod's interface is renamed, or a foreign route leads elsewhere.
     yield RuleSpec((_NOT_TO_POD, to_local), Goto(Fixed.ASTRAY))
     if options.drop_midstream:
         yield RuleSpec((*_MIDSTREAM, FROM_POD, InSet(names.ingress, _SRC)), Goto(Fixed.MIDSTREAM))
         yield _to_restricted_egress(names)
     yield RuleSpec((FROM_POD,), Jump(DISPATCH[Direction.EGRESS]))
-    # What egress allowed says nothing about ingress.
+    # The accept mark of egress must not count for ingress.
     yield RuleSpec((), m.SetMark(0, options.marks.accept))
     yield RuleSpec((TO_POD,), Jump(DISPATCH[Direction.INGRESS]))
     yield RuleSpec((), Goto(Fixed.ALLOW))
 
 
 def _begins_with_its_source(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
-    """What begins a connection has the source that its interface is bound to, whatever routes there are."""
+    """A new connection's source must be bound to the interface, whatever rpfilter made of the routes."""
     if Feature.RPFILTER not in options.missing:
         yield RuleSpec((FROM_POD, replace(_bound_source(names), negated=True)), Goto(Fixed.SOURCE))
 
 
 def _to_restricted_egress(names: SetNames) -> RuleSpec:
-    """What comes to a pod whose egress is restricted, and may be a reply, must not pass for somebody's beginning:
-    all that the pod sends would then pass as replies. (What a pod of restricted ingress sends: likewise.)"""
+    """A midstream packet to a pod with restricted egress must not begin a conntrack entry, since all that the pod
+    sends would then pass as replies. (Likewise a midstream packet from a pod with restricted ingress.)"""
     return RuleSpec((*_MIDSTREAM, TO_POD, InSet(names.egress, _DST)), Goto(Fixed.MIDSTREAM))
 
 
 def _output(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
-    """What the node sends to pods is never denied; what it sends in the name of others is not its own.
+    """The node's own packets to pods are never denied; proxied packets are not its own.
 
-    kube-proxy in IPVS mode, or a transparent proxy, takes a packet in by INPUT and sends it on by OUTPUT, where
-    it would pass for the node's. So it does not pass if policy would have a say on it.
+    kube-proxy in IPVS mode, or a transparent proxy, receives a packet by INPUT and forwards it by OUTPUT, where
+    it looks like the node's. It is dropped if policy restricts its source or its destination.
     """
     yield RuleSpec((_ESTABLISHED,), RETURN)
     if options.drop_midstream:
         yield _to_restricted_egress(names)
     yield RuleSpec((InSet(names.egress, _SRC),), Goto(Fixed.PROXIED))
-    # Where nothing tells the node's own packets, none of them passes.
+    # Without addrtype the node's own packets cannot be told from proxied ones, and none passes.
     not_own = () if Feature.ADDRTYPE in options.missing else (NOT_FROM_HERE,)
     yield RuleSpec((InSet(names.ingress, _DST), *not_own), Goto(Fixed.PROXIED))
 
 
-def _in_a_pods_name(names: SetNames) -> tuple[m.Match, ...]:
-    """From a pod whose egress is restricted, to elsewhere than a pod of this node (asked in FELIX-OUTPUT)."""
-    return (_NOT_TO_POD, _NOT_ESTABLISHED, InSet(names.egress, _SRC))
-
-
 def _input(family: Family, names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     if family is Family.V6:
-        # On the pod's link and with its own source, or it would have been dropped in FELIX-NEIGHBOUR.
+        # FELIX-NEIGHBOUR has dropped all that is off the pod's link or not from its own source.
         yield from _neighbour_discovery(RETURN)
     yield RuleSpec((_ESTABLISHED,), ACCEPT if options.endpoint_to_host == "ACCEPT" else RETURN)
     yield from _begins_with_its_source(names, options)

@@ -1,4 +1,4 @@
-"""What people ask of a node: why a packet passes or not, and whether the kernel is as it should be.
+"""Diagnosis of a node: why a packet passes or not, and whether the kernel holds the intended state.
 
-All of it only looks. It needs no running agent, and reads beside one that runs.
+It writes nothing and needs no running agent, but may run beside one.
 """

@@ -1,4 +1,4 @@
-"""What a running agent says of itself (``/status`` of its socket)."""
+"""Reads the ``/status`` of a running agent from its socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TIMEOUT = 3.0
 
 
 class Configuration(msgspec.Struct, frozen=True, rename="camel"):
-    """The settings that decide what the kernel should hold, as the agent has them."""
+    """The agent's settings that decide the intended kernel state."""
 
     backend: Backend
     families: tuple[Family, ...]
@@ -28,7 +28,7 @@ class Configuration(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class AgentSays:
-    """``learned``: best routes, prefix -> gateways. ``settled``: every configured peer has told its routes."""
+    """``learned``: best routes, prefix -> gateways. ``settled``: every configured BGP peer is established."""
 
     node: str
     configuration: Configuration
@@ -38,20 +38,20 @@ class AgentSays:
 
 
 def ask(place: str) -> AgentSays | None:
-    """What decides the kernel's content; None: no agent answers, or one of another version.
+    """Returns what decides the kernel's content, or None if no agent answers, or one of another version.
 
     Raises:
-        ConfigError: the address is none.
+        ConfigError: ``place`` is not an address.
     """
     answer = status(place)
     return None if answer is None else _read(answer)
 
 
 def status(place: str) -> dict[str, Any] | None:
-    """All that the agent of this network namespace says; None: none answers.
+    """Returns the status of this network namespace's agent, or None if none answers.
 
     Raises:
-        ConfigError: the address is none.
+        ConfigError: ``place`` is not an address.
     """
     asked = connection(place, _TIMEOUT)
     try:

@@ -1,4 +1,4 @@
-"""IP sets, routes, interfaces and kernel settings: the intended ones beside those of the kernel."""
+"""Comparison of the kernel's IP sets, routes, interfaces and settings with the intended ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from policy.model import Family
 _AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 _TABLE_MAIN, _UNICAST = 254, 1
 _METRIC = {Family.V4: 0, Family.V6: 1024}
-"""What the kernel makes of a route without a metric. Ours have none; others of the same prefix coexist."""
+"""The kernel's default metrics. Our routes have none; foreign routes of the same prefix with others coexist."""
 
 _SETTINGS = {Family.V4: ("ipv4/ip_forward", "1"), Family.V6: ("ipv6/conf/all/forwarding", "1")}
 
@@ -33,7 +33,7 @@ _SETTINGS = {Family.V4: ("ipv4/ip_forward", "1"), Family.V6: ("ipv6/conf/all/for
 def set_differences(
     wanted: Update, families: Collection[Family], owners: Owners, pardoned: Collection[str], *, strays: bool
 ) -> Iterator[Difference]:
-    """All sets and members with their marks. ``pardoned``: addresses that may be members or not.
+    """Compare all sets and members with their marks. ``pardoned``: addresses that may be members or not.
 
     Raises:
         OSError: the kernel does not answer.
@@ -83,8 +83,7 @@ def _set(
         elif key not in keys:
             yield Difference(ref, Problem.EXTRA, about, "", _mark(actual[key]), place)
         elif keys[key][1] != actual[key]:
-            marks = _mark(keys[key][1]), _mark(actual[key])
-            yield Difference(ref, Problem.ALTERED, about, *marks, place)
+            yield Difference(ref, Problem.ALTERED, about, _mark(keys[key][1]), _mark(actual[key]), place)
 
 
 def _mark(value: int) -> str:
@@ -103,7 +102,7 @@ def route_differences(
     *,
     strays: bool,
 ) -> Iterator[Difference]:
-    """Our routes of some protocol numbers. ``pardoned``: addresses that may have a route or not.
+    """Compare our routes of some protocol numbers. ``pardoned``: addresses that may have a route or not.
 
     Raises:
         OSError: the kernel does not answer.
@@ -126,7 +125,7 @@ def route_differences(
 
 
 def _routes(families: Collection[Family], protocols: Collection[int]) -> dict[RouteRef, route_messages.Packed]:
-    """As pyroute2 decodes them: not by the code that wrote them."""
+    """The kernel's routes as pyroute2 decodes them, independently of the code that wrote them."""
     from pyroute2 import IPRoute
 
     found: dict[RouteRef, route_messages.Packed] = {}
@@ -147,8 +146,7 @@ def _decoded(family: Family, answer: Any) -> route_messages.Packed:
 
     hops: list[route_messages.Hop] = []
     if answer["type"] == _UNICAST:
-        paths = answer.get_attr("RTA_MULTIPATH")
-        if paths:
+        if paths := answer.get_attr("RTA_MULTIPATH"):
             hops = [(packed(path.get_attr("RTA_GATEWAY")), path["oif"]) for path in paths]
         else:
             hops = [(packed(answer.get_attr("RTA_GATEWAY")), answer.get_attr("RTA_OIF", 0))]
@@ -204,7 +202,7 @@ def _packed(route: route_messages.Packed) -> str:
 
 
 def interface_differences(leases: Iterable[Lease]) -> Iterator[Difference]:
-    """The host's ends of pods: there, up, and no other.
+    """Compare the host ends of pods' interfaces: they exist, are up, and have a lease.
 
     Raises:
         OSError: the kernel does not answer.
@@ -223,7 +221,7 @@ def interface_differences(leases: Iterable[Lease]) -> Iterator[Difference]:
 
 
 def setting_differences(families: Collection[Family]) -> Iterator[Difference]:
-    """The kernel settings that make the node a router."""
+    """Compare the kernel settings that make the node a router."""
     for family in families:
         name, wanted = _SETTINGS[family]
         try:

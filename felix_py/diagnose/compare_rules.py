@@ -1,4 +1,4 @@
-"""Chains and hooks: the intended ones beside those of the kernel, rule by rule and in order."""
+"""Comparison of the kernel's chains and hooks with the intended ones, rule by rule and in order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from policy.model import Family
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A wanted rule; ``body`` is what it is compared by."""
+    """A wanted rule; ``body`` is compared."""
 
     spec: RuleSpec
     body: Body
@@ -38,12 +38,12 @@ class _Wanted:
 
     @property
     def text(self) -> str:
-        """For people: without the comment, whose content is said elsewhere."""
+        """For people, without the comment, whose content is shown elsewhere."""
         return shown(self.spec)
 
 
 class RuleComparison:
-    """One family's rules."""
+    """Comparison of one family's rules."""
 
     def __init__(self, family: Family, wanted: Update, found: Ruleset, owners: Owners) -> None:
         self._family = family
@@ -61,12 +61,12 @@ class RuleComparison:
 
     @property
     def counted(self) -> tuple[int, int]:
-        """How many chains and rules are compared."""
+        """Number of chains and of rules that are compared."""
         hooks = sum(map(len, self._hooks.values()))
         return len(self._chains), hooks + sum(map(len, self._chains.values()))
 
     def differences(self, *, strays: bool) -> Iterator[Difference]:
-        """All differences. ``strays``: also chains and hooks of ours that nobody asked for."""
+        """All differences. ``strays``: also our chains and hooks that are not intended."""
         for place, wanted in sorted(self._chains.items()):
             yield from self._chain(place, wanted)
         for table in TABLES:
@@ -129,11 +129,9 @@ class RuleComparison:
                 yield Difference(ref, Problem.MISSING, about, wanted[at].text, place=where)
             else:
                 new.remove(there)
-                found = f"as rule {there + 1}"
-                yield Difference(ref, Problem.MISPLACED, about, wanted[at].text, found, where)
+                yield Difference(ref, Problem.MISPLACED, about, wanted[at].text, f"as rule {there + 1}", where)
         for at in new:
-            about = self._owners.found_rule(place[1], rules[at])
-            found = brief(rules[at].text)
+            about, found = self._owners.found_rule(place[1], rules[at]), brief(rules[at].text)
             yield Difference(self._ref(place), Problem.EXTRA, about, "", found, self._rule(place, at))
 
     # --- hooks ---------------------------------------------------------------------------------------
@@ -145,8 +143,7 @@ class RuleComparison:
         used: set[int] = set()
         right = True
         for hook, one in zip(hooks, wanted, strict=True):
-            about = self._hook(place, hook)
-            where = f"hook in {self._ref(place)}"
+            about, where = self._hook(place, hook), f"hook in {self._ref(place)}"
             at = next((n for n, body in enumerate(actual) if body == one.body and n not in used), None)
             if at is not None:
                 used.add(at)
@@ -166,7 +163,7 @@ class RuleComparison:
                 yield Difference(ref, Problem.EXTRA, about, "", brief(rule.text), self._rule(place, at))
 
     def _hook(self, place: tuple[str, str], hook: Hook) -> str:
-        """What a hook serves."""
+        """The purpose of a hook."""
         return self._owners.wanted_rule(hook.rule.leads_to or place[1], hook.rule)
 
     def _order(
@@ -177,33 +174,28 @@ class RuleComparison:
         rules: Sequence[Rule],
         actual: Sequence[Body],
     ) -> Iterator[Difference]:
-        """The first ones at the top and the others at the end, with nothing of others in their way."""
+        """Hooks with ``first`` stand at the top and the others at the end, without foreign rules in their way."""
         order = [body for body in actual if any(body == one.body for one in wanted)]
         top = [one.body for hook, one in zip(hooks, wanted, strict=True) if hook.first]
         end = [one.body for hook, one in zip(hooks, wanted, strict=True) if not hook.first]
         for hook, one in zip(hooks, wanted, strict=True):
             at = actual.index(one.body)
             if hook.first:
-                right = order[: len(top)] == top
-                above = (rule for rule in rules[:at] if not rule.hash)
-                others = [rule for rule in above if hinders_above(place[0], target_of(rule.text))]
-                word = "above"
+                right, expected, word = order[: len(top)] == top, "first", "above"
+                beside, hinders = rules[:at], hinders_above
             else:
-                right = order[len(order) - len(end) :] == end
-                behind = (rule for rule in rules[at:] if not rule.hash)
-                others = [rule for rule in behind if hinders_behind(place[0], target_of(rule.text))]
-                word = "behind"
+                right, expected, word = order[len(order) - len(end) :] == end, "last", "behind"
+                beside, hinders = rules[at:], hinders_behind
+            others = [rule for rule in beside if not rule.hash and hinders(place[0], target_of(rule.text))]
             if others or not right:
-                about = self._hook(place, hook)
+                about, ref = self._hook(place, hook), HookRef(self._family, *place)
                 found = f"{word} it: {'; '.join(brief(rule.text) for rule in others[:3])}" if others else ""
-                expected = "first" if hook.first else "last"
                 where = f"hook {one.text} in {self._ref(place)}"
-                ref = HookRef(self._family, *place)
                 yield Difference(ref, Problem.MISPLACED, about, expected, found, where)
 
 
 def _as_wanted(rule: Rule, wanted: Iterable[_Wanted]) -> Body:
-    """What the rule is compared by: its hash counts where it is spelled in a way that is not understood."""
+    """The body to compare: the wanted one if the rule has its hash and differs only in unknown words."""
     for one in wanted:
         if rule.hash and one.hash == rule.hash and compare(one.body, rule.body) is Likeness.UNKNOWN:
             return one.body

@@ -1,4 +1,4 @@
-"""One way in which a kernel is not as it should be."""
+"""One difference between the kernel and the intended state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from felix_py.refs import Ref
 
 
 class Problem(enum.StrEnum):
-    """What is wrong with it."""
+    """Kind of a difference."""
 
     MISSING = "missing"
     ALTERED = "altered"
@@ -20,9 +20,9 @@ class Problem(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """``about``: the policy with its rule, the pod, or whatever else it serves.
+    """``about``: the policy with its rule, the pod, or another purpose of the object.
 
-    ``expected`` and ``found``: the object's content, where there is one. ``place``: where in it, if not all.
+    ``expected`` and ``found``: the object's content, if any. ``place``: the part of the object, if not the whole.
     """
 
     ref: Ref
@@ -39,7 +39,7 @@ class Difference:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What makes it the same difference in another look."""
+        """Identifies the difference when the kernel is read again."""
         return (self.ref.kind, self.problem, self.where, self.expected)
 
     def __str__(self) -> str:
@@ -52,9 +52,8 @@ class Difference:
                 text = f"{self.where} is not in its place"
             case Problem.EXTRA:
                 text = f"nobody asked for {self.where}"
-        details = [
-            f"{word} {what}" for word, what in (("expected", self.expected), ("found", self.found)) if what
-        ]
+        contents = (("expected", self.expected), ("found", self.found))
+        details = [f"{word} {what}" for word, what in contents if what]
         return f"{self.about}: {text}" + (f": {', '.join(details)}" if details else "")
 
     def as_json(self) -> dict[str, Any]:

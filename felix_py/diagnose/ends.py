@@ -1,4 +1,4 @@
-"""The two ends of a packet as people name them: pods, nodes, addresses, the world; and ports."""
+"""The two ends of a packet as users name them: pods, nodes, addresses, the world; and ports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from felix_py.datastore.fetch import Fetched
-from felix_py.records import NodeRecord
 from policy.model import Family, IPBlock, Pod, Protocol
 from policy.syntax import canonical_address
 
@@ -15,21 +14,21 @@ _OUTSIDE = {
     Family.V4: ("203.0.113.1", "198.51.100.1", "192.0.2.1", "1.1.1.1", "8.8.8.8", "9.9.9.9", "93.184.216.34"),
     Family.V6: ("2001:db8:ffff::1", "2001:db8::1", "2606:4700:4700::1111", "2001:4860:4860::8888", "2620:fe::9"),
 }
-"""Addresses that stand for the world: those of documentation (RFC 5737, RFC 3849) first, then well-known ones."""
+"""Addresses that stand for the world: of documentation (RFC 5737, RFC 3849) first, then well-known ones."""
 
 _NODE = "node/"
 _MOST_HINTS = 3
 
 
 class WrongEnd(ValueError):
-    """What was asked for is not there, or not to be explained; the message says what to do."""
+    """An end does not exist or cannot be explained; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One end. ``pod``: policy takes it for this pod. ``node``: the node that it is or runs on; empty: outside.
+    """One end. ``pod``: the pod that it is to policy. ``node``: the node that it is or runs on; empty: outside.
 
-    ``note``: what people should know about how it was found.
+    ``note``: how it was found, where users should know.
     """
 
     name: str
@@ -40,7 +39,7 @@ class Place:
 
 
 def find(text: str, namespace: str, cluster: Fetched) -> Place:
-    """``POD``, ``NAMESPACE/POD``, ``node/NAME``, an address, or ``world``.
+    """Find ``POD``, ``NAMESPACE/POD``, ``node/NAME``, an address, or ``world``.
 
     Raises:
         WrongEnd: there is no such end, or it has no address.
@@ -95,7 +94,7 @@ def _whose(address: str, owner: Pod | None) -> str:
 
 
 def _hint(namespace: str, name: str, cluster: Fetched) -> str:
-    """Where there is one of this name, or what there is that looks like it."""
+    """Pods of this name in other namespaces, or pods with a similar name."""
     elsewhere = [f"{pod.namespace}/{name}" for pod in cluster.pods if pod.name == name]
     alike = [
         f"{namespace}/{p.name}" for p in cluster.pods if p.namespace == namespace and p.name.startswith(name)
@@ -112,14 +111,10 @@ def _node(name: str, cluster: Fetched) -> Place:
     if record is None:
         names = ", ".join(sorted(node.name for node in cluster.nodes)[:10])
         raise WrongEnd(f"there is no node {name}; there is {names or 'none'}")
-    return _of_node(record)
-
-
-def _of_node(record: NodeRecord) -> Place:
     addresses = _by_family(record.addresses)
     if not addresses:
-        raise WrongEnd(f"node {record.name} has no address")
-    return Place(f"node {record.name}", addresses, None, record.name)
+        raise WrongEnd(f"node {name} has no address")
+    return Place(f"node {name}", addresses, None, name)
 
 
 def _address(text: str, cluster: Fetched) -> Place:
@@ -136,12 +131,10 @@ def _address(text: str, cluster: Fetched) -> Place:
             return Place(f"node {record.name}", own, None, record.name)
     for record in cluster.nodes:
         if any(_is_in(address, cidr) for cidr in record.pod_cidrs):
-            return Place(
-                address, own, note=f"{address} is one of {record.name}'s pod addresses, but no pod has it"
-            )
-    return Place(
-        address, own, note=f"{address} is neither a pod's nor a node's; if it is a Service's, ask for its pods"
-    )
+            note = f"{address} is one of {record.name}'s pod addresses, but no pod has it"
+            return Place(address, own, note=note)
+    note = f"{address} is neither a pod's nor a node's; if it is a Service's, ask for its pods"
+    return Place(address, own, note=note)
 
 
 def _is_in(address: str, cidr: str) -> bool:
@@ -150,7 +143,7 @@ def _is_in(address: str, cidr: str) -> bool:
 
 
 def _world(cluster: Fetched) -> Place:
-    """Addresses outside that no policy means more than any other address outside."""
+    """Outside addresses that no policy distinguishes from other outside addresses."""
     taken = {address for pod in cluster.pods for address in pod.addresses}
     taken |= {address for node in cluster.nodes for address in node.addresses}
     own = [cidr for node in cluster.nodes for cidr in node.pod_cidrs]
@@ -169,7 +162,7 @@ def _world(cluster: Fetched) -> Place:
 
 
 def _blocks(cluster: Fetched) -> set[str]:
-    """Every CIDR that policies name; what they take away from one counts as well."""
+    """Every CIDR that policies name, exceptions included."""
     found: set[str] = set()
     for policy in cluster.policies:
         for rule in (*(policy.ingress or ()), *(policy.egress or ())):
@@ -185,10 +178,10 @@ Port = tuple[Protocol, int]
 
 
 def find_ports(text: str, destination: Place, listed: Callable[[Pod], Sequence[Port]]) -> list[Port]:
-    """``80``, ``80/tcp``, ``53/udp``, ``http``, ``http/tcp``; empty: all that the destination's containers list.
+    """Parse ``80``, ``80/tcp``, ``53/udp``, ``http``, ``http/tcp``; empty: all ports that the containers list.
 
     Raises:
-        WrongEnd: not a port, or the destination has none of that name, or none at all to choose from.
+        WrongEnd: not a port, no port of that name, or no ports are listed.
     """
     pod = destination.pod
     if not text:

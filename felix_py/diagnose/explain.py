@@ -1,16 +1,15 @@
-"""Explain a connection: which packets it is, what policy says of each, and what this node's kernel does."""
+"""Explains a connection: its packets, policy's verdict on each, and their fate in this node's kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from felix_py.datastore.fetch import Fetched
 from felix_py.diagnose.ends import Place, Port, WrongEnd
 from felix_py.diagnose.explain_report import Explained
 from felix_py.diagnose.live import Live
 from felix_py.diagnose.packets import look, nodes_on_the_way
-from policy.evaluate import Snapshot
-from policy.explain import Explanation, explain
+from policy.explain import explain
 from policy.model import Family, Packet
 
 
@@ -25,13 +24,12 @@ class Connection:
         ports: Sequence[Port],
         families: Collection[Family],
     ) -> None:
-        """``families``: those to look at; of them, the ones that both ends have.
+        """``families``: those to look at, if both ends have them.
 
         Raises:
             WrongEnd: the two ends have no such family in common.
         """
-        self._source = source
-        self._destination = destination
+        self._source, self._destination = source, destination
         snapshot = cluster.snapshot()
         shared = [f for f in Family if f in families and f in source.addresses and f in destination.addresses]
         if not shared:
@@ -42,11 +40,12 @@ class Connection:
             for family in shared
             for protocol, number in ports
         ]
-        own_node = _node_addresses(cluster, destination) if destination.pod else frozenset()
-        self._explanations = list(_explain(snapshot, packets, own_node))
+        nodes = [node for node in cluster.nodes if destination.pod and node.name == destination.node]
+        own_node = frozenset(address for node in nodes for address in node.addresses)
+        self._explanations = [explain(snapshot, packet, own_node) for packet in packets]
 
     def passes(self, node: str) -> bool:
-        """Whether an end is a pod of this node, so that its kernel has a say."""
+        """Whether an end is a pod of ``node``, so that its kernel judges the packets."""
         return any(
             name == node
             for explanation in self._explanations
@@ -54,26 +53,10 @@ class Connection:
         )
 
     def explained(self, node: str, live: Live | None) -> list[Explained]:
-        """Every packet; ``live`` None: this node's kernel is not asked.
+        """Every packet; ``live`` None: this node's kernel is not read.
 
         Raises:
             ToolError, OSError: the kernel cannot be read.
         """
-        return [
-            Explained(
-                self._source,
-                self._destination,
-                explanation,
-                tuple(look(explanation, self._source, self._destination, node, live)),
-            )
-            for explanation in self._explanations
-        ]
-
-
-def _explain(snapshot: Snapshot, packets: Iterable[Packet], own_node: frozenset[str]) -> Iterator[Explanation]:
-    for packet in packets:
-        yield explain(snapshot, packet, own_node)
-
-
-def _node_addresses(cluster: Fetched, place: Place) -> frozenset[str]:
-    return frozenset(a for node in cluster.nodes if node.name == place.node for a in node.addresses)
+        ends = self._source, self._destination
+        return [Explained(*ends, one, tuple(look(one, *ends, node, live))) for one in self._explanations]

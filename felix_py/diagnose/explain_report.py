@@ -11,15 +11,12 @@ from felix_py.diagnose.packets import Agreement, NodeView
 from felix_py.ruleset.run import Outcome, Result, Step
 from policy.evaluate import RuleRef
 from policy.explain import Asked, End, Explanation
-from policy.model import Direction, RuleAction, Tier
-
-_LABELS = {Direction.EGRESS: "egress", Direction.INGRESS: "ingress"}
-_INDENT = " " * 11
+from policy.model import RuleAction, Tier
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Explained:
-    """One packet: its ends, what policy says and why, and the nodes on its way."""
+    """One packet: its ends, policy's verdict with reasons, and the nodes on its way."""
 
     source: Place
     destination: Place
@@ -28,12 +25,12 @@ class Explained:
 
     @property
     def disagrees(self) -> bool:
-        """Whether a kernel that was asked does something else than policy says."""
+        """Whether a kernel that was read does not do what policy says."""
         return any(view.agreement is Agreement.DISAGREES for view in self.nodes)
 
     @property
     def uncertain(self) -> bool:
-        """Whether what a kernel does hangs on rules that are not understood."""
+        """Whether a kernel's verdict depends on unknown rules."""
         return any(view.agreement is Agreement.UNKNOWN for view in self.nodes)
 
 
@@ -53,17 +50,14 @@ def _lines(explained: Explained) -> Iterator[str]:
     for place in (explained.source, explained.destination):
         if place.note:
             yield f"  note     {place.note}"
-    for end, place in (
-        (explained.explanation.egress, explained.source),
-        (explained.explanation.ingress, explained.destination),
-    ):
-        yield from _labelled(_LABELS[end.direction], _end(end, place))
+    yield from _labelled("egress", _end(explained.explanation.egress, explained.source))
+    yield from _labelled("ingress", _end(explained.explanation.ingress, explained.destination))
     for view in explained.nodes:
         yield from _labelled("kernel", _node(view, explained))
 
 
 def _headline(explained: Explained) -> tuple[str, str]:
-    """The verdict in a word, and what contradicts it: never one that a kernel's line below takes back."""
+    """The verdict in a word, and what contradicts it. It never contradicts a kernel's line below."""
     allowed = explained.explanation.allowed
     policy = f"policy {'allows' if allowed else 'denies'} it"
     for view in explained.nodes:
@@ -77,7 +71,7 @@ def _headline(explained: Explained) -> tuple[str, str]:
 
 def _labelled(label: str, lines: Iterator[str]) -> Iterator[str]:
     for number, line in enumerate(lines):
-        yield f"  {label:<8} {line}" if not number else _INDENT + line
+        yield f"  {'' if number else label:<8} {line}"
 
 
 def _end(end: End, place: Place) -> Iterator[str]:
@@ -88,7 +82,7 @@ def _end(end: End, place: Place) -> Iterator[str]:
         return
     word = "allowed" if said.allowed else "denied"
     if said.decided_by is not None:
-        yield f"{word} by {rule_text(end, said.decided_by)} ({_tier(said.tier)})"
+        yield f"{word} by {rule_text(end, said.decided_by)} ({said.tier} tier)"
     elif not said.selected_by:
         yield f"allowed: no policy selects {place.name} in this direction"
     elif said.allowed:
@@ -105,12 +99,8 @@ def _end(end: End, place: Place) -> Iterator[str]:
         yield f"not asked: {', '.join(others)}"
 
 
-def _tier(tier: Tier | None) -> str:
-    return f"{tier} tier"
-
-
 def _in_vain(end: End, asked: Asked) -> Iterator[str]:
-    """Why the rules that could have let the packet through did not."""
+    """Why the rules that can allow a packet did not match."""
     if asked.tier is Tier.NETWORK and not asked.tried:
         yield f"{asked.policy}: has no rules"
     for tried in asked.tried:
@@ -119,7 +109,7 @@ def _in_vain(end: End, asked: Asked) -> Iterator[str]:
 
 
 def rule_text(end: End, rule: RuleRef) -> str:
-    """A rule of the direction that an end is asked for."""
+    """The name of a rule in an end's direction."""
     return rule.policy.rule(end.direction, rule.index, rule.name)
 
 
@@ -147,7 +137,7 @@ def _node(view: NodeView, explained: Explained) -> Iterator[str]:
 
 
 def _telling(agreement: Agreement, result: Result) -> tuple[Step, ...]:
-    """The rules that people should look at."""
+    """The rules that explain a node's verdict."""
     if agreement is Agreement.UNKNOWN:
         return result.doubts
     if result.outcome is Outcome.DROP:
@@ -159,7 +149,7 @@ def _telling(agreement: Agreement, result: Result) -> tuple[Step, ...]:
 
 
 def as_json(explained: Explained) -> dict[str, Any]:
-    """Everything, for programs."""
+    """The same for programs, with all details."""
     packet = explained.explanation.packet
     return {
         "verdict": _headline(explained)[0].lower(),

@@ -1,4 +1,4 @@
-"""What a node's kernel should hold, worked out anew from the cluster, the leases and the settings."""
+"""The intended kernel state of a node, computed anew from the cluster, the leases and the settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from policy.model import Direction, Family
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What decides, beside the cluster, what the kernel should hold. They must be the agent's own."""
+    """The agent's settings that decide, beside the cluster, the intended kernel state."""
 
     node_name: str
     families: tuple[Family, ...]
@@ -37,10 +37,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Intended:
-    """The desired state: ``update`` names all of it, and nothing that must not be.
+    """The desired state: ``update`` has all objects that must exist, and no removals.
 
-    ``leases``: those that stand for their pods. ``complete``: false where the kernel may rightly hold more than
-    this, because a pod has an interface and no object: the agent remembers what the pod was.
+    ``leases``: those that stand for their pods. ``complete`` is false where the kernel may rightly hold more,
+    because a pod has an interface but no API object any more: the agent remembers the pod.
     """
 
     update: Update
@@ -59,8 +59,8 @@ def intended(
 ) -> Intended:
     """Run the agent's own engine and planner over everything at once.
 
-    ``rules`` and ``sets`` are the kernel's: which number stands for which class is not decided by the cluster,
-    and so it is taken from there.
+    ``rules`` and ``sets`` are the kernel's: class numbers do not follow from the cluster, so they are taken from
+    there.
     """
     pods, nodes = {pod.key: pod for pod in cluster.pods}, {("", node.name): node for node in cluster.nodes}
     engine, view = Engine(settings.families), ClusterView()
@@ -88,14 +88,14 @@ def intended(
 
 
 def known(leases: Iterable[Lease], cluster: Fetched) -> tuple[Lease, ...]:
-    """The leases whose pod the API server has: that very pod, not another one of its name."""
+    """The leases whose pod the API server has: the same pod, not another one of its name."""
     pods = {pod.key: pod for pod in cluster.pods}
     ends = [(lease, pods.get((lease.namespace, lease.pod))) for lease in leases]
     return tuple(lease for lease, pod in ends if pod is not None and endpoint_of(lease).stands_for(pod))
 
 
 def _present(update: Update) -> Update:
-    """Only what must be there."""
+    """``update`` without removals."""
     sets: dict[str, SetSpec | None] = {name: spec for name, spec in update.sets.items() if spec is not None}
     return Update(
         sets=sets,
@@ -112,7 +112,7 @@ def _present(update: Update) -> Update:
 def _held(
     family: Family, direction: Direction, marks: Marks, rules: Ruleset, sets: Sets, facts: Facts
 ) -> dict[ChainId, int]:
-    """Class chain -> number, as the dispatch rules have it; where they have none, as its endpoints' marks do."""
+    """Returns class chain -> number from the dispatch rules, else from the marks of the class's endpoints."""
     table = rules.tables.get("filter")
     found: dict[ChainId, int] = {}
     for chain in table.chains.values() if table else ():
@@ -131,12 +131,12 @@ def _held(
 
 
 def _number(family: Family, direction: Direction, marks: Marks, rule: Rule) -> tuple[ChainId, int] | None:
-    """Which class a dispatch rule leads to, and its number: the one it was meant to have, if the hash tells."""
+    """Returns the class of a dispatch rule and its number: the originally written one, if the hash tells."""
     found = class_number(rule.body, direction, marks)
     if found is None:
         return None
     chain, number = found
-    # What it says first.
+    # The number that it matches now is tried first.
     for meant in (*filter(None, (number,)), *range(1, OVERFLOW + 1)) if rule.hash else ():
         if render(class_rule(family, direction, marks, chain, meant)).hash == rule.hash:
             return chain, meant

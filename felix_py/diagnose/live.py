@@ -1,4 +1,4 @@
-"""This node's kernel as it is now: rules, sets, routes. Nothing is written."""
+"""The current kernel state of this node: rules, sets, routes. Nothing is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNICAST, _LOCAL = 1, 2
 
 
 class Way(enum.Enum):
-    """Where a packet to an address goes."""
+    """Where the route to an address leads."""
 
     AWAY = enum.auto()
     HERE = enum.auto()
@@ -32,7 +32,7 @@ class Way(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """``interface``: by which a packet leaves. ``reason``: why it goes nowhere."""
+    """``interface``: the output interface. ``reason``: why there is no way."""
 
     way: Way
     interface: str = ""
@@ -40,10 +40,10 @@ class Routed:
 
 
 class Live:
-    """Reads each thing once, when it is asked for. Usable as a context manager."""
+    """Reads each object once, when it is first needed. Usable as a context manager."""
 
     def __init__(self, backend: Backend | None = None) -> None:
-        """``backend`` None: the one that this node uses.
+        """``backend`` None: this node's.
 
         Raises:
             ToolError: the backend's commands are not installed.
@@ -69,22 +69,17 @@ class Live:
         self.sets.close()
 
     def rules(self, family: Family) -> Ruleset:
-        """All rules of a family. On legacy hosts python-iptables decodes them, not the tools that wrote them.
-
-        Raises:
-            ToolError: they cannot be read.
-        """
+        """All rules of a family, the legacy ones as python-iptables decodes them; ToolError: unreadable."""
         return self._cached(family, self.backend)
 
     def other_rules(self, family: Family) -> Ruleset:
-        """The rules of the other backend, if they can be read: the kernel obeys them as well."""
+        """The rules of the other backend, which the kernel runs as well; none if they cannot be read."""
         other = Backend.NFT if self.backend is Backend.LEGACY else Backend.LEGACY
         try:
             return self._cached(family, other)
         except ToolError as error:
             self.notes.append(f"rules of the other backend were not looked at: {error}")
-            self._rules[family, other] = Ruleset(family)
-            return self._rules[family, other]
+            return self._rules.setdefault((family, other), Ruleset(family))
 
     def _cached(self, family: Family, backend: Backend) -> Ruleset:
         if (family, backend) not in self._rules:
@@ -102,7 +97,7 @@ class Live:
         return decode(family, save(family, backend))
 
     def route(self, address: str) -> Routed:
-        """Where this node would send a packet to an address (``ip route get``)."""
+        """Look up the node's route to an address, like ``ip route get``."""
         family = Family.V6 if ":" in address else Family.V4
         destination = route_messages.parse_destination(RouteRef(f"{address}/{family.bits}", 0))
         try:

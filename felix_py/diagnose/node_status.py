@@ -1,4 +1,4 @@
-"""Whether a node is well, and what to do where it is not, as its agent says."""
+"""The health of a node by its agent's status, and remedies for its problems."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 Json = Mapping[str, Any]
 
 _SILENT = 300.0
-"""Seconds without a word from the API server that are worth a line: a quiet cluster says little."""
+"""Seconds without any watch event until a problem is reported: a quiet cluster sends few."""
 
 _KIND_SILENT = 900.0
-"""The same of one kind, while others are heard of: each watch's server is asked every few minutes."""
+"""The same of one kind while others have events: each watch's server is asked every few minutes."""
 
 _LISTED = 5
-"""So many of a kind are named; the rest is counted."""
+"""Problems of one kind that are listed; the rest is counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is not as it should be, and what to do."""
+    """A problem and its remedy."""
 
     what: str
     todo: str
@@ -28,7 +28,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """One node. ``facts``: label -> words, in the order in which to show them."""
+    """One node. ``facts``: label -> text, in the order of display."""
 
     node: str
     facts: Mapping[str, str]
@@ -36,12 +36,12 @@ class NodeStatus:
 
     @property
     def fine(self) -> bool:
-        """Nothing is to be done."""
+        """Whether there is no problem."""
         return not self.problems
 
 
 def read(status: Json) -> NodeStatus:
-    """Judge what an agent answers at ``/status``. Whatever is missing there is left out."""
+    """Judge an agent's ``/status``. Missing fields are left out."""
     facts = {
         "agent": _agent(status),
         "kernel": _kernel(status),
@@ -49,15 +49,12 @@ def read(status: Json) -> NodeStatus:
         "bgp": _bgp(status),
         "deny log": _deny_log(status),
     }
-    return NodeStatus(
-        str(status.get("node", "?")),
-        {label: text for label, text in facts.items() if text},
-        tuple(_problems(status)),
-    )
+    shown = {label: text for label, text in facts.items() if text}
+    return NodeStatus(str(status.get("node", "?")), shown, tuple(_problems(status)))
 
 
 def text(found: NodeStatus) -> list[str]:
-    """For people: the verdict first."""
+    """Lines for people, the verdict first."""
     count = len(found.problems)
     verdict = "fine" if found.fine else f"{count} problem{'s' if count > 1 else ''}"
     lines = [f"{found.node}: {verdict}"]
@@ -70,7 +67,7 @@ def text(found: NodeStatus) -> list[str]:
 
 
 def as_json(found: NodeStatus) -> dict[str, Any]:
-    """For programs."""
+    """The same for programs."""
     problems = [{"what": problem.what, "todo": problem.todo} for problem in found.problems]
     return {"node": found.node, "fine": found.fine, "problems": problems, "facts": dict(found.facts)}
 
@@ -80,12 +77,11 @@ def as_json(found: NodeStatus) -> dict[str, Any]:
 
 def _agent(status: Json) -> str:
     configuration = status.get("configuration", {})
-    families = " and ".join(f"IPv{family}" for family in configuration.get("families", ()))
     words = [
         "not ready" if status.get("unready") else "ready, policy is in force",
         _counted(status.get("endpoints", 0), "pod"),
         f"iptables {configuration['backend']}" if "backend" in configuration else "",
-        families,
+        " and ".join(f"IPv{family}" for family in configuration.get("families", ())),
         ", ".join(status.get("podCIDRs", ())),
         f"up {_age(status['uptimeSeconds'])}" if "uptimeSeconds" in status else "",
     ]
@@ -116,10 +112,8 @@ def _bgp(status: Json) -> str:
     peers = status.get("peers", ())
     if not peers:
         return "no peers"
-    up = sum(bool(peer.get("established")) for peer in peers)
-    return (
-        f"{up} of {_counted(len(peers), 'peer')} established; {_counted(len(status.get('routes', ())), 'route')}"
-    )
+    up, routes = sum(bool(peer.get("established")) for peer in peers), len(status.get("routes", ()))
+    return f"{up} of {_counted(len(peers), 'peer')} established; {_counted(routes, 'route')}"
 
 
 def _deny_log(status: Json) -> str:
@@ -137,7 +131,7 @@ def _problems(status: Json) -> Iterator[Problem]:
         "cannot write to the kernel",
         "It is tried again; `felix-py verify` says what is missing.",
     )
-    # A notice says itself what there is to do.
+    # A notice's text includes the remedy.
     yield from (Problem(str(notice.get("text", "")), "") for notice in status.get("notices", ()))
     ages = status.get("watchAgeSeconds", {})
     if ages and min(ages.values()) > _SILENT:
@@ -148,10 +142,8 @@ def _problems(status: Json) -> Iterator[Problem]:
     else:
         for kind, age in ages.items():
             if age > _KIND_SILENT:
-                yield Problem(
-                    f"nothing heard of {kind} objects for {_age(age)}",
-                    "What was in force stays in force; may the agent still watch them? Its log says why.",
-                )
+                todo = "What was in force stays in force; may the agent still watch them? Its log says why."
+                yield Problem(f"nothing heard of {kind} objects for {_age(age)}", todo)
     for peer in status.get("peers", ()):
         if not peer.get("established"):
             yield Problem(

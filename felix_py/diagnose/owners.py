@@ -1,4 +1,4 @@
-"""Whose a kernel object is: the policy and rule, the pod, or the purpose that it serves."""
+"""The owner of a kernel object: its policy and rule, its pod, or its purpose."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MOST_NAMED = 4
 
 
 class Owners:
-    """Names for what is compared, out of the cluster and the intended state."""
+    """Owners of kernel objects, by the cluster and the intended state."""
 
     def __init__(self, wanted: Intended, cluster: Fetched) -> None:
         self._engine = wanted.facts.engine
@@ -56,7 +56,7 @@ class Owners:
     # --- rules ---------------------------------------------------------------------------------------
 
     def chain(self, name: str) -> str:
-        """What a chain of ours serves."""
+        """The purpose of a chain of ours."""
         match parse_chain_name(name):
             case ChainId() as chain:
                 return self._compiled(chain) or _NOBODY
@@ -68,21 +68,21 @@ class Owners:
         return _STATIC.get(name, _NOBODY)
 
     def _compiled(self, chain: ChainId) -> str:
-        """The policies behind a compiled chain; empty: none that is known."""
+        """The policies of a compiled chain; empty: unknown."""
         refs = self._engine.policies_using(chain)
         return f"{_policies(refs)}, {chain.direction.lower()}" if refs else ""
 
     def wanted_rule(self, chain: str, spec: RuleSpec) -> str:
-        """What a planned rule serves."""
+        """The purpose of a planned rule."""
         return self._rule(chain, spec.why, spec.leads_to)
 
     def found_rule(self, chain: str, rule: Rule) -> str:
-        """The same of a rule as the kernel has it."""
+        """The purpose of a rule of the kernel."""
         why = Origin.parse(rule.comment.partition(" ")[2]) if rule.hash else None
         return self._rule(chain, why, RuleSpec((), rule.body.target).leads_to)
 
     def _rule(self, chain: str, why: Origin | str | None, leads_to: str) -> str:
-        """By the policy's rule that it comes from, else by where it leads, else by its chain."""
+        """By the policy rule that it was made from, else by the chain that it leads to, else by its chain."""
         if isinstance(why, Origin):
             name = f" ({why.name})" if why.name else ""
             return f"{why.policy}, {why.direction.lower()} rule {why.index}{name}"
@@ -92,7 +92,7 @@ class Owners:
     # --- sets and routes -----------------------------------------------------------------------------
 
     def set(self, family: Family, name: str) -> str:
-        """What an IP set serves."""
+        """The purpose of an IP set."""
         names = SetNames.of(family)
         purposes = {
             names.source: "source binding",
@@ -109,7 +109,7 @@ class Owners:
         return _policies(refs) if refs else _NOBODY
 
     def member(self, family: Family, set_name: str, member: str) -> str:
-        """Whom a member of a set speaks of, and what for."""
+        """The owner of a set member's address, and the member's purpose."""
         address = member.partition(",")[0]
         purpose = self.set(family, set_name)
         names = SetNames.of(family)
@@ -121,7 +121,7 @@ class Owners:
         return f"{whom}: {purpose}" if whom else purpose
 
     def address(self, cidr: str) -> str:
-        """Who has an address (a full-length CIDR is one); empty: nobody that is known."""
+        """The owner of an address or full-length CIDR; empty: unknown."""
         address, _, length = cidr.partition("/")
         if length and length not in ("32", "128"):
             return ""

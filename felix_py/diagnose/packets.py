@@ -1,4 +1,4 @@
-"""What the kernels on a packet's way do to it, beside what policy wants of each."""
+"""The fate of a packet in the kernels on its way, compared with policy."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from felix_py.ruleset.run import Outcome, Path, Result, Transit, simulate
 from policy.explain import Explanation, Free
 
 _UPLINK = "uplink"
-"""Stands for the interface of packets that no route leads to or back."""
+"""Stands for the unknown interface of packets without a route there or back."""
 
 
 class Agreement(enum.StrEnum):
-    """How a node's kernel and policy go together."""
+    """Whether a node's kernel agrees with policy."""
 
     AGREES = "agrees"
     DISAGREES = "disagrees"
     UNKNOWN = "unknown"
-    """A rule that is not understood decides."""
+    """An unknown rule decides."""
     ELSEWHERE = "elsewhere"
     """The end is on another node."""
 
@@ -31,7 +31,7 @@ class Agreement(enum.StrEnum):
 class NodeView:
     """One node on the packet's way. ``expected``: whether policy lets the packet pass there.
 
-    ``problem``: why the packet gets nowhere, whatever the rules say. ``note``: what is odd, but not our doing.
+    ``problem``: why the packet is lost whatever the rules are. ``note``: an oddity that is not our doing.
     """
 
     node: str
@@ -44,14 +44,14 @@ class NodeView:
 
     @property
     def outcome(self) -> Outcome | None:
-        """What becomes of the packet on the node; None: it was not looked at."""
+        """The packet's fate on the node; None: not simulated."""
         if self.problem:
             return Outcome.DROP
         return self.result.outcome if self.result else None
 
 
 def nodes_on_the_way(explanation: Explanation, source: Place, destination: Place) -> list[tuple[str, bool]]:
-    """The nodes that judge the packet, and whether it passes there: those of its pods."""
+    """Returns (node, whether policy lets the packet pass there) for the nodes of its pods."""
     if explanation.egress.free is Free.SELF:
         return []  # it never leaves the pod
     found: dict[str, bool] = {}
@@ -63,18 +63,12 @@ def nodes_on_the_way(explanation: Explanation, source: Place, destination: Place
 
 def look(
     explanation: Explanation, source: Place, destination: Place, node: str, live: Live | None
-) -> list[NodeView]:
-    """Run the packet through the kernel where it passes ``node``; ``live`` None: the kernel is not asked.
+) -> Iterator[NodeView]:
+    """Run the packet through the kernel where it passes ``node``; ``live`` None: the kernel is not read.
 
     Raises:
         ToolError, OSError: the kernel cannot be read.
     """
-    return list(_look(explanation, source, destination, node, live))
-
-
-def _look(
-    explanation: Explanation, source: Place, destination: Place, node: str, live: Live | None
-) -> Iterator[NodeView]:
     for name, expected in nodes_on_the_way(explanation, source, destination):
         if name != node:
             yield NodeView(name, Agreement.ELSEWHERE, expected)
@@ -99,7 +93,7 @@ def _local(
     path, flow = _way(explanation, ways[packet.source], towards)
     result = simulate(live.rules(flow.family), live.sets, flow, path)
     if result.outcome is Outcome.ACCEPT:
-        # The kernel asks both backends' tables. Which of them first does not matter to who drops.
+        # The kernel runs both backends' tables; their order does not change whether one drops.
         other = simulate(live.other_rules(flow.family), live.sets, replace(flow, mark=result.mark), path)
         if other.outcome is not Outcome.ACCEPT:
             result = replace(other, trace=(*result.trace, *other.trace))
@@ -108,7 +102,7 @@ def _local(
 
 
 def _way(explanation: Explanation, back: Routed, towards: Routed) -> tuple[Path, Transit]:
-    """Packets are taken to come by the interface by which their answers would leave."""
+    """Packets are assumed to arrive by the interface by which replies would leave."""
     came_from, leaves = back.interface or _UPLINK, towards.interface or _UPLINK
     if back.way is Way.HERE:
         return Path.OUTPUT, Transit(explanation.packet, "", leaves)

@@ -1,7 +1,7 @@
-"""The whole kernel state of a node against the intended one.
+"""Comparison of a node's whole kernel state with the intended one.
 
-The cluster, the leases and the kernel cannot be read at one moment, and an agent may be at work. So what differs
-is looked at again a moment later, and only what is still the same counts.
+The cluster, the leases and the kernel cannot be read at one moment, and an agent may be writing. So differences
+are read again a moment later, and only those that persist count.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import Lease
 
 SECOND_LOOK = 1.5
-"""Seconds until differences are looked at again: an agent writes what has changed well within that."""
+"""Seconds until differences are read again: an agent writes changes well within that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What there is to compare with, at one moment. ``agent`` None: none answers."""
+    """The sources of the intended state, read at one moment. ``agent`` None: none answers."""
 
     cluster: Fetched
     leases: tuple[Lease, ...]
@@ -37,7 +37,7 @@ class Look:
 
 @dataclass(slots=True)
 class Findings:
-    """``compared``: how many objects of each kind. ``notes``: what was left out, and why."""
+    """``compared``: number of objects by kind. ``notes``: what was left out, and why."""
 
     differences: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ def verify(
     live: Callable[[], Live],
     pause: Callable[[float], None] = time.sleep,
 ) -> Findings:
-    """Compare; what differs is looked at twice. ``look`` and ``live`` read everything anew at each call.
+    """Compare; differences are read twice. ``look`` and ``live`` read everything anew at each call.
 
     Raises:
         ToolError, OSError: the kernel cannot be read.
@@ -61,8 +61,8 @@ def verify(
         return first
     pause(SECOND_LOOK)
     second = _compare(settings, look(), live)
-    keys = {difference.key for difference in first.differences}
-    second.differences = [difference for difference in second.differences if difference.key in keys]
+    keys = {one.key for one in first.differences}
+    second.differences = [one for one in second.differences if one.key in keys]
     return second
 
 
@@ -95,7 +95,7 @@ def _differences(
     owners = Owners(wanted, seen.cluster)
     families = (*settings.families, *settings.closed)
     strays, update = wanted.complete, wanted.update
-    # Of an interface that is not there, the agent may still know, or (after a restart) not.
+    # The agent may, or (after a restart) may not know the addresses of an interface that is gone.
     standing = {address for lease in wanted.leases for address in lease.addresses.values()}
     pardoned = {address for lease in seen.leases for address in lease.addresses.values()} - standing
     for family in families:
@@ -114,12 +114,7 @@ def _differences(
 
 
 def _routes(
-    settings: Settings,
-    seen: Look,
-    wanted: Intended,
-    owners: Owners,
-    pardoned: set[str],
-    compared: dict[str, int],
+    settings: Settings, seen: Look, wanted: Intended, owners: Owners, pardoned: set[str], compared: dict[str, int]
 ) -> Iterator[Difference]:
     protocols = {ROUTE_PROTOCOL_PODS: wanted.complete}
     if seen.agent is not None:

@@ -1,5 +1,5 @@
-"""What iptables rules mean: a decoder for what the kernel holds, a normal form, and a simulator.
+"""The meaning of iptables rules: a decoder of the kernel's rules, a normal form, and a simulator.
 
-It stands below the dataplane, which writes rules as text and asks here whether what it reads back still means
-the same. Nothing here writes to the kernel.
+The package stands below the dataplane, which writes rules as text and asks here whether the rules that it reads
+back mean the same. Nothing here writes to the kernel.
 """

@@ -1,4 +1,4 @@
-"""Whether a rule that was read back is the rule that was wanted."""
+"""Comparison of a rule that was read back with the wanted one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from felix_py.ruleset.model import Body, OpaqueMatch, OpaqueTarget
 
 
 class Likeness(enum.Enum):
-    """UNKNOWN: a part of one of the two is not understood, and could be right."""
+    """UNKNOWN: an unknown part of one of the two may mean the same."""
 
     SAME = enum.auto()
     DIFFERENT = enum.auto()
@@ -17,10 +17,10 @@ class Likeness(enum.Enum):
 
 
 def compare(wanted: Body, actual: Body) -> Likeness:
-    """Compare a rule of ours with what the kernel is said to have.
+    """Compare a rule of ours with the kernel's as the tools print it.
 
-    An extension that we never use is a difference. One that we do use, printed in a way that is not understood,
-    is not: another version of the tools may print it so.
+    An extension that we never use is a difference. One that we use, in unknown words, is none: another version
+    of the tools may print it so.
     """
     if wanted == actual:
         return Likeness.SAME
@@ -30,7 +30,7 @@ def compare(wanted: Body, actual: Body) -> Likeness:
 
 
 def _is_dialect(part: OpaqueMatch | OpaqueTarget) -> bool:
-    """Something that we know by name, in words that we do not know."""
+    """Whether a part has a known name, but unknown words."""
     match part:
         case OpaqueMatch(module, _):
             return not module or module in MATCHES

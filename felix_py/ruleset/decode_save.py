@@ -12,7 +12,7 @@ _COUNTERS = re.compile(r"\[\d+:\d+\] ")
 
 
 def decode(family: Family, text: str) -> Ruleset:
-    """All tables that the text shows. Lines that are no rules, chains or tables are passed over."""
+    """All tables in the text. Lines that are no rules, chains or tables are skipped."""
     tables: dict[str, Table] = {}
     policies: dict[str, str] = {}
     rules: dict[str, list[Rule]] = {}
@@ -23,7 +23,7 @@ def decode(family: Family, text: str) -> Ruleset:
             chains = {name: Chain(name, tuple(rules.get(name, ())), policy) for name, policy in policies.items()}
             tables[table] = Table(table, chains)
 
-    # Not splitlines(): that also ends lines at characters that a comment may hold.
+    # Not splitlines(): it also splits at other characters, which a comment may hold.
     for counted in text.split("\n"):
         line = _COUNTERS.sub("", counted, count=1) if counted.startswith("[") else counted
         if line.startswith("*"):

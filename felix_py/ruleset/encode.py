@@ -1,6 +1,6 @@
-"""A rule's meaning -> its words (:mod:`felix_py.ruleset.words` is the way back). No I/O.
+"""A rule's meaning -> its words (:mod:`felix_py.ruleset.words` is the reverse). No I/O.
 
-The words stand in the order of the matches, and are always the same for the same record: a rule's hash is made of
+The words follow the order of the matches, and equal records always give equal words: a rule's hash is made of
 them, and another hash would rewrite it on every node.
 """
 
@@ -26,10 +26,7 @@ _ICMP = {1: ("icmp", "--icmp-type"), 58: ("icmp6", "--icmpv6-type")}
 
 def encode(matches: Iterable[m.Match]) -> Words:
     """The words of a rule's matches."""
-    words: list[str] = []
-    for match in matches:
-        words += _match(match)
-    return tuple(words)
+    return tuple(word for match in matches for word in _match(match))
 
 
 def shown(spec: m.RuleSpec) -> str:
@@ -74,7 +71,7 @@ def _match(match: m.Match) -> Words:
 
 
 def _head(match: m.ProtocolIs | m.InterfaceIs | m.AddressIn) -> Words:
-    """What needs no module."""
+    """The words of a match without a module."""
     match match:
         case m.ProtocolIs(number):
             return ("-p", _PROTOCOLS.get(number, str(number)))
@@ -93,7 +90,7 @@ def _flags(bits: int) -> str:
 
 
 def encode_target(target: m.Target | None) -> Words:
-    """The words of a rule's target; none if it only counts."""
+    """The words of a rule's target; () if it only counts."""
     match target:
         case None:
             return ()

@@ -1,6 +1,6 @@
-"""The options of the matches and targets that are understood (iptables-extensions(8)). No I/O.
+"""The options of the known matches and targets (iptables-extensions(8)). No I/O.
 
-A reader raises :class:`Unknown` for an option that it does not know; the whole extension is opaque then.
+A reader raises :class:`Unknown` for an unknown option; the whole extension is opaque then.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from felix_py.ruleset import model as m
+from policy.cidr import merge
 
 TCP_FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32}
 """Bits of the TCP header (RFC 9293, section 3.1)."""
@@ -24,7 +25,7 @@ _ICMP, _ICMPV6 = 1, 58
 
 
 class Unknown(Exception):
-    """An option that is not known here."""
+    """An unknown option."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,7 @@ class Option:
 
     @property
     def value(self) -> str:
-        """Its only value.
-
-        Raises:
-            Unknown: it has none, or several.
-        """
+        """Its only value; raises Unknown if it has none, or several."""
         if len(self.values) != 1:
             raise Unknown(self.name)
         return self.values[0]
@@ -55,27 +52,14 @@ def _ranges(text: str) -> tuple[tuple[int, int], ...]:
     found: list[tuple[int, int]] = []
     for part in text.split(","):
         first, colon, last = part.partition(":")
-        low = int(first) if first else 0
-        high = (int(last) if last else 65535) if colon else low
-        found.append((low, high))
-    merged: list[tuple[int, int]] = []
-    for low, high in sorted(found):
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
-        else:
-            merged.append((low, high))
-    return tuple(merged)
+        low = int(first or 0)
+        found.append((low, int(last or 65535) if colon else low))
+    return merge(found)
 
 
 _PORT_SIDES = {
-    "--sport": m.SOURCE,
-    "--source-port": m.SOURCE,
-    "--sports": m.SOURCE,
-    "--source-ports": m.SOURCE,
-    "--dport": m.DESTINATION,
-    "--destination-port": m.DESTINATION,
-    "--dports": m.DESTINATION,
-    "--destination-ports": m.DESTINATION,
+    **dict.fromkeys(("--sport", "--source-port", "--sports", "--source-ports"), m.SOURCE),
+    **dict.fromkeys(("--dport", "--destination-port", "--dports", "--destination-ports"), m.DESTINATION),
     "--ports": m.EITHER,
 }
 
@@ -203,7 +187,7 @@ def _bytecode(options: Options) -> list[m.Match]:
     if option.name != "--bytecode" or option.negated:
         raise Unknown(option.name)
     count, *lines = option.value.split(",")
-    steps = []
+    steps: list[tuple[int, int, int, int]] = []
     for line in lines:
         code, jump_true, jump_false, value = map(int, line.split())
         steps.append((code, jump_true, jump_false, value))
@@ -234,7 +218,7 @@ MATCHES: dict[str, Callable[[Options], list[m.Match]]] = {
     "bpf": _bytecode,
     "rpfilter": _reverse_path,
 }
-"""Module name behind ``-m`` -> how to read its options. ``comment`` is not a match that matters."""
+"""Module name after ``-m`` -> reader of its options. ``comment`` is no match."""
 
 
 # --- targets -----------------------------------------------------------------------------------------
@@ -250,7 +234,7 @@ def _verdict(name: str) -> Callable[[Options], m.Target]:
 
 
 def _set_mark(options: Options) -> m.Target:
-    """All spellings are the kernel's one operation, ``mark = (mark & ~mask) ^ value`` (xt_mark.c)."""
+    """All options are one operation of the kernel, ``mark = (mark & ~mask) ^ value`` (xt_mark.c)."""
     (option,) = options
     value, mask = _masked(option.value)
     match option.name:
@@ -284,8 +268,7 @@ def _masquerade(options: Options) -> m.Target:
 
 def _log(options: Options) -> m.Target:
     known = {option.name: option.value for option in options}
-    group = int(known.pop("--nflog-group", "0"))
-    prefix = known.pop("--nflog-prefix", "")
+    group, prefix = int(known.pop("--nflog-group", "0")), known.pop("--nflog-prefix", "")
     return m.Log(group, prefix, tuple(sorted(known.items())))
 
 

@@ -1,11 +1,11 @@
-"""The legacy tables as python-iptables decodes them from the kernel's binary, independently of the tools.
+"""The legacy tables, decoded by python-iptables from the kernel's binary, independently of the tools.
 
-``python -m felix_py.ruleset.legacy FAMILY`` prints them as JSON. It is always a process of its own, which
-:func:`read` starts, because of what python-iptables 1.2 does to the process that uses it: it keeps tables of the
-network namespace it first saw, is not safe for two threads, and points file descriptor 1 elsewhere for a moment
-at each decoded option. Opening a table makes it, so only those that the kernel lists are opened; and since the
-library looks into every table to tell a chain from an extension, those that are not listed are declared absent
-beforehand. It takes no xtables lock, so we do. It never writes.
+``python -m felix_py.ruleset.legacy FAMILY`` prints them as JSON. :func:`read` always starts it as a process of
+its own, because python-iptables 1.2 keeps the tables of the first network namespace that it saw, is not
+thread-safe, and redirects file descriptor 1 for a moment at each decoded option. Opening a table creates it, so
+only tables that the kernel lists are opened; and since the library looks into every table to tell a chain from an
+extension, unlisted tables are declared absent beforehand. It takes no xtables lock, so this module does. It never
+writes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FRAGMENT, _INVERTED_FRAGMENT = 0x01, 0x20
 _ANYWHERE = ("0.0.0.0/0.0.0.0", "::/0")
 _TIMEOUT = 120.0
 _BROKEN = ""
-"""Stands first in a rule's words if they are none, but say why."""
+"""First word of a rule that cannot be decoded; the second says why."""
 
 
 class LegacyError(Exception):
@@ -44,11 +44,7 @@ class LegacyError(Exception):
 
 
 def read(family: Family) -> Ruleset:
-    """All legacy tables that exist in the calling thread's network namespace.
-
-    Raises:
-        LegacyError: python-iptables or the kernel does not give them.
-    """
+    """All existing legacy tables of the calling thread's network namespace; LegacyError: they are unreadable."""
     argv = [sys.executable, "-m", __name__, str(int(family))]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
@@ -61,17 +57,11 @@ def read(family: Family) -> Ruleset:
 
 
 def from_json(family: Family, found: dict[str, dict[str, dict[str, Any]]]) -> Ruleset:
-    """What the process prints, as records: table -> chain -> policy and rules, each a list of words."""
-    tables = {
-        table: Table(
-            table,
-            {
-                name: Chain(name, tuple(map(_rule, chain["rules"])), chain["policy"])
-                for name, chain in chains.items()
-            },
-        )
-        for table, chains in found.items()
-    }
+    """Convert the process's output: table -> chain -> policy and rules, each a list of words."""
+    tables = {}
+    for table, chains in found.items():
+        kept = {name: Chain(name, tuple(map(_rule, of["rules"])), of["policy"]) for name, of in chains.items()}
+        tables[table] = Table(table, kept)
     return Ruleset(family, tables)
 
 
@@ -85,7 +75,7 @@ def _rule(words: list[str]) -> Rule:
 
 
 def _listed(family: Family) -> list[str]:
-    """The tables that exist. /proc/thread-self: of the thread's own namespace."""
+    """The existing tables; /proc/thread-self is in the thread's own network namespace."""
     name = "ip_tables_names" if family is Family.V4 else "ip6_tables_names"
     path = Path("/proc/thread-self/net", name)
     names = path.read_text().split() if path.exists() else []
@@ -93,7 +83,7 @@ def _listed(family: Family) -> list[str]:
 
 
 def _take_lock() -> None:
-    """xtables_lock(): the tools hold it while they write. Ours until the process ends."""
+    """Take the tools' write lock as xtables_lock() does, until the process ends."""
     path = os.environ.get("XTABLES_LOCKFILE", _LOCK)
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + _LOCK_SECONDS
@@ -152,10 +142,7 @@ def _words(table: Any, rule: Any, entry: Any) -> Iterator[str]:
 
 
 def _saved(extension: Any, rule: Any) -> Iterator[str]:
-    """The options as the extension's own C code prints them.
-
-    Not ``get_all_parameters``: it takes the tools' quoting for a shell's, which are not the same.
-    """
+    """The options as the extension's C code prints them; ``get_all_parameters`` reads them as a shell does."""
     buffer = extension._get_saved_buf(rule.get_ip())
     return split(buffer.decode(errors="surrogateescape") if buffer else "")
 
@@ -186,7 +173,7 @@ def _negatable(option: str, value: str) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print the tables. Nothing else may get onto standard output, also from C code that decodes."""
+    """Print the tables. Nothing else, as from the C code that decodes, may reach standard output."""
     out = os.dup(1)
     os.dup2(2, 1)
     try:

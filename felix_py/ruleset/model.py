@@ -1,10 +1,8 @@
-"""Records of rules: as they are planned (:class:`RuleSpec`), and as a kernel has them (:class:`Rule`).
+"""Records of rules: planned ones (:class:`RuleSpec`), and those of a kernel (:class:`Rule`).
 
-A rule's :class:`Body` is its normal form: equal bodies mean the same.
-
-Every way in which the tools may spell one thing (hexadecimal or not, ``--syn`` or ``--tcp-flags``, one port by
-``-m multiport`` or by ``--dport``, the order of matches) ends in the same records. What is not understood is kept
-as :class:`OpaqueMatch` or :class:`OpaqueTarget`, in the words of the tool.
+A rule's :class:`Body` is its normal form: equal bodies mean the same. All spellings of the tools (hexadecimal or
+not, ``--syn`` or ``--tcp-flags``, one port by ``-m multiport`` or by ``--dport``, the order of matches) give the
+same records. Unknown parts are kept as :class:`OpaqueMatch` or :class:`OpaqueTarget`, in the words of the tool.
 """
 
 from __future__ import annotations
@@ -105,7 +103,7 @@ class ICMPType:
 
 @dataclass(frozen=True, slots=True)
 class InGroup:
-    """``-m devgroup``: the link group under ``mask`` of the interface that the packet came or leaves by."""
+    """``-m devgroup``: the link group, under ``mask``, of the packet's input or output interface."""
 
     side: str
     value: int
@@ -115,7 +113,7 @@ class InGroup:
 
 @dataclass(frozen=True, slots=True)
 class AddressType:
-    """``-m addrtype``: the address is of one of the types (LOCAL, …; sorted), as the node's routes say."""
+    """``-m addrtype``: by the node's routes, the address has one of the types (LOCAL, …; sorted)."""
 
     side: str
     types: tuple[str, ...]
@@ -126,7 +124,7 @@ class AddressType:
 class Limit:
     """``-m limit``. ``average`` in units of 1/10,000 s between two matches (xt_limit.h); ``burst`` in matches.
 
-    ``rate`` is how ``average`` was said, as ``10/second``: the unit is too coarse to tell.
+    ``rate`` is the tools' text of ``average``, as ``10/second``: the unit is too coarse to recover it.
     """
 
     average: int
@@ -135,7 +133,7 @@ class Limit:
 
     @classmethod
     def a_second(cls, rate: int, burst: int) -> Limit:
-        """So many matches a second."""
+        """The limit of ``rate`` matches a second."""
         return cls(10_000 // rate, burst, f"{rate}/second")
 
 
@@ -149,7 +147,7 @@ class HopLimit:
 
 @dataclass(frozen=True, slots=True)
 class Bytecode:
-    """``-m bpf --bytecode``: classic BPF (bpf(4)), one (code, jt, jf, k) for each step."""
+    """``-m bpf --bytecode``: classic BPF (bpf(4)), each step as (code, jt, jf, k)."""
 
     steps: tuple[tuple[int, int, int, int], ...]
 
@@ -163,7 +161,7 @@ class ReversePath:
 
 @dataclass(frozen=True, slots=True)
 class OpaqueMatch:
-    """A match that is not understood; ``module`` as behind ``-m``, ``words`` are all its options."""
+    """An unknown match; ``module`` as after ``-m``, ``words`` are all its options."""
 
     module: str
     words: tuple[str, ...]
@@ -190,7 +188,7 @@ Match = (
 
 _HEAD = (InterfaceIs, AddressIn, ProtocolIs)
 _ORDERED = (Limit, OpaqueMatch)
-"""Matches that keep state (or may), so that it matters what is tried before them."""
+"""Matches that keep state, or may, so that the matches before them matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,14 +200,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """``-j CHAIN``. Also an extension without options (``-j NOTRACK``): only the table knows its chains."""
+    """``-j CHAIN``, or an extension without options (``-j NOTRACK``): only the table knows its chains."""
 
     chain: str
 
 
 @dataclass(frozen=True, slots=True)
 class Goto:
-    """``-g CHAIN``: a jump that comes back to where the chain itself was jumped from."""
+    """``-g CHAIN``: a jump that returns to where the current chain was jumped from."""
 
     chain: str
 
@@ -224,7 +222,7 @@ class SetMark:
 
 @dataclass(frozen=True, slots=True)
 class MapSet:
-    """``-j SET --map-set NAME FLAGS``: the packet gets ``what`` the member carries: mark, prio or queue."""
+    """``-j SET --map-set NAME FLAGS``: the packet gets the member's mark, prio or queue (``what``)."""
 
     name: str
     flags: tuple[str, ...]
@@ -249,7 +247,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class OpaqueTarget:
-    """A target that is not understood, with all its options."""
+    """An unknown target with all its options."""
 
     name: str
     words: tuple[str, ...] = ()
@@ -262,10 +260,10 @@ Target = Verdict | Jump | Goto | SetMark | MapSet | Masquerade | Log | OpaqueTar
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a rule does. ``target`` None: it only counts.
+    """The normal form of a rule. ``target`` None: it only counts.
 
-    ``matches`` are sorted as far as their order means nothing: between two matches that keep state (a limit
-    counts only what comes so far), and those of the rule's head (``-s -d -i -o -p``) before all.
+    ``matches`` are sorted where their order means nothing: those of the rule's head (``-s -d -i -o -p``) first,
+    and those between two matches that keep state (a limit counts only packets that reach it).
     """
 
     matches: tuple[Match, ...] = ()
@@ -273,7 +271,7 @@ class Body:
 
     @classmethod
     def of(cls, matches: Iterable[Match], target: Target | None) -> Body:
-        """The normal form of a rule."""
+        """Sort the matches of a rule."""
         matches = tuple(matches)
         if len(matches) < 2:
             return cls(matches, target)
@@ -285,7 +283,7 @@ class Body:
 
     @property
     def opaque(self) -> tuple[OpaqueMatch | OpaqueTarget, ...]:
-        """The parts that are not understood."""
+        """The unknown parts."""
         found: list[OpaqueMatch | OpaqueTarget] = [m for m in self.matches if isinstance(m, OpaqueMatch)]
         if isinstance(self.target, OpaqueTarget):
             found.append(self.target)
@@ -293,7 +291,7 @@ class Body:
 
 
 def _sorted_between(matches: Iterable[Match]) -> Iterator[Match]:
-    """The matches, sorted between those whose place counts."""
+    """The matches, sorted between those that keep state."""
     pure: list[Match] = []
     for match in matches:
         if isinstance(match, _ORDERED):
@@ -307,7 +305,7 @@ def _sorted_between(matches: Iterable[Match]) -> Iterator[Match]:
 
 @dataclass(frozen=True, slots=True)
 class RuleSpec:
-    """A rule to exist. ``matches`` are tried in their order; ``why`` is for people: what it serves, or empty."""
+    """A planned rule. ``matches`` are tried in order; ``why`` is the rule's purpose for people, or empty."""
 
     matches: tuple[Match, ...] = ()
     target: Target | None = None
@@ -320,7 +318,7 @@ class RuleSpec:
 
     @property
     def leads_to(self) -> str:
-        """The chain that it jumps or goes to; empty: none."""
+        """The chain of a jump or goto; empty: none."""
         return self.target.chain if isinstance(self.target, Jump | Goto) else ""
 
 
@@ -329,10 +327,7 @@ Rules = tuple[RuleSpec, ...]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of a chain as it was read.
-
-    ``text`` is what stands behind ``-A CHAIN``; ``hash`` as in our rules' comments.
-    """
+    """One rule as it was read. ``text`` follows ``-A CHAIN``; ``hash`` as in our rules' comments."""
 
     body: Body
     text: str
@@ -359,12 +354,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """All tables of one family that exist, by name."""
+    """All existing tables of one family by name."""
 
     family: Family
     tables: Mapping[str, Table] = field(default_factory=dict)
 
     def chain(self, table: str, name: str) -> Chain | None:
-        """A chain, if it exists."""
+        """Returns a chain, or None if it does not exist."""
         found = self.tables.get(table)
         return found.chains.get(name) if found else None

@@ -1,9 +1,8 @@
 """The simulator: one packet through a decoded ruleset.
 
-It follows the kernel's order of hooks (nf_ip_hook_priorities; nat is left out, since policy speaks of addresses
-after service translation and our nat rules decide nothing). A match or target that is not understood is tried
-both ways. Where both end in the same verdict it did not matter; else the verdict is UNKNOWN, and ``doubts`` names
-the rules on which it hangs.
+It follows the kernel's order of hooks (nf_ip_hook_priorities; nat is left out, since policy applies to addresses
+after service translation and our nat rules decide nothing). An unknown match or target is tried both ways. If the
+verdicts differ, the result is UNKNOWN, and ``doubts`` has the rules on which it depends.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ _GO_ON = frozenset(
         *("TCPMSS", "TCPOPTSTRIP", "DSCP", "TOS", "ECN", "TTL", "HL", "CHECKSUM"),  # change the packet
     }
 )
-"""Extensions behind which a table goes on with the next rule (iptables-extensions(8), "non-terminating")."""
+"""Non-terminating targets: the next rule follows (iptables-extensions(8))."""
 
 _MOST_RUNS = 64
-"""Combinations of answers to try for rules that are not understood."""
+"""Combinations of answers to try for unknown rules."""
 
 _MOST_DEPTH = 100
 """Jumps within jumps: more than any kernel allows on its stack."""
 
 
 class Path(enum.Enum):
-    """The ways through a node; the value is its (table, chain) in order."""
+    """A packet's path through a node; the value is its (table, chain) in order."""
 
     FORWARD = (
         ("raw", "PREROUTING"),
@@ -70,7 +69,7 @@ class Path(enum.Enum):
 
 
 class Outcome(enum.StrEnum):
-    """What becomes of the packet."""
+    """The fate of the packet."""
 
     ACCEPT = "accept"
     DROP = "drop"
@@ -79,7 +78,7 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Transit:
-    """A packet on its way through one node. ``state`` is conntrack's; ``mark`` is what it carries on arrival."""
+    """A packet on its way through one node. ``state`` is conntrack's; ``mark`` is its mark on arrival."""
 
     packet: Packet
     in_interface: str = ""
@@ -89,15 +88,15 @@ class Transit:
 
     @property
     def family(self) -> Family:
-        """The packet's."""
+        """The packet's family."""
         return Family.V6 if ":" in self.packet.source else Family.V4
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A rule that the packet met and that did something. ``number`` from 1, as ``iptables -L`` counts.
+    """A rule that matched. ``number`` from 1, as ``iptables -L`` counts; 0: a built-in chain's policy.
 
-    ``number`` 0: the policy of a built-in chain. ``ours``: it carries a hash of ours.
+    ``ours``: its comment has a hash of ours.
     """
 
     table: str
@@ -114,9 +113,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``trace``: the rules that matched, in order; where they were not understood, as if they did not match.
+    """``trace``: the rules that matched, in order; unknown rules are taken as not matching.
 
-    ``doubts``: rules that are not understood and decide. ``mark``: the packet mark at the end.
+    ``doubts``: unknown rules that decide. ``mark``: the packet mark at the end.
     """
 
     outcome: Outcome
@@ -126,12 +125,12 @@ class Result:
 
     @property
     def decided_by(self) -> Step | None:
-        """The last rule that matched: where a packet is dropped, the one that dropped it."""
+        """The last rule that matched: of a dropped packet, the rule that dropped it."""
         return self.trace[-1] if self.trace else None
 
 
 def simulate(rules: m.Ruleset, sets: Sets, flow: Transit, path: Path) -> Result:
-    """Run a packet through all tables of its way."""
+    """Run a packet through all tables of its path."""
     first = _Run(rules, sets, flow, ())
     outcome = first.go(path)
     pending = [[*first.assumed[:at], True] for at in range(len(first.assumed))]
@@ -149,7 +148,7 @@ def simulate(rules: m.Ruleset, sets: Sets, flow: Transit, path: Path) -> Result:
 
 @dataclass(slots=True)
 class _Run:
-    """One way through. ``given`` answers the first questions that nobody can answer; to all others it is "no"."""
+    """One run. ``given`` are the answers for the first unknown rules; all others are taken as not matching."""
 
     rules: m.Ruleset
     sets: Sets
@@ -180,7 +179,7 @@ class _Run:
     def _walk(self, chain: m.Chain, depth: int) -> str | None:
         """ACCEPT or DROP, or None at the chain's end."""
         if depth > _MOST_DEPTH:
-            return "DROP"  # the kernel refuses loops, so this is a text that no kernel holds
+            return "DROP"  # no kernel holds such rules: it refuses loops
         table = self._place[0]
         for number, rule in enumerate(chain.rules, 1):
             step = Step(table, chain.name, number, rule.text, bool(rule.hash))
@@ -209,20 +208,16 @@ class _Run:
                     self.mark = (self.mark & ~mask) ^ value
                 case m.MapSet():
                     self._map(rule.body.target)
-                case _:
-                    pass
         return None
 
     def _extension(self, name: str, step: Step) -> str | None:
         """A target that is neither a verdict nor a chain."""
         if name in _GO_ON:
             return None
-        if name == "REJECT":
-            return "DROP"
-        return "DROP" if self._ask(step) else None
+        return "DROP" if name == "REJECT" or self._ask(step) else None
 
     def _is_idle(self, body: m.Body) -> bool:
-        """Whether a rule changes nothing that later rules look at, so that it does not matter if it matches."""
+        """Whether a rule has no effect on later rules, so that its match does not matter."""
         match body.target:
             case None | m.Log():
                 return True
@@ -231,14 +226,14 @@ class _Run:
         return False
 
     def _ask(self, step: Step) -> bool:
-        """What nobody can answer: as given for this run."""
+        """Whether an unknown rule is taken as matching in this run."""
         at = len(self.assumed)
         self.asked.append(step)
         self.assumed.append(self.given[at] if at < len(self.given) else False)
         return self.assumed[-1]
 
     def _map(self, target: m.MapSet) -> None:
-        """The kernel's ``mark = (mark & ~mask) ^ value`` with what the member carries (xt_set.c)."""
+        """Apply the kernel's ``mark = (mark & ~mask) ^ value`` with the member's values (xt_set.c)."""
         ipset = self.sets(target.name)
         if ipset is None or "mark" not in target.what:
             return
@@ -252,7 +247,7 @@ class _Run:
     # --- matches -------------------------------------------------------------------------------------
 
     def _matches(self, body: m.Body) -> bool | None:
-        """None: a part that is not understood decides."""
+        """None: an unknown part decides."""
         unknown = False
         for match in body.matches:
             holds = self._holds(match)
@@ -289,13 +284,13 @@ class _Run:
                     return not negated
                 return negated if _CONNECTION_STATES.issuperset(states) else None
             case m.AddressType(side, types, negated):
-                # The node's own are known by the packet's way: what it sends itself, and what it takes itself.
+                # Only the node's own addresses are known: sources in OUTPUT, destinations in INPUT.
                 own = "OUTPUT" if side == m.SOURCE else "INPUT"
                 return not negated if types == ("LOCAL",) and self._place[1] == own else None
             case m.ICMPType():
                 return False
             case m.InGroup(side, group, _, negated):
-                # Only names are known: an interface that has our group is a pod's, and the other way round.
+                # Only names are known: interfaces of pods, and no others, have our group.
                 interface = self._in if side == m.IN else self._out
                 return interface.startswith(INTERFACE_PREFIX) is not negated if group == LINK_GROUP else None
             case m.Limit() | m.HopLimit() | m.Bytecode() | m.ReversePath() | m.OpaqueMatch():
@@ -314,9 +309,7 @@ class _Run:
         destination = any(first <= self.flow.packet.port <= last for first, last in match.ranges)
         if match.side == m.DESTINATION:
             return destination is not match.negated
-        if match.side == m.EITHER and destination:
-            return not match.negated
-        if match.ranges == ((0, 65535),):
+        if (match.side == m.EITHER and destination) or match.ranges == ((0, 65535),):
             return not match.negated
         return None  # a client's source port may be any
 
@@ -330,6 +323,5 @@ class _Run:
             return None
 
     def _ends(self) -> Ends:
-        packet = self.flow.packet
-        protocol = packet.protocol.lower()
-        return Ends(packet.source, packet.destination, protocol, None, packet.port, self._in, self._out)
+        ip = self.flow.packet
+        return Ends(ip.source, ip.destination, ip.protocol.lower(), None, ip.port, self._in, self._out)

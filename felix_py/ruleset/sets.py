@@ -1,4 +1,4 @@
-"""What the simulator asks of IP sets. No I/O."""
+"""IP sets as the simulator looks them up. No I/O."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class IPSet(Protocol):
         ``10.0.0.1,tcp:80``, ``10.0.0.1,eth0``; a full-length network is an address.
 
         Raises:
-            LookupError: the set holds what this cannot answer for.
+            LookupError: the set's content cannot be interpreted.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class TextSet:
-    """A set of texts, for tests and for what is only planned."""
+    """A set of texts, for tests and for planned sets."""
 
     type: str
     members: Mapping[str, int] = field(default_factory=dict)
@@ -45,7 +45,7 @@ _DIMENSIONS = {"hash:ip": 1, "hash:net": 1, "hash:ip,port": 2, "hash:net,iface":
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """What of a packet sets are asked about; ``protocol`` as in ``tcp:80``, empty for one without ports."""
+    """The parts of a packet that sets match; ``protocol`` as in ``tcp:80``, empty: it has no ports."""
 
     source: str
     destination: str
@@ -57,15 +57,15 @@ class Ends:
 
 
 def find(ipset: IPSet, flags: tuple[str, ...], ends: Ends, family: Family) -> int | None:
-    """The value of the member that matches a packet (see :meth:`IPSet.get`), or None.
+    """Returns the value of the member that matches a packet (see :meth:`IPSet.get`), or None.
 
     Raises:
-        LookupError: it cannot be told: a type that is not known here, or a part of the packet that is not known.
+        LookupError: the set's type, or the part of the packet that it matches, is unknown.
     """
     if ipset.type not in _DIMENSIONS:
         raise LookupError(f"sets of type {ipset.type} are not understood")
     if len(flags) < _DIMENSIONS[ipset.type]:
-        return None  # the kernel never finds anything then (ip_set_test)
+        return None  # the kernel then never finds a member (ip_set_test)
     address = ends.source if flags[0] == "src" else ends.destination
     second = flags[1] if len(flags) > 1 else ""
     match ipset.type:

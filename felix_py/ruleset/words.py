@@ -1,7 +1,7 @@
-"""Words of one iptables rule -> its meaning (:mod:`felix_py.ruleset.encode` is the way back). No I/O.
+"""Words of one iptables rule -> its meaning (:mod:`felix_py.ruleset.encode` is the reverse). No I/O.
 
-The words are those of iptables(8) and iptables-extensions(8): as iptables-save prints them, or as python-iptables
-reads them from the kernel. Both end in the same :class:`~felix_py.ruleset.model.Body`.
+The words are those of iptables(8) and iptables-extensions(8), from iptables-save or from python-iptables. Both
+give the same :class:`~felix_py.ruleset.model.Body`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from felix_py.layout import COMMENT_PREFIX
@@ -21,30 +22,19 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _OUR_COMMENT = re.compile(re.escape(COMMENT_PREFIX) + r"([0-9a-f]{16})(?: .*)?", re.DOTALL)
 
 _HEAD = {
-    "-s": "-s",
-    "--source": "-s",
-    "--src": "-s",
-    "-d": "-d",
-    "--destination": "-d",
-    "--dst": "-d",
-    "-i": "-i",
-    "--in-interface": "-i",
-    "-o": "-o",
-    "--out-interface": "-o",
-    "-p": "-p",
-    "--protocol": "-p",
+    **dict.fromkeys(("-s", "--source", "--src"), "-s"),
+    **dict.fromkeys(("-d", "--destination", "--dst"), "-d"),
+    **dict.fromkeys(("-i", "--in-interface"), "-i"),
+    **dict.fromkeys(("-o", "--out-interface"), "-o"),
+    **dict.fromkeys(("-p", "--protocol"), "-p"),
 }
 _BLOCKS = {"-m": "-m", "--match": "-m", "-j": "-j", "--jump": "-j", "-g": "-g", "--goto": "-g"}
 
 _ARITY = {
-    "--comment": 1,
-    "--nflog-prefix": 1,
-    "--log-prefix": 1,
-    "--match-set": 2,
-    "--map-set": 2,
-    "--tcp-flags": 2,
+    **dict.fromkeys(("--comment", "--nflog-prefix", "--log-prefix"), 1),
+    **dict.fromkeys(("--match-set", "--map-set", "--tcp-flags"), 2),
 }
-"""Options whose values may look like options. All others take what follows up to the next option."""
+"""Number of values of options whose values may look like options. Others take all words up to the next option."""
 
 _PROTOCOLS = {
     "icmp": 1,
@@ -69,11 +59,11 @@ _PROTOCOL_MODULES = {6: "tcp", 17: "udp", 132: "sctp", 33: "dccp", 1: "icmp", 58
 
 
 class BadWords(ValueError):
-    """Not the words of a rule: the message says what is not understood."""
+    """Not the words of a rule; the message says why."""
 
 
 def target_of(line: str) -> str:
-    """The target, or the chain that a rule leads to; empty: it has none."""
+    """Returns a rule's target, or the chain that it leads to; empty: none."""
     words = split(line)
     for word in words:
         if _BLOCKS.get(word) in ("-j", "-g"):
@@ -84,14 +74,14 @@ def target_of(line: str) -> str:
 
 
 def split(line: str) -> Iterator[str]:
-    """The words of an iptables-save line, unquoted."""
+    """Yields the words of an iptables-save line, unquoted."""
     for match in _WORD.finditer(line):
         quoted, plain = match.groups()
         yield plain if quoted is None else _ESCAPED.sub(r"\1", quoted)
 
 
 def join(words: Iterable[str]) -> str:
-    """Words as iptables-save would print them: the reverse of :func:`split`."""
+    """Join words as iptables-save prints them: the reverse of :func:`split`."""
     return " ".join(
         word if _PLAIN.fullmatch(word) else '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
         for word in words
@@ -99,29 +89,28 @@ def join(words: Iterable[str]) -> str:
 
 
 def brief(text: str) -> str:
-    """A rule's text for people: of our own comment only what it says, and that last."""
+    """A rule's text for people; our own comment comes last, without its hash."""
     words = list(split(text))
     for at in range(len(words) - 3):
         if words[at : at + 3] == ["-m", "comment", "--comment"] and our_hash(words[at + 3]):
-            about = words[at + 3].partition(" ")[2]
-            rest = join(words[:at] + words[at + 4 :])
+            about, rest = words[at + 3].partition(" ")[2], join(words[:at] + words[at + 4 :])
             return f'{rest} "{about}"' if about else rest
     return text
 
 
 def our_hash(comment: str) -> str:
-    """The hash in a comment of ours; empty if it is not one."""
+    """Returns the hash in a comment of ours; empty: not ours."""
     ours = _OUR_COMMENT.fullmatch(comment)
     return ours[1] if ours else ""
 
 
 def parse_text(text: str) -> m.Rule:
-    """A rule as a tool prints it behind ``-A CHAIN``. What cannot be understood becomes opaque."""
+    """Decode a rule as a tool prints it after ``-A CHAIN``. Unknown parts become opaque."""
     return to_rule(tuple(split(text)), text)
 
 
 def to_rule(words: Sequence[str], text: str) -> m.Rule:
-    """A rule of the kernel from its words; ``text`` is for people. What cannot be understood becomes opaque."""
+    """Decode a rule from its words; ``text`` is for people. Unknown parts become opaque."""
     try:
         spec, comments = parse(words)
     except BadWords:
@@ -131,10 +120,10 @@ def to_rule(words: Sequence[str], text: str) -> m.Rule:
 
 
 def parse(words: Sequence[str]) -> tuple[m.RuleSpec, tuple[str, ...]]:
-    """The meaning of a rule, its matches in the order of the words; and its comments.
+    """Returns a rule, its matches in the order of the words, and its comments.
 
     Raises:
-        BadWords: no sense can be made of the words. An extension that is not known is no error, but opaque.
+        BadWords: the words are no rule. An unknown extension is no error, but opaque.
     """
     matches: list[m.Match] = []
     comments: list[str] = []
@@ -155,7 +144,7 @@ def parse(words: Sequence[str]) -> tuple[m.RuleSpec, tuple[str, ...]]:
 
 @dataclass(slots=True)
 class _Block:
-    """``-m NAME``, ``-j NAME`` or ``-g NAME`` with the options behind it."""
+    """``-m NAME``, ``-j NAME`` or ``-g NAME`` with its options."""
 
     kind: str
     name: str
@@ -243,22 +232,17 @@ class _Reader:
         negated = self._negated
         match kind:
             case "-i" | "-o":
-                side = m.IN if kind == "-i" else m.OUT
-                prefix = value.endswith("+")
-                name = value.removesuffix("+")
-                return [m.InterfaceIs(side, name, prefix, negated)] if name or negated else []
+                side, name = m.IN if kind == "-i" else m.OUT, value.removesuffix("+")
+                return [m.InterfaceIs(side, name, value.endswith("+"), negated)] if name or negated else []
             case "-p":
                 return self._protocol_match(value, negated)
             case _:
-                side = m.SOURCE if kind == "-s" else m.DESTINATION
-                where = network(value)
-                if where.endswith("/0") and not negated:
-                    return []
-                return [m.AddressIn(side, where, negated)]
+                side, where = m.SOURCE if kind == "-s" else m.DESTINATION, network(value)
+                return [] if where.endswith("/0") and not negated else [m.AddressIn(side, where, negated)]
 
     def _protocol_match(self, value: str, negated: bool) -> list[m.Match]:
         text = value.lower()
-        if text in ("all", "ip") or text == "0":
+        if text in ("all", "ip", "0"):
             return []
         number = int(text) if text.isdecimal() else _PROTOCOLS.get(text)
         if number is None:
@@ -268,35 +252,29 @@ class _Reader:
 
 
 def network(value: str) -> str:
-    """Canonical CIDR of an address, with a prefix length or a mask, or without either.
+    """Canonical CIDR of an address with a prefix length, a mask or neither.
 
     Raises:
         BadWords: no such address, or a mask with holes.
     """
-    try:
+    with suppress(ValueError):
         return str(ipaddress.ip_network(value, strict=False))
-    except ValueError:
-        pass
     address, _, mask = value.partition("/")
-    try:
-        # An IPv6 mask written out; ipaddress takes only IPv4's.
+    with suppress(ValueError):
+        # A written-out IPv6 mask; ipaddress takes only those of IPv4.
         bits = int(ipaddress.IPv6Address(mask))
         length = bits.bit_count()
         if bits == ((1 << length) - 1) << 128 - length:
             return str(ipaddress.ip_network(f"{address}/{length}", strict=False))
-    except ValueError:
-        pass
     raise BadWords(f"{value!r} is not an address")
 
 
 def _matches(block: _Block) -> list[m.Match]:
     reader = MATCHES.get(block.name)
-    if reader is None:
-        return [m.OpaqueMatch(block.name, block.words)]
-    try:
-        return reader(block.options)
-    except (Unknown, ValueError):
-        return [m.OpaqueMatch(block.name, block.words)]
+    with suppress(Unknown, ValueError):
+        if reader is not None:
+            return reader(block.options)
+    return [m.OpaqueMatch(block.name, block.words)]
 
 
 def _target(block: _Block) -> m.Target:
@@ -305,9 +283,7 @@ def _target(block: _Block) -> m.Target:
             raise BadWords(f"options behind -g {block.name}")
         return m.Goto(block.name)
     reader = TARGETS.get(block.name)
-    try:
+    with suppress(Unknown, ValueError):
         if reader is not None:
             return reader(block.options)
-    except (Unknown, ValueError):
-        return m.OpaqueTarget(block.name, block.words)
-    return m.OpaqueTarget(block.name, block.words) if block.options else m.Jump(block.name)
+    return m.OpaqueTarget(block.name, block.words) if block.options or reader else m.Jump(block.name)
