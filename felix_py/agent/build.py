@@ -1,4 +1,4 @@
-r"""The object graph of one agent. Every part gets what it needs, and whom it tells, as constructor arguments::
+r"""The object graph of one agent. Every part gets its dependencies and listeners as constructor arguments::
 
     Cluster (Store) ── Intake ──> Facts, PodNetwork       one Change each, which they fold
 
@@ -16,9 +16,9 @@ r"""The object graph of one agent. Every part gets what it needs, and whom it te
     Notices      Cluster (Events on policies)
 
 Two small objects are made before the parts that they connect: :class:`~felix_py.pending.Pending`, which facts
-and monitor set and the reconciler waits for, and :class:`~felix_py.agent.concerned.Due`, in which the connections
-to be judged gather until the revoker takes them. Everything is made in one turn of the event loop, and the kernel
-is read on the way; nothing runs before :mod:`felix_py.agent.main` starts it.
+and monitor set and the reconciler waits for, and :class:`~felix_py.agent.concerned.Due`, which collects the
+connections to be judged until the revoker takes them. Everything is made in one turn of the event loop, which
+also reads the kernel; nothing runs before :mod:`felix_py.agent.main` starts it.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ from policy.compile import Engine
 from policy.model import Direction, Family
 
 _MOST_NAMED = 10
-"""Objects named in one log line."""
+"""Objects named in one log line at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """What :mod:`felix_py.agent.main` starts, in its order."""
+    """The parts that :mod:`felix_py.agent.main` starts, in its order."""
 
     notices: Notices
     pending: Pending
@@ -107,12 +107,10 @@ class Agent:
 
 
 def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent:
-    """Make all parts of one node's agent, on the running event loop. ``stack`` takes what must be closed.
+    """Make all parts of one node's agent, on the running event loop. ``stack`` closes them.
 
-    The kernel and the leases are read, and sockets listen; nobody answers yet.
-
-    Raises:
-        ConfigError, StoreError, ToolError, SocketInUse, OSError: a part cannot be made; the message says why.
+    This reads the kernel and the leases, and opens listening sockets, which are not served yet. Raises
+    ConfigError, StoreError, ToolError, SocketInUse or OSError if a part cannot be made; the message says why.
     """
     notices, pending, due = Notices(metrics), Pending(), Due()
     families, backend, kernel = _kernel(config, stack)
@@ -121,7 +119,7 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
     chain_names = ChainNames(engine.policies_using)
     flows = _flows(due, metrics, stack)
     revoker = _revoker(config, engine, view, flows, due, metrics)
-    # The monitor listens before the kernel is read, so that nothing is missed between.
+    # The monitor subscribes before the kernel is read, so that no change in between is missed.
     monitor = _monitor(kernel, held, pending, stack)
     kernel.load()
     off = {"switched_off": [int(family) for family in closed]} if closed else {}
@@ -288,8 +286,8 @@ def _hold(
     other: OtherBackend,
     reconciler: Reconciler,
 ) -> None:
-    """What is in force now stays so until the cluster is known, whoever changes it."""
-    # Where the other backend's rules are in force, half of ours beside them would only be in their way.
+    """Keep the rules that are in force, and repair drift of them, until the cluster is known."""
+    # Where the other backend's rules are in force, an incomplete set of ours beside them would only disturb them.
     held = _held_numbers(kernel, families, options.marks)
     missing = kernel.hold(Update() if other.owned else Planner(families, options, held).take())
     reconciler.hold()
@@ -301,7 +299,7 @@ def _hold(
 
 
 def _listeners(config: AgentConfig, stack: AsyncExitStack) -> tuple[socket.socket, socket.socket]:
-    """Who connects waits for an answer, for longer than it takes to load those who answer."""
+    """Open the HTTP sockets. Early clients wait in the backlog until the server's modules are loaded."""
     public = stack.enter_context(listen(config.health_address))
     private = stack.enter_context(listen_for(config.socket_group, config.agent_socket))
     stack.callback(remove, config.agent_socket, config.agent_socket.stat().st_ino)
