@@ -48,8 +48,6 @@ class Pending:
         if self._failed:
             self.due.set()
 
-    # --- the reconciler's --------------------------------------------------------------------------------
-
     def hold(self, *, held: bool) -> None:
         """Begin or end holding; both request an apply."""
         self.held = held

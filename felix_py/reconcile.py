@@ -108,10 +108,12 @@ class Reconciler:
         self._read = _NOTHING
         self._looks = _NOTHING
         self._look_seconds = 0.0
-        self._unread = self._told = ""
+        self.unread = self._told = ""
+        """Why the last attempt to read the kernel back failed; empty if it succeeded."""
         self._compared_at = time.monotonic()
         self._rules_read: RulesSnapshot | None = None
-        self._failures = Failures()
+        self.failures = Failures()
+        """Failures of the last apply."""
         self._last_drift: tuple[float, list[str]] | None = None
         self._on_applied = on_applied
         self._on_drift = on_drift
@@ -119,19 +121,9 @@ class Reconciler:
         self._log = log.get("reconcile")
 
     @property
-    def failures(self) -> Failures:
-        """Failures of the last apply."""
-        return self._failures
-
-    @property
     def last_drift(self) -> tuple[float, list[str]] | None:
         """Seconds since drift was last found, and the objects; None if there was none so far."""
         return (time.monotonic() - self._last_drift[0], self._last_drift[1]) if self._last_drift else None
-
-    @property
-    def unread(self) -> str:
-        """Why the last attempt to read the kernel back failed; empty if it succeeded."""
-        return self._unread
 
     @property
     def compared_age(self) -> float:
@@ -141,7 +133,7 @@ class Reconciler:
     @property
     def unenforced(self) -> Failure | None:
         """A failure of the last apply that concerns an object policy rests on, or None."""
-        return next((failure for failure in self._failures if policy_rests_on(failure.ref)), None)
+        return next((failure for failure in self.failures if policy_rests_on(failure.ref)), None)
 
     def hold(self) -> None:
         """Plan nothing until :meth:`begin`, and keep the objects that the dataplane holds as they are."""
@@ -291,8 +283,8 @@ class Reconciler:
                     await self._pending.due.wait()
             await self._rest()
             await self._apply()
-            delay = self._retry.delay() if self._failures else 0.0
-            if not self._failures:
+            delay = self._retry.delay() if self.failures else 0.0
+            if not self.failures:
                 self._retry.reset()
 
     async def _rest(self) -> None:
@@ -345,13 +337,13 @@ class Reconciler:
         """Note the result of reading these parts back, which an apply began with."""
         if not look:
             return
-        if self._unread:
-            if self._unread != self._told:
-                self._log.warning("cannot read the kernel back; trying again", reason=self._unread)
+        if self.unread:
+            if self.unread != self._told:
+                self._log.warning("cannot read the kernel back; trying again", reason=self.unread)
             self._pending.look(look)
         elif look == EVERYTHING:
             self._compared_at = time.monotonic()
-        self._told = self._unread
+        self._told = self.unread
 
     async def _two_steps(self, look: Look) -> Failures:
         """Write what must exist, then, if that succeeds, remove the rest (:mod:`felix_py.desired.planner`)."""
@@ -425,12 +417,12 @@ class Reconciler:
     def _read_kernel(self, look: Look, rules: RulesSnapshot | None) -> None:
         """Read back. If that fails, the desired state is written all the same: a new pod must not wait for it."""
         started = time.monotonic()
-        self._unread = ""
+        self.unread = ""
         try:
             self._dataplane.load(look, rules)
             self._read |= look
         except Exception as error:
-            self._unread = str(error) or type(error).__name__
+            self.unread = str(error) or type(error).__name__
         self._look_seconds = time.monotonic() - started
 
     def _note_drift(self, drift: Sequence[Drift]) -> None:
@@ -447,9 +439,9 @@ class Reconciler:
 
     def _note_failures(self, failures: Failures) -> None:
         self._metrics.failures.set(failures.objects)
-        for reason, what in by_reason(failures.besides(self._failures)).items():
+        for reason, what in by_reason(failures.besides(self.failures)).items():
             self._log.error("cannot write", what=what, reason=reason)
-        self._failures = failures
+        self.failures = failures
         self._pending.applied(failed=bool(failures))
 
     def _tell(self, listeners: Iterable[Callable[[T], None]], news: T) -> None:

@@ -102,8 +102,7 @@ class Bgp:
     def _follow_nodes(self, speaker: Speaker) -> None:
         self._facts.nodes_changed.clear()
         own = self._facts.own_prefixes
-        never = (*(own or ()), *self._config.service_cidrs)
-        speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
+        speaker.set_filter(within=self._facts.cluster_cidrs, never=(*(own or ()), *self._config.service_cidrs))
         self._set_reach()
         if own is not None:
             # An agent that has never seen its Node object must not withdraw prefixes that work.
@@ -140,12 +139,11 @@ class Bgp:
         """Update the notices of unusable next hops."""
         assert self._speaker is not None
         unresolved = self._speaker.unresolved()
-        told: dict[str, str] = {}
-        for next_hop, problem in islice(unresolved, _NEXT_HOPS_TOLD):
-            told[next_hop] = (
-                f"a BGP peer announces routes by next hop {next_hop}, which is not used: {problem}. "
-                "Prefixes that have no other next hop are not installed"
-            )
+        told = {
+            next_hop: f"a BGP peer announces routes by next hop {next_hop}, which is not used: {problem}. "
+            "Prefixes that have no other next hop are not installed"
+            for next_hop, problem in islice(unresolved, _NEXT_HOPS_TOLD)
+        }
         if len(unresolved) > _NEXT_HOPS_TOLD:
             told["others"] = "BGP peers announce routes by further next hops that cannot be used"
         self._notices.replace(NoticeKind.NEXT_HOP, told)

@@ -54,12 +54,10 @@ class Judge:
             packet = replace(packet, by_service=True)  # a pod's packets to its own address never leave it
         if packet.destination in self._closed and self._view.endpoint_at(packet.source) is not None:
             return False
+        by_host = packet.source in self._host or packet.source.startswith("127.")
         return self._lets(packet, Direction.EGRESS, packet.source) and (
-            self._is_host(packet.source) or self._lets(packet, Direction.INGRESS, packet.destination)
+            by_host or self._lets(packet, Direction.INGRESS, packet.destination)
         )
-
-    def _is_host(self, address: str) -> bool:
-        return address in self._host or address.startswith("127.")
 
     def _lets(self, packet: Packet, direction: Direction, end: str) -> bool:
         if end not in self._subjects:

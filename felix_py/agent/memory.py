@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from felix_py import log
@@ -31,22 +32,19 @@ def guard() -> None:
     """Install hooks that end the process when a MemoryError ends a thread.
 
     ``threading.Thread.start``, mostly called on the event loop, would otherwise wait for ever for a thread that
-    dies before it has begun. It still does if there is no memory to call the hooks; so long-lived threads begin at
-    the agent's start (:func:`felix_py.cni.batch.begin`).
+    dies before it has begun. It still does if there is no memory to call the hooks; so long-lived threads begin
+    at the agent's start (:func:`felix_py.cni.batch.begin`).
     """
-    unraisable, uncaught = sys.unraisablehook, threading.excepthook
 
-    def on_unraisable(args: sys.UnraisableHookArgs) -> None:
-        if args.exc_type is MemoryError:
-            _end()
-        unraisable(args)
+    def guarded(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+        def guarding(args: sys.UnraisableHookArgs | threading.ExceptHookArgs) -> None:
+            if args.exc_type is MemoryError:
+                _end()
+            hook(args)
 
-    def on_uncaught(args: threading.ExceptHookArgs) -> None:
-        if args.exc_type is MemoryError:
-            _end()
-        uncaught(args)
+        return guarding
 
-    sys.unraisablehook, threading.excepthook = on_unraisable, on_uncaught
+    sys.unraisablehook, threading.excepthook = guarded(sys.unraisablehook), guarded(threading.excepthook)
 
 
 def _end() -> None:

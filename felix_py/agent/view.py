@@ -20,8 +20,7 @@ class ClusterView:
     """A :class:`policy.evaluate.View` that is updated incrementally. On the event loop only.
 
     It gets the same events as the engine. They take effect at the next :meth:`advance`, together with the
-    engine's flush: so the view is never ahead of the state being written to the kernel, and after an apply the two
-    agree.
+    engine's flush: so the view is never ahead of the rules, and after an apply the two agree.
     """
 
     def __init__(self) -> None:
