@@ -33,8 +33,7 @@ def set_prefix(family: Family) -> str:
 
 def interface_name(container: str, ifname: str) -> str:
     """Host interface of a pod's interface: ``felix`` and 10 hex digits (IFNAMSIZ allows 15 characters)."""
-    digest = hashlib.sha256(f"{container}\0{ifname}".encode()).hexdigest()
-    return INTERFACE_PREFIX + digest[:10]
+    return INTERFACE_PREFIX + hashlib.sha256(f"{container}\0{ifname}".encode()).hexdigest()[:10]
 
 
 def is_interface_name(name: str) -> bool:

@@ -194,10 +194,7 @@ class Reconciler:
         return await waiter
 
     async def differences(self) -> list[Ref]:
-        """Objects of the desired state that the kernel lacks; an apply that repairs them follows.
-
-        Raises NotApplied after the reconciler's end.
-        """
+        """Desired objects that the kernel lacks; an apply repairs them. Raises NotApplied after the end."""
         if self._ended:
             raise NotApplied(tuple(_ENDED))
         found = await self.call(self._dataplane.differences)

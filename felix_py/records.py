@@ -163,10 +163,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """An object in the kernel that another program has changed, in the way that ``how`` says.
-
-    ``count``: number of objects.
-    """
+    """An object in the kernel that another program has changed, as ``how`` says; ``count``: how many objects."""
 
     ref: Ref
     how: str

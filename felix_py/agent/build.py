@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -155,14 +155,14 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
         on_drift=[revoker.mended] if revoker else [],
         on_applied=[host.look, *([revoker.applied] if revoker else []), refusals],
     )
-    _hold(programmed, options, kernel, other, reconciler)
+    _hold(families, options, kernel, other, reconciler)
     mtu = Mtu(config.mtu)
     network = PodNetwork(facts, reconciler, mtu, flows.forget)
     stack.push_async_callback(network.close)
     bgp = Bgp(config, facts, programmed, notices, metrics)
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics)
-    running = _running(config, programmed, backend, options)
+    running = _running(config, families, backend, options)
     status = Status(running, facts, network, pods, reconciler, cluster, bgp, deny_log, notices, counters, metrics)
     return Agent(
         notices=notices,
@@ -196,9 +196,7 @@ def _kernel(config: AgentConfig, stack: AsyncExitStack) -> tuple[Families, Backe
 
 def _flows(due: Due, metrics: Metrics, stack: AsyncExitStack) -> Flows:
     table, releasing = stack.enter_context(Conntrack()), stack.enter_context(Conntrack())
-    flows = Flows(table, releasing, metrics, on_kept=due.suspect)
-    stack.callback(flows.close)
-    return flows
+    return stack.enter_context(closing(Flows(table, releasing, metrics, on_kept=due.suspect)))
 
 
 def _revoker(
@@ -212,12 +210,10 @@ def _revoker(
 
 def _monitor(kernel: Kernel, held: HeldLeases, pending: Pending, stack: AsyncExitStack) -> Monitor | None:
     try:
-        monitor = Monitor(kernel, held.has_interface, pending.look, pending.retry)
+        return stack.enter_context(closing(Monitor(kernel, held.has_interface, pending.look, pending.retry)))
     except OSError as error:
         log.get("agent").warning("changes by others are found at the refresh only", reason=str(error))
         return None
-    stack.callback(monitor.close)
-    return monitor
 
 
 def _counters(
@@ -280,16 +276,12 @@ def _planner(families: Families, options: StaticOptions, kernel: Kernel, other: 
 
 
 def _hold(
-    families: Sequence[Family],
-    options: StaticOptions,
-    kernel: Kernel,
-    other: OtherBackend,
-    reconciler: Reconciler,
+    families: Families, options: StaticOptions, kernel: Kernel, other: OtherBackend, reconciler: Reconciler
 ) -> None:
     """Keep the rules that are in force, and repair drift of them, until the cluster is known."""
     # Where the other backend's rules are in force, an incomplete set of ours beside them would only disturb them.
-    held = _held_numbers(kernel, families, options.marks)
-    missing = kernel.hold(Update() if other.owned else Planner(families, options, held).take())
+    held = _held_numbers(kernel, families.programmed, options.marks)
+    missing = kernel.hold(Update() if other.owned else Planner(families.programmed, options, held).take())
     reconciler.hold()
     if missing:
         log.get("agent").warning(
@@ -306,14 +298,12 @@ def _listeners(config: AgentConfig, stack: AsyncExitStack) -> tuple[socket.socke
     return public, private
 
 
-def _running(
-    config: AgentConfig, families: Sequence[Family], backend: Backend, options: StaticOptions
-) -> dict[str, Any]:
+def _running(config: AgentConfig, families: Families, backend: Backend, options: StaticOptions) -> dict[str, Any]:
     return {
         "node": config.node_name,
         "configuration": {
             "backend": backend.value,
-            "families": [int(family) for family in families],
+            "families": [int(family) for family in families.programmed],
             "clusterCidrs": list(config.cluster_cidrs),
             "rules": dataclasses.asdict(options),
             "settings": as_json(config),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 
 from felix_py import log
 from felix_py.agent.network import PodNetwork
@@ -60,15 +60,12 @@ class Pods:
         self._stack = stack
         self._mtu = mtu
         self._list = NetworkList(config.cni_conf_dir, config.cni_bin_dir, config.chained_plugins, notices)
-        self._elsewhere = ElsewhereLookup()
-        stack.callback(self._elsewhere.close)
+        self._elsewhere = stack.enter_context(closing(ElsewhereLookup()))
         with Links() as links:
             database = config.state_dir / "leases.db"
             store, self._alive = recover(database, links, notices.say, elsewhere=self._elsewhere)
-        leases = Leases(store)
-        stack.callback(leases.close)
-        interfaces = Interfaces()
-        stack.callback(interfaces.close)
+        leases = stack.enter_context(closing(Leases(store)))
+        interfaces = stack.enter_context(closing(Interfaces()))
         self._plugin = Plugin(
             leases, interfaces, network, notices, timeout=config.cni_timeout, chained=config.chained_plugins
         )

@@ -161,10 +161,7 @@ class Denies:
 
     @contextmanager
     def follow(self) -> Iterator[asyncio.Queue[DenyEvent]]:
-        """A queue of the events that close from now on; when it is full, the oldest are lost.
-
-        Raises TooManyFollowers.
-        """
+        """A queue of events that close from now on; when full, it drops the oldest. Raises TooManyFollowers."""
         if len(self._followers) >= _MOST_FOLLOWERS:
             raise TooManyFollowers(f"{_MOST_FOLLOWERS} already follow the deny log of this node")
         queue: asyncio.Queue[DenyEvent] = asyncio.Queue(_FOLLOWER_BACKLOG)

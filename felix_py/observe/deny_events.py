@@ -143,8 +143,7 @@ class Describer:
         endpoint_at: Callable[[str], ObjectKey | None],
         interface_name: Callable[[int], str] = socket.if_indextoname,
     ) -> None:
-        """``endpoint_at``: the pod of an interface of this node. ``interface_name`` raises OSError for unknown
-        indexes."""
+        """``endpoint_at``: the pod of a local interface. ``interface_name`` raises OSError for an unknown one."""
         self._node = node
         self._view = view
         self._chains = chains

@@ -40,8 +40,7 @@ class DenyLogging:
         view: View,
         metrics: Metrics,
     ) -> None:
-        """``endpoint_at``: the pod of an interface of this node. Probes the kernel for NFLOG (some ten
-        milliseconds)."""
+        """``endpoint_at``: the pod of a local interface. Probes the kernel for NFLOG: some ten milliseconds."""
         self.rules = _rules(config, families, backend)
         """For the planner; None: nothing is logged."""
         self._reader: DenyReader | None = None

@@ -45,8 +45,7 @@ class HealthServer:
         self._fresh_until = 0.0
         self._public = self._served(Limits(), ())
         # Its routes may stream without end, and limit their clients themselves.
-        private = [web.get("/status", self._get_status), *routes]
-        self._private = self._served(Limits(answer=None), private)
+        self._private = self._served(Limits(answer=None), [web.get("/status", self._get_status), *routes])
 
     def _served(self, limits: Limits, routes: Iterable[web.RouteDef]) -> GuardedRunner:
         gate = Gate(limits)

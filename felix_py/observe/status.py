@@ -50,10 +50,7 @@ class Bgp(Protocol):
 
 @dataclass(slots=True)
 class Status:
-    """Collects the state of the parts. On the event loop only.
-
-    ``running``: values that do not change while the agent runs.
-    """
+    """The state of the parts, on the event loop only. ``running``: values that do not change in a run."""
 
     running: Mapping[str, Any]
     facts: Facts
