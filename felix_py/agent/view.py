@@ -147,7 +147,7 @@ class ClusterView:
 
 class _Lease(NamedTuple):
     key: ObjectKey
-    endpoint: LocalEndpoint | None
+    endpoint: LocalEndpoint | None  # None: it is gone
     pod: Pod | None
 
 
