@@ -1,4 +1,4 @@
-"""How long to wait: back-off before the next try, and token buckets for what must not come too often."""
+"""Exponential back-off before the next try, and token buckets that limit a rate."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Backoff:
         self._next = first
 
     def reset(self) -> None:
-        """The last try went well: start from ``first`` again."""
+        """Start from ``first`` again, after a successful try."""
         self._next = self._first
 
     def delay(self, at_least: float = 0.0) -> float:
-        """Seconds to wait now. ``at_least``: the server's own wish (Retry-After), which is never cut short."""
+        """Seconds to wait now. ``at_least``: the server's Retry-After, which is never cut short."""
         delay = self._next * random.uniform(1 - self._spread, 1 + self._spread)
         self._next = min(self._most, self._next * 2)
         return max(delay, at_least * random.uniform(1.0, 1.2))
 
 
 class TokenBucket:
-    """``burst`` at once, then ``rate`` a second."""
+    """``burst`` tokens at once, then ``rate`` a second."""
 
     __slots__ = ("_at", "_burst", "_clock", "_rate", "_tokens")
 
@@ -43,13 +43,13 @@ class TokenBucket:
         self._at = clock()
 
     def take(self) -> bool:
-        """Whether there may be one more."""
+        """Take a token; False if there is none."""
         taken = self.wait() == 0
         self._tokens -= taken
         return taken
 
     def wait(self) -> float:
-        """Seconds until there may be one more."""
+        """Seconds until the next token."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now

@@ -28,7 +28,7 @@ class EndpointToHost(enum.StrEnum):
 
 _FAMILIES = {f"ipv{int(family)}": family for family in Family}
 
-# --- what of the values is not said by type and range ------------------------------------------------
+# --- checks beyond type and range --------------------------------------------------------------------
 
 
 def _node_name(name: str) -> None:
@@ -82,11 +82,7 @@ def _mask(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)  # no slots: the defaults are read from the class
 class AgentConfig:
-    """Settings of ``felix-py agent``, in the order of its help.
-
-    Raises:
-        ConfigError: one cannot be used.
-    """
+    """Settings of ``felix-py agent``, in the order of its help. Raises ConfigError for an invalid value."""
 
     node_name: str = setting(
         "",
@@ -231,12 +227,12 @@ class AgentConfig:
 
     @property
     def cni_socket(self) -> Path:
-        """Where ``felix-py-cni`` finds the agent."""
+        """Socket that ``felix-py-cni`` connects to."""
         return self.run_dir / "cni.sock"
 
     @property
     def agent_socket(self) -> Path:
-        """Where commands such as ``felix-py status`` find the agent."""
+        """Socket that commands such as ``felix-py status`` connect to."""
         return self.run_dir / "agent.sock"
 
     @property
@@ -249,11 +245,7 @@ SETTINGS = settings_of(AgentConfig)
 
 
 def value_of(name: str, given: Any) -> Any:
-    """The value of a setting as the command line gives it.
-
-    Raises:
-        ConfigError: there is no such value.
-    """
+    """Returns a setting's value from what the command line gives; raises ConfigError if it cannot be parsed."""
     try:
         return SETTINGS[name].read(given)
     except ValueError as error:
@@ -261,10 +253,10 @@ def value_of(name: str, given: Any) -> Any:
 
 
 def environment(**values: Any) -> dict[str, str]:
-    """Settings as environment variables, for another process."""
+    """Returns settings as environment variables, for another process."""
     return {SETTINGS[name].environment[0]: SETTINGS[name].text(value) for name, value in values.items()}
 
 
 def as_json(config: AgentConfig) -> dict[str, Any]:
-    """All settings, for programs."""
+    """Returns all settings by their JSON names."""
     return {it.json_name: it.as_json(getattr(config, name)) for name, it in SETTINGS.items()}

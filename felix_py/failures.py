@@ -1,4 +1,4 @@
-"""What an apply could not write: found by name, grouped by reason, and bounded in what is said of it."""
+"""Failures of an apply: looked up by name, grouped by reason, and bounded where they are logged."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from felix_py.records import Failure
 from felix_py.refs import LinkRef, MemberRef, Ref, RouteRef, SysctlRef, chain_or_set
 
 Name = str | type[Ref]
-"""What failures are asked for by: a chain, set, address or interface; or all objects of a type."""
+"""Key of a lookup: the name of a chain, set, address or interface, or a type of ref for all its objects."""
 
 _LISTED = 10
-"""Objects named of those that fail for one reason, in a log line."""
+"""Objects named for one reason, in a log line."""
 _REASONS = 20
-"""Log lines at most, one a reason."""
+"""Reasons logged at most, one line each."""
 
 
 class Failures(Collection[Failure]):
-    """The failures of one apply, each once. Made once, asked often: by every CNI call that waits."""
+    """The failures of one apply, without duplicates, indexed because every waiting CNI call looks them up."""
 
     def __init__(self, failures: Iterable[Failure] = ()) -> None:
         self._all = dict.fromkeys(failures)
@@ -26,7 +26,7 @@ class Failures(Collection[Failure]):
             for name in set(_names(failure.ref)) - {""}:
                 self._by_name.setdefault(name, []).append(failure)
         self.objects = sum(failure.count for failure in self._all)
-        """How many objects they stand for."""
+        """Number of objects that the failures stand for."""
 
     def __iter__(self) -> Iterator[Failure]:
         return iter(self._all)
@@ -38,12 +38,11 @@ class Failures(Collection[Failure]):
         return failure in self._all
 
     def naming(self, names: Iterable[Name]) -> tuple[Failure, ...]:
-        """Those of objects that go by one of these names: a member by its set, its address and its interface."""
-        found = {failure: None for name in names for failure in self._by_name.get(name, ())}
-        return tuple(found)
+        """Failures of objects with one of the names; a member has those of its set, address and interface."""
+        return tuple(dict.fromkeys(failure for name in names for failure in self._by_name.get(name, ())))
 
     def besides(self, known: Failures) -> list[Failure]:
-        """Those that are not in others."""
+        """Failures that are not in ``known``."""
         return [failure for failure in self._all if failure not in known]
 
 
@@ -62,7 +61,7 @@ def _names(ref: Ref) -> tuple[Name, ...]:
 
 
 def by_reason(failures: Iterable[Failure]) -> dict[str, list[str]]:
-    """Reason -> what fails for it: the first ones, and a count of the rest. Few reasons, the commonest first."""
+    """Reason -> the first objects that fail for it, and a count of the rest; the commonest reasons first."""
     groups: dict[str, list[Failure]] = {}
     for failure in failures:
         groups.setdefault(failure.reason, []).append(failure)

@@ -1,4 +1,4 @@
-"""Names, marks and numbers by which everything of ours in the kernel is recognised."""
+"""Names and numbers that identify the agent's objects in the kernel."""
 
 from __future__ import annotations
 
@@ -18,28 +18,24 @@ ROUTE_PROTOCOL_LEARNED = 89
 """Routes learned from peers. Neither 186 (FRR's BGP) nor any other number of iproute2's rt_protos."""
 
 HOST_MAC = "ee:ee:ee:ee:ee:ee"
-"""MAC of every host end: the pod's permanent gateway neighbour, so it survives a restart of anything."""
+"""MAC of every host end, and of the gateway in each pod's permanent neighbour entry: it must never change."""
 
 LINK_GROUP = 0xFE11C
-"""Link group (``ip link … group``) of every host end: unlike its name it stays when somebody renames it."""
+"""Link group (``ip link … group``) of every host end; unlike the name, it survives a rename of the interface."""
 
 GATEWAY = {Family.V4: "169.254.1.1", Family.V6: "fe80::1"}
 
 
-_SET_PREFIX = {family: f"felix{int(family)}-" for family in Family}
-
-
 def set_prefix(family: Family) -> str:
-    """Prefix of every IP set of ours in one family."""
-    return _SET_PREFIX[family]
+    """Prefix of the names of the agent's IP sets in one family."""
+    return f"felix{int(family)}-"
 
 
 def interface_name(container: str, ifname: str) -> str:
     """Host interface of a pod's interface: ``felix`` and 10 hex digits (IFNAMSIZ allows 15 characters)."""
-    digest = hashlib.sha256(f"{container}\0{ifname}".encode()).hexdigest()
-    return INTERFACE_PREFIX + digest[:10]
+    return INTERFACE_PREFIX + hashlib.sha256(f"{container}\0{ifname}".encode()).hexdigest()[:10]
 
 
 def is_interface_name(name: str) -> bool:
-    """Whether :func:`interface_name` gives such names."""
+    """Whether ``name`` has the form that :func:`interface_name` returns."""
     return re.fullmatch(INTERFACE_PREFIX + "[0-9a-f]{10}", name) is not None

@@ -1,6 +1,6 @@
-"""Logging: readable lines on a terminal, one JSON object a line everywhere else. Nobody who logs is held up.
+"""Logging: readable lines on a terminal, one JSON object a line elsewhere. A call that logs never blocks.
 
-:mod:`felix_py.log_writer` writes, :mod:`felix_py.log_limits` has the bounds.
+:mod:`felix_py.log_writer` writes the lines, :mod:`felix_py.log_limits` bounds their size and rate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from felix_py.log_writer import LineWriter
 
 
 class LogFormat(enum.StrEnum):
-    """How log lines look. AUTO: text when stderr is a terminal."""
+    """Format of log lines. AUTO: text when stderr is a terminal."""
 
     AUTO = "auto"
     TEXT = "text"
@@ -29,7 +29,7 @@ class LogFormat(enum.StrEnum):
 
 
 class LogLevel(enum.StrEnum):
-    """Least important lines shown."""
+    """Lowest level that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -38,7 +38,7 @@ class LogLevel(enum.StrEnum):
 
 
 class _Lines:
-    """What structlog hands finished lines to."""
+    """Logger factory and logger of structlog: it hands rendered lines to the writer."""
 
     def __init__(self, writer: LineWriter) -> None:
         self._writer = writer
@@ -53,7 +53,7 @@ class _Lines:
 
 
 class _FromLibraries(logging.Handler):
-    """Libraries' own lines (asyncio's, aiohttp's) go the same way, with the same limits."""
+    """Passes records of libraries (asyncio, aiohttp) through the same processors and limits."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(Exception):
@@ -65,7 +65,7 @@ _limit = RateLimit()
 
 
 def configure(level: LogLevel, form: LogFormat, **bound: str) -> None:
-    """Send all log lines to stderr, each with the ``bound`` values (``node=…``), from whichever thread."""
+    """Send the log lines of all threads to stderr, each with the ``bound`` values (``node=…``)."""
     global _writer  # noqa: PLW0603 - a process has one standard error
     text = form is LogFormat.TEXT or (form is LogFormat.AUTO and sys.stderr.isatty())
 
@@ -98,27 +98,26 @@ def configure(level: LogLevel, form: LogFormat, **bound: str) -> None:
 
 
 def get(component: str) -> structlog.typing.FilteringBoundLogger:
-    """A logger for one part of the agent."""
+    """Returns the logger of one part of the agent."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(component=component)
     return logger
 
 
 def flush() -> None:
-    """Have what was logged written, for a process that is about to end. A stopped reader has a second."""
+    """Write out queued lines before the process ends; gives up when the reader takes nothing for a second."""
     if _writer is not None:
         _writer.flush()
 
 
 def lost() -> dict[str, int]:
-    """Lines that nobody will read: of one kind too often, or because they could not be written in time."""
+    """Numbers of dropped lines: above the rate of one kind, or not written in time."""
     return {"rate": _limit.left_out, "reader": _writer.lost if _writer is not None else 0}
 
 
 def _dropped(lines: int) -> str:
     event = {"event": "log lines were dropped: their reader did not take them", "lines": lines}
-    config = structlog.get_config()
     rendered: Any = {"component": "log", **event}
-    for processor in config["processors"][2:]:
+    for processor in structlog.get_config()["processors"][2:]:
         rendered = processor(None, "warning", rendered)
     return str(rendered)
 

@@ -1,4 +1,4 @@
-"""What a log line may be, and how often one of its kind may come (structlog processors)."""
+"""structlog processors that limit the size of log lines and the rate of each kind of line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from felix_py.backoff import TokenBucket
 
 AT_ONCE = 100
 A_SECOND = 5.0
-"""Lines of one kind: first so many at once, then so many a second."""
+"""Token bucket of one kind of line: its burst, and its rate per second."""
 
 _KINDS = 1000
 _LONGEST_TEXT = 4096
@@ -29,9 +29,9 @@ class _Kind:
 
 
 class RateLimit:
-    """Lets through so many lines of one kind: of one part, of one level, with the same words.
+    """Limits the rate of lines of one kind, which is component, level and event text.
 
-    The next one that passes says in ``left_out`` how many did not.
+    The next line that passes has the number of dropped ones in ``left_out``.
     """
 
     def __init__(
@@ -45,10 +45,7 @@ class RateLimit:
         self.left_out = 0
 
     def __call__(self, _logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """
-        Raises:
-            structlog.DropEvent: one too many.
-        """
+        """Raises structlog.DropEvent for a line above the rate."""
         key = (event.get("component"), method, str(event.get("event"))[:200])
         with self._lock:
             kind = self._kinds.pop(key, None) or _Kind(TokenBucket(self._a_second, self._at_once, self._clock))
@@ -65,7 +62,7 @@ class RateLimit:
 
 
 def shorten(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Cut off what is too long, whoever said it: a tool, a peer, an object."""
+    """Truncate long texts and lists, which tools, peers or API objects may have supplied."""
     for key, value in event.items():
         if isinstance(value, str) and len(value) > _LONGEST_TEXT:
             event[key] = f"{value[:_LONGEST_TEXT]} … ({len(value)} characters)"

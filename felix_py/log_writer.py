@@ -1,7 +1,7 @@
-"""Log lines on their way to a descriptor whose reader may stop, die or be full: nobody who logs waits for it.
+"""Writes log lines to a descriptor whose reader may stop, die or be full, without blocking callers.
 
-A thread of its own writes. What it has not come to write is bounded; what does not fit, or cannot be written, is
-dropped and counted, and a line says so when lines flow again.
+A dedicated thread writes from a bounded queue. Lines that do not fit or cannot be written are dropped and
+counted, and a line reports their number once lines flow again.
 """
 
 from __future__ import annotations
@@ -14,38 +14,34 @@ import time
 from collections.abc import Callable
 
 MOST_BYTES = 1 << 20
-"""Of lines that wait to be written."""
+"""Size of the queue."""
 
 _LONGEST = 64 << 10
-"""Bytes of one line."""
+"""Bytes of one line at most."""
 
 _PATIENCE = 0.5
-"""Seconds between two looks whether a full pipe of others that does not block can be written to."""
+"""Seconds between two polls of a full pipe that another process has made non-blocking."""
 
 
 class LineWriter:
-    """Takes lines from any thread. Writes in the order in which they came."""
+    """Takes lines from any thread and writes them in order."""
 
     def __init__(self, fd: int, said_again: Callable[[int], str], most: int = MOST_BYTES) -> None:
-        """``said_again``: the line that says how many were dropped."""
+        """``said_again`` renders the line that reports a number of dropped lines."""
         self._fd = fd
         self._said_again = said_again
         self._most = most
         self._lines: collections.deque[bytes] = collections.deque()
         self._size = 0
-        self._lost = 0
+        self.lost = 0
+        """Lines that were dropped."""
         self._unsaid = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         os.register_at_fork(after_in_child=self._forked)
 
-    @property
-    def lost(self) -> int:
-        """Lines that were dropped."""
-        return self._lost
-
     def write(self, text: str) -> None:
-        """Queue one line, without its end."""
+        """Queue one line, given without its newline."""
         line = text.encode(errors="backslashreplace")[:_LONGEST] + b"\n"
         with self._changed:
             if self._size + len(line) > self._most:
@@ -59,7 +55,7 @@ class LineWriter:
             self._changed.notify()
 
     def flush(self, seconds: float = 1.0) -> None:
-        """Return once all is written, or after so many seconds without any of it being written."""
+        """Return once the queue is empty, or after so many seconds without progress."""
         with self._changed:
             before = self._size + 1
             while 0 < self._size < before:
@@ -67,11 +63,11 @@ class LineWriter:
                 self._changed.wait(seconds)
 
     def _drop(self) -> None:
-        self._lost += 1
+        self.lost += 1
         self._unsaid += 1
 
     def _forked(self) -> None:
-        """A child has no such thread, and what waits is its parent's."""
+        """Reset a forked child, which has no writer thread; the queued lines are its parent's."""
         self._changed = threading.Condition()
         self._lines.clear()
         self._size = 0
@@ -97,12 +93,12 @@ class LineWriter:
                 self._changed.notify_all()
 
     def _write(self, line: bytes) -> bool:
-        """Blocks as long as the reader does. False: it cannot be written."""
+        """Write a whole line, blocking as long as the reader does. Returns False if it cannot be written."""
         left = memoryview(line)
         while left:
             try:
                 left = left[os.write(self._fd, left) :]
-            except BlockingIOError:  # somebody else has made the pipe that we share non-blocking
+            except BlockingIOError:  # another process has made the shared pipe non-blocking
                 select.select([], [self._fd], [], _PATIENCE)
             except OSError:
                 time.sleep(0.01)  # a full disk, a closed pipe: no reason to spin

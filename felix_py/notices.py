@@ -1,8 +1,7 @@
-"""What is not as it should be and needs a person: said once in the log, and shown in ``/status`` while it lasts.
+"""Notices: conditions that need an operator, logged once and shown in ``/status`` while they last.
 
-A failed write, drift and a malformed object have their own places there. A notice is for a state that the agent
-cannot mend by itself, such as an interface that somebody has renamed or an address that two pods claim: readiness
-alone would not tell of it.
+``/status`` lists failed writes, drift and malformed objects separately. A notice is for a condition that the
+agent cannot mend and that readiness does not show, such as a renamed interface or an address that two pods claim.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from felix_py import log
 from felix_py.metrics import Metrics
 
 _MOST = 1000
-"""Notices kept of one kind. More are counted and not told apart: they would be no news to anybody."""
+"""Notices kept of one kind; further ones are ignored."""
 
 
 class NoticeKind(enum.StrEnum):
-    """Kinds of notices: the label of the metric. docs/operations.md says of each what to do."""
+    """Kinds of notices, the label of the metric. docs/operations.md says for each what to do."""
 
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
     ADDRESS_IN_USE = "address-in-use"
@@ -42,7 +41,7 @@ class NoticeKind(enum.StrEnum):
 
 
 class Notice(NamedTuple):
-    """One thing that is not as it should be: of which kind, what it concerns, and what there is to do."""
+    """One condition: its kind, the object concerned, and what is wrong and what to do."""
 
     kind: NoticeKind
     subject: str
@@ -50,7 +49,7 @@ class Notice(NamedTuple):
 
 
 class Notices:
-    """What holds now, by kind and subject. On the event loop only."""
+    """Current notices by kind and subject. On the event loop only."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -60,7 +59,7 @@ class Notices:
             metrics.notices.labels(kind.value).set(0)
 
     def say(self, kind: NoticeKind, subject: str, text: str) -> None:
-        """Something holds from now on (again is fine): ``text`` says what, and what to do, in one sentence."""
+        """Add or update a notice; ``text`` says in one sentence what is wrong and what to do."""
         held = self._now.setdefault(kind, {})
         if held.get(subject) == text or (subject not in held and len(held) >= _MOST):
             return
@@ -69,19 +68,19 @@ class Notices:
         self._log.warning(text, kind=kind.value, subject=subject)
 
     def clear(self, kind: NoticeKind, subject: str) -> None:
-        """It does not hold any more; one that never did is fine."""
+        """Remove a notice, if there is one."""
         held = self._now.get(kind, {})
         if held.pop(subject, None) is not None:
             self._metrics.notices.labels(kind.value).set(len(held))
             self._log.info("no longer the case", kind=kind.value, subject=subject)
 
     def replace(self, kind: NoticeKind, now: Mapping[str, str]) -> None:
-        """All of one kind that holds: subject -> text. What held before and is not named holds no more."""
+        """Make ``now`` (subject -> text) all notices of one kind; others of the kind are removed."""
         for subject in self._now.get(kind, {}).keys() - now.keys():
             self.clear(kind, subject)
         for subject, text in now.items():
             self.say(kind, subject, text)
 
     def all(self) -> list[Notice]:
-        """Everything that holds, of each kind the oldest first."""
+        """All current notices, oldest first within each kind."""
         return [Notice(kind, *held) for kind, of in self._now.items() for held in of.items()]

@@ -1,4 +1,4 @@
-"""When to do something that is asked for again and again."""
+"""Pacing of an action that is requested again and again: debounced, and bounded in its share of a processor."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 _SHARE = 10
-"""After t seconds of work, nothing for 10 t: so it takes a tenth of one processor at most."""
+"""The gap after t seconds of work is 10 t, so the action takes a tenth of one processor at most."""
 
 _MOST = 60.0
-"""Seconds that a gap grows to by that."""
+"""Limit of that gap, in seconds."""
 
 
 @dataclass(slots=True)
 class Pace:
-    """Waits until nobody has asked for ``quiet`` seconds, but no longer than ``most`` after the first who did.
+    """The action is due ``quiet`` seconds after the last request, but at most ``most`` after the first.
 
-    Between two turns there are at least ``gap`` seconds, and more if it is much work. All times are seconds of
-    one monotonic clock.
+    Between two actions there are at least ``gap`` seconds, and more after much work. All times are seconds of one
+    monotonic clock.
     """
 
     quiet: float
@@ -31,41 +31,41 @@ class Pace:
     _free: float = 0.0
 
     def ask(self, now: float) -> None:
-        """Somebody wants it done."""
+        """Note a request."""
         if self._first is None:
             self._first = now
         self._last = now
 
     @property
     def due(self) -> float | None:
-        """When to begin; None while nobody has asked."""
+        """When to begin; None without a request."""
         if self._first is None:
             return None
         return max(min(self._last + self.quiet, self._first + self.most), self._free)
 
     def begun(self) -> None:
-        """It is being done now: whoever asks from now on wants it done again."""
+        """The action begins: requests from now on are for the next one."""
         self._first = None
 
     def ended(self, now: float, work: float) -> None:
-        """It is done, and was so many seconds of work."""
+        """The action has ended and took ``work`` seconds of processing."""
         self._free = now + max(self.gap, min(_SHARE * work, _MOST))
 
 
 class Paced:
-    """Runs something at a pace for whoever asks."""
+    """Runs an action on request, at a pace."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
-        """Somebody wants it done."""
+        """Request the action."""
         self._pace.ask(time.monotonic())
         self._asked.set()
 
     async def run(self, act: Callable[[], Awaitable[float]]) -> None:
-        """Until cancelled. ``act`` must not raise; it returns its seconds of work (not of waiting)."""
+        """Run until cancelled. ``act`` must not raise; it returns its seconds of work (not of waiting)."""
         while True:
             await self._until_due()
             self._pace.begun()

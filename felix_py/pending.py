@@ -1,4 +1,4 @@
-"""What the reconciler is asked for, by parts that are made before it: the facts and the kernel's monitor."""
+"""Requests to the reconciler from parts that are constructed before it: the facts and the kernel's monitor."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from felix_py.dataplane.protocols import Look
 from felix_py.pace import Pace, Paced
 
 _PROMPTLY = (0.0, 0.0, 0.2)
-"""The pace at which routes, links and settings are looked at: at once, but not in a tight fight with others."""
+"""Pace of reading back routes, links and sysctls: at once, but not in a tight loop against another writer."""
 
 _SOON = (0.5, 5.0, 3.0)
-"""The pace at which rules are read back: somebody who changes some is likely to change more."""
+"""Pace of reading back rules: a change to one is likely to be followed by more."""
 
 
 class Pending:
-    """An apply that is due, and looks at what the kernel has. On the event loop only."""
+    """Requested applies and comparisons with the kernel. On the event loop only."""
 
     def __init__(self) -> None:
         self.due = asyncio.Event()
-        """An apply is to begin."""
+        """Set when an apply is to begin."""
         self.held = False
-        """Changes ask for no apply; whoever knows better sets ``due``."""
+        """While true, :meth:`note` requests no apply."""
         self.rules = Paced(Pace(*_SOON))
         self.prompt = Paced(Pace(*_PROMPTLY))
         self._look = Look(0)
         self._failed = False
 
     def note(self) -> None:
-        """Something has changed; an apply follows soon."""
+        """Request an apply because the desired state has changed."""
         if not self.held:
             self.due.set()
 
     def look(self, look: Look) -> None:
-        """Others may have changed these parts of the kernel: compare, and mend what differs.
+        """Request a comparison of parts of the kernel that others may have changed, and the repair of drift.
 
         Rules are read back a moment after the last such call, everything else at once.
         """
@@ -44,22 +44,20 @@ class Pending:
             self.prompt.ask()
 
     def retry(self) -> None:
-        """What could not be written may work now."""
+        """Request an apply if the last one had failures, since they may succeed now."""
         if self._failed:
             self.due.set()
 
-    # --- the reconciler's --------------------------------------------------------------------------------
-
     def hold(self, *, held: bool) -> None:
-        """Begin or end to hold; an apply is due for either."""
+        """Begin or end holding; both request an apply."""
         self.held = held
         self.due.set()
 
     def applied(self, *, failed: bool) -> None:
-        """An apply is done, and could not write something."""
+        """Note whether the apply that has ended had failures."""
         self._failed = failed
 
     def take_look(self) -> Look:
-        """What is to be looked at promptly."""
+        """Returns the parts to compare promptly, and forgets them."""
         look, self._look = self._look, Look(0)
         return look

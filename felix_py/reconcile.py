@@ -1,11 +1,10 @@
-"""One coalescing runner: however many changes came in, one apply brings the kernel to the newest state.
+"""The reconciler: coalesces changes, so that one apply brings the kernel to the newest state.
 
-Changes are *noted* by whoever has them (cheap, on the event loop) and *collected* into the planner only when an
-apply is about to start. While an apply runs in its thread, more changes wait and share the next one.
+Changes are *noted* on the event loop, which is cheap, and *collected* into the planner only when an apply is
+about to start. Changes that come while an apply runs in its thread share the next one.
 
-An apply may begin with a look at what the kernel really has: everything at each refresh, and parts of it when
-somebody says that they may have been changed by others. Reading the rules takes longest by far, so that is done
-in another thread, beside the applies.
+An apply may begin by reading the kernel's state back: everything at each refresh, and parts of it when others may
+have changed them. Reading the rules takes longest by far, so it has another thread, beside the applies.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from felix_py.refs import ApplyRef, Ref, policy_rests_on
 T = TypeVar("T")
 
 _REST = 0.05
-"""Seconds between two applies that nobody waits for, if the first one wrote: few writes in a storm of events."""
+"""Seconds between two applies without waiters, if the first one wrote: few writes in a storm of events."""
 
 _REST_LEAST = 0.001
-"""Seconds after the first of several that have found nothing to write; after each further one twice as long."""
+"""Seconds after the first of several applies that had nothing to write; doubled after each further one."""
 
 _RETRY = (0.1, 30.0)
 
@@ -43,12 +42,12 @@ _MOST_LOGGED = 10
 
 
 def leads_astray(failures: Iterable[Failure]) -> bool:
-    """Whether packets may still be judged by what the second step removes: if sets or rules were not written."""
+    """Whether a failure is of sets or rules, so that packets may still meet what the second step removes."""
     return any(policy_rests_on(failure.ref) for failure in failures)
 
 
 class NotApplied(Exception):
-    """What a caller waited for is not in the kernel; the failures say why."""
+    """The objects that a caller waited for are not in the kernel; ``failures`` say why."""
 
     def __init__(self, failures: tuple[Failure, ...]) -> None:
         self.failures = failures
@@ -77,12 +76,11 @@ class Reconciler:
         """``collect`` moves what was noted since the last call into the planner, on the event loop; it is called
         until it returns False.
 
-        ``patience``: seconds that an apply under way may take to come to its end when this ends; ``abandon`` is
-        called if it does not, and cuts it off. ``everybodys``: whether something that leads astray
-        is not only a matter of some endpoints, which wait for it themselves. ``is_leaving``: whether an object is
-        being removed by us, so that it is nobody's doing that it is gone; any thread asks. ``on_applied`` are
-        called after each apply with what it could not write; ``on_drift`` before these, with what somebody else
-        had changed and the apply was to put right.
+        ``patience``: seconds that a running apply may take to end when the reconciler stops; ``abandon`` cuts off
+        one that takes longer. ``everybodys``: whether failures that lead astray concern more than endpoints that
+        wait for them. ``is_leaving``: whether the agent itself is removing an object, so that it is no drift; any
+        thread asks. ``on_applied`` are called after each apply with its failures; ``on_drift`` before these, with
+        the drift that the apply was to repair.
         """
         self._pending = pending
         self._everybodys = everybodys
@@ -113,10 +111,12 @@ class Reconciler:
         self._read = _NOTHING
         self._looks = _NOTHING
         self._look_seconds = 0.0
-        self._unread = self._told = ""
+        self.unread = self._told = ""
+        """Why the last attempt to read the kernel back failed; empty if it succeeded."""
         self._compared_at = time.monotonic()
         self._rules_read: RulesSnapshot | None = None
-        self._failures = Failures()
+        self.failures = Failures()
+        """Failures of the last apply."""
         self._last_drift: tuple[float, list[str]] | None = None
         self._on_applied = on_applied
         self._on_drift = on_drift
@@ -124,63 +124,50 @@ class Reconciler:
         self._log = log.get("reconcile")
 
     @property
-    def failures(self) -> Failures:
-        """What the last apply could not write."""
-        return self._failures
-
-    @property
     def last_drift(self) -> tuple[float, list[str]] | None:
-        """What somebody else changed last, and how many seconds ago that was found; None: nothing so far."""
-        if self._last_drift is None:
-            return None
-        when, found = self._last_drift
-        return time.monotonic() - when, found
-
-    @property
-    def unread(self) -> str:
-        """Why the kernel could not be read back at the last try; empty if it could."""
-        return self._unread
+        """Seconds since drift was last found, and the objects; None if there was none so far."""
+        return (time.monotonic() - self._last_drift[0], self._last_drift[1]) if self._last_drift else None
 
     @property
     def compared_age(self) -> float:
-        """Seconds since everything of ours in the kernel was last compared with what is wanted."""
+        """Seconds since all objects of ours in the kernel were last compared with the desired state."""
         return time.monotonic() - self._compared_at
 
     @property
     def unenforced(self) -> Failure | None:
-        """Something that policy rests on and that the last apply could not write; None: there is nothing."""
-        return next((failure for failure in self._failures if policy_rests_on(failure.ref)), None)
+        """A failure of the last apply that concerns an object policy rests on, or None."""
+        return next((failure for failure in self.failures if policy_rests_on(failure.ref)), None)
 
     def hold(self) -> None:
-        """Until :meth:`begin`: nothing is planned, and what the dataplane holds is kept as it is."""
+        """Plan nothing until :meth:`begin`, and keep the objects that the dataplane holds as they are."""
         self._sweeping = True
         self._pending.hold(held=True)
 
     def let_go(self, update: Update) -> None:
-        """While holding: this is not to be held any more. Later, nothing: it is the plan's business."""
+        """While holding, stop to hold these objects; later the plan removes them and this does nothing."""
         if self._pending.held:
             self._leaving.merge(update)
             self._pending.due.set()
 
     def begin(self) -> None:
-        """Everything that the plan is made of is known: from now on it decides, and nothing is held."""
+        """End holding: the inputs of the plan are complete, and it decides from now on."""
         self._sweeping, self._releasing = False, self._pending.held
         self._pending.hold(held=False)
 
     def sweep(self, *, keep_learned: bool = False) -> None:
-        """Remove objects of ours that nobody asks for: with the next apply, and at every refresh from now on.
+        """Remove objects of ours that are not desired: with the next apply, and at every refresh from now on.
 
-        ``keep_learned``: but not routes that were learned, until the next such call.
+        ``keep_learned``: except learned routes, until the next such call.
         """
         self._sweeping = self._sweep_due = True
         self._keep_learned = keep_learned
         self._pending.note()
 
     async def clean(self) -> None:
-        """Return once nothing stale is in force: the kernel was read, written and swept, all in one apply.
+        """Return once nothing stale is in force: the kernel was read, written and swept in one apply.
 
-        Routes, interfaces and settings that cannot be written do not matter for that; nor does a policy of some
-        endpoints, which wait for it themselves (:attr:`unenforced` tells of it). Stays true.
+        Failures of routes, interfaces and sysctls do not matter for that; nor do those of some endpoints' policy,
+        which wait for it themselves (:attr:`unenforced` shows them). It stays true.
         """
         self._read = _NOTHING
         self._looks |= EVERYTHING
@@ -191,10 +178,8 @@ class Reconciler:
     async def settled(self, names: Callable[[], Iterable[Name]] | None = None) -> None:
         """Return once everything noted before this call is in the kernel.
 
-        ``names``: whose failures concern the caller, asked when it is done; None: everybody's do.
-
-        Raises:
-            NotApplied: the apply that carried it left failures that concern the caller.
+        ``names`` returns the names of objects whose failures concern the caller, and is called after the apply;
+        None: all failures do. Raises NotApplied if there are such failures.
         """
         failures = await self._applied()
         concerned = tuple(failures) if names is None else failures.naming(names()) if failures else ()
@@ -202,7 +187,7 @@ class Reconciler:
             raise NotApplied(concerned)
 
     async def _applied(self) -> Failures:
-        """What the next apply that begins could not write; that there will be none, once this has ended."""
+        """Failures of the next apply that begins; after the end, the failure that there will be none."""
         if self._ended:
             return _ENDED
         waiter: asyncio.Future[Failures] = asyncio.get_running_loop().create_future()
@@ -212,11 +197,7 @@ class Reconciler:
         return await waiter
 
     async def differences(self) -> list[Ref]:
-        """What the kernel does not have of the desired state; an apply that mends it follows.
-
-        Raises:
-            NotApplied: this has ended.
-        """
+        """Desired objects that the kernel lacks; an apply repairs them. Raises NotApplied after the end."""
         if self._ended:
             raise NotApplied(tuple(_ENDED))
         found = await self.call(self._dataplane.differences)
@@ -225,7 +206,7 @@ class Reconciler:
         return found
 
     async def call(self, function: Callable[[], T]) -> T:
-        """Run something in the dataplane's thread, between two applies. Cancelled when this ends."""
+        """Run a function in the dataplane's thread, between two applies. Cancelled when the reconciler ends."""
         called = asyncio.get_running_loop().run_in_executor(self._thread, function)
         self._calls.add(called)
         try:
@@ -234,10 +215,10 @@ class Reconciler:
             self._calls.discard(called)
 
     async def run(self) -> None:
-        """Apply until cancelled, once. The kernel keeps what was written last.
+        """Apply until cancelled; cannot be run again. The kernel keeps what was written last.
 
-        Whoever waits for an apply is told that there will be none. One that is under way gets a few seconds to
-        come to its end; then its tools are killed.
+        Waiters are then told that there will be no apply. A running one gets a few seconds to end; then its tools
+        are killed.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -273,7 +254,7 @@ class Reconciler:
             await self._read_back(EVERYTHING)
 
     async def _read_back(self, look: Look) -> float:
-        """Read the rules beside whatever is being applied, then have the next apply compare. Seconds of work."""
+        """Read the rules beside the applies, then have the next apply compare. Returns the seconds of work."""
         started = time.monotonic()
         try:
             self._rules_read = await asyncio.to_thread(self._dataplane.read_rules)
@@ -302,30 +283,21 @@ class Reconciler:
                     await self._pending.due.wait()
             await self._rest()
             await self._apply()
-            delay = self._next_delay()
+            delay = self._retry.delay() if self.failures else 0.0
+            if not self.failures:
+                self._retry.reset()
 
     async def _rest(self) -> None:
-        """More may come at once; what somebody waits for does not wait for it.
+        """Let changes gather, unless there is a waiter.
 
-        After writes it rests for as long as a storm may need to gather. After an apply that found nothing to
-        write it hardly rests, so that what comes next is not late for it; only if that goes on does it rest
-        longer and longer, since each such apply costs, too.
+        The rest is long after writes. It is short after an apply that had nothing to write, so that the next
+        change is not late for it, and doubles with each further one, since such an apply costs, too.
         """
         if asyncio.get_running_loop().time() - self._applied_at >= _REST:
             self._pause = 0.0
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._applied_at + self._pause):
                 await self._awaited.wait()
-
-    def _note_rest(self, writes: int) -> None:
-        self._pause = _REST if writes else min(_REST, 2 * self._pause or _REST_LEAST)
-        self._applied_at = asyncio.get_running_loop().time()
-
-    def _next_delay(self) -> float:
-        if self._failures:
-            return self._retry.delay()
-        self._retry.reset()
-        return 0.0
 
     async def _apply(self) -> None:
         self._pending.due.clear()
@@ -336,10 +308,10 @@ class Reconciler:
         started, holding, written = time.monotonic(), self._pending.held, self._written
         try:
             failures = await self._two_steps(look)
-        except MemoryError:  # what was moved from one place to another may be in neither: only a start helps
+        except MemoryError:  # an update in transit may be lost: only a restart helps
             raise
         except Exception as error:
-            # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced; we try again.
+            # A defect of ours, or a kernel that answers nonsense: what is enforced stays enforced, and we retry.
             self._log.exception("apply failed")
             failures = Failures([Failure(ApplyRef(), f"{type(error).__name__}: {error}")])
             self._sweep_due = self._sweeping
@@ -347,7 +319,8 @@ class Reconciler:
         except BaseException:  # cancelled
             self._waiters += waiters
             raise
-        self._note_rest(self._written - written)
+        self._pause = min(_REST, 2 * self._pause or _REST_LEAST) if self._written == written else _REST
+        self._applied_at = asyncio.get_running_loop().time()
         self._note_look(look)
         self._metrics.apply_seconds.observe(time.monotonic() - started)
         self._note_failures(failures)
@@ -361,25 +334,25 @@ class Reconciler:
                 waiter.set_result(failures)
 
     def _note_look(self, look: Look) -> None:
-        """After an apply that was to begin by reading these parts back."""
+        """Note the result of reading these parts back, which an apply began with."""
         if not look:
             return
-        if self._unread:
-            if self._unread != self._told:
-                self._log.warning("cannot read the kernel back; trying again", reason=self._unread)
+        if self.unread:
+            if self.unread != self._told:
+                self._log.warning("cannot read the kernel back; trying again", reason=self.unread)
             self._pending.look(look)
         elif look == EVERYTHING:
             self._compared_at = time.monotonic()
-        self._told = self._unread
+        self._told = self.unread
 
     async def _two_steps(self, look: Look) -> Failures:
-        """First what must be there, then, if all of it is, what may go (see :mod:`felix_py.desired.planner`)."""
+        """Write what must exist, then, if that succeeds, remove the rest (:mod:`felix_py.desired.planner`)."""
         if self._pending.held:
             return await self._keep(look)
-        # Before collecting: a sweep that is asked for from here on is the next apply's, for by then there may be
-        # news that this one's plan does not know.
+        # Before collecting: a sweep requested from here on belongs to the next apply, since this one's plan may
+        # lack the facts that it follows.
         sweep, self._sweep_due, keep_learned = self._sweep_due, False, self._keep_learned
-        while self._collect(self._planner):  # noqa: ASYNC110 - no waiting: others have their turns as well
+        while self._collect(self._planner):  # noqa: ASYNC110 - no waiting: it yields to other tasks
             await asyncio.sleep(0)
         update = self._planner.take()
         rules, self._rules_read = self._rules_read, None
@@ -388,13 +361,13 @@ class Reconciler:
         if leads_astray(failures):
             self._sweep_due |= sweep
             if sweep and not self._everybodys(failures):
-                # What nobody asks for goes all the same: one policy that cannot be written keeps no other pod.
+                # The sweep happens all the same: one policy that cannot be written must not hold up other pods.
                 failures = await self.call(lambda: self._write(Update(), sweep=True, keep_learned=keep_learned))
                 self._note_clean(failures)
             return failures
         later = self._planner.confirm()
         if later or sweep:
-            # What failed in the first step is tried again in the second, and reported by it.
+            # The second step retries the failures of the first, and reports them.
             failures = await self.call(lambda: self._write(later, sweep=sweep, keep_learned=keep_learned))
             self._sweep_due |= sweep and bool(failures)
         if sweep:
@@ -402,12 +375,11 @@ class Reconciler:
         return failures
 
     def _note_clean(self, failures: Failures) -> None:
-        """After a sweep."""
         if self._read == EVERYTHING and not self._everybodys(failures):
             self._clean.set()
 
     async def _keep(self, look: Look) -> Failures:
-        """Put right what others have changed of what is held."""
+        """Repair drift of the objects that are held."""
         leaving, self._leaving = self._leaving, Update()
         rules, self._rules_read = self._rules_read, None
         sweep, self._sweep_due = self._sweep_due, False
@@ -423,7 +395,7 @@ class Reconciler:
         sweep: bool = False,
         keep_learned: bool = False,
     ) -> Failures:
-        # The planner tells each change once: one that the dataplane did not take up whole is told again.
+        # The planner returns each change once: one that the dataplane did not take up whole is passed again.
         if self._untaken:
             self._untaken.merge(update)
         else:
@@ -443,14 +415,14 @@ class Reconciler:
         return Failures(report.failures)
 
     def _read_kernel(self, look: Look, rules: RulesSnapshot | None) -> None:
-        """Read back. Where that fails, what is wanted is written all the same: a new pod must not wait for it."""
+        """Read back. If that fails, the desired state is written all the same: a new pod must not wait for it."""
         started = time.monotonic()
-        self._unread = ""
+        self.unread = ""
         try:
             self._dataplane.load(look, rules)
             self._read |= look
         except Exception as error:
-            self._unread = str(error) or type(error).__name__
+            self.unread = str(error) or type(error).__name__
         self._look_seconds = time.monotonic() - started
 
     def _note_drift(self, drift: Sequence[Drift]) -> None:
@@ -467,9 +439,9 @@ class Reconciler:
 
     def _note_failures(self, failures: Failures) -> None:
         self._metrics.failures.set(failures.objects)
-        for reason, what in by_reason(failures.besides(self._failures)).items():
+        for reason, what in by_reason(failures.besides(self.failures)).items():
             self._log.error("cannot write", what=what, reason=reason)
-        self._failures = failures
+        self.failures = failures
         self._pending.applied(failed=bool(failures))
 
     def _tell(self, listeners: Iterable[Callable[[T], None]], news: T) -> None:

@@ -1,4 +1,4 @@
-"""Frozen records that cross layers inside the agent."""
+"""Records that cross layers inside the agent."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from policy.model import Family, Labels, LocalEndpoint, Node, Protocol
 
 
 class Backend(enum.StrEnum):
-    """Which iptables commands write to this host's kernel."""
+    """The iptables commands that write to this host's kernel."""
 
     LEGACY = "legacy"
     NFT = "nft"
 
 
 class SetType(enum.StrEnum):
-    """IP set types in use, as ``ipset create`` spells them."""
+    """IP set types in use, in ``ipset create``'s spelling."""
 
     IP = "hash:ip"
     NET = "hash:net"
@@ -30,7 +30,7 @@ class SetType(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SetSpec:
-    """An IP set to exist. ``mark_mask`` non-zero: made with ``skbinfo``, each member carries a mark under it."""
+    """A desired IP set. ``mark_mask`` non-zero: made with ``skbinfo``, each member has a mark under the mask."""
 
     name: str
     type: SetType
@@ -40,10 +40,7 @@ class SetSpec:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A rule of ours in a built-in chain. ``first``: kept at the top of it; otherwise kept at its end.
-
-    Those of one chain stand in the order of ``rank``.
-    """
+    """A rule of ours in a built-in chain, kept at its top (``first``) or its end, in the order of ``rank``."""
 
     family: Family
     table: str
@@ -54,7 +51,7 @@ class Hook:
 
     @property
     def ref(self) -> HookRef:
-        """All that is ours in that chain is one object to whoever reads of it."""
+        """Identity of all our rules in that chain, which are reported as one object."""
         return HookRef(self.family, self.table, self.chain)
 
 
@@ -67,7 +64,7 @@ class RouteKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """Gateway text (empty: on link) and interface name (empty: the kernel resolves it from the gateway)."""
+    """Gateway address (empty: on link) and interface name (empty: the kernel resolves it from the gateway)."""
 
     gateway: str = ""
     interface: str = ""
@@ -75,7 +72,7 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route to exist. ``next_hops`` sorted; several make one ECMP route; empty for a blackhole.
+    """A desired route. ``next_hops`` are sorted; several make one ECMP route; empty for a blackhole.
 
     ``source`` is the preferred source address text, or empty. ``link_scope`` is ``scope link``.
     """
@@ -89,14 +86,13 @@ class Route:
 
 @dataclass(slots=True)
 class Update:
-    """A change of the desired kernel state: None means "must not exist". Cheap to make, merge and hold.
+    """A change of the desired kernel state, in which None means "must not exist".
 
     ``members``: set name -> member text -> its mark (0 in a set without marks), or None. Later entries win.
-    ``emptied``: sets that must hold nothing but what ``members`` names; it counts before all else.
+    ``emptied``: sets that must hold only the entries of ``members``; it is applied first.
     """
 
     emptied: set[str] = field(default_factory=set)
-
     sets: dict[str, SetSpec | None] = field(default_factory=dict)
     members: dict[str, dict[str, int | None]] = field(default_factory=dict)
     chains: dict[ChainRef, Rules | None] = field(default_factory=dict)
@@ -126,9 +122,9 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One object that could not be brought to its desired state, and the kernel's or tool's words.
+    """An object that could not be brought to its desired state, and the kernel's or tool's message.
 
-    ``count``: how many, where it stands for several (:func:`bounded`).
+    ``count``: the number of objects, where it stands for several (:func:`bounded`).
     """
 
     ref: Ref
@@ -140,7 +136,7 @@ class Failure:
 
 
 def bounded(failures: Iterable[Failure], others: Ref, most: int = 100) -> list[Failure]:
-    """At most so many failures of one reason as they are; the rest of it is one, ``others``, that counts them."""
+    """Returns at most so many failures of one reason; the rest of a reason becomes one failure of ``others``."""
     kept: list[Failure] = []
     seen: dict[str, int] = {}
     for failure in failures:
@@ -152,14 +148,14 @@ def bounded(failures: Iterable[Failure], others: Ref, most: int = 100) -> list[F
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one apply did. ``transactions`` counts iptables-restore runs, ``writes`` all objects written."""
+    """The result of one apply. ``transactions`` counts iptables-restore runs, ``writes`` all objects written."""
 
     transactions: int = 0
     writes: int = 0
     failures: tuple[Failure, ...] = ()
 
     def __add__(self, other: Report) -> Report:
-        """What two steps did together."""
+        """The result of two steps together."""
         return Report(
             self.transactions + other.transactions, self.writes + other.writes, self.failures + other.failures
         )
@@ -167,10 +163,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Something that was right in the kernel and is not any more, although nobody of ours asked for a change.
-
-    ``how`` says in which way it differs. ``count``: how many objects.
-    """
+    """An object in the kernel that another program has changed, as ``how`` says; ``count``: how many objects."""
 
     ref: Ref
     how: str
@@ -199,18 +192,18 @@ class Lease:
 
 
 def endpoints_of(leases: Iterable[Lease]) -> tuple[LocalEndpoint, ...]:
-    """The pod interfaces that leases stand for: of several of one pod, the newest."""
+    """Returns the endpoints of leases: of several leases of one pod, the newest one's."""
     newest = {(lease.namespace, lease.pod): lease for lease in sorted(leases, key=lambda lease: lease.created)}
     return tuple(endpoint_of(lease) for lease in newest.values())
 
 
 def endpoint_of(lease: Lease) -> LocalEndpoint:
-    """What policy needs to know of a lease."""
+    """Returns the endpoint of a lease, as policy knows it."""
     return LocalEndpoint(lease.namespace, lease.pod, tuple(lease.addresses.values()), lease.uid)
 
 
 class Elsewhere(NamedTuple):
-    """An address, or a whole CIDR, that something else than a pod of ours uses.
+    """An address or CIDR that is in use, but not by a pod of this agent.
 
     ``how`` completes "it is …"; ``last`` is the last address concerned, as an integer.
     """
@@ -222,7 +215,7 @@ class Elsewhere(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
-    """A Node (core/v1): where it is reached, and which pod addresses are its own.
+    """A Node (core/v1): its addresses and its pod CIDRs.
 
     ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order.
     ``pod_cidrs`` are canonical CIDR texts, at most one of a family.
@@ -236,18 +229,18 @@ class NodeRecord:
     unschedulable: bool = False
 
     def as_peer(self) -> Node:
-        """What policy needs of it."""
+        """Returns the node as policy knows it."""
         return Node(self.name, self.labels, self.addresses)
 
 
 class Flow(NamedTuple):
-    """A connection that the kernel tracks, as policy saw its first packet: addresses after service translation.
+    """A conntrack entry, as policy saw its first packet: with the addresses after service translation (DNAT).
 
-    ``protocol`` None: another than policy knows (ICMP, say); ``port`` is then 0. ``replied``: packets were seen
-    both ways; ``assured``: and it is not given up early. ``expires``: seconds until the kernel forgets it if no
-    packet comes; of two connections of one protocol and state, the one with more was used later. ``entry`` is
-    what deletes it; ``original`` is its own tuple, ``parent`` that of the connection it is RELATED to, or empty:
-    these three are the kernel's bytes.
+    ``protocol`` None: one that policy does not know, such as ICMP; ``port`` is then 0. ``replied``: packets were
+    seen both ways (IPS_SEEN_REPLY); ``assured``: it is also not evicted early (IPS_ASSURED). ``expires``: seconds
+    until it times out if no packet comes; of two of one protocol and state, the larger was used later. ``entry``
+    deletes it; ``original`` is its own tuple, ``parent`` that of the connection it is RELATED to, or empty: these
+    three are the kernel's bytes.
     """
 
     source: str
@@ -262,6 +255,5 @@ class Flow(NamedTuple):
     parent: bytes = b""
 
     def __str__(self) -> str:
-        """For people."""
         to = f"[{self.destination}]" if ":" in self.destination else self.destination
         return f"{self.source} -> {to}:{self.port}/{self.protocol}" if self.protocol else f"{self.source} -> {to}"

@@ -1,6 +1,6 @@
-"""The identity of what the agent has in the kernel: a type for each kind of object, with one text for people.
+"""Refs identify the agent's objects in the kernel: a type for each kind of object, with a text for operators.
 
-A failure, drift or difference is told of a ref; whom it concerns follows from the ref's type and fields.
+Failures, drift and differences name a ref; the endpoints concerned follow from its type and fields.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from policy.model import Family
 
 @dataclass(frozen=True, slots=True)
 class ChainRef:
-    """One chain of ours, of one family and table."""
+    """A chain of ours, of one family and table."""
 
     kind: ClassVar[str] = "chain"
     family: Family
@@ -26,7 +26,7 @@ class ChainRef:
 
 @dataclass(frozen=True, slots=True)
 class HookRef:
-    """Our rules in a built-in chain; ``single``: one of them."""
+    """All our rules in a built-in chain; ``single``: one of them."""
 
     kind: ClassVar[str] = "hook"
     family: Family
@@ -41,7 +41,7 @@ class HookRef:
 
 @dataclass(frozen=True, slots=True)
 class SetRef:
-    """An IP set. ``unused``: one that no rule of ours uses, and that is to be destroyed."""
+    """An IP set. ``unused``: no rule of ours uses it, and it is to be destroyed."""
 
     kind: ClassVar[str] = "set"
     name: str
@@ -53,7 +53,7 @@ class SetRef:
 
 @dataclass(frozen=True, slots=True)
 class MemberRef:
-    """A member of an IP set, as ``ipset add`` spells it."""
+    """A member of an IP set, in ``ipset add``'s spelling."""
 
     kind: ClassVar[str] = "member"
     set: str
@@ -104,7 +104,7 @@ class RoutesRef:
 
 @dataclass(frozen=True, slots=True)
 class LinkRef:
-    """The host's end of a pod, by its interface name."""
+    """The host end of a pod's veth pair, by its interface name."""
 
     kind: ClassVar[str] = "link"
     name: str
@@ -135,12 +135,12 @@ class SysctlRef:
 
     @property
     def dotted(self) -> str:
-        """As sysctl(8) spells it: a dot inside an interface name becomes a slash."""
+        """The name in sysctl(8)'s spelling: a dot inside an interface name becomes a slash."""
         return "net." + ".".join(part.replace(".", "/") for part in self.path.split("/"))
 
     @property
     def interface(self) -> str:
-        """The interface whose setting it is; empty for one of the whole host (ip-sysctl.rst, ``conf/``)."""
+        """The interface of the setting; empty for a setting of the whole host (ip-sysctl.rst, ``conf/``)."""
         parts = self.path.split("/")
         return parts[2] if parts[1:2] == ["conf"] and parts[2] not in ("all", "default") else ""
 
@@ -182,11 +182,11 @@ Ref = (
 )
 
 KINDS = tuple(ref.kind for ref in (ChainRef, HookRef, SetRef, MemberRef, RouteRef, LinkRef, SysctlRef))
-"""Kinds of objects that somebody else can change: the values of a metric's label."""
+"""Kinds of objects that can drift: the label values of the drift metric."""
 
 
 def chain_or_set(ref: Ref) -> str:
-    """The name of the chain or set that it is, or is in; empty where it is neither."""
+    """Returns the name of the ref's chain or set, or of the set that a member is in; else empty."""
     match ref:
         case ChainRef(name=name) | HookRef(chain=name) | SetRef(name=name):
             return name
@@ -196,10 +196,10 @@ def chain_or_set(ref: Ref) -> str:
 
 
 def policy_rests_on(ref: Ref) -> bool:
-    """Whether packets may be judged by it, now or once it is right: rules, sets and members are.
+    """Whether verdicts on packets depend on the object, as they do on rules, sets and members.
 
-    A route, an interface or a setting that cannot be written, perhaps for ever, must not keep old rules alive;
-    nor must a set that cannot be destroyed because somebody else's rules use it.
+    A route, interface or sysctl that can never be written must not keep old rules alive; nor must a set that
+    cannot be destroyed because another program's rules use it.
     """
     match ref:
         case RouteRef() | RoutesRef() | LinkRef() | LinksRef() | SysctlRef() | SetRef(unused=True):

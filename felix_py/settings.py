@@ -1,7 +1,7 @@
-"""Settings as records: name, type, range, default, meaning, and what Calico calls it.
+"""Settings as records: name, type, range, default, meaning, and Calico's name.
 
-A class of settings is a dataclass whose fields are made by :func:`setting`, so that each is written once and the
-type checker knows it. Command line, environment, ``/status`` and ``docs/settings.md`` are made from the records.
+A class of settings is a dataclass whose fields are made by :func:`setting`, so each is written once and typed.
+Command line, environment, ``/status`` and ``docs/settings.md`` are generated from the records.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A value's text where it is not Python's own. ``read`` raises ValueError with what is wrong."""
+    """Conversion of a value from and to text. ``read`` raises ValueError with the reason."""
 
     read: Callable[[str], Any]
     show: Callable[[Any], str]
@@ -25,11 +25,11 @@ class Form:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One setting. ``otherwise``: what stands in place of the default, where that is decided at the start.
+    """One setting. ``otherwise`` describes a default that is determined at the start.
 
-    ``check`` raises ValueError for a value (of a list: for one of its members) that cannot be used. ``calico``:
-    the nearest field of FelixConfiguration, or parameter of Felix. ``live``: a change takes effect without a
-    restart. ``also``: a second environment variable.
+    ``check`` raises ValueError for an invalid value (of a list: for an invalid member). ``calico``: the nearest
+    field of FelixConfiguration, or parameter of Felix. ``live``: a change takes effect without a restart.
+    ``also``: a second environment variable.
     """
 
     name: str
@@ -48,30 +48,29 @@ class Setting:
 
     @property
     def many(self) -> bool:
-        """It is a list, of which the command line takes one member at a time."""
+        """Whether it is a list, of which the command line takes one member at a time."""
         return get_origin(self.type) is tuple and self.form is None
 
     @property
     def option(self) -> str:
-        """Its name on the command line."""
+        """Name on the command line."""
         return "--" + (self.name.removesuffix("s") if self.many else self.name).replace("_", "-")
 
     @property
     def environment(self) -> list[str]:
-        """Its names in the environment."""
+        """Names of environment variables."""
         return [f"FELIX_PY_{self.name.upper()}", *([self.also] if self.also else [])]
 
     @property
     def json_name(self) -> str:
-        """Its name in JSON, in the style of Kubernetes' API."""
+        """Name in JSON, in the style of Kubernetes' API."""
         first, *more = self.name.split("_")
         return first + "".join(word.capitalize() for word in more)
 
     def read(self, given: Any) -> Any:
-        """The value of what the command line gives; of a list's members, ``none`` is none.
+        """Returns the value of what the command line gives; in a list, ``none`` and empty members are left out.
 
-        Raises:
-            ValueError: there is no such value; the message names the option.
+        Raises ValueError with the option's name if it cannot be parsed.
         """
         if self.many:
             return tuple(one for one in given if one not in ("", "none"))
@@ -83,7 +82,7 @@ class Setting:
             raise ValueError(f"{self.option} {given}: {error}") from None
 
     def text(self, value: Any) -> str:
-        """A value as the environment has it."""
+        """Returns a value's text for the environment."""
         if self.form is not None:
             return self.form.show(value)
         if self.many:
@@ -91,17 +90,13 @@ class Setting:
         return str(value).lower() if isinstance(value, bool) else str(value)
 
     def as_json(self, value: Any) -> Any:
-        """A value for programs."""
+        """Returns a value's JSON form."""
         if self.form is not None or isinstance(value, (Path, enum.Enum)):
             return self.text(value)
         return list(value) if self.many else value
 
     def validate(self, value: Any) -> None:
-        """Refuse what cannot be used.
-
-        Raises:
-            ValueError: out of range, or refused by ``check``; the message names the option.
-        """
+        """Raises ValueError, which names the option, for a value out of range or refused by ``check``."""
         for one in value if self.many else (value,):
             try:
                 if self.least is not None and one < self.least:
@@ -116,13 +111,13 @@ class Setting:
 
 
 def setting(default: _T, meaning: str, **known: Any) -> _T:
-    """A dataclass's field that is a setting; ``known``: what else :class:`Setting` has."""
+    """Returns a dataclass field that is a setting; ``known``: further fields of :class:`Setting`."""
     found: _T = field(default=default, metadata={"meaning": meaning, **known})
     return found
 
 
 def settings_of(config: type) -> Mapping[str, Setting]:
-    """The settings of a dataclass, by name, in its order."""
+    """Returns the settings of a dataclass by name, in its order."""
     hints = get_type_hints(config)
     return {
         one.name: Setting(name=one.name, type=hints[one.name], default=one.default, **one.metadata)

@@ -1,4 +1,4 @@
-"""The agent's BGP speaker: keeps ExaBGP announcing what the agent wants, and tells the agent what peers announce.
+"""The agent's BGP speaker: has ExaBGP announce the agent's prefixes, and reports the routes of peers.
 
 All decisions are in :mod:`bgp.control`; here are the socket to the bridge, the clock and the configuration file.
 """
@@ -35,21 +35,21 @@ _SLICE = 250
 """Prefixes decided in one turn of the event loop: some three milliseconds."""
 
 _READ = 1 << 14
-"""Bytes taken over in one turn: some 400 prefixes at most, five milliseconds."""
+"""Bytes read in one turn: some 400 prefixes at most, five milliseconds."""
 
 Logger = structlog.typing.FilteringBoundLogger
 OnRoutes = Callable[[Mapping[str, NextHops]], None]
 
 
 def load_bgp_config(path: Path, *, router_id: str | None = None) -> SpeakerConfig:
-    """Read the user's YAML file; ``router_id`` (an IPv4 address of the node) is used where it names none.
+    """Read the user's YAML file; ``router_id`` (an IPv4 address of the node) is the default of its routerID.
 
-    Raises BGPConfigError, whatever is wrong with the file.
+    Raises BGPConfigError for any problem with the file.
     """
     import yaml
 
     try:
-        # Not the parser in C: deep nesting is the end of the process there.
+        # Not the parser in C, which deep nesting crashes together with the process.
         document = yaml.load(path.read_bytes(), yaml.SafeLoader)
         return parse_bgp_config(document, router_id=router_id, read_text=lambda name: Path(name).read_text())
     except RecursionError:
@@ -62,15 +62,15 @@ def load_bgp_config(path: Path, *, router_id: str | None = None) -> SpeakerConfi
 class Speaker:
     """BGP for this node. Call all methods from the event loop that :meth:`run` runs on.
 
-    Set the configuration, the filter and the announcements at any time and in any order, also before
-    :meth:`run`. Until the first :meth:`announce` nothing is announced, withdrawn or ended: peers keep what they
-    have from the agent's last life.
+    Configuration, filter and announcements may be set at any time and in any order, also before :meth:`run`.
+    Until the first :meth:`announce` nothing is announced, withdrawn or ended: peers keep the routes of the
+    agent's last run.
     """
 
     def __init__(self, run_dir: Path, on_routes: OnRoutes, log: Logger) -> None:
         """``run_dir`` is shared with the sidecar. ``on_routes`` gets each change of the best routes: prefix ->
-        next hops, () for a route that is gone. It is called on the loop, also from within the methods below, and
-        must only take note.
+        next hops, () for a withdrawn route. It is called on the loop, also from the methods below, and must only
+        take note.
         """
         self._dir = run_dir
         self._on_routes = on_routes
@@ -86,10 +86,10 @@ class Speaker:
         self._progress = asyncio.Condition()
         self._writer: asyncio.StreamWriter | None = None
 
-    # --- what the agent wants ----------------------------------------------------------------------------
+    # --- inputs ------------------------------------------------------------------------------------------
 
     def set_config(self, config: SpeakerConfig) -> None:
-        """Peers and speaker settings from now on."""
+        """Set the peers and speaker settings."""
         self._config = config
         self._adopt(config, self._reachable(config))
 
@@ -101,38 +101,36 @@ class Speaker:
         self._flush()
 
     def announce(self, prefixes: Iterable[str]) -> None:
-        """Announce exactly these, each to the peers of its family; withdraw the rest. Raises ValueError for a
-        text that is no CIDR.
-        """
+        """Announce exactly these CIDRs, each to the peers of its family. Raises ValueError for any other text."""
         self._control.announce({canonical(prefix) for prefix in prefixes})
         self._flush()
 
     def set_reach(self, reach: Reach) -> None:
-        """Use only next hops that this node can reach, as these answers say; until then every one counts."""
+        """Use only next hops that are reachable according to ``reach``; before the first call, all are used."""
         self._control.rib.set_reach(reach)
         self._flush()
 
-    # --- what came of it ---------------------------------------------------------------------------------
+    # --- state -------------------------------------------------------------------------------------------
 
     def routes(self) -> Mapping[str, NextHops]:
         """The best routes: prefix -> ECMP next hops."""
         return self._control.rib.best
 
     def unresolved(self) -> Mapping[Unresolved, int]:
-        """Next hops of accepted routes that this node cannot use, and for how many prefixes each."""
+        """Next hops of accepted routes that this node cannot use -> number of prefixes."""
         return self._control.rib.unresolved
 
     @property
     def ignored(self) -> int:
-        """Lines of ExaBGP's that made no sense, so far."""
+        """Number of lines from ExaBGP that could not be parsed."""
         return self._control.channel.ignored
 
     def prefixes_without_next_hop(self) -> int:
-        """How many accepted prefixes have no next hop that this node can use."""
+        """Number of accepted prefixes without a next hop that this node can use."""
         return self._control.rib.prefixes_without_next_hop()
 
     def peers(self) -> list[PeerStatus]:
-        """Every configured peer; those without a route to them too."""
+        """Every configured peer, including those that this node has no route to."""
         statuses = self._control.peers(time.monotonic())
         known = {status.address for status in statuses}
         for peer in self._config.peers if self._config else ():
@@ -143,7 +141,7 @@ class Speaker:
 
     @property
     def in_sync(self) -> bool:
-        """All peers have told their whole table, or had time to: learned routes that are missing now are gone."""
+        """Whether every peer has sent its whole table, or had time to: routes that are missing now are gone."""
         return self._in_sync.is_set()
 
     async def wait_in_sync(self) -> None:
@@ -151,12 +149,12 @@ class Speaker:
         await self._in_sync.wait()
 
     async def delivered(self, seconds: float = _DELIVERY) -> bool:
-        """Wait until ExaBGP has sent on what it was told, as before draining the node; false if it did not."""
+        """Wait until ExaBGP has sent its updates, as before draining the node; returns False on a timeout."""
         try:
             async with asyncio.timeout(seconds):
                 await self._answered()
-                # `done` means queued. What is queued is sent within a turn of ExaBGP's loop or a few, so: no
-                # update counter moves any more.
+                # `done` means queued. Queued updates are sent within a few turns of ExaBGP's loop, so wait until
+                # the update counters stand still.
                 before = None
                 while (now := {n.peer: n.updates_sent for n in self._control.neighbors.values()}) != before:
                     before = now
@@ -171,7 +169,7 @@ class Speaker:
     # --- running -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until cancelled. Everything stays announced then."""
+        """Run until cancelled; everything stays announced then."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_connected())
             tasks.create_task(self._keep_time())
@@ -219,7 +217,7 @@ class Speaker:
             await self._moved()
 
     async def _keep_deciding(self) -> None:
-        """The rest of what was too much for one turn of the event loop."""
+        """Decide on the prefixes that were too many for one turn of the event loop."""
         while True:
             await self._more.wait()
             self._more.clear()
@@ -227,8 +225,7 @@ class Speaker:
             await asyncio.sleep(0)
 
     async def _keep_configured(self) -> None:
-        # A peer that is gone from the configuration must be told so before ExaBGP forgets it: first contact
-        # first.
+        # Routes must be withdrawn from a peer that has left the configuration before ExaBGP forgets the peer.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_CONTACT if (self._dir / SOCKET).exists() else 0):
                 await self._answered()
@@ -245,10 +242,10 @@ class Speaker:
     # --- configuration -----------------------------------------------------------------------------------
 
     def _reachable(self, config: SpeakerConfig) -> tuple[Peer, ...]:
-        """The configured peers with their source addresses; one that this node cannot reach at all is left out.
+        """The configured peers with their source addresses, without peers that this node has no route to.
 
-        An address once found stays as long as the node has it, and while there is no other: a link that flaps
-        must not change sessions.
+        A source address stays as long as the node has it or there is no other: a flapping link must not change
+        sessions.
         """
         before = {peer.address: peer.source_address for peer in self._peers}
         found = {peer: peer.source_address or _source_address(peer, before) for peer in config.peers}
@@ -292,7 +289,7 @@ class Speaker:
     # --- plumbing ----------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        """Send what the control wants sent, tell what it has found."""
+        """Send the control's output, log its notes and pass on changed routes."""
         data = self._control.channel.data_to_send()
         if data and self._writer is not None and not self._writer.is_closing():
             self._writer.write(data)
@@ -320,7 +317,7 @@ class Speaker:
 
 
 def _source_address(peer: Peer, before: Mapping[str, str]) -> str:
-    """The address to speak from: the one used before if the node still has it, else what the routes say."""
+    """The session's source address: the previous one if the node still has it, else by the routing table."""
     known = before.get(peer.address, "")
     if known and _probe(peer, lambda probe: probe.bind((known, 0))):
         return known
@@ -328,7 +325,7 @@ def _source_address(peer: Peer, before: Mapping[str, str]) -> str:
 
 
 def _probe(peer: Peer, use: Callable[[socket.socket], None]) -> str:
-    """The address a UDP socket has after its use (nothing is sent); empty when that fails."""
+    """Returns the address of a UDP socket after ``use`` (nothing is sent), or empty if that fails."""
     family = socket.AF_INET6 if peer.version == 6 else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -339,7 +336,7 @@ def _probe(peer: Peer, use: Callable[[socket.socket], None]) -> str:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Replace a file atomically; readable for its folder's owner only, who need not be us."""
+    """Replace a file atomically; only the folder's owner, which may be another user, can read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = path.parent.stat()
     temporary = path.with_name(f".{path.name}.new")

@@ -1,4 +1,4 @@
-"""BGP in the agent: what to announce and what to accept follow the nodes; what is learned becomes facts."""
+"""BGP in the agent: announcements and the import filter follow the Nodes; learned routes become facts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from felix_py.speaker import Speaker, load_bgp_config
 from policy.model import Family
 
 _TELL = 1.0
-"""Seconds between two looks at what to tell people."""
+"""Seconds between two updates of the notices."""
 
 _NEXT_HOPS_TOLD = 20
-"""Next hops that are named one by one; a peer may announce any number."""
+"""Next hops with notices of their own; a peer may announce any number."""
 
 
 class Bgp:
@@ -32,10 +32,7 @@ class Bgp:
     def __init__(
         self, config: AgentConfig, facts: Facts, families: tuple[Family, ...], notices: Notices, metrics: Metrics
     ) -> None:
-        """
-        Raises:
-            ConfigError: the BGP configuration cannot be used.
-        """
+        """Raises ConfigError if the BGP configuration is invalid."""
         self._log = log.get("bgp")
         self._config = config
         self._facts = facts
@@ -53,7 +50,7 @@ class Bgp:
         if config.bgp_config is not None:
             self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
             try:
-                # Only looked at here: what the router id defaults to is not known yet.
+                # Only checked here: the default of the router id is not known yet.
                 self._configured = load_bgp_config(config.bgp_config, router_id="192.0.2.1")
             except BGPConfigError as error:
                 raise ConfigError(f"--bgp-config {error}") from None
@@ -66,7 +63,7 @@ class Bgp:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(LinkWatch(self._families, self._on_links).run())
             config = await self._load()
-            # Which next hops can be used is known before the first route comes.
+            # The usable next hops must be known before the first route comes.
             await self._linked.wait()
             self._follow_nodes(self._speaker)
             self._speaker.set_config(config)
@@ -75,7 +72,7 @@ class Bgp:
             tasks.create_task(self._keep_telling())
 
     async def _load(self) -> SpeakerConfig:
-        """The configuration, once it is whole: on a node without an IPv4 address it must name a router id."""
+        """Returns the configuration once it is valid: on a node without an IPv4 address it needs a router id."""
         assert self._config.bgp_config is not None
         while True:
             self._facts.nodes_changed.clear()
@@ -93,12 +90,9 @@ class Bgp:
                 return config
 
     def _router_id(self) -> str | None:
-        """The node's first IPv4 address: what a router id defaults to (RFC 4271, section 4.2)."""
-        node = self._facts.node
-        for address in node.addresses if node else ():
-            if ipaddress.ip_address(address).version == 4:
-                return address
-        return None
+        """The default of the router id: the node's first IPv4 address (RFC 4271, section 4.2)."""
+        addresses = self._facts.node.addresses if self._facts.node else ()
+        return next((a for a in addresses if ipaddress.ip_address(a).version == 4), None)
 
     async def _keep_following(self, speaker: Speaker) -> None:
         while True:
@@ -106,14 +100,12 @@ class Bgp:
             self._follow_nodes(speaker)
 
     def _follow_nodes(self, speaker: Speaker) -> None:
-        """The node's pod CIDRs or the cluster's may be others now."""
         self._facts.nodes_changed.clear()
         own = self._facts.own_prefixes
-        never = (*(own or ()), *self._config.service_cidrs)
-        speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
+        speaker.set_filter(within=self._facts.cluster_cidrs, never=(*(own or ()), *self._config.service_cidrs))
         self._set_reach()
         if own is not None:
-            # Without ever having seen its Node object the agent does not know; it must not take back what works.
+            # An agent that has never seen its Node object must not withdraw prefixes that work.
             speaker.announce(own)
 
     # --- next hops -----------------------------------------------------------------------------------
@@ -144,26 +136,25 @@ class Bgp:
             await asyncio.sleep(_TELL)
 
     def _tell_next_hops(self) -> None:
-        """Say of next hops that are not used which and why."""
+        """Update the notices of unusable next hops."""
         assert self._speaker is not None
         unresolved = self._speaker.unresolved()
-        told: dict[str, str] = {}
-        for next_hop, problem in islice(unresolved, _NEXT_HOPS_TOLD):
-            told[next_hop] = (
-                f"a BGP peer announces routes by next hop {next_hop}, which is not used: {problem}. "
-                "Prefixes that have no other next hop are not installed"
-            )
+        told = {
+            next_hop: f"a BGP peer announces routes by next hop {next_hop}, which is not used: {problem}. "
+            "Prefixes that have no other next hop are not installed"
+            for next_hop, problem in islice(unresolved, _NEXT_HOPS_TOLD)
+        }
         if len(unresolved) > _NEXT_HOPS_TOLD:
             told["others"] = "BGP peers announce routes by further next hops that cannot be used"
         self._notices.replace(NoticeKind.NEXT_HOP, told)
 
-    # --- what came of it -----------------------------------------------------------------------------
+    # --- state ---------------------------------------------------------------------------------------
 
     async def wait_in_sync(self) -> None:
         """Return once learned routes are complete; at once without BGP.
 
-        Whatever happens to sidecar, peers and their answers, it returns after the longest ``maxRestartTime``: so
-        long learned routes outlive a session (RFC 4724, section 4.1: the Selection_Deferral_Timer).
+        It returns after the longest ``maxRestartTime`` in any case: that long learned routes outlive a session
+        (RFC 4724, section 4.1: the Selection_Deferral_Timer).
         """
         if self._speaker is None:
             return
@@ -177,7 +168,7 @@ class Bgp:
             )
 
     def refresh_metrics(self) -> None:
-        """Before they are read."""
+        """Set the metrics, before they are read."""
         peers = self.peers()
         self._metrics.bgp_peers.set(len(peers))
         self._metrics.bgp_established.set(sum(peer.established for peer in peers))
@@ -188,7 +179,7 @@ class Bgp:
             self._ignored_told = self._speaker.ignored
 
     def peers(self) -> list[PeerStatus]:
-        """Every configured peer; with the reason where BGP has not started."""
+        """Status of every configured peer, with the reason if BGP has not started."""
         if self._speaker is None:
             return []
         if not self._problem:
@@ -199,5 +190,5 @@ class Bgp:
         ]
 
     def routes(self) -> Mapping[str, tuple[str, ...]]:
-        """The best routes learned."""
+        """The best learned routes: prefix -> next hops."""
         return self._speaker.routes() if self._speaker else {}

@@ -1,4 +1,4 @@
-r"""The object graph of one agent. Every part gets what it needs, and whom it tells, as constructor arguments::
+r"""The object graph of one agent. Every part gets its dependencies and listeners as constructor arguments::
 
     Cluster (Store) ── Intake ──> Facts, PodNetwork       one Change each, which they fold
 
@@ -16,9 +16,9 @@ r"""The object graph of one agent. Every part gets what it needs, and whom it te
     Notices      Cluster (Events on policies)
 
 Two small objects are made before the parts that they connect: :class:`~felix_py.pending.Pending`, which facts
-and monitor set and the reconciler waits for, and :class:`~felix_py.agent.concerned.Due`, in which the connections
-to be judged gather until the revoker takes them. Everything is made in one turn of the event loop, and the kernel
-is read on the way; nothing runs before :mod:`felix_py.agent.main` starts it.
+and monitor set and the reconciler waits for, and :class:`~felix_py.agent.concerned.Due`, which collects the
+connections to be judged until the revoker takes them. Everything is made in one turn of the event loop, which
+also reads the kernel; nothing runs before :mod:`felix_py.agent.main` starts it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -79,12 +79,12 @@ from policy.compile import Engine
 from policy.model import Direction, Family
 
 _MOST_NAMED = 10
-"""Objects named in one log line."""
+"""Objects named in one log line at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """What :mod:`felix_py.agent.main` starts, in its order."""
+    """The parts that :mod:`felix_py.agent.main` starts, in its order."""
 
     notices: Notices
     pending: Pending
@@ -107,12 +107,10 @@ class Agent:
 
 
 def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent:
-    """Make all parts of one node's agent, on the running event loop. ``stack`` takes what must be closed.
+    """Make all parts of one node's agent, on the running event loop. ``stack`` closes them.
 
-    The kernel and the leases are read, and sockets listen; nobody answers yet.
-
-    Raises:
-        ConfigError, StoreError, ToolError, SocketInUse, OSError: a part cannot be made; the message says why.
+    This reads the kernel and the leases, and opens listening sockets, which are not served yet. Raises
+    ConfigError, StoreError, ToolError, SocketInUse or OSError if a part cannot be made; the message says why.
     """
     notices, pending, due = Notices(metrics), Pending(), Due()
     families, backend, kernel = _kernel(config, stack)
@@ -121,7 +119,7 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
     chain_names = ChainNames(engine.policies_using)
     flows = _flows(due, metrics, stack)
     revoker = _revoker(config, engine, view, flows, due, metrics)
-    # The monitor listens before the kernel is read, so that nothing is missed between.
+    # The monitor subscribes before the kernel is read, so that no change in between is missed.
     monitor = _monitor(kernel, held, pending, stack)
     kernel.load()
     off = {"switched_off": [int(family) for family in closed]} if closed else {}
@@ -158,14 +156,14 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
         on_drift=[revoker.mended] if revoker else [],
         on_applied=[host.look, *([revoker.applied] if revoker else []), refusals],
     )
-    _hold(programmed, options, kernel, other, reconciler)
+    _hold(families, options, kernel, other, reconciler)
     mtu = Mtu(config.mtu)
     network = PodNetwork(facts, reconciler, mtu, flows.forget)
     stack.push_async_callback(network.close)
     bgp = Bgp(config, facts, programmed, notices, metrics)
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics)
-    running = _running(config, programmed, backend, options)
+    running = _running(config, families, backend, options)
     status = Status(running, facts, network, pods, reconciler, cluster, bgp, deny_log, notices, counters, metrics)
     return Agent(
         notices=notices,
@@ -199,9 +197,7 @@ def _kernel(config: AgentConfig, stack: AsyncExitStack) -> tuple[Families, Backe
 
 def _flows(due: Due, metrics: Metrics, stack: AsyncExitStack) -> Flows:
     table, releasing = stack.enter_context(Conntrack()), stack.enter_context(Conntrack())
-    flows = Flows(table, releasing, metrics, on_kept=due.suspect)
-    stack.callback(flows.close)
-    return flows
+    return stack.enter_context(closing(Flows(table, releasing, metrics, on_kept=due.suspect)))
 
 
 def _revoker(
@@ -215,12 +211,10 @@ def _revoker(
 
 def _monitor(kernel: Kernel, held: HeldLeases, pending: Pending, stack: AsyncExitStack) -> Monitor | None:
     try:
-        monitor = Monitor(kernel, held.has_interface, pending.look, pending.retry)
+        return stack.enter_context(closing(Monitor(kernel, held.has_interface, pending.look, pending.retry)))
     except OSError as error:
         log.get("agent").warning("changes by others are found at the refresh only", reason=str(error))
         return None
-    stack.callback(monitor.close)
-    return monitor
 
 
 def _counters(
@@ -283,16 +277,12 @@ def _planner(families: Families, options: StaticOptions, kernel: Kernel, other: 
 
 
 def _hold(
-    families: Sequence[Family],
-    options: StaticOptions,
-    kernel: Kernel,
-    other: OtherBackend,
-    reconciler: Reconciler,
+    families: Families, options: StaticOptions, kernel: Kernel, other: OtherBackend, reconciler: Reconciler
 ) -> None:
-    """What is in force now stays so until the cluster is known, whoever changes it."""
-    # Where the other backend's rules are in force, half of ours beside them would only be in their way.
-    held = _held_numbers(kernel, families, options.marks)
-    missing = kernel.hold(Update() if other.owned else Planner(families, options, held).take())
+    """Keep the rules that are in force, and repair drift of them, until the cluster is known."""
+    # Where the other backend's rules are in force, an incomplete set of ours beside them would only disturb them.
+    held = _held_numbers(kernel, families.programmed, options.marks)
+    missing = kernel.hold(Update() if other.owned else Planner(families.programmed, options, held).take())
     reconciler.hold()
     if missing:
         log.get("agent").warning(
@@ -302,21 +292,19 @@ def _hold(
 
 
 def _listeners(config: AgentConfig, stack: AsyncExitStack) -> tuple[socket.socket, socket.socket]:
-    """Who connects waits for an answer, for longer than it takes to load those who answer."""
+    """Open the HTTP sockets. Early clients wait in the backlog until the server's modules are loaded."""
     public = stack.enter_context(listen(config.health_address))
     private = stack.enter_context(listen_for(config.socket_group, config.agent_socket))
     stack.callback(remove, config.agent_socket, config.agent_socket.stat().st_ino)
     return public, private
 
 
-def _running(
-    config: AgentConfig, families: Sequence[Family], backend: Backend, options: StaticOptions
-) -> dict[str, Any]:
+def _running(config: AgentConfig, families: Families, backend: Backend, options: StaticOptions) -> dict[str, Any]:
     return {
         "node": config.node_name,
         "configuration": {
             "backend": backend.value,
-            "families": [int(family) for family in families],
+            "families": [int(family) for family in families.programmed],
             "clusterCidrs": list(config.cluster_cidrs),
             "rules": dataclasses.asdict(options),
             "settings": as_json(config),

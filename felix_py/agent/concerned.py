@@ -1,4 +1,4 @@
-"""Whose connections are to be judged anew: noted by those who know of a reason, until the revoker takes it."""
+"""The endpoints whose connections must be judged anew, collected for the revoker."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ _MASQUERADING = {
 
 @dataclass(slots=True)
 class Concerned:
-    """What a change of policy concerns: connections of ``addresses``, and those of endpoints on ``chains``
-    (and sets).
+    """Connections that a change of policy concerns: those of ``addresses``, and of endpoints on ``chains`` (and
+    sets); ``everybody``: of all endpoints.
 
-    Addresses are mostly endpoints', but that of a pod elsewhere will do: whose
-    membership in a set changes, its connections with endpoints of this node are concerned, and no others.
-    ``everybody``: all endpoints.
+    An address may be a remote pod's: a change of its membership in a set concerns only its connections with
+    endpoints of this node.
     """
 
     addresses: set[str] = field(default_factory=set)
@@ -38,26 +37,25 @@ class Concerned:
         return bool(self.addresses or self.chains or self.everybody)
 
     def add(self, other: Concerned) -> None:
-        """Both."""
+        """Add what another one concerns."""
         self.addresses |= other.addresses
         self.chains |= other.chains
         self.everybody |= other.everybody
 
     def note(self, tightened: Tightened, known: Collection[str] | None) -> None:
-        """Add what a change of compiled policy may turn from allowed into denied.
+        """Add connections that a change of compiled policy may deny.
 
-        ``known``: the endpoints' addresses that can have connections (None: any can); a pod that has just come
-        has none.
+        ``known``: the endpoint addresses that can have connections, as a new pod's cannot (None: any can).
         """
         self.chains |= tightened.chains
         self.addresses |= tightened.members
         self.addresses.update(a for a in tightened.addresses if known is None or a in known)
 
     def note_drift(self, drift: Iterable[Drift], standing: Collection[ChainId | SetId]) -> None:
-        """Add what may have begun while rules or sets were not as they should be, whichever way they differed.
+        """Add connections that may have begun while rules or sets had drifted, in whichever way.
 
-        ``standing``: the chains and sets that endpoints' policies stand on. All others are on everybody's way.
-        Routes, links and settings decide nothing about policy; nor does masquerading.
+        ``standing``: the chains and sets that endpoints' policies depend on; all others are on every packet's
+        path. Routes, links, sysctls and masquerading do not affect policy.
         """
         for found in drift:
             name = chain_or_set(found.ref)
@@ -73,25 +71,25 @@ class Concerned:
 
 
 class Due:
-    """What the revoker is to look at next. On the event loop only."""
+    """The input of the revoker's next pass. On the event loop only."""
 
     def __init__(self) -> None:
         self._concerned = Concerned()
         self._noted = asyncio.Event()
         self.changed = 0.0
-        """When something was noted last, in seconds of the monotonic clock."""
+        """Time of the last addition, in seconds of the monotonic clock."""
 
     def __bool__(self) -> bool:
         return bool(self._concerned)
 
     def add(self, concerned: Concerned) -> None:
-        """These may have connections that policy denies."""
+        """Add connections that policy may deny."""
         self._concerned.add(concerned)
         self.changed = time.monotonic()
         self._noted.set()
 
     def suspect(self, addresses: Collection[str]) -> None:
-        """Some addresses may have connections that are not theirs."""
+        """Add addresses that may have connections of their previous holders."""
         self.add(Concerned(addresses=set(addresses)))
 
     async def noted(self) -> None:
@@ -99,7 +97,7 @@ class Due:
         await self._noted.wait()
 
     def take(self) -> Concerned:
-        """All of it, which is not due any more."""
+        """Returns the input, and begins anew."""
         self._noted.clear()
         concerned, self._concerned = self._concerned, Concerned()
         return concerned

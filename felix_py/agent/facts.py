@@ -1,4 +1,4 @@
-"""All that is known and wanted on this node, noted as it comes and moved into the planner on demand.
+"""Cluster objects, endpoints and learned routes, noted as they come and moved into the planner on demand.
 
 Nothing here does I/O. Noting is cheap; :meth:`Facts.collect` runs when an apply is about to start, so a burst of
 events costs one plan.
@@ -28,7 +28,7 @@ from policy.ir import Delta
 from policy.model import Family, ObjectKey, Pod
 
 _ROUTES_AT_A_TIME = 5000
-"""Learned routes: some ten milliseconds' work."""
+"""Learned routes moved in one call: some ten milliseconds' work."""
 
 
 class Facts:
@@ -48,18 +48,17 @@ class Facts:
         tell: Callable[[NoticeKind, Mapping[str, str]], None] = lambda _kind, _now: None,
         on_policy: Sequence[Callable[[Delta], None]] = (),
     ) -> None:
-        """``pods`` and ``nodes`` are the store's: they show the state behind the last change that was folded.
+        """``pods`` and ``nodes`` are the store's: they show the state after the last change that was folded.
 
-        ``changed`` is called at every note, so that somebody collects soon.
-
-        ``tell`` is called with all that people must know of one kind, by subject, when that may have changed;
-        ``on_policy`` with each change of compiled policy, once the view shows the state behind it.
+        ``changed`` is called at every note, to request a collection. ``tell`` is called with all notices of one
+        kind, by subject, when they may have changed; ``on_policy`` with each change of compiled policy, once the
+        view shows the state after it.
         """
         self.held = held
         self.engine = engine
         self.view = view
         self.nodes_changed = asyncio.Event()
-        """Set when nodes, and so perhaps pod CIDRs, have changed; whoever follows them clears it."""
+        """Set when Nodes, and so perhaps pod CIDRs, have changed; its waiter clears it."""
         self._node_name = node_name
         self._families = engine.families
         self._cluster_cidrs = cluster_cidrs
@@ -82,7 +81,7 @@ class Facts:
     # --- cluster objects -----------------------------------------------------------------------------
 
     def fold(self, change: Change[Record]) -> None:
-        """An object is new, has changed or is gone."""
+        """Take over a new, changed or deleted object."""
         self.view.fold(change)
         if node := change.of(NodeRecord):
             self._fold_node(node.before, node.after)
@@ -100,13 +99,12 @@ class Facts:
         self.nodes_changed.set()
 
     def _own(self) -> OwnPrefixes:
-        """Which pod addresses are this node's. Worked out when asked: at a start all nodes come at once."""
+        """This node's pod prefixes, computed on demand because at the start all Nodes come at once."""
         if self._own_stale:
             self._own_stale = False
-            node = self.node
-            others = self._other_nodes()
-            self._own_known = self._own_known or node is not None
-            self._own_last = self._own_last.following(node, others, self.held.standing(), self._families)
+            self._own_known = self._own_known or self.node is not None
+            standing = self.held.standing()
+            self._own_last = self._own_last.following(self.node, self._other_nodes(), standing, self._families)
             self._inside = PrefixSet(self._own_last.cidrs)
         return self._own_last
 
@@ -118,16 +116,16 @@ class Facts:
 
     @property
     def node(self) -> NodeRecord | None:
-        """This node's own object."""
+        """This node's Node object."""
         node = self._nodes.get(("", self._node_name))
         return None if node is None else _without_others(node, self._families)
 
     def pod(self, key: ObjectKey) -> Pod | None:
-        """What the API server has of a pod."""
+        """The API server's object of a pod."""
         return self._pods.get(key)
 
     def is_here(self, pod: Pod) -> bool:
-        """Whether a pod was given to this node."""
+        """Whether a pod is scheduled to this node."""
         return pod.node == self._node_name
 
     @property
@@ -141,8 +139,8 @@ class Facts:
 
     @property
     def own_prefixes(self) -> tuple[str, ...] | None:
-        """What is announced: this node's podCIDRs, also while its object is gone, and the addresses of running
-        pods that lie outside of them. None: its object was never seen, so nobody knows."""
+        """The prefixes to announce: this node's podCIDRs, also while its object is gone, and the addresses of
+        running pods outside of them. None: its object was never seen."""
         own = self._own()
         return own.all if self._own_known else None
 
@@ -156,12 +154,12 @@ class Facts:
     # --- endpoints -----------------------------------------------------------------------------------
 
     def attach(self, lease: Lease) -> None:
-        """A pod's interface is up."""
+        """Add an endpoint, whose interface is up."""
         self.held.add(lease)
         self._endpoint(lease)
 
     def leaving(self, lease: Lease) -> None:
-        """A pod's interface is about to be deleted: nobody must miss it, nor its route, from now on."""
+        """Expect the deletion of a pod's interface: that it or its route is missing is no drift from now on."""
         self.held.leaving(lease)
         self._leaving.append(lease)
         self._changed()
@@ -178,7 +176,7 @@ class Facts:
         )
 
     def detach(self, lease: Lease) -> None:
-        """A pod's interface goes away. One that never was attached is fine."""
+        """Remove an endpoint, if it was attached."""
         self.held.remove(lease)
         self._endpoint(lease)
 
@@ -201,13 +199,11 @@ class Facts:
     # --- routes --------------------------------------------------------------------------------------
 
     def learned(
-        self,
-        routes: Mapping[str, tuple[str, ...]],
-        interface_of: Callable[[str], str] = lambda _gateway: "",
+        self, routes: Mapping[str, tuple[str, ...]], interface_of: Callable[[str], str] = lambda _gateway: ""
     ) -> None:
-        """Best routes that changed: prefix -> gateways, () when withdrawn.
+        """Note changed best routes: prefix -> gateways, () when withdrawn.
 
-        ``interface_of`` says by which interface a gateway is reached; empty: the kernel is to find out.
+        ``interface_of`` returns the interface of a gateway; empty: the kernel resolves it.
         """
         self._learned.update(learned_routes(routes, interface_of))
         self._changed()
@@ -215,15 +211,14 @@ class Facts:
     # --- to the planner ------------------------------------------------------------------------------
 
     def collect(self, planner: Planner) -> bool:
-        """Move everything noted since the last call into the planner. True: there is more, so call it again.
+        """Move everything noted since the last call into the planner. Returns True if there is more to move.
 
-        Of learned routes only some are moved at a time, because this holds the event loop.
+        Learned routes are moved in slices, because this blocks the event loop.
         """
         if self._nodes_changed:
             self._nodes_changed = False
-            addresses = set(self.node_addresses())
             own = self._own()
-            planner.cluster(own.cidrs, (*self.cluster_cidrs, *own.all), addresses)
+            planner.cluster(own.cidrs, (*self.cluster_cidrs, *own.all), set(self.node_addresses()))
             self._tell_of_prefixes()
         self.view.advance()
         for delta in self.engine.flush():
@@ -263,11 +258,11 @@ class Facts:
 
 
 def _without_others(node: NodeRecord, families: Collection[Family]) -> NodeRecord:
-    """The node without podCIDRs of families that are switched off: no pod has such an address."""
+    """Returns the node without podCIDRs of families that are switched off: no pod has such an address."""
     cidrs = tuple(cidr for cidr in node.pod_cidrs if (Family.V6 if ":" in cidr else Family.V4) in families)
     return node if cidrs == node.pod_cidrs else replace(node, pod_cidrs=cidrs)
 
 
 def _where(node: NodeRecord) -> object:
-    """What the planner and BGP know of a node. Its heartbeats and labels must not cost what all nodes cost."""
+    """The fields that planner and BGP use: a heartbeat or label must not cost as much as all nodes do."""
     return node.addresses, node.pod_cidrs

@@ -1,4 +1,4 @@
-"""Which families of addresses this node programs, and which it only closes."""
+"""The address families that this node programs, and those that it only closes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from policy.model import Family
 
 @dataclass(frozen=True, slots=True)
 class Families:
-    """``closed``: the kernel has them and they are switched off, so pods must not be able to send any of it."""
+    """``closed``: families that the kernel has and that are switched off, so pods must not send any of them."""
 
     programmed: tuple[Family, ...]
     closed: tuple[Family, ...]
 
     @classmethod
     def of_this_node(cls, wanted: Collection[Family]) -> Families:
-        """``wanted``: as ``--ip-families`` says; empty: those that the kernel has.
-
-        Raises:
-            ConfigError: the kernel lacks one.
-        """
+        """``wanted``: ``--ip-families``; empty: all of the kernel's. Raises ConfigError if it lacks one."""
         available = sysctl.available_families()
         if lacking := [family for family in wanted if family not in available]:
             it = SETTINGS["ip_families"]

@@ -1,4 +1,4 @@
-"""The kernel's table of connections from the event loop: its long work is done in threads."""
+"""Conntrack for the event loop: long operations on the table run in threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Flows:
         metrics: Metrics,
         on_kept: Callable[[Collection[str]], None] = lambda _addresses: None,
     ) -> None:
-        """``releasing``: a table of its own for :meth:`forget`, since a table is for one thread.
+        """``releasing``: the second thread's table, for :meth:`forget`; a table is for one thread.
 
         ``on_kept`` is called with the addresses whose connections could not be deleted.
         """
@@ -39,17 +39,13 @@ class Flows:
         self._on_kept = on_kept
 
     async def call(self, work: Callable[[FlowTable], T]) -> T:
-        """Do something with the table, in its thread.
-
-        Raises:
-            OSError: see :class:`felix_py.dataplane.protocols.FlowTable`.
-        """
+        """Run ``work`` with the table in its thread. Raises OSError as :class:`FlowTable`'s methods do."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._table)
 
     async def forget(self, addresses: Collection[str]) -> None:
-        """Delete every connection of some addresses; what is asked at the same time shares one look at the table.
+        """Delete every connection of some addresses; concurrent calls share one dump of the table.
 
-        Never fails: an address is released all the same, and the failure is counted.
+        Never raises: an address is released all the same, and the failure is counted.
         """
         try:
             await self._releases.submit(tuple(addresses))
@@ -64,6 +60,5 @@ class Flows:
         self._thread.shutdown()
 
     def _forget(self, jobs: Sequence[tuple[str, ...]]) -> Sequence[None]:
-        deleted = self._releasing.forget({address for job in jobs for address in job})
-        self._metrics.flows_released.inc(deleted)
+        self._metrics.flows_released.inc(self._releasing.forget({address for job in jobs for address in job}))
         return [None] * len(jobs)

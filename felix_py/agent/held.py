@@ -9,24 +9,24 @@ from policy.model import ObjectKey
 
 
 class HeldLeases:
-    """A sandbox may be made anew before the old one's DEL came: the newest lease stands for the pod."""
+    """A pod may have several leases, as a new sandbox may precede the old one's DEL: the newest represents it."""
 
     def __init__(self) -> None:
         self._leases: dict[ObjectKey, list[Lease]] = {}
         self._interfaces: dict[str, ObjectKey] = {}
 
     def add(self, lease: Lease) -> None:
-        """A pod's interface is up."""
+        """Add a lease, whose interface is up."""
         key = _pod(lease)
         self._leases[key] = sorted([*self._others(lease), lease], key=lambda held: held.created)
         self._interfaces[lease.interface] = key
 
     def leaving(self, lease: Lease) -> None:
-        """A pod's interface is about to be deleted: nobody must miss it."""
+        """Expect the deletion of a lease's interface, which is no drift then."""
         self._interfaces.pop(lease.interface, None)
 
     def remove(self, lease: Lease) -> None:
-        """A pod's interface goes away. One that never was there is fine."""
+        """Remove a lease, if it is there."""
         if others := self._others(lease):
             self._leases[_pod(lease)] = others
         else:
@@ -34,25 +34,25 @@ class HeldLeases:
         self._interfaces.pop(lease.interface, None)
 
     def of(self, pod: ObjectKey) -> Lease | None:
-        """The lease that stands for a pod."""
+        """The newest lease of a pod."""
         leases = self._leases.get(pod)
         return leases[-1] if leases else None
 
     def standing(self) -> Iterator[Lease]:
-        """The lease that stands for each pod."""
+        """The newest lease of each pod."""
         return (leases[-1] for leases in self._leases.values())
 
     def stands(self, lease: Lease) -> bool:
-        """Whether this lease is the one that stands for its pod."""
+        """Whether this lease is the newest of its pod."""
         newest = self.of(_pod(lease))
         return newest is not None and _identity(newest) == _identity(lease)
 
     def has_newer_than(self, lease: Lease) -> bool:
-        """Whether another lease, made later, stands for the pod of this one."""
+        """Whether the lease's pod has another one that is newer."""
         return any(other.created > lease.created for other in self._others(lease))
 
     def has_interface(self, name: str) -> bool:
-        """Whether there is to be such an interface of a pod."""
+        """Whether a pod's interface of this name is expected to exist."""
         return name in self._interfaces
 
     def pod_of(self, interface: str) -> ObjectKey | None:
@@ -60,7 +60,7 @@ class HeldLeases:
         return self._interfaces.get(interface)
 
     def __len__(self) -> int:
-        """Pods with an interface on this node."""
+        """Number of pods with an interface on this node."""
         return len(self._leases)
 
     def _others(self, lease: Lease) -> list[Lease]:

@@ -1,4 +1,4 @@
-"""From the store's changes to those who follow the cluster."""
+"""Passes the store's changes to facts and pod network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Intake:
         self._log = log.get("agent")
 
     def __call__(self, changes: Sequence[Change[Record]]) -> None:
-        """Have changes folded, in order."""
+        """Fold changes in order."""
         for change in changes:
             try:
                 self._facts.fold(change)
@@ -30,5 +30,5 @@ class Intake:
             except MemoryError:
                 raise
             except Exception:
-                # A defect of ours over one object must not cost the others of its batch.
+                # A defect of ours with one object must not lose the others of its batch.
                 self._log.exception("cannot take over an object", what=repr(change)[:500])

@@ -1,4 +1,4 @@
-"""What this node's rules would do with the first packet of a connection: the oracle's answer, quick for many."""
+"""Verdicts of this node's rules on the first packets of connections: the oracle's answers, cached."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from policy.model import (
 class Judge:
     """Asks the oracle for each end that is an endpoint of this node, as the rules do. On the event loop only.
 
-    Everything it keeps in mind is of one state of the view; once that steps forward, it begins anew.
+    Its caches are of one revision of the view, and are cleared when the view advances.
     """
 
     def __init__(self, view: ClusterView, host: frozenset[str], *, host_closed: bool = False) -> None:
-        """``host``: addresses of the host's interfaces. What it sends to its own pods no rule denies.
+        """``host``: addresses of the host's interfaces, whose packets to local pods no rule denies.
 
-        ``host_closed``: whether the rules drop whatever pods begin to it (``--endpoint-to-host drop``).
+        ``host_closed``: whether the rules drop connections of pods to the host (``--endpoint-to-host drop``).
         """
         self._closed = host if host_closed else frozenset()
         self._view = view
@@ -39,7 +39,7 @@ class Judge:
         self._verdicts: dict[Packet, bool] = {}
 
     def allows(self, packet: Packet) -> bool:
-        """Whether both ends let it pass, as far as they are endpoints of ours and anything is known of them."""
+        """Whether the policies of both ends allow the packet; an end that is no known endpoint here allows it."""
         if self._view.revision != self._revision:
             self._revision = self._view.revision
             self._subjects.clear()
@@ -51,15 +51,13 @@ class Judge:
 
     def _ask(self, packet: Packet) -> bool:
         if packet.source == packet.destination:
-            packet = replace(packet, by_service=True)  # what a pod sends to its own address never comes out of it
+            packet = replace(packet, by_service=True)  # a pod's packets to its own address never leave it
         if packet.destination in self._closed and self._view.endpoint_at(packet.source) is not None:
             return False
+        by_host = packet.source in self._host or packet.source.startswith("127.")
         return self._lets(packet, Direction.EGRESS, packet.source) and (
-            self._is_host(packet.source) or self._lets(packet, Direction.INGRESS, packet.destination)
+            by_host or self._lets(packet, Direction.INGRESS, packet.destination)
         )
-
-    def _is_host(self, address: str) -> bool:
-        return address in self._host or address.startswith("127.")
 
     def _lets(self, packet: Packet, direction: Direction, end: str) -> bool:
         if end not in self._subjects:
@@ -79,10 +77,10 @@ class Judge:
 
 
 class _Subject(View):
-    """The cluster for questions about one endpoint's own policy, and for no others.
+    """A view for questions about one endpoint's own policy only.
 
-    The endpoint is the pod that its policy selects, even if others take it for a pod no more. Only the policies
-    that select it are shown, so that the oracle need not find them among all each time.
+    Its address is the endpoint's pod even if peers do not resolve it to a pod any more. It has only the policies
+    that select the pod, so that the oracle need not search all of them each time.
     """
 
     def __init__(self, view: ClusterView, address: str, pod: Pod) -> None:
@@ -96,7 +94,7 @@ class _Subject(View):
         self._cluster = tuple(policy for policy in self._cluster if policy.ref in selecting)
 
     def _selecting(self) -> set[PolicyRef]:
-        """The oracle's own words on which policies select the pod, whatever the packet."""
+        """The policies that select the pod, according to the oracle."""
         nobody = "::" if ":" in self._address else "0.0.0.0"
         out = verdict(self, Packet(self._address, nobody, Protocol.TCP, 0)).egress
         into = verdict(self, Packet(nobody, self._address, Protocol.TCP, 0)).ingress

@@ -1,4 +1,4 @@
-"""What this node's kernel has not: tried once at the start, and said."""
+"""Features that this node's kernel lacks: probed once at the start, and reported by notices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from policy.model import Family
 
 
 def missing(families: Sequence[Family], backend: Backend, notices: Notices) -> tuple[Feature, ...]:
-    """The features that the rules must do without, until the agent's next start."""
+    """Returns the features that the rules must do without until the agent's next start."""
     found = missing_features(families, backend)
     told = {
         feature.value: f"this node's kernel has no match {feature} ({reason}): {LOST[feature]}; load the module "

@@ -2,19 +2,18 @@
 
 Order of a start, and why:
 
-1. Leases and kernel are read: a restarted agent knows its endpoints before anybody asks. What the kernel holds is
-   guarded from here on against what others change, whether the API server answers or not.
+1. Leases and kernel are read: a restarted agent knows its endpoints before the first call. The kernel's rules are
+   held from here on, and drift is repaired, whether the API server answers or not.
 2. The CNI server listens: a DEL must work whatever else is missing. ADD answers "try again" until step 4.
-3. The informers run until every kind is in sync. Until then nothing is written to the kernel but what others have
-   spoilt.
-4. The first apply: the kernel is read again, written and swept. Nothing that was left behind is in force any
-   more, so ADD works, and only then does the runtime get its network list.
-5. BGP: what the node announces works by now. Once learned routes are complete again, or have had their time,
-   those that no peer has told of are swept.
+3. The informers run until every kind is in sync. Until then the kernel is written only to repair drift.
+4. The first apply: the kernel is read again, written and swept. Nothing stale is in force any more, so ADD works,
+   and only then does the runtime get its network list.
+5. BGP: the announced prefixes are reachable by now. Once learned routes are complete again, or the deferral timer
+   has expired, those that no peer has announced are swept.
 
-Order of an end: no more CNI calls; those under way come to their end, or are told to try again. Then the applies
-end, and whoever waits for one hears it. Then all else, the other way round than it was started. What is in the
-kernel stays. :mod:`felix_py.agent.stopping` sees to it that this takes ten seconds at most.
+Order of an end: no more CNI calls; running ones end, or are told to try again. Then the applies end, and their
+waiters are told. Then all else, in reverse order of the start. The kernel's state stays.
+:mod:`felix_py.agent.stopping` bounds this to ten seconds.
 """
 
 from __future__ import annotations
@@ -42,25 +41,25 @@ from felix_py.observe.identity import Identity
 from felix_py.observe.stalls import Stalls, WatchedSelector
 
 FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
-"""What no waiting will mend: the message says what to do."""
+"""Errors that a retry does not mend: the message says what to do."""
 
 _SYNC_NOTICE = 10.0
-"""Seconds between two log lines that say what the agent still waits for."""
+"""Seconds between two log lines about the kinds that are not in sync yet."""
 
 _HEALTH_WAITS = 1.0
-"""Seconds after which the health endpoint answers although policy is not in force yet."""
+"""Seconds after which the health endpoint is served although policy is not in force yet."""
 
 _OTHER_RETRY = 5.0
-"""Seconds until rules that could not be taken out of the other backend are tried again."""
+"""Seconds until the removal of rules from the other backend is retried."""
 
 _DESCRIPTORS = 16384
 
 _CONDITION_RETRY = 60.0
-"""Seconds until the node's condition is tried again."""
+"""Seconds until the write of the Node's condition is retried."""
 
 
 def main(config: AgentConfig) -> NoReturn:
-    """Be the agent until SIGTERM or SIGINT, then end the process.
+    """Run the agent until SIGTERM or SIGINT, then end the process.
 
     Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`.
     """
@@ -69,13 +68,13 @@ def main(config: AgentConfig) -> NoReturn:
     metrics = Metrics()
     selector = WatchedSelector(Stalls(metrics.loop_stalls.observe, log.get("loop").warning))
     code = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)).run(run(config, metrics))
-    # Everything that has to be closed is. Threads that a peer or the kernel lets wait must not keep the process.
+    # All resources are closed. Threads that wait for a peer or the kernel must not keep the process alive.
     log.flush()
     os._exit(code)
 
 
 def _raise_descriptor_limit() -> None:
-    """Services get 1,024 by default. Those who connect get a fraction; the rest is for what enforces."""
+    """Services get 1,024 by default. HTTP clients get a fraction of them; the rest is for enforcement."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -104,7 +103,7 @@ async def run(config: AgentConfig, metrics: Metrics) -> int:
             with suppress(asyncio.CancelledError):
                 await work
     except FATAL as error:
-        if not told:  # else it may have failed because its tools were killed
+        if not told:  # else the cause may be that the tools were killed
             logger.error("cannot start", reason=str(error))
             return 1
     except Exception as error:
@@ -120,7 +119,7 @@ async def run(config: AgentConfig, metrics: Metrics) -> int:
 
 
 class Life:
-    """One life of an agent. ``stack`` takes what must be closed, in reverse order."""
+    """One run of an agent. ``stack`` closes its resources, in reverse order."""
 
     def __init__(self, config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> None:
         self._config = config
@@ -131,26 +130,18 @@ class Life:
         self._log = log.get("agent")
 
     async def run(self) -> None:
-        """Until cancelled.
-
-        Raises:
-            FATAL: see there.
-        """
+        """Run until cancelled. Raises the errors of :data:`FATAL`."""
         agent = self._agent = build(self._config, self._metrics, self._stack)
         await self._start(agent)
         await self._work(agent)
 
     async def stop_calls(self) -> None:
-        """The first step of the end: no more CNI calls, while all that those under way need still works."""
+        """The first step of the end: no more CNI calls, while the parts that running ones need still work."""
         if self._agent is not None:
             await self._agent.pods.stop_calls()
 
     async def _start(self, agent: Agent) -> None:
-        """Steps 1 to 3, as far as :func:`felix_py.agent.build.build` has not done them.
-
-        Raises:
-            FATAL: see there.
-        """
+        """Steps 1 to 3, as far as :func:`felix_py.agent.build.build` has not done them."""
         if agent.monitor is not None:
             agent.monitor.start()
         await agent.pods.start(agent.facts.attach)
@@ -172,7 +163,7 @@ class Life:
             self._metrics.in_sync.set(1)
             self._log.info("in sync: policy is in force", endpoints=len(agent.facts.held))
             tasks.create_task(agent.deny_log.run())
-            # What comes later is counted from here.
+            # Later counts are relative to this reading.
             tasks.create_task(agent.counters.refresh())
             tasks.create_task(self._tell_the_world(agent))
             tasks.create_task(agent.pods.run(agent.facts.node_addresses))
@@ -183,8 +174,8 @@ class Life:
             agent.reconciler.sweep()  # learned routes, too
 
     async def _serve_health(self, agent: Agent) -> None:
-        """Answer those who connect to the health endpoint. Not before policy is in force, if that is soon: what
-        answers them takes longer to load than all that pods wait for.
+        """Serve the health endpoint, but after policy is in force if that is soon: the server's modules take
+        longer to load than all that pods wait for.
         """
         with suppress(TimeoutError):
             await asyncio.wait_for(self._in_force.wait(), _HEALTH_WAITS)
@@ -209,14 +200,14 @@ class Life:
             self._log.warning("still waiting for the API server", kinds=agent.cluster.store.not_listed)
 
     async def _first_apply(self, agent: Agent) -> None:
-        """Until policy is in force, and nothing beside it. What cannot be written is logged and tried again."""
+        """Return once policy is in force and nothing stale is. Failures are logged and retried."""
         agent.reconciler.begin()
         agent.reconciler.sweep(keep_learned=True)
         await agent.reconciler.clean()
         await self._leave_other_backend(agent)
 
     async def _leave_other_backend(self, agent: Agent) -> None:
-        """The rules are complete in the backend in use: those of ours in the other one go."""
+        """Remove our rules from the other backend, since those in the backend in use are complete."""
         other, notices = agent.other, agent.notices
         name = other.backend.value
         if reason := other.unreadable:
@@ -242,7 +233,7 @@ class Life:
         agent.pending.retry()  # sets that only those rules used
 
     async def _tell_the_world(self, agent: Agent) -> None:
-        """The runtime may start pods here, and the scheduler may send some."""
+        """Give the runtime its network list and set the Node's condition, so that pods are started here."""
         await agent.pods.tell_the_runtime()
         while True:
             try:

@@ -1,8 +1,8 @@
-"""The end of an agent that gets no memory.
+"""The agent's end when memory is exhausted.
 
-Almost any step may then break off halfway. Where that could leave what the agent knows, or has yet to write, in
-neither of two places, nobody goes on (``except MemoryError: raise``): the process ends, the kernel keeps what is
-in force, and the next start reads everything again.
+A MemoryError may interrupt almost any step. Where that could lose facts or pending writes on their way from one
+place to another, it is not handled (``except MemoryError: raise``): the process ends, the kernel keeps what is in
+force, and the next start reads everything again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from felix_py import log
@@ -24,33 +25,30 @@ WORDS = (
 
 _LINE = f"felix-py agent: {WORDS}\n".encode()
 _SECONDS = 2
-"""For the last line, where nobody reads stderr."""
+"""Time limit for writing the last line, as the reader of stderr may be stuck."""
 
 
 def guard() -> None:
-    """From now on a thread that dies of a lack of memory takes the process along.
+    """Install hooks that end the process when a MemoryError ends a thread.
 
-    One that dies before it has quite begun would otherwise be waited for, for ever, by whoever started it
-    (``threading.Thread.start``): that is the event loop, mostly. Where there is not even memory to call this, it
-    still is; so threads that are needed for long begin at the start (:func:`felix_py.cni.batch.begin`).
+    ``threading.Thread.start``, mostly called on the event loop, would otherwise wait for ever for a thread that
+    dies before it has begun. It still does if there is no memory to call the hooks; so long-lived threads begin
+    at the agent's start (:func:`felix_py.cni.batch.begin`).
     """
-    unraisable, uncaught = sys.unraisablehook, threading.excepthook
 
-    def on_unraisable(args: sys.UnraisableHookArgs) -> None:
-        if args.exc_type is MemoryError:
-            _end()
-        unraisable(args)
+    def guarded(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+        def guarding(args: sys.UnraisableHookArgs | threading.ExceptHookArgs) -> None:
+            if args.exc_type is MemoryError:
+                _end()
+            hook(args)
 
-    def on_uncaught(args: threading.ExceptHookArgs) -> None:
-        if args.exc_type is MemoryError:
-            _end()
-        uncaught(args)
+        return guarding
 
-    sys.unraisablehook, threading.excepthook = on_unraisable, on_uncaught
+    sys.unraisablehook, threading.excepthook = guarded(sys.unraisablehook), guarded(threading.excepthook)
 
 
 def _end() -> None:
-    """Without anything that takes memory."""
+    """End the process without allocating memory."""
     try:
         signal.alarm(_SECONDS)
         os.write(2, _LINE)
@@ -59,14 +57,14 @@ def _end() -> None:
 
 
 def is_lack(error: BaseException | None) -> bool:
-    """Whether an exception, or one of a group, is a lack of memory."""
+    """Whether an exception, or one of a group, is a MemoryError."""
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup(MemoryError) is not None
     return isinstance(error, MemoryError)
 
 
 def unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """The loop's exception handler: what a callback was given is lost with the callback."""
+    """The loop's exception handler: it ends the process, as a failed callback's arguments are lost."""
     if not is_lack(context.get("exception")):
         loop.default_exception_handler(context)
         return

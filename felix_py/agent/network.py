@@ -1,4 +1,4 @@
-"""What the CNI server asks of the agent (:class:`felix_py.cni.network.Network`)."""
+"""The agent's side of the CNI server (:class:`felix_py.cni.network.Network`)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from policy.model import Family, ObjectKey, Pod
 _CHAINS = (*(set(Fixed) - {Fixed.POSTROUTING}), *DISPATCH.values())
 _SETS = (set_ for n in map(SetNames.of, Family) for set_ in (n.source, n.local, n.egress, n.ingress))
 SHARED: frozenset[Name] = frozenset((ApplyRef, HookRef, *_CHAINS, *_SETS))
-"""What every endpoint stands on: a failure of one of these is everybody's."""
+"""Objects that every endpoint depends on: a failure of one concerns all endpoints."""
 
 
 def concern_everybody(facts: Facts, failures: Failures) -> bool:
-    """Whether something that leads astray is more than a matter of endpoints here that stand on it.
+    """Whether failures that lead astray concern more than the local endpoints that depend on their objects.
 
-    Such an endpoint's ADD waits for it (:meth:`PodNetwork.enforce`). What nobody stands on and cannot be removed
-    is everybody's: nobody would wait for it.
+    The ADD of such an endpoint waits for them (:meth:`PodNetwork.enforce`). An object that no endpoint depends on
+    and that cannot be removed concerns all, since no ADD waits for it.
     """
     own: set[str] = set()
     for endpoint in facts.view.endpoints():
@@ -37,7 +37,7 @@ def concern_everybody(facts: Facts, failures: Failures) -> bool:
 
 
 class PodNetwork:
-    """Endpoints in and out of the facts, and the kernel's word that it has them."""
+    """Adds endpoints to the facts and removes them, and waits until the kernel has the change."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class PodNetwork:
         mtu: Callable[[], int],
         forget: Callable[[Collection[str]], Awaitable[None]],
     ) -> None:
-        """``forget`` deletes the connections of some addresses; it does not fail."""
+        """``forget`` deletes the connections of some addresses; it does not raise."""
         self._facts = facts
         self._reconciler = reconciler
         self._mtu = mtu
@@ -57,7 +57,7 @@ class PodNetwork:
         self._forgetting: dict[asyncio.Future[None], frozenset[str]] = {}
 
     def fold(self, change: Change[Pod]) -> None:
-        """The store knows of a pod what those wait for who asked for it, perhaps."""
+        """Wake the waiters for a pod that the store now has on this node."""
         pod = change.after
         if pod is not None and self._facts.is_here(pod):
             for waiter in self._waiting.pop(pod.key, ()):
@@ -65,40 +65,38 @@ class PodNetwork:
                     waiter.set_result(None)
 
     def _uid(self, key: ObjectKey) -> str | None:
-        """The uid of a pod of this node; None: there is none of this name, as far as is known."""
+        """The uid of a pod of this node, or None if none of this name is known."""
         pod = self._facts.pod(key)
         return pod.uid if pod is not None and self._facts.is_here(pod) else None
 
     def set_ready(self) -> None:
-        """What was there before is in the kernel, and nothing that was left behind: new endpoints may come."""
+        """Allow new endpoints: all known ones are in the kernel, and nothing stale is."""
         self._ready = True
 
     def hinder(self, reason: str) -> None:
-        """Not ready yet for a reason that is neither the cluster's nor a failed write's; empty: no more."""
+        """Set a reason for not being ready other than the cluster or a failed write; empty: none."""
         self._hindrance = reason
 
     # --- felix_py.cni.network.Network ------------------------------------------------------------------
 
     def unready(self) -> str | None:
         """Why an ADD cannot work now, or None."""
-        if self._hindrance:
-            return self._hindrance
-        if not self._ready and (failures := self._reconciler.failures):
+        if self._hindrance or self._ready:
+            return self._hindrance or None
+        if failures := self._reconciler.failures:
             return f"policy is not in force yet: {next(iter(failures))}"
-        if not self._ready and (reason := self._reconciler.unread):
+        if reason := self._reconciler.unread:
             return f"the kernel cannot be read: {reason}"
-        if not self._ready:
-            return "the agent has not yet seen the whole cluster (is the API server reachable?)"
-        return None
+        return "the agent has not yet seen the whole cluster (is the API server reachable?)"
 
     def departed(self, lease: Lease) -> bool:
-        """Whether the lease's pod is not on this node any more, or has a newer interface; false if not known."""
+        """Whether the lease's pod has left this node or has a newer interface; False if that is not known yet."""
         uid = self._uid((lease.namespace, lease.pod))
         another = uid is None or (uid != lease.uid and "" not in (uid, lease.uid))
         return self._ready and (another or self._facts.held.has_newer_than(lease))
 
     async def wait_for_pod(self, namespace: str, name: str, uid: str) -> None:
-        """Return once the pod is known; with a uid, that very pod and not an earlier one of its name."""
+        """Return once the pod is known; with a uid, that pod and not an earlier one of its name."""
         key = (namespace, name)
         while (known := self._uid(key)) is None or (uid and known != uid):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -109,11 +107,11 @@ class PodNetwork:
                 self._stop_waiting(key, waiter)
 
     def why_unknown(self, namespace: str, name: str, uid: str) -> str:
-        """What keeps :meth:`wait_for_pod` waiting."""
+        """Returns the reason why :meth:`wait_for_pod` still waits."""
         pod = self._facts.pod((namespace, name))
         known = f"pod {namespace}/{name} is not known from the API server yet"
         if pod is None:
-            # A pod of a standalone kubelet, or of another API server than the agent's, never will be.
+            # A pod of a standalone kubelet, or of another API server than the agent's, never becomes known.
             return f"{known}; is it this agent's API server that the kubelet works for?"
         if not self._facts.is_here(pod):
             return f"the API server has pod {namespace}/{name} on node {pod.node or '(none)'}, not on this one"
@@ -126,12 +124,8 @@ class PodNetwork:
             self._waiting.pop(key, None)
 
     async def enforce(self, lease: Lease) -> None:
-        """Return once class membership, source binding and route are in the kernel.
-
-        Then conntrack knows nothing any more of who had the addresses before.
-
-        Raises:
-            NetworkError: the kernel refused a part of it.
+        """Return once class membership, source binding and route are in the kernel, and conntrack has no entries
+        of the addresses' previous holders. Raises NetworkError if the kernel refused a part.
         """
         self._facts.attach(lease)
         await self._settled(lease)
@@ -144,17 +138,15 @@ class PodNetwork:
         self._reconciler.let_go(Update(routes=dict(routes)))
 
     async def release(self, lease: Lease) -> None:
-        """Return once they are gone again; what conntrack knows of the addresses goes meanwhile, or soon after.
+        """Return once the kernel's objects are removed; conntrack entries are deleted meanwhile, or soon after.
 
-        Before the first sync nobody waits for what was held, and the sweep will see to whatever is left.
-
-        Raises:
-            NetworkError: the kernel did not let go of a part of it.
+        Before the first sync it does not wait: the sweep removes whatever is left. Raises NetworkError if the
+        kernel kept a part.
         """
         self._facts.detach(lease)
         self._reconciler.let_go(_memberships(lease))
-        # Whoever has the address next must not be taken for a party to its last holder's connections. No new ones
-        # can begin: the interface is gone, and its routes with it.
+        # The address's next holder must not inherit the connections of this one. No new ones can begin: the
+        # interface is gone, and its routes with it.
         addresses = frozenset(lease.addresses.values())
         forgetting = asyncio.ensure_future(self._forget(addresses))
         self._forgetting[forgetting] = addresses
@@ -163,13 +155,12 @@ class PodNetwork:
             await self._settled(lease)
 
     async def _forgotten(self, lease: Lease) -> None:
-        """Return once no connections of the lease's addresses are still to be deleted."""
         addresses = lease.addresses.values()
         if pending := [work for work, of in self._forgetting.items() if not of.isdisjoint(addresses)]:
             await asyncio.wait(pending)
 
     async def close(self) -> None:
-        """Wait for the work that nobody waits for."""
+        """Wait for deletions of connections in the background."""
         if self._forgetting:
             await asyncio.wait(list(self._forgetting))
 
@@ -180,13 +171,13 @@ class PodNetwork:
             raise NetworkError(str(error)) from error
 
     def _names(self, lease: Lease) -> set[Name]:
-        """What an endpoint stands on, as it names the objects that are not in the kernel."""
+        """The names of all objects that an endpoint depends on."""
         chains = self._facts.engine.chains_of((lease.namespace, lease.pod))
         named = (name for chain in chains for name in names_of(chain))
         return {*lease.addresses.values(), lease.interface, *named, *SHARED}
 
     async def problems(self, lease: Lease) -> list[str]:
-        """What of the endpoint is missing in the kernel (CNI CHECK)."""
+        """Returns what the kernel lacks of the endpoint (CNI CHECK)."""
         if not self._facts.held.stands(lease):
             return ["the pod's policy and route are not set up (its interface is not the newest of the pod)"]
         try:
@@ -197,7 +188,7 @@ class PodNetwork:
         return [f"{failure.ref} is not in the kernel" for failure in ours]
 
     def pod_cidrs(self) -> tuple[str, ...]:
-        """The node's pod CIDRs, one of a family at most."""
+        """The node's pod CIDRs, at most one of a family."""
         return self._facts.pod_cidrs
 
     def mtu(self) -> int:
@@ -206,7 +197,7 @@ class PodNetwork:
 
 
 def _memberships(lease: Lease) -> Update:
-    """A lease is no member any more of the sets in which its endpoint is by itself."""
+    """Returns the removal of a lease from the sets that its own endpoint is a member of."""
     update = Update()
     for family, address in lease.addresses.items():
         names = SetNames.of(family)

@@ -1,8 +1,8 @@
-"""Which pod addresses are this node's: its podCIDRs, and those of running pods that lie outside of them.
+"""This node's pod prefixes: its podCIDRs, and the addresses of running pods outside of them.
 
-A node's podCIDRs cannot be edited, but a Node object can be deleted and made anew, with others. Pods go on
-running under addresses of the old ones, which may be another node's by then. So what counts for a running pod is
-its lease: its address stays known, routed and announced by itself until it ends.
+A node's podCIDRs cannot be edited, but a Node object can be deleted and created anew with others. Pods keep
+running with addresses of the old ones, which may be another node's by then. So a running pod's lease decides: its
+address stays known, routed and announced as a host prefix until the pod ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from policy.model import Family
 
 _MOST_NAMED = 5
 _parsed = lru_cache(maxsize=1 << 14)(parse)
-"""Each node's event compares with all nodes' podCIDRs."""
+"""Cached, since each event of a Node compares all nodes' podCIDRs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class OwnPrefixes:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Everything that packets to this node's pods may be for."""
+        """All prefixes of this node's pods."""
         return (*self.cidrs, *self.strays)
 
     def following(
@@ -39,9 +39,9 @@ class OwnPrefixes:
         leases: Iterable[Lease],
         families: Collection[Family] = tuple(Family),
     ) -> OwnPrefixes:
-        """What is this node's now. Addresses of another family than these are nobody's.
+        """Returns the node's current prefixes. Addresses of other families are ignored.
 
-        Without podCIDRs in its Node object (it may be gone for a moment) the node keeps those that it had, unless
+        Without podCIDRs in its Node object (it may be gone for a moment) the node keeps its previous ones, unless
         another node has them by now.
         """
         cidrs = node.pod_cidrs if node else ()
@@ -63,7 +63,7 @@ def hosts_of(lease: Lease, families: Collection[Family] = tuple(Family)) -> Iter
 def told(
     own: OwnPrefixes, node: NodeRecord | None, others: Iterable[NodeRecord], leases: Iterable[Lease]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Notices of pods outside the podCIDRs, and of podCIDRs that two nodes have: subject -> text."""
+    """Returns the notices of pods outside the podCIDRs, and of podCIDRs that two nodes have: subject -> text."""
     rivals = sorted((cidr, other.name) for other in others for cidr in other.pod_cidrs)
     shared: dict[str, str] = {}
     for cidr in node.pod_cidrs if node else ():

@@ -1,10 +1,10 @@
-"""The node's pods: their leases, their interfaces, the CNI calls about them, and what no call tells."""
+"""The node's pods: their leases and interfaces, the CNI calls, and periodic checks beside the calls."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 
 from felix_py import log
 from felix_py.agent.network import PodNetwork
@@ -23,7 +23,7 @@ from felix_py.notices import Notices
 from felix_py.records import Lease
 
 _LOOK_INTERVAL = 60.0
-"""Seconds between two looks at what no CNI call tells of."""
+"""Seconds between two periodic checks."""
 
 
 class Mtu:
@@ -38,13 +38,13 @@ class Mtu:
         return self._bytes
 
     async def look(self, nodes: Sequence[str]) -> None:
-        """Look anew, at the ways to some nodes' addresses as well."""
+        """Determine the MTU anew, from the routes to these nodes' addresses as well."""
         if not self._configured:
             self._bytes = await asyncio.to_thread(uplink_mtu, nodes)
 
 
 class Pods:
-    """The CNI side of the agent. ``stack`` takes what must be closed, in reverse order."""
+    """The CNI side of the agent. ``stack`` closes its resources, in reverse order."""
 
     def __init__(
         self,
@@ -55,48 +55,32 @@ class Pods:
         notices: Notices,
         metrics: Metrics,
     ) -> None:
-        """Read the leases.
-
-        Raises:
-            StoreError, OSError: see :func:`recover`.
-        """
+        """Read the leases. Raises StoreError and OSError as :func:`recover` does."""
         self._config = config
         self._stack = stack
         self._mtu = mtu
         self._list = NetworkList(config.cni_conf_dir, config.cni_bin_dir, config.chained_plugins, notices)
-        self._elsewhere = ElsewhereLookup()
-        stack.callback(self._elsewhere.close)
+        self._elsewhere = stack.enter_context(closing(ElsewhereLookup()))
         with Links() as links:
             database = config.state_dir / "leases.db"
             store, self._alive = recover(database, links, notices.say, elsewhere=self._elsewhere)
-        leases = Leases(store)
-        stack.callback(leases.close)
-        interfaces = Interfaces()
-        stack.callback(interfaces.close)
+        leases = stack.enter_context(closing(Leases(store)))
+        interfaces = stack.enter_context(closing(Interfaces()))
         self._plugin = Plugin(
-            leases,
-            interfaces,
-            network,
-            notices,
-            timeout=config.cni_timeout,
-            chained=config.chained_plugins,
+            leases, interfaces, network, notices, timeout=config.cni_timeout, chained=config.chained_plugins
         )
         self._server = CNIServer(self._plugin, config.cni_socket, metrics)
         self._log = log.get("cni")
 
     async def start(self, attach: Callable[[Lease], None]) -> None:
-        """``attach`` the leases whose interface is there, and answer calls from now on.
-
-        Raises:
-            SocketInUse, OSError: see :meth:`CNIServer.start`.
-        """
+        """``attach`` the leases whose interface exists, and serve calls. Raises what CNIServer.start does."""
         for lease in self._alive:
             attach(lease)
         await self._server.start()
         self._stack.push_async_callback(self._server.stop)  # again: for those that waited for the reconciler
 
     async def stop_calls(self) -> None:
-        """Take no more calls, and finish those under way as far as they come."""
+        """Take no more calls, and finish running ones as far as they get."""
         await self._server.stop()
 
     def no_addresses(self, cidrs: Sequence[str]) -> str | None:
@@ -104,14 +88,14 @@ class Pods:
         return None if cidrs or is_delegated(self._config.cni_conf_dir) else NO_CIDR
 
     async def tell_the_runtime(self) -> None:
-        """Pods can be connected from now on."""
+        """Write the network list: pods can be connected from now on."""
         try:
             await self._list.bring_up_to_date()
         except OSError as error:  # the next look tries again
             self._log.error("cannot look after the network list", reason=str(error))
 
     async def run(self, nodes: Callable[[], Sequence[str]]) -> None:
-        """Look every minute, until cancelled. ``nodes``: the addresses of all nodes."""
+        """Check every minute until cancelled. ``nodes`` returns the addresses of all nodes."""
         while True:
             try:
                 await self._mtu.look(nodes())
@@ -119,6 +103,6 @@ class Pods:
                 await self._plugin.look()
                 await self._list.bring_up_to_date()
             except Exception:
-                # A defect of ours here must not cost the agent, which works without.
+                # A defect here must not end the agent, which works without these checks.
                 self._log.exception("cannot look after the pods' leases")
             await asyncio.sleep(_LOOK_INTERVAL)

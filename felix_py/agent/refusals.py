@@ -1,4 +1,4 @@
-"""What the kernel refuses, told on the policies that it concerns: a part of them is not enforced on this node."""
+"""Events on policies of which the kernel refuses a part, so that it is not enforced on this node."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ REASON = "NotEnforced"
 
 
 class Refusals:
-    """Hears of the failures of every apply, and warns once of each chain and set that a policy is missing."""
+    """Takes the failures of every apply, and warns once for each chain or set that a policy lacks."""
 
     def __init__(
         self,
         policies_using: Callable[[ChainId | SetId], tuple[PolicyRef, ...]],
         warn: Callable[[PolicyRef, str, str], None],
     ) -> None:
-        """``policies_using``: the policies behind a chain or set. ``warn``: policy, reason, text of an Event."""
+        """``policies_using``: the policies of a chain or set. ``warn``: policy, reason, text of an Event."""
         self._policies_using = policies_using
         self._warn = warn
         self._told: set[tuple[PolicyRef, str]] = set()
 
     def __call__(self, failures: Iterable[Failure]) -> None:
-        """These are all that failed in the last apply; what is not among them any more may be told again."""
+        """Take all failures of the last apply; one that is over is warned of again when it recurs."""
         first: dict[str, Failure] = {}
         for failure in failures:
             if name := chain_or_set(failure.ref):
@@ -39,7 +39,6 @@ class Refusals:
             for policy in self._policies_using(compiled) if compiled else ():
                 now.add((policy, name))
                 if (policy, name) not in self._told:
-                    self._warn(
-                        policy, REASON, f"the kernel refuses a part of it, which is tried again: {failure}"
-                    )
+                    text = f"the kernel refuses a part of it, which is tried again: {failure}"
+                    self._warn(policy, REASON, text)
         self._told = now

@@ -1,13 +1,12 @@
-"""Ends established connections that policy has come to deny.
+"""Ends established connections that policy now denies.
 
-The rules accept whatever belongs to a connection that conntrack knows. So once a change of policy is in the
-kernel, or what somebody else had changed is right again, the connections that it may concern are looked up, the
-oracle judges each one's first packet anew, and the entries of those that it denies are deleted: their next packet
-is a new connection to the rules. All others are left alone.
+The rules accept every packet of a connection that conntrack knows. So once a change of policy is in the kernel,
+or drift has been repaired, the connections that it may concern are looked up, the oracle judges each one's first
+packet anew, and the entries of denied ones are deleted: their next packet is a new connection to the rules.
 
-Order: rules first, deletion after, so that nothing slips in between. What is judged is the state that the rules
-were made of (:mod:`felix_py.agent.view`). Changes gather for a moment first: of a folder of policies that is
-applied file by file, only the whole counts, since a connection that is ended cannot be given back.
+Entries are deleted after the rules are written, so that no connection begins in between. They are judged by the
+state that the rules were made of (:mod:`felix_py.agent.view`). Changes gather for a moment first: a folder of
+policies that is applied file by file counts as a whole, since an ended connection cannot be restored.
 """
 
 from __future__ import annotations
@@ -32,27 +31,27 @@ from policy.ir import ChainId, Delta, SetId
 from policy.model import ObjectKey, Packet, Protocol
 
 _NO_PORTS = cast("Protocol", "other")
-"""A protocol that no policy can name, such as ICMP: rules with ports never match it."""
+"""A protocol that policy cannot name, such as ICMP: rules with ports never match it."""
 
 _SLICE = 0.001
-"""Seconds that judging may hold the event loop; then everybody else has it for as long."""
+"""Seconds that judging may hold the event loop; then other tasks have it for as long."""
 
 _REST, _REST_MOST = 4, 5.0
-"""After a look at the table there is none for so many times as long, but not for more than so many seconds."""
+"""The rest after a pass: a multiple of its duration, and the limit in seconds."""
 
 _RETRY = (1.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """Seconds. A look at the table waits until nothing has changed for ``quiet``, but no longer than ``most``."""
+    """Seconds. A pass waits until nothing has changed for ``quiet``, but no longer than ``most``."""
 
     quiet: float = 0.5
     most: float = 2.0
 
 
 class Revoker:
-    """Sees to it that no connection outlives its permission. :meth:`run` does the work, the rest only notes."""
+    """Ends connections that policy denies. :meth:`run` does the work, the other methods only note."""
 
     def __init__(
         self,
@@ -66,7 +65,7 @@ class Revoker:
         *,
         host_closed: bool = False,
     ) -> None:
-        """``chains_of``: chains and sets that an endpoint's policy stands on. ``host_addresses`` may do I/O.
+        """``chains_of``: chains and sets that an endpoint's policy depends on. ``host_addresses`` may do I/O.
 
         ``host_closed``: see :class:`felix_py.agent.judge.Judge`.
         """
@@ -77,25 +76,24 @@ class Revoker:
         self._host_addresses = host_addresses
         self._metrics = metrics
         self._pace = pace or Quiet()
-        # Connections to the host may have begun when that was open; policy's own come with the first change.
+        # Connections to the host may date from a time when it was open; those that policy concerns are noted by
+        # the first change.
         self._writing = Concerned(everybody=host_closed)
         self._due = due
         self._known: frozenset[str] | None = None
         self._log = log.get("revoke")
 
-    # --- notes ---------------------------------------------------------------------------------------
-
     def collected(self, delta: Delta) -> None:
-        """A change of policy is about to be written."""
+        """Note a change of policy that is about to be written."""
         self._writing.note(delta.tightened, self._known)
 
     def mended(self, drift: Sequence[Drift]) -> None:
-        """Others had changed what is ours, and the apply that just ended was to put it right."""
+        """Note the drift that the apply that has just ended was to repair."""
         standing = {chain for endpoint in self._view.endpoints() for chain in self._chains_of(endpoint.key)}
         self._writing.note_drift(drift, standing)
 
     def applied(self, failures: Iterable[Failure]) -> None:
-        """An apply is done. What it could not write makes us look again after the next one."""
+        """Make noted changes due after an apply; after failures they are due again after the next one."""
         self._known = self._view.endpoint_addresses()
         if not self._writing:
             return
@@ -103,10 +101,8 @@ class Revoker:
         if not leads_astray(failures):
             self._writing = Concerned()
 
-    # --- work ----------------------------------------------------------------------------------------
-
     async def run(self) -> None:
-        """Until cancelled. Nothing that goes wrong here is anybody else's trouble."""
+        """Run until cancelled. Errors are logged, and the pass is retried."""
         backoff = Backoff(*_RETRY, spread=0)
         while True:
             await self._due.noted()
@@ -130,16 +126,12 @@ class Revoker:
             await asyncio.sleep(delay or min(seconds * _REST, _REST_MOST))
 
     async def _quiet(self) -> None:
-        """Let changes gather."""
         latest = time.monotonic() + self._pace.most
         while (left := min(self._due.changed + self._pace.quiet, latest) - time.monotonic()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(left)
 
     async def _pass(self, due: Concerned) -> None:
-        """
-        Raises:
-            OSError: the kernel does not answer, or refused a deletion.
-        """
+        """Raises OSError if the kernel does not answer, or refused a deletion."""
         addresses = due.addresses | self._standing_on(due.chains)
         if due.everybody:
             addresses |= self._view.endpoint_addresses()
@@ -164,7 +156,7 @@ class Revoker:
             raise error
 
     def _standing_on(self, chains: set[ChainId | SetId]) -> set[str]:
-        """Addresses of the endpoints whose policy stands on any of these chains and sets."""
+        """Addresses of the endpoints whose policy depends on any of these chains and sets."""
         return {
             address
             for endpoint in self._view.endpoints()
@@ -173,7 +165,7 @@ class Revoker:
         }
 
     async def _denied(self, flows: Sequence[Flow], host: frozenset[str]) -> list[Flow]:
-        """Those that policy denies now. A connection that belongs to another one shares its fate."""
+        """The flows that policy denies now. A RELATED connection is judged by its parent."""
         parents = {flow.parent for flow in flows if flow.parent}
         by_tuple = {flow.original: flow for flow in flows if flow.original in parents} if parents else {}
         judge = Judge(self._view, host, host_closed=self._host_closed)

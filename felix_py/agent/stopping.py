@@ -1,8 +1,7 @@
-"""The end of the agent: asked for by a signal, gone through in order, and over within ten seconds whatever hangs.
+"""The end of the agent: requested by a signal, and over within ten seconds whatever hangs.
 
-The order is :mod:`felix_py.agent.main`'s. Here is what it rests on, and what happens if it comes to nothing: a
-thread that knows of the signal although the event loop may be stuck kills the tools that do not end, and ends
-the process when its time is up. Behind it the kernel's own alarm clock does the same.
+:mod:`felix_py.agent.main` has its order. Here a thread, which gets the signal even if the event loop is stuck,
+kills tools that do not end, and ends the process when its time is up. The kernel's alarm (SIGALRM) backs it up.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ from types import FrameType
 from felix_py import log
 
 _TOOLS = 6.0
-"""After so many seconds tools are killed even if the event loop does not come to it."""
+"""Seconds until tools are killed."""
 
 _LAST = 9.0
-"""After so many seconds the process ends, orderly or not."""
+"""Seconds until the process ends, orderly or not."""
 
 _ALARM = 10
-"""After so many seconds the kernel ends it (SIGALRM)."""
+"""Seconds until the kernel ends the process (SIGALRM)."""
 
 HUNG = 3
-"""Exit code of an agent that could not come to an orderly end. What is in the kernel stays, as ever."""
+"""Exit code after an end that was not orderly. The kernel's state stays, as always."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopping:
-    """Whether the agent is to stop, and the guard that it then does. One a process, made in the main thread."""
+    """The request to stop, and the guard of its time limits. One per process, made in the main thread."""
 
     def __init__(self, end_tools: Callable[[], list[str]], say: Callable[[str], None]) -> None:
-        """``end_tools`` kills what runs and returns its names; ``say`` logs, and does not block for long."""
+        """``end_tools`` kills running tools and returns their names; ``say`` logs without blocking for long."""
         self._end_tools = end_tools
         self._say = say
         self._loop = asyncio.get_running_loop()
@@ -55,11 +54,11 @@ class Stopping:
             signal.signal(number, _noted)
 
     def begin(self) -> None:
-        """The agent stops for a reason of its own: the same time limits hold."""
+        """Start the time limits for an end without a signal."""
         os.write(self._write, b"\0")
 
     def over(self) -> None:
-        """It has come to an orderly end, and no more signals are listened to."""
+        """End the guard after an orderly end; signals are ignored from now on."""
         signal.set_wakeup_fd(-1)
         self._over.set()
 

@@ -1,4 +1,4 @@
-"""The cluster as the kernel's rules see it, for questions that the oracle answers."""
+"""The cluster's state behind the kernel's rules, for the oracle."""
 
 from __future__ import annotations
 
@@ -10,27 +10,17 @@ from felix_py.datastore.store import Record
 from felix_py.records import NodeRecord
 from policy.change import Change
 from policy.holders import Holders, claimed
-from policy.model import (
-    ClusterPolicy,
-    LocalEndpoint,
-    Namespace,
-    NetworkPolicy,
-    Node,
-    ObjectKey,
-    Pod,
-    PolicyRef,
-)
+from policy.model import ClusterPolicy, LocalEndpoint, Namespace, NetworkPolicy, Node, ObjectKey, Pod, PolicyRef
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class ClusterView:
-    """A :class:`policy.evaluate.View` that is kept up to date, at a cost that follows the change.
+    """A :class:`policy.evaluate.View` that is updated incrementally. On the event loop only.
 
-    It is fed from the same events as the engine. What is noted counts from the next :meth:`advance` on, which
-    comes with the engine's flush: so the view is never ahead of what is being written to the kernel, and once an
-    apply is done the two agree. On the event loop only.
+    It gets the same events as the engine. They take effect at the next :meth:`advance`, together with the
+    engine's flush: so the view is never ahead of the rules, and after an apply the two agree.
     """
 
     def __init__(self) -> None:
@@ -44,24 +34,22 @@ class ClusterView:
         self._pods_last: dict[ObjectKey, Pod] = {}
         self._at = Holders()
         self.revision = 0
-        """Grows with every step forward that brought something new."""
-
-    # --- what is new ---------------------------------------------------------------------------------
+        """Grows with every :meth:`advance` that brought changes."""
 
     def fold(self, change: Change[Record]) -> None:
-        """An object is new, has changed or is gone."""
+        """Note a new, changed or deleted object."""
         self._noted.append(change)
 
     def attach(self, endpoint: LocalEndpoint, pod: Pod | None) -> None:
-        """A pod interface of this node is there, or has other addresses. ``pod``: its pod's object, if known."""
+        """Note a new endpoint of this node, or new addresses of one. ``pod``: its pod's object, if known."""
         self._noted.append(_Lease(endpoint.key, endpoint, pod))
 
     def detach(self, key: ObjectKey) -> None:
-        """A pod interface of this node is gone."""
+        """Note that an endpoint of this node is gone."""
         self._noted.append(_Lease(key, None, None))
 
     def advance(self) -> None:
-        """From now on everything noted counts."""
+        """Let everything noted take effect."""
         noted, self._noted = self._noted, []
         self.revision += bool(noted)
         for note in noted:
@@ -111,45 +99,41 @@ class ClusterView:
     # --- policy.evaluate.View ------------------------------------------------------------------------
 
     def namespace(self, name: str) -> Namespace | None:
-        """See :class:`policy.evaluate.View`."""
         return self._namespaces.get(name)
 
     def pod_at(self, address: str) -> Pod | None:
-        """See :class:`policy.evaluate.View`. Whose it is where two claim it: see :mod:`policy.holders`."""
+        """:mod:`policy.holders` decides if several pods claim the address."""
         return self._at.pod(address)
 
     def nodes(self) -> Iterable[Node]:
-        """See :class:`policy.evaluate.View`."""
         return self._nodes.values()
 
     def network_policies(self, namespace: str) -> Iterable[NetworkPolicy]:
-        """See :class:`policy.evaluate.View`."""
         return self._policies.get(namespace, {}).values()
 
     def cluster_policies(self) -> Iterable[ClusterPolicy]:
-        """See :class:`policy.evaluate.View`."""
         return self._cluster_policies.values()
 
     # --- this node -----------------------------------------------------------------------------------
 
     def endpoints(self) -> Iterator[LocalEndpoint]:
-        """The pod interfaces of this node."""
+        """The endpoints of this node."""
         yield from self._endpoints.values()
 
     def endpoint_addresses(self) -> frozenset[str]:
-        """All their addresses."""
+        """All addresses of this node's endpoints."""
         return frozenset(a for endpoint in self._endpoints.values() for a in endpoint.addresses)
 
     def endpoint_at(self, address: str) -> ObjectKey | None:
-        """The pod whose interface on this node has an address."""
+        """The pod of this node's endpoint with an address."""
         return self._at.endpoint(address)
 
     def subject_at(self, address: str) -> Pod | None:
-        """The pod whose own policy the rules of this node apply to an address; None: nobody's, or not known.
+        """The pod whose policy this node's rules apply to an address, or None if there is none or it is unknown.
 
-        This is ``pod_at``, but for endpoints that nobody else takes for a pod any more: one whose pod has
-        ended, or whose object is gone (or that of a later pod of its name) before its interface, stays under the
-        policy of what was last known of it. Its named ports are then nobody's: no set holds them.
+        It differs from ``pod_at`` for endpoints that peers do not resolve to a pod any more: one whose pod has
+        ended, or whose object was deleted (or replaced by a later pod's of its name) before its interface, keeps
+        the policy of its last known object. Its named ports are then left out, as no set has them.
         """
         key = self.endpoint_at(address)
         taken_for = self.pod_at(address)
@@ -162,10 +146,8 @@ class ClusterView:
 
 
 class _Lease(NamedTuple):
-    """A pod's interface, and its pod; None: it is gone."""
-
     key: ObjectKey
-    endpoint: LocalEndpoint | None
+    endpoint: LocalEndpoint | None  # None: it is gone
     pod: Pod | None
 
 

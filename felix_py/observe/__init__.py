@@ -1,1 +1,1 @@
-"""What people and scrapers see of the agent: status, metrics, notices, denied packets. Nothing here enforces."""
+"""Observability: status, metrics, notices, denied packets. Nothing here enforces policy."""

@@ -1,4 +1,4 @@
-"""How commands reach an agent: by its Unix socket, or by a URL, as of a socket that ssh forwards."""
+"""HTTP connections of commands to an agent: to its Unix socket, or to a URL, as of a socket that ssh forwards."""
 
 from __future__ import annotations
 
@@ -25,19 +25,12 @@ class _ByPath(http.client.HTTPConnection):
 
 
 def check(place: str) -> None:
-    """
-    Raises:
-        ConfigError: it is neither the path of a socket nor ``http://ADDRESS:PORT``.
-    """
+    """Raises ConfigError for anything but the path of a socket or ``http://ADDRESS:PORT``."""
     connection(place, 1.0)
 
 
 def connection(place: str, timeout: float) -> http.client.HTTPConnection:
-    """A connection to an agent, not connected yet. ``timeout``: seconds for each step.
-
-    Raises:
-        ConfigError: see :func:`check`.
-    """
+    """Returns an unconnected connection; ``timeout``: seconds for each step. Raises what :func:`check` does."""
     if place.startswith("/"):
         return _ByPath(place, timeout)
     try:

@@ -1,4 +1,4 @@
-"""Says when the kernel's table of connections is full: it then drops what begins one, and policy is not asked."""
+"""Notice of a full conntrack table, in which case the kernel drops new connections whatever policy says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from felix_py.dataplane.conntrack import fullness
 from felix_py.notices import NoticeKind, Notices
 
 _EVERY = 10.0
-"""Seconds between two looks, at two small files."""
+"""Seconds between two readings of two small files."""
 
 _FULL, _AGAIN = 0.95, 0.9
-"""Shares of the table: it is said from the first on, and taken back below the second."""
+"""Shares of the table at which the notice appears, and below which it is cleared."""
 
 _SUBJECT = "net.netfilter.nf_conntrack_max"
 _TEXT = (
@@ -25,18 +25,18 @@ class Connections:
     """On the event loop only."""
 
     def __init__(self, notices: Notices, share: Callable[[], float] = fullness) -> None:
-        """``share``: how much of the table is taken, from 0 to 1."""
+        """``share`` returns the used share of the table, from 0 to 1."""
         self._notices = notices
         self._share = share
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             self.look()
             await asyncio.sleep(_EVERY)
 
     def look(self) -> None:
-        """Say how it is now."""
+        """Update the notice."""
         share = self._share()
         if share >= _FULL:
             self._notices.say(NoticeKind.CONNECTIONS_FULL, _SUBJECT, _TEXT)

@@ -1,7 +1,7 @@
-"""The deny log of one node: packets in, few and telling events out.
+"""The deny log of one node: aggregates logged packets into events.
 
-Equal packets within two seconds become one event. The kernel limits each rule; here the number of events is
-limited as a whole, so that a scan of ten thousand ports costs neither memory nor a flooded log.
+Equal packets within two seconds become one event. The kernel limits the rate of each rule; here the total of
+events is limited, so that a scan of ten thousand ports costs neither memory nor a flooded log.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from felix_py.metrics import Metrics
 from felix_py.observe.deny_events import DenyEvent, Describer, EventKey, drop_of, event_key, timestamp
 
 WINDOW = 2.0
-"""Seconds for which an event stays open: equal packets are counted, not told."""
+"""Seconds for which an event stays open, and counts equal packets."""
 
 KEPT = 1000
-"""Events that the agent remembers."""
+"""Closed events that are kept."""
 
 _EVENTS_A_SECOND, _EVENTS_AT_ONCE = 50.0, 200
 """This bounds the open events as well: 300 in a window."""
@@ -48,11 +48,11 @@ class _Open:
 
 
 class TooManyFollowers(Exception):
-    """So many already follow that one more is refused."""
+    """The limit of followers is reached."""
 
 
 class Denies:
-    """Events of one node. Everything here runs on the event loop."""
+    """Events of one node. On the event loop only."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Denies:
         self._metrics = metrics
         self._lines = lines
         self._clock = clock
-        # From the time, so that a follower may ask the restarted agent for what came after the last it saw.
+        # Ids begin at the time, so that a follower can ask a restarted agent for the events after its last one.
         self._next_id = first_id if first_id is not None else int(time.time() * 1000)
         self._open: OrderedDict[EventKey, _Open] = OrderedDict()
         self._closed: deque[DenyEvent] = deque(maxlen=KEPT)
@@ -78,12 +78,10 @@ class Denies:
         self._lines_left_out = 0
         self._log = log.get("denies")
         self.suppressed = 0
-        """Packets of which no event was made, because there were too many different ones."""
-
-    # --- in ------------------------------------------------------------------------------------------
+        """Packets without an event, because there were too many different ones."""
 
     def note(self, packets: Sequence[LoggedPacket]) -> None:
-        """Packets that rules logged; those of other people's rules mean nothing here."""
+        """Take logged packets; those of other programs' rules are ignored."""
         self.close_due()
         for packet in packets:
             self._metrics.deny_packets.inc()
@@ -109,11 +107,11 @@ class Denies:
         self._open[key] = _Open(event, self._clock() + WINDOW, 1, packet.time)
 
     def next_due(self) -> float | None:
-        """When :meth:`close_due` has something to do next, by the clock; None: not before the next packet."""
+        """The time by the clock when the next event is to be closed, or None without an open event."""
         return next((held.close_at for held in self._open.values()), None)
 
     def close_due(self) -> None:
-        """Close the events whose time is over."""
+        """Close the events whose window has ended."""
         now = self._clock()
         while self._open:
             held = next(iter(self._open.values()))
@@ -123,7 +121,7 @@ class Denies:
             self._close(held)
 
     def close_all(self) -> None:
-        """Close all events: the agent stops."""
+        """Close all events, at the agent's end."""
         while self._open:
             self._close(self._open.popitem(last=False)[1])
 
@@ -143,8 +141,7 @@ class Denies:
             return
         left_out, self._lines_left_out = self._lines_left_out, 0
         values = msgspec.to_builtins(event)
-        # The line has a time and a node of its own.
-        for doubled in ("time", "node"):
+        for doubled in ("time", "node"):  # every log line has its own
             values.pop(doubled, None)
         if event.endpoint:
             values["pod"] = values.pop("endpoint")
@@ -152,29 +149,19 @@ class Denies:
             values["lines_left_out"] = left_out
         self._log.info("denied", **values)
 
-    # --- out -----------------------------------------------------------------------------------------
-
     @property
     def last_id(self) -> int:
-        """The id of the newest event that was made."""
+        """The id of the newest event."""
         return self._next_id - 1
 
     def events(self, *, closed: bool = False) -> list[DenyEvent]:
-        """The newest events, oldest first, with those that are still open as they are now.
-
-        ``closed``: only what is complete.
-        """
+        """The newest events, oldest first; open ones, in their present state, unless ``closed``."""
         self.close_due()
-        still_open = () if closed else (held.so_far() for held in self._open.values())
-        return [*self._closed, *still_open]
+        return [*self._closed, *(() if closed else (held.so_far() for held in self._open.values()))]
 
     @contextmanager
     def follow(self) -> Iterator[asyncio.Queue[DenyEvent]]:
-        """Every event from now on, when it is complete. One who reads too slowly loses the oldest.
-
-        Raises:
-            TooManyFollowers: see there.
-        """
+        """A queue of events that close from now on; when full, it drops the oldest. Raises TooManyFollowers."""
         if len(self._followers) >= _MOST_FOLLOWERS:
             raise TooManyFollowers(f"{_MOST_FOLLOWERS} already follow the deny log of this node")
         queue: asyncio.Queue[DenyEvent] = asyncio.Queue(_FOLLOWER_BACKLOG)

@@ -1,4 +1,4 @@
-"""Denied packets as people and scripts see them: whose they were, and which policy denied them."""
+"""Events of denied packets for operators and scripts: the packet's ends, and the policy that denied it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from felix_py.desired.names import chain_name
 from felix_py.layout import INTERFACE_PREFIX
 from felix_py.observe.chain_names import ChainNames
 from policy.evaluate import View
-from policy.model import ClusterPolicy, Direction, ObjectKey, PolicyKind, PolicyRef
+from policy.model import Direction, ObjectKey, PolicyKind, PolicyRef
 
 _NAMED = 3
-"""So many policies a sentence names; the event lists all."""
+"""Policies named in a message at most; the event lists all."""
 
 
 class Reason(enum.StrEnum):
-    """Why a packet was dropped."""
+    """Reason of a drop."""
 
     ISOLATED = "isolated"
     """Policies isolate the pod in this direction, and none allows the packet."""
@@ -33,19 +33,19 @@ class Reason(enum.StrEnum):
     POLICY = "policy"
     """A Deny rule of a cluster-scoped policy."""
     SOURCE = "source"
-    """A pod sent from an address that is not its own, or somebody else from the address of a pod of this node."""
+    """A pod sent from an address that is not its own, or another host from the address of a pod of this node."""
     INVALID = "invalid"
     """Connection tracking knows no connection that the packet could belong to."""
     MIDSTREAM = "midstream"
-    """TCP without a beginning, as after a connection was revoked: it could pass for one that policy allows."""
+    """TCP without its SYN, as after a revocation: conntrack could take it for a connection that policy allows."""
     ASTRAY = "astray"
-    """The packet was to leave for a pod of this node by an interface that is not the pod's."""
+    """The packet is for a pod of this node, but is routed to an interface that is not the pod's."""
     PROXIED = "proxied"
-    """The node itself sent it in somebody else's name (IPVS, a transparent proxy), past the place of policy."""
+    """The node sent it with another source (IPVS, a transparent proxy), so that policy was bypassed."""
     ERROR = "error"
-    """An ICMP error of a pod about a packet that was not sent to it: a way past policy."""
+    """An ICMP error of a pod about a packet that was not sent to it, which would bypass policy."""
     CLASS = "class"
-    """The packet's policy class is not known to the rules: a defect, or rules that somebody changed."""
+    """The rules do not know the packet's policy class: a defect, or rules that another program changed."""
     HOST = "host"
     """The node drops what its pods send to it (--endpoint-to-host drop)."""
 
@@ -63,7 +63,7 @@ class PolicyName(_Record, frozen=True):
 
 
 class Decider(_Record, frozen=True):
-    """The rule that denied. ``rule`` counts from 0 in the policy's list of the direction; -1: not known which."""
+    """The rule that denied. ``rule`` counts from 0 in the policy's list of the direction; -1: not known."""
 
     policy: PolicyName
     rule: int = -1
@@ -72,7 +72,7 @@ class Decider(_Record, frozen=True):
 
 
 class End(_Record, frozen=True):
-    """One end of a packet. ``pod`` is NAMESPACE/NAME, ``node`` a node's name, where the address is theirs.
+    """One end of a packet. ``pod`` (NAMESPACE/NAME) or ``node`` names the address's owner, if known.
 
     ``port`` of a source is that of the first packet counted.
     """
@@ -87,9 +87,9 @@ class DenyEvent(_Record, frozen=True):
     """Equal packets that were denied within a short time.
 
     ``id`` grows, also over restarts of the agent. ``time`` and ``until`` are those of the first and the last
-    packet (RFC 3339). ``count`` is of packets that the kernel logged, which are fewer than it dropped where many
-    come. ``direction`` is empty where the rule stands for both. ``endpoint``: the pod of this node whose policy
-    or address it was, as NAMESPACE/NAME.
+    packet (RFC 3339). ``count`` is of logged packets, which are fewer than dropped ones at high rates.
+    ``direction`` is empty if the rule is for both. ``endpoint``: the pod of this node whose policy or address it
+    was, as NAMESPACE/NAME.
     """
 
     id: int
@@ -114,7 +114,7 @@ class DenyEvent(_Record, frozen=True):
 
 
 def timestamp(seconds: float) -> str:
-    """Seconds since the epoch as RFC 3339 text."""
+    """Returns seconds since the epoch as RFC 3339 text."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -122,18 +122,18 @@ EventKey = tuple[Any, ...]
 
 
 def drop_of(packet: LoggedPacket) -> tuple[Drop, IPHeader] | None:
-    """What a logged packet says of its drop; None where it is not ours, or no IP packet."""
+    """Returns a logged packet's drop and IP header, or None if the rule is not ours or it is no IP packet."""
     drop = parse_prefix(packet.prefix)
     return None if drop is None or packet.header is None else (drop, packet.header)
 
 
 def event_key(drop: Drop, header: IPHeader) -> EventKey:
-    """Equal for packets that belong into one event: ends, protocol, port and what dropped them."""
+    """Returns the key of a packet's event: its drop, addresses, protocol and port."""
     return (drop, header.source, header.destination, header.protocol, header.port, header.icmp)
 
 
 class Describer:
-    """Makes an event of a packet, from what the agent knows at that moment."""
+    """Makes an event of a packet from the agent's current state."""
 
     def __init__(
         self,
@@ -143,8 +143,7 @@ class Describer:
         endpoint_at: Callable[[str], ObjectKey | None],
         interface_name: Callable[[int], str] = socket.if_indextoname,
     ) -> None:
-        """``endpoint_at``: the pod of an interface of this node. ``interface_name`` raises OSError for unknown
-        indexes."""
+        """``endpoint_at``: the pod of a local interface. ``interface_name`` raises OSError for an unknown one."""
         self._node = node
         self._view = view
         self._chains = chains
@@ -152,12 +151,12 @@ class Describer:
         self._interface_name = interface_name
 
     def event(self, number: int, packet: LoggedPacket, drop: Drop, header: IPHeader) -> DenyEvent:
-        """The event of one packet."""
+        """Returns the event of one packet."""
         indev, outdev = self._interface(packet.indev), self._interface(packet.outdev)
         source = self._end(header.source, header.source_port)
         destination = self._end(header.destination, header.port)
         if drop.kind is DropKind.SOURCE:
-            # The address is somebody else's; the interface says who it really was.
+            # The source address is spoofed; the interface identifies the pod.
             owner = self._endpoint_at(indev)
             source = End(header.source, "/".join(owner) if owner else "", "", header.source_port)
         ends = {Direction.EGRESS: source.pod, Direction.INGRESS: destination.pod}
@@ -205,12 +204,9 @@ class Describer:
         policy = next((p for p in self._view.cluster_policies() if p.ref == ref), None)
         if policy is None or drop.direction is None:
             return Decider(_name(ref), drop.rule)
-        return Decider(_name(ref), drop.rule, _rule_name(policy, drop.direction, drop.rule), policy.tier.value)
-
-
-def _rule_name(policy: ClusterPolicy, direction: Direction, index: int) -> str:
-    rules = policy.rules(direction)
-    return rules[index].name if 0 <= index < len(rules) else ""
+        rules = policy.rules(drop.direction)
+        name = rules[drop.rule].name if 0 <= drop.rule < len(rules) else ""
+        return Decider(_name(ref), drop.rule, name, policy.tier.value)
 
 
 def _name(ref: PolicyRef) -> PolicyName:

@@ -1,4 +1,4 @@
-"""``/denies`` of the health server: the newest denied packets, and a stream of those to come."""
+"""``/denies`` of the health server: the newest denied packets, and a stream of later ones."""
 
 from __future__ import annotations
 
@@ -15,47 +15,43 @@ from felix_py.observe.denies import Denies, TooManyFollowers
 from felix_py.observe.deny_events import DenyEvent
 
 KEEPALIVE = 15.0
-"""Seconds without an event after which a follower gets an empty line: either notices that the other is gone."""
+"""Seconds without an event after which a follower gets an empty line, which shows both ends a broken stream."""
 
 LAST_ID = "Felix-Last-Id"
-"""Header of a stream: the id of the newest event so far. Who loses the stream asks for what came since."""
+"""Header of a stream: the id of the newest event so far, from which a client resumes a broken stream."""
 
 
 class DenyRoutes:
     """Routes for :class:`felix_py.observe.health.HealthServer`."""
 
     def __init__(self, node: str, denies: Denies | None, unavailable: Callable[[], str | None]) -> None:
-        """``denies`` None: switched off. ``unavailable``: why nothing is read at present."""
+        """``denies`` None: switched off. ``unavailable`` returns why packets are not read at present, or None."""
         self._node = node
         self._denies = denies
         self._unavailable = unavailable
 
     def routes(self) -> list[web.RouteDef]:
-        """What to add to an application."""
+        """Routes to add to an application."""
         return [web.get("/denies", self._get)]
 
     def state(self) -> dict[str, Any]:
-        """Is the log on, and does it work?"""
+        """The log's state for ``/status``: on, off or unavailable, and why."""
         reason = self._unavailable()
         if self._denies is None:
             return {"state": "off", "reason": reason}
-        return {
-            "state": "on" if reason is None else "unavailable",
-            "reason": reason,
-            "suppressed": self._denies.suppressed,
-        }
+        state = "on" if reason is None else "unavailable"
+        return {"state": state, "reason": reason, "suppressed": self._denies.suppressed}
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
-        """``?since=ID`` only later ones; ``?namespace=NS`` or ``?pod=NS/POD`` only those with such an end;
-
-        ``?limit=N`` of these the newest N; ``?follow=1`` JSON lines without end.
+        """``?since=ID``: only later events; ``?namespace=NS`` or ``?pod=NS/POD``: only those with such an end;
+        ``?limit=N``: of these the newest N; ``?follow=1``: JSON lines without end.
         """
         try:
             wanted = _Wanted.of(request.query)
         except ValueError as error:
             return web.Response(status=400, text=f"{error}\n")
         if self._denies and wanted.since > self._denies.last_id:
-            # An id of the agent's last life, which had a clock that was ahead of ours: all ours came since.
+            # An id from before a restart, when the clock was ahead: all events are later.
             wanted = replace(wanted, since=0)
         if wanted.follow:
             return await self._follow(request, wanted)
@@ -72,8 +68,7 @@ class DenyRoutes:
                 headers = {"Content-Type": "application/x-ndjson", LAST_ID: str(self._denies.last_id)}
                 response = web.StreamResponse(headers=headers)
                 await response.prepare(request)
-                # Whoever follows may go at any time.
-                with suppress(ConnectionError):
+                with suppress(ConnectionError):  # the client may close at any time
                     for event in before:
                         await response.write(msgspec.json.encode(event) + b"\n")
                     await _stream(response, queue, wanted)
@@ -94,8 +89,6 @@ async def _stream(response: web.StreamResponse, queue: asyncio.Queue[DenyEvent],
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What a request asks for."""
-
     since: int = 0
     limit: int | None = None
     namespace: str = ""
@@ -104,24 +97,15 @@ class _Wanted:
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> _Wanted:
-        """
-        Raises:
-            ValueError: the message says which value is none.
-        """
+        """Raises ValueError for an unknown or invalid parameter."""
         if unknown := query.keys() - {"since", "limit", "namespace", "pod", "follow"}:
             raise ValueError(f"{min(unknown)[:40]!r}: there is since, limit, namespace, pod and follow")
         numbers = {name: _number(name, query[name]) for name in ("since", "limit") if name in query}
         follow = query.get("follow", "0") in ("1", "true", "")
-        return cls(
-            numbers.get("since", 0),
-            numbers.get("limit"),
-            query.get("namespace", ""),
-            query.get("pod", ""),
-            follow,
-        )
+        namespace, pod = query.get("namespace", ""), query.get("pod", "")
+        return cls(numbers.get("since", 0), numbers.get("limit"), namespace, pod, follow)
 
     def matches(self, event: DenyEvent) -> bool:
-        """Whether an event is one of those asked for."""
         pods = {event.source.pod, event.destination.pod}
         if self.pod and self.pod not in pods:
             return False
@@ -130,7 +114,7 @@ class _Wanted:
         return event.id > self.since
 
     def choose(self, events: Iterable[DenyEvent]) -> list[DenyEvent]:
-        """The newest of the events asked for, oldest first."""
+        """The newest matching events, oldest first."""
         found = [event for event in events if self.matches(event)]
         return found if self.limit is None else found[len(found) - min(self.limit, len(found)) :]
 

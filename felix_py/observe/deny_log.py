@@ -1,4 +1,4 @@
-"""The deny log as a part of the agent: whether the node can have one, its rules, reader, events and routes."""
+"""The deny log as a part of the agent: the probe for it, its rules, reader, events and HTTP routes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OFF = "the deny log is switched off on this node (--no-deny-log)"
 
 
 class DenyLogging:
-    """What is denied on this node, for people, scripts and the log. Nothing here decides about a packet."""
+    """Denied packets of this node, for HTTP clients and the agent's log. Nothing here decides about a packet."""
 
     def __init__(
         self,
@@ -40,11 +40,9 @@ class DenyLogging:
         view: View,
         metrics: Metrics,
     ) -> None:
-        """``endpoint_at``: the pod of an interface of this node.
-
-        Tries in passing (some ten milliseconds) whether the kernel takes the rules at all."""
+        """``endpoint_at``: the pod of a local interface. Probes the kernel for NFLOG: some ten milliseconds."""
         self.rules = _rules(config, families, backend)
-        """For the plan; None: nothing is logged."""
+        """For the planner; None: nothing is logged."""
         self._reader: DenyReader | None = None
         self._node = config.node_name
         self._denies: Denies | None = None
@@ -62,19 +60,19 @@ class DenyLogging:
 
     @property
     def unavailable(self) -> str | None:
-        """Why denied packets are not shown; None while they are."""
+        """Why denied packets are not shown, or None."""
         return self._reader.unavailable if self._reader else self._off
 
     def routes(self) -> list[web.RouteDef]:
-        """For the health server."""
+        """HTTP routes for the health server."""
         return self._routes.routes()
 
     def state(self) -> dict[str, Any]:
-        """For ``/status``."""
+        """State for ``/status``."""
         return self._routes.state()
 
     async def run(self) -> None:
-        """Read until cancelled; returns at once where there is nothing to read."""
+        """Read until cancelled; returns at once if nothing is logged."""
         if self._reader:
             await self._reader.run()
 
@@ -86,6 +84,6 @@ def _rules(config: AgentConfig, families: Sequence[Family], backend: Backend) ->
     reason = refusal(families, backend, rules.rule(SOURCE_DROP))
     if reason is None:
         return rules
-    # A rule that the kernel does not take would keep all others of its chain out.
+    # A rule that the kernel refuses would make the whole chain fail.
     log.get("denies").warning("denied packets are not shown: no NFLOG here", reason=reason)
     return None

@@ -1,4 +1,4 @@
-"""Keeps the deny log's NFLOG group open and its events on time."""
+"""Reads the deny log's NFLOG group and closes its events on time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from felix_py.metrics import Metrics
 from felix_py.observe.denies import Denies
 
 _RETRY_SECONDS = 10.0
-"""A group that another process reads may become free: an agent that is being replaced, say."""
+"""Seconds until a group is tried again, which another process, such as the previous agent, may read."""
 
 
 class DenyReader:
-    """Reads the group on the event loop. Whatever becomes of it, the agent goes on and packets stay dropped."""
+    """Reads the group on the event loop. If that fails, the agent goes on and packets stay dropped."""
 
     def __init__(self, group: int, denies: Denies, metrics: Metrics, retry: float = _RETRY_SECONDS) -> None:
-        """``retry``: seconds until a group that cannot be read is tried again."""
         self._group = group
         self._denies = denies
         self._metrics = metrics
@@ -27,7 +26,7 @@ class DenyReader:
         self._log = log.get("denies")
         self._timer: asyncio.TimerHandle | None = None
         self.unavailable: str | None = "not started yet"
-        """Why nothing is read at present; None while all is well."""
+        """Why packets are not read at present, or None."""
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -55,11 +54,7 @@ class DenyReader:
         self.unavailable = reason
 
     async def _read(self, reader: NflogReader) -> None:
-        """Read until the socket fails.
-
-        Raises:
-            NflogError: it has failed.
-        """
+        """Read until the socket fails, which raises NflogError."""
         self._say(None)
         loop = asyncio.get_running_loop()
         broken: asyncio.Future[None] = loop.create_future()
@@ -88,7 +83,7 @@ class DenyReader:
         try:
             self._denies.note(packets)
         except Exception:
-            # A defect of ours over one packet must not cost the others, and never the agent.
+            # A defect of ours with one packet must not lose the others or end the agent.
             self._log.exception("cannot take over denied packets")
         self._schedule()
 

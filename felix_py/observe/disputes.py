@@ -1,4 +1,4 @@
-"""Words for addresses that more than one pod claims."""
+"""Notices of addresses that more than one pod claims."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from policy.holders import Holders
 from policy.model import ObjectKey, Pod
 
 _MOST = 100
-"""Addresses that are told of. Where there are more, something is wrong with the cluster as a whole."""
+"""Addresses with a notice at most. More mean that something is wrong with the cluster as a whole."""
 
 
 def told(holders: Holders) -> dict[str, str]:
-    """Address -> who claims it, whose it is, and what to do."""
+    """Returns address -> its claimants, its holder, and what to do."""
     return {
         address: _told(address, owner, vain, holders.endpoint(address))
         for address, owner, vain in islice(holders.disputes(), _MOST)

@@ -21,7 +21,7 @@ class Flows(Protocol):
 
 
 def flows_route(flows: Flows, addresses: Callable[[], Collection[str]]) -> web.RouteDef:
-    """``/flows``: the connections of the node's endpoints, as :func:`described`."""
+    """``/flows``: the connections of the node's endpoints, in the form of :func:`described`."""
 
     async def answer(_request: web.Request) -> web.Response:
         chosen = addresses()
@@ -35,12 +35,9 @@ def flows_route(flows: Flows, addresses: Callable[[], Collection[str]]) -> web.R
 
 
 def described(table: FlowTable, addresses: Collection[str]) -> bytes:
-    """The connections of some addresses by TCP, UDP and SCTP, as a JSON list, the latest used first.
+    """Returns the TCP, UDP and SCTP connections of some addresses as a JSON list, the latest used first.
 
-    Those that differ in nothing but the source's port are one.
-
-    Raises:
-        OSError: the kernel does not answer.
+    Connections that differ only in the source port are one entry. Raises OSError if the kernel does not answer.
     """
     newest: dict[tuple[object, ...], Flow] = {}
     for flow in table.flows(addresses):

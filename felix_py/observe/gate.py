@@ -1,7 +1,7 @@
-"""Limits for those who connect to the agent's HTTP sockets: how many at a time, and how long they may take.
+"""Limits of the connections to the agent's HTTP sockets: their number, and their time.
 
-Any local user may connect to the health address. Without limits, connections that never say anything would use up
-the process's descriptors, and nothing else could be opened: no netlink, no CNI call.
+Any local user may connect to the health address. Without limits, silent connections would use up the process's
+descriptors, so that no netlink socket could be opened and no CNI call accepted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``connections`` at a time. Seconds: for a request to ``arrive``, from the connection's beginning or the
-    last answer on; for its ``answer`` to be made (None: without end)."""
+    """``connections`` at a time. Seconds: for a request to ``arrive`` since the connection's beginning or the
+    last answer; for its ``answer`` to be made (None: without limit)."""
 
     connections: int = 64
     arrive: float = 10.0
@@ -37,7 +37,7 @@ class Gate:
         return len(self._open)
 
     def enter(self, transport: asyncio.BaseTransport, connection: _Connection) -> bool:
-        """Let a new connection in, if there is room or can be made."""
+        """Admit a connection, making room if necessary; returns False if that is impossible."""
         if len(self._open) >= self.limits.connections:
             silent = next((c for c in self._open.values() if not c.answering), None)
             if silent is None:
@@ -47,11 +47,11 @@ class Gate:
         return True
 
     def leave(self, transport: asyncio.BaseTransport) -> None:
-        """It is closed."""
+        """Remove a closed connection."""
         self._open.pop(transport, None)
 
     def middleware(self) -> Any:
-        """For the application whose server this guards."""
+        """Middleware for the application whose server this guards."""
 
         @web.middleware
         async def timed(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -68,7 +68,7 @@ class Gate:
 
 
 class _Connection(asyncio.Protocol):
-    """Stands between a transport and aiohttp's own protocol, and keeps time."""
+    """Wraps aiohttp's protocol with the time limits."""
 
     def __init__(self, inner: asyncio.Protocol, gate: Gate) -> None:
         self._inner = inner
@@ -79,17 +79,17 @@ class _Connection(asyncio.Protocol):
         self.answering = False
 
     def begin(self) -> None:
-        """A request is here."""
+        """A request has arrived."""
         self.answering = True
         self._within(self._gate.limits.answer)
 
     def end(self) -> None:
-        """Its answer is made; to take it belongs to the next request's time."""
+        """Its answer is made; sending it counts for the next request's time."""
         self.answering = False
         self._within(self._gate.limits.arrive)
 
     def cut(self) -> None:
-        """Close at once, whatever is still to be sent."""
+        """Close at once, without sending buffered data."""
         if self._transport is not None:
             self._gate.leave(self._transport)
             self._transport.abort()
@@ -141,6 +141,6 @@ class GuardedRunner(web.AppRunner):
 
     @property
     def server(self) -> Any:
-        """What makes the protocol of each connection."""
+        """The factory of connections' protocols."""
         inner = super().server
         return None if inner is None else lambda: _Connection(inner(), self._gate)

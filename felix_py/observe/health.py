@@ -1,4 +1,4 @@
-"""The agent's HTTP: liveness, readiness and metrics for everybody on the node; its state for some."""
+"""The agent's HTTP server: liveness, readiness and metrics for all local users; its state for a group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from felix_py.observe.listener import BACKLOG
 Status = dict[str, Any]
 
 _SHARE = 10
-"""After t seconds of making metrics, nobody has them made for 10 t: it holds the event loop."""
+"""Metrics that took t seconds to render, which blocks the event loop, are served from a cache for 10 t."""
 
 _FRESH_MOST = 5.0
 
@@ -25,7 +25,7 @@ _FRESH_MOST = 5.0
 class HealthServer:
     """``/healthz`` (200 while the process works), ``/readyz`` (503 and the reason until in-sync), ``/metrics``.
 
-    What tells who talks to whom (``/status`` and further routes) is on a socket of its own, beside these three.
+    ``/status`` and further routes, which show who talks to whom, are only on the private socket.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class HealthServer:
         refresh: Callable[[], Awaitable[None]],
         routes: Iterable[web.RouteDef] = (),
     ) -> None:
-        """``refresh`` brings the metrics up to date before they are read; ``routes`` are further ones."""
+        """``refresh`` updates the metrics before they are read; ``routes`` are further private ones."""
         self._registry = registry
         self._unready = unready
         self._status = status
@@ -44,9 +44,8 @@ class HealthServer:
         self._rendered = b""
         self._fresh_until = 0.0
         self._public = self._served(Limits(), ())
-        # Its routes stream without end, and bound themselves whom they stream to.
-        private = [web.get("/status", self._get_status), *routes]
-        self._private = self._served(Limits(answer=None), private)
+        # Its routes may stream without end, and limit their clients themselves.
+        self._private = self._served(Limits(answer=None), [web.get("/status", self._get_status), *routes])
 
     def _served(self, limits: Limits, routes: Iterable[web.RouteDef]) -> GuardedRunner:
         gate = Gate(limits)
@@ -55,11 +54,11 @@ class HealthServer:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_routes(routes)
-        # Cancelled as soon as its client is gone: a handler may stream without end.
+        # Handlers are cancelled when the client is gone, since they may stream without end.
         return GuardedRunner(app, gate, access_log=None, shutdown_timeout=1, handler_cancellation=True)
 
     async def start(self, public: socket.socket | None = None, private: socket.socket | None = None) -> None:
-        """Answer what comes in by listening sockets (:mod:`felix_py.observe.listener`), and has come already."""
+        """Serve listening sockets (:mod:`felix_py.observe.listener`), with the connections in their backlogs."""
         for runner, listener in ((self._public, public), (self._private, private)):
             await runner.setup()
             if listener is not None:
@@ -78,10 +77,10 @@ class HealthServer:
         return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        """Anybody may ask, again and again: what the last answer has cost decides how long it is good."""
+        """Any local user may ask, at any rate: the time that rendering took decides how long it is cached."""
         if time.monotonic() >= self._fresh_until:
             await self._refresh()
-        if time.monotonic() >= self._fresh_until:  # nobody else has made it meanwhile
+        if time.monotonic() >= self._fresh_until:  # no other request has rendered them meanwhile
             started = time.monotonic()
             self._rendered = generate_latest(self._registry)
             ended = time.monotonic()

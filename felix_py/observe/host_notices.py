@@ -1,4 +1,4 @@
-"""What of the host needs a person, looked at behind every apply."""
+"""Notices of the host's state, updated after every apply."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HostNotices:
         self._endpoint_at = endpoint_at
 
     def look(self, _failures: object = None) -> None:
-        """Say what holds now, and take back what does not any more."""
+        """Update the notices."""
         gone = {}
         for name in self._host.gone_interfaces:
             pod = "/".join(self._endpoint_at(name) or ("a pod",))

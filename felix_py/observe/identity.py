@@ -1,7 +1,7 @@
-"""Whether this host is the node that the agent takes itself for.
+"""Checks that this host is the node of its name.
 
-The node is known by its name alone: the host's, or ``--node-name``. A machine that was cloned, renamed or
-configured with another one's name would announce that one's pod addresses and give them to its own pods.
+The agent knows its node by name only: the host's, or ``--node-name``. A machine that was cloned, renamed or
+configured with another node's name would announce that node's pod addresses and give them to its own pods.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INTERVAL = 60.0
 
 
 def told(node: NodeRecord | None, here: frozenset[str]) -> dict[str, str]:
-    """What people must know, by subject: the Node object's addresses (if it has any) are another machine's."""
+    """Returns a notice (subject -> text) if the Node object has addresses, and none of them is of this host."""
     if node is None or not node.addresses or not here.isdisjoint(node.addresses):
         return {}
     return {
@@ -29,7 +29,7 @@ def told(node: NodeRecord | None, here: frozenset[str]) -> dict[str, str]:
 
 
 class Identity:
-    """Looks now and then."""
+    """Checks every minute."""
 
     def __init__(self, node: Callable[[], NodeRecord | None], notices: Notices) -> None:
         self._node = node
@@ -37,7 +37,7 @@ class Identity:
         self._log = log.get("agent")
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             try:
                 here = await asyncio.to_thread(host_addresses)

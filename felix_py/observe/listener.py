@@ -1,5 +1,4 @@
-"""The sockets of the agent's HTTP. They are there before those who answer: to load them takes as long as a list
-of pods."""
+"""The sockets of the agent's HTTP, opened before the server's modules, which take long to load."""
 
 from __future__ import annotations
 
@@ -16,11 +15,7 @@ BACKLOG = 32
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """``ADDRESS:PORT`` or ``[IPv6]:PORT``.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """Returns the host and port of ``ADDRESS:PORT`` or ``[IPv6]:PORT``. Raises ConfigError for other texts."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
@@ -29,11 +24,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def listen(address: str) -> socket.socket:
-    """Listen; who connects waits for an answer.
-
-    Raises:
-        ConfigError: the address cannot be used.
-    """
+    """Listen; clients wait until the server is loaded. Raises ConfigError if the address cannot be used."""
     host, port = parse_address(address)
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -56,10 +47,7 @@ def listen(address: str) -> socket.socket:
 def listen_for(group: str, path: Path) -> socket.socket:
     """Listen on a Unix socket for root and the members of a group, by name or number.
 
-    Raises:
-        ConfigError: there is no such group.
-        SocketInUse: another agent answers there.
-        OSError: it cannot be made.
+    Raises ConfigError for an unknown group, SocketInUse if another agent answers there, and OSError.
     """
     try:
         number = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
@@ -73,7 +61,7 @@ def listen_for(group: str, path: Path) -> socket.socket:
 
 
 def remove(path: Path, inode: int) -> None:
-    """Take a Unix socket away, unless it is another agent's by now, which ours did not answer any more."""
+    """Remove a Unix socket, unless it is another agent's that has started since ours stopped answering."""
     with suppress(OSError):
         if path.stat().st_ino == inode:
             path.unlink()

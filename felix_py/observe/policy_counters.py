@@ -1,7 +1,7 @@
-"""What policy allows and denies, as metrics: the counters of the kernel's rules, by policy.
+"""Metrics of allowed and denied packets by policy, from the counters of the kernel's rules.
 
-The kernel counts per rule and forgets when a chain is written anew; here the counts only ever grow. Packets of
-connections that were allowed before do not pass these rules: what is counted are, in the main, new connections.
+The kernel counts per rule and resets the counters when a chain is rewritten; the metrics only grow. Packets of
+established connections do not pass these rules: mostly the first packets of connections are counted.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from policy.ir import ChainId, ChainKind
 from policy.model import ClusterPolicy, Direction, Family, PolicyKind, PolicyRef, Tier
 
 MOST_SERIES = 500
-"""Policies (and classes) with series of their own; what is beyond is summed up as ``other``."""
+"""Policies (and classes) with series of their own; further ones are summed up as ``other``."""
 
 _OTHER = "other"
 _FRESH_SECONDS = 5.0
 """Two scrapes within this time see the same counts."""
 _WAIT_SECONDS = 5.0
-"""A scrape that has waited so long for new counts gets the old ones."""
+"""A scrape that waits longer for new counts gets the old ones."""
 
 _ANY = "any"
 _DENIED = "denied"
 _VERDICTS = {Fixed.ALLOW: "allowed", Fixed.PASS: "passed", "DROP": _DENIED}
-"""What a rule's target says of the packets that it counts."""
+"""The verdict of a rule's target."""
 
 _STATIC: dict[Fixed, tuple[Direction | None, DropKind]] = {
     Fixed.SOURCE: (Direction.EGRESS, DropKind.SOURCE),
@@ -68,10 +68,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class ChainCount:
-    """A chain as it was read. ``rules``: their hashes; other ones mean that the chain was written anew.
-
-    ``counts`` are by verdict.
-    """
+    """A chain's reading. ``rules``: their hashes, which change when it is rewritten; ``counts``: by verdict."""
 
     rules: tuple[str, ...]
     counts: Mapping[str, Count]
@@ -82,7 +79,7 @@ Reading = Mapping[str, ChainCount]
 
 
 def digest(rules: Iterable[RuleCount]) -> Reading:
-    """What accounts want to know of the counters that were read."""
+    """Returns the sums by chain and verdict of the counters that were read."""
     chains: dict[str, list[RuleCount]] = {}
     for rule in rules:
         chains.setdefault(rule.chain, []).append(rule)
@@ -91,7 +88,7 @@ def digest(rules: Iterable[RuleCount]) -> Reading:
 
 @dataclass(slots=True)
 class _Slots:
-    """Names with series of their own: the first so many, as long as they exist."""
+    """Names with series of their own: the first ``most`` ones, as long as they exist."""
 
     most: int
     held: set[str] = field(default_factory=set)
@@ -104,7 +101,7 @@ class _Slots:
 
 
 class Accounts:
-    """Sums that only grow, out of readings that may begin anew at any time. No I/O."""
+    """Sums that only grow, of readings that may be reset at any time. No I/O."""
 
     def __init__(
         self,
@@ -112,7 +109,7 @@ class Accounts:
         cluster_policies: Callable[[], Iterable[ClusterPolicy]] = tuple,
         most: int = MOST_SERIES,
     ) -> None:
-        """``cluster_policies``: those of the Admin and the Baseline tier; they say where a policy stands."""
+        """``cluster_policies``: those of the Admin and the Baseline tier, for the tier label."""
         self._chains = chains
         self._cluster_policies = cluster_policies
         self._tiers: dict[PolicyRef, Tier] = {}
@@ -128,21 +125,17 @@ class Accounts:
         """By (direction, reason)."""
 
     def take(self, family: Family, now: Reading) -> None:
-        """Take over one family's counters. Of the first reading only the differences to later ones count:
-
-        what was counted before this process began was reported by the one before it.
+        """Add one family's counters. The first reading is only the base of later ones: the previous process has
+        reported what was counted before.
         """
         self._tiers = {policy.ref: policy.tier for policy in self._cluster_policies()}
         before = self._seen.get(family)
         self._seen[family] = now
         for chain, seen in now.items():
             old = seen if before is None else before.get(chain)
+            known = old.counts if old and old.rules == seen.rules else {}
             for verdict, count in seen.counts.items():
-                self._add(
-                    chain,
-                    verdict,
-                    _growth(count, old.counts.get(verdict) if old and old.rules == seen.rules else None),
-                )
+                self._add(chain, verdict, _growth(count, known.get(verdict)))
         self._forget()
 
     def _add(self, chain: str, verdict: str, more: Count) -> None:
@@ -151,7 +144,7 @@ class Accounts:
                 self._add_policy(chain, policy, verdict, more)
                 if verdict == _DENIED:
                     self._add_denied(direction, DropKind.POLICY, more)
-            # What a pod sends to itself is allowed by no policy.
+            # Only denied: a pod's packets to itself are allowed by no policy.
             case ChainId(ChainKind.CLASS, direction, digest) if verdict == _DENIED:
                 label = digest if self._class_slots.name(chain) == chain else _OTHER
                 self.classes.setdefault((direction.lower(), label), Count()).add(more)
@@ -177,7 +170,7 @@ class Accounts:
         self.denied.setdefault(key, Count()).add(more)
 
     def _forget(self) -> None:
-        """Series of what is in no family's kernel any more go; the sums of ``other`` and of reasons stay."""
+        """Remove the series of chains that no family has any more; the sums of ``other`` and of reasons stay."""
         live = {chain for seen in self._seen.values() for chain in seen}
         self._policy_of = {chain: name for chain, name in self._policy_of.items() if chain in live}
         self._policy_slots.held &= set(self._policy_of.values())
@@ -190,7 +183,7 @@ class Accounts:
 
 
 def _sums(chain: str, rules: Sequence[RuleCount]) -> dict[str, Count]:
-    """Of one chain, by verdict. Chains that are no policy's drop, if at all, with their last rule."""
+    """The counts of one chain by verdict. A chain that is no policy's can drop with its last rule only."""
     sums: dict[str, Count] = {}
     of = parse_chain_name(chain)
     is_policy = isinstance(of, ChainId) and of.kind is ChainKind.POLICY
@@ -203,15 +196,15 @@ def _sums(chain: str, rules: Sequence[RuleCount]) -> dict[str, Count]:
 
 
 def _growth(now: Count, before: Count | None) -> Count:
-    """What has come since the last reading; ``before`` None: the chain was written since. So were its counters,
-    by somebody, if they are smaller now."""
+    """The growth since the last reading; ``before`` None: the chain is new or rewritten. Smaller counters were
+    reset by another program."""
     if before is None or now.packets < before.packets or now.bytes < before.bytes:
         return now
     return Count(now.packets - before.packets, now.bytes - before.bytes)
 
 
 class PolicyCounters(Collector):
-    """Reads the counters when somebody asks for metrics, in a thread of its own."""
+    """Reads the counters at scrapes, in a thread of its own."""
 
     def __init__(
         self, accounts: Accounts, families: Iterable[Family], read: Callable[[Family], list[RuleCount]]
@@ -227,11 +220,11 @@ class PolicyCounters(Collector):
         self._log = log.get("counters")
 
     def close(self) -> None:
-        """No more readings."""
+        """End the thread after a running reading."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def refresh(self) -> None:
-        """Return with counts that are a few seconds old at most; with older ones if they cannot be had."""
+        """Return when the counts are a few seconds old at most, or after a time limit."""
         if self._running is None:
             if time.monotonic() - self._read_at < _FRESH_SECONDS:
                 return
@@ -274,16 +267,12 @@ class PolicyCounters(Collector):
         for labels, count in sorted(accounts.policies.items()):
             packets.add_metric(labels, count.packets)
             size.add_metric(labels, count.bytes)
-        classes = CounterMetricFamily(
-            "felix_py_class_denied_packets",
-            "Packets that no policy of a class allowed",
-            labels=("direction", "class"),
-        )
+        by_class, by_reason = ("direction", "class"), ("direction", "reason")
+        unallowed = "Packets that no policy of a class allowed"
+        classes = CounterMetricFamily("felix_py_class_denied_packets", unallowed, labels=by_class)
         for labels, count in sorted(accounts.classes.items()):
             classes.add_metric(labels, count.packets)
-        denied = CounterMetricFamily(
-            "felix_py_denied_packets", "Packets dropped, by reason", labels=("direction", "reason")
-        )
+        denied = CounterMetricFamily("felix_py_denied_packets", "Packets dropped, by reason", labels=by_reason)
         for labels, count in sorted(accounts.denied.items()):
             denied.add_metric(labels, count.packets)
         yield from (packets, size, classes, denied)

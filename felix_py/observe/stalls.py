@@ -1,7 +1,7 @@
-"""Whether the event loop keeps turning: each turn that takes too long is counted, and some are said.
+"""Stalls of the event loop: each turn that takes too long is counted, and some are logged.
 
-While one turn lasts nobody else is served: no CNI call, no health probe. What takes long belongs into a thread or
-into turns of its own. Nothing wakes the loop for this: the time between two calls of ``select`` is looked at.
+During a turn no CNI call or health probe is served, so long work belongs into threads or several turns. The time
+between two calls of ``select`` is measured, so that the loop is not woken for this.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _QUIET = 30.0
 """Seconds between two log lines."""
 
 Turn = Callable[[float, float], None]
-"""Gets the seconds that a turn took, and those that the loop's thread was on a processor meanwhile."""
+"""Called with the seconds that a turn took, and the seconds of CPU time that the loop's thread used in it."""
 
 
 class WatchedSelector(selectors.DefaultSelector):
-    """Tells of turns that took longer than :data:`STALL`."""
+    """Reports turns that took longer than :data:`STALL`."""
 
     def __init__(self, on_stall: Turn) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class WatchedSelector(selectors.DefaultSelector):
 
 
 class Stalls:
-    """Counts and says them. ``observe`` is the metric's, ``say`` logs."""
+    """Counts and logs stalls. ``observe`` is the metric's, ``say`` logs."""
 
     def __init__(self, observe: Callable[[float], None], say: Callable[..., None]) -> None:
         self._observe = observe
@@ -49,7 +49,6 @@ class Stalls:
         self._longest = 0.0
 
     def __call__(self, seconds: float, processor: float) -> None:
-        """One turn has taken so long."""
         self._observe(seconds)
         self._number += 1
         self._longest = max(self._longest, seconds)

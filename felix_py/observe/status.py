@@ -1,10 +1,11 @@
-"""What the agent says of itself: readiness, ``/status``, and the metrics that are worked out when asked for."""
+"""The agent's readiness, ``/status``, and the metrics that are computed at a scrape."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bgp.session import PeerStatus
@@ -18,7 +19,7 @@ from felix_py.observe.policy_counters import PolicyCounters
 from felix_py.reconcile import Reconciler
 
 _MOST_SHOWN = 1000
-"""Failures that are listed; ``failedObjects`` counts all."""
+"""Failures listed at most; ``failedObjects`` counts all."""
 
 
 class Facts(Protocol):
@@ -47,77 +48,63 @@ class Bgp(Protocol):
     def refresh_metrics(self) -> None: ...
 
 
+@dataclass(slots=True)
 class Status:
-    """Asks the parts. On the event loop only."""
+    """The state of the parts, on the event loop only. ``running``: values that do not change in a run."""
 
-    def __init__(
-        self,
-        running: Mapping[str, Any],
-        facts: Facts,
-        network: Network,
-        pods: Pods,
-        reconciler: Reconciler,
-        cluster: Cluster,
-        bgp: Bgp,
-        deny_log: DenyLogging,
-        notices: Notices,
-        counters: PolicyCounters,
-        metrics: Metrics,
-    ) -> None:
-        """``running``: what does not change while the agent runs."""
-        self._running = running
-        self._facts = facts
-        self._network = network
-        self._pods = pods
-        self._reconciler = reconciler
-        self._cluster = cluster
-        self._bgp = bgp
-        self._deny_log = deny_log
-        self._notices = notices
-        self._counters = counters
-        self._metrics = metrics
-        self._born = time.monotonic()
-        self._lines_lost: dict[str, int] = {}
+    running: Mapping[str, Any]
+    facts: Facts
+    network: Network
+    pods: Pods
+    reconciler: Reconciler
+    cluster: Cluster
+    bgp: Bgp
+    deny_log: DenyLogging
+    notices: Notices
+    counters: PolicyCounters
+    metrics: Metrics
+    _born: float = field(default_factory=time.monotonic)
+    _lines_lost: dict[str, int] = field(default_factory=dict)
 
     def unready(self) -> str | None:
-        """Why no pod can be connected, or what keeps policy from being wholly in force; None if nothing does."""
-        if reason := self._network.unready() or self._pods.no_addresses(self._facts.pod_cidrs):
+        """Why no pod can be connected or policy is not wholly in force, or None."""
+        if reason := self.network.unready() or self.pods.no_addresses(self.facts.pod_cidrs):
             return reason
-        if failure := self._reconciler.unenforced:
+        if failure := self.reconciler.unenforced:
             return f"policy is not wholly in force: {failure}"
-        return f"the kernel cannot be read back: {unread}" if (unread := self._reconciler.unread) else None
+        return f"the kernel cannot be read back: {unread}" if (unread := self.reconciler.unread) else None
 
     def state(self) -> dict[str, Any]:
-        """For ``/status``."""
+        """The body of ``/status``."""
         return {
-            **self._running,
+            **self.running,
             "uptimeSeconds": round(time.monotonic() - self._born, 1),
             "unready": self.unready(),
-            "podCIDRs": list(self._facts.pod_cidrs),
-            "endpoints": len(self._facts.held),
-            "denyLog": self._deny_log.state(),
-            "notices": [notice._asdict() for notice in self._notices.all()],
-            **of_reconciler(self._reconciler),
-            **of_cluster(self._cluster),
-            **of_bgp(self._bgp),
+            "podCIDRs": list(self.facts.pod_cidrs),
+            "endpoints": len(self.facts.held),
+            "denyLog": self.deny_log.state(),
+            "notices": [notice._asdict() for notice in self.notices.all()],
+            **of_reconciler(self.reconciler),
+            **of_cluster(self.cluster),
+            **of_bgp(self.bgp),
         }
 
     async def refresh_metrics(self) -> None:
-        """Before they are read."""
-        await self._counters.refresh()
+        """Set the metrics, before they are read."""
+        await self.counters.refresh()
         lost = log.lost()
         for reason, lines in lost.items():
-            self._metrics.log_lost.labels(reason).inc(lines - self._lines_lost.get(reason, 0))
+            self.metrics.log_lost.labels(reason).inc(lines - self._lines_lost.get(reason, 0))
         self._lines_lost = lost
-        self._metrics.endpoints.set(len(self._facts.held))
-        self._metrics.compared_age.set(self._reconciler.compared_age)
-        for kind, age in self._cluster.ages().items():
-            self._metrics.watch_age.labels(kind).set(age)
-        self._bgp.refresh_metrics()
+        self.metrics.endpoints.set(len(self.facts.held))
+        self.metrics.compared_age.set(self.reconciler.compared_age)
+        for kind, age in self.cluster.ages().items():
+            self.metrics.watch_age.labels(kind).set(age)
+        self.bgp.refresh_metrics()
 
 
 def of_reconciler(reconciler: Reconciler) -> dict[str, Any]:
-    """What could not be written, when everything was last compared, and what others had changed."""
+    """Failures, the age of the last comparison, and the last drift."""
     last = reconciler.last_drift
     return {
         "failures": [
@@ -131,7 +118,7 @@ def of_reconciler(reconciler: Reconciler) -> dict[str, Any]:
 
 
 def of_cluster(cluster: Cluster) -> dict[str, Any]:
-    """When each kind was last heard of, and which objects are not understood."""
+    """The age of each kind's watch, and the objects that could not be decoded."""
     return {
         "watchAgeSeconds": {kind: round(age, 1) for kind, age in cluster.ages().items()},
         "problems": [

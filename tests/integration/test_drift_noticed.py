@@ -90,7 +90,7 @@ RULES: dict[str, tuple[str, dict[str, int], str]] = {
     "rule deleted": (
         "{iptables} -D FELIX-FORWARD 2",
         {"chain": 1},
-        "1 rule (-m conntrack --ctstate RELATED,ESTABLISHED -g FELIX-ALLOW) missing",
+        "1 rule (-i felix+ -m set ! --match-set felix{n}-source src,src -g FELIX-SOURCE) missing",
     ),
     "rule put into our chain": (
         "{iptables} -I FELIX-INPUT 1 -s {foreign} -j ACCEPT",
@@ -100,14 +100,14 @@ RULES: dict[str, tuple[str, dict[str, int], str]] = {
     "jump deleted": (
         "{iptables} -D FORWARD 1",
         {"hook": 1},
-        "hooks in chain FORWARD (filter, IPv{n}): 1 rule (-j FELIX-FORWARD) missing",
+        "(filter, IPv{n}): 1 rule (-m conntrack ! --ctstate RELATED,ESTABLISHED -j FELIX-FORWARD) missing",
     ),
     "rule above our jump": (
         "{iptables} -I FORWARD 1 -s {foreign} -j ACCEPT",
         {"hook": 1},
         "-j ACCEPT) of others above ours",
     ),
-    "built-in chain flushed": ("{iptables} -F FORWARD", {"hook": 1}, "3 rules ("),
+    "built-in chain flushed": ("{iptables} -F FORWARD", {"hook": 1}, "5 rules ("),
     "table flushed": (
         "{iptables} -t nat -F",
         {"chain": 1, "hook": 1},

@@ -15,6 +15,7 @@ from lab.runtime import PluginError
 from policy.model import Family
 from tests.support.cni import Node, RoutingNetwork, addresses, pod_args
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
@@ -86,6 +87,8 @@ def test_what_is_in_use(lookup: ElsewhereLookup, commands: list[str], address: s
     assert ask(lookup, address, length) is None
     for command in commands:
         run(*command.split())
+    # The kernel enters the route of an IPv6 address a moment later, also where it does no DAD.
+    eventually(lambda: ask(lookup, address, length) is not None)
     found = ask(lookup, address, length)
     assert found is not None
     assert found[0] == what

@@ -34,7 +34,7 @@ Json = dict[str, Any]
 Key = tuple[str, str, str]
 """(collection path, namespace, name)."""
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds after which a test that waits in vain fails."""
 
 

@@ -108,6 +108,9 @@ class Proxy:
         for line in self._save(report).split("\n"):
             if line.startswith("*"):
                 table = line[1:]
+                # Its names are read from the kernel while tables are made: the tool may print one twice.
+                for place in [place for place in jumps if place[0] == table]:
+                    del jumps[place]
             elif line.startswith(":KUBE-"):
                 found[table][line[1:].split()[0]] = []
             elif line.startswith("-A KUBE-"):
