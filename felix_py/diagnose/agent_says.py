@@ -38,21 +38,13 @@ class AgentSays:
 
 
 def ask(place: str) -> AgentSays | None:
-    """Returns what decides the kernel's content, or None if no agent answers, or one of another version.
-
-    Raises:
-        ConfigError: ``place`` is not an address.
-    """
+    """Returns the agent's status, or None if none of this version answers. ConfigError: ``place`` is invalid."""
     answer = status(place)
     return None if answer is None else _read(answer)
 
 
 def status(place: str) -> dict[str, Any] | None:
-    """Returns the status of this network namespace's agent, or None if none answers.
-
-    Raises:
-        ConfigError: ``place`` is not an address.
-    """
+    """Returns the agent's status as JSON, or None if no agent answers. ConfigError: ``place`` is invalid."""
     asked = connection(place, _TIMEOUT)
     try:
         asked.request("GET", "/status")

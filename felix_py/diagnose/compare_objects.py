@@ -31,13 +31,9 @@ _SETTINGS = {Family.V4: ("ipv4/ip_forward", "1"), Family.V6: ("ipv6/conf/all/for
 
 
 def set_differences(
-    wanted: Update, families: Collection[Family], owners: Owners, pardoned: Collection[str], *, strays: bool
+    wanted: Update, owners: Owners, pardoned: Collection[str], *, strays: bool
 ) -> Iterator[Difference]:
-    """Compare all sets and members with their marks. ``pardoned``: addresses that may be members or not.
-
-    Raises:
-        OSError: the kernel does not answer.
-    """
+    """Compare all sets and members with their marks; ``pardoned`` addresses are ignored. Raises OSError."""
     commands = Commands()
     try:
         found = {name: read for name in commands.names() if is_ours(name) and (read := commands.read(name))}
@@ -102,11 +98,7 @@ def route_differences(
     *,
     strays: bool,
 ) -> Iterator[Difference]:
-    """Compare our routes of some protocol numbers. ``pardoned``: addresses that may have a route or not.
-
-    Raises:
-        OSError: the kernel does not answer.
-    """
+    """Compare our routes of some protocol numbers; ``pardoned`` addresses are ignored. Raises OSError."""
     found = _routes(families, protocols)
     routes = {key: route for key, route in wanted.routes.items() if route and key.protocol in protocols}
     for key in sorted(routes.keys() | found.keys(), key=lambda key: (key.protocol, key.destination)):
@@ -202,11 +194,7 @@ def _packed(route: route_messages.Packed) -> str:
 
 
 def interface_differences(leases: Iterable[Lease]) -> Iterator[Difference]:
-    """Compare the host ends of pods' interfaces: they exist, are up, and have a lease.
-
-    Raises:
-        OSError: the kernel does not answer.
-    """
+    """Compare the host ends of pods' interfaces: they exist, are up, and have a lease. Raises OSError."""
     known = {lease.interface: lease for lease in leases}
     for name, lease in sorted(known.items()):
         about = f"pod {lease.namespace}/{lease.pod}"

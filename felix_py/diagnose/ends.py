@@ -39,11 +39,7 @@ class Place:
 
 
 def find(text: str, namespace: str, cluster: Fetched) -> Place:
-    """Find ``POD``, ``NAMESPACE/POD``, ``node/NAME``, an address, or ``world``.
-
-    Raises:
-        WrongEnd: there is no such end, or it has no address.
-    """
+    """Find ``POD``, ``NAMESPACE/POD``, ``node/NAME``, an address, or ``world``. WrongEnd: none, or no address."""
     if text == "world":
         return _world(cluster)
     if text.startswith(_NODE):

@@ -24,11 +24,7 @@ class Connection:
         ports: Sequence[Port],
         families: Collection[Family],
     ) -> None:
-        """``families``: those to look at, if both ends have them.
-
-        Raises:
-            WrongEnd: the two ends have no such family in common.
-        """
+        """``families``: those to look at, if both ends have them. Raises WrongEnd if they share none."""
         self._source, self._destination = source, destination
         snapshot = cluster.snapshot()
         shared = [f for f in Family if f in families and f in source.addresses and f in destination.addresses]
@@ -53,10 +49,6 @@ class Connection:
         )
 
     def explained(self, node: str, live: Live | None) -> list[Explained]:
-        """Every packet; ``live`` None: this node's kernel is not read.
-
-        Raises:
-            ToolError, OSError: the kernel cannot be read.
-        """
+        """Every packet; ``live`` None: the kernel is not read. Raises ToolError, OSError if it cannot be read."""
         ends = self._source, self._destination
         return [Explained(*ends, one, tuple(look(one, *ends, node, live))) for one in self._explanations]

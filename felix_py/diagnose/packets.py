@@ -64,11 +64,7 @@ def nodes_on_the_way(explanation: Explanation, source: Place, destination: Place
 def look(
     explanation: Explanation, source: Place, destination: Place, node: str, live: Live | None
 ) -> Iterator[NodeView]:
-    """Run the packet through the kernel where it passes ``node``; ``live`` None: the kernel is not read.
-
-    Raises:
-        ToolError, OSError: the kernel cannot be read.
-    """
+    """Simulate the packet on ``node`` (``live`` None: do not). Raises ToolError or OSError if unreadable."""
     for name, expected in nodes_on_the_way(explanation, source, destination):
         if name != node:
             yield NodeView(name, Agreement.ELSEWHERE, expected)

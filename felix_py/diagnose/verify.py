@@ -106,7 +106,7 @@ def _differences(
         yield from rules.differences(strays=strays)
     compared["sets"] = len(update.sets)
     compared["members"] = sum(map(len, update.members.values()))
-    yield from compare_objects.set_differences(update, families, owners, pardoned, strays=strays)
+    yield from compare_objects.set_differences(update, owners, pardoned, strays=strays)
     yield from _routes(settings, seen, wanted, owners, pardoned, compared)
     compared["interfaces"] = len(seen.leases)
     yield from compare_objects.interface_differences(seen.leases)

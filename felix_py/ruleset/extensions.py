@@ -187,7 +187,7 @@ def _bytecode(options: Options) -> list[m.Match]:
     if option.name != "--bytecode" or option.negated:
         raise Unknown(option.name)
     count, *lines = option.value.split(",")
-    steps: list[tuple[int, int, int, int]] = []
+    steps = []
     for line in lines:
         code, jump_true, jump_false, value = map(int, line.split())
         steps.append((code, jump_true, jump_false, value))

@@ -232,12 +232,14 @@ class _Reader:
         negated = self._negated
         match kind:
             case "-i" | "-o":
-                side, name = m.IN if kind == "-i" else m.OUT, value.removesuffix("+")
+                side = m.IN if kind == "-i" else m.OUT
+                name = value.removesuffix("+")
                 return [m.InterfaceIs(side, name, value.endswith("+"), negated)] if name or negated else []
             case "-p":
                 return self._protocol_match(value, negated)
             case _:
-                side, where = m.SOURCE if kind == "-s" else m.DESTINATION, network(value)
+                side = m.SOURCE if kind == "-s" else m.DESTINATION
+                where = network(value)
                 return [] if where.endswith("/0") and not negated else [m.AddressIn(side, where, negated)]
 
     def _protocol_match(self, value: str, negated: bool) -> list[m.Match]:
