@@ -45,7 +45,7 @@ class PeerSet:
         self.family = family
         self.scopes = scopes
         self.nets = nets
-        self.idd = named
+        self.named = named
         self.references = 0
         self._watched: list[Watched] = []
         self._everywhere: Watched | None = None
@@ -62,11 +62,11 @@ class PeerSet:
         """Create and fill the set; ``addresses`` returns all addresses of a pod."""
         output.open_set(self.id, self.kind)
         self._watched = [index.watch(scope, self) for scope in self.scopes]
-        if self.idd and self.nets:
+        if self.named and self.nets:
             # A named port belongs to a pod, so the blocks are matched against all pods.
             self._everywhere = index.watch(ALL_PODS, self)
             self._watched.append(self._everywhere)
-        if not self.idd:
+        if not self.named:
             for member in cidr.to_cidrs(self.nets, self.family):
                 output.count(self.id, member, 1)
         for watched in self._watched:
@@ -81,13 +81,13 @@ class PeerSet:
 
     def add(self, output: Output, watched: Watched, pod: Pod, addresses: tuple[str, ...], sign: int) -> None:
         """Count a pod that joins (``sign`` 1) or leaves (-1) one of the set's scopes."""
-        ports = [] if self.idd is None else _named(pod, self.idd)
-        if self.idd is not None and not ports:
+        ports = [] if self.named is None else _named(pod, self.named)
+        if self.named is not None and not ports:
             return
         for address in addresses:
             if (":" in address) is (self.family is Family.V4):
                 continue
-            if self.idd is None:
+            if self.named is None:
                 output.count(self.id, address, sign)
             elif watched is not self._everywhere or cidr.covers(self.nets, address):
                 for port in ports:
