@@ -9,9 +9,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -389,7 +392,7 @@ def events_of(act: Callable[[], object]) -> int:
     """How many lines and calls of Python something takes: what it costs, on any machine."""
     events = 0
 
-    def count(*_: object) -> Callable[..., object]:
+    def count(_frame: FrameType, _event: str, _arg: Any) -> Any:
         nonlocal events
         events += 1
         return count
