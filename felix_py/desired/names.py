@@ -15,6 +15,7 @@ class Fixed(enum.StrEnum):
     """Chains that are named by a word."""
 
     SOURCE = CHAIN_PREFIX + "SOURCE"
+    SPOOFED = CHAIN_PREFIX + "SPOOFED"
     ERROR = CHAIN_PREFIX + "ERROR"
     NEIGHBOUR = CHAIN_PREFIX + "NEIGHBOUR"
     CLASSIFY = CHAIN_PREFIX + "CLASSIFY"

@@ -195,7 +195,7 @@ def static_chains(family: Family, options: StaticOptions) -> dict[tuple[str, str
         chains["raw", Fixed.NEIGHBOUR] = tuple(_neighbour(names, options))
     if Feature.RPFILTER not in options.missing:
         to_groups = (_TO_GROUPS,) if family is Family.V6 else ()
-        chains["filter", Fixed.SOURCE] = (*to_groups, *dropping(options.deny_log, SOURCE_DROP))
+        chains["filter", Fixed.SPOOFED] = (*to_groups, *dropping(options.deny_log, SOURCE_DROP))
     if options.drop_invalid:
         chains["filter", Fixed.INVALID] = dropping(options.deny_log, INVALID_DROP)
     if options.drop_midstream:
@@ -268,7 +268,7 @@ def _forward(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
 def _begins_with_its_source(names: SetNames, options: StaticOptions) -> Iterator[RuleSpec]:
     """A new connection's source must be bound to the interface, whatever rpfilter made of the routes."""
     if Feature.RPFILTER not in options.missing:
-        yield RuleSpec((FROM_POD, replace(_bound_source(names), negated=True)), Goto(Fixed.SOURCE))
+        yield RuleSpec((FROM_POD, replace(_bound_source(names), negated=True)), Goto(Fixed.SPOOFED))
 
 
 def _to_restricted_egress(names: SetNames) -> RuleSpec:

@@ -16,6 +16,7 @@ from policy.model import Direction, Family, ObjectKey, PolicyRef
 _NOBODY = "no policy that is known"
 _STATIC = {
     Fixed.SOURCE: "source binding of all pods",
+    Fixed.SPOOFED: "source binding of all pods",
     Fixed.NEIGHBOUR: "source binding of all pods",
     Fixed.CLASSIFY: "policy classes of all pods",
     Fixed.FORWARD: "policy of all pods",

@@ -41,6 +41,7 @@ _VERDICTS = {Fixed.ALLOW: "allowed", Fixed.PASS: "passed", "DROP": _DENIED}
 
 _STATIC: dict[Fixed, tuple[Direction | None, DropKind]] = {
     Fixed.SOURCE: (Direction.EGRESS, DropKind.SOURCE),
+    Fixed.SPOOFED: (Direction.EGRESS, DropKind.SOURCE),
     Fixed.NEIGHBOUR: (Direction.EGRESS, DropKind.SOURCE),
     Fixed.INVALID: (None, DropKind.INVALID),
     Fixed.MIDSTREAM: (None, DropKind.MIDSTREAM),

@@ -90,7 +90,7 @@ RULES: dict[str, tuple[str, dict[str, int], str]] = {
     "rule deleted": (
         "{iptables} -D FELIX-FORWARD 2",
         {"chain": 1},
-        "1 rule (-i felix+ -m set ! --match-set felix{n}-source src,src -g FELIX-SOURCE) missing",
+        "1 rule (-i felix+ -m set ! --match-set felix{n}-source src,src -g FELIX-SPOOFED) missing",
     ),
     "rule put into our chain": (
         "{iptables} -I FELIX-INPUT 1 -s {foreign} -j ACCEPT",

@@ -150,7 +150,7 @@ def test_a_lost_source_binding_shows(node: SmallNode) -> None:
     run("ipset", "del", "felix4-source", f"{web.addresses[Family.V4]},{web.interface}")
     found = ask(node, "shop/web-1", "shop/web-2", (TCP, 80))
     assert found.disagrees
-    assert "filter FELIX-SOURCE rule 2: -j DROP" in text(found)
+    assert "filter FELIX-SPOOFED rule 2: -j DROP" in text(found)
 
 
 def test_rules_that_are_not_understood(node: SmallNode) -> None:

@@ -28,16 +28,22 @@ def options(*missing: Feature) -> StaticOptions:
 
 
 def chains(family: Family, *missing: Feature) -> dict[str, tuple[Words, ...]]:
-    """By name; of the two that have one name, that of the filter table is ``filter FELIX-SOURCE``."""
-    found = static_chains(family, options(*missing))
-    names = {place: " ".join(place) if place == ("filter", "FELIX-SOURCE") else place[1] for place in found}
-    return {names[place]: tuple(map(words, rules)) for place, rules in found.items()}
+    return {
+        name: tuple(map(words, rules)) for (_, name), rules in static_chains(family, options(*missing)).items()
+    }
 
 
 def written(family: Family, *missing: Feature) -> list[Words]:
     """Every static rule."""
     hooks = [words(hook.rule) for hook in static_hooks(family, options(*missing))]
     return [*hooks, *(rule for rules in chains(family, *missing).values() for rule in rules)]
+
+
+@pytest.mark.parametrize("family", list(Family), ids=str)
+def test_no_two_tables_have_a_chain_of_one_name(family: Family) -> None:
+    """Counters, failures and explanations know a chain by its name."""
+    names = [name for _, name in static_chains(family, options())]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("family", list(Family), ids=str)
@@ -115,7 +121,7 @@ def test_without_rpfilter_every_packets_source_is_looked_up_before_conntrack(fam
     hooks = [hook for hook in static_hooks(family, options(Feature.RPFILTER)) if hook.table == "raw"]
     assert ("-i", "felix+", "-j", "FELIX-SOURCE") in map(words, (hook.rule for hook in hooks))
     assert without["FELIX-SOURCE"] == chains(family)["FELIX-SOURCE"]
-    assert "filter FELIX-SOURCE" not in without
+    assert "FELIX-SPOOFED" not in without
 
 
 def test_each_says_what_is_lost() -> None:

@@ -234,3 +234,11 @@ async def test_a_reading_that_fails_or_hangs_leaves_the_last_counts(monkeypatch:
     assert "5.0" in scrape(registry)
     hanging.set()
     counters.close()
+
+
+def test_sources_are_checked_in_two_chains_and_drops_of_both_count() -> None:
+    rig = Rig()
+    for packets in (0, 5):
+        read = [rule("FELIX-SOURCE", packets, "DROP"), rule("FELIX-SPOOFED", 2 * packets, "DROP")]
+        rig.accounts.take(V4, digest(read))
+    assert rig.accounts.denied["egress", "source"].packets == 15
