@@ -60,10 +60,10 @@ from felix_py.datastore.informer import Timing
 from felix_py.desired.deny_log import DenyLog
 from felix_py.desired.features import Feature
 from felix_py.desired.marks import Marks
-from felix_py.desired.names import DISPATCH, TIERS
+from felix_py.desired.names import DISPATCH, TIERS, SetNames
 from felix_py.desired.planner import HeldNumbers, Planner, TakenNumbers
 from felix_py.desired.render import class_numbers
-from felix_py.desired.static import SetNames, StaticOptions
+from felix_py.desired.static import StaticOptions
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
 from felix_py.observe.chain_names import ChainNames
@@ -143,9 +143,11 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
     options = _options(config, deny_log.rules, kernel_features.missing(programmed, backend, notices))
     refusals = Refusals(engine.policies_using, cluster.warn)
     host = HostNotices(notices, kernel, held.pod_of)
+    numbers, before = (_held_numbers(tables, programmed, options.marks) for tables in (kernel, other))
+    taken = _taken_numbers(kernel, programmed, options.marks)
     reconciler = Reconciler(
         pending,
-        _planner(families, options, kernel, other),
+        Planner(programmed, options, numbers, taken, before, closed),
         kernel,
         facts.collect,
         metrics,
@@ -156,7 +158,8 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
         on_drift=[revoker.mended] if revoker else [],
         on_applied=[host.look, *([revoker.applied] if revoker else []), refusals],
     )
-    _hold(families, options, kernel, other, reconciler)
+    # Where the other backend's rules are in force, an incomplete set of ours beside them would only disturb them.
+    _hold(kernel, Update() if other.owned else Planner(programmed, options, numbers).take(), reconciler)
     mtu = Mtu(config.mtu)
     network = PodNetwork(facts, reconciler, mtu, flows.forget)
     stack.push_async_callback(network.close)
@@ -270,19 +273,9 @@ def _taken_numbers(kernel: Kernel, families: Sequence[Family], marks: Marks) -> 
     }
 
 
-def _planner(families: Families, options: StaticOptions, kernel: Kernel, other: OtherBackend) -> Planner:
-    of, marks = families.programmed, options.marks
-    held, before = (_held_numbers(tables, of, marks) for tables in (kernel, other))
-    return Planner(of, options, held, _taken_numbers(kernel, of, marks), before, families.closed)
-
-
-def _hold(
-    families: Families, options: StaticOptions, kernel: Kernel, other: OtherBackend, reconciler: Reconciler
-) -> None:
+def _hold(kernel: Kernel, base: Update, reconciler: Reconciler) -> None:
     """Keep the rules that are in force, and repair drift of them, until the cluster is known."""
-    # Where the other backend's rules are in force, an incomplete set of ours beside them would only disturb them.
-    held = _held_numbers(kernel, families.programmed, options.marks)
-    missing = kernel.hold(Update() if other.owned else Planner(families.programmed, options, held).take())
+    missing = kernel.hold(base)
     reconciler.hold()
     if missing:
         log.get("agent").warning(

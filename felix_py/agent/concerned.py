@@ -7,8 +7,7 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from felix_py.desired.names import Fixed, parse_name
-from felix_py.desired.static import SetNames
+from felix_py.desired.names import Fixed, SetNames, parse_name
 from felix_py.records import Drift
 from felix_py.refs import MemberRef, chain_or_set, policy_rests_on
 from policy.ir import ChainId, SetId, Tightened

@@ -169,11 +169,12 @@ class Facts:
 
         Any thread may ask.
         """
-        return any(
-            ref.name == lease.interface if isinstance(ref, LinkRef) else ref.destination in hosts_of(lease)
-            for lease in self._leaving
-            if isinstance(ref, LinkRef | RouteRef)
-        )
+        match ref:
+            case LinkRef(interface):
+                return any(interface == lease.interface for lease in self._leaving)
+            case RouteRef(destination):
+                return any(destination in hosts_of(lease) for lease in self._leaving)
+        return False
 
     def detach(self, lease: Lease) -> None:
         """Remove an endpoint, if it was attached."""

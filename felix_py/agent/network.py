@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
 from felix_py.agent.facts import Facts
+from felix_py.agent.own_prefixes import hosts_of
 from felix_py.cni.network import NetworkError
-from felix_py.desired.names import DISPATCH, Fixed, names_of
-from felix_py.desired.static import SetNames
+from felix_py.desired.names import DISPATCH, Fixed, SetNames, names_of
 from felix_py.failures import Failures, Name
 from felix_py.layout import ROUTE_PROTOCOL_PODS
 from felix_py.reconcile import NotApplied, Reconciler, leads_astray
@@ -134,8 +134,8 @@ class PodNetwork:
     def leaving(self, lease: Lease) -> None:
         """The pod's interface is about to be deleted."""
         self._facts.leaving(lease)
-        routes = {RouteRef(f"{a}/{f.bits}", ROUTE_PROTOCOL_PODS): None for f, a in lease.addresses.items()}
-        self._reconciler.let_go(Update(routes=dict(routes)))
+        routes = (RouteRef(host, ROUTE_PROTOCOL_PODS) for host in hosts_of(lease))
+        self._reconciler.let_go(Update(routes=dict.fromkeys(routes)))
 
     async def release(self, lease: Lease) -> None:
         """Return once the kernel's objects are removed; conntrack entries are deleted meanwhile, or soon after.

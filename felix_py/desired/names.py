@@ -111,6 +111,28 @@ def is_class_chain(name: str) -> bool:
     return isinstance(chain, ChainId) and chain.kind is ChainKind.CLASS
 
 
+@dataclass(frozen=True, slots=True)
+class SetNames:
+    """The IP sets of one family that do not come from policy."""
+
+    source: str
+    local: str
+    egress: str
+    ingress: str
+    pool: str
+    no_masquerade: str
+
+    @classmethod
+    def of(cls, family: Family) -> SetNames:
+        """The names in one family."""
+        prefix = set_prefix(family)
+        return cls(*(prefix + name for name in ("source", "local", "egress", "ingress", "pool", "nomasq")))
+
+    def class_map(self, direction: Direction) -> str:
+        """The set that maps an endpoint's address to its class number."""
+        return self.egress if direction is Direction.EGRESS else self.ingress
+
+
 def set_name(family: Family, peers: SetId) -> str:
     """IP set of a peer list (23 characters; the kernel takes 31)."""
     return set_prefix(family) + peers

@@ -14,16 +14,9 @@ from functools import lru_cache
 
 from felix_py.desired.classes import ClassNumbers
 from felix_py.desired.marks import OVERFLOW
-from felix_py.desired.names import chain_name, class_set_name, set_name
+from felix_py.desired.names import SetNames, chain_name, class_set_name, set_name
 from felix_py.desired.render import dispatch_chains, render_chain
-from felix_py.desired.static import (
-    SetNames,
-    StaticOptions,
-    closed_hooks,
-    static_chains,
-    static_hooks,
-    static_sets,
-)
+from felix_py.desired.static import StaticOptions, closed_hooks, static_chains, static_hooks, static_sets
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import Lease, NextHop, Route, RouteKind, SetSpec, SetType, Update
 from felix_py.refs import ChainRef, RouteRef

@@ -18,12 +18,13 @@ from felix_py.desired.names import (
     DenyChain,
     DispatchChain,
     Fixed,
+    SetNames,
     chain_name,
     class_set_name,
     parse_chain_name,
     set_name,
 )
-from felix_py.layout import INTERFACE_PREFIX, set_prefix
+from felix_py.layout import INTERFACE_PREFIX
 from felix_py.ruleset import model as m
 from felix_py.ruleset.model import RETURN, Goto, InSet, Jump, MarkIs, Match, Rules, RuleSpec
 from policy import ir
@@ -87,7 +88,7 @@ def _matches(family: Family, match: ir.Match) -> Iterator[tuple[Match, ...]]:
     """The alternatives of a match: a long port list does not fit one rule."""
     if match.itself:
         # Hairpin through a Service: the destination is bound to the interface that the packet came from.
-        yield (FROM_POD, TO_POD, InSet(f"{set_prefix(family)}source", ("dst", "src")))
+        yield (FROM_POD, TO_POD, InSet(SetNames.of(family).source, ("dst", "src")))
         return
     sets = tuple(_set(family, one) for one in match.sets)
     if match.protocol is None:

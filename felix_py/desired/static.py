@@ -23,9 +23,8 @@ from felix_py.desired.deny_log import (
 from felix_py.desired.features import FROM_NEIGHBOUR, HOST_END, NOT_FROM_HERE, STRAYED, Feature
 from felix_py.desired.icmp_errors import PROTOCOL, about_others, all_but_echo
 from felix_py.desired.marks import Marks
-from felix_py.desired.names import DISPATCH, Fixed
+from felix_py.desired.names import DISPATCH, Fixed, SetNames
 from felix_py.desired.render import FROM_POD, TO_POD
-from felix_py.layout import set_prefix
 from felix_py.records import Hook, SetSpec, SetType
 from felix_py.ruleset import model as m
 from felix_py.ruleset.model import ACCEPT, DROP, RETURN, Goto, InSet, Jump, Rules, RuleSpec
@@ -51,28 +50,6 @@ _ON_LINK = (_LINK_LOCAL, "ff02::/16")
 """Permitted destinations of neighbour discovery: none that the node would forward."""
 _TO_GROUPS = RuleSpec((m.AddressIn(m.DESTINATION, "ff00::/8"),), DROP)
 """Not logged: every interface reports its multicast groups (RFC 3810), which is no denied connection."""
-
-
-@dataclass(frozen=True, slots=True)
-class SetNames:
-    """The IP sets of one family that do not come from policy."""
-
-    source: str
-    local: str
-    egress: str
-    ingress: str
-    pool: str
-    no_masquerade: str
-
-    @classmethod
-    def of(cls, family: Family) -> SetNames:
-        """The names in one family."""
-        prefix = set_prefix(family)
-        return cls(*(prefix + name for name in ("source", "local", "egress", "ingress", "pool", "nomasq")))
-
-    def class_map(self, direction: Direction) -> str:
-        """The set that maps an endpoint's address to its class number."""
-        return self.egress if direction is Direction.EGRESS else self.ingress
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from felix_py.agent.view import ClusterView
 from felix_py.dataplane.iptables_text import render
 from felix_py.datastore.fetch import Fetched
 from felix_py.desired.marks import OVERFLOW, Marks
-from felix_py.desired.names import DISPATCH
+from felix_py.desired.names import DISPATCH, SetNames
 from felix_py.desired.planner import Planner
 from felix_py.desired.render import class_number, class_rule
-from felix_py.desired.static import SetNames, StaticOptions
+from felix_py.desired.static import StaticOptions
 from felix_py.records import Lease, SetSpec, Update, endpoint_of
 from felix_py.ruleset.model import Rule, Ruleset
 from felix_py.ruleset.run import Sets

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
 from felix_py.datastore.fetch import Fetched
-from felix_py.desired.names import DenyChain, DispatchChain, Fixed, parse_chain_name, parse_name
-from felix_py.desired.static import SetNames
+from felix_py.desired.names import DenyChain, DispatchChain, Fixed, SetNames, parse_chain_name, parse_name
 from felix_py.diagnose.intended import Intended
 from felix_py.ruleset.model import Rule, RuleSpec
 from policy.ir import ChainId, Origin

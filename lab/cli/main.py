@@ -57,13 +57,13 @@ def up(
 
         if ipv6 and dual_stack:
             raise ConfigError("--ipv6 and --dual-stack exclude each other")
-        if backend not in (None, "auto", "legacy", "nft"):
-            raise ConfigError(f"--backend {backend}: must be auto, legacy or nft")
+        if backend is not None:
+            options.backend(backend)
         it = lab_of(name, state_root)
         shape = it.shape(nodes, (6,) if ipv6 else (4, 6) if dual_stack else None, backend)
-        options = Options(shape, None) if no_pods else Options(shape)
+        wanted = Options(shape, None) if no_pods else Options(shape)
         with _progress() as say:
-            made = it.up(options, say)
+            made = it.up(wanted, say)
         _show_end(it, made)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bgp.sidecar import SOCKET
-from felix_py.desired.static import SetNames
+from felix_py.desired.names import SetNames
 from felix_py.records import Backend
 from policy.model import Family, Packet, Protocol
 from tests.support import kernel_state

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felix_py.desired.marks import Marks
-from felix_py.desired.names import DISPATCH, ChainName, parse_chain_name
+from felix_py.desired.names import DISPATCH, ChainName, SetNames, parse_chain_name
 from felix_py.desired.planner import Planner
 from felix_py.desired.render import class_numbers
-from felix_py.desired.static import SetNames, StaticOptions
+from felix_py.desired.static import StaticOptions
 from felix_py.records import Update
 from felix_py.refs import ChainRef
 from felix_py.ruleset.model import DROP, RETURN, InSet, MarkIs, Match, Rules

@@ -16,9 +16,9 @@ from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
 from felix_py.dataplane.protocols import Look
 from felix_py.desired.marks import Marks
-from felix_py.desired.names import chain_name
+from felix_py.desired.names import SetNames, chain_name
 from felix_py.desired.planner import Planner
-from felix_py.desired.static import SetNames, StaticOptions
+from felix_py.desired.static import StaticOptions
 from felix_py.failures import Failures
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.metrics import Metrics

@@ -18,9 +18,9 @@ from felix_py.agent.view import ClusterView
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
 from felix_py.dataplane.protocols import Look
 from felix_py.desired.marks import Marks
-from felix_py.desired.names import names_of
+from felix_py.desired.names import SetNames, names_of
 from felix_py.desired.planner import Planner
-from felix_py.desired.static import SetNames, StaticOptions
+from felix_py.desired.static import StaticOptions
 from felix_py.metrics import Metrics
 from felix_py.pending import Pending
 from felix_py.reconcile import Reconciler
