@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tests.cluster import assets
 from tests.cluster.cluster import Cluster, load
 from tests.cluster.installers import INSTALLERS
 from tests.cluster.machine import CommandFailed
@@ -78,8 +77,7 @@ def _down(args: argparse.Namespace) -> None:
 def _kubectl(args: argparse.Namespace) -> None:
     cluster = _loaded(args.name)
     machine = cluster.control_plane.machine
-    kubectl = [str(assets.program("kubectl")), "--kubeconfig=/etc/kubernetes/admin.kubeconfig"]
-    argv = [*machine.enter(), *kubectl, *args.words]
+    argv = [*machine.enter(), *cluster.control_plane.kubectl_command(), *args.words]
     os.execvpe(argv[0], argv, machine.environment())
 
 

@@ -54,10 +54,10 @@ class Cluster:
         self.installer = installer
         self.pki = Pki(self.folder / "pki", shape)
         self._say = say
-        shown = [assets.folder(), self.pki.folder, *installer.binds, *binds]
-        self._binds = [path.absolute() for path in shown]
+        shown = [path.absolute() for path in (assets.folder(), *installer.binds, *binds)]
+        only = {CONTROL_PLANE: [self.pki.folder]}
         self.machines = {
-            machine: Machine(machine, self.folder / machine, shape, self._binds, lifeline)
+            machine: Machine(machine, self.folder / machine, shape, [*shown, *only.get(machine, [])], lifeline)
             for machine in shape.machines
         }
         self.tor = Tor(self.machines[TOR], shape)

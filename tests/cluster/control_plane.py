@@ -52,8 +52,11 @@ class ControlPlane:
         Raises:
             CommandFailed: it said no, or nothing in time.
         """
-        kubectl = [str(assets.program("kubectl")), "--kubeconfig=/etc/kubernetes/admin.kubeconfig"]
-        return self.machine.run(*kubectl, *argv, timeout=timeout, stdin=stdin)
+        return self.machine.run(*self.kubectl_command(), *argv, timeout=timeout, stdin=stdin)
+
+    def kubectl_command(self) -> list[str]:
+        """The start of a command line of the administrator's kubectl, on the control plane's machine."""
+        return [str(assets.program("kubectl")), "--kubeconfig=/etc/kubernetes/admin.kubeconfig"]
 
     def _start(self, service: str, *argv: str) -> None:
         self.machine.start(service, *argv)

@@ -1,6 +1,6 @@
 """Pid 1 of a machine: makes its root file system, then reaps orphans. All that runs in the machine ends with it.
 
-``python -m tests.cluster.init FOLDER``, in new namespaces. ``FOLDER/machine.json`` says what to show in the machine.
+``python -m tests.cluster.init FOLDER``, in new namespaces. ``FOLDER/machine.json`` says what to show in it.
 Where standard input is a pipe, the machine ends also with whoever holds its other end, however that ends.
 """
 

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from lab.namespaces import inside
 from lab.processes import Process
 from tests.cluster.plan import CONTROL_PLANE, OUTSIDE, TOR, Shape, address, gateway, prefix_length
 
@@ -238,6 +240,18 @@ class Machine:
     def net(self, *argv: str) -> str:
         """Run a tool of outside in the machine's network alone."""
         return command("nsenter", f"--net=/proc/{self._pid()}/ns/net", *argv)
+
+    def connects(self, host: str, port: int, seconds: float = 2.0) -> bool:
+        """Whether a TCP connection from the machine comes about within that many seconds."""
+        with inside(Path(f"/proc/{self._pid()}/ns/net")):
+            probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        with probe:
+            probe.settimeout(seconds)
+            try:
+                probe.connect((host, port))
+            except OSError:
+                return False
+            return True
 
     # --- files and commands --------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ class Node:
         copies = {"ca.crt": "ca.crt", f"{self.name}.crt": "kubelet.crt", f"{self.name}.key": "kubelet.key"}
         for name, file in copies.items():
             shutil.copy(self._pki.folder / name, self.machine.path(f"/etc/kubernetes/{file}"))
-        for user, file in ((self.name, "kubelet"), ("kube-proxy", "kube-proxy"), ("admin", "admin")):
+        for user, file in ((self.name, "kubelet"), ("kube-proxy", "kube-proxy")):
             self.machine.write(f"/etc/kubernetes/{file}.kubeconfig", self._pki.kubeconfig(user), 0o600)
         self.machine.write("/etc/kubernetes/kubelet.yaml", json.dumps(self._kubelet(), indent=1))
 

@@ -64,6 +64,18 @@ class Shape:
         return f"{self.backend}-{self.family}"
 
 
+MAIN = Shape()
+"""What most tests run on."""
+
+MATRIX = (
+    MAIN,
+    Shape(backend="legacy"),
+    Shape(families=FAMILIES["dual"]),
+    Shape(families=FAMILIES["ipv6"]),
+)
+"""What the tests of ``test_everywhere.py`` run on."""
+
+
 def network(machine: str, family: int) -> str:
     """The network that a machine is in."""
     return (BEYOND if machine == OUTSIDE else RACK)[family]
