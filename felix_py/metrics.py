@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from felix_py.refs import KINDS
 
@@ -18,11 +18,32 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         counter = partial(Counter, registry=self.registry)
         gauge = partial(Gauge, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
+        self.build = gauge(
+            "felix_py_build_info", "1; what runs here", ["version", "python", "kernel", "backend"]
+        )
         self.apply_seconds = histogram(
             "felix_py_apply_seconds", "Time to bring the kernel to the desired state", buckets=_APPLY_BUCKETS
+        )
+        self.event_seconds = histogram(
+            "felix_py_event_to_kernel_seconds",
+            "Time from the first event of a change (API object, CNI call, BGP route) until the kernel had it all",
+            buckets=_APPLY_BUCKETS,
+        )
+        self.retries = counter("felix_py_apply_retries", "Applies that tried again what could not be written before")
+        self.lock_waits = counter(
+            "felix_py_xtables_lock_waits", "iptables-restore runs that found the xtables lock held by another program"
+        )
+        self.lock_seconds = counter(
+            "felix_py_xtables_lock_wait_seconds", "Seconds that the runs took which found the xtables lock held"
+        )
+        self.objects = gauge(
+            "felix_py_kernel_objects",
+            "Objects wanted in the kernel: chain, set, member (of all sets), route; class: policy classes in use",
+            ["kind"],
         )
         self.restores = counter("felix_py_iptables_restores", "iptables-restore transactions run")
         self.writes = counter("felix_py_kernel_writes", "Objects written to or removed from the kernel")
@@ -52,7 +73,14 @@ class Metrics:
         for reason in ("rate", "reader"):
             self.log_lost.labels(reason)
         self.in_sync = gauge("felix_py_in_sync", "1 once every watched kind was listed and written")
+        self.ready = gauge("felix_py_ready", "1 while a part of /readyz is well", ["part"])
         self.endpoints = gauge("felix_py_endpoints", "Pod interfaces on this node")
+        self.addresses_used = gauge(
+            "felix_py_ipam_addresses_in_use", "Addresses of a pod CIDR of this node that pods have", ["cidr"]
+        )
+        self.addresses_free = gauge(
+            "felix_py_ipam_addresses_free", "Addresses of a pod CIDR of this node that no pod has", ["cidr"]
+        )
         self.rejected = counter("felix_py_objects_rejected", "Objects that could not be understood", ["kind"])
         self.watch_age = gauge(
             "felix_py_watch_age_seconds",

@@ -107,6 +107,9 @@ class Routes(Part):
         """Whether a route of ours to this destination is wanted. Any thread may ask."""
         return any((destination, protocol) in self._delta.desired for protocol in PROTOCOLS)
 
+    def sizes(self) -> Mapping[str, int]:
+        return {"route": len(self._delta.desired)}
+
     # --- actual --------------------------------------------------------------------------------------
 
     def load(self) -> None:
