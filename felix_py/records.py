@@ -150,7 +150,7 @@ def bounded(failures: Iterable[Failure], others: Ref, most: int = 100) -> list[F
 class Report:
     """The result of one apply. ``transactions`` counts iptables-restore runs, ``writes`` all objects written.
 
-    ``lock_waits``: runs that found the xtables lock held by another program; ``lock_seconds``: how long these took.
+    ``lock_waits``: runs that found the xtables lock held by another program; ``lock_seconds``: their duration.
     """
 
     transactions: int = 0

@@ -117,7 +117,14 @@ def _bgp(status: Json) -> str:
 
 
 def _deny_log(status: Json) -> str:
-    return str(status.get("denyLog", {}).get("state", ""))
+    """Its state, and what was denied in the last minute: `felix-py denies` shows it all."""
+    log = status.get("denyLog", {})
+    state, recent = str(log.get("state", "")), log.get("lastMinute") or {}
+    if not (packets := recent.get("packets")):
+        return f"{state}; nothing denied in the last minute" if "packets" in recent else state
+    pairs = [f"{pair['source']} -> {pair['destination']} ({pair['packets']})" for pair in recent.get("top", ())]
+    more = f" and {_counted(left, 'more pair')}" if (left := recent.get("pairs", 0) - len(pairs)) > 0 else ""
+    return f"{state}; {_counted(packets, 'packet')} denied in the last minute: {', '.join(pairs)}{more}"
 
 
 # --- what is wrong -----------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ _FRESH_MOST = 5.0
 
 
 class HealthServer:
-    """``/livez`` (200 while the event loop turns; also called ``/healthz``), ``/readyz`` (503 and the reason while
-    a part is not well), ``/metrics``.
+    """``/livez`` (200 while the event loop turns; also called ``/healthz``), ``/metrics``, and ``/readyz`` (503
+    and the reason while a part is not well).
 
     Both probes know ``?verbose`` and ``?exclude=PART`` as those of kube-apiserver do. A loop that stands still
     answers nothing, and :mod:`felix_py.observe.watchdog` ends the process.
@@ -43,8 +43,8 @@ class HealthServer:
         refresh: Callable[[], Awaitable[None]],
         routes: Iterable[web.RouteDef] = (),
     ) -> None:
-        """``parts`` are those of ``/readyz``; ``refresh`` updates the metrics before they are read; ``routes`` are
-        further private ones.
+        """``parts`` are those of ``/readyz``. ``refresh`` updates the metrics before they are read. ``routes``
+        are further private ones.
         """
         self._registry = registry
         self._parts = parts

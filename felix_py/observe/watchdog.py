@@ -51,8 +51,8 @@ class StandsStill:
     def look(self, turn: int, busy: bool, now: float) -> float:
         """Returns the seconds that the loop has stood still, if that is the limit or more; else 0.
 
-        ``turn``: number of the loop's turn; ``busy``: whether it is in one, not waiting for events; ``now``: seconds
-        of a clock that never goes back.
+        ``turn``: number of the loop's turn; ``busy``: whether it is in one, not waiting for events; ``now``:
+        seconds of a clock that never goes back.
         """
         passed, self._looked = min(now - self._looked, 2 * self._every), now
         if turn != self._turn or not busy:
@@ -66,7 +66,7 @@ class Watchdog:
     """Watches one loop, from :meth:`start` to the end of the process."""
 
     def __init__(self, turn: Callable[[], tuple[int, bool]], limit: float = LIMIT) -> None:
-        """``turn`` returns what :meth:`StandsStill.look` takes, of the loop of the main thread; any thread may call it."""
+        """``turn`` returns what :meth:`StandsStill.look` takes, of the main thread's loop, to any thread."""
         self._turn = turn
         self._every = limit / _LOOKS
         self._found = StandsStill(limit, self._every)

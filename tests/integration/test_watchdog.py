@@ -51,7 +51,9 @@ def held_by(flag: Path, folder: Path) -> dict[str, str]:
 
 def test_a_loop_that_stands_still_ends_the_agent_and_the_log_says_where(tmp_path: Path, api: FakeApi) -> None:
     flag = tmp_path / "hang"
-    agent = AgentProcess(tmp_path, api, options=["--backend=nft"], environment=held_by(flag, tmp_path / "modules"))
+    agent = AgentProcess(
+        tmp_path, api, options=["--backend=nft"], environment=held_by(flag, tmp_path / "modules")
+    )
     agent.start()
     try:
         agent.wait_ready()
