@@ -49,5 +49,5 @@ def _labels() -> dict[str, set[str]]:
         for named in (collector, *collector.collect()):
             if hasattr(named, "_labelnames"):
                 name = getattr(named, "_name", None) or getattr(named, "name", "")
-                found[name] = set(named._labelnames)
+                found[str(name)] = set(named._labelnames)
     return found
