@@ -1,4 +1,4 @@
-"""The application: locked dependencies (hashes checked), this project, and the CNI client of every architecture."""
+"""The application: locked dependencies (hashes checked), this project, and every architecture's CNI client."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _KUBERNETES = {
     "from kubernetes.client.exceptions import ApiException\n",
     "client/models/__init__.py": "",
 }
-"""The official client is used for its configuration alone (felix_py/datastore/official.py). Its packages import every
-model of the API, of which nothing is used: these stand in for them."""
+"""The official client is used for its configuration alone (felix_py/datastore/official.py). Its packages import
+every model of the API, of which nothing is used: these stand in for them."""
 
 
 def install(root: Path, python: str) -> Path:
@@ -44,11 +44,12 @@ def install(root: Path, python: str) -> Path:
     """
     running = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     if running != python:
-        raise RuntimeError(f"the image has {python} and this is {running}: make image PYTHON={python}, in a clean checkout")
+        raise RuntimeError(f"the image has {python}, this is {running}: make clean image PYTHON={python}")
     home = root / HOME
     site = home / "lib" / python / "site-packages"
     site.mkdir(parents=True)
     _pip("--require-hashes", "--no-deps", "--target", site, "-r", SOURCE / "requirements/run.txt")
+    _remove(site / "bin")
     _pip("--no-deps", "--no-build-isolation", "--no-index", "--target", site, SOURCE)
     _trim(site)
     _strip(site)
@@ -65,16 +66,16 @@ def install(root: Path, python: str) -> Path:
 
 
 def _pip(*arguments: str | Path) -> None:
-    # Without debug information, which has the temporary folder's name, and always for the oldest processor.
+    # What is compiled here is always compiled anew, and without debug information, which names a temporary folder.
     environment = {**os.environ, "CFLAGS": "-g0 -O2", "LDFLAGS": "-Wl,--build-id=none", "PIP_USE_PEP517": "1"}
-    argv = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile",
+    argv = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile", "--no-cache-dir",
             "--root-user-action=ignore", *map(str, arguments)]  # fmt: skip
     subprocess.run(argv, check=True, env=environment)
 
 
 def _trim(site: Path) -> None:
     kubernetes = site / "kubernetes"
-    version = next(site.glob("kubernetes-*.dist-info")).name.removeprefix("kubernetes-").removesuffix(".dist-info")
+    version = next(site.glob("kubernetes-*.dist-info")).stem.partition("-")[2]
     for path in kubernetes.iterdir():
         if path.name not in ("client", "config", "utils", "py.typed"):
             _remove(path)
@@ -84,7 +85,8 @@ def _trim(site: Path) -> None:
     for name, text in _KUBERNETES.items():
         (kubernetes / name).parent.mkdir(exist_ok=True)
         (kubernetes / name).write_text(text.format(version=version))
-    _remove(site / "bin")
+    for name in ("bin", "etc", "share"):
+        shutil.rmtree(site / name, ignore_errors=True)
     for path in sorted(site.rglob("*")):
         if path.exists() and _is_unused(path):
             _remove(path)

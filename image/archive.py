@@ -37,7 +37,7 @@ class Layer:
 class _Hashed:
     """A file that is written, and digested on the way."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file
         self._hash = hashlib.sha256()
         self.size = 0
@@ -55,15 +55,17 @@ class _Hashed:
         return f"sha256:{self._hash.hexdigest()}"
 
 
-def make_layer(root: Path, blob: Path, epoch: int, comment: str, capabilities: Mapping[str, bytes] | None = None) -> Layer:
+def make_layer(
+    root: Path, blob: Path, epoch: int, comment: str, capabilities: Mapping[str, bytes] | None = None
+) -> Layer:
     """Pack all below ``root`` into a gzipped tar.
 
-    Everything is root's, of the time ``epoch`` (seconds since 1970), sorted by name, with the modes 0755 and 0644.
+    Everything is root's, of the time ``epoch`` (seconds since 1970), sorted by name, of mode 0755 or 0644.
     ``capabilities``: paths and their file capabilities (the attribute of capabilities(7)).
     """
     with blob.open("wb") as file:
         packed = _Hashed(file)
-        with gzip.GzipFile("", "wb", 9, packed, mtime=0) as zipped:  # type: ignore[arg-type]
+        with gzip.GzipFile("", "wb", 9, packed, mtime=0) as zipped:
             plain = _Hashed(zipped)
             with tarfile.open(fileobj=plain, mode="w|", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
                 for path in sorted(root.rglob("*"), key=lambda one: one.relative_to(root).parts):
@@ -106,7 +108,7 @@ def write_archive(target: Path, name: str, layers: Sequence[Layer], config: Mapp
         "mediaType": f"{_OCI}.manifest.v1+json",
         "config": configuration,
         "layers": [
-            {"mediaType": f"{_OCI}.layer.v1.tar+gzip", "digest": layer.digest, "size": layer.size} for layer in layers
+            {"mediaType": f"{_OCI}.layer.v1.tar+gzip", "digest": one.digest, "size": one.size} for one in layers
         ],
     }
     described = _blob(blobs, manifest, f"{_OCI}.manifest.v1+json")

@@ -20,13 +20,14 @@ INCLUDED = ("python3-minimal", "libpython3-stdlib", "iptables", "ipset", "conntr
             "libc-bin", "base-files", "netbase")  # fmt: skip
 """What is asked for; dependencies come with it."""
 
-LEFT_OUT = frozenset(
+LEFT_OUT = {
     # For maintainer scripts only.
-    "debconf dpkg tar mawk perl-base openssl libmd0 libacl1 libselinux1 libpcre2-8-0 libdebconfclient0 readline-common "
+    "debconf", "dpkg", "tar", "mawk", "openssl", "libmd0", "libacl1", "libselinux1", "libpcre2-8-0",
+    "libdebconfclient0", "readline-common",
     # Of modules of Python's standard library that are left out below: nis, dbm, readline, curses.
-    "libnsl2 libtirpc3 libtirpc-common libgssapi-krb5-2 libkrb5-3 libkrb5support0 libk5crypto3 libcom-err2 libkeyutils1 "
-    "libdb5.3 libreadline8 libncursesw6 libtinfo6 media-types".split()
-)
+    "libnsl2", "libtirpc3", "libtirpc-common", "libgssapi-krb5-2", "libkrb5-3", "libkrb5support0", "libk5crypto3",
+    "libcom-err2", "libkeyutils1", "libdb5.3", "libreadline8", "libncursesw6", "libtinfo6", "media-types",
+}  # fmt: skip
 """Packages that others depend on, and the agent does not."""
 
 SIDECAR_ID = 65532
@@ -34,24 +35,27 @@ SIDECAR_ID = 65532
 
 _PROGRAMS = re.compile(r"python3(\.\d+)?|ip6?tables-.*(save|restore|nft|legacy)|xtables-.*-multi|ipset|conntrack")
 _TOOLS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
+_FOLDERS = ("tmp", "run", "root", "proc", "sys", "dev", "var/tmp", "etc/ssl/certs", "usr/lib/ssl", "var/lib/dpkg")
+_UNUSED_PYTHON = (
+    "test", "idlelib", "lib2to3", "tkinter", "turtledemo", "turtle.py", "ensurepip", "venv", "pydoc_data",
+    "curses", "dbm", "lib-dynload/nis.*", "lib-dynload/_dbm.*", "lib-dynload/readline.*", "lib-dynload/_curses*",
+    "lib-dynload/_test*", "lib-dynload/_xxtest*", "lib-dynload/_ctypes_test*", "*/tests", "*/test",
+)  # fmt: skip
 _UNUSED = (
-    "boot", "home", "media", "mnt", "opt", "srv", "usr/games", "usr/include", "usr/src", "usr/local/[!l]*", "var/backups",
-    "etc/apt", "etc/cron.daily", "etc/dpkg", "etc/default", "etc/ca-certificates", "etc/skel", "etc/update-motd.d",
-    "etc/profile.d", "etc/fstab", "etc/motd", "lib/systemd", "usr/share/bug", "usr/share/bash-completion",
-    "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man", "usr/share/menu", "usr/share/perl5",
-    "usr/share/pixmaps", "usr/share/applications", "usr/share/base-files", "usr/share/python3", "usr/share/debconf",
-    "usr/share/gcc", "usr/share/gdb", "usr/lib/locale", "usr/lib/*-linux-gnu/gconv", "usr/lib/*-linux-gnu/audit",
-    "usr/lib/valgrind", "usr/lib/debug",
-    *(f"usr/lib/python3*/{name}" for name in (
-        "test", "idlelib", "lib2to3", "tkinter", "turtledemo", "turtle.py", "ensurepip", "venv", "pydoc_data",
-        "curses", "dbm", "lib-dynload/nis.*", "lib-dynload/_dbm.*", "lib-dynload/readline.*", "lib-dynload/_curses*",
-        "lib-dynload/_test*", "lib-dynload/_xxtest*", "lib-dynload/_ctypes_test*", "*/tests", "*/test")),
+    "boot", "home", "media", "mnt", "opt", "srv", "usr/games", "usr/include", "usr/src", "var/backups",
+    "var/local", "etc/apt", "etc/cron.daily", "etc/dpkg", "etc/default", "etc/ca-certificates", "etc/skel", "etc/profile.d",
+    "etc/update-motd.d", "etc/fstab", "etc/motd", "lib/systemd", "usr/lib/locale", "usr/lib/valgrind",
+    "usr/lib/debug", "usr/lib/binfmt.d", "usr/lib/*-linux-gnu/gconv", "usr/lib/*-linux-gnu/audit",
+    *(f"usr/share/{name}" for name in (
+        "applications", "base-files", "bash-completion", "binfmts", "bug", "debconf", "dict", "gcc", "gdb",
+        "info", "lintian", "locale", "man", "menu", "perl5", "pixmaps", "python3")),
+    *(f"usr/lib/python3*/{name}" for name in _UNUSED_PYTHON),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A Debian package in the image. ``digest``: SHA-256 of its .deb; ``licenses``: as its copyright file names them."""
+    """A Debian package in the image. ``digest``: SHA-256 of its .deb; ``licenses``: as it names them."""
 
     name: str
     version: str
@@ -93,9 +97,9 @@ def python_of(root: Path) -> str:
 def compile_python(root: Path, *folders: str) -> None:
     """Compile Python's sources below ``root``, with its own interpreter.
 
-    The code names no time of its source and is not compared with it (PEP 552, unchecked): it is always the same, and
-    valid whatever the times of the files in the image. Without it each start would compile all anew, since the root
-    file system is read-only.
+    The code names no time of its source and is not compared with it (PEP 552, unchecked): it is always the same,
+    and valid whatever the times of the files in the image. Without it each start would compile all anew, since
+    the root file system is read-only.
     """
     argv = ("-I", "-m", "compileall", "-q", "-j1", "--invalidation-mode", "unchecked-hash", *folders)
     environment = {"PYTHONHASHSEED": "0", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -106,8 +110,13 @@ def _download(debs: Path, suite: str, mirror: str | None) -> None:
     shutil.rmtree(debs, ignore_errors=True)
     debs.mkdir(parents=True)
     unused = debs / "unused.tar"
-    _run("mmdebstrap", "-q", "--variant=extract", f"--include={','.join(INCLUDED)}", "--aptopt=APT::Install-Recommends 0",
-         f"--extract-hook=sync-out /var/cache/apt/archives {debs}", suite, unused, *([mirror] if mirror else []))  # fmt: skip
+    options = (
+        "--variant=extract",
+        f"--include={','.join(INCLUDED)}",
+        "--aptopt=APT::Install-Recommends 0",
+        f"--extract-hook=sync-out /var/cache/apt/archives {debs}",
+    )
+    _run("mmdebstrap", "-q", *options, suite, unused, *([mirror] if mirror else []))
     unused.unlink()
 
 
@@ -156,7 +165,7 @@ def _remove(path: Path) -> None:
 
 def _set_up(root: Path, packages: list[Package]) -> None:
     """What the packages' maintainer scripts would have done."""
-    for name in ("tmp", "run", "root", "proc", "sys", "dev", "var/tmp", "etc/ssl/certs", "usr/lib/ssl", "var/lib/dpkg"):
+    for name in _FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
     for tool in _TOOLS:  # update-alternatives
         family, _, verb = tool.partition("-")
@@ -168,8 +177,9 @@ def _set_up(root: Path, packages: list[Package]) -> None:
     shutil.rmtree(root / "usr/share/ca-certificates")
     _write_users(root)
     # Where scanners look for packages.
-    stanzas = (re.sub(r"(?m)^(Package: .*)$", r"\1\nStatus: install ok installed", one.control.strip()) for one in packages)
-    (root / "var/lib/dpkg/status").write_text("\n\n".join(stanzas) + "\n\n")
+    installed = "\\1\nStatus: install ok installed"
+    stanzas = (re.sub("^(Package: .*)$", installed, one.control, count=1, flags=re.MULTILINE) for one in packages)
+    (root / "var/lib/dpkg/status").write_text("\n".join(f"{stanza.strip()}\n" for stanza in stanzas))
     _run("ldconfig", "-r", root)
     shutil.rmtree(root / "var/cache/ldconfig", ignore_errors=True)  # times and inodes
     compile_python(root, f"/usr/lib/{python_of(root)}")

@@ -24,7 +24,7 @@ def client_of(architecture: str, folder: Path = SOURCE.parent) -> Path:
 
 
 def build_client(destination: Path = BUILT, architecture: str | None = None) -> None:
-    """Compile the client statically, with musl or else the system's libc; for another machine with its GCC and glibc.
+    """Compile the client statically, with musl or else the system's libc; for another machine with GCC and glibc.
 
     Raises:
         RuntimeError: no compiler, or it failed; the message has its output.
@@ -50,6 +50,6 @@ def build_client(destination: Path = BUILT, architecture: str | None = None) -> 
 
 if __name__ == "__main__":
     try:
-        build_client(*map(Path, sys.argv[1:2]), *sys.argv[2:3])
+        build_client(Path(sys.argv[1]) if sys.argv[1:] else BUILT, *sys.argv[2:3])
     except (OSError, RuntimeError) as problem:
         sys.exit(f"felix_py.cni.build: {problem}")

@@ -57,15 +57,15 @@ def check_client(content: bytes, architecture: str) -> None:
     """
     if len(content) < _HEADER.size or not content.startswith(_64_BIT_LITTLE_ENDIAN):
         raise NotAClient("no 64-bit ELF program")
-    (_, _, machine, _, _, programs, sections, _, _, program_size, program_count, section_size, section_count, _) = (
-        _HEADER.unpack_from(content)
-    )
+    header = _HEADER.unpack_from(content)
+    machine, programs, sections = header[2], header[5], header[6]
+    program_size, program_count, section_size, section_count = header[9:13]
     if (found := _MACHINES.get(machine, f"machine {machine}")) != architecture and architecture in ARCHITECTURES:
         raise NotAClient(f"for {found}, and this node is {architecture}")
     ends = [programs + program_size * program_count, sections + section_size * section_count]
     if program_size == _PROGRAM.size and ends[0] <= len(content):
         for number in range(program_count):
-            header = _PROGRAM.unpack_from(content, programs + number * program_size)
-            ends.append(header[2] + header[5])  # p_offset, p_filesz
+            segment = _PROGRAM.unpack_from(content, programs + number * program_size)
+            ends.append(segment[2] + segment[5])  # p_offset, p_filesz
     if max(ends) > len(content):
         raise NotAClient(f"truncated: {len(content)} bytes of {max(ends)}")

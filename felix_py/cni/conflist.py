@@ -89,8 +89,8 @@ def install_client(
 ) -> Path:
     """Copy the client to the CNI bin folder, with the socket's path in a file beside it; returns its path.
 
-    ``client``: by default this node's. ``say`` gets a sentence on what was done. A client that a runtime executes at
-    the moment is replaced like any other. One that is the same already is left alone.
+    ``client``: by default this node's. ``say`` gets a sentence on what was done. A client that a runtime executes
+    at the moment is replaced like any other. One that is the same already is left alone.
 
     Raises:
         FileNotFoundError: the client was not built.
