@@ -69,7 +69,7 @@ def cleanup(
         rest += node_files.client(cni_bin_dir or usual.plugins)
         rest += [*node_files.state(state_dir), *node_files.run(run_dir)]
     try:
-        kernel = _owned()
+        found = [*node_files.lines(lists), *_owned(), *node_files.lines(rest)]
         failures: list[str] = []
         if not dry_run:
             # First the list, so that no pod is connected meanwhile; at last what a repetition needs.
@@ -78,7 +78,7 @@ def cleanup(
                 failures = node_files.remove(rest, (state_dir, run_dir))
     except (ToolError, OSError) as error:
         options.fail("cleanup", str(error), 1)
-    _tell([*node_files.lines(lists), *kernel, *node_files.lines(rest)], output, dry_run)
+    _tell(found, output, dry_run)
     for failure in failures:
         typer.echo(f"felix-py cleanup: {failure}", err=True)
     if failures:

@@ -27,17 +27,19 @@ def client(folder: Path) -> list[Path]:
 
 
 def state(folder: Path) -> list[Path]:
-    """Address leases, also those that were set aside as damaged; at last the folder."""
+    """Address leases, also those that were set aside as damaged; at last the folder, if nothing else is in it."""
     return _with_folder(folder, _STATE)
 
 
 def run(folder: Path) -> list[Path]:
-    """Sockets, DELs that wait for an agent, and what agent and sidecar share; at last the folder."""
+    """Sockets, DELs that wait for an agent, what agent and sidecar share; at last the folder, likewise."""
     return _with_folder(folder, _RUN)
 
 
 def _with_folder(folder: Path, names: Sequence[str]) -> list[Path]:
-    return [*_found(folder, names), *([folder] if folder.is_dir() else [])]
+    found = _found(folder, names)
+    whole = folder.is_dir() and not folder.is_mount() and {*folder.iterdir()} <= {*found}
+    return [*found, *([folder] if whole else [])]
 
 
 def _found(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -53,7 +55,7 @@ def lines(paths: Sequence[Path]) -> Iterator[str]:
 def remove(paths: Sequence[Path], folders: Sequence[Path]) -> list[str]:
     """Remove files and folders in this order, those of ``folders`` only if they are empty; what failed, and why.
 
-    What is gone already is no failure, nor is a folder of ``folders`` that is a mount.
+    What is gone already is no failure, nor is a folder into which others have put something meanwhile.
     """
     failures = []
     for path in paths:
@@ -67,7 +69,7 @@ def remove(paths: Sequence[Path], folders: Sequence[Path]) -> list[str]:
 
 def _remove(path: Path, *, only_empty: bool) -> None:
     if only_empty:
-        if not path.is_mount() and not any(path.iterdir()):
+        if not any(path.iterdir()):
             path.rmdir()
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

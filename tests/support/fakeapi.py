@@ -209,6 +209,11 @@ class FakeApi:
             self._collections.add(collection)
             self.define(collection)
 
+    def serve(self, collection: str) -> None:
+        """Serve a built-in collection that agents do not ask for, objects by their own paths."""
+        with self.changed:
+            self._collections.add(collection)
+
     def uninstall(self, collection: str) -> None:
         """Serve it no longer: its objects are gone without a word, its watches end, and requests get 404."""
         with self.changed:

@@ -38,7 +38,9 @@ def kubectl() -> str:
     """A kubectl whose kustomize knows components; empty if there is none."""
     for found in (str(ASSETS / "kubectl"), shutil.which("kubectl") or ""):
         if found and os.access(found, os.X_OK):
-            said = subprocess.run([found, "version", "--client"], capture_output=True, text=True, check=False).stdout
+            said = subprocess.run(
+                [found, "version", "--client"], capture_output=True, text=True, check=False
+            ).stdout
             version = re.search(r"Kustomize Version: v(\d+)", said)
             if version and int(version[1]) >= _OLDEST_KUSTOMIZE:
                 return found
@@ -47,7 +49,9 @@ def kubectl() -> str:
 
 def helm() -> str:
     """Helm 3; empty if there is none."""
-    return next((found for found in (str(ASSETS / "helm"), shutil.which("helm") or "") if os.access(found, os.X_OK)), "")
+    return next(
+        (found for found in (str(ASSETS / "helm"), shutil.which("helm") or "") if os.access(found, os.X_OK)), ""
+    )
 
 
 def kustomized(folder: Path) -> str:
@@ -57,7 +61,9 @@ def kustomized(folder: Path) -> str:
 
 def templated(*options: str, namespace: str = "kube-system") -> str:
     """What ``helm template`` prints, definitions too."""
-    return _run(helm(), "template", "felix-py", str(CHART), "--include-crds", "--namespace", namespace, *options)
+    argv = [helm(), "template", "felix-py", str(CHART), "--include-crds", "--namespace", namespace]
+    # A helm that was built by hand takes itself for one of Kubernetes 1.20.
+    return _run(*argv, "--kube-version", "1.36.3", *options)
 
 
 def _run(*argv: str) -> str:
@@ -90,8 +96,12 @@ def rendered() -> dict[Path, str]:
     """The files that come from others, and what should be in them."""
     crds = sorted((MANIFESTS / "crds").glob("felixpy.io_*.yaml"))
     return {
-        MANIFESTS / "felix-py.yaml": _file("base", "`kubectl apply -f manifests/felix-py.yaml` installs felix-py"),
-        MANIFESTS / "cleanup.yaml": _file("cleanup", "`kubectl apply -f manifests/cleanup.yaml` takes it off again"),
+        MANIFESTS / "felix-py.yaml": _file(
+            "base", "`kubectl apply -f manifests/felix-py.yaml` installs felix-py"
+        ),
+        MANIFESTS / "cleanup.yaml": _file(
+            "cleanup", "`kubectl apply -f manifests/cleanup.yaml` takes it off again"
+        ),
         CHART / "templates" / "felix-py.yaml": _template(objects(kustomized(MANIFESTS / "base")).values()),
         **{CHART / "crds" / crd.name: crd.read_text() for crd in crds},
     }
@@ -104,11 +114,13 @@ def _file(source: str, what: str) -> str:
 
 def _template(installed: Iterable[Object]) -> str:
     """The objects with the chart's values in place of the defaults."""
-    parts = ["# Rendered from manifests/base: change that, and values.yaml.\n"]
-    for one in installed:
-        if one["kind"] != "CustomResourceDefinition":
-            parts.append(yaml.safe_dump(_with_values(one), sort_keys=True, width=1000))
-    return "---\n".join(parts)
+    head = "# Rendered from manifests/base: change that, and values.yaml.\n"
+    texts = [
+        yaml.safe_dump(_with_values(one), width=1000)
+        for one in installed
+        if one["kind"] != "CustomResourceDefinition"
+    ]
+    return "---\n".join([head, *texts])
 
 
 _VALUES = {

@@ -1,5 +1,5 @@
-"""The agent asks for nothing that manifests/base/rbac.yaml does not grant, and nothing is granted that it never asks
-for."""
+"""The agent asks for nothing that manifests/base/rbac.yaml does not grant, and nothing is granted that it never
+asks for."""
 
 from __future__ import annotations
 
