@@ -265,7 +265,7 @@ class Reflector(Generic[R]):
     def _await_definition(self, version: str) -> Word:
         """Watch the CRD from a list's version until it serves the kind; UNKNOWN if it cannot be watched.
 
-        Not without a version: kube-apiserver refuses that above an etcd that cannot report progress (before 3.4.25).
+        Not without a version: kube-apiserver refuses that where its etcd cannot report progress (before 3.4.25).
         """
         assert self._definition is not None
         while True:

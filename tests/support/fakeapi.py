@@ -106,8 +106,8 @@ class FakeApi:
     ERROR event, else by HTTP 410. ``future``: what a watch from a version that is yet to come gets: nothing until
     then (as from kube-apiserver), or a refusal, 504 or 410. ``definitions``: clients have the right to read
     CustomResourceDefinitions. ``progress``: its etcd can report progress, else a watch needs a version
-    (as with kube-apiserver 1.36 above etcd 3.4). ``token``: the one it accepts. ``clients``: the file of an authority whose
-    certificate clients must show. ``certificate``: (certificate, key) files to speak TLS with.
+    (as with kube-apiserver 1.36 above etcd 3.4). ``token``: the one it accepts. ``clients``: the file of an
+    authority whose certificate clients must show. ``certificate``: (certificate, key) files to speak TLS with.
     """
 
     watch_list: bool = True

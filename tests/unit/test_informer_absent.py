@@ -37,8 +37,9 @@ async def test_a_kind_that_is_not_installed_is_a_complete_empty_list(watch_list:
             assert watch.events == []
 
 
-async def test_one_quiet_watch_of_its_definition_is_all_that_it_costs() -> None:
-    with FakeApi() as api:
+@pytest.mark.parametrize("progress", [True, False])
+async def test_one_quiet_watch_of_its_definition_is_all_that_it_costs(progress: bool) -> None:
+    with FakeApi(progress=progress) as api:
         async with watching(api, kind=KIND) as watch:
             await watch.until_listed()
             await asyncio.to_thread(api.wait_for, lambda: api.verbs(DEFINITIONS) == ["list", "watch"])
@@ -71,17 +72,6 @@ async def test_one_that_is_installed_later_is_watched_at_once(watch_list: bool) 
             api.delete(CLUSTER_POLICIES, "", "a")
             await watch.until_names("b")
         assert ("watchlist" in api.verbs(CLUSTER_POLICIES)[-2:]) is watch_list
-
-
-async def test_a_server_that_watches_from_a_version_only_tells_of_the_installation_too() -> None:
-    with FakeApi(progress=False) as api:
-        async with watching(api, kind=KIND) as watch:
-            await watch.until_listed()
-            await asyncio.to_thread(api.wait_for, lambda: "watch" in api.verbs(DEFINITIONS))
-            api.install(CLUSTER_POLICIES)
-            api.put(CLUSTER_POLICIES, policy("a"))
-            await watch.until_names("a")
-            assert api.verbs(DEFINITIONS) == ["list", "watch"]
 
 
 async def test_a_definition_may_be_there_a_moment_before_what_it_defines() -> None:
