@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.installers import ByHand
 from tests.cluster.plan import MAIN, Shape
-from tests.cluster.workloads import Namespace, deployment, service
+from tests.cluster.workloads import HTTP, Namespace, deployment, service
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,5 +83,8 @@ def web(cluster: Cluster) -> Iterator[Namespace]:
     families = cluster.shape.families
     namespace.apply(deployment("web", 2 * len(cluster.nodes)), service("web", families, "NodePort"))
     namespace.kubectl("rollout", "status", "deployment/web", "--timeout=180s", timeout=190)
+    for pod in namespace.pods():
+        for address in namespace.addresses(pod):
+            cluster.machines["outside"].connects_soon(address, HTTP)
     yield namespace
     namespace.delete()
