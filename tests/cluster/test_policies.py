@@ -20,7 +20,7 @@ ALL = {(client, port) for client in CLIENTS for port in (HTTP, ADMIN)}
 
 
 class Shop:
-    """A database with two ports on node1, and clients on the same and on other nodes; one in another namespace."""
+    """A database with two ports on node1, and clients on the same and other nodes, one of another namespace."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.own = Namespace(cluster, {"team": "shop"})
