@@ -1,4 +1,7 @@
-"""Clusters for tests. Each shape is brought up once and shared by all tests that want it, one after the other."""
+"""Clusters for tests. Each shape is brought up once and shared by all tests that want it, one after the other.
+
+``FELIX_PY_CLUSTER_INSTALL`` names how felix-py is installed: ``by-hand`` (the default) or ``image``.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from types import FrameType
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.installers import ByHand
+from tests.cluster.installers import INSTALLERS
 from tests.cluster.plan import MAIN, Shape
-from tests.cluster.workloads import Namespace, deployment, service
+from tests.cluster.workloads import HTTP, Namespace, deployment, service
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,7 +48,8 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     # The machines hold the other end: they end with this process, also when it is killed.
     lifeline, held = os.pipe()
     name = f"t{os.getpid()}-{shape}"
-    found = Cluster(name, tmp_path_factory.mktemp("cluster") / name, shape, ByHand(), lifeline=lifeline, say=say)
+    installer = INSTALLERS[os.environ.get("FELIX_PY_CLUSTER_INSTALL", "by-hand")]()
+    found = Cluster(name, tmp_path_factory.mktemp("cluster") / name, shape, installer, lifeline=lifeline, say=say)
     try:
         found.up()
         yield found
@@ -83,5 +87,8 @@ def web(cluster: Cluster) -> Iterator[Namespace]:
     families = cluster.shape.families
     namespace.apply(deployment("web", 2 * len(cluster.nodes)), service("web", families, "NodePort"))
     namespace.kubectl("rollout", "status", "deployment/web", "--timeout=180s", timeout=190)
+    for pod in namespace.pods():
+        for address in namespace.addresses(pod):
+            cluster.machines["outside"].connects_soon(address, HTTP)
     yield namespace
     namespace.delete()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ class ByHand(Installer):
 
     def install(self, cluster: Cluster) -> None:
         """Rights, program, peers, services."""
-        cluster.kubectl("apply", "-f", str(self._checkout / "manifests" / "rbac.yaml"))
+        cluster.kubectl("apply", *self._rights())
         credentials = wait_for("the service account's token", lambda: self._credentials(cluster), 60)
         cluster.each_node(lambda node: self._install_on(cluster, node, credentials))
 
@@ -103,7 +104,14 @@ class ByHand(Installer):
             for service in ("felix-py", "felix-py-bgp"):
                 node.machine.stop(service)
             node.machine.run(self._PROGRAM, "cleanup")
-        cluster.kubectl("delete", "--ignore-not-found", "-f", str(self._checkout / "manifests" / "rbac.yaml"))
+        cluster.kubectl("delete", "--ignore-not-found", *self._rights())
+
+    def _rights(self) -> list[str]:
+        """``-f FILE …`` as the page's first ``kubectl apply`` has it."""
+        page = (self._checkout / "docs" / "by-hand.md").read_text()
+        found = re.search(r"^ *cluster\$ kubectl apply (-f .+)$", page, re.MULTILINE)
+        assert found, "docs/by-hand.md has no kubectl apply"
+        return [word if word == "-f" else str(self._checkout / word) for word in found[1].split()]
 
     def _credentials(self, cluster: Cluster) -> str:
         secret = json.loads(cluster.kubectl("-n", "kube-system", "get", "secret", "felix-py-token", "-o", "json"))
@@ -114,41 +122,44 @@ class ByHand(Installer):
         node.machine.path("/opt/felix-py").symlink_to(self._checkout)
         node.machine.run(self._PROGRAM, "install-cni")
         copy_plugins(node, "portmap", "loopback")
-        node.machine.write("/etc/felix-py/bgp.yaml", peers_file(cluster, node.name))
+        node.machine.write("/etc/felix-py/bgp.yaml", peers_file(cluster, address(node.name, 4)))
         self.boot(cluster, node)
         ready = ["curl", "-sf", "--max-time", "5", "http://127.0.0.1:9099/readyz"]
         wait_for(f"{node.name}: the agent", lambda: node.machine.run(*ready), 120)
 
 
 class Image(Installer):
-    """felix-py as operators install it: an image on all nodes, and ``kubectl apply``."""
+    """felix-py as operators install it: an image on all nodes, peers in a ConfigMap, and ``kubectl apply``."""
 
     def __init__(
         self,
         archive: Path = CHECKOUT / "dist" / "felix-py.tar",
         manifest: Path = CHECKOUT / "manifests" / "felix-py.yaml",
-        adapt: Callable[[str], str] = lambda text: text,
     ) -> None:
-        """``adapt`` may change the manifest's text before it is applied: peers, arguments."""
         self._archive = archive
         self._manifest = manifest
-        self._adapt = adapt
-        self.binds = [archive.parent]
+        self.binds = [archive.parent, manifest.parent]
 
     def install(self, cluster: Cluster) -> None:
         """The image first: no registry can be reached from inside."""
         for node in cluster.nodes:
             copy_plugins(node, "portmap", "loopback")
         cluster.each_node(lambda node: node.import_images(self._archive))
-        cluster.kubectl("apply", "-f", "-", stdin=self._adapt(self._manifest.read_text()))
+        cluster.apply(self.configuration(cluster))
+        cluster.kubectl("apply", "-f", str(self._manifest))
         rollout = ["-n", "kube-system", "rollout", "status", "daemonset/felix-py", "--timeout=180s"]
         cluster.kubectl(*rollout, timeout=200)
 
     def uninstall(self, cluster: Cluster) -> None:
-        """The objects; what that leaves on the nodes is the manifest's matter."""
-        cluster.kubectl(
-            "delete", "--ignore-not-found", "-f", "-", stdin=self._adapt(self._manifest.read_text()), timeout=180
-        )
+        """The objects; what that leaves on the nodes is ``felix-py cleanup``'s matter."""
+        cluster.kubectl("delete", "--ignore-not-found", "-f", str(self._manifest), timeout=180)
+        cluster.kubectl("-n", "kube-system", "delete", "--ignore-not-found", "configmap", "felix-py")
+
+    def configuration(self, cluster: Cluster) -> dict[str, object]:
+        """The ConfigMap ``felix-py``: the same peers for all nodes."""
+        metadata = {"name": "felix-py", "namespace": "kube-system"}
+        data = {"bgp.yaml": peers_file(cluster)}
+        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
 def copy_plugins(node: Node, *names: str) -> None:
@@ -156,12 +167,15 @@ def copy_plugins(node: Node, *names: str) -> None:
     node.machine.run("cp", *(f"/usr/lib/cni/{name}" for name in names), "/opt/cni/bin/")
 
 
-def peers_file(cluster: Cluster, node: str) -> str:
-    """``bgp.yaml`` with the router as only peer, one session for each family."""
+def peers_file(cluster: Cluster, router_id: str = "") -> str:
+    """``bgp.yaml`` with the router as only peer, one session for each family.
+
+    ``router_id`` is needed where a node has no IPv4 address.
+    """
     peer = {"asNumber": TOR_ASN, "numAllowedLocalASNumbers": 1}
     peers = [{"peerIP": found, **peer} for found in cluster.shape.addresses(TOR)]
-    # JSON is YAML; the router ID need not be an address that the node has.
-    return json.dumps({"asNumber": NODE_ASN, "routerID": address(node, 4), "peers": peers}, indent=1)
+    identity = {"routerID": router_id} if router_id else {}
+    return json.dumps({"asNumber": NODE_ASN, **identity, "peers": peers}, indent=1)  # JSON is YAML
 
 
 def _kubeconfig(server: str, data: Mapping[str, str]) -> str:

@@ -253,6 +253,14 @@ class Machine:
                 return False
             return True
 
+    def connects_soon(self, host: str, port: int) -> None:
+        """Wait for a server that is about to listen.
+
+        Raises:
+            CommandFailed: no connection came about in ten seconds.
+        """
+        wait_for(f"{host}, port {port}, to answer {self.name}", lambda: self.connects(host, port), 10, 0.02)
+
     # --- files and commands --------------------------------------------------------------------------
 
     def path(self, inside: str) -> Path:
@@ -269,7 +277,7 @@ class Machine:
 
     def enter(self) -> list[str]:
         """The start of a command line that runs something in the machine."""
-        return ["nsenter", "-t", str(self._pid()), "-m", "-u", "-i", "-n", "-p", "--wd=/", "--"]
+        return ["nsenter", "-t", str(self._pid()), "-m", "-u", "-i", "-n", "-p", "--"]
 
     def run(
         self, *argv: str, timeout: float = 60, stdin: str | None = None, env: Mapping[str, str] | None = None

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.machine import wait_for
+from tests.cluster.machine import CommandFailed, wait_for
 from tests.cluster.node import Node
 from tests.cluster.workloads import Namespace, deployment, policy
 
@@ -19,10 +19,13 @@ pytestmark = pytest.mark.root
 
 
 def leases(node: Node) -> Counter[str]:
-    """Pods that hold addresses, from the store's file."""
+    """Pods that hold addresses, from the store's file, whose lock the agent keeps."""
     path = node.machine.path("/var/lib/felix-py/leases.db")
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as store:
-        return Counter(f"{namespace}/{pod}" for namespace, pod in store.execute("SELECT namespace, pod FROM held"))
+    try:
+        with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as store:
+            return Counter(map("/".join, store.execute("SELECT namespace, pod FROM held")))
+    except sqlite3.Error as error:
+        raise CommandFailed(f"{path} as it is being written: {error}") from None
 
 
 def traces(node: Node) -> dict[str, Counter[str]]:
@@ -59,6 +62,8 @@ def test_pods_that_come_and_go_leave_nothing(cluster: Cluster, make_namespace: C
 
     def left() -> dict[str, dict[str, Counter[str]]]:
         now = {node.name: traces(node) for node in cluster.nodes}
-        return {name: {what: now[name][what] - was for what, was in kinds.items()} for name, kinds in before.items()}
+        return {
+            name: {what: now[name][what] - was for what, was in kinds.items()} for name, kinds in before.items()
+        }
 
     wait_for("nothing to be left", lambda: not any(any(kinds.values()) for kinds in left().values()), 60)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.machine import wait_for
 from tests.cluster.plan import MATRIX
-from tests.cluster.workloads import HTTP, Namespace, policy, targets
 from tests.cluster.watching import last_success
+from tests.cluster.workloads import HTTP, Namespace, policy, targets
 
 pytestmark = [pytest.mark.root, pytest.mark.shapes(*MATRIX)]
 
 
-def conditions(node: dict[str, object]) -> dict[str, str]:
-    return {found["type"]: found["status"] for found in node["status"]["conditions"]}  # type: ignore[index,call-overload]
+def conditions(node: dict[str, Any]) -> dict[str, str]:
+    return {found["type"]: found["status"] for found in node["status"]["conditions"]}
 
 
 def test_nodes_are_ready_and_routes_come_by_bgp(cluster: Cluster) -> None:
@@ -50,7 +51,9 @@ def test_pods_of_all_nodes_reach_each_other(cluster: Cluster, web: Namespace) ->
     everybody = set().union(*(targets(web.addresses(pod)) for pod in pods))
     assert len(everybody) == len(pods) * len(cluster.shape.families)
     with ThreadPoolExecutor(len(pods)) as pool:
-        for pod, reached in zip(pods, pool.map(lambda pod: web.reaches(pod, everybody, "http"), pods), strict=True):
+        for pod, reached in zip(
+            pods, pool.map(lambda pod: web.reaches(pod, everybody, "http"), pods), strict=True
+        ):
             assert reached == everybody, pod
 
 

@@ -20,7 +20,7 @@ ALL = {(client, port) for client in CLIENTS for port in (HTTP, ADMIN)}
 
 
 class Shop:
-    """A database with two ports on node1, and clients on the same and on other nodes; one in another namespace."""
+    """A database with two ports on node1, and clients on the same and other nodes, one of another namespace."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.own = Namespace(cluster, {"team": "shop"})
@@ -113,7 +113,9 @@ def test_policy_lets_pass(shop: Shop, case: str) -> None:
 
 def test_label_that_comes_and_goes(shop: Shop) -> None:
     """A pod's label decides at once, without a change of policy."""
-    shop.own.apply(policy("tried", **DB, ingress=[{"from": [{"podSelector": {"matchLabels": {"role": "reader"}}}]}]))
+    shop.own.apply(
+        policy("tried", **DB, ingress=[{"from": [{"podSelector": {"matchLabels": {"role": "reader"}}}]}])
+    )
     try:
         wait_for("all to be denied", lambda: shop.matrix() == set(), 30)
         shop.own.kubectl("label", "pod", "other", "role=reader")

@@ -12,7 +12,7 @@ _PAUSE = 0.005
 
 
 def last_success(machine: Machine, host: str, port: int, act: Callable[[], object]) -> float:
-    """For how long after ``act`` connections still came about, in seconds; negative: they ended before it returned.
+    """For how many seconds after ``act`` connections still came about; negative: they ended before it returned.
 
     They are tried one after the other, until one does not come about within two seconds.
 
@@ -20,7 +20,6 @@ def last_success(machine: Machine, host: str, port: int, act: Callable[[], objec
         AssertionError: they came about for a minute, or not even before.
     """
     last = 0.0
-    acted = threading.Event()
 
     def connect() -> None:
         nonlocal last
@@ -36,7 +35,6 @@ def last_success(machine: Machine, host: str, port: int, act: Callable[[], objec
     thread.start()
     act()
     returned = time.monotonic()
-    acted.set()
     thread.join()
     assert not machine.connects(host, port), "connections still come about after a minute"
     return last - returned

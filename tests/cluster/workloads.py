@@ -16,7 +16,9 @@ HTTP = 8080
 _CONNECT = 'for to in "$@"; do (/agnhost connect --timeout=2s "$to" >/dev/null 2>&1 && echo "$to") & done; wait'
 
 
-def pod(name: str, labels: Mapping[str, str] | None = None, ports: Mapping[str, int] | None = None, **spec: Any) -> dict[str, Any]:
+def pod(
+    name: str, labels: Mapping[str, str] | None = None, ports: Mapping[str, int] | None = None, **spec: Any
+) -> dict[str, Any]:
     """A pod that serves HTTP on each of its named ports (default: ``http``, 8080); ``spec`` adds to its spec."""
     found = {
         # A pod that is deleted ends at once: nobody here has anything to finish.
@@ -24,7 +26,12 @@ def pod(name: str, labels: Mapping[str, str] | None = None, ports: Mapping[str, 
         "containers": [_container(name, port) for name, port in (ports or {"http": HTTP}).items()],
         **spec,
     }
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": dict(labels or {})}, "spec": found}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": dict(labels or {})},
+        "spec": found,
+    }
 
 
 def _container(name: str, port: int) -> dict[str, Any]:
@@ -40,14 +47,14 @@ def _container(name: str, port: int) -> dict[str, Any]:
 def deployment(name: str, replicas: int) -> dict[str, Any]:
     """Pods labelled ``app=NAME``, spread over all nodes."""
     labels = {"app": name}
-    template = pod(name, labels)
+    found = pod(name, labels)
     spread = {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
         "whenUnsatisfiable": "DoNotSchedule",
         "labelSelector": {"matchLabels": labels},
     }
-    template["spec"]["topologySpreadConstraints"] = [spread]
+    template = {"metadata": found["metadata"], "spec": {**found["spec"], "topologySpreadConstraints": [spread]}}
     spec = {"replicas": replicas, "selector": {"matchLabels": labels}, "template": template}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
 
@@ -113,8 +120,9 @@ class Namespace:
         return set(self.kubectl(*argv).split())
 
     def delete(self, wait: bool = False) -> None:
-        """Delete it with all that is in it."""
-        self.cluster.kubectl("delete", "namespace", self.name, f"--wait={str(wait).lower()}", timeout=180)
+        """Delete it with all that is in it; twice is fine."""
+        argv = ["delete", "namespace", self.name, "--ignore-not-found", f"--wait={str(wait).lower()}"]
+        self.cluster.kubectl(*argv, timeout=180)
 
 
 def targets(addresses: Sequence[str], port: int = HTTP) -> set[str]:
