@@ -66,10 +66,10 @@ def install(root: Path, python: str) -> Path:
 
 
 def _pip(*arguments: str | Path) -> None:
-    # What is compiled here is always compiled anew, and without debug information, which names a temporary folder.
+    # What is compiled here is compiled anew, and without debug information, which names a temporary folder.
     environment = {**os.environ, "CFLAGS": "-g0 -O2", "LDFLAGS": "-Wl,--build-id=none", "PIP_USE_PEP517": "1"}
-    argv = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile", "--no-cache-dir",
-            "--root-user-action=ignore", *map(str, arguments)]  # fmt: skip
+    argv = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile",
+            "--no-cache-dir", "--root-user-action=ignore", *map(str, arguments)]  # fmt: skip
     subprocess.run(argv, check=True, env=environment)
 
 

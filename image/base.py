@@ -35,7 +35,9 @@ SIDECAR_ID = 65532
 
 _PROGRAMS = re.compile(r"python3(\.\d+)?|ip6?tables-.*(save|restore|nft|legacy)|xtables-.*-multi|ipset|conntrack")
 _TOOLS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
-_FOLDERS = ("tmp", "run", "root", "proc", "sys", "dev", "var/tmp", "etc/ssl/certs", "usr/lib/ssl", "var/lib/dpkg")
+_FOLDERS = (
+    "tmp", "run", "root", "proc", "sys", "dev", "var/tmp", "etc/ssl/certs", "usr/lib/ssl", "var/lib/dpkg",
+)  # fmt: skip
 _UNUSED_PYTHON = (
     "test", "idlelib", "lib2to3", "tkinter", "turtledemo", "turtle.py", "ensurepip", "venv", "pydoc_data",
     "curses", "dbm", "lib-dynload/nis.*", "lib-dynload/_dbm.*", "lib-dynload/readline.*", "lib-dynload/_curses*",
