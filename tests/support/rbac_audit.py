@@ -57,9 +57,7 @@ def service_account(namespace: str, name: str) -> str:
     return f"system:serviceaccount:{namespace}:{name}"
 
 
-def compare(
-    rights: Collection[Right], log: Iterable[str], user: str, rarely: Collection[Right] = ()
-) -> Findings:
+def compare(rights: Collection[Right], log: Iterable[str], user: str, rarely: Collection[Right] = ()) -> Findings:
     """Compare rights with what ``user`` has asked for.
 
     ``rarely``: rights whose use a short run need not see.
@@ -96,7 +94,9 @@ def _events(log: Iterable[str]) -> Iterator[Mapping[str, Any]]:
 
 def _is_refused(event: Mapping[str, Any]) -> bool:
     decision = event.get("annotations", {}).get(_DECISION)
-    return decision == "forbid" or (decision is None and event.get("responseStatus", {}).get("code") == _FORBIDDEN)
+    return decision == "forbid" or (
+        decision is None and event.get("responseStatus", {}).get("code") == _FORBIDDEN
+    )
 
 
 def _right(event: Mapping[str, Any]) -> Right | None:
