@@ -1,4 +1,4 @@
-"""What the comparison of rights with an audit log finds. The sample is of a real API server: one event of each sort.
+"""What the comparison of rights with an audit log finds. The sample is a real API server's: one event of each sort.
 
 In it a felix-py agent has used all that it may but for raising an Event's count; its token was then used for two
 requests that it may not make. Other accounts have asked, too.
@@ -102,7 +102,7 @@ def test_others_do_not_count() -> None:
     "line", ["null", "[]", "{}", '{"kind": "Event"}', '{"kind": "EventList", "verb": "get"}', "{"]
 )
 def test_what_is_no_audit_log_is_refused(line: str) -> None:
-    with pytest.raises(ValueError, match="not an audit event|Expecting property name"):
+    with pytest.raises(ValueError, match=r"not an audit event|Expecting property name"):
         compare(RIGHTS, [*SAMPLE, line], USER)
 
 
