@@ -1,4 +1,4 @@
-"""What the comparison of rights with an audit log finds. The sample is a real API server's: one event of each sort.
+"""What the comparison of rights with an audit log finds. The sample is a real API server's: one event a sort.
 
 In it a felix-py agent has used all that it may but for raising an Event's count; its token was then used for two
 requests that it may not make. Other accounts have asked, too.
