@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKERS ?= -n $(shell n=$$(nproc); echo $$((n > 4 ? 8 : 2 * n)))
 CLIENT := felix_py/cni/client/felix-py-cni
 
-.PHONY: all dev lab lab-down test test-all unit lint types layers bench lock clean
+.PHONY: all dev lab lab-down test test-all test-cluster cluster unit lint types layers bench lock clean
 .DEFAULT_GOAL := all
 
 all: $(BIN)/felix-py $(CLIENT)  ## the command line, at .venv/bin/felix-py
@@ -27,6 +27,13 @@ test: dev packages  ## everything but heavy tests: unit, property, golden, integ
 
 test-all: dev packages  ## the same at length, as before a release: also heavy tests, more examples, longer fuzzing
 	@FELIX_PY_TESTS=all $(BIN)/pytest $(WORKERS) $(TESTS)
+
+test-cluster: cluster  ## the tests on a real Kubernetes, which they start themselves
+	@$(BIN)/pytest $(or $(TESTS),tests/cluster)
+
+cluster: dev  ## what a real Kubernetes needs; its programs are built once, which takes ten minutes or more
+	@scripts/debian-packages run test cluster
+	@$(BIN)/python -m tests.cluster.assets
 
 unit: dev  ## the tests that need neither root nor packages
 	@$(BIN)/pytest -q $(WORKERS) tests/unit tests/property tests/golden
