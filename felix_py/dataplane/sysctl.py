@@ -23,8 +23,8 @@ from policy.model import Family
 _ROOT = Path("/proc/sys/net")
 
 IN_CONTAINER = Path("/host/proc/sys/net")
-"""The same folder of the host, where the pod's manifest shows it: /proc/sys is read-only in a container, and nothing can
-be mounted over it there (runc's checkProcMount). Which namespace is meant goes by who writes, as in /proc/sys."""
+"""The same folder of the host, where the pod's manifest shows it: /proc/sys is read-only in a container, and
+nothing can be mounted over it there (runc's checkProcMount). As in /proc/sys, the writer's namespace is meant."""
 
 _GONE = (errno.EINVAL, errno.ENODEV, errno.ENOENT)
 """Errors of reading a setting whose interface vanishes meanwhile."""
