@@ -34,7 +34,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Cluster:
+class ControlPlane:
     """etcd and kube-apiserver as children of this process, which die with it.
 
     A folder that another process has left is gone on with: its data, token and certificates.
@@ -112,12 +112,12 @@ def _die_with_parent() -> None:
     set_death_signal(signal.SIGKILL)
 
 
-async def _wait_until_ready(cluster: Cluster) -> None:
+async def _wait_until_ready(control_plane: ControlPlane) -> None:
     """Until /readyz says ok. The certificate is not checked: nothing is told, only a port is watched."""
-    url = f"https://127.0.0.1:{cluster.port}/readyz"
+    url = f"https://127.0.0.1:{control_plane.port}/readyz"
     async with aiohttp.ClientSession() as session, asyncio.timeout(_PATIENCE):
         while True:
-            cluster.check()
+            control_plane.check()
             with contextlib.suppress(aiohttp.ClientError):
                 async with session.get(url, ssl=False) as answer:
                     if answer.status == 200:
@@ -150,20 +150,20 @@ async def _serve(assets: Path, folder: Path, service_cidrs: str, fds: Sequence[i
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    cluster = Cluster(assets, folder, service_cidrs)
+    control_plane = ControlPlane(assets, folder, service_cidrs)
     try:
-        token = cluster.start()
-        await _wait_until_ready(cluster)
+        token = control_plane.start()
+        await _wait_until_ready(control_plane)
         listeners = [socket.socket(fileno=fd) for fd in fds]
         host, port = listeners[0].getsockname()[:2]
         for listener in listeners:
             listener.setblocking(False)
-            await _forward(listener, cluster.port)
+            await _forward(listener, control_plane.port)
         write_kubeconfig(folder / "kubeconfig", f"https://{host}:{port}", token, folder / "ca.crt")
         write_private(folder / "ready", b"")
         await stop.wait()
     finally:
-        cluster.stop()
+        control_plane.stop()
 
 
 def main() -> None:
