@@ -170,11 +170,17 @@ class Metrics:
             means="above 300 for all kinds: the API server is not reached; for one kind: the right to watch it "
             "is gone. What was in force stays in force",
         )
+        self.misunderstood = self._gauge(
+            "felix_py_objects_misunderstood",
+            "Objects that are there and that cannot be understood, or not wholly",
+            ["kind"],
+            means="what cannot be understood allows nothing; `felix-py status` names the objects",
+        )
         self.rejected = self._counter(
             "felix_py_objects_rejected",
             "Objects that could not be understood",
             ["kind"],
-            means="part of an object allows nothing, since it cannot be understood; `felix-py status` names it",
+            means="how often one came, or was changed into one",
         )
 
     def _make_pods(self) -> None:

@@ -194,6 +194,7 @@ class Life:
         await asyncio.to_thread(importlib.import_module, "felix_py.observe.health")
         from felix_py.observe.flows_http import flows_route
         from felix_py.observe.health import HealthServer
+        from felix_py.observe.log_http import log_route
 
         status = agent.status
         health = HealthServer(
@@ -201,7 +202,11 @@ class Life:
             status.parts,
             status.state,
             status.refresh_metrics,
-            [*agent.deny_log.routes(), flows_route(agent.flows, agent.facts.view.endpoint_addresses)],
+            [
+                *agent.deny_log.routes(),
+                flows_route(agent.flows, agent.facts.view.endpoint_addresses),
+                log_route(),
+            ],
         )
         await health.start(agent.public, agent.private)
         self._stack.push_async_callback(health.stop)

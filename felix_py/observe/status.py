@@ -6,6 +6,7 @@ import itertools
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -119,6 +120,9 @@ class Status:
         for kind, number in self.reconciler.sizes().items():
             self.metrics.objects.labels(kind).set(number)
         self._set_addresses()
+        self.metrics.misunderstood.clear()
+        for kind, number in Counter(problem.kind for problem in self.cluster.store.problems).items():
+            self.metrics.misunderstood.labels(kind).set(number)
         self._tell_build()
         self.metrics.compared_age.set(self.reconciler.compared_age)
         for kind, age in self.cluster.ages().items():

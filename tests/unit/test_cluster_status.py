@@ -245,7 +245,7 @@ def test_a_status_that_nobody_keeps_is_not_believed() -> None:
 
 
 def test_an_init_container_that_fails_is_the_cause_and_its_followers_are_not() -> None:
-    waits = {"state": {"waiting": {"reason": "PodInitializing"}}, "ready": False}
+    waits: Json = {"state": {"waiting": {"reason": "PodInitializing"}}, "ready": False}
     failing = pod(phase="Pending", **waits)
     failing["status"]["initContainerStatuses"] = [
         {"name": "install-cni", "state": BACK_OFF, "lastState": ENDED, "restartCount": 3}
