@@ -42,8 +42,10 @@ Logger = structlog.typing.FilteringBoundLogger
 OnRoutes = Callable[[Mapping[str, NextHops]], None]
 
 
-def load_bgp_config(path: Path, *, router_id: str | None = None) -> SpeakerConfig:
+def load_bgp_config(path: Path, *, node: str = "", router_id: str | None = None) -> SpeakerConfig:
     """Read the user's YAML file; ``router_id`` (an IPv4 address of the node) is the default of its routerID.
+
+    ``node`` is the node's name.
 
     Raises BGPConfigError for any problem with the file.
     """
@@ -52,7 +54,9 @@ def load_bgp_config(path: Path, *, router_id: str | None = None) -> SpeakerConfi
     try:
         # Not the parser in C, which deep nesting crashes together with the process.
         document = yaml.load(path.read_bytes(), yaml.SafeLoader)
-        return parse_bgp_config(document, router_id=router_id, read_text=lambda name: Path(name).read_text())
+        return parse_bgp_config(
+            document, router_id=router_id, node=node, read_text=lambda name: Path(name).read_text()
+        )
     except RecursionError:
         raise BGPConfigError(f"{path}: nested too deeply") from None
     # ValueError: a month 13, a number of 5,000 digits, a zero byte in a file's name.

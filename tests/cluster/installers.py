@@ -158,7 +158,7 @@ class Image(Installer):
     def configuration(self, cluster: Cluster) -> dict[str, object]:
         """The ConfigMap ``felix-py``: the same peers for all nodes."""
         metadata = {"name": "felix-py", "namespace": "kube-system"}
-        data = {"bgp.yaml": peers_file(cluster)}
+        data = {"bgp.yaml": peers_file(cluster, "" if 4 in cluster.shape.families else "hash")}
         return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 

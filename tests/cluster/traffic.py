@@ -78,7 +78,9 @@ class Stream:
     def __str__(self) -> str:
         what = f"{self.kind:7} {self.source.name} -> {self.to}"
         found = f"{self.sent:6} sent {self.answered:6} answered {self.lost:4} lost {len(self.failed):3} failed"
-        missed = f", missed at {', '.join(f'{when:.1f}' for when in self.missed_at[:5])} s" if self.missed_at else ""
+        missed = (
+            f", missed at {', '.join(f'{when:.1f}' for when in self.missed_at[:5])} s" if self.missed_at else ""
+        )
         errors = f" ({', '.join(sorted(set(self.failed)))})" if self.failed else ""
         kept = " (forbidden)" if self.forbidden else ""
         return f"{what:44} {found}, slowest {1000 * self.slowest:5.0f} ms{missed}{errors}{kept}"
@@ -139,7 +141,9 @@ class Traffic:
         try:
             for place in self._servers:
                 with inside(place.netns):
-                    both = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True, backlog=500)
+                    both = socket.create_server(
+                        ("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True, backlog=500
+                    )
                     door = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
                 servers.append(await asyncio.start_server(_echo, sock=both))
                 door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -147,7 +151,9 @@ class Traffic:
                 door.bind(("::", PORT))
                 doors.append((await self._loop.create_datagram_endpoint(_Echo, sock=door))[0])
             self._began = time.monotonic()
-            work = [self._loop.create_task(self._stream(place, stream)) for place, stream in enumerate(self.streams)]
+            work = [
+                self._loop.create_task(self._stream(place, stream)) for place, stream in enumerate(self.streams)
+            ]
             self._ready.set()
             await asyncio.gather(*work)
         except BaseException as error:
