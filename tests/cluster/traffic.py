@@ -19,7 +19,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from lab.namespaces import inside
 
@@ -46,8 +46,8 @@ class Place:
 class Stream:
     """One stream and its counts.
 
-    ``forbidden``: nothing may come through. ``again``: segments that TCP had to send once more though they had not
-    arrived, also of a beginning. ``failed``: connections refused, reset or timed out, by their errors.
+    ``forbidden``: nothing may come through. ``again``: segments that TCP has sent once more because they were
+    lost, SYN among them. ``failed``: errors of connections that were refused or reset, or took too long.
     """
 
     kind: Kind
@@ -94,9 +94,9 @@ class Traffic:
         self.streams = streams
         self._servers = servers
         self._pause = len(streams) / rate
-        self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()], daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._began = 0.0
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -126,18 +126,22 @@ class Traffic:
         return self.streams
 
     def report(self) -> str:
-        """All counts, for people."""
-        packets = sum(stream.sent + stream.answered for stream in self.streams)
+        """Counts for people: all together, by kind, and each stream that is not well."""
         allowed = [stream for stream in self.streams if not stream.forbidden]
-        lost, failed = sum(stream.lost for stream in allowed), sum(len(stream.failed) for stream in allowed)
-        head = f"{packets} packets in {self.seconds:.0f} s by {len(self.streams)} streams: {lost} lost, {failed} failed"
-        return "\n".join([head, *map(str, self.streams)])
+        lines = [f"{self.seconds:.0f} s, {_summary(allowed)}"]
+        for kind in dict.fromkeys(stream.kind for stream in allowed):
+            lines.append(f"  {kind:10}{_summary([stream for stream in allowed if stream.kind == kind])}")
+        forbidden = [stream for stream in self.streams if stream.forbidden]
+        through = sum(stream.answered for stream in forbidden)
+        lines.append(f"  forbidden: {sum(stream.sent for stream in forbidden)} sent, {through} came through")
+        return "\n".join([*lines, *(f"  NOT WELL: {stream}" for stream in self.streams if not stream.well)])
 
     # --- in the thread -------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         servers: list[asyncio.Server] = []
         doors: list[asyncio.DatagramTransport] = []
+        self._loop = asyncio.get_running_loop()
         try:
             for place in self._servers:
                 with inside(place.netns):
@@ -149,7 +153,8 @@ class Traffic:
                 door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
                 door.bind(("::", PORT))
-                doors.append((await self._loop.create_datagram_endpoint(_Echo, sock=door))[0])
+                transport, _ = await self._loop.create_datagram_endpoint(_Echo, sock=door)
+                doors.append(transport)
             self._began = time.monotonic()
             work = [
                 self._loop.create_task(self._stream(place, stream)) for place, stream in enumerate(self.streams)
@@ -160,8 +165,10 @@ class Traffic:
             self._failure = error
         finally:
             self._ready.set()
-            for end in (*doors, *servers):
-                end.close()
+            for transport in doors:
+                transport.close()
+            for server in servers:
+                server.close()
 
     def _stream(self, place: int, stream: Stream) -> Coroutine[Any, Any, None]:
         run = {"udp": self._udp, "tcp": self._tcp, "connect": self._connect}[stream.kind]
@@ -179,7 +186,7 @@ class Traffic:
         while await self._tick(due):
             if stream.sent % _FLOW == 0:
                 with inside(stream.source.netns):
-                    asker = socket.socket(_family(stream.host), socket.SOCK_DGRAM)
+                    asker = socket.socket(_family(stream.host), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
                 asker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
                 await self._loop.sock_connect(asker, (stream.host, stream.port))
                 _, protocol = await self._loop.create_datagram_endpoint(lambda: _Asker(stream), sock=asker)
@@ -192,7 +199,7 @@ class Traffic:
 
     async def _settle(self, stream: Stream, askers: Sequence[_Asker]) -> None:
         deadline = time.monotonic() + (_PATIENCE if not stream.forbidden else 2.0)
-        while any(asker.waiting for asker in askers) and time.monotonic() < deadline:
+        while any(asker.waiting for asker in askers) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         for asker in askers:
             stream.missed_at += [when - self._began for when in asker.waiting.values()]
@@ -221,7 +228,7 @@ class Traffic:
             stream.sent += 1
             due = max(due + self._pause, time.monotonic() - self._pause)
         deadline = time.monotonic() + _PATIENCE
-        while sent and not reading.done() and time.monotonic() < deadline:
+        while sent and not reading.done() and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         if reading.done():
             stream.failed.append(_words(reading.exception()))
@@ -280,8 +287,7 @@ class _Asker(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def ask(self, number: int) -> None:
         assert self._transport
@@ -305,8 +311,7 @@ class _Asker(asyncio.DatagramProtocol):
 
 class _Echo(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, address: Any) -> None:
         self._transport.sendto(data, address)
@@ -318,6 +323,16 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
     writer.close()
+
+
+def _summary(streams: Sequence[Stream]) -> str:
+    sent, answered = sum(stream.sent for stream in streams), sum(stream.answered for stream in streams)
+    lost, failed = sum(stream.lost for stream in streams), sum(len(stream.failed) for stream in streams)
+    slowest = max(stream.slowest for stream in streams)
+    return (
+        f"{len(streams)} streams: {sent} sent, {answered} answered, {lost} lost, {failed} failed,"
+        f" slowest answer {1000 * slowest:.0f} ms"
+    )
 
 
 def _family(host: str) -> socket.AddressFamily:
