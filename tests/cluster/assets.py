@@ -129,7 +129,9 @@ def build(wanted: Sequence[str] = ()) -> None:
 def _build(module: Module, name: str, package: str, go: Path, go_version: tuple[int, int]) -> None:
     print(f"Building {name} {module.version} ", end="", flush=True)
     began = time.monotonic()
-    unfinished = program(name).with_name(f".{name}.new")
+    for left in folder(module).glob(f".{name}.*.new"):  # by a build that was killed
+        left.unlink(missing_ok=True)
+    unfinished = program(name).with_name(f".{name}.{os.getpid()}.new")
     env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath"}
     if go_version >= (1, 27):
         env["GOEXPERIMENT"] = "nojsonv2"  # with it, the API server's OpenAPI document is broken
