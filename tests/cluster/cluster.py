@@ -22,7 +22,7 @@ from tests.cluster.plan import CONTROL_PLANE, OUTSIDE, TOR, Shape, check_name
 from tests.cluster.tor import Tor
 
 _TOOLS = """
-    etcd containerd ctr runc bird birdc iptables-nft iptables-legacy conntrack ip nsenter unshare pivot_root
+    containerd ctr runc bird birdc iptables-nft iptables-legacy conntrack ip nsenter unshare pivot_root
     openssl busybox cc curl
 """
 
@@ -55,7 +55,7 @@ class Cluster:
         self.pki = Pki(self.folder / "pki", shape)
         self._say = say
         shown = [path.absolute() for path in (assets.folder(), *installer.binds, *binds)]
-        only = {CONTROL_PLANE: [self.pki.folder]}
+        only = {CONTROL_PLANE: [self.pki.folder, assets.folder(assets.ETCD)]}
         self.machines = {
             machine: Machine(machine, self.folder / machine, shape, [*shown, *only.get(machine, [])], lifeline)
             for machine in shape.machines
@@ -135,7 +135,9 @@ class Cluster:
         node.start_kubelet()
 
     def _check_tools(self) -> None:
-        missing = [tool for tool in _TOOLS.split() if not shutil.which(tool)] + assets.missing(assets.KUBERNETES)
+        missing = [tool for tool in _TOOLS.split() if not shutil.which(tool)] + assets.missing(
+            assets.KUBERNETES, assets.ETCD
+        )
         if missing:
             raise FileNotFoundError(f"missing: {' '.join(missing)} (`make cluster` installs and builds them)")
         if os.geteuid():
