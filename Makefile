@@ -28,7 +28,8 @@ test: dev packages  ## everything but heavy tests: unit, property, golden, integ
 test-all: dev packages  ## the same at length, as before a release: also heavy tests, more examples, longer fuzzing
 	@FELIX_PY_TESTS=all $(BIN)/pytest $(WORKERS) $(TESTS)
 
-test-cluster: cluster  ## the tests on a real Kubernetes, which they start themselves
+test-cluster: cluster image  ## the tests on a real Kubernetes, which they start themselves
+	@$(BIN)/python -m tests.cluster.previous
 	@$(BIN)/pytest $(or $(TESTS),tests/cluster)
 
 cluster: dev  ## what a real Kubernetes needs; its programs are built once, which takes ten minutes or more

@@ -67,7 +67,7 @@ class Cluster:
     # --- life ----------------------------------------------------------------------------------------
 
     def up(self) -> None:
-        """Bring it up, until all nodes are Ready if it gets a network. What fails leaves all for a look: :meth:`down` clears it.
+        """Bring it up, with a network until all nodes are Ready. What fails leaves all for a look: :meth:`down`.
 
         Raises:
             CommandFailed: something did not come up.

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tests.cluster.node import Node
 
 
+ARCHIVE = CHECKOUT / "dist" / "felix-py.tar"
+"""What ``make image`` leaves."""
+
+
 class Installer:
     """Does nothing, for what is installed later. ``binds`` are folders that all machines must show.
 
@@ -143,7 +147,7 @@ class Image(Installer):
 
     def __init__(
         self,
-        archive: Path = CHECKOUT / "dist" / "felix-py.tar",
+        archive: Path = ARCHIVE,
         manifest: Path = CHECKOUT / "manifests" / "felix-py.yaml",
     ) -> None:
         self._archive = archive

@@ -129,8 +129,8 @@ class Traffic:
         """Counts for people: all together, by kind, and each stream that is not well."""
         allowed = [stream for stream in self.streams if not stream.forbidden]
         lines = [f"{self.seconds:.0f} s, {_summary(allowed)}"]
-        for kind in dict.fromkeys(stream.kind for stream in allowed):
-            lines.append(f"  {kind:10}{_summary([stream for stream in allowed if stream.kind == kind])}")
+        kinds = dict.fromkeys(stream.kind for stream in allowed)
+        lines += [f"  {kind:10}{_summary([one for one in allowed if one.kind == kind])}" for kind in kinds]
         forbidden = [stream for stream in self.streams if stream.forbidden]
         through = sum(stream.answered for stream in forbidden)
         lines.append(f"  forbidden: {sum(stream.sent for stream in forbidden)} sent, {through} came through")
