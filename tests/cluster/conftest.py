@@ -69,7 +69,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Cluster]]:
     """Start a cluster of a test's own: a shape and an installer, to be used in a ``with``."""
     return lambda shape, installer: running(shape, installer, tmp_path_factory.mktemp(f"own-{shape}"))

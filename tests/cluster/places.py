@@ -32,11 +32,11 @@ class Mesh:
     ``mesh`` is also a Service with a node port.
     """
 
-    def __init__(self, namespace: Namespace) -> None:
-        """Waits until everything passes that may."""
+    def __init__(self, namespace: Namespace, without: str = "") -> None:
+        """Waits until everything passes that may. ``without`` is a node that is left out."""
         self.namespace = namespace
         cluster = namespace.cluster
-        nodes = [node.name for node in cluster.nodes]
+        nodes = [node.name for node in cluster.nodes if node.name != without]
         kinds = ("mesh", "closed")
         world = [
             {"ipBlock": {"cidr": "0.0.0.0/0" if family == 4 else "::/0"}} for family in cluster.shape.families

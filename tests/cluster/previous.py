@@ -1,8 +1,8 @@
 """``python -m tests.cluster.previous``: builds the image of the commit before this one: what an upgrade is from.
 
-It is built from that commit's files, by its own ``python -m image``, once: it stays in the user's cache. Where there
-is no such commit, or it could not build an image yet, this one's image stands in for it, with another label: another
-image for container runtimes, with the same programs. The tests do not build: they reach no network.
+It is built from that commit's files, by its own ``python -m image``, once, into the user's cache. Where there is
+no such commit, or it cannot build an image, this one's image stands in for it, with another label: for container
+runtimes another image, with the same programs. The tests do not build: they reach no network.
 """
 
 from __future__ import annotations
