@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.cluster import agents
 from tests.cluster.cluster import Cluster
 from tests.cluster.leases import leases
 from tests.cluster.machine import CommandFailed, wait_for
@@ -15,14 +16,7 @@ from tests.cluster.node import Node
 from tests.cluster.places import Mesh
 from tests.cluster.workloads import HTTP, Namespace, pod, policy, targets
 
-pytestmark = pytest.mark.root
-
-
-def agent_pod(cluster: Cluster, node: str) -> str:
-    """The name of a node's agent pod."""
-    listed = ["-n", "kube-system", "pods", "-l", "app.kubernetes.io/name=felix-py"]
-    pods = cluster.get(*listed, "--field-selector", f"spec.nodeName={node}")["items"]
-    return str(next(found["metadata"]["name"] for found in pods if "deletionTimestamp" not in found["metadata"]))
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 
 def test_daemons_end_and_the_agent_is_deleted_under_load(cluster: Cluster, namespace: Namespace) -> None:
@@ -30,11 +24,11 @@ def test_daemons_end_and_the_agent_is_deleted_under_load(cluster: Cluster, names
     mesh = Mesh(namespace)
     victim = cluster.nodes[0]
     with mesh.traffic() as traffic:
-        cluster.kubectl("-n", "kube-system", "delete", "pod", agent_pod(cluster, victim.name), "--wait=false")
+        cluster.kubectl(*agents.NAMESPACE, "delete", "pod", agents.pod_of(cluster, victim.name), "--wait=false")
         for service in ("containerd", "kubelet", "kube-proxy"):
             victim.machine.signal_service(service, signal.SIGKILL)
         wait_for("containerd", lambda: victim.machine.run("ctr", "version"), 60)
-        victim.machine.run("pkill", "-KILL", "-f", "felix-py agent")
+        agents.send(victim, signal.SIGKILL)
         namespace.apply(pod("after", {"app": "after"}, nodeName=victim.name))
         namespace.wait_ready("after", seconds=180)
     traffic.stop()
