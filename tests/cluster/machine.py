@@ -240,7 +240,7 @@ class Machine:
         """Run a tool of outside in the machine's network alone."""
         return command("nsenter", f"--net=/proc/{self._pid()}/ns/net", *argv)
 
-    def connects(self, host: str, port: int, seconds: float = 2.0) -> bool:
+    def connects(self, host: str, port: int, seconds: float = 3.0) -> bool:
         """Whether a TCP connection from the machine comes about within that many seconds."""
         with inside(Path(f"/proc/{self._pid()}/ns/net")):
             probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
