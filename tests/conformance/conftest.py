@@ -2,7 +2,7 @@
 
 By default against the embedded server. ``FELIX_PY_CONFORMANCE_ASSETS`` names a folder with a real kube-apiserver,
 kube-controller-manager and kubectl to start instead, with the etcd there or else the system's.
-``FELIX_PY_CONFORMANCE_KUBECONFIG`` names the kubeconfig of a server that runs (as a user other than root: root's tests
+``FELIX_PY_CONFORMANCE_KUBECONFIG`` names the kubeconfig of a server that runs (not as root: its tests
 run in a network namespace of their own), ``FELIX_PY_CONFORMANCE_KUBECTL`` another kubectl.
 """
 
