@@ -26,6 +26,9 @@ class EndpointToHost(enum.StrEnum):
     DROP = "drop"
 
 
+BGP_CONFIG = Path("/etc/felix-py/bgp.yaml")
+"""Where the DaemonSet's pods have the peers, if there are any."""
+
 _FAMILIES = {f"ipv{int(family)}": family for family in Family}
 
 # --- checks beyond type and range --------------------------------------------------------------------
@@ -155,7 +158,10 @@ class AgentConfig:
         calico="ipv6Support",
     )
     bgp_config: Path | None = setting(
-        None, "YAML file with asNumber, routerID and peers; see docs/bgp.md.", metavar="FILE", otherwise="no BGP"
+        None,
+        "YAML file with asNumber, routerID and peers; see docs/bgp.md.",
+        metavar="FILE",
+        otherwise="/etc/felix-py/bgp.yaml, if it is there; else no BGP",
     )
     mark_mask: int = setting(
         0xFFFF0000,
@@ -196,7 +202,7 @@ class AgentConfig:
     )
     health_address: str = setting(
         "127.0.0.1:9099",
-        "Where to serve /healthz, /readyz and /metrics, to every local user.",
+        "Where to serve /livez, /readyz and /metrics, to every local user.",
         metavar="ADDRESS:PORT",
         calico="healthHost, healthPort",
     )

@@ -22,6 +22,7 @@ import asyncio
 import importlib
 import os
 import resource
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import NoReturn
 
@@ -39,6 +40,7 @@ from felix_py.notices import NoticeKind
 from felix_py.observe.connections import Connections
 from felix_py.observe.identity import Identity
 from felix_py.observe.stalls import Stalls, WatchedSelector
+from felix_py.observe.watchdog import Watchdog
 
 FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
 """Errors that a retry does not mend: the message says what to do."""
@@ -61,13 +63,16 @@ _CONDITION_RETRY = 60.0
 def main(config: AgentConfig) -> NoReturn:
     """Run the agent until SIGTERM or SIGINT, then end the process.
 
-    Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`.
+    Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`,
+    :data:`~felix_py.observe.watchdog.STUCK`.
     """
     _raise_descriptor_limit()
     memory.guard()
     metrics = Metrics()
     selector = WatchedSelector(Stalls(metrics.loop_stalls.observe, log.get("loop").warning))
-    code = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)).run(run(config, metrics))
+    watched = Watchdog(selector.turn).start
+    runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector))
+    code = runner.run(run(config, metrics, watched))
     # All resources are closed. Threads that wait for a peer or the kernel must not keep the process alive.
     log.flush()
     os._exit(code)
@@ -81,15 +86,18 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def run(config: AgentConfig, metrics: Metrics) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code. Call it in the main thread, once a process."""
+async def run(config: AgentConfig, metrics: Metrics, built: Callable[[], None] = lambda: None) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code. Call it in the main thread, once a process.
+
+    ``built`` is called after the long first turn of the loop, which reads the kernel.
+    """
     logger = log.get("agent")
     stopping = Stopping(end_tools, lambda text: logger.error(text))
     asyncio.get_running_loop().set_exception_handler(memory.unhandled)
     told = True
     try:
         async with AsyncExitStack() as stack:
-            life = Life(config, metrics, stack)
+            life = Life(config, metrics, stack, built)
             work = asyncio.create_task(life.run())
             asked = asyncio.create_task(stopping.asked.wait())
             await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -121,8 +129,11 @@ async def run(config: AgentConfig, metrics: Metrics) -> int:
 class Life:
     """One run of an agent. ``stack`` closes its resources, in reverse order."""
 
-    def __init__(self, config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, config: AgentConfig, metrics: Metrics, stack: AsyncExitStack, built: Callable[[], None]
+    ) -> None:
         self._config = config
+        self._built = built
         self._metrics = metrics
         self._stack = stack
         self._agent: Agent | None = None
@@ -132,6 +143,7 @@ class Life:
     async def run(self) -> None:
         """Run until cancelled. Raises the errors of :data:`FATAL`."""
         agent = self._agent = build(self._config, self._metrics, self._stack)
+        self._built()
         await self._start(agent)
         await self._work(agent)
 
@@ -182,14 +194,19 @@ class Life:
         await asyncio.to_thread(importlib.import_module, "felix_py.observe.health")
         from felix_py.observe.flows_http import flows_route
         from felix_py.observe.health import HealthServer
+        from felix_py.observe.log_http import log_route
 
         status = agent.status
         health = HealthServer(
             self._metrics.registry,
-            status.unready,
+            status.parts,
             status.state,
             status.refresh_metrics,
-            [*agent.deny_log.routes(), flows_route(agent.flows, agent.facts.view.endpoint_addresses)],
+            [
+                *agent.deny_log.routes(),
+                flows_route(agent.flows, agent.facts.view.endpoint_addresses),
+                log_route(),
+            ],
         )
         await health.start(agent.public, agent.private)
         self._stack.push_async_callback(health.stop)

@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 from felix_py.cli import options
-from felix_py.config import AgentConfig, ConfigError, value_of
+from felix_py.config import BGP_CONFIG, AgentConfig, ConfigError, value_of
 
 
 @options.takes_all_settings
@@ -19,7 +19,8 @@ def agent(**given: Any) -> None:
     an environment variable is separated by spaces.
 
     Exit codes: 0 stopped, 1 could not start (the last log line says why), 2 wrong option, 3 stopped without an
-    orderly end, because something did not come to its end within nine seconds.
+    orderly end, because something did not come to its end within nine seconds, 4 the event loop stood still for
+    30 seconds (the log says where).
     """
     from felix_py import log
 
@@ -48,6 +49,7 @@ def _config(given: dict[str, Any]) -> AgentConfig:
         "node_name": socket.gethostname().lower(),
         "cni_conf_dir": folders.lists,
         "cni_bin_dir": folders.plugins,
+        "bgp_config": BGP_CONFIG if BGP_CONFIG.exists() else None,
     }
     values |= {name: value_of(name, value) for name, value in given.items() if value not in (None, "")}
     config = AgentConfig(**values)

@@ -7,57 +7,113 @@ import os
 import socket
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
 from felix_py.cli import options
-from felix_py.config import AgentConfig
+from felix_py.config import AgentConfig, ConfigError
 from felix_py.records import Backend
 
 
 def cleanup(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--everything", help="Also address leases, the CNI client, sockets: felix-py is not to come back."
+        ),
+    ] = False,
+    unless_daemonset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMESPACE/NAME",
+            help="Refuse while the cluster has this DaemonSet: it would bring all back.",
+            show_default=False,
+        ),
+    ] = "",
     output: options.Output = options.OutputFormat.TEXT,
     cni_conf_dir: options.CniConfDir = None,
+    cni_bin_dir: options.CniBinDir = None,
+    state_dir: options.StateDir = AgentConfig.state_dir,
     run_dir: Annotated[
         Path,
         typer.Option(
             envvar="FELIX_PY_RUN_DIR", metavar="FOLDER", help="The agent's sockets; it must not be running."
         ),
     ] = AgentConfig.run_dir,
+    kubeconfig: options.Kubeconfig = None,
 ) -> None:
     """Remove everything of ours from this node.
 
     That is: interfaces, routes, rules, IP sets and the network list. Pods that still run lose their network.
-    Address leases and the CNI client stay; remove them by hand if felix-py is not to come back. Rules, routes and
-    sets of others are not touched.
+    Address leases and the CNI client stay, unless --everything is given. Rules, routes and sets of others are not
+    touched, nor are settings that others may rely on by now (IP forwarding).
 
-    Exit codes: 0 done, 1 not or not all of it (the messages say why), 2 wrong option.
+    It may be repeated. Exit codes: 0 done, 1 not or not all of it (the messages say why), 2 wrong option.
     """
-    from felix_py.cni.conflist import FILE_NAME
+    from felix_py.cli import node_files
     from felix_py.cni.runtime_folders import runtime_folders
     from felix_py.dataplane.backend import ToolError
 
     if os.geteuid() != 0:
         options.fail("cleanup", "must run as root", 1)
-    if not dry_run and _agent_answers(run_dir / "cni.sock"):
-        options.fail("cleanup", f"an agent is running here ({run_dir}/cni.sock answers); stop it first", 1)
-    network_list = (cni_conf_dir or runtime_folders().lists) / FILE_NAME
+    if not dry_run:
+        _refuse_while_wanted(unless_daemonset, kubeconfig)
+        if _agent_answers(run_dir / "cni.sock"):
+            options.fail("cleanup", f"an agent is running here ({run_dir}/cni.sock answers); stop it first", 1)
+    usual = runtime_folders()
+    lists = node_files.network_list(cni_conf_dir or usual.lists)
+    rest: list[Path] = []
+    if everything:
+        rest += node_files.client(cni_bin_dir or usual.plugins)
+        rest += [*node_files.state(state_dir), *node_files.run(run_dir)]
     try:
-        found = [*([f"file {network_list}"] if network_list.exists() else []), *_owned()]
-        failures = [] if dry_run else _remove(network_list)
+        found = [*node_files.lines(lists), *_owned(), *node_files.lines(rest)]
+        failures: list[str] = []
+        if not dry_run:
+            # First the list, so that no pod is connected meanwhile; at last what a repetition needs.
+            failures = node_files.remove(lists, ()) + _remove_from_kernel()
+            if not failures:
+                failures = node_files.remove(rest, (state_dir, run_dir))
     except (ToolError, OSError) as error:
         options.fail("cleanup", str(error), 1)
-    if output is options.OutputFormat.JSON:
-        typer.echo(json.dumps(found, indent=2))
-    else:
-        for line in found:
-            typer.echo(line)
-        typer.echo(f"{len(found)} objects {'would be' if dry_run else 'were'} removed", err=True)
+    _tell(found, output, dry_run)
     for failure in failures:
         typer.echo(f"felix-py cleanup: {failure}", err=True)
     if failures:
         raise typer.Exit(1)
+
+
+def _tell(found: list[str], output: options.OutputFormat, dry_run: bool) -> None:
+    if output is options.OutputFormat.JSON:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for line in found:
+        typer.echo(line)
+    typer.echo(f"{len(found)} objects {'would be' if dry_run else 'were'} removed", err=True)
+
+
+def _refuse_while_wanted(daemonset: str, kubeconfig: Path | None) -> None:
+    """Exit with 1 if the DaemonSet is there, or if that cannot be known."""
+    if not daemonset:
+        return
+    from felix_py.datastore.client import ApiError, Unreachable
+
+    namespace, _, name = daemonset.partition("/")
+    if not (namespace and name) or "/" in name:
+        options.fail("cleanup", f"--unless-daemonset {daemonset}: not NAMESPACE/NAME", 2)
+    path = f"/apis/apps/v1/namespaces/{quote(namespace, safe='')}/daemonsets/{quote(name, safe='')}"
+    try:
+        with options.connect_api(kubeconfig, None).request("GET", path) as answer:
+            answer.read()
+    except ApiError as error:
+        if (error.status, error.reason) == (404, "NotFound"):
+            return
+        options.fail("cleanup", f"whether DaemonSet {daemonset} is there cannot be known: {error}", 1)
+    except (ConfigError, Unreachable, OSError) as error:
+        options.fail("cleanup", f"whether DaemonSet {daemonset} is there cannot be known: {error}", 1)
+    options.fail("cleanup", f"DaemonSet {daemonset} is still there and would bring all back; delete it first", 1)
 
 
 def _owned() -> list[str]:
@@ -73,11 +129,10 @@ def _owned() -> list[str]:
     return list(lines)
 
 
-def _remove(network_list: Path) -> list[str]:
+def _remove_from_kernel() -> list[str]:
     from felix_py.dataplane import sysctl
     from felix_py.dataplane.kernel import Kernel
 
-    network_list.unlink(missing_ok=True)
     failures: dict[str, str] = {}
     for backend in _backends():
         with Kernel(sysctl.available_families(), backend) as kernel:

@@ -1,5 +1,5 @@
-"""The agent asks for nothing that manifests/rbac.yaml does not grant, and nothing is granted that it never asks
-for."""
+"""The agent asks for nothing that manifests/base/rbac.yaml does not grant, and nothing is granted that it never
+asks for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.fakeapi import (
 )
 from tests.support.watching import QUICK, configuration
 
-RBAC = Path(__file__).parents[2] / "manifests" / "rbac.yaml"
+RBAC = Path(__file__).parents[2] / "manifests" / "base" / "rbac.yaml"
 CRDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
 
 Right = tuple[str, str, str, str]
