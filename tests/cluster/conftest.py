@@ -16,6 +16,7 @@ from types import FrameType
 
 import pytest
 
+from tests.cluster import cgroups
 from tests.cluster.cluster import Cluster
 from tests.cluster.installers import INSTALLERS, Installer
 from tests.cluster.plan import MAIN, Shape
@@ -46,7 +47,9 @@ def running(shape: Shape, installer: Installer, folder: Path) -> Iterator[Cluste
     def say(text: str) -> None:
         print(f"[{shape}: {time.monotonic() - began:.1f} s {text}]", file=sys.__stdout__, flush=True)
 
-    # The machines hold the other end: they end with this process, also when it is killed.
+    for left in cgroups.left_behind():
+        cgroups.remove(left)
+    # This process holds the other end: the machines end with this process, also when it is killed.
     lifeline, held = os.pipe()
     name = f"t{os.getpid()}-{folder.name}"
     found = Cluster(name, folder / name, shape, installer, lifeline=lifeline, say=say)
