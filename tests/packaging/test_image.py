@@ -29,6 +29,7 @@ SITE = "opt/felix-py/lib/python3.11/site-packages"
 NAME = f"localhost/felix-py:{version('felix-py')}"
 CLIENT = f"{SITE}/felix_py/cni/client/felix-py-cni"
 AGAIN = ROOT / "build" / "image-again"
+MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 IMPORT_ALL = """
 import importlib, pkgutil
@@ -74,7 +75,7 @@ def test_two_builds_give_the_same(built: Path, name: str) -> None:
 
 
 def test_docker_and_containerd_read_the_same_image(archive: Archive) -> None:
-    """docker load goes by manifest.json; others by the OCI layout, of which containerd and podman take the name."""
+    """docker load goes by manifest.json; others by the OCI layout, and take the name of its annotations."""
     (docker,) = archive.json("manifest.json")
     assert docker["RepoTags"] == [NAME]
     assert docker["Config"] == blob(archive.manifest["config"]["digest"])
@@ -107,7 +108,7 @@ def test_labels_and_user(archive: Archive) -> None:
         "base.name": "debian:bookworm",
     }
     assert datetime.fromisoformat(archive.config["created"]).timestamp() == int(git("log", "-1", "--format=%ct"))
-    assert archive.config["architecture"] == {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    assert archive.config["architecture"] == MACHINES[os.uname().machine]
 
 
 def test_sizes(archive: Archive, root: Path) -> None:
