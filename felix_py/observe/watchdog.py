@@ -23,7 +23,7 @@ from felix_py import log
 LIMIT = 30.0
 """Seconds that one turn of the loop may take."""
 
-STUCK = 4
+STUCK = 5
 """Exit code after the loop has stood still. The kernel's state stays, as always."""
 
 _LOOKS = 10
