@@ -22,7 +22,6 @@ import asyncio
 import importlib
 import os
 import resource
-from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import NoReturn
 
@@ -63,16 +62,14 @@ _CONDITION_RETRY = 60.0
 def main(config: AgentConfig) -> NoReturn:
     """Run the agent until SIGTERM or SIGINT, then end the process.
 
-    Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`,
-    :data:`~felix_py.observe.watchdog.STUCK`.
+    Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`.
     """
     _raise_descriptor_limit()
     memory.guard()
     metrics = Metrics()
     selector = WatchedSelector(Stalls(metrics.loop_stalls.observe, log.get("loop").warning))
-    watched = Watchdog(selector.turn).start
-    runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector))
-    code = runner.run(run(config, metrics, watched))
+    Watchdog(selector.turn).start()
+    code = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)).run(run(config, metrics))
     # All resources are closed. Threads that wait for a peer or the kernel must not keep the process alive.
     log.flush()
     os._exit(code)
@@ -86,18 +83,15 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def run(config: AgentConfig, metrics: Metrics, built: Callable[[], None] = lambda: None) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code. Call it in the main thread, once a process.
-
-    ``built`` is called after the long first turn of the loop, which reads the kernel.
-    """
+async def run(config: AgentConfig, metrics: Metrics) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code. Call it in the main thread, once a process."""
     logger = log.get("agent")
     stopping = Stopping(end_tools, lambda text: logger.error(text))
     asyncio.get_running_loop().set_exception_handler(memory.unhandled)
     told = True
     try:
         async with AsyncExitStack() as stack:
-            life = Life(config, metrics, stack, built)
+            life = Life(config, metrics, stack)
             work = asyncio.create_task(life.run())
             asked = asyncio.create_task(stopping.asked.wait())
             await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -129,11 +123,8 @@ async def run(config: AgentConfig, metrics: Metrics, built: Callable[[], None] =
 class Life:
     """One run of an agent. ``stack`` closes its resources, in reverse order."""
 
-    def __init__(
-        self, config: AgentConfig, metrics: Metrics, stack: AsyncExitStack, built: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> None:
         self._config = config
-        self._built = built
         self._metrics = metrics
         self._stack = stack
         self._agent: Agent | None = None
@@ -143,7 +134,6 @@ class Life:
     async def run(self) -> None:
         """Run until cancelled. Raises the errors of :data:`FATAL`."""
         agent = self._agent = build(self._config, self._metrics, self._stack)
-        self._built()
         await self._start(agent)
         await self._work(agent)
 

@@ -19,7 +19,7 @@ def agent(**given: Any) -> None:
     an environment variable is separated by spaces.
 
     Exit codes: 0 stopped, 1 could not start (the last log line says why), 2 wrong option, 3 stopped without an
-    orderly end, because something did not come to its end within nine seconds, 4 the event loop stood still for
+    orderly end, because something did not come to its end within nine seconds, 5 the event loop stood still for
     30 seconds (the log says where).
     """
     from felix_py import log
