@@ -102,7 +102,7 @@ def _tell(found: list[str], output: options.OutputFormat, dry_run: bool) -> None
 
 
 def _wait_until_unwanted(daemonset: str, kubeconfig: Path | None, agent: Path, seconds: float) -> None:
-    """Exit with 1 if the DaemonSet is there, or that cannot be known, or an agent answers, and none of it ends."""
+    """Exit with 1 if the DaemonSet is there, or may be there, or an agent answers, and it does not end."""
     if daemonset and not re.fullmatch("[^/]+/[^/]+", daemonset):
         options.fail("cleanup", f"--unless-daemonset {daemonset}: not NAMESPACE/NAME", 2)
     end, said = time.monotonic() + seconds, ""

@@ -1,6 +1,7 @@
 """felix-py as its image and manifests install it, on a cluster of its own: rights that it uses, and its removal.
 
-Needs ``dist/felix-py.tar`` (``make image``). The tests stand in the order of an installation's life.
+What docs/install.md and docs/upgrade.md tell to type is typed. Needs ``dist/felix-py.tar`` (``make image``).
+The tests stand in the order of an installation's life.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from typing import Any
 
 import pytest
 
+from tests.cluster import assets
 from tests.cluster.cluster import Cluster
 from tests.cluster.control_plane import AUDIT_LOG
-from tests.cluster.installers import Image, copy_plugins
+from tests.cluster.installers import Image, copy_plugins, peers_file
 from tests.cluster.machine import CHECKOUT, CommandFailed, wait_for
 from tests.cluster.node import Node
 from tests.cluster.plan import Shape
 from tests.cluster.workloads import Namespace, deployment, targets
+from tests.support.pages import commands
 from tests.support.rbac_audit import Right, compare, granted, service_account
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
@@ -27,6 +30,7 @@ ARCHIVE = CHECKOUT / "dist" / "felix-py.tar"
 MANIFESTS = CHECKOUT / "manifests"
 SHAPE = Shape(2, (4,), "nft", audit=True)
 SYSTEM = ("-n", "kube-system")
+CHECKED_OUT = "/root"
 FOLDERS = "/opt/cni/bin /etc/cni/net.d /run/felix-py /var/lib/felix-py"
 
 RARELY = {
@@ -69,15 +73,28 @@ UNUSABLE: list[dict[str, Any]] = [
 """What the definitions let in and no agent can apply as written: so Events and conditions are written."""
 
 
-class Noted(Image):
-    """The image, by an installer that looks at the nodes before."""
+class AsDocumented(Image):
+    """The image, and what docs/install.md says; it looks at the nodes before."""
 
     def install(self, cluster: Cluster) -> None:
         """Look, then install."""
         for node in cluster.nodes:
             copy_plugins(node, "portmap", "loopback")
         self.before = {node.name: traces(node) for node in cluster.nodes}
-        super().install(cluster)
+        cluster.each_node(lambda node: node.import_images(ARCHIVE))
+        place = cluster.machines["cp"]
+        place.run("ln", "-s", str(MANIFESTS), f"{CHECKED_OUT}/manifests")
+        place.write(f"{CHECKED_OUT}/bgp.yaml", peers_file(cluster))
+        type_in(cluster, commands("install.md", "cluster$", "2. Your routers")[0])
+        for command in commands("install.md", "cluster$", "3. felix-py"):
+            type_in(cluster, command)
+
+
+def type_in(cluster: Cluster, command: str) -> str:
+    """Run a command of a page as an administrator does, in the folder of a checkout."""
+    path = f'PATH="$PATH:{assets.folder()}" KUBECONFIG=/etc/kubernetes/admin.kubeconfig'
+    script = f"cd {CHECKED_OUT} && export {path} && {command}"
+    return cluster.machines["cp"].run("sh", "-c", script, timeout=200)
 
 
 def traces(node: Node) -> dict[str, object]:
@@ -99,7 +116,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if not ARCHIVE.exists():
         pytest.skip("no dist/felix-py.tar: make image")
     folder = tmp_path_factory.mktemp("daemonset")
-    cluster = Cluster(f"d{folder.stat().st_ino}", folder / "cluster", SHAPE, Noted())
+    cluster = Cluster(f"d{folder.stat().st_ino}", folder / "cluster", SHAPE, AsDocumented())
     try:
         cluster.up()
         yield cluster
@@ -139,7 +156,6 @@ def test_nodes_are_well(installed: Cluster, pods: Namespace) -> None:
 
 def test_rights_are_what_is_used(installed: Cluster) -> None:
     for definition in ("clusternetworkpolicies", "adminnetworkpolicies", "baselineadminnetworkpolicies"):
-        installed.kubectl("apply", "-f", str(MANIFESTS / "crds" / f"{definition}.yaml"))
         installed.kubectl("wait", "--for=condition=Established", f"crd/{definition}.policy.networking.k8s.io")
     installed.apply(*UNUSABLE)
     for one in UNUSABLE:
@@ -164,6 +180,45 @@ def lines(log: Path) -> list[str]:
     return log.read_text().rpartition("\n")[0].splitlines()
 
 
+def test_first_policy_and_first_peer_of_the_page(installed: Cluster) -> None:
+    for command in commands("install.md", "cluster$", "First policy"):
+        if "felix-py explain" not in command:
+            type_in(installed, command)
+            continue
+        # The examples' images cannot be had in here, so their pods have no addresses, and the command says that.
+        with pytest.raises(CommandFailed, match="shop/"):
+            type_in(installed, command)
+    for command in commands("install.md", "cluster$", "First peer"):
+        assert "1 of 1 peer established" in type_in(installed, command)
+    assert "10.244." in installed.node("node1").machine.run("ip", "route", "show", "proto", "89")
+    installed.kubectl("delete", "-f", str(MANIFESTS / "examples" / "00-pods.yaml"), timeout=120)
+
+
+def test_settings_change_and_one_node_first(installed: Cluster, pods: Namespace) -> None:
+    """The ConfigMap written anew, and docs/upgrade.md: then all agents are new, and pods have kept their network."""
+    for command in commands("install.md", "cluster$", "2. Your routers")[1:]:
+        type_in(installed, command)
+    installed.kubectl(*SYSTEM, "rollout", "status", "daemonset/felix-py", "--timeout=180s", timeout=190)
+    before = set(system_pods(installed, "felix-py"))
+    patch, _, delete = commands("upgrade.md", "cluster$", "One node first")
+    type_in(installed, patch)
+    type_in(installed, delete.replace("NODE", "node1"))
+    wait_for("the node's new agent", lambda: len(new(installed, before)) == 1 and rolled_out(installed), 120)
+    assert len(before & set(system_pods(installed, "felix-py"))) == SHAPE.nodes - 1
+    installed.kubectl("apply", "-f", str(MANIFESTS / "felix-py.yaml"))
+    assert installed.get("daemonset", "felix-py", *SYSTEM)["spec"]["updateStrategy"]["type"] == "RollingUpdate"
+    assert reach_each_other(pods)
+
+
+def new(cluster: Cluster, before: set[str]) -> set[str]:
+    return set(system_pods(cluster, "felix-py")) - before
+
+
+def rolled_out(cluster: Cluster) -> bool:
+    status = cluster.get("daemonset", "felix-py", *SYSTEM)["status"]
+    return bool(status.get("numberReady") == SHAPE.nodes)
+
+
 def test_cleanup_waits_for_the_daemonsets_end(installed: Cluster, pods: Namespace) -> None:
     before = {node.name: traces(node) for node in installed.nodes}
     installed.kubectl("apply", "-f", str(MANIFESTS / "cleanup.yaml"))
@@ -183,9 +238,11 @@ def all_refuse(cluster: Cluster) -> bool:
 
 def test_removal_leaves_nodes_as_they_were(installed: Cluster, pods: Namespace) -> None:
     pods.delete(wait=True)
-    installed.kubectl("delete", "-f", str(MANIFESTS / "felix-py.yaml"), timeout=120)
-    rollout = ("rollout", "status", "daemonset/felix-py-cleanup", "--timeout=180s")
-    installed.kubectl(*SYSTEM, *rollout, timeout=190)
-    assert isinstance(installed.installer, Noted)
+    delete, _, clean, *rest = commands("install.md", "cluster$", "Removal")
+    type_in(installed, delete)
+    type_in(installed, clean)
+    assert isinstance(installed.installer, AsDocumented)
     assert {node.name: traces(node) for node in installed.nodes} == installed.installer.before
-    installed.kubectl("delete", "-f", str(MANIFESTS / "cleanup.yaml"), timeout=120)
+    for command in rest:
+        type_in(installed, command)
+    assert not system_pods(installed, "felix-py-cleanup")
