@@ -195,7 +195,7 @@ def test_first_policy_and_first_peer_of_the_page(installed: Cluster) -> None:
 
 
 def test_settings_change_and_one_node_first(installed: Cluster, pods: Namespace) -> None:
-    """The ConfigMap written anew, and docs/upgrade.md: then all agents are new, and pods have kept their network."""
+    """The ConfigMap written anew, and docs/upgrade.md: all agents are new then, pods have kept their network."""
     for command in commands("install.md", "cluster$", "2. Your routers")[1:]:
         type_in(installed, command)
     installed.kubectl(*SYSTEM, "rollout", "status", "daemonset/felix-py", "--timeout=180s", timeout=190)
