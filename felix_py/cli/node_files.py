@@ -27,7 +27,7 @@ def client(folder: Path) -> list[Path]:
 
 
 def state(folder: Path) -> list[Path]:
-    """Address leases, also damaged ones, and settings as last known; at last the folder, if nothing else is in it."""
+    """Address leases and settings as last known; at last the folder, if nothing else is in it."""
     return _with_folder(folder, _STATE)
 
 
