@@ -84,7 +84,7 @@ def offered(status: Status, owner: str) -> Offer:
         ],
     }
     verdicts = [(one["type"], one["status"], one["reason"]) for one in conditions]
-    return Offer(owner, body, (verdicts, body["peers"], due, running))
+    return Offer(owner, body, (verdicts, body["peers"], due, running, {notice.kind for notice in notices}))
 
 
 def _conditions(status: Status, peers: Sequence[PeerStatus]) -> list[Json]:

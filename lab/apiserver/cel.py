@@ -1,9 +1,10 @@
 """Validation rules of custom resources (``x-kubernetes-validations``): the part of CEL that most are made of.
 
 Literals, fields of ``self``, indexes, ``! && || == != < <= > >= in + -``, ``has``, ``exists``, ``all``, ``size``,
-``startsWith``, ``endsWith``, ``contains``, ``matches``, ``string``, ``isIP``, ``isCIDR``, ``cidr`` with ``masked``
-and ``prefixLength``. A definition with a rule of anything else is refused: no rule is silently not applied. Source:
-the Common Expression Language Specification, and "Validation rules" in the Kubernetes documentation.
+``startsWith``, ``endsWith``, ``contains``, ``matches``, ``string``, ``isIP``, ``isCIDR``, ``cidr``, of which
+``masked`` and ``prefixLength``. A definition with a rule of anything else is refused: no rule is silently not
+applied. Source: the Common Expression Language Specification, and "Validation rules" in the Kubernetes
+documentation.
 """
 
 from __future__ import annotations

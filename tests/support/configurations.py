@@ -6,7 +6,7 @@ from typing import Any
 
 from felix_py.records import ConfigurationRecord
 
-EVERYTHING = {
+EVERYTHING: dict[str, Any] = {
     "chainedPlugins": ["bandwidth"],
     "clusterCIDRs": ["10.0.0.0/8", "fd00::/16"],
     "serviceCIDRs": ["10.96.0.0/16"],

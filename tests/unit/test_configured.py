@@ -22,6 +22,7 @@ from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Backend, ConfigurationRecord
 from tests.support.configurations import fine, record
+from tests.support.waiting import until
 
 LIVE = ("mtu", "log_level")
 PATIENCE = 20.0
@@ -45,9 +46,7 @@ class Running:
         return dict(self.notices.of(kind))
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while not condition():
-                await asyncio.sleep(0.005)
+        await until(condition, PATIENCE)
 
     async def listed(self, *found: ConfigurationRecord) -> None:
         self.table.apply([Mark.LIST_BEGIN, *found, Mark.LIST_END])

@@ -115,7 +115,8 @@ def test_a_wrong_value_below_a_right_one_is_told_and_does_no_harm() -> None:
 
 
 def test_unknown_fields_are_told_and_bounded() -> None:
-    found = merged(record("default", mtu=1400, **{f"x{number:03}": 1 for number in range(1000)}))
+    unknown: dict[str, Any] = {f"x{number:03}": 1 for number in range(1000)}
+    found = merged(record("default", "", mtu=1400, **unknown))
     assert found.values == {"mtu": 1400}
     assert said(found)[0] == "default x000: this version does not know the field"
     assert len(found.problems) == 50

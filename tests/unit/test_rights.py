@@ -103,8 +103,8 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
             lambda: (
                 len(server.events) >= 2
                 and all(server.objects[path, "", "default"].get("status") for path in CRDS)
-                and server.objects.get((NODE_STATUSES, "", "node-1"), {}).get("status")
-                and "watch" in " ".join(server.verbs(CONFIGURATIONS))
+                and bool(server.objects.get((NODE_STATUSES, "", "node-1"), {}).get("status"))
+                and any(verb.startswith("watch") for verb in server.verbs(CONFIGURATIONS))
             ),
         )
         fetch(client)

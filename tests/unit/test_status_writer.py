@@ -1,4 +1,4 @@
-"""The writer of NodeNetworkStatus: what it writes, how seldom, and what it does about a server that is not well."""
+"""The writer of NodeNetworkStatus: what it writes, how seldom, and what it does about a server that is unwell."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def held(api: FakeApi) -> Json | None:
 
 
 def status(api: FakeApi) -> Json:
-    return (held(api) or {}).get("status", {})
+    found: Json = (held(api) or {}).get("status", {})
+    return found
 
 
 def condition(api: FakeApi, kind: str = "Ready") -> Json:
