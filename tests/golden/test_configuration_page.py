@@ -1,4 +1,4 @@
-"""``docs/settings.md`` is what the table of settings gives.
+"""The tables of ``docs/configuration.md`` are what the table of settings gives; the rest is written by hand.
 
 ``UPDATE_GOLDEN=1 pytest tests/golden`` writes it anew; the diff is then the review.
 """
@@ -12,36 +12,47 @@ from pathlib import Path
 from felix_py.config import SETTINGS
 from felix_py.settings import Setting
 
-PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
-HEAD = """\
-# Settings of `felix-py agent`
+MARK = "<!-- What follows is made from felix_py/config.py: UPDATE_GOLDEN=1 make test TESTS=tests/golden -->\n"
 
-Made from `felix_py/config.py` (`UPDATE_GOLDEN=1 make test TESTS=tests/golden`).
+CLUSTER = """
+## Settings of the cluster or of a node
 
-{taken} What some of them need besides: [Changing settings](operations.md#changing-settings).
-An option counts before its environment variable. A list is given by repeating the option, and in the environment
-separated by spaces; `none` is the empty list. `/status` shows what an agent runs with (`configuration.settings`).
+| FelixConfiguration | value | built in | changes | meaning | Calico | option, environment |
+|---|---|---|---|---|---|---|
+"""
 
-Calico's names are those of FelixConfiguration's fields or of Felix's parameters; the nearest, where there is one.
+HOST = """
+## Settings of an agent alone
 
-| option, environment | value | default | meaning | Calico |
+| option, environment | value | built in | meaning | Calico |
 |---|---|---|---|---|
 """
 
 
-def page() -> str:
-    live = [f"`{it.option}`" for it in SETTINGS.values() if it.live]
-    taken = f"All but {', '.join(live)} take" if live else "All take"
-    return HEAD.format(taken=f"{taken} effect at the agent's next start.") + "".join(map(row, SETTINGS.values()))
+def tables() -> str:
+    own = [it for it in SETTINGS.values() if it.field is None]
+    of_cluster = [it for it in SETTINGS.values() if it.field is not None]
+    return CLUSTER + "".join(map(cluster_row, of_cluster)) + HOST + "".join(map(row, own))
+
+
+def cluster_row(it: Setting) -> str:
+    assert it.field is not None
+    words = [f"`{word}`" for word in it.words]
+    called = ", ".join(words) + " (a list)" * it.field.choices if words else value(it)
+    taken = "at once" if it.live else "restart"
+    built_in = it.otherwise or f"`{_shown(it)}`"
+    return _row(f"`{it.field.name}`", called, built_in, taken, it.meaning, it.calico, names(it))
 
 
 def row(it: Setting) -> str:
+    return _row(names(it), value(it), it.otherwise or f"`{it.text(it.default)}`", it.meaning, it.calico)
+
+
+def names(it: Setting) -> str:
     option = f"`{it.option}`" + (f", `--no-{it.option[2:]}`" if it.type is bool else "")
-    names = ", ".join(f"`{name}`" for name in it.environment)
-    default = it.otherwise or f"`{it.text(it.default)}`"
-    cells = (f"{option}<br>{names}", value(it), default, it.meaning, it.calico)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+    return f"{option}<br>" + ", ".join(f"`{name}`" for name in it.environment)
 
 
 def value(it: Setting) -> str:
@@ -50,10 +61,23 @@ def value(it: Setting) -> str:
     if isinstance(it.type, type) and issubclass(it.type, enum.Enum):
         return ", ".join(f"`{one.value}`" for one in it.type)
     least = "" if it.least is None else f", {it.least:g} at least"
-    return it.metavar + (least if it.most is None else f", {it.least:g} to {it.most:g}")
+    called = f"list of {it.metavar}" if it.many else it.metavar
+    return called + (least if it.most is None else f", {it.least:g} to {it.most:g}")
 
 
-def test_page_is_what_the_table_gives() -> None:
+def _shown(it: Setting) -> str:
+    found = it.to_field(it.default)
+    return str(found).lower() if isinstance(found, bool) else ", ".join(found) if it.many else str(found)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def test_tables_are_what_the_settings_give() -> None:
+    before, mark, after = PAGE.read_text().partition(MARK)
+    assert mark, f"{PAGE} has lost the line {MARK}"
     if os.environ.get("UPDATE_GOLDEN"):
-        PAGE.write_text(page())
-    assert page() == PAGE.read_text()
+        PAGE.write_text(before + MARK + tables())
+        after = tables()
+    assert after == tables()
