@@ -101,8 +101,11 @@ class Configured:
         """
         if self._begun.known or self._begun.certain:
             return
-        with suppress(TimeoutError):
+        try:
             await asyncio.wait_for(self._reviewed.wait(), _GRACE)
+        except TimeoutError:
+            # They may not be read, under the RBAC of an older version. The next start need not wait for them.
+            await self._keep(self._good)
         if self.restart_due:
             raise StartAnew(
                 f"the FelixConfigurations that could not be read at the start set {', '.join(self.restart_due)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from felix_py.config import FIELDS
 from felix_py.observe import ask
 from tests.support import faults
 from tests.support.agent_process import NODE, AgentProcess
+from tests.support.configurations import EVERYTHING
 from tests.support.fakeapi import CONFIGURATIONS, NODE_STATUSES, NODES, FakeApi, Json
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -43,6 +46,11 @@ class Agent(AgentProcess):
     def condition(self, kind: str = "Ready") -> tuple[str, str]:
         found = {one["type"]: (one["status"], one["reason"]) for one in self.told().get("conditions", ())}
         return found.get(kind, ("", ""))
+
+    def compared_age(self) -> float:
+        with closing(ask.connection(str(self.run_dir / "agent.sock"), 10)) as asked:
+            asked.request("GET", "/status")
+            return float(json.loads(asked.getresponse().read())["comparedAgeSeconds"])
 
     def run(self) -> None:
         self.start()
@@ -94,6 +102,18 @@ def test_what_is_live_changes_at_once_and_the_rest_at_the_restart(tmp_path: Path
         assert agent.configuration()["restartRequired"] == []
         agent.say("node." + NODE, mtu=1200)
         agent.until(lambda: agent.settings()["mtu"] == 1200)
+
+
+def test_every_live_setting_changes(tmp_path: Path) -> None:
+    live = {name: it for name, it in FIELDS.items() if it.live}
+    with agents(tmp_path) as agent:
+        agent.run()
+        agent.say(**{name: EVERYTHING[name] for name in live} | {"refreshIntervalSeconds": 2})
+        agent.until(lambda: agent.configuration()["sources"].keys() == {it.json_name for it in live.values()})
+        assert agent.configuration()["restartRequired"] == []
+        ages: list[float] = []
+        # Without the change, the next comparison would be 90 seconds after the start.
+        agent.until(lambda: ages.append(agent.compared_age()) or ages[-1] < max(ages), "a comparison")
 
 
 def test_without_the_api_server_the_last_good_settings_count(tmp_path: Path) -> None:
@@ -205,6 +225,10 @@ def test_a_server_that_refuses_the_kind_alone_keeps_nobody_waiting(tmp_path: Pat
     with agents(tmp_path) as agent:
         agent.api.fault("*", faults.refuse(403, "Forbidden"), path=CONFIGURATIONS, times=1000)
         agent.run()
+        agent.stop()
+        started = time.monotonic()
+        agent.run()
+        assert time.monotonic() - started < 10, "it knows that there is nothing to wait for"
         agent.api.clear_faults()
         agent.say(mtu=1400)
         agent.until(lambda: agent.settings()["mtu"] == 1400)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from felix_py.agent import configured
 from felix_py.agent.configured import Configured, StartAnew
 from felix_py.agent.last_good import LastGood
 from felix_py.agent.starting import Start, settle
@@ -209,6 +210,16 @@ async def test_and_goes_on_if_they_do_not(tmp_path: Path, found: tuple[Configura
         waiting = asyncio.create_task(run.part.settled())
         await run.listed(*found)
         await waiting
+
+
+async def test_who_may_not_read_them_waits_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configured, "_GRACE", 2.0)
+    async with running(tmp_path, away=True) as run:
+        await run.part.settled()
+        assert copied(tmp_path) == {}
+    monkeypatch.setattr(configured, "_GRACE", 1000.0)
+    async with running(tmp_path, away=True) as run:
+        await run.part.settled()
 
 
 async def test_who_read_them_does_not_wait(tmp_path: Path) -> None:
