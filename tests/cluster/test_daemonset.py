@@ -180,6 +180,19 @@ def lines(log: Path) -> list[str]:
     return log.read_text().rpartition("\n")[0].splitlines()
 
 
+def test_agents_wait_for_nobody_and_nobody_for_them(installed: Cluster) -> None:
+    """API priority and fairness: all requests of agents are dispatched in a level of their own."""
+    metrics = installed.kubectl("get", "--raw", "/metrics")
+    dispatched = re.findall(
+        r'^apiserver_flowcontrol_dispatched_requests_total\{flow_schema="(.*?)",priority_level="(.*?)"\} (\S+)$',
+        metrics,
+        re.MULTILINE,
+    )
+    counts = {(schema, level): float(count) for schema, level, count in dispatched}
+    assert counts["felix-py", "felix-py"] > 20
+    assert not re.search(r"^apiserver_flowcontrol_rejected_requests_total.*felix-py", metrics, re.MULTILINE)
+
+
 def test_first_policy_and_first_peer_of_the_page(installed: Cluster) -> None:
     for command in commands("install.md", "cluster$", "First policy"):
         if "felix-py explain" not in command:
