@@ -209,9 +209,17 @@ def test_first_policy_and_first_peer_of_the_page(installed: Cluster) -> None:
 
 def test_settings_change_and_one_node_first(installed: Cluster, pods: Namespace) -> None:
     """The ConfigMap written anew, and docs/upgrade.md: all agents are new then, pods have kept their network."""
+    server = installed.shape.addresses("cp")[0]
+    installed.kubectl(*SYSTEM, "delete", "configmap", "felix-py")
+    (anew,) = commands("install.md", "cluster$", "If kube-proxy cannot come first")
+    type_in(installed, anew.replace("10.0.0.10", server))
     for command in commands("install.md", "cluster$", "2. Your routers")[1:]:
         type_in(installed, command)
     installed.kubectl(*SYSTEM, "rollout", "status", "daemonset/felix-py", "--timeout=180s", timeout=190)
+    for pod in system_pods(installed, "felix-py"):
+        in_agent = (*SYSTEM, "exec", pod, "-c", "agent", "--")
+        asked = "import os; print(os.environ['KUBERNETES_SERVICE_HOST'])"
+        assert installed.kubectl(*in_agent, "python3", "-c", asked).strip() == server
     before = set(system_pods(installed, "felix-py"))
     patch, _, delete = commands("upgrade.md", "cluster$", "One node first")
     type_in(installed, patch)
