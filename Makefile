@@ -1,4 +1,4 @@
-# `make lab` and `make test` need nothing but a Debian machine and root: each installs what it uses, and no more.
+# `make lab`, `make test` and `make test-cluster` need nothing but a Debian machine and root: each installs what it uses.
 
 SHELL := /bin/bash
 PYTHON ?= python3

@@ -153,6 +153,8 @@ def main() -> None:
         args.run(args)
     except (CommandFailed, OSError) as error:
         _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m tests.cluster.assets``: builds the programs of Kubernetes and Helm, once, into a cache folder.
+"""``python -m tests.cluster.assets``: builds Kubernetes, etcd and Helm, once, into a cache folder.
 
 No Debian package has them. Their sources come by the Go module proxy, as the ``go.mod`` files beside this say, so
 their versions and checksums are locked.
@@ -70,13 +70,20 @@ KUBERNETES = Module(
     flags="-X k8s.io/component-base/version.gitVersion={version}"
     " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36",
 )
+# Debian's etcd cannot serve what watches of Kubernetes need (RequestWatchProgress, from 3.4.31 and 3.5.13 on).
+ETCD = Module(
+    folder=HERE / "etcd",
+    path="go.etcd.io/etcd/server/v3",
+    programs={"etcd": "go.etcd.io/etcd/server/v3"},
+    flags="",
+)
 HELM = Module(
     folder=HERE / "helm",
     path="helm.sh/helm/v3",
     programs={"helm": "helm.sh/helm/v3/cmd/helm"},
     flags="-X helm.sh/helm/v3/internal/version.version={version}",
 )
-MODULES = (KUBERNETES, HELM)
+MODULES = (KUBERNETES, ETCD, HELM)
 
 
 def folder(module: Module = KUBERNETES) -> Path:
@@ -122,7 +129,9 @@ def build(wanted: Sequence[str] = ()) -> None:
 def _build(module: Module, name: str, package: str, go: Path, go_version: tuple[int, int]) -> None:
     print(f"Building {name} {module.version} ", end="", flush=True)
     began = time.monotonic()
-    unfinished = program(name).with_name(f".{name}.new")
+    for left in folder(module).glob(f".{name}.*.new"):  # by a build that was killed
+        left.unlink(missing_ok=True)
+    unfinished = program(name).with_name(f".{name}.{os.getpid()}.new")
     env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath"}
     if go_version >= (1, 27):
         env["GOEXPERIMENT"] = "nojsonv2"  # with it, the API server's OpenAPI document is broken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def _hand_down(path: Path) -> None:
     if offered.exists():
         wanted = " ".join(f"+{name}" for name in offered.read_text().split())
         (path / "cgroup.subtree_control").write_text(wanted)
+
+
+def left_behind() -> set[str]:
+    """Names of clusters, of those that have a test run's process id in it, whose run was killed."""
+    names = {path.name.removeprefix(_PREFIX) for top in _hierarchies() for path in top.glob(f"{_PREFIX}t*-*")}
+    runs = {name: re.match(r"t(\d+)-", name) for name in names}
+    return {name for name, run in runs.items() if run and not Path("/proc", run[1]).exists()}
 
 
 def remove(cluster: str) -> None:

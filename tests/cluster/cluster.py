@@ -22,7 +22,7 @@ from tests.cluster.plan import CONTROL_PLANE, OUTSIDE, TOR, Shape, check_name
 from tests.cluster.tor import Tor
 
 _TOOLS = """
-    etcd containerd ctr runc bird birdc iptables-nft iptables-legacy conntrack ip nsenter unshare pivot_root
+    containerd ctr runc bird birdc iptables-nft iptables-legacy conntrack ip nsenter unshare pivot_root
     openssl busybox cc curl
 """
 
@@ -55,7 +55,7 @@ class Cluster:
         self.pki = Pki(self.folder / "pki", shape)
         self._say = say
         shown = [path.absolute() for path in (assets.folder(), *installer.binds, *binds)]
-        only = {CONTROL_PLANE: [self.pki.folder]}
+        only = {CONTROL_PLANE: [self.pki.folder, assets.folder(assets.ETCD)]}
         self.machines = {
             machine: Machine(machine, self.folder / machine, shape, [*shown, *only.get(machine, [])], lifeline)
             for machine in shape.machines
@@ -76,18 +76,21 @@ class Cluster:
         """
         self._check_tools()
         self.folder.mkdir(parents=True)
-        with ThreadPoolExecutor(1) as pool:
-            archive = pool.submit(images.archive)
-            self.pki.make()
-            self.machines[TOR].boot(None)
-            for name in (OUTSIDE, CONTROL_PLANE, *self.shape.node_names):
+        self._save()
+        archive = images.archive()
+        self.pki.make()
+        self.machines[TOR].boot(None)
+        with ThreadPoolExecutor(len(self.nodes)) as pool:
+            prepared = [pool.submit(self._prepare, node, archive) for node in self.nodes]
+            for name in (OUTSIDE, CONTROL_PLANE):
                 self.machines[name].boot(self.machines[TOR])
-            self._save()
             self.tor.start()
-            self._say("machines started")
             self.control_plane.start()
             self._say("API server ready")
-            self.each_node(lambda node: self._first_start(node, archive.result()))
+            for done in prepared:
+                done.result()
+        for node in self.nodes:
+            node.start_kubelet()
         self._say("kubelets started")
         for node in self.nodes:
             wait_for(f"{node.name}'s pod CIDRs", lambda node=node: self.pod_cidrs(node.name), 120)  # type: ignore[misc]
@@ -99,8 +102,9 @@ class Cluster:
 
     def down(self) -> None:
         """End everything and remove all files; one that is half up, or gone, is fine."""
-        for machine in reversed(list(self.machines.values())):
-            machine.halt()
+        with ThreadPoolExecutor(len(self.machines)) as pool:
+            for halted in [pool.submit(machine.halt) for machine in self.machines.values()]:
+                halted.result()
         cgroups.remove(self.name)
         # With a machine's end its mounts have ended, so nothing of others is below.
         if self.folder.exists():
@@ -129,13 +133,15 @@ class Cluster:
         names = [f"node/{node.name}" for node in self.nodes]
         self.kubectl("wait", "--for=condition=Ready", f"--timeout={seconds:.0f}s", *names, timeout=seconds + 10)
 
-    def _first_start(self, node: Node, archive: Path) -> None:
+    def _prepare(self, node: Node, archive: Path) -> None:
+        node.machine.boot(self.tor.machine)
         node.start()
         node.import_images(archive)
-        node.start_kubelet()
 
     def _check_tools(self) -> None:
-        missing = [tool for tool in _TOOLS.split() if not shutil.which(tool)] + assets.missing(assets.KUBERNETES)
+        missing = [tool for tool in _TOOLS.split() if not shutil.which(tool)] + assets.missing(
+            assets.KUBERNETES, assets.ETCD
+        )
         if missing:
             raise FileNotFoundError(f"missing: {' '.join(missing)} (`make cluster` installs and builds them)")
         if os.geteuid():

@@ -14,6 +14,7 @@ from types import FrameType
 
 import pytest
 
+from tests.cluster import cgroups
 from tests.cluster.cluster import Cluster
 from tests.cluster.installers import INSTALLERS
 from tests.cluster.plan import MAIN, Shape
@@ -45,7 +46,9 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     def say(text: str) -> None:
         print(f"[{shape}: {time.monotonic() - began:.1f} s {text}]", file=sys.__stdout__, flush=True)
 
-    # The machines hold the other end: they end with this process, also when it is killed.
+    for left in cgroups.left_behind():
+        cgroups.remove(left)
+    # This process holds the other end: the machines end with this process, also when it is killed.
     lifeline, held = os.pipe()
     name = f"t{os.getpid()}-{shape}"
     installer = INSTALLERS[os.environ.get("FELIX_PY_CLUSTER_INSTALL", "by-hand")]()

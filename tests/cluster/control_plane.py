@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.cluster import assets
-from tests.cluster.machine import Machine, command, wait_for
+from tests.cluster.machine import Machine, wait_for
 from tests.cluster.pki import Pki
 from tests.cluster.plan import CLUSTER_CIDRS, CONTROL_PLANE, NODE_MASKS, SERVICE_CIDRS, Shape
 
@@ -36,11 +36,26 @@ class ControlPlane:
         for name in ("admin", "kube-controller-manager", "kube-scheduler"):
             self.machine.write(f"/etc/kubernetes/{name}.kubeconfig", self._pki.kubeconfig(name), 0o600)
         self.machine.write("/etc/kubernetes/audit.yaml", json.dumps(_AUDIT))
-        self._start("etcd", "etcd", *self._etcd())
+        self.start_etcd()
         self.start_apiserver()
         wait_for("the API server", lambda: self.kubectl("get", "--raw=/readyz") == "ok", 180)
         self._start("kube-controller-manager", *self._controller_manager())
         self._start("kube-scheduler", *self._with_kubeconfig("kube-scheduler"), "--leader-elect=false")
+
+    def start_etcd(self) -> None:
+        """Start etcd, without waiting; it goes on with the data that is there."""
+        peer = "http://127.0.0.1:2380"
+        self._start(
+            "etcd",
+            str(assets.program("etcd")),
+            "--data-dir=/var/lib/etcd",
+            f"--listen-client-urls=http://{_ETCD}",
+            f"--advertise-client-urls=http://{_ETCD}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",
+        )
 
     def start_apiserver(self) -> None:
         """Start kube-apiserver, without waiting: also after ``machine.stop("kube-apiserver")``."""
@@ -60,20 +75,6 @@ class ControlPlane:
 
     def _start(self, service: str, *argv: str) -> None:
         self.machine.start(service, *argv)
-
-    def _etcd(self) -> list[str]:
-        peer = "http://127.0.0.1:2380"
-        options = [
-            "--data-dir=/var/lib/etcd",
-            f"--listen-client-urls=http://{_ETCD}",
-            f"--advertise-client-urls=http://{_ETCD}",
-            f"--listen-peer-urls={peer}",
-            f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=default={peer}",
-        ]
-        if "--unsafe-no-fsync" in command("etcd", "--help"):
-            options.append("--unsafe-no-fsync")
-        return options
 
     def _apiserver(self) -> list[str]:
         pki = self._pki.folder

@@ -131,6 +131,7 @@ class Machine:
         """
         if not self.root.exists():
             self._lay_out()
+        self.folder.mkdir(exist_ok=True)
         (self.folder / "ready").unlink(missing_ok=True)
         spec = {"name": self.name, "binds": self._binds}
         (self.folder / "machine.json").write_text(json.dumps(spec))
@@ -139,12 +140,10 @@ class Machine:
             [*argv, sys.executable, "-m", "tests.cluster.init", str(self.folder)], "init", stdin=self._lifeline
         )
 
-        def ready() -> bool:
-            if init.poll() is not None:
-                raise SystemExit(f"{self.name} did not start: {self.log('init')[-2000:]}")
-            return (self.folder / "ready").exists()
-
-        wait_for(f"{self.name}'s start", ready, 30, 0.02)
+        ready = self.folder / "ready"
+        wait_for(f"{self.name}'s start", lambda: ready.exists() or init.poll() is not None, 60, 0.02)
+        if not ready.exists():
+            raise CommandFailed(f"{self.name} did not start: {self.log('init')[-2000:]}")
         self._wire(tor)
 
     def halt(self) -> None:
@@ -305,6 +304,7 @@ class Machine:
     def start(self, service: str, *argv: str, env: Mapping[str, str] | None = None) -> None:
         """Start a service, and again whenever it ends. Its log is :meth:`log`."""
         self._spawn([*self.enter(), "sh", "-c", _KEEP, service, *argv], service, env=self.environment(env))
+        wait_for(f"{service}'s start", lambda: service in self.services(), 60, 0.02)
 
     def stop(self, service: str, seconds: float = 60) -> None:
         """End a service with SIGTERM and wait until it has; one that does not run is fine.
