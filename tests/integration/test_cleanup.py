@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -158,6 +158,20 @@ def test_node_is_as_before(removal: Removal) -> None:
     assert removal.state() == before
     again = removal.cleanup("--everything", *UNLESS)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "0 objects were removed\n")
+
+
+def test_killed_at_any_moment_it_can_be_repeated(removal: Removal) -> None:
+    removal.of_others()
+    before = removal.state()
+    with_client(removal)
+    removal.live()
+    for moment in (0.2, 0.5, 0.8, 1.1, 1.4, 1.7):
+        with removal.start_cleanup("--everything") as going:
+            with suppress(subprocess.TimeoutExpired):
+                going.wait(moment)
+            going.kill()
+    assert removal.cleanup("--everything").returncode == 0
+    assert removal.state() == before
 
 
 def test_leases_and_client_stay_for_a_pause(removal: Removal) -> None:
