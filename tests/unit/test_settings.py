@@ -59,7 +59,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AgentConfig]:
     seen: list[AgentConfig] = []
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(log, "configure", lambda *_, **__: None)
-    monkeypatch.setattr(agent_main, "main", seen.append)
+    monkeypatch.setattr(agent_main, "main", lambda config, _given: seen.append(config))
     for it in SETTINGS.values():
         for name in it.environment:
             monkeypatch.delenv(name, raising=False)
