@@ -17,8 +17,8 @@ from felix_py.agent.judge import Judge
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.conntrack import Conntrack
 from policy.change import Change
-from policy.evaluate import Snapshot, verdict
 from policy.model import LocalEndpoint, Namespace, NetworkPolicy, Packet, Pod, Protocol
+from policy.oracle.evaluate import Snapshot, verdict
 from tests.support.isolate import new_netns, run
 
 PODS = 110

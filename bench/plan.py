@@ -17,10 +17,9 @@ from dataclasses import replace
 
 from bench.clusters import Cluster, even, labelled
 from bench.harness import Way, compare, show
-from policy.answers import Variant
-from policy.cohorts import Policy
-from policy.evaluate import Snapshot, verdict
-from policy.impact import Changes, Group, impact, policies_after
+from policy.impact.answers import Variant
+from policy.impact.cohorts import Policy
+from policy.impact.compare import Changes, Group, impact, policies_after
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -36,6 +35,7 @@ from policy.model import (
     Selector,
     Tier,
 )
+from policy.oracle.evaluate import Snapshot, verdict
 from policy.selectors import matches
 
 POLICIES = 200

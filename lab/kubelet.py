@@ -20,7 +20,7 @@ import aiohttp
 from felix_py import log
 from lab import topology
 from lab.apiclient import STRATEGIC, ApiClient, ApiError, Obj
-from lab.events import EventRecorder, now
+from lab.event_recorder import EventRecorder, now
 from lab.machines import CNI_BIN_DIR
 from lab.namespaces import NETNS_DIR
 from lab.podserver import PodServer

@@ -26,8 +26,8 @@ from lab.podserver import Port
 from lab.sandbox import ports
 from lab.state import LabError
 from lab.topology import TOR, machine_netns, pod_netns
-from policy.evaluate import Snapshot, Verdict, verdict
 from policy.model import ClusterPolicy, Family, NetworkPolicy, Packet, Protocol
+from policy.oracle.evaluate import Snapshot, Verdict, verdict
 
 R = TypeVar("R")
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lab.matrix import Attempt, Cell, Party
-from policy.evaluate import DirectionVerdict
 from policy.model import Family
+from policy.oracle.evaluate import DirectionVerdict
 
 _MOST_EXPLAINED = 20
 _LEGEND = """\

@@ -12,7 +12,7 @@ import aiohttp
 
 from felix_py import log
 from lab.apiclient import ApiClient, ApiError, Obj
-from lab.events import EventRecorder, now
+from lab.event_recorder import EventRecorder, now
 from lab.namespaces import (
     ANSWER_ALL,
     NETNS_DIR,

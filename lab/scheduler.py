@@ -6,7 +6,7 @@ import aiohttp
 
 from felix_py import log
 from lab.apiclient import ApiClient, ApiError, Obj
-from lab.events import EventRecorder
+from lab.event_recorder import EventRecorder
 
 _logger = log.get("scheduler")
 

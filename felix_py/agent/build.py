@@ -75,7 +75,7 @@ from felix_py.observe.status import Status
 from felix_py.pending import Pending
 from felix_py.reconcile import Reconciler
 from felix_py.records import Backend, Update
-from policy.compile import Engine
+from policy.engine.compile import Engine
 from policy.model import Direction, Family
 
 _MOST_NAMED = 10

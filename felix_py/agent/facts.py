@@ -23,7 +23,7 @@ from felix_py.observe import disputes
 from felix_py.records import Lease, NodeRecord, Route, endpoint_of
 from felix_py.refs import LinkRef, Ref, RouteRef
 from policy.change import Change
-from policy.compile import Engine
+from policy.engine.compile import Engine
 from policy.ir import Delta
 from policy.model import Family, ObjectKey, Pod
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from felix_py.agent.view import ClusterView
-from policy.evaluate import View, verdict
 from policy.model import (
     ClusterPolicy,
     Direction,
@@ -18,6 +17,7 @@ from policy.model import (
     PolicyRef,
     Protocol,
 )
+from policy.oracle.evaluate import View, verdict
 
 
 class Judge:

@@ -17,7 +17,7 @@ V = TypeVar("V")
 
 
 class ClusterView:
-    """A :class:`policy.evaluate.View` that is updated incrementally. On the event loop only.
+    """A :class:`policy.oracle.evaluate.View` that is updated incrementally. On the event loop only.
 
     It gets the same events as the engine. They take effect at the next :meth:`advance`, together with the
     engine's flush: so the view is never ahead of the rules, and after an apply the two agree.
@@ -96,7 +96,7 @@ class ClusterView:
         self._at.lease(key, before, endpoint)
         self._at.claim(key, claimed(pod, before), claimed(pod, endpoint), pod)
 
-    # --- policy.evaluate.View ------------------------------------------------------------------------
+    # --- policy.oracle.evaluate.View -----------------------------------------------------------------
 
     def namespace(self, name: str) -> Namespace | None:
         return self._namespaces.get(name)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from felix_py.datastore.client import Api
     from felix_py.datastore.fetch import Fetched
     from felix_py.datastore.manifests import Manifests, Other
-    from policy.evaluate import Snapshot
-    from policy.impact import Changes
+    from policy.impact.compare import Changes
     from policy.model import ClusterPolicy, Labels, NetworkPolicy, PolicyKind, PolicyRef
+    from policy.oracle.evaluate import Snapshot
 
 _MOST_PROBLEMS = 5
 """Greatest number of not understood objects of the cluster that are named."""
@@ -128,7 +128,7 @@ def _planned(
 ) -> Plan:
     from felix_py.cli.plan_report import Plan
     from felix_py.datastore.fetch import fetch
-    from policy.impact import impact
+    from policy.impact.compare import impact
 
     with options.patience("felix-py plan: listing the cluster's objects …"):
         fetched = fetch(api)

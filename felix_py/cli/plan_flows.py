@@ -9,9 +9,9 @@ from contextlib import closing
 
 from felix_py.cli.plan_report import Flows
 from felix_py.observe.ask import check, connection
-from policy.evaluate import Snapshot
-from policy.impact import Changes, newly_denied
+from policy.impact.compare import Changes, newly_denied
 from policy.model import Packet, Protocol
+from policy.oracle.evaluate import Snapshot
 from policy.syntax import canonical_address
 
 _TIMEOUT = 5.0

@@ -9,9 +9,9 @@ from itertools import islice
 from typing import Any
 
 from felix_py.cli.plan_words import Names, count, ports_text, turn_text
-from policy.answers import Decision
-from policy.cohorts import Party, World
-from policy.impact import Denial, Effect, Extent, Group, Impact, Turn
+from policy.impact.answers import Decision
+from policy.impact.cohorts import Party, World
+from policy.impact.compare import Denial, Effect, Extent, Group, Impact, Turn
 from policy.model import Node, Pod, PolicyRef
 
 _TITLES = {Effect.DENIED: "Newly denied", Effect.ALLOWED: "Newly allowed"}

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policy.answers import LAST_PORT, Decision
-from policy.cohorts import Party, World
-from policy.impact import ProtocolPorts, Turn
+from policy.impact.answers import LAST_PORT, Decision
+from policy.impact.cohorts import Party, World
+from policy.impact.compare import ProtocolPorts, Turn
+from policy.impact.regions import Region
+from policy.impact.workloads import Workload, workloads
 from policy.model import Direction, Node, ObjectKey, Pod, Protocol
-from policy.regions import Region
-from policy.workloads import Workload, workloads
 
 _MOST_NAMES = 4
 """Greatest number of pods, workloads, nodes, CIDRs or policies named in a line; the rest is counted."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from felix_py.dataplane.backend import ToolError, command, run
 from felix_py.dataplane.iptables_text import render
@@ -44,21 +44,18 @@ def _rules(families: Iterable[Family], features: Iterable[Feature]) -> dict[Fami
 
 
 def _refusal(rules: dict[Family, Sequence[RuleSpec]], backend: Backend) -> str | None:
-    found: list[str] = []
-
     def attempt() -> None:
-        try:
-            if _libc.unshare(_CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            for family, wanted in rules.items():
-                # All our matches and targets are valid there; rpfilter is valid hardly anywhere else.
-                if text := "".join(f"-A PREROUTING {render(rule).text}\n" for rule in wanted):
-                    argv = [command(family, backend, "restore"), "--noflush", "-w", "10"]
-                    run(argv, f"*raw\n{text}COMMIT\n")
-        except (OSError, ToolError) as error:
-            found.append(str(error))
+        if _libc.unshare(_CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        for family, wanted in rules.items():
+            # All our matches and targets are valid there; rpfilter is valid hardly anywhere else.
+            if text := "".join(f"-A PREROUTING {render(rule).text}\n" for rule in wanted):
+                argv = [command(family, backend, "restore"), "--noflush", "-w", "10"]
+                run(argv, f"*raw\n{text}COMMIT\n")
 
-    thread = threading.Thread(target=attempt, name="probe")
-    thread.start()
-    thread.join()
-    return found[0] if found else None
+    with ThreadPoolExecutor(1, "probe") as thread:  # the namespace ends with the thread that is in it
+        try:
+            thread.submit(attempt).result()
+        except (OSError, ToolError) as error:
+            return str(error)
+    return None

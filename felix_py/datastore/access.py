@@ -13,6 +13,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,11 +90,12 @@ class Plain:
             self._token = identity.token_file.read_text().strip()
 
     def authorization(self) -> str:
-        """The bearer token; while its file is empty the last token stays."""
+        """The bearer token; while its file is empty or cannot be read the last token stays, as in client-go."""
         file = self._identity.token_file
         if file is not None and time.monotonic() - self._read > _TOKEN_AGE:
-            self._token = file.read_text().strip() or self._token
-            self._read = time.monotonic()
+            with suppress(OSError, UnicodeDecodeError):
+                self._token = file.read_text().strip() or self._token
+                self._read = time.monotonic()
         return f"Bearer {self._token}" if self._token else ""
 
     def pool(self, options: SocketOptions) -> urllib3.PoolManager:

@@ -14,9 +14,9 @@ from felix_py.datastore.client import Api, ApiError, Unreachable
 from felix_py.datastore.decode import Kind, Unreadable, Unusable
 from felix_py.datastore.store import Problem
 from felix_py.records import NodeRecord
-from policy.evaluate import Snapshot
 from policy.holders import claimed
 from policy.model import ClusterPolicy, LocalEndpoint, Namespace, NetworkPolicy, ObjectKey, Pod, Protocol
+from policy.oracle.evaluate import Snapshot
 
 R = TypeVar("R")
 

@@ -9,8 +9,8 @@ from felix_py.diagnose.ends import Place, Port, WrongEnd
 from felix_py.diagnose.explain_report import Explained
 from felix_py.diagnose.live import Live
 from felix_py.diagnose.packets import look, nodes_on_the_way
-from policy.explain import explain
 from policy.model import Family, Packet
+from policy.oracle.explain import explain
 
 
 class Connection:

@@ -9,9 +9,9 @@ from typing import Any
 from felix_py.diagnose.ends import Place
 from felix_py.diagnose.packets import Agreement, NodeView
 from felix_py.ruleset.run import Outcome, Result, Step
-from policy.evaluate import RuleRef
-from policy.explain import Asked, End, Explanation
 from policy.model import RuleAction, Tier
+from policy.oracle.evaluate import RuleRef
+from policy.oracle.explain import Asked, End, Explanation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

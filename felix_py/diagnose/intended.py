@@ -19,7 +19,7 @@ from felix_py.records import Lease, SetSpec, Update, endpoint_of
 from felix_py.ruleset.model import Rule, Ruleset
 from felix_py.ruleset.run import Sets
 from policy.change import Change
-from policy.compile import Engine
+from policy.engine.compile import Engine
 from policy.ir import ChainId
 from policy.model import Direction, Family
 

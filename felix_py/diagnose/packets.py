@@ -10,7 +10,7 @@ from felix_py.diagnose.ends import Place
 from felix_py.diagnose.live import Live, Routed, Way
 from felix_py.layout import INTERFACE_PREFIX
 from felix_py.ruleset.run import Outcome, Path, Result, Transit, simulate
-from policy.explain import Explanation, Free
+from policy.oracle.explain import Explanation, Free
 
 _UPLINK = "uplink"
 """Stands for the unknown interface of packets without a route there or back."""

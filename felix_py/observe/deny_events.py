@@ -16,8 +16,8 @@ from felix_py.desired.deny_log import Drop, DropKind, parse_prefix
 from felix_py.desired.names import chain_name
 from felix_py.layout import INTERFACE_PREFIX
 from felix_py.observe.chain_names import ChainNames
-from policy.evaluate import View
 from policy.model import Direction, ObjectKey, PolicyKind, PolicyRef
+from policy.oracle.evaluate import View
 
 _NAMED = 3
 """Policies named in a message at most; the event lists all."""

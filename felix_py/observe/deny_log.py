@@ -16,8 +16,8 @@ from felix_py.observe.denies import Denies
 from felix_py.observe.deny_events import Describer
 from felix_py.observe.deny_reader import DenyReader
 from felix_py.records import Backend
-from policy.evaluate import View
 from policy.model import Family, ObjectKey
+from policy.oracle.evaluate import View
 
 if TYPE_CHECKING:
     from aiohttp import web

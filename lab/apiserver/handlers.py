@@ -10,7 +10,7 @@ from aiohttp import web
 
 from lab.apiserver import errors as api
 from lab.apiserver import refused, requests
-from lab.apiserver.cluster import Cluster
+from lab.apiserver.instance import Instance
 from lab.apiserver.kinds import Obj
 from lab.apiserver.requests import ApiPath
 from lab.apiserver.responses import json_response
@@ -23,11 +23,11 @@ from lab.apiserver.watch import INITIAL_EVENTS_END, Hub, Selection, Watch, Watch
 class Handlers:
     """Serves the paths of resources."""
 
-    def __init__(self, cluster: Cluster, hub: Hub, bookmark_interval: float, *, lab: bool = False) -> None:
+    def __init__(self, instance: Instance, hub: Hub, bookmark_interval: float, *, lab: bool = False) -> None:
         """``lab``: refuse what nothing in a lab acts on."""
         self._lab = lab
-        self._cluster = cluster
-        self._rest = cluster.rest
+        self._instance = instance
+        self._rest = instance.rest
         self._hub = hub
         self._bookmark_interval = bookmark_interval
         self._watches: set[Watch] = set()
@@ -42,8 +42,8 @@ class Handlers:
         if path.group == "authorization.k8s.io":
             return await self._review(request)
         if self._lab:
-            refused.check(self._cluster.registry, request.method, path)
-        target = requests.find_target(self._cluster.registry, path)
+            refused.check(self._instance.registry, request.method, path)
+        target = requests.find_target(self._instance.registry, path)
         if target.subresource in {"binding", "eviction"}:
             return await self._pod_action(request, target)
         match request.method, bool(target.name):
@@ -184,7 +184,7 @@ class Handlers:
         matcher = self._rest.matcher(target, selectors.label_selector, selectors.field_selector)
         selection = Selection(target.resource.storage, target.namespace, matcher)
         watch = Watch(
-            self._cluster.store,
+            self._instance.store,
             self._hub,
             selection,
             self._renderer(request, target),
@@ -199,7 +199,7 @@ class Handlers:
 
     def _is_served(self, target: Target) -> bool:
         resource = target.resource
-        return self._cluster.registry.find(resource.group, target.version.name, resource.plural) is not None
+        return self._instance.registry.find(resource.group, target.version.name, resource.plural) is not None
 
     @staticmethod
     async def _stream(request: web.Request, watch: Watch, options: WatchOptions) -> web.StreamResponse:

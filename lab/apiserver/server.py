@@ -18,8 +18,8 @@ from aiohttp import web
 
 from lab.apiserver import discovery, openapi
 from lab.apiserver import errors as api
-from lab.apiserver.cluster import Cluster
 from lab.apiserver.handlers import Handlers
+from lab.apiserver.instance import Instance
 from lab.apiserver.kinds import Obj
 from lab.apiserver.kubeconfig import write_kubeconfig
 from lab.apiserver.refused import known_only
@@ -61,13 +61,13 @@ class ApiServer:
     def __init__(self, options: Options = Options()) -> None:
         self.options = options
         # The counter starts at the clock, so that a restarted server never repeats a version it gave out.
-        self.cluster = Cluster(time.time_ns() // 1000, options.log_size, options.service_cidrs, options.journal)
-        self._hub = Hub(self.cluster.store)
-        self.cluster.registry.on_removed = self._hub.wake
-        self._handlers = Handlers(self.cluster, self._hub, options.bookmark_interval, lab=options.lab)
+        self.instance = Instance(time.time_ns() // 1000, options.log_size, options.service_cidrs, options.journal)
+        self._hub = Hub(self.instance.store)
+        self.instance.registry.on_removed = self._hub.wake
+        self._handlers = Handlers(self.instance, self._hub, options.bookmark_interval, lab=options.lab)
         if options.lab:
             for resource in known_only():
-                self.cluster.registry.add(resource)
+                self.instance.registry.add(resource)
         self.url = ""
         self._runner: web.AppRunner | None = None
 
@@ -156,7 +156,7 @@ class ApiServer:
         if request.path in {"/healthz", "/livez", "/readyz"}:
             return web.Response(text="ok")
         if request.path == "/openapi/v2" and _V2_PROTOBUF in request.headers.get("Accept", ""):
-            body = openapi.v2_protobuf(self.cluster.registry)
+            body = openapi.v2_protobuf(self.instance.registry)
             return web.Response(body=body, headers={"Content-Type": _V2_PROTOBUF_ANSWER})
         document = self._document(request.path.rstrip("/"), request.host)
         if document is None:
@@ -164,7 +164,7 @@ class ApiServer:
         return json_response(document)
 
     def _document(self, path: str, host: str) -> Obj | None:
-        registry = self.cluster.registry
+        registry = self.instance.registry
         match path.split("/")[1:]:
             case ["version"]:
                 return discovery.version_info()

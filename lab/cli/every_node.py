@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from felix_py.diagnose.explain_report import Explained
     from felix_py.records import Backend
     from lab.lab import Lab
-    from policy.evaluate import Snapshot
-    from policy.impact import Changes
+    from policy.impact.compare import Changes
     from policy.model import LocalEndpoint
+    from policy.oracle.evaluate import Snapshot
 
 _WORKERS = 8
 _PATIENCE = 120.0

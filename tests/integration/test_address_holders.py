@@ -10,7 +10,6 @@ import pytest
 from felix_py.dataplane import sysctl
 from felix_py.notices import NoticeKind
 from felix_py.records import Backend
-from policy.evaluate import Snapshot, verdict
 from policy.model import (
     Family,
     LocalEndpoint,
@@ -22,6 +21,7 @@ from policy.model import (
     PolicyRule,
     Protocol,
 )
+from policy.oracle.evaluate import Snapshot, verdict
 from tests.support.builders import labelled
 from tests.support.isolate import NetworkNamespace
 from tests.support.policy_node import WORLD, PolicyNode

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.apiserver.cluster import Cluster
 from lab.apiserver.errors import ApiError
+from lab.apiserver.instance import Instance
 from lab.apiserver.kinds import Obj
 from lab.apiserver.requests import find_target, split_path
 from lab.apiserver.rest import (
@@ -102,10 +102,10 @@ def damaged(draw: st.DrawFn) -> tuple[str, Obj, Any]:
     return path, BASES[path], body
 
 
-def _target(cluster: Cluster, path: str) -> Target:
+def _target(instance: Instance, path: str) -> Target:
     split = split_path(path)
     assert split is not None
-    return find_target(cluster.registry, split)
+    return find_target(instance.registry, split)
 
 
 def _attempt(call: Any, *args: Any) -> None:
@@ -121,21 +121,21 @@ def _attempt(call: Any, *args: Any) -> None:
 @given(case=damaged())
 def test_any_body_of_any_verb(case: tuple[str, Obj, Any]) -> None:
     path, good, body = case
-    cluster = Cluster(1, 1000, ["10.96.0.0/24"])
+    instance = Instance(1, 1000, ["10.96.0.0/24"])
     options = WriteOptions("fuzz")
-    collection, name = _target(cluster, path), good["metadata"]["name"]
-    item = _target(cluster, f"{path}/{name}")
-    _attempt(cluster.rest.create, collection, copy.deepcopy(body), options)
-    _attempt(cluster.rest.create, collection, copy.deepcopy(good), options)
-    cluster.rest.get(item)
-    _attempt(cluster.rest.update, item, copy.deepcopy(body), options)
+    collection, name = _target(instance, path), good["metadata"]["name"]
+    item = _target(instance, f"{path}/{name}")
+    _attempt(instance.rest.create, collection, copy.deepcopy(body), options)
+    _attempt(instance.rest.create, collection, copy.deepcopy(good), options)
+    instance.rest.get(item)
+    _attempt(instance.rest.update, item, copy.deepcopy(body), options)
     for kind in (MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH):
-        _attempt(cluster.rest.patch, item, kind, copy.deepcopy(body), options)
+        _attempt(instance.rest.patch, item, kind, copy.deepcopy(body), options)
     _attempt(
-        cluster.rest.patch, item, JSON_PATCH, [{"op": "replace", "path": "/metadata", "value": body}], options
+        instance.rest.patch, item, JSON_PATCH, [{"op": "replace", "path": "/metadata", "value": body}], options
     )
-    _attempt(cluster.rest.delete, item, body, False)
-    for stored in cluster.rest.list(collection, ListOptions()).items:
+    _attempt(instance.rest.delete, item, body, False)
+    for stored in instance.rest.list(collection, ListOptions()).items:
         assert decode(stored.raw) == stored.obj
         for column in collection.version.columns:
             column.cell(stored.obj)

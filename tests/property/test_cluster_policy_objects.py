@@ -10,7 +10,6 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from policy.evaluate import verdict
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -21,6 +20,7 @@ from policy.model import (
     Protocol,
     RuleAction,
 )
+from policy.oracle.evaluate import verdict
 from policy.parse_cluster import BASELINE_ADMIN_PRIORITY
 from policy.problems import Rejected
 from tests.support.cluster_objects import PARSERS, written

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from felix_py.agent.view import ClusterView
 from felix_py.records import NodeRecord
 from policy.change import Change
-from policy.evaluate import Snapshot, verdict
 from policy.model import ClusterPolicy, LocalEndpoint, Namespace, NetworkPolicy, Node, ObjectKey, Pod
+from policy.oracle.evaluate import Snapshot, verdict
 from tests.property.test_policy_engine import EMPTY, Event, events, tables
 from tests.support.clusters import NAMESPACES, NODE, NUMBERS, WORLD, Cluster, clusters, packets, v4, v6
 from tests.support.thorough import examples

@@ -7,9 +7,9 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.evaluate import verdict
-from policy.explain import End, explain
 from policy.model import Direction, RuleAction, Tier
+from policy.oracle.evaluate import verdict
+from policy.oracle.explain import End, explain
 from tests.support.clusters import NODE, Cluster, clusters, packets
 from tests.support.thorough import examples
 

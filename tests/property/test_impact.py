@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.cohorts import Party, World
-from policy.evaluate import Snapshot, Verdict, verdict
-from policy.impact import Changes, Effect, Group, impact, newly_denied, policies_after
+from policy.impact.cohorts import Party, World
+from policy.impact.compare import Changes, Effect, Group, impact, newly_denied, policies_after
 from policy.model import Family, Packet, Pod, Protocol
+from policy.oracle.evaluate import Snapshot, Verdict, verdict
 from tests.support.clusters import (
     NODE,
     NODES,

@@ -9,8 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.evaluate import verdict
-from policy.interpret import direction_allowed
+from policy.engine.interpret import direction_allowed
 from policy.ir import Chain, ChainId, Delta, Program, SetId, SetKind
 from policy.model import (
     ClusterPolicy,
@@ -24,6 +23,7 @@ from policy.model import (
     Pod,
     PolicyRef,
 )
+from policy.oracle.evaluate import verdict
 from tests.support.clusters import Cluster, clusters, family, packets
 from tests.support.thorough import examples
 from tests.support.told import ToldEngine

@@ -24,9 +24,9 @@ from felix_py.desired.planner import Planner
 from felix_py.desired.static import StaticOptions
 from felix_py.records import Backend, Update
 from felix_py.ruleset.words import split
-from policy.evaluate import Snapshot, verdict
-from policy.interpret import allowed
+from policy.engine.interpret import allowed
 from policy.model import ClusterPolicy, Family, NetworkPolicy, PolicyRef
+from policy.oracle.evaluate import Snapshot, verdict
 from policy.parse import Rejected, parse_network_policy
 from policy.parse_cluster import parse_admin_policy, parse_baseline_admin_policy, parse_cluster_policy
 from tests.support.garbage import Writer

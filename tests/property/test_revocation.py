@@ -16,7 +16,7 @@ from felix_py.dataplane.fake import FakeFlowTable
 from felix_py.dataplane.protocols import FlowTable
 from felix_py.metrics import Metrics
 from felix_py.records import Flow
-from policy.interpret import direction_allowed
+from policy.engine.interpret import direction_allowed
 from policy.model import ClusterPolicy, Direction, Family, LocalEndpoint, Packet
 from tests.property.test_cluster_view import Fed
 from tests.property.test_policy_engine import Event, World, tables

@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.interpret import direction_allowed
+from policy.engine.interpret import direction_allowed
 from policy.ir import ChainId, Program, SetId, Tightened
 from policy.model import Direction, Family, Packet
 from tests.property.test_policy_engine import EMPTY, World, events, tables

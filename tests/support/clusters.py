@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
-from policy.evaluate import Snapshot
 from policy.model import (
     ClusterPeer,
     ClusterPolicy,
@@ -38,6 +37,7 @@ from policy.model import (
     Selector,
     Tier,
 )
+from policy.oracle.evaluate import Snapshot
 
 T = TypeVar("T")
 

@@ -18,7 +18,6 @@ from felix_py.observe.chain_names import ChainNames
 from felix_py.pending import Pending
 from felix_py.records import Backend, NodeRecord, Report
 from policy import model as policy_model
-from policy.evaluate import Snapshot, verdict
 from policy.ir import Delta
 from policy.model import (
     ClusterPolicy,
@@ -31,6 +30,7 @@ from policy.model import (
     PolicyRef,
     Protocol,
 )
+from policy.oracle.evaluate import Snapshot, verdict
 from tests.support.builders import lease
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.told import ToldFacts

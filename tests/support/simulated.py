@@ -15,8 +15,8 @@ from felix_py.ruleset.decode_save import decode
 from felix_py.ruleset.model import Ruleset, RuleSpec
 from felix_py.ruleset.run import Outcome, Path, Result, Sets, Transit, simulate
 from felix_py.ruleset.sets import TextSet
-from policy.evaluate import verdict
 from policy.model import ClusterPolicy, Family, LocalEndpoint, Packet
+from policy.oracle.evaluate import verdict
 from tests.support.builders import lease
 from tests.support.clusters import NODE, Cluster
 from tests.support.told import ToldFacts

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from policy.evaluate import Snapshot, verdict
-from policy.interpret import allowed
+from policy.engine.interpret import allowed
 from policy.model import (
     ClusterPolicy,
     Family,
@@ -23,6 +22,7 @@ from policy.model import (
     Pod,
     Protocol,
 )
+from policy.oracle.evaluate import Snapshot, verdict
 from tests.support.told import ToldEngine
 
 TCP, UDP, SCTP = Protocol.TCP, Protocol.UDP, Protocol.SCTP

@@ -10,7 +10,7 @@ from felix_py.agent.network import PodNetwork
 from felix_py.agent.view import ClusterView
 from felix_py.records import NodeRecord
 from policy.change import Change
-from policy.compile import Engine
+from policy.engine.compile import Engine
 from policy.model import ClusterPolicy, Family, LocalEndpoint, NetworkPolicy, ObjectKey, Pod
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,25 @@ def test_token_file_of_a_kubeconfig_is_read_again_when_it_is_refused(tmp_path: P
         token.write_text("second\n")
         with pytest.raises(ApiError, match="401 Unauthorized"):
             get(api)
+        get(api)
+        api.close()
+
+
+@pytest.mark.parametrize(
+    "lose", [Path.unlink, lambda file: file.write_bytes(b"\xff"), lambda file: file.write_text("")]
+)
+def test_token_that_cannot_be_read_now_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Path], object]
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    with FakeApi(token="first") as server:
+        api = connect(kubeconfig(tmp_path / "config", server.url, {"tokenFile": str(token)}))
+        monkeypatch.setattr(access, "_TOKEN_AGE", -1.0)  # read it for each request
+        lose(token)
+        get(api)
+        server.token = "second"
+        token.write_text("second\n")
         get(api)
         api.close()
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lab.apiserver.cluster import Cluster
 from lab.apiserver.errors import ApiError
+from lab.apiserver.instance import Instance
 from lab.apiserver.journal import Journal
 from lab.apiserver.kinds import GroupResource, Obj
 from lab.apiserver.rest import Target, WriteOptions
@@ -112,15 +112,15 @@ def test_file_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert content(store(tmp_path / "log")) == content(one)
 
 
-def write(cluster: Cluster, plural: str, namespace: str, body: dict[str, Any], group: str = "") -> None:
-    found = cluster.registry.find(group, "v1", plural)
+def write(instance: Instance, plural: str, namespace: str, body: dict[str, Any], group: str = "") -> None:
+    found = instance.registry.find(group, "v1", plural)
     assert found is not None
-    cluster.rest.create(Target(*found, namespace), body, OPTIONS)
+    instance.rest.create(Target(*found, namespace), body, OPTIONS)
 
 
 def test_cluster_goes_on_where_it_was(tmp_path: Path) -> None:
     """Definitions are served again, addresses of Services stay taken, namespaces go on ending."""
-    first = Cluster(1, 100, ["10.96.0.0/16"], tmp_path / "log")
+    first = Instance(1, 100, ["10.96.0.0/16"], tmp_path / "log")
     names = {"plural": "widgets", "singular": "widget", "kind": "Widget"}
     schema = {"openAPIV3Schema": {"type": "object"}}
     version = {"name": "v1", "served": True, "storage": True, "schema": schema}
@@ -147,7 +147,7 @@ def test_cluster_goes_on_where_it_was(tmp_path: Path) -> None:
     half["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"  # the server was killed in the middle
     first.store.put(GroupResource("", "namespaces"), namespace.key, half)
 
-    again = Cluster(2, 100, ["10.96.0.0/16"], tmp_path / "log")
+    again = Instance(2, 100, ["10.96.0.0/16"], tmp_path / "log")
     assert [s.key for s in again.store.list(GroupResource("x.io", "widgets"))] == [("default", "w")]
     assert again.registry.find("x.io", "v1", "widgets")
     assert "ending" not in [s.key[1] for s in again.store.list(GroupResource("", "namespaces"))]

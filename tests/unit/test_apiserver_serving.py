@@ -187,7 +187,7 @@ def test_ten_thousand_pods_are_listed_fast() -> None:
         for index in range(10_000):
             name = f"p{index}"
             document = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "a": "x" * 3000}}
-            server.cluster.store.put(PODS, ("default", name), document)
+            server.instance.store.put(PODS, ("default", name), document)
         async with asyncio.timeout(2):
             async with session.get("/api/v1/pods") as answer:
                 assert (await answer.read()).count(b'"resourceVersion"') == 10_001

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from policy.interpret import allowed
+from policy.engine.interpret import allowed
 from policy.model import ClusterPolicy, Family, LocalEndpoint, Namespace, NetworkPolicy
 from policy.parse import parse_network_policy
 from policy.parse_cluster import parse_admin_policy, parse_baseline_admin_policy, parse_cluster_policy

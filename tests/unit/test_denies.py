@@ -23,7 +23,6 @@ from felix_py.metrics import Metrics
 from felix_py.observe.chain_names import ChainNames
 from felix_py.observe.denies import KEPT, WINDOW, Denies, TooManyFollowers
 from felix_py.observe.deny_events import Decider, DenyEvent, Describer, PolicyName, Reason
-from policy.evaluate import Snapshot
 from policy.ir import Chain, ChainId, ChainKind, Delta
 from policy.model import (
     ClusterPolicy,
@@ -40,6 +39,7 @@ from policy.model import (
     Tier,
 )
 from policy.names import class_chain, policy_chain
+from policy.oracle.evaluate import Snapshot
 from tests.support.logged import dropped
 
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS

@@ -27,8 +27,8 @@ from felix_py.observe.deny_events import DenyEvent, Describer
 from felix_py.observe.deny_http import DenyRoutes
 from felix_py.observe.health import HealthServer
 from felix_py.observe.listener import listen
-from policy.evaluate import Snapshot
 from policy.model import Node, Pod
+from policy.oracle.evaluate import Snapshot
 from tests.support.asking import free_port
 from tests.support.logged import dropped
 

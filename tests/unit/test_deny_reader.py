@@ -18,7 +18,7 @@ from felix_py.observe.chain_names import ChainNames
 from felix_py.observe.denies import WINDOW, Denies
 from felix_py.observe.deny_events import Describer
 from felix_py.observe.deny_reader import DenyReader
-from policy.evaluate import Snapshot
+from policy.oracle.evaluate import Snapshot
 from tests.support.logged import dropped
 from tests.support.waiting import until
 

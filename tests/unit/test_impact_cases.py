@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from policy.answers import Decision
-from policy.cohorts import World
-from policy.evaluate import RuleRef, Snapshot
-from policy.impact import Effect, Extent, Group, Impact, ProtocolPorts, Turn, impact
+from policy.impact.answers import Decision
+from policy.impact.cohorts import World
+from policy.impact.compare import Effect, Extent, Group, Impact, ProtocolPorts, Turn, impact
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -28,6 +27,7 @@ from policy.model import (
     Selector,
     Tier,
 )
+from policy.oracle.evaluate import RuleRef, Snapshot
 
 EVERYBODY = PodPeer(Selector(), None)
 EVERY_PORT = tuple(ProtocolPorts(protocol, 1, 65535) for protocol in Protocol)

@@ -15,8 +15,8 @@ from rich.console import Console
 from lab import matrix
 from lab.matrix import Attempt, Cell, Kind, Party, Scene, attempts, measure
 from lab.matrix_report import as_json, as_tables
-from policy.evaluate import Snapshot
 from policy.model import Family, Namespace, NetworkPolicy, Pod, Protocol, Selector
+from policy.oracle.evaluate import Snapshot
 
 HERE = Path("/proc/thread-self/ns/net")
 

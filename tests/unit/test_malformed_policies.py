@@ -16,8 +16,8 @@ from felix_py.datastore.decode import (
     Kind,
     Unusable,
 )
-from policy.evaluate import Snapshot, verdict
 from policy.model import ClusterPolicy, Namespace, NetworkPolicy, Node, Packet, Pod, Protocol
+from policy.oracle.evaluate import Snapshot, verdict
 
 LONG = ".".join(["n" * 63, "a" * 63, "m" * 63, "e" * 61])
 """A name of 253 characters."""

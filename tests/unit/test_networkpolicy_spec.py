@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from policy.evaluate import Snapshot, verdict
-from policy.interpret import allowed
+from policy.engine.interpret import allowed
 from policy.model import Family, LocalEndpoint, Namespace, NetworkPolicy, Packet
+from policy.oracle.evaluate import Snapshot, verdict
 from policy.parse import parse_network_policy
 from tests.support.spec import DEV, HOST, TCP, WEB, Case, app, check, loaded, ns, packets
 from tests.support.told import ToldEngine

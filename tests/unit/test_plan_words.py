@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from felix_py.cli.plan_words import Names, ports_text, turn_text
-from policy.answers import Decision
-from policy.cohorts import Party, World
-from policy.evaluate import RuleRef
-from policy.impact import ProtocolPorts, Turn
+from policy.impact.answers import Decision
+from policy.impact.cohorts import Party, World
+from policy.impact.compare import ProtocolPorts, Turn
+from policy.impact.regions import Region
 from policy.model import Direction, Family, Node, Pod, PolicyKind, PolicyRef, Protocol, Tier
-from policy.regions import Region
+from policy.oracle.evaluate import RuleRef
 
 TCP, UDP, SCTP = Protocol
 

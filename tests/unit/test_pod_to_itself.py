@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policy.evaluate import Snapshot, verdict
-from policy.interpret import allowed
+from policy.engine.interpret import allowed
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -21,6 +20,7 @@ from policy.model import (
     RuleAction,
     Tier,
 )
+from policy.oracle.evaluate import Snapshot, verdict
 from policy.selectors import EVERYTHING
 from tests.support.told import ToldEngine
 

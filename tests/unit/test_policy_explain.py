@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from policy.evaluate import Snapshot
-from policy.explain import Explanation, Free, describe_peers, describe_selector, explain
 from policy.model import (
     ClusterPolicy,
     ClusterRule,
@@ -27,6 +25,8 @@ from policy.model import (
     Selector,
     Tier,
 )
+from policy.oracle.evaluate import Snapshot
+from policy.oracle.explain import Explanation, Free, describe_peers, describe_selector, explain
 
 TCP = Protocol.TCP
 

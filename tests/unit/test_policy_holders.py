@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from felix_py.observe.disputes import told
-from policy.evaluate import Snapshot
 from policy.holders import Holders, claimed
 from policy.model import Direction, Family, LocalEndpoint, NetworkPolicy, Pod, PodPeer, PolicyRule, Selector
+from policy.oracle.evaluate import Snapshot
 from tests.support.told import ToldEngine
 
 X = ("10.0.0.1",)

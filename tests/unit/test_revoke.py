@@ -27,7 +27,7 @@ from felix_py.reconcile import Reconciler
 from felix_py.records import Flow, Lease, NodeRecord
 from felix_py.refs import ChainRef, MemberRef, RouteRef
 from policy.change import Change
-from policy.compile import Engine
+from policy.engine.compile import Engine
 from policy.model import (
     ClusterPolicy,
     ClusterRule,

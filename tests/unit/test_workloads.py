@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from policy.impact.workloads import workloads
 from policy.model import Labels, Pod
-from policy.workloads import workloads
 
 
 def pods(*named: tuple[str, dict[str, str]], namespace: str = "shop") -> list[Pod]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from policy.engine.tightened import SetUses, is_class_tightened, is_tightened
 from policy.ir import Chain, ChainId, Delta, Program, SetId, SetKind, Tightened
 from policy.model import Direction, Family
-from policy.tightened import SetUses, is_class_tightened, is_tightened
 
 
 class Output:

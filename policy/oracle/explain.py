@@ -1,7 +1,7 @@
 """The reasons of the oracle's verdict on a packet, for people.
 
-The verdict comes from :mod:`policy.evaluate`. Added are the rules that were tried before one decided, and the
-parts of them that did not match.
+The verdict comes from :mod:`policy.oracle.evaluate`. Added are the rules that were tried before one decided, and
+the parts of them that did not match.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import enum
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from policy.evaluate import DirectionVerdict, RuleRef, Verdict, View, peers_match, ports_match, selecting, verdict
 from policy.model import (
     ClusterPeer,
     ClusterPolicy,
@@ -29,6 +28,16 @@ from policy.model import (
     RuleAction,
     Selector,
     Tier,
+)
+from policy.oracle.evaluate import (
+    DirectionVerdict,
+    RuleRef,
+    Verdict,
+    View,
+    peers_match,
+    ports_match,
+    selecting,
+    verdict,
 )
 
 _MOST_NAMED = 4
@@ -108,7 +117,7 @@ class Explanation:
 
 
 def explain(view: View, packet: Packet, node_addresses: frozenset[str] = frozenset()) -> Explanation:
-    """Policy's verdict on a packet with its reasons. Arguments as of :func:`policy.evaluate.verdict`."""
+    """Policy's verdict on a packet with its reasons. Arguments as of :func:`policy.oracle.evaluate.verdict`."""
     found = verdict(view, packet, node_addresses)
     source, destination = view.pod_at(packet.source), view.pod_at(packet.destination)
     if source is not None and source is destination:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from policy import cidr
-from policy.index import ALL_PODS, NODES, PodIndex, Scope, Watched
+from policy.engine.index import ALL_PODS, NODES, PodIndex, Scope, Watched
+from policy.engine.output import Output
 from policy.ir import SetKind
 from policy.model import (
     ClusterPeer,
@@ -20,7 +21,6 @@ from policy.model import (
     Port,
 )
 from policy.names import set_id
-from policy.output import Output
 from policy.selectors import EVERYTHING
 
 AnyPolicy = NetworkPolicy | ClusterPolicy

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from policy.engine.output import Output
 from policy.model import Family, Labels, Namespace, ObjectKey, Operator, Pod, Selector
-from policy.output import Output
 from policy.selectors import EVERYTHING, matches
 
 _K = TypeVar("_K")

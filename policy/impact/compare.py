@@ -1,8 +1,10 @@
 """The impact of a change of policies: pairs and ports that are newly denied or newly allowed.
 
-Every answer is the oracle's (:mod:`policy.evaluate`), asked once for all parties that no policy can tell apart:
+Every answer is the oracle's (:mod:`policy.oracle.evaluate`), asked once for all parties that no policy can tell
+apart:
 
-1. Parties are put in cohorts (:mod:`policy.cohorts`), pods by direction in classes (:mod:`policy.answers`).
+1. Parties are put in cohorts (:mod:`policy.impact.cohorts`), pods by direction in classes
+   (:mod:`policy.impact.answers`).
 2. A pair's verdict combines the egress answer of the source's class and the ingress answer of the destination's.
    Only pairs with changed policies at one end are combined.
 3. Pairs with the same change for the same reason become groups: each of some sources with each of some
@@ -16,10 +18,10 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from policy.answers import Answer, Answers, Class, Decision, Stretch, Variant, decision
-from policy.cohorts import Cohorts, Mask, Party, Policy, World, bits, judged
-from policy.evaluate import Snapshot, Verdict, verdict
+from policy.impact.answers import Answer, Answers, Class, Decision, Stretch, Variant, decision
+from policy.impact.cohorts import Cohorts, Mask, Party, Policy, World, bits, judged
 from policy.model import Direction, Family, Node, Packet, PolicyRef, Protocol
+from policy.oracle.evaluate import Snapshot, Verdict, verdict
 
 Changes = Mapping[PolicyRef, Policy | None]
 """Changed policies; None: deleted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from policy.cidr import merge
+from policy.engine.peers import PeerSet, named_port_peers, named_port_subjects, peer_set
 from policy.ir import Action, Allow, Deny, Match, Origin, Pass, PortRange, Rule, SetMatch, Side
 from policy.model import (
     ClusterPolicy,
@@ -17,7 +18,6 @@ from policy.model import (
     Protocol,
     RuleAction,
 )
-from policy.peers import PeerSet, named_port_peers, named_port_subjects, peer_set
 
 _ACTIONS: dict[RuleAction, Action] = {
     RuleAction.ACCEPT: Allow(),

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from policy.change import Change
-from policy.classes import DENY_ALL, ClassChains, PolicyClass
+from policy.engine.classes import DENY_ALL, ClassChains, PolicyClass
+from policy.engine.index import NODES, PodIndex, Watched
+from policy.engine.output import Output
+from policy.engine.peers import AnyPolicy, PeerSet
+from policy.engine.rules import RuleCompiler
 from policy.holders import Holders, claimed
-from policy.index import NODES, PodIndex, Watched
 from policy.ir import Chain, ChainId, Delta, Program, SetId
 from policy.model import (
     ClusterPolicy,
@@ -30,9 +33,6 @@ from policy.model import (
     PolicyRule,
 )
 from policy.names import policy_chain
-from policy.output import Output
-from policy.peers import AnyPolicy, PeerSet
-from policy.rules import RuleCompiler
 from policy.selectors import EVERYTHING, matches
 
 Classes = dict[Direction, PolicyClass | None]

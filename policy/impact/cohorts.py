@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TypeVar
 
-from policy.evaluate import Snapshot
+from policy.impact.regions import Region, Regions
 from policy.model import (
     ClusterPeer,
     ClusterPolicy,
@@ -30,7 +30,7 @@ from policy.model import (
     Port,
     Selector,
 )
-from policy.regions import Region, Regions
+from policy.oracle.evaluate import Snapshot
 from policy.selectors import matches
 
 _K = TypeVar("_K")

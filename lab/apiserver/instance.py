@@ -19,7 +19,7 @@ _NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
 _OURS = WriteOptions(manager="kube-apiserver")
 
 
-class Cluster:
+class Instance:
     """``start`` is the first resourceVersion; ``service_cidrs`` at most one per family, the primary first."""
 
     def __init__(

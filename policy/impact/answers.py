@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from policy.cohorts import Cohorts, Mask, Party, Policy, bits, peers_of, port_names, ports_of
-from policy.evaluate import DirectionVerdict, RuleRef, Snapshot, verdict
+from policy.impact.cohorts import Cohorts, Mask, Party, Policy, bits, peers_of, port_names, ports_of
 from policy.model import (
     ClusterPolicy,
     Direction,
@@ -27,6 +26,7 @@ from policy.model import (
     Protocol,
     Tier,
 )
+from policy.oracle.evaluate import DirectionVerdict, RuleRef, Snapshot, verdict
 
 LAST_PORT = 65535
 
@@ -45,23 +45,23 @@ class Variant:
                 self._cluster_policies.append(policy)
 
     def namespace(self, name: str) -> Namespace | None:
-        """See :class:`policy.evaluate.View`."""
+        """See :class:`policy.oracle.evaluate.View`."""
         return self._cluster.namespace(name)
 
     def pod_at(self, address: str) -> Pod | None:
-        """See :class:`policy.evaluate.View`."""
+        """See :class:`policy.oracle.evaluate.View`."""
         return self._cluster.pod_at(address)
 
     def nodes(self) -> Iterable[Node]:
-        """See :class:`policy.evaluate.View`."""
+        """See :class:`policy.oracle.evaluate.View`."""
         return self._cluster.nodes()
 
     def network_policies(self, namespace: str) -> Iterable[NetworkPolicy]:
-        """See :class:`policy.evaluate.View`."""
+        """See :class:`policy.oracle.evaluate.View`."""
         return self._network_policies.get(namespace, ())
 
     def cluster_policies(self) -> Iterable[ClusterPolicy]:
-        """See :class:`policy.evaluate.View`."""
+        """See :class:`policy.oracle.evaluate.View`."""
         return self._cluster_policies
 
 

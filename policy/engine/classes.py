@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from policy.engine.output import Output
 from policy.ir import Allow, Chain, ChainId, Deny, Jump, Match, Rule
 from policy.model import ClusterPolicy, Direction, Family, NetworkPolicy, PolicyRef, Tier
 from policy.names import class_chain, policy_chain, tier_chain
-from policy.output import Output
 
 
 @dataclass(frozen=True, slots=True)

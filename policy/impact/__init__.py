@@ -1,0 +1,1 @@
+"""What a change of policies would change, in the oracle's words: ``felix-py plan``."""
