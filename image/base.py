@@ -47,7 +47,8 @@ _UNUSED = (
     "boot", "home", "media", "mnt", "opt", "srv", "usr/games", "usr/include", "usr/src", "var/backups",
     "var/local", "etc/apt", "etc/cron.daily", "etc/dpkg", "etc/default", "etc/ca-certificates", "etc/skel",
     "etc/profile.d", "etc/update-motd.d", "etc/fstab", "etc/motd", "lib/systemd", "usr/lib/locale",
-    "usr/lib/valgrind", "usr/lib/debug", "usr/lib/binfmt.d", "usr/lib/*-linux-gnu/gconv", "usr/lib/*-linux-gnu/audit",
+    "usr/lib/valgrind", "usr/lib/debug", "usr/lib/binfmt.d", "usr/lib/*-linux-gnu/gconv",
+    "usr/lib/*-linux-gnu/audit",
     *(f"usr/share/{name}" for name in (
         "applications", "base-files", "bash-completion", "binfmts", "bug", "debconf", "dict", "gcc", "gdb",
         "info", "lintian", "locale", "man", "menu", "perl5", "pixmaps", "python3")),

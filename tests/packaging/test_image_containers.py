@@ -36,7 +36,11 @@ protocol bgp node {{
   ipv4 {{ import all; export all; next hop self; }};
 }}
 """
-WITHOUT = {"NET_ADMIN": "cannot start", "NET_RAW": "unable to initialize table", "SYS_ADMIN": "found at the refresh only"}
+WITHOUT = {
+    "NET_ADMIN": "cannot start",
+    "NET_RAW": "unable to initialize table",
+    "SYS_ADMIN": "found at the refresh only",
+}
 MakeNetns = Callable[[str], NetworkNamespace]
 
 
