@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests wait more than they compute: two workers for a core. What shares a lab stays together.
 WORKERS ?= -n $(shell n=$$(nproc); echo $$((n > 4 ? 8 : 2 * n)))
+ASSETS := $(BIN)/python -m tests.cluster.assets --folder
+REAL_PROGRAMS := kubectl kube-apiserver kube-controller-manager etcd
 CLIENT := felix_py/cni/client/felix-py-cni
 
 .PHONY: all dev lab lab-down image test test-all test-image test-cluster cluster unit lint types layers bench lock clean
@@ -17,7 +19,8 @@ dev: $(VENV)/.dev $(CLIENT)  ## the same, and the tools that developers and test
 
 lab: $(VENV)/.lab $(CLIENT)  ## the main job on one machine: nodes, pods, policies, a real router
 	@scripts/debian-packages run
-	@$(BIN)/felix-py lab up $(LAB)
+	@$(if $(REAL),$(BIN)/python -m tests.cluster.assets $(REAL_PROGRAMS))
+	@$(if $(REAL),KUBEBUILDER_ASSETS="$$($(ASSETS))") $(BIN)/felix-py lab up $(LAB)
 
 lab-down:  ## remove the lab
 	@$(BIN)/felix-py lab down
@@ -31,6 +34,7 @@ test-all: dev packages  ## the same at length, as before a release: also heavy t
 test-cluster: cluster image  ## the tests on a real Kubernetes, which they start themselves
 	@$(BIN)/python -m tests.cluster.previous
 	@$(BIN)/pytest $(or $(TESTS),tests/cluster)
+	@$(if $(TESTS),,FELIX_PY_CONFORMANCE_ASSETS="$$($(ASSETS))" $(BIN)/pytest $(WORKERS) tests/conformance)
 
 cluster: dev  ## what a real Kubernetes needs; its programs are built once, which takes ten minutes or more
 	@scripts/debian-packages run test cluster

@@ -44,8 +44,10 @@ class Module:
     @property
     def version(self) -> str:
         """As ``go.mod`` requires it."""
-        found = re.search(rf"^require {re.escape(self.path)} (\S+)$", (self.folder / "go.mod").read_text(), re.M)
-        assert found, f"{self.folder}/go.mod does not require {self.path} on a line of its own"
+        found = re.search(
+            rf"^(?:require |\t){re.escape(self.path)} (\S+)$", (self.folder / "go.mod").read_text(), re.M
+        )
+        assert found, f"{self.folder}/go.mod does not require {self.path}"
         return found[1]
 
 
@@ -65,17 +67,12 @@ KUBERNETES = Module(
             )
         },
         "agnhost": "k8s.io/kubernetes/test/images/agnhost",
+        # Debian 12's etcd cannot serve what watches need (RequestWatchProgress: from 3.4.31 and 3.5.13 on).
+        "etcd": "go.etcd.io/etcd/server/v3",
     },
     # The API server refuses to start as v0.0.0-master+$Format:%H$.
     flags="-X k8s.io/component-base/version.gitVersion={version}"
     " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36",
-)
-# Debian's etcd cannot serve what watches of Kubernetes need (RequestWatchProgress, from 3.4.31 and 3.5.13 on).
-ETCD = Module(
-    folder=HERE / "etcd",
-    path="go.etcd.io/etcd/server/v3",
-    programs={"etcd": "go.etcd.io/etcd/server/v3"},
-    flags="",
 )
 HELM = Module(
     folder=HERE / "helm",
@@ -83,7 +80,7 @@ HELM = Module(
     programs={"helm": "helm.sh/helm/v3/cmd/helm"},
     flags="-X helm.sh/helm/v3/internal/version.version={version}",
 )
-MODULES = (KUBERNETES, ETCD, HELM)
+MODULES = (KUBERNETES, HELM)
 
 
 def folder(module: Module = KUBERNETES) -> Path:
@@ -127,7 +124,7 @@ def build(wanted: Sequence[str] = ()) -> None:
 
 
 def _build(module: Module, name: str, package: str, go: Path, go_version: tuple[int, int]) -> None:
-    print(f"Building {name} {module.version} ", end="", flush=True)
+    print(f"Building {name} ", end="", flush=True)
     began = time.monotonic()
     for left in folder(module).glob(f".{name}.*.new"):  # by a build that was killed
         left.unlink(missing_ok=True)
@@ -200,7 +197,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.cluster.assets", description=__doc__)
     names = [name for module in MODULES for name in module.programs]
     parser.add_argument("program", nargs="*", help=f"which: {', '.join(names)}; all where none is named")
-    wanted = parser.parse_args().program
+    parser.add_argument("--folder", action="store_true", help="build nothing, say where Kubernetes' programs are")
+    args = parser.parse_args()
+    if args.folder:
+        print(folder())
+        return
+    wanted = args.program
     if unknown := set(wanted) - set(names):
         parser.error(f"no such program: {' '.join(sorted(unknown))}")
     todo = [name for name in missing(*MODULES) if name in (wanted or names)]

@@ -55,7 +55,7 @@ class Cluster:
         self.pki = Pki(self.folder / "pki", shape)
         self._say = say
         shown = [path.absolute() for path in (assets.folder(), *installer.binds, *binds)]
-        only = {CONTROL_PLANE: [self.pki.folder, assets.folder(assets.ETCD)]}
+        only = {CONTROL_PLANE: [self.pki.folder]}
         self.machines = {
             machine: Machine(machine, self.folder / machine, shape, [*shown, *only.get(machine, [])], lifeline)
             for machine in shape.machines
@@ -140,9 +140,7 @@ class Cluster:
         node.import_images(archive)
 
     def _check_tools(self) -> None:
-        missing = [tool for tool in _TOOLS.split() if not shutil.which(tool)] + assets.missing(
-            assets.KUBERNETES, assets.ETCD
-        )
+        missing = [tool for tool in _TOOLS.split() if not shutil.which(tool)] + assets.missing(assets.KUBERNETES)
         if missing:
             raise FileNotFoundError(f"missing: {' '.join(missing)} (`make cluster` installs and builds them)")
         if os.geteuid():

@@ -131,7 +131,7 @@ class ByHand(Installer):
 
     def _install_on(self, cluster: Cluster, node: Node, credentials: str) -> None:
         node.machine.write("/etc/felix-py/kubeconfig", credentials, 0o600)
-        node.machine.path("/opt/felix-py").symlink_to(self._checkout)
+        node.machine.run("ln", "-sfn", str(self._checkout), "/opt/felix-py")
         node.machine.run(self._PROGRAM, "install-cni")
         copy_plugins(node, "portmap", "loopback")
         node.machine.write("/etc/felix-py/bgp.yaml", peers_file(cluster, address(node.name, 4)))

@@ -248,7 +248,7 @@ class Machine:
         """
         return Path(f"/proc/{self._pid()}/root/proc/{pid}/ns/net")
 
-    def connects(self, host: str, port: int, seconds: float = 2.0) -> bool:
+    def connects(self, host: str, port: int, seconds: float = 3.0) -> bool:
         """Whether a TCP connection from the machine comes about within that many seconds."""
         with inside(self.netns()):
             probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

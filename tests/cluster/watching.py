@@ -14,7 +14,7 @@ _PAUSE = 0.005
 def last_success(machine: Machine, host: str, port: int, act: Callable[[], object]) -> float:
     """For how many seconds after ``act`` connections still came about; negative: they ended before it returned.
 
-    They are tried one after the other, until one does not come about within two seconds.
+    They are tried one after the other, until one does not come about within three seconds.
 
     Raises:
         AssertionError: they came about for a minute, or not even before.

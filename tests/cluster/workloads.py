@@ -13,7 +13,7 @@ from tests.cluster.machine import wait_for
 from tests.cluster.plan import url_host
 
 HTTP = 8080
-_CONNECT = 'for to in "$@"; do (/agnhost connect --timeout=2s "$to" >/dev/null 2>&1 && echo "$to") & done; wait'
+_CONNECT = 'for to in "$@"; do (/agnhost connect --timeout=3s "$to" >/dev/null 2>&1 && echo "$to") & done; wait'
 
 
 def pod(
@@ -115,7 +115,7 @@ class Namespace:
         return [found["ip"] for found in self.get("pod", pod)["status"]["podIPs"]]
 
     def reaches(self, pod: str, targets: Collection[str], container: str = "http") -> set[str]:
-        """Which ``HOST:PORT`` a pod can connect to within two seconds; all are tried at once."""
+        """Which ``HOST:PORT`` a pod can connect to within three seconds; all are tried at once."""
         argv = ["exec", pod, "-c", container, "--", "sh", "-c", _CONNECT, "sh", *targets]
         return set(self.kubectl(*argv).split())
 

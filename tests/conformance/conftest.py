@@ -1,9 +1,9 @@
 """What the API server must do, tried with real kubectl and the official client.
 
 By default against the embedded server. ``FELIX_PY_CONFORMANCE_ASSETS`` names a folder with a real kube-apiserver,
-kube-controller-manager and kubectl to start instead, with the system's etcd. ``FELIX_PY_CONFORMANCE_KUBECONFIG``
-names the kubeconfig of a server that runs (as a user other than root: root's tests run in a network namespace of
-their own), ``FELIX_PY_CONFORMANCE_KUBECTL`` another kubectl.
+kube-controller-manager and kubectl to start instead, with the etcd there or else the system's.
+``FELIX_PY_CONFORMANCE_KUBECONFIG`` names the kubeconfig of a server that runs (not as root: its tests
+run in a network namespace of their own), ``FELIX_PY_CONFORMANCE_KUBECTL`` another kubectl.
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ def _real(state: Path, assets: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def serves_watch_list() -> None:
     """For what a kube-apiserver does only with an etcd that tells it how far a watch has come."""
-    if (
-        ASSETS
-        and " 3.4." in subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=True).stdout
-    ):
+    etcd = shutil.which("etcd", path=os.pathsep.join((ASSETS, os.environ["PATH"])))
+    if not ASSETS or not etcd:
+        return
+    if " 3.4." in subprocess.run([etcd, "--version"], capture_output=True, text=True, check=True).stdout:
         pytest.skip("a real API server serves WatchList from etcd 3.5 on")
 
 

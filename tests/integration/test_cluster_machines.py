@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab.processes import Process, process_of
+from tests.cluster import cgroups
 from tests.cluster.machine import CHECKOUT, CommandFailed, Machine
 from tests.cluster.plan import OUTSIDE, TOR, Shape, address
 from tests.support.waiting import eventually
@@ -155,3 +156,20 @@ def test_machine_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "tor" / "root" / "usr") == [], (
         "nothing of ours is mounted outside of the machine"
     )
+
+
+def test_groups_of_a_run_that_was_killed_are_found() -> None:
+    """By the process id in the cluster's name; those of a run that lives are left alone."""
+    killed, living = (
+        f"t{1 << 22}-{os.getpid()}",
+        f"t{os.getpid()}-nft",
+    )  # no process id is as high (proc_sys_kernel(5))
+    try:
+        for name in (killed, living):
+            cgroups.make(name, "node1")
+        assert killed in cgroups.left_behind()
+        assert living not in cgroups.left_behind()
+    finally:
+        for name in (killed, living):
+            cgroups.remove(name)
+    assert killed not in cgroups.left_behind()
