@@ -1,10 +1,11 @@
 """``python -m lab.kube_apiserver``: a real kube-apiserver and etcd in place of the embedded API server.
 
-Used by ``felix-py lab up`` when KUBEBUILDER_ASSETS names the folder with both programs (as controller-runtime's
+Used by ``felix-py lab up`` when KUBEBUILDER_ASSETS names the folder with the programs (as controller-runtime's
 envtest has it). Takes the same options as :mod:`lab.apiserver`: the inherited sockets are where clients
 connect, and every connection is passed on to the kube-apiserver's own loopback port.
 
-There is no controller manager, so a deleted namespace stays in Terminating, and nothing makes ServiceAccounts.
+A kube-controller-manager in that folder is started as well: Deployments make pods, and namespaces end.
+Without it a deleted namespace stays in Terminating, and nothing makes ServiceAccounts.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -27,6 +29,11 @@ from lab.topology import API_ADDRESS
 _PATIENCE = 60.0
 _POLL = 0.1
 _CHUNK = 1 << 16
+
+_CONTROLLERS = "kube-controller-manager"
+
+_NOT_HERE = ("node-ipam-controller", "node-lifecycle-controller", "taint-eviction-controller")
+"""Controllers that look after nodes: the lab's are as it makes them, and no kubelet renews their leases."""
 
 
 def _free_port() -> int:
@@ -45,20 +52,36 @@ class ControlPlane:
         self._folder = folder
         self._service_cidrs = service_cidrs
         self._etcd_port, self._etcd_peer_port, self.port = _free_port(), _free_port(), _free_port()
+        self._has_controllers = (assets / _CONTROLLERS).exists()
         self._children: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> str:
-        """Start both; returns the administrator's token.
+        """Start etcd and the kube-apiserver; returns the administrator's token.
 
         Raises:
             OSError: a program is not there.
         """
         token = ensure_token(self._folder / "token")
         write_private(self._folder / "tokens.csv", f"{token},admin,admin,system:masters\n".encode())
-        for name, options in (("etcd", self._etcd()), ("kube-apiserver", self._apiserver())):
-            argv = [str(self._assets / name), *(f"--{option}={value}" for option, value in options.items())]
-            self._children.append(subprocess.Popen(argv, preexec_fn=_die_with_parent))
+        self._run("etcd", self._etcd())
+        self._run("kube-apiserver", self._apiserver())
         return token
+
+    def start_controllers(self, token: str) -> None:
+        """Start the kube-controller-manager, if there is one. Call it when the kube-apiserver is ready."""
+        if self._has_controllers:
+            kubeconfig = self._folder / f"{_CONTROLLERS}.kubeconfig"
+            write_kubeconfig(kubeconfig, f"https://127.0.0.1:{self.port}", token, self._folder / "ca.crt")
+            self._run(_CONTROLLERS, self._controllers(kubeconfig))
+
+    def _run(self, name: str, options: Mapping[str, str]) -> None:
+        argv = [self._program(name), *(f"--{option}={value}" for option, value in options.items())]
+        self._children.append(subprocess.Popen(argv, preexec_fn=_die_with_parent))
+
+    def _program(self, name: str) -> str:
+        """The one in the folder, else the system's: distributions have etcd, but no kube-apiserver."""
+        own = self._assets / name
+        return str(own) if own.exists() else shutil.which(name) or str(own)
 
     def _etcd(self) -> dict[str, str]:
         client, peer = (f"http://127.0.0.1:{port}" for port in (self._etcd_port, self._etcd_peer_port))
@@ -79,6 +102,7 @@ class ControlPlane:
         return {
             "etcd-servers": f"http://127.0.0.1:{self._etcd_port}",
             "bind-address": "127.0.0.1",
+            "advertise-address": next(iter(API_ADDRESS.values())),  # else it looks for a default route
             "secure-port": str(self.port),
             "tls-cert-file": str(certificates.certificate),
             "tls-private-key-file": str(certificates.key),
@@ -88,8 +112,18 @@ class ControlPlane:
             "service-account-issuer": "https://kubernetes.default.svc",
             "service-account-key-file": str(certificates.certificate),
             "service-account-signing-key-file": str(certificates.key),
-            "disable-admission-plugins": "ServiceAccount",
             "allow-privileged": "true",
+            **({} if self._has_controllers else {"disable-admission-plugins": "ServiceAccount"}),
+        }
+
+    def _controllers(self, kubeconfig: Path) -> dict[str, str]:
+        return {
+            "kubeconfig": str(kubeconfig),
+            "controllers": ",".join(("*", *(f"-{name}" for name in _NOT_HERE))),
+            "root-ca-file": str(self._folder / "ca.crt"),
+            "service-account-private-key-file": str(self._folder / "server.key"),
+            "leader-elect": "false",
+            "secure-port": "0",
         }
 
     def check(self) -> None:
@@ -99,7 +133,7 @@ class ControlPlane:
                 raise RuntimeError(f"{child.args!r} exited with {child.returncode}")
 
     def stop(self) -> None:
-        """End both, the kube-apiserver first."""
+        """End all, etcd last."""
         for child in reversed(self._children):
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -154,6 +188,7 @@ async def _serve(assets: Path, folder: Path, service_cidrs: str, fds: Sequence[i
     try:
         token = control_plane.start()
         await _wait_until_ready(control_plane)
+        control_plane.start_controllers(token)
         listeners = [socket.socket(fileno=fd) for fd in fds]
         host, port = listeners[0].getsockname()[:2]
         for listener in listeners:
@@ -170,7 +205,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state-dir", type=Path, required=True)
-    parser.add_argument("--assets", type=Path, required=True, help="folder with kube-apiserver and etcd")
+    parser.add_argument("--assets", type=Path, required=True, help="folder with kube-apiserver")
     parser.add_argument("--service-cidr", required=True)
     parser.add_argument("--fd", type=int, action="append", required=True)
     args = parser.parse_args()

@@ -124,7 +124,7 @@ def _validate_version(version: Obj, path: str) -> list[FieldError]:
     if not isinstance(schema, dict):
         return [*errors, required(here, "schemas are required")]
     if schema.get("type") != "object":
-        errors.append(invalid(f"{here}.type", schema.get("type", ""), 'must be "object" at the root'))
+        errors.append(invalid(f"{here}.type", schema.get("type", ""), "must be object at the root"))
     _structural(schema, here, errors)
     for index, column in enumerate(version.get("additionalPrinterColumns") or []):
         errors += _validate_column(column, f"{path}.additionalPrinterColumns[{index}]")

@@ -30,6 +30,19 @@ def invalid(path: str, value: object, why: str) -> FieldError:
     return FieldError(path, "FieldValueInvalid", f"Invalid value: {_shown(value)}: {why}")
 
 
+def against_rule(path: str, value: object, why: str) -> FieldError:
+    """A rule of a CRD is not kept. Maps and lists are not shown."""
+    if isinstance(value, dict | list):
+        return FieldError(path, "FieldValueInvalid", f"Invalid value: {why}")
+    return invalid(path, value, why)
+
+
+def too_many(path: str, found: int, most: int) -> FieldError:
+    return FieldError(
+        path, "FieldValueTooMany", f"Too many: {found}: must have at most {most} item{'s' if most != 1 else ''}"
+    )
+
+
 def forbidden(path: str, why: str) -> FieldError:
     return FieldError(path, "FieldValueForbidden", f"Forbidden: {why}")
 

@@ -89,16 +89,14 @@ class Typed:
         kind = _list_type(applied, node)
         if kind == "" or kind != _list_type(live, node):
             return applied
-        if kind == "set":
-            return applied + [item for item in live if item not in applied]
-        return self._merged_list(live, applied, node)
+        return self._merged_list(live, applied, node, kind)
 
-    def _merged_list(self, live: list[Any], applied: list[Any], node: Schema) -> list[Any]:
-        old = {self._element(item, node, "map"): item for item in live}
-        merged = [
-            self._merged(old.pop(self._element(item, node, "map"), None), item, node["items"]) for item in applied
-        ]
-        return merged + list(old.values())
+    def _merged_list(self, live: list[Any], applied: list[Any], node: Schema, kind: str) -> list[Any]:
+        """Applied elements in their order; before each, what stands only in ``live`` before the same element."""
+        old = {self._element(item, node, kind): item for item in live}
+        new = {self._element(item, node, kind): item for item in applied}
+        order = _merged_order(list(old), list(new))
+        return [self._merged(old.get(one), new[one], node["items"]) if one in new else old[one] for one in order]
 
     def remove(self, obj: Obj, paths: Iterable[Path], kept: Iterable[Path]) -> Obj:
         """A new document without ``paths``; a list element stays while something under it is in ``kept``."""
@@ -130,6 +128,22 @@ class Typed:
                 else:
                     del value[index]
                 return
+
+
+def _merged_order(live: list[str], applied: list[str]) -> list[str]:
+    """The order that structured-merge-diff gives to the elements of a merged list (merge.go, visitListItems)."""
+    shared = [one for one in applied if one in live]
+    out: list[str] = []
+    rest = list(applied)
+    for one in live:
+        if one not in applied:
+            out.append(one)
+        elif shared and one == shared[0]:
+            upto = rest.index(one) + 1
+            out += rest[:upto]
+            del rest[:upto]
+            shared = [other for other in shared if other in rest]
+    return out + rest
 
 
 def _list_type(value: Any, node: Schema) -> str:

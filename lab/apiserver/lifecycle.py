@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lab.apiserver import errors as api
-from lab.apiserver.builtin import NAMESPACES
+from lab.apiserver.builtin import NAMESPACES, PODS
 from lab.apiserver.journal import ObjectKey
 from lab.apiserver.kinds import Obj, Resource
 from lab.apiserver.metadata import now
@@ -81,12 +81,19 @@ class Lifecycle:
         last = self._store.remove(resource.storage, key)
         self._after_delete(resource, last)
         if resource.namespaced:
+            if resource.storage == PODS and self._is_ending(key[0]):
+                self.empty(key[0])
             self._finish_namespace(key[0])
         return last
 
     def empty(self, namespace: str) -> None:
-        """Delete all content of a namespace; what needs time finishes it later."""
-        for resource in self._owned():
+        """Delete all content of a namespace; what needs time finishes it later.
+
+        Pods go first, and nothing else while there are any (KEP-5080).
+        """
+        for resource in sorted(self._owned(), key=lambda resource: resource.storage != PODS):
+            if resource.storage != PODS and self._store.has_any(PODS, namespace):
+                return
             for stored in self._store.list(resource.storage, namespace):
                 current = self._store.get(resource.storage, stored.key)
                 if current is not None:
@@ -96,9 +103,13 @@ class Lifecycle:
     def _owned(self) -> list[Resource]:
         return [r for r in self._registry if r.namespaced and r.stored_as is None]
 
+    def _is_ending(self, namespace: str) -> bool:
+        found = self._store.get(NAMESPACES, ("", namespace))
+        return found is not None and bool(found.obj["metadata"].get("deletionTimestamp"))
+
     def _finish_namespace(self, namespace: str) -> None:
         found = self._store.get(NAMESPACES, ("", namespace))
-        if found is None or not found.obj["metadata"].get("deletionTimestamp"):
+        if found is None or not self._is_ending(namespace):
             return
         if any(self._store.has_any(resource.storage, namespace) for resource in self._owned()):
             return

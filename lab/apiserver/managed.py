@@ -158,5 +158,7 @@ def _who(entry: _Entry) -> str:
     text = f'"{manager.name}"'
     if manager.subresource:
         text += f' with subresource "{manager.subresource}"'
+    if manager.operation != "Update":
+        return text
     text += f" using {manager.api_version}"
-    return f"{text} at {entry.time}" if manager.operation == "Update" and entry.time else text
+    return f"{text} at {entry.time}" if entry.time else text

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from lab.apiserver.cel import CelError, compiled
-from lab.apiserver.errors import FieldError, bad_request, invalid, not_supported, required
+from lab.apiserver.errors import FieldError, against_rule, bad_request, invalid, not_supported, required, too_many
 from lab.apiserver.kinds import Obj, Schema, Version
 from lab.apiserver.schema import GoDecoder, resolve
 
@@ -140,7 +140,7 @@ def _rules(value: Any, schema: Schema, path: str, errors: list[FieldError]) -> N
         except CelError as error:
             kept, why = False, f"rule evaluation error: {error}"
         if not kept:
-            errors.append(invalid(path or "<nil>", schema.get("type", ""), why))
+            errors.append(against_rule(path or "<nil>", value, why))
     if isinstance(value, dict):
         for name, item in value.items():
             inner = schema.get("properties", {}).get(name) or schema.get("additionalProperties")
@@ -232,10 +232,7 @@ def _array(value: list[Any], schema: Schema, path: str, errors: list[FieldError]
             invalid(path, len(value), f"{path} in body should have at least {schema['minItems']} items")
         )
     if len(value) > schema.get("maxItems", math.inf):
-        most = schema["maxItems"]
-        errors.append(
-            FieldError(path, "FieldValueTooMany", f"Too many: {len(value)}: must have at most {most} items")
-        )
+        errors.append(too_many(path, len(value), schema["maxItems"]))
     keys = schema.get("x-kubernetes-list-map-keys")
     seen: list[Any] = []
     for index, item in enumerate(value):
@@ -253,9 +250,7 @@ def _object(value: Obj, schema: Schema, path: str, errors: list[FieldError]) -> 
         least = schema["minProperties"]
         errors.append(invalid(path, len(value), f"{path} in body should have at least {least} properties"))
     if len(value) > schema.get("maxProperties", math.inf):
-        most = schema["maxProperties"]
-        errors.append(FieldError(path, "FieldValueTooMany",
-                                 f"Too many: {len(value)}: must have at most {most} items"))  # fmt: skip
+        errors.append(too_many(path, len(value), schema["maxProperties"]))
     for name, item in value.items():
         inner = schema.get("properties", {}).get(name) or schema.get("additionalProperties")
         if isinstance(inner, dict):

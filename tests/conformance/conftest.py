@@ -1,7 +1,8 @@
 """What the API server must do, tried with real kubectl and the official client.
 
-By default against the embedded server. ``FELIX_PY_CONFORMANCE_KUBECONFIG`` names the kubeconfig of a real API
-server to hold the same tests against (as a user other than root: root's tests run in a network namespace of
+By default against the embedded server. ``FELIX_PY_CONFORMANCE_ASSETS`` names a folder with a real kube-apiserver,
+kube-controller-manager and kubectl to start instead, with the system's etcd. ``FELIX_PY_CONFORMANCE_KUBECONFIG``
+names the kubeconfig of a server that runs (as a user other than root: root's tests run in a network namespace of
 their own), ``FELIX_PY_CONFORMANCE_KUBECTL`` another kubectl.
 """
 
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,8 +27,9 @@ import pytest
 from kubernetes import client, config
 
 EXTERNAL = os.environ.get("FELIX_PY_CONFORMANCE_KUBECONFIG", "")
+ASSETS = os.environ.get("FELIX_PY_CONFORMANCE_ASSETS", "")
 
-embedded_only = pytest.mark.skipif(bool(EXTERNAL), reason="looks at what only the embedded server does")
+embedded_only = pytest.mark.skipif(bool(EXTERNAL or ASSETS), reason="looks at what only the embedded server does")
 
 
 @dataclass(frozen=True)
@@ -103,31 +106,49 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(EXTERNAL)
         return
     state = tmp_path_factory.mktemp("apiserver")
-    with subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "lab.apiserver",
-            "--state-dir",
-            str(state),
-            "--tls",
-            "--listen",
-            "127.0.0.1:0",
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with _real(state, Path(ASSETS)) if ASSETS else _embedded(state):
+        yield state / "kubeconfig"
+
+
+@contextmanager
+def _embedded(state: Path) -> Iterator[None]:
+    argv = [sys.executable, "-m", "lab.apiserver", "--state-dir", str(state), "--tls", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("https://127.0.0.1:")
-        yield state / "kubeconfig"
+        yield
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+@contextmanager
+def _real(state: Path, assets: Path) -> Iterator[None]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        options = {"state-dir": state, "assets": assets, "service-cidr": "10.96.0.0/16", "fd": listener.fileno()}
+        argv = [sys.executable, "-m", "lab.kube_apiserver", *(f"--{name}={it}" for name, it in options.items())]
+        with subprocess.Popen(argv, pass_fds=[listener.fileno()]) as process:
+            until(lambda: (state / "ready").exists() or process.poll() is not None, 120)
+            assert process.poll() is None, "see its stderr"
+            yield
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+
+
+@pytest.fixture(scope="session")
+def serves_watch_list() -> None:
+    """For what a kube-apiserver does only with an etcd that tells it how far a watch has come."""
+    if (
+        ASSETS
+        and " 3.4." in subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=True).stdout
+    ):
+        pytest.skip("a real API server serves WatchList from etcd 3.5 on")
 
 
 @pytest.fixture(scope="session")
 def cluster(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
     """kubectl in the namespace ``default``."""
-    program = os.environ.get("FELIX_PY_CONFORMANCE_KUBECTL") or shutil.which("kubectl")
+    named = os.environ.get("FELIX_PY_CONFORMANCE_KUBECTL")
+    program = named or shutil.which("kubectl", path=os.pathsep.join((ASSETS, os.environ["PATH"])))
     if not program:
         pytest.skip("no kubectl on PATH")
     return Kubectl(program, kubeconfig, tmp_path_factory.mktemp("home"))

@@ -142,6 +142,7 @@ def test_watch_with_a_field_selector(core: client.CoreV1Api, kubectl: Kubectl) -
     core.delete_namespaced_pod("web", namespace, grace_period_seconds=0)
 
 
+@pytest.mark.usefixtures("serves_watch_list")
 def test_watch_list(core: client.CoreV1Api, kubectl: Kubectl) -> None:
     """KEP-3157: the initial state as events, closed by a bookmark."""
     namespace = kubectl.namespace
