@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKERS ?= -n $(shell n=$$(nproc); echo $$((n > 4 ? 8 : 2 * n)))
 CLIENT := felix_py/cni/client/felix-py-cni
 
-.PHONY: all dev lab lab-down test test-all test-cluster cluster unit lint types layers bench lock clean
+.PHONY: all dev lab lab-down image test test-all test-image test-cluster cluster unit lint types layers bench lock clean
 .DEFAULT_GOAL := all
 
 all: $(BIN)/felix-py $(CLIENT)  ## the command line, at .venv/bin/felix-py
@@ -28,7 +28,8 @@ test: dev packages  ## everything but heavy tests: unit, property, golden, integ
 test-all: dev packages  ## the same at length, as before a release: also heavy tests, more examples, longer fuzzing
 	@FELIX_PY_TESTS=all $(BIN)/pytest $(WORKERS) $(TESTS)
 
-test-cluster: cluster  ## the tests on a real Kubernetes, which they start themselves
+test-cluster: cluster image  ## the tests on a real Kubernetes, which they start themselves
+	@$(BIN)/python -m tests.cluster.previous
 	@$(BIN)/pytest $(or $(TESTS),tests/cluster)
 
 cluster: dev  ## what a real Kubernetes needs; its programs are built once, which takes ten minutes or more
@@ -46,6 +47,15 @@ types: $(VENV)/.dev
 
 layers: $(VENV)/.dev
 	@$(BIN)/lint-imports
+
+image: $(BIN)/felix-py  ## the container image, at dist/felix-py.tar
+	@scripts/debian-packages build image
+	@$(BIN)/python -m image $(IMAGE)
+
+test-image: dev image  ## the image: built again, what is in it, and its commands in containers
+	@scripts/debian-packages image-test
+	@$(BIN)/python -m image $(IMAGE) --output build/image-again --work build/image-again/work
+	@FELIX_PY_TESTS=image $(BIN)/pytest -m image $(TESTS)
 
 bench: dev packages  ## every benchmark, each beside the bare tool or limit
 	@$(BIN)/python -m bench $(BENCH)

@@ -250,7 +250,7 @@ class AgentConfig:
     )
     health_address: str = setting(
         "127.0.0.1:9099",
-        "Where to serve /healthz, /readyz and /metrics, to every local user.",
+        "Where to serve /livez, /readyz and /metrics, to every local user.",
         metavar="ADDRESS:PORT",
         calico="healthHost, healthPort",
     )

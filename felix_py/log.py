@@ -125,6 +125,11 @@ def lost() -> dict[str, int]:
     return {"rate": _limit.left_out, "reader": _writer.lost if _writer is not None else 0}
 
 
+def recent() -> bytes:
+    """Returns the newest lines, as written to stderr, oldest first."""
+    return _writer.recent() if _writer is not None else b""
+
+
 def _dropped(lines: int) -> str:
     event = {"event": "log lines were dropped: their reader did not take them", "lines": lines}
     rendered: Any = {"component": "log", **event}

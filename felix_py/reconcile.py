@@ -139,6 +139,10 @@ class Reconciler:
         """A failure of the last apply that concerns an object policy rests on, or None."""
         return next((failure for failure in self.failures if policy_rests_on(failure.ref)), None)
 
+    def sizes(self) -> dict[str, int]:
+        """Number of wanted objects in the kernel, by kind; ``class``: policy classes that have a number."""
+        return {**self._dataplane.sizes(), "class": self._planner.classes}
+
     def hold(self) -> None:
         """Plan nothing until :meth:`begin`, and keep the objects that the dataplane holds as they are."""
         self._sweeping = True
@@ -312,9 +316,12 @@ class Reconciler:
         self._pending.due.clear()
         self._awaited.clear()
         look, self._looks = self._looks, _NOTHING
+        if self.failures:
+            self._metrics.retries.inc()
         self._sweep_due |= bool(look) and self._sweeping
         waiters, self._waiters = self._waiters, []
         started, holding, written = time.monotonic(), self._pending.held, self._written
+        noted = None if holding else self._pending.take_noted()
         try:
             failures = await self._two_steps(look)
         except MemoryError:  # an update in transit may be lost: only a restart helps
@@ -325,13 +332,17 @@ class Reconciler:
             failures = Failures([Failure(ApplyRef(), f"{type(error).__name__}: {error}")])
             self._sweep_due = self._sweeping
             self._pending.look(look)
+            self._pending.give_back_noted(noted)
         except BaseException:  # cancelled
             self._waiters += waiters
             raise
         self._pause = min(_REST, 2 * self._pause or _REST_LEAST) if self._written == written else _REST
         self._applied_at = asyncio.get_running_loop().time()
         self._note_look(look)
-        self._metrics.apply_seconds.observe(time.monotonic() - started)
+        ended = time.monotonic()
+        self._metrics.apply_seconds.observe(ended - started)
+        if noted is not None and self._written != written:
+            self._metrics.event_seconds.observe(ended - noted)
         self._note_failures(failures)
         drift, self._drift = self._drift, []
         if not holding:
@@ -419,6 +430,8 @@ class Reconciler:
         report = self._dataplane.apply(sweep=sweep, keep_learned=keep_learned)
         self._metrics.restores.inc(report.transactions)
         self._metrics.writes.inc(report.writes)
+        self._metrics.lock_waits.inc(report.lock_waits)
+        self._metrics.lock_seconds.inc(report.lock_seconds)
         self._written += report.writes
         self._note_drift([drift for drift in self._dataplane.take_drift() if not self._is_leaving(drift.ref)])
         return Failures(report.failures)

@@ -148,16 +148,25 @@ def bounded(failures: Iterable[Failure], others: Ref, most: int = 100) -> list[F
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of one apply. ``transactions`` counts iptables-restore runs, ``writes`` all objects written."""
+    """The result of one apply. ``transactions`` counts iptables-restore runs, ``writes`` all objects written.
+
+    ``lock_waits``: runs that found the xtables lock held by another program; ``lock_seconds``: their duration.
+    """
 
     transactions: int = 0
     writes: int = 0
     failures: tuple[Failure, ...] = ()
+    lock_waits: int = 0
+    lock_seconds: float = 0.0
 
     def __add__(self, other: Report) -> Report:
         """The result of two steps together."""
         return Report(
-            self.transactions + other.transactions, self.writes + other.writes, self.failures + other.failures
+            self.transactions + other.transactions,
+            self.writes + other.writes,
+            self.failures + other.failures,
+            self.lock_waits + other.lock_waits,
+            self.lock_seconds + other.lock_seconds,
         )
 
 

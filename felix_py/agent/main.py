@@ -2,6 +2,7 @@
 
 Order of a start, and why:
 
+0. FelixConfigurations are read, for three seconds at most (:mod:`felix_py.agent.starting`).
 1. Leases and kernel are read: a restarted agent knows its endpoints before the first call. The kernel's rules are
    held from here on, and drift is repaired, whether the API server answers or not.
 2. The CNI server listens: a DEL must work whatever else is missing. ADD answers "try again" until step 4.
@@ -30,7 +31,7 @@ from felix_py import log
 from felix_py.agent import memory
 from felix_py.agent.build import Agent, build
 from felix_py.agent.configured import StartAnew
-from felix_py.agent.starting import Start, start
+from felix_py.agent.starting import start
 from felix_py.agent.stopping import Stopping
 from felix_py.cni.server import SocketInUse
 from felix_py.config import AgentConfig, ConfigError
@@ -43,6 +44,7 @@ from felix_py.observe.connections import Connections
 from felix_py.observe.identity import Identity
 from felix_py.observe.network_status import Telling
 from felix_py.observe.stalls import Stalls, WatchedSelector
+from felix_py.observe.watchdog import Watchdog
 
 FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
 """Errors that a retry does not mend: the message says what to do."""
@@ -71,15 +73,16 @@ def main(config: AgentConfig, given: Collection[str] = ()) -> NoReturn:
 
     ``given``: the settings that command line and environment set; FelixConfigurations may set the others.
 
-    Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`, :data:`ANEW`.
+    Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`, :data:`ANEW`,
+    :data:`~felix_py.observe.watchdog.STUCK`.
     """
     _raise_descriptor_limit()
     memory.guard()
-    begun = start(config, given)
-    log.set_level(begun.config.log_level)
     metrics = Metrics()
     selector = WatchedSelector(Stalls(metrics.loop_stalls.observe, log.get("loop").warning))
-    code = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)).run(run(begun, metrics))
+    Watchdog(selector.turn).start()
+    runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector))
+    code = runner.run(run(config, given, metrics))
     # All resources are closed. Threads that wait for a peer or the kernel must not keep the process alive.
     log.flush()
     os._exit(code)
@@ -93,7 +96,7 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def run(begun: Start, metrics: Metrics) -> int:
+async def run(config: AgentConfig, given: Collection[str], metrics: Metrics) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code. Call it in the main thread, once a process."""
     logger = log.get("agent")
     stopping = Stopping(end_tools, lambda text: logger.error(text))
@@ -101,7 +104,7 @@ async def run(begun: Start, metrics: Metrics) -> int:
     told = True
     try:
         async with AsyncExitStack() as stack:
-            life = Life(begun, metrics, stack)
+            life = Life(config, given, metrics, stack)
             work = asyncio.create_task(life.run())
             asked = asyncio.create_task(stopping.asked.wait())
             await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -136,8 +139,11 @@ async def run(begun: Start, metrics: Metrics) -> int:
 class Life:
     """One run of an agent. ``stack`` closes its resources, in reverse order."""
 
-    def __init__(self, begun: Start, metrics: Metrics, stack: AsyncExitStack) -> None:
-        self._begun = begun
+    def __init__(
+        self, config: AgentConfig, given: Collection[str], metrics: Metrics, stack: AsyncExitStack
+    ) -> None:
+        self._config = config
+        self._given = given
         self._metrics = metrics
         self._stack = stack
         self._agent: Agent | None = None
@@ -146,7 +152,9 @@ class Life:
 
     async def run(self) -> None:
         """Run until cancelled. Raises StartAnew and the errors of :data:`FATAL`."""
-        agent = self._agent = build(self._begun, self._metrics, self._stack)
+        begun = await asyncio.to_thread(start, self._config, self._given)
+        log.set_level(begun.config.log_level)
+        agent = self._agent = build(begun, self._metrics, self._stack)
         await self._start(agent)
         try:
             await self._work(agent)
@@ -205,14 +213,19 @@ class Life:
         await asyncio.to_thread(importlib.import_module, "felix_py.observe.health")
         from felix_py.observe.flows_http import flows_route
         from felix_py.observe.health import HealthServer
+        from felix_py.observe.log_http import log_route
 
         status = agent.status
         health = HealthServer(
             self._metrics.registry,
-            status.unready,
+            status.parts,
             status.state,
             status.refresh_metrics,
-            [*agent.deny_log.routes(), flows_route(agent.flows, agent.facts.view.endpoint_addresses)],
+            [
+                *agent.deny_log.routes(),
+                flows_route(agent.flows, agent.facts.view.endpoint_addresses),
+                log_route(),
+            ],
         )
         await health.start(agent.public, agent.private)
         self._stack.push_async_callback(health.stop)
@@ -260,7 +273,7 @@ class Life:
         await agent.pods.tell_the_runtime()
         while True:
             try:
-                return await agent.cluster.set_network_available(self._begun.config.node_name)
+                return await agent.cluster.set_network_available(self._config.node_name)
             except (ApiError, Unreachable) as error:
                 self._log.warning("cannot set the node's NetworkUnavailable condition", reason=str(error))
             await asyncio.sleep(_CONDITION_RETRY)

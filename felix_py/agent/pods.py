@@ -69,7 +69,7 @@ class Pods:
         with Links() as links:
             database = config.state_dir / "leases.db"
             store, self._alive = recover(database, links, notices.say, elsewhere=self._elsewhere)
-        leases = stack.enter_context(closing(Leases(store)))
+        leases = self._leases = stack.enter_context(closing(Leases(store)))
         interfaces = stack.enter_context(closing(Interfaces()))
         self._plugin = Plugin(
             leases, interfaces, network, notices, timeout=config.cni_timeout, chained=config.chained_plugins
@@ -95,6 +95,10 @@ class Pods:
     def no_addresses(self, cidrs: Sequence[str]) -> str | None:
         """Why no pod can get an address, or None; another IPAM plugin needs no podCIDR."""
         return None if cidrs or is_delegated(self._config.cni_conf_dir) else NO_CIDR
+
+    def usage(self, cidrs: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Addresses of each CIDR that pods have, and that they do not have; empty with another IPAM plugin."""
+        return {} if is_delegated(self._config.cni_conf_dir) else self._leases.usage(cidrs)
 
     async def tell_the_runtime(self) -> None:
         """Write the network list: pods can be connected from now on."""

@@ -25,7 +25,8 @@ def agent(*, context: typer.Context, **given: Any) -> None:
 
     Exit codes: 0 stopped, 1 could not start (the last log line says why), 2 wrong option, 3 stopped without an
     orderly end, because something did not come to its end within nine seconds, 4 to be started again, because
-    FelixConfigurations that could not be read at the start set something else.
+    FelixConfigurations that could not be read at the start set something else, 5 the event loop stood still for
+    30 seconds (the log says where).
     """
     from felix_py import log
 

@@ -242,6 +242,9 @@ class Iptables(Part):
             for rule in rules
         ]
 
+    def sizes(self) -> Mapping[str, int]:
+        return {"chain": len(self._chains.desired)}
+
     def differences(self) -> list[Ref]:
         return [change.ref for change in self._changes(Sweep.NOTHING)]
 
@@ -260,7 +263,7 @@ class Iptables(Part):
 
     def write(self, sweep: Sweep) -> Report:
         """Write the difference; failed changes are reported and stay pending."""
-        runs = self._restore.runs
+        before = self._restore.counted
         failures = list(self._rejected.values())
         changes = self._changes(sweep)
         error = self._restore.run(changes)
@@ -272,7 +275,8 @@ class Iptables(Part):
             failures += [Failure(change.ref, error) for change in changes]
         else:
             written = self._salvage(changes, sweep, failures)
-        return Report(self._restore.runs - runs, written, tuple(failures))
+        runs, waits, seconds = (now - then for now, then in zip(self._restore.counted, before, strict=True))
+        return Report(int(runs), written, tuple(failures), int(waits), seconds)
 
     def _salvage(self, changes: list[Change], sweep: Sweep, failures: list[Failure]) -> int:
         """After a failed transaction: read the tables, and write all changes that can be written."""

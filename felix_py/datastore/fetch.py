@@ -135,6 +135,6 @@ def _is_to_come(api: Api, kind: Kind[R]) -> bool:
     definition = Definition(kind)
     try:
         with api.request("GET", DEFINITIONS, definition.query) as answer:
-            return definition.listed(answer.read()) is Word.SERVED
+            return definition.listed(answer.read())[0] is Word.SERVED
     except ApiError:
         return False

@@ -51,6 +51,17 @@ _STATIC: dict[Fixed, tuple[Direction | None, DropKind]] = {
     Fixed.INPUT: (Direction.EGRESS, DropKind.HOST),
 }
 
+MEANINGS = {
+    "felix_py_denied_packets": "all packets dropped; the reasons are those of "
+    "[Who was denied?](operations.md#who-was-denied)",
+    "felix_py_class_denied_packets": "of these, what no policy of a class allowed; `class` is the end of the "
+    "chain's name (`FELIX-CI-…`)",
+    "felix_py_policy_packets": "what the rules of a policy decided (`allowed`, `denied`, `passed`); `policy` is "
+    "as `NetworkPolicy/shop/db`",
+    "felix_py_policy_bytes": "the bytes of what `felix_py_policy_packets_total` counts",
+}
+"""What each metric says to an operator, as :attr:`felix_py.metrics.Metrics.meanings`."""
+
 Labels = tuple[str, ...]
 
 

@@ -67,7 +67,7 @@ class Cluster:
     # --- life ----------------------------------------------------------------------------------------
 
     def up(self) -> None:
-        """Bring it up, until all nodes are Ready. What fails leaves all for a look: :meth:`down` clears it.
+        """Bring it up, with a network until all nodes are Ready. What fails leaves all for a look: :meth:`down`.
 
         Raises:
             CommandFailed: something did not come up.
@@ -95,10 +95,11 @@ class Cluster:
         for node in self.nodes:
             wait_for(f"{node.name}'s pod CIDRs", lambda node=node: self.pod_cidrs(node.name), 120)  # type: ignore[misc]
         self.installer.install(self)
-        self._say("network installed")
-        self.wait_ready()
+        if self.installer.makes_ready:
+            self._say("network installed")
+            self.wait_ready()
+            self._say("all nodes Ready")
         wait_for("the default ServiceAccount", lambda: self.kubectl("get", "serviceaccount", "default"), 60)
-        self._say("all nodes Ready")
 
     def down(self) -> None:
         """End everything and remove all files; one that is half up, or gone, is fine."""

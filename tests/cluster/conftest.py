@@ -10,13 +10,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import FrameType
 
 import pytest
 
 from tests.cluster import cgroups
 from tests.cluster.cluster import Cluster
-from tests.cluster.installers import INSTALLERS
+from tests.cluster.installers import INSTALLERS, Installer
 from tests.cluster.plan import MAIN, Shape
 from tests.cluster.workloads import HTTP, Namespace, deployment, service
 
@@ -37,10 +39,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cluster", shapes, indirect=True, ids=str, scope="session")
 
 
-@pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster with felix-py on each node. Tests leave it as they found it."""
-    shape: Shape = request.param
+@contextmanager
+def running(shape: Shape, installer: Installer, folder: Path) -> Iterator[Cluster]:
+    """A cluster, for as long as the ``with`` lasts; its files are below ``folder``."""
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -50,9 +51,8 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         cgroups.remove(left)
     # This process holds the other end: the machines end with this process, also when it is killed.
     lifeline, held = os.pipe()
-    name = f"t{os.getpid()}-{shape}"
-    installer = INSTALLERS[os.environ.get("FELIX_PY_CLUSTER_INSTALL", "by-hand")]()
-    found = Cluster(name, tmp_path_factory.mktemp("cluster") / name, shape, installer, lifeline=lifeline, say=say)
+    name = f"t{os.getpid()}-{folder.name}"
+    found = Cluster(name, folder / name, shape, installer, lifeline=lifeline, say=say)
     try:
         found.up()
         yield found
@@ -61,6 +61,21 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         os.close(lifeline)
         os.close(held)
         say("taken down")
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with felix-py on each node. Tests leave it as they found it."""
+    shape: Shape = request.param
+    installer = INSTALLERS[os.environ.get("FELIX_PY_CLUSTER_INSTALL", "image")]()
+    with running(shape, installer, tmp_path_factory.mktemp(str(shape))) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def start_cluster(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Cluster]]:
+    """Start a cluster of a test's own: a shape and an installer, to be used in a ``with``."""
+    return lambda shape, installer: running(shape, installer, tmp_path_factory.mktemp(f"own-{shape}"))
 
 
 @pytest.fixture

@@ -21,10 +21,18 @@ if TYPE_CHECKING:
     from tests.cluster.node import Node
 
 
+ARCHIVE = CHECKOUT / "dist" / "felix-py.tar"
+"""What ``make image`` leaves."""
+
+
 class Installer:
-    """Does nothing, for what is installed later. ``binds`` are folders that all machines must show."""
+    """Does nothing, for what is installed later. ``binds`` are folders that all machines must show.
+
+    ``makes_ready``: nodes are Ready once it has installed.
+    """
 
     binds: Sequence[Path] = ()
+    makes_ready = False
 
     def install(self, cluster: Cluster) -> None:
         """Put the network on all nodes; whether nodes become Ready is for the cluster to see."""
@@ -38,6 +46,8 @@ class Installer:
 
 class Baseline(Installer):
     """ptp, host-local and portmap, with static routes between nodes: no policy, no BGP."""
+
+    makes_ready = True
 
     def install(self, cluster: Cluster) -> None:
         """Each node's list of plugins, and everybody's routes."""
@@ -76,6 +86,8 @@ class Baseline(Installer):
 
 class ByHand(Installer):
     """felix-py as docs/by-hand.md says, from a checkout after ``make``; services in place of systemd's units."""
+
+    makes_ready = True
 
     _PROGRAM = "/opt/felix-py/.venv/bin/felix-py"
 
@@ -131,9 +143,11 @@ class ByHand(Installer):
 class Image(Installer):
     """felix-py as operators install it: an image on all nodes, peers in a ConfigMap, and ``kubectl apply``."""
 
+    makes_ready = True
+
     def __init__(
         self,
-        archive: Path = CHECKOUT / "dist" / "felix-py.tar",
+        archive: Path = ARCHIVE,
         manifest: Path = CHECKOUT / "manifests" / "felix-py.yaml",
     ) -> None:
         self._archive = archive
@@ -141,11 +155,21 @@ class Image(Installer):
         self.binds = [archive.parent, manifest.parent]
 
     def install(self, cluster: Cluster) -> None:
-        """The image first: no registry can be reached from inside."""
+        """What a node must have, then the manifest."""
+        self.prepare(cluster)
+        self.apply(cluster)
+
+    def prepare(self, cluster: Cluster) -> None:
+        """The image on all nodes, since no registry can be reached from inside, and peers."""
+        if not self._archive.exists():
+            raise FileNotFoundError(f"{self._archive}: run make image")
         for node in cluster.nodes:
             copy_plugins(node, "portmap", "loopback")
         cluster.each_node(lambda node: node.import_images(self._archive))
         cluster.apply(self.configuration(cluster))
+
+    def apply(self, cluster: Cluster) -> None:
+        """``kubectl apply``, until all agents are ready."""
         cluster.kubectl("apply", "-f", str(self._manifest))
         rollout = ["-n", "kube-system", "rollout", "status", "daemonset/felix-py", "--timeout=180s"]
         cluster.kubectl(*rollout, timeout=200)
@@ -158,7 +182,7 @@ class Image(Installer):
     def configuration(self, cluster: Cluster) -> dict[str, object]:
         """The ConfigMap ``felix-py``: the same peers for all nodes."""
         metadata = {"name": "felix-py", "namespace": "kube-system"}
-        data = {"bgp.yaml": peers_file(cluster)}
+        data = {"bgp.yaml": peers_file(cluster, "" if 4 in cluster.shape.families else "hash")}
         return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 

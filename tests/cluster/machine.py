@@ -238,11 +238,19 @@ class Machine:
 
     def net(self, *argv: str) -> str:
         """Run a tool of outside in the machine's network alone."""
-        return command("nsenter", f"--net=/proc/{self._pid()}/ns/net", *argv)
+        return command("nsenter", f"--net={self.netns()}", *argv)
+
+    def netns(self, pid: int = 1) -> Path:
+        """The network namespace of one of the machine's processes, by its number in there; the machine's own.
+
+        Raises:
+            CommandFailed: the machine does not run.
+        """
+        return Path(f"/proc/{self._pid()}/root/proc/{pid}/ns/net")
 
     def connects(self, host: str, port: int, seconds: float = 2.0) -> bool:
         """Whether a TCP connection from the machine comes about within that many seconds."""
-        with inside(Path(f"/proc/{self._pid()}/ns/net")):
+        with inside(self.netns()):
             probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         with probe:
             probe.settimeout(seconds)

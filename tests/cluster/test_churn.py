@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import signal
-import sqlite3
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
 
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.machine import CommandFailed, wait_for
+from tests.cluster.leases import leases
+from tests.cluster.machine import wait_for
 from tests.cluster.node import Node
 from tests.cluster.workloads import Namespace, deployment, policy
 
 pytestmark = pytest.mark.root
 
-
-def leases(node: Node) -> Counter[str]:
-    """Pods that hold addresses, from the store's file, whose lock the agent keeps."""
-    path = node.machine.path("/var/lib/felix-py/leases.db")
-    try:
-        with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as store:
-            return Counter(map("/".join, store.execute("SELECT namespace, pod FROM held")))
-    except sqlite3.Error as error:
-        raise CommandFailed(f"{path} as it is being written: {error}") from None
+AGENT = "felix-py agent"
+"""In the command line of an agent, in a container or not."""
 
 
 def traces(node: Node) -> dict[str, Counter[str]]:
@@ -56,7 +47,7 @@ def test_pods_that_come_and_go_leave_nothing(cluster: Cluster, make_namespace: C
     victim = cluster.nodes[1].machine
     for _ in range(2):
         namespace.kubectl("delete", "pods", "--all", "--wait=false")
-        victim.signal_service("felix-py", signal.SIGKILL)
+        victim.run("pkill", "-KILL", "-f", AGENT)
         namespace.kubectl("rollout", "status", "deployment/churn", "--timeout=180s", timeout=190)
     namespace.delete(wait=True)
 

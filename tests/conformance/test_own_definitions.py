@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
+import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +175,40 @@ def test_fields_are_explained(modern: None, cluster: Kubectl) -> None:
     words = " ".join(cluster("explain", "felixconfiguration.spec.mtu").split())
     assert "MTU of pod interfaces" in words
     assert "A change takes effect at once." in words
+
+
+def test_what_docs_configuration_says_works(modern: None, clean: Kubectl) -> None:
+    page = (FOLDER.parents[1] / "docs" / "configuration.md").read_text()
+    section = page.partition("## With kubectl")[2].partition("\n## ")[0]
+    blocks = [
+        textwrap.dedent(block) for block in re.findall(r"(?:^(?: {4}.*)?\n)*^ {4}.*\n", section, re.MULTILINE)
+    ]
+    works = next(block for block in blocks if "<<EOF" in block)
+    (call, answer) = next(block for block in blocks if "$ kubectl" in block).strip().splitlines()
+
+    def shell(script: str) -> subprocess.CompletedProcess[str]:
+        place = {
+            "PATH": f"{Path(clean.program).parent}:{os.environ['PATH']}",
+            "KUBECONFIG": str(clean.kubeconfig),
+        }
+        return subprocess.run(
+            ["bash", "-e", "-c", script],
+            env={**clean.environment, **place},
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+
+    done = shell(works)
+    assert done.returncode == 0, done.stderr
+    assert "MTU of pod interfaces" in " ".join(done.stdout.split())
+    spec = {"logSeverityScreen": "Warning", "mtu": 1400, "natOutgoing": False}
+    assert clean.get("felixconfiguration", "default")["spec"] == spec
+    refused = shell(call.removeprefix("$ ")).stderr
+    said, meant = (
+        re.sub(r"Invalid value: (\S+: )?", "Invalid value: ", text.strip()) for text in (refused, answer)
+    )
+    assert said == meant
 
 
 # --- the agent's side ---------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from felix_py.config import FIELDS, AgentConfig
+from felix_py.datastore.decode import CONFIGURATIONS, Unusable
 from felix_py.layers import effective, merge
 from felix_py.records import ConfigurationRecord
 from tests.support.configurations import EVERYTHING, fine
@@ -48,3 +50,23 @@ def test_the_result_can_be_used_and_is_stable(found: list[ConfigurationRecord], 
 def test_others_do_not_count(found: list[ConfigurationRecord], good: dict[str, Any]) -> None:
     own = [record for record in found if record.name in ("default", "node.n1")]
     assert repr(merge("n1", found, good, fine)) == repr(merge("n1", own, good, fine))
+
+
+_OBJECT = b'{"metadata": {"name": "default", "uid": "u"}, "spec": %s}'
+
+
+@given(st.binary(max_size=200) | _JSON.map(lambda found: msgspec.json.encode(repr(found))) | st.just(b"[" * 3000))
+def test_any_bytes_for_a_spec(raw: bytes) -> None:
+    found = CONFIGURATIONS.single(_OBJECT % raw)
+    if isinstance(found, Unusable):
+        return
+    merged = merge("n1", [found], {"mtu": 1400}, fine)
+    effective(AgentConfig(node_name="n1"), (), merged.values)
+    assert merged.problems or not found.spec
+
+
+@given(_SPEC)
+def test_any_json_for_a_spec(spec: dict[str, Any]) -> None:
+    found = CONFIGURATIONS.single(_OBJECT % msgspec.json.encode(spec))
+    if not isinstance(found, Unusable):
+        effective(AgentConfig(node_name="n1"), (), merge("n1", [found], {}, fine).values)

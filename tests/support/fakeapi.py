@@ -107,8 +107,9 @@ class FakeApi:
     ``watch_list``: it knows sendInitialEvents (else 422). ``gone_in_stream``: a version too old is told by an
     ERROR event, else by HTTP 410. ``future``: what a watch from a version that is yet to come gets: nothing until
     then (as from kube-apiserver), or a refusal, 504 or 410. ``definitions``: clients have the right to read
-    CustomResourceDefinitions. ``token``: the one it accepts. ``clients``: the file of an authority whose
-    certificate clients must show. ``certificate``: (certificate, key) files to speak TLS with.
+    CustomResourceDefinitions. ``progress``: its etcd can report progress, else a watch needs a version
+    (as with kube-apiserver 1.36 above etcd 3.4). ``token``: the one it accepts. ``clients``: the file of an
+    authority whose certificate clients must show. ``certificate``: (certificate, key) files to speak TLS with.
     """
 
     watch_list: bool = True
@@ -118,6 +119,7 @@ class FakeApi:
     certificate: tuple[str, str] | None = None
     clients: str = ""
     definitions: bool = True
+    progress: bool = True
     version: int = 100
     requests: list[Request] = field(default_factory=list)
     objects: dict[Key, Json] = field(default_factory=dict)
@@ -377,6 +379,12 @@ class FakeApi:
         if initial and not self.watch_list:
             message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
             exchange.refuse(422, "Invalid", message)
+            return
+        if not (self.progress or query.get("resourceVersion")):
+            exchange.begin_stream()
+            message = "the required storage feature RequestWatchProgress is disabled"
+            exchange.event("ERROR", status(500, "InternalError", message))
+            exchange.end_stream()
             return
         with self.changed:
             position = int(query.get("resourceVersion") or self.version)
