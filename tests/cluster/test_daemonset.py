@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import assets
 from tests.cluster.cluster import Cluster
 from tests.cluster.control_plane import AUDIT_LOG
 from tests.cluster.installers import Image, copy_plugins, peers_file
 from tests.cluster.machine import CHECKOUT, CommandFailed, wait_for
 from tests.cluster.node import Node
 from tests.cluster.plan import Shape
+from tests.cluster.typed import MANIFESTS, check_out, type_in
 from tests.cluster.workloads import Namespace, deployment, targets
 from tests.support.pages import commands
 from tests.support.rbac_audit import Right, compare, granted, service_account
@@ -27,10 +27,8 @@ from tests.support.rbac_audit import Right, compare, granted, service_account
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 ARCHIVE = CHECKOUT / "dist" / "felix-py.tar"
-MANIFESTS = CHECKOUT / "manifests"
 SHAPE = Shape(2, (4,), "nft", audit=True)
 SYSTEM = ("-n", "kube-system")
-CHECKED_OUT = "/root"
 FOLDERS = "/opt/cni/bin /etc/cni/net.d /run/felix-py /var/lib/felix-py"
 
 RARELY = {
@@ -87,19 +85,10 @@ class AsDocumented(Image):
             copy_plugins(node, "portmap", "loopback")
         self.before = {node.name: traces(node) for node in cluster.nodes}
         cluster.each_node(lambda node: node.import_images(ARCHIVE))
-        place = cluster.machines["cp"]
-        place.run("ln", "-s", str(MANIFESTS), f"{CHECKED_OUT}/manifests")
-        place.write(f"{CHECKED_OUT}/bgp.yaml", peers_file(cluster))
+        check_out(cluster, peers_file(cluster))
         type_in(cluster, commands("install.md", "cluster$", "2. Your routers")[0])
         for command in commands("install.md", "cluster$", "3. felix-py"):
             type_in(cluster, command)
-
-
-def type_in(cluster: Cluster, command: str) -> str:
-    """Run a command of a page as an administrator does, in the folder of a checkout."""
-    path = f'PATH="$PATH:{assets.folder()}" KUBECONFIG=/etc/kubernetes/admin.kubeconfig'
-    script = f"cd {CHECKED_OUT} && export {path} && {command}"
-    return cluster.machines["cp"].run("sh", "-c", script, timeout=200)
 
 
 def traces(node: Node) -> dict[str, object]:
