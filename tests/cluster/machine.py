@@ -28,6 +28,7 @@ _FOLDERS = (
     "usr proc sys dev run tmp root home srv mnt opt/cni/bin var/lib/kubelet var/lib/containerd var/lib/cni"
     " var/log/pods var/log/containers var/tmp var/cache var/spool etc/cni/net.d etc/kubernetes"
 )
+_RACK_MAC = "02:00:00:00:00:01"
 _NOT_OF_ETC = ("cni", "kubernetes", "containerd", "felix-py", "ssl", "resolv.conf", "bird")
 
 # systemd's Restart=always, RestartSec=1. $0 is the service's name.
@@ -199,7 +200,9 @@ class Machine:
         """``eth0`` to a port of the router's bridge; ``outside`` is behind a port of its own."""
         link = "eth0" if tor else "rack"
         if tor is None:
-            self.net("ip", "link", "add", link, "type", "bridge", "forward_delay", "0", "stp_state", "0")
+            # With an address of its own: else it is that of a port, and changes as machines come and go.
+            mac = ["address", _RACK_MAC]
+            self.net("ip", "link", "add", link, *mac, "type", "bridge", "forward_delay", "0", "stp_state", "0")
         else:
             with contextlib.suppress(CommandFailed):
                 tor.net("ip", "link", "del", self.name)  # of its last life, if the kernel has not come to it

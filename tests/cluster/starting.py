@@ -9,11 +9,11 @@ from types import TracebackType
 
 from tests.cluster.workloads import Namespace, pod
 
-_PAUSE = 2.0
+_PAUSE = 5.0
 
 
 class Starts:
-    """Creates a pod every two seconds, on each node in turn, for as long as the ``with`` lasts."""
+    """Creates a pod every five seconds, on each node in turn, for as long as the ``with`` lasts."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from tests.cluster import agents
 from tests.cluster.cluster import Cluster
 from tests.cluster.leases import held
 from tests.cluster.machine import wait_for
@@ -17,7 +18,7 @@ from tests.cluster.places import Mesh
 from tests.cluster.watching import last_success
 from tests.cluster.workloads import HTTP, Namespace, pod, policy
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 AWAY = 60.0
 """Seconds."""
@@ -65,7 +66,7 @@ def test_away_for_a_minute(cluster: Cluster, namespace: Namespace) -> None:
         again = wait_for("sandboxes anew", lambda: renewed(namespace, node, addresses), 60)
         wait_for("the open pod", lambda: outside.connects(again["open"], HTTP), 30)
         assert not outside.connects(again["shut"], HTTP)
-        cluster.nodes[0].machine.run("pkill", "-KILL", "-f", "felix-py agent")
+        agents.send(cluster.nodes[0], signal.SIGKILL)
         time.sleep(max(0.0, AWAY - (time.monotonic() - began)))
         cluster.control_plane.start_apiserver()
         until_listed(cluster)
@@ -122,16 +123,16 @@ def test_half_dead(cluster: Cluster, namespace: Namespace, seconds: float) -> No
 
 def test_returns_with_an_emptied_watch_cache(cluster: Cluster, namespace: Namespace) -> None:
     """An agent that stood still meanwhile finds its versions compacted: it lists anew, and misses nothing."""
-    node = cluster.nodes[0].machine
+    node = cluster.nodes[0]
     outside = cluster.machines["outside"]
     namespace.apply(
         policy("open", podSelector={"matchLabels": {"app": "web"}}, ingress=[{}]),
-        pod("web", {"app": "web"}, nodeName=cluster.nodes[0].name),
+        pod("web", {"app": "web"}, nodeName=node.name),
     )
     namespace.wait_ready()
     (address,) = namespace.addresses("web")
     outside.connects_soon(address, HTTP)
-    node.run("pkill", "-STOP", "-f", "felix-py agent")
+    agents.send(node, signal.SIGSTOP)
     try:
         namespace.kubectl("patch", "networkpolicy", "open", "--type=merge", "-p", '{"spec": {"ingress": []}}')
         version = namespace.get("networkpolicy", "open")["metadata"]["resourceVersion"]
@@ -141,7 +142,7 @@ def test_returns_with_an_emptied_watch_cache(cluster: Cluster, namespace: Namesp
         cluster.control_plane.machine.signal_service("kube-apiserver", signal.SIGKILL)
         assert outside.connects(address, HTTP), "nobody has told the kernel"
     finally:
-        node.run("pkill", "-CONT", "-f", "felix-py agent")
+        agents.send(node, signal.SIGCONT)
     until_listed(cluster)
     wait_for("the policy's end", lambda: not outside.connects(address, HTTP), 60)
     catches_up(cluster, namespace)

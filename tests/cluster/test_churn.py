@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
+from tests.cluster import agents
 from tests.cluster.cluster import Cluster
 from tests.cluster.leases import leases
 from tests.cluster.machine import wait_for
@@ -14,9 +16,6 @@ from tests.cluster.node import Node
 from tests.cluster.workloads import Namespace, deployment, policy
 
 pytestmark = pytest.mark.root
-
-AGENT = "felix-py agent"
-"""In the command line of an agent, in a container or not."""
 
 
 def traces(node: Node) -> dict[str, Counter[str]]:
@@ -44,10 +43,10 @@ def test_pods_that_come_and_go_leave_nothing(cluster: Cluster, make_namespace: C
     )
     namespace.kubectl("rollout", "status", "deployment/churn", "--timeout=120s", timeout=130)
     assert all(sum(leases(node).values()) >= 4 for node in cluster.nodes)
-    victim = cluster.nodes[1].machine
+    victim = cluster.nodes[1]
     for _ in range(2):
         namespace.kubectl("delete", "pods", "--all", "--wait=false")
-        victim.run("pkill", "-KILL", "-f", AGENT)
+        agents.send(victim, signal.SIGKILL)
         namespace.kubectl("rollout", "status", "deployment/churn", "--timeout=180s", timeout=190)
     namespace.delete(wait=True)
 

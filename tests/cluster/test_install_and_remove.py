@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from tests.cluster import snapshot
+from tests.cluster import agents, snapshot
 from tests.cluster.cluster import Cluster
 from tests.cluster.installers import Baseline, Image, Installer
 from tests.cluster.machine import CHECKOUT, wait_for
@@ -17,7 +17,7 @@ from tests.cluster.places import Mesh
 from tests.cluster.plan import Shape
 from tests.cluster.workloads import Namespace, pod
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 CLEANUP = CHECKOUT / "manifests" / "cleanup.yaml"
 NODES = 2
@@ -75,7 +75,7 @@ def test_install_policy_remove(bare: Cluster) -> None:
     mesh = Mesh(namespace)
     with mesh.traffic() as traffic:
         ours.uninstall(bare)
-        wait_for("an end of all agents", lambda: not agents(bare), 60)
+        wait_for("an end of all agents", lambda: not bare.get(*agents.PODS)["items"], 60)
         gone = traffic.seconds
         # Policy stays, for connections that begin now, too; routes stay for as long as the router keeps them.
         wait_for("traffic without agents", lambda: traffic.seconds > gone + 10, 60)
@@ -91,11 +91,3 @@ def test_install_policy_remove(bare: Cluster) -> None:
     wait_for("an end of all pods", lambda: not bare.get("pods", "-A")["items"], 60)
     left = {node.name: snapshot.differences(before[node.name], snapshot.of_node(node)) for node in bare.nodes}
     assert not any(left.values()), json.dumps(left, indent=1)
-
-
-def agents(cluster: Cluster) -> list[object]:
-    """The agents' pods."""
-    found: list[object] = cluster.get("-n", "kube-system", "pods", "-l", "app.kubernetes.io/name=felix-py")[
-        "items"
-    ]
-    return found

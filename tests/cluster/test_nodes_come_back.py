@@ -8,21 +8,15 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.cluster import agents
 from tests.cluster.cluster import Cluster
 from tests.cluster.leases import leases
 from tests.cluster.machine import CommandFailed, wait_for
 from tests.cluster.node import Node
 from tests.cluster.places import Mesh
-from tests.cluster.workloads import HTTP, Namespace, pod, policy, targets
+from tests.cluster.workloads import HTTP, Namespace, pod, policy
 
-pytestmark = pytest.mark.root
-
-
-def agent_pod(cluster: Cluster, node: str) -> str:
-    """The name of a node's agent pod."""
-    listed = ["-n", "kube-system", "pods", "-l", "app.kubernetes.io/name=felix-py"]
-    pods = cluster.get(*listed, "--field-selector", f"spec.nodeName={node}")["items"]
-    return str(next(found["metadata"]["name"] for found in pods if "deletionTimestamp" not in found["metadata"]))
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 
 def test_daemons_end_and_the_agent_is_deleted_under_load(cluster: Cluster, namespace: Namespace) -> None:
@@ -30,11 +24,11 @@ def test_daemons_end_and_the_agent_is_deleted_under_load(cluster: Cluster, names
     mesh = Mesh(namespace)
     victim = cluster.nodes[0]
     with mesh.traffic() as traffic:
-        cluster.kubectl("-n", "kube-system", "delete", "pod", agent_pod(cluster, victim.name), "--wait=false")
+        cluster.kubectl(*agents.NAMESPACE, "delete", "pod", agents.pod_of(cluster, victim.name), "--wait=false")
         for service in ("containerd", "kubelet", "kube-proxy"):
             victim.machine.signal_service(service, signal.SIGKILL)
         wait_for("containerd", lambda: victim.machine.run("ctr", "version"), 60)
-        victim.machine.run("pkill", "-KILL", "-f", "felix-py agent")
+        agents.send(victim, signal.SIGKILL)
         namespace.apply(pod("after", {"app": "after"}, nodeName=victim.name))
         namespace.wait_ready("after", seconds=180)
     traffic.stop()
@@ -148,15 +142,18 @@ def test_node_object_is_made_anew_with_another_pod_cidr(
         (new,) = wait_for("the node with pod CIDRs", lambda: cluster.pod_cidrs(node.name), 60)
         cluster.wait_ready()
         assert new != old
-        namespace.apply(pod("new", {"app": "mesh"}, nodeName=node.name))
-        namespace.wait_ready("new")
+        namespace.apply(
+            policy("new", podSelector={"matchLabels": {"app": "new"}}, ingress=[{}]),
+            pod("new", {"app": "new"}, nodeName=node.name),
+        )
+        namespace.wait_ready("new", seconds=180)
         (address,) = namespace.addresses("new")
-        wait_for("the new range at the router", lambda: new in cluster.tor.birdc("show", "route"), 60)
-        source = f"mesh-{cluster.nodes[0].name}"
-        wait_for("the new pod", lambda: namespace.reaches(source, targets([address], 7000)), 30)
+        wait_for("the new pod from outside", lambda: cluster.machines["outside"].connects(address, HTTP), 60)
+        at_router = cluster.tor.birdc("show", "route")
     traffic.stop()
     print(f"\n[{cluster.shape}: {node.name} deleted and made anew, {old} became {new}: {traffic.report()}]")
     assert address.rpartition(".")[0] == new.rpartition(".")[0]
+    assert new in at_router
     assert all(stream.well for stream in traffic.streams), traffic.report()
 
 

@@ -7,29 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import previous
+from tests.cluster import agents, previous
 from tests.cluster.cluster import Cluster
 from tests.cluster.installers import ARCHIVE
 from tests.cluster.places import Mesh
 from tests.cluster.starting import Starts
 from tests.cluster.workloads import Namespace
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
-AGENT = ["-n", "kube-system"]
 LONGEST_START = 60
 """Seconds: kubelet tries again by itself some ten seconds after a start that failed."""
 
 
 def roll(cluster: Cluster, image: str) -> None:
     """Have all containers of the DaemonSet run an image, one node after the other."""
-    cluster.kubectl(*AGENT, "set", "image", "daemonset/felix-py", f"*={image}")
-    cluster.kubectl(*AGENT, "rollout", "status", "daemonset/felix-py", "--timeout=300s", timeout=310)
+    cluster.kubectl(*agents.NAMESPACE, "set", "image", "daemonset/felix-py", f"*={image}")
+    cluster.kubectl(*agents.NAMESPACE, "rollout", "status", "daemonset/felix-py", "--timeout=300s", timeout=310)
 
 
 def images(cluster: Cluster) -> set[str]:
     """Which images the agents' pods run."""
-    pods = cluster.get(*AGENT, "pods", "-l", "app.kubernetes.io/name=felix-py")["items"]
+    pods = cluster.get(*agents.PODS)["items"]
     return {status["imageID"] for pod in pods for status in pod["status"]["containerStatuses"]}
 
 
@@ -48,7 +47,9 @@ def test_downgrade_and_upgrade_lose_no_packet(cluster: Cluster, namespace: Names
     """To the previous commit's image and back, while streams of all kinds flow and pods start."""
     archive, what = previous.archive(ARCHIVE)
     bring(cluster, archive)
-    current = cluster.get(*AGENT, "daemonset", "felix-py")["spec"]["template"]["spec"]["containers"][0]["image"]
+    current = cluster.get(*agents.NAMESPACE, "daemonset", "felix-py")["spec"]["template"]["spec"]["containers"][
+        0
+    ]["image"]
     before = images(cluster)
     mesh = Mesh(namespace)
     with mesh.traffic() as traffic, Starts(namespace) as starts:

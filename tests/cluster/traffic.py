@@ -30,6 +30,9 @@ _FLOW = 100
 _PATIENCE = 10.0
 """Seconds that an answer may take: machines under load are slow, and slow is not lost."""
 
+_LATE = 1.0
+"""Seconds after which an answer is told of."""
+
 _BUFFER = 1 << 20
 _ECHOED = 1 << 12
 
@@ -61,7 +64,16 @@ class Stream:
     again: int = 0
     slowest: float = 0.0
     failed: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
     missed_at: list[float] = field(default_factory=list)
+
+    def answer(self, asked: float, began: float) -> None:
+        """Count an answer that has just come, to what was asked then (both of the monotonic clock)."""
+        seconds = time.monotonic() - asked
+        self.answered += 1
+        self.slowest = max(self.slowest, seconds)
+        if seconds > _LATE:
+            self.late.append(f"asked at {asked - began:.2f} s, answered {seconds:.2f} s later")
 
     @property
     def lost(self) -> int:
@@ -134,7 +146,13 @@ class Traffic:
         forbidden = [stream for stream in self.streams if stream.forbidden]
         through = sum(stream.answered for stream in forbidden)
         lines.append(f"  forbidden: {sum(stream.sent for stream in forbidden)} sent, {through} came through")
-        return "\n".join([*lines, *(f"  NOT WELL: {stream}" for stream in self.streams if not stream.well)])
+        lines += [f"  NOT WELL: {stream}" for stream in self.streams if not stream.well]
+        lines += [
+            f"  late: {stream.source.name} -> {stream.to}: {late}"
+            for stream in self.streams
+            for late in stream.late[:5]
+        ]
+        return "\n".join(lines)
 
     # --- in the thread -------------------------------------------------------------------------------
 
@@ -189,7 +207,9 @@ class Traffic:
                     asker = socket.socket(_family(stream.host), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
                 asker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
                 await self._loop.sock_connect(asker, (stream.host, stream.port))
-                _, protocol = await self._loop.create_datagram_endpoint(lambda: _Asker(stream), sock=asker)
+                _, protocol = await self._loop.create_datagram_endpoint(
+                    lambda: _Asker(stream, self._began), sock=asker
+                )
                 open_sockets.append(protocol)
             open_sockets[-1].ask(stream.sent)
             stream.sent += 1
@@ -218,8 +238,7 @@ class Traffic:
         async def read() -> None:
             while True:
                 number = _NUMBER.unpack(await reader.readexactly(_NUMBER.size))[1]
-                stream.slowest = max(stream.slowest, time.monotonic() - sent.pop(number))
-                stream.answered += 1
+                stream.answer(sent.pop(number), self._began)
 
         reading = self._loop.create_task(read())
         while await self._tick(due) and not reading.done():
@@ -264,8 +283,7 @@ class Traffic:
                 stream.failed.append(_words(error))
                 stream.missed_at.append(began - self._began)
             return
-        stream.answered += 1
-        stream.slowest = max(stream.slowest, time.monotonic() - began)
+        stream.answer(began, self._began)
 
     async def _open(self, stream: Stream) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         with inside(stream.source.netns):
@@ -281,9 +299,10 @@ class Traffic:
 
 
 class _Asker(asyncio.DatagramProtocol):
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, began: float) -> None:
         self.waiting: dict[int, float] = {}
         self._stream = stream
+        self._began = began
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -297,8 +316,7 @@ class _Asker(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, _address: object) -> None:
         asked = self.waiting.pop(_NUMBER.unpack(data)[1], None)
         if asked is not None:
-            self._stream.answered += 1
-            self._stream.slowest = max(self._stream.slowest, time.monotonic() - asked)
+            self._stream.answer(asked, self._began)
 
     def error_received(self, error: Exception) -> None:
         if not self._stream.forbidden:
