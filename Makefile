@@ -52,9 +52,9 @@ types: $(VENV)/.dev
 layers: $(VENV)/.dev
 	@$(BIN)/lint-imports
 
-image: $(BIN)/felix-py  ## the container image, at dist/felix-py.tar
-	@scripts/debian-packages build image
-	@$(BIN)/python -m image $(IMAGE)
+image: $(BIN)/felix-py  ## the container image, at dist/felix-py.tar (PUSH=registry/name:tag, BASE=image)
+	@scripts/debian-packages build image $(if $(PUSH)$(BASE),image-registry)
+	@$(BIN)/python -m image $(if $(PUSH),--push $(PUSH)) $(if $(BASE),--base $(BASE)) $(IMAGE)
 
 test-image: dev image  ## the image: built again, what is in it, and its commands in containers
 	@scripts/debian-packages image-test

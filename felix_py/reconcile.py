@@ -92,6 +92,7 @@ class Reconciler:
         self._collect = collect
         self._metrics = metrics
         self._refresh_interval = refresh_interval
+        self._interval_changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dataplane")
         self._awaited = asyncio.Event()
         self._applied_at = -_REST
@@ -252,10 +253,18 @@ class Reconciler:
 
     # --- looking -------------------------------------------------------------------------------------
 
+    def set_refresh_interval(self, seconds: float) -> None:
+        """Change the time between two comparisons; the next one is so long after now."""
+        self._refresh_interval = seconds
+        self._interval_changed.set()
+
     async def _refresh_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._refresh_interval)
-            await self._read_back(EVERYTHING)
+            try:
+                await asyncio.wait_for(self._interval_changed.wait(), self._refresh_interval)
+                self._interval_changed.clear()
+            except TimeoutError:
+                await self._read_back(EVERYTHING)
 
     async def _read_back(self, look: Look) -> float:
         """Read the rules beside the applies, then have the next apply compare. Returns the seconds of work."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from felix_py.refs import ChainRef, HookRef, Ref, RouteRef
 from felix_py.ruleset.model import Rules, RuleSpec
@@ -240,6 +240,19 @@ class NodeRecord:
     def as_peer(self) -> Node:
         """Returns the node as policy knows it."""
         return Node(self.name, self.labels, self.addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationRecord:
+    """A FelixConfiguration (felixpy.io/v1alpha1): its spec as it came, not judged yet.
+
+    ``problem``: why the object cannot be read at all, or empty; ``spec`` is then empty.
+    """
+
+    name: str
+    uid: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
 
 class Flow(NamedTuple):

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from felix_py.cni.build import ARCHITECTURES
-from image import application, archive, base, sbom
+from image import application, archive, base, registry, sbom
 
 SOURCE = Path(__file__).parents[1]
+ARCHIVE, SBOM = "felix-py.tar", "felix-py.spdx.json"
 _NET_BIND_SERVICE = 10
 _REVISION = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 _LINKED = ("musl-dev", "libc6-dev-arm64-cross", "libgcc-12-dev-arm64-cross")
@@ -26,13 +27,16 @@ _LINKED = ("musl-dev", "libc6-dev-arm64-cross", "libgcc-12-dev-arm64-cross")
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What to build. ``mirror``: of Debian, also one of a day past (default: mmdebstrap's own); ``source``: the
-    repository's URL, for the image's label."""
+    repository's URL, for the image's label; ``base``: an image to build on instead, by the Dockerfile; ``push``:
+    where to push it to."""
 
     output: Path
     work: Path
     suite: str
     mirror: str | None
     source: str | None
+    base: str | None
+    push: str | None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,16 +49,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--suite", default="bookworm", help="Debian's suite of the base")
     parser.add_argument("--mirror", help="Debian's mirror, also one of a day past (default: mmdebstrap's own)")
     parser.add_argument("--source", help="URL of the repository, for the label")
+    parser.add_argument("--base", help="build on this image by the Dockerfile, instead of on packages")
+    parser.add_argument("--push", metavar="REFERENCE", help="push it to there (registry/name:tag)")
     try:
-        build(Wanted(**vars(parser.parse_args(arguments))))
+        wanted = Wanted(**vars(parser.parse_args(arguments)))
+        target = build_on_base(wanted) if wanted.base else build(wanted)
+        if wanted.push:
+            registry.push(target, wanted.push)
+            print(f"Pushed {wanted.push}")
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         print(f"image: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def build(wanted: Wanted) -> str:
-    """Build archive and SBOM; returns the digest of the image's manifest.
+def build(wanted: Wanted) -> Path:
+    """Build archive and SBOM on Debian packages; returns the archive's path.
 
     Raises:
         RuntimeError: not root, or the wrong Python.
@@ -66,7 +76,7 @@ def build(wanted: Wanted) -> str:
     shutil.rmtree(wanted.work, ignore_errors=True)
     wanted.work.mkdir(parents=True)
     wanted.output.mkdir(parents=True, exist_ok=True)
-    created = int(os.environ.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct"))
+    created = _created()
     os.umask(0o022)
 
     print(f"Making the base of Debian packages ({wanted.suite})", flush=True)
@@ -83,20 +93,30 @@ def build(wanted: Wanted) -> str:
         archive.make_layer(below, wanted.work / "base.tar.gz", created, "Debian packages", capabilities),
         archive.make_layer(above, wanted.work / "application.tar.gz", created, "felix-py and Python packages"),
     ]
-    name = f"localhost/felix-py:{version()}"
-    target = wanted.output / "felix-py.tar"
-    digest = archive.write_archive(target, name, layers, configuration(created, layers, wanted))
+    target = wanted.output / ARCHIVE
+    digest = archive.write_archive(target, _name(), layers, configuration(created, layers, wanted))
     entries = [
         *(sbom.of_debian(one, wanted.suite) for one in packages),
         *sbom.of_python(site),
         *sbom.of_linked(_LINKED),
     ]
     text = sbom.document("felix-py", version(), _date(created), digest, entries)
-    (wanted.output / "felix-py.spdx.json").write_text(text)
+    (wanted.output / SBOM).write_text(text)
     unpacked, packed = sum(one.unpacked for one in layers) / 1e6, sum(one.size for one in layers) / 1e6
-    print(f"{target}: {name}, {unpacked:.1f} MB unpacked, {packed:.1f} MB packed, {len(entries)} packages")
+    print(f"{target}: {_name()}, {unpacked:.1f} MB unpacked, {packed:.1f} MB packed, {len(entries)} packages")
     print(digest)
-    return digest
+    return target
+
+
+def build_on_base(wanted: Wanted) -> Path:
+    """Build the archive on another image; returns its path. There is no SBOM then: what the base has, it says."""
+    assert wanted.base
+    wanted.output.mkdir(parents=True, exist_ok=True)
+    (wanted.output / SBOM).unlink(missing_ok=True)
+    target = wanted.output / ARCHIVE
+    registry.build_on(wanted.base, target.absolute(), _name(), _created(), labels(_created(), wanted))
+    print(f"{target}: {_name()} on {wanted.base}")
+    return target
 
 
 def compile_application(below: Path, above: Path, site: Path) -> None:
@@ -117,19 +137,24 @@ def file_capability(number: int) -> bytes:
     return b"".join(word.to_bytes(4, "little") for word in (revision, 1 << number, 0, 0, 0))
 
 
-def configuration(created: int, layers: list[archive.Layer], wanted: Wanted) -> dict[str, Any]:
-    """The image's configuration, with the labels of the OCI convention (Image Specification, "Annotations")."""
+def labels(created: int, wanted: Wanted) -> dict[str, str]:
+    """The image's labels, by the OCI convention (Image Specification, "Annotations")."""
     project = _project()
-    labels = {
+    found = {
         "title": "felix-py",
         "description": project["description"],
         "version": version(),
         "revision": os.environ.get("REVISION") or _git(*_REVISION),
         "licenses": project["license"],
         "created": _date(created),
-        "base.name": f"debian:{wanted.suite}",
+        "base.name": wanted.base or f"debian:{wanted.suite}",
         **({"source": wanted.source} if wanted.source else {}),
     }
+    return {f"org.opencontainers.image.{key}": value for key, value in sorted(found.items())}
+
+
+def configuration(created: int, layers: list[archive.Layer], wanted: Wanted) -> dict[str, Any]:
+    """The image's configuration (OCI Image Specification, "Image Configuration") without ``rootfs``."""
     machines = {machine: architecture for architecture, machine in ARCHITECTURES.items()}
     made = {"created": _date(created), "created_by": "make image"}
     return {
@@ -142,10 +167,18 @@ def configuration(created: int, layers: list[archive.Layer], wanted: Wanted) -> 
             "Entrypoint": ["felix-py"],
             "Env": [f"PATH=/{application.HOME}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "HOME=/root"],
             "WorkingDir": "/",
-            "Labels": {f"org.opencontainers.image.{key}": value for key, value in sorted(labels.items())},
+            "Labels": labels(created, wanted),
         },
         "history": [{**made, "comment": layer.comment} for layer in layers],
     }
+
+
+def _name() -> str:
+    return f"localhost/felix-py:{version()}"
+
+
+def _created() -> int:
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct"))
 
 
 def _date(seconds: int) -> str:

@@ -45,9 +45,10 @@ _UNUSED_PYTHON = (
 )  # fmt: skip
 _UNUSED = (
     "boot", "home", "media", "mnt", "opt", "srv", "usr/games", "usr/include", "usr/src", "var/backups",
-    "var/local", "etc/apt", "etc/cron.daily", "etc/dpkg", "etc/default", "etc/ca-certificates", "etc/skel", "etc/profile.d",
-    "etc/update-motd.d", "etc/fstab", "etc/motd", "lib/systemd", "usr/lib/locale", "usr/lib/valgrind",
-    "usr/lib/debug", "usr/lib/binfmt.d", "usr/lib/*-linux-gnu/gconv", "usr/lib/*-linux-gnu/audit",
+    "var/local", "etc/apt", "etc/cron.daily", "etc/dpkg", "etc/default", "etc/ca-certificates", "etc/skel",
+    "etc/profile.d", "etc/update-motd.d", "etc/fstab", "etc/motd", "lib/systemd", "usr/lib/locale",
+    "usr/lib/valgrind", "usr/lib/debug", "usr/lib/binfmt.d", "usr/lib/*-linux-gnu/gconv",
+    "usr/lib/*-linux-gnu/audit",
     *(f"usr/share/{name}" for name in (
         "applications", "base-files", "bash-completion", "binfmts", "bug", "debconf", "dict", "gcc", "gdb",
         "info", "lintian", "locale", "man", "menu", "perl5", "pixmaps", "python3")),
@@ -103,7 +104,8 @@ def compile_python(root: Path, *folders: str) -> None:
     and valid whatever the times of the files in the image. Without it each start would compile all anew, since
     the root file system is read-only.
     """
-    argv = ("-I", "-m", "compileall", "-q", "-j1", "--invalidation-mode", "unchecked-hash", *folders)
+    # -B: what the interpreter itself would write while it starts goes by the time of the source.
+    argv = ("-B", "-s", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", *folders)
     environment = {"PYTHONHASHSEED": "0", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     subprocess.run(["chroot", str(root), "/usr/bin/python3", *argv], check=True, env=environment)
 

@@ -32,15 +32,20 @@ class Mtu:
     def __init__(self, configured: int) -> None:
         """``configured``: 0 to look."""
         self._configured = configured
-        self._bytes = configured or uplink_mtu()
+        self._found = 0 if configured else uplink_mtu()
 
     def __call__(self) -> int:
-        return self._bytes
+        return self._configured or self._found
+
+    def set(self, configured: int) -> None:
+        """Change the setting. Interfaces that are there keep their MTU."""
+        self._configured = configured
+        self._found = 0 if configured else uplink_mtu()
 
     async def look(self, nodes: Sequence[str]) -> None:
         """Determine the MTU anew, from the routes to these nodes' addresses as well."""
         if not self._configured:
-            self._bytes = await asyncio.to_thread(uplink_mtu, nodes)
+            self._found = await asyncio.to_thread(uplink_mtu, nodes)
 
 
 class Pods:
@@ -78,6 +83,10 @@ class Pods:
             attach(lease)
         await self._server.start()
         self._stack.push_async_callback(self._server.stop)  # again: for those that waited for the reconciler
+
+    def set_timeout(self, seconds: float) -> None:
+        """Change how long an ADD may wait; those that wait already keep theirs."""
+        self._plugin.timeout = seconds
 
     async def stop_calls(self) -> None:
         """Take no more calls, and finish running ones as far as they get."""

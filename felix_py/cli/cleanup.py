@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+import time
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -14,6 +16,9 @@ import typer
 from felix_py.cli import options
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.records import Backend
+
+_PAUSE = 5.0
+"""Seconds between two looks: many nodes may ask the API server at once."""
 
 
 def cleanup(
@@ -32,6 +37,10 @@ def cleanup(
             show_default=False,
         ),
     ] = "",
+    wait: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="How long to wait for that DaemonSet's and the agent's end."),
+    ] = 0,
     output: options.Output = options.OutputFormat.TEXT,
     cni_conf_dir: options.CniConfDir = None,
     cni_bin_dir: options.CniBinDir = None,
@@ -59,9 +68,7 @@ def cleanup(
     if os.geteuid() != 0:
         options.fail("cleanup", "must run as root", 1)
     if not dry_run:
-        _refuse_while_wanted(unless_daemonset, kubeconfig)
-        if _agent_answers(run_dir / "cni.sock"):
-            options.fail("cleanup", f"an agent is running here ({run_dir}/cni.sock answers); stop it first", 1)
+        _wait_until_unwanted(unless_daemonset, kubeconfig, run_dir / "cni.sock", wait)
     usual = runtime_folders()
     lists = node_files.network_list(cni_conf_dir or usual.lists)
     rest: list[Path] = []
@@ -94,26 +101,42 @@ def _tell(found: list[str], output: options.OutputFormat, dry_run: bool) -> None
     typer.echo(f"{len(found)} objects {'would be' if dry_run else 'were'} removed", err=True)
 
 
-def _refuse_while_wanted(daemonset: str, kubeconfig: Path | None) -> None:
-    """Exit with 1 if the DaemonSet is there, or if that cannot be known."""
-    if not daemonset:
-        return
+def _wait_until_unwanted(daemonset: str, kubeconfig: Path | None, agent: Path, seconds: float) -> None:
+    """Exit with 1 if the DaemonSet is there, or may be there, or an agent answers, and it does not end."""
+    if daemonset and not re.fullmatch("[^/]+/[^/]+", daemonset):
+        options.fail("cleanup", f"--unless-daemonset {daemonset}: not NAMESPACE/NAME", 2)
+    end, said = time.monotonic() + seconds, ""
+    while True:
+        reason = _daemonset_is_there(daemonset, kubeconfig) if daemonset else ""
+        if not reason and _agent_answers(agent):
+            reason = f"an agent is running here ({agent} answers); stop it first"
+        if not reason:
+            return
+        if time.monotonic() >= end:
+            options.fail("cleanup", reason, 1)
+        if reason != said:
+            typer.echo(f"felix-py cleanup: waiting: {reason}", err=True)
+            said = reason
+        time.sleep(min(_PAUSE, max(0.0, end - time.monotonic())))
+
+
+def _daemonset_is_there(daemonset: str, kubeconfig: Path | None) -> str:
+    """Why it must be taken for there; empty if it is not."""
     from felix_py.datastore.client import ApiError, Unreachable
 
     namespace, _, name = daemonset.partition("/")
-    if not (namespace and name) or "/" in name:
-        options.fail("cleanup", f"--unless-daemonset {daemonset}: not NAMESPACE/NAME", 2)
     path = f"/apis/apps/v1/namespaces/{quote(namespace, safe='')}/daemonsets/{quote(name, safe='')}"
     try:
         with options.connect_api(kubeconfig, None).request("GET", path) as answer:
             answer.read()
     except ApiError as error:
+        # Without that reason it is a server that is just starting, and knows no paths yet.
         if (error.status, error.reason) == (404, "NotFound"):
-            return
-        options.fail("cleanup", f"whether DaemonSet {daemonset} is there cannot be known: {error}", 1)
+            return ""
+        return f"whether DaemonSet {daemonset} is there cannot be known: {error}"
     except (ConfigError, Unreachable, OSError) as error:
-        options.fail("cleanup", f"whether DaemonSet {daemonset} is there cannot be known: {error}", 1)
-    options.fail("cleanup", f"DaemonSet {daemonset} is still there and would bring all back; delete it first", 1)
+        return f"whether DaemonSet {daemonset} is there cannot be known: {error}"
+    return f"DaemonSet {daemonset} is still there and would bring all back; delete it first"
 
 
 def _owned() -> list[str]:

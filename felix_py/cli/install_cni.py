@@ -20,9 +20,10 @@ def install_cni(
         ),
     ] = AgentConfig.run_dir / "cni.sock",
 ) -> None:
-    """Copy the CNI client of the node's architecture to where the runtime finds it.
+    """Copy the CNI client to where the runtime finds it.
 
-    The network list (conflist) is written by the agent itself, once it is ready to answer.
+    Of an image's clients, it is the one for this node's architecture. The network list (conflist) is written by
+    the agent itself, once it is ready to answer.
     """
     from felix_py.cni.client_file import NotAClient
     from felix_py.cni.conflist import install_client

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from felix_py.cni.conflist import CLIENT, FILE_NAME
 
-_STATE = ("leases.db*",)
+_STATE = ("leases.db*", "configuration.json", ".configuration.json.*")
 _RUN = ("cni.sock", "agent.sock", "spool", "bgp")
 
 
@@ -27,7 +27,7 @@ def client(folder: Path) -> list[Path]:
 
 
 def state(folder: Path) -> list[Path]:
-    """Address leases, also those that were set aside as damaged; at last the folder, if nothing else is in it."""
+    """Address leases and settings as last known; at last the folder, if nothing else is in it."""
     return _with_folder(folder, _STATE)
 
 

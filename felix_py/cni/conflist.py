@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import msgspec
 from felix_py.cni.client_file import NotAClient, architecture_of_node, check_client, client_for
 from felix_py.cni.errors import NOT_JSON
 from felix_py.cni.types import OUR_IPAM
+from felix_py.files import replace_file
 
 FILE_NAME = "10-felix-py.conflist"
 NETWORK = "felix-py"
@@ -80,7 +79,7 @@ def install_conflist(folder: Path, text: str) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     if target.is_file() and target.read_text(errors="replace") == text:
         return False
-    _write(target, text.encode(), 0o644)
+    replace_file(target, text.encode(), 0o644)
     return True
 
 
@@ -107,26 +106,12 @@ def install_client(
     except NotAClient as error:
         raise NotAClient(f"{client}: {error}") from None
     bin_dir.mkdir(parents=True, exist_ok=True)
-    _write(bin_dir / f"{CLIENT}.socket", f"{socket}\n".encode(), 0o644)
+    replace_file(bin_dir / f"{CLIENT}.socket", f"{socket}\n".encode(), 0o644)
     found = target.is_file()
     if found and target.read_bytes() == content and target.stat().st_mode & 0o777 == _EXECUTABLE:
         say(f"{target} is this version already ({architecture})")
         return target
-    _write(target, content, _EXECUTABLE)
+    replace_file(target, content, _EXECUTABLE)
     say(f"{'replaced' if found else 'installed'} {target} ({architecture}, {len(content)} bytes)")
     return target
 
-
-def _write(target: Path, content: bytes, mode: int) -> None:
-    """Replace a file atomically, synced before: a runtime may read or run it at any moment."""
-    fd, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with open(fd, "wb") as file:  # closed before the rename: a file open for writing cannot be executed
-            file.write(content)
-            os.fchmod(fd, mode)
-            file.flush()
-            os.fsync(fd)
-        os.rename(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise

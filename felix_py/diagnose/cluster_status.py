@@ -323,7 +323,7 @@ class _Judge:
 def _ended(terminated: Json) -> str:
     """How a container ended, in words that follow "has"."""
     code, reason = terminated.get("exitCode"), text_of(terminated.get("reason"))
-    known = {3: "it did not stop in time", 4: "its event loop stood still"}.get(
+    known = {3: "it did not stop in time", 5: "its event loop stood still"}.get(
         code if isinstance(code, int) else 0
     )
     words = f"ended with exit code {code}"

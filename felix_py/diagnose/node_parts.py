@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
@@ -237,7 +238,7 @@ def parts(places: Places, agent: Agent) -> Iterator[Part]:
     yield Part("network/conntrack.txt", partial(_files, places.root / "proc", ("net/stat/nf_conntrack",)))
     yield Part("network/sysctls.txt", partial(_files, places.root / "proc/sys/net", _SYSCTLS))
     yield Part("node/proc.txt", partial(_files, places.root / "proc", _PROC))
-    yield Part("cni/leases.json", partial(_leases, places.state_dir / "leases.db"))
+    yield Part("cni/leases.json", partial(_leases, places.state_dir / "leases.db", places.run_dir))
     yield Part("cni/network-lists.txt", partial(_files, places.cni_conf_dir, ("*.conf", "*.conflist")))
     yield Part("bgp/config.yaml", partial(_config, places.bgp_config))
     yield Part("bgp/exabgp.txt", partial(_files, places.run_dir / "bgp", ("*.conf*", "*.status", "*.json")))
@@ -329,9 +330,14 @@ def _files(folder: Path, patterns: Sequence[str]) -> str:
     return "\n".join([*texts, ""])
 
 
-def _leases(database: Path) -> str:
+def _leases(database: Path, scratch: Path) -> str:
+    """``scratch``: a folder for a moment, where no other can be written to, as in a container."""
     if not database.exists():
         raise NotHere(f"there is no {database}")
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = str(scratch)
     return json.dumps([msgspec.to_builtins(lease) for lease in read_leases(database)], indent=1, default=str)
 
 

@@ -163,6 +163,8 @@ def _problems(status: Json) -> Iterator[Problem]:
         "not understood",
         "What is not understood allows nothing; `kubectl describe` of it shows the same words.",
     )
+    if due := status.get("configuration", {}).get("restartRequired"):
+        yield Problem(f"changed settings wait for a restart: {', '.join(map(str, due))}", "Restart the agent.")
     log = status.get("denyLog", {})
     if log.get("state") == "unavailable":
         yield Problem(f"denied packets are not logged: {log.get('reason')}", "")

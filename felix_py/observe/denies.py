@@ -71,7 +71,7 @@ class Denies:
         """``lines``: write each event to the log as well. ``clock`` is in seconds and never goes back."""
         self._describer = describer
         self._metrics = metrics
-        self._lines = lines
+        self.lines = lines
         self._clock = clock
         # Ids begin at the time, so that a follower can ask a restarted agent for the events after its last one.
         self._next_id = first_id if first_id is not None else int(time.time() * 1000)
@@ -139,7 +139,7 @@ class Denies:
             if follower.full():
                 follower.get_nowait()
             follower.put_nowait(event)
-        if self._lines:
+        if self.lines:
             self._write_line(event)
 
     def _write_line(self, event: DenyEvent) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from bgp.session import PeerStatus
 from felix_py import log
 from felix_py.cni.network import Network
+from felix_py.config import SETTINGS, AgentConfig, as_json
 from felix_py.datastore.cluster import Cluster
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
@@ -24,6 +25,19 @@ from felix_py.reconcile import Reconciler
 
 _MOST_SHOWN = 1000
 """Failures listed at most; ``failedObjects`` counts all."""
+
+
+class Configured(Protocol):
+    """See :class:`felix_py.agent.configured.Configured`."""
+
+    @property
+    def config(self) -> AgentConfig: ...
+
+    @property
+    def sources(self) -> Mapping[str, str]: ...
+
+    @property
+    def restart_due(self) -> tuple[str, ...]: ...
 
 
 class Facts(Protocol):
@@ -59,6 +73,7 @@ class Status:
     """The state of the parts, on the event loop only. ``running``: values that do not change in a run."""
 
     running: Mapping[str, Any]
+    configured: Configured
     facts: Facts
     network: Network
     pods: Pods
@@ -95,6 +110,7 @@ class Status:
         """The body of ``/status``."""
         return {
             **self.running,
+            "configuration": {**self.running["configuration"], **of_configured(self.configured)},
             "uptimeSeconds": round(time.monotonic() - self._born, 1),
             "unready": self.unready(),
             "readiness": self.parts(),
@@ -143,6 +159,17 @@ class Status:
         for cidr, (taken, left) in self.pods.usage(self.facts.pod_cidrs).items():
             used.labels(cidr).set(taken)
             free.labels(cidr).set(left)
+
+
+def of_configured(configured: Configured) -> dict[str, Any]:
+    """All settings in force, which of them are from a FelixConfiguration, and those whose change needs a
+    restart.
+    """
+    return {
+        "settings": as_json(configured.config),
+        "sources": {SETTINGS[name].json_name: source for name, source in configured.sources.items()},
+        "restartRequired": list(configured.restart_due),
+    }
 
 
 def of_reconciler(reconciler: Reconciler) -> dict[str, Any]:

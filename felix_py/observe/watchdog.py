@@ -23,8 +23,11 @@ from felix_py import log
 LIMIT = 30.0
 """Seconds that one turn of the loop may take."""
 
-STUCK = 4
+STUCK = 5
 """Exit code after the loop has stood still. The kernel's state stays, as always."""
+
+_FIRST = 10
+"""Turns that are not judged: one of the first reads the kernel, which takes as long as the tools need."""
 
 _LOOKS = 10
 """Looks in the time of the limit."""
@@ -55,7 +58,7 @@ class StandsStill:
         seconds of a clock that never goes back.
         """
         passed, self._looked = min(now - self._looked, 2 * self._every), now
-        if turn != self._turn or not busy:
+        if turn != self._turn or turn < _FIRST or not busy:
             self._turn, self._seconds = turn, 0.0
             return 0.0
         self._seconds += passed
@@ -73,7 +76,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin: what a start does in one long turn is over."""
+        """Begin, in a thread of its own."""
         self._thread.start()
 
     def _run(self) -> None:

@@ -16,7 +16,7 @@ from tests.conformance.conftest import EXTERNAL, Kubectl
 from tests.support import waiting
 from tests.support.fakeapi import PATIENCE
 
-CRDS = Path(__file__).parents[2] / "manifests" / "crds"
+CRDS = Path(__file__).parents[2] / "manifests" / "crds" / "clusternetworkpolicies.yaml"
 KIND: Kind[ClusterPolicy] = CLUSTER_POLICIES
 GUARD = {
     "apiVersion": KIND.api_version,

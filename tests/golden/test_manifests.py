@@ -23,6 +23,7 @@ from tests.support.manifests import (
     ROOT,
     Object,
     helm,
+    identity,
     kubectl,
     kustomized,
     objects,
@@ -196,12 +197,13 @@ def test_values_of_the_chart_arrive(tmp_path: Path) -> None:
     config = found.pop(("v1", "ConfigMap", "network", "felix-py"))["data"]
     assert yaml.safe_load(config.pop("bgp.yaml")) == values["bgp"]
     assert config == {"KUBERNETES_SERVICE_HOST": "10.0.0.10", "KUBERNETES_SERVICE_PORT": "6443"}
-    wanted = [expected(one) for one in installed()]
-    assert sorted(map(repr, found.values())) == sorted(map(repr, wanted))
+    assert found == {identity(one): one for one in map(expected, installed())}
 
 
 def expected(one: Object) -> Object:
-    """An object of the file with these values, each found by its place."""
+    """An object of the file with these values, each found by its place. Definitions are no templates."""
+    if one["kind"] == "CustomResourceDefinition":
+        return one
     text = yaml.safe_dump(copy.deepcopy(one))
     text = text.replace("namespace: kube-system", "namespace: network")
     text = text.replace(f"image: {IMAGE}:{VERSION}", "image: registry.example/felix-py:v9")

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -93,11 +93,19 @@ class Removal:
 
     def cleanup(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Run the command on the node."""
+        return subprocess.run(self.argv(*options), capture_output=True, text=True, check=False)
+
+    def argv(self, *options: str) -> list[str]:
+        """The command with this node's folders."""
         folders = {"cni-bin-dir": "bin", "cni-conf-dir": "net.d", "state-dir": "state", "run-dir": "run"}
         argv = [FELIX_PY, "cleanup", *options, "--kubeconfig", str(self.node.kubeconfig)]
         for option, name in folders.items():
             argv += [f"--{option}", str(self.folder / name)]
-        return subprocess.run(argv, capture_output=True, text=True, check=False)
+        return argv
+
+    def start_cleanup(self, *options: str) -> subprocess.Popen[str]:
+        """Likewise, while something else happens; what it says on standard error is piped."""
+        return subprocess.Popen(self.argv(*options), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
     def refused(self, *options: str) -> str:
         """What it says, having changed nothing."""
@@ -152,6 +160,20 @@ def test_node_is_as_before(removal: Removal) -> None:
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "0 objects were removed\n")
 
 
+def test_killed_at_any_moment_it_can_be_repeated(removal: Removal) -> None:
+    removal.of_others()
+    before = removal.state()
+    with_client(removal)
+    removal.live()
+    for moment in (0.2, 0.5, 0.8, 1.1, 1.4, 1.7):
+        with removal.start_cleanup("--everything") as going:
+            with suppress(subprocess.TimeoutExpired):
+                going.wait(moment)
+            going.kill()
+    assert removal.cleanup("--everything").returncode == 0
+    assert removal.state() == before
+
+
 def test_leases_and_client_stay_for_a_pause(removal: Removal) -> None:
     with_client(removal)
     removal.live()
@@ -200,6 +222,29 @@ def test_not_while_an_agent_or_its_daemonset_is_there(removal: Removal) -> None:
     removal.api.listen()
     assert removal.cleanup("--everything", *UNLESS).returncode == 0
     assert not [name for name in removal.files() if "leases" in name]
+
+
+def test_waiting_for_the_end_of_both(removal: Removal) -> None:
+    """First the DaemonSet goes, then, a moment later, its agent."""
+    with_client(removal)
+    removal.live()
+    lived = removal.state()
+    path = f"{DAEMONSETS}/felix-py"
+    removal.api.put(DAEMONSETS, {"metadata": {"name": "felix-py"}})
+    (removal.folder / "run" / "cni.sock").unlink()
+    with closing(socket.socket(socket.AF_UNIX)) as agent:
+        agent.bind(str(removal.folder / "run" / "cni.sock"))
+        agent.listen()
+        with removal.start_cleanup("--everything", *UNLESS, "--wait", "120") as going:
+            assert going.stderr is not None
+            assert "waiting: DaemonSet kube-system/felix-py is still there" in going.stderr.readline()
+            removal.api.delete(DAEMONSETS, "", "felix-py")
+            assert "waiting: an agent is running here" in going.stderr.readline()
+            assert {**removal.state(), "files": 0} == {**lived, "files": 0}
+            agent.close()
+            assert going.wait(60) == 0, going.stderr.read()
+    assert not [name for name in removal.files() if "leases" in name]
+    assert removal.api.verbs(path), "it has asked"
 
 
 def test_daemonset_that_is_no_name(removal: Removal) -> None:

@@ -123,3 +123,31 @@ def test_without_iproute2_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -
         lines = node_parts._network(path, ["ip"]).splitlines()
         assert any(words in line for line in lines), path
         assert all(isinstance(json.loads(line), dict) for line in lines)
+
+
+def test_a_container_whose_file_system_is_read_only(
+    tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]
+) -> None:
+    """Nothing can be written but the folder that agent and commands share, as in the DaemonSet."""
+    shut = "".join(
+        f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && "
+        for folder in ("/tmp", "/var/tmp", "/usr")
+    )
+    with PolicedNode(tmp_path, Backend.NFT, make_netns) as node:
+        node.prepare()
+        node.start("--refresh-interval", "3600")
+        node.ready()
+        run_dir = tmp_path / "run"
+        shut += f"mount --bind {run_dir} {run_dir} && mount -o remount,rw,bind {run_dir} && "
+        command = f'{shut}cd /proc && exec "$@"'
+        argv = [FELIX_PY, "diags", f"--agent-socket={run_dir}/agent.sock", "--output=-"]
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", command, "sh", *argv], capture_output=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        out = tmp_path / "out.tar.gz"
+        out.write_bytes(done.stdout)
+        files = unpacked(out)
+        assert [line for line in files["MANIFEST"].splitlines() if line.startswith("FAILED")] == []
+        assert {lease["pod"] for lease in json.loads(files["cni/leases.json"])} >= {"web", "db"}
+        assert [entry.name for entry in run_dir.iterdir() if "leases" in entry.name] == []

@@ -29,6 +29,8 @@ SITE = "opt/felix-py/lib/python3.11/site-packages"
 NAME = f"localhost/felix-py:{version('felix-py')}"
 CLIENT = f"{SITE}/felix_py/cni/client/felix-py-cni"
 AGAIN = ROOT / "build" / "image-again"
+MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
+UNAME = {"amd64": "x86_64", "arm64": "aarch64"}
 
 IMPORT_ALL = """
 import importlib, pkgutil
@@ -74,7 +76,7 @@ def test_two_builds_give_the_same(built: Path, name: str) -> None:
 
 
 def test_docker_and_containerd_read_the_same_image(archive: Archive) -> None:
-    """docker load goes by manifest.json; others by the OCI layout, of which containerd and podman take the name."""
+    """docker load goes by manifest.json; others by the OCI layout, and take the name of its annotations."""
     (docker,) = archive.json("manifest.json")
     assert docker["RepoTags"] == [NAME]
     assert docker["Config"] == blob(archive.manifest["config"]["digest"])
@@ -107,7 +109,7 @@ def test_labels_and_user(archive: Archive) -> None:
         "base.name": "debian:bookworm",
     }
     assert datetime.fromisoformat(archive.config["created"]).timestamp() == int(git("log", "-1", "--format=%ct"))
-    assert archive.config["architecture"] == {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    assert archive.config["architecture"] == MACHINES[os.uname().machine]
 
 
 def test_sizes(archive: Archive, root: Path) -> None:
@@ -174,6 +176,20 @@ def test_clients_of_both_architectures(root: Path, machine: str) -> None:
         "felix-py-cni-amd64",
         "felix-py-cni-arm64",
     }
+
+
+@pytest.mark.parametrize("machine", ["amd64", "arm64"])
+def test_clients_answer(root: Path, machine: str) -> None:
+    """That of the other architecture by emulation."""
+    emulator = [] if MACHINES[os.uname().machine] == machine else [f"qemu-{UNAME[machine]}-static"]
+    if emulator and not shutil.which(emulator[0]):
+        pytest.skip(f"{emulator[0]} is not installed: scripts/debian-packages image-test")
+    argv = [*emulator, str(root / f"{CLIENT}-{machine}")]
+    call = {"CNI_COMMAND": "VERSION", "PATH": "/usr/bin"}
+    done = subprocess.run(
+        argv, env=call, input='{"cniVersion": "1.0.0"}', capture_output=True, text=True, check=True
+    )
+    assert "1.0.0" in json.loads(done.stdout)["supportedVersions"]
 
 
 @pytest.mark.parametrize("words", [[], ["agent"], ["bgp-sidecar"], ["install-cni"], ["cleanup"]], ids=" ".join)

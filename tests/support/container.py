@@ -40,6 +40,7 @@ class Archive:
 
     def unpack(self, root: Path) -> list[tarfile.TarInfo]:
         """Unpack the layers as a runtime does, with file capabilities; returns all entries."""
+        root.chmod(0o755)
         entries = []
         with tarfile.open(self.path) as tar:
             for layer in self.manifest["layers"]:

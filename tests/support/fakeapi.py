@@ -24,6 +24,8 @@ POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
 CLUSTER_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
 ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies"
 BASELINE_ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies"
+CONFIGURATIONS = "/apis/felixpy.io/v1alpha1/felixconfigurations"
+NODE_STATUSES = "/apis/felixpy.io/v1alpha1/nodenetworkstatuses"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES, DEFINITIONS)
 
@@ -453,6 +455,9 @@ class FakeApi:
             elif request.method == "PATCH" and request.path.startswith("/apis/policy."):
                 if not self._merge_status(exchange, *request.path.rsplit("/", 2)[:2]):
                     return
+            elif request.path.startswith(NODE_STATUSES):
+                self._write_node_status(exchange, parts[4:])
+                return
             elif request.method == "PATCH" and (NODES, "", parts[-2]) in self.objects and parts[-1] == "status":
                 node = self.objects[NODES, "", parts[-2]]
                 conditions = {c["type"]: c for c in node.setdefault("status", {}).get("conditions", [])}
@@ -464,6 +469,23 @@ class FakeApi:
                 return
             self.changed.notify_all()
         exchange.send(200, request.body)
+
+    def _write_node_status(self, exchange: Exchange, rest: list[str]) -> None:
+        """Create one without its status, merge its metadata, or replace members of its status."""
+        body = exchange.request.body
+        name = rest[0] if rest else body["metadata"]["name"]
+        key = (NODE_STATUSES, "", name)
+        held = self.objects.get(key)
+        if NODE_STATUSES not in self._collections or (held is None and rest):
+            exchange.refuse(404, "NotFound", "no such object")
+        elif held is not None and not rest:
+            exchange.refuse(409, "AlreadyExists", "exists")
+        elif len(rest) < 2:
+            old = held or {}
+            metadata = {**old.get("metadata", {}), **body["metadata"]}
+            exchange.send(200, self.put(NODE_STATUSES, {**old, "metadata": metadata}))
+        elif self._merge_status(exchange, NODE_STATUSES, name):
+            exchange.send(200, self.objects[key])
 
     def _merge_status(self, exchange: Exchange, collection: str, name: str) -> bool:
         """A merge patch of a status that may tell the version it was made for."""

@@ -16,16 +16,12 @@ from typing import Any
 
 import yaml
 
+from tests.cluster import assets
+
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "manifests"
 CHART = MANIFESTS / "helm" / "felix-py"
 IMAGE = "localhost/felix-py"
-ASSETS = Path(
-    os.environ.get("KUBERNETES_ASSETS")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "felix-py" / "kubernetes-v1.36.3"
-)
-"""Where ``make test-cluster`` keeps its programs."""
-
 Object = dict[str, Any]
 Identity = tuple[str, str, str, str]
 """(apiVersion, kind, namespace, name)."""
@@ -36,7 +32,7 @@ _OLDEST_KUSTOMIZE = 4
 
 def kubectl() -> str:
     """A kubectl whose kustomize knows components; empty if there is none."""
-    for found in (str(ASSETS / "kubectl"), shutil.which("kubectl") or ""):
+    for found in (str(assets.program("kubectl")), shutil.which("kubectl") or ""):
         if found and os.access(found, os.X_OK):
             said = subprocess.run(
                 [found, "version", "--client"], capture_output=True, text=True, check=False
@@ -50,7 +46,12 @@ def kubectl() -> str:
 def helm() -> str:
     """Helm 3; empty if there is none."""
     return next(
-        (found for found in (str(ASSETS / "helm"), shutil.which("helm") or "") if os.access(found, os.X_OK)), ""
+        (
+            found
+            for found in (str(assets.program("helm")), shutil.which("helm") or "")
+            if os.access(found, os.X_OK)
+        ),
+        "",
     )
 
 

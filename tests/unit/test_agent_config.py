@@ -78,7 +78,7 @@ def test_revocation_can_be_switched_off(
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(log, "configure", lambda *_, **__: None)
-    monkeypatch.setattr(agent, "main", seen.append)
+    monkeypatch.setattr(agent, "main", lambda config, _given: seen.append(config))
     done = CliRunner().invoke(app, ["agent", *words], env=environment)
     assert done.exit_code == 0, done.output
     assert seen[0].revoke_established is expected

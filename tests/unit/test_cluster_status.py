@@ -111,7 +111,7 @@ def test_a_cluster_that_is_well_fits_a_line_a_node() -> None:
 
 BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting failed container"}}
 ENDED = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": ago(minutes=3)}}
-STUCK = {"terminated": {"exitCode": 4, "reason": "Error", "finishedAt": ago(minutes=3)}}
+STUCK = {"terminated": {"exitCode": 5, "reason": "Error", "finishedAt": ago(minutes=3)}}
 OOM = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": ago(minutes=3)}}
 PULL = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "localhost/felix-py:0.2"'}}
 KUBECTL = "kubectl -n kube-system"
@@ -142,7 +142,7 @@ ON_NODE = f"`{KUBECTL} exec felix-py-aaaaa -c agent -- felix-py status`"
         ),
         pytest.param(
             {"pods": [pod(lastState=STUCK, restartCount=1)]},
-            "container agent has ended with exit code 4 (its event loop stood still) 3 min ago (1 restart)",
+            "container agent has ended with exit code 5 (its event loop stood still) 3 min ago (1 restart)",
             f"{KUBECTL} logs felix-py-aaaaa -c agent --previous",
             id="watchdog",
         ),

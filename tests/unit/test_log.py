@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import structlog
 
+from felix_py import log
+from felix_py.log import LogFormat, LogLevel
 from felix_py.log_limits import RateLimit, shorten
 from felix_py.log_writer import LineWriter
 
@@ -184,3 +186,20 @@ log.get("x").info("the last words")
     )
     assert "the last words" in done.stderr
     assert time.monotonic() - started < PATIENCE
+
+
+def test_a_new_level_counts_for_loggers_that_exist(capfd: pytest.CaptureFixture[str]) -> None:
+    log.configure(LogLevel.INFO, LogFormat.JSON)
+    logger = log.get("part")
+    bound = logger.bind(pod="a")
+    try:
+        for level, expected in ((LogLevel.DEBUG, 6), (LogLevel.ERROR, 0), (LogLevel.WARNING, 2)):
+            log.set_level(level)
+            for one in (logger, bound):
+                one.debug("debug")
+                one.info("info")
+                one.warning("warning")
+            log.flush()
+            assert len(capfd.readouterr().err.splitlines()) == expected, level
+    finally:
+        log.set_level(LogLevel.INFO)

@@ -64,6 +64,7 @@ def test_a_node_that_is_well() -> None:
             {"problems": [{"kind": "NetworkPolicy", "namespace": "shop", "name": "p", "reason": "odd"}]},
             "not understood: NetworkPolicy shop/p: odd",
         ),
+        ({"configuration": {"restartRequired": ["mtu"]}}, "changed settings wait for a restart: mtu"),
         ({"denyLog": {"state": "unavailable", "reason": "group 88 is taken"}}, "not logged: group 88 is taken"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
