@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from tests.cluster import assets
-from tests.cluster.machine import Machine, wait_for
+from tests.cluster.machine import CommandFailed, Machine, wait_for
 from tests.cluster.pki import Pki
 from tests.cluster.plan import CLUSTER_CIDRS, CONTROL_PLANE, NODE_MASKS, SERVICE_CIDRS, Shape
 
@@ -60,6 +64,20 @@ class ControlPlane:
     def start_apiserver(self) -> None:
         """Start kube-apiserver, without waiting: also after ``machine.stop("kube-apiserver")``."""
         self._start("kube-apiserver", *self._apiserver())
+
+    def end_apiserver(self) -> None:
+        """End kube-apiserver at once; asked to end, it waits a minute for its watches.
+
+        Raises:
+            CommandFailed: it has not ended.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            stopping = pool.submit(self.machine.stop, "kube-apiserver")
+            while not stopping.done():
+                with suppress(CommandFailed):  # it has ended
+                    self.machine.signal_service("kube-apiserver", signal.SIGKILL)
+                time.sleep(0.1)
+            stopping.result()
 
     def kubectl(self, *argv: str, timeout: float = 60, stdin: str | None = None) -> str:
         """The administrator's kubectl, on the control plane's machine.

@@ -58,7 +58,7 @@ def test_away_for_a_minute(cluster: Cluster, namespace: Namespace) -> None:
     outside.connects_soon(addresses["open"], HTTP)
     victims = [sandbox_of(namespace, name) for name in ("open", "shut")]
     with mesh.traffic() as traffic:
-        cluster.control_plane.machine.stop("kube-apiserver")
+        cluster.control_plane.end_apiserver()
         began = time.monotonic()
         for pid in victims:
             node.machine.run("kill", "-KILL", pid)
