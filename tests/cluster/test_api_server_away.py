@@ -86,6 +86,7 @@ def renewed(namespace: Namespace, node: Node, before: Mapping[str, str]) -> dict
 
 def catches_up(cluster: Cluster, namespace: Namespace) -> None:
     """A pod and a policy that are new are in force as ever."""
+    began = time.monotonic()
     outside = cluster.machines["outside"]
     late = {"app": "late"}
     for node in cluster.nodes:
@@ -99,6 +100,7 @@ def catches_up(cluster: Cluster, namespace: Namespace) -> None:
     addresses = [namespace.addresses(name)[0] for name in names]
     for address in addresses:
         wait_for(f"{address} to be open", lambda: outside.connects(address, HTTP), 60)  # noqa: B023
+    print(f"[{cluster.shape}: new pods on all nodes answer after {time.monotonic() - began:.0f} s]")
     took = last_success(outside, addresses[0], HTTP, lambda: namespace.kubectl("delete", "networkpolicy", "late"))
     assert took < 30
 
