@@ -37,8 +37,7 @@ class ControlPlane:
         Raises:
             CommandFailed: it is not ready in time.
         """
-        for name in ("admin", "kube-controller-manager", "kube-scheduler"):
-            self.machine.write(f"/etc/kubernetes/{name}.kubeconfig", self._pki.kubeconfig(name), 0o600)
+        self.write_kubeconfigs()
         self.machine.write("/etc/kubernetes/audit.yaml", json.dumps(_AUDIT))
         self.start_etcd()
         self.start_apiserver()
@@ -60,6 +59,11 @@ class ControlPlane:
             f"--initial-cluster=default={peer}",
             "--unsafe-no-fsync",
         )
+
+    def write_kubeconfigs(self) -> None:
+        """Those of all clients on this machine."""
+        for name in ("admin", "kube-controller-manager", "kube-scheduler"):
+            self.machine.write(f"/etc/kubernetes/{name}.kubeconfig", self._pki.kubeconfig(name), 0o600)
 
     def start_apiserver(self) -> None:
         """Start kube-apiserver, without waiting: also after ``machine.stop("kube-apiserver")``."""
@@ -140,7 +144,7 @@ class ControlPlane:
             f"--cluster-cidr={','.join(self._shape.of(CLUSTER_CIDRS))}",
             *(f"--node-cidr-mask-size-ipv{family}={NODE_MASKS[family]}" for family in self._shape.families),
             f"--service-cluster-ip-range={','.join(self._shape.of(SERVICE_CIDRS))}",
-            f"--root-ca-file={pki}/ca.crt",
+            f"--root-ca-file={pki}/root-ca.crt",
             f"--service-account-private-key-file={pki}/sa.key",
             "--use-service-account-credentials=true",
             f"--cluster-signing-cert-file={pki}/ca.crt",
