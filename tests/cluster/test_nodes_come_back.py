@@ -157,6 +157,7 @@ def test_node_object_is_made_anew_with_another_pod_cidr(
     assert all(stream.well for stream in traffic.streams), traffic.report()
 
 
+@pytest.mark.heavy  # the router keeps the routes for its restart time, two minutes
 def test_drained_and_deleted_node_leaves_nothing_and_comes_back(cluster: Cluster, namespace: Namespace) -> None:
     """Its routes go from everywhere once its agent is gone, too; afterwards it is a node like any other."""
     node = cluster.nodes[-1]
