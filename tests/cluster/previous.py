@@ -28,13 +28,13 @@ NAME = "localhost/felix-py:previous"
 Json = dict[str, Any]
 
 
-def archive(current: Path) -> tuple[Path, str]:
-    """An archive with the image, and what it is; ``current`` is this commit's."""
+def archive(current: Path, scratch: Path) -> tuple[Path, str]:
+    """An archive with the image, and what it is; ``current`` is this commit's, ``scratch`` a folder."""
     commit = _commit()
     target = _cache() / f"{commit}.tar"
     if commit and target.exists():
         return target, f"the image of commit {commit[:12]}"
-    target = _cache() / f"relabelled-{os.getpid()}.tar"
+    target = scratch / "relabelled.tar"
     _rewrite(current, target, _relabelled)
     return target, "this commit's image with another label"
 

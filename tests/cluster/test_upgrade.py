@@ -43,9 +43,9 @@ def bring(cluster: Cluster, archive: Path) -> None:
     cluster.each_node(lambda node: load(node.name))
 
 
-def test_downgrade_and_upgrade_lose_no_packet(cluster: Cluster, namespace: Namespace) -> None:
+def test_downgrade_and_upgrade_lose_no_packet(cluster: Cluster, namespace: Namespace, tmp_path: Path) -> None:
     """To the previous commit's image and back, while streams of all kinds flow and pods start."""
-    archive, what = previous.archive(ARCHIVE)
+    archive, what = previous.archive(ARCHIVE, tmp_path)
     bring(cluster, archive)
     current = cluster.get(*agents.NAMESPACE, "daemonset", "felix-py")["spec"]["template"]["spec"]["containers"][
         0
