@@ -88,7 +88,7 @@ BROKEN: dict[str, tuple[str, str, Problem, str, str]] = {
         "chain",
         EXTRA,
         "policy of all pods",
-        "rule 2 of chain FELIX-ALLOW",
+        "rule 4 of chain FELIX-ALLOW",
     ),
     "chain made": ("{t} -N FELIX-STRAY", "chain", EXTRA, "no policy that is known", "FELIX-STRAY"),
     "hook deleted": (
