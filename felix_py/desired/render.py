@@ -40,7 +40,7 @@ _FLAGS = {Side.SOURCE: ("src",), Side.DESTINATION: ("dst",)}
 _ENDPOINT = {Direction.EGRESS: ("src",), Direction.INGRESS: ("dst",)}
 
 _MOST_IN_A_ROW = 6
-"""Classes of a branch that are matched one after the other; more are divided once more."""
+"""Classes that are matched one after the other; more are divided into branches."""
 
 _MULTIPORT_SLOTS = 15
 """``-m multiport`` takes 15 ports; a range counts as two (iptables-extensions(8))."""
@@ -126,10 +126,10 @@ def _chunks(ports: Sequence[ir.PortRange]) -> Iterator[tuple[tuple[int, int], ..
 def dispatch_chains(
     family: Family, direction: Direction, numbers: Mapping[ChainId, int], marks: Marks, log: DenyLog | None = None
 ) -> dict[str, Rules]:
-    """The dispatch tree from class number to class chain: mark matches in two or three levels, then set matches.
+    """The dispatch tree from class number to class chain: mark matches in up to three levels, then set matches.
 
-    Each rule costs a packet some 20 ns, so a branch of many classes is divided once more. A packet with an
-    unknown class number is dropped, since no policy has judged it.
+    Each rule costs a packet some 20 ns, so many classes are divided into branches. A packet with an unknown class
+    number is dropped, since no policy has judged it.
     """
     ordered = sorted(numbers.items(), key=lambda item: (item[1], chain_name(item[0])))
     drop = dropping(log, Drop(DropKind.CLASS, direction))
@@ -142,19 +142,25 @@ def dispatch_chains(
         mark, mask = (marks.class_mark(direction, one << bits) for one in (value, OVERFLOW >> bits))
         return RuleSpec((MarkIs(mark, mask),), Goto(chain))
 
-    def classes(among: _Numbers) -> list[RuleSpec]:
-        return [class_rule(family, direction, marks, chain, number) for chain, number in among]
+    def classes(among: _Numbers, levels: Sequence[int] = ()) -> list[RuleSpec]:
+        """The rules to classes: in a row, or by branches of the bits above the first of ``levels``."""
+        if len(among) <= _MOST_IN_A_ROW or not levels:
+            return [class_rule(family, direction, marks, chain, number) for chain, number in among]
+        bits, *lower = levels
+        parts = _divided(among, bits)
+        if len(parts) == 1:
+            return classes(among, lower)
+        above = BRANCH_BITS - bits
+        return [
+            branch(f"{value >> above}-{value}" if above else f"{value}", bits, value, classes(few, lower))
+            for value, few in parts
+        ]
 
     root = [RuleSpec((MarkIs(0, marks.class_mask(direction)),), RETURN)]
     # The overflow number shares a branch with the highest numbers, so its own branch is matched first.
     if overflow := [item for item in ordered if item[1] == OVERFLOW]:
         root.append(branch(SETS_BRANCH, 0, OVERFLOW, classes(overflow)))
-    for high, among in _divided(ordered, BRANCH_BITS):
-        rules = classes(among)
-        if len(among) > _MOST_IN_A_ROW:
-            parts = _divided(among, LEAF_BITS)
-            rules = [branch(f"{high}-{middle}", LEAF_BITS, middle, classes(few)) for middle, few in parts]
-        root.append(branch(str(high), BRANCH_BITS, high, rules))
+    root += classes([item for item in ordered if item[1] != OVERFLOW], (BRANCH_BITS, LEAF_BITS))
     chains[chain_name(DispatchChain(direction))] = (*root, *drop)
     return chains
 
@@ -163,11 +169,10 @@ _Numbers = Sequence[tuple[ChainId, int]]
 
 
 def _divided(numbers: _Numbers, bits: int) -> list[tuple[int, _Numbers]]:
-    """Classes by the bits of their numbers above the lowest ``bits``; without those that share a number."""
+    """Classes by the bits of their numbers above the lowest ``bits``."""
     found: dict[int, list[tuple[ChainId, int]]] = {}
     for chain, number in numbers:
-        if number != OVERFLOW:
-            found.setdefault(number >> bits, []).append((chain, number))
+        found.setdefault(number >> bits, []).append((chain, number))
     return list(found.items())
 
 

@@ -65,8 +65,10 @@ def test_each_number_leads_to_its_class_and_every_other_is_dropped(
 def test_no_way_is_long(direction: Direction) -> None:
     tree = tree_of(direction, EVERY[:-1])
     assert max(walk(tree, direction, MARKS.class_mark(direction, n))[1] for n in EVERY[:-1]) <= 1 + 8 + 4 + 4
+    six = tree_of(direction, EVERY[:6])
+    assert max(walk(six, direction, MARKS.class_mark(direction, n))[1] for n in EVERY[:6]) <= 7
     ten = tree_of(direction, EVERY[:10])
-    assert max(walk(ten, direction, MARKS.class_mark(direction, n))[1] for n in EVERY[:10]) <= 8
+    assert max(walk(ten, direction, MARKS.class_mark(direction, n))[1] for n in EVERY[:10]) <= 7
 
 
 @pytest.mark.parametrize("direction", Direction)
