@@ -2,9 +2,9 @@
 
 felix-py's image (``make image``) on a cluster that ``tests/cluster`` starts (``make cluster``). The node has
 100 pods that run, and the API server 5,000 pods on 62 other nodes that are objects alone (``--quick``: 10, 200
-and 3), in 20 namespaces with a policy each. Memory is what is resident (RSS), and each process' share (PSS: pages
-that several have count in part). Aims: the agent at most 90 MB, the CPU time of all together under 0.5 % of one
-core.
+and 3), in 20 namespaces with a policy each. Memory is what is resident (RSS), and each process' share (PSS:
+pages that several have count in part). Aims: the agent at most 90 MB, the CPU time of all together under 0.5 %
+of one core.
 """
 
 from __future__ import annotations

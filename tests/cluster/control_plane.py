@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from tests.cluster import assets
-from tests.cluster.machine import Machine, wait_for
+from tests.cluster.machine import CommandFailed, Machine, wait_for
 from tests.cluster.pki import Pki
 from tests.cluster.plan import CLUSTER_CIDRS, CONTROL_PLANE, NODE_MASKS, SERVICE_CIDRS, Shape
 
@@ -33,8 +37,7 @@ class ControlPlane:
         Raises:
             CommandFailed: it is not ready in time.
         """
-        for name in ("admin", "kube-controller-manager", "kube-scheduler"):
-            self.machine.write(f"/etc/kubernetes/{name}.kubeconfig", self._pki.kubeconfig(name), 0o600)
+        self.write_kubeconfigs()
         self.machine.write("/etc/kubernetes/audit.yaml", json.dumps(_AUDIT))
         self.start_etcd()
         self.start_apiserver()
@@ -57,9 +60,28 @@ class ControlPlane:
             "--unsafe-no-fsync",
         )
 
+    def write_kubeconfigs(self) -> None:
+        """Those of all clients on this machine."""
+        for name in ("admin", "kube-controller-manager", "kube-scheduler"):
+            self.machine.write(f"/etc/kubernetes/{name}.kubeconfig", self._pki.kubeconfig(name), 0o600)
+
     def start_apiserver(self) -> None:
         """Start kube-apiserver, without waiting: also after ``machine.stop("kube-apiserver")``."""
         self._start("kube-apiserver", *self._apiserver())
+
+    def end_apiserver(self) -> None:
+        """End kube-apiserver at once; asked to end, it waits a minute for its watches.
+
+        Raises:
+            CommandFailed: it has not ended.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            stopping = pool.submit(self.machine.stop, "kube-apiserver")
+            while not stopping.done():
+                with suppress(CommandFailed):  # it has ended
+                    self.machine.signal_service("kube-apiserver", signal.SIGKILL)
+                time.sleep(0.1)
+            stopping.result()
 
     def kubectl(self, *argv: str, timeout: float = 60, stdin: str | None = None) -> str:
         """The administrator's kubectl, on the control plane's machine.
@@ -122,7 +144,7 @@ class ControlPlane:
             f"--cluster-cidr={','.join(self._shape.of(CLUSTER_CIDRS))}",
             *(f"--node-cidr-mask-size-ipv{family}={NODE_MASKS[family]}" for family in self._shape.families),
             f"--service-cluster-ip-range={','.join(self._shape.of(SERVICE_CIDRS))}",
-            f"--root-ca-file={pki}/ca.crt",
+            f"--root-ca-file={pki}/root-ca.crt",
             f"--service-account-private-key-file={pki}/sa.key",
             "--use-service-account-credentials=true",
             f"--cluster-signing-cert-file={pki}/ca.crt",

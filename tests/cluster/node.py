@@ -87,6 +87,11 @@ class Node:
         """Have containerd take an archive (docker or OCI) of images; its folder must be shown in the machine."""
         self.machine.run("ctr", "-n", "k8s.io", "images", "import", str(archive), timeout=300)
 
+    def write_kubeconfigs(self) -> None:
+        """Those of kubelet and kube-proxy, which read them as they start."""
+        for user, file in ((self.name, "kubelet"), ("kube-proxy", "kube-proxy")):
+            self.machine.write(f"/etc/kubernetes/{file}.kubeconfig", self._pki.kubeconfig(user), 0o600)
+
     def _configure(self) -> None:
         for tool in (f"ip{v}tables{what}" for v in ("", "6") for what in ("", "-save", "-restore")):
             link = self.machine.path(f"/etc/alternatives/{tool}")  # as `update-alternatives --set` does
@@ -96,8 +101,7 @@ class Node:
         copies = {"ca.crt": "ca.crt", f"{self.name}.crt": "kubelet.crt", f"{self.name}.key": "kubelet.key"}
         for name, file in copies.items():
             shutil.copy(self._pki.folder / name, self.machine.path(f"/etc/kubernetes/{file}"))
-        for user, file in ((self.name, "kubelet"), ("kube-proxy", "kube-proxy")):
-            self.machine.write(f"/etc/kubernetes/{file}.kubeconfig", self._pki.kubeconfig(user), 0o600)
+        self.write_kubeconfigs()
         self.machine.write("/etc/kubernetes/kubelet.yaml", json.dumps(self._kubelet(), indent=1))
 
     def _kubelet(self) -> dict[str, object]:

@@ -28,19 +28,28 @@ class Pki:
         self.folder.mkdir(mode=0o700)
         (self.folder / "openssl.cnf").write_text(_CONFIG)
         for authority in ("ca", "front-proxy-ca"):
-            use = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature"]
-            self._request(authority, f"/CN={authority}", use)
+            self._make_authority(authority)
+        self._trust("ca")
         self._openssl("genpkey", "-algorithm", "RSA", "-out", self._file("sa.key"))
         self._openssl("pkey", "-in", self._file("sa.key"), "-pubout", "-out", self._file("sa.pub"))
-        names = ["localhost", CONTROL_PLANE, "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-        addresses = [*self._shape.addresses(CONTROL_PLANE), *self._shape.of(API_SERVICE), "127.0.0.1"]
-        self.certify("apiserver", "/CN=kube-apiserver", addresses, names)
+        self.certify_apiserver("ca")
         self.certify("front-proxy", "/CN=front-proxy-client", authority="front-proxy-ca")
         self.certify("admin", "/O=system:masters/CN=admin")
         for component in ("kube-controller-manager", "kube-scheduler", "kube-proxy"):
             self.certify(component, f"/CN=system:{component}")
         for node in self._shape.node_names:
             self.certify(node, f"/O=system:nodes/CN=system:node:{node}", self._shape.addresses(node), [node])
+
+    def trust_another(self) -> None:
+        """Make a second authority, ``ca2``, which all are to trust beside the first (``root-ca.crt``)."""
+        self._make_authority("ca2")
+        self._trust("ca", "ca2")
+
+    def certify_apiserver(self, authority: str) -> None:
+        """Make kube-apiserver's certificate."""
+        names = ["localhost", CONTROL_PLANE, "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+        addresses = [*self._shape.addresses(CONTROL_PLANE), *self._shape.of(API_SERVICE), "127.0.0.1"]
+        self.certify("apiserver", "/CN=kube-apiserver", addresses, names, authority)
 
     def certify(
         self,
@@ -67,7 +76,7 @@ class Pki:
             return base64.b64encode((self.folder / file).read_bytes()).decode()
 
         user = {"client-certificate-data": data(f"{name}.crt"), "client-key-data": data(f"{name}.key")}
-        cluster = {"server": self.api, "certificate-authority-data": data("ca.crt")}
+        cluster = {"server": self.api, "certificate-authority-data": data("root-ca.crt")}
         return json.dumps(
             {
                 "apiVersion": "v1",
@@ -79,6 +88,15 @@ class Pki:
             },
             indent=1,
         )
+
+    def _make_authority(self, name: str) -> None:
+        use = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature"]
+        self._request(name, f"/CN={name}", use)
+
+    def _trust(self, *authorities: str) -> None:
+        """Write what clients of the API server trust."""
+        found = [(self.folder / f"{name}.crt").read_text() for name in authorities]
+        (self.folder / "root-ca.crt").write_text("".join(found))
 
     def _request(self, name: str, subject: str, extensions: Sequence[str], authority: str | None = None) -> None:
         signer: list[str] = []

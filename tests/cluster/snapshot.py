@@ -9,12 +9,12 @@ from tests.cluster.node import Node
 
 _FOLDERS = "/etc/cni /opt/cni /var/lib /run /etc/felix-py"
 _OF_OTHERS = re.compile(
-    # kubelet's and containerd's own business, which goes on all the time.
-    r"/(var/lib/(kubelet|containerd)|run/(containerd|service|user|sysctl|lock|log))/.*|/run/netns/.*|/run/xtables\.lock"
+    # kubelet's and containerd's own business, which goes on all the time, with its loopback plugin's.
+    r"/var/lib/(cni/results|kubelet|containerd)(/.*)?"
+    r"|/run/(containerd|netns|service|user|sysctl|lock|log)/.*|/run/xtables\.lock"
 )
-_SETTINGS = (
-    "/proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv6/conf/eth0/accept_ra"
-)
+_ANYCAST = re.compile(r"anycast \S+ dev eth0 .*")
+"""What a host gets as it begins to forward IPv6. That setting stays, since others may rely on it by now."""
 
 
 def of_node(node: Node) -> Mapping[str, list[str]]:
@@ -33,12 +33,12 @@ def of_node(node: Node) -> Mapping[str, list[str]]:
     found["sets"] = run("ipset", "save").splitlines()
     for family in (4, 6):
         routes = run("ip", f"-{family}", "route", "show", "table", "all").splitlines()
-        found[f"routes of IPv{family}"] = [re.sub(r" expires \S+", "", route).strip() for route in routes]
+        lasting = [re.sub(r" expires \S+", "", route).strip() for route in routes]
+        found[f"routes of IPv{family}"] = [route for route in lasting if not _ANYCAST.fullmatch(route)]
         found[f"rules of IPv{family}"] = run("ip", f"-{family}", "rule").splitlines()
     found["links"] = [line.split(":")[1].strip() for line in run("ip", "-o", "link").splitlines()]
     files = run("sh", "-c", f"find {_FOLDERS} -xdev 2>/dev/null || true").splitlines()
     found["files"] = [path for path in files if not _OF_OTHERS.fullmatch(path)]
-    found["settings"] = run("sh", "-c", f"grep -H . {_SETTINGS}").splitlines()
     return {kind: sorted(lines) for kind, lines in found.items()}
 
 

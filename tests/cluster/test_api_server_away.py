@@ -58,7 +58,7 @@ def test_away_for_a_minute(cluster: Cluster, namespace: Namespace) -> None:
     outside.connects_soon(addresses["open"], HTTP)
     victims = [sandbox_of(namespace, name) for name in ("open", "shut")]
     with mesh.traffic() as traffic:
-        cluster.control_plane.machine.stop("kube-apiserver")
+        cluster.control_plane.end_apiserver()
         began = time.monotonic()
         for pid in victims:
             node.machine.run("kill", "-KILL", pid)
@@ -86,6 +86,7 @@ def renewed(namespace: Namespace, node: Node, before: Mapping[str, str]) -> dict
 
 def catches_up(cluster: Cluster, namespace: Namespace) -> None:
     """A pod and a policy that are new are in force as ever."""
+    began = time.monotonic()
     outside = cluster.machines["outside"]
     late = {"app": "late"}
     for node in cluster.nodes:
@@ -99,6 +100,7 @@ def catches_up(cluster: Cluster, namespace: Namespace) -> None:
     addresses = [namespace.addresses(name)[0] for name in names]
     for address in addresses:
         wait_for(f"{address} to be open", lambda: outside.connects(address, HTTP), 60)  # noqa: B023
+    print(f"[{cluster.shape}: new pods on all nodes answer after {time.monotonic() - began:.0f} s]")
     took = last_success(outside, addresses[0], HTTP, lambda: namespace.kubectl("delete", "networkpolicy", "late"))
     assert took < 30
 

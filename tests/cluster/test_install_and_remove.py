@@ -13,6 +13,7 @@ from tests.cluster import agents, snapshot
 from tests.cluster.cluster import Cluster
 from tests.cluster.installers import Baseline, Image, Installer
 from tests.cluster.machine import CHECKOUT, wait_for
+from tests.cluster.node import Node
 from tests.cluster.places import Mesh
 from tests.cluster.plan import Shape
 from tests.cluster.workloads import Namespace, pod
@@ -43,6 +44,8 @@ def first_pod(cluster: Cluster, install: Callable[[], object]) -> tuple[float, f
     namespace.wait_ready("first", seconds=180)
     running = time.monotonic() - began
     namespace.delete(wait=True)
+    # The runtime takes the pod's network away a little later, for which it needs the list of plugins.
+    wait_for("an end of the pod's interface", lambda: all(bare_links(node) for node in cluster.nodes), 60)
     return ready, running
 
 
@@ -55,6 +58,11 @@ def not_ready(cluster: Cluster) -> bool:
         for one in node["status"]["conditions"]
         if one["type"] == "Ready"
     )
+
+
+def bare_links(node: Node) -> bool:
+    """Whether a node has no interface of a pod."""
+    return len(node.machine.run("ip", "-o", "link").splitlines()) == 2
 
 
 def test_install_policy_remove(bare: Cluster) -> None:
