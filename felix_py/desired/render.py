@@ -142,25 +142,25 @@ def dispatch_chains(
         mark, mask = (marks.class_mark(direction, one << bits) for one in (value, OVERFLOW >> bits))
         return RuleSpec((MarkIs(mark, mask),), Goto(chain))
 
-    def classes(among: _Numbers, levels: Sequence[int] = ()) -> list[RuleSpec]:
-        """The rules to classes: in a row, or by branches of the bits above the first of ``levels``."""
-        if len(among) <= _MOST_IN_A_ROW or not levels:
+    def classes(among: _Numbers) -> list[RuleSpec]:
+        """The rules to classes: in a row, or by branches of their own."""
+        if len(among) <= _MOST_IN_A_ROW:
             return [class_rule(family, direction, marks, chain, number) for chain, number in among]
-        bits, *lower = levels
-        parts = _divided(among, bits)
-        if len(parts) == 1:
-            return classes(among, lower)
-        above = BRANCH_BITS - bits
+        above = BRANCH_BITS - LEAF_BITS
         return [
-            branch(f"{value >> above}-{value}" if above else f"{value}", bits, value, classes(few, lower))
-            for value, few in parts
+            branch(f"{value >> above}-{value}", LEAF_BITS, value, classes(few))
+            for value, few in _divided(among, LEAF_BITS)
         ]
 
     root = [RuleSpec((MarkIs(0, marks.class_mask(direction)),), RETURN)]
     # The overflow number shares a branch with the highest numbers, so its own branch is matched first.
     if overflow := [item for item in ordered if item[1] == OVERFLOW]:
-        root.append(branch(SETS_BRANCH, 0, OVERFLOW, classes(overflow)))
-    root += classes([item for item in ordered if item[1] != OVERFLOW], (BRANCH_BITS, LEAF_BITS))
+        rows = [class_rule(family, direction, marks, chain, number) for chain, number in overflow]
+        root.append(branch(SETS_BRANCH, 0, OVERFLOW, rows))
+    # Every endpoint depends on the root: one class that cannot be written must not hold it up. So it has branches
+    # alone, and seldom changes.
+    for value, few in _divided([item for item in ordered if item[1] != OVERFLOW], BRANCH_BITS):
+        root.append(branch(str(value), BRANCH_BITS, value, classes(few)))
     chains[chain_name(DispatchChain(direction))] = (*root, *drop)
     return chains
 

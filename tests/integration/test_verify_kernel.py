@@ -290,7 +290,7 @@ def test_a_chain_that_is_gone(node: SmallNode) -> None:
 
 def test_a_changed_dispatch_rule_is_no_other_class_number(node: SmallNode) -> None:
     """Which number means which class is read from the kernel, but not from what somebody has altered."""
-    chain = "FELIX-INGRESS"
+    chain = "FELIX-INGRESS-0"
     rules = kernel_state.rules(Family.V4, node.backend, "filter", chain)
     at = next(number for number, text in enumerate(rules, 1) if "-g FELIX-CI-" in text)
     words = list(split(rules[at - 1]))
