@@ -56,11 +56,11 @@ def left_behind() -> set[str]:
     return {name for name, run in runs.items() if run and not Path("/proc", run[1]).exists()}
 
 
-def remove(cluster: str) -> None:
-    """Remove a cluster's groups. runc leaves its own in the hybrid v2 hierarchy, too."""
+def remove(cluster: str, node: str = "") -> None:
+    """Remove a cluster's groups, or a node's. runc leaves its own in the hybrid v2 hierarchy, too."""
     deadline = time.monotonic() + _PATIENCE
     for top in _hierarchies():
-        group = top / f"{_PREFIX}{cluster}"
+        group = top / f"{_PREFIX}{cluster}" / node
         while group.exists():
             for folder, _, _ in os.walk(group, topdown=False):
                 try:
