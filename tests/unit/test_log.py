@@ -96,7 +96,8 @@ def test_when_lines_flow_again_one_says_how_many_are_missing() -> None:
     for number in range(3000):
         writer.write(f"{number:099}")
     assert writer.lost > 2000
-    got, numbers, told = "", [], 0
+    got, told = "", 0
+    numbers: list[int] = []
     while len(numbers) + told < 3000:
         assert select.select([read], [], [], PATIENCE)[0], f"{len(numbers)} came, {told} were told"
         got += os.read(read, 65536).decode()
