@@ -59,7 +59,7 @@ image: $(BIN)/felix-py  ## the container image, at dist/felix-py.tar (PUSH=regis
 test-image: dev image  ## the image: built again, what is in it, and its commands in containers
 	@scripts/debian-packages image-test
 	@$(BIN)/python -m image $(IMAGE) --output build/image-again --work build/image-again/work
-	@FELIX_PY_TESTS=image $(BIN)/pytest -m image $(TESTS)
+	@FELIX_PY_TESTS=image $(BIN)/pytest -m image $(or $(TESTS),tests/packaging)
 
 bench: dev packages  ## every benchmark, each beside the bare tool or limit
 	@$(BIN)/python -m bench $(BENCH)

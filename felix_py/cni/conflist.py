@@ -114,4 +114,3 @@ def install_client(
     replace_file(target, content, _EXECUTABLE)
     say(f"{'replaced' if found else 'installed'} {target} ({architecture}, {len(content)} bytes)")
     return target
-

@@ -12,6 +12,7 @@ from bgp.session import PeerStatus
 from felix_py import log
 from felix_py.datastore.status_writer import READY, Offer, StatusWriter
 from felix_py.failures import Failures
+from felix_py.notices import NoticeKind
 from felix_py.observe.status import Status
 from felix_py.records import NodeRecord
 from felix_py.refs import RouteRef, RoutesRef
@@ -88,7 +89,7 @@ def offered(status: Status, owner: str) -> Offer:
 
 
 def _conditions(status: Status, peers: Sequence[PeerStatus]) -> list[Json]:
-    return [_ready(status), _policy(status), _routes(status), _peers(peers)]
+    return [_ready(status), _policy(status), _routes(status), _peers(peers), _settings(status)]
 
 
 def _ready(status: Status) -> Json:
@@ -131,6 +132,15 @@ def _peers(peers: Sequence[PeerStatus]) -> Json:
     named = [f"{peer.address} (AS {peer.asn}): {peer.error or 'down'}" for peer in down[:_PEERS_NAMED]]
     more = [f"and {len(down) - _PEERS_NAMED} more"] if len(down) > _PEERS_NAMED else []
     return _condition(kind, "False", "PeersDown", "; ".join(named + more))
+
+
+def _settings(status: Status) -> Json:
+    kind = "SettingsInForce"
+    if told := status.notices.of(NoticeKind.CONFIGURATION):
+        return _condition(kind, "False", "NotUsable", "; ".join(text for _, text in sorted(told.items())))
+    if due := status.configured.restart_due:
+        return _condition(kind, "False", "RestartRequired", f"the agent must start again for {', '.join(due)}")
+    return _condition(kind, "True", "InForce", "the agent runs with what its FelixConfigurations say")
 
 
 def _condition(kind: str, status: str, reason: str, message: str) -> Json:

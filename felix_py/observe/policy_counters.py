@@ -80,7 +80,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class ChainCount:
-    """A chain's reading. ``rules``: their hashes, which change when it is rewritten; ``counts``: by verdict."""
+    """A chain's reading. ``rules``: their hashes, which change with its content; ``counts``: by verdict."""
 
     rules: tuple[str, ...]
     counts: Mapping[str, Count]
@@ -199,7 +199,8 @@ def _sums(chain: str, rules: Sequence[RuleCount]) -> dict[str, Count]:
     sums: dict[str, Count] = {}
     of = parse_chain_name(chain)
     is_policy = isinstance(of, ChainId) and of.kind is ChainKind.POLICY
-    for rule in rules if is_policy else rules[-1:]:
+    deciding = [rule for rule in rules if not rule.is_seal]
+    for rule in deciding if is_policy else deciding[-1:]:
         denies = isinstance(parse_chain_name(rule.target), DenyChain)
         verdict = _DENIED if denies else _VERDICTS.get(rule.target)
         if verdict == _DENIED or (verdict and is_policy):

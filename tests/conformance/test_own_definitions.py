@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -28,7 +27,6 @@ from felix_py.layers import merge
 from tests.conformance.conftest import EXTERNAL, Kubectl, until
 from tests.support import waiting
 from tests.support.configurations import EVERYTHING, fine
-from tests.support.real_apiserver import assets, real_apiserver
 from tests.support.watching import ScriptedClock
 
 FOLDER = Path(__file__).parents[2] / "manifests" / "crds"
@@ -36,42 +34,14 @@ FILES = [f"--filename={path}" for path in sorted(FOLDER.glob("felixpy.io_*.yaml"
 NAMES = ("felixconfigurations", "nodenetworkstatuses")
 
 
-@pytest.fixture(scope="module", params=["embedded", "real"])
-def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubectl]:
-    """kubectl with the server under test."""
-    program = os.environ.get("FELIX_PY_CONFORMANCE_KUBECTL") or shutil.which("kubectl")
-    if not program:
-        pytest.skip("no kubectl on PATH")
-    home = tmp_path_factory.mktemp("home")
-    if request.param == "embedded":
-        yield Kubectl(program, request.getfixturevalue("kubeconfig"), home)
-        return
-    if EXTERNAL:
-        pytest.skip("an API server is given")
-    programs = tmp_path_factory.mktemp("programs")
-    if missing := assets(programs):
-        pytest.skip(missing)
-    with real_apiserver(programs, tmp_path_factory.mktemp("real")) as kubeconfig:
-        yield Kubectl(program, kubeconfig, home)
-
-
-@pytest.fixture(scope="module")
-def modern(cluster: Kubectl) -> None:
-    """For what kubectl itself learned later than 1.20."""
-    version = json.loads(cluster("version", "--client", "-o", "json"))["clientVersion"]
-    if int(version["minor"].rstrip("+")) < 27:
-        pytest.skip(f"kubectl {version['gitVersion']} has no server-side validation or explain")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def definitions(cluster: Kubectl) -> Iterator[None]:
     if EXTERNAL and cluster.run("get", "crd", f"{NAMES[0]}.felixpy.io").returncode == 0:
         pytest.skip("the server has these definitions already: they are not ours to take away")
     cluster("apply", *FILES)
-    cluster("wait", "--for=condition=Established", *(f"crd/{name}.felixpy.io" for name in NAMES), "--timeout=10s")
     until(lambda: all(f"{name} " in cluster("api-resources", "--cached=false") for name in NAMES))
     yield
-    cluster("delete", *FILES)
+    cluster("delete", *FILES, "--wait=false")
 
 
 @pytest.fixture

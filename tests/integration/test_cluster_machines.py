@@ -81,7 +81,10 @@ def service(machine: Machine, name: str) -> Process | None:
         ["pgrep", "--ns", init, "--nslist", "pid", "sleep"], capture_output=True, text=True, check=False
     )
     for pid in found.stdout.split():
-        status = Path(f"/proc/{pid}/status").read_text()
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue  # it has ended meanwhile
         if status.split("NSpid:")[1].splitlines()[0].split()[-1] == inside:
             return process_of(int(pid))
     return None

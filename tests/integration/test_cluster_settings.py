@@ -95,6 +95,7 @@ def test_what_is_live_changes_at_once_and_the_rest_at_the_restart(tmp_path: Path
         assert (settings["mtu"], settings["natOutgoing"], settings["denyLogRate"]) == (1300, True, 5)
         agent.until(lambda: agent.configuration()["restartRequired"] == ["natOutgoing"])
         agent.until(lambda: agent.told().get("restartRequired") == ["natOutgoing"], "told")
+        assert agent.condition("SettingsInForce") == ("False", "RestartRequired")
         assert "restart-due" in [one["kind"] for one in agent.told()["notices"]]
         agent.stop(signal.SIGKILL)
         agent.run()
@@ -183,6 +184,7 @@ def test_what_only_the_node_can_judge_leaves_the_last_good_one_and_an_event(tmp_
         assert (event["reason"], event["type"]) == ("InvalidConfiguration", "Warning")
         assert "iptables-nft-restore is not installed" in event["message"]
         agent.until(lambda: "configuration" in [one["kind"] for one in agent.told().get("notices", ())], "told")
+        assert agent.condition("SettingsInForce") == ("False", "NotUsable")
         # A restart in the middle of this goes on with the last good one.
         agent.stop()
         agent.run()
@@ -244,6 +246,7 @@ def test_what_the_agent_tells_of_its_node(tmp_path: Path) -> None:
             "PolicyInForce": "InForce",
             "RoutesInstalled": "Installed",
             "PeersUp": "NoPeers",
+            "SettingsInForce": "InForce",
         }
         assert (told["backend"], told["families"], told["peers"], told["routes"]) == ("nft", ["ipv4"], "0/0", 0)
         assert (told["endpoints"], told["peersConfigured"], told["restartRequired"]) == (0, 0, [])

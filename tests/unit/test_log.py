@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 import time
@@ -95,12 +96,16 @@ def test_when_lines_flow_again_one_says_how_many_are_missing() -> None:
     for number in range(3000):
         writer.write(f"{number:099}")
     assert writer.lost > 2000
-    got = ""
-    while sum(int(line.split()[0]) for line in got.splitlines() if line.endswith(" lost")) < writer.lost:
+    got, told = "", 0
+    numbers: list[int] = []
+    while len(numbers) + told < 3000:
+        assert select.select([read], [], [], PATIENCE)[0], f"{len(numbers)} came, {told} were told"
         got += os.read(read, 65536).decode()
-    numbers = [int(line) for line in got.splitlines() if not line.endswith(" lost")]
+        lines = got.split("\n")[:-1]
+        numbers = [int(line) for line in lines if not line.endswith(" lost")]
+        told = sum(int(line.split()[0]) for line in lines if line.endswith(" lost"))
     assert numbers == sorted(numbers)
-    assert len(numbers) + writer.lost == 3000
+    assert told == writer.lost
     writer.write("after")
     writer.flush(PATIENCE)
     assert os.read(read, 65536).endswith(b"after\n")

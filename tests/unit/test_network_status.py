@@ -84,6 +84,7 @@ def test_all_is_well() -> None:
         ("PolicyInForce", "True"),
         ("RoutesInstalled", "True"),
         ("PeersUp", "True"),
+        ("SettingsInForce", "True"),
     ]
     assert (status["peers"], status["endpoints"], status["routes"], status["families"]) == (
         "2/2",
@@ -129,6 +130,17 @@ def test_peers_that_are_down_are_named() -> None:
     assert message.startswith("192.0.2.2 (AS 64514): hold timer; ")
     assert message.endswith("; and 3 more")
     assert node.status()["peers"] == "1/9"
+
+
+def test_settings_that_are_not_in_force() -> None:
+    node = Node(restart_due=("backend", "ipFamilies"))
+    assert node.condition("SettingsInForce") == (
+        "False",
+        "RestartRequired",
+        "the agent must start again for backend, ipFamilies",
+    )
+    node.notices.say(NoticeKind.CONFIGURATION, "default backend", "not on this node")
+    assert node.condition("SettingsInForce") == ("False", "NotUsable", "not on this node")
 
 
 def validated(status: dict[str, Any]) -> list[str]:
