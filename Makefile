@@ -33,7 +33,7 @@ test-all: dev packages  ## the same at length, as before a release: also heavy t
 
 test-cluster: cluster image  ## the tests on a real Kubernetes, which they start themselves
 	@$(BIN)/python -m tests.cluster.previous
-	@$(BIN)/pytest $(or $(TESTS),tests/cluster)
+	@$(BIN)/pytest --durations 20 $(or $(TESTS),tests/cluster)
 	@$(if $(TESTS),,FELIX_PY_CONFORMANCE_ASSETS="$$($(ASSETS))" $(BIN)/pytest $(WORKERS) tests/conformance)
 
 cluster: dev  ## what a real Kubernetes needs; its programs are built once, which takes ten minutes or more

@@ -105,7 +105,8 @@ def catches_up(cluster: Cluster, namespace: Namespace) -> None:
     assert took < 30
 
 
-@pytest.mark.parametrize("seconds", [pytest.param(45.0), pytest.param(150.0, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("seconds", [45.0, 150.0])
 def test_half_dead(cluster: Cluster, namespace: Namespace, seconds: float) -> None:
     """It accepts connections and answers nothing; the longer time is longer than a watch may be silent."""
     mesh = Mesh(namespace)

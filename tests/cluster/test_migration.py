@@ -95,6 +95,7 @@ def everybody_reaches(namespace: Namespace, *pods: str) -> bool:
     return all(namespace.reaches(one, all_of_them) == all_of_them for one in pods)
 
 
+@pytest.mark.heavy
 def test_node_by_node(old: Cluster) -> None:
     namespace = Namespace(old)
     namespace.apply(pod("old1", nodeName="node1"), pod("old2", nodeName="node2"))
