@@ -1,4 +1,4 @@
-# `make lab` and `make test` need nothing but a Debian machine and root: each installs what it uses, and no more.
+# `make lab`, `make test` and `make test-cluster` need nothing but a Debian machine and root: each installs what it uses.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -6,9 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests wait more than they compute: two workers for a core. What shares a lab stays together.
 WORKERS ?= -n $(shell n=$$(nproc); echo $$((n > 4 ? 8 : 2 * n)))
+ASSETS := $(BIN)/python -m tests.cluster.assets --folder
+REAL_PROGRAMS := kubectl kube-apiserver kube-controller-manager etcd
 CLIENT := felix_py/cni/client/felix-py-cni
 
-.PHONY: all dev lab lab-down test test-all unit lint types layers bench lock clean
+.PHONY: all dev lab lab-down image test test-all test-image test-cluster cluster unit lint types layers bench lock clean
 .DEFAULT_GOAL := all
 
 all: $(BIN)/felix-py $(CLIENT)  ## the command line, at .venv/bin/felix-py
@@ -17,7 +19,8 @@ dev: $(VENV)/.dev $(CLIENT)  ## the same, and the tools that developers and test
 
 lab: $(VENV)/.lab $(CLIENT)  ## the main job on one machine: nodes, pods, policies, a real router
 	@scripts/debian-packages run
-	@$(BIN)/felix-py lab up $(LAB)
+	@$(if $(REAL),$(BIN)/python -m tests.cluster.assets $(REAL_PROGRAMS))
+	@$(if $(REAL),KUBEBUILDER_ASSETS="$$($(ASSETS))") $(BIN)/felix-py lab up $(LAB)
 
 lab-down:  ## remove the lab
 	@$(BIN)/felix-py lab down
@@ -27,6 +30,15 @@ test: dev packages  ## everything but heavy tests: unit, property, golden, integ
 
 test-all: dev packages  ## the same at length, as before a release: also heavy tests, more examples, longer fuzzing
 	@FELIX_PY_TESTS=all $(BIN)/pytest $(WORKERS) $(TESTS)
+
+test-cluster: cluster image  ## the tests on a real Kubernetes, which they start themselves
+	@$(BIN)/python -m tests.cluster.previous
+	@$(BIN)/pytest --durations 20 $(or $(TESTS),tests/cluster)
+	@$(if $(TESTS),,FELIX_PY_CONFORMANCE_ASSETS="$$($(ASSETS))" $(BIN)/pytest $(WORKERS) tests/conformance)
+
+cluster: dev  ## what a real Kubernetes needs; its programs are built once, which takes ten minutes or more
+	@scripts/debian-packages run test cluster
+	@$(BIN)/python -m tests.cluster.assets
 
 unit: dev  ## the tests that need neither root nor packages
 	@$(BIN)/pytest -q $(WORKERS) tests/unit tests/property tests/golden
@@ -39,6 +51,15 @@ types: $(VENV)/.dev
 
 layers: $(VENV)/.dev
 	@$(BIN)/lint-imports
+
+image: $(BIN)/felix-py  ## the container image, at dist/felix-py.tar (PUSH=registry/name:tag, BASE=image)
+	@scripts/debian-packages build image $(if $(PUSH)$(BASE),image-registry)
+	@$(BIN)/python -m image $(if $(PUSH),--push $(PUSH)) $(if $(BASE),--base $(BASE)) $(IMAGE)
+
+test-image: dev image  ## the image: built again, what is in it, and its commands in containers
+	@scripts/debian-packages image-test
+	@$(BIN)/python -m image $(IMAGE) --output build/image-again --work build/image-again/work
+	@FELIX_PY_TESTS=image $(BIN)/pytest -m image $(or $(TESTS),tests/packaging)
 
 bench: dev packages  ## every benchmark, each beside the bare tool or limit
 	@$(BIN)/python -m bench $(BENCH)

@@ -20,6 +20,7 @@ NAMES = (
     "sidecar",
     "start",
     "react",
+    "cluster",
 )
 """Modules of this package, each with a docstring for the help and ``main(quick)``."""
 

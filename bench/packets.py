@@ -9,6 +9,10 @@ interface name prefixes (as Calico does, which checks the source address by rpfi
 Sender and receiver are one thread, so that nothing is woken up: a packet is through when send(2) returns. It
 keeps one processor and, where that is allowed, runs before all else: other work on the machine hardly shows.
 
+"Beside the kubelet's chains": to notice flushes, the kubelet makes an empty chain in mangle, nat and filter of
+the backend that it uses (KUBE-KUBELET-CANARY in its kubelet_network_linux.go). So packets pass these tables on
+every node, whoever else has rules there.
+
 Rows that begin with ``part`` are single parts of such rule sets beside the one rule that accepts what is
 established: their difference from that row is what the part costs. Each of the two pods' packets meets it, so
 it is the cost of one check.
@@ -128,7 +132,21 @@ def _kinds(backend: Backend, quick: bool) -> list[_Kind]:
         ):
             write = functools.partial(_chain_each, backend, endpoints, dispatch, checked=checked)
             kinds.append(_Kind(f"a chain for each of {endpoints} endpoints, {what}", write))
-    return kinds
+    return kinds + list(_beside_kubelet(backend, kinds))
+
+
+def _beside_kubelet(backend: Backend, kinds: Sequence[_Kind]) -> Iterator[_Kind]:
+    """The kubelet's chains by themselves, and beside all that is no part of anything."""
+
+    def both(write: Callable[[], None]) -> None:
+        for table in ("mangle", "nat", "filter"):
+            _restore(backend, [":KUBE-KUBELET-CANARY - [0:0]"], table)
+        write()
+
+    for kind in kinds:
+        if kind.base or kind.what.endswith(("rpfilter", "10 classes")):
+            beside = "the kubelet's chains alone" if kind.base else f"{kind.what}, beside the kubelet's chains"
+            yield replace(kind, what=beside, write=functools.partial(both, kind.write), base=False)
 
 
 def _ours(backend: Backend, endpoints: int, classes: int, *, nat_outgoing: bool = False) -> None:
@@ -179,6 +197,10 @@ _PARTS: dict[str, dict[str, str]] = {
     "source by an IP set (with raw)": {
         "raw": "-A PREROUTING -i felix+ -m set ! --match-set bench-source src,src -j DROP"
     },
+    "ten comments (a first packet's)": {
+        "filter": "\n".join(["-A FORWARD -m comment --comment felix:0123456789abcdef"] * 10)
+    },
+    "ten mark matches (a first packet's)": {"filter": "\n".join(["-A FORWARD -m mark --mark 0x7/0x7"] * 10)},
     "two class maps (with mangle)": {
         "mangle": "-A FORWARD -j SET --map-set bench-class src --map-mark\n"
         "-A FORWARD -j SET --map-set bench-class dst --map-mark"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from bench.harness import Way, compare, show
 from felix_py.dataplane.backend import command
-from felix_py.dataplane.iptables_text import render
+from felix_py.dataplane.iptables_text import render_chain
 from felix_py.dataplane.kernel import Kernel
 from felix_py.records import Backend, SetSpec, SetType, Update
 from felix_py.refs import ChainRef
@@ -74,7 +74,7 @@ class _Bench:
         self._variant += 1
         update = Update(chains={key: _chain(key, self._variant) for key in some})
         lines = [f":{key.name} - [0:0]" for key in some]
-        lines += [f"-A {key.name} {render(rule).text}" for key in some for rule in update.chains[key] or ()]
+        lines += [f"-A {key.name} {r.text}" for key in some for r in render_chain(update.chains[key] or ())]
         self._text = "\n".join(["*filter", *lines, "COMMIT", ""])
         self._update = update
 

@@ -24,6 +24,7 @@ import os
 import re
 import select
 import socket
+import stat
 import sys
 import time
 
@@ -93,8 +94,9 @@ class Bridge:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
-            # A connection controls the node's routes, so only owner and root may connect.
-            os.umask(0o177)
+            # A connection controls the node's routes, so only owner and root may connect; and the group, where
+            # the folder is one that a group shares (setgid).
+            os.umask(0o117 if os.stat(os.path.dirname(self._path) or ".").st_mode & stat.S_ISGID else 0o177)
             listener.bind(self._path)
             listener.listen(4)
             listener.setblocking(False)

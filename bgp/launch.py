@@ -1,16 +1,20 @@
-"""ExaBGP, started with one correction: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with one correction and one capability: ``python -m bgp.launch server FILE``.
 
-The higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as neither connection is
-Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in OpenConfirm. It has sent its
-KEEPALIVE by then, so at the peer that connection may be Established; the peer then closes the other one, and both
-are lost. The peer takes this for a second restart and deletes the routes kept for the first one (RFC 4724,
-section 4.2): traffic stops until they are announced anew. So in OpenConfirm the existing connection stays. A peer
-for which it is not Established yet may close it, too, which is harmless: both sides try again, and the peer keeps
-the routes.
+The correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
+neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
+OpenConfirm. It has sent its KEEPALIVE by then, so at the peer that connection may be Established; the peer then
+closes the other one, and both are lost. The peer takes this for a second restart and deletes the routes kept for
+the first one (RFC 4724, section 4.2): traffic stops until they are announced anew. So in OpenConfirm the existing
+connection stays. A peer for which it is not Established yet may close it, too, which is harmless: both sides try
+again, and the peer keeps the routes.
+
+The capability: whoever is not root needs CAP_NET_BIND_SERVICE to listen on port 179. The image's Python may have
+it (its file permits it, and the pod adds it) but does not raise it; here it is raised, for ExaBGP alone.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from itertools import islice
 from typing import Any
@@ -19,6 +23,8 @@ from exabgp.bgp.fsm import FSM
 from exabgp.reactor.peer import Peer
 
 _TURNS = 100
+_CAPABILITY_VERSION = 0x20080522
+_NET_BIND_SERVICE = 10
 _handle_connection = Peer.handle_connection
 
 
@@ -31,8 +37,32 @@ def handle_connection(peer: Any, connection: Any) -> object:
     return _handle_connection(peer, connection)
 
 
+class _Header(ctypes.Structure):
+    """``struct __user_cap_header_struct`` of capget(2); process 0 is this one."""
+
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Data(ctypes.Structure):
+    """``struct __user_cap_data_struct``: 32 capabilities of each kind."""
+
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+def raise_bind_service() -> bool:
+    """Make CAP_NET_BIND_SERVICE effective if it is permitted; returns whether it is now."""
+    libc = ctypes.CDLL(None)
+    header, data = _Header(_CAPABILITY_VERSION, 0), (_Data * 2)()
+    if libc.capget(ctypes.byref(header), data):
+        return False
+    data[0].effective |= data[0].permitted & 1 << _NET_BIND_SERVICE
+    libc.capset(ctypes.byref(header), data)
+    return bool(data[0].effective & 1 << _NET_BIND_SERVICE)
+
+
 if __name__ == "__main__":
     from exabgp.application.main import main
 
+    raise_bind_service()
     Peer.handle_connection = handle_connection
     main()

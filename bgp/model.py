@@ -6,6 +6,7 @@ the same. All values in ExaBGP's configuration or command line are checked here.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -85,11 +86,16 @@ class SpeakerConfig:
 
 
 def parse_bgp_config(
-    document: object, *, router_id: str | None = None, read_text: Callable[[str], str] | None = None
+    document: object,
+    *,
+    router_id: str | None = None,
+    node: str = "",
+    read_text: Callable[[str], str] | None = None,
 ) -> SpeakerConfig:
     """Check the user's configuration (a decoded YAML or JSON document).
 
-    ``router_id`` is used if the document has no ``routerID``. ``read_text`` reads a ``passwordFile``; without it
+    ``router_id`` is used if the document has no ``routerID``, and ``node``, the node's name, if that is ``hash``
+    (without a name this is refused). ``read_text`` reads a ``passwordFile``; without it
     the field is refused. Raises BGPConfigError for the first invalid field.
     """
     config = _mapping("", document, _CONFIG_FIELDS)
@@ -108,7 +114,7 @@ def parse_bgp_config(
         seen.add(peer.address)
     return SpeakerConfig(
         asn=asn,
-        router_id=_router_id(config.get("routerID", router_id)),
+        router_id=_router_id(config.get("routerID", router_id), node),
         listen_port=listen_port,
         max_paths=_integer("maxPaths", config.get("maxPaths", 16), 1, 256),
         peers=peers,
@@ -191,9 +197,13 @@ def _asn(path: str, value: object) -> int:
     return _integer(path, value, 1, _MAX_ASN)
 
 
-def _router_id(value: object) -> str:
+def _router_id(value: object, node: str) -> str:
     if value is None:
-        raise BGPConfigError("routerID: is missing and this node has no IPv4 address to take it from")
+        raise BGPConfigError(
+            'routerID: is missing and this node has no IPv4 address to take it from; "hash" makes one of its name'
+        )
+    if value == "hash" and node:
+        return _hashed(node)
     try:
         address = ipaddress.IPv4Address(_text("routerID", value))
     except ValueError:
@@ -201,6 +211,15 @@ def _router_id(value: object) -> str:
     if not int(address):
         raise BGPConfigError("routerID: must not be 0.0.0.0 (RFC 6286)")
     return str(address)
+
+
+def _hashed(node: str) -> str:
+    """A router ID of a node's name, as Calico's ``CALICO_ROUTER_ID=hash``.
+
+    It need only be unique in the AS and not 0 (RFC 6286), but some speakers refuse one of class D or E.
+    """
+    digest = hashlib.sha256(node.encode()).digest()
+    return str(ipaddress.IPv4Address(bytes([1 + digest[0] % 223, *digest[1:4]])))
 
 
 def _address(path: str, value: object) -> str:

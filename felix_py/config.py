@@ -9,7 +9,7 @@ from typing import Any
 
 from felix_py.log import LogFormat, LogLevel
 from felix_py.records import Backend
-from felix_py.settings import Form, setting, settings_of
+from felix_py.settings import Field, Form, Rule, setting, settings_of
 from policy.model import Family
 from policy.syntax import canonical_cidr
 
@@ -25,6 +25,9 @@ class EndpointToHost(enum.StrEnum):
     ACCEPT = "accept"
     DROP = "drop"
 
+
+BGP_CONFIG = Path("/etc/felix-py/bgp.yaml")
+"""Where the DaemonSet's pods have the peers, if there are any."""
 
 _FAMILIES = {f"ipv{int(family)}": family for family in Family}
 
@@ -77,6 +80,20 @@ def _mask(text: str) -> int:
         raise ValueError("not a number such as 0xffff0000") from None
 
 
+# --- the same in the schema of FelixConfiguration ----------------------------------------------------
+
+_CIDR = (
+    Rule(
+        "isCIDR(self) && string(cidr(self).masked()) == self",
+        "write it as a canonical CIDR: 10.64.0.0/16, fd00::/48",
+    ),
+    Rule("!isCIDR(self) || cidr(self).prefixLength() > 0", "everything cannot be the cluster's own"),
+)
+_MTU = (
+    Rule("self == 0 || self >= 68 && self <= 65535", "IPv4 needs 68 at least and the kernel takes 65535 at most"),
+)
+_PLUGIN = (Rule("self != '' && !self.contains('/')", "the name of a program in the CNI bin folder"),)
+
 # --- the table ---------------------------------------------------------------------------------------
 
 
@@ -121,23 +138,26 @@ class AgentConfig:
     )
     chained_plugins: tuple[str, ...] = setting(
         ("portmap",),
-        "Standard CNI plugin to run after ours; repeat for more; `none` for none.",
+        "Standard CNI plugins to run after ours, in this order.",
         metavar="PLUGIN",
         check=_plugin,
+        field=Field("chainedPlugins", rules=_PLUGIN),
     )
     cluster_cidrs: tuple[str, ...] = setting(
         (),
-        "All pod addresses of the cluster; repeat per family.",
+        "All pod addresses of the cluster, of each family.",
         metavar="CIDR",
         otherwise="every node's podCIDRs",
         check=_cidr,
+        field=Field("clusterCIDRs", rules=_CIDR),
     )
     service_cidrs: tuple[str, ...] = setting(
         (),
-        "Addresses of Services, which peers may never teach us routes for; repeat per family.",
+        "Addresses of Services, of each family, which peers may never teach us routes for.",
         metavar="CIDR",
         otherwise="none",
         check=_cidr,
+        field=Field("serviceCIDRs", rules=_CIDR),
     )
     backend: Backend | None = setting(
         None,
@@ -145,6 +165,7 @@ class AgentConfig:
         metavar="auto|legacy|nft",
         form=Form(_backend, lambda backend: backend or "auto"),
         calico="iptablesBackend",
+        field=Field("iptablesBackend", {"Auto": None, "Legacy": Backend.LEGACY, "NFT": Backend.NFT}),
     )
     ip_families: tuple[Family, ...] = setting(
         (),
@@ -153,9 +174,13 @@ class AgentConfig:
         otherwise="those that the kernel has",
         form=Form(_families, lambda families: ",".join(f"ipv{int(family)}" for family in families)),
         calico="ipv6Support",
+        field=Field("ipFamilies", _FAMILIES, choices=True),
     )
     bgp_config: Path | None = setting(
-        None, "YAML file with asNumber, routerID and peers; see docs/bgp.md.", metavar="FILE", otherwise="no BGP"
+        None,
+        "YAML file with asNumber, routerID and peers; see docs/bgp.md.",
+        metavar="FILE",
+        otherwise="/etc/felix-py/bgp.yaml, if it is there; else no BGP",
     )
     mark_mask: int = setting(
         0xFFFF0000,
@@ -165,27 +190,54 @@ class AgentConfig:
         calico="iptablesMarkMask",
     )
     nat_outgoing: bool = setting(
-        True, "Masquerade what pods send out of the cluster.", calico="natOutgoing (of an IPPool)"
+        True,
+        "Masquerade what pods send out of the cluster.",
+        calico="natOutgoing (of an IPPool)",
+        field=Field("natOutgoing"),
     )
     endpoint_to_host: EndpointToHost = setting(
         EndpointToHost.RETURN,
         "Packets from pods to their node, after egress policy. `return`: the node's own rules decide.",
         calico="defaultEndpointToHostAction",
+        field=Field("defaultEndpointToHostAction"),
     )
     drop_invalid: bool = setting(
-        True, "Drop packets that conntrack calls INVALID.", calico="disableConntrackInvalidCheck (the opposite)"
+        True,
+        "Drop packets that conntrack calls INVALID.",
+        calico="disableConntrackInvalidCheck (the opposite)",
+        field=Field("dropInvalid"),
     )
-    revoke_established: bool = setting(True, "End established connections that a change of policy denies.")
-    mtu: int = setting(0, "MTU of pod interfaces; 0: that of the node's uplinks.", metavar="BYTES", check=_mtu)
+    revoke_established: bool = setting(
+        True,
+        "End established connections that a change of policy denies.",
+        field=Field("revokeEstablished"),
+    )
+    mtu: int = setting(
+        0,
+        "MTU of pod interfaces; 0: that of the node's uplinks.",
+        metavar="BYTES",
+        check=_mtu,
+        live=True,
+        field=Field("mtu", rules=_MTU),
+    )
     refresh_interval: float = setting(
         90,
         "Time between two comparisons with the kernel.",
         metavar="SECONDS",
         least=1,
+        most=86400,
         calico="iptablesRefreshInterval, ipsetsRefreshInterval, routeRefreshInterval",
+        live=True,
+        field=Field("refreshIntervalSeconds"),
     )
     cni_timeout: float = setting(
-        10, "How long a CNI ADD may wait for its pod and its policy.", metavar="SECONDS", least=0.1
+        10,
+        "How long a CNI ADD may wait for its pod and its policy.",
+        metavar="SECONDS",
+        least=0.1,
+        most=3600,
+        live=True,
+        field=Field("cniTimeoutSeconds"),
     )
     discovery_interval: float = setting(
         15,
@@ -193,29 +245,52 @@ class AgentConfig:
         "it grows to 20 times that.",
         metavar="SECONDS",
         least=1,
+        most=86400,
+        field=Field("discoveryIntervalSeconds"),
     )
     health_address: str = setting(
         "127.0.0.1:9099",
-        "Where to serve /healthz, /readyz and /metrics, to every local user.",
+        "Where to serve /livez, /readyz and /metrics, to every local user.",
         metavar="ADDRESS:PORT",
         calico="healthHost, healthPort",
     )
     socket_group: str = setting(
         "root", "Who besides root may ask RUN-DIR/agent.sock for /status, /flows and /denies.", metavar="GROUP"
     )
-    deny_log: bool = setting(True, "Log denied packets, for `felix-py denies`.")
+    deny_log: bool = setting(
+        True,
+        "Log denied packets, for `felix-py denies`.",
+        field=Field("denyLog"),
+    )
     deny_log_group: int = setting(
         88,  # not 0 or 1 (ulogd's samples), 1 or 2 (Calico), 100 (kube-router)
         "NFLOG group of the deny log: one that no other program on the node reads.",
         metavar="NUMBER",
         least=0,
         most=65535,
+        field=Field("denyLogGroup"),
     )
     deny_log_rate: int = setting(
-        10, "Packets a second that one rule logs at most.", metavar="PACKETS", least=1, most=1000
+        10,
+        "Packets a second that one rule logs at most.",
+        metavar="PACKETS",
+        least=1,
+        most=1000,
+        field=Field("denyLogRate"),
     )
-    deny_log_lines: bool = setting(True, "Write denied packets to the agent's own log, too.")
-    log_level: LogLevel = setting(LogLevel.INFO, "The least important lines to log.", calico="logSeverityScreen")
+    deny_log_lines: bool = setting(
+        True,
+        "Write denied packets to the agent's own log, too.",
+        live=True,
+        field=Field("denyLogLines"),
+    )
+    log_level: LogLevel = setting(
+        LogLevel.INFO,
+        "The least important lines to log.",
+        calico="logSeverityScreen",
+        live=True,
+        field=Field("logSeverityScreen"),
+    )
     log_format: LogFormat = setting(LogFormat.AUTO, "auto: text on a terminal, JSON elsewhere.")
 
     def __post_init__(self) -> None:
@@ -242,6 +317,9 @@ class AgentConfig:
 
 
 SETTINGS = settings_of(AgentConfig)
+
+FIELDS = {it.field.name: it for it in SETTINGS.values() if it.field is not None}
+"""The settings of FelixConfiguration, by the names of its fields."""
 
 
 def value_of(name: str, given: Any) -> Any:

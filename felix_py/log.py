@@ -60,6 +60,9 @@ class _FromLibraries(logging.Handler):
             get(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
 
 
+_Filtering: Any = type("_Filtering", (structlog.make_filtering_bound_logger(logging.DEBUG),), {})
+"""structlog's wrapper class. Loggers are cached, so a new level changes the class (:func:`set_level`)."""
+
 _writer: LineWriter | None = None
 _limit = RateLimit()
 
@@ -77,6 +80,7 @@ def configure(level: LogLevel, form: LogFormat, **bound: str) -> None:
         if text
         else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
     )
+    set_level(level)
     _writer = LineWriter(sys.stderr.fileno(), _dropped)
     atexit.register(_writer.flush)
     structlog.configure(
@@ -88,13 +92,20 @@ def configure(level: LogLevel, form: LogFormat, **bound: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *ending,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=_Filtering,
         logger_factory=_Lines(_writer),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_FromLibraries()], level=logging.WARNING, force=True)
     threading.excepthook = _thread_failed
     sys.unraisablehook = _unraisable
+
+
+def set_level(level: LogLevel) -> None:
+    """Set the lowest level that is logged, also for loggers that exist already. Any thread."""
+    for name, method in vars(structlog.make_filtering_bound_logger(getattr(logging, level.upper()))).items():
+        if not name.startswith("_"):
+            setattr(_Filtering, name, method)
 
 
 def get(component: str) -> structlog.typing.FilteringBoundLogger:
@@ -112,6 +123,11 @@ def flush() -> None:
 def lost() -> dict[str, int]:
     """Numbers of dropped lines: above the rate of one kind, or not written in time."""
     return {"rate": _limit.left_out, "reader": _writer.lost if _writer is not None else 0}
+
+
+def recent() -> bytes:
+    """Returns the newest lines, as written to stderr, oldest first."""
+    return _writer.recent() if _writer is not None else b""
 
 
 def _dropped(lines: int) -> str:

@@ -16,6 +16,9 @@ from collections.abc import Callable
 MOST_BYTES = 1 << 20
 """Size of the queue."""
 
+KEPT_BYTES = 256 << 10
+"""Size of the newest lines that are kept for :meth:`LineWriter.recent`."""
+
 _LONGEST = 64 << 10
 """Bytes of one line at most."""
 
@@ -33,6 +36,8 @@ class LineWriter:
         self._most = most
         self._lines: collections.deque[bytes] = collections.deque()
         self._size = 0
+        self._kept: collections.deque[bytes] = collections.deque()
+        self._kept_size = 0
         self.lost = 0
         """Lines that were dropped."""
         self._unsaid = 0
@@ -44,6 +49,7 @@ class LineWriter:
         """Queue one line, given without its newline."""
         line = text.encode(errors="backslashreplace")[:_LONGEST] + b"\n"
         with self._changed:
+            self._keep(line)
             if self._size + len(line) > self._most:
                 self._drop()
                 return
@@ -53,6 +59,17 @@ class LineWriter:
                 self._thread = threading.Thread(target=self._run, name="log", daemon=True)
                 self._thread.start()
             self._changed.notify()
+
+    def recent(self) -> bytes:
+        """The newest lines, oldest first, also those that were dropped."""
+        with self._changed:
+            return b"".join(self._kept)
+
+    def _keep(self, line: bytes) -> None:
+        self._kept.append(line)
+        self._kept_size += len(line)
+        while self._kept_size > KEPT_BYTES:
+            self._kept_size -= len(self._kept.popleft())
 
     def flush(self, seconds: float = 1.0) -> None:
         """Return once the queue is empty, or after so many seconds without progress."""

@@ -23,6 +23,7 @@ class NoticeKind(enum.StrEnum):
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
     ADDRESS_IN_USE = "address-in-use"
     BGP = "bgp"
+    CONFIGURATION = "configuration"
     CONNECTIONS_FULL = "connections-full"
     INTERFACE_GONE = "interface-gone"
     IPVS = "ipvs"
@@ -36,6 +37,7 @@ class NoticeKind(enum.StrEnum):
     PLUGIN_ABSENT = "plugin-absent"
     PODS_OUTSIDE_POD_CIDR = "pods-outside-pod-cidr"
     POD_CIDR_SHARED = "pod-cidr-shared"
+    RESTART_DUE = "restart-due"
     RULES_IN_OTHER_BACKEND = "rules-in-other-backend"
     STRAY_INTERFACE = "stray-interface"
 
@@ -80,6 +82,10 @@ class Notices:
             self.clear(kind, subject)
         for subject, text in now.items():
             self.say(kind, subject, text)
+
+    def of(self, kind: NoticeKind) -> Mapping[str, str]:
+        """Current notices of one kind: subject -> text."""
+        return dict(self._now.get(kind, {}))
 
     def all(self) -> list[Notice]:
         """All current notices, oldest first within each kind."""

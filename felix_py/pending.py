@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from felix_py.dataplane.protocols import Look
 from felix_py.pace import Pace, Paced
@@ -26,9 +27,12 @@ class Pending:
         self.prompt = Paced(Pace(*_PROMPTLY))
         self._look = Look(0)
         self._failed = False
+        self._noted_at: float | None = None
 
     def note(self) -> None:
         """Request an apply because the desired state has changed."""
+        if self._noted_at is None:
+            self._noted_at = time.monotonic()
         if not self.held:
             self.due.set()
 
@@ -51,11 +55,22 @@ class Pending:
     def hold(self, *, held: bool) -> None:
         """Begin or end holding; both request an apply."""
         self.held = held
+        self._noted_at = None  # how long the API server was away before is no latency
         self.due.set()
 
     def applied(self, *, failed: bool) -> None:
         """Note whether the apply that has ended had failures."""
         self._failed = failed
+
+    def take_noted(self) -> float | None:
+        """Returns when the oldest change since the last call was noted, by time.monotonic(); None: no change."""
+        noted, self._noted_at = self._noted_at, None
+        return noted
+
+    def give_back_noted(self, noted: float | None) -> None:
+        """What :meth:`take_noted` returned was not written after all."""
+        if noted is not None:
+            self._noted_at = noted
 
     def take_look(self) -> Look:
         """Returns the parts to compare promptly, and forgets them."""

@@ -92,6 +92,7 @@ class Reconciler:
         self._collect = collect
         self._metrics = metrics
         self._refresh_interval = refresh_interval
+        self._interval_changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dataplane")
         self._awaited = asyncio.Event()
         self._applied_at = -_REST
@@ -137,6 +138,10 @@ class Reconciler:
     def unenforced(self) -> Failure | None:
         """A failure of the last apply that concerns an object policy rests on, or None."""
         return next((failure for failure in self.failures if policy_rests_on(failure.ref)), None)
+
+    def sizes(self) -> dict[str, int]:
+        """Number of wanted objects in the kernel, by kind; ``class``: policy classes that have a number."""
+        return {**self._dataplane.sizes(), "class": self._planner.classes}
 
     def hold(self) -> None:
         """Plan nothing until :meth:`begin`, and keep the objects that the dataplane holds as they are."""
@@ -248,10 +253,18 @@ class Reconciler:
 
     # --- looking -------------------------------------------------------------------------------------
 
+    def set_refresh_interval(self, seconds: float) -> None:
+        """Change the time between two comparisons; the next one is so long after now."""
+        self._refresh_interval = seconds
+        self._interval_changed.set()
+
     async def _refresh_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(self._refresh_interval)
-            await self._read_back(EVERYTHING)
+            try:
+                await asyncio.wait_for(self._interval_changed.wait(), self._refresh_interval)
+                self._interval_changed.clear()
+            except TimeoutError:
+                await self._read_back(EVERYTHING)
 
     async def _read_back(self, look: Look) -> float:
         """Read the rules beside the applies, then have the next apply compare. Returns the seconds of work."""
@@ -303,9 +316,12 @@ class Reconciler:
         self._pending.due.clear()
         self._awaited.clear()
         look, self._looks = self._looks, _NOTHING
+        if self.failures:
+            self._metrics.retries.inc()
         self._sweep_due |= bool(look) and self._sweeping
         waiters, self._waiters = self._waiters, []
         started, holding, written = time.monotonic(), self._pending.held, self._written
+        noted = None if holding else self._pending.take_noted()
         try:
             failures = await self._two_steps(look)
         except MemoryError:  # an update in transit may be lost: only a restart helps
@@ -316,13 +332,17 @@ class Reconciler:
             failures = Failures([Failure(ApplyRef(), f"{type(error).__name__}: {error}")])
             self._sweep_due = self._sweeping
             self._pending.look(look)
+            self._pending.give_back_noted(noted)
         except BaseException:  # cancelled
             self._waiters += waiters
             raise
         self._pause = min(_REST, 2 * self._pause or _REST_LEAST) if self._written == written else _REST
         self._applied_at = asyncio.get_running_loop().time()
         self._note_look(look)
-        self._metrics.apply_seconds.observe(time.monotonic() - started)
+        ended = time.monotonic()
+        self._metrics.apply_seconds.observe(ended - started)
+        if noted is not None and self._written != written:
+            self._metrics.event_seconds.observe(ended - noted)
         self._note_failures(failures)
         drift, self._drift = self._drift, []
         if not holding:
@@ -410,6 +430,8 @@ class Reconciler:
         report = self._dataplane.apply(sweep=sweep, keep_learned=keep_learned)
         self._metrics.restores.inc(report.transactions)
         self._metrics.writes.inc(report.writes)
+        self._metrics.lock_waits.inc(report.lock_waits)
+        self._metrics.lock_seconds.inc(report.lock_seconds)
         self._written += report.writes
         self._note_drift([drift for drift in self._dataplane.take_drift() if not self._is_leaving(drift.ref)])
         return Failures(report.failures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from felix_py.refs import ChainRef, HookRef, Ref, RouteRef
 from felix_py.ruleset.model import Rules, RuleSpec
@@ -148,16 +148,25 @@ def bounded(failures: Iterable[Failure], others: Ref, most: int = 100) -> list[F
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of one apply. ``transactions`` counts iptables-restore runs, ``writes`` all objects written."""
+    """The result of one apply. ``transactions`` counts iptables-restore runs, ``writes`` all objects written.
+
+    ``lock_waits``: runs that found the xtables lock held by another program; ``lock_seconds``: their duration.
+    """
 
     transactions: int = 0
     writes: int = 0
     failures: tuple[Failure, ...] = ()
+    lock_waits: int = 0
+    lock_seconds: float = 0.0
 
     def __add__(self, other: Report) -> Report:
         """The result of two steps together."""
         return Report(
-            self.transactions + other.transactions, self.writes + other.writes, self.failures + other.failures
+            self.transactions + other.transactions,
+            self.writes + other.writes,
+            self.failures + other.failures,
+            self.lock_waits + other.lock_waits,
+            self.lock_seconds + other.lock_seconds,
         )
 
 
@@ -231,6 +240,19 @@ class NodeRecord:
     def as_peer(self) -> Node:
         """Returns the node as policy knows it."""
         return Node(self.name, self.labels, self.addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationRecord:
+    """A FelixConfiguration (felixpy.io/v1alpha1): its spec as it came, not judged yet.
+
+    ``problem``: why the object cannot be read at all, or empty; ``spec`` is then empty.
+    """
+
+    name: str
+    uid: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
 
 class Flow(NamedTuple):

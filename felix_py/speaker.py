@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -41,8 +42,10 @@ Logger = structlog.typing.FilteringBoundLogger
 OnRoutes = Callable[[Mapping[str, NextHops]], None]
 
 
-def load_bgp_config(path: Path, *, router_id: str | None = None) -> SpeakerConfig:
+def load_bgp_config(path: Path, *, node: str = "", router_id: str | None = None) -> SpeakerConfig:
     """Read the user's YAML file; ``router_id`` (an IPv4 address of the node) is the default of its routerID.
+
+    ``node`` is the node's name.
 
     Raises BGPConfigError for any problem with the file.
     """
@@ -51,7 +54,9 @@ def load_bgp_config(path: Path, *, router_id: str | None = None) -> SpeakerConfi
     try:
         # Not the parser in C, which deep nesting crashes together with the process.
         document = yaml.load(path.read_bytes(), yaml.SafeLoader)
-        return parse_bgp_config(document, router_id=router_id, read_text=lambda name: Path(name).read_text())
+        return parse_bgp_config(
+            document, router_id=router_id, node=node, read_text=lambda name: Path(name).read_text()
+        )
     except RecursionError:
         raise BGPConfigError(f"{path}: nested too deeply") from None
     # ValueError: a month 13, a number of 5,000 digits, a zero byte in a file's name.
@@ -336,15 +341,22 @@ def _probe(peer: Peer, use: Callable[[socket.socket], None]) -> str:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Replace a file atomically; only the folder's owner, which may be another user, can read it."""
+    """Replace a file atomically; only who the folder is for can read it, which may be another user.
+
+    That is the folder's owner. Or its group, if files get that by themselves (setgid, as in a volume of a pod
+    with ``fsGroup``): then it takes no capability to give the file away, which else is CAP_CHOWN.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = path.parent.stat()
+    folder = path.parent.stat()
+    shared = bool(folder.st_mode & stat.S_ISGID)
     temporary = path.with_name(f".{path.name}.new")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        if os.geteuid() == 0:
-            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        if shared:
+            os.fchmod(file.fileno(), 0o640)
+        elif os.geteuid() == 0 and folder.st_uid != 0:
+            os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
         file.write(text)
     os.replace(temporary, path)

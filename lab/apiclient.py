@@ -145,7 +145,7 @@ class ApiClient:
 
 
 _PLURALS = {"NetworkPolicy": "networkpolicies", "EndpointSlice": "endpointslices"}
-_CLUSTER_SCOPED = frozenset({"Namespace", "Node"})
+_CLUSTER_SCOPED = frozenset({"Namespace", "Node", "CustomResourceDefinition"})
 
 
 def object_path(obj: Obj) -> str:

@@ -27,6 +27,9 @@ from lab.topology import TOR, machine_netns
 EXAMPLES = Path(__file__).resolve().parents[1] / "manifests" / "examples"
 """The manifests of a checkout."""
 
+DEFINITIONS = EXAMPLES.parent / "crds"
+"""CustomResourceDefinitions; those of our own kinds are in every lab."""
+
 EXAMPLE_PODS = "00-pods.yaml"
 _POLL = 0.05
 _PATIENCE = 60.0
@@ -71,6 +74,10 @@ class Builder:
             self._say("API server")
             self._add_apiserver()
             await self._wait("the API server", self._apiserver_ready, "apiserver")
+            async with ApiClient(self._state.kubeconfig) as api:
+                for definition in sorted(DEFINITIONS.glob("felixpy.io_*.yaml")):
+                    for obj in _load(definition):
+                        await api.apply(obj)
             kubeconfig = _node_kubeconfig(self._state.kubeconfig, self._nodes[0])
             for node in self._nodes:
                 self._add_machine(node.name, machines.prepare_node(self._state, self._record, node, kubeconfig))

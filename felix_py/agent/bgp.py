@@ -51,7 +51,9 @@ class Bgp:
             self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
             try:
                 # Only checked here: the default of the router id is not known yet.
-                self._configured = load_bgp_config(config.bgp_config, router_id="192.0.2.1")
+                self._configured = load_bgp_config(
+                    config.bgp_config, node=config.node_name, router_id="192.0.2.1"
+                )
             except BGPConfigError as error:
                 raise ConfigError(f"--bgp-config {error}") from None
             self._patience = float(max((peer.max_restart_time for peer in self._configured.peers), default=0))
@@ -77,7 +79,9 @@ class Bgp:
         while True:
             self._facts.nodes_changed.clear()
             try:
-                config = load_bgp_config(self._config.bgp_config, router_id=self._router_id())
+                config = load_bgp_config(
+                    self._config.bgp_config, node=self._config.node_name, router_id=self._router_id()
+                )
             except BGPConfigError as error:
                 # Policy and local pods do not depend on it.
                 self._problem = f"BGP does not start: {error}"

@@ -35,6 +35,7 @@ from felix_py import log
 from felix_py.agent import kernel_features
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.concerned import Due
+from felix_py.agent.configured import Configured, Live
 from felix_py.agent.facts import Facts
 from felix_py.agent.families import Families
 from felix_py.agent.flows import Flows
@@ -44,8 +45,9 @@ from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.agent.pods import Mtu, Pods
 from felix_py.agent.refusals import Refusals
 from felix_py.agent.revoke import Revoker
+from felix_py.agent.starting import Start, unusable_here
 from felix_py.agent.view import ClusterView
-from felix_py.config import AgentConfig, EndpointToHost, as_json
+from felix_py.config import AgentConfig, EndpointToHost
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import end_tools, find_backend
 from felix_py.dataplane.conntrack import Conntrack
@@ -56,6 +58,7 @@ from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.other_backend import OtherBackend
 from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
+from felix_py.datastore.decode import CONFIGURATIONS
 from felix_py.datastore.informer import Timing
 from felix_py.desired.deny_log import DenyLog
 from felix_py.desired.features import Feature
@@ -64,6 +67,7 @@ from felix_py.desired.names import DISPATCH, TIERS, SetNames
 from felix_py.desired.planner import HeldNumbers, Planner, TakenNumbers
 from felix_py.desired.render import class_numbers
 from felix_py.desired.static import StaticOptions
+from felix_py.layers import Problem
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
 from felix_py.observe.chain_names import ChainNames
@@ -98,6 +102,7 @@ class Agent:
     pods: Pods
     bgp: Bgp
     cluster: Cluster
+    configured: Configured
     intake: Intake
     deny_log: DenyLogging
     counters: PolicyCounters
@@ -106,12 +111,13 @@ class Agent:
     private: socket.socket
 
 
-def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent:
+def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     """Make all parts of one node's agent, on the running event loop. ``stack`` closes them.
 
     This reads the kernel and the leases, and opens listening sockets, which are not served yet. Raises
     ConfigError, StoreError, ToolError, SocketInUse or OSError if a part cannot be made; the message says why.
     """
+    config = start.config
     notices, pending, due = Notices(metrics), Pending(), Due()
     families, backend, kernel = _kernel(config, stack)
     programmed, closed = families.programmed, families.closed
@@ -125,7 +131,8 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
     off = {"switched_off": [int(family) for family in closed]} if closed else {}
     log.get("agent").info("starting", backend=backend.value, families=[int(f) for f in programmed], **off)
     other = OtherBackend((*programmed, *closed), backend, kernel.own_processes)
-    cluster = _cluster(config, metrics, tiers_in_force=_has_tiers(kernel) or _has_tiers(other))
+    tiers_in_force = _has_tiers(kernel) or _has_tiers(other)
+    cluster = _cluster(config, metrics, tiers_in_force=tiers_in_force, configured=bool(start.values))
     facts = Facts(
         config.node_name,
         cluster.store.pods.records,
@@ -166,8 +173,19 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
     bgp = Bgp(config, facts, programmed, notices, metrics)
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics)
+    live: Live = {
+        "log_level": log.set_level,
+        "refresh_interval": reconciler.set_refresh_interval,
+        "cni_timeout": pods.set_timeout,
+        "mtu": mtu.set,
+        "deny_log_lines": deny_log.set_lines,
+    }
+    table, warn = cluster.store.own(CONFIGURATIONS), partial(_warn, cluster)
+    configured = Configured(start, table, live, unusable_here, notices, warn)
     running = _running(config, families, backend, options)
-    status = Status(running, facts, network, pods, reconciler, cluster, bgp, deny_log, notices, counters, metrics)
+    status = Status(
+        running, configured, facts, network, pods, reconciler, cluster, bgp, deny_log, notices, counters, metrics
+    )
     return Agent(
         notices=notices,
         pending=pending,
@@ -181,6 +199,7 @@ def build(config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> Agent
         pods=pods,
         bgp=bgp,
         cluster=cluster,
+        configured=configured,
         intake=Intake(facts, network),
         deny_log=deny_log,
         counters=counters,
@@ -229,13 +248,19 @@ def _counters(
     return counters
 
 
-def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool) -> Cluster:
+def _warn(cluster: Cluster, problem: Problem) -> None:
+    # The node is not named: nodes that agree write one Event.
+    cluster.warn_own(CONFIGURATIONS, problem.name, problem.uid, "InvalidConfiguration", str(problem))
+
+
+def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, configured: bool) -> Cluster:
     return Cluster(
         connect(config.kubeconfig),
         node_name=config.node_name,
         timing=Timing(absent=config.discovery_interval),
         on_invalid=lambda kind, _key, _reason: metrics.rejected.labels(kind).inc(),
         tiers_in_force=tiers_in_force,
+        configured=configured,
     )
 
 
@@ -300,6 +325,5 @@ def _running(config: AgentConfig, families: Families, backend: Backend, options:
             "families": [int(family) for family in families.programmed],
             "clusterCidrs": list(config.cluster_cidrs),
             "rules": dataclasses.asdict(options),
-            "settings": as_json(config),
         },
     }

@@ -2,6 +2,7 @@
 
 Order of a start, and why:
 
+0. FelixConfigurations are read, for three seconds at most (:mod:`felix_py.agent.starting`).
 1. Leases and kernel are read: a restarted agent knows its endpoints before the first call. The kernel's rules are
    held from here on, and drift is repaired, whether the API server answers or not.
 2. The CNI server listens: a DEL must work whatever else is missing. ADD answers "try again" until step 4.
@@ -22,12 +23,15 @@ import asyncio
 import importlib
 import os
 import resource
+from collections.abc import Collection
 from contextlib import AsyncExitStack, suppress
 from typing import NoReturn
 
 from felix_py import log
 from felix_py.agent import memory
 from felix_py.agent.build import Agent, build
+from felix_py.agent.configured import StartAnew
+from felix_py.agent.starting import start
 from felix_py.agent.stopping import Stopping
 from felix_py.cni.server import SocketInUse
 from felix_py.config import AgentConfig, ConfigError
@@ -38,7 +42,9 @@ from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind
 from felix_py.observe.connections import Connections
 from felix_py.observe.identity import Identity
+from felix_py.observe.network_status import Telling
 from felix_py.observe.stalls import Stalls, WatchedSelector
+from felix_py.observe.watchdog import Watchdog
 
 FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
 """Errors that a retry does not mend: the message says what to do."""
@@ -58,16 +64,25 @@ _CONDITION_RETRY = 60.0
 """Seconds until the write of the Node's condition is retried."""
 
 
-def main(config: AgentConfig) -> NoReturn:
+ANEW = 4
+"""Exit code of an agent that must be started again, with settings that it could not read at its start."""
+
+
+def main(config: AgentConfig, given: Collection[str] = ()) -> NoReturn:
     """Run the agent until SIGTERM or SIGINT, then end the process.
 
-    Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`.
+    ``given``: the settings that command line and environment set; FelixConfigurations may set the others.
+
+    Exit codes: 0 stopped, 1 could not start or has failed, :data:`~felix_py.agent.stopping.HUNG`, :data:`ANEW`,
+    :data:`~felix_py.observe.watchdog.STUCK`.
     """
     _raise_descriptor_limit()
     memory.guard()
     metrics = Metrics()
     selector = WatchedSelector(Stalls(metrics.loop_stalls.observe, log.get("loop").warning))
-    code = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)).run(run(config, metrics))
+    Watchdog(selector.turn).start()
+    runner = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector))
+    code = runner.run(run(config, given, metrics))
     # All resources are closed. Threads that wait for a peer or the kernel must not keep the process alive.
     log.flush()
     os._exit(code)
@@ -81,7 +96,7 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def run(config: AgentConfig, metrics: Metrics) -> int:
+async def run(config: AgentConfig, given: Collection[str], metrics: Metrics) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code. Call it in the main thread, once a process."""
     logger = log.get("agent")
     stopping = Stopping(end_tools, lambda text: logger.error(text))
@@ -89,7 +104,7 @@ async def run(config: AgentConfig, metrics: Metrics) -> int:
     told = True
     try:
         async with AsyncExitStack() as stack:
-            life = Life(config, metrics, stack)
+            life = Life(config, given, metrics, stack)
             work = asyncio.create_task(life.run())
             asked = asyncio.create_task(stopping.asked.wait())
             await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -102,6 +117,9 @@ async def run(config: AgentConfig, metrics: Metrics) -> int:
             work.cancel()
             with suppress(asyncio.CancelledError):
                 await work
+    except StartAnew as error:
+        logger.warning("ends, to be started again", reason=str(error))
+        return ANEW
     except FATAL as error:
         if not told:  # else the cause may be that the tools were killed
             logger.error("cannot start", reason=str(error))
@@ -121,8 +139,11 @@ async def run(config: AgentConfig, metrics: Metrics) -> int:
 class Life:
     """One run of an agent. ``stack`` closes its resources, in reverse order."""
 
-    def __init__(self, config: AgentConfig, metrics: Metrics, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, config: AgentConfig, given: Collection[str], metrics: Metrics, stack: AsyncExitStack
+    ) -> None:
         self._config = config
+        self._given = given
         self._metrics = metrics
         self._stack = stack
         self._agent: Agent | None = None
@@ -130,10 +151,17 @@ class Life:
         self._log = log.get("agent")
 
     async def run(self) -> None:
-        """Run until cancelled. Raises the errors of :data:`FATAL`."""
-        agent = self._agent = build(self._config, self._metrics, self._stack)
+        """Run until cancelled. Raises StartAnew and the errors of :data:`FATAL`."""
+        begun = await asyncio.to_thread(start, self._config, self._given)
+        log.set_level(begun.config.log_level)
+        agent = self._agent = build(begun, self._metrics, self._stack)
         await self._start(agent)
-        await self._work(agent)
+        try:
+            await self._work(agent)
+        except BaseExceptionGroup as errors:
+            if anew := errors.subgroup(StartAnew):
+                raise StartAnew(str(anew.exceptions[0])) from None
+            raise
 
     async def stop_calls(self) -> None:
         """The first step of the end: no more CNI calls, while the parts that running ones need still work."""
@@ -154,7 +182,10 @@ class Life:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._serve_health(agent))
             tasks.create_task(agent.reconciler.run())
+            tasks.create_task(agent.configured.run())
+            tasks.create_task(Telling(agent.status, lambda: agent.facts.node, agent.cluster.statuses).run())
             await self._wait_for_sync(agent)
+            await agent.configured.settled()
             if agent.revoker:
                 tasks.create_task(agent.revoker.run())
             await self._first_apply(agent)
@@ -182,14 +213,19 @@ class Life:
         await asyncio.to_thread(importlib.import_module, "felix_py.observe.health")
         from felix_py.observe.flows_http import flows_route
         from felix_py.observe.health import HealthServer
+        from felix_py.observe.log_http import log_route
 
         status = agent.status
         health = HealthServer(
             self._metrics.registry,
-            status.unready,
+            status.parts,
             status.state,
             status.refresh_metrics,
-            [*agent.deny_log.routes(), flows_route(agent.flows, agent.facts.view.endpoint_addresses)],
+            [
+                *agent.deny_log.routes(),
+                flows_route(agent.flows, agent.facts.view.endpoint_addresses),
+                log_route(),
+            ],
         )
         await health.start(agent.public, agent.private)
         self._stack.push_async_callback(health.stop)

@@ -32,15 +32,20 @@ class Mtu:
     def __init__(self, configured: int) -> None:
         """``configured``: 0 to look."""
         self._configured = configured
-        self._bytes = configured or uplink_mtu()
+        self._found = 0 if configured else uplink_mtu()
 
     def __call__(self) -> int:
-        return self._bytes
+        return self._configured or self._found
+
+    def set(self, configured: int) -> None:
+        """Change the setting. Interfaces that are there keep their MTU."""
+        self._configured = configured
+        self._found = 0 if configured else uplink_mtu()
 
     async def look(self, nodes: Sequence[str]) -> None:
         """Determine the MTU anew, from the routes to these nodes' addresses as well."""
         if not self._configured:
-            self._bytes = await asyncio.to_thread(uplink_mtu, nodes)
+            self._found = await asyncio.to_thread(uplink_mtu, nodes)
 
 
 class Pods:
@@ -64,7 +69,7 @@ class Pods:
         with Links() as links:
             database = config.state_dir / "leases.db"
             store, self._alive = recover(database, links, notices.say, elsewhere=self._elsewhere)
-        leases = stack.enter_context(closing(Leases(store)))
+        leases = self._leases = stack.enter_context(closing(Leases(store)))
         interfaces = stack.enter_context(closing(Interfaces()))
         self._plugin = Plugin(
             leases, interfaces, network, notices, timeout=config.cni_timeout, chained=config.chained_plugins
@@ -79,6 +84,10 @@ class Pods:
         await self._server.start()
         self._stack.push_async_callback(self._server.stop)  # again: for those that waited for the reconciler
 
+    def set_timeout(self, seconds: float) -> None:
+        """Change how long an ADD may wait; those that wait already keep theirs."""
+        self._plugin.timeout = seconds
+
     async def stop_calls(self) -> None:
         """Take no more calls, and finish running ones as far as they get."""
         await self._server.stop()
@@ -86,6 +95,10 @@ class Pods:
     def no_addresses(self, cidrs: Sequence[str]) -> str | None:
         """Why no pod can get an address, or None; another IPAM plugin needs no podCIDR."""
         return None if cidrs or is_delegated(self._config.cni_conf_dir) else NO_CIDR
+
+    def usage(self, cidrs: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Addresses of each CIDR that pods have, and that they do not have; empty with another IPAM plugin."""
+        return {} if is_delegated(self._config.cni_conf_dir) else self._leases.usage(cidrs)
 
     async def tell_the_runtime(self) -> None:
         """Write the network list: pods can be connected from now on."""

@@ -7,19 +7,26 @@ import os
 import socket
 from typing import Any
 
+import typer
+
 from felix_py.cli import options
-from felix_py.config import AgentConfig, ConfigError, value_of
+from felix_py.config import BGP_CONFIG, AgentConfig, ConfigError, value_of
 
 
 @options.takes_all_settings
-def agent(**given: Any) -> None:
+def agent(*, context: typer.Context, **given: Any) -> None:
     """Run the node agent: routes, policy, CNI and BGP.
 
-    Stopping it (SIGTERM) leaves everything in place; starting it again rewrites nothing that is right. A list in
-    an environment variable is separated by spaces.
+    Stopping it (SIGTERM) leaves everything in place; starting it again rewrites nothing that is right. A list
+    in an environment variable is separated by spaces.
+
+    Settings that neither option nor environment variable gives are taken from the FelixConfigurations of the
+    cluster.
 
     Exit codes: 0 stopped, 1 could not start (the last log line says why), 2 wrong option, 3 stopped without an
-    orderly end, because something did not come to its end within nine seconds.
+    orderly end, because something did not come to its end within nine seconds, 4 to be started again, because
+    FelixConfigurations that could not be read at the start set something else, 5 the event loop stood still for
+    30 seconds (the log says where).
     """
     from felix_py import log
 
@@ -36,7 +43,7 @@ def agent(**given: Any) -> None:
     except ConfigError as error:
         options.fail("agent", str(error), 2)
     log.configure(config.log_level, config.log_format, node=config.node_name)
-    main(config)
+    main(config, options.settings_given(given, context))
 
 
 def _config(given: dict[str, Any]) -> AgentConfig:
@@ -48,6 +55,7 @@ def _config(given: dict[str, Any]) -> AgentConfig:
         "node_name": socket.gethostname().lower(),
         "cni_conf_dir": folders.lists,
         "cni_bin_dir": folders.plugins,
+        "bgp_config": BGP_CONFIG if BGP_CONFIG.exists() else None,
     }
     values |= {name: value_of(name, value) for name, value in given.items() if value not in (None, "")}
     config = AgentConfig(**values)

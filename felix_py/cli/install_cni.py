@@ -22,14 +22,17 @@ def install_cni(
 ) -> None:
     """Copy the CNI client to where the runtime finds it.
 
-    The network list (conflist) is written by the agent itself, once it is ready to answer.
+    Of an image's clients, it is the one for this node's architecture. The network list (conflist) is written by
+    the agent itself, once it is ready to answer.
     """
+    from felix_py.cni.client_file import NotAClient
     from felix_py.cni.conflist import install_client
     from felix_py.cni.runtime_folders import runtime_folders
 
     folder = cni_bin_dir or runtime_folders().plugins
     try:
-        installed = install_client(folder, socket)
+        install_client(folder, socket, say=typer.echo)
+    except NotAClient as error:
+        options.fail("install-cni", str(error), 1)
     except OSError as error:
         options.fail("install-cni", f"{folder}: {error.strerror or error}", 1)
-    typer.echo(f"installed {installed}")

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from felix_py.cli.agent import agent
 from felix_py.cli.cleanup import cleanup
 from felix_py.cli.denies import denies
+from felix_py.cli.diags import diags
 from felix_py.cli.explain import explain
 from felix_py.cli.install_cni import install_cni
 from felix_py.cli.options import PlainHelp, fail
@@ -72,6 +73,7 @@ app.command()(denies)
 app.command()(status)
 app.command()(explain)
 app.command()(verify)
+app.command()(diags)
 app.command()(plan)
 for command in app.registered_commands:
     command.cls = PlainHelp

@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from felix_py.desired.marks import Marks
 
 _PATIENCE = 2.0
+_MANY = " Repeat the option for more; `none` for none."
+_GIVEN = ("COMMANDLINE", "ENVIRONMENT")
 _CONTROL = re.compile(r"[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
@@ -38,7 +40,7 @@ def option(name: str, *, otherwise: str = "") -> Any:
         f"{it.option}/--no-{it.option[2:]}" if it.type is bool else it.option,
         envvar=it.environment,
         metavar=it.metavar or None,
-        help=it.meaning + (f" [default: {otherwise}]" if otherwise else ""),
+        help=it.meaning + _MANY * it.many + (f" [default: {otherwise}]" if otherwise else ""),
         show_default=not otherwise,
         min=it.least,
         max=it.most,
@@ -47,14 +49,25 @@ def option(name: str, *, otherwise: str = "") -> Any:
 
 
 def takes_all_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes keywords an option for each setting."""
+    """Give a command that takes its context and keywords an option for each setting."""
     only = inspect.Parameter.KEYWORD_ONLY
     parameters = [
-        inspect.Parameter(name, only, default=_unset(it), annotation=Annotated[_given_type(it), option(name)])
-        for name, it in SETTINGS.items()
+        inspect.Parameter("context", only, annotation=typer.Context),
+        *(
+            inspect.Parameter(name, only, default=_unset(it), annotation=Annotated[_given_type(it), option(name)])
+            for name, it in SETTINGS.items()
+        ),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
+
+
+def settings_given(given: Mapping[str, Any], context: typer.Context) -> frozenset[str]:
+    """Names of the settings among ``given`` that are from the command line or the environment."""
+    sources = {
+        name: context.get_parameter_source(name) for name, value in given.items() if value not in (None, "")
+    }
+    return frozenset(name for name, source in sources.items() if source and source.name in _GIVEN)
 
 
 def _given_type(it: Setting) -> Any:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from felix_py.cni.build import BUILT
+from felix_py.cni.client_file import NotAClient, architecture_of_node, check_client, client_for
 from felix_py.cni.errors import NOT_JSON
 from felix_py.cni.types import OUR_IPAM
+from felix_py.files import replace_file
 
 FILE_NAME = "10-felix-py.conflist"
 NETWORK = "felix-py"
 CLIENT = "felix-py-cni"
+_EXECUTABLE = 0o755
 _CAPABILITIES = {"portmap": {"portMappings": True}, "bandwidth": {"bandwidth": True}}
 _OPTIONS: dict[str, dict[str, Any]] = {"portmap": {"snat": True}}
 
@@ -79,35 +79,38 @@ def install_conflist(folder: Path, text: str) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     if target.is_file() and target.read_text(errors="replace") == text:
         return False
-    _write(target, text.encode(), 0o644)
+    replace_file(target, text.encode(), 0o644)
     return True
 
 
-def install_client(bin_dir: Path, socket: Path, client: Path = BUILT) -> Path:
-    """Copy the built client to the CNI bin folder, with the socket's path in a file beside it; returns its path.
+def install_client(
+    bin_dir: Path, socket: Path, client: Path | None = None, say: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Copy the client to the CNI bin folder, with the socket's path in a file beside it; returns its path.
+
+    ``client``: by default this node's. ``say`` gets a sentence on what was done. A client that a runtime executes
+    at the moment is replaced like any other. One that is the same already is left alone.
 
     Raises:
         FileNotFoundError: the client was not built.
+        NotAClient: it is truncated, or another architecture's; what is installed stays.
         OSError: the folder cannot be written.
     """
+    architecture = architecture_of_node()
+    client = client or client_for(architecture)
     if not client.is_file():
         raise FileNotFoundError(f"{client} is not built: python -m felix_py.cni.build (or make)")
-    bin_dir.mkdir(parents=True, exist_ok=True)
-    _write(bin_dir / f"{CLIENT}.socket", f"{socket}\n".encode(), 0o644)
-    _write(bin_dir / CLIENT, client.read_bytes(), 0o755)
-    return bin_dir / CLIENT
-
-
-def _write(target: Path, content: bytes, mode: int) -> None:
-    """Replace a file atomically, synced before: a runtime may read or run it at any moment."""
-    fd, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    content, target = client.read_bytes(), bin_dir / CLIENT
     try:
-        with open(fd, "wb") as file:  # closed before the rename: a file open for writing cannot be executed
-            file.write(content)
-            os.fchmod(fd, mode)
-            file.flush()
-            os.fsync(fd)
-        os.rename(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+        check_client(content, architecture)
+    except NotAClient as error:
+        raise NotAClient(f"{client}: {error}") from None
+    bin_dir.mkdir(parents=True, exist_ok=True)
+    replace_file(bin_dir / f"{CLIENT}.socket", f"{socket}\n".encode(), 0o644)
+    found = target.is_file()
+    if found and target.read_bytes() == content and target.stat().st_mode & 0o777 == _EXECUTABLE:
+        say(f"{target} is this version already ({architecture})")
+        return target
+    replace_file(target, content, _EXECUTABLE)
+    say(f"{'replaced' if found else 'installed'} {target} ({architecture}, {len(content)} bytes)")
+    return target

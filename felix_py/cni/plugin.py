@@ -68,7 +68,8 @@ class Plugin:
         self._interfaces = interfaces
         self._network = network
         self._notices = notices
-        self._timeout = timeout
+        self.timeout = timeout
+        """Seconds; it may change at any time."""
         self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
         self._owed: dict[LeaseKey, Lease] = {}
@@ -203,10 +204,10 @@ class Plugin:
 
     async def _bounded(self, work: Awaitable[None], late: Callable[[], str]) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 await work
         except TimeoutError:
-            raise CNIError(Code.TRY_AGAIN, f"{late()} (waited {self._timeout:g} seconds)") from None
+            raise CNIError(Code.TRY_AGAIN, f"{late()} (waited {self.timeout:g} seconds)") from None
 
     # --- DEL and GC ----------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -34,6 +34,10 @@ class Leases:
     def of(self, container: str) -> list[Lease]:
         """The leases of one container, without waiting."""
         return self._store.of(container)
+
+    def usage(self, cidrs: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """See :meth:`AddressStore.usage`, without waiting."""
+        return self._store.usage(cidrs)
 
     def take_skipped(self) -> list[Elsewhere]:
         """Other users of addresses that were passed over since the last call."""

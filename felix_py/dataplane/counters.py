@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from felix_py.dataplane.backend import ToolError, command, run
 from felix_py.layout import CHAIN_PREFIX
 from felix_py.records import Backend
+from felix_py.ruleset.seal import is_seal
 from policy.model import Family
 
 _TABLES = ("raw", "filter")
@@ -32,6 +33,7 @@ class RuleCount:
     """Packets and bytes that one rule has matched since it was written.
 
     ``target`` is empty where the rule's target has options of its own (our NFLOG, MARK and mark matches).
+    ``is_seal``: no rule for packets; its hash is that of all rules of its chain.
     """
 
     chain: str
@@ -39,6 +41,7 @@ class RuleCount:
     target: str
     packets: int
     bytes: int
+    is_seal: bool = False
 
 
 def read_counters(family: Family, backend: Backend) -> list[RuleCount]:
@@ -57,9 +60,11 @@ def read_counters(family: Family, backend: Backend) -> list[RuleCount]:
 def parse_counters(text: str) -> Iterator[RuleCount]:
     """The counters of our rules in what ``iptables-save -c`` prints."""
     for packets, size, chain, rest in _LINE.findall(text):
-        target = _TARGET.search(rest)
         hash_ = _HASH.search(rest)
-        yield RuleCount(chain, hash_[1] if hash_ else "", target[1] if target else "", int(packets), int(size))
+        seals = is_seal(rest.lstrip())
+        target = None if seals else _TARGET.search(rest)
+        counted = int(packets), int(size)
+        yield RuleCount(chain, hash_[1] if hash_ else "", target[1] if target else "", *counted, seals)
 
 
 @contextmanager

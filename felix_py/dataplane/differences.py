@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 
 from felix_py.dataplane.iptables_text import Rule
 from felix_py.ruleset.places import hinders_above, hinders_behind
+from felix_py.ruleset.seal import SEAL
 from felix_py.ruleset.words import target_of
 
 _MOST_RULES = 3
@@ -21,6 +22,10 @@ def chain_difference(wanted: Sequence[Rule], actual: Sequence[Rule] | None, alte
     """
     if actual is None:
         return "missing"
+    right = _hashes(wanted) == _hashes(actual)
+    wanted, actual = ([rule for rule in rules if not rule.is_seal] for rules in (wanted, actual))
+    if not right and [rule.text for rule in wanted] == [rule.text for rule in actual]:
+        return f"{SEAL.why} is missing or another one"
     parts = _counted(wanted, actual)
     if not parts and _hashes(wanted) != _hashes(actual):
         matcher = SequenceMatcher(None, _hashes(wanted), _hashes(actual), autojunk=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
@@ -94,6 +95,10 @@ class FakeDataplane:
         self._drift += [Drift(_ref(item), "nobody asked for it") for item in strays]
         if Look.LINKS in look:
             self._look_at_links()
+
+    def sizes(self) -> Mapping[str, int]:
+        kinds = {ChainRef: "chain", SetRef: "set", MemberRef: "member", RouteRef: "route"}
+        return Counter(kinds[type(item)] for item in list(self._delta.desired) if type(item) in kinds)
 
     def read_rules(self) -> RulesSnapshot:
         if self.unreadable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from felix_py.dataplane import ipset_members as members
@@ -221,6 +221,10 @@ class IPSets(Part):
         """The marks of a set's members in the kernel."""
         known = self._sets.get(name)
         return {value >> 32 for value in known.members.actual.values()} if known else set()
+
+    def sizes(self) -> Mapping[str, int]:
+        wanted = [known for known in list(self._sets.values()) if known.spec]
+        return {"set": len(wanted), "member": sum(len(known.members.desired) for known in wanted)}
 
     def owned(self) -> list[str]:
         return [

@@ -22,6 +22,7 @@ from felix_py.dataplane.iptables_text import (
     check_chain,
     parse_save,
     render,
+    render_chain,
 )
 from felix_py.dataplane.order import Step
 from felix_py.dataplane.part import Part, Sweep
@@ -34,7 +35,10 @@ from felix_py.refs import ChainRef, HookRef, Ref
 from felix_py.ruleset.model import DROP, Body, Rules, RuleSpec
 from policy.model import Family
 
-_CLOSED = (render(RuleSpec((), DROP)),)
+_OUR_TARGETS = frozenset({"DROP", "RETURN", "MARK", "NFLOG", "SET", "MASQUERADE"})
+"""Targets of the rules in our chains that are no chains."""
+
+_CLOSED = render_chain((RuleSpec((), DROP),))
 
 _AHEAD_SECONDS = 10.0
 """Timeout for reading the rules ahead, while nothing waits for it."""
@@ -101,7 +105,7 @@ class Iptables(Part):
         self._rejected.pop(key, None)
         try:
             check_chain(*place)
-            rendered = tuple(map(render, rules)) if rules is not None else None
+            rendered = render_chain(rules) if rules is not None else None
         except BadRule as error:
             self._rejected[key] = Failure(key, str(error))
             self._chains.forget(place)
@@ -138,8 +142,7 @@ class Iptables(Part):
         flushed drops all packets rather than letting all through.
         """
         for place, rules in self._chains.actual.items():
-            ours = tuple(rule for rule in rules if rule.hash)
-            self._chains.desire(place, ours or (_CLOSED if is_class_chain(place[1]) else ()))
+            self._chains.desire(place, _held(place[1], rules))
         mine = Update(
             sets={name: spec for name, spec in base.sets.items() if spec and spec.family is self._family},
             chains={key: rules for key, rules in base.chains.items() if key.family is self._family},
@@ -162,7 +165,7 @@ class Iptables(Part):
         ours at all, the existence of a set of ``base`` decides.
         """
         known: dict[Place, set[str]] = {
-            (key.table, key.name): set(_hashes(map(render, rules or ())))
+            (key.table, key.name): set(_hashes(render_chain(rules or ())))
             for key, rules in base.chains.items()
             if not isinstance(parse_chain_name(key.name), DispatchChain)
         }
@@ -242,6 +245,9 @@ class Iptables(Part):
             for rule in rules
         ]
 
+    def sizes(self) -> Mapping[str, int]:
+        return {"chain": len(self._chains.desired)}
+
     def differences(self) -> list[Ref]:
         return [change.ref for change in self._changes(Sweep.NOTHING)]
 
@@ -260,7 +266,7 @@ class Iptables(Part):
 
     def write(self, sweep: Sweep) -> Report:
         """Write the difference; failed changes are reported and stay pending."""
-        runs = self._restore.runs
+        before = self._restore.counted
         failures = list(self._rejected.values())
         changes = self._changes(sweep)
         error = self._restore.run(changes)
@@ -272,7 +278,8 @@ class Iptables(Part):
             failures += [Failure(change.ref, error) for change in changes]
         else:
             written = self._salvage(changes, sweep, failures)
-        return Report(self._restore.runs - runs, written, tuple(failures))
+        runs, waits, seconds = (now - then for now, then in zip(self._restore.counted, before, strict=True))
+        return Report(int(runs), written, tuple(failures), int(waits), seconds)
 
     def _salvage(self, changes: list[Change], sweep: Sweep, failures: list[Failure]) -> int:
         """After a failed transaction: read the tables, and write all changes that can be written."""
@@ -410,6 +417,18 @@ def _by_place(saved: Mapping[str, SavedTable]) -> dict[Place, tuple[Rule, ...]]:
         if name in TABLES
         for chain, rules in (*table.chains.items(), *table.builtins.items())
     }
+
+
+def _held(chain: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules to keep of a chain that was found; see :meth:`Iptables.hold`."""
+    ours = tuple(rule for rule in rules if rule.hash)
+    if any(not rule.is_seal for rule in ours):
+        return ours
+    if is_class_chain(chain):
+        return _CLOSED
+    # Somebody has removed the seal, so which rules are ours cannot be told; but without those that deny, packets
+    # would pass. Those of kinds that we never make go.
+    return tuple(r for r in rules if r.leads_to in _OUR_TARGETS or r.leads_to.startswith(CHAIN_PREFIX))
 
 
 def _hashes(rules: Iterable[Rule]) -> list[str]:

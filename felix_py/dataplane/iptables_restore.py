@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from felix_py.dataplane.backend import OwnProcesses, ToolError, command, run
 from felix_py.dataplane.iptables_text import TABLES, Rule
+from felix_py.dataplane.lock_watch import LOCK as XTABLES_LOCK
 from felix_py.records import Backend
 from felix_py.refs import ChainRef, HookRef, chain_or_set
 from policy.model import Family
@@ -106,6 +111,26 @@ def is_hopeless(error: str) -> bool:
     return any(part in error for part in _HOPELESS)
 
 
+def lock_is_held(path: Path = XTABLES_LOCK) -> bool:
+    """Whether another process holds the xtables lock at this moment; False if there is no such file.
+
+    The lock is taken for a microsecond: ``/proc/locks`` hides the holders outside of a container.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
 class Restore:
     """Runs transactions of one family and counts them. ``epoch`` is odd while one is under way."""
 
@@ -117,8 +142,16 @@ class Restore:
         """
         self._argv = [command(family, backend, "restore"), "--noflush", "-w", str(_LOCK_SECONDS)]
         self._own = own
+        self._locks = backend is Backend.LEGACY
         self.runs = 0
         self.epoch = 0
+        self._waits = 0
+        self._waited = 0.0
+
+    @property
+    def counted(self) -> tuple[int, int, float]:
+        """Transactions; of these, those that found the xtables lock held; and the seconds that these took."""
+        return self.runs, self._waits, self._waited
 
     def run(self, changes: Sequence[Change]) -> str | None:
         """Run one transaction; returns None, or the tool's error text, and then some tables may be written."""
@@ -126,12 +159,16 @@ class Restore:
             return None
         self.runs += 1
         self.epoch += 1
+        waits, started = self._locks and lock_is_held(), time.monotonic()
         try:
             run(self._argv, transaction(changes), self._own)
         except ToolError as error:
             return str(error)
         finally:
             self.epoch += 1
+            if waits:
+                self._waits += 1
+                self._waited += time.monotonic() - started
         return None
 
     def isolate(self, changes: Sequence[Change]) -> Iterator[tuple[Sequence[Change], str | None]]:

@@ -1,7 +1,8 @@
 """Text for iptables-restore and of iptables-save: quoting, rule comments, parsing. No I/O.
 
-Every rule of ours has a comment ``felix:HASH text``. HASH (16 hex digits) is a digest of the words that encode
-the planned rule, so that rules are compared without parsing how the tools print them; ``text`` is for people.
+Every rule of ours in a built-in chain has a comment ``felix:HASH text``. HASH (16 hex digits) is a digest of the
+words that encode the planned rule, so that rules are told without parsing how the tools print them; ``text`` is
+for people. Rules in our own chains are told by the chain's seal (:mod:`felix_py.ruleset.seal`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import re
 from dataclasses import dataclass, field
 
 from felix_py.layout import CHAIN_PREFIX, COMMENT_PREFIX
+from felix_py.ruleset import seal
 from felix_py.ruleset.encode import Words, encode, encode_target, shown
-from felix_py.ruleset.model import Body, RuleSpec
-from felix_py.ruleset.words import brief, our_hash, parse_text, split, target_of
+from felix_py.ruleset.model import Body, Rules, RuleSpec
+from felix_py.ruleset.words import brief, parse_text, split, target_of
 
 BUILTIN_CHAINS = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 TABLES = ("raw", "mangle", "nat", "filter")
@@ -44,7 +46,10 @@ class BadRule(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule as the tools spell it after ``-A CHAIN``. ``hash``: empty if foreign; ``spec``: None if read."""
+    """A rule as the tools spell it after ``-A CHAIN``. ``spec``: None if read.
+
+    ``hash``: the one in its comment, or its digest in the chain's seal; empty if foreign.
+    """
 
     hash: str
     text: str
@@ -60,8 +65,15 @@ class Rule:
         """The chain that it jumps or goes to, or another target, or empty."""
         return self.spec.leads_to if self.spec else target_of(self.text)
 
+    @property
+    def is_seal(self) -> bool:
+        """Whether it is no rule for packets, but tells which rules of its chain are ours."""
+        return seal.is_seal(self.text)
+
     def __str__(self) -> str:
         """For people: without the hash, with the comment's text."""
+        if self.is_seal:
+            return str(seal.SEAL.why)
         if self.spec is None:
             return brief(self.text)
         return f'{shown(self.spec)} "{self.spec.why}"' if self.spec.why else shown(self.spec)
@@ -101,7 +113,7 @@ def quote(word: str) -> str:
 
 
 def render(spec: RuleSpec) -> Rule:
-    """Render a planned rule with its hash comment; its ``why`` becomes the comment's text.
+    """Render a planned rule of a built-in chain with its hash comment; its ``why`` becomes the comment's text.
 
     Characters that a comment cannot hold are replaced in it, so that no policy is refused for its description.
     Anywhere else they are refused.
@@ -114,11 +126,35 @@ def render(spec: RuleSpec) -> Rule:
     digest = hashlib.sha256("\0".join(hashed).encode(errors="surrogatepass")).hexdigest()[:16]
     comment = _cut(f"{COMMENT_PREFIX}{digest} {about}") if about else f"{COMMENT_PREFIX}{digest}"
     # The comment is the last match: it costs nothing for packets that another match excludes.
-    parts = (_line(matches), " ".join((*_COMMENT, quote(comment))), _line(target))
+    text = _whole(_line(matches), " ".join((*_COMMENT, quote(comment))), _line(target))
+    return Rule(digest, text, spec)
+
+
+def render_chain(rules: Rules) -> tuple[Rule, ...]:
+    """Render the planned rules of a chain of ours, closed and sealed (:mod:`felix_py.ruleset.seal`).
+
+    Raises:
+        BadRule: see :func:`render`.
+    """
+    rendered = tuple(map(_bare, seal.closed(rules)))
+    if not rendered:
+        return ()
+    hash_, comments = seal.comments([rule.hash for rule in rendered], seal.about(rules))
+    texts = (" ".join((*_COMMENT, quote(comment))) for comment in comments)
+    return (*rendered, *(Rule(hash_, text, seal.SEAL) for text in texts))
+
+
+def _bare(spec: RuleSpec) -> Rule:
+    """A rule without a comment."""
+    matches, target = encode(spec.matches), encode_target(spec.target)
+    return Rule(seal.digest((*matches, *target)), _whole(_line(matches), _line(target)), spec)
+
+
+def _whole(*parts: str) -> str:
     text = " ".join(filter(None, parts))
     if len(text.encode()) > _LINE_BYTES:
         raise BadRule(f"rule of {len(text.encode())} bytes: {text[:80]}…")
-    return Rule(digest, text, spec)
+    return text
 
 
 def _line(words: Words) -> str:
@@ -146,30 +182,34 @@ class SavedTable:
 def parse_save(text: str) -> dict[str, SavedTable]:
     """Parse the output of iptables-save: our chains, and the built-in ones."""
     tables: dict[str, SavedTable] = {}
-    table = SavedTable()
+    table, texts = SavedTable(), dict[str, list[str]]()
+    texts_of: dict[str, dict[str, list[str]]] = {}
     # Not splitlines(), which also splits at characters that a comment may hold.
     for line in text.split("\n"):
         if line.startswith("-A "):
             _, name, rule = (*line.split(" ", 2), "")[:3]
             if name.startswith(CHAIN_PREFIX):
-                table.chains.setdefault(name, []).append(Rule(_hash(rule), rule))
+                texts.setdefault(name, []).append(rule)
             elif name in BUILTIN_CHAINS:
                 table.builtins.setdefault(name, []).append(Rule(_hash(rule), rule))
         elif line.startswith(":"):
             name = line[1:].split(" ", 1)[0]
             if name.startswith(CHAIN_PREFIX):
-                table.chains.setdefault(name, [])
+                texts.setdefault(name, [])
         elif line.startswith("*"):
             table = tables.setdefault(line[1:].strip(), SavedTable())
+            texts = texts_of.setdefault(line[1:].strip(), {})
+    for name, table in tables.items():
+        table.chains.update((chain, _own_rules(rules)) for chain, rules in texts_of[name].items())
     return tables
+
+
+def _own_rules(texts: list[str]) -> list[Rule]:
+    """The rules of a chain of ours."""
+    found = seal.identities([tuple(split(text)) for text in texts])
+    return [Rule(identity, text) for identity, text in zip(found, texts, strict=True)]
 
 
 def _hash(rule: str) -> str:
     """The hash in the rule's comment; empty if the rule is not ours."""
-    if COMMENT_PREFIX not in rule:
-        return ""
-    words = split(rule)
-    for word in words:
-        if word == "--comment" and (ours := our_hash(next(words, ""))):
-            return ours
-    return ""
+    return seal.commented(split(rule)) if COMMENT_PREFIX in rule else ""

@@ -106,6 +106,13 @@ class Kernel(Closing, Dataplane):
         """Drift of all parts; that of rules, the most severe, comes first."""
         return [drift for part in reversed(self._parts) for drift in part.take_drift()]
 
+    def sizes(self) -> Mapping[str, int]:
+        found: dict[str, int] = {}
+        for part in self._parts:
+            for kind, number in part.sizes().items():
+                found[kind] = found.get(kind, 0) + number
+        return found
+
     def differences(self) -> list[Ref]:
         self.load()
         return self._missing()

@@ -65,6 +65,10 @@ class Part(Protocol):
         """Wanted objects that the kernel, as last loaded, does not have."""
         return ()
 
+    def sizes(self) -> Mapping[str, int]:
+        """Number of wanted objects by kind, without a walk over their members. Any thread may ask."""
+        return {}
+
     def owned(self) -> list[str]:
         """A line for each object of ours in the kernel."""
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from felix_py.records import Drift, Flow, Report, Update
@@ -68,6 +68,9 @@ class Dataplane(Protocol):
 
         ``keep_learned``: keep unwanted routes that were learned from BGP peers.
         """
+
+    def sizes(self) -> Mapping[str, int]:
+        """Number of wanted objects by kind: chain, set, member, route. Any thread may ask, and it is cheap."""
 
     def take_drift(self) -> list[Drift]:
         """Changes by others that loads since the last call have found, each once.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -106,6 +106,9 @@ class Routes(Part):
     def wants(self, destination: Destination) -> bool:
         """Whether a route of ours to this destination is wanted. Any thread may ask."""
         return any((destination, protocol) in self._delta.desired for protocol in PROTOCOLS)
+
+    def sizes(self) -> Mapping[str, int]:
+        return {"route": len(self._delta.desired)}
 
     # --- actual --------------------------------------------------------------------------------------
 

@@ -22,6 +22,10 @@ from policy.model import Family
 
 _ROOT = Path("/proc/sys/net")
 
+IN_CONTAINER = Path("/host/proc/sys/net")
+"""The same folder of the host, where the pod's manifest shows it: /proc/sys is read-only in a container, and
+nothing can be mounted over it there (runc's checkProcMount). As in /proc/sys, the writer's namespace is meant."""
+
 _GONE = (errno.EINVAL, errno.ENODEV, errno.ENOENT)
 """Errors of reading a setting whose interface vanishes meanwhile."""
 
@@ -85,7 +89,12 @@ def write(name: str, value: str) -> None:
     """
     if read(name) == value:
         return
-    file = os.open(f"{_ROOT}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        file = os.open(f"{_ROOT}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EROFS or not IN_CONTAINER.is_dir():
+            raise
+        file = os.open(f"{IN_CONTAINER}/{name}", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(file, value.encode())
     finally:

@@ -55,13 +55,14 @@ class Definition:
         self.query = {"fieldSelector": f"metadata.name={plural}.{self.group}"}
         """Selects this CRD alone; RBAC treats the selector as its name (resourceNames)."""
 
-    def listed(self, body: bytes) -> Word:
-        """Decode a list that was requested with :attr:`query`."""
+    def listed(self, body: bytes) -> tuple[Word, str]:
+        """Decode a list that was requested with :attr:`query`; also its resourceVersion, to watch from."""
         try:
-            found = _LIST.decode(body).items or []
+            found = _LIST.decode(body)
         except wire.UNDECODABLE:
-            return Word.UNKNOWN
-        return self._word(found[0]) if found else Word.NOT_SERVED
+            return Word.UNKNOWN, ""
+        word = self._word(found.items[0]) if found.items else Word.NOT_SERVED
+        return word, found.metadata.resource_version
 
     def event(self, line: bytes) -> Word:
         """Decode a line of a watch. An ERROR event is UNKNOWN: the watch ends with it."""

@@ -16,10 +16,11 @@ from felix_py.datastore.absence import Discovery
 from felix_py.datastore.client import Api
 from felix_py.datastore.clock import SystemClock
 from felix_py.datastore.conditions import ConditionWriter
-from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, PODS, POLICIES
+from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, OWN_KINDS, PODS, POLICIES, Kind
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
 from felix_py.datastore.probe import Probe
+from felix_py.datastore.status_writer import StatusWriter
 from felix_py.datastore.store import Problem, Record, Store, Table
 from policy.change import Change
 from policy.model import ClusterPolicy, ObjectKey, Pod, PolicyRef
@@ -30,7 +31,7 @@ R_co = TypeVar("R_co", covariant=True)
 OnInvalid = Callable[[str, ObjectKey, str], None]
 """Called with kind, key and reason, once per reason, on the event loop."""
 
-_KINDS = (PODS, NAMESPACES, POLICIES, NODES, *CLUSTER_POLICY_KINDS)
+_KINDS = (PODS, NAMESPACES, POLICIES, NODES, *CLUSTER_POLICY_KINDS, *OWN_KINDS)
 _API_VERSIONS = {kind.name: kind.api_version for kind in _KINDS}
 
 
@@ -91,14 +92,17 @@ class Cluster:
         on_invalid: OnInvalid | None = None,
         pod_source: Callable[[Api, Timing], PodSource] = watch_all_pods,
         tiers_in_force: bool = False,
+        configured: bool = False,
     ) -> None:
-        """``tiers_in_force``: the kernel has rules of cluster-scoped policies from before a restart. The absence
-        of their kinds is then believed later.
+        """``tiers_in_force``: the kernel has rules of cluster-scoped policies from before a restart. The
+        absence of their kinds is then believed later. ``configured``: the same of our own kinds, whose objects
+        are in force.
         """
         timing = timing or Timing()
         self.store = Store(self._report)
         self.events = EventWriter(api, node_name=node_name)
         self.conditions = ConditionWriter(api)
+        self.statuses = StatusWriter(api, node_name=node_name)
         self._api = api
         self._on_invalid = on_invalid
         self._log = log.get("cluster")
@@ -107,7 +111,7 @@ class Cluster:
         discovery = Discovery(api, SystemClock())
 
         def reflected(table: Table[R]) -> _Watched[R]:
-            in_force = tiers_in_force and table.kind.optional
+            in_force = configured if table.kind in OWN_KINDS else tiers_in_force and table.kind.optional
             reflector = Reflector(api, table.kind, timing, discovery=discovery, in_force=in_force)
             return _Watched(table, reflector)
 
@@ -116,6 +120,7 @@ class Cluster:
             reflected(store.namespaces),
             reflected(store.policies),
             *(reflected(store.cluster_policies(kind)) for kind in CLUSTER_POLICY_KINDS),
+            *(reflected(store.own(kind)) for kind in OWN_KINDS),
             _Watched(store.pods, pod_source(api, timing)),
         ]
         sources = [watched.source for watched in self._sources]
@@ -129,6 +134,7 @@ class Cluster:
         self._probe.start()
         self.events.start()
         self.conditions.start()
+        self.statuses.start()
 
     async def in_sync(self) -> None:
         """Return once the first full list of every kind has been given to the handlers."""
@@ -137,7 +143,7 @@ class Cluster:
     async def stop(self) -> None:
         """End all watches; the store keeps its content."""
         stops = [watched.source.stop() for watched in self._sources]
-        others = (self.events, self.conditions, self._probe)
+        others = (self.events, self.conditions, self.statuses, self._probe)
         await asyncio.gather(*stops, *(asyncio.to_thread(one.stop) for one in others))
         self._api.close()
 
@@ -172,6 +178,10 @@ class Cluster:
         content_type = "application/strategic-merge-patch+json"
         with self._api.request("PATCH", path, body=body, content_type=content_type) as answer:
             answer.read()
+
+    def warn_own(self, kind: Kind[Any], name: str, uid: str, reason: str, message: str) -> None:
+        """Write a Warning on a cluster-scoped object of ours."""
+        self.events.warning(ObjectRef(kind.name, kind.api_version, "", name, uid), reason, message)
 
     def warn(self, policy: PolicyRef, reason: str, message: str) -> None:
         """Write a Warning on a policy. ``reason``: one CamelCase word; ``message``: text for people."""

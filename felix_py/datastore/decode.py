@@ -17,7 +17,7 @@ import msgspec
 from felix_py.datastore import salvage, wire
 from felix_py.datastore.client import error_from_status
 from felix_py.datastore.wire import UNDECODABLE
-from felix_py.records import NodeRecord
+from felix_py.records import ConfigurationRecord, NodeRecord
 from policy.model import (
     ClusterPolicy,
     Labels,
@@ -382,6 +382,25 @@ def _salvaged(parse: Callable[[object], P]) -> Salvage[P]:
     return salvaged
 
 
+def _configuration(found: wire.WirePolicy) -> ConfigurationRecord:
+    """The object with its spec. One that cannot be decoded is a problem of the record, which keeps its name."""
+    metadata = found.metadata
+    if not metadata.name:
+        raise ValueError("metadata.name must not be empty")
+    try:
+        spec = msgspec.json.decode(found.spec) if found.spec else {}
+    except UNDECODABLE as error:
+        return ConfigurationRecord(metadata.name, metadata.uid, problem=f"spec: {error}"[:_LONGEST_REASON])
+    if spec is not None and not isinstance(spec, dict):
+        return ConfigurationRecord(metadata.name, metadata.uid, problem="spec: must be an object")
+    return ConfigurationRecord(metadata.name, metadata.uid, spec or {})
+
+
+def _salvaged_configuration(meta: wire.Name, parts: dict[str, bytes], _reason: str) -> ConfigurationRecord:
+    metadata = wire.PolicyMetadata(meta.name, meta.namespace, meta.uid)
+    return _configuration(wire.WirePolicy(metadata, msgspec.Raw(parts.get("spec", b""))))
+
+
 def _node(node: wire.WireNode) -> NodeRecord:
     metadata, spec = node.metadata, node.spec
     if not metadata.name:
@@ -455,3 +474,17 @@ CLUSTER_POLICY_KINDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIE
 NODES = Kind(
     "Node", "v1", "/api/v1/nodes", key=lambda node: ("", node.name), wire_type=wire.WireNode, convert=_node
 )
+
+CONFIGURATIONS = Kind(
+    "FelixConfiguration",
+    "felixpy.io/v1alpha1",
+    "/apis/felixpy.io/v1alpha1/felixconfigurations",
+    key=lambda found: ("", found.name),
+    wire_type=wire.WirePolicy,
+    convert=_configuration,
+    salvage=_salvaged_configuration,
+    optional=True,
+)
+OWN_KINDS = (CONFIGURATIONS,)
+"""Our own custom resources. Nothing waits for them, and policy does not see them: who uses one waits for its
+table to change (:meth:`felix_py.datastore.store.Store.own`)."""

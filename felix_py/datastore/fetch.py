@@ -13,7 +13,7 @@ from felix_py.datastore.absence import DEFINITIONS, Definition, Word
 from felix_py.datastore.client import Api, ApiError, Unreachable
 from felix_py.datastore.decode import Kind, Unreadable, Unusable
 from felix_py.datastore.store import Problem
-from felix_py.records import NodeRecord
+from felix_py.records import ConfigurationRecord, NodeRecord
 from policy.holders import claimed
 from policy.model import ClusterPolicy, LocalEndpoint, Namespace, NetworkPolicy, ObjectKey, Pod, Protocol
 from policy.oracle.evaluate import Snapshot
@@ -64,6 +64,20 @@ def fetch(api: Api) -> Fetched:
     for policy in found.policies:
         if policy.problems:
             found.problems.append(Problem(policy.ref.kind, policy.key, policy.uid, "; ".join(policy.problems)))
+    return found
+
+
+def configurations(api: Api) -> list[ConfigurationRecord]:
+    """All FelixConfigurations.
+
+    Raises:
+        ApiError: the server refuses; 404: it does not have the kind, or not yet.
+        Unreachable: no answer, or not a list.
+    """
+    into = Fetched()
+    found = _list(api, decode.CONFIGURATIONS, into)
+    if into.absent:
+        raise ApiError(404, "NotFound", "FelixConfiguration is not installed")
     return found
 
 
@@ -121,6 +135,6 @@ def _is_to_come(api: Api, kind: Kind[R]) -> bool:
     definition = Definition(kind)
     try:
         with api.request("GET", DEFINITIONS, definition.query) as answer:
-            return definition.listed(answer.read()) is Word.SERVED
+            return definition.listed(answer.read())[0] is Word.SERVED
     except ApiError:
         return False

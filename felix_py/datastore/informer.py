@@ -232,7 +232,7 @@ class Reflector(Generic[R]):
         """After a 404: decide whether to believe it, and wait for its installation. Always raises Absent."""
         self._version = ""
         self._alive = self._clock.now()
-        word = self._ask_definition()
+        word, version = self._ask_definition()
         if self._present is not False and not self._belief.told(word, doubt=self._in_force):
             delay = self._belief.delay()
             self._log.info("the server says that it has no such kind; asking again", definition=word.name)
@@ -242,18 +242,19 @@ class Reflector(Generic[R]):
             raise Absent(words, self._comes.delay())
         if word is Word.NOT_SERVED:
             self._comes.reset()
-            word = self._await_definition()
+            word = self._await_definition(version)
         if word is Word.UNKNOWN:
             self._await_discovery()
         raise Absent(words, random.uniform(0, _COMES))  # all agents notice at once
 
-    def _ask_definition(self) -> Word:
+    def _ask_definition(self) -> tuple[Word, str]:
+        """What the CRD says now, and as of which resourceVersion."""
         assert self._definition is not None
         try:
             with self._get(DEFINITIONS, self._definition.query) as answer:
                 return self._definition.listed(answer.read())
         except ApiError as error:
-            return self._unknown(error)
+            return self._unknown(error), ""
 
     def _unknown(self, error: ApiError) -> Word:
         """UNKNOWN if the CRD may not be read, or the server has no CRDs; raises any other error."""
@@ -261,15 +262,18 @@ class Reflector(Generic[R]):
             return Word.UNKNOWN
         raise error
 
-    def _await_definition(self) -> Word:
-        """Watch the CRD until it serves the kind; UNKNOWN if it cannot be watched."""
+    def _await_definition(self, version: str) -> Word:
+        """Watch the CRD from a list's version until it serves the kind; UNKNOWN if it cannot be watched.
+
+        Not without a version: kube-apiserver refuses that where its etcd cannot report progress (before 3.4.25).
+        """
         assert self._definition is not None
         while True:
             lifetime = random.uniform(*self._timing.recycle)
             self._watching_since = self._clock.now()
+            query = self._definition.query | _watch_query(lifetime) | {"resourceVersion": version}
             try:
-                # Without a resourceVersion the current state comes first, as ADDED.
-                with self._get(DEFINITIONS, self._definition.query | _watch_query(lifetime)) as answer:
+                with self._get(DEFINITIONS, query) as answer:
                     for lines in self._lines(answer, lifetime):
                         words = [self._definition.event(line) for line in lines]
                         if Word.SERVED in words:
@@ -279,6 +283,9 @@ class Reflector(Generic[R]):
             if not self._watched_well():
                 raise Unreachable("the server ended the watch of a definition as soon as it began")
             self._renew()
+            word, version = self._ask_definition()
+            if word is not Word.NOT_SERVED:
+                return word
 
     def _await_discovery(self) -> None:
         """Poll the group's discovery document until it has the kind's version."""

@@ -65,6 +65,10 @@ class Table(Generic[R]):
         self._records: dict[ObjectKey, R] = {}
         self._problems: dict[ObjectKey, Problem] = {}
         self._unnamed: set[ObjectKey] | None = None
+        self.listed = asyncio.Event()
+        """Set once a full list is in. Never cleared."""
+        self.changed = asyncio.Event()
+        """Set whenever a source has told anything; who waits for it clears it."""
 
     @property
     def records(self) -> Mapping[ObjectKey, R]:
@@ -96,9 +100,11 @@ class Table(Generic[R]):
                     self._note(Problem(self.kind.name, key, uid, reason))
                 case _:
                     self._upsert(item, changes)
+        self.changed.set()
         if changes:
             self._publish(changes)
         if listed:
+            self.listed.set()
             self._on_listed(self.kind.name)
 
     def _upsert(self, record: R, changes: list[Change[Record]]) -> None:
@@ -149,6 +155,11 @@ class Store:
         self._cluster_policies = {
             kind.name: self._table(kind, on_problem) for kind in decode.CLUSTER_POLICY_KINDS
         }
+        self._own: dict[str, Table[Any]] = {
+            # Their problems are for who uses them to tell: objects of other nodes are among them.
+            kind.name: Table(kind, lambda _changes: None, lambda _problem: None, lambda _kind: None)
+            for kind in decode.OWN_KINDS
+        }
 
     def _table(self, kind: Kind[R], on_problem: Callable[[Problem], None]) -> Table[R]:
         self._listing.add(kind.name)
@@ -157,6 +168,10 @@ class Store:
     def cluster_policies(self, kind: Kind[ClusterPolicy]) -> Table[ClusterPolicy]:
         """All policies of one of the cluster-scoped kinds; several kinds may use the same name."""
         return self._cluster_policies[kind.name]
+
+    def own(self, kind: Kind[R]) -> Table[R]:
+        """All objects of one of :data:`felix_py.datastore.decode.OWN_KINDS`."""
+        return self._own[kind.name]
 
     def policies_of(self, kind: PolicyKind) -> Table[NetworkPolicy] | Table[ClusterPolicy]:
         """All policies of one of the four kinds."""

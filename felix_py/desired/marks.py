@@ -10,8 +10,8 @@ CLASS_BITS = 7
 OVERFLOW = (1 << CLASS_BITS) - 1
 """The class number of all classes beyond the number space; they are matched by a set each."""
 
-LEAF_BITS = 4
-"""Low bits of a class number, matched in the second level of the dispatch tree."""
+BRANCH_BITS, LEAF_BITS = 4, 2
+"""Low bits of a class number that the root, and the second level, of the dispatch tree leave to the next one."""
 
 FOREIGN = 0xC000
 """kube-proxy's masquerade and drop bits (KUBE-MARK-MASQ 0x4000, KUBE-MARK-DROP 0x8000)."""

@@ -32,8 +32,8 @@ class Fixed(enum.StrEnum):
 
 
 DISPATCH = {Direction.EGRESS: CHAIN_PREFIX + "EGRESS", Direction.INGRESS: CHAIN_PREFIX + "INGRESS"}
-SETS_LEAF = "SETS"
-"""The dispatch leaf of the classes that have no number of their own."""
+SETS_BRANCH = "SETS"
+"""The dispatch branch of the classes that have no number of their own."""
 
 TIERS = CHAIN_PREFIX + "T"
 """Name prefix of tier chains, which only cluster-scoped policies create."""
@@ -46,7 +46,7 @@ _DIRECTIONS = {direction[0]: direction for direction in Direction}
 _FIXED = {str(chain): chain for chain in Fixed}
 _COMPILED = re.compile(rf"{CHAIN_PREFIX}([CPT])([EI])-([0-9a-f]+)")
 _DENY = re.compile(rf"{CHAIN_PREFIX}D([EI])-([0-9a-f]+)(?:-(0|[1-9][0-9]?))?")
-_DISPATCH = re.compile(rf"({'|'.join(DISPATCH.values())})(?:-({SETS_LEAF}|[0-9]+))?")
+_DISPATCH = re.compile(rf"({'|'.join(DISPATCH.values())})(?:-({SETS_BRANCH}|[0-9]+(?:-[0-9]+)?))?")
 _SET = re.compile(rf"(?:{'|'.join(map(set_prefix, Family))})([0-9a-f]{{16}})")
 
 
@@ -68,10 +68,10 @@ class DenyChain:
 
 @dataclass(frozen=True, slots=True)
 class DispatchChain:
-    """The root (``leaf`` empty) or a leaf of the tree from class numbers to class chains."""
+    """The root (``branch`` empty) or a branch of the tree from class numbers to class chains."""
 
     direction: Direction
-    leaf: str = ""
+    branch: str = ""
 
 
 ChainName = ChainId | DenyChain | DispatchChain | Fixed
@@ -85,8 +85,8 @@ def chain_name(chain: ChainName) -> str:
         case DenyChain(policy, rule):
             rest = f"-{rule}" if rule >= 0 else ""
             return f"{CHAIN_PREFIX}D{policy.direction[0]}-{policy.digest}{rest}"
-        case DispatchChain(direction, leaf):
-            return f"{DISPATCH[direction]}-{leaf}" if leaf else DISPATCH[direction]
+        case DispatchChain(direction, branch):
+            return f"{DISPATCH[direction]}-{branch}" if branch else DISPATCH[direction]
         case Fixed():
             return chain.value
 
@@ -100,8 +100,8 @@ def parse_chain_name(name: str) -> ChainName | None:
         direction, digest, rule = found.groups()
         return DenyChain(ChainId(ChainKind.POLICY, _DIRECTIONS[direction], digest), int(rule) if rule else -1)
     if found := _DISPATCH.fullmatch(name):
-        root, leaf = found.groups()
-        return DispatchChain(next(d for d, of in DISPATCH.items() if of == root), leaf or "")
+        root, branch = found.groups()
+        return DispatchChain(next(d for d, of in DISPATCH.items() if of == root), branch or "")
     return _FIXED.get(name)
 
 

@@ -99,6 +99,11 @@ class Planner:
             if family in self._families:
                 self._families[family].learned(key, route)
 
+    @property
+    def classes(self) -> int:
+        """The number of policy classes that have endpoints, of both directions and all families."""
+        return sum(plan.classes for plan in self._families.values())
+
     def take(self) -> Update:
         """Returns what must be written now."""
         closed, self._closed = self._closed, Update()
@@ -174,6 +179,10 @@ class _FamilyPlan:
         for hook in static_hooks(family, options):
             self._now.hooks[hook] = True
         self._plan_dispatch(self._now)
+
+    @property
+    def classes(self) -> int:
+        return len(self._population)
 
     # --- endpoints -----------------------------------------------------------------------------------
 

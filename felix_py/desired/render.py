@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from felix_py.desired.deny_log import DROP_ALL, DenyLog, Drop, DropKind, dropping
-from felix_py.desired.marks import LEAF_BITS, OVERFLOW, Marks
+from felix_py.desired.marks import BRANCH_BITS, LEAF_BITS, OVERFLOW, Marks
 from felix_py.desired.names import (
-    SETS_LEAF,
+    SETS_BRANCH,
     DenyChain,
     DispatchChain,
     Fixed,
@@ -38,6 +38,9 @@ _ALLOWS, _PASSES = RuleSpec((), Goto(Fixed.ALLOW)), RuleSpec((), Goto(Fixed.PASS
 _PROTOCOLS = {Protocol.TCP: m.ProtocolIs(6), Protocol.UDP: m.ProtocolIs(17), Protocol.SCTP: m.ProtocolIs(132)}
 _FLAGS = {Side.SOURCE: ("src",), Side.DESTINATION: ("dst",)}
 _ENDPOINT = {Direction.EGRESS: ("src",), Direction.INGRESS: ("dst",)}
+
+_MOST_IN_A_ROW = 6
+"""Classes that are matched one after the other; more are divided into branches."""
 
 _MULTIPORT_SLOTS = 15
 """``-m multiport`` takes 15 ports; a range counts as two (iptables-extensions(8))."""
@@ -123,31 +126,54 @@ def _chunks(ports: Sequence[ir.PortRange]) -> Iterator[tuple[tuple[int, int], ..
 def dispatch_chains(
     family: Family, direction: Direction, numbers: Mapping[ChainId, int], marks: Marks, log: DenyLog | None = None
 ) -> dict[str, Rules]:
-    """The dispatch tree from class number to class chain: two levels of mark matches, then set matches.
+    """The dispatch tree from class number to class chain: mark matches in up to three levels, then set matches.
 
-    A packet with an unknown class number is dropped, since no policy has judged it.
+    Each rule costs a packet some 20 ns, so many classes are divided into branches. A packet with an unknown class
+    number is dropped, since no policy has judged it.
     """
-    mask = marks.class_mask(direction)
-    leaves: dict[str, list[RuleSpec]] = {}
-    branches: dict[str, MarkIs] = {}
-    for chain, number in sorted(numbers.items(), key=lambda item: (item[1], chain_name(item[0]))):
-        if number == OVERFLOW:
-            leaf, value, branch_mask = SETS_LEAF, marks.class_mark(direction, OVERFLOW), mask
-        else:
-            branch = number >> LEAF_BITS
-            leaf, value = str(branch), marks.class_mark(direction, branch << LEAF_BITS)
-            branch_mask = marks.class_mark(direction, OVERFLOW >> LEAF_BITS << LEAF_BITS)
-        branches[leaf] = MarkIs(value, branch_mask)
-        leaves.setdefault(leaf, []).append(class_rule(family, direction, marks, chain, number))
-    names = {leaf: chain_name(DispatchChain(direction, leaf)) for leaf in leaves}
+    ordered = sorted(numbers.items(), key=lambda item: (item[1], chain_name(item[0])))
     drop = dropping(log, Drop(DropKind.CLASS, direction))
-    chains = {names[leaf]: (*rules, *drop) for leaf, rules in leaves.items()}
+    chains: dict[str, Rules] = {}
+
+    def branch(name: str, bits: int, value: int, rules: Iterable[RuleSpec]) -> RuleSpec:
+        """Make a branch of the numbers that are ``value`` above the lowest ``bits``; returns the rule to it."""
+        chain = chain_name(DispatchChain(direction, name))
+        chains[chain] = (*rules, *drop)
+        mark, mask = (marks.class_mark(direction, one << bits) for one in (value, OVERFLOW >> bits))
+        return RuleSpec((MarkIs(mark, mask),), Goto(chain))
+
+    def classes(among: _Numbers) -> list[RuleSpec]:
+        """The rules to classes: in a row, or by branches of their own."""
+        if len(among) <= _MOST_IN_A_ROW:
+            return [class_rule(family, direction, marks, chain, number) for chain, number in among]
+        above = BRANCH_BITS - LEAF_BITS
+        return [
+            branch(f"{value >> above}-{value}", LEAF_BITS, value, classes(few))
+            for value, few in _divided(among, LEAF_BITS)
+        ]
+
+    root = [RuleSpec((MarkIs(0, marks.class_mask(direction)),), RETURN)]
     # The overflow number shares a branch with the highest numbers, so its own branch is matched first.
-    ordered = sorted(branches, key=lambda leaf: (leaf != SETS_LEAF, leaf))
-    root = (RuleSpec((branches[leaf],), Goto(names[leaf])) for leaf in ordered)
-    unclassed = RuleSpec((MarkIs(0, mask),), RETURN)
-    chains[chain_name(DispatchChain(direction))] = (unclassed, *root, *drop)
+    if overflow := [item for item in ordered if item[1] == OVERFLOW]:
+        rows = [class_rule(family, direction, marks, chain, number) for chain, number in overflow]
+        root.append(branch(SETS_BRANCH, 0, OVERFLOW, rows))
+    # Every endpoint depends on the root: one class that cannot be written must not hold it up. So it has branches
+    # alone, and seldom changes.
+    for value, few in _divided([item for item in ordered if item[1] != OVERFLOW], BRANCH_BITS):
+        root.append(branch(str(value), BRANCH_BITS, value, classes(few)))
+    chains[chain_name(DispatchChain(direction))] = (*root, *drop)
     return chains
+
+
+_Numbers = Sequence[tuple[ChainId, int]]
+
+
+def _divided(numbers: _Numbers, bits: int) -> list[tuple[int, _Numbers]]:
+    """Classes by the bits of their numbers above the lowest ``bits``."""
+    found: dict[int, list[tuple[ChainId, int]]] = {}
+    for chain, number in numbers:
+        found.setdefault(number >> bits, []).append((chain, number))
+    return list(found.items())
 
 
 def class_rule(family: Family, direction: Direction, marks: Marks, chain: ChainId, number: int) -> RuleSpec:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, BadRule, render
+from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES, BadRule, render, render_chain
 from felix_py.diagnose.difference import Difference, Problem
 from felix_py.diagnose.owners import Owners
 from felix_py.layout import CHAIN_PREFIX
@@ -14,15 +14,16 @@ from felix_py.records import Hook, Update
 from felix_py.refs import ChainRef, HookRef
 from felix_py.ruleset.compare import Likeness, compare
 from felix_py.ruleset.encode import shown
-from felix_py.ruleset.model import Body, Rule, Ruleset, RuleSpec
+from felix_py.ruleset.model import Body, OpaqueMatch, Rule, Rules, Ruleset, RuleSpec
 from felix_py.ruleset.places import hinders_above, hinders_behind
+from felix_py.ruleset.seal import SEAL, is_seal
 from felix_py.ruleset.words import brief, target_of
 from policy.model import Family
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A wanted rule; ``body`` is compared."""
+    """A wanted rule, or the seal of a chain; ``body`` is compared."""
 
     spec: RuleSpec
     body: Body
@@ -36,10 +37,19 @@ class _Wanted:
             digest = ""  # the agent cannot write it either, and says so
         return cls(spec, spec.body, digest)
 
+    @classmethod
+    def of_chain(cls, rules: Rules) -> list[_Wanted]:
+        """The rules of a chain of ours as they are written, with its seal."""
+        try:
+            written = render_chain(rules)
+        except BadRule:
+            return [cls(spec, spec.body, "") for spec in rules]
+        return [cls(r.spec, _seal(r.hash) if r.is_seal else r.body, r.hash) for r in written if r.spec]
+
     @property
     def text(self) -> str:
         """For people, without the comment, whose content is shown elsewhere."""
-        return shown(self.spec)
+        return shown(self.spec) or str(self.spec.why)
 
 
 class RuleComparison:
@@ -50,7 +60,7 @@ class RuleComparison:
         self._found = found
         self._owners = owners
         self._chains = {
-            (key.table, key.name): [_Wanted.of(spec) for spec in rules]
+            (key.table, key.name): _Wanted.of_chain(rules)
             for key, rules in wanted.chains.items()
             if key.family is family and rules is not None
         }
@@ -62,8 +72,8 @@ class RuleComparison:
     @property
     def counted(self) -> tuple[int, int]:
         """Number of chains and of rules that are compared."""
-        hooks = sum(map(len, self._hooks.values()))
-        return len(self._chains), hooks + sum(map(len, self._chains.values()))
+        rules = sum(one.spec != SEAL for wanted in self._chains.values() for one in wanted)
+        return len(self._chains), sum(map(len, self._hooks.values())) + rules
 
     def differences(self, *, strays: bool) -> Iterator[Difference]:
         """All differences. ``strays``: also our chains and hooks that are not intended."""
@@ -194,8 +204,15 @@ class RuleComparison:
                 yield Difference(ref, Problem.MISPLACED, about, expected, found, where)
 
 
+def _seal(hash_: str) -> Body:
+    """What a seal is compared by."""
+    return Body((OpaqueMatch("comment", (hash_,)),))
+
+
 def _as_wanted(rule: Rule, wanted: Iterable[_Wanted]) -> Body:
     """The body to compare: the wanted one if the rule has its hash and differs only in unknown words."""
+    if is_seal(rule.text):
+        return _seal(rule.hash)
     for one in wanted:
         if rule.hash and one.hash == rule.hash and compare(one.body, rule.body) is Likeness.UNKNOWN:
             return one.body

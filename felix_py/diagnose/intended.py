@@ -18,6 +18,7 @@ from felix_py.desired.static import StaticOptions
 from felix_py.records import Lease, SetSpec, Update, endpoint_of
 from felix_py.ruleset.model import Rule, Ruleset
 from felix_py.ruleset.run import Sets
+from felix_py.ruleset.seal import digest_of
 from policy.change import Change
 from policy.engine.compile import Engine
 from policy.ir import ChainId
@@ -138,6 +139,7 @@ def _number(family: Family, direction: Direction, marks: Marks, rule: Rule) -> t
     chain, number = found
     # The number that it matches now is tried first.
     for meant in (*filter(None, (number,)), *range(1, OVERFLOW + 1)) if rule.hash else ():
-        if render(class_rule(family, direction, marks, chain, meant)).hash == rule.hash:
+        spec = class_rule(family, direction, marks, chain, meant)
+        if rule.hash in (digest_of(spec), render(spec).hash):
             return chain, meant
     return found if number and not rule.hash else None

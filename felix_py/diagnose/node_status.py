@@ -79,7 +79,7 @@ def _agent(status: Json) -> str:
     configuration = status.get("configuration", {})
     words = [
         "not ready" if status.get("unready") else "ready, policy is in force",
-        _counted(status.get("endpoints", 0), "pod"),
+        counted(status.get("endpoints", 0), "pod"),
         f"iptables {configuration['backend']}" if "backend" in configuration else "",
         " and ".join(f"IPv{family}" for family in configuration.get("families", ())),
         ", ".join(status.get("podCIDRs", ())),
@@ -93,7 +93,7 @@ def _kernel(status: Json) -> str:
     if (age := status.get("comparedAgeSeconds")) is not None:
         words.append(f"compared {_age(age)} ago")
     failures = len(status.get("failures", ()))
-    words.append(f"{_counted(failures, 'failed write')}" if failures else "nothing failed")
+    words.append(f"{counted(failures, 'failed write')}" if failures else "nothing failed")
     if drift := status.get("lastDrift"):
         found = drift.get("found", ())
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
@@ -113,11 +113,18 @@ def _bgp(status: Json) -> str:
     if not peers:
         return "no peers"
     up, routes = sum(bool(peer.get("established")) for peer in peers), len(status.get("routes", ()))
-    return f"{up} of {_counted(len(peers), 'peer')} established; {_counted(routes, 'route')}"
+    return f"{up} of {counted(len(peers), 'peer')} established; {counted(routes, 'route')}"
 
 
 def _deny_log(status: Json) -> str:
-    return str(status.get("denyLog", {}).get("state", ""))
+    """Its state, and what was denied in the last minute: `felix-py denies` shows it all."""
+    log = status.get("denyLog", {})
+    state, recent = str(log.get("state", "")), log.get("lastMinute") or {}
+    if not (packets := recent.get("packets")):
+        return f"{state}; nothing denied in the last minute" if "packets" in recent else state
+    pairs = [f"{pair['source']} -> {pair['destination']} ({pair['packets']})" for pair in recent.get("top", ())]
+    more = f" and {counted(left, 'more pair')}" if (left := recent.get("pairs", 0) - len(pairs)) > 0 else ""
+    return f"{state}; {counted(packets, 'packet')} denied in the last minute: {', '.join(pairs)}{more}"
 
 
 # --- what is wrong -----------------------------------------------------------------------------------
@@ -156,6 +163,8 @@ def _problems(status: Json) -> Iterator[Problem]:
         "not understood",
         "What is not understood allows nothing; `kubectl describe` of it shows the same words.",
     )
+    if due := status.get("configuration", {}).get("restartRequired"):
+        yield Problem(f"changed settings wait for a restart: {', '.join(map(str, due))}", "Restart the agent.")
     log = status.get("denyLog", {})
     if log.get("state") == "unavailable":
         yield Problem(f"denied packets are not logged: {log.get('reason')}", "")
@@ -172,7 +181,8 @@ def _object(problem: Json) -> str:
     return f"{problem.get('kind')} {name}: {problem.get('reason')}"
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 pod, 1,200 pods."""
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 

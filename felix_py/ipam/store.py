@@ -235,6 +235,17 @@ class AddressStore:
         """The leases of one container. May be called from any thread."""
         return [lease for lease in list(self._leases.values()) if lease.container == container]
 
+    def usage(self, cidrs: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Addresses that leases have and that they do not have, by CIDR. May be called from any thread.
+
+        ValueError: a text is not a CIDR.
+        """
+        found: dict[str, tuple[int, int]] = {}
+        for pool in map(Pool.of, cidrs):
+            used = sum(number in pool for number in list(self._used[pool.family]))
+            found[pool.cidr] = used, pool.last - pool.first + 1 - used
+        return found
+
     def all(self) -> tuple[Lease, ...]:
         """Every lease, oldest first."""
         return tuple(sorted(self._leases.values(), key=lambda lease: lease.created))

@@ -7,11 +7,13 @@ events is limited, so that a scan of ten thousand ports costs neither memory nor
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -19,7 +21,7 @@ from felix_py import log
 from felix_py.backoff import TokenBucket
 from felix_py.dataplane.nflog import LoggedPacket
 from felix_py.metrics import Metrics
-from felix_py.observe.deny_events import DenyEvent, Describer, EventKey, drop_of, event_key, timestamp
+from felix_py.observe.deny_events import DenyEvent, Describer, EventKey, drop_of, event_key, pair_of, timestamp
 
 WINDOW = 2.0
 """Seconds for which an event stays open, and counts equal packets."""
@@ -31,6 +33,9 @@ _EVENTS_A_SECOND, _EVENTS_AT_ONCE = 50.0, 200
 """This bounds the open events as well: 300 in a window."""
 
 _LINES_A_SECOND, _LINES_AT_ONCE = 5.0, 50
+
+RECENT = 60.0
+"""Seconds that :meth:`Denies.recent` looks back."""
 
 _MOST_FOLLOWERS = 16
 _FOLLOWER_BACKLOG = 1000
@@ -66,12 +71,13 @@ class Denies:
         """``lines``: write each event to the log as well. ``clock`` is in seconds and never goes back."""
         self._describer = describer
         self._metrics = metrics
-        self._lines = lines
+        self.lines = lines
         self._clock = clock
         # Ids begin at the time, so that a follower can ask a restarted agent for the events after its last one.
         self._next_id = first_id if first_id is not None else int(time.time() * 1000)
         self._open: OrderedDict[EventKey, _Open] = OrderedDict()
         self._closed: deque[DenyEvent] = deque(maxlen=KEPT)
+        self._closed_at: deque[float] = deque(maxlen=KEPT)
         self._followers: set[asyncio.Queue[DenyEvent]] = set()
         self._events_allowed = TokenBucket(_EVENTS_A_SECOND, _EVENTS_AT_ONCE, clock)
         self._lines_allowed = TokenBucket(_LINES_A_SECOND, _LINES_AT_ONCE, clock)
@@ -128,11 +134,12 @@ class Denies:
     def _close(self, held: _Open) -> None:
         event = held.so_far()
         self._closed.append(event)
+        self._closed_at.append(min(self._clock(), held.close_at))
         for follower in self._followers:
             if follower.full():
                 follower.get_nowait()
             follower.put_nowait(event)
-        if self._lines:
+        if self.lines:
             self._write_line(event)
 
     def _write_line(self, event: DenyEvent) -> None:
@@ -158,6 +165,22 @@ class Denies:
         """The newest events, oldest first; open ones, in their present state, unless ``closed``."""
         self.close_due()
         return [*self._closed, *(() if closed else (held.so_far() for held in self._open.values()))]
+
+    def recent(self, pairs: int = 3) -> dict[str, Any]:
+        """The last minute for ``/status``: packets that events have, and the pairs with most of them.
+
+        Packets that the kernel's rate limit or ours left out are not among them; the metrics count all.
+        """
+        self.close_due()
+        since = self._clock() - RECENT
+        young = sum(at >= since for at in self._closed_at)
+        events = list(itertools.islice(reversed(self._closed), young))
+        events += [held.so_far() for held in self._open.values()]
+        counts: Counter[tuple[str, str]] = Counter()
+        for event in events:
+            counts[pair_of(event)] += event.count
+        top = [{"source": a, "destination": b, "packets": n} for (a, b), n in counts.most_common(pairs)]
+        return {"packets": counts.total(), "pairs": len(counts), "top": top}
 
     @contextmanager
     def follow(self) -> Iterator[asyncio.Queue[DenyEvent]]:

@@ -118,6 +118,14 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def pair_of(event: DenyEvent) -> tuple[str, str]:
+    """Returns the ends for people: pod, node or address, and the destination's port and protocol."""
+    ends = (event.source, event.destination)
+    source, destination = (end.pod or (f"node/{end.node}" if end.node else end.address) for end in ends)
+    port = "" if event.destination.port is None else f":{event.destination.port}"
+    return source, f"{destination}{port}/{event.protocol}"
+
+
 EventKey = tuple[Any, ...]
 
 

@@ -40,7 +40,8 @@ class DenyRoutes:
         if self._denies is None:
             return {"state": "off", "reason": reason}
         state = "on" if reason is None else "unavailable"
-        return {"state": state, "reason": reason, "suppressed": self._denies.suppressed}
+        suppressed = self._denies.suppressed
+        return {"state": state, "reason": reason, "suppressed": suppressed, "lastMinute": self._denies.recent()}
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         """``?since=ID``: only later events; ``?namespace=NS`` or ``?pod=NS/POD``: only those with such an end;

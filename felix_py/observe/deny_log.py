@@ -67,6 +67,11 @@ class DenyLogging:
         """HTTP routes for the health server."""
         return self._routes.routes()
 
+    def set_lines(self, lines: bool) -> None:
+        """Whether each event is written to the agent's log, too."""
+        if self._denies:
+            self._denies.lines = lines
+
     def state(self) -> dict[str, Any]:
         """State for ``/status``."""
         return self._routes.state()

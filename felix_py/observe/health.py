@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,6 +16,9 @@ from felix_py.observe.listener import BACKLOG
 
 Status = dict[str, Any]
 
+Parts = Mapping[str, str | None]
+"""What must be well for a probe to succeed: by name, the reason why it is not, or None."""
+
 _SHARE = 10
 """Metrics that took t seconds to render, which blocks the event loop, are served from a cache for 10 t."""
 
@@ -23,7 +26,11 @@ _FRESH_MOST = 5.0
 
 
 class HealthServer:
-    """``/healthz`` (200 while the process works), ``/readyz`` (503 and the reason until in-sync), ``/metrics``.
+    """``/livez`` (200 while the event loop turns; also called ``/healthz``), ``/metrics``, and ``/readyz`` (503
+    and the reason while a part is not well).
+
+    Both probes know ``?verbose`` and ``?exclude=PART`` as those of kube-apiserver do. A loop that stands still
+    answers nothing, and :mod:`felix_py.observe.watchdog` ends the process.
 
     ``/status`` and further routes, which show who talks to whom, are only on the private socket.
     """
@@ -31,14 +38,16 @@ class HealthServer:
     def __init__(
         self,
         registry: CollectorRegistry,
-        unready: Callable[[], str | None],
+        parts: Callable[[], Parts],
         status: Callable[[], Status],
         refresh: Callable[[], Awaitable[None]],
         routes: Iterable[web.RouteDef] = (),
     ) -> None:
-        """``refresh`` updates the metrics before they are read; ``routes`` are further private ones."""
+        """``parts`` are those of ``/readyz``. ``refresh`` updates the metrics before they are read. ``routes``
+        are further private ones.
+        """
         self._registry = registry
-        self._unready = unready
+        self._parts = parts
         self._status = status
         self._refresh = refresh
         self._rendered = b""
@@ -50,7 +59,8 @@ class HealthServer:
     def _served(self, limits: Limits, routes: Iterable[web.RouteDef]) -> GuardedRunner:
         gate = Gate(limits)
         app = web.Application(middlewares=[gate.middleware()])
-        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/livez", self._livez)
+        app.router.add_get("/healthz", self._livez)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_routes(routes)
@@ -69,12 +79,11 @@ class HealthServer:
         await self._public.cleanup()
         await self._private.cleanup()
 
-    async def _healthz(self, _request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+    async def _livez(self, request: web.Request) -> web.Response:
+        return _probe("livez", {"loop": None}, request)
 
-    async def _readyz(self, _request: web.Request) -> web.Response:
-        reason = self._unready()
-        return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
+    async def _readyz(self, request: web.Request) -> web.Response:
+        return _probe("readyz", self._parts(), request)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         """Any local user may ask, at any rate: the time that rendering took decides how long it is cached."""
@@ -89,3 +98,28 @@ class HealthServer:
 
     async def _get_status(self, _request: web.Request) -> web.Response:
         return web.Response(body=msgspec.json.encode(self._status()), content_type="application/json")
+
+
+def _probe(name: str, parts: Parts, request: web.Request) -> web.Response:
+    excluded = request.query.getall("exclude", [])
+    reason = next((why for part, why in parts.items() if why and part not in excluded), None)
+    lines = _verbose(name, parts, excluded) if "verbose" in request.query else [reason or "ok"]
+    return web.Response(text="\n".join(lines) + "\n", status=503 if reason else 200)
+
+
+def _verbose(name: str, parts: Parts, excluded: Collection[str]) -> list[str]:
+    """Lines like those of kube-apiserver (k8s.io/apiserver, server/healthz), but with the reason."""
+    lines = []
+    failed = False
+    for part, reason in parts.items():
+        if part in excluded:
+            lines.append(f"[+]{part} excluded: ok")
+        elif reason:
+            failed = True
+            lines.append(f"[-]{part} failed: {' '.join(reason.split())}")
+        else:
+            lines.append(f"[+]{part} ok")
+    if unknown := [one for one in excluded if one not in parts]:
+        quoted = ", ".join(f'"{" ".join(one[:40].split())}"' for one in unknown[:10])
+        lines.append(f"warn: some health checks cannot be excluded: no matches for {quoted}")
+    return [*lines, f"{name} check {'failed' if failed else 'passed'}"]

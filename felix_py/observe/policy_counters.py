@@ -51,6 +51,17 @@ _STATIC: dict[Fixed, tuple[Direction | None, DropKind]] = {
     Fixed.INPUT: (Direction.EGRESS, DropKind.HOST),
 }
 
+MEANINGS = {
+    "felix_py_denied_packets": "all packets dropped; the reasons are those of "
+    "[Who was denied?](operations.md#who-was-denied)",
+    "felix_py_class_denied_packets": "of these, what no policy of a class allowed; `class` is the end of the "
+    "chain's name (`FELIX-CI-…`)",
+    "felix_py_policy_packets": "what the rules of a policy decided (`allowed`, `denied`, `passed`); `policy` is "
+    "as `NetworkPolicy/shop/db`",
+    "felix_py_policy_bytes": "the bytes of what `felix_py_policy_packets_total` counts",
+}
+"""What each metric says to an operator, as :attr:`felix_py.metrics.Metrics.meanings`."""
+
 Labels = tuple[str, ...]
 
 
@@ -69,7 +80,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class ChainCount:
-    """A chain's reading. ``rules``: their hashes, which change when it is rewritten; ``counts``: by verdict."""
+    """A chain's reading. ``rules``: their hashes, which change with its content; ``counts``: by verdict."""
 
     rules: tuple[str, ...]
     counts: Mapping[str, Count]
@@ -188,7 +199,8 @@ def _sums(chain: str, rules: Sequence[RuleCount]) -> dict[str, Count]:
     sums: dict[str, Count] = {}
     of = parse_chain_name(chain)
     is_policy = isinstance(of, ChainId) and of.kind is ChainKind.POLICY
-    for rule in rules if is_policy else rules[-1:]:
+    deciding = [rule for rule in rules if not rule.is_seal]
+    for rule in deciding if is_policy else deciding[-1:]:
         denies = isinstance(parse_chain_name(rule.target), DenyChain)
         verdict = _DENIED if denies else _VERDICTS.get(rule.target)
         if verdict == _DENIED or (verdict and is_policy):

@@ -28,11 +28,20 @@ class WatchedSelector(selectors.DefaultSelector):
         self._on_stall = on_stall
         self._woken: float | None = None
         self._used = 0.0
+        self._turns = 0
+        self._busy = False
+
+    def turn(self) -> tuple[int, bool]:
+        """The number of the present turn, and whether it still goes on. Any thread may ask."""
+        return self._turns, self._busy
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if self._woken is not None and (seconds := time.monotonic() - self._woken) > STALL:
             self._on_stall(seconds, time.thread_time() - self._used)
+        self._busy = False
         ready = super().select(timeout)
+        self._turns += 1
+        self._busy = True
         self._used = time.thread_time()
         self._woken = time.monotonic()
         return ready

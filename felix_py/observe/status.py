@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
+import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Protocol
 
 from bgp.session import PeerStatus
 from felix_py import log
 from felix_py.cni.network import Network
+from felix_py.config import SETTINGS, AgentConfig, as_json
 from felix_py.datastore.cluster import Cluster
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
@@ -20,6 +25,19 @@ from felix_py.reconcile import Reconciler
 
 _MOST_SHOWN = 1000
 """Failures listed at most; ``failedObjects`` counts all."""
+
+
+class Configured(Protocol):
+    """See :class:`felix_py.agent.configured.Configured`."""
+
+    @property
+    def config(self) -> AgentConfig: ...
+
+    @property
+    def sources(self) -> Mapping[str, str]: ...
+
+    @property
+    def restart_due(self) -> tuple[str, ...]: ...
 
 
 class Facts(Protocol):
@@ -37,6 +55,8 @@ class Pods(Protocol):
 
     def no_addresses(self, cidrs: Sequence[str]) -> str | None: ...
 
+    def usage(self, cidrs: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
+
 
 class Bgp(Protocol):
     """See :class:`felix_py.agent.bgp.Bgp`."""
@@ -53,6 +73,7 @@ class Status:
     """The state of the parts, on the event loop only. ``running``: values that do not change in a run."""
 
     running: Mapping[str, Any]
+    configured: Configured
     facts: Facts
     network: Network
     pods: Pods
@@ -65,21 +86,34 @@ class Status:
     metrics: Metrics
     _born: float = field(default_factory=time.monotonic)
     _lines_lost: dict[str, int] = field(default_factory=dict)
+    _build_told: bool = False
 
     def unready(self) -> str | None:
         """Why no pod can be connected or policy is not wholly in force, or None."""
-        if reason := self.network.unready() or self.pods.no_addresses(self.facts.pod_cidrs):
-            return reason
-        if failure := self.reconciler.unenforced:
-            return f"policy is not wholly in force: {failure}"
-        return f"the kernel cannot be read back: {unread}" if (unread := self.reconciler.unread) else None
+        return next(filter(None, self.parts().values()), None)
+
+    def parts(self) -> dict[str, str | None]:
+        """The parts of ``/readyz``: name -> why it is not well, or None.
+
+        ``sync``: the whole cluster was seen, and is in the kernel; ``addresses``: pods can get one; ``policy``:
+        the last apply wrote all that policy rests on; ``kernel``: what is in force can be read back.
+        """
+        failure, unread = self.reconciler.unenforced, self.reconciler.unread
+        return {
+            "sync": self.network.unready(),
+            "addresses": self.pods.no_addresses(self.facts.pod_cidrs),
+            "policy": f"policy is not wholly in force: {failure}" if failure else None,
+            "kernel": f"the kernel cannot be read back: {unread}" if unread else None,
+        }
 
     def state(self) -> dict[str, Any]:
         """The body of ``/status``."""
         return {
             **self.running,
+            "configuration": {**self.running["configuration"], **of_configured(self.configured)},
             "uptimeSeconds": round(time.monotonic() - self._born, 1),
             "unready": self.unready(),
+            "readiness": self.parts(),
             "podCIDRs": list(self.facts.pod_cidrs),
             "endpoints": len(self.facts.held),
             "denyLog": self.deny_log.state(),
@@ -97,10 +131,45 @@ class Status:
             self.metrics.log_lost.labels(reason).inc(lines - self._lines_lost.get(reason, 0))
         self._lines_lost = lost
         self.metrics.endpoints.set(len(self.facts.held))
+        for part, why in self.parts().items():
+            self.metrics.ready.labels(part).set(0 if why else 1)
+        for kind, number in self.reconciler.sizes().items():
+            self.metrics.objects.labels(kind).set(number)
+        self._set_addresses()
+        self.metrics.misunderstood.clear()
+        for kind, number in Counter(problem.kind for problem in self.cluster.store.problems).items():
+            self.metrics.misunderstood.labels(kind).set(number)
+        self._tell_build()
         self.metrics.compared_age.set(self.reconciler.compared_age)
         for kind, age in self.cluster.ages().items():
             self.metrics.watch_age.labels(kind).set(age)
         self.bgp.refresh_metrics()
+
+    def _tell_build(self) -> None:
+        if not self._build_told:
+            backend = self.running["configuration"]["backend"]
+            kernel, python = os.uname().release, platform.python_version()
+            self.metrics.build.labels(version("felix-py"), python, kernel, backend).set(1)
+            self._build_told = True
+
+    def _set_addresses(self) -> None:
+        used, free = self.metrics.addresses_used, self.metrics.addresses_free
+        used.clear()
+        free.clear()
+        for cidr, (taken, left) in self.pods.usage(self.facts.pod_cidrs).items():
+            used.labels(cidr).set(taken)
+            free.labels(cidr).set(left)
+
+
+def of_configured(configured: Configured) -> dict[str, Any]:
+    """All settings in force, which of them are from a FelixConfiguration, and those whose change needs a
+    restart.
+    """
+    return {
+        "settings": as_json(configured.config),
+        "sources": {SETTINGS[name].json_name: source for name, source in configured.sources.items()},
+        "restartRequired": list(configured.restart_due),
+    }
 
 
 def of_reconciler(reconciler: Reconciler) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from felix_py.ruleset.model import Chain, Rule, Ruleset, Table
+from felix_py.ruleset.seal import identified
 from felix_py.ruleset.words import parse_text
 from policy.model import Family
 
@@ -20,7 +21,10 @@ def decode(family: Family, text: str) -> Ruleset:
 
     def close() -> None:
         if table:
-            chains = {name: Chain(name, tuple(rules.get(name, ())), policy) for name, policy in policies.items()}
+            chains = {
+                name: Chain(name, identified(name, rules.get(name, ())), policy)
+                for name, policy in policies.items()
+            }
             tables[table] = Table(table, chains)
 
     # Not splitlines(): it also splits at other characters, which a comment may hold.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from felix_py.ruleset.model import Body, Chain, OpaqueMatch, OpaqueTarget, Rule, Ruleset, Table
+from felix_py.ruleset.seal import identified
 from felix_py.ruleset.words import join, network, split, to_rule
 from policy.model import Family
 
@@ -60,8 +61,13 @@ def from_json(family: Family, found: dict[str, dict[str, dict[str, Any]]]) -> Ru
     """Convert the process's output: table -> chain -> policy and rules, each a list of words."""
     tables = {}
     for table, chains in found.items():
-        kept = {name: Chain(name, tuple(map(_rule, of["rules"])), of["policy"]) for name, of in chains.items()}
-        tables[table] = Table(table, kept)
+        tables[table] = Table(
+            table,
+            {
+                name: Chain(name, identified(name, tuple(map(_rule, of["rules"]))), of["policy"])
+                for name, of in chains.items()
+            },
+        )
     return Ruleset(family, tables)
 
 

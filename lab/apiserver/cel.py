@@ -1,9 +1,10 @@
 """Validation rules of custom resources (``x-kubernetes-validations``): the part of CEL that most are made of.
 
 Literals, fields of ``self``, indexes, ``! && || == != < <= > >= in + -``, ``has``, ``exists``, ``all``, ``size``,
-``startsWith``, ``endsWith``, ``contains``, ``matches``, ``isCIDR``, ``isIP``. A definition with a rule of
-anything else is refused: no rule is silently not applied. Source: the Common Expression Language Specification,
-and "Validation rules" in the Kubernetes documentation.
+``startsWith``, ``endsWith``, ``contains``, ``matches``, ``string``, ``isIP``, ``isCIDR``, ``cidr``, of which
+``masked`` and ``prefixLength``. A definition with a rule of anything else is refused: no rule is silently not
+applied. Source: the Common Expression Language Specification, and "Validation rules" in the Kubernetes
+documentation.
 """
 
 from __future__ import annotations
@@ -53,9 +54,31 @@ def _is_ip(text: str) -> bool:
         return False
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"size": len, "isCIDR": _is_cidr, "isIP": _is_ip}
+_Cidr = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+"""A value of Kubernetes' CEL library for CIDRs; its text is the canonical one, host bits included."""
+
+
+def _cidr(text: str) -> _Cidr:
+    if not _is_cidr(text):
+        raise TypeError(f"CIDR {text!r} is not valid")
+    return ipaddress.ip_interface(text)
+
+
+def _masked(value: _Cidr) -> _Cidr:
+    return ipaddress.ip_interface(value.network)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "size": len,
+    "isCIDR": _is_cidr,
+    "isIP": _is_ip,
+    "cidr": _cidr,
+    "string": str,
+}
 _METHODS: dict[str, Callable[..., Any]] = {
     "size": len,
+    "masked": _masked,
+    "prefixLength": lambda value: value.network.prefixlen,
     "startsWith": str.startswith,
     "endsWith": str.endswith,
     "contains": operator.contains,

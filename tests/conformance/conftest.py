@@ -1,9 +1,9 @@
 """What the API server must do, tried with real kubectl and the official client.
 
 By default against the embedded server. ``FELIX_PY_CONFORMANCE_ASSETS`` names a folder with a real kube-apiserver,
-kube-controller-manager and kubectl to start instead, with the system's etcd. ``FELIX_PY_CONFORMANCE_KUBECONFIG``
-names the kubeconfig of a server that runs (as a user other than root: root's tests run in a network namespace of
-their own), ``FELIX_PY_CONFORMANCE_KUBECTL`` another kubectl.
+kube-controller-manager and kubectl to start instead, with the etcd there or else the system's.
+``FELIX_PY_CONFORMANCE_KUBECONFIG`` names the kubeconfig of a server that runs (not as root: its tests
+run in a network namespace of their own), ``FELIX_PY_CONFORMANCE_KUBECTL`` another kubectl.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,8 @@ from typing import Any
 
 import pytest
 from kubernetes import client, config
+
+from tests.support.real_apiserver import real_apiserver
 
 EXTERNAL = os.environ.get("FELIX_PY_CONFORMANCE_KUBECONFIG", "")
 ASSETS = os.environ.get("FELIX_PY_CONFORMANCE_ASSETS", "")
@@ -106,7 +107,7 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(EXTERNAL)
         return
     state = tmp_path_factory.mktemp("apiserver")
-    with _real(state, Path(ASSETS)) if ASSETS else _embedded(state):
+    with real_apiserver(Path(ASSETS), state) if ASSETS else _embedded(state):
         yield state / "kubeconfig"
 
 
@@ -121,26 +122,13 @@ def _embedded(state: Path) -> Iterator[None]:
         assert process.wait(10) == 0
 
 
-@contextmanager
-def _real(state: Path, assets: Path) -> Iterator[None]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        options = {"state-dir": state, "assets": assets, "service-cidr": "10.96.0.0/16", "fd": listener.fileno()}
-        argv = [sys.executable, "-m", "lab.kube_apiserver", *(f"--{name}={it}" for name, it in options.items())]
-        with subprocess.Popen(argv, pass_fds=[listener.fileno()]) as process:
-            until(lambda: (state / "ready").exists() or process.poll() is not None, 120)
-            assert process.poll() is None, "see its stderr"
-            yield
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
-
-
 @pytest.fixture(scope="session")
 def serves_watch_list() -> None:
     """For what a kube-apiserver does only with an etcd that tells it how far a watch has come."""
-    if (
-        ASSETS
-        and " 3.4." in subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=True).stdout
-    ):
+    etcd = shutil.which("etcd", path=os.pathsep.join((ASSETS, os.environ["PATH"])))
+    if not ASSETS or not etcd:
+        return
+    if " 3.4." in subprocess.run([etcd, "--version"], capture_output=True, text=True, check=True).stdout:
         pytest.skip("a real API server serves WatchList from etcd 3.5 on")
 
 

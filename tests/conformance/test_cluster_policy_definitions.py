@@ -15,6 +15,7 @@ from tests.conformance.conftest import EXTERNAL, Kubectl, until
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 GROUP = "policy.networking.k8s.io"
 PLURALS = ("clusternetworkpolicies", "adminnetworkpolicies", "baselineadminnetworkpolicies")
+FILES = [f"--filename={MANIFESTS / 'crds' / plural}.yaml" for plural in PLURALS]
 EXAMPLES = sorted((MANIFESTS / "examples").glob("7*.yaml"))
 ALL: dict[str, Any] = {"namespaces": {}}
 
@@ -23,12 +24,12 @@ ALL: dict[str, Any] = {"namespaces": {}}
 def definitions(cluster: Kubectl) -> Iterator[None]:
     if EXTERNAL and cluster.run("get", "crd", f"{PLURALS[0]}.{GROUP}").returncode == 0:
         pytest.skip("the server has these definitions, from elsewhere: they are not ours to exchange")
-    cluster("apply", "-f", str(MANIFESTS / "crds"))
+    cluster("apply", *FILES)
     names = [f"crd/{plural}.{GROUP}" for plural in PLURALS]
     cluster("wait", "--for=condition=Established", *names, "--timeout=10s")
     until(lambda: all(f"{plural} " in cluster("api-resources", "--cached=false") for plural in PLURALS))
     yield
-    cluster("delete", "-f", str(MANIFESTS / "crds"))
+    cluster("delete", *FILES)
     until(lambda: cluster.run("get", f"{PLURALS[0]}.{GROUP}").returncode != 0)
 
 
@@ -64,7 +65,7 @@ def old_policy(kind: str = "AdminNetworkPolicy", name: str = "guard", **spec: An
 
 
 def test_applying_them_again_changes_nothing(cluster: Kubectl) -> None:
-    again = cluster("apply", "-f", str(MANIFESTS / "crds")).splitlines()
+    again = cluster("apply", *FILES).splitlines()
     assert len(again) == 3
     assert all(line.endswith(" unchanged") for line in again), again
 

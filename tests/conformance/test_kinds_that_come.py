@@ -12,11 +12,12 @@ from felix_py.datastore.decode import CLUSTER_POLICIES, Kind
 from felix_py.datastore.informer import Reflector
 from felix_py.datastore.store import Store
 from policy.model import ClusterPolicy
+from tests.conformance import conftest
 from tests.conformance.conftest import EXTERNAL, Kubectl
 from tests.support import waiting
 from tests.support.fakeapi import PATIENCE
 
-CRDS = Path(__file__).parents[2] / "manifests" / "crds"
+CRDS = Path(__file__).parents[2] / "manifests" / "crds" / "clusternetworkpolicies.yaml"
 KIND: Kind[ClusterPolicy] = CLUSTER_POLICIES
 GUARD = {
     "apiVersion": KIND.api_version,
@@ -39,20 +40,24 @@ async def test_policies_are_known_as_soon_as_there_are_any(cluster: Kubectl) -> 
             lambda: {name for _, name in table.records} == names and KIND.name not in store.not_listed, PATIENCE
         )
 
+    def is_established() -> bool:
+        conditions = "jsonpath={.status.conditions[?(@.type=='Established')].status}"
+        return cluster.run("get", "-f", str(CRDS), "-o", conditions).stdout == "True"
+
+    def is_gone() -> bool:
+        return "NotFound" in cluster.run("get", "-f", str(CRDS)).stderr
+
     reflector.start(table.apply)
     try:
         await until(set())
         for _ in range(2):
             await asyncio.to_thread(cluster, "apply", "-f", str(CRDS))
-            wait = (
-                "wait",
-                "--for=condition=Established",
-                f"crd/clusternetworkpolicies.{KIND.path.split('/')[2]}",
-            )
-            await asyncio.to_thread(cluster, *wait, "--timeout=10s")
+            await asyncio.to_thread(conftest.until, is_established)
             await asyncio.to_thread(cluster, "apply", "-f", "-", stdin=GUARD)
             await until({"guard"})
-            await asyncio.to_thread(cluster, "delete", "-f", str(CRDS))
+            # kubectl's own waiting goes by a watch that a real server with an empty cache may serve late.
+            await asyncio.to_thread(cluster, "delete", "-f", str(CRDS), "--wait=false")
+            await asyncio.to_thread(conftest.until, is_gone)
             await until(set())
     finally:
         await reflector.stop()

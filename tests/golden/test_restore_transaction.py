@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from felix_py.dataplane.iptables_restore import Change, in_dependency_order, transaction
-from felix_py.dataplane.iptables_text import Rule, render
+from felix_py.dataplane.iptables_text import Rule, render_chain
 from felix_py.refs import ChainRef, HookRef
 from felix_py.ruleset.model import RuleSpec
 from policy.model import Family
@@ -18,7 +18,7 @@ WEB = rule_of(
 
 
 def chain(table: str, name: str, *rules: RuleSpec) -> Change:
-    rendered = tuple(map(render, rules))
+    rendered = render_chain(rules)
     return Change(
         ChainRef(Family.V4, table, name), tuple(f"-A {name} {rule.text}" for rule in rendered), (), rendered
     )
@@ -35,8 +35,9 @@ def hook(table: str, name: str, *lines: str) -> Change:
 
 GOLDEN = r"""*raw
 :FELIX-SOURCE - [0:0]
--A FELIX-SOURCE -m set --match-set felix4-source src,src -m comment --comment felix:4ae1d5b4804a8eb9 -j RETURN
--A FELIX-SOURCE -m comment --comment felix:3bf36235a7e98f9d -j DROP
+-A FELIX-SOURCE -m set --match-set felix4-source src,src -j RETURN
+-A FELIX-SOURCE -j DROP
+-A FELIX-SOURCE -m comment --comment "felix:1a01323470954304 4ae1d5b43bf36235"
 -D PREROUTING -m comment --comment felix:0000000000000000 -j FELIX-SOURCE
 -I PREROUTING 1 -m comment --comment felix:1111111111111111 -j FELIX-SOURCE
 COMMIT
@@ -44,11 +45,15 @@ COMMIT
 :FELIX-ALLOW - [0:0]
 :FELIX-OLD - [0:0]
 :FELIX-P-1 - [0:0]
--A FELIX-ALLOW -m comment --comment felix:74922b5e037299b3 -j MARK --set-xmark 0x10000/0x10000
--A FELIX-P-1 -p tcp -m multiport --dports 80,8000:8080 -m set --match-set felix4-x src -m comment --comment "felix:2edd95d81ac51ecd shop/web \"rule\" 1?" -g FELIX-ALLOW
+-A FELIX-ALLOW -j MARK --set-xmark 0x10000/0x10000
+-A FELIX-ALLOW -j RETURN
+-A FELIX-ALLOW -m comment --comment "felix:47fb23e7fdbeff4e 74922b5e76622c14"
+-A FELIX-P-1 -p tcp -m multiport --dports 80,8000:8080 -m set --match-set felix4-x src -g FELIX-ALLOW
+-A FELIX-P-1 -j RETURN
+-A FELIX-P-1 -m comment --comment "felix:946b87d926115f34 12bb498076622c14 shop/web \"rule\" 1?"
 -X FELIX-OLD
 COMMIT
-"""  # noqa: E501
+"""
 
 
 def test_transaction() -> None:

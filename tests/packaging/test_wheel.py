@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cni import built_client
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"felix_py", "bgp", "policy"}
 CLIENT = "felix_py/cni/client/felix-py-cni"
@@ -33,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source") / "felix-py"
     leave = shutil.ignore_patterns(".*_cache", ".git", ".venv", "__pycache__", ".hypothesis", "build", "dist")
     shutil.copytree(ROOT, source, ignore=leave)
-    (source / CLIENT).write_bytes(b"\x7fELF built by make")
+    shutil.copy(built_client(), source / CLIENT)
     (source / "felix_py" / "__pycache__").mkdir()
     (source / "felix_py" / "__pycache__" / "config.cpython-311.pyc").write_bytes(b"stale")
     folder = tmp_path_factory.mktemp("wheel")
@@ -181,5 +183,5 @@ def test_code_comes_from_the_wheel(installed: Path) -> None:
 
 def test_client_is_installed_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     run(installed / "bin" / "felix-py", "install-cni", "--cni-bin-dir", tmp_path, PYTHONPATH=str(installed))
-    assert (tmp_path / "felix-py-cni").read_bytes() == b"\x7fELF built by make"
+    assert (tmp_path / "felix-py-cni").read_bytes() == built_client().read_bytes()
     assert os.access(tmp_path / "felix-py-cni", os.X_OK)

@@ -17,7 +17,7 @@ CHAINS: st.SearchStrategy[ChainName] = (
     st.builds(ChainId, st.sampled_from(list(ChainKind)), DIRECTIONS, DIGESTS)
     | st.builds(DenyChain.of, POLICIES, st.integers(-1, 300))
     | st.sampled_from(Fixed)
-    | st.builds(DispatchChain, DIRECTIONS, st.sampled_from(["", "SETS", *map(str, range(8))]))
+    | st.builds(DispatchChain, DIRECTIONS, st.sampled_from(["", "SETS", *map(str, range(8)), "0-1", "7-31"]))
 )
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felix_py.dataplane.fake import FakeDataplane
+from felix_py.dataplane.iptables_text import render_chain
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.protocols import Dataplane
 from felix_py.records import Backend, Hook, SetSpec, SetType, Update
@@ -145,6 +146,6 @@ def check_fake_agrees(fake: FakeDataplane, state: dict[str, object]) -> None:
         assert (spec.name in held) == (spec.name in fake.sets)
         assert [text.split()[0] for text in held.get(spec.name, [])] == sorted(fake.members(spec.name))
     rules = str(state[f"rules{FAMILY}"]).splitlines()
-    assert len(rules) == sum(map(len, fake.chains.values())) + len(fake.hooks)
+    assert len(rules) == sum(len(render_chain(chain)) for chain in fake.chains.values()) + len(fake.hooks)
     assert len(state[f"routes{FAMILY}"]) == len(fake.routes)  # type: ignore[arg-type]
     assert run("ip", "route") == ""  # and all of it was in namespaces that are gone

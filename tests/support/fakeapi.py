@@ -24,6 +24,8 @@ POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
 CLUSTER_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
 ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies"
 BASELINE_ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies"
+CONFIGURATIONS = "/apis/felixpy.io/v1alpha1/felixconfigurations"
+NODE_STATUSES = "/apis/felixpy.io/v1alpha1/nodenetworkstatuses"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES, DEFINITIONS)
 
@@ -105,8 +107,9 @@ class FakeApi:
     ``watch_list``: it knows sendInitialEvents (else 422). ``gone_in_stream``: a version too old is told by an
     ERROR event, else by HTTP 410. ``future``: what a watch from a version that is yet to come gets: nothing until
     then (as from kube-apiserver), or a refusal, 504 or 410. ``definitions``: clients have the right to read
-    CustomResourceDefinitions. ``token``: the one it accepts. ``clients``: the file of an authority whose
-    certificate clients must show. ``certificate``: (certificate, key) files to speak TLS with.
+    CustomResourceDefinitions. ``progress``: its etcd can report progress, else a watch needs a version
+    (as with kube-apiserver 1.36 above etcd 3.4). ``token``: the one it accepts. ``clients``: the file of an
+    authority whose certificate clients must show. ``certificate``: (certificate, key) files to speak TLS with.
     """
 
     watch_list: bool = True
@@ -116,6 +119,7 @@ class FakeApi:
     certificate: tuple[str, str] | None = None
     clients: str = ""
     definitions: bool = True
+    progress: bool = True
     version: int = 100
     requests: list[Request] = field(default_factory=list)
     objects: dict[Key, Json] = field(default_factory=dict)
@@ -208,6 +212,11 @@ class FakeApi:
         with self.changed:
             self._collections.add(collection)
             self.define(collection)
+
+    def serve(self, collection: str) -> None:
+        """Serve a built-in collection that agents do not ask for, objects by their own paths."""
+        with self.changed:
+            self._collections.add(collection)
 
     def uninstall(self, collection: str) -> None:
         """Serve it no longer: its objects are gone without a word, its watches end, and requests get 404."""
@@ -371,6 +380,12 @@ class FakeApi:
             message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
             exchange.refuse(422, "Invalid", message)
             return
+        if not (self.progress or query.get("resourceVersion")):
+            exchange.begin_stream()
+            message = "the required storage feature RequestWatchProgress is disabled"
+            exchange.event("ERROR", status(500, "InternalError", message))
+            exchange.end_stream()
+            return
         with self.changed:
             position = int(query.get("resourceVersion") or self.version)
             epoch, bookmarks = self._epoch, self._bookmarks
@@ -440,6 +455,9 @@ class FakeApi:
             elif request.method == "PATCH" and request.path.startswith("/apis/policy."):
                 if not self._merge_status(exchange, *request.path.rsplit("/", 2)[:2]):
                     return
+            elif request.path.startswith(NODE_STATUSES):
+                self._write_node_status(exchange, parts[4:])
+                return
             elif request.method == "PATCH" and (NODES, "", parts[-2]) in self.objects and parts[-1] == "status":
                 node = self.objects[NODES, "", parts[-2]]
                 conditions = {c["type"]: c for c in node.setdefault("status", {}).get("conditions", [])}
@@ -451,6 +469,23 @@ class FakeApi:
                 return
             self.changed.notify_all()
         exchange.send(200, request.body)
+
+    def _write_node_status(self, exchange: Exchange, rest: list[str]) -> None:
+        """Create one without its status, merge its metadata, or replace members of its status."""
+        body = exchange.request.body
+        name = rest[0] if rest else body["metadata"]["name"]
+        key = (NODE_STATUSES, "", name)
+        held = self.objects.get(key)
+        if NODE_STATUSES not in self._collections or (held is None and rest):
+            exchange.refuse(404, "NotFound", "no such object")
+        elif held is not None and not rest:
+            exchange.refuse(409, "AlreadyExists", "exists")
+        elif len(rest) < 2:
+            old = held or {}
+            metadata = {**old.get("metadata", {}), **body["metadata"]}
+            exchange.send(200, self.put(NODE_STATUSES, {**old, "metadata": metadata}))
+        elif self._merge_status(exchange, NODE_STATUSES, name):
+            exchange.send(200, self.objects[key])
 
     def _merge_status(self, exchange: Exchange, collection: str, name: str) -> bool:
         """A merge patch of a status that may tell the version it was made for."""

@@ -32,7 +32,7 @@ from policy.model import Family, Protocol
 from tests.support.asking import get
 from tests.support.waiting import eventually
 
-CRDS = EXAMPLES.parent / "crds"
+CRDS = sorted((EXAMPLES.parent / "crds").glob("*policies.yaml"))
 _SILENCE = 0.15
 """Seconds without an answer, once all others have come."""
 
@@ -125,8 +125,8 @@ class LabUnderTest:
     @contextmanager
     def definitions(self) -> Iterator[None]:
         """The CustomResourceDefinitions of the cluster-scoped policies, installed and watched by every agent."""
-        with self.applied("-f", str(CRDS)):
-            names = [f"crd/{path.stem}.policy.networking.k8s.io" for path in CRDS.glob("*.yaml")]
+        with self.applied(*(f"--filename={path}" for path in CRDS)):
+            names = [f"crd/{path.stem}.policy.networking.k8s.io" for path in CRDS]
             self.kubectl("wait", "--for=condition=Established", *names)
             # An agent finds them after a while. One that tells of a probe watches them.
             with self.applied("-f", "-", stdin=manifest(*PROBES)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from felix_py.dataplane.iptables_text import render
+from felix_py.dataplane.iptables_text import render, render_chain
 from felix_py.desired.deny_log import DenyLog
 from felix_py.desired.marks import Marks
 from felix_py.desired.planner import Planner
@@ -63,7 +63,8 @@ def as_text(update: Update, family: Family) -> str:
         text.append(f":{name} {'ACCEPT' if (table, name) in builtin else '-'} [0:0]")
         firsts = {hook.rule for hook in update.hooks if hook.first and (table, name) in builtin}
         ordered = sorted(specs, key=lambda rule: rule not in firsts)
-        text += [f"-A {name} {render(rule).text}" for rule in ordered]
+        written = map(render, ordered) if (table, name) in builtin else render_chain(tuple(specs))
+        text += [f"-A {name} {rule.text}" for rule in written]
     return "\n".join(line for table in lines.values() for line in (*table, "COMMIT"))
 
 

@@ -100,6 +100,18 @@ def test_when_one_family_is_full_nothing_is_taken_from_the_other(store: AddressS
     assert store.allocate(claim(3), ["fd00::/64"]).addresses == {Family.V6: "fd00::2"}
 
 
+def test_how_full_each_cidr_is(store: AddressStore) -> None:
+    cidrs = ["10.1.0.0/29", "fd00::/64", "10.9.0.0/30"]
+    assert store.usage(cidrs) == {"10.1.0.0/29": (0, 6), "fd00::/64": (0, 2**64 - 1), "10.9.0.0/30": (0, 2)}
+    store.allocate(claim(1), cidrs[:2])
+    store.allocate(claim(2), cidrs[:2])
+    store.record(claim(3), ["10.1.0.7"])  # not a usable one: by another plugin
+    assert store.usage(cidrs[:2]) == {"10.1.0.0/29": (2, 4), "fd00::/64": (2, 2**64 - 3)}
+    store.release("container-1", "eth0")
+    assert store.usage(cidrs[:1]) == {"10.1.0.0/29": (1, 5)}
+    assert store.usage([]) == {}
+
+
 def test_a_node_without_pod_cidrs_has_no_addresses(store: AddressStore) -> None:
     with pytest.raises(PoolExhausted, match="no pod CIDR"):
         store.allocate(claim(1), [])

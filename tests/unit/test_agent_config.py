@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -76,7 +78,19 @@ def test_revocation_can_be_switched_off(
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(log, "configure", lambda *_, **__: None)
-    monkeypatch.setattr(agent, "main", seen.append)
+    monkeypatch.setattr(agent, "main", lambda config, _given: seen.append(config))
     done = CliRunner().invoke(app, ["agent", *words], env=environment)
     assert done.exit_code == 0, done.output
     assert seen[0].revoke_established is expected
+
+
+def test_peers_of_the_pod_are_found_without_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The DaemonSet mounts a ConfigMap that need not exist; a file that somebody names must."""
+    # `felix_py.cli.agent` is the command's module; as an attribute the package may have the command itself.
+    agent_command = sys.modules["felix_py.cli.agent"]
+    file = tmp_path / "bgp.yaml"
+    monkeypatch.setattr(agent_command, "BGP_CONFIG", file)
+    assert agent_command._config({}).bgp_config is None
+    file.touch()
+    assert agent_command._config({}).bgp_config == file
+    assert agent_command._config({"bgp_config": Path("/elsewhere")}).bgp_config == Path("/elsewhere")

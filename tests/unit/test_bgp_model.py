@@ -64,6 +64,17 @@ def test_defaults() -> None:
     assert parse_bgp_config({"asNumber": 1}, router_id="192.0.2.1").router_id == "192.0.2.1"
 
 
+def test_router_id_of_the_nodes_name() -> None:
+    """Always the same for one name, and one that every speaker takes: neither 0 nor of class D or E."""
+    document = {"asNumber": 1, "routerID": "hash"}
+    found = [parse_bgp_config(document, router_id="192.0.2.1", node=f"node-{n}").router_id for n in range(1000)]
+    assert len(set(found)) == len(found)
+    assert all(1 <= int(router_id.partition(".")[0]) <= 223 for router_id in found)
+    assert found[7] == parse_bgp_config(document, node="node-7").router_id
+    with pytest.raises(BGPConfigError, match="routerID"):
+        parse_bgp_config(document)
+
+
 def test_password_file() -> None:
     document = {"asNumber": 1, "routerID": "10.0.0.1", "peers": [PEER | {"passwordFile": "/run/secret"}]}
     config = parse_bgp_config(document, read_text={"/run/secret": "from-file\n"}.__getitem__)

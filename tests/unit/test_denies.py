@@ -380,3 +380,22 @@ def test_a_defect_of_the_describer_costs_one_batch_at_most() -> None:
     rig.describer.event = whole  # type: ignore[method-assign]
     rig.denies.note([dropped(SOURCE_DROP)])
     assert rig.counts() == [(1, 1)]
+
+
+def test_the_last_minute_for_the_status() -> None:
+    rig = Rig()
+    drop = rig.isolated(network("deny"))
+    assert rig.denies.recent() == {"packets": 0, "pairs": 0, "top": []}
+    rig.denies.note([dropped(drop, "10.1.0.2", "10.1.0.3")])  # a minute later it is old
+    rig.clock.now += 61
+    rig.denies.note([dropped(drop, "10.1.0.2", "10.1.0.3", port=port) for port in (80, 80, 80, 81)])
+    rig.clock.now += 30
+    rig.denies.note([dropped(drop, "198.51.100.7", "10.1.0.3", port=80), dropped(drop, "10.1.0.3", "10.1.0.2")])
+    recent = rig.denies.recent(2)
+    assert (recent["packets"], recent["pairs"]) == (6, 4)
+    assert recent["top"][0] == {"source": "shop/web", "destination": "shop/db:80/TCP", "packets": 3}
+    assert len(recent["top"]) == 2
+    rig.clock.now += 45
+    assert rig.denies.recent()["packets"] == 2
+    rig.clock.now += 3600
+    assert rig.denies.recent()["packets"] == 0

@@ -55,7 +55,7 @@ class Agent:
         async def refresh() -> None:
             pass
 
-        self._server = HealthServer(CollectorRegistry(), lambda: None, dict, refresh, routes.routes())
+        self._server = HealthServer(CollectorRegistry(), dict, dict, refresh, routes.routes())
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
         self._stop = asyncio.Event()

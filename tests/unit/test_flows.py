@@ -80,7 +80,7 @@ async def served(table: FakeFlowTable, addresses: list[str]) -> AsyncIterator[st
     metrics = Metrics()
     flows = Flows(table, table, metrics)
     route = flows_route(flows, lambda: addresses)
-    server = HealthServer(metrics.registry, lambda: None, dict, refresh, [route])
+    server = HealthServer(metrics.registry, dict, dict, refresh, [route])
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     await server.start(private=listen(address))

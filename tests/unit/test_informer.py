@@ -148,12 +148,14 @@ async def test_watch_list_is_tried_again_after_a_watch_that_went_well() -> None:
         async with watching(api) as watch:
             await watch.until_listed()
             await asyncio.to_thread(api.wait_for, lambda: "watch" in api.verbs())
+            api.put(PODS, pod("a"))
+            await watch.until_names("a")  # so the watch has begun here, too
             watch.clock.advance(400)
             api.put(fakeapi.NODES, {"metadata": {"name": "other-kind"}})
             api.compact()
             api.end_watches()
-            api.put(PODS, pod("a"))
-            await watch.until_names("a")
+            api.put(PODS, pod("b"))
+            await watch.until_names("a", "b")
             assert api.verbs()[-1] == "watchlist"
 
 

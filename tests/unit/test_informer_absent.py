@@ -37,8 +37,9 @@ async def test_a_kind_that_is_not_installed_is_a_complete_empty_list(watch_list:
             assert watch.events == []
 
 
-async def test_one_quiet_watch_of_its_definition_is_all_that_it_costs() -> None:
-    with FakeApi() as api:
+@pytest.mark.parametrize("progress", [True, False])
+async def test_one_quiet_watch_of_its_definition_is_all_that_it_costs(progress: bool) -> None:
+    with FakeApi(progress=progress) as api:
         async with watching(api, kind=KIND) as watch:
             await watch.until_listed()
             await asyncio.to_thread(api.wait_for, lambda: api.verbs(DEFINITIONS) == ["list", "watch"])
@@ -50,7 +51,7 @@ async def test_one_quiet_watch_of_its_definition_is_all_that_it_costs() -> None:
             ), "by name: that is what the right to it is restricted to"
             watch.clock.advance(400)
             api.end_watches()
-            await asyncio.to_thread(api.wait_for, lambda: api.verbs(DEFINITIONS) == ["list", "watch", "watch"])
+            await asyncio.to_thread(api.wait_for, lambda: api.verbs(DEFINITIONS) == ["list", "watch"] * 2)
             assert api.verbs(CLUSTER_POLICIES) == ["watchlist"]
             assert max(watch.clock.waits) == 0
 

@@ -27,7 +27,7 @@ async def test_who_asks_before_anybody_answers_is_answered(address: str) -> None
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
     await writer.drain()
-    server = HealthServer(CollectorRegistry(), lambda: None, dict, nothing)
+    server = HealthServer(CollectorRegistry(), dict, dict, nothing)
     await server.start(listener)
     async with asyncio.timeout(10):
         assert (await reader.read()).endswith(b"ok\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import structlog
 
+from felix_py import log
+from felix_py.log import LogFormat, LogLevel
 from felix_py.log_limits import RateLimit, shorten
 from felix_py.log_writer import LineWriter
 
@@ -93,12 +96,16 @@ def test_when_lines_flow_again_one_says_how_many_are_missing() -> None:
     for number in range(3000):
         writer.write(f"{number:099}")
     assert writer.lost > 2000
-    got = ""
-    while sum(int(line.split()[0]) for line in got.splitlines() if line.endswith(" lost")) < writer.lost:
+    got, told = "", 0
+    numbers: list[int] = []
+    while len(numbers) + told < 3000:
+        assert select.select([read], [], [], PATIENCE)[0], f"{len(numbers)} came, {told} were told"
         got += os.read(read, 65536).decode()
-    numbers = [int(line) for line in got.splitlines() if not line.endswith(" lost")]
+        lines = got.split("\n")[:-1]
+        numbers = [int(line) for line in lines if not line.endswith(" lost")]
+        told = sum(int(line.split()[0]) for line in lines if line.endswith(" lost"))
     assert numbers == sorted(numbers)
-    assert len(numbers) + writer.lost == 3000
+    assert told == writer.lost
     writer.write("after")
     writer.flush(PATIENCE)
     assert os.read(read, 65536).endswith(b"after\n")
@@ -184,3 +191,20 @@ log.get("x").info("the last words")
     )
     assert "the last words" in done.stderr
     assert time.monotonic() - started < PATIENCE
+
+
+def test_a_new_level_counts_for_loggers_that_exist(capfd: pytest.CaptureFixture[str]) -> None:
+    log.configure(LogLevel.INFO, LogFormat.JSON)
+    logger = log.get("part")
+    bound = logger.bind(pod="a")
+    try:
+        for level, expected in ((LogLevel.DEBUG, 6), (LogLevel.ERROR, 0), (LogLevel.WARNING, 2)):
+            log.set_level(level)
+            for one in (logger, bound):
+                one.debug("debug")
+                one.info("info")
+                one.warning("warning")
+            log.flush()
+            assert len(capfd.readouterr().err.splitlines()) == expected, level
+    finally:
+        log.set_level(LogLevel.INFO)

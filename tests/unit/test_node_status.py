@@ -64,6 +64,7 @@ def test_a_node_that_is_well() -> None:
             {"problems": [{"kind": "NetworkPolicy", "namespace": "shop", "name": "p", "reason": "odd"}]},
             "not understood: NetworkPolicy shop/p: odd",
         ),
+        ({"configuration": {"restartRequired": ["mtu"]}}, "changed settings wait for a restart: mtu"),
         ({"denyLog": {"state": "unavailable", "reason": "group 88 is taken"}}, "not logged: group 88 is taken"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -93,3 +94,14 @@ def test_last_drift_is_a_fact_and_no_problem() -> None:
 
 def test_an_answer_of_another_version_is_no_reason_to_fail() -> None:
     assert read({}).node == "?"
+
+
+def test_what_was_denied_in_the_last_minute_is_a_fact_and_no_problem() -> None:
+    top = [{"source": "shop/web", "destination": "shop/db:5432/TCP", "packets": 9}]
+    log = {"state": "on", "reason": None, "lastMinute": {"packets": 1200, "pairs": 4, "top": top}}
+    found = read(answer(denyLog=log))
+    assert found.fine
+    told = "on; 1,200 packets denied in the last minute: shop/web -> shop/db:5432/TCP (9) and 3 more pairs"
+    assert found.facts["deny log"] == told
+    quiet = {"state": "on", "reason": None, "lastMinute": {"packets": 0, "pairs": 0, "top": []}}
+    assert read(answer(denyLog=quiet)).facts["deny log"] == "on; nothing denied in the last minute"

@@ -1,5 +1,5 @@
-"""The agent asks for nothing that manifests/rbac.yaml does not grant, and nothing is granted that it never asks
-for."""
+"""The agent asks for nothing that manifests/base/rbac.yaml does not grant, and nothing is granted that it never
+asks for."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import yaml
 from felix_py.datastore import conditions
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
-from felix_py.datastore.fetch import container_ports, fetch
+from felix_py.datastore.fetch import configurations, container_ports, fetch
+from felix_py.datastore.status_writer import Offer
 from policy.model import PolicyKind, PolicyRef
 from tests.support.fakeapi import (
     ADMIN_POLICIES,
     BASELINE_ADMIN_POLICIES,
     CLUSTER_POLICIES,
+    CONFIGURATIONS,
+    NODE_STATUSES,
     NODES,
     PATIENCE,
     PODS,
@@ -30,7 +33,7 @@ from tests.support.fakeapi import (
 )
 from tests.support.watching import QUICK, configuration
 
-RBAC = Path(__file__).parents[2] / "manifests" / "rbac.yaml"
+RBAC = Path(__file__).parents[2] / "manifests" / "base" / "rbac.yaml"
 CRDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
 
 Right = tuple[str, str, str, str]
@@ -90,6 +93,9 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
         for path in CRDS:
             server.install(path)
             server.put(path, broken("default"))
+        server.install(CONFIGURATIONS)
+        server.install(NODE_STATUSES)
+        cluster.statuses.offer(Offer("uid", {"conditions": []}, None))
         cluster.warn(PolicyRef(PolicyKind.NETWORK, "shop", "bad"), "Refused", "by the test")
         await cluster.set_network_available("node-1")
         await asyncio.to_thread(
@@ -97,9 +103,12 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
             lambda: (
                 len(server.events) >= 2
                 and all(server.objects[path, "", "default"].get("status") for path in CRDS)
+                and bool(server.objects.get((NODE_STATUSES, "", "node-1"), {}).get("status"))
+                and any(verb.startswith("watch") for verb in server.verbs(CONFIGURATIONS))
             ),
         )
         fetch(client)
+        configurations(client)
         container_ports(client, ("shop", "web"))
     finally:
         await cluster.stop()

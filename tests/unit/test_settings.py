@@ -59,7 +59,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AgentConfig]:
     seen: list[AgentConfig] = []
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(log, "configure", lambda *_, **__: None)
-    monkeypatch.setattr(agent_main, "main", seen.append)
+    monkeypatch.setattr(agent_main, "main", lambda config, _given: seen.append(config))
     for it in SETTINGS.values():
         for name in it.environment:
             monkeypatch.delenv(name, raising=False)
@@ -102,6 +102,23 @@ def test_without_words_it_is_the_defaults(start: Callable[..., AgentConfig]) -> 
 def test_an_empty_variable_is_none(start: Callable[..., AgentConfig]) -> None:
     empty = {it.environment[0]: "" for it in SETTINGS.values() if it.name not in ("chained_plugins",)}
     assert dataclasses.replace(start(**empty), node_name="n1") == dataclasses.replace(start(), node_name="n1")
+
+
+def test_what_is_given_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given counts before the cluster's settings, also if it is the built-in value."""
+    seen: list[frozenset[str]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(log, "configure", lambda *_, **__: None)
+    monkeypatch.setattr(agent_main, "main", lambda _config, given: seen.append(given))
+    env = {name: "" for it in SETTINGS.values() for name in it.environment if it.name != "chained_plugins"}
+    env |= {
+        "FELIX_PY_DENY_LOG_RATE": "10",
+        "FELIX_PY_NAT_OUTGOING": "false",
+        "FELIX_PY_CLUSTER_CIDRS": "10.0.0.0/8",
+    }
+    words = ["agent", "--mtu=0", "--no-deny-log", "--service-cidr=none"]
+    assert CliRunner().invoke(app, words, env=env).exit_code == 0
+    assert seen == [{"deny_log_rate", "nat_outgoing", "cluster_cidrs", "mtu", "deny_log", "service_cidrs"}]
 
 
 def test_none_is_an_empty_list(start: Callable[..., AgentConfig]) -> None:

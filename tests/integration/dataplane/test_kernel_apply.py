@@ -29,8 +29,8 @@ def test_everything_is_written_once(kernel: Kernel, backend: Backend) -> None:
     for family in Family:
         assert kernel_state.sets()[name(family, "egress")] == [f"{address(family, 2)} skbmark 0x20000/0xfe0000"]
         assert f"{address(family, 2)},{POD}" in kernel_state.sets()[name(family, "source")]
-        web = kernel_state.rules(family, backend, "filter", "FELIX-CE-1")[0]
-        assert 'default/web \\"it' in web
+        web, *_, seal = kernel_state.rules(family, backend, "filter", "FELIX-CE-1")
+        assert 'default/web \\"it' in seal
         assert "--dports 80,443,8000:8080" in web
         routes = kernel_state.routes(family)
         assert f"blackhole {node_program.blackhole(family).key.destination} proto 88" in routes
@@ -88,10 +88,9 @@ def test_chain_content_and_removal(kernel: Kernel, backend: Backend, family: Fam
     allow = ChainRef(family, "filter", "FELIX-ALLOW")
     report = put(kernel, Update(chains={allow: (rule_of("-j", "ACCEPT"), rule_of("-j", "DROP"))}))
     assert (report.transactions, report.writes) == (1, 1)
-    assert [r.split()[-1] for r in kernel_state.rules(family, backend, "filter", "FELIX-ALLOW")] == [
-        "ACCEPT",
-        "DROP",
-    ]
+    written = kernel_state.rules(family, backend, "filter", "FELIX-ALLOW")
+    assert written[:-1] == ["-j ACCEPT", "-j DROP"]
+    assert "felix:" in written[-1]
 
     # A chain and the last reference to it, in one transaction.
     user = ChainRef(family, "filter", "FELIX-CE-1")

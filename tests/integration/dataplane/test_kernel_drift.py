@@ -33,6 +33,16 @@ RULE_DRIFT = {
     "rule deleted": ("{iptables} -D FELIX-CE-1 2", ["chain"]),
     "last rule deleted": ("{iptables} -D FELIX-ALLOW 1", ["chain"]),
     "foreign rule in our chain": ("{iptables} -I FELIX-CE-1 1 -j ACCEPT", ["chain"]),
+    "seal deleted": ("{iptables} -D FELIX-CE-1 5", ["chain"]),
+    "foreign rule behind the seal": ("{iptables} -A FELIX-CE-1 -j ACCEPT", ["chain"]),
+    "seal altered": (
+        "{iptables} -R FELIX-CE-1 5 -m comment --comment felix:0123456789abcdef",
+        ["chain"],
+    ),
+    "rule with our comment put into our chain": (
+        "{iptables} -I FELIX-CE-1 1 -m comment --comment felix:0123456789abcdef -j ACCEPT",
+        ["chain"],
+    ),
     "chain emptied": ("{iptables} -F FELIX-FORWARD", ["chain"]),
     "chain deleted": ("{iptables} -X FELIX-EMPTY", ["chain"]),
     "chain added": ("{iptables} -N FELIX-NOBODYS", ["chain"]),

@@ -262,6 +262,7 @@ def test_a_lock_that_somebody_holds(
         assert report.transactions == 1
         assert {str(f.ref) for f in report.failures} >= {f"chain FELIX-CE-1 (filter, IPv{int(family)})"}
         assert all("xtables lock" in failure.reason for failure in report.failures)
+        assert (report.lock_waits, report.lock_seconds >= 0.9) == (1, True)
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert kernel.apply().failures == ()
         check_quiet(kernel)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from felix_py.dataplane import sysctl
 from felix_py.dataplane.sysctl import HostSettings, available_families, set_up_host
 from felix_py.records import Failure
 from felix_py.refs import SysctlRef
 from policy.model import Family
-from tests.support.isolate import run
+from tests.support.isolate import new_netns, run
 from tests.support.node_program import POD
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("interfaces")]
@@ -41,6 +42,25 @@ def test_a_node_becomes_a_router_and_keeps_its_default_route() -> None:
 def test_one_family_only() -> None:
     assert set_up_host([Family.V4]) == ()
     assert value("ipv6/conf/all/forwarding") == "0"
+
+
+def test_container_with_a_writable_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the DaemonSet's pod. What is written is the namespace of the thread that writes."""
+    monkeypatch.setattr(sysctl, "IN_CONTAINER", tmp_path)
+    run("mount", "--bind", "/proc/sys/net", str(tmp_path))
+    run("mount", "--bind", "/proc/sys", "/proc/sys")
+    try:
+        run("mount", "-o", "remount,bind,ro", "/proc/sys")
+        assert set_up_host(available_families()) == ()
+        assert value("ipv4/ip_forward") == value("ipv6/conf/all/forwarding") == "1"
+        with new_netns():
+            assert value("ipv4/ip_forward") == "0"
+            sysctl.write("ipv4/conf/lo/proxy_arp", "1")
+            assert value("ipv4/conf/lo/proxy_arp") == "1"
+        assert value("ipv4/conf/lo/proxy_arp") == "0"
+    finally:
+        run("umount", "/proc/sys")
+        run("umount", str(tmp_path))
 
 
 def test_read_only_settings_are_named() -> None:

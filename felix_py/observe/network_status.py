@@ -1,0 +1,151 @@
+"""The agent's state as NodeNetworkStatus (felixpy.io/v1alpha1), for ``kubectl get nns``: small, and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from bgp.session import PeerStatus
+from felix_py import log
+from felix_py.datastore.status_writer import READY, Offer, StatusWriter
+from felix_py.failures import Failures
+from felix_py.notices import NoticeKind
+from felix_py.observe.status import Status
+from felix_py.records import NodeRecord
+from felix_py.refs import RouteRef, RoutesRef
+
+_LOOK = 2.0
+"""Seconds between two looks."""
+
+_PATIENCE = 10.0
+"""Seconds after the start until a status is written that is not ready yet: most starts are over by then."""
+
+_MOST_NOTICES = 20
+_LONGEST_NOTICE = 512
+_LONGEST_SUBJECT = 253
+_LONGEST_MESSAGE = 1024
+_PEERS_NAMED = 5
+
+Json = dict[str, Any]
+
+
+class Telling:
+    """Offers the state to the writer every two seconds. On the event loop only."""
+
+    def __init__(self, status: Status, node: Callable[[], NodeRecord | None], writer: StatusWriter) -> None:
+        """``node`` returns this node's object, if it is known."""
+        self._status = status
+        self._node = node
+        self._writer = writer
+        self._log = log.get("node-status")
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        patient_until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                node = self._node()
+                if node is not None and (not self._status.unready() or time.monotonic() > patient_until):
+                    self._writer.offer(offered(self._status, node.uid))
+            except Exception:
+                # A defect here must not end the agent.
+                self._log.exception("cannot tell the node's status")
+            await asyncio.sleep(_LOOK)
+
+
+def offered(status: Status, owner: str) -> Offer:
+    """The state as an offer to the writer. ``owner``: the uid of the Node."""
+    peers = status.bgp.peers()
+    up = sum(peer.established for peer in peers)
+    running = status.running["configuration"]
+    conditions = _conditions(status, peers)
+    due = sorted(status.configured.restart_due)
+    notices = sorted(status.notices.all())[:_MOST_NOTICES]
+    body = {
+        "conditions": conditions,
+        "endpoints": len(status.facts.held),
+        "peersEstablished": up,
+        "peersConfigured": len(peers),
+        "peers": f"{up}/{len(peers)}",
+        "routes": len(status.bgp.routes()),
+        "backend": running["backend"],
+        "families": [f"ipv{family}" for family in running["families"]],
+        "version": version("felix-py"),
+        "restartRequired": due,
+        "notices": [
+            {
+                "kind": notice.kind.value,
+                "subject": _cut(notice.subject, _LONGEST_SUBJECT),
+                "message": _cut(notice.text, _LONGEST_NOTICE),
+            }
+            for notice in notices
+        ],
+    }
+    verdicts = [(one["type"], one["status"], one["reason"]) for one in conditions]
+    return Offer(owner, body, (verdicts, body["peers"], due, running, {notice.kind for notice in notices}))
+
+
+def _conditions(status: Status, peers: Sequence[PeerStatus]) -> list[Json]:
+    return [_ready(status), _policy(status), _routes(status), _peers(peers), _settings(status)]
+
+
+def _ready(status: Status) -> Json:
+    if (reason := status.unready()) is None:
+        return _condition(READY, "True", "Ready", "pods can be connected, and policy is wholly in force")
+    return _condition(
+        READY, "False", "NotReady" if status.cluster.store.in_sync.is_set() else "NotInSync", reason
+    )
+
+
+def _policy(status: Status) -> Json:
+    kind = "PolicyInForce"
+    if failure := status.reconciler.unenforced:
+        return _condition(kind, "False", "WriteFailed", str(failure))
+    if unread := status.reconciler.unread:
+        return _condition(kind, "Unknown", "KernelUnread", f"the kernel cannot be read back: {unread}")
+    if hindered := status.network.unready():
+        return _condition(kind, "False", "NotYet", hindered)
+    return _condition(kind, "True", "InForce", "all that policy rests on is in the kernel")
+
+
+def _routes(status: Status) -> Json:
+    kind = "RoutesInstalled"
+    failed = Failures(one for one in status.reconciler.failures if isinstance(one.ref, RouteRef | RoutesRef))
+    if failed:
+        first = next(iter(failed))
+        return _condition(kind, "False", "WriteFailed", f"{failed.objects} missing; {first}")
+    if hindered := status.network.unready():
+        return _condition(kind, "Unknown", "NotYet", hindered)
+    return _condition(kind, "True", "Installed", "all routes are in the kernel")
+
+
+def _peers(peers: Sequence[PeerStatus]) -> Json:
+    kind = "PeersUp"
+    if not peers:
+        return _condition(kind, "True", "NoPeers", "no BGP peer is configured")
+    down = [peer for peer in peers if not peer.established]
+    if not down:
+        return _condition(kind, "True", "Established", "all BGP peers are established")
+    named = [f"{peer.address} (AS {peer.asn}): {peer.error or 'down'}" for peer in down[:_PEERS_NAMED]]
+    more = [f"and {len(down) - _PEERS_NAMED} more"] if len(down) > _PEERS_NAMED else []
+    return _condition(kind, "False", "PeersDown", "; ".join(named + more))
+
+
+def _settings(status: Status) -> Json:
+    kind = "SettingsInForce"
+    if told := status.notices.of(NoticeKind.CONFIGURATION):
+        return _condition(kind, "False", "NotUsable", "; ".join(text for _, text in sorted(told.items())))
+    if due := status.configured.restart_due:
+        return _condition(kind, "False", "RestartRequired", f"the agent must start again for {', '.join(due)}")
+    return _condition(kind, "True", "InForce", "the agent runs with what its FelixConfigurations say")
+
+
+def _condition(kind: str, status: str, reason: str, message: str) -> Json:
+    return {"type": kind, "status": status, "reason": reason, "message": _cut(message, _LONGEST_MESSAGE)}
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 2]} …"

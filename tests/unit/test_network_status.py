@@ -1,0 +1,187 @@
+"""NodeNetworkStatus: what each state of the agent becomes, and that it is small and as its definition says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import yaml
+
+from bgp.session import PeerStatus
+from felix_py.failures import Failures
+from felix_py.metrics import Metrics
+from felix_py.notices import NoticeKind, Notices
+from felix_py.observe.network_status import offered
+from felix_py.observe.status import Status
+from felix_py.records import Failure
+from felix_py.refs import ChainRef, RouteRef
+from lab.apiserver.crd import resource_of
+from lab.apiserver.structural import Structural
+from policy.model import Family
+
+CRD = Path(__file__).parents[2] / "manifests" / "crds" / "felixpy.io_nodenetworkstatuses.yaml"
+CHAIN = Failure(ChainRef(Family.V4, "filter", "FELIX-PE-x"), "refused")
+ROUTE = Failure(RouteRef("10.1.0.5/32", 1), "no such device")
+
+
+@dataclass
+class Node:
+    """The parts of an agent, as far as its status asks them."""
+
+    unready: str | None = None
+    network: str | None = None
+    unread: str = ""
+    failures: Failures = field(default_factory=Failures)
+    peers: list[PeerStatus] = field(default_factory=list)
+    in_sync: bool = True
+    restart_due: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.notices = Notices(Metrics())
+
+    def status(self) -> dict[str, Any]:
+        """What would be written."""
+        return dict(self.offer().status)
+
+    def offer(self) -> Any:
+        synced = asyncio.Event()
+        if self.in_sync:
+            synced.set()
+        running = {"backend": "nft", "families": [4, 6], "rules": {}}
+        unenforced = next((one for one in self.failures if one is not ROUTE), None)
+        parts = SimpleNamespace(
+            unready=lambda: self.unready,
+            network=SimpleNamespace(unready=lambda: self.network),
+            reconciler=SimpleNamespace(unread=self.unread, unenforced=unenforced, failures=self.failures),
+            bgp=SimpleNamespace(peers=lambda: self.peers, routes=lambda: {"10.2.0.0/24": ("192.0.2.2",)}),
+            cluster=SimpleNamespace(store=SimpleNamespace(in_sync=synced)),
+            configured=SimpleNamespace(restart_due=self.restart_due),
+            facts=SimpleNamespace(held=range(7)),
+            notices=self.notices,
+            running={"configuration": running},
+        )
+        return offered(cast(Status, parts), "uid")
+
+    def condition(self, kind: str) -> tuple[str, str, str]:
+        found = next(one for one in self.status()["conditions"] if one["type"] == kind)
+        return found["status"], found["reason"], found["message"]
+
+
+def peer(number: int, error: str = "", *, up: bool = False) -> PeerStatus:
+    return PeerStatus(f"192.0.2.{number}", 64512 + number, up, 1.0, 5, ("ipv4 unicast",), error)
+
+
+def test_all_is_well() -> None:
+    node = Node(peers=[peer(1, up=True), peer(2, up=True)])
+    status = node.status()
+    assert [(one["type"], one["status"]) for one in status["conditions"]] == [
+        ("Ready", "True"),
+        ("PolicyInForce", "True"),
+        ("RoutesInstalled", "True"),
+        ("PeersUp", "True"),
+        ("SettingsInForce", "True"),
+    ]
+    assert (status["peers"], status["endpoints"], status["routes"], status["families"]) == (
+        "2/2",
+        7,
+        1,
+        ["ipv4", "ipv6"],
+    )
+
+
+def test_before_the_cluster_is_known() -> None:
+    node = Node(unready="the agent has not yet seen it", network="the agent has not yet seen it", in_sync=False)
+    assert node.condition("Ready") == ("False", "NotInSync", "the agent has not yet seen it")
+    assert node.condition("PolicyInForce")[:2] == ("False", "NotYet")
+    assert node.condition("RoutesInstalled")[:2] == ("Unknown", "NotYet")
+
+
+def test_a_chain_that_cannot_be_written() -> None:
+    node = Node(unready="policy is not wholly in force", failures=Failures([CHAIN]))
+    assert node.condition("Ready")[:2] == ("False", "NotReady")
+    assert node.condition("PolicyInForce") == ("False", "WriteFailed", str(CHAIN))
+    assert node.condition("RoutesInstalled")[0] == "True"
+
+
+def test_a_route_that_cannot_be_written() -> None:
+    node = Node(failures=Failures([ROUTE]))
+    assert node.condition("Ready")[0] == "True"
+    assert node.condition("PolicyInForce")[0] == "True"
+    assert node.condition("RoutesInstalled") == (
+        "False",
+        "WriteFailed",
+        "1 missing; route 10.1.0.5/32: no such device",
+    )
+
+
+def test_a_kernel_that_cannot_be_read() -> None:
+    assert Node(unread="the tool timed out").condition("PolicyInForce")[:2] == ("Unknown", "KernelUnread")
+
+
+def test_peers_that_are_down_are_named() -> None:
+    node = Node(peers=[peer(1, up=True), *(peer(number, "hold timer") for number in range(2, 10))])
+    status, reason, message = node.condition("PeersUp")
+    assert (status, reason) == ("False", "PeersDown")
+    assert message.startswith("192.0.2.2 (AS 64514): hold timer; ")
+    assert message.endswith("; and 3 more")
+    assert node.status()["peers"] == "1/9"
+
+
+def test_settings_that_are_not_in_force() -> None:
+    node = Node(restart_due=("backend", "ipFamilies"))
+    assert node.condition("SettingsInForce") == (
+        "False",
+        "RestartRequired",
+        "the agent must start again for backend, ipFamilies",
+    )
+    node.notices.say(NoticeKind.CONFIGURATION, "default backend", "not on this node")
+    assert node.condition("SettingsInForce") == ("False", "NotUsable", "not on this node")
+
+
+def validated(status: dict[str, Any]) -> list[str]:
+    """What the definition has against it."""
+    (version,) = resource_of(yaml.safe_load(CRD.read_text())).versions
+    now = "2026-01-01T00:00:00Z"
+    conditions = [{**one, "lastTransitionTime": now} for one in status["conditions"]]
+    obj = {
+        "apiVersion": "felixpy.io/v1alpha1",
+        "kind": "NodeNetworkStatus",
+        "metadata": {"name": "n1"},
+        "status": {**status, "conditions": conditions},
+    }
+    return [str(error) for error in Structural(version).validate(obj)]
+
+
+@pytest.mark.parametrize("many", [0, 500])
+def test_it_is_small_and_as_its_definition_says(many: int) -> None:
+    words = "x" * 5000 * bool(many)
+    failures = Failures([Failure(RouteRef(f"10.1.{n}.0/24", 1), words) for n in range(many)])
+    node = Node(
+        unready=f"because {words}",
+        failures=failures,
+        peers=[peer(n % 250, words) for n in range(many)],
+        restart_due=("natOutgoing", "dropInvalid"),
+    )
+    for number in range(many):
+        node.notices.say(NoticeKind.NEXT_HOP, f"{number:03}{words}", f"{number} {words}")
+    status = node.status()
+    assert validated(status) == []
+    assert validated({**status, "peers": "x" * 33}), "the definition is asked"
+    assert len(status["notices"]) == min(many, 20)
+    assert len(json.dumps(status, ensure_ascii=False).encode()) < 25_000
+
+
+def test_what_is_urgent_and_what_is_not() -> None:
+    node, before = Node(peers=[peer(1, "retry 1")]), Node(peers=[peer(1, "retry 2")])
+    assert node.offer().gist == before.offer().gist, "words"
+    assert node.offer().status != before.offer().status
+    for other in (Node(peers=[peer(1, up=True)]), Node(restart_due=("mtu",)), Node(unready="no")):
+        assert other.offer().gist != node.offer().gist
+    noticed = Node(peers=[peer(1, "retry 1")])
+    noticed.notices.say(NoticeKind.IPVS, "kube-ipvs0", "words")
+    assert noticed.offer().gist != node.offer().gist
