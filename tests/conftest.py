@@ -33,7 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("heavy") and not ALL:
-            item.add_marker(pytest.mark.skip(reason="heavy: `make test-all` runs it"))
+            target = "FELIX_PY_TESTS=all make test-cluster" if "cluster" in item.path.parts else "make test-all"
+            item.add_marker(pytest.mark.skip(reason=f"heavy: `{target}` runs it"))
         if item.get_closest_marker("image") and os.environ.get("FELIX_PY_TESTS") != "image":
             item.add_marker(pytest.mark.skip(reason="needs the image, built twice: `make test-image`"))
         if (item.get_closest_marker("root") or item.get_closest_marker("e2e")) and os.geteuid() != 0:

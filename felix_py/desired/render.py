@@ -142,21 +142,23 @@ def dispatch_chains(
         mark, mask = (marks.class_mark(direction, one << bits) for one in (value, OVERFLOW >> bits))
         return RuleSpec((MarkIs(mark, mask),), Goto(chain))
 
+    def row(among: _Numbers) -> list[RuleSpec]:
+        return [class_rule(family, direction, marks, chain, number) for chain, number in among]
+
     def classes(among: _Numbers) -> list[RuleSpec]:
-        """The rules to classes: in a row, or by branches of their own."""
+        """The rules to classes: in a row, or by branches of rows."""
         if len(among) <= _MOST_IN_A_ROW:
-            return [class_rule(family, direction, marks, chain, number) for chain, number in among]
+            return row(among)
         above = BRANCH_BITS - LEAF_BITS
         return [
-            branch(f"{value >> above}-{value}", LEAF_BITS, value, classes(few))
+            branch(f"{value >> above}-{value}", LEAF_BITS, value, row(few))
             for value, few in _divided(among, LEAF_BITS)
         ]
 
     root = [RuleSpec((MarkIs(0, marks.class_mask(direction)),), RETURN)]
     # The overflow number shares a branch with the highest numbers, so its own branch is matched first.
     if overflow := [item for item in ordered if item[1] == OVERFLOW]:
-        rows = [class_rule(family, direction, marks, chain, number) for chain, number in overflow]
-        root.append(branch(SETS_BRANCH, 0, OVERFLOW, rows))
+        root.append(branch(SETS_BRANCH, 0, OVERFLOW, row(overflow)))
     # Every endpoint depends on the root: one class that cannot be written must not hold it up. So it has branches
     # alone, and seldom changes.
     for value, few in _divided([item for item in ordered if item[1] != OVERFLOW], BRANCH_BITS):
