@@ -31,7 +31,9 @@ def setting(lab: LabUnderTest, node: str, name: str) -> Any:
 
 
 def status(lab: LabUnderTest, node: str) -> dict[str, Any]:
-    found: dict[str, Any] = lab.get("nns", node).get("status", {})
+    """What a node tells of itself; nothing before it has told anything."""
+    shown = lab.kubectl("get", "nns", node, "--ignore-not-found", "-o", "json")
+    found: dict[str, Any] = json.loads(shown).get("status", {}) if shown else {}
     return found
 
 

@@ -57,8 +57,12 @@ def tracked(lab: LabUnderTest, node: str, address: str) -> list[str]:
 
 
 def ident(lab: LabUnderTest, node: str, stream: Stream) -> str:
-    port = f" sport={stream.client.sock.getsockname()[1]} "
-    (line,) = [line for line in tracked(lab, node, stream.client.sock.getsockname()[0]) if port in line]
+    (source, port), (destination, _) = (
+        end[:2] for end in (stream.client.sock.getsockname(), stream.client.sock.getpeername())
+    )
+    # All of it: another connection may have the same port, and the same address in its answers.
+    asked = f"src={source} dst={destination} sport={port} "
+    (line,) = [line for line in tracked(lab, node, source) if asked in line]
     return line[line.rindex(" id=") :]
 
 

@@ -127,8 +127,11 @@ def idents(streams: list[Stream]) -> list[str]:
     ]
     found = []
     for stream in streams:
-        address, port = stream.client.sock.getsockname()[:2]
-        mine = [line for line in lines if f"src={address} " in line and f" sport={port} " in line]
+        (source, port), (destination, _) = (
+            end[:2] for end in (stream.client.sock.getsockname(), stream.client.sock.getpeername())
+        )
+        # All of it: another connection may have the same port, and the same address in its answers.
+        mine = [line for line in lines if f"src={source} dst={destination} sport={port} " in line]
         assert len(mine) == 1, f"{stream.name}: {mine}"
         ident = re.search(r" id=(\d+)", mine[0])
         assert ident

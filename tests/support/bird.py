@@ -6,12 +6,38 @@ import re
 import shutil
 import socket
 import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import eventually
+
+
+@dataclass(frozen=True)
+class Written:
+    """Routes that BIRD holds, and when each was written last: equal if none was written again in between.
+
+    BIRD converts the time anew for each answer, and it comes out a millisecond earlier or later.
+    """
+
+    shown: str
+    at: tuple[float, ...] = field(compare=False)
+
+    @classmethod
+    def of(cls, shown: str) -> Written:
+        """What ``birdc show route`` says."""
+        times = re.findall(r" (\d\d):(\d\d):(\d\d\.\d+)\]", shown)
+        at = tuple(3600 * int(hours) + 60 * int(minutes) + float(seconds) for hours, minutes, seconds in times)
+        return cls(re.sub(r" [\d:.]+\]", "]", shown), at)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Written) or self.shown != other.shown:
+            return False
+        return all(abs(mine - its) < 0.01 for mine, its in zip(self.at, other.at, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Bird:
@@ -54,6 +80,10 @@ class Bird:
         return set(
             re.findall(r"^(\S+/\d+) +\S+ \[", self.birdc("show", "route", "protocol", protocol), re.MULTILINE)
         )
+
+    def written(self, *protocols: str) -> Written:
+        """The routes learned from some protocols, with the times at which they were written."""
+        return Written.of("".join(self.birdc("show", "route", "protocol", protocol) for protocol in protocols))
 
     def count(self, protocol: str) -> int:
         """How many routes of one protocol are in the tables now."""
