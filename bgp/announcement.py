@@ -10,8 +10,8 @@ class Announcement:
     """Attributes of a prefix in an UPDATE (RFC 4271 5.1).
 
     ``next_hop``: an address, or ``self``. ``as_path``: before the speaker's own AS number is put before it.
-    ``originator_id`` and ``cluster_list`` are of reflected routes (RFC 4456). ``communities``: ``65000:1`` (RFC 1997),
-    ``large_communities``: ``65000:1:2`` (RFC 8092), both sorted.
+    ``originator_id`` and ``cluster_list`` are of reflected routes (RFC 4456). ``communities``: ``65000:1``
+    (RFC 1997), ``large_communities``: ``65000:1:2`` (RFC 8092), both sorted.
     """
 
     prefix: str

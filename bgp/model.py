@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bgp.resources import Bfd, BGPFilter, NextHopMode
+
 BGP_PORT = 179
 
 _MAX_ASN = 2**32 - 1
@@ -49,6 +51,10 @@ class Peer:
     route to the peer. ``ttl_security`` is the peer's greatest distance in hops (RFC 5082), 0: off.
     ``max_restart_time`` (seconds): how long the peer is asked to keep our routes, and we keep its. A path with
     more than ``allowed_own_asns`` occurrences of our own AS number is a loop.
+
+    Only of a peer that the API declares: ``name``, its BGPPeer's or mesh node's; ``families`` (4, 6), empty: that
+    of its address; ``cluster_id``: the peer is a client of this route reflector (RFC 4456); ``filters``, asked
+    one after the other; ``prefix_limit``, 0: none.
     """
 
     address: str
@@ -62,6 +68,16 @@ class Peer:
     max_restart_time: int = 120
     allowed_own_asns: int = 0
     passive: bool = False
+    name: str = ""
+    families: tuple[int, ...] = ()
+    interface: str = ""
+    reachable_by: str = ""
+    cluster_id: str = ""
+    next_hop_mode: NextHopMode = NextHopMode.AUTO
+    keep_original_next_hop: bool = False
+    filters: tuple[BGPFilter, ...] = ()
+    prefix_limit: int = 0
+    bfd: Bfd | None = None
 
     @property
     def version(self) -> int:

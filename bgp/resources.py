@@ -1,8 +1,8 @@
 """BGP as declared in the API: BGPConfiguration, BGPPeer and BGPFilter (felixpy.io/v1alpha1), as records.
 
-Kinds and fields have the names and the meaning of Calico's (projectcalico.org/v3), unless docs/bgp.md says otherwise.
-``None``, or an empty text or tuple, is a field that the object does not have. Addresses and CIDRs are canonical texts,
-times are whole seconds.
+Kinds and fields have the names and the meaning of Calico's (projectcalico.org/v3), unless docs/bgp.md says
+otherwise. ``None``, or an empty text or tuple, is a field that the object does not have. Addresses and CIDRs are
+canonical texts, times are whole seconds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class SecretKey:
 class PrefixAdvertisement:
     """``prefixAdvertisements``: what is announced with a prefix and all inside it.
 
-    ``communities``: names out of :attr:`BGPConfiguration.communities`, or values. ``local_preference`` and ``med`` are
-    ours.
+    ``communities``: names out of :attr:`BGPConfiguration.communities`, or values. ``local_preference`` and
+    ``med`` are ours.
     """
 
     cidr: str
@@ -69,7 +69,8 @@ class SourceAddress(Enum):
 class NextHopMode(Enum):
     """``nextHopMode``: the next hop of what is announced to a peer.
 
-    AUTO: our own address to eBGP peers, unchanged to iBGP peers (RFC 4271, 5.1.3). SELF: our own. KEEP: unchanged.
+    AUTO: our own address to eBGP peers, unchanged to iBGP peers (RFC 4271, 5.1.3). SELF: our own. KEEP:
+    unchanged.
     """
 
     AUTO = "Auto"
@@ -90,8 +91,8 @@ class Bfd:
 class BGPPeer:
     """One object: which nodes (``node``, else ``node_selector``, else all) have a session with whom.
 
-    The peers are the one at ``peer_ip``, or the nodes that ``peer_selector`` selects. ``interface``: of a link-local
-    ``peer_ip``. ``families``: 4 and 6; empty: that of the addresses of the session.
+    The peers are the one at ``peer_ip``, or the nodes that ``peer_selector`` selects. ``interface``: of a
+    link-local ``peer_ip``. ``families``: 4 and 6; empty: that of the addresses of the session.
     """
 
     name: str
@@ -115,8 +116,8 @@ class BGPPeer:
     keep_original_next_hop: bool = False
     filters: tuple[str, ...] = ()
     reverse_peering: bool = True
-    """``reversePeering: Auto``: the nodes that ``peer_selector`` selects have the session, too, without a BGPPeer of
-    their own; ``Manual``: they need one."""
+    """``reversePeering: Auto``: the nodes that ``peer_selector`` selects have the session, too, without a BGPPeer
+    of their own; ``Manual``: they need one."""
     families: tuple[int, ...] = ()
     bfd: Bfd | None = None
     prefix_limit: int | None = None
@@ -125,7 +126,10 @@ class BGPPeer:
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """``operations`` of an accepting rule: what changes about a route. ``prepend``: AS numbers, the first one foremost."""
+    """``operations`` of an accepting rule: what changes about a route.
+
+    ``prepend``: AS numbers, the first one foremost.
+    """
 
     add_communities: tuple[str, ...] = ()
     prepend: tuple[int, ...] = ()
