@@ -137,12 +137,13 @@ class Outgoing:
                     withdrawn.append(sent or Announcement(prefix))
                     self._recent[prefix] = sent
             elif wanted != sent:
-                last = self._recent.get(prefix, self._earlier.get(prefix, wanted))
-                if last == wanted:
-                    self._recent[prefix] = self._sent[prefix] = wanted
-                    announced.append(wanted)
-                else:
+                now = self._recent.get(prefix, self._earlier.get(prefix, wanted))
+                if now != wanted:
                     self._postponed.add(prefix)
+                # Meanwhile a prefix that was just withdrawn has its attributes of before.
+                if now and now != sent:
+                    self._recent[prefix] = self._sent[prefix] = now
+                    announced.append(now)
         # Announcements first: addresses that move from one prefix to another stay reachable.
         return [
             *protocol.announce(self._peer.address, announced, self._own_asn),
