@@ -35,8 +35,8 @@ class Outgoing:
         self._since = 0.0
         self._established = False
         self._read = False
-        self.complete = True
-        """Whether what is wanted is all that there is to announce: before that there is no end-of-RIB."""
+        self._complete = True
+        self._found: set[str] = set()
 
     @property
     def postponed(self) -> bool:
@@ -55,10 +55,12 @@ class Outgoing:
             if self._own_asn and announcement.as_path[:1] == (self._own_asn,):
                 announcement = replace(announcement, as_path=announcement.as_path[1:])
         self._sent[prefix] = announcement
+        self._found.add(prefix)
 
     def forget(self) -> None:
         """Forget what ExaBGP announces, to be read anew; until :meth:`synchronise` nothing is sent."""
         self._sent.clear()
+        self._found.clear()
         self._read = False
 
     def synchronise(self, *, established: bool) -> list[str]:
@@ -66,6 +68,14 @@ class Outgoing:
         self._read, self._established = True, established
         self._recent.update(self._sent)
         return self._change(self._all()) + self.end_of_rib()
+
+    def set_complete(self, complete: bool) -> list[str]:
+        """Whether what is wanted is all that there is to announce, as it is at first.
+
+        Before, there is no end-of-RIB, and what an earlier life has announced stays.
+        """
+        before, self._complete = self._complete, complete
+        return self._change(self._all()) + self.end_of_rib() if complete and not before else []
 
     def up(self) -> list[str]:
         """The session is Established: announce everything, then end-of-RIB.
@@ -116,7 +126,7 @@ class Outgoing:
 
     def end_of_rib(self) -> list[str]:
         """End-of-RIB, if everything is announced. Repeating it is harmless."""
-        ready = self.complete and self._active and self._wanted is not None
+        ready = self._complete and self._active and self._wanted is not None
         return [protocol.end_of_rib(self._peer.address)] if ready else []
 
     def _all(self) -> set[str]:
@@ -132,11 +142,13 @@ class Outgoing:
             self._postponed.discard(prefix)
             wanted, sent = self._wanted.get(prefix), self._sent.get(prefix)
             if wanted is None:
-                if prefix in self._sent:
+                if prefix in self._sent and (self._complete or prefix not in self._found):
                     del self._sent[prefix]
                     withdrawn.append(sent or Announcement(prefix))
                     self._recent[prefix] = sent
-            elif wanted != sent:
+                continue
+            self._found.discard(prefix)
+            if wanted != sent:
                 now = self._recent.get(prefix, self._earlier.get(prefix, wanted))
                 if now != wanted:
                     self._postponed.add(prefix)
