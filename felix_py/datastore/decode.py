@@ -6,7 +6,7 @@ An object that cannot be decoded becomes :class:`Unusable`; it never breaks its 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -107,16 +107,19 @@ class Kind(Generic[R]):
         convert: Callable[[W], R],
         salvage: Salvage[R] | None = None,
         optional: bool = False,
+        query: Mapping[str, str] | None = None,
     ) -> None:
         """``convert`` and ``salvage`` raise ValueError with the reason why an object cannot be used. ``salvage``
         is for kinds whose objects must not be left out because a part cannot be decoded. ``optional``: a custom
-        resource, absent while its CustomResourceDefinition is not installed.
+        resource, absent while its CustomResourceDefinition is not installed. ``query``: of each request, as a
+        label selector.
         """
         self.name = name
         self.api_version = api_version
         self.path = path
         self.key = key
         self.optional = optional
+        self.query = dict(query or {})
         self._convert: Callable[[Any], R] = convert
         self._salvage = salvage
         self._object = msgspec.json.Decoder(wire_type)
