@@ -227,7 +227,8 @@ class NodeRecord:
     """A Node (core/v1): its addresses and its pod CIDRs.
 
     ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order.
-    ``pod_cidrs`` are canonical CIDR texts, at most one of a family.
+    ``pod_cidrs`` are canonical CIDR texts, at most one of a family. ``drain``: why BGP is to lead traffic away
+    from the node: the annotation's value, ``taint``, or empty.
     """
 
     name: str
@@ -236,6 +237,7 @@ class NodeRecord:
     pod_cidrs: tuple[str, ...] = ()
     labels: Labels = ()
     unschedulable: bool = False
+    drain: str = ""
 
     def as_peer(self) -> Node:
         """Returns the node as policy knows it."""

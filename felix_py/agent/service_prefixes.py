@@ -18,15 +18,13 @@ from bgp.resources import BGPConfiguration
 from bgp.services import Attributes, Drain, Endpoints, Ranges, Service, ServiceIndex
 from felix_py import log
 from felix_py.datastore.service_kinds import OnServices
+from felix_py.layout import EXCLUDED
 from policy.change import Change
 
 GRACE = 30.0
 """Seconds for which routers are asked to use other paths before anything is withdrawn. A router that takes the
 community moves at once; those behind it hear of it within 30 s (RFC 4271, section 10,
 MinRouteAdvertisementIntervalTimer)."""
-
-EXCLUDED = ("node.kubernetes.io/exclude-from-external-load-balancers", "true")
-"""The label of a node that announces no Services, with the value that Calico asks for."""
 
 
 class Objects(Protocol):

@@ -17,6 +17,7 @@ import msgspec
 from felix_py.datastore import salvage, wire
 from felix_py.datastore.client import error_from_status
 from felix_py.datastore.wire import UNDECODABLE
+from felix_py.layout import DRAIN
 from felix_py.records import ConfigurationRecord, NodeRecord
 from policy.model import (
     ClusterPolicy,
@@ -416,7 +417,17 @@ def _node(node: wire.WireNode) -> NodeRecord:
         pod_cidrs=tuple([canonical_cidr(cidr) for cidr in cidrs if cidr]),
         labels=_labels(metadata.labels),
         unschedulable=spec.unschedulable,
+        drain=_drain(node),
     )
+
+
+def _drain(node: wire.WireNode) -> str:
+    """Why BGP is to lead traffic away from the node: what its annotation says, or that it has the taint."""
+    annotations = node.metadata.annotations
+    asked = annotations.drain if annotations else ""
+    if asked and asked != "false":
+        return asked
+    return "taint" if any(taint.key == DRAIN for taint in node.spec.taints or ()) else ""
 
 
 def _node_addresses(addresses: Sequence[wire.NodeAddress]) -> tuple[str, ...]:

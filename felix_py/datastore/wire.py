@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Raw, Struct, field
 
+from felix_py.layout import DRAIN
+
 T = TypeVar("T")
 
 UNDECODABLE = (ValueError, RecursionError)
@@ -151,12 +153,31 @@ class Judged(Wire):
     status: ConditionedStatus | None = None
 
 
+class NodeAnnotations(Wire):
+    """The annotations of a Node that are ours."""
+
+    drain: str = field(default="", name=DRAIN)
+
+
+class NodeMetadata(Metadata):
+    """meta/v1 ObjectMeta of a Node."""
+
+    annotations: NodeAnnotations | None = None
+
+
+class Taint(Wire):
+    """core/v1 Taint, whatever its effect."""
+
+    key: str = ""
+
+
 class NodeSpec(Wire):
     """core/v1 NodeSpec."""
 
     pod_cidr: str = field(default="", name="podCIDR")
     pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
     unschedulable: bool = False
+    taints: list[Taint] | None = None
 
 
 class NodeAddress(Wire):
@@ -175,7 +196,7 @@ class NodeStatus(Wire):
 class WireNode(Wire):
     """core/v1 Node."""
 
-    metadata: Metadata
+    metadata: NodeMetadata
     spec: NodeSpec = field(default_factory=NodeSpec)
     status: NodeStatus = field(default_factory=NodeStatus)
 
