@@ -93,6 +93,20 @@ class Drain(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Drained:
+    """How far the drain of a node has come. ``asked``: the Node's annotation, ``taint``, or empty.
+
+    ``kept``: Service addresses that stay announced, since no other node has a ready endpoint. ``sent``: every
+    peer that is up has been sent all that is announced at this stage.
+    """
+
+    asked: str = ""
+    stage: Drain = Drain.NO
+    kept: tuple[str, ...] = ()
+    sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ranges:
     """The Service ranges of a configuration, sorted: ``all``. ``aggregates`` are announced as a whole.
 

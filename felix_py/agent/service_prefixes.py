@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
 
 from bgp.announcement import Announcement
 from bgp.prefixes import canonical
 from bgp.resources import BGPConfiguration
-from bgp.services import Attributes, Drain, Endpoints, Ranges, Service, ServiceIndex
+from bgp.services import Attributes, Drain, Drained, Endpoints, Ranges, Service, ServiceIndex
 from felix_py import log
 from felix_py.datastore.service_kinds import OnServices
 from felix_py.layout import EXCLUDED
@@ -48,17 +47,6 @@ Later = Callable[[float, Callable[[], None]], Cancels]
 
 def _call_later(seconds: float, call: Callable[[], None]) -> Cancels:
     return asyncio.get_running_loop().call_later(seconds, call)
-
-
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """How far the drain is. ``asked``: what the Node's annotation says, or empty. ``kept``: the Service addresses
-    that stay announced because no other node has a ready endpoint.
-    """
-
-    asked: str = ""
-    stage: Drain = Drain.NO
-    kept: tuple[str, ...] = ()
 
 
 class ServicePrefixes:

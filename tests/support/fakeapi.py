@@ -458,6 +458,8 @@ class FakeApi:
             elif request.path.startswith(NODE_STATUSES):
                 self._write_node_status(exchange, parts[4:])
                 return
+            elif request.method == "PATCH" and (NODES, "", parts[-1]) in self.objects:
+                self._annotate(self.objects[NODES, "", parts[-1]], request.body["metadata"]["annotations"])
             elif request.method == "PATCH" and (NODES, "", parts[-2]) in self.objects and parts[-1] == "status":
                 node = self.objects[NODES, "", parts[-2]]
                 conditions = {c["type"]: c for c in node.setdefault("status", {}).get("conditions", [])}
@@ -469,6 +471,12 @@ class FakeApi:
                 return
             self.changed.notify_all()
         exchange.send(200, request.body)
+
+    def _annotate(self, node: Json, annotations: Json) -> None:
+        """A merge patch of a Node's annotations."""
+        merged = {**(node["metadata"].get("annotations") or {}), **annotations}
+        kept = {name: value for name, value in merged.items() if value is not None}
+        self.put(NODES, {**node, "metadata": {**node["metadata"], "annotations": kept}})
 
     def _write_node_status(self, exchange: Exchange, rest: list[str]) -> None:
         """Create one without its status, merge its metadata, or replace members of its status."""
