@@ -26,6 +26,8 @@ ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies"
 BASELINE_ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies"
 CONFIGURATIONS = "/apis/felixpy.io/v1alpha1/felixconfigurations"
 NODE_STATUSES = "/apis/felixpy.io/v1alpha1/nodenetworkstatuses"
+SERVICES = "/api/v1/services"
+SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES, DEFINITIONS)
 

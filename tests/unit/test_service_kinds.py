@@ -14,12 +14,10 @@ from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.decode import NODES, Unusable
 from felix_py.datastore.service_kinds import SERVICES, endpoint_slices
 from policy.change import Change
-from tests.support import faults
+from tests.support import fakeapi, faults
 from tests.support.fakeapi import PATIENCE, FakeApi, Json
 from tests.support.waiting import until
 from tests.support.watching import QUICK, configuration
-
-SERVICE_PATH, SLICE_PATH = "/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"
 
 
 def decoded(kind: Any, obj: Json) -> Any:
@@ -133,9 +131,9 @@ async def test_nothing_is_asked_for_before_it_is_wanted(monkeypatch: pytest.Monk
     changes: list[Change[Any]] = []
     listed: list[bool] = []
     with FakeApi() as server:
-        server.serve(SERVICE_PATH)
-        server.serve(SLICE_PATH)
-        server.put(SERVICE_PATH, service("web", {"clusterIP": "10.96.0.1"}))
+        server.serve(fakeapi.SERVICES)
+        server.serve(fakeapi.SLICES)
+        server.put(fakeapi.SERVICES, service("web", {"clusterIP": "10.96.0.1"}))
         cluster = Cluster(Api(lambda: configuration(server)), node_name="n1", timing=QUICK)
         objects = cluster.services
         objects.subscribe(changes.extend, lambda: listed.append(objects.listed()))
@@ -144,25 +142,25 @@ async def test_nothing_is_asked_for_before_it_is_wanted(monkeypatch: pytest.Monk
             async with asyncio.timeout(PATIENCE):
                 await cluster.in_sync()
             asked = [request.path for request in server.requests]
-            assert not {SERVICE_PATH, SLICE_PATH} & set(asked)
+            assert not {fakeapi.SERVICES, fakeapi.SLICES} & set(asked)
             assert objects.listed()
             assert not objects.ages()
             objects.want(endpoints=False)
             assert not objects.listed()
             await until(lambda: listed == [True])
             assert [change.after for change in changes] == [Service("shop", "web", False, ("10.96.0.1",))]
-            assert not server.verbs(SLICE_PATH)
-            server.fault("*", faults.refuse(403, "Forbidden"), path=SLICE_PATH)
-            server.put(SLICE_PATH, endpoints(at("n1")))
+            assert not server.verbs(fakeapi.SLICES)
+            server.fault("*", faults.refuse(403, "Forbidden"), path=fakeapi.SLICES)
+            server.put(fakeapi.SLICES, endpoints(at("n1")))
             objects.want(endpoints=True)
             objects.want(endpoints=True)
             assert not objects.listed()
             await until(objects.listed)
             assert changes[-1].after == Endpoints("shop", "web-1", "web", 4, ready_here=True)
-            server.delete(SLICE_PATH, "shop", "web-1")
+            server.delete(fakeapi.SLICES, "shop", "web-1")
             await until(lambda: changes[-1].after is None)
             assert {"Service", "EndpointSlice"} <= cluster.ages().keys()
-            selectors = {r.query.get("labelSelector") for r in server.requests if r.path == SLICE_PATH}
+            selectors = {r.query.get("labelSelector") for r in server.requests if r.path == fakeapi.SLICES}
             assert selectors == {"!service.kubernetes.io/headless"}
         finally:
             await cluster.stop()
