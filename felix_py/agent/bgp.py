@@ -7,7 +7,8 @@ import ipaddress
 from collections.abc import Mapping
 from itertools import islice
 
-from bgp.model import BGPConfigError, SpeakerConfig
+from bgp.fields import BGPConfigError
+from bgp.model import SpeakerConfig
 from bgp.session import PeerStatus
 from felix_py import log
 from felix_py.agent.facts import Facts
