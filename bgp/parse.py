@@ -135,8 +135,6 @@ def _judge_peer(read: _Reader, found: BGPPeer) -> None:
         read.refuse("peerIP", "peerIP and peerSelector cannot both be set")
     if "peerIP" not in given and "peerSelector" not in given:
         read.refuse("peerIP", "peerIP or peerSelector must be set")
-    if "peerIP" in given and "asNumber" not in given:
-        read.refuse("asNumber", "asNumber must be set when peerIP is set")
     if "peerSelector" in given and "asNumber" in given:
         read.refuse("asNumber", "asNumber must be empty when peerSelector is set")
     if "reachableBy" in given and "peerIP" not in given:

@@ -163,7 +163,6 @@ def refused_peer(**fields: Any) -> str:
         ({"peerIP": "tor"}, "peerIP: 'tor' is not an IP address"),
         ({"peerIP": "224.0.0.1"}, "peerIP: 224.0.0.1 is not the address of one host"),
         ({"peerIP": None}, "peerIP: peerIP or peerSelector must be set"),
-        ({"asNumber": None}, "asNumber: asNumber must be set when peerIP is set"),
         ({"asNumber": 0}, "asNumber: 0 is not in 1 to 4294967295"),
         ({"asNumber": "1.70000"}, "asNumber: 70000 is not in 0 to 65535"),
         ({"asNumber": "9" * 5000}, "is not an AS number"),
