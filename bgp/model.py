@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from bgp.resources import Bfd, BGPFilter, NextHopMode
 
 BGP_PORT = 179
+HOLD_TIME = 90
+RESTART_TIME = 120
+MAX_PATHS = 16
 
 _MAX_ASN = 2**32 - 1
 _MAX_RESTART_TIME = 4095  # RFC 4724: twelve bits of seconds
@@ -45,7 +48,7 @@ class BGPConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One configured BGP session, which carries the family of its own addresses only.
+    """One configured BGP session.
 
     ``address`` and ``source_address`` are canonical texts; an empty ``source_address`` is chosen by the kernel's
     route to the peer. ``ttl_security`` is the peer's greatest distance in hops (RFC 5082), 0: off.
@@ -53,7 +56,8 @@ class Peer:
     more than ``allowed_own_asns`` occurrences of our own AS number is a loop.
 
     Only of a peer that the API declares: ``name``, its BGPPeer's or mesh node's; ``families`` (4, 6), empty: that
-    of its address; ``cluster_id``: the peer is a client of this route reflector (RFC 4456); ``filters``, asked
+    of its address; ``next_hops``, our addresses of these families; ``interface``, that of a link-local address;
+    ``reachable_by``, the gateway to the peer; ``cluster_id``: the peer is a client of this route reflector (RFC 4456); ``filters``, asked
     one after the other; ``prefix_limit``, 0: none.
     """
 
@@ -64,12 +68,13 @@ class Peer:
     source_address: str = ""
     password: str = field(default="", repr=False)
     ttl_security: int = 0
-    hold_time: int = 90
-    max_restart_time: int = 120
+    hold_time: int = HOLD_TIME
+    max_restart_time: int = RESTART_TIME
     allowed_own_asns: int = 0
     passive: bool = False
     name: str = ""
     families: tuple[int, ...] = ()
+    next_hops: tuple[str, ...] = ()
     interface: str = ""
     reachable_by: str = ""
     cluster_id: str = ""
@@ -92,12 +97,16 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeakerConfig:
-    """This node's BGP speaker. ``listen_port`` 0: connect only. ``max_paths``: limit of next hops of a route."""
+    """This node's BGP speaker. ``listen_port`` 0: connect only. ``max_paths``: limit of next hops of a route.
+
+    ``listen_addresses``: where to accept sessions; empty: on all addresses.
+    """
 
     asn: int
     router_id: str
     listen_port: int = BGP_PORT
-    max_paths: int = 16
+    listen_addresses: tuple[str, ...] = ()
+    max_paths: int = MAX_PATHS
     peers: tuple[Peer, ...] = ()
 
 
@@ -132,7 +141,7 @@ def parse_bgp_config(
         asn=asn,
         router_id=_router_id(config.get("routerID", router_id), node),
         listen_port=listen_port,
-        max_paths=_integer("maxPaths", config.get("maxPaths", 16), 1, 256),
+        max_paths=_integer("maxPaths", config.get("maxPaths", MAX_PATHS), 1, 256),
         peers=peers,
     )
 
@@ -149,8 +158,8 @@ def _peer(path: str, entry: object, asn: int, read_text: Callable[[str], str] | 
         source_address="" if source is None else _source(f"{path}.sourceAddress", source, address),
         password=_password(path, peer, read_text),
         ttl_security=_integer(f"{path}.ttlSecurity", peer.get("ttlSecurity", 0), 0, 254),
-        hold_time=_hold_time(f"{path}.holdTime", peer.get("holdTime", 90)),
-        max_restart_time=_seconds(f"{path}.maxRestartTime", peer.get("maxRestartTime", 120)),
+        hold_time=_hold_time(f"{path}.holdTime", peer.get("holdTime", HOLD_TIME)),
+        max_restart_time=_seconds(f"{path}.maxRestartTime", peer.get("maxRestartTime", RESTART_TIME)),
         allowed_own_asns=_integer(
             f"{path}.numAllowedLocalASNumbers", peer.get("numAllowedLocalASNumbers", 0), 0, 255
         ),
@@ -219,7 +228,7 @@ def _router_id(value: object, node: str) -> str:
             'routerID: is missing and this node has no IPv4 address to take it from; "hash" makes one of its name'
         )
     if value == "hash" and node:
-        return _hashed(node)
+        return hashed_router_id(node)
     try:
         address = ipaddress.IPv4Address(_text("routerID", value))
     except ValueError:
@@ -229,7 +238,7 @@ def _router_id(value: object, node: str) -> str:
     return str(address)
 
 
-def _hashed(node: str) -> str:
+def hashed_router_id(node: str) -> str:
     """A router ID of a node's name, as Calico's ``CALICO_ROUTER_ID=hash``.
 
     It need only be unique in the AS and not 0 (RFC 6286), but some speakers refuse one of class D or E.
@@ -286,6 +295,11 @@ def _password(path: str, peer: Mapping[str, object], read_text: Callable[[str], 
             raise BGPConfigError(f"{where}: {error}") from None
     else:
         return ""
+    return check_password(where, password)
+
+
+def check_password(where: str, password: str) -> str:
+    """Return the password if TCP MD5 and ExaBGP's configuration can hold it, else raise BGPConfigError."""
     if len(password) > _MAX_PASSWORD:
         raise BGPConfigError(f"{where}: {len(password)} characters, TCP MD5 takes {_MAX_PASSWORD} at most")
     if not _PASSWORD_OK.fullmatch(password):
