@@ -3,8 +3,8 @@
 Calico's rules (its confd and the templates for BIRD), so that a cluster's resources mean the same here. Both ends
 of a session between nodes compute it from the same objects, and agree on it:
 
-- A BGPPeer selects nodes (``node``, else ``nodeSelector``, else all) and their peers: nodes by ``peerSelector``, or
-  one by ``peerIP``, which may be a node's. Of several for one session the more specific one counts, then the
+- A BGPPeer selects nodes (``node``, else ``nodeSelector``, else all) and their peers: nodes by ``peerSelector``,
+  or one by ``peerIP``, which may be a node's. Of several for one session the more specific one counts, then the
   first by name.
 - With ``reversePeering`` Auto the selected peers have the session without a BGPPeer of their own. Where each end
   has its own, password, families, TTL security and BFD are those of the one that counts.
@@ -93,7 +93,7 @@ def topology(
 
 
 def merged(node_name: str, configurations: Iterable[BGPConfiguration]) -> BGPConfiguration:
-    """A node's configuration: ``node.NAME``, field by field, over ``default``; the mesh is that of ``default``."""
+    """A node's configuration: ``node.NAME``, field by field, over ``default``. The mesh is ``default``'s."""
     by_name = {configuration.name: configuration for configuration in configurations}
     default = by_name.get(DEFAULT, BGPConfiguration(name=DEFAULT))
     own = by_name.get(f"node.{node_name}")
@@ -147,14 +147,12 @@ class _Cluster:
 
     def asn(self, node: BGPNode) -> int:
         """The node's AS number: of its annotation, its BGPConfiguration, or all nodes'."""
-        own = self._configurations.get(f"node.{node.name}")
-        given = (node.as_number, own and own.as_number, self._default.as_number)
+        given = (node.as_number, self._own(node).as_number, self._default.as_number)
         return next((asn for asn in given if asn is not None), DEFAULT_AS_NUMBER)
 
     def port(self, node: BGPNode) -> int:
         """The port that the node listens on."""
-        own = self._configurations.get(f"node.{node.name}")
-        given = (own and own.listen_port, self._default.listen_port)
+        given = (self._own(node).listen_port, self._default.listen_port)
         return next((port for port in given if port is not None), BGP_PORT)
 
     def router_id(self, node: BGPNode) -> str:
@@ -164,6 +162,10 @@ class _Cluster:
             if other.name != node.name and _router_id(other) == mine:
                 self._problem("Node", node.name, "routerID", f"node {other.name} has the router ID {mine}, too")
         return mine
+
+    def _own(self, node: BGPNode) -> BGPConfiguration:
+        name = f"node.{node.name}"
+        return self._configurations.get(name, BGPConfiguration(name=name))
 
     # --- sessions ----------------------------------------------------------------------------------------
 
@@ -187,9 +189,18 @@ class _Cluster:
                     "BGPPeer", peer.name, "asNumber", f"is missing; {peer.peer_ip} is no node's address"
                 )
             else:
-                families = self._families(peer, version(peer.peer_ip), node)
                 end = _End(node, peer, own=True)
-                yield from self._session(end, peer, peer.peer_ip, peer.port, peer.as_number, source, families)
+                local_asn = self._session_asn(end)
+                session = Peer(
+                    address=peer.peer_ip,
+                    asn=peer.as_number,
+                    local_asn=local_asn,
+                    port=peer.port,
+                    source_address=source,
+                    families=self._families(peer, version(peer.peer_ip), node),
+                    cluster_id=node.cluster_id if peer.as_number == local_asn else "",
+                )
+                yield from self._complete(session, end, peer)
 
     def sessions_with_nodes(self, node: BGPNode) -> Iterator[Peer]:
         """The node's sessions with other nodes."""
@@ -209,9 +220,9 @@ class _Cluster:
 
     def _mesh(self, node: BGPNode) -> BGPPeer | None:
         """What the node's sessions of the mesh are like; None: it has none."""
-        own = self._configurations.get(f"node.{node.name}")
+        own = self._own(node)
         for attribute, field in _OF_ALL_NODES.items():
-            if own and getattr(own, attribute) is not None:
+            if getattr(own, attribute) is not None:
                 self._problem("BGPConfiguration", own.name, field, "only BGPConfiguration default can say that")
         if self._default.node_to_node_mesh_enabled is False or node.cluster_id:
             return None
@@ -227,9 +238,7 @@ class _Cluster:
         """Both ends of the session over IP version ``ip`` that BGPPeers give two nodes."""
         here, there = self._end(node, other, ip), self._end(other, node, ip)
         if here and not there:
-            reason = (
-                "is Manual, and not every node that it selects as a peer has a BGPPeer for the other direction"
-            )
+            reason = "is Manual, and a node that is a peer by it has no BGPPeer for it"
             self._problem("BGPPeer", here.peer.name, "reversePeering", reason)
         return (here, there) if here and there else None
 
@@ -237,9 +246,8 @@ class _Cluster:
         """A node's end: of its own BGPPeers the first, else of those that reach it in reverse."""
         own = [peer for peer in self._peers if self._joins(peer, node, other, ip)]
         for loser in own[1:]:
-            self._problem(
-                "BGPPeer", loser.name, "", f"where BGPPeer {own[0].name} joins the same nodes, that counts"
-            )
+            reason = f"where BGPPeer {own[0].name} joins the same nodes, that counts"
+            self._problem("BGPPeer", loser.name, "", reason)
         if own:
             return _End(node, own[0], own=True)
         reverse = (p for p in self._peers if p.reverse_peering and self._joins(p, other, node, ip))
@@ -270,63 +278,56 @@ class _Cluster:
             return
         source, address = _address(here.node, ip), _address(there.node, ip)
         asn, local_asn = self._session_asn(there), self._session_asn(here)
-        families = self._families(counting, ip, here.node, there.node)
-        for peer in self._session(here, counting, address, self.port(there.node), asn, source, families):
-            # One end connects, as in Calico: two connections at once would end each other.
-            passive = parse_prefix(address) > parse_prefix(source)
-            reflects = here.node.cluster_id if asn == local_asn else ""
-            client = reflects and reflects != there.node.cluster_id
-            yield replace(peer, passive=passive, cluster_id=reflects if client else "")
-
-    def _families(self, peer: BGPPeer, ip: int, *nodes: BGPNode) -> tuple[int, ...]:
-        """The families on a session over IP version ``ip``: for each, our ends have a next hop.
-
-        That is an address of the family, or for IPv4 the IPv6 address of the session (RFC 8950).
-        """
-        wanted = set(peer.families) or {ip}
-        without = {f for f in wanted - {ip} if f == 6 and not all(_address(node, f) for node in nodes)}
-        if without:
-            self._problem("BGPPeer", peer.name, "families", "IPv6 needs nodes with an IPv6 address, as next hop")
-        return tuple(sorted(wanted - without)) or (ip,)
+        reflects = asn == local_asn and here.node.cluster_id != there.node.cluster_id
+        session = Peer(
+            address=address,
+            asn=asn,
+            local_asn=local_asn,
+            port=self.port(there.node),
+            source_address=source,
+            # One end connects, as in Calico: of two connections at once each might end the other.
+            passive=parse_prefix(address) > parse_prefix(source),
+            families=self._families(counting, ip, here.node, there.node),
+            cluster_id=here.node.cluster_id if reflects else "",
+        )
+        yield from self._complete(session, here, counting)
 
     def _session_asn(self, end: _End) -> int:
         local = end.peer.local_as_number if end.own else None
         return self.asn(end.node) if local is None else local
 
-    def _session(
-        self,
-        end: _End,
-        counting: BGPPeer,
-        address: str,
-        port: int,
-        asn: int,
-        source: str,
-        families: tuple[int, ...],
-    ) -> Iterator[Peer]:
-        """The session of one end, if its filters and password are known. ``counting``: what both ends share."""
-        peer, node = end.peer, end.node
+    def _families(self, peer: BGPPeer, ip: int, *nodes: BGPNode) -> tuple[int, ...]:
+        """The families on a session over IP version ``ip``: those for which our ends have a next hop.
+
+        That is an address of the family, or for IPv4 the IPv6 address of the session (RFC 8950).
+        """
+        wanted = set(peer.families) or {ip}
+        if ip == 4 and 6 in wanted and not all(_address(node, 6) for node in nodes):
+            self._problem("BGPPeer", peer.name, "families", "a node without an IPv6 address cannot announce IPv6")
+            wanted.remove(6)
+        return tuple(sorted(wanted))
+
+    def _complete(self, session: Peer, end: _End, counting: BGPPeer) -> Iterator[Peer]:
+        """The session with its BGPPeer's settings, unless one of them is missing.
+
+        ``counting``: the BGPPeer with those that both ends share.
+        """
+        peer = end.peer
         filters = self._resolved(peer)
         password = self._password("BGPPeer", counting.name, "password", counting.password)
-        if filters is None or password is None:
+        if filters is None or password is None or not session.families:
             return
-        local_asn = self._session_asn(end)
-        yield Peer(
-            address=address,
-            asn=asn,
-            local_asn=local_asn,
-            port=port,
-            source_address=source,
+        yield replace(
+            session,
             password=password,
             ttl_security=counting.ttl_security,
             hold_time=self._hold_time(peer),
             max_restart_time=RESTART_TIME if peer.max_restart_time is None else peer.max_restart_time,
             allowed_own_asns=peer.num_allowed_local_as_numbers,
             name=peer.name,
-            families=families,
-            next_hops=tuple(hop for family in families if (hop := _address(node, family))),
+            next_hops=tuple(hop for family in session.families if (hop := _address(end.node, family))),
             interface=peer.interface,
             reachable_by=peer.reachable_by,
-            cluster_id=node.cluster_id if asn == local_asn else "",
             next_hop_mode=peer.next_hop_mode,
             keep_original_next_hop=peer.keep_original_next_hop,
             filters=filters,

@@ -190,7 +190,7 @@ WAY_OUT = BGPPeer(name="out", node="node1", peer_selector="all()", reverse_peeri
         (
             [WAY_OUT],
             [],
-            "BGPPeer out: reversePeering: is Manual, and a node that is a peer by it has no BGPPeer for the way back",
+            "BGPPeer out: reversePeering: is Manual, and a node that is a peer by it has no BGPPeer for it",
         ),
         (
             [BGPPeer(name="tor", peer_ip="10.0.0.254", as_number=1, hold_time=90, keepalive_time=10)],
