@@ -99,7 +99,7 @@ def router_id(value: object, node: str) -> str:
             'routerID: is missing and this node has no IPv4 address to take it from; "hash" makes one of its name'
         )
     if value == "hash" and node:
-        return _hashed(node)
+        return hashed_router_id(node)
     return identifier("routerID", value)
 
 
@@ -115,7 +115,7 @@ def identifier(path: str, value: object) -> str:
     return str(address)
 
 
-def _hashed(node: str) -> str:
+def hashed_router_id(node: str) -> str:
     """A router ID of a node's name, as Calico's ``CALICO_ROUTER_ID=hash``.
 
     It need only be unique in the AS and not 0 (RFC 6286), but some speakers refuse one of class D or E.
@@ -215,7 +215,7 @@ def community(path: str, value: object) -> str:
     return ":".join(map(str, parts))
 
 
-def usable_password(path: str, password: str) -> str:
+def check_password(path: str, password: str) -> str:
     """A TCP MD5 password (RFC 2385) of printable characters that need no escape in ExaBGP's configuration."""
     if len(password) > _MAX_PASSWORD:
         raise BGPConfigError(f"{path}: {len(password)} characters, TCP MD5 takes {_MAX_PASSWORD} at most")

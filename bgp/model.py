@@ -14,6 +14,10 @@ from bgp import fields
 from bgp.fields import BGP_PORT, BGPConfigError
 from bgp.resources import Bfd, BGPFilter, NextHopMode
 
+HOLD_TIME = 90
+RESTART_TIME = 120
+MAX_PATHS = 16
+
 _CONFIG_FIELDS = ("asNumber", "routerID", "listenPort", "maxPaths", "peers")
 _PEER_FIELDS = (
     "peerIP",
@@ -32,7 +36,7 @@ _PEER_FIELDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One configured BGP session, which carries the family of its own addresses only.
+    """One configured BGP session.
 
     ``address`` and ``source_address`` are canonical texts; an empty ``source_address`` is chosen by the kernel's
     route to the peer. ``ttl_security`` is the peer's greatest distance in hops (RFC 5082), 0: off.
@@ -40,8 +44,9 @@ class Peer:
     more than ``allowed_own_asns`` occurrences of our own AS number is a loop.
 
     Only of a peer that the API declares: ``name``, its BGPPeer's or mesh node's; ``families`` (4, 6), empty: that
-    of its address; ``cluster_id``: the peer is a client of this route reflector (RFC 4456); ``filters``, asked
-    one after the other; ``prefix_limit``, 0: none.
+    of its address; ``next_hops``, our addresses of these families; ``interface``, that of a link-local address;
+    ``reachable_by``, the gateway to the peer; ``cluster_id``: the peer is a client of this route reflector
+    (RFC 4456); ``filters``, asked one after the other; ``prefix_limit``, 0: none.
     """
 
     address: str
@@ -51,12 +56,13 @@ class Peer:
     source_address: str = ""
     password: str = field(default="", repr=False)
     ttl_security: int = 0
-    hold_time: int = 90
-    max_restart_time: int = 120
+    hold_time: int = HOLD_TIME
+    max_restart_time: int = RESTART_TIME
     allowed_own_asns: int = 0
     passive: bool = False
     name: str = ""
     families: tuple[int, ...] = ()
+    next_hops: tuple[str, ...] = ()
     interface: str = ""
     reachable_by: str = ""
     cluster_id: str = ""
@@ -79,12 +85,16 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeakerConfig:
-    """This node's BGP speaker. ``listen_port`` 0: connect only. ``max_paths``: limit of next hops of a route."""
+    """This node's BGP speaker. ``listen_port`` 0: connect only. ``max_paths``: limit of next hops of a route.
+
+    ``listen_addresses``: where to accept sessions; empty: on all addresses.
+    """
 
     asn: int
     router_id: str
     listen_port: int = BGP_PORT
-    max_paths: int = 16
+    listen_addresses: tuple[str, ...] = ()
+    max_paths: int = MAX_PATHS
     peers: tuple[Peer, ...] = ()
 
 
@@ -119,7 +129,7 @@ def parse_bgp_config(
         asn=asn,
         router_id=fields.router_id(config.get("routerID", router_id), node),
         listen_port=listen_port,
-        max_paths=fields.integer("maxPaths", config.get("maxPaths", 16), 1, 256),
+        max_paths=fields.integer("maxPaths", config.get("maxPaths", MAX_PATHS), 1, 256),
         peers=peers,
     )
 
@@ -136,8 +146,8 @@ def _peer(path: str, entry: object, asn: int, read_text: Callable[[str], str] | 
         source_address="" if source is None else _source(f"{path}.sourceAddress", source, address),
         password=_password(path, peer, read_text),
         ttl_security=fields.integer(f"{path}.ttlSecurity", peer.get("ttlSecurity", 0), 0, 254),
-        hold_time=fields.hold_time(f"{path}.holdTime", peer.get("holdTime", 90)),
-        max_restart_time=fields.seconds(f"{path}.maxRestartTime", peer.get("maxRestartTime", 120)),
+        hold_time=fields.hold_time(f"{path}.holdTime", peer.get("holdTime", HOLD_TIME)),
+        max_restart_time=fields.seconds(f"{path}.maxRestartTime", peer.get("maxRestartTime", RESTART_TIME)),
         allowed_own_asns=fields.integer(
             f"{path}.numAllowedLocalASNumbers", peer.get("numAllowedLocalASNumbers", 0), 0, 255
         ),
@@ -169,4 +179,4 @@ def _password(path: str, peer: Mapping[str, object], read_text: Callable[[str], 
             raise BGPConfigError(f"{where}: {error}") from None
     else:
         return ""
-    return fields.usable_password(where, password)
+    return fields.check_password(where, password)
