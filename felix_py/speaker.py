@@ -17,8 +17,10 @@ from pathlib import Path
 
 import structlog
 
+from bgp.announcement import Announcement
 from bgp.control import Control
-from bgp.model import BGPConfigError, Peer, SpeakerConfig, parse_bgp_config
+from bgp.fields import BGPConfigError
+from bgp.model import Peer, SpeakerConfig, parse_bgp_config
 from bgp.prefixes import PrefixSet, canonical
 from bgp.render import render
 from bgp.rib import ImportFilter, NextHops, Reach, Unresolved
@@ -105,8 +107,9 @@ class Speaker:
         self._control.rib.set_filter(ImportFilter(PrefixSet(within), PrefixSet(never)))
         self._flush()
 
-    def announce(self, prefixes: Iterable[str]) -> None:
+    def announce(self, announcements: Iterable[Announcement | str]) -> None:
         """Announce exactly these CIDRs, each to the peers of its family. Raises ValueError for any other text."""
+        prefixes = (one if isinstance(one, str) else one.prefix for one in announcements)
         self._control.announce({canonical(prefix) for prefix in prefixes})
         self._flush()
 

@@ -11,8 +11,6 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Raw, Struct, field
 
-from felix_py.layout import DRAIN
-
 T = TypeVar("T")
 
 UNDECODABLE = (ValueError, RecursionError)
@@ -52,6 +50,12 @@ class PodMetadata(Metadata):
     annotations: PodAnnotations | None = None
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
+
+
+class NodeMetadata(Metadata):
+    """meta/v1 ObjectMeta of a node, whose annotations have settings of BGP."""
+
+    annotations: dict[str, str] | None = None
 
 
 class ContainerPort(Wire):
@@ -153,18 +157,6 @@ class Judged(Wire):
     status: ConditionedStatus | None = None
 
 
-class NodeAnnotations(Wire):
-    """The annotations of a Node that are ours."""
-
-    drain: str = field(default="", name=DRAIN)
-
-
-class NodeMetadata(Metadata):
-    """meta/v1 ObjectMeta of a Node."""
-
-    annotations: NodeAnnotations | None = None
-
-
 class Taint(Wire):
     """core/v1 Taint, whatever its effect."""
 
@@ -199,6 +191,13 @@ class WireNode(Wire):
     metadata: NodeMetadata
     spec: NodeSpec = field(default_factory=NodeSpec)
     status: NodeStatus = field(default_factory=NodeStatus)
+
+
+class WireSecret(Wire):
+    """core/v1 Secret; the values are in base64."""
+
+    metadata: PolicyMetadata
+    data: dict[str, str] | None = None
 
 
 class Name(Wire):

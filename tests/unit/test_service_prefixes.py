@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,7 @@ from bgp.resources import BGPConfiguration, PrefixAdvertisement
 from bgp.services import GRACEFUL_SHUTDOWN, Drain, Endpoints, Service
 from felix_py.agent.service_prefixes import GRACE, ServicePrefixes
 from felix_py.layout import EXCLUDED
-from policy.change import Change
+from tests.support.services import Objects
 
 OWN = ("10.1.0.0/24",)
 CONFIG = BGPConfiguration(
@@ -23,34 +22,6 @@ RANGES = {"10.96.0.0/16", "192.0.2.0/24"}
 WEB = Service("shop", "web", True, ("10.96.0.1",), (), ("192.0.2.7",))
 HERE = Endpoints("shop", "web-1", "web", 4, ready_here=True)
 BOTH = replace(HERE, ready_elsewhere=True)
-
-
-class Objects:
-    """The informers, whose objects the test puts there."""
-
-    def __init__(self) -> None:
-        self.wanted: list[bool] = []
-        self.complete = False
-        self._held: dict[tuple[type, Any], Any] = {}
-
-    def subscribe(self, handler: Callable[[Any], None], on_listed: Callable[[], None]) -> None:
-        self._handler, self._on_listed = handler, on_listed
-
-    def want(self, *, endpoints: bool) -> None:
-        self.wanted.append(endpoints)
-
-    def listed(self) -> bool:
-        return self.complete
-
-    def put(self, *found: Service | Endpoints) -> None:
-        for one in found:
-            where = (type(one), one.key)
-            self._handler([Change(self._held.get(where), one)])
-            self._held[where] = one
-
-    def end_list(self) -> None:
-        self.complete = True
-        self._on_listed()
 
 
 class Clock:
