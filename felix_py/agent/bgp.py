@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 
-from bgp.model import BGPConfigError, SpeakerConfig
+from bgp.fields import BGPConfigError
+from bgp.model import SpeakerConfig
 from bgp.session import PeerStatus
 from felix_py import log
+from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.facts import Facts
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane.link_watch import LinkWatch
@@ -30,15 +33,25 @@ class Bgp:
     """The speaker, or nothing when no BGP is configured."""
 
     def __init__(
-        self, config: AgentConfig, facts: Facts, families: tuple[Family, ...], notices: Notices, metrics: Metrics
+        self,
+        config: AgentConfig,
+        facts: Facts,
+        families: tuple[Family, ...],
+        notices: Notices,
+        metrics: Metrics,
+        declared: DeclaredBgp | None = None,
     ) -> None:
-        """Raises ConfigError if the BGP configuration is invalid."""
+        """``declared``: the peers of a node that has none in a file.
+
+        Raises ConfigError if the BGP configuration is invalid.
+        """
         self._log = log.get("bgp")
         self._config = config
         self._facts = facts
         self._families = families
         self._notices = notices
         self._metrics = metrics
+        self._declared = declared
         self._speaker: Speaker | None = None
         self._patience = 0.0
         self._links: Links | None = None
@@ -46,9 +59,11 @@ class Bgp:
         self._reaching: object = None
         self._linked = asyncio.Event()
         self._ignored_told = 0
-        self._problem = "BGP has not started yet"
-        if config.bgp_config is not None:
+        self._problem = ""
+        if config.bgp_config is not None or declared is not None:
             self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
+        if config.bgp_config is not None:
+            self._problem = "BGP has not started yet"
             try:
                 # Only checked here: the default of the router id is not known yet.
                 self._configured = load_bgp_config(
@@ -56,15 +71,17 @@ class Bgp:
                 )
             except BGPConfigError as error:
                 raise ConfigError(f"--bgp-config {error}") from None
-            self._patience = float(max((peer.max_restart_time for peer in self._configured.peers), default=0))
+            self._patience = _patience(self._configured)
 
     async def run(self) -> None:
         """Announce the node's pod CIDRs and learn routes, until cancelled. The dataplane must be in sync."""
-        if self._speaker is None:
-            return
         async with asyncio.TaskGroup() as tasks:
+            if self._declared is not None:
+                tasks.create_task(self._declared.run())
+            config = await self._first()
+            if config is None or self._speaker is None:
+                return
             tasks.create_task(LinkWatch(self._families, self._on_links).run())
-            config = await self._load()
             # The usable next hops must be known before the first route comes.
             await self._linked.wait()
             self._follow_nodes(self._speaker)
@@ -72,6 +89,28 @@ class Bgp:
             tasks.create_task(self._keep_following(self._speaker))
             tasks.create_task(self._speaker.run())
             tasks.create_task(self._keep_telling())
+            tasks.create_task(self._keep_declared(config))
+
+    async def _first(self) -> SpeakerConfig | None:
+        """The configuration once there is one: of the file, else of the API; None without either."""
+        if self._config.bgp_config is not None:
+            return await self._load()
+        if self._declared is None:
+            return None
+        while (config := self._declared.speaker) is None:
+            self._declared.changed.clear()
+            await self._declared.changed.wait()
+        return config
+
+    async def _keep_declared(self, config: SpeakerConfig) -> None:
+        """Take over what the API declares; once it declares nothing any more, there is no peer."""
+        if self._config.bgp_config is not None or self._declared is None or self._speaker is None:
+            return
+        while True:
+            config = self._declared.speaker or replace(config, peers=())
+            self._speaker.set_config(config)
+            self._declared.changed.clear()
+            await self._declared.changed.wait()
 
     async def _load(self) -> SpeakerConfig:
         """Returns the configuration once it is valid: on a node without an IPv4 address it needs a router id."""
@@ -162,6 +201,11 @@ class Bgp:
         """
         if self._speaker is None:
             return
+        if self._config.bgp_config is None and self._declared is not None:
+            await self._declared.decided.wait()
+            if self._declared.speaker is None:
+                return
+            self._patience = _patience(self._declared.speaker)
         try:
             async with asyncio.timeout(self._patience):
                 await self._speaker.wait_in_sync()
@@ -196,3 +240,7 @@ class Bgp:
     def routes(self) -> Mapping[str, tuple[str, ...]]:
         """The best learned routes: prefix -> next hops."""
         return self._speaker.routes() if self._speaker else {}
+
+
+def _patience(config: SpeakerConfig) -> float:
+    return float(max((peer.max_restart_time for peer in config.peers), default=0))

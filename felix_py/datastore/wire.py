@@ -52,6 +52,12 @@ class PodMetadata(Metadata):
     deletion_timestamp: str | None = None
 
 
+class NodeMetadata(Metadata):
+    """meta/v1 ObjectMeta of a node, whose annotations have settings of BGP."""
+
+    annotations: dict[str, str] | None = None
+
+
 class ContainerPort(Wire):
     """core/v1 ContainerPort."""
 
@@ -175,9 +181,16 @@ class NodeStatus(Wire):
 class WireNode(Wire):
     """core/v1 Node."""
 
-    metadata: Metadata
+    metadata: NodeMetadata
     spec: NodeSpec = field(default_factory=NodeSpec)
     status: NodeStatus = field(default_factory=NodeStatus)
+
+
+class WireSecret(Wire):
+    """core/v1 Secret; the values are in base64."""
+
+    metadata: PolicyMetadata
+    data: dict[str, str] | None = None
 
 
 class Name(Wire):

@@ -25,6 +25,10 @@ CLUSTER_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolici
 ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies"
 BASELINE_ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies"
 CONFIGURATIONS = "/apis/felixpy.io/v1alpha1/felixconfigurations"
+BGP_CONFIGURATIONS = "/apis/felixpy.io/v1alpha1/bgpconfigurations"
+BGP_PEERS = "/apis/felixpy.io/v1alpha1/bgppeers"
+BGP_FILTERS = "/apis/felixpy.io/v1alpha1/bgpfilters"
+SECRETS = "/api/v1/secrets"
 NODE_STATUSES = "/apis/felixpy.io/v1alpha1/nodenetworkstatuses"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES, DEFINITIONS)
@@ -74,7 +78,8 @@ class Request:
         """Of a path of a namespace's objects: before, the namespace, their kind; else all of it."""
         before, _, rest = self.path.partition("/namespaces/")
         namespace, _, plural = rest.partition("/")
-        return [before, namespace, plural] if plural in ("pods", "networkpolicies") else [self.path, "", ""]
+        of_namespaces = ("pods", "networkpolicies", "secrets")
+        return [before, namespace, plural] if plural in of_namespaces else [self.path, "", ""]
 
     @property
     def collection(self) -> str:
