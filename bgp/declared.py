@@ -45,13 +45,19 @@ class Given:
     """What the API says now.
 
     ``secrets``: name -> its keys, None if it does not exist; one that has not been read yet is not there.
-    ``nodes`` and ``node_problems``: as :func:`bgp.node.bgp_node` returns them.
+    ``overdue``: those that should have been read by now. ``nodes`` and ``node_problems``: as
+    :func:`bgp.node.bgp_node` returns them.
     """
 
     specs: Mapping[str, Mapping[str, object | Unreadable]]
     nodes: Mapping[str, BGPNode]
     node_problems: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)
     secrets: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)
+    overdue: frozenset[str] = frozenset()
+
+    def awaits(self, key: SecretKey | None) -> bool:
+        """Whether the Secret will be read in a moment."""
+        return key is not None and key.name not in self.secrets and key.name not in self.overdue
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +82,18 @@ class Declared:
         self._node_name = node_name
         self._records: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
         self._nodes: dict[str, BGPNode] = {}
+        self._awaited: set[SecretKey] = set()
         self.specs: dict[str, dict[str, object]] = {kind: {} for kind in KINDS}
         self.passwords: dict[SecretKey, str] = dict(passwords)
         for kind in KINDS:
             for name, spec in specs.get(kind, {}).items():
-                self._take(kind, name, spec)
+                list(self._take(kind, name, spec))
 
     def review(self, given: Given) -> Verdict:
         """Take over what the API says now."""
         problems: list[Problem] = []
         unusable: set[tuple[str, str]] = set()
+        self._awaited.clear()
         for problem in self._review_objects(given):
             problems.append(problem)
             if problem.name not in self._records.get(problem.kind, {}):
@@ -98,7 +106,7 @@ class Declared:
         others = {name.removeprefix("node.") for kind, name in unusable if kind == parse.CONFIGURATION}
         asked = _Asked(self.passwords)
         found = self._topology(others, asked)
-        wanted = frozenset(key.name for key in asked.keys_asked)
+        wanted = frozenset(key.name for key in asked.keys_asked | self._awaited)
         if found.speaker is not None:
             for key in self.passwords.keys() - asked.keys_asked:
                 del self.passwords[key]
@@ -107,23 +115,42 @@ class Declared:
             found = self._topology(others, self.passwords)
         own = merged(self._node_name, self._records[parse.CONFIGURATION].values())
         problems += unknown_communities(own)
-        return Verdict(found.speaker, tuple(sorted({*problems, *found.problems})), wanted, configuration=own)
+        told = {*problems, *(problem for problem in found.problems if not self._is_early(problem, given))}
+        return Verdict(found.speaker, tuple(sorted(told)), wanted, configuration=own)
+
+    def _is_early(self, problem: Problem, given: Given) -> bool:
+        """Whether it says of a Secret that is about to be read that it is not there."""
+        if problem.kind == parse.FILTER or problem.field != _field_of(problem.kind):
+            return False
+        record = self._records.get(problem.kind, {}).get(problem.name)
+        return record is not None and given.awaits(_password_of(record))
 
     def _topology(self, without: set[str], passwords: Passwords) -> Any:
         nodes = [node for node in self._nodes.values() if node.name not in without]
         configurations, peers, filters = (self._records[kind].values() for kind in KINDS)
         return topology(self._node_name, nodes, configurations, peers, filters, passwords)
 
-    def _take(self, kind: str, name: str, spec: object) -> tuple[Problem, ...]:
-        """Take an object over; returns why not, and leaves the last one in force then."""
+    def _take(self, kind: str, name: str, spec: object, given: Given | None = None) -> Iterator[Problem]:
+        """Take an object over; tells why not, and leaves the last one in force then."""
         if name in self.specs[kind] and self.specs[kind][name] == spec:
-            return ()
+            return
         try:
-            record: BGPConfiguration | BGPPeer | BGPFilter = _READERS[kind](name, spec)
+            record: Any = _READERS[kind](name, spec)
         except parse.Bad as error:
-            return error.problems
+            yield from error.problems
+            return
+        key = _password_of(record)
+        if given and name in self._records[kind] and not self._has(key, given):
+            # Without its new password the session would end; it goes on with the old settings.
+            assert key is not None
+            self._awaited.add(key)
+            if not given.awaits(key):
+                yield Problem(kind, name, _field_of(kind), _no_key(key, given))
+            return
         self._records[kind][name], self.specs[kind][name] = record, spec
-        return ()
+
+    def _has(self, key: SecretKey | None, given: Given) -> bool:
+        return key is None or key in self.passwords or key.key in (given.secrets.get(key.name) or {})
 
     def _review_objects(self, given: Given) -> Iterator[Problem]:
         for kind in KINDS:
@@ -132,7 +159,7 @@ class Declared:
                 if isinstance(spec, Unreadable):
                     found: tuple[Problem, ...] = (Problem(kind, name, "spec", spec.reason),)
                 else:
-                    found = self._take(kind, name, spec)
+                    found = tuple(self._take(kind, name, spec, given))
                 words = _KEPT if name in self._records[kind] else _LEFT_OUT
                 yield from (replace(problem, reason=problem.reason + words) for problem in found)
             if kind != parse.FILTER:
@@ -186,6 +213,25 @@ class Declared:
             except BGPConfigError as error:
                 reason = str(error).partition(": ")[2]
                 yield Problem("Secret", key.name, key.key, reason + (_KEPT if known else _LEFT_OUT))
+
+
+def _password_of(record: BGPConfiguration | BGPPeer | BGPFilter) -> SecretKey | None:
+    match record:
+        case BGPConfiguration():
+            return record.node_mesh_password
+        case BGPPeer():
+            return record.password
+    return None
+
+
+def _field_of(kind: str) -> str:
+    return "nodeMeshPassword" if kind == parse.CONFIGURATION else "password"
+
+
+def _no_key(key: SecretKey, given: Given) -> str:
+    if key.name in given.secrets:
+        return f"there is no key {key.key} in a Secret {key.name}"
+    return f"the Secret {key.name} cannot be read; see the agent's log, and whether its Role names it"
 
 
 class _Asked(dict[SecretKey, str]):

@@ -114,7 +114,7 @@ class DeclaredBgp:
                 self._log.exception("cannot take over the BGP resources")
             self.decided.set()
             await asyncio.sleep(_PACE)
-            await _any_of(events)
+            await _any_of(events, _GRACE if self._secrets.unread() else None)
 
     async def _review(self) -> None:
         if self._file is not None:
@@ -146,6 +146,7 @@ class DeclaredBgp:
             nodes={name: node for name, (node, _) in self._nodes.items()},
             node_problems={name: problems for name, (_, problems) in self._nodes.items() if problems},
             secrets=self._secrets.known(),
+            overdue=self._secrets.unread(_GRACE),
         )
 
     def _refuse(self, file: Path) -> None:
@@ -210,11 +211,11 @@ def _passwords(fields: Mapping[str, Any]) -> dict[SecretKey, str]:
     return {SecretKey(name, key): value for (name, _, key), value in pairs}
 
 
-async def _any_of(events: Iterable[asyncio.Event]) -> None:
-    """Return once one of them is set."""
+async def _any_of(events: Iterable[asyncio.Event], seconds: float | None) -> None:
+    """Return once one of them is set, or after a time."""
     waits = [asyncio.create_task(event.wait()) for event in events]
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()

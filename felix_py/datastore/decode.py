@@ -537,7 +537,7 @@ def secret_kind(namespace: str, name: str) -> Kind[SecretRecord]:
         "Secret",
         "v1",
         f"/api/v1/namespaces/{namespace}/secrets",
-        key=lambda found: ("", found.name),
+        key=lambda found: (namespace, found.name),
         wire_type=wire.WireSecret,
         convert=_secret,
         query={"fieldSelector": f"metadata.name={name}"},

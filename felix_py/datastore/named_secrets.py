@@ -7,6 +7,7 @@ costs the API server what each kubelet's own does: it has an index for it, and s
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class NamedSecrets:
         self._namespace = namespace
         self._timing = timing
         self._followed: dict[str, tuple[Table[SecretRecord], Reflector[SecretRecord]]] = {}
+        self._since: dict[str, float] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._log = log.get("secrets")
         self.changed = asyncio.Event()
@@ -39,6 +41,7 @@ class NamedSecrets:
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
         for name in sorted(set(names) - self._followed.keys()):
+            self._since[name] = time.monotonic()
             self._follow(name)
 
     def _follow(self, name: str) -> None:
@@ -59,9 +62,18 @@ class NamedSecrets:
         found: dict[str, Mapping[str, str] | None] = {}
         for name, (table, _) in self._followed.items():
             if table.listed.is_set():
-                record = table.records.get(("", name))
+                record = table.records.get((self._namespace, name))
                 found[name] = record.data if record else None
         return found
+
+    def unread(self, seconds: float = 0.0) -> frozenset[str]:
+        """Those that are wanted for so long already, and have not been read."""
+        asked = time.monotonic() - seconds
+        return frozenset(
+            name
+            for name, (table, _) in self._followed.items()
+            if not table.listed.is_set() and self._since[name] <= asked
+        )
 
     async def stop(self) -> None:
         """Follow nothing any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given as drawn
@@ -127,7 +128,9 @@ def test_passwords() -> None:
     it = declared()
     peers = {"tor": {**TOR, **SECRET}, "other": {"peerIP": "10.0.0.2", "asNumber": 65000}}
     verdict = it.review(said(peers))
-    assert (sessions(verdict).keys(), verdict.wanted) == ({"10.0.0.2"}, {"s"})
+    assert sessions(verdict).keys() == {"10.0.0.2"}
+    assert (verdict.wanted, verdict.problems) == (frozenset({"s"}), ())
+    assert "Secret s" in reasons(it.review(replace(said(peers), overdue=frozenset({"s"}))))[0]
     verdict = it.review(said(peers, secrets={"s": None}))
     assert sessions(verdict).keys() == {"10.0.0.2"}
     assert ["Secret s" in one for one in reasons(verdict)] == [True]
@@ -139,7 +142,8 @@ def test_passwords() -> None:
     verdict = it.review(said(peers, secrets={"s": {"tor": "second"}}))
     assert sessions(verdict)["10.0.0.1"].password == "second"
     assert sessions(verdict)["10.0.0.2"] == other
-    for lost in ({"s": None}, {"s": {}}, {"s": {"tor": "a b"}}):
+    losses: list[dict[str, Any]] = [{"s": None}, {"s": {}}, {"s": {"tor": "a b"}}]
+    for lost in losses:
         verdict = it.review(said(peers, secrets=lost))
         assert sessions(verdict)["10.0.0.1"].password == "second"
         assert "Secret s tor: " in reasons(verdict)[0]
@@ -149,6 +153,24 @@ def test_passwords() -> None:
     assert sessions(later.review(said(peers)))["10.0.0.1"].password == "second"
     assert later.review(said({"other": peers["other"]})).wanted == frozenset()
     assert later.passwords == {}
+
+
+def test_a_password_that_is_not_known_yet_changes_no_session() -> None:
+    it = declared()
+    before = sessions(it.review(said({"tor": TOR})))
+    with_password = {"tor": {**TOR, **SECRET, "holdTime": "9s"}}
+    verdict = it.review(said(with_password))
+    assert sessions(verdict) == before
+    assert (verdict.wanted, verdict.problems) == (frozenset({"s"}), ())
+    overdue = replace(said(with_password), overdue=frozenset({"s"}))
+    assert "the Secret s cannot be read" in reasons(it.review(overdue))[0]
+    verdict = it.review(said(with_password, secrets={"s": {"other": "x"}}))
+    assert sessions(verdict) == before
+    assert reasons(verdict) == [
+        "BGPPeer tor password: there is no key tor in a Secret s; what was there before stays in force"
+    ]
+    after = sessions(it.review(said(with_password, secrets={"s": {"tor": "x"}})))["10.0.0.1"]
+    assert (after.password, after.hold_time) == ("x", 9)
 
 
 def test_nodes() -> None:
