@@ -19,7 +19,8 @@ import structlog
 
 from bgp.announcement import Announcement
 from bgp.control import Control
-from bgp.model import BGPConfigError, Peer, SpeakerConfig, parse_bgp_config
+from bgp.fields import BGPConfigError
+from bgp.model import Peer, SpeakerConfig, parse_bgp_config
 from bgp.prefixes import PrefixSet, canonical
 from bgp.render import render
 from bgp.rib import ImportFilter, NextHops, Reach, Unresolved
