@@ -6,20 +6,28 @@ pending, silently drop every reload.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from bgp import protocol
+from bgp.model import Peer
+from bgp.prefixes import FAMILIES, version
 
 
 class Outgoing:
     """One peer's announcements. Each method returns the commands to send now, in order."""
 
-    def __init__(self, peer: str) -> None:
-        self._peer = peer
+    def __init__(self, peer: Peer) -> None:
+        self.configure(peer)
         self._sent: set[str] = set()
         self._wanted: frozenset[str] | None = None
         self._established = False
         self._read = False
+
+    def configure(self, peer: Peer) -> None:
+        """Set the peer's settings; its address never changes."""
+        self._peer = peer
+        self.families = frozenset(peer.carried)
+        """Those that the session has: once it is up, what both ends have."""
 
     def learned(self, prefix: str) -> None:
         """Note a prefix that ExaBGP already announces to the peer."""
@@ -45,11 +53,12 @@ class Outgoing:
         self._established = True
         if not self._active or self._wanted is None:
             return []
+        wanted = self._carried()
         commands = [
-            *protocol.withdraw(self._peer, self._sent - self._wanted),
-            *protocol.announce(self._peer, self._wanted),
+            *self._commands(protocol.withdraw, self._sent - wanted),
+            *self._commands(protocol.announce, wanted),
         ]
-        self._sent = set(self._wanted)
+        self._sent = set(wanted)
         return commands + self.end_of_rib()
 
     def down(self) -> None:
@@ -64,19 +73,33 @@ class Outgoing:
         return commands + self.end_of_rib() if first else commands
 
     def end_of_rib(self) -> list[str]:
-        """End-of-RIB, if everything is announced. Repeating it is harmless."""
-        return [protocol.end_of_rib(self._peer)] if self._active and self._wanted is not None else []
+        """End-of-RIB of each family, if everything is announced. Repeating it is harmless."""
+        if not self._active or self._wanted is None:
+            return []
+        return [protocol.end_of_rib(self._peer.address, family) for family in sorted(self.families)]
 
     def _difference(self) -> list[str]:
         if not self._active or self._wanted is None:
             return []
         # Announcements first: addresses that move from one prefix to another stay reachable.
+        wanted = self._carried()
         commands = [
-            *protocol.announce(self._peer, self._wanted - self._sent),
-            *protocol.withdraw(self._peer, self._sent - self._wanted),
+            *self._commands(protocol.announce, wanted - self._sent),
+            *self._commands(protocol.withdraw, self._sent - wanted),
         ]
-        self._sent = set(self._wanted)
+        self._sent = set(wanted)
         return commands
+
+    def _carried(self) -> set[str]:
+        """What is wanted, of the families that the session has."""
+        return {prefix for prefix in self._wanted or () if version(prefix) in self.families}
+
+    def _commands(
+        self, command: Callable[[str, Iterable[str], str], Iterator[str]], prefixes: set[str]
+    ) -> Iterator[str]:
+        for family in FAMILIES:
+            of_family = {prefix for prefix in prefixes if version(prefix) == family}
+            yield from command(self._peer.address, of_family, self._peer.next_hop(family))
 
     @property
     def _active(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bgp.prefixes import canonical, version
+from bgp.prefixes import FAMILIES, canonical, is_link_local, version
 from bgp.rib import DEFAULT_LOCAL_PREF, Path
 
 SHOW_NEIGHBORS = "show neighbor json"
@@ -43,11 +43,12 @@ class GracefulRestart:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """The peer's OPEN. ``restart`` None: no graceful restart."""
+    """The peer's OPEN. ``restart`` None: no graceful restart. ``families``: its IP versions (RFC 4760)."""
 
     peer: str
     router_id: str
     restart: GracefulRestart | None
+    families: frozenset[int] = frozenset({4})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Notified:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Validated routes of one UPDATE: canonical prefixes of the session's family."""
+    """Validated routes of one UPDATE: canonical prefixes."""
 
     peer: str
     announced: tuple[tuple[str, Path], ...]
@@ -86,16 +87,18 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class EndOfRib:
-    """The peer has sent its whole table (RFC 4724 2)."""
+    """The peer has sent its whole table of a family (RFC 4724 2)."""
 
     peer: str
+    family: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """Begin or end of an enhanced route refresh by the peer (RFC 7313)."""
+    """Begin or end of an enhanced route refresh of a family by the peer (RFC 7313)."""
 
     peer: str
+    family: int
     begin: bool
 
 
@@ -112,7 +115,10 @@ Identity = tuple[str, str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Neighbor:
-    """A neighbor of ExaBGP. ``age``: seconds since Established. ``route_refresh``: the peer supports RFC 2918."""
+    """A neighbor of ExaBGP. ``age``: seconds since Established. ``route_refresh``: the peer supports RFC 2918.
+
+    ``families``: negotiated IP versions.
+    """
 
     peer: str
     local_address: str
@@ -123,6 +129,7 @@ class Neighbor:
     age: int
     updates_sent: int
     route_refresh: bool
+    families: frozenset[int]
 
     @property
     def identity(self) -> Identity:
@@ -158,25 +165,25 @@ class Answered:
 Event = Open | Up | Down | Notified | Update | EndOfRib | Refresh | Gap | Neighbors | RibEntry | Answered
 
 
-def announce(peer: str, prefixes: Iterable[str]) -> Iterator[str]:
-    """Commands that announce prefixes with ourselves as next hop. The prefixes must be of the session's family:
-    for IPv4 on an IPv6 session ExaBGP would use the router id as next hop."""
-    return _batches(f"neighbor {peer} announce attributes next-hop self nlri", prefixes)
+def announce(peer: str, prefixes: Iterable[str], next_hop: str = "self") -> Iterator[str]:
+    """Commands that announce prefixes of one family. ``self`` is for the family of the session's addresses: for
+    IPv4 on an IPv6 session ExaBGP would use the router id."""
+    return _batches(f"neighbor {peer} announce attributes next-hop {next_hop} nlri", prefixes)
 
 
-def withdraw(peer: str, prefixes: Iterable[str]) -> Iterator[str]:
+def withdraw(peer: str, prefixes: Iterable[str], next_hop: str = "self") -> Iterator[str]:
     """Commands that withdraw prefixes."""
-    return _batches(f"neighbor {peer} withdraw attributes next-hop self nlri", prefixes)
+    return _batches(f"neighbor {peer} withdraw attributes next-hop {next_hop} nlri", prefixes)
 
 
-def end_of_rib(peer: str) -> str:
-    """Send end-of-RIB to the peer."""
-    return f"neighbor {peer} announce eor ipv{version(peer)} unicast"
+def end_of_rib(peer: str, family: int) -> str:
+    """Send end-of-RIB of a family to the peer."""
+    return f"neighbor {peer} announce eor ipv{family} unicast"
 
 
-def route_refresh(peer: str) -> str:
-    """Ask the peer for all its routes."""
-    return f"neighbor {peer} announce route-refresh ipv{version(peer)} unicast"
+def route_refresh(peer: str, family: int) -> str:
+    """Ask the peer for all its routes of a family."""
+    return f"neighbor {peer} announce route-refresh ipv{family} unicast"
 
 
 def withdraw_all(peer: str) -> str:
@@ -301,30 +308,35 @@ def _open(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
         flags = capability["address-family-flags"]
         restart = GracefulRestart(
             _number(capability["time"], 4095),
-            {v: "restart" in flags[name] for v in (4, 6) if (name := f"ipv{v}/unicast") in flags},
+            {v: "restart" in flags[name] for v in FAMILIES if (name := f"ipv{v}/unicast") in flags},
         )
-    yield Open(peer, _address(content["router_id"]), restart)
+    # 1: RFC 4760; who does not have it speaks IPv4.
+    families = content["capabilities"].get("1", {"families": ["ipv4/unicast"]})["families"]
+    yield Open(peer, _address(content["router_id"]), restart, _families(families))
 
 
 def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     message = neighbor["message"]
     if "eor" in message:
-        if message["eor"]["afi"] == f"ipv{version(peer)}" and message["eor"]["safi"] == "unicast":
-            yield EndOfRib(peer)
+        for family in _families([f"{message['eor']['afi']} {message['eor']['safi']}"]):
+            yield EndOfRib(peer, family)
         return
     update = message["update"]
-    family = f"ipv{version(peer)} unicast"
     attributes = update.get("attribute", {})
     announced: dict[str, Path] = {}
     unusable: set[str] = set()
-    # An IPv6 route with a global and a link-local next hop (RFC 2545) is listed under each.
-    for next_hop, entries in update.get("announce", {}).get(family, {}).items():
-        prefixes = [_prefix(entry["nlri"]) for entry in entries]
-        if address := _next_hop(next_hop, version(peer)):
-            announced.update(dict.fromkeys(prefixes, _path(address, attributes)))
-        else:
-            unusable.update(prefixes)
-    withdrawn = {_prefix(entry["nlri"]) for entry in update.get("withdraw", {}).get(family, ())}
+    withdrawn: set[str] = set()
+    for family in FAMILIES:
+        name = f"ipv{family} unicast"
+        # A route with a global and a link-local next hop (RFC 2545) is listed under each; the link-local one is
+        # the one to use on a session between link-local addresses.
+        for next_hop, entries in sorted(update.get("announce", {}).get(name, {}).items(), key=_link_local_last):
+            prefixes = [_prefix(entry["nlri"]) for entry in entries]
+            if address := _next_hop(next_hop, family, peer):
+                announced.update(dict.fromkeys(prefixes, _path(address, attributes)))
+            else:
+                unusable.update(prefixes)
+        withdrawn.update(_prefix(entry["nlri"]) for entry in update.get("withdraw", {}).get(name, ()))
     # An announcement replaces the previous one even if it is unusable itself (RFC 4271 9).
     withdrawn |= unusable - announced.keys()
     if announced or withdrawn:
@@ -333,9 +345,9 @@ def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
 
 def _refresh(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     refresh = neighbor["route-refresh"]
-    ours = (refresh["afi"], refresh["safi"]) == (f"ipv{version(peer)}", "unicast")
-    if ours and refresh["subtype"] in ("begin", "end"):
-        yield Refresh(peer, begin=refresh["subtype"] == "begin")
+    for family in _families([f"{refresh['afi']} {refresh['safi']}"]):
+        if refresh["subtype"] in ("begin", "end"):
+            yield Refresh(peer, family, begin=refresh["subtype"] == "begin")
 
 
 def _notification(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
@@ -359,15 +371,23 @@ def _neighbor(entry: dict[str, Any]) -> Neighbor:
         age=_number(entry["duration"], _U32) if established and entry["state"] == "up" else 0,
         updates_sent=_number(entry["messages"]["sent"]["update"], _U64),
         route_refresh=bool(entry["peer"]["capabilities"]["route-refresh"]),
+        families=_families(entry["families"]),
     )
+
+
+def _families(names: Iterable[str]) -> frozenset[int]:
+    """The IP versions among families as ExaBGP names them: ``ipv4 unicast``, in an OPEN ``ipv4/unicast``."""
+    known = {f"ipv{family} unicast": family for family in FAMILIES}
+    return frozenset(known[name] for each in names if (name := each.replace("/", " ")) in known)
 
 
 def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
     peer = _address(content["peer"]["address"])
     nlri, attributes = content["route"]["nlri"], content["route"]["attributes"]
-    next_hop = _next_hop(str(nlri["nexthop"]), version(peer))
+    prefix = _prefix(nlri["prefix"])
+    next_hop = _next_hop(str(nlri["nexthop"]), version(prefix), peer)
     path = _path(next_hop, attributes) if next_hop else None
-    return RibEntry(peer, _prefix(nlri["prefix"]), path, outgoing)
+    return RibEntry(peer, prefix, path, outgoing)
 
 
 def _path(next_hop: str, attributes: dict[str, Any]) -> Path:
@@ -392,15 +412,25 @@ def _path(next_hop: str, attributes: dict[str, Any]) -> Path:
     )
 
 
-def _next_hop(text: str, family: int) -> str:
-    """A next hop that the kernel can use without an interface name, or an empty text."""
+def _next_hop(text: str, family: int, peer: str) -> str:
+    """A next hop that can be used for a family, or an empty text.
+
+    A link-local one belongs to an interface, which only a link-local peer's is known of. IPv4 prefixes may have
+    IPv6 next hops (RFC 8950).
+    """
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return ""
-    if address.version != family or address.is_link_local or address.is_multicast or address.is_unspecified:
+    if address.version < family or address.is_multicast or address.is_unspecified or address.is_loopback:
         return ""
-    return "" if address.is_loopback else str(address)
+    if address.is_link_local and (address.version == 4 or not is_link_local(peer)):
+        return ""
+    return str(address)
+
+
+def _link_local_last(listed: tuple[str, object]) -> bool:
+    return is_link_local(listed[0])
 
 
 def _address(text: object) -> str:

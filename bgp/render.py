@@ -80,10 +80,13 @@ def _neighbor(config: SpeakerConfig, peer: Peer) -> str:
     if peer.ttl_security:
         # RFC 5082: send with TTL 255, accept only packets that lost at most the permitted hops.
         lines += ["outgoing-ttl 255", f"incoming-ttl {256 - peer.ttl_security}"]
-    body = "".join(f"  {line};\n" for line in lines)
-    return (
-        f"neighbor {peer.address} {{\n{body}"
-        f"  capability {{ graceful-restart {peer.max_restart_time}; route-refresh enable; asn4 enable; }}\n"
-        f"  family {{ ipv{peer.version} unicast; }}\n"
-        "}\n"
-    )
+    if peer.interface:
+        lines.append(f"source-interface {peer.interface}")
+    capabilities = f"graceful-restart {peer.max_restart_time}; route-refresh enable; asn4 enable;"
+    families = "".join(f" ipv{family} unicast;" for family in peer.carried)
+    sections = [f"capability {{ {capabilities} }}", f"family {{{families} }}"]
+    if peer.extended_next_hop:
+        sections[0] = f"capability {{ {capabilities} nexthop enable; }}"
+        sections.append("nexthop { ipv4 unicast ipv6; }")
+    body = "".join([*(f"  {line};\n" for line in lines), *(f"  {section}\n" for section in sections)])
+    return f"neighbor {peer.address} {{\n{body}}}\n"

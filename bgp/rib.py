@@ -7,12 +7,12 @@ only notes changed prefixes; :meth:`Rib.take` decides those and returns the diff
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from bgp.prefixes import PrefixSet, covers, parse
+from bgp.prefixes import FAMILIES, PrefixSet, covers, parse, version
 
 NextHops = tuple[str, ...]
 """Sorted next hop addresses of one route; empty: no route."""
@@ -244,9 +244,9 @@ class Rib:
             del self._paths[prefix]
         self._changed.add(prefix)
 
-    def doubt(self, peer: str) -> None:
+    def doubt(self, peer: str, families: Collection[int] = FAMILIES) -> None:
         """Keep the peer's routes in use until :meth:`confirm`, unless they are announced again."""
-        self._doubted[peer] = set(self._prefixes.get(peer, ()))
+        self._doubted.setdefault(peer, set()).update(self._of(peer, families))
 
     def confirm(self, peer: str) -> None:
         """Remove the routes of a peer that are still doubted, now that its table is complete."""
@@ -257,10 +257,13 @@ class Rib:
         """Keep a doubted route as it was: the peer still has it, but its attributes could not be read."""
         self._doubted.get(peer, set()).discard(prefix)
 
-    def drop(self, peer: str) -> None:
+    def drop(self, peer: str, families: Collection[int] = FAMILIES) -> None:
         """Remove all routes of a peer."""
-        self.doubt(peer)
-        self.confirm(peer)
+        for prefix in self._of(peer, families):
+            self.withdraw(peer, prefix)
+
+    def _of(self, peer: str, families: Collection[int]) -> list[str]:
+        return [prefix for prefix in self._prefixes.get(peer, ()) if version(prefix) in families]
 
     def count(self, peer: str) -> int:
         """Number of prefixes a peer has announced, before the filter."""

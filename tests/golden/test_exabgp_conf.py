@@ -32,11 +32,31 @@ EVERYTHING = Peer(
     max_restart_time=4095,
     passive=True,
 )
+DUAL = Peer(
+    address="fd09::2",
+    asn=65000,
+    local_asn=65001,
+    source_address="fd09::1",
+    families=(4, 6),
+    next_hops=("10.9.0.1", "fd09::1"),
+)
+UNNUMBERED = Peer(
+    address="fe80::2", interface="eth0", asn=65000, local_asn=65001, source_address="fe80::1", families=(4, 6)
+)
+ALSO_SIX = Peer(
+    address="10.9.0.2",
+    asn=65000,
+    local_asn=65001,
+    source_address="10.9.0.1",
+    families=(4, 6),
+    next_hops=("10.9.0.1", "fd09::1"),
+)
 
 CASES = {
     "no-peers": ((), 179),
     "both-families": ((FOUR, SIX), 179),
     "everything-set": ((EVERYTHING,), 1790),
+    "several-families": ((DUAL, ALSO_SIX, UNNUMBERED), 179),
     "connect-only": ((FOUR,), 0),
 }
 
