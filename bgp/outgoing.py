@@ -17,17 +17,20 @@ class Outgoing:
     """One peer's announcements. Each method returns the commands to send now, in order."""
 
     def __init__(self, peer: Peer) -> None:
-        self.configure(peer)
+        self._peer = peer
+        self.families = frozenset(peer.carried)
+        """Those that the session has, which a peer may have less of than is configured."""
         self._sent: set[str] = set()
         self._wanted: frozenset[str] | None = None
         self._established = False
         self._read = False
 
-    def configure(self, peer: Peer) -> None:
-        """Set the peer's settings; its address never changes."""
+    def configure(self, peer: Peer) -> list[str]:
+        """Set the peer's settings; its address never changes. Another next hop is announced."""
+        moved = [family for family in FAMILIES if peer.next_hop(family) != self._peer.next_hop(family)]
+        self._sent = {prefix for prefix in self._sent if version(prefix) not in moved}
         self._peer = peer
-        self.families = frozenset(peer.carried)
-        """Those that the session has: once it is up, what both ends have."""
+        return self._difference()
 
     def learned(self, prefix: str) -> None:
         """Note a prefix that ExaBGP already announces to the peer."""

@@ -43,13 +43,17 @@ def render(config: SpeakerConfig, peers: Sequence[Peer]) -> str:
     """The agent's part: template and neighbors. Each peer needs its ``source_address``: with ``auto``, ExaBGP
     does not know "next-hop self" before it has connected by itself, nor after a reload."""
     neighbors = "".join(_neighbor(config, peer) for peer in peers)
-    return f"{_LISTEN}{config.listen_port}\n{_TEMPLATE}{neighbors}"
+    listen = " ".join((str(config.listen_port), *config.listen_addresses))
+    return f"{_LISTEN}{listen}\n{_TEMPLATE}{neighbors}"
 
 
-def listen_port(text: str) -> int:
-    """The port to listen on that :func:`render` noted for the sidecar (ExaBGP takes it from its environment)."""
-    match = re.search(rf"^{_LISTEN}(\d{{1,5}})$", text, re.ASCII | re.MULTILINE)
-    return int(match[1]) if match else 0
+def listen_on(text: str) -> tuple[int, tuple[str, ...]]:
+    """Port and addresses to listen on that :func:`render` noted for the sidecar; no addresses: on all.
+
+    ExaBGP takes both from its environment.
+    """
+    match = re.search(rf"^{_LISTEN}(\d{{1,5}})((?: [0-9a-f.:]+)*)$", text, re.ASCII | re.MULTILINE)
+    return (int(match[1]), tuple(match[2].split())) if match else (0, ())
 
 
 def process_section(python: Path, bridge: Path, socket: Path) -> str:

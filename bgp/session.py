@@ -95,7 +95,8 @@ class Session:
         self._unusable: set[str] = set()
         self._unusable_until = 0.0
         self._error = ""
-        self.configure(peer)
+        self.peer = peer
+        self._describe()
 
     @property
     def established(self) -> bool:
@@ -127,7 +128,7 @@ class Session:
     def configure(self, peer: Peer) -> None:
         """Set the peer's settings; its address never changes."""
         self.peer = peer
-        self.out.configure(peer)
+        self._channel.send(*self.out.configure(peer))
         self._describe()
 
     def negotiated(self, families: Collection[int]) -> None:
@@ -135,8 +136,8 @@ class Session:
         self.out.families = frozenset(self.peer.carried) & frozenset(families)
 
     def want(self, prefixes: Collection[str]) -> None:
-        """Announce the prefixes of the session's families, and no others."""
-        self._channel.send(*self.out.want(p for p in prefixes if version(p) in self.peer.carried))
+        """Announce those of the prefixes that are of the session's families, and no others."""
+        self._channel.send(*self.out.want(prefixes))
 
     def scoped(self, path: Path) -> Path:
         """The path with the interface of its next hop, if that is link-local: ``fe80::1%eth0``."""

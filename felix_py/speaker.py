@@ -330,7 +330,7 @@ def _source_address(peer: Peer, before: Mapping[str, str]) -> str:
 
 
 def _endpoint(peer: Peer, address: str, port: int) -> tuple[str | int, ...]:
-    """A socket address; a link-local one is of the peer's interface. Raises OSError if there is no such interface."""
+    """A socket address; a link-local one is of the peer's interface. OSError: there is none."""
     return (address, port, 0, socket.if_nametoindex(peer.interface)) if peer.interface else (address, port)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from bgp import bridge
 from bgp.model import Peer, SpeakerConfig
-from bgp.render import listen_port, process_section, render
+from bgp.render import listen_on, process_section, render
 
 FOLDER = Path(__file__).parent / "exabgp"
 
@@ -77,7 +77,12 @@ def test_text(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_listen_port_is_read_back(case: str) -> None:
     process = process_section(Path("/usr/bin/python3"), Path("/opt/bridge.py"), Path("/run/bridge.sock"))
-    assert listen_port(process + text(case)) == CASES[case][1]
+    assert listen_on(process + text(case)) == (CASES[case][1], ())
+
+
+def test_listen_addresses_are_read_back() -> None:
+    config = SpeakerConfig(asn=65001, router_id="10.9.0.1", listen_addresses=("10.9.0.1", "fd09::1"))
+    assert listen_on(render(config, ())) == (179, ("10.9.0.1", "fd09::1"))
 
 
 def test_exabgp_accepts_all_of_them(tmp_path: Path) -> None:
