@@ -237,7 +237,8 @@ class Control:
                 session.take_over(neighbor, now)
                 continue
             self._readback.changed(address)
-            if established:
+            if neighbor and established:
+                session.negotiated(neighbor.families)
                 session.up(now)
             else:
                 session.down("ExaBGP has no session", now)

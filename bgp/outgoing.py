@@ -17,6 +17,7 @@ from dataclasses import replace
 from bgp import protocol
 from bgp.announcement import Announcement
 from bgp.model import Peer
+from bgp.prefixes import version
 
 INTERVAL = 1.0
 """Seconds. Attributes of a prefix change once in one to two of them."""
@@ -27,6 +28,8 @@ class Outgoing:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
+        self.families = frozenset(peer.carried)
+        """Those that the session has, which a peer may have less of than is configured."""
         self._sent: dict[str, Announcement | None] = {}
         self._wanted: dict[str, Announcement] | None = None
         self._postponed: set[str] = set()
@@ -43,14 +46,16 @@ class Outgoing:
         """Whether a change waits for its time."""
         return bool(self._postponed)
 
-    def configure(self, peer: Peer) -> None:
-        """Set the peer's settings; its address never changes."""
+    def configure(self, peer: Peer) -> list[str]:
+        """Set the peer's settings; its address never changes. Another next hop is announced."""
         self._peer = peer
+        return self._change(self._all())
 
     def learned(self, prefix: str, announcement: Announcement | None) -> None:
         """Note what ExaBGP already announces to the peer, as it says; None: its attributes are of no use."""
         if announcement:
-            if announcement.next_hop == self._peer.source_address:
+            of_session = version(prefix) == self._peer.version
+            if of_session and announcement.next_hop == self._peer.source_address:
                 announcement = replace(announcement, next_hop="self")
             if self._own_asn and announcement.as_path[:1] == (self._own_asn,):
                 announcement = replace(announcement, as_path=announcement.as_path[1:])
@@ -125,9 +130,10 @@ class Outgoing:
         return self._change(due)
 
     def end_of_rib(self) -> list[str]:
-        """End-of-RIB, if everything is announced. Repeating it is harmless."""
-        ready = self._complete and self._active and self._wanted is not None
-        return [protocol.end_of_rib(self._peer.address)] if ready else []
+        """End-of-RIB of each family, if everything is announced. Repeating it is harmless."""
+        if not (self._complete and self._active) or self._wanted is None:
+            return []
+        return [protocol.end_of_rib(self._peer.address, family) for family in sorted(self.families)]
 
     def _all(self) -> set[str]:
         return self._sent.keys() | (self._wanted or {}).keys()
@@ -140,7 +146,7 @@ class Outgoing:
         withdrawn: list[Announcement] = []
         for prefix in prefixes:
             self._postponed.discard(prefix)
-            wanted, sent = self._wanted.get(prefix), self._sent.get(prefix)
+            wanted, sent = self._resolved(self._wanted.get(prefix)), self._sent.get(prefix)
             if wanted is None:
                 if prefix in self._sent and (self._complete or prefix not in self._found):
                     del self._sent[prefix]
@@ -161,6 +167,14 @@ class Outgoing:
             *protocol.announce(self._peer.address, announced, self._own_asn),
             *protocol.withdraw(self._peer.address, withdrawn, self._own_asn),
         ]
+
+    def _resolved(self, announcement: Announcement | None) -> Announcement | None:
+        """An announcement with our own address of its family; None if the session does not have that."""
+        if announcement is None or version(announcement.prefix) not in self.families:
+            return None
+        if announcement.next_hop != "self":
+            return announcement
+        return replace(announcement, next_hop=self._peer.next_hop(version(announcement.prefix)))
 
     @property
     def _own_asn(self) -> int:

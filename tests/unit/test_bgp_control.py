@@ -340,3 +340,78 @@ def test_not_in_sync_with_sessions_of_a_configuration_that_is_not_ours() -> None
     scene.talk()
     scene.wait(200)
     assert scene.control.in_sync
+
+
+DUAL = replace(TOR6, families=(4, 6), next_hops=("10.9.0.1", "fd09::1"))
+
+
+def nlri(scene: Scene) -> list[str]:
+    return [command for command in scene.exabgp.commands if "nlri" in command]
+
+
+def test_ipv4_over_an_ipv6_session_has_an_explicit_next_hop() -> None:
+    scene = Scene(DUAL)
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert scene.exabgp.peers[DUAL.address].ended == {4, 6}
+    assert nlri(scene) == [
+        f"neighbor fd09::2 announce attributes next-hop 10.9.0.1 nlri {V4}",
+        f"neighbor fd09::2 announce attributes next-hop self nlri {V6}",
+    ]
+
+
+def test_another_next_hop_of_ours_is_announced_again() -> None:
+    scene = Scene(DUAL)
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    scene.exabgp.commands.clear()
+    scene.control.configure(scene.config, [replace(DUAL, next_hops=("fd09::1",))], scene.now)
+    for _ in range(3):
+        scene.wait(1)
+    assert nlri(scene) == [f"neighbor fd09::2 announce attributes next-hop fd09::1 nlri {V4}"]
+
+
+def test_a_family_that_the_peer_does_not_have_is_not_announced() -> None:
+    scene = Scene(replace(DUAL, families=(4, 6)))
+    scene.exabgp.peers[DUAL.address].families = (6,)
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert nlri(scene) == [f"neighbor fd09::2 announce attributes next-hop self nlri {V6}"]
+    scene.reborn()
+    scene.control.announce({V4, V6})
+    scene.attach()
+    scene.talk()
+    assert set(scene.exabgp.peers[DUAL.address].installed) == {V6}
+
+
+def test_a_family_that_is_added_is_announced_once_the_session_has_it() -> None:
+    scene = Scene(TOR6)
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    scene.control.configure(scene.config, [DUAL], scene.now)
+    scene.talk()
+    scene.exabgp.down(DUAL.address)
+    scene.exabgp.peers[DUAL.address].families = (4, 6)
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert set(scene.exabgp.peers[DUAL.address].installed) == {V4, V6}
+
+
+def test_a_link_local_next_hop_has_the_interface_of_its_session() -> None:
+    scene = Scene(replace(DUAL, address="fe80::2", source_address="fe80::1", interface="eth0"))
+    scene.attach()
+    scene.exabgp.announce("fe80::2", P, ("fe80::2", (65000,), 0))
+    scene.exabgp.up("fe80::2")
+    assert scene.talk() == {P: ("fe80::2%eth0",)}
+    scene.reborn()
+    scene.attach()
+    assert scene.talk() == {} == scene.wait(1)
+    assert dict(scene.control.rib.best) == {P: ("fe80::2%eth0",)}
