@@ -79,5 +79,10 @@ class Outgoing:
         return commands
 
     @property
+    def announced(self) -> int:
+        """Number of prefixes that ExaBGP announces."""
+        return len(self._sent)
+
+    @property
     def _active(self) -> bool:
         return self._established and self._read

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from bgp import protocol
 from bgp.channel import Channel
 from bgp.model import Peer
+from bgp.notification import explained, words
 from bgp.outgoing import Outgoing
 from bgp.prefixes import version
 from bgp.rib import Rib, Source
@@ -58,7 +59,10 @@ TRANSITIONS: Mapping[tuple[State, Input], State] = {
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down."""
+    """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down.
+
+    ``name``: of the BGPPeer that declares it. ``received`` and ``announced``: prefixes.
+    """
 
     address: str
     asn: int
@@ -67,6 +71,8 @@ class PeerStatus:
     received: int
     families: tuple[str, ...]
     error: str = ""
+    name: str = ""
+    announced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ class Session:
         self._retained: Retained | None = None
         self._unusable: set[str] = set()
         self._unusable_until = 0.0
-        self._error = ""
+        self._error = self._said = ""
         self.configure(peer)
 
     @property
@@ -120,6 +126,8 @@ class Session:
             received=self._rib.count(self.peer.address),
             families=(f"ipv{self.peer.version} unicast",),
             error="" if self.established else self._error,
+            name=self.peer.name,
+            announced=self.out.announced if self.established else 0,
         )
 
     def configure(self, peer: Peer) -> None:
@@ -152,7 +160,8 @@ class Session:
                 self._unusable.clear()
                 self._advance(Input.REFRESH_END)
             case protocol.Notified():
-                self._note(f"NOTIFICATION {event.code}/{event.subcode}", event.text, warning=True)
+                self._said = event.text
+                self._note(f"NOTIFICATION {words(event.code, event.subcode)}", event.text, warning=True)
 
     def up(self, now: float) -> None:
         """The session came up."""
@@ -182,7 +191,7 @@ class Session:
 
     def down(self, reason: str, now: float) -> None:
         """The session ended, or could not come up."""
-        self._error = reason
+        self._error, self._said = explained(reason, self._said), ""
         if not self._advance(Input.DOWN):
             return
         self._since = now
@@ -196,7 +205,7 @@ class Session:
             self._retain(now + self._restart.time, own=False)
         else:
             self._drop()
-        self._note("down", reason, warning=True)
+        self._note("down", self._error, warning=True)
 
     def detached(self, now: float) -> None:
         """The connection to ExaBGP is lost: all routes stay, as for a speaker that restarts itself."""

@@ -142,7 +142,8 @@ class Speaker:
         for peer in self._config.peers if self._config else ():
             if peer.address not in known:
                 families = (f"ipv{peer.version} unicast",)
-                statuses.append(PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, "no route to it"))
+                down = PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, "no route to it", peer.name)
+                statuses.append(down)
         return statuses
 
     @property

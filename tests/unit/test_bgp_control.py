@@ -8,6 +8,7 @@ import pytest
 
 from bgp.control import Control
 from bgp.model import Peer, SpeakerConfig
+from bgp.notification import explained
 from bgp.prefixes import PrefixSet
 from bgp.rib import ImportFilter
 from tests.support.fake_exabgp import FakeExaBGP, FakePeer
@@ -137,7 +138,7 @@ def test_rfc4724_4_2_no_routes_are_kept_after_a_notification(scene: Scene, reaso
     scene.talk()
     scene.exabgp.down(TOR.address, reason)
     assert scene.talk() == {P: ()}
-    assert scene.control.peers(scene.now)[0].error == reason
+    assert scene.control.peers(scene.now)[0].error == explained(reason)
 
 
 def test_rfc4724_4_2_nor_of_a_peer_that_does_not_restart_gracefully(scene: Scene) -> None:
