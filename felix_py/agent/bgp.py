@@ -11,6 +11,7 @@ from itertools import islice
 from bgp.fields import BGPConfigError
 from bgp.model import SpeakerConfig
 from bgp.session import PeerStatus
+from bgp.sidecar import CONFIG
 from felix_py import log
 from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.facts import Facts
@@ -24,6 +25,9 @@ from policy.model import Family
 
 _TELL = 1.0
 """Seconds between two updates of the notices."""
+
+_NOBODY = SpeakerConfig(asn=1, router_id="0.0.0.1")
+"""For a sidecar that still has the peers of an earlier life, while none are declared any more."""
 
 _NEXT_HOPS_TOLD = 20
 """Next hops with notices of their own; a peer may announce any number."""
@@ -97,6 +101,9 @@ class Bgp:
             return await self._load()
         if self._declared is None:
             return None
+        await self._declared.decided.wait()
+        if self._declared.nothing and (self._config.bgp_dir / CONFIG).exists():
+            return _NOBODY
         while (config := self._declared.speaker) is None:
             self._declared.changed.clear()
             await self._declared.changed.wait()

@@ -68,6 +68,8 @@ class DeclaredBgp:
         self._warned: frozenset[Problem] = frozenset()
         self.speaker: SpeakerConfig | None = None
         """What this node's speaker must be; None: no BGP is declared."""
+        self.nothing = False
+        """It is certain that the API declares no BGP for this node."""
         self.changed = asyncio.Event()
         """Set when :attr:`speaker` has changed; who waits for it clears it."""
         self.decided = asyncio.Event()
@@ -121,6 +123,8 @@ class DeclaredBgp:
         given = self._given()
         verdict = await asyncio.to_thread(self._declared.review, given)
         self._secrets.want(verdict.wanted)
+        listed = all(table.listed.is_set() for table in self._tables.values())
+        self.nothing = listed and verdict.certain and verdict.speaker is None
         if verdict.certain and verdict.speaker != self.speaker:
             self.speaker = verdict.speaker
             self.changed.set()
