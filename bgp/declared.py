@@ -14,7 +14,8 @@ from bgp import fields, parse
 from bgp.fields import BGPConfigError
 from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration, BGPFilter, BGPNode, BGPPeer, Problem, SecretKey
-from bgp.topology import topology
+from bgp.services import unknown_communities
+from bgp.topology import merged, topology
 
 _READERS: Mapping[str, Any] = {
     parse.CONFIGURATION: parse.configuration,
@@ -62,14 +63,15 @@ class Given:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """``certain`` false: the speaker must go on as it is, since a BGPConfiguration of this node cannot be used
-    and never could. ``speaker`` None: the API declares no BGP here. ``wanted``: names of the Secrets that this
-    node needs.
+    and never could. ``speaker`` None: the API declares no BGP here. ``configuration``: the one of this node.
+    ``wanted``: names of the Secrets that this node needs.
     """
 
     speaker: SpeakerConfig | None
     problems: tuple[Problem, ...]
     wanted: frozenset[str]
     certain: bool = True
+    configuration: BGPConfiguration = field(default_factory=lambda: BGPConfiguration(name=parse.DEFAULT))
 
 
 class Declared:
@@ -111,8 +113,10 @@ class Declared:
         if rotated := list(self._review_passwords(asked.keys_asked, given)):
             problems += [problem for problem in rotated if problem is not None]
             found = self._topology(others, self.passwords)
+        own = merged(self._node_name, self._records[parse.CONFIGURATION].values())
+        problems += unknown_communities(own)
         told = {*problems, *(problem for problem in found.problems if not self._is_early(problem, given))}
-        return Verdict(found.speaker, tuple(sorted(told)), wanted)
+        return Verdict(found.speaker, tuple(sorted(told)), wanted, configuration=own)
 
     def _is_early(self, problem: Problem, given: Given) -> bool:
         """Whether it says of a Secret that is about to be read that it is not there."""

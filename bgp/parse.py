@@ -80,6 +80,7 @@ def configuration(name: str, spec: object) -> BGPConfiguration:
         communities=read.get("communities", _named_communities) or {},
         prefix_advertisements=read.get("prefixAdvertisements", _list_of(_advertisement)),
         ignored_interfaces=read.get("ignoredInterfaces", _list_of(_interface_pattern)),
+        static_prefixes=read.get("staticPrefixes", cidrs),
         max_paths=read.get("maxPaths", _between(1, 256)),
     )
     if found.node_to_node_mesh_enabled is False:
@@ -175,6 +176,7 @@ _CONFIGURATION_FIELDS = (
     "communities",
     "prefixAdvertisements",
     "ignoredInterfaces",
+    "staticPrefixes",
     "maxPaths",
 )
 _PEER_FIELDS = (

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from bgp import protocol
+from bgp.announcement import Announcement
 from bgp.channel import Channel
+from bgp.decision import Source
 from bgp.model import Peer
 from bgp.notification import explained, words
 from bgp.outgoing import Outgoing
 from bgp.prefixes import version
-from bgp.rib import Rib, Source
+from bgp.rib import Rib
 
 SETTLE = 10.0
 """Seconds after which the table of a peer that sends no end-of-RIB counts as complete."""
@@ -61,7 +63,8 @@ TRANSITIONS: Mapping[tuple[State, Input], State] = {
 class PeerStatus:
     """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down.
 
-    ``name``: of the BGPPeer that declares it. ``received`` and ``announced``: prefixes.
+    ``name``: of the BGPPeer that declares it. ``received`` and ``announced``: prefixes; ``limit``: of those
+    received.
     """
 
     address: str
@@ -71,6 +74,7 @@ class PeerStatus:
     received: int
     families: tuple[str, ...]
     error: str = ""
+    limit: int = 0
     name: str = ""
     announced: int = 0
 
@@ -88,7 +92,7 @@ class Session:
 
     def __init__(self, peer: Peer, rib: Rib, channel: Channel, now: float) -> None:
         self.state = State.DOWN
-        self.out = Outgoing(peer.address)
+        self.out = Outgoing(peer)
         self._rib = rib
         self._channel = channel
         self._since = now
@@ -128,16 +132,30 @@ class Session:
             error="" if self.established else self._error,
             name=self.peer.name,
             announced=self.out.announced if self.established else 0,
+            limit=self._rib.limit(self.peer.address),
         )
 
     def configure(self, peer: Peer) -> None:
         """Set the peer's settings; its address never changes."""
         self.peer = peer
+        self.out.configure(peer)
         self._describe()
 
-    def want(self, prefixes: Collection[str]) -> None:
-        """Announce the prefixes of the peer's family, and no others."""
-        self._channel.send(*self.out.want(p for p in prefixes if version(p) == self.peer.version))
+    @property
+    def router_id(self) -> str:
+        """The peer's BGP identifier, as of its last OPEN."""
+        return self._router_id
+
+    def want(self, announcements: Mapping[str, Announcement]) -> None:
+        """Announce what is of the peer's family, by prefix, and nothing else."""
+        self._channel.send(*self.out.want({p: a for p, a in announcements.items() if self._carries(p)}))
+
+    def change(self, changes: Mapping[str, Announcement | None]) -> None:
+        """Change some of what is wanted; None: withdraw."""
+        self._channel.send(*self.out.change({p: a for p, a in changes.items() if self._carries(p)}))
+
+    def _carries(self, prefix: str) -> bool:
+        return version(prefix) == self.peer.version
 
     def receive(self, event: protocol.Event, now: float) -> None:
         """Handle an event of this session."""
@@ -217,6 +235,7 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Handle timers."""
+        self._channel.send(*self.out.tick(now))
         if now >= self._complete_at:
             self._advance(Input.END_OF_RIB)
         if now >= self._unusable_until:
@@ -276,6 +295,9 @@ class Session:
                 local_address=peer.source_address,
                 external=peer.external,
                 allowed_own_asns=peer.allowed_own_asns,
+                client=bool(peer.cluster_id),
+                filters=peer.filters,
+                prefix_limit=peer.prefix_limit,
             )
         )
 

@@ -228,7 +228,8 @@ class NodeRecord:
 
     ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order.
     ``pod_cidrs`` are canonical CIDR texts, at most one of a family. ``annotations``: those of
-    :data:`bgp.node.KEYS` alone, since others change all the time.
+    :data:`bgp.node.KEYS` alone, since others change all the time. ``drain``: why BGP is to lead traffic away from
+    the node: the annotation's value, ``taint``, or empty.
     """
 
     name: str
@@ -238,6 +239,7 @@ class NodeRecord:
     labels: Labels = ()
     unschedulable: bool = False
     annotations: Labels = ()
+    drain: str = ""
 
     def as_peer(self) -> Node:
         """Returns the node as policy knows it."""

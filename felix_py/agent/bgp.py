@@ -10,11 +10,15 @@ from itertools import islice
 
 from bgp.fields import BGPConfigError
 from bgp.model import SpeakerConfig
+from bgp.resources import BGPConfiguration
+from bgp.services import Drained
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG
 from felix_py import log
+from felix_py.agent.announcing import Announcing
 from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.facts import Facts
+from felix_py.agent.service_prefixes import Objects
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane.link_watch import LinkWatch
 from felix_py.dataplane.reach import Hosts, Links
@@ -43,9 +47,10 @@ class Bgp:
         families: tuple[Family, ...],
         notices: Notices,
         metrics: Metrics,
+        services: Objects,
         declared: DeclaredBgp | None = None,
     ) -> None:
-        """``declared``: the peers of a node that has none in a file.
+        """``services``: those of the cluster. ``declared``: the peers of a node that has none in a file.
 
         Raises ConfigError if the BGP configuration is invalid.
         """
@@ -64,8 +69,10 @@ class Bgp:
         self._linked = asyncio.Event()
         self._ignored_told = 0
         self._problem = ""
+        self._announcing: Announcing | None = None
         if config.bgp_config is not None or declared is not None:
             self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
+            self._announcing = Announcing(facts, services, families, notices, self._speaker)
         if config.bgp_config is not None:
             self._problem = "BGP has not started yet"
             try:
@@ -82,42 +89,53 @@ class Bgp:
         async with asyncio.TaskGroup() as tasks:
             if self._declared is not None:
                 tasks.create_task(self._declared.run())
-            config = await self._first()
-            if config is None or self._speaker is None:
+            if self._announcing is None or self._speaker is None:
                 return
+            tasks.create_task(self._announcing.run_drops())
+            config = await self._first(self._announcing)
             tasks.create_task(LinkWatch(self._families, self._on_links).run())
             # The usable next hops must be known before the first route comes.
             await self._linked.wait()
-            self._follow_nodes(self._speaker)
+            self._configure(self._announcing)
+            self._follow_nodes(self._speaker, self._announcing)
             self._speaker.set_config(config)
-            tasks.create_task(self._keep_following(self._speaker))
+            tasks.create_task(self._keep_following(self._speaker, self._announcing))
+            tasks.create_task(self._announcing.run())
             tasks.create_task(self._speaker.run())
             tasks.create_task(self._keep_telling())
-            tasks.create_task(self._keep_declared(config))
+            tasks.create_task(self._keep_declared(config, self._speaker, self._announcing))
 
-    async def _first(self) -> SpeakerConfig | None:
-        """The configuration once there is one: of the file, else of the API; None without either."""
-        if self._config.bgp_config is not None:
+    async def _first(self, announcing: Announcing) -> SpeakerConfig:
+        """The configuration once there is one: of the file, else of the API."""
+        if self._config.bgp_config is not None or self._declared is None:
             return await self._load()
-        if self._declared is None:
-            return None
         await self._declared.decided.wait()
         if self._declared.nothing and (self._config.bgp_dir / CONFIG).exists():
             return _NOBODY
         while (config := self._declared.speaker) is None:
+            announcing.nowhere()
             self._declared.changed.clear()
             await self._declared.changed.wait()
         return config
 
-    async def _keep_declared(self, config: SpeakerConfig) -> None:
+    async def _keep_declared(self, config: SpeakerConfig, speaker: Speaker, announcing: Announcing) -> None:
         """Take over what the API declares; once it declares nothing any more, there is no peer."""
-        if self._config.bgp_config is not None or self._declared is None or self._speaker is None:
+        if self._config.bgp_config is not None or self._declared is None:
             return
         while True:
             config = self._declared.speaker or replace(config, peers=())
-            self._speaker.set_config(config)
+            self._configure(announcing)
+            self._set_filter(speaker, announcing)
+            speaker.set_config(config)
             self._declared.changed.clear()
             await self._declared.changed.wait()
+
+    def _configure(self, announcing: Announcing) -> None:
+        """What is announced beside the prefixes of pods; a peers file knows nothing of that."""
+        of_api = self._declared is not None and self._config.bgp_config is None
+        announcing.configure(
+            self._declared.configuration if self._declared and of_api else BGPConfiguration(name="default")
+        )
 
     async def _load(self) -> SpeakerConfig:
         """Returns the configuration once it is valid: on a node without an IPv4 address it needs a router id."""
@@ -144,19 +162,21 @@ class Bgp:
         addresses = self._facts.node.addresses if self._facts.node else ()
         return next((a for a in addresses if ipaddress.ip_address(a).version == 4), None)
 
-    async def _keep_following(self, speaker: Speaker) -> None:
+    async def _keep_following(self, speaker: Speaker, announcing: Announcing) -> None:
         while True:
             await self._facts.nodes_changed.wait()
-            self._follow_nodes(speaker)
+            self._follow_nodes(speaker, announcing)
 
-    def _follow_nodes(self, speaker: Speaker) -> None:
+    def _follow_nodes(self, speaker: Speaker, announcing: Announcing) -> None:
         self._facts.nodes_changed.clear()
-        own = self._facts.own_prefixes
-        speaker.set_filter(within=self._facts.cluster_cidrs, never=(*(own or ()), *self._config.service_cidrs))
+        self._set_filter(speaker, announcing)
         self._set_reach()
-        if own is not None:
-            # An agent that has never seen its Node object must not withdraw prefixes that work.
-            speaker.announce(own)
+        announcing.review()
+
+    def _set_filter(self, speaker: Speaker, announcing: Announcing) -> None:
+        own, services = self._facts.own_prefixes or (), announcing.prefixes.ranges()
+        never = (*own, *self._config.service_cidrs, *services)
+        speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
 
     # --- next hops -----------------------------------------------------------------------------------
 
@@ -243,6 +263,12 @@ class Bgp:
             PeerStatus(peer.address, peer.asn, False, 0.0, 0, (f"ipv{peer.version} unicast",), self._problem)
             for peer in self._configured.peers
         ]
+
+    def drained(self) -> Drained:
+        """How far the drain of this node is."""
+        if self._announcing is not None:
+            return self._announcing.drained()
+        return Drained(self._facts.node.drain if self._facts.node else "")
 
     def routes(self) -> Mapping[str, tuple[str, ...]]:
         """The best learned routes: prefix -> next hops."""

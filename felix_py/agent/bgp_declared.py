@@ -17,7 +17,7 @@ from bgp import parse
 from bgp.declared import KINDS, Declared, Given, Specs, Unreadable, Verdict
 from bgp.model import SpeakerConfig
 from bgp.node import bgp_node
-from bgp.resources import BGPNode, Problem, SecretKey
+from bgp.resources import BGPConfiguration, BGPNode, Problem, SecretKey
 from felix_py import log
 from felix_py.agent.last_good import Kept
 from felix_py.config import AgentConfig
@@ -70,8 +70,10 @@ class DeclaredBgp:
         """What this node's speaker must be; None: no BGP is declared."""
         self.nothing = False
         """It is certain that the API declares no BGP for this node."""
+        self.configuration = BGPConfiguration(name=parse.DEFAULT)
+        """This node's, as it counts."""
         self.changed = asyncio.Event()
-        """Set when :attr:`speaker` has changed; who waits for it clears it."""
+        """Set when :attr:`speaker` or :attr:`configuration` has changed; who waits for it clears it."""
         self.decided = asyncio.Event()
         """Set once :attr:`speaker` is known. Never cleared."""
         store.subscribe(self._fold)
@@ -125,8 +127,9 @@ class DeclaredBgp:
         self._secrets.want(verdict.wanted)
         listed = all(table.listed.is_set() for table in self._tables.values())
         self.nothing = listed and verdict.certain and verdict.speaker is None
-        if verdict.certain and verdict.speaker != self.speaker:
-            self.speaker = verdict.speaker
+        found = (verdict.speaker, verdict.configuration)
+        if verdict.certain and found != (self.speaker, self.configuration):
+            self.speaker, self.configuration = found
             self.changed.set()
         self._tell(verdict)
         await self._keep()

@@ -173,7 +173,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     network = PodNetwork(facts, reconciler, mtu, flows.forget)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_bgp, cluster))
-    bgp = Bgp(config, facts, programmed, notices, metrics, declared)
+    bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics)
     live: Live = {

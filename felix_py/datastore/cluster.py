@@ -21,6 +21,7 @@ from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
 from felix_py.datastore.named_secrets import NamedSecrets
 from felix_py.datastore.probe import Probe
+from felix_py.datastore.service_kinds import ServiceObjects
 from felix_py.datastore.status_writer import StatusWriter
 from felix_py.datastore.store import Problem, Record, Store, Table
 from policy.change import Change
@@ -128,7 +129,10 @@ class Cluster:
             _Watched(store.pods, pod_source(api, timing)),
         ]
         sources = [watched.source for watched in self._sources]
-        self._probe = Probe(api, [one for one in sources if isinstance(one, Reflector)], timing)
+        reflectors = [one for one in sources if isinstance(one, Reflector)]
+        self.services = ServiceObjects(api, timing, node_name, reflectors)
+        """Services and EndpointSlices, which nothing but BGP asks for."""
+        self._probe = Probe(api, reflectors, timing)
 
     def start(self) -> None:
         """List and watch. Call it on the running event loop, once, after the handlers have subscribed."""
@@ -148,12 +152,14 @@ class Cluster:
         """End all watches; the store keeps its content."""
         stops = [watched.source.stop() for watched in self._sources]
         others = (self.events, self.conditions, self.statuses, self._probe)
-        await asyncio.gather(*stops, self.secrets.stop(), *(asyncio.to_thread(one.stop) for one in others))
+        others_here = (self.services.stop(), self.secrets.stop())
+        await asyncio.gather(*stops, *others_here, *(asyncio.to_thread(one.stop) for one in others))
         self._api.close()
 
     def ages(self) -> dict[str, float]:
         """Kind -> seconds since its source last heard from the API server."""
-        return {watched.table.kind.name: watched.source.age() for watched in self._sources}
+        ages = {watched.table.kind.name: watched.source.age() for watched in self._sources}
+        return ages | self.services.ages()
 
     async def set_network_available(self, node: str) -> None:
         """Set the condition NetworkUnavailable of ``node`` to False, so that pods are scheduled to it.

@@ -19,6 +19,7 @@ from bgp.node import KEYS
 from felix_py.datastore import salvage, wire
 from felix_py.datastore.client import error_from_status
 from felix_py.datastore.wire import UNDECODABLE
+from felix_py.layout import DRAIN
 from felix_py.records import ConfigurationRecord, NodeRecord, SecretRecord
 from policy.model import (
     ClusterPolicy,
@@ -419,8 +420,17 @@ def _node(node: wire.WireNode) -> NodeRecord:
         pod_cidrs=tuple([canonical_cidr(cidr) for cidr in cidrs if cidr]),
         labels=_labels(metadata.labels),
         unschedulable=spec.unschedulable,
+        drain=_drain(annotations, spec),
         annotations=_labels({key: value for key, value in annotations.items() if key in KEYS}),
     )
+
+
+def _drain(annotations: Mapping[str, str], spec: wire.NodeSpec) -> str:
+    """Why BGP is to lead traffic away from the node: what its annotation says, or that it has the taint."""
+    asked = annotations.get(DRAIN, "")
+    if asked and asked != "false":
+        return asked
+    return "taint" if any(taint.key == DRAIN for taint in spec.taints or ()) else ""
 
 
 def _secret(found: wire.WireSecret) -> SecretRecord:

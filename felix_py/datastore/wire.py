@@ -157,12 +157,19 @@ class Judged(Wire):
     status: ConditionedStatus | None = None
 
 
+class Taint(Wire):
+    """core/v1 Taint, whatever its effect."""
+
+    key: str = ""
+
+
 class NodeSpec(Wire):
     """core/v1 NodeSpec."""
 
     pod_cidr: str = field(default="", name="podCIDR")
     pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
     unschedulable: bool = False
+    taints: list[Taint] | None = None
 
 
 class NodeAddress(Wire):

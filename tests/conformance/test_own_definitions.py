@@ -203,7 +203,15 @@ async def test_the_informer_follows_them(clean: Kubectl) -> None:
 
 CONDITIONS = [
     {"type": kind, "status": "True", "reason": "Because", "message": ""}
-    for kind in ("Ready", "PolicyInForce", "RoutesInstalled", "PeersUp", "BGPInForce", "SettingsInForce")
+    for kind in (
+        "Ready",
+        "PolicyInForce",
+        "RoutesInstalled",
+        "PeersUp",
+        "BGPInForce",
+        "SettingsInForce",
+        "Drained",
+    )
 ]
 STATUS = {
     "conditions": CONDITIONS,
@@ -228,6 +236,7 @@ STATUS = {
     "families": ["ipv4", "ipv6"],
     "version": "0.1.0",
     "restartRequired": ["natOutgoing"],
+    "drain": "true",
     "notices": [{"kind": "restart-due", "subject": "natOutgoing", "message": "x" * 512}] * 20,
 }
 

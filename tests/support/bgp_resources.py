@@ -20,6 +20,7 @@ CONFIGURATION: dict[str, Any] = {
         {"cidr": "10.244.0.0/16", "communities": ["pods", "64512:7"], "localPreference": 200, "med": 5}
     ],
     "ignoredInterfaces": ["eth9", "vlan*"],
+    "staticPrefixes": [{"cidr": "203.0.113.0/24"}],
     "maxPaths": 4,
 }
 

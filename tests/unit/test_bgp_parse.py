@@ -43,6 +43,7 @@ def test_everything_of_a_configuration() -> None:
             PrefixAdvertisement("10.244.0.0/16", ("pods", "64512:7"), local_preference=200, med=5),
         ),
         ignored_interfaces=("eth9", "vlan*"),
+        static_prefixes=("203.0.113.0/24",),
         max_paths=4,
     )
     assert CONFIGURATION.keys() == set(parse.KNOWN[parse.CONFIGURATION])

@@ -8,7 +8,7 @@ from tests.support.watching import ScriptedClock
 
 
 def peer(*, up: bool, error: str = "", address: str = "10.0.0.1") -> PeerStatus:
-    return PeerStatus(address, 65000, up, 0.0, 0, (), error, "tor")
+    return PeerStatus(address, 65000, up, 0.0, 0, (), error, name="tor")
 
 
 class Rig:

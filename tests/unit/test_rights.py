@@ -30,6 +30,8 @@ from tests.support.fakeapi import (
     PODS,
     POLICIES,
     SECRETS,
+    SERVICES,
+    SLICES,
     FakeApi,
     Json,
     Request,
@@ -91,6 +93,8 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
     """A start on a server without CRDs and WatchList, the CRDs' coming, problems on everything, the node's
     condition."""
     server.put(NODES, {"metadata": {"name": "node-1"}})
+    for path in (SERVICES, SLICES):
+        server.serve(path)
     server.put(POLICIES, {"metadata": {"name": "bad", "namespace": "shop", "uid": "u"}, "spec": {"ingress": 5}})
     server.put(PODS, pod("web", "shop"))
     client = Api(lambda: configuration(server))
@@ -110,6 +114,7 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
         )
         cluster.secrets.want({PASSWORDS})
         server.install(NODE_STATUSES)
+        cluster.services.want(endpoints=True)
         cluster.statuses.offer(Offer("uid", {"conditions": []}, None))
         cluster.warn(PolicyRef(PolicyKind.NETWORK, "shop", "bad"), "Refused", "by the test")
         await cluster.set_network_available("node-1")
@@ -119,8 +124,10 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
                 len(server.events) >= 2
                 and all(server.objects[path, "", "default"].get("status") for path in CRDS)
                 and bool(server.objects.get((NODE_STATUSES, "", "node-1"), {}).get("status"))
-                and all(any(verb.startswith("watch") for verb in server.verbs(path)) for path in OWN)
-                and any(verb.startswith("watch") for verb in server.verbs(PASSWORDS_PATH))
+                and all(
+                    any(verb.startswith("watch") for verb in server.verbs(path))
+                    for path in (*OWN, SERVICES, SLICES, PASSWORDS_PATH)
+                )
             ),
         )
         async with asyncio.timeout(PATIENCE):
