@@ -33,16 +33,22 @@ class Declared:
         (self.cidr,) = state["podCIDRs"]
         (peer,) = state["peers"]
         self.gateway = peer["address"]
-        protocol = self.birdc("show", "protocols", "all", f"{node}_ipv4")
+        protocol = self.birdc("show", "protocols", "all", self.protocol)
         self.asn = int(protocol.partition("Neighbor AS:")[2].split()[0])
 
     def birdc(self, *words: str) -> str:
         return self.lab.sh(TOR, "birdc", *words)
 
+    @property
+    def protocol(self) -> str:
+        """BIRD's name of the session."""
+        return f"{self.node}_ipv4"
+
+    def routed(self) -> bool:
+        return self.cidr in self.birdc("show", "route", "protocol", self.protocol)
+
     def up(self) -> bool:
-        return "Established" in self.birdc("show", "protocols", f"{self.node}_ipv4") and self.cidr in self.birdc(
-            "show", "route", "protocol", f"{self.node}_ipv4"
-        )
+        return "Established" in self.birdc("show", "protocols", self.protocol) and self.routed()
 
     def peer(self, **spec: Any) -> str:
         fields = {"node": self.node, "peerIP": self.gateway, "asNumber": TOR_ASN} | spec
@@ -88,13 +94,32 @@ def pod(lab: LabUnderTest, node: str) -> Iterator[str]:
         yield lab.get("pod", "declared", "-n", "default")["status"]["podIP"]
 
 
+def filtered(it: Declared) -> None:
+    """A filter that comes, is edited and goes: the routes follow, the session is not touched."""
+
+    def rules(action: str) -> str:
+        return manifest(resource("BGPFilter", "pods", exportV4=[{"action": action}]))
+
+    session = it.birdc("show", "protocols", it.protocol)
+    with it.lab.applied("-f", "-", stdin=rules("Reject")):
+        it.lab.kubectl("apply", "-f", "-", stdin=it.peer(filters=["pods"]))
+        eventually(lambda: not it.routed(), SECONDS)
+        it.lab.kubectl("apply", "-f", "-", stdin=rules("Accept"))
+        eventually(it.routed, SECONDS)
+        it.lab.kubectl("apply", "-f", "-", stdin=rules("Reject"))
+        eventually(lambda: not it.routed(), SECONDS)
+        it.lab.kubectl("apply", "-f", "-", stdin=it.peer())
+        eventually(it.routed, SECONDS)
+    assert it.birdc("show", "protocols", it.protocol) == session
+
+
 def test_a_node_peers_as_kubectl_says(plain_lab: LabUnderTest) -> None:
     lab, node = plain_lab, plain_lab.node_names[0]
     lab.wait_ready(node)
     it = Declared(lab, node)
     eventually(it.up, SECONDS)
     other = Declared(lab, plain_lab.node_names[1])
-    steady = other.birdc("show", "protocols", f"{other.node}_ipv4")
+    steady = other.birdc("show", "protocols", other.protocol)
     default = manifest(resource("BGPConfiguration", "default", asNumber=it.asn, nodeToNodeMeshEnabled=False))
     with without_file(lab, node):
         eventually(lambda: not it.up(), SECONDS)
@@ -121,5 +146,5 @@ def test_a_node_peers_as_kubectl_says(plain_lab: LabUnderTest) -> None:
             finally:
                 it.router_password("")
         eventually(lambda: not it.up(), SECONDS)
-        assert other.birdc("show", "protocols", f"{other.node}_ipv4") == steady
+        assert other.birdc("show", "protocols", other.protocol) == steady
     eventually(it.up, SECONDS)
