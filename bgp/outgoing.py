@@ -181,5 +181,10 @@ class Outgoing:
         return self._peer.local_asn if self._peer.external else 0
 
     @property
+    def announced(self) -> int:
+        """Number of prefixes that ExaBGP announces."""
+        return len(self._sent)
+
+    @property
     def _active(self) -> bool:
         return self._established and self._read

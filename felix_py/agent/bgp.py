@@ -13,6 +13,7 @@ from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration
 from bgp.services import Drained
 from bgp.session import PeerStatus
+from bgp.sidecar import CONFIG
 from felix_py import log
 from felix_py.agent.announcing import Announcing
 from felix_py.agent.bgp_declared import DeclaredBgp
@@ -28,6 +29,9 @@ from policy.model import Family
 
 _TELL = 1.0
 """Seconds between two updates of the notices."""
+
+_NOBODY = SpeakerConfig(asn=1, router_id="0.0.0.1")
+"""For a sidecar that still has the peers of an earlier life, while none are declared any more."""
 
 _NEXT_HOPS_TOLD = 20
 """Next hops with notices of their own; a peer may announce any number."""
@@ -106,6 +110,8 @@ class Bgp:
         if self._config.bgp_config is not None or self._declared is None:
             return await self._load()
         await self._declared.decided.wait()
+        if self._declared.nothing and (self._config.bgp_dir / CONFIG).exists():
+            return _NOBODY
         while (config := self._declared.speaker) is None:
             announcing.nowhere()
             self._declared.changed.clear()

@@ -43,6 +43,7 @@ from felix_py.notices import NoticeKind
 from felix_py.observe.connections import Connections
 from felix_py.observe.identity import Identity
 from felix_py.observe.network_status import Telling
+from felix_py.observe.peer_events import PeerEvents
 from felix_py.observe.stalls import Stalls, WatchedSelector
 from felix_py.observe.watchdog import Watchdog
 
@@ -183,7 +184,9 @@ class Life:
             tasks.create_task(self._serve_health(agent))
             tasks.create_task(agent.reconciler.run())
             tasks.create_task(agent.configured.run())
-            tasks.create_task(Telling(agent.status, lambda: agent.facts.node, agent.cluster.statuses).run())
+            events = PeerEvents(agent.cluster.tell_node)
+            told = Telling(agent.status, lambda: agent.facts.node, agent.cluster.statuses, events)
+            tasks.create_task(told.run())
             await self._wait_for_sync(agent)
             await agent.configured.settled()
             if agent.revoker:

@@ -108,6 +108,7 @@ class Cluster:
         self.statuses = StatusWriter(api, node_name=node_name)
         self.secrets = NamedSecrets(api, namespace, timing)
         self._api = api
+        self._node_name = node_name
         self._on_invalid = on_invalid
         self._log = log.get("cluster")
         self.store.subscribe(self._judge)
@@ -187,6 +188,12 @@ class Cluster:
         content_type = "application/strategic-merge-patch+json"
         with self._api.request("PATCH", path, body=body, content_type=content_type) as answer:
             answer.read()
+
+    def tell_node(self, warning: bool, reason: str, message: str) -> None:
+        """Write an Event on this node's object, if it is known."""
+        if (node := self.store.nodes.records.get(("", self._node_name))) is not None:
+            ref = ObjectRef("Node", "v1", "", node.name, node.uid)
+            (self.events.warning if warning else self.events.normal)(ref, reason, message)
 
     def warn_own(self, kind: Kind[Any], name: str, uid: str, reason: str, message: str) -> None:
         """Write a Warning on a cluster-scoped object of ours."""

@@ -205,11 +205,13 @@ def of_bgp(bgp: Bgp) -> dict[str, Any]:
     return {
         "peers": [
             {
+                "name": peer.name,
                 "address": peer.address,
                 "asNumber": peer.asn,
                 "established": peer.established,
                 "reason": peer.error,
                 "prefixesReceived": peer.received,
+                "prefixesAnnounced": peer.announced,
             }
             for peer in bgp.peers()
         ],

@@ -90,6 +90,7 @@ def test_all_is_well() -> None:
         ("PolicyInForce", "True"),
         ("RoutesInstalled", "True"),
         ("PeersUp", "True"),
+        ("BGPInForce", "True"),
         ("SettingsInForce", "True"),
         ("Drained", "False"),
     ]
@@ -128,6 +129,33 @@ def test_a_route_that_cannot_be_written() -> None:
 
 def test_a_kernel_that_cannot_be_read() -> None:
     assert Node(unread="the tool timed out").condition("PolicyInForce")[:2] == ("Unknown", "KernelUnread")
+
+
+def test_peers_one_by_one() -> None:
+    down = PeerStatus("192.0.2.9", 65000, False, 1.0, 0, (), "hold timer", name="tor")
+    [first, second] = Node(peers=[peer(1, up=True), down]).status()["bgpPeers"]
+    assert first == {
+        "name": "tor",
+        "address": "192.0.2.9",
+        "asNumber": 65000,
+        "state": "Down",
+        "prefixesReceived": 0,
+        "prefixesAnnounced": 0,
+        "lastError": "hold timer",
+    }
+    assert (second["state"], second["prefixesReceived"], second["lastError"]) == ("Established", 5, "")
+
+
+def test_bgp_that_is_not_as_declared() -> None:
+    node = Node()
+    node.notices.say(
+        NoticeKind.BGP_RESOURCES, "BGPPeer tor", "BGPPeer tor: asNumber: 0 is not in 1 to 4294967295"
+    )
+    assert node.condition("BGPInForce") == (
+        "False",
+        "NotUsable",
+        "BGPPeer tor: asNumber: 0 is not in 1 to 4294967295",
+    )
 
 
 def test_peers_that_are_down_are_named() -> None:
@@ -199,7 +227,7 @@ def test_it_is_small_and_as_its_definition_says(many: int) -> None:
     assert validated(status) == []
     assert validated({**status, "peers": "x" * 33}), "the definition is asked"
     assert len(status["notices"]) == min(many, 20)
-    assert len(json.dumps(status, ensure_ascii=False).encode()) < 25_000
+    assert len(json.dumps(status, ensure_ascii=False).encode()) < 35_000
 
 
 def test_what_is_urgent_and_what_is_not() -> None:
