@@ -6,59 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from bgp.control import Control
-from bgp.model import Peer, SpeakerConfig
-from bgp.prefixes import PrefixSet
-from bgp.rib import ImportFilter
-from tests.support.fake_exabgp import FakeExaBGP, FakePeer
+from bgp.model import Peer
+from tests.support.bgp_scene import V4, V6, Scene
 
 TOR = Peer(address="10.9.0.2", asn=65000, local_asn=65001, source_address="10.9.0.1")
 TOR6 = Peer(address="fd09::2", asn=65000, local_asn=65001, source_address="fd09::1")
-V4, V6 = "10.244.1.0/24", "fd44:1::/64"
 P, Q, P6 = "10.244.7.0/24", "10.244.8.0/24", "fd44:7::/64"
 ROUTE = ("10.9.0.2", (65000,), 0)
-
-
-class Scene:
-    """A control and its ExaBGP, and the lines carried between them."""
-
-    def __init__(self, *peers: Peer) -> None:
-        self.now = 100.0
-        self.exabgp = FakeExaBGP()
-        for peer in peers:
-            self.add(peer)
-        self.config = SpeakerConfig(asn=65001, router_id="10.9.0.1", peers=peers)
-        self.reborn()
-
-    def add(self, peer: Peer) -> FakePeer:
-        return self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn)
-
-    def reborn(self) -> None:
-        """A new agent; ExaBGP goes on."""
-        self.exabgp.disconnect()
-        self.control = Control()
-        self.control.rib.set_filter(ImportFilter(PrefixSet(["10.244.0.0/16", "fd44::/16"]), PrefixSet([V4, V6])))
-        self.control.configure(self.config, self.config.peers, self.now)
-
-    def attach(self) -> None:
-        self.exabgp.connect()
-        self.control.attached()
-        self.talk()
-
-    def talk(self) -> dict[str, tuple[str, ...]]:
-        while (data := self.control.channel.data_to_send()) or (answer := self.exabgp.read()):
-            if data:
-                self.exabgp.write(data)
-                answer = self.exabgp.read()
-            self.control.receive(answer, self.now)
-        return self.control.rib.take()
-
-    def wait(self, seconds: float) -> dict[str, tuple[str, ...]]:
-        self.now += seconds
-        for peer in self.exabgp.peers.values():
-            peer.age += int(seconds) if peer.established else 0
-        self.control.tick(self.now)
-        return self.talk()
 
 
 @pytest.fixture
@@ -386,3 +340,78 @@ def test_not_in_sync_with_sessions_of_a_configuration_that_is_not_ours() -> None
     scene.talk()
     scene.wait(200)
     assert scene.control.in_sync
+
+
+DUAL = replace(TOR6, families=(4, 6), next_hops=("10.9.0.1", "fd09::1"))
+
+
+def nlri(scene: Scene) -> list[str]:
+    return [command for command in scene.exabgp.commands if "nlri" in command]
+
+
+def test_ipv4_over_an_ipv6_session_has_an_explicit_next_hop() -> None:
+    scene = Scene(DUAL)
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert scene.exabgp.peers[DUAL.address].ended == {4, 6}
+    assert nlri(scene) == [
+        f"neighbor fd09::2 announce attributes next-hop 10.9.0.1 nlri {V4}",
+        f"neighbor fd09::2 announce attributes next-hop self nlri {V6}",
+    ]
+
+
+def test_another_next_hop_of_ours_is_announced_again() -> None:
+    scene = Scene(DUAL)
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    scene.exabgp.commands.clear()
+    scene.control.configure(scene.config, [replace(DUAL, next_hops=("fd09::1",))], scene.now)
+    for _ in range(3):
+        scene.wait(1)
+    assert nlri(scene) == [f"neighbor fd09::2 announce attributes next-hop fd09::1 nlri {V4}"]
+
+
+def test_a_family_that_the_peer_does_not_have_is_not_announced() -> None:
+    scene = Scene(replace(DUAL, families=(4, 6)))
+    scene.exabgp.peers[DUAL.address].families = (6,)
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert nlri(scene) == [f"neighbor fd09::2 announce attributes next-hop self nlri {V6}"]
+    scene.reborn()
+    scene.control.announce({V4, V6})
+    scene.attach()
+    scene.talk()
+    assert set(scene.exabgp.peers[DUAL.address].installed) == {V6}
+
+
+def test_a_family_that_is_added_is_announced_once_the_session_has_it() -> None:
+    scene = Scene(TOR6)
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    scene.control.configure(scene.config, [DUAL], scene.now)
+    scene.talk()
+    scene.exabgp.down(DUAL.address)
+    scene.exabgp.peers[DUAL.address].families = (4, 6)
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert set(scene.exabgp.peers[DUAL.address].installed) == {V4, V6}
+
+
+def test_a_link_local_next_hop_has_the_interface_of_its_session() -> None:
+    scene = Scene(replace(DUAL, address="fe80::2", source_address="fe80::1", interface="eth0"))
+    scene.attach()
+    scene.exabgp.announce("fe80::2", P, ("fe80::2", (65000,), 0))
+    scene.exabgp.up("fe80::2")
+    assert scene.talk() == {P: ("fe80::2%eth0",)}
+    scene.reborn()
+    scene.attach()
+    assert scene.talk() == {} == scene.wait(1)
+    assert dict(scene.control.rib.best) == {P: ("fe80::2%eth0",)}
