@@ -130,6 +130,8 @@ class Reflector(Generic[R]):
         self._comes = Backoff(_COMES, self._timing.absent * _RARELY)
         self._present: bool | None = None
         self._in_force = in_force
+        self.refused = False
+        """Whether the last conversation ended since the server does not let us see this kind."""
 
     # --- on the event loop ---------------------------------------------------------------------------
 
@@ -205,6 +207,7 @@ class Reflector(Generic[R]):
     def _next_delay(self, failure: Exception | None) -> float:
         if self._stop.is_set():
             raise Closed
+        self.refused = isinstance(failure, ApiError) and failure.status in (401, 403)
         if isinstance(failure, Absent):
             return failure.retry_in
         if self._watched_well():

@@ -222,6 +222,10 @@ class ServiceObjects:
         """Whether the full lists of all kinds that are watched are in."""
         return all(self._sources[kind][0].listed.is_set() for kind in self._started)
 
+    def refused(self) -> bool:
+        """Whether the server does not let us see one of the kinds that are asked for."""
+        return any(self._sources[kind][1].refused for kind in self._started)
+
     def ages(self) -> dict[str, float]:
         """Kind -> seconds since its watch last heard from the API server; only of kinds that are watched."""
         return {kind: self._sources[kind][1].age() for kind in self._started}
@@ -231,7 +235,13 @@ class ServiceObjects:
         await asyncio.gather(*(self._sources[kind][1].stop() for kind in self._started))
 
     def _publish(self, changes: Sequence[Change[Any]]) -> None:
-        self._handler(changes)
+        try:
+            self._handler(changes)
+        except MemoryError:
+            raise
+        except Exception:
+            # A defect of ours with one object must not end the watch.
+            self._log.exception("cannot take over Services", changes=len(changes))
 
     def _say(self, problem: Problem) -> None:
         where = "/".join(part for part in problem.key if part)
