@@ -26,6 +26,13 @@ class EndpointToHost(enum.StrEnum):
     DROP = "drop"
 
 
+class RouteSource(enum.StrEnum):
+    """Where routes to other nodes' pods come from. ``kubernetes``: from Node objects, and the rest by BGP."""
+
+    BGP = "bgp"
+    KUBERNETES = "kubernetes"
+
+
 BGP_CONFIG = Path("/etc/felix-py/bgp.yaml")
 """Where the DaemonSet's pods have the peers, if there are any."""
 
@@ -181,6 +188,12 @@ class AgentConfig:
         "YAML file with asNumber, routerID and peers; see docs/bgp.md.",
         metavar="FILE",
         otherwise="/etc/felix-py/bgp.yaml, if it is there; else no BGP",
+    )
+    route_source: RouteSource = setting(
+        RouteSource.BGP,
+        "Where routes to other nodes' pods come from. `kubernetes`: for nodes of the same segment from their "
+        "Node objects, for others by BGP, if there is any.",
+        field=Field("routeSource", {source.value: source for source in RouteSource}),
     )
     mark_mask: int = setting(
         0xFFFF0000,

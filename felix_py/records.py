@@ -226,8 +226,9 @@ class Elsewhere(NamedTuple):
 class NodeRecord:
     """A Node (core/v1): its addresses and its pod CIDRs.
 
-    ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order.
-    ``pod_cidrs`` are canonical CIDR texts, at most one of a family.
+    ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order;
+    ``internal_addresses`` are the InternalIPs alone. ``pod_cidrs`` are canonical CIDR texts, at most one of a
+    family.
     """
 
     name: str
@@ -236,6 +237,7 @@ class NodeRecord:
     pod_cidrs: tuple[str, ...] = ()
     labels: Labels = ()
     unschedulable: bool = False
+    internal_addresses: tuple[str, ...] = ()
 
     def as_peer(self) -> Node:
         """Returns the node as policy knows it."""

@@ -12,12 +12,10 @@ from bgp.session import PeerStatus
 from felix_py import log
 from felix_py.agent.facts import Facts
 from felix_py.config import AgentConfig, ConfigError
-from felix_py.dataplane.link_watch import LinkWatch
 from felix_py.dataplane.reach import Hosts, Links
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
 from felix_py.speaker import Speaker, load_bgp_config
-from policy.model import Family
 
 _TELL = 1.0
 """Seconds between two updates of the notices."""
@@ -29,14 +27,11 @@ _NEXT_HOPS_TOLD = 20
 class Bgp:
     """The speaker, or nothing when no BGP is configured."""
 
-    def __init__(
-        self, config: AgentConfig, facts: Facts, families: tuple[Family, ...], notices: Notices, metrics: Metrics
-    ) -> None:
+    def __init__(self, config: AgentConfig, facts: Facts, notices: Notices, metrics: Metrics) -> None:
         """Raises ConfigError if the BGP configuration is invalid."""
         self._log = log.get("bgp")
         self._config = config
         self._facts = facts
-        self._families = families
         self._notices = notices
         self._metrics = metrics
         self._speaker: Speaker | None = None
@@ -63,7 +58,6 @@ class Bgp:
         if self._speaker is None:
             return
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(LinkWatch(self._families, self._on_links).run())
             config = await self._load()
             # The usable next hops must be known before the first route comes.
             await self._linked.wait()
@@ -114,7 +108,8 @@ class Bgp:
 
     # --- next hops -----------------------------------------------------------------------------------
 
-    def _on_links(self, links: Links) -> None:
+    def on_links(self, links: Links) -> None:
+        """Take over the host's links; BGP starts once they are known."""
         self._links = links
         self._linked.set()
         self._set_reach()
@@ -122,8 +117,7 @@ class Bgp:
     def _set_reach(self) -> None:
         if self._speaker is None or self._links is None:
             return
-        node = self._facts.node
-        never = (*(self._facts.own_prefixes or ()), *(node.addresses if node else ()))
+        never = self._facts.no_next_hops
         if self._reaching == (self._links, never):
             return
         self._reaching = (self._links, never)
@@ -153,6 +147,11 @@ class Bgp:
         self._notices.replace(NoticeKind.NEXT_HOP, told)
 
     # --- state ---------------------------------------------------------------------------------------
+
+    @property
+    def configured(self) -> bool:
+        """Whether routes may come from peers."""
+        return self._speaker is not None
 
     async def wait_in_sync(self) -> None:
         """Return once learned routes are complete; at once without BGP.
