@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from bgp.model import parse_bgp_config
+from felix_py.config import RouteSource
 from tests.support.manifests import (
     CHART,
     IMAGE,
@@ -35,6 +36,8 @@ needs_kubectl = pytest.mark.skipif(not kubectl(), reason="no kubectl with a kust
 needs_helm = pytest.mark.skipif(not helm(), reason="no helm: `make test-cluster` builds one")
 
 OVERLAYS = sorted(path.parent for path in (MANIFESTS / "overlays").glob("*/kustomization.yaml"))
+WITH_PEERS = [overlay for overlay in OVERLAYS if (overlay / "bgp.yaml").exists()]
+HOST_GATEWAY = MANIFESTS / "overlays" / "host-gateway"
 COMPONENTS = sorted(path.parent for path in (MANIFESTS / "components").glob("*/kustomization.yaml"))
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
@@ -96,7 +99,7 @@ def test_nothing_of_the_operators_is_in_the_file() -> None:
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+@pytest.mark.parametrize("overlay", WITH_PEERS, ids=lambda path: path.name)
 def test_overlay_is_the_base_and_valid_peers(overlay: Path) -> None:
     found = objects(kustomized(overlay))
     config = found.pop(("v1", "ConfigMap", "kube-system", "felix-py"))
@@ -104,6 +107,23 @@ def test_overlay_is_the_base_and_valid_peers(overlay: Path) -> None:
     assert list(config["data"]) == ["bgp.yaml"]
     peers = parse_bgp_config(yaml.safe_load(config["data"]["bgp.yaml"]), router_id="192.0.2.1").peers
     assert {peer.version for peer in peers} == ({4, 6} if overlay.name == "dual-stack" else {4})
+
+
+@needs_kubectl
+def test_without_routers_there_is_no_sidecar() -> None:
+    """Nor what it alone needs; all else is the base."""
+    found = objects(kustomized(HOST_GATEWAY))
+    config = found.pop(("v1", "ConfigMap", "kube-system", "felix-py"))
+    assert config["data"] == {"routeSource": RouteSource.KUBERNETES.value}
+    wanted = objects((MANIFESTS / "felix-py.yaml").read_text())
+    assert found.keys() == wanted.keys()
+    for one in wanted.values():
+        if one["kind"] == "DaemonSet":
+            pod = one["spec"]["template"]["spec"]
+            for of in (pod["containers"][0]["volumeMounts"], pod["containers"], pod["volumes"]):
+                [sidecars] = [part for part in of if part["name"] == "bgp"]
+                of.remove(sidecars)
+    assert found == wanted
 
 
 @needs_kubectl
@@ -198,6 +218,17 @@ def test_values_of_the_chart_arrive(tmp_path: Path) -> None:
     assert yaml.safe_load(config.pop("bgp.yaml")) == values["bgp"]
     assert config == {"KUBERNETES_SERVICE_HOST": "10.0.0.10", "KUBERNETES_SERVICE_PORT": "6443"}
     assert found == {identity(one): one for one in map(expected, installed())}
+
+
+@needs_helm
+@needs_kubectl
+def test_chart_without_routers_is_the_overlay(tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump({"routeSource": "kubernetes", "bgpSidecar": False}))
+    found, wanted = objects(templated("--values", str(file))), objects(kustomized(HOST_GATEWAY))
+    config = ("v1", "ConfigMap", "kube-system", "felix-py")
+    assert found.pop(config)["data"] == wanted.pop(config)["data"]
+    assert found == wanted
 
 
 def expected(one: Object) -> Object:

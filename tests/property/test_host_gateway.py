@@ -40,7 +40,7 @@ def reach(address: str) -> Reached:
 
 def overlap(one: str, other: str) -> bool:
     first, second = ipaddress.ip_network(one), ipaddress.ip_network(other)
-    return first.version == second.version and first.overlaps(second)  # type: ignore[arg-type]
+    return first.version == second.version and first.overlaps(second)
 
 
 def inside(prefix: str, ranges: Collection[str]) -> bool:
