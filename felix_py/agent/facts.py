@@ -19,6 +19,7 @@ from felix_py.agent.remote_routes import RemoteRoutes
 from felix_py.agent.view import ClusterView
 from felix_py.datastore.store import Record
 from felix_py.desired.planner import Planner, learned_routes
+from felix_py.layout import EXCLUDED
 from felix_py.notices import NoticeKind
 from felix_py.observe import disputes
 from felix_py.records import Lease, NodeRecord, endpoint_of
@@ -275,4 +276,5 @@ def _without_others(node: NodeRecord, families: Collection[Family]) -> NodeRecor
 
 def _where(node: NodeRecord) -> object:
     """The fields that planner and BGP use: a heartbeat or label must not cost as much as all nodes do."""
-    return node.addresses, node.internal_addresses, node.pod_cidrs
+    drain = node.drain, EXCLUDED in node.labels
+    return node.addresses, node.internal_addresses, node.pod_cidrs, *drain

@@ -189,8 +189,7 @@ class Life:
             tasks.create_task(agent.links.run())
             await self._wait_for_sync(agent)
             await agent.configured.settled()
-            if agent.host_gateway:
-                await agent.host_gateway.linked()
+            tasks.create_task(agent.bgp.follow_declared())
             if agent.revoker:
                 tasks.create_task(agent.revoker.run())
             await self._first_apply(agent)
@@ -244,8 +243,12 @@ class Life:
 
     async def _first_apply(self, agent: Agent) -> None:
         """Return once policy is in force and nothing stale is. Failures are logged and retried."""
+        keep_learned = True
+        if agent.host_gateway:
+            await agent.host_gateway.linked()
+            keep_learned = await agent.bgp.expected()
         agent.reconciler.begin()
-        agent.reconciler.sweep(keep_learned=agent.bgp.configured)
+        agent.reconciler.sweep(keep_learned=keep_learned)
         await agent.reconciler.clean()
         await self._leave_other_backend(agent)
 

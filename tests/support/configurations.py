@@ -13,6 +13,7 @@ EVERYTHING: dict[str, Any] = {
     "iptablesBackend": "NFT",
     "ipFamilies": ["ipv6", "ipv4"],
     "routeSource": "kubernetes",
+    "bgpForeignAnnotations": True,
     "natOutgoing": False,
     "defaultEndpointToHostAction": "Drop",
     "dropInvalid": False,

@@ -31,6 +31,7 @@ from policy.model import Family
 OTHERS = AgentConfig(
     node_name="n1",
     kubeconfig=Path("/a b/kubeconfig"),
+    namespace="network",
     state_dir=Path("/other/state"),
     run_dir=Path("/other/run"),
     cni_conf_dir=Path("/other/net.d"),
@@ -41,6 +42,7 @@ OTHERS = AgentConfig(
     backend=Backend.NFT,
     ip_families=(Family.V6,),
     bgp_config=Path("/other/bgp.yaml"),
+    bgp_foreign_annotations=True,
     route_source=RouteSource.KUBERNETES,
     mark_mask=0xFFFF0000,
     nat_outgoing=False,
