@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from bgp.model import parse_bgp_config
+from bgp.parse import configuration
 from felix_py.config import RouteSource
 from tests.support.manifests import (
     CHART,
@@ -37,7 +38,7 @@ needs_helm = pytest.mark.skipif(not helm(), reason="no helm: `make test-cluster`
 
 OVERLAYS = sorted(path.parent for path in (MANIFESTS / "overlays").glob("*/kustomization.yaml"))
 WITH_PEERS = [overlay for overlay in OVERLAYS if (overlay / "bgp.yaml").exists()]
-HOST_GATEWAY = MANIFESTS / "overlays" / "host-gateway"
+HOST_GATEWAY, MESH = MANIFESTS / "overlays" / "host-gateway", MANIFESTS / "overlays" / "mesh"
 COMPONENTS = sorted(path.parent for path in (MANIFESTS / "components").glob("*/kustomization.yaml"))
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
@@ -127,8 +128,16 @@ def test_without_routers_there_is_no_sidecar() -> None:
 
 
 @needs_kubectl
+def test_mesh_is_the_base_and_a_bgp_configuration() -> None:
+    found = objects(kustomized(MESH))
+    declared = found.pop(("felixpy.io/v1alpha1", "BGPConfiguration", "", "default"))
+    assert found == objects((MANIFESTS / "felix-py.yaml").read_text())
+    assert configuration("default", declared["spec"]).node_to_node_mesh_enabled
+
+
+@needs_kubectl
 def test_peers_are_there_before_the_pods_that_read_them() -> None:
-    for overlay in OVERLAYS:
+    for overlay in [*WITH_PEERS, HOST_GATEWAY]:
         kinds = [one["kind"] for one in yaml.safe_load_all(kustomized(overlay))]
         assert kinds.index("ConfigMap") < kinds.index("DaemonSet")
         assert kinds.index("ServiceAccount") < kinds.index("DaemonSet")
@@ -222,12 +231,20 @@ def test_values_of_the_chart_arrive(tmp_path: Path) -> None:
 
 @needs_helm
 @needs_kubectl
-def test_chart_without_routers_is_the_overlay(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("overlay", "values"),
+    [
+        (HOST_GATEWAY, {"routeSource": "kubernetes", "bgpSidecar": False}),
+        (MESH, {"bgpConfiguration": {"asNumber": 64512, "nodeToNodeMeshEnabled": True}}),
+    ],
+    ids=["host-gateway", "mesh"],
+)
+def test_chart_with_these_values_is_the_overlay(overlay: Path, values: Object, tmp_path: Path) -> None:
     file = tmp_path / "values.yaml"
-    file.write_text(yaml.safe_dump({"routeSource": "kubernetes", "bgpSidecar": False}))
-    found, wanted = objects(templated("--values", str(file))), objects(kustomized(HOST_GATEWAY))
+    file.write_text(yaml.safe_dump(values))
+    found, wanted = objects(templated("--values", str(file))), objects(kustomized(overlay))
     config = ("v1", "ConfigMap", "kube-system", "felix-py")
-    assert found.pop(config)["data"] == wanted.pop(config)["data"]
+    assert found.pop(config, {}).get("data") == wanted.pop(config, {}).get("data")
     assert found == wanted
 
 
