@@ -9,6 +9,8 @@ Order of a start, and why:
 3. The informers run until every kind is in sync. Until then the kernel is written only to repair drift.
 4. The first apply: the kernel is read again, written and swept. Nothing stale is in force any more, so ADD works,
    and only then does the runtime get its network list.
+   Without BGP, routes to other nodes are complete by then, too: for those from Node objects the links are read
+   before.
 5. BGP: the announced prefixes are reachable by now. Once learned routes are complete again, or the deferral timer
    has expired, those that no peer has announced are swept.
 
@@ -187,8 +189,10 @@ class Life:
             events = PeerEvents(agent.cluster.tell_node)
             told = Telling(agent.status, lambda: agent.facts.node, agent.cluster.statuses, events)
             tasks.create_task(told.run())
+            tasks.create_task(agent.links.run())
             await self._wait_for_sync(agent)
             await agent.configured.settled()
+            tasks.create_task(agent.bgp.follow_declared())
             if agent.revoker:
                 tasks.create_task(agent.revoker.run())
             await self._first_apply(agent)
@@ -206,6 +210,8 @@ class Life:
             tasks.create_task(agent.bgp.run())
             await agent.bgp.wait_in_sync()
             agent.reconciler.sweep()  # learned routes, too
+            if agent.host_gateway:
+                await agent.host_gateway.keep_telling(agent.facts.remote)
 
     async def _serve_health(self, agent: Agent) -> None:
         """Serve the health endpoint, but after policy is in force if that is soon: the server's modules take
@@ -240,8 +246,12 @@ class Life:
 
     async def _first_apply(self, agent: Agent) -> None:
         """Return once policy is in force and nothing stale is. Failures are logged and retried."""
+        keep_learned = True
+        if agent.host_gateway:
+            await agent.host_gateway.linked()
+            keep_learned = await agent.bgp.expected()
         agent.reconciler.begin()
-        agent.reconciler.sweep(keep_learned=True)
+        agent.reconciler.sweep(keep_learned=keep_learned)
         await agent.reconciler.clean()
         await self._leave_other_backend(agent)
 

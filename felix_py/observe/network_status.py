@@ -85,7 +85,7 @@ def offered(status: Status, owner: str) -> Offer:
         "peersConfigured": len(peers),
         "peers": f"{up}/{len(peers)}",
         "bgpPeers": _bgp_peers(peers),
-        "routes": len(status.bgp.routes()),
+        "routes": status.facts.remote.number,
         "backend": running["backend"],
         "families": [f"ipv{family}" for family in running["families"]],
         "version": version("felix-py"),

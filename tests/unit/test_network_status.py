@@ -62,12 +62,11 @@ class Node:
             reconciler=SimpleNamespace(unread=self.unread, unenforced=unenforced, failures=self.failures),
             bgp=SimpleNamespace(
                 peers=lambda: self.peers,
-                routes=lambda: {"10.2.0.0/24": ("192.0.2.2",)},
                 drained=lambda: self.drained,
             ),
             cluster=SimpleNamespace(store=SimpleNamespace(in_sync=synced)),
             configured=SimpleNamespace(restart_due=self.restart_due),
-            facts=SimpleNamespace(held=range(7)),
+            facts=SimpleNamespace(held=range(7), remote=SimpleNamespace(number=1)),
             notices=self.notices,
             running={"configuration": running},
         )
