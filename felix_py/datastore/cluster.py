@@ -19,6 +19,7 @@ from felix_py.datastore.conditions import ConditionWriter
 from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, OWN_KINDS, PODS, POLICIES, Kind
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
+from felix_py.datastore.outage import Outage
 from felix_py.datastore.probe import Probe
 from felix_py.datastore.status_writer import StatusWriter
 from felix_py.datastore.store import Problem, Record, Store, Table
@@ -56,9 +57,9 @@ PodSource = Source[Pod]
 """Replaceable: a cluster of thousands of nodes may one day publish its pods in a compact form."""
 
 
-def watch_all_pods(api: Api, timing: Timing) -> PodSource:
+def watch_all_pods(api: Api, timing: Timing, outage: Outage) -> PodSource:
     """The pods of all nodes, by one watch on the API server."""
-    return Reflector(api, PODS, timing)
+    return Reflector(api, PODS, timing, outage=outage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Cluster:
         node_name: str,
         timing: Timing | None = None,
         on_invalid: OnInvalid | None = None,
-        pod_source: Callable[[Api, Timing], PodSource] = watch_all_pods,
+        pod_source: Callable[[Api, Timing, Outage], PodSource] = watch_all_pods,
         tiers_in_force: bool = False,
         configured: bool = False,
     ) -> None:
@@ -108,11 +109,12 @@ class Cluster:
         self._log = log.get("cluster")
         self.store.subscribe(self._judge)
         store = self.store
-        discovery = Discovery(api, SystemClock())
+        clock = SystemClock()
+        discovery, outage = Discovery(api, clock), Outage(timing.lost, clock)
 
         def reflected(table: Table[R]) -> _Watched[R]:
             in_force = configured if table.kind in OWN_KINDS else tiers_in_force and table.kind.optional
-            reflector = Reflector(api, table.kind, timing, discovery=discovery, in_force=in_force)
+            reflector = Reflector(api, table.kind, timing, discovery=discovery, outage=outage, in_force=in_force)
             return _Watched(table, reflector)
 
         self._sources: list[_Watched[Any]] = [
@@ -121,7 +123,7 @@ class Cluster:
             reflected(store.policies),
             *(reflected(store.cluster_policies(kind)) for kind in CLUSTER_POLICY_KINDS),
             *(reflected(store.own(kind)) for kind in OWN_KINDS),
-            _Watched(store.pods, pod_source(api, timing)),
+            _Watched(store.pods, pod_source(api, timing, outage)),
         ]
         sources = [watched.source for watched in self._sources]
         self._probe = Probe(api, [one for one in sources if isinstance(one, Reflector)], timing)
