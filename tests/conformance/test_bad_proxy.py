@@ -56,7 +56,7 @@ class View:
 
 def policy(name: str) -> dict[str, object]:
     metadata = {"name": name}
-    spec = {"podSelector": {}}
+    spec: dict[str, object] = {"podSelector": {}}
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
 
 
