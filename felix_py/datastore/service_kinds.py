@@ -15,6 +15,7 @@ from felix_py.datastore import wire
 from felix_py.datastore.client import Api
 from felix_py.datastore.decode import Kind
 from felix_py.datastore.informer import Reflector, Timing
+from felix_py.datastore.outage import Outage
 from felix_py.datastore.store import Problem, Table
 from policy.change import Change
 from policy.syntax import canonical_address
@@ -188,15 +189,25 @@ class ServiceObjects:
     time. The API server's word stays in force while it is away, as with all other kinds.
     """
 
-    def __init__(self, api: Api, timing: Timing, node: str, watched: list[Reflector[Any]]) -> None:
-        """``watched``: the agent's reflectors, whose silent watches are looked after; ours join them."""
+    def __init__(
+        self,
+        api: Api,
+        timing: Timing,
+        node: str,
+        watched: list[Reflector[Any]],
+        outage: Outage | None = None,
+    ) -> None:
+        """``watched``: the agent's reflectors, whose silent watches are looked after; ours join them. ``outage``
+        is shared by all that watch this server.
+        """
         self._log = log.get("services")
         self._watched = watched
         self._handler: OnServices = lambda _changes: None
         self._on_listed: Callable[[], None] = lambda: None
         slices = endpoint_slices(node)
         self._sources: dict[str, tuple[Table[Any], Reflector[Any]]] = {
-            kind.name: (self._table(kind), Reflector(api, kind, timing)) for kind in (SERVICES, slices)
+            kind.name: (self._table(kind), Reflector(api, kind, timing, outage=outage))
+            for kind in (SERVICES, slices)
         }
         self._started: list[str] = []
 
