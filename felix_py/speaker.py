@@ -23,7 +23,7 @@ from bgp.fields import BGPConfigError
 from bgp.model import Peer, SpeakerConfig, parse_bgp_config
 from bgp.prefixes import PrefixSet, canonical
 from bgp.render import render
-from bgp.rib import ImportFilter, NextHops, Reach, Unresolved
+from bgp.rib import Explained, ImportFilter, NextHops, Reach, Unresolved
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
 from felix_py.backoff import Backoff
@@ -126,6 +126,14 @@ class Speaker:
     def routes(self) -> Mapping[str, NextHops]:
         """The best routes: prefix -> ECMP next hops."""
         return self._control.rib.best
+
+    def explain(self, prefix: str) -> list[Explained]:
+        """Every path to a prefix, the best one first. Canonical prefix."""
+        return self._control.rib.explain(prefix)
+
+    def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
+        """Peer -> what it is told, by prefix, of those whose session is up."""
+        return self._control.announced()
 
     def unresolved(self) -> Mapping[Unresolved, int]:
         """Next hops of accepted routes that this node cannot use -> number of prefixes."""
