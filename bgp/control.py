@@ -191,6 +191,10 @@ class Control:
         """One status for each configured peer."""
         return [session.status(now) for session in self._sessions.values()]
 
+    def announced(self) -> dict[str, Mapping[str, Announcement | None]]:
+        """Peer -> what it is told, by prefix, of those whose session is up."""
+        return {peer: session.out.sent for peer, session in self._sessions.items() if session.established}
+
     # --- events ------------------------------------------------------------------------------------------
 
     def _handle(self, now: float, event: protocol.Event) -> None:

@@ -135,6 +135,10 @@ class Speaker:
         """Prefix -> metric of the kernel's route, of those that a filter has given one."""
         return self._control.rib.priorities
 
+    def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
+        """Peer -> what it is told, by prefix, of those whose session is up."""
+        return self._control.announced()
+
     def unresolved(self) -> Mapping[Unresolved, int]:
         """Next hops of accepted routes that this node cannot use -> number of prefixes."""
         return self._control.rib.unresolved
@@ -156,7 +160,8 @@ class Speaker:
             if peer.address not in known:
                 families = tuple(f"ipv{family} unicast" for family in peer.carried)
                 reason = self._control.held_reason(peer.address, time.monotonic()) or "no route to it"
-                statuses.append(PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, reason))
+                down = PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, reason, name=peer.name)
+                statuses.append(down)
         return statuses
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bgp.model import Peer
+from bgp.notification import explained
 from tests.support.bgp_scene import V4, V6, Scene
 
 TOR = Peer(address="10.9.0.2", asn=65000, local_asn=65001, source_address="10.9.0.1")
@@ -91,7 +92,7 @@ def test_rfc4724_4_2_no_routes_are_kept_after_a_notification(scene: Scene, reaso
     scene.talk()
     scene.exabgp.down(TOR.address, reason)
     assert scene.talk() == {P: ()}
-    assert scene.control.peers(scene.now)[0].error == reason
+    assert scene.control.peers(scene.now)[0].error == explained(reason)
 
 
 def test_rfc4724_4_2_nor_of_a_peer_that_does_not_restart_gracefully(scene: Scene) -> None:
