@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from bgp import protocol
+from bgp.announcement import Announcement
 from bgp.channel import Channel
+from bgp.decision import Path, Source
 from bgp.model import Peer
 from bgp.outgoing import Outgoing
 from bgp.prefixes import FAMILIES, is_link_local, version
-from bgp.rib import Path, Rib, Source
+from bgp.rib import Rib
 
 SETTLE = 10.0
 """Seconds after which the table of a peer that sends no end-of-RIB counts as complete."""
@@ -58,7 +60,10 @@ TRANSITIONS: Mapping[tuple[State, Input], State] = {
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down."""
+    """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down.
+
+    ``limit``: of the prefixes received.
+    """
 
     address: str
     asn: int
@@ -67,6 +72,7 @@ class PeerStatus:
     received: int
     families: tuple[str, ...]
     error: str = ""
+    limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +129,43 @@ class Session:
             received=self._rib.count(self.peer.address),
             families=tuple(f"ipv{family} unicast" for family in self.peer.carried),
             error="" if self.established else self._error,
+            limit=self._rib.limit(self.peer.address),
         )
 
     def configure(self, peer: Peer) -> None:
         """Set the peer's settings; its address never changes."""
         self.peer = peer
-        self._channel.send(*self.out.configure(peer))
+        self.out.configure(peer)
         self._describe()
+
+    @property
+    def router_id(self) -> str:
+        """The peer's BGP identifier, as of its last OPEN."""
+        return self._router_id
 
     def negotiated(self, families: Collection[int]) -> None:
         """Set the families that the peer has, too."""
         self.out.families = frozenset(self.peer.carried) & frozenset(families)
 
-    def want(self, prefixes: Collection[str]) -> None:
-        """Announce those of the prefixes that are of the session's families, and no others."""
-        self._channel.send(*self.out.want(prefixes))
+    def want(self, announcements: Mapping[str, Announcement]) -> None:
+        """Announce what is of the session's families, by prefix, and nothing else."""
+        own = {p: self._with_next_hop(one) for p, one in announcements.items() if self._carries(p)}
+        self._channel.send(*self.out.want(own))
+
+    def change(self, changes: Mapping[str, Announcement | None]) -> None:
+        """Change some of what is wanted; None: withdraw."""
+        own = {p: one and self._with_next_hop(one) for p, one in changes.items() if self._carries(p)}
+        self._channel.send(*self.out.change(own))
+
+    def _carries(self, prefix: str) -> bool:
+        return version(prefix) in self.peer.carried
+
+    def _with_next_hop(self, announcement: Announcement) -> Announcement:
+        """With an address of ours in place of ``self``, where that would not be the session's."""
+        family = version(announcement.prefix)
+        if announcement.next_hop != "self" or family == self.peer.version:
+            return announcement
+        return replace(announcement, next_hop=self.peer.next_hop(family))
 
     def scoped(self, path: Path) -> Path:
         """The path with the interface of its next hop, if that is link-local: ``fe80::1%eth0``."""
@@ -231,6 +259,7 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Handle timers."""
+        self._channel.send(*self.out.tick(now))
         if now >= self._complete_at:
             self._advance(Input.END_OF_RIB)
         if now >= self._unusable_until:
@@ -304,6 +333,9 @@ class Session:
                 local_address=peer.source_address,
                 external=peer.external,
                 allowed_own_asns=peer.allowed_own_asns,
+                client=bool(peer.cluster_id),
+                filters=peer.filters,
+                prefix_limit=peer.prefix_limit,
             )
         )
 

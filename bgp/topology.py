@@ -16,17 +16,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
-from bgp.model import (
-    BGP_PORT,
-    HOLD_TIME,
-    MAX_PATHS,
-    RESTART_TIME,
-    BGPConfigError,
-    Peer,
-    SpeakerConfig,
-    check_password,
-    hashed_router_id,
-)
+from bgp.fields import BGP_PORT, BGPConfigError, check_password, hashed_router_id
+from bgp.model import HOLD_TIME, MAX_PATHS, RESTART_TIME, Peer, SpeakerConfig
 from bgp.prefixes import FAMILIES, version
 from bgp.prefixes import parse as parse_prefix
 from bgp.resources import (

@@ -1,5 +1,5 @@
 """What sessions can be, against each router: two families on one, IPv4 by IPv6 next hops, MD5, TTL security, a
-4-byte AS number. One life of a router for all of it; `test_bgp_topologies.py` has what is tried with BIRD alone."""
+4-byte AS number. One life of a router for all of it; `test_bgp_topologies.py` has what only BIRD has."""
 
 from __future__ import annotations
 
