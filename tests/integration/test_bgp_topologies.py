@@ -120,6 +120,7 @@ def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
 
 
 def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: Make) -> None:
+    """Which the node reaches by ``reachableBy``; that route is the agent's, and goes with the peer."""
     tor, far, sidecar = make_netns("tor"), make_netns("far"), Sidecar(tmp_path / "run")
     link(tor)
     tor.run("ip", "link", "add", "far", "type", "veth", "peer", "name", "eth0", "netns", far.name)
@@ -128,15 +129,19 @@ def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: Make) -
     tor.run("ip", "link", "set", "far", "up")
     far.run("ip", "link", "set", "eth0", "up")
     tor.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-    run("ip", "route", "add", "10.20.0.0/24", "via", TOR4)
     far.run("ip", "route", "add", "10.9.0.0/24", "via", "10.20.0.1")
     bird = router(far, tmp_path, "10.20.0.2", session("four", f"{NODE4} as 65001", f"multihop 2; {FOUR}"))
-    wanted = speaker("node", [NODE], BGPPeer(name="far", peer_ip="10.20.0.2", as_number=65000))
+    wanted = speaker("node", [NODE], BGPPeer(name="far", peer_ip="10.20.0.2", as_number=65000, reachable_by=TOR4))
 
     async def scenario() -> None:
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
+            assert node.changes == [{"10.20.0.2/32": (TOR4,)}]
+            run("ip", "route", "add", "10.20.0.2/32", "via", TOR4)  # as the dataplane does
             await until(lambda: hops(node) == {LEARNED4: ("10.20.0.2",)}, WAIT)
             await until(lambda: bird.routes("four") == {V4}, WAIT)
+            node.speaker.set_config(speaker("node", [NODE]))
+            await until(lambda: {"10.20.0.2/32": ()} in node.changes, WAIT)
+            await until(lambda: bird.routes("four") == set(), WAIT)
 
     with running(bird, sidecar):
         asyncio.run(scenario())
