@@ -15,7 +15,7 @@ import pytest
 from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration, BGPNode, BGPPeer
 from bgp.topology import topology
-from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Agent, Sidecar, agent, link
+from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Agent, Sidecar, agent, link, unnumbered
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import eventually, until
@@ -97,9 +97,7 @@ def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
     """Nothing but link-local addresses on the link: both families by them (RFC 8950)."""
     tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
     link(tor)
-    for command, device, host in ((run, "tor0", 1), (tor.run, "node", 2)):
-        command("ip", "address", "flush", "dev", device)
-        command("ip", "address", "add", f"fe80::{host}/64", "dev", device, "nodad")
+    unnumbered(tor)
     bird = router(tor, tmp_path, "10.255.0.2", session("six", "fe80::1%node as 65001", BOTH))
     peer = BGPPeer(name="tor", peer_ip="fe80::2", interface="tor0", as_number=65000, families=(4, 6))
     wanted = speaker("node", [BGPNode(name="node", addresses=("10.77.0.1", "fd77::1"))], peer)
@@ -114,6 +112,23 @@ def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
             # Read back from ExaBGP.
             await until(lambda: node.speaker.in_sync and hops(node) == learned, WAIT)
+
+    with running(bird, sidecar):
+        asyncio.run(scenario())
+
+
+def test_ipv6_prefixes_on_an_ipv4_session(tmp_path: Path, make_netns: Make) -> None:
+    tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
+    link(tor)
+    both = f"{FOUR} ipv6 {{ import all; export all; next hop address {TOR6}; }};"
+    bird = router(tor, tmp_path, TOR4, session("four", f"{NODE4} as 65001", both))
+    wanted = speaker("node", [NODE], BGPPeer(name="tor", peer_ip=TOR4, as_number=65000, families=(4, 6)))
+
+    async def scenario() -> None:
+        async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
+            await until(lambda: hops(node) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, WAIT)
+            await until(lambda: bird.routes("four") == {V4, V6}, WAIT)
+            assert f"via {NODE6} on node" in bird.birdc("show", "route", V6)
 
     with running(bird, sidecar):
         asyncio.run(scenario())
