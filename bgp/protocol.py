@@ -402,8 +402,7 @@ def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
     prefix, next_hop = _prefix(nlri["prefix"]), str(nlri["nexthop"])
     if outgoing:
         return RibEntry(peer, prefix, None, True, _announcement(prefix, next_hop, attributes))
-    path = _usable_path(_next_hop(next_hop, version(prefix), peer), attributes)
-    return RibEntry(peer, prefix, path, False)
+    return RibEntry(peer, prefix, _usable_path(_next_hop(next_hop, version(prefix), peer), attributes), False)
 
 
 def _usable_path(next_hop: str, attributes: dict[str, Any]) -> Path | None:

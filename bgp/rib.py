@@ -226,10 +226,10 @@ class Rib:
         self._doubted.get(peer, set()).discard(prefix)
 
     def drop(self, peer: str, families: Collection[int] = FAMILIES) -> None:
-        """Remove all routes of a peer, or those of some families."""
+        """Remove all routes of a peer."""
         for prefix in self._of(peer, families):
             self.withdraw(peer, prefix)
-        if not self._prefixes.get(peer):
+        if not self.count(peer):
             self._over.discard(peer)
 
     def _of(self, peer: str, families: Collection[int]) -> list[str]:
@@ -240,7 +240,7 @@ class Rib:
         return self._sources[peer].prefix_limit or PREFIX_LIMIT
 
     def over(self, peer: str) -> bool:
-        """Whether a peer has announced more prefixes than its limit since it was dropped last."""
+        """Whether a peer has announced more prefixes than its limit since all of it was dropped last."""
         return peer in self._over
 
     def count(self, peer: str) -> int:

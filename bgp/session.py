@@ -11,6 +11,7 @@ from bgp.announcement import Announcement
 from bgp.channel import Channel
 from bgp.decision import Path, Source
 from bgp.model import Peer
+from bgp.notification import explained, words
 from bgp.outgoing import Outgoing
 from bgp.prefixes import FAMILIES, is_link_local, version
 from bgp.rib import Rib
@@ -62,7 +63,8 @@ TRANSITIONS: Mapping[tuple[State, Input], State] = {
 class PeerStatus:
     """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down.
 
-    ``limit``: of the prefixes received.
+    ``name``: of the BGPPeer that declares it. ``received`` and ``announced``: prefixes; ``limit``: of those
+    received.
     """
 
     address: str
@@ -73,6 +75,8 @@ class PeerStatus:
     families: tuple[str, ...]
     error: str = ""
     limit: int = 0
+    name: str = ""
+    announced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class Session:
         self._retained: Retained | None = None
         self._unusable: set[str] = set()
         self._unusable_until = 0.0
-        self._error = ""
+        self._error = self._said = ""
         self.peer = peer
         self._describe()
 
@@ -129,13 +133,15 @@ class Session:
             received=self._rib.count(self.peer.address),
             families=tuple(f"ipv{family} unicast" for family in self.peer.carried),
             error="" if self.established else self._error,
+            name=self.peer.name,
+            announced=self.out.announced if self.established else 0,
             limit=self._rib.limit(self.peer.address),
         )
 
     def configure(self, peer: Peer) -> None:
         """Set the peer's settings; its address never changes."""
         self.peer = peer
-        self.out.configure(peer)
+        self._channel.send(*self.out.configure(peer))
         self._describe()
 
     @property
@@ -149,23 +155,11 @@ class Session:
 
     def want(self, announcements: Mapping[str, Announcement]) -> None:
         """Announce what is of the session's families, by prefix, and nothing else."""
-        own = {p: self._with_next_hop(one) for p, one in announcements.items() if self._carries(p)}
-        self._channel.send(*self.out.want(own))
+        self._channel.send(*self.out.want(announcements))
 
     def change(self, changes: Mapping[str, Announcement | None]) -> None:
         """Change some of what is wanted; None: withdraw."""
-        own = {p: one and self._with_next_hop(one) for p, one in changes.items() if self._carries(p)}
-        self._channel.send(*self.out.change(own))
-
-    def _carries(self, prefix: str) -> bool:
-        return version(prefix) in self.peer.carried
-
-    def _with_next_hop(self, announcement: Announcement) -> Announcement:
-        """With an address of ours in place of ``self``, where that would not be the session's."""
-        family = version(announcement.prefix)
-        if announcement.next_hop != "self" or family == self.peer.version:
-            return announcement
-        return replace(announcement, next_hop=self.peer.next_hop(family))
+        self._channel.send(*self.out.change(changes))
 
     def scoped(self, path: Path) -> Path:
         """The path with the interface of its next hop, if that is link-local: ``fe80::1%eth0``."""
@@ -200,7 +194,8 @@ class Session:
                 if not self._refreshing:
                     self._advance(Input.REFRESH_END)
             case protocol.Notified():
-                self._note(f"NOTIFICATION {event.code}/{event.subcode}", event.text, warning=True)
+                self._said = event.text
+                self._note(f"NOTIFICATION {words(event.code, event.subcode)}", event.text, warning=True)
 
     def up(self, now: float) -> None:
         """The session came up."""
@@ -232,7 +227,7 @@ class Session:
 
     def down(self, reason: str, now: float) -> None:
         """The session ended, or could not come up."""
-        self._error = reason
+        self._error, self._said = explained(reason, self._said), ""
         if not self._advance(Input.DOWN):
             return
         self._since = now
@@ -247,7 +242,7 @@ class Session:
             self._keep(self._restart.forwarding)
         else:
             self._drop()
-        self._note("down", reason, warning=True)
+        self._note("down", self._error, warning=True)
 
     def detached(self, now: float) -> None:
         """The connection to ExaBGP is lost: all routes stay, as for a speaker that restarts itself."""

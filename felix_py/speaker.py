@@ -151,7 +151,8 @@ class Speaker:
             if peer.address not in known:
                 families = tuple(f"ipv{family} unicast" for family in peer.carried)
                 reason = self._control.held_reason(peer.address, time.monotonic()) or "no route to it"
-                statuses.append(PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, reason))
+                down = PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, reason, name=peer.name)
+                statuses.append(down)
         return statuses
 
     @property

@@ -51,11 +51,6 @@ routes = st.builds(
 )
 
 
-def expected(peer: Peer, announcement: Announcement) -> str:
-    """The attributes in ExaBGP's words."""
-    return words(replace(announcement, next_hop=peer.next_hop(version(announcement.prefix))), LOCAL_ASN)
-
-
 class BGP(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
@@ -174,9 +169,12 @@ class BGP(RuleBasedStateMachine):
         assert self.kernel == dict(self.control.rib.best) == self.from_scratch()
         for peer in self.exabgp.peers.values():
             if peer.established and self.wanted is not None:
-                carried = {p: a for p, a in self.wanted.items() if version(p) in peer.families}
+                carried = {p: one for p, one in self.wanted.items() if version(p) in peer.families}
                 assert peer.installed == peer.adj_out
-                assert peer.installed == {p: expected(PEERS[peer.address], one) for p, one in carried.items()}
+                assert peer.installed == {
+                    prefix: words(replace(one, next_hop=PEERS[peer.address].next_hop(version(prefix))), LOCAL_ASN)
+                    for prefix, one in carried.items()
+                }
                 assert peer.ended == set(peer.families)
 
     def exabgp_sends_all(self) -> None:

@@ -169,9 +169,12 @@ class FakeExaBGP:
     def _neighbor_command(self, peer: FakePeer, line: str, words: list[str]) -> bool:
         assert peer.established, f"pending output for a session that is down blocks reloads: {line}"
         match words[2:]:
-            case ["announce", "attributes", *rest]:
-                attributes, prefixes = _split(rest)
-                self._check(peer, attributes, prefixes)
+            case ["announce", "attributes", "next-hop", hop, *rest]:
+                attributes, prefixes = _split(["next-hop", hop, *rest])
+                of = version(peer.address if hop == "self" else hop)
+                (family,) = set(map(version, prefixes))
+                assert family in peer.families
+                assert family == of or (hop != "self" and family < of), "ExaBGP's next hop would be the router id"
                 for prefix in prefixes:
                     if peer.adj_out.get(prefix) != attributes:
                         peer.pending.setdefault(attributes, {})[prefix] = True
@@ -199,15 +202,6 @@ class FakeExaBGP:
             case _:
                 return False
         return True
-
-    @staticmethod
-    def _check(peer: FakePeer, attributes: str, prefixes: list[str]) -> None:
-        """ExaBGP itself would put the router id in the place of ``self`` for IPv4 over IPv6."""
-        hop = attributes.split()[1]
-        of = version(peer.address if hop == "self" else hop)
-        (family,) = set(map(version, prefixes))
-        assert family in peer.families
-        assert family == of or (hop != "self" and family < of)
 
     def _listing(self, line: str) -> bool:
         match line:
