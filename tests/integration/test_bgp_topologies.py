@@ -316,6 +316,42 @@ def test_a_route_reflector_outside(tmp_path: Path, make_netns: Make) -> None:
         asyncio.run(scenario())
 
 
+def test_route_reflectors_on_nodes(tmp_path: Path, make_netns: Make) -> None:
+    """Two of one cluster: clients have each other's routes from both, by the next hops of their announcers."""
+    names = ("one", "two", "rr1", "rr2")
+    namespaces = segment(make_netns, *names)
+    nodes = [
+        BGPNode(
+            name=name,
+            addresses=(f"10.30.0.{host}",),
+            labels={"rr": ""} if name.startswith("rr") else {},
+            cluster_id="244.0.0.1" if name.startswith("rr") else "",
+        )
+        for host, name in enumerate(names, 1)
+    ]
+    cluster = Nodes(tmp_path, namespaces, nodes)
+    peers = (
+        BGPPeer(name="clients", node_selector="!has(rr)", peer_selector="has(rr)"),
+        BGPPeer(name="reflectors", node_selector="has(rr)", peer_selector="has(rr)"),
+    )
+    default = BGPConfiguration(name="default", node_to_node_mesh_enabled=False)
+
+    def complete(agents: dict[str, Agent]) -> bool:
+        expected = [{p: h for p, h in of_others(i, 4).items() if ":" not in p} for i in range(1, 5)]
+        return [hops(each) for each in agents.values()] == expected
+
+    async def scenario() -> None:
+        async with cluster.agents(*peers, default=default) as agents:
+            assert [len(each.speaker.peers()) for each in agents.values()] == [2, 2, 3, 3]
+            await until(lambda: complete(agents), WAIT)
+            cluster.sidecars["rr1"].kill()
+            await until(lambda: not any(peer.established for peer in agents["rr1"].speaker.peers()), WAIT)
+            assert complete({name: agents[name] for name in names}), "the other reflector has them, too"
+
+    with running(*cluster.sidecars.values()):
+        asyncio.run(scenario())
+
+
 def test_an_as_for_each_rack(tmp_path: Path, make_netns: Make) -> None:
     """Each rack's ToR is the next hop of its node for the other rack's pods."""
     namespaces = segment(make_netns, "one", "two", "tor1", "tor2")
