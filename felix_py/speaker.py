@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 import stat
@@ -85,6 +86,7 @@ class Speaker:
         self._control = Control()
         self._config: SpeakerConfig | None = None
         self._peers: tuple[Peer, ...] = ()
+        self._ways: Mapping[str, NextHops] = {}
         self._text = ""
         self._written_at = 0.0
         self._config_due = asyncio.Event()
@@ -98,6 +100,7 @@ class Speaker:
     def set_config(self, config: SpeakerConfig) -> None:
         """Set the peers and speaker settings."""
         self._config = config
+        self._lead({**self._ways, **_ways(config)})
         self._adopt(config, self._reachable(config))
 
     def set_filter(self, *, within: Iterable[str], never: Iterable[str]) -> None:
@@ -280,6 +283,13 @@ class Speaker:
         found = {peer: peer.source_address or _source_address(peer, before) for peer in free}
         return tuple(replace(peer, source_address=source) for peer, source in found.items() if source)
 
+    def _lead(self, ways: Mapping[str, NextHops]) -> None:
+        """Have these routes to peers, and in their place none that is learned."""
+        before, self._ways = self._ways, ways
+        best = self._control.rib.best
+        if changed := dict(before.items() ^ ways.items()):
+            self._on_routes({prefix: ways.get(prefix, best.get(prefix, ())) for prefix in changed})
+
     def _adopt(self, config: SpeakerConfig, peers: tuple[Peer, ...]) -> None:
         self._peers = peers
         self._control.configure(config, peers, time.monotonic())
@@ -287,6 +297,8 @@ class Speaker:
         if text != self._text:
             self._text = text
             self._config_due.set()
+        else:
+            self._lead(_ways(config))
         self._flush()
 
     async def _write_config(self) -> None:
@@ -295,6 +307,8 @@ class Speaker:
             await self._withdraw_from_leaving()
         _write_private(self._dir / CONFIG, text)
         self._written_at = time.monotonic()
+        # A peer that leaves has been told by now.
+        self._lead(_ways(self._config) if self._config else {})
         self._log.info("wrote ExaBGP's configuration", peers=[peer.address for peer in self._peers])
 
     async def _withdraw_from_leaving(self) -> None:
@@ -328,7 +342,7 @@ class Speaker:
             emit = bound.warning if note.warning else bound.info
             emit(note.text, **({"detail": note.detail} if note.detail else {}))
         if changes:
-            self._on_routes(changes)
+            self._on_routes({prefix: hops for prefix, hops in changes.items() if prefix not in self._ways})
         if self._control.rib.undecided:
             self._more.set()
 
@@ -344,6 +358,11 @@ class Speaker:
     async def _answered(self) -> None:
         async with self._progress:
             await self._progress.wait_for(lambda: self._writer is not None and not self._control.channel.pending)
+
+
+def _ways(config: SpeakerConfig) -> dict[str, NextHops]:
+    """The routes to peers that no link of the node leads to (``reachableBy``)."""
+    return {str(ipaddress.ip_network(p.address)): (p.reachable_by,) for p in config.peers if p.reachable_by}
 
 
 def _source_address(peer: Peer, before: Mapping[str, str]) -> str:
