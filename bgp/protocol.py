@@ -184,6 +184,11 @@ def withdraw_all(peer: str) -> str:
     return f"neighbor {peer} clear adj-rib out"
 
 
+def teardown(peer: str, subcode: int) -> str:
+    """End the session with a NOTIFICATION Cease (RFC 4486); ExaBGP connects again."""
+    return f"neighbor {peer} teardown {subcode}"
+
+
 def _batches(start: str, prefixes: Iterable[str]) -> Iterator[str]:
     ordered = sorted(prefixes)
     for first in range(0, len(ordered), _PREFIXES_PER_LINE):

@@ -87,7 +87,7 @@ class ReadBack:
         reading = self._reading
         newer = reading is None or entry.peer in reading.peers or (entry.peer, entry.prefix) in reading.touched
         # ExaBGP empties a table when its session comes up, not when it ends.
-        if reading and session.established and not newer:
+        if reading and session.usable and not newer:
             if entry.path:
                 self._rib.announce(entry.peer, entry.prefix, entry.path)
             else:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from bgp.bfd import settings
 from bgp.model import Peer, SpeakerConfig
 
 PROCESS = "agent"
@@ -43,7 +44,7 @@ def render(config: SpeakerConfig, peers: Sequence[Peer]) -> str:
     """The agent's part: template and neighbors. Each peer needs its ``source_address``: with ``auto``, ExaBGP
     does not know "next-hop self" before it has connected by itself, nor after a reload."""
     neighbors = "".join(_neighbor(config, peer) for peer in peers)
-    return f"{_LISTEN}{config.listen_port}\n{_TEMPLATE}{neighbors}"
+    return f"{_LISTEN}{config.listen_port}\n{settings.lines(peers)}{_TEMPLATE}{neighbors}"
 
 
 def listen_port(text: str) -> int:

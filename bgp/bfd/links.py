@@ -16,6 +16,7 @@ PORT, MULTIHOP_PORT = 3784, 4784  # RFC 5881, 4 and RFC 5883, 5
 
 _SOURCE_PORTS = range(49152, 65536)  # RFC 5881, 4
 _TRIES = 64
+_IP_RECVTTL = 12  # ip(7); Python has no name for it
 _NETWORK_CONTROL = 0xC0  # class selector 6, as the BFD of routers
 _RETRY = 1.0
 _PACKET_MOST = 256
@@ -132,7 +133,7 @@ def receiving(family: int, multihop: bool) -> socket.socket:
             new.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             new.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
         else:
-            new.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTTL, 1)
+            new.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, 1)
         new.bind(("", MULTIHOP_PORT if multihop else PORT))
     except OSError:
         new.close()

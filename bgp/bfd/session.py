@@ -2,7 +2,7 @@
 
 Intervals are whole microseconds, as in packets; times are seconds of any monotonic clock.
 
-Not used: Demand mode for ourselves (the peer's is respected), the Echo function, authentication, the passive role.
+Not used: Demand mode for ourselves (the peer's is respected), Echo, authentication, the passive role.
 """
 
 from __future__ import annotations

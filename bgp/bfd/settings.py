@@ -1,6 +1,6 @@
 """What the agent and the processes of the sidecar tell each other about BFD: wanted sessions, and their states.
 
-Wanted sessions are comments in ExaBGP's configuration (:mod:`bgp.render`), one a line. States are JSON, one a line.
+Wanted sessions are comments in ExaBGP's configuration (:mod:`bgp.render`), states are JSON; each is a line.
 """
 
 from __future__ import annotations
@@ -8,21 +8,22 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bgp.bfd.session import Path, Timers
 from bgp.model import Peer
 
 SOCKET = "bfd.sock"
-"""Where the sidecar's BFD process tells states to whoever connects, in the folder that it shares with the agent."""
+"""Where the BFD process tells states, in the folder that the sidecar shares with the agent."""
 
 TTL = 255
 """RFC 5881, 5: what a packet of a single hop is sent with and has to arrive with."""
 
 _LINE = "# felix-py bfd "
 _WORDS = re.compile(
-    rf"^{_LINE}([0-9a-f.:]{{2,45}}) ([0-9a-f.:]{{2,45}}) (\S{{1,15}}) (\d{{1,5}}) (\d{{1,3}}) (single|multi)hop (\d{{1,3}})$",
+    rf"^{_LINE}([0-9a-f.:]{{2,45}}) ([0-9a-f.:]{{2,45}}) (\S{{1,15}})"
+    r" (\d{1,5}) (\d{1,3}) (single|multi)hop (\d{1,3})$",
     re.ASCII | re.MULTILINE,
 )
 _NO_INTERFACE = "-"
@@ -63,13 +64,18 @@ def lines(peers: Iterable[Peer]) -> str:
         hops = "multihop" if peer.bfd.multihop else "singlehop"
         # RFC 5883, 4 leaves it to us; RFC 5082's number of hops is what the BGP session has as well.
         least_ttl = TTL if not peer.bfd.multihop else TTL + 1 - peer.ttl_security if peer.ttl_security else 1
-        interface = peer.interface if is_link_local(peer.address) else ""
+        _, interface = key_of(peer)
         found.setdefault(
-            (peer.address, interface),
+            key_of(peer),
             f"{_LINE}{peer.address} {peer.source_address} {interface or _NO_INTERFACE}"
             f" {peer.bfd.interval} {peer.bfd.detect_multiplier} {hops} {least_ttl}\n",
         )
     return "".join(found.values())
+
+
+def key_of(peer: Peer) -> tuple[str, str]:
+    """Of which session the BFD session is: :attr:`Wanted.key`, and of reports ``peer`` and ``interface``."""
+    return peer.address, peer.interface if is_link_local(peer.address) else ""
 
 
 def is_link_local(address: str) -> bool:
@@ -117,6 +123,7 @@ class Report:
 _TEXTS = ("peer", "interface", "state", "remote_state")
 _NUMBERS = ("diagnostic", "remote_diagnostic", "transmit_interval", "detection_time")
 _MOST = 2**40
+_TEXT_MOST = 64
 
 
 def encode(report: Report) -> bytes:
@@ -129,21 +136,21 @@ def decode(line: bytes) -> Report | None:
     """The report of a line; None for any other text."""
     try:
         fields = json.loads(line)
-        age = fields["age"]
-        texts: Sequence[str] = [fields[name] for name in _TEXTS]
-        numbers: Sequence[int] = [fields[name] for name in _NUMBERS]
-        if not all(isinstance(text, str) and len(text) < 64 for text in texts):
+        if not _is_valid(fields):
             return None
-        if not all(type(number) is int and 0 <= number < _MOST for number in numbers):
-            return None
-        if type(age) not in (int, float) or not 0 <= age < _MOST or type(fields["independent"]) is not bool:
-            return None
-        return Report(
-            path=Path(fields["path"]),
-            age=float(age),
-            independent=fields["independent"],
-            **dict(zip(_TEXTS, texts, strict=True)),  # type: ignore[arg-type]
-            **dict(zip(_NUMBERS, numbers, strict=True)),  # type: ignore[arg-type]
-        )
+        given = {name: fields[name] for name in (*_TEXTS, *_NUMBERS, "independent")}
+        return Report(**given, path=Path(fields["path"]), age=float(fields["age"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _is_valid(fields: Mapping[str, object]) -> bool:
+    """May raise KeyError or TypeError for what is not."""
+    age = fields["age"]
+    return (
+        all(isinstance(text, str) and len(text) < _TEXT_MOST for text in map(fields.__getitem__, _TEXTS))
+        and all(type(number) is int and 0 <= number < _MOST for number in map(fields.__getitem__, _NUMBERS))
+        and isinstance(age, (int, float))
+        and 0 <= age < _MOST
+        and isinstance(fields["independent"], bool)
+    )

@@ -1,9 +1,9 @@
 """The process that runs BFD sessions: ``python -m bgp.bfd.speaker FOLDER``, a child of the sidecar.
 
-A process of its own, and one that does nothing else: what it needs is to be in time. It is told the wanted sessions
-by its standard input (texts with the lines of :mod:`bgp.bfd.settings`, each ended by a zero byte), and the end of
-that input is its own: it says AdminDown to every peer, so that none takes it for a failure of the path. So the
-sidecar may end in any way. Log lines go to standard output, and are lost where they find no room.
+A process of its own, and one that does nothing else: what it needs is to be in time. It is told the wanted
+sessions by its standard input (texts with the lines of :mod:`bgp.bfd.settings`, each ended by a zero byte). The
+end of that input, which comes in whatever way the sidecar ends, is its own: it says AdminDown to every peer, so
+that none takes it for a failure of the path. Log lines go to standard output; without room there, they are lost.
 
 Whoever connects to ``FOLDER/bfd.sock`` is told every session's state, and then each change.
 """
@@ -73,10 +73,9 @@ class Speaker:
         now = time.monotonic()
         if now >= self._receive_at:
             self._open_receiving(now)
-        # First what has come: after a pause of this process, a peer was not silent whose packets wait here.
+        # First what has come, also since poll() looked: a peer whose packets wait here was not silent.
         for (_, multihop), incoming in self._receiving.items():
-            if incoming.fileno() in ready:
-                self._read_packets(incoming, multihop, now)
+            self._read_packets(incoming, multihop, now)
         for link in self._due(now):
             link.session.tick(now)
             self._serve(link, now)
@@ -103,9 +102,8 @@ class Speaker:
 
     def _serve(self, link: Link, now: float) -> None:
         """Send what is due, tell what has changed, and note when to look again."""
-        if packets := link.session.take(now):
-            if problem := link.send(packets, now):
-                self._log("warning", link.wanted.peer, problem)
+        if (packets := link.session.take(now)) and (problem := link.send(packets, now)):
+            self._log("warning", link.wanted.peer, problem)
         due = link.session.due()
         # An expiry moves away with each packet: what is in the heap then finds nothing to do, and moves on.
         if due < link.scheduled:
