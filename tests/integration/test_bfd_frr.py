@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def paths(listener: Listener, *peers: str) -> set[PathState | None]:
 
 
 def failures(listener: Listener) -> int:
+    listener.last("")
     return sum(report.path is PathState.FAILED for report in listener.reports)
 
 
@@ -96,17 +98,19 @@ def test_one_hop_both_families(tmp_path: Path, tor: NetworkNamespace) -> None:
 
 
 def test_another_life_does_not_look_like_a_failure(tmp_path: Path, tor: NetworkNamespace) -> None:
-    with bfdd(tor, SINGLE.partition(f" peer {NODE6}")[0]) as frr:
-        with Process(tmp_path / "run") as ours, Listener(tmp_path / "run") as said:
-            ours.want(peer(TOR4, NODE4))
-            eventually(lambda: both_up(frr, said, TOR4), 60)
-            ours.process.kill()
-            ours.process.wait()
-            with Process(tmp_path / "run") as again, Listener(tmp_path / "run") as then:
-                again.want(peer(TOR4, NODE4))
-                eventually(lambda: both_up(frr, then, TOR4), 60)
-            eventually(lambda: frr.states() == {"down"}, 60)
-            assert {one["remote-diagnostic"] for one in frr.all()} == {"administratively down"}
+    with ExitStack() as stack:
+        frr = stack.enter_context(bfdd(tor, SINGLE.partition(f" peer {NODE6}")[0]))
+        ours = stack.enter_context(Process(tmp_path / "run"))
+        ours.want(peer(TOR4, NODE4))
+        said = stack.enter_context(Listener(tmp_path / "run"))
+        eventually(lambda: both_up(frr, said, TOR4), 60)
+        ours.process.kill()
+        ours.process.wait()
+        with Process(tmp_path / "run") as again, Listener(tmp_path / "run") as then:
+            again.want(peer(TOR4, NODE4))
+            eventually(lambda: both_up(frr, then, TOR4), 60)
+        eventually(lambda: frr.states() == {"down"}, 60)
+        assert {one["remote-diagnostic"] for one in frr.all()} == {"administratively down"}
 
 
 def test_several_hops(
@@ -158,4 +162,4 @@ def test_packets_that_nobody_should_send_change_nothing(tmp_path: Path, tor: Net
         # So that these could have done something: the same with all in order does.
         with tor.enter():
             forged(TOR4, NODE4, your_discriminator=number)
-        eventually(lambda: failures(said) == 1, 60)
+        eventually(lambda: failures(said), 60)

@@ -1,4 +1,4 @@
-"""BFD of the sidecar with a real BIRD: what fails in silence takes the routes along at once, nothing else does."""
+"""BFD of the sidecar with a real BIRD: what fails in silence takes the routes along at once, and nothing else."""
 
 from __future__ import annotations
 

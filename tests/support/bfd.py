@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -88,12 +88,12 @@ class Listener:
 
 
 class Process:
-    """The BFD process without its sidecar, in the current namespace."""
+    """The BFD process without its sidecar, in the current namespace; ``before``: a command that starts it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, before: Sequence[str] = ()) -> None:
         folder.mkdir(exist_ok=True)
         self._log = folder / "bfd.log"
-        argv = [sys.executable, "-m", "bgp.bfd.speaker", str(folder)]
+        argv = [*before, sys.executable, "-m", "bgp.bfd.speaker", str(folder)]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log)
 
