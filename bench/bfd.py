@@ -1,10 +1,10 @@
 """How punctual BFD is on a busy host, and so the fastest interval that never flaps.
 
-A session of felix-py's BFD process with a BIRD 2, beside one between two BIRDs: once with the priority of any other
-process, as in an installation's pod, and once with the real-time priority that it takes where it may. The host is
-as it is ("idle"), or has an endless loop for each core besides ("busy"). The packets are seen where they arrive,
-with the kernel's time stamps: the node's longest silence at an interval of 20 ms (or until the session went down),
-and the fastest interval, three lost packets being a failure, at which neither end took the session down.
+A session of felix-py's BFD process with a BIRD 2, beside one between two BIRDs: once with the priority of any
+other process, as in an installation's pod, and once with the real-time priority that it takes where it may. The
+host is as it is ("idle"), or has an endless loop for each core besides ("busy"). The packets are seen where they
+arrive, with the kernel's time stamps: the node's longest silence at an interval of 20 ms (or until the session
+went down), and the fastest interval, three lost packets being a failure, at which no end took the session down.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _read(wire: socket.socket, seen: _Seen, since: float) -> float:
     except TimeoutError:
         return time.time()
     whole, nanoseconds = struct.unpack("@ll", ancillary[0][2])
-    at = float(whole) + nanoseconds / 1e9
+    at: float = whole + nanoseconds / 1e9
     port = int.from_bytes(data[_UDP_DESTINATION : _UDP_DESTINATION + 2], "big")
     if at >= since and sender[1] == _ETH_P_IP and port == PORT:
         seen.take(socket.inet_ntoa(data[12:16]), at, packet.decode(data[_PAYLOAD:]).state)

@@ -14,7 +14,6 @@ import contextlib
 import gc
 import heapq
 import os
-import resource
 import select
 import signal
 import socket
@@ -23,16 +22,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bgp.bfd import packet, settings
+from bgp.bfd import packet, priority, settings
 from bgp.bfd.audience import Audience
 from bgp.bfd.links import MULTIHOP_PORT, PORT, Link, Sender, family_of, receive, receiving
+from bgp.bfd.priority import Cost
 from bgp.bfd.settings import Wanted
 
 _BUDGET = 128
 """Packets read of one socket in a turn: a flood must not keep our own packets waiting."""
 
 _RETRY = 1.0
-_REAL_TIME_MOST = 100_000  # microseconds without a pause
 _CONFIG_MOST = 4 * 1024 * 1024
 _LOGGED_MOST = 64
 _FAREWELLS = 3
@@ -50,6 +49,7 @@ class Speaker:
         self._heap: list[tuple[float, int]] = []
         self._receiving: dict[tuple[int, bool], socket.socket] = {}
         self._receive_at = 0.0
+        self._cost = Cost(time.monotonic()) if priority.take() else None
         self._input = b""
         self._logged: set[tuple[str, str]] = set()
 
@@ -73,6 +73,10 @@ class Speaker:
     def _turn(self) -> bool:
         ready = self._wait()
         now = time.monotonic()
+        if self._cost and self._cost.is_too_much(now, time.process_time()):
+            self._cost = None
+            priority.give_back()
+            self._log("warning", "", "this takes too much of a core for real-time priority")
         if now >= self._receive_at:
             self._open_receiving(now)
         # First what has come, also since poll() looked: a peer whose packets wait here was not silent.
@@ -219,26 +223,10 @@ class Speaker:
             os.write(1, f"{level} {peer or '-'} {text}\n".encode())
 
 
-def hurry() -> bool:
-    """Take real-time priority, if this process may: on a busy host, packets leave in time only with it.
-
-    It is given back, for ever, should this process once need a core for longer than its work can take: whoever
-    floods it with packets must not have the host's other processes wait.
-    """
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    except OSError:
-        return False
-    signal.signal(signal.SIGXCPU, lambda *_: os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0)))
-    resource.setrlimit(resource.RLIMIT_RTTIME, (_REAL_TIME_MOST, resource.RLIM_INFINITY))
-    return True
-
-
 def main() -> None:
     """Command line: the folder that is shared with the agent."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m bgp.bfd.speaker FOLDER")
-    hurry()
     Speaker(Audience(str(Path(sys.argv[1]) / settings.SOCKET))).run()
 
 
