@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bgp.announcement import Announcement
+from bgp.attributes import Excessive, number, received, sent, words
+from bgp.decision import Path
 from bgp.prefixes import canonical, version
-from bgp.rib import DEFAULT_LOCAL_PREF, Path
 
 SHOW_NEIGHBORS = "show neighbor json"
 SHOW_RIB_IN = "show adj-rib in json"
@@ -24,13 +26,11 @@ _LINE_MOST = 4 * 1024 * 1024
 """Bytes. The longest valid line, that of all neighbors, has some 3 KB for each."""
 
 TEXT_MOST = 200
-_AS_PATH_MOST = 4096
-_U16, _U32, _U64 = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+_U32, _U64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _PREFIXES_PER_LINE = 45
 _IN_FLIGHT = 4
 # ExaBGP processes 50 prefixes in a turn of its loop and then sleeps up to 10 ms, unless a new command wakes it.
 # So short lines, one after the other, are announced twice as fast as long ones all at once.
-_ORIGINS = {"igp": 0, "egp": 1, "incomplete": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +139,16 @@ class Neighbors:
 
 @dataclass(frozen=True, slots=True)
 class RibEntry:
-    """One output line of SHOW_RIB_IN or SHOW_RIB_OUT (``outgoing``). ``path`` None: no usable next hop."""
+    """One output line of SHOW_RIB_IN, with a ``path``, or of SHOW_RIB_OUT, with an ``announcement``.
+
+    None of both: it has no usable next hop, or an attribute that cannot be used.
+    """
 
     peer: str
     prefix: str
     path: Path | None
     outgoing: bool
+    announcement: Announcement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +162,22 @@ class Answered:
 Event = Open | Up | Down | Notified | Update | EndOfRib | Refresh | Gap | Neighbors | RibEntry | Answered
 
 
-def announce(peer: str, prefixes: Iterable[str]) -> Iterator[str]:
-    """Commands that announce prefixes with ourselves as next hop. The prefixes must be of the session's family:
-    for IPv4 on an IPv6 session ExaBGP would use the router id as next hop."""
-    return _batches(f"neighbor {peer} announce attributes next-hop self nlri", prefixes)
+def announce(peer: str, announcements: Iterable[Announcement], own_asn: int = 0) -> Iterator[str]:
+    """Commands that announce, prefixes of equal attributes together. ``own_asn``: of the session if it is eBGP.
+
+    The next hop ``self`` is for prefixes of the session's family: for IPv4 on an IPv6 session ExaBGP would use
+    the router id.
+    """
+    return _batches(f"neighbor {peer} announce", announcements, own_asn)
 
 
-def withdraw(peer: str, prefixes: Iterable[str]) -> Iterator[str]:
-    """Commands that withdraw prefixes."""
-    return _batches(f"neighbor {peer} withdraw attributes next-hop self nlri", prefixes)
+def withdraw(peer: str, announcements: Iterable[Announcement], own_asn: int = 0) -> Iterator[str]:
+    """Commands that withdraw what was announced last.
+
+    ExaBGP keeps what is to be sent by attributes, and sends it in the order in which these came first. With those
+    of the announcement, a withdrawal takes its place there, and cannot be overtaken.
+    """
+    return _batches(f"neighbor {peer} withdraw", announcements, own_asn)
 
 
 def end_of_rib(peer: str) -> str:
@@ -189,10 +200,14 @@ def teardown(peer: str, subcode: int) -> str:
     return f"neighbor {peer} teardown {subcode}"
 
 
-def _batches(start: str, prefixes: Iterable[str]) -> Iterator[str]:
-    ordered = sorted(prefixes)
-    for first in range(0, len(ordered), _PREFIXES_PER_LINE):
-        yield f"{start} {' '.join(ordered[first : first + _PREFIXES_PER_LINE])}"
+def _batches(start: str, announcements: Iterable[Announcement], own_asn: int) -> Iterator[str]:
+    together: dict[str, list[str]] = {}
+    for announcement in announcements:
+        together.setdefault(words(announcement, own_asn), []).append(announcement.prefix)
+    for attributes, prefixes in sorted(together.items()):
+        prefixes.sort()
+        for first in range(0, len(prefixes), _PREFIXES_PER_LINE):
+            yield f"{start} attributes {attributes} nlri {' '.join(prefixes[first : first + _PREFIXES_PER_LINE])}"
 
 
 class Connection:
@@ -277,7 +292,7 @@ class Connection:
     def _event(self, content: dict[str, Any]) -> Iterator[Event]:
         neighbor = content["neighbor"]
         peer = _address(neighbor["address"]["peer"])
-        kind, counter = content["type"], _number(content["counter"], _U64)
+        kind, counter = content["type"], number(content["counter"], _U64)
         expected = self._counters.get(peer, counter - 1) + 1
         self._counters[peer] = counter
         if kind == "open":
@@ -305,7 +320,7 @@ def _open(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     if capability := content["capabilities"].get("64"):
         flags = capability["address-family-flags"]
         restart = GracefulRestart(
-            _number(capability["time"], 4095),
+            number(capability["time"], 4095),
             {v: "restart" in flags[name] for v in (4, 6) if (name := f"ipv{v}/unicast") in flags},
         )
     yield Open(peer, _address(content["router_id"]), restart)
@@ -325,8 +340,8 @@ def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     # An IPv6 route with a global and a link-local next hop (RFC 2545) is listed under each.
     for next_hop, entries in update.get("announce", {}).get(family, {}).items():
         prefixes = [_prefix(entry["nlri"]) for entry in entries]
-        if address := _next_hop(next_hop, version(peer)):
-            announced.update(dict.fromkeys(prefixes, _path(address, attributes)))
+        if route := _usable_path(_next_hop(next_hop, version(peer)), attributes):
+            announced.update(dict.fromkeys(prefixes, route))
         else:
             unusable.update(prefixes)
     withdrawn = {_prefix(entry["nlri"]) for entry in update.get("withdraw", {}).get(family, ())}
@@ -345,7 +360,7 @@ def _refresh(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
 
 def _notification(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     content = neighbor["notification"]
-    code, subcode = _number(content["code"], 255), _number(content["subcode"], 255)
+    code, subcode = number(content["code"], 255), number(content["subcode"], 255)
     yield Notified(peer, code, subcode, _text(content.get("message", "")))
 
 
@@ -357,12 +372,12 @@ def _neighbor(entry: dict[str, Any]) -> Neighbor:
     return Neighbor(
         peer=_address(entry["peer"]["address"]),
         local_address=_text(entry["local"]["address"]),
-        asn=_number(entry["peer"]["as"], _U32),
-        local_asn=_number(entry["local"]["as"], _U32),
+        asn=number(entry["peer"]["as"], _U32),
+        local_asn=number(entry["local"]["as"], _U32),
         router_id=_address(entry["peer"]["id"]) if established else "0.0.0.0",
         established=established,
-        age=_number(entry["duration"], _U32) if established and entry["state"] == "up" else 0,
-        updates_sent=_number(entry["messages"]["sent"]["update"], _U64),
+        age=number(entry["duration"], _U32) if established and entry["state"] == "up" else 0,
+        updates_sent=number(entry["messages"]["sent"]["update"], _U64),
         route_refresh=bool(entry["peer"]["capabilities"]["route-refresh"]),
     )
 
@@ -370,31 +385,24 @@ def _neighbor(entry: dict[str, Any]) -> Neighbor:
 def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
     peer = _address(content["peer"]["address"])
     nlri, attributes = content["route"]["nlri"], content["route"]["attributes"]
-    next_hop = _next_hop(str(nlri["nexthop"]), version(peer))
-    path = _path(next_hop, attributes) if next_hop else None
-    return RibEntry(peer, _prefix(nlri["prefix"]), path, outgoing)
+    prefix, next_hop = _prefix(nlri["prefix"]), str(nlri["nexthop"])
+    if outgoing:
+        return RibEntry(peer, prefix, None, True, _announcement(prefix, next_hop, attributes))
+    return RibEntry(peer, prefix, _usable_path(_next_hop(next_hop, version(peer)), attributes), False)
 
 
-def _path(next_hop: str, attributes: dict[str, Any]) -> Path:
-    as_path: list[int] = []
-    length = 0
-    segments = attributes.get("as-path", {})
-    for key in sorted(segments, key=lambda key: _number(key, _U16)):
-        numbers = [_number(number, _U32) for number in segments[key]["value"]]
-        if len(as_path) + len(numbers) > _AS_PATH_MOST:
-            raise ValueError("the AS path is too long")
-        kind = segments[key]["element"]
-        as_path += numbers
-        # RFC 4271 9.1.2.2 a: an AS_SET counts as one. RFC 5065 5.3: confederation segments do not count.
-        length += {"as-sequence": len(numbers), "as-set": 1}.get(kind, 0)
-    return Path(
-        next_hop=next_hop,
-        as_path=tuple(as_path),
-        as_path_length=length,
-        origin=_ORIGINS.get(attributes.get("origin", ""), 2),
-        med=_number(attributes.get("med", 0), _U32),
-        local_pref=_number(attributes.get("local-preference", DEFAULT_LOCAL_PREF), _U32),
-    )
+def _usable_path(next_hop: str, attributes: dict[str, Any]) -> Path | None:
+    try:
+        return received(next_hop, attributes) if next_hop else None
+    except Excessive:
+        return None
+
+
+def _announcement(prefix: str, next_hop: str, attributes: dict[str, Any]) -> Announcement | None:
+    try:
+        return sent(prefix, next_hop, attributes)
+    except Excessive:
+        return None
 
 
 def _next_hop(text: str, family: int) -> str:
@@ -418,15 +426,6 @@ def _prefix(text: object) -> str:
     if not isinstance(text, str):
         raise TypeError("not a prefix")
     return canonical(text)
-
-
-def _number(value: object, most: int) -> int:
-    """A JSON number, or a text of digits, within the range of its field in BGP."""
-    if isinstance(value, str) and len(value) <= 20:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ValueError("not a number, or out of range")
-    return value
 
 
 def _text(value: object) -> str:

@@ -82,7 +82,7 @@ class ReadBack:
         if session is None or version(entry.prefix) != session.peer.version:
             return
         if entry.outgoing:
-            session.out.learned(entry.prefix)
+            session.out.learned(entry.prefix, entry.announcement)
             return
         reading = self._reading
         newer = reading is None or entry.peer in reading.peers or (entry.peer, entry.prefix) in reading.touched

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from bgp import protocol
+from bgp.announcement import Announcement
 from bgp.bfd import CEASE_BFD_DOWN
 from bgp.channel import Channel
+from bgp.decision import Source
 from bgp.model import Peer
 from bgp.outgoing import Outgoing
 from bgp.prefixes import version
-from bgp.rib import Rib, Source
+from bgp.rib import Rib
 
 SETTLE = 10.0
 """Seconds after which the table of a peer that sends no end-of-RIB counts as complete."""
@@ -65,7 +67,10 @@ TRANSITIONS: Mapping[tuple[State, Input], State] = {
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down."""
+    """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down.
+
+    ``limit``: of the prefixes received.
+    """
 
     address: str
     asn: int
@@ -74,6 +79,7 @@ class PeerStatus:
     received: int
     families: tuple[str, ...]
     error: str = ""
+    limit: int = 0
     bfd: str = ""
     """State of its BFD session; empty: it has none, or nothing is known of it."""
 
@@ -103,7 +109,7 @@ class Session:
 
     def __init__(self, peer: Peer, rib: Rib, channel: Channel, now: float) -> None:
         self.state = State.DOWN
-        self.out = Outgoing(peer.address)
+        self.out = Outgoing(peer)
         self._rib = rib
         self._channel = channel
         self._since = now
@@ -148,6 +154,7 @@ class Session:
             received=self._rib.count(self.peer.address),
             families=(f"ipv{self.peer.version} unicast",),
             error="" if self.usable else self._error,
+            limit=self._rib.limit(self.peer.address),
             bfd=self._bfd.state if self._bfd else "",
         )
 
@@ -156,11 +163,24 @@ class Session:
         self.peer = peer
         if peer.bfd is None:
             self._bfd = None
+        self.out.configure(peer)
         self._describe()
 
-    def want(self, prefixes: Collection[str]) -> None:
-        """Announce the prefixes of the peer's family, and no others."""
-        self._channel.send(*self.out.want(p for p in prefixes if version(p) == self.peer.version))
+    @property
+    def router_id(self) -> str:
+        """The peer's BGP identifier, as of its last OPEN."""
+        return self._router_id
+
+    def want(self, announcements: Mapping[str, Announcement]) -> None:
+        """Announce what is of the peer's family, by prefix, and nothing else."""
+        self._channel.send(*self.out.want({p: a for p, a in announcements.items() if self._carries(p)}))
+
+    def change(self, changes: Mapping[str, Announcement | None]) -> None:
+        """Change some of what is wanted; None: withdraw."""
+        self._channel.send(*self.out.change({p: a for p, a in changes.items() if self._carries(p)}))
+
+    def _carries(self, prefix: str) -> bool:
+        return version(prefix) == self.peer.version
 
     def receive(self, event: protocol.Event, now: float) -> None:
         """Handle an event of this session."""
@@ -251,6 +271,7 @@ class Session:
         """Handle timers."""
         if self.state is State.FAILED and now >= self._teardown_at:
             self._tear_down(now)
+        self._channel.send(*self.out.tick(now))
         if now >= self._complete_at:
             self._advance(Input.END_OF_RIB)
         if now >= self._unusable_until:
@@ -335,6 +356,9 @@ class Session:
                 local_address=peer.source_address,
                 external=peer.external,
                 allowed_own_asns=peer.allowed_own_asns,
+                client=bool(peer.cluster_id),
+                filters=peer.filters,
+                prefix_limit=peer.prefix_limit,
             )
         )
 

@@ -23,6 +23,7 @@ class NoticeKind(enum.StrEnum):
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
     ADDRESS_IN_USE = "address-in-use"
     BGP = "bgp"
+    BGP_RESOURCES = "bgp-resources"
     CONFIGURATION = "configuration"
     CONNECTIONS_FULL = "connections-full"
     INTERFACE_GONE = "interface-gone"

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import structlog
 
+from bgp.announcement import Announcement
 from bgp.bfd import settings as bfd
 from bgp.control import Control
-from bgp.model import BGPConfigError, Peer, SpeakerConfig, parse_bgp_config
+from bgp.fields import BGPConfigError
+from bgp.model import Peer, SpeakerConfig, parse_bgp_config
 from bgp.prefixes import PrefixSet, canonical
 from bgp.render import render
 from bgp.rib import ImportFilter, NextHops, Reach, Unresolved
@@ -107,9 +109,13 @@ class Speaker:
         self._control.rib.set_filter(ImportFilter(PrefixSet(within), PrefixSet(never)))
         self._flush()
 
-    def announce(self, prefixes: Iterable[str]) -> None:
-        """Announce exactly these CIDRs, each to the peers of its family. Raises ValueError for any other text."""
-        self._control.announce({canonical(prefix) for prefix in prefixes})
+    def announce(self, announcements: Iterable[Announcement | str]) -> None:
+        """Announce exactly these CIDRs, each to the peers of its family; a bare one has the default attributes.
+
+        Raises ValueError for a prefix that is no CIDR.
+        """
+        whole = (Announcement(one) if isinstance(one, str) else one for one in announcements)
+        self._control.announce([replace(one, prefix=canonical(one.prefix)) for one in whole])
         self._flush()
 
     def set_reach(self, reach: Reach) -> None:
@@ -143,7 +149,8 @@ class Speaker:
         for peer in self._config.peers if self._config else ():
             if peer.address not in known:
                 families = (f"ipv{peer.version} unicast",)
-                statuses.append(PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, "no route to it"))
+                reason = self._control.held_reason(peer.address, time.monotonic()) or "no route to it"
+                statuses.append(PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, reason))
         return statuses
 
     @property
@@ -163,7 +170,7 @@ class Speaker:
                 # `done` means queued. Queued updates are sent within a few turns of ExaBGP's loop, so wait until
                 # the update counters stand still.
                 before = None
-                while (now := {n.peer: n.updates_sent for n in self._control.neighbors.values()}) != before:
+                while (now := self._updates_sent()) != before or self._control.postponed:
                     before = now
                     await asyncio.sleep(0.05)
                     self._control.query_neighbors()
@@ -172,6 +179,9 @@ class Speaker:
         except TimeoutError:
             return False
         return self._writer is not None
+
+    def _updates_sent(self) -> dict[str, int]:
+        return {neighbor.peer: neighbor.updates_sent for neighbor in self._control.neighbors.values()}
 
     # --- running -----------------------------------------------------------------------------------------
 
@@ -275,13 +285,14 @@ class Speaker:
     # --- configuration -----------------------------------------------------------------------------------
 
     def _reachable(self, config: SpeakerConfig) -> tuple[Peer, ...]:
-        """The configured peers with their source addresses, without peers that this node has no route to.
+        """The configured peers with their source addresses, without those held down and those without a route.
 
         A source address stays as long as the node has it or there is no other: a flapping link must not change
         sessions.
         """
         before = {peer.address: peer.source_address for peer in self._peers}
-        found = {peer: peer.source_address or _source_address(peer, before) for peer in config.peers}
+        free = (peer for peer in config.peers if not self._control.holds(peer))
+        found = {peer: peer.source_address or _source_address(peer, before) for peer in free}
         return tuple(replace(peer, source_address=source) for peer, source in found.items() if source)
 
     def _adopt(self, config: SpeakerConfig, peers: tuple[Peer, ...]) -> None:
@@ -327,6 +338,7 @@ class Speaker:
 
     def _flush(self) -> None:
         """Send the control's output, log its notes and pass on changed routes."""
+        changes = self._control.take(_SLICE)
         data = self._control.channel.data_to_send()
         if data and self._writer is not None and not self._writer.is_closing():
             self._writer.write(data)
@@ -334,7 +346,7 @@ class Speaker:
             bound = self._log.bind(peer=note.peer) if note.peer else self._log
             emit = bound.warning if note.warning else bound.info
             emit(note.text, **({"detail": note.detail} if note.detail else {}))
-        if changes := self._control.rib.take(_SLICE):
+        if changes:
             self._on_routes(changes)
         if self._control.rib.undecided:
             self._more.set()

@@ -31,9 +31,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from bgp import resources
 from felix_py import log
 from felix_py.agent import kernel_features
 from felix_py.agent.bgp import Bgp
+from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.concerned import Due
 from felix_py.agent.configured import Configured, Live
 from felix_py.agent.facts import Facts
@@ -58,7 +60,7 @@ from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.other_backend import OtherBackend
 from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
-from felix_py.datastore.decode import CONFIGURATIONS
+from felix_py.datastore.decode import BGP_KINDS, CONFIGURATIONS
 from felix_py.datastore.informer import Timing
 from felix_py.desired.deny_log import DenyLog
 from felix_py.desired.features import Feature
@@ -170,7 +172,8 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     mtu = Mtu(config.mtu)
     network = PodNetwork(facts, reconciler, mtu, flows.forget)
     stack.push_async_callback(network.close)
-    bgp = Bgp(config, facts, programmed, notices, metrics)
+    declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_bgp, cluster))
+    bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics)
     live: Live = {
@@ -253,6 +256,12 @@ def _warn(cluster: Cluster, problem: Problem) -> None:
     cluster.warn_own(CONFIGURATIONS, problem.name, problem.uid, "InvalidConfiguration", str(problem))
 
 
+def _warn_bgp(cluster: Cluster, problem: resources.Problem, uid: str) -> None:
+    kind = next(kind for kind in BGP_KINDS if kind.name == problem.kind)
+    text = f"{problem.field}: {problem.reason}"
+    cluster.warn_own(kind, problem.name, uid, f"Invalid{kind.name}", text)
+
+
 def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, configured: bool) -> Cluster:
     return Cluster(
         connect(config.kubeconfig),
@@ -261,6 +270,7 @@ def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, con
         on_invalid=lambda kind, _key, _reason: metrics.rejected.labels(kind).inc(),
         tiers_in_force=tiers_in_force,
         configured=configured,
+        namespace=config.namespace,
     )
 
 

@@ -18,6 +18,7 @@ from felix_py.agent.own_prefixes import OwnPrefixes, hosts_of
 from felix_py.agent.view import ClusterView
 from felix_py.datastore.store import Record
 from felix_py.desired.planner import Planner, learned_routes
+from felix_py.layout import EXCLUDED
 from felix_py.notices import NoticeKind
 from felix_py.observe import disputes
 from felix_py.records import Lease, NodeRecord, Route, endpoint_of
@@ -266,4 +267,4 @@ def _without_others(node: NodeRecord, families: Collection[Family]) -> NodeRecor
 
 def _where(node: NodeRecord) -> object:
     """The fields that planner and BGP use: a heartbeat or label must not cost as much as all nodes do."""
-    return node.addresses, node.pod_cidrs
+    return node.addresses, node.pod_cidrs, node.drain, EXCLUDED in node.labels

@@ -453,7 +453,7 @@ class Reflector(Generic[R]):
 
     @contextmanager
     def _ask(self, query: dict[str, str]) -> Iterator[Answer]:
-        with self._get(self.kind.path, query, may_be_absent=self.kind.optional) as answer:
+        with self._get(self.kind.path, self.kind.query | query, may_be_absent=self.kind.optional) as answer:
             self._note_presence()
             yield answer
 

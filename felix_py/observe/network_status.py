@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from bgp.services import Drain, Drained
 from bgp.session import PeerStatus
 from felix_py import log
-from felix_py.datastore.status_writer import READY, Offer, StatusWriter
+from felix_py.datastore.status_writer import DRAINED, READY, Offer, StatusWriter
 from felix_py.failures import Failures
 from felix_py.notices import NoticeKind
 from felix_py.observe.status import Status
@@ -28,6 +29,7 @@ _LONGEST_NOTICE = 512
 _LONGEST_SUBJECT = 253
 _LONGEST_MESSAGE = 1024
 _PEERS_NAMED = 5
+_KEPT_NAMED = 5
 
 Json = dict[str, Any]
 
@@ -75,6 +77,7 @@ def offered(status: Status, owner: str) -> Offer:
         "families": [f"ipv{family}" for family in running["families"]],
         "version": version("felix-py"),
         "restartRequired": due,
+        "drain": _cut(status.bgp.drained().asked, _LONGEST_SUBJECT),
         "notices": [
             {
                 "kind": notice.kind.value,
@@ -85,11 +88,19 @@ def offered(status: Status, owner: str) -> Offer:
         ],
     }
     verdicts = [(one["type"], one["status"], one["reason"]) for one in conditions]
-    return Offer(owner, body, (verdicts, body["peers"], due, running, {notice.kind for notice in notices}))
+    gist = (verdicts, body["peers"], due, body["drain"], running, {notice.kind for notice in notices})
+    return Offer(owner, body, gist)
 
 
 def _conditions(status: Status, peers: Sequence[PeerStatus]) -> list[Json]:
-    return [_ready(status), _policy(status), _routes(status), _peers(peers), _settings(status)]
+    return [
+        _ready(status),
+        _policy(status),
+        _routes(status),
+        _peers(peers),
+        _settings(status),
+        _drained(status.bgp.drained(), peers),
+    ]
 
 
 def _ready(status: Status) -> Json:
@@ -141,6 +152,25 @@ def _settings(status: Status) -> Json:
     if due := status.configured.restart_due:
         return _condition(kind, "False", "RestartRequired", f"the agent must start again for {', '.join(due)}")
     return _condition(kind, "True", "InForce", "the agent runs with what its FelixConfigurations say")
+
+
+def _drained(found: Drained, peers: Sequence[PeerStatus]) -> Json:
+    """``felix-py drain`` waits for this."""
+    if not found.asked:
+        return _condition(DRAINED, "False", "NotAsked", "BGP leads traffic to this node")
+    if not peers:
+        return _condition(DRAINED, "True", "NoPeers", "no BGP peer is configured: nothing leads traffic here")
+    if found.stage is Drain.GRACEFUL:
+        words = "routers are asked to use other paths (RFC 8326); in half a minute at most Services are withdrawn"
+        return _condition(DRAINED, "False", "AskingRouters", words)
+    if not found.sent:
+        return _condition(DRAINED, "False", "Withdrawing", "not every peer has been told yet")
+    words = "Services are withdrawn; prefixes of pods stay announced, as the last choice"
+    if found.kept:
+        named = ", ".join(found.kept[:_KEPT_NAMED])
+        more = f" and {len(found.kept) - _KEPT_NAMED} more" if len(found.kept) > _KEPT_NAMED else ""
+        words += f". So do {named}{more}, until another node has a ready endpoint"
+    return _condition(DRAINED, "True", "Withdrawn", words)
 
 
 def _condition(kind: str, status: str, reason: str, message: str) -> Json:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
 
+from bgp.services import Drained
 from bgp.session import PeerStatus
 from felix_py import log
 from felix_py.cni.network import Network
@@ -64,6 +65,8 @@ class Bgp(Protocol):
     def peers(self) -> list[PeerStatus]: ...
 
     def routes(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    def drained(self) -> Drained: ...
 
     def refresh_metrics(self) -> None: ...
 

@@ -19,6 +19,7 @@ from policy.model import Family, Protocol
 from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar, link
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.services import Objects
 from tests.support.traffic import serve
 from tests.support.waiting import until
 from tests.support.watched import WatchedNode
@@ -136,7 +137,7 @@ async def agent(place: Place) -> AsyncIterator[Rig]:
             node.facts.upsert(NodeRecord("n2", "", ("192.0.2.9",), ("10.244.0.0/16", "fd44::/16")))
             notices = Notices(node.metrics)
             config = AgentConfig(node_name="n1", run_dir=place.folder / "run", bgp_config=file)
-            bgp = Bgp(config, node.facts, tuple(Family), notices, node.metrics)
+            bgp = Bgp(config, node.facts, tuple(Family), notices, node.metrics, Objects())
             task = asyncio.create_task(bgp.run())
             try:
                 yield Rig(node, bgp, notices)

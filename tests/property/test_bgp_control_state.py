@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from bgp.announcement import Announcement
+from bgp.attributes import words
 from bgp.control import Control
+from bgp.decision import Path, Source
 from bgp.model import Peer, SpeakerConfig
 from bgp.prefixes import PrefixSet
-from bgp.rib import ImportFilter, Path, Rib, Source
+from bgp.rib import ImportFilter, Rib
 from bgp.session import SETTLE
 from tests.support.fake_exabgp import FakeExaBGP
 from tests.support.thorough import examples
@@ -22,6 +27,11 @@ PEERS = {
 }
 LEARNABLE = {4: ["10.244.7.0/24", "10.244.8.0/24", "10.245.0.0/16"], 6: ["fd44:7::/64", "fd44:8::/64"]}
 OWN = frozenset({"10.244.1.0/24", "10.244.2.0/24", "fd44:1::/64"})
+DRESSES = [
+    Announcement(""),
+    Announcement("", med=7),
+    Announcement("", communities=("65000:1",), as_path=(65009,)),
+]
 FILTER = ImportFilter(PrefixSet(["10.244.0.0/16", "fd44::/16"]), PrefixSet(OWN))
 
 peers = st.sampled_from(sorted(PEERS))
@@ -40,7 +50,8 @@ class BGP(RuleBasedStateMachine):
         self.exabgp = FakeExaBGP()
         for peer in PEERS.values():
             self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn)
-        self.wanted: frozenset[str] | None = None
+        self.exabgp.lazy = True
+        self.wanted: dict[str, Announcement] | None = None
         self.kernel: dict[str, tuple[str, ...]] = {}
         self.born()
 
@@ -87,7 +98,7 @@ class BGP(RuleBasedStateMachine):
         self.born()
         self.kernel = {}
         if self.wanted is not None:
-            self.control.announce(self.wanted)
+            self.control.announce(self.wanted.values())
 
     @rule(peer=peers)
     def up(self, peer: str) -> None:
@@ -113,16 +124,21 @@ class BGP(RuleBasedStateMachine):
         self.exabgp.withdraw(peer, prefixes[pick % len(prefixes)])
         self.talk()
 
-    @rule(wanted=st.sets(st.sampled_from(sorted(OWN))))
-    def agent_wants(self, wanted: set[str]) -> None:
-        self.wanted = frozenset(wanted)
-        self.control.announce(wanted)
+    @rule(wanted=st.dictionaries(st.sampled_from(sorted(OWN)), st.sampled_from(DRESSES)))
+    def agent_wants(self, wanted: dict[str, Announcement]) -> None:
+        self.wanted = {prefix: replace(dress, prefix=prefix) for prefix, dress in wanted.items()}
+        self.control.announce(self.wanted.values())
         self.talk()
+
+    @rule(peer=peers)
+    def exabgp_sends(self, peer: str) -> None:
+        self.exabgp.flush(self.exabgp.peers[peer])
 
     @rule(seconds=st.sampled_from([1.0, 15.0, 200.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         for peer in self.exabgp.peers.values():
+            self.exabgp.flush(peer)
             peer.age += int(seconds) if peer.established else 0
         self.control.tick(self.now)
         self.talk()
@@ -132,21 +148,27 @@ class BGP(RuleBasedStateMachine):
         if not hasattr(self, "exabgp"):
             return
         for peer in self.exabgp.peers.values():
-            assert not set(peer.flaps) & (self.wanted if self.wanted is not None else OWN)
+            assert not set(peer.flaps) & (self.wanted.keys() if self.wanted is not None else OWN)
             peer.flaps.clear()
 
     def teardown(self) -> None:
         if not hasattr(self, "exabgp"):
             return
         self.attach()
-        self.time_passes(SETTLE + 200)
-        self.talk()
+        for _ in range(4):
+            self.time_passes(SETTLE + 200)
+        self.exabgp_sends_all()
         assert self.kernel == dict(self.control.rib.best) == self.from_scratch()
         for peer in self.exabgp.peers.values():
             if peer.established and self.wanted is not None:
-                family = {prefix for prefix in self.wanted if (":" in prefix) == (":" in peer.address)}
-                assert peer.installed == peer.adj_out == family
+                family = {p: a for p, a in self.wanted.items() if (":" in p) == (":" in peer.address)}
+                assert peer.installed == peer.adj_out
+                assert peer.installed == {prefix: words(one, LOCAL_ASN) for prefix, one in family.items()}
                 assert peer.ended
+
+    def exabgp_sends_all(self) -> None:
+        for peer in self.exabgp.peers.values():
+            self.exabgp.flush(peer)
 
     def from_scratch(self) -> dict[str, tuple[str, ...]]:
         rib = Rib()

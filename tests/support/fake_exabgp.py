@@ -17,7 +17,11 @@ Route = tuple[str, tuple[int, ...], int]
 
 @dataclass
 class FakePeer:
-    """One neighbor: the peer's own table, ExaBGP's two tables of it, and what the peer has from us."""
+    """One neighbor: the peer's own table, ExaBGP's two tables of it, and what the peer has from us.
+
+    ``adj_out`` and ``installed``: prefix -> attributes as in the command. ``pending``: what ExaBGP has not sent
+    yet, by attributes in the order in which these came first; false: a withdrawal.
+    """
 
     address: str
     local: str
@@ -28,8 +32,9 @@ class FakePeer:
     age: int = 0
     counter: int = 0
     adj_in: dict[str, Route] = field(default_factory=dict)
-    adj_out: set[str] = field(default_factory=set)
-    installed: set[str] = field(default_factory=set)
+    adj_out: dict[str, str] = field(default_factory=dict)
+    installed: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, dict[str, bool]] = field(default_factory=dict)
     stale: set[str] = field(default_factory=set)
     ended: bool = False
     flaps: list[str] = field(default_factory=list)
@@ -39,12 +44,14 @@ class FakeExaBGP:
     """ExaBGP with some neighbors. Commands take effect at once.
 
     ``deaf_to_refresh``: peers take their time over a route refresh (for ever, unless told to announce).
+    ``lazy``: what is announced goes out with :meth:`flush` only.
     """
 
     def __init__(self) -> None:
         self.peers: dict[str, FakePeer] = {}
         self.commands: list[str] = []
         self.deaf_to_refresh = False
+        self.lazy = False
         self._out: list[str] = []
         self._attached = False
 
@@ -102,8 +109,9 @@ class FakeExaBGP:
         self._event(peer, "state", state="up")
         peer.stale = set(peer.installed)
         # ExaBGP repeats by itself what it was told.
-        peer.installed |= peer.adj_out
-        peer.stale -= peer.adj_out
+        for prefix, attributes in peer.adj_out.items():
+            peer.pending.setdefault(attributes, {})[prefix] = True
+        self._sent(peer)
         for prefix, route in peer.table.items():
             self._update(peer, prefix, route)
         eor = {"eor": {"afi": f"ipv{version(address)}", "safi": "unicast"}}
@@ -114,6 +122,7 @@ class FakeExaBGP:
         peer = self.peers[address]
         if peer.established:
             peer.established = False
+            peer.pending.clear()
             self._event(peer, "state", state="down", reason=reason)
 
     def restart(self) -> None:
@@ -123,6 +132,7 @@ class FakeExaBGP:
             peer.established = False
             peer.adj_in.clear()
             peer.adj_out.clear()
+            peer.pending.clear()
             peer.counter = 0
 
     def announce(self, address: str, prefix: str, route: Route) -> None:
@@ -144,51 +154,80 @@ class FakeExaBGP:
     # --- ExaBGP ------------------------------------------------------------------------------------------
 
     def _command(self, line: str) -> bool:
-        if line == "show neighbor json":
-            self._write(json.dumps([self._show(peer) for peer in self.peers.values()]))
-            return True
-        if line in ("show adj-rib in json", "show adj-rib out json"):
-            for peer in self.peers.values():
-                if " in " in line:
-                    for prefix, route in peer.adj_in.items():
-                        self._rib_line(peer, prefix, route)
-                else:
-                    for prefix in peer.adj_out:
-                        self._rib_line(peer, prefix, (peer.local, (), 0))
-            return True
         words = line.split()
+        if words[0] == "show":
+            return self._listing(line)
         if words[0] != "neighbor" or words[1] not in self.peers:
             return False
         peer = self.peers[words[1]]
         assert peer.established, f"pending output for a session that is down blocks reloads: {line}"
         match words[2:]:
-            case ["announce", "attributes", "next-hop", "self", "nlri", *prefixes]:
+            case ["announce", "attributes", *rest]:
+                attributes, prefixes = _split(rest)
                 assert all(version(prefix) == version(peer.address) for prefix in prefixes)
-                peer.adj_out |= set(prefixes)
-                peer.installed |= set(prefixes)
-                peer.stale -= set(prefixes)
-            case ["withdraw", "attributes", "next-hop", "self", "nlri", *prefixes]:
-                self._remove(peer, set(prefixes))
+                for prefix in prefixes:
+                    if peer.adj_out.get(prefix) != attributes:
+                        peer.pending.setdefault(attributes, {})[prefix] = True
+                        peer.adj_out[prefix] = attributes
+                self._sent(peer)
+            case ["withdraw", "attributes", *rest]:
+                attributes, prefixes = _split(rest)
+                self._withdraw(peer, prefixes, attributes)
             case ["clear", "adj-rib", "out"]:
-                self._remove(peer, set(peer.adj_out))
+                for prefix, attributes in list(peer.adj_out.items()):
+                    self._withdraw(peer, [prefix], attributes)
             case ["announce", "route-refresh", family, "unicast"]:
                 assert family == f"ipv{version(peer.address)}"
                 for prefix, route in () if self.deaf_to_refresh else peer.table.items():
                     self._update(peer, prefix, route)
             case ["announce", "eor", family, "unicast"]:
                 assert family == f"ipv{version(peer.address)}"
+                self.flush(peer)
                 peer.flaps += peer.stale
-                peer.installed -= peer.stale
+                peer.installed = {p: a for p, a in peer.installed.items() if p not in peer.stale}
                 peer.stale, peer.ended = set(), True
             case _:
                 return False
         return True
 
-    def _remove(self, peer: FakePeer, prefixes: set[str]) -> None:
-        peer.flaps += peer.installed & prefixes
-        peer.adj_out -= prefixes
-        peer.installed -= prefixes
-        peer.stale -= prefixes
+    def _listing(self, line: str) -> bool:
+        match line:
+            case "show neighbor json":
+                self._write(json.dumps([self._show(peer) for peer in self.peers.values()]))
+            case "show adj-rib in json":
+                for peer in self.peers.values():
+                    for prefix, route in peer.adj_in.items():
+                        self._rib_line(peer, prefix, route)
+            case "show adj-rib out json":
+                for peer in self.peers.values():
+                    for prefix, attributes in peer.adj_out.items():
+                        self._write(json.dumps(_own_line(peer, prefix, attributes)))
+            case _:
+                return False
+        return True
+
+    def flush(self, peer: FakePeer) -> None:
+        """ExaBGP sends what is pending for a peer."""
+        for attributes, changes in peer.pending.items():
+            for prefix, announced in changes.items():
+                peer.stale.discard(prefix)
+                if announced:
+                    peer.installed[prefix] = attributes
+                elif prefix in peer.installed:
+                    del peer.installed[prefix]
+                    peer.flaps.append(prefix)
+        peer.pending.clear()
+
+    def _sent(self, peer: FakePeer) -> None:
+        if not self.lazy:
+            self.flush(peer)
+
+    def _withdraw(self, peer: FakePeer, prefixes: list[str], attributes: str) -> None:
+        for prefix in prefixes:
+            if last := peer.adj_out.pop(prefix, None):
+                peer.pending.get(last, {}).pop(prefix, None)
+            peer.pending.setdefault(attributes, {})[prefix] = False
+        self._sent(peer)
 
     def _update(self, peer: FakePeer, prefix: str, route: Route) -> None:
         peer.adj_in[prefix] = route
@@ -234,3 +273,26 @@ class FakeExaBGP:
 def _attributes(as_path: tuple[int, ...], med: int) -> dict[str, object]:
     path = {"0": {"element": "as-sequence", "value": list(as_path)}} if as_path else {}
     return {"origin": "igp", "as-path": path, "med": med}
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    """Attributes, and the prefixes behind ``nlri``."""
+    at = words.index("nlri")
+    return " ".join(words[:at]), words[at + 1 :]
+
+
+def _own_line(peer: FakePeer, prefix: str, attributes: str) -> dict[str, object]:
+    """A line of ``show adj-rib out json``: ExaBGP has put the address in the place of ``self``."""
+    words, found = attributes.split(), dict[str, object]()
+    while words:
+        name, value = words.pop(0), words.pop(0)
+        if value != "[":
+            found[name] = int(value) if name in ("med", "local-preference") else value
+            continue
+        end = words.index("]")
+        values, words = words[:end], words[end + 1 :]
+        path = {"0": {"element": "as-sequence", "value": [int(v) if v.isdigit() else v for v in values]}}
+        found[name] = path if name == "as-path" else values
+    next_hop = str(found.pop("next-hop")).replace("self", peer.local)
+    route = {"nlri": {"prefix": prefix, "nexthop": next_hop}, "attributes": found}
+    return {"peer": {"address": peer.address}, "route": route}

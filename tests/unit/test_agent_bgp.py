@@ -24,6 +24,7 @@ from felix_py.notices import NoticeKind, Notices
 from felix_py.records import NodeRecord
 from felix_py.speaker import Speaker
 from policy.model import Family
+from tests.support.services import Objects
 from tests.support.told import ToldFacts
 from tests.support.waiting import until
 
@@ -50,7 +51,7 @@ class Rig:
         self.notices = Notices(self.metrics)
         self.facts = ToldFacts()
         config = AgentConfig(node_name="n1", run_dir=folder, bgp_config=file)
-        self.bgp = Bgp(config, self.facts, tuple(Family), self.notices, self.metrics)
+        self.bgp = Bgp(config, self.facts, tuple(Family), self.notices, self.metrics, Objects())
 
     def metric(self, name: str, **labels: str) -> float | None:
         self.bgp.refresh_metrics()
@@ -106,7 +107,7 @@ async def test_router_id_of_the_file_needs_no_address(tmp_path: Path, monkeypatc
 def test_without_bgp_there_is_nothing(tmp_path: Path) -> None:
     metrics = Metrics()
     config = AgentConfig(node_name="n1", run_dir=tmp_path)
-    bgp = Bgp(config, ToldFacts("n1", ()), (), Notices(metrics), metrics)
+    bgp = Bgp(config, ToldFacts("n1", ()), (), Notices(metrics), metrics, Objects())
     assert bgp.peers() == []
     with pytest.raises(ConfigError, match="--bgp-config"):
         Rig(tmp_path, "asNumber: 0\n")

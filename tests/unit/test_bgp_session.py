@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from bgp.channel import Channel
+from bgp.decision import Path
 from bgp.model import Peer
 from bgp.protocol import Down, EndOfRib, Event, Refresh, Up, Update
-from bgp.rib import Path, Rib
+from bgp.rib import Rib
 from bgp.session import SETTLE, TRANSITIONS, Input, Session, State
 
 PEER = Peer(address="10.9.0.2", asn=65000, local_asn=65001, source_address="10.9.0.1")

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp import protocol
+from bgp.announcement import Announcement
+from bgp.decision import Path
 from bgp.protocol import Answered, Connection, Down, EndOfRib, Gap, GracefulRestart, Notified, Open, Refresh, Up
-from bgp.rib import Path
 
 HEAD = '{ "exabgp": "5.0.0", "time": 1.5, "host" : "n1", "pid" : 9, "ppid" : 8, "counter": %d, "type": "%s", '
 WHO4 = (
@@ -152,7 +153,9 @@ def test_output_and_answers_go_with_their_commands() -> None:
     )
     path = Path("10.9.0.2")
     assert found == [
-        protocol.RibEntry("10.9.0.2", "10.244.7.0/24", path, outgoing=True),
+        protocol.RibEntry(
+            "10.9.0.2", "10.244.7.0/24", None, True, Announcement("10.244.7.0/24", next_hop="10.9.0.2")
+        ),
         Answered(protocol.SHOW_RIB_OUT, ok=True),
         Up("10.9.0.2"),
         protocol.RibEntry("10.9.0.2", "10.244.7.0/24", path, outgoing=False),
@@ -178,11 +181,11 @@ def test_commands_are_sent_a_few_at_a_time() -> None:
 
 def test_commands() -> None:
     prefixes = [f"10.244.{i}.0/24" for i in range(100)]
-    lines = list(protocol.announce("10.9.0.2", prefixes))
+    lines = list(protocol.announce("10.9.0.2", map(Announcement, prefixes)))
     assert len(lines) > 1
     assert all(one.startswith("neighbor 10.9.0.2 announce attributes next-hop self nlri ") for one in lines)
     assert sorted(word for one in lines for word in one.split()[7:]) == sorted(prefixes)
-    assert list(protocol.withdraw("fd09::2", ["fd44:1::/64"])) == [
+    assert list(protocol.withdraw("fd09::2", [Announcement("fd44:1::/64")])) == [
         "neighbor fd09::2 withdraw attributes next-hop self nlri fd44:1::/64"
     ]
     assert list(protocol.announce("10.9.0.2", [])) == []

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from bgp.services import Drain, Drained
 from bgp.session import PeerStatus
 from felix_py.failures import Failures
 from felix_py.metrics import Metrics
@@ -40,6 +41,7 @@ class Node:
     peers: list[PeerStatus] = field(default_factory=list)
     in_sync: bool = True
     restart_due: tuple[str, ...] = ()
+    drained: Drained = field(default_factory=Drained)
 
     def __post_init__(self) -> None:
         self.notices = Notices(Metrics())
@@ -58,7 +60,11 @@ class Node:
             unready=lambda: self.unready,
             network=SimpleNamespace(unready=lambda: self.network),
             reconciler=SimpleNamespace(unread=self.unread, unenforced=unenforced, failures=self.failures),
-            bgp=SimpleNamespace(peers=lambda: self.peers, routes=lambda: {"10.2.0.0/24": ("192.0.2.2",)}),
+            bgp=SimpleNamespace(
+                peers=lambda: self.peers,
+                routes=lambda: {"10.2.0.0/24": ("192.0.2.2",)},
+                drained=lambda: self.drained,
+            ),
             cluster=SimpleNamespace(store=SimpleNamespace(in_sync=synced)),
             configured=SimpleNamespace(restart_due=self.restart_due),
             facts=SimpleNamespace(held=range(7)),
@@ -85,6 +91,7 @@ def test_all_is_well() -> None:
         ("RoutesInstalled", "True"),
         ("PeersUp", "True"),
         ("SettingsInForce", "True"),
+        ("Drained", "False"),
     ]
     assert (status["peers"], status["endpoints"], status["routes"], status["families"]) == (
         "2/2",
@@ -143,6 +150,24 @@ def test_settings_that_are_not_in_force() -> None:
     assert node.condition("SettingsInForce") == ("False", "NotUsable", "not on this node")
 
 
+def test_how_far_a_drain_is() -> None:
+    peers = [peer(1, up=True)]
+    assert Node(peers=peers).condition("Drained")[:2] == ("False", "NotAsked")
+    assert Node(drained=Drained("true")).condition("Drained")[:2] == ("True", "NoPeers")
+    for stage, sent, verdict in (
+        (Drain.GRACEFUL, True, ("False", "AskingRouters")),
+        (Drain.WITHDRAWN, False, ("False", "Withdrawing")),
+        (Drain.WITHDRAWN, True, ("True", "Withdrawn")),
+    ):
+        node = Node(peers=peers, drained=Drained("true", stage, sent=sent))
+        assert node.condition("Drained")[:2] == verdict
+        assert node.status()["drain"] == "true"
+    kept = tuple(f"192.0.2.{number}/32" for number in range(7))
+    words = Node(peers=peers, drained=Drained("true", Drain.WITHDRAWN, kept, True)).condition("Drained")[2]
+    assert "So do 192.0.2.0/32, " in words
+    assert " and 2 more, until another node" in words
+
+
 def validated(status: dict[str, Any]) -> list[str]:
     """What the definition has against it."""
     (version,) = resource_of(yaml.safe_load(CRD.read_text())).versions
@@ -166,6 +191,7 @@ def test_it_is_small_and_as_its_definition_says(many: int) -> None:
         failures=failures,
         peers=[peer(n % 250, words) for n in range(many)],
         restart_due=("natOutgoing", "dropInvalid"),
+        drained=Drained(words, Drain.WITHDRAWN, ("192.0.2.7/32",) * many, True),
     )
     for number in range(many):
         node.notices.say(NoticeKind.NEXT_HOP, f"{number:03}{words}", f"{number} {words}")
@@ -180,7 +206,8 @@ def test_what_is_urgent_and_what_is_not() -> None:
     node, before = Node(peers=[peer(1, "retry 1")]), Node(peers=[peer(1, "retry 2")])
     assert node.offer().gist == before.offer().gist, "words"
     assert node.offer().status != before.offer().status
-    for other in (Node(peers=[peer(1, up=True)]), Node(restart_due=("mtu",)), Node(unready="no")):
+    asked = Node(peers=[peer(1, "retry 1")], drained=Drained("true"))
+    for other in (Node(peers=[peer(1, up=True)]), Node(restart_due=("mtu",)), Node(unready="no"), asked):
         assert other.offer().gist != node.offer().gist
     noticed = Node(peers=[peer(1, "retry 1")])
     noticed.notices.say(NoticeKind.IPVS, "kube-ipvs0", "words")

@@ -22,6 +22,7 @@ from policy.model import Family
 OTHERS = AgentConfig(
     node_name="n1",
     kubeconfig=Path("/a b/kubeconfig"),
+    namespace="network",
     state_dir=Path("/other/state"),
     run_dir=Path("/other/run"),
     cni_conf_dir=Path("/other/net.d"),
@@ -32,6 +33,7 @@ OTHERS = AgentConfig(
     backend=Backend.NFT,
     ip_families=(Family.V6,),
     bgp_config=Path("/other/bgp.yaml"),
+    bgp_foreign_annotations=True,
     mark_mask=0xFFFF0000,
     nat_outgoing=False,
     endpoint_to_host=EndpointToHost.DROP,
