@@ -76,7 +76,7 @@ class _Seen:
 
 def main(quick: bool) -> None:
     """Each way at each interval, on a host as it is and on a busy one."""
-    intervals, seconds = ((20, 100), 2.0) if quick else (_INTERVALS, 20.0)
+    intervals, seconds = ((20, 100), 2.0) if quick else (_INTERVALS, 10.0)
     ways: dict[str, Callable[[Path, int, ExitStack], None]] = {
         "BIRD": _bird,
         "felix-py, real-time": _ours,

@@ -99,7 +99,7 @@ class ReadBack:
         if answer.command == protocol.SHOW_RIB_OUT:
             self.attaching = False
             for session in self._sessions.values():
-                self._channel.send(*session.out.synchronise(established=session.established))
+                self._channel.send(*session.out.synchronise(established=session.usable))
         elif answer.command == protocol.SHOW_RIB_IN:
             self._finish(neighbors, now)
         elif not answer.ok:

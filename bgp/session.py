@@ -317,9 +317,10 @@ class Session:
         if self.established and self._since <= self._bfd.failed_at and self._advance(Input.FAILED):
             self._error, self._since = "BFD down", now
             self._unusable.clear()
+            self.out.down()
             self._drop()
-            self._tear_down(now)
             self._note("BFD down", warning=True)
+            self._tear_down(now)
         elif self._retained and self._bfd.independent:
             self._drop()
             self._note("BFD down during graceful restart, routes removed", warning=True)

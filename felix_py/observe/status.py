@@ -209,6 +209,7 @@ def of_bgp(bgp: Bgp) -> dict[str, Any]:
                 "asNumber": peer.asn,
                 "established": peer.established,
                 "reason": peer.error,
+                "bfd": peer.bfd,
                 "prefixesReceived": peer.received,
             }
             for peer in bgp.peers()

@@ -160,6 +160,9 @@ class FakeExaBGP:
         if words[0] != "neighbor" or words[1] not in self.peers:
             return False
         peer = self.peers[words[1]]
+        if words[2] == "teardown":
+            self.down(peer.address, f"notification sent (6,{words[3]})")
+            return True
         assert peer.established, f"pending output for a session that is down blocks reloads: {line}"
         match words[2:]:
             case ["announce", "attributes", *rest]:
