@@ -20,6 +20,9 @@ _IP_RECVTTL = 12  # ip(7); Python has no name for it
 _NETWORK_CONTROL = 0xC0  # class selector 6, as the BFD of routers
 _RETRY = 1.0
 _PACKET_MOST = 256
+_ANOTHER_SOCKET = (errno.EINVAL, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL)
+"""Errors of a socket that is bound to an address or an interface that is gone, or is another one by now."""
+
 _NEVER = float("inf")
 
 Sender = tuple[str, str]
@@ -49,16 +52,20 @@ class Link:
                 self._open_at = now + _RETRY
                 return f"cannot send from {self.wanted.source}: {error}"
         port = MULTIHOP_PORT if self.wanted.multihop else PORT
-        for one in packets:
-            # Without a route, say: for the peer it is the same as a lost packet.
-            with contextlib.suppress(OSError):
+        try:
+            for one in packets:
                 self._socket.sendto(packet.encode(one), _address(self.wanted.peer, port, self.wanted.interface))
+        except OSError as error:
+            # Without a route, say: for the peer it is the same as a lost packet.
+            if error.errno in _ANOTHER_SOCKET:
+                self.close()
         return ""
 
     def close(self) -> None:
         """Give the port back."""
         if self._socket is not None:
             self._socket.close()
+            self._socket = None
 
     def news(self, now: float) -> Report | None:
         """A report if anything but time has changed since the last one."""

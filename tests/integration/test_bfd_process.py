@@ -1,9 +1,11 @@
-"""The BFD process with FRR's bfdd, and with packets that nobody should send."""
+"""The BFD process alone, with FRR's bfdd and with BIRD, and with packets that nobody should send."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from bgp.model import Peer
 from bgp.resources import Bfd
 from tests.support.bfd import BfdPeers, Listener, Process, bfdd, forged, silence
 from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, link
+from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import eventually
 
@@ -42,6 +45,7 @@ def failures(listener: Listener) -> int:
     return sum(report.path is PathState.FAILED for report in listener.reports)
 
 
+NO_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")
 SINGLE = f"""
 bfd
  peer {NODE4} local-address {TOR4}
@@ -69,7 +73,7 @@ def both_up(peers: BfdPeers, listener: Listener, *addresses: str) -> bool:
 def test_one_hop_both_families(tmp_path: Path, tor: NetworkNamespace) -> None:
     with (
         bfdd(tor, SINGLE) as frr,
-        Process(tmp_path / "run") as ours,
+        Process(tmp_path / "run", NO_CAPABILITIES) as ours,
         Listener(tmp_path / "run") as said,
     ):
         ours.want(peer(TOR4, NODE4), peer(TOR6, NODE6))
@@ -111,6 +115,41 @@ def test_another_life_does_not_look_like_a_failure(tmp_path: Path, tor: NetworkN
             eventually(lambda: both_up(frr, then, TOR4), 60)
         eventually(lambda: frr.states() == {"down"}, 60)
         assert {one["remote-diagnostic"] for one in frr.all()} == {"administratively down"}
+
+
+def link_local(command: Callable[..., str], device: str) -> str:
+    eventually(
+        lambda: (
+            "fe80::" in (shown := command("ip", "-6", "address", "show", "dev", device))
+            and "tentative" not in shown
+        )
+    )
+    found = re.search(r"inet6 (fe80::[0-9a-f:]+)/", command("ip", "-6", "address", "show", "dev", device))
+    assert found
+    return found[1]
+
+
+def test_link_local_addresses(tmp_path: Path, tor: NetworkNamespace) -> None:
+    mine, theirs = link_local(run, "tor0"), link_local(tor.run, "node")
+    config = f"""
+    router id {TOR4};
+    protocol device {{ }}
+    protocol bfd {{
+      interface "*" {{ interval 200 ms; multiplier 20; }};
+      neighbor {mine} dev "node" local {theirs};
+    }}
+    """
+    bird = Bird(tor, tmp_path / "tor", config)
+    with ExitStack() as stack:
+        stack.callback(bird.stop)
+        bird.start()
+        ours = stack.enter_context(Process(tmp_path / "run"))
+        said = stack.enter_context(Listener(tmp_path / "run"))
+        ours.want(replace(peer(theirs, mine), interface="nowhere"))
+        eventually(lambda: f"cannot send from {mine}" in ours.log, 60)
+        ours.want(replace(peer(theirs, mine), interface="tor0"))
+        eventually(lambda: said.state(theirs) == "UP", 60)
+        assert said.reports[-1].interface == "tor0"
 
 
 def test_several_hops(
