@@ -1,14 +1,18 @@
-"""How punctual BFD is on a busy host, and so the fastest interval that never flaps.
+"""How punctual BFD is on a busy host, and so the fastest interval that never flaps; and what it is good for.
 
 A session of felix-py's BFD process with a BIRD 2, beside one between two BIRDs: once with the priority of any
 other process, as in an installation's pod, and once with the real-time priority that it takes where it may. The
 host is as it is ("idle"), or has an endless loop for each core besides ("busy"). The packets are seen where they
 arrive, with the kernel's time stamps: the node's longest silence at an interval of 20 ms (or until the session
 went down), and the fastest interval, three lost packets being a failure, at which no end took the session down.
+
+Then a router that falls silent while its link stays up: from its last packet until the node has no route by it,
+with BGP and BFD at 300 ms x 3, by felix-py's speaker and sidecar, and by BIRD.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import struct
@@ -27,11 +31,12 @@ from bgp.bfd.links import PORT
 from bgp.bfd.packet import State
 from bgp.model import Peer
 from bgp.resources import Bfd
-from tests.support.bfd import Process
-from tests.support.bgp import NODE4, TOR4, link
+from felix_py import log
+from tests.support.bfd import Process, with_bfd
+from tests.support.bgp import NODE4, NODE_ASN, TOR4, TOR_ASN, Sidecar, agent, config, link
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, new_netns
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until
 
 _INTERVALS = (10, 20, 50, 100, 200)
 """Milliseconds."""
@@ -93,6 +98,75 @@ def main(quick: bool) -> None:
                 fastest[way].values.append((held[0] if held else intervals[-1] * 10) / 1e3)
         show(f"bfd: longest silence at {_SILENCE_AT} ms, {load} host", list(silence.values()), duration)
         show(f"bfd: fastest interval x {_MULTIPLIER} that held, {load} host", list(fastest.values()), duration)
+
+    times = 1 if quick else 5
+    gone = [Row("BIRD", base=True), Row("felix-py")]
+    for _ in range(times):
+        gone[0].values.append(_in_rack(_failover_of_bird))
+        gone[1].values.append(_in_rack(_failover_of_felix))
+    show("bfd: from a silent failure until the routes are gone, 300 ms x 3", gone, duration)
+
+
+def _in_rack(measure: Callable[[Path, NetworkNamespace, Bird], float]) -> float:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        stack.enter_context(new_netns())
+        tor = NetworkNamespace("tor")
+        stack.callback(tor.close)
+        link(tor)
+        bird = Bird(tor, folder / "tor", _bgp_config(TOR4, TOR_ASN, NODE4, NODE_ASN))
+        stack.callback(bird.stop)
+        bird.start()
+        return measure(folder, tor, bird)
+
+
+def _bgp_config(router: str, asn: int, neighbor: str, neighbor_asn: int) -> str:
+    return f"""
+    router id {router};
+    protocol device {{ }}
+    protocol bfd {{ interface "*" {{ interval 300 ms; multiplier 3; }}; }}
+    protocol static {{ ipv4; route 10.244.{asn % 100}.0/24 blackhole; }}
+    protocol bgp peer {{
+      local as {asn}; neighbor {neighbor} as {neighbor_asn}; bfd on; connect delay time 1;
+      ipv4 {{ import all; export where source = RTS_STATIC; }};
+    }}
+    """
+
+
+def _fall_silent(tor: NetworkNamespace) -> float:
+    tor.run("iptables", "-w", "-I", "OUTPUT", "-j", "DROP")
+    return time.perf_counter()
+
+
+def _failover_of_bird(folder: Path, tor: NetworkNamespace, _bird: Bird) -> float:
+    node = Bird(_Here(), folder / "node", _bgp_config(NODE4, NODE_ASN, TOR4, TOR_ASN))
+    node.start()
+    try:
+        eventually(lambda: node.routes("peer") and " Up " in node.birdc("show", "bfd", "sessions"), 60)
+        since = _fall_silent(tor)
+        eventually(lambda: not node.routes("peer"), 60, pause=0.005)
+        return time.perf_counter() - since
+    finally:
+        node.stop()
+
+
+def _failover_of_felix(folder: Path, tor: NetworkNamespace, _bird: Bird) -> float:
+    log.configure(log.LogLevel.ERROR, log.LogFormat.TEXT)  # that it fails is no news here
+
+    async def measure() -> float:
+        wanted = with_bfd(config({"peerIP": TOR4, "asNumber": TOR_ASN}), Bfd())
+        async with agent(sidecar.run_dir, wanted, announce={"10.244.1.0/24"}) as node:
+            await until(lambda: node.speaker.routes() and node.speaker.peers()[0].bfd == "UP")
+            since = _fall_silent(tor)
+            await until(lambda: not node.speaker.routes())
+            return time.perf_counter() - since
+
+    sidecar = Sidecar(folder / "run")
+    sidecar.start()
+    try:
+        return asyncio.run(measure())
+    finally:
+        sidecar.stop()
 
 
 @contextmanager
