@@ -35,7 +35,7 @@ def bird_config(*, bfd: str = "bfd graceful", sessions: str = "") -> str:
     router id {TOR4};
     log stderr all;
     protocol device {{ }}
-    protocol bfd {{ interface "*" {{ interval 200 ms; multiplier 5; }}; {sessions} }}
+    protocol bfd {{ interface "*" {{ interval 200 ms; multiplier 15; }}; {sessions} }}
     protocol static s4 {{ ipv4; route {LEARNED4} blackhole; }}
     protocol static s6 {{ ipv6; route {LEARNED6} blackhole; }}
     template bgp node {{
@@ -55,7 +55,7 @@ def bird_config(*, bfd: str = "bfd graceful", sessions: str = "") -> str:
 
 def node_config(bfd: Bfd | None = None) -> SpeakerConfig:
     both = ({"peerIP": a, "asNumber": TOR_ASN, "holdTime": HOLD} for a in (TOR4, TOR6))
-    return with_bfd(config(*both), bfd or Bfd(interval=100, detect_multiplier=10))
+    return with_bfd(config(*both), bfd or Bfd(interval=100, detect_multiplier=20))
 
 
 @dataclass
@@ -111,8 +111,8 @@ async def test_silent_loss_takes_the_routes_at_once(rack: Rack) -> None:
     async with agent(rack.run_dir, node_config(), announce={V4, V6}) as node:
         await settled(rack, node)
         with Listener(rack.run_dir) as listener:
-            # BIRD wants 200 ms in both directions and tells 5 losses, we 100 ms and 10.
-            await until(lambda: listener.timers(TOR4) == listener.timers(TOR6) == (200_000, 5 * 200_000))
+            # BIRD wants 200 ms in both directions and bears 15 losses, we 100 ms and 20.
+            await until(lambda: listener.timers(TOR4) == listener.timers(TOR6) == (200_000, 15 * 200_000))
             silence(rack.tor_netns)
             await until(lambda: not node.speaker.routes())
             report = listener.last(TOR4)
@@ -130,7 +130,7 @@ async def test_a_router_whose_bgp_knows_nothing_of_bfd_is_told_why(rack: Rack) -
     async with agent(rack.run_dir, node_config(), announce={V4, V6}) as node:
         await settled(rack, node)
         rack.tor.birdc("disable", "bfd1")  # BIRD says no AdminDown, it is silent
-        await until(lambda: rack.tor_log().count("Received: Unknown error 6.10") == 2)  # RFC 9384's, to this BIRD
+        await until(lambda: rack.tor_log().count("Received: Unknown error 6.10") >= 2)  # RFC 9384's, to this BIRD
         assert not rack.announced()
         # BGP works, so it comes up again: BFD that is not there is no failure of what came later.
         await until(lambda: rack.announced() and dict(node.speaker.routes()) == LEARNED and node.up())
