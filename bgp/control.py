@@ -97,7 +97,7 @@ class Control:
                 if peer == session.peer and not another:
                     continue
                 session.configure(peer)
-            session.out.complete = self._complete
+            self.channel.send(*session.out.set_complete(self._complete))
             self._export_all(session)
         if self._deferred_until is None:
             self._deferred_until = now + max((peer.max_restart_time for peer in config.peers), default=0)
@@ -193,8 +193,7 @@ class Control:
         if not self._complete and self._has_all_to_reflect(now):
             self._complete = True
             for session in self._sessions.values():
-                session.out.complete = True
-                self.channel.send(*session.out.end_of_rib())
+                self.channel.send(*session.out.set_complete(True))
 
     # --- results -----------------------------------------------------------------------------------------
 
@@ -261,7 +260,8 @@ class Control:
                 session.take_over(neighbor, now)
                 continue
             self._readback.changed(address)
-            if established:
+            if neighbor and established:
+                session.negotiated(neighbor.families)
                 session.up(now)
             else:
                 session.down("ExaBGP has no session", now)

@@ -12,6 +12,7 @@ from bgp.announcement import Announcement
 from bgp.decision import DEFAULT_LOCAL_PREF, Candidate, Identity
 from bgp.filters import Route, changed_announcement, decide
 from bgp.model import Peer
+from bgp.prefixes import version
 from bgp.resources import NextHopMode
 
 NO_EXPORT, NO_ADVERTISE, NO_EXPORT_SUBCONFED = "65535:65281", "65535:65282", "65535:65283"
@@ -43,7 +44,7 @@ def reflected(
         return None
     announcement = Announcement(
         prefix,
-        next_hop=path.next_hop if _keeps_next_hop(to) else "self",
+        next_hop=path.next_hop if _keeps_next_hop(to, prefix, path.next_hop) else "self",
         as_path=path.as_path,
         origin=path.origin,
         communities=path.communities,
@@ -61,7 +62,9 @@ def reflected(
     return _filtered(announcement, to, learned=True, interface=interface, priority=path.priority)
 
 
-def _keeps_next_hop(to: Peer) -> bool:
+def _keeps_next_hop(to: Peer, prefix: str, next_hop: str) -> bool:
+    if "%" in next_hop or (version(next_hop) != version(prefix) and not to.extended_next_hop):
+        return False  # a link-local address means nothing elsewhere, nor one of a family that the session has not
     if to.next_hop_mode is NextHopMode.AUTO:
         return to.keep_original_next_hop or not to.external
     return to.next_hop_mode is NextHopMode.KEEP

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from bgp import fields
 from bgp.fields import BGP_PORT, BGPConfigError
+from bgp.prefixes import version
 from bgp.resources import Bfd, BGPFilter, NextHopMode
 
 HOLD_TIME = 90
@@ -74,8 +75,28 @@ class Peer:
 
     @property
     def version(self) -> int:
-        """IP version of the session, and so of every prefix on it: 4 or 6."""
-        return 6 if ":" in self.address else 4
+        """IP version of the session: 4 or 6."""
+        return version(self.address)
+
+    @property
+    def carried(self) -> tuple[int, ...]:
+        """The families of the prefixes on the session."""
+        return self.families or (self.version,)
+
+    @property
+    def extended_next_hop(self) -> bool:
+        """Whether IPv4 prefixes may have IPv6 next hops (RFC 8950)."""
+        return self.version == 6 and 4 in self.carried
+
+    def next_hop(self, family: int) -> str:
+        """Our own address as next hop of a family: an address, or ``self``, that of the session.
+
+        A link-local peer may reach nothing but the address of the session.
+        """
+        if family == self.version:
+            return "self"
+        known = () if self.interface else self.next_hops
+        return next((hop for hop in known if version(hop) == family), self.source_address)
 
     @property
     def external(self) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from bgp import protocol
 from bgp.announcement import Announcement
 from bgp.model import Peer
+from bgp.prefixes import version
 
 INTERVAL = 1.0
 """Seconds. Attributes of a prefix change once in one to two of them."""
@@ -27,6 +28,8 @@ class Outgoing:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
+        self.families = frozenset(peer.carried)
+        """Those that the session has, which a peer may have less of than is configured."""
         self._sent: dict[str, Announcement | None] = {}
         self._wanted: dict[str, Announcement] | None = None
         self._postponed: set[str] = set()
@@ -35,30 +38,34 @@ class Outgoing:
         self._since = 0.0
         self._established = False
         self._read = False
-        self.complete = True
-        """Whether what is wanted is all that there is to announce: before that there is no end-of-RIB."""
+        self._complete = True
+        self._found: set[str] = set()
 
     @property
     def postponed(self) -> bool:
         """Whether a change waits for its time."""
         return bool(self._postponed)
 
-    def configure(self, peer: Peer) -> None:
-        """Set the peer's settings; its address never changes."""
+    def configure(self, peer: Peer) -> list[str]:
+        """Set the peer's settings; its address never changes. Another next hop is announced."""
         self._peer = peer
+        return self._change(self._all())
 
     def learned(self, prefix: str, announcement: Announcement | None) -> None:
         """Note what ExaBGP already announces to the peer, as it says; None: its attributes are of no use."""
         if announcement:
-            if announcement.next_hop == self._peer.source_address:
+            of_session = version(prefix) == self._peer.version
+            if of_session and announcement.next_hop == self._peer.source_address:
                 announcement = replace(announcement, next_hop="self")
             if self._own_asn and announcement.as_path[:1] == (self._own_asn,):
                 announcement = replace(announcement, as_path=announcement.as_path[1:])
         self._sent[prefix] = announcement
+        self._found.add(prefix)
 
     def forget(self) -> None:
         """Forget what ExaBGP announces, to be read anew; until :meth:`synchronise` nothing is sent."""
         self._sent.clear()
+        self._found.clear()
         self._read = False
 
     def synchronise(self, *, established: bool) -> list[str]:
@@ -66,6 +73,14 @@ class Outgoing:
         self._read, self._established = True, established
         self._recent.update(self._sent)
         return self._change(self._all()) + self.end_of_rib()
+
+    def set_complete(self, complete: bool) -> list[str]:
+        """Whether what is wanted is all that there is to announce, as it is at first.
+
+        Before, there is no end-of-RIB, and what an earlier life has announced stays.
+        """
+        before, self._complete = self._complete, complete
+        return self._change(self._all()) + self.end_of_rib() if complete and not before else []
 
     def up(self) -> list[str]:
         """The session is Established: announce everything, then end-of-RIB.
@@ -115,9 +130,10 @@ class Outgoing:
         return self._change(due)
 
     def end_of_rib(self) -> list[str]:
-        """End-of-RIB, if everything is announced. Repeating it is harmless."""
-        ready = self.complete and self._active and self._wanted is not None
-        return [protocol.end_of_rib(self._peer.address)] if ready else []
+        """End-of-RIB of each family, if everything is announced. Repeating it is harmless."""
+        if not (self._complete and self._active) or self._wanted is None:
+            return []
+        return [protocol.end_of_rib(self._peer.address, family) for family in sorted(self.families)]
 
     def _all(self) -> set[str]:
         return self._sent.keys() | (self._wanted or {}).keys()
@@ -130,13 +146,15 @@ class Outgoing:
         withdrawn: list[Announcement] = []
         for prefix in prefixes:
             self._postponed.discard(prefix)
-            wanted, sent = self._wanted.get(prefix), self._sent.get(prefix)
+            wanted, sent = self._resolved(self._wanted.get(prefix)), self._sent.get(prefix)
             if wanted is None:
-                if prefix in self._sent:
+                if prefix in self._sent and (self._complete or prefix not in self._found):
                     del self._sent[prefix]
                     withdrawn.append(sent or Announcement(prefix))
                     self._recent[prefix] = sent
-            elif wanted != sent:
+                continue
+            self._found.discard(prefix)
+            if wanted != sent:
                 now = self._recent.get(prefix, self._earlier.get(prefix, wanted))
                 if now != wanted:
                     self._postponed.add(prefix)
@@ -150,9 +168,22 @@ class Outgoing:
             *protocol.withdraw(self._peer.address, withdrawn, self._own_asn),
         ]
 
+    def _resolved(self, announcement: Announcement | None) -> Announcement | None:
+        """An announcement with our own address of its family; None if the session does not have that."""
+        if announcement is None or version(announcement.prefix) not in self.families:
+            return None
+        if announcement.next_hop != "self":
+            return announcement
+        return replace(announcement, next_hop=self._peer.next_hop(version(announcement.prefix)))
+
     @property
     def _own_asn(self) -> int:
         return self._peer.local_asn if self._peer.external else 0
+
+    @property
+    def announced(self) -> int:
+        """Number of prefixes that ExaBGP announces."""
+        return len(self._sent)
 
     @property
     def _active(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from bgp.announcement import Announcement
 from bgp.attributes import Excessive, number, received, sent, words
 from bgp.decision import Path
-from bgp.prefixes import canonical, version
+from bgp.prefixes import FAMILIES, canonical, is_link_local, version
 
 SHOW_NEIGHBORS = "show neighbor json"
 SHOW_RIB_IN = "show adj-rib in json"
@@ -43,11 +43,12 @@ class GracefulRestart:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """The peer's OPEN. ``restart`` None: no graceful restart."""
+    """The peer's OPEN. ``restart`` None: no graceful restart. ``families``: its IP versions (RFC 4760)."""
 
     peer: str
     router_id: str
     restart: GracefulRestart | None
+    families: frozenset[int] = frozenset({4})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Notified:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Validated routes of one UPDATE: canonical prefixes of the session's family."""
+    """Validated routes of one UPDATE: canonical prefixes."""
 
     peer: str
     announced: tuple[tuple[str, Path], ...]
@@ -86,16 +87,18 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class EndOfRib:
-    """The peer has sent its whole table (RFC 4724 2)."""
+    """The peer has sent its whole table of a family (RFC 4724 2)."""
 
     peer: str
+    family: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """Begin or end of an enhanced route refresh by the peer (RFC 7313)."""
+    """Begin or end of an enhanced route refresh of a family by the peer (RFC 7313)."""
 
     peer: str
+    family: int
     begin: bool
 
 
@@ -112,7 +115,10 @@ Identity = tuple[str, str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Neighbor:
-    """A neighbor of ExaBGP. ``age``: seconds since Established. ``route_refresh``: the peer supports RFC 2918."""
+    """A neighbor of ExaBGP. ``age``: seconds since Established. ``route_refresh``: the peer supports RFC 2918.
+
+    ``families``: negotiated IP versions.
+    """
 
     peer: str
     local_address: str
@@ -123,6 +129,7 @@ class Neighbor:
     age: int
     updates_sent: int
     route_refresh: bool
+    families: frozenset[int]
 
     @property
     def identity(self) -> Identity:
@@ -180,14 +187,14 @@ def withdraw(peer: str, announcements: Iterable[Announcement], own_asn: int = 0)
     return _batches(f"neighbor {peer} withdraw", announcements, own_asn)
 
 
-def end_of_rib(peer: str) -> str:
-    """Send end-of-RIB to the peer."""
-    return f"neighbor {peer} announce eor ipv{version(peer)} unicast"
+def end_of_rib(peer: str, family: int) -> str:
+    """Send end-of-RIB of a family to the peer."""
+    return f"neighbor {peer} announce eor ipv{family} unicast"
 
 
-def route_refresh(peer: str) -> str:
-    """Ask the peer for all its routes."""
-    return f"neighbor {peer} announce route-refresh ipv{version(peer)} unicast"
+def route_refresh(peer: str, family: int) -> str:
+    """Ask the peer for all its routes of a family."""
+    return f"neighbor {peer} announce route-refresh ipv{family} unicast"
 
 
 def withdraw_all(peer: str) -> str:
@@ -321,30 +328,35 @@ def _open(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
         flags = capability["address-family-flags"]
         restart = GracefulRestart(
             number(capability["time"], 4095),
-            {v: "restart" in flags[name] for v in (4, 6) if (name := f"ipv{v}/unicast") in flags},
+            {v: "restart" in flags[name] for v in FAMILIES if (name := f"ipv{v}/unicast") in flags},
         )
-    yield Open(peer, _address(content["router_id"]), restart)
+    # 1: RFC 4760; who does not have it speaks IPv4.
+    families = content["capabilities"].get("1", {"families": ["ipv4/unicast"]})["families"]
+    yield Open(peer, _address(content["router_id"]), restart, _families(families))
 
 
 def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     message = neighbor["message"]
     if "eor" in message:
-        if message["eor"]["afi"] == f"ipv{version(peer)}" and message["eor"]["safi"] == "unicast":
-            yield EndOfRib(peer)
+        for family in _families([f"{message['eor']['afi']} {message['eor']['safi']}"]):
+            yield EndOfRib(peer, family)
         return
     update = message["update"]
-    family = f"ipv{version(peer)} unicast"
     attributes = update.get("attribute", {})
     announced: dict[str, Path] = {}
     unusable: set[str] = set()
-    # An IPv6 route with a global and a link-local next hop (RFC 2545) is listed under each.
-    for next_hop, entries in update.get("announce", {}).get(family, {}).items():
-        prefixes = [_prefix(entry["nlri"]) for entry in entries]
-        if route := _usable_path(_next_hop(next_hop, version(peer)), attributes):
-            announced.update(dict.fromkeys(prefixes, route))
-        else:
-            unusable.update(prefixes)
-    withdrawn = {_prefix(entry["nlri"]) for entry in update.get("withdraw", {}).get(family, ())}
+    withdrawn: set[str] = set()
+    for family in FAMILIES:
+        name = f"ipv{family} unicast"
+        # A route with a global and a link-local next hop (RFC 2545) is listed under each; the link-local one is
+        # the one to use on a session between link-local addresses.
+        for next_hop, entries in sorted(update.get("announce", {}).get(name, {}).items(), key=_link_local_last):
+            prefixes = [_prefix(entry["nlri"]) for entry in entries]
+            if route := _usable_path(_next_hop(next_hop, family, peer), attributes):
+                announced.update(dict.fromkeys(prefixes, route))
+            else:
+                unusable.update(prefixes)
+        withdrawn.update(_prefix(entry["nlri"]) for entry in update.get("withdraw", {}).get(name, ()))
     # An announcement replaces the previous one even if it is unusable itself (RFC 4271 9).
     withdrawn |= unusable - announced.keys()
     if announced or withdrawn:
@@ -353,9 +365,9 @@ def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
 
 def _refresh(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     refresh = neighbor["route-refresh"]
-    ours = (refresh["afi"], refresh["safi"]) == (f"ipv{version(peer)}", "unicast")
-    if ours and refresh["subtype"] in ("begin", "end"):
-        yield Refresh(peer, begin=refresh["subtype"] == "begin")
+    for family in _families([f"{refresh['afi']} {refresh['safi']}"]):
+        if refresh["subtype"] in ("begin", "end"):
+            yield Refresh(peer, family, begin=refresh["subtype"] == "begin")
 
 
 def _notification(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
@@ -379,7 +391,14 @@ def _neighbor(entry: dict[str, Any]) -> Neighbor:
         age=number(entry["duration"], _U32) if established and entry["state"] == "up" else 0,
         updates_sent=number(entry["messages"]["sent"]["update"], _U64),
         route_refresh=bool(entry["peer"]["capabilities"]["route-refresh"]),
+        families=_families(entry["families"]),
     )
+
+
+def _families(names: Iterable[str]) -> frozenset[int]:
+    """The IP versions among families as ExaBGP names them: ``ipv4 unicast``, in an OPEN ``ipv4/unicast``."""
+    known = {f"ipv{family} unicast": family for family in FAMILIES}
+    return frozenset(known[name] for each in names if (name := each.replace("/", " ")) in known)
 
 
 def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
@@ -388,7 +407,7 @@ def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
     prefix, next_hop = _prefix(nlri["prefix"]), str(nlri["nexthop"])
     if outgoing:
         return RibEntry(peer, prefix, None, True, _announcement(prefix, next_hop, attributes))
-    return RibEntry(peer, prefix, _usable_path(_next_hop(next_hop, version(peer)), attributes), False)
+    return RibEntry(peer, prefix, _usable_path(_next_hop(next_hop, version(prefix), peer), attributes), False)
 
 
 def _usable_path(next_hop: str, attributes: dict[str, Any]) -> Path | None:
@@ -405,15 +424,25 @@ def _announcement(prefix: str, next_hop: str, attributes: dict[str, Any]) -> Ann
         return None
 
 
-def _next_hop(text: str, family: int) -> str:
-    """A next hop that the kernel can use without an interface name, or an empty text."""
+def _next_hop(text: str, family: int, peer: str) -> str:
+    """A next hop that can be used for a family, or an empty text.
+
+    A link-local one belongs to an interface, which only a link-local peer's is known of. IPv4 prefixes may have
+    IPv6 next hops (RFC 8950).
+    """
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return ""
-    if address.version != family or address.is_link_local or address.is_multicast or address.is_unspecified:
+    if address.version < family or address.is_multicast or address.is_unspecified or address.is_loopback:
         return ""
-    return "" if address.is_loopback else str(address)
+    if address.is_link_local and (address.version == 4 or not is_link_local(peer)):
+        return ""
+    return str(address)
+
+
+def _link_local_last(listed: tuple[str, object]) -> bool:
+    return is_link_local(listed[0])
 
 
 def _address(text: object) -> str:

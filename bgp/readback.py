@@ -79,7 +79,7 @@ class ReadBack:
     def entry(self, entry: protocol.RibEntry) -> None:
         """Handle one line of an answer."""
         session = self._sessions.get(entry.peer)
-        if session is None or version(entry.prefix) != session.peer.version:
+        if session is None or version(entry.prefix) not in session.peer.carried:
             return
         if entry.outgoing:
             session.out.learned(entry.prefix, entry.announcement)
@@ -89,7 +89,7 @@ class ReadBack:
         # ExaBGP empties a table when its session comes up, not when it ends.
         if reading and session.usable and not newer:
             if entry.path:
-                self._rib.announce(entry.peer, entry.prefix, entry.path)
+                self._rib.announce(entry.peer, entry.prefix, session.scoped(entry.path))
             else:
                 self._rib.believe(entry.peer, entry.prefix)
                 reading.unusable.setdefault(entry.peer, set()).add(entry.prefix)

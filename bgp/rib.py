@@ -6,13 +6,13 @@ only notes changed prefixes; :meth:`Rib.take` decides those and returns the diff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bgp.decision import DEFAULT_LOCAL_PREF, Candidate, Identity, Path, Source, loop, lost_by, multipath
 from bgp.filters import Route, changed_path, decide
-from bgp.prefixes import PrefixSet, covers, parse
+from bgp.prefixes import FAMILIES, PrefixSet, covers, parse, version
 
 NextHops = tuple[str, ...]
 """Sorted next hop addresses of one route; empty: no route."""
@@ -212,9 +212,9 @@ class Rib:
             del self._paths[prefix]
         self._changed.add(prefix)
 
-    def doubt(self, peer: str) -> None:
+    def doubt(self, peer: str, families: Collection[int] = FAMILIES) -> None:
         """Keep the peer's routes in use until :meth:`confirm`, unless they are announced again."""
-        self._doubted[peer] = set(self._prefixes.get(peer, ()))
+        self._doubted.setdefault(peer, set()).update(self._of(peer, families))
 
     def confirm(self, peer: str) -> None:
         """Remove the routes of a peer that are still doubted, now that its table is complete."""
@@ -225,18 +225,22 @@ class Rib:
         """Keep a doubted route as it was: the peer still has it, but its attributes could not be read."""
         self._doubted.get(peer, set()).discard(prefix)
 
-    def drop(self, peer: str) -> None:
+    def drop(self, peer: str, families: Collection[int] = FAMILIES) -> None:
         """Remove all routes of a peer."""
-        self.doubt(peer)
-        self.confirm(peer)
-        self._over.discard(peer)
+        for prefix in self._of(peer, families):
+            self.withdraw(peer, prefix)
+        if not self.count(peer):
+            self._over.discard(peer)
+
+    def _of(self, peer: str, families: Collection[int]) -> list[str]:
+        return [prefix for prefix in self._prefixes.get(peer, ()) if version(prefix) in families]
 
     def limit(self, peer: str) -> int:
         """How many prefixes of a peer are kept at most."""
         return self._sources[peer].prefix_limit or PREFIX_LIMIT
 
     def over(self, peer: str) -> bool:
-        """Whether a peer has announced more prefixes than its limit since it was dropped last."""
+        """Whether a peer has announced more prefixes than its limit since all of it was dropped last."""
         return peer in self._over
 
     def count(self, peer: str) -> int:

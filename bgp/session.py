@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from bgp import protocol
 from bgp.announcement import Announcement
 from bgp.bfd import CEASE_BFD_DOWN
 from bgp.channel import Channel
-from bgp.decision import Source
+from bgp.decision import Path, Source
 from bgp.model import Peer
+from bgp.notification import explained, words
 from bgp.outgoing import Outgoing
-from bgp.prefixes import version
+from bgp.prefixes import FAMILIES, is_link_local, version
 from bgp.rib import Rib
 
 SETTLE = 10.0
@@ -69,7 +70,8 @@ TRANSITIONS: Mapping[tuple[State, Input], State] = {
 class PeerStatus:
     """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down.
 
-    ``limit``: of the prefixes received.
+    ``name``: of the BGPPeer that declares it. ``received`` and ``announced``: prefixes; ``limit``: of those
+    received.
     """
 
     address: str
@@ -80,6 +82,8 @@ class PeerStatus:
     families: tuple[str, ...]
     error: str = ""
     limit: int = 0
+    name: str = ""
+    announced: int = 0
     bfd: str = ""
     """State of its BFD session; empty: it has none, or nothing is known of it."""
 
@@ -116,13 +120,16 @@ class Session:
         self._router_id = "0.0.0.0"
         self._restart: protocol.GracefulRestart | None = None
         self._complete_at = 0.0
+        self._untold: set[int] = set()
+        self._refreshing: set[int] = set()
         self._retained: Retained | None = None
         self._unusable: set[str] = set()
         self._unusable_until = 0.0
         self._teardown_at = 0.0
-        self._error = ""
+        self._error = self._said = ""
         self._bfd: Bfd | None = None
-        self.configure(peer)
+        self.peer = peer
+        self._describe()
 
     @property
     def established(self) -> bool:
@@ -152,8 +159,10 @@ class Session:
             established=self.usable,
             since=max(0.0, now - self._since),
             received=self._rib.count(self.peer.address),
-            families=(f"ipv{self.peer.version} unicast",),
+            families=tuple(f"ipv{family} unicast" for family in self.peer.carried),
             error="" if self.usable else self._error,
+            name=self.peer.name,
+            announced=self.out.announced if self.established else 0,
             limit=self._rib.limit(self.peer.address),
             bfd=self._bfd.state if self._bfd else "",
         )
@@ -163,7 +172,7 @@ class Session:
         self.peer = peer
         if peer.bfd is None:
             self._bfd = None
-        self.out.configure(peer)
+        self._channel.send(*self.out.configure(peer))
         self._describe()
 
     @property
@@ -171,16 +180,23 @@ class Session:
         """The peer's BGP identifier, as of its last OPEN."""
         return self._router_id
 
+    def negotiated(self, families: Collection[int]) -> None:
+        """Set the families that the peer has, too."""
+        self.out.families = frozenset(self.peer.carried) & frozenset(families)
+
     def want(self, announcements: Mapping[str, Announcement]) -> None:
-        """Announce what is of the peer's family, by prefix, and nothing else."""
-        self._channel.send(*self.out.want({p: a for p, a in announcements.items() if self._carries(p)}))
+        """Announce what is of the session's families, by prefix, and nothing else."""
+        self._channel.send(*self.out.want(announcements))
 
     def change(self, changes: Mapping[str, Announcement | None]) -> None:
         """Change some of what is wanted; None: withdraw."""
-        self._channel.send(*self.out.change({p: a for p, a in changes.items() if self._carries(p)}))
+        self._channel.send(*self.out.change(changes))
 
-    def _carries(self, prefix: str) -> bool:
-        return version(prefix) == self.peer.version
+    def scoped(self, path: Path) -> Path:
+        """The path with the interface of its next hop, if that is link-local: ``fe80::1%eth0``."""
+        if not self.peer.interface or not is_link_local(path.next_hop):
+            return path
+        return replace(path, next_hop=f"{path.next_hop}%{self.peer.interface}")
 
     def receive(self, event: protocol.Event, now: float) -> None:
         """Handle an event of this session."""
@@ -189,37 +205,44 @@ class Session:
                 self._update(event)
             case protocol.Open():
                 self._router_id, self._restart = event.router_id, event.restart
+                self.negotiated(event.families)
                 self._describe()
             case protocol.Up():
                 self.up(now)
             case protocol.Down():
                 self.down(event.reason, now)
             case protocol.EndOfRib():
-                self._advance(Input.END_OF_RIB)
+                self._untold.discard(event.family)
+                if not self._untold:
+                    self._advance(Input.END_OF_RIB)
             case protocol.Refresh(begin=True):
                 if self._advance(Input.REFRESH_BEGIN):
-                    self._rib.doubt(self.peer.address)
+                    self._refreshing.add(event.family)
+                    self._rib.doubt(self.peer.address, (event.family,))
             case protocol.Refresh():
-                self._unusable.clear()
-                self._advance(Input.REFRESH_END)
+                self._unusable = {p for p in self._unusable if version(p) != event.family}
+                self._refreshing.discard(event.family)
+                if not self._refreshing:
+                    self._advance(Input.REFRESH_END)
             case protocol.Notified():
-                self._note(f"NOTIFICATION {event.code}/{event.subcode}", event.text, warning=True)
+                self._said = event.text
+                self._note(f"NOTIFICATION {words(event.code, event.subcode)}", event.text, warning=True)
 
     def up(self, now: float) -> None:
         """The session came up."""
         self._advance(Input.UP)
         self._since, self._error = now, ""
-        self._unusable.clear()
+        self._begin()
         self._complete_at = now + (self.peer.max_restart_time if self._restart else SETTLE)
         # Routes of an earlier session must be announced again in this one.
         self._rib.doubt(self.peer.address)
         # RFC 4724 4.2: unless the peer says that it kept its forwarding state, the routes kept for it are
         # dropped. That is for the peer's restart; across our own (4.1) everything stays until its end-of-RIB.
-        kept = self._restart is not None and self._restart.forwarding.get(self.peer.version, False)
-        if self._retained and (kept or self._retained.own):
+        forwarding = self._restart.forwarding if self._restart else {}
+        if self._retained and not self._retained.own:
+            self._keep([family for family, kept in forwarding.items() if kept])
+        if self._retained:
             self._retained = Retained(now + self.peer.max_restart_time, self._retained.own)
-        elif self._retained:
-            self._drop()
         self._note("up")
         self._channel.send(*self.out.up())
 
@@ -227,6 +250,8 @@ class Session:
         """Adopt a session that was up before: its end-of-RIB may be past, or of a young one still to come."""
         self._advance(Input.UP)
         self._since, self._error = now - neighbor.age, ""
+        self.negotiated(neighbor.families)
+        self._begin()
         self._complete_at = now + max(0.0, SETTLE - neighbor.age)
         self._router_id = neighbor.router_id
         self._describe()
@@ -240,8 +265,8 @@ class Session:
     def down(self, reason: str, now: float) -> None:
         """The session ended, or could not come up."""
         failed = self.state is State.FAILED
-        if not failed:
-            self._error = reason
+        error, self._said = explained(reason, self._said), ""
+        self._error = self._error if failed else error
         if not self._advance(Input.DOWN):
             return
         self._since = now
@@ -253,11 +278,12 @@ class Session:
             self._drop()
         elif "shutting down" in reason:
             self._retain(now + self.peer.max_restart_time, own=True)
-        elif self._restart and self.peer.version in self._restart.forwarding and not notified:
+        elif self._restart and not notified:
             self._retain(now + self._restart.time, own=False)
+            self._keep(self._restart.forwarding)
         else:
             self._drop()
-        self._note("down", reason, warning=True)
+        self._note("down", self._error, warning=True)
 
     def detached(self, now: float) -> None:
         """The connection to ExaBGP is lost: all routes stay, as for a speaker that restarts itself."""
@@ -297,7 +323,8 @@ class Session:
         interface; an update has both. Until it arrives, these routes stay, and we are not in sync.
         """
         self._unusable, self._unusable_until = unusable, now + SETTLE
-        self._channel.send(protocol.route_refresh(self.peer.address))
+        families = sorted({version(prefix) for prefix in unusable})
+        self._channel.send(*(protocol.route_refresh(self.peer.address, family) for family in families))
 
     def _advance(self, by: Input) -> bool:
         """Change state by the table; false if it has no transition."""
@@ -336,12 +363,25 @@ class Session:
         for prefix in event.withdrawn:
             self._rib.withdraw(event.peer, prefix)
         for prefix, path in event.announced:
-            self._rib.announce(event.peer, prefix, path)
+            if version(prefix) in self.peer.carried:
+                self._rib.announce(event.peer, prefix, self.scoped(path))
+
+    def _begin(self) -> None:
+        """Nothing of the peer's table has been told yet."""
+        self._untold = {*self.out.families}
+        self._refreshing.clear()
+        self._unusable.clear()
 
     def _retain(self, until: float, *, own: bool) -> None:
         self._rib.doubt(self.peer.address)
         # Stale routes do not get more time when the session, or ExaBGP, fails once more.
         self._retained = Retained(min(until, self._retained.until) if self._retained else until, own)
+
+    def _keep(self, families: Collection[int]) -> None:
+        """Of the routes that are kept for the peer's restart, drop those of all other families."""
+        self._rib.drop(self.peer.address, [family for family in FAMILIES if family not in families])
+        if not families:
+            self._retained = None
 
     def _drop(self) -> None:
         self._retained = None

@@ -83,7 +83,7 @@ class Sidecar:
     def __init__(self, run_dir: Path) -> None:
         self._dir = run_dir
         self._child: subprocess.Popen[bytes] | None = None
-        self._child_port = 0
+        self._child_listens: tuple[int, tuple[str, ...]] = (0, ())
         self._started_at = 0.0
         self._start_at = 0.0
         self._backoff = _BACKOFF_FIRST
@@ -166,8 +166,8 @@ class Sidecar:
         self._text = text
         self._bfd.want(text, time.monotonic())
         log("info", "configuration accepted")
-        if self._child and render.listen_port(text) != self._child_port:
-            # The port comes from ExaBGP's environment.
+        if self._child and render.listen_on(text) != self._child_listens:
+            # That comes from ExaBGP's environment.
             self._kill()
         elif self._child:
             self._reload_since, self._signal_at = time.monotonic(), 0.0
@@ -205,9 +205,12 @@ class Sidecar:
         if os.getuid() == 0:
             # Otherwise it becomes "nobody" and cannot read the configuration at the next reload.
             environment["exabgp_daemon_user"] = "root"
-        if port := render.listen_port(text):
+        port, addresses = render.listen_on(text)
+        if port:
             # Without listening, sessions only return after a backoff, ours or the peer's, of up to a minute.
-            environment["exabgp_tcp_bind"] = "0.0.0.0 ::" if _has_ipv6() else "0.0.0.0"
+            environment["exabgp_tcp_bind"] = " ".join(
+                addresses or (("0.0.0.0", "::") if _has_ipv6() else ("0.0.0.0",))
+            )
             environment["exabgp_tcp_port"] = str(port)
         return environment
 
@@ -243,7 +246,7 @@ class Sidecar:
     def _start(self, now: float) -> None:
         running = self._dir / RUNNING
         text = running.read_text()
-        self._child_port = render.listen_port(text)
+        self._child_listens = render.listen_on(text)
         self._bfd.want(text, now)
         self._child = subprocess.Popen(
             [sys.executable, "-m", "bgp.launch", "server", str(running)],

@@ -18,8 +18,8 @@ from dataclasses import dataclass, fields, replace
 
 from bgp.fields import BGP_PORT, BGPConfigError, check_password, hashed_router_id
 from bgp.model import HOLD_TIME, MAX_PATHS, RESTART_TIME, Peer, SpeakerConfig
+from bgp.prefixes import FAMILIES, version
 from bgp.prefixes import parse as parse_prefix
-from bgp.prefixes import version
 from bgp.resources import (
     BGPConfiguration,
     BGPFilter,
@@ -33,7 +33,6 @@ from bgp.selector import parse as parse_selector
 
 DEFAULT = "default"
 DEFAULT_AS_NUMBER = 64512
-_FAMILIES = (4, 6)
 _OF_ALL_NODES = {
     "node_to_node_mesh_enabled": "nodeToNodeMeshEnabled",
     "node_mesh_password": "nodeMeshPassword",
@@ -199,13 +198,13 @@ class _Cluster:
         for other in self.nodes.values():
             if other.name == node.name or not set(node.addresses).isdisjoint(other.addresses):
                 continue
-            joined = {ip: ends for ip in _FAMILIES if (ends := self._ends(node, other, ip))}
+            joined = {ip: ends for ip in FAMILIES if (ends := self._ends(node, other, ip))}
             for ip, (here, there) in joined.items():
                 yield from self._between(here, there, ip)
             if mesh and not other.cluster_id:
                 named = replace(mesh, name=other.name)
                 covered = {f for ip, ends in joined.items() for f in (ip, *_counting(*ends).families)}
-                for ip in _FAMILIES:
+                for ip in FAMILIES:
                     if ip not in covered and _address(node, ip) and _address(other, ip):
                         yield from self._between(_End(node, named, own=False), _End(other, named, own=False), ip)
 
@@ -251,7 +250,7 @@ class _Cluster:
             return False
         if peer.peer_ip:
             return version(peer.peer_ip) == ip and bool(_address(node, ip))
-        common = [v for v in _FAMILIES if _address(node, v) and _address(other, v)]
+        common = [v for v in FAMILIES if _address(node, v) and _address(other, v)]
         if peer.families:
             # One session, over a family that it carries if that can be.
             common = sorted(common, key=lambda v: (v not in peer.families, v))[:1]

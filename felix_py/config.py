@@ -27,6 +27,13 @@ class EndpointToHost(enum.StrEnum):
     DROP = "drop"
 
 
+class RouteSource(enum.StrEnum):
+    """Where routes to other nodes' pods come from. ``kubernetes``: from Node objects, and the rest by BGP."""
+
+    BGP = "bgp"
+    KUBERNETES = "kubernetes"
+
+
 BGP_CONFIG = Path("/etc/felix-py/bgp.yaml")
 """Where the DaemonSet's pods have the peers, if there are any."""
 
@@ -198,6 +205,12 @@ class AgentConfig:
         False,
         "Read Calico's and kube-router's annotations of Nodes where there are none of ours, see docs/bgp.md.",
         field=Field("bgpForeignAnnotations"),
+    )
+    route_source: RouteSource = setting(
+        RouteSource.BGP,
+        "Where routes to other nodes' pods come from. `kubernetes`: for nodes of the same segment from their "
+        "Node objects, for others by BGP, if there is any.",
+        field=Field("routeSource", {source.value: source for source in RouteSource}),
     )
     mark_mask: int = setting(
         0xFFFF0000,

@@ -34,6 +34,7 @@ class NoticeKind(enum.StrEnum):
     LOST_SANDBOX = "lost-sandbox"
     NEXT_HOP = "next-hop"
     NODE_ELSEWHERE = "node-elsewhere"
+    NODE_ROUTE = "node-route"
     OTHER_NETWORK = "other-network"
     PLUGIN_ABSENT = "plugin-absent"
     PODS_OUTSIDE_POD_CIDR = "pods-outside-pod-cidr"

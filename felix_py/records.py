@@ -226,10 +226,10 @@ class Elsewhere(NamedTuple):
 class NodeRecord:
     """A Node (core/v1): its addresses and its pod CIDRs.
 
-    ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order.
-    ``pod_cidrs`` are canonical CIDR texts, at most one of a family. ``annotations``: those of
-    :data:`bgp.node.KEYS` alone, since others change all the time. ``drain``: why BGP is to lead traffic away from
-    the node: the annotation's value, ``taint``, or empty.
+    ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order;
+    ``internal_addresses`` are the InternalIPs alone. ``pod_cidrs`` are canonical CIDR texts, at most one of a
+    family. ``annotations``: those of :data:`bgp.node.KEYS` alone, since others change all the time. ``drain``:
+    why BGP is to lead traffic away from the node: the annotation's value, ``taint``, or empty.
     """
 
     name: str
@@ -240,6 +240,7 @@ class NodeRecord:
     unschedulable: bool = False
     annotations: Labels = ()
     drain: str = ""
+    internal_addresses: tuple[str, ...] = ()
 
     def as_peer(self) -> Node:
         """Returns the node as policy knows it."""

@@ -148,9 +148,10 @@ class Speaker:
         known = {status.address for status in statuses}
         for peer in self._config.peers if self._config else ():
             if peer.address not in known:
-                families = (f"ipv{peer.version} unicast",)
+                families = tuple(f"ipv{family} unicast" for family in peer.carried)
                 reason = self._control.held_reason(peer.address, time.monotonic()) or "no route to it"
-                statuses.append(PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, reason))
+                down = PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, reason, name=peer.name)
+                statuses.append(down)
         return statuses
 
     @property
@@ -368,9 +369,14 @@ class Speaker:
 def _source_address(peer: Peer, before: Mapping[str, str]) -> str:
     """The session's source address: the previous one if the node still has it, else by the routing table."""
     known = before.get(peer.address, "")
-    if known and _probe(peer, lambda probe: probe.bind((known, 0))):
+    if known and _probe(peer, lambda probe: probe.bind(_endpoint(peer, known, 0))):
         return known
-    return _probe(peer, lambda probe: probe.connect((peer.address, peer.port))) or known
+    return _probe(peer, lambda probe: probe.connect(_endpoint(peer, peer.address, peer.port))) or known
+
+
+def _endpoint(peer: Peer, address: str, port: int) -> tuple[str | int, ...]:
+    """A socket address; a link-local one is of the peer's interface. OSError: there is none."""
+    return (address, port, 0, socket.if_nametoindex(peer.interface)) if peer.interface else (address, port)
 
 
 def _probe(peer: Peer, use: Callable[[socket.socket], None]) -> str:

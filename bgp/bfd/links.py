@@ -10,7 +10,8 @@ import sys
 
 from bgp.bfd import packet
 from bgp.bfd.session import Session
-from bgp.bfd.settings import TTL, Report, Wanted, is_link_local
+from bgp.bfd.settings import TTL, Report, Wanted
+from bgp.prefixes import is_link_local
 
 PORT, MULTIHOP_PORT = 3784, 4784  # RFC 5881, 4 and RFC 5883, 5
 

@@ -5,7 +5,6 @@ Wanted sessions are comments in ExaBGP's configuration (:mod:`bgp.render`), stat
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 from bgp.bfd.session import Path, Timers
 from bgp.model import Peer
+from bgp.prefixes import is_link_local
 
 SOCKET = "bfd.sock"
 """Where the BFD process tells states, in the folder that the sidecar shares with the agent."""
@@ -76,11 +76,6 @@ def lines(peers: Iterable[Peer]) -> str:
 def key_of(peer: Peer) -> tuple[str, str]:
     """Of which session the BFD session is: :attr:`Wanted.key`, and of reports ``peer`` and ``interface``."""
     return peer.address, peer.interface if is_link_local(peer.address) else ""
-
-
-def is_link_local(address: str) -> bool:
-    """Whether an address means something on one interface alone."""
-    return ":" in address and ipaddress.ip_address(address).is_link_local
 
 
 def parse(text: str) -> tuple[Wanted, ...]:

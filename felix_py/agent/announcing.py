@@ -14,8 +14,8 @@ from felix_py.notices import NoticeKind, Notices
 from felix_py.speaker import Speaker
 from policy.model import Family
 
-_PATIENCE = 30.0
-"""Seconds after which pods' prefixes are announced although Services cannot be listed."""
+_LOOK = 10.0
+"""Seconds between two looks whether the API server refuses us the Services."""
 
 _AGAIN = 1.0
 _UNLISTED, _DROPS = "Services", "routing rules"
@@ -31,7 +31,7 @@ class Announcing:
         self._notices = notices
         self._speaker = speaker
         self._due, self._news = asyncio.Event(), asyncio.Event()
-        self._impatient = False
+        self._refused = False
         self._announced: object = None
         self._sent: object = None
         self._dropping = Dropping(families, self._tell_drops)
@@ -63,14 +63,17 @@ class Announcing:
     async def run(self) -> None:
         """Announce until cancelled; everything stays announced then."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keep_patient())
+            tasks.create_task(self._look_for_refusals())
             tasks.create_task(self._keep_announcing())
             tasks.create_task(self._keep_delivering())
 
-    async def _keep_patient(self) -> None:
-        await asyncio.sleep(_PATIENCE)
-        self._impatient = True
-        self._due.set()
+    async def _look_for_refusals(self) -> None:
+        """Announce the prefixes of pods although Services are not known, if they may never be. A server that is
+        only away is waited for: what an earlier agent announced is announced still."""
+        while not self.prefixes.known:
+            await asyncio.sleep(_LOOK)
+            self._refused = self.prefixes.refused
+            self._due.set()
 
     async def _keep_announcing(self) -> None:
         while True:
@@ -97,7 +100,7 @@ class Announcing:
     def _announce(self) -> None:
         own = self._facts.own_prefixes
         known = self.prefixes.known
-        if own is None or not (known or self._impatient):
+        if own is None or not (known or self._refused):
             # An agent that has never seen its Node object, or no Services yet, must not withdraw what works.
             return
         self._tell_unlisted(known)

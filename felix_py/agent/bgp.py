@@ -13,13 +13,13 @@ from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration
 from bgp.services import Drained
 from bgp.session import PeerStatus
+from bgp.sidecar import CONFIG
 from felix_py import log
 from felix_py.agent.announcing import Announcing
 from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.facts import Facts
 from felix_py.agent.service_prefixes import Objects
 from felix_py.config import AgentConfig, ConfigError
-from felix_py.dataplane.link_watch import LinkWatch
 from felix_py.dataplane.reach import Hosts, Links
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
@@ -28,6 +28,9 @@ from policy.model import Family
 
 _TELL = 1.0
 """Seconds between two updates of the notices."""
+
+_NOBODY = SpeakerConfig(asn=1, router_id="0.0.0.1")
+"""For a sidecar that still has the peers of an earlier life, while none are declared any more."""
 
 _NEXT_HOPS_TOLD = 20
 """Next hops with notices of their own; a peer may announce any number."""
@@ -53,7 +56,6 @@ class Bgp:
         self._log = log.get("bgp")
         self._config = config
         self._facts = facts
-        self._families = families
         self._notices = notices
         self._metrics = metrics
         self._declared = declared
@@ -80,16 +82,18 @@ class Bgp:
                 raise ConfigError(f"--bgp-config {error}") from None
             self._patience = _patience(self._configured)
 
+    async def follow_declared(self) -> None:
+        """Follow what the API declares, until cancelled. All Nodes must be known."""
+        if self._declared is not None:
+            await self._declared.run()
+
     async def run(self) -> None:
         """Announce the node's pod CIDRs and learn routes, until cancelled. The dataplane must be in sync."""
         async with asyncio.TaskGroup() as tasks:
-            if self._declared is not None:
-                tasks.create_task(self._declared.run())
             if self._announcing is None or self._speaker is None:
                 return
             tasks.create_task(self._announcing.run_drops())
             config = await self._first(self._announcing)
-            tasks.create_task(LinkWatch(self._families, self._on_links).run())
             # The usable next hops must be known before the first route comes.
             await self._linked.wait()
             self._configure(self._announcing)
@@ -106,6 +110,8 @@ class Bgp:
         if self._config.bgp_config is not None or self._declared is None:
             return await self._load()
         await self._declared.decided.wait()
+        if self._declared.nothing and (self._config.bgp_dir / CONFIG).exists():
+            return _NOBODY
         while (config := self._declared.speaker) is None:
             announcing.nowhere()
             self._declared.changed.clear()
@@ -174,7 +180,8 @@ class Bgp:
 
     # --- next hops -----------------------------------------------------------------------------------
 
-    def _on_links(self, links: Links) -> None:
+    def on_links(self, links: Links) -> None:
+        """Take over the host's links; BGP starts once they are known."""
         self._links = links
         self._linked.set()
         self._set_reach()
@@ -182,8 +189,7 @@ class Bgp:
     def _set_reach(self) -> None:
         if self._speaker is None or self._links is None:
             return
-        node = self._facts.node
-        never = (*(self._facts.own_prefixes or ()), *(node.addresses if node else ()))
+        never = self._facts.no_next_hops
         if self._reaching == (self._links, never):
             return
         self._reaching = (self._links, never)
@@ -213,6 +219,13 @@ class Bgp:
         self._notices.replace(NoticeKind.NEXT_HOP, told)
 
     # --- state ---------------------------------------------------------------------------------------
+
+    async def expected(self) -> bool:
+        """Whether peers may teach routes: known within ten seconds of :meth:`follow_declared`'s start."""
+        if self._config.bgp_config is not None or self._declared is None:
+            return self._speaker is not None
+        await self._declared.decided.wait()
+        return self._declared.speaker is not None
 
     async def wait_in_sync(self) -> None:
         """Return once learned routes are complete; at once without BGP.

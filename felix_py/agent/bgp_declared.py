@@ -68,6 +68,8 @@ class DeclaredBgp:
         self._warned: frozenset[Problem] = frozenset()
         self.speaker: SpeakerConfig | None = None
         """What this node's speaker must be; None: no BGP is declared."""
+        self.nothing = False
+        """It is certain that the API declares no BGP for this node."""
         self.configuration = BGPConfiguration(name=parse.DEFAULT)
         """This node's, as it counts."""
         self.changed = asyncio.Event()
@@ -123,6 +125,8 @@ class DeclaredBgp:
         given = self._given()
         verdict = await asyncio.to_thread(self._declared.review, given)
         self._secrets.want(verdict.wanted)
+        listed = all(table.listed.is_set() for table in self._tables.values())
+        self.nothing = listed and verdict.certain and verdict.speaker is None
         found = (verdict.speaker, verdict.configuration)
         if verdict.certain and found != (self.speaker, self.configuration):
             self.speaker, self.configuration = found

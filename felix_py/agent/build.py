@@ -42,6 +42,7 @@ from felix_py.agent.facts import Facts
 from felix_py.agent.families import Families
 from felix_py.agent.flows import Flows
 from felix_py.agent.held import HeldLeases
+from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.intake import Intake
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.agent.pods import Mtu, Pods
@@ -49,13 +50,14 @@ from felix_py.agent.refusals import Refusals
 from felix_py.agent.revoke import Revoker
 from felix_py.agent.starting import Start, unusable_here
 from felix_py.agent.view import ClusterView
-from felix_py.config import AgentConfig, EndpointToHost
+from felix_py.config import AgentConfig, EndpointToHost, RouteSource
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import end_tools, find_backend
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.counters import read_counters
 from felix_py.dataplane.host_addresses import host_addresses
 from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.link_watch import LinkWatch
 from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.other_backend import OtherBackend
 from felix_py.datastore.client import connect
@@ -102,6 +104,8 @@ class Agent:
     revoker: Revoker | None
     network: PodNetwork
     pods: Pods
+    links: LinkWatch
+    host_gateway: HostGateway | None
     bgp: Bgp
     cluster: Cluster
     configured: Configured
@@ -135,6 +139,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     other = OtherBackend((*programmed, *closed), backend, kernel.own_processes)
     tiers_in_force = _has_tiers(kernel) or _has_tiers(other)
     cluster = _cluster(config, metrics, tiers_in_force=tiers_in_force, configured=bool(start.values))
+    host_gateway = _host_gateway(config, notices, pending)
     facts = Facts(
         config.node_name,
         cluster.store.pods.records,
@@ -146,6 +151,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         changed=pending.note,
         tell=notices.replace,
         on_policy=[chain_names.note, *([revoker.collected] if revoker else [])],
+        host_gateway=host_gateway,
     )
     deny_log = DenyLogging(config, programmed, backend, chain_names, held.pod_of, view, metrics)
     counters = _counters(programmed, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)
@@ -174,6 +180,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_bgp, cluster))
     bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
+    links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics)
     live: Live = {
@@ -200,6 +207,8 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         revoker=revoker,
         network=network,
         pods=pods,
+        links=links,
+        host_gateway=host_gateway,
         bgp=bgp,
         cluster=cluster,
         configured=configured,
@@ -232,6 +241,12 @@ def _revoker(
         return None
     closed = config.endpoint_to_host is EndpointToHost.DROP
     return Revoker(view, engine.chains_of, flows, due, host_addresses, metrics, host_closed=closed)
+
+
+def _host_gateway(config: AgentConfig, notices: Notices, pending: Pending) -> HostGateway | None:
+    if config.route_source is not RouteSource.KUBERNETES:
+        return None
+    return HostGateway(config.node_name, config.service_cidrs, notices, pending.note)
 
 
 def _monitor(kernel: Kernel, held: HeldLeases, pending: Pending, stack: AsyncExitStack) -> Monitor | None:

@@ -35,6 +35,8 @@ class Objects(Protocol):
 
     def listed(self) -> bool: ...
 
+    def refused(self) -> bool: ...
+
 
 class Cancels(Protocol):
     """A timer that is running."""
@@ -114,6 +116,11 @@ class ServicePrefixes:
         if self._config is not None and self._asked is not None:
             self._known = self._known or not self._wanted or self._objects.listed()
         return self._known
+
+    @property
+    def refused(self) -> bool:
+        """Whether the API server does not let us see Services, so that :attr:`known` may never be true."""
+        return self._objects.refused()
 
     def announcements(self, own: Iterable[str]) -> dict[str, Announcement]:
         """All that this node announces, by prefix. ``own``: the prefixes of its pods, which stay announced as

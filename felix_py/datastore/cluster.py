@@ -20,6 +20,7 @@ from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, O
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
 from felix_py.datastore.named_secrets import NamedSecrets
+from felix_py.datastore.outage import Outage
 from felix_py.datastore.probe import Probe
 from felix_py.datastore.service_kinds import ServiceObjects
 from felix_py.datastore.status_writer import StatusWriter
@@ -58,9 +59,9 @@ PodSource = Source[Pod]
 """Replaceable: a cluster of thousands of nodes may one day publish its pods in a compact form."""
 
 
-def watch_all_pods(api: Api, timing: Timing) -> PodSource:
+def watch_all_pods(api: Api, timing: Timing, outage: Outage) -> PodSource:
     """The pods of all nodes, by one watch on the API server."""
-    return Reflector(api, PODS, timing)
+    return Reflector(api, PODS, timing, outage=outage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Cluster:
         node_name: str,
         timing: Timing | None = None,
         on_invalid: OnInvalid | None = None,
-        pod_source: Callable[[Api, Timing], PodSource] = watch_all_pods,
+        pod_source: Callable[[Api, Timing, Outage], PodSource] = watch_all_pods,
         tiers_in_force: bool = False,
         configured: bool = False,
         namespace: str = "kube-system",
@@ -106,17 +107,19 @@ class Cluster:
         self.events = EventWriter(api, node_name=node_name)
         self.conditions = ConditionWriter(api)
         self.statuses = StatusWriter(api, node_name=node_name)
-        self.secrets = NamedSecrets(api, namespace, timing)
         self._api = api
+        self._node_name = node_name
         self._on_invalid = on_invalid
         self._log = log.get("cluster")
         self.store.subscribe(self._judge)
         store = self.store
-        discovery = Discovery(api, SystemClock())
+        clock = SystemClock()
+        discovery, outage = Discovery(api, clock), Outage(timing.lost, clock)
+        self.secrets = NamedSecrets(api, namespace, timing, outage)
 
         def reflected(table: Table[R]) -> _Watched[R]:
             in_force = configured if table.kind in OWN_KINDS else tiers_in_force and table.kind.optional
-            reflector = Reflector(api, table.kind, timing, discovery=discovery, in_force=in_force)
+            reflector = Reflector(api, table.kind, timing, discovery=discovery, outage=outage, in_force=in_force)
             return _Watched(table, reflector)
 
         self._sources: list[_Watched[Any]] = [
@@ -125,11 +128,11 @@ class Cluster:
             reflected(store.policies),
             *(reflected(store.cluster_policies(kind)) for kind in CLUSTER_POLICY_KINDS),
             *(reflected(store.own(kind)) for kind in OWN_KINDS),
-            _Watched(store.pods, pod_source(api, timing)),
+            _Watched(store.pods, pod_source(api, timing, outage)),
         ]
         sources = [watched.source for watched in self._sources]
         reflectors = [one for one in sources if isinstance(one, Reflector)]
-        self.services = ServiceObjects(api, timing, node_name, reflectors)
+        self.services = ServiceObjects(api, timing, node_name, reflectors, outage)
         """Services and EndpointSlices, which nothing but BGP asks for."""
         self._probe = Probe(api, reflectors, timing)
 
@@ -187,6 +190,12 @@ class Cluster:
         content_type = "application/strategic-merge-patch+json"
         with self._api.request("PATCH", path, body=body, content_type=content_type) as answer:
             answer.read()
+
+    def tell_node(self, warning: bool, reason: str, message: str) -> None:
+        """Write an Event on this node's object, if it is known."""
+        if (node := self.store.nodes.records.get(("", self._node_name))) is not None:
+            ref = ObjectRef("Node", "v1", "", node.name, node.uid)
+            (self.events.warning if warning else self.events.normal)(ref, reason, message)
 
     def warn_own(self, kind: Kind[Any], name: str, uid: str, reason: str, message: str) -> None:
         """Write a Warning on a cluster-scoped object of ours."""

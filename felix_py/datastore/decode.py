@@ -412,11 +412,14 @@ def _node(node: wire.WireNode) -> NodeRecord:
     if not metadata.name:
         raise ValueError("metadata.name must not be empty")
     cidrs = spec.pod_cidrs or [spec.pod_cidr]
+    internal = _node_addresses(node.status.addresses or (), "InternalIP")
+    external = _node_addresses(node.status.addresses or (), "ExternalIP")
     annotations = metadata.annotations or {}
     return NodeRecord(
         name=metadata.name,
         uid=metadata.uid,
-        addresses=_node_addresses(node.status.addresses or ()),
+        addresses=tuple(dict.fromkeys((*internal, *external))),
+        internal_addresses=internal,
         pod_cidrs=tuple([canonical_cidr(cidr) for cidr in cidrs if cidr]),
         labels=_labels(metadata.labels),
         unschedulable=spec.unschedulable,
@@ -448,14 +451,13 @@ def _secret_value(encoded: str) -> str:
         return ""
 
 
-def _node_addresses(addresses: Sequence[wire.NodeAddress]) -> tuple[str, ...]:
-    """InternalIPs, then ExternalIPs. Texts that are no address, which the API does not reject, are left out."""
+def _node_addresses(addresses: Sequence[wire.NodeAddress], kind: str) -> tuple[str, ...]:
+    """Addresses of one type. Texts that are no address, which the API does not reject, are left out."""
     found: dict[str, None] = {}
-    for kind in ("InternalIP", "ExternalIP"):
-        for address in addresses:
-            if address.type == kind:
-                with suppress(ValueError):
-                    found[_address(address.address)] = None
+    for address in addresses:
+        if address.type == kind:
+            with suppress(ValueError):
+                found[_address(address.address)] = None
     return tuple(found)
 
 

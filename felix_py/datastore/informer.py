@@ -31,6 +31,7 @@ from felix_py.datastore.bridge import Bridge, Closed
 from felix_py.datastore.client import Answer, Api, ApiError, Unreachable
 from felix_py.datastore.clock import Clock, SystemClock
 from felix_py.datastore.decode import Gone, Kind, Unreadable, Unusable, WatchEvent
+from felix_py.datastore.outage import SAYS_NOTHING_OF_REQUEST, Outage, Rest, Retry
 from felix_py.datastore.store import Mark
 
 R = TypeVar("R")
@@ -56,9 +57,6 @@ _RARELY = 20.0
 _ASK_LATER = frozenset({401, 403, 429, 503})
 """Refusals of a WatchList that a list would get as well."""
 
-_SAYS_NOTHING_OF_REQUEST = frozenset({401, 403, 429, 500, 502, 503, 504})
-"""Refusals that concern credentials or the server's health: the same request may succeed later."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -68,8 +66,9 @@ class Timing:
     byte for so long has the server probed, with timeout ``probe``. ``recycle``: least and greatest lifetime of a
     watch; the next one uses a new connection and rereads credentials and CA. ``grace``: by how much the server
     may exceed the lifetime. ``healthy``: the end of a watch that lived this long is no failure. ``retry``: first
-    and longest delay between tries. ``absent``: first interval of discovery for an absent optional kind whose CRD
-    may not be watched.
+    and longest mean delay between tries of a kind. ``lost``: the same between those of all kinds together, while
+    the server does not answer (:mod:`felix_py.datastore.outage`). ``absent``: first interval of discovery for an
+    absent optional kind whose CRD may not be watched.
     """
 
     answer: float = 60.0
@@ -79,6 +78,7 @@ class Timing:
     grace: float = 30.0
     healthy: float = 10.0
     retry: tuple[float, float] = (0.8, 30.0)
+    lost: tuple[float, float] = (0.8, 10.0)
     absent: float = 15.0
 
 
@@ -100,19 +100,21 @@ class Reflector(Generic[R]):
         timing: Timing | None = None,
         clock: Clock | None = None,
         discovery: Discovery | None = None,
+        outage: Outage | None = None,
         *,
         in_force: bool = False,
     ) -> None:
         """``in_force``: objects of this kind may be in force already, so its absence needs stronger evidence.
 
-        ``discovery`` is shared by the kinds of one server.
+        ``discovery`` and ``outage`` are shared by the kinds of one server.
         """
         self.kind = kind
         self._api = api
         self._timing = timing or Timing()
         self._clock = clock or SystemClock()
         self._log = log.get("informer").bind(kind=kind.name)
-        self._backoff = Backoff(*self._timing.retry)
+        outage = outage or Outage(self._timing.lost, self._clock)
+        self._retry = Retry(self._timing.retry, outage)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"informer-{kind.name}", daemon=True)
         self._bridge: Bridge[R | Gone | Unusable | Mark] | None = None
@@ -130,6 +132,8 @@ class Reflector(Generic[R]):
         self._comes = Backoff(_COMES, self._timing.absent * _RARELY)
         self._present: bool | None = None
         self._in_force = in_force
+        self.refused = False
+        """Whether the last conversation ended since the server does not let us see this kind."""
 
     # --- on the event loop ---------------------------------------------------------------------------
 
@@ -141,6 +145,7 @@ class Reflector(Generic[R]):
     async def stop(self) -> None:
         """End; ``sink`` is not called afterwards. A request whose answer has not begun is left to its timeout."""
         self._stop.set()
+        self._retry.close()
         if self._bridge is None:
             return
         self._bridge.close()
@@ -173,11 +178,11 @@ class Reflector(Generic[R]):
     # --- in the thread: between conversations --------------------------------------------------------
 
     def _run(self) -> None:
-        delay = 0.0
+        rest = Rest(0.0)
         try:
-            while not self._clock.wait(delay, self._stop):
+            while not self._retry.wait(rest):
                 self._watching_since = None
-                delay = self._next_delay(self._converse())
+                rest = self._next_rest(self._converse())
         except Closed:
             return
 
@@ -202,19 +207,21 @@ class Reflector(Generic[R]):
             return error
         return None
 
-    def _next_delay(self, failure: Exception | None) -> float:
+    def _next_rest(self, failure: Exception | None) -> Rest:
         if self._stop.is_set():
             raise Closed
+        self.refused = isinstance(failure, ApiError) and failure.status in (401, 403)
         if isinstance(failure, Absent):
-            return failure.retry_in
+            return Rest(failure.retry_in)
         if self._watched_well():
             self._renew()
             if failure is None:
-                return 0.0
-        delay = self._backoff.delay(failure.retry_after if isinstance(failure, ApiError) else 0.0)
+                return Rest(0.0)
+        rest = self._retry.after(failure)
         reason = str(failure) if failure else "the server ended the watch as soon as it began"
-        self._log.warning("watch interrupted", reason=reason, retry_in=round(delay, 1), age=round(self.age(), 1))
-        return delay
+        retry_in = "as soon as it answers" if rest.delay is None else round(rest.delay, 1)
+        self._log.warning("watch interrupted", reason=reason, retry_in=retry_in, age=round(self.age(), 1))
+        return rest
 
     def _watched_well(self) -> bool:
         since = self._watching_since
@@ -222,7 +229,7 @@ class Reflector(Generic[R]):
 
     def _renew(self) -> None:
         """Reset after a successful watch: the next one may meet another server."""
-        self._backoff.reset()
+        self._retry.renew()
         self._incomplete = 0
         self._api.renew()
 
@@ -359,7 +366,7 @@ class Reflector(Generic[R]):
                 self._follow(answer, lifetime)
         except ApiError as error:
             complete = self._watching_since is not None
-            if complete or error.status in (_ASK_LATER if begun else _SAYS_NOTHING_OF_REQUEST):
+            if complete or error.status in (_ASK_LATER if begun else SAYS_NOTHING_OF_REQUEST):
                 raise
             self._log.info("no WatchList on this server, listing in pages", reason=str(error))
             self._incomplete = _WATCH_LIST_TRIES
@@ -393,7 +400,7 @@ class Reflector(Generic[R]):
                 self._watching_since = self._clock.now()
                 self._follow(answer, lifetime)
         except ApiError as error:
-            if error.reason == "ResourceVersionTooLarge" or error.status not in _SAYS_NOTHING_OF_REQUEST:
+            if error.reason == "ResourceVersionTooLarge" or error.status not in SAYS_NOTHING_OF_REQUEST:
                 self._version = ""
             raise
 
@@ -462,10 +469,12 @@ class Reflector(Generic[R]):
         """Send a GET; ``stop`` can interrupt the reading of its answer."""
         try:
             answer = self._api.request("GET", path, query, read_timeout=self._timing.answer)
-        except ApiError as error:
-            if error.status == 404 and may_be_absent:
+        except (ApiError, Unreachable) as error:
+            self._retry.refused(error)
+            if isinstance(error, ApiError) and error.status == 404 and may_be_absent:
                 raise Absent(str(error)) from error
             raise
+        self._retry.answered()
         with answer:
             self._alive = self._clock.now()
             with self._answer_lock:

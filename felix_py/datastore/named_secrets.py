@@ -15,6 +15,7 @@ from felix_py import log
 from felix_py.datastore.client import Api
 from felix_py.datastore.decode import secret_kind
 from felix_py.datastore.informer import Reflector, Timing
+from felix_py.datastore.outage import Outage
 from felix_py.datastore.store import Table
 from felix_py.records import SecretRecord
 
@@ -22,10 +23,14 @@ from felix_py.records import SecretRecord
 class NamedSecrets:
     """The Secrets of one namespace that somebody wants. On the event loop only."""
 
-    def __init__(self, api: Api, namespace: str, timing: Timing | None = None) -> None:
+    def __init__(
+        self, api: Api, namespace: str, timing: Timing | None = None, outage: Outage | None = None
+    ) -> None:
+        """``outage`` is shared by all that watch this server."""
         self._api = api
         self._namespace = namespace
         self._timing = timing
+        self._outage = outage
         self._followed: dict[str, tuple[Table[SecretRecord], Reflector[SecretRecord]]] = {}
         self._since: dict[str, float] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -47,7 +52,7 @@ class NamedSecrets:
     def _follow(self, name: str) -> None:
         kind = secret_kind(self._namespace, name)
         table = Table(kind, lambda _changes: None, lambda _problem: None, lambda _kind: None)
-        reflector = Reflector(self._api, kind, self._timing)
+        reflector = Reflector(self._api, kind, self._timing, outage=self._outage)
 
         def take(items: Sequence[Any]) -> None:
             table.apply(items)

@@ -14,12 +14,10 @@ from felix_py import log
 from felix_py.datastore.client import Api, ApiError, Unreachable
 from felix_py.datastore.clock import Clock, SystemClock
 from felix_py.datastore.informer import Reflector, Timing
+from felix_py.datastore.outage import GATEWAY
 
 PATH = "/version"
 """Open to every authenticated client (ClusterRole system:public-info-viewer), and cheap for the server."""
-
-_GATEWAY = frozenset({502, 503, 504})
-"""Statuses of a proxy in between that does not reach the server."""
 
 _STOP_TIMEOUT = 2.0
 
@@ -75,7 +73,7 @@ class Probe:
             with self._api.request("GET", PATH, read_timeout=self._timing.probe) as answer:
                 answer.read()
         except ApiError as error:
-            return str(error) if error.status in _GATEWAY else ""
+            return str(error) if error.status in GATEWAY else ""
         except Unreachable as error:
             return str(error)
         return ""

@@ -15,6 +15,7 @@ from felix_py.datastore import wire
 from felix_py.datastore.client import Api
 from felix_py.datastore.decode import Kind
 from felix_py.datastore.informer import Reflector, Timing
+from felix_py.datastore.outage import Outage
 from felix_py.datastore.store import Problem, Table
 from policy.change import Change
 from policy.syntax import canonical_address
@@ -188,15 +189,25 @@ class ServiceObjects:
     time. The API server's word stays in force while it is away, as with all other kinds.
     """
 
-    def __init__(self, api: Api, timing: Timing, node: str, watched: list[Reflector[Any]]) -> None:
-        """``watched``: the agent's reflectors, whose silent watches are looked after; ours join them."""
+    def __init__(
+        self,
+        api: Api,
+        timing: Timing,
+        node: str,
+        watched: list[Reflector[Any]],
+        outage: Outage | None = None,
+    ) -> None:
+        """``watched``: the agent's reflectors, whose silent watches are looked after; ours join them. ``outage``
+        is shared by all that watch this server.
+        """
         self._log = log.get("services")
         self._watched = watched
         self._handler: OnServices = lambda _changes: None
         self._on_listed: Callable[[], None] = lambda: None
         slices = endpoint_slices(node)
         self._sources: dict[str, tuple[Table[Any], Reflector[Any]]] = {
-            kind.name: (self._table(kind), Reflector(api, kind, timing)) for kind in (SERVICES, slices)
+            kind.name: (self._table(kind), Reflector(api, kind, timing, outage=outage))
+            for kind in (SERVICES, slices)
         }
         self._started: list[str] = []
 
@@ -222,6 +233,10 @@ class ServiceObjects:
         """Whether the full lists of all kinds that are watched are in."""
         return all(self._sources[kind][0].listed.is_set() for kind in self._started)
 
+    def refused(self) -> bool:
+        """Whether the server does not let us see one of the kinds that are asked for."""
+        return any(self._sources[kind][1].refused for kind in self._started)
+
     def ages(self) -> dict[str, float]:
         """Kind -> seconds since its watch last heard from the API server; only of kinds that are watched."""
         return {kind: self._sources[kind][1].age() for kind in self._started}
@@ -231,7 +246,13 @@ class ServiceObjects:
         await asyncio.gather(*(self._sources[kind][1].stop() for kind in self._started))
 
     def _publish(self, changes: Sequence[Change[Any]]) -> None:
-        self._handler(changes)
+        try:
+            self._handler(changes)
+        except MemoryError:
+            raise
+        except Exception:
+            # A defect of ours with one object must not end the watch.
+            self._log.exception("cannot take over Services", changes=len(changes))
 
     def _say(self, problem: Problem) -> None:
         where = "/".join(part for part in problem.key if part)

@@ -31,8 +31,8 @@ _FOLDERS = (
 _RACK_MAC = "02:00:00:00:00:01"
 _NOT_OF_ETC = ("cni", "kubernetes", "containerd", "felix-py", "ssl", "resolv.conf", "bird")
 
-# systemd's Restart=always, RestartSec=1. $0 is the service's name.
-_KEEP = """\
+# systemd's Restart=always, RestartSec=1. $0 is the service's name, in both.
+KEEP = """\
 trap 'kill $pid; wait $pid; rm -f /run/service/$0.pid; exit 0' TERM
 echo $$ >/run/service/$0.keeper
 while :; do
@@ -45,7 +45,7 @@ while :; do
 done
 """
 
-_STOP = """\
+STOP = """\
 keeper=$(cat /run/service/$0.keeper 2>/dev/null) || exit 0
 kill $keeper 2>/dev/null
 while kill -0 $keeper 2>/dev/null; do sleep 0.05; done
@@ -314,7 +314,7 @@ class Machine:
 
     def start(self, service: str, *argv: str, env: Mapping[str, str] | None = None) -> None:
         """Start a service, and again whenever it ends. Its log is :meth:`log`."""
-        self._spawn([*self.enter(), "sh", "-c", _KEEP, service, *argv], service, env=self.environment(env))
+        self._spawn([*self.enter(), "sh", "-c", KEEP, service, *argv], service, env=self.environment(env))
         wait_for(f"{service}'s start", lambda: service in self.services(), 60, 0.02)
 
     def stop(self, service: str, seconds: float = 60) -> None:
@@ -323,7 +323,7 @@ class Machine:
         Raises:
             CommandFailed: it has not ended within that many seconds.
         """
-        self.run("sh", "-c", _STOP, service, timeout=seconds)
+        self.run("sh", "-c", STOP, service, timeout=seconds)
 
     def signal_service(self, service: str, number: signal.Signals) -> None:
         """Send a service's program a signal; one that it dies of is a crash, and it is started again."""

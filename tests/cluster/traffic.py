@@ -33,6 +33,7 @@ _PATIENCE = 10.0
 _LATE = 1.0
 """Seconds after which an answer is told of."""
 
+_TURN = 0.1
 _BUFFER = 1 << 20
 _ECHOED = 1 << 12
 
@@ -112,6 +113,7 @@ class Traffic:
         self._began = 0.0
         self._ready = threading.Event()
         self._failure: BaseException | None = None
+        self._stood: list[str] = []
 
     def __enter__(self) -> Traffic:
         self._thread.start()
@@ -152,6 +154,9 @@ class Traffic:
             for stream in self.streams
             for late in stream.late[:5]
         ]
+        lines += [
+            f"  this program stood still {stood}: an answer on the way then is late" for stood in self._stood[:5]
+        ]
         return "\n".join(lines)
 
     # --- in the thread -------------------------------------------------------------------------------
@@ -178,7 +183,10 @@ class Traffic:
                 self._loop.create_task(self._stream(place, stream)) for place, stream in enumerate(self.streams)
             ]
             self._ready.set()
-            await asyncio.gather(*work)
+            async with asyncio.TaskGroup() as group:
+                standing = group.create_task(self._note_standing())
+                await asyncio.gather(*work)
+                standing.cancel()
         except BaseException as error:
             self._failure = error
         finally:
@@ -187,6 +195,17 @@ class Traffic:
                 transport.close()
             for server in servers:
                 server.close()
+
+    async def _note_standing(self) -> None:
+        """Note when the loop did not turn.
+
+        One thread sends and receives all: nothing is sent meanwhile, and the packet or two on the way are late.
+        """
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(_TURN)
+            if (seconds := time.monotonic() - before - _TURN) > _LATE / 2:
+                self._stood.append(f"at {before - self._began:.2f} s for {seconds:.2f} s")
 
     def _stream(self, place: int, stream: Stream) -> Coroutine[Any, Any, None]:
         run = {"udp": self._udp, "tcp": self._tcp, "connect": self._connect}[stream.kind]

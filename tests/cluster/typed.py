@@ -21,7 +21,7 @@ def check_out(cluster: Cluster, bgp: str) -> None:
 
 
 def type_in(cluster: Cluster, command: str) -> str:
-    """Run a command of a page as an administrator does; returns what it prints.
+    """Run a command of a page, or lines of them, as an administrator does; returns what it prints.
 
     Raises:
         CommandFailed: it exited with an error, or takes minutes.

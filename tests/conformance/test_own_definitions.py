@@ -203,7 +203,15 @@ async def test_the_informer_follows_them(clean: Kubectl) -> None:
 
 CONDITIONS = [
     {"type": kind, "status": "True", "reason": "Because", "message": ""}
-    for kind in ("Ready", "PolicyInForce", "RoutesInstalled", "PeersUp", "SettingsInForce", "Drained")
+    for kind in (
+        "Ready",
+        "PolicyInForce",
+        "RoutesInstalled",
+        "PeersUp",
+        "BGPInForce",
+        "SettingsInForce",
+        "Drained",
+    )
 ]
 STATUS = {
     "conditions": CONDITIONS,
@@ -211,6 +219,18 @@ STATUS = {
     "peersEstablished": 1,
     "peersConfigured": 2,
     "peers": "1/2",
+    "bgpPeers": [
+        {
+            "name": "tor",
+            "address": "192.0.2.1",
+            "asNumber": 4294967295,
+            "state": "Down",
+            "prefixesReceived": 0,
+            "prefixesAnnounced": 0,
+            "lastError": "x" * 160,
+        }
+    ]
+    * 32,
     "routes": 1234,
     "backend": "legacy",
     "families": ["ipv4", "ipv6"],

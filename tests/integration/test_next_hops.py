@@ -13,6 +13,7 @@ import pytest
 
 from felix_py.agent.bgp import Bgp
 from felix_py.config import AgentConfig
+from felix_py.dataplane.link_watch import LinkWatch
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Backend, NodeRecord
 from policy.model import Family, Protocol
@@ -138,12 +139,14 @@ async def agent(place: Place) -> AsyncIterator[Rig]:
             notices = Notices(node.metrics)
             config = AgentConfig(node_name="n1", run_dir=place.folder / "run", bgp_config=file)
             bgp = Bgp(config, node.facts, tuple(Family), notices, node.metrics, Objects())
-            task = asyncio.create_task(bgp.run())
+            watch = LinkWatch(tuple(Family), bgp.on_links)
+            tasks = [asyncio.create_task(work) for work in (watch.run(), bgp.run())]
             try:
                 yield Rig(node, bgp, notices)
             finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         sidecar.stop()
 

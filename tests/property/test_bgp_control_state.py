@@ -15,7 +15,7 @@ from bgp.bfd.settings import Report
 from bgp.control import Control
 from bgp.decision import Path, Source
 from bgp.model import Peer, SpeakerConfig
-from bgp.prefixes import PrefixSet
+from bgp.prefixes import PrefixSet, version
 from bgp.resources import Bfd
 from bgp.rib import ImportFilter, Rib
 from bgp.session import SETTLE
@@ -28,6 +28,15 @@ PEERS = {
     "10.9.0.2": Peer(address="10.9.0.2", asn=65000, local_asn=LOCAL_ASN, source_address="10.9.0.1", bfd=BFD),
     "10.10.0.2": Peer(address="10.10.0.2", asn=65100, local_asn=LOCAL_ASN, source_address="10.10.0.1", bfd=BFD),
     "fd09::2": Peer(address="fd09::2", asn=65000, local_asn=LOCAL_ASN, source_address="fd09::1", bfd=BFD),
+    "fd0a::2": Peer(
+        address="fd0a::2",
+        asn=65000,
+        local_asn=LOCAL_ASN,
+        source_address="fd0a::1",
+        families=(4, 6),
+        next_hops=("10.9.0.1", "fd0a::1"),
+        bfd=BFD,
+    ),
 }
 LEARNABLE = {4: ["10.244.7.0/24", "10.244.8.0/24", "10.245.0.0/16"], 6: ["fd44:7::/64", "fd44:8::/64"]}
 OWN = frozenset({"10.244.1.0/24", "10.244.2.0/24", "fd44:1::/64"})
@@ -53,7 +62,7 @@ class BGP(RuleBasedStateMachine):
         self.now = 1000.0
         self.exabgp = FakeExaBGP()
         for peer in PEERS.values():
-            self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn)
+            self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn, peer.carried)
         self.exabgp.lazy = True
         self.wanted: dict[str, Announcement] | None = None
         self.kernel: dict[str, tuple[str, ...]] = {}
@@ -150,17 +159,17 @@ class BGP(RuleBasedStateMachine):
         self.tell_bfd(peer)
         self.talk()
 
-    @rule(peer=peers, route=routes, pick=st.integers(0, 2))
+    @rule(peer=peers, route=routes, pick=st.integers(0, 5))
     def peer_announces(self, peer: str, route: tuple[int, tuple[int, ...], int], pick: int) -> None:
         last, path, med = route
-        prefixes = LEARNABLE[PEERS[peer].version]
+        prefixes = [prefix for family in PEERS[peer].carried for prefix in LEARNABLE[family]]
         hop = f"{peer.rpartition('::' if ':' in peer else '.')[0]}{'::' if ':' in peer else '.'}{last}"
         self.exabgp.announce(peer, prefixes[pick % len(prefixes)], (hop, path, med))
         self.talk()
 
-    @rule(peer=peers, pick=st.integers(0, 2))
+    @rule(peer=peers, pick=st.integers(0, 5))
     def peer_withdraws(self, peer: str, pick: int) -> None:
-        prefixes = LEARNABLE[PEERS[peer].version]
+        prefixes = [prefix for family in PEERS[peer].carried for prefix in LEARNABLE[family]]
         self.exabgp.withdraw(peer, prefixes[pick % len(prefixes)])
         self.talk()
 
@@ -201,10 +210,13 @@ class BGP(RuleBasedStateMachine):
         assert self.kernel == dict(self.control.rib.best) == self.from_scratch()
         for peer in self.exabgp.peers.values():
             if peer.established and self.wanted is not None:
-                family = {p: a for p, a in self.wanted.items() if (":" in p) == (":" in peer.address)}
+                carried = {p: one for p, one in self.wanted.items() if version(p) in peer.families}
                 assert peer.installed == peer.adj_out
-                assert peer.installed == {prefix: words(one, LOCAL_ASN) for prefix, one in family.items()}
-                assert peer.ended
+                assert peer.installed == {
+                    prefix: words(replace(one, next_hop=PEERS[peer.address].next_hop(version(prefix))), LOCAL_ASN)
+                    for prefix, one in carried.items()
+                }
+                assert peer.ended == set(peer.families)
 
     def exabgp_sends_all(self) -> None:
         for peer in self.exabgp.peers.values():

@@ -46,7 +46,9 @@ def config(*peers: Mapping[str, object], **speaker: object) -> SpeakerConfig:
 class Sidecar:
     """The real sidecar as a process of its own."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, namespace: NetworkNamespace | None = None) -> None:
+        """``namespace``: where it runs, if not in the current one."""
+        self._namespace = namespace
         self.run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[str] | None = None
@@ -60,7 +62,10 @@ class Sidecar:
         """Start it; ExaBGP follows once there is a configuration."""
         argv = [sys.executable, "-m", "bgp.sidecar", "--run-dir", str(self.run_dir)]
         with (self.run_dir.parent / "sidecar.log").open("a") as log:
-            self._process = subprocess.Popen(argv, cwd=ROOT, stderr=log, text=True)
+            if self._namespace:
+                self._process = self._namespace.popen(argv, cwd=ROOT, stderr=log)
+            else:
+                self._process = subprocess.Popen(argv, cwd=ROOT, stderr=log, text=True)
 
     def exabgp(self) -> int:
         """Process id of its ExaBGP; 0: none at the moment."""

@@ -27,6 +27,7 @@ class FakePeer:
     local: str
     asn: int
     local_asn: int
+    families: tuple[int, ...]
     table: dict[str, Route] = field(default_factory=dict)
     established: bool = False
     age: int = 0
@@ -36,7 +37,7 @@ class FakePeer:
     installed: dict[str, str] = field(default_factory=dict)
     pending: dict[str, dict[str, bool]] = field(default_factory=dict)
     stale: set[str] = field(default_factory=set)
-    ended: bool = False
+    ended: set[int] = field(default_factory=set)
     flaps: list[str] = field(default_factory=list)
 
 
@@ -81,9 +82,10 @@ class FakeExaBGP:
 
     # --- the network's side ------------------------------------------------------------------------------
 
-    def add(self, address: str, local: str, asn: int, local_asn: int) -> FakePeer:
+    def add(self, address: str, local: str, asn: int, local_asn: int, families: tuple[int, ...] = ()) -> FakePeer:
         """A neighbor of the configuration."""
-        self.peers[address] = FakePeer(address, local, asn, local_asn)
+        carried = families or (version(address),)
+        self.peers[address] = FakePeer(address, local, asn, local_asn, carried)
         return self.peers[address]
 
     def remove(self, address: str) -> None:
@@ -96,15 +98,17 @@ class FakeExaBGP:
         peer = self.peers[address]
         if peer.established:
             return
-        peer.established, peer.age, peer.ended = True, 0, False
+        peer.established, peer.age, peer.ended = True, 0, set()
         peer.adj_in.clear()
-        family = {f"ipv{version(address)}/unicast": [" restart"]}
-        capability = {"64": {"name": "graceful restart", "time": 120, "address-family-flags": family}}
+        flags = {f"ipv{family}/unicast": [" restart"] for family in peer.families}
+        capability: dict[str, object] = {"1": {"name": "multiprotocol", "families": [*flags]}}
+        if restart:
+            capability["64"] = {"name": "graceful restart", "time": 120, "address-family-flags": flags}
         self._event(
             peer,
             "open",
             direction="receive",
-            open={"asn": peer.asn, "router_id": router_id, "capabilities": capability if restart else {}},
+            open={"asn": peer.asn, "router_id": router_id, "capabilities": capability},
         )
         self._event(peer, "state", state="up")
         peer.stale = set(peer.installed)
@@ -114,8 +118,9 @@ class FakeExaBGP:
         self._sent(peer)
         for prefix, route in peer.table.items():
             self._update(peer, prefix, route)
-        eor = {"eor": {"afi": f"ipv{version(address)}", "safi": "unicast"}}
-        self._event(peer, "update", direction="receive", message=eor)
+        for family in peer.families:
+            eor = {"eor": {"afi": f"ipv{family}", "safi": "unicast"}}
+            self._event(peer, "update", direction="receive", message=eor)
 
     def down(self, address: str, reason: str = "closing connection") -> None:
         """The session ends; the peer keeps our routes as stale."""
@@ -147,7 +152,7 @@ class FakeExaBGP:
         peer = self.peers[address]
         if peer.table.pop(prefix, None) and peer.established:
             del peer.adj_in[prefix]
-            family = f"ipv{version(address)} unicast"
+            family = f"ipv{version(prefix)} unicast"
             message = {"update": {"withdraw": {family: [{"nlri": prefix}]}}}
             self._event(peer, "update", direction="receive", message=message)
 
@@ -159,15 +164,20 @@ class FakeExaBGP:
             return self._listing(line)
         if words[0] != "neighbor" or words[1] not in self.peers:
             return False
-        peer = self.peers[words[1]]
+        return self._neighbor_command(self.peers[words[1]], line, words)
+
+    def _neighbor_command(self, peer: FakePeer, line: str, words: list[str]) -> bool:
         if words[2] == "teardown":
             self.down(peer.address, f"notification sent (6,{words[3]})")
             return True
         assert peer.established, f"pending output for a session that is down blocks reloads: {line}"
         match words[2:]:
-            case ["announce", "attributes", *rest]:
-                attributes, prefixes = _split(rest)
-                assert all(version(prefix) == version(peer.address) for prefix in prefixes)
+            case ["announce", "attributes", "next-hop", hop, *rest]:
+                attributes, prefixes = _split(["next-hop", hop, *rest])
+                of = version(peer.address if hop == "self" else hop)
+                (family,) = set(map(version, prefixes))
+                assert family in peer.families
+                assert family == of or (hop != "self" and family < of), "ExaBGP's next hop would be the router id"
                 for prefix in prefixes:
                     if peer.adj_out.get(prefix) != attributes:
                         peer.pending.setdefault(attributes, {})[prefix] = True
@@ -180,15 +190,18 @@ class FakeExaBGP:
                 for prefix, attributes in list(peer.adj_out.items()):
                     self._withdraw(peer, [prefix], attributes)
             case ["announce", "route-refresh", family, "unicast"]:
-                assert family == f"ipv{version(peer.address)}"
+                assert int(family[-1]) in peer.families
                 for prefix, route in () if self.deaf_to_refresh else peer.table.items():
-                    self._update(peer, prefix, route)
+                    if version(prefix) == int(family[-1]):
+                        self._update(peer, prefix, route)
             case ["announce", "eor", family, "unicast"]:
-                assert family == f"ipv{version(peer.address)}"
+                assert int(family[-1]) in peer.families
                 self.flush(peer)
-                peer.flaps += peer.stale
-                peer.installed = {p: a for p, a in peer.installed.items() if p not in peer.stale}
-                peer.stale, peer.ended = set(), True
+                stale = {prefix for prefix in peer.stale if version(prefix) == int(family[-1])}
+                peer.flaps += stale
+                peer.installed = {p: a for p, a in peer.installed.items() if p not in stale}
+                peer.stale -= stale
+                peer.ended.add(int(family[-1]))
             case _:
                 return False
         return True
@@ -235,7 +248,7 @@ class FakeExaBGP:
     def _update(self, peer: FakePeer, prefix: str, route: Route) -> None:
         peer.adj_in[prefix] = route
         next_hop, as_path, med = route
-        announce = {f"ipv{version(peer.address)} unicast": {next_hop: [{"nlri": prefix}]}}
+        announce = {f"ipv{version(prefix)} unicast": {next_hop: [{"nlri": prefix}]}}
         update = {"attribute": _attributes(as_path, med), "announce": announce}
         self._event(peer, "update", direction="receive", message={"update": update})
 
@@ -266,6 +279,7 @@ class FakeExaBGP:
                 "capabilities": {"route-refresh": True if peer.established else None},
             },
             "messages": {"sent": {"update": len(peer.adj_out)}},
+            "families": [f"ipv{family} unicast" for family in peer.families],
         }
 
     def _write(self, line: str) -> None:

@@ -18,9 +18,23 @@ def commands(page: str, prompt: str, heading: str = "") -> list[str]:
     text = (DOCS / page).read_text()
     if heading:
         text = section(text, heading)
-    found = [line for line in _lines(text) if line.startswith(f"{prompt} ")]
+    found = list(_commands(_lines(text), prompt))
     assert found, f"docs/{page} has no command at {prompt} under {heading!r}"
-    return [re.sub(r"\s+#\s.*$", "", line.removeprefix(prompt).strip()) for line in found]
+    return found
+
+
+def _commands(lines: Iterator[str], prompt: str) -> Iterator[str]:
+    """The commands behind a prompt, without comments; with their here-documents."""
+    for line in lines:
+        if not line.startswith(f"{prompt} "):
+            continue
+        command = re.sub(r"\s+#\s.*$", "", line.removeprefix(prompt).strip())
+        if end := re.search(r"<<'?(\w+)'?$", command):
+            for text in lines:
+                command += f"\n{text}"
+                if text == end[1]:
+                    break
+        yield command
 
 
 def section(text: str, heading: str) -> str:

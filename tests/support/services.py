@@ -14,7 +14,7 @@ class Objects:
 
     def __init__(self) -> None:
         self.wanted: list[bool] = []
-        self.complete = False
+        self.complete = self.forbidden = False
         self._held: dict[tuple[type, Any], Any] = {}
 
     def subscribe(self, handler: Callable[[Any], None], on_listed: Callable[[], None]) -> None:
@@ -25,6 +25,9 @@ class Objects:
 
     def listed(self) -> bool:
         return self.complete
+
+    def refused(self) -> bool:
+        return self.forbidden
 
     def put(self, *found: Service | Endpoints) -> None:
         for one in found:

@@ -6,62 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from bgp.bfd.session import Path as PathState
-from bgp.bfd.settings import Report
-from bgp.control import Control
-from bgp.model import Peer, SpeakerConfig
-from bgp.prefixes import PrefixSet
-from bgp.resources import Bfd
-from bgp.rib import ImportFilter
-from tests.support.fake_exabgp import FakeExaBGP, FakePeer
+from bgp.model import Peer
+from bgp.notification import explained
+from tests.support.bgp_scene import V4, V6, Scene
 
 TOR = Peer(address="10.9.0.2", asn=65000, local_asn=65001, source_address="10.9.0.1")
 TOR6 = Peer(address="fd09::2", asn=65000, local_asn=65001, source_address="fd09::1")
-V4, V6 = "10.244.1.0/24", "fd44:1::/64"
 P, Q, P6 = "10.244.7.0/24", "10.244.8.0/24", "fd44:7::/64"
 ROUTE = ("10.9.0.2", (65000,), 0)
-
-
-class Scene:
-    """A control and its ExaBGP, and the lines carried between them."""
-
-    def __init__(self, *peers: Peer) -> None:
-        self.now = 100.0
-        self.exabgp = FakeExaBGP()
-        for peer in peers:
-            self.add(peer)
-        self.config = SpeakerConfig(asn=65001, router_id="10.9.0.1", peers=peers)
-        self.reborn()
-
-    def add(self, peer: Peer) -> FakePeer:
-        return self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn)
-
-    def reborn(self) -> None:
-        """A new agent; ExaBGP goes on."""
-        self.exabgp.disconnect()
-        self.control = Control()
-        self.control.rib.set_filter(ImportFilter(PrefixSet(["10.244.0.0/16", "fd44::/16"]), PrefixSet([V4, V6])))
-        self.control.configure(self.config, self.config.peers, self.now)
-
-    def attach(self) -> None:
-        self.exabgp.connect()
-        self.control.attached()
-        self.talk()
-
-    def talk(self) -> dict[str, tuple[str, ...]]:
-        while (data := self.control.channel.data_to_send()) or (answer := self.exabgp.read()):
-            if data:
-                self.exabgp.write(data)
-                answer = self.exabgp.read()
-            self.control.receive(answer, self.now)
-        return self.control.rib.take()
-
-    def wait(self, seconds: float) -> dict[str, tuple[str, ...]]:
-        self.now += seconds
-        for peer in self.exabgp.peers.values():
-            peer.age += int(seconds) if peer.established else 0
-        self.control.tick(self.now)
-        return self.talk()
 
 
 @pytest.fixture
@@ -140,7 +92,7 @@ def test_rfc4724_4_2_no_routes_are_kept_after_a_notification(scene: Scene, reaso
     scene.talk()
     scene.exabgp.down(TOR.address, reason)
     assert scene.talk() == {P: ()}
-    assert scene.control.peers(scene.now)[0].error == reason
+    assert scene.control.peers(scene.now)[0].error == explained(reason)
 
 
 def test_rfc4724_4_2_nor_of_a_peer_that_does_not_restart_gracefully(scene: Scene) -> None:
@@ -391,110 +343,76 @@ def test_not_in_sync_with_sessions_of_a_configuration_that_is_not_ours() -> None
     assert scene.control.in_sync
 
 
-def bfd(
-    scene: Scene, path: PathState, *, age: float = 0.0, independent: bool = False
-) -> dict[str, tuple[str, ...]]:
-    """The BFD process says something of the ToR; what changes."""
-    state = "UP" if path is PathState.UP else "DOWN"
-    report = Report(
-        peer=TOR.address,
-        path=path,
-        age=age,
-        state=state,
-        remote_state=state,
-        diagnostic=0,
-        remote_diagnostic=0,
-        independent=independent,
-        transmit_interval=300_000,
-        detection_time=900_000,
-    )
-    scene.control.bfd(report, scene.now)
-    changes = scene.control.rib.take()
-    return changes | scene.talk()
+DUAL = replace(TOR6, families=(4, 6), next_hops=("10.9.0.1", "fd09::1"))
 
 
-TEARDOWN = "neighbor 10.9.0.2 teardown 10"
+def nlri(scene: Scene) -> list[str]:
+    return [command for command in scene.exabgp.commands if "nlri" in command]
 
 
-def with_bfd() -> Scene:
-    scene = Scene(replace(TOR, bfd=Bfd()), TOR6)
+def test_ipv4_over_an_ipv6_session_has_an_explicit_next_hop() -> None:
+    scene = Scene(DUAL)
     scene.attach()
     scene.control.announce({V4, V6})
-    for peer in (TOR, TOR6):
-        scene.exabgp.up(peer.address)
-    scene.exabgp.announce(TOR.address, P, ROUTE)
-    assert scene.talk() == {P: ("10.9.0.2",)}
-    return scene
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert scene.exabgp.peers[DUAL.address].ended == {4, 6}
+    assert nlri(scene) == [
+        f"neighbor fd09::2 announce attributes next-hop 10.9.0.1 nlri {V4}",
+        f"neighbor fd09::2 announce attributes next-hop self nlri {V6}",
+    ]
 
 
-def test_bfd_that_fails_takes_the_routes_and_ends_the_session_whatever_graceful_restart_says() -> None:
-    scene = with_bfd()
-    assert not bfd(scene, PathState.UP)
-    scene.wait(60)
-    assert bfd(scene, PathState.FAILED) == {P: ()}
-    assert scene.exabgp.commands[-1] == TEARDOWN
-    status = {status.address: status for status in scene.control.peers(scene.now)}
-    assert (status[TOR.address].established, status[TOR.address].error) == (False, "BFD down")
-    assert (status[TOR.address].bfd, status[TOR6.address].bfd) == ("DOWN", "")
-    assert status[TOR6.address].established
-    # It comes up again without BFD, which is no failure of that session.
-    scene.exabgp.up(TOR.address)
-    assert scene.talk() == {P: ("10.9.0.2",)}
-    bfd(scene, PathState.FAILED, age=1.0)
-    assert status[TOR.address].address in {s.address for s in scene.control.peers(scene.now) if s.established}
-
-
-@pytest.mark.parametrize("path", [PathState.UNKNOWN, PathState.UP])
-def test_bfd_that_was_never_up_or_is_down_on_purpose_changes_nothing(path: PathState) -> None:
-    scene = with_bfd()
-    assert not bfd(scene, path)
-    assert TEARDOWN not in scene.exabgp.commands
-
-
-@pytest.mark.parametrize("independent", [False, True])
-def test_bfd_that_fails_during_a_graceful_restart(independent: bool) -> None:
-    """RFC 5882, 4.3: it shares fate with the BGP that restarts, unless the peer says that it does not."""
-    scene = with_bfd()
-    bfd(scene, PathState.UP, independent=independent)
-    scene.exabgp.down(TOR.address)
-    assert not scene.talk()
-    assert bfd(scene, PathState.FAILED, independent=independent) == ({P: ()} if independent else {})
-
-
-@pytest.mark.parametrize("first", ["bfd", "exabgp"])
-def test_bfd_that_failed_while_the_agent_was_away(first: str) -> None:
-    scene = with_bfd()
-    scene.wait(60)
-    scene.reborn()
-    if first == "bfd":
-        bfd(scene, PathState.FAILED, age=20.0)
+def test_another_next_hop_of_ours_is_announced_again() -> None:
+    scene = Scene(DUAL)
     scene.attach()
-    if first == "exabgp":
-        assert dict(scene.control.rib.best) == {P: ("10.9.0.2",)}
-        bfd(scene, PathState.FAILED, age=20.0)
-    assert not scene.control.rib.best
-    assert TEARDOWN in scene.exabgp.commands
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    scene.exabgp.commands.clear()
+    scene.control.configure(scene.config, [replace(DUAL, next_hops=("fd09::1",))], scene.now)
+    for _ in range(3):
+        scene.wait(1)
+    assert nlri(scene) == [f"neighbor fd09::2 announce attributes next-hop fd09::1 nlri {V4}"]
 
 
-def test_bfd_that_failed_before_the_session_came_up_is_no_failure_of_it() -> None:
-    scene = with_bfd()
-    scene.wait(60)
+def test_a_family_that_the_peer_does_not_have_is_not_announced() -> None:
+    scene = Scene(replace(DUAL, families=(4, 6)))
+    scene.exabgp.peers[DUAL.address].families = (6,)
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert nlri(scene) == [f"neighbor fd09::2 announce attributes next-hop self nlri {V6}"]
+    scene.reborn()
+    scene.control.announce({V4, V6})
+    scene.attach()
+    scene.talk()
+    assert set(scene.exabgp.peers[DUAL.address].installed) == {V6}
+
+
+def test_a_family_that_is_added_is_announced_once_the_session_has_it() -> None:
+    scene = Scene(TOR6)
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    scene.control.configure(scene.config, [DUAL], scene.now)
+    scene.talk()
+    scene.exabgp.down(DUAL.address)
+    scene.exabgp.peers[DUAL.address].families = (4, 6)
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert set(scene.exabgp.peers[DUAL.address].installed) == {V4, V6}
+
+
+def test_a_link_local_next_hop_has_the_interface_of_its_session() -> None:
+    scene = Scene(replace(DUAL, address="fe80::2", source_address="fe80::1", interface="eth0"))
+    scene.attach()
+    scene.exabgp.announce("fe80::2", P, ("fe80::2", (65000,), 0))
+    scene.exabgp.up("fe80::2")
+    assert scene.talk() == {P: ("fe80::2%eth0",)}
     scene.reborn()
     scene.attach()
-    bfd(scene, PathState.FAILED, age=90.0)
-    assert dict(scene.control.rib.best) == {P: ("10.9.0.2",)}
-
-
-def test_updates_that_come_until_the_session_has_ended_are_not_used() -> None:
-    scene = with_bfd()
-    scene.wait(60)
-    scene.exabgp.announce(TOR.address, Q, ROUTE)
-    assert bfd(scene, PathState.FAILED) == {P: ()}
-
-
-def test_without_the_bfd_process_nothing_is_known() -> None:
-    scene = with_bfd()
-    bfd(scene, PathState.UP)
-    scene.control.bfd_unknown(scene.now)
-    assert [status.bfd for status in scene.control.peers(scene.now)] == ["", ""]
-    assert not scene.talk()
+    assert scene.talk() == {} == scene.wait(1)
+    assert dict(scene.control.rib.best) == {P: ("fe80::2%eth0",)}

@@ -12,6 +12,7 @@ from felix_py.datastore import conditions
 from felix_py.datastore.client import Api, ApiError
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Sink, Timing
+from felix_py.datastore.outage import Outage
 from felix_py.datastore.store import Mark, Record
 from policy.change import Change
 from policy.model import ObjectKey, Pod, PolicyKind, PolicyRef
@@ -214,7 +215,7 @@ async def test_pods_from_another_source() -> None:
         def age(self) -> float:
             return 7.0
 
-    def source(_api: Api, _timing: Timing) -> Published:
+    def source(_api: Api, _timing: Timing, _outage: Outage) -> Published:
         return Published()
 
     with FakeApi() as server:

@@ -216,7 +216,7 @@ async def test_a_silent_watch_begins_anew_where_the_server_does_not_answer(fault
         api.fault("list", fault, path="/version")
         async with watching(api, Timing(silence=0.05, probe=0.2)) as watch, probing(watch):
             await watch.until_listed()
-            assert api.verbs("/version") == ["list"]
+            assert api.verbs("/version")[:1] == ["list"]
             assert api.verbs()[:2] == ["watchlist", "watchlist"]
 
 
@@ -290,8 +290,8 @@ async def test_refused_connections_are_retried_with_backoff() -> None:
             waits = await watch.clock.until_waits(8)
             api.listen()
             await watch.until_names("a")
-    assert all(0.4 * 2**n <= wait <= 1.2 * 2**n for n, wait in enumerate(waits[:5])), waits
-    assert all(15 <= wait <= 45 for wait in waits[6:]), waits
+    assert all(0.4 * 2**n <= wait <= 1.2 * 2**n for n, wait in enumerate(waits[:4])), waits
+    assert all(5 <= wait <= 15 for wait in waits[6:]), waits
 
 
 async def test_reset_connection() -> None:

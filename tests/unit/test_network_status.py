@@ -62,12 +62,11 @@ class Node:
             reconciler=SimpleNamespace(unread=self.unread, unenforced=unenforced, failures=self.failures),
             bgp=SimpleNamespace(
                 peers=lambda: self.peers,
-                routes=lambda: {"10.2.0.0/24": ("192.0.2.2",)},
                 drained=lambda: self.drained,
             ),
             cluster=SimpleNamespace(store=SimpleNamespace(in_sync=synced)),
             configured=SimpleNamespace(restart_due=self.restart_due),
-            facts=SimpleNamespace(held=range(7)),
+            facts=SimpleNamespace(held=range(7), remote=SimpleNamespace(number=1)),
             notices=self.notices,
             running={"configuration": running},
         )
@@ -90,6 +89,7 @@ def test_all_is_well() -> None:
         ("PolicyInForce", "True"),
         ("RoutesInstalled", "True"),
         ("PeersUp", "True"),
+        ("BGPInForce", "True"),
         ("SettingsInForce", "True"),
         ("Drained", "False"),
     ]
@@ -128,6 +128,33 @@ def test_a_route_that_cannot_be_written() -> None:
 
 def test_a_kernel_that_cannot_be_read() -> None:
     assert Node(unread="the tool timed out").condition("PolicyInForce")[:2] == ("Unknown", "KernelUnread")
+
+
+def test_peers_one_by_one() -> None:
+    down = PeerStatus("192.0.2.9", 65000, False, 1.0, 0, (), "hold timer", name="tor")
+    [first, second] = Node(peers=[peer(1, up=True), down]).status()["bgpPeers"]
+    assert first == {
+        "name": "tor",
+        "address": "192.0.2.9",
+        "asNumber": 65000,
+        "state": "Down",
+        "prefixesReceived": 0,
+        "prefixesAnnounced": 0,
+        "lastError": "hold timer",
+    }
+    assert (second["state"], second["prefixesReceived"], second["lastError"]) == ("Established", 5, "")
+
+
+def test_bgp_that_is_not_as_declared() -> None:
+    node = Node()
+    node.notices.say(
+        NoticeKind.BGP_RESOURCES, "BGPPeer tor", "BGPPeer tor: asNumber: 0 is not in 1 to 4294967295"
+    )
+    assert node.condition("BGPInForce") == (
+        "False",
+        "NotUsable",
+        "BGPPeer tor: asNumber: 0 is not in 1 to 4294967295",
+    )
 
 
 def test_peers_that_are_down_are_named() -> None:
@@ -199,7 +226,7 @@ def test_it_is_small_and_as_its_definition_says(many: int) -> None:
     assert validated(status) == []
     assert validated({**status, "peers": "x" * 33}), "the definition is asked"
     assert len(status["notices"]) == min(many, 20)
-    assert len(json.dumps(status, ensure_ascii=False).encode()) < 25_000
+    assert len(json.dumps(status, ensure_ascii=False).encode()) < 35_000
 
 
 def test_what_is_urgent_and_what_is_not() -> None:
