@@ -9,7 +9,7 @@ Control ── wanted announcements, peers, synchronisation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -202,9 +202,7 @@ class Control:
         changes = self.rib.take(most)
         reflected = self.rib.take_reflected()
         if self._wanted is not None and reflected:
-            passed_on = {prefix: one for prefix, one in reflected.items() if prefix not in self._wanted}
-            for session in self._sessions.values():
-                session.change({prefix: self._reflect(session, prefix, one) for prefix, one in passed_on.items()})
+            self._pass_on({prefix: one for prefix, one in reflected.items() if prefix not in self._wanted})
         return changes
 
     @property
@@ -215,6 +213,10 @@ class Control:
     def peers(self, now: float) -> list[PeerStatus]:
         """One status for each configured peer."""
         return [session.status(now) for session in self._sessions.values()]
+
+    def announced(self) -> dict[str, Mapping[str, Announcement | None]]:
+        """Peer -> what it is told, by prefix, of those whose session is up."""
+        return {peer: session.out.sent for peer, session in self._sessions.items() if session.established}
 
     # --- events ------------------------------------------------------------------------------------------
 
@@ -299,15 +301,32 @@ class Control:
         """Set what a session announces: our own, and what is passed on of the learned routes."""
         if self._wanted is None:
             return
-        exports = {prefix: self._reflect(session, prefix, one) for prefix, one in self.rib.reflected.items()}
+        exports = {
+            prefix: self._reflect(session.peer, prefix, one)
+            for prefix, one in self.rib.reflected.items()
+            if not self._goes_back(session, one)
+        }
         exports |= {prefix: export.own(one, session.peer) for prefix, one in self._wanted.items()}
         session.want({prefix: one for prefix, one in exports.items() if one})
 
-    def _reflect(self, session: Session, prefix: str, candidate: Candidate | None) -> Announcement | None:
+    def _pass_on(self, changes: Mapping[str, Candidate | None]) -> None:
+        """Announce changes of learned routes. What peers of one group get is made once: there may be hundreds."""
+        groups: dict[Hashable, list[Session]] = {}
+        for session in self._sessions.values():
+            groups.setdefault(export.group(session.peer), []).append(session)
+        for sessions in groups.values():
+            shared = {prefix: self._reflect(sessions[0].peer, prefix, one) for prefix, one in changes.items()}
+            for session in sessions:
+                back = {prefix for prefix, one in changes.items() if one and self._goes_back(session, one)}
+                session.change(shared | dict.fromkeys(back))
+
+    def _reflect(self, to: Peer, prefix: str, candidate: Candidate | None) -> Announcement | None:
         if candidate is None:
             return None
-        interface = self.rib.interface(candidate[1].next_hop)
-        return export.reflected(prefix, candidate, session.peer, session.router_id, self._own, interface)
+        return export.reflected(prefix, candidate, to, self._own, self.rib.interface(candidate[1].next_hop))
+
+    def _goes_back(self, session: Session, candidate: Candidate) -> bool:
+        return export.goes_back(candidate, session.peer, session.router_id)
 
     def _has_all_to_reflect(self, now: float) -> bool:
         """Whether a route reflector knows all that it passes on, or had time to (RFC 4724, 4.1).

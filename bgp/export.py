@@ -6,6 +6,7 @@ iBGP peers alone.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 from bgp.announcement import Announcement
@@ -24,16 +25,29 @@ def own(announcement: Announcement, to: Peer) -> Announcement | None:
     return _filtered(announcement, to, learned=False)
 
 
-def reflected(
-    prefix: str, candidate: Candidate, to: Peer, to_router_id: str, us: Identity, interface: str = ""
-) -> Announcement | None:
-    """A learned route as it goes on to a peer; None: it does not go there.
+def group(to: Peer) -> Hashable:
+    """Peers of one group get the same of learned routes, but for :func:`goes_back`."""
+    modes = to.next_hop_mode, to.keep_original_next_hop, to.extended_next_hop
+    return to.external, bool(to.cluster_id), modes, to.filters
 
-    ``to_router_id``: the peer's BGP identifier. ``interface``: where the route leads.
+
+def goes_back(candidate: Candidate, to: Peer, to_router_id: str) -> bool:
+    """Whether a peer, with its BGP identifier, is where a learned route comes from, or leads to."""
+    source, path = candidate
+    if to.address in (source.address, path.next_hop):
+        return True
+    return not source.external and (path.originator_id or source.router_id) == to_router_id
+
+
+def reflected(
+    prefix: str, candidate: Candidate, to: Peer, us: Identity, interface: str = ""
+) -> Announcement | None:
+    """A learned route as it goes on to peers of a :func:`group`; None: it does not.
+
+    ``interface``: where the route leads.
     """
     source, path = candidate
-    originator = path.originator_id or source.router_id
-    if not us.cluster_id or to.address in (source.address, path.next_hop):
+    if not us.cluster_id:
         return None
     goes = not to.external if source.external else to.external or source.client or to.cluster_id
     if not goes:
@@ -55,10 +69,11 @@ def reflected(
         local_pref = None if path.local_pref == DEFAULT_LOCAL_PREF else path.local_pref
         announcement = replace(announcement, med=path.med or None, local_preference=local_pref)
     if not (to.external or source.external):
-        if originator == to_router_id:
-            return None
-        clusters = (us.cluster_id, *path.cluster_list)
-        announcement = replace(announcement, originator_id=originator, cluster_list=clusters)
+        announcement = replace(
+            announcement,
+            originator_id=path.originator_id or source.router_id,
+            cluster_list=(us.cluster_id, *path.cluster_list),
+        )
     return _filtered(announcement, to, learned=True, interface=interface, priority=path.priority)
 
 

@@ -47,7 +47,8 @@ class Peer:
     Only of a peer that the API declares: ``name``, its BGPPeer's or mesh node's; ``families`` (4, 6), empty: that
     of its address; ``next_hops``, our addresses of these families; ``interface``, that of a link-local address;
     ``reachable_by``, the gateway to the peer; ``cluster_id``: the peer is a client of this route reflector
-    (RFC 4456); ``filters``, asked one after the other; ``prefix_limit``, 0: none.
+    (RFC 4456); ``filters``, asked one after the other; ``prefix_limit``, 0: that of
+    :data:`bgp.rib.PREFIX_LIMIT`.
     """
 
     address: str

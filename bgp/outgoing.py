@@ -181,6 +181,11 @@ class Outgoing:
         return self._peer.local_asn if self._peer.external else 0
 
     @property
+    def sent(self) -> Mapping[str, Announcement | None]:
+        """What ExaBGP announces, by prefix; None: with attributes that could not be read."""
+        return self._sent
+
+    @property
     def announced(self) -> int:
         """Number of prefixes that ExaBGP announces."""
         return len(self._sent)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 import stat
@@ -24,7 +25,7 @@ from bgp.fields import BGPConfigError
 from bgp.model import Peer, SpeakerConfig, parse_bgp_config
 from bgp.prefixes import PrefixSet, canonical
 from bgp.render import render
-from bgp.rib import ImportFilter, NextHops, Reach, Unresolved
+from bgp.rib import Explained, ImportFilter, NextHops, Reach, Unresolved
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
 from felix_py.backoff import Backoff
@@ -86,6 +87,7 @@ class Speaker:
         self._control = Control()
         self._config: SpeakerConfig | None = None
         self._peers: tuple[Peer, ...] = ()
+        self._ways: Mapping[str, NextHops] = {}
         self._text = ""
         self._written_at = 0.0
         self._config_due = asyncio.Event()
@@ -100,6 +102,7 @@ class Speaker:
     def set_config(self, config: SpeakerConfig) -> None:
         """Set the peers and speaker settings."""
         self._config = config
+        self._lead({**self._ways, **_ways(config)})
         self._adopt(config, self._reachable(config))
 
     def set_filter(self, *, within: Iterable[str], never: Iterable[str]) -> None:
@@ -128,6 +131,18 @@ class Speaker:
     def routes(self) -> Mapping[str, NextHops]:
         """The best routes: prefix -> ECMP next hops."""
         return self._control.rib.best
+
+    def explain(self, prefix: str) -> list[Explained]:
+        """Every path to a prefix, the best one first, and why the others are not the best. Raises ValueError."""
+        return self._control.rib.explain(canonical(prefix))
+
+    def priorities(self) -> Mapping[str, int]:
+        """Prefix -> metric of the kernel's route, of those that a filter has given one."""
+        return self._control.rib.priorities
+
+    def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
+        """Peer -> what it is told, by prefix, of those whose session is up."""
+        return self._control.announced()
 
     def unresolved(self) -> Mapping[Unresolved, int]:
         """Next hops of accepted routes that this node cannot use -> number of prefixes."""
@@ -296,6 +311,13 @@ class Speaker:
         found = {peer: peer.source_address or _source_address(peer, before) for peer in free}
         return tuple(replace(peer, source_address=source) for peer, source in found.items() if source)
 
+    def _lead(self, ways: Mapping[str, NextHops]) -> None:
+        """Have these routes to peers, and in their place none that is learned."""
+        before, self._ways = self._ways, ways
+        best = self._control.rib.best
+        if changed := dict(before.items() ^ ways.items()):
+            self._on_routes({prefix: ways.get(prefix, best.get(prefix, ())) for prefix in changed})
+
     def _adopt(self, config: SpeakerConfig, peers: tuple[Peer, ...]) -> None:
         self._peers = peers
         self._control.configure(config, peers, time.monotonic())
@@ -307,6 +329,8 @@ class Speaker:
         if text != self._text:
             self._text = text
             self._config_due.set()
+        else:
+            self._lead(_ways(config))
         self._flush()
 
     async def _write_config(self) -> None:
@@ -315,6 +339,8 @@ class Speaker:
             await self._withdraw_from_leaving()
         _write_private(self._dir / CONFIG, text)
         self._written_at = time.monotonic()
+        # A peer that leaves has been told by now.
+        self._lead(_ways(self._config) if self._config else {})
         self._log.info("wrote ExaBGP's configuration", peers=[peer.address for peer in self._peers])
 
     async def _withdraw_from_leaving(self) -> None:
@@ -348,7 +374,7 @@ class Speaker:
             emit = bound.warning if note.warning else bound.info
             emit(note.text, **({"detail": note.detail} if note.detail else {}))
         if changes:
-            self._on_routes(changes)
+            self._on_routes({prefix: hops for prefix, hops in changes.items() if prefix not in self._ways})
         if self._control.rib.undecided:
             self._more.set()
 
@@ -364,6 +390,11 @@ class Speaker:
     async def _answered(self) -> None:
         async with self._progress:
             await self._progress.wait_for(lambda: self._writer is not None and not self._control.channel.pending)
+
+
+def _ways(config: SpeakerConfig) -> dict[str, NextHops]:
+    """The routes to peers that no link of the node leads to (``reachableBy``)."""
+    return {str(ipaddress.ip_network(p.address)): (p.reachable_by,) for p in config.peers if p.reachable_by}
 
 
 def _source_address(peer: Peer, before: Mapping[str, str]) -> str:

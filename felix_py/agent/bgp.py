@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 
+from bgp.announcement import Announcement
 from bgp.fields import BGPConfigError
 from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration
+from bgp.rib import Explained
 from bgp.services import Drained
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG
@@ -280,6 +282,19 @@ class Bgp:
     def routes(self) -> Mapping[str, tuple[str, ...]]:
         """The best learned routes: prefix -> next hops."""
         return self._speaker.routes() if self._speaker else {}
+
+    def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
+        """Peer -> what it is told, by prefix, of those whose session is up."""
+        return self._speaker.announced() if self._speaker else {}
+
+    def explain(self, prefix: str) -> list[Explained]:
+        """Every path to a prefix, the best one first. Canonical prefix."""
+        return self._speaker.explain(prefix) if self._speaker else []
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether every peer has sent its whole table, or had time to."""
+        return self._speaker is None or self._speaker.in_sync
 
 
 def _patience(config: SpeakerConfig) -> float:

@@ -220,6 +220,7 @@ class Life:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._in_force.wait(), _HEALTH_WAITS)
         await asyncio.to_thread(importlib.import_module, "felix_py.observe.health")
+        from felix_py.observe.bgp_http import BgpRoutes
         from felix_py.observe.flows_http import flows_route
         from felix_py.observe.health import HealthServer
         from felix_py.observe.log_http import log_route
@@ -232,6 +233,7 @@ class Life:
             status.refresh_metrics,
             [
                 *agent.deny_log.routes(),
+                *BgpRoutes(agent.bgp).routes(),
                 flows_route(agent.flows, agent.facts.view.endpoint_addresses),
                 log_route(),
             ],

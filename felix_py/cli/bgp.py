@@ -33,56 +33,110 @@ AsJson = Annotated[bool, typer.Option("--json", help="A JSON object instead of a
 
 @app.command(cls=options.PlainHelp, epilog=_ENDS.format(no="a session is down, or "))
 def peers(as_json: AsJson = False, agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET) -> None:
-    """List the peers: state, for how long, prefixes, and why a session is down."""
+    """List the peers.
+
+    State, for how long, prefixes in and out, and why a session is down.
+    """
     answer = _asked(agent_socket, "/bgp/peers", {})
-    _print(answer, as_json, peer_rows, (5,), "no peers are configured for this node")
-    if not all(peer.get("established") for peer in answer.get("peers", ())):
+    _print(answer, as_json, peer_rows, (6,), "no peers are configured for this node")
+    if not all(peer["established"] for peer in answer["peers"]):
         raise typer.Exit(1)
 
 
 @app.command(cls=options.PlainHelp, epilog=_ENDS.format(no=""))
 def routes(as_json: AsJson = False, agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET) -> None:
-    """List the best learned routes: prefix and next hops, as they are in the kernel."""
+    """List the learned routes.
+
+    The best of each prefix, with its next hops, as it is in the kernel.
+    """
     _print(_asked(agent_socket, "/bgp/routes", {}), as_json, route_rows, (1,), "no routes are learned")
 
 
 @app.command(cls=options.PlainHelp, epilog=_ENDS.format(no=""))
 def announced(as_json: AsJson = False, agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET) -> None:
-    """List what this node announces, and to whom."""
-    _print(_asked(agent_socket, "/bgp/announced", {}), as_json, announced_rows, (1,), "nothing is announced")
+    """List what is announced, and to whom."""
+    _print(_asked(agent_socket, "/bgp/announced", {}), as_json, announced_rows, (1, 2), "nothing is announced")
 
 
-# --- tables ------------------------------------------------------------------------------------------
+@app.command(cls=options.PlainHelp, epilog=_ENDS.format(no="nobody announces it, or "))
+def explain(
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="A CIDR, or an address inside a learned one.")],
+    as_json: AsJson = False,
+    agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
+) -> None:
+    """Say why a prefix is routed as it is.
+
+    Shows every path that peers announce, and by which step of the decision it lost.
+    """
+    answer = _asked(agent_socket, "/bgp/explain", {"prefix": prefix})
+    with ending_quietly():
+        for line in [json.dumps(answer, indent=2)] if as_json else explanation(answer):
+            echo(line if as_json else options.printable(line))
+    if not answer.get("paths"):
+        raise typer.Exit(1)
+
+
+# --- text --------------------------------------------------------------------------------------------
 
 
 def peer_rows(answer: Answer) -> Rows:
     """The table of peers."""
     return [
-        ("PEER", "AS", "STATE", "SINCE", "RECEIVED", "WHY"),
+        ("PEER", "AS", "STATE", "SINCE", "IN", "OUT", "WHY"),
         *(
             (
-                str(peer.get("address")),
-                str(peer.get("asNumber")),
-                "up" if peer.get("established") else "down",
-                age(peer.get("sinceSeconds", 0)),
-                str(peer.get("prefixesReceived")),
-                str(peer.get("reason") or ""),
+                str(peer["address"]),
+                str(peer["asNumber"]),
+                "up" if peer["established"] else "down",
+                age(peer["sinceSeconds"]),
+                str(peer["prefixesReceived"]),
+                str(peer["prefixesAnnounced"]),
+                str(peer["reason"]),
             )
-            for peer in answer.get("peers", ())
+            for peer in answer["peers"]
         ),
     ]
 
 
 def route_rows(answer: Answer) -> Rows:
     """The table of learned routes."""
-    found = answer.get("routes", ())
+    found = answer["routes"]
     return [("PREFIX", "NEXT HOPS"), *((route["prefix"], ", ".join(route["nextHops"])) for route in found)]
 
 
 def announced_rows(answer: Answer) -> Rows:
     """The table of announcements."""
-    found = answer.get("announced", ())
-    return [("PREFIX", "TO"), *((one["prefix"], ", ".join(one["peers"])) for one in found)]
+    return [
+        ("PREFIX", "TO", "WITH"),
+        *((one["prefix"], ", ".join(one["peers"]), _with(one)) for one in answer["announced"]),
+    ]
+
+
+def explanation(answer: Answer) -> list[str]:
+    """Each path to a prefix: those in use first, and why the others are not."""
+    prefix, paths = answer["prefix"], answer["paths"]
+    if not paths:
+        return [f"{prefix}: no peer announces it"]
+    by = ", ".join(answer["nextHops"])
+    lines = [f"{prefix} by {by}" if by else f"{prefix} is not routed"]
+    for path in paths:
+        why = f": {path['reason']}" if path["reason"] else ""
+        lines.append(f"  {path['nextHop']} from {path['peer']}: {'used' if path['used'] else 'not used'}{why}")
+        as_path = " ".join(map(str, path["asPath"])) or "empty"
+        lines.append(f"    AS path {as_path}, origin {path['origin']}, {_with(path)}")
+    return lines
+
+
+def _with(attributes: Answer) -> str:
+    """Attributes beside next hop and AS path, in short."""
+    words = []
+    if (preference := attributes.get("localPreference")) is not None:
+        words.append(f"local preference {preference}")
+    if (med := attributes.get("med")) is not None:
+        words.append(f"MED {med}")
+    if communities := attributes.get("communities"):
+        words.append(f"communities {' '.join(communities)}")
+    return ", ".join(words)
 
 
 def age(seconds: float) -> str:

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from felix_py.cli.agent import agent
+from felix_py.cli.bgp import app as bgp
 from felix_py.cli.cleanup import cleanup
 from felix_py.cli.denies import denies
 from felix_py.cli.diags import diags
@@ -78,6 +79,7 @@ app.command()(diags)
 app.command()(plan)
 app.command()(drain)
 app.command()(undrain)
+app.add_typer(bgp, name="bgp")
 for command in app.registered_commands:
     command.cls = PlainHelp
 

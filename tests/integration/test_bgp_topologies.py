@@ -15,7 +15,7 @@ import pytest
 from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration, BGPNode, BGPPeer
 from bgp.topology import topology
-from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Agent, Sidecar, agent, link
+from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Agent, Sidecar, agent, link, unnumbered
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import eventually, until
@@ -97,9 +97,7 @@ def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
     """Nothing but link-local addresses on the link: both families by them (RFC 8950)."""
     tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
     link(tor)
-    for command, device, host in ((run, "tor0", 1), (tor.run, "node", 2)):
-        command("ip", "address", "flush", "dev", device)
-        command("ip", "address", "add", f"fe80::{host}/64", "dev", device, "nodad")
+    unnumbered(tor)
     bird = router(tor, tmp_path, "10.255.0.2", session("six", "fe80::1%node as 65001", BOTH))
     peer = BGPPeer(name="tor", peer_ip="fe80::2", interface="tor0", as_number=65000, families=(4, 6))
     wanted = speaker("node", [BGPNode(name="node", addresses=("10.77.0.1", "fd77::1"))], peer)
@@ -119,7 +117,25 @@ def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
         asyncio.run(scenario())
 
 
+def test_ipv6_prefixes_on_an_ipv4_session(tmp_path: Path, make_netns: Make) -> None:
+    tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
+    link(tor)
+    both = f"{FOUR} ipv6 {{ import all; export all; next hop address {TOR6}; }};"
+    bird = router(tor, tmp_path, TOR4, session("four", f"{NODE4} as 65001", both))
+    wanted = speaker("node", [NODE], BGPPeer(name="tor", peer_ip=TOR4, as_number=65000, families=(4, 6)))
+
+    async def scenario() -> None:
+        async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
+            await until(lambda: hops(node) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, WAIT)
+            await until(lambda: bird.routes("four") == {V4, V6}, WAIT)
+            assert f"via {NODE6} on node" in bird.birdc("show", "route", V6)
+
+    with running(bird, sidecar):
+        asyncio.run(scenario())
+
+
 def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: Make) -> None:
+    """Which the node reaches by ``reachableBy``; that route is the agent's, and goes with the peer."""
     tor, far, sidecar = make_netns("tor"), make_netns("far"), Sidecar(tmp_path / "run")
     link(tor)
     tor.run("ip", "link", "add", "far", "type", "veth", "peer", "name", "eth0", "netns", far.name)
@@ -128,15 +144,19 @@ def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: Make) -
     tor.run("ip", "link", "set", "far", "up")
     far.run("ip", "link", "set", "eth0", "up")
     tor.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-    run("ip", "route", "add", "10.20.0.0/24", "via", TOR4)
     far.run("ip", "route", "add", "10.9.0.0/24", "via", "10.20.0.1")
     bird = router(far, tmp_path, "10.20.0.2", session("four", f"{NODE4} as 65001", f"multihop 2; {FOUR}"))
-    wanted = speaker("node", [NODE], BGPPeer(name="far", peer_ip="10.20.0.2", as_number=65000))
+    wanted = speaker("node", [NODE], BGPPeer(name="far", peer_ip="10.20.0.2", as_number=65000, reachable_by=TOR4))
 
     async def scenario() -> None:
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
+            assert node.changes == [{"10.20.0.2/32": (TOR4,)}]
+            run("ip", "route", "add", "10.20.0.2/32", "via", TOR4)  # as the dataplane does
             await until(lambda: hops(node) == {LEARNED4: ("10.20.0.2",)}, WAIT)
             await until(lambda: bird.routes("four") == {V4}, WAIT)
+            node.speaker.set_config(speaker("node", [NODE]))
+            await until(lambda: {"10.20.0.2/32": ()} in node.changes, WAIT)
+            await until(lambda: bird.routes("four") == set(), WAIT)
 
     with running(bird, sidecar):
         asyncio.run(scenario())
@@ -293,6 +313,42 @@ def test_a_route_reflector_outside(tmp_path: Path, make_netns: Make) -> None:
             await until(lambda: hops(agents["two"]) == of_others(2, 2) | outside, WAIT)
 
     with running(reflector, *cluster.sidecars.values()):
+        asyncio.run(scenario())
+
+
+def test_route_reflectors_on_nodes(tmp_path: Path, make_netns: Make) -> None:
+    """Two of one cluster: clients have each other's routes from both, by the next hops of their announcers."""
+    names = ("one", "two", "rr1", "rr2")
+    namespaces = segment(make_netns, *names)
+    nodes = [
+        BGPNode(
+            name=name,
+            addresses=(f"10.30.0.{host}",),
+            labels={"rr": ""} if name.startswith("rr") else {},
+            cluster_id="244.0.0.1" if name.startswith("rr") else "",
+        )
+        for host, name in enumerate(names, 1)
+    ]
+    cluster = Nodes(tmp_path, namespaces, nodes)
+    peers = (
+        BGPPeer(name="clients", node_selector="!has(rr)", peer_selector="has(rr)"),
+        BGPPeer(name="reflectors", node_selector="has(rr)", peer_selector="has(rr)"),
+    )
+    default = BGPConfiguration(name="default", node_to_node_mesh_enabled=False)
+
+    def complete(agents: dict[str, Agent]) -> bool:
+        expected = [{p: h for p, h in of_others(i, 4).items() if ":" not in p} for i in range(1, 5)]
+        return [hops(each) for each in agents.values()] == expected
+
+    async def scenario() -> None:
+        async with cluster.agents(*peers, default=default) as agents:
+            assert [len(each.speaker.peers()) for each in agents.values()] == [2, 2, 3, 3]
+            await until(lambda: complete(agents), WAIT)
+            cluster.sidecars["rr1"].kill()
+            await until(lambda: not any(peer.established for peer in agents["rr1"].speaker.peers()), WAIT)
+            assert complete({name: agents[name] for name in names}), "the other reflector has them, too"
+
+    with running(*cluster.sidecars.values()):
         asyncio.run(scenario())
 
 

@@ -1,5 +1,5 @@
 """What sessions can be, against each router: two families on one, IPv4 by IPv6 next hops, MD5, TTL security, a
-4-byte AS number. One life of a router for all of it; `test_bgp_topologies.py` has what is tried with BIRD alone."""
+4-byte AS number. One life of a router for all of it; `test_bgp_topologies.py` has what only BIRD has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration, BGPNode, BGPPeer, SecretKey
 from bgp.topology import topology
 from tests.support import routers
-from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Sidecar, agent, link
+from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Sidecar, agent, link, unnumbered
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import until
@@ -97,31 +97,76 @@ router bgp {ASN}
   neighbor {NODE6} activate
 """
     with routers.frr(namespace, folder, config) as ask:
+        yield lambda: frr_next_hops(ask)
 
-        def next_hops() -> dict[str, set[str]]:
-            found: dict[str, set[str]] = {}
-            for family in ("ipv4", "ipv6"):
-                answer = json.loads(ask("show bgp", family, "unicast json") or "{}")
-                for prefix, paths in answer.get("routes", {}).items():
-                    ours = {
-                        hop["ip"] for path in paths if path.get("path") == "65001" for hop in path["nexthops"]
-                    }
-                    if ours:
-                        found[prefix] = ours
-            return found
 
-        yield next_hops
+@contextmanager
+def frr_unnumbered(namespace: NetworkNamespace, _folder: Path) -> Iterator[NextHops]:
+    config = f"""
+router bgp {ASN}
+ bgp router-id {TOR4}
+ no bgp ebgp-requires-policy
+ no bgp network import-check
+ neighbor fe80::1 remote-as 65001
+ neighbor fe80::1 interface node
+ neighbor fe80::1 timers connect 1
+ neighbor fe80::1 capability extended-nexthop
+ address-family ipv4 unicast
+  network {LEARNED4}
+ address-family ipv6 unicast
+  network {LEARNED6}
+  neighbor fe80::1 activate
+"""
+    with routers.frr_with_interfaces(namespace, config) as ask:
+        yield lambda: frr_next_hops(ask)
+
+
+def frr_next_hops(ask: routers.Ask) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for family in ("ipv4", "ipv6"):
+        answer = json.loads(ask("show bgp", family, "unicast json") or "{}")
+        for prefix, paths in answer.get("routes", {}).items():
+            hops = {hop["ip"] for path in paths if path.get("path") == "65001" for hop in path["nexthops"]}
+            if hops:
+                found[prefix] = hops
+    return found
 
 
 @contextmanager
 def gobgp(namespace: NetworkNamespace, folder: Path) -> Iterator[NextHops]:
-    def neighbor(address: str, families: tuple[str, ...], more: str = "", more_config: str = "") -> str:
-        return f"""
+    secure = "[neighbors.ttl-security.config]\n    enabled = true\n    ttl-min = 255"
+    six = gobgp_neighbor(NODE6, "ipv4", "ipv6")
+    four = gobgp_neighbor(NODE4, "ipv4", config=f'auth-password = "{PASSWORD}"', more=secure)
+    with routers.gobgp(namespace, folder, GOBGP + six + four) as ask:
+        yield gobgp_with_routes(ask, TOR6)
+
+
+@contextmanager
+def gobgp_unnumbered(namespace: NetworkNamespace, folder: Path) -> Iterator[NextHops]:
+    with routers.gobgp(namespace, folder, GOBGP + gobgp_neighbor("fe80::1%node", "ipv4", "ipv6")) as ask:
+        yield gobgp_with_routes(ask, "fe80::2")
+
+
+GOBGP = f'[global.config]\n  as = {ASN}\n  router-id = "{TOR4}"\n'
+
+
+def gobgp_neighbor(address: str, *families: str, config: str = "", more: str = "") -> str:
+    carried = "".join(
+        f"""
+  [[neighbors.afi-safis]]
+    [neighbors.afi-safis.config]
+      afi-safi-name = "{family}-unicast"
+    [neighbors.afi-safis.mp-graceful-restart.config]
+      enabled = true
+"""
+        for family in families
+    )
+    return f"""
 [[neighbors]]
   [neighbors.config]
     neighbor-address = "{address}"
     peer-as = 65001
-    {more_config}
+    {config}
   [neighbors.timers.config]
     connect-retry = 1
     idle-hold-time-after-reset = 1
@@ -129,38 +174,24 @@ def gobgp(namespace: NetworkNamespace, folder: Path) -> Iterator[NextHops]:
     enabled = true
     restart-time = 60
   {more}
-""" + "".join(
-            f"""
-  [[neighbors.afi-safis]]
-    [neighbors.afi-safis.config]
-      afi-safi-name = "{family}-unicast"
-    [neighbors.afi-safis.mp-graceful-restart.config]
-      enabled = true
+  {carried}
 """
-            for family in families
-        )
 
-    secure = "[neighbors.ttl-security.config]\n    enabled = true\n    ttl-min = 255"
-    neighbors = neighbor(NODE6, ("ipv4", "ipv6")) + neighbor(
-        NODE4, ("ipv4",), secure, f'auth-password = "{PASSWORD}"'
-    )
-    config = f'[global.config]\n  as = {ASN}\n  router-id = "{TOR4}"\n{neighbors}'
-    with routers.gobgp(namespace, folder, config) as ask:
-        ask("global", "rib", "add", LEARNED4)
-        ask("global", "rib", "add", "-a", "ipv6", LEARNED6, "nexthop", TOR6)
 
-        def next_hops() -> dict[str, set[str]]:
-            found: dict[str, set[str]] = {}
-            for family in ("ipv4", "ipv6"):
-                answer = ask("global", "rib", "-a", family, "-j")
-                for prefix, paths in json.loads(answer if answer.startswith("{") else "{}").items():
-                    ours = [path for path in paths if path.get("neighbor-ip") in (NODE4, NODE6)]
-                    hops = {a["nexthop"] for path in ours for a in path["attrs"] if "nexthop" in a}
-                    if hops:
-                        found[prefix] = hops
-            return found
+def gobgp_with_routes(ask: routers.Ask, next_hop: str) -> NextHops:
+    ask("global", "rib", "add", LEARNED4)
+    ask("global", "rib", "add", "-a", "ipv6", LEARNED6, "nexthop", next_hop)
 
-        yield next_hops
+    def next_hops() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for family in ("ipv4", "ipv6"):
+            answer = ask("global", "rib", "-a", family, "-j")
+            for prefix, paths in json.loads(answer if answer.startswith("{") else "{}").items():
+                if prefix not in (LEARNED4, LEARNED6):
+                    found[prefix] = {a["nexthop"] for path in paths for a in path["attrs"] if "nexthop" in a}
+        return found
+
+    return next_hops
 
 
 def speaker(addresses: tuple[str, ...], *peers: BGPPeer) -> SpeakerConfig:
@@ -204,6 +235,31 @@ def test_sessions(
             node.speaker.set_config(speaker((NODE4, NODE6), SECURED))
             await until(lambda: next_hops() == {V4: {NODE4}}, WAIT, 0.2)
             await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,)}, WAIT)
+
+    with router(namespace, tmp_path) as next_hops:
+        sidecar.start()
+        try:
+            asyncio.run(scenario(next_hops))
+        finally:
+            sidecar.stop()
+
+
+@pytest.mark.parametrize("router", [frr_unnumbered, gobgp_unnumbered], ids=["frr", "gobgp"])
+def test_unnumbered(
+    tmp_path: Path,
+    make_netns: Callable[[str], NetworkNamespace],
+    router: Callable[[NetworkNamespace, Path], AbstractContextManager[NextHops]],
+) -> None:
+    namespace, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
+    link(namespace)
+    unnumbered(namespace)
+    peer = BGPPeer(name="tor", peer_ip="fe80::2", interface="tor0", as_number=ASN, families=(4, 6))
+
+    async def scenario(next_hops: NextHops) -> None:
+        async with agent(sidecar.run_dir, speaker((NODE4, NODE6), peer), announce={V4, V6}) as node:
+            await until(lambda: next_hops() == {V4: {"fe80::1"}, V6: {"fe80::1"}}, WAIT, 0.2)
+            learned = {LEARNED4: ("fe80::2%tor0",), LEARNED6: ("fe80::2%tor0",)}
+            await until(lambda: dict(node.speaker.routes()) == learned, WAIT)
 
     with router(namespace, tmp_path) as next_hops:
         sidecar.start()

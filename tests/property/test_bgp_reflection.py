@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bgp.announcement import Announcement
 from bgp.decision import Identity, Path, Source
-from bgp.export import NO_ADVERTISE, NO_EXPORT, own, reflected
+from bgp.export import NO_ADVERTISE, NO_EXPORT, goes_back, own, reflected
 from bgp.model import Peer
 from bgp.prefixes import PrefixSet
 from bgp.resources import BGPFilter, FilterRule, NextHopMode, Operations
@@ -55,7 +55,11 @@ class Node:
             cluster_id = self.cluster_id if other in self.clients else ""
             peer = Peer(address=other, asn=ASN, local_asn=ASN, source_address=self.address, cluster_id=cluster_id)
             us = Identity(self.address, self.cluster_id)
-            wanted = {p: reflected(p, c, peer, other, us) for p, c in self.rib.reflected.items()}
+            wanted = {
+                p: reflected(p, c, peer, us)
+                for p, c in self.rib.reflected.items()
+                if not goes_back(c, peer, other)
+            }
             wanted[self.prefix] = own(Announcement(self.prefix), peer) if self.announces else None
             for prefix in {*wanted, *(p for o, p in self.told if o == other)}:
                 now = wanted.get(prefix)
@@ -175,7 +179,8 @@ PATH = Path("10.9.0.99", (65010,), 1, med=5, local_pref=200, communities=("65000
 
 
 def goes(source: Source, to: Peer, path: Path = PATH, us: Identity = US) -> Announcement | None:
-    return reflected(PREFIX, (source, path), to, "192.0.2.9", us)
+    candidate = source, path
+    return None if goes_back(candidate, to, "192.0.2.9") else reflected(PREFIX, candidate, to, us)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def link(router: NetworkNamespace, index: int = 0) -> None:
     eventually(lambda: "LOWER_UP" in router.run("ip", "link", "show", "dev", there))
 
 
+def unnumbered(router: NetworkNamespace) -> None:
+    """Leave nothing but link-local addresses on the link: fe80::1 on our side, fe80::2 on the router's."""
+    for command, device, host in ((run, "tor0", 1), (router.run, "node", 2)):
+        command("ip", "address", "flush", "dev", device)
+        command("ip", "address", "add", f"fe80::{host}/64", "dev", device, "nodad")
+
+
 def config(*peers: Mapping[str, object], **speaker: object) -> SpeakerConfig:
     """A node's configuration; without peers, the ToR on the first link in both families."""
     both = ({"peerIP": TOR4, "asNumber": TOR_ASN}, {"peerIP": TOR6, "asNumber": TOR_ASN})
