@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests wait more than they compute: two workers for a core. What shares a lab stays together.
 WORKERS ?= -n $(shell n=$$(nproc); echo $$((n > 4 ? 8 : 2 * n)))
+# As many clusters at once. A worker's tests of one shape share it.
+CLUSTERS ?= -n 2
 ASSETS := $(BIN)/python -m tests.cluster.assets --folder
 REAL_PROGRAMS := kubectl kube-apiserver kube-controller-manager etcd
 CLIENT := felix_py/cni/client/felix-py-cni
@@ -33,7 +35,7 @@ test-all: dev packages  ## the same at length, as before a release: also heavy t
 
 test-cluster: cluster image  ## the tests on a real Kubernetes, which they start themselves
 	@$(BIN)/python -m tests.cluster.previous
-	@$(BIN)/pytest --durations 20 $(or $(TESTS),tests/cluster)
+	@$(BIN)/pytest --durations 20 $(CLUSTERS) $(or $(TESTS),tests/cluster)
 	@$(if $(TESTS),,FELIX_PY_CONFORMANCE_ASSETS="$$($(ASSETS))" $(BIN)/pytest $(WORKERS) tests/conformance)
 
 cluster: dev  ## what a real Kubernetes needs; its programs are built once, which takes ten minutes or more

@@ -9,15 +9,35 @@ Control ── wanted announcements, peers, synchronisation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-from bgp import protocol
+from bgp import export, protocol
+from bgp.announcement import Announcement
+from bgp.bfd.session import Path
+from bgp.bfd.settings import Report, key_of
 from bgp.channel import Channel
+from bgp.decision import Candidate, Identity
 from bgp.model import Peer, SpeakerConfig
 from bgp.readback import ReadBack
-from bgp.rib import Rib
-from bgp.session import PeerStatus, Session
+from bgp.rib import PREFIX_LIMIT, NextHops, Rib
+from bgp.session import Bfd, PeerStatus, Session
+
+_BFD_MOST = 4096
+
+HOLD_DOWN = 300.0
+"""Seconds for which a session stays down whose peer announced more prefixes than its limit."""
+
+_WARN_AT, _CALM_AT = 0.8, 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A session that is held down ``until`` a time, since its peer was over ``limit``."""
+
+    limit: int
+    until: float
 
 
 class Control:
@@ -30,7 +50,10 @@ class Control:
         """Commands to send, and log lines."""
         self._sessions: dict[str, Session] = {}
         self._readback = ReadBack(self._sessions, self.rib, self.channel)
-        self._wanted: frozenset[str] | None = None
+        self._wanted: dict[str, Announcement] | None = None
+        self._own = Identity()
+        self._held: dict[str, Held] = {}
+        self._warned: set[str] = set()
         self.neighbors: Mapping[str, protocol.Neighbor] = {}
         """ExaBGP's neighbors by the last query."""
         self.in_effect = False
@@ -41,27 +64,41 @@ class Control:
         That time begins with the first configuration and is the longest ``max_restart_time``: routes from before
         this start are kept as long as those of an ended session (RFC 4724 4.1, Selection_Deferral_Timer).
         """
+        self._complete = True
         self._unreachable: int | None = None
         self._deferred_until: float | None = None
+        self._bfd: dict[tuple[str, str], Bfd] = {}
 
     # --- what the agent wants ----------------------------------------------------------------------------
 
     def configure(self, config: SpeakerConfig, peers: Sequence[Peer], now: float) -> None:
-        """Set the peers that this node can reach, each with its source address; routes of others are dropped."""
-        self._unreachable = len(config.peers) - len(peers)
-        self.rib.set_max_paths(config.max_paths)
+        """Set the peers that this node can reach, each with its source address; routes of others are dropped.
+
+        Peers that are held down (:meth:`holds`) must not be among them.
+        """
         wanted = {peer.address: peer for peer in peers}
+        self._held = {a: held for a, held in self._held.items() if a not in wanted}
+        self._unreachable = sum(p.address not in wanted and p.address not in self._held for p in config.peers)
+        self.rib.set_max_paths(config.max_paths)
+        own = Identity(config.router_id, next((p.cluster_id for p in config.peers if p.cluster_id), ""))
+        another, self._own = own != self._own, own
+        if self._deferred_until is None:
+            self._complete = not own.cluster_id
+        self.rib.set_own(own)
         for address in self._sessions.keys() - wanted.keys():
-            del self._sessions[address]
-            self.rib.drop(address)
+            self._remove(address)
         new = wanted.keys() - self._sessions.keys()
         for address, peer in wanted.items():
-            if address not in new:
-                self._sessions[address].configure(peer)
-                continue
-            session = self._sessions[address] = Session(peer, self.rib, self.channel, now)
-            if self._wanted is not None:
-                session.want(self._wanted)
+            if address in new:
+                session = self._sessions[address] = Session(peer, self.rib, self.channel, now)
+                session.tell_bfd(self._bfd.get(key_of(peer)), now)
+            else:
+                session = self._sessions[address]
+                if peer == session.peer and not another:
+                    continue
+                session.configure(peer)
+            self.channel.send(*session.out.set_complete(self._complete))
+            self._export_all(session)
         if self._deferred_until is None:
             self._deferred_until = now + max((peer.max_restart_time for peer in config.peers), default=0)
         self.in_effect = False
@@ -69,11 +106,28 @@ class Control:
             # ExaBGP may have had the new peer before.
             self._readback.everything()
 
-    def announce(self, prefixes: Iterable[str]) -> None:
-        """Set all prefixes to announce to every peer of their family; others are withdrawn."""
-        self._wanted = frozenset(prefixes)
+    def announce(self, announcements: Iterable[Announcement | str]) -> None:
+        """Set all that is announced to the peers of its family, as their filters have it; the rest is withdrawn.
+
+        A bare prefix has the default attributes. Of several with one prefix the last one counts.
+        """
+        whole = (Announcement(one) if isinstance(one, str) else one for one in announcements)
+        self._wanted = {announcement.prefix: announcement for announcement in whole}
         for session in self._sessions.values():
-            session.want(self._wanted)
+            self._export_all(session)
+
+    def holds(self, peer: Peer) -> bool:
+        """Whether a peer is held down, since it was over the limit that it still has."""
+        held = self._held.get(peer.address)
+        return held is not None and held.limit == peer.prefix_limit
+
+    def held_reason(self, address: str, now: float) -> str:
+        """Why a peer is held down and for how long, for people; empty: it is not."""
+        held = self._held.get(address)
+        if held is None:
+            return ""
+        most, seconds = held.limit or PREFIX_LIMIT, max(0, round(held.until - now))
+        return f"it announced more than {most} prefixes; held down for {seconds} s more"
 
     def leaving(self) -> list[str]:
         """Established neighbors of ExaBGP that the configuration has no longer, or with other settings.
@@ -111,19 +165,58 @@ class Control:
         """Handle bytes from the bridge. Invalid ones are counted and noted once a connection; nothing raises."""
         self.channel.receive(data, partial(self._handle, now))
 
+    def bfd(self, report: Report, now: float) -> None:
+        """Handle what the sidecar says of a BFD session."""
+        key = report.peer, report.interface
+        if key not in self._bfd and len(self._bfd) >= _BFD_MOST:
+            return
+        failed_at = now - report.age if report.path is Path.FAILED else None
+        self._bfd[key] = Bfd(report.state, failed_at, report.independent)
+        for session in self._sessions.values():
+            if key_of(session.peer) == key:
+                session.tell_bfd(self._bfd[key], now)
+
+    def bfd_unknown(self, now: float) -> None:
+        """Nothing is known of BFD any more: sessions stay as they are."""
+        self._bfd.clear()
+        for session in self._sessions.values():
+            session.tell_bfd(None, now)
+
     def tick(self, now: float) -> None:
         """Handle timers; once a second is enough."""
         for session in self._sessions.values():
             session.tick(now)
             self._confirm(session)
         self._readback.tick(now)
+        self._held = {address: held for address, held in self._held.items() if now < held.until}
         self.in_sync = self.in_sync or self._is_in_sync(now)
+        if not self._complete and self._has_all_to_reflect(now):
+            self._complete = True
+            for session in self._sessions.values():
+                self.channel.send(*session.out.set_complete(True))
 
     # --- results -----------------------------------------------------------------------------------------
+
+    def take(self, most: int | None = None) -> dict[str, NextHops]:
+        """:meth:`Rib.take`, and what a route reflector passes on of it."""
+        changes = self.rib.take(most)
+        reflected = self.rib.take_reflected()
+        if self._wanted is not None and reflected:
+            self._pass_on({prefix: one for prefix, one in reflected.items() if prefix not in self._wanted})
+        return changes
+
+    @property
+    def postponed(self) -> bool:
+        """Whether changes of announcements wait to be sent."""
+        return any(session.out.postponed for session in self._sessions.values())
 
     def peers(self, now: float) -> list[PeerStatus]:
         """One status for each configured peer."""
         return [session.status(now) for session in self._sessions.values()]
+
+    def announced(self) -> dict[str, Mapping[str, Announcement | None]]:
+        """Peer -> what it is told, by prefix, of those whose session is up."""
+        return {peer: session.out.sent for peer, session in self._sessions.items() if session.established}
 
     # --- events ------------------------------------------------------------------------------------------
 
@@ -133,11 +226,13 @@ class Control:
                 self._on_neighbors(event, now)
             case protocol.RibEntry():
                 self._readback.entry(event)
+                self._check_limit(event.peer, now)
             case protocol.Answered():
                 self._readback.answered(event, self.neighbors, now)
             case _:
                 if session := self._sessions.get(event.peer):
                     self._on_session(session, event, now)
+                    self._check_limit(event.peer, now)
 
     def _on_session(self, session: Session, event: protocol.Event, now: float) -> None:
         match event:
@@ -153,6 +248,8 @@ class Control:
                 self._readback.changed(event.peer)
         session.receive(event, now)
         self._confirm(session)
+        if isinstance(event, protocol.Open) and self._own.cluster_id:
+            self._export_all(session)
 
     def _on_neighbors(self, event: protocol.Neighbors, now: float) -> None:
         self.neighbors = {neighbor.peer: neighbor for neighbor in event.neighbors}
@@ -165,7 +262,8 @@ class Control:
                 session.take_over(neighbor, now)
                 continue
             self._readback.changed(address)
-            if established:
+            if neighbor and established:
+                session.negotiated(neighbor.families)
                 session.up(now)
             else:
                 session.down("ExaBGP has no session", now)
@@ -176,6 +274,72 @@ class Control:
             for session in self._sessions.values():
                 self.channel.send(*session.out.end_of_rib())
         self.in_effect = in_effect
+
+    def _check_limit(self, address: str, now: float) -> None:
+        """Warn of a peer that is near its limit, and hold one down that is over it."""
+        session = self._sessions.get(address)
+        if session is None:
+            return
+        count, limit = self.rib.count(address), self.rib.limit(address)
+        if self.rib.over(address):
+            self._held[address] = Held(session.peer.prefix_limit, now + HOLD_DOWN)
+            self._remove(address)
+            self.channel.note("held down", address, self.held_reason(address, now), warning=True)
+        elif count >= _WARN_AT * limit and address not in self._warned:
+            self._warned.add(address)
+            detail = f"{count} of {limit} prefixes; over that, the session is ended"
+            self.channel.note("near its prefix limit", address, detail, warning=True)
+        elif count < _CALM_AT * limit:
+            self._warned.discard(address)
+
+    def _remove(self, address: str) -> None:
+        del self._sessions[address]
+        self._warned.discard(address)
+        self.rib.drop(address)
+
+    def _export_all(self, session: Session) -> None:
+        """Set what a session announces: our own, and what is passed on of the learned routes."""
+        if self._wanted is None:
+            return
+        exports = {
+            prefix: self._reflect(session.peer, prefix, one)
+            for prefix, one in self.rib.reflected.items()
+            if not self._goes_back(session, one)
+        }
+        exports |= {prefix: export.own(one, session.peer) for prefix, one in self._wanted.items()}
+        session.want({prefix: one for prefix, one in exports.items() if one})
+
+    def _pass_on(self, changes: Mapping[str, Candidate | None]) -> None:
+        """Announce changes of learned routes. What peers of one group get is made once: there may be hundreds."""
+        groups: dict[Hashable, list[Session]] = {}
+        for session in self._sessions.values():
+            groups.setdefault(export.group(session.peer), []).append(session)
+        for sessions in groups.values():
+            shared = {prefix: self._reflect(sessions[0].peer, prefix, one) for prefix, one in changes.items()}
+            for session in sessions:
+                back = {prefix for prefix, one in changes.items() if one and self._goes_back(session, one)}
+                session.change(shared | dict.fromkeys(back))
+
+    def _reflect(self, to: Peer, prefix: str, candidate: Candidate | None) -> Announcement | None:
+        if candidate is None:
+            return None
+        return export.reflected(prefix, candidate, to, self._own, self.rib.interface(candidate[1].next_hop))
+
+    def _goes_back(self, session: Session, candidate: Candidate) -> bool:
+        return export.goes_back(candidate, session.peer, session.router_id)
+
+    def _has_all_to_reflect(self, now: float) -> bool:
+        """Whether a route reflector knows all that it passes on, or had time to (RFC 4724, 4.1).
+
+        It does not wait for other reflectors, which may wait for it.
+        """
+        if self._deferred_until is None:
+            return False
+        if now >= self._deferred_until:
+            return True
+        sources = [s for s in self._sessions.values() if s.peer.cluster_id or s.peer.external]
+        waiting = self._unreachable or self._readback.attaching or self._readback.reading or self.rib.undecided
+        return not waiting and all(session.told for session in sources)
 
     def _confirm(self, session: Session) -> None:
         """Confirm a session's routes, but not while reading back may still find them."""

@@ -2,38 +2,85 @@
 
 Nothing is sent to a session that is down: ExaBGP would keep it as pending output and, as long as any output is
 pending, silently drop every reload.
+
+ExaBGP collects what it is to send by attributes, and sends it in the order in which these came first. So of two
+changes of one prefix that it gets before it sends, the older may go out last, unless both have the same
+attributes. That is why a prefix whose attributes have just changed waits with another change of them (as with RFC
+4271's MinRouteAdvertisementIntervalTimer, 9.2.1.1), and why a withdrawal has the attributes of the announcement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from bgp import protocol
+from bgp.announcement import Announcement
+from bgp.model import Peer
+from bgp.prefixes import version
+
+INTERVAL = 1.0
+"""Seconds. Attributes of a prefix change once in one to two of them."""
 
 
 class Outgoing:
     """One peer's announcements. Each method returns the commands to send now, in order."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        self._sent: set[str] = set()
-        self._wanted: frozenset[str] | None = None
+        self.families = frozenset(peer.carried)
+        """Those that the session has, which a peer may have less of than is configured."""
+        self._sent: dict[str, Announcement | None] = {}
+        self._wanted: dict[str, Announcement] | None = None
+        self._postponed: set[str] = set()
+        self._recent: dict[str, Announcement | None] = {}
+        self._earlier: dict[str, Announcement | None] = {}
+        self._since = 0.0
         self._established = False
         self._read = False
+        self._complete = True
+        self._found: set[str] = set()
 
-    def learned(self, prefix: str) -> None:
-        """Note a prefix that ExaBGP already announces to the peer."""
-        self._sent.add(prefix)
+    @property
+    def postponed(self) -> bool:
+        """Whether a change waits for its time."""
+        return bool(self._postponed)
+
+    def configure(self, peer: Peer) -> list[str]:
+        """Set the peer's settings; its address never changes. Another next hop is announced."""
+        self._peer = peer
+        return self._change(self._all())
+
+    def learned(self, prefix: str, announcement: Announcement | None) -> None:
+        """Note what ExaBGP already announces to the peer, as it says; None: its attributes are of no use."""
+        if announcement:
+            of_session = version(prefix) == self._peer.version
+            if of_session and announcement.next_hop == self._peer.source_address:
+                announcement = replace(announcement, next_hop="self")
+            if self._own_asn and announcement.as_path[:1] == (self._own_asn,):
+                announcement = replace(announcement, as_path=announcement.as_path[1:])
+        self._sent[prefix] = announcement
+        self._found.add(prefix)
 
     def forget(self) -> None:
         """Forget what ExaBGP announces, to be read anew; until :meth:`synchronise` nothing is sent."""
         self._sent.clear()
+        self._found.clear()
         self._read = False
 
     def synchronise(self, *, established: bool) -> list[str]:
         """All that ExaBGP announces has been learned, and whether the session is established."""
         self._read, self._established = True, established
-        return self._difference() + self.end_of_rib()
+        self._recent.update(self._sent)
+        return self._change(self._all()) + self.end_of_rib()
+
+    def set_complete(self, complete: bool) -> list[str]:
+        """Whether what is wanted is all that there is to announce, as it is at first.
+
+        Before, there is no end-of-RIB, and what an earlier life has announced stays.
+        """
+        before, self._complete = self._complete, complete
+        return self._change(self._all()) + self.end_of_rib() if complete and not before else []
 
     def up(self) -> list[str]:
         """The session is Established: announce everything, then end-of-RIB.
@@ -45,38 +92,103 @@ class Outgoing:
         self._established = True
         if not self._active or self._wanted is None:
             return []
-        commands = [
-            *protocol.withdraw(self._peer, self._sent - self._wanted),
-            *protocol.announce(self._peer, self._wanted),
-        ]
-        self._sent = set(self._wanted)
-        return commands + self.end_of_rib()
+        self._recent.update(self._sent)
+        before = dict(self._sent)
+        commands = self._change(self._all())
+        again = [one for prefix, one in before.items() if one and self._sent.get(prefix) == one]
+        return commands + list(protocol.announce(self._peer.address, again, self._own_asn)) + self.end_of_rib()
 
     def down(self) -> None:
         """The session ended. ExaBGP keeps its announcements and repeats them when the session comes back."""
         self._established = False
 
-    def want(self, prefixes: Iterable[str]) -> list[str]:
-        """Set the prefixes to announce from now on."""
+    def want(self, announcements: Mapping[str, Announcement]) -> list[str]:
+        """Set what to announce from now on, by prefix."""
         first = self._wanted is None
-        self._wanted = frozenset(prefixes)
-        commands = self._difference()
+        self._wanted = dict(announcements)
+        commands = self._change(self._all())
         return commands + self.end_of_rib() if first else commands
 
-    def end_of_rib(self) -> list[str]:
-        """End-of-RIB, if everything is announced. Repeating it is harmless."""
-        return [protocol.end_of_rib(self._peer)] if self._active and self._wanted is not None else []
+    def change(self, changes: Mapping[str, Announcement | None]) -> list[str]:
+        """Change what to announce, after :meth:`want`; None: withdraw."""
+        if self._wanted is None:
+            return []
+        for prefix, announcement in changes.items():
+            if announcement:
+                self._wanted[prefix] = announcement
+            else:
+                self._wanted.pop(prefix, None)
+        return self._change(changes)
 
-    def _difference(self) -> list[str]:
+    def tick(self, now: float) -> list[str]:
+        """Send what was postponed and has waited."""
+        if now - self._since < INTERVAL:
+            return []
+        self._since = now
+        self._earlier, self._recent = self._recent, {}
+        due, self._postponed = self._postponed, set()
+        return self._change(due)
+
+    def end_of_rib(self) -> list[str]:
+        """End-of-RIB of each family, if everything is announced. Repeating it is harmless."""
+        if not (self._complete and self._active) or self._wanted is None:
+            return []
+        return [protocol.end_of_rib(self._peer.address, family) for family in sorted(self.families)]
+
+    def _all(self) -> set[str]:
+        return self._sent.keys() | (self._wanted or {}).keys()
+
+    def _change(self, prefixes: Iterable[str]) -> list[str]:
+        """Commands for those of the prefixes whose announcement differs from what was sent."""
         if not self._active or self._wanted is None:
             return []
+        announced: list[Announcement] = []
+        withdrawn: list[Announcement] = []
+        for prefix in prefixes:
+            self._postponed.discard(prefix)
+            wanted, sent = self._resolved(self._wanted.get(prefix)), self._sent.get(prefix)
+            if wanted is None:
+                if prefix in self._sent and (self._complete or prefix not in self._found):
+                    del self._sent[prefix]
+                    withdrawn.append(sent or Announcement(prefix))
+                    self._recent[prefix] = sent
+                continue
+            self._found.discard(prefix)
+            if wanted != sent:
+                now = self._recent.get(prefix, self._earlier.get(prefix, wanted))
+                if now != wanted:
+                    self._postponed.add(prefix)
+                # Meanwhile a prefix that was just withdrawn has its attributes of before.
+                if now and now != sent:
+                    self._recent[prefix] = self._sent[prefix] = now
+                    announced.append(now)
         # Announcements first: addresses that move from one prefix to another stay reachable.
-        commands = [
-            *protocol.announce(self._peer, self._wanted - self._sent),
-            *protocol.withdraw(self._peer, self._sent - self._wanted),
+        return [
+            *protocol.announce(self._peer.address, announced, self._own_asn),
+            *protocol.withdraw(self._peer.address, withdrawn, self._own_asn),
         ]
-        self._sent = set(self._wanted)
-        return commands
+
+    def _resolved(self, announcement: Announcement | None) -> Announcement | None:
+        """An announcement with our own address of its family; None if the session does not have that."""
+        if announcement is None or version(announcement.prefix) not in self.families:
+            return None
+        if announcement.next_hop != "self":
+            return announcement
+        return replace(announcement, next_hop=self._peer.next_hop(version(announcement.prefix)))
+
+    @property
+    def _own_asn(self) -> int:
+        return self._peer.local_asn if self._peer.external else 0
+
+    @property
+    def sent(self) -> Mapping[str, Announcement | None]:
+        """What ExaBGP announces, by prefix; None: with attributes that could not be read."""
+        return self._sent
+
+    @property
+    def announced(self) -> int:
+        """Number of prefixes that ExaBGP announces."""
+        return len(self._sent)
 
     @property
     def _active(self) -> bool:

@@ -6,6 +6,9 @@ import ipaddress
 from collections.abc import Iterable
 from functools import lru_cache
 
+FAMILIES = (4, 6)
+"""The IP versions."""
+
 
 class PrefixSet:
     """A set of CIDRs that finds whether one of them covers a prefix by one look-up per distinct length."""
@@ -39,15 +42,20 @@ def parse(prefix: str) -> tuple[int, int, int, int]:
 
 
 def covers(prefix: str, address: str) -> bool:
-    """Whether a canonical prefix covers an address; false if the families differ."""
+    """Whether a canonical prefix covers an address (with or without scope); false if the families differ."""
     family, bits, length, value = parse(prefix)
-    other, _, _, number = parse(address)
+    other, _, _, number = parse(address.partition("%")[0])
     return family == other and value >> (bits - length) == number >> (bits - length)
 
 
 def version(prefix: str) -> int:
     """IP version of a canonical address or prefix."""
     return 6 if ":" in prefix else 4
+
+
+def is_link_local(address: str) -> bool:
+    """Whether a canonical address is an IPv6 link-local one (RFC 4291)."""
+    return address.startswith(("fe8", "fe9", "fea", "feb"))
 
 
 def canonical(prefix: str) -> str:

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bgp.prefixes import canonical, version
-from bgp.rib import DEFAULT_LOCAL_PREF, Path
+from bgp.announcement import Announcement
+from bgp.attributes import Excessive, number, received, sent, words
+from bgp.decision import Path
+from bgp.prefixes import FAMILIES, canonical, is_link_local, version
 
 SHOW_NEIGHBORS = "show neighbor json"
 SHOW_RIB_IN = "show adj-rib in json"
@@ -24,13 +26,11 @@ _LINE_MOST = 4 * 1024 * 1024
 """Bytes. The longest valid line, that of all neighbors, has some 3 KB for each."""
 
 TEXT_MOST = 200
-_AS_PATH_MOST = 4096
-_U16, _U32, _U64 = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+_U32, _U64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _PREFIXES_PER_LINE = 45
 _IN_FLIGHT = 4
 # ExaBGP processes 50 prefixes in a turn of its loop and then sleeps up to 10 ms, unless a new command wakes it.
 # So short lines, one after the other, are announced twice as fast as long ones all at once.
-_ORIGINS = {"igp": 0, "egp": 1, "incomplete": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,12 @@ class GracefulRestart:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """The peer's OPEN. ``restart`` None: no graceful restart."""
+    """The peer's OPEN. ``restart`` None: no graceful restart. ``families``: its IP versions (RFC 4760)."""
 
     peer: str
     router_id: str
     restart: GracefulRestart | None
+    families: frozenset[int] = frozenset({4})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Notified:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Validated routes of one UPDATE: canonical prefixes of the session's family."""
+    """Validated routes of one UPDATE: canonical prefixes."""
 
     peer: str
     announced: tuple[tuple[str, Path], ...]
@@ -86,16 +87,18 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class EndOfRib:
-    """The peer has sent its whole table (RFC 4724 2)."""
+    """The peer has sent its whole table of a family (RFC 4724 2)."""
 
     peer: str
+    family: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """Begin or end of an enhanced route refresh by the peer (RFC 7313)."""
+    """Begin or end of an enhanced route refresh of a family by the peer (RFC 7313)."""
 
     peer: str
+    family: int
     begin: bool
 
 
@@ -112,7 +115,10 @@ Identity = tuple[str, str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Neighbor:
-    """A neighbor of ExaBGP. ``age``: seconds since Established. ``route_refresh``: the peer supports RFC 2918."""
+    """A neighbor of ExaBGP. ``age``: seconds since Established. ``route_refresh``: the peer supports RFC 2918.
+
+    ``families``: negotiated IP versions.
+    """
 
     peer: str
     local_address: str
@@ -123,6 +129,7 @@ class Neighbor:
     age: int
     updates_sent: int
     route_refresh: bool
+    families: frozenset[int]
 
     @property
     def identity(self) -> Identity:
@@ -139,12 +146,16 @@ class Neighbors:
 
 @dataclass(frozen=True, slots=True)
 class RibEntry:
-    """One output line of SHOW_RIB_IN or SHOW_RIB_OUT (``outgoing``). ``path`` None: no usable next hop."""
+    """One output line of SHOW_RIB_IN, with a ``path``, or of SHOW_RIB_OUT, with an ``announcement``.
+
+    None of both: it has no usable next hop, or an attribute that cannot be used.
+    """
 
     peer: str
     prefix: str
     path: Path | None
     outgoing: bool
+    announcement: Announcement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,25 +169,32 @@ class Answered:
 Event = Open | Up | Down | Notified | Update | EndOfRib | Refresh | Gap | Neighbors | RibEntry | Answered
 
 
-def announce(peer: str, prefixes: Iterable[str]) -> Iterator[str]:
-    """Commands that announce prefixes with ourselves as next hop. The prefixes must be of the session's family:
-    for IPv4 on an IPv6 session ExaBGP would use the router id as next hop."""
-    return _batches(f"neighbor {peer} announce attributes next-hop self nlri", prefixes)
+def announce(peer: str, announcements: Iterable[Announcement], own_asn: int = 0) -> Iterator[str]:
+    """Commands that announce, prefixes of equal attributes together. ``own_asn``: of the session if it is eBGP.
+
+    The next hop ``self`` is for prefixes of the session's family: for IPv4 on an IPv6 session ExaBGP would use
+    the router id.
+    """
+    return _batches(f"neighbor {peer} announce", announcements, own_asn)
 
 
-def withdraw(peer: str, prefixes: Iterable[str]) -> Iterator[str]:
-    """Commands that withdraw prefixes."""
-    return _batches(f"neighbor {peer} withdraw attributes next-hop self nlri", prefixes)
+def withdraw(peer: str, announcements: Iterable[Announcement], own_asn: int = 0) -> Iterator[str]:
+    """Commands that withdraw what was announced last.
+
+    ExaBGP keeps what is to be sent by attributes, and sends it in the order in which these came first. With those
+    of the announcement, a withdrawal takes its place there, and cannot be overtaken.
+    """
+    return _batches(f"neighbor {peer} withdraw", announcements, own_asn)
 
 
-def end_of_rib(peer: str) -> str:
-    """Send end-of-RIB to the peer."""
-    return f"neighbor {peer} announce eor ipv{version(peer)} unicast"
+def end_of_rib(peer: str, family: int) -> str:
+    """Send end-of-RIB of a family to the peer."""
+    return f"neighbor {peer} announce eor ipv{family} unicast"
 
 
-def route_refresh(peer: str) -> str:
-    """Ask the peer for all its routes."""
-    return f"neighbor {peer} announce route-refresh ipv{version(peer)} unicast"
+def route_refresh(peer: str, family: int) -> str:
+    """Ask the peer for all its routes of a family."""
+    return f"neighbor {peer} announce route-refresh ipv{family} unicast"
 
 
 def withdraw_all(peer: str) -> str:
@@ -184,10 +202,19 @@ def withdraw_all(peer: str) -> str:
     return f"neighbor {peer} clear adj-rib out"
 
 
-def _batches(start: str, prefixes: Iterable[str]) -> Iterator[str]:
-    ordered = sorted(prefixes)
-    for first in range(0, len(ordered), _PREFIXES_PER_LINE):
-        yield f"{start} {' '.join(ordered[first : first + _PREFIXES_PER_LINE])}"
+def teardown(peer: str, subcode: int) -> str:
+    """End the session with a NOTIFICATION Cease (RFC 4486); ExaBGP connects again."""
+    return f"neighbor {peer} teardown {subcode}"
+
+
+def _batches(start: str, announcements: Iterable[Announcement], own_asn: int) -> Iterator[str]:
+    together: dict[str, list[str]] = {}
+    for announcement in announcements:
+        together.setdefault(words(announcement, own_asn), []).append(announcement.prefix)
+    for attributes, prefixes in sorted(together.items()):
+        prefixes.sort()
+        for first in range(0, len(prefixes), _PREFIXES_PER_LINE):
+            yield f"{start} attributes {attributes} nlri {' '.join(prefixes[first : first + _PREFIXES_PER_LINE])}"
 
 
 class Connection:
@@ -272,7 +299,7 @@ class Connection:
     def _event(self, content: dict[str, Any]) -> Iterator[Event]:
         neighbor = content["neighbor"]
         peer = _address(neighbor["address"]["peer"])
-        kind, counter = content["type"], _number(content["counter"], _U64)
+        kind, counter = content["type"], number(content["counter"], _U64)
         expected = self._counters.get(peer, counter - 1) + 1
         self._counters[peer] = counter
         if kind == "open":
@@ -300,31 +327,36 @@ def _open(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     if capability := content["capabilities"].get("64"):
         flags = capability["address-family-flags"]
         restart = GracefulRestart(
-            _number(capability["time"], 4095),
-            {v: "restart" in flags[name] for v in (4, 6) if (name := f"ipv{v}/unicast") in flags},
+            number(capability["time"], 4095),
+            {v: "restart" in flags[name] for v in FAMILIES if (name := f"ipv{v}/unicast") in flags},
         )
-    yield Open(peer, _address(content["router_id"]), restart)
+    # 1: RFC 4760; who does not have it speaks IPv4.
+    families = content["capabilities"].get("1", {"families": ["ipv4/unicast"]})["families"]
+    yield Open(peer, _address(content["router_id"]), restart, _families(families))
 
 
 def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     message = neighbor["message"]
     if "eor" in message:
-        if message["eor"]["afi"] == f"ipv{version(peer)}" and message["eor"]["safi"] == "unicast":
-            yield EndOfRib(peer)
+        for family in _families([f"{message['eor']['afi']} {message['eor']['safi']}"]):
+            yield EndOfRib(peer, family)
         return
     update = message["update"]
-    family = f"ipv{version(peer)} unicast"
     attributes = update.get("attribute", {})
     announced: dict[str, Path] = {}
     unusable: set[str] = set()
-    # An IPv6 route with a global and a link-local next hop (RFC 2545) is listed under each.
-    for next_hop, entries in update.get("announce", {}).get(family, {}).items():
-        prefixes = [_prefix(entry["nlri"]) for entry in entries]
-        if address := _next_hop(next_hop, version(peer)):
-            announced.update(dict.fromkeys(prefixes, _path(address, attributes)))
-        else:
-            unusable.update(prefixes)
-    withdrawn = {_prefix(entry["nlri"]) for entry in update.get("withdraw", {}).get(family, ())}
+    withdrawn: set[str] = set()
+    for family in FAMILIES:
+        name = f"ipv{family} unicast"
+        # A route with a global and a link-local next hop (RFC 2545) is listed under each; the link-local one is
+        # the one to use on a session between link-local addresses.
+        for next_hop, entries in sorted(update.get("announce", {}).get(name, {}).items(), key=_link_local_last):
+            prefixes = [_prefix(entry["nlri"]) for entry in entries]
+            if route := _usable_path(_next_hop(next_hop, family, peer), attributes):
+                announced.update(dict.fromkeys(prefixes, route))
+            else:
+                unusable.update(prefixes)
+        withdrawn.update(_prefix(entry["nlri"]) for entry in update.get("withdraw", {}).get(name, ()))
     # An announcement replaces the previous one even if it is unusable itself (RFC 4271 9).
     withdrawn |= unusable - announced.keys()
     if announced or withdrawn:
@@ -333,14 +365,14 @@ def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
 
 def _refresh(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     refresh = neighbor["route-refresh"]
-    ours = (refresh["afi"], refresh["safi"]) == (f"ipv{version(peer)}", "unicast")
-    if ours and refresh["subtype"] in ("begin", "end"):
-        yield Refresh(peer, begin=refresh["subtype"] == "begin")
+    for family in _families([f"{refresh['afi']} {refresh['safi']}"]):
+        if refresh["subtype"] in ("begin", "end"):
+            yield Refresh(peer, family, begin=refresh["subtype"] == "begin")
 
 
 def _notification(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
     content = neighbor["notification"]
-    code, subcode = _number(content["code"], 255), _number(content["subcode"], 255)
+    code, subcode = number(content["code"], 255), number(content["subcode"], 255)
     yield Notified(peer, code, subcode, _text(content.get("message", "")))
 
 
@@ -352,55 +384,65 @@ def _neighbor(entry: dict[str, Any]) -> Neighbor:
     return Neighbor(
         peer=_address(entry["peer"]["address"]),
         local_address=_text(entry["local"]["address"]),
-        asn=_number(entry["peer"]["as"], _U32),
-        local_asn=_number(entry["local"]["as"], _U32),
+        asn=number(entry["peer"]["as"], _U32),
+        local_asn=number(entry["local"]["as"], _U32),
         router_id=_address(entry["peer"]["id"]) if established else "0.0.0.0",
         established=established,
-        age=_number(entry["duration"], _U32) if established and entry["state"] == "up" else 0,
-        updates_sent=_number(entry["messages"]["sent"]["update"], _U64),
+        age=number(entry["duration"], _U32) if established and entry["state"] == "up" else 0,
+        updates_sent=number(entry["messages"]["sent"]["update"], _U64),
         route_refresh=bool(entry["peer"]["capabilities"]["route-refresh"]),
+        families=_families(entry["families"]),
     )
+
+
+def _families(names: Iterable[str]) -> frozenset[int]:
+    """The IP versions among families as ExaBGP names them: ``ipv4 unicast``, in an OPEN ``ipv4/unicast``."""
+    known = {f"ipv{family} unicast": family for family in FAMILIES}
+    return frozenset(known[name] for each in names if (name := each.replace("/", " ")) in known)
 
 
 def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
     peer = _address(content["peer"]["address"])
     nlri, attributes = content["route"]["nlri"], content["route"]["attributes"]
-    next_hop = _next_hop(str(nlri["nexthop"]), version(peer))
-    path = _path(next_hop, attributes) if next_hop else None
-    return RibEntry(peer, _prefix(nlri["prefix"]), path, outgoing)
+    prefix, next_hop = _prefix(nlri["prefix"]), str(nlri["nexthop"])
+    if outgoing:
+        return RibEntry(peer, prefix, None, True, _announcement(prefix, next_hop, attributes))
+    return RibEntry(peer, prefix, _usable_path(_next_hop(next_hop, version(prefix), peer), attributes), False)
 
 
-def _path(next_hop: str, attributes: dict[str, Any]) -> Path:
-    as_path: list[int] = []
-    length = 0
-    segments = attributes.get("as-path", {})
-    for key in sorted(segments, key=lambda key: _number(key, _U16)):
-        numbers = [_number(number, _U32) for number in segments[key]["value"]]
-        if len(as_path) + len(numbers) > _AS_PATH_MOST:
-            raise ValueError("the AS path is too long")
-        kind = segments[key]["element"]
-        as_path += numbers
-        # RFC 4271 9.1.2.2 a: an AS_SET counts as one. RFC 5065 5.3: confederation segments do not count.
-        length += {"as-sequence": len(numbers), "as-set": 1}.get(kind, 0)
-    return Path(
-        next_hop=next_hop,
-        as_path=tuple(as_path),
-        as_path_length=length,
-        origin=_ORIGINS.get(attributes.get("origin", ""), 2),
-        med=_number(attributes.get("med", 0), _U32),
-        local_pref=_number(attributes.get("local-preference", DEFAULT_LOCAL_PREF), _U32),
-    )
+def _usable_path(next_hop: str, attributes: dict[str, Any]) -> Path | None:
+    try:
+        return received(next_hop, attributes) if next_hop else None
+    except Excessive:
+        return None
 
 
-def _next_hop(text: str, family: int) -> str:
-    """A next hop that the kernel can use without an interface name, or an empty text."""
+def _announcement(prefix: str, next_hop: str, attributes: dict[str, Any]) -> Announcement | None:
+    try:
+        return sent(prefix, next_hop, attributes)
+    except Excessive:
+        return None
+
+
+def _next_hop(text: str, family: int, peer: str) -> str:
+    """A next hop that can be used for a family, or an empty text.
+
+    A link-local one belongs to an interface, which only a link-local peer's is known of. IPv4 prefixes may have
+    IPv6 next hops (RFC 8950).
+    """
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return ""
-    if address.version != family or address.is_link_local or address.is_multicast or address.is_unspecified:
+    if address.version < family or address.is_multicast or address.is_unspecified or address.is_loopback:
         return ""
-    return "" if address.is_loopback else str(address)
+    if address.is_link_local and (address.version == 4 or not is_link_local(peer)):
+        return ""
+    return str(address)
+
+
+def _link_local_last(listed: tuple[str, object]) -> bool:
+    return is_link_local(listed[0])
 
 
 def _address(text: object) -> str:
@@ -413,15 +455,6 @@ def _prefix(text: object) -> str:
     if not isinstance(text, str):
         raise TypeError("not a prefix")
     return canonical(text)
-
-
-def _number(value: object, most: int) -> int:
-    """A JSON number, or a text of digits, within the range of its field in BGP."""
-    if isinstance(value, str) and len(value) <= 20:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ValueError("not a number, or out of range")
-    return value
 
 
 def _text(value: object) -> str:

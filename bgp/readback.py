@@ -79,17 +79,17 @@ class ReadBack:
     def entry(self, entry: protocol.RibEntry) -> None:
         """Handle one line of an answer."""
         session = self._sessions.get(entry.peer)
-        if session is None or version(entry.prefix) != session.peer.version:
+        if session is None or version(entry.prefix) not in session.peer.carried:
             return
         if entry.outgoing:
-            session.out.learned(entry.prefix)
+            session.out.learned(entry.prefix, entry.announcement)
             return
         reading = self._reading
         newer = reading is None or entry.peer in reading.peers or (entry.peer, entry.prefix) in reading.touched
         # ExaBGP empties a table when its session comes up, not when it ends.
-        if reading and session.established and not newer:
+        if reading and session.usable and not newer:
             if entry.path:
-                self._rib.announce(entry.peer, entry.prefix, entry.path)
+                self._rib.announce(entry.peer, entry.prefix, session.scoped(entry.path))
             else:
                 self._rib.believe(entry.peer, entry.prefix)
                 reading.unusable.setdefault(entry.peer, set()).add(entry.prefix)
@@ -99,7 +99,7 @@ class ReadBack:
         if answer.command == protocol.SHOW_RIB_OUT:
             self.attaching = False
             for session in self._sessions.values():
-                self._channel.send(*session.out.synchronise(established=session.established))
+                self._channel.send(*session.out.synchronise(established=session.usable))
         elif answer.command == protocol.SHOW_RIB_IN:
             self._finish(neighbors, now)
         elif not answer.ok:

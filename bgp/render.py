@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from bgp.bfd import settings
 from bgp.model import Peer, SpeakerConfig
 
 PROCESS = "agent"
@@ -43,13 +44,17 @@ def render(config: SpeakerConfig, peers: Sequence[Peer]) -> str:
     """The agent's part: template and neighbors. Each peer needs its ``source_address``: with ``auto``, ExaBGP
     does not know "next-hop self" before it has connected by itself, nor after a reload."""
     neighbors = "".join(_neighbor(config, peer) for peer in peers)
-    return f"{_LISTEN}{config.listen_port}\n{_TEMPLATE}{neighbors}"
+    listen = " ".join((str(config.listen_port), *config.listen_addresses))
+    return f"{_LISTEN}{listen}\n{settings.lines(peers)}{_TEMPLATE}{neighbors}"
 
 
-def listen_port(text: str) -> int:
-    """The port to listen on that :func:`render` noted for the sidecar (ExaBGP takes it from its environment)."""
-    match = re.search(rf"^{_LISTEN}(\d{{1,5}})$", text, re.ASCII | re.MULTILINE)
-    return int(match[1]) if match else 0
+def listen_on(text: str) -> tuple[int, tuple[str, ...]]:
+    """Port and addresses to listen on that :func:`render` noted for the sidecar; no addresses: on all.
+
+    ExaBGP takes both from its environment.
+    """
+    match = re.search(rf"^{_LISTEN}(\d{{1,5}})((?: [0-9a-f.:]+)*)$", text, re.ASCII | re.MULTILINE)
+    return (int(match[1]), tuple(match[2].split())) if match else (0, ())
 
 
 def process_section(python: Path, bridge: Path, socket: Path) -> str:
@@ -80,10 +85,13 @@ def _neighbor(config: SpeakerConfig, peer: Peer) -> str:
     if peer.ttl_security:
         # RFC 5082: send with TTL 255, accept only packets that lost at most the permitted hops.
         lines += ["outgoing-ttl 255", f"incoming-ttl {256 - peer.ttl_security}"]
-    body = "".join(f"  {line};\n" for line in lines)
-    return (
-        f"neighbor {peer.address} {{\n{body}"
-        f"  capability {{ graceful-restart {peer.max_restart_time}; route-refresh enable; asn4 enable; }}\n"
-        f"  family {{ ipv{peer.version} unicast; }}\n"
-        "}\n"
-    )
+    if peer.interface:
+        lines.append(f"source-interface {peer.interface}")
+    capabilities = f"graceful-restart {peer.max_restart_time}; route-refresh enable; asn4 enable;"
+    families = "".join(f" ipv{family} unicast;" for family in peer.carried)
+    sections = [f"capability {{ {capabilities} }}", f"family {{{families} }}"]
+    if peer.extended_next_hop:
+        sections[0] = f"capability {{ {capabilities} nexthop enable; }}"
+        sections.append("nexthop { ipv4 unicast ipv6; }")
+    body = "".join([*(f"  {line};\n" for line in lines), *(f"  {section}\n" for section in sections)])
+    return f"neighbor {peer.address} {{\n{body}}}\n"

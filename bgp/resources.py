@@ -55,6 +55,8 @@ class BGPConfiguration:
     """Name -> ``65000:1`` or ``65000:1:2``."""
     prefix_advertisements: tuple[PrefixAdvertisement, ...] | None = None
     ignored_interfaces: tuple[str, ...] | None = None
+    static_prefixes: tuple[str, ...] | None = None
+    """``staticPrefixes``, ours: CIDRs that are announced as they are."""
     max_paths: int | None = None
     """Ours: the limit of next hops of one route."""
 

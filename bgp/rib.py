@@ -1,24 +1,27 @@
-"""Adj-rib-in and best paths (RFC 4271) with ECMP among the next hops that this node can reach.
+"""Adj-rib-in and the best routes of it (RFC 4271), with ECMP among the next hops that this node can reach.
 
-Routes are kept as received, before any filter, so that a change of the filter needs no route refresh. Receiving
+Routes are kept as received, before any filter, so that a change of the filters needs no route refresh. Receiving
 only notes changed prefixes; :meth:`Rib.take` decides those and returns the differences.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from bgp.prefixes import PrefixSet, covers, parse
+from bgp.decision import DEFAULT_LOCAL_PREF, Candidate, Identity, Path, Source, loop, lost_by, multipath
+from bgp.filters import Route, changed_path, decide
+from bgp.prefixes import FAMILIES, PrefixSet, covers, parse, version
 
 NextHops = tuple[str, ...]
 """Sorted next hop addresses of one route; empty: no route."""
 
-DEFAULT_LOCAL_PREF = 100
+PREFIX_LIMIT = 50_000
+"""Prefixes of one peer, where nothing else is said: some 200 MB in ExaBGP, and ten of each of 5,000 nodes."""
+
 _REACHED_SPARE = 1000
+_NOTHING: set[str] = set()
 
 
 class Reached(NamedTuple):
@@ -46,39 +49,6 @@ class Unresolved(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
-    """The relevant attributes of one received route (RFC 4271 5.1).
-
-    ``as_path`` is flattened, ``as_path_length`` counts an AS_SET as one and confederation segments as none.
-    ``origin``: 0 IGP, 1 EGP, 2 INCOMPLETE.
-    """
-
-    next_hop: str
-    as_path: tuple[int, ...] = ()
-    as_path_length: int = 0
-    origin: int = 0
-    med: int = 0
-    local_pref: int = DEFAULT_LOCAL_PREF
-
-    @property
-    def neighbor_asn(self) -> int:
-        """The AS that sent the route to us; 0 inside our own."""
-        return self.as_path[0] if self.as_path else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The attributes of a path's peer that matter for the decision."""
-
-    address: str
-    router_id: str = "0.0.0.0"
-    local_asn: int = 0
-    local_address: str = ""
-    external: bool = True
-    allowed_own_asns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class ImportFilter:
     """Prefixes that may be learned: inside one of ``within``, and inside none of ``never``."""
 
@@ -89,17 +59,25 @@ class ImportFilter:
         return self.within.covers(prefix) and not self.never.covers(prefix)
 
 
-Candidate = tuple[Source, Path]
+class Judged(NamedTuple):
+    """A path after the import filters. ``refused``: why it takes no part; ``unresolved``: it is the next hop."""
+
+    path: Path
+    refused: str = ""
+    unresolved: str = ""
 
 
-def usable(source: Source, path: Path) -> bool:
-    """Whether a path may take part in the decision at all (RFC 4271 9.1.2)."""
-    # 9.1.2: a route whose AS_PATH has our own AS is a loop; Calico's numAllowedLocalASNumbers lets racks that
-    # share one AS number exchange routes.
-    if path.as_path.count(source.local_asn) > source.allowed_own_asns:
-        return False
-    # 5.1.3: our own address as next hop would be a loop.
-    return path.next_hop != source.local_address
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One path to a prefix, after the import filters. ``used``: its next hop is one of the route's.
+
+    ``reason``: why it is not the best one; empty if it is.
+    """
+
+    peer: str
+    path: Path
+    used: bool
+    reason: str = ""
 
 
 def problem(prefix: str, next_hop: str, reached: Reached) -> str:
@@ -112,41 +90,6 @@ def problem(prefix: str, next_hop: str, reached: Reached) -> str:
     if reached.length < parse(prefix)[2] and covers(prefix, next_hop):
         return "it lies inside what is announced with it"
     return ""
-
-
-def multipath(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The equally good candidates, the best first. The order of the input does not matter."""
-    left = list(candidates)
-    if len(left) < 2:
-        return left
-    # 9.1.1: the degree of preference. Routes from other ASes have the default: no import policy sets another.
-    left = _best(left, lambda c: -(DEFAULT_LOCAL_PREF if c[0].external else c[1].local_pref))
-    # 9.1.2.2 a: the fewest ASes in AS_PATH.
-    left = _best(left, lambda c: c[1].as_path_length)
-    # 9.1.2.2 b: the lowest ORIGIN.
-    left = _best(left, lambda c: c[1].origin)
-    # 9.1.2.2 c: the lowest MULTI_EXIT_DISC, but only among routes of the same neighbouring AS.
-    least: dict[int, int] = {}
-    for _, path in left:
-        least[path.neighbor_asn] = min(path.med, least.get(path.neighbor_asn, path.med))
-    left = [c for c in left if c[1].med == least[c[1].neighbor_asn]]
-    # 9.1.2.2 d: eBGP before iBGP.
-    left = _best(left, lambda c: not c[0].external)
-    # 9.1.2.2 e, the interior cost: without an IGP every next hop costs the same. The rest is ECMP.
-    # 9.1.2.2 f and g: the lowest BGP identifier, then the lowest peer address, only sort it.
-    return sorted(left, key=lambda c: (_number(c[0].router_id), _number(c[0].address)))
-
-
-def _best(candidates: list[Candidate], cost: Callable[[Candidate], int]) -> list[Candidate]:
-    if len(candidates) < 2:
-        return candidates
-    least = min(map(cost, candidates))
-    return [c for c in candidates if cost(c) == least]
-
-
-@lru_cache(maxsize=4096)
-def _number(address: str) -> int:
-    return int(ipaddress.ip_address(address))
 
 
 class Rib:
@@ -164,8 +107,13 @@ class Rib:
         self._doubted: dict[str, set[str]] = {}
         self._paths: dict[str, dict[str, Path]] = {}
         self._best: dict[str, NextHops] = {}
+        self._priorities: dict[str, int] = {}
         self._changed: set[str] = set()
         self._moved: set[str] = set()
+        self._own = Identity()
+        self._reflected: dict[str, Candidate] = {}
+        self._reflect: set[str] = set()
+        self._over: set[str] = set()
         self._reach: Reach = anywhere
         self._reached: dict[str, Reached] = {}
         self._left_out: dict[str, tuple[Unresolved, ...]] = {}
@@ -176,10 +124,26 @@ class Rib:
         """Prefix -> next hops, as of the last :meth:`take`."""
         return self._best
 
+    @property
+    def priorities(self) -> Mapping[str, int]:
+        """Prefix -> metric that the kernel's route shall have, of those that a filter has given one."""
+        return self._priorities
+
+    @property
+    def reflected(self) -> Mapping[str, Candidate]:
+        """Of a route reflector: prefix -> the path to reflect, as of the last :meth:`take`."""
+        return self._reflected
+
     def set_filter(self, new: ImportFilter) -> None:
         """Set the import filter, and decide everything again if it differs."""
         if new != self._filter:
             self._filter = new
+            self._changed.update(self._paths)
+
+    def set_own(self, own: Identity) -> None:
+        """Set who we are, and decide everything again if it differs."""
+        if own != self._own:
+            self._own = own
             self._changed.update(self._paths)
 
     def set_reach(self, reach: Reach) -> None:
@@ -222,10 +186,14 @@ class Rib:
             self._changed.update(self._prefixes.setdefault(source.address, set()))
 
     def announce(self, peer: str, prefix: str, path: Path) -> None:
-        """Add or replace a peer's route."""
-        self._prefixes[peer].add(prefix)
-        if doubted := self._doubted.get(peer):
-            doubted.discard(prefix)
+        """Add or replace a peer's route. A prefix over the peer's limit is left out; :meth:`over` says so."""
+        known, doubted = self._prefixes[peer], self._doubted.get(peer, _NOTHING)
+        # Doubted routes do not count: they may be replaced by as many others. One that is repeated does.
+        if len(known) - len(doubted) >= self.limit(peer) and (prefix not in known or prefix in doubted):
+            self._over.add(peer)
+            return
+        known.add(prefix)
+        doubted.discard(prefix)
         paths = self._paths.setdefault(prefix, {})
         if paths.get(peer) != path:
             paths[peer] = path
@@ -244,9 +212,9 @@ class Rib:
             del self._paths[prefix]
         self._changed.add(prefix)
 
-    def doubt(self, peer: str) -> None:
+    def doubt(self, peer: str, families: Collection[int] = FAMILIES) -> None:
         """Keep the peer's routes in use until :meth:`confirm`, unless they are announced again."""
-        self._doubted[peer] = set(self._prefixes.get(peer, ()))
+        self._doubted.setdefault(peer, set()).update(self._of(peer, families))
 
     def confirm(self, peer: str) -> None:
         """Remove the routes of a peer that are still doubted, now that its table is complete."""
@@ -257,10 +225,23 @@ class Rib:
         """Keep a doubted route as it was: the peer still has it, but its attributes could not be read."""
         self._doubted.get(peer, set()).discard(prefix)
 
-    def drop(self, peer: str) -> None:
+    def drop(self, peer: str, families: Collection[int] = FAMILIES) -> None:
         """Remove all routes of a peer."""
-        self.doubt(peer)
-        self.confirm(peer)
+        for prefix in self._of(peer, families):
+            self.withdraw(peer, prefix)
+        if not self.count(peer):
+            self._over.discard(peer)
+
+    def _of(self, peer: str, families: Collection[int]) -> list[str]:
+        return [prefix for prefix in self._prefixes.get(peer, ()) if version(prefix) in families]
+
+    def limit(self, peer: str) -> int:
+        """How many prefixes of a peer are kept at most."""
+        return self._sources[peer].prefix_limit or PREFIX_LIMIT
+
+    def over(self, peer: str) -> bool:
+        """Whether a peer has announced more prefixes than its limit since all of it was dropped last."""
+        return peer in self._over
 
     def count(self, peer: str) -> int:
         """Number of prefixes a peer has announced, before the filter."""
@@ -269,14 +250,16 @@ class Rib:
     def take(self, most: int | None = None) -> dict[str, NextHops]:
         """Decide prefixes touched since the last call, up to ``most``; returns changed routes, () for removed.
 
-        A route with the same next hops counts as changed if one of them is reached in another way than before.
+        A route with the same next hops counts as changed if one of them is reached in another way than before, or
+        if its priority is another.
         """
         changes: dict[str, NextHops] = {}
         for _ in range(len(self._changed) if most is None else min(most, len(self._changed))):
             prefix = self._changed.pop()
+            before = self._best.get(prefix, ()), self._priorities.get(prefix)
             next_hops, moved = self._decide(prefix), prefix in self._moved
             self._moved.discard(prefix)
-            if next_hops == self._best.get(prefix, ()) and not (moved and next_hops):
+            if (next_hops, self._priorities.get(prefix)) == before and not (moved and next_hops):
                 continue
             changes[prefix] = next_hops
             if next_hops:
@@ -285,25 +268,103 @@ class Rib:
                 del self._best[prefix]
         return changes
 
+    def take_reflected(self) -> dict[str, Candidate | None]:
+        """Prefixes whose path to reflect is another since the last call; None: none any more."""
+        changed, self._reflect = self._reflect, set()
+        return {prefix: self._reflected.get(prefix) for prefix in changed}
+
+    def explain(self, prefix: str) -> list[Explained]:
+        """Every path to a prefix, the best one first, and why the others are not the best. Canonical prefix."""
+        judged = {peer: self._judge(prefix, peer, path) for peer, path in self._paths.get(prefix, {}).items()}
+        accepted = self._filter.accepts(prefix)
+        candidates = [
+            (self._sources[peer], one.path)
+            for peer, one in judged.items()
+            if accepted and not (one.refused or one.unresolved)
+        ]
+        ranked, lost = multipath(candidates), lost_by(candidates)
+        equal = {source.address for source, _ in ranked}
+        next_hops = self._next_hops(ranked)
+        found = []
+        for peer, one in judged.items():
+            if not accepted:
+                reason = "the prefix is none that this node learns"
+            else:
+                reason = one.refused or one.unresolved or (lost[peer].value if peer in lost else "")
+            used = peer in equal and one.path.next_hop in next_hops
+            found.append(Explained(peer, one.path, used, reason))
+        return sorted(found, key=lambda one: (bool(one.reason), not one.used, one.peer))
+
     def _decide(self, prefix: str) -> NextHops:
         paths = self._paths.get(prefix)
-        if not paths or not self._filter.accepts(prefix):
-            self._leave_out(prefix, ())
-            return ()
         candidates: list[Candidate] = []
+        fallback: list[Candidate] = []
         left_out: list[Unresolved] = []
-        for peer, path in paths.items():
-            source = self._sources[peer]
-            if not usable(source, path):
+        for peer, path in paths.items() if paths and self._filter.accepts(prefix) else ():
+            judged = self._judge(prefix, peer, path)
+            if judged.refused:
                 continue
             # 9.1.2.1: a route that cannot be resolved takes no part in the decision.
-            if why := problem(prefix, path.next_hop, self._reached_by(path.next_hop)):
-                left_out.append(Unresolved(path.next_hop, why))
+            if judged.unresolved:
+                left_out.append(Unresolved(path.next_hop, judged.unresolved))
+                fallback.append((self._sources[peer], judged.path))
             else:
-                candidates.append((source, path))
+                candidates.append((self._sources[peer], judged.path))
         self._leave_out(prefix, tuple(dict.fromkeys(left_out)))
-        next_hops = dict.fromkeys(path.next_hop for _, path in multipath(candidates))
+        if self._own.cluster_id or self._reflected:
+            self._set_reflected(prefix, candidates or fallback)
+        ranked = multipath(candidates)
+        if ranked and ranked[0][1].priority is not None:
+            self._priorities[prefix] = ranked[0][1].priority
+        else:
+            self._priorities.pop(prefix, None)
+        return self._next_hops(ranked)
+
+    def _next_hops(self, ranked: list[Candidate]) -> NextHops:
+        next_hops = dict.fromkeys(path.next_hop for _, path in ranked)
         return tuple(sorted(list(next_hops)[: self._max_paths]))
+
+    def _judge(self, prefix: str, peer: str, path: Path) -> Judged:
+        """Whether a path of an accepted prefix takes part in the decision, and with which attributes."""
+        source = self._sources[peer]
+        if why := loop(source, path, self._own):
+            return Judged(path, refused=why)
+        reached = self._reached_by(path.next_hop)
+        if source.external and path.local_pref != DEFAULT_LOCAL_PREF:
+            # RFC 4271, 5.1.5: it has no meaning from another AS. The filters may set one.
+            path = replace(path, local_pref=DEFAULT_LOCAL_PREF)
+        if source.filters:
+            route = Route(
+                prefix,
+                source.external,
+                interface=reached.interface,
+                communities=path.communities,
+                large_communities=path.large_communities,
+                as_path=path.as_path,
+                priority=path.priority,
+            )
+            decided = decide(source.filters, route, imported=True)
+            if decided and not decided.rule.accept:
+                return Judged(path, refused=f"BGPFilter {decided.filter} rejects it")
+            if decided:
+                path = changed_path(path, decided.rule.operations)
+        return Judged(path, unresolved=problem(prefix, path.next_hop, reached))
+
+    def _set_reflected(self, prefix: str, candidates: list[Candidate]) -> None:
+        """A route reflector need not be on the links of its clients: what it cannot reach itself it reflects if
+        there is nothing better."""
+        now = multipath(candidates)[0] if self._own.cluster_id and candidates else None
+        if now == self._reflected.get(prefix):
+            return
+        self._reflect.add(prefix)
+        if now:
+            self._reflected[prefix] = now
+        else:
+            self._reflected.pop(prefix, None)
+
+    def interface(self, next_hop: str) -> str:
+        """The interface that leads to a next hop; empty: none does."""
+        return self._reached_by(next_hop).interface
 
     def _reached_by(self, next_hop: str) -> Reached:
         reached = self._reached.get(next_hop)

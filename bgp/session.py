@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from bgp import protocol
+from bgp.announcement import Announcement
+from bgp.bfd import CEASE_BFD_DOWN
 from bgp.channel import Channel
+from bgp.decision import Path, Source
 from bgp.model import Peer
+from bgp.notification import explained, words
 from bgp.outgoing import Outgoing
-from bgp.prefixes import version
-from bgp.rib import Rib, Source
+from bgp.prefixes import FAMILIES, is_link_local, version
+from bgp.rib import Rib
 
 SETTLE = 10.0
 """Seconds after which the table of a peer that sends no end-of-RIB counts as complete."""
+
+_TEARDOWN_AGAIN = 5.0
 
 
 class State(Enum):
@@ -29,6 +35,8 @@ class State(Enum):
     """The whole table has been sent."""
     REFRESHING = auto()
     """The whole table has been sent, and the peer repeats it (RFC 7313)."""
+    FAILED = auto()
+    """BFD has lost the peer: none of its routes is used, and ExaBGP is to end the session."""
 
 
 class Input(Enum):
@@ -39,11 +47,13 @@ class Input(Enum):
     END_OF_RIB = auto()
     REFRESH_BEGIN = auto()
     REFRESH_END = auto()
+    FAILED = auto()
 
 
 TRANSITIONS: Mapping[tuple[State, Input], State] = {
     **{(state, Input.UP): State.LOADING for state in State},
     **{(state, Input.DOWN): State.DOWN for state in State if state is not State.DOWN},
+    **{(state, Input.FAILED): State.FAILED for state in State if state not in (State.DOWN, State.FAILED)},
     (State.LOADING, Input.END_OF_RIB): State.COMPLETE,
     (State.LOADING, Input.REFRESH_BEGIN): State.LOADING_REFRESH,
     (State.LOADING_REFRESH, Input.END_OF_RIB): State.REFRESHING,
@@ -58,7 +68,11 @@ TRANSITIONS: Mapping[tuple[State, Input], State] = {
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down."""
+    """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down.
+
+    ``name``: of the BGPPeer that declares it. ``received`` and ``announced``: prefixes; ``limit``: of those
+    received.
+    """
 
     address: str
     asn: int
@@ -67,6 +81,23 @@ class PeerStatus:
     received: int
     families: tuple[str, ...]
     error: str = ""
+    limit: int = 0
+    name: str = ""
+    announced: int = 0
+    bfd: str = ""
+    """State of its BFD session; empty: it has none, or nothing is known of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bfd:
+    """What BFD says of a peer. ``state``: for people. ``failed_at``: when the path failed, None: it has not.
+
+    ``independent``: the peer's BFD outlives a restart of its BGP (the C bit of RFC 5880).
+    """
+
+    state: str
+    failed_at: float | None
+    independent: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +113,33 @@ class Session:
 
     def __init__(self, peer: Peer, rib: Rib, channel: Channel, now: float) -> None:
         self.state = State.DOWN
-        self.out = Outgoing(peer.address)
+        self.out = Outgoing(peer)
         self._rib = rib
         self._channel = channel
         self._since = now
         self._router_id = "0.0.0.0"
         self._restart: protocol.GracefulRestart | None = None
         self._complete_at = 0.0
+        self._untold: set[int] = set()
+        self._refreshing: set[int] = set()
         self._retained: Retained | None = None
         self._unusable: set[str] = set()
         self._unusable_until = 0.0
-        self._error = ""
-        self.configure(peer)
+        self._teardown_at = 0.0
+        self._error = self._said = ""
+        self._bfd: Bfd | None = None
+        self.peer = peer
+        self._describe()
 
     @property
     def established(self) -> bool:
-        """RFC 4271's Established."""
+        """RFC 4271's Established, as far as ExaBGP goes."""
         return self.state is not State.DOWN
+
+    @property
+    def usable(self) -> bool:
+        """Whether routes that come by it may be used."""
+        return self.state not in (State.DOWN, State.FAILED)
 
     @property
     def told(self) -> bool:
@@ -115,21 +156,47 @@ class Session:
         return PeerStatus(
             address=self.peer.address,
             asn=self.peer.asn,
-            established=self.established,
+            established=self.usable,
             since=max(0.0, now - self._since),
             received=self._rib.count(self.peer.address),
-            families=(f"ipv{self.peer.version} unicast",),
-            error="" if self.established else self._error,
+            families=tuple(f"ipv{family} unicast" for family in self.peer.carried),
+            error="" if self.usable else self._error,
+            name=self.peer.name,
+            announced=self.out.announced if self.established else 0,
+            limit=self._rib.limit(self.peer.address),
+            bfd=self._bfd.state if self._bfd else "",
         )
 
     def configure(self, peer: Peer) -> None:
         """Set the peer's settings; its address never changes."""
         self.peer = peer
+        if peer.bfd is None:
+            self._bfd = None
+        self._channel.send(*self.out.configure(peer))
         self._describe()
 
-    def want(self, prefixes: Collection[str]) -> None:
-        """Announce the prefixes of the peer's family, and no others."""
-        self._channel.send(*self.out.want(p for p in prefixes if version(p) == self.peer.version))
+    @property
+    def router_id(self) -> str:
+        """The peer's BGP identifier, as of its last OPEN."""
+        return self._router_id
+
+    def negotiated(self, families: Collection[int]) -> None:
+        """Set the families that the peer has, too."""
+        self.out.families = frozenset(self.peer.carried) & frozenset(families)
+
+    def want(self, announcements: Mapping[str, Announcement]) -> None:
+        """Announce what is of the session's families, by prefix, and nothing else."""
+        self._channel.send(*self.out.want(announcements))
+
+    def change(self, changes: Mapping[str, Announcement | None]) -> None:
+        """Change some of what is wanted; None: withdraw."""
+        self._channel.send(*self.out.change(changes))
+
+    def scoped(self, path: Path) -> Path:
+        """The path with the interface of its next hop, if that is link-local: ``fe80::1%eth0``."""
+        if not self.peer.interface or not is_link_local(path.next_hop):
+            return path
+        return replace(path, next_hop=f"{path.next_hop}%{self.peer.interface}")
 
     def receive(self, event: protocol.Event, now: float) -> None:
         """Handle an event of this session."""
@@ -138,37 +205,44 @@ class Session:
                 self._update(event)
             case protocol.Open():
                 self._router_id, self._restart = event.router_id, event.restart
+                self.negotiated(event.families)
                 self._describe()
             case protocol.Up():
                 self.up(now)
             case protocol.Down():
                 self.down(event.reason, now)
             case protocol.EndOfRib():
-                self._advance(Input.END_OF_RIB)
+                self._untold.discard(event.family)
+                if not self._untold:
+                    self._advance(Input.END_OF_RIB)
             case protocol.Refresh(begin=True):
                 if self._advance(Input.REFRESH_BEGIN):
-                    self._rib.doubt(self.peer.address)
+                    self._refreshing.add(event.family)
+                    self._rib.doubt(self.peer.address, (event.family,))
             case protocol.Refresh():
-                self._unusable.clear()
-                self._advance(Input.REFRESH_END)
+                self._unusable = {p for p in self._unusable if version(p) != event.family}
+                self._refreshing.discard(event.family)
+                if not self._refreshing:
+                    self._advance(Input.REFRESH_END)
             case protocol.Notified():
-                self._note(f"NOTIFICATION {event.code}/{event.subcode}", event.text, warning=True)
+                self._said = event.text
+                self._note(f"NOTIFICATION {words(event.code, event.subcode)}", event.text, warning=True)
 
     def up(self, now: float) -> None:
         """The session came up."""
         self._advance(Input.UP)
         self._since, self._error = now, ""
-        self._unusable.clear()
+        self._begin()
         self._complete_at = now + (self.peer.max_restart_time if self._restart else SETTLE)
         # Routes of an earlier session must be announced again in this one.
         self._rib.doubt(self.peer.address)
         # RFC 4724 4.2: unless the peer says that it kept its forwarding state, the routes kept for it are
         # dropped. That is for the peer's restart; across our own (4.1) everything stays until its end-of-RIB.
-        kept = self._restart is not None and self._restart.forwarding.get(self.peer.version, False)
-        if self._retained and (kept or self._retained.own):
+        forwarding = self._restart.forwarding if self._restart else {}
+        if self._retained and not self._retained.own:
+            self._keep([family for family, kept in forwarding.items() if kept])
+        if self._retained:
             self._retained = Retained(now + self.peer.max_restart_time, self._retained.own)
-        elif self._retained:
-            self._drop()
         self._note("up")
         self._channel.send(*self.out.up())
 
@@ -176,13 +250,23 @@ class Session:
         """Adopt a session that was up before: its end-of-RIB may be past, or of a young one still to come."""
         self._advance(Input.UP)
         self._since, self._error = now - neighbor.age, ""
+        self.negotiated(neighbor.families)
+        self._begin()
         self._complete_at = now + max(0.0, SETTLE - neighbor.age)
         self._router_id = neighbor.router_id
         self._describe()
+        self._mind_bfd(now)
+
+    def tell_bfd(self, bfd: Bfd | None, now: float) -> None:
+        """What BFD says of the path to the peer; None: nothing, from now on."""
+        self._bfd = bfd if self.peer.bfd else None
+        self._mind_bfd(now)
 
     def down(self, reason: str, now: float) -> None:
         """The session ended, or could not come up."""
-        self._error = reason
+        failed = self.state is State.FAILED
+        error, self._said = explained(reason, self._said), ""
+        self._error = self._error if failed else error
         if not self._advance(Input.DOWN):
             return
         self._since = now
@@ -190,13 +274,16 @@ class Session:
         self.out.down()
         # RFC 4724 4.2: keep the routes if the peer announced that it would, but not after a NOTIFICATION.
         notified = reason.startswith(("notification sent", "notification received"))
-        if "shutting down" in reason:
+        if failed:
+            self._drop()
+        elif "shutting down" in reason:
             self._retain(now + self.peer.max_restart_time, own=True)
-        elif self._restart and self.peer.version in self._restart.forwarding and not notified:
+        elif self._restart and not notified:
             self._retain(now + self._restart.time, own=False)
+            self._keep(self._restart.forwarding)
         else:
             self._drop()
-        self._note("down", reason, warning=True)
+        self._note("down", self._error, warning=True)
 
     def detached(self, now: float) -> None:
         """The connection to ExaBGP is lost: all routes stay, as for a speaker that restarts itself."""
@@ -208,6 +295,9 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Handle timers."""
+        if self.state is State.FAILED and now >= self._teardown_at:
+            self._tear_down(now)
+        self._channel.send(*self.out.tick(now))
         if now >= self._complete_at:
             self._advance(Input.END_OF_RIB)
         if now >= self._unusable_until:
@@ -233,7 +323,8 @@ class Session:
         interface; an update has both. Until it arrives, these routes stay, and we are not in sync.
         """
         self._unusable, self._unusable_until = unusable, now + SETTLE
-        self._channel.send(protocol.route_refresh(self.peer.address))
+        families = sorted({version(prefix) for prefix in unusable})
+        self._channel.send(*(protocol.route_refresh(self.peer.address, family) for family in families))
 
     def _advance(self, by: Input) -> bool:
         """Change state by the table; false if it has no transition."""
@@ -241,17 +332,56 @@ class Session:
         self.state = after or self.state
         return after is not None
 
+    def _mind_bfd(self, now: float) -> None:
+        """RFC 5882, 10.2 and 4.3: a path that fails ends the session, and no graceful restart keeps its routes.
+
+        Unless the session has ended already: the peer restarts, and its BFD perhaps with it, so that its failure
+        means nothing, but for a peer that says (the C bit) that it would not. A session that came up after the
+        failure is none of its concern, nor is one whose BFD never came up (4.4).
+        """
+        if self._bfd is None or self._bfd.failed_at is None:
+            return
+        if self.established and self._since <= self._bfd.failed_at and self._advance(Input.FAILED):
+            self._error, self._since = "BFD down", now
+            self._unusable.clear()
+            self.out.down()
+            self._drop()
+            self._note("BFD down", warning=True)
+            self._tear_down(now)
+        elif self._retained and self._bfd.independent:
+            self._drop()
+            self._note("BFD down during graceful restart, routes removed", warning=True)
+
+    def _tear_down(self, now: float) -> None:
+        self._teardown_at = now + _TEARDOWN_AGAIN
+        self._channel.send(protocol.teardown(self.peer.address, CEASE_BFD_DOWN))
+
     def _update(self, event: protocol.Update) -> None:
+        if self.state is State.FAILED:
+            return
         self._unusable.difference_update(event.withdrawn, (prefix for prefix, _ in event.announced))
         for prefix in event.withdrawn:
             self._rib.withdraw(event.peer, prefix)
         for prefix, path in event.announced:
-            self._rib.announce(event.peer, prefix, path)
+            if version(prefix) in self.peer.carried:
+                self._rib.announce(event.peer, prefix, self.scoped(path))
+
+    def _begin(self) -> None:
+        """Nothing of the peer's table has been told yet."""
+        self._untold = {*self.out.families}
+        self._refreshing.clear()
+        self._unusable.clear()
 
     def _retain(self, until: float, *, own: bool) -> None:
         self._rib.doubt(self.peer.address)
         # Stale routes do not get more time when the session, or ExaBGP, fails once more.
         self._retained = Retained(min(until, self._retained.until) if self._retained else until, own)
+
+    def _keep(self, families: Collection[int]) -> None:
+        """Of the routes that are kept for the peer's restart, drop those of all other families."""
+        self._rib.drop(self.peer.address, [family for family in FAMILIES if family not in families])
+        if not families:
+            self._retained = None
 
     def _drop(self) -> None:
         self._retained = None
@@ -267,6 +397,9 @@ class Session:
                 local_address=peer.source_address,
                 external=peer.external,
                 allowed_own_asns=peer.allowed_own_asns,
+                client=bool(peer.cluster_id),
+                filters=peer.filters,
+                prefix_limit=peer.prefix_limit,
             )
         )
 

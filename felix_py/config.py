@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ class EndpointToHost(enum.StrEnum):
     DROP = "drop"
 
 
+class RouteSource(enum.StrEnum):
+    """Where routes to other nodes' pods come from. ``kubernetes``: from Node objects, and the rest by BGP."""
+
+    BGP = "bgp"
+    KUBERNETES = "kubernetes"
+
+
 BGP_CONFIG = Path("/etc/felix-py/bgp.yaml")
 """Where the DaemonSet's pods have the peers, if there are any."""
 
@@ -37,6 +45,11 @@ _FAMILIES = {f"ipv{int(family)}": family for family in Family}
 def _node_name(name: str) -> None:
     if not name:
         raise ValueError("give the name that `kubectl get nodes` shows for this node")
+
+
+def _namespace(name: str) -> None:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise ValueError("not the name of a namespace")
 
 
 def _cidr(cidr: str) -> None:
@@ -116,6 +129,12 @@ class AgentConfig:
         otherwise="the pod's service account",
         also="KUBECONFIG",
     )
+    namespace: str = setting(
+        "kube-system",
+        "The agent's own namespace, whose Secrets BGPPeers name.",
+        metavar="NAME",
+        check=_namespace,
+    )
     state_dir: Path = setting(
         Path("/var/lib/felix-py"), "Address leases; must survive a reboot.", metavar="FOLDER"
     )
@@ -180,7 +199,18 @@ class AgentConfig:
         None,
         "YAML file with asNumber, routerID and peers; see docs/bgp.md.",
         metavar="FILE",
-        otherwise="/etc/felix-py/bgp.yaml, if it is there; else no BGP",
+        otherwise="/etc/felix-py/bgp.yaml, if it is there; else BGP as BGPConfigurations and BGPPeers say",
+    )
+    bgp_foreign_annotations: bool = setting(
+        False,
+        "Read Calico's and kube-router's annotations of Nodes where there are none of ours, see docs/bgp.md.",
+        field=Field("bgpForeignAnnotations"),
+    )
+    route_source: RouteSource = setting(
+        RouteSource.BGP,
+        "Where routes to other nodes' pods come from. `kubernetes`: for nodes of the same segment from their "
+        "Node objects, for others by BGP, if there is any.",
+        field=Field("routeSource", {source.value: source for source in RouteSource}),
     )
     mark_mask: int = setting(
         0xFFFF0000,

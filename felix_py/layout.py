@@ -23,6 +23,12 @@ HOST_MAC = "ee:ee:ee:ee:ee:ee"
 LINK_GROUP = 0xFE11C
 """Link group (``ip link … group``) of every host end; unlike the name, it survives a rename of the interface."""
 
+EXCLUDED = ("node.kubernetes.io/exclude-from-external-load-balancers", "true")
+"""The label of a node that announces no Services, with the value that Calico asks for."""
+
+DRAIN = "felixpy.io/bgp-drain"
+"""Annotation, or taint, of a Node that BGP is to lead traffic away from."""
+
 GATEWAY = {Family.V4: "169.254.1.1", Family.V6: "fe80::1"}
 
 

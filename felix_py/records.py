@@ -226,8 +226,10 @@ class Elsewhere(NamedTuple):
 class NodeRecord:
     """A Node (core/v1): its addresses and its pod CIDRs.
 
-    ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order.
-    ``pod_cidrs`` are canonical CIDR texts, at most one of a family.
+    ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order;
+    ``internal_addresses`` are the InternalIPs alone. ``pod_cidrs`` are canonical CIDR texts, at most one of a
+    family. ``annotations``: those of :data:`bgp.node.KEYS` alone, since others change all the time. ``drain``:
+    why BGP is to lead traffic away from the node: the annotation's value, ``taint``, or empty.
     """
 
     name: str
@@ -236,6 +238,9 @@ class NodeRecord:
     pod_cidrs: tuple[str, ...] = ()
     labels: Labels = ()
     unschedulable: bool = False
+    annotations: Labels = ()
+    drain: str = ""
+    internal_addresses: tuple[str, ...] = ()
 
     def as_peer(self) -> Node:
         """Returns the node as policy knows it."""
@@ -244,7 +249,7 @@ class NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class ConfigurationRecord:
-    """A FelixConfiguration (felixpy.io/v1alpha1): its spec as it came, not judged yet.
+    """An object of a kind of ours (felixpy.io/v1alpha1): its spec as it came, not judged yet.
 
     ``problem``: why the object cannot be read at all, or empty; ``spec`` is then empty.
     """
@@ -253,6 +258,15 @@ class ConfigurationRecord:
     uid: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRecord:
+    """A Secret: its values as text, without a newline at the end; those that are no UTF-8 are empty."""
+
+    name: str
+    uid: str = ""
+    data: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class Flow(NamedTuple):

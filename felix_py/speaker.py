@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 import stat
@@ -17,11 +18,14 @@ from pathlib import Path
 
 import structlog
 
+from bgp.announcement import Announcement
+from bgp.bfd import settings as bfd
 from bgp.control import Control
-from bgp.model import BGPConfigError, Peer, SpeakerConfig, parse_bgp_config
+from bgp.fields import BGPConfigError
+from bgp.model import Peer, SpeakerConfig, parse_bgp_config
 from bgp.prefixes import PrefixSet, canonical
 from bgp.render import render
-from bgp.rib import ImportFilter, NextHops, Reach, Unresolved
+from bgp.rib import Explained, ImportFilter, NextHops, Reach, Unresolved
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
 from felix_py.backoff import Backoff
@@ -83,9 +87,11 @@ class Speaker:
         self._control = Control()
         self._config: SpeakerConfig | None = None
         self._peers: tuple[Peer, ...] = ()
+        self._ways: Mapping[str, NextHops] = {}
         self._text = ""
         self._written_at = 0.0
         self._config_due = asyncio.Event()
+        self._bfd_wanted = asyncio.Event()
         self._in_sync = asyncio.Event()
         self._more = asyncio.Event()
         self._progress = asyncio.Condition()
@@ -96,6 +102,7 @@ class Speaker:
     def set_config(self, config: SpeakerConfig) -> None:
         """Set the peers and speaker settings."""
         self._config = config
+        self._lead({**self._ways, **_ways(config)})
         self._adopt(config, self._reachable(config))
 
     def set_filter(self, *, within: Iterable[str], never: Iterable[str]) -> None:
@@ -105,9 +112,13 @@ class Speaker:
         self._control.rib.set_filter(ImportFilter(PrefixSet(within), PrefixSet(never)))
         self._flush()
 
-    def announce(self, prefixes: Iterable[str]) -> None:
-        """Announce exactly these CIDRs, each to the peers of its family. Raises ValueError for any other text."""
-        self._control.announce({canonical(prefix) for prefix in prefixes})
+    def announce(self, announcements: Iterable[Announcement | str]) -> None:
+        """Announce exactly these CIDRs, each to the peers of its family; a bare one has the default attributes.
+
+        Raises ValueError for a prefix that is no CIDR.
+        """
+        whole = (Announcement(one) if isinstance(one, str) else one for one in announcements)
+        self._control.announce([replace(one, prefix=canonical(one.prefix)) for one in whole])
         self._flush()
 
     def set_reach(self, reach: Reach) -> None:
@@ -120,6 +131,18 @@ class Speaker:
     def routes(self) -> Mapping[str, NextHops]:
         """The best routes: prefix -> ECMP next hops."""
         return self._control.rib.best
+
+    def explain(self, prefix: str) -> list[Explained]:
+        """Every path to a prefix, the best one first, and why the others are not the best. Raises ValueError."""
+        return self._control.rib.explain(canonical(prefix))
+
+    def priorities(self) -> Mapping[str, int]:
+        """Prefix -> metric of the kernel's route, of those that a filter has given one."""
+        return self._control.rib.priorities
+
+    def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
+        """Peer -> what it is told, by prefix, of those whose session is up."""
+        return self._control.announced()
 
     def unresolved(self) -> Mapping[Unresolved, int]:
         """Next hops of accepted routes that this node cannot use -> number of prefixes."""
@@ -140,8 +163,10 @@ class Speaker:
         known = {status.address for status in statuses}
         for peer in self._config.peers if self._config else ():
             if peer.address not in known:
-                families = (f"ipv{peer.version} unicast",)
-                statuses.append(PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, "no route to it"))
+                families = tuple(f"ipv{family} unicast" for family in peer.carried)
+                reason = self._control.held_reason(peer.address, time.monotonic()) or "no route to it"
+                down = PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, reason, name=peer.name)
+                statuses.append(down)
         return statuses
 
     @property
@@ -161,7 +186,7 @@ class Speaker:
                 # `done` means queued. Queued updates are sent within a few turns of ExaBGP's loop, so wait until
                 # the update counters stand still.
                 before = None
-                while (now := {n.peer: n.updates_sent for n in self._control.neighbors.values()}) != before:
+                while (now := self._updates_sent()) != before or self._control.postponed:
                     before = now
                     await asyncio.sleep(0.05)
                     self._control.query_neighbors()
@@ -171,6 +196,9 @@ class Speaker:
             return False
         return self._writer is not None
 
+    def _updates_sent(self) -> dict[str, int]:
+        return {neighbor.peer: neighbor.updates_sent for neighbor in self._control.neighbors.values()}
+
     # --- running -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -179,6 +207,7 @@ class Speaker:
             tasks.create_task(self._keep_connected())
             tasks.create_task(self._keep_time())
             tasks.create_task(self._keep_configured())
+            tasks.create_task(self._keep_bfd())
             tasks.create_task(self._keep_deciding())
 
     async def _keep_connected(self) -> None:
@@ -210,6 +239,31 @@ class Speaker:
             while data := await reader.read(_READ):
                 self._control.receive(data, time.monotonic())
                 await self._moved()
+
+    async def _keep_bfd(self) -> None:
+        """Listen to the sidecar's BFD process; without it, sessions end by their hold time."""
+        backoff = Backoff(*_RECONNECT, spread=0)
+        while True:
+            await self._bfd_wanted.wait()
+            try:
+                reader, writer = await asyncio.open_unix_connection(self._dir / bfd.SOCKET)
+            except OSError:
+                await asyncio.sleep(backoff.delay())
+                continue
+            backoff.reset()
+            try:
+                await self._hear_bfd(reader)
+            finally:
+                writer.close()
+            self._control.bfd_unknown(time.monotonic())
+
+    async def _hear_bfd(self, reader: asyncio.StreamReader) -> None:
+        # ValueError: a line that does not end.
+        with contextlib.suppress(OSError, ValueError):
+            while line := await reader.readline():
+                if report := bfd.decode(line):
+                    self._control.bfd(report, time.monotonic())
+                    await self._moved()
 
     async def _keep_time(self) -> None:
         while True:
@@ -247,22 +301,36 @@ class Speaker:
     # --- configuration -----------------------------------------------------------------------------------
 
     def _reachable(self, config: SpeakerConfig) -> tuple[Peer, ...]:
-        """The configured peers with their source addresses, without peers that this node has no route to.
+        """The configured peers with their source addresses, without those held down and those without a route.
 
         A source address stays as long as the node has it or there is no other: a flapping link must not change
         sessions.
         """
         before = {peer.address: peer.source_address for peer in self._peers}
-        found = {peer: peer.source_address or _source_address(peer, before) for peer in config.peers}
+        free = (peer for peer in config.peers if not self._control.holds(peer))
+        found = {peer: peer.source_address or _source_address(peer, before) for peer in free}
         return tuple(replace(peer, source_address=source) for peer, source in found.items() if source)
+
+    def _lead(self, ways: Mapping[str, NextHops]) -> None:
+        """Have these routes to peers, and in their place none that is learned."""
+        before, self._ways = self._ways, ways
+        best = self._control.rib.best
+        if changed := dict(before.items() ^ ways.items()):
+            self._on_routes({prefix: ways.get(prefix, best.get(prefix, ())) for prefix in changed})
 
     def _adopt(self, config: SpeakerConfig, peers: tuple[Peer, ...]) -> None:
         self._peers = peers
         self._control.configure(config, peers, time.monotonic())
+        if any(peer.bfd for peer in peers):
+            self._bfd_wanted.set()
+        else:
+            self._bfd_wanted.clear()
         text = render(config, peers)
         if text != self._text:
             self._text = text
             self._config_due.set()
+        else:
+            self._lead(_ways(config))
         self._flush()
 
     async def _write_config(self) -> None:
@@ -271,6 +339,8 @@ class Speaker:
             await self._withdraw_from_leaving()
         _write_private(self._dir / CONFIG, text)
         self._written_at = time.monotonic()
+        # A peer that leaves has been told by now.
+        self._lead(_ways(self._config) if self._config else {})
         self._log.info("wrote ExaBGP's configuration", peers=[peer.address for peer in self._peers])
 
     async def _withdraw_from_leaving(self) -> None:
@@ -295,6 +365,7 @@ class Speaker:
 
     def _flush(self) -> None:
         """Send the control's output, log its notes and pass on changed routes."""
+        changes = self._control.take(_SLICE)
         data = self._control.channel.data_to_send()
         if data and self._writer is not None and not self._writer.is_closing():
             self._writer.write(data)
@@ -302,8 +373,8 @@ class Speaker:
             bound = self._log.bind(peer=note.peer) if note.peer else self._log
             emit = bound.warning if note.warning else bound.info
             emit(note.text, **({"detail": note.detail} if note.detail else {}))
-        if changes := self._control.rib.take(_SLICE):
-            self._on_routes(changes)
+        if changes:
+            self._on_routes({prefix: hops for prefix, hops in changes.items() if prefix not in self._ways})
         if self._control.rib.undecided:
             self._more.set()
 
@@ -321,12 +392,22 @@ class Speaker:
             await self._progress.wait_for(lambda: self._writer is not None and not self._control.channel.pending)
 
 
+def _ways(config: SpeakerConfig) -> dict[str, NextHops]:
+    """The routes to peers that no link of the node leads to (``reachableBy``)."""
+    return {str(ipaddress.ip_network(p.address)): (p.reachable_by,) for p in config.peers if p.reachable_by}
+
+
 def _source_address(peer: Peer, before: Mapping[str, str]) -> str:
     """The session's source address: the previous one if the node still has it, else by the routing table."""
     known = before.get(peer.address, "")
-    if known and _probe(peer, lambda probe: probe.bind((known, 0))):
+    if known and _probe(peer, lambda probe: probe.bind(_endpoint(peer, known, 0))):
         return known
-    return _probe(peer, lambda probe: probe.connect((peer.address, peer.port))) or known
+    return _probe(peer, lambda probe: probe.connect(_endpoint(peer, peer.address, peer.port))) or known
+
+
+def _endpoint(peer: Peer, address: str, port: int) -> tuple[str | int, ...]:
+    """A socket address; a link-local one is of the peer's interface. OSError: there is none."""
+    return (address, port, 0, socket.if_nametoindex(peer.interface)) if peer.interface else (address, port)
 
 
 def _probe(peer: Peer, use: Callable[[socket.socket], None]) -> str:

@@ -177,7 +177,6 @@ def _agent_settings(node: Node, backend: str) -> dict[str, str]:
         state_dir=_STATE_DIR,
         cni_conf_dir=CNI_CONF_DIR,
         cni_bin_dir=CNI_BIN_DIR,
-        bgp_config=f"{_CONFIG_DIR}/bgp.yaml",
         backend=backend,
         discovery_interval=1,  # who applies a CRD in a lab is watching
         health_address=AgentConfig.health_address,

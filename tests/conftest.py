@@ -6,6 +6,8 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -17,13 +19,16 @@ from tests.support import leftovers
 from tests.support.isolate import NetworkNamespace, isolate_process, new_netns
 from tests.support.thorough import ALL, examples
 
+ROOT = Path(__file__).parents[1]
+
 hypothesis.settings.register_profile("ours", max_examples=examples(300), deadline=None)
 hypothesis.settings.load_profile("ours")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what runs in the background with SIGINT ignored, and whatever that starts ignores it as well.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     if os.geteuid() == 0 and not config.option.collectonly:
         if leftovers.mark():
             config.add_cleanup(leftovers.end_all)  # type: ignore[arg-type]
@@ -52,9 +57,17 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]
         file, _, test = nodeid.partition("::")
         if file.startswith("tests/e2e/") and (found := re.search(r"\[.*\b(legacy|nft)\b", test)):
             return f"the lab of {found[1]}"
-        if file in ("tests/e2e/test_lab_status.py", "tests/e2e/test_lab_survives.py"):
+        if file.startswith("tests/e2e/") and _wants_plain_lab(file):
             return "the plain lab"
+        if file.startswith("tests/cluster/") and (found := re.search(r"\b(legacy|nft)-(ipv4|ipv6|dual)\b", test)):
+            return f"the cluster {found[0]}"
         return file if file.startswith("tests/packaging/") else nodeid
+
+
+@cache
+def _wants_plain_lab(file: str) -> bool:
+    """By the fixture's name: the scheduler knows names of tests and nothing else."""
+    return "plain_lab: " in (ROOT / file).read_text()
 
 
 @pytest.fixture(autouse=True)

@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 
-from bgp.model import BGPConfigError, SpeakerConfig
+from bgp.announcement import Announcement
+from bgp.fields import BGPConfigError
+from bgp.model import SpeakerConfig
+from bgp.resources import BGPConfiguration
+from bgp.rib import Explained
+from bgp.services import Drained
 from bgp.session import PeerStatus
+from bgp.sidecar import CONFIG
 from felix_py import log
+from felix_py.agent.announcing import Announcing
+from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.facts import Facts
+from felix_py.agent.service_prefixes import Objects
 from felix_py.config import AgentConfig, ConfigError
-from felix_py.dataplane.link_watch import LinkWatch
 from felix_py.dataplane.reach import Hosts, Links
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
@@ -22,6 +31,9 @@ from policy.model import Family
 _TELL = 1.0
 """Seconds between two updates of the notices."""
 
+_NOBODY = SpeakerConfig(asn=1, router_id="0.0.0.1")
+"""For a sidecar that still has the peers of an earlier life, while none are declared any more."""
+
 _NEXT_HOPS_TOLD = 20
 """Next hops with notices of their own; a peer may announce any number."""
 
@@ -30,15 +42,25 @@ class Bgp:
     """The speaker, or nothing when no BGP is configured."""
 
     def __init__(
-        self, config: AgentConfig, facts: Facts, families: tuple[Family, ...], notices: Notices, metrics: Metrics
+        self,
+        config: AgentConfig,
+        facts: Facts,
+        families: tuple[Family, ...],
+        notices: Notices,
+        metrics: Metrics,
+        services: Objects,
+        declared: DeclaredBgp | None = None,
     ) -> None:
-        """Raises ConfigError if the BGP configuration is invalid."""
+        """``services``: those of the cluster. ``declared``: the peers of a node that has none in a file.
+
+        Raises ConfigError if the BGP configuration is invalid.
+        """
         self._log = log.get("bgp")
         self._config = config
         self._facts = facts
-        self._families = families
         self._notices = notices
         self._metrics = metrics
+        self._declared = declared
         self._speaker: Speaker | None = None
         self._patience = 0.0
         self._links: Links | None = None
@@ -46,9 +68,13 @@ class Bgp:
         self._reaching: object = None
         self._linked = asyncio.Event()
         self._ignored_told = 0
-        self._problem = "BGP has not started yet"
-        if config.bgp_config is not None:
+        self._problem = ""
+        self._announcing: Announcing | None = None
+        if config.bgp_config is not None or declared is not None:
             self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
+            self._announcing = Announcing(facts, services, families, notices, self._speaker)
+        if config.bgp_config is not None:
+            self._problem = "BGP has not started yet"
             try:
                 # Only checked here: the default of the router id is not known yet.
                 self._configured = load_bgp_config(
@@ -56,22 +82,62 @@ class Bgp:
                 )
             except BGPConfigError as error:
                 raise ConfigError(f"--bgp-config {error}") from None
-            self._patience = float(max((peer.max_restart_time for peer in self._configured.peers), default=0))
+            self._patience = _patience(self._configured)
+
+    async def follow_declared(self) -> None:
+        """Follow what the API declares, until cancelled. All Nodes must be known."""
+        if self._declared is not None:
+            await self._declared.run()
 
     async def run(self) -> None:
         """Announce the node's pod CIDRs and learn routes, until cancelled. The dataplane must be in sync."""
-        if self._speaker is None:
-            return
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(LinkWatch(self._families, self._on_links).run())
-            config = await self._load()
+            if self._announcing is None or self._speaker is None:
+                return
+            tasks.create_task(self._announcing.run_drops())
+            config = await self._first(self._announcing)
             # The usable next hops must be known before the first route comes.
             await self._linked.wait()
-            self._follow_nodes(self._speaker)
+            self._configure(self._announcing)
+            self._follow_nodes(self._speaker, self._announcing)
             self._speaker.set_config(config)
-            tasks.create_task(self._keep_following(self._speaker))
+            tasks.create_task(self._keep_following(self._speaker, self._announcing))
+            tasks.create_task(self._announcing.run())
             tasks.create_task(self._speaker.run())
             tasks.create_task(self._keep_telling())
+            tasks.create_task(self._keep_declared(config, self._speaker, self._announcing))
+
+    async def _first(self, announcing: Announcing) -> SpeakerConfig:
+        """The configuration once there is one: of the file, else of the API."""
+        if self._config.bgp_config is not None or self._declared is None:
+            return await self._load()
+        await self._declared.decided.wait()
+        if self._declared.nothing and (self._config.bgp_dir / CONFIG).exists():
+            return _NOBODY
+        while (config := self._declared.speaker) is None:
+            announcing.nowhere()
+            self._declared.changed.clear()
+            await self._declared.changed.wait()
+        return config
+
+    async def _keep_declared(self, config: SpeakerConfig, speaker: Speaker, announcing: Announcing) -> None:
+        """Take over what the API declares; once it declares nothing any more, there is no peer."""
+        if self._config.bgp_config is not None or self._declared is None:
+            return
+        while True:
+            config = self._declared.speaker or replace(config, peers=())
+            self._configure(announcing)
+            self._set_filter(speaker, announcing)
+            speaker.set_config(config)
+            self._declared.changed.clear()
+            await self._declared.changed.wait()
+
+    def _configure(self, announcing: Announcing) -> None:
+        """What is announced beside the prefixes of pods; a peers file knows nothing of that."""
+        of_api = self._declared is not None and self._config.bgp_config is None
+        announcing.configure(
+            self._declared.configuration if self._declared and of_api else BGPConfiguration(name="default")
+        )
 
     async def _load(self) -> SpeakerConfig:
         """Returns the configuration once it is valid: on a node without an IPv4 address it needs a router id."""
@@ -98,23 +164,26 @@ class Bgp:
         addresses = self._facts.node.addresses if self._facts.node else ()
         return next((a for a in addresses if ipaddress.ip_address(a).version == 4), None)
 
-    async def _keep_following(self, speaker: Speaker) -> None:
+    async def _keep_following(self, speaker: Speaker, announcing: Announcing) -> None:
         while True:
             await self._facts.nodes_changed.wait()
-            self._follow_nodes(speaker)
+            self._follow_nodes(speaker, announcing)
 
-    def _follow_nodes(self, speaker: Speaker) -> None:
+    def _follow_nodes(self, speaker: Speaker, announcing: Announcing) -> None:
         self._facts.nodes_changed.clear()
-        own = self._facts.own_prefixes
-        speaker.set_filter(within=self._facts.cluster_cidrs, never=(*(own or ()), *self._config.service_cidrs))
+        self._set_filter(speaker, announcing)
         self._set_reach()
-        if own is not None:
-            # An agent that has never seen its Node object must not withdraw prefixes that work.
-            speaker.announce(own)
+        announcing.review()
+
+    def _set_filter(self, speaker: Speaker, announcing: Announcing) -> None:
+        own, services = self._facts.own_prefixes or (), announcing.prefixes.ranges()
+        never = (*own, *self._config.service_cidrs, *services)
+        speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
 
     # --- next hops -----------------------------------------------------------------------------------
 
-    def _on_links(self, links: Links) -> None:
+    def on_links(self, links: Links) -> None:
+        """Take over the host's links; BGP starts once they are known."""
         self._links = links
         self._linked.set()
         self._set_reach()
@@ -122,8 +191,7 @@ class Bgp:
     def _set_reach(self) -> None:
         if self._speaker is None or self._links is None:
             return
-        node = self._facts.node
-        never = (*(self._facts.own_prefixes or ()), *(node.addresses if node else ()))
+        never = self._facts.no_next_hops
         if self._reaching == (self._links, never):
             return
         self._reaching = (self._links, never)
@@ -154,6 +222,13 @@ class Bgp:
 
     # --- state ---------------------------------------------------------------------------------------
 
+    async def expected(self) -> bool:
+        """Whether peers may teach routes: known within ten seconds of :meth:`follow_declared`'s start."""
+        if self._config.bgp_config is not None or self._declared is None:
+            return self._speaker is not None
+        await self._declared.decided.wait()
+        return self._declared.speaker is not None
+
     async def wait_in_sync(self) -> None:
         """Return once learned routes are complete; at once without BGP.
 
@@ -162,6 +237,11 @@ class Bgp:
         """
         if self._speaker is None:
             return
+        if self._config.bgp_config is None and self._declared is not None:
+            await self._declared.decided.wait()
+            if self._declared.speaker is None:
+                return
+            self._patience = _patience(self._declared.speaker)
         try:
             async with asyncio.timeout(self._patience):
                 await self._speaker.wait_in_sync()
@@ -193,6 +273,29 @@ class Bgp:
             for peer in self._configured.peers
         ]
 
+    def drained(self) -> Drained:
+        """How far the drain of this node is."""
+        if self._announcing is not None:
+            return self._announcing.drained()
+        return Drained(self._facts.node.drain if self._facts.node else "")
+
     def routes(self) -> Mapping[str, tuple[str, ...]]:
         """The best learned routes: prefix -> next hops."""
         return self._speaker.routes() if self._speaker else {}
+
+    def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
+        """Peer -> what it is told, by prefix, of those whose session is up."""
+        return self._speaker.announced() if self._speaker else {}
+
+    def explain(self, prefix: str) -> list[Explained]:
+        """Every path to a prefix, the best one first. Canonical prefix."""
+        return self._speaker.explain(prefix) if self._speaker else []
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether every peer has sent its whole table, or had time to."""
+        return self._speaker is None or self._speaker.in_sync
+
+
+def _patience(config: SpeakerConfig) -> float:
+    return float(max((peer.max_restart_time for peer in config.peers), default=0))

@@ -31,15 +31,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from bgp import resources
 from felix_py import log
 from felix_py.agent import kernel_features
 from felix_py.agent.bgp import Bgp
+from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.concerned import Due
 from felix_py.agent.configured import Configured, Live
 from felix_py.agent.facts import Facts
 from felix_py.agent.families import Families
 from felix_py.agent.flows import Flows
 from felix_py.agent.held import HeldLeases
+from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.intake import Intake
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.agent.pods import Mtu, Pods
@@ -47,18 +50,19 @@ from felix_py.agent.refusals import Refusals
 from felix_py.agent.revoke import Revoker
 from felix_py.agent.starting import Start, unusable_here
 from felix_py.agent.view import ClusterView
-from felix_py.config import AgentConfig, EndpointToHost
+from felix_py.config import AgentConfig, EndpointToHost, RouteSource
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import end_tools, find_backend
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.counters import read_counters
 from felix_py.dataplane.host_addresses import host_addresses
 from felix_py.dataplane.kernel import Kernel
+from felix_py.dataplane.link_watch import LinkWatch
 from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.other_backend import OtherBackend
 from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
-from felix_py.datastore.decode import CONFIGURATIONS
+from felix_py.datastore.decode import BGP_KINDS, CONFIGURATIONS
 from felix_py.datastore.informer import Timing
 from felix_py.desired.deny_log import DenyLog
 from felix_py.desired.features import Feature
@@ -100,6 +104,8 @@ class Agent:
     revoker: Revoker | None
     network: PodNetwork
     pods: Pods
+    links: LinkWatch
+    host_gateway: HostGateway | None
     bgp: Bgp
     cluster: Cluster
     configured: Configured
@@ -133,6 +139,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     other = OtherBackend((*programmed, *closed), backend, kernel.own_processes)
     tiers_in_force = _has_tiers(kernel) or _has_tiers(other)
     cluster = _cluster(config, metrics, tiers_in_force=tiers_in_force, configured=bool(start.values))
+    host_gateway = _host_gateway(config, notices, pending)
     facts = Facts(
         config.node_name,
         cluster.store.pods.records,
@@ -144,6 +151,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         changed=pending.note,
         tell=notices.replace,
         on_policy=[chain_names.note, *([revoker.collected] if revoker else [])],
+        host_gateway=host_gateway,
     )
     deny_log = DenyLogging(config, programmed, backend, chain_names, held.pod_of, view, metrics)
     counters = _counters(programmed, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)
@@ -170,7 +178,9 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     mtu = Mtu(config.mtu)
     network = PodNetwork(facts, reconciler, mtu, flows.forget)
     stack.push_async_callback(network.close)
-    bgp = Bgp(config, facts, programmed, notices, metrics)
+    declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_bgp, cluster))
+    bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
+    links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics)
     live: Live = {
@@ -197,6 +207,8 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         revoker=revoker,
         network=network,
         pods=pods,
+        links=links,
+        host_gateway=host_gateway,
         bgp=bgp,
         cluster=cluster,
         configured=configured,
@@ -231,6 +243,12 @@ def _revoker(
     return Revoker(view, engine.chains_of, flows, due, host_addresses, metrics, host_closed=closed)
 
 
+def _host_gateway(config: AgentConfig, notices: Notices, pending: Pending) -> HostGateway | None:
+    if config.route_source is not RouteSource.KUBERNETES:
+        return None
+    return HostGateway(config.node_name, config.service_cidrs, notices, pending.note)
+
+
 def _monitor(kernel: Kernel, held: HeldLeases, pending: Pending, stack: AsyncExitStack) -> Monitor | None:
     try:
         return stack.enter_context(closing(Monitor(kernel, held.has_interface, pending.look, pending.retry)))
@@ -253,6 +271,12 @@ def _warn(cluster: Cluster, problem: Problem) -> None:
     cluster.warn_own(CONFIGURATIONS, problem.name, problem.uid, "InvalidConfiguration", str(problem))
 
 
+def _warn_bgp(cluster: Cluster, problem: resources.Problem, uid: str) -> None:
+    kind = next(kind for kind in BGP_KINDS if kind.name == problem.kind)
+    text = f"{problem.field}: {problem.reason}"
+    cluster.warn_own(kind, problem.name, uid, f"Invalid{kind.name}", text)
+
+
 def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, configured: bool) -> Cluster:
     return Cluster(
         connect(config.kubeconfig),
@@ -261,6 +285,7 @@ def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, con
         on_invalid=lambda kind, _key, _reason: metrics.rejected.labels(kind).inc(),
         tiers_in_force=tiers_in_force,
         configured=configured,
+        namespace=config.namespace,
     )
 
 

@@ -7,20 +7,22 @@ events costs one plan.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bgp.prefixes import PrefixSet
 from felix_py.agent import own_prefixes
 from felix_py.agent.held import HeldLeases
+from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.own_prefixes import OwnPrefixes, hosts_of
+from felix_py.agent.remote_routes import RemoteRoutes
 from felix_py.agent.view import ClusterView
 from felix_py.datastore.store import Record
 from felix_py.desired.planner import Planner, learned_routes
+from felix_py.layout import EXCLUDED
 from felix_py.notices import NoticeKind
 from felix_py.observe import disputes
-from felix_py.records import Lease, NodeRecord, Route, endpoint_of
+from felix_py.records import Lease, NodeRecord, endpoint_of
 from felix_py.refs import LinkRef, Ref, RouteRef
 from policy.change import Change
 from policy.engine.compile import Engine
@@ -28,7 +30,7 @@ from policy.ir import Delta
 from policy.model import Family, ObjectKey, Pod
 
 _ROUTES_AT_A_TIME = 5000
-"""Learned routes moved in one call: some ten milliseconds' work."""
+"""Routes moved in one call: some ten milliseconds' work."""
 
 
 class Facts:
@@ -47,12 +49,13 @@ class Facts:
         changed: Callable[[], None] = lambda: None,
         tell: Callable[[NoticeKind, Mapping[str, str]], None] = lambda _kind, _now: None,
         on_policy: Sequence[Callable[[Delta], None]] = (),
+        host_gateway: HostGateway | None = None,
     ) -> None:
         """``pods`` and ``nodes`` are the store's: they show the state after the last change that was folded.
 
         ``changed`` is called at every note, to request a collection. ``tell`` is called with all notices of one
         kind, by subject, when they may have changed; ``on_policy`` with each change of compiled policy, once the
-        view shows the state after it.
+        view shows the state after it. ``host_gateway`` makes routes from Node objects.
         """
         self.held = held
         self.engine = engine
@@ -75,7 +78,9 @@ class Facts:
         self._attached: dict[ObjectKey, Lease] = {}
         self._moved: dict[ObjectKey, None] = {}
         self._leaving: list[Lease] = []
-        self._learned: dict[RouteRef, Route | None] = {}
+        self.remote = RemoteRoutes()
+        """Routes to other nodes' pods."""
+        self._host_gateway = host_gateway
         self._disputes = 0
 
     # --- cluster objects -----------------------------------------------------------------------------
@@ -151,6 +156,11 @@ class Facts:
             return self._cluster_cidrs
         return tuple(sorted({cidr for node in self._every_node() for cidr in node.pod_cidrs}))
 
+    @property
+    def no_next_hops(self) -> tuple[str, ...]:
+        """CIDRs and addresses that no next hop may be in: this node's pods, and its own addresses."""
+        return (*self._own().all, *(self.node.addresses if self.node else ()))
+
     # --- endpoints -----------------------------------------------------------------------------------
 
     def attach(self, lease: Lease) -> None:
@@ -206,7 +216,7 @@ class Facts:
 
         ``interface_of`` returns the interface of a gateway; empty: the kernel resolves it.
         """
-        self._learned.update(learned_routes(routes, interface_of))
+        self.remote.from_bgp(learned_routes(routes, interface_of))
         self._changed()
 
     # --- to the planner ------------------------------------------------------------------------------
@@ -214,8 +224,11 @@ class Facts:
     def collect(self, planner: Planner) -> bool:
         """Move everything noted since the last call into the planner. Returns True if there is more to move.
 
-        Learned routes are moved in slices, because this blocks the event loop.
+        Routes to other nodes are moved in slices, because this blocks the event loop.
         """
+        if self._host_gateway and (self._nodes_changed or self._host_gateway.due):
+            nodes, own = list(self._every_node()), self._own()
+            self._host_gateway.make(self.remote, nodes, own, self.cluster_cidrs, self.no_next_hops)
         if self._nodes_changed:
             self._nodes_changed = False
             own = self._own()
@@ -236,11 +249,8 @@ class Facts:
         for lease in leaving:
             if self._attached.get((lease.namespace, lease.pod)) == lease:
                 planner.leave(lease)
-        learned = dict(itertools.islice(self._learned.items(), _ROUTES_AT_A_TIME))
-        for prefix in learned:
-            del self._learned[prefix]
-        planner.learned(learned)
-        return bool(self._learned)
+        planner.learned(self.remote.take(_ROUTES_AT_A_TIME))
+        return self.remote.undone
 
     def _tell_of_prefixes(self) -> None:
         outside, shared = own_prefixes.told(self._own(), self.node, self._other_nodes(), self.held.standing())
@@ -266,4 +276,5 @@ def _without_others(node: NodeRecord, families: Collection[Family]) -> NodeRecor
 
 def _where(node: NodeRecord) -> object:
     """The fields that planner and BGP use: a heartbeat or label must not cost as much as all nodes do."""
-    return node.addresses, node.pod_cidrs
+    drain = node.drain, EXCLUDED in node.labels
+    return node.addresses, node.internal_addresses, node.pod_cidrs, *drain

@@ -1,4 +1,4 @@
-"""The last good settings of the cluster's objects, on disk: an agent starts with them if the API server is
+"""What was good last of the cluster's objects, on disk: an agent starts with the settings if the API server is
 away.
 """
 
@@ -31,29 +31,51 @@ class _File(msgspec.Struct):
     fields: dict[str, Any]
 
 
-class LastGood:
-    """One node's copy. Not thread-safe."""
+class Kept:
+    """A file of fields, for their owner only, which is whole or counts as none. Not thread-safe."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self.path = state_dir / "configuration.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    def read(self) -> Copy:
-        """Read the copy. Never raises: a damaged one counts as none."""
+    def read(self) -> tuple[dict[str, Any] | None, str]:
+        """The fields, or None and why not; no reason: there is no file. Never raises."""
         try:
             raw = self.path.read_bytes()
         except FileNotFoundError:
-            return Copy(None)
+            return None, ""
         except OSError as error:
-            return Copy(None, f"{self.path} cannot be read: {error.strerror}")
+            return None, f"{self.path} cannot be read: {error.strerror}"
         try:
             found = msgspec.json.decode(raw, type=_File)
         except (ValueError, RecursionError):
-            return Copy(None, f"{self.path} is damaged")
+            return None, f"{self.path} is damaged"
         if found.version != _VERSION:
-            return Copy(None, f"{self.path} is of another version of felix-py ({found.version})")
+            return None, f"{self.path} is of another version of felix-py ({found.version})"
         if found.sha256 != _digest(found.fields):
-            return Copy(None, f"{self.path} is damaged: its check sum is wrong")
-        return Copy(from_fields(found.fields))
+            return None, f"{self.path} is damaged: its check sum is wrong"
+        return found.fields, ""
+
+    def write(self, fields: dict[str, Any]) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError: it cannot be written; the old one stays.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path, msgspec.json.encode(_File(_VERSION, _digest(fields), fields)), 0o600)
+
+
+class LastGood:
+    """One node's copy of its settings. Not thread-safe."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._kept = Kept(state_dir / "configuration.json")
+        self.path = self._kept.path
+
+    def read(self) -> Copy:
+        """Read the copy. Never raises: a damaged one counts as none."""
+        fields, problem = self._kept.read()
+        return Copy(None if fields is None else from_fields(fields), problem)
 
     def write(self, values: Values) -> None:
         """Replace the copy.
@@ -61,9 +83,7 @@ class LastGood:
         Raises:
             OSError: it cannot be written; the old one stays.
         """
-        fields = to_fields(values)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.path, msgspec.json.encode(_File(_VERSION, _digest(fields), fields)), 0o600)
+        self._kept.write(to_fields(values))
 
 
 def _digest(fields: dict[str, Any]) -> str:

@@ -9,6 +9,8 @@ Order of a start, and why:
 3. The informers run until every kind is in sync. Until then the kernel is written only to repair drift.
 4. The first apply: the kernel is read again, written and swept. Nothing stale is in force any more, so ADD works,
    and only then does the runtime get its network list.
+   Without BGP, routes to other nodes are complete by then, too: for those from Node objects the links are read
+   before.
 5. BGP: the announced prefixes are reachable by now. Once learned routes are complete again, or the deferral timer
    has expired, those that no peer has announced are swept.
 
@@ -43,6 +45,7 @@ from felix_py.notices import NoticeKind
 from felix_py.observe.connections import Connections
 from felix_py.observe.identity import Identity
 from felix_py.observe.network_status import Telling
+from felix_py.observe.peer_events import PeerEvents
 from felix_py.observe.stalls import Stalls, WatchedSelector
 from felix_py.observe.watchdog import Watchdog
 
@@ -183,9 +186,13 @@ class Life:
             tasks.create_task(self._serve_health(agent))
             tasks.create_task(agent.reconciler.run())
             tasks.create_task(agent.configured.run())
-            tasks.create_task(Telling(agent.status, lambda: agent.facts.node, agent.cluster.statuses).run())
+            events = PeerEvents(agent.cluster.tell_node)
+            told = Telling(agent.status, lambda: agent.facts.node, agent.cluster.statuses, events)
+            tasks.create_task(told.run())
+            tasks.create_task(agent.links.run())
             await self._wait_for_sync(agent)
             await agent.configured.settled()
+            tasks.create_task(agent.bgp.follow_declared())
             if agent.revoker:
                 tasks.create_task(agent.revoker.run())
             await self._first_apply(agent)
@@ -203,6 +210,8 @@ class Life:
             tasks.create_task(agent.bgp.run())
             await agent.bgp.wait_in_sync()
             agent.reconciler.sweep()  # learned routes, too
+            if agent.host_gateway:
+                await agent.host_gateway.keep_telling(agent.facts.remote)
 
     async def _serve_health(self, agent: Agent) -> None:
         """Serve the health endpoint, but after policy is in force if that is soon: the server's modules take
@@ -211,6 +220,7 @@ class Life:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._in_force.wait(), _HEALTH_WAITS)
         await asyncio.to_thread(importlib.import_module, "felix_py.observe.health")
+        from felix_py.observe.bgp_http import BgpRoutes
         from felix_py.observe.flows_http import flows_route
         from felix_py.observe.health import HealthServer
         from felix_py.observe.log_http import log_route
@@ -223,6 +233,7 @@ class Life:
             status.refresh_metrics,
             [
                 *agent.deny_log.routes(),
+                *BgpRoutes(agent.bgp).routes(),
                 flows_route(agent.flows, agent.facts.view.endpoint_addresses),
                 log_route(),
             ],
@@ -237,8 +248,12 @@ class Life:
 
     async def _first_apply(self, agent: Agent) -> None:
         """Return once policy is in force and nothing stale is. Failures are logged and retried."""
+        keep_learned = True
+        if agent.host_gateway:
+            await agent.host_gateway.linked()
+            keep_learned = await agent.bgp.expected()
         agent.reconciler.begin()
-        agent.reconciler.sweep(keep_learned=True)
+        agent.reconciler.sweep(keep_learned=keep_learned)
         await agent.reconciler.clean()
         await self._leave_other_backend(agent)
 

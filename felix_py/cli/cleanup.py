@@ -143,24 +143,30 @@ def _owned() -> list[str]:
     """Our objects in both backends: the node may have switched between them."""
     from felix_py.dataplane import sysctl
     from felix_py.dataplane.kernel import Kernel
+    from felix_py.dataplane.service_drops import ServiceDrops
 
     lines: dict[str, None] = {}
     for backend in _backends():
         with Kernel(sysctl.available_families(), backend) as kernel:
             kernel.load()
             lines |= dict.fromkeys(kernel.owned())
-    return list(lines)
+    return [*lines, *ServiceDrops(sysctl.available_families()).owned()]
 
 
 def _remove_from_kernel() -> list[str]:
     from felix_py.dataplane import sysctl
     from felix_py.dataplane.kernel import Kernel
+    from felix_py.dataplane.service_drops import ServiceDrops
 
     failures: dict[str, str] = {}
     for backend in _backends():
         with Kernel(sysctl.available_families(), backend) as kernel:
             # A set that the other backend's rules use is removed in the other backend's turn.
             failures = {str(failure.ref): failure.reason for failure in kernel.remove_all().failures}
+    try:
+        ServiceDrops(sysctl.available_families()).apply([])
+    except OSError as error:
+        failures["routing rules"] = str(error)
     return [f"{what}: {reason}" for what, reason in failures.items()]
 
 

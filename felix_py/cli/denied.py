@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from felix_py.cli.tables import columns
+
 Event = Mapping[str, Any]
 """A :class:`felix_py.observe.deny_events.DenyEvent` as JSON."""
 
@@ -24,9 +26,6 @@ _HEADER = ("LAST", "PACKETS", "FROM", "TO", "PORT", "WHY")
 _ENDS = (2, 3)
 """Columns that are shortened first if a line is too long."""
 
-_FEWEST = 14
-"""Least width of a shortened column."""
-
 
 def by_pair(events: Iterable[Event], width: int | None = None) -> list[str]:
     """A table with header of ends, ports, packet counts and reasons, latest last; empty without events.
@@ -40,7 +39,7 @@ def by_pair(events: Iterable[Event], width: int | None = None) -> list[str]:
         rows[key] = (max(last, str(event.get("until", ""))), packets + count(event))
     latest_last = sorted(rows.items(), key=lambda row: row[1][0])
     table = [(clock(last), str(packets), *key) for key, (last, packets) in latest_last]
-    return _columns([_HEADER, *table], width) if table else []
+    return columns([_HEADER, *table], width, _ENDS) if table else []
 
 
 def line(event: Event) -> str:
@@ -133,23 +132,3 @@ def moment(text: str) -> datetime | None:
 def clean(text: str) -> str:
     """The text with all control characters replaced."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def _columns(rows: list[tuple[str, ...]], width: int | None) -> list[str]:
-    """Lines of a table. Too long ones are shortened in the ends' middles, then at the end of the last column."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    over = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
-    for column in sorted(_ENDS, key=lambda one: -widths[one]):
-        less = max(0, min(over, widths[column] - _FEWEST))
-        widths[column] -= less
-        over -= less
-    if over > 0:
-        widths[-1] = max(_FEWEST, widths[-1] - over)
-    return ["  ".join(_fit(cell, room) for cell, room in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _fit(text: str, room: int) -> str:
-    if len(text) <= room:
-        return text.ljust(room)
-    head = (room - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (room - 1 - head) :]}"

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
-from urllib.parse import urlencode
 
 import typer
 
 from felix_py.backoff import Backoff
 from felix_py.cli import denied, options
+from felix_py.cli.asking import Refused, as_object, ask, echo, ending_quietly
 from felix_py.cli.denied import clean
 from felix_py.config import ConfigError
 
 if TYPE_CHECKING:
-    from http.client import HTTPResponse
+    pass
 
-_CONNECT_SECONDS = 5.0
 _SILENCE_SECONDS = 45.0
 """The agent sends an empty line at least every 15 seconds."""
 _RECONNECT = (0.2, 5.0)
@@ -88,21 +85,8 @@ def denies(
     except (OSError, HTTPException) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         _fail(f"no agent answers at {place} ({reason}); run it as root on a node with an agent")
-    except _Refused as error:
+    except Refused as error:
         _fail(f"{place}: {clean(str(error))}")
-
-
-@contextmanager
-def ending_quietly() -> Iterator[None]:
-    """Turn Ctrl-C and a closed standard output into typer.Exit(0): neither is a failure."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
-    except _Enough:
-        # Otherwise Python reports the closed standard output at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise typer.Exit(0) from None
 
 
 def _checked(place: str, pod: str) -> str:
@@ -120,48 +104,16 @@ def _checked(place: str, pod: str) -> str:
 # --- asking ------------------------------------------------------------------------------------------
 
 
-class _Refused(Exception):
-    """The agent answered with an error, or not as an agent does."""
-
-
-class _Enough(Exception):
-    """Standard output is closed."""
-
-
-@contextmanager
-def _ask(place: str, query: dict[str, str], patience: float) -> Iterator[HTTPResponse]:
-    """GET /denies. ``patience``: seconds to wait for each part of the answer.
-
-    Raises:
-        OSError, http.client.HTTPException: no answer, or the connection broke off.
-        _Refused: the answer is an error.
-    """
-    from felix_py.observe.ask import connection as connect
-
-    connection = connect(place, _CONNECT_SECONDS)
-    try:
-        connection.connect()
-        connection.sock.settimeout(patience)
-        connection.request("GET", "/denies?" + urlencode(query))
-        response = connection.getresponse()
-        if response.status != 200:
-            words = response.read(1000).decode(errors="replace").strip()
-            raise _Refused(f"{words or response.reason} (HTTP {response.status})")
-        yield response
-    finally:
-        connection.close()
-
-
 def _list(place: str, filters: dict[str, str], limit: int | None, show: Shown) -> None:
-    """Print the agent's events. Raises the errors of :func:`_ask`."""
+    """Print the agent's events. Raises the errors of :func:`ask`."""
     answer = _answer(place, filters if limit is None else {**filters, "limit": str(limit)})
     _check_state(answer)
     show.all(answer.get("events", ()))
 
 
 def _answer(place: str, query: dict[str, str]) -> dict[str, Any]:
-    with _ask(place, query, _CONNECT_SECONDS) as response:
-        return _object(response.read())
+    with ask(place, "/denies", query) as response:
+        return as_object(response.read())
 
 
 def _check_state(answer: dict[str, Any]) -> None:
@@ -175,7 +127,7 @@ def _check_state(answer: dict[str, Any]) -> None:
 def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown) -> None:
     """Print present and coming events until interrupted, reconnecting after a restart of the agent.
 
-    Raises the errors of :func:`_ask`, for the first connection only.
+    Raises the errors of :func:`ask`, for the first connection only.
     """
     from http.client import HTTPException
 
@@ -189,7 +141,7 @@ def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown)
         elif limit is not None:
             query["limit"] = str(limit)
         try:
-            with _ask(place, query, _SILENCE_SECONDS) as response:
+            with ask(place, "/denies", query, _SILENCE_SECONDS) as response:
                 if gone:
                     _say("the agent is back")
                 gone = False
@@ -199,26 +151,16 @@ def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown)
                 last = newest if last is None else min(last, newest)
                 while line := response.readline():
                     if line.strip():
-                        event = _object(line)
+                        event = as_object(line)
                         last = max(last, _number(event.get("id")))
                         show.one(event)
-        except (OSError, HTTPException, _Refused) as error:
+        except (OSError, HTTPException, Refused) as error:
             if last is None:
                 raise error
         if not gone:
             _say("the agent is gone; waiting for it")
         gone = True
         time.sleep(backoff.delay())
-
-
-def _object(text: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise _Refused("it answers something else; is it an agent of this version?")
-    return found
 
 
 def _number(value: object) -> int:
@@ -245,7 +187,7 @@ class Shown:
             return
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         for line in denied.by_pair(wanted, width):
-            _echo(line)
+            echo(line)
         if not wanted:
             _say("nothing like that was denied here" if events else "nothing was denied here")
 
@@ -255,22 +197,15 @@ class Shown:
             return
         match self._form:
             case Form.JSON:
-                _echo(json.dumps(event, separators=(",", ":")))
+                echo(json.dumps(event, separators=(",", ":")))
             case Form.WIDE:
-                _echo(denied.wide(event))
+                echo(denied.wide(event))
             case Form.TEXT:
-                _echo(denied.line(event))
+                echo(denied.line(event))
 
     def _recent(self, event: dict[str, Any]) -> bool:
         when = denied.moment(str(event.get("until", "")))
         return self._earliest is None or (when is not None and when.timestamp() >= self._earliest)
-
-
-def _echo(text: str) -> None:
-    try:
-        typer.echo(text)
-    except BrokenPipeError:
-        raise _Enough from None
 
 
 def _seconds(text: str) -> float | None:

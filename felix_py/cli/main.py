@@ -13,9 +13,11 @@ import typer
 from typer.core import TyperGroup
 
 from felix_py.cli.agent import agent
+from felix_py.cli.bgp import app as bgp
 from felix_py.cli.cleanup import cleanup
 from felix_py.cli.denies import denies
 from felix_py.cli.diags import diags
+from felix_py.cli.drain import drain, undrain
 from felix_py.cli.explain import explain
 from felix_py.cli.install_cni import install_cni
 from felix_py.cli.options import PlainHelp, fail
@@ -75,6 +77,9 @@ app.command()(explain)
 app.command()(verify)
 app.command()(diags)
 app.command()(plan)
+app.command()(drain)
+app.command()(undrain)
+app.add_typer(bgp, name="bgp")
 for command in app.registered_commands:
     command.cls = PlainHelp
 

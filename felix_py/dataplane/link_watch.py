@@ -26,8 +26,8 @@ _REFRESH = 30.0
 class LinkWatch:
     """Belongs to the network namespace of the thread that runs it."""
 
-    def __init__(self, families: Collection[Family], on_links: Callable[[Links], None]) -> None:
-        """``on_links`` is called on the event loop, first with the present links and then with each change."""
+    def __init__(self, families: Collection[Family], *on_links: Callable[[Links], None]) -> None:
+        """``on_links`` are called on the event loop, first with the present links and then with each change."""
         self._families = tuple(families)
         self._on_links = on_links
         self._changes = LinkChanges()
@@ -86,5 +86,6 @@ class LinkWatch:
             self._changes.begin(links)
             if links != self._last:
                 self._last = links
-                self._on_links(links)
+                for listener in self._on_links:
+                    listener(links)
         return time.monotonic() - started

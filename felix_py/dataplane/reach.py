@@ -28,6 +28,7 @@ GROUPS = (1, 5, 7, 9, 11)
 
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _AF_UNSPEC = 0
+_SILENT = "its link {} is down or has no carrier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,17 @@ class Hosts:
             self._pods.add(destination)
 
     def __call__(self, next_hop: str) -> Reached:
-        """The interface of a next hop, or why it is unreachable."""
+        """The interface of a next hop, or why it is unreachable. A link-local one names it: ``fe80::1%eth0``."""
         family = Family.V6 if ":" in next_hop else Family.V4
-        packed = socket.inet_pton(AF[family], next_hop)
+        address, _, scope = next_hop.partition("%")
+        packed = socket.inet_pton(AF[family], address)
         if any(self._own.matches(family, packed)):
             return Reached(problem="it is an address of this node")
         if any(self._pods.matches(family, packed)):
             return Reached(problem="it is a pod's address")
+        if scope:
+            up = any(name == scope and carries for name, carries in self._interfaces.values())
+            return Reached(scope, family.bits) if up else Reached(problem=_SILENT.format(scope))
         silent = ""
         for length, found in self._connected.matches(family, packed):
             for _, index in sorted(found):
@@ -101,7 +106,7 @@ class Hosts:
                     return Reached(name, length)
                 silent = silent or name
         if silent:
-            return Reached(problem=f"its link {silent} is down or has no carrier")
+            return Reached(problem=_SILENT.format(silent))
         return Reached(problem="it is on no link of this node")
 
 

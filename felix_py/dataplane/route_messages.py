@@ -33,7 +33,7 @@ _METRIC = {Family.V4: 0, Family.V6: 1024}
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTNEXTHOP = struct.Struct("=HBBI")
-_U32 = struct.Struct("=I")
+_U16, _U32 = struct.Struct("=H"), struct.Struct("=I")
 
 PROTOCOLS = (ROUTE_PROTOCOL_PODS, ROUTE_PROTOCOL_LEARNED)
 """Our protocol numbers, in order of preference for a destination that both want."""
@@ -42,7 +42,10 @@ Destination = tuple[Family, bytes, int]
 """Packed network address and prefix length."""
 
 Hop = tuple[bytes, int]
-"""Packed gateway (empty: on link) and interface index (0 in a wanted route: the one that the kernel resolves)."""
+"""Packed gateway (empty: on link) and interface index (0 in a wanted route: the one that the kernel resolves).
+
+The gateway of an IPv4 route may be an IPv6 address (RFC 8950).
+"""
 
 
 class Packed(NamedTuple):
@@ -101,7 +104,8 @@ def pack(route: Route, destination: Destination, interface_index: Callable[[str]
         raise ValueError("a unicast route without next hops")
     hops: list[Hop] = []
     for hop in route.next_hops:
-        gateway = _address(family, hop.gateway) if hop.gateway else b""
+        of = Family.V6 if ":" in hop.gateway else family
+        gateway = _address(of, hop.gateway) if hop.gateway else b""
         hops.append((gateway, interface_index(hop.interface) if hop.interface else 0))
     hops.sort()
     if (b"", 0) in hops:
@@ -127,16 +131,16 @@ def new(route: Packed, flags: int) -> bytes:
         gateway, index = route.hops[0]
         if gateway and index:
             parts[0] = _head(route.destination, route.protocol, route.kind, route.scope, _ONLINK)
-        parts.append(_hop(gateway, index))
+        parts.append(_hop(route.destination[0], gateway, index))
     elif route.hops:
-        parts.append(attr(_MULTIPATH, b"".join(map(_path, route.hops))))
+        parts.append(attr(_MULTIPATH, b"".join(_path(route.destination[0], hop) for hop in route.hops)))
     return message(RTM_NEWROUTE, flags, b"".join(parts))
 
 
 def new_default(family: Family, gateway: str, interface: int) -> bytes:
     """RTM_NEWROUTE for a static default route through an ``onlink`` gateway; EEXIST if there is one."""
     head = _RTMSG.pack(AF[family], 0, 0, 0, TABLE_MAIN, _STATIC, _SCOPE_UNIVERSE, _UNICAST, _ONLINK)
-    hop = _hop(socket.inet_pton(AF[family], gateway), interface)
+    hop = _hop(family, socket.inet_pton(AF[family], gateway), interface)
     return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, head + hop)
 
 
@@ -185,13 +189,19 @@ def _head(destination: Destination, protocol: int, kind: int, scope: int, flags:
     return head + attr(_DST, packed)
 
 
-def _hop(gateway: bytes, index: int) -> bytes:
-    return (attr(_GATEWAY, gateway) if gateway else b"") + (attr(_OIF, _U32.pack(index)) if index else b"")
+def _hop(family: Family, gateway: bytes, index: int) -> bytes:
+    return _gateway(family, gateway) + (attr(_OIF, _U32.pack(index)) if index else b"")
 
 
-def _path(hop: Hop) -> bytes:
+def _gateway(family: Family, gateway: bytes) -> bytes:
+    if len(gateway) * 8 in (0, family.bits):
+        return attr(_GATEWAY, gateway) if gateway else b""
+    return attr(_VIA, _U16.pack(socket.AF_INET6) + gateway)
+
+
+def _path(family: Family, hop: Hop) -> bytes:
     gateway, index = hop
-    inner = attr(_GATEWAY, gateway) if gateway else b""
+    inner = _gateway(family, gateway)
     return _RTNEXTHOP.pack(8 + len(inner), _ONLINK if gateway and index else 0, 0, index) + inner
 
 
@@ -241,7 +251,7 @@ def read_connected(answer: memoryview) -> list[Connected]:
     if kind != _UNICAST or flags & _DEAD or tos:
         return []
     found = attributes(answer[_RTMSG.size :])
-    if _GATEWAY in found or _VIA in found:
+    if _gateway_of(found):
         return []
     destination, metric = _destination(answer, found), _number(found, _PRIORITY)
     return [Connected(destination, metric, index) for gateway, index in _hops(found) if index and not gateway]
@@ -250,17 +260,12 @@ def read_connected(answer: memoryview) -> list[Connected]:
 def unpack(route: Packed) -> Route | None:
     """The wanted route that a kernel's route stands for; None if we make none such, or its interface is gone.
 
-    The interface of a gateway is left to the kernel (see :data:`Hop`).
+    The interface of a gateway is left to the kernel (see :data:`Hop`), unless it is link-local.
     """
     kinds = [kind for kind, number in _KINDS.items() if number == route.kind]
     family = route.destination[0]
     try:
-        hops = [
-            NextHop(gateway=socket.inet_ntop(AF[family], gateway))
-            if gateway
-            else NextHop(interface=socket.if_indextoname(index))
-            for gateway, index in route.hops
-        ]
+        hops = [_next_hop(gateway, index) for gateway, index in route.hops]
     except OSError:
         return None
     if not kinds:
@@ -269,6 +274,16 @@ def unpack(route: Packed) -> Route | None:
     key = RouteRef(destination_text(route.destination), route.protocol)
     hops.sort(key=lambda hop: (hop.gateway, hop.interface))
     return Route(key, kinds[0], tuple(hops), route.scope == _SCOPE_LINK, source)
+
+
+def _next_hop(gateway: bytes, index: int) -> NextHop:
+    if not gateway:
+        return NextHop(interface=socket.if_indextoname(index))
+    if len(gateway) == 4:
+        return NextHop(socket.inet_ntop(socket.AF_INET, gateway))
+    # Only a link-local gateway needs its interface again.
+    link_local = gateway[:2] == b"\xfe\x80"
+    return NextHop(socket.inet_ntop(socket.AF_INET6, gateway), socket.if_indextoname(index) if link_local else "")
 
 
 class Event(NamedTuple):
@@ -288,19 +303,23 @@ def read_event(body: memoryview) -> Event:
     """
     protocol = _RTMSG.unpack_from(body)[5]
     found = attributes(body[_RTMSG.size :])
-    return Event(_destination(body, found), protocol, _number(found, _OIF), _GATEWAY not in found)
+    return Event(_destination(body, found), protocol, _number(found, _OIF), _gateway_of(found) == b"")
+
+
+def _gateway_of(found: dict[int, memoryview]) -> bytes:
+    """The gateway, empty if there is none; RTA_VIA has its address family before it."""
+    return bytes(found[_VIA][_U16.size :]) if _VIA in found else bytes(found.get(_GATEWAY, b""))
 
 
 def _hops(found: dict[int, memoryview]) -> list[Hop]:
     if _MULTIPATH not in found:
-        return [(bytes(found.get(_GATEWAY, b"")), _number(found, _OIF))]
+        return [(_gateway_of(found), _number(found, _OIF))]
     paths = found[_MULTIPATH]
     hops: list[Hop] = []
     while len(paths) >= _RTNEXTHOP.size:
         length, _, _, index = _RTNEXTHOP.unpack_from(paths)
         if length < _RTNEXTHOP.size:
             break
-        gateway = attributes(paths[_RTNEXTHOP.size : length]).get(_GATEWAY, b"")
-        hops.append((bytes(gateway), index))
+        hops.append((_gateway_of(attributes(paths[_RTNEXTHOP.size : length])), index))
         paths = paths[(length + 3) & ~3 :]
     return hops

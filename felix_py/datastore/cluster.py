@@ -19,8 +19,10 @@ from felix_py.datastore.conditions import ConditionWriter
 from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, OWN_KINDS, PODS, POLICIES, Kind
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
+from felix_py.datastore.named_secrets import NamedSecrets
 from felix_py.datastore.outage import Outage
 from felix_py.datastore.probe import Probe
+from felix_py.datastore.service_kinds import ServiceObjects
 from felix_py.datastore.status_writer import StatusWriter
 from felix_py.datastore.store import Problem, Record, Store, Table
 from policy.change import Change
@@ -94,10 +96,11 @@ class Cluster:
         pod_source: Callable[[Api, Timing, Outage], PodSource] = watch_all_pods,
         tiers_in_force: bool = False,
         configured: bool = False,
+        namespace: str = "kube-system",
     ) -> None:
         """``tiers_in_force``: the kernel has rules of cluster-scoped policies from before a restart. The
         absence of their kinds is then believed later. ``configured``: the same of our own kinds, whose objects
-        are in force.
+        are in force. ``namespace``: the agent's own, where Secrets are.
         """
         timing = timing or Timing()
         self.store = Store(self._report)
@@ -105,12 +108,14 @@ class Cluster:
         self.conditions = ConditionWriter(api)
         self.statuses = StatusWriter(api, node_name=node_name)
         self._api = api
+        self._node_name = node_name
         self._on_invalid = on_invalid
         self._log = log.get("cluster")
         self.store.subscribe(self._judge)
         store = self.store
         clock = SystemClock()
         discovery, outage = Discovery(api, clock), Outage(timing.lost, clock)
+        self.secrets = NamedSecrets(api, namespace, timing, outage)
 
         def reflected(table: Table[R]) -> _Watched[R]:
             in_force = configured if table.kind in OWN_KINDS else tiers_in_force and table.kind.optional
@@ -126,7 +131,10 @@ class Cluster:
             _Watched(store.pods, pod_source(api, timing, outage)),
         ]
         sources = [watched.source for watched in self._sources]
-        self._probe = Probe(api, [one for one in sources if isinstance(one, Reflector)], timing)
+        reflectors = [one for one in sources if isinstance(one, Reflector)]
+        self.services = ServiceObjects(api, timing, node_name, reflectors, outage)
+        """Services and EndpointSlices, which nothing but BGP asks for."""
+        self._probe = Probe(api, reflectors, timing)
 
     def start(self) -> None:
         """List and watch. Call it on the running event loop, once, after the handlers have subscribed."""
@@ -146,12 +154,14 @@ class Cluster:
         """End all watches; the store keeps its content."""
         stops = [watched.source.stop() for watched in self._sources]
         others = (self.events, self.conditions, self.statuses, self._probe)
-        await asyncio.gather(*stops, *(asyncio.to_thread(one.stop) for one in others))
+        others_here = (self.services.stop(), self.secrets.stop())
+        await asyncio.gather(*stops, *others_here, *(asyncio.to_thread(one.stop) for one in others))
         self._api.close()
 
     def ages(self) -> dict[str, float]:
         """Kind -> seconds since its source last heard from the API server."""
-        return {watched.table.kind.name: watched.source.age() for watched in self._sources}
+        ages = {watched.table.kind.name: watched.source.age() for watched in self._sources}
+        return ages | self.services.ages()
 
     async def set_network_available(self, node: str) -> None:
         """Set the condition NetworkUnavailable of ``node`` to False, so that pods are scheduled to it.
@@ -180,6 +190,12 @@ class Cluster:
         content_type = "application/strategic-merge-patch+json"
         with self._api.request("PATCH", path, body=body, content_type=content_type) as answer:
             answer.read()
+
+    def tell_node(self, warning: bool, reason: str, message: str) -> None:
+        """Write an Event on this node's object, if it is known."""
+        if (node := self.store.nodes.records.get(("", self._node_name))) is not None:
+            ref = ObjectRef("Node", "v1", "", node.name, node.uid)
+            (self.events.warning if warning else self.events.normal)(ref, reason, message)
 
     def warn_own(self, kind: Kind[Any], name: str, uid: str, reason: str, message: str) -> None:
         """Write a Warning on a cluster-scoped object of ours."""

@@ -5,8 +5,9 @@ An object that cannot be decoded becomes :class:`Unusable`; it never breaks its 
 
 from __future__ import annotations
 
+import base64
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,10 +15,12 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from bgp.node import KEYS
 from felix_py.datastore import salvage, wire
 from felix_py.datastore.client import error_from_status
 from felix_py.datastore.wire import UNDECODABLE
-from felix_py.records import ConfigurationRecord, NodeRecord
+from felix_py.layout import DRAIN
+from felix_py.records import ConfigurationRecord, NodeRecord, SecretRecord
 from policy.model import (
     ClusterPolicy,
     Labels,
@@ -107,16 +110,19 @@ class Kind(Generic[R]):
         convert: Callable[[W], R],
         salvage: Salvage[R] | None = None,
         optional: bool = False,
+        query: Mapping[str, str] | None = None,
     ) -> None:
         """``convert`` and ``salvage`` raise ValueError with the reason why an object cannot be used. ``salvage``
         is for kinds whose objects must not be left out because a part cannot be decoded. ``optional``: a custom
-        resource, absent while its CustomResourceDefinition is not installed.
+        resource, absent while its CustomResourceDefinition is not installed. ``query``: of every list and watch,
+        such as a fieldSelector.
         """
         self.name = name
         self.api_version = api_version
         self.path = path
         self.key = key
         self.optional = optional
+        self.query = dict(query or {})
         self._convert: Callable[[Any], R] = convert
         self._salvage = salvage
         self._object = msgspec.json.Decoder(wire_type)
@@ -406,24 +412,52 @@ def _node(node: wire.WireNode) -> NodeRecord:
     if not metadata.name:
         raise ValueError("metadata.name must not be empty")
     cidrs = spec.pod_cidrs or [spec.pod_cidr]
+    internal = _node_addresses(node.status.addresses or (), "InternalIP")
+    external = _node_addresses(node.status.addresses or (), "ExternalIP")
+    annotations = metadata.annotations or {}
     return NodeRecord(
         name=metadata.name,
         uid=metadata.uid,
-        addresses=_node_addresses(node.status.addresses or ()),
+        addresses=tuple(dict.fromkeys((*internal, *external))),
+        internal_addresses=internal,
         pod_cidrs=tuple([canonical_cidr(cidr) for cidr in cidrs if cidr]),
         labels=_labels(metadata.labels),
         unschedulable=spec.unschedulable,
+        drain=_drain(annotations, spec),
+        annotations=_labels({key: value for key, value in annotations.items() if key in KEYS}),
     )
 
 
-def _node_addresses(addresses: Sequence[wire.NodeAddress]) -> tuple[str, ...]:
-    """InternalIPs, then ExternalIPs. Texts that are no address, which the API does not reject, are left out."""
+def _drain(annotations: Mapping[str, str], spec: wire.NodeSpec) -> str:
+    """Why BGP is to lead traffic away from the node: what its annotation says, or that it has the taint."""
+    asked = annotations.get(DRAIN, "")
+    if asked and asked != "false":
+        return asked
+    return "taint" if any(taint.key == DRAIN for taint in spec.taints or ()) else ""
+
+
+def _secret(found: wire.WireSecret) -> SecretRecord:
+    metadata = found.metadata
+    if not metadata.name:
+        raise ValueError("metadata.name must not be empty")
+    data = {key: _secret_value(value) for key, value in (found.data or {}).items()}
+    return SecretRecord(metadata.name, metadata.uid, data)
+
+
+def _secret_value(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded).decode().rstrip("\r\n")
+    except ValueError:
+        return ""
+
+
+def _node_addresses(addresses: Sequence[wire.NodeAddress], kind: str) -> tuple[str, ...]:
+    """Addresses of one type. Texts that are no address, which the API does not reject, are left out."""
     found: dict[str, None] = {}
-    for kind in ("InternalIP", "ExternalIP"):
-        for address in addresses:
-            if address.type == kind:
-                with suppress(ValueError):
-                    found[_address(address.address)] = None
+    for address in addresses:
+        if address.type == kind:
+            with suppress(ValueError):
+                found[_address(address.address)] = None
     return tuple(found)
 
 
@@ -475,16 +509,38 @@ NODES = Kind(
     "Node", "v1", "/api/v1/nodes", key=lambda node: ("", node.name), wire_type=wire.WireNode, convert=_node
 )
 
-CONFIGURATIONS = Kind(
-    "FelixConfiguration",
-    "felixpy.io/v1alpha1",
-    "/apis/felixpy.io/v1alpha1/felixconfigurations",
-    key=lambda found: ("", found.name),
-    wire_type=wire.WirePolicy,
-    convert=_configuration,
-    salvage=_salvaged_configuration,
-    optional=True,
-)
-OWN_KINDS = (CONFIGURATIONS,)
+
+def _own_kind(name: str, plural: str) -> Kind[ConfigurationRecord]:
+    return Kind(
+        name,
+        "felixpy.io/v1alpha1",
+        f"/apis/felixpy.io/v1alpha1/{plural}",
+        key=lambda found: ("", found.name),
+        wire_type=wire.WirePolicy,
+        convert=_configuration,
+        salvage=_salvaged_configuration,
+        optional=True,
+    )
+
+
+CONFIGURATIONS = _own_kind("FelixConfiguration", "felixconfigurations")
+BGP_CONFIGURATIONS = _own_kind("BGPConfiguration", "bgpconfigurations")
+BGP_PEERS = _own_kind("BGPPeer", "bgppeers")
+BGP_FILTERS = _own_kind("BGPFilter", "bgpfilters")
+BGP_KINDS = (BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS)
+OWN_KINDS = (CONFIGURATIONS, *BGP_KINDS)
 """Our own custom resources. Nothing waits for them, and policy does not see them: who uses one waits for its
 table to change (:meth:`felix_py.datastore.store.Store.own`)."""
+
+
+def secret_kind(namespace: str, name: str) -> Kind[SecretRecord]:
+    """One Secret: to follow it takes no right to others."""
+    return Kind(
+        "Secret",
+        "v1",
+        f"/api/v1/namespaces/{namespace}/secrets",
+        key=lambda found: (namespace, found.name),
+        wire_type=wire.WireSecret,
+        convert=_secret,
+        query={"fieldSelector": f"metadata.name={name}"},
+    )

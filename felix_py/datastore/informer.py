@@ -132,6 +132,8 @@ class Reflector(Generic[R]):
         self._comes = Backoff(_COMES, self._timing.absent * _RARELY)
         self._present: bool | None = None
         self._in_force = in_force
+        self.refused = False
+        """Whether the last conversation ended since the server does not let us see this kind."""
 
     # --- on the event loop ---------------------------------------------------------------------------
 
@@ -208,6 +210,7 @@ class Reflector(Generic[R]):
     def _next_rest(self, failure: Exception | None) -> Rest:
         if self._stop.is_set():
             raise Closed
+        self.refused = isinstance(failure, ApiError) and failure.status in (401, 403)
         if isinstance(failure, Absent):
             return Rest(failure.retry_in)
         if self._watched_well():
@@ -457,7 +460,7 @@ class Reflector(Generic[R]):
 
     @contextmanager
     def _ask(self, query: dict[str, str]) -> Iterator[Answer]:
-        with self._get(self.kind.path, query, may_be_absent=self.kind.optional) as answer:
+        with self._get(self.kind.path, self.kind.query | query, may_be_absent=self.kind.optional) as answer:
             self._note_presence()
             yield answer
 

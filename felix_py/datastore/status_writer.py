@@ -27,6 +27,9 @@ API_VERSION = "felixpy.io/v1alpha1"
 READY = "Ready"
 """The type of the condition that becomes Unknown when the agent stops."""
 
+DRAINED = "Drained"
+"""The type of the condition that becomes True once BGP leads no traffic to the node that can go elsewhere."""
+
 PACE = 10.0
 """Seconds between two writes at least."""
 

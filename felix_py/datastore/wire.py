@@ -52,6 +52,12 @@ class PodMetadata(Metadata):
     deletion_timestamp: str | None = None
 
 
+class NodeMetadata(Metadata):
+    """meta/v1 ObjectMeta of a node, whose annotations have settings of BGP."""
+
+    annotations: dict[str, str] | None = None
+
+
 class ContainerPort(Wire):
     """core/v1 ContainerPort."""
 
@@ -151,12 +157,19 @@ class Judged(Wire):
     status: ConditionedStatus | None = None
 
 
+class Taint(Wire):
+    """core/v1 Taint, whatever its effect."""
+
+    key: str = ""
+
+
 class NodeSpec(Wire):
     """core/v1 NodeSpec."""
 
     pod_cidr: str = field(default="", name="podCIDR")
     pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
     unschedulable: bool = False
+    taints: list[Taint] | None = None
 
 
 class NodeAddress(Wire):
@@ -175,9 +188,16 @@ class NodeStatus(Wire):
 class WireNode(Wire):
     """core/v1 Node."""
 
-    metadata: Metadata
+    metadata: NodeMetadata
     spec: NodeSpec = field(default_factory=NodeSpec)
     status: NodeStatus = field(default_factory=NodeStatus)
+
+
+class WireSecret(Wire):
+    """core/v1 Secret; the values are in base64."""
+
+    metadata: PolicyMetadata
+    data: dict[str, str] | None = None
 
 
 class Name(Wire):

@@ -119,7 +119,8 @@ def learned_routes(
 ) -> dict[RouteRef, Route | None]:
     """The routes for prefix -> gateways; () withdraws a prefix.
 
-    ``interface_of`` returns the interface towards a gateway; empty: the kernel looks it up.
+    ``interface_of`` returns the interface towards a gateway; empty: the kernel looks it up. A link-local gateway
+    is followed by its interface: ``fe80::1%eth0``.
     """
     made: dict[RouteRef, Route | None] = {}
     hops_of: dict[tuple[str, ...], tuple[NextHop, ...]] = {}
@@ -127,7 +128,9 @@ def learned_routes(
         key = RouteRef(prefix, ROUTE_PROTOCOL_LEARNED)
         hops = hops_of.get(gateways)
         if hops is None:
-            hops = hops_of[gateways] = tuple(NextHop(g, interface_of(g)) for g in sorted(gateways))
+            hops = hops_of[gateways] = tuple(
+                NextHop(g.partition("%")[0], interface_of(g)) for g in sorted(gateways)
+            )
         made[key] = Route(key, next_hops=hops) if hops else None
     return made
 

@@ -156,7 +156,7 @@ def _decoded(family: Family, answer: Any) -> route_messages.Packed:
 def _purpose(route: Route | None) -> str:
     if route is None:
         return "no pod that is known"
-    return "this node's pod addresses" if route.kind is RouteKind.BLACKHOLE else "a route learned from peers"
+    return "this node's pod addresses" if route.kind is RouteKind.BLACKHOLE else "a route to another node's pods"
 
 
 def _satisfied(wanted: Route, found: route_messages.Packed) -> bool:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from bgp.services import Drain, Drained
 from bgp.session import PeerStatus
 from felix_py import log
-from felix_py.datastore.status_writer import READY, Offer, StatusWriter
+from felix_py.datastore.status_writer import DRAINED, READY, Offer, StatusWriter
 from felix_py.failures import Failures
 from felix_py.notices import NoticeKind
+from felix_py.observe.peer_events import PeerEvents
 from felix_py.observe.status import Status
 from felix_py.records import NodeRecord
 from felix_py.refs import RouteRef, RoutesRef
@@ -27,7 +29,10 @@ _MOST_NOTICES = 20
 _LONGEST_NOTICE = 512
 _LONGEST_SUBJECT = 253
 _LONGEST_MESSAGE = 1024
+_LONGEST_ERROR = 160
 _PEERS_NAMED = 5
+_MOST_PEERS = 32
+_KEPT_NAMED = 5
 
 Json = dict[str, Any]
 
@@ -35,11 +40,18 @@ Json = dict[str, Any]
 class Telling:
     """Offers the state to the writer every two seconds. On the event loop only."""
 
-    def __init__(self, status: Status, node: Callable[[], NodeRecord | None], writer: StatusWriter) -> None:
-        """``node`` returns this node's object, if it is known."""
+    def __init__(
+        self,
+        status: Status,
+        node: Callable[[], NodeRecord | None],
+        writer: StatusWriter,
+        events: PeerEvents | None = None,
+    ) -> None:
+        """``node`` returns this node's object, if it is known. ``events``: of its BGP peers."""
         self._status = status
         self._node = node
         self._writer = writer
+        self._events = events
         self._log = log.get("node-status")
 
     async def run(self) -> None:
@@ -50,6 +62,8 @@ class Telling:
                 node = self._node()
                 if node is not None and (not self._status.unready() or time.monotonic() > patient_until):
                     self._writer.offer(offered(self._status, node.uid))
+                if self._events is not None:
+                    self._events.look(self._status.bgp.peers())
             except Exception:
                 # A defect here must not end the agent.
                 self._log.exception("cannot tell the node's status")
@@ -70,11 +84,13 @@ def offered(status: Status, owner: str) -> Offer:
         "peersEstablished": up,
         "peersConfigured": len(peers),
         "peers": f"{up}/{len(peers)}",
-        "routes": len(status.bgp.routes()),
+        "bgpPeers": _bgp_peers(peers),
+        "routes": status.facts.remote.number,
         "backend": running["backend"],
         "families": [f"ipv{family}" for family in running["families"]],
         "version": version("felix-py"),
         "restartRequired": due,
+        "drain": _cut(status.bgp.drained().asked, _LONGEST_SUBJECT),
         "notices": [
             {
                 "kind": notice.kind.value,
@@ -85,11 +101,21 @@ def offered(status: Status, owner: str) -> Offer:
         ],
     }
     verdicts = [(one["type"], one["status"], one["reason"]) for one in conditions]
-    return Offer(owner, body, (verdicts, body["peers"], due, running, {notice.kind for notice in notices}))
+    states = {(peer.address, peer.established) for peer in peers}
+    gist = (verdicts, states, due, body["drain"], running, {notice.kind for notice in notices})
+    return Offer(owner, body, gist)
 
 
 def _conditions(status: Status, peers: Sequence[PeerStatus]) -> list[Json]:
-    return [_ready(status), _policy(status), _routes(status), _peers(peers), _settings(status)]
+    return [
+        _ready(status),
+        _policy(status),
+        _routes(status),
+        _peers(peers),
+        _bgp(status),
+        _settings(status),
+        _drained(status.bgp.drained(), peers),
+    ]
 
 
 def _ready(status: Status) -> Json:
@@ -134,6 +160,31 @@ def _peers(peers: Sequence[PeerStatus]) -> Json:
     return _condition(kind, "False", "PeersDown", "; ".join(named + more))
 
 
+def _bgp_peers(peers: Sequence[PeerStatus]) -> list[Json]:
+    """The peers, those that are down first."""
+    shown = sorted(peers, key=lambda peer: (peer.established, peer.name, peer.address))[:_MOST_PEERS]
+    return [
+        {
+            "name": _cut(peer.name, _LONGEST_SUBJECT),
+            "address": peer.address,
+            "asNumber": peer.asn,
+            "state": "Established" if peer.established else "Down",
+            "prefixesReceived": peer.received,
+            "prefixesAnnounced": peer.announced,
+            "lastError": _cut(peer.error, _LONGEST_ERROR),
+        }
+        for peer in shown
+    ]
+
+
+def _bgp(status: Status) -> Json:
+    kind = "BGPInForce"
+    kinds = (NoticeKind.BGP, NoticeKind.BGP_RESOURCES)
+    if told := [text for one in kinds for _, text in sorted(status.notices.of(one).items())]:
+        return _condition(kind, "False", "NotUsable", "; ".join(told))
+    return _condition(kind, "True", "InForce", "the speaker has the peers that the API, or the file, declares")
+
+
 def _settings(status: Status) -> Json:
     kind = "SettingsInForce"
     if told := status.notices.of(NoticeKind.CONFIGURATION):
@@ -141,6 +192,25 @@ def _settings(status: Status) -> Json:
     if due := status.configured.restart_due:
         return _condition(kind, "False", "RestartRequired", f"the agent must start again for {', '.join(due)}")
     return _condition(kind, "True", "InForce", "the agent runs with what its FelixConfigurations say")
+
+
+def _drained(found: Drained, peers: Sequence[PeerStatus]) -> Json:
+    """``felix-py drain`` waits for this."""
+    if not found.asked:
+        return _condition(DRAINED, "False", "NotAsked", "BGP leads traffic to this node")
+    if not peers:
+        return _condition(DRAINED, "True", "NoPeers", "no BGP peer is configured: nothing leads traffic here")
+    if found.stage is Drain.GRACEFUL:
+        words = "routers are asked to use other paths (RFC 8326); in half a minute at most Services are withdrawn"
+        return _condition(DRAINED, "False", "AskingRouters", words)
+    if not found.sent:
+        return _condition(DRAINED, "False", "Withdrawing", "not every peer has been told yet")
+    words = "Services are withdrawn; prefixes of pods stay announced, as the last choice"
+    if found.kept:
+        named = ", ".join(found.kept[:_KEPT_NAMED])
+        more = f" and {len(found.kept) - _KEPT_NAMED} more" if len(found.kept) > _KEPT_NAMED else ""
+        words += f". So do {named}{more}, until another node has a ready endpoint"
+    return _condition(DRAINED, "True", "Withdrawn", words)
 
 
 def _condition(kind: str, status: str, reason: str, message: str) -> Json:

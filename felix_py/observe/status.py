@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
 
+from bgp.services import Drained
 from bgp.session import PeerStatus
 from felix_py import log
 from felix_py.cni.network import Network
@@ -49,6 +50,18 @@ class Facts(Protocol):
     @property
     def pod_cidrs(self) -> tuple[str, ...]: ...
 
+    @property
+    def remote(self) -> RemoteRoutes: ...
+
+
+class RemoteRoutes(Protocol):
+    """See :class:`felix_py.agent.remote_routes.RemoteRoutes`."""
+
+    @property
+    def number(self) -> int: ...
+
+    def gateways(self) -> Mapping[str, tuple[str, ...]]: ...
+
 
 class Pods(Protocol):
     """See :class:`felix_py.agent.pods.Pods`."""
@@ -63,7 +76,7 @@ class Bgp(Protocol):
 
     def peers(self) -> list[PeerStatus]: ...
 
-    def routes(self) -> Mapping[str, tuple[str, ...]]: ...
+    def drained(self) -> Drained: ...
 
     def refresh_metrics(self) -> None: ...
 
@@ -120,7 +133,7 @@ class Status:
             "notices": [notice._asdict() for notice in self.notices.all()],
             **of_reconciler(self.reconciler),
             **of_cluster(self.cluster),
-            **of_bgp(self.bgp),
+            **of_bgp(self.bgp, self.facts.remote),
         }
 
     async def refresh_metrics(self) -> None:
@@ -197,18 +210,21 @@ def of_cluster(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def of_bgp(bgp: Bgp) -> dict[str, Any]:
-    """Peers and learned routes."""
+def of_bgp(bgp: Bgp, remote: RemoteRoutes) -> dict[str, Any]:
+    """Peers, and routes to other nodes' pods."""
     return {
         "peers": [
             {
+                "name": peer.name,
                 "address": peer.address,
                 "asNumber": peer.asn,
                 "established": peer.established,
                 "reason": peer.error,
+                "bfd": peer.bfd,
                 "prefixesReceived": peer.received,
+                "prefixesAnnounced": peer.announced,
             }
             for peer in bgp.peers()
         ],
-        "routes": {prefix: list(hops) for prefix, hops in sorted(bgp.routes().items())},
+        "routes": {prefix: list(hops) for prefix, hops in sorted(remote.gateways().items())},
     }

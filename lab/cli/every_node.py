@@ -16,6 +16,7 @@ import typer
 
 from felix_py.cli import denies as one_nodes_denies
 from felix_py.cli import options
+from felix_py.cli.asking import ending_quietly
 from felix_py.config import AgentConfig
 from lab.cli.options import Name, StateRoot, errors, lab_of
 from lab.state import STATE_ROOT
@@ -174,7 +175,7 @@ def denies(
         for option, value in (("--since", since), ("--namespace", namespace), ("--pod", pod)):
             argv += [option, value] if value else []
         argv += [] if limit is None else ["--limit", str(limit)]
-        with one_nodes_denies.ending_quietly():
+        with ending_quietly():
             show = one_nodes_denies.Shown(output, None)
             if follow:
                 _follow(it, nodes, [*argv, "--follow"], show)

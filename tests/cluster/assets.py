@@ -129,7 +129,13 @@ def _build(module: Module, name: str, package: str, go: Path, go_version: tuple[
     for left in folder(module).glob(f".{name}.*.new"):  # by a build that was killed
         left.unlink(missing_ok=True)
     unfinished = program(name).with_name(f".{name}.{os.getpid()}.new")
-    env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath"}
+    # For no debugger, and with the compiler's collector at work less often: both save processor time.
+    env = {
+        **os.environ,
+        "CGO_ENABLED": "0",
+        "GOFLAGS": "-mod=readonly -trimpath -gcflags=all=-dwarf=false",
+        "GOGC": "300",
+    }
     if go_version >= (1, 27):
         env["GOEXPERIMENT"] = "nojsonv2"  # with it, the API server's OpenAPI document is broken
     flags = f"-s -w {module.flags.format(version=module.version)}"

@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import FrameType
 
 import pytest
 
@@ -25,11 +23,6 @@ from tests.cluster.workloads import HTTP, Namespace, deployment, service
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "shapes(*shapes): the clusters that a test runs on (default: nft, IPv4)")
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, end)  # as Ctrl-C: the clusters are taken down
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -45,7 +38,8 @@ def running(shape: Shape, installer: Installer, folder: Path) -> Iterator[Cluste
     began = time.monotonic()
 
     def say(text: str) -> None:
-        print(f"[{shape}: {time.monotonic() - began:.1f} s {text}]", file=sys.__stdout__, flush=True)
+        # A worker's standard output goes nowhere.
+        print(f"[{shape}: {time.monotonic() - began:.1f} s {text}]", file=sys.__stderr__, flush=True)
 
     for left in cgroups.left_behind():
         cgroups.remove(left)

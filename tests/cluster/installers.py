@@ -151,7 +151,7 @@ class Image(Installer):
         manifest: Path = CHECKOUT / "manifests" / "felix-py.yaml",
     ) -> None:
         self._archive = archive
-        self._manifest = manifest
+        self._objects = ["-f", str(manifest)]
         self.binds = [archive.parent, manifest.parent]
 
     def install(self, cluster: Cluster) -> None:
@@ -166,24 +166,35 @@ class Image(Installer):
         for node in cluster.nodes:
             copy_plugins(node, "portmap", "loopback")
         cluster.each_node(lambda node: node.import_images(self._archive))
-        cluster.apply(self.configuration(cluster))
+        self.configure(cluster)
 
     def apply(self, cluster: Cluster) -> None:
         """``kubectl apply``, until all agents are ready."""
-        cluster.kubectl("apply", "-f", str(self._manifest))
+        cluster.kubectl("apply", *self._objects)
         rollout = ["-n", "kube-system", "rollout", "status", "daemonset/felix-py", "--timeout=180s"]
         cluster.kubectl(*rollout, timeout=200)
 
     def uninstall(self, cluster: Cluster) -> None:
         """The objects; what that leaves on the nodes is ``felix-py cleanup``'s matter."""
-        cluster.kubectl("delete", "--ignore-not-found", "-f", str(self._manifest), timeout=180)
+        cluster.kubectl("delete", "--ignore-not-found", *self._objects, timeout=180)
         cluster.kubectl("-n", "kube-system", "delete", "--ignore-not-found", "configmap", "felix-py")
 
-    def configuration(self, cluster: Cluster) -> dict[str, object]:
-        """The ConfigMap ``felix-py``: the same peers for all nodes."""
+    def configure(self, cluster: Cluster) -> None:
+        """Write the ConfigMap ``felix-py``: the same peers for all nodes."""
         metadata = {"name": "felix-py", "namespace": "kube-system"}
         data = {"bgp.yaml": peers_file(cluster, "" if 4 in cluster.shape.families else "hash")}
-        return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+        cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+
+
+class HostGateway(Image):
+    """The same by the overlay ``host-gateway``: without peers, and without the sidecar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._objects = ["-k", str(CHECKOUT / "manifests" / "overlays" / "host-gateway")]
+
+    def configure(self, cluster: Cluster) -> None:
+        """The overlay has the ConfigMap."""
 
 
 def copy_plugins(node: Node, *names: str) -> None:
@@ -220,6 +231,7 @@ def _kubeconfig(server: str, data: Mapping[str, str]) -> str:
 INSTALLERS: Mapping[str, Callable[[], Installer]] = {
     "by-hand": ByHand,
     "image": Image,
+    "host-gateway": HostGateway,
     "baseline": Baseline,
     "none": Installer,
 }

@@ -64,7 +64,7 @@ def configuration(name: str = "default", **spec: Any) -> dict[str, Any]:
 
 def test_applying_them_again_changes_nothing(cluster: Kubectl) -> None:
     again = cluster("apply", *FILES).splitlines()
-    assert len(again) == 2
+    assert len(again) == len(FILES)
     assert all(line.endswith(" unchanged") for line in again), again
 
 
@@ -203,7 +203,15 @@ async def test_the_informer_follows_them(clean: Kubectl) -> None:
 
 CONDITIONS = [
     {"type": kind, "status": "True", "reason": "Because", "message": ""}
-    for kind in ("Ready", "PolicyInForce", "RoutesInstalled", "PeersUp", "SettingsInForce")
+    for kind in (
+        "Ready",
+        "PolicyInForce",
+        "RoutesInstalled",
+        "PeersUp",
+        "BGPInForce",
+        "SettingsInForce",
+        "Drained",
+    )
 ]
 STATUS = {
     "conditions": CONDITIONS,
@@ -211,11 +219,24 @@ STATUS = {
     "peersEstablished": 1,
     "peersConfigured": 2,
     "peers": "1/2",
+    "bgpPeers": [
+        {
+            "name": "tor",
+            "address": "192.0.2.1",
+            "asNumber": 4294967295,
+            "state": "Down",
+            "prefixesReceived": 0,
+            "prefixesAnnounced": 0,
+            "lastError": "x" * 160,
+        }
+    ]
+    * 32,
     "routes": 1234,
     "backend": "legacy",
     "families": ["ipv4", "ipv6"],
     "version": "0.1.0",
     "restartRequired": ["natOutgoing"],
+    "drain": "true",
     "notices": [{"kind": "restart-due", "subject": "natOutgoing", "message": "x" * 512}] * 20,
 }
 

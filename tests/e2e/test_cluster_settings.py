@@ -62,7 +62,7 @@ def test_every_node_tells_of_itself(plain_lab: LabUnderTest) -> None:
     for node in lab.node_names:
         found = lab.get("nns", node)
         assert {one["type"]: one["status"] for one in found["status"]["conditions"]} == dict.fromkeys(
-            ("Ready", "PolicyInForce", "RoutesInstalled", "PeersUp", "SettingsInForce"), "True"
+            ("Ready", "PolicyInForce", "RoutesInstalled", "PeersUp", "BGPInForce", "SettingsInForce"), "True"
         )
         (owner,) = found["metadata"]["ownerReferences"]
         assert owner["uid"] == lab.get("node", node)["metadata"]["uid"]

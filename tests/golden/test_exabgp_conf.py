@@ -14,7 +14,7 @@ import pytest
 
 from bgp import bridge
 from bgp.model import Peer, SpeakerConfig
-from bgp.render import listen_port, process_section, render
+from bgp.render import listen_on, process_section, render
 
 FOLDER = Path(__file__).parent / "exabgp"
 
@@ -32,11 +32,31 @@ EVERYTHING = Peer(
     max_restart_time=4095,
     passive=True,
 )
+DUAL = Peer(
+    address="fd09::2",
+    asn=65000,
+    local_asn=65001,
+    source_address="fd09::1",
+    families=(4, 6),
+    next_hops=("10.9.0.1", "fd09::1"),
+)
+UNNUMBERED = Peer(
+    address="fe80::2", interface="eth0", asn=65000, local_asn=65001, source_address="fe80::1", families=(4, 6)
+)
+ALSO_SIX = Peer(
+    address="10.9.0.2",
+    asn=65000,
+    local_asn=65001,
+    source_address="10.9.0.1",
+    families=(4, 6),
+    next_hops=("10.9.0.1", "fd09::1"),
+)
 
 CASES = {
     "no-peers": ((), 179),
     "both-families": ((FOUR, SIX), 179),
     "everything-set": ((EVERYTHING,), 1790),
+    "several-families": ((DUAL, ALSO_SIX, UNNUMBERED), 179),
     "connect-only": ((FOUR,), 0),
 }
 
@@ -57,7 +77,12 @@ def test_text(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_listen_port_is_read_back(case: str) -> None:
     process = process_section(Path("/usr/bin/python3"), Path("/opt/bridge.py"), Path("/run/bridge.sock"))
-    assert listen_port(process + text(case)) == CASES[case][1]
+    assert listen_on(process + text(case)) == (CASES[case][1], ())
+
+
+def test_listen_addresses_are_read_back() -> None:
+    config = SpeakerConfig(asn=65001, router_id="10.9.0.1", listen_addresses=("10.9.0.1", "fd09::1"))
+    assert listen_on(render(config, ())) == (179, ("10.9.0.1", "fd09::1"))
 
 
 def test_exabgp_accepts_all_of_them(tmp_path: Path) -> None:

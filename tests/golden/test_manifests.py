@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from bgp.model import parse_bgp_config
+from bgp.parse import configuration
+from felix_py.config import RouteSource
 from tests.support.manifests import (
     CHART,
     IMAGE,
@@ -35,6 +37,8 @@ needs_kubectl = pytest.mark.skipif(not kubectl(), reason="no kubectl with a kust
 needs_helm = pytest.mark.skipif(not helm(), reason="no helm: `make test-cluster` builds one")
 
 OVERLAYS = sorted(path.parent for path in (MANIFESTS / "overlays").glob("*/kustomization.yaml"))
+WITH_PEERS = [overlay for overlay in OVERLAYS if (overlay / "bgp.yaml").exists()]
+HOST_GATEWAY, MESH = MANIFESTS / "overlays" / "host-gateway", MANIFESTS / "overlays" / "mesh"
 COMPONENTS = sorted(path.parent for path in (MANIFESTS / "components").glob("*/kustomization.yaml"))
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
@@ -96,7 +100,7 @@ def test_nothing_of_the_operators_is_in_the_file() -> None:
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+@pytest.mark.parametrize("overlay", WITH_PEERS, ids=lambda path: path.name)
 def test_overlay_is_the_base_and_valid_peers(overlay: Path) -> None:
     found = objects(kustomized(overlay))
     config = found.pop(("v1", "ConfigMap", "kube-system", "felix-py"))
@@ -107,8 +111,33 @@ def test_overlay_is_the_base_and_valid_peers(overlay: Path) -> None:
 
 
 @needs_kubectl
+def test_without_routers_there_is_no_sidecar() -> None:
+    """Nor what it alone needs; all else is the base."""
+    found = objects(kustomized(HOST_GATEWAY))
+    config = found.pop(("v1", "ConfigMap", "kube-system", "felix-py"))
+    assert config["data"] == {"routeSource": RouteSource.KUBERNETES.value}
+    wanted = objects((MANIFESTS / "felix-py.yaml").read_text())
+    assert found.keys() == wanted.keys()
+    for one in wanted.values():
+        if one["kind"] == "DaemonSet":
+            pod = one["spec"]["template"]["spec"]
+            for of in (pod["containers"][0]["volumeMounts"], pod["containers"], pod["volumes"]):
+                [sidecars] = [part for part in of if part["name"] == "bgp"]
+                of.remove(sidecars)
+    assert found == wanted
+
+
+@needs_kubectl
+def test_mesh_is_the_base_and_a_bgp_configuration() -> None:
+    found = objects(kustomized(MESH))
+    declared = found.pop(("felixpy.io/v1alpha1", "BGPConfiguration", "", "default"))
+    assert found == objects((MANIFESTS / "felix-py.yaml").read_text())
+    assert configuration("default", declared["spec"]).node_to_node_mesh_enabled
+
+
+@needs_kubectl
 def test_peers_are_there_before_the_pods_that_read_them() -> None:
-    for overlay in OVERLAYS:
+    for overlay in [*WITH_PEERS, HOST_GATEWAY]:
         kinds = [one["kind"] for one in yaml.safe_load_all(kustomized(overlay))]
         assert kinds.index("ConfigMap") < kinds.index("DaemonSet")
         assert kinds.index("ServiceAccount") < kinds.index("DaemonSet")
@@ -198,6 +227,25 @@ def test_values_of_the_chart_arrive(tmp_path: Path) -> None:
     assert yaml.safe_load(config.pop("bgp.yaml")) == values["bgp"]
     assert config == {"KUBERNETES_SERVICE_HOST": "10.0.0.10", "KUBERNETES_SERVICE_PORT": "6443"}
     assert found == {identity(one): one for one in map(expected, installed())}
+
+
+@needs_helm
+@needs_kubectl
+@pytest.mark.parametrize(
+    ("overlay", "values"),
+    [
+        (HOST_GATEWAY, {"routeSource": "kubernetes", "bgpSidecar": False}),
+        (MESH, {"bgpConfiguration": {"asNumber": 64512, "nodeToNodeMeshEnabled": True}}),
+    ],
+    ids=["host-gateway", "mesh"],
+)
+def test_chart_with_these_values_is_the_overlay(overlay: Path, values: Object, tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    found, wanted = objects(templated("--values", str(file))), objects(kustomized(overlay))
+    config = ("v1", "ConfigMap", "kube-system", "felix-py")
+    assert found.pop(config, {}).get("data") == wanted.pop(config, {}).get("data")
+    assert found == wanted
 
 
 def expected(one: Object) -> Object:

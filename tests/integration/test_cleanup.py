@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from felix_py.dataplane.service_drops import ServiceDrops
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED
 from felix_py.records import Backend
 from policy.model import Family
@@ -47,6 +48,7 @@ class Removal:
             run(tool, "-I", "FORWARD", "-j", "OTHERS")
             net = "198.18.0.0/24" if family is Family.V4 else "2001:db8:77::/64"
             run("ip", f"-{number}", "route", "add", net, "via", GATEWAY[family], "proto", "static")
+        run("ip", "rule", "add", "pref", "100", "to", "198.18.0.0/24", "lookup", "main")
         run("ipset", "create", "others", "hash:ip")
         run("ipset", "add", "others", "198.18.0.1")
         run("ip", "link", "add", "others0", "type", "veth", "peer", "name", "others1")
@@ -66,6 +68,7 @@ class Removal:
         self.node.kill()
         learned = ["10.99.0.0/24", "via", GATEWAY[Family.V4], "proto", str(ROUTE_PROTOCOL_LEARNED)]
         run("ip", "route", "add", *learned)
+        ServiceDrops(tuple(Family)).apply(["10.96.0.0/12", "fd00:96::/112"])
         # What calls and writes that were cut off have left.
         (self.folder / "run" / "spool").mkdir(exist_ok=True)
         (self.folder / "run" / "spool" / "1-2").write_text("{}")
@@ -89,7 +92,8 @@ class Removal:
         empty = re.compile(r"^(\*\w+|:[A-Z]+ ACCEPT \[0:0\]|COMMIT)\n?", re.MULTILINE)
         rules = {name: empty.sub("", str(text)) for name, text in kernel.items() if name.startswith("rules")}
         links = sorted(re.findall(r"^\d+: ([^:@]+)", run("ip", "-o", "link"), re.MULTILINE))
-        return {**kernel, **rules, "links": links, "files": self.files()}
+        policy = [run("ip", f"-{int(family)}", "rule") for family in Family]
+        return {**kernel, **rules, "links": links, "policy": policy, "files": self.files()}
 
     def cleanup(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Run the command on the node."""

@@ -246,6 +246,7 @@ def test_what_the_agent_tells_of_its_node(tmp_path: Path) -> None:
             "PolicyInForce": "InForce",
             "RoutesInstalled": "Installed",
             "PeersUp": "NoPeers",
+            "BGPInForce": "InForce",
             "SettingsInForce": "InForce",
         }
         assert (told["backend"], told["families"], told["peers"], told["routes"]) == ("nft", ["ipv4"], "0/0", 0)

@@ -42,9 +42,10 @@ def test_that_starts_what_outlives_it():
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["interrupted", "terminated"])
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "workers"])
-def test_what_a_run_has_started_ends_with_it(tmp_path: Path, workers: list[str]) -> None:
-    """Also where it is interrupted, and in a session of its own."""
+def test_what_a_run_has_started_ends_with_it(tmp_path: Path, workers: list[str], number: signal.Signals) -> None:
+    """Also where it is in a session of its own."""
     pid = tmp_path / "pid"
     (tmp_path / "test_sleeper.py").write_text(SLEEPER.format(pid=str(pid)))
     options = ["-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), *workers]
@@ -53,6 +54,6 @@ def test_what_a_run_has_started_ends_with_it(tmp_path: Path, workers: list[str])
     argv = [sys.executable, "-m", "pytest", "-q", *options, str(tmp_path / "test_sleeper.py")]
     with subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as run_:
         started = int(eventually(lambda: pid.exists() and pid.read_text(), 60))
-        run_.send_signal(signal.SIGINT)
+        run_.send_signal(number)
         run_.wait(60)
     eventually(lambda: not Path(f"/proc/{started}").exists(), 20)

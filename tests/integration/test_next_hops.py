@@ -13,12 +13,14 @@ import pytest
 
 from felix_py.agent.bgp import Bgp
 from felix_py.config import AgentConfig
+from felix_py.dataplane.link_watch import LinkWatch
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Backend, NodeRecord
 from policy.model import Family, Protocol
 from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar, link
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.services import Objects
 from tests.support.traffic import serve
 from tests.support.waiting import until
 from tests.support.watched import WatchedNode
@@ -136,13 +138,15 @@ async def agent(place: Place) -> AsyncIterator[Rig]:
             node.facts.upsert(NodeRecord("n2", "", ("192.0.2.9",), ("10.244.0.0/16", "fd44::/16")))
             notices = Notices(node.metrics)
             config = AgentConfig(node_name="n1", run_dir=place.folder / "run", bgp_config=file)
-            bgp = Bgp(config, node.facts, tuple(Family), notices, node.metrics)
-            task = asyncio.create_task(bgp.run())
+            bgp = Bgp(config, node.facts, tuple(Family), notices, node.metrics, Objects())
+            watch = LinkWatch(tuple(Family), bgp.on_links)
+            tasks = [asyncio.create_task(work) for work in (watch.run(), bgp.run())]
             try:
                 yield Rig(node, bgp, notices)
             finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         sidecar.stop()
 

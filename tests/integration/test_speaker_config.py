@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bgp.model import BGPConfigError
+from bgp.fields import BGPConfigError
 from bgp.sidecar import CONFIG
 from felix_py.speaker import load_bgp_config
 from tests.support.bgp import TOR_ASN, agent, config

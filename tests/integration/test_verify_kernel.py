@@ -186,7 +186,7 @@ BROKEN: dict[str, tuple[str, str, Problem, str, str]] = {
         "ip -{n} route del {far} proto 89",
         "route",
         MISSING,
-        "a route learned from peers",
+        "a route to another node's pods",
         "{far}",
     ),
     "setting changed": (

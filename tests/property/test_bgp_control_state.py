@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from bgp.announcement import Announcement
+from bgp.attributes import words
+from bgp.bfd.session import Path as BfdPath
+from bgp.bfd.settings import Report
 from bgp.control import Control
+from bgp.decision import Path, Source
 from bgp.model import Peer, SpeakerConfig
-from bgp.prefixes import PrefixSet
-from bgp.rib import ImportFilter, Path, Rib, Source
+from bgp.prefixes import PrefixSet, version
+from bgp.resources import Bfd
+from bgp.rib import ImportFilter, Rib
 from bgp.session import SETTLE
 from tests.support.fake_exabgp import FakeExaBGP
 from tests.support.thorough import examples
 
 LOCAL_ASN = 65001
+BFD = Bfd()
 PEERS = {
-    "10.9.0.2": Peer(address="10.9.0.2", asn=65000, local_asn=LOCAL_ASN, source_address="10.9.0.1"),
-    "10.10.0.2": Peer(address="10.10.0.2", asn=65100, local_asn=LOCAL_ASN, source_address="10.10.0.1"),
-    "fd09::2": Peer(address="fd09::2", asn=65000, local_asn=LOCAL_ASN, source_address="fd09::1"),
+    "10.9.0.2": Peer(address="10.9.0.2", asn=65000, local_asn=LOCAL_ASN, source_address="10.9.0.1", bfd=BFD),
+    "10.10.0.2": Peer(address="10.10.0.2", asn=65100, local_asn=LOCAL_ASN, source_address="10.10.0.1", bfd=BFD),
+    "fd09::2": Peer(address="fd09::2", asn=65000, local_asn=LOCAL_ASN, source_address="fd09::1", bfd=BFD),
+    "fd0a::2": Peer(
+        address="fd0a::2",
+        asn=65000,
+        local_asn=LOCAL_ASN,
+        source_address="fd0a::1",
+        families=(4, 6),
+        next_hops=("10.9.0.1", "fd0a::1"),
+        bfd=BFD,
+    ),
 }
 LEARNABLE = {4: ["10.244.7.0/24", "10.244.8.0/24", "10.245.0.0/16"], 6: ["fd44:7::/64", "fd44:8::/64"]}
 OWN = frozenset({"10.244.1.0/24", "10.244.2.0/24", "fd44:1::/64"})
+DRESSES = [
+    Announcement(""),
+    Announcement("", med=7),
+    Announcement("", communities=("65000:1",), as_path=(65009,)),
+]
 FILTER = ImportFilter(PrefixSet(["10.244.0.0/16", "fd44::/16"]), PrefixSet(OWN))
 
 peers = st.sampled_from(sorted(PEERS))
@@ -39,9 +62,11 @@ class BGP(RuleBasedStateMachine):
         self.now = 1000.0
         self.exabgp = FakeExaBGP()
         for peer in PEERS.values():
-            self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn)
-        self.wanted: frozenset[str] | None = None
+            self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn, peer.carried)
+        self.exabgp.lazy = True
+        self.wanted: dict[str, Announcement] | None = None
         self.kernel: dict[str, tuple[str, ...]] = {}
+        self.failed: dict[str, float] = {}
         self.born()
 
     def born(self) -> None:
@@ -50,6 +75,25 @@ class BGP(RuleBasedStateMachine):
         config = SpeakerConfig(asn=LOCAL_ASN, router_id="10.9.0.1")
         self.control.configure(config, list(PEERS.values()), self.now)
         self.attached = False
+        for peer in self.failed:
+            self.tell_bfd(peer)
+
+    def tell_bfd(self, peer: str) -> None:
+        """What the BFD process says when it has changed, and to a new agent."""
+        failed_at = self.failed.get(peer)
+        report = Report(
+            peer=peer,
+            path=BfdPath.UP if failed_at is None else BfdPath.FAILED,
+            age=self.now - (self.now if failed_at is None else failed_at),
+            state="UP" if failed_at is None else "DOWN",
+            remote_state="UP",
+            diagnostic=0,
+            remote_diagnostic=0,
+            independent=False,
+            transmit_interval=0,
+            detection_time=0,
+        )
+        self.control.bfd(report, self.now)
 
     def talk(self) -> None:
         """Carry lines both ways until there is silence."""
@@ -87,7 +131,7 @@ class BGP(RuleBasedStateMachine):
         self.born()
         self.kernel = {}
         if self.wanted is not None:
-            self.control.announce(self.wanted)
+            self.control.announce(self.wanted.values())
 
     @rule(peer=peers)
     def up(self, peer: str) -> None:
@@ -99,30 +143,51 @@ class BGP(RuleBasedStateMachine):
         self.exabgp.down(peer, reason)
         self.talk()
 
-    @rule(peer=peers, route=routes, pick=st.integers(0, 2))
+    @rule(peer=peers)
+    def bfd_fails(self, peer: str) -> None:
+        before = self.exabgp.peers[peer].established
+        self.failed[peer] = self.now
+        self.tell_bfd(peer)
+        self.talk()
+        if before and self.attached:
+            assert not self.exabgp.peers[peer].established
+            assert not self.control.rib.count(peer)
+
+    @rule(peer=peers)
+    def bfd_comes_up(self, peer: str) -> None:
+        self.failed.pop(peer, None)
+        self.tell_bfd(peer)
+        self.talk()
+
+    @rule(peer=peers, route=routes, pick=st.integers(0, 5))
     def peer_announces(self, peer: str, route: tuple[int, tuple[int, ...], int], pick: int) -> None:
         last, path, med = route
-        prefixes = LEARNABLE[PEERS[peer].version]
+        prefixes = [prefix for family in PEERS[peer].carried for prefix in LEARNABLE[family]]
         hop = f"{peer.rpartition('::' if ':' in peer else '.')[0]}{'::' if ':' in peer else '.'}{last}"
         self.exabgp.announce(peer, prefixes[pick % len(prefixes)], (hop, path, med))
         self.talk()
 
-    @rule(peer=peers, pick=st.integers(0, 2))
+    @rule(peer=peers, pick=st.integers(0, 5))
     def peer_withdraws(self, peer: str, pick: int) -> None:
-        prefixes = LEARNABLE[PEERS[peer].version]
+        prefixes = [prefix for family in PEERS[peer].carried for prefix in LEARNABLE[family]]
         self.exabgp.withdraw(peer, prefixes[pick % len(prefixes)])
         self.talk()
 
-    @rule(wanted=st.sets(st.sampled_from(sorted(OWN))))
-    def agent_wants(self, wanted: set[str]) -> None:
-        self.wanted = frozenset(wanted)
-        self.control.announce(wanted)
+    @rule(wanted=st.dictionaries(st.sampled_from(sorted(OWN)), st.sampled_from(DRESSES)))
+    def agent_wants(self, wanted: dict[str, Announcement]) -> None:
+        self.wanted = {prefix: replace(dress, prefix=prefix) for prefix, dress in wanted.items()}
+        self.control.announce(self.wanted.values())
         self.talk()
+
+    @rule(peer=peers)
+    def exabgp_sends(self, peer: str) -> None:
+        self.exabgp.flush(self.exabgp.peers[peer])
 
     @rule(seconds=st.sampled_from([1.0, 15.0, 200.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         for peer in self.exabgp.peers.values():
+            self.exabgp.flush(peer)
             peer.age += int(seconds) if peer.established else 0
         self.control.tick(self.now)
         self.talk()
@@ -132,21 +197,30 @@ class BGP(RuleBasedStateMachine):
         if not hasattr(self, "exabgp"):
             return
         for peer in self.exabgp.peers.values():
-            assert not set(peer.flaps) & (self.wanted if self.wanted is not None else OWN)
+            assert not set(peer.flaps) & (self.wanted.keys() if self.wanted is not None else OWN)
             peer.flaps.clear()
 
     def teardown(self) -> None:
         if not hasattr(self, "exabgp"):
             return
         self.attach()
-        self.time_passes(SETTLE + 200)
-        self.talk()
+        for _ in range(4):
+            self.time_passes(SETTLE + 200)
+        self.exabgp_sends_all()
         assert self.kernel == dict(self.control.rib.best) == self.from_scratch()
         for peer in self.exabgp.peers.values():
             if peer.established and self.wanted is not None:
-                family = {prefix for prefix in self.wanted if (":" in prefix) == (":" in peer.address)}
-                assert peer.installed == peer.adj_out == family
-                assert peer.ended
+                carried = {p: one for p, one in self.wanted.items() if version(p) in peer.families}
+                assert peer.installed == peer.adj_out
+                assert peer.installed == {
+                    prefix: words(replace(one, next_hop=PEERS[peer.address].next_hop(version(prefix))), LOCAL_ASN)
+                    for prefix, one in carried.items()
+                }
+                assert peer.ended == set(peer.families)
+
+    def exabgp_sends_all(self) -> None:
+        for peer in self.exabgp.peers.values():
+            self.exabgp.flush(peer)
 
     def from_scratch(self) -> dict[str, tuple[str, ...]]:
         rib = Rib()

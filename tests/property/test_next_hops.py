@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgp.decision import Identity, Path, Source, loop, multipath
 from bgp.prefixes import PrefixSet
-from bgp.rib import ImportFilter, Path, Reached, Rib, Source, multipath, usable
+from bgp.rib import ImportFilter, Reached, Rib
 
 PEERS = {
     "10.9.0.2": Source("10.9.0.2", "10.9.0.2", 65001, "10.9.0.1"),
@@ -59,7 +60,9 @@ def decided(
     for prefix, by_peer in paths.items():
         if not accepted.accepts(prefix):
             continue
-        whole = [(PEERS[peer], given) for peer, given in by_peer.items() if usable(PEERS[peer], given)]
+        whole = [
+            (PEERS[peer], given) for peer, given in by_peer.items() if not loop(PEERS[peer], given, Identity())
+        ]
         good = [c for c in whole if resolves(prefix, c[1].next_hop, answers[c[1].next_hop])]
         left_out.update({c[1].next_hop for c in whole if c not in good})
         if hops := {c[1].next_hop for c in multipath(good)}:
@@ -118,4 +121,6 @@ def test_only_the_present_counts(steps: list[tuple], first: dict[str, Reached]) 
 
 def _left(prefix: str, paths: Paths, accepted: ImportFilter) -> bool:
     """Whether it would be a route if only a next hop could be used."""
-    return accepted.accepts(prefix) and any(usable(PEERS[peer], one) for peer, one in paths[prefix].items())
+    return accepted.accepts(prefix) and any(
+        not loop(PEERS[peer], one, Identity()) for peer, one in paths[prefix].items()
+    )

@@ -37,6 +37,13 @@ def link(router: NetworkNamespace, index: int = 0) -> None:
     eventually(lambda: "LOWER_UP" in router.run("ip", "link", "show", "dev", there))
 
 
+def unnumbered(router: NetworkNamespace) -> None:
+    """Leave nothing but link-local addresses on the link: fe80::1 on our side, fe80::2 on the router's."""
+    for command, device, host in ((run, "tor0", 1), (router.run, "node", 2)):
+        command("ip", "address", "flush", "dev", device)
+        command("ip", "address", "add", f"fe80::{host}/64", "dev", device, "nodad")
+
+
 def config(*peers: Mapping[str, object], **speaker: object) -> SpeakerConfig:
     """A node's configuration; without peers, the ToR on the first link in both families."""
     both = ({"peerIP": TOR4, "asNumber": TOR_ASN}, {"peerIP": TOR6, "asNumber": TOR_ASN})
@@ -46,7 +53,9 @@ def config(*peers: Mapping[str, object], **speaker: object) -> SpeakerConfig:
 class Sidecar:
     """The real sidecar as a process of its own."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, namespace: NetworkNamespace | None = None) -> None:
+        """``namespace``: where it runs, if not in the current one."""
+        self._namespace = namespace
         self.run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[str] | None = None
@@ -60,7 +69,10 @@ class Sidecar:
         """Start it; ExaBGP follows once there is a configuration."""
         argv = [sys.executable, "-m", "bgp.sidecar", "--run-dir", str(self.run_dir)]
         with (self.run_dir.parent / "sidecar.log").open("a") as log:
-            self._process = subprocess.Popen(argv, cwd=ROOT, stderr=log, text=True)
+            if self._namespace:
+                self._process = self._namespace.popen(argv, cwd=ROOT, stderr=log)
+            else:
+                self._process = subprocess.Popen(argv, cwd=ROOT, stderr=log, text=True)
 
     def exabgp(self) -> int:
         """Process id of its ExaBGP; 0: none at the moment."""

@@ -12,6 +12,8 @@ EVERYTHING: dict[str, Any] = {
     "serviceCIDRs": ["10.96.0.0/16"],
     "iptablesBackend": "NFT",
     "ipFamilies": ["ipv6", "ipv4"],
+    "routeSource": "kubernetes",
+    "bgpForeignAnnotations": True,
     "natOutgoing": False,
     "defaultEndpointToHostAction": "Drop",
     "dropInvalid": False,

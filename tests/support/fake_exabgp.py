@@ -17,21 +17,27 @@ Route = tuple[str, tuple[int, ...], int]
 
 @dataclass
 class FakePeer:
-    """One neighbor: the peer's own table, ExaBGP's two tables of it, and what the peer has from us."""
+    """One neighbor: the peer's own table, ExaBGP's two tables of it, and what the peer has from us.
+
+    ``adj_out`` and ``installed``: prefix -> attributes as in the command. ``pending``: what ExaBGP has not sent
+    yet, by attributes in the order in which these came first; false: a withdrawal.
+    """
 
     address: str
     local: str
     asn: int
     local_asn: int
+    families: tuple[int, ...]
     table: dict[str, Route] = field(default_factory=dict)
     established: bool = False
     age: int = 0
     counter: int = 0
     adj_in: dict[str, Route] = field(default_factory=dict)
-    adj_out: set[str] = field(default_factory=set)
-    installed: set[str] = field(default_factory=set)
+    adj_out: dict[str, str] = field(default_factory=dict)
+    installed: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, dict[str, bool]] = field(default_factory=dict)
     stale: set[str] = field(default_factory=set)
-    ended: bool = False
+    ended: set[int] = field(default_factory=set)
     flaps: list[str] = field(default_factory=list)
 
 
@@ -39,12 +45,14 @@ class FakeExaBGP:
     """ExaBGP with some neighbors. Commands take effect at once.
 
     ``deaf_to_refresh``: peers take their time over a route refresh (for ever, unless told to announce).
+    ``lazy``: what is announced goes out with :meth:`flush` only.
     """
 
     def __init__(self) -> None:
         self.peers: dict[str, FakePeer] = {}
         self.commands: list[str] = []
         self.deaf_to_refresh = False
+        self.lazy = False
         self._out: list[str] = []
         self._attached = False
 
@@ -74,9 +82,10 @@ class FakeExaBGP:
 
     # --- the network's side ------------------------------------------------------------------------------
 
-    def add(self, address: str, local: str, asn: int, local_asn: int) -> FakePeer:
+    def add(self, address: str, local: str, asn: int, local_asn: int, families: tuple[int, ...] = ()) -> FakePeer:
         """A neighbor of the configuration."""
-        self.peers[address] = FakePeer(address, local, asn, local_asn)
+        carried = families or (version(address),)
+        self.peers[address] = FakePeer(address, local, asn, local_asn, carried)
         return self.peers[address]
 
     def remove(self, address: str) -> None:
@@ -89,31 +98,36 @@ class FakeExaBGP:
         peer = self.peers[address]
         if peer.established:
             return
-        peer.established, peer.age, peer.ended = True, 0, False
+        peer.established, peer.age, peer.ended = True, 0, set()
         peer.adj_in.clear()
-        family = {f"ipv{version(address)}/unicast": [" restart"]}
-        capability = {"64": {"name": "graceful restart", "time": 120, "address-family-flags": family}}
+        flags = {f"ipv{family}/unicast": [" restart"] for family in peer.families}
+        capability: dict[str, object] = {"1": {"name": "multiprotocol", "families": [*flags]}}
+        if restart:
+            capability["64"] = {"name": "graceful restart", "time": 120, "address-family-flags": flags}
         self._event(
             peer,
             "open",
             direction="receive",
-            open={"asn": peer.asn, "router_id": router_id, "capabilities": capability if restart else {}},
+            open={"asn": peer.asn, "router_id": router_id, "capabilities": capability},
         )
         self._event(peer, "state", state="up")
         peer.stale = set(peer.installed)
         # ExaBGP repeats by itself what it was told.
-        peer.installed |= peer.adj_out
-        peer.stale -= peer.adj_out
+        for prefix, attributes in peer.adj_out.items():
+            peer.pending.setdefault(attributes, {})[prefix] = True
+        self._sent(peer)
         for prefix, route in peer.table.items():
             self._update(peer, prefix, route)
-        eor = {"eor": {"afi": f"ipv{version(address)}", "safi": "unicast"}}
-        self._event(peer, "update", direction="receive", message=eor)
+        for family in peer.families:
+            eor = {"eor": {"afi": f"ipv{family}", "safi": "unicast"}}
+            self._event(peer, "update", direction="receive", message=eor)
 
     def down(self, address: str, reason: str = "closing connection") -> None:
         """The session ends; the peer keeps our routes as stale."""
         peer = self.peers[address]
         if peer.established:
             peer.established = False
+            peer.pending.clear()
             self._event(peer, "state", state="down", reason=reason)
 
     def restart(self) -> None:
@@ -123,6 +137,7 @@ class FakeExaBGP:
             peer.established = False
             peer.adj_in.clear()
             peer.adj_out.clear()
+            peer.pending.clear()
             peer.counter = 0
 
     def announce(self, address: str, prefix: str, route: Route) -> None:
@@ -137,63 +152,103 @@ class FakeExaBGP:
         peer = self.peers[address]
         if peer.table.pop(prefix, None) and peer.established:
             del peer.adj_in[prefix]
-            family = f"ipv{version(address)} unicast"
+            family = f"ipv{version(prefix)} unicast"
             message = {"update": {"withdraw": {family: [{"nlri": prefix}]}}}
             self._event(peer, "update", direction="receive", message=message)
 
     # --- ExaBGP ------------------------------------------------------------------------------------------
 
     def _command(self, line: str) -> bool:
-        if line == "show neighbor json":
-            self._write(json.dumps([self._show(peer) for peer in self.peers.values()]))
-            return True
-        if line in ("show adj-rib in json", "show adj-rib out json"):
-            for peer in self.peers.values():
-                if " in " in line:
-                    for prefix, route in peer.adj_in.items():
-                        self._rib_line(peer, prefix, route)
-                else:
-                    for prefix in peer.adj_out:
-                        self._rib_line(peer, prefix, (peer.local, (), 0))
-            return True
         words = line.split()
+        if words[0] == "show":
+            return self._listing(line)
         if words[0] != "neighbor" or words[1] not in self.peers:
             return False
-        peer = self.peers[words[1]]
+        return self._neighbor_command(self.peers[words[1]], line, words)
+
+    def _neighbor_command(self, peer: FakePeer, line: str, words: list[str]) -> bool:
+        if words[2] == "teardown":
+            self.down(peer.address, f"notification sent (6,{words[3]})")
+            return True
         assert peer.established, f"pending output for a session that is down blocks reloads: {line}"
         match words[2:]:
-            case ["announce", "attributes", "next-hop", "self", "nlri", *prefixes]:
-                assert all(version(prefix) == version(peer.address) for prefix in prefixes)
-                peer.adj_out |= set(prefixes)
-                peer.installed |= set(prefixes)
-                peer.stale -= set(prefixes)
-            case ["withdraw", "attributes", "next-hop", "self", "nlri", *prefixes]:
-                self._remove(peer, set(prefixes))
+            case ["announce", "attributes", "next-hop", hop, *rest]:
+                attributes, prefixes = _split(["next-hop", hop, *rest])
+                of = version(peer.address if hop == "self" else hop)
+                (family,) = set(map(version, prefixes))
+                assert family in peer.families
+                assert family == of or (hop != "self" and family < of), "ExaBGP's next hop would be the router id"
+                for prefix in prefixes:
+                    if peer.adj_out.get(prefix) != attributes:
+                        peer.pending.setdefault(attributes, {})[prefix] = True
+                        peer.adj_out[prefix] = attributes
+                self._sent(peer)
+            case ["withdraw", "attributes", *rest]:
+                attributes, prefixes = _split(rest)
+                self._withdraw(peer, prefixes, attributes)
             case ["clear", "adj-rib", "out"]:
-                self._remove(peer, set(peer.adj_out))
+                for prefix, attributes in list(peer.adj_out.items()):
+                    self._withdraw(peer, [prefix], attributes)
             case ["announce", "route-refresh", family, "unicast"]:
-                assert family == f"ipv{version(peer.address)}"
+                assert int(family[-1]) in peer.families
                 for prefix, route in () if self.deaf_to_refresh else peer.table.items():
-                    self._update(peer, prefix, route)
+                    if version(prefix) == int(family[-1]):
+                        self._update(peer, prefix, route)
             case ["announce", "eor", family, "unicast"]:
-                assert family == f"ipv{version(peer.address)}"
-                peer.flaps += peer.stale
-                peer.installed -= peer.stale
-                peer.stale, peer.ended = set(), True
+                assert int(family[-1]) in peer.families
+                self.flush(peer)
+                stale = {prefix for prefix in peer.stale if version(prefix) == int(family[-1])}
+                peer.flaps += stale
+                peer.installed = {p: a for p, a in peer.installed.items() if p not in stale}
+                peer.stale -= stale
+                peer.ended.add(int(family[-1]))
             case _:
                 return False
         return True
 
-    def _remove(self, peer: FakePeer, prefixes: set[str]) -> None:
-        peer.flaps += peer.installed & prefixes
-        peer.adj_out -= prefixes
-        peer.installed -= prefixes
-        peer.stale -= prefixes
+    def _listing(self, line: str) -> bool:
+        match line:
+            case "show neighbor json":
+                self._write(json.dumps([self._show(peer) for peer in self.peers.values()]))
+            case "show adj-rib in json":
+                for peer in self.peers.values():
+                    for prefix, route in peer.adj_in.items():
+                        self._rib_line(peer, prefix, route)
+            case "show adj-rib out json":
+                for peer in self.peers.values():
+                    for prefix, attributes in peer.adj_out.items():
+                        self._write(json.dumps(_own_line(peer, prefix, attributes)))
+            case _:
+                return False
+        return True
+
+    def flush(self, peer: FakePeer) -> None:
+        """ExaBGP sends what is pending for a peer."""
+        for attributes, changes in peer.pending.items():
+            for prefix, announced in changes.items():
+                peer.stale.discard(prefix)
+                if announced:
+                    peer.installed[prefix] = attributes
+                elif prefix in peer.installed:
+                    del peer.installed[prefix]
+                    peer.flaps.append(prefix)
+        peer.pending.clear()
+
+    def _sent(self, peer: FakePeer) -> None:
+        if not self.lazy:
+            self.flush(peer)
+
+    def _withdraw(self, peer: FakePeer, prefixes: list[str], attributes: str) -> None:
+        for prefix in prefixes:
+            if last := peer.adj_out.pop(prefix, None):
+                peer.pending.get(last, {}).pop(prefix, None)
+            peer.pending.setdefault(attributes, {})[prefix] = False
+        self._sent(peer)
 
     def _update(self, peer: FakePeer, prefix: str, route: Route) -> None:
         peer.adj_in[prefix] = route
         next_hop, as_path, med = route
-        announce = {f"ipv{version(peer.address)} unicast": {next_hop: [{"nlri": prefix}]}}
+        announce = {f"ipv{version(prefix)} unicast": {next_hop: [{"nlri": prefix}]}}
         update = {"attribute": _attributes(as_path, med), "announce": announce}
         self._event(peer, "update", direction="receive", message={"update": update})
 
@@ -224,6 +279,7 @@ class FakeExaBGP:
                 "capabilities": {"route-refresh": True if peer.established else None},
             },
             "messages": {"sent": {"update": len(peer.adj_out)}},
+            "families": [f"ipv{family} unicast" for family in peer.families],
         }
 
     def _write(self, line: str) -> None:
@@ -234,3 +290,26 @@ class FakeExaBGP:
 def _attributes(as_path: tuple[int, ...], med: int) -> dict[str, object]:
     path = {"0": {"element": "as-sequence", "value": list(as_path)}} if as_path else {}
     return {"origin": "igp", "as-path": path, "med": med}
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    """Attributes, and the prefixes behind ``nlri``."""
+    at = words.index("nlri")
+    return " ".join(words[:at]), words[at + 1 :]
+
+
+def _own_line(peer: FakePeer, prefix: str, attributes: str) -> dict[str, object]:
+    """A line of ``show adj-rib out json``: ExaBGP has put the address in the place of ``self``."""
+    words, found = attributes.split(), dict[str, object]()
+    while words:
+        name, value = words.pop(0), words.pop(0)
+        if value != "[":
+            found[name] = int(value) if name in ("med", "local-preference") else value
+            continue
+        end = words.index("]")
+        values, words = words[:end], words[end + 1 :]
+        path = {"0": {"element": "as-sequence", "value": [int(v) if v.isdigit() else v for v in values]}}
+        found[name] = path if name == "as-path" else values
+    next_hop = str(found.pop("next-hop")).replace("self", peer.local)
+    route = {"nlri": {"prefix": prefix, "nexthop": next_hop}, "attributes": found}
+    return {"peer": {"address": peer.address}, "route": route}

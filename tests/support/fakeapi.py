@@ -25,7 +25,13 @@ CLUSTER_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolici
 ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies"
 BASELINE_ADMIN_POLICIES = "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies"
 CONFIGURATIONS = "/apis/felixpy.io/v1alpha1/felixconfigurations"
+BGP_CONFIGURATIONS = "/apis/felixpy.io/v1alpha1/bgpconfigurations"
+BGP_PEERS = "/apis/felixpy.io/v1alpha1/bgppeers"
+BGP_FILTERS = "/apis/felixpy.io/v1alpha1/bgpfilters"
+SECRETS = "/api/v1/secrets"
 NODE_STATUSES = "/apis/felixpy.io/v1alpha1/nodenetworkstatuses"
+SERVICES = "/api/v1/services"
+SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES, DEFINITIONS)
 
@@ -74,7 +80,8 @@ class Request:
         """Of a path of a namespace's objects: before, the namespace, their kind; else all of it."""
         before, _, rest = self.path.partition("/namespaces/")
         namespace, _, plural = rest.partition("/")
-        return [before, namespace, plural] if plural in ("pods", "networkpolicies") else [self.path, "", ""]
+        of_namespaces = ("pods", "networkpolicies", "secrets")
+        return [before, namespace, plural] if plural in of_namespaces else [self.path, "", ""]
 
     @property
     def collection(self) -> str:
@@ -458,6 +465,8 @@ class FakeApi:
             elif request.path.startswith(NODE_STATUSES):
                 self._write_node_status(exchange, parts[4:])
                 return
+            elif request.method == "PATCH" and (NODES, "", parts[-1]) in self.objects:
+                self._annotate(self.objects[NODES, "", parts[-1]], request.body["metadata"]["annotations"])
             elif request.method == "PATCH" and (NODES, "", parts[-2]) in self.objects and parts[-1] == "status":
                 node = self.objects[NODES, "", parts[-2]]
                 conditions = {c["type"]: c for c in node.setdefault("status", {}).get("conditions", [])}
@@ -469,6 +478,12 @@ class FakeApi:
                 return
             self.changed.notify_all()
         exchange.send(200, request.body)
+
+    def _annotate(self, node: Json, annotations: Json) -> None:
+        """A merge patch of a Node's annotations."""
+        merged = {**(node["metadata"].get("annotations") or {}), **annotations}
+        kept = {name: value for name, value in merged.items() if value is not None}
+        self.put(NODES, {**node, "metadata": {**node["metadata"], "annotations": kept}})
 
     def _write_node_status(self, exchange: Exchange, rest: list[str]) -> None:
         """Create one without its status, merge its metadata, or replace members of its status."""

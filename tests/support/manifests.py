@@ -121,13 +121,20 @@ def _template(installed: Iterable[Object]) -> str:
         for one in installed
         if one["kind"] != "CustomResourceDefinition"
     ]
-    return "---\n".join([head, *texts])
+    return "---\n".join([head, *(_CLAUSE.sub(r"{{- \1 }}", text) for text in texts)])
 
 
 _VALUES = {
     "kube-system": "{{ .Release.Namespace }}",
     "IfNotPresent": "{{ .Values.image.pullPolicy }}",
 }
+
+
+_CLAUSE = re.compile(r"^ *- '\{\{- (.*) \}\}'$", re.MULTILINE)
+"""A clause of a template in a list, as YAML has it."""
+
+_SIDECAR = ("containers", "volumes", "volumeMounts")
+"""Lists with a member ``bgp`` that is there for the sidecar alone."""
 
 
 def _with_values(it: Any, key: str = "") -> Any:
@@ -137,7 +144,16 @@ def _with_values(it: Any, key: str = "") -> Any:
             return {**it, "hostPath": {**it["hostPath"], "path": value}}
         return {name: _with_values(value, name) for name, value in it.items()}
     if isinstance(it, list):
-        return [_with_values(one, key) for one in it]
+        return [made for one in it for made in _members(one, key)]
     if key == "image":
         return "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
     return _VALUES.get(it, it) if key in ("namespace", "imagePullPolicy") else it
+
+
+def _members(one: Any, key: str) -> list[Any]:
+    """A member of a list with the chart's values, between clauses where the chart may leave it out."""
+    if isinstance(one, dict) and one.get("name") == "bgp" and key in _SIDECAR:
+        # All of the sidecar is between the clauses, so nothing in it needs any.
+        inner = {name: value if name in _SIDECAR else _with_values(value, name) for name, value in one.items()}
+        return ["{{- if .Values.bgpSidecar }}", inner, "{{- end }}"]
+    return [_with_values(one, key)]

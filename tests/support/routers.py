@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.support.bgp import NODE4, NODE6, NODE_ASN
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import eventually
 
-FRR_BGPD = "/usr/lib/frr/bgpd"
+FRR_BGPD, FRR_ZEBRA = "/usr/lib/frr/bgpd", "/usr/lib/frr/zebra"
 
 Ask = Callable[..., str]
 """Asks the router something on its command line."""
@@ -54,8 +55,34 @@ def frr(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator[Ask]
 
 
 @contextmanager
+def frr_with_interfaces(namespace: NetworkNamespace, config: str) -> Iterator[Ask]:
+    """FRR's bgpd with zebra, which tells it of interfaces: sessions between link-local addresses need that."""
+    if not os.path.exists(FRR_BGPD) or not shutil.which("vtysh"):
+        pytest.skip("FRR is not installed")
+    with tempfile.TemporaryDirectory(prefix="frr-") as name:
+        # zebra gives up being root and then makes its socket here.
+        folder = Path(name)
+        folder.chmod(0o777)
+        (folder / "zebra.conf").touch()
+        (folder / "bgpd.conf").write_text(config)
+
+        def ask(*words: str) -> str:
+            argv = ["vtysh", "--vty_socket", str(folder), "-c", " ".join(words)]
+            return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+        common = ["-z", str(folder / "zserv"), "--vty_socket", str(folder), "-P", "0"]
+        zebra = [FRR_ZEBRA, "-f", str(folder / "zebra.conf"), "-i", str(folder / "zebra.pid"), *common]
+        bgpd = [FRR_BGPD, "-f", str(folder / "bgpd.conf"), "-i", str(folder / "bgpd.pid"), "-S", *common]
+        with daemon(namespace, folder, *zebra):
+            eventually(lambda: (folder / "zserv").exists(), 60)
+            with daemon(namespace, folder, *bgpd):
+                eventually(lambda: "router identifier" in ask("show bgp summary"), 60)
+                yield ask
+
+
+@contextmanager
 def gobgp(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator[Ask]:
-    """GoBGP."""
+    """GoBGP, once it has a neighbor."""
     if not shutil.which("gobgpd") or not shutil.which("gobgp"):
         pytest.skip("GoBGP is not installed")
     path = folder / "gobgpd.toml"
@@ -66,7 +93,7 @@ def gobgp(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator[As
 
     argv = ("gobgpd", "-f", str(path), "--pprof-disable", "--api-hosts", "127.0.0.1:50051", "-p")
     with daemon(namespace, folder, *argv):
-        eventually(lambda: NODE4 in ask("neighbor"))
+        eventually(lambda: len(ask("neighbor").splitlines()) > 1)
         yield ask
 
 

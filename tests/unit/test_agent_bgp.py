@@ -15,7 +15,6 @@ from structlog.testing import capture_logs
 from bgp.model import parse_bgp_config
 from bgp.sidecar import CONFIG
 from felix_py import speaker as speaker_module
-from felix_py.agent import bgp as bgp_module
 from felix_py.agent.bgp import Bgp
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane.reach import Links
@@ -24,6 +23,7 @@ from felix_py.notices import NoticeKind, Notices
 from felix_py.records import NodeRecord
 from felix_py.speaker import Speaker
 from policy.model import Family
+from tests.support.services import Objects
 from tests.support.told import ToldFacts
 from tests.support.waiting import until
 
@@ -32,14 +32,7 @@ ONLY6 = NodeRecord("n1", "", ("fd09::1",), CIDRS)
 BOTH = NodeRecord("n1", "", ("fd09::1", "10.9.0.1"), CIDRS)
 
 
-class NoLinks:
-    """A host without links."""
-
-    def __init__(self, families: object, on_links: object) -> None:
-        self._on_links = on_links
-
-    async def run(self) -> None:
-        self._on_links(Links({}, (), (), ()))  # type: ignore[operator]
+NO_LINKS = Links({}, (), (), ())
 
 
 class Rig:
@@ -50,7 +43,8 @@ class Rig:
         self.notices = Notices(self.metrics)
         self.facts = ToldFacts()
         config = AgentConfig(node_name="n1", run_dir=folder, bgp_config=file)
-        self.bgp = Bgp(config, self.facts, tuple(Family), self.notices, self.metrics)
+        self.bgp = Bgp(config, self.facts, tuple(Family), self.notices, self.metrics, Objects())
+        self.bgp.on_links(NO_LINKS)
 
     def metric(self, name: str, **labels: str) -> float | None:
         self.bgp.refresh_metrics()
@@ -71,10 +65,7 @@ async def running(rig: Rig) -> AsyncIterator[None]:
 PEERS = "asNumber: 65001\npeers: [{peerIP: 'fd09::2', asNumber: 65000}, {peerIP: 'fd0a::2', asNumber: 65000}]\n"
 
 
-async def test_missing_router_id_is_said_and_is_not_final(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bgp_module, "LinkWatch", NoLinks)
+async def test_missing_router_id_is_said_and_is_not_final(tmp_path: Path) -> None:
     rig = Rig(tmp_path, PEERS)
     rig.facts.upsert(ONLY6)
     assert [peer.error for peer in rig.bgp.peers()] == ["BGP has not started yet"] * 2
@@ -94,8 +85,7 @@ async def test_missing_router_id_is_said_and_is_not_final(
         await until(lambda: [peer.error for peer in rig.bgp.peers()] == ["no route to it"] * 2)
 
 
-async def test_router_id_of_the_file_needs_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bgp_module, "LinkWatch", NoLinks)
+async def test_router_id_of_the_file_needs_no_address(tmp_path: Path) -> None:
     rig = Rig(tmp_path, f"routerID: 192.0.2.7\n{PEERS}")
     rig.facts.upsert(ONLY6)
     async with running(rig):
@@ -106,7 +96,7 @@ async def test_router_id_of_the_file_needs_no_address(tmp_path: Path, monkeypatc
 def test_without_bgp_there_is_nothing(tmp_path: Path) -> None:
     metrics = Metrics()
     config = AgentConfig(node_name="n1", run_dir=tmp_path)
-    bgp = Bgp(config, ToldFacts("n1", ()), (), Notices(metrics), metrics)
+    bgp = Bgp(config, ToldFacts("n1", ()), (), Notices(metrics), metrics, Objects())
     assert bgp.peers() == []
     with pytest.raises(ConfigError, match="--bgp-config"):
         Rig(tmp_path, "asNumber: 0\n")

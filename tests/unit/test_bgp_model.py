@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bgp.model import BGPConfigError, Peer, SpeakerConfig, parse_bgp_config
+from bgp.fields import BGPConfigError
+from bgp.model import Peer, SpeakerConfig, parse_bgp_config
 
 PEER = {"peerIP": "10.9.0.2", "asNumber": 65000}
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from bgp.decision import Path, Source
 from bgp.prefixes import PrefixSet
-from bgp.rib import ImportFilter, Path, Rib, Source
+from bgp.rib import ImportFilter, Rib
 
 P = "10.244.7.0/24"
 A = Source("192.0.2.1", router_id="192.0.2.1", local_asn=65001, local_address="192.0.2.100")

@@ -170,7 +170,7 @@ async def test_ages() -> None:
                 await cluster.in_sync()
             ages = cluster.ages()
             cluster_scoped = {"ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"}
-            own = {"FelixConfiguration"}
+            own = {"FelixConfiguration", "BGPConfiguration", "BGPPeer", "BGPFilter"}
             assert set(ages) == {"Pod", "Namespace", "NetworkPolicy", "Node"} | cluster_scoped | own
             assert all(0 <= age < PATIENCE for age in ages.values())
 

@@ -221,6 +221,7 @@ def test_node() -> None:
         pod_cidrs=("10.1.0.0/24", "fd00:1::/64"),
         labels=(("rack", "r1"),),
         unschedulable=True,
+        internal_addresses=("10.0.0.1", "fd00::1"),
     )
 
 

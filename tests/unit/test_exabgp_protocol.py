@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp import protocol
+from bgp.announcement import Announcement
+from bgp.decision import Path
 from bgp.protocol import Answered, Connection, Down, EndOfRib, Gap, GracefulRestart, Notified, Open, Refresh, Up
-from bgp.rib import Path
 
 HEAD = '{ "exabgp": "5.0.0", "time": 1.5, "host" : "n1", "pid" : 9, "ppid" : 8, "counter": %d, "type": "%s", '
 WHO4 = (
@@ -101,8 +102,34 @@ def test_as_sets_count_as_one_and_confederations_not_at_all() -> None:
     assert event.announced[0][1] == Path("10.9.0.2", (64512, 65000, 65002, 7, 8, 9), 3, 2, 0, 150)
 
 
-def test_other_families_are_not_for_us() -> None:
-    assert update("", '"announce": { "ipv6 unicast": { "fd09::2": [ { "nlri": "fd44:8::/64" } ] } }') == []
+def test_both_families_on_one_session() -> None:
+    six = '"ipv6 unicast": { "fd09::2": [ { "nlri": "fd44:8::/64" } ] }'
+    nlri = '[ { "nlri": "10.244.8.0/24" } ]'
+    four = f'"ipv4 unicast": {{ "fd09::2": {nlri}, "fe80::2": {nlri} }}'
+    flow = '"ipv4 flow": { "10.9.0.2": [ { "nlri": "10.244.9.0/24" } ] }'
+    [event] = update("", f'"announce": {{ {six}, {four}, {flow} }}')
+    assert {prefix: path.next_hop for prefix, path in event.announced} == {
+        "10.244.8.0/24": "fd09::2",  # RFC 8950
+        "fd44:8::/64": "fd09::2",
+    }
+
+
+def test_an_ipv6_prefix_has_no_ipv4_next_hop() -> None:
+    [event] = update("", '"announce": { "ipv6 unicast": { "10.9.0.2": [ { "nlri": "fd44:8::/64" } ] } }')
+    assert (event.announced, event.withdrawn) == ((), ("fd44:8::/64",))
+
+
+@pytest.mark.parametrize(
+    "listed", [("fd09::2", "fe80::2"), ("fe80::2", "fd09::2"), ("fe80::2",), ("::", "fe80::2")]
+)
+def test_a_link_local_peer_has_a_link_local_next_hop(listed: tuple[str, ...]) -> None:
+    hops = ", ".join(f'"{hop}": [ {{ "nlri": "10.244.8.0/24" }} ]' for hop in listed)
+    content = (
+        f'"direction": "receive", "message": {{ "update": {{ "announce": {{ "ipv4 unicast": {{ {hops} }} }} }} }}'
+    )
+    [event] = events(line("update", content).replace(b"10.9.0.2", b"fe80::2").replace(b"10.9.0.1", b"fe80::1"))
+    assert isinstance(event, protocol.Update)
+    assert [path.next_hop for _, path in event.announced] == ["fe80::2"]
 
 
 def test_end_of_rib_refresh_and_notification() -> None:
@@ -119,9 +146,10 @@ def test_end_of_rib_refresh_and_notification() -> None:
         line("refresh", refresh % "end", counter=5),
         line("notification", notification, counter=6),
     ) == [
-        EndOfRib("10.9.0.2"),
-        Refresh("10.9.0.2", begin=True),
-        Refresh("10.9.0.2", begin=False),
+        EndOfRib("10.9.0.2", 4),
+        EndOfRib("10.9.0.2", 6),
+        Refresh("10.9.0.2", 4, begin=True),
+        Refresh("10.9.0.2", 4, begin=False),
         Notified("10.9.0.2", 6, 2, "bye"),
     ]
 
@@ -152,7 +180,9 @@ def test_output_and_answers_go_with_their_commands() -> None:
     )
     path = Path("10.9.0.2")
     assert found == [
-        protocol.RibEntry("10.9.0.2", "10.244.7.0/24", path, outgoing=True),
+        protocol.RibEntry(
+            "10.9.0.2", "10.244.7.0/24", None, True, Announcement("10.244.7.0/24", next_hop="10.9.0.2")
+        ),
         Answered(protocol.SHOW_RIB_OUT, ok=True),
         Up("10.9.0.2"),
         protocol.RibEntry("10.9.0.2", "10.244.7.0/24", path, outgoing=False),
@@ -178,15 +208,19 @@ def test_commands_are_sent_a_few_at_a_time() -> None:
 
 def test_commands() -> None:
     prefixes = [f"10.244.{i}.0/24" for i in range(100)]
-    lines = list(protocol.announce("10.9.0.2", prefixes))
+    lines = list(protocol.announce("10.9.0.2", map(Announcement, prefixes)))
     assert len(lines) > 1
     assert all(one.startswith("neighbor 10.9.0.2 announce attributes next-hop self nlri ") for one in lines)
     assert sorted(word for one in lines for word in one.split()[7:]) == sorted(prefixes)
-    assert list(protocol.withdraw("fd09::2", ["fd44:1::/64"])) == [
+    assert list(protocol.withdraw("fd09::2", [Announcement("fd44:1::/64")])) == [
         "neighbor fd09::2 withdraw attributes next-hop self nlri fd44:1::/64"
     ]
     assert list(protocol.announce("10.9.0.2", [])) == []
-    assert protocol.end_of_rib("fd09::2") == "neighbor fd09::2 announce eor ipv6 unicast"
+    assert list(protocol.announce("fd09::2", [Announcement("10.244.1.0/24", next_hop="fd09::1")])) == [
+        "neighbor fd09::2 announce attributes next-hop fd09::1 nlri 10.244.1.0/24"
+    ]
+    assert protocol.end_of_rib("fd09::2", 6) == "neighbor fd09::2 announce eor ipv6 unicast"
+    assert protocol.route_refresh("fd09::2", 4) == "neighbor fd09::2 announce route-refresh ipv4 unicast"
     with pytest.raises(ValueError, match="not one line"):
         Connection().command("show neighbor\nshutdown")
 

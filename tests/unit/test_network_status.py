@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from bgp.services import Drain, Drained
 from bgp.session import PeerStatus
 from felix_py.failures import Failures
 from felix_py.metrics import Metrics
@@ -40,6 +41,7 @@ class Node:
     peers: list[PeerStatus] = field(default_factory=list)
     in_sync: bool = True
     restart_due: tuple[str, ...] = ()
+    drained: Drained = field(default_factory=Drained)
 
     def __post_init__(self) -> None:
         self.notices = Notices(Metrics())
@@ -58,10 +60,13 @@ class Node:
             unready=lambda: self.unready,
             network=SimpleNamespace(unready=lambda: self.network),
             reconciler=SimpleNamespace(unread=self.unread, unenforced=unenforced, failures=self.failures),
-            bgp=SimpleNamespace(peers=lambda: self.peers, routes=lambda: {"10.2.0.0/24": ("192.0.2.2",)}),
+            bgp=SimpleNamespace(
+                peers=lambda: self.peers,
+                drained=lambda: self.drained,
+            ),
             cluster=SimpleNamespace(store=SimpleNamespace(in_sync=synced)),
             configured=SimpleNamespace(restart_due=self.restart_due),
-            facts=SimpleNamespace(held=range(7)),
+            facts=SimpleNamespace(held=range(7), remote=SimpleNamespace(number=1)),
             notices=self.notices,
             running={"configuration": running},
         )
@@ -84,7 +89,9 @@ def test_all_is_well() -> None:
         ("PolicyInForce", "True"),
         ("RoutesInstalled", "True"),
         ("PeersUp", "True"),
+        ("BGPInForce", "True"),
         ("SettingsInForce", "True"),
+        ("Drained", "False"),
     ]
     assert (status["peers"], status["endpoints"], status["routes"], status["families"]) == (
         "2/2",
@@ -123,6 +130,33 @@ def test_a_kernel_that_cannot_be_read() -> None:
     assert Node(unread="the tool timed out").condition("PolicyInForce")[:2] == ("Unknown", "KernelUnread")
 
 
+def test_peers_one_by_one() -> None:
+    down = PeerStatus("192.0.2.9", 65000, False, 1.0, 0, (), "hold timer", name="tor")
+    [first, second] = Node(peers=[peer(1, up=True), down]).status()["bgpPeers"]
+    assert first == {
+        "name": "tor",
+        "address": "192.0.2.9",
+        "asNumber": 65000,
+        "state": "Down",
+        "prefixesReceived": 0,
+        "prefixesAnnounced": 0,
+        "lastError": "hold timer",
+    }
+    assert (second["state"], second["prefixesReceived"], second["lastError"]) == ("Established", 5, "")
+
+
+def test_bgp_that_is_not_as_declared() -> None:
+    node = Node()
+    node.notices.say(
+        NoticeKind.BGP_RESOURCES, "BGPPeer tor", "BGPPeer tor: asNumber: 0 is not in 1 to 4294967295"
+    )
+    assert node.condition("BGPInForce") == (
+        "False",
+        "NotUsable",
+        "BGPPeer tor: asNumber: 0 is not in 1 to 4294967295",
+    )
+
+
 def test_peers_that_are_down_are_named() -> None:
     node = Node(peers=[peer(1, up=True), *(peer(number, "hold timer") for number in range(2, 10))])
     status, reason, message = node.condition("PeersUp")
@@ -141,6 +175,24 @@ def test_settings_that_are_not_in_force() -> None:
     )
     node.notices.say(NoticeKind.CONFIGURATION, "default backend", "not on this node")
     assert node.condition("SettingsInForce") == ("False", "NotUsable", "not on this node")
+
+
+def test_how_far_a_drain_is() -> None:
+    peers = [peer(1, up=True)]
+    assert Node(peers=peers).condition("Drained")[:2] == ("False", "NotAsked")
+    assert Node(drained=Drained("true")).condition("Drained")[:2] == ("True", "NoPeers")
+    for stage, sent, verdict in (
+        (Drain.GRACEFUL, True, ("False", "AskingRouters")),
+        (Drain.WITHDRAWN, False, ("False", "Withdrawing")),
+        (Drain.WITHDRAWN, True, ("True", "Withdrawn")),
+    ):
+        node = Node(peers=peers, drained=Drained("true", stage, sent=sent))
+        assert node.condition("Drained")[:2] == verdict
+        assert node.status()["drain"] == "true"
+    kept = tuple(f"192.0.2.{number}/32" for number in range(7))
+    words = Node(peers=peers, drained=Drained("true", Drain.WITHDRAWN, kept, True)).condition("Drained")[2]
+    assert "So do 192.0.2.0/32, " in words
+    assert " and 2 more, until another node" in words
 
 
 def validated(status: dict[str, Any]) -> list[str]:
@@ -166,6 +218,7 @@ def test_it_is_small_and_as_its_definition_says(many: int) -> None:
         failures=failures,
         peers=[peer(n % 250, words) for n in range(many)],
         restart_due=("natOutgoing", "dropInvalid"),
+        drained=Drained(words, Drain.WITHDRAWN, ("192.0.2.7/32",) * many, True),
     )
     for number in range(many):
         node.notices.say(NoticeKind.NEXT_HOP, f"{number:03}{words}", f"{number} {words}")
@@ -173,14 +226,15 @@ def test_it_is_small_and_as_its_definition_says(many: int) -> None:
     assert validated(status) == []
     assert validated({**status, "peers": "x" * 33}), "the definition is asked"
     assert len(status["notices"]) == min(many, 20)
-    assert len(json.dumps(status, ensure_ascii=False).encode()) < 25_000
+    assert len(json.dumps(status, ensure_ascii=False).encode()) < 35_000
 
 
 def test_what_is_urgent_and_what_is_not() -> None:
     node, before = Node(peers=[peer(1, "retry 1")]), Node(peers=[peer(1, "retry 2")])
     assert node.offer().gist == before.offer().gist, "words"
     assert node.offer().status != before.offer().status
-    for other in (Node(peers=[peer(1, up=True)]), Node(restart_due=("mtu",)), Node(unready="no")):
+    asked = Node(peers=[peer(1, "retry 1")], drained=Drained("true"))
+    for other in (Node(peers=[peer(1, up=True)]), Node(restart_due=("mtu",)), Node(unready="no"), asked):
         assert other.offer().gist != node.offer().gist
     noticed = Node(peers=[peer(1, "retry 1")])
     noticed.notices.say(NoticeKind.IPVS, "kube-ipvs0", "words")

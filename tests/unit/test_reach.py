@@ -43,6 +43,9 @@ def hosts(*connected: tuple[str, int, int], own: str = "10.9.0.1/32", never: tup
         ("192.0.2.1", "", "it is on no link of this node"),
         ("fd09::2", "eth0", ""),
         ("fd10::2", "", "it is on no link of this node"),
+        ("fe80::2%eth0", "eth0", ""),
+        ("fe80::2%eth1", "", "its link eth1 is down or has no carrier"),
+        ("fe80::2%eth9", "", "its link eth9 is down or has no carrier"),
     ],
 )
 def test_next_hop(hop: str, interface: str, problem: str) -> None:

@@ -19,6 +19,9 @@ from policy.model import PolicyKind, PolicyRef
 from tests.support.fakeapi import (
     ADMIN_POLICIES,
     BASELINE_ADMIN_POLICIES,
+    BGP_CONFIGURATIONS,
+    BGP_FILTERS,
+    BGP_PEERS,
     CLUSTER_POLICIES,
     CONFIGURATIONS,
     NODE_STATUSES,
@@ -26,6 +29,9 @@ from tests.support.fakeapi import (
     PATIENCE,
     PODS,
     POLICIES,
+    SECRETS,
+    SERVICES,
+    SLICES,
     FakeApi,
     Json,
     Request,
@@ -34,6 +40,9 @@ from tests.support.fakeapi import (
 from tests.support.watching import QUICK, configuration
 
 RBAC = Path(__file__).parents[2] / "manifests" / "base" / "rbac.yaml"
+OWN = (CONFIGURATIONS, BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS)
+PASSWORDS = "felix-py-bgp-passwords"
+PASSWORDS_PATH = "/api/v1/namespaces/kube-system/secrets"
 CRDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
 
 Right = tuple[str, str, str, str]
@@ -41,9 +50,10 @@ Right = tuple[str, str, str, str]
 
 
 def granted() -> set[Right]:
-    role = next(one for one in yaml.safe_load_all(RBAC.read_text()) if one["kind"] == "ClusterRole")
+    roles = [one for one in yaml.safe_load_all(RBAC.read_text()) if one["kind"] in ("ClusterRole", "Role")]
     return {
         (group, resource, name, verb)
+        for role in roles
         for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
@@ -68,7 +78,8 @@ def needed(request: Request) -> Iterator[Right]:
     else:
         verb = {"POST": "create", "PATCH": "patch"}[request.method]
     # Names count only where they restrict: nobody's rights to pods do.
-    yield (group, resource, selected if group == "apiextensions.k8s.io" else "", verb)
+    restricted = group == "apiextensions.k8s.io" or resource == "secrets"
+    yield (group, resource, selected if restricted else "", verb)
 
 
 def broken(name: str) -> Json:
@@ -82,6 +93,8 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
     """A start on a server without CRDs and WatchList, the CRDs' coming, problems on everything, the node's
     condition."""
     server.put(NODES, {"metadata": {"name": "node-1"}})
+    for path in (SERVICES, SLICES):
+        server.serve(path)
     server.put(POLICIES, {"metadata": {"name": "bad", "namespace": "shop", "uid": "u"}, "spec": {"ingress": 5}})
     server.put(PODS, pod("web", "shop"))
     client = Api(lambda: configuration(server))
@@ -93,8 +106,15 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
         for path in CRDS:
             server.install(path)
             server.put(path, broken("default"))
-        server.install(CONFIGURATIONS)
+        for path in OWN:
+            server.install(path)
+        server.serve(SECRETS)
+        server.put(
+            SECRETS, {"metadata": {"name": PASSWORDS, "namespace": "kube-system"}, "data": {"tor": "eA=="}}
+        )
+        cluster.secrets.want({PASSWORDS})
         server.install(NODE_STATUSES)
+        cluster.services.want(endpoints=True)
         cluster.statuses.offer(Offer("uid", {"conditions": []}, None))
         cluster.warn(PolicyRef(PolicyKind.NETWORK, "shop", "bad"), "Refused", "by the test")
         await cluster.set_network_available("node-1")
@@ -104,9 +124,16 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
                 len(server.events) >= 2
                 and all(server.objects[path, "", "default"].get("status") for path in CRDS)
                 and bool(server.objects.get((NODE_STATUSES, "", "node-1"), {}).get("status"))
-                and any(verb.startswith("watch") for verb in server.verbs(CONFIGURATIONS))
+                and all(
+                    any(verb.startswith("watch") for verb in server.verbs(path))
+                    for path in (*OWN, SERVICES, SLICES, PASSWORDS_PATH)
+                )
             ),
         )
+        async with asyncio.timeout(PATIENCE):
+            while cluster.secrets.known() != {PASSWORDS: {"tor": "x"}}:
+                cluster.secrets.changed.clear()
+                await cluster.secrets.changed.wait()
         fetch(client)
         configurations(client)
         container_ports(client, ("shop", "web"))

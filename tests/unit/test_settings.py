@@ -14,7 +14,16 @@ from typer.testing import CliRunner
 from felix_py import log
 from felix_py.agent import main as agent_main
 from felix_py.cli.main import app
-from felix_py.config import SETTINGS, AgentConfig, ConfigError, EndpointToHost, as_json, environment, value_of
+from felix_py.config import (
+    SETTINGS,
+    AgentConfig,
+    ConfigError,
+    EndpointToHost,
+    RouteSource,
+    as_json,
+    environment,
+    value_of,
+)
 from felix_py.log import LogFormat, LogLevel
 from felix_py.records import Backend
 from policy.model import Family
@@ -22,6 +31,7 @@ from policy.model import Family
 OTHERS = AgentConfig(
     node_name="n1",
     kubeconfig=Path("/a b/kubeconfig"),
+    namespace="network",
     state_dir=Path("/other/state"),
     run_dir=Path("/other/run"),
     cni_conf_dir=Path("/other/net.d"),
@@ -32,6 +42,8 @@ OTHERS = AgentConfig(
     backend=Backend.NFT,
     ip_families=(Family.V6,),
     bgp_config=Path("/other/bgp.yaml"),
+    bgp_foreign_annotations=True,
+    route_source=RouteSource.KUBERNETES,
     mark_mask=0xFFFF0000,
     nat_outgoing=False,
     endpoint_to_host=EndpointToHost.DROP,

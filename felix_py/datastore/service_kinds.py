@@ -1,0 +1,259 @@
+"""Services and EndpointSlices as BGP needs them, and the informers that run only while it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from msgspec import field
+
+from bgp.services import Endpoints, Service
+from felix_py import log
+from felix_py.datastore import wire
+from felix_py.datastore.client import Api
+from felix_py.datastore.decode import Kind
+from felix_py.datastore.informer import Reflector, Timing
+from felix_py.datastore.outage import Outage
+from felix_py.datastore.store import Problem, Table
+from policy.change import Change
+from policy.syntax import canonical_address
+
+_ANNOUNCED = frozenset({"ClusterIP", "NodePort", "LoadBalancer"})
+_HEADLESS = "service.kubernetes.io/headless"
+"""The label that the controller of slices gives those of a headless Service. kube-proxy leaves them out, too."""
+
+_VERSIONS = {"IPv4": 4, "IPv6": 6}
+
+OnServices = Callable[[Sequence[Change[Service | Endpoints]]], None]
+"""Receives changes in order, on the loop."""
+
+
+class _ServiceSpec(wire.Wire):
+    """core/v1 ServiceSpec."""
+
+    type: str = "ClusterIP"
+    cluster_ip: str = field(default="", name="clusterIP")
+    cluster_ips: list[str] | None = field(default=None, name="clusterIPs")
+    external_ips: list[str] | None = field(default=None, name="externalIPs")
+    external_traffic_policy: str = ""
+
+
+class _Ingress(wire.Wire):
+    """core/v1 LoadBalancerIngress."""
+
+    ip: str = ""
+    ip_mode: str | None = None
+
+
+class _LoadBalancer(wire.Wire):
+    """core/v1 LoadBalancerStatus."""
+
+    ingress: list[_Ingress] | None = None
+
+
+class _ServiceStatus(wire.Wire):
+    """core/v1 ServiceStatus."""
+
+    load_balancer: _LoadBalancer = field(default_factory=_LoadBalancer)
+
+
+class WireService(wire.Wire):
+    """core/v1 Service."""
+
+    metadata: wire.PolicyMetadata
+    spec: _ServiceSpec = field(default_factory=_ServiceSpec)
+    status: _ServiceStatus = field(default_factory=_ServiceStatus)
+
+
+class _SliceLabels(wire.Wire):
+    """The label that names the slice's Service."""
+
+    service: str = field(default="", name="kubernetes.io/service-name")
+
+
+class _SliceMetadata(wire.PolicyMetadata):
+    """meta/v1 ObjectMeta of a slice."""
+
+    labels: _SliceLabels | None = None
+
+
+class _Conditions(wire.Wire):
+    """discovery.k8s.io/v1 EndpointConditions; null stands for what :func:`_states` says."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class _Endpoint(wire.Wire):
+    """discovery.k8s.io/v1 Endpoint."""
+
+    conditions: _Conditions | None = None
+    node_name: str | None = None
+
+
+class WireSlice(wire.Wire):
+    """discovery.k8s.io/v1 EndpointSlice."""
+
+    metadata: _SliceMetadata
+    address_type: str = ""
+    endpoints: list[_Endpoint] | None = None
+
+
+def _addresses(texts: list[str]) -> tuple[str, ...]:
+    """Canonical texts. ``None`` (headless) and what is no address, which nobody could announce, is left out."""
+    found: dict[str, None] = {}
+    for text in texts:
+        with suppress(ValueError):
+            found[canonical_address(text)] = None
+    return tuple(found)
+
+
+def _service(service: WireService) -> Service:
+    metadata, spec = service.metadata, service.spec
+    if not metadata.name or not metadata.namespace:
+        raise ValueError("metadata.name and metadata.namespace must not be empty")
+    cluster_ips = _addresses(spec.cluster_ips or [spec.cluster_ip])
+    if spec.type not in _ANNOUNCED or not cluster_ips:
+        return Service(metadata.namespace, metadata.name)
+    ingress = service.status.load_balancer.ingress or []
+    return Service(
+        metadata.namespace,
+        metadata.name,
+        local=spec.external_traffic_policy == "Local",
+        cluster_ips=cluster_ips,
+        external_ips=_addresses(spec.external_ips or []),
+        # With "Proxy" packets come to a node port, and kube-proxy does not know the address.
+        load_balancer_ips=_addresses([one.ip for one in ingress if one.ip_mode != "Proxy"]),
+    )
+
+
+def _states(endpoint: _Endpoint) -> tuple[bool, bool]:
+    """Whether an endpoint is ready, and whether it terminates and still serves (KEP-1672: null means ready, and
+    serving as ready, and not terminating)."""
+    said = endpoint.conditions or _Conditions()
+    ready = said.ready is not False
+    serving = ready if said.serving is None else said.serving
+    return ready, serving and bool(said.terminating)
+
+
+def _slice(node: str) -> Callable[[WireSlice], Endpoints]:
+    def convert(found: WireSlice) -> Endpoints:
+        metadata = found.metadata
+        if not metadata.name or not metadata.namespace:
+            raise ValueError("metadata.name and metadata.namespace must not be empty")
+        seen = {(one.node_name == node, _states(one)) for one in found.endpoints or ()}
+        return Endpoints(
+            metadata.namespace,
+            metadata.name,
+            metadata.labels.service if metadata.labels else "",
+            _VERSIONS.get(found.address_type, 0),
+            ready_here=any(here and ready for here, (ready, _) in seen),
+            ready_elsewhere=any(not here and ready for here, (ready, _) in seen),
+            terminating_here=any(here and ends and not ready for here, (ready, ends) in seen),
+            terminating_elsewhere=any(not here and ends and not ready for here, (ready, ends) in seen),
+        )
+
+    return convert
+
+
+SERVICES = Kind(
+    "Service",
+    "v1",
+    "/api/v1/services",
+    key=lambda service: service.key,
+    wire_type=WireService,
+    convert=_service,
+)
+
+
+def endpoint_slices(node: str) -> Kind[Endpoints]:
+    """EndpointSlices as one node needs them; without those of headless Services."""
+    return Kind(
+        "EndpointSlice",
+        "discovery.k8s.io/v1",
+        "/apis/discovery.k8s.io/v1/endpointslices",
+        key=lambda endpoints: endpoints.key,
+        wire_type=WireSlice,
+        convert=_slice(node),
+        query={"labelSelector": f"!{_HEADLESS}"},
+    )
+
+
+class ServiceObjects:
+    """All Services and EndpointSlices, each kind from when it is first asked for. On the event loop only.
+
+    What was asked for once is watched until the agent ends: a range that comes and goes must not cost a list each
+    time. The API server's word stays in force while it is away, as with all other kinds.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        timing: Timing,
+        node: str,
+        watched: list[Reflector[Any]],
+        outage: Outage | None = None,
+    ) -> None:
+        """``watched``: the agent's reflectors, whose silent watches are looked after; ours join them. ``outage``
+        is shared by all that watch this server.
+        """
+        self._log = log.get("services")
+        self._watched = watched
+        self._handler: OnServices = lambda _changes: None
+        self._on_listed: Callable[[], None] = lambda: None
+        slices = endpoint_slices(node)
+        self._sources: dict[str, tuple[Table[Any], Reflector[Any]]] = {
+            kind.name: (self._table(kind), Reflector(api, kind, timing, outage=outage))
+            for kind in (SERVICES, slices)
+        }
+        self._started: list[str] = []
+
+    def _table(self, kind: Kind[Any]) -> Table[Any]:
+        return Table(kind, self._publish, self._say, lambda _kind: self._on_listed())
+
+    def subscribe(self, handler: OnServices, on_listed: Callable[[], None]) -> None:
+        """Give ``handler`` every change from now on; call ``on_listed`` when a kind's full list is in. Call it
+        once, before :meth:`want`."""
+        self._handler, self._on_listed = handler, on_listed
+
+    def want(self, *, endpoints: bool) -> None:
+        """Watch Services, and EndpointSlices if ``endpoints``."""
+        for kind in ("Service", "EndpointSlice") if endpoints else ("Service",):
+            if kind not in self._started:
+                table, reflector = self._sources[kind]
+                self._log.info("watching, since BGP announces Services", kind=kind)
+                self._started.append(kind)
+                self._watched.append(reflector)
+                reflector.start(table.apply)
+
+    def listed(self) -> bool:
+        """Whether the full lists of all kinds that are watched are in."""
+        return all(self._sources[kind][0].listed.is_set() for kind in self._started)
+
+    def refused(self) -> bool:
+        """Whether the server does not let us see one of the kinds that are asked for."""
+        return any(self._sources[kind][1].refused for kind in self._started)
+
+    def ages(self) -> dict[str, float]:
+        """Kind -> seconds since its watch last heard from the API server; only of kinds that are watched."""
+        return {kind: self._sources[kind][1].age() for kind in self._started}
+
+    async def stop(self) -> None:
+        """End all watches."""
+        await asyncio.gather(*(self._sources[kind][1].stop() for kind in self._started))
+
+    def _publish(self, changes: Sequence[Change[Any]]) -> None:
+        try:
+            self._handler(changes)
+        except MemoryError:
+            raise
+        except Exception:
+            # A defect of ours with one object must not end the watch.
+            self._log.exception("cannot take over Services", changes=len(changes))
+
+    def _say(self, problem: Problem) -> None:
+        where = "/".join(part for part in problem.key if part)
+        self._log.warning("cannot use an object", kind=problem.kind, object=where, reason=problem.reason)

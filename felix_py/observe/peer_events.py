@@ -1,0 +1,75 @@
+"""Events on the Node for its BGP peers: up, down, refused. A peer that flaps is told less and less often."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bgp.session import PeerStatus
+from felix_py.backoff import TokenBucket
+
+_AT_ONCE = 4
+_EACH = 600.0
+"""Seconds until a peer may have another Event, once it has had so many at once."""
+
+_MOST_PEERS = 256
+
+Write = Callable[[bool, str, str], None]
+"""Whether it is a warning, its reason in one CamelCase word, and its text."""
+
+
+@dataclass(slots=True)
+class _Known:
+    established: bool
+    error: str
+    allowed: TokenBucket
+    untold: int = 0
+
+
+class PeerEvents:
+    """Compares the peers with those of the last look. The first look at a peer is silent: an agent that starts
+    takes sessions over.
+    """
+
+    def __init__(self, write: Write, clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._clock = clock
+        self._known: dict[str, _Known] = {}
+
+    def look(self, peers: Sequence[PeerStatus]) -> None:
+        """Write what has changed."""
+        now = {peer.address: peer for peer in peers[:_MOST_PEERS]}
+        for address in self._known.keys() - now.keys():
+            del self._known[address]
+        for address, peer in now.items():
+            known = self._known.get(address)
+            if known is None:
+                bucket = TokenBucket(1 / _EACH, _AT_ONCE, self._clock)
+                self._known[address] = _Known(peer.established, _refusal(peer), bucket)
+            elif known.established != peer.established:
+                known.established, known.error = peer.established, _refusal(peer)
+                self._tell(peer, known)
+            elif not peer.established and (refusal := _refusal(peer)) and refusal != known.error:
+                known.error = refusal
+                self._tell(peer, known)
+
+    def _tell(self, peer: PeerStatus, known: _Known) -> None:
+        if not known.allowed.take():
+            known.untold += 1
+            return
+        named = f"{peer.name} " if peer.name else ""
+        text = f"the BGP session with {named}{peer.address} (AS {peer.asn}) "
+        missed = f" ({known.untold} changes before that were not told)" if known.untold else ""
+        known.untold = 0
+        if peer.established:
+            self._write(False, "BGPPeerUp", f"{text}is up{missed}")
+        elif known.error:
+            self._write(True, "BGPPeerRefused", f"{text}was refused: {known.error}{missed}")
+        else:
+            self._write(True, "BGPPeerDown", f"{text}is down: {peer.error or 'no reason known'}{missed}")
+
+
+def _refusal(peer: PeerStatus) -> str:
+    """The NOTIFICATION, by either side, that ended the session or the attempt; empty if there was none."""
+    return peer.error if peer.error.startswith("notification ") else ""

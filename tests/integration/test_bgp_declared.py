@@ -1,0 +1,176 @@
+"""BGP declared in the API: the real agent and ExaBGP, two BIRDs as witnesses, a stand-in for the API server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from felix_py.observe import ask
+from tests.support import fakeapi
+from tests.support.agent_process import NODE, POD_CIDR, AgentProcess
+from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar, link
+from tests.support.bird import Bird
+from tests.support.fakeapi import BGP_CONFIGURATIONS, BGP_FILTERS, BGP_PEERS, NODE_STATUSES, SECRETS, FakeApi
+from tests.support.isolate import NetworkNamespace
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+
+SECRET = "felix-py-bgp-passwords"
+
+
+def bird_config(index: int, password: str = "") -> str:
+    net = 9 + index
+    return f"""
+    router id 10.{net}.0.2;
+    protocol device {{ }}
+    protocol bgp node {{
+      local as {TOR_ASN}; neighbor 10.{net}.0.1 as {NODE_ASN};
+      {f'password "{password}";' if password else ""}
+      hold time 90; connect delay time 1; error wait time 1, 2; graceful restart on;
+      ipv4 {{ import all; export none; }};
+    }}
+    """
+
+
+class Agent(AgentProcess):
+    """With what it is told, and what it says of itself."""
+
+    def declare(self, path: str, name: str, **spec: Any) -> None:
+        self.api.put(path, {"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": spec})
+
+    def peer(self, index: int, **spec: Any) -> None:
+        fields = {"peerIP": f"10.{9 + index}.0.2", "asNumber": TOR_ASN, "sourceAddress": "None"} | spec
+        self.declare(BGP_PEERS, f"tor{index}", **fields)
+
+    def password(self, value: str) -> None:
+        metadata = {"name": SECRET, "namespace": "kube-system", "uid": "s"}
+        data = {"tor0": base64.b64encode(value.encode()).decode()}
+        self.api.put(SECRETS, {"metadata": metadata, "data": data})
+
+    def status(self) -> dict[str, Any]:
+        with closing(ask.connection(str(self.run_dir / "agent.sock"), 10)) as asked:
+            asked.request("GET", "/status")
+            found: dict[str, Any] = json.loads(asked.getresponse().read())
+        return found
+
+    def notices(self) -> dict[str, str]:
+        return {one["subject"]: one["text"] for one in self.status()["notices"] if one["kind"] == "bgp-resources"}
+
+    def told(self) -> dict[str, Any]:
+        with self.api.changed:
+            found: dict[str, Any] = self.api.objects.get((NODE_STATUSES, "", NODE), {}).get("status", {})
+        return found
+
+    def restart(self) -> None:
+        self.stop(signal.SIGKILL)
+        self.start()
+        self.wait_ready()
+
+
+@pytest.fixture
+def tors(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[list[Bird]]:
+    birds = []
+    for index in (0, 1):
+        router = make_netns(f"tor{index}")
+        link(router, index)
+        birds.append(Bird(router, tmp_path / f"bird{index}", bird_config(index)))
+        birds[-1].start()
+    yield birds
+    for bird in birds:
+        bird.stop()
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    with FakeApi() as api:
+        for path in (BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS, NODE_STATUSES):
+            api.install(path)
+        api.serve(SECRETS)
+        agent = Agent(tmp_path, api)
+        sidecar = Sidecar(agent.run_dir / "bgp")
+        sidecar.start()
+        try:
+            yield agent
+        finally:
+            agent.close()
+            sidecar.stop()
+
+
+def since(bird: Bird) -> str:
+    """Since when the session is in its state."""
+    line = next(line for line in bird.birdc("show", "protocols").splitlines() if line.startswith("node"))
+    return " ".join(line.split()[3:6])
+
+
+def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Agent, tors: list[Bird]) -> None:
+    agent.start()
+    agent.wait_ready()
+    assert not (agent.run_dir / "bgp" / "exabgp.conf").exists(), "nothing is declared"
+    agent.declare(BGP_CONFIGURATIONS, "default", asNumber=NODE_ASN, nodeToNodeMeshEnabled=False)
+    agent.peer(0)
+    agent.peer(1)
+    for tor in tors:
+        agent.until(lambda tor=tor: tor.established("node") and POD_CIDR in tor.routes("node"), "up")  # type: ignore[misc]
+    steady = since(tors[1])
+
+    agent.password("first")
+    agent.peer(0, password={"secretKeyRef": {"name": SECRET, "key": "tor0"}})
+    for password in ("first", "second"):
+        agent.password(password)
+        tors[0].write(bird_config(0, password))
+        tors[0].birdc("configure")
+        conf = agent.run_dir / "bgp" / "exabgp-running.conf"
+        agent.until(lambda: f'"{password}"' in conf.read_text(), "the new password runs")  # noqa: B023
+        agent.until(lambda: tors[0].established("node"), "up with a password")
+
+    before = since(tors[0])
+    agent.api.delete(SECRETS, "kube-system", SECRET)
+    agent.peer(0, asNumber=0)
+    agent.until(lambda: {"BGPPeer tor0", f"Secret {SECRET}"} <= agent.notices().keys(), "what is wrong is told")
+    assert agent.notices()["BGPPeer tor0"].endswith("stays in force")
+    agent.until(
+        lambda: any("tor0" in str(event["involvedObject"]) for event in agent.api.events.values()), "Event"
+    )
+    agent.restart()
+    agent.until(lambda: {"BGPPeer tor0", f"Secret {SECRET}"} <= agent.notices().keys(), "told again")
+    agent.until(lambda: len([one for one in agent.status()["peers"] if one["established"]]) == 2, "both known")
+    assert since(tors[0]) == before
+    assert since(tors[1]) == steady
+
+    agent.api.delete(BGP_PEERS, "", "tor0")
+    agent.until(lambda: not tors[0].established("node") and not tors[0].routes("node"), "gone at tor0")
+    assert POD_CIDR in tors[1].routes("node")
+    assert since(tors[1]) == steady
+    assert agent.notices() == {}
+    for path, name in ((BGP_PEERS, "tor1"), (BGP_CONFIGURATIONS, "default")):
+        agent.api.delete(path, "", name)
+    agent.until(lambda: not tors[1].established("node") and not tors[1].routes("node"), "gone at tor1")
+
+
+def test_a_node_with_a_file_has_its_peers_from_there(agent: Agent, tors: list[Bird], tmp_path: Path) -> None:
+    file = tmp_path / "bgp.yaml"
+    file.write_text(f"asNumber: {NODE_ASN}\npeers: [{{peerIP: 10.9.0.2, asNumber: {TOR_ASN}}}]\n")
+    agent.options = [f"--bgp-config={file}"]
+    agent.declare(BGP_CONFIGURATIONS, "default", asNumber=NODE_ASN)
+    agent.peer(1)
+    agent.start()
+    agent.wait_ready()
+    agent.until(lambda: tors[0].established("node"), "the file's peer is up")
+    agent.until(lambda: "file" in agent.notices(), "refused with a sentence")
+    assert (
+        f"this node has its BGP peers in {file}, so BGPConfiguration default, BGPPeer tor1"
+        in agent.notices()["file"]
+    )
+    assert [one["address"] for one in agent.status()["peers"]] == ["10.9.0.2"]
+    assert not tors[1].established("node")
+    agent.api.delete(BGP_PEERS, "", "tor1")
+    agent.api.delete(BGP_CONFIGURATIONS, "", "default")
+    agent.until(lambda: not agent.notices(), "nothing to refuse any more")
+    assert fakeapi.SECRETS not in {request.path for request in agent.api.requests}
