@@ -118,7 +118,7 @@ async def test_the_command_shows_sessions_and_routes_and_why(rack: Rack) -> None
     place = rack.folder / "agent.sock"
     async with agent(rack.run_dir, announce={V4, V6}) as node:
         await until(lambda: rack.announced() and len(node.speaker.routes()) == 2)
-        with listen_for("", place) as listener:
+        with listen_for("0", place) as listener:
             server = HealthServer(CollectorRegistry(), dict, dict, nothing, BgpRoutes(node.speaker).routes())
             await server.start(private=listener)
             try:
