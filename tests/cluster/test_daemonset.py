@@ -34,9 +34,10 @@ FOLDERS = "/opt/cni/bin /etc/cni/net.d /run/felix-py /var/lib/felix-py"
 RARELY = {
     # An Event's count is raised ten minutes after its last one.
     Right("", "events", "", "patch"),
-    # Asked where FelixConfigurations are not served: by hand, without their definition.
+    # Asked where these kinds are not served: by hand, without their definitions.
     *(
-        Right("apiextensions.k8s.io", "customresourcedefinitions", "felixconfigurations.felixpy.io", verb)
+        Right("apiextensions.k8s.io", "customresourcedefinitions", f"{kind}.felixpy.io", verb)
+        for kind in ("felixconfigurations", "bgpconfigurations", "bgppeers", "bgpfilters")
         for verb in ("list", "watch")
     ),
 }

@@ -34,7 +34,11 @@ def with_rules(*rules: dict[str, Any]) -> set[Right]:
 
 
 # What the manifest may grant besides, for kinds that the sample's agent did not know yet.
-LATER = {right for right in granted(role()) if "felixpy.io" in f"{right.group} {right.name}"}
+LATER = {
+    right
+    for right in granted(role())
+    if "felixpy.io" in f"{right.group} {right.name}" or right.resource in ("services", "endpointslices")
+}
 RIGHTS = granted(role()) - LATER
 
 
