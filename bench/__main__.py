@@ -18,6 +18,7 @@ NAMES = (
     "cni",
     "announce",
     "sidecar",
+    "bfd",
     "start",
     "react",
     "cluster",

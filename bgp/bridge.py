@@ -90,22 +90,11 @@ class Bridge:
                 self._accept(self._listener)
 
     def _listen(self) -> None:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
-            # A connection controls the node's routes, so only owner and root may connect; and the group, where
-            # the folder is one that a group shares (setgid).
-            os.umask(0o117 if os.stat(os.path.dirname(self._path) or ".").st_mode & stat.S_ISGID else 0o177)
-            listener.bind(self._path)
-            listener.listen(4)
-            listener.setblocking(False)
+            self._listener = listen(self._path)
         except OSError as error:
             sys.stderr.write(f"bridge: {self._path}: {error}; trying again\n")
-            listener.close()
             self._listen_at = time.monotonic() + _LISTEN_RETRY
-        else:
-            self._listener = listener
 
     def _poll(self) -> dict[int, int]:
         poll = select.poll()
@@ -214,6 +203,26 @@ class Bridge:
         self._agent = None
         self._events.clear()
         self._partial_command = b""
+
+
+def listen(path: str) -> socket.socket:
+    """A socket in place of any other at ``path``. Raises OSError.
+
+    A connection controls the node's routes, so only owner and root may connect; and the group, where the folder
+    is one that a group shares (setgid).
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        os.umask(0o117 if os.stat(os.path.dirname(path) or ".").st_mode & stat.S_ISGID else 0o177)
+        listener.bind(path)
+        listener.listen(4)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def main() -> None:

@@ -15,12 +15,16 @@ from functools import partial
 
 from bgp import export, protocol
 from bgp.announcement import Announcement
+from bgp.bfd.session import Path
+from bgp.bfd.settings import Report, key_of
 from bgp.channel import Channel
 from bgp.decision import Candidate, Identity
 from bgp.model import Peer, SpeakerConfig
 from bgp.readback import ReadBack
 from bgp.rib import PREFIX_LIMIT, NextHops, Rib
-from bgp.session import PeerStatus, Session
+from bgp.session import Bfd, PeerStatus, Session
+
+_BFD_MOST = 4096
 
 HOLD_DOWN = 300.0
 """Seconds for which a session stays down whose peer announced more prefixes than its limit."""
@@ -63,6 +67,7 @@ class Control:
         self._complete = True
         self._unreachable: int | None = None
         self._deferred_until: float | None = None
+        self._bfd: dict[tuple[str, str], Bfd] = {}
 
     # --- what the agent wants ----------------------------------------------------------------------------
 
@@ -86,6 +91,7 @@ class Control:
         for address, peer in wanted.items():
             if address in new:
                 session = self._sessions[address] = Session(peer, self.rib, self.channel, now)
+                session.tell_bfd(self._bfd.get(key_of(peer)), now)
             else:
                 session = self._sessions[address]
                 if peer == session.peer and not another:
@@ -158,6 +164,23 @@ class Control:
     def receive(self, data: bytes, now: float) -> None:
         """Handle bytes from the bridge. Invalid ones are counted and noted once a connection; nothing raises."""
         self.channel.receive(data, partial(self._handle, now))
+
+    def bfd(self, report: Report, now: float) -> None:
+        """Handle what the sidecar says of a BFD session."""
+        key = report.peer, report.interface
+        if key not in self._bfd and len(self._bfd) >= _BFD_MOST:
+            return
+        failed_at = now - report.age if report.path is Path.FAILED else None
+        self._bfd[key] = Bfd(report.state, failed_at, report.independent)
+        for session in self._sessions.values():
+            if key_of(session.peer) == key:
+                session.tell_bfd(self._bfd[key], now)
+
+    def bfd_unknown(self, now: float) -> None:
+        """Nothing is known of BFD any more: sessions stay as they are."""
+        self._bfd.clear()
+        for session in self._sessions.values():
+            session.tell_bfd(None, now)
 
     def tick(self, now: float) -> None:
         """Handle timers; once a second is enough."""

@@ -1,12 +1,15 @@
-"""ExaBGP, started with one correction and one capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with two corrections and one capability: ``python -m bgp.launch server FILE``.
 
-The correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
+The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
 OpenConfirm. It has sent its KEEPALIVE by then, so at the peer that connection may be Established; the peer then
 closes the other one, and both are lost. The peer takes this for a second restart and deletes the routes kept for
 the first one (RFC 4724, section 4.2): traffic stops until they are announced anew. So in OpenConfirm the existing
 connection stays. A peer for which it is not Established yet may close it, too, which is harmless: both sides try
 again, and the peer keeps the routes.
+
+The second: where graceful restart is agreed on, ExaBGP ends a session without a NOTIFICATION. Then the peer keeps
+our routes, which for a path that BFD has found dead is wrong (RFC 5882, 4.3): RFC 9384 has a Cease for it.
 
 The capability: whoever is not root needs CAP_NET_BIND_SERVICE to listen on port 179. The image's Python may have
 it (its file permits it, and the pod adds it) but does not raise it; here it is raised, for ExaBGP alone.
@@ -20,12 +23,16 @@ from itertools import islice
 from typing import Any
 
 from exabgp.bgp.fsm import FSM
+from exabgp.bgp.message.notification import Notify
 from exabgp.reactor.peer import Peer
+
+from bgp.bfd import CEASE_BFD_DOWN
 
 _TURNS = 100
 _CAPABILITY_VERSION = 0x20080522
 _NET_BIND_SERVICE = 10
 _handle_connection = Peer.handle_connection
+_close = Peer._close
 
 
 def handle_connection(peer: Any, connection: Any) -> object:
@@ -35,6 +42,13 @@ def handle_connection(peer: Any, connection: Any) -> object:
         deque(islice(connection.notification(6, 7, "another connection is in OpenConfirm"), _TURNS), maxlen=0)
         return True
     return _handle_connection(peer, connection)
+
+
+def close(peer: Any, message: str = "", error: object = "") -> None:
+    """In place of ``Peer._close``, which ExaBGP calls before a NOTIFICATION would be sent, or in place of it."""
+    if peer._teardown == CEASE_BFD_DOWN and message.startswith("graceful restarted negotiated"):
+        raise Notify(6, CEASE_BFD_DOWN, b"")
+    _close(peer, message, error)
 
 
 class _Header(ctypes.Structure):
@@ -65,4 +79,5 @@ if __name__ == "__main__":
 
     raise_bind_service()
     Peer.handle_connection = handle_connection
+    Peer._close = close
     main()

@@ -202,6 +202,11 @@ def withdraw_all(peer: str) -> str:
     return f"neighbor {peer} clear adj-rib out"
 
 
+def teardown(peer: str, subcode: int) -> str:
+    """End the session with a NOTIFICATION Cease (RFC 4486); ExaBGP connects again."""
+    return f"neighbor {peer} teardown {subcode}"
+
+
 def _batches(start: str, announcements: Iterable[Announcement], own_asn: int) -> Iterator[str]:
     together: dict[str, list[str]] = {}
     for announcement in announcements:

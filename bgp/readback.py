@@ -87,7 +87,7 @@ class ReadBack:
         reading = self._reading
         newer = reading is None or entry.peer in reading.peers or (entry.peer, entry.prefix) in reading.touched
         # ExaBGP empties a table when its session comes up, not when it ends.
-        if reading and session.established and not newer:
+        if reading and session.usable and not newer:
             if entry.path:
                 self._rib.announce(entry.peer, entry.prefix, session.scoped(entry.path))
             else:
@@ -99,7 +99,7 @@ class ReadBack:
         if answer.command == protocol.SHOW_RIB_OUT:
             self.attaching = False
             for session in self._sessions.values():
-                self._channel.send(*session.out.synchronise(established=session.established))
+                self._channel.send(*session.out.synchronise(established=session.usable))
         elif answer.command == protocol.SHOW_RIB_IN:
             self._finish(neighbors, now)
         elif not answer.ok:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from bgp.bfd import settings
 from bgp.model import Peer, SpeakerConfig
 
 PROCESS = "agent"
@@ -44,7 +45,7 @@ def render(config: SpeakerConfig, peers: Sequence[Peer]) -> str:
     does not know "next-hop self" before it has connected by itself, nor after a reload."""
     neighbors = "".join(_neighbor(config, peer) for peer in peers)
     listen = " ".join((str(config.listen_port), *config.listen_addresses))
-    return f"{_LISTEN}{listen}\n{_TEMPLATE}{neighbors}"
+    return f"{_LISTEN}{listen}\n{settings.lines(peers)}{_TEMPLATE}{neighbors}"
 
 
 def listen_on(text: str) -> tuple[int, tuple[str, ...]]:

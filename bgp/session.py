@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from bgp import protocol
 from bgp.announcement import Announcement
+from bgp.bfd import CEASE_BFD_DOWN
 from bgp.channel import Channel
 from bgp.decision import Path, Source
 from bgp.model import Peer
@@ -18,6 +19,8 @@ from bgp.rib import Rib
 
 SETTLE = 10.0
 """Seconds after which the table of a peer that sends no end-of-RIB counts as complete."""
+
+_TEARDOWN_AGAIN = 5.0
 
 
 class State(Enum):
@@ -32,6 +35,8 @@ class State(Enum):
     """The whole table has been sent."""
     REFRESHING = auto()
     """The whole table has been sent, and the peer repeats it (RFC 7313)."""
+    FAILED = auto()
+    """BFD has lost the peer: none of its routes is used, and ExaBGP is to end the session."""
 
 
 class Input(Enum):
@@ -42,11 +47,13 @@ class Input(Enum):
     END_OF_RIB = auto()
     REFRESH_BEGIN = auto()
     REFRESH_END = auto()
+    FAILED = auto()
 
 
 TRANSITIONS: Mapping[tuple[State, Input], State] = {
     **{(state, Input.UP): State.LOADING for state in State},
     **{(state, Input.DOWN): State.DOWN for state in State if state is not State.DOWN},
+    **{(state, Input.FAILED): State.FAILED for state in State if state not in (State.DOWN, State.FAILED)},
     (State.LOADING, Input.END_OF_RIB): State.COMPLETE,
     (State.LOADING, Input.REFRESH_BEGIN): State.LOADING_REFRESH,
     (State.LOADING_REFRESH, Input.END_OF_RIB): State.REFRESHING,
@@ -77,6 +84,20 @@ class PeerStatus:
     limit: int = 0
     name: str = ""
     announced: int = 0
+    bfd: str = ""
+    """State of its BFD session; empty: it has none, or nothing is known of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bfd:
+    """What BFD says of a peer. ``state``: for people. ``failed_at``: when the path failed, None: it has not.
+
+    ``independent``: the peer's BFD outlives a restart of its BGP (the C bit of RFC 5880).
+    """
+
+    state: str
+    failed_at: float | None
+    independent: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +125,21 @@ class Session:
         self._retained: Retained | None = None
         self._unusable: set[str] = set()
         self._unusable_until = 0.0
+        self._teardown_at = 0.0
         self._error = self._said = ""
+        self._bfd: Bfd | None = None
         self.peer = peer
         self._describe()
 
     @property
     def established(self) -> bool:
-        """RFC 4271's Established."""
+        """RFC 4271's Established, as far as ExaBGP goes."""
         return self.state is not State.DOWN
+
+    @property
+    def usable(self) -> bool:
+        """Whether routes that come by it may be used."""
+        return self.state not in (State.DOWN, State.FAILED)
 
     @property
     def told(self) -> bool:
@@ -128,19 +156,22 @@ class Session:
         return PeerStatus(
             address=self.peer.address,
             asn=self.peer.asn,
-            established=self.established,
+            established=self.usable,
             since=max(0.0, now - self._since),
             received=self._rib.count(self.peer.address),
             families=tuple(f"ipv{family} unicast" for family in self.peer.carried),
-            error="" if self.established else self._error,
+            error="" if self.usable else self._error,
             name=self.peer.name,
             announced=self.out.announced if self.established else 0,
             limit=self._rib.limit(self.peer.address),
+            bfd=self._bfd.state if self._bfd else "",
         )
 
     def configure(self, peer: Peer) -> None:
         """Set the peer's settings; its address never changes."""
         self.peer = peer
+        if peer.bfd is None:
+            self._bfd = None
         self._channel.send(*self.out.configure(peer))
         self._describe()
 
@@ -224,10 +255,18 @@ class Session:
         self._complete_at = now + max(0.0, SETTLE - neighbor.age)
         self._router_id = neighbor.router_id
         self._describe()
+        self._mind_bfd(now)
+
+    def tell_bfd(self, bfd: Bfd | None, now: float) -> None:
+        """What BFD says of the path to the peer; None: nothing, from now on."""
+        self._bfd = bfd if self.peer.bfd else None
+        self._mind_bfd(now)
 
     def down(self, reason: str, now: float) -> None:
         """The session ended, or could not come up."""
-        self._error, self._said = explained(reason, self._said), ""
+        failed = self.state is State.FAILED
+        error, self._said = explained(reason, self._said), ""
+        self._error = self._error if failed else error
         if not self._advance(Input.DOWN):
             return
         self._since = now
@@ -235,7 +274,9 @@ class Session:
         self.out.down()
         # RFC 4724 4.2: keep the routes if the peer announced that it would, but not after a NOTIFICATION.
         notified = reason.startswith(("notification sent", "notification received"))
-        if "shutting down" in reason:
+        if failed:
+            self._drop()
+        elif "shutting down" in reason:
             self._retain(now + self.peer.max_restart_time, own=True)
         elif self._restart and not notified:
             self._retain(now + self._restart.time, own=False)
@@ -254,6 +295,8 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Handle timers."""
+        if self.state is State.FAILED and now >= self._teardown_at:
+            self._tear_down(now)
         self._channel.send(*self.out.tick(now))
         if now >= self._complete_at:
             self._advance(Input.END_OF_RIB)
@@ -289,7 +332,33 @@ class Session:
         self.state = after or self.state
         return after is not None
 
+    def _mind_bfd(self, now: float) -> None:
+        """RFC 5882, 10.2 and 4.3: a path that fails ends the session, and no graceful restart keeps its routes.
+
+        Unless the session has ended already: the peer restarts, and its BFD perhaps with it, so that its failure
+        means nothing, but for a peer that says (the C bit) that it would not. A session that came up after the
+        failure is none of its concern, nor is one whose BFD never came up (4.4).
+        """
+        if self._bfd is None or self._bfd.failed_at is None:
+            return
+        if self.established and self._since <= self._bfd.failed_at and self._advance(Input.FAILED):
+            self._error, self._since = "BFD down", now
+            self._unusable.clear()
+            self.out.down()
+            self._drop()
+            self._note("BFD down", warning=True)
+            self._tear_down(now)
+        elif self._retained and self._bfd.independent:
+            self._drop()
+            self._note("BFD down during graceful restart, routes removed", warning=True)
+
+    def _tear_down(self, now: float) -> None:
+        self._teardown_at = now + _TEARDOWN_AGAIN
+        self._channel.send(protocol.teardown(self.peer.address, CEASE_BFD_DOWN))
+
     def _update(self, event: protocol.Update) -> None:
+        if self.state is State.FAILED:
+            return
         self._unusable.difference_update(event.withdrawn, (prefix for prefix, _ in event.announced))
         for prefix in event.withdrawn:
             self._rib.withdraw(event.peer, prefix)

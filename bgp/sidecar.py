@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bgp import bridge, render
+from bgp.bfd.child import Child
 
 CONFIG = "exabgp.conf"
 RUNNING = "exabgp-running.conf"
@@ -93,6 +94,7 @@ class Sidecar:
         self._reload_since = 0.0
         self._signal_at = 0.0
         self._stopping = False
+        self._bfd = Child(run_dir, log)
         self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._changes = _watch(run_dir)
 
@@ -106,9 +108,11 @@ class Sidecar:
                 self._read_config()
                 self._supervise()
                 self._retry_reload()
+                self._bfd.supervise(time.monotonic())
                 self._wait()
                 self._pump_log()
         finally:
+            self._bfd.stop()
             self._kill()
         log("info", "stopped; peers keep the routes for the restart time")
 
@@ -123,8 +127,7 @@ class Sidecar:
         seconds = _IDLE if self._changes >= 0 and not self._reload_since else _POLL
         if self._child is None and (start := self._start_at - time.monotonic()) > 0:
             seconds = min(seconds, start)
-        if self._changes >= 0:
-            watched.append(self._changes)
+        watched += [descriptor for descriptor in (self._changes, self._bfd.output) if descriptor >= 0]
         if self._child is not None and self._child.stdout is not None:
             watched.append(self._child.stdout.fileno())
         _stderr.flush()
@@ -161,6 +164,7 @@ class Sidecar:
                 return
             os.replace(self._dir / _CANDIDATE, self._dir / RUNNING)
         self._text = text
+        self._bfd.want(text, time.monotonic())
         log("info", "configuration accepted")
         if self._child and render.listen_on(text) != self._child_listens:
             # That comes from ExaBGP's environment.
@@ -243,6 +247,7 @@ class Sidecar:
         running = self._dir / RUNNING
         text = running.read_text()
         self._child_listens = render.listen_on(text)
+        self._bfd.want(text, now)
         self._child = subprocess.Popen(
             [sys.executable, "-m", "bgp.launch", "server", str(running)],
             env=self._environment(text),

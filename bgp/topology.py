@@ -13,7 +13,7 @@ of a session between nodes compute it from the same objects, and agree on it:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 from bgp.fields import BGP_PORT, BGPConfigError, check_password, hashed_router_id
@@ -130,8 +130,10 @@ class _Cluster:
         for node in self.nodes.values():
             for address in node.addresses:
                 self._owners.setdefault(address, node)
-        self._selected: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        self._selects: dict[str, Callable[[BGPNode], bool]] = {}
+        self._joined: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
         self._peers = [peer for peer in sorted(peers, key=_rank) if self._select(peer)]
+        self._joining = [peer for peer in self._peers if peer.name in self._joined]
 
     # --- nodes -------------------------------------------------------------------------------------------
 
@@ -163,7 +165,7 @@ class _Cluster:
         """The node's sessions with addresses that no node has."""
         winners: dict[str, BGPPeer] = {}
         for peer in self._peers:
-            if not peer.peer_ip or peer.peer_ip in self._owners or node.name not in self._selected[peer.name][0]:
+            if not peer.peer_ip or peer.peer_ip in self._owners or not self._selects[peer.name](node):
                 continue
             by_kernel = bool(peer.interface) or peer.source_address is SourceAddress.NONE
             source = "" if by_kernel else _address(node, version(peer.peer_ip))
@@ -234,18 +236,18 @@ class _Cluster:
 
     def _end(self, node: BGPNode, other: BGPNode, ip: int) -> _End | None:
         """A node's end: of its own BGPPeers the first, else of those that reach it in reverse."""
-        own = [peer for peer in self._peers if self._joins(peer, node, other, ip)]
+        own = [peer for peer in self._joining if self._joins(peer, node, other, ip)]
         for loser in own[1:]:
             reason = f"where BGPPeer {own[0].name} joins the same nodes, that counts"
             self._problem("BGPPeer", loser.name, "", reason)
         if own:
             return _End(node, own[0], own=True)
-        reverse = (p for p in self._peers if p.reverse_peering and self._joins(p, other, node, ip))
+        reverse = (p for p in self._joining if p.reverse_peering and self._joins(p, other, node, ip))
         return next((_End(node, peer, own=False) for peer in reverse), None)
 
     def _joins(self, peer: BGPPeer, node: BGPNode, other: BGPNode, ip: int) -> bool:
         """Whether a BGPPeer gives ``node`` a session with ``other`` over an IP version."""
-        nodes, others = self._selected[peer.name]
+        nodes, others = self._joined[peer.name]
         if node.name not in nodes or other.name not in others:
             return False
         if peer.peer_ip:
@@ -332,23 +334,26 @@ class _Cluster:
         if not (peer.peer_selector or peer.peer_ip):
             self._problem("BGPPeer", peer.name, "peerIP", "is missing, and so is peerSelector")
             return False
-        nodes = frozenset({peer.node}) if peer.node else self._matching(peer, "nodeSelector", peer.node_selector)
-        others = self._at(peer) if peer.peer_ip else self._matching(peer, "peerSelector", peer.peer_selector)
-        if nodes is None or others is None:
+        selects = _named(peer.node) if peer.node else self._matches(peer, "nodeSelector", peer.node_selector)
+        is_peer = None if peer.peer_ip else self._matches(peer, "peerSelector", peer.peer_selector)
+        if selects is None or not (peer.peer_ip or is_peer):
             return False
-        self._selected[peer.name] = nodes, others
+        self._selects[peer.name] = selects
+        if others := self._all(is_peer) if is_peer else self._at(peer):
+            self._joined[peer.name] = self._all(selects), others
         return True
 
-    def _matching(self, peer: BGPPeer, field: str, selector: str) -> frozenset[str] | None:
-        """The nodes that a selector selects, an empty one all; None if it cannot be read."""
-        if not selector:
-            return frozenset(self.nodes)
+    def _all(self, matches: Callable[[BGPNode], bool]) -> frozenset[str]:
+        return frozenset(name for name, node in self.nodes.items() if matches(node))
+
+    def _matches(self, peer: BGPPeer, field: str, selector: str) -> Callable[[BGPNode], bool] | None:
+        """Whether a selector selects a node, an empty one every node; None if it cannot be read."""
         try:
-            matches = parse_selector(selector).matches
+            parsed = parse_selector(selector)
         except ValueError as error:
             self._problem("BGPPeer", peer.name, field, str(error))
             return None
-        return frozenset(name for name, node in self.nodes.items() if matches(node.labels))
+        return lambda node: parsed.matches(node.labels)
 
     def _at(self, peer: BGPPeer) -> frozenset[str]:
         """The node that a BGPPeer's ``peer_ip`` means."""
@@ -397,6 +402,10 @@ class _Cluster:
 
     def _problem(self, kind: str, name: str, field: str, reason: str) -> None:
         self.problems.add(Problem(kind, name, field, reason))
+
+
+def _named(name: str) -> Callable[[BGPNode], bool]:
+    return lambda node: node.name == name
 
 
 def _rank(peer: BGPPeer) -> tuple[int, str]:

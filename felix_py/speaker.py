@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from bgp.announcement import Announcement
+from bgp.bfd import settings as bfd
 from bgp.control import Control
 from bgp.fields import BGPConfigError
 from bgp.model import Peer, SpeakerConfig, parse_bgp_config
@@ -90,6 +91,7 @@ class Speaker:
         self._text = ""
         self._written_at = 0.0
         self._config_due = asyncio.Event()
+        self._bfd_wanted = asyncio.Event()
         self._in_sync = asyncio.Event()
         self._more = asyncio.Event()
         self._progress = asyncio.Condition()
@@ -205,6 +207,7 @@ class Speaker:
             tasks.create_task(self._keep_connected())
             tasks.create_task(self._keep_time())
             tasks.create_task(self._keep_configured())
+            tasks.create_task(self._keep_bfd())
             tasks.create_task(self._keep_deciding())
 
     async def _keep_connected(self) -> None:
@@ -236,6 +239,31 @@ class Speaker:
             while data := await reader.read(_READ):
                 self._control.receive(data, time.monotonic())
                 await self._moved()
+
+    async def _keep_bfd(self) -> None:
+        """Listen to the sidecar's BFD process; without it, sessions end by their hold time."""
+        backoff = Backoff(*_RECONNECT, spread=0)
+        while True:
+            await self._bfd_wanted.wait()
+            try:
+                reader, writer = await asyncio.open_unix_connection(self._dir / bfd.SOCKET)
+            except OSError:
+                await asyncio.sleep(backoff.delay())
+                continue
+            backoff.reset()
+            try:
+                await self._hear_bfd(reader)
+            finally:
+                writer.close()
+            self._control.bfd_unknown(time.monotonic())
+
+    async def _hear_bfd(self, reader: asyncio.StreamReader) -> None:
+        # ValueError: a line that does not end.
+        with contextlib.suppress(OSError, ValueError):
+            while line := await reader.readline():
+                if report := bfd.decode(line):
+                    self._control.bfd(report, time.monotonic())
+                    await self._moved()
 
     async def _keep_time(self) -> None:
         while True:
@@ -293,6 +321,10 @@ class Speaker:
     def _adopt(self, config: SpeakerConfig, peers: tuple[Peer, ...]) -> None:
         self._peers = peers
         self._control.configure(config, peers, time.monotonic())
+        if any(peer.bfd for peer in peers):
+            self._bfd_wanted.set()
+        else:
+            self._bfd_wanted.clear()
         text = render(config, peers)
         if text != self._text:
             self._text = text

@@ -121,6 +121,7 @@ def _peer(peer: PeerStatus) -> dict[str, Any]:
         "prefixLimit": peer.limit,
         "prefixesAnnounced": peer.announced,
         "families": list(peer.families),
+        "bfd": peer.bfd,
         "reason": peer.error,
     }
 

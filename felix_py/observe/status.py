@@ -220,6 +220,7 @@ def of_bgp(bgp: Bgp, remote: RemoteRoutes) -> dict[str, Any]:
                 "asNumber": peer.asn,
                 "established": peer.established,
                 "reason": peer.error,
+                "bfd": peer.bfd,
                 "prefixesReceived": peer.received,
                 "prefixesAnnounced": peer.announced,
             }

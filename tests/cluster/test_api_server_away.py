@@ -69,10 +69,18 @@ def test_away(cluster: Cluster, namespace: Namespace, seconds: float) -> None:
         cluster.control_plane.start_apiserver()
         until_listed(cluster)
         back = traffic.seconds
+        took = last_success(outside, again["open"], HTTP, lambda: shut(namespace, "open"))
     traffic.stop()
     print(f"\n[{cluster.shape}: no API server until {back:.0f} s: {traffic.report()}]")
+    print(f"[{cluster.shape}: a change of policy at its return is in force after {took:.0f} s]")
+    assert took < 30
     assert all(stream.well for stream in traffic.streams), traffic.report()
     catches_up(cluster, namespace)
+
+
+def shut(namespace: Namespace, name: str) -> None:
+    """Have a policy let nobody in: kubelet has no part in that."""
+    namespace.kubectl("patch", "networkpolicy", name, "--type=merge", "-p", '{"spec": {"ingress": []}}')
 
 
 def renewed(namespace: Namespace, node: Node, before: Mapping[str, str]) -> dict[str, str]:
@@ -135,7 +143,7 @@ def test_returns_with_an_emptied_watch_cache(cluster: Cluster, namespace: Namesp
     outside.connects_soon(address, HTTP)
     agents.send(node, signal.SIGSTOP)
     try:
-        namespace.kubectl("patch", "networkpolicy", "open", "--type=merge", "-p", '{"spec": {"ingress": []}}')
+        shut(namespace, "open")
         version = namespace.get("networkpolicy", "open")["metadata"]["resourceVersion"]
         for number in range(3):
             namespace.kubectl("label", "networkpolicy", "open", f"again={number}", "--overwrite")

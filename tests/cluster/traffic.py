@@ -19,7 +19,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lab.namespaces import inside
 
@@ -36,6 +36,8 @@ _LATE = 1.0
 _TURN = 0.1
 _BUFFER = 1 << 20
 _ECHOED = 1 << 12
+_AT_ONCE = 256
+"""Datagrams of one socket in one turn of the loop, at most."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Traffic:
 
     async def _run(self) -> None:
         servers: list[asyncio.Server] = []
-        doors: list[asyncio.DatagramTransport] = []
+        doors: list[socket.socket] = []
         self._loop = asyncio.get_running_loop()
         try:
             for place in self._servers:
@@ -171,13 +173,13 @@ class Traffic:
                     both = socket.create_server(
                         ("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True, backlog=500
                     )
-                    door = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+                    door = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
                 servers.append(await asyncio.start_server(_echo, sock=both))
                 door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
                 door.bind(("::", PORT))
-                transport, _ = await self._loop.create_datagram_endpoint(_Echo, sock=door)
-                doors.append(transport)
+                self._loop.add_reader(door, _echo_datagrams, door)
+                doors.append(door)
             self._began = time.monotonic()
             work = [
                 self._loop.create_task(self._stream(place, stream)) for place, stream in enumerate(self.streams)
@@ -191,8 +193,9 @@ class Traffic:
             self._failure = error
         finally:
             self._ready.set()
-            for transport in doors:
-                transport.close()
+            for door in doors:
+                self._loop.remove_reader(door)
+                door.close()
             for server in servers:
                 server.close()
 
@@ -226,10 +229,7 @@ class Traffic:
                     asker = socket.socket(_family(stream.host), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
                 asker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
                 await self._loop.sock_connect(asker, (stream.host, stream.port))
-                _, protocol = await self._loop.create_datagram_endpoint(
-                    lambda: _Asker(stream, self._began), sock=asker
-                )
-                open_sockets.append(protocol)
+                open_sockets.append(_Asker(stream, self._began, asker))
             open_sockets[-1].ask(stream.sent)
             stream.sent += 1
             # After a stall of this program what was missed is not sent at once: that would be a flood of its own.
@@ -317,41 +317,56 @@ class Traffic:
         return await asyncio.open_connection(sock=end)
 
 
-class _Asker(asyncio.DatagramProtocol):
-    def __init__(self, stream: Stream, began: float) -> None:
+class _Asker:
+    """One end of a flow of datagrams; belongs to the running loop.
+
+    Not asyncio's own endpoint: that reads one datagram in each turn of the loop, and where turns are long they
+    queue up for many seconds in the socket.
+    """
+
+    def __init__(self, stream: Stream, began: float, sock: socket.socket) -> None:
         self.waiting: dict[int, float] = {}
         self._stream = stream
         self._began = began
-        self._transport: asyncio.DatagramTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
+        self._socket = sock
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock, self._receive)
 
     def ask(self, number: int) -> None:
-        assert self._transport
         self.waiting[number] = time.monotonic()
-        self._transport.sendto(_NUMBER.pack(0, number))
+        try:
+            self._socket.send(_NUMBER.pack(0, number))
+        except OSError as error:
+            self._failed(error)
 
-    def datagram_received(self, data: bytes, _address: object) -> None:
-        asked = self.waiting.pop(_NUMBER.unpack(data)[1], None)
-        if asked is not None:
-            self._stream.answer(asked, self._began)
+    def _receive(self) -> None:
+        try:
+            for _ in range(_AT_ONCE):
+                asked = self.waiting.pop(_NUMBER.unpack(self._socket.recv(_ECHOED))[1], None)
+                if asked is not None:
+                    self._stream.answer(asked, self._began)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._failed(error)
 
-    def error_received(self, error: Exception) -> None:
+    def _failed(self, error: OSError) -> None:
         if not self._stream.forbidden:
             self._stream.failed.append(_words(error))
 
     def close(self) -> None:
-        if self._transport:
-            self._transport.close()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
 
 
-class _Echo(asyncio.DatagramProtocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-
-    def datagram_received(self, data: bytes, address: Any) -> None:
-        self._transport.sendto(data, address)
+def _echo_datagrams(door: socket.socket) -> None:
+    for _ in range(_AT_ONCE):
+        try:
+            data, address = door.recvfrom(_ECHOED)
+        except BlockingIOError:
+            return
+        with suppress(OSError):
+            door.sendto(data, address)
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bgp import session
 from bgp.sidecar import CONFIG, RUNNING, SOCKET
+from felix_py.observe.bgp_http import BgpRoutes
+from felix_py.observe.health import HealthServer
+from felix_py.observe.listener import listen_for
 from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, alive, config, link
 from tests.support.bird import Bird, Written
 from tests.support.isolate import NetworkNamespace, run
@@ -22,6 +28,7 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
 V4, V6 = "10.244.1.0/24", "fd44:1::/64"
+FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
 LEARNED4, LEARNED6 = "10.244.7.0/24", "fd44:7::/64"
 
 
@@ -94,6 +101,65 @@ async def test_routes_go_both_ways(rack: Rack) -> None:
         rack.tor.birdc("disable", "s4")
         await until(lambda: dict(node.speaker.routes()) == {LEARNED6: (TOR6,)})
         assert {LEARNED4: ()} in node.changes
+
+
+async def bgp(place: Path, *words: str) -> tuple[int, str]:
+    """Exit code and output of ``felix-py bgp``, as of a node whose agent listens at ``place``."""
+    argv = [FELIX_PY, "bgp", *words, "--agent", str(place)]
+    process = await asyncio.create_subprocess_exec(
+        *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def test_the_command_shows_sessions_and_routes_and_why(rack: Rack) -> None:
+    place = rack.folder / "agent.sock"
+    async with agent(rack.run_dir, announce={V4, V6}) as node:
+        await until(lambda: rack.announced() and len(node.speaker.routes()) == 2)
+        with listen_for("", place) as listener:
+            server = HealthServer(CollectorRegistry(), dict, dict, nothing, BgpRoutes(node.speaker).routes())
+            await server.start(private=listener)
+            try:
+                code, said = await bgp(place, "peers")
+                header, *lines = said.splitlines()
+                assert (code, header.split()) == (0, ["PEER", "AS", "STATE", "SINCE", "IN", "OUT", "WHY"])
+                rows = [line.split() for line in lines]
+                assert [(row[0], row[1], row[2], *row[4:]) for row in rows] == [
+                    (TOR4, str(TOR_ASN), "up", "1", "1"),
+                    (TOR6, str(TOR_ASN), "up", "1", "1"),
+                ]
+                code, said = await bgp(place, "routes")
+                assert (code, [line.split() for line in said.splitlines()[1:]]) == (
+                    0,
+                    [[LEARNED4, TOR4], [LEARNED6, TOR6]],
+                )
+                code, said = await bgp(place, "announced", "--json")
+                told = json.loads(said)["announced"]
+                assert (code, {one["prefix"]: one["peers"] for one in told}) == (0, {V4: [TOR4], V6: [TOR6]})
+                inside = LEARNED4.replace(".0/24", ".7")
+                code, said = await bgp(place, "explain", inside)
+                assert code == 0
+                assert said.startswith(
+                    f"{LEARNED4} by {TOR4}\n  {TOR4} from {TOR4}: used\n    AS path {TOR_ASN},"
+                )
+                nobody = (1, "192.0.2.0/24: no peer announces it\n")
+                assert await bgp(place, "explain", "192.0.2.0/24") == nobody
+                code, said = await bgp(place, "explain", "everything")
+                assert code == 1
+                assert "'everything' is neither a CIDR nor an address" in said
+                rack.tor.birdc("disable", "node4")
+                await until(lambda: not all(peer.established for peer in node.speaker.peers()))
+                code, said = await bgp(place, "peers")
+                assert code == 1
+                assert "down" in said
+            finally:
+                await server.stop()
+
+
+async def nothing() -> None:
+    pass
 
 
 async def test_nothing_is_announced_before_the_agent_says_so(rack: Rack) -> None:

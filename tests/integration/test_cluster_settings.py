@@ -248,6 +248,7 @@ def test_what_the_agent_tells_of_its_node(tmp_path: Path) -> None:
             "PeersUp": "NoPeers",
             "BGPInForce": "InForce",
             "SettingsInForce": "InForce",
+            "Drained": "NotAsked",
         }
         assert (told["backend"], told["families"], told["peers"], told["routes"]) == ("nft", ["ipv4"], "0/0", 0)
         assert (told["endpoints"], told["peersConfigured"], told["restartRequired"]) == (0, 0, [])

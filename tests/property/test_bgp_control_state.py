@@ -10,20 +10,24 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from bgp.announcement import Announcement
 from bgp.attributes import words
+from bgp.bfd.session import Path as BfdPath
+from bgp.bfd.settings import Report
 from bgp.control import Control
 from bgp.decision import Path, Source
 from bgp.model import Peer, SpeakerConfig
 from bgp.prefixes import PrefixSet, version
+from bgp.resources import Bfd
 from bgp.rib import ImportFilter, Rib
 from bgp.session import SETTLE
 from tests.support.fake_exabgp import FakeExaBGP
 from tests.support.thorough import examples
 
 LOCAL_ASN = 65001
+BFD = Bfd()
 PEERS = {
-    "10.9.0.2": Peer(address="10.9.0.2", asn=65000, local_asn=LOCAL_ASN, source_address="10.9.0.1"),
-    "10.10.0.2": Peer(address="10.10.0.2", asn=65100, local_asn=LOCAL_ASN, source_address="10.10.0.1"),
-    "fd09::2": Peer(address="fd09::2", asn=65000, local_asn=LOCAL_ASN, source_address="fd09::1"),
+    "10.9.0.2": Peer(address="10.9.0.2", asn=65000, local_asn=LOCAL_ASN, source_address="10.9.0.1", bfd=BFD),
+    "10.10.0.2": Peer(address="10.10.0.2", asn=65100, local_asn=LOCAL_ASN, source_address="10.10.0.1", bfd=BFD),
+    "fd09::2": Peer(address="fd09::2", asn=65000, local_asn=LOCAL_ASN, source_address="fd09::1", bfd=BFD),
     "fd0a::2": Peer(
         address="fd0a::2",
         asn=65000,
@@ -31,6 +35,7 @@ PEERS = {
         source_address="fd0a::1",
         families=(4, 6),
         next_hops=("10.9.0.1", "fd0a::1"),
+        bfd=BFD,
     ),
 }
 LEARNABLE = {4: ["10.244.7.0/24", "10.244.8.0/24", "10.245.0.0/16"], 6: ["fd44:7::/64", "fd44:8::/64"]}
@@ -61,6 +66,7 @@ class BGP(RuleBasedStateMachine):
         self.exabgp.lazy = True
         self.wanted: dict[str, Announcement] | None = None
         self.kernel: dict[str, tuple[str, ...]] = {}
+        self.failed: dict[str, float] = {}
         self.born()
 
     def born(self) -> None:
@@ -69,6 +75,25 @@ class BGP(RuleBasedStateMachine):
         config = SpeakerConfig(asn=LOCAL_ASN, router_id="10.9.0.1")
         self.control.configure(config, list(PEERS.values()), self.now)
         self.attached = False
+        for peer in self.failed:
+            self.tell_bfd(peer)
+
+    def tell_bfd(self, peer: str) -> None:
+        """What the BFD process says when it has changed, and to a new agent."""
+        failed_at = self.failed.get(peer)
+        report = Report(
+            peer=peer,
+            path=BfdPath.UP if failed_at is None else BfdPath.FAILED,
+            age=self.now - (self.now if failed_at is None else failed_at),
+            state="UP" if failed_at is None else "DOWN",
+            remote_state="UP",
+            diagnostic=0,
+            remote_diagnostic=0,
+            independent=False,
+            transmit_interval=0,
+            detection_time=0,
+        )
+        self.control.bfd(report, self.now)
 
     def talk(self) -> None:
         """Carry lines both ways until there is silence."""
@@ -116,6 +141,22 @@ class BGP(RuleBasedStateMachine):
     @rule(peer=peers, reason=st.sampled_from(["closing connection", "notification received (6,2)"]))
     def down(self, peer: str, reason: str) -> None:
         self.exabgp.down(peer, reason)
+        self.talk()
+
+    @rule(peer=peers)
+    def bfd_fails(self, peer: str) -> None:
+        before = self.exabgp.peers[peer].established
+        self.failed[peer] = self.now
+        self.tell_bfd(peer)
+        self.talk()
+        if before and self.attached:
+            assert not self.exabgp.peers[peer].established
+            assert not self.control.rib.count(peer)
+
+    @rule(peer=peers)
+    def bfd_comes_up(self, peer: str) -> None:
+        self.failed.pop(peer, None)
+        self.tell_bfd(peer)
         self.talk()
 
     @rule(peer=peers, route=routes, pick=st.integers(0, 5))

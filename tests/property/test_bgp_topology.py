@@ -234,7 +234,7 @@ def shown(peer: Peer) -> tuple[object, ...]:
     return peer.name, peer.asn, peer.local_asn, peer.port, peer.cluster_id, *common
 
 
-@settings(max_examples=examples(800), deadline=None)
+@settings(max_examples=examples(480), deadline=None)
 @given(clusters())
 def test_the_sessions_are_those_of_the_oracle(cluster: Cluster) -> None:
     oracle = Oracle(cluster)
@@ -248,7 +248,7 @@ def test_the_sessions_are_those_of_the_oracle(cluster: Cluster) -> None:
         assert {at: shown(peer) for at, peer in cluster.sessions(node.name).items()} == expected
 
 
-@settings(max_examples=examples(800), deadline=None)
+@settings(max_examples=examples(480), deadline=None)
 @given(clusters())
 def test_both_ends_agree_on_every_session(cluster: Cluster) -> None:
     sessions = {node.name: cluster.sessions(node.name) for node in cluster.nodes}

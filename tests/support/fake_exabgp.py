@@ -167,6 +167,9 @@ class FakeExaBGP:
         return self._neighbor_command(self.peers[words[1]], line, words)
 
     def _neighbor_command(self, peer: FakePeer, line: str, words: list[str]) -> bool:
+        if words[2] == "teardown":
+            self.down(peer.address, f"notification sent (6,{words[3]})")
+            return True
         assert peer.established, f"pending output for a session that is down blocks reloads: {line}"
         match words[2:]:
             case ["announce", "attributes", "next-hop", hop, *rest]:
