@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GRACEFUL_SHUTDOWN = "65535:0"
+"""The well-known community by which a router is asked to use other paths (RFC 8326, section 5)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Announcement:

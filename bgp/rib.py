@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from bgp.announcement import GRACEFUL_SHUTDOWN
 from bgp.decision import DEFAULT_LOCAL_PREF, Candidate, Identity, Path, Source, loop, lost_by, multipath
 from bgp.filters import Route, changed_path, decide
 from bgp.prefixes import FAMILIES, PrefixSet, covers, parse, version
@@ -333,6 +334,9 @@ class Rib:
         if source.external and path.local_pref != DEFAULT_LOCAL_PREF:
             # RFC 4271, 5.1.5: it has no meaning from another AS. The filters may set one.
             path = replace(path, local_pref=DEFAULT_LOCAL_PREF)
+        if GRACEFUL_SHUTDOWN in path.communities:
+            # RFC 8326: who sends it is about to go, so that any other path is better.
+            path = replace(path, local_pref=0)
         if source.filters:
             route = Route(
                 prefix,

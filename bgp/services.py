@@ -20,12 +20,9 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
 
-from bgp.announcement import Announcement
+from bgp.announcement import GRACEFUL_SHUTDOWN, Announcement
 from bgp.prefixes import PrefixSet, canonical, parse
 from bgp.resources import BGPConfiguration, PrefixAdvertisement, Problem
-
-GRACEFUL_SHUTDOWN = "65535:0"
-"""The well-known community by which a router is asked to use other paths (RFC 8326, section 5)."""
 
 Key = tuple[str, str]
 """Namespace and name."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgp.announcement import GRACEFUL_SHUTDOWN
 from bgp.decision import Candidate, Identity, Path, Source, Step, loop, lost_by, multipath
 from bgp.prefixes import PrefixSet
 from bgp.resources import BGPFilter, FilterRule, Operations
@@ -161,3 +162,15 @@ def test_filters_change_the_choice_without_another_update() -> None:
     rib.set_source(Source(ADDRESSES[1]))
     assert rib.take() == {PREFIX: tuple(sorted(ADDRESSES[:2]))}
     assert dict(rib.priorities) == {}
+
+
+def test_rfc8326_who_is_about_to_go_is_used_only_while_there_is_nobody_else() -> None:
+    rib = Rib()
+    rib.set_filter(ImportFilter(PrefixSet(["10.244.0.0/16"]), PrefixSet()))
+    leaving = Path(ADDRESSES[0], (65010,), 1, communities=(GRACEFUL_SHUTDOWN,))
+    for address, path in zip(ADDRESSES, (leaving, Path(ADDRESSES[1], (65010, 65020), 2)), strict=False):
+        rib.set_source(Source(address))
+        rib.announce(address, PREFIX, path)
+    assert rib.take() == {PREFIX: (ADDRESSES[1],)}
+    rib.withdraw(ADDRESSES[1], PREFIX)
+    assert rib.take() == {PREFIX: (ADDRESSES[0],)}

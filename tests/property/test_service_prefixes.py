@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bgp.announcement import GRACEFUL_SHUTDOWN
 from bgp.resources import BGPConfiguration, PrefixAdvertisement
-from bgp.services import GRACEFUL_SHUTDOWN, Attributes, Drain, Endpoints, Ranges, Service, ServiceIndex
+from bgp.services import Attributes, Drain, Endpoints, Ranges, Service, ServiceIndex
 from tests.support.thorough import examples
 
 ADDRESSES = ("10.96.0.1", "10.96.0.9", "192.0.2.7", "fd00:96::1")

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from bgp.announcement import Announcement
+from bgp.announcement import GRACEFUL_SHUTDOWN, Announcement
 from bgp.resources import BGPConfiguration, PrefixAdvertisement
-from bgp.services import GRACEFUL_SHUTDOWN, Drain, Endpoints, Service
+from bgp.services import Drain, Endpoints, Service
 from felix_py.agent.service_prefixes import GRACE, ServicePrefixes
 from felix_py.layout import EXCLUDED
 from tests.support.services import Objects
