@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from bench.clusters import Cluster, even
 from bench.harness import Row, Way, compare, megabytes, peak_resident, resident, show
-from felix_py.datastore.decode import PODS
+from felix_py.datastore.kinds import PODS
 from policy.model import (
     Family,
     Labels,

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import aiohttp
 
-from felix_py.datastore import decode
+from felix_py.datastore import decode, kinds
 from lab import topology
 from lab.apiclient import ApiClient, ApiError, Obj
 from lab.lab import Lab
@@ -113,13 +113,13 @@ async def observe(lab: Lab) -> Scene:
     """
     record = lab.record()
     async with ApiClient(lab.kubeconfig) as api:
-        namespaces = await _listed(api, decode.NAMESPACES)
-        pods = await _listed(api, decode.PODS)
-        policies: list[NetworkPolicy | ClusterPolicy] = [*await _listed(api, decode.POLICIES)]
-        for kind in decode.CLUSTER_POLICY_KINDS:
+        namespaces = await _listed(api, kinds.NAMESPACES)
+        pods = await _listed(api, kinds.PODS)
+        policies: list[NetworkPolicy | ClusterPolicy] = [*await _listed(api, kinds.POLICIES)]
+        for kind in kinds.CLUSTER_POLICY_KINDS:
             tiers = await _listed(api, kind)
             policies += tiers
-        nodes = [node.as_peer() for node in await _listed(api, decode.NODES)]
+        nodes = [node.as_peer() for node in await _listed(api, kinds.NODES)]
         objects = (await api.get("/api/v1/pods"))["items"]
     snapshot = Snapshot(namespaces, pods, policies, nodes)
     families = record.shape.address_families

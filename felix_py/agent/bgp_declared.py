@@ -21,7 +21,7 @@ from bgp.resources import BGPConfiguration, BGPNode, Problem, SecretKey
 from felix_py import log
 from felix_py.agent.last_good import Kept
 from felix_py.config import AgentConfig
-from felix_py.datastore.decode import BGP_KINDS
+from felix_py.datastore.kinds import BGP_KINDS
 from felix_py.datastore.named_secrets import NamedSecrets
 from felix_py.datastore.store import Record, Store, Table
 from felix_py.notices import NoticeKind, Notices

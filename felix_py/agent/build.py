@@ -62,8 +62,8 @@ from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.other_backend import OtherBackend
 from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
-from felix_py.datastore.decode import BGP_KINDS, CONFIGURATIONS
 from felix_py.datastore.informer import Timing
+from felix_py.datastore.kinds import BGP_KINDS, CONFIGURATIONS
 from felix_py.desired.deny_log import DenyLog
 from felix_py.desired.features import Feature
 from felix_py.desired.marks import Marks

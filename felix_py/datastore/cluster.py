@@ -16,9 +16,10 @@ from felix_py.datastore.absence import Discovery
 from felix_py.datastore.client import Api
 from felix_py.datastore.clock import SystemClock
 from felix_py.datastore.conditions import ConditionWriter
-from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, OWN_KINDS, PODS, POLICIES, Kind
+from felix_py.datastore.decode import Kind
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
+from felix_py.datastore.kinds import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, OWN_KINDS, PODS, POLICIES
 from felix_py.datastore.named_secrets import NamedSecrets
 from felix_py.datastore.outage import Outage
 from felix_py.datastore.probe import Probe

@@ -23,7 +23,8 @@ from felix_py import log
 from felix_py.datastore import wire
 from felix_py.datastore.client import Api, ApiError, Unreachable
 from felix_py.datastore.clock import Clock, SystemClock
-from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, Kind, Unreadable, raw_list
+from felix_py.datastore.decode import Kind, Unreadable, raw_list
+from felix_py.datastore.kinds import CLUSTER_POLICY_KINDS
 from felix_py.datastore.wire import UNDECODABLE
 from policy.model import ClusterPolicy
 

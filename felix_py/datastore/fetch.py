@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from felix_py.datastore import decode, wire
+from felix_py.datastore import kinds, wire
 from felix_py.datastore.absence import DEFINITIONS, Definition, Word
 from felix_py.datastore.client import Api, ApiError, Unreachable
 from felix_py.datastore.decode import Kind, Unreadable, Unusable
@@ -55,12 +55,12 @@ def fetch(api: Api) -> Fetched:
         Unreachable: no answer, or not a list.
     """
     found = Fetched()
-    found.namespaces = _list(api, decode.NAMESPACES, found)
-    found.nodes = _list(api, decode.NODES, found)
-    found.policies = [*_list(api, decode.POLICIES, found)]
-    for kind in decode.CLUSTER_POLICY_KINDS:
+    found.namespaces = _list(api, kinds.NAMESPACES, found)
+    found.nodes = _list(api, kinds.NODES, found)
+    found.policies = [*_list(api, kinds.POLICIES, found)]
+    for kind in kinds.CLUSTER_POLICY_KINDS:
         found.policies += [*_list(api, kind, found)]
-    found.pods = _list(api, decode.PODS, found)
+    found.pods = _list(api, kinds.PODS, found)
     for policy in found.policies:
         if policy.problems:
             found.problems.append(Problem(policy.ref.kind, policy.key, policy.uid, "; ".join(policy.problems)))
@@ -75,7 +75,7 @@ def configurations(api: Api) -> list[ConfigurationRecord]:
         Unreachable: no answer, or not a list.
     """
     into = Fetched()
-    found = _list(api, decode.CONFIGURATIONS, into)
+    found = _list(api, kinds.CONFIGURATIONS, into)
     if into.absent:
         raise ApiError(404, "NotFound", "FelixConfiguration is not installed")
     return found

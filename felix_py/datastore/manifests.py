@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from felix_py.datastore import decode
+from felix_py.datastore import kinds
 from felix_py.datastore.decode import Kind
 from policy.model import ClusterPolicy, Labels, NetworkPolicy, PolicyRef
 from policy.parse import Invalid, Rejected, parse_labels, parse_network_policy
@@ -21,10 +21,10 @@ EXTENSIONS = (".json", ".yaml", ".yml")
 """Suffixes of the files that are read in folders, as kubectl does."""
 
 _KINDS: tuple[tuple[Kind[Any], Callable[[object], NetworkPolicy | ClusterPolicy]], ...] = (
-    (decode.POLICIES, parse_network_policy),
-    (decode.CLUSTER_POLICIES, parse_cluster_policy),
-    (decode.ADMIN_POLICIES, parse_admin_policy),
-    (decode.BASELINE_ADMIN_POLICIES, parse_baseline_admin_policy),
+    (kinds.POLICIES, parse_network_policy),
+    (kinds.CLUSTER_POLICIES, parse_cluster_policy),
+    (kinds.ADMIN_POLICIES, parse_admin_policy),
+    (kinds.BASELINE_ADMIN_POLICIES, parse_baseline_admin_policy),
 )
 _PARSERS = {(kind.api_version, kind.name): parse for kind, parse in _KINDS}
 _GROUPS = {"extensions", *(version.partition("/")[0] for version, _ in _PARSERS)}

@@ -13,8 +13,8 @@ from typing import Any
 
 from felix_py import log
 from felix_py.datastore.client import Api
-from felix_py.datastore.decode import secret_kind
 from felix_py.datastore.informer import Reflector, Timing
+from felix_py.datastore.kinds import secret_kind
 from felix_py.datastore.outage import Outage
 from felix_py.datastore.store import Table
 from felix_py.records import SecretRecord

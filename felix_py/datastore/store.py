@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from felix_py import log
-from felix_py.datastore import decode
+from felix_py.datastore import kinds
 from felix_py.datastore.decode import Gone, Kind, Unusable
 from felix_py.records import NodeRecord
 from policy.change import Change
@@ -147,18 +147,16 @@ class Store:
         self._log = log.get("store")
         self._handlers: list[Handler] = []
         self._listing: set[str] = set()
-        self.pods = self._table(decode.PODS, on_problem)
-        self.namespaces = self._table(decode.NAMESPACES, on_problem)
-        self.policies = self._table(decode.POLICIES, on_problem)
+        self.pods = self._table(kinds.PODS, on_problem)
+        self.namespaces = self._table(kinds.NAMESPACES, on_problem)
+        self.policies = self._table(kinds.POLICIES, on_problem)
         """NetworkPolicies; for the other kinds see :meth:`cluster_policies`."""
-        self.nodes = self._table(decode.NODES, on_problem)
-        self._cluster_policies = {
-            kind.name: self._table(kind, on_problem) for kind in decode.CLUSTER_POLICY_KINDS
-        }
+        self.nodes = self._table(kinds.NODES, on_problem)
+        self._cluster_policies = {kind.name: self._table(kind, on_problem) for kind in kinds.CLUSTER_POLICY_KINDS}
         self._own: dict[str, Table[Any]] = {
             # Their problems are for who uses them to tell: objects of other nodes are among them.
             kind.name: Table(kind, lambda _changes: None, lambda _problem: None, lambda _kind: None)
-            for kind in decode.OWN_KINDS
+            for kind in kinds.OWN_KINDS
         }
 
     def _table(self, kind: Kind[R], on_problem: Callable[[Problem], None]) -> Table[R]:
@@ -170,7 +168,7 @@ class Store:
         return self._cluster_policies[kind.name]
 
     def own(self, kind: Kind[R]) -> Table[R]:
-        """All objects of one of :data:`felix_py.datastore.decode.OWN_KINDS`."""
+        """All objects of one of :data:`felix_py.datastore.kinds.OWN_KINDS`."""
         return self._own[kind.name]
 
     def policies_of(self, kind: PolicyKind) -> Table[NetworkPolicy] | Table[ClusterPolicy]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from felix_py.datastore.client import connect
-from felix_py.datastore.decode import CLUSTER_POLICIES, Kind
+from felix_py.datastore.decode import Kind
 from felix_py.datastore.informer import Reflector
+from felix_py.datastore.kinds import CLUSTER_POLICIES
 from felix_py.datastore.store import Store
 from policy.model import ClusterPolicy
 from tests.conformance import conftest

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from felix_py.datastore.client import connect
-from felix_py.datastore.decode import CONFIGURATIONS
 from felix_py.datastore.fetch import configurations
 from felix_py.datastore.informer import Reflector
+from felix_py.datastore.kinds import CONFIGURATIONS
 from felix_py.datastore.status_writer import Offer, StatusWriter
 from felix_py.datastore.store import Store
 from felix_py.layers import merge

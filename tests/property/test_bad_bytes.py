@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felix_py.datastore.client import ApiError
-from felix_py.datastore.decode import (
+from felix_py.datastore.decode import Kind, Unreadable, Unusable
+from felix_py.datastore.kinds import (
     ADMIN_POLICIES,
     BASELINE_ADMIN_POLICIES,
     CLUSTER_POLICIES,
@@ -22,9 +23,6 @@ from felix_py.datastore.decode import (
     NODES,
     PODS,
     POLICIES,
-    Kind,
-    Unreadable,
-    Unusable,
 )
 from policy.model import ClusterPolicy, NetworkPolicy
 from tests.support.badbytes import SPOILT_VALUES

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from felix_py.config import FIELDS, AgentConfig
-from felix_py.datastore.decode import CONFIGURATIONS, Unusable
+from felix_py.datastore.decode import Unusable
+from felix_py.datastore.kinds import CONFIGURATIONS
 from felix_py.layers import effective, merge
 from felix_py.records import ConfigurationRecord
 from tests.support.configurations import EVERYTHING, fine

@@ -11,8 +11,9 @@ from typing import Any
 from felix_py.datastore.access import Identity, Plain
 from felix_py.datastore.client import Api
 from felix_py.datastore.clock import SystemClock
-from felix_py.datastore.decode import PODS, Kind
+from felix_py.datastore.decode import Kind
 from felix_py.datastore.informer import Reflector, Timing
+from felix_py.datastore.kinds import PODS
 from felix_py.datastore.probe import Probe
 from felix_py.datastore.store import Problem, Store, Table
 from policy.change import Change

@@ -16,7 +16,8 @@ from felix_py.agent.last_good import LastGood
 from felix_py.agent.starting import Start, settle
 from felix_py.config import AgentConfig
 from felix_py.datastore.client import Unreachable
-from felix_py.datastore.decode import CONFIGURATIONS, Gone, Unusable
+from felix_py.datastore.decode import Gone, Unusable
+from felix_py.datastore.kinds import CONFIGURATIONS
 from felix_py.datastore.store import Mark, Store
 from felix_py.layers import Problem
 from felix_py.metrics import Metrics

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from felix_py.datastore.client import ApiError
-from felix_py.datastore.decode import NAMESPACES, NODES, PODS, POLICIES, Gone, Kind, Unreadable, Unusable
+from felix_py.datastore.decode import Gone, Kind, Unreadable, Unusable
+from felix_py.datastore.kinds import NAMESPACES, NODES, PODS, POLICIES
 from felix_py.records import NodeRecord
 from policy.model import NamedPort, Namespace, NetworkPolicy, Pod, Protocol
 

@@ -10,9 +10,9 @@ import pytest
 
 from felix_py.datastore.absence import DEFINITIONS, Discovery
 from felix_py.datastore.client import Api
-from felix_py.datastore.decode import CLUSTER_POLICIES as KIND
-from felix_py.datastore.decode import CLUSTER_POLICY_KINDS
 from felix_py.datastore.informer import Timing
+from felix_py.datastore.kinds import CLUSTER_POLICIES as KIND
+from felix_py.datastore.kinds import CLUSTER_POLICY_KINDS
 from tests.support import fakeapi, faults
 from tests.support.fakeapi import CLUSTER_POLICIES, PODS, FakeApi, Json, pod
 from tests.support.watching import QUICK, ScriptedClock, configuration, probing, watching

@@ -10,7 +10,7 @@ import pytest
 
 from felix_py.agent import memory
 from felix_py.dataplane.fake import FakeDataplane
-from felix_py.datastore.decode import PODS
+from felix_py.datastore.kinds import PODS
 from felix_py.datastore.store import Mark, Store
 from felix_py.desired.planner import Planner
 from felix_py.records import Update

@@ -8,14 +8,8 @@ from typing import Any
 
 import pytest
 
-from felix_py.datastore.decode import (
-    ADMIN_POLICIES,
-    BASELINE_ADMIN_POLICIES,
-    CLUSTER_POLICIES,
-    POLICIES,
-    Kind,
-    Unusable,
-)
+from felix_py.datastore.decode import Kind, Unusable
+from felix_py.datastore.kinds import ADMIN_POLICIES, BASELINE_ADMIN_POLICIES, CLUSTER_POLICIES, POLICIES
 from policy.model import ClusterPolicy, Namespace, NetworkPolicy, Node, Packet, Pod, Protocol
 from policy.oracle.evaluate import Snapshot, verdict
 

@@ -9,8 +9,8 @@ import pytest
 
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
-from felix_py.datastore.decode import CLUSTER_POLICY_KINDS, OWN_KINDS
 from felix_py.datastore.informer import Reflector, Timing
+from felix_py.datastore.kinds import CLUSTER_POLICY_KINDS, OWN_KINDS
 from tests.support import faults
 from tests.support.fakeapi import NAMESPACES, NODES, PATIENCE, POLICIES, Exchange, FakeApi, Fault
 from tests.support.waiting import until

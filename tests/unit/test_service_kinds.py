@@ -11,7 +11,8 @@ import pytest
 from bgp.services import Endpoints, Service
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
-from felix_py.datastore.decode import NODES, Unusable
+from felix_py.datastore.decode import Unusable
+from felix_py.datastore.kinds import NODES
 from felix_py.datastore.service_kinds import SERVICES, endpoint_slices
 from policy.change import Change
 from tests.support import fakeapi, faults

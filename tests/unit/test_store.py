@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from felix_py.datastore.decode import ADMIN_POLICIES, CLUSTER_POLICIES, CLUSTER_POLICY_KINDS, Gone, Unusable
+from felix_py.datastore.decode import Gone, Unusable
+from felix_py.datastore.kinds import ADMIN_POLICIES, CLUSTER_POLICIES, CLUSTER_POLICY_KINDS
 from felix_py.datastore.store import Mark, Problem, Record, Store
 from policy.change import Change
 from policy.model import (

@@ -1,0 +1,313 @@
+"""The kinds of objects that the agent watches: how each is decoded, and what of it is kept."""
+
+from __future__ import annotations
+
+import base64
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from bgp.node import KEYS
+from felix_py.datastore import wire
+from felix_py.datastore.decode import LONGEST_REASON, Kind, Salvage
+from felix_py.datastore.wire import UNDECODABLE
+from felix_py.layout import DRAIN
+from felix_py.records import ConfigurationRecord, NodeRecord, SecretRecord
+from policy.model import (
+    ClusterPolicy,
+    Labels,
+    NamedPort,
+    Namespace,
+    NetworkPolicy,
+    Pod,
+    PolicyKind,
+    Protocol,
+)
+from policy.parse import Rejected, parse_network_policy
+from policy.parse_cluster import parse_admin_policy, parse_baseline_admin_policy, parse_cluster_policy
+from policy.syntax import canonical_address, canonical_cidr
+
+P = TypeVar("P", NetworkPolicy, ClusterPolicy)
+
+_TERMINATED = frozenset({"Succeeded", "Failed"})
+_PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
+
+# --- sharing ---------------------------------------------------------------------------------------------------
+# Equal values are stored once: 100,000 pods have a few thousand label sets and a few hundred namespaces. The LRU
+# cache is bounded, because every Job brings label values that are never used again.
+
+
+@lru_cache(maxsize=1 << 15)
+def _shared(value: Any) -> Any:
+    """The copy of an equal value seen before. Strings and tuples of strings only: 1 == True would collide."""
+    return value
+
+
+def _labels(labels: dict[str, str] | None) -> Labels:
+    if not labels:
+        return ()
+    return _shared(tuple(sorted(labels.items())))  # type: ignore[no-any-return]
+
+
+def _address(text: str) -> str:
+    """The canonical text of an address; ValueError if it is not one."""
+    try:
+        # inet_pton(3) accepts canonical IPv4 only, and is ten times faster than ipaddress.
+        socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
+        return canonical_address(text)
+    return text
+
+
+# --- kinds -----------------------------------------------------------------------------------------------------
+
+
+def _pod(pod: wire.WirePod) -> Pod:
+    metadata, spec, status = pod.metadata, pod.spec, pod.status
+    if not metadata.name or not metadata.namespace:
+        raise ValueError("metadata.name and metadata.namespace must not be empty")
+    texts = [ip.ip for ip in status.pod_ips or ()] or [status.pod_ip]
+    return Pod(
+        namespace=_shared(metadata.namespace),
+        name=metadata.name,
+        uid=_uid(metadata),
+        node=_shared(spec.node_name),
+        labels=_labels(metadata.labels),
+        addresses=tuple([_address(text) for text in texts if text]),
+        ports=_ports(spec),
+        host_network=spec.host_network,
+        active=status.phase not in _TERMINATED and not (metadata.deletion_timestamp and _have_ended(status)),
+        since=max(metadata.creation_timestamp or "", status.start_time or ""),
+        deleted=bool(metadata.deletion_timestamp),
+    )
+
+
+def _have_ended(status: wire.PodStatus) -> bool:
+    """Whether all containers have terminated. Those of a deleted pod do not restart, so its sandbox goes too."""
+    lists = (status.container_statuses, status.init_container_statuses, status.ephemeral_container_statuses)
+    ended = all(c.state and c.state.terminated is not None for containers in lists for c in containers or ())
+    return bool(status.container_statuses) and ended
+
+
+def _uid(metadata: wire.PodMetadata) -> str:
+    """The uid by which kubelet and runtime know the pod.
+
+    The API object of a static pod is its mirror pod. The kubelet gives the pod itself another uid (a hash of its
+    manifest, unless that names one), starts the sandbox under it, and records it in these annotations
+    (pkg/kubelet/config/common.go, pkg/kubelet/pod/mirror_client.go). ``config.mirror`` is immutable.
+    """
+    annotations = metadata.annotations
+    return (annotations and (annotations.mirror or annotations.hash)) or metadata.uid
+
+
+def _ports(spec: wire.PodSpec) -> tuple[NamedPort, ...]:
+    """Named ports of containers and of sidecars (init containers with ``restartPolicy: Always``)."""
+    containers = list(spec.containers or ())
+    containers += [c for c in spec.init_containers or () if c.restart_policy == "Always"]
+    ports = [
+        NamedPort(port.name, _PROTOCOLS[port.protocol], port.container_port)
+        for container in containers
+        for port in container.ports or ()
+        # A named port never resolves to a protocol that NetworkPolicy cannot name.
+        if port.name and port.protocol in _PROTOCOLS
+    ]
+    return _shared(tuple(ports)) if ports else ()
+
+
+def _namespace(namespace: wire.Plain) -> Namespace:
+    metadata = namespace.metadata
+    if not metadata.name:
+        raise ValueError("metadata.name must not be empty")
+    return Namespace(metadata.name, _labels(metadata.labels))
+
+
+def _parsed(policy: wire.WirePolicy, parse: Callable[[object], P]) -> P:
+    """Parse a policy. An undecodable spec fails closed, as one of which no part is understood."""
+    metadata = policy.metadata
+    named = {"namespace": metadata.namespace, "name": metadata.name, "uid": metadata.uid}
+    try:
+        spec = msgspec.json.decode(policy.spec) if policy.spec else None
+        return parse({"metadata": named, "spec": spec})
+    except Rejected as error:
+        raise ValueError(str(error)) from error
+    except UNDECODABLE as error:
+        unreadable = (f"spec: cannot be read: {str(error)[:LONGEST_REASON]}",)
+    try:
+        closed = parse({"metadata": named, "spec": "unreadable"})
+    except Rejected as error:
+        raise ValueError(str(error)) from error
+    return replace(closed, problems=unreadable + closed.problems)
+
+
+def _salvaged(parse: Callable[[object], P]) -> Salvage[P]:
+    """For a policy whose parts beside the spec are undecodable: its spec is in force all the same."""
+
+    def salvaged(meta: wire.Name, parts: dict[str, bytes], reason: str) -> P:
+        metadata = wire.PolicyMetadata(meta.name, meta.namespace, meta.uid)
+        understood: P = _parsed(wire.WirePolicy(metadata, msgspec.Raw(parts.get("spec", b""))), parse)
+        return replace(understood, problems=(f"cannot be read wholly: {reason}", *understood.problems))
+
+    return salvaged
+
+
+def _configuration(found: wire.WirePolicy) -> ConfigurationRecord:
+    """The object with its spec. One that cannot be decoded is a problem of the record, which keeps its name."""
+    metadata = found.metadata
+    if not metadata.name:
+        raise ValueError("metadata.name must not be empty")
+    try:
+        spec = msgspec.json.decode(found.spec) if found.spec else {}
+    except UNDECODABLE as error:
+        return ConfigurationRecord(metadata.name, metadata.uid, problem=f"spec: {error}"[:LONGEST_REASON])
+    if spec is not None and not isinstance(spec, dict):
+        return ConfigurationRecord(metadata.name, metadata.uid, problem="spec: must be an object")
+    return ConfigurationRecord(metadata.name, metadata.uid, spec or {})
+
+
+def _salvaged_configuration(meta: wire.Name, parts: dict[str, bytes], _reason: str) -> ConfigurationRecord:
+    metadata = wire.PolicyMetadata(meta.name, meta.namespace, meta.uid)
+    return _configuration(wire.WirePolicy(metadata, msgspec.Raw(parts.get("spec", b""))))
+
+
+def _node(node: wire.WireNode) -> NodeRecord:
+    metadata, spec = node.metadata, node.spec
+    if not metadata.name:
+        raise ValueError("metadata.name must not be empty")
+    cidrs = spec.pod_cidrs or [spec.pod_cidr]
+    internal = _node_addresses(node.status.addresses or (), "InternalIP")
+    external = _node_addresses(node.status.addresses or (), "ExternalIP")
+    annotations = metadata.annotations or {}
+    return NodeRecord(
+        name=metadata.name,
+        uid=metadata.uid,
+        addresses=tuple(dict.fromkeys((*internal, *external))),
+        internal_addresses=internal,
+        pod_cidrs=tuple([canonical_cidr(cidr) for cidr in cidrs if cidr]),
+        labels=_labels(metadata.labels),
+        unschedulable=spec.unschedulable,
+        drain=_drain(annotations, spec),
+        annotations=_labels({key: value for key, value in annotations.items() if key in KEYS}),
+    )
+
+
+def _drain(annotations: Mapping[str, str], spec: wire.NodeSpec) -> str:
+    """Why BGP is to lead traffic away from the node: what its annotation says, or that it has the taint."""
+    asked = annotations.get(DRAIN, "")
+    if asked and asked != "false":
+        return asked
+    return "taint" if any(taint.key == DRAIN for taint in spec.taints or ()) else ""
+
+
+def _secret(found: wire.WireSecret) -> SecretRecord:
+    metadata = found.metadata
+    if not metadata.name:
+        raise ValueError("metadata.name must not be empty")
+    data = {key: _secret_value(value) for key, value in (found.data or {}).items()}
+    return SecretRecord(metadata.name, metadata.uid, data)
+
+
+def _secret_value(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded).decode().rstrip("\r\n")
+    except ValueError:
+        return ""
+
+
+def _node_addresses(addresses: Sequence[wire.NodeAddress], kind: str) -> tuple[str, ...]:
+    """Addresses of one type. Texts that are no address, which the API does not reject, are left out."""
+    found: dict[str, None] = {}
+    for address in addresses:
+        if address.type == kind:
+            with suppress(ValueError):
+                found[_address(address.address)] = None
+    return tuple(found)
+
+
+PODS = Kind("Pod", "v1", "/api/v1/pods", key=lambda pod: pod.key, wire_type=wire.WirePod, convert=_pod)
+NAMESPACES = Kind(
+    "Namespace",
+    "v1",
+    "/api/v1/namespaces",
+    key=lambda namespace: ("", namespace.name),
+    wire_type=wire.Plain,
+    convert=_namespace,
+)
+POLICIES = Kind(
+    "NetworkPolicy",
+    "networking.k8s.io/v1",
+    "/apis/networking.k8s.io/v1/networkpolicies",
+    key=lambda policy: policy.key,
+    wire_type=wire.WirePolicy,
+    convert=lambda policy: _parsed(policy, parse_network_policy),
+    salvage=_salvaged(parse_network_policy),
+)
+
+
+def _cluster_kind(
+    kind: PolicyKind, version: str, plural: str, parse: Callable[[object], ClusterPolicy]
+) -> Kind[ClusterPolicy]:
+    api_version = f"policy.networking.k8s.io/{version}"
+    return Kind(
+        kind.value,
+        api_version,
+        f"/apis/{api_version}/{plural}",
+        key=lambda policy: policy.key,
+        wire_type=wire.WirePolicy,
+        convert=lambda policy: _parsed(policy, parse),
+        salvage=_salvaged(parse),
+        optional=True,
+    )
+
+
+CLUSTER_POLICIES = _cluster_kind(PolicyKind.CLUSTER, "v1alpha2", "clusternetworkpolicies", parse_cluster_policy)
+ADMIN_POLICIES = _cluster_kind(PolicyKind.ADMIN, "v1alpha1", "adminnetworkpolicies", parse_admin_policy)
+BASELINE_ADMIN_POLICIES = _cluster_kind(
+    PolicyKind.BASELINE_ADMIN, "v1alpha1", "baselineadminnetworkpolicies", parse_baseline_admin_policy
+)
+CLUSTER_POLICY_KINDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
+"""The cluster-scoped policy kinds, served only while their CustomResourceDefinitions are installed."""
+
+NODES = Kind(
+    "Node", "v1", "/api/v1/nodes", key=lambda node: ("", node.name), wire_type=wire.WireNode, convert=_node
+)
+
+
+def _own_kind(name: str, plural: str) -> Kind[ConfigurationRecord]:
+    return Kind(
+        name,
+        "felixpy.io/v1alpha1",
+        f"/apis/felixpy.io/v1alpha1/{plural}",
+        key=lambda found: ("", found.name),
+        wire_type=wire.WirePolicy,
+        convert=_configuration,
+        salvage=_salvaged_configuration,
+        optional=True,
+    )
+
+
+CONFIGURATIONS = _own_kind("FelixConfiguration", "felixconfigurations")
+BGP_CONFIGURATIONS = _own_kind("BGPConfiguration", "bgpconfigurations")
+BGP_PEERS = _own_kind("BGPPeer", "bgppeers")
+BGP_FILTERS = _own_kind("BGPFilter", "bgpfilters")
+BGP_KINDS = (BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS)
+OWN_KINDS = (CONFIGURATIONS, *BGP_KINDS)
+"""Our own custom resources. Nothing waits for them, and policy does not see them: who uses one waits for its
+table to change (:meth:`felix_py.datastore.store.Store.own`)."""
+
+
+def secret_kind(namespace: str, name: str) -> Kind[SecretRecord]:
+    """One Secret: to follow it takes no right to others."""
+    return Kind(
+        "Secret",
+        "v1",
+        f"/api/v1/namespaces/{namespace}/secrets",
+        key=lambda found: (namespace, found.name),
+        wire_type=wire.WireSecret,
+        convert=_secret,
+        query={"fieldSelector": f"metadata.name={name}"},
+    )
