@@ -215,6 +215,24 @@ class Metrics:
             "BGP sessions that are up",
             means="fewer than configured: `felix-py status` has the reason of each",
         )
+        self.bgp_peer_up = self._gauge(
+            "felix_py_bgp_peer_up",
+            "Whether the session with this peer is up",
+            ["peer"],
+            means="0: `felix-py bgp peers` has the reason",
+        )
+        self.bgp_peer_received = self._gauge(
+            "felix_py_bgp_peer_prefixes_received",
+            "Prefixes of this peer, before any filter",
+            ["peer"],
+            means="near its limit: the session is held down once it is over",
+        )
+        self.bgp_peer_announced = self._gauge(
+            "felix_py_bgp_peer_prefixes_announced",
+            "Prefixes that this peer is told",
+            ["peer"],
+            means="0 while the session is up: nothing is announced, or filters reject all",
+        )
         self.bgp_routes = self._gauge(
             "felix_py_bgp_routes", "Best routes learned from peers", means="routes to other nodes, in the kernel"
         )

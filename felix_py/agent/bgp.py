@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -256,11 +256,23 @@ class Bgp:
         peers = self.peers()
         self._metrics.bgp_peers.set(len(peers))
         self._metrics.bgp_established.set(sum(peer.established for peer in peers))
+        self._set_peers(peers)
         self._metrics.bgp_routes.set(len(self.routes()))
         if self._speaker:
             self._metrics.bgp_unresolved.set(self._speaker.prefixes_without_next_hop())
             self._metrics.bgp_ignored.inc(self._speaker.ignored - self._ignored_told)
             self._ignored_told = self._speaker.ignored
+
+    def _set_peers(self, peers: Sequence[PeerStatus]) -> None:
+        """By peer; those that have left are left out."""
+        up, received = self._metrics.bgp_peer_up, self._metrics.bgp_peer_received
+        announced = self._metrics.bgp_peer_announced
+        for gauge in (up, received, announced):
+            gauge.clear()
+        for peer in peers:
+            up.labels(peer.address).set(peer.established)
+            received.labels(peer.address).set(peer.received)
+            announced.labels(peer.address).set(peer.announced)
 
     def peers(self) -> list[PeerStatus]:
         """Status of every configured peer, with the reason if BGP has not started."""
