@@ -186,15 +186,36 @@ class Image(Installer):
         cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
 
 
-class HostGateway(Image):
-    """The same by the overlay ``host-gateway``: without peers, and without the sidecar."""
+class Overlay(Image):
+    """The same by an overlay for clusters without routers: no peers are written, the overlay says all."""
+
+    name: str
+    """Its folder's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._objects = ["-k", str(CHECKOUT / "manifests" / "overlays" / "host-gateway")]
+        self._objects = ["-k", str(CHECKOUT / "manifests" / "overlays" / self.name)]
+
+    def apply(self, cluster: Cluster) -> None:
+        """Definitions come first: objects of theirs may be among the rest."""
+        cluster.kubectl("apply", "-k", str(CHECKOUT / "manifests" / "crds"))
+        cluster.kubectl("wait", "--for=condition=Established", "crd/bgpconfigurations.felixpy.io")
+        super().apply(cluster)
 
     def configure(self, cluster: Cluster) -> None:
-        """The overlay has the ConfigMap."""
+        """Nothing is to be written."""
+
+
+class HostGateway(Overlay):
+    """Routes from Node objects, and no BGP."""
+
+    name = "host-gateway"
+
+
+class Mesh(Overlay):
+    """A BGP session between any two nodes."""
+
+    name = "mesh"
 
 
 def copy_plugins(node: Node, *names: str) -> None:
@@ -232,6 +253,7 @@ INSTALLERS: Mapping[str, Callable[[], Installer]] = {
     "by-hand": ByHand,
     "image": Image,
     "host-gateway": HostGateway,
+    "mesh": Mesh,
     "baseline": Baseline,
     "none": Installer,
 }

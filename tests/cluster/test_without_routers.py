@@ -1,15 +1,15 @@
-"""A cluster without routers, by the overlay ``host-gateway``: pods of two nodes, in both families, and policy."""
+"""A cluster without routers, by the overlays for that: pods of two nodes, in both families, and policy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import pytest
 
 from tests.cluster import agents
 from tests.cluster.cluster import Cluster
-from tests.cluster.installers import HostGateway, Installer
+from tests.cluster.installers import HostGateway, Installer, Mesh
 from tests.cluster.machine import wait_for
 from tests.cluster.plan import FAMILIES, Shape
 from tests.cluster.workloads import Namespace, pod, policy, service, targets
@@ -17,10 +17,15 @@ from tests.cluster.workloads import Namespace, pod, policy, service, targets
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
-def segment(start_cluster: Callable[[Shape, Installer], AbstractContextManager[Cluster]]) -> Iterator[Cluster]:
+CONTAINERS: Mapping[type[Installer], list[str]] = {HostGateway: ["agent"], Mesh: ["agent", "bgp"]}
+
+
+@pytest.fixture(scope="module", params=CONTAINERS, ids=lambda kind: kind.name)
+def segment(
+    request: pytest.FixtureRequest, start_cluster: Callable[[Shape, Installer], AbstractContextManager[Cluster]]
+) -> Iterator[Cluster]:
     """Two nodes, dual stack."""
-    with start_cluster(Shape(nodes=2, families=FAMILIES["dual"]), HostGateway()) as cluster:
+    with start_cluster(Shape(nodes=2, families=FAMILIES["dual"]), request.param()) as cluster:
         yield cluster
 
 
@@ -38,7 +43,7 @@ def routes(cluster: Cluster, node: str) -> set[str]:
 def test_nodes_of_a_segment_need_no_router(segment: Cluster) -> None:
     names = [node.name for node in segment.nodes]
     for agent in segment.get(*agents.PODS)["items"]:
-        assert [one["name"] for one in agent["spec"]["containers"]] == ["agent"]
+        assert [one["name"] for one in agent["spec"]["containers"]] == CONTAINERS[type(segment.installer)]
     for node, other in (names, reversed(names)):
         hops = zip(segment.pod_cidrs(other), segment.shape.addresses(other), strict=True)
         expected = {f"{cidr} {address}" for cidr, address in hops}
