@@ -12,7 +12,7 @@ ASSETS := $(BIN)/python -m tests.cluster.assets --folder
 REAL_PROGRAMS := kubectl kube-apiserver kube-controller-manager etcd
 CLIENT := felix_py/cni/client/felix-py-cni
 
-.PHONY: all dev lab lab-down image test test-all test-image test-cluster cluster unit lint types layers bench lock clean
+.PHONY: all dev lab lab-down image test test-all test-image test-cluster test-conformance cluster unit lint types layers bench lock clean
 .DEFAULT_GOAL := all
 
 all: $(BIN)/felix-py $(CLIENT)  ## the command line, at .venv/bin/felix-py
@@ -36,7 +36,10 @@ test-all: dev packages  ## the same at length, as before a release: also heavy t
 test-cluster: cluster image  ## the tests on a real Kubernetes, which they start themselves
 	@$(BIN)/python -m tests.cluster.previous
 	@$(BIN)/pytest --durations 20 $(CLUSTERS) $(or $(TESTS),tests/cluster)
-	@$(if $(TESTS),,FELIX_PY_CONFORMANCE_ASSETS="$$($(ASSETS))" $(BIN)/pytest $(WORKERS) tests/conformance)
+	@$(if $(TESTS),,$(MAKE) --no-print-directory test-conformance)
+
+test-conformance: cluster  ## what kubectl and the official client may expect, of a real kube-apiserver
+	@FELIX_PY_CONFORMANCE_ASSETS="$$($(ASSETS))" $(BIN)/pytest $(WORKERS) $(or $(TESTS),tests/conformance)
 
 cluster: dev  ## what a real Kubernetes needs; its programs are built once, which takes ten minutes or more
 	@scripts/debian-packages run test cluster
