@@ -55,8 +55,7 @@ class Declared:
         return manifest(resource("BGPPeer", "tor", **fields))
 
     def told(self) -> dict[str, Any]:
-        status = self.lab.get("nns", self.node).get("status", {})
-        return {one["name"]: one["state"] for one in status.get("bgpPeers", ())}
+        return {one["name"]: one["state"] for one in self.lab.node_status(self.node).get("bgpPeers", ())}
 
     def router_password(self, password: str) -> None:
         """The router's end of the session gets a password; empty: none."""
@@ -67,7 +66,8 @@ class Declared:
             "cd /run/bird; [ -e kept ] || cp bird.conf kept; "
             f"sed '{where}s/{line}/{with_password}/' kept > bird.conf; birdc configure"
         )
-        self.lab.sh(TOR, "sh", "-c", script)
+        said = self.lab.sh(TOR, "sh", "-c", script)
+        assert "Reconfigured" in said, said
 
 
 @contextmanager
@@ -133,9 +133,9 @@ def test_a_node_peers_as_kubectl_says(plain_lab: LabUnderTest) -> None:
                 "kind": "Secret",
                 "metadata": {"name": SECRET, "namespace": "kube-system"},
             }
-            it.router_password("correct-horse")
-            eventually(lambda: not it.up(), SECONDS)
             try:
+                it.router_password("correct-horse")
+                eventually(lambda: not it.up(), SECONDS)
                 with lab.applied("-f", "-", stdin=manifest({**secret, "stringData": {"tor": "correct-horse"}})):
                     reference = {"secretKeyRef": {"name": SECRET, "key": "tor"}}
                     lab.kubectl("apply", "-f", "-", stdin=it.peer(password=reference))

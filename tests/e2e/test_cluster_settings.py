@@ -30,15 +30,8 @@ def setting(lab: LabUnderTest, node: str, name: str) -> Any:
     return of_agent(lab, node).get("settings", {}).get(name)
 
 
-def status(lab: LabUnderTest, node: str) -> dict[str, Any]:
-    """What a node tells of itself; nothing before it has told anything."""
-    shown = lab.kubectl("get", "nns", node, "--ignore-not-found", "-o", "json")
-    found: dict[str, Any] = json.loads(shown).get("status", {}) if shown else {}
-    return found
-
-
 def ready(lab: LabUnderTest, node: str) -> str:
-    return next((c["status"] for c in status(lab, node).get("conditions", ()) if c["type"] == "Ready"), "")
+    return next((c["status"] for c in lab.node_status(node).get("conditions", ()) if c["type"] == "Ready"), "")
 
 
 @contextmanager
@@ -54,7 +47,7 @@ def pod(lab: LabUnderTest, name: str, node: str) -> Iterator[str]:
 def test_every_node_tells_of_itself(plain_lab: LabUnderTest) -> None:
     lab = plain_lab
     for node in lab.node_names:
-        eventually(lambda node=node: ready(lab, node) == "True" and status(lab, node)["peers"] == "1/1", 90)  # type: ignore[misc]
+        eventually(lambda node=node: ready(lab, node) == "True" and lab.node_status(node)["peers"] == "1/1", 90)  # type: ignore[misc]
     lines = lab.kubectl("get", "nns").splitlines()
     assert lines[0].split() == ["NAME", "READY", "ENDPOINTS", "PEERS", "ROUTES", "BACKEND", "VERSION", "AGE"]
     assert [line.split()[:2] for line in lines[1:]] == [[node, "True"] for node in sorted(lab.node_names)]
@@ -96,13 +89,13 @@ def test_another_one_waits_for_the_restart_and_says_so(plain_lab: LabUnderTest) 
 
     assert masquerades()
     with lab.applied("-f", "-", stdin=configuration(natOutgoing=False)):
-        eventually(lambda: status(lab, node).get("restartRequired") == ["natOutgoing"], 30)
+        eventually(lambda: lab.node_status(node).get("restartRequired") == ["natOutgoing"], 30)
         assert masquerades()
-        assert "restart-due" in [notice["kind"] for notice in status(lab, node)["notices"]]
+        assert "restart-due" in [notice["kind"] for notice in lab.node_status(node)["notices"]]
         lab.kill(node, "agent")
         lab.wait_ready(node)
         assert not masquerades()
-        eventually(lambda: status(lab, node).get("restartRequired") == [], 30)
+        eventually(lambda: lab.node_status(node).get("restartRequired") == [], 30)
     eventually(lambda: of_agent(lab, node).get("restartRequired") == ["natOutgoing"])
     for name in lab.node_names:
         lab.kill(name, "agent")

@@ -106,6 +106,12 @@ class LabUnderTest:
     def get(self, *argv: str) -> Any:
         return json.loads(self.kubectl("get", *argv, "-o", "json"))
 
+    def node_status(self, node: str) -> dict[str, Any]:
+        """What a node tells of itself (NodeNetworkStatus); nothing before it has told anything."""
+        shown = self.kubectl("get", "nns", node, "--ignore-not-found", "-o", "json")
+        found: dict[str, Any] = json.loads(shown).get("status", {}) if shown else {}
+        return found
+
     @contextmanager
     def applied(self, *arguments: str, stdin: str | None = None) -> Iterator[None]:
         """``kubectl apply`` for the time of the context, and ``kubectl delete`` after it."""

@@ -79,7 +79,8 @@ async def test_missing_router_id_is_said_and_is_not_final(tmp_path: Path) -> Non
         assert all("routerID" in peer.error and not peer.established for peer in peers)
         assert rig.metric("notices", kind="bgp") == 1
         assert (rig.metric("bgp_peers"), rig.metric("bgp_peers_established")) == (2, 0)
-        assert [rig.metric("bgp_peer_up", peer=peer) for peer in ("fd09::2", "fd0a::2", "fd0b::2")] == [0, 0, None]
+        asked = ("fd09::2", "fd0a::2", "fd0b::2")
+        assert [rig.metric("bgp_peer_up", peer=peer) for peer in asked] == [0, 0, None]
         # The cloud's controller gives nodes their addresses late.
         rig.facts.upsert(BOTH)
         await until(lambda: not rig.notices.all())
