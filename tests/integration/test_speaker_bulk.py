@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -46,8 +47,14 @@ def updates(next_hops: int) -> Iterator[bytes]:
 
 @contextmanager
 def turns_timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Processor time of every callback on the event loop."""
+    """Processor time of every callback on the event loop.
+
+    As in the agent (``felix_py.cli.agent``), the garbage collector does not look through what was loaded before:
+    of a process of tests that is much.
+    """
     found: list[float] = []
+    gc.collect()
+    gc.freeze()
     inner: Callable[[asyncio.Handle], None] = asyncio.Handle._run
 
     def timed(handle: asyncio.Handle) -> None:
@@ -58,6 +65,7 @@ def turns_timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     monkeypatch.setattr(asyncio.Handle, "_run", timed)
     yield found
     monkeypatch.undo()
+    gc.unfreeze()
 
 
 class Bridge:
