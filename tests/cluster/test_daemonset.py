@@ -40,6 +40,14 @@ RARELY = {
         for kind in ("felixconfigurations", "bgpconfigurations", "bgppeers", "bgpfilters")
         for verb in ("list", "watch")
     ),
+    # A list is asked for where the server has no WatchList; this one has.
+    *(Right("felixpy.io", kind, "", "list") for kind in ("bgpconfigurations", "bgppeers", "bgpfilters")),
+    # Once a BGPConfiguration asks for announcements of Services, on nodes without a peers file.
+    *(
+        Right(group, kind, "", verb)
+        for group, kind in (("", "services"), ("discovery.k8s.io", "endpointslices"))
+        for verb in ("list", "watch")
+    ),
 }
 
 UNUSABLE: list[dict[str, Any]] = [
