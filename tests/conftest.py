@@ -59,8 +59,10 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]
             return f"the lab of {found[1]}"
         if file.startswith("tests/e2e/") and _wants_plain_lab(file):
             return "the plain lab"
-        if file.startswith("tests/cluster/") and (found := re.search(r"\b(legacy|nft)-(ipv4|ipv6|dual)\b", test)):
-            return f"the cluster {found[0]}"
+        if file.startswith("tests/cluster/"):
+            # A file has one of its own where its tests name none; then they build on each other.
+            found = re.search(r"\b(legacy|nft)-(ipv4|ipv6|dual)\b", test)
+            return f"the cluster {found[0]}" if found else file
         return file if file.startswith("tests/packaging/") else nodeid
 
 
