@@ -136,10 +136,6 @@ class Speaker:
         """Every path to a prefix, the best one first, and why the others are not the best. Raises ValueError."""
         return self._control.rib.explain(canonical(prefix))
 
-    def priorities(self) -> Mapping[str, int]:
-        """Prefix -> metric of the kernel's route, of those that a filter has given one."""
-        return self._control.rib.priorities
-
     def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
         """Peer -> what it is told, by prefix, of those whose session is up."""
         return self._control.announced()

@@ -12,6 +12,7 @@ from bgp.announcement import Announcement
 from bgp.prefixes import canonical, covers, parse
 from bgp.rib import Explained
 from bgp.session import PeerStatus
+from felix_py.observe.status import described
 
 
 class Bgp(Protocol):
@@ -111,19 +112,8 @@ def _path(one: Explained) -> dict[str, Any]:
 
 
 def _peer(peer: PeerStatus) -> dict[str, Any]:
-    return {
-        "address": peer.address,
-        "name": peer.name,
-        "asNumber": peer.asn,
-        "established": peer.established,
-        "sinceSeconds": round(peer.since, 1),
-        "prefixesReceived": peer.received,
-        "prefixLimit": peer.limit,
-        "prefixesAnnounced": peer.announced,
-        "families": list(peer.families),
-        "bfd": peer.bfd,
-        "reason": peer.error,
-    }
+    more = {"sinceSeconds": round(peer.since, 1), "prefixLimit": peer.limit, "families": list(peer.families)}
+    return described(peer) | more
 
 
 def _json(**body: Any) -> web.Response:

@@ -213,18 +213,20 @@ def of_cluster(cluster: Cluster) -> dict[str, Any]:
 def of_bgp(bgp: Bgp, remote: RemoteRoutes) -> dict[str, Any]:
     """Peers, and routes to other nodes' pods."""
     return {
-        "peers": [
-            {
-                "name": peer.name,
-                "address": peer.address,
-                "asNumber": peer.asn,
-                "established": peer.established,
-                "reason": peer.error,
-                "bfd": peer.bfd,
-                "prefixesReceived": peer.received,
-                "prefixesAnnounced": peer.announced,
-            }
-            for peer in bgp.peers()
-        ],
+        "peers": [described(peer) for peer in bgp.peers()],
         "routes": {prefix: list(hops) for prefix, hops in sorted(remote.gateways().items())},
+    }
+
+
+def described(peer: PeerStatus) -> dict[str, Any]:
+    """One BGP peer."""
+    return {
+        "name": peer.name,
+        "address": peer.address,
+        "asNumber": peer.asn,
+        "established": peer.established,
+        "reason": peer.error,
+        "bfd": peer.bfd,
+        "prefixesReceived": peer.received,
+        "prefixesAnnounced": peer.announced,
     }

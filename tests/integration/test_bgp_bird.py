@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,16 +19,16 @@ from bgp.sidecar import CONFIG, RUNNING, SOCKET
 from felix_py.observe.bgp_http import BgpRoutes
 from felix_py.observe.health import HealthServer
 from felix_py.observe.listener import listen_for
-from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, alive, config, link
+from tests.support import bgp_rack
+from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, agent, alive, config, link
+from tests.support.bgp_rack import LEARNED4, LEARNED6, V4, V6
 from tests.support.bird import Bird, Written
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
-V4, V6 = "10.244.1.0/24", "fd44:1::/64"
 FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
-LEARNED4, LEARNED6 = "10.244.7.0/24", "fd44:7::/64"
 
 
 def bird_config(static4: str = "", *, peer4: str = "", net: int = 9, asn: int = TOR_ASN) -> str:
@@ -50,39 +49,15 @@ def bird_config(static4: str = "", *, peer4: str = "", net: int = 9, asn: int = 
     """
 
 
-@dataclass
-class Rack:
-    sidecar: Sidecar
-    tor: Bird
-    tor_netns: NetworkNamespace
-    folder: Path
-
-    @property
-    def run_dir(self) -> Path:
-        return self.sidecar.run_dir
-
-    def announced(self) -> bool:
-        return self.tor.routes("node4") == {V4} and self.tor.routes("node6") == {V6}
-
+class Rack(bgp_rack.Rack):
     def table(self) -> Written:
         """BIRD's routes from us, with the time each was last written."""
         return self.tor.written("node4", "node6")
 
-    def withdrawals(self) -> int:
-        return self.tor.withdrawals("node4") + self.tor.withdrawals("node6")
-
 
 @pytest.fixture
 def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
-    tor_netns = make_netns("tor")
-    link(tor_netns)
-    tor = Bird(tor_netns, tmp_path / "tor", bird_config())
-    tor.start()
-    sidecar = Sidecar(tmp_path / "run")
-    sidecar.start()
-    yield Rack(sidecar, tor, tor_netns, tmp_path)
-    sidecar.stop()
-    tor.stop()
+    yield from bgp_rack.started(Rack, tmp_path, make_netns, bird_config())
 
 
 async def test_routes_go_both_ways(rack: Rack) -> None:

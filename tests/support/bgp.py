@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import subprocess
@@ -15,7 +14,7 @@ import structlog
 from bgp.model import SpeakerConfig, parse_bgp_config
 from felix_py.speaker import Speaker
 from tests.support.isolate import NetworkNamespace, run
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, running
 
 NODE_ASN = 65001
 TOR_ASN = 65000
@@ -117,13 +116,8 @@ async def agent(
     alive.speaker.set_config(wanted or config())
     if announce is not None:
         alive.speaker.announce(announce)
-    task = asyncio.create_task(alive.speaker.run())
-    try:
+    async with running(alive.speaker.run()):
         yield alive
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def alive(pid: int) -> bool:

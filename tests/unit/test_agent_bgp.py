@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +23,7 @@ from felix_py.speaker import Speaker
 from policy.model import Family
 from tests.support.services import Objects
 from tests.support.told import ToldFacts
-from tests.support.waiting import until
+from tests.support.waiting import running, until
 
 CIDRS = ("10.1.0.0/24", "fd00:1::/64")
 ONLY6 = NodeRecord("n1", "", ("fd09::1",), CIDRS)
@@ -51,17 +49,6 @@ class Rig:
         return self.metrics.registry.get_sample_value(f"felix_py_{name}", labels)
 
 
-@contextlib.asynccontextmanager
-async def running(rig: Rig) -> AsyncIterator[None]:
-    task = asyncio.create_task(rig.bgp.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
 PEERS = "asNumber: 65001\npeers: [{peerIP: 'fd09::2', asNumber: 65000}, {peerIP: 'fd0a::2', asNumber: 65000}]\n"
 
 
@@ -69,7 +56,7 @@ async def test_missing_router_id_is_said_and_is_not_final(tmp_path: Path) -> Non
     rig = Rig(tmp_path, PEERS)
     rig.facts.upsert(ONLY6)
     assert [peer.error for peer in rig.bgp.peers()] == ["BGP has not started yet"] * 2
-    async with running(rig):
+    async with running(rig.bgp.run()):
         await until(rig.notices.all)
         [notice] = rig.notices.all()
         assert (notice.kind, notice.subject) == (NoticeKind.BGP, str(tmp_path / "bgp.yaml"))
@@ -90,7 +77,7 @@ async def test_missing_router_id_is_said_and_is_not_final(tmp_path: Path) -> Non
 async def test_router_id_of_the_file_needs_no_address(tmp_path: Path) -> None:
     rig = Rig(tmp_path, f"routerID: 192.0.2.7\n{PEERS}")
     rig.facts.upsert(ONLY6)
-    async with running(rig):
+    async with running(rig.bgp.run()):
         await until(lambda: [peer.error for peer in rig.bgp.peers()] == ["no route to it"] * 2)
         assert not rig.notices.all()
 

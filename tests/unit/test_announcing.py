@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 import pytest
@@ -21,7 +20,7 @@ from felix_py.speaker import Speaker
 from policy.model import Family
 from tests.support.services import Objects
 from tests.support.told import ToldFacts
-from tests.support.waiting import until
+from tests.support.waiting import running, until
 
 OWN, RANGE, HOST = "10.1.0.0/24", "10.96.0.0/16", "10.96.0.1/32"
 CONFIG = BGPConfiguration(name="default", service_cluster_ips=(RANGE,))
@@ -60,17 +59,6 @@ class Rig:
         return None if self.sessions.told is None else {*self.sessions.told}
 
 
-@contextlib.asynccontextmanager
-async def running(rig: Rig) -> AsyncIterator[None]:
-    task = asyncio.create_task(rig.part.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
 async def turns() -> None:
     """Let everything happen that can without time."""
     for _ in range(20):
@@ -85,7 +73,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_nothing_is_said_before_all_is_known() -> None:
     rig = Rig()
-    async with running(rig):
+    async with running(rig.part.run()):
         rig.part.review()
         await turns()
         rig.node()
@@ -103,7 +91,7 @@ async def test_nothing_is_said_before_all_is_known() -> None:
 async def test_a_server_that_refuses_services_keeps_no_pod_from_being_reached() -> None:
     rig = Rig()
     rig.node()
-    async with running(rig):
+    async with running(rig.part.run()):
         await asyncio.sleep(0.05)
         assert rig.told() is None, "it may only be away"
         rig.objects.forbidden = True
@@ -121,7 +109,7 @@ async def test_a_drain_is_over_when_it_was_sent() -> None:
     rig.node()
     rig.objects.put(WEB, HERE)
     rig.objects.end_list()
-    async with running(rig):
+    async with running(rig.part.run()):
         await until(lambda: rig.told() == {OWN, RANGE, HOST})
         assert not rig.part.drained().asked
         rig.sessions.sends = False
@@ -140,7 +128,7 @@ async def test_a_node_that_was_drained_before_the_start() -> None:
     rig.sessions.sends = False
     rig.node("true")
     rig.objects.end_list()
-    async with running(rig):
+    async with running(rig.part.run()):
         await until(lambda: rig.told() == {OWN})
         assert (rig.part.drained().stage, rig.part.drained().sent) == (Drain.WITHDRAWN, False)
         rig.sessions.sends = True
