@@ -98,7 +98,8 @@ async def test_silent_loss_takes_the_routes_at_once(rack: Rack) -> None:
         await settled(rack, node)
 
 
-@pytest.mark.heavy  # a session may be back before it is looked at, or once only after the hold time: to be found out
+# Open: a session may be back before it is looked at, or after the hold time only.
+@pytest.mark.heavy
 async def test_a_router_whose_bgp_knows_nothing_of_bfd_is_told_why(rack: Rack) -> None:
     rack.tor.write(bird_config(bfd="", sessions=f"neighbor {NODE4}; neighbor {NODE6};"))
     rack.tor.birdc("configure")
