@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS, TABLES
-from felix_py.dataplane.netlink import NETLINK_NETFILTER, Netlink, attributes, message
 from felix_py.dataplane.processes import Ended, Processes, TooMuch
 from felix_py.layout import CHAIN_PREFIX
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.wire import NETLINK_NETFILTER, attributes, message
 from felix_py.records import Backend
 from policy.model import Family
 

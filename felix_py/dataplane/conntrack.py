@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, product
 from pathlib import Path
 
-from felix_py.dataplane import conntrack_messages as messages
-from felix_py.dataplane.conntrack_messages import POLICY_ENDS, End
-from felix_py.dataplane.netlink import NETLINK_NETFILTER, Closing, Netlink
+from felix_py.netlink import conntrack as messages
+from felix_py.netlink.connection import Closing, Netlink
+from felix_py.netlink.conntrack import POLICY_ENDS, End
+from felix_py.netlink.wire import NETLINK_NETFILTER
 from felix_py.records import Flow
 from policy.model import Family
 

@@ -13,9 +13,10 @@ import struct
 import time
 from contextlib import suppress
 
-from felix_py.dataplane import route_messages
-from felix_py.dataplane.netlink import AF, NETLINK_ROUTE, Netlink, attr, message
 from felix_py.layout import is_interface_name
+from felix_py.netlink import routes as route_messages
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.wire import AF, NETLINK_ROUTE, attr, message
 from felix_py.records import Elsewhere
 from policy.model import Family
 

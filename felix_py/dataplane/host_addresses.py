@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from felix_py.dataplane.link_messages import dump_addresses, read_address
-from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.links import dump_addresses, read_address
+from felix_py.netlink.wire import NETLINK_ROUTE
 from policy.model import Family
 
 

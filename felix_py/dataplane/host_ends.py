@@ -13,16 +13,17 @@ import socket
 from collections.abc import Collection, Iterable
 from functools import cached_property
 
-from felix_py.dataplane import link_messages as messages
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.link_label import read_label
-from felix_py.dataplane.link_messages import Link
-from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink, attr, nested
 from felix_py.dataplane.order import Step
 from felix_py.dataplane.part import Part, Sweep
 from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.sysctl import HostSettings
 from felix_py.layout import GATEWAY, HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
+from felix_py.netlink import links as messages
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.links import Link
+from felix_py.netlink.wire import NETLINK_ROUTE, attr, nested
 from felix_py.records import Drift, Failure, Report, Route, Update
 from felix_py.refs import LinkRef, RouteRef, SysctlRef
 from policy.model import Family

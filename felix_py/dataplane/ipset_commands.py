@@ -13,13 +13,13 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from felix_py.dataplane.ipset_members import ATTR_DATA, dumped, writable
-from felix_py.dataplane.netlink import (
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.ipset_members import ATTR_DATA, dumped, writable
+from felix_py.netlink.wire import (
     NETLINK_NETFILTER,
     NLA_F_NESTED,
     NLM_F_CREATE,
     NLM_F_EXCL,
-    Netlink,
     attr,
     attributes,
     message,

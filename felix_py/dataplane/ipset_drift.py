@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from felix_py.dataplane import ipset_members as members
 from felix_py.dataplane.delta import Delta, Found
 from felix_py.dataplane.ipset_commands import Shape
+from felix_py.netlink import ipset_members as members
 from felix_py.records import Drift, SetSpec
 from felix_py.refs import MemberRef, MembersRef, SetRef
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from felix_py.dataplane import ipset_members as members
 from felix_py.dataplane.delta import Delta
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, FULL, TYPE_MISMATCH, Batch, Commands, Shape
 from felix_py.dataplane.ipset_drift import member_drift, set_drift, stray_set
@@ -16,6 +15,7 @@ from felix_py.dataplane.order import Step
 from felix_py.dataplane.part import Part, Sweep
 from felix_py.dataplane.protocols import Look
 from felix_py.layout import set_prefix
+from felix_py.netlink import ipset_members as members
 from felix_py.records import Drift, Failure, Report, SetSpec, SetType, Update, bounded
 from felix_py.refs import MemberRef, MembersRef, Ref, SetRef
 from policy.model import Family

@@ -11,12 +11,12 @@ from felix_py.dataplane.host_ends import HostEnds, pod_interfaces
 from felix_py.dataplane.ipsets import IPSets
 from felix_py.dataplane.iptables import Iptables, TablesRead
 from felix_py.dataplane.links import LinkError, Links
-from felix_py.dataplane.netlink import Closing
 from felix_py.dataplane.order import ORDER
 from felix_py.dataplane.part import Part, Sweep
 from felix_py.dataplane.protocols import EVERYTHING, Dataplane, Look, RulesSnapshot
 from felix_py.dataplane.routes import Routes
 from felix_py.dataplane.sysctl import HostSettings
+from felix_py.netlink.connection import Closing
 from felix_py.records import Backend, Drift, Failure, Report, Update
 from felix_py.refs import ApplyRef, LinksRef, Ref, RulesRef
 from felix_py.ruleset.model import Body

@@ -13,14 +13,15 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from felix_py.dataplane import link_messages, route_messages
 from felix_py.dataplane.host_ends import MAC, SYSCTLS
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
-from felix_py.dataplane.link_messages import RTM_NEWADDR, RTM_NEWLINK, Link, read_address, read_link
-from felix_py.dataplane.netlink import NLM_F_REPLACE, attributes, messages
 from felix_py.dataplane.protocols import Look
-from felix_py.dataplane.route_messages import PROTOCOLS, RTM_DELROUTE, RTM_NEWROUTE, TABLE_MAIN, Destination
 from felix_py.layout import CHAIN_PREFIX, INTERFACE_PREFIX, LINK_GROUP
+from felix_py.netlink import links as link_messages
+from felix_py.netlink import routes as route_messages
+from felix_py.netlink.links import RTM_NEWADDR, RTM_NEWLINK, Link, read_address, read_link
+from felix_py.netlink.routes import PROTOCOLS, RTM_DELROUTE, RTM_NEWROUTE, TABLE_MAIN, Destination
+from felix_py.netlink.wire import HEADER, NLM_F_REPLACE, attributes, messages
 from policy.model import Family
 
 GROUPS = (1, 5, 7, 9, 11, 24, 25)
@@ -33,7 +34,6 @@ _NETCONF = {Family.V4: {2: "forwarding", 3: "rp_filter", 5: "proxy_arp"}, Family
 """NETCONFA_… -> name of the setting, for the settings that we keep."""
 
 _AF_UNSPEC, _AF_INET = 0, 2
-_HEADER = struct.Struct("=IHHII")
 _INT = struct.Struct("=i")
 _NOTHING = Look(0)
 
@@ -213,7 +213,7 @@ def rules_concern_us(data: bytes) -> bool:
 
 def origin(data: bytes) -> int:
     """Netlink port of the process that caused a datagram's messages; one process causes all of them."""
-    port: int = _HEADER.unpack_from(data)[4] if len(data) >= _HEADER.size else 0
+    port: int = HEADER.unpack_from(data)[4] if len(data) >= HEADER.size else 0
     return port
 
 

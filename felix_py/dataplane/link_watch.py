@@ -11,8 +11,8 @@ from contextlib import closing
 from felix_py import log
 from felix_py.dataplane.kernel_events import foreign_filter
 from felix_py.dataplane.monitor import listen, receive
-from felix_py.dataplane.netlink import NETLINK_ROUTE
 from felix_py.dataplane.reach import GROUPS, LinkChanges, Links, read_links
+from felix_py.netlink.wire import NETLINK_ROUTE
 from felix_py.pace import Pace, Paced
 from policy.model import Family
 

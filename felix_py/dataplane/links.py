@@ -17,11 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from felix_py.dataplane import host_ends, route_messages, sysctl
-from felix_py.dataplane import link_messages as messages
+from felix_py.dataplane import host_ends, sysctl
 from felix_py.dataplane.link_label import read_label
-from felix_py.dataplane.netlink import NETLINK_ROUTE, Closing, Netlink
 from felix_py.layout import GATEWAY, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
+from felix_py.netlink import links as messages
+from felix_py.netlink import routes as route_messages
+from felix_py.netlink.connection import Closing, Netlink
+from felix_py.netlink.wire import NETLINK_ROUTE
 from felix_py.records import Lease
 from policy.model import Family
 

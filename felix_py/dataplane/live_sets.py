@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from felix_py.dataplane import ipset_members
 from felix_py.dataplane.ipset_commands import Commands
-from felix_py.dataplane.netlink import Closing
+from felix_py.netlink import ipset_members
+from felix_py.netlink.connection import Closing
 from felix_py.records import SetType
 from felix_py.ruleset.sets import IPSet
 from policy.model import Family

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 
 from felix_py import log
-from felix_py.dataplane import link_messages
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.kernel_events import GROUPS, LOST, Hint, HostEvents, host_filter, origin, rules_concern_us
 from felix_py.dataplane.lock_watch import LockWatch
-from felix_py.dataplane.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink
 from felix_py.dataplane.protocols import Look
+from felix_py.netlink import links as link_messages
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.wire import NETLINK_NETFILTER, NETLINK_ROUTE
 from felix_py.records import Backend
 
 _NFNLGRP_NFTABLES = 7

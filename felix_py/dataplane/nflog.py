@@ -1,6 +1,6 @@
 """Packets that rules log with ``-j NFLOG``, read from the kernel.
 
-Packed by hand like :mod:`felix_py.dataplane.netlink`. Source: the kernel's
+Packed by hand like :mod:`felix_py.netlink`. Source: the kernel's
 include/uapi/linux/netfilter/nfnetlink_log.h and net/netfilter/nfnetlink_log.c.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from felix_py.dataplane.ip_header import IPHeader, parse_ip
-from felix_py.dataplane.netlink import NETLINK_NETFILTER, NLM_F_ACK, attr, attributes, message, messages
+from felix_py.netlink.wire import NETLINK_NETFILTER, NLM_F_ACK, attr, attributes, message, messages
 from policy.model import Family
 
 _ULOG: Final = 4 << 8

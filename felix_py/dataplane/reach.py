@@ -16,11 +16,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from bgp.rib import Reached
-from felix_py.dataplane import link_messages, route_messages
-from felix_py.dataplane.link_messages import Link
-from felix_py.dataplane.netlink import AF, NETLINK_ROUTE, Netlink, messages
-from felix_py.dataplane.route_messages import PROTOCOLS, TABLE_LOCAL, TABLE_MAIN, Connected, Destination
 from felix_py.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_PODS
+from felix_py.netlink import links as link_messages
+from felix_py.netlink import routes as route_messages
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.links import Link
+from felix_py.netlink.routes import PROTOCOLS, TABLE_LOCAL, TABLE_MAIN, Connected, Destination
+from felix_py.netlink.wire import AF, NETLINK_ROUTE, messages
 from policy.model import Family
 
 GROUPS = (1, 5, 7, 9, 11)

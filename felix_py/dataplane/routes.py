@@ -12,14 +12,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from felix_py.dataplane import route_messages as messages
 from felix_py.dataplane.delta import Delta
-from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
 from felix_py.dataplane.order import Step
 from felix_py.dataplane.part import Part, Sweep
 from felix_py.dataplane.protocols import Look
-from felix_py.dataplane.route_messages import PROTOCOLS, Destination, Packed, destination_text
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.netlink import routes as messages
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.routes import PROTOCOLS, Destination, Packed, destination_text
+from felix_py.netlink.wire import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
 from felix_py.records import Drift, Failure, Report, Route, Update, bounded
 from felix_py.refs import RouteRef, RoutesRef
 from policy.model import Family

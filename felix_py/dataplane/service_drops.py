@@ -27,17 +27,9 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from felix_py import log
-from felix_py.dataplane.netlink import (
-    AF,
-    NETLINK_ROUTE,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Netlink,
-    attr,
-    attributes,
-    message,
-)
-from felix_py.dataplane.route_messages import (
+from felix_py.layout import ROUTE_PROTOCOL_PODS
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.routes import (
     RTM_DELROUTE,
     RTM_NEWROUTE,
     TABLE_MAIN,
@@ -47,7 +39,7 @@ from felix_py.dataplane.route_messages import (
     parse_destination,
     read_destination,
 )
-from felix_py.layout import ROUTE_PROTOCOL_PODS
+from felix_py.netlink.wire import AF, NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, attr, attributes, message
 from felix_py.refs import RouteRef
 from policy.model import Family
 

@@ -7,9 +7,10 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from felix_py.dataplane import route_messages
-from felix_py.dataplane.netlink import AF, NETLINK_ROUTE, Netlink
 from felix_py.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_LEARNED
+from felix_py.netlink import routes as route_messages
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.wire import AF, NETLINK_ROUTE
 from policy.model import Family
 
 _SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921

@@ -8,13 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from felix_py.dataplane import ipset_members, route_messages
 from felix_py.dataplane.ipset_commands import Commands, Shape
 from felix_py.dataplane.ipsets import is_ours
 from felix_py.dataplane.uplink import interface_state
 from felix_py.diagnose.difference import Difference, Problem
 from felix_py.diagnose.owners import Owners
 from felix_py.layout import INTERFACE_PREFIX
+from felix_py.netlink import ipset_members
+from felix_py.netlink import routes as route_messages
 from felix_py.records import Lease, NextHop, Route, RouteKind, SetSpec, Update
 from felix_py.refs import LinkRef, MemberRef, RouteRef, SetRef, SysctlRef
 from policy.model import Family

@@ -8,10 +8,11 @@ import socket
 from dataclasses import dataclass
 from types import TracebackType
 
-from felix_py.dataplane import route_messages
 from felix_py.dataplane.backend import ToolError, find_backend, has_legacy_tables, save
 from felix_py.dataplane.live_sets import LiveSets
-from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
+from felix_py.netlink import routes as route_messages
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.wire import NETLINK_ROUTE
 from felix_py.records import Backend
 from felix_py.refs import RouteRef
 from felix_py.ruleset import legacy

@@ -17,11 +17,11 @@ from felix_py.dataplane.backend import OwnProcesses
 from felix_py.dataplane.backend import run as run_tool
 from felix_py.dataplane.kernel_events import GROUPS, host_filter
 from felix_py.dataplane.lock_watch import LockWatch
-from felix_py.dataplane.netlink import NETLINK_ROUTE
 from felix_py.dataplane.part import Sweep
 from felix_py.dataplane.protocols import Look
 from felix_py.dataplane.routes import Routes
 from felix_py.layout import interface_name
+from felix_py.netlink.wire import NETLINK_ROUTE
 from felix_py.records import Backend, NextHop, Route
 from felix_py.refs import RouteRef
 from policy.model import Family

@@ -6,9 +6,9 @@ import ipaddress
 import struct
 
 from felix_py.dataplane.ip_header import IPHeader
-from felix_py.dataplane.netlink import attr
 from felix_py.dataplane.nflog import LoggedPacket
 from felix_py.desired.deny_log import Drop
+from felix_py.netlink.wire import attr
 from policy.model import Family
 
 PACKET = 4 << 8

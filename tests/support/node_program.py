@@ -8,8 +8,9 @@ import pytest
 
 from felix_py.dataplane import host_ends
 from felix_py.dataplane.kernel import Kernel
-from felix_py.dataplane.netlink import NETLINK_ROUTE, Netlink
 from felix_py.layout import HOST_MAC, LINK_GROUP, ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.wire import NETLINK_ROUTE
 from felix_py.records import Backend, Hook, NextHop, Report, Route, RouteKind, SetSpec, SetType, Update
 from felix_py.refs import ChainRef, RouteRef
 from felix_py.ruleset.model import Rules

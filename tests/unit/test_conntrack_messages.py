@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from felix_py.dataplane.conntrack_messages import POLICY_ENDS, End, concerned, delete, filtered_dump, packed, read
-from felix_py.dataplane.netlink import attr, nested
+from felix_py.netlink.conntrack import POLICY_ENDS, End, concerned, delete, filtered_dump, packed, read
+from felix_py.netlink.wire import attr, nested
 from felix_py.records import Flow
 from policy.model import Family, Protocol
 

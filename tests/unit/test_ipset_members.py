@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from felix_py.dataplane.ipset_members import canonical, decode, encode
+from felix_py.netlink.ipset_members import canonical, decode, encode
 from felix_py.records import SetType
 from policy.model import Family
 

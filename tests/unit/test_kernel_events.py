@@ -8,11 +8,11 @@ import struct
 import pytest
 
 from felix_py.dataplane.kernel_events import LOST, Hint, HostEvents, origin, rules_concern_us
-from felix_py.dataplane.link_messages import Link
-from felix_py.dataplane.netlink import attr, message
 from felix_py.dataplane.protocols import Look
-from felix_py.dataplane.route_messages import Destination
 from felix_py.layout import LINK_GROUP
+from felix_py.netlink.links import Link
+from felix_py.netlink.routes import Destination
+from felix_py.netlink.wire import attr, message
 from policy.model import Family
 
 NOTHING, RETRY = Hint(), Hint(retry=True)

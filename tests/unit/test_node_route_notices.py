@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from felix_py.agent.host_gateway import HostGateway
 from felix_py.dataplane.reach import Links
-from felix_py.dataplane.route_messages import Connected
 from felix_py.desired.marks import Marks
 from felix_py.desired.planner import Planner
 from felix_py.desired.static import StaticOptions
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED
 from felix_py.metrics import Metrics
+from felix_py.netlink.routes import Connected
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import NodeRecord
 from felix_py.refs import RouteRef

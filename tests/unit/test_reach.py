@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from felix_py.dataplane import link_messages as links
-from felix_py.dataplane import route_messages as routes
-from felix_py.dataplane.netlink import attr
 from felix_py.dataplane.reach import Hosts, LinkChanges, Links
-from felix_py.dataplane.route_messages import Connected, Destination
+from felix_py.netlink import links, routes
+from felix_py.netlink.routes import Connected, Destination
+from felix_py.netlink.wire import attr
 from policy.model import Family
 
 UP = {1: ("lo", True), 2: ("eth0", True), 3: ("eth1", False)}

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from felix_py.dataplane import conntrack_messages
 from felix_py.dataplane.conntrack import Conntrack
 from felix_py.dataplane.host_addresses import host_addresses
-from felix_py.dataplane.netlink import NETLINK_NETFILTER, Netlink, attr, message, nested
+from felix_py.netlink import conntrack as conntrack_messages
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.wire import NETLINK_NETFILTER, attr, message, nested
 from felix_py.records import Flow
 from policy.model import Family, Protocol
 from tests.support.isolate import run

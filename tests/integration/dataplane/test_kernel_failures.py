@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.dataplane import ipset_commands, iptables_restore, netlink
+from felix_py.dataplane import ipset_commands, iptables_restore
 from felix_py.dataplane.kernel import Kernel
+from felix_py.netlink import connection as netlink
 from felix_py.records import Backend, Failure, Hook, NextHop, Route, SetSpec, SetType, Update
 from felix_py.refs import ChainRef, RouteRef, RulesRef, SetRef, chain_or_set
 from felix_py.ruleset.model import OpaqueMatch, RuleSpec

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from felix_py.dataplane import netlink
-from felix_py.dataplane.netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink
-from felix_py.dataplane.route_messages import Packed, delete, dump, new
+from felix_py.netlink import connection, wire
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.routes import Packed, delete, dump, new
+from felix_py.netlink.wire import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
 from policy.model import Family
 from tests.support.isolate import new_netns, run
 from tests.support.node_program import POD
@@ -58,7 +59,7 @@ def test_nothing_to_send(routes: Netlink) -> None:
 
 def test_lost_acknowledgements_are_told(interfaces: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A receive buffer too small for a batch: the kernel drops answers and says so once."""
-    monkeypatch.setattr(netlink, "_RECEIVE_BUFFER", 16 * 1024)
+    monkeypatch.setattr(connection, "_RECEIVE_BUFFER", 16 * 1024)
     with Netlink(NETLINK_ROUTE) as small:
         results = small.request([new(route(n), NLM_F_CREATE | NLM_F_REPLACE) for n in range(256)])
         lost = [result for result in results if result]
@@ -80,12 +81,12 @@ def test_a_socket_stays_in_its_namespace(routes: Netlink) -> None:
 def route_through(interface: str, netlink_socket: Netlink) -> Packed:
     """A route by the index the interface has in the socket's namespace."""
     name = interface.encode() + b"\0"
-    request = netlink.message(18, 0, struct.pack("=BxHiII", 0, 0, 0, 0, 0) + netlink.attr(3, name))
+    request = wire.message(18, 0, struct.pack("=BxHiII", 0, 0, 0, 0, 0) + wire.attr(3, name))
     index = struct.unpack_from("=i", netlink_socket.get(request), 4)[0]
     return Packed(destination(5), 88, 1, 253, b"", ((b"", index),))
 
 
 def test_get_raises_what_the_kernel_says(routes: Netlink) -> None:
-    request = netlink.message(18, 0, struct.pack("=BxHiII", 0, 0, 0, 0, 0) + netlink.attr(3, b"nope\0"))
+    request = wire.message(18, 0, struct.pack("=BxHiII", 0, 0, 0, 0, 0) + wire.attr(3, b"nope\0"))
     with pytest.raises(OSError, match="No such device"):
         routes.get(request)

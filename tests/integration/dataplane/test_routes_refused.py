@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from felix_py.dataplane import route_messages
 from felix_py.dataplane import routes as routes_module
-from felix_py.dataplane.route_messages import Packed
 from felix_py.dataplane.routes import Routes
+from felix_py.netlink import routes as route_messages
+from felix_py.netlink.routes import Packed
 from felix_py.records import NextHop, Report, Route
 from felix_py.refs import RouteRef
 from policy.model import Family

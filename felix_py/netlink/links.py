@@ -9,16 +9,7 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from felix_py.dataplane.netlink import (
-    AF,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    attr,
-    attributes,
-    message,
-    nested,
-)
+from felix_py.netlink.wire import AF, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attr, attributes, message, nested
 from policy.model import Family
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19

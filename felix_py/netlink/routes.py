@@ -10,8 +10,8 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from felix_py.dataplane.netlink import AF, NLM_F_CREATE, NLM_F_EXCL, attr, attributes, message
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
+from felix_py.netlink.wire import AF, NLM_F_CREATE, NLM_F_EXCL, attr, attributes, message
 from felix_py.records import NextHop, Route, RouteKind
 from felix_py.refs import RouteRef
 from policy.model import Family

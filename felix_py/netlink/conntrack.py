@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from felix_py.dataplane.netlink import AF, attr, message, nested
+from felix_py.netlink.wire import AF, attr, message, nested
 from felix_py.records import Flow
 from policy.model import Family, Protocol
 

@@ -1,4 +1,4 @@
-"""Netlink messages packed by hand, sent in batches, every acknowledgement checked.
+"""A netlink socket: messages are sent in batches, every acknowledgement is checked.
 
 A general netlink library encodes slowly and, in its batch mode, drops the acknowledgements. The few messages that
 are written in bulk (routes, IP set members, pod interfaces) are therefore packed here, ten to forty times faster.
@@ -14,17 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Self
 
-from policy.model import Family
-
-NETLINK_ROUTE = 0
-NETLINK_NETFILTER = 12
-
-NLM_F_REQUEST = 0x001
-NLM_F_ACK = 0x004
-NLM_F_DUMP = 0x300
-NLM_F_REPLACE = 0x100
-NLM_F_EXCL = 0x200
-NLM_F_CREATE = 0x400
+from felix_py.netlink.wire import HEADER, NETLINK_ROUTE, NLM_F_ACK, NLM_F_DUMP, attributes
 
 _NLM_F_DUMP_INTR = 0x010
 _NLM_F_CAPPED = 0x100
@@ -32,15 +22,10 @@ _NLM_F_ACK_TLVS = 0x200
 _NLMSG_NOOP, _NLMSG_ERROR, _NLMSG_DONE = 1, 2, 3
 _NLMSGERR_ATTR_MSG = 1
 
-NLA_F_NESTED = 0x8000
-_NLA_TYPE_MASK = 0x3FFF
-
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 10, 11, 12
 _SO_RCVBUFFORCE = 33
 
-_HEADER = struct.Struct("=IHHII")
-_ATTR = struct.Struct("=HH")
 _INT = struct.Struct("=i")
 _ACK_FIELDS = struct.Struct("=IHHIIi")
 _FLAGS_AND_SEQ = struct.Struct("=HI")
@@ -59,52 +44,6 @@ _TIMEOUT = struct.pack("@ll", 10, 0)
 """The kernel answers before send(2) returns; the timeout only keeps a defect from hanging the agent."""
 
 _DUMP_TRIES = 10
-
-AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
-
-
-def attr(kind: int, payload: bytes) -> bytes:
-    """One netlink attribute, padded to four bytes."""
-    length = len(payload)
-    return _ATTR.pack(length + 4, kind) + payload + b"\0" * (-length & 3)
-
-
-def nested(kind: int, *attrs: bytes) -> bytes:
-    """An attribute that holds attributes (NLA_F_NESTED set)."""
-    return attr(kind | NLA_F_NESTED, b"".join(attrs))
-
-
-def message(kind: int, flags: int, body: bytes) -> bytes:
-    """One request: header and ``body`` (the family's fixed header, then attributes; padded to four bytes)."""
-    return _HEADER.pack(16 + len(body), kind, flags | NLM_F_REQUEST, 0, 0) + body
-
-
-def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Type and body (what follows the message header) of each message in a datagram.
-
-    Raises:
-        ValueError: a message is shorter than its header.
-    """
-    offset = 0
-    while offset + _HEADER.size <= len(datagram):
-        length, kind, _, _, _ = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size:
-            raise ValueError("a netlink message that is shorter than its header")
-        yield kind, datagram[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def attributes(data: memoryview) -> dict[int, memoryview]:
-    """Attributes by type, without their flag bits; the last one of a repeated type."""
-    found: dict[int, memoryview] = {}
-    offset, end = 0, len(data) - 4
-    while offset <= end:
-        length, kind = _ATTR.unpack_from(data, offset)
-        if length < 4:
-            break
-        found[kind & _NLA_TYPE_MASK] = data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-    return found
 
 
 class Closing:
@@ -204,7 +143,7 @@ class Netlink(Closing):
             OSError: the kernel's error.
         """
         sequence = self._send_one(request, NLM_F_DUMP)
-        unpack = _HEADER.unpack_from
+        unpack = HEADER.unpack_from
         while True:
             data = bytes(self._receive())
             offset, end = 0, len(data) - 16
@@ -227,7 +166,7 @@ class Netlink(Closing):
         sequence = self._send_one(request, 0)
         while True:
             data = self._receive()
-            _length, kind, _flags, answered, _port = _HEADER.unpack_from(data)
+            _length, kind, _flags, answered, _port = HEADER.unpack_from(data)
             if answered != sequence:
                 continue
             if kind == _NLMSG_ERROR:
@@ -236,8 +175,8 @@ class Netlink(Closing):
 
     def _send_one(self, request: bytes, flags: int) -> int:
         self._sequence = self._sequence % 0x7FFFFFFF + 1
-        length, kind, own_flags, _, _ = _HEADER.unpack_from(request)
-        self._socket.send(_HEADER.pack(length, kind, own_flags | flags, self._sequence, 0) + request[16:])
+        length, kind, own_flags, _, _ = HEADER.unpack_from(request)
+        self._socket.send(HEADER.pack(length, kind, own_flags | flags, self._sequence, 0) + request[16:])
         return self._sequence
 
     def _batch(self, batch: Sequence[bytes]) -> list[OSError | None]:
@@ -306,7 +245,7 @@ class Netlink(Closing):
             data = self._receive()
             offset = 0
             while offset + 16 <= len(data):
-                length, kind, flags, answered, _ = _HEADER.unpack_from(data, offset)
+                length, kind, flags, answered, _ = HEADER.unpack_from(data, offset)
                 part = data[offset : offset + length]
                 offset += (length + 3) & ~3
                 if answered != sequence or kind == _NLMSG_NOOP:
@@ -321,7 +260,7 @@ class Netlink(Closing):
 
 def _error(data: memoryview) -> OSError | None:
     """Error of an acknowledgement or of the end of a dump; None for success."""
-    length, kind, flags, *_ = _HEADER.unpack_from(data)
+    length, kind, flags, *_ = HEADER.unpack_from(data)
     code = -_INT.unpack_from(data, 16)[0] if length >= 20 else 0
     if not code:
         return None
@@ -329,7 +268,7 @@ def _error(data: memoryview) -> OSError | None:
     if flags & _NLM_F_ACK_TLVS:
         start = 20
         if kind == _NLMSG_ERROR:
-            original = _HEADER.unpack_from(data, 20)[0]
+            original = HEADER.unpack_from(data, 20)[0]
             start = 36 if flags & _NLM_F_CAPPED else 20 + (original + 3 & ~3)
         said = attributes(data[start:]).get(_NLMSGERR_ATTR_MSG)
         text = bytes(said).rstrip(b"\0").decode(errors="replace") if said else ""

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from felix_py.dataplane.netlink import AF, attr, attributes, nested
+from felix_py.netlink.wire import AF, attr, attributes, nested
 from felix_py.records import SetType
 from policy.model import Family
 
