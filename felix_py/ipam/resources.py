@@ -1,0 +1,113 @@
+"""Addresses as declared in the API: IPPool, IPReservation, IPAMBlock and BlockAffinity (felixpy.io/v1alpha1).
+
+Kinds and fields have the names and the meaning of Calico's (projectcalico.org/v3, crd.projectcalico.org/v1), unless
+docs/ipam.md says otherwise. CIDRs and addresses are canonical texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from policy.model import Family
+
+
+class AllowedUse(Enum):
+    """``allowedUses``: what addresses of a pool are for."""
+
+    WORKLOAD = "Workload"
+    LOAD_BALANCER = "LoadBalancer"
+
+
+class AssignmentMode(Enum):
+    """``assignmentMode``: AUTOMATIC, or MANUAL: only for pods that ask for the pool or for an address of it."""
+
+    AUTOMATIC = "Automatic"
+    MANUAL = "Manual"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IPPool:
+    """One pool. ``block_size``: the prefix length of its blocks. Selectors are Calico's (:mod:`bgp.selector`)."""
+
+    name: str
+    cidr: str
+    block_size: int
+    node_selector: str = "all()"
+    namespace_selector: str = "all()"
+    nat_outgoing: bool = False
+    disabled: bool = False
+    """No new address and no new block; what pods have stays."""
+    disable_bgp_export: bool = False
+    allowed_uses: frozenset[AllowedUse] = frozenset({AllowedUse.WORKLOAD})
+    assignment_mode: AssignmentMode = AssignmentMode.AUTOMATIC
+
+    @property
+    def family(self) -> Family:
+        return Family.V6 if ":" in self.cidr else Family.V4
+
+
+@dataclass(frozen=True, slots=True)
+class IPReservation:
+    """``reservedCIDRs``: addresses that no pod gets without asking for them."""
+
+    name: str
+    reserved_cidrs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """A single address of a block that its owner has lent to another node."""
+
+    address: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IPAMBlock:
+    """A block of a pool and the node that has it.
+
+    The object's name is made from ``cidr``, so the API server lets only one node create it. Which address of the
+    block a pod has, the owner's address store says alone: a pod's start writes nothing to the API.
+    """
+
+    name: str
+    cidr: str
+    node: str
+    node_uid: str
+    """A node that was deleted and created anew with its name is another one."""
+    resource_version: str = ""
+    lent: tuple[Loan, ...] = ()
+
+
+class AffinityState(Enum):
+    """``state`` of a BlockAffinity."""
+
+    PENDING = "pending"
+    CONFIRMED = "confirmed"
+    PENDING_DELETION = "pendingDeletion"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockAffinity:
+    """That a node wants (pending), has (confirmed), or gives back (pendingDeletion) a block."""
+
+    name: str
+    node: str
+    cidr: str
+    state: AffinityState
+    resource_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where one pod's addresses come from.
+
+    ``cidrs``: the CIDRs (claimed blocks, lent addresses as host prefixes, or the node's podCIDRs), of all families, in
+    the order in which they are tried. ``requested``: addresses that the pod must have, at most one a family.
+    ``mac``: the MAC that it must have, or empty.
+    """
+
+    cidrs: tuple[str, ...]
+    requested: tuple[str, ...] = ()
+    mac: str = ""
