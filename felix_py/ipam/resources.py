@@ -1,7 +1,7 @@
 """Addresses as declared in the API: IPPool, IPReservation, IPAMBlock and BlockAffinity (felixpy.io/v1alpha1).
 
-Kinds and fields have the names and the meaning of Calico's (projectcalico.org/v3, crd.projectcalico.org/v1), unless
-docs/ipam.md says otherwise. CIDRs and addresses are canonical texts.
+Kinds and fields have the names and the meaning of Calico's (projectcalico.org/v3, crd.projectcalico.org/v1),
+unless docs/ipam.md says otherwise. CIDRs and addresses are canonical texts.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ class BlockAffinity:
 class Choice:
     """Where one pod's addresses come from.
 
-    ``cidrs``: the CIDRs (claimed blocks, lent addresses as host prefixes, or the node's podCIDRs), of all families, in
-    the order in which they are tried. ``requested``: addresses that the pod must have, at most one a family.
-    ``mac``: the MAC that it must have, or empty.
+    ``cidrs``: the CIDRs (claimed blocks, lent addresses as host prefixes, or the node's podCIDRs), of all
+    families, in the order in which they are tried. ``requested``: addresses that the pod must have, at most one a
+    family. ``mac``: the MAC that it must have, or empty.
     """
 
     cidrs: tuple[str, ...]
