@@ -41,6 +41,7 @@ from felix_py.agent.configured import Configured, Live
 from felix_py.agent.facts import Facts
 from felix_py.agent.families import Families
 from felix_py.agent.flows import Flows
+from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.intake import Intake
@@ -176,7 +177,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     # Where the other backend's rules are in force, an incomplete set of ours beside them would only disturb them.
     _hold(kernel, Update() if other.owned else Planner(programmed, options, numbers).take(), reconciler)
     mtu = Mtu(config.mtu)
-    network = PodNetwork(facts, reconciler, mtu, flows.forget)
+    network = PodNetwork(facts, reconciler, mtu, Forgetting(flows))
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_bgp, cluster))
     bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
