@@ -46,11 +46,14 @@ class PodNetwork:
         reconciler: Reconciler,
         mtu: Callable[[], int],
         forgetting: Forgetting,
+        announce: Callable[[Lease], None] = lambda _lease: None,
     ) -> None:
+        """``announce`` tells other nodes of a pod's addresses, as soon as it is connected."""
         self._facts = facts
         self._reconciler = reconciler
         self._mtu = mtu
         self._forgetting = forgetting
+        self._announce = announce
         self._ready = False
         self._hindrance = ""
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
@@ -130,6 +133,7 @@ class PodNetwork:
         self._facts.attach(lease)
         await self._settled(lease)
         await self._forgetting.gone(lease.addresses.values())
+        self._announce(lease)
 
     def leaving(self, lease: Lease) -> None:
         """The pod's interface is about to be deleted."""
