@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -61,8 +62,8 @@ def test_each_change_begins_where_the_last_one_ended(announced: Announced) -> No
     plain = Pod("shop", "web", "uid-web", "there")
     reported = Pod("shop", "web", "uid-web", "there", addresses=("10.1.1.5",))
     life = [None, plain, starting("10.1.1.5"), starting("10.1.1.6"), reported, None, starting("10.1.1.7"), None]
-    seen = [announced.believe(Change(*pair)) for pair in zip(life, life[1:], strict=False)]
-    for earlier, later in zip(seen, seen[1:], strict=False):
+    seen = [announced.believe(Change(*pair)) for pair in pairwise(life)]
+    for earlier, later in pairwise(seen):
         assert later.before == earlier.after
     addresses = [change.after.addresses if change.after else None for change in seen]
     assert addresses == [(), ("10.1.1.5",), ("10.1.1.6",), ("10.1.1.5",), None, ("10.1.1.7",), None]
