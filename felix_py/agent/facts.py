@@ -171,7 +171,7 @@ class Facts:
     def leaving(self, lease: Lease) -> None:
         """Expect the deletion of a pod's interface: that it or its route is missing is no drift from now on.
 
-        That is no reason for an apply: the kernel removes the route with the interface, and :meth:`detach` follows.
+        No reason for an apply: the kernel removes the route with the interface, and :meth:`detach` follows.
         """
         self.held.leaving(lease)
         self._leaving.append(lease)
