@@ -211,7 +211,7 @@ def test_a_new_level_counts_for_loggers_that_exist(capfd: pytest.CaptureFixture[
 
 
 def test_an_agent_starts_without_what_only_terminals_need() -> None:
-    """structlog alone would load rich, pygments and attrs, and the official client its models: half of a start."""
+    """structlog alone would load rich, pygments and attrs, the official client its models: half of a start."""
     program = "import felix_py.cli.main, felix_py.agent.main, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE
