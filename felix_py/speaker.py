@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import structlog
-
 from bgp.announcement import Announcement
 from bgp.bfd import settings as bfd
 from bgp.control import Control
@@ -29,6 +27,7 @@ from bgp.rib import Explained, ImportFilter, NextHops, Reach, Unresolved
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
 from felix_py.backoff import Backoff
+from felix_py.structured import structlog
 
 _TICK = 1.0
 _RECONNECT = (0.05, 1.0)
