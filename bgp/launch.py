@@ -1,4 +1,4 @@
-"""ExaBGP, started with two corrections and one capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with three corrections and one capability: ``python -m bgp.launch server FILE``.
 
 The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
@@ -10,6 +10,10 @@ again, and the peer keeps the routes.
 
 The second: where graceful restart is agreed on, ExaBGP ends a session without a NOTIFICATION. Then the peer keeps
 our routes, which for a path that BFD has found dead is wrong (RFC 5882, 4.3): RFC 9384 has a Cease for it.
+
+The third: after a NOTIFICATION ExaBGP connects again within a millisecond. A peer that looks at the new connection
+first takes it for a graceful restart (RFC 4724, section 4.2), closes the old one unread, and keeps the routes. So
+there is a second in between, as RFC 4271's IdleHoldTimer has it (section 8.1.1).
 
 The capability: whoever is not root needs CAP_NET_BIND_SERVICE to listen on port 179. The image's Python may have
 it (its file permits it, and the pod adds it) but does not raise it; here it is raised, for ExaBGP alone.
@@ -29,6 +33,9 @@ from exabgp.reactor.peer import Peer
 from bgp.bfd import CEASE_BFD_DOWN
 
 _TURNS = 100
+_IDLE_HOLD = 1
+"""Seconds."""
+
 _CAPABILITY_VERSION = 0x20080522
 _NET_BIND_SERVICE = 10
 _handle_connection = Peer.handle_connection
@@ -48,6 +55,8 @@ def close(peer: Any, message: str = "", error: object = "") -> None:
     """In place of ``Peer._close``, which ExaBGP calls before a NOTIFICATION would be sent, or in place of it."""
     if peer._teardown == CEASE_BFD_DOWN and message.startswith("graceful restarted negotiated"):
         raise Notify(6, CEASE_BFD_DOWN, b"")
+    if message.startswith("notification sent"):
+        peer._delay._next = max(peer._delay._next, _IDLE_HOLD)
     _close(peer, message, error)
 
 
