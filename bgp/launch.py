@@ -11,9 +11,9 @@ again, and the peer keeps the routes.
 The second: where graceful restart is agreed on, ExaBGP ends a session without a NOTIFICATION. Then the peer keeps
 our routes, which for a path that BFD has found dead is wrong (RFC 5882, 4.3): RFC 9384 has a Cease for it.
 
-The third: after a NOTIFICATION ExaBGP connects again within a millisecond. A peer that looks at the new connection
-first takes it for a graceful restart (RFC 4724, section 4.2), closes the old one unread, and keeps the routes. So
-there is a second in between, as RFC 4271's IdleHoldTimer has it (section 8.1.1).
+The third: after a NOTIFICATION ExaBGP connects again within a millisecond. A peer that looks at the new
+connection first takes it for a graceful restart (RFC 4724, section 4.2), closes the old one unread, and keeps the
+routes. So there is a second in between, as RFC 4271's IdleHoldTimer has it (section 8.1.1).
 
 The capability: whoever is not root needs CAP_NET_BIND_SERVICE to listen on port 179. The image's Python may have
 it (its file permits it, and the pod adds it) but does not raise it; here it is raised, for ExaBGP alone.

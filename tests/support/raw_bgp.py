@@ -15,6 +15,7 @@ from tests.support.isolate import NetworkNamespace
 OPEN, UPDATE, NOTIFICATION, KEEPALIVE = 1, 2, 3, 4
 PORT = 179
 PATIENCE = 60.0
+AS_TRANS = 23456
 
 ORIGIN, AS_PATH, NEXT_HOP, MED, LOCAL_PREF, COMMUNITIES, LARGE_COMMUNITIES = 1, 2, 3, 4, 5, 8, 32
 WELL_KNOWN, OPTIONAL, OPTIONAL_TRANSITIVE, EXTENDED = 0x40, 0x80, 0xC0, 0x10
@@ -29,7 +30,7 @@ def opening(asn: int, identifier: str, hold_time: int = 240) -> bytes:
     """RFC 4271, section 4.2; with IPv4 unicast and four-octet AS numbers (RFC 6793)."""
     capabilities = struct.pack("!BBHBB", 1, 4, 1, 0, 1) + struct.pack("!BBI", 65, 4, asn)
     parameters = struct.pack("!BB", 2, len(capabilities)) + capabilities
-    fixed = struct.pack("!BHH4sB", 4, asn, hold_time, socket.inet_aton(identifier), len(parameters))
+    fixed = struct.pack("!BHH4sB", 4, asn if asn < 65536 else AS_TRANS, hold_time, socket.inet_aton(identifier), len(parameters))
     return message(OPEN, fixed + parameters)
 
 
