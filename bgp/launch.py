@@ -1,4 +1,4 @@
-"""ExaBGP, started with three corrections and one capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with four corrections and one capability: ``python -m bgp.launch server FILE``.
 
 The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
@@ -15,6 +15,10 @@ The third: after a NOTIFICATION ExaBGP connects again within a millisecond. A pe
 connection first takes it for a graceful restart (RFC 4724, section 4.2), closes the old one unread, and keeps the
 routes. So there is a second in between, as RFC 4271's IdleHoldTimer has it (section 8.1.1).
 
+The fourth: of bytes that are no BGP message ExaBGP 5.0 tries to tell its helper as of a NOTIFICATION received, and
+fails on that with an exception, so that the peer hears nothing and the log gets 60 lines. It is not told: what
+ExaBGP sends instead, it says at the session's end.
+
 The capability: whoever is not root needs CAP_NET_BIND_SERVICE to listen on port 179. The image's Python may have
 it (its file permits it, and the pod adds it) but does not raise it; here it is raised, for ExaBGP alone.
 """
@@ -28,6 +32,7 @@ from typing import Any
 
 from exabgp.bgp.fsm import FSM
 from exabgp.bgp.message.notification import Notify
+from exabgp.reactor.api.processes import Processes
 from exabgp.reactor.peer import Peer
 
 from bgp.bfd import CEASE_BFD_DOWN
@@ -60,6 +65,10 @@ def close(peer: Any, message: str = "", error: object = "") -> None:
     _close(peer, message, error)
 
 
+def tell_nothing(_processes: Any, *_: object) -> None:
+    """In place of ``Processes.notification``, which is called for bytes that are no message."""
+
+
 class _Header(ctypes.Structure):
     """``struct __user_cap_header_struct`` of capget(2); process 0 is this one."""
 
@@ -89,4 +98,5 @@ if __name__ == "__main__":
     raise_bind_service()
     Peer.handle_connection = handle_connection
     Peer._close = close
+    Processes.notification = tell_nothing
     main()
