@@ -13,7 +13,8 @@ our routes, which for a path that BFD has found dead is wrong (RFC 5882, 4.3): R
 
 The third: after a NOTIFICATION ExaBGP connects again within a millisecond. A peer that looks at the new
 connection first takes it for a graceful restart (RFC 4724, section 4.2), closes the old one unread, and keeps the
-routes. So there is a second in between, as RFC 4271's IdleHoldTimer has it (section 8.1.1).
+routes. So there is a second in between, as RFC 4271's IdleHoldTimer has it (section 8.1.1). There is one as well
+after a session that has lasted for less than ten: a peer that ends each at once costs a session a second at most.
 
 The fourth: of bytes that are no BGP message ExaBGP 5.0 tries to tell its helper as of a NOTIFICATION received, and
 fails on that with an exception, so that the peer hears nothing and the log gets 60 lines. It is not told: what
@@ -26,6 +27,7 @@ it (its file permits it, and the pod adds it) but does not raise it; here it is 
 from __future__ import annotations
 
 import ctypes
+import time
 from collections import deque
 from itertools import islice
 from typing import Any
@@ -39,7 +41,8 @@ from bgp.bfd import CEASE_BFD_DOWN
 
 _TURNS = 100
 _IDLE_HOLD = 1
-"""Seconds."""
+_YOUNG = 10
+"""Seconds, both."""
 
 _CAPABILITY_VERSION = 0x20080522
 _NET_BIND_SERVICE = 10
@@ -60,7 +63,8 @@ def close(peer: Any, message: str = "", error: object = "") -> None:
     """In place of ``Peer._close``, which ExaBGP calls before a NOTIFICATION would be sent, or in place of it."""
     if peer._teardown == CEASE_BFD_DOWN and message.startswith("graceful restarted negotiated"):
         raise Notify(6, CEASE_BFD_DOWN, b"")
-    if message.startswith("notification sent"):
+    young = peer.fsm == FSM.ESTABLISHED and time.time() < peer.stats["complete"] + _YOUNG
+    if message.startswith("notification sent") or young:
         peer._delay._next = max(peer._delay._next, _IDLE_HOLD)
     _close(peer, message, error)
 
