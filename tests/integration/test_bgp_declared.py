@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from felix_py.observe import ask
 from tests.support import fakeapi
-from tests.support.agent_process import NODE, POD_CIDR, AgentProcess
-from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar, link
+from tests.support.agent_process import POD_CIDR
+from tests.support.bgp import NODE_ASN, TOR_ASN, link
 from tests.support.bird import Bird
-from tests.support.fakeapi import BGP_CONFIGURATIONS, BGP_FILTERS, BGP_PEERS, NODE_STATUSES, SECRETS, FakeApi
+from tests.support.declared_agent import SECRET, DeclaredAgent, declared_agent
+from tests.support.fakeapi import BGP_CONFIGURATIONS, BGP_PEERS, SECRETS
 from tests.support.isolate import NetworkNamespace
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
-
-SECRET = "felix-py-bgp-passwords"
 
 
 def bird_config(index: int, password: str = "") -> str:
@@ -39,41 +32,6 @@ def bird_config(index: int, password: str = "") -> str:
     """
 
 
-class Agent(AgentProcess):
-    """With what it is told, and what it says of itself."""
-
-    def declare(self, path: str, name: str, **spec: Any) -> None:
-        self.api.put(path, {"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": spec})
-
-    def peer(self, index: int, **spec: Any) -> None:
-        fields = {"peerIP": f"10.{9 + index}.0.2", "asNumber": TOR_ASN, "sourceAddress": "None"} | spec
-        self.declare(BGP_PEERS, f"tor{index}", **fields)
-
-    def password(self, value: str) -> None:
-        metadata = {"name": SECRET, "namespace": "kube-system", "uid": "s"}
-        data = {"tor0": base64.b64encode(value.encode()).decode()}
-        self.api.put(SECRETS, {"metadata": metadata, "data": data})
-
-    def status(self) -> dict[str, Any]:
-        with closing(ask.connection(str(self.run_dir / "agent.sock"), 10)) as asked:
-            asked.request("GET", "/status")
-            found: dict[str, Any] = json.loads(asked.getresponse().read())
-        return found
-
-    def notices(self) -> dict[str, str]:
-        return {one["subject"]: one["text"] for one in self.status()["notices"] if one["kind"] == "bgp-resources"}
-
-    def told(self) -> dict[str, Any]:
-        with self.api.changed:
-            found: dict[str, Any] = self.api.objects.get((NODE_STATUSES, "", NODE), {}).get("status", {})
-        return found
-
-    def restart(self) -> None:
-        self.stop(signal.SIGKILL)
-        self.start()
-        self.wait_ready()
-
-
 @pytest.fixture
 def tors(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[list[Bird]]:
     birds = []
@@ -88,19 +46,9 @@ def tors(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Itera
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> Iterator[Agent]:
-    with FakeApi() as api:
-        for path in (BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS, NODE_STATUSES):
-            api.install(path)
-        api.serve(SECRETS)
-        agent = Agent(tmp_path, api)
-        sidecar = Sidecar(agent.run_dir / "bgp")
-        sidecar.start()
-        try:
-            yield agent
-        finally:
-            agent.close()
-            sidecar.stop()
+def agent(tmp_path: Path) -> Iterator[DeclaredAgent]:
+    with declared_agent(tmp_path) as agent:
+        yield agent
 
 
 def since(bird: Bird) -> str:
@@ -109,7 +57,7 @@ def since(bird: Bird) -> str:
     return " ".join(line.split()[3:6])
 
 
-def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Agent, tors: list[Bird]) -> None:
+def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: DeclaredAgent, tors: list[Bird]) -> None:
     agent.start()
     agent.wait_ready()
     assert not (agent.run_dir / "bgp" / "exabgp.conf").exists(), "nothing is declared"
@@ -154,7 +102,9 @@ def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Agent, t
     agent.until(lambda: not tors[1].established("node") and not tors[1].routes("node"), "gone at tor1")
 
 
-def test_a_node_with_a_file_has_its_peers_from_there(agent: Agent, tors: list[Bird], tmp_path: Path) -> None:
+def test_a_node_with_a_file_has_its_peers_from_there(
+    agent: DeclaredAgent, tors: list[Bird], tmp_path: Path
+) -> None:
     file = tmp_path / "bgp.yaml"
     file.write_text(f"asNumber: {NODE_ASN}\npeers: [{{peerIP: 10.9.0.2, asNumber: {TOR_ASN}}}]\n")
     agent.options = [f"--bgp-config={file}"]
