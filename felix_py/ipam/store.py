@@ -25,10 +25,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from felix_py.ipam import schema
 from felix_py.ipam.allocate import Resting, choose
+from felix_py.ipam.errors import (
+    UNREADABLE,
+    AddressUnavailable,
+    AllocationError,
+    AlreadyLeased,
+    PoolExhausted,
+    StoreDamaged,
+    StoreError,
+    damaged,
+    explained,
+)
 from felix_py.ipam.history import Entry, History, since_boot
 from felix_py.ipam.pool import Pool, address_number, address_text
 from felix_py.ipam.schema import MODULUS, digest, lease_of, row_of
@@ -36,37 +47,23 @@ from felix_py.layout import interface_name
 from felix_py.records import Elsewhere, Lease
 from policy.model import Family
 
+__all__ = [
+    "AddressStore",
+    "AddressUnavailable",
+    "AllocationError",
+    "AlreadyLeased",
+    "Claim",
+    "LeaseKey",
+    "Lookup",
+    "PoolExhausted",
+    "StoreDamaged",
+    "StoreError",
+    "nobody",
+]
+
 _INSERT = "INSERT INTO held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LOCK_WAIT = 5.0
 """Seconds to wait for an agent that is just stopping."""
-
-_UNREADABLE = (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError, MemoryError)
-"""Raised by reading a damaged database; MemoryError when a record claims an absurd length."""
-
-
-class StoreError(Exception):
-    """The store cannot be opened; the message says what to do."""
-
-
-class StoreDamaged(StoreError):
-    """The file's content is not what was written; the file was not changed."""
-
-
-class AllocationError(Exception):
-    """No lease was made and nothing has changed."""
-
-
-class PoolExhausted(AllocationError):
-    """Every address of a family is taken."""
-
-
-class AddressUnavailable(AllocationError):
-    """A requested address is taken, outside the pools, or used by something else on this node."""
-
-
-class AlreadyLeased(AllocationError):
-    """The interface has a lease already."""
-
 
 Lookup = Callable[[Family, int, int], Elsewhere | None]
 """Returns the other user (not a pod of this node) of an address in a CIDR of that prefix length, or None."""
@@ -130,10 +127,12 @@ class AddressStore:
         self._happened: list[Entry] = []
         """In the open group."""
         self._grouped = False
+        self._unsure = False
+        """Whether a write failed so that it is not known what the file holds."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             if fault := schema.header_fault(path):
-                raise _damaged(path, fault)
+                raise damaged(path, fault)
             self._db = sqlite3.connect(path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot open the address store {path}: {error}") from error
@@ -141,8 +140,8 @@ class AddressStore:
             self._open()
         except BaseException as error:
             self.close()
-            if isinstance(error, _UNREADABLE):
-                raise _explain(path, error) from error
+            if isinstance(error, UNREADABLE):
+                raise explained(path, error) from error
             raise
         self._read_history()
 
@@ -354,9 +353,11 @@ class AddressStore:
         if self._grouped:
             yield
             return
+        if self._unsure:
+            self._load_again()
         self._db.execute("BEGIN IMMEDIATE")
         self._grouped = True
-        resting = self._resting.copy()
+        tables, resting = self._tables(), self._resting.copy()
         try:
             before, changes = self._digest, self._db.total_changes
             yield
@@ -367,11 +368,14 @@ class AddressStore:
             if self._db.total_changes != changes:
                 self._sync()
         except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            self._leases, self._used, self._cursors, self._boot, self._digest = tables
             self._resting = resting
             self._happened.clear()
-            self._load()
+            self._unsure = True
+            with suppress(sqlite3.Error):  # the disk that refused the write may refuse this one, too
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self._load_again()
             raise
         finally:
             self._grouped = False
@@ -382,6 +386,21 @@ class AddressStore:
     def _note(self, what: Literal["leased", "released"], lease: Lease) -> None:
         if self._history is not None:
             self._happened.append(self._history.entry(what, lease))
+
+    def _tables(self) -> tuple[Any, ...]:
+        """Copies of what is in memory."""
+        used = {family: dict(held) for family, held in self._used.items()}
+        return dict(self._leases), used, dict(self._cursors), self._boot, self._digest
+
+    def _load_again(self) -> None:
+        """Read what a failed write left. Raises sqlite3.Error if that cannot be read, or is damaged."""
+        try:
+            self._load()
+        except sqlite3.Error:
+            raise
+        except UNREADABLE as error:
+            raise sqlite3.DatabaseError(str(error)) from error
+        self._unsure = False
 
     def _sync(self) -> None:
         try:
@@ -481,16 +500,3 @@ def _pools(cidrs: Iterable[str]) -> dict[Family, list[Pool]]:
     for pool in map(Pool.of, cidrs):
         pools.setdefault(pool.family, []).append(pool)
     return pools
-
-
-def _explain(path: Path, error: BaseException) -> StoreError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
-    if code == sqlite3.SQLITE_BUSY:
-        return StoreError(f"the address store {path} is in use: is another felix-py agent running on this node?")
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        return StoreError(f"cannot use the address store {path}: {error}")
-    return _damaged(path, error)
-
-
-def _damaged(path: Path, reason: object) -> StoreDamaged:
-    return StoreDamaged(f"the address store {path} is damaged ({reason})")
