@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, closing
 
 from felix_py import log
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.conflist import is_delegated
+from felix_py.cni.holdings import Holdings
 from felix_py.cni.network_list import NetworkList
 from felix_py.cni.plugin import NO_CIDR, Plugin
 from felix_py.cni.recovery import recover
@@ -21,6 +22,7 @@ from felix_py.dataplane.uplink import uplink_mtu
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
 from felix_py.records import Lease
+from policy.model import Pod
 
 _LOOK_INTERVAL = 60.0
 """Seconds between two periodic checks."""
@@ -85,6 +87,7 @@ class Pods:
             chained=config.chained_plugins,
             tell=tell,
         )
+        self._parts = self._plugin, leases, interfaces, network
         self._server = CNIServer(self._plugin, config.cni_socket, metrics)
         self._log = log.get("cni")
 
@@ -102,6 +105,10 @@ class Pods:
     def set_cooldown(self, seconds: float) -> None:
         """Change how long released addresses rest while others are free."""
         self._leases.set_cooldown(seconds)
+
+    def holdings(self, pods: Callable[[], Iterable[Pod]]) -> Holdings:
+        """What ``felix-py ipam`` asks; ``pods`` returns the API's pods of this node."""
+        return Holdings(*self._parts, pods)
 
     async def stop_calls(self) -> None:
         """Take no more calls, and finish running ones as far as they get."""

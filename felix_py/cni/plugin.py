@@ -404,6 +404,28 @@ class Plugin:
             else:
                 self._log.warning("released the lease of a sandbox that is lost", **about(lease))
 
+    def is_busy(self, key: LeaseKey) -> bool:
+        """Whether a call for this interface is under way."""
+        return key in self._locks
+
+    async def free(self, lease: Lease, *, force: bool = False) -> None:
+        """Release a lease for which no DEL will come. ``force``: and remove its interface, if it exists.
+
+        Raises:
+            CNIError: the lease stays: its interface exists, or the store cannot be written.
+            NetworkError, LinkError, OSError: something may be left in the kernel; the lease stays.
+        """
+        key = (lease.container, lease.ifname)
+        async with self._alone(*key):
+            if self._leases.get(*key) != lease:
+                return
+            if not force and await self._interfaces.exists(lease.interface):
+                text = f"pod {lease.namespace}/{lease.pod} has it, and its interface {lease.interface} exists"
+                raise CNIError(Code.ALREADY_ATTACHED, text)
+            await self._detach(*key)
+            if key in self._owed:
+                raise CNIError(Code.IO, self._unwritten)
+
     async def _look_elsewhere(self, leases: Iterable[Lease], interfaces: Container[str]) -> None:
         """Give notice of addresses in use elsewhere: those passed over, and those that pods hold."""
         asked = list(self._elsewhere.values())

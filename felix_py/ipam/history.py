@@ -48,7 +48,7 @@ def since_boot() -> float:
 
 def history_of(store: Path) -> Path:
     """The history's file beside a store."""
-    return store.with_suffix(".history")
+    return store.with_name(store.name + ".history")
 
 
 class History:

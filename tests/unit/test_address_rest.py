@@ -138,7 +138,7 @@ def test_a_history_is_bounded_and_keeps_the_newest(machine: Machine, monkeypatch
     monkeypatch.setattr(history_module, "MOST_BYTES", 2000)
     for _ in range(50):
         machine.delete(machine.add(NEXT))
-    files = list(machine.path.parent.glob("leases.history*"))
+    files = list(machine.path.parent.glob("leases.db.history*"))
     assert len(files) == 2
     assert all(file.stat().st_size <= 2000 for file in files)
     assert list(read_history(history_of(machine.path)))[-1].pod == "pod-50"
