@@ -182,11 +182,12 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
     links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)
-    pods = Pods(config, stack, network, mtu, notices, metrics)
+    pods = Pods(config, stack, network, mtu, notices, metrics, partial(cluster.tell_node, True))
     live: Live = {
         "log_level": log.set_level,
         "refresh_interval": reconciler.set_refresh_interval,
         "cni_timeout": pods.set_timeout,
+        "address_cooldown": pods.set_cooldown,
         "mtu": mtu.set,
         "deny_log_lines": deny_log.set_lines,
     }

@@ -129,6 +129,10 @@ class Facts:
         """The API server's object of a pod."""
         return self._pods.get(key)
 
+    def pods_here(self) -> list[Pod]:
+        """The API server's pods of this node."""
+        return [pod for pod in self._pods.values() if self.is_here(pod)]
+
     def is_here(self, pod: Pod) -> bool:
         """Whether a pod is scheduled to this node."""
         return pod.node == self._node_name

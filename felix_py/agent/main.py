@@ -223,6 +223,7 @@ class Life:
         from felix_py.observe.bgp_http import BgpRoutes
         from felix_py.observe.flows_http import flows_route
         from felix_py.observe.health import HealthServer
+        from felix_py.observe.ipam_http import IpamRoutes
         from felix_py.observe.log_http import log_route
 
         status = agent.status
@@ -234,6 +235,7 @@ class Life:
             [
                 *agent.deny_log.routes(),
                 *BgpRoutes(agent.bgp).routes(),
+                *IpamRoutes(agent.pods.holdings(agent.facts.pods_here)).routes(),
                 flows_route(agent.flows, agent.facts.view.endpoint_addresses),
                 log_route(),
             ],

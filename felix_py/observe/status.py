@@ -70,6 +70,8 @@ class Pods(Protocol):
 
     def usage(self, cidrs: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
 
+    def resting(self, cidrs: Sequence[str]) -> Mapping[str, int]: ...
+
 
 class Bgp(Protocol):
     """See :class:`felix_py.agent.bgp.Bgp`."""
@@ -172,6 +174,9 @@ class Status:
         for cidr, (taken, left) in self.pods.usage(self.facts.pod_cidrs).items():
             used.labels(cidr).set(taken)
             free.labels(cidr).set(left)
+        self.metrics.addresses_resting.clear()
+        for cidr, number in self.pods.resting(self.facts.pod_cidrs).items():
+            self.metrics.addresses_resting.labels(cidr).set(number)
 
 
 def of_configured(configured: Configured) -> dict[str, Any]:
