@@ -119,7 +119,8 @@ class Pod:
     are canonical texts of both families. ``active`` is false for Succeeded and Failed pods, and for deleted ones
     whose containers have all ended: their addresses may belong to another pod already, so they leave every set at
     once. ``since``: creation or start by the kubelet, whichever is later (RFC 3339 UTC text, to the second;
-    empty: unknown). ``deleted``: it has a deletion timestamp.
+    empty: unknown). ``deleted``: it has a deletion timestamp. ``announced``: addresses that an annotation claims
+    while the status has none; nobody has checked them, and policy knows ``addresses`` only.
     """
 
     namespace: str
@@ -133,6 +134,7 @@ class Pod:
     active: bool = True
     since: str = ""
     deleted: bool = False
+    announced: tuple[str, ...] = ()
 
     @property
     def key(self) -> ObjectKey:

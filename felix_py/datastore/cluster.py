@@ -13,6 +13,7 @@ import msgspec
 
 from felix_py import log
 from felix_py.datastore.absence import Discovery
+from felix_py.datastore.announcement_writer import AnnouncementWriter
 from felix_py.datastore.client import Api
 from felix_py.datastore.clock import SystemClock
 from felix_py.datastore.conditions import ConditionWriter
@@ -26,6 +27,7 @@ from felix_py.datastore.probe import Probe
 from felix_py.datastore.service_kinds import ServiceObjects
 from felix_py.datastore.status_writer import StatusWriter
 from felix_py.datastore.store import Problem, Record, Store, Table
+from felix_py.records import Lease
 from policy.change import Change
 from policy.model import ClusterPolicy, ObjectKey, Pod, PolicyRef
 
@@ -108,6 +110,7 @@ class Cluster:
         self.events = EventWriter(api, node_name=node_name)
         self.conditions = ConditionWriter(api)
         self.statuses = StatusWriter(api, node_name=node_name)
+        self.announcements = AnnouncementWriter(api)
         self._api = api
         self._node_name = node_name
         self._on_invalid = on_invalid
@@ -154,7 +157,7 @@ class Cluster:
     async def stop(self) -> None:
         """End all watches; the store keeps its content."""
         stops = [watched.source.stop() for watched in self._sources]
-        others = (self.events, self.conditions, self.statuses, self._probe)
+        others = (self.events, self.conditions, self.statuses, self.announcements, self._probe)
         others_here = (self.services.stop(), self.secrets.stop())
         await asyncio.gather(*stops, *others_here, *(asyncio.to_thread(one.stop) for one in others))
         self._api.close()
@@ -191,6 +194,10 @@ class Cluster:
         content_type = "application/strategic-merge-patch+json"
         with self._api.request("PATCH", path, body=body, content_type=content_type) as answer:
             answer.read()
+
+    def announce(self, lease: Lease) -> None:
+        """Have a pod's addresses in its annotation. Never waits or fails."""
+        self.announcements.announce(lease)
 
     def tell_node(self, warning: bool, reason: str, message: str) -> None:
         """Write an Event on this node's object, if it is known."""

@@ -72,19 +72,31 @@ def _pod(pod: wire.WirePod) -> Pod:
     if not metadata.name or not metadata.namespace:
         raise ValueError("metadata.name and metadata.namespace must not be empty")
     texts = [ip.ip for ip in status.pod_ips or ()] or [status.pod_ip]
+    addresses = tuple([_address(text) for text in texts if text])
     return Pod(
         namespace=_shared(metadata.namespace),
         name=metadata.name,
         uid=_uid(metadata),
         node=_shared(spec.node_name),
         labels=_labels(metadata.labels),
-        addresses=tuple([_address(text) for text in texts if text]),
+        addresses=addresses,
         ports=_ports(spec),
         host_network=spec.host_network,
         active=status.phase not in _TERMINATED and not (metadata.deletion_timestamp and _have_ended(status)),
         since=max(metadata.creation_timestamp or "", status.start_time or ""),
         deleted=bool(metadata.deletion_timestamp),
+        announced=() if addresses else _announced(metadata),
     )
+
+
+def _announced(metadata: wire.PodMetadata) -> tuple[str, ...]:
+    """The addresses of the annotation, at most one of each family; what is none is as if it were not there."""
+    words = metadata.annotations.addresses.split(",") if metadata.annotations else []
+    try:
+        addresses = tuple([_address(word) for word in words if word])
+    except ValueError:
+        return ()
+    return addresses if len({":" in address for address in addresses}) == len(addresses) else ()
 
 
 def _have_ended(status: wire.PodStatus) -> bool:

@@ -23,10 +23,11 @@ class Wire(Struct, gc=False, rename="camel"):
 
 
 class PodAnnotations(Wire):
-    """The annotations by which a mirror pod names its static pod."""
+    """The annotations by which a mirror pod names its static pod, and an agent a pod's addresses."""
 
     mirror: str = field(default="", name="kubernetes.io/config.mirror")
     hash: str = field(default="", name="kubernetes.io/config.hash")
+    addresses: str = field(default="", name="felixpy.io/pod-ips")
 
 
 class PolicyMetadata(Wire):
