@@ -1,0 +1,179 @@
+"""Nodes that claim blocks and give addresses to pods, in a simulation: agents crash, the API lies, pools change.
+
+An address store of theirs is a dictionary that survives; what an agent remembers does not.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from felix_py.ipam.blocks import REST, Act, Demand, Plan, Step, View, plan, usable
+from felix_py.ipam.known import Idle, leases_by_block
+from felix_py.ipam.pool import Pool, address_number, address_text
+from felix_py.ipam.pools import Subject, cidrs_of, eligible
+from felix_py.ipam.resources import IPPool
+from policy.model import Family
+from tests.support.block_api import BlockApi, Refused, Seen, TimedOut
+
+
+class AddressTwice(AssertionError):
+    """Two pods have one address."""
+
+
+@dataclass
+class World:
+    """The truth: pods by address, pools, time. ``stale``: changes that a list may lag behind."""
+
+    rng: random.Random
+    api: BlockApi
+    pools: tuple[IPPool, ...]
+    stale: int = 0
+    holders: dict[str, str] = field(default_factory=dict)
+    now: float = 0.0
+
+
+class Node:
+    """One node. Durable: ``leases`` (pod -> addresses) and ``closed`` (uids)."""
+
+    def __init__(self, world: World, name: str, labels: dict[str, str]) -> None:
+        self.world = world
+        self.name = name
+        self.labels = labels
+        self.uid = f"{name}/0"
+        self.leases: dict[str, dict[Family, int]] = {}
+        self.closed: set[str] = set()
+        self.plan = Plan()
+        self.start()
+
+    def start(self) -> None:
+        """An agent starts: it remembers nothing, and its first lists may be old."""
+        self.seen = Seen(self.world.api, self.name, self.world.stale)
+        self._shut: set[str] = set()
+        self._idle = Idle()
+        self._tried: dict[Act, float] = {}
+        self._demands: dict[tuple[str, ...], float] = {}
+        self._begun: dict[str, tuple[str, ...]] = {}
+        self._waiting: dict[tuple[str, ...], int] = {}
+
+    def recreate(self) -> None:
+        """Its Node object is deleted, and made anew."""
+        self.uid = f"{self.name}/{int(self.uid.rpartition('/')[2]) + 1}"
+
+    # --- pods ----------------------------------------------------------------------------------------
+
+    def begin(self, pod: str, asked: tuple[str, ...] = ()) -> None:
+        """The first half of an ADD: out of which CIDRs, as the agent knows it now."""
+        found = eligible(self.world.pools, Subject(self.labels, {}, asked))
+        for pools in found.values():
+            if pools:
+                self._demands[tuple(pool.name for pool in pools)] = self.world.now
+        if any(found.values()):
+            self._begun[pod] = cidrs_of(found, usable(self.view()), ())
+            self._wanted = tuple(tuple(pool.name for pool in pools) for pools in found.values() if pools)
+
+    def finish(self) -> None:
+        """The second half of all ADDs under way: addresses out of these, durably."""
+        begun, self._begun = self._begun, {}
+        for pod, cidrs in begun.items():
+            self._lease(pod, cidrs)
+
+    def _lease(self, pod: str, cidrs: tuple[str, ...]) -> None:
+        used = {(family, number) for given in self.leases.values() for family, number in given.items()}
+        given: dict[Family, int] = {}
+        for family in {Pool.of(cidr).family for cidr in cidrs}:
+            for cidr in cidrs:
+                block = Pool.of(cidr)
+                if block.family is not family or cidr in self._shut:
+                    continue
+                numbers = range(block.first, block.last + 1)
+                free = next((number for number in numbers if (family, number) not in used), None)
+                if free is not None:
+                    given[family] = free
+                    break
+            else:
+                given = {}
+                break
+        if not given:
+            for pools in self._wanted:
+                self._waiting[pools] = 1
+            return
+        for family, number in given.items():
+            address = address_text(family, number)
+            if address in self.world.holders:
+                raise AddressTwice(f"{address}: {self.world.holders[address]} and {pod} of {self.name}")
+            self.world.holders[address] = pod
+        self.leases[pod] = given
+
+    def remove(self, pod: str) -> None:
+        for family, number in self.leases.pop(pod).items():
+            del self.world.holders[address_text(family, number)]
+
+    # --- blocks --------------------------------------------------------------------------------------
+
+    def view(self) -> View:
+        known = self.seen.known
+        numbers: dict[Family, list[int]] = {family: [] for family in Family}
+        for given in self.leases.values():
+            for family, number in given.items():
+                numbers[family].append(number)
+        leases = leases_by_block(numbers, known.own, self.world.pools)
+        self._idle.note(known.own, leases, self.world.now)
+        self._demands = {k: at for k, at in self._demands.items() if self.world.now - at < REST}
+        return View(
+            node=self.name,
+            node_uid=self.uid,
+            pools=self.world.pools,
+            own=known.own,
+            taken=known.taken,
+            affinities=known.affinities,
+            demands=tuple(Demand(pools, self._waiting.get(pools, 0)) for pools in self._demands),
+            leases=leases,
+            idle=self._idle.rested(self.world.now),
+            closed=frozenset(self.closed),
+            elsewhere=self._elsewhere,
+        )
+
+    def _elsewhere(self, cidr: str) -> bool:
+        """Pods of other nodes, as all agents see them."""
+        block = Pool.of(cidr)
+        own = {(family, number) for given in self.leases.values() for family, number in given.items()}
+        return any(
+            address_text(block.family, number) in self.world.holders and (block.family, number) not in own
+            for number in range(block.first, block.last + 1)
+        )
+
+    def review(self) -> None:
+        """Decide, and do it; each step may be the last one."""
+        view = self.view()
+        self._shut -= {block.cidr for block in usable(view)}
+        self.plan = plan(view)
+        for act in self.plan.acts:
+            if self._tried.get(act, -1.0) > self.world.now:
+                continue
+            self._tried[act] = self.world.now + 2
+            if act.step is Step.CLOSE:
+                self._close(act)
+                continue
+            try:
+                self.world.api.carry_out(act, self.name, self.uid)
+            except (Refused, TimedOut):
+                self._tried[act] = self.world.now + 5
+        self._waiting = {}
+
+    def _close(self, act: Act) -> None:
+        assert act.block is not None
+        block = Pool.of(act.cidr)
+        if not any(number in block for given in self.leases.values() for number in given.values()):
+            self._shut.add(act.cidr)
+            self.closed.add(act.block.uid)
+
+
+def addresses(node: Node) -> set[str]:
+    return {address_text(family, number) for given in node.leases.values() for family, number in given.items()}
+
+
+def block_of(address: str, cidr: str) -> bool:
+    family, number = address_number(address)
+    block = Pool.of(cidr)
+    return block.family is family and number in block
