@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from felix_py.ipam.blocks import REST, Act, Demand, Plan, Step, View, plan, usable
 from felix_py.ipam.known import Idle, leases_by_block
 from felix_py.ipam.pool import Pool, address_number, address_text
-from felix_py.ipam.pools import Subject, cidrs_of, eligible
+from felix_py.ipam.pools import NoPool, Subject, cidrs_of, eligible
 from felix_py.ipam.resources import IPPool
 from policy.model import Family
 from tests.support.block_api import BlockApi, Refused, Seen, TimedOut
@@ -43,7 +43,6 @@ class Node:
         self.uid = f"{name}/0"
         self.leases: dict[str, dict[Family, int]] = {}
         self.closed: set[str] = set()
-        self.plan = Plan()
         self.start()
 
     def start(self) -> None:
@@ -51,9 +50,11 @@ class Node:
         self.seen = Seen(self.world.api, self.name, self.world.stale)
         self._shut: set[str] = set()
         self._idle = Idle()
+        self.plan = Plan()
         self._tried: dict[Act, float] = {}
         self._demands: dict[tuple[str, ...], float] = {}
-        self._begun: dict[str, tuple[str, ...]] = {}
+        self._begun: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {}
+        self.queue: dict[str, tuple[str, ...]] = {}
         self._waiting: dict[tuple[str, ...], int] = {}
 
     def recreate(self) -> None:
@@ -63,47 +64,47 @@ class Node:
     # --- pods ----------------------------------------------------------------------------------------
 
     def begin(self, pod: str, asked: tuple[str, ...] = ()) -> None:
-        """The first half of an ADD: out of which CIDRs, as the agent knows it now."""
-        found = eligible(self.world.pools, Subject(self.labels, {}, asked))
-        for pools in found.values():
-            if pools:
-                self._demands[tuple(pool.name for pool in pools)] = self.world.now
-        if any(found.values()):
-            self._begun[pod] = cidrs_of(found, usable(self.view()), ())
-            self._wanted = tuple(tuple(pool.name for pool in pools) for pools in found.values() if pools)
+        """The first half of the ADD of a pod, and again of those that have found nothing: out of which CIDRs, as
+        the agent knows it now."""
+        self.queue[pod] = asked
+        mine = usable(self.view())
+        for waiting, pools_asked in self.queue.items():
+            try:
+                found = eligible(self.world.pools, Subject(self.labels, {}, pools_asked))
+            except NoPool:
+                continue
+            wanted = tuple(tuple(pool.name for pool in pools) for pools in found.values() if pools)
+            self._demands |= dict.fromkeys(wanted, self.world.now)
+            self._begun[waiting] = cidrs_of(found, mine, ()), wanted
 
     def finish(self) -> None:
         """The second half of all ADDs under way: addresses out of these, durably."""
         begun, self._begun = self._begun, {}
-        for pod, cidrs in begun.items():
-            self._lease(pod, cidrs)
+        for pod, (cidrs, wanted) in begun.items():
+            if given := self._choose(cidrs):
+                self._lease(pod, given)
+            else:
+                self._waiting |= dict.fromkeys(wanted, 1)
 
-    def _lease(self, pod: str, cidrs: tuple[str, ...]) -> None:
+    def _choose(self, cidrs: tuple[str, ...]) -> dict[Family, int] | None:
+        """One address of each family that the CIDRs have, as the address store does; None: one has none left."""
         used = {(family, number) for given in self.leases.values() for family, number in given.items()}
         given: dict[Family, int] = {}
-        for family in {Pool.of(cidr).family for cidr in cidrs}:
-            for cidr in cidrs:
-                block = Pool.of(cidr)
-                if block.family is not family or cidr in self._shut:
-                    continue
+        for block in map(Pool.of, cidrs):
+            if block.family not in given and block.cidr not in self._shut:
                 numbers = range(block.first, block.last + 1)
-                free = next((number for number in numbers if (family, number) not in used), None)
-                if free is not None:
-                    given[family] = free
-                    break
-            else:
-                given = {}
-                break
-        if not given:
-            for pools in self._wanted:
-                self._waiting[pools] = 1
-            return
+                if (free := next((n for n in numbers if (block.family, n) not in used), None)) is not None:
+                    given[block.family] = free
+        return given if given.keys() == {Pool.of(cidr).family for cidr in cidrs} else None
+
+    def _lease(self, pod: str, given: dict[Family, int]) -> None:
         for family, number in given.items():
             address = address_text(family, number)
             if address in self.world.holders:
                 raise AddressTwice(f"{address}: {self.world.holders[address]} and {pod} of {self.name}")
             self.world.holders[address] = pod
         self.leases[pod] = given
+        del self.queue[pod]
 
     def remove(self, pod: str) -> None:
         for family, number in self.leases.pop(pod).items():
@@ -131,23 +132,17 @@ class Node:
             leases=leases,
             idle=self._idle.rested(self.world.now),
             closed=frozenset(self.closed),
-            elsewhere=self._elsewhere,
         )
 
-    def _elsewhere(self, cidr: str) -> bool:
-        """Pods of other nodes, as all agents see them."""
-        block = Pool.of(cidr)
-        own = {(family, number) for given in self.leases.values() for family, number in given.items()}
-        return any(
-            address_text(block.family, number) in self.world.holders and (block.family, number) not in own
-            for number in range(block.first, block.last + 1)
-        )
-
-    def review(self) -> None:
-        """Decide, and do it; each step may be the last one."""
+    def think(self) -> None:
+        """Decide what to do; it is done later, when all may be different."""
         view = self.view()
         self._shut -= {block.cidr for block in usable(view)}
         self.plan = plan(view)
+        self._waiting = {}
+
+    def act(self) -> None:
+        """Do what was decided last; each step may be the last one."""
         for act in self.plan.acts:
             if self._tried.get(act, -1.0) > self.world.now:
                 continue
@@ -159,7 +154,7 @@ class Node:
                 self.world.api.carry_out(act, self.name, self.uid)
             except (Refused, TimedOut):
                 self._tried[act] = self.world.now + 5
-        self._waiting = {}
+        self.plan = Plan()
 
     def _close(self, act: Act) -> None:
         assert act.block is not None
