@@ -258,6 +258,8 @@ class ConfigurationRecord:
     uid: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    created: str = ""
+    """``creationTimestamp``, which sorts as text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ from bgp.node import KEYS
 from felix_py.datastore import wire
 from felix_py.datastore.decode import LONGEST_REASON, Kind, Salvage
 from felix_py.datastore.wire import UNDECODABLE
+from felix_py.ipam.names import NODE_LABEL, node_label
+from felix_py.ipam.parse import Origin, parse_affinity, parse_block
+from felix_py.ipam.resources import BlockAffinity, IPAMBlock
 from felix_py.layout import DRAIN
 from felix_py.records import ConfigurationRecord, NodeRecord, SecretRecord
 from policy.model import (
@@ -33,6 +36,7 @@ from policy.parse_cluster import parse_admin_policy, parse_baseline_admin_policy
 from policy.syntax import canonical_address, canonical_cidr
 
 P = TypeVar("P", NetworkPolicy, ClusterPolicy)
+R = TypeVar("R")
 
 _TERMINATED = frozenset({"Succeeded", "Failed"})
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
@@ -174,23 +178,44 @@ def _salvaged(parse: Callable[[object], P]) -> Salvage[P]:
     return salvaged
 
 
-def _configuration(found: wire.WirePolicy) -> ConfigurationRecord:
-    """The object with its spec. One that cannot be decoded is a problem of the record, which keeps its name."""
-    metadata = found.metadata
-    if not metadata.name:
+def _own_spec(found: wire.WireOwn) -> dict[str, Any]:
+    """The spec of an object of ours; ValueError if it is none."""
+    if not found.metadata.name:
         raise ValueError("metadata.name must not be empty")
     try:
         spec = msgspec.json.decode(found.spec) if found.spec else {}
     except UNDECODABLE as error:
-        return ConfigurationRecord(metadata.name, metadata.uid, problem=f"spec: {error}"[:LONGEST_REASON])
+        raise ValueError(f"spec: {error}"[:LONGEST_REASON]) from error
     if spec is not None and not isinstance(spec, dict):
-        return ConfigurationRecord(metadata.name, metadata.uid, problem="spec: must be an object")
-    return ConfigurationRecord(metadata.name, metadata.uid, spec or {})
+        raise ValueError("spec: must be an object")
+    return spec or {}
+
+
+def _configuration(found: wire.WireOwn) -> ConfigurationRecord:
+    """The object with its spec. One that cannot be decoded is a problem of the record, which keeps its name."""
+    metadata = found.metadata
+    created = metadata.creation_timestamp or ""
+    try:
+        return ConfigurationRecord(metadata.name, metadata.uid, _own_spec(found), created=created)
+    except ValueError as error:
+        if not metadata.name:
+            raise
+        return ConfigurationRecord(metadata.name, metadata.uid, problem=str(error), created=created)
 
 
 def _salvaged_configuration(meta: wire.Name, parts: dict[str, bytes], _reason: str) -> ConfigurationRecord:
-    metadata = wire.PolicyMetadata(meta.name, meta.namespace, meta.uid)
-    return _configuration(wire.WirePolicy(metadata, msgspec.Raw(parts.get("spec", b""))))
+    metadata = wire.OwnMetadata(meta.name, meta.namespace, meta.uid)
+    return _configuration(wire.WireOwn(metadata, msgspec.Raw(parts.get("spec", b""))))
+
+
+def _ipam(parse: Callable[[str, object, Origin], R]) -> Callable[[wire.WireOwn], R]:
+    """One of the objects that agents write; ValueError where somebody else has spoilt it."""
+
+    def convert(found: wire.WireOwn) -> R:
+        metadata = found.metadata
+        return parse(metadata.name, _own_spec(found), Origin(metadata.uid, metadata.resource_version))
+
+    return convert
 
 
 def _node(node: wire.WireNode) -> NodeRecord:
@@ -302,13 +327,16 @@ NODES = Kind(
 )
 
 
+_OWN_VERSION = "felixpy.io/v1alpha1"
+
+
 def _own_kind(name: str, plural: str) -> Kind[ConfigurationRecord]:
     return Kind(
         name,
-        "felixpy.io/v1alpha1",
-        f"/apis/felixpy.io/v1alpha1/{plural}",
+        _OWN_VERSION,
+        f"/apis/{_OWN_VERSION}/{plural}",
         key=lambda found: ("", found.name),
-        wire_type=wire.WirePolicy,
+        wire_type=wire.WireOwn,
         convert=_configuration,
         salvage=_salvaged_configuration,
         optional=True,
@@ -320,9 +348,37 @@ BGP_CONFIGURATIONS = _own_kind("BGPConfiguration", "bgpconfigurations")
 BGP_PEERS = _own_kind("BGPPeer", "bgppeers")
 BGP_FILTERS = _own_kind("BGPFilter", "bgpfilters")
 BGP_KINDS = (BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS)
-OWN_KINDS = (CONFIGURATIONS, *BGP_KINDS)
+IP_POOLS = _own_kind("IPPool", "ippools")
+IP_RESERVATIONS = _own_kind("IPReservation", "ipreservations")
+POOL_KINDS = (IP_POOLS, IP_RESERVATIONS)
+OWN_KINDS = (CONFIGURATIONS, *BGP_KINDS, *POOL_KINDS)
 """Our own custom resources. Nothing waits for them, and policy does not see them: who uses one waits for its
 table to change (:meth:`felix_py.datastore.store.Store.own`)."""
+
+
+IPAM_BLOCKS: Kind[IPAMBlock] = Kind(
+    "IPAMBlock",
+    _OWN_VERSION,
+    f"/apis/{_OWN_VERSION}/ipamblocks",
+    key=lambda found: ("", found.name),
+    wire_type=wire.WireOwn,
+    convert=_ipam(parse_block),
+    optional=True,
+)
+
+
+def block_affinities(node: str = "") -> Kind[BlockAffinity]:
+    """BlockAffinities of one node, or of all."""
+    return Kind(
+        "BlockAffinity",
+        _OWN_VERSION,
+        f"/apis/{_OWN_VERSION}/blockaffinities",
+        key=lambda found: ("", found.name),
+        wire_type=wire.WireOwn,
+        convert=_ipam(parse_affinity),
+        optional=True,
+        query={"labelSelector": f"{NODE_LABEL}={node_label(node)}"} if node else None,
+    )
 
 
 def secret_kind(namespace: str, name: str) -> Kind[SecretRecord]:

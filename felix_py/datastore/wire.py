@@ -162,6 +162,19 @@ class WirePolicy(Wire):
     spec: Raw = field(default_factory=Raw)
 
 
+class OwnMetadata(PolicyMetadata):
+    """meta/v1 ObjectMeta of a kind of ours."""
+
+    creation_timestamp: str | None = None
+
+
+class WireOwn(Wire):
+    """An object of a kind of ours; its spec is decoded separately."""
+
+    metadata: OwnMetadata
+    spec: Raw = field(default_factory=Raw)
+
+
 class JudgedMetadata(Wire):
     """The fields of meta/v1 ObjectMeta that a condition depends on."""
 
