@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
+from felix_py.agent.addressing import Addressing
 from felix_py.agent.facts import Facts
 from felix_py.agent.own_prefixes import hosts_of
 from felix_py.cni.network import NetworkError
@@ -45,12 +46,19 @@ class PodNetwork:
         reconciler: Reconciler,
         mtu: Callable[[], int],
         forget: Callable[[Collection[str]], Awaitable[None]],
+        addressing: Addressing | None = None,
     ) -> None:
-        """``forget`` deletes the connections of some addresses; it does not raise."""
+        """``forget`` deletes the connections of some addresses; it does not raise. ``addressing``: without it
+        there are podCIDRs only."""
         self._facts = facts
         self._reconciler = reconciler
         self._mtu = mtu
         self._forget = forget
+        addressing = addressing or Addressing(facts)
+        self.asked = addressing.asked
+        self.cidrs_for = addressing.cidrs_for
+        self.cidrs_with = addressing.cidrs_with
+        self.gain_addresses = addressing.gain_addresses
         self._ready = False
         self._hindrance = ""
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
@@ -188,8 +196,8 @@ class PodNetwork:
         return [f"{failure.ref} is not in the kernel" for failure in ours]
 
     def pod_cidrs(self) -> tuple[str, ...]:
-        """The node's pod CIDRs, at most one of a family."""
-        return self._facts.pod_cidrs
+        """The CIDRs that this node gives addresses of."""
+        return self._facts.address_cidrs
 
     def mtu(self) -> int:
         """MTU for pod interfaces."""

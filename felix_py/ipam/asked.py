@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from felix_py.ipam.pool import address_number, address_text
@@ -67,9 +68,9 @@ def asked(pod: Labels, namespace: Labels = (), *, foreign: bool = False) -> Aske
     own, shared = dict(pod), dict(namespace)
 
     def read(key: str, parse: Callable[[str], T], default: T, places: Mapping[str, Mapping[str, str]]) -> T:
-        for whose, annotations in places.items():
+        for whose, given in places.items():
             for source in (key, *((_CALICO[key],) if foreign and key in _CALICO else ())):
-                if value := annotations.get(source):
+                if value := given.get(source):
                     try:
                         return parse(value)
                     except ValueError as error:
@@ -77,13 +78,11 @@ def asked(pod: Labels, namespace: Labels = (), *, foreign: bool = False) -> Aske
         return default
 
     of_pod, of_both = {"pod": own}, {"pod": own, "namespace": shared}
-    pools = {
-        family: read(key, lambda value, family=family: _pools(value, family), (), of_both)  # type: ignore[misc]
-        for family, key in POOLS.items()
-    }
+    nothing: tuple[str, ...] = ()
+    pools = {family: read(key, partial(_pools, family), nothing, of_both) for family, key in POOLS.items()}
     return Asked(
         {family: names for family, names in pools.items() if names},
-        read(ADDRESSES, _addresses, (), of_pod),
+        read(ADDRESSES, _addresses, nothing, of_pod),
         read(MAC, unicast_mac, "", of_pod),
         read(KEEP, _boolean, False, of_pod),
     )
@@ -110,19 +109,22 @@ def _items(text: str) -> list[str]:
     return [str(one).strip() for one in found]
 
 
-def _pools(text: str, family: Family) -> tuple[str, ...]:
-    found = []
-    for item in _items(text):
-        if "/" in item:
-            item = canonical_cidr(item)
-            if (":" in item) is not (family is Family.V6):
-                raise ValueError(f"{item} is not an IPv{int(family)} CIDR")
-        elif reason := bad_name(item):
-            raise ValueError(f"{item[:_MOST_QUOTED]!r} is no name of an IPPool: {reason}")
-        found.append(item)
+def _pools(family: Family, text: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(_pool(family, item) for item in _items(text)))
     if not found:
         raise ValueError("it names no pool")
-    return tuple(dict.fromkeys(found))
+    return found
+
+
+def _pool(family: Family, item: str) -> str:
+    if "/" not in item:
+        if reason := bad_name(item):
+            raise ValueError(f"it names no IPPool: {reason}")
+        return item
+    cidr = canonical_cidr(item)
+    if (":" in cidr) is not (family is Family.V6):
+        raise ValueError(f"{cidr} is not an IPv{int(family)} CIDR")
+    return cidr
 
 
 def _addresses(text: str) -> tuple[str, ...]:

@@ -221,7 +221,7 @@ class AddressStore:
         """The other users of ``addresses``, by address; the addresses' own routes do not count."""
         asked = {address: address_number(address) for address in addresses}
         looked = {address: self._elsewhere(family, n, family.bits) for address, (family, n) in asked.items()}
-        return {address: found for address, found in looked.items() if found is not None}
+        return {address: found for address, found in looked.items() if found is not None and not found.reserved}
 
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface. May be called from any thread."""
@@ -348,7 +348,8 @@ class AddressStore:
             while (number := pool.next(self._used[pool.family], after)) is not None and number not in tried:
                 if (found := self._elsewhere(pool.family, number, pool.length)) is None:
                     return pool, number
-                self.skipped[found.what] = found
+                if not found.reserved:
+                    self.skipped[found.what] = found
                 tried.add(number)
                 after = min(found.last, pool.last)
         return None
@@ -371,7 +372,7 @@ class AddressStore:
             if (holder := self._used[family].get(number)) is not None:
                 raise AddressUnavailable(f"{text} is in use by container {holder[0]}")
             length = next((p.length for p in (pools or {}).get(family, ()) if number in p), int(family.bits))
-            if found := self._elsewhere(family, number, length):
+            if (found := self._elsewhere(family, number, length)) and not found.reserved:
                 raise AddressUnavailable(f"{text} cannot be a pod's: {found.what} is {found.how}")
             wanted[family] = number
         return wanted
