@@ -39,6 +39,10 @@ class Leases:
         """See :meth:`AddressStore.usage`, without waiting."""
         return self._store.usage(cidrs)
 
+    def numbers(self, family: Family) -> list[int]:
+        """See :meth:`AddressStore.numbers`, without waiting."""
+        return self._store.numbers(family)
+
     def take_skipped(self) -> list[Elsewhere]:
         """Other users of addresses that were passed over since the last call."""
         skipped, self._store.skipped = self._store.skipped, {}

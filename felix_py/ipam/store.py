@@ -116,6 +116,8 @@ class AddressStore:
         self._elsewhere = elsewhere
         self.skipped: dict[str, Elsewhere] = {}
         """Other users of addresses that were passed over, by :attr:`Elsewhere.what`; a reader may clear it."""
+        self.closed: frozenset[str] = frozenset()
+        """CIDRs out of which nothing is given: see :meth:`close_empty`."""
         self._grouped = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -246,6 +248,21 @@ class AddressStore:
             found[pool.cidr] = used, pool.last - pool.first + 1 - used
         return found
 
+    def numbers(self, family: Family) -> list[int]:
+        """The addresses of one family that leases have, as numbers. May be called from any thread."""
+        return list(self._used[family])
+
+    def close_empty(self, cidr: str) -> bool:
+        """Give nothing out of a CIDR any more, if no lease is in it; whether that is so. Not stored."""
+        if self.usage([cidr])[cidr][0]:
+            return False
+        self.closed |= {cidr}
+        return True
+
+    def reopen(self, cidr: str) -> None:
+        """Undo :meth:`close_empty`."""
+        self.closed -= {cidr}
+
     def all(self) -> tuple[Lease, ...]:
         """Every lease, oldest first."""
         return tuple(sorted(self._leases.values(), key=lambda lease: lease.created))
@@ -344,6 +361,8 @@ class AddressStore:
 
     def _free(self, pools: Sequence[Pool]) -> tuple[Pool, int] | None:
         for pool in pools:
+            if pool.cidr in self.closed:
+                continue
             after, tried = self._cursors.get(pool.cidr), set()
             while (number := pool.next(self._used[pool.family], after)) is not None and number not in tried:
                 if (found := self._elsewhere(pool.family, number, pool.length)) is None:
@@ -367,7 +386,8 @@ class AddressStore:
             family, number = address_number(text)
             if family in wanted:
                 raise AddressUnavailable(f"{text} is a second IPv{int(family)} address; an interface has one")
-            if pools is not None and not any(number in pool for pool in pools.get(family, ())):
+            open_pools = [pool for pool in (pools or {}).get(family, ()) if pool.cidr not in self.closed]
+            if pools is not None and not any(number in pool for pool in open_pools):
                 raise AddressUnavailable(f"{text} is not a pod address of the node's pod CIDRs")
             if (holder := self._used[family].get(number)) is not None:
                 raise AddressUnavailable(f"{text} is in use by container {holder[0]}")
