@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bgp.prefixes import PrefixSet, parse, version
-from felix_py.ipam.parse import overlap
 from felix_py.ipam.pools import pool_of
 from felix_py.ipam.resources import AllowedUse, IPAMBlock, IPPool
 from policy.cidr import nets, to_cidrs
 from policy.model import Family, IPBlock
+from policy.syntax import strictly_inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,13 @@ class Pooled:
         """Prefixes of this node without what others have: addresses that it has lent, and blocks out of a podCIDR
         that it has no more use for."""
         given = tuple(prefixes)
-        theirs = (*self.lent, *(cidr for cidrs in self.others.values() for cidr in cidrs))
-        holes = [cidr for cidr in theirs if any(overlap(cidr, own) for own in given)]
-        return _without(given, holes) if holes else given
+        ours = PrefixSet(given)
+        theirs = [*self.lent, *(cidr for cidrs in self.others.values() for cidr in cidrs if ours.covers(cidr))]
+        left: list[str] = []
+        for own in given:
+            holes = [cidr for cidr in theirs if strictly_inside(cidr, own)]
+            left += _without([own], holes) if holes else [own]
+        return tuple(left)
 
     def of_others(self) -> dict[str, tuple[str, ...]]:
         """Node -> blocks and borrowed addresses, of all other nodes."""
