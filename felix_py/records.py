@@ -214,12 +214,14 @@ def endpoint_of(lease: Lease) -> LocalEndpoint:
 class Elsewhere(NamedTuple):
     """An address or CIDR that is in use, but not by a pod of this agent.
 
-    ``how`` completes "it is …"; ``last`` is the last address concerned, as an integer.
+    ``how`` completes "it is …"; ``last`` is the last address concerned, as an integer. ``reserved``: it is in use
+    by nobody, but only for a pod that asks for it.
     """
 
     what: str
     how: str
     last: int
+    reserved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ class Bgp:
         announcing.review()
 
     def _set_filter(self, speaker: Speaker, announcing: Announcing) -> None:
-        own, services = self._facts.own_prefixes or (), announcing.prefixes.ranges()
+        own, services = self._facts.never_learned, announcing.prefixes.ranges()
         never = (*own, *self._config.service_cidrs, *services)
         speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
 

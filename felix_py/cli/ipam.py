@@ -126,9 +126,7 @@ def history(
     of: Annotated[
         str, typer.Argument(metavar="ADDRESS|POD", help="Only of one address, NAMESPACE/POD, or POD.")
     ] = "",
-    number: Annotated[
-        int, typer.Option("--number", "-n", min=1, metavar="NUMBER", help="At most so many.")
-    ] = 50,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, metavar="NUMBER", help="At most so many.")] = 50,
     output: options.Output = options.OutputFormat.TEXT,
     as_json: AsJson = False,
     state_dir: options.StateDir = AgentConfig.state_dir,

@@ -20,7 +20,7 @@ from felix_py.datastore.conditions import ConditionWriter
 from felix_py.datastore.decode import Kind
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
-from felix_py.datastore.kinds import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, OWN_KINDS, PODS, POLICIES
+from felix_py.datastore.kinds import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, OWN_KINDS, PODS, POLICIES, pods
 from felix_py.datastore.named_secrets import NamedSecrets
 from felix_py.datastore.outage import Outage
 from felix_py.datastore.probe import Probe
@@ -62,9 +62,9 @@ PodSource = Source[Pod]
 """Replaceable: a cluster of thousands of nodes may one day publish its pods in a compact form."""
 
 
-def watch_all_pods(api: Api, timing: Timing, outage: Outage) -> PodSource:
+def watch_all_pods(api: Api, timing: Timing, outage: Outage, node_name: str) -> PodSource:
     """The pods of all nodes, by one watch on the API server."""
-    return Reflector(api, PODS, timing, outage=outage)
+    return Reflector(api, pods(node_name), timing, outage=outage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Cluster:
         node_name: str,
         timing: Timing | None = None,
         on_invalid: OnInvalid | None = None,
-        pod_source: Callable[[Api, Timing, Outage], PodSource] = watch_all_pods,
+        pod_source: Callable[[Api, Timing, Outage, str], PodSource] = watch_all_pods,
         tiers_in_force: bool = False,
         configured: bool = False,
         namespace: str = "kube-system",
@@ -132,7 +132,7 @@ class Cluster:
             reflected(store.policies),
             *(reflected(store.cluster_policies(kind)) for kind in CLUSTER_POLICY_KINDS),
             *(reflected(store.own(kind)) for kind in OWN_KINDS),
-            _Watched(store.pods, pod_source(api, timing, outage)),
+            _Watched(store.pods, pod_source(api, timing, outage, node_name)),
         ]
         sources = [watched.source for watched in self._sources]
         reflectors = [one for one in sources if isinstance(one, Reflector)]

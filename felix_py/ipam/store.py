@@ -248,7 +248,7 @@ class AddressStore:
         """The other users of ``addresses``, by address; the addresses' own routes do not count."""
         asked = {address: address_number(address) for address in addresses}
         looked = {address: self._elsewhere(family, n, family.bits) for address, (family, n) in asked.items()}
-        return {address: found for address, found in looked.items() if found is not None}
+        return {address: found for address, found in looked.items() if found is not None and not found.reserved}
 
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface. May be called from any thread."""
@@ -437,7 +437,8 @@ class AddressStore:
         return choose(open_, used, self._resting, self._cursors, self._usable, since_boot(), self.cooldown)
 
     def _usable(self, pool: Pool, number: int) -> Elsewhere | None:
-        if (found := self._elsewhere(pool.family, number, pool.length)) is not None:
+        found = self._elsewhere(pool.family, number, pool.length)
+        if found is not None and not found.reserved:
             self.skipped[found.what] = found
         return found
 
@@ -460,7 +461,7 @@ class AddressStore:
             if (holder := self._used[family].get(number)) is not None:
                 raise AddressUnavailable(f"{text} is in use by container {holder[0]}")
             length = next((p.length for p in (pools or {}).get(family, ()) if number in p), int(family.bits))
-            if found := self._elsewhere(family, number, length):
+            if (found := self._elsewhere(family, number, length)) and not found.reserved:
                 raise AddressUnavailable(f"{text} cannot be a pod's: {found.what} is {found.how}")
             wanted[family] = number
         return wanted

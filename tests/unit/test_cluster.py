@@ -215,7 +215,7 @@ async def test_pods_from_another_source() -> None:
         def age(self) -> float:
             return 7.0
 
-    def source(_api: Api, _timing: Timing, _outage: Outage) -> Published:
+    def source(_api: Api, _timing: Timing, _outage: Outage, _node: str) -> Published:
         return Published()
 
     with FakeApi() as server:
