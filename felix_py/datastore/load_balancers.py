@@ -12,7 +12,7 @@ from msgspec import Raw, field
 from felix_py.datastore import wire
 from felix_py.datastore.client import Api
 from felix_py.datastore.decode import Kind
-from felix_py.ipam.load_balancers import ANNOTATION, FOREIGN
+from felix_py.layout import FOREIGN_LOAD_BALANCER_IPS, LOAD_BALANCER_IPS
 from felix_py.records import Ingress, LoadBalancer
 from policy.syntax import canonical_address
 
@@ -69,6 +69,7 @@ def _convert(found: WireLoadBalancer) -> LoadBalancer:
     cluster_ips = _addresses(spec.cluster_ips or [spec.cluster_ip])
     families = tuple({"IPv4": 4, "IPv6": 6}[one] for one in spec.ip_families or () if one in ("IPv4", "IPv6"))
     annotations = metadata.annotations or {}
+    asking = (LOAD_BALANCER_IPS, *FOREIGN_LOAD_BALANCER_IPS)
     return LoadBalancer(
         namespace=metadata.namespace,
         name=metadata.name,
@@ -80,7 +81,7 @@ def _convert(found: WireLoadBalancer) -> LoadBalancer:
         # A Service from before dual stack says it by its address alone.
         families=families or tuple(6 if ":" in address else 4 for address in cluster_ips),
         asked=spec.load_balancer_ip,
-        annotations=tuple((name, annotations[name]) for name in (ANNOTATION, *FOREIGN) if name in annotations),
+        annotations=tuple((name, annotations[name]) for name in asking if name in annotations),
         ingress=tuple(_ingress(bytes(one)) for one in found.status.load_balancer.ingress or ()),
         other_addresses=(*cluster_ips, *_addresses(spec.external_ips or ())),
     )

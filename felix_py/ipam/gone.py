@@ -61,10 +61,8 @@ class Gone:
         for (node, cidr), affinity in left.items():
             if node not in nodes:
                 self._orphans.setdefault((node, ""), []).append(Orphan(cidr, None, affinity))
-        owners = {
-            *self._orphans,
-            *(one for left in self._orphans.values() for it in left for one in it.borrowers),
-        }
+        orphans = [orphan for of_owner in self._orphans.values() for orphan in of_owner]
+        owners = {*self._orphans, *(one for orphan in orphans for one in orphan.borrowers)}
         self._since = {owner: self._since.get(owner, now) for owner in owners}
         return tuple(sorted(owners))
 

@@ -17,16 +17,13 @@ from bgp.prefixes import version
 from felix_py.ipam.pool import Pool, address_number, address_text
 from felix_py.ipam.pools import ends, pool_of, reserved_in
 from felix_py.ipam.resources import AllowedUse, AssignmentMode, IPPool, IPReservation
+from felix_py.layout import FOREIGN_LOAD_BALANCER_IPS, LOAD_BALANCER_IPS
 from felix_py.records import LoadBalancer
 from policy.model import Labels
 from policy.syntax import canonical_address, shown
 
 CLASS = "felixpy.io/bgp"
 """The ``loadBalancerClass`` of Services that nobody else may serve. Those without a class are served, too."""
-
-ANNOTATION = "felixpy.io/loadbalancer-ips"
-FOREIGN = ("metallb.universe.tf/loadBalancerIPs", "projectcalico.org/loadBalancerIPs")
-"""Annotations of the same meaning, read where the cluster wants that."""
 
 Key = tuple[str, str]
 """Namespace and name of a Service."""
@@ -67,7 +64,7 @@ def pools_for_services(pools: Iterable[IPPool]) -> tuple[IPPool, ...]:
 
 
 def announced(pools: Iterable[IPPool]) -> tuple[str, ...]:
-    """The CIDRs of the pools for Services that BGP announces; those of disabled ones, too, for who has addresses."""
+    """The CIDRs of the pools for Services that BGP announces, also of disabled ones: Services have addresses."""
     return tuple(pool.cidr for pool in pools_for_services(pools) if not pool.disable_bgp_export)
 
 
@@ -78,7 +75,7 @@ def asked_addresses(service: LoadBalancer, *, foreign: bool) -> dict[int, str]:
     with commas. Raises ValueError for what is no address, or two of a family; the message names the field.
     """
     given = dict(service.annotations)
-    names = (ANNOTATION, *(FOREIGN if foreign else ()))
+    names = (LOAD_BALANCER_IPS, *(FOREIGN_LOAD_BALANCER_IPS if foreign else ()))
     where, text = next(
         ((name, given[name]) for name in names if given.get(name)), ("spec.loadBalancerIP", service.asked)
     )
