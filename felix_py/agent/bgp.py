@@ -19,6 +19,7 @@ from bgp.sidecar import CONFIG
 from felix_py import log
 from felix_py.agent.announcing import Announcing
 from felix_py.agent.bgp_declared import DeclaredBgp
+from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.facts import Facts
 from felix_py.agent.service_prefixes import Objects
 from felix_py.config import AgentConfig, ConfigError
@@ -50,8 +51,9 @@ class Bgp:
         metrics: Metrics,
         services: Objects,
         declared: DeclaredBgp | None = None,
+        pools: DeclaredPools | None = None,
     ) -> None:
-        """``services``: those of the cluster. ``declared``: the peers of a node that has none in a file.
+        """``services``, ``pools``: the cluster's. ``declared``: the peers of a node that has none in a file.
 
         Raises ConfigError if the BGP configuration is invalid.
         """
@@ -72,7 +74,7 @@ class Bgp:
         self._announcing: Announcing | None = None
         if config.bgp_config is not None or declared is not None:
             self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
-            self._announcing = Announcing(facts, services, families, notices, self._speaker)
+            self._announcing = Announcing(facts, services, families, notices, self._speaker, pools)
         if config.bgp_config is not None:
             self._problem = "BGP has not started yet"
             try:
