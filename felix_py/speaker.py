@@ -132,6 +132,10 @@ class Speaker:
         """The best routes: prefix -> ECMP next hops."""
         return self._control.rib.best
 
+    def priority(self, prefix: str) -> int:
+        """The metric that import filters have set of a best route; 0: none."""
+        return 0 if prefix in self._ways else self._control.rib.priorities.get(prefix, 0)
+
     def explain(self, prefix: str) -> list[Explained]:
         """Every path to a prefix, the best one first, and why the others are not the best. Raises ValueError."""
         return self._control.rib.explain(canonical(prefix))

@@ -199,8 +199,11 @@ class Bgp:
         self._speaker.set_reach(hosts)
 
     def _learned(self, routes: Mapping[str, tuple[str, ...]]) -> None:
+        assert self._speaker is not None
         hosts = self._hosts
-        self._facts.learned(routes, lambda gateway: hosts(gateway).interface if hosts else "")
+        self._facts.learned(
+            routes, lambda gateway: hosts(gateway).interface if hosts else "", self._speaker.priority
+        )
 
     async def _keep_telling(self) -> None:
         while True:
@@ -294,6 +297,10 @@ class Bgp:
     def routes(self) -> Mapping[str, tuple[str, ...]]:
         """The best learned routes: prefix -> next hops."""
         return self._speaker.routes() if self._speaker else {}
+
+    def priority(self, prefix: str) -> int:
+        """The metric of a learned route, as a BGPFilter has set it; 0: the kernel's default."""
+        return self._speaker.priority(prefix) if self._speaker else 0
 
     def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
         """Peer -> what it is told, by prefix, of those whose session is up."""

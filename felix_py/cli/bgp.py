@@ -101,7 +101,10 @@ def peer_rows(answer: Answer) -> Rows:
 def route_rows(answer: Answer) -> Rows:
     """The table of learned routes."""
     found = answer["routes"]
-    return [("PREFIX", "NEXT HOPS"), *((route["prefix"], ", ".join(route["nextHops"])) for route in found)]
+    rows = [(route["prefix"], ", ".join(route["nextHops"]), str(route["priority"] or "")) for route in found]
+    if any(priority for *_, priority in rows):
+        return [("PREFIX", "NEXT HOPS", "METRIC"), *rows]
+    return [("PREFIX", "NEXT HOPS"), *(row[:2] for row in rows)]
 
 
 def announced_rows(answer: Answer) -> Rows:

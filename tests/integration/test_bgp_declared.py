@@ -18,7 +18,7 @@ from tests.support.agent_process import NODE, POD_CIDR, AgentProcess
 from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar, link
 from tests.support.bird import Bird
 from tests.support.fakeapi import BGP_CONFIGURATIONS, BGP_FILTERS, BGP_PEERS, NODE_STATUSES, SECRETS, FakeApi
-from tests.support.isolate import NetworkNamespace
+from tests.support.isolate import NetworkNamespace, run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
@@ -152,6 +152,38 @@ def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Agent, t
     for path, name in ((BGP_PEERS, "tor1"), (BGP_CONFIGURATIONS, "default")):
         agent.api.delete(path, "", name)
     agent.until(lambda: not tors[1].established("node") and not tors[1].routes("node"), "gone at tor1")
+
+
+LEARNED = "10.244.7.0/24"
+
+
+def kernel_routes() -> list[tuple[str, int]]:
+    """Prefix and metric of the learned routes in the kernel."""
+    shown = json.loads(run("ip", "-j", "route", "show", "proto", "89") or "[]")
+    return [(route["dst"], route.get("metric", 0)) for route in shown]
+
+
+def test_the_priority_of_a_filter_is_the_metric_of_the_kernels_route(agent: Agent, tors: list[Bird]) -> None:
+    told = bird_config(0).replace("export none", "next hop self; export where source = RTS_STATIC")
+    tors[0].write(f"{told} protocol static {{ ipv4; route {LEARNED} blackhole; }}")
+    tors[0].birdc("configure")
+    agent.options = ["--cluster-cidr=10.244.0.0/16"]
+    agent.start()
+    agent.wait_ready()
+    agent.declare(BGP_CONFIGURATIONS, "default", asNumber=NODE_ASN, nodeToNodeMeshEnabled=False)
+    agent.peer(0)
+    agent.until(lambda: kernel_routes() == [(LEARNED, 0)], "no metric of its own")
+    agent.peer(0, filters=["metric"])
+    for priority in (512, 77, 2000):
+        rule = {"action": "Accept", "operations": [{"setPriority": {"value": priority}}]}
+        agent.declare(BGP_FILTERS, "metric", importV4=[rule])
+        agent.until(lambda: kernel_routes() == [(LEARNED, priority)], "the filter's")  # noqa: B023
+        assert agent.status()["routeMetrics"] == {LEARNED: priority}
+    agent.restart()
+    agent.until(lambda: LEARNED in agent.status()["routeMetrics"], "known again")
+    assert kernel_routes() == [(LEARNED, 2000)]
+    agent.api.delete(BGP_PEERS, "", "tor0")
+    agent.until(lambda: not kernel_routes(), "gone with the peer")
 
 
 def test_a_node_with_a_file_has_its_peers_from_there(agent: Agent, tors: list[Bird], tmp_path: Path) -> None:

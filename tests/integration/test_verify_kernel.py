@@ -189,6 +189,13 @@ BROKEN: dict[str, tuple[str, str, Problem, str, str]] = {
         "a route to another node's pods",
         "{far}",
     ),
+    "second learned route, with another metric": (
+        "ip -{n} route add blackhole {far} proto 89 metric 7",
+        "route",
+        EXTRA,
+        "a route to another node's pods",
+        "metric 7",
+    ),
     "setting changed": (
         "sysctl -qw {sysctl}=0",
         "sysctl",
