@@ -194,7 +194,7 @@ BROKEN: dict[str, tuple[str, str, Problem, str, str]] = {
         "route",
         EXTRA,
         "a route to another node's pods",
-        "metric 7",
+        "{far} (protocol 89): expected",
     ),
     "setting changed": (
         "sysctl -qw {sysctl}=0",
