@@ -28,6 +28,7 @@ from bgp.render import render
 from bgp.rib import Explained, ImportFilter, NextHops, Reach, Unresolved
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
+from bgp.trace import Traced
 from felix_py.backoff import Backoff
 
 _TICK = 1.0
@@ -139,6 +140,10 @@ class Speaker:
     def explain(self, prefix: str) -> list[Explained]:
         """Every path to a prefix, the best one first, and why the others are not the best. Raises ValueError."""
         return self._control.rib.explain(canonical(prefix))
+
+    def trace(self, listener: Callable[[Traced], None] | None) -> None:
+        """Have events told to a listener, on the loop, which must only take note; None: to nobody."""
+        self._control.channel.trace = listener
 
     def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
         """Peer -> what it is told, by prefix, of those whose session is up."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -157,6 +160,32 @@ def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Agent, t
 LEARNED = "10.244.7.0/24"
 
 
+class Trace:
+    """``felix-py bgp trace --json``."""
+
+    def __init__(self, agent: Agent, about: str) -> None:
+        place = str(agent.run_dir / "agent.sock")
+        argv = ["felix-py", "bgp", "trace", "--json", "--agent-socket", place, about]
+        program = f"import sys; from felix_py.cli import main; sys.argv[:] = {argv!r}; main()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-uc", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert self.process.stdout
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self._read = b""
+
+    def told(self, kind: str, **about: str) -> bool:
+        """Whether there is such an event that was not there at the last call."""
+        assert self.process.stdout
+        self._read += self.process.stdout.read() or b""
+        *lines, self._read = self._read.split(b"\n")
+        return any({"kind": kind, **about}.items() <= json.loads(line).items() for line in lines)
+
+    def ended(self) -> tuple[int, str]:
+        _, said = self.process.communicate(timeout=60)
+        return self.process.returncode, said.decode()
+
+
 def kernel_routes() -> list[tuple[str, int]]:
     """Prefix and metric of the learned routes in the kernel."""
     shown = json.loads(run("ip", "-j", "route", "show", "proto", "89") or "[]")
@@ -173,15 +202,26 @@ def test_the_priority_of_a_filter_is_the_metric_of_the_kernels_route(agent: Agen
     agent.declare(BGP_CONFIGURATIONS, "default", asNumber=NODE_ASN, nodeToNodeMeshEnabled=False)
     agent.peer(0)
     agent.until(lambda: kernel_routes() == [(LEARNED, 0)], "no metric of its own")
-    agent.peer(0, filters=["metric"])
-    for priority in (512, 77, 2000):
+
+    def metric(priority: int) -> bool:
         rule = {"action": "Accept", "operations": [{"setPriority": {"value": priority}}]}
         agent.declare(BGP_FILTERS, "metric", importV4=[rule])
-        agent.until(lambda: kernel_routes() == [(LEARNED, priority)], "the filter's")  # noqa: B023
+        agent.until(lambda: kernel_routes() == [(LEARNED, priority)], "the filter's")
         assert agent.status()["routeMetrics"] == {LEARNED: priority}
+        return trace.told("best", prefix=LEARNED)
+
+    trace = Trace(agent, LEARNED)
+    agent.declare(BGP_FILTERS, "metric")
+    agent.peer(0, filters=["metric"])
+    agent.until(lambda: [metric(512), metric(77), metric(2000)][-1], "live")
     agent.restart()
+    assert trace.ended() == (1, "felix-py bgp: the agent has ended\n")
     agent.until(lambda: LEARNED in agent.status()["routeMetrics"], "known again")
     assert kernel_routes() == [(LEARNED, 2000)]
+    trace = Trace(agent, "10.9.0.2")
+    agent.until(lambda: tors[0].birdc("restart", "node") and trace.told("session", peer="10.9.0.2"), "live")
+    trace.process.send_signal(signal.SIGINT)
+    assert trace.ended() == (0, "")
     agent.api.delete(BGP_PEERS, "", "tor0")
     agent.until(lambda: not kernel_routes(), "gone with the peer")
 
