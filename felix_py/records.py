@@ -74,7 +74,8 @@ class NextHop:
 class Route:
     """A desired route. ``next_hops`` are sorted; several make one ECMP route; empty for a blackhole.
 
-    ``source`` is the preferred source address text, or empty. ``link_scope`` is ``scope link``.
+    ``source`` is the preferred source address text, or empty. ``link_scope`` is ``scope link``. ``metric`` 0: the
+    kernel's default (RTA_PRIORITY: none in IPv4, 1024 in IPv6).
     """
 
     key: RouteRef
@@ -82,6 +83,7 @@ class Route:
     next_hops: tuple[NextHop, ...] = ()
     link_scope: bool = False
     source: str = ""
+    metric: int = 0
 
 
 @dataclass(slots=True)

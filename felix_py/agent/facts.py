@@ -255,13 +255,17 @@ class Facts:
     # --- routes --------------------------------------------------------------------------------------
 
     def learned(
-        self, routes: Mapping[str, tuple[str, ...]], interface_of: Callable[[str], str] = lambda _gateway: ""
+        self,
+        routes: Mapping[str, tuple[str, ...]],
+        interface_of: Callable[[str], str] = lambda _gateway: "",
+        metric_of: Callable[[str], int] = lambda _prefix: 0,
     ) -> None:
         """Note changed best routes: prefix -> gateways, () when withdrawn.
 
-        ``interface_of`` returns the interface of a gateway; empty: the kernel resolves it.
+        ``interface_of`` returns the interface of a gateway; empty: the kernel resolves it. ``metric_of`` returns
+        the metric of a prefix's route; 0: the default.
         """
-        self.remote.from_bgp(learned_routes(routes, interface_of))
+        self.remote.from_bgp(learned_routes(routes, interface_of, metric_of))
         self._changed()
 
     # --- to the planner ------------------------------------------------------------------------------

@@ -50,8 +50,8 @@ class PodNetwork:
         announce: Callable[[Lease], None] = lambda _lease: None,
         addressing: Addressing | None = None,
     ) -> None:
-        """``announce`` tells other nodes of a pod's addresses, as soon as it is connected. ``addressing``: without
-        it there are podCIDRs only."""
+        """``announce`` tells other nodes of a pod's addresses, as soon as it is connected. Without
+        ``addressing`` there are podCIDRs only."""
         self._facts = facts
         self._reconciler = reconciler
         self._mtu = mtu

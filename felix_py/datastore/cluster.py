@@ -22,7 +22,16 @@ from felix_py.datastore.decode import Kind
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.followed import Followed
 from felix_py.datastore.informer import Reflector, Sink, Timing
-from felix_py.datastore.kinds import CLUSTER_POLICY_KINDS, IP_POOLS, NAMESPACES, NODES, OWN_KINDS, POLICIES, pods
+from felix_py.datastore.kinds import (
+    CLUSTER_POLICY_KINDS,
+    IP_POOLS,
+    NAMESPACES,
+    NODES,
+    OWN_KINDS,
+    PODS,
+    POLICIES,
+    pods,
+)
 from felix_py.datastore.named_secrets import NamedSecrets
 from felix_py.datastore.outage import Outage
 from felix_py.datastore.probe import Probe

@@ -78,6 +78,8 @@ class RemoteRoutes(Protocol):
 
     def gateways(self) -> Mapping[str, tuple[str, ...]]: ...
 
+    def metrics(self) -> Mapping[str, int]: ...
+
 
 class Pods(Protocol):
     """See :class:`felix_py.agent.pods.Pods`."""
@@ -237,6 +239,7 @@ def of_bgp(bgp: Bgp, remote: RemoteRoutes) -> dict[str, Any]:
     return {
         "peers": [described(peer) for peer in bgp.peers()],
         "routes": {prefix: list(hops) for prefix, hops in sorted(remote.gateways().items())},
+        "routeMetrics": dict(sorted(remote.metrics().items())),
     }
 
 

@@ -95,7 +95,7 @@ def test_show_check_release_and_history(agent: AgentProcess, ipam: Callable[...,
         "10.65.0.3: leased to pod default/three, of whose sandbox c-three the container runtime knows nothing\n",
     )
     # Pod two is lost: neither API nor kernel know it. The interface of pod one is gone, but the pod is there.
-    agent.api.delete(fakeapi.PODS, ("default", "two"))
+    agent.api.delete(fakeapi.PODS, "default", "two")
     for name in ("one", "two"):
         run("ip", "link", "del", interface_name(f"c-{name}", "eth0"))
     run("ip", "link", "add", "felix0123456789", "type", "veth", "peer", "name", "nobody")
