@@ -275,6 +275,15 @@ class AgentConfig:
         live=True,
         field=Field("cniTimeoutSeconds"),
     )
+    address_cooldown: float = setting(
+        60,
+        "How long a released address rests while another one is free.",
+        metavar="SECONDS",
+        least=0,
+        most=86400,
+        live=True,
+        field=Field("addressCooldownSeconds"),
+    )
     discovery_interval: float = setting(
         15,
         "Time until a look for the cluster-scoped policies' CRDs, where they may not be watched; "

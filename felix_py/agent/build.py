@@ -39,6 +39,8 @@ from felix_py.agent.bgp import Bgp
 from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.concerned import Due
 from felix_py.agent.configured import Configured, Live
+from felix_py.agent.controllers.elected import Elected, elected
+from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.facts import Facts
 from felix_py.agent.families import Families
 from felix_py.agent.flows import Flows
@@ -111,6 +113,7 @@ class Agent:
     bgp: Bgp
     cluster: Cluster
     configured: Configured
+    elected: Elected
     intake: Intake
     deny_log: DenyLogging
     counters: PolicyCounters
@@ -184,14 +187,16 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), announce)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_bgp, cluster))
-    bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
+    pools = DeclaredPools(cluster.store)
+    bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared, pools)
     links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)
-    pods = Pods(config, stack, network, mtu, notices, metrics)
+    pods = Pods(config, stack, network, mtu, notices, metrics, partial(cluster.tell_node, True))
     live: Live = {
         "log_level": log.set_level,
         "refresh_interval": reconciler.set_refresh_interval,
         "cni_timeout": pods.set_timeout,
+        "address_cooldown": pods.set_cooldown,
         "mtu": mtu.set,
         "deny_log_lines": deny_log.set_lines,
     }
@@ -217,6 +222,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         bgp=bgp,
         cluster=cluster,
         configured=configured,
+        elected=elected(config, cluster, pools, metrics),
         intake=Intake(facts, network, announced),
         deny_log=deny_log,
         counters=counters,

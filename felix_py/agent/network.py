@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from felix_py.agent.addressing import Addressing
 from felix_py.agent.facts import Facts
 from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.own_prefixes import hosts_of
@@ -47,13 +48,20 @@ class PodNetwork:
         mtu: Callable[[], int],
         forgetting: Forgetting,
         announce: Callable[[Lease], None] = lambda _lease: None,
+        addressing: Addressing | None = None,
     ) -> None:
-        """``announce`` tells other nodes of a pod's addresses, as soon as it is connected."""
+        """``announce`` tells other nodes of a pod's addresses, as soon as it is connected. Without
+        ``addressing`` there are podCIDRs only."""
         self._facts = facts
         self._reconciler = reconciler
         self._mtu = mtu
         self._forgetting = forgetting
         self._announce = announce
+        addressing = addressing or Addressing(facts)
+        self.asked = addressing.asked
+        self.cidrs_for = addressing.cidrs_for
+        self.cidrs_with = addressing.cidrs_with
+        self.gain_addresses = addressing.gain_addresses
         self._ready = False
         self._hindrance = ""
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
@@ -183,8 +191,8 @@ class PodNetwork:
         return [f"{failure.ref} is not in the kernel" for failure in ours]
 
     def pod_cidrs(self) -> tuple[str, ...]:
-        """The node's pod CIDRs, at most one of a family."""
-        return self._facts.pod_cidrs
+        """The CIDRs that this node gives addresses of."""
+        return self._facts.address_cidrs
 
     def mtu(self) -> int:
         """MTU for pod interfaces."""

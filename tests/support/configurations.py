@@ -22,6 +22,7 @@ EVERYTHING: dict[str, Any] = {
     "mtu": 1400,
     "refreshIntervalSeconds": 30,
     "cniTimeoutSeconds": 5,
+    "addressCooldownSeconds": 300,
     "discoveryIntervalSeconds": 60,
     "denyLog": False,
     "denyLogGroup": 7,

@@ -53,6 +53,7 @@ OTHERS = AgentConfig(
     mtu=1400,
     refresh_interval=1.5,
     cni_timeout=0.25,
+    address_cooldown=300,
     discovery_interval=2,
     health_address="[::1]:9098",
     socket_group="users",
