@@ -83,12 +83,16 @@ class Pooled:
         that it has no more use for."""
         given = tuple(prefixes)
         ours = PrefixSet(given)
-        theirs = [*self.lent, *(cidr for cidrs in self.others.values() for cidr in cidrs if ours.covers(cidr))]
+        theirs = [*self.lent, *filter(ours.covers, self.blocks_of_others())]
         left: list[str] = []
         for own in given:
             holes = [cidr for cidr in theirs if strictly_inside(cidr, own)]
             left += _without([own], holes) if holes else [own]
         return tuple(left)
+
+    def blocks_of_others(self) -> Iterator[str]:
+        """The blocks of all other nodes."""
+        return (cidr for cidrs in self.others.values() for cidr in cidrs)
 
     def of_others(self) -> dict[str, tuple[str, ...]]:
         """Node -> blocks and borrowed addresses, of all other nodes."""
