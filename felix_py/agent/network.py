@@ -57,7 +57,6 @@ class PodNetwork:
         addressing = addressing or Addressing(facts)
         self.asked = addressing.asked
         self.cidrs_for = addressing.cidrs_for
-        self.cidrs_with = addressing.cidrs_with
         self.gain_addresses = addressing.gain_addresses
         self._ready = False
         self._hindrance = ""

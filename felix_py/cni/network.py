@@ -67,26 +67,23 @@ class Network(Protocol):
     def asked(self, namespace: str, name: str) -> Asked:
         """What the annotations of a pod and its namespace ask for. Raises BadAnnotation."""
 
-    def cidrs_for(self, namespace: str, name: str, pools: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of :meth:`pod_cidrs` that a pod's addresses may come from, in order. ``pools``: names or CIDRs of
-        those that it asks for; () for those whose selectors match.
+    async def cidrs_for(
+        self, namespace: str, name: str, pools: tuple[str, ...], addresses: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Those of :meth:`pod_cidrs` that a pod's addresses may come from, in order.
+
+        ``pools``: names or CIDRs of those that it asks for; () for those whose selectors match. ``addresses``:
+        those that it must have, at most one a family; nobody's block that one is in becomes this node's.
 
         Raises:
             NoPool: a family has pools, but none for this pod.
+            PoolExhausted: a family has pools for it, but this node has no block of them yet.
+            AddressUnavailable: one of ``addresses`` is in no pool, or another node's.
             NetworkError: it is not known yet which pools there are.
         """
 
-    async def cidrs_with(self, address: str) -> tuple[str, ...]:
-        """The CIDR out of which this node may give this very address, which is claimed if it must be; () if the
-        node has podCIDRs only.
-
-        Raises:
-            AddressUnavailable: it is no pod's address, or another node's.
-        """
-
     async def gain_addresses(self, namespace: str, name: str, pools: tuple[str, ...]) -> bool:
-        """Wait for further addresses for a pod that found none in :meth:`cidrs_for`; false: there are none to
-        come."""
+        """Wait for further addresses for a pod that found none; false: there are none to come, or not in time."""
 
     def mtu(self) -> int:
         """MTU of pod interfaces, in bytes."""
@@ -161,11 +158,10 @@ class FakeNetwork:
     def asked(self, namespace: str, name: str) -> Asked:
         return asked(tuple(self.annotations.get((namespace, name), {}).items()))
 
-    def cidrs_for(self, namespace: str, name: str, pools: tuple[str, ...]) -> tuple[str, ...]:
+    async def cidrs_for(
+        self, namespace: str, name: str, pools: tuple[str, ...], addresses: tuple[str, ...]
+    ) -> tuple[str, ...]:
         return pools or self.cidrs
-
-    async def cidrs_with(self, address: str) -> tuple[str, ...]:
-        return ()
 
     async def gain_addresses(self, namespace: str, name: str, pools: tuple[str, ...]) -> bool:
         if not self.coming:
