@@ -36,6 +36,8 @@ from felix_py import log
 from felix_py.agent import kernel_features
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.bgp_declared import DeclaredBgp
+from felix_py.agent.block_writer import BlockWriter
+from felix_py.agent.claims import Around, Claims
 from felix_py.agent.concerned import Due
 from felix_py.agent.configured import Configured, Live
 from felix_py.agent.facts import Facts
@@ -63,7 +65,7 @@ from felix_py.dataplane.other_backend import OtherBackend
 from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
-from felix_py.datastore.kinds import BGP_KINDS, CONFIGURATIONS
+from felix_py.datastore.kinds import BGP_KINDS, CONFIGURATIONS, POOL_KINDS
 from felix_py.desired.deny_log import DenyLog
 from felix_py.desired.features import Feature
 from felix_py.desired.marks import Marks
@@ -104,6 +106,7 @@ class Agent:
     revoker: Revoker | None
     network: PodNetwork
     pods: Pods
+    claims: Claims
     links: LinkWatch
     host_gateway: HostGateway | None
     bgp: Bgp
@@ -178,11 +181,12 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     mtu = Mtu(config.mtu)
     network = PodNetwork(facts, reconciler, mtu, flows.forget)
     stack.push_async_callback(network.close)
-    declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_bgp, cluster))
+    declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
     bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
     links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics)
+    claims = _claims(config, cluster, pods, facts, programmed, notices)
     live: Live = {
         "log_level": log.set_level,
         "refresh_interval": reconciler.set_refresh_interval,
@@ -207,6 +211,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         revoker=revoker,
         network=network,
         pods=pods,
+        claims=claims,
         links=links,
         host_gateway=host_gateway,
         bgp=bgp,
@@ -271,10 +276,27 @@ def _warn(cluster: Cluster, problem: Problem) -> None:
     cluster.warn_own(CONFIGURATIONS, problem.name, problem.uid, "InvalidConfiguration", str(problem))
 
 
-def _warn_bgp(cluster: Cluster, problem: resources.Problem, uid: str) -> None:
-    kind = next(kind for kind in BGP_KINDS if kind.name == problem.kind)
+def _warn_declared(cluster: Cluster, problem: resources.Problem, uid: str) -> None:
+    kind = next(kind for kind in (*BGP_KINDS, *POOL_KINDS) if kind.name == problem.kind)
     text = f"{problem.field}: {problem.reason}"
     cluster.warn_own(kind, problem.name, uid, f"Invalid{kind.name}", text)
+
+
+def _claims(
+    config: AgentConfig, cluster: Cluster, pods: Pods, facts: Facts, families: Sequence[Family], notices: Notices
+) -> Claims:
+    return Claims(
+        config.node_name,
+        config.state_dir,
+        cluster.store,
+        cluster.block_objects,
+        pods.leases,
+        BlockWriter(cluster.api, config.node_name),
+        Around(lambda: facts.pod_cidrs, families, facts.view.pod_at),
+        notices,
+        partial(_warn_declared, cluster),
+        timeout=config.cni_timeout,
+    )
 
 
 def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, configured: bool) -> Cluster:

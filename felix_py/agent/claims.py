@@ -1,7 +1,7 @@
 """This node's blocks of IPPools: claimed before pods need them, given back when they are empty for long.
 
-What is to be done is decided by :mod:`felix_py.ipam.blocks`; here it is done, while pods wait for it or nobody does.
-Without any IPPool, and without a block of an earlier life, nothing is watched but the pools, and nothing written.
+What is to be done is decided by :mod:`felix_py.ipam.blocks`; here it is done. Without any IPPool, and without a
+block of an earlier life, nothing is watched but the pools, and nothing written.
 """
 
 from __future__ import annotations
@@ -342,7 +342,8 @@ class Claims:
         if own != self._had:
             self._had = own
             await self._keep()
-        if reopened := [block.cidr for block in usable if block not in self.blocks]:
+        before = {block.uid for block in self.blocks}
+        if reopened := [block.cidr for block in usable if block.uid not in before]:
             await self._leases.use(lambda store: store.reopen(*reopened))
         self.blocks, self.known = usable, True
         self.on_change()
