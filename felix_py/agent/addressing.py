@@ -7,6 +7,7 @@ from typing import Protocol
 
 from bgp.prefixes import version
 from felix_py.agent.facts import Facts
+from felix_py.agent.keeping import Keeping
 from felix_py.agent.pooled import Pooled
 from felix_py.cni.network import NetworkError
 from felix_py.ipam.asked import Asked, asked
@@ -90,11 +91,25 @@ class Addressing:
         self._facts = facts
         self._namespaces = {} if namespaces is None else namespaces
         self._claims: Claims | None = None
+        self._keeping: Keeping | None = None
         self._foreign = foreign
 
-    def follow(self, claims: Claims) -> None:
-        """Use the blocks that are claimed."""
-        self._claims = claims
+    def follow(self, claims: Claims, keeping: Keeping | None = None) -> None:
+        """Use the blocks that are claimed, and the addresses that are kept."""
+        self._claims, self._keeping = claims, keeping
+
+    def kept(self, namespace: str, name: str) -> tuple[str, ...]:
+        """See :meth:`felix_py.cni.network.Network.kept`."""
+        return self._keeping.of(namespace, name) if self._keeping else ()
+
+    def keeper(self, address: str) -> str:
+        """See :meth:`felix_py.cni.network.Network.keeper`."""
+        return self._keeping.owner(address) if self._keeping else ""
+
+    async def keep(self, namespace: str, name: str, addresses: tuple[str, ...]) -> None:
+        """See :meth:`felix_py.cni.network.Network.keep`."""
+        if self._keeping:
+            await self._keeping.keep(namespace, name, addresses)
 
     def asked(self, namespace: str, name: str) -> Asked:
         """See :meth:`felix_py.cni.network.Network.asked`."""

@@ -34,6 +34,7 @@ from typing import Any
 from bgp import resources
 from felix_py import log
 from felix_py.agent import kernel_features
+from felix_py.agent.addressing import Addressing
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.block_writer import BlockWriter
@@ -46,8 +47,10 @@ from felix_py.agent.flows import Flows
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.intake import Intake
+from felix_py.agent.keeping import LeasedOrKept
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.agent.pods import Mtu, Pods
+from felix_py.agent.pooling import Pooling
 from felix_py.agent.refusals import Refusals
 from felix_py.agent.revoke import Revoker
 from felix_py.agent.starting import Start, unusable_here
@@ -107,6 +110,7 @@ class Agent:
     network: PodNetwork
     pods: Pods
     claims: Claims
+    pooling: Pooling
     links: LinkWatch
     host_gateway: HostGateway | None
     bgp: Bgp
@@ -155,6 +159,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         tell=notices.replace,
         on_policy=[chain_names.note, *([revoker.collected] if revoker else [])],
         host_gateway=host_gateway,
+        pooled=None,
     )
     deny_log = DenyLogging(config, programmed, backend, chain_names, held.pod_of, view, metrics)
     counters = _counters(programmed, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)
@@ -179,14 +184,20 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     # Where the other backend's rules are in force, an incomplete set of ours beside them would only disturb them.
     _hold(kernel, Update() if other.owned else Planner(programmed, options, numbers).take(), reconciler)
     mtu = Mtu(config.mtu)
-    network = PodNetwork(facts, reconciler, mtu, flows.forget)
+    foreign = config.bgp_foreign_annotations
+    addressing = Addressing(facts, cluster.store.namespaces.records, foreign=foreign)
+    network = PodNetwork(facts, reconciler, mtu, flows.forget, addressing)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
     bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
     links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics)
-    claims = _claims(config, cluster, pods, facts, programmed, notices)
+    keeping = pods.keep(facts.pod, cluster.store.namespaces.records)
+    claims = _claims(config, cluster, LeasedOrKept(pods.leases, keeping), facts, programmed, notices)
+    addressing.follow(claims, keeping)
+    pooling = Pooling(config.node_name, claims, facts, pods.reserved, cluster.refuses_pools, notices)
+    claims.on_change = pooling.take_over
     live: Live = {
         "log_level": log.set_level,
         "refresh_interval": reconciler.set_refresh_interval,
@@ -212,6 +223,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         network=network,
         pods=pods,
         claims=claims,
+        pooling=pooling,
         links=links,
         host_gateway=host_gateway,
         bgp=bgp,
@@ -283,14 +295,19 @@ def _warn_declared(cluster: Cluster, problem: resources.Problem, uid: str) -> No
 
 
 def _claims(
-    config: AgentConfig, cluster: Cluster, pods: Pods, facts: Facts, families: Sequence[Family], notices: Notices
+    config: AgentConfig,
+    cluster: Cluster,
+    leases: LeasedOrKept,
+    facts: Facts,
+    families: Sequence[Family],
+    notices: Notices,
 ) -> Claims:
     return Claims(
         config.node_name,
         config.state_dir,
         cluster.store,
         cluster.block_objects,
-        pods.leases,
+        leases,
         BlockWriter(cluster.api, config.node_name),
         Around(lambda: facts.pod_cidrs, families, facts.view.pod_at),
         notices,

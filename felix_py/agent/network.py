@@ -58,6 +58,9 @@ class PodNetwork:
         self.asked = addressing.asked
         self.cidrs_for = addressing.cidrs_for
         self.gain_addresses = addressing.gain_addresses
+        self.kept = addressing.kept
+        self.keeper = addressing.keeper
+        self.keep = addressing.keep
         self._ready = False
         self._hindrance = ""
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}

@@ -7,6 +7,7 @@ those before annotations of its namespace. Whatever is asked for is either given
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from felix_py.cni.errors import CNIError, Code
 from felix_py.cni.network import Network
@@ -14,7 +15,7 @@ from felix_py.cni.types import PodName, Request
 from felix_py.ipam.asked import Asked, BadAnnotation
 from felix_py.ipam.pools import NoPool
 from felix_py.ipam.resources import Choice
-from felix_py.ipam.store import PoolExhausted
+from felix_py.ipam.store import AddressUnavailable, PoolExhausted
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Lease
 
@@ -60,7 +61,7 @@ class Addresses:
         tries = 0
         while True:
             try:
-                return await allocate(await self._choose(pod, wanted, asked))
+                lease = await allocate(await self._choose(pod, wanted, asked))
             except NoPool as error:
                 raise PoolExhausted(str(error)) from None
             except PoolExhausted:
@@ -69,9 +70,24 @@ class Addresses:
                 gain = self._network.gain_addresses
                 if tries > _MOST_TRIES or not await gain(pod.namespace, pod.name, _names(asked)):
                     raise
+            else:
+                addresses = tuple(lease.addresses.values())
+                await self._network.keep(pod.namespace, pod.name, addresses if asked.keep else ())
+                return lease
 
     async def _choose(self, pod: PodName, wanted: Sequence[str], asked: Asked) -> Choice:
         requested = tuple(wanted) or asked.addresses
+        for address in requested:
+            if (owner := self._network.keeper(address)) not in ("", f"{pod.namespace}/{pod.name}"):
+                raise AddressUnavailable(f"{address} is kept for pod {owner}")
+        if asked.keep and not requested and (kept := self._network.kept(pod.namespace, pod.name)):
+            with suppress(
+                AddressUnavailable
+            ):  # its block is another node's by now: the name gets another address
+                return await self._with(pod, asked, kept)
+        return await self._with(pod, asked, requested)
+
+    async def _with(self, pod: PodName, asked: Asked, requested: tuple[str, ...]) -> Choice:
         cidrs = await self._network.cidrs_for(pod.namespace, pod.name, _names(asked), requested)
         if not cidrs:
             raise PoolExhausted(NO_CIDR)

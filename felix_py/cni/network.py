@@ -85,6 +85,19 @@ class Network(Protocol):
     async def gain_addresses(self, namespace: str, name: str, pools: tuple[str, ...]) -> bool:
         """Wait for further addresses for a pod that found none; false: there are none to come, or not in time."""
 
+    def kept(self, namespace: str, name: str) -> tuple[str, ...]:
+        """The addresses that stay with a pod's name."""
+
+    def keeper(self, address: str) -> str:
+        """namespace/name of the pod whose name keeps an address, or empty."""
+
+    async def keep(self, namespace: str, name: str, addresses: tuple[str, ...]) -> None:
+        """Have a pod's name keep these addresses, and no others; on disk when this returns.
+
+        Raises:
+            NetworkError: that cannot be written.
+        """
+
     def mtu(self) -> int:
         """MTU of pod interfaces, in bytes."""
 
@@ -104,6 +117,8 @@ class FakeNetwork:
         self.enforced: dict[tuple[str, str], Lease] = {}
         self.annotations: dict[tuple[str, str], dict[str, str]] = {}
         """Those of pods, by namespace and name."""
+        self.keeps: dict[str, tuple[str, ...]] = {}
+        """Kept addresses, by namespace/name."""
         self.coming: list[tuple[str, ...]] = []
         """CIDRs that pods get, one after the other, when they find no address."""
         self.departures: set[str] = set()
@@ -168,6 +183,15 @@ class FakeNetwork:
             return False
         self.cidrs += self.coming.pop(0)
         return True
+
+    def kept(self, namespace: str, name: str) -> tuple[str, ...]:
+        return self.keeps.get(f"{namespace}/{name}", ())
+
+    def keeper(self, address: str) -> str:
+        return next((owner for owner, addresses in self.keeps.items() if address in addresses), "")
+
+    async def keep(self, namespace: str, name: str, addresses: tuple[str, ...]) -> None:
+        self.keeps[f"{namespace}/{name}"] = addresses
 
     def mtu(self) -> int:
         return 1500

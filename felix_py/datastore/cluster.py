@@ -20,7 +20,16 @@ from felix_py.datastore.conditions import ConditionWriter
 from felix_py.datastore.decode import Kind
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.informer import Reflector, Sink, Timing
-from felix_py.datastore.kinds import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, OWN_KINDS, PODS, POLICIES, pods
+from felix_py.datastore.kinds import (
+    CLUSTER_POLICY_KINDS,
+    NAMESPACES,
+    NODES,
+    OWN_KINDS,
+    PODS,
+    POLICIES,
+    POOL_KINDS,
+    pods,
+)
 from felix_py.datastore.named_secrets import NamedSecrets
 from felix_py.datastore.outage import Outage
 from felix_py.datastore.probe import Probe
@@ -171,6 +180,12 @@ class Cluster:
         """Kind -> seconds since its source last heard from the API server."""
         ages = {watched.table.kind.name: watched.source.age() for watched in self._sources}
         return ages | self.services.ages() | self.block_objects.ages()
+
+    def refuses_pools(self) -> bool:
+        """Whether the API server does not let us see IPPools, IPReservations or blocks."""
+        pools = [one.source for one in self._sources if one.table.kind in POOL_KINDS]
+        refused = any(isinstance(source, Reflector) and source.refused for source in pools)
+        return refused or self.block_objects.refused()
 
     async def set_network_available(self, node: str) -> None:
         """Set the condition NetworkUnavailable of ``node`` to False, so that pods are scheduled to it.

@@ -617,7 +617,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self.server.api.handle(Exchange(self.server.api, self, request))
 
-    do_GET = do_POST = do_PATCH = _serve
+    do_GET = do_POST = do_PATCH = do_DELETE = _serve
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: pytest shows what failed."""

@@ -1,4 +1,4 @@
-"""Which CIDRs a pod gets its addresses from, by annotations, pools and blocks; and what it is told if there are none."""
+"""Which CIDRs a pod gets its addresses from, by annotations, pools and blocks; and what it is told otherwise."""
 
 from __future__ import annotations
 
