@@ -19,7 +19,9 @@ from felix_py.ipam.store import AddressUnavailable, PoolExhausted
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Lease
 
-NO_CIDR = "this node has no podCIDRs yet (does the controller manager allocate node CIDRs?)"
+NO_CIDR = (
+    "this node has no podCIDRs yet (does the controller manager allocate node CIDRs?), and no block of an IPPool"
+)
 
 _MOST_TRIES = 3
 """Further blocks that one ADD tries."""

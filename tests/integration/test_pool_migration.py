@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,15 @@ class Rack:
             assert server.stdout.readline().strip() == "listening"
             self.node.places[name].run("python3", "-c", _CONNECT)
             return server.stdout.readline().strip()
+
+    def verified(self) -> str:
+        """What ``felix-py verify`` finds wrong."""
+        node = self.node
+        argv = [str(Path(sys.executable).with_name("felix-py")), "verify", "--node-name", "n1"]
+        argv += ["--kubeconfig", str(node.kubeconfig), "--state-dir", str(node.folder / "state")]
+        argv += ["--agent-socket", str(node.folder / "run" / "agent.sock"), "--output", "json"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        return "" if done.returncode == 0 else done.stdout + done.stderr
 
     def until_claimed(self, cidr: str) -> str:
         """The node's block of a pool, once it has one and knows it."""
@@ -169,6 +179,8 @@ def test_from_pod_cidr_to_a_pool_to_another_and_back(rack: Rack) -> None:
     # A pool that is not announced any more.
     api.add_pool("second", "10.65.0.0/24", blockSize=28, disableBGPExport=True)
     rack.until_announced(CIDRS[V4], first)
+
+    assert rack.verified() == ""
 
     # The last pod with an address of the podCIDR ends: that is withdrawn.
     node.delete_pod("old")
