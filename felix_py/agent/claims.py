@@ -241,7 +241,6 @@ class Claims:
                 self._known.fold_block(before, after)
             elif isinstance(before or after, BlockAffinity):
                 self._known.fold_affinity(before, after)
-        self._due.set()
 
     def _fold_node(self, changes: Sequence[Change[Record]]) -> None:
         for change in changes:
@@ -297,7 +296,8 @@ class Claims:
 
     async def run(self) -> None:
         """Claim and give back until cancelled. Nodes and namespaces must be known."""
-        events = (*self._declared.events, self._due)
+        tables = (self._objects.blocks, self._objects.affinities)
+        events = (*self._declared.events, *(table.changed for table in tables), self._due)
         while True:
             for event in events:
                 event.clear()
