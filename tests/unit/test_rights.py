@@ -171,7 +171,8 @@ async def claim_and_give_back(client: Api, objects: BlockObjects) -> None:
     """Each step that an agent takes about a block of its own."""
     writer, cidr = BlockWriter(client, "node-1"), "10.0.0.0/26"
     for step in (Step.WANT, Step.TAKE, Step.CONFIRM, Step.ADOPT, Step.MARK, Step.DELETE, Step.FORGET):
-        block, affinity = (next(iter(t.records.values()), None) for t in (objects.blocks, objects.affinities))
+        block = next(iter(objects.blocks.records.values()), None)
+        affinity = next(iter(objects.affinities.records.values()), None)
         for table in (objects.blocks, objects.affinities):
             table.changed.clear()
         await asyncio.to_thread(writer.carry_out, Act(step, cidr, block, affinity), "another-uid")
