@@ -20,6 +20,7 @@ _MOST = 1000
 class NoticeKind(enum.StrEnum):
     """Kinds of notices, the label of the metric. docs/operations.md says for each what to do."""
 
+    ADDRESSES_SCARCE = "addresses-scarce"
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
     ADDRESS_IN_USE = "address-in-use"
     BGP = "bgp"

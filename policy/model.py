@@ -120,8 +120,10 @@ class Pod:
     are canonical texts of both families. ``active`` is false for Succeeded and Failed pods, and for deleted ones
     whose containers have all ended: their addresses may belong to another pod already, so they leave every set at
     once. ``since``: creation or start by the kubelet, whichever is later (RFC 3339 UTC text, to the second;
-    empty: unknown). ``deleted``: it has a deletion timestamp. ``annotations``: those on its addresses alone, and
-    of pods of the agent's own node alone: no policy depends on them.
+    empty: unknown). ``deleted``: it has a deletion timestamp. ``announced``: addresses that an annotation claims
+    while the status has none; nobody has checked them, and policy knows ``addresses`` only.
+    ``annotations``: those on its addresses alone, and of pods of the agent's own node alone: no policy depends on
+    them.
     """
 
     namespace: str
@@ -135,6 +137,7 @@ class Pod:
     active: bool = True
     since: str = ""
     deleted: bool = False
+    announced: tuple[str, ...] = ()
     annotations: Labels = ()
 
     @property

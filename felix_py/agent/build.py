@@ -35,15 +35,19 @@ from bgp import resources
 from felix_py import log
 from felix_py.agent import kernel_features
 from felix_py.agent.addressing import Addressing
+from felix_py.agent.announced import Announced
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.block_writer import BlockWriter
 from felix_py.agent.claims import Around, Claims
 from felix_py.agent.concerned import Due
 from felix_py.agent.configured import Configured, Live
+from felix_py.agent.controllers.elected import Elected, elected
+from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.facts import Facts
 from felix_py.agent.families import Families
 from felix_py.agent.flows import Flows
+from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.intake import Intake
@@ -116,6 +120,7 @@ class Agent:
     bgp: Bgp
     cluster: Cluster
     configured: Configured
+    elected: Elected
     intake: Intake
     deny_log: DenyLogging
     counters: PolicyCounters
@@ -184,24 +189,28 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     # Where the other backend's rules are in force, an incomplete set of ours beside them would only disturb them.
     _hold(kernel, Update() if other.owned else Planner(programmed, options, numbers).take(), reconciler)
     mtu = Mtu(config.mtu)
-    foreign = config.bgp_foreign_annotations
-    addressing = Addressing(facts, cluster.store.namespaces.records, foreign=foreign)
-    network = PodNetwork(facts, reconciler, mtu, flows.forget, addressing)
+    namespaces = cluster.store.namespaces.records
+    addressing = Addressing(facts, namespaces, foreign=config.bgp_foreign_annotations)
+    announced, announce = None, lambda _lease: None
+    if config.announce_pod_ips:
+        announced, announce = Announced(config.node_name, cluster.store.nodes.records), cluster.announce
+    network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), announce, addressing)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
-    bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
+    pools = DeclaredPools(cluster.store)
+    bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared, pools)
     links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)
-    pods = Pods(config, stack, network, mtu, notices, metrics)
-    keeping = pods.keep(facts.pod, cluster.store.namespaces.records)
-    claims = _claims(config, cluster, LeasedOrKept(pods.leases, keeping), facts, programmed, notices)
+    pods = Pods(config, stack, network, mtu, notices, metrics, partial(cluster.tell_node, True))
+    keeping = pods.keep(facts.pod, namespaces)
+    claims = _claims(config, cluster, LeasedOrKept(pods.leases, keeping), pools, facts, programmed, notices)
     addressing.follow(claims, keeping)
-    pooling = Pooling(config.node_name, claims, facts, pods.reserved, cluster.refuses_pools, notices)
-    claims.on_change = pooling.take_over
+    pooling = _pooling(config, cluster, claims, facts, pods, notices)
     live: Live = {
         "log_level": log.set_level,
         "refresh_interval": reconciler.set_refresh_interval,
         "cni_timeout": pods.set_timeout,
+        "address_cooldown": pods.set_cooldown,
         "mtu": mtu.set,
         "deny_log_lines": deny_log.set_lines,
     }
@@ -229,7 +238,8 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         bgp=bgp,
         cluster=cluster,
         configured=configured,
-        intake=Intake(facts, network),
+        elected=elected(config, cluster, pools, metrics),
+        intake=Intake(facts, network, announced),
         deny_log=deny_log,
         counters=counters,
         status=status,
@@ -298,6 +308,7 @@ def _claims(
     config: AgentConfig,
     cluster: Cluster,
     leases: LeasedOrKept,
+    pools: DeclaredPools,
     facts: Facts,
     families: Sequence[Family],
     notices: Notices,
@@ -306,6 +317,7 @@ def _claims(
         config.node_name,
         config.state_dir,
         cluster.store,
+        pools,
         cluster.block_objects,
         leases,
         BlockWriter(cluster.api, config.node_name),
@@ -314,6 +326,14 @@ def _claims(
         partial(_warn_declared, cluster),
         timeout=config.cni_timeout,
     )
+
+
+def _pooling(
+    config: AgentConfig, cluster: Cluster, claims: Claims, facts: Facts, pods: Pods, notices: Notices
+) -> Pooling:
+    pooling = Pooling(config.node_name, claims, facts, pods.reserved, cluster.refuses_pools, notices)
+    claims.on_change = pooling.take_over
+    return pooling
 
 
 def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, configured: bool) -> Cluster:

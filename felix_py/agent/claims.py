@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +19,7 @@ from bgp.resources import Problem
 from felix_py import log
 from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.last_good import Kept
+from felix_py.agent.pool_notices import PoolNotices
 from felix_py.backoff import Backoff
 from felix_py.datastore.block_objects import BlockObjects
 from felix_py.datastore.client import ApiError, Unreachable
@@ -37,7 +38,7 @@ from felix_py.ipam.resources import (
     IPReservation,
 )
 from felix_py.ipam.store import AddressStore
-from felix_py.notices import NoticeKind, Notices
+from felix_py.notices import Notices
 from felix_py.records import NodeRecord
 from policy.change import Change
 from policy.model import Family, Pod
@@ -93,6 +94,7 @@ class Claims:
         node_name: str,
         state_dir: Path,
         store: Store,
+        declared: DeclaredPools,
         objects: BlockObjects,
         leases: Leases,
         writer: Writer,
@@ -110,8 +112,8 @@ class Claims:
         self._leases = leases
         self._writer = writer
         self._around = around
-        self._notices = notices
-        self._declared = DeclaredPools(store, notices, warn)
+        self._declared = declared
+        self._told = PoolNotices(declared, notices, warn)
         self.timeout = timeout
         self._log = log.get("blocks")
         self._kept = Kept(state_dir / "blocks.json")
@@ -139,6 +141,9 @@ class Claims:
         """Called after :attr:`known`, :attr:`pools`, :attr:`blocks` or :attr:`all_blocks` may have changed."""
         objects.subscribe(self._fold)
         store.subscribe(self._fold_node)
+        declared.on_change(self._due.set)
+        for table in (objects.blocks, objects.affinities):
+            table.on_change(self._due.set)
 
     @property
     def pools(self) -> tuple[IPPool, ...]:
@@ -253,7 +258,6 @@ class Claims:
                 self._known.fold_block(before, after)
             elif isinstance(before or after, BlockAffinity):
                 self._known.fold_affinity(before, after)
-        self._due.set()
 
     def _fold_node(self, changes: Sequence[Change[Record]]) -> None:
         for change in changes:
@@ -309,10 +313,8 @@ class Claims:
 
     async def run(self) -> None:
         """Claim and give back until cancelled. Nodes and namespaces must be known."""
-        events = (*self._declared.events, self._due)
         while True:
-            for event in events:
-                event.clear()
+            self._due.clear()
             try:
                 await self._review()
             except Exception:
@@ -321,7 +323,9 @@ class Claims:
             reviewed, self._reviewed = self._reviewed, asyncio.Event()
             reviewed.set()
             await asyncio.sleep(_PACE)
-            await _any_of(events, self._next_look())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._next_look()):
+                    await self._due.wait()
 
     def _next_look(self) -> float:
         if self._waiting.total() or self._wanted.total():
@@ -330,10 +334,10 @@ class Claims:
         return min([_LOOK, *(max(0.05, at - now) for at in self._tried.values() if at > now)])
 
     async def _review(self) -> None:
-        self._declared.review()
         if not self._declared.listed:
             return
-        if self._declared.pools or self._had or self._closed:
+        self._told.declared()
+        if self._declared.any or self._had or self._closed:
             self._objects.want()
         if self._objects.wanted and not self._objects.listed():
             return
@@ -341,7 +345,7 @@ class Claims:
         await self._take_over(blocks.usable(view))
         found = blocks.plan(view)
         self._exhausted = frozenset(demand.pools for demand in found.exhausted)
-        self._tell_exhausted(found.exhausted)
+        self._told.exhausted(found.exhausted)
         now = time.monotonic()
         self._tried = {act: at for act, at in self._tried.items() if at > now}
         for act in found.acts:
@@ -369,7 +373,7 @@ class Claims:
             else:
                 await asyncio.to_thread(self._writer.carry_out, act, node_uid)
             self._backoffs.pop(act.cidr, None)
-            self._notices.clear(NoticeKind.IP_POOLS, act.cidr)
+            self._told.failed(act.cidr, "")
         except (ApiError, Unreachable) as error:
             delay = backoff.delay(error.retry_after if isinstance(error, ApiError) else 0.0)
             self._tell_failed(act, error)
@@ -388,8 +392,7 @@ class Claims:
             "a step is to be done again", step=act.step.name, cidr=act.cidr, reason=str(error)
         )
         if isinstance(error, ApiError) and not conflict:
-            text = f"block {act.cidr} cannot be claimed or given back: {error}"
-            self._notices.say(NoticeKind.IP_POOLS, act.cidr, text)
+            self._told.failed(act.cidr, str(error))
 
     async def _close(self, act: Act) -> None:
         """Give nothing out of a block any more, and note that on disk before anybody else can know."""
@@ -410,40 +413,11 @@ class Claims:
         try:
             await asyncio.to_thread(self._kept.write, {"own": self._had, "closed": self._closed})
         except OSError as error:
-            text = (
-                f"blocks cannot be noted in {self._kept.path}: {error.strerror}. None is given back until they "
-                "can. Make room on the disk, or mend it"
-            )
-            self._notices.say(NoticeKind.IP_POOLS, _COPY, text)
+            self._told.unwritten(str(self._kept.path), error.strerror or str(error))
             return False
-        self._notices.clear(NoticeKind.IP_POOLS, _COPY)
+        self._told.unwritten(str(self._kept.path), "")
         return True
-
-    def _tell_exhausted(self, exhausted: Sequence[Demand]) -> None:
-        told = {
-            f"{_FULL} {', '.join(demand.pools)}": f"no block is left in {', '.join(demand.pools)}: pods that "
-            "need an address of these wait. Make a further IPPool, or delete pods"
-            for demand in exhausted
-        }
-        for subject in [one for one in self._notices.of(NoticeKind.IP_POOLS) if one.startswith(_FULL)]:
-            if subject not in told:
-                self._notices.clear(NoticeKind.IP_POOLS, subject)
-        for subject, text in told.items():
-            self._notices.say(NoticeKind.IP_POOLS, subject, text)
-
-
-_COPY, _FULL = "copy", "full:"
 
 
 def _names(pools: Sequence[IPPool]) -> Pools:
     return tuple(pool.name for pool in pools)
-
-
-async def _any_of(events: Sequence[asyncio.Event], seconds: float) -> None:
-    """Return once one of them is set, or after a time."""
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

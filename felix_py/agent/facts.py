@@ -152,6 +152,10 @@ class Facts:
         """The API server's object of a pod."""
         return self._pods.get(key)
 
+    def pods_here(self) -> list[Pod]:
+        """The API server's pods of this node."""
+        return [pod for pod in self._pods.values() if self.is_here(pod)]
+
     def is_here(self, pod: Pod) -> bool:
         """Whether a pod is scheduled to this node."""
         return pod.node == self._node_name
@@ -251,13 +255,17 @@ class Facts:
     # --- routes --------------------------------------------------------------------------------------
 
     def learned(
-        self, routes: Mapping[str, tuple[str, ...]], interface_of: Callable[[str], str] = lambda _gateway: ""
+        self,
+        routes: Mapping[str, tuple[str, ...]],
+        interface_of: Callable[[str], str] = lambda _gateway: "",
+        metric_of: Callable[[str], int] = lambda _prefix: 0,
     ) -> None:
         """Note changed best routes: prefix -> gateways, () when withdrawn.
 
-        ``interface_of`` returns the interface of a gateway; empty: the kernel resolves it.
+        ``interface_of`` returns the interface of a gateway; empty: the kernel resolves it. ``metric_of`` returns
+        the metric of a prefix's route; 0: the default.
         """
-        self.remote.from_bgp(learned_routes(routes, interface_of))
+        self.remote.from_bgp(learned_routes(routes, interface_of, metric_of))
         self._changed()
 
     # --- to the planner ------------------------------------------------------------------------------

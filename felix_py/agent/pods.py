@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 
 from felix_py import log
@@ -11,6 +11,7 @@ from felix_py.agent.keeping import Keeping
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.addresses import NO_CIDR
 from felix_py.cni.conflist import is_delegated
+from felix_py.cni.holdings import Holdings
 from felix_py.cni.network_list import NetworkList
 from felix_py.cni.plugin import Plugin
 from felix_py.cni.recovery import recover
@@ -63,8 +64,12 @@ class Pods:
         mtu: Mtu,
         notices: Notices,
         metrics: Metrics,
+        tell: Callable[[str, str], None],
     ) -> None:
-        """Read the leases. Raises StoreError and OSError as :func:`recover` does."""
+        """Read the leases. ``tell`` writes a warning Event on the Node: reason, text.
+
+        Raises StoreError and OSError as :func:`recover` does.
+        """
         self._config = config
         self._stack = stack
         self._mtu = mtu
@@ -76,10 +81,18 @@ class Pods:
             database = config.state_dir / "leases.db"
             store, self._alive = recover(database, links, notices.say, elsewhere=self.reserved)
         leases = self._leases = stack.enter_context(closing(Leases(store)))
+        self.set_cooldown(config.address_cooldown)
         interfaces = stack.enter_context(closing(Interfaces()))
         self._plugin = Plugin(
-            leases, interfaces, network, notices, timeout=config.cni_timeout, chained=config.chained_plugins
+            leases,
+            interfaces,
+            network,
+            notices,
+            timeout=config.cni_timeout,
+            chained=config.chained_plugins,
+            tell=tell,
         )
+        self._parts = self._plugin, leases, interfaces, network
         self._server = CNIServer(self._plugin, config.cni_socket, metrics)
         self._keeping: Keeping | None = None
         self._log = log.get("cni")
@@ -108,6 +121,14 @@ class Pods:
         """Change how long an ADD may wait; those that wait already keep theirs."""
         self._plugin.timeout = seconds
 
+    def set_cooldown(self, seconds: float) -> None:
+        """Change how long released addresses rest while others are free."""
+        self._leases.set_cooldown(seconds)
+
+    def holdings(self, pods: Callable[[], Iterable[Pod]]) -> Holdings:
+        """What ``felix-py ipam`` asks; ``pods`` returns the API's pods of this node."""
+        return Holdings(*self._parts, pods)
+
     async def stop_calls(self) -> None:
         """Take no more calls, and finish running ones as far as they get."""
         await self._server.stop()
@@ -119,6 +140,10 @@ class Pods:
     def usage(self, cidrs: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Addresses of each CIDR that pods have, and that they do not have; empty with another IPAM plugin."""
         return {} if is_delegated(self._config.cni_conf_dir) else self._leases.usage(cidrs)
+
+    def resting(self, cidrs: Sequence[str]) -> dict[str, int]:
+        """Free addresses of each CIDR that rest; empty with another IPAM plugin."""
+        return {} if is_delegated(self._config.cni_conf_dir) else self._leases.resting(cidrs)
 
     async def tell_the_runtime(self) -> None:
         """Write the network list: pods can be connected from now on."""

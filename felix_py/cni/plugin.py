@@ -22,6 +22,7 @@ from felix_py.cni.addresses import NO_CIDR, Addresses
 from felix_py.cni.conflist import NETWORK
 from felix_py.cni.delegate import delegate
 from felix_py.cni.errors import CNIError, Code
+from felix_py.cni.fullness import Fullness
 from felix_py.cni.network import Network, NetworkError
 from felix_py.cni.network_list import absent_plugins
 from felix_py.cni.recovery import about
@@ -61,10 +62,11 @@ class Plugin:
         *,
         timeout: float = 10.0,
         chained: Sequence[str] = (),
+        tell: Callable[[str, str], None] = lambda _reason, _text: None,
     ) -> None:
         """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy.
 
-        ``chained``: plugins after ours in our own network list.
+        ``chained``: plugins after ours in our own network list. ``tell``: see :class:`Fullness`.
         """
         self._leases = leases
         self._interfaces = interfaces
@@ -75,6 +77,7 @@ class Plugin:
         """Seconds; it may change at any time."""
         self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
+        self._fullness = Fullness(notices, tell)
         self._owed: dict[LeaseKey, Lease] = {}
         """Leases of deleted pods that could not be released because the store cannot be written."""
         self._unwritten = ""
@@ -178,6 +181,7 @@ class Plugin:
                 for found in self._leases.take_skipped():
                     self._elsewhere[found.what] = found
                     self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, _withheld(found))
+                self._fullness.look(self._leases.usage(self._network.pod_cidrs()))
         given = await delegate(request, Command.ADD)
         addresses = [entry.address.partition("/")[0] for entry in given.ips]
         if not addresses:
@@ -385,6 +389,7 @@ class Plugin:
         for notice in self._notices.all():
             if notice.kind is NoticeKind.STRAY_INTERFACE and notice.subject not in present:
                 self._notices.clear(notice.kind, notice.subject)
+        self._fullness.look(self._leases.usage(self._network.pod_cidrs()))
         self._addresses.look()
         await self._look_elsewhere(leases.values(), ends.keys())
 
@@ -406,6 +411,28 @@ class Plugin:
                 self._log.warning("cannot release a lost sandbox yet", reason=str(error), **about(lease))
             else:
                 self._log.warning("released the lease of a sandbox that is lost", **about(lease))
+
+    def is_busy(self, key: LeaseKey) -> bool:
+        """Whether a call for this interface is under way."""
+        return key in self._locks
+
+    async def free(self, lease: Lease, *, force: bool = False) -> None:
+        """Release a lease for which no DEL will come. ``force``: and remove its interface, if it exists.
+
+        Raises:
+            CNIError: the lease stays: its interface exists, or the store cannot be written.
+            NetworkError, LinkError, OSError: something may be left in the kernel; the lease stays.
+        """
+        key = (lease.container, lease.ifname)
+        async with self._alone(*key):
+            if self._leases.get(*key) != lease:
+                return
+            if not force and await self._interfaces.exists(lease.interface):
+                text = f"pod {lease.namespace}/{lease.pod} has it, and its interface {lease.interface} exists"
+                raise CNIError(Code.ALREADY_ATTACHED, text)
+            await self._detach(*key)
+            if key in self._owed:
+                raise CNIError(Code.IO, self._unwritten)
 
     async def _look_elsewhere(self, leases: Iterable[Lease], interfaces: Container[str]) -> None:
         """Give notice of addresses in use elsewhere: those passed over, and those that pods hold."""

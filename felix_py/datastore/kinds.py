@@ -85,20 +85,32 @@ def _pod(pod: wire.WirePod, here: str = "") -> Pod:
     if not metadata.name or not metadata.namespace:
         raise ValueError("metadata.name and metadata.namespace must not be empty")
     texts = [ip.ip for ip in status.pod_ips or ()] or [status.pod_ip]
+    addresses = tuple([_address(text) for text in texts if text])
     return Pod(
         namespace=_shared(metadata.namespace),
         name=metadata.name,
         uid=_uid(metadata),
         node=_shared(spec.node_name),
         labels=_labels(metadata.labels),
-        addresses=tuple([_address(text) for text in texts if text]),
+        addresses=addresses,
         ports=_ports(spec),
         host_network=spec.host_network,
         active=status.phase not in _TERMINATED and not (metadata.deletion_timestamp and _have_ended(status)),
         since=max(metadata.creation_timestamp or "", status.start_time or ""),
         deleted=bool(metadata.deletion_timestamp),
+        announced=() if addresses else _announced(metadata),
         annotations=_asked(metadata.annotations, _OF_PODS) if here and spec.node_name == here else (),
     )
+
+
+def _announced(metadata: wire.PodMetadata) -> tuple[str, ...]:
+    """The addresses of the annotation, at most one of each family; what is none is as if it were not there."""
+    words = metadata.annotations.announced.split(",") if metadata.annotations else []
+    try:
+        addresses = tuple([_address(word) for word in words if word])
+    except ValueError:
+        return ()
+    return addresses if len({":" in address for address in addresses}) == len(addresses) else ()
 
 
 def _asked(found: wire.PoolAnnotations | None, fields: Sequence[tuple[str, str]]) -> Labels:

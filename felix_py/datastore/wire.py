@@ -42,10 +42,11 @@ class AddressAnnotations(PoolAnnotations):
 
 
 class PodAnnotations(AddressAnnotations):
-    """Those, and the annotations by which a mirror pod names its static pod."""
+    """Those, and the annotations by which a mirror pod names its static pod, and an agent a pod's addresses."""
 
     mirror: str = field(default="", name="kubernetes.io/config.mirror")
     hash: str = field(default="", name="kubernetes.io/config.hash")
+    announced: str = field(default="", name="felixpy.io/pod-ips")
 
 
 class PolicyMetadata(Wire):

@@ -126,12 +126,14 @@ class Planner:
 
 
 def learned_routes(
-    routes: Mapping[str, tuple[str, ...]], interface_of: Callable[[str], str]
+    routes: Mapping[str, tuple[str, ...]],
+    interface_of: Callable[[str], str],
+    metric_of: Callable[[str], int] = lambda _prefix: 0,
 ) -> dict[RouteRef, Route | None]:
     """The routes for prefix -> gateways; () withdraws a prefix.
 
     ``interface_of`` returns the interface towards a gateway; empty: the kernel looks it up. A link-local gateway
-    is followed by its interface: ``fe80::1%eth0``.
+    is followed by its interface: ``fe80::1%eth0``. ``metric_of`` returns the metric of a prefix; 0: the default.
     """
     made: dict[RouteRef, Route | None] = {}
     hops_of: dict[tuple[str, ...], tuple[NextHop, ...]] = {}
@@ -142,7 +144,7 @@ def learned_routes(
             hops = hops_of[gateways] = tuple(
                 NextHop(g.partition("%")[0], interface_of(g)) for g in sorted(gateways)
             )
-        made[key] = Route(key, next_hops=hops) if hops else None
+        made[key] = Route(key, next_hops=hops, metric=metric_of(prefix)) if hops else None
     return made
 
 

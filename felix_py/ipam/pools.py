@@ -112,7 +112,7 @@ def reserved_in(cidr: str, reservations: Iterable[IPReservation]) -> int:
         for reservation in reservations
         for reserved in reservation.reserved_cidrs
         if overlap(reserved, cidr)
-        for first, last in [_ends(reserved)]
+        for first, last in [ends(reserved)]
     )
     total, after = 0, block.first
     for first, last in ranges:
@@ -122,6 +122,7 @@ def reserved_in(cidr: str, reservations: Iterable[IPReservation]) -> int:
     return total
 
 
-def _ends(cidr: str) -> tuple[int, int]:
+def ends(cidr: str) -> tuple[int, int]:
+    """The first and the last address of a CIDR, as integers."""
     _, bits, length, value = prefixes.parse(cidr)
     return value, value + (1 << (bits - length)) - 1

@@ -78,6 +78,8 @@ class RemoteRoutes(Protocol):
 
     def gateways(self) -> Mapping[str, tuple[str, ...]]: ...
 
+    def metrics(self) -> Mapping[str, int]: ...
+
 
 class Pods(Protocol):
     """See :class:`felix_py.agent.pods.Pods`."""
@@ -85,6 +87,8 @@ class Pods(Protocol):
     def no_addresses(self, cidrs: Sequence[str]) -> str | None: ...
 
     def usage(self, cidrs: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
+
+    def resting(self, cidrs: Sequence[str]) -> Mapping[str, int]: ...
 
 
 class Bgp(Protocol):
@@ -189,6 +193,9 @@ class Status:
         for cidr, (taken, left) in self.pods.usage(self.facts.address_cidrs).items():
             used.labels(cidr).set(taken)
             free.labels(cidr).set(left)
+        self.metrics.addresses_resting.clear()
+        for cidr, number in self.pods.resting(self.facts.pod_cidrs).items():
+            self.metrics.addresses_resting.labels(cidr).set(number)
 
 
 def of_configured(configured: Configured) -> dict[str, Any]:
@@ -232,6 +239,7 @@ def of_bgp(bgp: Bgp, remote: RemoteRoutes) -> dict[str, Any]:
     return {
         "peers": [described(peer) for peer in bgp.peers()],
         "routes": {prefix: list(hops) for prefix, hops in sorted(remote.gateways().items())},
+        "routeMetrics": dict(sorted(remote.metrics().items())),
     }
 
 

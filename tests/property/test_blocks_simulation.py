@@ -130,7 +130,7 @@ def happen(world: World, node: Node, pods: Iterator[str], pools: tuple[IPPool, .
         # Somebody deletes an affinity by hand: that is no loss.
         gone_affinity = rng.choice(sorted(api.affinities, key=lambda it: it.name))
         api.delete((type(gone_affinity), gone_affinity.name))
-    elif what == 199 and rng.random() < 0.3:
+    elif what == 199:
         world.pools = tuple(changed(rng, pool) for pool in pools if rng.random() < 0.9)
     return True
 
