@@ -6,6 +6,7 @@ import ipaddress
 import json
 import shutil
 import subprocess
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -126,9 +127,7 @@ def history(
     of: Annotated[
         str, typer.Argument(metavar="ADDRESS|POD", help="Only of one address, NAMESPACE/POD, or POD.")
     ] = "",
-    number: Annotated[
-        int, typer.Option("--number", "-n", min=1, metavar="NUMBER", help="At most so many.")
-    ] = 50,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, metavar="NUMBER", help="At most so many.")] = 50,
     output: options.Output = options.OutputFormat.TEXT,
     as_json: AsJson = False,
     state_dir: options.StateDir = AgentConfig.state_dir,
@@ -183,7 +182,8 @@ def checked(differences: Sequence[Answer], leases: int) -> list[str]:
     """What ``check`` says."""
     if not differences:
         return [f"all is well: {leases} leases, and nothing else has an address of this node"]
-    return [f"{', '.join(one['addresses']) or '(no address)'}: {one['text']}" for one in differences]
+    told = (f"{', '.join(one['addresses']) or '(no address)'}: {one['text']}" for one in differences)
+    return [line for text in told for line in textwrap.wrap(text, _WIDTH, subsequent_indent="    ")]
 
 
 def historic(entries: Sequence[Any]) -> list[str]:
@@ -229,6 +229,8 @@ def forgotten(leases: Sequence[Answer]) -> tuple[list[dict[str, Any]], str]:
     if done.returncode:
         return [], f"the container runtime was not asked: {options.printable(done.stderr.strip()[-200:])}"
     known = set(done.stdout.split())
+    if leases and known.isdisjoint(lease["container"] for lease in leases):
+        return [], f"{command[0]} knows none of the pods' sandboxes: another container runtime runs them"
     text = "leased to pod {}/{}, of whose sandbox {} the container runtime knows nothing"
     return [
         {
