@@ -61,10 +61,12 @@ class Plugin:
         timeout: float = 10.0,
         chained: Sequence[str] = (),
         tell: Callable[[str, str], None] = lambda _reason, _text: None,
+        forget: Callable[[Lease], Awaitable[None]] | None = None,
     ) -> None:
         """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy.
 
         ``chained``: plugins after ours in our own network list. ``tell``: see :class:`Fullness`.
+        ``forget``: see :func:`felix_py.cni.delegate.forget`.
         """
         self._leases = leases
         self._interfaces = interfaces
@@ -75,6 +77,7 @@ class Plugin:
         self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
         self._fullness = Fullness(notices, tell)
+        self._forget_delegated = forget
         self._owed: dict[LeaseKey, Lease] = {}
         """Leases of deleted pods that could not be released because the store cannot be written."""
         self._unwritten = ""
@@ -403,6 +406,7 @@ class Plugin:
                 self._log.warning("cannot release a lost sandbox yet", reason=str(error), **about(lease))
             else:
                 self._log.warning("released the lease of a sandbox that is lost", **about(lease))
+                await self._at_the_ipam_plugin(lease)
 
     def is_busy(self, key: LeaseKey) -> bool:
         """Whether a call for this interface is under way."""
@@ -425,6 +429,15 @@ class Plugin:
             await self._detach(*key)
             if key in self._owed:
                 raise CNIError(Code.IO, self._unwritten)
+            await self._at_the_ipam_plugin(lease)
+
+    async def _at_the_ipam_plugin(self, lease: Lease) -> None:
+        """Have the IPAM plugin, if there is one, release a lease for which no DEL comes."""
+        try:
+            if self._forget_delegated:
+                await self._forget_delegated(lease)
+        except _EXPECTED as error:
+            self._log.warning("an IPAM plugin keeps a lost address", reason=str(error), **about(lease))
 
     async def _look_elsewhere(self, leases: Iterable[Lease], interfaces: Container[str]) -> None:
         """Give notice of addresses in use elsewhere: those passed over, and those that pods hold."""
