@@ -242,6 +242,12 @@ class AgentConfig:
         "End established connections that a change of policy denies.",
         field=Field("revokeEstablished"),
     )
+    announce_pod_ips: bool = setting(
+        False,
+        "Have a pod's addresses in an annotation as soon as it has them, and believe those of other nodes' pods "
+        "until the kubelet reports them, see docs/security.md.",
+        field=Field("announcePodIPs"),
+    )
     mtu: int = setting(
         0,
         "MTU of pod interfaces; 0: that of the node's uplinks.",

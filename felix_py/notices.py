@@ -39,6 +39,7 @@ class NoticeKind(enum.StrEnum):
     OTHER_NETWORK = "other-network"
     PLUGIN_ABSENT = "plugin-absent"
     PODS_OUTSIDE_POD_CIDR = "pods-outside-pod-cidr"
+    POD_ADDRESS = "pod-address"
     POD_CIDR_SHARED = "pod-cidr-shared"
     RESTART_DUE = "restart-due"
     RULES_IN_OTHER_BACKEND = "rules-in-other-backend"

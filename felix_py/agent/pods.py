@@ -9,11 +9,12 @@ from functools import partial
 
 from felix_py import log
 from felix_py.agent.network import PodNetwork
+from felix_py.cni.addresses import NO_CIDR
 from felix_py.cni.conflist import is_delegated
 from felix_py.cni.delegate import forget
 from felix_py.cni.holdings import Holdings
 from felix_py.cni.network_list import NetworkList
-from felix_py.cni.plugin import NO_CIDR, Plugin
+from felix_py.cni.plugin import Plugin
 from felix_py.cni.recovery import recover
 from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases

@@ -47,6 +47,10 @@ class Leases:
         """How long released addresses rest while others are free, from now on."""
         self._store.cooldown = seconds
 
+    def numbers(self, family: Family) -> list[int]:
+        """See :meth:`AddressStore.numbers`, without waiting."""
+        return self._store.numbers(family)
+
     def take_skipped(self) -> list[Elsewhere]:
         """Other users of addresses that were passed over since the last call."""
         skipped, self._store.skipped = self._store.skipped, {}

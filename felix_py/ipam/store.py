@@ -126,6 +126,8 @@ class AddressStore:
         self._history = history
         self._happened: list[Entry] = []
         """In the open group."""
+        self.closed: frozenset[str] = frozenset()
+        """CIDRs out of which nothing is given: see :meth:`close_empty`."""
         self._grouped = False
         self._unsure = False
         """Whether a write failed so that it is not known what the file holds."""
@@ -246,7 +248,7 @@ class AddressStore:
         """The other users of ``addresses``, by address; the addresses' own routes do not count."""
         asked = {address: address_number(address) for address in addresses}
         looked = {address: self._elsewhere(family, n, family.bits) for address, (family, n) in asked.items()}
-        return {address: found for address, found in looked.items() if found is not None}
+        return {address: found for address, found in looked.items() if found is not None and not found.reserved}
 
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface. May be called from any thread."""
@@ -281,6 +283,21 @@ class AddressStore:
         family, number = address_number(address)
         at = self._resting.of(family).get(number)
         return None if at is None else since_boot() - at
+
+    def numbers(self, family: Family) -> list[int]:
+        """The addresses of one family that leases have, as numbers. May be called from any thread."""
+        return list(self._used[family])
+
+    def close_empty(self, cidr: str) -> bool:
+        """Give nothing out of a CIDR any more, if no lease is in it; whether that is so. Not stored."""
+        if self.usage([cidr])[cidr][0]:
+            return False
+        self.closed |= {cidr}
+        return True
+
+    def reopen(self, cidr: str) -> None:
+        """Undo :meth:`close_empty`."""
+        self.closed -= {cidr}
 
     def all(self) -> tuple[Lease, ...]:
         """Every lease, oldest first."""
@@ -413,11 +430,15 @@ class AddressStore:
             raise AlreadyLeased(f"container {claim.container} already has a lease for {claim.ifname}")
 
     def _free(self, pools: Sequence[Pool]) -> tuple[Pool, int] | None:
-        used = self._used[pools[0].family]
-        return choose(pools, used, self._resting, self._cursors, self._usable, since_boot(), self.cooldown)
+        open_ = [pool for pool in pools if pool.cidr not in self.closed]
+        if not open_:
+            return None
+        used = self._used[open_[0].family]
+        return choose(open_, used, self._resting, self._cursors, self._usable, since_boot(), self.cooldown)
 
     def _usable(self, pool: Pool, number: int) -> Elsewhere | None:
-        if (found := self._elsewhere(pool.family, number, pool.length)) is not None:
+        found = self._elsewhere(pool.family, number, pool.length)
+        if found is not None and not found.reserved:
             self.skipped[found.what] = found
         return found
 
@@ -434,12 +455,13 @@ class AddressStore:
             family, number = address_number(text)
             if family in wanted:
                 raise AddressUnavailable(f"{text} is a second IPv{int(family)} address; an interface has one")
-            if pools is not None and not any(number in pool for pool in pools.get(family, ())):
+            open_pools = [pool for pool in (pools or {}).get(family, ()) if pool.cidr not in self.closed]
+            if pools is not None and not any(number in pool for pool in open_pools):
                 raise AddressUnavailable(f"{text} is not a pod address of the node's pod CIDRs")
             if (holder := self._used[family].get(number)) is not None:
                 raise AddressUnavailable(f"{text} is in use by container {holder[0]}")
             length = next((p.length for p in (pools or {}).get(family, ()) if number in p), int(family.bits))
-            if found := self._elsewhere(family, number, length):
+            if (found := self._elsewhere(family, number, length)) and not found.reserved:
                 raise AddressUnavailable(f"{text} cannot be a pod's: {found.what} is {found.how}")
             wanted[family] = number
         return wanted

@@ -18,6 +18,7 @@ EVERYTHING: dict[str, Any] = {
     "defaultEndpointToHostAction": "Drop",
     "dropInvalid": False,
     "revokeEstablished": False,
+    "announcePodIPs": True,
     "mtu": 1400,
     "refreshIntervalSeconds": 30,
     "cniTimeoutSeconds": 5,

@@ -49,6 +49,7 @@ OTHERS = AgentConfig(
     endpoint_to_host=EndpointToHost.DROP,
     drop_invalid=False,
     revoke_established=False,
+    announce_pod_ips=True,
     mtu=1400,
     refresh_interval=1.5,
     cni_timeout=0.25,
