@@ -80,6 +80,8 @@ class Plugin:
         self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
         self._fullness = Fullness(notices, tell)
+        self._growing: frozenset[Family] = frozenset(Family)
+        """Families of which this node can get more CIDRs, by the last look; before it, nothing is said of any."""
         self._forget_delegated = forget
         self._owed: dict[LeaseKey, Lease] = {}
         """Leases of deleted pods that could not be released because the store cannot be written."""
@@ -184,7 +186,7 @@ class Plugin:
                 for found in self._leases.take_skipped():
                     self._elsewhere[found.what] = found
                     self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, _withheld(found))
-                self._fullness.look(self._leases.usage(self._network.pod_cidrs()))
+                self._fullness.look(self._leases.usage(self._network.pod_cidrs()), self._growing)
         given = await delegate(request, Command.ADD)
         addresses = [entry.address.partition("/")[0] for entry in given.ips]
         if not addresses:
@@ -392,7 +394,8 @@ class Plugin:
         for notice in self._notices.all():
             if notice.kind is NoticeKind.STRAY_INTERFACE and notice.subject not in present:
                 self._notices.clear(notice.kind, notice.subject)
-        self._fullness.look(self._leases.usage(self._network.pod_cidrs()))
+        self._growing = self._network.growing()
+        self._fullness.look(self._leases.usage(self._network.pod_cidrs()), self._growing)
         self._addresses.look()
         await self._look_elsewhere(leases.values(), ends.keys())
 
