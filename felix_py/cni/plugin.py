@@ -141,10 +141,10 @@ class Plugin:
             mac = mac or asked.mac or random_mac()
             made = False
             try:
-                lease, dns = await self._lease(claim, wanted, asked, request)
+                lease, dns = await self._lease_and_pair(claim, wanted, asked, request, mac)
                 self._owed.pop(claim.key, None)  # of an earlier lease; this one is in use
                 link = self._link(request, lease, mac)
-                await self._interfaces.create(link)
+                await self._interfaces.configure(link)
                 made = True
                 await self._bounded(
                     self._network.enforce(lease),
@@ -154,6 +154,22 @@ class Plugin:
                 await self._undo(request, made)
                 raise
         return _result(request, link, dns)
+
+    async def _lease_and_pair(
+        self, claim: Claim, wanted: list[str], asked: Asked, request: Request, mac: str
+    ) -> tuple[Lease, DNS]:
+        """Lease addresses, and meanwhile make the interface, which carries nothing before it is configured."""
+        pair = PodLink(interface_name(*claim.key), request.netns, request.ifname, {}, mac, self._mtu(Family))
+        making = asyncio.ensure_future(self._interfaces.make(pair))
+        try:
+            leased = await self._lease(claim, wanted, asked, request)
+            await asyncio.shield(making)
+            return leased
+        except BaseException:
+            with suppress(*_EXPECTED):  # it was not made, or the runtime's DEL removes it
+                await making
+                await self._interfaces.delete(pair.host)
+            raise
 
     async def _check_only_one(self, claim: Claim) -> None:
         """Refuse a second interface: a pod's policy, routes and addresses are those of one."""
@@ -197,9 +213,12 @@ class Plugin:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
 
     def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
-        # With an MTU below a family's minimum the interface loses the family (RFC 791, RFC 8200 section 5).
-        mtu, label = max(self._network.mtu(), *(LEAST_MTU[f] for f in lease.addresses)), link_label(lease)
+        mtu, label = self._mtu(lease.addresses), link_label(lease)
         return PodLink(lease.interface, request.netns, request.ifname, lease.addresses, mac, mtu, label)
+
+    def _mtu(self, families: Iterable[Family]) -> int:
+        # With an MTU below a family's minimum the interface loses the family (RFC 791, RFC 8200 section 5).
+        return max(self._network.mtu(), *(LEAST_MTU[family] for family in families))
 
     async def _undo(self, request: Request, made: bool) -> None:
         """Undo a failed ADD. ``made``: including its interface.
