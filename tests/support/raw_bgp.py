@@ -30,7 +30,9 @@ def opening(asn: int, identifier: str, hold_time: int = 240) -> bytes:
     """RFC 4271, section 4.2; with IPv4 unicast and four-octet AS numbers (RFC 6793)."""
     capabilities = struct.pack("!BBHBB", 1, 4, 1, 0, 1) + struct.pack("!BBI", 65, 4, asn)
     parameters = struct.pack("!BB", 2, len(capabilities)) + capabilities
-    fixed = struct.pack("!BHH4sB", 4, asn if asn < 65536 else AS_TRANS, hold_time, socket.inet_aton(identifier), len(parameters))
+    fixed = struct.pack(
+        "!BHH4sB", 4, asn if asn < 65536 else AS_TRANS, hold_time, socket.inet_aton(identifier), len(parameters)
+    )
     return message(OPEN, fixed + parameters)
 
 
