@@ -19,6 +19,7 @@ NAMES = (
     "announce",
     "sidecar",
     "bfd",
+    "bgp",
     "start",
     "react",
     "cluster",

@@ -37,12 +37,12 @@ def bird_config(index: int, password: str) -> str:
     template bgp any {{ local as {TOR_ASN}; connect delay time 1; error wait time 1, 2; }}
     protocol bgp node from any {{
       neighbor 10.{9 + index}.0.1 as {NODE_ASN};
-      debug {{ routes }};
+      debug {{ routes }}; 
       password "{password}";
       graceful restart on; graceful restart time 60;
       ipv4 {{ import all; export where proto = "outside"; next hop self; }};
     }}
-    protocol bgp other from any {{
+    protocol bgp neighbour from any {{
       neighbor 10.30.0.{2 - index} as {TOR_ASN};
       ipv4 {{ import all; export where proto = "node"; next hop self; }};
     }}
