@@ -20,6 +20,7 @@ NAMES = (
     "sidecar",
     "bfd",
     "bgp",
+    "failover",
     "start",
     "react",
     "cluster",

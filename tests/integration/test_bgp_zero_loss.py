@@ -17,7 +17,7 @@ from tests.support.agent_process import POD_CIDR
 from tests.support.bgp import NODE_ASN, TOR_ASN, link
 from tests.support.bird import Bird
 from tests.support.declared_agent import SECRET, DeclaredAgent, declared_agent
-from tests.support.fakeapi import BGP_CONFIGURATIONS, BGP_FILTERS
+from tests.support.fakeapi import BGP_CONFIGURATIONS, BGP_FILTERS, BGP_PEERS
 from tests.support.isolate import NetworkNamespace, run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -37,13 +37,13 @@ def bird_config(index: int, password: str) -> str:
     template bgp any {{ local as {TOR_ASN}; connect delay time 1; error wait time 1, 2; }}
     protocol bgp node from any {{
       neighbor 10.{9 + index}.0.1 as {NODE_ASN};
-      debug {{ routes }}; 
+      debug {{ routes }};
       password "{password}";
       graceful restart on; graceful restart time 60;
       ipv4 {{ import all; export where proto = "outside"; next hop self; }};
     }}
     protocol bgp neighbour from any {{
-      neighbor 10.30.0.{2 - index} as {TOR_ASN};
+      neighbor 10.30.0.{2 - index} as {TOR_ASN}; direct;
       ipv4 {{ import all; export where proto = "node"; next hop self; }};
     }}
     """
@@ -64,7 +64,7 @@ class Tor:
     def withdrawals(self) -> list[str]:
         """Lines of its log by which a route of the node went."""
         log = (self.folder / "bird.log").read_text()
-        return re.findall(rf"^.*node > (?:removed|withdrawn).* {POD_CIDR} .*$", log, re.MULTILINE)
+        return re.findall(rf"^.*node.ipv4 > removed .*{POD_CIDR} .*$", log, re.MULTILINE)
 
 
 @dataclass
@@ -82,6 +82,11 @@ class Scene:
         told = all(POD_CIDR in shown and "s)" not in shown for shown in routes)
         hops = run("ip", "route", "show", OUTSIDE_CIDR, "proto", "89")
         return told and all(f"10.{9 + tor.index}.0.2" in hops for tor in self.tors)
+
+    def told(self, community: str) -> bool:
+        """Both routers have the pods' prefix with this community."""
+        shown = (tor.bird.birdc("show", "route", "all", POD_CIDR, "protocol", "node") for tor in self.tors)
+        return all(community in one for one in shown)
 
     def passwords(self, *values: str) -> None:
         self.agent.secret(**{f"tor{index}": value for index, value in enumerate(values)})
@@ -165,3 +170,35 @@ def test_restarts(scene: Scene) -> None:
         scene.agent.until(lambda: scene.agent.sidecar.exabgp() not in (0, exabgp), "another ExaBGP")
         scene.agent.until(lambda: all(one["established"] for one in scene.agent.status()["peers"]), "up")
     assert [tor.withdrawals() for tor in scene.tors] == [[], []]
+
+
+def test_changes_of_the_configuration(scene: Scene) -> None:
+    """Ten of them, and edits of a filter."""
+    with scene.lossless():
+        for number in range(10):
+            advertised = [{"cidr": "10.65.0.0/16", "communities": [f"{NODE_ASN}:{number}"], "med": number}]
+            scene.declare(prefixAdvertisements=advertised, maxPaths=16 - number)
+            if number % 2:
+                scene.agent.api.delete(BGP_PEERS, "", "tor2")
+            else:
+                scene.agent.peer(2, peerIP="10.9.0.77")  # nobody
+            scene.agent.until(lambda n=number: scene.told(f"({NODE_ASN},{n})"), "it is in force")  # type: ignore[misc]
+        for number in range(3):
+            add = {"addCommunity": {"value": f"{NODE_ASN}:{100 + number}"}}
+            scene.agent.declare(BGP_FILTERS, "all", exportV4=[{"action": "Accept", "operations": [add]}])
+            scene.agent.until(lambda n=number: scene.told(f"({NODE_ASN},{100 + n})"), "it is in force")  # type: ignore[misc]
+    assert [tor.withdrawals() for tor in scene.tors] == [[], []]
+
+
+def test_a_password_is_rotated(scene: Scene) -> None:
+    """At one router after the other. BIRD drops a session's routes for that, and uses the other router's."""
+    running = scene.agent.run_dir / "bgp" / "exabgp-running.conf"
+    with scene.lossless():
+        for tor, passwords in zip(scene.tors, (("second", "first"), ("second", "second")), strict=True):
+            tor.configure("second")
+            scene.passwords(*passwords)
+            number = passwords.count("second")
+            scene.agent.until(lambda n=number: running.read_text().count('"second"') == n, "it is in force")  # type: ignore[misc]
+            scene.agent.until(lambda tor=tor: tor.bird.established("node"), "up with it")  # type: ignore[misc]
+            scene.agent.until(scene.steady, "as before")
+    assert all(tor.withdrawals() for tor in scene.tors), "as of itself"
