@@ -63,10 +63,12 @@ class Plugin:
         timeout: float = 10.0,
         chained: Sequence[str] = (),
         tell: Callable[[str, str], None] = lambda _reason, _text: None,
+        forget: Callable[[Lease], Awaitable[None]] | None = None,
     ) -> None:
         """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy.
 
         ``chained``: plugins after ours in our own network list. ``tell``: see :class:`Fullness`.
+        ``forget``: see :func:`felix_py.cni.delegate.forget`.
         """
         self._leases = leases
         self._interfaces = interfaces
@@ -78,6 +80,9 @@ class Plugin:
         self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
         self._fullness = Fullness(notices, tell)
+        self._growing: frozenset[Family] = frozenset(Family)
+        """Families of which this node can get more CIDRs, by the last look; before it, nothing is said of any."""
+        self._forget_delegated = forget
         self._owed: dict[LeaseKey, Lease] = {}
         """Leases of deleted pods that could not be released because the store cannot be written."""
         self._unwritten = ""
@@ -197,7 +202,7 @@ class Plugin:
                 for found in self._leases.take_skipped():
                     self._elsewhere[found.what] = found
                     self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, _withheld(found))
-                self._fullness.look(self._leases.usage(self._network.pod_cidrs()))
+                self._fullness.look(self._leases.usage(self._network.pod_cidrs()), self._growing)
         given = await delegate(request, Command.ADD)
         addresses = [entry.address.partition("/")[0] for entry in given.ips]
         if not addresses:
@@ -408,7 +413,8 @@ class Plugin:
         for notice in self._notices.all():
             if notice.kind is NoticeKind.STRAY_INTERFACE and notice.subject not in present:
                 self._notices.clear(notice.kind, notice.subject)
-        self._fullness.look(self._leases.usage(self._network.pod_cidrs()))
+        self._growing = self._network.growing()
+        self._fullness.look(self._leases.usage(self._network.pod_cidrs()), self._growing)
         self._addresses.look()
         await self._look_elsewhere(leases.values(), ends.keys())
 
@@ -430,6 +436,7 @@ class Plugin:
                 self._log.warning("cannot release a lost sandbox yet", reason=str(error), **about(lease))
             else:
                 self._log.warning("released the lease of a sandbox that is lost", **about(lease))
+                await self._at_the_ipam_plugin(lease)
 
     def is_busy(self, key: LeaseKey) -> bool:
         """Whether a call for this interface is under way."""
@@ -452,6 +459,15 @@ class Plugin:
             await self._detach(*key)
             if key in self._owed:
                 raise CNIError(Code.IO, self._unwritten)
+            await self._at_the_ipam_plugin(lease)
+
+    async def _at_the_ipam_plugin(self, lease: Lease) -> None:
+        """Have the IPAM plugin, if there is one, release a lease for which no DEL comes."""
+        try:
+            if self._forget_delegated:
+                await self._forget_delegated(lease)
+        except _EXPECTED as error:
+            self._log.warning("an IPAM plugin keeps a lost address", reason=str(error), **about(lease))
 
     async def _look_elsewhere(self, leases: Iterable[Lease], interfaces: Container[str]) -> None:
         """Give notice of addresses in use elsewhere: those passed over, and those that pods hold."""
