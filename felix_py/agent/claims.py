@@ -29,7 +29,14 @@ from felix_py.ipam.blocks import REST, Act, Demand, Step, View
 from felix_py.ipam.known import Idle, Known, leases_by_block
 from felix_py.ipam.pool import Pool, address_text
 from felix_py.ipam.pools import NoPool, Subject, cidrs_of, eligible, pool_of, selects_node
-from felix_py.ipam.resources import AllowedUse, AssignmentMode, BlockAffinity, IPAMBlock, IPPool
+from felix_py.ipam.resources import (
+    AllowedUse,
+    AssignmentMode,
+    BlockAffinity,
+    IPAMBlock,
+    IPPool,
+    IPReservation,
+)
 from felix_py.ipam.store import AddressStore
 from felix_py.notices import Notices
 from felix_py.records import NodeRecord
@@ -142,6 +149,11 @@ class Claims:
     def pools(self) -> tuple[IPPool, ...]:
         """The pools that can be used, also disabled ones, of this node's families, by name."""
         return tuple(pool for pool in self._declared.pools if pool.family in self._around.families)
+
+    @property
+    def reservations(self) -> tuple[IPReservation, ...]:
+        """Those that can be used."""
+        return self._declared.reservations
 
     @property
     def all_blocks(self) -> Collection[IPAMBlock]:
