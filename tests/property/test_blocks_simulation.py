@@ -115,7 +115,7 @@ def happen(world: World, node: Node, pods: Iterator[str], pools: tuple[IPPool, .
     elif what < 140:
         node.act()
     elif what < 180:
-        node.seen.catch_up(rng.choice([1, 3, 100]))
+        node.catch_up(rng.choice([1, 3, 100]))
     elif what < 190:
         many = rng.choice([1, 2, 3, 100])
         for gone in rng.sample(sorted(node.leases), min(len(node.leases), many)):
@@ -152,11 +152,11 @@ def quiesce(world: World, nodes: list[Node], pools: tuple[IPPool, ...]) -> None:
         world.api.settle(1000)
         for node in nodes:
             node.finish()
-            node.seen.catch_up()
+            node.catch_up()
             node.think()
             node.act()
         for node in nodes:
-            node.seen.catch_up()
+            node.catch_up()
         quiet = quiet + 1 if len(world.api.log) == before else 0
         if quiet == 3:
             return
