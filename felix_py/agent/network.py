@@ -196,6 +196,10 @@ class PodNetwork:
         """The CIDRs that this node gives addresses of."""
         return self._facts.address_cidrs
 
+    def growing(self) -> frozenset[Family]:
+        """Families of which this node can still claim blocks."""
+        return self._facts.pooled.growing
+
     def mtu(self) -> int:
         """MTU for pod interfaces."""
         return self._mtu()

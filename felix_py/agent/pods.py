@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
+from functools import partial
 
 from felix_py import log
 from felix_py.agent.keeping import Keeping
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.addresses import NO_CIDR
 from felix_py.cni.conflist import is_delegated
+from felix_py.cni.delegate import forget
 from felix_py.cni.holdings import Holdings
 from felix_py.cni.network_list import NetworkList
 from felix_py.cni.plugin import Plugin
@@ -91,6 +93,7 @@ class Pods:
             timeout=config.cni_timeout,
             chained=config.chained_plugins,
             tell=tell,
+            forget=partial(forget, conf_dir=config.cni_conf_dir, bin_dir=config.cni_bin_dir),
         )
         self._parts = self._plugin, leases, interfaces, network
         self._server = CNIServer(self._plugin, config.cni_socket, metrics)

@@ -61,6 +61,18 @@ class Pooled:
         return frozenset(pool.family for pool in self._for_pods())
 
     @property
+    def growing(self) -> frozenset[Family]:
+        """Families of which a pool has blocks that nobody has claimed."""
+        claimed = [*self.blocks, *(cidr for cidrs in self.others.values() for cidr in cidrs)]
+        found = set()
+        for pool in self._for_pods():
+            inside = PrefixSet([pool.cidr])
+            blocks = 2 ** (pool.block_size - parse(pool.cidr)[2])
+            if not pool.disabled and sum(map(inside.covers, claimed)) < blocks:
+                found.add(pool.family)
+        return frozenset(found)
+
+    @property
     def aggregates(self) -> tuple[str, ...]:
         """This node's blocks of more than one address. One of a single address counts while a pod has it."""
         return tuple(cidr for cidr in self.blocks if not _is_host(cidr))

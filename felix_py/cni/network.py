@@ -7,6 +7,7 @@ from typing import Protocol
 
 from felix_py.ipam.asked import Asked, asked
 from felix_py.records import Lease
+from policy.model import Family
 
 
 class NetworkError(Exception):
@@ -63,6 +64,9 @@ class Network(Protocol):
     def pod_cidrs(self) -> tuple[str, ...]:
         """The CIDRs that this node gives addresses of: its blocks of pools, and podCIDRs of families without
         pools; empty before they are known."""
+
+    def growing(self) -> frozenset[Family]:
+        """Families of which this node can still get more CIDRs."""
 
     def asked(self, namespace: str, name: str) -> Asked:
         """What the annotations of a pod and its namespace ask for. Raises BadAnnotation."""
@@ -166,6 +170,9 @@ class FakeNetwork:
 
     async def problems(self, lease: Lease) -> list[str]:
         return [] if (lease.container, lease.ifname) in self.enforced else [f"no route to {lease.interface}"]
+
+    def growing(self) -> frozenset[Family]:
+        return frozenset()
 
     def pod_cidrs(self) -> tuple[str, ...]:
         return self.cidrs

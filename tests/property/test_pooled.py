@@ -103,6 +103,20 @@ class Kernel:
 
 
 @given(st.data())
+def test_a_node_can_grow_while_a_block_is_nobodys(data: st.DataObject) -> None:
+    declared = data.draw(pools())
+    claimed = data.draw(blocks(declared))
+    taken = {block.cidr for block in claimed}
+    free = any(
+        str(block) not in taken
+        for pool in declared
+        if AllowedUse.WORKLOAD in pool.allowed_uses and not pool.disabled
+        for block in ipaddress.ip_network(pool.cidr).subnets(new_prefix=pool.block_size)
+    )
+    assert Pooled.of(HERE, declared, claimed).growing == (frozenset({Family.V4}) if free else frozenset())
+
+
+@given(st.data())
 def test_each_address_is_treated_as_its_pool_says(data: st.DataObject) -> None:
     facts, kernel = ToldFacts(HERE, (Family.V4,)), Kernel()
     pod_cidr = data.draw(st.sampled_from(["10.0.0.48/28", "10.0.0.0/28", "10.0.0.0/27"]))
