@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import threading
 import time
 import uuid
@@ -18,9 +17,6 @@ from felix_py.agent.election import Election, Timing
 from felix_py.datastore.client import ApiError, Unreachable
 from felix_py.datastore.leases import micro_time
 from felix_py.records import LeaderLease
-
-LEASE = "felix-py-controllers"
-"""The Lease's name, in the agents' own namespace."""
 
 _MARGIN = 2.0
 """Seconds of the time left that no write begins in."""
@@ -48,7 +44,7 @@ def boot_time() -> float:
 
 def identity(node: str) -> str:
     """Names the node, and this process alone (client-go's convention)."""
-    return f"{node or socket.gethostname()}_{uuid.uuid4()}"
+    return f"{node}_{uuid.uuid4()}"
 
 
 def rank(node: str, nodes: Iterable[str]) -> int:
@@ -87,11 +83,6 @@ class Elector:
         self.lost = asyncio.Event()
         """Set while it does not."""
         self.lost.set()
-
-    @property
-    def holder(self) -> str:
-        """Who led when it was last looked at; empty: nobody, or it is not known."""
-        return self._election.holder
 
     async def run(self) -> None:
         """Take part until cancelled; then let another lead at once."""

@@ -29,6 +29,10 @@ BGP_CONFIGURATIONS = "/apis/felixpy.io/v1alpha1/bgpconfigurations"
 BGP_PEERS = "/apis/felixpy.io/v1alpha1/bgppeers"
 BGP_FILTERS = "/apis/felixpy.io/v1alpha1/bgpfilters"
 SECRETS = "/api/v1/secrets"
+POOLS = "/apis/felixpy.io/v1alpha1/ippools"
+RESERVATIONS = "/apis/felixpy.io/v1alpha1/ipreservations"
+BLOCKS = "/apis/felixpy.io/v1alpha1/ipamblocks"
+AFFINITIES = "/apis/felixpy.io/v1alpha1/blockaffinities"
 NODE_STATUSES = "/apis/felixpy.io/v1alpha1/nodenetworkstatuses"
 SERVICES = "/api/v1/services"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
@@ -617,7 +621,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self.server.api.handle(Exchange(self.server.api, self, request))
 
-    do_GET = do_POST = do_PATCH = _serve
+    do_GET = do_POST = do_PATCH = do_DELETE = _serve
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: pytest shows what failed."""

@@ -16,7 +16,7 @@ from felix_py.agent.controllers.gone_nodes import AFFINITIES, GoneNodes
 from felix_py.agent.controllers.load_balancers import LoadBalancers
 from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.election import Timing
-from felix_py.agent.elector import LEASE, Elector, boot_time
+from felix_py.agent.elector import Elector, boot_time
 from felix_py.datastore.access import Identity, Plain
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
@@ -24,6 +24,7 @@ from felix_py.datastore.kinds import IPAM_BLOCKS
 from felix_py.datastore.leases import Leases
 from felix_py.datastore.load_balancers import LOAD_BALANCERS
 from felix_py.ipam.gone import GRACE
+from felix_py.layout import LEASE
 from felix_py.metrics import Metrics
 from lab.apiserver import ApiServer
 from tests.support.waiting import until
@@ -106,13 +107,12 @@ class Agent:
         cluster, pools = self.cluster, DeclaredPools(self.cluster.store)
         leases = Leases(cluster.api, "kube-system", LEASE, 5.0)
         self.elector = Elector(leases, f"{name}_1", lambda: 0, timing=SOON)
-        follow = lambda *kinds: cluster.followed(*kinds)  # noqa: E731
         balancers = LoadBalancers(
             cluster.api,
             cluster.store,
             pools,
             self.elector,
-            lambda: follow(LOAD_BALANCERS),
+            lambda: cluster.followed(LOAD_BALANCERS),
             cluster,
             self.metrics,
             foreign=foreign,
@@ -121,7 +121,7 @@ class Agent:
             cluster.api,
             cluster.store,
             self.elector,
-            lambda: follow(IPAM_BLOCKS, AFFINITIES),
+            lambda: cluster.followed(IPAM_BLOCKS, AFFINITIES),
             look=0.1,
             clock=self._clock,
         )

@@ -5,30 +5,45 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
+from felix_py.agent.controllers import gone_nodes
 from felix_py.datastore import conditions
-from felix_py.datastore.client import Api
+from felix_py.datastore.blocks_left import delete_affinity, delete_block, give_up
+from felix_py.datastore.client import Api, ApiError
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.fetch import configurations, container_ports, fetch
+from felix_py.datastore.kinds import IPAM_BLOCKS
+from felix_py.datastore.leases import Leases
+from felix_py.datastore.load_balancers import write_ingress
 from felix_py.datastore.status_writer import Offer
+from felix_py.ipam.resources import AffinityState, BlockAffinity, IPAMBlock
+from felix_py.layout import LEASE
+from felix_py.records import LeaderLease, LoadBalancer
 from policy.model import PolicyKind, PolicyRef
 from tests.support.fakeapi import (
     ADMIN_POLICIES,
+    AFFINITIES,
     BASELINE_ADMIN_POLICIES,
     BGP_CONFIGURATIONS,
     BGP_FILTERS,
     BGP_PEERS,
+    BLOCKS,
     CLUSTER_POLICIES,
     CONFIGURATIONS,
+    DEFINITIONS,
     NODE_STATUSES,
     NODES,
     PATIENCE,
     PODS,
     POLICIES,
+    POOLS,
+    RESERVATIONS,
     SECRETS,
     SERVICES,
     SLICES,
@@ -40,7 +55,8 @@ from tests.support.fakeapi import (
 from tests.support.watching import QUICK, configuration
 
 RBAC = Path(__file__).parents[2] / "manifests" / "base" / "rbac.yaml"
-OWN = (CONFIGURATIONS, BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS)
+OWN = (CONFIGURATIONS, BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS, POOLS, RESERVATIONS)
+BLOCK_KINDS = (BLOCKS, AFFINITIES)
 PASSWORDS = "felix-py-bgp-passwords"
 PASSWORDS_PATH = "/api/v1/namespaces/kube-system/secrets"
 CRDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
@@ -76,9 +92,11 @@ def needed(request: Request) -> Iterator[Right]:
     if request.method == "GET":
         verb = "get" if len(parts) > 1 else "watch" if "watch" in request.query else "list"
     else:
-        verb = {"POST": "create", "PATCH": "patch"}[request.method]
+        verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}[request.method]
     # Names count only where they restrict: nobody's rights to pods do.
     restricted = group == "apiextensions.k8s.io" or resource == "secrets"
+    if resource == "leases" and len(parts) > 1:
+        restricted, selected = True, parts[1]
     yield (group, resource, selected if restricted else "", verb)
 
 
@@ -100,13 +118,16 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
     client = Api(lambda: configuration(server))
     cluster = Cluster(client, node_name="node-1", timing=QUICK)
     cluster.start()
+    led = cluster.followed(IPAM_BLOCKS, gone_nodes.AFFINITIES)
+    led.start()
     try:
         async with asyncio.timeout(PATIENCE):
             await cluster.in_sync()
         for path in CRDS:
             server.install(path)
             server.put(path, broken("default"))
-        for path in OWN:
+        await asyncio.to_thread(server.wait_for, lambda: awaited(server) >= {"ipamblocks", "blockaffinities"})
+        for path in (*OWN, *BLOCK_KINDS):
             server.install(path)
         server.serve(SECRETS)
         server.put(
@@ -126,7 +147,7 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
                 and bool(server.objects.get((NODE_STATUSES, "", "node-1"), {}).get("status"))
                 and all(
                     any(verb.startswith("watch") for verb in server.verbs(path))
-                    for path in (*OWN, SERVICES, SLICES, PASSWORDS_PATH)
+                    for path in (*OWN, *BLOCK_KINDS, SERVICES, SLICES, PASSWORDS_PATH)
                 )
             ),
         )
@@ -134,11 +155,40 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
             while cluster.secrets.known() != {PASSWORDS: {"tor": "x"}}:
                 cluster.secrets.changed.clear()
                 await cluster.secrets.changed.wait()
+        what_a_leader_writes(client)
+        await led.stop()
         fetch(client)
         configurations(client)
         container_ports(client, ("shop", "web"))
     finally:
         await cluster.stop()
+
+
+def awaited(server: FakeApi) -> set[str]:
+    """The kinds whose definitions are watched, since they are not there."""
+    watched = [one for one in server.requests if one.path == DEFINITIONS and one.verb == "watch"]
+    names = [one.query.get("fieldSelector", "").removeprefix("metadata.name=") for one in watched]
+    return {name.partition(".")[0] for name in names}
+
+
+def what_a_leader_writes(client: Api) -> None:
+    """Nothing of it is there."""
+    leases = Leases(client, "kube-system", LEASE, PATIENCE)
+    held = LeaderLease("n", 15.0, "", "")
+    service = LoadBalancer(namespace="shop", name="web")
+    block = IPAMBlock(name="b", cidr="10.64.0.0/26", node="n", node_uid="u")
+    affinity = BlockAffinity(name="a", node="n", cidr=block.cidr, state=AffinityState.CONFIRMED)
+    leases.read()
+    delete_block(client, block, PATIENCE)
+    delete_affinity(client, affinity, "", PATIENCE)
+    for write in (
+        partial(leases.write, held),
+        partial(leases.write, replace(held, version="1")),
+        partial(write_ingress, client, service, [], PATIENCE),
+        partial(give_up, client, affinity, PATIENCE),
+    ):
+        with pytest.raises(ApiError, match="404"):
+            write()
 
 
 async def test_rights_are_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
