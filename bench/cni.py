@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 
 from bench.harness import Row, show
 from felix_py.agent.flows import Flows
+from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.conflist import conflist, install_client, install_conflist
 from felix_py.cni.plugin import Plugin
@@ -213,7 +214,7 @@ async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: C
         planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         reconciler = Reconciler(pending, planner, kernel, facts.collect, metrics, refresh_interval=3600)
         flows = Flows(Conntrack(), Conntrack(), metrics)
-        network = PodNetwork(facts, reconciler, lambda: 1500, flows.forget)
+        network = PodNetwork(facts, reconciler, lambda: 1500, Forgetting(flows))
         facts.show_pods(network)
         _fill(facts, families, pods)
         work = asyncio.create_task(reconciler.run())

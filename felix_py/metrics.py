@@ -206,6 +206,12 @@ class Metrics:
             ["cidr"],
             means="0: no pod starts here; addresses that something else on the node uses count as free",
         )
+        self.addresses_resting = self._gauge(
+            "felix_py_ipam_addresses_resting",
+            "Free addresses of a pod CIDR of this node that were released less than `--address-cooldown` ago",
+            ["cidr"],
+            means="as many as are free: the next pod gets an address that peers may still know as another pod's",
+        )
 
     def _make_bgp(self) -> None:
         self.bgp_peers = self._gauge(

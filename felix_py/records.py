@@ -74,7 +74,8 @@ class NextHop:
 class Route:
     """A desired route. ``next_hops`` are sorted; several make one ECMP route; empty for a blackhole.
 
-    ``source`` is the preferred source address text, or empty. ``link_scope`` is ``scope link``.
+    ``source`` is the preferred source address text, or empty. ``link_scope`` is ``scope link``. ``metric`` 0: the
+    kernel's default (RTA_PRIORITY: none in IPv4, 1024 in IPv6).
     """
 
     key: RouteRef
@@ -82,6 +83,7 @@ class Route:
     next_hops: tuple[NextHop, ...] = ()
     link_scope: bool = False
     source: str = ""
+    metric: int = 0
 
 
 @dataclass(slots=True)
@@ -214,12 +216,14 @@ def endpoint_of(lease: Lease) -> LocalEndpoint:
 class Elsewhere(NamedTuple):
     """An address or CIDR that is in use, but not by a pod of this agent.
 
-    ``how`` completes "it is …"; ``last`` is the last address concerned, as an integer.
+    ``how`` completes "it is …"; ``last`` is the last address concerned, as an integer. ``reserved``: it is in use
+    by nobody, but only for a pod that asks for it.
     """
 
     what: str
     how: str
     last: int
+    reserved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ class Announcing:
         return self.prefixes.drained().stage, self._announced
 
     def _announce(self) -> None:
-        own = self._facts.own_prefixes
+        own = self._facts.announced
         known = self.prefixes.known
         if own is None or not (known or self._refused):
             # An agent that has never seen its Node object, or no Services yet, must not withdraw what works.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -16,6 +16,7 @@ from bgp.rib import Explained
 from bgp.services import Drained
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG
+from bgp.trace import Traced
 from felix_py import log
 from felix_py.agent.announcing import Announcing
 from felix_py.agent.bgp_declared import DeclaredBgp
@@ -178,7 +179,7 @@ class Bgp:
         announcing.review()
 
     def _set_filter(self, speaker: Speaker, announcing: Announcing) -> None:
-        own, services = self._facts.own_prefixes or (), announcing.prefixes.ranges()
+        own, services = self._facts.never_learned, announcing.prefixes.ranges()
         never = (*own, *self._config.service_cidrs, *services)
         speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
 
@@ -201,8 +202,11 @@ class Bgp:
         self._speaker.set_reach(hosts)
 
     def _learned(self, routes: Mapping[str, tuple[str, ...]]) -> None:
+        assert self._speaker is not None
         hosts = self._hosts
-        self._facts.learned(routes, lambda gateway: hosts(gateway).interface if hosts else "")
+        self._facts.learned(
+            routes, lambda gateway: hosts(gateway).interface if hosts else "", self._speaker.priority
+        )
 
     async def _keep_telling(self) -> None:
         while True:
@@ -296,6 +300,15 @@ class Bgp:
     def routes(self) -> Mapping[str, tuple[str, ...]]:
         """The best learned routes: prefix -> next hops."""
         return self._speaker.routes() if self._speaker else {}
+
+    def priority(self, prefix: str) -> int:
+        """The metric of a learned route, as a BGPFilter has set it; 0: the kernel's default."""
+        return self._speaker.priority(prefix) if self._speaker else 0
+
+    def trace(self, listener: Callable[[Traced], None] | None) -> None:
+        """Have events told to a listener, which must only take note; None: to nobody."""
+        if self._speaker:
+            self._speaker.trace(listener)
 
     def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
         """Peer -> what it is told, by prefix, of those whose session is up."""

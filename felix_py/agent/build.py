@@ -34,6 +34,7 @@ from typing import Any
 from bgp import resources
 from felix_py import log
 from felix_py.agent import kernel_features
+from felix_py.agent.announced import Announced
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.concerned import Due
@@ -43,6 +44,7 @@ from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.facts import Facts
 from felix_py.agent.families import Families
 from felix_py.agent.flows import Flows
+from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.intake import Intake
@@ -179,18 +181,22 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     # Where the other backend's rules are in force, an incomplete set of ours beside them would only disturb them.
     _hold(kernel, Update() if other.owned else Planner(programmed, options, numbers).take(), reconciler)
     mtu = Mtu(config.mtu)
-    network = PodNetwork(facts, reconciler, mtu, flows.forget)
+    announced, announce = None, lambda _lease: None
+    if config.announce_pod_ips:
+        announced, announce = Announced(config.node_name, cluster.store.nodes.records), cluster.announce
+    network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), announce)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_bgp, cluster))
     pools = DeclaredPools(cluster.store)
     bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared, pools)
     links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)
-    pods = Pods(config, stack, network, mtu, notices, metrics)
+    pods = Pods(config, stack, network, mtu, notices, metrics, partial(cluster.tell_node, True))
     live: Live = {
         "log_level": log.set_level,
         "refresh_interval": reconciler.set_refresh_interval,
         "cni_timeout": pods.set_timeout,
+        "address_cooldown": pods.set_cooldown,
         "mtu": mtu.set,
         "deny_log_lines": deny_log.set_lines,
     }
@@ -217,7 +223,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         cluster=cluster,
         configured=configured,
         elected=elected(config, cluster, pools, metrics),
-        intake=Intake(facts, network),
+        intake=Intake(facts, network, announced),
         deny_log=deny_log,
         counters=counters,
         status=status,

@@ -222,8 +222,10 @@ class Life:
             await asyncio.wait_for(self._in_force.wait(), _HEALTH_WAITS)
         await asyncio.to_thread(importlib.import_module, "felix_py.observe.health")
         from felix_py.observe.bgp_http import BgpRoutes
+        from felix_py.observe.bgp_trace import BgpTrace
         from felix_py.observe.flows_http import flows_route
         from felix_py.observe.health import HealthServer
+        from felix_py.observe.ipam_http import IpamRoutes
         from felix_py.observe.log_http import log_route
 
         status = agent.status
@@ -235,6 +237,8 @@ class Life:
             [
                 *agent.deny_log.routes(),
                 *BgpRoutes(agent.bgp).routes(),
+                *IpamRoutes(agent.pods.holdings(agent.facts.pods_here)).routes(),
+                BgpTrace(agent.bgp.trace).route(),
                 flows_route(agent.flows, agent.facts.view.endpoint_addresses),
                 log_route(),
             ],

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, closing
 
 from felix_py import log
 from felix_py.agent.network import PodNetwork
+from felix_py.cni.addresses import NO_CIDR
 from felix_py.cni.conflist import is_delegated
+from felix_py.cni.holdings import Holdings
 from felix_py.cni.network_list import NetworkList
-from felix_py.cni.plugin import NO_CIDR, Plugin
+from felix_py.cni.plugin import Plugin
 from felix_py.cni.recovery import recover
 from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
@@ -21,6 +23,7 @@ from felix_py.dataplane.uplink import uplink_mtu
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
 from felix_py.records import Lease
+from policy.model import Pod
 
 _LOOK_INTERVAL = 60.0
 """Seconds between two periodic checks."""
@@ -59,8 +62,12 @@ class Pods:
         mtu: Mtu,
         notices: Notices,
         metrics: Metrics,
+        tell: Callable[[str, str], None],
     ) -> None:
-        """Read the leases. Raises StoreError and OSError as :func:`recover` does."""
+        """Read the leases. ``tell`` writes a warning Event on the Node: reason, text.
+
+        Raises StoreError and OSError as :func:`recover` does.
+        """
         self._config = config
         self._stack = stack
         self._mtu = mtu
@@ -70,10 +77,18 @@ class Pods:
             database = config.state_dir / "leases.db"
             store, self._alive = recover(database, links, notices.say, elsewhere=self._elsewhere)
         leases = self._leases = stack.enter_context(closing(Leases(store)))
+        self.set_cooldown(config.address_cooldown)
         interfaces = stack.enter_context(closing(Interfaces()))
         self._plugin = Plugin(
-            leases, interfaces, network, notices, timeout=config.cni_timeout, chained=config.chained_plugins
+            leases,
+            interfaces,
+            network,
+            notices,
+            timeout=config.cni_timeout,
+            chained=config.chained_plugins,
+            tell=tell,
         )
+        self._parts = self._plugin, leases, interfaces, network
         self._server = CNIServer(self._plugin, config.cni_socket, metrics)
         self._log = log.get("cni")
 
@@ -88,6 +103,14 @@ class Pods:
         """Change how long an ADD may wait; those that wait already keep theirs."""
         self._plugin.timeout = seconds
 
+    def set_cooldown(self, seconds: float) -> None:
+        """Change how long released addresses rest while others are free."""
+        self._leases.set_cooldown(seconds)
+
+    def holdings(self, pods: Callable[[], Iterable[Pod]]) -> Holdings:
+        """What ``felix-py ipam`` asks; ``pods`` returns the API's pods of this node."""
+        return Holdings(*self._parts, pods)
+
     async def stop_calls(self) -> None:
         """Take no more calls, and finish running ones as far as they get."""
         await self._server.stop()
@@ -99,6 +122,10 @@ class Pods:
     def usage(self, cidrs: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Addresses of each CIDR that pods have, and that they do not have; empty with another IPAM plugin."""
         return {} if is_delegated(self._config.cni_conf_dir) else self._leases.usage(cidrs)
+
+    def resting(self, cidrs: Sequence[str]) -> dict[str, int]:
+        """Free addresses of each CIDR that rest; empty with another IPAM plugin."""
+        return {} if is_delegated(self._config.cni_conf_dir) else self._leases.resting(cidrs)
 
     async def tell_the_runtime(self) -> None:
         """Write the network list: pods can be connected from now on."""

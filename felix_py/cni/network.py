@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from felix_py.ipam.asked import Asked, asked
 from felix_py.records import Lease
 
 
@@ -60,7 +61,32 @@ class Network(Protocol):
         """Differences of the kernel from what :meth:`enforce` wrote, as texts."""
 
     def pod_cidrs(self) -> tuple[str, ...]:
-        """The node's current pod CIDRs, from its Node object; empty before they are known."""
+        """The CIDRs that this node gives addresses of: its blocks of pools, and podCIDRs of families without
+        pools; empty before they are known."""
+
+    def asked(self, namespace: str, name: str) -> Asked:
+        """What the annotations of a pod and its namespace ask for. Raises BadAnnotation."""
+
+    def cidrs_for(self, namespace: str, name: str, pools: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of :meth:`pod_cidrs` that a pod's addresses may come from, in order. ``pools``: names or CIDRs of
+        those that it asks for; () for those whose selectors match.
+
+        Raises:
+            NoPool: a family has pools, but none for this pod.
+            NetworkError: it is not known yet which pools there are.
+        """
+
+    async def cidrs_with(self, address: str) -> tuple[str, ...]:
+        """The CIDR out of which this node may give this very address, which is claimed if it must be; () if the
+        node has podCIDRs only.
+
+        Raises:
+            AddressUnavailable: it is no pod's address, or another node's.
+        """
+
+    async def gain_addresses(self, namespace: str, name: str, pools: tuple[str, ...]) -> bool:
+        """Wait for further addresses for a pod that found none in :meth:`cidrs_for`; false: there are none to
+        come."""
 
     def mtu(self) -> int:
         """MTU of pod interfaces, in bytes."""
@@ -79,6 +105,10 @@ class FakeNetwork:
         self.stuck: str | None = None
         """Reason with which :meth:`release` fails, or None."""
         self.enforced: dict[tuple[str, str], Lease] = {}
+        self.annotations: dict[tuple[str, str], dict[str, str]] = {}
+        """Those of pods, by namespace and name."""
+        self.coming: list[tuple[str, ...]] = []
+        """CIDRs that pods get, one after the other, when they find no address."""
         self.departures: set[str] = set()
         """Names of pods that have left this node."""
         self.gone: set[str] = set()
@@ -127,6 +157,21 @@ class FakeNetwork:
 
     def pod_cidrs(self) -> tuple[str, ...]:
         return self.cidrs
+
+    def asked(self, namespace: str, name: str) -> Asked:
+        return asked(tuple(self.annotations.get((namespace, name), {}).items()))
+
+    def cidrs_for(self, namespace: str, name: str, pools: tuple[str, ...]) -> tuple[str, ...]:
+        return pools or self.cidrs
+
+    async def cidrs_with(self, address: str) -> tuple[str, ...]:
+        return ()
+
+    async def gain_addresses(self, namespace: str, name: str, pools: tuple[str, ...]) -> bool:
+        if not self.coming:
+            return False
+        self.cidrs += self.coming.pop(0)
+        return True
 
     def mtu(self) -> int:
         return 1500

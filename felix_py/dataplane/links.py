@@ -12,11 +12,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
+import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from felix_py import log
 from felix_py.dataplane import host_ends, sysctl
 from felix_py.dataplane.link_label import read_label
 from felix_py.layout import GATEWAY, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
@@ -102,7 +104,7 @@ class Links(Closing):
             if error is not None:
                 raise _refused(link, error)
             try:
-                index = _made(self._netlink, link.host)
+                index = socket.if_nametoindex(link.host)
                 host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label)
                 inside(namespace, lambda: _configure_pod_end(link))
             except OSError as failure:
@@ -200,20 +202,32 @@ def random_mac() -> str:
 
 
 def inside(namespace: int, function: Callable[[], T]) -> T:
-    """Call ``function`` in the network namespace of a file descriptor, in a thread that ends afterwards.
+    """Call ``function`` in the network namespace of a file descriptor; the calling thread returns to its own.
 
-    A thread that had to return from the pod's namespace could get stuck there; one that ends cannot.
+    A thread of its own for each call would be safer, and costs as much as all that is done in the namespace.
 
     Raises:
         OSError: the namespace cannot be entered. Also what ``function`` raises.
     """
-
-    def enter() -> T:
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
         _setns(namespace)
-        return function()
+        try:
+            return function()
+        finally:
+            _return(home)
+    finally:
+        os.close(home)
 
-    with ThreadPoolExecutor(1, "netns") as thread:
-        return thread.submit(enter).result()
+
+def _return(home: int) -> None:
+    """Enter the thread's own namespace again, however long it takes: elsewhere it could only do harm."""
+    while True:
+        try:
+            return _setns(home)
+        except OSError as error:  # lack of memory is all that can be in the way
+            log.get("links").error("cannot leave a pod's namespace; trying again", reason=str(error))
+            time.sleep(0.1)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -271,19 +285,12 @@ def _get_link(netlink: Netlink, name: str) -> messages.Link | None:
         raise
 
 
-def _made(netlink: Netlink, name: str) -> int:
-    found = _get_link(netlink, name)
-    if found is None:
-        raise OSError(errno.ENODEV, f"{name} vanished")
-    return found.index
-
-
 def _configure_pod_end(link: PodLink) -> None:
     """Runs in the pod's namespace."""
     if Family.V6 in link.addresses:
         sysctl.write(f"ipv6/conf/{link.ifname}/disable_ipv6", "0")  # some runtimes switch it off
     with Netlink(NETLINK_ROUTE) as netlink:
-        index = _made(netlink, link.ifname)
+        index = socket.if_nametoindex(link.ifname)
         requests = [messages.set_up(index)]
         for family, address in link.addresses.items():
             requests += [

@@ -14,6 +14,7 @@ import msgspec
 
 from felix_py import log
 from felix_py.datastore.absence import Discovery
+from felix_py.datastore.announcement_writer import AnnouncementWriter
 from felix_py.datastore.client import Api
 from felix_py.datastore.clock import SystemClock
 from felix_py.datastore.conditions import ConditionWriter
@@ -21,14 +22,23 @@ from felix_py.datastore.decode import Kind
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
 from felix_py.datastore.followed import Followed
 from felix_py.datastore.informer import Reflector, Sink, Timing
-from felix_py.datastore.kinds import CLUSTER_POLICY_KINDS, IP_POOLS, NAMESPACES, NODES, OWN_KINDS, PODS, POLICIES
+from felix_py.datastore.kinds import (
+    CLUSTER_POLICY_KINDS,
+    IP_POOLS,
+    NAMESPACES,
+    NODES,
+    OWN_KINDS,
+    PODS,
+    POLICIES,
+    pods,
+)
 from felix_py.datastore.named_secrets import NamedSecrets
 from felix_py.datastore.outage import Outage
 from felix_py.datastore.probe import Probe
 from felix_py.datastore.service_kinds import ServiceObjects
 from felix_py.datastore.status_writer import StatusWriter
 from felix_py.datastore.store import Problem, Record, Store, Table
-from felix_py.records import LoadBalancer
+from felix_py.records import Lease, LoadBalancer
 from policy.change import Change
 from policy.model import ClusterPolicy, ObjectKey, Pod, PolicyRef
 
@@ -63,9 +73,9 @@ PodSource = Source[Pod]
 """Replaceable: a cluster of thousands of nodes may one day publish its pods in a compact form."""
 
 
-def watch_all_pods(api: Api, timing: Timing, outage: Outage) -> PodSource:
+def watch_all_pods(api: Api, timing: Timing, outage: Outage, node_name: str) -> PodSource:
     """The pods of all nodes, by one watch on the API server."""
-    return Reflector(api, PODS, timing, outage=outage)
+    return Reflector(api, pods(node_name), timing, outage=outage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +107,7 @@ class Cluster:
         node_name: str,
         timing: Timing | None = None,
         on_invalid: OnInvalid | None = None,
-        pod_source: Callable[[Api, Timing, Outage], PodSource] = watch_all_pods,
+        pod_source: Callable[[Api, Timing, Outage, str], PodSource] = watch_all_pods,
         tiers_in_force: bool = False,
         configured: bool = False,
         namespace: str = "kube-system",
@@ -111,6 +121,7 @@ class Cluster:
         self.events = EventWriter(api, node_name=node_name)
         self.conditions = ConditionWriter(api)
         self.statuses = StatusWriter(api, node_name=node_name)
+        self.announcements = AnnouncementWriter(api)
         self.api = api
         """For writes; blocking."""
         self._node_name = node_name
@@ -133,7 +144,7 @@ class Cluster:
             reflected(store.policies),
             *(reflected(store.cluster_policies(kind)) for kind in CLUSTER_POLICY_KINDS),
             *(reflected(store.own(kind)) for kind in OWN_KINDS),
-            _Watched(store.pods, pod_source(api, timing, outage)),
+            _Watched(store.pods, pod_source(api, timing, outage, node_name)),
         ]
         sources = [watched.source for watched in self._sources]
         reflectors = [one for one in sources if isinstance(one, Reflector)]
@@ -163,7 +174,7 @@ class Cluster:
     async def stop(self) -> None:
         """End all watches; the store keeps its content."""
         stops = [watched.source.stop() for watched in self._sources]
-        others = (self.events, self.conditions, self.statuses, self._probe)
+        others = (self.events, self.conditions, self.statuses, self.announcements, self._probe)
         others_here = (self.services.stop(), self.secrets.stop())
         await asyncio.gather(*stops, *others_here, *(asyncio.to_thread(one.stop) for one in others))
         self.api.close()
@@ -200,6 +211,10 @@ class Cluster:
         content_type = "application/strategic-merge-patch+json"
         with self.api.request("PATCH", path, body=body, content_type=content_type) as answer:
             answer.read()
+
+    def announce(self, lease: Lease) -> None:
+        """Have a pod's addresses in its annotation. Never waits or fails."""
+        self.announcements.announce(lease)
 
     def tell_node(self, warning: bool, reason: str, message: str) -> None:
         """Write an Event on this node's object, if it is known."""

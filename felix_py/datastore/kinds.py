@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -41,6 +41,14 @@ R = TypeVar("R")
 _TERMINATED = frozenset({"Succeeded", "Failed"})
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
 
+
+def _keys(annotations: type[wire.Wire]) -> tuple[tuple[str, str], ...]:
+    """(field, annotation) of each."""
+    return tuple((one.name, one.encode_name) for one in msgspec.structs.fields(annotations))
+
+
+_OF_NAMESPACES, _OF_PODS = _keys(wire.PoolAnnotations), _keys(wire.AddressAnnotations)
+
 # --- sharing ---------------------------------------------------------------------------------------------------
 # Equal values are stored once: 100,000 pods have a few thousand label sets and a few hundred namespaces. The LRU
 # cache is bounded, because every Job brings label values that are never used again.
@@ -71,24 +79,46 @@ def _address(text: str) -> str:
 # --- kinds -----------------------------------------------------------------------------------------------------
 
 
-def _pod(pod: wire.WirePod) -> Pod:
+def _pod(pod: wire.WirePod, here: str = "") -> Pod:
+    """``here``: the node whose pods keep their annotations; empty: none do."""
     metadata, spec, status = pod.metadata, pod.spec, pod.status
     if not metadata.name or not metadata.namespace:
         raise ValueError("metadata.name and metadata.namespace must not be empty")
     texts = [ip.ip for ip in status.pod_ips or ()] or [status.pod_ip]
+    addresses = tuple([_address(text) for text in texts if text])
     return Pod(
         namespace=_shared(metadata.namespace),
         name=metadata.name,
         uid=_uid(metadata),
         node=_shared(spec.node_name),
         labels=_labels(metadata.labels),
-        addresses=tuple([_address(text) for text in texts if text]),
+        addresses=addresses,
         ports=_ports(spec),
         host_network=spec.host_network,
         active=status.phase not in _TERMINATED and not (metadata.deletion_timestamp and _have_ended(status)),
         since=max(metadata.creation_timestamp or "", status.start_time or ""),
         deleted=bool(metadata.deletion_timestamp),
+        announced=() if addresses else _announced(metadata),
+        annotations=_asked(metadata.annotations, _OF_PODS) if here and spec.node_name == here else (),
     )
+
+
+def _announced(metadata: wire.PodMetadata) -> tuple[str, ...]:
+    """The addresses of the annotation, at most one of each family; what is none is as if it were not there."""
+    words = metadata.annotations.announced.split(",") if metadata.annotations else []
+    try:
+        addresses = tuple([_address(word) for word in words if word])
+    except ValueError:
+        return ()
+    return addresses if len({":" in address for address in addresses}) == len(addresses) else ()
+
+
+def _asked(found: wire.PoolAnnotations | None, fields: Sequence[tuple[str, str]]) -> Labels:
+    """The annotations on addresses that there are."""
+    if found is None:
+        return ()
+    given = [(key, getattr(found, name)) for name, key in fields if getattr(found, name)]
+    return _shared(tuple(sorted(given))) if given else ()
 
 
 def _have_ended(status: wire.PodStatus) -> bool:
@@ -123,11 +153,12 @@ def _ports(spec: wire.PodSpec) -> tuple[NamedPort, ...]:
     return _shared(tuple(ports)) if ports else ()
 
 
-def _namespace(namespace: wire.Plain) -> Namespace:
+def _namespace(namespace: wire.WireNamespace) -> Namespace:
     metadata = namespace.metadata
     if not metadata.name:
         raise ValueError("metadata.name must not be empty")
-    return Namespace(metadata.name, _labels(metadata.labels))
+    asked = _asked(metadata.annotations, _OF_NAMESPACES)
+    return Namespace(metadata.name, _labels(metadata.labels), asked)
 
 
 def _parsed(policy: wire.WirePolicy, parse: Callable[[object], P]) -> P:
@@ -253,13 +284,19 @@ def _node_addresses(addresses: Sequence[wire.NodeAddress], kind: str) -> tuple[s
     return tuple(found)
 
 
-PODS = Kind("Pod", "v1", "/api/v1/pods", key=lambda pod: pod.key, wire_type=wire.WirePod, convert=_pod)
+def pods(here: str = "") -> Kind[Pod]:
+    """All pods; those of the node ``here`` with their annotations."""
+    convert = partial(_pod, here=here)
+    return Kind("Pod", "v1", "/api/v1/pods", key=lambda pod: pod.key, wire_type=wire.WirePod, convert=convert)
+
+
+PODS = pods()
 NAMESPACES = Kind(
     "Namespace",
     "v1",
     "/api/v1/namespaces",
     key=lambda namespace: ("", namespace.name),
-    wire_type=wire.Plain,
+    wire_type=wire.WireNamespace,
     convert=_namespace,
 )
 POLICIES = Kind(

@@ -55,13 +55,14 @@ def intended(
     cluster: Fetched,
     leases: Collection[Lease],
     learned: Mapping[str, tuple[str, ...]],
+    metrics: Mapping[str, int],
     rules: Callable[[Family], Ruleset],
     sets: Sets,
 ) -> Intended:
     """Run the agent's own engine and planner over everything at once.
 
-    ``rules`` and ``sets`` are the kernel's: class numbers do not follow from the cluster, so they are taken from
-    there.
+    ``learned``: prefix -> gateways; ``metrics``: prefix -> metric, where it is not the default. ``rules`` and
+    ``sets`` are the kernel's: class numbers do not follow from the cluster, so they are taken from there.
     """
     pods, nodes = {pod.key: pod for pod in cluster.pods}, {("", node.name): node for node in cluster.nodes}
     engine, view = Engine(settings.families), ClusterView()
@@ -72,7 +73,7 @@ def intended(
     complete = len(attached) == len(leases)
     for lease in attached:
         facts.attach(lease)
-    facts.learned(learned)
+    facts.learned(learned, metric_of=lambda prefix: metrics.get(prefix, 0))
     held = {
         (family, direction): _held(family, direction, settings.options.marks, rules(family), sets, facts)
         for family in settings.families

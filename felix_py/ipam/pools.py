@@ -1,9 +1,9 @@
 """Which pools, and which of a node's blocks, the addresses of one pod come from. Pure.
 
 As Calico's IPAM (libcalico-go/lib/ipam, "pool qualification"): pools that are asked for are used in the order in
-which they are asked for, whatever their selectors and assignmentMode say; without any, those whose selectors match
-node and namespace, by name. ``disabled`` and ``allowedUses`` count always. Each family is decided by itself, and one
-that has no pool for pods keeps the node's podCIDRs.
+which they are asked for, whatever their selectors and assignmentMode say; without any, those whose selectors
+match node and namespace, by name. ``disabled`` and ``allowedUses`` count always. Each family is decided by
+itself, and one that has no pool for pods keeps the node's podCIDRs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Subject:
 def eligible(pools: Iterable[IPPool], subject: Subject) -> dict[Family, tuple[IPPool, ...]]:
     """Returns the pools that the subject may use, in order, by family. ``pools`` do not overlap.
 
-    Families that have no pool for pods at all are left out; those that have, but none for this subject, are empty.
+    Families that have no pool for pods at all are left out; those that have, but none for this subject, are
+    empty.
 
     Raises:
         NoPool: a pool that is asked for is not there, is disabled, or is not for pods.

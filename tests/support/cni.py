@@ -23,6 +23,8 @@ from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
 from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.links import Links
+from felix_py.ipam.reserved import Reserved
+from felix_py.ipam.resources import IPReservation
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Lease
@@ -70,6 +72,7 @@ class Node:
         self.timeout = timeout
         self.notices = Notices(Metrics())
         self.chained: tuple[str, ...] = ()
+        self.reservations: list[IPReservation] = []
         self.socket = folder / "run" / "cni.sock"
         self.spool = folder / "run" / "spool"
         self.bin_dir = folder / "bin"
@@ -89,9 +92,11 @@ class Node:
 
     async def start(self, boot: str = "") -> None:
         self.elsewhere = ElsewhereLookup()
+        self.reserved = Reserved(self.elsewhere)
+        self.reserved.set(self.reservations)
         with Links() as links:
             say = self.notices.say
-            self.store, self.recovered = recover(self.database, links, say, boot, self.elsewhere)
+            self.store, self.recovered = recover(self.database, links, say, boot, self.reserved)
         self.leases, self.interfaces = Leases(self.store), Interfaces()
         self.plugin = Plugin(
             self.leases,
