@@ -37,6 +37,8 @@ from felix_py.agent import kernel_features
 from felix_py.agent.announced import Announced
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.bgp_declared import DeclaredBgp
+from felix_py.agent.block_writer import BlockWriter
+from felix_py.agent.claims import Around, Claims
 from felix_py.agent.concerned import Due
 from felix_py.agent.configured import Configured, Live
 from felix_py.agent.controllers.elected import Elected, elected
@@ -67,7 +69,7 @@ from felix_py.dataplane.other_backend import OtherBackend
 from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
-from felix_py.datastore.kinds import BGP_KINDS, CONFIGURATIONS
+from felix_py.datastore.kinds import BGP_KINDS, CONFIGURATIONS, POOL_KINDS
 from felix_py.desired.deny_log import DenyLog
 from felix_py.desired.features import Feature
 from felix_py.desired.marks import Marks
@@ -108,6 +110,7 @@ class Agent:
     revoker: Revoker | None
     network: PodNetwork
     pods: Pods
+    claims: Claims
     links: LinkWatch
     host_gateway: HostGateway | None
     bgp: Bgp
@@ -186,12 +189,13 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         announced, announce = Announced(config.node_name, cluster.store.nodes.records), cluster.announce
     network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), announce)
     stack.push_async_callback(network.close)
-    declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_bgp, cluster))
-    pools = DeclaredPools(cluster.store)
+    declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
+    pools = DeclaredPools(cluster.store, notices, partial(_warn_declared, cluster))
     bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared, pools)
     links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics, partial(cluster.tell_node, True))
+    claims = _claims(config, cluster, pods, facts, programmed, notices, pools)
     live: Live = {
         "log_level": log.set_level,
         "refresh_interval": reconciler.set_refresh_interval,
@@ -217,6 +221,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         revoker=revoker,
         network=network,
         pods=pods,
+        claims=claims,
         links=links,
         host_gateway=host_gateway,
         bgp=bgp,
@@ -282,10 +287,34 @@ def _warn(cluster: Cluster, problem: Problem) -> None:
     cluster.warn_own(CONFIGURATIONS, problem.name, problem.uid, "InvalidConfiguration", str(problem))
 
 
-def _warn_bgp(cluster: Cluster, problem: resources.Problem, uid: str) -> None:
-    kind = next(kind for kind in BGP_KINDS if kind.name == problem.kind)
+def _warn_declared(cluster: Cluster, problem: resources.Problem, uid: str) -> None:
+    kind = next(kind for kind in (*BGP_KINDS, *POOL_KINDS) if kind.name == problem.kind)
     text = f"{problem.field}: {problem.reason}"
     cluster.warn_own(kind, problem.name, uid, f"Invalid{kind.name}", text)
+
+
+def _claims(
+    config: AgentConfig,
+    cluster: Cluster,
+    pods: Pods,
+    facts: Facts,
+    families: Sequence[Family],
+    notices: Notices,
+    pools: DeclaredPools,
+) -> Claims:
+    return Claims(
+        config.node_name,
+        config.state_dir,
+        cluster.store,
+        cluster.block_objects,
+        pods.leases,
+        BlockWriter(cluster.api, config.node_name),
+        Around(lambda: facts.pod_cidrs, families, facts.view.pod_at),
+        notices,
+        partial(_warn_declared, cluster),
+        timeout=config.cni_timeout,
+        declared=pools,
+    )
 
 
 def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, configured: bool) -> Cluster:

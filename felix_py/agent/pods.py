@@ -99,6 +99,11 @@ class Pods:
         await self._server.start()
         self._stack.push_async_callback(self._server.stop)  # again: for those that waited for the reconciler
 
+    @property
+    def leases(self) -> Leases:
+        """The address store."""
+        return self._leases
+
     def set_timeout(self, seconds: float) -> None:
         """Change how long an ADD may wait; those that wait already keep theirs."""
         self._plugin.timeout = seconds

@@ -108,11 +108,11 @@ class Table(Generic[R]):
         self.changed.set()
         if changes:
             self._publish(changes)
-        for listener in self._listeners:
-            listener()
         if listed:
             self.listed.set()
             self._on_listed(self.kind.name)
+        for listener in self._listeners:
+            listener()
 
     def _upsert(self, record: R, changes: list[Change[Record]]) -> None:
         key = self.kind.key(record)

@@ -295,9 +295,9 @@ class AddressStore:
         self.closed |= {cidr}
         return True
 
-    def reopen(self, cidr: str) -> None:
+    def reopen(self, *cidrs: str) -> None:
         """Undo :meth:`close_empty`."""
-        self.closed -= {cidr}
+        self.closed -= {*cidrs}
 
     def all(self) -> tuple[Lease, ...]:
         """Every lease, oldest first."""

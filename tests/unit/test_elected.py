@@ -26,6 +26,7 @@ from felix_py.datastore.load_balancers import LOAD_BALANCERS
 from felix_py.ipam.gone import GRACE
 from felix_py.layout import LEASE
 from felix_py.metrics import Metrics
+from felix_py.notices import Notices
 from lab.apiserver import ApiServer
 from tests.support.waiting import until
 from tests.support.watching import QUICK
@@ -104,7 +105,10 @@ class Agent:
         self.looks = 0
         self.cluster = Cluster(Api(lambda: Plain(Identity(url))), node_name=name, timing=QUICK)
         self.metrics = Metrics()
-        cluster, pools = self.cluster, DeclaredPools(self.cluster.store)
+        cluster, pools = (
+            self.cluster,
+            DeclaredPools(self.cluster.store, Notices(self.metrics), lambda _problem, _uid: None),
+        )
         leases = Leases(cluster.api, "kube-system", LEASE, 5.0)
         self.elector = Elector(leases, f"{name}_1", lambda: 0, timing=SOON)
         balancers = LoadBalancers(

@@ -12,38 +12,37 @@ from pathlib import Path
 import pytest
 import yaml
 
-from felix_py.agent.controllers import gone_nodes
+from felix_py.agent.block_writer import BlockWriter
 from felix_py.datastore import conditions
-from felix_py.datastore.blocks_left import delete_affinity, delete_block, give_up
+from felix_py.datastore.block_objects import BlockObjects
 from felix_py.datastore.client import Api, ApiError
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.fetch import configurations, container_ports, fetch
-from felix_py.datastore.kinds import IPAM_BLOCKS
 from felix_py.datastore.leases import Leases
 from felix_py.datastore.load_balancers import write_ingress
 from felix_py.datastore.status_writer import Offer
-from felix_py.ipam.resources import AffinityState, BlockAffinity, IPAMBlock
+from felix_py.ipam.blocks import Act, Step
 from felix_py.layout import LEASE
 from felix_py.records import LeaderLease, LoadBalancer
 from policy.model import PolicyKind, PolicyRef
 from tests.support.fakeapi import (
     ADMIN_POLICIES,
-    AFFINITIES,
     BASELINE_ADMIN_POLICIES,
     BGP_CONFIGURATIONS,
     BGP_FILTERS,
     BGP_PEERS,
-    BLOCKS,
+    BLOCK_AFFINITIES,
     CLUSTER_POLICIES,
     CONFIGURATIONS,
     DEFINITIONS,
+    IP_POOLS,
+    IP_RESERVATIONS,
+    IPAM_BLOCKS,
     NODE_STATUSES,
     NODES,
     PATIENCE,
     PODS,
     POLICIES,
-    POOLS,
-    RESERVATIONS,
     SECRETS,
     SERVICES,
     SLICES,
@@ -55,8 +54,8 @@ from tests.support.fakeapi import (
 from tests.support.watching import QUICK, configuration
 
 RBAC = Path(__file__).parents[2] / "manifests" / "base" / "rbac.yaml"
-OWN = (CONFIGURATIONS, BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS, POOLS, RESERVATIONS)
-BLOCK_KINDS = (BLOCKS, AFFINITIES)
+IPAM = (IPAM_BLOCKS, BLOCK_AFFINITIES)
+OWN = (CONFIGURATIONS, BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS, IP_POOLS, IP_RESERVATIONS, *IPAM)
 PASSWORDS = "felix-py-bgp-passwords"
 PASSWORDS_PATH = "/api/v1/namespaces/kube-system/secrets"
 CRDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
@@ -107,6 +106,20 @@ def broken(name: str) -> Json:
     return {"metadata": {"name": name, "uid": f"uid-{name}", "generation": 1}, "spec": spec}
 
 
+def watched(path: str) -> str:
+    """The field selector of a kind's definition."""
+    group, _, plural = path.split("/")[2:]
+    return f"metadata.name={plural}.{group}"
+
+
+def definitions_watched(server: FakeApi) -> set[str]:
+    return {
+        request.query.get("fieldSelector", "")
+        for request in server.requests
+        if request.path == DEFINITIONS and "watch" in request.query
+    }
+
+
 async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
     """A start on a server without CRDs and WatchList, the CRDs' coming, problems on everything, the node's
     condition."""
@@ -118,16 +131,15 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
     client = Api(lambda: configuration(server))
     cluster = Cluster(client, node_name="node-1", timing=QUICK)
     cluster.start()
-    led = cluster.followed(IPAM_BLOCKS, gone_nodes.AFFINITIES)
-    led.start()
     try:
         async with asyncio.timeout(PATIENCE):
             await cluster.in_sync()
+        cluster.block_objects.want()
+        await asyncio.to_thread(server.wait_for, lambda: {*map(watched, IPAM)} <= definitions_watched(server))
         for path in CRDS:
             server.install(path)
             server.put(path, broken("default"))
-        await asyncio.to_thread(server.wait_for, lambda: awaited(server) >= {"ipamblocks", "blockaffinities"})
-        for path in (*OWN, *BLOCK_KINDS):
+        for path in OWN:
             server.install(path)
         server.serve(SECRETS)
         server.put(
@@ -147,7 +159,7 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
                 and bool(server.objects.get((NODE_STATUSES, "", "node-1"), {}).get("status"))
                 and all(
                     any(verb.startswith("watch") for verb in server.verbs(path))
-                    for path in (*OWN, *BLOCK_KINDS, SERVICES, SLICES, PASSWORDS_PATH)
+                    for path in (*OWN, SERVICES, SLICES, PASSWORDS_PATH)
                 )
             ),
         )
@@ -156,7 +168,7 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
                 cluster.secrets.changed.clear()
                 await cluster.secrets.changed.wait()
         what_a_leader_writes(client)
-        await led.stop()
+        await claim_and_give_back(client, cluster.block_objects)
         fetch(client)
         configurations(client)
         container_ports(client, ("shop", "web"))
@@ -164,31 +176,35 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
         await cluster.stop()
 
 
-def awaited(server: FakeApi) -> set[str]:
-    """The kinds whose definitions are watched, since they are not there."""
-    watched = [one for one in server.requests if one.path == DEFINITIONS and one.verb == "watch"]
-    names = [one.query.get("fieldSelector", "").removeprefix("metadata.name=") for one in watched]
-    return {name.partition(".")[0] for name in names}
-
-
 def what_a_leader_writes(client: Api) -> None:
     """Nothing of it is there."""
     leases = Leases(client, "kube-system", LEASE, PATIENCE)
     held = LeaderLease("n", 15.0, "", "")
     service = LoadBalancer(namespace="shop", name="web")
-    block = IPAMBlock(name="b", cidr="10.64.0.0/26", node="n", node_uid="u")
-    affinity = BlockAffinity(name="a", node="n", cidr=block.cidr, state=AffinityState.CONFIRMED)
     leases.read()
-    delete_block(client, block, PATIENCE)
-    delete_affinity(client, affinity, "", PATIENCE)
     for write in (
         partial(leases.write, held),
         partial(leases.write, replace(held, version="1")),
         partial(write_ingress, client, service, [], PATIENCE),
-        partial(give_up, client, affinity, PATIENCE),
     ):
         with pytest.raises(ApiError, match="404"):
             write()
+
+
+async def claim_and_give_back(client: Api, objects: BlockObjects) -> None:
+    """Each step that an agent takes about a block of its own."""
+    writer, cidr = BlockWriter(client, "node-1"), "10.0.0.0/26"
+    for step in (Step.WANT, Step.TAKE, Step.CONFIRM, Step.ADOPT, Step.MARK, Step.DELETE, Step.FORGET):
+        block = next(iter(objects.blocks.records.values()), None)
+        affinity = next(iter(objects.affinities.records.values()), None)
+        for table in (objects.blocks, objects.affinities):
+            table.changed.clear()
+        await asyncio.to_thread(writer.carry_out, Act(step, cidr, block, affinity), "another-uid")
+        changes = [asyncio.create_task(t.changed.wait()) for t in (objects.blocks, objects.affinities)]
+        done, rest = await asyncio.wait(changes, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        assert done, step
+        for task in rest:
+            task.cancel()
 
 
 async def test_rights_are_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
