@@ -14,7 +14,7 @@ from bgp.announcement import Announcement
 from bgp.decision import DEFAULT_LOCAL_PREF, Path
 
 MOST = 128
-"""As many AS numbers, communities of a kind or clusters may be on a route: it bounds the memory that one takes."""
+"""As many AS numbers, communities of a kind or clusters may be on a route: that bounds the memory it takes."""
 
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 _ORIGINS = {"igp": 0, "egp": 1, "incomplete": 2}
@@ -28,14 +28,14 @@ _WELL_KNOWN = {
 
 
 class Malformed(ValueError):
-    """A route counts as withdrawn (RFC 7606): AS 0 (RFC 7607), no origin or none that is known, no AS path, or more
-    of something than :data:`MOST`."""
+    """A route counts as withdrawn (RFC 7606): it has AS 0 (RFC 7607), no origin, or more of something than
+    :data:`MOST`."""
 
 
 def received(next_hop: str, attributes: Mapping[str, Any]) -> Path:
     """The attributes of a received route. Raises Malformed, and anything for what ExaBGP never writes."""
-    if attributes.get("origin") not in _ORIGINS or "as-path" not in attributes:
-        raise Malformed("a mandatory attribute is not there, or is none")
+    if attributes.get("origin") not in _ORIGINS:
+        raise Malformed("no origin")
     return _read(next_hop, attributes)
 
 

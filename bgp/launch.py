@@ -16,9 +16,9 @@ connection first takes it for a graceful restart (RFC 4724, section 4.2), closes
 routes. So there is a second in between, as RFC 4271's IdleHoldTimer has it (section 8.1.1). There is one as well
 after a session that has lasted for less than ten: a peer that ends each at once costs a session a second at most.
 
-The fourth: of bytes that are no BGP message ExaBGP 5.0 tries to tell its helper as of a NOTIFICATION received, and
-fails on that with an exception, so that the peer hears nothing and the log gets 60 lines. It is not told: what
-ExaBGP sends instead, it says at the session's end.
+The fourth: of bytes that are no BGP message ExaBGP 5.0 tries to tell its helper as of a NOTIFICATION received,
+and fails on that with an exception, so that the peer hears nothing and the log gets 60 lines. It is not told:
+what the peer is sent is said at the session's end.
 
 The capability: whoever is not root needs CAP_NET_BIND_SERVICE to listen on port 179. The image's Python may have
 it (its file permits it, and the pod adds it) but does not raise it; here it is raised, for ExaBGP alone.

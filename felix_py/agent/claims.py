@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypeVar
 from bgp.resources import Problem
 from felix_py import log
 from felix_py.agent.declared_pools import DeclaredPools
-from felix_py.agent.events import any_of
 from felix_py.agent.last_good import Kept
+from felix_py.agent.pool_notices import PoolNotices
 from felix_py.backoff import Backoff
 from felix_py.datastore.block_objects import BlockObjects
 from felix_py.datastore.client import ApiError, Unreachable
@@ -29,9 +29,16 @@ from felix_py.ipam.blocks import REST, Act, Demand, Step, View
 from felix_py.ipam.known import Idle, Known, leases_by_block
 from felix_py.ipam.pool import Pool, address_text
 from felix_py.ipam.pools import NoPool, Subject, cidrs_of, eligible, pool_of, selects_node
-from felix_py.ipam.resources import AllowedUse, AssignmentMode, BlockAffinity, IPAMBlock, IPPool
+from felix_py.ipam.resources import (
+    AllowedUse,
+    AssignmentMode,
+    BlockAffinity,
+    IPAMBlock,
+    IPPool,
+    IPReservation,
+)
 from felix_py.ipam.store import AddressStore
-from felix_py.notices import NoticeKind, Notices
+from felix_py.notices import Notices
 from felix_py.records import NodeRecord
 from policy.change import Change
 from policy.model import Family, Pod
@@ -87,6 +94,7 @@ class Claims:
         node_name: str,
         state_dir: Path,
         store: Store,
+        declared: DeclaredPools,
         objects: BlockObjects,
         leases: Leases,
         writer: Writer,
@@ -95,18 +103,17 @@ class Claims:
         warn: Callable[[Problem, str], None],
         *,
         timeout: float = 30.0,
-        declared: DeclaredPools | None = None,
     ) -> None:
         """``timeout``: seconds that :meth:`wait_for_address` waits at most. ``warn`` writes an Event on the
-        object of a uid. ``declared``: the pools, where others look at them as well."""
+        object of a uid."""
         self._node_name = node_name
         self._store = store
         self._objects = objects
         self._leases = leases
         self._writer = writer
         self._around = around
-        self._notices = notices
-        self._declared = declared or DeclaredPools(store, notices, warn)
+        self._declared = declared
+        self._told = PoolNotices(declared, notices, warn)
         self.timeout = timeout
         self._log = log.get("blocks")
         self._kept = Kept(state_dir / "blocks.json")
@@ -134,11 +141,19 @@ class Claims:
         """Called after :attr:`known`, :attr:`pools`, :attr:`blocks` or :attr:`all_blocks` may have changed."""
         objects.subscribe(self._fold)
         store.subscribe(self._fold_node)
+        declared.on_change(self._due.set)
+        for table in (objects.blocks, objects.affinities):
+            table.on_change(self._due.set)
 
     @property
     def pools(self) -> tuple[IPPool, ...]:
         """The pools that can be used, also disabled ones, of this node's families, by name."""
         return tuple(pool for pool in self._declared.pools if pool.family in self._around.families)
+
+    @property
+    def reservations(self) -> tuple[IPReservation, ...]:
+        """Those that can be used."""
+        return self._declared.reservations
 
     @property
     def all_blocks(self) -> Collection[IPAMBlock]:
@@ -298,11 +313,8 @@ class Claims:
 
     async def run(self) -> None:
         """Claim and give back until cancelled. Nodes and namespaces must be known."""
-        tables = (self._objects.blocks, self._objects.affinities)
-        events = (*self._declared.events, *(table.changed for table in tables), self._due)
         while True:
-            for event in events:
-                event.clear()
+            self._due.clear()
             try:
                 await self._review()
             except Exception:
@@ -311,7 +323,9 @@ class Claims:
             reviewed, self._reviewed = self._reviewed, asyncio.Event()
             reviewed.set()
             await asyncio.sleep(_PACE)
-            await any_of(events, self._next_look())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._next_look()):
+                    await self._due.wait()
 
     def _next_look(self) -> float:
         if self._waiting.total() or self._wanted.total():
@@ -320,10 +334,10 @@ class Claims:
         return min([_LOOK, *(max(0.05, at - now) for at in self._tried.values() if at > now)])
 
     async def _review(self) -> None:
-        self._declared.review()
         if not self._declared.listed:
             return
-        if self._declared.pools or self._had or self._closed:
+        self._told.declared()
+        if self._declared.any or self._had or self._closed:
             self._objects.want()
         if self._objects.wanted and not self._objects.listed():
             return
@@ -331,7 +345,7 @@ class Claims:
         await self._take_over(blocks.usable(view))
         found = blocks.plan(view)
         self._exhausted = frozenset(demand.pools for demand in found.exhausted)
-        self._tell_exhausted(found.exhausted)
+        self._told.exhausted(found.exhausted)
         now = time.monotonic()
         self._tried = {act: at for act, at in self._tried.items() if at > now}
         for act in found.acts:
@@ -359,7 +373,7 @@ class Claims:
             else:
                 await asyncio.to_thread(self._writer.carry_out, act, node_uid)
             self._backoffs.pop(act.cidr, None)
-            self._notices.clear(NoticeKind.IP_POOLS, act.cidr)
+            self._told.failed(act.cidr, "")
         except (ApiError, Unreachable) as error:
             delay = backoff.delay(error.retry_after if isinstance(error, ApiError) else 0.0)
             self._tell_failed(act, error)
@@ -378,8 +392,7 @@ class Claims:
             "a step is to be done again", step=act.step.name, cidr=act.cidr, reason=str(error)
         )
         if isinstance(error, ApiError) and not conflict:
-            text = f"block {act.cidr} cannot be claimed or given back: {error}"
-            self._notices.say(NoticeKind.IP_POOLS, act.cidr, text)
+            self._told.failed(act.cidr, str(error))
 
     async def _close(self, act: Act) -> None:
         """Give nothing out of a block any more, and note that on disk before anybody else can know."""
@@ -400,29 +413,10 @@ class Claims:
         try:
             await asyncio.to_thread(self._kept.write, {"own": self._had, "closed": self._closed})
         except OSError as error:
-            text = (
-                f"blocks cannot be noted in {self._kept.path}: {error.strerror}. None is given back until they "
-                "can. Make room on the disk, or mend it"
-            )
-            self._notices.say(NoticeKind.IP_POOLS, _COPY, text)
+            self._told.unwritten(str(self._kept.path), error.strerror or str(error))
             return False
-        self._notices.clear(NoticeKind.IP_POOLS, _COPY)
+        self._told.unwritten(str(self._kept.path), "")
         return True
-
-    def _tell_exhausted(self, exhausted: Sequence[Demand]) -> None:
-        told = {
-            f"{_FULL} {', '.join(demand.pools)}": f"no block is left in {', '.join(demand.pools)}: pods that "
-            "need an address of these wait. Make a further IPPool, or delete pods"
-            for demand in exhausted
-        }
-        for subject in [one for one in self._notices.of(NoticeKind.IP_POOLS) if one.startswith(_FULL)]:
-            if subject not in told:
-                self._notices.clear(NoticeKind.IP_POOLS, subject)
-        for subject, text in told.items():
-            self._notices.say(NoticeKind.IP_POOLS, subject, text)
-
-
-_COPY, _FULL = "copy", "full:"
 
 
 def _names(pools: Sequence[IPPool]) -> Pools:

@@ -1,12 +1,12 @@
-"""IPPools and IPReservations as declared, judged; of a pool that cannot be used any more, the last good form."""
+"""IPPools and IPReservations as declared, judged; of one that cannot be used any more, the last good form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from bgp.resources import Problem
-from felix_py.datastore.kinds import IP_POOLS, POOL_KINDS
-from felix_py.datastore.store import Store, Table
+from felix_py.datastore.kinds import IP_POOLS, IP_RESERVATIONS
+from felix_py.datastore.store import Store
 from felix_py.ipam.parse import (
     POOL,
     RESERVATION,
@@ -17,56 +17,71 @@ from felix_py.ipam.parse import (
     without_overlaps,
 )
 from felix_py.ipam.resources import IPPool, IPReservation
-from felix_py.notices import NoticeKind, Notices
 from felix_py.records import ConfigurationRecord
 
-_PARSED: Mapping[str, Callable[[str, object], IPPool | IPReservation]] = {
-    POOL: parse_pool,
-    RESERVATION: parse_reservation,
-}
+Parse = Callable[[str, object], IPPool | IPReservation]
+_PARSED: Mapping[str, Parse] = {POOL: parse_pool, RESERVATION: parse_reservation}
 
 
 class DeclaredPools:
-    """On the event loop only."""
+    """A view of the store's tables. On the event loop only."""
 
-    def __init__(self, store: Store, notices: Notices, warn: Callable[[Problem, str], None]) -> None:
-        """``warn`` writes an Event on the object of this uid."""
-        self._tables: dict[str, Table[ConfigurationRecord]] = {kind.name: store.own(kind) for kind in POOL_KINDS}
-        self._notices = notices
-        self._warn = warn
-        self._good: dict[tuple[str, str], IPPool | IPReservation] = {}
-        self._warned: frozenset[Problem] = frozenset()
-        self.pools: tuple[IPPool, ...] = ()
-        """Those that can be used, also disabled ones, by name; they do not overlap."""
-        self.reservations: tuple[IPReservation, ...] = ()
-        self.events = tuple(table.changed for table in self._tables.values())
-        """Set when a review is due; who waits for them clears them."""
+    def __init__(self, store: Store) -> None:
+        self._tables = {kind.name: store.own(kind) for kind in (IP_POOLS, IP_RESERVATIONS)}
         self._listeners: list[Callable[[], None]] = []
+        self._stale = True
+        self._good: dict[tuple[str, str], IPPool | IPReservation] = {}
+        self._pools: tuple[IPPool, ...] = ()
+        self._problems: frozenset[Problem] = frozenset()
         for table in self._tables.values():
             table.on_change(self._changed)
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` when all objects are known, and whenever one may have changed."""
+        """Call ``listener`` whenever an object may have changed."""
         self._listeners.append(listener)
 
     def _changed(self) -> None:
-        if self.listed:
-            self.review()
-            for listener in self._listeners:
-                listener()
-
-    def uid(self, name: str) -> str:
-        """The uid of the IPPool of that name, or an empty text."""
-        record = self._tables[IP_POOLS.name].records.get(("", name))
-        return record.uid if record else ""
+        self._stale = True
+        for listener in self._listeners:
+            listener()
 
     @property
     def listed(self) -> bool:
-        """Whether both kinds have been read."""
+        """Whether all of them are known."""
         return all(table.listed.is_set() for table in self._tables.values())
 
-    def review(self) -> None:
-        """Judge all objects, and tell what is wrong with them."""
+    @property
+    def any(self) -> bool:
+        """Whether there is any pool, usable or not."""
+        return bool(self._tables[POOL].records)
+
+    @property
+    def pools(self) -> tuple[IPPool, ...]:
+        """The pools that can be used, by name; they do not overlap."""
+        self._judge()
+        return self._pools
+
+    @property
+    def reservations(self) -> tuple[IPReservation, ...]:
+        """The reservations that can be used."""
+        self._judge()
+        return tuple(one for one in self._good.values() if isinstance(one, IPReservation))
+
+    @property
+    def problems(self) -> frozenset[Problem]:
+        """What is wrong with objects that cannot be used as they are."""
+        self._judge()
+        return self._problems
+
+    def uid(self, name: str, kind: str = POOL) -> str:
+        """The uid of the object of that name, or an empty text."""
+        record = self._tables[kind].records.get(("", name))
+        return record.uid if record else ""
+
+    def _judge(self) -> None:
+        if not self._stale:
+            return
+        self._stale = False
         problems: list[Problem] = []
         good: dict[tuple[str, str], IPPool | IPReservation] = {}
         for kind, parse in _PARSED.items():
@@ -78,30 +93,14 @@ class DeclaredPools:
                     if (last := self._good.get((kind, record.name))) is not None:
                         good[kind, record.name] = last
         self._good = good
-        records = self._tables[IP_POOLS.name].records
-        declared = [
-            Declared(one, records["", one.name].created) for one in good.values() if isinstance(one, IPPool)
-        ]
-        self.pools, overlaps = without_overlaps(declared)
-        self.reservations = tuple(one for one in good.values() if isinstance(one, IPReservation))
-        self._tell(frozenset((*problems, *overlaps)))
-
-    def _tell(self, problems: frozenset[Problem]) -> None:
-        told = {f"{one.kind} {one.name}": f"{one.kind} {one.name}: {one.field}: {one.reason}" for one in problems}
-        for subject in list(self._notices.of(NoticeKind.IP_POOLS)):
-            if subject.startswith((f"{POOL} ", f"{RESERVATION} ")) and subject not in told:
-                self._notices.clear(NoticeKind.IP_POOLS, subject)
-        for subject, text in told.items():
-            self._notices.say(NoticeKind.IP_POOLS, subject, text)
-        for problem in sorted(problems - self._warned):
-            record = self._tables[problem.kind].records.get(("", problem.name))
-            self._warn(problem, record.uid if record else "")
-        self._warned = problems
+        records = self._tables[POOL].records
+        pools = [one for one in good.values() if isinstance(one, IPPool)]
+        declared = [Declared(pool, records["", pool.name].created) for pool in pools]
+        self._pools, overlaps = without_overlaps(declared)
+        self._problems = frozenset((*problems, *overlaps))
 
 
-def _parsed(
-    kind: str, record: ConfigurationRecord, parse: Callable[[str, object], IPPool | IPReservation]
-) -> IPPool | IPReservation:
+def _parsed(kind: str, record: ConfigurationRecord, parse: Parse) -> IPPool | IPReservation:
     if record.problem:
         raise Bad(kind, record.name, record.problem)
     return parse(record.name, record.spec)

@@ -77,6 +77,10 @@ class BlockObjects:
         """Whether the full lists of both kinds are in."""
         return all(table.listed.is_set() for table, _ in self._sources)
 
+    def refused(self) -> bool:
+        """Whether the API server does not let us see them."""
+        return self._started and any(reflector.refused for _, reflector in self._sources)
+
     def ages(self) -> dict[str, float]:
         """Kind -> seconds since its watch last heard from the API server; none before they are wanted."""
         return {table.kind.name: source.age() for table, source in self._sources} if self._started else {}

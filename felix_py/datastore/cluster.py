@@ -31,6 +31,7 @@ from felix_py.datastore.kinds import (
     OWN_KINDS,
     PODS,
     POLICIES,
+    POOL_KINDS,
     pods,
 )
 from felix_py.datastore.named_secrets import NamedSecrets
@@ -186,6 +187,12 @@ class Cluster:
         """Kind -> seconds since its source last heard from the API server."""
         ages = {watched.table.kind.name: watched.source.age() for watched in self._sources}
         return ages | self.services.ages() | self.block_objects.ages()
+
+    def refuses_pools(self) -> bool:
+        """Whether the API server does not let us see IPPools, IPReservations or blocks."""
+        pools = [one.source for one in self._sources if one.table.kind in POOL_KINDS]
+        refused = any(isinstance(source, Reflector) and source.refused for source in pools)
+        return refused or self.block_objects.refused()
 
     async def set_network_available(self, node: str) -> None:
         """Set the condition NetworkUnavailable of ``node`` to False, so that pods are scheduled to it.

@@ -73,10 +73,10 @@ def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Declared
         agent.until(lambda tor=tor: tor.established("node") and POD_CIDR in tor.routes("node"), "up")  # type: ignore[misc]
     steady = since(tors[1])
 
-    agent.password("first")
+    agent.secret(tor0="first")
     agent.peer(0, password={"secretKeyRef": {"name": SECRET, "key": "tor0"}})
     for password in ("first", "second"):
-        agent.password(password)
+        agent.secret(tor0=password)
         tors[0].write(bird_config(0, password))
         tors[0].birdc("configure")
         conf = agent.run_dir / "bgp" / "exabgp-running.conf"

@@ -30,9 +30,9 @@ class DeclaredAgent(AgentProcess):
         fields = {"peerIP": f"10.{9 + index}.0.2", "asNumber": TOR_ASN, "sourceAddress": "None"} | spec
         self.declare(BGP_PEERS, f"tor{index}", **fields)
 
-    def password(self, value: str) -> None:
+    def secret(self, **passwords: str) -> None:
         metadata = {"name": SECRET, "namespace": "kube-system", "uid": "s"}
-        data = {"tor0": base64.b64encode(value.encode()).decode()}
+        data = {key: base64.b64encode(value.encode()).decode() for key, value in passwords.items()}
         self.api.put(SECRETS, {"metadata": metadata, "data": data})
 
     def status(self) -> dict[str, Any]:

@@ -477,6 +477,9 @@ class FakeApi:
             elif request.path.startswith(NODE_STATUSES):
                 self._write_node_status(exchange, parts[4:])
                 return
+            elif request.method == "PATCH" and parts[-3] == "pods" and parts[-1] == "status":
+                if not self._announce(exchange, parts[3], parts[-2]):
+                    return
             elif request.method == "PATCH" and (NODES, "", parts[-1]) in self.objects:
                 self._annotate(self.objects[NODES, "", parts[-1]], request.body["metadata"]["annotations"])
             elif request.method == "PATCH" and (NODES, "", parts[-2]) in self.objects and parts[-1] == "status":
@@ -490,6 +493,19 @@ class FakeApi:
                 return
             self.changed.notify_all()
         exchange.send(200, request.body)
+
+    def _announce(self, exchange: Exchange, namespace: str, name: str) -> bool:
+        """A merge patch of a pod's annotations, through its status; a uid in it is a condition."""
+        metadata, held = exchange.request.body["metadata"], self.objects.get((PODS, namespace, name))
+        if held is None:
+            exchange.refuse(404, "NotFound", "no such pod")
+        elif metadata.get("uid", held["metadata"]["uid"]) != held["metadata"]["uid"]:
+            exchange.refuse(409, "Conflict", "another uid")
+        else:
+            annotations = {**(held["metadata"].get("annotations") or {}), **metadata["annotations"]}
+            self.put(PODS, {**held, "metadata": {**held["metadata"], "annotations": annotations}})
+            return True
+        return False
 
     def _annotate(self, node: Json, annotations: Json) -> None:
         """A merge patch of a Node's annotations."""

@@ -70,6 +70,26 @@ def update(attributes: bytes = b"", announced: bytes = b"", withdrawn: bytes = b
 END_OF_RIB = update()
 
 
+def messages(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """Whole messages at the start of some bytes, each with its type and body; and the rest."""
+    found = []
+    while len(data) >= 19 and len(data) >= (length := int.from_bytes(data[16:18], "big")):
+        found.append((data[18], data[19:length]))
+        data = data[length:]
+    return found, data
+
+
+def announced(update: bytes) -> int:
+    """How many IPv4 prefixes an UPDATE's body announces, without multiprotocol extensions."""
+    withdrawn = int.from_bytes(update[:2], "big")
+    at = 4 + withdrawn + int.from_bytes(update[2 + withdrawn : 4 + withdrawn], "big")
+    count = 0
+    while at < len(update):
+        at += 1 + (update[at] + 7) // 8
+        count += 1
+    return count
+
+
 @dataclass
 class Conversation:
     """One connection with a speaker."""

@@ -14,6 +14,7 @@ import pytest
 from bgp.resources import Problem
 from felix_py.agent.block_writer import BlockWriter
 from felix_py.agent.claims import Around, Claims
+from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.cni.workers import Leases
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
@@ -56,6 +57,7 @@ class Node:
             name,
             folder,
             self.cluster.store,
+            DeclaredPools(self.cluster.store),
             self.cluster.block_objects,
             self.leases,
             BlockWriter(self.cluster.api, name),
@@ -248,6 +250,7 @@ async def test_an_empty_block_is_given_back_and_never_used_again(
         declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, disabled=True)
         await node.until(lambda: node.claims.pools and node.claims.pools[0].disabled)
         assert states(server) == {block.cidr: "confirmed"}, "a pod has an address of it"
+        node.leases._store.cooldown = 0.0
         await node.release("a")
         node.claims._due.set()
         await node.until(lambda: not states(server) and not objects(server, IPAM_BLOCKS))

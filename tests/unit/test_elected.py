@@ -26,7 +26,6 @@ from felix_py.datastore.load_balancers import LOAD_BALANCERS
 from felix_py.ipam.gone import GRACE
 from felix_py.layout import LEASE
 from felix_py.metrics import Metrics
-from felix_py.notices import Notices
 from lab.apiserver import ApiServer
 from tests.support.waiting import until
 from tests.support.watching import QUICK
@@ -107,7 +106,7 @@ class Agent:
         self.metrics = Metrics()
         cluster, pools = (
             self.cluster,
-            DeclaredPools(self.cluster.store, Notices(self.metrics), lambda _problem, _uid: None),
+            DeclaredPools(self.cluster.store),
         )
         leases = Leases(cluster.api, "kube-system", LEASE, 5.0)
         self.elector = Elector(leases, f"{name}_1", lambda: 0, timing=SOON)

@@ -52,7 +52,7 @@ class Elected:
                 await self._pools_are(there=False)
 
     async def _pools_are(self, *, there: bool) -> None:
-        while bool(self._pools.pools) is not there:
+        while not (self._pools.any if there else self._pools.listed and not self._pools.any):
             self._changed.clear()
             await self._changed.wait()
 
