@@ -114,8 +114,8 @@ class GoneNodes:
                 self._log.info("freed a block of a node that is gone", block=orphan.cidr, node=owner[0])
 
     def _free_one(self, orphan: Orphan) -> bool:
-        """In a thread: the next step of a node that gives a block back. True: that was the last one. False: the rest
-        comes with the next look, from what is there by then."""
+        """In a thread: the next step of a node that gives a block back. True: that was the last one. False: the
+        rest comes with the next look, from what is there by then."""
         try:
             if orphan.block is not None:
                 if orphan.affinity is not None and orphan.affinity.state is not AffinityState.PENDING_DELETION:
