@@ -302,8 +302,8 @@ class Metrics:
         self.leader = self._gauge(
             "felix_py_leader",
             "1 while this agent does what one does for the cluster",
-            means="its sum over all agents is 1 while there is an IPPool; 0 for minutes: no load balancer gets an "
-            "address, and no block of a node that is gone is freed; the log says why",
+            means="its sum over all agents is 1 while there is an IPPool; 0 for minutes: no load balancer gets "
+            "an address, and no block of a node that is gone is freed; the log says why",
         )
         self.load_balancer_addresses = self._gauge(
             "felix_py_load_balancer_addresses",
