@@ -51,6 +51,8 @@ class Seen:
     pods: Sequence[Json] | None
     namespace: str = "kube-system"
     why: str = ""
+    leader: str = ""
+    """The node whose agent does what one does for the cluster; empty: none, or it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class ClusterStatus:
     lines: tuple[Line, ...]
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    leader: str = ""
 
     @property
     def fine(self) -> bool:
@@ -102,7 +105,7 @@ def read(seen: Seen, now: datetime | None = None) -> ClusterStatus:
             f"there are no felix-py pods in {seen.namespace}: agents run by hand, or --namespace is another"
         )
     return ClusterStatus(
-        tuple(sorted(judged, key=lambda line: line.fine)), tuple(_installation(seen)), tuple(notes)
+        tuple(sorted(judged, key=lambda line: line.fine)), tuple(_installation(seen)), tuple(notes), seen.leader
     )
 
 
@@ -379,6 +382,8 @@ def text(found: ClusterStatus) -> list[str]:
             if problem.todo:
                 lines.append(f"    {problem.todo}")
     lines += [f"Note: {note}" for note in found.notes]
+    if found.leader:
+        lines.append(f"The agent of {found.leader} leads: addresses of load balancers, blocks of lost nodes")
     fine = sum(line.fine for line in found.lines)
     verdict = "all fine" if fine == len(found.lines) else f"{fine} fine, {len(found.lines) - fine} with problems"
     return [*lines, f"{counted(len(found.lines), 'node')}: {verdict}"]
@@ -399,4 +404,10 @@ def as_json(found: ClusterStatus) -> dict[str, Any]:
         }
         for line in found.lines
     ]
-    return {"fine": found.fine, "problems": told(found.problems), "notes": list(found.notes), "nodes": nodes}
+    return {
+        "fine": found.fine,
+        "problems": told(found.problems),
+        "notes": list(found.notes),
+        "leader": found.leader,
+        "nodes": nodes,
+    }
