@@ -14,13 +14,14 @@ from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration
 from bgp.rib import Explained
 from bgp.services import Drained
-from bgp.session import PeerStatus
+from bgp.session import LimitState, PeerStatus
 from bgp.sidecar import CONFIG
 from bgp.trace import Traced
 from felix_py import log
 from felix_py.agent.announcing import Announcing
 from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.facts import Facts
+from felix_py.agent.held_down import HeldDown
 from felix_py.agent.service_prefixes import Objects
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane.reach import Hosts, Links
@@ -72,7 +73,9 @@ class Bgp:
         self._problem = ""
         self._announcing: Announcing | None = None
         if config.bgp_config is not None or declared is not None:
-            self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
+            self._held = HeldDown(config.run_dir)
+            self._speaker = Speaker(config.bgp_dir, self._learned, self._log, self._held.write)
+            self._speaker.hold(self._held.read())
             self._announcing = Announcing(facts, services, families, notices, self._speaker)
         if config.bgp_config is not None:
             self._problem = "BGP has not started yet"
@@ -271,12 +274,15 @@ class Bgp:
         """By peer; those that have left are left out."""
         up, received = self._metrics.bgp_peer_up, self._metrics.bgp_peer_received
         announced = self._metrics.bgp_peer_announced
-        for gauge in (up, received, announced):
+        limit, held = self._metrics.bgp_peer_limit, self._metrics.bgp_peer_held_down
+        for gauge in (up, received, announced, limit, held):
             gauge.clear()
         for peer in peers:
             up.labels(peer.address).set(peer.established)
             received.labels(peer.address).set(peer.received)
             announced.labels(peer.address).set(peer.announced)
+            limit.labels(peer.address).set(peer.limit)
+            held.labels(peer.address).set(peer.limit_state is LimitState.HELD_DOWN)
 
     def peers(self) -> list[PeerStatus]:
         """Status of every configured peer, with the reason if BGP has not started."""

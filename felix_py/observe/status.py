@@ -231,5 +231,6 @@ def described(peer: PeerStatus) -> dict[str, Any]:
         "reason": peer.error,
         "bfd": peer.bfd,
         "prefixesReceived": peer.received,
+        "prefixLimitState": peer.limit_state,
         "prefixesAnnounced": peer.announced,
     }

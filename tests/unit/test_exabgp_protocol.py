@@ -116,7 +116,7 @@ def test_both_families_on_one_session() -> None:
 
 def test_an_ipv6_prefix_has_no_ipv4_next_hop() -> None:
     [event] = update("", '"announce": { "ipv6 unicast": { "10.9.0.2": [ { "nlri": "fd44:8::/64" } ] } }')
-    assert (event.announced, event.withdrawn) == ((), ("fd44:8::/64",))
+    assert (event.announced, event.withdrawn) == ((), (("fd44:8::/64", ""),))
 
 
 @pytest.mark.parametrize(
