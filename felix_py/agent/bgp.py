@@ -295,6 +295,10 @@ class Bgp:
             for peer in self._configured.peers
         ]
 
+    def dropped(self) -> frozenset[str] | None:
+        """The Service prefixes whose packets are dropped where no Service takes them; None: not known yet."""
+        return self._announcing.dropped if self._announcing else frozenset()
+
     def drained(self) -> Drained:
         """How far the drain of this node is."""
         if self._announcing is not None:
