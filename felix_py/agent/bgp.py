@@ -102,7 +102,7 @@ class Bgp:
             config = await self._first(self._announcing)
             # The usable next hops must be known before the first route comes.
             await self._linked.wait()
-            self._configure(self._announcing)
+            self._announcing.configure(self._configuration)
             self._follow_nodes(self._speaker, self._announcing)
             self._speaker.set_config(config)
             tasks.create_task(self._keep_following(self._speaker, self._announcing))
@@ -130,18 +130,19 @@ class Bgp:
             return
         while True:
             config = self._declared.speaker or replace(config, peers=())
-            self._configure(announcing)
+            announcing.configure(self._configuration)
+            self._set_reach()
             self._set_filter(speaker, announcing)
             speaker.set_config(config)
             self._declared.changed.clear()
             await self._declared.changed.wait()
 
-    def _configure(self, announcing: Announcing) -> None:
-        """What is announced beside the prefixes of pods; a peers file knows nothing of that."""
-        of_api = self._declared is not None and self._config.bgp_config is None
-        announcing.configure(
-            self._declared.configuration if self._declared and of_api else BGPConfiguration(name="default")
-        )
+    @property
+    def _configuration(self) -> BGPConfiguration:
+        """What is said beside the peers; a peers file knows nothing of that."""
+        if self._declared is None or self._config.bgp_config is not None:
+            return BGPConfiguration(name="default")
+        return self._declared.configuration
 
     async def _load(self) -> SpeakerConfig:
         """Returns the configuration once it is valid: on a node without an IPv4 address it needs a router id."""
@@ -195,11 +196,11 @@ class Bgp:
     def _set_reach(self) -> None:
         if self._speaker is None or self._links is None:
             return
-        never = self._facts.no_next_hops
-        if self._reaching == (self._links, never):
+        never, ignored = self._facts.no_next_hops, self._configuration.ignored_interfaces or ()
+        if self._reaching == (self._links, never, ignored):
             return
-        self._reaching = (self._links, never)
-        self._hosts = hosts = Hosts(self._links, never)
+        self._reaching = (self._links, never, ignored)
+        self._hosts = hosts = Hosts(self._links, never, ignored)
         self._speaker.set_reach(hosts)
 
     def _learned(self, routes: Mapping[str, tuple[str, ...]]) -> None:

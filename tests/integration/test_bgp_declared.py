@@ -218,6 +218,15 @@ def test_the_priority_of_a_filter_is_the_metric_of_the_kernels_route(agent: Agen
     assert trace.ended() == (1, "felix-py bgp: the agent has ended\n")
     agent.until(lambda: LEARNED in agent.status()["routeMetrics"], "known again")
     assert kernel_routes() == [(LEARNED, 2000)]
+
+    def ignoring(*names: str) -> None:
+        fields = {"asNumber": NODE_ASN, "nodeToNodeMeshEnabled": False, "ignoredInterfaces": list(names)}
+        agent.declare(BGP_CONFIGURATIONS, "default", **fields)
+
+    ignoring("tor*")
+    agent.until(lambda: not kernel_routes(), "no next hop is sought there")
+    ignoring("eth*")
+    agent.until(lambda: kernel_routes() == [(LEARNED, 2000)], "it is elsewhere")
     trace = Trace(agent, "10.9.0.2")
     agent.until(lambda: tors[0].birdc("restart", "node") and trace.told("session", peer="10.9.0.2"), "live")
     trace.process.send_signal(signal.SIGINT)
