@@ -173,9 +173,10 @@ class _Cluster:
                 continue  # as in Calico: a node without IPv6 addresses has no sessions over IPv6
             winner = winners.setdefault(peer.peer_ip, peer)
             if winner is not peer:
-                self._problem(
-                    "BGPPeer", peer.name, "peerIP", f"BGPPeer {winner.name} has the session with {peer.peer_ip}"
-                )
+                reason = f"BGPPeer {winner.name} has the session with {peer.peer_ip}"
+                if (winner.port, winner.interface) != (peer.port, peer.interface):
+                    reason += "; there is one for an address, whatever its ports and links"
+                self._problem("BGPPeer", peer.name, "peerIP", reason)
             elif peer.as_number is None:
                 self._problem(
                     "BGPPeer", peer.name, "asNumber", f"is missing; {peer.peer_ip} is no node's address"

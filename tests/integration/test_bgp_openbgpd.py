@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,6 +61,13 @@ def shown(ask: Ask, prefix: str) -> dict[str, Any]:
     return found
 
 
+def updates(ask: Ask, peer: str) -> int:
+    """UPDATE messages received."""
+    match = re.search(r"^ +Updates +\d+ +(\d+)", ask("show", "neighbor", peer), re.MULTILINE)
+    assert match
+    return int(match[1])
+
+
 @pytest.fixture
 def place(
     tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]
@@ -89,9 +97,10 @@ def test_routes_attributes_refresh_and_graceful_restart(
             route = shown(ask, V4)
             assert (route["communities"], route["large_communities"]) == (["65000:100"], ["65000:1:2"])
             assert route["metric"] == 7
-            assert "refresh" in ask("show", "neighbor", NODE4).lower()
-            ask("neighbor", NODE4, "refresh")
-            ask("neighbor", NODE6, "refresh")
+            for peer in (NODE4, NODE6):
+                before = updates(ask, peer)
+                ask("neighbor", peer, "refresh")
+                await until(lambda: updates(ask, peer) > before)  # noqa: B023 - the node has told its routes again
             old = sidecar.exabgp()
             os.kill(old, signal.SIGKILL)
             await until(lambda: not node.up())
