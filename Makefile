@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 WORKERS ?= -n $(shell n=$$(nproc); echo $$((n > 4 ? 8 : 2 * n)))
 # As many clusters at once. A worker's tests of one shape share it.
 CLUSTERS ?= -n 2
+# Where this is set, each start of an agent or a command compiles all of felix-py anew: half of its time.
+unexport PYTHONDONTWRITEBYTECODE
 ASSETS := $(BIN)/python -m tests.cluster.assets --folder
 REAL_PROGRAMS := kubectl kube-apiserver kube-controller-manager etcd
 CLIENT := felix_py/cni/client/felix-py-cni

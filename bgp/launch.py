@@ -1,4 +1,4 @@
-"""ExaBGP, started with three corrections, an option and a capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with five corrections, an option and a capability: ``python -m bgp.launch server FILE``.
 
 The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
@@ -11,7 +11,16 @@ again, and the peer keeps the routes.
 The second: where graceful restart is agreed on, ExaBGP ends a session without a NOTIFICATION. Then the peer keeps
 our routes, which for a path that BFD has found dead is wrong (RFC 5882, 4.3): RFC 9384 has a Cease for it.
 
-The third: ``show adj-rib in json`` leaves path identifiers out (RFC 7911), which updates have.
+The third: after a NOTIFICATION ExaBGP connects again within a millisecond. A peer that looks at the new
+connection first takes it for a graceful restart (RFC 4724, section 4.2), closes the old one unread, and keeps the
+routes. So there is a second in between, as RFC 4271's IdleHoldTimer has it (section 8.1.1). There is one as well
+after a session that has lasted for less than ten: a peer that ends each at once costs a session a second at most.
+
+The fourth: of bytes that are no BGP message ExaBGP 5.0 tries to tell its helper as of a NOTIFICATION received,
+and fails on that with an exception, so that the peer hears nothing and the log gets 60 lines. It is not told:
+what the peer is sent is said at the session's end.
+
+The fifth: ``show adj-rib in json`` leaves path identifiers out (RFC 7911), which updates have.
 
 The option: a keepalive time of its own, from the neighbor's description (:data:`bgp.render.KEEPALIVE`). A
 keepalive is sent in each third of the negotiated hold time at the latest (RFC 4271, section 4.4). A change of it
@@ -24,6 +33,7 @@ it (its file permits it, and the pod adds it) but does not raise it; here it is 
 from __future__ import annotations
 
 import ctypes
+import time
 from collections import deque
 from itertools import islice
 from typing import Any
@@ -33,6 +43,7 @@ from exabgp.bgp.message.notification import Notify
 from exabgp.bgp.message.update.nlri.inet import INET
 from exabgp.bgp.neighbor import Neighbor
 from exabgp.reactor import peer as peer_module
+from exabgp.reactor.api.processes import Processes
 from exabgp.reactor.keepalive import KA
 from exabgp.reactor.peer import Peer
 
@@ -40,6 +51,10 @@ from bgp.bfd import CEASE_BFD_DOWN
 from bgp.render import KEEPALIVE
 
 _TURNS = 100
+_IDLE_HOLD = 1
+_YOUNG = 10
+"""Seconds, both."""
+
 _CAPABILITY_VERSION = 0x20080522
 _NET_BIND_SERVICE = 10
 _handle_connection = Peer.handle_connection
@@ -61,6 +76,9 @@ def close(peer: Any, message: str = "", error: object = "") -> None:
     """In place of ``Peer._close``, which ExaBGP calls before a NOTIFICATION would be sent, or in place of it."""
     if peer._teardown == CEASE_BFD_DOWN and message.startswith("graceful restarted negotiated"):
         raise Notify(6, CEASE_BFD_DOWN, b"")
+    young = peer.fsm == FSM.ESTABLISHED and time.time() < peer.stats["complete"] + _YOUNG
+    if message.startswith("notification sent") or young:
+        peer._delay._next = max(peer._delay._next, _IDLE_HOLD)
     _close(peer, message, error)
 
 
@@ -85,6 +103,10 @@ def as_dict(nlri: Any) -> dict[str, Any]:
     if nlri.path_info.path_info:
         found["path-information"] = ".".join(map(str, nlri.path_info.path_info))
     return found
+
+
+def tell_nothing(_processes: Any, *_: object) -> None:
+    """In place of ``Processes.notification``, which is called for bytes that are no message."""
 
 
 class _Header(ctypes.Structure):
@@ -119,4 +141,5 @@ if __name__ == "__main__":
     peer_module.KA = Keepalives
     Neighbor.__eq__ = equal
     INET.as_dict = as_dict
+    Processes.notification = tell_nothing
     main()

@@ -14,10 +14,9 @@ import threading
 from collections.abc import MutableMapping
 from typing import Any
 
-import structlog
-
 from felix_py.log_limits import RateLimit, shorten
 from felix_py.log_writer import LineWriter
+from felix_py.structured import structlog
 
 
 class LogFormat(enum.StrEnum):

@@ -9,9 +9,8 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from felix_py.backoff import TokenBucket
+from felix_py.structured import structlog
 
 AT_ONCE = 100
 A_SECOND = 5.0

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import structlog
-
 from bgp.announcement import Announcement
 from bgp.bfd import settings as bfd
 from bgp.control import Control, Held
@@ -30,6 +28,7 @@ from bgp.session import LimitState, PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
 from bgp.trace import Traced
 from felix_py.backoff import Backoff
+from felix_py.structured import structlog
 
 _TICK = 1.0
 _RECONNECT = (0.05, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,10 @@ from tests.support.isolate import NetworkNamespace, isolate_process, new_netns
 from tests.support.thorough import ALL, examples
 
 ROOT = Path(__file__).parents[1]
+
+# Tests start hundreds of interpreters; without bytecode on disk each of them compiles all of felix-py anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 hypothesis.settings.register_profile("ours", max_examples=examples(300), deadline=None)
 hypothesis.settings.load_profile("ours")

@@ -20,6 +20,7 @@ from bgp.trace import Traced
 from felix_py import log
 from felix_py.agent.announcing import Announcing
 from felix_py.agent.bgp_declared import DeclaredBgp
+from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.facts import Facts
 from felix_py.agent.held_down import HeldDown
 from felix_py.agent.service_prefixes import Objects
@@ -52,8 +53,9 @@ class Bgp:
         metrics: Metrics,
         services: Objects,
         declared: DeclaredBgp | None = None,
+        pools: DeclaredPools | None = None,
     ) -> None:
-        """``services``: those of the cluster. ``declared``: the peers of a node that has none in a file.
+        """``services``, ``pools``: the cluster's. ``declared``: the peers of a node that has none in a file.
 
         Raises ConfigError if the BGP configuration is invalid.
         """
@@ -76,7 +78,7 @@ class Bgp:
             self._held = HeldDown(config.run_dir)
             self._speaker = Speaker(config.bgp_dir, self._learned, self._log, self._held.write)
             self._speaker.hold(self._held.read())
-            self._announcing = Announcing(facts, services, families, notices, self._speaker)
+            self._announcing = Announcing(facts, services, families, notices, self._speaker, pools)
         if config.bgp_config is not None:
             self._problem = "BGP has not started yet"
             try:
@@ -181,7 +183,7 @@ class Bgp:
         announcing.review()
 
     def _set_filter(self, speaker: Speaker, announcing: Announcing) -> None:
-        own, services = self._facts.own_prefixes or (), announcing.prefixes.ranges()
+        own, services = self._facts.never_learned, announcing.prefixes.ranges()
         never = (*own, *self._config.service_cidrs, *services)
         speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
 

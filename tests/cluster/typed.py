@@ -26,6 +26,7 @@ def type_in(cluster: Cluster, command: str) -> str:
     Raises:
         CommandFailed: it exited with an error, or takes minutes.
     """
-    path = f'PATH="$PATH:{assets.folder()}" KUBECONFIG=/etc/kubernetes/admin.kubeconfig'
+    programs = ":".join(str(assets.folder(module)) for module in assets.MODULES)
+    path = f'PATH="$PATH:{programs}" KUBECONFIG=/etc/kubernetes/admin.kubeconfig'
     script = f"cd {CHECKED_OUT} && export {path} && {command}"
     return cluster.machines["cp"].run("sh", "-c", script, timeout=200)

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from felix_py.observe import ask
 from tests.support import fakeapi
-from tests.support.agent_process import NODE, POD_CIDR, AgentProcess
-from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar, link
+from tests.support.agent_process import POD_CIDR
+from tests.support.bgp import NODE_ASN, TOR_ASN, link
 from tests.support.bird import Bird
-from tests.support.fakeapi import BGP_CONFIGURATIONS, BGP_FILTERS, BGP_PEERS, NODE_STATUSES, SECRETS, FakeApi
+from tests.support.declared_agent import SECRET, DeclaredAgent, declared_agent
+from tests.support.fakeapi import BGP_CONFIGURATIONS, BGP_FILTERS, BGP_PEERS, SECRETS
 from tests.support.isolate import NetworkNamespace, run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
-
-SECRET = "felix-py-bgp-passwords"
 
 
 def bird_config(index: int, password: str = "") -> str:
@@ -42,41 +37,6 @@ def bird_config(index: int, password: str = "") -> str:
     """
 
 
-class Agent(AgentProcess):
-    """With what it is told, and what it says of itself."""
-
-    def declare(self, path: str, name: str, **spec: Any) -> None:
-        self.api.put(path, {"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": spec})
-
-    def peer(self, index: int, **spec: Any) -> None:
-        fields = {"peerIP": f"10.{9 + index}.0.2", "asNumber": TOR_ASN, "sourceAddress": "None"} | spec
-        self.declare(BGP_PEERS, f"tor{index}", **fields)
-
-    def password(self, value: str) -> None:
-        metadata = {"name": SECRET, "namespace": "kube-system", "uid": "s"}
-        data = {"tor0": base64.b64encode(value.encode()).decode()}
-        self.api.put(SECRETS, {"metadata": metadata, "data": data})
-
-    def status(self) -> dict[str, Any]:
-        with closing(ask.connection(str(self.run_dir / "agent.sock"), 10)) as asked:
-            asked.request("GET", "/status")
-            found: dict[str, Any] = json.loads(asked.getresponse().read())
-        return found
-
-    def notices(self) -> dict[str, str]:
-        return {one["subject"]: one["text"] for one in self.status()["notices"] if one["kind"] == "bgp-resources"}
-
-    def told(self) -> dict[str, Any]:
-        with self.api.changed:
-            found: dict[str, Any] = self.api.objects.get((NODE_STATUSES, "", NODE), {}).get("status", {})
-        return found
-
-    def restart(self) -> None:
-        self.stop(signal.SIGKILL)
-        self.start()
-        self.wait_ready()
-
-
 @pytest.fixture
 def tors(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[list[Bird]]:
     birds = []
@@ -91,19 +51,9 @@ def tors(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Itera
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> Iterator[Agent]:
-    with FakeApi() as api:
-        for path in (BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS, NODE_STATUSES):
-            api.install(path)
-        api.serve(SECRETS)
-        agent = Agent(tmp_path, api)
-        sidecar = Sidecar(agent.run_dir / "bgp")
-        sidecar.start()
-        try:
-            yield agent
-        finally:
-            agent.close()
-            sidecar.stop()
+def agent(tmp_path: Path) -> Iterator[DeclaredAgent]:
+    with declared_agent(tmp_path) as agent:
+        yield agent
 
 
 def since(bird: Bird) -> str:
@@ -112,7 +62,7 @@ def since(bird: Bird) -> str:
     return " ".join(line.split()[3:6])
 
 
-def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Agent, tors: list[Bird]) -> None:
+def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: DeclaredAgent, tors: list[Bird]) -> None:
     agent.start()
     agent.wait_ready()
     assert not (agent.run_dir / "bgp" / "exabgp.conf").exists(), "nothing is declared"
@@ -123,10 +73,10 @@ def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Agent, t
         agent.until(lambda tor=tor: tor.established("node") and POD_CIDR in tor.routes("node"), "up")  # type: ignore[misc]
     steady = since(tors[1])
 
-    agent.password("first")
+    agent.secret(tor0="first")
     agent.peer(0, password={"secretKeyRef": {"name": SECRET, "key": "tor0"}})
     for password in ("first", "second"):
-        agent.password(password)
+        agent.secret(tor0=password)
         tors[0].write(bird_config(0, password))
         tors[0].birdc("configure")
         conf = agent.run_dir / "bgp" / "exabgp-running.conf"
@@ -163,7 +113,7 @@ LEARNED = "10.244.7.0/24"
 class Trace:
     """``felix-py bgp trace --json``."""
 
-    def __init__(self, agent: Agent, about: str) -> None:
+    def __init__(self, agent: DeclaredAgent, about: str) -> None:
         place = str(agent.run_dir / "agent.sock")
         argv = ["felix-py", "bgp", "trace", "--json", "--agent-socket", place, about]
         program = f"import sys; from felix_py.cli import main; sys.argv[:] = {argv!r}; main()"
@@ -192,7 +142,9 @@ def kernel_routes() -> list[tuple[str, int]]:
     return [(route["dst"], route.get("metric", 0)) for route in shown]
 
 
-def test_the_priority_of_a_filter_is_the_metric_of_the_kernels_route(agent: Agent, tors: list[Bird]) -> None:
+def test_the_priority_of_a_filter_is_the_metric_of_the_kernels_route(
+    agent: DeclaredAgent, tors: list[Bird]
+) -> None:
     told = bird_config(0).replace("export none", "next hop self; export where source = RTS_STATIC")
     tors[0].write(f"{told} protocol static {{ ipv4; route {LEARNED} blackhole; }}")
     tors[0].birdc("configure")
@@ -235,7 +187,7 @@ def test_the_priority_of_a_filter_is_the_metric_of_the_kernels_route(agent: Agen
     agent.until(lambda: not kernel_routes(), "gone with the peer")
 
 
-def test_a_peer_over_its_limit_is_held_down_through_restarts(agent: Agent, tors: list[Bird]) -> None:
+def test_a_peer_over_its_limit_is_held_down_through_restarts(agent: DeclaredAgent, tors: list[Bird]) -> None:
     told = bird_config(0).replace("export none", "next hop self; export where source = RTS_STATIC")
     tors[0].write(f"{told} protocol static {{ ipv4; route {LEARNED} blackhole; route 10.244.8.0/24 blackhole; }}")
     tors[0].birdc("configure")
@@ -267,7 +219,9 @@ def test_a_peer_over_its_limit_is_held_down_through_restarts(agent: Agent, tors:
     agent.until(lambda: states() == {"tor0": "near", "tor1": "within"}, "and is near")
 
 
-def test_a_node_with_a_file_has_its_peers_from_there(agent: Agent, tors: list[Bird], tmp_path: Path) -> None:
+def test_a_node_with_a_file_has_its_peers_from_there(
+    agent: DeclaredAgent, tors: list[Bird], tmp_path: Path
+) -> None:
     file = tmp_path / "bgp.yaml"
     file.write_text(f"asNumber: {NODE_ASN}\npeers: [{{peerIP: 10.9.0.2, asNumber: {TOR_ASN}}}]\n")
     agent.options = [f"--bgp-config={file}"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -168,8 +167,8 @@ WAY_OUT = BGPPeer(name="out", node="node1", peer_selector="all()", reverse_peeri
             [TOR, replace(OTHER, port=1790)],
             ["other"],
             (
-                "BGPPeer tor: peerIP: BGPPeer other has the session with 10.0.0.254; there is one for an address, "
-                "whatever its ports and links"
+                "BGPPeer tor: peerIP: BGPPeer other has the session with 10.0.0.254; there is one for an "
+                "address, whatever its ports and links"
             ),
         ),
         ([TOR, BY_NODE], ["zone"], "BGPPeer tor: peerIP: BGPPeer zone has the session with 10.0.0.254"),

@@ -208,3 +208,14 @@ def test_a_new_level_counts_for_loggers_that_exist(capfd: pytest.CaptureFixture[
             assert len(capfd.readouterr().err.splitlines()) == expected, level
     finally:
         log.set_level(LogLevel.INFO)
+
+
+def test_an_agent_starts_without_what_only_terminals_need() -> None:
+    """structlog alone would load rich, pygments and attrs, the official client its models: half of a start."""
+    program = "import felix_py.cli.main, felix_py.agent.main, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
+    loaded = set(done.stdout.split())
+    assert {"structlog", "felix_py.reconcile"} <= loaded
+    assert not {"rich", "pygments", "attr", "kubernetes.client.models", "aiohttp", "pyroute2"} & loaded
