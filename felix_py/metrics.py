@@ -234,6 +234,18 @@ class Metrics:
             ["peer"],
             means="near its limit: the session is held down once it is over",
         )
+        self.bgp_peer_limit = self._gauge(
+            "felix_py_bgp_peer_prefixes_limit",
+            "Prefixes of this peer that are taken at most",
+            ["peer"],
+            means="its `prefixLimit`, else 50,000",
+        )
+        self.bgp_peer_held_down = self._gauge(
+            "felix_py_bgp_peer_held_down",
+            "Whether this peer's session is held down since it was over its limit",
+            ["peer"],
+            means="1: for five minutes none of its routes is used",
+        )
         self.bgp_peer_announced = self._gauge(
             "felix_py_bgp_peer_prefixes_announced",
             "Prefixes that this peer is told",

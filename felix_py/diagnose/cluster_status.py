@@ -30,6 +30,10 @@ _CONDITIONS = {
     "PolicyInForce": ("policy is not wholly in force", "It is tried again; {status} says what is missing."),
     "RoutesInstalled": ("routes are missing", "They are tried again; {status} says what is missing."),
     "PeersUp": ("BGP peers are down", "Look at the router's side, and at {logs} -c bgp."),
+    "PrefixLimitsKept": (
+        "BGP peers announce too many prefixes",
+        "Filter at the router, or raise prefixLimit of the BGPPeer.",
+    ),
 }
 """Type of a condition -> what it means if it is not True, and what to do."""
 
