@@ -203,7 +203,8 @@ class AgentConfig:
     )
     bgp_foreign_annotations: bool = setting(
         False,
-        "Read Calico's and kube-router's annotations of Nodes where there are none of ours, see docs/bgp.md.",
+        "Read Calico's and kube-router's annotations of Nodes, and Calico's of pods and namespaces, where there "
+        "are none of ours, see docs/bgp.md and docs/ipam.md.",
         field=Field("bgpForeignAnnotations"),
     )
     route_source: RouteSource = setting(

@@ -28,6 +28,7 @@ class NoticeKind(enum.StrEnum):
     CONFIGURATION = "configuration"
     CONNECTIONS_FULL = "connections-full"
     INTERFACE_GONE = "interface-gone"
+    IP_POOLS = "ip-pools"
     IPVS = "ipvs"
     KERNEL_FEATURE = "kernel-feature"
     LEASES_NOT_WRITTEN = "leases-not-written"

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from bgp.prefixes import version
 from felix_py.agent.facts import Facts
+from felix_py.agent.keeping import Keeping
 from felix_py.agent.pooled import Pooled
 from felix_py.cni.network import NetworkError
 from felix_py.ipam.asked import Asked, asked
 from felix_py.ipam.pools import NoPool, Subject, cidrs_of, eligible
 from felix_py.ipam.resources import IPAMBlock, IPPool
-from felix_py.ipam.store import AddressUnavailable
+from felix_py.ipam.store import AddressUnavailable, PoolExhausted
 from policy.model import Family, Labels, Namespace, ObjectKey
 
 NOT_KNOWN = "it is not known yet which IPPools there are (is the API server reachable?)"
@@ -57,10 +59,7 @@ class FakeClaims:
         self.told(Pooled.of(self.node, self.pools, self.blocks))
 
     def cidrs_for(self, namespace: str, name: str, asked: tuple[str, ...]) -> tuple[str, ...]:
-        subject = Subject(self.labels, self.namespaces.get(namespace, {}), asked)
-        found = eligible(self.pools, subject)
-        if empty := [family for family, pools in found.items() if not pools]:
-            raise NoPool(f"no IPPool of IPv{int(empty[0])} is for pod {namespace}/{name}")
+        found = eligible(self.pools, Subject(self.labels, self.namespaces.get(namespace, {}), asked))
         return cidrs_of(found, [block for block in self.blocks if block.node == self.node], self.pod_cidrs)
 
     async def wait_for_address(self, namespace: str, name: str, asked: tuple[str, ...]) -> bool:
@@ -85,15 +84,32 @@ class Addressing:
         self,
         facts: Facts,
         namespaces: Mapping[ObjectKey, Namespace] | None = None,
-        claims: Claims | None = None,
         *,
         foreign: bool = False,
     ) -> None:
         """``namespaces``: the store's. ``foreign``: Calico's annotations count where there is none of ours."""
         self._facts = facts
-        self._namespaces = namespaces or {}
-        self._claims = claims
+        self._namespaces = {} if namespaces is None else namespaces
+        self._claims: Claims | None = None
+        self._keeping: Keeping | None = None
         self._foreign = foreign
+
+    def follow(self, claims: Claims, keeping: Keeping | None = None) -> None:
+        """Use the blocks that are claimed, and the addresses that are kept."""
+        self._claims, self._keeping = claims, keeping
+
+    def kept(self, namespace: str, name: str) -> tuple[str, ...]:
+        """See :meth:`felix_py.cni.network.Network.kept`."""
+        return self._keeping.of(namespace, name) if self._keeping else ()
+
+    def keeper(self, address: str) -> str:
+        """See :meth:`felix_py.cni.network.Network.keeper`."""
+        return self._keeping.owner(address) if self._keeping else ""
+
+    async def keep(self, namespace: str, name: str, addresses: tuple[str, ...]) -> None:
+        """See :meth:`felix_py.cni.network.Network.keep`."""
+        if self._keeping:
+            await self._keeping.keep(namespace, name, addresses)
 
     def asked(self, namespace: str, name: str) -> Asked:
         """See :meth:`felix_py.cni.network.Network.asked`."""
@@ -101,7 +117,9 @@ class Addressing:
         of_pod, of_namespace = pod.annotations if pod else (), whole.annotations if whole else ()
         return asked(of_pod, of_namespace, foreign=self._foreign)
 
-    def cidrs_for(self, namespace: str, name: str, pools: tuple[str, ...]) -> tuple[str, ...]:
+    async def cidrs_for(
+        self, namespace: str, name: str, pools: tuple[str, ...], addresses: tuple[str, ...]
+    ) -> tuple[str, ...]:
         """See :meth:`felix_py.cni.network.Network.cidrs_for`."""
         if not self._facts.pools_known:
             raise NetworkError(NOT_KNOWN)
@@ -109,22 +127,50 @@ class Addressing:
             if pools:
                 raise NoPool(f"pod {namespace}/{name} asks for IPPool {pools[0]}, and there is none for pods")
             return self._facts.pod_cidrs
-        return self._claims.cidrs_for(namespace, name, pools)
+        fixed = {Family(version(address)): address for address in addresses}
+        own = [await self._cidr_with(address, self._claims) for address in fixed.values()]
+        found = self._eligible(namespace, pools)
+        if open_ := found.keys() - fixed.keys():
+            self._check(f"{namespace}/{name}", {family: found[family] for family in sorted(open_)})
+        if not open_ and not any(Family(version(cidr)) not in found for cidr in self._facts.pod_cidrs):
+            return tuple(own)
+        chosen = self._claims.cidrs_for(namespace, name, pools)
+        for family in sorted(open_):
+            if not any(version(cidr) == family for cidr in chosen):
+                names = ", ".join(pool.name for pool in found[family])
+                raise PoolExhausted(f"this node has no block of IPPool {names} yet")
+        return (*own, *chosen)
 
-    async def cidrs_with(self, address: str) -> tuple[str, ...]:
-        """See :meth:`felix_py.cni.network.Network.cidrs_with`."""
+    def _eligible(self, namespace: str, pools: tuple[str, ...]) -> Mapping[Family, tuple[IPPool, ...]]:
+        node, whole = self._facts.node, self._namespaces.get(("", namespace))
+        labels = dict(node.labels if node else ()), dict(whole.labels if whole else ())
+        return eligible(self._facts.pooled.pools, Subject(*labels, pools))
+
+    @staticmethod
+    def _check(pod: str, found: Mapping[Family, tuple[IPPool, ...]]) -> None:
+        """A pod gets an address of each family that has pools, or does not start."""
+        for family, pools in found.items():
+            if not pools:
+                raise NoPool(
+                    f"no IPPool of IPv{int(family)} is for pod {pod} on this node: look at nodeSelector, "
+                    "namespaceSelector, disabled and assignmentMode of those that there are"
+                )
+
+    async def _cidr_with(self, address: str, claims: Claims) -> str:
+        """The CIDR out of which this node may give this very address, which is claimed if nobody has it."""
         family = Family.V6 if ":" in address else Family.V4
-        if family not in self._facts.pooled.families or self._claims is None:
-            return ()
+        if family not in self._facts.pooled.families:
+            return next((cidr for cidr in self._facts.pod_cidrs if version(cidr) == family), "")
         if not (pool := self._facts.pooled.pool_with(address)):
             raise AddressUnavailable(f"{address} is in no IPPool for pods")
         if pool.disabled:
             raise AddressUnavailable(f"{address} is in IPPool {pool.name}, which is disabled")
         if cidr := self._facts.pooled.block_of(address):
-            return (cidr,)
-        node, block = self._facts.pooled.owner_of(address)
-        if not node and await self._claims.claim_with(address):
-            return (self._facts.pooled.block_of(address),)
+            return cidr
+        if not self._facts.pooled.owner_of(address)[0]:
+            await claims.claim_with(address)
+        if cidr := self._facts.pooled.block_of(address):
+            return cidr
         node, block = self._facts.pooled.owner_of(address)
         whose = f"is in block {block} of node {node}" if node else f"of IPPool {pool.name} cannot be had now"
         raise AddressUnavailable(f"{address} {whose}: a pod of this node cannot have it")

@@ -1,8 +1,8 @@
 """Addresses that pods of other nodes have before the kubelet reports them, as their annotation says.
 
 The kubelet writes ``status.podIPs`` a second or so after the pod is connected; the pod's agent writes the
-annotation ``felixpy.io/pod-ips`` at once. Whoever may change a pod may write it, too, so it is believed only where
-a lie is of no use:
+annotation ``felixpy.io/pod-ips`` at once. Whoever may change a pod may write it, too, so it is believed only
+where a lie is of no use:
 
 - while the status has no address, and for pods of other nodes: this node's own leases say what its pods have;
 - for addresses of the pod prefixes of the node that the pod is on: nobody can give an address outside of the

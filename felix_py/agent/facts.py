@@ -214,10 +214,12 @@ class Facts:
         self._endpoint(lease)
 
     def leaving(self, lease: Lease) -> None:
-        """Expect the deletion of a pod's interface: that it or its route is missing is no drift from now on."""
+        """Expect the deletion of a pod's interface: that it or its route is missing is no drift from now on.
+
+        No reason for an apply: the kernel removes the route with the interface, and :meth:`detach` follows.
+        """
         self.held.leaving(lease)
         self._leaving.append(lease)
-        self._changed()
 
     def is_leaving(self, ref: Ref) -> bool:
         """Whether this belongs to a pod whose interface is being deleted, which no plan knows yet.

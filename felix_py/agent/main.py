@@ -193,6 +193,9 @@ class Life:
             await self._wait_for_sync(agent)
             await agent.configured.settled()
             tasks.create_task(agent.bgp.follow_declared())
+            tasks.create_task(agent.claims.run())
+            # Else masquerading and routes of blocks would be taken for leftovers.
+            await agent.pooling.settled()
             if agent.revoker:
                 tasks.create_task(agent.revoker.run())
             await self._first_apply(agent)

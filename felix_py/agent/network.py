@@ -60,8 +60,10 @@ class PodNetwork:
         addressing = addressing or Addressing(facts)
         self.asked = addressing.asked
         self.cidrs_for = addressing.cidrs_for
-        self.cidrs_with = addressing.cidrs_with
         self.gain_addresses = addressing.gain_addresses
+        self.kept = addressing.kept
+        self.keeper = addressing.keeper
+        self.keep = addressing.keep
         self._ready = False
         self._hindrance = ""
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
@@ -193,6 +195,10 @@ class PodNetwork:
     def pod_cidrs(self) -> tuple[str, ...]:
         """The CIDRs that this node gives addresses of."""
         return self._facts.address_cidrs
+
+    def growing(self) -> frozenset[Family]:
+        """Families of which this node can still claim blocks."""
+        return self._facts.pooled.growing
 
     def mtu(self) -> int:
         """MTU for pod interfaces."""

@@ -74,10 +74,13 @@ class OwnPrefixes:
         blocks = tuple(cidr for cidr in pooled.aggregates if _family(cidr) in families)
         of_blocks = PrefixSet(blocks)
         left = tuple(cidr for cidr in cidrs if _family(cidr) in pooled.families)
-        apart = [host for host in hosts if not of_blocks.covers(host)] if left else []
-        deserted = tuple(cidr for cidr in left if not any(_overlap(cidr, host) for host in apart))
-        inside = PrefixSet((*(cidr for cidr in cidrs if cidr not in deserted), *blocks))
-        strays = tuple(sorted(host for host in hosts if not inside.covers(host)))
+        apart = {host for host in hosts if not of_blocks.covers(host)}
+        kept = apart.difference(pooled.borrowed)
+        deserted = tuple(cidr for cidr in left if not any(_overlap(cidr, host) for host in kept))
+        inside = PrefixSet(cidr for cidr in cidrs if cidr not in deserted)
+        # A podCIDR may have blocks of other nodes in it, which are the longer prefixes.
+        theirs = PrefixSet(pooled.blocks_of_others() if left and apart else ())
+        strays = tuple(sorted(host for host in apart if theirs.covers(host) or not inside.covers(host)))
         return OwnPrefixes(cidrs, strays, blocks, left, deserted)
 
 

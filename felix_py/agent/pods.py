@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
+from functools import partial
 
 from felix_py import log
+from felix_py.agent.keeping import Keeping
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.addresses import NO_CIDR
 from felix_py.cni.conflist import is_delegated
+from felix_py.cni.delegate import forget
 from felix_py.cni.holdings import Holdings
 from felix_py.cni.network_list import NetworkList
 from felix_py.cni.plugin import Plugin
@@ -20,10 +23,11 @@ from felix_py.config import AgentConfig
 from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.links import Links
 from felix_py.dataplane.uplink import uplink_mtu
+from felix_py.ipam.reserved import Reserved
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
 from felix_py.records import Lease
-from policy.model import Pod
+from policy.model import Namespace, ObjectKey, Pod
 
 _LOOK_INTERVAL = 60.0
 """Seconds between two periodic checks."""
@@ -73,9 +77,11 @@ class Pods:
         self._mtu = mtu
         self._list = NetworkList(config.cni_conf_dir, config.cni_bin_dir, config.chained_plugins, notices)
         self._elsewhere = stack.enter_context(closing(ElsewhereLookup()))
+        self.reserved = Reserved(self._elsewhere)
+        """Addresses that no pod gets without asking for them."""
         with Links() as links:
             database = config.state_dir / "leases.db"
-            store, self._alive = recover(database, links, notices.say, elsewhere=self._elsewhere)
+            store, self._alive = recover(database, links, notices.say, elsewhere=self.reserved)
         leases = self._leases = stack.enter_context(closing(Leases(store)))
         self.set_cooldown(config.address_cooldown)
         interfaces = stack.enter_context(closing(Interfaces()))
@@ -87,9 +93,11 @@ class Pods:
             timeout=config.cni_timeout,
             chained=config.chained_plugins,
             tell=tell,
+            forget=partial(forget, conf_dir=config.cni_conf_dir, bin_dir=config.cni_bin_dir),
         )
         self._parts = self._plugin, leases, interfaces, network
         self._server = CNIServer(self._plugin, config.cni_socket, metrics)
+        self._keeping: Keeping | None = None
         self._log = log.get("cni")
 
     async def start(self, attach: Callable[[Lease], None]) -> None:
@@ -98,6 +106,19 @@ class Pods:
             attach(lease)
         await self._server.start()
         self._stack.push_async_callback(self._server.stop)  # again: for those that waited for the reconciler
+
+    @property
+    def leases(self) -> Leases:
+        """The address store."""
+        return self._leases
+
+    def keep(
+        self, pod_of: Callable[[ObjectKey], Pod | None], namespaces: Mapping[ObjectKey, Namespace]
+    ) -> Keeping:
+        """Keep addresses for names of pods from now on; see :class:`Keeping`."""
+        path = self._config.state_dir / "kept-addresses.json"
+        self._keeping = Keeping(path, self.reserved, self._config.node_name, pod_of, namespaces)
+        return self._keeping
 
     def set_timeout(self, seconds: float) -> None:
         """Change how long an ADD may wait; those that wait already keep theirs."""
@@ -141,6 +162,8 @@ class Pods:
                 await self._mtu.look(nodes())
                 await asyncio.to_thread(self._elsewhere.refresh)
                 await self._plugin.look()
+                if self._keeping:
+                    await self._keeping.look(_LOOK_INTERVAL)
                 await self._list.bring_up_to_date()
             except Exception:
                 # A defect here must not end the agent, which works without these checks.

@@ -61,6 +61,18 @@ class Pooled:
         return frozenset(pool.family for pool in self._for_pods())
 
     @property
+    def growing(self) -> frozenset[Family]:
+        """Families of which a pool has blocks that nobody has claimed."""
+        claimed = [*self.blocks, *(cidr for cidrs in self.others.values() for cidr in cidrs)]
+        found = set()
+        for pool in self._for_pods():
+            inside = PrefixSet([pool.cidr])
+            blocks = 2 ** (pool.block_size - parse(pool.cidr)[2])
+            if not pool.disabled and sum(map(inside.covers, claimed)) < blocks:
+                found.add(pool.family)
+        return frozenset(found)
+
+    @property
     def aggregates(self) -> tuple[str, ...]:
         """This node's blocks of more than one address. One of a single address counts while a pod has it."""
         return tuple(cidr for cidr in self.blocks if not _is_host(cidr))
@@ -83,12 +95,16 @@ class Pooled:
         that it has no more use for."""
         given = tuple(prefixes)
         ours = PrefixSet(given)
-        theirs = [*self.lent, *(cidr for cidrs in self.others.values() for cidr in cidrs if ours.covers(cidr))]
+        theirs = [*self.lent, *filter(ours.covers, self.blocks_of_others())]
         left: list[str] = []
         for own in given:
             holes = [cidr for cidr in theirs if strictly_inside(cidr, own)]
             left += _without([own], holes) if holes else [own]
         return tuple(left)
+
+    def blocks_of_others(self) -> Iterator[str]:
+        """The blocks of all other nodes."""
+        return (cidr for cidrs in self.others.values() for cidr in cidrs)
 
     def of_others(self) -> dict[str, tuple[str, ...]]:
         """Node -> blocks and borrowed addresses, of all other nodes."""

@@ -6,6 +6,7 @@ import ipaddress
 import json
 import shutil
 import subprocess
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -181,7 +182,8 @@ def checked(differences: Sequence[Answer], leases: int) -> list[str]:
     """What ``check`` says."""
     if not differences:
         return [f"all is well: {leases} leases, and nothing else has an address of this node"]
-    return [f"{', '.join(one['addresses']) or '(no address)'}: {one['text']}" for one in differences]
+    told = (f"{', '.join(one['addresses']) or '(no address)'}: {one['text']}" for one in differences)
+    return [line for text in told for line in textwrap.wrap(text, _WIDTH, subsequent_indent="    ")]
 
 
 def historic(entries: Sequence[Any]) -> list[str]:
@@ -227,6 +229,8 @@ def forgotten(leases: Sequence[Answer]) -> tuple[list[dict[str, Any]], str]:
     if done.returncode:
         return [], f"the container runtime was not asked: {options.printable(done.stderr.strip()[-200:])}"
     known = set(done.stdout.split())
+    if leases and known.isdisjoint(lease["container"] for lease in leases):
+        return [], f"{command[0]} knows none of the pods' sandboxes: another container runtime runs them"
     text = "leased to pod {}/{}, of whose sandbox {} the container runtime knows nothing"
     return [
         {

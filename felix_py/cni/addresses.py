@@ -6,8 +6,8 @@ those before annotations of its namespace. Whatever is asked for is either given
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from felix_py.cni.errors import CNIError, Code
 from felix_py.cni.network import Network
@@ -15,11 +15,16 @@ from felix_py.cni.types import PodName, Request
 from felix_py.ipam.asked import Asked, BadAnnotation
 from felix_py.ipam.pools import NoPool
 from felix_py.ipam.resources import Choice
-from felix_py.ipam.store import PoolExhausted
+from felix_py.ipam.store import AddressUnavailable, PoolExhausted
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Lease
 
-NO_CIDR = "this node has no podCIDRs yet (does the controller manager allocate node CIDRs?)"
+NO_CIDR = (
+    "this node has no podCIDRs yet (does the controller manager allocate node CIDRs?), and no block of an IPPool"
+)
+
+_MOST_TRIES = 3
+"""Further blocks that one ADD tries."""
 
 
 class Addresses:
@@ -55,23 +60,37 @@ class Addresses:
         Raises:
             CNIError, AllocationError: nothing was leased.
         """
-        try:
-            while True:
-                choice = await self._choose(pod, wanted, asked)
-                try:
-                    return await allocate(choice)
-                except PoolExhausted:
-                    if not await self._network.gain_addresses(pod.namespace, pod.name, _names(asked)):
-                        raise
-        except NoPool as error:
-            raise PoolExhausted(str(error)) from None
+        tries = 0
+        while True:
+            try:
+                lease = await allocate(await self._choose(pod, wanted, asked))
+            except NoPool as error:
+                raise PoolExhausted(str(error)) from None
+            except PoolExhausted:
+                # What this node can still get may turn out to be in use by something else on it.
+                tries += 1
+                gain = self._network.gain_addresses
+                if tries > _MOST_TRIES or not await gain(pod.namespace, pod.name, _names(asked)):
+                    raise
+            else:
+                addresses = tuple(lease.addresses.values())
+                await self._network.keep(pod.namespace, pod.name, addresses if asked.keep else ())
+                return lease
 
     async def _choose(self, pod: PodName, wanted: Sequence[str], asked: Asked) -> Choice:
-        network, requested = self._network, tuple(wanted) or asked.addresses
-        cidrs = network.cidrs_for(pod.namespace, pod.name, _names(asked))
+        requested = tuple(wanted) or asked.addresses
         for address in requested:
-            if not _inside(address, cidrs):
-                cidrs = (*cidrs, *await network.cidrs_with(address))
+            if (owner := self._network.keeper(address)) not in ("", f"{pod.namespace}/{pod.name}"):
+                raise AddressUnavailable(f"{address} is kept for pod {owner}")
+        if asked.keep and not requested and (kept := self._network.kept(pod.namespace, pod.name)):
+            with suppress(
+                AddressUnavailable
+            ):  # its block is another node's by now: the name gets another address
+                return await self._with(pod, asked, kept)
+        return await self._with(pod, asked, requested)
+
+    async def _with(self, pod: PodName, asked: Asked, requested: tuple[str, ...]) -> Choice:
+        cidrs = await self._network.cidrs_for(pod.namespace, pod.name, _names(asked), requested)
         if not cidrs:
             raise PoolExhausted(NO_CIDR)
         return Choice(cidrs, requested)
@@ -89,8 +108,3 @@ class Addresses:
 
 def _names(asked: Asked) -> tuple[str, ...]:
     return tuple(name for names in asked.pools.values() for name in names)
-
-
-def _inside(address: str, cidrs: Iterable[str]) -> bool:
-    found = ipaddress.ip_address(address)
-    return any(found in ipaddress.ip_network(cidr) for cidr in cidrs)

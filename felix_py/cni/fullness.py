@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 from felix_py.notices import NoticeKind, Notices
 from policy.model import Family
@@ -26,9 +26,14 @@ class Fullness:
         self._tell = tell
         self._said: dict[Family, str] = {}
 
-    def look(self, usage: Mapping[str, tuple[int, int]]) -> None:
-        """``usage``: addresses in use and not in use of each CIDR that new pods get addresses of."""
+    def look(self, usage: Mapping[str, tuple[int, int]], growing: Container[Family] = ()) -> None:
+        """``usage``: addresses in use and not in use of each CIDR that new pods get addresses of. ``growing``:
+        families of which there are more to come.
+        """
         for family in Family:
+            if family in growing:
+                self._judge(family, "", 0, 1)
+                continue
             cidrs = [cidr for cidr in usage if ipaddress.ip_network(cidr).version == int(family)]
             used, free = (sum(usage[cidr][part] for cidr in cidrs) for part in (0, 1))
             self._judge(family, ", ".join(cidrs), used, free)

@@ -90,9 +90,13 @@ class Interfaces:
         self._dying = Links()
         self._deletions: Batcher[str, None] = Batcher("links-deletion", self._delete)
 
-    async def create(self, link: PodLink) -> None:
-        """See :meth:`Links.create`."""
-        await self._call(lambda: self._links.create(link))
+    async def make(self, link: PodLink) -> None:
+        """See :meth:`Links.make`."""
+        await self._call(lambda: self._links.make(link))
+
+    async def configure(self, link: PodLink) -> None:
+        """See :meth:`Links.configure`."""
+        await self._call(lambda: self._links.configure(link))
 
     async def exists(self, host: str) -> bool:
         """See :meth:`Links.exists`."""

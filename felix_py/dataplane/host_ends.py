@@ -69,8 +69,12 @@ _YOUNG = {"seg6_enabled", "rpl_seg_enabled"}
 """Settings of Linux 4.10 and 5.7: older kernels lack what they switch off."""
 
 
-def configure(netlink: Netlink, index: int, name: str, families: Collection[Family], label: str) -> None:
+def configure(
+    netlink: Netlink, index: int, name: str, families: Collection[Family], label: str, *attrs: bytes
+) -> None:
     """Bring a host end that has our MAC to the state that :class:`HostEnds` keeps it in, and label it.
+
+    ``attrs``: further ones of the interface.
 
     Raises:
         OSError: the kernel refused a part of it.
@@ -87,7 +91,7 @@ def configure(netlink: Netlink, index: int, name: str, families: Collection[Fami
             path = _sysctl(Family.V6, name, setting)
             if setting not in _YOUNG or sysctl.read(path) is not None:
                 sysctl.write(path, value)
-    _set_up(netlink, index, name, families, *([messages.alias_attr(label)] if label else []))
+    _set_up(netlink, index, name, families, *([messages.alias_attr(label)] if label else []), *attrs)
 
 
 def rename(netlink: Netlink, index: int, name: str) -> None:

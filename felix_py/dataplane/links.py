@@ -93,19 +93,41 @@ class Links(Closing):
         return self._index(host) is not None
 
     def create(self, link: PodLink) -> None:
-        """Create the pair, both ends up and configured.
+        """Create the pair, both ends up and configured. Raises as :meth:`make` and :meth:`configure` do."""
+        self.make(link)
+        self.configure(link)
+
+    def make(self, link: PodLink) -> None:
+        """Make the pair, both ends down and without addresses and label: it carries nothing. Its MTU is not yet
+        the final one.
 
         Raises:
-            LinkExists, NoNamespace, LinkError: nothing was created, or it was removed again.
+            LinkExists, NoNamespace, LinkError: nothing was made.
         """
         namespace = _open_namespace(link.netns)
         try:
             (error,) = self._netlink.request([_new_pair(link, namespace)])
-            if error is not None:
-                raise _refused(link, error)
+        finally:
+            os.close(namespace)
+        if error is not None:
+            raise _refused(link, error)
+
+    def configure(self, link: PodLink) -> None:
+        """Configure a pair that was made, and set both ends up.
+
+        Raises:
+            NoNamespace, LinkError: the pair was removed again.
+        """
+        try:
+            namespace = _open_namespace(link.netns)
+        except NoNamespace:
+            self.delete([link.host])
+            raise
+        try:
             try:
                 index = socket.if_nametoindex(link.host)
-                host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label)
+                mtu = messages.mtu_attr(link.mtu)
+                host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label, mtu)
                 inside(namespace, lambda: _configure_pod_end(link))
             except OSError as failure:
                 self.delete([link.host])
@@ -291,7 +313,7 @@ def _configure_pod_end(link: PodLink) -> None:
         sysctl.write(f"ipv6/conf/{link.ifname}/disable_ipv6", "0")  # some runtimes switch it off
     with Netlink(NETLINK_ROUTE) as netlink:
         index = socket.if_nametoindex(link.ifname)
-        requests = [messages.set_up(index)]
+        requests = [messages.set_up(index, messages.mtu_attr(link.mtu))]
         for family, address in link.addresses.items():
             requests += [
                 messages.new_address(index, family, address, family.bits),

@@ -15,6 +15,7 @@ import msgspec
 from felix_py import log
 from felix_py.datastore.absence import Discovery
 from felix_py.datastore.announcement_writer import AnnouncementWriter
+from felix_py.datastore.block_objects import BlockObjects
 from felix_py.datastore.client import Api
 from felix_py.datastore.clock import SystemClock
 from felix_py.datastore.conditions import ConditionWriter
@@ -30,6 +31,7 @@ from felix_py.datastore.kinds import (
     OWN_KINDS,
     PODS,
     POLICIES,
+    POOL_KINDS,
     pods,
 )
 from felix_py.datastore.named_secrets import NamedSecrets
@@ -151,6 +153,8 @@ class Cluster:
         self._follow = partial(Followed, api, timing, discovery, outage, reflectors)
         self.services = ServiceObjects(api, timing, node_name, reflectors, outage)
         """Services and EndpointSlices, which nothing but BGP asks for."""
+        self.block_objects = BlockObjects(api, timing, node_name, reflectors, discovery, outage)
+        """IPAMBlocks and BlockAffinities, which nothing but IPPools asks for."""
         self._probe = Probe(api, reflectors, timing)
 
     def start(self) -> None:
@@ -175,14 +179,20 @@ class Cluster:
         """End all watches; the store keeps its content."""
         stops = [watched.source.stop() for watched in self._sources]
         others = (self.events, self.conditions, self.statuses, self.announcements, self._probe)
-        others_here = (self.services.stop(), self.secrets.stop())
+        others_here = (self.services.stop(), self.secrets.stop(), self.block_objects.stop())
         await asyncio.gather(*stops, *others_here, *(asyncio.to_thread(one.stop) for one in others))
         self.api.close()
 
     def ages(self) -> dict[str, float]:
         """Kind -> seconds since its source last heard from the API server."""
         ages = {watched.table.kind.name: watched.source.age() for watched in self._sources}
-        return ages | self.services.ages()
+        return ages | self.services.ages() | self.block_objects.ages()
+
+    def refuses_pools(self) -> bool:
+        """Whether the API server does not let us see IPPools, IPReservations or blocks."""
+        pools = [one.source for one in self._sources if one.table.kind in POOL_KINDS]
+        refused = any(isinstance(source, Reflector) and source.refused for source in pools)
+        return refused or self.block_objects.refused()
 
     async def set_network_available(self, node: str) -> None:
         """Set the condition NetworkUnavailable of ``node`` to False, so that pods are scheduled to it.

@@ -145,6 +145,7 @@ class View:
     closed: frozenset[str] = frozenset()
     elsewhere: Callable[[str], bool] = lambda _cidr: False
     pod_cidrs: tuple[str, ...] = ()
+    wanted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ def plan(view: View) -> Plan:
     """The next steps. Without a Node object there are none."""
     if not view.node_uid:
         return Plan()
-    known = {*view.own, *view.affinities, *view.leases}
+    known = {*view.own, *view.affinities, *view.leases, *view.wanted}
     settled = [act for cidr in sorted(known, key=prefixes.parse) if (act := _settle(view, cidr)) is not None]
     claims, exhausted = _claims(view)
     back = _give_back(view)
@@ -220,7 +221,7 @@ def _needed(view: View, block: IPAMBlock) -> bool:
 
 def _without_block(view: View, cidr: str, affinity: BlockAffinity | None) -> Act | None:
     """The node does not have the block: nobody has, or another node."""
-    lost = view.leases.get(cidr, 0) > 0
+    lost = view.leases.get(cidr, 0) > 0 or (cidr in view.wanted and not view.elsewhere(cidr))
     if view.taken.overlapping(cidr):
         return Act(Step.FORGET, cidr, None, affinity) if affinity is not None else None
     if affinity is None:

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 
 from bgp.prefixes import parse
+from felix_py.ipam.pool import address_number
 from felix_py.ipam.resources import IPReservation
 from felix_py.records import Elsewhere
 from policy.model import Family
@@ -23,10 +24,12 @@ class Reserved:
     def __init__(self, elsewhere: Lookup) -> None:
         self._elsewhere = elsewhere
         self._ranges: Mapping[Family, _Ranges] = {family: _Ranges([]) for family in Family}
+        self._kept: Mapping[tuple[Family, int], Elsewhere] = {}
 
     def __call__(self, family: Family, number: int, length: int) -> Elsewhere | None:
         """See :data:`felix_py.ipam.store.Lookup`."""
-        return self._elsewhere(family, number, length) or self._ranges[family].find(number)
+        found = self._elsewhere(family, number, length) or self._ranges[family].find(number)
+        return found or self._kept.get((family, number))
 
     def set(self, reservations: Iterable[IPReservation]) -> None:
         """Replace all reservations."""
@@ -38,6 +41,14 @@ class Reserved:
                 what = Elsewhere(cidr, f"reserved by IPReservation {reservation.name}", last, True)
                 found[Family(version)].append((first, last, what))
         self._ranges = {family: _Ranges(ranges) for family, ranges in found.items()}
+
+    def keep(self, owners: Mapping[str, str]) -> None:
+        """Replace what is kept: address -> the pod that it is kept for."""
+        found = {address_number(address): (address, owner) for address, owner in owners.items()}
+        self._kept = {
+            place: Elsewhere(address, f"kept for pod {owner}", place[1], True)
+            for place, (address, owner) in found.items()
+        }
 
 
 class _Ranges:

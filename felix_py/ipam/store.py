@@ -21,14 +21,14 @@ import ipaddress
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from felix_py.ipam import schema
 from felix_py.ipam.allocate import Resting, choose
+from felix_py.ipam.claims import Claim, LeaseKey, Lookup, nobody
 from felix_py.ipam.errors import (
     UNREADABLE,
     AddressUnavailable,
@@ -64,34 +64,6 @@ __all__ = [
 _INSERT = "INSERT INTO held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LOCK_WAIT = 5.0
 """Seconds to wait for an agent that is just stopping."""
-
-Lookup = Callable[[Family, int, int], Elsewhere | None]
-"""Returns the other user (not a pod of this node) of an address in a CIDR of that prefix length, or None."""
-
-
-def nobody(_family: Family, _number: int, _length: int) -> Elsewhere | None:
-    """A :data:`Lookup` that finds no other user."""
-    return None
-
-
-LeaseKey = tuple[str, str]
-"""(container, ifname)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The owner of a new lease: container id, interface name in it, CNI network name, and the pod."""
-
-    container: str
-    ifname: str
-    network: str
-    namespace: str
-    pod: str
-    uid: str = ""
-
-    @property
-    def key(self) -> LeaseKey:
-        return (self.container, self.ifname)
 
 
 class AddressStore:
@@ -289,15 +261,16 @@ class AddressStore:
         return list(self._used[family])
 
     def close_empty(self, cidr: str) -> bool:
-        """Give nothing out of a CIDR any more, if no lease is in it; whether that is so. Not stored."""
-        if self.usage([cidr])[cidr][0]:
+        """Give nothing out of a CIDR any more, if no lease is in it and none of its addresses rests; whether that
+        is so. Not stored."""
+        if self.usage([cidr])[cidr][0] or self.resting([cidr])[cidr]:
             return False
         self.closed |= {cidr}
         return True
 
-    def reopen(self, cidr: str) -> None:
+    def reopen(self, *cidrs: str) -> None:
         """Undo :meth:`close_empty`."""
-        self.closed -= {cidr}
+        self.closed -= {*cidrs}
 
     def all(self) -> tuple[Lease, ...]:
         """Every lease, oldest first."""

@@ -126,6 +126,7 @@ def test_half_dead(cluster: Cluster, namespace: Namespace, seconds: float) -> No
         cluster.wait_ready()
     traffic.stop()
     print(f"\n[{cluster.shape}: an API server that did not answer for {seconds:.0f} s: {traffic.report()}]")
+    print(cluster.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp")[-6000:])
     assert all(stream.well for stream in traffic.streams), traffic.report()
     catches_up(cluster, namespace)
 

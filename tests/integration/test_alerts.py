@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +102,28 @@ def alive(node: Node, scrapes: int) -> Iterator[dict[str, float]]:
         yield node.scrape()
 
 
+def both(node: Node, other: Node) -> dict[str, float]:
+    return next(alive(node, 1)) | next(alive(other, 1))
+
+
+@cache
+def well() -> list[dict[str, float]]:
+    """What is scraped of two nodes before the cause: the same in each test."""
+    node, other = Node("n1"), Node("n2")
+    return [both(node, other) for _ in range(WELL + 1)]
+
+
 @pytest.mark.parametrize("alert", CAUSES)
 def test_each_alert_is_fired_by_its_cause_and_alone(tmp_path: Path, alert: str) -> None:
     cause, minutes = CAUSES[alert]
     node, other = Node("n1"), Node("n2")
-    scrapes = []
-    for number in range(WELL + minutes * MINUTE + 1):
-        if number > WELL:
-            cause(node, number - WELL)
-        scrapes += [next(alive(node, 1)) | next(alive(other, 1))]
+    scrapes = list(well())
+    for one in (node, other):
+        for _ in scrapes:
+            one.lives()
+    for number in range(1, minutes * MINUTE + 1):
+        cause(node, number)
+        scrapes.append(both(node, other))
     firing(tmp_path, scrapes, {WELL: [], len(scrapes) - 1: [alert]})
 
 

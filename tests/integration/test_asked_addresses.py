@@ -130,3 +130,33 @@ def test_reserved_addresses_are_for_those_who_ask(tmp_path: Path, make_netns: Ma
         assert node.notices.all() == []
 
     on_node(node, test)
+
+
+def test_an_address_that_stays_with_the_name(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node, places = Node(tmp_path), {name: make_netns(name) for name in ("db-0", "a", "b", "c")}
+    node.network.cidrs = ("10.65.0.0/30",)
+    node.network.annotations["default", "db-0"] = {"felixpy.io/keep-address": "true"}
+    node.network.annotations["default", "b"] = {"felixpy.io/ip-addresses": "10.65.0.1"}
+
+    async def add(name: str, container: str = "") -> list[str]:
+        container = container or name
+        return addresses(await node.runtime.add(container, places[name].path, args=pod_args(name)))
+
+    async def test() -> None:
+        assert await add("db-0") == ["10.65.0.1"]
+        assert node.network.keeps == {"default/db-0": ("10.65.0.1",)}
+        node.reserved.keep({"10.65.0.1": "default/db-0"})
+        await node.runtime.delete("db-0")
+        # Nobody else gets it, asked for or not.
+        assert await add("a") == ["10.65.0.2"]
+        await refused(add("b"), Code.ADDRESS_UNAVAILABLE, "10.65.0.1 is kept for pod default/db-0")
+        await refused(add("c"), Code.POOL_EXHAUSTED, "no free address is left")
+        assert await add("db-0", "db-0-again") == ["10.65.0.1"]
+        await node.runtime.delete("db-0-again")
+        # Without the annotation the name gives it up.
+        node.network.annotations["default", "db-0"] = {}
+        node.reserved.keep({})
+        assert await add("db-0", "db-0-last") == ["10.65.0.1"]
+        assert node.network.keeps == {"default/db-0": ()}
+
+    on_node(node, test)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from felix_py.ipam.blocks import Act, Step
 from felix_py.ipam.known import Known
@@ -42,7 +43,7 @@ class BlockApi:
     def carry_out(self, act: Act, node: str, node_uid: str) -> None:
         """Do one step. Raises Refused or TimedOut."""
         self.requests += 1
-        write = lambda: self._apply(act, node, node_uid)  # noqa: E731
+        write = partial(self._apply, act, node, node_uid)
         if self.rng.random() >= self.faults:
             write()
             return

@@ -16,6 +16,7 @@ import pytest
 
 from felix_py.cni.build import build_client
 from felix_py.cni.conflist import conflist, install_client, install_conflist
+from felix_py.cni.delegate import forget
 from felix_py.cni.network import FakeNetwork
 from felix_py.cni.plugin import Plugin
 from felix_py.cni.recovery import recover
@@ -105,6 +106,7 @@ class Node:
             self.notices,
             timeout=self.timeout,
             chained=self.chained,
+            forget=functools.partial(forget, conf_dir=self.conf_dir, bin_dir=STANDARD_PLUGINS),
         )
         self.server = CNIServer(self.plugin, self.socket, Metrics())
         await self.server.start()

@@ -103,7 +103,7 @@ class Rig:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 10))
+    asyncio.run(asyncio.wait_for(test, 60))
 
 
 def test_the_nodes_own_cidr_is_a_blackhole_and_pods_are_not_masqueraded_to_pods_and_nodes() -> None:

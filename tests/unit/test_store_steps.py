@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import shutil
 import subprocess
 import sys
@@ -135,31 +136,82 @@ def check(path: Path, done: int, what: str) -> None:
         store.close()
 
 
-def test_killed_at_every_step(child: Child) -> None:
-    hit: list[str] = []
+SECTOR = 512
+
+
+def power_cut(dice: random.Random, before: bytes, writes: list[bytes]) -> bytes:
+    """A file of which the disk has ``before``, and of the later contents ``writes`` any sectors or none."""
+    disk = bytearray(before)
+    for content in writes:
+        for at in range(0, len(content), SECTOR):
+            if dice.random() < 0.5:
+                disk[len(disk) : at] = bytes(max(0, at - len(disk)))
+                disk[at : at + SECTOR] = content[at : at + SECTOR]
+    return bytes(disk)
+
+
+def contents(path: Path, suffix: str) -> bytes:
+    file = path.with_name(path.name + suffix)
+    return file.read_bytes() if file.exists() else b""
+
+
+def end_of(path: Path, what: str) -> str:
+    """What a start after a power cut comes to."""
+    try:
+        store = AddressStore(path)
+    except StoreDamaged:
+        return "damaged"
+    keys = "".join(sorted(key[0] for key in store.keys()))  # noqa: SIM118 - no mapping
+    assert keys in STATES, what
+    store.allocate(Claim("z", "eth0", "felix-py", "default", "pod-z"), CIDRS)
+    held = [address for lease in store.all() for address in lease.addresses.values()]
+    assert len(held) == len(set(held)), what
+    store.close()
+    store = AddressStore(path)
+    assert "".join(sorted(key[0] for key in store.keys())) == keys + "z", what  # noqa: SIM118 - no mapping
+    store.close()
+    return "whole"
+
+
+def test_killed_and_without_power_at_every_step(child: Child) -> None:
+    """After kill -9 the files are as they were. After a power cut, what was not flushed is on disk in any part:
+    then the leases are those of one moment, or the store says that it is damaged.
+    """
+    dice, hit, flushed = random.Random(5), list[str](), 0
+    moments: list[dict[str, bytes]] = []  # what the files held before each step
+    ends = dict.fromkeys(("damaged", "whole"), 0)
     while True:
         code, done, path = child.run(len(hit) + 1)
-        if not child.kill_at.hit:
+        if not (step := child.kill_at.hit):
             break
         assert code == -9
-        hit.append(child.kill_at.hit)
-        check(path, done, f"step {len(hit)}: {hit[-1]}")
+        hit.append(step)
+        moments.append({suffix: contents(path, suffix) for suffix in ("", "-journal")})
+        what = f"step {len(hit)}: {step}"
+        check(path, done, what)
+        for suffix in ("", "-journal"):  # the journal is never flushed
+            known = moments if suffix else moments[flushed:]
+            image = power_cut(dice, known[0][suffix], [moment[suffix] for moment in known[1:]])
+            path.with_name(path.name + suffix).write_bytes(image)
+        ends[end_of(path, what)] += 1
+        if step == "fdatasync":
+            flushed = len(moments)  # from the next moment on
     assert (code, done) == (0, len(STATES) - 1)
     assert len(hit) > 30
     assert {"pwrite64", "fdatasync", "write"} <= set(hit)
+    assert min(ends.values()) > 5, ends
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_the_disk_fails_from_every_step_on(child: Child, error: int) -> None:
+def test_the_disk_fails_from_every_step_on(child: Child) -> None:
+    """A full disk and a broken one, by turns."""
     step = 0
     while True:
         step += 1
-        code, done, path = child.run(step, error)
+        code, done, path = child.run(step, (errno.ENOSPC, errno.EIO)[step % 2])
         assert code == 0, step
-        what = f"step {step}: {child.kill_at.hit}"
         if not child.kill_at.hit:
             break
-        check(path, done, what)
+        check(path, done, f"step {step}: {child.kill_at.hit}")
     assert step > 20
 
 
