@@ -19,6 +19,8 @@ NAMES = (
     "announce",
     "sidecar",
     "bfd",
+    "bgp",
+    "failover",
     "start",
     "react",
     "cluster",

@@ -35,7 +35,7 @@ from felix_py import log
 from tests.support.bfd import Process, with_bfd
 from tests.support.bgp import NODE4, NODE_ASN, TOR4, TOR_ASN, Sidecar, agent, config, link
 from tests.support.bird import Bird
-from tests.support.isolate import NetworkNamespace, new_netns
+from tests.support.isolate import Here, NetworkNamespace, new_netns
 from tests.support.waiting import eventually, until
 
 _INTERVALS = (10, 20, 50, 100, 200)
@@ -46,17 +46,6 @@ _MULTIPLIER = 3
 _NOT_PERMITTED = ("setpriv", "--bounding-set=-sys_nice")
 _ETH_P_ALL, _ETH_P_IP, _SO_TIMESTAMPNS = 0x0003, 0x0800, 35
 _UDP_DESTINATION, _PAYLOAD = 22, 28  # in an IPv4 packet without options
-
-
-class _Here(NetworkNamespace):
-    """The current network namespace, for BIRD."""
-
-    def __init__(self) -> None:
-        self.name = ""
-
-    def popen(self, argv: Sequence[str], **options: object) -> subprocess.Popen[str]:
-        """Start a command."""
-        return subprocess.Popen(argv, text=True, **options)  # type: ignore[call-overload,no-any-return]
 
 
 @dataclass
@@ -139,7 +128,7 @@ def _fall_silent(tor: NetworkNamespace) -> float:
 
 
 def _failover_of_bird(folder: Path, tor: NetworkNamespace, _bird: Bird) -> float:
-    node = Bird(_Here(), folder / "node", _bgp_config(NODE4, NODE_ASN, TOR4, TOR_ASN))
+    node = Bird(Here(), folder / "node", _bgp_config(NODE4, NODE_ASN, TOR4, TOR_ASN))
     node.start()
     try:
         eventually(lambda: node.routes("peer") and " Up " in node.birdc("show", "bfd", "sessions"), 60)
@@ -192,7 +181,7 @@ def _bird_config(router: str, interval: int, neighbor: str) -> str:
 
 
 def _bird(folder: Path, interval: int, stack: ExitStack) -> None:
-    bird = Bird(_Here(), folder / "node", _bird_config(NODE4, interval, TOR4))
+    bird = Bird(Here(), folder / "node", _bird_config(NODE4, interval, TOR4))
     stack.callback(bird.stop)
     bird.start()
 

@@ -1,4 +1,6 @@
-"""CNI ADD and DEL as a runtime sees them: felix-py's whole way beside Debian's ptp + host-local.
+"""CNI ADD and DEL as a runtime sees them: felix-py's whole way beside Debian's ptp + host-local, without and with
+its firewall plugin. With CNI_CONF_DIR=FOLDER and CNI_PATH=FOLDERS also beside the plugins (Calico's, say) that
+the network list in that folder names; what they need must be running.
 
 The felix-py side is the real client, socket, address store on disk, interfaces, policy engine, planner and
 kernel; an ADD returns with the lease durable and the pod's policy (a class with ingress and egress rules, which
@@ -12,16 +14,19 @@ import asyncio
 import gc
 import json
 import multiprocessing
+import os
 import resource
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.harness import Row, show
 from felix_py.agent.flows import Flows
+from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.conflist import conflist, install_client, install_conflist
 from felix_py.cni.plugin import Plugin
@@ -61,6 +66,7 @@ from tests.support.isolate import NetworkNamespace, new_netns
 from tests.support.told import ToldFacts
 
 BURST = 50
+OTHER_LIST = "CNI_CONF_DIR"
 _POD_CIDRS = {Family.V4: "10.65.0.0/24", Family.V6: "fd65::/64"}
 _WEB = Selector((Requirement("app", Operator.IN, ("web",)),))
 _DISK = "/var/tmp"
@@ -77,64 +83,93 @@ def main(quick: bool) -> None:
 
 @dataclass
 class _Side:
-    """One of the two: per command, how to do it for pod number N."""
+    """One network: how to do each command for pod number N, and the CPU seconds that it has taken so far."""
 
     what: str
     calls: dict[str, Callable[[int], Awaitable[object]]]
+    host: NetworkNamespace | None = None
+    """The node's namespace; None: ours."""
+    agent: Callable[[], float] = lambda: 0.0
     base: bool = False
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """In its node's namespace, with nothing left to collect."""
+        gc.collect()
+        with self.host.enter() if self.host else nullcontext():
+            yield
 
 
 def _run(folder: Path, families: tuple[Family, ...], many: int, rounds: int) -> None:
     sysctl.set_up_host(families)
-    places = [[NetworkNamespace(f"{side}{number}") for number in range(many)] for side in ("ptp", "felix")]
-    resident = NetworkNamespace("resident")
-    try:
-        # DAD would make the reference's IPv6 ADD wait for more than a second: its work is what we compare with.
-        for place in places[0]:
-            place.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
-        reference = ptp(folder / "ptp", families)
-        with agent(folder / "felix-py", families, many + 1) as (pid, runtime):
-            asyncio.run(runtime.add("resident", resident.path, args=pod_args(f"pod-{many}")))
-            sides = [
-                _Side(
-                    "ptp + host-local",
-                    {
-                        "ADD": lambda n: reference.add(f"c{n}", places[0][n].path),
-                        "DEL": lambda n: reference.delete(f"c{n}"),
-                    },
-                    base=True,
-                ),
-                _Side(
-                    "felix-py",
-                    {
-                        "ADD": lambda n: runtime.add(f"c{n}", places[1][n].path, args=pod_args(f"pod-{n}")),
-                        "DEL": lambda n: runtime.delete(f"c{n}"),
-                    },
-                ),
-            ]
-            tables = asyncio.run(_one_by_one(sides, many, lambda: _cpu(pid)))
-            tables |= asyncio.run(_at_once(sides, many, rounds))
-        stack = "dual stack" if len(families) > 1 else "IPv4"
-        for title, rows in tables.items():
-            show(f"cni, {stack}: {title}", rows)
-    finally:
-        for place in (resident, *places[0], *places[1]):
-            place.close()
+    with ExitStack() as stack:
+        resident = stack.enter_context(closing(NetworkNamespace("resident")))
+        pid, runtime = stack.enter_context(agent(folder / "felix-py", families, many + 1))
+        asyncio.run(runtime.add("resident", resident.path, args=pod_args(f"pod-{many}")))
+        ptp, wall = network(folder / "ptp", families), network(folder / "wall", families, "firewall")
+        sides = [
+            _side("ptp + host-local", ptp, many, stack, host="host1", base=True),
+            _side("ptp + host-local + firewall", wall, many, stack, host="host2"),
+            _side("felix-py", runtime, many, stack, agent=lambda: _agent_cpu(pid)),
+        ]
+        if listed := os.environ.get(OTHER_LIST):
+            plugins = [Path(one) for one in os.environ["CNI_PATH"].split(os.pathsep)]
+            sides.append(_side(listed, CNIRuntime(Path(listed), plugins), many, stack, host="host3"))
+        tables = asyncio.run(_one_by_one(sides, many))
+        tables |= asyncio.run(_at_once(sides, many, rounds))
+    stack_name = "dual stack" if len(families) > 1 else "IPv4"
+    for title, rows in tables.items():
+        show(f"cni, {stack_name}: {title}", rows)
 
 
-async def _one_by_one(sides: list[_Side], many: int, cpu: Callable[[], float]) -> dict[str, list[Row]]:
-    """Side by side, first all ADDs, then all DELs; wall time and CPU time of each call."""
+def _side(
+    what: str,
+    runtime: CNIRuntime,
+    many: int,
+    stack: ExitStack,
+    *,
+    host: str = "",
+    agent: Callable[[], float] = lambda: 0.0,
+    base: bool = False,
+) -> _Side:
+    """``host``: the name of a node of its own; our agent must not be told of others' interfaces and rules."""
+    node = stack.enter_context(closing(NetworkNamespace(host))) if host else None
+    places = []
+    for number in range(many):
+        place = stack.enter_context(closing(NetworkNamespace(f"{host}pod{number}")))
+        # DAD would make the references' IPv6 ADD wait for more than a second: their work is what we compare with.
+        place.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+        places.append(place.path)
+    calls: dict[str, Callable[[int], Awaitable[object]]] = {
+        "ADD": lambda n: runtime.add(f"c{n}", places[n], args=pod_args(f"pod-{n}")),
+        "DEL": lambda n: runtime.delete(f"c{n}"),
+    }
+    return _Side(what, calls, node, agent, base)
+
+
+async def _one_by_one(sides: list[_Side], many: int) -> dict[str, list[Row]]:
+    """Side by side, first all ADDs, then all DELs; wall time and CPU time of each call.
+
+    What an agent does between its calls is part of the next one.
+    """
     tables: dict[str, list[Row]] = {}
     for command in ("ADD", "DEL"):
         wall, work = _rows(sides), _rows(sides)
+        spent = [side.agent() for side in sides]
         for number in range(many):
-            gc.collect()
-            # Whoever comes second finds the kernel still busy with the first one's interface: take turns.
-            for index in (0, 1) if number % 2 else (1, 0):
-                cpu_before = cpu()
-                wall[index].values.append(await _seconds(sides[index].calls[command](number)))
-                work[index].values.append(cpu() - cpu_before)
+            # Whoever comes after another finds the kernel still busy with that one's interface: take turns.
+            for place in range(len(sides)):
+                index = (place + number) % len(sides)
+                side = sides[index]
+                with side.at_work():
+                    before = _children_cpu()
+                    wall[index].values.append(await _seconds(side.calls[command](number)))
+                    children, agent = _children_cpu() - before, side.agent()
+                work[index].values.append(children + agent - spent[index])
+                spent[index] = agent
         tables |= {command: wall, f"{command}, CPU of all processes": work}
+        for row in work:
+            row.values = [statistics.mean(row.values)]  # work that is shared by several calls counts in all
     return tables
 
 
@@ -142,22 +177,33 @@ def _rows(sides: list[_Side]) -> list[Row]:
     return [Row(side.what, base=side.base) for side in sides]
 
 
-def _cpu(agent: int) -> float:
-    """CPU seconds of the agent and of every plugin that was executed: steady where wall time is not."""
+def _children_cpu() -> float:
+    """CPU seconds of every plugin that was executed: steady where wall time is not."""
     plugins = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return plugins.ru_utime + plugins.ru_stime
+
+
+def _agent_cpu(agent: int) -> float:
     agent_clock = ~agent << 3 | 2  # clock_getcpuclockid(3): all threads of another process
-    return plugins.ru_utime + plugins.ru_stime + time.clock_gettime(agent_clock)
+    return time.clock_gettime(agent_clock)
 
 
 async def _at_once(sides: list[_Side], many: int, rounds: int) -> dict[str, list[Row]]:
-    tables = {command: _rows(sides) for command in ("ADD", "DEL")}
-    for _ in range(rounds):
-        for command, rows in tables.items():
-            for row, side in zip(rows, sides, strict=True):
-                gc.collect()
-                calls = asyncio.gather(*map(side.calls[command], range(many)))
-                row.values.append(await _seconds(calls) / many)
-    return {f"{many} {command}s at once, each": rows for command, rows in tables.items()}
+    """All at the same time: a share of the time for all of them, and the slowest one in a hundred."""
+    shares, slowest = ({command: _rows(sides) for command in ("ADD", "DEL")} for _ in range(2))
+    for number in range(rounds):
+        for command in shares:
+            for place in range(len(sides)):
+                index = (place + number) % len(sides)
+                side = sides[index]
+                with side.at_work():
+                    started = time.perf_counter()
+                    calls = [_seconds(side.calls[command](n)) for n in range(many)]
+                    each = await asyncio.gather(*calls)
+                    shares[command][index].values.append((time.perf_counter() - started) / many)
+                slowest[command][index].values.append(statistics.quantiles(each, n=100)[-1])
+    tables = {f"{many} {command}s at once, each": rows for command, rows in shares.items()}
+    return tables | {f"{many} {command}s at once, p99 of one": rows for command, rows in slowest.items()}
 
 
 async def _seconds(work: Awaitable[object]) -> float:
@@ -166,11 +212,11 @@ async def _seconds(work: Awaitable[object]) -> float:
     return time.perf_counter() - started
 
 
-# --- the two sides ----------------------------------------------------------------------------------------------
+# --- the sides ----------------------------------------------------------------------------------------------
 
 
-def ptp(folder: Path, families: tuple[Family, ...]) -> CNIRuntime:
-    """A runtime with Debian's reference plugins."""
+def network(folder: Path, families: tuple[Family, ...], *chained: str) -> CNIRuntime:
+    """A runtime with Debian's reference plugins: ptp with host-local, and others behind it."""
     pools = {Family.V4: ("10.70.0.0/24", "0.0.0.0/0"), Family.V6: ("fd70::/64", "::/0")}
     ipam = {
         "type": "host-local",
@@ -178,9 +224,10 @@ def ptp(folder: Path, families: tuple[Family, ...]) -> CNIRuntime:
         "ranges": [[{"subnet": pools[family][0]}] for family in families],
         "routes": [{"dst": pools[family][1]} for family in families],
     }
-    network = {"cniVersion": "1.0.0", "name": "reference", "plugins": [{"type": "ptp", "ipam": ipam}]}
+    plugins = [{"type": "ptp", "ipam": ipam}, *({"type": name} for name in chained)]
     folder.mkdir()
-    (folder / "reference.conflist").write_text(json.dumps(network))
+    listed = {"cniVersion": "1.0.0", "name": folder.name, "plugins": plugins}
+    (folder / "reference.conflist").write_text(json.dumps(listed))
     return CNIRuntime(folder, [STANDARD_PLUGINS])
 
 
@@ -213,7 +260,7 @@ async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: C
         planner = Planner(families, StaticOptions(Marks.from_mask(0xFFFF0000)), {})
         reconciler = Reconciler(pending, planner, kernel, facts.collect, metrics, refresh_interval=3600)
         flows = Flows(Conntrack(), Conntrack(), metrics)
-        network = PodNetwork(facts, reconciler, lambda: 1500, flows.forget)
+        network = PodNetwork(facts, reconciler, lambda: 1500, Forgetting(flows))
         facts.show_pods(network)
         _fill(facts, families, pods)
         work = asyncio.create_task(reconciler.run())

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.harness import Row, megabytes, show
+from bench.processes import children, cpu, share
 from bgp import bridge
 from tests.support.bgp import NODE4, NODE_ASN, ROOT, TOR4, TOR_ASN, agent, config, link
 from tests.support.bird import Bird
@@ -55,11 +56,11 @@ def main(quick: bool) -> None:
     memory = [Row(part, base=part == "bridge") for part in _PARTS]
     for _ in range(times):
         for way, argv in _WAYS.items():
-            up, cpu, size = asyncio.run(_once(argv, seconds))
+            up, spent, size = asyncio.run(_once(argv, seconds))
             start[way].values.append(up)
-            busy[way].values.append(cpu["ExaBGP"])
+            busy[way].values.append(spent["ExaBGP"])
             if way == "felix-py":
-                others.values.append(cpu["sidecar"] + cpu["bridge"])
+                others.values.append(spent["sidecar"] + spent["bridge"])
                 for row in memory:
                     row.values.append(size[row.what])
     show("sidecar: CPU time a second, idle", [*busy.values(), others])
@@ -89,26 +90,13 @@ async def _once(argv: list[str], seconds: float) -> tuple[float, dict[str, float
             up = time.perf_counter() - started
             await asyncio.sleep(bridge._START + bridge._CHANGE)  # its loop is quick until then
             pids = _processes(process.pid)
-            before = {part: _cpu(pid) for part, pid in pids.items()}
+            before = {part: cpu(pid) for part, pid in pids.items()}
             await asyncio.sleep(seconds)
-            cpu = {part: (_cpu(pid) - before[part]) / seconds for part, pid in pids.items()}
-            return up, cpu, {part: _share(pid) for part, pid in pids.items()}
+            spent = {part: (cpu(pid) - before[part]) / seconds for part, pid in pids.items()}
+            return up, spent, {part: share(pid) for part, pid in pids.items()}
 
 
 def _processes(sidecar: int) -> dict[str, int]:
-    [exabgp] = _children(sidecar)
-    [bridge] = _children(exabgp)
+    [exabgp] = children(sidecar)
+    [bridge] = children(exabgp)
     return dict(zip(_PARTS, (exabgp, sidecar, bridge), strict=True))
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _cpu(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-
-
-def _share(pid: int) -> float:
-    fields = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return float(fields["Pss"].split()[0]) * 1024

@@ -14,10 +14,7 @@ from bgp.announcement import Announcement
 from bgp.decision import DEFAULT_LOCAL_PREF, Path
 
 MOST = 128
-"""As many AS numbers, communities of a kind or clusters may be on a route: it bounds the memory that one takes.
-
-A route with more is as if withdrawn (RFC 7606, treat-as-withdraw).
-"""
+"""As many AS numbers, communities of a kind or clusters may be on a route: that bounds the memory it takes."""
 
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 _ORIGINS = {"igp": 0, "egp": 1, "incomplete": 2}
@@ -30,12 +27,19 @@ _WELL_KNOWN = {
 }
 
 
-class Excessive(ValueError):
-    """A route has more of something than :data:`MOST`."""
+class Malformed(ValueError):
+    """A route counts as withdrawn (RFC 7606): it has AS 0 (RFC 7607), no origin, or more of something than
+    :data:`MOST`."""
 
 
 def received(next_hop: str, attributes: Mapping[str, Any]) -> Path:
-    """The attributes of a received route. Raises Excessive, and anything for what ExaBGP never writes."""
+    """The attributes of a received route. Raises Malformed, and anything for what ExaBGP never writes."""
+    if attributes.get("origin") not in _ORIGINS:
+        raise Malformed("no origin")
+    return _read(next_hop, attributes)
+
+
+def _read(next_hop: str, attributes: Mapping[str, Any]) -> Path:
     as_path: list[int] = []
     length = 0
     segments = attributes.get("as-path", {})
@@ -45,6 +49,8 @@ def received(next_hop: str, attributes: Mapping[str, Any]) -> Path:
         as_path += numbers
         # RFC 4271 9.1.2.2 a: an AS_SET counts as one. RFC 5065 5.3: confederation segments do not count.
         length += {"as-sequence": len(numbers), "as-set": 1}.get(kind, 0)
+    if 0 in as_path:
+        raise Malformed("AS 0 in the path")
     return _shared(
         Path(
             next_hop=next_hop,
@@ -66,7 +72,7 @@ def sent(prefix: str, next_hop: str, attributes: Mapping[str, Any]) -> Announcem
 
     Raises as :func:`received` does.
     """
-    read = received(next_hop, attributes)
+    read = _read(next_hop, attributes)
     return Announcement(
         prefix,
         next_hop=next_hop,
@@ -139,7 +145,7 @@ def _bounded(values: Any) -> Any:
     if isinstance(values, str | dict):
         raise TypeError("not a list")
     if len(values) > MOST:
-        raise Excessive("too many values in an attribute")
+        raise Malformed("too many values in an attribute")
     return values
 
 

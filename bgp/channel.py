@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bgp import trace
 from bgp.protocol import Connection, Event
 
 
@@ -24,6 +25,8 @@ class Channel:
     def __init__(self) -> None:
         self.ignored = 0
         """Number of invalid lines of all connections."""
+        self.trace: Callable[[trace.Traced], None] | None = None
+        """Told of every event; None: nobody looks on."""
         self._connection: Connection | None = None
         self._notes: list[Note] = []
 
@@ -50,6 +53,9 @@ class Channel:
         if self._connection:
             for command in commands:
                 self._connection.command(command)
+                if self.trace:
+                    for traced in trace.of_command(command):
+                        self.trace(traced)
 
     def data_to_send(self) -> bytes:
         """Bytes for the bridge."""
@@ -62,6 +68,9 @@ class Channel:
         before = self._connection.ignored
         for event in self._connection.receive(data):
             try:
+                if self.trace:
+                    for traced in trace.of_event(event):
+                        self.trace(traced)
                 handle(event)
             except Exception as error:
                 # A bug of ours in one event must not lose the others, nor end the agent.
@@ -75,6 +84,8 @@ class Channel:
     def note(self, text: str, peer: str = "", detail: str = "", *, warning: bool = False) -> None:
         """Keep a log line for :meth:`take_notes`."""
         self._notes.append(Note(text, peer, detail, warning))
+        if self.trace:
+            self.trace(trace.Traced(trace.Kind.SESSION, peer, "", f"{text}: {detail}" if detail else text))
 
     def take_notes(self) -> list[Note]:
         """Log lines since the last call."""

@@ -23,6 +23,7 @@ from bgp.model import Peer, SpeakerConfig
 from bgp.readback import ReadBack
 from bgp.rib import PREFIX_LIMIT, NextHops, Rib
 from bgp.session import Bfd, PeerStatus, Session
+from bgp.trace import of_best
 
 _BFD_MOST = 4096
 
@@ -200,6 +201,9 @@ class Control:
     def take(self, most: int | None = None) -> dict[str, NextHops]:
         """:meth:`Rib.take`, and what a route reflector passes on of it."""
         changes = self.rib.take(most)
+        if self.channel.trace:
+            for prefix, next_hops in changes.items():
+                self.channel.trace(of_best(prefix, next_hops))
         reflected = self.rib.take_reflected()
         if self._wanted is not None and reflected:
             self._pass_on({prefix: one for prefix, one in reflected.items() if prefix not in self._wanted})

@@ -108,7 +108,10 @@ _ORDERING: tuple[tuple[Step, Cost], ...] = (
 
 
 def loop(source: Source, path: Path, own: Identity) -> str:
-    """Why a path would lead back to us; empty if it does not."""
+    """Why a path would lead back to us, or may; empty if it does not."""
+    # RFC 4271, 5.1.2: another AS puts its number in front. ExaBGP shows an empty AS_PATH as none at all.
+    if source.external and not path.as_path:
+        return "its AS path is empty"
     # RFC 4271, 9.1.2: a route whose AS_PATH has our own AS is a loop; Calico's numAllowedLocalASNumbers lets
     # racks that share one AS number exchange routes.
     if path.as_path.count(source.local_asn) > source.allowed_own_asns:

@@ -1,4 +1,4 @@
-"""ExaBGP, started with two corrections and one capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with four corrections and one capability: ``python -m bgp.launch server FILE``.
 
 The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
@@ -11,6 +11,15 @@ again, and the peer keeps the routes.
 The second: where graceful restart is agreed on, ExaBGP ends a session without a NOTIFICATION. Then the peer keeps
 our routes, which for a path that BFD has found dead is wrong (RFC 5882, 4.3): RFC 9384 has a Cease for it.
 
+The third: after a NOTIFICATION ExaBGP connects again within a millisecond. A peer that looks at the new
+connection first takes it for a graceful restart (RFC 4724, section 4.2), closes the old one unread, and keeps the
+routes. So there is a second in between, as RFC 4271's IdleHoldTimer has it (section 8.1.1). There is one as well
+after a session that has lasted for less than ten: a peer that ends each at once costs a session a second at most.
+
+The fourth: of bytes that are no BGP message ExaBGP 5.0 tries to tell its helper as of a NOTIFICATION received,
+and fails on that with an exception, so that the peer hears nothing and the log gets 60 lines. It is not told:
+what the peer is sent is said at the session's end.
+
 The capability: whoever is not root needs CAP_NET_BIND_SERVICE to listen on port 179. The image's Python may have
 it (its file permits it, and the pod adds it) but does not raise it; here it is raised, for ExaBGP alone.
 """
@@ -18,17 +27,23 @@ it (its file permits it, and the pod adds it) but does not raise it; here it is 
 from __future__ import annotations
 
 import ctypes
+import time
 from collections import deque
 from itertools import islice
 from typing import Any
 
 from exabgp.bgp.fsm import FSM
 from exabgp.bgp.message.notification import Notify
+from exabgp.reactor.api.processes import Processes
 from exabgp.reactor.peer import Peer
 
 from bgp.bfd import CEASE_BFD_DOWN
 
 _TURNS = 100
+_IDLE_HOLD = 1
+_YOUNG = 10
+"""Seconds, both."""
+
 _CAPABILITY_VERSION = 0x20080522
 _NET_BIND_SERVICE = 10
 _handle_connection = Peer.handle_connection
@@ -48,7 +63,14 @@ def close(peer: Any, message: str = "", error: object = "") -> None:
     """In place of ``Peer._close``, which ExaBGP calls before a NOTIFICATION would be sent, or in place of it."""
     if peer._teardown == CEASE_BFD_DOWN and message.startswith("graceful restarted negotiated"):
         raise Notify(6, CEASE_BFD_DOWN, b"")
+    young = peer.fsm == FSM.ESTABLISHED and time.time() < peer.stats["complete"] + _YOUNG
+    if message.startswith("notification sent") or young:
+        peer._delay._next = max(peer._delay._next, _IDLE_HOLD)
     _close(peer, message, error)
+
+
+def tell_nothing(_processes: Any, *_: object) -> None:
+    """In place of ``Processes.notification``, which is called for bytes that are no message."""
 
 
 class _Header(ctypes.Structure):
@@ -80,4 +102,5 @@ if __name__ == "__main__":
     raise_bind_service()
     Peer.handle_connection = handle_connection
     Peer._close = close
+    Processes.notification = tell_nothing
     main()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bgp.announcement import Announcement
-from bgp.attributes import Excessive, number, received, sent, words
+from bgp.attributes import Malformed, number, received, sent, words
 from bgp.decision import Path
 from bgp.prefixes import FAMILIES, canonical, is_link_local, version
 
@@ -413,14 +413,14 @@ def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
 def _usable_path(next_hop: str, attributes: dict[str, Any]) -> Path | None:
     try:
         return received(next_hop, attributes) if next_hop else None
-    except Excessive:
+    except Malformed:
         return None
 
 
 def _announcement(prefix: str, next_hop: str, attributes: dict[str, Any]) -> Announcement | None:
     try:
         return sent(prefix, next_hop, attributes)
-    except Excessive:
+    except Malformed:
         return None
 
 

@@ -51,6 +51,9 @@ _BACKOFF_FIRST = 0.2
 _BACKOFF_MOST = 10.0
 _STEADY = 30.0
 _LINE_MOST = 16384
+_LINES_AT_ONCE, _LINES_A_SECOND = 500, 5.0
+"""Of ExaBGP's log, as a token bucket: what a peer does may cost ten lines, and 60 if it makes ExaBGP fail."""
+
 _LOG_MOST = 256 * 1024
 _CONFIG_MOST = 4 * 1024 * 1024
 _SOCKET_PATH_MOST = 107  # unix(7): sun_path, with its final zero
@@ -91,6 +94,7 @@ class Sidecar:
         self._text = ""
         self._unreadable = ""
         self._log_partial = b""
+        self._lines, self._lines_at = float(_LINES_AT_ONCE), 0.0
         self._reload_since = 0.0
         self._signal_at = 0.0
         self._stopping = False
@@ -293,7 +297,15 @@ class Sidecar:
         elif _NOT_LOADED in line:
             self._reload_since = time.monotonic() - _RELOAD_GIVE_UP
         text = line.decode(errors="replace").strip()
-        if text and not text.startswith(_CHATTER):
+        if not text or text.startswith(_CHATTER):
+            return
+        now = time.monotonic()
+        self._lines = min(_LINES_AT_ONCE, self._lines + (now - self._lines_at) * _LINES_A_SECOND)
+        self._lines_at = now
+        if self._lines < 1:
+            _stderr.lose()
+        else:
+            self._lines -= 1
             log("info", text, component="exabgp")
 
 
@@ -349,6 +361,10 @@ class _Stderr:
         else:
             self._waiting += data
         self.flush()
+
+    def lose(self) -> None:
+        """Count a line that is not to be written."""
+        self._lost += 1
 
     def drain(self) -> None:
         """Write waiting lines for up to a second, before the end."""

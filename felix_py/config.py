@@ -203,7 +203,8 @@ class AgentConfig:
     )
     bgp_foreign_annotations: bool = setting(
         False,
-        "Read Calico's and kube-router's annotations of Nodes where there are none of ours, see docs/bgp.md.",
+        "Read Calico's and kube-router's annotations of Nodes, and Calico's of pods and namespaces, where there "
+        "are none of ours, see docs/bgp.md and docs/ipam.md.",
         field=Field("bgpForeignAnnotations"),
     )
     route_source: RouteSource = setting(
@@ -242,6 +243,12 @@ class AgentConfig:
         "End established connections that a change of policy denies.",
         field=Field("revokeEstablished"),
     )
+    announce_pod_ips: bool = setting(
+        False,
+        "Have a pod's addresses in an annotation as soon as it has them, and believe those of other nodes' pods "
+        "until the kubelet reports them, see docs/security.md.",
+        field=Field("announcePodIPs"),
+    )
     mtu: int = setting(
         0,
         "MTU of pod interfaces; 0: that of the node's uplinks.",
@@ -268,6 +275,15 @@ class AgentConfig:
         most=3600,
         live=True,
         field=Field("cniTimeoutSeconds"),
+    )
+    address_cooldown: float = setting(
+        60,
+        "How long a released address rests while another one is free.",
+        metavar="SECONDS",
+        least=0,
+        most=86400,
+        live=True,
+        field=Field("addressCooldownSeconds"),
     )
     discovery_interval: float = setting(
         15,

@@ -29,6 +29,12 @@ EXCLUDED = ("node.kubernetes.io/exclude-from-external-load-balancers", "true")
 DRAIN = "felixpy.io/bgp-drain"
 """Annotation, or taint, of a Node that BGP is to lead traffic away from."""
 
+LOAD_BALANCER_IPS = "felixpy.io/loadbalancer-ips"
+"""Annotation of a Service that asks for addresses."""
+
+FOREIGN_LOAD_BALANCER_IPS = ("metallb.universe.tf/loadBalancerIPs", "projectcalico.org/loadBalancerIPs")
+"""The same of other projects, read where the cluster wants that."""
+
 GATEWAY = {Family.V4: "169.254.1.1", Family.V6: "fe80::1"}
 
 

@@ -37,6 +37,7 @@ class Metrics:
         self._make_bgp()
         self._make_connections()
         self._make_denies()
+        self._make_controllers()
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = (), *, means: str = "") -> Counter:
         self.meanings[name] = means
@@ -205,6 +206,12 @@ class Metrics:
             ["cidr"],
             means="0: no pod starts here; addresses that something else on the node uses count as free",
         )
+        self.addresses_resting = self._gauge(
+            "felix_py_ipam_addresses_resting",
+            "Free addresses of a pod CIDR of this node that were released less than `--address-cooldown` ago",
+            ["cidr"],
+            means="as many as are free: the next pod gets an address that peers may still know as another pod's",
+        )
 
     def _make_bgp(self) -> None:
         self.bgp_peers = self._gauge(
@@ -289,4 +296,22 @@ class Metrics:
             "felix_py_deny_log_suppressed",
             "Dropped packets of which no event was made because there were too many different ones",
             means="a port scan, mostly",
+        )
+
+    def _make_controllers(self) -> None:
+        self.leader = self._gauge(
+            "felix_py_leader",
+            "1 while this agent does what one does for the cluster: addresses of load balancers, blocks of gone nodes",
+            means="the sum over all agents is 1 while there is an IPPool; 0 for minutes: `felix-py status --all`",
+        )
+        self.load_balancer_addresses = self._gauge(
+            "felix_py_load_balancer_addresses",
+            "Addresses of IPPools for load balancers, told by the agent that leads",
+            ["pool", "state"],
+            means="`free` near 0: further Services of type LoadBalancer will wait; add an IPPool",
+        )
+        self.load_balancers_refused = self._gauge(
+            "felix_py_load_balancers_refused",
+            "Services of type LoadBalancer that lack an address or do not get what they ask for, told by the leader",
+            means="`kubectl describe service` says why",
         )

@@ -20,6 +20,7 @@ _MOST = 1000
 class NoticeKind(enum.StrEnum):
     """Kinds of notices, the label of the metric. docs/operations.md says for each what to do."""
 
+    ADDRESSES_SCARCE = "addresses-scarce"
     ADDRESS_CLAIMED_TWICE = "address-claimed-twice"
     ADDRESS_IN_USE = "address-in-use"
     BGP = "bgp"
@@ -27,6 +28,7 @@ class NoticeKind(enum.StrEnum):
     CONFIGURATION = "configuration"
     CONNECTIONS_FULL = "connections-full"
     INTERFACE_GONE = "interface-gone"
+    IP_POOLS = "ip-pools"
     IPVS = "ipvs"
     KERNEL_FEATURE = "kernel-feature"
     LEASES_NOT_WRITTEN = "leases-not-written"
@@ -38,6 +40,7 @@ class NoticeKind(enum.StrEnum):
     OTHER_NETWORK = "other-network"
     PLUGIN_ABSENT = "plugin-absent"
     PODS_OUTSIDE_POD_CIDR = "pods-outside-pod-cidr"
+    POD_ADDRESS = "pod-address"
     POD_CIDR_SHARED = "pod-cidr-shared"
     RESTART_DUE = "restart-due"
     RULES_IN_OTHER_BACKEND = "rules-in-other-backend"

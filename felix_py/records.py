@@ -74,7 +74,8 @@ class NextHop:
 class Route:
     """A desired route. ``next_hops`` are sorted; several make one ECMP route; empty for a blackhole.
 
-    ``source`` is the preferred source address text, or empty. ``link_scope`` is ``scope link``.
+    ``source`` is the preferred source address text, or empty. ``link_scope`` is ``scope link``. ``metric`` 0: the
+    kernel's default (RTA_PRIORITY: none in IPv4, 1024 in IPv6).
     """
 
     key: RouteRef
@@ -82,6 +83,7 @@ class Route:
     next_hops: tuple[NextHop, ...] = ()
     link_scope: bool = False
     source: str = ""
+    metric: int = 0
 
 
 @dataclass(slots=True)
@@ -214,12 +216,14 @@ def endpoint_of(lease: Lease) -> LocalEndpoint:
 class Elsewhere(NamedTuple):
     """An address or CIDR that is in use, but not by a pod of this agent.
 
-    ``how`` completes "it is …"; ``last`` is the last address concerned, as an integer.
+    ``how`` completes "it is …"; ``last`` is the last address concerned, as an integer. ``reserved``: it is in use
+    by nobody, but only for a pod that asks for it.
     """
 
     what: str
     how: str
     last: int
+    reserved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +262,8 @@ class ConfigurationRecord:
     uid: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
+    created: str = ""
+    """``creationTimestamp``, which sorts as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +273,65 @@ class SecretRecord:
     name: str
     uid: str = ""
     data: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderLease:
+    """A Lease (coordination.k8s.io/v1) by which one of several programs leads.
+
+    ``holder``: ``holderIdentity``; empty: nobody. ``duration``: seconds. ``acquired`` and ``renewed`` are the
+    holder's times of day, as texts. ``version``: ``resourceVersion``.
+    """
+
+    holder: str
+    duration: float
+    acquired: str
+    renewed: str
+    transitions: int = 0
+    version: str = ""
+    uid: str = ""
+
+
+class Ingress(NamedTuple):
+    """An entry of a Service's ``status.loadBalancer.ingress``: its canonical address, empty for a host name, and
+    all of it as JSON."""
+
+    address: str
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadBalancer:
+    """A Service (core/v1), as far as the addresses of its load balancer go.
+
+    ``created``: ``creationTimestamp``, which sorts as text. ``wanted``: its type is LoadBalancer.
+    ``load_balancer_class``: empty where none is asked for. ``families``: ``ipFamilies``, as IP versions.
+    ``asked``: ``spec.loadBalancerIP``. ``annotations``: those that ask for addresses. ``other_addresses``: its
+    clusterIPs and externalIPs.
+    """
+
+    namespace: str
+    name: str
+    uid: str = ""
+    resource_version: str = ""
+    created: str = ""
+    wanted: bool = False
+    load_balancer_class: str = ""
+    families: tuple[int, ...] = ()
+    asked: str = ""
+    annotations: Labels = ()
+    ingress: tuple[Ingress, ...] = ()
+    other_addresses: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self.namespace, self.name
+
+    @property
+    def age(self) -> tuple[str, str, str]:
+        """Sorts the oldest first."""
+        return self.created, self.namespace, self.name
 
 
 class Flow(NamedTuple):

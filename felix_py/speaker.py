@@ -26,6 +26,7 @@ from bgp.render import render
 from bgp.rib import Explained, ImportFilter, NextHops, Reach, Unresolved
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
+from bgp.trace import Traced
 from felix_py.backoff import Backoff
 from felix_py.structured import structlog
 
@@ -131,9 +132,17 @@ class Speaker:
         """The best routes: prefix -> ECMP next hops."""
         return self._control.rib.best
 
+    def priority(self, prefix: str) -> int:
+        """The metric that import filters have set of a best route; 0: none."""
+        return 0 if prefix in self._ways else self._control.rib.priorities.get(prefix, 0)
+
     def explain(self, prefix: str) -> list[Explained]:
         """Every path to a prefix, the best one first, and why the others are not the best. Raises ValueError."""
         return self._control.rib.explain(canonical(prefix))
+
+    def trace(self, listener: Callable[[Traced], None] | None) -> None:
+        """Have events told to a listener, on the loop, which must only take note; None: to nobody."""
+        self._control.channel.trace = listener
 
     def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
         """Peer -> what it is told, by prefix, of those whose session is up."""

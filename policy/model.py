@@ -87,10 +87,11 @@ class Direction(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """The fields of a Namespace that policy needs."""
+    """The fields of a Namespace that policy needs. ``annotations``: those on its pods' addresses alone."""
 
     name: str
     labels: Labels = ()
+    annotations: Labels = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,10 @@ class Pod:
     are canonical texts of both families. ``active`` is false for Succeeded and Failed pods, and for deleted ones
     whose containers have all ended: their addresses may belong to another pod already, so they leave every set at
     once. ``since``: creation or start by the kubelet, whichever is later (RFC 3339 UTC text, to the second;
-    empty: unknown). ``deleted``: it has a deletion timestamp.
+    empty: unknown). ``deleted``: it has a deletion timestamp. ``announced``: addresses that an annotation claims
+    while the status has none; nobody has checked them, and policy knows ``addresses`` only.
+    ``annotations``: those on its addresses alone, and of pods of the agent's own node alone: no policy depends on
+    them.
     """
 
     namespace: str
@@ -133,6 +137,8 @@ class Pod:
     active: bool = True
     since: str = ""
     deleted: bool = False
+    announced: tuple[str, ...] = ()
+    annotations: Labels = ()
 
     @property
     def key(self) -> ObjectKey:

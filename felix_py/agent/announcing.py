@@ -7,9 +7,11 @@ from dataclasses import replace
 
 from bgp.resources import BGPConfiguration
 from bgp.services import Drained
+from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.facts import Facts
 from felix_py.agent.service_prefixes import Objects, ServicePrefixes
 from felix_py.dataplane.service_drops import Dropping
+from felix_py.ipam.load_balancers import announced
 from felix_py.notices import NoticeKind, Notices
 from felix_py.speaker import Speaker
 from policy.model import Family
@@ -25,8 +27,15 @@ class Announcing:
     """The announcements of this node. On the event loop only."""
 
     def __init__(
-        self, facts: Facts, objects: Objects, families: tuple[Family, ...], notices: Notices, speaker: Speaker
+        self,
+        facts: Facts,
+        objects: Objects,
+        families: tuple[Family, ...],
+        notices: Notices,
+        speaker: Speaker,
+        pools: DeclaredPools | None = None,
     ) -> None:
+        """``pools``: those of the cluster, whose addresses for load balancers are announced."""
         self._facts = facts
         self._notices = notices
         self._speaker = speaker
@@ -36,6 +45,11 @@ class Announcing:
         self._sent: object = None
         self._dropping = Dropping(families, self._tell_drops)
         self.prefixes = ServicePrefixes(objects, self._due.set)
+        self._pools = pools
+        if pools is not None:
+            self.prefixes.set_pools(None)
+            pools.on_change(self._take_pools)
+            self._take_pools()
 
     def configure(self, config: BGPConfiguration) -> None:
         """Set what is in force on this node."""
@@ -50,6 +64,10 @@ class Announcing:
         if (node := self._facts.node) is not None:
             self.prefixes.set_node(node.labels, node.drain)
         self._due.set()
+
+    def _take_pools(self) -> None:
+        if self._pools is not None and self._pools.listed:
+            self.prefixes.set_pools(announced(self._pools.pools))
 
     def drained(self) -> Drained:
         """How far the drain of this node is."""
@@ -72,6 +90,8 @@ class Announcing:
         only away is waited for: what an earlier agent announced is announced still."""
         while not self.prefixes.known:
             await asyncio.sleep(_LOOK)
+            if self._pools is not None and not self._pools.listed:
+                self.prefixes.set_pools(())
             self._refused = self.prefixes.refused
             self._due.set()
 
@@ -98,18 +118,18 @@ class Announcing:
         return self.prefixes.drained().stage, self._announced
 
     def _announce(self) -> None:
-        own = self._facts.own_prefixes
+        own = self._facts.announced
         known = self.prefixes.known
         if own is None or not (known or self._refused):
             # An agent that has never seen its Node object, or no Services yet, must not withdraw what works.
             return
         self._tell_unlisted(known)
-        announced = self.prefixes.announcements(own)
+        found = self.prefixes.announcements(own)
         # Dropping begins before the first packet may come, and ends with the last one, or nearly so.
         self._dropping.set(self.prefixes.service_prefixes())
-        if announced != self._announced:
-            self._announced = announced
-            self._speaker.announce(announced.values())
+        if found != self._announced:
+            self._announced = found
+            self._speaker.announce(found.values())
         self._news.set()
 
     def _tell_unlisted(self, known: bool) -> None:

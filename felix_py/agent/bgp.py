@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -16,9 +16,11 @@ from bgp.rib import Explained
 from bgp.services import Drained
 from bgp.session import PeerStatus
 from bgp.sidecar import CONFIG
+from bgp.trace import Traced
 from felix_py import log
 from felix_py.agent.announcing import Announcing
 from felix_py.agent.bgp_declared import DeclaredBgp
+from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.facts import Facts
 from felix_py.agent.service_prefixes import Objects
 from felix_py.config import AgentConfig, ConfigError
@@ -50,8 +52,9 @@ class Bgp:
         metrics: Metrics,
         services: Objects,
         declared: DeclaredBgp | None = None,
+        pools: DeclaredPools | None = None,
     ) -> None:
-        """``services``: those of the cluster. ``declared``: the peers of a node that has none in a file.
+        """``services``, ``pools``: the cluster's. ``declared``: the peers of a node that has none in a file.
 
         Raises ConfigError if the BGP configuration is invalid.
         """
@@ -72,7 +75,7 @@ class Bgp:
         self._announcing: Announcing | None = None
         if config.bgp_config is not None or declared is not None:
             self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
-            self._announcing = Announcing(facts, services, families, notices, self._speaker)
+            self._announcing = Announcing(facts, services, families, notices, self._speaker, pools)
         if config.bgp_config is not None:
             self._problem = "BGP has not started yet"
             try:
@@ -176,7 +179,7 @@ class Bgp:
         announcing.review()
 
     def _set_filter(self, speaker: Speaker, announcing: Announcing) -> None:
-        own, services = self._facts.own_prefixes or (), announcing.prefixes.ranges()
+        own, services = self._facts.never_learned, announcing.prefixes.ranges()
         never = (*own, *self._config.service_cidrs, *services)
         speaker.set_filter(within=self._facts.cluster_cidrs, never=never)
 
@@ -199,8 +202,11 @@ class Bgp:
         self._speaker.set_reach(hosts)
 
     def _learned(self, routes: Mapping[str, tuple[str, ...]]) -> None:
+        assert self._speaker is not None
         hosts = self._hosts
-        self._facts.learned(routes, lambda gateway: hosts(gateway).interface if hosts else "")
+        self._facts.learned(
+            routes, lambda gateway: hosts(gateway).interface if hosts else "", self._speaker.priority
+        )
 
     async def _keep_telling(self) -> None:
         while True:
@@ -294,6 +300,15 @@ class Bgp:
     def routes(self) -> Mapping[str, tuple[str, ...]]:
         """The best learned routes: prefix -> next hops."""
         return self._speaker.routes() if self._speaker else {}
+
+    def priority(self, prefix: str) -> int:
+        """The metric of a learned route, as a BGPFilter has set it; 0: the kernel's default."""
+        return self._speaker.priority(prefix) if self._speaker else 0
+
+    def trace(self, listener: Callable[[Traced], None] | None) -> None:
+        """Have events told to a listener, which must only take note; None: to nobody."""
+        if self._speaker:
+            self._speaker.trace(listener)
 
     def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]:
         """Peer -> what it is told, by prefix, of those whose session is up."""

@@ -8,7 +8,7 @@ the resources on disk, the passwords beside the sockets, which a reboot takes aw
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from bgp.model import SpeakerConfig
 from bgp.node import bgp_node
 from bgp.resources import BGPConfiguration, BGPNode, Problem, SecretKey
 from felix_py import log
+from felix_py.agent.events import any_of
 from felix_py.agent.last_good import Kept
 from felix_py.config import AgentConfig
 from felix_py.datastore.kinds import BGP_KINDS
@@ -116,7 +117,7 @@ class DeclaredBgp:
                 self._log.exception("cannot take over the BGP resources")
             self.decided.set()
             await asyncio.sleep(_PACE)
-            await _any_of(events, _GRACE if self._secrets.unread() else None)
+            await any_of(events, _GRACE if self._secrets.unread() else None)
 
     async def _review(self) -> None:
         if self._file is not None:
@@ -213,13 +214,3 @@ def _specs(fields: Mapping[str, Any]) -> Specs:
 def _passwords(fields: Mapping[str, Any]) -> dict[SecretKey, str]:
     pairs = ((where.partition("/"), value) for where, value in fields.items() if isinstance(value, str))
     return {SecretKey(name, key): value for (name, _, key), value in pairs}
-
-
-async def _any_of(events: Iterable[asyncio.Event], seconds: float | None) -> None:
-    """Return once one of them is set, or after a time."""
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

@@ -34,18 +34,27 @@ from typing import Any
 from bgp import resources
 from felix_py import log
 from felix_py.agent import kernel_features
+from felix_py.agent.addressing import Addressing
+from felix_py.agent.announced import Announced
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.bgp_declared import DeclaredBgp
+from felix_py.agent.block_writer import BlockWriter
+from felix_py.agent.claims import Around, Claims
 from felix_py.agent.concerned import Due
 from felix_py.agent.configured import Configured, Live
+from felix_py.agent.controllers.elected import Elected, elected
+from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.facts import Facts
 from felix_py.agent.families import Families
 from felix_py.agent.flows import Flows
+from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.intake import Intake
+from felix_py.agent.keeping import LeasedOrKept
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.agent.pods import Mtu, Pods
+from felix_py.agent.pooling import Pooling
 from felix_py.agent.refusals import Refusals
 from felix_py.agent.revoke import Revoker
 from felix_py.agent.starting import Start, unusable_here
@@ -63,7 +72,7 @@ from felix_py.dataplane.other_backend import OtherBackend
 from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
-from felix_py.datastore.kinds import BGP_KINDS, CONFIGURATIONS
+from felix_py.datastore.kinds import BGP_KINDS, CONFIGURATIONS, POOL_KINDS
 from felix_py.desired.deny_log import DenyLog
 from felix_py.desired.features import Feature
 from felix_py.desired.marks import Marks
@@ -104,11 +113,14 @@ class Agent:
     revoker: Revoker | None
     network: PodNetwork
     pods: Pods
+    claims: Claims
+    pooling: Pooling
     links: LinkWatch
     host_gateway: HostGateway | None
     bgp: Bgp
     cluster: Cluster
     configured: Configured
+    elected: Elected
     intake: Intake
     deny_log: DenyLogging
     counters: PolicyCounters
@@ -152,6 +164,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         tell=notices.replace,
         on_policy=[chain_names.note, *([revoker.collected] if revoker else [])],
         host_gateway=host_gateway,
+        pooled=None,
     )
     deny_log = DenyLogging(config, programmed, backend, chain_names, held.pod_of, view, metrics)
     counters = _counters(programmed, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)
@@ -176,17 +189,28 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     # Where the other backend's rules are in force, an incomplete set of ours beside them would only disturb them.
     _hold(kernel, Update() if other.owned else Planner(programmed, options, numbers).take(), reconciler)
     mtu = Mtu(config.mtu)
-    network = PodNetwork(facts, reconciler, mtu, flows.forget)
+    namespaces = cluster.store.namespaces.records
+    addressing = Addressing(facts, namespaces, foreign=config.bgp_foreign_annotations)
+    announced, announce = None, lambda _lease: None
+    if config.announce_pod_ips:
+        announced, announce = Announced(config.node_name, cluster.store.nodes.records), cluster.announce
+    network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), announce, addressing)
     stack.push_async_callback(network.close)
-    declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_bgp, cluster))
-    bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared)
+    declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
+    pools = DeclaredPools(cluster.store)
+    bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared, pools)
     links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)
-    pods = Pods(config, stack, network, mtu, notices, metrics)
+    pods = Pods(config, stack, network, mtu, notices, metrics, partial(cluster.tell_node, True))
+    keeping = pods.keep(facts.pod, namespaces)
+    claims = _claims(config, cluster, LeasedOrKept(pods.leases, keeping), pools, facts, programmed, notices)
+    addressing.follow(claims, keeping)
+    pooling = _pooling(config, cluster, claims, facts, pods, notices)
     live: Live = {
         "log_level": log.set_level,
         "refresh_interval": reconciler.set_refresh_interval,
         "cni_timeout": pods.set_timeout,
+        "address_cooldown": pods.set_cooldown,
         "mtu": mtu.set,
         "deny_log_lines": deny_log.set_lines,
     }
@@ -207,12 +231,15 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         revoker=revoker,
         network=network,
         pods=pods,
+        claims=claims,
+        pooling=pooling,
         links=links,
         host_gateway=host_gateway,
         bgp=bgp,
         cluster=cluster,
         configured=configured,
-        intake=Intake(facts, network),
+        elected=elected(config, cluster, pools, metrics),
+        intake=Intake(facts, network, announced),
         deny_log=deny_log,
         counters=counters,
         status=status,
@@ -271,10 +298,42 @@ def _warn(cluster: Cluster, problem: Problem) -> None:
     cluster.warn_own(CONFIGURATIONS, problem.name, problem.uid, "InvalidConfiguration", str(problem))
 
 
-def _warn_bgp(cluster: Cluster, problem: resources.Problem, uid: str) -> None:
-    kind = next(kind for kind in BGP_KINDS if kind.name == problem.kind)
+def _warn_declared(cluster: Cluster, problem: resources.Problem, uid: str) -> None:
+    kind = next(kind for kind in (*BGP_KINDS, *POOL_KINDS) if kind.name == problem.kind)
     text = f"{problem.field}: {problem.reason}"
     cluster.warn_own(kind, problem.name, uid, f"Invalid{kind.name}", text)
+
+
+def _claims(
+    config: AgentConfig,
+    cluster: Cluster,
+    leases: LeasedOrKept,
+    pools: DeclaredPools,
+    facts: Facts,
+    families: Sequence[Family],
+    notices: Notices,
+) -> Claims:
+    return Claims(
+        config.node_name,
+        config.state_dir,
+        cluster.store,
+        pools,
+        cluster.block_objects,
+        leases,
+        BlockWriter(cluster.api, config.node_name),
+        Around(lambda: facts.pod_cidrs, families, facts.view.pod_at),
+        notices,
+        partial(_warn_declared, cluster),
+        timeout=config.cni_timeout,
+    )
+
+
+def _pooling(
+    config: AgentConfig, cluster: Cluster, claims: Claims, facts: Facts, pods: Pods, notices: Notices
+) -> Pooling:
+    pooling = Pooling(config.node_name, claims, facts, pods.reserved, cluster.refuses_pools, notices)
+    claims.on_change = pooling.take_over
+    return pooling
 
 
 def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, configured: bool) -> Cluster:

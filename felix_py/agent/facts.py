@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from bgp.prefixes import PrefixSet
+from bgp.prefixes import PrefixSet, version
 from felix_py.agent import own_prefixes
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.own_prefixes import OwnPrefixes, hosts_of
+from felix_py.agent.pooled import NO_POOLS, Pooled
 from felix_py.agent.remote_routes import RemoteRoutes
 from felix_py.agent.view import ClusterView
 from felix_py.datastore.store import Record
@@ -50,12 +51,14 @@ class Facts:
         tell: Callable[[NoticeKind, Mapping[str, str]], None] = lambda _kind, _now: None,
         on_policy: Sequence[Callable[[Delta], None]] = (),
         host_gateway: HostGateway | None = None,
+        pooled: Pooled | None = NO_POOLS,
     ) -> None:
         """``pods`` and ``nodes`` are the store's: they show the state after the last change that was folded.
 
         ``changed`` is called at every note, to request a collection. ``tell`` is called with all notices of one
         kind, by subject, when they may have changed; ``on_policy`` with each change of compiled policy, once the
-        view shows the state after it. ``host_gateway`` makes routes from Node objects.
+        view shows the state after it. ``host_gateway`` makes routes from Node objects. ``pooled`` None: whether
+        there are IPPools is not known yet.
         """
         self.held = held
         self.engine = engine
@@ -74,6 +77,7 @@ class Facts:
         self._own_stale = True
         self._own_last = OwnPrefixes()
         self._own_known = False
+        self._pooled = pooled
         self._inside = PrefixSet()
         self._attached: dict[ObjectKey, Lease] = {}
         self._moved: dict[ObjectKey, None] = {}
@@ -109,9 +113,28 @@ class Facts:
             self._own_stale = False
             self._own_known = self._own_known or self.node is not None
             standing = self.held.standing()
-            self._own_last = self._own_last.following(self.node, self._other_nodes(), standing, self._families)
-            self._inside = PrefixSet(self._own_last.cidrs)
+            self._own_last = self._own_last.following(
+                self.node, self._other_nodes(), standing, self._families, self.pooled
+            )
+            self._inside = PrefixSet(self._own_last.lasting)
         return self._own_last
+
+    @property
+    def pooled(self) -> Pooled:
+        """Pools and blocks as last known."""
+        return self._pooled or NO_POOLS
+
+    @property
+    def pools_known(self) -> bool:
+        """Whether it is known which pools there are."""
+        return self._pooled is not None
+
+    def set_pooled(self, pooled: Pooled) -> None:
+        """Take over pools and blocks."""
+        if pooled != self._pooled:
+            self._pooled = pooled
+            self._note_nodes()
+            self._changed()
 
     def _other_nodes(self) -> list[NodeRecord]:
         return [node for node in self._every_node() if node.name != self._node_name]
@@ -129,6 +152,10 @@ class Facts:
         """The API server's object of a pod."""
         return self._pods.get(key)
 
+    def pods_here(self) -> list[Pod]:
+        """The API server's pods of this node."""
+        return [pod for pod in self._pods.values() if self.is_here(pod)]
+
     def is_here(self, pod: Pod) -> bool:
         """Whether a pod is scheduled to this node."""
         return pod.node == self._node_name
@@ -138,23 +165,41 @@ class Facts:
         """This node's pod CIDRs; empty until its object is known."""
         return self.node.pod_cidrs if self.node else ()
 
+    @property
+    def address_cidrs(self) -> tuple[str, ...]:
+        """The CIDRs that this node gives addresses of: its blocks, and podCIDRs of families without pools."""
+        from_pools = {int(family) for family in self.pooled.families}
+        return (*self.pooled.blocks, *(cidr for cidr in self.pod_cidrs if version(cidr) not in from_pools))
+
     def node_addresses(self) -> list[str]:
         """The addresses of all nodes."""
         return [address for node in self._nodes.values() for address in node.addresses]
 
     @property
     def own_prefixes(self) -> tuple[str, ...] | None:
-        """The prefixes to announce: this node's podCIDRs, also while its object is gone, and the addresses of
-        running pods outside of them. None: its object was never seen."""
+        """The prefixes of this node: its podCIDRs, also while its object is gone, its blocks, and the addresses
+        of running pods outside of them. None: its object was never seen, or pools are not known yet."""
         own = self._own()
-        return own.all if self._own_known else None
+        return own.all if self._own_known and self.pools_known else None
+
+    @property
+    def announced(self) -> tuple[str, ...] | None:
+        """Those of :attr:`own_prefixes` that BGP may tell."""
+        own = self.own_prefixes
+        return None if own is None else self.pooled.exported(own)
+
+    @property
+    def never_learned(self) -> tuple[str, ...]:
+        """Prefixes that nobody else may teach this node: its own, but for what others have out of them."""
+        return self.pooled.not_others(self.own_prefixes or ())
 
     @property
     def cluster_cidrs(self) -> tuple[str, ...]:
-        """The cluster's pod CIDRs: as configured, else those of all nodes."""
-        if self._cluster_cidrs:
-            return self._cluster_cidrs
-        return tuple(sorted({cidr for node in self._every_node() for cidr in node.pod_cidrs}))
+        """The cluster's pod CIDRs: as configured, else those of all nodes; and all pools for pods."""
+        cidrs = self._cluster_cidrs
+        if not cidrs:
+            cidrs = tuple(sorted({cidr for node in self._every_node() for cidr in node.pod_cidrs}))
+        return tuple(dict.fromkeys((*cidrs, *self.pooled.cluster_cidrs)))
 
     @property
     def no_next_hops(self) -> tuple[str, ...]:
@@ -169,10 +214,12 @@ class Facts:
         self._endpoint(lease)
 
     def leaving(self, lease: Lease) -> None:
-        """Expect the deletion of a pod's interface: that it or its route is missing is no drift from now on."""
+        """Expect the deletion of a pod's interface: that it or its route is missing is no drift from now on.
+
+        No reason for an apply: the kernel removes the route with the interface, and :meth:`detach` follows.
+        """
         self.held.leaving(lease)
         self._leaving.append(lease)
-        self._changed()
 
     def is_leaving(self, ref: Ref) -> bool:
         """Whether this belongs to a pod whose interface is being deleted, which no plan knows yet.
@@ -210,13 +257,17 @@ class Facts:
     # --- routes --------------------------------------------------------------------------------------
 
     def learned(
-        self, routes: Mapping[str, tuple[str, ...]], interface_of: Callable[[str], str] = lambda _gateway: ""
+        self,
+        routes: Mapping[str, tuple[str, ...]],
+        interface_of: Callable[[str], str] = lambda _gateway: "",
+        metric_of: Callable[[str], int] = lambda _prefix: 0,
     ) -> None:
         """Note changed best routes: prefix -> gateways, () when withdrawn.
 
-        ``interface_of`` returns the interface of a gateway; empty: the kernel resolves it.
+        ``interface_of`` returns the interface of a gateway; empty: the kernel resolves it. ``metric_of`` returns
+        the metric of a prefix's route; 0: the default.
         """
-        self.remote.from_bgp(learned_routes(routes, interface_of))
+        self.remote.from_bgp(learned_routes(routes, interface_of, metric_of))
         self._changed()
 
     # --- to the planner ------------------------------------------------------------------------------
@@ -228,11 +279,13 @@ class Facts:
         """
         if self._host_gateway and (self._nodes_changed or self._host_gateway.due):
             nodes, own = list(self._every_node()), self._own()
-            self._host_gateway.make(self.remote, nodes, own, self.cluster_cidrs, self.no_next_hops)
+            self._host_gateway.make(self.remote, nodes, own, self.cluster_cidrs, self.no_next_hops, self.pooled)
         if self._nodes_changed:
             self._nodes_changed = False
             own = self._own()
-            planner.cluster(own.cidrs, (*self.cluster_cidrs, *own.all), set(self.node_addresses()))
+            pods, pooled = (*self.cluster_cidrs, *own.all), self.pooled
+            inside = (*pods, *pooled.all_pools())
+            planner.cluster(own.aggregates, inside, set(self.node_addresses()), pooled.masqueraded(pods))
             self._tell_of_prefixes()
         self.view.advance()
         for delta in self.engine.flush():
@@ -253,7 +306,8 @@ class Facts:
         return self.remote.undone
 
     def _tell_of_prefixes(self) -> None:
-        outside, shared = own_prefixes.told(self._own(), self.node, self._other_nodes(), self.held.standing())
+        own, standing = self._own(), self.held.standing()
+        outside, shared = own_prefixes.told(own, self.node, self._other_nodes(), standing, self.pooled)
         self._tell(NoticeKind.PODS_OUTSIDE_POD_CIDR, outside)
         self._tell(NoticeKind.POD_CIDR_SHARED, shared)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from felix_py import log
@@ -13,6 +14,16 @@ from felix_py.dataplane.protocols import FlowTable
 from felix_py.metrics import Metrics
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Forget:
+    addresses: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    networks: tuple[str, ...]
 
 
 class Flows:
@@ -25,7 +36,7 @@ class Flows:
         metrics: Metrics,
         on_kept: Callable[[Collection[str]], None] = lambda _addresses: None,
     ) -> None:
-        """``releasing``: the second thread's table, for :meth:`forget`; a table is for one thread.
+        """``releasing``: the second thread's table, for :meth:`forget` and :meth:`busy`; one thread has a table.
 
         ``on_kept`` is called with the addresses whose connections could not be deleted.
         """
@@ -34,7 +45,7 @@ class Flows:
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flows")
         begin(self._thread)
-        self._releases: Batcher[tuple[str, ...], None] = Batcher("flows-release", self._forget)
+        self._releases: Batcher[_Forget | _Look, set[str]] = Batcher("flows-release", self._work)
         self._log = log.get("flows")
         self._on_kept = on_kept
 
@@ -48,17 +59,28 @@ class Flows:
         Never raises: an address is released all the same, and the failure is counted.
         """
         try:
-            await self._releases.submit(tuple(addresses))
+            await self._releases.submit(_Forget(frozenset(addresses)))
         except OSError as error:
             self._metrics.flow_errors.inc()
             self._log.error("cannot delete a pod's connections", addresses=list(addresses), reason=str(error))
             self._on_kept(addresses)
+
+    async def busy(self, networks: Collection[str]) -> set[str]:
+        """See :meth:`FlowTable.busy`. Raises OSError as that does."""
+        return await self._releases.submit(_Look(tuple(networks)))
 
     def close(self) -> None:
         """Wait for the work under way."""
         self._releases.close()
         self._thread.shutdown()
 
-    def _forget(self, jobs: Sequence[tuple[str, ...]]) -> Sequence[None]:
-        self._metrics.flows_released.inc(self._releasing.forget({address for job in jobs for address in job}))
-        return [None] * len(jobs)
+    def _work(self, jobs: Sequence[_Forget | _Look]) -> Sequence[set[str] | Exception]:
+        if addresses := {address for job in jobs if isinstance(job, _Forget) for address in job.addresses}:
+            self._metrics.flows_released.inc(self._releasing.forget(addresses))
+        return [self._busy(job.networks) if isinstance(job, _Look) else set() for job in jobs]
+
+    def _busy(self, networks: tuple[str, ...]) -> set[str] | Exception:
+        try:
+            return self._releasing.busy(networks)
+        except OSError as error:  # no reason for the deletions of the same batch to fail
+            return error

@@ -8,6 +8,7 @@ from itertools import islice
 
 from bgp.prefixes import PrefixSet
 from felix_py.agent.own_prefixes import OwnPrefixes
+from felix_py.agent.pooled import NO_POOLS, Pooled
 from felix_py.agent.remote_routes import RemoteRoutes
 from felix_py.dataplane.reach import Hosts, Links
 from felix_py.desired.host_gateway import NodeRoutes, node_routes
@@ -57,6 +58,7 @@ class HostGateway:
         own: OwnPrefixes,
         cluster_cidrs: Collection[str],
         never: Collection[str],
+        pooled: Pooled = NO_POOLS,
     ) -> None:
         """Make the routes anew. ``never``: CIDRs that no next hop may be in."""
         self.due = False
@@ -69,6 +71,7 @@ class HostGateway:
             own=own.cidrs,
             within=PrefixSet(cluster_cidrs),
             never=PrefixSet((*self._service_cidrs, *own.strays)),
+            blocks=pooled.of_others(),
         )
         remote.from_nodes(self._found.routes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from felix_py import log
+from felix_py.agent.announced import Announced
 from felix_py.agent.facts import Facts
 from felix_py.agent.network import PodNetwork
 from felix_py.datastore.store import Record
@@ -15,7 +16,9 @@ from policy.model import Pod
 class Intake:
     """A handler for :meth:`felix_py.datastore.store.Store.subscribe`."""
 
-    def __init__(self, facts: Facts, network: PodNetwork) -> None:
+    def __init__(self, facts: Facts, network: PodNetwork, announced: Announced | None = None) -> None:
+        """``announced``: believe addresses that pods' annotations claim."""
+        self._announced = announced
         self._facts = facts
         self._network = network
         self._log = log.get("agent")
@@ -24,8 +27,9 @@ class Intake:
         """Fold changes in order."""
         for change in changes:
             try:
-                self._facts.fold(change)
-                if pod := change.of(Pod):
+                pod = change.of(Pod)
+                self._facts.fold(self._announced.believe(pod) if pod and self._announced else change)
+                if pod:
                     self._network.fold(pod)
             except MemoryError:
                 raise

@@ -193,6 +193,9 @@ class Life:
             await self._wait_for_sync(agent)
             await agent.configured.settled()
             tasks.create_task(agent.bgp.follow_declared())
+            tasks.create_task(agent.claims.run())
+            # Else masquerading and routes of blocks would be taken for leftovers.
+            await agent.pooling.settled()
             if agent.revoker:
                 tasks.create_task(agent.revoker.run())
             await self._first_apply(agent)
@@ -207,6 +210,7 @@ class Life:
             tasks.create_task(agent.pods.run(agent.facts.node_addresses))
             tasks.create_task(Connections(agent.notices).run())
             tasks.create_task(Identity(lambda: agent.facts.node, agent.notices).run())
+            tasks.create_task(agent.elected.run())
             tasks.create_task(agent.bgp.run())
             await agent.bgp.wait_in_sync()
             agent.reconciler.sweep()  # learned routes, too
@@ -221,8 +225,10 @@ class Life:
             await asyncio.wait_for(self._in_force.wait(), _HEALTH_WAITS)
         await asyncio.to_thread(importlib.import_module, "felix_py.observe.health")
         from felix_py.observe.bgp_http import BgpRoutes
+        from felix_py.observe.bgp_trace import BgpTrace
         from felix_py.observe.flows_http import flows_route
         from felix_py.observe.health import HealthServer
+        from felix_py.observe.ipam_http import IpamRoutes
         from felix_py.observe.log_http import log_route
 
         status = agent.status
@@ -234,6 +240,8 @@ class Life:
             [
                 *agent.deny_log.routes(),
                 *BgpRoutes(agent.bgp).routes(),
+                *IpamRoutes(agent.pods.holdings(agent.facts.pods_here)).routes(),
+                BgpTrace(agent.bgp.trace).route(),
                 flows_route(agent.flows, agent.facts.view.endpoint_addresses),
                 log_route(),
             ],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 
+from felix_py.agent.addressing import Addressing
 from felix_py.agent.facts import Facts
+from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.own_prefixes import hosts_of
 from felix_py.cni.network import NetworkError
 from felix_py.desired.names import DISPATCH, Fixed, SetNames, names_of
@@ -44,17 +46,27 @@ class PodNetwork:
         facts: Facts,
         reconciler: Reconciler,
         mtu: Callable[[], int],
-        forget: Callable[[Collection[str]], Awaitable[None]],
+        forgetting: Forgetting,
+        announce: Callable[[Lease], None] = lambda _lease: None,
+        addressing: Addressing | None = None,
     ) -> None:
-        """``forget`` deletes the connections of some addresses; it does not raise."""
+        """``announce`` tells other nodes of a pod's addresses, as soon as it is connected. Without
+        ``addressing`` there are podCIDRs only."""
         self._facts = facts
         self._reconciler = reconciler
         self._mtu = mtu
-        self._forget = forget
+        self._forgetting = forgetting
+        self._announce = announce
+        addressing = addressing or Addressing(facts)
+        self.asked = addressing.asked
+        self.cidrs_for = addressing.cidrs_for
+        self.gain_addresses = addressing.gain_addresses
+        self.kept = addressing.kept
+        self.keeper = addressing.keeper
+        self.keep = addressing.keep
         self._ready = False
         self._hindrance = ""
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
-        self._forgetting: dict[asyncio.Future[None], frozenset[str]] = {}
 
     def fold(self, change: Change[Pod]) -> None:
         """Wake the waiters for a pod that the store now has on this node."""
@@ -72,6 +84,7 @@ class PodNetwork:
     def set_ready(self) -> None:
         """Allow new endpoints: all known ones are in the kernel, and nothing stale is."""
         self._ready = True
+        self._forgetting.begin(self.pod_cidrs())
 
     def hinder(self, reason: str) -> None:
         """Set a reason for not being ready other than the cluster or a failed write; empty: none."""
@@ -129,7 +142,8 @@ class PodNetwork:
         """
         self._facts.attach(lease)
         await self._settled(lease)
-        await self._forgotten(lease)
+        await self._forgetting.gone(lease.addresses.values())
+        self._announce(lease)
 
     def leaving(self, lease: Lease) -> None:
         """The pod's interface is about to be deleted."""
@@ -147,22 +161,13 @@ class PodNetwork:
         self._reconciler.let_go(_memberships(lease))
         # The address's next holder must not inherit the connections of this one. No new ones can begin: the
         # interface is gone, and its routes with it.
-        addresses = frozenset(lease.addresses.values())
-        forgetting = asyncio.ensure_future(self._forget(addresses))
-        self._forgetting[forgetting] = addresses
-        forgetting.add_done_callback(self._forgetting.pop)
+        self._forgetting.release(lease.addresses.values())
         if self._ready:
             await self._settled(lease)
 
-    async def _forgotten(self, lease: Lease) -> None:
-        addresses = lease.addresses.values()
-        if pending := [work for work, of in self._forgetting.items() if not of.isdisjoint(addresses)]:
-            await asyncio.wait(pending)
-
     async def close(self) -> None:
-        """Wait for deletions of connections in the background."""
-        if self._forgetting:
-            await asyncio.wait(list(self._forgetting))
+        """Delete the connections of released addresses that are left."""
+        await self._forgetting.close()
 
     async def _settled(self, lease: Lease) -> None:
         try:
@@ -188,8 +193,12 @@ class PodNetwork:
         return [f"{failure.ref} is not in the kernel" for failure in ours]
 
     def pod_cidrs(self) -> tuple[str, ...]:
-        """The node's pod CIDRs, at most one of a family."""
-        return self._facts.pod_cidrs
+        """The CIDRs that this node gives addresses of."""
+        return self._facts.address_cidrs
+
+    def growing(self) -> frozenset[Family]:
+        """Families of which this node can still claim blocks."""
+        return self._facts.pooled.growing
 
     def mtu(self) -> int:
         """MTU for pod interfaces."""

@@ -1,8 +1,11 @@
-"""This node's pod prefixes: its podCIDRs, and the addresses of running pods outside of them.
+"""This node's pod prefixes: its podCIDRs or blocks of pools, and the addresses of running pods outside of them.
 
 A node's podCIDRs cannot be edited, but a Node object can be deleted and created anew with others. Pods keep
 running with addresses of the old ones, which may be another node's by then. So a running pod's lease decides: its
-address stays known, routed and announced as a host prefix until the pod ends.
+address stays known, routed and announced as a host prefix until the pod ends. So it is with borrowed addresses,
+and with those of a block that is lost.
+
+While a family has pools, its podCIDRs count only as long as pods have addresses of them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bgp.prefixes import PrefixSet, parse
+from felix_py.agent.pooled import NO_POOLS, Pooled
 from felix_py.records import Lease, NodeRecord
 from policy.model import Family
 
@@ -22,15 +26,32 @@ _parsed = lru_cache(maxsize=1 << 14)(parse)
 
 @dataclass(frozen=True, slots=True)
 class OwnPrefixes:
-    """``cidrs``: the node's podCIDRs as last known. ``strays``: host prefixes (/32, /128) outside of them."""
+    """``cidrs``: the node's podCIDRs as last known. ``strays``: host prefixes (/32, /128) outside of all others.
+
+    ``blocks``: its blocks of more than one address. ``left``: those of ``cidrs`` whose family has pools;
+    ``deserted``: those of them that no pod has an address of.
+    """
 
     cidrs: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    deserted: tuple[str, ...] = ()
+
+    @property
+    def aggregates(self) -> tuple[str, ...]:
+        """The node's CIDRs: no packet to their addresses may leave it again."""
+        return (*(cidr for cidr in self.cidrs if cidr not in self.deserted), *self.blocks)
+
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """Those that are the node's whether or not pods have addresses of them."""
+        return (*(cidr for cidr in self.cidrs if cidr not in self.left), *self.blocks)
 
     @property
     def all(self) -> tuple[str, ...]:
         """All prefixes of this node's pods."""
-        return (*self.cidrs, *self.strays)
+        return (*self.aggregates, *self.strays)
 
     def following(
         self,
@@ -38,6 +59,7 @@ class OwnPrefixes:
         others: Iterable[NodeRecord],
         leases: Iterable[Lease],
         families: Collection[Family] = tuple(Family),
+        pooled: Pooled = NO_POOLS,
     ) -> OwnPrefixes:
         """Returns the node's current prefixes. Addresses of other families are ignored.
 
@@ -48,9 +70,18 @@ class OwnPrefixes:
         if not cidrs and self.cidrs:
             taken = {cidr for other in others for cidr in other.pod_cidrs}
             cidrs = tuple(cidr for cidr in self.cidrs if not any(_overlap(cidr, other) for other in taken))
-        inside = PrefixSet(cidrs)
         hosts = {host for lease in leases for host in hosts_of(lease, families)}
-        return OwnPrefixes(cidrs, tuple(sorted(host for host in hosts if not inside.covers(host))))
+        blocks = tuple(cidr for cidr in pooled.aggregates if _family(cidr) in families)
+        of_blocks = PrefixSet(blocks)
+        left = tuple(cidr for cidr in cidrs if _family(cidr) in pooled.families)
+        apart = {host for host in hosts if not of_blocks.covers(host)}
+        kept = apart.difference(pooled.borrowed)
+        deserted = tuple(cidr for cidr in left if not any(_overlap(cidr, host) for host in kept))
+        inside = PrefixSet(cidr for cidr in cidrs if cidr not in deserted)
+        # A podCIDR may have blocks of other nodes in it, which are the longer prefixes.
+        theirs = PrefixSet(pooled.blocks_of_others() if left and apart else ())
+        strays = tuple(sorted(host for host in apart if theirs.covers(host) or not inside.covers(host)))
+        return OwnPrefixes(cidrs, strays, blocks, left, deserted)
 
 
 def hosts_of(lease: Lease, families: Collection[Family] = tuple(Family)) -> Iterator[str]:
@@ -61,7 +92,11 @@ def hosts_of(lease: Lease, families: Collection[Family] = tuple(Family)) -> Iter
 
 
 def told(
-    own: OwnPrefixes, node: NodeRecord | None, others: Iterable[NodeRecord], leases: Iterable[Lease]
+    own: OwnPrefixes,
+    node: NodeRecord | None,
+    others: Iterable[NodeRecord],
+    leases: Iterable[Lease],
+    pooled: Pooled = NO_POOLS,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Returns the notices of pods outside the podCIDRs, and of podCIDRs that two nodes have: subject -> text."""
     rivals = sorted((cidr, other.name) for other in others for cidr in other.pod_cidrs)
@@ -74,20 +109,26 @@ def told(
                     "may go to the other. Drain one of the two and delete its Node object: it gets another then"
                 )
                 break
-    versions = {parse(cidr)[0] for cidr in own.cidrs}
+    versions = {parse(cidr)[0] for cidr in own.aggregates}
     strays = {stray for stray in own.strays if parse(stray)[0] in versions}
+    strays.difference_update(pooled.borrowed, pooled.blocks)
     outside = sorted(f"{held.namespace}/{held.pod}" for held in leases if not strays.isdisjoint(hosts_of(held)))
     if not outside:
         return {}, shared
+    what = "podCIDRs and blocks" if own.blocks else "podCIDRs"
     text = (
-        f"the podCIDRs of this node are {', '.join(own.cidrs)}, and {_listed(outside)} have addresses outside of "
-        "these. They are announced one by one until the pods end. Drain the node, or delete the pods, so that "
-        "they get others"
+        f"the {what} of this node are {', '.join(own.aggregates)}, and {_listed(outside)} have addresses "
+        "outside of these. They are announced one by one until the pods end. Drain the node, or delete the "
+        "pods, so that they get others"
     )
     takers = sorted({name for cidr, name in rivals if any(_overlap(cidr, stray) for stray in strays)})
     if takers:
         text += f"; at once, because {_listed(takers)} may give the same addresses to other pods"
     return {"podCIDRs": text}, shared
+
+
+def _family(cidr: str) -> Family:
+    return Family.V6 if ":" in cidr else Family.V4
 
 
 def _overlap(one: str, other: str) -> bool:

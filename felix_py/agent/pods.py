@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
+from functools import partial
 
 from felix_py import log
+from felix_py.agent.keeping import Keeping
 from felix_py.agent.network import PodNetwork
+from felix_py.cni.addresses import NO_CIDR
 from felix_py.cni.conflist import is_delegated
+from felix_py.cni.delegate import forget
+from felix_py.cni.holdings import Holdings
 from felix_py.cni.network_list import NetworkList
-from felix_py.cni.plugin import NO_CIDR, Plugin
+from felix_py.cni.plugin import Plugin
 from felix_py.cni.recovery import recover
 from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
@@ -18,9 +23,11 @@ from felix_py.config import AgentConfig
 from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.links import Links
 from felix_py.dataplane.uplink import uplink_mtu
+from felix_py.ipam.reserved import Reserved
 from felix_py.metrics import Metrics
 from felix_py.notices import Notices
 from felix_py.records import Lease
+from policy.model import Namespace, ObjectKey, Pod
 
 _LOOK_INTERVAL = 60.0
 """Seconds between two periodic checks."""
@@ -59,22 +66,38 @@ class Pods:
         mtu: Mtu,
         notices: Notices,
         metrics: Metrics,
+        tell: Callable[[str, str], None],
     ) -> None:
-        """Read the leases. Raises StoreError and OSError as :func:`recover` does."""
+        """Read the leases. ``tell`` writes a warning Event on the Node: reason, text.
+
+        Raises StoreError and OSError as :func:`recover` does.
+        """
         self._config = config
         self._stack = stack
         self._mtu = mtu
         self._list = NetworkList(config.cni_conf_dir, config.cni_bin_dir, config.chained_plugins, notices)
         self._elsewhere = stack.enter_context(closing(ElsewhereLookup()))
+        self.reserved = Reserved(self._elsewhere)
+        """Addresses that no pod gets without asking for them."""
         with Links() as links:
             database = config.state_dir / "leases.db"
-            store, self._alive = recover(database, links, notices.say, elsewhere=self._elsewhere)
+            store, self._alive = recover(database, links, notices.say, elsewhere=self.reserved)
         leases = self._leases = stack.enter_context(closing(Leases(store)))
+        self.set_cooldown(config.address_cooldown)
         interfaces = stack.enter_context(closing(Interfaces()))
         self._plugin = Plugin(
-            leases, interfaces, network, notices, timeout=config.cni_timeout, chained=config.chained_plugins
+            leases,
+            interfaces,
+            network,
+            notices,
+            timeout=config.cni_timeout,
+            chained=config.chained_plugins,
+            tell=tell,
+            forget=partial(forget, conf_dir=config.cni_conf_dir, bin_dir=config.cni_bin_dir),
         )
+        self._parts = self._plugin, leases, interfaces, network
         self._server = CNIServer(self._plugin, config.cni_socket, metrics)
+        self._keeping: Keeping | None = None
         self._log = log.get("cni")
 
     async def start(self, attach: Callable[[Lease], None]) -> None:
@@ -84,9 +107,30 @@ class Pods:
         await self._server.start()
         self._stack.push_async_callback(self._server.stop)  # again: for those that waited for the reconciler
 
+    @property
+    def leases(self) -> Leases:
+        """The address store."""
+        return self._leases
+
+    def keep(
+        self, pod_of: Callable[[ObjectKey], Pod | None], namespaces: Mapping[ObjectKey, Namespace]
+    ) -> Keeping:
+        """Keep addresses for names of pods from now on; see :class:`Keeping`."""
+        path = self._config.state_dir / "kept-addresses.json"
+        self._keeping = Keeping(path, self.reserved, self._config.node_name, pod_of, namespaces)
+        return self._keeping
+
     def set_timeout(self, seconds: float) -> None:
         """Change how long an ADD may wait; those that wait already keep theirs."""
         self._plugin.timeout = seconds
+
+    def set_cooldown(self, seconds: float) -> None:
+        """Change how long released addresses rest while others are free."""
+        self._leases.set_cooldown(seconds)
+
+    def holdings(self, pods: Callable[[], Iterable[Pod]]) -> Holdings:
+        """What ``felix-py ipam`` asks; ``pods`` returns the API's pods of this node."""
+        return Holdings(*self._parts, pods)
 
     async def stop_calls(self) -> None:
         """Take no more calls, and finish running ones as far as they get."""
@@ -99,6 +143,10 @@ class Pods:
     def usage(self, cidrs: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Addresses of each CIDR that pods have, and that they do not have; empty with another IPAM plugin."""
         return {} if is_delegated(self._config.cni_conf_dir) else self._leases.usage(cidrs)
+
+    def resting(self, cidrs: Sequence[str]) -> dict[str, int]:
+        """Free addresses of each CIDR that rest; empty with another IPAM plugin."""
+        return {} if is_delegated(self._config.cni_conf_dir) else self._leases.resting(cidrs)
 
     async def tell_the_runtime(self) -> None:
         """Write the network list: pods can be connected from now on."""
@@ -114,6 +162,8 @@ class Pods:
                 await self._mtu.look(nodes())
                 await asyncio.to_thread(self._elsewhere.refresh)
                 await self._plugin.look()
+                if self._keeping:
+                    await self._keeping.look(_LOOK_INTERVAL)
                 await self._list.bring_up_to_date()
             except Exception:
                 # A defect here must not end the agent, which works without these checks.

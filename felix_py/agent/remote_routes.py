@@ -62,6 +62,10 @@ class RemoteRoutes:
         """The prefixes that BGP has a route for."""
         return (key.destination for key in self._bgp)
 
+    def metrics(self) -> dict[str, int]:
+        """Prefix -> metric of the routes that have another one than the default."""
+        return {key.destination: route.metric for key, route in (self._bgp | self._nodes).items() if route.metric}
+
     def gateways(self) -> dict[str, tuple[str, ...]]:
         """All routes: prefix -> gateways."""
         return {

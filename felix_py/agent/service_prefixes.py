@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Protocol
 
@@ -62,6 +63,7 @@ class ServicePrefixes:
         self._log = log.get("services")
         self._index = ServiceIndex()
         self._config: BGPConfiguration | None = None
+        self._pools: tuple[str, ...] | None = ()
         self._ranges = Ranges()
         self._attributes = Attributes(BGPConfiguration(name=""))
         self._excluded = False
@@ -78,11 +80,26 @@ class ServicePrefixes:
         nothing changes then."""
         if config == self._config:
             return
-        ranges = Ranges.of(config)
+        ranges = self._ranges_of(config)
         for cidr in config.static_prefixes or ():
             canonical(cidr)
         self._config, self._ranges = config, ranges
         self._take()
+
+    def set_pools(self, cidrs: Sequence[str] | None) -> None:
+        """Set the pools for load balancers that are announced, like ranges of ``serviceLoadBalancerIPs``; None:
+        they are not known yet."""
+        given = None if cidrs is None else tuple(cidrs)
+        if given == self._pools:
+            return
+        self._pools = given
+        if self._config is not None:
+            self._ranges = self._ranges_of(self._config)
+            self._take()
+
+    def _ranges_of(self, config: BGPConfiguration) -> Ranges:
+        declared = config.service_load_balancer_ips or ()
+        return Ranges.of(replace(config, service_load_balancer_ips=(*declared, *(self._pools or ()))))
 
     def set_node(self, labels: Iterable[tuple[str, str]], drain: str) -> None:
         """Set the Node's labels, and what its annotation or taint says of draining; empty: nothing.
@@ -113,7 +130,7 @@ class ServicePrefixes:
 
         Once true it stays so: what is asked for later has not been announced before.
         """
-        if self._config is not None and self._asked is not None:
+        if self._config is not None and self._asked is not None and self._pools is not None:
             self._known = self._known or not self._wanted or self._objects.listed()
         return self._known
 

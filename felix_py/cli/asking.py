@@ -27,9 +27,13 @@ class Enough(Exception):
 
 @contextmanager
 def ask(
-    place: str, path: str, query: Mapping[str, str], patience: float = CONNECT_SECONDS
+    place: str,
+    path: str,
+    query: Mapping[str, str],
+    patience: float = CONNECT_SECONDS,
+    method: str = "GET",
 ) -> Iterator[HTTPResponse]:
-    """GET a path. ``patience``: seconds to wait for each part of the answer.
+    """GET (or POST) a path. ``patience``: seconds to wait for each part of the answer.
 
     Raises:
         OSError, http.client.HTTPException: no answer, or the connection broke off.
@@ -41,7 +45,7 @@ def ask(
     try:
         connection.connect()
         connection.sock.settimeout(patience)
-        connection.request("GET", f"{path}?{urlencode(query)}")
+        connection.request(method, f"{path}?{urlencode(query)}")
         response = connection.getresponse()
         if response.status != 200:
             words = response.read(1000).decode(errors="replace").strip()

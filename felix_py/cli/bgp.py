@@ -12,6 +12,8 @@ import typer
 
 from felix_py.cli import options
 from felix_py.cli.asking import Refused, as_object, ask, echo, ending_quietly
+from felix_py.cli.bgp_trace import trace
+from felix_py.cli.elsewhere import Namespace, Node, on_node
 from felix_py.cli.tables import columns
 from felix_py.config import ConfigError
 
@@ -25,18 +27,25 @@ app = typer.Typer(
     help="BGP of this node: sessions, announcements, learned routes.",
     no_args_is_help=True,
     rich_markup_mode=None,
-    epilog="The node's agent is asked. By its pod: kubectl -n kube-system exec POD -c agent -- felix-py bgp",
+    epilog="The node's agent is asked. With --node that of another node, by kubectl exec.",
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="A JSON object instead of a table.")]
 
 
 @app.command(cls=options.PlainHelp, epilog=_ENDS.format(no="a session is down, or "))
-def peers(as_json: AsJson = False, agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET) -> None:
+def peers(
+    as_json: AsJson = False,
+    node: Node = "",
+    namespace: Namespace = "kube-system",
+    agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
+) -> None:
     """List the peers.
 
     State, for how long, prefixes in and out, and why a session is down.
     """
+    if node:
+        on_node(node, namespace, ["peers", *_flags(as_json)])
     answer = _asked(agent_socket, "/bgp/peers", {})
     _print(answer, as_json, peer_rows, (6,), "no peers are configured for this node")
     if not all(peer["established"] for peer in answer["peers"]):
@@ -44,17 +53,31 @@ def peers(as_json: AsJson = False, agent_socket: options.AgentSocket = options.D
 
 
 @app.command(cls=options.PlainHelp, epilog=_ENDS.format(no=""))
-def routes(as_json: AsJson = False, agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET) -> None:
+def routes(
+    as_json: AsJson = False,
+    node: Node = "",
+    namespace: Namespace = "kube-system",
+    agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
+) -> None:
     """List the learned routes.
 
     The best of each prefix, with its next hops, as it is in the kernel.
     """
+    if node:
+        on_node(node, namespace, ["routes", *_flags(as_json)])
     _print(_asked(agent_socket, "/bgp/routes", {}), as_json, route_rows, (1,), "no routes are learned")
 
 
 @app.command(cls=options.PlainHelp, epilog=_ENDS.format(no=""))
-def announced(as_json: AsJson = False, agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET) -> None:
+def announced(
+    as_json: AsJson = False,
+    node: Node = "",
+    namespace: Namespace = "kube-system",
+    agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
+) -> None:
     """List what is announced, and to whom."""
+    if node:
+        on_node(node, namespace, ["announced", *_flags(as_json)])
     _print(_asked(agent_socket, "/bgp/announced", {}), as_json, announced_rows, (1, 2), "nothing is announced")
 
 
@@ -62,18 +85,30 @@ def announced(as_json: AsJson = False, agent_socket: options.AgentSocket = optio
 def explain(
     prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="A CIDR, or an address inside a learned one.")],
     as_json: AsJson = False,
+    node: Node = "",
+    namespace: Namespace = "kube-system",
     agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
 ) -> None:
     """Say why a prefix is routed as it is.
 
     Shows every path that peers announce, and by which step of the decision it lost.
     """
+    if node:
+        on_node(node, namespace, ["explain", *_flags(as_json), "--", prefix])
     answer = _asked(agent_socket, "/bgp/explain", {"prefix": prefix})
     with ending_quietly():
         for line in [json.dumps(answer, indent=2)] if as_json else explanation(answer):
             echo(line if as_json else options.printable(line))
     if not answer.get("paths"):
         raise typer.Exit(1)
+
+
+_ENDS_OF_TRACE = "Exit codes: 0 Ctrl-C, 1 no agent answers any more, 2 wrong option."
+app.command(cls=options.PlainHelp, epilog=_ENDS_OF_TRACE)(trace)
+
+
+def _flags(as_json: bool) -> list[str]:
+    return ["--json"] if as_json else []
 
 
 # --- text --------------------------------------------------------------------------------------------
@@ -101,7 +136,10 @@ def peer_rows(answer: Answer) -> Rows:
 def route_rows(answer: Answer) -> Rows:
     """The table of learned routes."""
     found = answer["routes"]
-    return [("PREFIX", "NEXT HOPS"), *((route["prefix"], ", ".join(route["nextHops"])) for route in found)]
+    rows = [(route["prefix"], ", ".join(route["nextHops"]), str(route["priority"] or "")) for route in found]
+    if any(priority for *_, priority in rows):
+        return [("PREFIX", "NEXT HOPS", "METRIC"), *rows]
+    return [("PREFIX", "NEXT HOPS"), *(row[:2] for row in rows)]
 
 
 def announced_rows(answer: Answer) -> Rows:

@@ -20,6 +20,7 @@ from felix_py.cli.diags import diags
 from felix_py.cli.drain import drain, undrain
 from felix_py.cli.explain import explain
 from felix_py.cli.install_cni import install_cni
+from felix_py.cli.ipam import app as ipam
 from felix_py.cli.options import PlainHelp, fail
 from felix_py.cli.plan import plan
 from felix_py.cli.sidecar import bgp_sidecar
@@ -80,6 +81,7 @@ app.command()(plan)
 app.command()(drain)
 app.command()(undrain)
 app.add_typer(bgp, name="bgp")
+app.add_typer(ipam, name="ipam")
 for command in app.registered_commands:
     command.cls = PlainHelp
 

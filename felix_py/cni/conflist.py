@@ -69,6 +69,19 @@ def is_delegated(folder: Path) -> bool:
     return False
 
 
+def configuration_of(folder: Path, network: str) -> bytes:
+    """Our plugin's configuration in the list of a network, as a runtime passes it; empty without such a list."""
+    for file in sorted(folder.glob("*.conflist")):
+        try:
+            found = json.loads(file.read_bytes())
+            entry = next(plugin for plugin in found["plugins"] if plugin["type"] == CLIENT)
+            if found["name"] == network:
+                return json.dumps({**entry, "name": network, "cniVersion": found["cniVersion"]}).encode()
+        except (OSError, ValueError, LookupError, TypeError, StopIteration, RecursionError):
+            continue
+    return b""
+
+
 def install_conflist(folder: Path, text: str) -> bool:
     """Write the list to the runtime's folder; true if that changed it. Raises OSError if it cannot be written.
 

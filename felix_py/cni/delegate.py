@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from pathlib import Path
 
 import msgspec
 
+from felix_py.cni.conflist import configuration_of
 from felix_py.cni.errors import NOT_JSON, CNIError, Code
+from felix_py.cni.protocol import Call
 from felix_py.cni.result import Result
 from felix_py.cni.talk import talk
-from felix_py.cni.types import Command, Request
+from felix_py.cni.types import Command, Request, parse_request
+from felix_py.records import Lease
 
 _TIMEOUT = 30.0
 """Seconds: half of the client's timeout."""
@@ -49,6 +53,25 @@ async def delegate(request: Request, command: Command) -> Result:
         return msgspec.json.decode(stdout, type=Result)
     except NOT_JSON as error:
         raise CNIError(Code.DELEGATE, f"IPAM plugin {name} answered nonsense: {error}") from None
+
+
+async def forget(lease: Lease, conf_dir: Path, bin_dir: Path) -> None:
+    """Have the IPAM plugin of a lease's network, if that names one, release what it gave: no runtime calls DEL.
+
+    ``conf_dir``, ``bin_dir``: the runtime's network lists and plugins. Raises CNIError if it does not.
+    """
+    if not (config := configuration_of(conf_dir, lease.network)):
+        return
+    environment = {
+        "CNI_COMMAND": Command.DEL,
+        "CNI_CONTAINERID": lease.container,
+        "CNI_IFNAME": lease.ifname,
+        "CNI_NETNS": "",
+        "CNI_PATH": str(bin_dir),
+    }
+    request = parse_request(Call(environment, config))
+    if request.config.delegate:
+        await delegate(request, Command.DEL)
 
 
 def _failure(name: str, stdout: bytes, stderr: bytes) -> CNIError:

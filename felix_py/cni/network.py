@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from felix_py.ipam.asked import Asked, asked
 from felix_py.records import Lease
+from policy.model import Family
 
 
 class NetworkError(Exception):
@@ -60,7 +62,45 @@ class Network(Protocol):
         """Differences of the kernel from what :meth:`enforce` wrote, as texts."""
 
     def pod_cidrs(self) -> tuple[str, ...]:
-        """The node's current pod CIDRs, from its Node object; empty before they are known."""
+        """The CIDRs that this node gives addresses of: its blocks of pools, and podCIDRs of families without
+        pools; empty before they are known."""
+
+    def growing(self) -> frozenset[Family]:
+        """Families of which this node can still get more CIDRs."""
+
+    def asked(self, namespace: str, name: str) -> Asked:
+        """What the annotations of a pod and its namespace ask for. Raises BadAnnotation."""
+
+    async def cidrs_for(
+        self, namespace: str, name: str, pools: tuple[str, ...], addresses: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Those of :meth:`pod_cidrs` that a pod's addresses may come from, in order.
+
+        ``pools``: names or CIDRs of those that it asks for; () for those whose selectors match. ``addresses``:
+        those that it must have, at most one a family; nobody's block that one is in becomes this node's.
+
+        Raises:
+            NoPool: a family has pools, but none for this pod.
+            PoolExhausted: a family has pools for it, but this node has no block of them yet.
+            AddressUnavailable: one of ``addresses`` is in no pool, or another node's.
+            NetworkError: it is not known yet which pools there are.
+        """
+
+    async def gain_addresses(self, namespace: str, name: str, pools: tuple[str, ...]) -> bool:
+        """Wait for further addresses for a pod that found none; false: there are none to come, or not in time."""
+
+    def kept(self, namespace: str, name: str) -> tuple[str, ...]:
+        """The addresses that stay with a pod's name."""
+
+    def keeper(self, address: str) -> str:
+        """namespace/name of the pod whose name keeps an address, or empty."""
+
+    async def keep(self, namespace: str, name: str, addresses: tuple[str, ...]) -> None:
+        """Have a pod's name keep these addresses, and no others; on disk when this returns.
+
+        Raises:
+            NetworkError: that cannot be written.
+        """
 
     def mtu(self) -> int:
         """MTU of pod interfaces, in bytes."""
@@ -79,6 +119,12 @@ class FakeNetwork:
         self.stuck: str | None = None
         """Reason with which :meth:`release` fails, or None."""
         self.enforced: dict[tuple[str, str], Lease] = {}
+        self.annotations: dict[tuple[str, str], dict[str, str]] = {}
+        """Those of pods, by namespace and name."""
+        self.keeps: dict[str, tuple[str, ...]] = {}
+        """Kept addresses, by namespace/name."""
+        self.coming: list[tuple[str, ...]] = []
+        """CIDRs that pods get, one after the other, when they find no address."""
         self.departures: set[str] = set()
         """Names of pods that have left this node."""
         self.gone: set[str] = set()
@@ -125,8 +171,34 @@ class FakeNetwork:
     async def problems(self, lease: Lease) -> list[str]:
         return [] if (lease.container, lease.ifname) in self.enforced else [f"no route to {lease.interface}"]
 
+    def growing(self) -> frozenset[Family]:
+        return frozenset()
+
     def pod_cidrs(self) -> tuple[str, ...]:
         return self.cidrs
+
+    def asked(self, namespace: str, name: str) -> Asked:
+        return asked(tuple(self.annotations.get((namespace, name), {}).items()))
+
+    async def cidrs_for(
+        self, namespace: str, name: str, pools: tuple[str, ...], addresses: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        return pools or self.cidrs
+
+    async def gain_addresses(self, namespace: str, name: str, pools: tuple[str, ...]) -> bool:
+        if not self.coming:
+            return False
+        self.cidrs += self.coming.pop(0)
+        return True
+
+    def kept(self, namespace: str, name: str) -> tuple[str, ...]:
+        return self.keeps.get(f"{namespace}/{name}", ())
+
+    def keeper(self, address: str) -> str:
+        return next((owner for owner, addresses in self.keeps.items() if address in addresses), "")
+
+    async def keep(self, namespace: str, name: str, addresses: tuple[str, ...]) -> None:
+        self.keeps[f"{namespace}/{name}"] = addresses
 
     def mtu(self) -> int:
         return 1500

@@ -18,9 +18,11 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from felix_py import log
+from felix_py.cni.addresses import NO_CIDR, Addresses
 from felix_py.cni.conflist import NETWORK
 from felix_py.cni.delegate import delegate
 from felix_py.cni.errors import CNIError, Code
+from felix_py.cni.fullness import Fullness
 from felix_py.cni.network import Network, NetworkError
 from felix_py.cni.network_list import absent_plugins
 from felix_py.cni.recovery import about
@@ -29,6 +31,8 @@ from felix_py.cni.types import Command, Request
 from felix_py.cni.workers import Interfaces, Leases
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import LinkError, LinkExists, NoNamespace, PodLink, random_mac
+from felix_py.ipam.asked import Asked
+from felix_py.ipam.resources import Choice
 from felix_py.ipam.store import AddressStore, AddressUnavailable, Claim, LeaseKey, PoolExhausted
 from felix_py.layout import GATEWAY, HOST_MAC, interface_name
 from felix_py.notices import NoticeKind, Notices
@@ -42,7 +46,6 @@ GRACE = 300.0
 
 LEAST_MTU = {Family.V4: 68, Family.V6: 1280}
 
-NO_CIDR = "this node has no podCIDRs yet (does the controller manager allocate node CIDRs?)"
 _EXPECTED = (CNIError, NetworkError, LinkError, OSError, sqlite3.Error)
 _DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
 
@@ -59,19 +62,27 @@ class Plugin:
         *,
         timeout: float = 10.0,
         chained: Sequence[str] = (),
+        tell: Callable[[str, str], None] = lambda _reason, _text: None,
+        forget: Callable[[Lease], Awaitable[None]] | None = None,
     ) -> None:
         """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy.
 
-        ``chained``: plugins after ours in our own network list.
+        ``chained``: plugins after ours in our own network list. ``tell``: see :class:`Fullness`.
+        ``forget``: see :func:`felix_py.cni.delegate.forget`.
         """
         self._leases = leases
         self._interfaces = interfaces
         self._network = network
         self._notices = notices
+        self._addresses = Addresses(network, notices)
         self.timeout = timeout
         """Seconds; it may change at any time."""
         self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
+        self._fullness = Fullness(notices, tell)
+        self._growing: frozenset[Family] = frozenset(Family)
+        """Families of which this node can get more CIDRs, by the last look; before it, nothing is said of any."""
+        self._forget_delegated = forget
         self._owed: dict[LeaseKey, Lease] = {}
         """Leases of deleted pods that could not be released because the store cannot be written."""
         self._unwritten = ""
@@ -114,7 +125,7 @@ class Plugin:
 
     async def _add(self, request: Request) -> Result:
         pod, wanted = request.pod(), request.requested_addresses()
-        mac = request.requested_mac() or random_mac()
+        mac = request.requested_mac()
         async with self._alone(request.container, request.ifname):
             if reason := self._network.unready():
                 raise CNIError(Code.TRY_AGAIN, reason)
@@ -126,12 +137,14 @@ class Plugin:
                 self._network.wait_for_pod(pod.namespace, pod.name, pod.uid),
                 lambda: self._network.why_unknown(pod.namespace, pod.name, pod.uid),
             )
+            asked = self._addresses.asked(request, pod)
+            mac = mac or asked.mac or random_mac()
             made = False
             try:
-                lease, dns = await self._lease(claim, wanted, request)
+                lease, dns = await self._lease_and_pair(claim, wanted, asked, request, mac)
                 self._owed.pop(claim.key, None)  # of an earlier lease; this one is in use
                 link = self._link(request, lease, mac)
-                await self._interfaces.create(link)
+                await self._interfaces.configure(link)
                 made = True
                 await self._bounded(
                     self._network.enforce(lease),
@@ -141,6 +154,22 @@ class Plugin:
                 await self._undo(request, made)
                 raise
         return _result(request, link, dns)
+
+    async def _lease_and_pair(
+        self, claim: Claim, wanted: list[str], asked: Asked, request: Request, mac: str
+    ) -> tuple[Lease, DNS]:
+        """Lease addresses, and meanwhile make the interface, which carries nothing before it is configured."""
+        pair = PodLink(interface_name(*claim.key), request.netns, request.ifname, {}, mac, self._mtu(Family))
+        making = asyncio.ensure_future(self._interfaces.make(pair))
+        try:
+            leased = await self._lease(claim, wanted, asked, request)
+            await asyncio.shield(making)
+            return leased
+        except BaseException:
+            with suppress(*_EXPECTED):  # it was not made, or the runtime's DEL removes it
+                await making
+                await self._interfaces.delete(pair.host)
+            raise
 
     async def _check_only_one(self, claim: Claim) -> None:
         """Refuse a second interface: a pod's policy, routes and addresses are those of one."""
@@ -160,17 +189,20 @@ class Plugin:
         if claim.key in self._owed:
             raise CNIError(Code.IO, self._unwritten)
 
-    async def _lease(self, claim: Claim, wanted: list[str], request: Request) -> tuple[Lease, DNS]:
+    async def _lease(self, claim: Claim, wanted: list[str], asked: Asked, request: Request) -> tuple[Lease, DNS]:
         """Lease addresses from our store, or from the IPAM plugin that the configuration names."""
         if not request.config.delegate:
-            if not (cidrs := self._network.pod_cidrs()):
-                raise CNIError(Code.POOL_EXHAUSTED, NO_CIDR)
+
+            def allocate(choice: Choice) -> Awaitable[Lease]:
+                return self._write(lambda store: store.allocate(claim, choice.cidrs, choice.requested))
+
             try:
-                return await self._write(lambda store: store.allocate(claim, cidrs, wanted)), DNS()
+                return await self._addresses.lease(request.pod(), wanted, asked, allocate), DNS()
             finally:
                 for found in self._leases.take_skipped():
                     self._elsewhere[found.what] = found
                     self._notices.say(NoticeKind.ADDRESS_IN_USE, found.what, _withheld(found))
+                self._fullness.look(self._leases.usage(self._network.pod_cidrs()), self._growing)
         given = await delegate(request, Command.ADD)
         addresses = [entry.address.partition("/")[0] for entry in given.ips]
         if not addresses:
@@ -181,9 +213,12 @@ class Plugin:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
 
     def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
-        # With an MTU below a family's minimum the interface loses the family (RFC 791, RFC 8200 section 5).
-        mtu, label = max(self._network.mtu(), *(LEAST_MTU[f] for f in lease.addresses)), link_label(lease)
+        mtu, label = self._mtu(lease.addresses), link_label(lease)
         return PodLink(lease.interface, request.netns, request.ifname, lease.addresses, mac, mtu, label)
+
+    def _mtu(self, families: Iterable[Family]) -> int:
+        # With an MTU below a family's minimum the interface loses the family (RFC 791, RFC 8200 section 5).
+        return max(self._network.mtu(), *(LEAST_MTU[family] for family in families))
 
     async def _undo(self, request: Request, made: bool) -> None:
         """Undo a failed ADD. ``made``: including its interface.
@@ -378,6 +413,9 @@ class Plugin:
         for notice in self._notices.all():
             if notice.kind is NoticeKind.STRAY_INTERFACE and notice.subject not in present:
                 self._notices.clear(notice.kind, notice.subject)
+        self._growing = self._network.growing()
+        self._fullness.look(self._leases.usage(self._network.pod_cidrs()), self._growing)
+        self._addresses.look()
         await self._look_elsewhere(leases.values(), ends.keys())
 
     @staticmethod
@@ -398,6 +436,38 @@ class Plugin:
                 self._log.warning("cannot release a lost sandbox yet", reason=str(error), **about(lease))
             else:
                 self._log.warning("released the lease of a sandbox that is lost", **about(lease))
+                await self._at_the_ipam_plugin(lease)
+
+    def is_busy(self, key: LeaseKey) -> bool:
+        """Whether a call for this interface is under way."""
+        return key in self._locks
+
+    async def free(self, lease: Lease, *, force: bool = False) -> None:
+        """Release a lease for which no DEL will come. ``force``: and remove its interface, if it exists.
+
+        Raises:
+            CNIError: the lease stays: its interface exists, or the store cannot be written.
+            NetworkError, LinkError, OSError: something may be left in the kernel; the lease stays.
+        """
+        key = (lease.container, lease.ifname)
+        async with self._alone(*key):
+            if self._leases.get(*key) != lease:
+                return
+            if not force and await self._interfaces.exists(lease.interface):
+                text = f"pod {lease.namespace}/{lease.pod} has it, and its interface {lease.interface} exists"
+                raise CNIError(Code.ALREADY_ATTACHED, text)
+            await self._detach(*key)
+            if key in self._owed:
+                raise CNIError(Code.IO, self._unwritten)
+            await self._at_the_ipam_plugin(lease)
+
+    async def _at_the_ipam_plugin(self, lease: Lease) -> None:
+        """Have the IPAM plugin, if there is one, release a lease for which no DEL comes."""
+        try:
+            if self._forget_delegated:
+                await self._forget_delegated(lease)
+        except _EXPECTED as error:
+            self._log.warning("an IPAM plugin keeps a lost address", reason=str(error), **about(lease))
 
     async def _look_elsewhere(self, leases: Iterable[Lease], interfaces: Container[str]) -> None:
         """Give notice of addresses in use elsewhere: those passed over, and those that pods hold."""

@@ -19,12 +19,14 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from felix_py import log
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import HostEnd, Links
+from felix_py.ipam.history import History, history_of
 from felix_py.ipam.store import AddressStore, AddressUnavailable, Lookup, StoreDamaged, StoreError, nobody
 from felix_py.notices import NoticeKind
 from felix_py.records import Lease
@@ -58,11 +60,12 @@ def recover(path: Path, links: Links, say: Say, boot: str = "", elsewhere: Looku
         StoreError: the leases are lost and cannot be rebuilt; or the store cannot be opened.
         OSError: the kernel does not answer, or a damaged store cannot be set aside.
     """
-    ends = links.host_ends()
-    store, lost = _open(path, ends, say, elsewhere)
+    ends, boot = links.host_ends(), boot or boot_id()
+    open_store = partial(AddressStore, path, elsewhere, History(history_of(path), boot))
+    store, lost = _open(path, ends, say, open_store)
     try:
         recovery = _Recovery(store, links, path, say)
-        return Recovered(store, recovery.run(ends, lost, boot or boot_id()))
+        return Recovered(store, recovery.run(ends, lost, boot))
     except BaseException as error:
         store.close()
         if isinstance(error, sqlite3.Error):
@@ -70,7 +73,9 @@ def recover(path: Path, links: Links, say: Say, boot: str = "", elsewhere: Looku
         raise
 
 
-def _open(path: Path, ends: Sequence[HostEnd], say: Say, elsewhere: Lookup) -> tuple[AddressStore, str]:
+def _open(
+    path: Path, ends: Sequence[HostEnd], say: Say, open_store: Callable[[], AddressStore]
+) -> tuple[AddressStore, str]:
     """The store, and why all its leases are lost, or empty if there is no sign of that."""
     nameless = [end.name for end in ends if end.lease is None and end.up]
     missing = f"the address store {path} is missing"
@@ -78,7 +83,7 @@ def _open(path: Path, ends: Sequence[HostEnd], say: Say, elsewhere: Lookup) -> t
     if lost and nameless:
         raise StoreError(_refusal(lost, nameless, path))
     try:
-        return AddressStore(path, elsewhere), lost
+        return open_store(), lost
     except StoreDamaged as error:
         if nameless:
             raise StoreError(_refusal(str(error), nameless, path)) from error
@@ -87,7 +92,7 @@ def _open(path: Path, ends: Sequence[HostEnd], say: Say, elsewhere: Lookup) -> t
         text = f"{error}, by a power failure or a fault of the disk: it was set aside as {aside.name}"
         text = f"{text} and made anew {source}; look after the disk, and delete that file"
         say(NoticeKind.LEASES_REBUILT, str(path), text)
-        return AddressStore(path, elsewhere), str(error)
+        return open_store(), str(error)
 
 
 def _set_aside(path: Path) -> Path:

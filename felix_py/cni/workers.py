@@ -39,6 +39,18 @@ class Leases:
         """See :meth:`AddressStore.usage`, without waiting."""
         return self._store.usage(cidrs)
 
+    def resting(self, cidrs: Iterable[str]) -> dict[str, int]:
+        """See :meth:`AddressStore.resting`, without waiting."""
+        return self._store.resting(cidrs)
+
+    def set_cooldown(self, seconds: float) -> None:
+        """How long released addresses rest while others are free, from now on."""
+        self._store.cooldown = seconds
+
+    def numbers(self, family: Family) -> list[int]:
+        """See :meth:`AddressStore.numbers`, without waiting."""
+        return self._store.numbers(family)
+
     def take_skipped(self) -> list[Elsewhere]:
         """Other users of addresses that were passed over since the last call."""
         skipped, self._store.skipped = self._store.skipped, {}
@@ -78,9 +90,13 @@ class Interfaces:
         self._dying = Links()
         self._deletions: Batcher[str, None] = Batcher("links-deletion", self._delete)
 
-    async def create(self, link: PodLink) -> None:
-        """See :meth:`Links.create`."""
-        await self._call(lambda: self._links.create(link))
+    async def make(self, link: PodLink) -> None:
+        """See :meth:`Links.make`."""
+        await self._call(lambda: self._links.make(link))
+
+    async def configure(self, link: PodLink) -> None:
+        """See :meth:`Links.configure`."""
+        await self._call(lambda: self._links.configure(link))
 
     async def exists(self, host: str) -> bool:
         """See :meth:`Links.exists`."""

@@ -7,6 +7,7 @@ so that no other entry is hit, not even one made in between.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, product
@@ -53,6 +54,18 @@ class Conntrack(Closing):
         if error is not None:
             raise error
         return len(deleted)
+
+    def busy(self, networks: Collection[str]) -> set[str]:
+        """See FlowTable."""
+        wanted = list(map(ipaddress.ip_network, networks))
+        families = {Family(network.version) for network in wanted}
+        if not families:
+            return set()
+        ends: set[bytes] = set()
+        for entry in self._netlink.stream(messages.dump(families.pop() if len(families) == 1 else None)):
+            ends.update(messages.addresses(entry))
+        found = map(ipaddress.ip_address, ends)
+        return {str(address) for address in found if any(address in network for network in wanted)}
 
     def delete(self, flows: Sequence[Flow]) -> tuple[list[Flow], OSError | None]:
         results = self._netlink.request([messages.delete(flow) for flow in flows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -286,6 +287,14 @@ class FakeFlowTable:
         if error is not None:
             raise error
         return len(deleted)
+
+    def busy(self, networks: Collection[str]) -> set[str]:
+        self._answer()
+        inside = list(map(ipaddress.ip_network, networks))
+        ends = {
+            end for flow, others in self.connections.items() for end in (flow.source, flow.destination, *others)
+        }
+        return {end for end in ends if any(ipaddress.ip_address(end) in network for network in inside)}
 
     def _answer(self) -> None:
         if self.broken is not None:

@@ -54,22 +54,44 @@ SYSCTLS = {
         "rpl_seg_enabled": "0",
     },
 }
+_IFLA_INET_CONF = 1
+_CONF = {
+    "forwarding": 1,
+    "proxy_arp": 3,
+    "accept_redirects": 4,
+    "send_redirects": 6,
+    "rp_filter": 8,
+    "accept_source_route": 9,
+}
+"""IPv4's settings as IPV4_DEVCONF_… (include/uapi/linux/ip.h). IPv6 takes none of its own by netlink."""
+
 _YOUNG = {"seg6_enabled", "rpl_seg_enabled"}
 """Settings of Linux 4.10 and 5.7: older kernels lack what they switch off."""
 
 
-def configure(netlink: Netlink, index: int, name: str, families: Collection[Family], label: str) -> None:
+def configure(
+    netlink: Netlink, index: int, name: str, families: Collection[Family], label: str, *attrs: bytes
+) -> None:
     """Bring a host end that has our MAC to the state that :class:`HostEnds` keeps it in, and label it.
+
+    ``attrs``: further ones of the interface.
 
     Raises:
         OSError: the kernel refused a part of it.
     """
-    for family in families:
-        for setting, value in SYSCTLS[family].items():
-            path = _sysctl(family, name, setting)
+    if Family.V4 in families:
+        # One message: written as files, each has an event and takes 20 us.
+        conf = b"".join(
+            attr(_CONF[name], messages.U32.pack(int(value))) for name, value in SYSCTLS[Family.V4].items()
+        )
+        spec = nested(socket.AF_INET, nested(_IFLA_INET_CONF, conf))
+        netlink.carry_out([messages.change(index, nested(messages.IFLA_AF_SPEC, spec))])
+    if Family.V6 in families:
+        for setting, value in SYSCTLS[Family.V6].items():
+            path = _sysctl(Family.V6, name, setting)
             if setting not in _YOUNG or sysctl.read(path) is not None:
                 sysctl.write(path, value)
-    _set_up(netlink, index, name, families, *([messages.alias_attr(label)] if label else []))
+    _set_up(netlink, index, name, families, *([messages.alias_attr(label)] if label else []), *attrs)
 
 
 def rename(netlink: Netlink, index: int, name: str) -> None:

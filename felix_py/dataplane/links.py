@@ -12,11 +12,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
+import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from felix_py import log
 from felix_py.dataplane import host_ends, sysctl
 from felix_py.dataplane.link_label import read_label
 from felix_py.layout import GATEWAY, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
@@ -91,19 +93,41 @@ class Links(Closing):
         return self._index(host) is not None
 
     def create(self, link: PodLink) -> None:
-        """Create the pair, both ends up and configured.
+        """Create the pair, both ends up and configured. Raises as :meth:`make` and :meth:`configure` do."""
+        self.make(link)
+        self.configure(link)
+
+    def make(self, link: PodLink) -> None:
+        """Make the pair, both ends down and without addresses and label: it carries nothing. Its MTU is not yet
+        the final one.
 
         Raises:
-            LinkExists, NoNamespace, LinkError: nothing was created, or it was removed again.
+            LinkExists, NoNamespace, LinkError: nothing was made.
         """
         namespace = _open_namespace(link.netns)
         try:
             (error,) = self._netlink.request([_new_pair(link, namespace)])
-            if error is not None:
-                raise _refused(link, error)
+        finally:
+            os.close(namespace)
+        if error is not None:
+            raise _refused(link, error)
+
+    def configure(self, link: PodLink) -> None:
+        """Configure a pair that was made, and set both ends up.
+
+        Raises:
+            NoNamespace, LinkError: the pair was removed again.
+        """
+        try:
+            namespace = _open_namespace(link.netns)
+        except NoNamespace:
+            self.delete([link.host])
+            raise
+        try:
             try:
-                index = _made(self._netlink, link.host)
-                host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label)
+                index = socket.if_nametoindex(link.host)
+                mtu = messages.mtu_attr(link.mtu)
+                host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label, mtu)
                 inside(namespace, lambda: _configure_pod_end(link))
             except OSError as failure:
                 self.delete([link.host])
@@ -200,20 +224,32 @@ def random_mac() -> str:
 
 
 def inside(namespace: int, function: Callable[[], T]) -> T:
-    """Call ``function`` in the network namespace of a file descriptor, in a thread that ends afterwards.
+    """Call ``function`` in the network namespace of a file descriptor; the calling thread returns to its own.
 
-    A thread that had to return from the pod's namespace could get stuck there; one that ends cannot.
+    A thread of its own for each call would be safer, and costs as much as all that is done in the namespace.
 
     Raises:
         OSError: the namespace cannot be entered. Also what ``function`` raises.
     """
-
-    def enter() -> T:
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
         _setns(namespace)
-        return function()
+        try:
+            return function()
+        finally:
+            _return(home)
+    finally:
+        os.close(home)
 
-    with ThreadPoolExecutor(1, "netns") as thread:
-        return thread.submit(enter).result()
+
+def _return(home: int) -> None:
+    """Enter the thread's own namespace again, however long it takes: elsewhere it could only do harm."""
+    while True:
+        try:
+            return _setns(home)
+        except OSError as error:  # lack of memory is all that can be in the way
+            log.get("links").error("cannot leave a pod's namespace; trying again", reason=str(error))
+            time.sleep(0.1)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -271,20 +307,13 @@ def _get_link(netlink: Netlink, name: str) -> messages.Link | None:
         raise
 
 
-def _made(netlink: Netlink, name: str) -> int:
-    found = _get_link(netlink, name)
-    if found is None:
-        raise OSError(errno.ENODEV, f"{name} vanished")
-    return found.index
-
-
 def _configure_pod_end(link: PodLink) -> None:
     """Runs in the pod's namespace."""
     if Family.V6 in link.addresses:
         sysctl.write(f"ipv6/conf/{link.ifname}/disable_ipv6", "0")  # some runtimes switch it off
     with Netlink(NETLINK_ROUTE) as netlink:
-        index = _made(netlink, link.ifname)
-        requests = [messages.set_up(index)]
+        index = socket.if_nametoindex(link.ifname)
+        requests = [messages.set_up(index, messages.mtu_attr(link.mtu))]
         for family, address in link.addresses.items():
             requests += [
                 messages.new_address(index, family, address, family.bits),

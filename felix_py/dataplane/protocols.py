@@ -107,3 +107,11 @@ class FlowTable(Protocol):
             OSError: the kernel does not answer, or refused one.
             ValueError: an address is invalid.
         """
+
+    def busy(self, networks: Collection[str]) -> set[str]:
+        """Addresses inside the networks that are an end of a connection, before or after NAT.
+
+        Raises:
+            OSError: the kernel does not answer.
+            ValueError: a network is invalid.
+        """

@@ -2,13 +2,17 @@
 
 A route with another protocol number is never replaced. A new destination is added (NLM_F_EXCL), so that the
 kernel refuses it where a foreign route is; before a route of ours is replaced, the routes are read again.
+
+To the kernel a route with another metric is another route. So a metric changes by a new route, and then the old
+one is deleted; a *surplus* route is one of ours beside the one with the wanted metric, as a crash between the two
+leaves it.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -68,6 +72,8 @@ class Routes(Part):
         self._stuck: dict[_Place, Failure] = {}
         self._drifted: dict[_Place, Drift] = {}
         self._swept: set[int] = set()
+        self._surplus: dict[_Place, list[int]] = {}
+        """The metrics of further routes of ours."""
 
     def close(self) -> None:
         self._netlink.close()
@@ -115,18 +121,36 @@ class Routes(Part):
 
     def load(self) -> None:
         actual: dict[_Place, Packed] = {}
+        settled = self._delta.desired.keys() - self._delta.pending - self._surplus.keys()
+        self._surplus = {}
         for family in self._families:
             for protocol in PROTOCOLS:
                 for answer in self._netlink.dump(messages.dump(family, protocol)):
                     if route := messages.read(answer):
-                        actual[route.destination, protocol] = route
+                        self._read(actual, (route.destination, protocol), route)
         self._resolve = _resolver()
         found = self._delta.load(actual)
+        for place in self._surplus.keys() & self._delta.desired.keys():
+            self._delta.pending.add(place)
+            if place in settled:
+                self._drifted[place] = Drift(_ref(place), "there is another one with another metric")
         for place in found.lost:
             self._drifted[place] = Drift(_ref(place), "leads elsewhere" if place in actual else "missing")
         for place in found.strays:
             self._drifted[place] = Drift(_ref(place), f"nobody asked for it (protocol {place[1]})")
         self._swept = set()
+
+    def _read(self, actual: dict[_Place, Packed], place: _Place, route: Packed) -> None:
+        """Take over a route; of several with one destination the one with the wanted metric, if any."""
+        other = actual.get(place)
+        if other is None or other.metric == route.metric:
+            actual[place] = route
+            return
+        wanted = self._delta.desired.get(place)
+        metric = messages.normal_metric(place[0][0], wanted.metric) if wanted else 0
+        first, second = sorted((other, route), key=lambda one: (one.metric != metric, one.metric))
+        actual[place] = first
+        self._surplus.setdefault(place, []).append(second.metric)
 
     def _is_right(self, wanted: Route, actual: Packed) -> bool:
         try:
@@ -150,7 +174,8 @@ class Routes(Part):
     def differences(self) -> list[RouteRef]:
         failures: dict[_Place, Failure] = {}
         planned = [write.place for write in self._plan(self._delta.updates(), failures)]
-        return [_ref(place) for place in (*planned, *failures)]
+        surplus = (place for place in self._surplus if self.wants(place[0]))
+        return [_ref(place) for place in dict.fromkeys((*planned, *failures, *surplus))]
 
     def owned(self) -> list[str]:
         return [f"route {destination_text(place[0])} protocol {place[1]}" for place in sorted(self._delta.actual)]
@@ -162,14 +187,24 @@ class Routes(Part):
             self._delta.sweep(keep={place for place in self._delta.actual if place[1] not in protocols})
             self._swept |= protocols
         todo = self._delta.deletions()
-        results = self._netlink.request([messages.delete(*place) for place in todo])
-        failures: list[Failure] = []
+        failures = self._delete_surplus(todo)
+        results = self._netlink.request([messages.delete(*p, self._delta.actual[p].metric) for p in todo])
         for place, error in zip(todo, results, strict=True):
             if error and error.errno != errno.ESRCH:
-                failures.append(Failure(_ref(place), error.strerror or str(error)))
+                failures[place] = Failure(_ref(place), error.strerror or str(error))
             else:
                 self._delta.removed([place])
-        return Report(writes=len(todo) - len(failures), failures=tuple(failures))
+        return Report(writes=len(todo) - len(failures), failures=tuple(failures.values()))
+
+    def _delete_surplus(self, places: Iterable[_Place]) -> dict[_Place, Failure]:
+        todo = [(place, metric) for place in places for metric in self._surplus.pop(place, ())]
+        failures: dict[_Place, Failure] = {}
+        results = self._netlink.request([messages.delete(*place, metric) for place, metric in todo])
+        for (place, metric), error in zip(todo, results, strict=True):
+            if error and error.errno != errno.ESRCH:
+                self._surplus.setdefault(place, []).append(metric)
+                failures[place] = Failure(_ref(place), error.strerror or str(error))
+        return failures
 
     def write(self, _sweep: Sweep = Sweep.NOTHING) -> Report:
         """Add and replace routes. Also reports routes that can never be written."""
@@ -189,12 +224,14 @@ class Routes(Part):
                 self.load()
                 due |= self._due()
             again = [w for w in self._plan(due, failures) if w.replace and w.place in refused]
-            foreign = refused - {write.place for write in again} - failures.keys()
+            foreign = (refused & self._delta.pending) - {write.place for write in again} - failures.keys()
+            self._give_way(foreign)
             failures |= {place: self._stuck[place] for place in foreign - fresh}
             for number, place in enumerate(foreign & fresh):
                 why = self._foreign(place[0]) if number < _NAMED else f"somebody else's route {_TAKEN}"
                 failures[place] = Failure(_ref(place), why)
             self._carry_out(again, failures)
+        failures |= self._delete_surplus([place for place in self._surplus if self.wants(place[0])])
         for place in due:
             self._stuck.pop(place, None)
         self._stuck |= failures  # last in turn
@@ -225,14 +262,17 @@ class Routes(Part):
             except ValueError as error:
                 failures[place] = Failure(_ref(place), str(error))
                 continue
-            rivals = [p for p in PROTOCOLS if p != place[1] and (place[0], p) in self._delta.actual]
-            present = self._delta.actual.get(place)
+            ours = {p: self._delta.actual[place[0], p] for p in PROTOCOLS if (place[0], p) in self._delta.actual}
+            present = ours.get(place[1])
+            first = next(p for p in PROTOCOLS if p in ours or (place[0], p) in self._delta.desired)
             if present and present.satisfies(route):
                 self._delta.written({place: present})
-            elif rivals and PROTOCOLS.index(rivals[0]) < PROTOCOLS.index(place[1]):
-                failures[place] = Failure(_ref(place), f"our route of protocol {rivals[0]} has this destination")
+            elif first != place[1]:
+                self._give_way([place])
+                failures[place] = Failure(_ref(place), f"our route of protocol {first} has this destination")
             else:
-                todo.append(_Write(place, route, replace=present is not None or bool(rivals)))
+                replace = any(one.metric == route.metric for one in ours.values())
+                todo.append(_Write(place, route, replace))
         return todo
 
     def _carry_out(self, todo: Sequence[_Write], failures: dict[_Place, Failure]) -> set[_Place]:
@@ -251,11 +291,22 @@ class Routes(Part):
         return refused
 
     def _written(self, write: _Write) -> None:
-        destination, protocol = write.place
+        """Of our other routes to it, one of the same metric is replaced; others are surplus now."""
+        destination, _ = write.place
+        for place in [(destination, p) for p in PROTOCOLS if (destination, p) in self._delta.actual]:
+            metric = self._delta.actual[place].metric
+            if metric != write.route.metric:
+                self._surplus.setdefault(place, []).append(metric)
+            if place != write.place:
+                self._delta.removed([place])
         self._delta.written({write.place: write.route})
-        self._delta.removed(
-            (destination, p) for p in PROTOCOLS if p != protocol and (destination, p) in self._delta.actual
-        )
+
+    def _give_way(self, places: Iterable[_Place]) -> None:
+        """What these should be cannot be written, and what they are leads where it must not."""
+        for place in places:
+            if present := self._delta.actual.get(place):
+                self._surplus.setdefault(place, []).append(present.metric)
+                self._delta.removed([place])
 
     def _foreign(self, destination: Destination) -> str:
         try:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -13,19 +14,33 @@ import msgspec
 
 from felix_py import log
 from felix_py.datastore.absence import Discovery
+from felix_py.datastore.announcement_writer import AnnouncementWriter
+from felix_py.datastore.block_objects import BlockObjects
 from felix_py.datastore.client import Api
 from felix_py.datastore.clock import SystemClock
 from felix_py.datastore.conditions import ConditionWriter
 from felix_py.datastore.decode import Kind
 from felix_py.datastore.event_writer import EventWriter, ObjectRef
+from felix_py.datastore.followed import Followed
 from felix_py.datastore.informer import Reflector, Sink, Timing
-from felix_py.datastore.kinds import CLUSTER_POLICY_KINDS, NAMESPACES, NODES, OWN_KINDS, PODS, POLICIES
+from felix_py.datastore.kinds import (
+    CLUSTER_POLICY_KINDS,
+    IP_POOLS,
+    NAMESPACES,
+    NODES,
+    OWN_KINDS,
+    PODS,
+    POLICIES,
+    POOL_KINDS,
+    pods,
+)
 from felix_py.datastore.named_secrets import NamedSecrets
 from felix_py.datastore.outage import Outage
 from felix_py.datastore.probe import Probe
 from felix_py.datastore.service_kinds import ServiceObjects
 from felix_py.datastore.status_writer import StatusWriter
 from felix_py.datastore.store import Problem, Record, Store, Table
+from felix_py.records import Lease, LoadBalancer
 from policy.change import Change
 from policy.model import ClusterPolicy, ObjectKey, Pod, PolicyRef
 
@@ -60,9 +75,9 @@ PodSource = Source[Pod]
 """Replaceable: a cluster of thousands of nodes may one day publish its pods in a compact form."""
 
 
-def watch_all_pods(api: Api, timing: Timing, outage: Outage) -> PodSource:
+def watch_all_pods(api: Api, timing: Timing, outage: Outage, node_name: str) -> PodSource:
     """The pods of all nodes, by one watch on the API server."""
-    return Reflector(api, PODS, timing, outage=outage)
+    return Reflector(api, pods(node_name), timing, outage=outage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +109,7 @@ class Cluster:
         node_name: str,
         timing: Timing | None = None,
         on_invalid: OnInvalid | None = None,
-        pod_source: Callable[[Api, Timing, Outage], PodSource] = watch_all_pods,
+        pod_source: Callable[[Api, Timing, Outage, str], PodSource] = watch_all_pods,
         tiers_in_force: bool = False,
         configured: bool = False,
         namespace: str = "kube-system",
@@ -108,7 +123,9 @@ class Cluster:
         self.events = EventWriter(api, node_name=node_name)
         self.conditions = ConditionWriter(api)
         self.statuses = StatusWriter(api, node_name=node_name)
-        self._api = api
+        self.announcements = AnnouncementWriter(api)
+        self.api = api
+        """For writes; blocking."""
         self._node_name = node_name
         self._on_invalid = on_invalid
         self._log = log.get("cluster")
@@ -129,23 +146,30 @@ class Cluster:
             reflected(store.policies),
             *(reflected(store.cluster_policies(kind)) for kind in CLUSTER_POLICY_KINDS),
             *(reflected(store.own(kind)) for kind in OWN_KINDS),
-            _Watched(store.pods, pod_source(api, timing, outage)),
+            _Watched(store.pods, pod_source(api, timing, outage, node_name)),
         ]
         sources = [watched.source for watched in self._sources]
         reflectors = [one for one in sources if isinstance(one, Reflector)]
+        self._follow = partial(Followed, api, timing, discovery, outage, reflectors)
         self.services = ServiceObjects(api, timing, node_name, reflectors, outage)
         """Services and EndpointSlices, which nothing but BGP asks for."""
+        self.block_objects = BlockObjects(api, timing, node_name, reflectors, discovery, outage)
+        """IPAMBlocks and BlockAffinities, which nothing but IPPools asks for."""
         self._probe = Probe(api, reflectors, timing)
 
     def start(self) -> None:
         """List and watch. Call it on the running event loop, once, after the handlers have subscribed."""
-        self._log.info("watching the cluster", server=self._api.server)
+        self._log.info("watching the cluster", server=self.api.server)
         for watched in self._sources:
             watched.start()
         self._probe.start()
         self.events.start()
         self.conditions.start()
         self.statuses.start()
+
+    def followed(self, *kinds: Kind[Any]) -> Followed:
+        """Kinds to follow for a while, beside those that all agents follow."""
+        return self._follow(kinds)
 
     async def in_sync(self) -> None:
         """Return once the first full list of every kind has been given to the handlers."""
@@ -154,15 +178,21 @@ class Cluster:
     async def stop(self) -> None:
         """End all watches; the store keeps its content."""
         stops = [watched.source.stop() for watched in self._sources]
-        others = (self.events, self.conditions, self.statuses, self._probe)
-        others_here = (self.services.stop(), self.secrets.stop())
+        others = (self.events, self.conditions, self.statuses, self.announcements, self._probe)
+        others_here = (self.services.stop(), self.secrets.stop(), self.block_objects.stop())
         await asyncio.gather(*stops, *others_here, *(asyncio.to_thread(one.stop) for one in others))
-        self._api.close()
+        self.api.close()
 
     def ages(self) -> dict[str, float]:
         """Kind -> seconds since its source last heard from the API server."""
         ages = {watched.table.kind.name: watched.source.age() for watched in self._sources}
-        return ages | self.services.ages()
+        return ages | self.services.ages() | self.block_objects.ages()
+
+    def refuses_pools(self) -> bool:
+        """Whether the API server does not let us see IPPools, IPReservations or blocks."""
+        pools = [one.source for one in self._sources if one.table.kind in POOL_KINDS]
+        refused = any(isinstance(source, Reflector) and source.refused for source in pools)
+        return refused or self.block_objects.refused()
 
     async def set_network_available(self, node: str) -> None:
         """Set the condition NetworkUnavailable of ``node`` to False, so that pods are scheduled to it.
@@ -189,8 +219,12 @@ class Cluster:
         path = f"/api/v1/nodes/{quote(node, safe='')}/status"
         # A strategic merge patch merges conditions by their type: the kubelet's own stay.
         content_type = "application/strategic-merge-patch+json"
-        with self._api.request("PATCH", path, body=body, content_type=content_type) as answer:
+        with self.api.request("PATCH", path, body=body, content_type=content_type) as answer:
             answer.read()
+
+    def announce(self, lease: Lease) -> None:
+        """Have a pod's addresses in its annotation. Never waits or fails."""
+        self.announcements.announce(lease)
 
     def tell_node(self, warning: bool, reason: str, message: str) -> None:
         """Write an Event on this node's object, if it is known."""
@@ -201,6 +235,15 @@ class Cluster:
     def warn_own(self, kind: Kind[Any], name: str, uid: str, reason: str, message: str) -> None:
         """Write a Warning on a cluster-scoped object of ours."""
         self.events.warning(ObjectRef(kind.name, kind.api_version, "", name, uid), reason, message)
+
+    def tell_service(self, service: LoadBalancer, warning: bool, reason: str, message: str) -> None:
+        """Write an Event on a Service."""
+        ref = ObjectRef("Service", "v1", service.namespace, service.name, service.uid)
+        (self.events.warning if warning else self.events.normal)(ref, reason, message)
+
+    def warn_pool(self, name: str, uid: str, reason: str, message: str) -> None:
+        """Write a Warning on an IPPool."""
+        self.warn_own(IP_POOLS, name, uid, reason, message)
 
     def warn(self, policy: PolicyRef, reason: str, message: str) -> None:
         """Write a Warning on a policy. ``reason``: one CamelCase word; ``message``: text for people."""

@@ -13,6 +13,7 @@ from felix_py.datastore.absence import DEFINITIONS, Definition, Word
 from felix_py.datastore.client import Api, ApiError, Unreachable
 from felix_py.datastore.decode import Kind, Unreadable, Unusable
 from felix_py.datastore.store import Problem
+from felix_py.ipam.resources import IPAMBlock
 from felix_py.records import ConfigurationRecord, NodeRecord
 from policy.holders import claimed
 from policy.model import ClusterPolicy, LocalEndpoint, Namespace, NetworkPolicy, ObjectKey, Pod, Protocol
@@ -31,6 +32,8 @@ class Fetched:
     namespaces: list[Namespace] = field(default_factory=list)
     policies: list[NetworkPolicy | ClusterPolicy] = field(default_factory=list)
     nodes: list[NodeRecord] = field(default_factory=list)
+    pools: list[ConfigurationRecord] = field(default_factory=list)
+    blocks: list[IPAMBlock] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     absent: set[str] = field(default_factory=set)
     """Optional kinds whose CustomResourceDefinitions are not installed."""
@@ -61,6 +64,8 @@ def fetch(api: Api) -> Fetched:
     for kind in kinds.CLUSTER_POLICY_KINDS:
         found.policies += [*_list(api, kind, found)]
     found.pods = _list(api, kinds.PODS, found)
+    found.pools = _list_if_allowed(api, kinds.IP_POOLS, found)
+    found.blocks = _list_if_allowed(api, kinds.IPAM_BLOCKS, found)
     for policy in found.policies:
         if policy.problems:
             found.problems.append(Problem(policy.ref.kind, policy.key, policy.uid, "; ".join(policy.problems)))
@@ -103,6 +108,17 @@ def container_ports(api: Api, pod: ObjectKey) -> list[tuple[Protocol, int]]:
     ports = [port for container in spec.containers or () for port in container.ports or ()]
     listed = [(Protocol(port.protocol), port.container_port) for port in ports if port.protocol in known]
     return list(dict.fromkeys(listed))
+
+
+def _list_if_allowed(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
+    """All objects of a kind that no policy depends on; none if the server refuses."""
+    try:
+        return _list(api, kind, into)
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        into.absent.add(kind.name)
+        return []
 
 
 def _list(api: Api, kind: Kind[R], into: Fetched) -> list[R]:

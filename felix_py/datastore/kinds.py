@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,6 +16,9 @@ from bgp.node import KEYS
 from felix_py.datastore import wire
 from felix_py.datastore.decode import LONGEST_REASON, Kind, Salvage
 from felix_py.datastore.wire import UNDECODABLE
+from felix_py.ipam.names import NODE_LABEL, node_label
+from felix_py.ipam.parse import Origin, parse_affinity, parse_block
+from felix_py.ipam.resources import BlockAffinity, IPAMBlock
 from felix_py.layout import DRAIN
 from felix_py.records import ConfigurationRecord, NodeRecord, SecretRecord
 from policy.model import (
@@ -33,9 +36,18 @@ from policy.parse_cluster import parse_admin_policy, parse_baseline_admin_policy
 from policy.syntax import canonical_address, canonical_cidr
 
 P = TypeVar("P", NetworkPolicy, ClusterPolicy)
+R = TypeVar("R")
 
 _TERMINATED = frozenset({"Succeeded", "Failed"})
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
+
+
+def _keys(annotations: type[wire.Wire]) -> tuple[tuple[str, str], ...]:
+    """(field, annotation) of each."""
+    return tuple((one.name, one.encode_name) for one in msgspec.structs.fields(annotations))
+
+
+_OF_NAMESPACES, _OF_PODS = _keys(wire.PoolAnnotations), _keys(wire.AddressAnnotations)
 
 # --- sharing ---------------------------------------------------------------------------------------------------
 # Equal values are stored once: 100,000 pods have a few thousand label sets and a few hundred namespaces. The LRU
@@ -67,24 +79,46 @@ def _address(text: str) -> str:
 # --- kinds -----------------------------------------------------------------------------------------------------
 
 
-def _pod(pod: wire.WirePod) -> Pod:
+def _pod(pod: wire.WirePod, here: str = "") -> Pod:
+    """``here``: the node whose pods keep their annotations; empty: none do."""
     metadata, spec, status = pod.metadata, pod.spec, pod.status
     if not metadata.name or not metadata.namespace:
         raise ValueError("metadata.name and metadata.namespace must not be empty")
     texts = [ip.ip for ip in status.pod_ips or ()] or [status.pod_ip]
+    addresses = tuple([_address(text) for text in texts if text])
     return Pod(
         namespace=_shared(metadata.namespace),
         name=metadata.name,
         uid=_uid(metadata),
         node=_shared(spec.node_name),
         labels=_labels(metadata.labels),
-        addresses=tuple([_address(text) for text in texts if text]),
+        addresses=addresses,
         ports=_ports(spec),
         host_network=spec.host_network,
         active=status.phase not in _TERMINATED and not (metadata.deletion_timestamp and _have_ended(status)),
         since=max(metadata.creation_timestamp or "", status.start_time or ""),
         deleted=bool(metadata.deletion_timestamp),
+        announced=() if addresses else _announced(metadata),
+        annotations=_asked(metadata.annotations, _OF_PODS) if here and spec.node_name == here else (),
     )
+
+
+def _announced(metadata: wire.PodMetadata) -> tuple[str, ...]:
+    """The addresses of the annotation, at most one of each family; what is none is as if it were not there."""
+    words = metadata.annotations.announced.split(",") if metadata.annotations else []
+    try:
+        addresses = tuple([_address(word) for word in words if word])
+    except ValueError:
+        return ()
+    return addresses if len({":" in address for address in addresses}) == len(addresses) else ()
+
+
+def _asked(found: wire.PoolAnnotations | None, fields: Sequence[tuple[str, str]]) -> Labels:
+    """The annotations on addresses that there are."""
+    if found is None:
+        return ()
+    given = [(key, getattr(found, name)) for name, key in fields if getattr(found, name)]
+    return _shared(tuple(sorted(given))) if given else ()
 
 
 def _have_ended(status: wire.PodStatus) -> bool:
@@ -119,11 +153,12 @@ def _ports(spec: wire.PodSpec) -> tuple[NamedPort, ...]:
     return _shared(tuple(ports)) if ports else ()
 
 
-def _namespace(namespace: wire.Plain) -> Namespace:
+def _namespace(namespace: wire.WireNamespace) -> Namespace:
     metadata = namespace.metadata
     if not metadata.name:
         raise ValueError("metadata.name must not be empty")
-    return Namespace(metadata.name, _labels(metadata.labels))
+    asked = _asked(metadata.annotations, _OF_NAMESPACES)
+    return Namespace(metadata.name, _labels(metadata.labels), asked)
 
 
 def _parsed(policy: wire.WirePolicy, parse: Callable[[object], P]) -> P:
@@ -155,23 +190,44 @@ def _salvaged(parse: Callable[[object], P]) -> Salvage[P]:
     return salvaged
 
 
-def _configuration(found: wire.WirePolicy) -> ConfigurationRecord:
-    """The object with its spec. One that cannot be decoded is a problem of the record, which keeps its name."""
-    metadata = found.metadata
-    if not metadata.name:
+def _own_spec(found: wire.WireOwn) -> dict[str, Any]:
+    """The spec of an object of ours; ValueError if it is none."""
+    if not found.metadata.name:
         raise ValueError("metadata.name must not be empty")
     try:
         spec = msgspec.json.decode(found.spec) if found.spec else {}
     except UNDECODABLE as error:
-        return ConfigurationRecord(metadata.name, metadata.uid, problem=f"spec: {error}"[:LONGEST_REASON])
+        raise ValueError(f"spec: {error}"[:LONGEST_REASON]) from error
     if spec is not None and not isinstance(spec, dict):
-        return ConfigurationRecord(metadata.name, metadata.uid, problem="spec: must be an object")
-    return ConfigurationRecord(metadata.name, metadata.uid, spec or {})
+        raise ValueError("spec: must be an object")
+    return spec or {}
+
+
+def _configuration(found: wire.WireOwn) -> ConfigurationRecord:
+    """The object with its spec. One that cannot be decoded is a problem of the record, which keeps its name."""
+    metadata = found.metadata
+    created = metadata.creation_timestamp or ""
+    try:
+        return ConfigurationRecord(metadata.name, metadata.uid, _own_spec(found), created=created)
+    except ValueError as error:
+        if not metadata.name:
+            raise
+        return ConfigurationRecord(metadata.name, metadata.uid, problem=str(error), created=created)
 
 
 def _salvaged_configuration(meta: wire.Name, parts: dict[str, bytes], _reason: str) -> ConfigurationRecord:
-    metadata = wire.PolicyMetadata(meta.name, meta.namespace, meta.uid)
-    return _configuration(wire.WirePolicy(metadata, msgspec.Raw(parts.get("spec", b""))))
+    metadata = wire.OwnMetadata(meta.name, meta.namespace, meta.uid)
+    return _configuration(wire.WireOwn(metadata, msgspec.Raw(parts.get("spec", b""))))
+
+
+def _ipam(parse: Callable[[str, object, Origin], R]) -> Callable[[wire.WireOwn], R]:
+    """One of the objects that agents write; ValueError where somebody else has spoilt it."""
+
+    def convert(found: wire.WireOwn) -> R:
+        metadata = found.metadata
+        return parse(metadata.name, _own_spec(found), Origin(metadata.uid, metadata.resource_version))
+
+    return convert
 
 
 def _node(node: wire.WireNode) -> NodeRecord:
@@ -228,13 +284,19 @@ def _node_addresses(addresses: Sequence[wire.NodeAddress], kind: str) -> tuple[s
     return tuple(found)
 
 
-PODS = Kind("Pod", "v1", "/api/v1/pods", key=lambda pod: pod.key, wire_type=wire.WirePod, convert=_pod)
+def pods(here: str = "") -> Kind[Pod]:
+    """All pods; those of the node ``here`` with their annotations."""
+    convert = partial(_pod, here=here)
+    return Kind("Pod", "v1", "/api/v1/pods", key=lambda pod: pod.key, wire_type=wire.WirePod, convert=convert)
+
+
+PODS = pods()
 NAMESPACES = Kind(
     "Namespace",
     "v1",
     "/api/v1/namespaces",
     key=lambda namespace: ("", namespace.name),
-    wire_type=wire.Plain,
+    wire_type=wire.WireNamespace,
     convert=_namespace,
 )
 POLICIES = Kind(
@@ -277,13 +339,16 @@ NODES = Kind(
 )
 
 
+_OWN_VERSION = "felixpy.io/v1alpha1"
+
+
 def _own_kind(name: str, plural: str) -> Kind[ConfigurationRecord]:
     return Kind(
         name,
-        "felixpy.io/v1alpha1",
-        f"/apis/felixpy.io/v1alpha1/{plural}",
+        _OWN_VERSION,
+        f"/apis/{_OWN_VERSION}/{plural}",
         key=lambda found: ("", found.name),
-        wire_type=wire.WirePolicy,
+        wire_type=wire.WireOwn,
         convert=_configuration,
         salvage=_salvaged_configuration,
         optional=True,
@@ -295,9 +360,37 @@ BGP_CONFIGURATIONS = _own_kind("BGPConfiguration", "bgpconfigurations")
 BGP_PEERS = _own_kind("BGPPeer", "bgppeers")
 BGP_FILTERS = _own_kind("BGPFilter", "bgpfilters")
 BGP_KINDS = (BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS)
-OWN_KINDS = (CONFIGURATIONS, *BGP_KINDS)
+IP_POOLS = _own_kind("IPPool", "ippools")
+IP_RESERVATIONS = _own_kind("IPReservation", "ipreservations")
+POOL_KINDS = (IP_POOLS, IP_RESERVATIONS)
+OWN_KINDS = (CONFIGURATIONS, *BGP_KINDS, *POOL_KINDS)
 """Our own custom resources. Nothing waits for them, and policy does not see them: who uses one waits for its
 table to change (:meth:`felix_py.datastore.store.Store.own`)."""
+
+
+IPAM_BLOCKS: Kind[IPAMBlock] = Kind(
+    "IPAMBlock",
+    _OWN_VERSION,
+    f"/apis/{_OWN_VERSION}/ipamblocks",
+    key=lambda found: ("", found.name),
+    wire_type=wire.WireOwn,
+    convert=_ipam(parse_block),
+    optional=True,
+)
+
+
+def block_affinities(node: str = "") -> Kind[BlockAffinity]:
+    """BlockAffinities of one node, or of all."""
+    return Kind(
+        "BlockAffinity",
+        _OWN_VERSION,
+        f"/apis/{_OWN_VERSION}/blockaffinities",
+        key=lambda found: ("", found.name),
+        wire_type=wire.WireOwn,
+        convert=_ipam(parse_affinity),
+        optional=True,
+        query={"labelSelector": f"{NODE_LABEL}={node_label(node)}"} if node else None,
+    )
 
 
 def secret_kind(namespace: str, name: str) -> Kind[SecretRecord]:

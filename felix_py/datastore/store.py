@@ -69,6 +69,11 @@ class Table(Generic[R]):
         """Set once a full list is in. Never cleared."""
         self.changed = asyncio.Event()
         """Set whenever a source has told anything; who waits for it clears it."""
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` whenever a source has told anything; for more than one who waits."""
+        self._listeners.append(listener)
 
     @property
     def records(self) -> Mapping[ObjectKey, R]:
@@ -103,6 +108,8 @@ class Table(Generic[R]):
         self.changed.set()
         if changes:
             self._publish(changes)
+        for listener in self._listeners:
+            listener()
         if listed:
             self.listed.set()
             self._on_listed(self.kind.name)

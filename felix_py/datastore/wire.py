@@ -22,11 +22,31 @@ class Wire(Struct, gc=False, rename="camel"):
     """Base class with the API's camelCase names."""
 
 
-class PodAnnotations(Wire):
-    """The annotations by which a mirror pod names its static pod."""
+class PoolAnnotations(Wire):
+    """The annotations of a namespace or a pod that choose pools (:mod:`felix_py.ipam.asked`)."""
+
+    ipv4_pools: str = field(default="", name="felixpy.io/ipv4-pools")
+    ipv6_pools: str = field(default="", name="felixpy.io/ipv6-pools")
+    calico_ipv4_pools: str = field(default="", name="cni.projectcalico.org/ipv4pools")
+    calico_ipv6_pools: str = field(default="", name="cni.projectcalico.org/ipv6pools")
+
+
+class AddressAnnotations(PoolAnnotations):
+    """The annotations of a pod that choose its addresses."""
+
+    addresses: str = field(default="", name="felixpy.io/ip-addresses")
+    mac: str = field(default="", name="felixpy.io/mac")
+    keep: str = field(default="", name="felixpy.io/keep-address")
+    calico_addresses: str = field(default="", name="cni.projectcalico.org/ipAddrs")
+    calico_mac: str = field(default="", name="cni.projectcalico.org/hwAddr")
+
+
+class PodAnnotations(AddressAnnotations):
+    """Those, and the annotations by which a mirror pod names its static pod, and an agent a pod's addresses."""
 
     mirror: str = field(default="", name="kubernetes.io/config.mirror")
     hash: str = field(default="", name="kubernetes.io/config.hash")
+    announced: str = field(default="", name="felixpy.io/pod-ips")
 
 
 class PolicyMetadata(Wire):
@@ -42,6 +62,12 @@ class Metadata(PolicyMetadata):
     """meta/v1 ObjectMeta."""
 
     labels: dict[str, str] | None = None
+
+
+class NamespaceMetadata(Metadata):
+    """meta/v1 ObjectMeta of a namespace."""
+
+    annotations: PoolAnnotations | None = None
 
 
 class PodMetadata(Metadata):
@@ -124,16 +150,29 @@ class WirePod(Wire):
     status: PodStatus = field(default_factory=PodStatus)
 
 
-class Plain(Wire):
-    """Any object of which only the metadata is needed."""
+class WireNamespace(Wire):
+    """core/v1 Namespace."""
 
-    metadata: Metadata
+    metadata: NamespaceMetadata
 
 
 class WirePolicy(Wire):
     """A policy of any of the four kinds; its spec is decoded separately and checked by :mod:`policy`."""
 
     metadata: PolicyMetadata
+    spec: Raw = field(default_factory=Raw)
+
+
+class OwnMetadata(PolicyMetadata):
+    """meta/v1 ObjectMeta of a kind of ours."""
+
+    creation_timestamp: str | None = None
+
+
+class WireOwn(Wire):
+    """An object of a kind of ours; its spec is decoded separately."""
+
+    metadata: OwnMetadata
     spec: Raw = field(default_factory=Raw)
 
 

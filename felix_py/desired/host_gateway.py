@@ -7,7 +7,7 @@ the same limits hold here, and what two nodes claim is no node's.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -45,12 +45,14 @@ def node_routes(
     own: Collection[str],
     within: PrefixSet,
     never: PrefixSet,
+    blocks: Mapping[str, Collection[str]] | None = None,
 ) -> NodeRoutes:
-    """Returns the routes of node ``here`` to the podCIDRs of all others of ``nodes``.
+    """Returns the routes of node ``here`` to the podCIDRs of all others of ``nodes``, and to their ``blocks``.
 
     ``reach`` knows the links of this node. ``own``: its podCIDRs, which may differ from those in its Node object.
     Only podCIDRs inside ``within`` (the cluster's CIDRs) and inside none of ``never`` (Service CIDRs, addresses
-    of running pods of this node) are routed.
+    of running pods of this node) are routed. Blocks and borrowed addresses are one node's only; they may lie in
+    a podCIDR of another, of which they are the longer prefix.
     """
     found = NodeRoutes()
     others = [node for node in nodes if node.name != here]
@@ -58,7 +60,7 @@ def node_routes(
     rival_of = _rivals([*claims, *(Claim(here, cidr) for cidr in own)])
     address_in = _address_finder(nodes)
     for node in others:
-        for cidr in node.pod_cidrs:
+        for cidr in dict.fromkeys((*node.pod_cidrs, *(blocks or {}).get(node.name, ()))):
             claim = Claim(node.name, cidr)
             if rival := rival_of.get(claim):
                 found.refused[claim] = f"it overlaps {rival.cidr}, a podCIDR of node {rival.node}"

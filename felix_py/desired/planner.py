@@ -86,11 +86,22 @@ class Planner:
         if delta.family in self._families:
             self._families[delta.family].policy(delta)
 
-    def cluster(self, own: Iterable[str], pool: Iterable[str], nodes: Iterable[str]) -> None:
-        """Set the node's own pod CIDRs, every pod CIDR of the cluster, and the addresses of all nodes."""
-        own, pool, nodes = list(own), list(pool), list(nodes)
+    def cluster(
+        self,
+        own: Iterable[str],
+        pods: Iterable[str],
+        nodes: Iterable[str],
+        masqueraded: Iterable[str] | None = None,
+    ) -> None:
+        """Set the node's own pod CIDRs, every pod CIDR of the cluster, and the addresses of all nodes.
+
+        ``masqueraded``: sources whose packets to anywhere else are masqueraded; None: ``pods``.
+        """
+        own, pods, nodes = list(own), list(pods), list(nodes)
+        sources = pods if masqueraded is None else list(masqueraded)
         for family, plan in self._families.items():
-            plan.cluster(_of(family, own), _of(family, pool), _of(family, nodes))
+            inside = _of(family, pods) | _of(family, nodes)
+            plan.cluster(_of(family, own), _of(family, sources), inside)
 
     def learned(self, routes: Mapping[RouteRef, Route | None]) -> None:
         """Take over changes of the best routes, as :func:`learned_routes` makes them."""
@@ -115,12 +126,14 @@ class Planner:
 
 
 def learned_routes(
-    routes: Mapping[str, tuple[str, ...]], interface_of: Callable[[str], str]
+    routes: Mapping[str, tuple[str, ...]],
+    interface_of: Callable[[str], str],
+    metric_of: Callable[[str], int] = lambda _prefix: 0,
 ) -> dict[RouteRef, Route | None]:
     """The routes for prefix -> gateways; () withdraws a prefix.
 
     ``interface_of`` returns the interface towards a gateway; empty: the kernel looks it up. A link-local gateway
-    is followed by its interface: ``fe80::1%eth0``.
+    is followed by its interface: ``fe80::1%eth0``. ``metric_of`` returns the metric of a prefix; 0: the default.
     """
     made: dict[RouteRef, Route | None] = {}
     hops_of: dict[tuple[str, ...], tuple[NextHop, ...]] = {}
@@ -131,7 +144,7 @@ def learned_routes(
             hops = hops_of[gateways] = tuple(
                 NextHop(g.partition("%")[0], interface_of(g)) for g in sorted(gateways)
             )
-        made[key] = Route(key, next_hops=hops) if hops else None
+        made[key] = Route(key, next_hops=hops, metric=metric_of(prefix)) if hops else None
     return made
 
 
@@ -288,7 +301,7 @@ class _FamilyPlan:
 
     # --- the cluster ---------------------------------------------------------------------------------
 
-    def cluster(self, own: set[str], pool: set[str], nodes: set[str]) -> None:
+    def cluster(self, own: set[str], sources: set[str], inside: set[str]) -> None:
         for cidr in own - self._own:
             key = RouteRef(cidr, ROUTE_PROTOCOL_PODS)
             self._now.routes[key] = Route(key, RouteKind.BLACKHOLE)
@@ -296,8 +309,8 @@ class _FamilyPlan:
             self._now.routes[RouteRef(cidr, ROUTE_PROTOCOL_PODS)] = None
         self._own = own
         if self._options.nat_outgoing:
-            self._fill(self._names.pool, pool)
-            self._fill(self._names.no_masquerade, pool | nodes)
+            self._fill(self._names.pool, sources)
+            self._fill(self._names.no_masquerade, inside)
 
     def _fill(self, name: str, cidrs: set[str]) -> None:
         """Make ``cidrs`` the exact content of a set."""

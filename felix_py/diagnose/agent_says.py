@@ -28,12 +28,16 @@ class Configuration(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class AgentSays:
-    """``learned``: best routes, prefix -> gateways. ``settled``: every configured BGP peer is established."""
+    """``learned``: best routes, prefix -> gateways; ``metrics``: of those that have another one than the default.
+
+    ``settled``: every configured BGP peer is established.
+    """
 
     node: str
     configuration: Configuration
     unready: str = ""
     learned: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    metrics: dict[str, int] = field(default_factory=dict)
     settled: bool = True
 
 
@@ -66,7 +70,8 @@ def _read(status: dict[str, Any]) -> AgentSays | None:
             configuration=msgspec.convert(status["configuration"], Configuration),
             unready=status["unready"] or "",
             learned={prefix: tuple(hops) for prefix, hops in status["routes"].items()},
+            metrics={prefix: int(metric) for prefix, metric in status.get("routeMetrics", {}).items()},
             settled=all(peer["established"] for peer in status["peers"]),
         )
-    except (KeyError, TypeError, AttributeError, msgspec.ValidationError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return None

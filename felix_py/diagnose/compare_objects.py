@@ -22,8 +22,6 @@ from policy.model import Family
 
 _AF = {Family.V4: socket.AF_INET, Family.V6: socket.AF_INET6}
 _TABLE_MAIN, _UNICAST = 254, 1
-_METRIC = {Family.V4: 0, Family.V6: 1024}
-"""The kernel's default metrics. Our routes have none; foreign routes of the same prefix with others coexist."""
 
 _SETTINGS = {Family.V4: ("ipv4/ip_forward", "1"), Family.V6: ("ipv6/conf/all/forwarding", "1")}
 
@@ -106,30 +104,36 @@ def route_differences(
         if key.destination.partition("/")[0] in pardoned:
             continue
         place = f"{key} (protocol {key.protocol})"
-        route, there = routes.get(key), found.get(key)
+        route, there = routes.get(key), found.get(key, [])
         about = owners.address(key.destination) or _purpose(route)
         if route is None:
-            if strays and there is not None:
-                yield Difference(key, Problem.EXTRA, about, "", _packed(there), place)
-        elif there is None:
+            if strays and there:
+                yield Difference(key, Problem.EXTRA, about, "", _packed(there[0]), place)
+        elif not there:
             yield Difference(key, Problem.MISSING, about, _route(route), place=place)
-        elif not _satisfied(route, there):
-            yield Difference(key, Problem.ALTERED, about, _route(route), _packed(there), place)
+        elif not any(_satisfied(route, one) for one in there):
+            yield Difference(key, Problem.ALTERED, about, _route(route), _packed(there[0]), place)
+        else:
+            for one in there:
+                if one.metric != route_messages.normal_metric(one.destination[0], route.metric):
+                    yield Difference(key, Problem.EXTRA, about, _route(route), _packed(one), place)
 
 
-def _routes(families: Collection[Family], protocols: Collection[int]) -> dict[RouteRef, route_messages.Packed]:
+def _routes(
+    families: Collection[Family], protocols: Collection[int]
+) -> dict[RouteRef, list[route_messages.Packed]]:
     """The kernel's routes as pyroute2 decodes them, independently of the code that wrote them."""
     from pyroute2 import IPRoute
 
-    found: dict[RouteRef, route_messages.Packed] = {}
+    found: dict[RouteRef, list[route_messages.Packed]] = {}
     with IPRoute() as netlink:
         for family in families:
             for answer in netlink.get_routes(family=_AF[family], table=_TABLE_MAIN):
                 if answer["proto"] not in protocols or answer["tos"]:
                     continue
                 route = _decoded(family, answer)
-                if answer.get_attr("RTA_PRIORITY", 0) == _METRIC[family]:
-                    found[RouteRef(route_messages.destination_text(route.destination), route.protocol)] = route
+                key = RouteRef(route_messages.destination_text(route.destination), route.protocol)
+                found.setdefault(key, []).append(route)
     return found
 
 
@@ -151,6 +155,7 @@ def _decoded(family: Family, answer: Any) -> route_messages.Packed:
         scope=answer["scope"],
         source=packed(answer.get_attr("RTA_PREFSRC")),
         hops=tuple(sorted(hops)),
+        metric=route_messages.normal_metric(family, answer.get_attr("RTA_PRIORITY", 0)),
     )
 
 
@@ -171,7 +176,7 @@ def _satisfied(wanted: Route, found: route_messages.Packed) -> bool:
 def _route(route: Route) -> str:
     if route.kind is RouteKind.BLACKHOLE:
         return "blackhole"
-    return ", ".join(map(_hop, route.next_hops))
+    return _with_metric(", ".join(map(_hop, route.next_hops)), route.metric)
 
 
 def _hop(hop: NextHop) -> str:
@@ -188,7 +193,11 @@ def _packed(route: route_messages.Packed) -> str:
         except OSError:
             name = f"interface {index}"
         hops.append(_hop(NextHop(socket.inet_ntop(family, gateway) if gateway else "", name)))
-    return ", ".join(hops) or "blackhole"
+    return _with_metric(", ".join(hops) or "blackhole", route.metric)
+
+
+def _with_metric(text: str, metric: int) -> str:
+    return f"{text} metric {metric}" if metric else text
 
 
 # --- interfaces and settings -------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from felix_py.agent.facts import Facts
 from felix_py.agent.held import HeldLeases
+from felix_py.agent.pooled import Pooled
 from felix_py.agent.view import ClusterView
 from felix_py.dataplane.iptables_text import render
 from felix_py.datastore.fetch import Fetched
@@ -15,6 +17,7 @@ from felix_py.desired.names import DISPATCH, SetNames
 from felix_py.desired.planner import Planner
 from felix_py.desired.render import class_number, class_rule
 from felix_py.desired.static import StaticOptions
+from felix_py.ipam.parse import Bad, Declared, parse_pool, without_overlaps
 from felix_py.records import Lease, SetSpec, Update, endpoint_of
 from felix_py.ruleset.model import Rule, Ruleset
 from felix_py.ruleset.run import Sets
@@ -55,24 +58,26 @@ def intended(
     cluster: Fetched,
     leases: Collection[Lease],
     learned: Mapping[str, tuple[str, ...]],
+    metrics: Mapping[str, int],
     rules: Callable[[Family], Ruleset],
     sets: Sets,
 ) -> Intended:
     """Run the agent's own engine and planner over everything at once.
 
-    ``rules`` and ``sets`` are the kernel's: class numbers do not follow from the cluster, so they are taken from
-    there.
+    ``learned``: prefix -> gateways; ``metrics``: prefix -> metric, where it is not the default. ``rules`` and
+    ``sets`` are the kernel's: class numbers do not follow from the cluster, so they are taken from there.
     """
     pods, nodes = {pod.key: pod for pod in cluster.pods}, {("", node.name): node for node in cluster.nodes}
     engine, view = Engine(settings.families), ClusterView()
     facts = Facts(settings.node_name, pods, nodes, HeldLeases(), engine, view, settings.cluster_cidrs)
+    facts.set_pooled(_pooled(settings.node_name, cluster))
     for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies, *cluster.pods):
         facts.fold(Change(None, record))
     attached = known(leases, cluster)
     complete = len(attached) == len(leases)
     for lease in attached:
         facts.attach(lease)
-    facts.learned(learned)
+    facts.learned(learned, metric_of=lambda prefix: metrics.get(prefix, 0))
     held = {
         (family, direction): _held(family, direction, settings.options.marks, rules(family), sets, facts)
         for family in settings.families
@@ -86,6 +91,14 @@ def intended(
         update.merge(planner.confirm())
     newest = tuple(lease for lease in attached if facts.held.stands(lease))
     return Intended(_present(update), facts, newest, complete)
+
+
+def _pooled(node_name: str, cluster: Fetched) -> Pooled:
+    declared = []
+    for record in cluster.pools:
+        with suppress(Bad):
+            declared.append(Declared(parse_pool(record.name, record.spec), record.created))
+    return Pooled.of(node_name, without_overlaps(declared)[0], cluster.blocks)
 
 
 def known(leases: Iterable[Lease], cluster: Fetched) -> tuple[Lease, ...]:

@@ -69,8 +69,8 @@ def verify(
 def _compare(settings: Settings, seen: Look, live: Callable[[], Live]) -> Findings:
     with live() as kernel:
         present = [lease for lease in seen.leases if interface_state(lease.interface) is not None]
-        learned = seen.agent.learned if seen.agent else {}
-        wanted = intended(settings, seen.cluster, present, learned, kernel.rules, kernel.sets)
+        learned, metrics = (seen.agent.learned, seen.agent.metrics) if seen.agent else ({}, {})
+        wanted = intended(settings, seen.cluster, present, learned, metrics, kernel.rules, kernel.sets)
         found = Findings(notes=[*_notes(seen, wanted, present), *kernel.notes])
         found.differences = list(_differences(settings, seen, wanted, kernel, found.compared))
     return found

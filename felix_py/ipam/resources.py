@@ -78,6 +78,8 @@ class IPAMBlock:
     """A node that was deleted and created anew with its name is another one."""
     resource_version: str = ""
     lent: tuple[Loan, ...] = ()
+    uid: str = ""
+    """The object's own: a block that was given back and claimed again is another one."""
 
 
 class AffinityState(Enum):
@@ -97,6 +99,7 @@ class BlockAffinity:
     cidr: str
     state: AffinityState
     resource_version: str = ""
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ or three disk flushes a commit. The store flushes once, the database: power loss
 that does not match its digest, but then no pod that a lease could belong to is running either.
 
 The digest detects neither a missing file nor an older copy; :mod:`felix_py.cni.recovery` does.
+
+A released address rests (:mod:`felix_py.ipam.allocate`). After a restart, the history beside the store tells for
+how long it has (:mod:`felix_py.ipam.history`).
 """
 
 from __future__ import annotations
@@ -18,77 +21,49 @@ import ipaddress
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Literal
 
 from felix_py.ipam import schema
+from felix_py.ipam.allocate import Resting, choose
+from felix_py.ipam.claims import Claim, LeaseKey, Lookup, nobody
+from felix_py.ipam.errors import (
+    UNREADABLE,
+    AddressUnavailable,
+    AllocationError,
+    AlreadyLeased,
+    PoolExhausted,
+    StoreDamaged,
+    StoreError,
+    damaged,
+    explained,
+)
+from felix_py.ipam.history import Entry, History, since_boot
 from felix_py.ipam.pool import Pool, address_number, address_text
 from felix_py.ipam.schema import MODULUS, digest, lease_of, row_of
 from felix_py.layout import interface_name
 from felix_py.records import Elsewhere, Lease
 from policy.model import Family
 
+__all__ = [
+    "AddressStore",
+    "AddressUnavailable",
+    "AllocationError",
+    "AlreadyLeased",
+    "Claim",
+    "LeaseKey",
+    "Lookup",
+    "PoolExhausted",
+    "StoreDamaged",
+    "StoreError",
+    "nobody",
+]
+
 _INSERT = "INSERT INTO held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LOCK_WAIT = 5.0
 """Seconds to wait for an agent that is just stopping."""
-
-_UNREADABLE = (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError, MemoryError)
-"""Raised by reading a damaged database; MemoryError when a record claims an absurd length."""
-
-
-class StoreError(Exception):
-    """The store cannot be opened; the message says what to do."""
-
-
-class StoreDamaged(StoreError):
-    """The file's content is not what was written; the file was not changed."""
-
-
-class AllocationError(Exception):
-    """No lease was made and nothing has changed."""
-
-
-class PoolExhausted(AllocationError):
-    """Every address of a family is taken."""
-
-
-class AddressUnavailable(AllocationError):
-    """A requested address is taken, outside the pools, or used by something else on this node."""
-
-
-class AlreadyLeased(AllocationError):
-    """The interface has a lease already."""
-
-
-Lookup = Callable[[Family, int, int], Elsewhere | None]
-"""Returns the other user (not a pod of this node) of an address in a CIDR of that prefix length, or None."""
-
-
-def nobody(_family: Family, _number: int, _length: int) -> Elsewhere | None:
-    """A :data:`Lookup` that finds no other user."""
-    return None
-
-
-LeaseKey = tuple[str, str]
-"""(container, ifname)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The owner of a new lease: container id, interface name in it, CNI network name, and the pod."""
-
-    container: str
-    ifname: str
-    network: str
-    namespace: str
-    pod: str
-    uid: str = ""
-
-    @property
-    def key(self) -> LeaseKey:
-        return (self.container, self.ifname)
 
 
 class AddressStore:
@@ -98,8 +73,9 @@ class AddressStore:
     be given out twice.
     """
 
-    def __init__(self, path: Path, elsewhere: Lookup = nobody) -> None:
-        """Open or create the store. ``elsewhere`` is asked before an address is given out.
+    def __init__(self, path: Path, elsewhere: Lookup = nobody, history: History | None = None) -> None:
+        """Open or create the store. ``elsewhere`` is asked before an address is given out; ``history``: of the
+        leases, to be read now and appended to.
 
         Raises:
             StoreDamaged: the content is not what was written.
@@ -116,11 +92,21 @@ class AddressStore:
         self._elsewhere = elsewhere
         self.skipped: dict[str, Elsewhere] = {}
         """Other users of addresses that were passed over, by :attr:`Elsewhere.what`; a reader may clear it."""
+        self.cooldown = 60.0
+        """Seconds that a released address rests while another one is free; it may change at any time."""
+        self._resting = Resting()
+        self._history = history
+        self._happened: list[Entry] = []
+        """In the open group."""
+        self.closed: frozenset[str] = frozenset()
+        """CIDRs out of which nothing is given: see :meth:`close_empty`."""
         self._grouped = False
+        self._unsure = False
+        """Whether a write failed so that it is not known what the file holds."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             if fault := schema.header_fault(path):
-                raise _damaged(path, fault)
+                raise damaged(path, fault)
             self._db = sqlite3.connect(path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot open the address store {path}: {error}") from error
@@ -128,9 +114,22 @@ class AddressStore:
             self._open()
         except BaseException as error:
             self.close()
-            if isinstance(error, _UNREADABLE):
-                raise _explain(path, error) from error
+            if isinstance(error, UNREADABLE):
+                raise explained(path, error) from error
             raise
+        self._read_history()
+
+    def _read_history(self) -> None:
+        """Let released addresses rest on. One whose release is not noted, by a crash, begins now."""
+        if self._history is None:
+            return
+        now = since_boot()
+        found = {a: now if at is None else min(at, now) for a, at in self._history.releases().items()}
+        for text, at in sorted(found.items(), key=lambda item: item[1]):
+            with suppress(ValueError):
+                family, number = address_number(text)
+                if number not in self._used[family]:
+                    self._resting.add(family, number, at)
 
     def _open(self) -> None:
         # Exclusive: queries are answered from memory, so a second writer would give addresses out twice.
@@ -221,7 +220,7 @@ class AddressStore:
         """The other users of ``addresses``, by address; the addresses' own routes do not count."""
         asked = {address: address_number(address) for address in addresses}
         looked = {address: self._elsewhere(family, n, family.bits) for address, (family, n) in asked.items()}
-        return {address: found for address, found in looked.items() if found is not None}
+        return {address: found for address, found in looked.items() if found is not None and not found.reserved}
 
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface. May be called from any thread."""
@@ -245,6 +244,33 @@ class AddressStore:
             used = sum(number in pool for number in list(self._used[pool.family]))
             found[pool.cidr] = used, pool.last - pool.first + 1 - used
         return found
+
+    def resting(self, cidrs: Iterable[str]) -> dict[str, int]:
+        """How many free addresses of each CIDR rest. ValueError: a text is not a CIDR."""
+        now = since_boot()
+        return {pool.cidr: self._resting.still(pool, now, self.cooldown) for pool in map(Pool.of, cidrs)}
+
+    def rested(self, address: str) -> float | None:
+        """Seconds since an address was released; None if it was not, or is leased. ValueError: no address."""
+        family, number = address_number(address)
+        at = self._resting.of(family).get(number)
+        return None if at is None else since_boot() - at
+
+    def numbers(self, family: Family) -> list[int]:
+        """The addresses of one family that leases have, as numbers. May be called from any thread."""
+        return list(self._used[family])
+
+    def close_empty(self, cidr: str) -> bool:
+        """Give nothing out of a CIDR any more, if no lease is in it and none of its addresses rests; whether that
+        is so. Not stored."""
+        if self.usage([cidr])[cidr][0] or self.resting([cidr])[cidr]:
+            return False
+        self.closed |= {cidr}
+        return True
+
+    def reopen(self, *cidrs: str) -> None:
+        """Undo :meth:`close_empty`."""
+        self.closed -= {*cidrs}
 
     def all(self) -> tuple[Lease, ...]:
         """Every lease, oldest first."""
@@ -300,8 +326,12 @@ class AddressStore:
             self._db.execute("DELETE FROM held WHERE container = ? AND ifname = ?", (container, ifname))
             self._digest -= digest("held", row_of(lease))
             del self._leases[container, ifname]
+            now = since_boot()
             for family, text in lease.addresses.items():
-                del self._used[family][address_number(text)[1]]
+                number = address_number(text)[1]
+                del self._used[family][number]
+                self._resting.add(family, number, now)
+            self._note("released", lease)
         return lease
 
     @contextmanager
@@ -313,8 +343,11 @@ class AddressStore:
         if self._grouped:
             yield
             return
+        if self._unsure:
+            self._load_again()
         self._db.execute("BEGIN IMMEDIATE")
         self._grouped = True
+        tables, resting = self._tables(), self._resting.copy()
         try:
             before, changes = self._digest, self._db.total_changes
             yield
@@ -325,12 +358,39 @@ class AddressStore:
             if self._db.total_changes != changes:
                 self._sync()
         except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            self._load()
+            self._leases, self._used, self._cursors, self._boot, self._digest = tables
+            self._resting = resting
+            self._happened.clear()
+            self._unsure = True
+            with suppress(sqlite3.Error):  # the disk that refused the write may refuse this one, too
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self._load_again()
             raise
         finally:
             self._grouped = False
+        if self._history is not None and self._happened:
+            self._history.note(self._happened)
+            self._happened.clear()
+
+    def _note(self, what: Literal["leased", "released"], lease: Lease) -> None:
+        if self._history is not None:
+            self._happened.append(self._history.entry(what, lease))
+
+    def _tables(self) -> tuple[Any, ...]:
+        """Copies of what is in memory."""
+        used = {family: dict(held) for family, held in self._used.items()}
+        return dict(self._leases), used, dict(self._cursors), self._boot, self._digest
+
+    def _load_again(self) -> None:
+        """Read what a failed write left. Raises sqlite3.Error if that cannot be read, or is damaged."""
+        try:
+            self._load()
+        except sqlite3.Error:
+            raise
+        except UNREADABLE as error:
+            raise sqlite3.DatabaseError(str(error)) from error
+        self._unsure = False
 
     def _sync(self) -> None:
         try:
@@ -343,15 +403,17 @@ class AddressStore:
             raise AlreadyLeased(f"container {claim.container} already has a lease for {claim.ifname}")
 
     def _free(self, pools: Sequence[Pool]) -> tuple[Pool, int] | None:
-        for pool in pools:
-            after, tried = self._cursors.get(pool.cidr), set()
-            while (number := pool.next(self._used[pool.family], after)) is not None and number not in tried:
-                if (found := self._elsewhere(pool.family, number, pool.length)) is None:
-                    return pool, number
-                self.skipped[found.what] = found
-                tried.add(number)
-                after = min(found.last, pool.last)
-        return None
+        open_ = [pool for pool in pools if pool.cidr not in self.closed]
+        if not open_:
+            return None
+        used = self._used[open_[0].family]
+        return choose(open_, used, self._resting, self._cursors, self._usable, since_boot(), self.cooldown)
+
+    def _usable(self, pool: Pool, number: int) -> Elsewhere | None:
+        found = self._elsewhere(pool.family, number, pool.length)
+        if found is not None and not found.reserved:
+            self.skipped[found.what] = found
+        return found
 
     def _exhausted(self, pools: Sequence[Pool]) -> str:
         text = f"no free address is left in {', '.join(pool.cidr for pool in pools)}"
@@ -366,12 +428,13 @@ class AddressStore:
             family, number = address_number(text)
             if family in wanted:
                 raise AddressUnavailable(f"{text} is a second IPv{int(family)} address; an interface has one")
-            if pools is not None and not any(number in pool for pool in pools.get(family, ())):
+            open_pools = [pool for pool in (pools or {}).get(family, ()) if pool.cidr not in self.closed]
+            if pools is not None and not any(number in pool for pool in open_pools):
                 raise AddressUnavailable(f"{text} is not a pod address of the node's pod CIDRs")
             if (holder := self._used[family].get(number)) is not None:
                 raise AddressUnavailable(f"{text} is in use by container {holder[0]}")
             length = next((p.length for p in (pools or {}).get(family, ()) if number in p), int(family.bits))
-            if found := self._elsewhere(family, number, length):
+            if (found := self._elsewhere(family, number, length)) and not found.reserved:
                 raise AddressUnavailable(f"{text} cannot be a pod's: {found.what} is {found.how}")
             wanted[family] = number
         return wanted
@@ -411,8 +474,11 @@ class AddressStore:
         self._digest += digest("held", row)
         self._leases[lease.container, lease.ifname] = lease
         for family, text in lease.addresses.items():
-            self._used[family][address_number(text)[1]] = (lease.container, lease.ifname)
+            number = address_number(text)[1]
+            self._used[family][number] = (lease.container, lease.ifname)
+            self._resting.drop(family, number)
         self._newest = max(self._newest, lease.created)
+        self._note("leased", lease)
 
     def _move_cursor(self, cidr: str, last: int) -> None:
         family, before = Pool.of(cidr).family, self._cursors.get(cidr)
@@ -429,16 +495,3 @@ def _pools(cidrs: Iterable[str]) -> dict[Family, list[Pool]]:
     for pool in map(Pool.of, cidrs):
         pools.setdefault(pool.family, []).append(pool)
     return pools
-
-
-def _explain(path: Path, error: BaseException) -> StoreError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
-    if code == sqlite3.SQLITE_BUSY:
-        return StoreError(f"the address store {path} is in use: is another felix-py agent running on this node?")
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        return StoreError(f"cannot use the address store {path}: {error}")
-    return _damaged(path, error)
-
-
-def _damaged(path: Path, reason: object) -> StoreDamaged:
-    return StoreDamaged(f"the address store {path} is damaged ({reason})")

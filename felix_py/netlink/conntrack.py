@@ -128,6 +128,26 @@ def concerned(wanted: Mapping[Family, Collection[bytes]], ends: Collection[End])
     return test
 
 
+def addresses(entry: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """The four addresses of a dump's entry: source and destination, of the original and of the reply direction.
+
+    Raises:
+        ValueError: the entry has no addresses.
+    """
+    head, size = _TUPLE_HEAD[entry[0]]
+    reply = entry[4] | entry[5] << 8
+    if entry[8:16] != head or entry[8 + reply : 16 + reply] != head:
+        source, destination, answering, asked = (_address(entry, end) for end in End)
+        return source, destination, answering, asked
+    second = 20 + size
+    return (
+        entry[16 : 16 + size],
+        entry[second : second + size],
+        entry[16 + reply : 16 + reply + size],
+        entry[second + reply : second + reply + size],
+    )
+
+
 def _address(entry: bytes, end: End) -> bytes:
     kind, flag = end.value
     source, destination, _, _ = _tuple(entry, _attributes(entry, _GENMSG, len(entry)).get(kind))

@@ -68,8 +68,8 @@ def _link(kind: int, index: int, attrs: bytes, flags: int = 0, mask: int = 0) ->
 
 
 def get_link(name: str) -> bytes:
-    """RTM_GETLINK for one interface."""
-    return _link(RTM_GETLINK, 0, name_attr(name))
+    """RTM_GETLINK for one interface, without its statistics."""
+    return _link(RTM_GETLINK, 0, name_attr(name) + attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS)))
 
 
 def dump_links() -> bytes:

@@ -29,7 +29,7 @@ _STATIC = 4
 _VIA = 18
 _FIB_MATCH = 0x2000
 _METRIC = {Family.V4: 0, Family.V6: 1024}
-"""Metric of a route made without one, as ours are; routes of the same prefix with another metric coexist."""
+"""Metric of a route made without one; routes of the same prefix with another metric coexist."""
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTNEXTHOP = struct.Struct("=HBBI")
@@ -49,7 +49,7 @@ The gateway of an IPv4 route may be an IPv6 address (RFC 8950).
 
 
 class Packed(NamedTuple):
-    """A route in the kernel's terms; ``hops`` sorted. IPv6 has no scopes: 0 there."""
+    """A route in the kernel's terms; ``hops`` sorted. IPv6 has no scopes: 0 there. ``metric`` 0: the default."""
 
     destination: Destination
     protocol: int
@@ -57,10 +57,13 @@ class Packed(NamedTuple):
     scope: int
     source: bytes
     hops: tuple[Hop, ...]
+    metric: int = 0
 
     def satisfies(self, wanted: Packed) -> bool:
         """Whether the kernel's route (self) is the wanted one."""
         if (self.kind, self.scope, self.source) != (wanted.kind, wanted.scope, wanted.source):
+            return False
+        if self.metric != wanted.metric:
             return False
         if len(self.hops) != len(wanted.hops):
             return False
@@ -98,8 +101,9 @@ def pack(route: Route, destination: Destination, interface_index: Callable[[str]
             what ``interface_index`` raises.
     """
     family = destination[0]
+    metric = normal_metric(family, route.metric)
     if route.kind is RouteKind.BLACKHOLE:
-        return Packed(destination, route.key.protocol, _KINDS[route.kind], _SCOPE_UNIVERSE, b"", ())
+        return Packed(destination, route.key.protocol, _KINDS[route.kind], _SCOPE_UNIVERSE, b"", (), metric)
     if not route.next_hops:
         raise ValueError("a unicast route without next hops")
     hops: list[Hop] = []
@@ -112,7 +116,12 @@ def pack(route: Route, destination: Destination, interface_index: Callable[[str]
         raise ValueError("a next hop with neither gateway nor interface")
     scope = _SCOPE_LINK if route.link_scope and family is Family.V4 else _SCOPE_UNIVERSE
     source = _address(family, route.source) if route.source else b""
-    return Packed(destination, route.key.protocol, _KINDS[route.kind], scope, source, tuple(hops))
+    return Packed(destination, route.key.protocol, _KINDS[route.kind], scope, source, tuple(hops), metric)
+
+
+def normal_metric(family: Family, metric: int) -> int:
+    """A metric as :class:`Packed` has it: 0 for that of a route made without one."""
+    return 0 if metric == _METRIC[family] else metric
 
 
 def _address(family: Family, text: str) -> bytes:
@@ -125,6 +134,8 @@ def _address(family: Family, text: str) -> bytes:
 def new(route: Packed, flags: int) -> bytes:
     """RTM_NEWROUTE. A hop with gateway and interface is ``onlink``, whatever the interface's addresses."""
     parts = [_head(route.destination, route.protocol, route.kind, route.scope)]
+    if route.metric:
+        parts.append(attr(_PRIORITY, _U32.pack(route.metric)))
     if route.source:
         parts.append(attr(_PREFSRC, route.source))
     if len(route.hops) == 1:
@@ -144,9 +155,14 @@ def new_default(family: Family, gateway: str, interface: int) -> bytes:
     return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, head + hop)
 
 
-def delete(destination: Destination, protocol: int) -> bytes:
-    """RTM_DELROUTE: the kernel deletes the route only if it has this protocol number."""
-    return message(RTM_DELROUTE, 0, _head(destination, protocol, 0, _SCOPE_ANY))
+def delete(destination: Destination, protocol: int, metric: int = 0) -> bytes:
+    """RTM_DELROUTE: the kernel deletes the route only if it has this protocol number, and this metric.
+
+    IPv4 has no word for "no metric": then of several routes the one with the lowest metric goes.
+    """
+    least = metric or _METRIC[destination[0]]
+    priority = attr(_PRIORITY, _U32.pack(least)) if least else b""
+    return message(RTM_DELROUTE, 0, _head(destination, protocol, 0, _SCOPE_ANY) + priority)
 
 
 def dump(family: Family, protocol: int) -> bytes:
@@ -206,15 +222,16 @@ def _path(family: Family, hop: Hop) -> bytes:
 
 
 def read(answer: memoryview) -> Packed | None:
-    """The route of a dump's answer; None if its metric or TOS is none that ours have."""
+    """The route of a dump's answer; None if it has a TOS, as none of ours has."""
     _, _, _, tos, _, protocol, scope, kind, _ = _RTMSG.unpack_from(answer)
+    if tos:
+        return None
     found = attributes(answer[_RTMSG.size :])
     destination = _destination(answer, found)
-    if _number(found, _PRIORITY) != _METRIC[destination[0]] or tos:
-        return None
     hops = _hops(found) if kind == _KINDS[RouteKind.UNICAST] else []
     source = bytes(found.get(_PREFSRC, b""))
-    return Packed(destination, protocol, kind, scope, source, tuple(sorted(hops)))
+    metric = normal_metric(destination[0], _number(found, _PRIORITY))
+    return Packed(destination, protocol, kind, scope, source, tuple(sorted(hops)), metric)
 
 
 def _destination(answer: memoryview, found: dict[int, memoryview]) -> Destination:
@@ -273,7 +290,7 @@ def unpack(route: Packed) -> Route | None:
     source = socket.inet_ntop(AF[family], route.source) if route.source else ""
     key = RouteRef(destination_text(route.destination), route.protocol)
     hops.sort(key=lambda hop: (hop.gateway, hop.interface))
-    return Route(key, kinds[0], tuple(hops), route.scope == _SCOPE_LINK, source)
+    return Route(key, kinds[0], tuple(hops), route.scope == _SCOPE_LINK, source, route.metric)
 
 
 def _next_hop(gateway: bytes, index: int) -> NextHop:

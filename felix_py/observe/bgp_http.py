@@ -27,6 +27,8 @@ class Bgp(Protocol):
 
     def routes(self) -> Mapping[str, tuple[str, ...]]: ...
 
+    def priority(self, prefix: str) -> int: ...
+
     def explain(self, prefix: str) -> list[Explained]: ...
 
 
@@ -53,7 +55,10 @@ class BgpRoutes:
 
     async def _routes(self, _request: web.Request) -> web.Response:
         found = self._bgp.routes()
-        return _json(routes=[{"prefix": prefix, "nextHops": hops} for prefix, hops in sorted(found.items())])
+        of = self._bgp.priority
+        return _json(
+            routes=[{"prefix": p, "nextHops": hops, "priority": of(p)} for p, hops in sorted(found.items())]
+        )
 
     async def _explain(self, request: web.Request) -> web.Response:
         """``?prefix=CIDR``, or an address: then the longest learned prefix that covers it."""

@@ -51,7 +51,23 @@ class Facts(Protocol):
     def pod_cidrs(self) -> tuple[str, ...]: ...
 
     @property
+    def address_cidrs(self) -> tuple[str, ...]: ...
+
+    @property
+    def pooled(self) -> Pooled: ...
+
+    @property
     def remote(self) -> RemoteRoutes: ...
+
+
+class Pooled(Protocol):
+    """See :class:`felix_py.agent.pooled.Pooled`."""
+
+    @property
+    def blocks(self) -> tuple[str, ...]: ...
+
+    @property
+    def borrowed(self) -> tuple[str, ...]: ...
 
 
 class RemoteRoutes(Protocol):
@@ -62,6 +78,8 @@ class RemoteRoutes(Protocol):
 
     def gateways(self) -> Mapping[str, tuple[str, ...]]: ...
 
+    def metrics(self) -> Mapping[str, int]: ...
+
 
 class Pods(Protocol):
     """See :class:`felix_py.agent.pods.Pods`."""
@@ -69,6 +87,8 @@ class Pods(Protocol):
     def no_addresses(self, cidrs: Sequence[str]) -> str | None: ...
 
     def usage(self, cidrs: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
+
+    def resting(self, cidrs: Sequence[str]) -> Mapping[str, int]: ...
 
 
 class Bgp(Protocol):
@@ -114,7 +134,7 @@ class Status:
         failure, unread = self.reconciler.unenforced, self.reconciler.unread
         return {
             "sync": self.network.unready(),
-            "addresses": self.pods.no_addresses(self.facts.pod_cidrs),
+            "addresses": self.pods.no_addresses(self.facts.address_cidrs),
             "policy": f"policy is not wholly in force: {failure}" if failure else None,
             "kernel": f"the kernel cannot be read back: {unread}" if unread else None,
         }
@@ -128,6 +148,7 @@ class Status:
             "unready": self.unready(),
             "readiness": self.parts(),
             "podCIDRs": list(self.facts.pod_cidrs),
+            "blocks": [*self.facts.pooled.blocks, *self.facts.pooled.borrowed],
             "endpoints": len(self.facts.held),
             "denyLog": self.deny_log.state(),
             "notices": [notice._asdict() for notice in self.notices.all()],
@@ -169,9 +190,12 @@ class Status:
         used, free = self.metrics.addresses_used, self.metrics.addresses_free
         used.clear()
         free.clear()
-        for cidr, (taken, left) in self.pods.usage(self.facts.pod_cidrs).items():
+        for cidr, (taken, left) in self.pods.usage(self.facts.address_cidrs).items():
             used.labels(cidr).set(taken)
             free.labels(cidr).set(left)
+        self.metrics.addresses_resting.clear()
+        for cidr, number in self.pods.resting(self.facts.pod_cidrs).items():
+            self.metrics.addresses_resting.labels(cidr).set(number)
 
 
 def of_configured(configured: Configured) -> dict[str, Any]:
@@ -215,6 +239,7 @@ def of_bgp(bgp: Bgp, remote: RemoteRoutes) -> dict[str, Any]:
     return {
         "peers": [described(peer) for peer in bgp.peers()],
         "routes": {prefix: list(hops) for prefix, hops in sorted(remote.gateways().items())},
+        "routeMetrics": dict(sorted(remote.metrics().items())),
     }
 
 

@@ -1,6 +1,7 @@
 """Validation rules of custom resources (``x-kubernetes-validations``): the part of CEL that most are made of.
 
-Literals, fields of ``self``, indexes, ``! && || == != < <= > >= in + -``, ``has``, ``exists``, ``all``, ``size``,
+Literals, fields of ``self`` and ``oldSelf``, indexes, ``! && || == != < <= > >= in + -``, ``has``, ``exists``,
+``all``, ``size``,
 ``startsWith``, ``endsWith``, ``contains``, ``matches``, ``string``, ``isIP``, ``isCIDR``, ``cidr``, of which
 ``masked`` and ``prefixLength``. A definition with a rule of anything else is refused: no rule is silently not
 applied. Source: the Common Expression Language Specification, and "Validation rules" in the Kubernetes
@@ -17,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 Environment = Mapping[str, Any]
+_OLD_SELF = re.compile(r"\boldSelf\b")
 _Evaluate = Callable[[Environment], Any]
 
 _TOKEN = re.compile(
@@ -86,9 +88,15 @@ _METHODS: dict[str, Callable[..., Any]] = {
 }
 
 
+def is_transition(rule: str) -> bool:
+    """Whether the rule compares with ``oldSelf``: it is asked where a value replaces another."""
+    return _OLD_SELF.search(rule) is not None
+
+
 @lru_cache(maxsize=512)
-def compiled(rule: str) -> Callable[[Any], bool]:
-    """The rule as a function of ``self``; that raises CelError where the value lacks what the rule asks for.
+def compiled(rule: str) -> Callable[..., bool]:
+    """The rule as a function of ``self`` and ``oldSelf``; that raises CelError where a value lacks what the rule
+    asks for.
 
     Raises:
         CelError: it is no CEL, or uses more of it than is supported here.
@@ -100,9 +108,9 @@ def compiled(rule: str) -> Callable[[Any], bool]:
         raise CelError("it is nested too deeply") from None
     parser.end()
 
-    def holds(value: Any) -> bool:
+    def holds(value: Any, old: Any = None) -> bool:
         try:
-            return bool(evaluate({"self": value}))
+            return bool(evaluate({"self": value, "oldSelf": old}))
         except (TypeError, KeyError, IndexError) as error:
             raise CelError(str(error)) from error
 

@@ -189,7 +189,7 @@ class Rest:
         if not version.builtin:
             structural = Structural(version)
             structural.default(obj)
-            problems += structural.validate(obj)
+            problems += structural.validate(obj, old)
         problems = metadata.validate_metadata(obj, old, resource) + problems
         name = obj["metadata"].get("name", "")
         if strategy.validate is not None and name:

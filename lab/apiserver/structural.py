@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from lab.apiserver.cel import CelError, compiled
+from lab.apiserver.cel import CelError, compiled, is_transition
 from lab.apiserver.errors import FieldError, against_rule, bad_request, invalid, not_supported, required, too_many
 from lab.apiserver.kinds import Obj, Schema, Version
 from lab.apiserver.schema import GoDecoder, resolve
@@ -94,8 +94,8 @@ class Structural:
             if isinstance(inner, dict):
                 self._default(item, inner)
 
-    def validate(self, obj: Obj) -> list[FieldError]:
-        """The causes that make the object invalid."""
+    def validate(self, obj: Obj, old: Obj | None = None) -> list[FieldError]:
+        """The causes that make the object invalid, in place of ``old`` where there is one."""
         errors: list[FieldError] = []
         for name, node in self._schema.get("properties", {}).items():
             if name in obj and name not in _IDENTITY:
@@ -103,7 +103,7 @@ class Structural:
         errors += [required(name) for name in self._schema.get("required", ()) if name not in obj]
         if not errors:
             # Rules may rely on the schema: they are asked only where it is kept.
-            _rules(obj, self._schema, "", errors)
+            _rules(obj, old, self._schema, "", errors)
         return errors
 
 
@@ -131,11 +131,16 @@ def _validate(value: Any, schema: Schema, path: str, errors: list[FieldError]) -
     _combined(value, schema, path, errors)
 
 
-def _rules(value: Any, schema: Schema, path: str, errors: list[FieldError]) -> None:
-    """Append the validation rules that a value, or a part of it, does not keep."""
+def _rules(value: Any, old: Any, schema: Schema, path: str, errors: list[FieldError]) -> None:
+    """Append the validation rules that a value, or a part of it, does not keep.
+
+    Items of lists have no old value here: rules of theirs that compare with it are not asked.
+    """
     for rule in schema.get("x-kubernetes-validations", ()):
+        if old is None and is_transition(rule["rule"]):
+            continue
         try:
-            kept = compiled(rule["rule"])(value)
+            kept = compiled(rule["rule"])(value, old)
             why = rule.get("message") or f"failed rule: {rule['rule']}"
         except CelError as error:
             kept, why = False, f"rule evaluation error: {error}"
@@ -145,10 +150,11 @@ def _rules(value: Any, schema: Schema, path: str, errors: list[FieldError]) -> N
         for name, item in value.items():
             inner = schema.get("properties", {}).get(name) or schema.get("additionalProperties")
             if isinstance(inner, dict):
-                _rules(item, inner, f"{path}.{name}".lstrip("."), errors)
+                before = old.get(name) if isinstance(old, dict) else None
+                _rules(item, before, inner, f"{path}.{name}".lstrip("."), errors)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _rules(item, schema.get("items") or {}, f"{path}[{index}]", errors)
+            _rules(item, None, schema.get("items") or {}, f"{path}[{index}]", errors)
 
 
 def _type_fits(value: Any, schema: Schema) -> bool:

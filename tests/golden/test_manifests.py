@@ -201,7 +201,28 @@ def test_component_changes_folders_and_nothing_else(
             for one in spec(text, name)["volumes"]:
                 assert len(one) == 2, "a name and one kind of volume"
         assert containers(spec(after, name)) == containers(spec(before, name))
-    assert {path.name for path in COMPONENTS} == {"debian-containerd", "k3s", "peers-on-nodes"}
+    assert {path.name for path in COMPONENTS} == {"debian-containerd", "k3s", "peers-on-nodes", "pod-ips"}
+
+
+@needs_kubectl
+def test_announcing_addresses_is_a_right_a_guard_and_a_setting(tmp_path: Path) -> None:
+    for folder in ("plain", "changed"):
+        (tmp_path / folder).mkdir()
+    before = objects(kustomized(hand_made(tmp_path / "plain")))
+    after = objects(kustomized(hand_made(tmp_path / "changed", "pod-ips")))
+    added = {one: after.pop(one) for one in after.keys() - before.keys()}
+    assert sorted(kind for _, kind, _, _ in added) == [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    ]
+    [rules] = [one["rules"] for (_, kind, _, _), one in added.items() if kind == "ClusterRole"]
+    assert rules == [{"apiGroups": [""], "resources": ["pods/status"], "verbs": ["patch"]}]
+    [agent] = [one for (_, kind, _, name), one in after.items() if (kind, name) == ("DaemonSet", "felix-py")]
+    environment = agent["spec"]["template"]["spec"]["containers"][0]["env"]
+    environment.remove({"name": "FELIX_PY_ANNOUNCE_POD_IPS", "value": "true"})
+    assert after == before
 
 
 # --- Helm --------------------------------------------------------------------------------------------

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from felix_py.observe import ask
 from tests.support import fakeapi
-from tests.support.agent_process import NODE, POD_CIDR, AgentProcess
-from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar, link
+from tests.support.agent_process import POD_CIDR
+from tests.support.bgp import NODE_ASN, TOR_ASN, link
 from tests.support.bird import Bird
-from tests.support.fakeapi import BGP_CONFIGURATIONS, BGP_FILTERS, BGP_PEERS, NODE_STATUSES, SECRETS, FakeApi
-from tests.support.isolate import NetworkNamespace
+from tests.support.declared_agent import SECRET, DeclaredAgent, declared_agent
+from tests.support.fakeapi import BGP_CONFIGURATIONS, BGP_FILTERS, BGP_PEERS, SECRETS
+from tests.support.isolate import NetworkNamespace, run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
-
-SECRET = "felix-py-bgp-passwords"
 
 
 def bird_config(index: int, password: str = "") -> str:
@@ -39,41 +37,6 @@ def bird_config(index: int, password: str = "") -> str:
     """
 
 
-class Agent(AgentProcess):
-    """With what it is told, and what it says of itself."""
-
-    def declare(self, path: str, name: str, **spec: Any) -> None:
-        self.api.put(path, {"metadata": {"name": name, "uid": f"uid-{name}"}, "spec": spec})
-
-    def peer(self, index: int, **spec: Any) -> None:
-        fields = {"peerIP": f"10.{9 + index}.0.2", "asNumber": TOR_ASN, "sourceAddress": "None"} | spec
-        self.declare(BGP_PEERS, f"tor{index}", **fields)
-
-    def password(self, value: str) -> None:
-        metadata = {"name": SECRET, "namespace": "kube-system", "uid": "s"}
-        data = {"tor0": base64.b64encode(value.encode()).decode()}
-        self.api.put(SECRETS, {"metadata": metadata, "data": data})
-
-    def status(self) -> dict[str, Any]:
-        with closing(ask.connection(str(self.run_dir / "agent.sock"), 10)) as asked:
-            asked.request("GET", "/status")
-            found: dict[str, Any] = json.loads(asked.getresponse().read())
-        return found
-
-    def notices(self) -> dict[str, str]:
-        return {one["subject"]: one["text"] for one in self.status()["notices"] if one["kind"] == "bgp-resources"}
-
-    def told(self) -> dict[str, Any]:
-        with self.api.changed:
-            found: dict[str, Any] = self.api.objects.get((NODE_STATUSES, "", NODE), {}).get("status", {})
-        return found
-
-    def restart(self) -> None:
-        self.stop(signal.SIGKILL)
-        self.start()
-        self.wait_ready()
-
-
 @pytest.fixture
 def tors(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[list[Bird]]:
     birds = []
@@ -88,19 +51,9 @@ def tors(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Itera
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> Iterator[Agent]:
-    with FakeApi() as api:
-        for path in (BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS, NODE_STATUSES):
-            api.install(path)
-        api.serve(SECRETS)
-        agent = Agent(tmp_path, api)
-        sidecar = Sidecar(agent.run_dir / "bgp")
-        sidecar.start()
-        try:
-            yield agent
-        finally:
-            agent.close()
-            sidecar.stop()
+def agent(tmp_path: Path) -> Iterator[DeclaredAgent]:
+    with declared_agent(tmp_path) as agent:
+        yield agent
 
 
 def since(bird: Bird) -> str:
@@ -109,7 +62,7 @@ def since(bird: Bird) -> str:
     return " ".join(line.split()[3:6])
 
 
-def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Agent, tors: list[Bird]) -> None:
+def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: DeclaredAgent, tors: list[Bird]) -> None:
     agent.start()
     agent.wait_ready()
     assert not (agent.run_dir / "bgp" / "exabgp.conf").exists(), "nothing is declared"
@@ -120,10 +73,10 @@ def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Agent, t
         agent.until(lambda tor=tor: tor.established("node") and POD_CIDR in tor.routes("node"), "up")  # type: ignore[misc]
     steady = since(tors[1])
 
-    agent.password("first")
+    agent.secret(tor0="first")
     agent.peer(0, password={"secretKeyRef": {"name": SECRET, "key": "tor0"}})
     for password in ("first", "second"):
-        agent.password(password)
+        agent.secret(tor0=password)
         tors[0].write(bird_config(0, password))
         tors[0].birdc("configure")
         conf = agent.run_dir / "bgp" / "exabgp-running.conf"
@@ -154,7 +107,80 @@ def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Agent, t
     agent.until(lambda: not tors[1].established("node") and not tors[1].routes("node"), "gone at tor1")
 
 
-def test_a_node_with_a_file_has_its_peers_from_there(agent: Agent, tors: list[Bird], tmp_path: Path) -> None:
+LEARNED = "10.244.7.0/24"
+
+
+class Trace:
+    """``felix-py bgp trace --json``."""
+
+    def __init__(self, agent: DeclaredAgent, about: str) -> None:
+        place = str(agent.run_dir / "agent.sock")
+        argv = ["felix-py", "bgp", "trace", "--json", "--agent-socket", place, about]
+        program = f"import sys; from felix_py.cli import main; sys.argv[:] = {argv!r}; main()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-uc", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert self.process.stdout
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self._read = b""
+
+    def told(self, kind: str, **about: str) -> bool:
+        """Whether there is such an event that was not there at the last call."""
+        assert self.process.stdout
+        self._read += self.process.stdout.read() or b""
+        *lines, self._read = self._read.split(b"\n")
+        return any({"kind": kind, **about}.items() <= json.loads(line).items() for line in lines)
+
+    def ended(self) -> tuple[int, str]:
+        _, said = self.process.communicate(timeout=60)
+        return self.process.returncode, said.decode()
+
+
+def kernel_routes() -> list[tuple[str, int]]:
+    """Prefix and metric of the learned routes in the kernel."""
+    shown = json.loads(run("ip", "-j", "route", "show", "proto", "89") or "[]")
+    return [(route["dst"], route.get("metric", 0)) for route in shown]
+
+
+def test_the_priority_of_a_filter_is_the_metric_of_the_kernels_route(
+    agent: DeclaredAgent, tors: list[Bird]
+) -> None:
+    told = bird_config(0).replace("export none", "next hop self; export where source = RTS_STATIC")
+    tors[0].write(f"{told} protocol static {{ ipv4; route {LEARNED} blackhole; }}")
+    tors[0].birdc("configure")
+    agent.options = ["--cluster-cidr=10.244.0.0/16"]
+    agent.start()
+    agent.wait_ready()
+    agent.declare(BGP_CONFIGURATIONS, "default", asNumber=NODE_ASN, nodeToNodeMeshEnabled=False)
+    agent.peer(0)
+    agent.until(lambda: kernel_routes() == [(LEARNED, 0)], "no metric of its own")
+
+    def metric(priority: int) -> bool:
+        rule = {"action": "Accept", "operations": [{"setPriority": {"value": priority}}]}
+        agent.declare(BGP_FILTERS, "metric", importV4=[rule])
+        agent.until(lambda: kernel_routes() == [(LEARNED, priority)], "the filter's")
+        assert agent.status()["routeMetrics"] == {LEARNED: priority}
+        return trace.told("best", prefix=LEARNED)
+
+    trace = Trace(agent, LEARNED)
+    agent.declare(BGP_FILTERS, "metric")
+    agent.peer(0, filters=["metric"])
+    agent.until(lambda: [metric(512), metric(77), metric(2000)][-1], "live")
+    agent.restart()
+    assert trace.ended() == (1, "felix-py bgp: the agent has ended\n")
+    agent.until(lambda: LEARNED in agent.status()["routeMetrics"], "known again")
+    assert kernel_routes() == [(LEARNED, 2000)]
+    trace = Trace(agent, "10.9.0.2")
+    agent.until(lambda: tors[0].birdc("restart", "node") and trace.told("session", peer="10.9.0.2"), "live")
+    trace.process.send_signal(signal.SIGINT)
+    assert trace.ended() == (0, "")
+    agent.api.delete(BGP_PEERS, "", "tor0")
+    agent.until(lambda: not kernel_routes(), "gone with the peer")
+
+
+def test_a_node_with_a_file_has_its_peers_from_there(
+    agent: DeclaredAgent, tors: list[Bird], tmp_path: Path
+) -> None:
     file = tmp_path / "bgp.yaml"
     file.write_text(f"asNumber: {NODE_ASN}\npeers: [{{peerIP: 10.9.0.2, asNumber: {TOR_ASN}}}]\n")
     agent.options = [f"--bgp-config={file}"]

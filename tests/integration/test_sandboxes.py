@@ -78,6 +78,30 @@ def test_a_sandbox_that_is_lost_is_released_in_time(tmp_path: Path, make_netns: 
     on_node(node, test)
 
 
+def test_a_lost_sandbox_leaves_nothing_at_another_ipam_plugin(tmp_path: Path, make_netns: MakeNetns) -> None:
+    node = Node(tmp_path)
+    network = json.loads(conflist())
+    data = tmp_path / "host-local"
+    ranges = [[{"subnet": "10.66.0.0/24"}]]
+    network["plugins"][0]["ipam"] = {"type": "host-local", "dataDir": str(data), "ranges": ranges}
+    node.configure(json.dumps(network))
+
+    async def test() -> None:
+        for name in ("lost", "freed"):
+            await node.runtime.add(name, make_netns(name).path, args=pod_args(name))
+            run("ip", "link", "del", interface_name(name, "eth0"))
+        assert (data / "felix-py/10.66.0.2").exists()
+        node.network.departures = {"lost"}
+        await node.plugin.look(1000.0)
+        await node.plugin.look(1000.0 + GRACE)
+        assert held(node) == ["freed"]
+        assert not (data / "felix-py/10.66.0.2").exists()
+        await node.plugin.free(node.store.all()[0])
+        assert not (data / "felix-py/10.66.0.3").exists()
+
+    on_node(node, test)
+
+
 def test_the_grace_begins_with_the_loss(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     node.network.departures = {"web"}

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from felix_py.ipam.history import History, history_of
 from felix_py.ipam.store import AddressStore, AllocationError, Claim
 from felix_py.records import Lease
 from tests.support.thorough import examples
@@ -36,12 +37,17 @@ class StoreMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="felix-py-store-"))
         self.generation = 0
-        self.store = AddressStore(self.path)
+        self.store = self.opened()
         self.model: dict[str, Lease] = {}
+        self.released: list[str] = []
+        """Addresses, in the order of their last release."""
 
     @property
     def path(self) -> Path:
         return self.folder / str(self.generation) / "leases.db"
+
+    def opened(self) -> AddressStore:
+        return AddressStore(self.path, history=History(history_of(self.path), "boot"))
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -68,7 +74,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert {int(family) for family in lease.addresses} == set(free)
         for family, address in lease.addresses.items():
             assert address in free[int(family)]
-        self.model[container] = lease
+            # A released one only if all are, and then the one that rests longest (nobody waits a minute here).
+            if address in self.released:
+                assert free[int(family)] <= set(self.released)
+                assert address == next(a for a in self.released if a in free[int(family)])
+        self.lease(container, lease)
 
     @rule(container=containers, address=st.sampled_from(sorted(usable(CIDRS[0]) | {"10.0.0.0", "10.5.0.1"})))
     def request(self, container: str, address: str) -> None:
@@ -80,11 +90,19 @@ class StoreMachine(RuleBasedStateMachine):
             return
         assert possible
         assert set(lease.addresses.values()) == {address}
+        self.lease(container, lease)
+
+    def lease(self, container: str, lease: Lease) -> None:
         self.model[container] = lease
+        for address in lease.addresses.values():
+            if address in self.released:
+                self.released.remove(address)
 
     @rule(container=containers)
     def release(self, container: str) -> None:
-        assert self.store.release(container, "eth0") == self.model.pop(container, None)
+        lease = self.model.pop(container, None)
+        assert self.store.release(container, "eth0") == lease
+        self.released += lease.addresses.values() if lease else ()
 
     @rule()
     def crash(self) -> None:
@@ -93,7 +111,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.generation += 1
         shutil.copytree(before, self.path.parent)
         self.store.close()
-        self.store = AddressStore(self.path)
+        self.store = self.opened()
 
     @precondition(lambda self: len(self.model) > 1)
     @invariant()

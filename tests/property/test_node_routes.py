@@ -25,6 +25,7 @@ CIDRS = [
 ADDRESSES = ["10.9.0.1", "10.9.0.2", "10.9.0.3", "10.8.0.2", "10.244.3.7", "fd09::2", "fd09::3", "fd08::2"]
 LINKS = {"eth0": ("10.9.0.0/24", "fd09::/64"), "eth1": ("10.244.3.0/26",)}
 SERVICES = ("10.96.0.0/12", "fd96::/112")
+BLOCKS = ["10.244.1.0/26", "10.244.1.64/26", "10.244.3.0/26", "10.244.9.7/32", "fd44:1::/122", "fd44:7::/122"]
 
 
 def reach(address: str) -> Reached:
@@ -106,6 +107,31 @@ def test_each_pod_cidr_is_judged_as_if_by_itself(nodes: list[NodeRecord], own: A
     assert {key.protocol for key in found.routes} <= {ROUTE_PROTOCOL_LEARNED}
     assert all(found.refused.values())
     assert all(found.apart.values())
+
+
+@given(clusters(), st.lists(st.tuples(st.integers(0, 4), st.sampled_from(BLOCKS)), max_size=4))
+def test_blocks_are_routed_besides_pod_cidrs_and_disturb_none(
+    nodes: list[NodeRecord], claimed: list[tuple[int, str]]
+) -> None:
+    owners = {cidr: f"n{number}" for number, cidr in claimed}
+    blocks = {node: tuple(c for c, owner in owners.items() if owner == node) for node in owners.values()}
+    within, never = PrefixSet(("10.244.0.0/16", "fd44::/16")), PrefixSet(SERVICES)
+    without = node_routes(HERE, nodes, reach, own=(), within=within, never=never)
+    found = node_routes(HERE, nodes, reach, own=(), within=within, never=never, blocks=blocks)
+    there = {node.name: node for node in nodes}
+    expected = {}
+    for cidr, owner in owners.items():
+        addresses = [ipaddress.ip_address(address) for each in nodes for address in each.addresses]
+        if owner == HERE or owner not in there or any(a in ipaddress.ip_network(cidr) for a in addresses):
+            continue
+        hops = [
+            a for a in there[owner].internal_addresses if (":" in a) == (":" in cidr) and not reach(a).problem
+        ]
+        if hops:
+            expected[cidr] = hops[0]
+    more = {k: route for k, route in found.routes.items() if k not in without.routes}
+    assert {key.destination: route.next_hops[0].gateway for key, route in more.items()} == expected
+    assert {k: found.routes[k] for k in without.routes} == without.routes
 
 
 # --- which source counts -------------------------------------------------------------------------------

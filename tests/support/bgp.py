@@ -80,6 +80,13 @@ class Sidecar:
         servers = [int(c) for c in children if b"\0server\0" in Path(f"/proc/{c}/cmdline").read_bytes()]
         return servers[0] if servers else 0
 
+    def pids(self) -> list[int]:
+        """Its own process, ExaBGP, and the bridge."""
+        assert self._process is not None
+        exabgp = self.exabgp()
+        bridge = Path(f"/proc/{exabgp}/task/{exabgp}/children").read_text().split()
+        return [self._process.pid, exabgp, *map(int, bridge)]
+
     def kill(self) -> None:
         """SIGKILL, as the kernel's memory killer would."""
         assert self._process is not None

@@ -70,6 +70,12 @@ class Bird:
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self._control)) == 0
 
+    @property
+    def pid(self) -> int:
+        """Of the running BIRD."""
+        assert self._process is not None
+        return self._process.pid
+
     def birdc(self, *words: str) -> str:
         """Answer of one command."""
         argv = ["birdc", "-s", str(self._control), *words]

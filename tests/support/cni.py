@@ -16,6 +16,7 @@ import pytest
 
 from felix_py.cni.build import build_client
 from felix_py.cni.conflist import conflist, install_client, install_conflist
+from felix_py.cni.delegate import forget
 from felix_py.cni.network import FakeNetwork
 from felix_py.cni.plugin import Plugin
 from felix_py.cni.recovery import recover
@@ -23,6 +24,8 @@ from felix_py.cni.server import CNIServer
 from felix_py.cni.workers import Interfaces, Leases
 from felix_py.dataplane.elsewhere import ElsewhereLookup
 from felix_py.dataplane.links import Links
+from felix_py.ipam.reserved import Reserved
+from felix_py.ipam.resources import IPReservation
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Lease
@@ -70,6 +73,7 @@ class Node:
         self.timeout = timeout
         self.notices = Notices(Metrics())
         self.chained: tuple[str, ...] = ()
+        self.reservations: list[IPReservation] = []
         self.socket = folder / "run" / "cni.sock"
         self.spool = folder / "run" / "spool"
         self.bin_dir = folder / "bin"
@@ -89,9 +93,11 @@ class Node:
 
     async def start(self, boot: str = "") -> None:
         self.elsewhere = ElsewhereLookup()
+        self.reserved = Reserved(self.elsewhere)
+        self.reserved.set(self.reservations)
         with Links() as links:
             say = self.notices.say
-            self.store, self.recovered = recover(self.database, links, say, boot, self.elsewhere)
+            self.store, self.recovered = recover(self.database, links, say, boot, self.reserved)
         self.leases, self.interfaces = Leases(self.store), Interfaces()
         self.plugin = Plugin(
             self.leases,
@@ -100,6 +106,7 @@ class Node:
             self.notices,
             timeout=self.timeout,
             chained=self.chained,
+            forget=functools.partial(forget, conf_dir=self.conf_dir, bin_dir=STANDARD_PLUGINS),
         )
         self.server = CNIServer(self.plugin, self.socket, Metrics())
         await self.server.start()

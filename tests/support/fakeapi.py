@@ -29,6 +29,10 @@ BGP_CONFIGURATIONS = "/apis/felixpy.io/v1alpha1/bgpconfigurations"
 BGP_PEERS = "/apis/felixpy.io/v1alpha1/bgppeers"
 BGP_FILTERS = "/apis/felixpy.io/v1alpha1/bgpfilters"
 SECRETS = "/api/v1/secrets"
+IP_POOLS = "/apis/felixpy.io/v1alpha1/ippools"
+IP_RESERVATIONS = "/apis/felixpy.io/v1alpha1/ipreservations"
+IPAM_BLOCKS = "/apis/felixpy.io/v1alpha1/ipamblocks"
+BLOCK_AFFINITIES = "/apis/felixpy.io/v1alpha1/blockaffinities"
 NODE_STATUSES = "/apis/felixpy.io/v1alpha1/nodenetworkstatuses"
 SERVICES = "/api/v1/services"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
@@ -70,8 +74,11 @@ class Request:
             return "confirm"
         return "page" if "continue" in self.query else "list"
 
-    def selects(self, key: Key) -> bool:
-        """Whether an object is one of those that are asked for."""
+    def selects(self, key: Key, obj: Json) -> bool:
+        """Whether an object is one of those that are asked for; of labels, only ``name=value`` counts."""
+        label, is_value, value = self.query.get("labelSelector", "").partition("=")
+        if is_value and (obj["metadata"].get("labels") or {}).get(label) != value:
+            return False
         wanted = self.query.get("fieldSelector", "").removeprefix("metadata.name=")
         return (key[0], self.namespace or key[1], wanted or key[2]) == (self.collection, *key[1:])
 
@@ -355,7 +362,7 @@ class FakeApi:
             return self.objects.get((f"/api/v1/{resource}", namespace, name))
 
     def _items(self, request: Request) -> list[Json]:
-        return [obj for key, obj in sorted(self.objects.items()) if request.selects(key)]
+        return [obj for key, obj in sorted(self.objects.items()) if request.selects(key, obj)]
 
     def _list(self, exchange: Exchange) -> None:
         query = exchange.request.query
@@ -411,7 +418,9 @@ class FakeApi:
                     self.changed.wait()
                 if self._epoch != epoch:
                     break
-                news = [c for c in self._log if c.version > position and exchange.request.selects(c.key)]
+                news = [
+                    c for c in self._log if c.version > position and exchange.request.selects(c.key, c.object)
+                ]
                 position = max(position, self.version)
                 marked, bookmarks = self._bookmarks > bookmarks, self._bookmarks
             for change in news:
@@ -423,7 +432,7 @@ class FakeApi:
     def _news(self, request: Request, position: int, epoch: int, bookmarks: int) -> bool:
         if self._epoch != epoch or self._bookmarks != bookmarks:
             return True
-        return any(c.version > position and request.selects(c.key) for c in reversed(self._log))
+        return any(c.version > position and request.selects(c.key, c.object) for c in reversed(self._log))
 
     def _refuses_version(self, exchange: Exchange, position: int) -> bool:
         if self._compacted <= position <= self.version or (position > self.version and self.future == "silence"):
@@ -462,9 +471,15 @@ class FakeApi:
             elif request.method == "PATCH" and request.path.startswith("/apis/policy."):
                 if not self._merge_status(exchange, *request.path.rsplit("/", 2)[:2]):
                     return
+            elif request.path.startswith((IPAM_BLOCKS, BLOCK_AFFINITIES)):
+                self._write_ipam(exchange, *request.path.partition("/v1alpha1/")[2].partition("/")[::2])
+                return
             elif request.path.startswith(NODE_STATUSES):
                 self._write_node_status(exchange, parts[4:])
                 return
+            elif request.method == "PATCH" and parts[-3] == "pods" and parts[-1] == "status":
+                if not self._announce(exchange, parts[3], parts[-2]):
+                    return
             elif request.method == "PATCH" and (NODES, "", parts[-1]) in self.objects:
                 self._annotate(self.objects[NODES, "", parts[-1]], request.body["metadata"]["annotations"])
             elif request.method == "PATCH" and (NODES, "", parts[-2]) in self.objects and parts[-1] == "status":
@@ -479,11 +494,49 @@ class FakeApi:
             self.changed.notify_all()
         exchange.send(200, request.body)
 
+    def _announce(self, exchange: Exchange, namespace: str, name: str) -> bool:
+        """A merge patch of a pod's annotations, through its status; a uid in it is a condition."""
+        metadata, held = exchange.request.body["metadata"], self.objects.get((PODS, namespace, name))
+        if held is None:
+            exchange.refuse(404, "NotFound", "no such pod")
+        elif metadata.get("uid", held["metadata"]["uid"]) != held["metadata"]["uid"]:
+            exchange.refuse(409, "Conflict", "another uid")
+        else:
+            annotations = {**(held["metadata"].get("annotations") or {}), **metadata["annotations"]}
+            self.put(PODS, {**held, "metadata": {**held["metadata"], "annotations": annotations}})
+            return True
+        return False
+
     def _annotate(self, node: Json, annotations: Json) -> None:
         """A merge patch of a Node's annotations."""
         merged = {**(node["metadata"].get("annotations") or {}), **annotations}
         kept = {name: value for name, value in merged.items() if value is not None}
         self.put(NODES, {**node, "metadata": {**node["metadata"], "annotations": kept}})
+
+    def _write_ipam(self, exchange: Exchange, plural: str, name: str) -> None:
+        """Create, merge or delete a custom resource, with the preconditions that kube-apiserver knows."""
+        body, collection = exchange.request.body, f"/apis/felixpy.io/v1alpha1/{plural}"
+        name = name or body["metadata"]["name"]
+        held = self.objects.get((collection, "", name))
+        if exchange.request.method == "POST":
+            if held is not None:
+                exchange.refuse(409, "AlreadyExists", "exists")
+            else:
+                metadata = {**body["metadata"], "uid": f"uid-{self.version}"}
+                exchange.send(201, self.put(collection, {**body, "metadata": metadata}))
+            return
+        if held is None:
+            exchange.refuse(404, "NotFound", "no such object")
+            return
+        deletes = exchange.request.method == "DELETE"
+        wanted = body["preconditions"] if deletes else body["metadata"]
+        if any(held["metadata"][key] != wanted[key] for key in ("uid", "resourceVersion")):
+            exchange.refuse(409, "Conflict", "the object has been modified")
+        elif deletes:
+            self.delete(collection, "", name)
+            exchange.send(200, held)
+        else:
+            exchange.send(200, self.put(collection, {**held, "spec": {**held["spec"], **body["spec"]}}))
 
     def _write_node_status(self, exchange: Exchange, rest: list[str]) -> None:
         """Create one without its status, merge its metadata, or replace members of its status."""
@@ -617,7 +670,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self.server.api.handle(Exchange(self.server.api, self, request))
 
-    do_GET = do_POST = do_PATCH = _serve
+    do_GET = do_POST = do_PATCH = do_DELETE = _serve
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: pytest shows what failed."""

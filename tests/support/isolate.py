@@ -115,3 +115,14 @@ class NetworkNamespace:
     def close(self) -> None:
         """Delete it; deleting twice is fine."""
         run("ip", "netns", "del", self.name, check=False)
+
+
+class Here(NetworkNamespace):
+    """The current network namespace, for what is started in a named one otherwise."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def popen(self, argv: Sequence[str], **options: object) -> subprocess.Popen[str]:
+        """Start a command."""
+        return subprocess.Popen(argv, text=True, **options)  # type: ignore[call-overload,no-any-return]

@@ -43,14 +43,22 @@ OPEN = POLICY | {("web", "db")}
 class LiveNode:
     """Use it in a ``with``. ``places`` and ``addresses`` of pods by name; all are in the namespace shop."""
 
-    def __init__(self, folder: Path, backend: Backend | None, make: Callable[[str], NetworkNamespace]) -> None:
-        """``backend`` None: the agent finds it by itself."""
+    def __init__(
+        self,
+        folder: Path,
+        backend: Backend | None,
+        make: Callable[[str], NetworkNamespace],
+        api: FakeApi | None = None,
+    ) -> None:
+        """``backend`` None: the agent finds it by itself. ``api``: another API server than a plain one."""
         self.folder = folder
         self.backend = backend
         self._make = make
-        self.api = FakeApi()
+        self.api = api or FakeApi()
         self.places: dict[str, NetworkNamespace] = {}
         self.addresses: dict[str, dict[Family, str]] = {}
+        self.annotations: dict[str, dict[str, str]] = {}
+        """Of pods by name, written with their objects."""
         self._process: subprocess.Popen[bytes] | None = None
         client = folder / "bin"
         install_client(client, folder / "run/cni.sock", built_client())
@@ -181,7 +189,7 @@ class LiveNode:
         """Write a pod's object."""
         found = [{"ip": address} for address in self.addresses.get(name, {}).values()]
         status = {"phase": "Running", "podIPs": found, **({"podIP": found[0]["ip"]} if found else {})}
-        meta = _meta(_NAMESPACE, name, labels)
+        meta = {**_meta(_NAMESPACE, name, labels), "annotations": self.annotations.get(name, {})}
         self.api.put(PODS, {"metadata": meta, "spec": {"nodeName": "n1"}, "status": status})
 
     def allow(self, name: str, selected: Mapping[str, str], *clients: Mapping[str, str]) -> None:

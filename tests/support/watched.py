@@ -8,6 +8,7 @@ from types import TracebackType
 
 from structlog.testing import capture_logs
 
+from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.network import PodNetwork
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.kernel import Kernel
@@ -45,8 +46,14 @@ class LookedAt(Kernel):
         super().load(look, rules)
 
 
-async def _forget(_addresses: Collection[str]) -> None:
+class _NoConnections:
     """Connections are not looked at here."""
+
+    async def forget(self, addresses: Collection[str]) -> None:
+        pass
+
+    async def busy(self, _networks: Collection[str]) -> set[str]:
+        return set()
 
 
 class WatchedNode:
@@ -79,7 +86,7 @@ class WatchedNode:
             refresh_interval=self._refresh,
             is_leaving=self.facts.is_leaving,
         )
-        self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, _forget)
+        self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, Forgetting(_NoConnections()))
         self.facts.show_pods(self.network)
         self.facts.upsert(NodeRecord("n1", "", ("192.0.2.1", "2001:db8::1"), tuple(CIDRS.values())))
         self.facts.upsert(Namespace("shop"))

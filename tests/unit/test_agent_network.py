@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from felix_py.agent.flows import Flows
+from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.cni.network import NetworkError
 from felix_py.dataplane.fake import FakeDataplane, FakeFlowTable
@@ -79,7 +80,7 @@ class Rig:
         )
         self.connections = FakeFlowTable()
         self.flows = Flows(self.connections, self.connections, self.metrics)
-        self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, self.flows.forget)
+        self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, Forgetting(self.flows, rest=0))
         self.facts.show_pods(self.network)
         self.facts.upsert(NodeRecord("n1", "", ("192.0.2.1",), ("10.1.0.0/24",)))
         self.facts.upsert(NodeRecord("n2", "", ("192.0.2.2",), ("10.1.1.0/24",)))
@@ -102,7 +103,7 @@ class Rig:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 10))
+    asyncio.run(asyncio.wait_for(test, 60))
 
 
 def test_the_nodes_own_cidr_is_a_blackhole_and_pods_are_not_masqueraded_to_pods_and_nodes() -> None:
@@ -218,7 +219,7 @@ def test_a_pod_has_departed_when_its_object_is_gone_or_it_has_a_newer_interface(
             assert not network.departed(lease())
             rig.facts.delete(pod)
             assert network.departed(lease())
-            waiting = PodNetwork(rig.facts, rig.reconciler, lambda: 1500, rig.flows.forget)
+            waiting = PodNetwork(rig.facts, rig.reconciler, lambda: 1500, Forgetting(rig.flows, rest=0))
             assert not waiting.departed(lost)  # not in sync: nothing is known
 
     run(test())

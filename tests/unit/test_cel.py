@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lab.apiserver.cel import CelError, compiled
+from lab.apiserver.cel import CelError, compiled, is_transition
 
 RULE = {"to": [{"pods": {}}, {"networks": ["10.0.0.0/8"]}], "protocols": [{"tcp": {}}]}
 
@@ -45,6 +45,13 @@ RULE = {"to": [{"pods": {}}, {"networks": ["10.0.0.0/8"]}], "protocols": [{"tcp"
 )
 def test_rules(rule: str, value: Any, holds: bool) -> None:
     assert compiled(rule)(value) is holds
+
+
+def test_rules_of_a_change() -> None:
+    assert is_transition("self == oldSelf")
+    assert not is_transition("self.oldSelfish == 1")
+    assert compiled("self.a == oldSelf.a && has(oldSelf.b)")({"a": 1}, {"a": 1, "b": 2})
+    assert not compiled("self == oldSelf")(1, 2)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ async def test_ages() -> None:
                 await cluster.in_sync()
             ages = cluster.ages()
             cluster_scoped = {"ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"}
-            own = {"FelixConfiguration", "BGPConfiguration", "BGPPeer", "BGPFilter"}
+            own = {"FelixConfiguration", "BGPConfiguration", "BGPPeer", "BGPFilter", "IPPool", "IPReservation"}
             assert set(ages) == {"Pod", "Namespace", "NetworkPolicy", "Node"} | cluster_scoped | own
             assert all(0 <= age < PATIENCE for age in ages.values())
 
@@ -215,7 +215,7 @@ async def test_pods_from_another_source() -> None:
         def age(self) -> float:
             return 7.0
 
-    def source(_api: Api, _timing: Timing, _outage: Outage) -> Published:
+    def source(_api: Api, _timing: Timing, _outage: Outage, _node: str) -> Published:
         return Published()
 
     with FakeApi() as server:

@@ -9,7 +9,7 @@ import pytest
 
 from felix_py.datastore.client import ApiError
 from felix_py.datastore.decode import Gone, Kind, Unreadable, Unusable
-from felix_py.datastore.kinds import NAMESPACES, NODES, PODS, POLICIES
+from felix_py.datastore.kinds import NAMESPACES, NODES, PODS, POLICIES, pods
 from felix_py.records import NodeRecord
 from policy.model import NamedPort, Namespace, NetworkPolicy, Pod, Protocol
 
@@ -158,6 +158,28 @@ def test_since_when_a_pod_may_have_its_addresses(created: str | None, started: s
 )
 def test_a_mirror_pod_has_the_uid_of_its_static_pod(annotations: Json | None, uid: str) -> None:
     assert change(PODS, {"metadata": meta(annotations=annotations)}).uid == uid
+
+
+ASKED = {
+    "felixpy.io/ipv4-pools": "a,b",
+    "cni.projectcalico.org/ipAddrs": '["10.0.0.1"]',
+    "felixpy.io/mac": "",
+    "kubectl.kubernetes.io/last-applied-configuration": "{}",
+}
+
+
+def test_annotations_on_addresses_are_kept_of_the_nodes_own_pods_alone() -> None:
+    kept = (("cni.projectcalico.org/ipAddrs", '["10.0.0.1"]'), ("felixpy.io/ipv4-pools", "a,b"))
+    obj = {"metadata": meta(annotations=ASKED), "spec": {"nodeName": "n1"}}
+    assert change(pods("n1"), obj).annotations == kept
+    assert change(pods("n2"), obj).annotations == ()
+    assert change(PODS, obj).annotations == ()
+    assert change(pods("n1"), {"metadata": meta(annotations=ASKED)}).annotations == ()
+
+
+def test_of_a_namespace_those_that_choose_pools() -> None:
+    found = change(NAMESPACES, {"metadata": {"name": "shop", "annotations": ASKED}})
+    assert found == Namespace("shop", annotations=(("felixpy.io/ipv4-pools", "a,b"),))
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def update(attributes: str, routes: str, who: str = WHO4) -> list[Any]:
 
 
 AS_PATH = '"origin": "igp", "as-path": {"0": {"element": "as-sequence", "value": [65000, 65010]}}'
+EMPTY_PATH = '"attribute": { "origin": "igp", "as-path": {} }, '
 
 
 def test_session_states() -> None:
@@ -80,14 +81,14 @@ def test_ipv6_route_with_two_next_hops_takes_the_global_one() -> None:
     nlri = '[ { "nlri": "fd44:8::/64" } ]'
     for hops in (("fd09::2", "fe80::1"), ("fe80::1", "fd09::2")):
         pairs = ", ".join(f'"{hop}": {nlri}' for hop in hops)
-        [event] = update("", f'"announce": {{ "ipv6 unicast": {{ {pairs} }} }}', WHO6)
-        assert event == protocol.Update("fd09::2", (("fd44:8::/64", Path("fd09::2", origin=2)),), ())
+        [event] = update(EMPTY_PATH, f'"announce": {{ "ipv6 unicast": {{ {pairs} }} }}', WHO6)
+        assert event == protocol.Update("fd09::2", (("fd44:8::/64", Path("fd09::2")),), ())
 
 
 @pytest.mark.parametrize("hop", ["fe80::1", "::", "null", "10.9.0.2", "ff02::1", "::1"])
 def test_announcement_without_usable_next_hop_replaces_the_one_before(hop: str) -> None:
     [event] = update(
-        "", f'"announce": {{ "ipv6 unicast": {{ "{hop}": [ {{ "nlri": "fd44:8::/64" }} ] }} }}', WHO6
+        EMPTY_PATH, f'"announce": {{ "ipv6 unicast": {{ "{hop}": [ {{ "nlri": "fd44:8::/64" }} ] }} }}', WHO6
     )
     assert event == protocol.Update("fd09::2", (), ("fd44:8::/64",))
 
@@ -107,7 +108,7 @@ def test_both_families_on_one_session() -> None:
     nlri = '[ { "nlri": "10.244.8.0/24" } ]'
     four = f'"ipv4 unicast": {{ "fd09::2": {nlri}, "fe80::2": {nlri} }}'
     flow = '"ipv4 flow": { "10.9.0.2": [ { "nlri": "10.244.9.0/24" } ] }'
-    [event] = update("", f'"announce": {{ {six}, {four}, {flow} }}')
+    [event] = update(EMPTY_PATH, f'"announce": {{ {six}, {four}, {flow} }}')
     assert {prefix: path.next_hop for prefix, path in event.announced} == {
         "10.244.8.0/24": "fd09::2",  # RFC 8950
         "fd44:8::/64": "fd09::2",
@@ -115,7 +116,7 @@ def test_both_families_on_one_session() -> None:
 
 
 def test_an_ipv6_prefix_has_no_ipv4_next_hop() -> None:
-    [event] = update("", '"announce": { "ipv6 unicast": { "10.9.0.2": [ { "nlri": "fd44:8::/64" } ] } }')
+    [event] = update(EMPTY_PATH, '"announce": { "ipv6 unicast": { "10.9.0.2": [ { "nlri": "fd44:8::/64" } ] } }')
     assert (event.announced, event.withdrawn) == ((), ("fd44:8::/64",))
 
 
@@ -125,7 +126,8 @@ def test_an_ipv6_prefix_has_no_ipv4_next_hop() -> None:
 def test_a_link_local_peer_has_a_link_local_next_hop(listed: tuple[str, ...]) -> None:
     hops = ", ".join(f'"{hop}": [ {{ "nlri": "10.244.8.0/24" }} ]' for hop in listed)
     content = (
-        f'"direction": "receive", "message": {{ "update": {{ "announce": {{ "ipv4 unicast": {{ {hops} }} }} }} }}'
+        f'"direction": "receive", "message": {{ "update": {{ {EMPTY_PATH}'
+        f'"announce": {{ "ipv4 unicast": {{ {hops} }} }} }} }}'
     )
     [event] = events(line("update", content).replace(b"10.9.0.2", b"fe80::2").replace(b"10.9.0.1", b"fe80::1"))
     assert isinstance(event, protocol.Update)
@@ -173,7 +175,7 @@ def test_output_and_answers_go_with_their_commands() -> None:
     assert connection.data_to_send().count(b"\n") == connection.pending == 3
     entry = (
         b'{"peer": {"address": "10.9.0.2"}, "route": {"nlri": {"prefix": "10.244.7.0/24", "nexthop": "10.9.0.2", '
-        b'"family": {"afi": "ipv4", "safi": "unicast"}}, "attributes": {"origin": "igp"}}}\n'
+        b'"family": {"afi": "ipv4", "safi": "unicast"}}, "attributes": {"origin": "igp", "as-path": {}}}}\n'
     )
     found = list(
         connection.receive(entry + b"done\n" + line("state", '"state": "up"') + entry + b"done\nerror\n")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from bgp.prefixes import PrefixSet
 from felix_py.agent.own_prefixes import OwnPrefixes, told
+from felix_py.agent.pooled import Pooled
+from felix_py.ipam.resources import IPAMBlock, IPPool, Loan
 from felix_py.records import Lease, NodeRecord
 from policy.model import Family
 from tests.support.told import ToldFacts
@@ -97,3 +102,55 @@ def test_addresses_of_a_family_that_is_switched_off_are_nobodys() -> None:
     facts.upsert(node(*NEW))
     assert facts.own_prefixes is not None
     assert [prefix for prefix in facts.own_prefixes if ":" in prefix] == []
+
+
+# --- pools ---------------------------------------------------------------------------------------
+
+POOL = IPPool(name="p", cidr="10.64.0.0/16", block_size=26)
+
+
+def pooled(*blocks: str) -> Pooled:
+    claimed = [IPAMBlock(name=cidr, cidr=cidr, node="n1", node_uid="u") for cidr in blocks]
+    return Pooled.of("n1", [POOL], claimed)
+
+
+def test_from_pod_cidrs_to_a_pool_and_back() -> None:
+    v4 = lease(2, V4)
+    own = OwnPrefixes(OLD).following(node(*OLD), [OTHER], [v4], pooled=pooled())
+    # The pool is there, a pod still has an address of the podCIDR; IPv6 has no pool.
+    assert own.all == OLD
+    own = own.following(node(*OLD), [OTHER], [v4], pooled=pooled("10.64.0.0/26"))
+    assert own.all == (*OLD, "10.64.0.0/26")
+    assert own.lasting == ("fd00:1::/64", "10.64.0.0/26")
+    assert told(own, node(*OLD), [OTHER], [v4], pooled("10.64.0.0/26")) == ({}, {})
+    own = own.following(node(*OLD), [OTHER], [], pooled=pooled("10.64.0.0/26"))
+    assert own.all == ("fd00:1::/64", "10.64.0.0/26")
+    # Back again: the pool is deleted, and the block given back, while a pod runs.
+    new = replace(v4, addresses={V4: "10.64.0.5"})
+    own = own.following(node(*OLD), [OTHER], [new], pooled=Pooled())
+    assert own.all == (*OLD, "10.64.0.5/32")
+    outside, _ = told(own, node(*OLD), [OTHER], [new])
+    assert "shop/pod2 have addresses outside" in outside["podCIDRs"]
+
+
+def test_a_borrowed_address_is_announced_by_itself_and_nothing_to_tell_of() -> None:
+    lent = Loan("10.64.9.7", "n1")
+    block = IPAMBlock(name="b", cidr="10.64.9.0/26", node="n2", node_uid="u", lent=(lent,))
+    mine = Pooled.of("n1", [POOL], [block])
+    held = replace(lease(2, V4), addresses={V4: "10.64.9.7"})
+    own = OwnPrefixes(OLD).following(node(*OLD), [OTHER], [held], pooled=mine)
+    assert own.all == ("fd00:1::/64", "10.64.9.7/32")
+    assert told(own, node(*OLD), [OTHER], [held], mine) == ({}, {})
+    theirs = Pooled.of("n2", [POOL], [block])
+    assert theirs.lent == ("10.64.9.7/32",)
+    assert not PrefixSet(theirs.not_others(theirs.blocks)).covers("10.64.9.7/32")
+    assert PrefixSet(theirs.not_others(theirs.blocks)).covers("10.64.9.8/32")
+
+
+def test_nothing_is_withdrawn_before_it_is_known_which_pools_there_are() -> None:
+    facts = ToldFacts("n1", pooled=None)
+    facts.upsert(node(*OLD))
+    assert facts.own_prefixes is None
+    assert facts.announced is None
+    facts.set_pooled(Pooled())
+    assert facts.announced == OLD

@@ -12,6 +12,7 @@ import pytest
 
 from felix_py.agent.concerned import Due
 from felix_py.agent.flows import Flows
+from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.network import PodNetwork
 from felix_py.agent.revoke import Quiet, Revoker
 from felix_py.agent.view import ClusterView
@@ -97,7 +98,7 @@ class Rig:
             on_drift=[self.revoker.mended],
             on_applied=[self.revoker.applied],
         )
-        self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, self.flows.forget)
+        self.network = PodNetwork(self.facts, self.reconciler, lambda: 1500, Forgetting(self.flows, rest=0))
         self.facts.upsert(NodeRecord("n1", "", (HOST,), ("10.1.0.0/24",)))
         self.facts.upsert(Namespace("shop"))
         for name, address in (("web", WEB), ("api", API), ("db", DB)):

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from felix_py.agent.block_writer import BlockWriter
 from felix_py.datastore import conditions
+from felix_py.datastore.block_objects import BlockObjects
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.fetch import configurations, container_ports, fetch
 from felix_py.datastore.status_writer import Offer
+from felix_py.ipam.blocks import Act, Step
 from policy.model import PolicyKind, PolicyRef
 from tests.support.fakeapi import (
     ADMIN_POLICIES,
@@ -22,8 +25,13 @@ from tests.support.fakeapi import (
     BGP_CONFIGURATIONS,
     BGP_FILTERS,
     BGP_PEERS,
+    BLOCK_AFFINITIES,
     CLUSTER_POLICIES,
     CONFIGURATIONS,
+    DEFINITIONS,
+    IP_POOLS,
+    IP_RESERVATIONS,
+    IPAM_BLOCKS,
     NODE_STATUSES,
     NODES,
     PATIENCE,
@@ -40,7 +48,8 @@ from tests.support.fakeapi import (
 from tests.support.watching import QUICK, configuration
 
 RBAC = Path(__file__).parents[2] / "manifests" / "base" / "rbac.yaml"
-OWN = (CONFIGURATIONS, BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS)
+IPAM = (IPAM_BLOCKS, BLOCK_AFFINITIES)
+OWN = (CONFIGURATIONS, BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS, IP_POOLS, IP_RESERVATIONS, *IPAM)
 PASSWORDS = "felix-py-bgp-passwords"
 PASSWORDS_PATH = "/api/v1/namespaces/kube-system/secrets"
 CRDS = (CLUSTER_POLICIES, ADMIN_POLICIES, BASELINE_ADMIN_POLICIES)
@@ -76,7 +85,7 @@ def needed(request: Request) -> Iterator[Right]:
     if request.method == "GET":
         verb = "get" if len(parts) > 1 else "watch" if "watch" in request.query else "list"
     else:
-        verb = {"POST": "create", "PATCH": "patch"}[request.method]
+        verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}[request.method]
     # Names count only where they restrict: nobody's rights to pods do.
     restricted = group == "apiextensions.k8s.io" or resource == "secrets"
     yield (group, resource, selected if restricted else "", verb)
@@ -87,6 +96,20 @@ def broken(name: str) -> Json:
     egress = [{"action": "Deny", "to": [{"domainNames": ["a.example"]}]}]
     spec = {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, "egress": egress}
     return {"metadata": {"name": name, "uid": f"uid-{name}", "generation": 1}, "spec": spec}
+
+
+def watched(path: str) -> str:
+    """The field selector of a kind's definition."""
+    group, _, plural = path.split("/")[2:]
+    return f"metadata.name={plural}.{group}"
+
+
+def definitions_watched(server: FakeApi) -> set[str]:
+    return {
+        request.query.get("fieldSelector", "")
+        for request in server.requests
+        if request.path == DEFINITIONS and "watch" in request.query
+    }
 
 
 async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
@@ -103,6 +126,8 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
     try:
         async with asyncio.timeout(PATIENCE):
             await cluster.in_sync()
+        cluster.block_objects.want()
+        await asyncio.to_thread(server.wait_for, lambda: {*map(watched, IPAM)} <= definitions_watched(server))
         for path in CRDS:
             server.install(path)
             server.put(path, broken("default"))
@@ -134,11 +159,28 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
             while cluster.secrets.known() != {PASSWORDS: {"tor": "x"}}:
                 cluster.secrets.changed.clear()
                 await cluster.secrets.changed.wait()
+        await claim_and_give_back(client, cluster.block_objects)
         fetch(client)
         configurations(client)
         container_ports(client, ("shop", "web"))
     finally:
         await cluster.stop()
+
+
+async def claim_and_give_back(client: Api, objects: BlockObjects) -> None:
+    """Each step that an agent takes about a block of its own."""
+    writer, cidr = BlockWriter(client, "node-1"), "10.0.0.0/26"
+    for step in (Step.WANT, Step.TAKE, Step.CONFIRM, Step.ADOPT, Step.MARK, Step.DELETE, Step.FORGET):
+        block = next(iter(objects.blocks.records.values()), None)
+        affinity = next(iter(objects.affinities.records.values()), None)
+        for table in (objects.blocks, objects.affinities):
+            table.changed.clear()
+        await asyncio.to_thread(writer.carry_out, Act(step, cidr, block, affinity), "another-uid")
+        changes = [asyncio.create_task(t.changed.wait()) for t in (objects.blocks, objects.affinities)]
+        done, rest = await asyncio.wait(changes, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        assert done, step
+        for task in rest:
+            task.cancel()
 
 
 async def test_rights_are_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

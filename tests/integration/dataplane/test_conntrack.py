@@ -126,6 +126,18 @@ def test_an_address_is_forgotten_wherever_it_stands(table: Conntrack) -> None:
     assert table.forget([A, A6]) == 0
 
 
+def test_busy_addresses_are_those_of_any_end_inside_the_networks(table: Conntrack) -> None:
+    add(A, B)
+    add(WORLD, SERVICE, "--dst-nat", "10.1.7.7:8080", dport=81)
+    add("192.0.2.9", WORLD, "--src-nat", "10.1.8.8:50000", dport=83)
+    add(A6, WORLD6)
+    add("10.2.0.1", WORLD)
+    assert table.busy(["10.1.0.0/16", "fd00:1::/64"]) == {A, B, "10.1.7.7", "10.1.8.8", A6}
+    assert table.busy(["10.96.0.0/16"]) == {SERVICE}
+    assert table.busy(["fd00:1::/64"]) == {A6}
+    assert table.busy(["10.3.0.0/16"]) == table.busy([]) == set()
+
+
 @pytest.fixture
 def crowd(netns: None) -> None:
     """So many connections that the kernel is asked to look for an address by itself, where it can."""

@@ -1,0 +1,49 @@
+"""Addresses that pods of other nodes have before the kubelet reports them, as their annotation says.
+
+The kubelet writes ``status.podIPs`` a second or so after the pod is connected; the pod's agent writes the
+annotation ``felixpy.io/pod-ips`` at once. Whoever may change a pod may write it, too, so it is believed only
+where a lie is of no use:
+
+- while the status has no address, and for pods of other nodes: this node's own leases say what its pods have;
+- for addresses of the pod prefixes of the node that the pod is on: nobody can give an address outside of the
+  cluster, a node's, or another node's pod the rights of a pod of theirs;
+- and only as long as nobody else claims the address: against any pod that has it in its status such a claim is
+  the older one (:attr:`policy.model.Pod.claim`), so no pod loses its address to a lie.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import replace
+
+from felix_py.records import NodeRecord
+from policy.change import Change
+from policy.model import ObjectKey, Pod
+
+_OLDEST = ""
+"""``since`` of a claim that loses against every other."""
+
+
+class Announced:
+    """Puts believed addresses in the place of those that the status lacks. On the event loop only."""
+
+    def __init__(self, node_name: str, nodes: Mapping[ObjectKey, NodeRecord]) -> None:
+        """``node_name``: this node's; ``nodes``: all nodes as they are now."""
+        self._node_name = node_name
+        self._nodes = nodes
+        self._believed: dict[ObjectKey, Pod] = {}
+        """Pods as their followers have them, where that is not as the store has them."""
+
+    def believe(self, change: Change[Pod]) -> Change[Pod]:
+        """Returns the change for those who follow the cluster; give it each change of a pod, in order."""
+        before, after = self._believed.pop(change.newest.key, change.before), change.after
+        if after is not None and after.announced and after.node != self._node_name:
+            node = self._nodes.get(("", after.node))
+            if node is not None and all(_inside(address, node.pod_cidrs) for address in after.announced):
+                after = self._believed[after.key] = replace(after, addresses=after.announced, since=_OLDEST)
+        return Change(before, after)
+
+
+def _inside(address: str, cidrs: tuple[str, ...]) -> bool:
+    return any(ipaddress.ip_address(address) in ipaddress.ip_network(cidr) for cidr in cidrs)

@@ -1,0 +1,423 @@
+"""This node's blocks of IPPools: claimed before pods need them, given back when they are empty for long.
+
+What is to be done is decided by :mod:`felix_py.ipam.blocks`; here it is done. Without any IPPool, and without a
+block of an earlier life, nothing is watched but the pools, and nothing written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from bgp.resources import Problem
+from felix_py import log
+from felix_py.agent.declared_pools import DeclaredPools
+from felix_py.agent.last_good import Kept
+from felix_py.agent.pool_notices import PoolNotices
+from felix_py.backoff import Backoff
+from felix_py.datastore.block_objects import BlockObjects
+from felix_py.datastore.client import ApiError, Unreachable
+from felix_py.datastore.store import Record, Store
+from felix_py.ipam import blocks
+from felix_py.ipam.blocks import REST, Act, Demand, Step, View
+from felix_py.ipam.known import Idle, Known, leases_by_block
+from felix_py.ipam.pool import Pool, address_text
+from felix_py.ipam.pools import NoPool, Subject, cidrs_of, eligible, pool_of, selects_node
+from felix_py.ipam.resources import (
+    AllowedUse,
+    AssignmentMode,
+    BlockAffinity,
+    IPAMBlock,
+    IPPool,
+    IPReservation,
+)
+from felix_py.ipam.store import AddressStore
+from felix_py.notices import Notices
+from felix_py.records import NodeRecord
+from policy.change import Change
+from policy.model import Family, Pod
+
+T = TypeVar("T")
+
+_LOOK = 30.0
+_LOOK_WHILE_WAITED_FOR = 1.0
+"""Seconds between two reviews at most; addresses that pods give back are no event here."""
+
+_PACE = 0.05
+_SEEN_WITHIN = 2.0
+"""Seconds that a watch may take to show what was written, before it is written again."""
+
+_RETRY = (1.0, 30.0)
+_AT_ONCE = 4
+_MOST_CLOSED = 1000
+"""Uids of blocks given back that are kept; no list of the API server is so old that it has one before these."""
+
+
+class Leases(Protocol):
+    """The address store, as :class:`felix_py.cni.workers.Leases` has it."""
+
+    def numbers(self, family: Family) -> list[int]: ...
+
+    async def use(self, action: Callable[[AddressStore], T]) -> T: ...
+
+
+class Writer(Protocol):
+    """Does one step on the API server; blocking."""
+
+    def carry_out(self, act: Act, node_uid: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What else the node knows: its podCIDRs, its families, and which pod has an address."""
+
+    pod_cidrs: Callable[[], tuple[str, ...]]
+    families: Collection[Family]
+    pod_at: Callable[[str], Pod | None]
+
+
+Pools = tuple[str, ...]
+"""Names of the pools of one family, in order."""
+
+
+class Claims:
+    """On the event loop only."""
+
+    def __init__(
+        self,
+        node_name: str,
+        state_dir: Path,
+        store: Store,
+        declared: DeclaredPools,
+        objects: BlockObjects,
+        leases: Leases,
+        writer: Writer,
+        around: Around,
+        notices: Notices,
+        warn: Callable[[Problem, str], None],
+        *,
+        timeout: float = 30.0,
+    ) -> None:
+        """``timeout``: seconds that :meth:`wait_for_address` waits at most. ``warn`` writes an Event on the
+        object of a uid."""
+        self._node_name = node_name
+        self._store = store
+        self._objects = objects
+        self._leases = leases
+        self._writer = writer
+        self._around = around
+        self._declared = declared
+        self._told = PoolNotices(declared, notices, warn)
+        self.timeout = timeout
+        self._log = log.get("blocks")
+        self._kept = Kept(state_dir / "blocks.json")
+        kept, problem = self._kept.read()
+        if problem:
+            self._log.warning("what blocks this node had is lost", reason=problem)
+        self._had: list[str] = (kept or {}).get("own", [])
+        self._closed: list[str] = (kept or {}).get("closed", [])
+        self._known = Known(node_name)
+        self._idle = Idle()
+        self._demands: dict[Pools, float] = {}
+        self._waiting: Counter[Pools] = Counter()
+        self._wanted: Counter[str] = Counter()
+        self._exhausted: frozenset[Pools] = frozenset()
+        self._tried: dict[Act, float] = {}
+        self._backoffs: dict[str, Backoff] = {}
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._due = asyncio.Event()
+        self._reviewed = asyncio.Event()
+        self.known = False
+        """Whether pools, and blocks where there are any, have been read."""
+        self.blocks: tuple[IPAMBlock, ...] = ()
+        """This node's, out of which addresses may be given now."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after :attr:`known`, :attr:`pools`, :attr:`blocks` or :attr:`all_blocks` may have changed."""
+        objects.subscribe(self._fold)
+        store.subscribe(self._fold_node)
+        declared.on_change(self._due.set)
+        for table in (objects.blocks, objects.affinities):
+            table.on_change(self._due.set)
+
+    @property
+    def pools(self) -> tuple[IPPool, ...]:
+        """The pools that can be used, also disabled ones, of this node's families, by name."""
+        return tuple(pool for pool in self._declared.pools if pool.family in self._around.families)
+
+    @property
+    def reservations(self) -> tuple[IPReservation, ...]:
+        """Those that can be used."""
+        return self._declared.reservations
+
+    @property
+    def all_blocks(self) -> Collection[IPAMBlock]:
+        """The blocks of all nodes."""
+        return self._objects.blocks.records.values()
+
+    # --- what pods get -------------------------------------------------------------------------------
+
+    def cidrs_for(self, namespace: str, name: str, asked: Sequence[str] = ()) -> tuple[str, ...]:
+        """The CIDRs that a pod gets its addresses of, in order; of families without pools, the podCIDRs.
+
+        Raises:
+            NoPool: none is for the pod, or one that is asked for cannot be used.
+        """
+        found = self._eligible(namespace, name, asked)
+        return cidrs_of(found, self.blocks, self._around.pod_cidrs())
+
+    async def wait_for_address(self, namespace: str, name: str, asked: Sequence[str] = ()) -> bool:
+        """Have a further block claimed for a pod that found no address; false: none is left, or it takes long.
+
+        Raises:
+            NoPool: as :meth:`cidrs_for`.
+        """
+        before = self.cidrs_for(namespace, name, asked)
+        wanted = [_names(pools) for pools in self._eligible(namespace, name, asked).values() if pools]
+        short = [pools for pools in wanted if self._left(pools) == 0] or wanted
+        try:
+            async with asyncio.timeout(self.timeout):
+                with self._wait_for(short):
+                    while self.cidrs_for(namespace, name, asked) == before:
+                        reviewed = self._reviewed
+                        self._due.set()
+                        await reviewed.wait()
+                        if self._exhausted.issuperset(short) and not any(map(self._left, short)):
+                            return False
+                        if all(map(self._left, short)):
+                            break
+        except TimeoutError:
+            return False
+        return True
+
+    async def claim_with(self, address: str) -> bool:
+        """Claim the block of a pool that an address is in; whether this node has it now."""
+        family = Family.V6 if ":" in address else Family.V4
+        host = f"{address}/{int(family.bits)}"
+        pool = next((one for one in self.pools if pool_of([one], host)), None)
+        if pool is None or pool.disabled:
+            return False
+        cidr = blocks.block_at(pool, Pool.of(host).first)
+        try:
+            async with asyncio.timeout(self.timeout):
+                with self._wait_for((), cidr):
+                    while not (mine := any(block.cidr == cidr for block in self.blocks)):
+                        if cidr in self._known.taken and cidr not in self._known.own:
+                            break
+                        reviewed = self._reviewed
+                        self._due.set()
+                        await reviewed.wait()
+        except TimeoutError:
+            return False
+        return mine
+
+    def _eligible(self, namespace: str, name: str, asked: Sequence[str]) -> Mapping[Family, tuple[IPPool, ...]]:
+        record = self._store.namespaces.records.get(("", namespace))
+        labels = dict(record.labels) if record else {}
+        found = eligible(self.pools, Subject(self._node_labels(), labels, tuple(asked)))
+        if found and not any(found.values()) and not cidrs_of(found, (), self._around.pod_cidrs()):
+            raise NoPool(
+                f"no IPPool is for pod {namespace}/{name} on this node: look at their nodeSelector, "
+                "namespaceSelector, disabled and assignmentMode"
+            )
+        now = time.monotonic()
+        self._demands |= {_names(pools): now for pools in found.values() if pools}
+        return found
+
+    def _node_labels(self) -> dict[str, str]:
+        node = self._store.nodes.records.get(("", self._node_name))
+        return dict(node.labels) if node else {}
+
+    def _left(self, names: Pools) -> int:
+        view = self._view()
+        pools = [pool for pool in view.pools if pool.name in names]
+        return sum(blocks.free(view, block) for block in self.blocks if pool_of(pools, block.cidr))
+
+    @contextmanager
+    def _wait_for(self, wanted: Sequence[Pools], cidr: str = "") -> Iterator[None]:
+        self._waiting.update(wanted)
+        self._wanted.update([cidr] if cidr else ())
+        self._due.set()
+        try:
+            yield
+        finally:
+            self._waiting.subtract(wanted)
+            self._wanted.subtract([cidr] if cidr else ())
+
+    # --- what there is -------------------------------------------------------------------------------
+
+    def _fold(self, changes: Sequence[Change[Any]]) -> None:
+        for change in changes:
+            before, after = change.before, change.after
+            if isinstance(before or after, IPAMBlock):
+                self._known.fold_block(before, after)
+            elif isinstance(before or after, BlockAffinity):
+                self._known.fold_affinity(before, after)
+
+    def _fold_node(self, changes: Sequence[Change[Record]]) -> None:
+        for change in changes:
+            node = change.of(NodeRecord)
+            if node is not None and self._node_name in {one.name for one in (node.before, node.after) if one}:
+                self._due.set()
+
+    def _view(self) -> View:
+        pools = self.pools
+        numbers = {family: self._leases.numbers(family) for family in self._around.families}
+        leases = leases_by_block(numbers, self._known.own, pools)
+        now = time.monotonic()
+        self._idle.note(self._known.own, leases, now)
+        node = self._store.nodes.records.get(("", self._node_name))
+        return View(
+            node=self._node_name,
+            node_uid=node.uid if node else "",
+            pools=pools,
+            own=self._known.own,
+            taken=self._known.taken,
+            affinities=self._known.affinities,
+            demands=self._demanded(pools, now),
+            leases=leases,
+            reservations=self._declared.reservations,
+            idle=self._idle.rested(now),
+            closed=frozenset(self._closed),
+            elsewhere=self._has_pods_elsewhere,
+            pod_cidrs=self._around.pod_cidrs(),
+            wanted=frozenset(cidr for cidr, count in self._wanted.items() if count),
+        )
+
+    def _demanded(self, pools: Sequence[IPPool], now: float) -> tuple[Demand, ...]:
+        """What pods have asked for within a rest, and what any pod of this node may ask for."""
+        self._demands = {names: at for names, at in self._demands.items() if now - at < REST}
+        labels = self._node_labels()
+        usual: dict[Family, list[str]] = {}
+        for pool in pools:
+            automatic = pool.assignment_mode is AssignmentMode.AUTOMATIC and not pool.disabled
+            if automatic and AllowedUse.WORKLOAD in pool.allowed_uses and selects_node(pool, labels):
+                usual.setdefault(pool.family, []).append(pool.name)
+        wanted = {*self._demands, *(tuple(names) for names in usual.values())}
+        return tuple(Demand(names, self._waiting[names]) for names in sorted(wanted))
+
+    def _has_pods_elsewhere(self, cidr: str) -> bool:
+        block = Pool.of(cidr)
+        for number in range(block.first, block.last + 1):
+            pod = self._around.pod_at(address_text(block.family, number))
+            if pod is not None and pod.node != self._node_name:
+                return True
+        return False
+
+    # --- doing ---------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Claim and give back until cancelled. Nodes and namespaces must be known."""
+        while True:
+            self._due.clear()
+            try:
+                await self._review()
+            except Exception:
+                # A defect here must not end the agent, which goes on with the blocks that it has.
+                self._log.exception("cannot look after the blocks")
+            reviewed, self._reviewed = self._reviewed, asyncio.Event()
+            reviewed.set()
+            await asyncio.sleep(_PACE)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._next_look()):
+                    await self._due.wait()
+
+    def _next_look(self) -> float:
+        if self._waiting.total() or self._wanted.total():
+            return _LOOK_WHILE_WAITED_FOR
+        now = time.monotonic()
+        return min([_LOOK, *(max(0.05, at - now) for at in self._tried.values() if at > now)])
+
+    async def _review(self) -> None:
+        if not self._declared.listed:
+            return
+        self._told.declared()
+        if self._declared.any or self._had or self._closed:
+            self._objects.want()
+        if self._objects.wanted and not self._objects.listed():
+            return
+        view = self._view()
+        await self._take_over(blocks.usable(view))
+        found = blocks.plan(view)
+        self._exhausted = frozenset(demand.pools for demand in found.exhausted)
+        self._told.exhausted(found.exhausted)
+        now = time.monotonic()
+        self._tried = {act: at for act, at in self._tried.items() if at > now}
+        for act in found.acts:
+            if act not in self._tried and act.cidr not in self._under_way and len(self._under_way) < _AT_ONCE:
+                self._under_way[act.cidr] = asyncio.create_task(self._do(act, view.node_uid))
+
+    async def _take_over(self, usable: tuple[IPAMBlock, ...]) -> None:
+        """Use these blocks. Those that this node has are noted on disk before, for the next start."""
+        own = sorted(self._known.own)
+        if own != self._had:
+            self._had = own
+            await self._keep()
+        before = {block.uid for block in self.blocks}
+        if reopened := [block.cidr for block in usable if block.uid not in before]:
+            await self._leases.use(lambda store: store.reopen(*reopened))
+        self.blocks, self.known = usable, True
+        self.on_change()
+
+    async def _do(self, act: Act, node_uid: str) -> None:
+        backoff = self._backoffs.setdefault(act.cidr, Backoff(*_RETRY))
+        delay = _SEEN_WITHIN
+        try:
+            if act.step is Step.CLOSE:
+                await self._close(act)
+            else:
+                await asyncio.to_thread(self._writer.carry_out, act, node_uid)
+            self._backoffs.pop(act.cidr, None)
+            self._told.failed(act.cidr, "")
+        except (ApiError, Unreachable) as error:
+            delay = backoff.delay(error.retry_after if isinstance(error, ApiError) else 0.0)
+            self._tell_failed(act, error)
+        except Exception:
+            delay = backoff.delay()
+            self._log.exception("cannot do a step", step=act.step.name, cidr=act.cidr)
+        finally:
+            self._tried[act] = time.monotonic() + delay
+            del self._under_way[act.cidr]
+            self._due.set()
+
+    def _tell_failed(self, act: Act, error: ApiError | Unreachable) -> None:
+        """A conflict is a race, whose end the watch will show."""
+        conflict = isinstance(error, ApiError) and error.status in (404, 409)
+        (self._log.info if conflict else self._log.warning)(
+            "a step is to be done again", step=act.step.name, cidr=act.cidr, reason=str(error)
+        )
+        if isinstance(error, ApiError) and not conflict:
+            self._told.failed(act.cidr, str(error))
+
+    async def _close(self, act: Act) -> None:
+        """Give nothing out of a block any more, and note that on disk before anybody else can know."""
+        assert act.block is not None
+        if not await self._leases.use(lambda store: store.close_empty(act.cidr)):
+            return
+        self.blocks = tuple(block for block in self.blocks if block.cidr != act.cidr)
+        closed = self._closed
+        self._closed = [*closed, act.block.uid][-_MOST_CLOSED:]
+        if await self._keep():
+            self._log.info("giving back a block", cidr=act.cidr)
+            return
+        self._closed = closed
+        await self._leases.use(lambda store: store.reopen(act.cidr))
+
+    async def _keep(self) -> bool:
+        """Write down what must be known at the next start, whatever the API server says."""
+        try:
+            await asyncio.to_thread(self._kept.write, {"own": self._had, "closed": self._closed})
+        except OSError as error:
+            self._told.unwritten(str(self._kept.path), error.strerror or str(error))
+            return False
+        self._told.unwritten(str(self._kept.path), "")
+        return True
+
+
+def _names(pools: Sequence[IPPool]) -> Pools:
+    return tuple(pool.name for pool in pools)

@@ -1,0 +1,1 @@
+"""What one agent does for the whole cluster, while it leads."""

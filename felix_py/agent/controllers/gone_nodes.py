@@ -1,0 +1,130 @@
+"""Frees the blocks of nodes that are gone, while this agent leads (:mod:`felix_py.ipam.gone`)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from felix_py import log
+from felix_py.agent.elector import Elector, NotLeading, boot_time
+from felix_py.datastore.blocks_left import delete_affinity, delete_block, give_up, stands
+from felix_py.datastore.client import Api, ApiError, Unreachable
+from felix_py.datastore.followed import Followed
+from felix_py.datastore.kinds import IPAM_BLOCKS, block_affinities
+from felix_py.datastore.store import Store
+from felix_py.ipam.gone import Gone, Orphan, Owner
+from felix_py.ipam.resources import AffinityState
+
+AFFINITIES = block_affinities()
+
+LOOK = 60.0
+"""Seconds between two looks at the API for pods of nodes that seem to be gone."""
+
+_READ = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a look has found. ``failed``: why it was cut short, or None."""
+
+    standing: frozenset[Owner]
+    failed: Exception | None = None
+
+
+class GoneNodes:
+    """The controller. On the event loop only; reads and writes are in another thread."""
+
+    def __init__(
+        self,
+        api: Api,
+        store: Store,
+        elector: Elector,
+        follow: Callable[[], Followed],
+        *,
+        look: float = LOOK,
+        clock: Callable[[], float] = boot_time,
+    ) -> None:
+        """``follow`` returns IPAMBlocks and BlockAffinities to be followed."""
+        self._api = api
+        self._store = store
+        self._elector = elector
+        self._follow = follow
+        self._look = look
+        self._clock = clock
+        self._log = log.get("gone-nodes")
+
+    async def run(self) -> None:
+        """Look and free until cancelled. The grace begins anew with each leader."""
+        gone, followed = Gone(), self._follow()
+        followed.start()
+        try:
+            await followed.listed()
+            while True:
+                await self._round(gone, followed)
+                await asyncio.sleep(self._look * random.uniform(0.9, 1.1))
+        finally:
+            await followed.stop()
+
+    async def _round(self, gone: Gone, followed: Followed) -> None:
+        owners = self._seen(gone, followed)
+        if not owners:
+            return
+        look = await asyncio.to_thread(self._look_at, owners)
+        for owner in look.standing:
+            gone.seen(owner, self._clock())
+        if look.failed is not None:
+            self._log.warning("cannot look for the pods of nodes that are gone", reason=str(look.failed))
+        # What has changed since the look began is in the tables by now, or the resourceVersions tell it.
+        self._seen(gone, followed)
+        for owner, orphans in gone.due(self._clock()).items():
+            if owner in owners:
+                await self._free(owner, orphans)
+
+    def _seen(self, gone: Gone, followed: Followed) -> tuple[Owner, ...]:
+        nodes = {node.name: node.uid for node in self._store.nodes.records.values()}
+        blocks = followed.table(IPAM_BLOCKS).records.values()
+        return gone.look(blocks, followed.table(AFFINITIES).records.values(), nodes, self._clock())
+
+    def _look_at(self, owners: tuple[Owner, ...]) -> _Look:
+        """In a thread. After a failure nobody counts as gone who was not looked at."""
+        standing: set[Owner] = set()
+        for index, (node, uid) in enumerate(owners):
+            try:
+                if stands(self._api, node, uid, _READ):
+                    standing.add((node, uid))
+            except (ApiError, Unreachable) as error:
+                return _Look(frozenset({*standing, *owners[index:]}), error)
+        return _Look(frozenset(standing))
+
+    async def _free(self, owner: Owner, orphans: tuple[Orphan, ...]) -> None:
+        for orphan in orphans:
+            try:
+                freed = await asyncio.to_thread(self._free_one, orphan)
+            except NotLeading:
+                return
+            except (ApiError, Unreachable) as error:
+                self._log.warning("cannot free a block", block=orphan.cidr, node=owner[0], reason=str(error))
+                return
+            if freed:
+                self._log.info("freed a block of a node that is gone", block=orphan.cidr, node=owner[0])
+
+    def _free_one(self, orphan: Orphan) -> bool:
+        """In a thread: the steps of a node that gives a block back. False: it is not as it was seen any more."""
+        affinity, version = orphan.affinity, orphan.affinity.resource_version if orphan.affinity else ""
+        try:
+            if affinity is not None and affinity.state is not AffinityState.PENDING_DELETION:
+                with self._elector.writing() as seconds:
+                    version = give_up(self._api, affinity, seconds)
+            if orphan.block is not None:
+                with self._elector.writing() as seconds:
+                    delete_block(self._api, orphan.block, seconds)
+            if affinity is not None:
+                with self._elector.writing() as seconds:
+                    delete_affinity(self._api, affinity, version, seconds)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+            return False
+        return True

@@ -1,0 +1,70 @@
+"""What people are told of pools and blocks: notices, and Events on the objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from bgp.resources import Problem
+from felix_py.agent.declared_pools import DeclaredPools
+from felix_py.ipam.blocks import Demand
+from felix_py.notices import NoticeKind, Notices
+
+_COPY, _FULL, _OBJECT = "copy", "full:", "object:"
+
+
+class PoolNotices:
+    """On the event loop only."""
+
+    def __init__(self, declared: DeclaredPools, notices: Notices, warn: Callable[[Problem, str], None]) -> None:
+        """``warn`` writes an Event on the object of this uid."""
+        self._declared = declared
+        self._notices = notices
+        self._warn = warn
+        self._warned: frozenset[Problem] = frozenset()
+
+    def declared(self) -> None:
+        """Tell what is wrong with the objects."""
+        problems = self._declared.problems
+        told: dict[str, str] = {}
+        for one in sorted(problems):
+            told[f"{_OBJECT} {one.kind} {one.name}"] = f"{one.kind} {one.name}: {one.field}: {one.reason}"
+        self._replace(_OBJECT, told)
+        for problem in sorted(problems - self._warned):
+            self._warn(problem, self._declared.uid(problem.name, problem.kind))
+        self._warned = problems
+
+    def exhausted(self, demands: Sequence[Demand]) -> None:
+        """Tell which pools have no block left."""
+        told = {}
+        for demand in demands:
+            names = ", ".join(demand.pools)
+            told[f"{_FULL} {names}"] = (
+                f"no block is left in {names}: pods that need a further one wait. Make another IPPool, or delete "
+                "pods"
+            )
+        self._replace(_FULL, told)
+
+    def failed(self, cidr: str, reason: str) -> None:
+        """Tell that a block cannot be claimed or given back; no reason: it can."""
+        self._say(cidr, f"block {cidr} cannot be claimed or given back: {reason}" if reason else "")
+
+    def unwritten(self, path: str, reason: str) -> None:
+        """Tell that blocks cannot be noted on disk; no reason: they can."""
+        text = (
+            f"blocks cannot be noted in {path}: {reason}. None is given back until they can. Make room on the "
+            "disk, or mend it"
+        )
+        self._say(_COPY, text if reason else "")
+
+    def _say(self, subject: str, text: str) -> None:
+        if text:
+            self._notices.say(NoticeKind.IP_POOLS, subject, text)
+        else:
+            self._notices.clear(NoticeKind.IP_POOLS, subject)
+
+    def _replace(self, prefix: str, told: Mapping[str, str]) -> None:
+        for subject in list(self._notices.of(NoticeKind.IP_POOLS)):
+            if subject.startswith(prefix) and subject not in told:
+                self._notices.clear(NoticeKind.IP_POOLS, subject)
+        for subject, text in told.items():
+            self._notices.say(NoticeKind.IP_POOLS, subject, text)

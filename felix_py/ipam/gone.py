@@ -1,0 +1,82 @@
+"""Which blocks may be freed, since their nodes are gone. Pure: clock and answers are arguments.
+
+A block belongs to the node that it names, with the uid of its Node object. It is freed once nobody has seen that
+Node, nor a pod that is bound to it, for :data:`GRACE`, and none of its addresses is lent to a node that is there.
+Calico's controller does the same by pods' addresses (kube-controllers, leakGracePeriod). A Node that was deleted
+and comes back with another uid takes its blocks itself, which changes them, so that they are not freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from felix_py.ipam.resources import BlockAffinity, IPAMBlock
+
+GRACE = 900.0
+"""Seconds (Calico's leakGracePeriod). The kubelet of a node whose object is gone may run its pods for a while."""
+
+Owner = tuple[str, str]
+"""Name and uid of a node; the uid is empty where it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """What a node that is gone has left of one block: the block, its affinity, or both."""
+
+    cidr: str
+    block: IPAMBlock | None = None
+    affinity: BlockAffinity | None = None
+
+    @property
+    def borrowers(self) -> tuple[Owner, ...]:
+        """Nodes that have borrowed addresses of the block; they must be gone as well."""
+        return tuple((loan.node, "") for loan in self.block.lent) if self.block else ()
+
+
+class Gone:
+    """The nodes that have left blocks, and since when each of them is certainly gone."""
+
+    def __init__(self) -> None:
+        self._since: dict[Owner, float] = {}
+        self._orphans: dict[Owner, list[Orphan]] = {}
+
+    def look(
+        self,
+        blocks: Iterable[IPAMBlock],
+        affinities: Iterable[BlockAffinity],
+        nodes: Mapping[str, str],
+        now: float,
+    ) -> tuple[Owner, ...]:
+        """Take over what there is. ``nodes``: name -> uid. Returns whose pods are to be looked for now."""
+        self._orphans = {}
+        # An affinity without block is of a node that wanted one, or has given one back.
+        left = {(one.node, one.cidr): one for one in affinities}
+        for block in blocks:
+            affinity = left.pop((block.node, block.cidr), None)
+            lent = any(loan.node in nodes for loan in block.lent)
+            if nodes.get(block.node) != block.node_uid and not lent:
+                orphan = Orphan(block.cidr, block, affinity)
+                self._orphans.setdefault((block.node, block.node_uid), []).append(orphan)
+        for (node, cidr), affinity in left.items():
+            if node not in nodes:
+                self._orphans.setdefault((node, ""), []).append(Orphan(cidr, None, affinity))
+        orphans = [orphan for of_owner in self._orphans.values() for orphan in of_owner]
+        owners = {*self._orphans, *(one for orphan in orphans for one in orphan.borrowers)}
+        self._since = {owner: self._since.get(owner, now) for owner in owners}
+        return tuple(sorted(owners))
+
+    def seen(self, owner: Owner, now: float) -> None:
+        """The node, or a pod of it, stands in the API; or it is not known."""
+        if owner in self._since:
+            self._since[owner] = now
+
+    def due(self, now: float) -> dict[Owner, tuple[Orphan, ...]]:
+        """What is to be freed now, by node."""
+        certain = {owner for owner, since in self._since.items() if now - since >= GRACE}
+        found = {
+            owner: tuple(one for one in left if certain.issuperset(one.borrowers))
+            for owner, left in self._orphans.items()
+            if owner in certain
+        }
+        return {owner: left for owner, left in found.items() if left}

@@ -1,0 +1,127 @@
+"""IPPool, IPReservation, IPAMBlock and BlockAffinity, with real kubectl: columns, refusals; the agent agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from felix_py.ipam.parse import Bad, parse_pool, parse_reservation
+from tests.conformance.conftest import EXTERNAL, Kubectl, until
+from tests.support.ipam_resources import POOL, RESERVATION
+
+FOLDER = Path(__file__).parents[2] / "manifests" / "crds"
+NAMES = ("ippools", "ipreservations", "ipamblocks", "blockaffinities")
+FILES = [f"--filename={FOLDER / f'felixpy.io_{name}.yaml'}" for name in NAMES]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def definitions(cluster: Kubectl) -> Iterator[None]:
+    if EXTERNAL and cluster.run("get", "crd", f"{NAMES[0]}.felixpy.io").returncode == 0:
+        pytest.skip("the server has these definitions already: they are not ours to take away")
+    cluster("apply", *FILES)
+    until(lambda: all(cluster.run("get", f"{name}.felixpy.io").returncode == 0 for name in NAMES))
+    yield
+    cluster("delete", *FILES)
+
+
+@pytest.fixture
+def clean(cluster: Kubectl) -> Iterator[Kubectl]:
+    """kubectl; objects that a test makes go with it."""
+    yield cluster
+    for name in NAMES:
+        cluster("delete", f"{name}.felixpy.io", "--all")
+
+
+def refused(kubectl: Kubectl, obj: dict[str, Any]) -> str:
+    return kubectl.fails("apply", "--server-side", "--force-conflicts", "--filename=-", stdin=obj)
+
+
+def resource(kind: str, name: str = "one", **spec: Any) -> dict[str, Any]:
+    return {"apiVersion": "felixpy.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+def test_everything_can_be_set_and_is_read_as_it_was_written(clean: Kubectl) -> None:
+    clean.apply(resource("IPPool", **POOL))
+    clean.apply(resource("IPReservation", **RESERVATION))
+    pool, reservation = (clean.get(f"{name}.felixpy.io", "one")["spec"] for name in NAMES[:2])
+    assert (pool, reservation) == (POOL, RESERVATION)
+    assert parse_pool("one", pool) == parse_pool("one", POOL)
+    assert parse_reservation("one", reservation) == parse_reservation("one", RESERVATION)
+
+
+def test_what_is_not_set_means_what_the_agents_take_it_for(clean: Kubectl) -> None:
+    for name, cidr in (("four", "10.64.0.0/16"), ("six", "fd00::/64")):
+        clean.apply(resource("IPPool", name, cidr=cidr))
+        found = clean.get("ippools.felixpy.io", name)["spec"]
+        assert parse_pool(name, found) == parse_pool(name, {"cidr": cidr})
+
+
+def test_columns(clean: Kubectl) -> None:
+    clean.apply(resource("IPPool", cidr="10.64.0.0/16", blockSize=28, natOutgoing=True))
+    spec = {"cidr": "10.64.0.0/28", "node": "n1"}
+    clean.apply(resource("IPAMBlock", **spec, nodeUID="u"))
+    clean.apply(resource("BlockAffinity", **spec, state="confirmed"))
+    rows = [clean("get", f"{name}.felixpy.io").splitlines()[1].split() for name in NAMES if name != NAMES[1]]
+    assert rows[0][:5] == ["one", "10.64.0.0/16", "28", "true", "false"]
+    assert rows[1][:3] == ["one", "10.64.0.0/28", "n1"]
+    assert rows[2][:4] == ["one", "n1", "10.64.0.0/28", "confirmed"]
+
+
+CANNOT = "cannot be changed: make another pool, and disable this one"
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({}, "spec.cidr"),
+    ({"cidr": "10.64.0.1/16"}, "write it as a canonical CIDR: 10.64.0.0/16 or fd00::/48"),
+    ({"cidr": "10.64.0.0/16", "blockSize": 19}, "should be greater than or equal to 20"),
+    ({"cidr": "10.64.0.0/16", "blockSize": 33}, "blockSize is 20 to 32 for IPv4 and 116 to 128 for IPv6"),
+    ({"cidr": "fd00::/48", "blockSize": 32}, "blockSize is 20 to 32 for IPv4 and 116 to 128 for IPv6"),
+    ({"cidr": "10.64.0.0/27"}, "cidr must have room for a block of blockSize"),
+    ({"cidr": "10.64.0.0/29", "blockSize": 28}, "cidr must have room for a block of blockSize"),
+    ({"cidr": "fd00::/123"}, "cidr must have room for a block of blockSize"),
+    ({"cidr": "10.64.0.0/16", "allowedUses": ["Tunnel"]}, 'supported values: "Workload", "LoadBalancer"'),
+    ({"cidr": "10.64.0.0/16", "allowedUses": []}, "should have at least 1 items"),
+    ({"cidr": "10.64.0.0/16", "assignmentMode": "Never"}, 'supported values: "Automatic", "Manual"'),
+    ({"cidr": "10.64.0.0/16", "natOutgoing": "yes"}, "must be of type boolean"),
+]
+
+
+@pytest.mark.parametrize(("spec", "why"), REFUSED, ids=str)
+def test_pool_that_is_refused_is_refused_by_agents_too(clean: Kubectl, spec: dict[str, Any], why: str) -> None:
+    assert why in refused(clean, resource("IPPool", **spec))
+    with pytest.raises(Bad):
+        parse_pool("one", spec)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ({"cidr": "10.64.0.0/16"}, {"cidr": "10.65.0.0/16"}, CANNOT),
+        ({"cidr": "10.64.0.0/16", "blockSize": 28}, {"cidr": "10.64.0.0/16", "blockSize": 27}, CANNOT),
+        ({"cidr": "10.64.0.0/16"}, {"cidr": "10.64.0.0/16", "blockSize": 26}, CANNOT),
+    ],
+)
+def test_what_cannot_be_changed(clean: Kubectl, before: Any, after: Any, why: str) -> None:
+    clean.apply(resource("IPPool", **before))
+    assert why in refused(clean, resource("IPPool", **after))
+    clean.apply(resource("IPPool", **before, disabled=True))
+
+
+def test_blocks_stay_whose_they_are(clean: Kubectl) -> None:
+    spec = {"cidr": "10.64.0.0/28", "node": "n1", "nodeUID": "u"}
+    clean.apply(resource("IPAMBlock", **spec))
+    assert "cannot be changed" in refused(clean, resource("IPAMBlock", **spec | {"node": "n2"}))
+    clean.apply(
+        resource("IPAMBlock", **spec | {"nodeUID": "v", "lent": [{"address": "10.64.0.5", "node": "n2"}]})
+    )
+    clean.apply(resource("BlockAffinity", cidr="10.64.0.0/28", node="n1", state="pending"))
+    wrong = resource("BlockAffinity", cidr="10.64.0.0/28", node="n1", state="lost")
+    assert '"pending", "confirmed", "pendingDeletion"' in refused(clean, wrong)
+
+
+def test_a_reservation_that_is_no_cidr(clean: Kubectl) -> None:
+    spec = {"reservedCIDRs": ["10.64.1.5"]}
+    assert "write it as a canonical CIDR" in refused(clean, resource("IPReservation", **spec))
+    with pytest.raises(Bad):
+        parse_reservation("one", spec)

@@ -1,0 +1,188 @@
+"""Many nodes claim, use and give back blocks, while agents crash and the API lies: no address twice, no leak.
+
+Small clusters, whose blocks come and go all the time, for four seconds (``make test-all``: a minute), and one of
+50 nodes, four pools and 10,000 pods. FELIX_PY_FUZZ_SECONDS sets another time; FELIX_PY_FUZZ_SEED makes it begin
+where it failed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from felix_py.ipam.blocks import REST
+from felix_py.ipam.resources import AffinityState, AssignmentMode, IPPool
+from tests.support.block_api import BlockApi
+from tests.support.block_nodes import Node, World, addresses, block_of
+from tests.support.thorough import ALL, FUZZ_SECONDS
+
+SECONDS = FUZZ_SECONDS if ALL or "FELIX_PY_FUZZ_SECONDS" in os.environ else 4.0
+OLD_LISTS = (0, 5, 40)
+"""Changes that the first list of an agent may lag behind."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """``length``: that of the IPv4 pools. Small ones are empty and full again and again."""
+
+    nodes: int
+    pods: int
+    length: int
+
+    def pools(self) -> tuple[IPPool, ...]:
+        return (
+            IPPool(name="a", cidr=f"10.0.0.0/{self.length}", block_size=30),
+            IPPool(name="b", cidr=f"10.1.0.0/{self.length}", block_size=29, node_selector="zone == 'z'"),
+            IPPool(
+                name="m", cidr=f"10.2.0.0/{self.length}", block_size=31, assignment_mode=AssignmentMode.MANUAL
+            ),
+            IPPool(name="v6", cidr="fd00::/118", block_size=126),
+        )
+
+
+SMALL, WHOLE = Size(3, 250, 29), Size(50, 10_000, 20)
+OTHER_SIZES = {"a": 29, "b": 31, "m": 32}
+
+
+@pytest.mark.timeout(SECONDS + 180)
+def test_no_address_twice_and_no_leak() -> None:
+    first = int(os.environ.get("FELIX_PY_FUZZ_SEED", random.randrange(2**32)))
+    end = time.monotonic() + SECONDS
+    for seed in itertools.count(first):
+        try:
+            run(random.Random(seed), SMALL)
+        except BaseException as error:
+            error.add_note(f"FELIX_PY_FUZZ_SEED={seed} (began at {first})")
+            raise
+        if time.monotonic() > end:
+            break
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1800)
+def test_50_nodes_and_10000_pods() -> None:
+    seed = int(os.environ.get("FELIX_PY_FUZZ_SEED", random.randrange(2**32)))
+    try:
+        run(random.Random(seed), WHOLE)
+    except BaseException as error:
+        error.add_note(f"FELIX_PY_FUZZ_SEED={seed}")
+        raise
+
+
+def run(rng: random.Random, size: Size) -> None:
+    pools = size.pools()
+    api = BlockApi(rng, faults=rng.choice([0.0, 0.1, 0.4]))
+    world = World(rng, api, pools, stale=rng.choice(OLD_LISTS))
+    nodes = [Node(world, f"n{i}", {"zone": rng.choice("yz")}) for i in range(size.nodes)]
+    pods = (f"p{number}" for number in range(size.pods))
+    for step in itertools.count():
+        if not happen(world, rng.choice(nodes), pods, pools):
+            break
+        if step % size.nodes == 0:
+            every_lease_is_in_a_block(world, nodes)
+    quiesce(world, nodes, pools)
+    everything_fits(world, nodes)
+    for node in nodes:
+        for pod in list(node.leases):
+            node.remove(pod)
+    quiesce(world, nodes, pools)
+    world.now += REST + 1
+    quiesce(world, nodes, pools)
+    nothing_is_left(world)
+
+
+def happen(world: World, node: Node, pods: Iterator[str], pools: tuple[IPPool, ...]) -> bool:
+    """One thing happens on a node, or to all; whether more will."""
+    rng, api = world.rng, world.api
+    world.now += rng.choice([0.0, 0.1, 1.0])
+    what = rng.randrange(200)
+    if what < 7:
+        world.now += REST + 1
+    elif what < 30:
+        if (pod := next(pods, None)) is None:
+            return False
+        node.begin(pod, rng.choice([(), (), (), ("m",), ("v6",)]))
+    elif what < 60:
+        node.finish()
+    elif what < 100:
+        node.think()
+    elif what < 140:
+        node.act()
+    elif what < 180:
+        node.seen.catch_up(rng.choice([1, 3, 100]))
+    elif what < 190:
+        many = rng.choice([1, 2, 3, 100])
+        for gone in rng.sample(sorted(node.leases), min(len(node.leases), many)):
+            node.remove(gone)
+    elif what < 194:
+        api.settle(rng.choice([1, 3]))
+    elif what < 196:
+        node.start()
+    elif what == 196:
+        node.recreate()
+    elif what == 197 and api.affinities:
+        # Somebody deletes an affinity by hand: that is no loss.
+        gone_affinity = rng.choice(sorted(api.affinities, key=lambda it: it.name))
+        api.delete((type(gone_affinity), gone_affinity.name))
+    elif what == 199:
+        world.pools = tuple(changed(rng, pool) for pool in pools if rng.random() < 0.9)
+    return True
+
+
+def changed(rng: random.Random, pool: IPPool) -> IPPool:
+    if rng.random() < 0.2:
+        return replace(pool, disabled=True)
+    return replace(pool, block_size=rng.choice([pool.block_size, OTHER_SIZES.get(pool.name, pool.block_size)]))
+
+
+def quiesce(world: World, nodes: list[Node], pools: tuple[IPPool, ...]) -> None:
+    """The API is well, late writes arrive, and all agents are told everything, until nothing changes."""
+    world.api.faults = 0.0
+    world.pools = pools
+    quiet = 0
+    for _ in range(2000):
+        before = len(world.api.log)
+        world.now += 6.0
+        world.api.settle(1000)
+        for node in nodes:
+            node.finish()
+            node.seen.catch_up()
+            node.think()
+            node.act()
+        for node in nodes:
+            node.seen.catch_up()
+        quiet = quiet + 1 if len(world.api.log) == before else 0
+        if quiet == 3:
+            return
+    raise AssertionError("it never ends")
+
+
+def everything_fits(world: World, nodes: list[Node]) -> None:
+    """Each lease lies in a block that its node has, blocks and affinities match, and no two blocks overlap."""
+    api = world.api
+    assert {one.state for one in api.affinities} <= {AffinityState.CONFIRMED}
+    assert {(one.node, one.cidr) for one in api.affinities} == {(one.node, one.cidr) for one in api.blocks}
+    every_lease_is_in_a_block(world, nodes)
+    cidrs = sorted(one.cidr for one in api.blocks)
+    assert not [one for one in api.blocks if nodes[0].seen.known.taken.overlapping(one.cidr, but=1)], cidrs
+
+
+def every_lease_is_in_a_block(world: World, nodes: list[Node]) -> None:
+    """That its node has, as the API server says: at every moment."""
+    for node in nodes:
+        mine = [one.cidr for one in world.api.blocks if one.node == node.name]
+        for address in addresses(node):
+            assert any(block_of(address, cidr) for cidr in mine), (node.name, address)
+
+
+def nothing_is_left(world: World) -> None:
+    """Nobody asked for addresses lately: nobody keeps a block."""
+    assert not world.holders
+    assert world.api.blocks == []
+    assert world.api.affinities == []

@@ -1,0 +1,174 @@
+"""Nodes that claim blocks and give addresses to pods, in a simulation: agents crash, the API lies, pools change.
+
+An address store of theirs is a dictionary that survives; what an agent remembers does not.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from felix_py.ipam.blocks import REST, Act, Demand, Plan, Step, View, plan, usable
+from felix_py.ipam.known import Idle, leases_by_block
+from felix_py.ipam.pool import Pool, address_number, address_text
+from felix_py.ipam.pools import NoPool, Subject, cidrs_of, eligible
+from felix_py.ipam.resources import IPPool
+from policy.model import Family
+from tests.support.block_api import BlockApi, Refused, Seen, TimedOut
+
+
+class AddressTwice(AssertionError):
+    """Two pods have one address."""
+
+
+@dataclass
+class World:
+    """The truth: pods by address, pools, time. ``stale``: changes that a list may lag behind."""
+
+    rng: random.Random
+    api: BlockApi
+    pools: tuple[IPPool, ...]
+    stale: int = 0
+    holders: dict[str, str] = field(default_factory=dict)
+    now: float = 0.0
+
+
+class Node:
+    """One node. Durable: ``leases`` (pod -> addresses) and ``closed`` (uids)."""
+
+    def __init__(self, world: World, name: str, labels: dict[str, str]) -> None:
+        self.world = world
+        self.name = name
+        self.labels = labels
+        self.uid = f"{name}/0"
+        self.leases: dict[str, dict[Family, int]] = {}
+        self.closed: set[str] = set()
+        self.start()
+
+    def start(self) -> None:
+        """An agent starts: it remembers nothing, and its first lists may be old."""
+        self.seen = Seen(self.world.api, self.name, self.world.stale)
+        self._shut: set[str] = set()
+        self._idle = Idle()
+        self.plan = Plan()
+        self._tried: dict[Act, float] = {}
+        self._demands: dict[tuple[str, ...], float] = {}
+        self._begun: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {}
+        self.queue: dict[str, tuple[str, ...]] = {}
+        self._waiting: dict[tuple[str, ...], int] = {}
+
+    def recreate(self) -> None:
+        """Its Node object is deleted, and made anew."""
+        self.uid = f"{self.name}/{int(self.uid.rpartition('/')[2]) + 1}"
+
+    # --- pods ----------------------------------------------------------------------------------------
+
+    def begin(self, pod: str, asked: tuple[str, ...] = ()) -> None:
+        """The first half of the ADD of a pod, and again of those that have found nothing: out of which CIDRs, as
+        the agent knows it now."""
+        self.queue[pod] = asked
+        mine = usable(self.view())
+        for waiting, pools_asked in self.queue.items():
+            try:
+                found = eligible(self.world.pools, Subject(self.labels, {}, pools_asked))
+            except NoPool:
+                continue
+            wanted = tuple(tuple(pool.name for pool in pools) for pools in found.values() if pools)
+            self._demands |= dict.fromkeys(wanted, self.world.now)
+            self._begun[waiting] = cidrs_of(found, mine, ()), wanted
+
+    def finish(self) -> None:
+        """The second half of all ADDs under way: addresses out of these, durably."""
+        begun, self._begun = self._begun, {}
+        for pod, (cidrs, wanted) in begun.items():
+            if given := self._choose(cidrs):
+                self._lease(pod, given)
+            else:
+                self._waiting |= dict.fromkeys(wanted, 1)
+
+    def _choose(self, cidrs: tuple[str, ...]) -> dict[Family, int] | None:
+        """One address of each family that the CIDRs have, as the address store does; None: one has none left."""
+        used = {(family, number) for given in self.leases.values() for family, number in given.items()}
+        given: dict[Family, int] = {}
+        for block in map(Pool.of, cidrs):
+            if block.family not in given and block.cidr not in self._shut:
+                numbers = range(block.first, block.last + 1)
+                if (free := next((n for n in numbers if (block.family, n) not in used), None)) is not None:
+                    given[block.family] = free
+        return given if given.keys() == {Pool.of(cidr).family for cidr in cidrs} else None
+
+    def _lease(self, pod: str, given: dict[Family, int]) -> None:
+        for family, number in given.items():
+            address = address_text(family, number)
+            if address in self.world.holders:
+                raise AddressTwice(f"{address}: {self.world.holders[address]} and {pod} of {self.name}")
+            self.world.holders[address] = pod
+        self.leases[pod] = given
+        del self.queue[pod]
+
+    def remove(self, pod: str) -> None:
+        for family, number in self.leases.pop(pod).items():
+            del self.world.holders[address_text(family, number)]
+
+    # --- blocks --------------------------------------------------------------------------------------
+
+    def view(self) -> View:
+        known = self.seen.known
+        numbers: dict[Family, list[int]] = {family: [] for family in Family}
+        for given in self.leases.values():
+            for family, number in given.items():
+                numbers[family].append(number)
+        leases = leases_by_block(numbers, known.own, self.world.pools)
+        self._idle.note(known.own, leases, self.world.now)
+        self._demands = {k: at for k, at in self._demands.items() if self.world.now - at < REST}
+        return View(
+            node=self.name,
+            node_uid=self.uid,
+            pools=self.world.pools,
+            own=known.own,
+            taken=known.taken,
+            affinities=known.affinities,
+            demands=tuple(Demand(pools, self._waiting.get(pools, 0)) for pools in self._demands),
+            leases=leases,
+            idle=self._idle.rested(self.world.now),
+            closed=frozenset(self.closed),
+        )
+
+    def think(self) -> None:
+        """Decide what to do; it is done later, when all may be different."""
+        view = self.view()
+        self._shut -= {block.cidr for block in usable(view)}
+        self.plan = plan(view)
+        self._waiting = {}
+
+    def act(self) -> None:
+        """Do what was decided last; each step may be the last one."""
+        for act in self.plan.acts:
+            if self._tried.get(act, -1.0) > self.world.now:
+                continue
+            self._tried[act] = self.world.now + 2
+            if act.step is Step.CLOSE:
+                self._close(act)
+                continue
+            try:
+                self.world.api.carry_out(act, self.name, self.uid)
+            except (Refused, TimedOut):
+                self._tried[act] = self.world.now + 5
+        self.plan = Plan()
+
+    def _close(self, act: Act) -> None:
+        assert act.block is not None
+        block = Pool.of(act.cidr)
+        if not any(number in block for given in self.leases.values() for number in given.values()):
+            self._shut.add(act.cidr)
+            self.closed.add(act.block.uid)
+
+
+def addresses(node: Node) -> set[str]:
+    return {address_text(family, number) for given in node.leases.values() for family, number in given.items()}
+
+
+def block_of(address: str, cidr: str) -> bool:
+    family, number = address_number(address)
+    block = Pool.of(cidr)
+    return block.family is family and number in block

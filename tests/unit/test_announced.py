@@ -1,0 +1,156 @@
+"""Addresses in annotations: written when a pod is connected, and believed where a lie is of no use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+
+from felix_py.agent.announced import Announced
+from felix_py.datastore.announcement_writer import ANNOTATION, AnnouncementWriter
+from felix_py.datastore.client import Api
+from felix_py.datastore.cluster import Cluster
+from felix_py.records import Lease, NodeRecord
+from policy.change import Change
+from policy.holders import Holders
+from policy.model import Family, ObjectKey, Pod
+from tests.support.fakeapi import PATIENCE, PODS, FakeApi, pod
+from tests.support.waiting import until
+from tests.support.watching import QUICK, configuration
+
+NODES = {
+    ("", "here"): NodeRecord("here", "", ("192.0.2.1",), ("10.1.0.0/24",)),
+    ("", "there"): NodeRecord("there", "", ("192.0.2.2",), ("10.1.1.0/24", "fd00:1::/64")),
+}
+LEASE = Lease("c1", "eth0", "felix-py", "shop", "web", "uid-web", "felix1", {Family.V4: "10.1.1.5"}, 1.0)
+
+
+def starting(*addresses: str, node: str = "there", name: str = "web", since: str = "2026-01-01T00:00:00Z") -> Pod:
+    return Pod("shop", name, f"uid-{name}", node, since=since, announced=addresses)
+
+
+@pytest.fixture
+def announced() -> Announced:
+    return Announced("here", NODES)
+
+
+@pytest.mark.parametrize(
+    ("claim", "node", "believed"),
+    [
+        (("10.1.1.5",), "there", True),
+        (("10.1.1.5", "fd00:1::5"), "there", True),
+        (("10.1.0.5",), "there", False),
+        (("10.1.1.5", "fd00:2::5"), "there", False),
+        (("192.0.2.2",), "there", False),
+        (("203.0.113.7",), "there", False),
+        (("10.1.1.5",), "unknown", False),
+        (("10.1.1.5",), "", False),
+        (("10.1.0.5",), "here", False),
+    ],
+)
+def test_only_addresses_of_the_pods_own_node_are_believed(
+    announced: Announced, claim: tuple[str, ...], node: str, believed: bool
+) -> None:
+    found = announced.believe(Change(None, starting(*claim, node=node)))
+    assert found.after is not None
+    assert found.after.addresses == (claim if believed else ())
+
+
+def test_each_change_begins_where_the_last_one_ended(announced: Announced) -> None:
+    plain = Pod("shop", "web", "uid-web", "there")
+    reported = Pod("shop", "web", "uid-web", "there", addresses=("10.1.1.5",))
+    life = [None, plain, starting("10.1.1.5"), starting("10.1.1.6"), reported, None, starting("10.1.1.7"), None]
+    seen = [announced.believe(Change(*pair)) for pair in pairwise(life)]
+    for earlier, later in pairwise(seen):
+        assert later.before == earlier.after
+    addresses = [change.after.addresses if change.after else None for change in seen]
+    assert addresses == [(), ("10.1.1.5",), ("10.1.1.6",), ("10.1.1.5",), None, ("10.1.1.7",), None]
+
+
+def test_a_lie_takes_no_pods_address(announced: Announced) -> None:
+    victim = Pod("shop", "db", "uid-db", "there", addresses=("10.1.1.9",), since="2020-01-01T00:00:00Z")
+    liar = announced.believe(Change(None, starting("10.1.1.9", since="2026-01-01T00:00:00Z"))).after
+    assert liar is not None
+    for order in ((victim, liar), (liar, victim)):
+        holders = Holders()
+        for one in order:
+            holders.claim(one.key, (), one.addresses, one)
+        owner = holders.pod("10.1.1.9")
+        assert owner is not None
+        assert owner.key == victim.key
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("10.1.1.5", ("10.1.1.5",)),
+        ("10.1.1.5,FD00:1:0::5", ("10.1.1.5", "fd00:1::5")),
+        ("10.1.1.5,10.1.1.6", ()),
+        ("10.1.1.5/32", ()),
+        ("10.1.1.5,", ("10.1.1.5",)),
+        ("lies", ()),
+        ("", ()),
+    ],
+)
+async def test_what_an_annotation_says(text: str, found: tuple[str, ...]) -> None:
+    with FakeApi() as server:
+        raw = pod("web", "shop")
+        raw["metadata"]["annotations"] = {ANNOTATION: text}
+        server.put(PODS, raw)
+        reported = pod("old", "shop", ip="10.1.1.7")
+        reported["metadata"]["annotations"] = {ANNOTATION: text}
+        server.put(PODS, reported)
+        cluster = Cluster(Api(lambda: configuration(server)), node_name="here", timing=QUICK)
+        cluster.start()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await cluster.in_sync()
+            records: dict[ObjectKey, Pod] = dict(cluster.store.pods.records)
+        finally:
+            await cluster.stop()
+    web, old = records["shop", "web"], records["shop", "old"]
+    assert (web.addresses, web.announced) == ((), found)
+    assert (old.addresses, old.announced) == (("10.1.1.7",), ())
+
+
+@pytest.fixture
+def server() -> Iterator[FakeApi]:
+    with FakeApi() as made:
+        made.put(PODS, pod("web", "shop"))
+        yield made
+
+
+def annotation(server: FakeApi, name: str = "web") -> str | None:
+    found: str | None = (server.objects[PODS, "shop", name]["metadata"].get("annotations") or {}).get(ANNOTATION)
+    return found
+
+
+async def test_a_connected_pods_addresses_are_written_and_no_others(server: FakeApi) -> None:
+    api = Api(lambda: configuration(server))
+    writer = AnnouncementWriter(api)
+    try:
+        gone = Lease("c0", "eth0", "felix-py", "shop", "gone", "uid-gone", "felix0", {Family.V4: "10.1.1.3"}, 1.0)
+        earlier = Lease(
+            "c0", "eth0", "felix-py", "shop", "web", "another", "felix0", {Family.V4: "10.1.1.4"}, 1.0
+        )
+        for lease in (gone, earlier, LEASE):  # what is refused holds up nothing
+            writer.announce(lease)
+        await until(lambda: annotation(server) == "10.1.1.5")
+        assert [one.path for one in server.requests if one.method == "PATCH"][-1].endswith(
+            "/shop/pods/web/status"
+        )
+    finally:
+        await asyncio.to_thread(writer.stop)
+        api.close()
+
+
+async def test_a_server_that_is_away_holds_up_nothing(server: FakeApi) -> None:
+    api = Api(lambda: configuration(server))
+    writer = AnnouncementWriter(api)
+    server.__exit__(None, None, None)
+    for _ in range(1000):
+        writer.announce(LEASE)
+    await asyncio.to_thread(writer.stop)
+    api.close()

@@ -1,0 +1,343 @@
+"""The agent's claims on a server: what is there afterwards, whatever was lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgp.resources import Problem
+from felix_py.agent.block_writer import BlockWriter
+from felix_py.agent.claims import Around, Claims
+from felix_py.agent.declared_pools import DeclaredPools
+from felix_py.cni.workers import Leases
+from felix_py.datastore.client import Api
+from felix_py.datastore.cluster import Cluster
+from felix_py.ipam import known
+from felix_py.ipam.names import block_name
+from felix_py.ipam.pools import NoPool
+from felix_py.ipam.store import AddressStore, Claim, PoolExhausted
+from felix_py.metrics import Metrics
+from felix_py.notices import NoticeKind, Notices
+from policy.model import Family
+from tests.support.fakeapi import (
+    BLOCK_AFFINITIES,
+    IP_POOLS,
+    IP_RESERVATIONS,
+    IPAM_BLOCKS,
+    NAMESPACES,
+    NODES,
+    PATIENCE,
+    Exchange,
+    FakeApi,
+    Json,
+)
+from tests.support.watching import QUICK, configuration
+
+KINDS = (IP_POOLS, IP_RESERVATIONS, IPAM_BLOCKS, BLOCK_AFFINITIES)
+POD_CIDRS = ("10.99.0.0/24",)
+
+
+class Node:
+    """The parts of one node's agent that claims need."""
+
+    def __init__(self, server: FakeApi, folder: Path, name: str) -> None:
+        self.server = server
+        self.name = name
+        self.notices = Notices(Metrics())
+        self.warned: list[Problem] = []
+        self.leases = Leases(AddressStore(folder / "leases.db"))
+        self.cluster = Cluster(Api(lambda: configuration(server)), node_name=name, timing=QUICK)
+        self.claims = Claims(
+            name,
+            folder,
+            self.cluster.store,
+            DeclaredPools(self.cluster.store),
+            self.cluster.block_objects,
+            self.leases,
+            BlockWriter(self.cluster.api, name),
+            Around(lambda: POD_CIDRS, tuple(Family), lambda _address: None),
+            self.notices,
+            lambda problem, _uid: self.warned.append(problem),
+            timeout=PATIENCE,
+        )
+        self.changed = asyncio.Event()
+        self.claims.on_change = self.changed.set
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not (self.claims.known and condition()):
+                self.changed.clear()
+                await self.changed.wait()
+
+    def cidrs(self, *asked: str) -> tuple[str, ...]:
+        return self.claims.cidrs_for("shop", "web", asked)
+
+    async def lease(self, pod: str, *asked: str) -> str:
+        """An ADD, as the plugin does it. PoolExhausted: there is no address."""
+        claim = Claim(pod, "eth0", "felix", "shop", pod)
+        while True:
+            cidrs = self.cidrs(*asked)
+            try:
+                if not cidrs:
+                    raise PoolExhausted("no block")
+                lease = await self.leases.use(partial(AddressStore.allocate, claim=claim, cidrs=cidrs))
+            except PoolExhausted:
+                if not await self.claims.wait_for_address("shop", pod, asked):
+                    raise
+            else:
+                return lease.addresses[Family.V4]
+
+    async def release(self, pod: str) -> None:
+        await self.leases.use(lambda store: store.release(pod, "eth0"))
+
+    def told(self) -> str:
+        return " ".join(self.notices.of(NoticeKind.IP_POOLS).values())
+
+
+@asynccontextmanager
+async def running(server: FakeApi, folder: Path, name: str = "n1") -> AsyncIterator[Node]:
+    folder.mkdir(exist_ok=True)
+    if (NODES, "", name) not in server.objects:
+        server.put(NODES, {"metadata": {"name": name, "uid": f"uid-{name}", "labels": {"zone": "a"}}})
+    node = Node(server, folder, name)
+    node.cluster.start()
+    async with AsyncExitStack() as stack:
+        stack.callback(node.leases.close)
+        stack.push_async_callback(node.cluster.stop)
+        async with asyncio.timeout(PATIENCE):
+            await node.cluster.in_sync()
+        task = asyncio.create_task(node.claims.run())
+        stack.push_async_callback(stop, task)
+        await node.until(lambda: True)
+        yield node
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@pytest.fixture
+def server() -> Any:
+    with FakeApi() as found:
+        for path in KINDS:
+            found.install(path)
+        found.put(NAMESPACES, {"metadata": {"name": "shop", "labels": {"team": "x"}}})
+        yield found
+
+
+def declare(server: FakeApi, name: str, **spec: object) -> None:
+    held = server.objects.get((IP_POOLS, "", name), {"metadata": {}})
+    created = held["metadata"].get("creationTimestamp", f"2026-01-01T00:00:{len(server.objects):02}Z")
+    server.put(IP_POOLS, {"metadata": {"name": name, "uid": name, "creationTimestamp": created}, "spec": spec})
+
+
+def objects(server: FakeApi, path: str) -> list[Json]:
+    with server.changed:
+        return [obj["spec"] for key, obj in sorted(server.objects.items()) if key[0] == path]
+
+
+def states(server: FakeApi) -> dict[str, str]:
+    return {one["cidr"]: one["state"] for one in objects(server, BLOCK_AFFINITIES)}
+
+
+async def test_without_pools_nothing_is_written_or_watched(server: FakeApi, tmp_path: Path) -> None:
+    async with running(server, tmp_path) as node:
+        assert node.cidrs() == POD_CIDRS
+        assert node.claims.blocks == ()
+        with pytest.raises(NoPool, match="IPPool other does not exist"):
+            node.cidrs("other")
+        asked = {request.path for request in server.requests}
+        assert not asked & {IPAM_BLOCKS, BLOCK_AFFINITIES}
+        assert {request.method for request in server.requests} == {"GET"}
+    assert not (tmp_path / "blocks.json").exists()
+
+
+async def test_a_block_is_there_before_the_first_pod(server: FakeApi, tmp_path: Path) -> None:
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, nodeSelector="zone == 'a'")
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        (block,) = objects(server, IPAM_BLOCKS)
+        assert block == {"cidr": node.cidrs()[0], "node": "n1", "nodeUID": "uid-n1"}
+        assert states(server) == {block["cidr"]: "confirmed"}
+        assert (await node.lease("a")).startswith("10.0.0.")
+        writes = [request.method for request in server.requests if request.method != "GET"]
+        assert writes == ["POST", "POST", "PATCH"]
+
+
+async def test_a_pool_that_comes_later_and_a_family_without_one(server: FakeApi, tmp_path: Path) -> None:
+    async with running(server, tmp_path) as node:
+        declare(server, "six", cidr="fd00::/112", blockSize=124)
+        await node.until(lambda: node.claims.blocks)
+        six, four = node.cidrs()
+        assert (six.endswith("/124"), four) == (True, POD_CIDRS[0])
+
+
+async def test_the_next_block_is_claimed_before_the_first_is_full(server: FakeApi, tmp_path: Path) -> None:
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        addresses = [await node.lease(f"pod-{number}") for number in range(30)]
+        assert len(set(addresses)) == 30
+        await node.until(lambda: len(node.claims.blocks) == 3 or len(states(server)) == 3)
+        assert {one["node"] for one in objects(server, IPAM_BLOCKS)} == {"n1"}
+
+
+async def test_an_exhausted_pool_is_said(server: FakeApi, tmp_path: Path) -> None:
+    declare(server, "few", cidr="10.0.0.0/30", blockSize=30)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        assert {await node.lease("a"), await node.lease("b")} == {"10.0.0.1", "10.0.0.2"}
+        with pytest.raises(PoolExhausted):
+            await node.lease("c")
+        assert "no block is left in few" in node.told()
+        await node.release("a")
+        assert await node.lease("c") == "10.0.0.1"
+
+
+async def test_two_nodes_never_have_one_block(server: FakeApi, tmp_path: Path) -> None:
+    declare(server, "few", cidr="10.0.0.0/29", blockSize=30)
+    async with running(server, tmp_path / "1") as one, running(server, tmp_path / "2", "n2") as two:
+        taken: list[str] = []
+        for number in range(2):
+            taken += await asyncio.gather(one.lease(f"a{number}"), two.lease(f"b{number}"))
+        assert len(set(taken)) == 4
+        owners = {spec["cidr"]: spec["node"] for spec in objects(server, IPAM_BLOCKS)}
+        assert sorted(owners.values()) == ["n1", "n2"]
+        for node in (one, two):
+            assert [owners[block.cidr] for block in node.claims.blocks] == [node.name]
+
+
+def lost_after(exchange: Exchange) -> bool:
+    """It happens, and nobody hears of it."""
+    exchange.send = lambda *_args, **_kwargs: None  # type: ignore[method-assign]
+    exchange.api._write(exchange)
+    exchange.cut()
+    return True
+
+
+def lost_before(exchange: Exchange) -> bool:
+    exchange.cut()
+    return True
+
+
+@pytest.mark.parametrize("fault", [lost_after, lost_before])
+async def test_every_write_is_lost_once(server: FakeApi, tmp_path: Path, fault: Any) -> None:
+    for verb in ("post", "post", "patch"):
+        server.fault(verb, fault)
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        assert states(server) == {node.claims.blocks[0].cidr: "confirmed"}
+        assert len(objects(server, IPAM_BLOCKS)) == 1
+
+
+async def test_an_empty_block_is_given_back_and_never_used_again(
+    server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        (block,) = node.claims.blocks
+        old = server.objects[IPAM_BLOCKS, "", block.name]
+        await node.lease("a")
+        monkeypatch.setattr(known, "REST", 0.0)
+        declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, disabled=True)
+        await node.until(lambda: node.claims.pools and node.claims.pools[0].disabled)
+        assert states(server) == {block.cidr: "confirmed"}, "a pod has an address of it"
+        node.leases._store.cooldown = 0.0
+        await node.release("a")
+        node.claims._due.set()
+        await node.until(lambda: not states(server) and not objects(server, IPAM_BLOCKS))
+        assert node.claims.blocks == ()
+    # An old list of another API server shows it again.
+    server.put(IPAM_BLOCKS, old)
+    affinity = {"cidr": block.cidr, "node": "n1", "state": "confirmed"}
+    metadata = {"name": f"n1-{block.name}", "uid": "x", "labels": {"felixpy.io/node": "n1"}}
+    server.put(BLOCK_AFFINITIES, {"metadata": metadata, "spec": affinity})
+    monkeypatch.undo()
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        assert [one.uid for one in node.claims.blocks] != [block.uid]
+
+
+async def test_a_node_object_made_anew_keeps_the_blocks_with_leases(server: FakeApi, tmp_path: Path) -> None:
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        (before,) = node.claims.blocks
+        await node.lease("a")
+        server.put(NODES, {"metadata": {"name": "n1", "uid": "new", "labels": {"zone": "a"}}})
+        await node.until(lambda: [one.node_uid for one in node.claims.blocks] == ["new"])
+        assert [one.uid for one in node.claims.blocks] == [before.uid]
+
+
+async def test_a_block_that_somebody_deletes_is_claimed_again_for_its_leases(
+    server: FakeApi, tmp_path: Path
+) -> None:
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        (block,) = node.claims.blocks
+        await node.lease("a")
+        server.delete(IPAM_BLOCKS, "", block.name)
+        await node.until(lambda: node.claims.blocks and node.claims.blocks[0].uid != block.uid)
+        assert node.cidrs() == (block.cidr,)
+
+
+async def test_the_block_of_one_address(server: FakeApi, tmp_path: Path) -> None:
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        other = next(n for n in range(0, 256, 16) if f"10.0.0.{n}/28" not in node.cidrs())
+        assert await node.claims.claim_with(f"10.0.0.{other + 5}")
+        assert f"10.0.0.{other}/28" in node.cidrs()
+        foreign = next(n for n in range(0, 256, 16) if f"10.0.0.{n}/28" not in states(server))
+        cidr = f"10.0.0.{foreign}/28"
+        spec = {"cidr": cidr, "node": "n9", "nodeUID": "u"}
+        server.put(IPAM_BLOCKS, {"metadata": {"name": block_name(cidr), "uid": "y"}, "spec": spec})
+        assert not await node.claims.claim_with(f"10.0.0.{foreign + 1}")
+        assert not await node.claims.claim_with("192.0.2.1")
+
+
+async def test_a_pool_that_is_spoilt_stays_as_it_was_and_one_that_overlaps_is_refused(
+    server: FakeApi, tmp_path: Path
+) -> None:
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        declare(server, "young", cidr="10.0.0.0/16")
+        declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, nodeSelector="zone ==")
+        await node.until(lambda: len(node.warned) == 2)
+        assert {(one.name, one.field) for one in node.warned} == {("young", "cidr"), ("pods", "nodeSelector")}
+        assert [pool.name for pool in node.claims.pools] == ["pods"]
+        assert "overlaps 10.0.0.0/24 of the older IPPool pods" in node.told()
+        server.delete(IP_POOLS, "", "young")
+        declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+        await node.until(lambda: not node.told())
+
+
+async def test_a_disk_that_is_full_gives_nothing_back(
+    server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        (block,) = node.claims.blocks
+
+        def full(_fields: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(known, "REST", 0.0)
+        with pytest.MonkeyPatch.context() as disk:
+            disk.setattr(node.claims._kept, "write", full)
+            declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, disabled=True)
+            await node.until(lambda: "No space left on device" in node.told())
+            assert states(server) == {block.cidr: "confirmed"}
+        await node.until(lambda: not states(server))
