@@ -97,8 +97,8 @@ def _agent(folder: Path, *peers: int) -> Iterator[DeclaredAgent]:
         for index in peers:
             node.peer(index)
         node.start()
-        node.until(lambda: _sessions(node) == len(peers), "its sessions are up")
-        node.wait_ready()
+        eventually(lambda: _sessions(node) == len(peers), _PATIENCE)
+        eventually(lambda: node.get("/readyz")[0] == 200, _PATIENCE)
         yield node
 
 
