@@ -15,7 +15,7 @@ from policy.model import Family
 from tests.support.lab import LabUnderTest, manifest
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 POOL = "10.244.192.0/20"
 NAMES = ("pooled-1", "pooled-2")

@@ -25,7 +25,7 @@ from tests.support.pool_api import POOLS, PoolApi
 from tests.support.traffic import attempt, serve
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns"), pytest.mark.timeout(600)]
 
 V4, V6 = Family
 V6_CIDR = CIDRS[V6]
