@@ -14,7 +14,7 @@ ASSETS := $(BIN)/python -m tests.cluster.assets --folder
 REAL_PROGRAMS := kubectl kube-apiserver kube-controller-manager etcd
 CLIENT := felix_py/cni/client/felix-py-cni
 
-.PHONY: all dev lab lab-down image test test-all test-image test-cluster test-conformance cluster unit lint types layers bench lock clean
+.PHONY: all dev lab lab-down image test test-all soak test-image test-cluster test-conformance cluster unit lint types layers bench lock clean
 .DEFAULT_GOAL := all
 
 all: $(BIN)/felix-py $(CLIENT)  ## the command line, at .venv/bin/felix-py
@@ -34,6 +34,10 @@ test: dev packages  ## everything but heavy tests: unit, property, golden, integ
 
 test-all: dev packages  ## the same at length, as before a release: also heavy tests, more examples, longer fuzzing
 	@FELIX_PY_TESTS=all $(BIN)/pytest $(WORKERS) $(TESTS)
+
+soak: dev  ## the simulations of addresses for an hour; SECONDS= for another time
+	@FELIX_PY_TESTS=all FELIX_PY_FUZZ_SECONDS=$(or $(SECONDS),3600) $(BIN)/pytest -s $(WORKERS) \
+	  tests/property/test_blocks_simulation.py tests/property/test_blocks_scale.py
 
 test-cluster: cluster image  ## the tests on a real Kubernetes, which they start themselves
 	@$(BIN)/python -m tests.cluster.previous

@@ -10,8 +10,9 @@ Control ── wanted announcements, peers, synchronisation
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 
 from bgp import export, protocol
 from bgp.announcement import Announcement
@@ -22,7 +23,7 @@ from bgp.decision import Candidate, Identity
 from bgp.model import Peer, SpeakerConfig
 from bgp.readback import ReadBack
 from bgp.rib import PREFIX_LIMIT, NextHops, Rib
-from bgp.session import Bfd, PeerStatus, Session
+from bgp.session import Bfd, LimitState, PeerStatus, Session
 from bgp.trace import of_best
 
 _BFD_MOST = 4096
@@ -127,8 +128,19 @@ class Control:
         held = self._held.get(address)
         if held is None:
             return ""
-        most, seconds = held.limit or PREFIX_LIMIT, max(0, round(held.until - now))
-        return f"it announced more than {most} prefixes; held down for {seconds} s more"
+        # In minutes, since each other text is another write to the API server.
+        minutes = max(1, ceil((held.until - now) / 60))
+        return f"it announced more than {held.limit or PREFIX_LIMIT} prefixes; held down for {minutes} min more"
+
+    @property
+    def held(self) -> Mapping[str, Held]:
+        """The peers that are held down."""
+        return self._held
+
+    def hold(self, address: str, held: Held, now: float) -> None:
+        """Hold a peer down as an earlier life of the agent has, unless that was in another life of the clock."""
+        if now < held.until <= now + HOLD_DOWN:
+            self._held[address] = held
 
     def leaving(self) -> list[str]:
         """Established neighbors of ExaBGP that the configuration has no longer, or with other settings.
@@ -216,7 +228,9 @@ class Control:
 
     def peers(self, now: float) -> list[PeerStatus]:
         """One status for each configured peer."""
-        return [session.status(now) for session in self._sessions.values()]
+        statuses = (session.status(now) for session in self._sessions.values())
+        near = LimitState.NEAR
+        return [replace(one, limit_state=near) if one.address in self._warned else one for one in statuses]
 
     def announced(self) -> dict[str, Mapping[str, Announcement | None]]:
         """Peer -> what it is told, by prefix, of those whose session is up."""

@@ -23,7 +23,8 @@ class Path:
 
     ``as_path`` is flattened, ``as_path_length`` counts an AS_SET as one and confederation segments as none.
     ``origin``: 0 IGP, 1 EGP, 2 INCOMPLETE. ``communities`` (``65000:1``, RFC 1997) and ``large_communities``
-    (``65000:1:2``, RFC 8092) are sorted. ``priority``: the metric that an import filter has set.
+    (``65000:1:2``, RFC 8092) are sorted. ``priority``: the metric that an import filter has set. ``path_id``:
+    which of the peer's paths to the prefix it is (RFC 7911), as four numbers with dots; empty: its only one.
     """
 
     next_hop: str
@@ -37,6 +38,7 @@ class Path:
     originator_id: str = ""
     cluster_list: tuple[str, ...] = ()
     priority: int | None = None
+    path_id: str = ""
 
     @property
     def neighbor_asn(self) -> int:
@@ -85,6 +87,7 @@ class Step(Enum):
     ROUTER_ID = "BGP identifier of its originator is higher (RFC 4271, 9.1.2.2 f)"
     CLUSTER_LIST = "cluster list is longer (RFC 4456, 9)"
     ADDRESS = "address of the peer is higher (RFC 4271, 9.1.2.2 g)"
+    PATH_ID = "path identifier is higher (RFC 7911)"
 
 
 @lru_cache(maxsize=4096)
@@ -104,6 +107,7 @@ _ORDERING: tuple[tuple[Step, Cost], ...] = (
     (Step.ROUTER_ID, lambda c: _number(c[1].originator_id or c[0].router_id)),
     (Step.CLUSTER_LIST, lambda c: len(c[1].cluster_list)),
     (Step.ADDRESS, lambda c: _number(c[0].address)),
+    (Step.PATH_ID, lambda c: _number(c[1].path_id) if c[1].path_id else 0),
 )
 
 
@@ -136,18 +140,19 @@ def multipath(candidates: Iterable[Candidate]) -> list[Candidate]:
     return sorted(equal, key=lambda c: tuple(cost(c) for _, cost in _ORDERING))
 
 
-def lost_by(candidates: Iterable[Candidate]) -> dict[str, Step]:
-    """The address of each candidate's peer but the best one -> by what that candidate lost against the best."""
+def lost_by(candidates: Iterable[Candidate]) -> dict[tuple[str, str], Step]:
+    """Peer's address and path identifier of each candidate but the best -> by what it lost against that."""
     left = list(candidates)
-    lost: dict[str, Step] = {}
+    lost: dict[tuple[str, str], Step] = {}
     if not left:
         return lost
     for step, survivors in _survivors(left):
-        lost |= {c[0].address: step for c in left if c not in survivors}
+        lost |= {(c[0].address, c[1].path_id): step for c in left if c not in survivors}
         left = survivors
     best, *others = sorted(left, key=lambda c: tuple(cost(c) for _, cost in _ORDERING))
     for other in others:
-        lost[other[0].address] = next(step for step, cost in _ORDERING if cost(other) != cost(best))
+        step = next(step for step, cost in _ORDERING if cost(other) != cost(best))
+        lost[other[0].address, other[1].path_id] = step
     return lost
 
 

@@ -1,4 +1,4 @@
-"""ExaBGP, started with four corrections and one capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with five corrections, an option and a capability: ``python -m bgp.launch server FILE``.
 
 The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
@@ -20,6 +20,12 @@ The fourth: of bytes that are no BGP message ExaBGP 5.0 tries to tell its helper
 and fails on that with an exception, so that the peer hears nothing and the log gets 60 lines. It is not told:
 what the peer is sent is said at the session's end.
 
+The fifth: ``show adj-rib in json`` leaves path identifiers out (RFC 7911), which updates have.
+
+The option: a keepalive time of its own, from the neighbor's description (:data:`bgp.render.KEEPALIVE`). A
+keepalive is sent in each third of the negotiated hold time at the latest (RFC 4271, section 4.4). A change of it
+is a change of the neighbor.
+
 The capability: whoever is not root needs CAP_NET_BIND_SERVICE to listen on port 179. The image's Python may have
 it (its file permits it, and the pod adds it) but does not raise it; here it is raised, for ExaBGP alone.
 """
@@ -34,10 +40,15 @@ from typing import Any
 
 from exabgp.bgp.fsm import FSM
 from exabgp.bgp.message.notification import Notify
+from exabgp.bgp.message.update.nlri.inet import INET
+from exabgp.bgp.neighbor import Neighbor
+from exabgp.reactor import peer as peer_module
 from exabgp.reactor.api.processes import Processes
+from exabgp.reactor.keepalive import KA
 from exabgp.reactor.peer import Peer
 
 from bgp.bfd import CEASE_BFD_DOWN
+from bgp.render import KEEPALIVE
 
 _TURNS = 100
 _IDLE_HOLD = 1
@@ -48,6 +59,8 @@ _CAPABILITY_VERSION = 0x20080522
 _NET_BIND_SERVICE = 10
 _handle_connection = Peer.handle_connection
 _close = Peer._close
+_equal = Neighbor.__eq__
+_as_dict = INET.as_dict
 
 
 def handle_connection(peer: Any, connection: Any) -> object:
@@ -67,6 +80,29 @@ def close(peer: Any, message: str = "", error: object = "") -> None:
     if message.startswith("notification sent") or young:
         peer._delay._next = max(peer._delay._next, _IDLE_HOLD)
     _close(peer, message, error)
+
+
+class Keepalives(KA):  # type: ignore[misc]  # ExaBGP has no types
+    """In place of ``KA``, which sends a session's keepalives."""
+
+    def __init__(self, session: Any, proto: Any) -> None:
+        super().__init__(session, proto)
+        word, _, seconds = proto.neighbor["description"].partition(" ")
+        if word == KEEPALIVE and self.send_timer.keepalive:
+            self.send_timer.keepalive = min(self.send_timer.keepalive, int(seconds))
+
+
+def equal(neighbor: Any, other: Any) -> bool:
+    """In place of ``Neighbor.__eq__``, which a reload asks what has changed."""
+    return bool(_equal(neighbor, other)) and neighbor["description"] == other["description"]
+
+
+def as_dict(nlri: Any) -> dict[str, Any]:
+    """In place of ``INET.as_dict``: with the path identifier, if there is one, as updates have it."""
+    found: dict[str, Any] = _as_dict(nlri)
+    if nlri.path_info.path_info:
+        found["path-information"] = ".".join(map(str, nlri.path_info.path_info))
+    return found
 
 
 def tell_nothing(_processes: Any, *_: object) -> None:
@@ -102,5 +138,8 @@ if __name__ == "__main__":
     raise_bind_service()
     Peer.handle_connection = handle_connection
     Peer._close = close
+    peer_module.KA = Keepalives
+    Neighbor.__eq__ = equal
+    INET.as_dict = as_dict
     Processes.notification = tell_nothing
     main()

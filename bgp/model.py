@@ -44,11 +44,11 @@ class Peer:
     ``max_restart_time`` (seconds): how long the peer is asked to keep our routes, and we keep its. A path with
     more than ``allowed_own_asns`` occurrences of our own AS number is a loop.
 
-    Only of a peer that the API declares: ``name``, its BGPPeer's or mesh node's; ``families`` (4, 6), empty: that
-    of its address; ``next_hops``, our addresses of these families; ``interface``, that of a link-local address;
-    ``reachable_by``, the gateway to the peer; ``cluster_id``: the peer is a client of this route reflector
-    (RFC 4456); ``filters``, asked one after the other; ``prefix_limit``, 0: that of
-    :data:`bgp.rib.PREFIX_LIMIT`.
+    Only of a peer that the API declares: ``keepalive_time`` (seconds), 0: a third of the hold time; ``name``, its
+    BGPPeer's or mesh node's; ``families`` (4, 6), empty: that of its address; ``next_hops``, our addresses of
+    these families; ``interface``, that of a link-local address; ``reachable_by``, the gateway to the peer;
+    ``cluster_id``: the peer is a client of this route reflector (RFC 4456); ``filters``, asked one after the
+    other; ``prefix_limit``, 0: that of :data:`bgp.rib.PREFIX_LIMIT`.
     """
 
     address: str
@@ -59,6 +59,7 @@ class Peer:
     password: str = field(default="", repr=False)
     ttl_security: int = 0
     hold_time: int = HOLD_TIME
+    keepalive_time: int = 0
     max_restart_time: int = RESTART_TIME
     allowed_own_asns: int = 0
     passive: bool = False

@@ -10,8 +10,8 @@ import ipaddress
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from bgp.announcement import Announcement
 from bgp.attributes import Malformed, number, received, sent, words
@@ -76,13 +76,20 @@ class Notified:
     text: str
 
 
+class Nlri(NamedTuple):
+    """What is announced and withdrawn: a canonical prefix, and of several paths to it the one (RFC 7911)."""
+
+    prefix: str
+    path_id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Update:
     """Validated routes of one UPDATE: canonical prefixes."""
 
     peer: str
     announced: tuple[tuple[str, Path], ...]
-    withdrawn: tuple[str, ...]
+    withdrawn: tuple[Nlri, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +155,7 @@ class Neighbors:
 class RibEntry:
     """One output line of SHOW_RIB_IN, with a ``path``, or of SHOW_RIB_OUT, with an ``announcement``.
 
-    None of both: it has no usable next hop, or an attribute that cannot be used.
+    None of both: it has no usable next hop, or an attribute that cannot be used. ``path_id``: see :class:`Nlri`.
     """
 
     peer: str
@@ -156,6 +163,7 @@ class RibEntry:
     path: Path | None
     outgoing: bool
     announcement: Announcement | None = None
+    path_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,24 +351,38 @@ def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
         return
     update = message["update"]
     attributes = update.get("attribute", {})
-    announced: dict[str, Path] = {}
-    unusable: set[str] = set()
-    withdrawn: set[str] = set()
+    announced: dict[Nlri, Path] = {}
+    unusable: set[Nlri] = set()
+    withdrawn: set[Nlri] = set()
     for family in FAMILIES:
         name = f"ipv{family} unicast"
         # A route with a global and a link-local next hop (RFC 2545) is listed under each; the link-local one is
         # the one to use on a session between link-local addresses.
         for next_hop, entries in sorted(update.get("announce", {}).get(name, {}).items(), key=_link_local_last):
-            prefixes = [_prefix(entry["nlri"]) for entry in entries]
+            nlris = [_nlri(entry) for entry in entries]
             if route := _usable_path(_next_hop(next_hop, family, peer), attributes):
-                announced.update(dict.fromkeys(prefixes, route))
+                announced |= {nlri: _numbered(route, nlri.path_id) for nlri in nlris}
             else:
-                unusable.update(prefixes)
-        withdrawn.update(_prefix(entry["nlri"]) for entry in update.get("withdraw", {}).get(name, ()))
+                unusable.update(nlris)
+        withdrawn.update(_nlri(entry) for entry in update.get("withdraw", {}).get(name, ()))
     # An announcement replaces the previous one even if it is unusable itself (RFC 4271 9).
     withdrawn |= unusable - announced.keys()
     if announced or withdrawn:
-        yield Update(peer, tuple(announced.items()), tuple(withdrawn))
+        routes = tuple((nlri.prefix, path) for nlri, path in announced.items())
+        yield Update(peer, routes, tuple(withdrawn))
+
+
+def _nlri(entry: dict[str, Any]) -> Nlri:
+    return Nlri(_prefix(entry["nlri"]), _path_id(entry))
+
+
+def _path_id(entry: dict[str, Any]) -> str:
+    """A path identifier (RFC 7911): 32 bits, which ExaBGP writes like an IPv4 address. Empty: there is none."""
+    return str(ipaddress.IPv4Address(found)) if (found := entry.get("path-information", "")) else ""
+
+
+def _numbered(path: Path, path_id: str) -> Path:
+    return replace(path, path_id=path_id) if path_id else path
 
 
 def _refresh(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
@@ -407,7 +429,8 @@ def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
     prefix, next_hop = _prefix(nlri["prefix"]), str(nlri["nexthop"])
     if outgoing:
         return RibEntry(peer, prefix, None, True, _announcement(prefix, next_hop, attributes))
-    return RibEntry(peer, prefix, _usable_path(_next_hop(next_hop, version(prefix), peer), attributes), False)
+    path, path_id = _usable_path(_next_hop(next_hop, version(prefix), peer), attributes), _path_id(nlri)
+    return RibEntry(peer, prefix, _numbered(path, path_id) if path else None, False, path_id=path_id)
 
 
 def _usable_path(next_hop: str, attributes: dict[str, Any]) -> Path | None:

@@ -16,7 +16,7 @@ from bgp.session import Session
 class Reading:
     """A pending SHOW_RIB_IN. Routes that live events have ``touched`` meanwhile are newer than its lines."""
 
-    touched: set[tuple[str, str]] = field(default_factory=set)
+    touched: set[tuple[str, str, str]] = field(default_factory=set)
     peers: set[str] = field(default_factory=set)
     unusable: dict[str, set[str]] = field(default_factory=dict)
     again: bool = False
@@ -68,8 +68,8 @@ class ReadBack:
     def updated(self, event: protocol.Update) -> None:
         """Note a live event during a reading."""
         if self._reading:
-            self._reading.touched.update((event.peer, prefix) for prefix in event.withdrawn)
-            self._reading.touched.update((event.peer, prefix) for prefix, _ in event.announced)
+            self._reading.touched.update((event.peer, *nlri) for nlri in event.withdrawn)
+            self._reading.touched.update((event.peer, prefix, path.path_id) for prefix, path in event.announced)
 
     def changed(self, address: str) -> None:
         """Note a session that came up or ended during a reading."""
@@ -85,13 +85,14 @@ class ReadBack:
             session.out.learned(entry.prefix, entry.announcement)
             return
         reading = self._reading
-        newer = reading is None or entry.peer in reading.peers or (entry.peer, entry.prefix) in reading.touched
+        key = entry.peer, entry.prefix, entry.path_id
+        newer = reading is None or entry.peer in reading.peers or key in reading.touched
         # ExaBGP empties a table when its session comes up, not when it ends.
         if reading and session.usable and not newer:
             if entry.path:
                 self._rib.announce(entry.peer, entry.prefix, session.scoped(entry.path))
             else:
-                self._rib.believe(entry.peer, entry.prefix)
+                self._rib.believe(entry.peer, entry.prefix, entry.path_id)
                 reading.unusable.setdefault(entry.peer, set()).add(entry.prefix)
 
     def answered(self, answer: protocol.Answered, neighbors: Mapping[str, protocol.Neighbor], now: float) -> None:

@@ -16,6 +16,9 @@ from bgp.model import Peer, SpeakerConfig
 PROCESS = "agent"
 """Name of the helper process, :mod:`bgp.bridge`."""
 
+KEEPALIVE = "keepalive"
+"""Before the seconds, in the description of a neighbor that has a keepalive time of its own."""
+
 _LISTEN = "# felix-py listen-port "
 _PLAIN_WORD = re.compile(r"[\w./+:@%=~-]+", re.ASCII)
 
@@ -80,6 +83,9 @@ def _neighbor(config: SpeakerConfig, peer: Peer) -> str:
         f"connect {peer.port}",
         f"passive {'true' if peer.passive else 'false'}",
     ]
+    if peer.keepalive_time:
+        # For :mod:`bgp.launch`: ExaBGP itself has no option for it.
+        lines.append(f'description "{KEEPALIVE} {peer.keepalive_time}"')
     if peer.password:
         lines.append(f'md5-password "{peer.password}"')
     if peer.ttl_security:
@@ -88,6 +94,7 @@ def _neighbor(config: SpeakerConfig, peer: Peer) -> str:
     if peer.interface:
         lines.append(f"source-interface {peer.interface}")
     capabilities = f"graceful-restart {peer.max_restart_time}; route-refresh enable; asn4 enable;"
+    capabilities += " add-path receive;"
     families = "".join(f" ipv{family} unicast;" for family in peer.carried)
     sections = [f"capability {{ {capabilities} }}", f"family {{{families} }}"]
     if peer.extended_next_hop:

@@ -22,7 +22,10 @@ PREFIX_LIMIT = 50_000
 """Prefixes of one peer, where nothing else is said: some 200 MB in ExaBGP, and ten of each of 5,000 nodes."""
 
 _REACHED_SPARE = 1000
-_NOTHING: set[str] = set()
+_Nlri = tuple[str, str]
+"""Prefix and path identifier (RFC 7911) of one path of a peer; empty: its only one."""
+
+_NOTHING: set[_Nlri] = set()
 
 
 class Reached(NamedTuple):
@@ -104,9 +107,10 @@ class Rib:
         self._max_paths = max_paths
         self._filter = ImportFilter(PrefixSet(), PrefixSet())
         self._sources: dict[str, Source] = {}
-        self._prefixes: dict[str, set[str]] = {}
-        self._doubted: dict[str, set[str]] = {}
-        self._paths: dict[str, dict[str, Path]] = {}
+        self._prefixes: dict[str, set[_Nlri]] = {}
+        self._doubted: dict[str, set[_Nlri]] = {}
+        self._paths: dict[str, dict[tuple[str, str], Path]] = {}
+        """Prefix -> peer and path identifier -> path."""
         self._best: dict[str, NextHops] = {}
         self._priorities: dict[str, int] = {}
         self._changed: set[str] = set()
@@ -184,31 +188,32 @@ class Rib:
         """Add or update a peer, before its first route."""
         if self._sources.get(source.address) != source:
             self._sources[source.address] = source
-            self._changed.update(self._prefixes.setdefault(source.address, set()))
+            self._changed.update(prefix for prefix, _ in self._prefixes.setdefault(source.address, set()))
 
     def announce(self, peer: str, prefix: str, path: Path) -> None:
-        """Add or replace a peer's route. A prefix over the peer's limit is left out; :meth:`over` says so."""
+        """Add or replace a peer's path. One over the peer's limit is left out; :meth:`over` says so."""
         known, doubted = self._prefixes[peer], self._doubted.get(peer, _NOTHING)
+        nlri = prefix, path.path_id
         # Doubted routes do not count: they may be replaced by as many others. One that is repeated does.
-        if len(known) - len(doubted) >= self.limit(peer) and (prefix not in known or prefix in doubted):
+        if len(known) - len(doubted) >= self.limit(peer) and (nlri not in known or nlri in doubted):
             self._over.add(peer)
             return
-        known.add(prefix)
-        doubted.discard(prefix)
-        paths = self._paths.setdefault(prefix, {})
-        if paths.get(peer) != path:
-            paths[peer] = path
+        known.add(nlri)
+        doubted.discard(nlri)
+        paths, key = self._paths.setdefault(prefix, {}), (peer, path.path_id)
+        if paths.get(key) != path:
+            paths[key] = path
             self._changed.add(prefix)
 
-    def withdraw(self, peer: str, prefix: str) -> None:
-        """Remove a peer's route; a prefix that it never announced is ignored (RFC 4271 9)."""
+    def withdraw(self, peer: str, prefix: str, path_id: str = "") -> None:
+        """Remove a peer's path; one that it never announced is ignored (RFC 4271 9, RFC 7911 5)."""
         known = self._prefixes.get(peer, set())
-        if prefix not in known:
+        if (prefix, path_id) not in known:
             return
-        known.remove(prefix)
-        self._doubted.get(peer, set()).discard(prefix)
+        known.remove((prefix, path_id))
+        self._doubted.get(peer, set()).discard((prefix, path_id))
         paths = self._paths[prefix]
-        del paths[peer]
+        del paths[peer, path_id]
         if not paths:
             del self._paths[prefix]
         self._changed.add(prefix)
@@ -219,25 +224,25 @@ class Rib:
 
     def confirm(self, peer: str) -> None:
         """Remove the routes of a peer that are still doubted, now that its table is complete."""
-        for prefix in self._doubted.pop(peer, ()):
-            self.withdraw(peer, prefix)
+        for nlri in self._doubted.pop(peer, ()):
+            self.withdraw(peer, *nlri)
 
-    def believe(self, peer: str, prefix: str) -> None:
+    def believe(self, peer: str, prefix: str, path_id: str = "") -> None:
         """Keep a doubted route as it was: the peer still has it, but its attributes could not be read."""
-        self._doubted.get(peer, set()).discard(prefix)
+        self._doubted.get(peer, set()).discard((prefix, path_id))
 
     def drop(self, peer: str, families: Collection[int] = FAMILIES) -> None:
         """Remove all routes of a peer."""
-        for prefix in self._of(peer, families):
-            self.withdraw(peer, prefix)
+        for nlri in self._of(peer, families):
+            self.withdraw(peer, *nlri)
         if not self.count(peer):
             self._over.discard(peer)
 
-    def _of(self, peer: str, families: Collection[int]) -> list[str]:
-        return [prefix for prefix in self._prefixes.get(peer, ()) if version(prefix) in families]
+    def _of(self, peer: str, families: Collection[int]) -> list[_Nlri]:
+        return [nlri for nlri in self._prefixes.get(peer, ()) if version(nlri[0]) in families]
 
     def limit(self, peer: str) -> int:
-        """How many prefixes of a peer are kept at most."""
+        """How many prefixes of a peer are kept at most; of several paths to one (RFC 7911) each counts."""
         return self._sources[peer].prefix_limit or PREFIX_LIMIT
 
     def over(self, peer: str) -> bool:
@@ -276,32 +281,32 @@ class Rib:
 
     def explain(self, prefix: str) -> list[Explained]:
         """Every path to a prefix, the best one first, and why the others are not the best. Canonical prefix."""
-        judged = {peer: self._judge(prefix, peer, path) for peer, path in self._paths.get(prefix, {}).items()}
+        judged = {key: self._judge(prefix, key[0], path) for key, path in self._paths.get(prefix, {}).items()}
         accepted = self._filter.accepts(prefix)
         candidates = [
             (self._sources[peer], one.path)
-            for peer, one in judged.items()
+            for (peer, _), one in judged.items()
             if accepted and not (one.refused or one.unresolved)
         ]
         ranked, lost = multipath(candidates), lost_by(candidates)
-        equal = {source.address for source, _ in ranked}
+        equal = {(source.address, path.path_id) for source, path in ranked}
         next_hops = self._next_hops(ranked)
         found = []
-        for peer, one in judged.items():
+        for key, one in judged.items():
             if not accepted:
                 reason = "the prefix is none that this node learns"
             else:
-                reason = one.refused or one.unresolved or (lost[peer].value if peer in lost else "")
-            used = peer in equal and one.path.next_hop in next_hops
-            found.append(Explained(peer, one.path, used, reason))
-        return sorted(found, key=lambda one: (bool(one.reason), not one.used, one.peer))
+                reason = one.refused or one.unresolved or (lost[key].value if key in lost else "")
+            used = key in equal and one.path.next_hop in next_hops
+            found.append(Explained(key[0], one.path, used, reason))
+        return sorted(found, key=lambda one: (bool(one.reason), not one.used, one.peer, one.path.path_id))
 
     def _decide(self, prefix: str) -> NextHops:
         paths = self._paths.get(prefix)
         candidates: list[Candidate] = []
         fallback: list[Candidate] = []
         left_out: list[Unresolved] = []
-        for peer, path in paths.items() if paths and self._filter.accepts(prefix) else ():
+        for (peer, _), path in paths.items() if paths and self._filter.accepts(prefix) else ():
             judged = self._judge(prefix, peer, path)
             if judged.refused:
                 continue

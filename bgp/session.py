@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 
 from bgp import protocol
 from bgp.announcement import Announcement
@@ -66,6 +66,16 @@ TRANSITIONS: Mapping[tuple[State, Input], State] = {
 """Other inputs are ignored: events can be lost, and RFC 7313 4 wants an end without a begin ignored."""
 
 
+class LimitState(StrEnum):
+    """How a peer stands to its limit of prefixes."""
+
+    WITHIN = "within"
+    NEAR = "near"
+    """It has 80 % of them or more."""
+    HELD_DOWN = "held-down"
+    """It had more, and its session stays down for a time."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
     """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down.
@@ -86,6 +96,7 @@ class PeerStatus:
     announced: int = 0
     bfd: str = ""
     """State of its BFD session; empty: it has none, or nothing is known of it."""
+    limit_state: LimitState = LimitState.WITHIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,9 +370,10 @@ class Session:
     def _update(self, event: protocol.Update) -> None:
         if self.state is State.FAILED:
             return
-        self._unusable.difference_update(event.withdrawn, (prefix for prefix, _ in event.announced))
-        for prefix in event.withdrawn:
-            self._rib.withdraw(event.peer, prefix)
+        self._unusable.difference_update(n.prefix for n in event.withdrawn)
+        self._unusable.difference_update(prefix for prefix, _ in event.announced)
+        for prefix, path_id in event.withdrawn:
+            self._rib.withdraw(event.peer, prefix, path_id)
         for prefix, path in event.announced:
             if version(prefix) in self.peer.carried:
                 self._rib.announce(event.peer, prefix, self.scoped(path))

@@ -173,9 +173,10 @@ class _Cluster:
                 continue  # as in Calico: a node without IPv6 addresses has no sessions over IPv6
             winner = winners.setdefault(peer.peer_ip, peer)
             if winner is not peer:
-                self._problem(
-                    "BGPPeer", peer.name, "peerIP", f"BGPPeer {winner.name} has the session with {peer.peer_ip}"
-                )
+                reason = f"BGPPeer {winner.name} has the session with {peer.peer_ip}"
+                if (winner.port, winner.interface) != (peer.port, peer.interface):
+                    reason += "; there is one for an address, whatever its ports and links"
+                self._problem("BGPPeer", peer.name, "peerIP", reason)
             elif peer.as_number is None:
                 self._problem(
                     "BGPPeer", peer.name, "asNumber", f"is missing; {peer.peer_ip} is no node's address"
@@ -314,6 +315,7 @@ class _Cluster:
             password=password,
             ttl_security=counting.ttl_security,
             hold_time=self._hold_time(peer),
+            keepalive_time=peer.keepalive_time or 0,
             max_restart_time=RESTART_TIME if peer.max_restart_time is None else peer.max_restart_time,
             allowed_own_asns=peer.num_allowed_local_as_numbers,
             name=peer.name,
@@ -390,12 +392,10 @@ class _Cluster:
             return None
 
     def _hold_time(self, peer: BGPPeer) -> int:
-        """ExaBGP sends a keepalive in each third of the hold time; another interval cannot be had."""
-        if peer.keepalive_time is None:
-            return HOLD_TIME if peer.hold_time is None else peer.hold_time
+        """A keepalive is sent in each third of the hold time at least (RFC 4271, 4.4)."""
         if peer.hold_time is None:
-            return 3 * peer.keepalive_time
-        if peer.hold_time // 3 != peer.keepalive_time:
+            return max(HOLD_TIME, 3 * (peer.keepalive_time or 0))
+        if peer.keepalive_time and peer.hold_time // 3 < peer.keepalive_time:
             reason = f"is {peer.hold_time // 3} s, a third of the hold time"
             self._problem("BGPPeer", peer.name, "keepaliveTime", reason)
         return peer.hold_time

@@ -44,7 +44,7 @@ def of_event(event: protocol.Event) -> Iterator[Traced]:
     match event:
         case protocol.Update():
             yield from (Traced(Kind.UPDATE, event.peer, prefix, _path(path)) for prefix, path in event.announced)
-            yield from (Traced(Kind.WITHDRAW, event.peer, prefix, "") for prefix in event.withdrawn)
+            yield from (Traced(Kind.WITHDRAW, event.peer, prefix, "") for prefix, _ in event.withdrawn)
         case protocol.Open():
             families = ", ".join(f"IPv{family}" for family in sorted(event.families))
             restart = f", graceful restart {event.restart.time} s" if event.restart else ""

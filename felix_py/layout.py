@@ -35,6 +35,9 @@ LOAD_BALANCER_IPS = "felixpy.io/loadbalancer-ips"
 FOREIGN_LOAD_BALANCER_IPS = ("metallb.universe.tf/loadBalancerIPs", "projectcalico.org/loadBalancerIPs")
 """The same of other projects, read where the cluster wants that."""
 
+LEASE = "felix-py-controllers"
+"""Name of the Lease by which one agent leads, in the agents' own namespace."""
+
 GATEWAY = {Family.V4: "169.254.1.1", Family.V6: "fe80::1"}
 
 

@@ -234,6 +234,18 @@ class Metrics:
             ["peer"],
             means="near its limit: the session is held down once it is over",
         )
+        self.bgp_peer_limit = self._gauge(
+            "felix_py_bgp_peer_prefixes_limit",
+            "Prefixes of this peer that are taken at most",
+            ["peer"],
+            means="its `prefixLimit`, else 50,000",
+        )
+        self.bgp_peer_held_down = self._gauge(
+            "felix_py_bgp_peer_held_down",
+            "Whether this peer's session is held down since it was over its limit",
+            ["peer"],
+            means="1: for five minutes none of its routes is used",
+        )
         self.bgp_peer_announced = self._gauge(
             "felix_py_bgp_peer_prefixes_announced",
             "Prefixes that this peer is told",
@@ -301,17 +313,18 @@ class Metrics:
     def _make_controllers(self) -> None:
         self.leader = self._gauge(
             "felix_py_leader",
-            "1 while this agent does what one does for the cluster: addresses of load balancers, blocks of gone nodes",
-            means="the sum over all agents is 1 while there is an IPPool; 0 for minutes: `felix-py status --all`",
+            "1 while this agent does what one does for the cluster",
+            means="its sum over all agents is 1 while there is an IPPool; 0 for minutes: no load balancer gets "
+            "an address, and no block of a node that is gone is freed; the log says why",
         )
         self.load_balancer_addresses = self._gauge(
             "felix_py_load_balancer_addresses",
-            "Addresses of IPPools for load balancers, told by the agent that leads",
+            "Addresses of IPPools for load balancers; of the agent that leads",
             ["pool", "state"],
             means="`free` near 0: further Services of type LoadBalancer will wait; add an IPPool",
         )
         self.load_balancers_refused = self._gauge(
             "felix_py_load_balancers_refused",
-            "Services of type LoadBalancer that lack an address or do not get what they ask for, told by the leader",
+            "Services that lack an address, or do not get the one they ask for; of the agent that leads",
             means="`kubectl describe service` says why",
         )

@@ -93,6 +93,17 @@ class RouteRef:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceDropRef:
+    """A routing rule or a blackhole of ours for announced Service prefixes."""
+
+    kind: ClassVar[str] = "service-drop"
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
 class RoutesRef:
     """Routes beyond those that are named."""
 
@@ -174,6 +185,7 @@ Ref = (
     | MembersRef
     | RouteRef
     | RoutesRef
+    | ServiceDropRef
     | LinkRef
     | LinksRef
     | SysctlRef

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from bgp.announcement import Announcement
 from bgp.bfd import settings as bfd
-from bgp.control import Control
+from bgp.control import Control, Held
 from bgp.fields import BGPConfigError
 from bgp.model import Peer, SpeakerConfig, parse_bgp_config
 from bgp.prefixes import PrefixSet, canonical
 from bgp.render import render
-from bgp.rib import Explained, ImportFilter, NextHops, Reach, Unresolved
-from bgp.session import PeerStatus
+from bgp.rib import PREFIX_LIMIT, Explained, ImportFilter, NextHops, Reach, Unresolved
+from bgp.session import LimitState, PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
 from bgp.trace import Traced
 from felix_py.backoff import Backoff
@@ -44,6 +44,7 @@ _READ = 1 << 14
 
 Logger = structlog.typing.FilteringBoundLogger
 OnRoutes = Callable[[Mapping[str, NextHops]], None]
+OnHeld = Callable[[Mapping[str, Held]], None]
 
 
 def load_bgp_config(path: Path, *, node: str = "", router_id: str | None = None) -> SpeakerConfig:
@@ -76,14 +77,18 @@ class Speaker:
     agent's last run.
     """
 
-    def __init__(self, run_dir: Path, on_routes: OnRoutes, log: Logger) -> None:
+    def __init__(
+        self, run_dir: Path, on_routes: OnRoutes, log: Logger, on_held: OnHeld = lambda _held: None
+    ) -> None:
         """``run_dir`` is shared with the sidecar. ``on_routes`` gets each change of the best routes: prefix ->
         next hops, () for a withdrawn route. It is called on the loop, also from the methods below, and must only
-        take note.
+        take note. ``on_held`` gets all peers that are held down, whenever that changes.
         """
         self._dir = run_dir
         self._on_routes = on_routes
         self._log = log
+        self._on_held = on_held
+        self._held: Mapping[str, Held] = {}
         self._control = Control()
         self._config: SpeakerConfig | None = None
         self._peers: tuple[Peer, ...] = ()
@@ -104,6 +109,12 @@ class Speaker:
         self._config = config
         self._lead({**self._ways, **_ways(config)})
         self._adopt(config, self._reachable(config))
+
+    def hold(self, held: Mapping[str, Held]) -> None:
+        """Hold peers down as an earlier life of the agent has, before :meth:`set_config`."""
+        for address, one in held.items():
+            self._control.hold(address, one, time.monotonic())
+        self._held = dict(self._control.held)
 
     def set_filter(self, *, within: Iterable[str], never: Iterable[str]) -> None:
         """Learn only prefixes inside one of ``within`` (the cluster's CIDRs) and inside none of ``never`` (this
@@ -168,8 +179,19 @@ class Speaker:
         for peer in self._config.peers if self._config else ():
             if peer.address not in known:
                 families = tuple(f"ipv{family} unicast" for family in peer.carried)
-                reason = self._control.held_reason(peer.address, time.monotonic()) or "no route to it"
-                down = PeerStatus(peer.address, peer.asn, False, 0.0, 0, families, reason, name=peer.name)
+                held = self._control.held_reason(peer.address, time.monotonic())
+                down = PeerStatus(
+                    peer.address,
+                    peer.asn,
+                    False,
+                    0.0,
+                    0,
+                    families,
+                    held or "no route to it",
+                    limit=peer.prefix_limit or PREFIX_LIMIT,
+                    name=peer.name,
+                    limit_state=LimitState.HELD_DOWN if held else LimitState.WITHIN,
+                )
                 statuses.append(down)
         return statuses
 
@@ -377,6 +399,9 @@ class Speaker:
             bound = self._log.bind(peer=note.peer) if note.peer else self._log
             emit = bound.warning if note.warning else bound.info
             emit(note.text, **({"detail": note.detail} if note.detail else {}))
+        if self._held != self._control.held:
+            self._held = dict(self._control.held)
+            self._on_held(self._held)
         if changes:
             self._on_routes({prefix: hops for prefix, hops in changes.items() if prefix not in self._ways})
         if self._control.rib.undecided:

@@ -78,6 +78,11 @@ class Announcing:
         """Keep the kernel's rules until cancelled, also before :meth:`run`."""
         await self._dropping.run()
 
+    @property
+    def dropped(self) -> frozenset[str] | None:
+        """The Service prefixes whose packets are dropped where no Service takes them; None: not known yet."""
+        return self._dropping.prefixes
+
     async def run(self) -> None:
         """Announce until cancelled; everything stays announced then."""
         async with asyncio.TaskGroup() as tasks:

@@ -14,7 +14,7 @@ from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration
 from bgp.rib import Explained
 from bgp.services import Drained
-from bgp.session import PeerStatus
+from bgp.session import LimitState, PeerStatus
 from bgp.sidecar import CONFIG
 from bgp.trace import Traced
 from felix_py import log
@@ -22,6 +22,7 @@ from felix_py.agent.announcing import Announcing
 from felix_py.agent.bgp_declared import DeclaredBgp
 from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.facts import Facts
+from felix_py.agent.held_down import HeldDown
 from felix_py.agent.service_prefixes import Objects
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane.reach import Hosts, Links
@@ -74,7 +75,9 @@ class Bgp:
         self._problem = ""
         self._announcing: Announcing | None = None
         if config.bgp_config is not None or declared is not None:
-            self._speaker = Speaker(config.bgp_dir, self._learned, self._log)
+            self._held = HeldDown(config.run_dir)
+            self._speaker = Speaker(config.bgp_dir, self._learned, self._log, self._held.write)
+            self._speaker.hold(self._held.read())
             self._announcing = Announcing(facts, services, families, notices, self._speaker, pools)
         if config.bgp_config is not None:
             self._problem = "BGP has not started yet"
@@ -101,7 +104,7 @@ class Bgp:
             config = await self._first(self._announcing)
             # The usable next hops must be known before the first route comes.
             await self._linked.wait()
-            self._configure(self._announcing)
+            self._announcing.configure(self._configuration)
             self._follow_nodes(self._speaker, self._announcing)
             self._speaker.set_config(config)
             tasks.create_task(self._keep_following(self._speaker, self._announcing))
@@ -129,18 +132,19 @@ class Bgp:
             return
         while True:
             config = self._declared.speaker or replace(config, peers=())
-            self._configure(announcing)
+            announcing.configure(self._configuration)
+            self._set_reach()
             self._set_filter(speaker, announcing)
             speaker.set_config(config)
             self._declared.changed.clear()
             await self._declared.changed.wait()
 
-    def _configure(self, announcing: Announcing) -> None:
-        """What is announced beside the prefixes of pods; a peers file knows nothing of that."""
-        of_api = self._declared is not None and self._config.bgp_config is None
-        announcing.configure(
-            self._declared.configuration if self._declared and of_api else BGPConfiguration(name="default")
-        )
+    @property
+    def _configuration(self) -> BGPConfiguration:
+        """What is said beside the peers; a peers file knows nothing of that."""
+        if self._declared is None or self._config.bgp_config is not None:
+            return BGPConfiguration(name="default")
+        return self._declared.configuration
 
     async def _load(self) -> SpeakerConfig:
         """Returns the configuration once it is valid: on a node without an IPv4 address it needs a router id."""
@@ -194,11 +198,11 @@ class Bgp:
     def _set_reach(self) -> None:
         if self._speaker is None or self._links is None:
             return
-        never = self._facts.no_next_hops
-        if self._reaching == (self._links, never):
+        never, ignored = self._facts.no_next_hops, self._configuration.ignored_interfaces or ()
+        if self._reaching == (self._links, never, ignored):
             return
-        self._reaching = (self._links, never)
-        self._hosts = hosts = Hosts(self._links, never)
+        self._reaching = (self._links, never, ignored)
+        self._hosts = hosts = Hosts(self._links, never, ignored)
         self._speaker.set_reach(hosts)
 
     def _learned(self, routes: Mapping[str, tuple[str, ...]]) -> None:
@@ -273,12 +277,15 @@ class Bgp:
         """By peer; those that have left are left out."""
         up, received = self._metrics.bgp_peer_up, self._metrics.bgp_peer_received
         announced = self._metrics.bgp_peer_announced
-        for gauge in (up, received, announced):
+        limit, held = self._metrics.bgp_peer_limit, self._metrics.bgp_peer_held_down
+        for gauge in (up, received, announced, limit, held):
             gauge.clear()
         for peer in peers:
             up.labels(peer.address).set(peer.established)
             received.labels(peer.address).set(peer.received)
             announced.labels(peer.address).set(peer.announced)
+            limit.labels(peer.address).set(peer.limit)
+            held.labels(peer.address).set(peer.limit_state is LimitState.HELD_DOWN)
 
     def peers(self) -> list[PeerStatus]:
         """Status of every configured peer, with the reason if BGP has not started."""
@@ -290,6 +297,10 @@ class Bgp:
             PeerStatus(peer.address, peer.asn, False, 0.0, 0, (f"ipv{peer.version} unicast",), self._problem)
             for peer in self._configured.peers
         ]
+
+    def dropped(self) -> frozenset[str] | None:
+        """The Service prefixes whose packets are dropped where no Service takes them; None: not known yet."""
+        return self._announcing.dropped if self._announcing else frozenset()
 
     def drained(self) -> Drained:
         """How far the drain of this node is."""

@@ -166,8 +166,11 @@ class Claims:
         """The CIDRs that a pod gets its addresses of, in order; of families without pools, the podCIDRs.
 
         Raises:
-            NoPool: none is for the pod, or one that is asked for cannot be used.
+            NoPool: none is for the pod, one that is asked for cannot be used, or it is not known yet which there
+                are.
         """
+        if not self.known:
+            raise NoPool("it is not known yet which IPPools there are (is the API server reachable?)")
         found = self._eligible(namespace, name, asked)
         return cidrs_of(found, self.blocks, self._around.pod_cidrs())
 
@@ -179,7 +182,9 @@ class Claims:
         """
         before = self.cidrs_for(namespace, name, asked)
         wanted = [_names(pools) for pools in self._eligible(namespace, name, asked).values() if pools]
-        short = [pools for pools in wanted if self._left(pools) == 0] or wanted
+        # Free addresses that are counted and yet not given out are in use elsewhere: they are none.
+        full = [pools for pools in wanted if not self._left(pools)]
+        short = full or wanted
         try:
             async with asyncio.timeout(self.timeout):
                 with self._wait_for(short):
@@ -187,10 +192,10 @@ class Claims:
                         reviewed = self._reviewed
                         self._due.set()
                         await reviewed.wait()
-                        if self._exhausted.issuperset(short) and not any(map(self._left, short)):
-                            return False
-                        if all(map(self._left, short)):
+                        if full and all(map(self._left, full)):
                             break
+                        if self._exhausted.issuperset(short):
+                            return False
         except TimeoutError:
             return False
         return True

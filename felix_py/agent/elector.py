@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import threading
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from felix_py import log
 from felix_py.agent.election import Election, Timing
@@ -19,14 +18,13 @@ from felix_py.datastore.client import ApiError, Unreachable
 from felix_py.datastore.leases import micro_time
 from felix_py.records import LeaderLease
 
-LEASE = "felix-py-controllers"
-"""The Lease's name, in the agents' own namespace."""
-
 _MARGIN = 2.0
 """Seconds of the time left that no write begins in."""
 
 _LONGEST_WRITE = 5.0
 _RELEASE = 2.0
+
+T = TypeVar("T", LeaderLease, LeaderLease | None)
 
 
 class NotLeading(Exception):
@@ -48,7 +46,7 @@ def boot_time() -> float:
 
 def identity(node: str) -> str:
     """Names the node, and this process alone (client-go's convention)."""
-    return f"{node or socket.gethostname()}_{uuid.uuid4()}"
+    return f"{node}_{uuid.uuid4()}"
 
 
 def rank(node: str, nodes: Iterable[str]) -> int:
@@ -82,16 +80,12 @@ class Elector:
         self._open = False
         self._timer: asyncio.TimerHandle | None = None
         self._failing = ""
+        self._under_way: asyncio.Future[Any] | None = None
         self.leading = asyncio.Event()
         """Set while this agent leads."""
         self.lost = asyncio.Event()
         """Set while it does not."""
         self.lost.set()
-
-    @property
-    def holder(self) -> str:
-        """Who led when it was last looked at; empty: nobody, or it is not known."""
-        return self._election.holder
 
     async def run(self) -> None:
         """Take part until cancelled; then let another lead at once."""
@@ -108,11 +102,11 @@ class Elector:
     async def _turn(self) -> None:
         """Look, and write if it is our turn."""
         try:
-            self._election.found(await asyncio.to_thread(self._store.read), self._clock())
+            self._election.found(await self._ask(self._store.read), self._clock())
             wanted = self._election.attempt(self._clock(), micro_time())
             if wanted is not None:
                 asked = self._clock()
-                written = await asyncio.to_thread(self._store.write, wanted)
+                written = await self._ask(self._store.write, wanted)
                 self._election.written(written, asked, self._clock())
             self._failing = ""
         except ApiError as error:
@@ -166,15 +160,32 @@ class Elector:
             with self._lock:
                 self._writes -= 1
 
+    async def _ask(self, call: Callable[..., T], *arguments: LeaderLease) -> T:
+        """Run a request in a thread; whoever cancels this finds it in :attr:`_under_way`."""
+        work = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+        self._under_way = work
+        try:
+            found: T = await asyncio.shield(work)
+        except (ApiError, Unreachable):
+            self._under_way = None
+            raise
+        self._under_way = None
+        return found
+
     async def _release(self) -> None:
         """One try. Not while a write is under way, which another leader must not meet: the Lease expires then."""
         with self._lock:
             self._open = False
             quiet = not self._writes
-        free = self._election.release(micro_time())
+        ours = self._election.release(micro_time()) is not None
         self._note()
-        if free is not None and quiet:
-            with suppress(ApiError, Unreachable, TimeoutError):
-                async with asyncio.timeout(_RELEASE):
-                    await asyncio.to_thread(self._store.write, free)
+        with suppress(ApiError, Unreachable, TimeoutError):
+            async with asyncio.timeout(_RELEASE):
+                if self._under_way is not None:
+                    await asyncio.wait((self._under_way,))
+                    ours = self._under_way.exception() is None or ours  # it may be by now
+                if quiet and ours:
+                    self._election.found(await asyncio.to_thread(self._store.read), self._clock())
+                    if (free := self._election.release(micro_time())) is not None:
+                        await asyncio.to_thread(self._store.write, free)
         self._election = Election(self._election.identity, self._election.timing)

@@ -159,7 +159,8 @@ def explanation(answer: Answer) -> list[str]:
     lines = [f"{prefix} by {by}" if by else f"{prefix} is not routed"]
     for path in paths:
         why = f": {path['reason']}" if path["reason"] else ""
-        lines.append(f"  {path['nextHop']} from {path['peer']}: {'used' if path['used'] else 'not used'}{why}")
+        peer = f"{path['peer']} path {path['pathIdentifier']}" if path.get("pathIdentifier") else path["peer"]
+        lines.append(f"  {path['nextHop']} from {peer}: {'used' if path['used'] else 'not used'}{why}")
         as_path = " ".join(map(str, path["asPath"])) or "empty"
         lines.append(f"    AS path {as_path}, origin {path['origin']}, {_with(path)}")
     return lines

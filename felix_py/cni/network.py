@@ -198,7 +198,9 @@ class FakeNetwork:
         return next((owner for owner, addresses in self.keeps.items() if address in addresses), "")
 
     async def keep(self, namespace: str, name: str, addresses: tuple[str, ...]) -> None:
-        self.keeps[f"{namespace}/{name}"] = addresses
+        self.keeps.pop(f"{namespace}/{name}", None)
+        if addresses:
+            self.keeps[f"{namespace}/{name}"] = addresses
 
     def mtu(self) -> int:
         return 1500

@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from bgp.rib import Reached
 from felix_py.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_PODS
@@ -31,6 +32,7 @@ GROUPS = (1, 5, 7, 9, 11)
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _AF_UNSPEC = 0
 _SILENT = "its link {} is down or has no carrier"
+_IGNORED = "its link {} is one of ignoredInterfaces"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +75,16 @@ class _Table:
 class Hosts:
     """Implements :data:`bgp.rib.Reach`."""
 
-    def __init__(self, links: Links, never: Iterable[str] = ()) -> None:
-        """``never``: CIDRs (this node's pods, its addresses) that no next hop may be in.
+    def __init__(self, links: Links, never: Iterable[str] = (), ignored: Iterable[str] = ()) -> None:
+        """``never``: CIDRs (this node's pods, its addresses) that no next hop may be in. ``ignored``: patterns of
+        interfaces that no next hop is sought on (``ignoredInterfaces`` of BGPConfiguration).
 
         Raises:
             ValueError: one of them is no CIDR.
         """
         self._interfaces = links.interfaces
+        names = {name for name, _ in links.interfaces.values()}
+        self._ignored = {name for name in names if any(fnmatchcase(name, pattern) for pattern in ignored)}
         self._connected, self._own, self._pods = _Table(), _Table(), _Table()
         for route in links.connected:
             self._connected.add(route.destination, route.metric, route.interface)
@@ -97,18 +102,25 @@ class Hosts:
             return Reached(problem="it is an address of this node")
         if any(self._pods.matches(family, packed)):
             return Reached(problem="it is a pod's address")
+        if scope in self._ignored:
+            return Reached(problem=_IGNORED.format(scope))
         if scope:
             up = any(name == scope and carries for name, carries in self._interfaces.values())
             return Reached(scope, family.bits) if up else Reached(problem=_SILENT.format(scope))
-        silent = ""
+        silent, ignored = "", ""
         for length, found in self._connected.matches(family, packed):
             for _, index in sorted(found):
                 name, carries = self._interfaces.get(index, ("", False))
+                if name in self._ignored:
+                    ignored = name
+                    continue
                 if carries:
                     return Reached(name, length)
                 silent = silent or name
         if silent:
             return Reached(problem=_SILENT.format(silent))
+        if ignored:
+            return Reached(problem=_IGNORED.format(ignored))
         return Reached(problem="it is on no link of this node")
 
 

@@ -84,6 +84,23 @@ class _Rule(NamedTuple):
         return f"IPv{int(self.family)} rule {self.priority}:{whose} lookup {self.table}{but}"
 
 
+class _Todo(NamedTuple):
+    """How the kernel differs from what is wanted."""
+
+    new_routes: list[Destination]
+    new_rules: list[_Rule]
+    old_rules: list[_Rule]
+    old_routes: list[Destination]
+
+    @property
+    def missing(self) -> list[str]:
+        return [*_blackholes(self.new_routes), *map(str, self.new_rules)]
+
+    @property
+    def surplus(self) -> list[str]:
+        return [*map(str, self.old_rules), *_blackholes(self.old_routes)]
+
+
 class ServiceDrops:
     """Our rules and blackholes of the given families, in the network namespace of the calling thread."""
 
@@ -99,23 +116,32 @@ class ServiceDrops:
             OSError: the kernel refuses; the next call goes on.
             ValueError: a text is no CIDR.
         """
+        with Netlink(NETLINK_ROUTE) as netlink:
+            todo = self._todo(netlink, prefixes)
+            # A rule that lets others' routes win comes before the one that drops, and goes after it.
+            netlink.carry_out([_route(one, RTM_NEWROUTE) for one in todo.new_routes])
+            netlink.carry_out([_rule(rule, _RTM_NEWRULE) for rule in todo.new_rules])
+            netlink.carry_out([_rule(rule, _RTM_DELRULE) for rule in todo.old_rules])
+            netlink.carry_out([_route(one, RTM_DELROUTE) for one in todo.old_routes])
+        return [*(f"added {words}" for words in todo.missing), *(f"removed {words}" for words in todo.surplus)]
+
+    def differences(self, prefixes: Iterable[str]) -> tuple[list[str], list[str]]:
+        """What of ours :meth:`apply` would add, and what it would remove, for people. Raises as that does."""
+        with Netlink(NETLINK_ROUTE) as netlink:
+            todo = self._todo(netlink, prefixes)
+        return todo.missing, todo.surplus
+
+    def _todo(self, netlink: Netlink, prefixes: Iterable[str]) -> _Todo:
         parsed = {parse_destination(RouteRef(prefix, _OWN)) for prefix in prefixes}
         wanted = {one for one in parsed if one[0] in self._families and one[2]}
         ordered = _rules(wanted)
-        with Netlink(NETLINK_ROUTE) as netlink:
-            present, routes = self._read(netlink)
-            new_routes, old_routes = sorted(wanted - routes), sorted(routes - wanted)
-            new_rules = [rule for rule in ordered if rule not in present]
-            old_rules = sorted(present - set(ordered), reverse=True)
-            # A rule that lets others' routes win comes before the one that drops, and goes after it.
-            netlink.carry_out([_route(one, RTM_NEWROUTE) for one in new_routes])
-            netlink.carry_out([_rule(rule, _RTM_NEWRULE) for rule in new_rules])
-            netlink.carry_out([_rule(rule, _RTM_DELRULE) for rule in old_rules])
-            netlink.carry_out([_route(one, RTM_DELROUTE) for one in old_routes])
-        return [
-            *(f"added {words}" for words in (*_blackholes(new_routes), *map(str, new_rules))),
-            *(f"removed {words}" for words in (*map(str, old_rules), *_blackholes(old_routes))),
-        ]
+        present, routes = self._read(netlink)
+        return _Todo(
+            sorted(wanted - routes),
+            [rule for rule in ordered if rule not in present],
+            sorted(present - set(ordered), reverse=True),
+            sorted(routes - wanted),
+        )
 
     def owned(self) -> list[str]:
         """What of ours is in the kernel, for people. Raises OSError."""
@@ -159,6 +185,11 @@ class Dropping:
         if now != self._prefixes:
             self._prefixes = now
             self._due.set()
+
+    @property
+    def prefixes(self) -> frozenset[str] | None:
+        """What is to be dropped; None: not known yet."""
+        return self._prefixes
 
     async def run(self) -> None:
         """Run until cancelled; the kernel stays as it is."""

@@ -26,7 +26,7 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TOKEN_AGE = 60.0
 """Seconds after which a token's file is read again: the kubelet rotates it long before it expires."""
 
-_POOL = 12
+_POOL = 32
 """Connections kept to the server: one a kind, and those of the writers."""
 
 _PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")

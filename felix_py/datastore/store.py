@@ -108,10 +108,11 @@ class Table(Generic[R]):
         self.changed.set()
         if changes:
             self._publish(changes)
+        if listed:
+            self.listed.set()
         for listener in self._listeners:
             listener()
         if listed:
-            self.listed.set()
             self._on_listed(self.kind.name)
 
     def _upsert(self, record: R, changes: list[Change[Record]]) -> None:

@@ -30,6 +30,7 @@ class Configuration(msgspec.Struct, frozen=True, rename="camel"):
 class AgentSays:
     """``learned``: best routes, prefix -> gateways; ``metrics``: of those that have another one than the default.
 
+    ``service_drops``: Service prefixes that are dropped where no Service takes them; None: not known.
     ``settled``: every configured BGP peer is established.
     """
 
@@ -38,6 +39,7 @@ class AgentSays:
     unready: str = ""
     learned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: dict[str, int] = field(default_factory=dict)
+    service_drops: tuple[str, ...] | None = None
     settled: bool = True
 
 
@@ -71,6 +73,7 @@ def _read(status: dict[str, Any]) -> AgentSays | None:
             unready=status["unready"] or "",
             learned={prefix: tuple(hops) for prefix, hops in status["routes"].items()},
             metrics={prefix: int(metric) for prefix, metric in status.get("routeMetrics", {}).items()},
+            service_drops=None if (drops := status.get("serviceDrops")) is None else tuple(drops),
             settled=all(peer["established"] for peer in status["peers"]),
         )
     except (KeyError, TypeError, AttributeError, ValueError):

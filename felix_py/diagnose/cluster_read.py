@@ -7,9 +7,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from felix_py.datastore.client import Api, ApiError, Unreachable
+from felix_py.datastore.client import READ_TIMEOUT, Api, ApiError, Unreachable
+from felix_py.datastore.leases import Leases
 from felix_py.datastore.wire import UNDECODABLE
 from felix_py.diagnose.cluster_status import Seen, part
+from felix_py.layout import LEASE
 
 LABEL = "app.kubernetes.io/name"
 """Label of felix-py's pods, with :data:`NAME`."""
@@ -27,7 +29,7 @@ class _List(msgspec.Struct):
 
 
 def read(api: Api, namespace: str) -> Seen:
-    """List the Nodes, the NodeNetworkStatus objects, and felix-py's pods in a namespace.
+    """List the Nodes, the NodeNetworkStatus objects, and felix-py's pods in a namespace; read who leads.
 
     Raises:
         ApiError: the server refuses Nodes or status objects.
@@ -50,7 +52,16 @@ def read(api: Api, namespace: str) -> Seen:
         if error.status != 403:
             raise
         pods, why = None, "forbidden"
-    return Seen(nodes, statuses, pods, namespace, why)
+    return Seen(nodes, statuses, pods, namespace, why, _leader(api, namespace))
+
+
+def _leader(api: Api, namespace: str) -> str:
+    """The node whose agent leads; empty: none, or it cannot be read."""
+    try:
+        lease = Leases(api, namespace, LEASE, READ_TIMEOUT).read()
+    except ApiError:
+        return ""
+    return lease.holder.rpartition("_")[0] if lease else ""
 
 
 def _list(api: Api, path: str, **query: str) -> list[dict[str, Any]]:

@@ -30,6 +30,10 @@ _CONDITIONS = {
     "PolicyInForce": ("policy is not wholly in force", "It is tried again; {status} says what is missing."),
     "RoutesInstalled": ("routes are missing", "They are tried again; {status} says what is missing."),
     "PeersUp": ("BGP peers are down", "Look at the router's side, and at {logs} -c bgp."),
+    "PrefixLimitsKept": (
+        "BGP peers announce too many prefixes",
+        "Filter at the router, or raise prefixLimit of the BGPPeer.",
+    ),
 }
 """Type of a condition -> what it means if it is not True, and what to do."""
 
@@ -51,6 +55,8 @@ class Seen:
     pods: Sequence[Json] | None
     namespace: str = "kube-system"
     why: str = ""
+    leader: str = ""
+    """The node whose agent does what one does for the cluster; empty: none, or it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,7 @@ class ClusterStatus:
     lines: tuple[Line, ...]
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    leader: str = ""
 
     @property
     def fine(self) -> bool:
@@ -102,7 +109,7 @@ def read(seen: Seen, now: datetime | None = None) -> ClusterStatus:
             f"there are no felix-py pods in {seen.namespace}: agents run by hand, or --namespace is another"
         )
     return ClusterStatus(
-        tuple(sorted(judged, key=lambda line: line.fine)), tuple(_installation(seen)), tuple(notes)
+        tuple(sorted(judged, key=lambda line: line.fine)), tuple(_installation(seen)), tuple(notes), seen.leader
     )
 
 
@@ -379,6 +386,8 @@ def text(found: ClusterStatus) -> list[str]:
             if problem.todo:
                 lines.append(f"    {problem.todo}")
     lines += [f"Note: {note}" for note in found.notes]
+    if found.leader:
+        lines.append(f"The agent of {found.leader} leads: addresses of load balancers, blocks of lost nodes")
     fine = sum(line.fine for line in found.lines)
     verdict = "all fine" if fine == len(found.lines) else f"{fine} fine, {len(found.lines) - fine} with problems"
     return [*lines, f"{counted(len(found.lines), 'node')}: {verdict}"]
@@ -399,4 +408,10 @@ def as_json(found: ClusterStatus) -> dict[str, Any]:
         }
         for line in found.lines
     ]
-    return {"fine": found.fine, "problems": told(found.problems), "notes": list(found.notes), "nodes": nodes}
+    return {
+        "fine": found.fine,
+        "problems": told(found.problems),
+        "notes": list(found.notes),
+        "leader": found.leader,
+        "nodes": nodes,
+    }

@@ -10,17 +10,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from felix_py.dataplane.service_drops import ServiceDrops
 from felix_py.dataplane.uplink import interface_state
 from felix_py.datastore.fetch import Fetched
 from felix_py.diagnose import compare_objects
 from felix_py.diagnose.agent_says import AgentSays
 from felix_py.diagnose.compare_rules import RuleComparison
-from felix_py.diagnose.difference import Difference
+from felix_py.diagnose.difference import Difference, Problem
 from felix_py.diagnose.intended import Intended, Settings, intended, known
 from felix_py.diagnose.live import Live
 from felix_py.diagnose.owners import Owners
 from felix_py.layout import ROUTE_PROTOCOL_LEARNED, ROUTE_PROTOCOL_PODS
 from felix_py.records import Lease
+from felix_py.refs import ServiceDropRef
 
 SECOND_LOOK = 1.5
 """Seconds until differences are read again: an agent writes changes well within that."""
@@ -78,7 +80,7 @@ def _compare(settings: Settings, seen: Look, live: Callable[[], Live]) -> Findin
 
 def _notes(seen: Look, wanted: Intended, present: list[Lease]) -> Iterator[str]:
     if seen.agent is None:
-        yield "no agent answers, so learned routes were not compared"
+        yield "no agent answers, so learned routes were not compared, nor were drops for Services"
     elif seen.agent.unready:
         yield f"the agent is not in sync yet: {seen.agent.unready}"
     elif not seen.agent.settled:
@@ -108,9 +110,23 @@ def _differences(
     compared["members"] = sum(map(len, update.members.values()))
     yield from compare_objects.set_differences(update, owners, pardoned, strays=strays)
     yield from _routes(settings, seen, wanted, owners, pardoned, compared)
+    if seen.agent is not None and seen.agent.service_drops is not None:
+        yield from _service_drops(settings, seen.agent.service_drops, compared)
     compared["interfaces"] = len(seen.leases)
     yield from compare_objects.interface_differences(seen.leases)
     yield from compare_objects.setting_differences(settings.families)
+
+
+def _service_drops(
+    settings: Settings, prefixes: tuple[str, ...], compared: dict[str, int]
+) -> Iterator[Difference]:
+    compared["service prefixes"] = len(prefixes)
+    missing, surplus = ServiceDrops((*settings.families, *settings.closed)).differences(prefixes)
+    about = "packets for announced Service addresses that no Service takes"
+    for text in missing:
+        yield Difference(ServiceDropRef(text), Problem.MISSING, about)
+    for text in surplus:
+        yield Difference(ServiceDropRef(text), Problem.EXTRA, about)
 
 
 def _routes(

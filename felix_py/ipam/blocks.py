@@ -280,9 +280,9 @@ def free_block(view: View, pool: IPPool) -> str | None:
     version, bits, length, value = prefixes.parse(pool.cidr)
     size = pool.block_size
     count = 1 << (size - length)
-    begin = _begin(view, pool) % count
+    begin, stride = _order(view, pool)
     for index in range(min(count, _MOST_TRIED)):
-        number = value + ((begin + index) % count << (bits - size))
+        number = value + ((begin + index * stride) % count << (bits - size))
         cidr = f"{address_text(Family(version), number)}/{size}"
         if cidr in view.affinities or view.taken.overlapping(cidr) or view.elsewhere(cidr):
             continue
@@ -292,13 +292,14 @@ def free_block(view: View, pool: IPPool) -> str | None:
     return None
 
 
-def _begin(view: View, pool: IPPool) -> int:
-    """The number of the block that is looked at first."""
+def _order(view: View, pool: IPPool) -> tuple[int, int]:
+    """The number of the block that is looked at first, and the stride to the next: odd, so that all are met."""
     _, bits, _, value = prefixes.parse(pool.cidr)
     for cidr in view.pod_cidrs:
         if pool_of([pool], cidr) is not None:
-            return (prefixes.parse(cidr)[3] - value) >> (bits - pool.block_size)
-    return int.from_bytes(hashlib.sha256(f"{view.node}/{pool.name}".encode()).digest()[:8])
+            return (prefixes.parse(cidr)[3] - value) >> (bits - pool.block_size), 1
+    seed = hashlib.sha256(f"{view.node}/{pool.name}".encode()).digest()
+    return int.from_bytes(seed[:8]), int.from_bytes(seed[8:16]) | 1
 
 
 def _give_back(view: View) -> list[Act]:

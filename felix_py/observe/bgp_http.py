@@ -106,6 +106,7 @@ def _path(one: Explained) -> dict[str, Any]:
     return {
         "peer": one.peer,
         "nextHop": path.next_hop,
+        "pathIdentifier": path.path_id,
         "asPath": path.as_path,
         "origin": ("IGP", "EGP", "INCOMPLETE")[path.origin],
         "med": path.med,

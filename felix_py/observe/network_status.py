@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from bgp.services import Drain, Drained
-from bgp.session import PeerStatus
+from bgp.session import LimitState, PeerStatus
 from felix_py import log
 from felix_py.datastore.status_writer import DRAINED, READY, Offer, StatusWriter
 from felix_py.failures import Failures
@@ -101,7 +101,7 @@ def offered(status: Status, owner: str) -> Offer:
         ],
     }
     verdicts = [(one["type"], one["status"], one["reason"]) for one in conditions]
-    states = {(peer.address, peer.established) for peer in peers}
+    states = {(peer.address, peer.established, peer.limit_state) for peer in peers}
     gist = (verdicts, states, due, body["drain"], running, {notice.kind for notice in notices})
     return Offer(owner, body, gist)
 
@@ -112,6 +112,7 @@ def _conditions(status: Status, peers: Sequence[PeerStatus]) -> list[Json]:
         _policy(status),
         _routes(status),
         _peers(peers),
+        _limits(peers),
         _bgp(status),
         _settings(status),
         _drained(status.bgp.drained(), peers),
@@ -158,6 +159,20 @@ def _peers(peers: Sequence[PeerStatus]) -> Json:
     named = [f"{peer.address} (AS {peer.asn}): {peer.error or 'down'}" for peer in down[:_PEERS_NAMED]]
     more = [f"and {len(down) - _PEERS_NAMED} more"] if len(down) > _PEERS_NAMED else []
     return _condition(kind, "False", "PeersDown", "; ".join(named + more))
+
+
+def _limits(peers: Sequence[PeerStatus]) -> Json:
+    kind = "PrefixLimitsKept"
+    words = {LimitState.HELD_DOWN: "was over", LimitState.NEAR: "is near"}
+    found = [peer for state in words for peer in peers if peer.limit_state is state]
+    if not found:
+        return _condition(kind, "True", "Within", "no BGP peer is near its limit of prefixes")
+    named = [f"{peer.address} {words[peer.limit_state]} its limit of {peer.limit}" for peer in found]
+    more = [f"and {len(found) - _PEERS_NAMED} more"] if len(found) > _PEERS_NAMED else []
+    text = "; ".join(named[:_PEERS_NAMED] + more)
+    if found[0].limit_state is LimitState.HELD_DOWN:
+        return _condition(kind, "False", "HeldDown", text)
+    return _condition(kind, "True", "Near", text)
 
 
 def _bgp_peers(peers: Sequence[PeerStatus]) -> list[Json]:

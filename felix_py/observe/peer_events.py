@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bgp.session import PeerStatus
+from bgp.session import LimitState, PeerStatus
 from felix_py.backoff import TokenBucket
 
 _AT_ONCE = 4
@@ -24,6 +24,7 @@ class _Known:
     established: bool
     error: str
     allowed: TokenBucket
+    limit: LimitState
     untold: int = 0
 
 
@@ -46,13 +47,16 @@ class PeerEvents:
             known = self._known.get(address)
             if known is None:
                 bucket = TokenBucket(1 / _EACH, _AT_ONCE, self._clock)
-                self._known[address] = _Known(peer.established, _refusal(peer), bucket)
+                known = self._known[address] = _Known(peer.established, _refusal(peer), bucket, peer.limit_state)
             elif known.established != peer.established:
                 known.established, known.error = peer.established, _refusal(peer)
                 self._tell(peer, known)
             elif not peer.established and (refusal := _refusal(peer)) and refusal != known.error:
                 known.error = refusal
                 self._tell(peer, known)
+            elif peer.established and peer.limit_state is not known.limit is LimitState.WITHIN:
+                self._tell(peer, known)
+            known.limit = peer.limit_state
 
     def _tell(self, peer: PeerStatus, known: _Known) -> None:
         if not known.allowed.take():
@@ -62,7 +66,12 @@ class PeerEvents:
         text = f"the BGP session with {named}{peer.address} (AS {peer.asn}) "
         missed = f" ({known.untold} changes before that were not told)" if known.untold else ""
         known.untold = 0
-        if peer.established:
+        if peer.limit_state is LimitState.HELD_DOWN:
+            self._write(True, "BGPPeerHeldDown", f"{text}is held down: {peer.error}{missed}")
+        elif peer.established and peer.limit_state is LimitState.NEAR:
+            near = f"{peer.received} of {peer.limit} prefixes; over that, the session is ended"
+            self._write(True, "BGPPeerNearLimit", f"{text}has {near}{missed}")
+        elif peer.established:
             self._write(False, "BGPPeerUp", f"{text}is up{missed}")
         elif known.error:
             self._write(True, "BGPPeerRefused", f"{text}was refused: {known.error}{missed}")

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -97,6 +97,8 @@ class Bgp(Protocol):
     def peers(self) -> list[PeerStatus]: ...
 
     def drained(self) -> Drained: ...
+
+    def dropped(self) -> Collection[str] | None: ...
 
     def refresh_metrics(self) -> None: ...
 
@@ -236,7 +238,9 @@ def of_cluster(cluster: Cluster) -> dict[str, Any]:
 
 def of_bgp(bgp: Bgp, remote: RemoteRoutes) -> dict[str, Any]:
     """Peers, and routes to other nodes' pods."""
+    dropped = bgp.dropped()
     return {
+        "serviceDrops": None if dropped is None else sorted(dropped),
         "peers": [described(peer) for peer in bgp.peers()],
         "routes": {prefix: list(hops) for prefix, hops in sorted(remote.gateways().items())},
         "routeMetrics": dict(sorted(remote.metrics().items())),
@@ -253,5 +257,6 @@ def described(peer: PeerStatus) -> dict[str, Any]:
         "reason": peer.error,
         "bfd": peer.bfd,
         "prefixesReceived": peer.received,
+        "prefixLimitState": peer.limit_state,
         "prefixesAnnounced": peer.announced,
     }

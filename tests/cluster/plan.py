@@ -18,6 +18,9 @@ BEYOND = {4: "172.31.1.0/24", 6: "fd00:31:1::/64"}
 CLUSTER_CIDRS = {4: "10.244.0.0/16", 6: "fd00:10:244::/56"}
 NODE_MASKS = {4: 24, 6: 64}
 SERVICE_CIDRS = {4: "10.96.0.0/16", 6: "fd00:10:96::/112"}
+LOAD_BALANCERS = {4: "172.31.9.0/28", 6: "fd00:31:9::/124"}
+"""What IPPools for load balancers may have."""
+
 API_SERVICE = {4: "10.96.0.1", 6: "fd00:10:96::1"}
 DNS_SERVICE = {4: "10.96.0.10", 6: "fd00:10:96::a"}
 TOR_ASN = 64500

@@ -20,6 +20,9 @@ from tests.cluster.workloads import HTTP, Namespace, pod, policy
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(1500)]
 
+NODE_GRACE = 50.0
+"""Seconds of a kubelet's silence after which its node is NotReady (``--node-monitor-grace-period``)."""
+
 
 def sandbox_of(namespace: Namespace, name: str) -> str:
     """The pid of a pod's sandbox on its machine."""
@@ -126,8 +129,11 @@ def test_half_dead(cluster: Cluster, namespace: Namespace, seconds: float) -> No
         cluster.wait_ready()
     traffic.stop()
     print(f"\n[{cluster.shape}: an API server that did not answer for {seconds:.0f} s: {traffic.report()}]")
-    print(cluster.kubectl("get", "events", "-A", "--sort-by=.lastTimestamp")[-6000:])
-    assert all(stream.well for stream in traffic.streams), traffic.report()
+    # At its return Kubernetes takes pods of nodes that it has not heard of for long out of their Service for some
+    # seconds (Event NodeNotReady), and kube-proxy forgets their UDP flows: what is on the way then is lost.
+    to_pods = [stream for stream in traffic.streams if stream.to.startswith(("mesh-", "closed-"))]
+    judged = traffic.streams if seconds < NODE_GRACE else to_pods
+    assert all(stream.well for stream in judged), traffic.report()
     catches_up(cluster, namespace)
 
 

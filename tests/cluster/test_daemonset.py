@@ -37,11 +37,23 @@ RARELY = {
     # Asked where these kinds are not served: by hand, without their definitions.
     *(
         Right("apiextensions.k8s.io", "customresourcedefinitions", f"{kind}.felixpy.io", verb)
-        for kind in ("felixconfigurations", "bgpconfigurations", "bgppeers", "bgpfilters")
+        for kind in (
+            *("felixconfigurations", "bgpconfigurations", "bgppeers", "bgpfilters"),
+            *("ippools", "ipreservations", "ipamblocks", "blockaffinities"),
+        )
         for verb in ("list", "watch")
     ),
     # A list is asked for where the server has no WatchList; this one has.
-    *(Right("felixpy.io", kind, "", "list") for kind in ("bgpconfigurations", "bgppeers", "bgpfilters")),
+    *(
+        Right("felixpy.io", kind, "", "list")
+        for kind in ("bgpconfigurations", "bgppeers", "bgpfilters", "ippools", "ipreservations")
+    ),
+    # Where there is an IPPool.
+    *(
+        Right("felixpy.io", kind, "", verb)
+        for kind in ("ipamblocks", "blockaffinities")
+        for verb in ("list", "watch", "create", "patch", "delete")
+    ),
     # Once a BGPConfiguration asks for announcements of Services, on nodes without a peers file.
     *(
         Right(group, kind, "", verb)

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from tests.cluster.machine import Machine, wait_for
-from tests.cluster.plan import CLUSTER_CIDRS, NODE_ASN, NODE_MASKS, RACK, TOR, TOR_ASN, Shape, address
+from tests.cluster.plan import (
+    CLUSTER_CIDRS,
+    LOAD_BALANCERS,
+    NODE_ASN,
+    NODE_MASKS,
+    RACK,
+    TOR,
+    TOR_ASN,
+    Shape,
+    address,
+)
 
 _CONTROL = "/run/bird/bird.ctl"
 _HEAD = """\
@@ -12,10 +22,10 @@ router id {router_id};
 protocol device {{ scan time 5; }}
 """
 
-# Pod CIDRs of a node's size and what is inside them, and nothing else, as docs/bgp.md says.
+# Pod CIDRs of a node's size and what is inside them, and load balancers, and nothing else, as docs/bgp.md says.
 _FAMILY = """
 filter pods{family} {{
-  if net ~ [ {cidr}{{{shortest},{bits}}} ] then accept;
+  if net ~ [ {cidr}{{{shortest},{bits}}}, {balancers}+ ] then accept;
   reject;
 }}
 
@@ -59,6 +69,7 @@ class Tor:
                 cidr=CLUSTER_CIDRS[family],
                 shortest=NODE_MASKS[family],
                 bits=32 if family == 4 else 128,
+                balancers=LOAD_BALANCERS[family],
                 own=address(TOR, family),
                 asn=TOR_ASN,
                 rack=RACK[family],

@@ -109,7 +109,7 @@ def test_what_cannot_be_changed(clean: Kubectl, before: Any, after: Any, why: st
 
 
 def test_blocks_stay_whose_they_are(clean: Kubectl) -> None:
-    spec = {"cidr": "10.64.0.0/28", "node": "n1", "nodeUID": "u"}
+    spec: dict[str, Any] = {"cidr": "10.64.0.0/28", "node": "n1", "nodeUID": "u"}
     clean.apply(resource("IPAMBlock", **spec))
     assert "cannot be changed" in refused(clean, resource("IPAMBlock", **spec | {"node": "n2"}))
     clean.apply(
@@ -121,7 +121,7 @@ def test_blocks_stay_whose_they_are(clean: Kubectl) -> None:
 
 
 def test_a_reservation_that_is_no_cidr(clean: Kubectl) -> None:
-    spec = {"reservedCIDRs": ["10.64.1.5"]}
+    spec: dict[str, Any] = {"reservedCIDRs": ["10.64.1.5"]}
     assert "write it as a canonical CIDR" in refused(clean, resource("IPReservation", **spec))
     with pytest.raises(Bad):
         parse_reservation("one", spec)

@@ -64,6 +64,11 @@ def full(node: Node) -> None:
     node.metrics.addresses_free.labels("10.1.0.0/24").set(24)
 
 
+def near_limit(node: Node) -> None:
+    node.metrics.bgp_peer_received.labels("10.0.0.1").set(40_000)
+    node.metrics.bgp_peer_limit.labels("10.0.0.1").set(50_000)
+
+
 def restarts(node: Node, number: int) -> None:
     node.instead["process_start_time_seconds"] = 1e9 + number // (5 * MINUTE)
 
@@ -91,6 +96,8 @@ CAUSES: dict[str, tuple[Cause, int]] = {
     "FelixPyAddressesShort": (again(full), 16),
     "FelixPyBgpIsolated": (again(lambda n: n.metrics.bgp_established.set(0)), 3),
     "FelixPyBgpPeerDown": (again(lambda n: n.metrics.bgp_established.set(1)), 6),
+    "FelixPyBgpPeerHeldDown": (again(lambda n: n.metrics.bgp_peer_held_down.labels("10.0.0.1").set(1)), 2),
+    "FelixPyBgpPeerNearLimit": (again(near_limit), 6),
     "FelixPyNextHopUnusable": (again(lambda n: n.metrics.bgp_unresolved.set(7)), 6),
 }
 """Name -> what is done, and minutes until the alert must have come."""

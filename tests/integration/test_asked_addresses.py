@@ -157,6 +157,6 @@ def test_an_address_that_stays_with_the_name(tmp_path: Path, make_netns: MakeNet
         node.network.annotations["default", "db-0"] = {}
         node.reserved.keep({})
         assert await add("db-0", "db-0-last") == ["10.65.0.1"]
-        assert node.network.keeps == {"default/db-0": ()}
+        assert node.network.keeps == {}
 
     on_node(node, test)

@@ -170,12 +170,48 @@ def test_the_priority_of_a_filter_is_the_metric_of_the_kernels_route(
     assert trace.ended() == (1, "felix-py bgp: the agent has ended\n")
     agent.until(lambda: LEARNED in agent.status()["routeMetrics"], "known again")
     assert kernel_routes() == [(LEARNED, 2000)]
+
+    def ignoring(*names: str) -> None:
+        fields = {"asNumber": NODE_ASN, "nodeToNodeMeshEnabled": False, "ignoredInterfaces": list(names)}
+        agent.declare(BGP_CONFIGURATIONS, "default", **fields)
+
+    ignoring("tor*")
+    agent.until(lambda: not kernel_routes(), "no next hop is sought there")
+    ignoring("eth*")
+    agent.until(lambda: kernel_routes() == [(LEARNED, 2000)], "it is elsewhere")
     trace = Trace(agent, "10.9.0.2")
     agent.until(lambda: tors[0].birdc("restart", "node") and trace.told("session", peer="10.9.0.2"), "live")
     trace.process.send_signal(signal.SIGINT)
     assert trace.ended() == (0, "")
     agent.api.delete(BGP_PEERS, "", "tor0")
     agent.until(lambda: not kernel_routes(), "gone with the peer")
+
+
+def test_a_peer_over_its_limit_is_held_down_through_restarts(agent: DeclaredAgent, tors: list[Bird]) -> None:
+    told = bird_config(0).replace("export none", "next hop self; export where source = RTS_STATIC")
+    tors[0].write(f"{told} protocol static {{ ipv4; route {LEARNED} blackhole; route 10.244.8.0/24 blackhole; }}")
+    tors[0].birdc("configure")
+    agent.options = ["--cluster-cidr=10.244.0.0/16"]
+    agent.start()
+    agent.wait_ready()
+    agent.declare(BGP_CONFIGURATIONS, "default", asNumber=NODE_ASN, nodeToNodeMeshEnabled=False)
+    agent.peer(1)
+    agent.peer(0, prefixLimit=1)
+
+    def states() -> dict[str, str]:
+        return {one["name"]: one["prefixLimitState"] for one in agent.status()["peers"]}
+
+    held = {"tor0": "held-down", "tor1": "within"}
+    agent.until(lambda: states() == held, "over its limit")
+    agent.until(lambda: not kernel_routes() and not tors[0].established("node"), "its routes are gone")
+    for _ in range(2):
+        agent.restart()
+        agent.until(lambda: states() == held, "still held down")
+        agent.until(lambda: tors[1].established("node"), "the other is up")
+        assert not tors[0].established("node")
+    agent.peer(0, prefixLimit=2)
+    agent.until(lambda: len(kernel_routes()) == 2, "a new limit ends it")
+    agent.until(lambda: states() == {"tor0": "near", "tor1": "within"}, "and is near")
 
 
 def test_a_node_with_a_file_has_its_peers_from_there(

@@ -246,6 +246,7 @@ def test_what_the_agent_tells_of_its_node(tmp_path: Path) -> None:
             "PolicyInForce": "InForce",
             "RoutesInstalled": "Installed",
             "PeersUp": "NoPeers",
+            "PrefixLimitsKept": "Within",
             "BGPInForce": "InForce",
             "SettingsInForce": "InForce",
             "Drained": "NotAsked",

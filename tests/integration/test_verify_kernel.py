@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from felix_py.dataplane.service_drops import ServiceDrops
 from felix_py.desired.names import DenyChain, chain_name
 from felix_py.diagnose.difference import Difference, Problem
 from felix_py.records import Backend
@@ -57,6 +58,26 @@ def test_a_fresh_node_is_as_it_should_be(node: SmallNode) -> None:
     found = node.verify()
     assert found.differences == []
     assert "learned routes were not compared" in found.notes[0]
+
+
+@one_backend
+def test_drops_for_services(node: SmallNode) -> None:
+    node.service_drops = ("10.96.0.0/12", "fd00:96::/112")
+    drops = ServiceDrops(tuple(Family))
+    drops.apply(node.service_drops)
+    assert node.verify().differences == []
+    assert node.verify().compared["service prefixes"] == 2
+    run("ip", "rule", "del", "priority", "32400")
+    run("ip", "-6", "route", "del", "blackhole", "fd00:96::/112", "table", "88112")
+    run("ip", "route", "add", "blackhole", "10.112.0.0/12", "table", "88012", "proto", "88")
+    about = "packets for announced Service addresses that no Service takes: "
+    assert [str(one) for one in node.verify().differences] == [
+        f"{about}blackhole fd00:96::/112 is missing",
+        f"{about}IPv4 rule 32400: iif lo lookup 254 is missing",
+        f"{about}nobody asked for blackhole 10.112.0.0/12",
+    ]
+    drops.apply(node.service_drops)
+    assert node.verify().differences == []
 
 
 # What somebody does -> kind, problem, whom it concerns, and a part of the text. {t} is iptables or ip6tables, {s}

@@ -102,7 +102,10 @@ def felix(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 _ASK = """
 import json, os, subprocess, sys, tempfile
+from importlib.util import find_spec
 from felix_py.cli import main
+if find_spec("lab"):
+    import lab.cli.main
 found = []
 for words in json.loads(sys.argv[1]):
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

@@ -46,8 +46,14 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
     for address in draw(st.lists(st.sampled_from(ADDRESSES), unique=True)):
         router_id = draw(st.sampled_from([address, "10.0.0.1"]))
         source = Source(address, router_id, 65001, "10.9.0.1", external=draw(st.booleans()))
-        found.append((source, draw(paths)))
+        # Several paths of one peer are told apart by their identifiers (RFC 7911).
+        ids = draw(st.lists(st.sampled_from(["0.0.0.1", "0.0.0.2", "0.0.0.10"]), max_size=2, unique=True))
+        found += [(source, replace(draw(paths), path_id=path_id)) for path_id in ids or [""]]
     return found
+
+
+def key_of(candidate: Candidate) -> tuple[str, str]:
+    return candidate[0].address, candidate[1].path_id
 
 
 def number(address: str) -> int:
@@ -69,6 +75,7 @@ def beaten(one: Candidate, other: Candidate, left: list[Candidate], step: Step) 
         Step.ROUTER_ID: identifier[1] < identifier[0],
         Step.CLUSTER_LIST: len(path2.cluster_list) < len(path.cluster_list),
         Step.ADDRESS: number(source2.address) < number(source.address),
+        Step.PATH_ID: number(path2.path_id or "0.0.0.0") < number(path.path_id or "0.0.0.0"),
     }[step]
 
 
@@ -86,7 +93,7 @@ EQUAL = STEPS[: STEPS.index(Step.EXTERNAL) + 1]
 @given(candidates(), st.randoms())
 def test_the_text_of_the_rfcs_in_any_order(whole: list[Candidate], random: Callable[[], float]) -> None:
     chosen = multipath(whole)
-    assert {c[0].address for c in chosen} == {c[0].address for c in tournament(whole, EQUAL)}
+    assert {key_of(c) for c in chosen} == {key_of(c) for c in tournament(whole, EQUAL)}
     assert chosen[:1] == tournament(whole, STEPS)
     shuffled = list(whole)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -98,10 +105,10 @@ def test_each_loser_lost_by_the_step_that_is_named(whole: list[Candidate]) -> No
     lost = lost_by(whole)
     assert lost == lost_by(whole[::-1])
     winner = tournament(whole, STEPS)
-    assert lost.keys() == {c[0].address for c in whole} - {c[0].address for c in winner}
+    assert lost.keys() == {key_of(c) for c in whole} - {key_of(c) for c in winner}
     for one in whole:
         if one not in winner:
-            step = lost[one[0].address]
+            step = lost[key_of(one)]
             at = STEPS.index(step)
             # Before it, nothing had excluded it. By MED it may have lost against another than the best one.
             left = tournament(whole, [before for before in STEPS[:at] if before in EQUAL])
@@ -121,13 +128,13 @@ def test_explained_as_decided(whole: list[Candidate], most: int, unreachable: se
         rib.announce(source.address, PREFIX, path)
     hops = rib.take().get(PREFIX, ())
     explained = rib.explain(PREFIX)
-    assert {one.peer for one in explained} == {c[0].address for c in whole}
+    assert {(one.peer, one.path.path_id) for one in explained} == set(map(key_of, whole))
     assert {one.path.next_hop for one in explained if one.used} == set(hops)
     assert len(hops) <= most
     assert sum(not one.reason for one in explained) == bool(hops)
     assert not hops or (explained[0].used and not explained[0].reason)
     for one in explained:
-        source, path = next(c for c in whole if c[0].address == one.peer)
+        source, path = next(c for c in whole if key_of(c) == (one.peer, one.path.path_id))
         if one.reason and one.reason not in {step.value for step in Step}:
             rejected = not loop(source, path, Identity("192.0.2.7", "2.2.2.2")) and path.as_path[:1] == (65020,)
             assert ("no rejects" in one.reason) == rejected

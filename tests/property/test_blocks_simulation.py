@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from felix_py.ipam.blocks import REST
+from felix_py.ipam.blocks import REST, usable
+from felix_py.ipam.parse import overlap
 from felix_py.ipam.resources import AffinityState, AssignmentMode, IPPool
 from tests.support.block_api import BlockApi
 from tests.support.block_nodes import Node, World, addresses, block_of
-from tests.support.thorough import ALL, FUZZ_SECONDS
+from tests.support.thorough import ALL, FUZZ_SECONDS, examples
 
 SECONDS = FUZZ_SECONDS if ALL or "FELIX_PY_FUZZ_SECONDS" in os.environ else 4.0
 OLD_LISTS = (0, 5, 40)
@@ -62,6 +65,31 @@ def test_no_address_twice_and_no_leak() -> None:
             raise
         if time.monotonic() > end:
             break
+
+
+@settings(max_examples=examples(400), deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_of_blocks_that_overlap_one_is_used(seed: int) -> None:
+    """A pool was made anew with another blockSize, and not all agents know that yet."""
+    rng = random.Random(seed)
+    pool = IPPool(name="a", cidr="10.0.0.0/30", block_size=30)
+    world = World(rng, BlockApi(rng), (pool,))
+    nodes = [Node(world, name, {}) for name in ("n1", "n2")]
+    nodes[1].pools = (replace(pool, block_size=31),)
+    for node in nodes:
+        node.begin(node.name)
+        node.finish()
+    for _ in range(120):
+        node, what = rng.choice(nodes), rng.randrange(3)
+        world.now += 1.0
+        if what == 0:
+            node.think()
+        elif what == 1:
+            node.act()
+        else:
+            node.seen.catch_up(1)
+        used = [block.cidr for one in nodes for block in usable(one.view())]
+        assert not [pair for pair in itertools.combinations(used, 2) if overlap(*pair)]
 
 
 @pytest.mark.heavy
@@ -115,7 +143,7 @@ def happen(world: World, node: Node, pods: Iterator[str], pools: tuple[IPPool, .
     elif what < 140:
         node.act()
     elif what < 180:
-        node.seen.catch_up(rng.choice([1, 3, 100]))
+        node.catch_up(rng.choice([1, 3, 100]))
     elif what < 190:
         many = rng.choice([1, 2, 3, 100])
         for gone in rng.sample(sorted(node.leases), min(len(node.leases), many)):
@@ -152,11 +180,11 @@ def quiesce(world: World, nodes: list[Node], pools: tuple[IPPool, ...]) -> None:
         world.api.settle(1000)
         for node in nodes:
             node.finish()
-            node.seen.catch_up()
+            node.catch_up()
             node.think()
             node.act()
         for node in nodes:
-            node.seen.catch_up()
+            node.catch_up()
         quiet = quiet + 1 if len(world.api.log) == before else 0
         if quiet == 3:
             return

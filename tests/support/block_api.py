@@ -37,8 +37,6 @@ class BlockApi:
     log: list[tuple[tuple[type, str], Object | None]] = field(default_factory=list)
     late: list[Callable[[], None]] = field(default_factory=list)
     requests: int = 0
-    sent: int = 0
-    """Bytes of the events that watches were told, as JSON, about."""
 
     def carry_out(self, act: Act, node: str, node_uid: str) -> None:
         """Do one step. Raises Refused or TimedOut."""
@@ -146,10 +144,6 @@ class Seen:
         """See further changes, some or all."""
         for kind, at in list(self._at.items()):
             self.follow(kind, len(self._api.log) if most is None else min(at + most, len(self._api.log)))
-
-    @property
-    def behind(self) -> bool:
-        return any(at < len(self._api.log) for at in self._at.values())
 
     def _fold(self, key: tuple[type, str], obj: Object | None) -> None:
         before = self._objects.pop(key, None)

@@ -48,6 +48,7 @@ class Node:
     def start(self) -> None:
         """An agent starts: it remembers nothing, and its first lists may be old."""
         self.seen = Seen(self.world.api, self.name, self.world.stale)
+        self.pools = self.world.pools
         self._shut: set[str] = set()
         self._idle = Idle()
         self.plan = Plan()
@@ -56,6 +57,12 @@ class Node:
         self._begun: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {}
         self.queue: dict[str, tuple[str, ...]] = {}
         self._waiting: dict[tuple[str, ...], int] = {}
+
+    def catch_up(self, most: int | None = None) -> None:
+        """Be told of some changes, or of all, and of the pools as they are now."""
+        self.seen.catch_up(most)
+        if most is None or most > 1:
+            self.pools = self.world.pools
 
     def recreate(self) -> None:
         """Its Node object is deleted, and made anew."""
@@ -70,7 +77,7 @@ class Node:
         mine = usable(self.view())
         for waiting, pools_asked in self.queue.items():
             try:
-                found = eligible(self.world.pools, Subject(self.labels, {}, pools_asked))
+                found = eligible(self.pools, Subject(self.labels, {}, pools_asked))
             except NoPool:
                 continue
             wanted = tuple(tuple(pool.name for pool in pools) for pools in found.values() if pools)
@@ -118,13 +125,13 @@ class Node:
         for given in self.leases.values():
             for family, number in given.items():
                 numbers[family].append(number)
-        leases = leases_by_block(numbers, known.own, self.world.pools)
+        leases = leases_by_block(numbers, known.own, self.pools)
         self._idle.note(known.own, leases, self.world.now)
         self._demands = {k: at for k, at in self._demands.items() if self.world.now - at < REST}
         return View(
             node=self.name,
             node_uid=self.uid,
-            pools=self.world.pools,
+            pools=self.pools,
             own=known.own,
             taken=known.taken,
             affinities=known.affinities,

@@ -1,9 +1,10 @@
-"""FRR and GoBGP in a network namespace, each with the configuration it is given."""
+"""FRR, GoBGP and OpenBGPD in a network namespace, each with the configuration it is given."""
 
 from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -97,6 +98,26 @@ def gobgp(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator[As
         yield ask
 
 
+@contextmanager
+def openbgpd(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator[Ask]:
+    """OpenBGPD, which leaves the kernel alone, with a control socket of its own."""
+    if not shutil.which("bgpd") or not shutil.which("bgpctl"):
+        pytest.skip("OpenBGPD is not installed")
+    path, control = folder / "bgpd.conf", folder / "bgpd.sock"
+    path.write_text(f'socket "{control}"\nfib-update no\n{config}')
+    path.chmod(0o600)
+    # It locks itself up in its user's home, which systemd would make.
+    Path(pwd.getpwnam("_openbgpd").pw_dir).mkdir(parents=True, exist_ok=True)
+
+    def ask(*words: str) -> str:
+        argv = ["bgpctl", "-s", str(control), *words]
+        return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+    with daemon(namespace, folder, "bgpd", "-d", "-v", "-f", str(path)):
+        eventually(lambda: "Neighbor" in ask("show"), 60)
+        yield ask
+
+
 def frr_routes(ask: Ask) -> dict[str, bool]:
     """Prefixes from the node -> whether they are stale."""
     found: dict[str, bool] = {}
@@ -116,3 +137,9 @@ def gobgp_routes(ask: Ask) -> dict[str, bool]:
             ours = [path for path in paths if path.get("neighbor-ip") in (NODE4, NODE6)]
             found.update((prefix, bool(path.get("stale"))) for path in ours)
     return found
+
+
+def openbgpd_routes(ask: Ask) -> dict[str, bool]:
+    """Prefixes from the node -> whether they are stale."""
+    answer = json.loads(ask("-j", "show", "rib", "in", "as", str(NODE_ASN)) or "{}")
+    return {route["prefix"]: bool(route.get("stale")) for route in answer.get("rib", [])}

@@ -117,6 +117,7 @@ class SmallNode:
         self.leases = [lease(one) for one in (WEB, DB, TOOL)]
         self.cluster.endpoints = endpoints_of(self.leases)
         self.agent_answers = True
+        self.service_drops: tuple[str, ...] | None = None
         sysctl.set_up_host(tuple(Family))
         self._make_interfaces()
 
@@ -155,7 +156,10 @@ class SmallNode:
 
     def looked_at(self) -> Look:
         says = AgentSays(
-            "node1", Configuration(self.backend, tuple(Family), (), self.options), learned=dict(LEARNED)
+            "node1",
+            Configuration(self.backend, tuple(Family), (), self.options),
+            learned=dict(LEARNED),
+            service_drops=self.service_drops,
         )
         return Look(self.cluster, tuple(self.leases), says if self.agent_answers else None)
 

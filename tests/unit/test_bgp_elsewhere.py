@@ -12,7 +12,8 @@ import pytest
 KUBECTL = """#!/bin/sh
 # A cluster with one pod of felix-py, on node n1.
 case "$*" in
-  *"get pods -l app.kubernetes.io/name=felix-py --field-selector spec.nodeName=n1 -o name") echo pod/felix-py-abcde;;
+  *"get pods -l app.kubernetes.io/name=felix-py --field-selector spec.nodeName=n1 -o name")
+    echo pod/felix-py-abcde;;
   *"get pods"*n2*) ;;
   *"get pods"*) echo 'pods is forbidden' >&2; exit 1;;
   *" exec "*) printf '%s\\n' "$*"; exit 7;;

@@ -56,7 +56,7 @@ def test_over_the_limit_all_of_the_peer_goes_and_it_stays_away(scene: Scene) -> 
     scene.talk()
     assert dict(scene.control.rib.best) == {MANY[0]: ("10.10.0.2",)}
     assert scene.control.rib.count(TOR.address) == 0
-    assert notes(scene)[-1] == ("held down", "it announced more than 10 prefixes; held down for 300 s more")
+    assert notes(scene)[-1] == ("held down", "it announced more than 10 prefixes; held down for 5 min more")
     assert [status.address for status in scene.control.peers(scene.now)] == [OTHER.address]
     assert scene.control.holds(TOR)
     assert not scene.control.holds(OTHER)
@@ -71,7 +71,7 @@ def test_over_the_limit_all_of_the_peer_goes_and_it_stays_away(scene: Scene) -> 
     scene.wait(1)
     assert scene.control.in_sync
     scene.wait(control.HOLD_DOWN - 2)
-    assert "for 1 s more" in scene.control.held_reason(TOR.address, scene.now)
+    assert "for 1 min more" in scene.control.held_reason(TOR.address, scene.now)
     scene.wait(2)
     assert not scene.control.holds(TOR)
 

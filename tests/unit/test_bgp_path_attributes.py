@@ -126,7 +126,7 @@ def test_rfc7606_a_route_with_absurd_attributes_is_as_if_withdrawn(name: str) ->
     [event] = update(attributes)
     assert isinstance(event, Update)
     assert event.announced == ()
-    assert sorted(event.withdrawn) == ["10.244.7.0/24", "10.244.8.0/24"]
+    assert sorted(n.prefix for n in event.withdrawn) == ["10.244.7.0/24", "10.244.8.0/24"]
 
 
 def test_as_many_as_may_be() -> None:

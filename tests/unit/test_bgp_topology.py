@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -146,9 +147,11 @@ def test_a_configuration_of_one_node_counts_field_by_field() -> None:
     assert {(p.asn, p.passive) for p in speaker.peers} == {(65002, False)}
 
 
-def test_the_hold_time_follows_a_keepalive_time() -> None:
-    peer = BGPPeer(name="tor", peer_ip="10.0.0.254", as_number=65000, keepalive_time=5)
-    assert only(of("node1", [node(1)], NO_MESH, peer)[0]).hold_time == 15
+@pytest.mark.parametrize(("keepalive", "hold"), [(5, 90), (30, 90), (31, 93), (None, 90)])
+def test_the_hold_time_has_room_for_three_keepalives(keepalive: int | None, hold: int) -> None:
+    peer = BGPPeer(name="tor", peer_ip="10.0.0.254", as_number=65000, keepalive_time=keepalive)
+    found = only(of("node1", [node(1)], NO_MESH, peer)[0])
+    assert (found.hold_time, found.keepalive_time) == (hold, keepalive or 0)
 
 
 OTHER = BGPPeer(name="other", peer_ip="10.0.0.254", as_number=65000)
@@ -160,6 +163,14 @@ WAY_OUT = BGPPeer(name="out", node="node1", peer_selector="all()", reverse_peeri
     ("resources", "peers", "problem"),
     [
         ([TOR, OTHER], ["other"], "BGPPeer tor: peerIP: BGPPeer other has the session with 10.0.0.254"),
+        (
+            [TOR, replace(OTHER, port=1790)],
+            ["other"],
+            (
+                "BGPPeer tor: peerIP: BGPPeer other has the session with 10.0.0.254; there is one for an "
+                "address, whatever its ports and links"
+            ),
+        ),
         ([TOR, BY_NODE], ["zone"], "BGPPeer tor: peerIP: BGPPeer zone has the session with 10.0.0.254"),
         (
             [BGPPeer(name="tor", peer_ip="10.0.0.254")],
@@ -193,7 +204,7 @@ WAY_OUT = BGPPeer(name="out", node="node1", peer_selector="all()", reverse_peeri
             "BGPPeer out: reversePeering: is Manual, and a node that is a peer by it has no BGPPeer for it",
         ),
         (
-            [BGPPeer(name="tor", peer_ip="10.0.0.254", as_number=1, hold_time=90, keepalive_time=10)],
+            [BGPPeer(name="tor", peer_ip="10.0.0.254", as_number=1, hold_time=90, keepalive_time=40)],
             ["tor"],
             "BGPPeer tor: keepaliveTime: is 30 s, a third of the hold time",
         ),

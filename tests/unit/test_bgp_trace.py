@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 
 import pytest
@@ -121,5 +122,5 @@ def test_what_is_asked_for(asked: str, peer: str, prefix: str) -> None:
 
 def test_what_is_no_address_is_refused() -> None:
     for wrong in ("tor", "10.0.0.1/24", "10.0.0.0/33", "fe80::1%"):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=re.escape(wrong)):
             Wanted(wrong)

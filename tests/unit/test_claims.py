@@ -200,6 +200,21 @@ async def test_an_exhausted_pool_is_said(server: FakeApi, tmp_path: Path) -> Non
         assert await node.lease("c") == "10.0.0.1"
 
 
+async def test_addresses_that_are_free_and_yet_cannot_be_had(server: FakeApi, tmp_path: Path) -> None:
+    """They are in use elsewhere on the node, say: no pod waits for them for ever."""
+    declare(server, "few", cidr="10.0.0.0/30", blockSize=30)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        await node.leases.use(lambda store: store.close_empty("10.0.0.0/30"))
+        with pytest.raises(PoolExhausted):
+            await node.lease("a")
+
+
+async def test_nothing_is_given_out_before_pools_are_known(server: FakeApi, tmp_path: Path) -> None:
+    with pytest.raises(NoPool, match="not known yet which IPPools there are"):
+        Node(server, tmp_path, "n1").cidrs()
+
+
 async def test_two_nodes_never_have_one_block(server: FakeApi, tmp_path: Path) -> None:
     declare(server, "few", cidr="10.0.0.0/29", blockSize=30)
     async with running(server, tmp_path / "1") as one, running(server, tmp_path / "2", "n2") as two:

@@ -291,6 +291,15 @@ def test_without_the_definition_it_is_said_once_and_pods_still_count() -> None:
     assert "kubectl apply" in text(found)[0]
 
 
+def test_who_leads_is_said() -> None:
+    seen = Seen([node("n1")], [status("n1")], [pod()], leader="n1")
+    found = read(seen, NOW)
+    assert found.fine
+    assert "The agent of n1 leads: addresses of load balancers, blocks of lost nodes" in text(found)
+    assert as_json(found)["leader"] == "n1"
+    assert not any("leads" in line for line in text(judged()))
+
+
 def test_nodes_with_problems_come_first() -> None:
     nodes = [node(f"n{number}") for number in range(5)]
     statuses = [status(f"n{number}") for number in range(5) if number != 3]

@@ -73,7 +73,7 @@ def test_update_with_routes_and_withdrawals() -> None:
     )
     path = Path("10.9.0.2", (65000, 65010), 2, 0, 7)
     assert event == protocol.Update(
-        "10.9.0.2", (("10.244.7.0/24", path), ("10.244.8.0/24", path)), ("10.244.9.0/24",)
+        "10.9.0.2", (("10.244.7.0/24", path), ("10.244.8.0/24", path)), (protocol.Nlri("10.244.9.0/24"),)
     )
 
 
@@ -90,7 +90,7 @@ def test_announcement_without_usable_next_hop_replaces_the_one_before(hop: str) 
     [event] = update(
         EMPTY_PATH, f'"announce": {{ "ipv6 unicast": {{ "{hop}": [ {{ "nlri": "fd44:8::/64" }} ] }} }}', WHO6
     )
-    assert event == protocol.Update("fd09::2", (), ("fd44:8::/64",))
+    assert event == protocol.Update("fd09::2", (), (protocol.Nlri("fd44:8::/64"),))
 
 
 def test_as_sets_count_as_one_and_confederations_not_at_all() -> None:
@@ -117,7 +117,7 @@ def test_both_families_on_one_session() -> None:
 
 def test_an_ipv6_prefix_has_no_ipv4_next_hop() -> None:
     [event] = update(EMPTY_PATH, '"announce": { "ipv6 unicast": { "10.9.0.2": [ { "nlri": "fd44:8::/64" } ] } }')
-    assert (event.announced, event.withdrawn) == ((), ("fd44:8::/64",))
+    assert (event.announced, event.withdrawn) == ((), (protocol.Nlri("fd44:8::/64"),))
 
 
 @pytest.mark.parametrize(

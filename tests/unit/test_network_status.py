@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from bgp.services import Drain, Drained
-from bgp.session import PeerStatus
+from bgp.session import LimitState, PeerStatus
 from felix_py.failures import Failures
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
@@ -81,6 +81,15 @@ def peer(number: int, error: str = "", *, up: bool = False) -> PeerStatus:
     return PeerStatus(f"192.0.2.{number}", 64512 + number, up, 1.0, 5, ("ipv4 unicast",), error)
 
 
+def test_limits_of_prefixes() -> None:
+    near = replace(peer(1, up=True), limit=10, limit_state=LimitState.NEAR)
+    held = replace(peer(2, "too many"), limit=20, limit_state=LimitState.HELD_DOWN)
+    kind = "PrefixLimitsKept"
+    assert Node(peers=[near]).condition(kind) == ("True", "Near", "192.0.2.1 is near its limit of 10")
+    text = "192.0.2.2 was over its limit of 20; 192.0.2.1 is near its limit of 10"
+    assert Node(peers=[near, held]).condition(kind) == ("False", "HeldDown", text)
+
+
 def test_all_is_well() -> None:
     node = Node(peers=[peer(1, up=True), peer(2, up=True)])
     status = node.status()
@@ -89,6 +98,7 @@ def test_all_is_well() -> None:
         ("PolicyInForce", "True"),
         ("RoutesInstalled", "True"),
         ("PeersUp", "True"),
+        ("PrefixLimitsKept", "True"),
         ("BGPInForce", "True"),
         ("SettingsInForce", "True"),
         ("Drained", "False"),

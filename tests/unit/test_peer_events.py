@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bgp.session import PeerStatus
+from dataclasses import replace
+
+from bgp.session import LimitState, PeerStatus
 from felix_py.observe.peer_events import PeerEvents
 from tests.support.watching import ScriptedClock
 
@@ -38,6 +40,21 @@ def test_up_down_and_refused() -> None:
         (True, "BGPPeerRefused", f"{session}was refused: {refused.error}"),
     ]
     assert rig.see(refused) == []
+
+
+def test_prefix_limits() -> None:
+    rig = Rig()
+    session = "the BGP session with tor 10.0.0.1 (AS 65000) "
+    well = replace(peer(up=True), received=8, limit=10)
+    near = replace(well, limit_state=LimitState.NEAR)
+    held = replace(peer(up=False, error="it announced more"), limit_state=LimitState.HELD_DOWN)
+    assert rig.see(well) == []
+    words = f"{session}has 8 of 10 prefixes; over that, the session is ended"
+    assert rig.see(near) == [(True, "BGPPeerNearLimit", words)]
+    assert rig.see(near) == []
+    assert rig.see(held) == [(True, "BGPPeerHeldDown", f"{session}is held down: it announced more")]
+    assert rig.see(held) == []
+    assert rig.see(well) == [(False, "BGPPeerUp", f"{session}is up")]
 
 
 def test_a_session_that_is_taken_over_is_no_news() -> None:

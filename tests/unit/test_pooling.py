@@ -51,7 +51,7 @@ async def test_nothing_is_announced_before_pools_are_known() -> None:
     assert rig.reserved(Family.V4, 0x0A400001, 26) is not None
     rig.claims.all_blocks, rig.claims.reservations = [], []
     rig.pooling.take_over()
-    assert rig.facts.announced == ()
+    assert not rig.facts.announced
     assert rig.reserved(Family.V4, 0x0A400001, 26) is None
 
 

@@ -31,6 +31,25 @@ def hosts(*connected: tuple[str, int, int], own: str = "10.9.0.1/32", never: tup
 
 
 @pytest.mark.parametrize(
+    ("hop", "ignored", "interface", "problem"),
+    [
+        ("10.9.0.2", ["eth0"], "", "its link eth0 is one of ignoredInterfaces"),
+        ("10.9.0.2", ["et*", "vlan*"], "", "its link eth0 is one of ignoredInterfaces"),
+        ("10.9.0.2", ["et", "eth0x", "*1"], "eth0", ""),
+        ("10.7.0.2", ["eth1"], "eth0", ""),  # on both links
+        ("10.7.0.2", ["eth0"], "", "its link eth1 is down or has no carrier"),
+        ("fe80::2%eth0", ["eth0"], "", "its link eth0 is one of ignoredInterfaces"),
+        ("192.0.2.1", ["*"], "", "it is on no link of this node"),
+    ],
+)
+def test_ignored_interfaces(hop: str, ignored: list[str], interface: str, problem: str) -> None:
+    connected = (("10.9.0.0/24", 2), ("10.7.0.0/24", 2), ("10.7.0.0/24", 3))
+    known = tuple(Connected(net(cidr), 0, index) for cidr, index in connected)
+    found = Hosts(Links(UP, known, (), ()), ignored=ignored)(hop)
+    assert (found.interface, found.problem) == (interface, problem)
+
+
+@pytest.mark.parametrize(
     ("hop", "interface", "problem"),
     [
         ("10.9.0.2", "eth0", ""),

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,15 @@ import yaml
 from felix_py.agent.block_writer import BlockWriter
 from felix_py.datastore import conditions
 from felix_py.datastore.block_objects import BlockObjects
-from felix_py.datastore.client import Api
+from felix_py.datastore.client import Api, ApiError
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.fetch import configurations, container_ports, fetch
+from felix_py.datastore.leases import Leases
+from felix_py.datastore.load_balancers import write_ingress
 from felix_py.datastore.status_writer import Offer
 from felix_py.ipam.blocks import Act, Step
+from felix_py.layout import LEASE
+from felix_py.records import LeaderLease, LoadBalancer
 from policy.model import PolicyKind, PolicyRef
 from tests.support.fakeapi import (
     ADMIN_POLICIES,
@@ -88,6 +94,8 @@ def needed(request: Request) -> Iterator[Right]:
         verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}[request.method]
     # Names count only where they restrict: nobody's rights to pods do.
     restricted = group == "apiextensions.k8s.io" or resource == "secrets"
+    if resource == "leases" and len(parts) > 1:
+        restricted, selected = True, parts[1]
     yield (group, resource, selected if restricted else "", verb)
 
 
@@ -159,12 +167,28 @@ async def everything_that_an_agent_asks_for(server: FakeApi) -> None:
             while cluster.secrets.known() != {PASSWORDS: {"tor": "x"}}:
                 cluster.secrets.changed.clear()
                 await cluster.secrets.changed.wait()
+        what_a_leader_writes(client)
         await claim_and_give_back(client, cluster.block_objects)
         fetch(client)
         configurations(client)
         container_ports(client, ("shop", "web"))
     finally:
         await cluster.stop()
+
+
+def what_a_leader_writes(client: Api) -> None:
+    """Nothing of it is there."""
+    leases = Leases(client, "kube-system", LEASE, PATIENCE)
+    held = LeaderLease("n", 15.0, "", "")
+    service = LoadBalancer(namespace="shop", name="web")
+    leases.read()
+    for write in (
+        partial(leases.write, held),
+        partial(leases.write, replace(held, version="1")),
+        partial(write_ingress, client, service, [], PATIENCE),
+    ):
+        with pytest.raises(ApiError, match="404"):
+            write()
 
 
 async def claim_and_give_back(client: Api, objects: BlockObjects) -> None:

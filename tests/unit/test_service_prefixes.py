@@ -89,6 +89,25 @@ def test_without_service_ranges_nobody_watches_services() -> None:
     assert rig.now() == plain(*OWN, "198.51.100.0/24")
 
 
+def test_pools_for_load_balancers_are_ranges() -> None:
+    rig = Rig()
+    rig.part.configure(BGPConfiguration(name="default"))
+    rig.part.set_node((), "")
+    rig.part.set_pools(None)
+    assert not rig.part.known, "an earlier agent may have announced a pool"
+    rig.part.set_pools(())
+    assert rig.part.known
+    assert rig.objects.wanted == []
+    rig.part.set_pools(("192.0.2.0/24", "203.0.113.0/24"))
+    assert rig.objects.wanted == [False]
+    rig.objects.put(WEB, HERE)
+    assert rig.now() == plain(*OWN, "192.0.2.0/24", "203.0.113.0/24", "192.0.2.7/32")
+    rig.part.configure(CONFIG)
+    assert rig.now() == plain(*OWN, *RANGES, "203.0.113.0/24", "10.96.0.1/32", "192.0.2.7/32")
+    rig.part.set_pools(())
+    assert rig.now() == plain(*OWN, *RANGES, "10.96.0.1/32", "192.0.2.7/32")
+
+
 def test_ranges_and_local_addresses() -> None:
     rig = Rig()
     rig.part.configure(CONFIG)

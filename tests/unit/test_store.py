@@ -183,3 +183,12 @@ async def test_handler_that_fails_harms_nobody_else() -> None:
     store.pods.apply([A])
     assert got == [Change(None, A)]
     assert store.pods.records == {("ns", "a"): A}
+
+
+def test_who_listens_to_a_kind_hears_that_it_is_listed() -> None:
+    table = Store().pods
+    heard: list[bool] = []
+    table.on_change(lambda: heard.append(table.listed.is_set()))
+    table.apply([Mark.LIST_BEGIN])
+    table.apply([Pod("a", "b"), Mark.LIST_END])
+    assert heard == [False, True]

@@ -11,12 +11,13 @@ from felix_py import log
 from felix_py.agent.controllers.gone_nodes import AFFINITIES, GoneNodes
 from felix_py.agent.controllers.load_balancers import LoadBalancers
 from felix_py.agent.declared_pools import DeclaredPools
-from felix_py.agent.elector import LEASE, Elector, identity, rank
+from felix_py.agent.elector import Elector, identity, rank
 from felix_py.config import AgentConfig
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.kinds import IPAM_BLOCKS
 from felix_py.datastore.leases import Leases
 from felix_py.datastore.load_balancers import LOAD_BALANCERS
+from felix_py.layout import LEASE
 from felix_py.metrics import Metrics
 
 _ANSWER = 5.0

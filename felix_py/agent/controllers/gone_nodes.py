@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from felix_py import log
+from felix_py.agent.block_writer import BlockWriter
 from felix_py.agent.elector import Elector, NotLeading, boot_time
-from felix_py.datastore.blocks_left import delete_affinity, delete_block, give_up, stands
 from felix_py.datastore.client import Api, ApiError, Unreachable
 from felix_py.datastore.followed import Followed
 from felix_py.datastore.kinds import IPAM_BLOCKS, block_affinities
+from felix_py.datastore.node_presence import stands
 from felix_py.datastore.store import Store
+from felix_py.ipam.blocks import Act, Step
 from felix_py.ipam.gone import Gone, Orphan, Owner
 from felix_py.ipam.resources import AffinityState
 
@@ -51,6 +53,7 @@ class GoneNodes:
         self._store = store
         self._elector = elector
         self._follow = follow
+        self._writer = BlockWriter(api, "")
         self._look = look
         self._clock = clock
         self._log = log.get("gone-nodes")
@@ -111,20 +114,22 @@ class GoneNodes:
                 self._log.info("freed a block of a node that is gone", block=orphan.cidr, node=owner[0])
 
     def _free_one(self, orphan: Orphan) -> bool:
-        """In a thread: the steps of a node that gives a block back. False: it is not as it was seen any more."""
-        affinity, version = orphan.affinity, orphan.affinity.resource_version if orphan.affinity else ""
+        """In a thread: the next step of a node that gives a block back. True: that was the last one. False: the
+        rest comes with the next look, from what is there by then."""
         try:
-            if affinity is not None and affinity.state is not AffinityState.PENDING_DELETION:
-                with self._elector.writing() as seconds:
-                    version = give_up(self._api, affinity, seconds)
             if orphan.block is not None:
-                with self._elector.writing() as seconds:
-                    delete_block(self._api, orphan.block, seconds)
-            if affinity is not None:
-                with self._elector.writing() as seconds:
-                    delete_affinity(self._api, affinity, version, seconds)
+                if orphan.affinity is not None and orphan.affinity.state is not AffinityState.PENDING_DELETION:
+                    self._step(Step.MARK, orphan)
+                    return False
+                self._step(Step.DELETE, orphan)
+            if orphan.affinity is not None:
+                self._step(Step.FORGET, orphan)
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
             return False
         return True
+
+    def _step(self, step: Step, orphan: Orphan) -> None:
+        with self._elector.writing():
+            self._writer.carry_out(Act(step, orphan.cidr, orphan.block, orphan.affinity), "")

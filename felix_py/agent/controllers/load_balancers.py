@@ -89,19 +89,23 @@ class LoadBalancers:
         """Follow Services and give them addresses while there are pools for them, until cancelled."""
         try:
             while True:
-                while not pools_for_services(self._pools.pools):
+                while not self._is_wanted():
                     self._again.clear()
                     await self._again.wait()
                 await self._serve(self._follow())
         finally:
             self._forget()
 
+    def _is_wanted(self) -> bool:
+        """Whether there is a pool for Services. None is used before the reservations are known."""
+        return self._pools.listed and bool(pools_for_services(self._pools.pools))
+
     async def _serve(self, followed: Followed) -> None:
         """Until there is no pool for Services any more."""
         followed.start()
         try:
             await followed.listed()
-            while pools_for_services(self._pools.pools):
+            while self._is_wanted():
                 followed.changed.clear()
                 self._again.clear()
                 delay = await self._round(tuple(followed.table(LOAD_BALANCERS).records.values()))

@@ -1,0 +1,129 @@
+"""OpenBGPD as the router: both families, MD5, TTL security, communities, route refresh, graceful restart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgp.announcement import Announcement
+from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, config, link
+from tests.support.isolate import NetworkNamespace
+from tests.support.routers import Ask, openbgpd, openbgpd_routes
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+
+V4, V6 = "10.244.1.0/24", "fd44:1::/64"
+LEARNED4, LEARNED6 = "10.244.7.0/24", "fd44:7::/64"
+ROUTES = {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
+DRESSED = [
+    Announcement(V4, med=7, communities=("65000:100",), large_communities=("65000:1:2",)),
+    Announcement(V6),
+]
+
+
+def router(four: str = "", six: str = "") -> str:
+    """``four`` and ``six``: more of the neighbor of each family."""
+    return f"""
+AS {TOR_ASN}
+router-id {TOR4}
+network {LEARNED4} set {{ community 65000:7 large-community 65000:7:7 }}
+network {LEARNED6}
+neighbor {NODE4} {{
+  remote-as {NODE_ASN}
+  announce IPv4 unicast
+  announce restart yes
+  {four}
+}}
+neighbor {NODE6} {{
+  remote-as {NODE_ASN}
+  announce IPv6 unicast
+  announce restart yes
+  {six}
+}}
+allow from ebgp
+allow to ebgp
+"""
+
+
+def shown(ask: Ask, prefix: str) -> dict[str, Any]:
+    """What OpenBGPD has of a route from the node."""
+    (route,) = json.loads(ask("-j", "show", "rib", "detail", prefix))["rib"]
+    found: dict[str, Any] = route
+    return found
+
+
+def updates(ask: Ask, peer: str) -> int:
+    """UPDATE messages received."""
+    match = re.search(r"^ +Updates +\d+ +(\d+)", ask("show", "neighbor", peer), re.MULTILINE)
+    assert match
+    return int(match[1])
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]
+) -> Iterator[tuple[Sidecar, NetworkNamespace]]:
+    namespace = make_netns("tor")
+    link(namespace)
+    sidecar = Sidecar(tmp_path / "run")
+    sidecar.start()
+    yield sidecar, namespace
+    sidecar.stop()
+
+
+def test_routes_attributes_refresh_and_graceful_restart(
+    place: tuple[Sidecar, NetworkNamespace], tmp_path: Path
+) -> None:
+    sidecar, namespace = place
+    (tmp_path / "tor").mkdir()
+
+    async def scenario(ask: Ask) -> None:
+        async with agent(sidecar.run_dir) as node:
+            node.speaker.announce(DRESSED)
+            await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False})
+            await until(lambda: dict(node.speaker.routes()) == ROUTES)
+            (learned,) = node.speaker.explain(LEARNED4)
+            assert learned.path.communities == ("65000:7",)
+            assert learned.path.large_communities == ("65000:7:7",)
+            route = shown(ask, V4)
+            assert (route["communities"], route["large_communities"]) == (["65000:100"], ["65000:1:2"])
+            assert route["metric"] == 7
+            for peer in (NODE4, NODE6):
+                before = updates(ask, peer)
+                ask("neighbor", peer, "refresh")
+                await until(lambda: updates(ask, peer) > before)  # noqa: B023 - the node has told its routes again
+            old = sidecar.exabgp()
+            os.kill(old, signal.SIGKILL)
+            await until(lambda: not node.up())
+            assert openbgpd_routes(ask).keys() == {V4, V6}
+            await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False} and node.up())
+            assert dict(node.speaker.routes()) == ROUTES
+
+    with openbgpd(namespace, tmp_path / "tor", router()) as ask:
+        asyncio.run(scenario(ask))
+
+
+def test_md5_and_ttl_security(place: tuple[Sidecar, NetworkNamespace], tmp_path: Path) -> None:
+    sidecar, namespace = place
+    (tmp_path / "tor").mkdir()
+    wanted = config(
+        {"peerIP": TOR4, "asNumber": TOR_ASN, "password": "s3cret"},
+        {"peerIP": TOR6, "asNumber": TOR_ASN, "ttlSecurity": 1},
+    )
+
+    async def scenario(ask: Ask) -> None:
+        async with agent(sidecar.run_dir, wanted, {V4, V6}) as node:
+            await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False})
+            await until(lambda: dict(node.speaker.routes()) == ROUTES)
+
+    with openbgpd(namespace, tmp_path / "tor", router("tcp md5sig password s3cret", "ttl-security yes")) as ask:
+        asyncio.run(scenario(ask))
