@@ -177,6 +177,8 @@ FATAL = {
     "prefix of 33 bits": raw.update(attributes(), b"\x21\x0a\x41\x42\x00\x00"),
     "prefix of 255 bits": raw.update(attributes(), b"\xff\x0a\x41\x42"),
     "prefix cut off": raw.update(attributes(), b"\x18\x0a"),
+    "MP_REACH_NLRI of one byte": raw.update(attributes((0x80, 14, b"\0")), raw.nlri("10.65.66.0/24")),
+    "cluster list of three bytes": raw.update(attributes((0x80, 10, b"\0\0\0")), raw.nlri("10.65.66.0/24")),
 }
 """What ends a session."""
 
@@ -197,8 +199,6 @@ WITHDRAWING = {
     "communities of five bytes": attributes((TRANSITIVE, raw.COMMUNITIES, b"\0" * 5)),
     "large communities of five bytes": attributes((TRANSITIVE, raw.LARGE_COMMUNITIES, b"\0" * 5)),
     "wrong flags": attributes((0xC0, raw.ORIGIN, b"\0")),
-    "cluster list of three bytes": attributes((0x80, 10, b"\0\0\0")),
-    "MP_REACH_NLRI of one byte": attributes((0x80, 14, b"\0")),
     "MP_UNREACH_NLRI of one byte": attributes((0x80, 15, b"\0")),
 }
 """Attributes with which a route counts as withdrawn (RFC 7606). By prefix: the third number is 100 and up."""
@@ -229,7 +229,7 @@ def test_malformed_messages_end_their_session_alone(scene: Scene) -> None:
         scene.agent.until(lambda: LAST in scene.installed(), "good")
         session.send(sent, good("10.65.66.0/24"))
         session.ended()
-        code = "3/" if "prefix" in name or "beyond" in name else "1/"
+        code = "3/" if any(word in name for word in ("prefix", "beyond", "NLRI", "list")) else "1/"
         scene.agent.until(
             lambda code=code: scene.peer()["reason"].startswith(f"notification sent {code}"),  # type: ignore[misc]
             f"{name}: what happened",
