@@ -280,7 +280,6 @@ async def test_reload_that_exabgp_drops_is_asked_for_again(rack: Rack) -> None:
             assert "done\n" in iter(answers.readline, "")
     async with agent(rack.run_dir, config(four, six, dead), announce={V4, V6}):
         await until(rack.announced)
-    assert rack.sidecar.log.count("scheduling reload") > rack.sidecar.log.count("performing reload") - 1
     assert rack.sidecar.exabgp() == exabgp
     assert rack.tor.written("node4") == before
 

@@ -61,8 +61,12 @@ class Scene:
 
     def undisturbed(self) -> tuple[object, ...]:
         """What no peer may change: the other's session, the processes."""
-        session = self.well.birdc("show", "protocols", "node")
-        return session, self.well.routes("node"), self.agent.sidecar.exabgp(), self.agent.get("/readyz")[0]
+        return (
+            self.well.written("node"),
+            self.well.established("node"),
+            self.agent.sidecar.exabgp(),
+            self.agent.get("/readyz")[0],
+        )
 
 
 @pytest.fixture
@@ -179,6 +183,7 @@ FATAL = {
     "prefix cut off": raw.update(attributes(), b"\x18\x0a"),
     "MP_REACH_NLRI of one byte": raw.update(attributes((0x80, 14, b"\0")), raw.nlri("10.65.66.0/24")),
     "cluster list of three bytes": raw.update(attributes((0x80, 10, b"\0\0\0")), raw.nlri("10.65.66.0/24")),
+    "MP_UNREACH_NLRI of one byte": raw.update(attributes((0x80, 15, b"\0")), raw.nlri("10.65.66.0/24")),
 }
 """What ends a session."""
 
@@ -199,7 +204,6 @@ WITHDRAWING = {
     "communities of five bytes": attributes((TRANSITIVE, raw.COMMUNITIES, b"\0" * 5)),
     "large communities of five bytes": attributes((TRANSITIVE, raw.LARGE_COMMUNITIES, b"\0" * 5)),
     "wrong flags": attributes((0xC0, raw.ORIGIN, b"\0")),
-    "MP_UNREACH_NLRI of one byte": attributes((0x80, 15, b"\0")),
 }
 """Attributes with which a route counts as withdrawn (RFC 7606). By prefix: the third number is 100 and up."""
 
