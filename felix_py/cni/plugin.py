@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from felix_py import log
@@ -23,6 +22,7 @@ from felix_py.cni.conflist import NETWORK
 from felix_py.cni.delegate import delegate
 from felix_py.cni.errors import CNIError, Code
 from felix_py.cni.fullness import Fullness
+from felix_py.cni.lease_book import LeaseBook
 from felix_py.cni.network import Network, NetworkError
 from felix_py.cni.network_list import absent_plugins
 from felix_py.cni.recovery import about
@@ -38,8 +38,6 @@ from felix_py.layout import GATEWAY, HOST_MAC, interface_name
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Elsewhere, Lease
 from policy.model import Family
-
-T = TypeVar("T")
 
 GRACE = 300.0
 """Seconds until the lease of a lost sandbox is released: longer than any ADD takes."""
@@ -83,10 +81,7 @@ class Plugin:
         self._growing: frozenset[Family] = frozenset(Family)
         """Families of which this node can get more CIDRs, by the last look; before it, nothing is said of any."""
         self._forget_delegated = forget
-        self._owed: dict[LeaseKey, Lease] = {}
-        """Leases of deleted pods that could not be released because the store cannot be written."""
-        self._unwritten = ""
-        """Why the last write of the store failed, or empty."""
+        self._book = LeaseBook(leases, notices, self._alone)
         self._missing: dict[LeaseKey, float] = {}
         """Leases without interface: first seen so, by time.monotonic()."""
         self._gone: dict[LeaseKey, float] = {}
@@ -142,7 +137,7 @@ class Plugin:
             made = False
             try:
                 lease, dns = await self._lease_and_pair(claim, wanted, asked, request, mac)
-                self._owed.pop(claim.key, None)  # of an earlier lease; this one is in use
+                self._book.used_again(claim.key)
                 link = self._link(request, lease, mac)
                 await self._interfaces.configure(link)
                 made = True
@@ -186,15 +181,15 @@ class Plugin:
         if await self._interfaces.exists(lease.interface):
             raise CNIError(Code.ALREADY_ATTACHED, f"container {claim.container} already has {claim.ifname}")
         await self._forget(lease)
-        if claim.key in self._owed:
-            raise CNIError(Code.IO, self._unwritten)
+        if self._book.owes(claim.key):
+            raise CNIError(Code.IO, self._book.unwritten)
 
     async def _lease(self, claim: Claim, wanted: list[str], asked: Asked, request: Request) -> tuple[Lease, DNS]:
         """Lease addresses from our store, or from the IPAM plugin that the configuration names."""
         if not request.config.delegate:
 
             def allocate(choice: Choice) -> Awaitable[Lease]:
-                return self._write(lambda store: store.allocate(claim, choice.cidrs, choice.requested))
+                return self._book.write(lambda store: store.allocate(claim, choice.cidrs, choice.requested))
 
             try:
                 return await self._addresses.lease(request.pod(), wanted, asked, allocate), DNS()
@@ -208,7 +203,7 @@ class Plugin:
         if not addresses:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate} gave no address")
         try:
-            return await self._write(lambda store: store.record(claim, addresses)), given.dns
+            return await self._book.write(lambda store: store.record(claim, addresses)), given.dns
         except ValueError as error:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
 
@@ -267,47 +262,7 @@ class Plugin:
     async def _forget(self, lease: Lease) -> None:
         """Remove a lease from the kernel, then release it: the address must not be given out before."""
         await self._network.release(lease)
-        await self._give_back(lease)
-
-    async def _give_back(self, lease: Lease) -> None:
-        """Release a lease in the store. If that cannot be written, the lease is kept, and released later."""
-        key = (lease.container, lease.ifname)
-        try:
-            await self._write(lambda store: store.release(*key))
-        except CNIError:
-            self._owed[key] = lease  # the pod must go all the same
-        else:
-            self._owed.pop(key, None)
-
-    async def _write(self, action: Callable[[AddressStore], T]) -> T:
-        """Run ``action`` on the store.
-
-        Raises:
-            CNIError: the store cannot be written.
-            AllocationError, ValueError: from ``action``.
-        """
-        try:
-            result = await self._leases.use(action)
-        except sqlite3.Error as error:
-            self._unwritten = f"the address store cannot be written: {error}"
-            text = f"{self._unwritten}; new pods must wait, and addresses of pods that are gone are kept"
-            self._notices.say(NoticeKind.LEASES_NOT_WRITTEN, "leases", text)
-            raise CNIError(Code.IO, self._unwritten) from error
-        if self._unwritten:
-            self._unwritten = ""
-            self._notices.clear(NoticeKind.LEASES_NOT_WRITTEN, "leases")
-        return result
-
-    async def _write_what_is_owed(self) -> str:
-        """Repeat failed writes; returns why they still fail, or empty."""
-        if self._unwritten or self._owed:  # a later write may have succeeded meanwhile
-            with suppress(CNIError):
-                await self._write(AddressStore.touch)
-                for key, lease in list(self._owed.items()):
-                    async with self._alone(*key):
-                        if self._owed.get(key) is lease:
-                            await self._give_back(lease)
-        return self._unwritten
+        await self._book.give_back(lease)
 
     async def _gc(self, request: Request) -> None:
         """Detach attachments that the runtime does not list; a failure does not stop the rest."""
@@ -358,7 +313,7 @@ class Plugin:
     async def _status(self, request: Request) -> None:
         if reason := self._network.unready():
             raise CNIError(Code.NOT_AVAILABLE, reason)
-        if reason := await self._write_what_is_owed():
+        if reason := await self._book.catch_up():
             raise CNIError(Code.NOT_AVAILABLE, reason)
         if request.config.name == NETWORK:
             self._check_chained(request)
@@ -388,7 +343,7 @@ class Plugin:
         may still run behind it. ``now``: time.monotonic() by default.
         """
         now = time.monotonic() if now is None else now
-        await self._write_what_is_owed()
+        await self._book.catch_up()
         leases = {(lease.container, lease.ifname): lease for lease in await self._leases.use(AddressStore.all)}
         ends = {end.lease.interface if end.lease else end.name: end for end in await self._interfaces.host_ends()}
         lost = {}
@@ -457,8 +412,8 @@ class Plugin:
                 text = f"pod {lease.namespace}/{lease.pod} has it, and its interface {lease.interface} exists"
                 raise CNIError(Code.ALREADY_ATTACHED, text)
             await self._detach(*key)
-            if key in self._owed:
-                raise CNIError(Code.IO, self._unwritten)
+            if self._book.owes(key):
+                raise CNIError(Code.IO, self._book.unwritten)
             await self._at_the_ipam_plugin(lease)
 
     async def _at_the_ipam_plugin(self, lease: Lease) -> None:
