@@ -5,8 +5,8 @@ annotation ``felixpy.io/pod-ips`` at once. Whoever may change a pod may write it
 where a lie is of no use:
 
 - while the status has no address, and for pods of other nodes: this node's own leases say what its pods have;
-- for addresses of the pod prefixes of the node that the pod is on: nobody can give an address outside of the
-  cluster, a node's, or another node's pod the rights of a pod of theirs;
+- for addresses of the blocks or podCIDRs of the node that the pod is on: nobody can give an address outside of
+  the cluster, a node's, or another node's pod the rights of a pod of theirs;
 - and only as long as nobody else claims the address: against any pod that has it in its status such a claim is
   the older one (:attr:`policy.model.Pod.claim`), so no pod loses its address to a lie.
 """
@@ -14,9 +14,11 @@ where a lie is of no use:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from bgp.prefixes import version
+from felix_py.agent.pooled import NO_POOLS, Pooled
 from felix_py.records import NodeRecord
 from policy.change import Change
 from policy.model import ObjectKey, Pod
@@ -28,10 +30,16 @@ _OLDEST = ""
 class Announced:
     """Puts believed addresses in the place of those that the status lacks. On the event loop only."""
 
-    def __init__(self, node_name: str, nodes: Mapping[ObjectKey, NodeRecord]) -> None:
-        """``node_name``: this node's; ``nodes``: all nodes as they are now."""
+    def __init__(
+        self,
+        node_name: str,
+        nodes: Mapping[ObjectKey, NodeRecord],
+        pooled: Callable[[], Pooled] = lambda: NO_POOLS,
+    ) -> None:
+        """``node_name``: this node's; ``nodes``, ``pooled``: all nodes, and pools, as they are now."""
         self._node_name = node_name
         self._nodes = nodes
+        self._pooled = pooled
         self._believed: dict[ObjectKey, Pod] = {}
         """Pods as their followers have them, where that is not as the store has them."""
 
@@ -40,9 +48,15 @@ class Announced:
         before, after = self._believed.pop(change.newest.key, change.before), change.after
         if after is not None and after.announced and after.node != self._node_name:
             node = self._nodes.get(("", after.node))
-            if node is not None and all(_inside(address, node.pod_cidrs) for address in after.announced):
+            if node is not None and all(_inside(address, self._prefixes(node)) for address in after.announced):
                 after = self._believed[after.key] = replace(after, addresses=after.announced, since=_OLDEST)
         return Change(before, after)
+
+    def _prefixes(self, node: NodeRecord) -> tuple[str, ...]:
+        """What another node's pods have addresses of: podCIDRs only of families without pools."""
+        pooled = self._pooled()
+        own = (cidr for cidr in node.pod_cidrs if version(cidr) not in pooled.families)
+        return (*pooled.others.get(node.name, ()), *own)
 
 
 def _inside(address: str, cidrs: tuple[str, ...]) -> bool:

@@ -193,7 +193,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     addressing = Addressing(facts, namespaces, foreign=config.bgp_foreign_annotations)
     announced, announce = None, lambda _lease: None
     if config.announce_pod_ips:
-        announced, announce = Announced(config.node_name, cluster.store.nodes.records), cluster.announce
+        announced, announce = _announced(config, cluster, facts), cluster.announce
     network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), announce, addressing)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
@@ -268,6 +268,10 @@ def _revoker(
         return None
     closed = config.endpoint_to_host is EndpointToHost.DROP
     return Revoker(view, engine.chains_of, flows, due, host_addresses, metrics, host_closed=closed)
+
+
+def _announced(config: AgentConfig, cluster: Cluster, facts: Facts) -> Announced:
+    return Announced(config.node_name, cluster.store.nodes.records, lambda: facts.pooled)
 
 
 def _host_gateway(config: AgentConfig, notices: Notices, pending: Pending) -> HostGateway | None:

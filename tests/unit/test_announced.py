@@ -9,9 +9,11 @@ from itertools import pairwise
 import pytest
 
 from felix_py.agent.announced import Announced
+from felix_py.agent.pooled import Pooled
 from felix_py.datastore.announcement_writer import ANNOTATION, AnnouncementWriter
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
+from felix_py.ipam.resources import IPAMBlock, IPPool
 from felix_py.records import Lease, NodeRecord
 from policy.change import Change
 from policy.holders import Holders
@@ -54,6 +56,28 @@ def test_only_addresses_of_the_pods_own_node_are_believed(
     announced: Announced, claim: tuple[str, ...], node: str, believed: bool
 ) -> None:
     found = announced.believe(Change(None, starting(*claim, node=node)))
+    assert found.after is not None
+    assert found.after.addresses == (claim if believed else ())
+
+
+@pytest.mark.parametrize(
+    ("claim", "believed"),
+    [
+        (("10.64.1.5",), True),
+        (("10.64.1.5", "fd00:1::5"), True),
+        (("10.1.1.5",), False),
+        (("10.64.0.5",), False),
+        (("10.64.2.5",), False),
+    ],
+)
+def test_of_a_family_with_pools_only_addresses_of_the_nodes_blocks_are_believed(
+    claim: tuple[str, ...], believed: bool
+) -> None:
+    pool = IPPool(name="p", cidr="10.64.0.0/16", block_size=24)
+    blocks = {"10.64.0.0/24": "here", "10.64.1.0/24": "there", "10.64.2.0/24": "elsewhere"}
+    objects = [IPAMBlock(name=cidr, cidr=cidr, node=node, node_uid="u") for cidr, node in blocks.items()]
+    announced = Announced("here", NODES, lambda: Pooled.of("here", [pool], objects))
+    found = announced.believe(Change(None, starting(*claim)))
     assert found.after is not None
     assert found.after.addresses == (claim if believed else ())
 
