@@ -125,7 +125,8 @@ class Claims:
         self._known = Known(node_name)
         self._idle = Idle()
         self._demands: dict[Pools, float] = {}
-        self._waiting: Counter[Pools] = Counter()
+        self._waiting: dict[object, tuple[tuple[Pools, ...], frozenset[str]]] = {}
+        """What pods wait for, each with the blocks (uids) in which it has found nothing."""
         self._wanted: Counter[str] = Counter()
         self._exhausted: frozenset[Pools] = frozenset()
         self._tried: dict[Act, float] = {}
@@ -187,8 +188,9 @@ class Claims:
         short = full or wanted
         try:
             async with asyncio.timeout(self.timeout):
-                with self._wait_for(short):
+                with self._wait_for(short) as found_nothing:
                     while self.cidrs_for(namespace, name, asked) == before:
+                        found_nothing()
                         reviewed = self._reviewed
                         self._due.set()
                         await reviewed.wait()
@@ -244,15 +246,23 @@ class Claims:
         return sum(blocks.free(view, block) for block in self.blocks if pool_of(pools, block.cidr))
 
     @contextmanager
-    def _wait_for(self, wanted: Sequence[Pools], cidr: str = "") -> Iterator[None]:
-        self._waiting.update(wanted)
+    def _wait_for(self, wanted: Sequence[Pools], cidr: str = "") -> Iterator[Callable[[], None]]:
+        """Yields what is to be called when nothing was found in the blocks that there are."""
+        waiter = object()
+
+        def found_nothing() -> None:
+            self._waiting[waiter] = tuple(wanted), self._uids()
+
         self._wanted.update([cidr] if cidr else ())
         self._due.set()
         try:
-            yield
+            yield found_nothing
         finally:
-            self._waiting.subtract(wanted)
+            self._waiting.pop(waiter, None)
             self._wanted.subtract([cidr] if cidr else ())
+
+    def _uids(self) -> frozenset[str]:
+        return frozenset(block.uid for block in self.blocks)
 
     # --- what there is -------------------------------------------------------------------------------
 
@@ -304,7 +314,10 @@ class Claims:
             if automatic and AllowedUse.WORKLOAD in pool.allowed_uses and selects_node(pool, labels):
                 usual.setdefault(pool.family, []).append(pool.name)
         wanted = {*self._demands, *(tuple(names) for names in usual.values())}
-        return tuple(Demand(names, self._waiting[names]) for names in sorted(wanted))
+        # Who has not yet looked into the newest block may find an address there, and needs no further one.
+        uids = self._uids()
+        waiting = Counter(names for missed, seen in self._waiting.values() if seen == uids for names in missed)
+        return tuple(Demand(names, waiting[names]) for names in sorted(wanted))
 
     def _has_pods_elsewhere(self, cidr: str) -> bool:
         block = Pool.of(cidr)
@@ -333,7 +346,7 @@ class Claims:
                     await self._due.wait()
 
     def _next_look(self) -> float:
-        if self._waiting.total() or self._wanted.total():
+        if self._waiting or self._wanted.total():
             return _LOOK_WHILE_WAITED_FOR
         now = time.monotonic()
         return min([_LOOK, *(max(0.05, at - now) for at in self._tried.values() if at > now)])
@@ -346,8 +359,8 @@ class Claims:
             self._objects.want()
         if self._objects.wanted and not self._objects.listed():
             return
+        await self._take_over(blocks.usable(self._view()))
         view = self._view()
-        await self._take_over(blocks.usable(view))
         found = blocks.plan(view)
         self._exhausted = frozenset(demand.pools for demand in found.exhausted)
         self._told.exhausted(found.exhausted)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,12 @@ class Rack:
     def until_announced(self, *prefixes: str) -> None:
         """The router has these of the node, and the podCIDR of IPv6, which has no pool."""
         wanted = {V6_CIDR, *prefixes}
-        eventually(lambda: self.tor.routes("node4") | self.tor.routes("node6") == wanted, 60)
+        with suppress(AssertionError):
+            eventually(lambda: self.announced() == wanted, 60)
+        assert self.announced() == wanted
+
+    def announced(self) -> set[str]:
+        return self.tor.routes("node4") | self.tor.routes("node6")
 
     def reached(self, *names: str) -> set[str]:
         """Which pods answer the router over IPv4, through what it has learned, and a pod beside them."""

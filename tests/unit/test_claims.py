@@ -188,6 +188,16 @@ async def test_the_next_block_is_claimed_before_the_first_is_full(server: FakeAp
         assert {one["node"] for one in objects(server, IPAM_BLOCKS)} == {"n1"}
 
 
+async def test_a_pod_that_waits_costs_one_block(server: FakeApi, tmp_path: Path) -> None:
+    """Not a further one in the moment when the block is there and the pod has not looked into it yet."""
+    declare(server, "own", cidr="10.0.0.0/24", blockSize=28, assignmentMode="Manual")
+    async with running(server, tmp_path) as node:
+        assert (await node.lease("a", "own")).startswith("10.0.0.")
+        declare(server, "later", cidr="10.1.0.0/24", blockSize=28)
+        await node.until(lambda: len(node.claims.blocks) > 1)
+        assert [cidr for cidr in states(server) if cidr.startswith("10.0.")] == [node.cidrs("own")[0]]
+
+
 async def test_an_exhausted_pool_is_said(server: FakeApi, tmp_path: Path) -> None:
     declare(server, "few", cidr="10.0.0.0/30", blockSize=30)
     async with running(server, tmp_path) as node:
