@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from bgp.rib import Reached
 from bgp.sidecar import SOCKET
 from felix_py.speaker import Speaker
 from tests.support.bgp import TOR_ASN, config
+from tests.support.frozen import as_in_an_agent
 from tests.support.isolate import run
 from tests.support.waiting import until
 
@@ -47,14 +47,8 @@ def updates(next_hops: int) -> Iterator[bytes]:
 
 @contextmanager
 def turns_timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Processor time of every callback on the event loop.
-
-    As in the agent (``felix_py.cli.agent``), the garbage collector does not look through what was loaded before:
-    of a process of tests that is much.
-    """
+    """Processor time of every callback on the event loop."""
     found: list[float] = []
-    gc.collect()
-    gc.freeze()
     inner: Callable[[asyncio.Handle], None] = asyncio.Handle._run
 
     def timed(handle: asyncio.Handle) -> None:
@@ -63,9 +57,9 @@ def turns_timed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         found.append(time.thread_time() - started)
 
     monkeypatch.setattr(asyncio.Handle, "_run", timed)
-    yield found
+    with as_in_an_agent():
+        yield found
     monkeypatch.undo()
-    gc.unfreeze()
 
 
 class Bridge:

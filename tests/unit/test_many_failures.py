@@ -20,6 +20,7 @@ from felix_py.records import Failure, bounded
 from felix_py.refs import ApplyRef, ChainRef, MemberRef, Ref, RouteRef, RoutesRef
 from policy.model import Direction, Family, LocalEndpoint, NetworkPolicy, Pod, PolicyRef, Selector
 from policy.names import policy_chain
+from tests.support.frozen import as_in_an_agent
 from tests.support.told import ToldEngine
 from tests.unit.test_agent_network import Rig, lease
 
@@ -50,7 +51,8 @@ def on_watched_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> float:
     """Run a test; the most processor time that one turn took, in seconds."""
     turns: list[float] = [0.0]
     selector = WatchedSelector(lambda _seconds, processor: turns.append(processor))
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+    loops = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector))
+    with as_in_an_agent(), loops as runner:
         runner.run(asyncio.wait_for(test(), 100))
     return max(turns)
 

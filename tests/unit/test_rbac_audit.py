@@ -37,7 +37,8 @@ def with_rules(*rules: dict[str, Any]) -> set[Right]:
 LATER = {
     right
     for right in granted(role())
-    if "felixpy.io" in f"{right.group} {right.name}" or right.resource in ("services", "endpointslices")
+    if "felixpy.io" in f"{right.group} {right.name}"
+    or right.resource in ("services", "services/status", "endpointslices")
 }
 RIGHTS = granted(role()) - LATER
 
