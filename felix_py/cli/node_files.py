@@ -12,8 +12,13 @@ from pathlib import Path
 
 from felix_py.cni.conflist import CLIENT, FILE_NAME
 
-_STATE = ("leases.db*", "configuration.json", ".configuration.json.*")
-_RUN = ("cni.sock", "agent.sock", "spool", "bgp")
+KEPT = ("configuration.json", "bgp.json", "blocks.json", "kept-addresses.json")
+"""What :class:`felix_py.agent.last_good.Kept` writes into the state folder."""
+KEPT_IN_RUN = ("bgp-passwords.json", "bgp-held-down.json")
+"""And into that for what is running."""
+
+_STATE = ("leases.db*", *KEPT, *(f".{name}.*" for name in KEPT))
+_RUN = ("cni.sock", "agent.sock", "spool", "bgp", *KEPT_IN_RUN, *(f".{name}.*" for name in KEPT_IN_RUN))
 
 
 def network_list(folder: Path) -> list[Path]:
@@ -27,7 +32,7 @@ def client(folder: Path) -> list[Path]:
 
 
 def state(folder: Path) -> list[Path]:
-    """Address leases and settings as last known; at last the folder, if nothing else is in it."""
+    """Address leases, and the cluster's objects as last known; at last the folder, if nothing else is in it."""
     return _with_folder(folder, _STATE)
 
 

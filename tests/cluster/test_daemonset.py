@@ -34,6 +34,8 @@ FOLDERS = "/opt/cni/bin /etc/cni/net.d /run/felix-py /var/lib/felix-py"
 RARELY = {
     # An Event's count is raised ten minutes after its last one.
     Right("", "events", "", "patch"),
+    # Where there is an IPPool for load balancers.
+    Right("", "services/status", "", "patch"),
     # Asked where these kinds are not served: by hand, without their definitions.
     *(
         Right("apiextensions.k8s.io", "customresourcedefinitions", f"{kind}.felixpy.io", verb)
