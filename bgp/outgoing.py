@@ -7,6 +7,9 @@ ExaBGP collects what it is to send by attributes, and sends it in the order in w
 changes of one prefix that it gets before it sends, the older may go out last, unless both have the same
 attributes. That is why a prefix whose attributes have just changed waits with another change of them (as with RFC
 4271's MinRouteAdvertisementIntervalTimer, 9.2.1.1), and why a withdrawal has the attributes of the announcement.
+
+ExaBGP may put an announcement and a withdrawal into one message, and peers withdraw first. So a prefix that is
+given up for more specific ones waits until these have gone out: else their addresses had no route for a moment.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from dataclasses import replace
 from bgp import protocol
 from bgp.announcement import Announcement
 from bgp.model import Peer
-from bgp.prefixes import version
+from bgp.prefixes import PrefixSet, version
 
 INTERVAL = 1.0
 """Seconds. Attributes of a prefix change once in one to two of them."""
@@ -35,6 +38,9 @@ class Outgoing:
         self._postponed: set[str] = set()
         self._recent: dict[str, Announcement | None] = {}
         self._earlier: dict[str, Announcement | None] = {}
+        self._covering: set[str] = set()
+        self._covering_earlier: set[str] = set()
+        """Prefixes to be withdrawn once the more specific ones that replace them are with the peer."""
         self._since = 0.0
         self._established = False
         self._read = False
@@ -44,7 +50,7 @@ class Outgoing:
     @property
     def postponed(self) -> bool:
         """Whether a change waits for its time."""
-        return bool(self._postponed)
+        return bool(self._postponed or self._covering or self._covering_earlier)
 
     def configure(self, peer: Peer) -> list[str]:
         """Set the peer's settings; its address never changes. Another next hop is announced."""
@@ -67,6 +73,7 @@ class Outgoing:
         self._sent.clear()
         self._found.clear()
         self._read = False
+        self._covering, self._covering_earlier = set(), set()
 
     def synchronise(self, *, established: bool) -> list[str]:
         """All that ExaBGP announces has been learned, and whether the session is established."""
@@ -101,6 +108,7 @@ class Outgoing:
     def down(self) -> None:
         """The session ended. ExaBGP keeps its announcements and repeats them when the session comes back."""
         self._established = False
+        self._covering, self._covering_earlier = set(), set()
 
     def want(self, announcements: Mapping[str, Announcement]) -> list[str]:
         """Set what to announce from now on, by prefix."""
@@ -126,7 +134,8 @@ class Outgoing:
             return []
         self._since = now
         self._earlier, self._recent = self._recent, {}
-        due, self._postponed = self._postponed, set()
+        due, self._postponed = self._postponed | self._covering_earlier, set()
+        self._covering_earlier, self._covering = self._covering, set()
         return self._change(due)
 
     def end_of_rib(self) -> list[str]:
@@ -143,17 +152,18 @@ class Outgoing:
         if not self._active or self._wanted is None:
             return []
         announced: list[Announcement] = []
-        withdrawn: list[Announcement] = []
+        leaving: list[str] = []
         for prefix in prefixes:
             self._postponed.discard(prefix)
             wanted, sent = self._resolved(self._wanted.get(prefix)), self._sent.get(prefix)
             if wanted is None:
-                if prefix in self._sent and (self._complete or prefix not in self._found):
-                    del self._sent[prefix]
-                    withdrawn.append(sent or Announcement(prefix))
-                    self._recent[prefix] = sent
+                covers = prefix in self._covering or prefix in self._covering_earlier
+                if prefix in self._sent and not covers and (self._complete or prefix not in self._found):
+                    leaving.append(prefix)
                 continue
             self._found.discard(prefix)
+            self._covering.discard(prefix)
+            self._covering_earlier.discard(prefix)
             if wanted != sent:
                 now = self._recent.get(prefix, self._earlier.get(prefix, wanted))
                 if now != wanted:
@@ -165,8 +175,21 @@ class Outgoing:
         # Announcements first: addresses that move from one prefix to another stay reachable.
         return [
             *protocol.announce(self._peer.address, announced, self._own_asn),
-            *protocol.withdraw(self._peer.address, withdrawn, self._own_asn),
+            *protocol.withdraw(self._peer.address, self._withdraw(leaving, announced), self._own_asn),
         ]
+
+    def _withdraw(self, prefixes: list[str], announced: Iterable[Announcement]) -> list[Announcement]:
+        """Returns what can be withdrawn at once of the prefixes; the others wait."""
+        all_of_them = PrefixSet(prefixes)
+        inside = [one.prefix for one in announced if all_of_them.covers(one.prefix)] if prefixes else []
+        covering = {prefix for prefix in prefixes if inside and any(map(PrefixSet([prefix]).covers, inside))}
+        self._covering |= covering
+        withdrawn = []
+        for prefix in prefixes:
+            if prefix not in covering:
+                self._recent[prefix] = sent = self._sent.pop(prefix)
+                withdrawn.append(sent or Announcement(prefix))
+        return withdrawn
 
     def _resolved(self, announcement: Announcement | None) -> Announcement | None:
         """An announcement with our own address of its family; None if the session does not have that."""

@@ -46,15 +46,22 @@ def waiting(cluster: Cluster) -> str:
     return name
 
 
-def restarted(cluster: Cluster) -> bool:
+def kill_agent(cluster: Cluster) -> None:
+    """So that there is a log of before; returns when the agent's next life is ready."""
+    before, _ = life(cluster)
+    agents.send(cluster.node(NODE), signal.SIGKILL)
+    wait_for("the agent's next life", lambda: life(cluster) >= (before + 1, True), 120)
+
+
+def life(cluster: Cluster) -> tuple[int, bool]:
+    """How often the agent has been started again, and whether it is ready."""
     pod = cluster.get(*SYSTEM, "pod", agents.pod_of(cluster, NODE))
     agent = next(one for one in pod["status"]["containerStatuses"] if one["name"] == "agent")
-    return bool(agent["restartCount"] and agent["ready"])
+    return agent["restartCount"], agent["ready"]
 
 
 def test_commands(cluster: Cluster, web: Namespace, helpless: str) -> None:
-    agents.send(cluster.node(NODE), signal.SIGKILL)  # so that there is a log of before
-    wait_for("the agent's next life", lambda: restarted(cluster), 120)
+    kill_agent(cluster)
     here, there, *_ = web.pods()
     failed = {}
     for command in told():
@@ -75,6 +82,5 @@ def test_commands(cluster: Cluster, web: Namespace, helpless: str) -> None:
             failed[command] = str(error)
         if "rollout restart" in found:
             cluster.kubectl(*SYSTEM, "rollout", "status", "daemonset/felix-py", "--timeout=180s", timeout=190)
-            agents.send(cluster.node(NODE), signal.SIGKILL)
-            wait_for("the agent's next life", lambda: restarted(cluster), 120)
+            kill_agent(cluster)
     assert not failed, failed
