@@ -79,7 +79,7 @@ class OwnPrefixes:
         deserted = tuple(cidr for cidr in left if not any(_overlap(cidr, host) for host in kept))
         inside = PrefixSet(cidr for cidr in cidrs if cidr not in deserted)
         # A podCIDR may have blocks of other nodes in it, which are the longer prefixes.
-        theirs = PrefixSet(pooled.blocks_of_others() if left and apart else ())
+        theirs = PrefixSet(pooled.blocks_of_others() if apart else ())
         strays = tuple(sorted(host for host in apart if theirs.covers(host) or not inside.covers(host)))
         return OwnPrefixes(cidrs, strays, blocks, left, deserted)
 

@@ -125,7 +125,7 @@ async def test_filters_both_ways_in_force_as_they_change_without_touching_the_se
         node.speaker.announce([PODS, PLAIN, SERVICE])
         await until(lambda: rack.tor.routes("node") == {PODS, PLAIN, SERVICE}, 60)
         await until(lambda: set(node.speaker.routes()) == {LEARNED, OTHER}, 60)
-        since = rack.tor.birdc("show", "protocols", "node")
+        since = rack.tor.since("node")
         exports = BGPFilter(name="out", export_v4=(NO_SERVICES, NAMED))
         imports_ = BGPFilter(name="in", import_v4=(MARKED, NO_OTHER))
         node.speaker.set_config(speaker(exports, imports_))
@@ -143,7 +143,7 @@ async def test_filters_both_ways_in_force_as_they_change_without_touching_the_se
         await until(lambda: set(node.speaker.routes()) == {LEARNED, OTHER}, 60)
         await until(lambda: rack.tor.routes("node") == {PODS, PLAIN, SERVICE}, 60)
         await until(lambda: "community" not in rack.shown(PODS), 60)
-        assert rack.tor.birdc("show", "protocols", "node") == since
+        assert rack.tor.since("node") == since
         assert rack.tor.withdrawals("node") == 1, "the Service's prefix, once"
 
 

@@ -227,7 +227,7 @@ def test_peer_added_and_removed_without_touching_the_other(
         async with agent(rack.run_dir, first_only, announce={V4, V6}) as node:
             await until(rack.announced)
             before = rack.table()
-            since = rack.tor.birdc("show", "protocols", "node4")
+            since = rack.tor.since("node4")
             node.speaker.set_config(both)
             await until(lambda: second.routes("node4") == {V4})
             # The same prefix from two racks is one ECMP route.
@@ -239,7 +239,7 @@ def test_peer_added_and_removed_without_touching_the_other(
             assert node.speaker.routes()[LEARNED4] == (TOR4,)
             node.speaker.set_config(both)
             await until(lambda: second.routes("node4") == {V4})
-            assert (rack.table(), rack.tor.birdc("show", "protocols", "node4")) == (before, since)
+            assert (rack.table(), rack.tor.since("node4")) == (before, since)
 
     try:
         asyncio.run(scenario())

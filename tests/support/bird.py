@@ -17,7 +17,8 @@ from tests.support.waiting import eventually
 
 @dataclass(frozen=True)
 class Written:
-    """Routes that BIRD holds, and when each was written last: equal if none was written again in between.
+    """Routes that BIRD holds, and when each was written last: equal if none was written again in between. So it
+    is with its sessions.
 
     BIRD converts the time anew for each answer, and it comes out a millisecond earlier or later.
     """
@@ -27,10 +28,10 @@ class Written:
 
     @classmethod
     def of(cls, shown: str) -> Written:
-        """What ``birdc show route`` says."""
-        times = re.findall(r" (\d\d):(\d\d):(\d\d\.\d+)\]", shown)
+        """What ``birdc show route``, or ``show protocols``, says."""
+        times = re.findall(r" (\d\d):(\d\d):(\d\d\.\d+)(?=[\]\s])", shown)
         at = tuple(3600 * int(hours) + 60 * int(minutes) + float(seconds) for hours, minutes, seconds in times)
-        return cls(re.sub(r" [\d:.]+\]", "]", shown), at)
+        return cls(re.sub(r" \d\d:\d\d:\d\d\.\d+(?=[\]\s])", "", shown), at)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Written) or self.shown != other.shown:
@@ -90,6 +91,10 @@ class Bird:
     def written(self, *protocols: str) -> Written:
         """The routes learned from some protocols, with the times at which they were written."""
         return Written.of("".join(self.birdc("show", "route", "protocol", protocol) for protocol in protocols))
+
+    def since(self, protocol: str) -> Written:
+        """The state of a session, with the time at which it came to be in it."""
+        return Written.of(self.birdc("show", "protocols", protocol))
 
     def count(self, protocol: str) -> int:
         """How many routes of one protocol are in the tables now."""

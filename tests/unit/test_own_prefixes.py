@@ -9,7 +9,7 @@ import pytest
 from bgp.prefixes import PrefixSet
 from felix_py.agent.own_prefixes import OwnPrefixes, told
 from felix_py.agent.pooled import Pooled
-from felix_py.ipam.resources import IPAMBlock, IPPool, Loan
+from felix_py.ipam.resources import AllowedUse, IPAMBlock, IPPool, Loan
 from felix_py.records import Lease, NodeRecord
 from policy.model import Family
 from tests.support.told import ToldFacts
@@ -154,3 +154,13 @@ def test_nothing_is_withdrawn_before_it_is_known_which_pools_there_are() -> None
     assert facts.announced is None
     facts.set_pooled(Pooled())
     assert facts.announced == OLD
+
+
+def test_an_address_inside_another_nodes_block_is_announced_though_no_pool_is_for_pods_any_more() -> None:
+    balancers = IPPool(
+        name="p", cidr="10.1.0.0/24", block_size=30, allowed_uses=frozenset({AllowedUse.LOAD_BALANCER})
+    )
+    block = IPAMBlock(name="b", cidr="10.1.0.0/30", node="n2", node_uid="u")
+    theirs = Pooled.of("n1", [balancers], [block])
+    own = OwnPrefixes(OLD).following(node(*OLD), [OTHER], [lease(2, V4), lease(5, V4)], pooled=theirs)
+    assert own.strays == ("10.1.0.2/32",)
