@@ -11,6 +11,9 @@ from urllib.parse import urlencode
 
 import typer
 
+from felix_py.cli import options
+from felix_py.config import ConfigError
+
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
@@ -64,6 +67,38 @@ def as_object(text: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Refused("it answers something else; is it an agent of this version?")
     return found
+
+
+@contextmanager
+def failing(command: str, place: str) -> Iterator[None]:
+    """Turn what :func:`ask` and :func:`as_object` raise into an error of ``felix-py COMMAND``, exit code 1; of an
+    invalid ``place``, 2."""
+    from http.client import HTTPException
+
+    try:
+        yield
+    except ConfigError as error:
+        options.fail(command, str(error), 2)
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        text = f"no agent answers at {place} ({reason}); run it as root on a node with an agent"
+        options.fail(command, text, 1)
+    except Refused as error:
+        options.fail(command, options.printable(str(error)), 1)
+
+
+def asked(
+    command: str,
+    place: str,
+    path: str,
+    query: Mapping[str, str],
+    patience: float = CONNECT_SECONDS,
+    method: str = "GET",
+) -> dict[str, Any]:
+    """The object that the agent answers, for ``felix-py COMMAND``; ends with an error where there is none."""
+    with failing(command, place), ask(place, path, query, patience, method) as response:
+        return as_object(response.read())
+    raise AssertionError  # failing() does not return
 
 
 @contextmanager

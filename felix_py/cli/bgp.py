@@ -11,11 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from felix_py.cli import options
-from felix_py.cli.asking import Refused, as_object, ask, echo, ending_quietly
+from felix_py.cli.asking import asked, echo, ending_quietly
 from felix_py.cli.bgp_trace import trace
 from felix_py.cli.elsewhere import Namespace, Node, on_node
 from felix_py.cli.tables import columns
-from felix_py.config import ConfigError
 
 Answer = Mapping[str, Any]
 Rows = Sequence[Sequence[str]]
@@ -46,7 +45,7 @@ def peers(
     """
     if node:
         on_node(node, namespace, ["peers", *_flags(as_json)])
-    answer = _asked(agent_socket, "/bgp/peers", {})
+    answer = asked("bgp", agent_socket, "/bgp/peers", {})
     _print(answer, as_json, peer_rows, (6,), "no peers are configured for this node")
     if not all(peer["established"] for peer in answer["peers"]):
         raise typer.Exit(1)
@@ -65,7 +64,7 @@ def routes(
     """
     if node:
         on_node(node, namespace, ["routes", *_flags(as_json)])
-    _print(_asked(agent_socket, "/bgp/routes", {}), as_json, route_rows, (1,), "no routes are learned")
+    _print(asked("bgp", agent_socket, "/bgp/routes", {}), as_json, route_rows, (1,), "no routes are learned")
 
 
 @app.command(cls=options.PlainHelp, epilog=_ENDS.format(no=""))
@@ -78,7 +77,9 @@ def announced(
     """List what is announced, and to whom."""
     if node:
         on_node(node, namespace, ["announced", *_flags(as_json)])
-    _print(_asked(agent_socket, "/bgp/announced", {}), as_json, announced_rows, (1, 2), "nothing is announced")
+    _print(
+        asked("bgp", agent_socket, "/bgp/announced", {}), as_json, announced_rows, (1, 2), "nothing is announced"
+    )
 
 
 @app.command(cls=options.PlainHelp, epilog=_ENDS.format(no="nobody announces it, or "))
@@ -95,7 +96,7 @@ def explain(
     """
     if node:
         on_node(node, namespace, ["explain", *_flags(as_json), "--", prefix])
-    answer = _asked(agent_socket, "/bgp/explain", {"prefix": prefix})
+    answer = asked("bgp", agent_socket, "/bgp/explain", {"prefix": prefix})
     with ending_quietly():
         for line in [json.dumps(answer, indent=2)] if as_json else explanation(answer):
             echo(line if as_json else options.printable(line))
@@ -187,21 +188,6 @@ def age(seconds: float) -> str:
 
 
 # --- asking ------------------------------------------------------------------------------------------
-
-
-def _asked(place: str, path: str, query: Mapping[str, str]) -> Answer:
-    from http.client import HTTPException
-
-    try:
-        with ask(place, path, query) as response:
-            return as_object(response.read())
-    except ConfigError as error:
-        options.fail("bgp", str(error), 2)
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        options.fail("bgp", f"no agent answers at {place} ({reason}); run it as root on a node with an agent", 1)
-    except Refused as error:
-        options.fail("bgp", options.printable(str(error)), 1)
 
 
 def _print(

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from felix_py.cli import options
-from felix_py.cli.asking import Refused, as_object, ask, echo, ending_quietly
+from felix_py.cli.asking import as_object, ask, echo, ending_quietly, failing
 from felix_py.cli.elsewhere import Namespace, Node, on_node
-from felix_py.config import ConfigError
 
 _SILENCE_SECONDS = 45.0
 """The agent sends an empty line at least every 15 seconds."""
@@ -31,25 +30,14 @@ def trace(
     address: that peer, and the prefixes that cover it; with a CIDR: that prefix and those inside it. A reader who
     is too slow loses events, and is told how many.
     """
-    from http.client import HTTPException
-
     if node:
         on_node(node, namespace, ["trace", *(["--json"] if as_json else []), *(["--", about] if about else [])])
-    try:
-        with ending_quietly(), ask(agent_socket, "/bgp/trace", {"about": about}, _SILENCE_SECONDS) as response:
-            while line := response.readline():
-                if line.strip():
-                    event = as_object(line)
-                    echo(json.dumps(event) if as_json else options.printable(text(event)))
-    except ConfigError as error:
-        options.fail("bgp", str(error), 2)
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        options.fail(
-            "bgp", f"no agent answers at {agent_socket} ({reason}); run it as root on a node with one", 1
-        )
-    except Refused as error:
-        options.fail("bgp", options.printable(str(error)), 1)
+    answering = ask(agent_socket, "/bgp/trace", {"about": about}, _SILENCE_SECONDS)
+    with failing("bgp", agent_socket), ending_quietly(), answering as response:
+        while line := response.readline():
+            if line.strip():
+                event = as_object(line)
+                echo(json.dumps(event) if as_json else options.printable(text(event)))
     options.fail("bgp", "the agent has ended", 1)
 
 

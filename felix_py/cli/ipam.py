@@ -16,10 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from felix_py.cli import options
-from felix_py.cli.asking import Refused, as_object, ask, echo, ending_quietly
+from felix_py.cli.asking import asked, echo, ending_quietly
 from felix_py.cli.bgp import age
 from felix_py.cli.tables import columns
-from felix_py.config import AgentConfig, ConfigError
+from felix_py.config import AgentConfig
 
 Answer = Mapping[str, Any]
 
@@ -244,18 +244,7 @@ def forgotten(leases: Sequence[Answer]) -> tuple[list[dict[str, Any]], str]:
 
 
 def _asked(place: str, path: str, query: Mapping[str, str], patience: float = 10, method: str = "GET") -> Answer:
-    from http.client import HTTPException
-
-    try:
-        with ask(place, path, query, patience, method) as response:
-            return as_object(response.read())
-    except ConfigError as error:
-        options.fail("ipam", str(error), 2)
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        options.fail("ipam", f"no agent answers at {place} ({reason}); run it as root on a node with an agent", 1)
-    except Refused as error:
-        options.fail("ipam", options.printable(str(error)), 1)
+    return asked("ipam", place, path, query, patience, method)
 
 
 def _print(answer: Answer, lines: Sequence[str]) -> None:
