@@ -196,7 +196,7 @@ class Status:
             used.labels(cidr).set(taken)
             free.labels(cidr).set(left)
         self.metrics.addresses_resting.clear()
-        for cidr, number in self.pods.resting(self.facts.pod_cidrs).items():
+        for cidr, number in self.pods.resting(self.facts.address_cidrs).items():
             self.metrics.addresses_resting.labels(cidr).set(number)
 
 

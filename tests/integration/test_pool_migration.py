@@ -161,6 +161,8 @@ def test_from_pod_cidr_to_a_pool_to_another_and_back(rack: Rack) -> None:
     assert f"blackhole {first}" in run("ip", "route", "show", "type", "blackhole")
     assert {"10.64.0.0/24", CIDRS[V4]} <= members("felix4-pool") & members("felix4-nomasq")
 
+    eventually(lambda: f'felix_py_ipam_addresses_resting{{cidr="{first}"}}' in node.ask("/metrics")[1], 60)
+
     assert rack.seen("new") == NODE[V4]
 
     # Another one, which is not masqueraded.
