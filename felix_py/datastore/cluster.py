@@ -150,7 +150,7 @@ class Cluster:
         ]
         sources = [watched.source for watched in self._sources]
         reflectors = [one for one in sources if isinstance(one, Reflector)]
-        self._follow = partial(Followed, api, timing, discovery, outage, reflectors)
+        self._follow = partial(Followed, api, timing, reflectors, discovery=discovery, outage=outage)
         self.services = ServiceObjects(api, timing, node_name, reflectors, outage)
         """Services and EndpointSlices, which nothing but BGP asks for."""
         self.block_objects = BlockObjects(api, timing, node_name, reflectors, discovery, outage)

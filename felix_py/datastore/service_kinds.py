@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 from msgspec import field
 
 from bgp.services import Endpoints, Service
-from felix_py import log
 from felix_py.datastore import wire
 from felix_py.datastore.client import Api
 from felix_py.datastore.decode import Kind
+from felix_py.datastore.followed import Followed
 from felix_py.datastore.informer import Reflector, Timing
 from felix_py.datastore.outage import Outage
-from felix_py.datastore.store import Problem, Table
 from policy.change import Change
 from policy.syntax import canonical_address
 
@@ -182,7 +180,7 @@ def endpoint_slices(node: str) -> Kind[Endpoints]:
     )
 
 
-class ServiceObjects:
+class ServiceObjects(Followed):
     """All Services and EndpointSlices, each kind from when it is first asked for. On the event loop only.
 
     What was asked for once is watched until the agent ends: a range that comes and goes must not cost a list each
@@ -197,63 +195,11 @@ class ServiceObjects:
         watched: list[Reflector[Any]],
         outage: Outage | None = None,
     ) -> None:
-        """``watched``: the agent's reflectors, whose silent watches are looked after; ours join them. ``outage``
-        is shared by all that watch this server.
-        """
-        self._log = log.get("services")
-        self._watched = watched
-        self._handler: OnServices = lambda _changes: None
-        self._on_listed: Callable[[], None] = lambda: None
-        slices = endpoint_slices(node)
-        self._sources: dict[str, tuple[Table[Any], Reflector[Any]]] = {
-            kind.name: (self._table(kind), Reflector(api, kind, timing, outage=outage))
-            for kind in (SERVICES, slices)
-        }
-        self._started: list[str] = []
-
-    def _table(self, kind: Kind[Any]) -> Table[Any]:
-        return Table(kind, self._publish, self._say, lambda _kind: self._on_listed())
-
-    def subscribe(self, handler: OnServices, on_listed: Callable[[], None]) -> None:
-        """Give ``handler`` every change from now on; call ``on_listed`` when a kind's full list is in. Call it
-        once, before :meth:`want`."""
-        self._handler, self._on_listed = handler, on_listed
+        """See :class:`Followed`."""
+        kinds = (SERVICES, endpoint_slices(node))
+        super().__init__(api, timing, watched, kinds, outage=outage, component="services")
 
     def want(self, *, endpoints: bool) -> None:
         """Watch Services, and EndpointSlices if ``endpoints``."""
-        for kind in ("Service", "EndpointSlice") if endpoints else ("Service",):
-            if kind not in self._started:
-                table, reflector = self._sources[kind]
-                self._log.info("watching, since BGP announces Services", kind=kind)
-                self._started.append(kind)
-                self._watched.append(reflector)
-                reflector.start(table.apply)
-
-    def listed(self) -> bool:
-        """Whether the full lists of all kinds that are watched are in."""
-        return all(self._sources[kind][0].listed.is_set() for kind in self._started)
-
-    def refused(self) -> bool:
-        """Whether the server does not let us see one of the kinds that are asked for."""
-        return any(self._sources[kind][1].refused for kind in self._started)
-
-    def ages(self) -> dict[str, float]:
-        """Kind -> seconds since its watch last heard from the API server; only of kinds that are watched."""
-        return {kind: self._sources[kind][1].age() for kind in self._started}
-
-    async def stop(self) -> None:
-        """End all watches."""
-        await asyncio.gather(*(self._sources[kind][1].stop() for kind in self._started))
-
-    def _publish(self, changes: Sequence[Change[Any]]) -> None:
-        try:
-            self._handler(changes)
-        except MemoryError:
-            raise
-        except Exception:
-            # A defect of ours with one object must not end the watch.
-            self._log.exception("cannot take over Services", changes=len(changes))
-
-    def _say(self, problem: Problem) -> None:
-        where = "/".join(part for part in problem.key if part)
-        self._log.warning("cannot use an object", kind=problem.kind, object=where, reason=problem.reason)
+        for kind in self.start(*(("Service", "EndpointSlice") if endpoints else ("Service",))):
+            self._log.info("watching, since BGP announces Services", kind=kind)

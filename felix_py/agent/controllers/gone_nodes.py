@@ -63,7 +63,7 @@ class GoneNodes:
         gone, followed = Gone(), self._follow()
         followed.start()
         try:
-            await followed.listed()
+            await followed.until_listed()
             while True:
                 await self._round(gone, followed)
                 await asyncio.sleep(self._look * random.uniform(0.9, 1.1))

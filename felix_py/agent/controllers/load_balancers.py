@@ -104,7 +104,7 @@ class LoadBalancers:
         """Until there is no pool for Services any more."""
         followed.start()
         try:
-            await followed.listed()
+            await followed.until_listed()
             while self._is_wanted():
                 followed.changed.clear()
                 self._again.clear()
