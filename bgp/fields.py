@@ -10,6 +10,8 @@ import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 
+from bgp import selector
+
 BGP_PORT = 179
 
 _MAX_ASN = 2**32 - 1
@@ -243,6 +245,16 @@ def seconds(path: str, value: object, *, most: int = _MAX_RESTART_TIME) -> int:
         hours, minutes, rest = (int(part or 0) for part in match.groups())
         value = hours * 3600 + minutes * 60 + rest
     return integer(path, value, 1, most)
+
+
+def label_selector(path: str, value: object) -> str:
+    """Calico's selector of labels (:mod:`bgp.selector`). Raises BGPConfigError."""
+    given = text(path, value)
+    try:
+        selector.parse(given)
+    except ValueError as error:
+        raise BGPConfigError(f"{path}: {error}") from None
+    return given
 
 
 def kind_of(value: object) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import TypeVar
 
-from bgp import fields, selector
+from bgp import fields
 from bgp.fields import BGP_PORT, BGPConfigError
 from bgp.resources import (
     Bfd,
@@ -100,11 +100,11 @@ def peer(name: str, spec: object) -> BGPPeer:
     found = BGPPeer(
         name=name,
         node=read.get("node", fields.text) or "",
-        node_selector=read.get("nodeSelector", _selector) or "",
+        node_selector=read.get("nodeSelector", fields.label_selector) or "",
         peer_ip=address,
         port=port,
         interface=interface,
-        peer_selector=read.get("peerSelector", _selector) or "",
+        peer_selector=read.get("peerSelector", fields.label_selector) or "",
         as_number=read.get("asNumber", fields.asn),
         local_as_number=read.get("localASNumber", fields.asn),
         num_allowed_local_as_numbers=read.get("numAllowedLocalASNumbers", _between(0, 255)) or 0,
@@ -278,15 +278,6 @@ def _list_of(check: Check[T]) -> Check[tuple[T, ...]]:
     return lambda path, value: tuple(
         check(f"{path}[{index}]", item) for index, item in enumerate(fields.sequence(path, value))
     )
-
-
-def _selector(path: str, value: object) -> str:
-    given = fields.text(path, value)
-    try:
-        selector.parse(given)
-    except ValueError as error:
-        raise BGPConfigError(f"{path}: {error}") from None
-    return given
 
 
 def _secret_key(path: str, value: object) -> SecretKey:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
-from bgp import fields, prefixes, selector
+from bgp import fields, prefixes
 from bgp.fields import BGPConfigError
 from bgp.resources import Problem
 from felix_py.ipam.resources import (
@@ -88,8 +88,8 @@ def parse_pool(name: str, spec: object) -> IPPool:
             name=name,
             cidr=cidr,
             block_size=size,
-            node_selector=_get(given, "nodeSelector", _selector, "all()"),
-            namespace_selector=_get(given, "namespaceSelector", _selector, "all()"),
+            node_selector=_get(given, "nodeSelector", fields.label_selector, "all()"),
+            namespace_selector=_get(given, "namespaceSelector", fields.label_selector, "all()"),
             nat_outgoing=_get(given, "natOutgoing", fields.boolean, False),
             disabled=_get(given, "disabled", fields.boolean, False),
             disable_bgp_export=_get(given, "disableBGPExport", fields.boolean, False),
@@ -173,15 +173,6 @@ def _get(given: Mapping[str, object], key: str, check: Callable[[str, object], T
     # Writers of Go send empty texts for what is not set.
     value = given.get(key)
     return default if value is None or value == "" else check(key, value)
-
-
-def _selector(path: str, value: object) -> str:
-    given = fields.text(path, value)
-    try:
-        selector.parse(given)
-    except ValueError as error:
-        raise BGPConfigError(f"{path}: {error}") from None
-    return given
 
 
 def _enum(kind: type[E], path: str, value: object) -> E:

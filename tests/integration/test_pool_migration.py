@@ -20,9 +20,10 @@ from lab.runtime import PluginError
 from policy.model import Family, Packet, Protocol
 from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar
 from tests.support.bird import Bird
+from tests.support.fakeapi import IP_POOLS
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import CIDRS, GATEWAY, NODE, LiveNode
-from tests.support.pool_api import POOLS, PoolApi
+from tests.support.pool_api import PoolApi
 from tests.support.traffic import attempt, serve
 from tests.support.waiting import eventually
 
@@ -200,7 +201,7 @@ def test_from_pod_cidr_to_a_pool_to_another_and_back(rack: Rack) -> None:
 
     # Back: without pools podCIDRs count; pods keep what they have.
     for name in ("first", "second"):
-        api.delete(POOLS, "", name)
+        api.delete(IP_POOLS, "", name)
     eventually(lambda: CIDRS[V4] in rack.tor.routes("node4"), 60)
     node.add_pod("last")
     assert node.addresses["last"][V4].startswith("10.1.0.")
