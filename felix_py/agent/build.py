@@ -209,7 +209,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     live: Live = {
         "log_level": log.set_level,
         "refresh_interval": reconciler.set_refresh_interval,
-        "cni_timeout": pods.set_timeout,
+        "cni_timeout": partial(_set_timeout, pods, claims),
         "address_cooldown": pods.set_cooldown,
         "mtu": mtu.set,
         "deny_log_lines": deny_log.set_lines,
@@ -330,6 +330,11 @@ def _claims(
         partial(_warn_declared, cluster),
         timeout=config.cni_timeout,
     )
+
+
+def _set_timeout(pods: Pods, claims: Claims, seconds: float) -> None:
+    pods.set_timeout(seconds)
+    claims.timeout = seconds
 
 
 def _pooling(
