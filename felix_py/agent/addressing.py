@@ -11,22 +11,23 @@ from felix_py.agent.keeping import Keeping
 from felix_py.agent.pooled import Pooled
 from felix_py.cni.network import NetworkError
 from felix_py.ipam.asked import Asked, asked
-from felix_py.ipam.pools import NoPool, Subject, cidrs_of, eligible
+from felix_py.ipam.pools import NOT_KNOWN, NoPool, Subject, cidrs_of, eligible
 from felix_py.ipam.resources import IPAMBlock, IPPool
 from felix_py.ipam.store import AddressUnavailable, PoolExhausted
 from policy.model import Family, Labels, Namespace, ObjectKey
-
-NOT_KNOWN = "it is not known yet which IPPools there are (is the API server reachable?)"
 
 
 class Claims(Protocol):
     """Who claims blocks for this node. ``asked``: names or CIDRs of pools that a pod asks for, or ()."""
 
-    def cidrs_for(self, namespace: str, name: str, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """The CIDRs for a pod, in order; of families without pools, the podCIDRs. Raises NoPool."""
+    def eligible(self, namespace: str, asked: tuple[str, ...]) -> Mapping[Family, tuple[IPPool, ...]]:
+        """The pools that pods of a namespace may use; see :func:`felix_py.ipam.pools.eligible`."""
 
-    async def wait_for_address(self, namespace: str, name: str, asked: tuple[str, ...]) -> bool:
-        """Have a further block claimed, or an address borrowed; false: there is none, or it takes too long."""
+    def cidrs_for(self, namespace: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """The CIDRs of these, in order; of families without pools, the podCIDRs. Raises NoPool."""
+
+    async def wait_for_address(self, namespace: str, asked: tuple[str, ...]) -> bool:
+        """Have a further block claimed; false: there is none, or it takes too long."""
 
     async def claim_with(self, address: str) -> bool:
         """Claim the block of a pool that an address is in, which no node has; whether this node has it now."""
@@ -58,11 +59,14 @@ class FakeClaims:
         """Tell what there is."""
         self.told(Pooled.of(self.node, self.pools, self.blocks))
 
-    def cidrs_for(self, namespace: str, name: str, asked: tuple[str, ...]) -> tuple[str, ...]:
-        found = eligible(self.pools, Subject(self.labels, self.namespaces.get(namespace, {}), asked))
+    def eligible(self, namespace: str, asked: tuple[str, ...]) -> Mapping[Family, tuple[IPPool, ...]]:
+        return eligible(self.pools, Subject(self.labels, self.namespaces.get(namespace, {}), asked))
+
+    def cidrs_for(self, namespace: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+        found = self.eligible(namespace, asked)
         return cidrs_of(found, [block for block in self.blocks if block.node == self.node], self.pod_cidrs)
 
-    async def wait_for_address(self, namespace: str, name: str, asked: tuple[str, ...]) -> bool:
+    async def wait_for_address(self, namespace: str, asked: tuple[str, ...]) -> bool:
         if not self.free:
             return False
         self.claim(self.free.pop(0))
@@ -129,22 +133,17 @@ class Addressing:
             return self._facts.pod_cidrs
         fixed = {Family(version(address)): address for address in addresses}
         own = [await self._cidr_with(address, self._claims) for address in fixed.values()]
-        found = self._eligible(namespace, pools)
+        found = self._claims.eligible(namespace, pools)
         if open_ := found.keys() - fixed.keys():
             self._check(f"{namespace}/{name}", {family: found[family] for family in sorted(open_)})
         if not open_ and not any(Family(version(cidr)) not in found for cidr in self._facts.pod_cidrs):
             return tuple(own)
-        chosen = self._claims.cidrs_for(namespace, name, pools)
+        chosen = self._claims.cidrs_for(namespace, pools)
         for family in sorted(open_):
             if not any(version(cidr) == family for cidr in chosen):
                 names = ", ".join(pool.name for pool in found[family])
                 raise PoolExhausted(f"this node has no block of IPPool {names} yet")
         return (*own, *chosen)
-
-    def _eligible(self, namespace: str, pools: tuple[str, ...]) -> Mapping[Family, tuple[IPPool, ...]]:
-        node, whole = self._facts.node, self._namespaces.get(("", namespace))
-        labels = dict(node.labels if node else ()), dict(whole.labels if whole else ())
-        return eligible(self._facts.pooled.pools, Subject(*labels, pools))
 
     @staticmethod
     def _check(pod: str, found: Mapping[Family, tuple[IPPool, ...]]) -> None:
@@ -179,4 +178,4 @@ class Addressing:
         """See :meth:`felix_py.cni.network.Network.gain_addresses`."""
         if self._claims is None or not self._facts.pooled.families:
             return False
-        return await self._claims.wait_for_address(namespace, name, pools)
+        return await self._claims.wait_for_address(namespace, pools)

@@ -28,7 +28,7 @@ from felix_py.ipam import blocks
 from felix_py.ipam.blocks import REST, Act, Demand, Step, View
 from felix_py.ipam.known import Idle, Known, leases_by_block
 from felix_py.ipam.pool import Pool, address_text
-from felix_py.ipam.pools import NoPool, Subject, cidrs_of, eligible, pool_of, selects_node
+from felix_py.ipam.pools import NOT_KNOWN, NoPool, Subject, cidrs_of, eligible, pool_of, selects_node
 from felix_py.ipam.resources import (
     AllowedUse,
     AssignmentMode,
@@ -163,33 +163,34 @@ class Claims:
 
     # --- what pods get -------------------------------------------------------------------------------
 
-    def cidrs_for(self, namespace: str, name: str, asked: Sequence[str] = ()) -> tuple[str, ...]:
+    def cidrs_for(self, namespace: str, asked: Sequence[str] = ()) -> tuple[str, ...]:
         """The CIDRs that a pod gets its addresses of, in order; of families without pools, the podCIDRs.
 
         Raises:
-            NoPool: none is for the pod, one that is asked for cannot be used, or it is not known yet which there
-                are.
+            NoPool: one that is asked for cannot be used, or it is not known yet which there are.
         """
         if not self.known:
-            raise NoPool("it is not known yet which IPPools there are (is the API server reachable?)")
-        found = self._eligible(namespace, name, asked)
+            raise NoPool(NOT_KNOWN)
+        found = self.eligible(namespace, asked)
+        now = time.monotonic()
+        self._demands |= {_names(pools): now for pools in found.values() if pools}
         return cidrs_of(found, self.blocks, self._around.pod_cidrs())
 
-    async def wait_for_address(self, namespace: str, name: str, asked: Sequence[str] = ()) -> bool:
+    async def wait_for_address(self, namespace: str, asked: Sequence[str] = ()) -> bool:
         """Have a further block claimed for a pod that found no address; false: none is left, or it takes long.
 
         Raises:
             NoPool: as :meth:`cidrs_for`.
         """
-        before = self.cidrs_for(namespace, name, asked)
-        wanted = [_names(pools) for pools in self._eligible(namespace, name, asked).values() if pools]
+        before = self.cidrs_for(namespace, asked)
+        wanted = [_names(pools) for pools in self.eligible(namespace, asked).values() if pools]
         # Free addresses that are counted and yet not given out are in use elsewhere: they are none.
         full = [pools for pools in wanted if not self._left(pools)]
         short = full or wanted
         try:
             async with asyncio.timeout(self.timeout):
                 with self._wait_for(short) as found_nothing:
-                    while self.cidrs_for(namespace, name, asked) == before:
+                    while self.cidrs_for(namespace, asked) == before:
                         found_nothing()
                         reviewed = self._reviewed
                         self._due.set()
@@ -223,18 +224,11 @@ class Claims:
             return False
         return mine
 
-    def _eligible(self, namespace: str, name: str, asked: Sequence[str]) -> Mapping[Family, tuple[IPPool, ...]]:
+    def eligible(self, namespace: str, asked: Sequence[str] = ()) -> Mapping[Family, tuple[IPPool, ...]]:
+        """The pools that pods of a namespace may use here; see :func:`felix_py.ipam.pools.eligible`."""
         record = self._store.namespaces.records.get(("", namespace))
         labels = dict(record.labels) if record else {}
-        found = eligible(self.pools, Subject(self._node_labels(), labels, tuple(asked)))
-        if found and not any(found.values()) and not cidrs_of(found, (), self._around.pod_cidrs()):
-            raise NoPool(
-                f"no IPPool is for pod {namespace}/{name} on this node: look at their nodeSelector, "
-                "namespaceSelector, disabled and assignmentMode"
-            )
-        now = time.monotonic()
-        self._demands |= {_names(pools): now for pools in found.values() if pools}
-        return found
+        return eligible(self.pools, Subject(self._node_labels(), labels, tuple(asked)))
 
     def _node_labels(self) -> dict[str, str]:
         node = self._store.nodes.records.get(("", self._node_name))

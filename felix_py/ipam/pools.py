@@ -23,6 +23,9 @@ Labels = Mapping[str, str]
 _selector = lru_cache(maxsize=1 << 10)(selector.parse)
 
 
+NOT_KNOWN = "it is not known yet which IPPools there are (is the API server reachable?)"
+
+
 class NoPool(ValueError):
     """No pool is for this pod; the message says why, and names what was asked for."""
 

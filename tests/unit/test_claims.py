@@ -76,7 +76,7 @@ class Node:
                 await self.changed.wait()
 
     def cidrs(self, *asked: str) -> tuple[str, ...]:
-        return self.claims.cidrs_for("shop", "web", asked)
+        return self.claims.cidrs_for("shop", asked)
 
     async def lease(self, pod: str, *asked: str) -> str:
         """An ADD, as the plugin does it. PoolExhausted: there is no address."""
@@ -88,7 +88,7 @@ class Node:
                     raise PoolExhausted("no block")
                 lease = await self.leases.use(partial(AddressStore.allocate, claim=claim, cidrs=cidrs))
             except PoolExhausted:
-                if not await self.claims.wait_for_address("shop", pod, asked):
+                if not await self.claims.wait_for_address("shop", asked):
                     raise
             else:
                 return lease.addresses[Family.V4]
