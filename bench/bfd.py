@@ -26,6 +26,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.harness import Row, duration, show
+from bench.rack import rack
 from bgp.bfd import packet
 from bgp.bfd.links import PORT
 from bgp.bfd.packet import State
@@ -97,15 +98,7 @@ def main(quick: bool) -> None:
 
 
 def _in_rack(measure: Callable[[Path, NetworkNamespace, Bird], float]) -> float:
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        stack.enter_context(new_netns())
-        tor = NetworkNamespace("tor")
-        stack.callback(tor.close)
-        link(tor)
-        bird = Bird(tor, folder / "tor", _bgp_config(TOR4, TOR_ASN, NODE4, NODE_ASN))
-        stack.callback(bird.stop)
-        bird.start()
+    with rack(_bgp_config(TOR4, TOR_ASN, NODE4, NODE_ASN)) as (folder, bird, tor):
         return measure(folder, tor, bird)
 
 

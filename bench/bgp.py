@@ -21,10 +21,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bench.harness import Row, megabytes, show
 from bench.processes import Cost
+from bench.rack import rack
 from bgp import bridge
 from tests.support import raw_bgp
 from tests.support.agent_process import NODE
@@ -32,7 +32,7 @@ from tests.support.bgp import NODE4, NODE_ASN, TOR4, TOR_ASN, Sidecar, agent, co
 from tests.support.bird import Bird
 from tests.support.declared_agent import DeclaredAgent, declared_agent
 from tests.support.fakeapi import BGP_CONFIGURATIONS, SERVICES, SLICES, FakeApi, Json
-from tests.support.isolate import Here, NetworkNamespace, new_netns, run
+from tests.support.isolate import Here, NetworkNamespace, run
 from tests.support.waiting import eventually, until
 
 _PATIENCE = 300.0
@@ -71,21 +71,6 @@ class _Rows:
         show(self.title, [row for row in self.seconds if row.values])
         show(f"{self.title}: CPU time", [row for row in self.cpu if row.values])
         show(f"{self.title}: memory", [row for row in self.memory if row.values], megabytes)
-
-
-@contextmanager
-def _rack(tor_config: str) -> Iterator[tuple[Path, Bird, NetworkNamespace]]:
-    """A fresh namespace as the node, and a router."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        stack.enter_context(new_netns())
-        tor = NetworkNamespace("tor")
-        stack.callback(tor.close)
-        link(tor)
-        bird = Bird(tor, folder / "tor", tor_config)
-        stack.callback(bird.stop)
-        bird.start()
-        yield folder, bird, tor
 
 
 @contextmanager
@@ -183,14 +168,14 @@ def _learn(size: int, times: int) -> None:
         return time.perf_counter() - since
 
     for _ in range(times):
-        with _rack(server) as (folder, bird, _), _bird(folder, _NODE.format(routes="", **_NAMES)) as node:
+        with rack(server) as (folder, bird, _), _bird(folder, _NODE.format(routes="", **_NAMES)) as node:
             eventually(partial(node.established, "tor"), _PATIENCE)
             cost = Cost([node.pid])
             rows.add("BIRD", learn(bird), cost)
-        with _rack(server) as (folder, bird, _), _agent(folder, 0) as felix:
+        with rack(server) as (folder, bird, _), _agent(folder, 0) as felix:
             cost = _cost(felix)
             rows.add("felix-py", learn(bird), cost)
-        with _rack(server) as (folder, _, _):
+        with rack(server) as (folder, _, _):
             (folder / "batch").write_text("".join(f"route add {prefix} via {TOR4}\n" for prefix in prefixes))
             since = time.perf_counter()
             run("ip", "-batch", str(folder / "batch"))
@@ -214,11 +199,11 @@ def _services(size: int, times: int) -> None:
         return time.perf_counter() - since
 
     for _ in range(times):
-        with _rack(tor) as (folder, bird, _), _bird(folder, of_bird) as node:
+        with rack(tor) as (folder, bird, _), _bird(folder, of_bird) as node:
             eventually(partial(node.established, "tor"), _PATIENCE)
             cost = Cost([node.pid])
             rows.add("BIRD", announce(bird, partial(node.birdc, "enable", "services")), cost)
-        with _rack(tor) as (folder, bird, _), _agent(folder, 0) as felix:
+        with rack(tor) as (folder, bird, _), _agent(folder, 0) as felix:
             for number, prefix in enumerate(prefixes):
                 _serve(felix.api, f"service-{number}", prefix.partition("/")[0])
             ranges = [{"cidr": "10.128.0.0/9"}]
@@ -322,14 +307,14 @@ def _reflect(count: int) -> None:
     def all_told() -> bool:
         return all(told >= count - 1 for told in clients.told.values())
 
-    with _rack(_NOTHING) as (folder, _, tor), closing(_Clients(tor, count)) as clients:
+    with rack(_NOTHING) as (folder, _, tor), closing(_Clients(tor, count)) as clients:
         text = f"router id {NODE4};\nprotocol device {{ }}\n{peers}"
         since = time.perf_counter()
         with _bird(folder, text) as node:
             cost = Cost([node.pid])
             eventually(all_told, _PATIENCE)
             rows.add("BIRD", time.perf_counter() - since, cost)
-    with _rack(_NOTHING) as (folder, _, tor), closing(_Clients(tor, count)) as clients:
+    with rack(_NOTHING) as (folder, _, tor), closing(_Clients(tor, count)) as clients:
         plain = config(*({"peerIP": _client(n), "asNumber": NODE_ASN, "holdTime": 240} for n in range(count)))
         wanted = replace(plain, peers=tuple(replace(peer, cluster_id=_CLUSTER_ID) for peer in plain.peers))
         sidecar = Sidecar(folder / "run")
@@ -369,7 +354,7 @@ def _idle(seconds: float) -> None:
             memory[row].values.append(cost.memory())
 
     second = {"router": "10.10.0.2", "node": "10.10.0.1", "asn": TOR_ASN, "node_asn": NODE_ASN}
-    with _rack(_SERVER.format(routes="", **_NAMES)) as (folder, _, _), ExitStack() as stack:
+    with rack(_SERVER.format(routes="", **_NAMES)) as (folder, _, _), ExitStack() as stack:
         tor = NetworkNamespace("tor2")
         stack.callback(tor.close)
         link(tor, 1)

@@ -12,15 +12,12 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bench.harness import Row, megabytes, show
 from bench.processes import children, cpu, share
+from bench.rack import rack
 from bgp import bridge
-from tests.support.bgp import NODE4, NODE_ASN, ROOT, TOR4, TOR_ASN, agent, config, link
-from tests.support.bird import Bird
-from tests.support.isolate import NetworkNamespace, new_netns
+from tests.support.bgp import NODE4, NODE_ASN, ROOT, TOR4, TOR_ASN, agent, config
 from tests.support.waiting import until
 
 _TOR = f"""
@@ -70,15 +67,7 @@ def main(quick: bool) -> None:
 
 async def _once(argv: list[str], seconds: float) -> tuple[float, dict[str, float], dict[str, float]]:
     """Seconds until the session is up; CPU seconds a second and bytes of each process."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        stack.enter_context(new_netns())
-        tor = NetworkNamespace("tor")
-        stack.callback(tor.close)
-        link(tor)
-        bird = Bird(tor, folder / "tor", _TOR)
-        stack.callback(bird.stop)
-        bird.start()
+    with rack(_TOR) as (folder, _, _), ExitStack() as stack:
         log = stack.enter_context((folder / "log").open("w"))
         started = time.perf_counter()
         process = subprocess.Popen([*argv, "--run-dir", str(folder / "run")], cwd=ROOT, stderr=log)

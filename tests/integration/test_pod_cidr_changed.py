@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ import pytest
 
 from felix_py.records import Backend
 from policy.model import Family, Packet, Protocol
-from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar
 from tests.support.bird import Bird
 from tests.support.fakeapi import NODES
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import CIDRS, GATEWAY, NODE, LiveNode
+from tests.support.peered_node import announced, peered_node, start
 from tests.support.traffic import attempt, serve
 from tests.support.waiting import eventually
 
@@ -24,15 +23,6 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 V4, V6 = Family
 OLD = tuple(CIDRS.values())
 NEW = ("10.3.0.0/24", "fd00:3::/64")
-BIRD = f"""
-router id {GATEWAY[V4]};
-protocol device {{ }}
-protocol kernel {{ ipv4 {{ export all; }}; }}
-protocol kernel {{ ipv6 {{ export all; }}; }}
-template bgp node {{ local as {TOR_ASN}; graceful restart on; connect delay time 1; }}
-protocol bgp node4 from node {{ neighbor {NODE[V4]} as {NODE_ASN}; ipv4 {{ import all; export none; }}; }}
-protocol bgp node6 from node {{ neighbor {NODE[V6]} as {NODE_ASN}; ipv6 {{ import all; export none; }}; }}
-"""
 
 
 @dataclass
@@ -42,7 +32,7 @@ class Rack:
 
     def announced(self) -> set[str]:
         """What the router has from the node."""
-        return self.tor.routes("node4") | self.tor.routes("node6")
+        return announced(self.tor)
 
     def until_announced(self, *prefixes: str) -> None:
         eventually(lambda: self.announced() == set(prefixes), 30)
@@ -73,26 +63,12 @@ class Rack:
 
 @pytest.fixture
 def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
-    sidecar = Sidecar(tmp_path / "run" / "bgp")
-    with LiveNode(tmp_path, Backend.NFT, make_netns) as node:
-        tor = Bird(node.world, tmp_path / "tor", BIRD)
-        tor.start()
-        sidecar.start()
-        peers = [{"peerIP": address, "asNumber": TOR_ASN} for address in GATEWAY.values()]
-        config = {"asNumber": NODE_ASN, "routerID": NODE[V4], "peers": peers}
-        (tmp_path / "bgp.yaml").write_text(json.dumps(config))
+    with peered_node(tmp_path, Backend.NFT, make_netns) as (node, tor):
         start(node)
         node.add_pod("web")
         rack = Rack(node, tor)
         rack.until_announced(*OLD)
         yield rack
-        tor.stop()
-    sidecar.stop()
-
-
-def start(node: LiveNode) -> None:
-    node.start("--bgp-config", str(node.folder / "bgp.yaml"))
-    node.ready()
 
 
 def members(name: str) -> set[str]:

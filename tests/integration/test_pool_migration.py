@@ -4,7 +4,6 @@ sidecar, ExaBGP and BIRD, real packets."""
 from __future__ import annotations
 
 import ipaddress
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,11 +17,11 @@ from felix_py.cni.errors import Code
 from felix_py.records import Backend
 from lab.runtime import PluginError
 from policy.model import Family, Packet, Protocol
-from tests.support.bgp import NODE_ASN, TOR_ASN, Sidecar
 from tests.support.bird import Bird
 from tests.support.fakeapi import IP_POOLS
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import CIDRS, GATEWAY, NODE, LiveNode
+from tests.support.peered_node import announced, peered_node, start
 from tests.support.pool_api import PoolApi
 from tests.support.traffic import attempt, serve
 from tests.support.waiting import eventually
@@ -31,16 +30,8 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns"), pytest.mark.ti
 
 V4, V6 = Family
 V6_CIDR = CIDRS[V6]
-BIRD = f"""
-router id {GATEWAY[V4]};
-protocol device {{ }}
-protocol kernel {{ ipv4 {{ export all; }}; }}
-protocol kernel {{ ipv6 {{ export all; }}; }}
-template bgp node {{ local as {TOR_ASN}; graceful restart on; connect delay time 1; }}
-protocol bgp node4 from node {{ neighbor {NODE[V4]} as {NODE_ASN}; ipv4 {{ import all; export none; }}; }}
-protocol bgp node6 from node {{ neighbor {NODE[V6]} as {NODE_ASN}; ipv6 {{ import all; export none; }}; }}
-"""
 
+PATIENT = ("--cni-timeout", "30")
 
 _SERVE = f"""
 import socket
@@ -65,7 +56,7 @@ class Rack:
         assert self.announced() == wanted
 
     def announced(self) -> set[str]:
-        return self.tor.routes("node4") | self.tor.routes("node6")
+        return announced(self.tor)
 
     def reached(self, *names: str) -> set[str]:
         """Which pods answer the router over IPv4, through what it has learned, and a pod beside them."""
@@ -122,23 +113,10 @@ def is_in(inner: str, outer: str) -> bool:
 def rack(
     tmp_path: Path, make_netns: Callable[[str], NetworkNamespace], request: pytest.FixtureRequest
 ) -> Iterator[Rack]:
-    sidecar, api = Sidecar(tmp_path / "run" / "bgp"), PoolApi()
-    with LiveNode(tmp_path, request.param, make_netns, api) as node:
-        tor = Bird(node.world, tmp_path / "tor", BIRD)
-        tor.start()
-        sidecar.start()
-        peers = [{"peerIP": address, "asNumber": TOR_ASN} for address in GATEWAY.values()]
-        config = {"asNumber": NODE_ASN, "routerID": NODE[V4], "peers": peers}
-        (tmp_path / "bgp.yaml").write_text(json.dumps(config))
-        start(node)
+    api = PoolApi()
+    with peered_node(tmp_path, request.param, make_netns, api) as (node, tor):
+        start(node, *PATIENT)
         yield Rack(node, api, tor)
-        tor.stop()
-    sidecar.stop()
-
-
-def start(node: LiveNode) -> None:
-    node.start("--bgp-config", str(node.folder / "bgp.yaml"), "--cni-timeout", "30")
-    node.ready()
 
 
 def members(name: str) -> set[str]:
@@ -180,7 +158,7 @@ def test_from_pod_cidr_to_a_pool_to_another_and_back(rack: Rack) -> None:
     # A restart changes nothing.
     withdrawn = rack.tor.withdrawals("node4")
     node.kill()
-    start(node)
+    start(node, *PATIENT)
     rack.until_announced(CIDRS[V4], first, second)
     assert rack.tor.withdrawals("node4") == withdrawn
     assert rack.reached("old", "new", "newest") == {"old", "new", "newest"}
