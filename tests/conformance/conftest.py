@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +179,29 @@ def until(condition: Any, seconds: float = 15.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
+
+
+CRDS = Path(__file__).parents[2] / "manifests" / "crds"
+
+
+@contextmanager
+def installed(cluster: Kubectl, names: Sequence[str]) -> Iterator[None]:
+    """With definitions of ours, by plural name."""
+    files = [f"--filename={CRDS / f'felixpy.io_{name}.yaml'}" for name in names]
+    if EXTERNAL and cluster.run("get", "crd", f"{names[0]}.felixpy.io").returncode == 0:
+        pytest.skip("the server has these definitions already: they are not ours to take away")
+    cluster("apply", *files)
+    until(lambda: all(cluster.run("get", f"{name}.felixpy.io").returncode == 0 for name in names))
+    yield
+    cluster("delete", *files)
+
+
+@contextmanager
+def emptied(cluster: Kubectl, names: Sequence[str]) -> Iterator[Kubectl]:
+    """kubectl; objects of these kinds that a test makes go with it."""
+    yield cluster
+    for name in names:
+        cluster("delete", f"{name}.felixpy.io", "--all")
 
 
 def pod(name: str = "web", **spec: Any) -> dict[str, Any]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bgp import parse
-from tests.conformance.conftest import EXTERNAL, Kubectl, until
+from tests.conformance.conftest import Kubectl, emptied, installed
 from tests.support.bgp_resources import CONFIGURATION, FILTER, PEER, RULE
 
-FOLDER = Path(__file__).parents[2] / "manifests" / "crds"
-FILES = [f"--filename={path}" for path in sorted(FOLDER.glob("felixpy.io_bgp*.yaml"))]
 KINDS = {
     parse.CONFIGURATION: (parse.configuration, CONFIGURATION),
     parse.PEER: (parse.peer, PEER),
@@ -25,20 +22,14 @@ NAMES = ("bgpconfigurations", "bgppeers", "bgpfilters")
 
 @pytest.fixture(scope="module", autouse=True)
 def definitions(cluster: Kubectl) -> Iterator[None]:
-    if EXTERNAL and cluster.run("get", "crd", f"{NAMES[0]}.felixpy.io").returncode == 0:
-        pytest.skip("the server has these definitions already: they are not ours to take away")
-    cluster("apply", *FILES)
-    until(lambda: all(cluster.run("get", f"{name}.felixpy.io").returncode == 0 for name in NAMES))
-    yield
-    cluster("delete", *FILES)
+    with installed(cluster, NAMES):
+        yield
 
 
 @pytest.fixture
 def clean(cluster: Kubectl) -> Iterator[Kubectl]:
-    """kubectl; objects that a test makes go with it."""
-    yield cluster
-    for name in NAMES:
-        cluster("delete", f"{name}.felixpy.io", "--all")
+    with emptied(cluster, NAMES) as found:
+        yield found
 
 
 def resource(kind: str, name: str = "default", **spec: Any) -> dict[str, Any]:
