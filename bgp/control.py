@@ -78,9 +78,9 @@ class Control:
 
         Peers that are held down (:meth:`holds`) must not be among them.
         """
-        wanted = {peer.address: peer for peer in peers}
+        wanted = {peer.key: peer for peer in peers}
         self._held = {a: held for a, held in self._held.items() if a not in wanted}
-        self._unreachable = sum(p.address not in wanted and p.address not in self._held for p in config.peers)
+        self._unreachable = sum(p.key not in wanted and p.key not in self._held for p in config.peers)
         self.rib.set_max_paths(config.max_paths)
         own = Identity(config.router_id, next((p.cluster_id for p in config.peers if p.cluster_id), ""))
         another, self._own = own != self._own, own
@@ -120,7 +120,7 @@ class Control:
 
     def holds(self, peer: Peer) -> bool:
         """Whether a peer is held down, since it was over the limit that it still has."""
-        held = self._held.get(peer.address)
+        held = self._held.get(peer.key)
         return held is not None and held.limit == peer.prefix_limit
 
     def held_reason(self, address: str, now: float) -> str:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import Any
 
+from bgp.fields import named_address
 from bgp.resources import BGPFilter
 
 DEFAULT_LOCAL_PREF = 100
@@ -51,7 +53,7 @@ class Source:
     """What the choice needs to know of a path's peer.
 
     ``client``: of this route reflector (RFC 4456). ``filters``: their import rules are asked one after the other.
-    ``prefix_limit``: as many prefixes are kept at most.
+    ``prefix_limit``: as many prefixes are kept at most. ``address``: :attr:`bgp.model.Peer.key`.
     """
 
     address: str
@@ -87,12 +89,18 @@ class Step(Enum):
     ROUTER_ID = "BGP identifier of its originator is higher (RFC 4271, 9.1.2.2 f)"
     CLUSTER_LIST = "cluster list is longer (RFC 4456, 9)"
     ADDRESS = "address of the peer is higher (RFC 4271, 9.1.2.2 g)"
+    SESSION = "interface or port of the peer comes later"
     PATH_ID = "path identifier is higher (RFC 7911)"
 
 
 @lru_cache(maxsize=4096)
 def _number(address: str) -> int:
     return int(ipaddress.ip_address(address))
+
+
+@lru_cache(maxsize=4096)
+def _peer_number(address: str) -> int:
+    return _number(named_address(address))
 
 
 Cost = Callable[[Candidate], int]
@@ -102,11 +110,12 @@ _EXCLUDING: tuple[tuple[Step, Cost], ...] = (
     (Step.AS_PATH, lambda c: c[1].as_path_length),
     (Step.ORIGIN, lambda c: c[1].origin),
 )
-_ORDERING: tuple[tuple[Step, Cost], ...] = (
+_ORDERING: tuple[tuple[Step, Callable[[Candidate], Any]], ...] = (
     # RFC 4456, 9: ORIGINATOR_ID stands for the BGP identifier of the peer.
     (Step.ROUTER_ID, lambda c: _number(c[1].originator_id or c[0].router_id)),
     (Step.CLUSTER_LIST, lambda c: len(c[1].cluster_list)),
-    (Step.ADDRESS, lambda c: _number(c[0].address)),
+    (Step.ADDRESS, lambda c: _peer_number(c[0].address)),
+    (Step.SESSION, lambda c: c[0].address),
     (Step.PATH_ID, lambda c: _number(c[1].path_id) if c[1].path_id else 0),
 )
 

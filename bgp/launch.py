@@ -1,4 +1,4 @@
-"""ExaBGP, started with five corrections, an option and a capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with six corrections, an option and a capability: ``python -m bgp.launch server FILE``.
 
 The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
@@ -22,6 +22,11 @@ what the peer is sent is said at the session's end.
 
 The fifth: ``show adj-rib in json`` leaves path identifiers out (RFC 7911), which updates have.
 
+The sixth: ExaBGP knows a neighbor by its addresses and AS numbers, and refuses a second one with the same, on
+another port or link. All its names and texts of a neighbor begin with ``str(neighbor["peer-address"])``, so that
+says what :attr:`bgp.model.Peer.key` does. Nothing in a connection from such a peer says which of them it is: none
+is accepted from an address that two neighbors have, and ExaBGP connects to both.
+
 The option: a keepalive time of its own, from the neighbor's description (:data:`bgp.render.KEEPALIVE`). A
 keepalive is sent in each third of the negotiated hold time at the latest (RFC 4271, section 4.4). A change of it
 is a change of the neighbor.
@@ -42,12 +47,15 @@ from exabgp.bgp.fsm import FSM
 from exabgp.bgp.message.notification import Notify
 from exabgp.bgp.message.update.nlri.inet import INET
 from exabgp.bgp.neighbor import Neighbor
+from exabgp.protocol.ip import IPRange
 from exabgp.reactor import peer as peer_module
 from exabgp.reactor.api.processes import Processes
 from exabgp.reactor.keepalive import KA
 from exabgp.reactor.peer import Peer
 
 from bgp.bfd import CEASE_BFD_DOWN
+from bgp.fields import peer_name
+from bgp.prefixes import is_link_local
 from bgp.render import KEEPALIVE
 
 _TURNS = 100
@@ -60,16 +68,49 @@ _NET_BIND_SERVICE = 10
 _handle_connection = Peer.handle_connection
 _close = Peer._close
 _equal = Neighbor.__eq__
+_infer = Neighbor.infer
 _as_dict = INET.as_dict
 
 
 def handle_connection(peer: Any, connection: Any) -> object:
     """In place of ``Peer.handle_connection``. Returns something true if the connection is refused."""
+    if is_ambiguous(peer):
+        # Without a NOTIFICATION, after which a peer may refuse connections for a time, too.
+        connection.close()
+        return True
     if peer.fsm == FSM.OPENCONFIRM:
         # ExaBGP itself does not send the refusal. It is a few bytes on a new socket.
         deque(islice(connection.notification(6, 7, "another connection is in OpenConfirm"), _TURNS), maxlen=0)
         return True
     return _handle_connection(peer, connection)
+
+
+def is_ambiguous(peer: Any) -> bool:
+    """Whether a connection that fits a peer fits another one as well."""
+
+    def ends(one: Any) -> tuple[object, ...]:
+        return one.neighbor["peer-address"], one.neighbor["local-address"]
+
+    return any(ends(one) == ends(peer) for one in peer.reactor._peers.values() if one is not peer)
+
+
+def infer(neighbor: Any) -> None:
+    """In place of ``Neighbor.infer``, which is called once all options are there, and before the name is used."""
+    _infer(neighbor)
+    address = neighbor["peer-address"]
+    link = neighbor["source-interface"] if is_link_local(address.top()) else ""
+    neighbor["peer-address"] = Named(address, peer_name(address.top(), neighbor["connect"], link))
+
+
+class Named(IPRange):  # type: ignore[misc]
+    """The address of a peer, in texts as :func:`bgp.fields.peer_name` has it."""
+
+    def __init__(self, address: Any, name: str) -> None:
+        super().__init__(address.top(), address.mask)
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
 
 
 def close(peer: Any, message: str = "", error: object = "") -> None:
@@ -140,6 +181,7 @@ if __name__ == "__main__":
     Peer._close = close
     peer_module.KA = Keepalives
     Neighbor.__eq__ = equal
+    Neighbor.infer = infer
     INET.as_dict = as_dict
     Processes.notification = tell_nothing
     main()

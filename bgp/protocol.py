@@ -1,5 +1,7 @@
 """The protocol of ExaBGP 5.0 with its helper, without I/O: lines to events, commands to lines.
 
+``peer`` is a session's name everywhere (:attr:`bgp.model.Peer.key`), as :mod:`bgp.launch` has ExaBGP say it.
+
 Two kinds of lines arrive, interleaved: JSON events, and for each command its output and then one ``done`` or
 ``error``, in order. ``done`` means that ExaBGP has accepted a command, not that a peer has received it.
 """
@@ -11,11 +13,13 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from bgp.announcement import Announcement
 from bgp.attributes import Malformed, number, received, sent, words
 from bgp.decision import Path
+from bgp.fields import named_address, peer_address, peer_name
 from bgp.prefixes import FAMILIES, canonical, is_link_local, version
 
 SHOW_NEIGHBORS = "show neighbor json"
@@ -117,7 +121,7 @@ class Gap:
 
 
 Identity = tuple[str, str, int, int]
-"""Peer's and local address, peer's and local AS: a change of any makes another session."""
+"""Peer's name, local address, peer's and local AS: a change of any makes another session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +310,7 @@ class Connection:
 
     def _event(self, content: dict[str, Any]) -> Iterator[Event]:
         neighbor = content["neighbor"]
-        peer = _address(neighbor["address"]["peer"])
+        peer = _peer(neighbor["address"]["peer"])
         kind, counter = content["type"], number(content["counter"], _U64)
         expected = self._counters.get(peer, counter - 1) + 1
         self._counters[peer] = counter
@@ -404,7 +408,7 @@ _EVENTS = {"state": _state, "open": _open, "update": _update, "refresh": _refres
 def _neighbor(entry: dict[str, Any]) -> Neighbor:
     established = entry["fsm"] == "ESTABLISHED"
     return Neighbor(
-        peer=_address(entry["peer"]["address"]),
+        peer=_peer(entry["peer"]["address"]),
         local_address=_text(entry["local"]["address"]),
         asn=number(entry["peer"]["as"], _U32),
         local_asn=number(entry["local"]["as"], _U32),
@@ -424,7 +428,7 @@ def _families(names: Iterable[str]) -> frozenset[int]:
 
 
 def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
-    peer = _address(content["peer"]["address"])
+    peer = _peer(content["peer"]["address"])
     nlri, attributes = content["route"]["nlri"], content["route"]["attributes"]
     prefix, next_hop = _prefix(nlri["prefix"]), str(nlri["nexthop"])
     if outgoing:
@@ -459,13 +463,19 @@ def _next_hop(text: str, family: int, peer: str) -> str:
         return ""
     if address.version < family or address.is_multicast or address.is_unspecified or address.is_loopback:
         return ""
-    if address.is_link_local and (address.version == 4 or not is_link_local(peer)):
+    if address.is_link_local and (address.version == 4 or not is_link_local(named_address(peer))):
         return ""
     return str(address)
 
 
 def _link_local_last(listed: tuple[str, object]) -> bool:
     return is_link_local(listed[0])
+
+
+@lru_cache(maxsize=4096)
+def _peer(text: object) -> str:
+    """The name of a session, canonical."""
+    return peer_name(*peer_address("peer", text))
 
 
 def _address(text: object) -> str:
