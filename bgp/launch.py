@@ -106,7 +106,7 @@ class Named(IPRange):  # type: ignore[misc]
     """The address of a peer, in texts as :func:`bgp.fields.peer_name` has it."""
 
     def __init__(self, address: Any, name: str) -> None:
-        super().__init__(address.top(), address.mask)
+        super().__init__(address.top(), str(address.mask))
         self._name = name
 
     def __repr__(self) -> str:

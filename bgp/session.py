@@ -78,8 +78,9 @@ class LimitState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """One peer, for people. ``address``: :attr:`bgp.model.Peer.key`. ``since``: seconds in that state; ``error``: why it went or stays down.
+    """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down.
 
+    ``address``: :attr:`bgp.model.Peer.key`.
     ``name``: of the BGPPeer that declares it. ``received`` and ``announced``: prefixes; ``limit``: of those
     received.
     """

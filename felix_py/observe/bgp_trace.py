@@ -42,11 +42,13 @@ class Wanted:
         self._address = "" if "/" in text else self._prefix.partition("/")[0]
 
     def matches(self, event: Traced) -> bool:
-        """Of an address: the sessions with it, and the prefixes that cover it. Of a CIDR: that one, and those inside it."""
+        """Of an address: sessions with it, and prefixes that cover it. Of a CIDR: that one, and those inside it."""
         if not self._prefix:
             return True
         if self._address:
-            return named_address(event.peer) == self._address or bool(event.prefix and covers(event.prefix, self._address))
+            return named_address(event.peer) == self._address or bool(
+                event.prefix and covers(event.prefix, self._address)
+            )
         return bool(event.prefix) and self._inside.covers(event.prefix)
 
 

@@ -84,7 +84,7 @@ class FakeExaBGP:
 
     def add(self, address: str, local: str, asn: int, local_asn: int, families: tuple[int, ...] = ()) -> FakePeer:
         """A neighbor of the configuration."""
-        carried = families or (version(address),)
+        carried = families or (version(local),)
         self.peers[address] = FakePeer(address, local, asn, local_asn, carried)
         return self.peers[address]
 
@@ -174,7 +174,7 @@ class FakeExaBGP:
         match words[2:]:
             case ["announce", "attributes", "next-hop", hop, *rest]:
                 attributes, prefixes = _split(["next-hop", hop, *rest])
-                of = version(peer.address if hop == "self" else hop)
+                of = version(peer.local if hop == "self" else hop)
                 (family,) = set(map(version, prefixes))
                 assert family in peer.families
                 assert family == of or (hop != "self" and family < of), "ExaBGP's next hop would be the router id"
