@@ -42,7 +42,7 @@ class Wanted:
         self._address = "" if "/" in text else self._prefix.partition("/")[0]
 
     def matches(self, event: Traced) -> bool:
-        """Of an address: sessions with it, and prefixes that cover it. Of a CIDR: that one, and those inside it."""
+        """Of an address: sessions and prefixes that cover it. Of a CIDR: that one, and those inside it."""
         if not self._prefix:
             return True
         if self._address:

@@ -1,4 +1,4 @@
-"""Two peers with one address, on two ports or on two links: two BIRDs, the real sidecar and the agent's speaker."""
+"""Two peers with one address, on two ports or two links: two BIRDs, the sidecar and the agent's speaker."""
 
 from __future__ import annotations
 
