@@ -27,6 +27,7 @@ class Path:
     ``origin``: 0 IGP, 1 EGP, 2 INCOMPLETE. ``communities`` (``65000:1``, RFC 1997) and ``large_communities``
     (``65000:1:2``, RFC 8092) are sorted. ``priority``: the metric that an import filter has set. ``path_id``:
     which of the peer's paths to the prefix it is (RFC 7911), as four numbers with dots; empty: its only one.
+    ``confederation``: there are segments of one (RFC 5065) in its AS path.
     """
 
     next_hop: str
@@ -41,6 +42,7 @@ class Path:
     cluster_list: tuple[str, ...] = ()
     priority: int | None = None
     path_id: str = ""
+    confederation: bool = False
 
     @property
     def neighbor_asn(self) -> int:
@@ -129,6 +131,9 @@ def loop(source: Source, path: Path, own: Identity) -> str:
     # racks that share one AS number exchange routes.
     if path.as_path.count(source.local_asn) > source.allowed_own_asns:
         return "our own AS number is in its AS path"
+    # RFC 5065, 5: only inside of a confederation, and we are in none but those of our own AS.
+    if source.external and path.confederation:
+        return "its AS path has members of another AS's confederation"
     # 5.1.3: our own address as next hop would be a loop.
     if path.next_hop == source.local_address:
         return "its next hop is our own address"
