@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import struct
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bgp.damping import BURST, INTERVAL
 from tests.support import raw_bgp as raw
 from tests.support.agent_process import POD_CIDR
 from tests.support.bgp import NODE_ASN, TOR_ASN, link
@@ -389,3 +393,61 @@ def test_a_storm_of_flaps(scene: Scene) -> None:
     session.send(good("10.65.98.0/24"), raw.END_OF_RIB)
     scene.agent.until(lambda: scene.installed() == {FAR: WELL, "10.65.98.0/24": HOSTILE}, "as it is in the end")
     assert scene.undisturbed() == before
+
+
+class Flapping:
+    """Routes that come and go, some hundred times a second, until the end of a block."""
+
+    def __init__(self, session: raw.Conversation, *prefixes: str) -> None:
+        self.flaps = 0
+        self._messages = good(*prefixes), raw.update(withdrawn=raw.nlri(*prefixes))
+        self._session = session
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.005):
+            self._session.send(*self._messages)
+            self.flaps += 1
+
+    def __enter__(self) -> Flapping:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_what_a_route_that_flaps_costs(scene: Scene, tmp_path: Path) -> None:
+    """In writes to the kernel, log lines and requests; and what others announce is in force meanwhile."""
+    scene.agent.peer(1, asNumber=HOSTILE_ASN)
+    session = scene.hostile.establish()
+    session.send(good("10.65.98.0/24"), raw.END_OF_RIB)
+    scene.agent.until(lambda: "10.65.98.0/24" in scene.installed(), "its good route")
+    seen = tmp_path / "routes"
+    with ExitStack() as stack:
+        monitor = subprocess.Popen(["ip", "monitor", "route"], stdout=stack.enter_context(seen.open("w")))
+        stack.callback(monitor.wait)
+        stack.callback(monitor.kill)
+        scene.well.birdc("disable", "static1")
+        scene.agent.until(lambda: FAR in seen.read_text(), "the monitor sees routes")
+        scene.well.birdc("enable", "static1")
+        scene.agent.until(lambda: FAR in scene.installed(), "as before")
+        asked, lines = len(scene.agent.api.requests), scene.agent.log.read_text().count("\n")
+        since = time.monotonic()
+        with Flapping(session, LAST) as flapping:
+            for turn in range(6):
+                scene.well.birdc("disable" if turn % 2 == 0 else "enable", "static1")
+                scene.agent.until(lambda gone=turn % 2 == 0: (FAR not in scene.installed()) == gone, "the others")  # type: ignore[misc]
+            scene.agent.until(lambda: flapping.flaps > 1000, "much of it")
+        seconds = time.monotonic() - since
+        session.send(good(LAST))
+        scene.agent.until(lambda: LAST in scene.installed(), "what is quiet counts again")
+        writes = sum(line.split()[:1] == [LAST] or LAST in line for line in seen.read_text().splitlines())
+    print(f"{flapping.flaps} flaps in {seconds:.1f} s: {writes} writes to the kernel")
+    assert writes <= 2 * (BURST + 1 + (time.monotonic() - since) / INTERVAL) + 2
+    assert writes < flapping.flaps / 4
+    assert scene.agent.log.read_text().count("\n") - lines < 20
+    assert len(scene.agent.api.requests) - asked < 10 + seconds
+    assert {FAR, LAST, "10.65.98.0/24"} <= scene.installed().keys()
