@@ -32,8 +32,8 @@ class Router:
 
     carried: Callable[[], set[str]]
     updates: Callable[[], int]
-    refresh: Callable[[], object]
-    """Have it ask for all routes again."""
+    refresh: Callable[[], object] | None
+    """Have it ask for all routes again; None: it cannot (GoBGP's soft reset looks at what it has)."""
 
 
 Start = Callable[[NetworkNamespace, Path, int], "contextmanager[Router]"]
@@ -130,7 +130,7 @@ def gobgp(namespace: NetworkNamespace, folder: Path, index: int) -> Iterator[Rou
             found = json.loads(ask("neighbor", node, "-j"))
             return int(found["state"]["messages"]["received"].get("update", 0))
 
-        yield Router(carried, updates, lambda: ask("neighbor", node, "softresetin"))
+        yield Router(carried, updates, None)
 
 
 @pytest.mark.parametrize("kind", [bird, frr, gobgp])
@@ -150,11 +150,12 @@ def test_communities_refresh_and_ecmp(
             for one in node.speaker.explain(LEARNED):
                 assert one.path.communities == ("65000:7",)
                 assert one.path.large_communities == ("65000:7:7",)
-            before = [router.updates() for router in both]
-            both[0].refresh()
-            await until(lambda: both[0].updates() > before[0], WAIT, 0.2)
-            assert both[1].updates() == before[1]
-            assert all(router.carried() == dressed for router in both)
+            if refresh := both[0].refresh:
+                before = [router.updates() for router in both]
+                refresh()
+                await until(lambda: both[0].updates() > before[0], WAIT, 0.2)
+                assert both[1].updates() == before[1]
+                assert all(router.carried() == dressed for router in both)
             assert node.up()
 
     with ExitStack() as stack:
