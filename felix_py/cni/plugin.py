@@ -29,6 +29,7 @@ from felix_py.cni.recovery import about
 from felix_py.cni.result import DNS, Interface, IPConfig, Result, RouteConfig
 from felix_py.cni.types import Command, Request
 from felix_py.cni.workers import Interfaces, Leases
+from felix_py.dataplane.host_ends import LEAST_MTU_OF_V6
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import LinkError, LinkExists, NoNamespace, PodLink, random_mac
 from felix_py.ipam.asked import Asked
@@ -42,7 +43,7 @@ from policy.model import Family
 GRACE = 300.0
 """Seconds until the lease of a lost sandbox is released: longer than any ADD takes."""
 
-LEAST_MTU = {Family.V4: 68, Family.V6: 1280}
+LEAST_MTU = {Family.V4: 68, Family.V6: LEAST_MTU_OF_V6}
 
 _EXPECTED = (CNIError, NetworkError, LinkError, OSError, sqlite3.Error)
 _DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
@@ -155,15 +156,12 @@ class Plugin:
     ) -> tuple[Lease, DNS]:
         """Lease addresses, and meanwhile make the interface, which carries nothing before it is configured."""
         pair = PodLink(interface_name(*claim.key), request.netns, request.ifname, {}, mac, self._mtu(Family))
-        making = asyncio.ensure_future(self._interfaces.make(pair))
+        self._interfaces.begin(pair)
         try:
-            leased = await self._lease(claim, wanted, asked, request)
-            await asyncio.shield(making)
-            return leased
+            return await self._lease(claim, wanted, asked, request)
         except BaseException:
             with suppress(*_EXPECTED):  # it was not made, or the runtime's DEL removes it
-                await making
-                await self._interfaces.delete(pair.host)
+                await self._interfaces.abandon(pair.host)
             raise
 
     async def _check_only_one(self, claim: Claim) -> None:

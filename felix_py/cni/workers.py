@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
-from felix_py.cni.batch import Batcher
 from felix_py.dataplane.links import HostEnd, LinkError, Links, PodLink
 from felix_py.ipam.store import AddressStore, AllocationError, LeaseKey
 from felix_py.records import Elsewhere, Lease
+from felix_py.threads import Batcher, Worker
 from policy.model import Family
 
 T = TypeVar("T")
@@ -86,17 +84,24 @@ class Interfaces:
 
     def __init__(self) -> None:
         self._links = Links()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="links")
+        self._worker = Worker("links")
+        self._refused: dict[str, Exception] = {}
+        """Why pairs could not be made, by host end, until their ADDs know it. The worker's."""
         self._dying = Links()
         self._deletions: Batcher[str, None] = Batcher("links-deletion", self._delete)
 
-    async def make(self, link: PodLink) -> None:
-        """See :meth:`Links.make`."""
-        await self._call(lambda: self._links.make(link))
+    def begin(self, link: PodLink) -> None:
+        """Have a pair made (:meth:`Links.make`); :meth:`configure` or :meth:`abandon` follows, and tells failures."""
+        self._worker.post(lambda: self._make(link))
 
     async def configure(self, link: PodLink) -> None:
-        """See :meth:`Links.configure`."""
-        await self._call(lambda: self._links.configure(link))
+        """Configure a pair that was begun; raises as :meth:`Links.make` and :meth:`Links.configure` do."""
+        await self._call(lambda: self._configure(link))
+
+    async def abandon(self, host: str) -> None:
+        """Delete a pair that was begun; if it could not be made, nothing is deleted, and this raises why."""
+        await self._call(lambda: self._made(host))
+        await self.delete(host)
 
     async def exists(self, host: str) -> bool:
         """See :meth:`Links.exists`."""
@@ -120,13 +125,27 @@ class Interfaces:
 
     def close(self) -> None:
         """Close after the last operation."""
-        self._thread.shutdown()
+        self._worker.close()
         self._deletions.close()
         self._links.close()
         self._dying.close()
 
     async def _call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        return await self._worker.submit(function)
+
+    def _make(self, link: PodLink) -> None:
+        try:
+            self._links.make(link)
+        except Exception as error:
+            self._refused[link.host] = error
+
+    def _made(self, host: str) -> None:
+        if error := self._refused.pop(host, None):
+            raise error
+
+    def _configure(self, link: PodLink) -> None:
+        self._made(link.host)
+        self._links.configure(link)
 
     def _delete(self, hosts: Sequence[str]) -> list[LinkError | None]:
         self._dying.delete(hosts)
