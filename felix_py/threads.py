@@ -19,7 +19,8 @@ T = TypeVar("T")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_Done = Sequence[tuple["asyncio.Future[Any]", Any]]
+Done = Sequence[tuple["asyncio.Future[Any]", Any]]
+"""Futures and what they are told: a result, or an exception."""
 
 
 class Worker:
@@ -102,7 +103,7 @@ class Batcher(Generic[Job, Result]):
             results = self._job([job for job, _ in batch])
         except Exception as error:
             results = [error] * len(batch)
-        _tell([(future, result) for (_, future), result in zip(batch, results, strict=True)])
+        tell([(future, result) for (_, future), result in zip(batch, results, strict=True)])
 
 
 def _call(function: Callable[[], T], future: asyncio.Future[T]) -> None:
@@ -113,15 +114,16 @@ def _call(function: Callable[[], T], future: asyncio.Future[T]) -> None:
         result = function()
     except Exception as error:
         result = error
-    _tell([(future, result)])
+    tell([(future, result)])
 
 
-def _tell(done: _Done) -> None:
+def tell(done: Done) -> None:
+    """Tell futures of one loop, from any thread. Those that are cancelled are not told."""
     with suppress(RuntimeError):  # the loop is closed: nobody waits
         done[0][0].get_loop().call_soon_threadsafe(_set, done)
 
 
-def _set(done: _Done) -> None:
+def _set(done: Done) -> None:
     for future, result in done:
         if future.done():
             continue

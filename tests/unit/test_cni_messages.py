@@ -260,7 +260,7 @@ async def test_what_is_no_frame_is_refused_before_its_end(data: bytes) -> None:
     with ours, client:  # which stays open
         ours.setblocking(False)
         client.send(data)
-        with pytest.raises(ProtocolError, match="not a call of felix-py-cni|too large"):
+        with pytest.raises(ProtocolError, match=r"not a call of felix-py-cni|too large"):
             await read_call(ours)
 
 
