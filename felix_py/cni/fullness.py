@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Container, Mapping
 
 from felix_py.notices import NoticeKind, Notices
@@ -34,7 +33,7 @@ class Fullness:
             if family in growing:
                 self._judge(family, "", 0, 1)
                 continue
-            cidrs = [cidr for cidr in usage if ipaddress.ip_network(cidr).version == int(family)]
+            cidrs = [cidr for cidr in usage if (":" in cidr) is (family is Family.V6)]
             used, free = (sum(usage[cidr][part] for cidr in cidrs) for part in (0, 1))
             self._judge(family, ", ".join(cidrs), used, free)
 
