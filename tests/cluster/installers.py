@@ -99,7 +99,8 @@ class ByHand(Installer):
         self.binds = [checkout] if base.is_relative_to("/usr") else [checkout, base]
 
     def install(self, cluster: Cluster) -> None:
-        """Rights, program, peers, services."""
+        """Definitions, rights, program, peers, services."""
+        cluster.kubectl("apply", *self._definitions())
         cluster.kubectl("apply", *self._rights())
         credentials = wait_for("the service account's token", lambda: self._credentials(cluster), 60)
         cluster.each_node(lambda node: self._install_on(cluster, node, credentials))
@@ -111,12 +112,16 @@ class ByHand(Installer):
         node.machine.start("felix-py", self._PROGRAM, "agent", *options, *self._agent_options)
 
     def uninstall(self, cluster: Cluster) -> None:
-        """Services, the kernel, rights."""
+        """Services, the kernel, rights, definitions."""
         for node in cluster.nodes:
             for service in ("felix-py", "felix-py-bgp"):
                 node.machine.stop(service)
             node.machine.run(self._PROGRAM, "cleanup")
-        cluster.kubectl("delete", "--ignore-not-found", *self._rights())
+        for objects in (self._rights(), self._definitions()):
+            cluster.kubectl("delete", "--ignore-not-found", *objects)
+
+    def _definitions(self) -> list[str]:
+        return ["-k", str(self._checkout / "manifests" / "crds")]
 
     def _rights(self) -> list[str]:
         """``-f FILE …`` as the page's first ``kubectl apply`` has it."""
