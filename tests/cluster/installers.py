@@ -108,8 +108,13 @@ class ByHand(Installer):
     def boot(self, cluster: Cluster, node: Node) -> None:
         """Both services."""
         node.machine.start("felix-py-bgp", self._PROGRAM, "bgp-sidecar")
-        options = ["--kubeconfig", "/etc/felix-py/kubeconfig", "--bgp-config", "/etc/felix-py/bgp.yaml"]
-        node.machine.start("felix-py", self._PROGRAM, "agent", *options, *self._agent_options)
+        self._start_agent(node, *self._agent_options)
+
+    def restart_agent(self, node: Node, *options: str) -> None:
+        """End the agent and start it again with these options; returns when it is ready."""
+        node.machine.stop("felix-py")
+        self._start_agent(node, *options)
+        self._wait_ready(node)
 
     def uninstall(self, cluster: Cluster) -> None:
         """Services, the kernel, rights, definitions."""
@@ -141,6 +146,13 @@ class ByHand(Installer):
         copy_plugins(node, "portmap", "loopback")
         node.machine.write("/etc/felix-py/bgp.yaml", peers_file(cluster, address(node.name, 4)))
         self.boot(cluster, node)
+        self._wait_ready(node)
+
+    def _start_agent(self, node: Node, *options: str) -> None:
+        files = ["--kubeconfig", "/etc/felix-py/kubeconfig", "--bgp-config", "/etc/felix-py/bgp.yaml"]
+        node.machine.start("felix-py", self._PROGRAM, "agent", *files, *options)
+
+    def _wait_ready(self, node: Node) -> None:
         ready = ["curl", "-sf", "--max-time", "5", "http://127.0.0.1:9099/readyz"]
         wait_for(f"{node.name}: the agent", lambda: node.machine.run(*ready), 120)
 
