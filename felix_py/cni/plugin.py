@@ -79,8 +79,8 @@ class Plugin:
         self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
         self._fullness = Fullness(notices, tell)
-        self._growing: frozenset[Family] = frozenset(Family)
-        """Families of which this node can get more CIDRs, by the last look; before it, nothing is said of any."""
+        self._growing: Callable[[], frozenset[Family]] = lambda: frozenset(Family)
+        """Families of which this node can get more CIDRs; before the first look, nothing is said of any."""
         self._forget_delegated = forget
         self._book = LeaseBook(leases, notices, self._alone)
         self._missing: dict[LeaseKey, float] = {}
@@ -367,7 +367,7 @@ class Plugin:
         for notice in self._notices.all():
             if notice.kind is NoticeKind.STRAY_INTERFACE and notice.subject not in present:
                 self._notices.clear(notice.kind, notice.subject)
-        self._growing = self._network.growing()
+        self._growing = self._network.growing
         self._fullness.look(self._leases.usage(self._network.pod_cidrs()), self._growing)
         self._addresses.look()
         await self._look_elsewhere(leases.values(), ends.keys())
