@@ -16,6 +16,7 @@ from felix_py.layout import interface_name
 from felix_py.records import Backend
 from lab.runtime import CNIRuntime, PluginError
 from policy.model import Family, Packet, Protocol
+from tests.support import faults
 from tests.support.cni import addresses, host_interfaces, pod_args
 from tests.support.fakeapi import PODS
 from tests.support.isolate import NetworkNamespace, run
@@ -26,11 +27,10 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
 
+PODS_OF_SHOP = "/api/v1/namespaces/shop/pods"
+
 End = tuple[str, str]
 """A pod or container, and one of its interfaces."""
-
-ALLOWED = {("api", "db"), ("api", "api"), ("db", "api"), ("db", "db")}
-"""Who reaches whom: api lets in everybody, db only api. A pod reaches itself."""
 
 
 class Node(LiveNode):
@@ -41,7 +41,10 @@ class Node(LiveNode):
         self.ends: dict[End, list[str]] = {}
         second = folder / "second.d"
         second.mkdir()
-        plugins = [{"type": "felix-py-cni"}, {"type": "tuning", "sysctl": {"net.ipv4.conf.net1.log_martians": "1"}}]
+        plugins = [
+            {"type": "felix-py-cni"},
+            {"type": "tuning", "sysctl": {"net.ipv4.conf.net1.log_martians": "1"}},
+        ]
         network = {"cniVersion": "1.0.0", "name": "second", "plugins": plugins}
         (second / "second.conflist").write_text(json.dumps(network))
         self._second = CNIRuntime(second, [folder / "bin", Path("/usr/lib/cni")])
@@ -50,8 +53,19 @@ class Node(LiveNode):
         self.add_pod(name, **labels)
         self.ends[name, "eth0"] = list(self.addresses[name].values())
 
+    def connect_first_again(self, name: str, **labels: str) -> None:
+        """In the same namespace."""
+        adding = self._runtime.add(name, self.places[name].path, args=pod_args(name, "shop"))
+        self.ends[name, "eth0"] = addresses(asyncio.run(adding))
+        self.addresses[name] = dict(zip(Family, self.ends[name, "eth0"], strict=True))
+        self.relabel(name, **labels)
+
+    def connect_plain(self, name: str, place: NetworkNamespace) -> None:
+        """A container that is no pod's."""
+        self.ends[name, "eth0"] = addresses(asyncio.run(self._runtime.add(name, place.path)))
+
     def connect_again(self, name: str, args: dict[str, str] | None = None) -> dict[str, Any]:
-        """By the second network list."""
+        """By the second network list, as another interface."""
         args = pod_args(name, "shop") if args is None else args
         result = asyncio.run(self._second.add(name, self.places[name].path, "net1", args=args))
         self.ends[name, "net1"] = addresses(result)
@@ -84,7 +98,9 @@ class Node(LiveNode):
 
     def expected(self, names: Iterable[str], allowed: set[tuple[str, str]]) -> set[tuple[End, End]]:
         ends = [end for end in self.ends if end[0] in names]
-        return {(one, other) for one in ends for other in ends if (one[0], other[0]) in allowed and one[0] != other[0]}
+        return {
+            (one, other) for one in ends for other in ends if (one[0], other[0]) in allowed and one[0] != other[0]
+        }
 
     def annotation(self, name: str) -> str:
         found = self.api.objects[PODS, "shop", name]["metadata"].get("annotations") or {}
@@ -136,7 +152,6 @@ def test_policy_of_a_pod_is_that_of_all_its_interfaces(
 
         # A restart, and DELs of one interface while the other is used.
         node.disconnect("db", "net1")
-        assert node.annotation("db").split(",") == node.ends["db", "eth0"] or True
         node.connect_again("db")
         node.kill()
         node.start("--announce-pod-ips")
@@ -146,10 +161,82 @@ def test_policy_of_a_pod_is_that_of_all_its_interfaces(
         node.disconnect("web", "net1")
         assert node.reached(names) == node.expected(names, allowed)
         eventually(lambda: node.annotation("web").split(",") == node.ends["web", "eth0"], 60)
-        node.connect("db", app="db")
+        node.connect_first_again("db", app="db")
         eventually(lambda: node.reached(names) == node.expected(names, allowed), 60)
         node.verify()
         for end in list(node.ends):
             node.disconnect(*end)
         assert not host_interfaces()
         assert json.loads(node.ask("/ipam")[1])["leases"] == []
+
+
+def test_a_container_that_is_no_pods_is_connected_and_no_policy_selects_it(
+    tmp_path: Path, make_netns: MakeNetns
+) -> None:
+    """Whatever restricts pods restricts what it reaches of them; nothing restricts the container."""
+    names = ("web", "db", "plain")
+    allowed = {("web", "plain"), ("db", "plain"), ("plain", "web"), ("db", "web")}
+    with Node(tmp_path, Backend.NFT, make_netns) as node:
+        node.allow("db", {"app": "db"}, {})
+        node.start("--connect-containers")
+        node.ready()
+        node.connect("web", app="web")
+        node.connect("db", app="db")
+        node.places["plain"] = make_netns("plain")
+        node.connect_plain("plain", node.places["plain"])
+        node.connect_again("plain", args={})
+        every_pod = allowed | {("web", "db")}
+        eventually(lambda: node.reached(names) == node.expected(names, every_pod), 60)
+        # A pod that still lists one of its addresses gives it no rights.
+        stale = {"ip": node.ends["plain", "eth0"][0]}
+        meta = {"name": "stale", "namespace": "shop", "uid": "uid-stale", "labels": {"app": "api"}}
+        spec = {"nodeName": "n2"}
+        node.api.put(PODS, {"metadata": meta, "spec": spec, "status": {"phase": "Running", "podIPs": [stale]}})
+        node.allow("db", {"app": "db"}, {"app": "api"})
+        eventually(lambda: "shop/stale" in node.ask("/status")[1], 60)
+        eventually(lambda: node.reached(names) == node.expected(names, allowed), 60)
+        node.verify()
+        node.kill()
+        node.start("--connect-containers")
+        node.ready()
+        eventually(lambda: node.reached(names) == node.expected(names, allowed), 60)
+        leases = [lease for lease in json.loads(node.ask("/ipam")[1])["leases"] if lease["container"] == "plain"]
+        assert [(lease["pod"], lease["ifname"]) for lease in leases] == [("", "eth0"), ("", "net1")]
+        assert json.loads(node.ask("/ipam/check")[1]) == {"differences": []}
+        # Without the setting those that are there live on, and no more come.
+        node.kill()
+        node.start()
+        node.ready()
+        assert node.reached(names) == node.expected(names, allowed)
+        with pytest.raises(PluginError, match="Kubernetes pods only, unless connect-containers is set") as caught:
+            node.connect_plain("other", make_netns("other"))
+        assert caught.value.code == 7
+        for end in list(node.ends):
+            node.disconnect(*end)
+        assert not host_interfaces()
+        assert json.loads(node.ask("/ipam")[1])["leases"] == []
+
+
+def test_other_interfaces_are_refused_where_other_nodes_would_not_know_them(
+    tmp_path: Path, make_netns: MakeNetns
+) -> None:
+    with Node(tmp_path, Backend.NFT, make_netns) as node:
+        node.start()
+        node.ready()
+        node.connect("web", app="web")
+        with pytest.raises(
+            PluginError, match=r"can have eth0 alone, and no net1: .*announcePodIPs is off"
+        ) as caught:
+            node.connect_again("web")
+        assert caught.value.code == 107
+        node.kill()
+        node.start("--announce-pod-ips", "--cni-timeout=3")
+        node.ready()
+        before = host_interfaces(), node.places["web"].run("ip", "-o", "link"), run("ip", "route")
+        node.api.fault("patch", faults.refuse(403, "Forbidden"), path=f"{PODS_OF_SHOP}/web/status")
+        with pytest.raises(PluginError, match=r"cannot be made known to other nodes' policy: .*403") as caught:
+            node.connect_again("web")
+        assert caught.value.code == 11
+        assert before == (host_interfaces(), node.places["web"].run("ip", "-o", "link"), run("ip", "route"))
+        node.connect_again("web")
+        assert node.annotation("web").split(",") == [*node.ends["web", "eth0"], *node.ends["web", "net1"]]
