@@ -1,8 +1,8 @@
-"""This node's blocks of IPPools: claimed before pods need them, given back when they are empty for long; and single
-addresses that nodes lend each other.
+"""This node's blocks of IPPools: claimed before pods need them, given back when they are empty for long; and
+single addresses that nodes lend each other.
 
-What is to be done is decided by :mod:`felix_py.ipam.blocks` and :mod:`felix_py.ipam.lending`; here it is done. Without any IPPool, and without a
-block of an earlier life, nothing is watched but the pools, and nothing written.
+What is to be done is decided by :mod:`felix_py.ipam.blocks` and :mod:`felix_py.ipam.lending`; here it is done.
+Without any IPPool, and without a block of an earlier life, nothing is watched but the pools, and nothing written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,6 @@ from felix_py.ipam.resources import (
     IPAMBlock,
     IPPool,
     IPReservation,
-    Loan,
 )
 from felix_py.ipam.store import AddressStore
 from felix_py.notices import Notices
@@ -172,6 +171,11 @@ class Claims:
         """The blocks of all nodes."""
         return self._objects.blocks.records.values()
 
+    def set_strict(self, strict: bool) -> None:
+        """Change whether addresses are lent or borrowed. Pods keep what they have."""
+        self.strict = strict
+        self._due.set()
+
     # --- what pods get -------------------------------------------------------------------------------
 
     def cidrs_for(self, namespace: str, asked: Sequence[str] = ()) -> tuple[str, ...]:
@@ -188,8 +192,8 @@ class Claims:
         return cidrs_of(found, self.blocks, self._around.pod_cidrs(), self.borrowed)
 
     async def wait_for_address(self, namespace: str, asked: Sequence[str] = ()) -> bool:
-        """Have a further block claimed for a pod that found no address, or an address borrowed; false: none is left,
-        or it takes long.
+        """Have a further block claimed for a pod that found no address, or an address borrowed; false: none is
+        left, or it takes long.
 
         Raises:
             NoPool: as :meth:`cidrs_for`.
@@ -405,7 +409,8 @@ class Claims:
                 self._under_way[act.cidr] = asyncio.create_task(self._do(act, view.node_uid))
 
     async def _take_over(self, usable: tuple[IPAMBlock, ...], borrowed: tuple[str, ...]) -> None:
-        """Use these blocks and addresses. Those that this node has are noted on disk before, for the next start."""
+        """Use these blocks and addresses. Those that this node has are noted on disk before, for the next
+        start."""
         own = sorted(self._known.own)
         if own != self._had:
             self._had = own
@@ -462,7 +467,8 @@ class Claims:
 
     def _tell_failed(self, act: Act, error: ApiError | Unreachable) -> None:
         """A conflict is a race, whose end the watch will show."""
-        if act.step is Step.ASK and isinstance(error, ApiError):
+        if act.step is Step.ASK:
+            # If it has happened, it will be seen, and counts from then on.
             self._known.loans.forget(act.cidr)
         conflict = isinstance(error, ApiError) and error.status in (404, 409)
         (self._log.info if conflict else self._log.warning)(
@@ -484,7 +490,9 @@ class Claims:
         uids = [loan.uid for loan in act.loans] or [act.block.uid]
         self._closed = [*closed, *uids][-_MOST_CLOSED:]
         if await self._keep():
-            self._log.info("giving back a borrowed address" if act.loans else "giving back a block", cidr=act.cidr)
+            self._log.info(
+                "giving back a borrowed address" if act.loans else "giving back a block", cidr=act.cidr
+            )
             return
         self._closed = closed
         await self._leases.use(lambda store: store.reopen(act.cidr))

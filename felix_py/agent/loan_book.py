@@ -42,7 +42,8 @@ class LoanBook:
         if problem:
             self._log.warning("which addresses are lent is lost but for what the API server says", reason=problem)
         self.loans: tuple[Loan, ...] = tuple(
-            Loan(one["address"], one["node"], one["nodeUID"], one["uid"]) for one in (fields or {}).get("lent", [])
+            Loan(one["address"], one["node"], one["nodeUID"], one["uid"])
+            for one in (fields or {}).get("lent", [])
         )
         self._in_use: set[str] = set()
         self._tell(self.loans)

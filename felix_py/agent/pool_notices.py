@@ -34,8 +34,8 @@ class PoolNotices:
         self._warned = problems
 
     def exhausted(self, demands: Sequence[Demand], hopeless: Sequence[Demand] | None) -> None:
-        """Tell which pools have no block left. ``hopeless``: those of which nothing can be borrowed, either; None: no
-        address may be."""
+        """Tell which pools have no block left. ``hopeless``: those of which nothing can be borrowed, either;
+        None: no address may be."""
         told = {}
         for demand in demands:
             names = ", ".join(demand.pools)

@@ -49,8 +49,8 @@ _MOST_TRIED = 1 << 17
 
 
 class Step(Enum):
-    """What a node does about one block; the first lines of this module have their order, and those from ASK on are
-    of :mod:`felix_py.ipam.lending`."""
+    """What a node does about one block; the first lines of this module have their order, and those from ASK on
+    are of :mod:`felix_py.ipam.lending`."""
 
     WANT = auto()
     TAKE = auto()
@@ -72,8 +72,8 @@ class Step(Enum):
 class Act:
     """One step. ``block`` and ``affinity``: the objects that it was decided on, as far as there are any.
 
-    ``lent``, ``requests``: what ASK, LEND, WITHDRAW and RETURN write into the block. ``loans``: those that RECLAIM
-    is about; of CLOSE, the borrowed address that is given back, and then ``cidr`` is its host prefix.
+    ``lent``, ``requests``: what ASK, LEND, WITHDRAW and RETURN write into the block. ``loans``: those that
+    RECLAIM is about; of CLOSE, the borrowed address that is given back, and then ``cidr`` is its host prefix.
     """
 
     step: Step
@@ -148,9 +148,9 @@ class View:
 
     ``node_uid``: empty while there is no Node object. ``pools``: those that can be used, also disabled ones.
     ``own``: its blocks by CIDR. ``taken``: all nodes' blocks. ``affinities``: its own, by CIDR. ``leases``: how
-    many leases lie in a block, by the block's CIDR, or by the host prefix of a borrowed address; also in blocks that
-    it does not have, and those set aside for others count. ``idle``: blocks and borrowed addresses that have been
-    empty for a rest. ``closed``: uids of blocks and loans that it gives back, or has given back.
+    many leases lie in a block, by the block's CIDR, or by the host prefix of a borrowed address; also in blocks
+    that it does not have, and those set aside for others count. ``idle``: blocks and borrowed addresses that
+    have been empty for a rest. ``closed``: uids of blocks and loans that it gives back, or has given back.
     ``elsewhere``: whether pods of other nodes have addresses in a CIDR. ``preferred``: CIDRs in which blocks are
     looked for first; ``avoided``: last.
     """
@@ -174,8 +174,8 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps, those that pods may wait for first; and demands for which no block is left. ``hopeless``: those of them
-    for which nothing can be borrowed now, either."""
+    """Steps, those that pods may wait for first; and demands for which no block is left. ``hopeless``: those of
+    them for which nothing can be borrowed now, either."""
 
     acts: tuple[Act, ...] = ()
     exhausted: tuple[Demand, ...] = ()

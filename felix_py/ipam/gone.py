@@ -1,8 +1,9 @@
-"""Which blocks may be freed, and which loans ended, since their nodes are gone. Pure: clock and answers are arguments.
+"""Which blocks may be freed, and which loans ended, since their nodes are gone. Pure: clock and answers are
+arguments.
 
 A block belongs to the node that it names, with the uid of its Node object. It is freed once nobody has seen that
-Node, nor a pod that is bound to it, for :data:`GRACE`, and none of its addresses is lent to a node that may be there.
-A loan of which the borrower is gone that long is ended, as the borrower would do it.
+Node, nor a pod that is bound to it, for :data:`GRACE`, and none of its addresses is lent to a node that may be
+there. A loan of which the borrower is gone that long is ended, as the borrower would do it.
 Calico's controller does the same by pods' addresses (kube-controllers, leakGracePeriod). A Node that was deleted
 and comes back with another uid takes its blocks itself, which changes them, so that they are not freed.
 """

@@ -53,16 +53,17 @@ class Idle:
         empty = {cidr for cidr in blocks if not leases.get(cidr)}
         self._since = {cidr: self._since.get(cidr, now) for cidr in empty}
 
-    def rested(self, now: float, rest: float = REST) -> frozenset[str]:
-        """Those that have been empty for a rest."""
+    def rested(self, now: float, rest: float | None = None) -> frozenset[str]:
+        """Those that have been empty for a rest: REST, or another one."""
+        rest = REST if rest is None else rest
         return frozenset(cidr for cidr, since in self._since.items() if now - since >= rest)
 
 
 def leases_by_block(
     numbers: Mapping[Family, Collection[int]], own: Iterable[str], pools: Iterable[IPPool]
 ) -> dict[str, int]:
-    """How many of these addresses lie in each block: in the node's ``own``, or borrowed host prefixes among these;
-    else where a pool has its blocks."""
+    """How many of these addresses lie in each block: in the node's ``own``, or borrowed host prefixes among
+    these; else where a pool has its blocks."""
     found: dict[str, int] = {}
     blocks = sorted(map(Pool.of, own), key=lambda pool: pool.first)
     candidates = tuple(pools)

@@ -6,17 +6,18 @@ stands in the IPAMBlock, and each write names the resourceVersion that it was de
 
 1. The borrower adds a request (ASK). It takes it back when there is no answer for a while (WITHDRAW), and asks
    another node.
-2. The owner sets free addresses aside, so that no pod of its own gets them, and notes that on disk; then one write
-   adds the loans and takes the request away (LEND). A request that is taken away without a loan was refused.
+2. The owner sets free addresses aside, so that no pod of its own gets them, and notes that on disk; then one
+   write adds the loans and takes the request away (LEND). A request that is taken away without a loan was
+   refused.
 3. The borrower gives an address to a pod once it has *seen* the loan, which names the uid of its Node.
 4. When no pod has it any more, and a rest has passed, the borrower closes the address and notes the loan's uid on
    disk (CLOSE), and then takes the loan away (RETURN).
 5. The owner, who has seen the loan and then sees that it is gone, forgets it on disk; then its own pods may have
    the address again (RECLAIM).
 
-What is seen may be old, and either agent may end at any moment. What an owner has set aside and does not see in the
-block, it writes again, with the same uid: a borrower that had closed it returns it once more, so both agree. An
-old list shows a borrower no loan that it could use again, since it has the uid among those that it closed.
+What is seen may be old, and either agent may end at any moment. What an owner has set aside and does not see in
+the block, it writes again, with the same uid: a borrower that had closed it returns it once more, so both agree.
+An old list shows a borrower no loan that it could use again, since it has the uid among those that it closed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from heapq import nsmallest
-from itertools import islice
 
 from felix_py.ipam import blocks
 from felix_py.ipam.blocks import Act, Demand, Plan, Step, View, free, usable
@@ -138,8 +138,8 @@ def _ask(view: View, block: IPAMBlock, count: int) -> Act:
 
 
 def _whom(view: View, pools: Iterable[IPPool]) -> IPAMBlock | None:
-    """The block to borrow of: of some, in an order of each node's own, the one with the most addresses that no pod
-    is known to have."""
+    """The block to borrow of: of some, in an order of each node's own, the one with the most addresses that no
+    pod is known to have."""
     candidates = tuple(pools)
     if sum(pool_of(candidates, cidr) is not None for cidr in view.loans.asked) >= _MOST_ASKED:
         return None

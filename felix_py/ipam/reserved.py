@@ -1,5 +1,5 @@
-"""Addresses that no pod gets without asking for them: IPReservations, and those that are kept for a name; and those
-that are lent to other nodes, which no pod of this one gets."""
+"""Addresses that no pod gets without asking for them: IPReservations, and those that are kept for a name; and
+those that are lent to other nodes, which no pod of this one gets."""
 
 from __future__ import annotations
 

@@ -281,7 +281,8 @@ class AddressStore:
         return tuple(sorted(self._leases.values(), key=lambda lease: lease.created))
 
     def spare(self, cidr: str, most: int) -> list[str]:
-        """Addresses of a CIDR that could be given out now, in the order in which they would be. ValueError: no CIDR."""
+        """Addresses of a CIDR that could be given out now, in the order in which they would be. ValueError: no
+        CIDR."""
         pool, used = Pool.of(cidr), dict(self._used[Pool.of(cidr).family])
         found: list[str] = []
         while len(found) < most and (free := self._free([pool], used)) is not None:

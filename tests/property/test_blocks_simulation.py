@@ -1,5 +1,5 @@
-"""Many nodes claim, use, lend out of and give back blocks, while agents crash and the API lies: no address twice, no
-leak.
+"""Many nodes claim, use, lend out of and give back blocks, while agents crash and the API lies: no address
+twice, no leak.
 
 Small clusters, whose blocks come and go all the time, for four seconds (``make test-all``: a minute), and one of
 50 nodes, four pools and 10,000 pods. FELIX_PY_FUZZ_SECONDS sets another time; FELIX_PY_FUZZ_SEED makes it begin
@@ -33,9 +33,9 @@ OLD_LISTS = (0, 5, 40)
 
 @dataclass(frozen=True)
 class Size:
-    """``length``: that of the IPv4 pools. Small ones are empty and full again and again. ``tight``: one pool that has
-    no block for some of the nodes; ``steps``: how far the time may go from one event to the next; ``rests``: how many
-    of 200 events are a rest."""
+    """``length``: that of the IPv4 pools. Small ones are empty and full again and again. ``tight``: one pool
+    that has no block for some of the nodes; ``steps``: how far the time may go from one event to the next;
+    ``rests``: how many of 200 events are a rest."""
 
     nodes: int
     pods: int
@@ -203,8 +203,8 @@ def quiesce(world: World, nodes: list[Node], pools: tuple[IPPool, ...]) -> None:
 
 
 def everything_fits(world: World, nodes: list[Node]) -> None:
-    """Each lease lies in a block that its node has, or is lent to it; owners and the API agree on loans; blocks and
-    affinities match, and no two blocks overlap."""
+    """Each lease lies in a block that its node has, or is lent to it; owners and the API agree on loans; blocks
+    and affinities match, and no two blocks overlap."""
     api = world.api
     assert {one.state for one in api.affinities} <= {AffinityState.CONFIRMED}
     assert {(one.node, one.cidr) for one in api.affinities} == {(one.node, one.cidr) for one in api.blocks}

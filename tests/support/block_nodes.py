@@ -1,5 +1,5 @@
-"""Nodes that claim blocks, lend addresses and give them to pods, in a simulation: agents crash, the API lies, pools
-change.
+"""Nodes that claim blocks, lend addresses and give them to pods, in a simulation: agents crash, the API lies,
+pools change.
 
 An address store of theirs is a dictionary that survives; what an agent remembers does not.
 """
@@ -28,8 +28,8 @@ class AddressTwice(AssertionError):
 
 @dataclass
 class World:
-    """The truth: pods by address, pools, time. ``stale``: changes that a list may lag behind. ``strict``: nothing is
-    lent."""
+    """The truth: pods by address, pools, time. ``stale``: changes that a list may lag behind. ``strict``:
+    nothing is lent."""
 
     rng: random.Random
     api: BlockApi
@@ -196,12 +196,11 @@ class Node:
                 self.apart = [loan for loan in self.apart if loan not in act.loans]
                 self.seen.known.loans.returned -= {loan.uid for loan in act.loans}
                 continue
-            if act.step is Step.LEND:
-                act = self._lend(act)
-            elif act.step is Step.ASK:
+            if act.step is Step.ASK:
                 self.seen.known.loans.ask(act.cidr, self.world.now)
+            write = self._lend(act) if act.step is Step.LEND else act
             try:
-                self.world.api.carry_out(act, self.name, self.uid)
+                self.world.api.carry_out(write, self.name, self.uid)
             except (Refused, TimedOut):
                 self._tried[act] = self.world.now + 5
         self.plan = Plan()

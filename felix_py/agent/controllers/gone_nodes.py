@@ -1,4 +1,5 @@
-"""Frees the blocks of nodes that are gone, and what they had borrowed, while this agent leads (:mod:`felix_py.ipam.gone`)."""
+"""Frees the blocks of nodes that are gone, and what they had borrowed, while this agent leads
+(:mod:`felix_py.ipam.gone`)."""
 
 from __future__ import annotations
 
