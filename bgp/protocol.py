@@ -98,6 +98,14 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class MalformedUpdate:
+    """An UPDATE whose routes count as withdrawn, or that lost an attribute (RFC 7606); ``what`` is ExaBGP's."""
+
+    peer: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndOfRib:
     """The peer has sent its whole table of a family (RFC 4724 2)."""
 
@@ -179,7 +187,20 @@ class Answered:
     ok: bool
 
 
-Event = Open | Up | Down | Notified | Update | EndOfRib | Refresh | Gap | Neighbors | RibEntry | Answered
+Event = (
+    Open
+    | Up
+    | Down
+    | Notified
+    | Update
+    | MalformedUpdate
+    | EndOfRib
+    | Refresh
+    | Gap
+    | Neighbors
+    | RibEntry
+    | Answered
+)
 
 
 def announce(peer: str, announcements: Iterable[Announcement], own_asn: int = 0) -> Iterator[str]:
@@ -356,6 +377,8 @@ def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
         return
     update = message["update"]
     attributes = update.get("attribute", {})
+    if error := attributes.get("error"):
+        yield MalformedUpdate(peer, _text(error))
     announced: dict[Nlri, Path] = {}
     unusable: set[Nlri] = set()
     withdrawn: set[Nlri] = set()

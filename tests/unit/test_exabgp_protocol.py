@@ -104,6 +104,17 @@ def test_as_sets_count_as_one_and_confederations_not_at_all() -> None:
     assert event.announced[0][1] == expected
 
 
+def test_malformed_attributes_are_told_and_their_routes_withdrawn() -> None:
+    found = update(
+        '"attribute": { "origin": "igp", "error": "treat-as-withdraw" }, ',
+        '"withdraw": { "ipv4 unicast": [ { "nlri": "10.244.7.0/24" } ] }',
+    )
+    assert found == [
+        protocol.MalformedUpdate("10.9.0.2", "treat-as-withdraw"),
+        protocol.Update("10.9.0.2", (), (protocol.Nlri("10.244.7.0/24"),)),
+    ]
+
+
 def test_both_families_on_one_session() -> None:
     six = '"ipv6 unicast": { "fd09::2": [ { "nlri": "fd44:8::/64" } ] }'
     nlri = '[ { "nlri": "10.244.8.0/24" } ]'
