@@ -203,7 +203,7 @@ class _Recovery:
                 self.store.adopt(lease)
             except AddressUnavailable as error:
                 text = (
-                    f"the interface {lease.interface} of pod {lease.namespace}/{lease.pod} has an address that "
+                    f"the interface {lease.interface} of {lease.owner_text} has an address that "
                     f"was given to another pod ({error}), and nothing passes through it: delete the pod"
                 )
                 self._stray(lease.interface, text)
@@ -239,4 +239,5 @@ def _same(label: Lease, lease: Lease) -> bool:
 
 def about(lease: Lease) -> dict[str, str]:
     """A lease's fields for the log."""
-    return {"container": lease.container, "pod": f"{lease.namespace}/{lease.pod}", "interface": lease.interface}
+    pod = {"pod": f"{lease.namespace}/{lease.pod}"} if lease.pod else {}
+    return {"container": lease.container, **pod, "interface": lease.interface}

@@ -30,10 +30,6 @@ class Leases:
         """(container, ifname) of all leases, without waiting."""
         return self._store.keys()
 
-    def of(self, container: str) -> list[Lease]:
-        """The leases of one container, without waiting."""
-        return self._store.of(container)
-
     def usage(self, cidrs: Iterable[str]) -> dict[str, tuple[int, int]]:
         """See :meth:`AddressStore.usage`, without waiting."""
         return self._store.usage(cidrs)

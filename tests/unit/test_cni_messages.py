@@ -14,7 +14,7 @@ from felix_py.cni.conflist import FILE_NAME, conflist, install_client, install_c
 from felix_py.cni.errors import SUPPORTED_VERSIONS, CNIError, Code
 from felix_py.cni.protocol import Answer, Call, ProtocolError, parse_call, read_call
 from felix_py.cni.result import DNS, Interface, IPConfig, Result, RouteConfig
-from felix_py.cni.types import Command, Request, parse_request, version_of
+from felix_py.cni.types import Command, PodName, Request, parse_request, version_of
 
 ENVIRONMENT = {
     "CNI_COMMAND": "ADD",
@@ -106,13 +106,34 @@ def test_names_that_no_pod_can_have(args: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", ["", "K8S_POD_NAME=web", "K8S_POD_NAMESPACE=ns", "K8S_POD_NAMESPACE=;K8S_POD_NAME=x"]
+    "args",
+    [
+        "K8S_POD_NAME=web",
+        "K8S_POD_NAMESPACE=ns",
+        "K8S_POD_NAMESPACE=;K8S_POD_NAME=x",
+        "K8S_POD_NAMESPACE=;K8S_POD_NAME=",
+        "K8S_POD_UID=u",
+        "IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID=c",
+    ],
 )
-def test_a_call_for_no_pod_is_refused(args: str) -> None:
+def test_half_a_pods_name_is_none_and_no_container_without_pod(args: str) -> None:
     request = parse(CNI_ARGS=args)
-    with pytest.raises(CNIError, match="Kubernetes pods only") as caught:
+    with pytest.raises(CNIError, match="must have K8S_POD_NAMESPACE and K8S_POD_NAME") as caught:
         request.pod()
     assert caught.value.code == Code.INVALID_CONFIG
+
+
+@pytest.mark.parametrize("args", ["", "IP=10.0.0.1", "IgnoreUnknown=1;FOO=bar"])
+def test_a_container_that_is_no_pods(args: str) -> None:
+    assert parse(CNI_ARGS=args).pod() == PodName("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("ifname", "asked", "has"),
+    [("eth0", None, True), ("net1", None, False), ("eth0", False, False), ("net1", True, True)],
+)
+def test_which_interface_has_the_default_route(ifname: str, asked: bool | None, has: bool) -> None:
+    assert parse({"isDefaultGateway": asked}, CNI_IFNAME=ifname).default_route is has
 
 
 @pytest.mark.parametrize(
