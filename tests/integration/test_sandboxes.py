@@ -1,4 +1,4 @@
-"""What no CNI call tells: lost sandboxes, a full disk, a second interface, plugins that are not installed."""
+"""What no CNI call tells: lost sandboxes, a full disk, several interfaces, plugins that are not installed."""
 
 from __future__ import annotations
 
