@@ -18,7 +18,7 @@ from tests.support.isolate import NetworkNamespace
 from tests.support.live_node import LiveNode
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns"), pytest.mark.timeout(900)]
 
 CONTAINERS = 20
 

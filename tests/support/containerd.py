@@ -35,7 +35,7 @@ class Containerd:
         self._folder = folder
         self._name = f"fxt-{uuid.uuid4().hex[:8]}"
         """The namespace (of containerd's), which is that of the cgroups as well."""
-        self._running: list[subprocess.Popen[str]] = []
+        self._running: dict[str, subprocess.Popen[str]] = {}
         self._root = folder / "rootfs"
         (self._root / "bin").mkdir(parents=True)
         shutil.copy(shutil.which("busybox") or "/bin/busybox", self._root / "bin/busybox")
@@ -60,7 +60,8 @@ class Containerd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for running in self._running:
+        self.kill(name for name, running in self._running.items() if running.poll() is None)
+        for running in self._running.values():
             running.kill()
             running.communicate()
         self._process.terminate()
@@ -68,18 +69,14 @@ class Containerd:
         for pid in self._shims():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for path in _CGROUPS.glob(f"*/{self._name}"):
-            for group in (*path.iterdir(), path):
-                if group.is_dir():
-                    with suppress(OSError):
-                        group.rmdir()
+        eventually(self._have_left_cgroups, 60, 0.5)
 
     def run(self, container: str, *command: str) -> subprocess.Popen[str]:
         """``ctr run --cni``, in the foreground until its command has ended; then DEL."""
         argv = ["run", "--rm", "--cni", "--rootfs", str(self._root), container, "/bin/busybox", *command]
         both: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self._running.append(subprocess.Popen(self._argv(argv), text=True, **both))
-        return self._running[-1]
+        self._running[container] = subprocess.Popen(self._argv(argv), text=True, **both)
+        return self._running[container]
 
     def kill(self, containers: Iterable[str]) -> None:
         """SIGKILL for the containers' commands."""
@@ -97,6 +94,15 @@ class Containerd:
     def _argv(self, argv: Iterable[str]) -> list[str]:
         inside = ["nsenter", f"--mount=/proc/{self._process.pid}/ns/mnt", "--"]
         return [*inside, "ctr", "-a", f"{self._folder}/containerd.sock", "-n", self._name, *argv]
+
+    def _have_left_cgroups(self) -> bool:
+        """Remove those that are left; the kernel keeps one until its processes are gone."""
+        for path in _CGROUPS.glob(f"*/{self._name}"):
+            for group in (*path.iterdir(), path):
+                if group.is_dir():
+                    with suppress(OSError):
+                        group.rmdir()
+        return not any(_CGROUPS.glob(f"*/{self._name}"))
 
     def _shims(self) -> list[int]:
         """Those of our containers, which outlive containerd."""
