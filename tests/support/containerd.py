@@ -60,7 +60,6 @@ class Containerd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill(name for name, running in self._running.items() if running.poll() is None)
         for running in self._running.values():
             running.kill()
             running.communicate()
@@ -96,12 +95,13 @@ class Containerd:
         return [*inside, "ctr", "-a", f"{self._folder}/containerd.sock", "-n", self._name, *argv]
 
     def _have_left_cgroups(self) -> bool:
-        """Remove those that are left; the kernel keeps one until its processes are gone."""
+        """End what runs in ours, and remove those that are left, which takes until its processes are gone."""
         for path in _CGROUPS.glob(f"*/{self._name}"):
-            for group in (*path.iterdir(), path):
-                if group.is_dir():
-                    with suppress(OSError):
-                        group.rmdir()
+            for group in (*filter(Path.is_dir, path.iterdir()), path):
+                with suppress(OSError):
+                    for pid in (group / "cgroup.procs").read_text().split():
+                        os.kill(int(pid), signal.SIGKILL)
+                    group.rmdir()
         return not any(_CGROUPS.glob(f"*/{self._name}"))
 
     def _shims(self) -> list[int]:
