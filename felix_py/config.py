@@ -290,6 +290,14 @@ class AgentConfig:
         live=True,
         field=Field("addressCooldownSeconds"),
     )
+    strict_affinity: bool = setting(
+        True,
+        "Give pods addresses of the node's own blocks only. Otherwise nodes lend each other single addresses "
+        "where an IPPool has no block left, see docs/ipam.md.",
+        calico="strictAffinity (of the IPAMConfiguration, where it is false)",
+        live=True,
+        field=Field("strictAffinity"),
+    )
     discovery_interval: float = setting(
         15,
         "Time until a look for the cluster-scoped policies' CRDs, where they may not be watched; "

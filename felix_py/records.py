@@ -242,13 +242,14 @@ class Elsewhere(NamedTuple):
     """An address or CIDR that is in use, but not by a pod of this agent.
 
     ``how`` completes "it is …"; ``last`` is the last address concerned, as an integer. ``reserved``: it is in use
-    by nobody, but only for a pod that asks for it.
+    by nobody, but only for a pod that asks for it. ``lent``: this agent itself has lent it to another node.
     """
 
     what: str
     how: str
     last: int
     reserved: bool = False
+    lent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,7 +202,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics, partial(cluster.tell_node, True))
     keeping = pods.keep(facts.pod, namespaces)
-    claims = _claims(config, cluster, LeasedOrKept(pods.leases, keeping), pools, facts, programmed, notices)
+    claims = _claims(config, cluster, LeasedOrKept(pods.leases, keeping), pods, pools, facts, programmed, notices)
     addressing.follow(claims, keeping)
     pooling = _pooling(config, cluster, claims, facts, pods, notices)
     live: Live = {
@@ -210,6 +210,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         "refresh_interval": reconciler.set_refresh_interval,
         "cni_timeout": partial(_set_timeout, pods, claims),
         "address_cooldown": pods.set_cooldown,
+        "strict_affinity": claims.set_strict,
         "mtu": mtu.set,
         "deny_log_lines": deny_log.set_lines,
     }
@@ -316,6 +317,7 @@ def _claims(
     config: AgentConfig,
     cluster: Cluster,
     leases: LeasedOrKept,
+    pods: Pods,
     pools: DeclaredPools,
     facts: Facts,
     families: Sequence[Family],
@@ -329,10 +331,12 @@ def _claims(
         cluster.block_objects,
         leases,
         BlockWriter(cluster.api, config.node_name),
+        pods.loan_book(),
         Around(lambda: facts.pod_cidrs, families, facts.view.pod_at),
         notices,
         partial(_warn_declared, cluster),
         timeout=config.cni_timeout,
+        strict=config.strict_affinity,
     )
 
 

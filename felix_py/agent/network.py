@@ -10,6 +10,7 @@ from felix_py.agent.facts import Facts
 from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.own_prefixes import hosts_of
 from felix_py.agent.pod_ips import PodIPs
+from felix_py.agent.pooled import NO_POOLS, Pooled
 from felix_py.cni.network import NetworkError
 from felix_py.desired.names import DISPATCH, Fixed, SetNames, names_of
 from felix_py.failures import Failures, Name
@@ -68,6 +69,7 @@ class PodNetwork:
         self._ready = False
         self._hindrance = ""
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
+        self._grows: tuple[Pooled, frozenset[Family]] = (NO_POOLS, NO_POOLS.growing)
 
     def fold(self, change: Change[Pod]) -> None:
         """Wake the waiters for a pod that the store now has on this node."""
@@ -217,7 +219,10 @@ class PodNetwork:
 
     def growing(self) -> frozenset[Family]:
         """Families of which this node can still claim blocks."""
-        return self._facts.pooled.growing
+        pooled = self._facts.pooled
+        if self._grows[0] is not pooled:  # it looks at all nodes' blocks
+            self._grows = (pooled, pooled.growing)
+        return self._grows[1]
 
     def mtu(self) -> int:
         """MTU for pod interfaces."""

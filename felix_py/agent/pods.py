@@ -9,6 +9,7 @@ from functools import partial
 
 from felix_py import log
 from felix_py.agent.keeping import Keeping
+from felix_py.agent.loan_book import LoanBook
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.addresses import NO_CIDR
 from felix_py.cni.conflist import is_delegated
@@ -121,6 +122,10 @@ class Pods:
         path = self._config.state_dir / "kept-addresses.json"
         self._keeping = Keeping(path, self.reserved, self._config.node_name, pod_of, namespaces)
         return self._keeping
+
+    def loan_book(self) -> LoanBook:
+        """What this node has lent of its addresses; no pod gets one of these from now on."""
+        return LoanBook(self._config.state_dir / "lent-addresses.json", self.reserved, self.leases)
 
     def set_timeout(self, seconds: float) -> None:
         """Change how long an ADD may wait; those that wait already keep theirs."""

@@ -178,7 +178,7 @@ class FakeNetwork:
         return [] if (lease.container, lease.ifname) in self.enforced else [f"no route to {lease.interface}"]
 
     def growing(self) -> frozenset[Family]:
-        return frozenset()
+        return frozenset(Family(6 if ":" in cidr else 4) for cidrs in self.coming for cidr in cidrs)
 
     def pod_cidrs(self) -> tuple[str, ...]:
         return self.cidrs

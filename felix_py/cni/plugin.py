@@ -28,7 +28,8 @@ from felix_py.cni.network_list import absent_plugins
 from felix_py.cni.recovery import about
 from felix_py.cni.result import DNS, Interface, IPConfig, Result, RouteConfig
 from felix_py.cni.types import Command, PodName, Request
-from felix_py.cni.workers import Interfaces, Leases
+from felix_py.cni.workers import Interfaces, Leases, Making
+from felix_py.dataplane.host_ends import LEAST_MTU_OF_V6
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import LinkError, LinkExists, NoNamespace, PodLink, random_mac
 from felix_py.ipam.asked import Asked
@@ -42,7 +43,7 @@ from policy.model import Family
 GRACE = 300.0
 """Seconds until the lease of a lost sandbox is released: longer than any ADD takes."""
 
-LEAST_MTU = {Family.V4: 68, Family.V6: 1280}
+LEAST_MTU = {Family.V4: 68, Family.V6: LEAST_MTU_OF_V6}
 
 _EXPECTED = (CNIError, NetworkError, LinkError, OSError, sqlite3.Error)
 _DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
@@ -79,8 +80,8 @@ class Plugin:
         self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
         self._fullness = Fullness(notices, tell)
-        self._growing: frozenset[Family] = frozenset(Family)
-        """Families of which this node can get more CIDRs, by the last look; before it, nothing is said of any."""
+        self._growing: Callable[[], frozenset[Family]] = lambda: frozenset(Family)
+        """Families of which this node can get more CIDRs; before the first look, nothing is said of any."""
         self._forget_delegated = forget
         self._containers = containers
         self._book = LeaseBook(leases, notices, self._alone)
@@ -136,37 +137,27 @@ class Plugin:
                 )
             asked = self._addresses.asked(request, pod)
             mac = mac or asked.mac or random_mac()
-            made = False
+            pair = PodLink(interface_name(*claim.key), request.netns, request.ifname, {}, mac, self._mtu(Family))
+            making = self._interfaces.begin(pair)
+
+            def known(lease: Lease) -> Lease:
+                # The interface, which carries nothing yet, gets its addresses and its label while the lease is
+                # written to disk. If the agent is killed then, the label tells of it (felix_py.cni.recovery).
+                making.complete(self._link(request, lease, mac))
+                return lease
+
             try:
-                lease, dns = await self._lease_and_pair(claim, wanted, asked, request, mac)
+                lease, dns = await self._lease(claim, wanted, asked, request, known)
                 self._book.used_again(claim.key)
-                link = self._link(request, lease, mac)
-                await self._interfaces.configure(link)
-                made = True
+                await making.done()
                 await self._bounded(
                     self._network.enforce(lease),
                     lambda: f"policy of {lease.owner_text} is not in force yet",
                 )
             except BaseException:
-                await self._undo(request, made)
+                await self._undo(request, making)
                 raise
-        return _result(request, link, dns)
-
-    async def _lease_and_pair(
-        self, claim: Claim, wanted: list[str], asked: Asked, request: Request, mac: str
-    ) -> tuple[Lease, DNS]:
-        """Lease addresses, and meanwhile make the interface, which carries nothing before it is configured."""
-        pair = PodLink(interface_name(*claim.key), request.netns, request.ifname, {}, mac, self._mtu(Family))
-        making = asyncio.ensure_future(self._interfaces.make(pair))
-        try:
-            leased = await self._lease(claim, wanted, asked, request)
-            await asyncio.shield(making)
-            return leased
-        except BaseException:
-            with suppress(*_EXPECTED):  # it was not made, or the runtime's DEL removes it
-                await making
-                await self._interfaces.delete(pair.host)
-            raise
+        return _result(request, making.link, dns)
 
     def _pod(self, request: Request) -> PodName:
         """The pod to connect, if it is one's; CNIError if there must be none, or no such interface of it."""
@@ -189,12 +180,19 @@ class Plugin:
         if self._book.owes(claim.key):
             raise CNIError(Code.IO, self._book.unwritten)
 
-    async def _lease(self, claim: Claim, wanted: list[str], asked: Asked, request: Request) -> tuple[Lease, DNS]:
-        """Lease addresses from our store, or from the IPAM plugin that the configuration names."""
+    async def _lease(
+        self, claim: Claim, wanted: list[str], asked: Asked, request: Request, known: Callable[[Lease], Lease]
+    ) -> tuple[Lease, DNS]:
+        """Lease addresses from our store, or from the IPAM plugin that the configuration names.
+
+        ``known`` is called with the lease, in the store's thread, before it is on disk.
+        """
         if not request.config.delegate:
 
             def allocate(choice: Choice) -> Awaitable[Lease]:
-                return self._book.write(lambda store: store.allocate(claim, choice.cidrs, choice.requested))
+                return self._book.write(
+                    lambda store: known(store.allocate(claim, choice.cidrs, choice.requested))
+                )
 
             try:
                 return await self._addresses.lease(request, wanted, asked, allocate), DNS()
@@ -208,7 +206,7 @@ class Plugin:
         if not addresses:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate} gave no address")
         try:
-            return await self._book.write(lambda store: store.record(claim, addresses)), given.dns
+            return await self._book.write(lambda store: known(store.record(claim, addresses))), given.dns
         except ValueError as error:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
 
@@ -221,8 +219,8 @@ class Plugin:
         # With an MTU below a family's minimum the interface loses the family (RFC 791, RFC 8200 section 5).
         return max(self._network.mtu(), *(LEAST_MTU[family] for family in families))
 
-    async def _undo(self, request: Request, made: bool) -> None:
-        """Undo a failed ADD. ``made``: including its interface.
+    async def _undo(self, request: Request, making: Making) -> None:
+        """Undo a failed ADD.
 
         If a step fails, the rest is left to the runtime's DEL: an interface that stays keeps its address. Nothing
         is raised, so that the ADD's own error is reported.
@@ -230,8 +228,9 @@ class Plugin:
         lease = self._leases.get(request.container, request.ifname)
         try:
             if lease is not None:
-                if made:
-                    await self._delete_interface(lease)
+                self._network.leaving(lease)
+            await making.abandon()
+            if lease is not None:
                 await self._forget(lease)
             if request.config.delegate:
                 await delegate(request, Command.DEL)
@@ -375,7 +374,7 @@ class Plugin:
         for notice in self._notices.all():
             if notice.kind is NoticeKind.STRAY_INTERFACE and notice.subject not in present:
                 self._notices.clear(notice.kind, notice.subject)
-        self._growing = self._network.growing()
+        self._growing = self._network.growing
         self._fullness.look(self._leases.usage(self._network.pod_cidrs()), self._growing)
         self._addresses.look()
         await self._look_elsewhere(leases.values(), ends.keys())

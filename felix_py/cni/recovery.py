@@ -142,7 +142,9 @@ class _Recovery:
             self._release_old(boot, present)
             adopted = self._adopt(unknown, alive)
             self.store.set_boot(boot)
-        self._tell(len(adopted), lost)
+        # One without a route was being made when the agent was killed, and its lease being written.
+        connected = {end.lease.interface for end in unknown if end.lease and end.routed}
+        self._tell(sum(bool(lost) or lease.interface in connected for lease in adopted), lost)
         alive |= {lease.interface for lease in adopted}
         self._name_back([end for end in ends if end.lease and end.lease.interface in alive])
         return tuple(lease for lease in self.store.all() if lease.interface in alive)

@@ -140,9 +140,8 @@ class Links(Closing):
         try:
             try:
                 index = socket.if_nametoindex(link.host)
-                # First: below 1280 it has no IPv6 that could be configured.
-                self._netlink.carry_out([messages.change(index, messages.mtu_attr(link.mtu))])
-                host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label)
+                families = link.addresses.keys()
+                host_ends.configure(self._netlink, index, link.host, families, link.mtu, link.label)
                 inside(namespace, lambda: _configure_pod_end(link))
             except OSError as failure:
                 self.delete([link.host])

@@ -55,6 +55,7 @@ OTHERS = AgentConfig(
     refresh_interval=1.5,
     cni_timeout=0.25,
     address_cooldown=300,
+    strict_affinity=False,
     discovery_interval=2,
     health_address="[::1]:9098",
     socket_group="users",
