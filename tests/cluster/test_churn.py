@@ -25,7 +25,7 @@ from tests.cluster.pools import FOR_PODS, blocks, ip_pool, no_block_is_left, poo
 from tests.cluster.witness import Holders, watching_kernels, watching_pods
 from tests.cluster.workloads import HTTP, Namespace, deployment, policy
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 APP = ("-l", "app=churn")
 POOL = ip_pool("churn", FOR_PODS, 28)
