@@ -58,7 +58,10 @@ def wait_for_the_same(cluster: Cluster, before: dict[str, dict[str, Counter[str]
 
 
 class Killer:
-    """Kills (-9) the agent of one node after the other, each of them as often, at random moments."""
+    """Kills (-9) the agent of one node after the other, each of them as often, at random moments.
+
+    Most of them have become ready before; some are about to start.
+    """
 
     def __init__(self, nodes: list[Node], rng: random.Random, least: float, most: float) -> None:
         """``least``, ``most``: seconds between two kills."""
@@ -89,6 +92,8 @@ class Killer:
                 for node in nodes:
                     if self._ending.wait(self._rng.uniform(*self._pause)):
                         return
+                    if self._rng.random() < 0.7:
+                        agents.wait_ready(node)
                     agents.send(node, signal.SIGKILL)
                     self.kills += 1
         except BaseException as error:
