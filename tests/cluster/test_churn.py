@@ -147,19 +147,28 @@ def pods(namespace: Namespace) -> dict[str, str]:
 
 
 def agree(namespace: Namespace, routed: Holders, replicas: int) -> bool:
-    """Whether all pods have addresses, each another one, and the nodes' stores and kernels have just these."""
+    """Whether all pods have addresses, each another one, and the nodes' stores and kernels have just these.
+
+    Raises:
+        ValueError: they do not; it says where.
+    """
     told = pods(namespace)
     nodes = namespace.cluster.nodes
     prefix = f"{namespace.name}/"
     stored = Counter(lease for node in nodes for lease in held(node) if lease[0].startswith(prefix))
     kernel = Counter(address for node in nodes for address in local_routes(node))
     assert not [address for address, times in kernel.items() if times > 1]
-    return (
-        len(set(told.values())) == len(told) == replicas
-        and stored == Counter((prefix + name, address) for name, address in told.items())
-        and {address for address in kernel if in_range(address)} == set(told.values())
-        and routed.addresses() == set(kernel)
-    )
+    if len(set(told.values())) != replicas or len(told) != replicas:
+        raise ValueError(f"pods: {told}")
+    wanted = Counter((prefix + name, address) for name, address in told.items())
+    if stored != wanted:
+        raise ValueError(f"leases too many: {stored - wanted}, too few: {wanted - stored}")
+    ours = {address for address in kernel if in_range(address)}
+    if ours != set(told.values()):
+        raise ValueError(f"routes and pods differ: {ours ^ set(told.values())}")
+    if routed.addresses() != set(kernel):
+        raise ValueError(f"what was seen and what there is differ: {routed.addresses() ^ set(kernel)}")
+    return True
 
 
 def local_routes(node: Node) -> list[str]:
