@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -108,29 +109,33 @@ class BadProxy:
             with socket.create_connection(self._server, 30) as plain:
                 plain.settimeout(None)
                 with self._secure(plain) as server:
-                    back = threading.Thread(target=self._answers, args=(server, client), daemon=True)
-                    back.start()
-                    while data := client.recv(_CHUNK):
-                        if client not in self._dead:
-                            server.sendall(data)
-                    with contextlib.suppress(OSError):
-                        server.shutdown(socket.SHUT_RDWR)
-                    back.join()
+                    self._pass_on_all(client, server)
         with self._lock:
             self._open.discard(client)
             self._dead.discard(client)
 
+    def _pass_on_all(self, client: socket.socket, server: socket.socket) -> None:
+        """Until either end closes. In one thread: two must not use one TLS connection at the same time."""
+        with contextlib.suppress(OSError):
+            while True:
+                buffered = isinstance(server, ssl.SSLSocket) and server.pending()
+                ready = [server] if buffered else select.select([client, server], [], [])[0]
+                if client in ready:
+                    if not (data := client.recv(_CHUNK)):
+                        return
+                    if client not in self._dead:
+                        server.sendall(data)
+                if server in ready:
+                    if not (data := server.recv(_CHUNK)):
+                        break
+                    if client not in self._dead:
+                        self._pass_on(data, client)
+        while client in self._dead and client.recv(_CHUNK):
+            pass
+        client.shutdown(socket.SHUT_RDWR)
+
     def _secure(self, plain: socket.socket) -> socket.socket:
         return self._context.wrap_socket(plain, server_hostname=self._server[0]) if self._context else plain
-
-    def _answers(self, server: socket.socket, client: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := server.recv(_CHUNK):
-                if client not in self._dead:
-                    self._pass_on(data, client)
-        if client not in self._dead:
-            with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
 
     def _pass_on(self, data: bytes, client: socket.socket) -> None:
         mood = self._mood
