@@ -33,14 +33,13 @@ one_backend = pytest.mark.parametrize("backend", [Backend.NFT], indirect=True)
 
 def make_interfaces() -> None:
     """Two pod interfaces and an uplink, in the current namespace."""
+    commands = []
     for name, peer in ((POD, "pod0"), (OTHER, "pod1"), ("up0", "tor0")):
-        run("ip", "link", "add", name, "type", "veth", "peer", "name", peer)
-        run("ip", "link", "set", name, "up")
-        run("ip", "link", "set", peer, "up")
+        commands += [f"link add {name} type veth peer name {peer}", f"link set {name} up", f"link set {peer} up"]
+    commands += ["addr add 192.0.2.1/24 dev up0", "addr add 2001:db8::1/64 dev up0 nodad"]
+    run("ip", "-batch", "-", stdin="\n".join(commands))
     for name in (POD, OTHER):
         make_host_end(name)
-    run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
-    run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
 
 
 def make_host_end(name: str) -> None:
