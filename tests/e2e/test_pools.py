@@ -112,8 +112,7 @@ def test_a_pod_with_an_address_of_another_nodes_block(plain_lab: LabUnderTest) -
             eventually(lambda: all(lab.addresses("dev", name) for name in NAMES), SECONDS)
             own, borrowed = (lab.addresses("dev", name)[Family.V4] for name in NAMES)
             assert loans(lab) == {borrowed: borrower}
-            # The router has the block, and the one address beside it. Who has it knows the block, and the owner the
-            # address, so packets go straight.
+            # The router has the block, and the one address beside it, and so has the block's node.
             eventually(lambda: {CIDR, f"{borrowed}/32"} <= routed(lab), SECONDS)
             eventually(lambda: any(one.startswith(f"{borrowed} via") for one in lab.routes(owner)), SECONDS)
             others = [lab.addresses("shop", name)[Family.V4] for name in ("web-1", "api-1")]
