@@ -1,5 +1,7 @@
 """The protocol of ExaBGP 5.0 with its helper, without I/O: lines to events, commands to lines.
 
+``peer`` is a session's name everywhere (:attr:`bgp.model.Peer.key`), as :mod:`bgp.launch` has ExaBGP say it.
+
 Two kinds of lines arrive, interleaved: JSON events, and for each command its output and then one ``done`` or
 ``error``, in order. ``done`` means that ExaBGP has accepted a command, not that a peer has received it.
 """
@@ -8,14 +10,17 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from bgp.announcement import Announcement
 from bgp.attributes import Malformed, number, received, sent, words
 from bgp.decision import Path
+from bgp.fields import named_address, peer_address, peer_name
 from bgp.prefixes import FAMILIES, canonical, is_link_local, version
 
 SHOW_NEIGHBORS = "show neighbor json"
@@ -31,6 +36,9 @@ _PREFIXES_PER_LINE = 45
 _IN_FLIGHT = 4
 # ExaBGP processes 50 prefixes in a turn of its loop and then sleeps up to 10 ms, unless a new command wakes it.
 # So short lines, one after the other, are announced twice as fast as long ones all at once.
+_PEERS_PER_LINE = 256
+_TO_ONE = re.compile(r"neighbor (\S+) ((?:announce|withdraw) (?:attributes|eor) .*)", re.ASCII)
+"""A command to one session that may go to others as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ class Gap:
 
 
 Identity = tuple[str, str, int, int]
-"""Peer's and local address, peer's and local AS: a change of any makes another session."""
+"""Peer's name, local address, peer's and local AS: a change of any makes another session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +233,47 @@ def _batches(start: str, announcements: Iterable[Announcement], own_asn: int) ->
             yield f"{start} attributes {attributes} nlri {' '.join(prefixes[first : first + _PREFIXES_PER_LINE])}"
 
 
+class Queue:
+    """Commands that wait to be sent. Equal ones to different sessions become one: a route reflector tells the
+    same to hundreds. Each session gets its own in the order in which they came.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, list[str]]] = deque()
+        self._first = 0
+        self._open: dict[str, int] = {}
+        self._latest: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, line: str) -> None:
+        """One command at the end, or together with an equal one that no later one of its session follows."""
+        told = _TO_ONE.fullmatch(line)
+        if told is None:
+            self._open.clear()
+            self._waiting.append((line, []))
+            return
+        peer, what = told.groups()
+        at = self._open.get(what, -1)
+        if at < self._first or self._latest.get(peer, -1) >= at or len(self._together(at)) >= _PEERS_PER_LINE:
+            at = self._open[what] = self._first + len(self._waiting)
+            self._waiting.append((what, []))
+        self._together(at).append(peer)
+        self._latest[peer] = at
+
+    def _together(self, at: int) -> list[str]:
+        return self._waiting[at - self._first][1]
+
+    def take(self) -> str:
+        """The next command. Raises IndexError if there is none."""
+        what, peers = self._waiting.popleft()
+        self._first += 1
+        if self._open.get(what, self._first) < self._first:
+            del self._open[what]
+        return " , ".join(f"neighbor {peer}" for peer in peers) + f" {what}" if peers else what
+
+
 class Connection:
     """One connection to the bridge: bytes in, events out; commands in, bytes out. Nothing raises on bad input."""
 
@@ -233,7 +282,7 @@ class Connection:
         """Number of invalid lines."""
         self._partial = b""
         self._too_long = False
-        self._waiting: deque[str] = deque()
+        self._waiting = Queue()
         self._commands: deque[str] = deque()
         self._counters: dict[str, int] = {}
 
@@ -246,13 +295,13 @@ class Connection:
         """Queue one command."""
         if not line.isascii() or "\n" in line:
             raise ValueError(f"not one line of ASCII: {line!r}")
-        self._waiting.append(line)
+        self._waiting.add(line)
 
     def data_to_send(self) -> bytes:
         """Bytes to write to the socket now; call again after each :meth:`receive`."""
         ready = []
         while self._waiting and len(self._commands) < _IN_FLIGHT:
-            self._commands.append(self._waiting.popleft())
+            self._commands.append(self._waiting.take())
             ready.append(self._commands[-1] + "\n")
         return "".join(ready).encode()
 
@@ -306,7 +355,7 @@ class Connection:
 
     def _event(self, content: dict[str, Any]) -> Iterator[Event]:
         neighbor = content["neighbor"]
-        peer = _address(neighbor["address"]["peer"])
+        peer = _peer(neighbor["address"]["peer"])
         kind, counter = content["type"], number(content["counter"], _U64)
         expected = self._counters.get(peer, counter - 1) + 1
         self._counters[peer] = counter
@@ -404,7 +453,7 @@ _EVENTS = {"state": _state, "open": _open, "update": _update, "refresh": _refres
 def _neighbor(entry: dict[str, Any]) -> Neighbor:
     established = entry["fsm"] == "ESTABLISHED"
     return Neighbor(
-        peer=_address(entry["peer"]["address"]),
+        peer=_peer(entry["peer"]["address"]),
         local_address=_text(entry["local"]["address"]),
         asn=number(entry["peer"]["as"], _U32),
         local_asn=number(entry["local"]["as"], _U32),
@@ -424,7 +473,7 @@ def _families(names: Iterable[str]) -> frozenset[int]:
 
 
 def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
-    peer = _address(content["peer"]["address"])
+    peer = _peer(content["peer"]["address"])
     nlri, attributes = content["route"]["nlri"], content["route"]["attributes"]
     prefix, next_hop = _prefix(nlri["prefix"]), str(nlri["nexthop"])
     if outgoing:
@@ -459,13 +508,19 @@ def _next_hop(text: str, family: int, peer: str) -> str:
         return ""
     if address.version < family or address.is_multicast or address.is_unspecified or address.is_loopback:
         return ""
-    if address.is_link_local and (address.version == 4 or not is_link_local(peer)):
+    if address.is_link_local and (address.version == 4 or not is_link_local(named_address(peer))):
         return ""
     return str(address)
 
 
 def _link_local_last(listed: tuple[str, object]) -> bool:
     return is_link_local(listed[0])
+
+
+@lru_cache(maxsize=4096)
+def _peer(text: object) -> str:
+    """The name of a session, canonical."""
+    return peer_name(*peer_address("peer", text))
 
 
 def _address(text: object) -> str:

@@ -249,6 +249,11 @@ class AgentConfig:
         "until the kubelet reports them, see docs/security.md.",
         field=Field("announcePodIPs"),
     )
+    connect_containers: bool = setting(
+        False,
+        "Connect containers that are no pods', such as those of `ctr run --cni`: no policy selects them, see "
+        "docs/cni.md.",
+    )
     mtu: int = setting(
         0,
         "MTU of pod interfaces; 0: that of the node's uplinks.",

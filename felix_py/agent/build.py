@@ -53,6 +53,7 @@ from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.intake import Intake
 from felix_py.agent.keeping import LeasedOrKept
 from felix_py.agent.network import PodNetwork, concern_everybody
+from felix_py.agent.pod_ips import PodIPs
 from felix_py.agent.pods import Mtu, Pods
 from felix_py.agent.pooling import Pooling
 from felix_py.agent.refusals import Refusals
@@ -191,10 +192,8 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     mtu = Mtu(config.mtu)
     namespaces = cluster.store.namespaces.records
     addressing = Addressing(facts, namespaces, foreign=config.bgp_foreign_annotations)
-    announced, announce = None, lambda _lease: None
-    if config.announce_pod_ips:
-        announced, announce = _announced(config, cluster, facts), cluster.announce
-    network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), announce, addressing)
+    announced, pod_ips = _announced(config, cluster, facts)
+    network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), pod_ips, addressing)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
     pools = DeclaredPools(cluster.store)
@@ -271,8 +270,13 @@ def _revoker(
     return Revoker(view, engine.chains_of, flows, due, host_addresses, metrics, host_closed=closed)
 
 
-def _announced(config: AgentConfig, cluster: Cluster, facts: Facts) -> Announced:
-    return Announced(config.node_name, cluster.store.nodes.records, lambda: facts.pooled)
+def _announced(config: AgentConfig, cluster: Cluster, facts: Facts) -> tuple[Announced | None, PodIPs | None]:
+    if not config.announce_pod_ips:
+        return None, None
+    return (
+        Announced(config.node_name, cluster.store.nodes.records, lambda: facts.pooled),
+        PodIPs(cluster.announcements, facts.held, facts.pods_here, lambda: facts.address_cidrs),
+    )
 
 
 def _host_gateway(config: AgentConfig, notices: Notices, pending: Pending) -> HostGateway | None:
@@ -422,5 +426,6 @@ def _running(config: AgentConfig, families: Families, backend: Backend, options:
             "families": [int(family) for family in families.programmed],
             "clusterCidrs": list(config.cluster_cidrs),
             "rules": dataclasses.asdict(options),
+            "announced": config.announce_pod_ips,
         },
     }

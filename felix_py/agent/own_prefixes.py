@@ -117,7 +117,7 @@ def told(
     versions = {parse(cidr)[0] for cidr in own.aggregates}
     strays = {stray for stray in own.strays if parse(stray)[0] in versions}
     strays.difference_update(pooled.borrowed, pooled.blocks)
-    outside = sorted(f"{held.namespace}/{held.pod}" for held in leases if not strays.isdisjoint(hosts_of(held)))
+    outside = sorted({held.owner_text for held in leases if not strays.isdisjoint(hosts_of(held))})
     if not outside:
         return {}, shared
     what = "podCIDRs and blocks" if own.blocks else "podCIDRs"

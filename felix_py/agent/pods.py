@@ -76,6 +76,7 @@ class Pods:
         self._config = config
         self._stack = stack
         self._mtu = mtu
+        self._network = network
         self._list = NetworkList(config.cni_conf_dir, config.cni_bin_dir, config.chained_plugins, notices)
         self._elsewhere = stack.enter_context(closing(ElsewhereLookup()))
         self.reserved = Reserved(self._elsewhere)
@@ -95,6 +96,7 @@ class Pods:
             chained=config.chained_plugins,
             tell=tell,
             forget=partial(forget, conf_dir=config.cni_conf_dir, bin_dir=config.cni_bin_dir),
+            containers=config.connect_containers,
         )
         self._parts = self._plugin, leases, interfaces, network
         self._server = CNIServer(self._plugin, config.cni_socket, metrics)
@@ -167,6 +169,7 @@ class Pods:
                 await self._mtu.look(nodes())
                 await asyncio.to_thread(self._elsewhere.refresh)
                 await self._plugin.look()
+                self._network.look()
                 if self._keeping:
                     await self._keeping.look(_LOOK_INTERVAL)
                 await self._list.bring_up_to_date()

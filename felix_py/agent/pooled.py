@@ -63,12 +63,13 @@ class Pooled:
     @property
     def growing(self) -> frozenset[Family]:
         """Families of which a pool has blocks that nobody has claimed."""
-        claimed = [*self.blocks, *(cidr for cidrs in self.others.values() for cidr in cidrs)]
+        claimed = [*self.blocks, *self.blocks_of_others()]
         found = set()
         for pool in self._for_pods():
             inside = PrefixSet([pool.cidr])
             blocks = 2 ** (pool.block_size - parse(pool.cidr)[2])
-            if not pool.disabled and sum(map(inside.covers, claimed)) < blocks:
+            some_left = len(claimed) < blocks or sum(map(inside.covers, claimed)) < blocks
+            if not pool.disabled and some_left:
                 found.add(pool.family)
         return frozenset(found)
 

@@ -20,12 +20,15 @@ from felix_py.cli.asking import asked, echo, ending_quietly
 from felix_py.cli.bgp import age
 from felix_py.cli.tables import columns
 from felix_py.config import AgentConfig
+from felix_py.layout import FIRST_INTERFACE
 
 Answer = Mapping[str, Any]
 
 _WIDTH = 100
 _ID = 13
 """Characters of a container id, as ``crictl pods`` shows."""
+
+_NO_POD = "(no pod)"
 
 _GRACE = 30
 """Seconds between the two looks of ``check --fix``."""
@@ -174,7 +177,7 @@ def shown(answer: Answer) -> list[str]:
     pods = [
         (
             ", ".join(one["addresses"]),
-            f"{one['namespace']}/{one['pod']}",
+            _who(one),
             one["interface"],
             one["container"][:_ID],
             age(max(0.0, now - one["created"])),
@@ -206,7 +209,7 @@ def historic(entries: Sequence[Any]) -> list[str]:
             datetime.fromtimestamp(entry.time, UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
             entry.what,
             ", ".join(entry.addresses),
-            f"{entry.namespace}/{entry.pod}",
+            f"{entry.namespace}/{entry.pod}" if entry.pod else _NO_POD,
             entry.container[:_ID],
         )
         for entry in entries
@@ -220,7 +223,16 @@ def _many(number: int) -> str:
 
 
 def _words(lease: Answer) -> str:
-    return f"{', '.join(lease['addresses'])} of pod {lease['namespace']}/{lease['pod']}"
+    whose = f"pod {_who(lease)}" if lease["pod"] else f"container {lease['container'][:_ID]}"
+    return f"{', '.join(lease['addresses'])} of {whose}"
+
+
+def _who(lease: Answer) -> str:
+    """The pod, and the interface if it is not its first."""
+    if not lease["pod"]:
+        return _NO_POD
+    further = "" if lease["ifname"] == FIRST_INTERFACE else f" {lease['ifname']}"
+    return f"{lease['namespace']}/{lease['pod']}{further}"
 
 
 def _is_of(entry: Any, of: str) -> bool:
@@ -242,6 +254,7 @@ def forgotten(leases: Sequence[Answer]) -> tuple[list[dict[str, Any]], str]:
     if done.returncode:
         return [], f"the container runtime was not asked: {options.printable(done.stderr.strip()[-200:])}"
     known = set(done.stdout.split())
+    leases = [lease for lease in leases if lease["pod"]]  # other containers may be another runtime's
     if leases and known.isdisjoint(lease["container"] for lease in leases):
         return [], f"{command[0]} knows none of the pods' sandboxes: another container runtime runs them"
     text = "leased to pod {}/{}, of whose sandbox {} the container runtime knows nothing"

@@ -58,17 +58,19 @@ def compare(
 
 
 def _of_lease(lease: Lease, present: Mapping[str, HostEnd], departed: Callable[[Lease], bool]) -> Finding | None:
-    addresses, pod = tuple(lease.addresses.values()), f"{lease.namespace}/{lease.pod}"
+    addresses, owner = tuple(lease.addresses.values()), lease.owner_text
     end, gone = present.get(lease.interface), departed(lease)
     if end is None:
-        after = "and the pod is not here any more: it is lost" if gone else "and its DEL has not come"
-        text = f"leased to pod {pod}, but its interface {lease.interface} is gone, {after}"
+        gone = gone or not lease.pod
+        of = "the pod" if lease.pod else "the container"
+        after = f"and {of} is not here any more: it is lost" if gone else "and its DEL has not come"
+        text = f"leased to {owner}, but its interface {lease.interface} is gone, {after}"
         return Finding(addresses, text, lost=gone)
     if end.lease is not None and end.lease.addresses != lease.addresses:
         label = ", ".join(end.lease.addresses.values())
-        return Finding(addresses, f"leased to pod {pod}, but its interface {end.name} is labelled {label}")
+        return Finding(addresses, f"leased to {owner}, but its interface {end.name} is labelled {label}")
     if gone:
-        text = f"leased to pod {pod}, which is not here any more, but its interface {end.name} is"
+        text = f"leased to {owner}, which is not here any more, but its interface {end.name} is"
         return Finding(addresses, f"{text}: has the runtime forgotten it?")
     return None
 

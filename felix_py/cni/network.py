@@ -18,8 +18,9 @@ class NetworkError(Exception):
 class Network(Protocol):
     """The agent as the plugin sees it, called on the agent's event loop.
 
-    Of several leases of one pod (a new sandbox precedes the DEL of the old one) the one with the latest
-    ``created`` is the pod's endpoint; releasing an older one does not disturb it.
+    Of several sandboxes of one pod (a new one precedes the DEL of the old one) the newest is the pod's endpoint,
+    with a lease for each interface; releasing one of an older sandbox does not disturb it. A lease without pod
+    is of a container that no policy selects.
     """
 
     def unready(self) -> str | None:
@@ -57,7 +58,7 @@ class Network(Protocol):
         """
 
     def departed(self, lease: Lease) -> bool:
-        """Whether the lease's pod has left this node, or has a newer interface; false if unknown."""
+        """Whether the lease's pod has left this node, or has a newer sandbox; false if unknown, or no pod's."""
 
     async def problems(self, lease: Lease) -> list[str]:
         """Differences of the kernel from what :meth:`enforce` wrote, as texts."""
@@ -109,6 +110,9 @@ class Network(Protocol):
             NetworkError: that cannot be written.
         """
 
+    def only_first(self) -> str:
+        """Why a pod can have no interface but ``eth0``, or empty."""
+
     def mtu(self) -> int:
         """MTU of pod interfaces, in bytes."""
 
@@ -138,6 +142,8 @@ class FakeNetwork:
         """Names of pods that have left this node."""
         self.gone: set[str] = set()
         """Interfaces passed to :meth:`leaving`."""
+        self.alone = ""
+        """Why a pod can have no further interface."""
         self._changed = asyncio.Condition()
 
     def departed(self, lease: Lease) -> bool:
@@ -187,7 +193,7 @@ class FakeNetwork:
         return {}
 
     def growing(self) -> frozenset[Family]:
-        return frozenset()
+        return frozenset(Family(6 if ":" in cidr else 4) for cidrs in self.coming for cidr in cidrs)
 
     def pod_cidrs(self) -> tuple[str, ...]:
         return self.cidrs
@@ -216,6 +222,9 @@ class FakeNetwork:
         self.keeps.pop(f"{namespace}/{name}", None)
         if addresses:
             self.keeps[f"{namespace}/{name}"] = addresses
+
+    def only_first(self) -> str:
+        return self.alone
 
     def mtu(self) -> int:
         return 1500

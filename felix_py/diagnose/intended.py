@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from felix_py.agent.announced import Announced
 from felix_py.agent.facts import Facts
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.pooled import Pooled
@@ -37,6 +38,8 @@ class Settings:
     cluster_cidrs: tuple[str, ...]
     options: StaticOptions
     closed: tuple[Family, ...] = ()
+    announced: bool = False
+    """Whether addresses that annotations claim are believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,12 @@ def intended(
     engine, view = Engine(settings.families), ClusterView()
     facts = Facts(settings.node_name, pods, nodes, HeldLeases(), engine, view, settings.cluster_cidrs)
     facts.set_pooled(_pooled(settings.node_name, cluster))
-    for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies, *cluster.pods):
+    believed = Announced(settings.node_name, nodes, lambda: facts.pooled) if settings.announced else None
+    for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies):
         facts.fold(Change(None, record))
+    for pod in cluster.pods:
+        change = Change(None, pod)
+        facts.fold(believed.believe(change) if believed else change)
     attached = known(leases, cluster)
     complete = len(attached) == len(leases)
     for lease in attached:
@@ -102,10 +109,12 @@ def _pooled(node_name: str, cluster: Fetched) -> Pooled:
 
 
 def known(leases: Iterable[Lease], cluster: Fetched) -> tuple[Lease, ...]:
-    """The leases whose pod the API server has: the same pod, not another one of its name."""
+    """The leases whose pod the API server has, the same and not another one of its name; and those without."""
     pods = {pod.key: pod for pod in cluster.pods}
-    ends = [(lease, pods.get((lease.namespace, lease.pod))) for lease in leases]
-    return tuple(lease for lease, pod in ends if pod is not None and endpoint_of(lease).stands_for(pod))
+    ends = [(lease, pods.get(lease.owner)) for lease in leases]
+    return tuple(
+        lease for lease, pod in ends if not lease.pod or (pod is not None and endpoint_of(lease).stands_for(pod))
+    )
 
 
 def _present(update: Update) -> Update:

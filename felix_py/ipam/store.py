@@ -230,10 +230,6 @@ class AddressStore:
         """The keys of all leases. May be called from any thread."""
         return list(self._leases)
 
-    def of(self, container: str) -> list[Lease]:
-        """The leases of one container. May be called from any thread."""
-        return [lease for lease in list(self._leases.values()) if lease.container == container]
-
     def usage(self, cidrs: Iterable[str]) -> dict[str, tuple[int, int]]:
         """Addresses that leases have and that they do not have, by CIDR. May be called from any thread.
 

@@ -18,7 +18,8 @@ def send(node: Node, number: signal.Signals) -> None:
     Raises:
         CommandFailed: there was none in a minute.
     """
-    program = ["pkill", f"-{number.value}", "-f", "felix-py agent"]
+    # What keeps a service has the same words in its command line.
+    program = ["pkill", f"-{number.value}", "-f", "^[^ ]*python.* [^ ]*felix-py agent"]
     wait_for(f"{node.name}'s agent", lambda: node.machine.run(*program) == "", 60)
 
 

@@ -129,7 +129,8 @@ def test_a_link_local_peer_has_a_link_local_next_hop(listed: tuple[str, ...]) ->
         f'"direction": "receive", "message": {{ "update": {{ {EMPTY_PATH}'
         f'"announce": {{ "ipv4 unicast": {{ {hops} }} }} }} }}'
     )
-    [event] = events(line("update", content).replace(b"10.9.0.2", b"fe80::2").replace(b"10.9.0.1", b"fe80::1"))
+    told = line("update", content).replace(b"10.9.0.2", b"fe80::2%eth0").replace(b"10.9.0.1", b"fe80::1")
+    [event] = events(told)
     assert isinstance(event, protocol.Update)
     assert [path.next_hop for _, path in event.announced] == ["fe80::2"]
 

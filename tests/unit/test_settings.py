@@ -50,6 +50,7 @@ OTHERS = AgentConfig(
     drop_invalid=False,
     revoke_established=False,
     announce_pod_ips=True,
+    connect_containers=True,
     mtu=1400,
     refresh_interval=1.5,
     cni_timeout=0.25,
