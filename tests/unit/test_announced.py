@@ -197,7 +197,7 @@ async def test_a_connected_pods_addresses_are_written_and_no_others(server: Fake
         writer.announce(WEB, "another", ("10.1.1.4",), problems.append)
         writer.announce(WEB, "uid-web", ("10.1.1.5",), problems.append)
         await until(lambda: len(problems) == 3)
-        assert "not found" in problems[0].lower()
+        assert "no such pod" in problems[0]
         assert "uid" in problems[1]
         assert problems[2] == ""
         await until(lambda: annotation(server) == "10.1.1.5")
