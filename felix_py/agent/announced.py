@@ -5,8 +5,8 @@ interfaces never; the pod's agent writes the annotation ``felixpy.io/pod-ips`` a
 may write it, too, so it is believed only where a lie is of no use:
 
 - for pods of other nodes: this node's own leases say what its pods have;
-- for addresses of the blocks, loans or podCIDRs of the pod's node: nobody can give an address outside of
-  the cluster, a node's, or another node's pod the rights of a pod of theirs;
+- for addresses of the blocks, loans or podCIDRs of the node that the pod is on: nobody can give an address
+  outside of the cluster, a node's, or another node's pod the rights of a pod of theirs;
 - and only as long as nobody else claims the address: against any pod that has it in its status such a claim
   is none (:meth:`policy.model.Pod.claim`), so no pod loses its address to a lie.
 """
