@@ -74,7 +74,8 @@ def test_only_what_is_gone_for_the_whole_grace_is_freed(
             for block in found:
                 if (block.cidr, block.node, block.node_uid) == (cidr, node, uid):
                     assert all(certain(loan.node, loan.node_uid) for loan in block.lent)
-        kept = {block.cidr: left for block, left in gone.ended(now)}
-        for block in found:
-            stay = tuple(loan for loan in block.lent if not certain(loan.node, loan.node_uid))
-            assert kept.get(block.cidr, block.lent) == stay
+        for block, kept in gone.ended(now):
+            ended = [loan for loan in block.lent if loan not in kept]
+            assert ended
+            assert {*kept} < {*block.lent}
+            assert all(certain(loan.node, loan.node_uid) for loan in ended)
