@@ -26,7 +26,7 @@ from felix_py.ruleset.seal import digest_of
 from policy.change import Change
 from policy.engine.compile import Engine
 from policy.ir import ChainId
-from policy.model import Direction, Family
+from policy.model import Direction, Family, Pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,9 @@ def intended(
     engine, view = Engine(settings.families), ClusterView()
     facts = Facts(settings.node_name, pods, nodes, HeldLeases(), engine, view, settings.cluster_cidrs)
     facts.set_pooled(_pooled(settings.node_name, cluster))
-    believed = Announced(settings.node_name, nodes, lambda: facts.pooled) if settings.announced else None
-    for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies):
+    peers = with_announced(cluster, settings.node_name) if settings.announced else cluster.pods
+    for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies, *peers):
         facts.fold(Change(None, record))
-    for pod in cluster.pods:
-        change = Change(None, pod)
-        facts.fold(believed.believe(change) if believed else change)
     attached = known(leases, cluster)
     complete = len(attached) == len(leases)
     for lease in attached:
@@ -106,6 +103,14 @@ def _pooled(node_name: str, cluster: Fetched) -> Pooled:
         with suppress(Bad):
             declared.append(Declared(parse_pool(record.name, record.spec), record.created))
     return Pooled.of(node_name, without_overlaps(declared)[0], cluster.blocks)
+
+
+def with_announced(cluster: Fetched, node_name: str = "") -> list[Pod]:
+    """The cluster's pods as agents have them that believe annotations: ``node_name``'s, whose own pods' it does
+    not need; or any."""
+    nodes, pooled = {("", node.name): node for node in cluster.nodes}, _pooled(node_name, cluster)
+    announced = Announced(node_name, nodes, lambda: pooled)
+    return [pod for one in cluster.pods if (pod := announced.believe(Change(None, one)).after)]
 
 
 def known(leases: Iterable[Lease], cluster: Fetched) -> tuple[Lease, ...]:

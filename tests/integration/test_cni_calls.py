@@ -181,7 +181,7 @@ def test_a_failed_add_leaves_nothing(tmp_path: Path, make_netns: MakeNetns, fail
         words = "default/web is not known"
     elif failure == "late-policy":
         node.network.enforce = lambda lease: asyncio.sleep(60)  # type: ignore[method-assign]
-        words = "policy of default/web is not in force"
+        words = "policy of pod default/web is not in force"
     elif failure == "no-address":
         node.network.cidrs = ()
         code, words = 102, "no podCIDRs yet"
