@@ -161,12 +161,21 @@ def as_dict(nlri: Any) -> dict[str, Any]:
 
 
 def unpack(code: int, flag: int, data: bytes, direction: Any, negotiated: Any) -> Any:
-    """In place of ``Attribute.unpack``, with RFC 7606, 7.1 and 7.2. Raises Notify."""
+    """In place of ``Attribute.unpack``, with RFC 7606, 7.1 and 7.2. Raises Notify.
+
+    An attribute to leave out is None: ExaBGP's own way of that keeps the route out of its adj-rib-in, so that
+    an agent that starts anew would miss it.
+    """
     if code == CODE.ORIGIN and len(data) != 1:
         raise Notify(3, 5, "ORIGIN is one byte")
     if code == CODE.AS_PATH and has_empty_segment(data, 4 if negotiated.asn4 else 2):
         raise Notify(3, 11, "AS_PATH has a segment of no AS")
-    return _unpack(code, flag, data, direction, negotiated)
+    try:
+        return _unpack(code, flag, data, direction, negotiated)
+    except Notify:
+        if code in Attributes.DISCARD:
+            return None
+        raise
 
 
 def has_empty_segment(path: bytes, size: int) -> bool:

@@ -99,7 +99,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class MalformedUpdate:
-    """An UPDATE whose routes count as withdrawn, or that lost an attribute (RFC 7606); ``what`` is ExaBGP's."""
+    """An UPDATE whose routes count as withdrawn, for its attributes (RFC 7606); ``what`` is what ExaBGP says."""
 
     peer: str
     what: str
