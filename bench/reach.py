@@ -53,12 +53,12 @@ def main(quick: bool) -> None:
         )
         namespace.wait_ready("client")
         netns = of_pod(namespace, "client").netns
-        for turn in range(1 if quick else 4):
+        for turn in range(1 if quick else 3):
             for options, answer, connect in zip(_OPTIONS.values(), answers, connected, strict=True):
                 for node in cluster.nodes:
                     installer.restart_agent(node, *options)
                 with watching_kernels(cluster) as routed:
-                    for number in range(2 if quick else 6):
+                    for number in range(2 if quick else 5):
                         name = f"server-{turn}-{len(options)}-{number}"
                         took = _new_pod(namespace, name, netns, routed)
                         answer.values.append(took[0])

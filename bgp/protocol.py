@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from bgp.announcement import Announcement
 from bgp.attributes import Malformed, number, received, sent, words
+from bgp.command_queue import CommandQueue
 from bgp.decision import Path
 from bgp.fields import named_address, peer_address, peer_name
 from bgp.prefixes import FAMILIES, canonical, is_link_local, version
@@ -36,9 +36,6 @@ _PREFIXES_PER_LINE = 45
 _IN_FLIGHT = 4
 # ExaBGP processes 50 prefixes in a turn of its loop and then sleeps up to 10 ms, unless a new command wakes it.
 # So short lines, one after the other, are announced twice as fast as long ones all at once.
-_PEERS_PER_LINE = 256
-_TO_ONE = re.compile(r"neighbor (\S+) ((?:announce|withdraw) (?:attributes|eor) .*)", re.ASCII)
-"""A command to one session that may go to others as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +95,14 @@ class Update:
     peer: str
     announced: tuple[tuple[str, Path], ...]
     withdrawn: tuple[Nlri, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MalformedUpdate:
+    """An UPDATE whose routes count as withdrawn, or that lost an attribute (RFC 7606); ``what`` is ExaBGP's."""
+
+    peer: str
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,20 @@ class Answered:
     ok: bool
 
 
-Event = Open | Up | Down | Notified | Update | EndOfRib | Refresh | Gap | Neighbors | RibEntry | Answered
+Event = (
+    Open
+    | Up
+    | Down
+    | Notified
+    | Update
+    | MalformedUpdate
+    | EndOfRib
+    | Refresh
+    | Gap
+    | Neighbors
+    | RibEntry
+    | Answered
+)
 
 
 def announce(peer: str, announcements: Iterable[Announcement], own_asn: int = 0) -> Iterator[str]:
@@ -233,47 +251,6 @@ def _batches(start: str, announcements: Iterable[Announcement], own_asn: int) ->
             yield f"{start} attributes {attributes} nlri {' '.join(prefixes[first : first + _PREFIXES_PER_LINE])}"
 
 
-class Queue:
-    """Commands that wait to be sent. Equal ones to different sessions become one: a route reflector tells the
-    same to hundreds. Each session gets its own in the order in which they came.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[str, list[str]]] = deque()
-        self._first = 0
-        self._open: dict[str, int] = {}
-        self._latest: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, line: str) -> None:
-        """One command at the end, or together with an equal one that no later one of its session follows."""
-        told = _TO_ONE.fullmatch(line)
-        if told is None:
-            self._open.clear()
-            self._waiting.append((line, []))
-            return
-        peer, what = told.groups()
-        at = self._open.get(what, -1)
-        if at < self._first or self._latest.get(peer, -1) >= at or len(self._together(at)) >= _PEERS_PER_LINE:
-            at = self._open[what] = self._first + len(self._waiting)
-            self._waiting.append((what, []))
-        self._together(at).append(peer)
-        self._latest[peer] = at
-
-    def _together(self, at: int) -> list[str]:
-        return self._waiting[at - self._first][1]
-
-    def take(self) -> str:
-        """The next command. Raises IndexError if there is none."""
-        what, peers = self._waiting.popleft()
-        self._first += 1
-        if self._open.get(what, self._first) < self._first:
-            del self._open[what]
-        return " , ".join(f"neighbor {peer}" for peer in peers) + f" {what}" if peers else what
-
-
 class Connection:
     """One connection to the bridge: bytes in, events out; commands in, bytes out. Nothing raises on bad input."""
 
@@ -282,7 +259,7 @@ class Connection:
         """Number of invalid lines."""
         self._partial = b""
         self._too_long = False
-        self._waiting = Queue()
+        self._waiting = CommandQueue()
         self._commands: deque[str] = deque()
         self._counters: dict[str, int] = {}
 
@@ -400,6 +377,8 @@ def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
         return
     update = message["update"]
     attributes = update.get("attribute", {})
+    if error := attributes.get("error"):
+        yield MalformedUpdate(peer, _text(error))
     announced: dict[Nlri, Path] = {}
     unusable: set[Nlri] = set()
     withdrawn: set[Nlri] = set()

@@ -21,6 +21,7 @@ SETTLE = 10.0
 """Seconds after which the table of a peer that sends no end-of-RIB counts as complete."""
 
 _TEARDOWN_AGAIN = 5.0
+_MALFORMED_AGAIN = 600.0
 
 
 class State(Enum):
@@ -138,6 +139,7 @@ class Session:
         self._unusable: set[str] = set()
         self._unusable_until = 0.0
         self._teardown_at = 0.0
+        self._malformed_until = 0.0
         self._error = self._said = ""
         self._bfd: Bfd | None = None
         self.peer = peer
@@ -219,6 +221,10 @@ class Session:
                 self._router_id, self._restart = event.router_id, event.restart
                 self.negotiated(event.families)
                 self._describe()
+            case protocol.MalformedUpdate() if now >= self._malformed_until:
+                # RFC 7606, 8: said, but a peer must not fill the log.
+                self._malformed_until = now + _MALFORMED_AGAIN
+                self._note("malformed attributes (RFC 7606)", event.what, warning=True)
             case protocol.Up():
                 self.up(now)
             case protocol.Down():

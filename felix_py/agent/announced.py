@@ -5,8 +5,8 @@ interfaces never; the pod's agent writes the annotation ``felixpy.io/pod-ips`` a
 may write it, too, so it is believed only where a lie is of no use:
 
 - for pods of other nodes: this node's own leases say what its pods have;
-- for addresses of the blocks or podCIDRs of the node that the pod is on: nobody can give an address outside of
-  the cluster, a node's, or another node's pod the rights of a pod of theirs;
+- for addresses of the blocks, loans or podCIDRs of the node that the pod is on: nobody can give an address
+  outside of the cluster, a node's, or another node's pod the rights of a pod of theirs;
 - and only as long as nobody else claims the address: against any pod that has it in its status such a claim
   is none (:meth:`policy.model.Pod.claim`), so no pod loses its address to a lie.
 """
@@ -45,16 +45,20 @@ class Announced:
         before, after = self._believed.pop(change.newest.key, change.before), change.after
         if after is not None and after.announced and after.node != self._node_name:
             node = self._nodes.get(("", after.node))
-            if node is not None and all(_inside(address, self._prefixes(node)) for address in after.announced):
+            if node is not None and all(self._is_of(address, node) for address in after.announced):
                 addresses = (*after.addresses, *after.announced)
                 after = self._believed[after.key] = replace(after, addresses=addresses)
         return Change(before, after)
 
-    def _prefixes(self, node: NodeRecord) -> tuple[str, ...]:
-        """What another node's pods have addresses of: podCIDRs only of families without pools."""
+    def _is_of(self, address: str, node: NodeRecord) -> bool:
+        """Whether another node's pods have addresses there: podCIDRs only of families without pools."""
         pooled = self._pooled()
+        if pooled.block_of(address):
+            return False  # of this node
+        if borrower := pooled.borrower_of(address):
+            return borrower == node.name
         own = (cidr for cidr in node.pod_cidrs if version(cidr) not in pooled.families)
-        return (*pooled.others.get(node.name, ()), *own)
+        return _inside(address, (*pooled.others.get(node.name, ()), *own))
 
 
 def _inside(address: str, cidrs: tuple[str, ...]) -> bool:

@@ -169,7 +169,11 @@ class Facts:
     def address_cidrs(self) -> tuple[str, ...]:
         """The CIDRs that this node gives addresses of: its blocks, and podCIDRs of families without pools."""
         from_pools = {int(family) for family in self.pooled.families}
-        return (*self.pooled.blocks, *(cidr for cidr in self.pod_cidrs if version(cidr) not in from_pools))
+        return (
+            *self.pooled.blocks,
+            *self.pooled.borrowed,
+            *(cidr for cidr in self.pod_cidrs if version(cidr) not in from_pools),
+        )
 
     def node_addresses(self) -> list[str]:
         """The addresses of all nodes."""
@@ -284,7 +288,7 @@ class Facts:
             own = self._own()
             pods, pooled = (*self.cluster_cidrs, *own.all), self.pooled
             inside = (*pods, *pooled.all_pools())
-            planner.cluster(own.aggregates, inside, set(self.node_addresses()), pooled.masqueraded(pods))
+            planner.cluster(own.dead_ends(pooled), inside, set(self.node_addresses()), pooled.masqueraded(pods))
             self._tell_of_prefixes()
         self.view.advance()
         for delta in self.engine.flush():

@@ -217,6 +217,15 @@ class PodNetwork:
         """The CIDRs that this node gives addresses of."""
         return self._facts.address_cidrs
 
+    def lent(self) -> dict[str, str]:
+        """See :meth:`felix_py.cni.network.Network.lent`."""
+        return self._facts.pooled.lent_to()
+
+    def borrowed(self) -> dict[str, str]:
+        """See :meth:`felix_py.cni.network.Network.borrowed`."""
+        pooled = self._facts.pooled
+        return {host: pooled.owner_of(host.partition("/")[0])[0] for host in pooled.borrowed}
+
     def growing(self) -> frozenset[Family]:
         """Families of which this node can still claim blocks."""
         pooled = self._facts.pooled

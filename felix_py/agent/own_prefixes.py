@@ -53,6 +53,11 @@ class OwnPrefixes:
         """All prefixes of this node's pods."""
         return (*self.aggregates, *self.strays)
 
+    def dead_ends(self, pooled: Pooled) -> tuple[str, ...]:
+        """What ends here unless a pod has it: the node's CIDRs, and borrowed addresses that no pod has. Others
+        may route these here, whose block is routed back."""
+        return (*self.aggregates, *(host for host in pooled.borrowed if host not in self.strays))
+
     def following(
         self,
         node: NodeRecord | None,

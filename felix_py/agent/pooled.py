@@ -144,6 +144,18 @@ class Pooled:
                     return node, cidr
         return "", ""
 
+    def borrower_of(self, address: str) -> str:
+        """The other node that has borrowed an address, or empty."""
+        host = _host(address)
+        return next((node for node, hosts in self.loans.items() if host in hosts), "")
+
+    def lent_to(self) -> dict[str, str]:
+        """Addresses of this node's blocks that others have -> the borrower."""
+        mine = set(self.lent)
+        return {
+            host.partition("/")[0]: node for node, hosts in self.loans.items() for host in hosts if host in mine
+        }
+
     def pool_with(self, address: str) -> IPPool | None:
         """The pool for pods that an address is in."""
         return pool_of(self._for_pods(), _host(address))

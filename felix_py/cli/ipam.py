@@ -59,7 +59,8 @@ def show(
 ) -> None:
     """Show who has which address.
 
-    By CIDR how many are used, free, and of the free ones resting; then each lease with its pod.
+    By CIDR how many are used, free, of the free ones resting, and lent to other nodes; which those are; then each
+    lease with its pod.
     """
     answer = _asked(agent_socket, "/ipam", {})
     lines = [] if as_json or output is options.OutputFormat.JSON else shown(answer)
@@ -162,7 +163,16 @@ def shown(answer: Answer) -> list[str]:
     """The tables of ``show``."""
     if not answer["cidrs"] and not answer["leases"]:
         return ["this node has no addresses to give, and no pod has one"]
-    pools = [(one["cidr"], str(one["used"]), _many(one["free"]), str(one["resting"])) for one in answer["cidrs"]]
+    pools = [
+        (
+            one["cidr"] + (f" (borrowed of {of})" if (of := one["borrowedOf"]) else ""),
+            str(one["used"]),
+            _many(one["free"]),
+            str(one["resting"]),
+            str(one["lent"]),
+        )
+        for one in answer["cidrs"]
+    ]
     now = time.time()
     pods = [
         (
@@ -174,7 +184,10 @@ def shown(answer: Answer) -> list[str]:
         )
         for one in answer["leases"]
     ]
-    lines = columns([("CIDR", "USED", "FREE", "RESTING"), *pools], _WIDTH) if pools else []
+    lines = columns([("CIDR", "USED", "FREE", "RESTING", "LENT"), *pools], _WIDTH) if pools else []
+    if answer["lent"]:
+        rows = [(one["address"], one["node"]) for one in answer["lent"]]
+        lines += ["", *columns([("LENT ADDRESS", "TO NODE"), *rows], _WIDTH)]
     if pods:
         head = ("ADDRESSES", "POD", "INTERFACE", "CONTAINER", "AGE")
         lines += ["", *columns([head, *pods], _WIDTH, (1, 0))]

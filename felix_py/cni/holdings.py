@@ -91,6 +91,15 @@ def _of_pods(pods: Iterable[Pod], leases: Iterable[Lease], cidrs: Collection[str
     return found
 
 
+def _of_loans(leases: Iterable[Lease], lent: Mapping[str, str]) -> list[Finding]:
+    return [
+        Finding((address,), f"leased to pod {lease.namespace}/{lease.pod}, and lent to node {lent[address]}")
+        for lease in leases
+        for address in lease.addresses.values()
+        if address in lent
+    ]
+
+
 class Holdings:
     """What ``felix-py ipam`` asks the agent. On the event loop only."""
 
@@ -110,14 +119,24 @@ class Holdings:
         self._pods = pods
 
     def show(self) -> dict[str, Any]:
-        """CIDRs and leases, as JSON."""
-        cidrs = self._network.pod_cidrs()
+        """CIDRs, loans and leases, as JSON. ``borrowedOf``: the node whose block a borrowed address is of, or
+        empty.
+        """
+        cidrs, lent, borrowed = self._network.pod_cidrs(), self._network.lent(), self._network.borrowed()
         resting = self._leases.resting(cidrs)
         return {
             "cidrs": [
-                {"cidr": cidr, "used": used, "free": free, "resting": resting[cidr]}
+                {
+                    "cidr": cidr,
+                    "used": used,
+                    "free": free - (away := sum(map(PrefixSet([cidr]).covers, lent))),
+                    "resting": resting[cidr],
+                    "lent": away,
+                    "borrowedOf": borrowed.get(cidr, ""),
+                }
                 for cidr, (used, free) in self._leases.usage(cidrs).items()
             ],
+            "lent": [{"address": address, "node": node} for address, node in sorted(lent.items())],
             "leases": [described(lease) for lease in self._all()],
         }
 
@@ -127,7 +146,8 @@ class Holdings:
         busy = {lease.interface for lease in self._all() if self._plugin.is_busy(_key(lease))}
         leases = [lease for lease in self._all() if lease.interface not in busy]
         ends = [end for end in ends if (end.lease.interface if end.lease else end.name) not in busy]
-        return compare(leases, ends, self._pods(), self._network.pod_cidrs(), self._network.departed)
+        found = compare(leases, ends, self._pods(), self._network.pod_cidrs(), self._network.departed)
+        return found + _of_loans(leases, self._network.lent())
 
     async def fix(self, grace: float) -> list[Lease]:
         """Release what two looks ``grace`` seconds apart find lost; returns what was released."""

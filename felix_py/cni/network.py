@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Protocol
 
 from felix_py.ipam.asked import Asked, asked
@@ -66,6 +67,12 @@ class Network(Protocol):
         """The CIDRs that this node gives addresses of: its blocks of pools, and podCIDRs of families without
         pools; empty before they are known."""
 
+    def lent(self) -> Mapping[str, str]:
+        """Addresses of this node's blocks that other nodes have borrowed -> the borrower."""
+
+    def borrowed(self) -> Mapping[str, str]:
+        """Those of :meth:`pod_cidrs` that are borrowed addresses -> the node whose block has it."""
+
     def growing(self) -> frozenset[Family]:
         """Families of which this node can still get more CIDRs."""
 
@@ -127,6 +134,8 @@ class FakeNetwork:
         """Those of pods, by namespace and name."""
         self.keeps: dict[str, tuple[str, ...]] = {}
         """Kept addresses, by namespace/name."""
+        self.loans: dict[str, str] = {}
+        """Addresses that are lent -> the borrower."""
         self.coming: list[tuple[str, ...]] = []
         """CIDRs that pods get, one after the other, when they find no address."""
         self.departures: set[str] = set()
@@ -176,6 +185,12 @@ class FakeNetwork:
 
     async def problems(self, lease: Lease) -> list[str]:
         return [] if (lease.container, lease.ifname) in self.enforced else [f"no route to {lease.interface}"]
+
+    def lent(self) -> Mapping[str, str]:
+        return self.loans
+
+    def borrowed(self) -> Mapping[str, str]:
+        return {}
 
     def growing(self) -> frozenset[Family]:
         return frozenset(Family(6 if ":" in cidr else 4) for cidrs in self.coming for cidr in cidrs)

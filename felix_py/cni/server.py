@@ -169,7 +169,8 @@ class CNIServer:
             defect = CNIError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}")
             answer = Answer(1, defect.encode(version_of(call)))
         else:
-            done = partial(bound.info, "CNI call done", milliseconds=round((time.monotonic() - started) * 1000, 2))
+            taken = round((time.monotonic() - started) * 1000, 2)
+            done = partial(bound.info, "CNI call done", milliseconds=taken)
             asyncio.get_running_loop().call_soon(done)  # once the client has its answer
             answer = Answer(0, result.encode(request.version) if result is not None else b"")
         label = command if command in set(Command) else "unknown"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.cluster import agents
 from tests.cluster.machine import CHECKOUT, wait_for
 from tests.cluster.plan import NODE_ASN, TOR, TOR_ASN, address
 
@@ -114,7 +115,7 @@ class ByHand(Installer):
         """End the agent and start it again with these options; returns when it is ready."""
         node.machine.stop("felix-py")
         self._start_agent(node, *options)
-        self._wait_ready(node)
+        agents.wait_ready(node)
 
     def uninstall(self, cluster: Cluster) -> None:
         """Services, the kernel, rights, definitions."""
@@ -146,15 +147,11 @@ class ByHand(Installer):
         copy_plugins(node, "portmap", "loopback")
         node.machine.write("/etc/felix-py/bgp.yaml", peers_file(cluster, address(node.name, 4)))
         self.boot(cluster, node)
-        self._wait_ready(node)
+        agents.wait_ready(node)
 
     def _start_agent(self, node: Node, *options: str) -> None:
         files = ["--kubeconfig", "/etc/felix-py/kubeconfig", "--bgp-config", "/etc/felix-py/bgp.yaml"]
         node.machine.start("felix-py", self._PROGRAM, "agent", *files, *options)
-
-    def _wait_ready(self, node: Node) -> None:
-        ready = ["curl", "-sf", "--max-time", "5", "http://127.0.0.1:9099/readyz"]
-        wait_for(f"{node.name}: the agent", lambda: node.machine.run(*ready), 120)
 
 
 class Image(Installer):

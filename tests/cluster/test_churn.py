@@ -25,7 +25,7 @@ from tests.cluster.pools import FOR_PODS, blocks, ip_pool, no_block_is_left, poo
 from tests.cluster.witness import Holders, watching_kernels, watching_pods
 from tests.cluster.workloads import HTTP, Namespace, deployment, policy
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 APP = ("-l", "app=churn")
 POOL = ip_pool("churn", FOR_PODS, 28)
@@ -58,7 +58,10 @@ def wait_for_the_same(cluster: Cluster, before: dict[str, dict[str, Counter[str]
 
 
 class Killer:
-    """Kills (-9) the agent of one node after the other, each of them as often, at random moments."""
+    """Kills (-9) the agent of one node after the other, each of them as often, at random moments.
+
+    Most of them have become ready before; some are about to start.
+    """
 
     def __init__(self, nodes: list[Node], rng: random.Random, least: float, most: float) -> None:
         """``least``, ``most``: seconds between two kills."""
@@ -89,6 +92,8 @@ class Killer:
                 for node in nodes:
                     if self._ending.wait(self._rng.uniform(*self._pause)):
                         return
+                    if self._rng.random() < 0.7:
+                        agents.wait_ready(node)
                     agents.send(node, signal.SIGKILL)
                     self.kills += 1
         except BaseException as error:
@@ -142,19 +147,28 @@ def pods(namespace: Namespace) -> dict[str, str]:
 
 
 def agree(namespace: Namespace, routed: Holders, replicas: int) -> bool:
-    """Whether all pods have addresses, each another one, and the nodes' stores and kernels have just these."""
+    """Whether all pods have addresses, each another one, and the nodes' stores and kernels have just these.
+
+    Raises:
+        ValueError: they do not; it says where.
+    """
     told = pods(namespace)
     nodes = namespace.cluster.nodes
     prefix = f"{namespace.name}/"
     stored = Counter(lease for node in nodes for lease in held(node) if lease[0].startswith(prefix))
     kernel = Counter(address for node in nodes for address in local_routes(node))
     assert not [address for address, times in kernel.items() if times > 1]
-    return (
-        len(set(told.values())) == len(told) == replicas
-        and stored == Counter((prefix + name, address) for name, address in told.items())
-        and {address for address in kernel if in_range(address)} == set(told.values())
-        and routed.addresses() == set(kernel)
-    )
+    if len(set(told.values())) != replicas or len(told) != replicas:
+        raise ValueError(f"pods: {told}")
+    wanted = Counter((prefix + name, address) for name, address in told.items())
+    if stored != wanted:
+        raise ValueError(f"leases too many: {stored - wanted}, too few: {wanted - stored}")
+    ours = {address for address in kernel if in_range(address)}
+    if ours != set(told.values()):
+        raise ValueError(f"routes and pods differ: {ours ^ set(told.values())}")
+    if routed.addresses() != set(kernel):
+        raise ValueError(f"what was seen and what there is differ: {routed.addresses() ^ set(kernel)}")
+    return True
 
 
 def local_routes(node: Node) -> list[str]:

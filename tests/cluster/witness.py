@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import re
+import socket
+import struct
 import subprocess
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from felix_py.netlink.wire import attributes, messages
+from lab.namespaces import inside
 from tests.cluster import assets
 from tests.cluster.cluster import Cluster
-from tests.cluster.machine import Machine, wait_for
+from tests.cluster.machine import Machine
 
 _POD = "{.type}|{.object.metadata.uid}|{.object.metadata.deletionTimestamp}|{.object.status.phase}|"
 _PODS = _POD + '{.object.status.podIPs[*].ip}{"\\n"}'
 _SERVICE = "{.type}|{.object.metadata.uid}|{.object.metadata.deletionTimestamp}||"
 _SERVICES = _SERVICE + '{.object.status.loadBalancer.ingress[*].ip}{"\\n"}'
-_ROUTE = re.compile(r"^\[ROUTE\](Deleted )?(\S+) dev (felix\S+) proto 88\b")
-_LINK = re.compile(r"^\[LINK\]Deleted \d+: (felix[^@:]+)")
+_GROUPS = 0x1 | 0x40 | 0x400
+"""RTMGRP_LINK, and ROUTE of both families (linux/rtnetlink.h)."""
+
+_RTM_DELLINK, _RTM_NEWROUTE, _RTM_DELROUTE = 17, 24, 25
+_RTMSG, _INDEX = struct.Struct("=BBBBBBBBI"), struct.Struct("=i")
+_RTA_DST, _RTA_OIF = 1, 4
+_PODS_PROTOCOL, _MAIN, _UNICAST = 88, 254, 1
+_SO_RCVBUFFORCE = 33
+_BUFFER = 1 << 26
+"""Bytes of events that may wait: a machine under load comes to them late."""
 
 
 class Holders:
@@ -71,12 +82,17 @@ class Holders:
         for address in addresses.split():
             self.gain(uid, address)
 
-    def kernel_line(self, node: str, line: str) -> None:
-        """A line of ``ip -o monitor link route label``. The end of a link is that of its IPv4 routes."""
-        if found := _LINK.match(line):
-            self.lose(f"{node}/{found[1]}")
-        elif found := _ROUTE.match(line):
-            (self.lose if found[1] else self.gain)(f"{node}/{found[3]}", found[2])
+    def kernel_event(self, node: str, kind: int, body: memoryview) -> None:
+        """A message of rtnetlink. The end of a link is that of its IPv4 routes."""
+        if kind == _RTM_DELLINK and body[0] == socket.AF_UNSPEC:
+            self.lose(f"{node}/{_INDEX.unpack_from(body, 4)[0]}")
+        elif kind in (_RTM_NEWROUTE, _RTM_DELROUTE):
+            family, _, _, _, table, protocol, _, sort, _ = _RTMSG.unpack_from(body)
+            found = attributes(body[_RTMSG.size :])
+            if (table, protocol, sort) == (_MAIN, _PODS_PROTOCOL, _UNICAST) and _RTA_OIF in found:
+                interface = _INDEX.unpack(found[_RTA_OIF])[0]
+                address = socket.inet_ntop(family, found[_RTA_DST])
+                (self.gain if kind == _RTM_NEWROUTE else self.lose)(f"{node}/{interface}", address)
 
 
 @contextmanager
@@ -99,39 +115,57 @@ def watching_services(cluster: Cluster, namespace: str) -> Iterator[Holders]:
 def watching_kernels(cluster: Cluster) -> Iterator[Holders]:
     """Follow the routes to pods in all nodes' kernels; nothing may happen at its beginning."""
     holders = Holders("routes of the kernels")
-    monitors: list[subprocess.Popen[str]] = []
+    ending = threading.Event()
+    threads: list[threading.Thread] = []
+    failed: list[BaseException] = []
+
+    def follow(node: str, events: socket.socket) -> None:
+        try:
+            with events:
+                while not ending.is_set():
+                    with suppress(TimeoutError):
+                        for kind, body in messages(memoryview(events.recv(1 << 18))):
+                            holders.kernel_event(node, kind, body)
+        except BaseException as error:  # ENOBUFS: events are lost
+            failed.append(error)
+
     try:
         for node in cluster.nodes:
-            monitor = _inside(
-                node.machine, "ip", "-rcvbuf", "16777216", "-o", "monitor", "link", "route", "label"
-            )
-            monitors.append(monitor)
-            wait_for(f"{node.name}'s monitor", partial(_listens, monitor.pid), 60)
-            for line in _routes(node.machine):
-                holders.kernel_line(node.name, f"[ROUTE]{line}")
-            _in_thread(partial(_read, monitor, partial(holders.kernel_line, node.name)))
+            events = _listen(node.machine.netns())
+            for interface, address in _routes(node.machine):
+                holders.gain(f"{node.name}/{interface}", address)
+            threads.append(_in_thread(partial(follow, node.name, events)))
         yield holders
-        assert all(monitor.poll() is None for monitor in monitors), "a monitor has ended: events may be lost"
     finally:
-        for monitor in monitors:
-            monitor.kill()
-            monitor.wait()
+        ending.set()
+        for thread in threads:
+            thread.join()
+    assert not failed, failed
+
+
+def _listen(netns: Path) -> socket.socket:
+    with inside(netns):
+        events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+    events.settimeout(0.2)
+    events.bind((0, _GROUPS))
+    return events
+
+
+def _routes(machine: Machine) -> Iterator[tuple[int, str]]:
+    """Index of the interface, and address, of all routes to pods."""
+    links = {line.split()[1].partition("@")[0]: line for line in machine.net("ip", "-o", "link").splitlines()}
+    for family in ("-4", "-6"):
+        for line in machine.net("ip", family, "route", "show", "proto", str(_PODS_PROTOCOL)).splitlines():
+            words = line.split()
+            if "dev" in words:
+                yield int(links[words[words.index("dev") + 1]].partition(":")[0]), words[0]
 
 
 def _inside(machine: Machine, *argv: str) -> subprocess.Popen[str]:
-    """A tool of outside in the machine's network: without its pids it is the process that is started."""
+    """A program of outside in the machine's network: without its pids it is the process that is started."""
     enter = ["nsenter", f"--net={machine.netns()}", *argv]
     return subprocess.Popen(enter, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-
-
-def _routes(machine: Machine) -> list[str]:
-    return [line for family in ("-4", "-6") for line in machine.net("ip", family, "route", "show").splitlines()]
-
-
-def _listens(pid: int) -> bool:
-    """Whether a process has joined groups of netlink; its sockets have its number."""
-    rows = [line.split() for line in Path(f"/proc/{pid}/net/netlink").read_text().splitlines()]
-    return any(row[2] == str(pid) and row[3].strip("0") for row in rows)
 
 
 def _read(program: subprocess.Popen[str], take: Callable[[str], None]) -> None:

@@ -61,12 +61,12 @@ def test_bad_policy_is_refused_with_its_field_and_changes_nothing(lab: LabUnderT
     error = lab.refused("apply", "-f", "-", stdin=text)
     assert not [word for word in words if word not in error], error
     assert {node: lab.rules(node) for node in lab.node_names} == rules
-    lab.settle()
 
 
 def test_policy_works_right_after_refused_ones(lab: LabUnderTest) -> None:
     for text, _ in BAD_POLICIES.values():
         lab.refused("apply", "-f", "-", stdin=text)
+    lab.settle()
     with lab.applied("-f", example("20")):
         cells, _ = lab.settle()
         assert not all(cell.reached for cell in cells)
@@ -121,11 +121,11 @@ def test_pod_that_cannot_start_gets_an_event_and_the_others_start(lab: LabUnderT
             events = lab.get("events", "-n", "dev", "--field-selector", "involvedObject.name=stuck")["items"]
             return [event["message"] for event in events if event["reason"] == "FailedCreatePodSandBox"]
 
-        (message, *_) = eventually(told, 20, 0.2)
+        (message, *_) = eventually(told, 20)
         assert "portmap" in message
     finally:
         (plugins / "portmap-away").rename(plugins / "portmap")
-    eventually(lambda: lab.addresses("dev", "stuck"), 20, 0.2)
+    eventually(lambda: lab.addresses("dev", "stuck"), 20)
     lab.settle()
     lab.kubectl("delete", "pod", "-n", "dev", "stuck")
     lab.settle()

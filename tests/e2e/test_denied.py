@@ -66,7 +66,7 @@ def test_who_was_denied_and_why(lab: LabUnderTest) -> None:
             found = {event["destination"]["address"]: event for event in denied(lab, node)}
             return found if set(targets.values()) <= found.keys() else None
 
-        found = eventually(told, 20, 0.1)
+        found = eventually(told, 20)
         assert found is not None
         sources = lab.addresses("dev", "builder-1")
         for family, address in targets.items():
@@ -89,7 +89,7 @@ def test_who_was_denied_and_why(lab: LabUnderTest) -> None:
         def counted() -> bool:
             return series(lab, node, "felix_py_denied_packets", direction="ingress", reason="isolated") > before
 
-        eventually(counted, 20, 0.5)
+        eventually(counted, 20)
     status = json.loads(lab.agent(node, "/status")[1])
     assert status["denyLog"]["state"] == "on"
 
@@ -109,7 +109,7 @@ def test_follow_in_the_lab(lab: LabUnderTest) -> None:
                 knock(lab, "dev/builder-1", address)
                 return select.select([shown], [], [], 0)[0]
 
-            eventually(told, 60, 0.2)
+            eventually(told, 60)
             event = json.loads(shown.readline())
             assert (event["destination"]["pod"], event["message"]) == ("shop/web-1", MESSAGE)
         finally:

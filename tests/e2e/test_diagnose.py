@@ -35,7 +35,7 @@ def test_every_node_is_as_it_should_be(lab: LabUnderTest, policies: list[str]) -
     finally:
         if policies:
             lab.kubectl("delete", *policies)
-    lab.settle()
+            lab.settle()
 
 
 def test_verify_needs_no_agent(lab: LabUnderTest) -> None:

@@ -45,7 +45,7 @@ def running(lab: LabUnderTest, name: str) -> dict[str, Any]:
         (one,) = lab.get("pods", "-n", "dev", "--field-selector", f"metadata.name={name}")["items"]
         return one if one.get("status", {}).get("phase") == "Running" else None
 
-    answer = eventually(found, 20, 0.1)
+    answer = eventually(found, 20)
     assert answer is not None
     return answer
 
@@ -106,7 +106,7 @@ def test_node_selector_and_cordon_are_honoured(lab: LabUnderTest, create: Any) -
     )
     assert running(lab, "chosen")["spec"]["nodeName"] == "node2"
     fields = "involvedObject.name=never,reason=FailedScheduling"
-    eventually(lambda: lab.get("events", "-n", "dev", "--field-selector", fields)["items"], 10, 0.1)
+    eventually(lambda: lab.get("events", "-n", "dev", "--field-selector", fields)["items"], 10)
     lab.kubectl("cordon", "node1")
     try:
         create(*(pod(f"kept-{number}") for number in range(3)))

@@ -71,7 +71,7 @@ def test_no_answer_from_the_first_moment_under_default_deny(lab: LabUnderTest) -
         with Flood(sources, candidates(lab), PORT) as flood:
             eventually(lambda: flood.sweeps > 2)
             lab.kubectl("apply", "-f", "-", stdin=manifest(*pods("first")))
-            eventually(lambda: all_running(lab), 60, 0.2)
+            eventually(lambda: all_running(lab), 60)
             addresses = {
                 a for pod in pods("first") for a in lab.addresses("late", pod["metadata"]["name"]).values()
             }

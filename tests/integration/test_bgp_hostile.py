@@ -281,6 +281,7 @@ def test_malformed_attributes_withdraw_a_route_or_are_left_out(scene: Scene) -> 
     scene.agent.until(lambda: LAST in scene.installed(), "the last of them")
     assert {routes[prefix] for prefix in scene.installed() if prefix in routes} == LEFT_OUT.keys()
     assert scene.peer()["established"]
+    assert scene.agent.log.read_text().count("malformed attributes (RFC 7606)") == 1
     assert scene.undisturbed() == before
 
 

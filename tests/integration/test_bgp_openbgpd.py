@@ -131,8 +131,8 @@ def test_md5_ttl_security_and_peers_removed_and_added(
                 (peers, {V4, V6}, ROUTES),
             ):
                 node.speaker.set_config(config(*wanted))
-                await until(lambda told=told: openbgpd_routes(ask) == dict.fromkeys(told, False), 60)
-                await until(lambda routes=routes: dict(node.speaker.routes()) == routes, 60)
+                await until(lambda told=told: openbgpd_routes(ask) == dict.fromkeys(told, False), 60)  # type: ignore[misc]
+                await until(lambda routes=routes: dict(node.speaker.routes()) == routes, 60)  # type: ignore[misc]
 
     text = router("tcp md5sig password s3cret", "ttl-security yes", ASN)
     with openbgpd(namespace, tmp_path / "tor", text) as ask:

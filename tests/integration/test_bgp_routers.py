@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Router:
     """Have it ask for all routes again; None: it cannot (GoBGP's soft reset looks at what it has)."""
 
 
-Start = Callable[[NetworkNamespace, Path, int], "contextmanager[Router]"]
+Start = Callable[[NetworkNamespace, Path, int], AbstractContextManager[Router]]
 
 
 def ends(index: int) -> tuple[str, str]:
@@ -159,7 +159,7 @@ def test_communities_refresh_and_ecmp(
             assert node.up()
 
     with ExitStack() as stack:
-        both = []
+        both: list[Router] = []
         for index in (0, 1):
             namespace, folder = make_netns(f"tor{index}"), tmp_path / f"tor{index}"
             folder.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class Place:
 
     def forwarded(self, index: int) -> int:
         """Packets that a router has sent on to the far pod."""
-        return int(self.tors[index].run("cat", "/sys/class/net/far/statistics/tx_packets"))
+        (far,) = json.loads(self.tors[index].run("ip", "-j", "-s", "link", "show", "dev", "far"))
+        return int(far["stats64"]["tx"]["packets"])
 
 
 @pytest.fixture

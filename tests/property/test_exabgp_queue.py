@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp import protocol
-from bgp.protocol import Queue
+from bgp.command_queue import CommandQueue
 
 PEERS = ["10.9.0.2", "10.9.0.2:1180", "fd09::2", "fe80::2%eth0"]
 WHAT = [f"{verb} attributes next-hop self nlri {net}" for verb in ("announce", "withdraw") for net in "ab"]
@@ -33,7 +33,7 @@ def told(lines: list[str], peer: str) -> list[str]:
 @given(commands)
 def test_each_session_is_told_the_same_in_the_same_order(wanted: list[str | None]) -> None:
     """None stands for a moment in which one line is taken out."""
-    queue, lines = Queue(), []
+    queue, lines = CommandQueue(), []
     for one in wanted:
         if one is not None:
             queue.add(one)
@@ -49,7 +49,7 @@ def test_each_session_is_told_the_same_in_the_same_order(wanted: list[str | None
 
 
 def test_what_a_route_reflector_tells_all_is_one_line_a_route() -> None:
-    queue = Queue()
+    queue = CommandQueue()
     for number in range(200):
         for prefix in range(10):
             queue.add(f"neighbor 10.9.0.{number} announce attributes next-hop self nlri {prefix}")

@@ -22,6 +22,7 @@ from tests.support import fakeapi
 from tests.support.asking import get
 from tests.support.cni import STANDARD_PLUGINS, built_client, pod_args
 from tests.support.fakeapi import FakeApi
+from tests.support.waiting import eventually
 
 NODE = "node-1"
 POD_CIDR = "10.65.0.0/24"
@@ -165,11 +166,10 @@ class AgentProcess:
 
     def until(self, condition: Callable[[], object], what: str = "") -> None:
         """Poll the other process; fail with its log when it takes too long."""
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not in {PATIENCE} s: {what}\n{self.log.read_text()[-5000:]}")
-            time.sleep(0.01)
+        try:
+            eventually(condition, PATIENCE)
+        except AssertionError as error:
+            raise AssertionError(f"{what}: {error}\n{self.log.read_text()[-5000:]}") from None
 
     def wait_ready(self) -> None:
         self.until(lambda: self.get("/readyz")[0] == 200, "ready")

@@ -113,9 +113,8 @@ class Wire:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
             self._socket.bind((interface, 0))
-            mac = place.run("cat", f"/sys/class/net/{interface}/address").strip()
         self._socket.settimeout(_PATIENCE)
-        self._head = bytes.fromhex(towards.replace(":", "") + mac.replace(":", ""))
+        self._head = bytes.fromhex(towards.replace(":", "")) + self._socket.getsockname()[4]
 
     def send(self, packet: bytes, kind: int = 0) -> None:
         kind = kind or (ETH_P_IPV6 if packet[0] >> 4 == 6 else ETH_P_IP)

@@ -90,8 +90,9 @@ class NetworkNamespace:
         return f"/run/netns/{self.name}"
 
     def run(self, *argv: str, stdin: str | None = None, check: bool = True) -> str:
-        """Run a command inside and return its stdout."""
-        return run("ip", "netns", "exec", self.name, *argv, stdin=stdin, check=check)
+        """Run a command inside and return its stdout; /sys stays as it is outside."""
+        with self.enter():
+            return run(*argv, stdin=stdin, check=check)
 
     def popen(self, argv: Sequence[str], **options: object) -> subprocess.Popen[str]:
         """Start a command inside."""

@@ -27,8 +27,17 @@ def rules(family: Family, backend: Backend, table: str, chain: str) -> list[str]
 
 def sets() -> dict[str, list[str]]:
     """Members of each IP set, sorted, as ``ipset save`` prints them."""
+    return _members(run("ipset", "save"))
+
+
+def set_types() -> dict[str, str]:
+    """Type of each IP set, and its creation options as far as they are the same on every run."""
+    return _types(run("ipset", "save"))
+
+
+def _members(saved_sets: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for line in run("ipset", "save").splitlines():
+    for line in saved_sets.splitlines():
         command, name, rest = line.split(" ", 2)
         if command == "create":
             found[name] = []
@@ -37,9 +46,8 @@ def sets() -> dict[str, list[str]]:
     return {name: sorted(members) for name, members in found.items()}
 
 
-def set_types() -> dict[str, str]:
-    """Type of each IP set, and its creation options as far as they are the same on every run."""
-    lines = [line.split() for line in run("ipset", "save").splitlines() if line.startswith("create")]
+def _types(saved_sets: str) -> dict[str, str]:
+    lines = [line.split() for line in saved_sets.splitlines() if line.startswith("create")]
     return {words[1]: " ".join([words[2], *(word for word in words[3:] if word == "skbinfo")]) for words in lines}
 
 
@@ -62,9 +70,10 @@ def routes(family: Family) -> list[str]:
 
 def everything(backend: Backend) -> dict[str, object]:
     """All of the above, both families."""
+    saved_sets = run("ipset", "save")
     return {
-        "sets": sets(),
-        "set types": set_types(),
+        "sets": _members(saved_sets),
+        "set types": _types(saved_sets),
         **{f"rules{family}": saved(family, backend) for family in Family},
         **{f"routes{family}": routes(family) for family in Family},
     }

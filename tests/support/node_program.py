@@ -33,21 +33,20 @@ one_backend = pytest.mark.parametrize("backend", [Backend.NFT], indirect=True)
 
 def make_interfaces() -> None:
     """Two pod interfaces and an uplink, in the current namespace."""
+    commands = []
     for name, peer in ((POD, "pod0"), (OTHER, "pod1"), ("up0", "tor0")):
-        run("ip", "link", "add", name, "type", "veth", "peer", "name", peer)
-        run("ip", "link", "set", name, "up")
-        run("ip", "link", "set", peer, "up")
+        commands += [f"link add {name} type veth peer name {peer}", f"link set {name} up", f"link set {peer} up"]
+    commands += ["addr add 192.0.2.1/24 dev up0", "addr add 2001:db8::1/64 dev up0 nodad"]
+    run("ip", "-batch", "-", stdin="\n".join(commands))
     for name in (POD, OTHER):
         make_host_end(name)
-    run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
-    run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
 
 
 def make_host_end(name: str) -> None:
     """Have an interface look as the CNI plugin leaves a pod's host end."""
     run("ip", "link", "set", name, "address", HOST_MAC, "group", str(LINK_GROUP))
     with Netlink(NETLINK_ROUTE) as netlink:
-        host_ends.configure(netlink, socket.if_nametoindex(name), name, list(Family), "")
+        host_ends.configure(netlink, socket.if_nametoindex(name), name, list(Family), 1500, "")
 
 
 def address(family: Family, host: int) -> str:

@@ -14,7 +14,7 @@ from felix_py.agent.pooled import Pooled
 from felix_py.datastore.announcement_writer import ANNOTATION, AnnouncementWriter
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
-from felix_py.ipam.resources import IPAMBlock, IPPool
+from felix_py.ipam.resources import IPAMBlock, IPPool, Loan
 from felix_py.records import NodeRecord
 from policy.change import Change
 from policy.holders import Holders
@@ -69,6 +69,9 @@ def test_only_addresses_of_the_pods_own_node_are_believed(
         (("10.1.1.5",), False),
         (("10.64.0.5",), False),
         (("10.64.2.5",), False),
+        (("10.64.2.9",), True),  # lent to that node
+        (("10.64.1.9",), False),  # and lent by it
+        (("10.64.1.10",), False),
     ],
 )
 def test_of_a_family_with_pools_only_addresses_of_the_nodes_blocks_are_believed(
@@ -76,7 +79,14 @@ def test_of_a_family_with_pools_only_addresses_of_the_nodes_blocks_are_believed(
 ) -> None:
     pool = IPPool(name="p", cidr="10.64.0.0/16", block_size=24)
     blocks = {"10.64.0.0/24": "here", "10.64.1.0/24": "there", "10.64.2.0/24": "elsewhere"}
-    objects = [IPAMBlock(name=cidr, cidr=cidr, node=node, node_uid="u") for cidr, node in blocks.items()]
+    lent = {
+        "10.64.1.0/24": (Loan("10.64.1.9", "elsewhere"), Loan("10.64.1.10", "here")),
+        "10.64.2.0/24": (Loan("10.64.2.9", "there"),),
+    }
+    objects = [
+        IPAMBlock(name=cidr, cidr=cidr, node=node, node_uid="u", lent=lent.get(cidr, ()))
+        for cidr, node in blocks.items()
+    ]
     announced = Announced("here", NODES, lambda: Pooled.of("here", [pool], objects))
     found = announced.believe(Change(None, starting(*claim)))
     assert found.after is not None

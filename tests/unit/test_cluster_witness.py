@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+
+from felix_py.netlink.wire import attr
 from tests.cluster.witness import Holders
 
+NEW, GONE = 24, 25
 
-def kernels(*lines: str) -> Holders:
-    """``NODE LINE`` each, as ``ip -o monitor link route label`` prints them."""
+
+def route(address: str, interface: int, kind: int = NEW, protocol: int = 88) -> tuple[int, bytes]:
+    """A route to one address by an interface."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed = socket.inet_pton(family, address)
+    head = struct.pack("=BBBBBBBBI", family, 8 * len(packed), 0, 0, 254, protocol, 253, 1, 0)
+    return kind, head + attr(1, packed) + attr(4, struct.pack("=i", interface))
+
+
+def end_of(interface: int) -> tuple[int, bytes]:
+    return 17, struct.pack("=BxHiII", 0, 0, interface, 0, 0)
+
+
+def kernels(*events: tuple[str, tuple[int, bytes]]) -> Holders:
+    """What nodes' kernels say, one after the other."""
     holders = Holders("kernels")
-    for line in lines:
-        holders.kernel_line(*line.split(" ", 1))
+    for node, (kind, body) in events:
+        holders.kernel_event(node, kind, memoryview(body))
     return holders
 
 
@@ -21,24 +39,23 @@ def api(*lines: str) -> Holders:
 
 
 def test_two_interfaces_have_one_address() -> None:
-    one = "[ROUTE]10.1.0.5 dev felix1 proto 88 scope link"
-    assert kernels(f"n1 {one}", "n1 [ROUTE]10.1.0.5 dev felix2 proto 88 scope link").twice
-    assert kernels(f"n1 {one}", f"n2 {one}").twice, "two nodes"
-    assert not kernels(f"n1 {one}", f"n1 {one}").twice, "told again"
+    for address in ("10.1.0.5", "fd00::5"):
+        one, two = route(address, 7), route(address, 8)
+        assert kernels(("n1", one), ("n1", two)).twice
+        assert kernels(("n1", one), ("n2", one)).twice, "two nodes"
+        assert not kernels(("n1", one), ("n1", one)).twice, "told again"
 
 
 def test_what_ends_may_be_anothers() -> None:
-    one, two = (f"[ROUTE]10.1.0.5 dev felix{number} proto 88 scope link" for number in (1, 2))
-    assert not kernels(
-        f"n1 {one}", "n1 [ROUTE]Deleted 10.1.0.5 dev felix1 proto 88 scope link", f"n1 {two}"
-    ).twice
-    assert not kernels(f"n1 {one}", "n1 [LINK]Deleted 3: felix1@if2: <BROADCAST> mtu 1500", f"n1 {two}").twice
-    assert kernels(f"n1 {one}", "n1 [LINK]Deleted 3: felix9@if2: <BROADCAST> mtu 1500", f"n1 {two}").twice
+    one, two = route("10.1.0.5", 7), route("10.1.0.5", 8)
+    assert not kernels(("n1", one), ("n1", route("10.1.0.5", 7, GONE)), ("n1", two)).twice
+    assert not kernels(("n1", one), ("n1", end_of(7)), ("n1", two)).twice
+    assert kernels(("n1", one), ("n1", end_of(9)), ("n1", two)).twice
+    assert kernels(("n1", one), ("n2", end_of(7)), ("n1", two)).twice
 
 
 def test_routes_that_are_no_pods() -> None:
-    others = "[ROUTE]10.1.0.0/28 via 172.31.0.102 dev eth0 proto 89", "[ROUTE]blackhole 10.1.1.0/28 proto 88"
-    assert kernels(*(f"n1 {line}" for line in others)).addresses() == set()
+    assert kernels(("n1", route("10.1.0.5", 7, protocol=89))).addresses() == set()
 
 
 def test_two_objects_have_one_address() -> None:

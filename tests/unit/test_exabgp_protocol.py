@@ -100,7 +100,19 @@ def test_as_sets_count_as_one_and_confederations_not_at_all() -> None:
         f'"attribute": {{ "origin": "incomplete", "as-path": {path}, "local-preference": 150 }}, ',
         '"announce": { "ipv4 unicast": { "10.9.0.2": [ { "nlri": "10.244.7.0/24" } ] } }',
     )
-    assert event.announced[0][1] == Path("10.9.0.2", (64512, 65000, 65002, 7, 8, 9), 3, 2, 0, 150)
+    expected = Path("10.9.0.2", (64512, 65000, 65002, 7, 8, 9), 3, 2, 0, 150, confederation=True)
+    assert event.announced[0][1] == expected
+
+
+def test_malformed_attributes_are_told_and_their_routes_withdrawn() -> None:
+    found = update(
+        '"attribute": { "origin": "igp", "error": "treat-as-withdraw" }, ',
+        '"withdraw": { "ipv4 unicast": [ { "nlri": "10.244.7.0/24" } ] }',
+    )
+    assert found == [
+        protocol.MalformedUpdate("10.9.0.2", "treat-as-withdraw"),
+        protocol.Update("10.9.0.2", (), (protocol.Nlri("10.244.7.0/24"),)),
+    ]
 
 
 def test_both_families_on_one_session() -> None:
