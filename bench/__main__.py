@@ -24,6 +24,7 @@ NAMES = (
     "start",
     "react",
     "cluster",
+    "reach",
 )
 """Modules of this package, each with a docstring for the help and ``main(quick)``."""
 

@@ -35,7 +35,7 @@ from tests.support.fakeapi import BGP_CONFIGURATIONS, SERVICES, SLICES, FakeApi,
 from tests.support.isolate import Here, NetworkNamespace, run
 from tests.support.waiting import eventually, until
 
-_PATIENCE = 300.0
+_PATIENCE = 900.0
 _CLUSTER_ID = "10.9.0.1"
 _AWAKE = bridge._START + bridge._CHANGE
 """Seconds in which ExaBGP's loop is kept awake after its start and a session's."""

@@ -6,6 +6,11 @@ the address; the agent is a real one, the API server a stand-in that speaks real
 that any agent needs is the other row: a watch of the same server, and its line decoded. Between two pods it is
 quiet.
 
+The same pods' processor time: of the agent for one that comes and for one that goes again, until a second
+after the verdict, so that the work behind it counts (the connections of who is let in no longer must end:
+half a second after the last such change the table of connections is looked through once); beside ipset(8),
+which adds and deletes one member.
+
 Then a storm: for some seconds a thousand times a second a pod changes in something that no policy asks for, and
 the agent's way from event to kernel, in this process, is charged with the processor time that it takes. The other
 row rests 50 ms after every apply, as after those that write.
@@ -15,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 import threading
 import time
@@ -26,6 +32,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.harness import Row, show
+from bench.processes import Cost
 from felix_py import reconcile
 from felix_py.dataplane.ipset_commands import Commands
 from felix_py.dataplane.kernel import Kernel
@@ -40,11 +47,11 @@ from policy.model import Family, Namespace, Pod
 from tests.support.agent_program import NODE, AgentProgram
 from tests.support.cni import pod_args
 from tests.support.fakeapi import NAMESPACES, NODES, PODS, POLICIES, FakeApi
-from tests.support.isolate import NetworkNamespace, new_netns
+from tests.support.isolate import NetworkNamespace, new_netns, run
 from tests.support.told import ToldFacts
 
-_QUIET = 0.3
-"""Seconds between two pods."""
+_AFTER = 1.0
+"""Seconds in which the work behind a verdict is done."""
 
 _STORM = 1000
 """Changes a second."""
@@ -55,7 +62,9 @@ Json = dict[str, Any]
 def main(quick: bool) -> None:
     """Both, each in a network namespace of its own."""
     with new_netns(), TemporaryDirectory() as folder, FakeApi() as api:
-        show("react: from the API write to the verdict", _reactions(Path(folder), api, 5 if quick else 50))
+        reactions, costs = _reactions(Path(folder), api, 3 if quick else 30)
+        show("react: from the API write to the verdict", reactions)
+        show("react: processor time of a pod of another node", costs)
     with new_netns():
         rows = [
             Row("50 ms of rest after every apply", base=True),
@@ -70,7 +79,7 @@ def main(quick: bool) -> None:
 # --- from write to verdict ---------------------------------------------------------------------------
 
 
-def _reactions(folder: Path, api: FakeApi, times: int) -> list[Row]:
+def _reactions(folder: Path, api: FakeApi, times: int) -> tuple[list[Row], list[Row]]:
     cidr = {"podCIDRs": ["10.65.0.0/24"]}
     address = {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}
     api.put(NODES, {"metadata": {"name": NODE}, "spec": cidr, "status": address})
@@ -81,6 +90,12 @@ def _reactions(folder: Path, api: FakeApi, times: int) -> list[Row]:
     api.put(PODS, _pod("target", NODE, ""))
     place = NetworkNamespace("target")
     bare, agents = Row("a bare watch of the same server", base=True), Row("felix-py agent")
+    costs = [
+        Row("ipset add, ipset del", base=True),
+        Row("felix-py agent: it comes"),
+        Row("felix-py agent: it goes"),
+        Row("felix-py agent: nothing happens"),
+    ]
     try:
         with AgentProgram(folder, api.url, "--backend=nft") as agent, closing(Commands()) as sets:
             agent.start()
@@ -88,13 +103,34 @@ def _reactions(folder: Path, api: FakeApi, times: int) -> list[Row]:
             asyncio.run(agent.runtime.add("target", place.path, args=pod_args("target")))
             with _watching(api) as seen:
                 for number in range(times + 1):
-                    values = _one_pod(api, sets, seen, f"client-{number}", f"10.66.0.{number + 1}")
+                    name, ip = f"client-{number}", f"10.66.0.{number + 1}"
+                    used = Cost([agent.pid])
+                    values = _comes(api, sets, seen, name, ip)
+                    took = [_by_tool(), _rested(used)]
+                    used = Cost([agent.pid])
+                    _goes(api, sets, name, ip)
+                    took += [_rested(used), _rested(Cost([agent.pid]))]
                     if number:
-                        for row, value in zip((bare, agents), values, strict=True):
+                        for row, value in zip((bare, agents, *costs), (*values, *took), strict=True):
                             row.values.append(value)
     finally:
         place.close()
-    return [bare, agents]
+    return [bare, agents], costs
+
+
+def _rested(used: Cost) -> float:
+    time.sleep(_AFTER)
+    return used.seconds()
+
+
+def _by_tool() -> float:
+    """CPU seconds."""
+    run("ipset", "-exist", "create", "bench", "hash:ip")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for verb in ("add", "del"):
+        run("ipset", verb, "bench", "10.66.0.1")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _pod(name: str, node: str, address: str) -> Json:
@@ -104,22 +140,29 @@ def _pod(name: str, node: str, address: str) -> Json:
     return {"metadata": metadata, "spec": {"nodeName": node, "containers": []}, "status": status}
 
 
-def _one_pod(
-    api: FakeApi, sets: Commands, seen: dict[str, float], name: str, address: str
-) -> tuple[float, float]:
-    time.sleep(_QUIET)
+def _comes(api: FakeApi, sets: Commands, seen: dict[str, float], name: str, address: str) -> tuple[float, float]:
+    """Seconds until a bare watch has seen it, and until it is in the kernel's set."""
     api.put(PODS, _pod(name, "another", ""))
     time.sleep(0.005)
-    packed = socket.inet_aton(address)
     started = time.perf_counter()
     api.put(PODS, _pod(name, "another", address))
-    while not any(packed in key for set_name in _peers(sets) for key in _members(sets, set_name)):
-        if time.perf_counter() - started > 10:
-            raise RuntimeError(f"{name} did not get into a set within 10 seconds")
+    _await(sets, address, there=True)
     reached = time.perf_counter() - started
     while address not in seen:
         time.sleep(0.0001)
     return seen[address] - started, reached
+
+
+def _goes(api: FakeApi, sets: Commands, name: str, address: str) -> None:
+    api.delete(PODS, "default", name)
+    _await(sets, address, there=False)
+
+
+def _await(sets: Commands, address: str, *, there: bool) -> None:
+    packed, since = socket.inet_aton(address), time.perf_counter()
+    while there != any(packed in key for set_name in _peers(sets) for key in _members(sets, set_name)):
+        if time.perf_counter() - since > 10:
+            raise RuntimeError(f"{address} was not {'in' if there else 'out of'} the set within 10 seconds")
 
 
 def _peers(sets: Commands) -> list[str]:

@@ -41,13 +41,14 @@ def received(next_hop: str, attributes: Mapping[str, Any]) -> Path:
 
 def _read(next_hop: str, attributes: Mapping[str, Any]) -> Path:
     as_path: list[int] = []
-    length = 0
+    length, confederation = 0, False
     segments = attributes.get("as-path", {})
     for key in sorted(segments, key=lambda key: number(key, _U16)):
         numbers = [number(value, _U32) for value in _bounded(segments[key]["value"])]
         kind = segments[key]["element"]
         as_path += numbers
         # RFC 4271 9.1.2.2 a: an AS_SET counts as one. RFC 5065 5.3: confederation segments do not count.
+        confederation |= kind not in ("as-sequence", "as-set")
         length += {"as-sequence": len(numbers), "as-set": 1}.get(kind, 0)
     if 0 in as_path:
         raise Malformed("AS 0 in the path")
@@ -56,6 +57,7 @@ def _read(next_hop: str, attributes: Mapping[str, Any]) -> Path:
             next_hop=next_hop,
             as_path=tuple(_bounded(as_path)),
             as_path_length=length,
+            confederation=confederation,
             origin=_origin(attributes),
             med=number(attributes.get("med", 0), _U32),
             local_pref=number(attributes.get("local-preference", DEFAULT_LOCAL_PREF), _U32),

@@ -32,6 +32,7 @@ HOLD_DOWN = 300.0
 """Seconds for which a session stays down whose peer announced more prefixes than its limit."""
 
 _WARN_AT, _CALM_AT = 0.8, 0.7
+_FLAPPING_AGAIN = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Control:
         self._own = Identity()
         self._held: dict[str, Held] = {}
         self._warned: set[str] = set()
+        self._flapping_noted: dict[str, float] = {}
         self.neighbors: Mapping[str, protocol.Neighbor] = {}
         """ExaBGP's neighbors by the last query."""
         self.in_effect = False
@@ -78,9 +80,9 @@ class Control:
 
         Peers that are held down (:meth:`holds`) must not be among them.
         """
-        wanted = {peer.address: peer for peer in peers}
+        wanted = {peer.key: peer for peer in peers}
         self._held = {a: held for a, held in self._held.items() if a not in wanted}
-        self._unreachable = sum(p.address not in wanted and p.address not in self._held for p in config.peers)
+        self._unreachable = sum(p.key not in wanted and p.key not in self._held for p in config.peers)
         self.rib.set_max_paths(config.max_paths)
         own = Identity(config.router_id, next((p.cluster_id for p in config.peers if p.cluster_id), ""))
         another, self._own = own != self._own, own
@@ -120,7 +122,7 @@ class Control:
 
     def holds(self, peer: Peer) -> bool:
         """Whether a peer is held down, since it was over the limit that it still has."""
-        held = self._held.get(peer.address)
+        held = self._held.get(peer.key)
         return held is not None and held.limit == peer.prefix_limit
 
     def held_reason(self, address: str, now: float) -> str:
@@ -197,6 +199,8 @@ class Control:
 
     def tick(self, now: float) -> None:
         """Handle timers; once a second is enough."""
+        self.rib.tick(now)
+        self._note_flapping(now)
         for session in self._sessions.values():
             session.tick(now)
             self._confirm(session)
@@ -310,9 +314,17 @@ class Control:
         elif count < _CALM_AT * limit:
             self._warned.discard(address)
 
+    def _note_flapping(self, now: float) -> None:
+        """Say which peers have paths that flap, once in a while."""
+        for peer in self.rib.flapping:
+            if now >= self._flapping_noted.get(peer, now):
+                self._flapping_noted[peer] = now + _FLAPPING_AGAIN
+                self.channel.note("routes flap", peer, "each is left out until it is quiet", warning=True)
+
     def _remove(self, address: str) -> None:
         del self._sessions[address]
         self._warned.discard(address)
+        self._flapping_noted.pop(address, None)
         self.rib.drop(address)
 
     def _export_all(self, session: Session) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import Any
 
+from bgp.fields import named_address
 from bgp.resources import BGPFilter
 
 DEFAULT_LOCAL_PREF = 100
@@ -25,6 +27,7 @@ class Path:
     ``origin``: 0 IGP, 1 EGP, 2 INCOMPLETE. ``communities`` (``65000:1``, RFC 1997) and ``large_communities``
     (``65000:1:2``, RFC 8092) are sorted. ``priority``: the metric that an import filter has set. ``path_id``:
     which of the peer's paths to the prefix it is (RFC 7911), as four numbers with dots; empty: its only one.
+    ``confederation``: there are segments of one (RFC 5065) in its AS path.
     """
 
     next_hop: str
@@ -39,6 +42,7 @@ class Path:
     cluster_list: tuple[str, ...] = ()
     priority: int | None = None
     path_id: str = ""
+    confederation: bool = False
 
     @property
     def neighbor_asn(self) -> int:
@@ -51,7 +55,7 @@ class Source:
     """What the choice needs to know of a path's peer.
 
     ``client``: of this route reflector (RFC 4456). ``filters``: their import rules are asked one after the other.
-    ``prefix_limit``: as many prefixes are kept at most.
+    ``prefix_limit``: as many prefixes are kept at most. ``address``: :attr:`bgp.model.Peer.key`.
     """
 
     address: str
@@ -87,12 +91,18 @@ class Step(Enum):
     ROUTER_ID = "BGP identifier of its originator is higher (RFC 4271, 9.1.2.2 f)"
     CLUSTER_LIST = "cluster list is longer (RFC 4456, 9)"
     ADDRESS = "address of the peer is higher (RFC 4271, 9.1.2.2 g)"
+    SESSION = "interface or port of the peer comes later"
     PATH_ID = "path identifier is higher (RFC 7911)"
 
 
 @lru_cache(maxsize=4096)
 def _number(address: str) -> int:
     return int(ipaddress.ip_address(address))
+
+
+@lru_cache(maxsize=4096)
+def _peer_number(address: str) -> int:
+    return _number(named_address(address))
 
 
 Cost = Callable[[Candidate], int]
@@ -102,11 +112,12 @@ _EXCLUDING: tuple[tuple[Step, Cost], ...] = (
     (Step.AS_PATH, lambda c: c[1].as_path_length),
     (Step.ORIGIN, lambda c: c[1].origin),
 )
-_ORDERING: tuple[tuple[Step, Cost], ...] = (
+_ORDERING: tuple[tuple[Step, Callable[[Candidate], Any]], ...] = (
     # RFC 4456, 9: ORIGINATOR_ID stands for the BGP identifier of the peer.
     (Step.ROUTER_ID, lambda c: _number(c[1].originator_id or c[0].router_id)),
     (Step.CLUSTER_LIST, lambda c: len(c[1].cluster_list)),
-    (Step.ADDRESS, lambda c: _number(c[0].address)),
+    (Step.ADDRESS, lambda c: _peer_number(c[0].address)),
+    (Step.SESSION, lambda c: c[0].address),
     (Step.PATH_ID, lambda c: _number(c[1].path_id) if c[1].path_id else 0),
 )
 
@@ -120,6 +131,9 @@ def loop(source: Source, path: Path, own: Identity) -> str:
     # racks that share one AS number exchange routes.
     if path.as_path.count(source.local_asn) > source.allowed_own_asns:
         return "our own AS number is in its AS path"
+    # RFC 5065, 5: only inside of a confederation, and we are in none but those of our own AS.
+    if source.external and path.confederation:
+        return "its AS path has members of another AS's confederation"
     # 5.1.3: our own address as next hop would be a loop.
     if path.next_hop == source.local_address:
         return "its next hop is our own address"

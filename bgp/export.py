@@ -34,7 +34,7 @@ def group(to: Peer) -> Hashable:
 def goes_back(candidate: Candidate, to: Peer, to_router_id: str) -> bool:
     """Whether a peer, with its BGP identifier, is where a learned route comes from, or leads to."""
     source, path = candidate
-    if to.address in (source.address, path.next_hop):
+    if source.address == to.key or path.next_hop == to.address:
         return True
     return not source.external and (path.originator_id or source.router_id) == to_router_id
 

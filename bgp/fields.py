@@ -153,6 +153,21 @@ def split_port(path: str, value: object) -> tuple[str, int | None]:
     return match[1], integer(path, int(match[2]), 1, 65535) if match[2] else None
 
 
+def peer_name(address: str, port: int, interface: str = "") -> str:
+    """How a session is named, as :func:`split_port` reads it: the peer's address, with the interface of a
+    link-local one, and its port if that is not 179.
+    """
+    host = f"{address}%{interface}" if interface else address
+    if port == BGP_PORT:
+        return host
+    return f"[{host}]:{port}" if ":" in address else f"{host}:{port}"
+
+
+def named_address(name: str) -> str:
+    """The peer's address in what :func:`peer_name` makes."""
+    return split_port("", name)[0].partition("%")[0]
+
+
 def address_and_port(path: str, value: object) -> tuple[str, int]:
     """An address as :func:`split_port` takes it, and its port, 179 unless given."""
     given, port = split_port(path, value)

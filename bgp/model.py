@@ -7,6 +7,7 @@ the same. All values in ExaBGP's configuration or command line are checked here 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -76,6 +77,11 @@ class Peer:
     bfd: Bfd | None = None
 
     @property
+    def key(self) -> str:
+        """What the session is named by, and told apart from all others: ``10.0.0.1``, ``[fe80::1%eth0]:1179``."""
+        return fields.peer_name(self.address, self.port, self.interface)
+
+    @property
     def version(self) -> int:
         """IP version of the session: 4 or 6."""
         return version(self.address)
@@ -142,12 +148,18 @@ def parse_bgp_config(
         for index, entry in enumerate(fields.sequence("peers", config.get("peers") or ()))
     )
     seen: set[str] = set()
+    ports = Counter(peer.address for peer in peers)
     for index, peer in enumerate(peers):
-        if peer.address in seen:
-            raise BGPConfigError(f"peers[{index}].peerIP: {peer.address} is listed twice")
+        if peer.key in seen:
+            raise BGPConfigError(f"peers[{index}].peerIP: {peer.key} is listed twice")
         if peer.passive and not listen_port:
             raise BGPConfigError(f"peers[{index}].passive: nobody could connect, listenPort is 0")
-        seen.add(peer.address)
+        if peer.passive and ports[peer.address] > 1:
+            raise BGPConfigError(
+                f"peers[{index}].passive: {peer.address} is listed with several ports, and none shows in a "
+                "connection from there"
+            )
+        seen.add(peer.key)
     return SpeakerConfig(
         asn=asn,
         router_id=fields.router_id(config.get("routerID", router_id), node),

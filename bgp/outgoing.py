@@ -103,7 +103,7 @@ class Outgoing:
         before = dict(self._sent)
         commands = self._change(self._all())
         again = [one for prefix, one in before.items() if one and self._sent.get(prefix) == one]
-        return commands + list(protocol.announce(self._peer.address, again, self._own_asn)) + self.end_of_rib()
+        return commands + list(protocol.announce(self._peer.key, again, self._own_asn)) + self.end_of_rib()
 
     def down(self) -> None:
         """The session ended. ExaBGP keeps its announcements and repeats them when the session comes back."""
@@ -142,7 +142,7 @@ class Outgoing:
         """End-of-RIB of each family, if everything is announced. Repeating it is harmless."""
         if not (self._complete and self._active) or self._wanted is None:
             return []
-        return [protocol.end_of_rib(self._peer.address, family) for family in sorted(self.families)]
+        return [protocol.end_of_rib(self._peer.key, family) for family in sorted(self.families)]
 
     def _all(self) -> set[str]:
         return self._sent.keys() | (self._wanted or {}).keys()
@@ -174,8 +174,8 @@ class Outgoing:
                     announced.append(now)
         # Announcements first: addresses that move from one prefix to another stay reachable.
         return [
-            *protocol.announce(self._peer.address, announced, self._own_asn),
-            *protocol.withdraw(self._peer.address, self._withdraw(leaving, announced), self._own_asn),
+            *protocol.announce(self._peer.key, announced, self._own_asn),
+            *protocol.withdraw(self._peer.key, self._withdraw(leaving, announced), self._own_asn),
         ]
 
     def _withdraw(self, prefixes: list[str], announced: Iterable[Announcement]) -> list[Announcement]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Iterable
 from functools import lru_cache
 
 FAMILIES = (4, 6)
 """The IP versions."""
+
+_LENGTHS = {str(length): length for length in range(33)}
 
 
 class PrefixSet:
@@ -37,8 +40,26 @@ class PrefixSet:
 @lru_cache(maxsize=65536)
 def parse(prefix: str) -> tuple[int, int, int, int]:
     """(IP version, address width in bits, prefix length, address as a number); ValueError if it is no CIDR."""
+    if plain := _plain_ipv4(prefix):
+        return plain
     network = ipaddress.ip_network(prefix)
     return network.version, network.max_prefixlen, network.prefixlen, int(network.network_address)
+
+
+def _plain_ipv4(prefix: str) -> tuple[int, int, int, int] | None:
+    """What :func:`parse` returns, of a canonical IPv4 prefix; None for any other text.
+
+    In a tenth of the time: tens of thousands of prefixes may come at once.
+    """
+    address, _, length = prefix.partition("/")
+    if length not in _LENGTHS:
+        return None
+    try:
+        value = int.from_bytes(socket.inet_pton(socket.AF_INET, address))
+    except (OSError, ValueError):
+        return None
+    host_bits = 32 - _LENGTHS[length]
+    return None if value & (1 << host_bits) - 1 else (4, 32, _LENGTHS[length], value)
 
 
 def covers(prefix: str, address: str) -> bool:
@@ -60,4 +81,4 @@ def is_link_local(address: str) -> bool:
 
 def canonical(prefix: str) -> str:
     """The canonical text of a prefix, as Python, ExaBGP and the kernel write it. Raises ValueError."""
-    return str(ipaddress.ip_network(prefix))
+    return prefix if _plain_ipv4(prefix) else str(ipaddress.ip_network(prefix))

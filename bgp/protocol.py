@@ -1,5 +1,7 @@
 """The protocol of ExaBGP 5.0 with its helper, without I/O: lines to events, commands to lines.
 
+``peer`` is a session's name everywhere (:attr:`bgp.model.Peer.key`), as :mod:`bgp.launch` has ExaBGP say it.
+
 Two kinds of lines arrive, interleaved: JSON events, and for each command its output and then one ``done`` or
 ``error``, in order. ``done`` means that ExaBGP has accepted a command, not that a peer has received it.
 """
@@ -11,11 +13,14 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from bgp.announcement import Announcement
 from bgp.attributes import Malformed, number, received, sent, words
+from bgp.command_queue import CommandQueue
 from bgp.decision import Path
+from bgp.fields import named_address, peer_address, peer_name
 from bgp.prefixes import FAMILIES, canonical, is_link_local, version
 
 SHOW_NEIGHBORS = "show neighbor json"
@@ -93,6 +98,14 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class MalformedUpdate:
+    """An UPDATE whose routes count as withdrawn, or that lost an attribute (RFC 7606); ``what`` is ExaBGP's."""
+
+    peer: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndOfRib:
     """The peer has sent its whole table of a family (RFC 4724 2)."""
 
@@ -117,7 +130,7 @@ class Gap:
 
 
 Identity = tuple[str, str, int, int]
-"""Peer's and local address, peer's and local AS: a change of any makes another session."""
+"""Peer's name, local address, peer's and local AS: a change of any makes another session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +187,20 @@ class Answered:
     ok: bool
 
 
-Event = Open | Up | Down | Notified | Update | EndOfRib | Refresh | Gap | Neighbors | RibEntry | Answered
+Event = (
+    Open
+    | Up
+    | Down
+    | Notified
+    | Update
+    | MalformedUpdate
+    | EndOfRib
+    | Refresh
+    | Gap
+    | Neighbors
+    | RibEntry
+    | Answered
+)
 
 
 def announce(peer: str, announcements: Iterable[Announcement], own_asn: int = 0) -> Iterator[str]:
@@ -233,7 +259,7 @@ class Connection:
         """Number of invalid lines."""
         self._partial = b""
         self._too_long = False
-        self._waiting: deque[str] = deque()
+        self._waiting = CommandQueue()
         self._commands: deque[str] = deque()
         self._counters: dict[str, int] = {}
 
@@ -246,13 +272,13 @@ class Connection:
         """Queue one command."""
         if not line.isascii() or "\n" in line:
             raise ValueError(f"not one line of ASCII: {line!r}")
-        self._waiting.append(line)
+        self._waiting.add(line)
 
     def data_to_send(self) -> bytes:
         """Bytes to write to the socket now; call again after each :meth:`receive`."""
         ready = []
         while self._waiting and len(self._commands) < _IN_FLIGHT:
-            self._commands.append(self._waiting.popleft())
+            self._commands.append(self._waiting.take())
             ready.append(self._commands[-1] + "\n")
         return "".join(ready).encode()
 
@@ -306,7 +332,7 @@ class Connection:
 
     def _event(self, content: dict[str, Any]) -> Iterator[Event]:
         neighbor = content["neighbor"]
-        peer = _address(neighbor["address"]["peer"])
+        peer = _peer(neighbor["address"]["peer"])
         kind, counter = content["type"], number(content["counter"], _U64)
         expected = self._counters.get(peer, counter - 1) + 1
         self._counters[peer] = counter
@@ -351,6 +377,8 @@ def _update(peer: str, neighbor: dict[str, Any]) -> Iterator[Event]:
         return
     update = message["update"]
     attributes = update.get("attribute", {})
+    if error := attributes.get("error"):
+        yield MalformedUpdate(peer, _text(error))
     announced: dict[Nlri, Path] = {}
     unusable: set[Nlri] = set()
     withdrawn: set[Nlri] = set()
@@ -404,7 +432,7 @@ _EVENTS = {"state": _state, "open": _open, "update": _update, "refresh": _refres
 def _neighbor(entry: dict[str, Any]) -> Neighbor:
     established = entry["fsm"] == "ESTABLISHED"
     return Neighbor(
-        peer=_address(entry["peer"]["address"]),
+        peer=_peer(entry["peer"]["address"]),
         local_address=_text(entry["local"]["address"]),
         asn=number(entry["peer"]["as"], _U32),
         local_asn=number(entry["local"]["as"], _U32),
@@ -424,7 +452,7 @@ def _families(names: Iterable[str]) -> frozenset[int]:
 
 
 def _rib_entry(content: dict[str, Any], *, outgoing: bool) -> RibEntry:
-    peer = _address(content["peer"]["address"])
+    peer = _peer(content["peer"]["address"])
     nlri, attributes = content["route"]["nlri"], content["route"]["attributes"]
     prefix, next_hop = _prefix(nlri["prefix"]), str(nlri["nexthop"])
     if outgoing:
@@ -459,13 +487,19 @@ def _next_hop(text: str, family: int, peer: str) -> str:
         return ""
     if address.version < family or address.is_multicast or address.is_unspecified or address.is_loopback:
         return ""
-    if address.is_link_local and (address.version == 4 or not is_link_local(peer)):
+    if address.is_link_local and (address.version == 4 or not is_link_local(named_address(peer))):
         return ""
     return str(address)
 
 
 def _link_local_last(listed: tuple[str, object]) -> bool:
     return is_link_local(listed[0])
+
+
+@lru_cache(maxsize=4096)
+def _peer(text: object) -> str:
+    """The name of a session, canonical."""
+    return peer_name(*peer_address("peer", text))
 
 
 def _address(text: object) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bgp.announcement import GRACEFUL_SHUTDOWN
+from bgp.damping import Damping
 from bgp.decision import DEFAULT_LOCAL_PREF, Candidate, Identity, Path, Source, loop, lost_by, multipath
 from bgp.filters import Route, changed_path, decide
 from bgp.prefixes import FAMILIES, PrefixSet, covers, parse, version
@@ -123,6 +124,16 @@ class Rib:
         self._reached: dict[str, Reached] = {}
         self._left_out: dict[str, tuple[Unresolved, ...]] = {}
         self._unresolved: dict[Unresolved, int] = {}
+        self._damping = Damping()
+
+    def tick(self, now: float) -> None:
+        """Let time pass: paths that flapped and do no longer take part again."""
+        self._changed.update(prefix for _, prefix, _ in self._damping.tick(now) if prefix in self._paths)
+
+    @property
+    def flapping(self) -> frozenset[str]:
+        """Peers of which some path is left out for a time, since it changes all the time."""
+        return self._damping.suppressed
 
     @property
     def best(self) -> Mapping[str, NextHops]:
@@ -201,7 +212,10 @@ class Rib:
         known.add(nlri)
         doubted.discard(nlri)
         paths, key = self._paths.setdefault(prefix, {}), (peer, path.path_id)
-        if paths.get(key) != path:
+        before = paths.get(key)
+        if before != path:
+            if before and before.next_hop != path.next_hop:
+                self._damping.note((peer, *nlri))
             paths[key] = path
             self._changed.add(prefix)
 
@@ -214,6 +228,7 @@ class Rib:
         self._doubted.get(peer, set()).discard((prefix, path_id))
         paths = self._paths[prefix]
         del paths[peer, path_id]
+        self._damping.note((peer, prefix, path_id))
         if not paths:
             del self._paths[prefix]
         self._changed.add(prefix)
@@ -335,6 +350,8 @@ class Rib:
         source = self._sources[peer]
         if why := loop(source, path, self._own):
             return Judged(path, refused=why)
+        if self._damping.suppresses((peer, prefix, path.path_id)):
+            return Judged(path, refused="it flaps, and takes part again once it has not changed for some seconds")
         reached = self._reached_by(path.next_hop)
         if source.external and path.local_pref != DEFAULT_LOCAL_PREF:
             # RFC 4271, 5.1.5: it has no meaning from another AS. The filters may set one.

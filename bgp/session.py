@@ -21,6 +21,7 @@ SETTLE = 10.0
 """Seconds after which the table of a peer that sends no end-of-RIB counts as complete."""
 
 _TEARDOWN_AGAIN = 5.0
+_MALFORMED_AGAIN = 600.0
 
 
 class State(Enum):
@@ -80,6 +81,7 @@ class LimitState(StrEnum):
 class PeerStatus:
     """One peer, for people. ``since``: seconds in that state; ``error``: why it went or stays down.
 
+    ``address``: :attr:`bgp.model.Peer.key`.
     ``name``: of the BGPPeer that declares it. ``received`` and ``announced``: prefixes; ``limit``: of those
     received.
     """
@@ -137,6 +139,7 @@ class Session:
         self._unusable: set[str] = set()
         self._unusable_until = 0.0
         self._teardown_at = 0.0
+        self._malformed_until = 0.0
         self._error = self._said = ""
         self._bfd: Bfd | None = None
         self.peer = peer
@@ -160,26 +163,26 @@ class Session:
     @property
     def identity(self) -> protocol.Identity:
         """Identifies the session."""
-        return self.peer.address, self.peer.source_address, self.peer.asn, self.peer.local_asn
+        return self.peer.key, self.peer.source_address, self.peer.asn, self.peer.local_asn
 
     def status(self, now: float) -> PeerStatus:
         """The session, for people."""
         return PeerStatus(
-            address=self.peer.address,
+            address=self.peer.key,
             asn=self.peer.asn,
             established=self.usable,
             since=max(0.0, now - self._since),
-            received=self._rib.count(self.peer.address),
+            received=self._rib.count(self.peer.key),
             families=tuple(f"ipv{family} unicast" for family in self.peer.carried),
             error="" if self.usable else self._error,
             name=self.peer.name,
             announced=self.out.announced if self.established else 0,
-            limit=self._rib.limit(self.peer.address),
+            limit=self._rib.limit(self.peer.key),
             bfd=self._bfd.state if self._bfd else "",
         )
 
     def configure(self, peer: Peer) -> None:
-        """Set the peer's settings; its address never changes."""
+        """Set the peer's settings; its key never changes."""
         self.peer = peer
         if peer.bfd is None:
             self._bfd = None
@@ -218,6 +221,10 @@ class Session:
                 self._router_id, self._restart = event.router_id, event.restart
                 self.negotiated(event.families)
                 self._describe()
+            case protocol.MalformedUpdate() if now >= self._malformed_until:
+                # RFC 7606, 8: said, but a peer must not fill the log.
+                self._malformed_until = now + _MALFORMED_AGAIN
+                self._note("malformed attributes (RFC 7606)", event.what, warning=True)
             case protocol.Up():
                 self.up(now)
             case protocol.Down():
@@ -229,7 +236,7 @@ class Session:
             case protocol.Refresh(begin=True):
                 if self._advance(Input.REFRESH_BEGIN):
                     self._refreshing.add(event.family)
-                    self._rib.doubt(self.peer.address, (event.family,))
+                    self._rib.doubt(self.peer.key, (event.family,))
             case protocol.Refresh():
                 self._unusable = {p for p in self._unusable if version(p) != event.family}
                 self._refreshing.discard(event.family)
@@ -246,7 +253,7 @@ class Session:
         self._begin()
         self._complete_at = now + (self.peer.max_restart_time if self._restart else SETTLE)
         # Routes of an earlier session must be announced again in this one.
-        self._rib.doubt(self.peer.address)
+        self._rib.doubt(self.peer.key)
         # RFC 4724 4.2: unless the peer says that it kept its forwarding state, the routes kept for it are
         # dropped. That is for the peer's restart; across our own (4.1) everything stays until its end-of-RIB.
         forwarding = self._restart.forwarding if self._restart else {}
@@ -317,7 +324,7 @@ class Session:
             self._note("stale routes removed", warning=True)
             if self.established:
                 self._retained = None
-                self._rib.confirm(self.peer.address)
+                self._rib.confirm(self.peer.key)
             else:
                 self._drop()
 
@@ -325,7 +332,7 @@ class Session:
         """Remove routes that the peer has not repeated, if its table is complete."""
         if self.state is State.COMPLETE:
             self._retained = None
-            self._rib.confirm(self.peer.address)
+            self._rib.confirm(self.peer.key)
 
     def ask_again(self, unusable: set[str], now: float) -> None:
         """Request a route refresh for prefixes that ExaBGP's table has without a usable next hop.
@@ -335,7 +342,7 @@ class Session:
         """
         self._unusable, self._unusable_until = unusable, now + SETTLE
         families = sorted({version(prefix) for prefix in unusable})
-        self._channel.send(*(protocol.route_refresh(self.peer.address, family) for family in families))
+        self._channel.send(*(protocol.route_refresh(self.peer.key, family) for family in families))
 
     def _advance(self, by: Input) -> bool:
         """Change state by the table; false if it has no transition."""
@@ -365,7 +372,7 @@ class Session:
 
     def _tear_down(self, now: float) -> None:
         self._teardown_at = now + _TEARDOWN_AGAIN
-        self._channel.send(protocol.teardown(self.peer.address, CEASE_BFD_DOWN))
+        self._channel.send(protocol.teardown(self.peer.key, CEASE_BFD_DOWN))
 
     def _update(self, event: protocol.Update) -> None:
         if self.state is State.FAILED:
@@ -385,25 +392,25 @@ class Session:
         self._unusable.clear()
 
     def _retain(self, until: float, *, own: bool) -> None:
-        self._rib.doubt(self.peer.address)
+        self._rib.doubt(self.peer.key)
         # Stale routes do not get more time when the session, or ExaBGP, fails once more.
         self._retained = Retained(min(until, self._retained.until) if self._retained else until, own)
 
     def _keep(self, families: Collection[int]) -> None:
         """Of the routes that are kept for the peer's restart, drop those of all other families."""
-        self._rib.drop(self.peer.address, [family for family in FAMILIES if family not in families])
+        self._rib.drop(self.peer.key, [family for family in FAMILIES if family not in families])
         if not families:
             self._retained = None
 
     def _drop(self) -> None:
         self._retained = None
-        self._rib.drop(self.peer.address)
+        self._rib.drop(self.peer.key)
 
     def _describe(self) -> None:
         peer = self.peer
         self._rib.set_source(
             Source(
-                address=peer.address,
+                address=peer.key,
                 router_id=self._router_id,
                 local_asn=peer.local_asn,
                 local_address=peer.source_address,
@@ -416,4 +423,4 @@ class Session:
         )
 
     def _note(self, text: str, detail: str = "", *, warning: bool = False) -> None:
-        self._channel.note(text, self.peer.address, detail, warning=warning)
+        self._channel.note(text, self.peer.key, detail, warning=warning)

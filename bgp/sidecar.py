@@ -190,7 +190,7 @@ class Sidecar:
             file.write(text)
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "exabgp", "validate", str(candidate)],
+                [sys.executable, "-m", "bgp.launch", "validate", str(candidate)],
                 env=self._environment(text),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
-from bgp.fields import BGP_PORT, BGPConfigError, check_password, hashed_router_id
+from bgp.fields import BGP_PORT, BGPConfigError, check_password, hashed_router_id, peer_name
 from bgp.model import HOLD_TIME, MAX_PATHS, RESTART_TIME, Peer, SpeakerConfig
 from bgp.prefixes import FAMILIES, version
 from bgp.prefixes import parse as parse_prefix
@@ -77,7 +77,7 @@ def topology(
         listen_port=cluster.port(node),
         listen_addresses=node.addresses if own.bind_mode == "NodeIP" else (),
         max_paths=MAX_PATHS if own.max_paths is None else own.max_paths,
-        peers=tuple(sorted(sessions, key=lambda peer: parse_prefix(peer.address))),
+        peers=tuple(sorted(sessions, key=lambda peer: (parse_prefix(peer.address), peer.key))),
     )
     return Topology(speaker, tuple(sorted(cluster.problems)))
 
@@ -163,7 +163,7 @@ class _Cluster:
 
     def sessions_with_routers(self, node: BGPNode) -> Iterator[Peer]:
         """The node's sessions with addresses that no node has."""
-        winners: dict[str, BGPPeer] = {}
+        winners: dict[tuple[str, int, str], BGPPeer] = {}
         for peer in self._peers:
             if not peer.peer_ip or peer.peer_ip in self._owners or not self._selects[peer.name](node):
                 continue
@@ -171,11 +171,12 @@ class _Cluster:
             source = "" if by_kernel else _address(node, version(peer.peer_ip))
             if not source and not by_kernel:
                 continue  # as in Calico: a node without IPv6 addresses has no sessions over IPv6
-            winner = winners.setdefault(peer.peer_ip, peer)
+            winner = winners.setdefault((peer.peer_ip, peer.port, peer.interface), peer)
             if winner is not peer:
-                reason = f"BGPPeer {winner.name} has the session with {peer.peer_ip}"
-                if (winner.port, winner.interface) != (peer.port, peer.interface):
-                    reason += "; there is one for an address, whatever its ports and links"
+                reason = (
+                    f"BGPPeer {winner.name} has the session with "
+                    f"{peer_name(peer.peer_ip, peer.port, peer.interface)}"
+                )
                 self._problem("BGPPeer", peer.name, "peerIP", reason)
             elif peer.as_number is None:
                 self._problem(

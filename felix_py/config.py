@@ -249,6 +249,11 @@ class AgentConfig:
         "until the kubelet reports them, see docs/security.md.",
         field=Field("announcePodIPs"),
     )
+    connect_containers: bool = setting(
+        False,
+        "Connect containers that are no pods', such as those of `ctr run --cni`: no policy selects them, see "
+        "docs/cni.md.",
+    )
     mtu: int = setting(
         0,
         "MTU of pod interfaces; 0: that of the node's uplinks.",
@@ -284,6 +289,14 @@ class AgentConfig:
         most=86400,
         live=True,
         field=Field("addressCooldownSeconds"),
+    )
+    strict_affinity: bool = setting(
+        True,
+        "Give pods addresses of the node's own blocks only. Otherwise nodes lend each other single addresses "
+        "where an IPPool has no block left, see docs/ipam.md.",
+        calico="strictAffinity (of the IPAMConfiguration, where it is false)",
+        live=True,
+        field=Field("strictAffinity"),
     )
     discovery_interval: float = setting(
         15,

@@ -11,6 +11,9 @@ INTERFACE_PREFIX = "felix"
 CHAIN_PREFIX = "FELIX-"
 COMMENT_PREFIX = "felix:"
 
+FIRST_INTERFACE = "eth0"
+"""CNI_IFNAME of the interface whose addresses container runtimes report as a pod's, by CRI's implementations."""
+
 ROUTE_PROTOCOL_PODS = 88
 """Routes to local pods and the blackholes of the node's own pod CIDRs (rtnetlink(7) rtm_protocol)."""
 

@@ -206,6 +206,16 @@ class Metrics:
             ["cidr"],
             means="0: no pod starts here; addresses that something else on the node uses count as free",
         )
+        self.addresses_borrowed = self._gauge(
+            "felix_py_ipam_addresses_borrowed",
+            "Addresses of other nodes' blocks that this node has borrowed",
+            means="above 0: pools have no block left; each one is a prefix of its own in the network",
+        )
+        self.addresses_lent = self._gauge(
+            "felix_py_ipam_addresses_lent",
+            "Addresses of this node's blocks that it has lent to other nodes",
+            means="they count as free above, and pods of this node do not get them",
+        )
         self.addresses_resting = self._gauge(
             "felix_py_ipam_addresses_resting",
             "Free addresses of a pod CIDR of this node that were released less than `--address-cooldown` ago",

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from felix_py.metrics import Metrics
 from felix_py.pending import Pending
 from felix_py.records import Drift, Failure, Update
 from felix_py.refs import ApplyRef, Ref, policy_rests_on
+from felix_py.threads import Worker
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class Reconciler:
         self._metrics = metrics
         self._refresh_interval = refresh_interval
         self._interval_changed = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dataplane")
+        self._worker = Worker("dataplane")
         self._awaited = asyncio.Event()
         self._applied_at = -_REST
         self._pause = 0.0
@@ -212,7 +212,7 @@ class Reconciler:
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run a function in the dataplane's thread, between two applies. Cancelled when the reconciler ends."""
-        called = asyncio.get_running_loop().run_in_executor(self._thread, function)
+        called = self._worker.submit(function)
         self._calls.add(called)
         try:
             return await called
@@ -244,12 +244,12 @@ class Reconciler:
             call.cancel()
 
     async def _leave_thread(self) -> None:
-        idle = asyncio.wrap_future(self._thread.submit(lambda: None))
+        idle = self._worker.submit(lambda: None)
         if not (await asyncio.wait((idle,), timeout=self._patience))[0]:
             self._log.warning("an apply does not come to an end: its tools are killed, because the agent stops")
             self._abandon()
             await asyncio.wait((idle,), timeout=self._patience)
-        self._thread.shutdown(wait=False)
+        self._worker.close(wait=False)
 
     # --- looking -------------------------------------------------------------------------------------
 
@@ -308,6 +308,8 @@ class Reconciler:
         """
         if asyncio.get_running_loop().time() - self._applied_at >= _REST:
             self._pause = 0.0
+        if self._awaited.is_set():
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._applied_at + self._pause):
                 await self._awaited.wait()

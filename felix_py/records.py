@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from felix_py.refs import ChainRef, HookRef, Ref, RouteRef
 from felix_py.ruleset.model import Rules, RuleSpec
-from policy.model import Family, Labels, LocalEndpoint, Node, Protocol
+from policy.model import Family, Labels, LocalEndpoint, Node, ObjectKey, Protocol
 
 
 class Backend(enum.StrEnum):
@@ -188,7 +188,8 @@ class Drift:
 class Lease:
     """A durable claim of one pod interface on its addresses (one per family at most).
 
-    ``created`` is seconds since the epoch. ``interface`` is the host end's name.
+    ``created`` is seconds since the epoch. ``interface`` is the host end's name. ``namespace`` and ``pod`` are
+    empty for a container that is no pod's.
     """
 
     container: str
@@ -201,29 +202,54 @@ class Lease:
     addresses: Mapping[Family, str]
     created: float
 
+    @property
+    def owner(self) -> ObjectKey:
+        """The pod; of a container that is no pod's, no namespace and the container's id."""
+        return (self.namespace, self.pod or self.container)
+
+    @property
+    def owner_text(self) -> str:
+        """The owner, for people."""
+        return f"pod {self.namespace}/{self.pod}" if self.pod else f"container {self.container}"
+
+
+def newest_sandbox(leases: Iterable[Lease]) -> tuple[Lease, ...]:
+    """Of the leases of one owner those of the newest sandbox, one an interface, oldest first.
+
+    A new sandbox may precede the DEL of the old one, and an old one may still get a further interface: the age of
+    a sandbox is that of its oldest lease.
+    """
+    ordered = sorted(leases, key=lambda lease: lease.created)
+    newest = list(dict.fromkeys(lease.container for lease in ordered))[-1:]
+    return tuple(lease for lease in ordered if lease.container in newest)
+
 
 def endpoints_of(leases: Iterable[Lease]) -> tuple[LocalEndpoint, ...]:
-    """Returns the endpoints of leases: of several leases of one pod, the newest one's."""
-    newest = {(lease.namespace, lease.pod): lease for lease in sorted(leases, key=lambda lease: lease.created)}
-    return tuple(endpoint_of(lease) for lease in newest.values())
+    """Returns the endpoints of leases: of several sandboxes of one pod, the newest one's."""
+    of: dict[ObjectKey, list[Lease]] = {}
+    for lease in leases:
+        of.setdefault(lease.owner, []).append(lease)
+    return tuple(endpoint_of(*newest_sandbox(its)) for its in of.values())
 
 
-def endpoint_of(lease: Lease) -> LocalEndpoint:
-    """Returns the endpoint of a lease, as policy knows it."""
-    return LocalEndpoint(lease.namespace, lease.pod, tuple(lease.addresses.values()), lease.uid)
+def endpoint_of(*leases: Lease) -> LocalEndpoint:
+    """Returns the endpoint of the leases of one sandbox, as policy knows it."""
+    addresses = tuple(address for lease in leases for address in lease.addresses.values())
+    return LocalEndpoint(*leases[0].owner, addresses, next((lease.uid for lease in leases if lease.uid), ""))
 
 
 class Elsewhere(NamedTuple):
     """An address or CIDR that is in use, but not by a pod of this agent.
 
     ``how`` completes "it is …"; ``last`` is the last address concerned, as an integer. ``reserved``: it is in use
-    by nobody, but only for a pod that asks for it.
+    by nobody, but only for a pod that asks for it. ``lent``: this agent itself has lent it to another node.
     """
 
     what: str
     how: str
     last: int
     reserved: bool = False
+    lent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

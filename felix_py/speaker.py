@@ -177,11 +177,11 @@ class Speaker:
         statuses = self._control.peers(time.monotonic())
         known = {status.address for status in statuses}
         for peer in self._config.peers if self._config else ():
-            if peer.address not in known:
+            if peer.key not in known:
                 families = tuple(f"ipv{family} unicast" for family in peer.carried)
-                held = self._control.held_reason(peer.address, time.monotonic())
+                held = self._control.held_reason(peer.key, time.monotonic())
                 down = PeerStatus(
-                    peer.address,
+                    peer.key,
                     peer.asn,
                     False,
                     0.0,
@@ -332,7 +332,7 @@ class Speaker:
         A source address stays as long as the node has it or there is no other: a flapping link must not change
         sessions.
         """
-        before = {peer.address: peer.source_address for peer in self._peers}
+        before = {peer.key: peer.source_address for peer in self._peers}
         free = (peer for peer in config.peers if not self._control.holds(peer))
         found = {peer: peer.source_address or _source_address(peer, before) for peer in free}
         return tuple(replace(peer, source_address=source) for peer, source in found.items() if source)
@@ -367,7 +367,7 @@ class Speaker:
         self._written_at = time.monotonic()
         # A peer that leaves has been told by now.
         self._lead(_ways(self._config) if self._config else {})
-        self._log.info("wrote ExaBGP's configuration", peers=[peer.address for peer in self._peers])
+        self._log.info("wrote ExaBGP's configuration", peers=[peer.key for peer in self._peers])
 
     async def _withdraw_from_leaving(self) -> None:
         if self._writer is None:
@@ -428,7 +428,7 @@ def _ways(config: SpeakerConfig) -> dict[str, NextHops]:
 
 def _source_address(peer: Peer, before: Mapping[str, str]) -> str:
     """The session's source address: the previous one if the node still has it, else by the routing table."""
-    known = before.get(peer.address, "")
+    known = before.get(peer.key, "")
     if known and _probe(peer, lambda probe: probe.bind(_endpoint(peer, known, 0))):
         return known
     return _probe(peer, lambda probe: probe.connect(_endpoint(peer, peer.address, peer.port))) or known

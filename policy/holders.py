@@ -121,7 +121,7 @@ class Holders:
     def _choose(self, address: str, claims: Mapping[ObjectKey, Pod]) -> Pod | None:
         leases = self._leases.get(address)
         if not leases:
-            return max(claims.values(), key=lambda pod: pod.claim, default=None)
+            return max(claims.values(), key=lambda pod: pod.claim(address), default=None)
         holder = leases[min(leases)]
         pod = claims.get(holder.key)
         return pod if pod is not None and holder.stands_for(pod) else None

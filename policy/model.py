@@ -121,7 +121,7 @@ class Pod:
     whose containers have all ended: their addresses may belong to another pod already, so they leave every set at
     once. ``since``: creation or start by the kubelet, whichever is later (RFC 3339 UTC text, to the second;
     empty: unknown). ``deleted``: it has a deletion timestamp. ``announced``: addresses that an annotation claims
-    while the status has none; nobody has checked them, and policy knows ``addresses`` only.
+    and the status does not have; policy knows ``addresses`` only, which those that are believed are added to.
     ``annotations``: those on its addresses alone, and of pods of the agent's own node alone: no policy depends on
     them.
     """
@@ -144,14 +144,14 @@ class Pod:
     def key(self) -> ObjectKey:
         return (self.namespace, self.name)
 
-    @property
-    def claim(self) -> tuple[str, bool, str, ObjectKey]:
-        """Sort key: of two pods that claim one address, the one with the greater key, the newer one, has it.
+    def claim(self, address: str) -> tuple[bool, str, bool, str, ObjectKey]:
+        """Sort key: of two pods that claim an address, the one with the greater key, the newer one, has it; but
+        an annotation's claim is none against one of a status.
 
         It depends on the objects alone, so that every node decides alike in whatever order events arrive. Within
         a second a pod that is not being deleted wins; the rest is arbitrary, but the same everywhere.
         """
-        return (self.since, not self.deleted, self.uid, self.key)
+        return (address not in self.announced, self.since, not self.deleted, self.uid, self.key)
 
 
 class Operator(enum.StrEnum):
@@ -314,6 +314,9 @@ class LocalEndpoint:
 
     Its addresses are the pod's, whatever the API server has. ``uid``: of the pod that it was made for, from the
     runtime (empty: unknown): an interface left by an earlier pod of the same name is not the later pod's.
+
+    A pod may have several interfaces: ``addresses`` are those of all of them. ``namespace`` empty: a container
+    that is no pod's (``name`` is its id), so no policy selects it and no pod has its addresses.
     """
 
     namespace: str

@@ -166,6 +166,8 @@ class Addressing:
             raise AddressUnavailable(f"{address} is in IPPool {pool.name}, which is disabled")
         if cidr := self._facts.pooled.block_of(address):
             return cidr
+        if borrower := self._facts.pooled.borrower_of(address):
+            raise AddressUnavailable(f"{address} is lent to node {borrower}: a pod of this node cannot have it")
         if not self._facts.pooled.owner_of(address)[0]:
             await claims.claim_with(address)
         if cidr := self._facts.pooled.block_of(address):

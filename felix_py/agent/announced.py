@@ -1,14 +1,14 @@
-"""Addresses that pods of other nodes have before the kubelet reports them, as their annotation says.
+"""Addresses that pods of other nodes have and the kubelet does not report, or not yet, as their annotation says.
 
-The kubelet writes ``status.podIPs`` a second or so after the pod is connected; the pod's agent writes the
-annotation ``felixpy.io/pod-ips`` at once. Whoever may change a pod may write it, too, so it is believed only
-where a lie is of no use:
+The kubelet writes ``status.podIPs`` a second or so after the pod is connected, and the addresses of further
+interfaces never; the pod's agent writes the annotation ``felixpy.io/pod-ips`` at once. Whoever may change a pod
+may write it, too, so it is believed only where a lie is of no use:
 
-- while the status has no address, and for pods of other nodes: this node's own leases say what its pods have;
-- for addresses of the blocks or podCIDRs of the node that the pod is on: nobody can give an address outside of
-  the cluster, a node's, or another node's pod the rights of a pod of theirs;
-- and only as long as nobody else claims the address: against any pod that has it in its status such a claim is
-  the older one (:attr:`policy.model.Pod.claim`), so no pod loses its address to a lie.
+- for pods of other nodes: this node's own leases say what its pods have;
+- for addresses of the blocks, loans or podCIDRs of the node that the pod is on: nobody can give an address
+  outside of the cluster, a node's, or another node's pod the rights of a pod of theirs;
+- and only as long as nobody else claims the address: against any pod that has it in its status such a claim
+  is none (:meth:`policy.model.Pod.claim`), so no pod loses its address to a lie.
 """
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ from felix_py.records import NodeRecord
 from policy.change import Change
 from policy.model import ObjectKey, Pod
 
-_OLDEST = ""
-"""``since`` of a claim that loses against every other."""
-
 
 class Announced:
-    """Puts believed addresses in the place of those that the status lacks. On the event loop only."""
+    """Adds believed addresses to those of the status. On the event loop only."""
 
     def __init__(
         self,
@@ -48,15 +45,20 @@ class Announced:
         before, after = self._believed.pop(change.newest.key, change.before), change.after
         if after is not None and after.announced and after.node != self._node_name:
             node = self._nodes.get(("", after.node))
-            if node is not None and all(_inside(address, self._prefixes(node)) for address in after.announced):
-                after = self._believed[after.key] = replace(after, addresses=after.announced, since=_OLDEST)
+            if node is not None and all(self._is_of(address, node) for address in after.announced):
+                addresses = (*after.addresses, *after.announced)
+                after = self._believed[after.key] = replace(after, addresses=addresses)
         return Change(before, after)
 
-    def _prefixes(self, node: NodeRecord) -> tuple[str, ...]:
-        """What another node's pods have addresses of: podCIDRs only of families without pools."""
+    def _is_of(self, address: str, node: NodeRecord) -> bool:
+        """Whether another node's pods have addresses there: podCIDRs only of families without pools."""
         pooled = self._pooled()
+        if pooled.block_of(address):
+            return False  # of this node
+        if borrower := pooled.borrower_of(address):
+            return borrower == node.name
         own = (cidr for cidr in node.pod_cidrs if version(cidr) not in pooled.families)
-        return (*pooled.others.get(node.name, ()), *own)
+        return _inside(address, (*pooled.others.get(node.name, ()), *own))
 
 
 def _inside(address: str, cidrs: tuple[str, ...]) -> bool:

@@ -294,7 +294,7 @@ class Bgp:
         if not self._problem:
             return self._speaker.peers()
         return [
-            PeerStatus(peer.address, peer.asn, False, 0.0, 0, (f"ipv{peer.version} unicast",), self._problem)
+            PeerStatus(peer.key, peer.asn, False, 0.0, 0, (f"ipv{peer.version} unicast",), self._problem)
             for peer in self._configured.peers
         ]
 

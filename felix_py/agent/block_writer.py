@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, assert_never
 from urllib.parse import quote
 
@@ -12,7 +12,7 @@ from felix_py.datastore.client import Api
 from felix_py.datastore.kinds import IPAM_BLOCKS, block_affinities
 from felix_py.ipam.blocks import Act, Step
 from felix_py.ipam.names import NODE_LABEL, affinity_name, block_name, node_label
-from felix_py.ipam.resources import AffinityState, BlockAffinity, IPAMBlock
+from felix_py.ipam.resources import AffinityState, BlockAffinity, IPAMBlock, Loan, LoanRequest
 
 _ANSWER = 10.0
 _MERGE_PATCH = "application/merge-patch+json"
@@ -27,7 +27,7 @@ class BlockWriter:
         self._node = node_name
 
     def carry_out(self, act: Act, node_uid: str) -> None:
-        """Do one step, but CLOSE, which is the node's own.
+        """Do one step, but CLOSE and RECLAIM, which are the node's own.
 
         Raises:
             ApiError: refused; 409: the object is there already, or has changed.
@@ -49,7 +49,9 @@ class BlockWriter:
                 self._delete(IPAM_BLOCKS.path, act.block)
             case Step.FORGET:
                 self._delete(_AFFINITIES.path, act.affinity)
-            case Step.CLOSE:
+            case Step.ASK | Step.LEND | Step.WITHDRAW | Step.RETURN:
+                self._patch(IPAM_BLOCKS.path, act.block, loans_spec(act.lent, act.requests))
+            case Step.CLOSE | Step.RECLAIM:
                 raise ValueError("not a step of the API's")
             case other:
                 assert_never(other)
@@ -63,7 +65,7 @@ class BlockWriter:
         head = {"apiVersion": IPAM_BLOCKS.api_version, "kind": kind}
         self._send("POST", path, {**head, "metadata": metadata, "spec": spec})
 
-    def _patch(self, path: str, seen: IPAMBlock | BlockAffinity | None, spec: Mapping[str, str]) -> None:
+    def _patch(self, path: str, seen: IPAMBlock | BlockAffinity | None, spec: Mapping[str, Any]) -> None:
         assert seen is not None
         self._send("PATCH", f"{path}/{quote(seen.name)}", {"metadata": _identity(seen), "spec": spec})
 
@@ -77,6 +79,16 @@ class BlockWriter:
         raw = msgspec.json.encode(body)
         with self._api.request(method, path, body=raw, content_type=content_type, read_timeout=_ANSWER) as answer:
             answer.read()
+
+
+def loans_spec(lent: Iterable[Loan], requests: Iterable[LoanRequest]) -> dict[str, list[dict[str, Any]]]:
+    """Loans and requests of a block as its spec has them."""
+    return {
+        "lent": [
+            {"address": one.address, "node": one.node, "nodeUID": one.node_uid, "uid": one.uid} for one in lent
+        ],
+        "requests": [{"node": one.node, "nodeUID": one.node_uid, "count": one.count} for one in requests],
+    }
 
 
 def _identity(seen: IPAMBlock | BlockAffinity) -> dict[str, str]:

@@ -53,6 +53,7 @@ from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.intake import Intake
 from felix_py.agent.keeping import LeasedOrKept
 from felix_py.agent.network import PodNetwork, concern_everybody
+from felix_py.agent.pod_ips import PodIPs
 from felix_py.agent.pods import Mtu, Pods
 from felix_py.agent.pooling import Pooling
 from felix_py.agent.refusals import Refusals
@@ -191,10 +192,8 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     mtu = Mtu(config.mtu)
     namespaces = cluster.store.namespaces.records
     addressing = Addressing(facts, namespaces, foreign=config.bgp_foreign_annotations)
-    announced, announce = None, lambda _lease: None
-    if config.announce_pod_ips:
-        announced, announce = _announced(config, cluster, facts), cluster.announce
-    network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), announce, addressing)
+    announced, pod_ips = _announced(config, cluster, facts)
+    network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), pod_ips, addressing)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
     pools = DeclaredPools(cluster.store)
@@ -203,7 +202,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics, partial(cluster.tell_node, True))
     keeping = pods.keep(facts.pod, namespaces)
-    claims = _claims(config, cluster, LeasedOrKept(pods.leases, keeping), pools, facts, programmed, notices)
+    claims = _claims(config, cluster, LeasedOrKept(pods.leases, keeping), pods, pools, facts, programmed, notices)
     addressing.follow(claims, keeping)
     pooling = _pooling(config, cluster, claims, facts, pods, notices)
     live: Live = {
@@ -211,6 +210,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         "refresh_interval": reconciler.set_refresh_interval,
         "cni_timeout": partial(_set_timeout, pods, claims),
         "address_cooldown": pods.set_cooldown,
+        "strict_affinity": claims.set_strict,
         "mtu": mtu.set,
         "deny_log_lines": deny_log.set_lines,
     }
@@ -270,8 +270,13 @@ def _revoker(
     return Revoker(view, engine.chains_of, flows, due, host_addresses, metrics, host_closed=closed)
 
 
-def _announced(config: AgentConfig, cluster: Cluster, facts: Facts) -> Announced:
-    return Announced(config.node_name, cluster.store.nodes.records, lambda: facts.pooled)
+def _announced(config: AgentConfig, cluster: Cluster, facts: Facts) -> tuple[Announced | None, PodIPs | None]:
+    if not config.announce_pod_ips:
+        return None, None
+    return (
+        Announced(config.node_name, cluster.store.nodes.records, lambda: facts.pooled),
+        PodIPs(cluster.announcements, facts.held, facts.pods_here, lambda: facts.address_cidrs),
+    )
 
 
 def _host_gateway(config: AgentConfig, notices: Notices, pending: Pending) -> HostGateway | None:
@@ -312,6 +317,7 @@ def _claims(
     config: AgentConfig,
     cluster: Cluster,
     leases: LeasedOrKept,
+    pods: Pods,
     pools: DeclaredPools,
     facts: Facts,
     families: Sequence[Family],
@@ -325,10 +331,12 @@ def _claims(
         cluster.block_objects,
         leases,
         BlockWriter(cluster.api, config.node_name),
+        pods.loan_book(),
         Around(lambda: facts.pod_cidrs, families, facts.view.pod_at),
         notices,
         partial(_warn_declared, cluster),
         timeout=config.cni_timeout,
+        strict=config.strict_affinity,
     )
 
 
@@ -418,5 +426,6 @@ def _running(config: AgentConfig, families: Families, backend: Backend, options:
             "families": [int(family) for family in families.programmed],
             "clusterCidrs": list(config.cluster_cidrs),
             "rules": dataclasses.asdict(options),
+            "announced": config.announce_pod_ips,
         },
     }

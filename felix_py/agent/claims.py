@@ -1,7 +1,8 @@
-"""This node's blocks of IPPools: claimed before pods need them, given back when they are empty for long.
+"""This node's blocks of IPPools: claimed before pods need them, given back when they are empty for long; and
+single addresses that nodes lend each other.
 
-What is to be done is decided by :mod:`felix_py.ipam.blocks`; here it is done. Without any IPPool, and without a
-block of an earlier life, nothing is watched but the pools, and nothing written.
+What is to be done is decided by :mod:`felix_py.ipam.blocks` and :mod:`felix_py.ipam.lending`; here it is done.
+Without any IPPool, and without a block of an earlier life, nothing is watched but the pools, and nothing written.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from bgp.resources import Problem
 from felix_py import log
 from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.last_good import Kept
+from felix_py.agent.loan_book import LoanBook
 from felix_py.agent.pool_notices import PoolNotices
 from felix_py.backoff import Backoff
 from felix_py.datastore.block_objects import BlockObjects
 from felix_py.datastore.client import ApiError, Unreachable
 from felix_py.datastore.store import Record, Store
-from felix_py.ipam import blocks
+from felix_py.ipam import blocks, lending
 from felix_py.ipam.blocks import REST, Act, Demand, Step, View
 from felix_py.ipam.known import Idle, Known, leases_by_block
+from felix_py.ipam.loans import Loans, by_block
 from felix_py.ipam.pool import Pool, address_text
 from felix_py.ipam.pools import NOT_KNOWN, NoPool, Subject, cidrs_of, eligible, pool_of, selects_node
 from felix_py.ipam.resources import (
@@ -98,23 +101,27 @@ class Claims:
         objects: BlockObjects,
         leases: Leases,
         writer: Writer,
+        book: LoanBook,
         around: Around,
         notices: Notices,
         warn: Callable[[Problem, str], None],
         *,
         timeout: float = 30.0,
+        strict: bool = True,
     ) -> None:
         """``timeout``: seconds that :meth:`wait_for_address` waits at most. ``warn`` writes an Event on the
-        object of a uid."""
+        object of a uid. ``strict``: no addresses are lent or borrowed."""
         self._node_name = node_name
         self._store = store
         self._objects = objects
         self._leases = leases
         self._writer = writer
+        self._book = book
         self._around = around
         self._declared = declared
         self._told = PoolNotices(declared, notices, warn)
         self.timeout = timeout
+        self.strict = strict
         self._log = log.get("blocks")
         self._kept = Kept(state_dir / "blocks.json")
         kept, problem = self._kept.read()
@@ -138,6 +145,9 @@ class Claims:
         """Whether pools, and blocks where there are any, have been read."""
         self.blocks: tuple[IPAMBlock, ...] = ()
         """This node's, out of which addresses may be given now."""
+        self.borrowed: Mapping[str, str] = {}
+        """Host prefixes of borrowed addresses that may be given now -> the loans' uids."""
+        self._shut: frozenset[str] = frozenset()
         self.on_change: Callable[[], None] = lambda: None
         """Called after :attr:`known`, :attr:`pools`, :attr:`blocks` or :attr:`all_blocks` may have changed."""
         objects.subscribe(self._fold)
@@ -161,6 +171,11 @@ class Claims:
         """The blocks of all nodes."""
         return self._objects.blocks.records.values()
 
+    def set_strict(self, strict: bool) -> None:
+        """Change whether addresses are lent or borrowed. Pods keep what they have."""
+        self.strict = strict
+        self._due.set()
+
     # --- what pods get -------------------------------------------------------------------------------
 
     def cidrs_for(self, namespace: str, asked: Sequence[str] = ()) -> tuple[str, ...]:
@@ -174,10 +189,11 @@ class Claims:
         found = self.eligible(namespace, asked)
         now = time.monotonic()
         self._demands |= {_names(pools): now for pools in found.values() if pools}
-        return cidrs_of(found, self.blocks, self._around.pod_cidrs())
+        return cidrs_of(found, self.blocks, self._around.pod_cidrs(), self.borrowed)
 
     async def wait_for_address(self, namespace: str, asked: Sequence[str] = ()) -> bool:
-        """Have a further block claimed for a pod that found no address; false: none is left, or it takes long.
+        """Have a further block claimed for a pod that found no address, or an address borrowed; false: none is
+        left, or it takes long.
 
         Raises:
             NoPool: as :meth:`cidrs_for`.
@@ -237,7 +253,8 @@ class Claims:
     def _left(self, names: Pools) -> int:
         view = self._view()
         pools = [pool for pool in view.pools if pool.name in names]
-        return sum(blocks.free(view, block) for block in self.blocks if pool_of(pools, block.cidr))
+        own = sum(blocks.free(view, block) for block in self.blocks if pool_of(pools, block.cidr))
+        return own + sum(not view.leases.get(host) for host in self.borrowed if pool_of(pools, host))
 
     @contextmanager
     def _wait_for(self, wanted: Sequence[Pools], cidr: str = "") -> Iterator[Callable[[], None]]:
@@ -256,7 +273,7 @@ class Claims:
             self._wanted.subtract([cidr] if cidr else ())
 
     def _uids(self) -> frozenset[str]:
-        return frozenset(block.uid for block in self.blocks)
+        return frozenset((*(block.uid for block in self.blocks), *self.borrowed.values()))
 
     # --- what there is -------------------------------------------------------------------------------
 
@@ -276,10 +293,14 @@ class Claims:
 
     def _view(self) -> View:
         pools = self.pools
-        numbers = {family: self._leases.numbers(family) for family in self._around.families}
-        leases = leases_by_block(numbers, self._known.own, pools)
+        mine = (*self._known.own, *self._known.loans.borrowed)
+        numbers = {
+            family: {*self._leases.numbers(family), *self._book.numbers(family)}
+            for family in self._around.families
+        }
+        leases = leases_by_block(numbers, mine, pools)
         now = time.monotonic()
-        self._idle.note(self._known.own, leases, now)
+        self._idle.note(mine, leases, now)
         node = self._store.nodes.records.get(("", self._node_name))
         return View(
             node=self._node_name,
@@ -296,7 +317,28 @@ class Claims:
             elsewhere=self._has_pods_elsewhere,
             pod_cidrs=self._around.pod_cidrs(),
             wanted=frozenset(cidr for cidr, count in self._wanted.items() if count),
+            loans=self._loans(now),
         )
+
+    def _loans(self, now: float) -> Loans:
+        known = self._known.loans
+        return Loans(
+            strict=self.strict,
+            others=known.others,
+            requested=known.requested,
+            borrowed=known.borrowed,
+            set_aside=by_block(self._book.loans, self._known.own),
+            returned=frozenset(known.returned),
+            asking=known.asking(now),
+            asked=known.asked(now),
+            rested=self._idle.rested(now, lending.REST),
+            present=self._is_present,
+            users=lambda cidr: sum(1 for _ in self._pods_in(cidr)),
+        )
+
+    def _is_present(self, name: str, uid: str) -> bool:
+        node = self._store.nodes.records.get(("", name))
+        return node is not None and node.uid == uid
 
     def _demanded(self, pools: Sequence[IPPool], now: float) -> tuple[Demand, ...]:
         """What pods have asked for within a rest, and what any pod of this node may ask for."""
@@ -314,12 +356,13 @@ class Claims:
         return tuple(Demand(names, waiting[names]) for names in sorted(wanted))
 
     def _has_pods_elsewhere(self, cidr: str) -> bool:
+        return any(pod.node != self._node_name for pod in self._pods_in(cidr))
+
+    def _pods_in(self, cidr: str) -> Iterator[Pod]:
         block = Pool.of(cidr)
         for number in range(block.first, block.last + 1):
-            pod = self._around.pod_at(address_text(block.family, number))
-            if pod is not None and pod.node != self._node_name:
-                return True
-        return False
+            if (pod := self._around.pod_at(address_text(block.family, number))) is not None:
+                yield pod
 
     # --- doing ---------------------------------------------------------------------------------------
 
@@ -353,42 +396,67 @@ class Claims:
             self._objects.want()
         if self._objects.wanted and not self._objects.listed():
             return
-        await self._take_over(blocks.usable(self._view()))
         view = self._view()
-        found = blocks.plan(view)
-        self._exhausted = frozenset(demand.pools for demand in found.exhausted)
-        self._told.exhausted(found.exhausted)
+        await self._take_over(blocks.usable(view), lending.usable_loans(view))
+        view = self._view()
+        found = lending.plan(view)
+        self._exhausted = frozenset(demand.pools for demand in found.hopeless)
+        self._told.exhausted(found.exhausted, None if self.strict else found.hopeless)
         now = time.monotonic()
         self._tried = {act: at for act, at in self._tried.items() if at > now}
         for act in found.acts:
             if act not in self._tried and act.cidr not in self._under_way and len(self._under_way) < _AT_ONCE:
                 self._under_way[act.cidr] = asyncio.create_task(self._do(act, view.node_uid))
 
-    async def _take_over(self, usable: tuple[IPAMBlock, ...]) -> None:
-        """Use these blocks. Those that this node has are noted on disk before, for the next start."""
+    async def _take_over(self, usable: tuple[IPAMBlock, ...], borrowed: tuple[str, ...]) -> None:
+        """Use these blocks and addresses. Those that this node has are noted on disk before, for the next
+        start."""
         own = sorted(self._known.own)
         if own != self._had:
             self._had = own
             await self._keep()
-        before = {block.uid for block in self.blocks}
-        if reopened := [block.cidr for block in usable if block.uid not in before]:
+        await self._book.adopt(loan for block in usable for loan in block.lent)
+        loans = {host: self._known.loans.borrowed[host].loan.uid for host in borrowed}
+        before = self._uids()
+        given = {**{block.cidr: block.uid for block in usable}, **loans}
+        if reopened := [cidr for cidr, uid in given.items() if uid not in before]:
             await self._leases.use(lambda store: store.reopen(*reopened))
-        self.blocks, self.known = usable, True
+        await self._shut_closed()
+        self.blocks, self.borrowed, self.known = usable, loans, True
         self.on_change()
+
+    async def _shut_closed(self) -> None:
+        """What an earlier life has closed, and is still to be seen, is not given out, asked for or not."""
+        of = {block.uid: cidr for cidr, block in self._known.own.items()}
+        of |= {one.loan.uid: host for host, one in self._known.loans.borrowed.items()}
+        closed = frozenset(uid for uid in self._closed if uid in of)
+        if cidrs := [of[uid] for uid in closed - self._shut]:
+            await self._leases.use(lambda store: store.shut(*cidrs))
+        self._shut = closed
 
     async def _do(self, act: Act, node_uid: str) -> None:
         backoff = self._backoffs.setdefault(act.cidr, Backoff(*_RETRY))
         delay = _SEEN_WITHIN
         try:
-            if act.step is Step.CLOSE:
-                await self._close(act)
-            else:
-                await asyncio.to_thread(self._writer.carry_out, act, node_uid)
+            match act.step:
+                case Step.CLOSE:
+                    await self._close(act)
+                case Step.RECLAIM:
+                    await self._reclaim(act)
+                case Step.LEND:
+                    await self._lend(act, node_uid)
+                case other:
+                    if other is Step.ASK:
+                        self._known.loans.ask(act.cidr, time.monotonic())
+                    await asyncio.to_thread(self._writer.carry_out, act, node_uid)
             self._backoffs.pop(act.cidr, None)
             self._told.failed(act.cidr, "")
         except (ApiError, Unreachable) as error:
             delay = backoff.delay(error.retry_after if isinstance(error, ApiError) else 0.0)
             self._tell_failed(act, error)
+        except OSError as error:
+            delay = backoff.delay()
+            self._told.failed(act.cidr, f"{error.filename or self._book.path}: {error.strerror}")
         except Exception:
             delay = backoff.delay()
             self._log.exception("cannot do a step", step=act.step.name, cidr=act.cidr)
@@ -399,6 +467,9 @@ class Claims:
 
     def _tell_failed(self, act: Act, error: ApiError | Unreachable) -> None:
         """A conflict is a race, whose end the watch will show."""
+        if act.step is Step.ASK:
+            # If it has happened, it will be seen, and counts from then on.
+            self._known.loans.forget(act.cidr)
         conflict = isinstance(error, ApiError) and error.status in (404, 409)
         (self._log.info if conflict else self._log.warning)(
             "a step is to be done again", step=act.step.name, cidr=act.cidr, reason=str(error)
@@ -409,16 +480,36 @@ class Claims:
     async def _close(self, act: Act) -> None:
         """Give nothing out of a block any more, and note that on disk before anybody else can know."""
         assert act.block is not None
+        if by_block(self._book.loans, [act.cidr]).get(act.cidr):
+            return
         if not await self._leases.use(lambda store: store.close_empty(act.cidr)):
             return
         self.blocks = tuple(block for block in self.blocks if block.cidr != act.cidr)
+        self.borrowed = {host: uid for host, uid in self.borrowed.items() if host != act.cidr}
         closed = self._closed
-        self._closed = [*closed, act.block.uid][-_MOST_CLOSED:]
+        uids = [loan.uid for loan in act.loans] or [act.block.uid]
+        self._closed = [*closed, *uids][-_MOST_CLOSED:]
         if await self._keep():
-            self._log.info("giving back a block", cidr=act.cidr)
+            self._log.info(
+                "giving back a borrowed address" if act.loans else "giving back a block", cidr=act.cidr
+            )
             return
         self._closed = closed
         await self._leases.use(lambda store: store.reopen(act.cidr))
+
+    async def _lend(self, act: Act, node_uid: str) -> None:
+        """Set addresses aside, on disk, before the borrowers can know of them."""
+        assert act.block is not None
+        view = self._view()
+        asking = lending.unanswered(act.block, view.loans.set_aside.get(act.cidr, ()))
+        await self._book.set_aside(act.cidr, asking, lending.may_lend(view, act.block))
+        apart = by_block(self._book.loans, self._known.own).get(act.cidr, ())
+        await asyncio.to_thread(self._writer.carry_out, lending.lent(act, apart), node_uid)
+
+    async def _reclaim(self, act: Act) -> None:
+        await self._book.forget(act.loans)
+        self._known.loans.returned -= {loan.uid for loan in act.loans}
+        self._log.info("lent addresses have come back", addresses=[loan.address for loan in act.loans])
 
     async def _keep(self) -> bool:
         """Write down what must be known at the next start, whatever the API server says."""

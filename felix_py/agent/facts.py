@@ -79,7 +79,7 @@ class Facts:
         self._own_known = False
         self._pooled = pooled
         self._inside = PrefixSet()
-        self._attached: dict[ObjectKey, Lease] = {}
+        self._attached: dict[ObjectKey, tuple[Lease, ...]] = {}
         self._moved: dict[ObjectKey, None] = {}
         self._leaving: list[Lease] = []
         self.remote = RemoteRoutes()
@@ -169,7 +169,11 @@ class Facts:
     def address_cidrs(self) -> tuple[str, ...]:
         """The CIDRs that this node gives addresses of: its blocks, and podCIDRs of families without pools."""
         from_pools = {int(family) for family in self.pooled.families}
-        return (*self.pooled.blocks, *(cidr for cidr in self.pod_cidrs if version(cidr) not in from_pools))
+        return (
+            *self.pooled.blocks,
+            *self.pooled.borrowed,
+            *(cidr for cidr in self.pod_cidrs if version(cidr) not in from_pools),
+        )
 
     def node_addresses(self) -> list[str]:
         """The addresses of all nodes."""
@@ -239,13 +243,12 @@ class Facts:
         self._endpoint(lease)
 
     def _endpoint(self, changed: Lease) -> None:
-        key = (changed.namespace, changed.pod)
+        key = changed.owner
         self._own()
         if not all(map(self._inside.covers, hosts_of(changed, self._families))):
             self._note_nodes()
-        lease = self.held.of(key)
-        if lease is not None:
-            endpoint, pod = endpoint_of(lease), self.pod(key)
+        if leases := self.held.of(key):
+            endpoint, pod = endpoint_of(*leases), self.pod(key)
             self.engine.attach(endpoint, pod)
             self.view.attach(endpoint, pod)
         else:
@@ -285,7 +288,7 @@ class Facts:
             own = self._own()
             pods, pooled = (*self.cluster_cidrs, *own.all), self.pooled
             inside = (*pods, *pooled.all_pools())
-            planner.cluster(own.aggregates, inside, set(self.node_addresses()), pooled.masqueraded(pods))
+            planner.cluster(own.dead_ends(pooled), inside, set(self.node_addresses()), pooled.masqueraded(pods))
             self._tell_of_prefixes()
         self.view.advance()
         for delta in self.engine.flush():
@@ -300,7 +303,7 @@ class Facts:
             self._move(planner, key)
         leaving, self._leaving = self._leaving, []
         for lease in leaving:
-            if self._attached.get((lease.namespace, lease.pod)) == lease:
+            if lease in self._attached.get(lease.owner, ()):
                 planner.leave(lease)
         planner.learned(self.remote.take(_ROUTES_AT_A_TIME))
         return self.remote.undone
@@ -312,14 +315,15 @@ class Facts:
         self._tell(NoticeKind.POD_CIDR_SHARED, shared)
 
     def _move(self, planner: Planner, key: ObjectKey) -> None:
-        before = self._attached.pop(key, None)
-        newest = self.held.of(key)
-        if before is not None and before != newest:
-            planner.detach(before)
-        if newest is not None:
-            self._attached[key] = newest
-            if newest != before:
-                planner.attach(newest)
+        before, now = self._attached.pop(key, ()), self.held.of(key)
+        for lease in before:
+            if lease not in now:
+                planner.detach(lease)
+        if now:
+            self._attached[key] = now
+        for lease in now:
+            if lease not in before:
+                planner.attach(lease)
 
 
 def _without_others(node: NodeRecord, families: Collection[Family]) -> NodeRecord:

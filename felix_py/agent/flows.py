@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 from felix_py import log
-from felix_py.cni.batch import Batcher, begin
 from felix_py.dataplane.protocols import FlowTable
 from felix_py.metrics import Metrics
+from felix_py.threads import Batcher, Worker
 
 T = TypeVar("T")
 
@@ -43,15 +41,14 @@ class Flows:
         self._table = table
         self._releasing = releasing
         self._metrics = metrics
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flows")
-        begin(self._thread)
+        self._worker = Worker("flows")
         self._releases: Batcher[_Forget | _Look, set[str]] = Batcher("flows-release", self._work)
         self._log = log.get("flows")
         self._on_kept = on_kept
 
     async def call(self, work: Callable[[FlowTable], T]) -> T:
         """Run ``work`` with the table in its thread. Raises OSError as :class:`FlowTable`'s methods do."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._table)
+        return await self._worker.submit(lambda: work(self._table))
 
     async def forget(self, addresses: Collection[str]) -> None:
         """Delete every connection of some addresses; concurrent calls share one dump of the table.
@@ -72,7 +69,7 @@ class Flows:
     def close(self) -> None:
         """Wait for the work under way."""
         self._releases.close()
-        self._thread.shutdown()
+        self._worker.close()
 
     def _work(self, jobs: Sequence[_Forget | _Look]) -> Sequence[set[str] | Exception]:
         if addresses := {address for job in jobs if isinstance(job, _Forget) for address in job.addresses}:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from felix_py.records import Lease
+from felix_py.records import Lease, newest_sandbox
 from policy.model import ObjectKey
 
 
 class HeldLeases:
-    """A pod may have several leases, as a new sandbox may precede the old one's DEL: the newest represents it."""
+    """A pod may have several sandboxes, as a new one may precede the old one's DEL: the newest represents it,
+    with a lease for each of its interfaces. A container that is no pod's counts as a pod of its own.
+    """
 
     def __init__(self) -> None:
         self._leases: dict[ObjectKey, list[Lease]] = {}
@@ -17,7 +19,7 @@ class HeldLeases:
 
     def add(self, lease: Lease) -> None:
         """Add a lease, whose interface is up."""
-        key = _pod(lease)
+        key = lease.owner
         self._leases[key] = sorted([*self._others(lease), lease], key=lambda held: held.created)
         self._interfaces[lease.interface] = key
 
@@ -28,28 +30,27 @@ class HeldLeases:
     def remove(self, lease: Lease) -> None:
         """Remove a lease, if it is there."""
         if others := self._others(lease):
-            self._leases[_pod(lease)] = others
+            self._leases[lease.owner] = others
         else:
-            self._leases.pop(_pod(lease), None)
+            self._leases.pop(lease.owner, None)
         self._interfaces.pop(lease.interface, None)
 
-    def of(self, pod: ObjectKey) -> Lease | None:
-        """The newest lease of a pod."""
-        leases = self._leases.get(pod)
-        return leases[-1] if leases else None
+    def of(self, owner: ObjectKey) -> tuple[Lease, ...]:
+        """The leases of a pod's newest sandbox, oldest first."""
+        return newest_sandbox(self._leases.get(owner, ()))
 
     def standing(self) -> Iterator[Lease]:
-        """The newest lease of each pod."""
-        return (leases[-1] for leases in self._leases.values())
+        """The leases of each pod's newest sandbox."""
+        return (lease for leases in self._leases.values() for lease in newest_sandbox(leases))
 
     def stands(self, lease: Lease) -> bool:
-        """Whether this lease is the newest of its pod."""
-        newest = self.of(_pod(lease))
-        return newest is not None and _identity(newest) == _identity(lease)
+        """Whether this lease is of the newest sandbox of its pod."""
+        return any(_identity(one) == _identity(lease) for one in self.of(lease.owner))
 
     def has_newer_than(self, lease: Lease) -> bool:
-        """Whether the lease's pod has another one that is newer."""
-        return any(other.created > lease.created for other in self._others(lease))
+        """Whether the lease's pod has a newer sandbox."""
+        others = (other for other in self._others(lease) if other.container != lease.container)
+        return any(other.created > lease.created for other in others)
 
     def has_interface(self, name: str) -> bool:
         """Whether a pod's interface of this name is expected to exist."""
@@ -65,12 +66,8 @@ class HeldLeases:
 
     def _others(self, lease: Lease) -> list[Lease]:
         """The other leases of the same pod, oldest first."""
-        held = self._leases.get(_pod(lease), [])
+        held = self._leases.get(lease.owner, [])
         return [other for other in held if _identity(other) != _identity(lease)]
-
-
-def _pod(lease: Lease) -> ObjectKey:
-    return (lease.namespace, lease.pod)
 
 
 def _identity(lease: Lease) -> tuple[str, str]:

@@ -33,7 +33,7 @@ def guard() -> None:
 
     ``threading.Thread.start``, mostly called on the event loop, would otherwise wait for ever for a thread that
     dies before it has begun. It still does if there is no memory to call the hooks; so long-lived threads begin
-    at the agent's start (:func:`felix_py.cni.batch.begin`).
+    at the agent's start (:func:`felix_py.threads.Worker`).
     """
 
     def guarded(hook: Callable[[Any], object]) -> Callable[[Any], None]:

@@ -9,6 +9,8 @@ from felix_py.agent.addressing import Addressing
 from felix_py.agent.facts import Facts
 from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.own_prefixes import hosts_of
+from felix_py.agent.pod_ips import PodIPs
+from felix_py.agent.pooled import NO_POOLS, Pooled
 from felix_py.cni.network import NetworkError
 from felix_py.desired.names import DISPATCH, Fixed, SetNames, names_of
 from felix_py.failures import Failures, Name
@@ -47,16 +49,16 @@ class PodNetwork:
         reconciler: Reconciler,
         mtu: Callable[[], int],
         forgetting: Forgetting,
-        announce: Callable[[Lease], None] = lambda _lease: None,
+        pod_ips: PodIPs | None = None,
         addressing: Addressing | None = None,
     ) -> None:
-        """``announce`` tells other nodes of a pod's addresses, as soon as it is connected. Without
-        ``addressing`` there are podCIDRs only."""
+        """``pod_ips`` tells other nodes of a pod's addresses, as soon as it is connected. Without ``addressing``
+        there are podCIDRs only."""
         self._facts = facts
         self._reconciler = reconciler
         self._mtu = mtu
         self._forgetting = forgetting
-        self._announce = announce
+        self._pod_ips = pod_ips
         addressing = addressing or Addressing(facts)
         self.asked = addressing.asked
         self.cidrs_for = addressing.cidrs_for
@@ -67,6 +69,7 @@ class PodNetwork:
         self._ready = False
         self._hindrance = ""
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
+        self._grows: tuple[Pooled, frozenset[Family]] = (NO_POOLS, NO_POOLS.growing)
 
     def fold(self, change: Change[Pod]) -> None:
         """Wake the waiters for a pod that the store now has on this node."""
@@ -103,8 +106,11 @@ class PodNetwork:
         return "the agent has not yet seen the whole cluster (is the API server reachable?)"
 
     def departed(self, lease: Lease) -> bool:
-        """Whether the lease's pod has left this node or has a newer interface; False if that is not known yet."""
-        uid = self._uid((lease.namespace, lease.pod))
+        """Whether the lease's pod has left this node or has a newer sandbox; False if that is not known yet, and
+        for a container that is no pod's."""
+        if not lease.pod:
+            return False
+        uid = self._uid(lease.owner)
         another = uid is None or (uid != lease.uid and "" not in (uid, lease.uid))
         return self._ready and (another or self._facts.held.has_newer_than(lease))
 
@@ -137,13 +143,15 @@ class PodNetwork:
             self._waiting.pop(key, None)
 
     async def enforce(self, lease: Lease) -> None:
-        """Return once class membership, source binding and route are in the kernel, and conntrack has no entries
-        of the addresses' previous holders. Raises NetworkError if the kernel refused a part.
+        """Return once class membership, source binding and route are in the kernel, conntrack has no entries of
+        the addresses' previous holders, and other nodes can know the pod's. Raises NetworkError if the kernel
+        refused a part, or the API server an address of a further interface.
         """
         self._facts.attach(lease)
         await self._settled(lease)
         await self._forgetting.gone(lease.addresses.values())
-        self._announce(lease)
+        if self._pod_ips and lease.pod:
+            await self._pod_ips.connected(lease)
 
     def leaving(self, lease: Lease) -> None:
         """The pod's interface is about to be deleted."""
@@ -162,8 +170,21 @@ class PodNetwork:
         # The address's next holder must not inherit the connections of this one. No new ones can begin: the
         # interface is gone, and its routes with it.
         self._forgetting.release(lease.addresses.values())
+        if self._pod_ips and lease.pod:
+            self._pod_ips.released(lease)
         if self._ready:
             await self._settled(lease)
+
+    def only_first(self) -> str:
+        """Why a pod can have no interface but its first, or empty."""
+        if self._pod_ips:
+            return ""
+        return "other nodes' policy would not know its addresses, since announcePodIPs is off"
+
+    def look(self) -> None:
+        """Find out, every minute or so, whether other nodes are told what they should be."""
+        if self._pod_ips and self._ready:
+            self._pod_ips.look()
 
     async def close(self) -> None:
         """Delete the connections of released addresses that are left."""
@@ -177,14 +198,14 @@ class PodNetwork:
 
     def _names(self, lease: Lease) -> set[Name]:
         """The names of all objects that an endpoint depends on."""
-        chains = self._facts.engine.chains_of((lease.namespace, lease.pod))
+        chains = self._facts.engine.chains_of(lease.owner)
         named = (name for chain in chains for name in names_of(chain))
         return {*lease.addresses.values(), lease.interface, *named, *SHARED}
 
     async def problems(self, lease: Lease) -> list[str]:
         """Returns what the kernel lacks of the endpoint (CNI CHECK)."""
         if not self._facts.held.stands(lease):
-            return ["the pod's policy and route are not set up (its interface is not the newest of the pod)"]
+            return ["the pod's policy and route are not set up (its sandbox is not the newest of the pod)"]
         try:
             missing = await self._reconciler.differences()
         except NotApplied as error:
@@ -196,9 +217,21 @@ class PodNetwork:
         """The CIDRs that this node gives addresses of."""
         return self._facts.address_cidrs
 
+    def lent(self) -> dict[str, str]:
+        """See :meth:`felix_py.cni.network.Network.lent`."""
+        return self._facts.pooled.lent_to()
+
+    def borrowed(self) -> dict[str, str]:
+        """See :meth:`felix_py.cni.network.Network.borrowed`."""
+        pooled = self._facts.pooled
+        return {host: pooled.owner_of(host.partition("/")[0])[0] for host in pooled.borrowed}
+
     def growing(self) -> frozenset[Family]:
         """Families of which this node can still claim blocks."""
-        return self._facts.pooled.growing
+        pooled = self._facts.pooled
+        if self._grows[0] is not pooled:  # it looks at all nodes' blocks
+            self._grows = (pooled, pooled.growing)
+        return self._grows[1]
 
     def mtu(self) -> int:
         """MTU for pod interfaces."""

@@ -53,6 +53,11 @@ class OwnPrefixes:
         """All prefixes of this node's pods."""
         return (*self.aggregates, *self.strays)
 
+    def dead_ends(self, pooled: Pooled) -> tuple[str, ...]:
+        """What ends here unless a pod has it: the node's CIDRs, and borrowed addresses that no pod has. Others
+        may route these here, whose block is routed back."""
+        return (*self.aggregates, *(host for host in pooled.borrowed if host not in self.strays))
+
     def following(
         self,
         node: NodeRecord | None,
@@ -112,7 +117,7 @@ def told(
     versions = {parse(cidr)[0] for cidr in own.aggregates}
     strays = {stray for stray in own.strays if parse(stray)[0] in versions}
     strays.difference_update(pooled.borrowed, pooled.blocks)
-    outside = sorted(f"{held.namespace}/{held.pod}" for held in leases if not strays.isdisjoint(hosts_of(held)))
+    outside = sorted({held.owner_text for held in leases if not strays.isdisjoint(hosts_of(held))})
     if not outside:
         return {}, shared
     what = "podCIDRs and blocks" if own.blocks else "podCIDRs"

@@ -9,6 +9,7 @@ from functools import partial
 
 from felix_py import log
 from felix_py.agent.keeping import Keeping
+from felix_py.agent.loan_book import LoanBook
 from felix_py.agent.network import PodNetwork
 from felix_py.cni.addresses import NO_CIDR
 from felix_py.cni.conflist import is_delegated
@@ -75,6 +76,7 @@ class Pods:
         self._config = config
         self._stack = stack
         self._mtu = mtu
+        self._network = network
         self._list = NetworkList(config.cni_conf_dir, config.cni_bin_dir, config.chained_plugins, notices)
         self._elsewhere = stack.enter_context(closing(ElsewhereLookup()))
         self.reserved = Reserved(self._elsewhere)
@@ -94,6 +96,7 @@ class Pods:
             chained=config.chained_plugins,
             tell=tell,
             forget=partial(forget, conf_dir=config.cni_conf_dir, bin_dir=config.cni_bin_dir),
+            containers=config.connect_containers,
         )
         self._parts = self._plugin, leases, interfaces, network
         self._server = CNIServer(self._plugin, config.cni_socket, metrics)
@@ -119,6 +122,10 @@ class Pods:
         path = self._config.state_dir / "kept-addresses.json"
         self._keeping = Keeping(path, self.reserved, self._config.node_name, pod_of, namespaces)
         return self._keeping
+
+    def loan_book(self) -> LoanBook:
+        """What this node has lent of its addresses; no pod gets one of these from now on."""
+        return LoanBook(self._config.state_dir / "lent-addresses.json", self.reserved, self.leases)
 
     def set_timeout(self, seconds: float) -> None:
         """Change how long an ADD may wait; those that wait already keep theirs."""
@@ -162,6 +169,7 @@ class Pods:
                 await self._mtu.look(nodes())
                 await asyncio.to_thread(self._elsewhere.refresh)
                 await self._plugin.look()
+                self._network.look()
                 if self._keeping:
                     await self._keeping.look(_LOOK_INTERVAL)
                 await self._list.bring_up_to_date()

@@ -33,20 +33,25 @@ class PoolNotices:
             self._warn(problem, self._declared.uid(problem.name, problem.kind))
         self._warned = problems
 
-    def exhausted(self, demands: Sequence[Demand]) -> None:
-        """Tell which pools have no block left."""
+    def exhausted(self, demands: Sequence[Demand], hopeless: Sequence[Demand] | None) -> None:
+        """Tell which pools have no block left. ``hopeless``: those of which nothing can be borrowed, either;
+        None: no address may be."""
         told = {}
         for demand in demands:
             names = ", ".join(demand.pools)
-            told[f"{_FULL} {names}"] = (
-                f"no block is left in {names}: pods that need a further one wait. Make another IPPool, or delete "
-                "pods"
-            )
+            text = f"no block is left in {names}: "
+            if hopeless is not None and demand not in hopeless:
+                text += "pods that need a further one get addresses that other nodes lend"
+            elif hopeless is not None:
+                text += "no other node lends an address, and pods that need one wait"
+            else:
+                text += "pods that need a further one wait"
+            told[f"{_FULL} {names}"] = f"{text}. Make another IPPool, or delete pods"
         self._replace(_FULL, told)
 
     def failed(self, cidr: str, reason: str) -> None:
-        """Tell that a block cannot be claimed or given back; no reason: it can."""
-        self._say(cidr, f"block {cidr} cannot be claimed or given back: {reason}" if reason else "")
+        """Tell that a block cannot be claimed, lent of or given back; no reason: it can."""
+        self._say(cidr, f"block {cidr} cannot be claimed, lent of or given back: {reason}" if reason else "")
 
     def unwritten(self, path: str, reason: str) -> None:
         """Tell that blocks cannot be noted on disk; no reason: they can."""

@@ -63,12 +63,13 @@ class Pooled:
     @property
     def growing(self) -> frozenset[Family]:
         """Families of which a pool has blocks that nobody has claimed."""
-        claimed = [*self.blocks, *(cidr for cidrs in self.others.values() for cidr in cidrs)]
+        claimed = [*self.blocks, *self.blocks_of_others()]
         found = set()
         for pool in self._for_pods():
             inside = PrefixSet([pool.cidr])
             blocks = 2 ** (pool.block_size - parse(pool.cidr)[2])
-            if not pool.disabled and sum(map(inside.covers, claimed)) < blocks:
+            some_left = len(claimed) < blocks or sum(map(inside.covers, claimed)) < blocks
+            if not pool.disabled and some_left:
                 found.add(pool.family)
         return frozenset(found)
 
@@ -142,6 +143,18 @@ class Pooled:
                 if PrefixSet([cidr]).covers(host):
                     return node, cidr
         return "", ""
+
+    def borrower_of(self, address: str) -> str:
+        """The other node that has borrowed an address, or empty."""
+        host = _host(address)
+        return next((node for node, hosts in self.loans.items() if host in hosts), "")
+
+    def lent_to(self) -> dict[str, str]:
+        """Addresses of this node's blocks that others have -> the borrower."""
+        mine = set(self.lent)
+        return {
+            host.partition("/")[0]: node for node, hosts in self.loans.items() for host in hosts if host in mine
+        }
 
     def pool_with(self, address: str) -> IPPool | None:
         """The pool for pods that an address is in."""

@@ -115,11 +115,13 @@ def _connection(api: Api, question: Question, endpoints: Callable[[], tuple[Loca
     from felix_py.datastore.fetch import container_ports, fetch
     from felix_py.diagnose.ends import WrongEnd, find, find_ports
     from felix_py.diagnose.explain import Connection
+    from felix_py.diagnose.intended import with_announced
 
     try:
         with options.patience("felix-py explain: listing the cluster's objects …"):
             cluster = fetch(api)
             cluster.endpoints = endpoints()
+            cluster.pods = with_announced(cluster)
             start = find(question.source, question.namespace, cluster)
             end = find(question.destination, question.namespace, cluster)
             ports = find_ports(question.port, end, lambda pod: container_ports(api, pod.key))

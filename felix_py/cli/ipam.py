@@ -20,12 +20,15 @@ from felix_py.cli.asking import asked, echo, ending_quietly
 from felix_py.cli.bgp import age
 from felix_py.cli.tables import columns
 from felix_py.config import AgentConfig
+from felix_py.layout import FIRST_INTERFACE
 
 Answer = Mapping[str, Any]
 
 _WIDTH = 100
 _ID = 13
 """Characters of a container id, as ``crictl pods`` shows."""
+
+_NO_POD = "(no pod)"
 
 _GRACE = 30
 """Seconds between the two looks of ``check --fix``."""
@@ -56,7 +59,8 @@ def show(
 ) -> None:
     """Show who has which address.
 
-    By CIDR how many are used, free, and of the free ones resting; then each lease with its pod.
+    By CIDR how many are used, free, of the free ones resting, and lent to other nodes; which those are; then each
+    lease with its pod.
     """
     answer = _asked(agent_socket, "/ipam", {})
     lines = [] if as_json or output is options.OutputFormat.JSON else shown(answer)
@@ -159,19 +163,31 @@ def shown(answer: Answer) -> list[str]:
     """The tables of ``show``."""
     if not answer["cidrs"] and not answer["leases"]:
         return ["this node has no addresses to give, and no pod has one"]
-    pools = [(one["cidr"], str(one["used"]), _many(one["free"]), str(one["resting"])) for one in answer["cidrs"]]
+    pools = [
+        (
+            one["cidr"] + (f" (borrowed of {of})" if (of := one["borrowedOf"]) else ""),
+            str(one["used"]),
+            _many(one["free"]),
+            str(one["resting"]),
+            str(one["lent"]),
+        )
+        for one in answer["cidrs"]
+    ]
     now = time.time()
     pods = [
         (
             ", ".join(one["addresses"]),
-            f"{one['namespace']}/{one['pod']}",
+            _who(one),
             one["interface"],
             one["container"][:_ID],
             age(max(0.0, now - one["created"])),
         )
         for one in answer["leases"]
     ]
-    lines = columns([("CIDR", "USED", "FREE", "RESTING"), *pools], _WIDTH) if pools else []
+    lines = columns([("CIDR", "USED", "FREE", "RESTING", "LENT"), *pools], _WIDTH) if pools else []
+    if answer["lent"]:
+        rows = [(one["address"], one["node"]) for one in answer["lent"]]
+        lines += ["", *columns([("LENT ADDRESS", "TO NODE"), *rows], _WIDTH)]
     if pods:
         head = ("ADDRESSES", "POD", "INTERFACE", "CONTAINER", "AGE")
         lines += ["", *columns([head, *pods], _WIDTH, (1, 0))]
@@ -193,7 +209,7 @@ def historic(entries: Sequence[Any]) -> list[str]:
             datetime.fromtimestamp(entry.time, UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
             entry.what,
             ", ".join(entry.addresses),
-            f"{entry.namespace}/{entry.pod}",
+            f"{entry.namespace}/{entry.pod}" if entry.pod else _NO_POD,
             entry.container[:_ID],
         )
         for entry in entries
@@ -207,7 +223,16 @@ def _many(number: int) -> str:
 
 
 def _words(lease: Answer) -> str:
-    return f"{', '.join(lease['addresses'])} of pod {lease['namespace']}/{lease['pod']}"
+    whose = f"pod {_who(lease)}" if lease["pod"] else f"container {lease['container'][:_ID]}"
+    return f"{', '.join(lease['addresses'])} of {whose}"
+
+
+def _who(lease: Answer) -> str:
+    """The pod, and the interface if it is not its first."""
+    if not lease["pod"]:
+        return _NO_POD
+    further = "" if lease["ifname"] == FIRST_INTERFACE else f" {lease['ifname']}"
+    return f"{lease['namespace']}/{lease['pod']}{further}"
 
 
 def _is_of(entry: Any, of: str) -> bool:
@@ -229,6 +254,7 @@ def forgotten(leases: Sequence[Answer]) -> tuple[list[dict[str, Any]], str]:
     if done.returncode:
         return [], f"the container runtime was not asked: {options.printable(done.stderr.strip()[-200:])}"
     known = set(done.stdout.split())
+    leases = [lease for lease in leases if lease["pod"]]  # other containers may be another runtime's
     if leases and known.isdisjoint(lease["container"] for lease in leases):
         return [], f"{command[0]} knows none of the pods' sandboxes: another container runtime runs them"
     text = "leased to pod {}/{}, of whose sandbox {} the container runtime knows nothing"

@@ -98,7 +98,7 @@ def _agents_own(agent: AgentSays, node_name: str) -> tuple[Settings, Backend]:
         raise ConfigError(f"--node-name {node_name}: the agent that answers here is {agent.node}'s")
     own = agent.configuration
     closed = Families.of_this_node(own.families).closed
-    return Settings(agent.node, own.families, own.cluster_cidrs, own.rules, closed), own.backend
+    return Settings(agent.node, own.families, own.cluster_cidrs, own.rules, closed, own.announced), own.backend
 
 
 def _given(

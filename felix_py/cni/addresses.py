@@ -35,7 +35,12 @@ class Addresses:
         self._notices = notices
 
     def asked(self, request: Request, pod: PodName) -> Asked:
-        """What the pod's annotations ask for. CNIError if one cannot be understood, or cannot be met."""
+        """What the pod's annotations ask for. CNIError if one cannot be understood, or cannot be met.
+
+        Addresses and MAC are those of its first interface; pools are for all of them.
+        """
+        if not pod.name:
+            return Asked()
         subject = f"{pod.namespace}/{pod.name}"
         try:
             found = self._network.asked(pod.namespace, pod.name)
@@ -48,10 +53,14 @@ class Addresses:
             text += f"{request.config.delegate} gives the addresses"
             raise CNIError(Code.INVALID_CONFIG, text)
         self._notices.clear(NoticeKind.POD_ADDRESS, subject)
-        return found
+        return found if request.first else Asked(pools=found.pools)
 
     async def lease(
-        self, pod: PodName, wanted: Sequence[str], asked: Asked, allocate: Callable[[Choice], Awaitable[Lease]]
+        self,
+        request: Request,
+        wanted: Sequence[str],
+        asked: Asked,
+        allocate: Callable[[Choice], Awaitable[Lease]],
     ) -> Lease:
         """Have addresses leased by ``allocate``; where none is left, wait for what this node can still get.
 
@@ -60,7 +69,7 @@ class Addresses:
         Raises:
             CNIError, AllocationError: nothing was leased.
         """
-        tries = 0
+        pod, tries = request.pod(), 0
         while True:
             try:
                 lease = await allocate(await self._choose(pod, wanted, asked))
@@ -73,8 +82,9 @@ class Addresses:
                 if tries > _MOST_TRIES or not await gain(pod.namespace, pod.name, _names(asked)):
                     raise
             else:
-                addresses = tuple(lease.addresses.values())
-                await self._network.keep(pod.namespace, pod.name, addresses if asked.keep else ())
+                if pod.name and request.first:
+                    addresses = tuple(lease.addresses.values())
+                    await self._network.keep(pod.namespace, pod.name, addresses if asked.keep else ())
                 return lease
 
     async def _choose(self, pod: PodName, wanted: Sequence[str], asked: Asked) -> Choice:

@@ -31,6 +31,7 @@ class Code(enum.IntEnum):
     ALREADY_ATTACHED = 104
     DELEGATE = 105
     CHECK_FAILED = 106
+    FURTHER_INTERFACE = 107
 
 
 class CNIError(Exception):

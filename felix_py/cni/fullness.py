@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Container, Mapping
 
 from felix_py.notices import NoticeKind, Notices
@@ -26,24 +25,27 @@ class Fullness:
         self._tell = tell
         self._said: dict[Family, str] = {}
 
-    def look(self, usage: Mapping[str, tuple[int, int]], growing: Container[Family] = ()) -> None:
+    def look(
+        self, usage: Mapping[str, tuple[int, int]], growing: Callable[[], Container[Family]] = frozenset
+    ) -> None:
         """``usage``: addresses in use and not in use of each CIDR that new pods get addresses of. ``growing``:
-        families of which there are more to come.
+        families of which there are more to come; it is asked only where addresses are scarce.
         """
         for family in Family:
-            if family in growing:
-                self._judge(family, "", 0, 1)
-                continue
-            cidrs = [cidr for cidr in usage if ipaddress.ip_network(cidr).version == int(family)]
+            cidrs = [cidr for cidr in usage if (":" in cidr) is (family is Family.V6)]
             used, free = (sum(usage[cidr][part] for cidr in cidrs) for part in (0, 1))
-            self._judge(family, ", ".join(cidrs), used, free)
+            share = used / ((used + free) or 1)
+            if share < (_ENOUGH if family in self._said else SCARCE) or family in growing():
+                self._clear(family)
+            else:
+                self._say(family, ", ".join(cidrs), free)
 
-    def _judge(self, family: Family, cidrs: str, used: int, free: int) -> None:
-        subject, share = f"IPv{int(family)}", used / ((used + free) or 1)
-        if share < (_ENOUGH if family in self._said else SCARCE):
-            if self._said.pop(family, None) is not None:
-                self._notices.clear(NoticeKind.ADDRESSES_SCARCE, subject)
-            return
+    def _clear(self, family: Family) -> None:
+        if self._said.pop(family, None) is not None:
+            self._notices.clear(NoticeKind.ADDRESSES_SCARCE, f"IPv{int(family)}")
+
+    def _say(self, family: Family, cidrs: str, free: int) -> None:
+        subject = f"IPv{int(family)}"
         # Without numbers: each pod would make another notice and another Event of them.
         if free:
             reason = "AddressesScarce"

@@ -58,17 +58,19 @@ def compare(
 
 
 def _of_lease(lease: Lease, present: Mapping[str, HostEnd], departed: Callable[[Lease], bool]) -> Finding | None:
-    addresses, pod = tuple(lease.addresses.values()), f"{lease.namespace}/{lease.pod}"
+    addresses, owner = tuple(lease.addresses.values()), lease.owner_text
     end, gone = present.get(lease.interface), departed(lease)
     if end is None:
-        after = "and the pod is not here any more: it is lost" if gone else "and its DEL has not come"
-        text = f"leased to pod {pod}, but its interface {lease.interface} is gone, {after}"
+        gone = gone or not lease.pod
+        of = "the pod" if lease.pod else "the container"
+        after = f"and {of} is not here any more: it is lost" if gone else "and its DEL has not come"
+        text = f"leased to {owner}, but its interface {lease.interface} is gone, {after}"
         return Finding(addresses, text, lost=gone)
     if end.lease is not None and end.lease.addresses != lease.addresses:
         label = ", ".join(end.lease.addresses.values())
-        return Finding(addresses, f"leased to pod {pod}, but its interface {end.name} is labelled {label}")
+        return Finding(addresses, f"leased to {owner}, but its interface {end.name} is labelled {label}")
     if gone:
-        text = f"leased to pod {pod}, which is not here any more, but its interface {end.name} is"
+        text = f"leased to {owner}, which is not here any more, but its interface {end.name} is"
         return Finding(addresses, f"{text}: has the runtime forgotten it?")
     return None
 
@@ -87,6 +89,15 @@ def _of_pods(pods: Iterable[Pod], leases: Iterable[Lease], cidrs: Collection[str
             text = f"the API lists it for pod {pod.namespace}/{pod.name}, which has no lease of it"
             found.append(Finding(unknown, text))
     return found
+
+
+def _of_loans(leases: Iterable[Lease], lent: Mapping[str, str]) -> list[Finding]:
+    return [
+        Finding((address,), f"leased to pod {lease.namespace}/{lease.pod}, and lent to node {lent[address]}")
+        for lease in leases
+        for address in lease.addresses.values()
+        if address in lent
+    ]
 
 
 class Holdings:
@@ -108,14 +119,24 @@ class Holdings:
         self._pods = pods
 
     def show(self) -> dict[str, Any]:
-        """CIDRs and leases, as JSON."""
-        cidrs = self._network.pod_cidrs()
+        """CIDRs, loans and leases, as JSON. ``borrowedOf``: the node whose block a borrowed address is of, or
+        empty.
+        """
+        cidrs, lent, borrowed = self._network.pod_cidrs(), self._network.lent(), self._network.borrowed()
         resting = self._leases.resting(cidrs)
         return {
             "cidrs": [
-                {"cidr": cidr, "used": used, "free": free, "resting": resting[cidr]}
+                {
+                    "cidr": cidr,
+                    "used": used,
+                    "free": free - (away := sum(map(PrefixSet([cidr]).covers, lent))),
+                    "resting": resting[cidr],
+                    "lent": away,
+                    "borrowedOf": borrowed.get(cidr, ""),
+                }
                 for cidr, (used, free) in self._leases.usage(cidrs).items()
             ],
+            "lent": [{"address": address, "node": node} for address, node in sorted(lent.items())],
             "leases": [described(lease) for lease in self._all()],
         }
 
@@ -125,7 +146,8 @@ class Holdings:
         busy = {lease.interface for lease in self._all() if self._plugin.is_busy(_key(lease))}
         leases = [lease for lease in self._all() if lease.interface not in busy]
         ends = [end for end in ends if (end.lease.interface if end.lease else end.name) not in busy]
-        return compare(leases, ends, self._pods(), self._network.pod_cidrs(), self._network.departed)
+        found = compare(leases, ends, self._pods(), self._network.pod_cidrs(), self._network.departed)
+        return found + _of_loans(leases, self._network.lent())
 
     async def fix(self, grace: float) -> list[Lease]:
         """Release what two looks ``grace`` seconds apart find lost; returns what was released."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Protocol
 
 from felix_py.ipam.asked import Asked, asked
@@ -17,8 +18,9 @@ class NetworkError(Exception):
 class Network(Protocol):
     """The agent as the plugin sees it, called on the agent's event loop.
 
-    Of several leases of one pod (a new sandbox precedes the DEL of the old one) the one with the latest
-    ``created`` is the pod's endpoint; releasing an older one does not disturb it.
+    Of several sandboxes of one pod (a new one precedes the DEL of the old one) the newest is the pod's endpoint,
+    with a lease for each interface; releasing one of an older sandbox does not disturb it. A lease without pod
+    is of a container that no policy selects.
     """
 
     def unready(self) -> str | None:
@@ -56,7 +58,7 @@ class Network(Protocol):
         """
 
     def departed(self, lease: Lease) -> bool:
-        """Whether the lease's pod has left this node, or has a newer interface; false if unknown."""
+        """Whether the lease's pod has left this node, or has a newer sandbox; false if unknown, or no pod's."""
 
     async def problems(self, lease: Lease) -> list[str]:
         """Differences of the kernel from what :meth:`enforce` wrote, as texts."""
@@ -64,6 +66,12 @@ class Network(Protocol):
     def pod_cidrs(self) -> tuple[str, ...]:
         """The CIDRs that this node gives addresses of: its blocks of pools, and podCIDRs of families without
         pools; empty before they are known."""
+
+    def lent(self) -> Mapping[str, str]:
+        """Addresses of this node's blocks that other nodes have borrowed -> the borrower."""
+
+    def borrowed(self) -> Mapping[str, str]:
+        """Those of :meth:`pod_cidrs` that are borrowed addresses -> the node whose block has it."""
 
     def growing(self) -> frozenset[Family]:
         """Families of which this node can still get more CIDRs."""
@@ -102,6 +110,9 @@ class Network(Protocol):
             NetworkError: that cannot be written.
         """
 
+    def only_first(self) -> str:
+        """Why a pod can have no interface but ``eth0``, or empty."""
+
     def mtu(self) -> int:
         """MTU of pod interfaces, in bytes."""
 
@@ -123,12 +134,16 @@ class FakeNetwork:
         """Those of pods, by namespace and name."""
         self.keeps: dict[str, tuple[str, ...]] = {}
         """Kept addresses, by namespace/name."""
+        self.loans: dict[str, str] = {}
+        """Addresses that are lent -> the borrower."""
         self.coming: list[tuple[str, ...]] = []
         """CIDRs that pods get, one after the other, when they find no address."""
         self.departures: set[str] = set()
         """Names of pods that have left this node."""
         self.gone: set[str] = set()
         """Interfaces passed to :meth:`leaving`."""
+        self.alone = ""
+        """Why a pod can have no further interface."""
         self._changed = asyncio.Condition()
 
     def departed(self, lease: Lease) -> bool:
@@ -171,8 +186,14 @@ class FakeNetwork:
     async def problems(self, lease: Lease) -> list[str]:
         return [] if (lease.container, lease.ifname) in self.enforced else [f"no route to {lease.interface}"]
 
+    def lent(self) -> Mapping[str, str]:
+        return self.loans
+
+    def borrowed(self) -> Mapping[str, str]:
+        return {}
+
     def growing(self) -> frozenset[Family]:
-        return frozenset()
+        return frozenset(Family(6 if ":" in cidr else 4) for cidrs in self.coming for cidr in cidrs)
 
     def pod_cidrs(self) -> tuple[str, ...]:
         return self.cidrs
@@ -201,6 +222,9 @@ class FakeNetwork:
         self.keeps.pop(f"{namespace}/{name}", None)
         if addresses:
             self.keeps[f"{namespace}/{name}"] = addresses
+
+    def only_first(self) -> str:
+        return self.alone
 
     def mtu(self) -> int:
         return 1500

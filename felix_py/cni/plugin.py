@@ -27,14 +27,15 @@ from felix_py.cni.network import Network, NetworkError
 from felix_py.cni.network_list import absent_plugins
 from felix_py.cni.recovery import about
 from felix_py.cni.result import DNS, Interface, IPConfig, Result, RouteConfig
-from felix_py.cni.types import Command, Request
-from felix_py.cni.workers import Interfaces, Leases
+from felix_py.cni.types import Command, PodName, Request
+from felix_py.cni.workers import Interfaces, Leases, Making
+from felix_py.dataplane.host_ends import LEAST_MTU_OF_V6
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import LinkError, LinkExists, NoNamespace, PodLink, random_mac
 from felix_py.ipam.asked import Asked
 from felix_py.ipam.resources import Choice
 from felix_py.ipam.store import AddressStore, AddressUnavailable, Claim, LeaseKey, PoolExhausted
-from felix_py.layout import GATEWAY, HOST_MAC, interface_name
+from felix_py.layout import FIRST_INTERFACE, GATEWAY, HOST_MAC, interface_name
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import Elsewhere, Lease
 from policy.model import Family
@@ -42,7 +43,7 @@ from policy.model import Family
 GRACE = 300.0
 """Seconds until the lease of a lost sandbox is released: longer than any ADD takes."""
 
-LEAST_MTU = {Family.V4: 68, Family.V6: 1280}
+LEAST_MTU = {Family.V4: 68, Family.V6: LEAST_MTU_OF_V6}
 
 _EXPECTED = (CNIError, NetworkError, LinkError, OSError, sqlite3.Error)
 _DEFAULT = {Family.V4: "0.0.0.0/0", Family.V6: "::/0"}
@@ -62,11 +63,12 @@ class Plugin:
         chained: Sequence[str] = (),
         tell: Callable[[str, str], None] = lambda _reason, _text: None,
         forget: Callable[[Lease], Awaitable[None]] | None = None,
+        containers: bool = False,
     ) -> None:
         """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy.
 
         ``chained``: plugins after ours in our own network list. ``tell``: see :class:`Fullness`.
-        ``forget``: see :func:`felix_py.cni.delegate.forget`.
+        ``forget``: see :func:`felix_py.cni.delegate.forget`. ``containers``: connect also what is no pod's.
         """
         self._leases = leases
         self._interfaces = interfaces
@@ -78,9 +80,10 @@ class Plugin:
         self._at_start = frozenset(leases.keys())
         self._chained = tuple(chained)
         self._fullness = Fullness(notices, tell)
-        self._growing: frozenset[Family] = frozenset(Family)
-        """Families of which this node can get more CIDRs, by the last look; before it, nothing is said of any."""
+        self._growing: Callable[[], frozenset[Family]] = lambda: frozenset(Family)
+        """Families of which this node can get more CIDRs; before the first look, nothing is said of any."""
         self._forget_delegated = forget
+        self._containers = containers
         self._book = LeaseBook(leases, notices, self._alone)
         self._missing: dict[LeaseKey, float] = {}
         """Leases without interface: first seen so, by time.monotonic()."""
@@ -119,60 +122,53 @@ class Plugin:
     # --- ADD -----------------------------------------------------------------------------------------
 
     async def _add(self, request: Request) -> Result:
-        pod, wanted = request.pod(), request.requested_addresses()
+        pod, wanted = self._pod(request), request.requested_addresses()
         mac = request.requested_mac()
         async with self._alone(request.container, request.ifname):
             if reason := self._network.unready():
                 raise CNIError(Code.TRY_AGAIN, reason)
             attachment = (request.container, request.ifname, request.config.name)
             claim = Claim(*attachment, pod.namespace, pod.name, pod.uid)
-            await self._check_only_one(claim)
             await self._take_over(claim)
-            await self._bounded(
-                self._network.wait_for_pod(pod.namespace, pod.name, pod.uid),
-                lambda: self._network.why_unknown(pod.namespace, pod.name, pod.uid),
-            )
+            if pod.name:
+                await self._bounded(
+                    self._network.wait_for_pod(pod.namespace, pod.name, pod.uid),
+                    lambda: self._network.why_unknown(pod.namespace, pod.name, pod.uid),
+                )
             asked = self._addresses.asked(request, pod)
             mac = mac or asked.mac or random_mac()
-            made = False
+            pair = PodLink(interface_name(*claim.key), request.netns, request.ifname, {}, mac, self._mtu(Family))
+            making = self._interfaces.begin(pair)
+
+            def known(lease: Lease) -> Lease:
+                # The interface, which carries nothing yet, gets its addresses and its label while the lease is
+                # written to disk. If the agent is killed then, the label tells of it (felix_py.cni.recovery).
+                making.complete(self._link(request, lease, mac))
+                return lease
+
             try:
-                lease, dns = await self._lease_and_pair(claim, wanted, asked, request, mac)
+                lease, dns = await self._lease(claim, wanted, asked, request, known)
                 self._book.used_again(claim.key)
-                link = self._link(request, lease, mac)
-                await self._interfaces.configure(link)
-                made = True
+                await making.done()
                 await self._bounded(
                     self._network.enforce(lease),
-                    lambda: f"policy of {pod.namespace}/{pod.name} is not in force yet",
+                    lambda: f"policy of {lease.owner_text} is not in force yet",
                 )
             except BaseException:
-                await self._undo(request, made)
+                await self._undo(request, making)
                 raise
-        return _result(request, link, dns)
+        return _result(request, making.link, dns)
 
-    async def _lease_and_pair(
-        self, claim: Claim, wanted: list[str], asked: Asked, request: Request, mac: str
-    ) -> tuple[Lease, DNS]:
-        """Lease addresses, and meanwhile make the interface, which carries nothing before it is configured."""
-        pair = PodLink(interface_name(*claim.key), request.netns, request.ifname, {}, mac, self._mtu(Family))
-        making = asyncio.ensure_future(self._interfaces.make(pair))
-        try:
-            leased = await self._lease(claim, wanted, asked, request)
-            await asyncio.shield(making)
-            return leased
-        except BaseException:
-            with suppress(*_EXPECTED):  # it was not made, or the runtime's DEL removes it
-                await making
-                await self._interfaces.delete(pair.host)
-            raise
-
-    async def _check_only_one(self, claim: Claim) -> None:
-        """Refuse a second interface: a pod's policy, routes and addresses are those of one."""
-        for lease in self._leases.of(claim.container):
-            if lease.ifname != claim.ifname and await self._interfaces.exists(lease.interface):
-                text = f"pod {claim.namespace}/{claim.pod} has {lease.ifname} of this network already, and "
-                text += f"felix-py gives a pod one interface: no {claim.ifname} was made"
-                raise CNIError(Code.ALREADY_ATTACHED, text)
+    def _pod(self, request: Request) -> PodName:
+        """The pod to connect, if it is one's; CNIError if there must be none, or no such interface of it."""
+        pod = request.pod()
+        if not pod.name and not self._containers:
+            text = "felix-py connects Kubernetes pods only, unless connect-containers is set: CNI_ARGS has no "
+            raise CNIError(Code.INVALID_CONFIG, f"{text}K8S_POD_NAMESPACE and K8S_POD_NAME")
+        if pod.name and not request.first and (reason := self._network.only_first()):
+            text = f"pod {pod.namespace}/{pod.name} can have {FIRST_INTERFACE} alone, and no {request.ifname}"
+            raise CNIError(Code.FURTHER_INTERFACE, f"{text}: {reason}")
+        return pod
 
     async def _take_over(self, claim: Claim) -> None:
         """Refuse a repeated ADD, but clean up after an ADD that a crash interrupted."""
@@ -184,15 +180,22 @@ class Plugin:
         if self._book.owes(claim.key):
             raise CNIError(Code.IO, self._book.unwritten)
 
-    async def _lease(self, claim: Claim, wanted: list[str], asked: Asked, request: Request) -> tuple[Lease, DNS]:
-        """Lease addresses from our store, or from the IPAM plugin that the configuration names."""
+    async def _lease(
+        self, claim: Claim, wanted: list[str], asked: Asked, request: Request, known: Callable[[Lease], Lease]
+    ) -> tuple[Lease, DNS]:
+        """Lease addresses from our store, or from the IPAM plugin that the configuration names.
+
+        ``known`` is called with the lease, in the store's thread, before it is on disk.
+        """
         if not request.config.delegate:
 
             def allocate(choice: Choice) -> Awaitable[Lease]:
-                return self._book.write(lambda store: store.allocate(claim, choice.cidrs, choice.requested))
+                return self._book.write(
+                    lambda store: known(store.allocate(claim, choice.cidrs, choice.requested))
+                )
 
             try:
-                return await self._addresses.lease(request.pod(), wanted, asked, allocate), DNS()
+                return await self._addresses.lease(request, wanted, asked, allocate), DNS()
             finally:
                 for found in self._leases.take_skipped():
                     self._elsewhere[found.what] = found
@@ -203,20 +206,21 @@ class Plugin:
         if not addresses:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate} gave no address")
         try:
-            return await self._book.write(lambda store: store.record(claim, addresses)), given.dns
+            return await self._book.write(lambda store: known(store.record(claim, addresses))), given.dns
         except ValueError as error:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
 
     def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
         mtu, label = self._mtu(lease.addresses), link_label(lease)
-        return PodLink(lease.interface, request.netns, request.ifname, lease.addresses, mac, mtu, label)
+        place = lease.interface, request.netns, request.ifname
+        return PodLink(*place, lease.addresses, mac, mtu, label, default_route=request.default_route)
 
     def _mtu(self, families: Iterable[Family]) -> int:
         # With an MTU below a family's minimum the interface loses the family (RFC 791, RFC 8200 section 5).
         return max(self._network.mtu(), *(LEAST_MTU[family] for family in families))
 
-    async def _undo(self, request: Request, made: bool) -> None:
-        """Undo a failed ADD. ``made``: including its interface.
+    async def _undo(self, request: Request, making: Making) -> None:
+        """Undo a failed ADD.
 
         If a step fails, the rest is left to the runtime's DEL: an interface that stays keeps its address. Nothing
         is raised, so that the ADD's own error is reported.
@@ -224,8 +228,9 @@ class Plugin:
         lease = self._leases.get(request.container, request.ifname)
         try:
             if lease is not None:
-                if made:
-                    await self._delete_interface(lease)
+                self._network.leaving(lease)
+            await making.abandon()
+            if lease is not None:
                 await self._forget(lease)
             if request.config.delegate:
                 await delegate(request, Command.DEL)
@@ -353,11 +358,12 @@ class Plugin:
                 with suppress(OSError):  # removed meanwhile
                     await self._interfaces.label(end.index, label)
             departed = self._network.departed(lease)
-            if self._since(self._missing, key, end is None, now) and departed and key not in self._locks:
+            lost_for_long = self._since(self._missing, key, end is None, now) and (departed or not lease.pod)
+            if lost_for_long and key not in self._locks:
                 await self._release_lost(key, lease)
             elif self._since(self._gone, key, end is not None and departed, now):
                 lost[lease.interface] = (
-                    f"pod {lease.namespace}/{lease.pod} is not on this node any more, but its interface "
+                    f"{lease.owner_text} is not on this node any more, but its interface "
                     f"{lease.interface} is: has the runtime forgotten it? (crictl pods; then ip link del)"
                 )
         for times in (self._missing, self._gone):
@@ -368,7 +374,7 @@ class Plugin:
         for notice in self._notices.all():
             if notice.kind is NoticeKind.STRAY_INTERFACE and notice.subject not in present:
                 self._notices.clear(notice.kind, notice.subject)
-        self._growing = self._network.growing()
+        self._growing = self._network.growing
         self._fullness.look(self._leases.usage(self._network.pod_cidrs()), self._growing)
         self._addresses.look()
         await self._look_elsewhere(leases.values(), ends.keys())
@@ -409,7 +415,7 @@ class Plugin:
             if self._leases.get(*key) != lease:
                 return
             if not force and await self._interfaces.exists(lease.interface):
-                text = f"pod {lease.namespace}/{lease.pod} has it, and its interface {lease.interface} exists"
+                text = f"{lease.owner_text} has it, and its interface {lease.interface} exists"
                 raise CNIError(Code.ALREADY_ATTACHED, text)
             await self._detach(*key)
             if self._book.owes(key):
@@ -432,8 +438,7 @@ class Plugin:
         now = {found.what: _withheld(found) for found in self._elsewhere.values()}
         held = {a: lease for lease in leases if lease.interface in interfaces for a in lease.addresses.values()}
         for address, found in (await self._leases.use(lambda store: store.used_elsewhere(held))).items():
-            pod = f"{held[address].namespace}/{held[address].pod}"
-            now[address] = f"{address} is pod {pod}'s, but {found.what} is {found.how}"
+            now[address] = f"{address} is {held[address].owner_text}'s, but {found.what} is {found.how}"
         self._notices.replace(NoticeKind.ADDRESS_IN_USE, now)
 
     @asynccontextmanager
@@ -463,7 +468,8 @@ def _result(request: Request, link: PodLink, dns: DNS) -> Result:
     pod_side = len(result.interfaces) - 1
     for family, address in link.addresses.items():
         result.ips.append(IPConfig(f"{address}/{family.bits}", GATEWAY[family], pod_side))
-        result.routes.append(RouteConfig(_DEFAULT[family], GATEWAY[family]))
+        if link.default_route:
+            result.routes.append(RouteConfig(_DEFAULT[family], GATEWAY[family]))
     given = (one for one in (request.config.dns, dns) if one is not None and one != DNS())
     result.dns = next(given, result.dns)
     return result

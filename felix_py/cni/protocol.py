@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,10 @@ _MOST_ENVIRONMENT = 1 << 18
 _MOST_STDIN = 1 << 22
 """Bytes; a GC for 110 pods has some 10 KB."""
 
-MOST_FRAME = _MOST_ENVIRONMENT + _MOST_STDIN + 64
+_MOST_HEAD = 64
+_PIECE = 1 << 16
+
+MOST_FRAME = _MOST_ENVIRONMENT + _MOST_STDIN + _MOST_HEAD
 """Bytes of a whole call."""
 
 
@@ -44,15 +48,22 @@ class Answer:
         return b"%d %d\n%s" % (self.code, len(self.stdout), self.stdout)
 
 
-async def read_call(reader: asyncio.StreamReader) -> Call:
-    """Read one call; ProtocolError if it is not one, too large, or cut off."""
-    try:
-        environment, stdin = _lengths(await reader.readuntil(b"\n"))
-        return _call(await reader.readexactly(environment), await reader.readexactly(stdin))
-    except asyncio.LimitOverrunError:
-        raise ProtocolError("not a call of felix-py-cni") from None
-    except asyncio.IncompleteReadError as error:
-        raise ProtocolError(f"the connection ended after {len(error.partial)} bytes") from None
+async def read_call(connection: socket.socket) -> Call:
+    """Read one call; ProtocolError if it is not one, too large, or cut off; OSError as the socket raises it."""
+    loop, frame = asyncio.get_running_loop(), bytearray()
+    while (size := _size(frame)) is None or len(frame) < size:
+        if not (piece := await loop.sock_recv(connection, _PIECE)):
+            raise ProtocolError(f"the connection ended after {len(frame)} bytes")
+        frame += piece
+    return parse_call(bytes(frame[:size]))
+
+
+def _size(frame: bytearray) -> int | None:
+    """Bytes of the whole frame; None while that is not known. ProtocolError if it is none."""
+    end = frame.find(b"\n", 0, _MOST_HEAD)
+    if end < 0 and len(frame) < _MOST_HEAD:
+        return None
+    return end + 1 + sum(_lengths(bytes(frame[: end + 1])))
 
 
 def parse_call(frame: bytes) -> Call:

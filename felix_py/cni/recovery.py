@@ -142,7 +142,9 @@ class _Recovery:
             self._release_old(boot, present)
             adopted = self._adopt(unknown, alive)
             self.store.set_boot(boot)
-        self._tell(len(adopted), lost)
+        # One without a route was being made when the agent was killed, and its lease being written.
+        connected = {end.lease.interface for end in unknown if end.lease and end.routed}
+        self._tell(sum(bool(lost) or lease.interface in connected for lease in adopted), lost)
         alive |= {lease.interface for lease in adopted}
         self._name_back([end for end in ends if end.lease and end.lease.interface in alive])
         return tuple(lease for lease in self.store.all() if lease.interface in alive)
@@ -201,7 +203,7 @@ class _Recovery:
                 self.store.adopt(lease)
             except AddressUnavailable as error:
                 text = (
-                    f"the interface {lease.interface} of pod {lease.namespace}/{lease.pod} has an address that "
+                    f"the interface {lease.interface} of {lease.owner_text} has an address that "
                     f"was given to another pod ({error}), and nothing passes through it: delete the pod"
                 )
                 self._stray(lease.interface, text)
@@ -237,4 +239,5 @@ def _same(label: Lease, lease: Lease) -> bool:
 
 def about(lease: Lease) -> dict[str, str]:
     """A lease's fields for the log."""
-    return {"container": lease.container, "pod": f"{lease.namespace}/{lease.pod}", "interface": lease.interface}
+    pod = {"pod": f"{lease.namespace}/{lease.pod}"} if lease.pod else {}
+    return {"container": lease.container, **pod, "interface": lease.interface}

@@ -17,6 +17,7 @@ import msgspec
 from felix_py.cni.errors import NOT_JSON, SUPPORTED_VERSIONS, CNIError, Code
 from felix_py.cni.protocol import Call
 from felix_py.cni.result import DNS, Result
+from felix_py.layout import FIRST_INTERFACE
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,255}")
 """A container id or a network name. The specification has no limit of length; runtimes use 64 characters."""
@@ -65,10 +66,15 @@ class IPAMConfig(msgspec.Struct, frozen=True):
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, rename="camel"):
-    """The plugin's configuration, which the runtime derives from the network configuration list."""
+    """The plugin's configuration, which the runtime derives from the network configuration list.
+
+    ``isDefaultGateway`` (as of the reference plugin bridge): whether the container gets its default route by this
+    interface; absent: if it is the first one.
+    """
 
     cni_version: str = ""
     name: str = ""
+    is_default_gateway: bool | None = None
     ipam: IPAMConfig = IPAMConfig()
     dns: DNS | None = None
     args: dict[str, Any] | None = None
@@ -84,7 +90,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class PodName:
-    """The pod of a call."""
+    """The pod of a call; all fields are empty for a container that is no pod's."""
 
     namespace: str
     name: str
@@ -110,11 +116,24 @@ class Request:
         """The CNI version that the caller speaks."""
         return self.config.cni_version
 
+    @property
+    def first(self) -> bool:
+        """Whether the interface is the one whose addresses the runtime reports as the pod's."""
+        return self.ifname == FIRST_INTERFACE
+
+    @property
+    def default_route(self) -> bool:
+        """Whether the container's default route is to be through the interface."""
+        asked = self.config.is_default_gateway
+        return self.first if asked is None else asked
+
     def pod(self) -> PodName:
-        """The pod of the call; CNIError if the runtime named none, or the name is invalid."""
+        """The pod of the call, or none; CNIError if the runtime named half of one, or the name is invalid."""
+        if not any(name.startswith("K8S_") for name in self.args):
+            return PodName("", "", "")
         namespace, name = self.args.get("K8S_POD_NAMESPACE", ""), self.args.get("K8S_POD_NAME", "")
         if not namespace or not name:
-            text = "felix-py connects Kubernetes pods only: CNI_ARGS has no K8S_POD_NAMESPACE and K8S_POD_NAME"
+            text = "CNI_ARGS of a pod must have K8S_POD_NAMESPACE and K8S_POD_NAME"
             raise CNIError(Code.INVALID_CONFIG, text)
         uid = self.args.get("K8S_POD_UID", "")
         if not _POD_NAME.fullmatch(namespace) or not _POD_NAME.fullmatch(name) or not _UID.fullmatch(uid):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
-from felix_py.cni.batch import Batcher
 from felix_py.dataplane.links import HostEnd, LinkError, Links, PodLink
 from felix_py.ipam.store import AddressStore, AllocationError, LeaseKey
 from felix_py.records import Elsewhere, Lease
+from felix_py.threads import Batcher, Worker, tell
 from policy.model import Family
 
 T = TypeVar("T")
@@ -30,10 +29,6 @@ class Leases:
     def keys(self) -> list[LeaseKey]:
         """(container, ifname) of all leases, without waiting."""
         return self._store.keys()
-
-    def of(self, container: str) -> list[Lease]:
-        """The leases of one container, without waiting."""
-        return self._store.of(container)
 
     def usage(self, cidrs: Iterable[str]) -> dict[str, tuple[int, int]]:
         """See :meth:`AddressStore.usage`, without waiting."""
@@ -81,22 +76,64 @@ class Leases:
         return results
 
 
+class Making:
+    """An interface on its way: the pair is made at once, and configured when its addresses are known."""
+
+    def __init__(self, pair: PodLink, interfaces: Interfaces, links: Links, worker: Worker) -> None:
+        self.link = pair
+        """As it is to be, once :meth:`complete` was called."""
+        self._interfaces = interfaces
+        self._links = links
+        self._worker = worker
+        self._made = False
+        self._failed: Exception | None = None
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        worker.post(lambda: self._make(pair))
+
+    def complete(self, link: PodLink) -> None:
+        """Have it configured (:meth:`Links.configure`). Any thread."""
+        self.link = link
+        self._worker.post(lambda: self._complete(link))
+
+    async def done(self) -> None:
+        """Return once it is configured; raises as :meth:`Links.make` and :meth:`Links.configure` do."""
+        await self._done
+
+    async def abandon(self) -> None:
+        """Delete it, if it was made. Raises LinkError if it cannot be deleted."""
+        self._done.cancel()
+        await self._worker.submit(lambda: None)  # after its steps
+        if self._made:
+            await self._interfaces.delete(self.link.host)
+
+    def _make(self, pair: PodLink) -> None:
+        try:
+            self._links.make(pair)
+            self._made = True
+        except Exception as error:
+            self._failed = error
+
+    def _complete(self, link: PodLink) -> None:
+        try:
+            if self._made:
+                self._links.configure(link)
+        except Exception as error:
+            self._failed = error
+        tell([(self._done, self._failed)])
+
+
 class Interfaces:
     """Pod interfaces for the event loop, in the network namespace of the object's creation."""
 
     def __init__(self) -> None:
         self._links = Links()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="links")
+        self._worker = Worker("links")
         self._dying = Links()
         self._deletions: Batcher[str, None] = Batcher("links-deletion", self._delete)
 
-    async def make(self, link: PodLink) -> None:
-        """See :meth:`Links.make`."""
-        await self._call(lambda: self._links.make(link))
-
-    async def configure(self, link: PodLink) -> None:
-        """See :meth:`Links.configure`."""
-        await self._call(lambda: self._links.configure(link))
+    def begin(self, link: PodLink) -> Making:
+        """Have a pair made (:meth:`Links.make`)."""
+        return Making(link, self, self._links, self._worker)
 
     async def exists(self, host: str) -> bool:
         """See :meth:`Links.exists`."""
@@ -120,13 +157,13 @@ class Interfaces:
 
     def close(self) -> None:
         """Close after the last operation."""
-        self._thread.shutdown()
+        self._worker.close()
         self._deletions.close()
         self._links.close()
         self._dying.close()
 
     async def _call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        return await self._worker.submit(function)
 
     def _delete(self, hosts: Sequence[str]) -> list[LinkError | None]:
         self._dying.delete(hosts)

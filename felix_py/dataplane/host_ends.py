@@ -30,6 +30,9 @@ from policy.model import Family
 
 MAC = bytes.fromhex(HOST_MAC.replace(":", ""))
 
+LEAST_MTU_OF_V6 = 1280
+"""RFC 8200 section 5: with less, an interface has no IPv6."""
+
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
 
 SYSCTLS = {
@@ -69,25 +72,34 @@ _YOUNG = {"seg6_enabled", "rpl_seg_enabled"}
 """Settings of Linux 4.10 and 5.7: older kernels lack what they switch off."""
 
 
-def configure(netlink: Netlink, index: int, name: str, families: Collection[Family], label: str) -> None:
+_SETTINGS_OF_V4 = nested(
+    socket.AF_INET,
+    nested(
+        _IFLA_INET_CONF,
+        b"".join(attr(_CONF[name], messages.U32.pack(int(value))) for name, value in SYSCTLS[Family.V4].items()),
+    ),
+)
+
+
+def configure(
+    netlink: Netlink, index: int, name: str, families: Collection[Family], mtu: int, label: str
+) -> None:
     """Bring a host end that has our MAC to the state that :class:`HostEnds` keeps it in, and label it.
+
+    Its MTU, in bytes, is at least 1280 if ``families`` has IPv6.
 
     Raises:
         OSError: the kernel refused a part of it.
     """
-    if Family.V4 in families:
-        # One message: written as files, each has an event and takes 20 us.
-        conf = b"".join(
-            attr(_CONF[name], messages.U32.pack(int(value))) for name, value in SYSCTLS[Family.V4].items()
-        )
-        spec = nested(socket.AF_INET, nested(_IFLA_INET_CONF, conf))
-        netlink.carry_out([messages.change(index, nested(messages.IFLA_AF_SPEC, spec))])
     if Family.V6 in families:
         for setting, value in SYSCTLS[Family.V6].items():
             path = _sysctl(Family.V6, name, setting)
             if setting not in _YOUNG or sysctl.read(path) is not None:
                 sysctl.write(path, value)
-    _set_up(netlink, index, name, families, *([messages.alias_attr(label)] if label else []))
+    # One message: each one has an event, and as files IPv4's settings would take 20 us each.
+    settings = _SETTINGS_OF_V4 if Family.V4 in families else b""
+    attrs = messages.mtu_attr(mtu) + (messages.alias_attr(label) if label else b"")
+    _set_up(netlink, index, name, families, attrs, settings, with_v6=mtu >= LEAST_MTU_OF_V6)
 
 
 def rename(netlink: Netlink, index: int, name: str) -> None:
@@ -109,8 +121,20 @@ def _sysctl(family: Family, name: str, setting: str) -> str:
     return f"ipv{int(family)}/conf/{name}/{setting}"
 
 
-def _set_up(netlink: Netlink, index: int, name: str, families: Collection[Family], *attrs: bytes) -> None:
-    requests = [messages.set_up(index, *attrs, _no_automatic_address(name))]
+def _set_up(
+    netlink: Netlink,
+    index: int,
+    name: str,
+    families: Collection[Family],
+    attrs: bytes,
+    settings: bytes = b"",
+    *,
+    with_v6: bool = True,
+) -> None:
+    """``settings``: IPv4's, for IFLA_AF_SPEC; ``with_v6``: whether the MTU leaves the interface its IPv6."""
+    settings += _no_automatic_address(name) if with_v6 else b""
+    spec = nested(messages.IFLA_AF_SPEC, settings) if settings else b""
+    requests = [messages.set_up(index, attrs, spec)]
     if Family.V6 in families:
         # Neighbour solicitations for the pod's address need a link-local source.
         requests.append(messages.new_address(index, Family.V6, GATEWAY[Family.V6], 64))
@@ -118,12 +142,12 @@ def _set_up(netlink: Netlink, index: int, name: str, families: Collection[Family
 
 
 def _no_automatic_address(name: str) -> bytes:
-    """Attribute that keeps the kernel from generating a link-local address for the host end."""
-    # With ipv6.disable=1, or an MTU below 1280, the interface has no IPv6, and the attribute would be refused.
+    """Setting that keeps the kernel from generating a link-local address for the host end."""
+    # With ipv6.disable=1, or an MTU below 1280, the interface has no IPv6, and the setting would be refused.
     if not os.path.isdir(f"/proc/sys/net/ipv6/conf/{name}"):
         return b""
     mode = attr(_IFLA_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
-    return nested(messages.IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
+    return nested(socket.AF_INET6, mode)
 
 
 class _Found:
@@ -370,9 +394,9 @@ class HostEnds(Part):
         return Report(writes=1)
 
     def _mend(self, name: str, index: int, families: tuple[Family, ...]) -> Report:
-        right = (messages.mac_attr(MAC), messages.group_attr(LINK_GROUP), messages.no_master())
+        right = messages.mac_attr(MAC) + messages.group_attr(LINK_GROUP) + messages.no_master()
         try:
-            _set_up(self._netlink, index, name, families, *right)
+            _set_up(self._netlink, index, name, families, right)
         except OSError as error:
             if error.errno != errno.ENODEV:
                 return Report(failures=(Failure(LinkRef(name), error.strerror or str(error)),))

@@ -352,13 +352,13 @@ class IPSets(Part):
         batches: list[Batch] = []
         for name in sorted(self._dirty):
             known = self._sets[name]
-            if not known.right or known.marked != marked:
+            if known.marked != marked:
                 continue
             if command == ADD:
                 todo = [(key, known.members.desired[key]) for key in known.members.updates()]
             else:
                 todo = [(key, 0) for key in known.members.deletions()]
-            if todo:
+            if todo and known.right:
                 batches.append(Batch(name, command, todo))
         refused: dict[str, dict[bytes, OSError]] = {}
         for name, key, error in self._commands.write(batches):

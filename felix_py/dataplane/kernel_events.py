@@ -46,6 +46,8 @@ class Hint:
     retry: bool = False
 
     def __or__(self, other: Hint) -> Hint:
+        if other is _NO_MATTER:  # most events
+            return self
         return Hint(self.look | other.look, self.retry or other.retry)
 
 

@@ -18,7 +18,7 @@ import ipaddress
 import re
 import zlib
 
-from felix_py.layout import interface_name
+from felix_py.layout import FIRST_INTERFACE, interface_name
 from felix_py.records import Lease
 from policy.model import Family
 
@@ -27,7 +27,7 @@ _HEAD = "felix-py "
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HEX = re.compile(r"([0-9a-f]{2})+")
 _NONE, _USUAL = "-", "."
-_IFNAME, _NETWORK = "eth0", "felix-py"
+_NETWORK = "felix-py"
 
 
 def link_label(lease: Lease) -> str:
@@ -38,7 +38,7 @@ def link_label(lease: Lease) -> str:
             f"{lease.namespace}/{lease.pod}",
             v4,
             address,
-            _USUAL if lease.ifname == _IFNAME else lease.ifname,
+            _USUAL if lease.ifname == FIRST_INTERFACE else lease.ifname,
             _USUAL if lease.network == _NETWORK else lease.network or _NONE,
             _pack(lease.container),
             _pack(uid),
@@ -59,7 +59,7 @@ def read_label(text: str) -> Lease | None:
             return None
         pod, v4, v6, ifname, network, container, uid, created = body[len(_HEAD) :].split(" ")
         namespace, name = pod.split("/")
-        container, ifname = _unpack(container), _IFNAME if ifname == _USUAL else ifname
+        container, ifname = _unpack(container), FIRST_INTERFACE if ifname == _USUAL else ifname
         return Lease(
             container,
             ifname,

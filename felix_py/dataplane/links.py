@@ -4,6 +4,10 @@ The pod's end gets its address as /32 (/128), so that nothing is on link, and a 
 that exists only as a permanent neighbour entry with the host end's fixed MAC. So outbound packets need no ARP or
 neighbour discovery, and forged answers have no effect.
 
+Of several interfaces of a pod one has the default route. What comes by another must be answered by it, since its
+host end takes no other source and no other host end takes that one: so another's default route is in a table of
+its own, which packets from its address use.
+
 Source: rtnetlink(7), the kernel's include/uapi/linux/{if_link,rtnetlink,neighbour}.h.
 """
 
@@ -24,6 +28,7 @@ from felix_py.dataplane.link_label import read_label
 from felix_py.layout import GATEWAY, LINK_GROUP, ROUTE_PROTOCOL_PODS, is_interface_name
 from felix_py.netlink import links as messages
 from felix_py.netlink import routes as route_messages
+from felix_py.netlink import rules
 from felix_py.netlink.connection import Closing, Netlink
 from felix_py.netlink.wire import NETLINK_ROUTE
 from felix_py.records import Lease
@@ -32,6 +37,13 @@ from policy.model import Family
 T = TypeVar("T")
 
 _RTN_UNICAST = 1
+_OWN = ROUTE_PROTOCOL_PODS
+_TABLES = 88_000
+"""The table of a pod's interface that has not the default route is this number and its index in the pod."""
+
+_RULE_PRIORITY = 32_000
+"""Before the main table's 32766."""
+
 _DELETE_GROUP = 0xFE11C5
 """Link group (``ip link … group``) of interfaces that are being deleted."""
 
@@ -54,6 +66,7 @@ class PodLink:
 
     ``host`` and ``ifname`` are the names of its two ends, ``netns`` the path of the pod's namespace, ``mac`` the
     MAC of the pod's end; ``mtu`` is in bytes. ``label``: the host end's alias (:mod:`.link_label`).
+    ``default_route``: whether the pod's packets leave by it, or only those from its addresses.
     """
 
     host: str
@@ -63,6 +76,7 @@ class PodLink:
     mac: str
     mtu: int
     label: str = ""
+    default_route: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +140,8 @@ class Links(Closing):
         try:
             try:
                 index = socket.if_nametoindex(link.host)
-                # First: below 1280 it has no IPv6 that could be configured.
-                self._netlink.carry_out([messages.change(index, messages.mtu_attr(link.mtu))])
-                host_ends.configure(self._netlink, index, link.host, link.addresses.keys(), link.label)
+                families = link.addresses.keys()
+                host_ends.configure(self._netlink, index, link.host, families, link.mtu, link.label)
                 inside(namespace, lambda: _configure_pod_end(link))
             except OSError as failure:
                 self.delete([link.host])
@@ -314,18 +327,44 @@ def _configure_pod_end(link: PodLink) -> None:
         sysctl.write(f"ipv6/conf/{link.ifname}/disable_ipv6", "0")  # some runtimes switch it off
     with Netlink(NETLINK_ROUTE) as netlink:
         index = socket.if_nametoindex(link.ifname)
+        table = route_messages.TABLE_MAIN if link.default_route else _table(index)
         requests = [messages.set_up(index, messages.mtu_attr(link.mtu))]
         for family, address in link.addresses.items():
             requests += [
                 messages.new_address(index, family, address, family.bits),
                 messages.new_neighbour(index, family, GATEWAY[family], host_ends.MAC),
-                route_messages.new_default(family, GATEWAY[family], index),
+                route_messages.new_default(family, GATEWAY[family], index, table),
             ]
+            if not link.default_route:
+                requests += _stale_rules(netlink, family)
+                requests.append(rules.pack(_from(family, address, table), _OWN, rules.RTM_NEWRULE))
         try:
             netlink.carry_out(requests)
         except FileExistsError:
-            text = "the pod has a default route already, and felix-py makes a pod's only interface"
+            text = "the pod has a default route already: a network list with isDefaultGateway false needs none"
             raise OSError(errno.EEXIST, text) from None
+
+
+def _table(index: int) -> int:
+    """The routing table of a pod's interface that has not the default route."""
+    return _TABLES + index
+
+
+def _from(family: Family, address: str, table: int) -> rules.Rule:
+    return rules.Rule(family, _RULE_PRIORITY, table, source=address)
+
+
+def _rules(netlink: Netlink, family: Family) -> list[rules.Rule]:
+    """The rules of ours in the pod's namespace."""
+    found = (rules.read(family, answer, _OWN) for answer in netlink.dump(rules.dump(family)))
+    return [rule for rule in found if rule is not None]
+
+
+def _stale_rules(netlink: Netlink, family: Family) -> list[bytes]:
+    """Removals of the rules of interfaces that are gone, with which the kernel removes routes alone."""
+    there = {_table(index) for index, _ in socket.if_nameindex()}
+    gone = (rule for rule in _rules(netlink, family) if rule.table not in there)
+    return [rules.pack(rule, _OWN, rules.RTM_DELRULE) for rule in gone]
 
 
 def _check_pod_end(link: PodLink, default_routes: Collection[Family]) -> list[str]:
@@ -340,7 +379,17 @@ def _check_pod_end(link: PodLink, default_routes: Collection[Family]) -> list[st
                 problems.append(f"address {address} is missing on {link.ifname}")
             if family in default_routes and not _has_default_route(netlink, family, found.index):
                 problems.append(f"the IPv{int(family)} default route through {link.ifname} is missing")
+            if not link.default_route and not _answers(netlink, family, address, found.index):
+                problems.append(f"the IPv{int(family)} rule or route for packets from {address} is missing")
     return problems
+
+
+def _answers(netlink: Netlink, family: Family, address: str, index: int) -> bool:
+    """Whether packets from an address leave by its interface, which has not the default route."""
+    table = _table(index)
+    return _from(family, address, table) in _rules(netlink, family) and _has_default_route(
+        netlink, family, index, table
+    )
 
 
 def _addresses(netlink: Netlink, family: Family, index: int) -> set[str]:
@@ -348,7 +397,12 @@ def _addresses(netlink: Netlink, family: Family, index: int) -> set[str]:
     return {address for _, address in map(messages.read_address, answers) if address}
 
 
-def _has_default_route(netlink: Netlink, family: Family, index: int) -> bool:
-    answers = netlink.dump(route_messages.dump_table(family, route_messages.TABLE_MAIN))
+def _has_default_route(
+    netlink: Netlink, family: Family, index: int, table: int = route_messages.TABLE_MAIN
+) -> bool:
+    try:
+        answers = netlink.dump(route_messages.dump_table(family, table))
+    except FileNotFoundError:  # there is no such table
+        return False
     through = (answer for answer in answers if index in route_messages.interfaces(answer))
     return any(answer[1] == 0 and answer[7] == _RTN_UNICAST for answer in through)  # rtm_dst_len, rtm_type

@@ -34,6 +34,10 @@ _LARGEST = 1 << 16
 _AT_ONCE = 256
 """Datagrams read in one turn of the event loop (a few milliseconds), so that a storm does not block it."""
 
+_GATHER = 0.01
+"""Seconds for which events of the host gather: one ADD causes seven, and each that is read by itself takes the
+event loop's time in the midst of it."""
+
 _RENEW = 60.0
 """Seconds between renewals of the watch on the lock's file, which may be replaced."""
 
@@ -62,11 +66,12 @@ class Monitor:
         self._log = log.get("monitor")
         self._readers: dict[int, Callable[[], None]] = {}
         self._renewal: asyncio.TimerHandle | None = None
+        self._gathering: asyncio.TimerHandle | None = None
         with ExitStack() as stack:
             self._dump = stack.enter_context(Netlink(NETLINK_ROUTE))
             program = host_filter(kernel.routes.port)
             self._host = stack.enter_context(closing(listen(NETLINK_ROUTE, GROUPS, program)))
-            self._readers[self._host.fileno()] = self._read_host
+            self._readers[self._host.fileno()] = self._gather
             if kernel.backend is Backend.NFT:
                 self._rules = stack.enter_context(closing(listen(NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))))
                 self._readers[self._rules.fileno()] = self._read_rules
@@ -88,12 +93,23 @@ class Monitor:
         loop = asyncio.get_running_loop()
         for fd in self._readers:
             loop.remove_reader(fd)
-        if self._renewal is not None:
-            self._renewal.cancel()
+        for timer in (self._renewal, self._gathering):
+            if timer is not None:
+                timer.cancel()
         self._stack.close()
 
     def _begin(self) -> None:
         self._events.begin(map(link_messages.read_link, self._dump.dump(link_messages.dump_links())))
+
+    def _gather(self) -> None:
+        loop, fd = asyncio.get_running_loop(), self._host.fileno()
+        loop.remove_reader(fd)
+        self._gathering = loop.call_later(_GATHER, self._guarded, fd, self._read_gathered)
+
+    def _read_gathered(self) -> None:
+        self._read_host()
+        fd = self._host.fileno()
+        asyncio.get_running_loop().add_reader(fd, self._guarded, fd, self._gather)
 
     def _guarded(self, fd: int, read: Callable[[], None]) -> None:
         try:

@@ -39,6 +39,7 @@ from felix_py.netlink.routes import (
     parse_destination,
     read_destination,
 )
+from felix_py.netlink.rules import RTM_DELRULE, RTM_NEWRULE, Rule, dump, pack, read
 from felix_py.netlink.wire import AF, NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, attr, attributes, message
 from felix_py.refs import RouteRef
 from policy.model import Family
@@ -55,41 +56,22 @@ REFRESH = 30.0
 
 _RETRY = 5.0
 _MOST_NAMED = 10
-_RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
-_FRA_IIFNAME, _FRA_PRIORITY, _FRA_SUPPRESS, _FRA_TABLE, _FRA_PROTOCOL = 3, 6, 14, 15, 21
-_TO_TABLE = 1
 _RTA_DST, _RTA_TABLE = 1, 15
 _BLACKHOLE, _SCOPE_UNIVERSE, _SCOPE_ANY = 6, 0, 255
 _ALL_TABLES, _COMPAT = 0, 252
-_NOTHING = 0xFFFFFFFF
 _OWN = ROUTE_PROTOCOL_PODS
 _HEAD = struct.Struct("=BBBBBBBBI")
-"""fib_rule_hdr and rtmsg alike."""
+"""rtmsg."""
 
 _U32 = struct.Struct("=I")
-
-
-class _Rule(NamedTuple):
-    """A routing rule of ours. ``suppress``: it takes no route of this prefix length or less; -1: it takes any."""
-
-    family: Family
-    priority: int
-    table: int
-    own_packets: bool = False
-    suppress: int = -1
-
-    def __str__(self) -> str:
-        whose = " iif lo" if self.own_packets else ""
-        but = f" suppress_prefixlength {self.suppress}" if self.suppress >= 0 else ""
-        return f"IPv{int(self.family)} rule {self.priority}:{whose} lookup {self.table}{but}"
 
 
 class _Todo(NamedTuple):
     """How the kernel differs from what is wanted."""
 
     new_routes: list[Destination]
-    new_rules: list[_Rule]
-    old_rules: list[_Rule]
+    new_rules: list[Rule]
+    old_rules: list[Rule]
     old_routes: list[Destination]
 
     @property
@@ -120,8 +102,8 @@ class ServiceDrops:
             todo = self._todo(netlink, prefixes)
             # A rule that lets others' routes win comes before the one that drops, and goes after it.
             netlink.carry_out([_route(one, RTM_NEWROUTE) for one in todo.new_routes])
-            netlink.carry_out([_rule(rule, _RTM_NEWRULE) for rule in todo.new_rules])
-            netlink.carry_out([_rule(rule, _RTM_DELRULE) for rule in todo.old_rules])
+            netlink.carry_out([pack(rule, _OWN, RTM_NEWRULE) for rule in todo.new_rules])
+            netlink.carry_out([pack(rule, _OWN, RTM_DELRULE) for rule in todo.old_rules])
             netlink.carry_out([_route(one, RTM_DELROUTE) for one in todo.old_routes])
         return [*(f"added {words}" for words in todo.missing), *(f"removed {words}" for words in todo.surplus)]
 
@@ -149,18 +131,17 @@ class ServiceDrops:
             present, routes = self._read(netlink)
         return [*map(str, sorted(present)), *_blackholes(sorted(routes))]
 
-    def _read(self, netlink: Netlink) -> tuple[set[_Rule], set[Destination]]:
-        found: set[_Rule] = set()
+    def _read(self, netlink: Netlink) -> tuple[set[Rule], set[Destination]]:
+        found: set[Rule] = set()
         routes: set[Destination] = set()
         for family in self._families:
-            head = _HEAD.pack(AF[family], 0, 0, 0, 0, 0, 0, 0, 0)
             try:
-                answers = netlink.dump(message(_RTM_GETRULE, 0, head))
+                answers = netlink.dump(dump(family))
             except OSError as error:
                 if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                     continue  # a kernel without policy routing has none
                 raise
-            found.update(rule for rule in (_read_rule(family, answer) for answer in answers) if rule)
+            found.update(rule for rule in (read(family, answer, _OWN) for answer in answers) if rule)
             for answer in netlink.dump(dump_table(family, _ALL_TABLES, _OWN)):
                 destination, _ = read_destination(answer)
                 if _number(answer, _RTA_TABLE) == TABLES + destination[2]:
@@ -213,47 +194,17 @@ class Dropping:
                 await asyncio.wait_for(self._due.wait(), wait)
 
 
-def _rules(prefixes: Iterable[Destination]) -> list[_Rule]:
+def _rules(prefixes: Iterable[Destination]) -> list[Rule]:
     """The rules for these blackholes, in the order in which they may come one after the other."""
     lengths = {(family, length) for family, _, length in prefixes}
-    found: list[_Rule] = []
+    found: list[Rule] = []
     for family in sorted({family for family, _ in lengths}):
-        found.append(_Rule(family, PRIORITY, TABLE_MAIN, own_packets=True))
+        found.append(Rule(family, PRIORITY, TABLE_MAIN, own_packets=True))
         for length in sorted((number for its, number in lengths if its is family), reverse=True):
             place = PRIORITY + 2 * (Family.V6.bits - length) + 1
-            found.append(_Rule(family, place, TABLE_MAIN, suppress=length - 1))
-            found.append(_Rule(family, place + 1, TABLES + length))
+            found.append(Rule(family, place, TABLE_MAIN, suppress=length - 1))
+            found.append(Rule(family, place + 1, TABLES + length))
     return found
-
-
-def _rule(rule: _Rule, kind: int) -> bytes:
-    table = rule.table if rule.table < _COMPAT else _COMPAT
-    parts = [
-        _HEAD.pack(AF[rule.family], 0, 0, 0, table, 0, 0, _TO_TABLE, 0),
-        attr(_FRA_PRIORITY, _U32.pack(rule.priority)),
-        attr(_FRA_TABLE, _U32.pack(rule.table)),
-        attr(_FRA_PROTOCOL, bytes([_OWN])),
-    ]
-    if rule.own_packets:
-        parts.append(attr(_FRA_IIFNAME, b"lo\0"))
-    if rule.suppress >= 0:
-        parts.append(attr(_FRA_SUPPRESS, _U32.pack(rule.suppress)))
-    return message(kind, NLM_F_CREATE | NLM_F_EXCL if kind == _RTM_NEWRULE else 0, b"".join(parts))
-
-
-def _read_rule(family: Family, answer: memoryview) -> _Rule | None:
-    """The rule of a dump's answer; None if it is not ours."""
-    found = attributes(answer[_HEAD.size :])
-    if bytes(found.get(_FRA_PROTOCOL, b"")) != bytes([_OWN]):
-        return None
-    suppress = _number(answer, _FRA_SUPPRESS, _NOTHING)
-    return _Rule(
-        family,
-        _number(answer, _FRA_PRIORITY),
-        _number(answer, _FRA_TABLE),
-        bytes(found.get(_FRA_IIFNAME, b"")) == b"lo\0",
-        -1 if suppress == _NOTHING else suppress,
-    )
 
 
 def _route(destination: Destination, kind: int) -> bytes:

@@ -40,7 +40,7 @@ from felix_py.datastore.probe import Probe
 from felix_py.datastore.service_kinds import ServiceObjects
 from felix_py.datastore.status_writer import StatusWriter
 from felix_py.datastore.store import Problem, Record, Store, Table
-from felix_py.records import Lease, LoadBalancer
+from felix_py.records import LoadBalancer
 from policy.change import Change
 from policy.model import ClusterPolicy, ObjectKey, Pod, PolicyRef
 
@@ -221,10 +221,6 @@ class Cluster:
         content_type = "application/strategic-merge-patch+json"
         with self.api.request("PATCH", path, body=body, content_type=content_type) as answer:
             answer.read()
-
-    def announce(self, lease: Lease) -> None:
-        """Have a pod's addresses in its annotation. Never waits or fails."""
-        self.announcements.announce(lease)
 
     def tell_node(self, warning: bool, reason: str, message: str) -> None:
         """Write an Event on this node's object, if it is known."""

@@ -39,6 +39,9 @@ P = TypeVar("P", NetworkPolicy, ClusterPolicy)
 R = TypeVar("R")
 
 _TERMINATED = frozenset({"Succeeded", "Failed"})
+_MOST_ANNOUNCED = 32
+"""Addresses in an annotation that are looked at."""
+
 _PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
 
 
@@ -98,19 +101,21 @@ def _pod(pod: wire.WirePod, here: str = "") -> Pod:
         active=status.phase not in _TERMINATED and not (metadata.deletion_timestamp and _have_ended(status)),
         since=max(metadata.creation_timestamp or "", status.start_time or ""),
         deleted=bool(metadata.deletion_timestamp),
-        announced=() if addresses else _announced(metadata),
+        announced=_announced(metadata, addresses),
         annotations=_asked(metadata.annotations, _OF_PODS) if here and spec.node_name == here else (),
     )
 
 
-def _announced(metadata: wire.PodMetadata) -> tuple[str, ...]:
-    """The addresses of the annotation, at most one of each family; what is none is as if it were not there."""
+def _announced(metadata: wire.PodMetadata, listed: tuple[str, ...]) -> tuple[str, ...]:
+    """The addresses of the annotation that the status does not list; what has too many, or a word that is no
+    address, is as if it were not there."""
     words = metadata.annotations.announced.split(",") if metadata.annotations else []
+    if len(words) > _MOST_ANNOUNCED:
+        return ()
     try:
-        addresses = tuple([_address(word) for word in words if word])
+        return tuple(dict.fromkeys(a for a in (_address(word) for word in words if word) if a not in listed))
     except ValueError:
         return ()
-    return addresses if len({":" in address for address in addresses}) == len(addresses) else ()
 
 
 def _asked(found: wire.PoolAnnotations | None, fields: Sequence[tuple[str, str]]) -> Labels:

@@ -218,7 +218,8 @@ class _FamilyPlan:
         self.unroute(address)
 
     def unroute(self, address: str) -> None:
-        self._now.routes[self._pod_route(address)] = None
+        key = self._pod_route(address)
+        self._now.routes[key] = Route(key, RouteKind.BLACKHOLE) if key.destination in self._own else None
 
     def _pod_route(self, address: str) -> RouteRef:
         return RouteRef(f"{address}/{self._family.bits}", ROUTE_PROTOCOL_PODS)
@@ -306,7 +307,9 @@ class _FamilyPlan:
             key = RouteRef(cidr, ROUTE_PROTOCOL_PODS)
             self._now.routes[key] = Route(key, RouteKind.BLACKHOLE)
         for cidr in self._own - own:
-            self._now.routes[RouteRef(cidr, ROUTE_PROTOCOL_PODS)] = None
+            address, _, length = cidr.partition("/")
+            if length != str(self._family.bits) or address not in self._bound:  # else it is a pod's by now
+                self._now.routes[RouteRef(cidr, ROUTE_PROTOCOL_PODS)] = None
         self._own = own
         if self._options.nat_outgoing:
             self._fill(self._names.pool, sources)

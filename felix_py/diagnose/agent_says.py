@@ -24,6 +24,7 @@ class Configuration(msgspec.Struct, frozen=True, rename="camel"):
     families: tuple[Family, ...]
     cluster_cidrs: tuple[str, ...]
     rules: StaticOptions
+    announced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

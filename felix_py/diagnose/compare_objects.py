@@ -207,7 +207,7 @@ def interface_differences(leases: Iterable[Lease]) -> Iterator[Difference]:
     """Compare the host ends of pods' interfaces: they exist, are up, and have a lease. Raises OSError."""
     known = {lease.interface: lease for lease in leases}
     for name, lease in sorted(known.items()):
-        about = f"pod {lease.namespace}/{lease.pod}"
+        about = lease.owner_text
         up = interface_state(name)
         if up is None:
             yield Difference(LinkRef(name), Problem.MISSING, about)

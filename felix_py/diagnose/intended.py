@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from felix_py.agent.announced import Announced
 from felix_py.agent.facts import Facts
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.pooled import Pooled
@@ -25,7 +26,7 @@ from felix_py.ruleset.seal import digest_of
 from policy.change import Change
 from policy.engine.compile import Engine
 from policy.ir import ChainId
-from policy.model import Direction, Family
+from policy.model import Direction, Family, Pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Settings:
     cluster_cidrs: tuple[str, ...]
     options: StaticOptions
     closed: tuple[Family, ...] = ()
+    announced: bool = False
+    """Whether addresses that annotations claim are believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ def intended(
     engine, view = Engine(settings.families), ClusterView()
     facts = Facts(settings.node_name, pods, nodes, HeldLeases(), engine, view, settings.cluster_cidrs)
     facts.set_pooled(_pooled(settings.node_name, cluster))
-    for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies, *cluster.pods):
+    peers = with_announced(cluster, settings.node_name) if settings.announced else cluster.pods
+    for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies, *peers):
         facts.fold(Change(None, record))
     attached = known(leases, cluster)
     complete = len(attached) == len(leases)
@@ -101,11 +105,21 @@ def _pooled(node_name: str, cluster: Fetched) -> Pooled:
     return Pooled.of(node_name, without_overlaps(declared)[0], cluster.blocks)
 
 
+def with_announced(cluster: Fetched, node_name: str = "") -> list[Pod]:
+    """The cluster's pods as agents have them that believe annotations: ``node_name``'s, whose own pods' it does
+    not need; or any."""
+    nodes, pooled = {("", node.name): node for node in cluster.nodes}, _pooled(node_name, cluster)
+    announced = Announced(node_name, nodes, lambda: pooled)
+    return [pod for one in cluster.pods if (pod := announced.believe(Change(None, one)).after)]
+
+
 def known(leases: Iterable[Lease], cluster: Fetched) -> tuple[Lease, ...]:
-    """The leases whose pod the API server has: the same pod, not another one of its name."""
+    """The leases whose pod the API server has, the same and not another one of its name; and those without."""
     pods = {pod.key: pod for pod in cluster.pods}
-    ends = [(lease, pods.get((lease.namespace, lease.pod))) for lease in leases]
-    return tuple(lease for lease, pod in ends if pod is not None and endpoint_of(lease).stands_for(pod))
+    ends = [(lease, pods.get(lease.owner)) for lease in leases]
+    return tuple(
+        lease for lease, pod in ends if not lease.pod or (pod is not None and endpoint_of(lease).stands_for(pod))
+    )
 
 
 def _present(update: Update) -> Update:

@@ -49,8 +49,8 @@ class Owners:
         }
         self._keys: dict[str, ObjectKey] = {}
         for lease in wanted.leases:
-            self._keys |= dict.fromkeys(lease.addresses.values(), (lease.namespace, lease.pod))
-            self._pods |= dict.fromkeys(lease.addresses.values(), f"pod {lease.namespace}/{lease.pod}")
+            self._keys |= dict.fromkeys(lease.addresses.values(), lease.owner)
+            self._pods |= dict.fromkeys(lease.addresses.values(), lease.owner_text)
         self._nodes = {address: f"node {node.name}" for node in cluster.nodes for address in node.addresses}
 
     # --- rules ---------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def _notes(seen: Look, wanted: Intended, present: list[Lease]) -> Iterator[str]:
         yield "not every BGP peer is established, so learned routes that are too many do not count"
     if not wanted.complete:
         with_pod = known(present, seen.cluster)
-        pods = sorted({f"{lease.namespace}/{lease.pod}" for lease in present if lease not in with_pod})
+        pods = sorted({lease.owner_text for lease in present if lease not in with_pod})
         yield f"{', '.join(pods)}: still on this node, but not in the API any more, so not compared"
 
 

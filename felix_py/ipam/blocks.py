@@ -26,9 +26,18 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from bgp import prefixes
+from felix_py.ipam.loans import NO_LOANS, Loans
 from felix_py.ipam.pool import Pool, address_text
 from felix_py.ipam.pools import pool_of, reserved_in
-from felix_py.ipam.resources import AffinityState, BlockAffinity, IPAMBlock, IPPool, IPReservation
+from felix_py.ipam.resources import (
+    AffinityState,
+    BlockAffinity,
+    IPAMBlock,
+    IPPool,
+    IPReservation,
+    Loan,
+    LoanRequest,
+)
 from policy.model import Family
 
 REST = 600.0
@@ -40,7 +49,8 @@ _MOST_TRIED = 1 << 17
 
 
 class Step(Enum):
-    """What a node does about one block; the first line of this module has their order."""
+    """What a node does about one block; the first lines of this module have their order, and those from ASK on
+    are of :mod:`felix_py.ipam.lending`."""
 
     WANT = auto()
     TAKE = auto()
@@ -51,16 +61,28 @@ class Step(Enum):
     MARK = auto()
     DELETE = auto()
     FORGET = auto()
+    ASK = auto()
+    LEND = auto()
+    WITHDRAW = auto()
+    RETURN = auto()
+    RECLAIM = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One step. ``block`` and ``affinity``: the objects that it was decided on, as far as there are any."""
+    """One step. ``block`` and ``affinity``: the objects that it was decided on, as far as there are any.
+
+    ``lent``, ``requests``: what ASK, LEND, WITHDRAW and RETURN write into the block. ``loans``: those that
+    RECLAIM is about; of CLOSE, the borrowed address that is given back, and then ``cidr`` is its host prefix.
+    """
 
     step: Step
     cidr: str
     block: IPAMBlock | None = None
     affinity: BlockAffinity | None = None
+    lent: tuple[Loan, ...] = ()
+    requests: tuple[LoanRequest, ...] = ()
+    loans: tuple[Loan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +148,9 @@ class View:
 
     ``node_uid``: empty while there is no Node object. ``pools``: those that can be used, also disabled ones.
     ``own``: its blocks by CIDR. ``taken``: all nodes' blocks. ``affinities``: its own, by CIDR. ``leases``: how
-    many leases lie in a block, by the block's CIDR; also in blocks that it does not have. ``idle``: blocks that
-    have been empty for a rest. ``closed``: uids of blocks that it gives back, or has given back.
+    many leases lie in a block, by the block's CIDR, or by the host prefix of a borrowed address; also in blocks
+    that it does not have, and those set aside for others count. ``idle``: blocks and borrowed addresses that
+    have been empty for a rest. ``closed``: uids of blocks and loans that it gives back, or has given back.
     ``elsewhere``: whether pods of other nodes have addresses in a CIDR. ``preferred``: CIDRs in which blocks are
     looked for first; ``avoided``: last.
     """
@@ -146,14 +169,17 @@ class View:
     elsewhere: Callable[[str], bool] = lambda _cidr: False
     pod_cidrs: tuple[str, ...] = ()
     wanted: frozenset[str] = frozenset()
+    loans: Loans = NO_LOANS
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps, at most one a block, those that pods may wait for first; and demands for which no block is left."""
+    """Steps, those that pods may wait for first; and demands for which no block is left. ``hopeless``: those of
+    them for which nothing can be borrowed now, either."""
 
     acts: tuple[Act, ...] = ()
     exhausted: tuple[Demand, ...] = ()
+    hopeless: tuple[Demand, ...] = ()
 
 
 def usable(view: View) -> tuple[IPAMBlock, ...]:
@@ -176,12 +202,14 @@ def _is_usable(view: View, block: IPAMBlock) -> bool:
 def free(view: View, block: IPAMBlock) -> int:
     """Addresses of a block that no lease has, and that are neither reserved nor lent; never too many."""
     pool = Pool.of(block.cidr)
-    reserved = reserved_in(block.cidr, view.reservations)
-    return max(0, pool.last - pool.first + 1 - view.leases.get(block.cidr, 0) - reserved - len(block.lent))
+    apart = {loan.uid for loan in view.loans.set_aside.get(block.cidr, ())}  # which count as leases
+    lent = sum(loan.uid not in apart for loan in block.lent)
+    taken = view.leases.get(block.cidr, 0) + reserved_in(block.cidr, view.reservations) + lent
+    return max(0, pool.last - pool.first + 1 - taken)
 
 
 def plan(view: View) -> Plan:
-    """The next steps. Without a Node object there are none."""
+    """The next steps, without those of loans. Without a Node object there are none."""
     if not view.node_uid:
         return Plan()
     known = {*view.own, *view.affinities, *view.leases, *view.wanted}

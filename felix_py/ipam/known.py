@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from felix_py.ipam.blocks import REST, Taken, block_at
+from felix_py.ipam.loans import KnownLoans
 from felix_py.ipam.pool import Pool, address_text
 from felix_py.ipam.pools import pool_of
 from felix_py.ipam.resources import BlockAffinity, IPAMBlock, IPPool
@@ -21,6 +22,7 @@ class Known:
         """By CIDR."""
         self.affinities: dict[str, BlockAffinity] = {}
         """By CIDR."""
+        self.loans = KnownLoans(node)
 
     def fold_block(self, before: IPAMBlock | None, after: IPAMBlock | None) -> None:
         if before is not None:
@@ -31,6 +33,7 @@ class Known:
             self.taken.add(after.cidr)
             if after.node == self._node:
                 self.own[after.cidr] = after
+        self.loans.fold(before, after)
 
     def fold_affinity(self, before: BlockAffinity | None, after: BlockAffinity | None) -> None:
         if before is not None and self.affinities.get(before.cidr) == before:
@@ -40,7 +43,7 @@ class Known:
 
 
 class Idle:
-    """Since when each of the node's blocks has been empty. Times are monotonic seconds."""
+    """Since when each of the node's blocks and borrowed addresses has been empty. Times are monotonic seconds."""
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
@@ -50,15 +53,17 @@ class Idle:
         empty = {cidr for cidr in blocks if not leases.get(cidr)}
         self._since = {cidr: self._since.get(cidr, now) for cidr in empty}
 
-    def rested(self, now: float) -> frozenset[str]:
-        """Those that have been empty for a rest."""
-        return frozenset(cidr for cidr, since in self._since.items() if now - since >= REST)
+    def rested(self, now: float, rest: float | None = None) -> frozenset[str]:
+        """Those that have been empty for a rest: REST, or another one."""
+        rest = REST if rest is None else rest
+        return frozenset(cidr for cidr, since in self._since.items() if now - since >= rest)
 
 
 def leases_by_block(
     numbers: Mapping[Family, Collection[int]], own: Iterable[str], pools: Iterable[IPPool]
 ) -> dict[str, int]:
-    """How many of these addresses lie in each block: in the node's ``own``, else where a pool has its blocks."""
+    """How many of these addresses lie in each block: in the node's ``own``, or borrowed host prefixes among
+    these; else where a pool has its blocks."""
     found: dict[str, int] = {}
     blocks = sorted(map(Pool.of, own), key=lambda pool: pool.first)
     candidates = tuple(pools)

@@ -23,6 +23,7 @@ from felix_py.ipam.resources import (
     IPPool,
     IPReservation,
     Loan,
+    LoanRequest,
 )
 
 POOL, RESERVATION = "IPPool", "IPReservation"
@@ -42,6 +43,8 @@ _POOL_FIELDS = (
     "assignmentMode",
 )
 _LONGEST_REASON = 500
+MOST_LOANS = 64
+"""Addresses that can be asked for at once."""
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
@@ -144,7 +147,8 @@ def parse_block(name: str, spec: object, origin: Origin) -> IPAMBlock:
         node=fields.text("node", fields.required("", given, "node")),
         node_uid=fields.text("nodeUID", fields.required("", given, "nodeUID")),
         resource_version=origin.resource_version,
-        lent=_get(given, "lent", _loans, ()),
+        lent=_get(given, "lent", lambda path, value: _entries(path, value, _loan), ()),
+        requests=_get(given, "requests", lambda path, value: _entries(path, value, _request), ()),
         uid=origin.uid,
     )
 
@@ -197,11 +201,29 @@ def _cidrs(path: str, value: object) -> tuple[str, ...]:
     return tuple(fields.cidr(f"{path}[{index}]", one) for index, one in enumerate(given))
 
 
-def _loans(path: str, value: object) -> tuple[Loan, ...]:
+def _entries(path: str, value: object, parse: Callable[[str, Mapping[str, object]], T]) -> tuple[T, ...]:
+    """A list of mappings that agents have written, as :func:`_of_agents`."""
     found = []
     for index, one in enumerate(fields.sequence(path, value)):
         where = f"{path}[{index}]"
-        given = fields.mapping(where, one, ("address", "node"))
-        address = fields.address(f"{where}.address", fields.required(where, given, "address"))
-        found.append(Loan(address, fields.text(f"{where}.node", fields.required(where, given, "node"))))
+        if not isinstance(one, Mapping):
+            raise BGPConfigError(f"{where}: must be a mapping, not {fields.kind_of(one)}")
+        found.append(parse(where, one))
     return tuple(found)
+
+
+def _loan(where: str, given: Mapping[str, object]) -> Loan:
+    return Loan(
+        address=fields.address(f"{where}.address", fields.required(where, given, "address")),
+        node=fields.text(f"{where}.node", fields.required(where, given, "node")),
+        node_uid=fields.text(f"{where}.nodeUID", fields.required(where, given, "nodeUID")),
+        uid=fields.text(f"{where}.uid", fields.required(where, given, "uid")),
+    )
+
+
+def _request(where: str, given: Mapping[str, object]) -> LoanRequest:
+    return LoanRequest(
+        node=fields.text(f"{where}.node", fields.required(where, given, "node")),
+        node_uid=fields.text(f"{where}.nodeUID", fields.required(where, given, "nodeUID")),
+        count=fields.integer(f"{where}.count", fields.required(where, given, "count"), 1, MOST_LOANS),
+    )

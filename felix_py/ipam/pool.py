@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Container
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 
 from policy.model import Family
@@ -19,8 +20,9 @@ class Pool:
     first: int
     last: int
 
-    @classmethod
-    def of(cls, cidr: str) -> Pool:
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(cidr: str) -> Pool:
         """The pool of a CIDR text; ValueError if it is not one, or has host bits set.
 
         The pool excludes the first address (IPv4 network address; IPv6 subnet-router anycast, RFC 4291 section
@@ -33,7 +35,7 @@ class Pool:
         if network.num_addresses > 2:
             first += 1
             last -= family is Family.V4
-        return cls(str(network), family, first, last)
+        return Pool(str(network), family, first, last)
 
     @property
     def length(self) -> int:

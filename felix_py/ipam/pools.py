@@ -79,16 +79,23 @@ def selects_node(pool: IPPool, labels: Labels) -> bool:
 
 
 def cidrs_of(
-    found: Mapping[Family, Sequence[IPPool]], blocks: Iterable[IPAMBlock], pod_cidrs: Iterable[str]
+    found: Mapping[Family, Sequence[IPPool]],
+    blocks: Iterable[IPAMBlock],
+    pod_cidrs: Iterable[str],
+    borrowed: Iterable[str] = (),
 ) -> tuple[str, ...]:
     """Returns the CIDRs out of which addresses are given, in order.
 
-    Of :func:`eligible`'s pools these are the node's own usable ``blocks``, by pool, then by address; of other
-    families its ``pod_cidrs``.
+    Of :func:`eligible`'s pools these are the node's own usable ``blocks``, by pool, then by address, and after
+    all of them ``borrowed`` host prefixes, likewise; of other families its ``pod_cidrs``.
     """
-    own = sorted((block.cidr for block in blocks), key=prefixes.parse)
     chosen = [
-        cidr for pools in found.values() for pool in pools for cidr in own if pool_of([pool], cidr) is not None
+        cidr
+        for cidrs in ([block.cidr for block in blocks], borrowed)
+        for pools in found.values()
+        for pool in pools
+        for cidr in sorted(cidrs, key=prefixes.parse)
+        if pool_of([pool], cidr) is not None
     ]
     return (*chosen, *(cidr for cidr in pod_cidrs if Family(prefixes.version(cidr)) not in found))
 

@@ -1,4 +1,5 @@
-"""Addresses that no pod gets without asking for them: IPReservations, and those that are kept for a name."""
+"""Addresses that no pod gets without asking for them: IPReservations, and those that are kept for a name; and
+those that are lent to other nodes, which no pod of this one gets."""
 
 from __future__ import annotations
 
@@ -25,9 +26,12 @@ class Reserved:
         self._elsewhere = elsewhere
         self._ranges: Mapping[Family, _Ranges] = {family: _Ranges([]) for family in Family}
         self._kept: Mapping[tuple[Family, int], Elsewhere] = {}
+        self._lent: Mapping[tuple[Family, int], Elsewhere] = {}
 
     def __call__(self, family: Family, number: int, length: int) -> Elsewhere | None:
         """See :data:`felix_py.ipam.store.Lookup`."""
+        if lent := self._lent.get((family, number)):
+            return lent  # before the kernel is asked, whose route to the borrower is as it should be
         found = self._elsewhere(family, number, length) or self._ranges[family].find(number)
         return found or self._kept.get((family, number))
 
@@ -48,6 +52,14 @@ class Reserved:
         self._kept = {
             place: Elsewhere(address, f"kept for pod {owner}", place[1], True)
             for place, (address, owner) in found.items()
+        }
+
+    def lend(self, borrowers: Mapping[str, str]) -> None:
+        """Replace what is lent: address -> the node that has it."""
+        found = {address_number(address): (address, node) for address, node in borrowers.items()}
+        self._lent = {
+            place: Elsewhere(address, f"lent to node {node}", place[1], lent=True)
+            for place, (address, node) in found.items()
         }
 
 

@@ -57,10 +57,30 @@ class IPReservation:
 
 @dataclass(frozen=True, slots=True)
 class Loan:
-    """A single address of a block that its owner has lent to another node."""
+    """A single address of a block that its owner has lent to another node.
+
+    ``uid``: this loan's; an address that was returned and lent again is another one. ``node_uid``: that of the
+    borrower's Node object.
+    """
 
     address: str
     node: str
+    node_uid: str = ""
+    uid: str = ""
+
+    @property
+    def host(self) -> str:
+        """The address as a prefix."""
+        return f"{self.address}/{128 if ':' in self.address else 32}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoanRequest:
+    """That a node asks a block's owner for ``count`` addresses."""
+
+    node: str
+    node_uid: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +98,9 @@ class IPAMBlock:
     """A node that was deleted and created anew with its name is another one."""
     resource_version: str = ""
     lent: tuple[Loan, ...] = ()
+    """Written by the owner; a borrower, or the controller for one that is gone, takes its entries away."""
+    requests: tuple[LoanRequest, ...] = ()
+    """Written by other nodes; the owner answers each by taking it away, with or without a loan."""
     uid: str = ""
     """The object's own: a block that was given back and claimed again is another one."""
 
@@ -106,7 +129,7 @@ class BlockAffinity:
 class Choice:
     """Where one pod's addresses come from.
 
-    ``cidrs``: the CIDRs (claimed blocks, lent addresses as host prefixes, or the node's podCIDRs), of all
+    ``cidrs``: the CIDRs (claimed blocks, borrowed addresses as host prefixes, or the node's podCIDRs), of all
     families, in the order in which they are tried. ``requested``: addresses that the pod must have, at most one a
     family. ``mac``: the MAC that it must have, or empty.
     """

@@ -230,10 +230,6 @@ class AddressStore:
         """The keys of all leases. May be called from any thread."""
         return list(self._leases)
 
-    def of(self, container: str) -> list[Lease]:
-        """The leases of one container. May be called from any thread."""
-        return [lease for lease in list(self._leases.values()) if lease.container == container]
-
     def usage(self, cidrs: Iterable[str]) -> dict[str, tuple[int, int]]:
         """Addresses that leases have and that they do not have, by CIDR. May be called from any thread.
 
@@ -268,13 +264,27 @@ class AddressStore:
         self.closed |= {cidr}
         return True
 
+    def shut(self, *cidrs: str) -> None:
+        """Give nothing out of these CIDRs any more, as :meth:`close_empty` has done in an earlier life."""
+        self.closed |= {*cidrs}
+
     def reopen(self, *cidrs: str) -> None:
-        """Undo :meth:`close_empty`."""
+        """Undo :meth:`close_empty` and :meth:`shut`."""
         self.closed -= {*cidrs}
 
     def all(self) -> tuple[Lease, ...]:
         """Every lease, oldest first."""
         return tuple(sorted(self._leases.values(), key=lambda lease: lease.created))
+
+    def spare(self, cidr: str, most: int) -> list[str]:
+        """Addresses of a CIDR that could be given out now, in the order in which they would be. ValueError: no
+        CIDR."""
+        pool, used = Pool.of(cidr), dict(self._used[Pool.of(cidr).family])
+        found: list[str] = []
+        while len(found) < most and (free := self._free([pool], used)) is not None:
+            used[free[1]] = ("", "")
+            found.append(address_text(pool.family, free[1]))
+        return found
 
     def full(self, cidrs: Iterable[str]) -> tuple[Family, ...]:
         """Families of which ``cidrs`` has pools, but no free address."""
@@ -402,16 +412,17 @@ class AddressStore:
         if claim.key in self._leases:
             raise AlreadyLeased(f"container {claim.container} already has a lease for {claim.ifname}")
 
-    def _free(self, pools: Sequence[Pool]) -> tuple[Pool, int] | None:
+    def _free(self, pools: Sequence[Pool], used: Mapping[int, LeaseKey] | None = None) -> tuple[Pool, int] | None:
+        """The next address; ``used``: those of the family that are taken, if not by leases alone."""
         open_ = [pool for pool in pools if pool.cidr not in self.closed]
         if not open_:
             return None
-        used = self._used[open_[0].family]
+        used = self._used[open_[0].family] if used is None else used
         return choose(open_, used, self._resting, self._cursors, self._usable, since_boot(), self.cooldown)
 
     def _usable(self, pool: Pool, number: int) -> Elsewhere | None:
         found = self._elsewhere(pool.family, number, pool.length)
-        if found is not None and not found.reserved:
+        if found is not None and not (found.reserved or found.lent):
             self.skipped[found.what] = found
         return found
 

@@ -9,7 +9,17 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from felix_py.netlink.wire import AF, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attr, attributes, message, nested
+from felix_py.netlink.wire import (
+    AF,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    attr,
+    attributes,
+    message,
+    nested,
+    some_attributes,
+)
 from policy.model import Family
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -17,6 +27,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
 IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 26, 27, 28
+_READ = frozenset((IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_IFALIAS, IFLA_GROUP))
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
 IFF_UP = 1
@@ -56,7 +67,7 @@ def read_link(body: memoryview) -> Link:
         struct.error: the body is too short.
     """
     _family, _type, index, flags, _change = IFINFO.unpack_from(body)
-    found = attributes(body[IFINFO.size :])
+    found = some_attributes(body[IFINFO.size :], _READ)
     texts = (bytes(found.get(kind, b"")).rstrip(b"\0") for kind in (IFLA_IFNAME, IFLA_IFALIAS))
     name, alias = (text.decode(errors="replace") for text in texts)
     group, master = (U32.unpack(found[kind])[0] if kind in found else 0 for kind in (IFLA_GROUP, IFLA_MASTER))

@@ -148,11 +148,11 @@ def new(route: Packed, flags: int) -> bytes:
     return message(RTM_NEWROUTE, flags, b"".join(parts))
 
 
-def new_default(family: Family, gateway: str, interface: int) -> bytes:
-    """RTM_NEWROUTE for a static default route through an ``onlink`` gateway; EEXIST if there is one."""
-    head = _RTMSG.pack(AF[family], 0, 0, 0, TABLE_MAIN, _STATIC, _SCOPE_UNIVERSE, _UNICAST, _ONLINK)
+def new_default(family: Family, gateway: str, interface: int, table: int = TABLE_MAIN) -> bytes:
+    """RTM_NEWROUTE for a static default route through an ``onlink`` gateway; EEXIST if the table has one."""
+    head = _RTMSG.pack(AF[family], 0, 0, 0, table & 0xFF, _STATIC, _SCOPE_UNIVERSE, _UNICAST, _ONLINK)
     hop = _hop(family, socket.inet_pton(AF[family], gateway), interface)
-    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, head + hop)
+    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, head + attr(_TABLE, _U32.pack(table)) + hop)
 
 
 def delete(destination: Destination, protocol: int, metric: int = 0) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from policy.model import Family
 
@@ -71,5 +71,20 @@ def attributes(data: memoryview) -> dict[int, memoryview]:
         if length < 4:
             break
         found[kind & _NLA_TYPE_MASK] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def some_attributes(data: memoryview, kinds: Container[int]) -> dict[int, memoryview]:
+    """Those of :func:`attributes` that are of ``kinds``, which have no flag bits: an event of an interface has
+    some fifty, of which five are of interest."""
+    found: dict[int, memoryview] = {}
+    offset, end, unpack = 0, len(data) - 4, _ATTR.unpack_from
+    while offset <= end:
+        length, kind = unpack(data, offset)
+        if length < 4:
+            break
+        if kind in kinds:
+            found[kind] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
     return found

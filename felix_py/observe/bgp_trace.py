@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from bgp.fields import named_address
 from bgp.prefixes import PrefixSet, canonical, covers
 from bgp.trace import Traced
 from felix_py.observe.deny_events import timestamp
@@ -41,11 +42,13 @@ class Wanted:
         self._address = "" if "/" in text else self._prefix.partition("/")[0]
 
     def matches(self, event: Traced) -> bool:
-        """Of an address: that peer, and the prefixes that cover it. Of a CIDR: that one, and those inside it."""
+        """Of an address: sessions and prefixes that cover it. Of a CIDR: that one, and those inside it."""
         if not self._prefix:
             return True
         if self._address:
-            return event.peer == self._address or bool(event.prefix and covers(event.prefix, self._address))
+            return named_address(event.peer) == self._address or bool(
+                event.prefix and covers(event.prefix, self._address)
+            )
         return bool(event.prefix) and self._inside.covers(event.prefix)
 
 

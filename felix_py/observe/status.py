@@ -69,6 +69,9 @@ class Pooled(Protocol):
     @property
     def borrowed(self) -> tuple[str, ...]: ...
 
+    @property
+    def lent(self) -> tuple[str, ...]: ...
+
 
 class RemoteRoutes(Protocol):
     """See :class:`felix_py.agent.remote_routes.RemoteRoutes`."""
@@ -195,6 +198,8 @@ class Status:
         for cidr, (taken, left) in self.pods.usage(self.facts.address_cidrs).items():
             used.labels(cidr).set(taken)
             free.labels(cidr).set(left)
+        self.metrics.addresses_borrowed.set(len(self.facts.pooled.borrowed))
+        self.metrics.addresses_lent.set(len(self.facts.pooled.lent))
         self.metrics.addresses_resting.clear()
         for cidr, number in self.pods.resting(self.facts.address_cidrs).items():
             self.metrics.addresses_resting.labels(cidr).set(number)

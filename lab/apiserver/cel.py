@@ -3,9 +3,9 @@
 Literals, fields of ``self`` and ``oldSelf``, indexes, ``! && || == != < <= > >= in + -``, ``has``, ``exists``,
 ``all``, ``size``,
 ``startsWith``, ``endsWith``, ``contains``, ``matches``, ``string``, ``isIP``, ``isCIDR``, ``cidr``, of which
-``masked`` and ``prefixLength``. A definition with a rule of anything else is refused: no rule is silently not
-applied. Source: the Common Expression Language Specification, and "Validation rules" in the Kubernetes
-documentation.
+``masked``, ``prefixLength`` and ``containsIP``. A definition with a rule of anything else is refused: no rule is
+silently not applied. Source: the Common Expression Language Specification, and "Validation rules" in the
+Kubernetes documentation.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "size": len,
     "masked": _masked,
     "prefixLength": lambda value: value.network.prefixlen,
+    "containsIP": lambda value, address: ipaddress.ip_address(address) in value.network,
     "startsWith": str.startswith,
     "endsWith": str.endswith,
     "contains": operator.contains,

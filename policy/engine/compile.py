@@ -160,6 +160,8 @@ class Engine:
             endpoint.labels, endpoint.subject = None, True
         if known is not None:
             endpoint.labels, endpoint.subject = known.labels, not known.host_network
+        elif not local.namespace:
+            endpoint.labels, endpoint.subject = (), False
         self._lease(key, before, local, endpoint)
         self._select(key, endpoint)
 
@@ -337,8 +339,8 @@ class Engine:
 
         A new namespace may arrive after its first pods; without its labels cluster policies cannot be matched.
         """
-        if endpoint.labels is None:
-            return False
+        if endpoint.labels is None or not endpoint.local.namespace:
+            return endpoint.labels is not None
         return _CLUSTER not in self._by_scope or self._index.namespace(endpoint.local.namespace) is not None
 
     def _selects(self, policy: AnyPolicy, endpoint: _Endpoint) -> bool:

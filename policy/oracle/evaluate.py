@@ -102,7 +102,7 @@ def _addresses(pods: Mapping[ObjectKey, Pod], endpoints: Mapping[ObjectKey, Loca
         is_here = endpoint is not None and endpoint.stands_for(pod)
         for address in endpoint.addresses if endpoint is not None and is_here else pod.addresses:
             held = found.get(address)
-            if pod.active and not pod.host_network and (held is None or held.claim < pod.claim):
+            if pod.active and not pod.host_network and (held is None or held.claim(address) < pod.claim(address)):
                 found[address] = pod
     for endpoint in sorted(endpoints.values(), key=lambda endpoint: endpoint.key, reverse=True):
         holder = pods.get(endpoint.key)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.cluster import agents
 from tests.cluster.machine import CHECKOUT, wait_for
 from tests.cluster.plan import NODE_ASN, TOR, TOR_ASN, address
 
@@ -99,7 +100,8 @@ class ByHand(Installer):
         self.binds = [checkout] if base.is_relative_to("/usr") else [checkout, base]
 
     def install(self, cluster: Cluster) -> None:
-        """Rights, program, peers, services."""
+        """Definitions, rights, program, peers, services."""
+        cluster.kubectl("apply", *self._definitions())
         cluster.kubectl("apply", *self._rights())
         credentials = wait_for("the service account's token", lambda: self._credentials(cluster), 60)
         cluster.each_node(lambda node: self._install_on(cluster, node, credentials))
@@ -107,16 +109,25 @@ class ByHand(Installer):
     def boot(self, cluster: Cluster, node: Node) -> None:
         """Both services."""
         node.machine.start("felix-py-bgp", self._PROGRAM, "bgp-sidecar")
-        options = ["--kubeconfig", "/etc/felix-py/kubeconfig", "--bgp-config", "/etc/felix-py/bgp.yaml"]
-        node.machine.start("felix-py", self._PROGRAM, "agent", *options, *self._agent_options)
+        self._start_agent(node, *self._agent_options)
+
+    def restart_agent(self, node: Node, *options: str) -> None:
+        """End the agent and start it again with these options; returns when it is ready."""
+        node.machine.stop("felix-py")
+        self._start_agent(node, *options)
+        agents.wait_ready(node)
 
     def uninstall(self, cluster: Cluster) -> None:
-        """Services, the kernel, rights."""
+        """Services, the kernel, rights, definitions."""
         for node in cluster.nodes:
             for service in ("felix-py", "felix-py-bgp"):
                 node.machine.stop(service)
             node.machine.run(self._PROGRAM, "cleanup")
-        cluster.kubectl("delete", "--ignore-not-found", *self._rights())
+        for objects in (self._rights(), self._definitions()):
+            cluster.kubectl("delete", "--ignore-not-found", *objects)
+
+    def _definitions(self) -> list[str]:
+        return ["-k", str(self._checkout / "manifests" / "crds")]
 
     def _rights(self) -> list[str]:
         """``-f FILE …`` as the page's first ``kubectl apply`` has it."""
@@ -136,8 +147,11 @@ class ByHand(Installer):
         copy_plugins(node, "portmap", "loopback")
         node.machine.write("/etc/felix-py/bgp.yaml", peers_file(cluster, address(node.name, 4)))
         self.boot(cluster, node)
-        ready = ["curl", "-sf", "--max-time", "5", "http://127.0.0.1:9099/readyz"]
-        wait_for(f"{node.name}: the agent", lambda: node.machine.run(*ready), 120)
+        agents.wait_ready(node)
+
+    def _start_agent(self, node: Node, *options: str) -> None:
+        files = ["--kubeconfig", "/etc/felix-py/kubeconfig", "--bgp-config", "/etc/felix-py/bgp.yaml"]
+        node.machine.start("felix-py", self._PROGRAM, "agent", *files, *options)
 
 
 class Image(Installer):

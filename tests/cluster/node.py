@@ -132,4 +132,6 @@ class Node:
             "nodeStatusUpdateFrequency": "5s",
             "volumeStatsAggPeriod": "0s",
             "maxPods": 200,
+            # Tests kill agents over and over; a kubelet that makes them wait for minutes shows nothing of ours.
+            "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
         }

@@ -9,7 +9,8 @@ import pytest
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.machine import wait_for
-from tests.cluster.plan import LOAD_BALANCERS, MATRIX
+from tests.cluster.plan import MATRIX
+from tests.cluster.pools import announced, load_balancer_pool
 from tests.cluster.watching import last_success
 from tests.cluster.workloads import HTTP, Namespace, policy, service, targets
 
@@ -82,7 +83,7 @@ def test_pods_and_node_ports_answer_the_outside(cluster: Cluster, web: Namespace
 def test_load_balancers_get_addresses_that_the_outside_reaches(cluster: Cluster, web: Namespace) -> None:
     """The agent that leads gives them, all announce them to the router, and kube-proxy serves them."""
     families = cluster.shape.families
-    pools = [load_balancer_pool(f"balancers-{family}", LOAD_BALANCERS[family]) for family in families]
+    pools = [load_balancer_pool(f"balancers-{family}", family) for family in families]
     cluster.apply(*pools)
     balanced = service("web", families, "LoadBalancer")
     balanced["metadata"]["name"] = "balanced"
@@ -102,16 +103,6 @@ def test_load_balancers_get_addresses_that_the_outside_reaches(cluster: Cluster,
             cluster.kubectl("delete", "ippool", pool["metadata"]["name"])
     for family in families:
         wait_for("the end of the announcement", lambda: not announced(cluster, family), 60)  # noqa: B023
-
-
-def load_balancer_pool(name: str, cidr: str) -> dict[str, Any]:
-    spec = {"cidr": cidr, "blockSize": int(cidr.partition("/")[2]), "allowedUses": ["LoadBalancer"]}
-    return {"apiVersion": "felixpy.io/v1alpha1", "kind": "IPPool", "metadata": {"name": name}, "spec": spec}
-
-
-def announced(cluster: Cluster, family: int) -> str:
-    """What the router has of the addresses of load balancers."""
-    return cluster.machines["tor"].run("ip", f"-{family}", "route", "show", "root", LOAD_BALANCERS[family])
 
 
 def test_default_deny_holds_at_once_and_an_allow_opens(cluster: Cluster, web: Namespace) -> None:

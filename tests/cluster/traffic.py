@@ -112,7 +112,7 @@ class Traffic:
         self._ending = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._began = 0.0
+        self._began = self._ended = 0.0
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._stood: list[str] = []
@@ -132,9 +132,20 @@ class Traffic:
         """Since the streams began."""
         return time.monotonic() - self._began
 
+    @property
+    def sending(self) -> float:
+        """Seconds for which they have been sent."""
+        return (self._ended or time.monotonic()) - self._began
+
+    @property
+    def rate(self) -> float:
+        """Packets a second that were sent."""
+        return sum(stream.sent for stream in self.streams) / self.sending
+
     def stop(self) -> Sequence[Stream]:
         """End, after the last answers; the streams' counts are final then. May be repeated."""
         if self._thread.is_alive():
+            self._ended = self._ended or time.monotonic()
             self._loop.call_soon_threadsafe(self._ending.set)
             self._thread.join(4 * _PATIENCE)
         if self._failure:
@@ -144,7 +155,7 @@ class Traffic:
     def report(self) -> str:
         """Counts for people: all together, by kind, and each stream that is not well."""
         allowed = [stream for stream in self.streams if not stream.forbidden]
-        lines = [f"{self.seconds:.0f} s, {_summary(allowed)}"]
+        lines = [f"{self.sending:.0f} s, {self.rate:.0f} a second, {_summary(allowed)}"]
         kinds = dict.fromkeys(stream.kind for stream in allowed)
         lines += [f"  {kind:10}{_summary([one for one in allowed if one.kind == kind])}" for kind in kinds]
         forbidden = [stream for stream in self.streams if stream.forbidden]

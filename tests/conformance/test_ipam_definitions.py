@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from felix_py.ipam.parse import Bad, parse_pool, parse_reservation
+from felix_py.agent.block_writer import loans_spec
+from felix_py.ipam.parse import Bad, Origin, parse_block, parse_pool, parse_reservation
+from felix_py.ipam.resources import IPAMBlock, Loan, LoanRequest
 from tests.conformance.conftest import Kubectl, emptied, installed
 from tests.support.ipam_resources import POOL, RESERVATION
 
@@ -104,12 +108,53 @@ def test_blocks_stay_whose_they_are(clean: Kubectl) -> None:
     spec: dict[str, Any] = {"cidr": "10.64.0.0/28", "node": "n1", "nodeUID": "u"}
     clean.apply(resource("IPAMBlock", **spec))
     assert "cannot be changed" in refused(clean, resource("IPAMBlock", **spec | {"node": "n2"}))
-    clean.apply(
-        resource("IPAMBlock", **spec | {"nodeUID": "v", "lent": [{"address": "10.64.0.5", "node": "n2"}]})
-    )
+    clean.apply(resource("IPAMBlock", **spec | {"nodeUID": "v"}))
     clean.apply(resource("BlockAffinity", cidr="10.64.0.0/28", node="n1", state="pending"))
     wrong = resource("BlockAffinity", cidr="10.64.0.0/28", node="n1", state="lost")
     assert '"pending", "confirmed", "pendingDeletion"' in refused(clean, wrong)
+
+
+def test_loans_are_read_as_they_were_written(clean: Kubectl) -> None:
+    seen = IPAMBlock(
+        name="one",
+        cidr="10.64.0.0/28",
+        node="n1",
+        node_uid="u",
+        lent=(Loan("10.64.0.5", "n2", "v", "l1"), Loan("10.64.0.6", "n2", "v", "l2")),
+        requests=(LoanRequest(node="n3", node_uid="w", count=8),),
+    )
+    loans = loans_spec(seen.lent, seen.requests)
+    spec: dict[str, Any] = {"cidr": seen.cidr, "node": seen.node, "nodeUID": seen.node_uid}
+    clean.apply(resource("IPAMBlock", **spec | loans))
+    found = clean.get("ipamblocks.felixpy.io", "one")
+    assert parse_block("one", found["spec"], Origin()) == seen
+    # As an agent writes it: a merge patch replaces the lists.
+    patch = {"spec": loans_spec(seen.lent[:1], ())}
+    clean("patch", "ipamblocks.felixpy.io", "one", "--type=merge", f"--patch={json.dumps(patch)}")
+    found = clean.get("ipamblocks.felixpy.io", "one")
+    assert parse_block("one", found["spec"], Origin()) == replace(seen, lent=seen.lent[:1], requests=())
+
+
+LOAN = {"address": "10.64.0.5", "node": "n2", "nodeUID": "v", "uid": "l1"}
+REQUEST = {"node": "n3", "nodeUID": "w", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("loans", "why"),
+    [
+        ({"lent": [LOAN | {"address": "10.64.0.16"}]}, "what is lent must be addresses of the block"),
+        ({"lent": [LOAN | {"address": "fd00::5"}]}, "what is lent must be addresses of the block"),
+        ({"lent": [LOAN | {"address": "none"}]}, "what is lent must be addresses of the block"),
+        ({"lent": [LOAN, LOAN | {"node": "n3"}]}, "duplicate"),
+        ({"lent": [{"address": "10.64.0.5", "node": "n2"}]}, "nodeUID"),
+        ({"requests": [REQUEST | {"count": 65}]}, "should be less than or equal to 64"),
+        ({"requests": [REQUEST, REQUEST]}, "duplicate"),
+    ],
+    ids=str,
+)
+def test_loans_that_are_refused(clean: Kubectl, loans: dict[str, Any], why: str) -> None:
+    spec: dict[str, Any] = {"cidr": "10.64.0.0/28", "node": "n1", "nodeUID": "u"}
+    assert why.lower() in refused(clean, resource("IPAMBlock", **spec | loans)).lower()
 
 
 def test_a_reservation_that_is_no_cidr(clean: Kubectl) -> None:

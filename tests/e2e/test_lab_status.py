@@ -200,7 +200,7 @@ def test_kernel_that_differs(lab: LabUnderTest) -> None:
     with stopped(lab.lab.programs("node1")["agent"].pid):
         lab.sh("node1", f"iptables-{lab.backend}", "-D", "FORWARD", "1")
         problems = status(lab, verify=True)[0]
-        assert any("node1: the kernel is not as it should be" in one for one in problems)
+        assert any("node1: the kernel is not as it should be" in one for one in problems), problems
         done = command(lab, "verify")
         assert done.returncode == 1
         assert "node2: the kernel holds what it should" in done.stdout

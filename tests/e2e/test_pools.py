@@ -18,6 +18,7 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 POOL = "10.244.192.0/20"
+CIDR = "10.244.208.0/29"
 NAMES = ("pooled-1", "pooled-2")
 SECONDS = 60.0
 
@@ -76,5 +77,63 @@ def test_pods_of_a_pool_reach_each_other_and_others_over_the_router(plain_lab: L
     # Without pools nobody needs the blocks: the nodes would give them back after a rest.
     for kind in ("ipamblocks", "blockaffinities"):
         lab.kubectl("delete", f"{kind}.felixpy.io", "--all")
+    eventually(lambda: routed(lab) == before, SECONDS)
+    lab.verified()
+
+
+def settings(**spec: Any) -> str:
+    head = {"apiVersion": "felixpy.io/v1alpha1", "kind": "FelixConfiguration", "metadata": {"name": "default"}}
+    return manifest({**head, "spec": spec})
+
+
+def loans(lab: LabUnderTest) -> dict[str, str]:
+    """Address -> the node that has borrowed it."""
+    found = lab.get("ipamblocks.felixpy.io")["items"]
+    return {loan["address"]: loan["node"] for one in found for loan in one["spec"].get("lent", ())}
+
+
+def is_held(lab: LabUnderTest, node: str, name: str, value: float) -> bool:
+    return lab.metric(node, f"felix_py_ipam_addresses_{name}") == value
+
+
+def test_a_pod_with_an_address_of_another_nodes_block(plain_lab: LabUnderTest) -> None:
+    lab, nodes = plain_lab, plain_lab.node_names
+    before = routed(lab)
+    lending = settings(strictAffinity=False, addressCooldownSeconds=0)
+    with (
+        lab.applied("-f", "-", stdin=lending),
+        lab.applied("-f", "-", stdin=pool("one", cidr=CIDR, blockSize=29)),
+    ):
+        ((owner, block),) = eventually(lambda: blocks(lab).items(), SECONDS)
+        borrower = next(node for node in nodes if node != owner)
+        assert block == CIDR
+        places = dict(zip(NAMES, (owner, borrower), strict=True))
+        with lab.applied("-f", "-", stdin=manifest(*(pod(name, node) for name, node in places.items()))):
+            eventually(lambda: all(lab.addresses("dev", name) for name in NAMES), SECONDS)
+            own, borrowed = (lab.addresses("dev", name)[Family.V4] for name in NAMES)
+            assert loans(lab) == {borrowed: borrower}
+            # The router has the block, and the one address beside it, and so has the block's node.
+            eventually(lambda: {CIDR, f"{borrowed}/32"} <= routed(lab), SECONDS)
+            eventually(lambda: any(one.startswith(f"{borrowed} via") for one in lab.routes(owner)), SECONDS)
+            others = [lab.addresses("shop", name)[Family.V4] for name in ("web-1", "api-1")]
+            for name, mine, theirs in ((NAMES[0], own, borrowed), (NAMES[1], borrowed, own)):
+                for address in {theirs, *others} - {mine}:
+                    eventually(partial(reaches, lab, name, address), SECONDS)
+            eventually(lambda: is_held(lab, owner, "lent", 1) and is_held(lab, borrower, "borrowed", 1), SECONDS)
+            lab.verified()
+            # Both agents are killed, and know it all again.
+            for node in nodes:
+                lab.kill(node, "agent")
+            for node in nodes:
+                lab.wait_ready(node)
+            assert loans(lab) == {borrowed: borrower}
+            eventually(partial(reaches, lab, NAMES[0], borrowed), SECONDS)
+            lab.verified()
+        # What is borrowed goes back: at once, since the pool is asked for no more.
+        lab.kubectl("delete", "ippools.felixpy.io", "one")
+        eventually(lambda: not loans(lab), SECONDS)
+        eventually(lambda: is_held(lab, owner, "lent", 0) and is_held(lab, borrower, "borrowed", 0), SECONDS)
+        for kind in ("ipamblocks", "blockaffinities"):
+            lab.kubectl("delete", f"{kind}.felixpy.io", "--all")
     eventually(lambda: routed(lab) == before, SECONDS)
     lab.verified()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import struct
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bgp.damping import BURST, INTERVAL
 from tests.support import raw_bgp as raw
 from tests.support.agent_process import POD_CIDR
 from tests.support.bgp import NODE_ASN, TOR_ASN, link
@@ -168,6 +172,9 @@ def attributes(*changed: Changed, without: int = 0) -> bytes:
 HEADER = b"\xff" * 16
 TRANSITIVE = raw.OPTIONAL_TRANSITIVE
 
+MP_REACH = struct.pack("!HBB4sB", 1, 1, 4, bytes([10, 10, 0, 2]), 0) + raw.nlri("10.65.66.0/24")
+"""RFC 4760, 3."""
+
 FATAL = {
     "marker": b"\0" * 16 + struct.pack("!HB", 19, raw.KEEPALIVE),
     "too short": HEADER + struct.pack("!HB", 18, raw.KEEPALIVE),
@@ -182,7 +189,7 @@ FATAL = {
     "prefix of 255 bits": raw.update(attributes(), b"\xff\x0a\x41\x42"),
     "prefix cut off": raw.update(attributes(), b"\x18\x0a"),
     "MP_REACH_NLRI of one byte": raw.update(attributes((0x80, 14, b"\0")), raw.nlri("10.65.66.0/24")),
-    "cluster list of three bytes": raw.update(attributes((0x80, 10, b"\0\0\0")), raw.nlri("10.65.66.0/24")),
+    "two of MP_REACH_NLRI": raw.update(2 * raw.attribute(0x80, 14, MP_REACH), b""),
     "MP_UNREACH_NLRI of one byte": raw.update(attributes((0x80, 15, b"\0")), raw.nlri("10.65.66.0/24")),
 }
 """What ends a session."""
@@ -203,24 +210,78 @@ WITHDRAWING = {
     "local preference of one byte": attributes((0x40, raw.LOCAL_PREF, b"\0")),
     "communities of five bytes": attributes((TRANSITIVE, raw.COMMUNITIES, b"\0" * 5)),
     "large communities of five bytes": attributes((TRANSITIVE, raw.LARGE_COMMUNITIES, b"\0" * 5)),
-    "wrong flags": attributes((0xC0, raw.ORIGIN, b"\0")),
+    "origin of two bytes": attributes((0x40, raw.ORIGIN, b"\0\0")),
+    "AS path with a segment of no AS": attributes((0x40, raw.AS_PATH, path(HOSTILE_ASN) + b"\2\0")),
+    "AS path of nothing but that": attributes((0x40, raw.AS_PATH, b"\2\0")),
+    "AS path with a byte left": attributes((0x40, raw.AS_PATH, path(HOSTILE_ASN) + b"\2")),
+    "AS path that begins in a confederation": attributes(
+        (0x40, raw.AS_PATH, b"\3\1\0\0\0\1" + path(HOSTILE_ASN))
+    ),
+    "AS path with a confederation's set": attributes((0x40, raw.AS_PATH, path(HOSTILE_ASN) + b"\4\1\0\0\0\1")),
+    "MED of no byte": attributes((0x80, raw.MED, b"")),
+    "communities of no byte": attributes((TRANSITIVE, raw.COMMUNITIES, b"")),
+    "large communities of no byte": attributes((TRANSITIVE, raw.LARGE_COMMUNITIES, b"")),
+    "extended communities of seven bytes": attributes((TRANSITIVE, 16, b"\0" * 7)),
+    "extended communities of no byte": attributes((TRANSITIVE, 16, b"")),
+    "IPv6 extended communities of seven bytes": attributes((TRANSITIVE, 25, b"\0" * 7)),
+    "PMSI_TUNNEL of a byte": attributes((TRANSITIVE, 22, b"\0")),
+    "ORIGINATOR_ID of three bytes": attributes((0x80, 9, b"\0" * 3)),
+    "ORIGINATOR_ID of no byte": attributes((0x80, 9, b"")),
+    "CLUSTER_LIST of three bytes": attributes((0x80, 10, b"\0" * 3)),
+    "CLUSTER_LIST of no byte": attributes((0x80, 10, b"")),
+    # RFC 7606, 7.7 would be content without the attribute.
+    "AGGREGATOR of no byte": attributes((TRANSITIVE, 7, b"")),
+    "AS4_PATH of no byte": attributes((TRANSITIVE, 17, b"")),
+    "AS4_AGGREGATOR of no byte": attributes((TRANSITIVE, 18, b"")),
+    "one byte left": attributes() + b"\x40",
+    "two bytes left": attributes() + b"\x40\1",
+    "flags of the origin": attributes((0xC0, raw.ORIGIN, b"\0")),
+    "flags of the AS path": attributes((0x80, raw.AS_PATH, path(HOSTILE_ASN))),
+    "flags of the next hop": attributes((0xC0, raw.NEXT_HOP, bytes([10, 10, 0, 2]))),
+    "flags of the MED": attributes((0x40, raw.MED, b"\0\0\0\1")),
+    "flags of communities": attributes((0x80, raw.COMMUNITIES, b"\0" * 4)),
+    "flags of large communities": attributes((0x80, raw.LARGE_COMMUNITIES, b"\0" * 12)),
+    "flags of CLUSTER_LIST": attributes((TRANSITIVE, 10, b"\0" * 4)),
 }
 """Attributes with which a route counts as withdrawn (RFC 7606). By prefix: the third number is 100 and up."""
 
+LEFT_OUT = {
+    "ATOMIC_AGGREGATE of a byte": attributes((0x40, 6, b"\0")),
+    "flags of ATOMIC_AGGREGATE": attributes((TRANSITIVE, 6, b"")),
+    "AGGREGATOR of a byte": attributes((TRANSITIVE, 7, b"\0")),
+    "AGGREGATOR with a short AS number": attributes((TRANSITIVE, 7, b"\0" * 6)),
+    "flags of AGGREGATOR": attributes((0x80, 7, b"\0" * 8)),
+    "AS4_PATH of a byte": attributes((TRANSITIVE, 17, b"\1")),
+    "AS4_PATH cut off": attributes((TRANSITIVE, 17, b"\2\5\0")),
+    "AS4_AGGREGATOR of a byte": attributes((TRANSITIVE, 18, b"\1")),
+    "traffic engineering of a byte": attributes((0x80, 24, b"\1")),
+    "AIGP of a byte": attributes((0x80, 26, b"\1")),
+    "BGP-LS of a byte": attributes((0x80, 29, b"\1")),
+    "prefix SID of a byte": attributes((TRANSITIVE, 40, b"\1")),
+    "ATTR_SET of a byte": attributes((TRANSITIVE, 128, b"\1")),
+    "an unknown one": attributes((0x80, 200, b"x")),
+    "an unknown transitive one": attributes((TRANSITIVE, 201, b"x")),
+    "an unknown one that must be known": attributes((0x40, 202, b"x")),
+    "a second origin": attributes() + raw.attribute(0x40, raw.ORIGIN, b"\7"),
+}
+"""Attributes without which a route stays (RFC 7606)."""
 
-def test_malformed_attributes_withdraw_a_route(scene: Scene) -> None:
+
+def test_malformed_attributes_withdraw_a_route_or_are_left_out(scene: Scene) -> None:
     before = scene.undisturbed()
     scene.agent.peer(1, asNumber=HOSTILE_ASN)
-    routes = {f"10.65.{100 + number}.0/24": name for number, name in enumerate(WITHDRAWING)}
+    every = WITHDRAWING | LEFT_OUT
+    routes = {f"10.65.{100 + number}.0/24": name for number, name in enumerate(every)}
     session = scene.hostile.establish()
     session.send(good(*routes), raw.END_OF_RIB)
     scene.agent.until(lambda: routes.keys() <= scene.installed().keys(), "all are good")
     for prefix, name in routes.items():
-        session.send(raw.update(WITHDRAWING[name], raw.nlri(prefix)))
+        session.send(raw.update(every[name], raw.nlri(prefix)))
     session.send(good(LAST))
     scene.agent.until(lambda: LAST in scene.installed(), "the last of them")
-    assert {routes[prefix] for prefix in scene.installed() if prefix in routes} == set()
+    assert {routes[prefix] for prefix in scene.installed() if prefix in routes} == LEFT_OUT.keys()
     assert scene.peer()["established"]
+    assert scene.agent.log.read_text().count("malformed attributes (RFC 7606)") == 1
     assert scene.undisturbed() == before
 
 
@@ -233,7 +294,7 @@ def test_malformed_messages_end_their_session_alone(scene: Scene) -> None:
         scene.agent.until(lambda: LAST in scene.installed(), "good")
         session.send(sent, good("10.65.66.0/24"))
         session.ended()
-        code = "3/" if any(word in name for word in ("prefix", "beyond", "NLRI", "list")) else "1/"
+        code = "3/" if any(word in name for word in ("prefix", "beyond", "NLRI")) else "1/"
         scene.agent.until(
             lambda code=code: scene.peer()["reason"].startswith(f"notification sent {code}"),  # type: ignore[misc]
             f"{name}: what happened",
@@ -333,3 +394,61 @@ def test_a_storm_of_flaps(scene: Scene) -> None:
     session.send(good("10.65.98.0/24"), raw.END_OF_RIB)
     scene.agent.until(lambda: scene.installed() == {FAR: WELL, "10.65.98.0/24": HOSTILE}, "as it is in the end")
     assert scene.undisturbed() == before
+
+
+class Flapping:
+    """Routes that come and go, some hundred times a second, until the end of a block."""
+
+    def __init__(self, session: raw.Conversation, *prefixes: str) -> None:
+        self.flaps = 0
+        self._messages = good(*prefixes), raw.update(withdrawn=raw.nlri(*prefixes))
+        self._session = session
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.005):
+            self._session.send(*self._messages)
+            self.flaps += 1
+
+    def __enter__(self) -> Flapping:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_what_a_route_that_flaps_costs(scene: Scene, tmp_path: Path) -> None:
+    """In writes to the kernel, log lines and requests; and what others announce is in force meanwhile."""
+    scene.agent.peer(1, asNumber=HOSTILE_ASN)
+    session = scene.hostile.establish()
+    session.send(good("10.65.98.0/24"), raw.END_OF_RIB)
+    scene.agent.until(lambda: "10.65.98.0/24" in scene.installed(), "its good route")
+    seen = tmp_path / "routes"
+    with ExitStack() as stack:
+        monitor = subprocess.Popen(["ip", "monitor", "route"], stdout=stack.enter_context(seen.open("w")))
+        stack.callback(monitor.wait)
+        stack.callback(monitor.kill)
+        scene.well.birdc("disable", "static1")
+        scene.agent.until(lambda: FAR in seen.read_text(), "the monitor sees routes")
+        scene.well.birdc("enable", "static1")
+        scene.agent.until(lambda: FAR in scene.installed(), "as before")
+        asked, lines = len(scene.agent.api.requests), scene.agent.log.read_text().count("\n")
+        since = time.monotonic()
+        with Flapping(session, LAST) as flapping:
+            for turn in range(6):
+                scene.well.birdc("disable" if turn % 2 == 0 else "enable", "static1")
+                scene.agent.until(lambda gone=turn % 2 == 0: (FAR not in scene.installed()) == gone, "the others")  # type: ignore[misc]
+            scene.agent.until(lambda: flapping.flaps > 1000, "much of it")
+        seconds = time.monotonic() - since
+        session.send(good(LAST))
+        scene.agent.until(lambda: LAST in scene.installed(), "what is quiet counts again")
+        writes = sum(line.split()[:1] == [LAST] or LAST in line for line in seen.read_text().splitlines())
+    print(f"{flapping.flaps} flaps in {seconds:.1f} s: {writes} writes to the kernel")
+    assert writes <= 2 * (BURST + 1 + (time.monotonic() - since) / INTERVAL) + 2
+    assert writes < flapping.flaps / 4
+    assert scene.agent.log.read_text().count("\n") - lines < 20
+    assert len(scene.agent.api.requests) - asked < 10 + seconds
+    assert {FAR, LAST, "10.65.98.0/24"} <= scene.installed().keys()

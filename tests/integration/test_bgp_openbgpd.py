@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
 V4, V6 = "10.244.1.0/24", "fd44:1::/64"
 LEARNED4, LEARNED6 = "10.244.7.0/24", "fd44:7::/64"
+ASN = 4200000000
 ROUTES = {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
 DRESSED = [
     Announcement(V4, med=7, communities=("65000:100",), large_communities=("65000:1:2",)),
@@ -30,10 +31,10 @@ DRESSED = [
 ]
 
 
-def router(four: str = "", six: str = "") -> str:
+def router(four: str = "", six: str = "", asn: int = TOR_ASN) -> str:
     """``four`` and ``six``: more of the neighbor of each family."""
     return f"""
-AS {TOR_ASN}
+AS {asn}
 router-id {TOR4}
 network {LEARNED4} set {{ community 65000:7 large-community 65000:7:7 }}
 network {LEARNED6}
@@ -112,18 +113,27 @@ def test_routes_attributes_refresh_and_graceful_restart(
         asyncio.run(scenario(ask))
 
 
-def test_md5_and_ttl_security(place: tuple[Sidecar, NetworkNamespace], tmp_path: Path) -> None:
+def test_md5_ttl_security_and_peers_removed_and_added(
+    place: tuple[Sidecar, NetworkNamespace], tmp_path: Path
+) -> None:
     sidecar, namespace = place
     (tmp_path / "tor").mkdir()
-    wanted = config(
-        {"peerIP": TOR4, "asNumber": TOR_ASN, "password": "s3cret"},
-        {"peerIP": TOR6, "asNumber": TOR_ASN, "ttlSecurity": 1},
+    peers = (
+        {"peerIP": TOR4, "asNumber": ASN, "password": "s3cret"},
+        {"peerIP": TOR6, "asNumber": ASN, "ttlSecurity": 1},
     )
 
     async def scenario(ask: Ask) -> None:
-        async with agent(sidecar.run_dir, wanted, {V4, V6}) as node:
-            await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False})
-            await until(lambda: dict(node.speaker.routes()) == ROUTES)
+        async with agent(sidecar.run_dir, config(*peers), {V4, V6}) as node:
+            for wanted, told, routes in (
+                (peers, {V4, V6}, ROUTES),
+                (peers[:1], {V4}, {LEARNED4: (TOR4,)}),
+                (peers, {V4, V6}, ROUTES),
+            ):
+                node.speaker.set_config(config(*wanted))
+                await until(lambda told=told: openbgpd_routes(ask) == dict.fromkeys(told, False), 60)  # type: ignore[misc]
+                await until(lambda routes=routes: dict(node.speaker.routes()) == routes, 60)  # type: ignore[misc]
 
-    with openbgpd(namespace, tmp_path / "tor", router("tcp md5sig password s3cret", "ttl-security yes")) as ask:
+    text = router("tcp md5sig password s3cret", "ttl-security yes", ASN)
+    with openbgpd(namespace, tmp_path / "tor", text) as ask:
         asyncio.run(scenario(ask))

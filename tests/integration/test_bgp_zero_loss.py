@@ -97,10 +97,10 @@ class Scene:
         )
 
     @contextmanager
-    def lossless(self) -> Iterator[None]:
+    def lossless(self) -> Iterator[Traffic]:
         """What happens meanwhile costs no packet."""
         with Traffic(self.streams, self.places) as traffic:
-            yield
+            yield traffic
             self.agent.until(self.steady, "as before")
             traffic.stop()
         print(traffic.report())
@@ -161,44 +161,61 @@ def scene(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iter
         tor.bird.stop()
 
 
-def test_restarts(scene: Scene) -> None:
-    with scene.lossless():
-        scene.agent.restart()
-        scene.agent.until(scene.steady, "the agent is back")
-        exabgp = scene.agent.sidecar.exabgp()
-        os.kill(exabgp, signal.SIGKILL)
-        scene.agent.until(lambda: scene.agent.sidecar.exabgp() not in (0, exabgp), "another ExaBGP")
-        scene.agent.until(lambda: all(one["established"] for one in scene.agent.status()["peers"]), "up")
-    assert [tor.withdrawals() for tor in scene.tors] == [[], []]
+def restarts(scene: Scene) -> None:
+    scene.agent.restart()
+    scene.agent.until(scene.steady, "the agent is back")
+    exabgp = scene.agent.sidecar.exabgp()
+    os.kill(exabgp, signal.SIGKILL)
+    scene.agent.until(lambda: scene.agent.sidecar.exabgp() not in (0, exabgp), "another ExaBGP")
+    scene.agent.until(lambda: all(one["established"] for one in scene.agent.status()["peers"]), "up")
 
 
-def test_changes_of_the_configuration(scene: Scene) -> None:
-    """Ten of them, and edits of a filter."""
+def changes(scene: Scene) -> None:
+    """Ten of the configuration, and edits of a filter."""
+    for number in range(10):
+        advertised = [{"cidr": "10.65.0.0/16", "communities": [f"{NODE_ASN}:{number}"], "med": number}]
+        scene.declare(prefixAdvertisements=advertised, maxPaths=16 - number)
+        if number % 2:
+            scene.agent.api.delete(BGP_PEERS, "", "tor2")
+        else:
+            scene.agent.peer(2, peerIP="10.9.0.77")  # nobody
+        scene.agent.until(lambda n=number: scene.told(f"({NODE_ASN},{n})"), "it is in force")  # type: ignore[misc]
+    for number in range(3):
+        add = {"addCommunity": {"value": f"{NODE_ASN}:{100 + number}"}}
+        scene.agent.declare(BGP_FILTERS, "all", exportV4=[{"action": "Accept", "operations": [add]}])
+        scene.agent.until(lambda n=number: scene.told(f"({NODE_ASN},{100 + n})"), "it is in force")  # type: ignore[misc]
+
+
+def rotation(scene: Scene) -> None:
+    """Of a password, at one router after the other. BIRD drops a session's routes for that."""
+    running = scene.agent.run_dir / "bgp" / "exabgp-running.conf"
+    for tor, passwords in zip(scene.tors, (("second", "first"), ("second", "second")), strict=True):
+        tor.configure("second")
+        scene.passwords(*passwords)
+        number = passwords.count("second")
+        scene.agent.until(lambda n=number: running.read_text().count('"second"') == n, "it is in force")  # type: ignore[misc]
+        scene.agent.until(lambda tor=tor: tor.bird.established("node"), "up with it")  # type: ignore[misc]
+        scene.agent.until(scene.steady, "as before")
+
+
+@pytest.mark.parametrize("disturb", [restarts, changes])
+def test_nothing_is_lost_and_nothing_is_withdrawn(scene: Scene, disturb: Callable[[Scene], None]) -> None:
     with scene.lossless():
-        for number in range(10):
-            advertised = [{"cidr": "10.65.0.0/16", "communities": [f"{NODE_ASN}:{number}"], "med": number}]
-            scene.declare(prefixAdvertisements=advertised, maxPaths=16 - number)
-            if number % 2:
-                scene.agent.api.delete(BGP_PEERS, "", "tor2")
-            else:
-                scene.agent.peer(2, peerIP="10.9.0.77")  # nobody
-            scene.agent.until(lambda n=number: scene.told(f"({NODE_ASN},{n})"), "it is in force")  # type: ignore[misc]
-        for number in range(3):
-            add = {"addCommunity": {"value": f"{NODE_ASN}:{100 + number}"}}
-            scene.agent.declare(BGP_FILTERS, "all", exportV4=[{"action": "Accept", "operations": [add]}])
-            scene.agent.until(lambda n=number: scene.told(f"({NODE_ASN},{100 + n})"), "it is in force")  # type: ignore[misc]
+        disturb(scene)
     assert [tor.withdrawals() for tor in scene.tors] == [[], []]
 
 
 def test_a_password_is_rotated(scene: Scene) -> None:
-    """At one router after the other. BIRD drops a session's routes for that, and uses the other router's."""
-    running = scene.agent.run_dir / "bgp" / "exabgp-running.conf"
     with scene.lossless():
-        for tor, passwords in zip(scene.tors, (("second", "first"), ("second", "second")), strict=True):
-            tor.configure("second")
-            scene.passwords(*passwords)
-            number = passwords.count("second")
-            scene.agent.until(lambda n=number: running.read_text().count('"second"') == n, "it is in force")  # type: ignore[misc]
-            scene.agent.until(lambda tor=tor: tor.bird.established("node"), "up with it")  # type: ignore[misc]
-            scene.agent.until(scene.steady, "as before")
+        rotation(scene)
     assert all(tor.withdrawals() for tor in scene.tors), "as of itself"
+
+
+@pytest.mark.heavy
+def test_at_the_full_rate(scene: Scene) -> None:
+    """All of it in a row at 1,000 packets a second, if the machine has nothing else to do."""
+    idle = os.getloadavg()[0] < 1.5
+    with scene.lossless() as traffic:
+        for disturb in (restarts, changes, restarts, rotation):
+            disturb(scene)
+    assert traffic.rate > 950 or not idle

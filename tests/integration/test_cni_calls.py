@@ -13,6 +13,7 @@ import pytest
 from felix_py.cni.conflist import conflist
 from felix_py.dataplane.links import LinkError, Links
 from felix_py.layout import interface_name
+from felix_py.notices import NoticeKind
 from policy.model import Family
 from tests.support.cni import Node, RoutingNetwork, addresses, host_interfaces, on_node, pod_args, refused
 from tests.support.isolate import NetworkNamespace, run
@@ -107,6 +108,24 @@ def test_delete_leaves_nothing_and_may_be_repeated(tmp_path: Path, make_netns: M
     on_node(node, test)
 
 
+def test_addresses_are_not_scarce_once_there_is_a_pool_with_more(tmp_path: Path, make_netns: MakeNetns) -> None:
+    """Also when the pool has come since the last look."""
+    node, pods = Node(tmp_path), [make_netns("one"), make_netns("two")]
+    node.network.cidrs = ("10.65.0.0/30",)
+
+    async def test() -> None:
+        await node.plugin.look()
+        node.network.coming = [("10.65.1.0/28",)]
+        for number, pod in enumerate(pods):
+            await node.runtime.add(f"c{number}", pod.path, args=pod_args(f"web{number}"))
+        assert not node.said(NoticeKind.ADDRESSES_SCARCE)
+        node.network.coming.clear()
+        await node.plugin.look()
+        assert "no new pod gets one" in node.said(NoticeKind.ADDRESSES_SCARCE)["IPv4"]
+
+    on_node(node, test)
+
+
 @pytest.mark.parametrize("gone", ["namespace", "link", "result"])
 def test_delete_succeeds_when_part_of_it_is_gone_already(
     tmp_path: Path, make_netns: MakeNetns, gone: str
@@ -162,7 +181,7 @@ def test_a_failed_add_leaves_nothing(tmp_path: Path, make_netns: MakeNetns, fail
         words = "default/web is not known"
     elif failure == "late-policy":
         node.network.enforce = lambda lease: asyncio.sleep(60)  # type: ignore[method-assign]
-        words = "policy of default/web is not in force"
+        words = "policy of pod default/web is not in force"
     elif failure == "no-address":
         node.network.cidrs = ()
         code, words = 102, "no podCIDRs yet"

@@ -387,6 +387,33 @@ def test_an_interface_that_was_being_made_keeps_no_agent_from_starting(
         assert start.kinds == {NoticeKind.LEASES_REBUILT, NoticeKind.STRAY_INTERFACE}
 
 
+def test_a_lease_that_was_being_written_when_the_agent_was_killed_is_no_sign_of_a_lost_store(
+    folder: Path, links: Links, make_netns: MakeNetns
+) -> None:
+    """An interface is labelled while its lease is written, and has no route before that is done."""
+    made = pods(folder, links, make_netns)
+    store = AddressStore(folder / "leases.db")
+    lease = store.allocate(claim(70), CIDRS)
+    store.release(*claim(70).key)
+    store.close()
+    links.create(
+        PodLink(
+            lease.interface,
+            make_netns("pod").path,
+            "eth0",
+            lease.addresses,
+            random_mac(),
+            1500,
+            link_label(lease),
+        )
+    )
+    start = Start(folder, links)
+    assert {one.interface for one in start.alive} == {one.interface for one in (*made, lease)}
+    assert start.said == []
+    assert start.next is not None
+    assert set(start.next.addresses.values()).isdisjoint(lease.addresses.values())
+
+
 def test_a_label_that_was_taken_away_comes_back(folder: Path, links: Links, make_netns: MakeNetns) -> None:
     leases = pods(folder, links, make_netns)
     for lease in leases:

@@ -16,7 +16,7 @@ from bgp.resources import BGPFilter, FilterRule, Operations
 from bgp.rib import ImportFilter, Reached, Rib
 
 PREFIX = "10.244.7.0/24"
-ADDRESSES = ["10.9.0.2", "10.9.0.10", "10.10.0.2", "192.0.2.1"]
+ADDRESSES = ["10.9.0.2", "10.9.0.10", "10.10.0.2", "192.0.2.1", "10.9.0.2:1180", "192.0.2.1:1179"]
 few = st.integers(0, 1)
 
 paths = st.builds(
@@ -44,7 +44,7 @@ paths = st.builds(
 def candidates(draw: st.DrawFn) -> list[Candidate]:
     found = []
     for address in draw(st.lists(st.sampled_from(ADDRESSES), unique=True)):
-        router_id = draw(st.sampled_from([address, "10.0.0.1"]))
+        router_id = draw(st.sampled_from([address.partition(":")[0], "10.0.0.1"]))
         source = Source(address, router_id, 65001, "10.9.0.1", external=draw(st.booleans()))
         # Several paths of one peer are told apart by their identifiers (RFC 7911).
         ids = draw(st.lists(st.sampled_from(["0.0.0.1", "0.0.0.2", "0.0.0.10"]), max_size=2, unique=True))
@@ -57,7 +57,7 @@ def key_of(candidate: Candidate) -> tuple[str, str]:
 
 
 def number(address: str) -> int:
-    return int(ipaddress.IPv4Address(address))
+    return int(ipaddress.IPv4Address(address.partition(":")[0]))
 
 
 def beaten(one: Candidate, other: Candidate, left: list[Candidate], step: Step) -> bool:
@@ -75,6 +75,7 @@ def beaten(one: Candidate, other: Candidate, left: list[Candidate], step: Step) 
         Step.ROUTER_ID: identifier[1] < identifier[0],
         Step.CLUSTER_LIST: len(path2.cluster_list) < len(path.cluster_list),
         Step.ADDRESS: number(source2.address) < number(source.address),
+        Step.SESSION: source2.address < source.address,
         Step.PATH_ID: number(path2.path_id or "0.0.0.0") < number(path.path_id or "0.0.0.0"),
     }[step]
 

@@ -70,7 +70,7 @@ def bgp_peer(draw: st.DrawFn, name: str) -> BGPPeer:
         node=draw(st.sampled_from(["", "", "a", "b", "z"])),
         node_selector=draw(st.sampled_from(sorted(SELECTORS))),
         peer_ip=peer_ip,
-        interface="eth0" if peer_ip.startswith("fe80") else "",
+        interface=draw(st.sampled_from(["eth0", "eth1"])) if peer_ip.startswith("fe80") else "",
         port=draw(st.sampled_from([179, 179, 1790])) if by_address else 179,
         peer_selector="" if by_address else selector,
         as_number=draw(ASNS) if by_address else None,
@@ -92,11 +92,11 @@ class Cluster:
     peers: list[BGPPeer]
 
     def sessions(self, name: str) -> dict[str, Peer]:
-        """By the code: a node's sessions by the peer's address."""
+        """By the code: a node's sessions by name."""
         speaker = topology(name, self.nodes, self.configurations, self.peers, FILTERS, PASSWORDS).speaker
         found = speaker.peers if speaker else ()
-        assert len({peer.address for peer in found}) == len(found)
-        return {peer.address: peer for peer in found}
+        assert len({peer.key for peer in found}) == len(found)
+        return {peer.key: peer for peer in found}
 
     def shuffled(self, by: random.Random) -> Cluster:
         every = self.nodes, self.configurations, self.peers
@@ -170,7 +170,7 @@ class Oracle:
         )
 
     def between(self, one: BGPNode, other: BGPNode) -> dict[str, tuple[object, ...]]:
-        """Address -> what a node's end of each session with another is like."""
+        """Session -> what a node's end of each session with another is like."""
         found: dict[str, tuple[object, ...]] = {}
         covered: set[int] = set()
         for ip in (4, 6):
@@ -191,21 +191,31 @@ class Oracle:
                 client = asn == local_asn and one.cluster_id != other.cluster_id
                 cluster_id = one.cluster_id if client else ""
                 common = (password, tuple(sorted(families)), peer.ttl_security, peer.bfd)
-                found[address(other, ip)] = (mine[0].name, asn, local_asn, self.port(other), cluster_id, *common)
+                found[named(address(other, ip), self.port(other))] = (
+                    mine[0].name,
+                    asn,
+                    local_asn,
+                    self.port(other),
+                    cluster_id,
+                    *common,
+                )
         mesh = self.default.node_to_node_mesh_enabled is not False and not one.cluster_id and not other.cluster_id
         password = known(self.default.node_mesh_password)
         for ip in {4, 6} - covered:
             if mesh and password is not None and address(one, ip) and address(other, ip):
                 asns = self.asn(other), self.asn(one)
-                found[address(other, ip)] = (other.name, *asns, self.port(other), "", password, (ip,), 0, None)
+                at = named(address(other, ip), self.port(other))
+                found[at] = (other.name, *asns, self.port(other), "", password, (ip,), 0, None)
         return found
 
     def with_routers(self, node: BGPNode) -> dict[str, tuple[object, ...]]:
         owned = {a for each in self.cluster.nodes for a in each.addresses}
         found: dict[str, tuple[object, ...]] = {}
-        for router in {peer.peer_ip for peer in self.cluster.peers} - owned - {""}:
-            ip = ip_address(router).version
-            mine = [peer for peer in self.cluster.peers if peer.peer_ip == router and self.selects(peer, node)]
+        routers = {(p.peer_ip, p.port, p.interface) for p in self.cluster.peers if p.peer_ip not in {*owned, ""}}
+        for router in routers:
+            ip = ip_address(router[0]).version
+            at = [p for p in self.cluster.peers if (p.peer_ip, p.port, p.interface) == router]
+            mine = [peer for peer in at if self.selects(peer, node)]
             mine = [p for p in mine if address(node, ip) or p.interface or p.source_address is SourceAddress.NONE]
             if not mine:
                 continue
@@ -216,12 +226,18 @@ class Oracle:
                 local_asn = peer.local_as_number or self.asn(node)
                 cluster_id = node.cluster_id if local_asn == peer.as_number else ""
                 common = (password, tuple(sorted(families)), peer.ttl_security, peer.bfd)
-                found[router] = (peer.name, peer.as_number, local_asn, peer.port, cluster_id, *common)
+                found[named(*router)] = (peer.name, peer.as_number, local_asn, peer.port, cluster_id, *common)
         return found
 
 
 def address(node: BGPNode, ip: int) -> str:
     return next((a for a in node.addresses if ip_address(a).version == ip), "")
+
+
+def named(at: str, port: int, interface: str = "") -> str:
+    whole = at + (f"%{interface}" if interface else "")
+    brackets = f"[{whole}]" if ":" in at else whole
+    return whole if port == 179 else f"{brackets}:{port}"
 
 
 def known(key: SecretKey | None) -> str | None:
@@ -251,7 +267,8 @@ def test_the_sessions_are_those_of_the_oracle(cluster: Cluster) -> None:
 @settings(max_examples=examples(480), deadline=None)
 @given(clusters())
 def test_both_ends_agree_on_every_session(cluster: Cluster) -> None:
-    sessions = {node.name: cluster.sessions(node.name) for node in cluster.nodes}
+    every = {node.name: cluster.sessions(node.name).values() for node in cluster.nodes}
+    sessions = {name: {peer.address: peer for peer in found} for name, found in every.items()}
     oracle = Oracle(cluster)
     for one, other in permutations(cluster.nodes, 2):
         for at in set(other.addresses) & sessions[one.name].keys():

@@ -15,12 +15,12 @@ CIDRS = ("10.64.0.0/28", "10.64.0.16/28", "10.64.0.32/28")
 
 blocks = st.builds(
     lambda cidr, node, uid, lent: IPAMBlock(
-        name=cidr, cidr=cidr, node=node, node_uid=uid, lent=tuple(Loan("10.64.0.1", to) for to in lent)
+        name=cidr, cidr=cidr, node=node, node_uid=uid, lent=tuple(Loan("10.64.0.1", *to) for to in lent)
     ),
     st.sampled_from(CIDRS),
     st.sampled_from(NODES),
     st.sampled_from(UIDS),
-    st.sets(st.sampled_from(NODES), max_size=1),
+    st.sets(st.tuples(st.sampled_from(NODES), st.sampled_from(UIDS)), max_size=2),
 )
 affinities = st.builds(
     lambda cidr, node: BlockAffinity(name=cidr, node=node, cidr=cidr, state=AffinityState.CONFIRMED),
@@ -73,4 +73,8 @@ def test_only_what_is_gone_for_the_whole_grace_is_freed(
             assert certain(node, uid), (node, uid, history)
             for block in found:
                 if (block.cidr, block.node, block.node_uid) == (cidr, node, uid):
-                    assert all(certain(loan.node, "") for loan in block.lent)
+                    assert all(certain(loan.node, loan.node_uid) for loan in block.lent)
+        kept = {block.cidr: left for block, left in gone.ended(now)}
+        for block in found:
+            stay = tuple(loan for loan in block.lent if not certain(loan.node, loan.node_uid))
+            assert kept.get(block.cidr, block.lent) == stay

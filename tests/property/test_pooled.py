@@ -144,7 +144,8 @@ def test_each_address_is_treated_as_its_pool_says(data: st.DataObject) -> None:
         elsewhere = {*borrowed, *(a for a in used if inside(a, own))}
         leftover = not for_pods or any(inside(a, [pod_cidr]) for a in used if a not in elsewhere)
         # Routes: nothing to a block's free address leaves the node again.
-        assert kernel.blackholes() == set(own) | ({pod_cidr} if leftover else set())
+        idle = {f"{address}/32" for address in borrowed.difference(used)}
+        assert kernel.blackholes() == {*own, *idle} | ({pod_cidr} if leftover else set())
         # Announced: all that a pod has, and the node's blocks, but nothing of a pool that is not exported.
         announced = facts.announced
         assert announced is not None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import select
+import selectors
 import socket
 import ssl
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Self
 from urllib.parse import urlsplit
@@ -109,33 +110,38 @@ class BadProxy:
             with socket.create_connection(self._server, 30) as plain:
                 plain.settimeout(None)
                 with self._secure(plain) as server:
-                    self._pass_on_all(client, server)
+                    self._relay(client, server)
         with self._lock:
             self._open.discard(client)
             self._dead.discard(client)
 
-    def _pass_on_all(self, client: socket.socket, server: socket.socket) -> None:
-        """Until either end closes. In one thread: two must not use one TLS connection at the same time."""
-        with contextlib.suppress(OSError):
+    def _secure(self, plain: socket.socket) -> socket.socket:
+        return self._context.wrap_socket(plain, server_hostname=self._server[0]) if self._context else plain
+
+    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+        """Until either side has ended. By one thread: two that use one TLS connection crash the interpreter."""
+        with selectors.DefaultSelector() as both:
+            for one in (client, server):
+                both.register(one, selectors.EVENT_READ)
             while True:
-                buffered = isinstance(server, ssl.SSLSocket) and server.pending()
-                ready = [server] if buffered else select.select([client, server], [], [])[0]
+                ready = {key.fileobj for key, _ in both.select()}
                 if client in ready:
                     if not (data := client.recv(_CHUNK)):
                         return
                     if client not in self._dead:
                         server.sendall(data)
                 if server in ready:
-                    if not (data := server.recv(_CHUNK)):
-                        break
-                    if client not in self._dead:
-                        self._pass_on(data, client)
+                    for data in _received(server):
+                        if not data:
+                            self._ended(client)
+                            return
+                        if client not in self._dead:
+                            self._pass_on(data, client)
+
+    def _ended(self, client: socket.socket) -> None:
+        """The server has closed; one that hangs does not show it."""
         while client in self._dead and client.recv(_CHUNK):
             pass
-        client.shutdown(socket.SHUT_RDWR)
-
-    def _secure(self, plain: socket.socket) -> socket.socket:
-        return self._context.wrap_socket(plain, server_hostname=self._server[0]) if self._context else plain
 
     def _pass_on(self, data: bytes, client: socket.socket) -> None:
         mood = self._mood
@@ -154,3 +160,14 @@ class BadProxy:
                     threading.Event().wait(_PAUSE)
             case _:
                 client.sendall(data)
+
+
+def _received(server: socket.socket) -> Iterator[bytes]:
+    """All that there is; empty bytes at the end. A TLS connection that is readable may have nothing for us."""
+    server.settimeout(0)
+    try:
+        while data := server.recv(_CHUNK):
+            yield data
+        yield data
+    except (ssl.SSLWantReadError, BlockingIOError):
+        server.settimeout(None)

@@ -29,7 +29,7 @@ class Scene:
             pass
 
     def add(self, peer: Peer) -> FakePeer:
-        return self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn, peer.carried)
+        return self.exabgp.add(peer.key, peer.source_address, peer.asn, peer.local_asn, peer.carried)
 
     def reborn(self) -> None:
         """A new agent; ExaBGP goes on."""

@@ -87,7 +87,11 @@ class BlockApi:
             case Step.FORGET:
                 self._held(affinity_key, act.affinity)
                 self.delete(affinity_key)
-            case Step.CLOSE:
+            case Step.ASK | Step.LEND | Step.WITHDRAW | Step.RETURN:
+                held = self._held(block_key, act.block)
+                assert isinstance(held, IPAMBlock)
+                self._put(block_key, replace(held, lent=act.lent, requests=act.requests))
+            case Step.CLOSE | Step.RECLAIM:
                 raise AssertionError("is a step of the node's own")
 
     def _held(self, key: tuple[type, str], seen: Object | None) -> Object:

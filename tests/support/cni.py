@@ -73,6 +73,7 @@ class Node:
         self.timeout = timeout
         self.notices = Notices(Metrics())
         self.chained: tuple[str, ...] = ()
+        self.containers = False
         self.reservations: list[IPReservation] = []
         self.socket = folder / "run" / "cni.sock"
         self.spool = folder / "run" / "spool"
@@ -107,6 +108,7 @@ class Node:
             timeout=self.timeout,
             chained=self.chained,
             forget=functools.partial(forget, conf_dir=self.conf_dir, bin_dir=STANDARD_PLUGINS),
+            containers=self.containers,
         )
         self.server = CNIServer(self.plugin, self.socket, Metrics())
         await self.server.start()

@@ -23,6 +23,7 @@ EVERYTHING: dict[str, Any] = {
     "refreshIntervalSeconds": 30,
     "cniTimeoutSeconds": 5,
     "addressCooldownSeconds": 300,
+    "strictAffinity": False,
     "discoveryIntervalSeconds": 60,
     "denyLog": False,
     "denyLogGroup": 7,

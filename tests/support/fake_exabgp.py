@@ -84,7 +84,7 @@ class FakeExaBGP:
 
     def add(self, address: str, local: str, asn: int, local_asn: int, families: tuple[int, ...] = ()) -> FakePeer:
         """A neighbor of the configuration."""
-        carried = families or (version(address),)
+        carried = families or (version(local),)
         self.peers[address] = FakePeer(address, local, asn, local_asn, carried)
         return self.peers[address]
 
@@ -162,19 +162,23 @@ class FakeExaBGP:
         words = line.split()
         if words[0] == "show":
             return self._listing(line)
-        if words[0] != "neighbor" or words[1] not in self.peers:
-            return False
-        return self._neighbor_command(self.peers[words[1]], line, words)
+        to: list[FakePeer] = []
+        while words[:1] == ["neighbor"]:
+            _, address, *words = words
+            to += [self.peers[address]] if address in self.peers else []
+            words = words[1:] if words[:1] == [","] else words
+        understood = [self._neighbor_command(peer, line, words) for peer in to]
+        return bool(understood) and all(understood)
 
     def _neighbor_command(self, peer: FakePeer, line: str, words: list[str]) -> bool:
-        if words[2] == "teardown":
-            self.down(peer.address, f"notification sent (6,{words[3]})")
+        if words[0] == "teardown":
+            self.down(peer.address, f"notification sent (6,{words[1]})")
             return True
         assert peer.established, f"pending output for a session that is down blocks reloads: {line}"
-        match words[2:]:
+        match words:
             case ["announce", "attributes", "next-hop", hop, *rest]:
                 attributes, prefixes = _split(["next-hop", hop, *rest])
-                of = version(peer.address if hop == "self" else hop)
+                of = version(peer.local if hop == "self" else hop)
                 (family,) = set(map(version, prefixes))
                 assert family in peer.families
                 assert family == of or (hop != "self" and family < of), "ExaBGP's next hop would be the router id"

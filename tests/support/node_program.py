@@ -46,7 +46,7 @@ def make_host_end(name: str) -> None:
     """Have an interface look as the CNI plugin leaves a pod's host end."""
     run("ip", "link", "set", name, "address", HOST_MAC, "group", str(LINK_GROUP))
     with Netlink(NETLINK_ROUTE) as netlink:
-        host_ends.configure(netlink, socket.if_nametoindex(name), name, list(Family), "")
+        host_ends.configure(netlink, socket.if_nametoindex(name), name, list(Family), 1500, "")
 
 
 def address(family: Family, host: int) -> str:

@@ -180,7 +180,7 @@ def test_a_full_family_is_told_before_the_first_pod_is_refused(machine: Machine)
     assert add(12) == {}
     assert "nearly all IPv4 addresses of 10.1.0.0/28" in add(1)["IPv4"]
     assert "no new pod gets one" in add(1)["IPv4"]
-    fullness.look(machine.store.usage(cidrs), {Family.V4})  # its node can claim another block
+    fullness.look(machine.store.usage(cidrs), lambda: {Family.V4})  # its node can claim another block
     assert not notices.of(NoticeKind.ADDRESSES_SCARCE)
     add(0)
     for least in (12, 11):

@@ -10,7 +10,7 @@ from felix_py.agent.addressing import Addressing, FakeClaims
 from felix_py.cni.network import NetworkError
 from felix_py.ipam.asked import Asked, BadAnnotation
 from felix_py.ipam.pools import NoPool
-from felix_py.ipam.resources import AssignmentMode, IPPool
+from felix_py.ipam.resources import AssignmentMode, IPAMBlock, IPPool, Loan
 from felix_py.ipam.store import AddressUnavailable, PoolExhausted
 from felix_py.records import NodeRecord
 from policy.model import Family, Namespace, Pod
@@ -111,6 +111,22 @@ async def test_a_static_address() -> None:
     # A family without pools: the podCIDR.
     rig.claims.claim("10.66.4.0/28")
     assert await rig.cidrs("fd00:1::7", "10.66.4.2") == ("fd00:1::/64", "10.66.4.0/28", "fd00:1::/64")
+
+
+async def test_a_static_address_that_is_lent() -> None:
+    rig = Rig(pool("own", "10.66.0.0/16"))
+    for cidr, node, loan in (
+        ("10.66.0.0/28", "n1", ("10.66.0.5", "n2")),
+        ("10.66.1.0/28", "n2", ("10.66.1.5", "n1")),
+    ):
+        lent = (Loan(*loan),)
+        rig.claims.blocks.append(IPAMBlock(name=cidr, cidr=cidr, node=node, node_uid="u", lent=lent))
+    rig.claims.tell()
+    with pytest.raises(
+        AddressUnavailable, match=r"10.66.0.5 is lent to node n2: a pod of this node cannot have it"
+    ):
+        await rig.cidrs("10.66.0.5")
+    assert (await rig.cidrs("10.66.1.5"))[0] == "10.66.1.5/32"
 
 
 def test_annotations_of_the_pod_and_its_namespace() -> None:

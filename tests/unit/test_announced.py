@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,11 +14,11 @@ from felix_py.agent.pooled import Pooled
 from felix_py.datastore.announcement_writer import ANNOTATION, AnnouncementWriter
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
-from felix_py.ipam.resources import IPAMBlock, IPPool
-from felix_py.records import Lease, NodeRecord
+from felix_py.ipam.resources import IPAMBlock, IPPool, Loan
+from felix_py.records import NodeRecord
 from policy.change import Change
 from policy.holders import Holders
-from policy.model import Family, ObjectKey, Pod
+from policy.model import ObjectKey, Pod
 from tests.support.fakeapi import PATIENCE, PODS, FakeApi, pod
 from tests.support.waiting import until
 from tests.support.watching import QUICK, configuration
@@ -26,7 +27,7 @@ NODES = {
     ("", "here"): NodeRecord("here", "", ("192.0.2.1",), ("10.1.0.0/24",)),
     ("", "there"): NodeRecord("there", "", ("192.0.2.2",), ("10.1.1.0/24", "fd00:1::/64")),
 }
-LEASE = Lease("c1", "eth0", "felix-py", "shop", "web", "uid-web", "felix1", {Family.V4: "10.1.1.5"}, 1.0)
+WEB = ("shop", "web")
 
 
 def starting(*addresses: str, node: str = "there", name: str = "web", since: str = "2026-01-01T00:00:00Z") -> Pod:
@@ -68,6 +69,9 @@ def test_only_addresses_of_the_pods_own_node_are_believed(
         (("10.1.1.5",), False),
         (("10.64.0.5",), False),
         (("10.64.2.5",), False),
+        (("10.64.2.9",), True),  # lent to that node
+        (("10.64.1.9",), False),  # and lent by it
+        (("10.64.1.10",), False),
     ],
 )
 def test_of_a_family_with_pools_only_addresses_of_the_nodes_blocks_are_believed(
@@ -75,7 +79,14 @@ def test_of_a_family_with_pools_only_addresses_of_the_nodes_blocks_are_believed(
 ) -> None:
     pool = IPPool(name="p", cidr="10.64.0.0/16", block_size=24)
     blocks = {"10.64.0.0/24": "here", "10.64.1.0/24": "there", "10.64.2.0/24": "elsewhere"}
-    objects = [IPAMBlock(name=cidr, cidr=cidr, node=node, node_uid="u") for cidr, node in blocks.items()]
+    lent = {
+        "10.64.1.0/24": (Loan("10.64.1.9", "elsewhere"), Loan("10.64.1.10", "here")),
+        "10.64.2.0/24": (Loan("10.64.2.9", "there"),),
+    }
+    objects = [
+        IPAMBlock(name=cidr, cidr=cidr, node=node, node_uid="u", lent=lent.get(cidr, ()))
+        for cidr, node in blocks.items()
+    ]
     announced = Announced("here", NODES, lambda: Pooled.of("here", [pool], objects))
     found = announced.believe(Change(None, starting(*claim)))
     assert found.after is not None
@@ -91,6 +102,29 @@ def test_each_change_begins_where_the_last_one_ended(announced: Announced) -> No
         assert later.before == earlier.after
     addresses = [change.after.addresses if change.after else None for change in seen]
     assert addresses == [(), ("10.1.1.5",), ("10.1.1.6",), ("10.1.1.5",), None, ("10.1.1.7",), None]
+
+
+def test_what_the_status_does_not_tell_is_added_to_it(announced: Announced) -> None:
+    first = Pod("shop", "web", "uid-web", "there", addresses=("10.1.1.5",))
+    both = replace(first, announced=("10.1.1.6",))
+    seen = [announced.believe(Change(*pair)) for pair in pairwise([None, first, both, first])]
+    assert [change.after.addresses if change.after else None for change in seen] == [
+        ("10.1.1.5",),
+        ("10.1.1.5", "10.1.1.6"),
+        ("10.1.1.5",),
+    ]
+
+
+def test_a_claim_of_more_weakens_no_pods_claim_of_its_own(announced: Announced) -> None:
+    """A pod with a further interface loses its first address to no older pod that still lists it."""
+    stale = Pod("shop", "db", "uid-db", "there", addresses=("10.1.1.5",), since="2020-01-01T00:00:00Z")
+    web = Pod("shop", "web", "uid-web", "there", since="2026-01-01T00:00:00Z", addresses=("10.1.1.5",))
+    both = announced.believe(Change(None, replace(web, announced=("10.1.1.6",)))).after
+    assert both is not None
+    holders = Holders()
+    for one in (stale, both):
+        holders.claim(one.key, (), one.addresses, one)
+    assert [holders.pod(address) for address in both.addresses] == [both, both]
 
 
 def test_a_lie_takes_no_pods_address(announced: Announced) -> None:
@@ -111,7 +145,9 @@ def test_a_lie_takes_no_pods_address(announced: Announced) -> None:
     [
         ("10.1.1.5", ("10.1.1.5",)),
         ("10.1.1.5,FD00:1:0::5", ("10.1.1.5", "fd00:1::5")),
-        ("10.1.1.5,10.1.1.6", ()),
+        ("10.1.1.5,10.1.1.6", ("10.1.1.5", "10.1.1.6")),
+        ("10.1.1.7,10.1.1.6,10.1.1.7", ("10.1.1.7", "10.1.1.6")),
+        (",".join(f"10.1.2.{n}" for n in range(33)), ()),
         ("10.1.1.5/32", ()),
         ("10.1.1.5,", ("10.1.1.5",)),
         ("lies", ()),
@@ -136,7 +172,7 @@ async def test_what_an_annotation_says(text: str, found: tuple[str, ...]) -> Non
             await cluster.stop()
     web, old = records["shop", "web"], records["shop", "old"]
     assert (web.addresses, web.announced) == ((), found)
-    assert (old.addresses, old.announced) == (("10.1.1.7",), ())
+    assert (old.addresses, old.announced) == (("10.1.1.7",), tuple(a for a in found if a != "10.1.1.7"))
 
 
 @pytest.fixture
@@ -155,12 +191,15 @@ async def test_a_connected_pods_addresses_are_written_and_no_others(server: Fake
     api = Api(lambda: configuration(server))
     writer = AnnouncementWriter(api)
     try:
-        gone = Lease("c0", "eth0", "felix-py", "shop", "gone", "uid-gone", "felix0", {Family.V4: "10.1.1.3"}, 1.0)
-        earlier = Lease(
-            "c0", "eth0", "felix-py", "shop", "web", "another", "felix0", {Family.V4: "10.1.1.4"}, 1.0
-        )
-        for lease in (gone, earlier, LEASE):  # what is refused holds up nothing
-            writer.announce(lease)
+        problems: list[str] = []
+        # What is refused holds up nothing.
+        writer.announce(("shop", "gone"), "uid-gone", ("10.1.1.3",), problems.append)
+        writer.announce(WEB, "another", ("10.1.1.4",), problems.append)
+        writer.announce(WEB, "uid-web", ("10.1.1.5",), problems.append)
+        await until(lambda: len(problems) == 3)
+        assert "no such pod" in problems[0]
+        assert "uid" in problems[1]
+        assert problems[2] == ""
         await until(lambda: annotation(server) == "10.1.1.5")
         assert [one.path for one in server.requests if one.method == "PATCH"][-1].endswith(
             "/shop/pods/web/status"
@@ -175,6 +214,6 @@ async def test_a_server_that_is_away_holds_up_nothing(server: FakeApi) -> None:
     writer = AnnouncementWriter(api)
     server.__exit__(None, None, None)
     for _ in range(1000):
-        writer.announce(LEASE)
+        writer.announce(WEB, "uid-web", ("10.1.1.5",))
     await asyncio.to_thread(writer.stop)
     api.close()

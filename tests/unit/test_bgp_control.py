@@ -409,8 +409,8 @@ def test_a_family_that_is_added_is_announced_once_the_session_has_it() -> None:
 def test_a_link_local_next_hop_has_the_interface_of_its_session() -> None:
     scene = Scene(replace(DUAL, address="fe80::2", source_address="fe80::1", interface="eth0"))
     scene.attach()
-    scene.exabgp.announce("fe80::2", P, ("fe80::2", (65000,), 0))
-    scene.exabgp.up("fe80::2")
+    scene.exabgp.announce("fe80::2%eth0", P, ("fe80::2", (65000,), 0))
+    scene.exabgp.up("fe80::2%eth0")
     assert scene.talk() == {P: ("fe80::2%eth0",)}
     scene.reborn()
     scene.attach()

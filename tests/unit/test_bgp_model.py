@@ -140,6 +140,14 @@ def test_bad_peer(peer: dict[str, Any], message: str) -> None:
             "peers[1].peerIP: 10.9.0.2 is listed twice",
         ),
         (
+            {
+                "asNumber": 1,
+                "routerID": "1.1.1.1",
+                "peers": [PEER, PEER | {"peerIP": "10.9.0.2:1180", "passive": True}],
+            },
+            "peers[1].passive: 10.9.0.2 is listed with several ports, and none shows in a connection from there",
+        ),
+        (
             {"asNumber": 1, "routerID": "1.1.1.1", "listenPort": 0, "peers": [PEER | {"passive": True}]},
             "peers[0].passive: nobody could connect, listenPort is 0",
         ),

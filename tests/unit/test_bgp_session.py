@@ -9,7 +9,7 @@ import pytest
 from bgp.channel import Channel
 from bgp.decision import Path
 from bgp.model import Peer
-from bgp.protocol import Down, EndOfRib, Event, GracefulRestart, Open, Refresh, Up, Update
+from bgp.protocol import Down, EndOfRib, Event, GracefulRestart, MalformedUpdate, Open, Refresh, Up, Update
 from bgp.rib import Rib
 from bgp.session import SETTLE, TRANSITIONS, Input, Session, State
 
@@ -22,6 +22,16 @@ BOTH = replace(PEER, families=(4, 6), next_hops=("10.9.0.1", "fd09::1"))
 ROUTE6 = Update(PEER.address, (("fd44:7::/64", Path("fd09::2", (65000,), 1)),), ())
 END6 = EndOfRib(PEER.address, 6)
 BEGIN6, REFRESHED6 = Refresh(PEER.address, 6, begin=True), Refresh(PEER.address, 6, begin=False)
+
+
+def test_malformed_attributes_are_said_once_in_a_while() -> None:
+    channel = Channel()
+    session = Session(PEER, Rib(), channel, 0.0)
+    malformed = MalformedUpdate(PEER.address, "treat-as-withdraw")
+    for now in (1.0, 2.0, 300.0, 602.0):
+        session.receive(malformed, now)
+    said = [note.detail for note in channel.take_notes() if note.warning]
+    assert said == ["treat-as-withdraw", "treat-as-withdraw"]
 
 
 def test_every_session_can_end_and_come_up_again() -> None:

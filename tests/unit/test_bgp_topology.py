@@ -164,12 +164,9 @@ WAY_OUT = BGPPeer(name="out", node="node1", peer_selector="all()", reverse_peeri
     [
         ([TOR, OTHER], ["other"], "BGPPeer tor: peerIP: BGPPeer other has the session with 10.0.0.254"),
         (
-            [TOR, replace(OTHER, port=1790)],
+            [replace(TOR, port=1790), replace(OTHER, port=1790)],
             ["other"],
-            (
-                "BGPPeer tor: peerIP: BGPPeer other has the session with 10.0.0.254; there is one for an "
-                "address, whatever its ports and links"
-            ),
+            "BGPPeer tor: peerIP: BGPPeer other has the session with 10.0.0.254:1790",
         ),
         ([TOR, BY_NODE], ["zone"], "BGPPeer tor: peerIP: BGPPeer zone has the session with 10.0.0.254"),
         (

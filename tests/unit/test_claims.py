@@ -3,148 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bgp.resources import Problem
-from felix_py.agent.block_writer import BlockWriter
-from felix_py.agent.claims import Around, Claims
-from felix_py.agent.declared_pools import DeclaredPools
-from felix_py.cni.workers import Leases
-from felix_py.datastore.client import Api
-from felix_py.datastore.cluster import Cluster
 from felix_py.ipam import known
 from felix_py.ipam.names import block_name
 from felix_py.ipam.pools import NoPool
-from felix_py.ipam.store import AddressStore, Claim, PoolExhausted
-from felix_py.metrics import Metrics
-from felix_py.notices import NoticeKind, Notices
-from policy.model import Family
-from tests.support.fakeapi import (
-    BLOCK_AFFINITIES,
-    IP_POOLS,
-    IP_RESERVATIONS,
-    IPAM_BLOCKS,
-    NAMESPACES,
-    NODES,
-    PATIENCE,
-    Exchange,
-    FakeApi,
-    Json,
+from felix_py.ipam.store import PoolExhausted
+from tests.support.claiming import (
+    POD_CIDRS,
+    Node,
+    declare,
+    lost_after,
+    lost_before,
+    objects,
+    pool_server,
+    running,
+    states,
 )
-from tests.support.watching import QUICK, configuration
-
-KINDS = (IP_POOLS, IP_RESERVATIONS, IPAM_BLOCKS, BLOCK_AFFINITIES)
-POD_CIDRS = ("10.99.0.0/24",)
-
-
-class Node:
-    """The parts of one node's agent that claims need."""
-
-    def __init__(self, server: FakeApi, folder: Path, name: str) -> None:
-        self.server = server
-        self.name = name
-        self.notices = Notices(Metrics())
-        self.warned: list[Problem] = []
-        self.leases = Leases(AddressStore(folder / "leases.db"))
-        self.cluster = Cluster(Api(lambda: configuration(server)), node_name=name, timing=QUICK)
-        self.claims = Claims(
-            name,
-            folder,
-            self.cluster.store,
-            DeclaredPools(self.cluster.store),
-            self.cluster.block_objects,
-            self.leases,
-            BlockWriter(self.cluster.api, name),
-            Around(lambda: POD_CIDRS, tuple(Family), lambda _address: None),
-            self.notices,
-            lambda problem, _uid: self.warned.append(problem),
-            timeout=PATIENCE,
-        )
-        self.changed = asyncio.Event()
-        self.claims.on_change = self.changed.set
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while not (self.claims.known and condition()):
-                self.changed.clear()
-                await self.changed.wait()
-
-    def cidrs(self, *asked: str) -> tuple[str, ...]:
-        return self.claims.cidrs_for("shop", asked)
-
-    async def lease(self, pod: str, *asked: str) -> str:
-        """An ADD, as the plugin does it. PoolExhausted: there is no address."""
-        claim = Claim(pod, "eth0", "felix", "shop", pod)
-        while True:
-            cidrs = self.cidrs(*asked)
-            try:
-                if not cidrs:
-                    raise PoolExhausted("no block")
-                lease = await self.leases.use(partial(AddressStore.allocate, claim=claim, cidrs=cidrs))
-            except PoolExhausted:
-                if not await self.claims.wait_for_address("shop", asked):
-                    raise
-            else:
-                return lease.addresses[Family.V4]
-
-    async def release(self, pod: str) -> None:
-        await self.leases.use(lambda store: store.release(pod, "eth0"))
-
-    def told(self) -> str:
-        return " ".join(self.notices.of(NoticeKind.IP_POOLS).values())
-
-
-@asynccontextmanager
-async def running(server: FakeApi, folder: Path, name: str = "n1") -> AsyncIterator[Node]:
-    folder.mkdir(exist_ok=True)
-    if (NODES, "", name) not in server.objects:
-        server.put(NODES, {"metadata": {"name": name, "uid": f"uid-{name}", "labels": {"zone": "a"}}})
-    node = Node(server, folder, name)
-    node.cluster.start()
-    async with AsyncExitStack() as stack:
-        stack.callback(node.leases.close)
-        stack.push_async_callback(node.cluster.stop)
-        async with asyncio.timeout(PATIENCE):
-            await node.cluster.in_sync()
-        task = asyncio.create_task(node.claims.run())
-        stack.push_async_callback(stop, task)
-        await node.until(lambda: True)
-        yield node
-
-
-async def stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
+from tests.support.fakeapi import BLOCK_AFFINITIES, IP_POOLS, IPAM_BLOCKS, NODES, FakeApi
 
 
 @pytest.fixture
-def server() -> Any:
-    with FakeApi() as found:
-        for path in KINDS:
-            found.install(path)
-        found.put(NAMESPACES, {"metadata": {"name": "shop", "labels": {"team": "x"}}})
+def server() -> Iterator[FakeApi]:
+    with pool_server() as found:
         yield found
-
-
-def declare(server: FakeApi, name: str, **spec: object) -> None:
-    held = server.objects.get((IP_POOLS, "", name), {"metadata": {}})
-    created = held["metadata"].get("creationTimestamp", f"2026-01-01T00:00:{len(server.objects):02}Z")
-    server.put(IP_POOLS, {"metadata": {"name": name, "uid": name, "creationTimestamp": created}, "spec": spec})
-
-
-def objects(server: FakeApi, path: str) -> list[Json]:
-    with server.changed:
-        return [obj["spec"] for key, obj in sorted(server.objects.items()) if key[0] == path]
-
-
-def states(server: FakeApi) -> dict[str, str]:
-    return {one["cidr"]: one["state"] for one in objects(server, BLOCK_AFFINITIES)}
 
 
 async def test_without_pools_nothing_is_written_or_watched(server: FakeApi, tmp_path: Path) -> None:
@@ -236,19 +122,6 @@ async def test_two_nodes_never_have_one_block(server: FakeApi, tmp_path: Path) -
         assert sorted(owners.values()) == ["n1", "n2"]
         for node in (one, two):
             assert [owners[block.cidr] for block in node.claims.blocks] == [node.name]
-
-
-def lost_after(exchange: Exchange) -> bool:
-    """It happens, and nobody hears of it."""
-    exchange.send = lambda *_args, **_kwargs: None  # type: ignore[method-assign]
-    exchange.api._write(exchange)
-    exchange.cut()
-    return True
-
-
-def lost_before(exchange: Exchange) -> bool:
-    exchange.cut()
-    return True
 
 
 @pytest.mark.parametrize("fault", [lost_after, lost_before])

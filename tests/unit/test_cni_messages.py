@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from felix_py.cni.conflist import FILE_NAME, conflist, install_client, install_c
 from felix_py.cni.errors import SUPPORTED_VERSIONS, CNIError, Code
 from felix_py.cni.protocol import Answer, Call, ProtocolError, parse_call, read_call
 from felix_py.cni.result import DNS, Interface, IPConfig, Result, RouteConfig
-from felix_py.cni.types import Command, Request, parse_request, version_of
+from felix_py.cni.types import Command, PodName, Request, parse_request, version_of
 
 ENVIRONMENT = {
     "CNI_COMMAND": "ADD",
@@ -105,13 +106,34 @@ def test_names_that_no_pod_can_have(args: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", ["", "K8S_POD_NAME=web", "K8S_POD_NAMESPACE=ns", "K8S_POD_NAMESPACE=;K8S_POD_NAME=x"]
+    "args",
+    [
+        "K8S_POD_NAME=web",
+        "K8S_POD_NAMESPACE=ns",
+        "K8S_POD_NAMESPACE=;K8S_POD_NAME=x",
+        "K8S_POD_NAMESPACE=;K8S_POD_NAME=",
+        "K8S_POD_UID=u",
+        "IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID=c",
+    ],
 )
-def test_a_call_for_no_pod_is_refused(args: str) -> None:
+def test_half_a_pods_name_is_none_and_no_container_without_pod(args: str) -> None:
     request = parse(CNI_ARGS=args)
-    with pytest.raises(CNIError, match="Kubernetes pods only") as caught:
+    with pytest.raises(CNIError, match="must have K8S_POD_NAMESPACE and K8S_POD_NAME") as caught:
         request.pod()
     assert caught.value.code == Code.INVALID_CONFIG
+
+
+@pytest.mark.parametrize("args", ["", "IP=10.0.0.1", "IgnoreUnknown=1;FOO=bar"])
+def test_a_container_that_is_no_pods(args: str) -> None:
+    assert parse(CNI_ARGS=args).pod() == PodName("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("ifname", "asked", "has"),
+    [("eth0", None, True), ("net1", None, False), ("eth0", False, False), ("net1", True, True)],
+)
+def test_which_interface_has_the_default_route(ifname: str, asked: bool | None, has: bool) -> None:
+    assert parse({"isDefaultGateway": asked}, CNI_IFNAME=ifname).default_route is has
 
 
 @pytest.mark.parametrize(
@@ -210,22 +232,57 @@ def test_a_previous_result_is_passed_on_whole() -> None:
 # --- framing -----------------------------------------------------------------------------------------
 
 
-async def read(data: bytes) -> Call:
-    reader = asyncio.StreamReader()
-    reader.feed_data(data)
-    reader.feed_eof()
-    return await read_call(reader)
+async def read(*pieces: bytes) -> Call:
+    """Each piece is sent once the reader waits for more; then the sender goes away."""
+    ours, client = socket.socketpair()
+    with ours, client:
+        ours.setblocking(False)
+        reading = asyncio.create_task(read_call(ours))
+        for piece in pieces:
+            client.send(piece)
+            for _ in range(3):
+                await asyncio.sleep(0)
+        client.close()
+        return await reading
+
+
+FRAME = b"felix-py-cni/1 23 5\nCNI_A=1\0CNI_B=x=y\0CNI_\0{\n\0}\n"
+CALL = Call({"CNI_A": "1", "CNI_B": "x=y", "CNI_": ""}, b"{\n\0}\n")
 
 
 def test_frames() -> None:
-    frame = b"felix-py-cni/1 22 5\nCNI_A=1\0CNI_B=x=y\0CNI_\0{\n\0}\n"
-    call = Call({"CNI_A": "1", "CNI_B": "x=y", "CNI_": ""}, b"{\n\0}\n")
-    assert (
-        parse_call(frame.replace(b" 22 ", b" 23 ")) == asyncio.run(read(frame.replace(b" 22 ", b" 23 "))) == call
-    )
+    assert parse_call(FRAME) == CALL
     assert Answer(1, b"{}").encode() == b"1 2\n{}"
     with pytest.raises(ProtocolError):
-        parse_call(frame + b"more")
+        parse_call(FRAME + b"more")
+
+
+@pytest.mark.parametrize("cut", range(len(FRAME) + 1))
+async def test_a_frame_arrives_in_pieces(cut: int) -> None:
+    assert await read(FRAME[:cut], FRAME[cut:]) == CALL
+    assert await read(FRAME[:cut], FRAME[cut:] + b"more") == CALL  # nothing more is asked for
+    if cut < len(FRAME):
+        with pytest.raises(ProtocolError, match=f"the connection ended after {cut} bytes"):
+            await read(FRAME[:cut])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\n",
+        b"felix-py-cni/2 1 1\n",
+        b"x" * 100,
+        b"felix-py-cni/1 99999999 1\n",
+        b"felix-py-cni/1 1 1" + b"0" * 99,
+    ],
+)
+async def test_what_is_no_frame_is_refused_before_its_end(data: bytes) -> None:
+    ours, client = socket.socketpair()
+    with ours, client:  # which stays open
+        ours.setblocking(False)
+        client.send(data)
+        with pytest.raises(ProtocolError, match=r"not a call of felix-py-cni|too large"):
+            await read_call(ours)
 
 
 # --- configuration list ------------------------------------------------------------------------------

@@ -298,14 +298,23 @@ async def block(server: Server, node: str, uid: str, number: int, **spec: Any) -
     await server.create(f"{OWN}/ipamblocks", f"b{number}", {"node": node, "nodeUID": uid, "cidr": cidr, **spec})
 
 
+async def lent_of(server: Server, name: str) -> list[Json]:
+    found: list[Json] = (await server.items(f"{OWN}/ipamblocks"))[name]["spec"]["lent"]
+    return found
+
+
 async def test_blocks_of_nodes_that_are_gone_are_freed_after_the_grace() -> None:
     async with serving("n1") as (server, (agent,)):
         here = (await server.create("/api/v1/nodes", "n1", {}))["metadata"]["uid"]
-        await server.create("/api/v1/nodes", "anew", {})
-        await block(server, "n1", here, 1)
+        anew = (await server.create("/api/v1/nodes", "anew", {}))["metadata"]["uid"]
+        stays = {"address": "10.64.0.18", "node": "anew", "nodeUID": anew, "uid": "l1"}
+        ends = {"address": "10.64.0.17", "node": "lost", "nodeUID": "u9", "uid": "l2"}
+        await block(server, "n1", here, 1, lent=[ends, stays])
         await block(server, "gone", "u1", 2)
         await block(server, "anew", "u0", 3)
-        await block(server, "lender", "u2", 4, lent=[{"address": "10.64.0.65", "node": "n1"}])
+        await block(
+            server, "lender", "u2", 4, lent=[stays | {"address": "10.64.0.65", "node": "n1", "nodeUID": here}]
+        )
         await block(server, "busy", "u3", 5)
         pods = "/api/v1/namespaces/default/pods"
         containers = [{"name": "c", "image": "i"}]
@@ -321,10 +330,12 @@ async def test_blocks_of_nodes_that_are_gone_are_freed_after_the_grace() -> None
         looks = agent.looks
         await until(lambda: agent.looks > looks + 20)
         assert await left_blocks(server) == before
+        assert (await server.items(f"{OWN}/ipamblocks"))["b1"]["spec"]["lent"] == [ends, stays]
 
         agent.late += 60
         rest = [{"b1", "b4", "b5"}, {"n1-1", "lender-4", "busy-5"}]
         await eventually(lambda: left_blocks(server), rest)
+        await eventually(lambda: lent_of(server, "b1"), [stays])
         await server.ask("DELETE", f"{pods}/web", {"gracePeriodSeconds": 0})
         agent.late += GRACE
         await eventually(lambda: left_blocks(server), [{"b1", "b4"}, {"n1-1", "lender-4"}])

@@ -100,7 +100,19 @@ def test_as_sets_count_as_one_and_confederations_not_at_all() -> None:
         f'"attribute": {{ "origin": "incomplete", "as-path": {path}, "local-preference": 150 }}, ',
         '"announce": { "ipv4 unicast": { "10.9.0.2": [ { "nlri": "10.244.7.0/24" } ] } }',
     )
-    assert event.announced[0][1] == Path("10.9.0.2", (64512, 65000, 65002, 7, 8, 9), 3, 2, 0, 150)
+    expected = Path("10.9.0.2", (64512, 65000, 65002, 7, 8, 9), 3, 2, 0, 150, confederation=True)
+    assert event.announced[0][1] == expected
+
+
+def test_malformed_attributes_are_told_and_their_routes_withdrawn() -> None:
+    found = update(
+        '"attribute": { "origin": "igp", "error": "treat-as-withdraw" }, ',
+        '"withdraw": { "ipv4 unicast": [ { "nlri": "10.244.7.0/24" } ] }',
+    )
+    assert found == [
+        protocol.MalformedUpdate("10.9.0.2", "treat-as-withdraw"),
+        protocol.Update("10.9.0.2", (), (protocol.Nlri("10.244.7.0/24"),)),
+    ]
 
 
 def test_both_families_on_one_session() -> None:
@@ -129,7 +141,8 @@ def test_a_link_local_peer_has_a_link_local_next_hop(listed: tuple[str, ...]) ->
         f'"direction": "receive", "message": {{ "update": {{ {EMPTY_PATH}'
         f'"announce": {{ "ipv4 unicast": {{ {hops} }} }} }} }}'
     )
-    [event] = events(line("update", content).replace(b"10.9.0.2", b"fe80::2").replace(b"10.9.0.1", b"fe80::1"))
+    told = line("update", content).replace(b"10.9.0.2", b"fe80::2%eth0").replace(b"10.9.0.1", b"fe80::1")
+    [event] = events(told)
     assert isinstance(event, protocol.Update)
     assert [path.next_hop for _, path in event.announced] == ["fe80::2"]
 

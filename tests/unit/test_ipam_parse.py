@@ -27,6 +27,7 @@ from felix_py.ipam.resources import (
     IPPool,
     IPReservation,
     Loan,
+    LoanRequest,
 )
 from policy.model import Family
 from tests.support.ipam_resources import POOL, RESERVATION
@@ -116,14 +117,16 @@ def test_of_two_pools_that_overlap_the_older_is_used() -> None:
 
 def test_blocks_and_affinities() -> None:
     spec = {"cidr": "10.0.0.64/26", "node": "n1", "nodeUID": "u", "later": 1}
-    lent = {"lent": [{"address": "10.0.0.70", "node": "n2"}]}
+    loan = {"address": "10.0.0.70", "node": "n2", "nodeUID": "v", "uid": "w", "later": 1}
+    lent = {"lent": [loan], "requests": [{"node": "n3", "nodeUID": "x", "count": 2}]}
     block = IPAMBlock(
         name="b",
         cidr="10.0.0.64/26",
         node="n1",
         node_uid="u",
         resource_version="7",
-        lent=(Loan("10.0.0.70", "n2"),),
+        lent=(Loan("10.0.0.70", "n2", "v", "w"),),
+        requests=(LoanRequest(node="n3", node_uid="x", count=2),),
         uid="uid-1",
     )
     assert parse_block("b", spec | lent, ORIGIN) == block

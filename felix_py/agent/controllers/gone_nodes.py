@@ -1,4 +1,5 @@
-"""Frees the blocks of nodes that are gone, while this agent leads (:mod:`felix_py.ipam.gone`)."""
+"""Frees the blocks of nodes that are gone, and what they had borrowed, while this agent leads
+(:mod:`felix_py.ipam.gone`)."""
 
 from __future__ import annotations
 
@@ -84,6 +85,17 @@ class GoneNodes:
         for owner, orphans in gone.due(self._clock()).items():
             if owner in owners:
                 await self._free(owner, orphans)
+        for block, kept in gone.ended(self._clock()):
+            act = Act(Step.RETURN, block.cidr, block, lent=kept, requests=block.requests)
+            try:
+                await asyncio.to_thread(self._write, act)
+            except NotLeading:
+                return
+            except (ApiError, Unreachable) as error:
+                # Of one that has changed meanwhile, the next look will find what is left.
+                self._log.warning("cannot end loans to a node that is gone", block=block.cidr, reason=str(error))
+            else:
+                self._log.info("ended loans to nodes that are gone", block=block.cidr)
 
     def _seen(self, gone: Gone, followed: Followed) -> tuple[Owner, ...]:
         nodes = {node.name: node.uid for node in self._store.nodes.records.values()}
@@ -131,5 +143,8 @@ class GoneNodes:
         return True
 
     def _step(self, step: Step, orphan: Orphan) -> None:
+        self._write(Act(step, orphan.cidr, orphan.block, orphan.affinity))
+
+    def _write(self, act: Act) -> None:
         with self._elector.writing():
-            self._writer.carry_out(Act(step, orphan.cidr, orphan.block, orphan.affinity), "")
+            self._writer.carry_out(act, "")
