@@ -209,7 +209,7 @@ async def test_tor_without_graceful_restart_loses_its_routes_at_once(rack: Rack)
         await until(lambda: node.speaker.routes() == {})
 
 
-def test_peer_added_and_removed_without_touching_the_other(
+async def test_peer_added_and_removed_without_touching_the_other(
     rack: Rack, make_netns: Callable[[str], NetworkNamespace]
 ) -> None:
     second_netns = make_netns("tor2")
@@ -223,7 +223,7 @@ def test_peer_added_and_removed_without_touching_the_other(
         {"peerIP": "10.10.0.2", "asNumber": 65100},
     )
 
-    async def scenario() -> None:
+    try:
         async with agent(rack.run_dir, first_only, announce={V4, V6}) as node:
             await until(rack.announced)
             before = rack.table()
@@ -240,9 +240,6 @@ def test_peer_added_and_removed_without_touching_the_other(
             node.speaker.set_config(both)
             await until(lambda: second.routes("node4") == {V4})
             assert (rack.table(), rack.tor.since("node4")) == (before, since)
-
-    try:
-        asyncio.run(scenario())
     finally:
         second.stop()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import signal
@@ -71,7 +70,7 @@ def gobgp(namespace: NetworkNamespace, folder: Path) -> Iterator[Routes]:
 @pytest.mark.root
 @pytest.mark.usefixtures("netns")
 @pytest.mark.parametrize("router", [bird, frr, gobgp], ids=["bird", "frr", "gobgp"])
-def test_printed_router_takes_our_routes_and_keeps_them_by_graceful_restart(
+async def test_printed_router_takes_our_routes_and_keeps_them_by_graceful_restart(
     tmp_path: Path,
     make_netns: Callable[[str], NetworkNamespace],
     router: Callable[[NetworkNamespace, Path], AbstractContextManager[Routes]],
@@ -84,19 +83,16 @@ def test_printed_router_takes_our_routes_and_keeps_them_by_graceful_restart(
     sidecar = Sidecar(tmp_path / "run")
     fresh = {V4: False, V6: False}
 
-    async def scenario(routes: Routes) -> None:
-        # Not a pod CIDR, and too long: the router's filter is there for these.
-        async with agent(sidecar.run_dir, config, announce={V4, V6, "192.168.0.0/24"}) as node:
-            await until(lambda: node.up() and routes() == fresh, 30)
-            os.kill(sidecar.exabgp(), signal.SIGKILL)
-            await until(lambda: not node.up())
-            assert routes().keys() == fresh.keys()
-            await until(lambda: node.up() and routes() == fresh, 30)
-
     with router(namespace, tmp_path / "tor") as routes:
         sidecar.start()
         try:
-            asyncio.run(scenario(routes))
+            # Not a pod CIDR, and too long: the router's filter is there for these.
+            async with agent(sidecar.run_dir, config, announce={V4, V6, "192.168.0.0/24"}) as node:
+                await until(lambda: node.up() and routes() == fresh, 30)
+                os.kill(sidecar.exabgp(), signal.SIGKILL)
+                await until(lambda: not node.up())
+                assert routes().keys() == fresh.keys()
+                await until(lambda: node.up() and routes() == fresh, 30)
         finally:
             sidecar.stop()
 

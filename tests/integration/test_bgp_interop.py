@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -77,7 +76,7 @@ def gobgp(namespace: NetworkNamespace, folder: Path) -> Iterator[Ask]:
 
 
 @pytest.mark.parametrize(("router", "routes"), [(frr, frr_routes), (gobgp, gobgp_routes)], ids=["frr", "gobgp"])
-def test_routes_both_ways_and_graceful_restart(
+async def test_routes_both_ways_and_graceful_restart(
     tmp_path: Path,
     make_netns: Callable[[str], NetworkNamespace],
     router: Callable[[NetworkNamespace, Path], AbstractContextManager[Ask]],
@@ -89,22 +88,19 @@ def test_routes_both_ways_and_graceful_restart(
     sidecar = Sidecar(tmp_path / "run")
     fresh = {V4: False, V6: False}
 
-    async def scenario(ask: Ask) -> None:
-        async with agent(sidecar.run_dir, announce={V4, V6}) as node:
-            await until(lambda: routes(ask) == fresh, 30)
-            await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, 30)
-        async with agent(sidecar.run_dir, announce={V4, V6}) as node:
-            await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)})
-            old = sidecar.exabgp()
-            os.kill(old, signal.SIGKILL)
-            await until(lambda: not node.up())
-            assert routes(ask).keys() == fresh.keys()
-            await until(lambda: routes(ask) == fresh and node.up(), 30)
-            assert dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
-
     with router(namespace, tmp_path / "tor") as ask:
         sidecar.start()
         try:
-            asyncio.run(scenario(ask))
+            async with agent(sidecar.run_dir, announce={V4, V6}) as node:
+                await until(lambda: routes(ask) == fresh, 30)
+                await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, 30)
+            async with agent(sidecar.run_dir, announce={V4, V6}) as node:
+                await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)})
+                old = sidecar.exabgp()
+                os.kill(old, signal.SIGKILL)
+                await until(lambda: not node.up())
+                assert routes(ask).keys() == fresh.keys()
+                await until(lambda: routes(ask) == fresh and node.up(), 30)
+                assert dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
         finally:
             sidecar.stop()

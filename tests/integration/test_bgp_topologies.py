@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -75,7 +74,7 @@ NODE = BGPNode(name="node", addresses=(NODE4, NODE6))
 ONE_SESSION = BGPPeer(name="tor", peer_ip=TOR6, as_number=65000, families=(4, 6))
 
 
-def test_ipv6_only_nodes(tmp_path: Path, make_netns: Make) -> None:
+async def test_ipv6_only_nodes(tmp_path: Path, make_netns: Make) -> None:
     tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
     link(tor)
     for command, device in ((run, "tor0"), (tor.run, "node")):
@@ -83,17 +82,14 @@ def test_ipv6_only_nodes(tmp_path: Path, make_netns: Make) -> None:
     bird = router(tor, tmp_path, "10.255.0.2", session("six", f"{NODE6} as 65001", BOTH))
     wanted = speaker("node", [BGPNode(name="node", addresses=(NODE6,))], ONE_SESSION)
 
-    async def scenario() -> None:
+    with running(bird, sidecar):
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
             await until(lambda: hops(node) == {LEARNED4: (TOR6,), LEARNED6: (TOR6,)}, WAIT)
             await until(lambda: bird.routes("six") == {V4, V6}, WAIT)
             assert f"via {NODE6} on node" in bird.birdc("show", "route", V4), "RFC 8950"
 
-    with running(bird, sidecar):
-        asyncio.run(scenario())
 
-
-def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
+async def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
     """Nothing but link-local addresses on the link: both families by them (RFC 8950)."""
     tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
     link(tor)
@@ -102,7 +98,7 @@ def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
     peer = BGPPeer(name="tor", peer_ip="fe80::2", interface="tor0", as_number=65000, families=(4, 6))
     wanted = speaker("node", [BGPNode(name="node", addresses=("10.77.0.1", "fd77::1"))], peer)
 
-    async def scenario() -> None:
+    with running(bird, sidecar):
         learned = {LEARNED4: ("fe80::2%tor0",), LEARNED6: ("fe80::2%tor0",)}
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
             await until(lambda: hops(node) == learned, WAIT)
@@ -113,28 +109,22 @@ def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
             # Read back from ExaBGP.
             await until(lambda: node.speaker.in_sync and hops(node) == learned, WAIT)
 
-    with running(bird, sidecar):
-        asyncio.run(scenario())
 
-
-def test_ipv6_prefixes_on_an_ipv4_session(tmp_path: Path, make_netns: Make) -> None:
+async def test_ipv6_prefixes_on_an_ipv4_session(tmp_path: Path, make_netns: Make) -> None:
     tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
     link(tor)
     both = f"{FOUR} ipv6 {{ import all; export all; next hop address {TOR6}; }};"
     bird = router(tor, tmp_path, TOR4, session("four", f"{NODE4} as 65001", both))
     wanted = speaker("node", [NODE], BGPPeer(name="tor", peer_ip=TOR4, as_number=65000, families=(4, 6)))
 
-    async def scenario() -> None:
+    with running(bird, sidecar):
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
             await until(lambda: hops(node) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, WAIT)
             await until(lambda: bird.routes("four") == {V4, V6}, WAIT)
             assert f"via {NODE6} on node" in bird.birdc("show", "route", V6)
 
-    with running(bird, sidecar):
-        asyncio.run(scenario())
 
-
-def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: Make) -> None:
+async def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: Make) -> None:
     """Which the node reaches by ``reachableBy``; that route is the agent's, and goes with the peer."""
     tor, far, sidecar = make_netns("tor"), make_netns("far"), Sidecar(tmp_path / "run")
     link(tor)
@@ -148,7 +138,7 @@ def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: Make) -
     bird = router(far, tmp_path, "10.20.0.2", session("four", f"{NODE4} as 65001", f"multihop 2; {FOUR}"))
     wanted = speaker("node", [NODE], BGPPeer(name="far", peer_ip="10.20.0.2", as_number=65000, reachable_by=TOR4))
 
-    async def scenario() -> None:
+    with running(bird, sidecar):
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
             assert node.changes == [{"10.20.0.2/32": (TOR4,)}]
             run("ip", "route", "add", "10.20.0.2/32", "via", TOR4)  # as the dataplane does
@@ -158,11 +148,8 @@ def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: Make) -
             await until(lambda: {"10.20.0.2/32": ()} in node.changes, WAIT)
             await until(lambda: bird.routes("four") == set(), WAIT)
 
-    with running(bird, sidecar):
-        asyncio.run(scenario())
 
-
-def test_dynamic_neighbors_of_the_tor(tmp_path: Path, make_netns: Make) -> None:
+async def test_dynamic_neighbors_of_the_tor(tmp_path: Path, make_netns: Make) -> None:
     """The ToR knows no node by its address; and a node that is told of no ToR any more leaves no session."""
     tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
     link(tor)
@@ -170,7 +157,7 @@ def test_dynamic_neighbors_of_the_tor(tmp_path: Path, make_netns: Make) -> None:
     bird = router(tor, tmp_path, TOR4, session("nodes", "range 10.9.0.0/24 external", dynamic))
     peer = BGPPeer(name="tor", peer_ip=TOR4, as_number=65000)
 
-    async def scenario() -> None:
+    with running(bird, sidecar):
         async with agent(sidecar.run_dir, speaker("node", [NODE], peer), announce={V4}) as node:
             await until(lambda: hops(node) == {LEARNED4: (TOR4,)}, WAIT)
             await until(lambda: bird.routes("rack1") == {V4}, WAIT)
@@ -178,11 +165,10 @@ def test_dynamic_neighbors_of_the_tor(tmp_path: Path, make_netns: Make) -> None:
             await until(lambda: hops(node) == {}, WAIT)
             await until(lambda: V4 not in bird.birdc("show", "route"), WAIT)
 
-    with running(bird, sidecar):
-        asyncio.run(scenario())
 
-
-def test_a_family_is_added_to_one_session_and_the_other_is_not_touched(tmp_path: Path, make_netns: Make) -> None:
+async def test_a_family_is_added_to_one_session_and_the_other_is_not_touched(
+    tmp_path: Path, make_netns: Make
+) -> None:
     tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
     link(tor)
     sessions = session("six", f"{NODE6} as 65001", BOTH), session("four", f"{NODE4} as 65001", FOUR)
@@ -190,7 +176,7 @@ def test_a_family_is_added_to_one_session_and_the_other_is_not_touched(tmp_path:
     four = BGPPeer(name="four", peer_ip=TOR4, as_number=65000)
     six = BGPPeer(name="six", peer_ip=TOR6, as_number=65000)
 
-    async def scenario() -> None:
+    with running(bird, sidecar):
         async with agent(sidecar.run_dir, speaker("node", [NODE], four, six), announce={V4, V6}) as node:
             await until(lambda: bird.routes("four") == {V4} and bird.routes("six") == {V6}, WAIT)
             untouched = bird.written("four")
@@ -200,9 +186,6 @@ def test_a_family_is_added_to_one_session_and_the_other_is_not_touched(tmp_path:
             assert f"via {NODE4} on node" in bird.birdc("show", "route", "protocol", "six", V4)
             assert bird.written("four") == untouched
             await until(lambda: hops(node).get(LEARNED4) == (TOR4, TOR6), WAIT)
-
-    with running(bird, sidecar):
-        asyncio.run(scenario())
 
 
 # --- several nodes ------------------------------------------------------------------------------------------
@@ -265,14 +248,14 @@ def of_others(host: int, total: int) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def test_full_mesh_of_three_nodes(tmp_path: Path, make_netns: Make) -> None:
+async def test_full_mesh_of_three_nodes(tmp_path: Path, make_netns: Make) -> None:
     """iBGP, two sessions for each pair; one node's ExaBGP dies, which costs no route."""
     names = ("one", "two", "three")
     namespaces = segment(make_netns, *names)
     nodes = [BGPNode(name=n, addresses=(f"10.30.0.{i}", f"fd30::{i}")) for i, n in enumerate(names, 1)]
     cluster = Nodes(tmp_path, namespaces, nodes)
 
-    async def scenario() -> None:
+    with running(*cluster.sidecars.values()):
         async with cluster.agents(default=BGPConfiguration(name="default")) as agents:
             every = list(agents.values())
 
@@ -286,11 +269,8 @@ def test_full_mesh_of_three_nodes(tmp_path: Path, make_netns: Make) -> None:
             await until(lambda: all(each.up() for each in every), WAIT)
             assert complete()
 
-    with running(*cluster.sidecars.values()):
-        asyncio.run(scenario())
 
-
-def test_a_route_reflector_outside(tmp_path: Path, make_netns: Make) -> None:
+async def test_a_route_reflector_outside(tmp_path: Path, make_netns: Make) -> None:
     names = ("one", "two", "rr")
     namespaces = segment(make_netns, *names)
     nodes = [BGPNode(name=n, addresses=(f"10.30.0.{i}", f"fd30::{i}")) for i, n in enumerate(names[:2], 1)]
@@ -306,17 +286,14 @@ def test_a_route_reflector_outside(tmp_path: Path, make_netns: Make) -> None:
     peers = [BGPPeer(name=f"rr{at[:2]}", peer_ip=at, as_number=64512) for at in ("10.30.0.3", "fd30::3")]
     default = BGPConfiguration(name="default", node_to_node_mesh_enabled=False)
 
-    async def scenario() -> None:
+    with running(reflector, *cluster.sidecars.values()):
         async with cluster.agents(*peers, default=default) as agents:
             outside = {LEARNED4: ("10.30.0.3",), LEARNED6: ("fd30::3",)}
             await until(lambda: hops(agents["one"]) == of_others(1, 2) | outside, WAIT)
             await until(lambda: hops(agents["two"]) == of_others(2, 2) | outside, WAIT)
 
-    with running(reflector, *cluster.sidecars.values()):
-        asyncio.run(scenario())
 
-
-def test_route_reflectors_on_nodes(tmp_path: Path, make_netns: Make) -> None:
+async def test_route_reflectors_on_nodes(tmp_path: Path, make_netns: Make) -> None:
     """Two of one cluster: clients have each other's routes from both, by the next hops of their announcers."""
     names = ("one", "two", "rr1", "rr2")
     namespaces = segment(make_netns, *names)
@@ -340,7 +317,7 @@ def test_route_reflectors_on_nodes(tmp_path: Path, make_netns: Make) -> None:
         expected = [{p: h for p, h in of_others(i, 4).items() if ":" not in p} for i in range(1, 5)]
         return [hops(each) for each in agents.values()] == expected
 
-    async def scenario() -> None:
+    with running(*cluster.sidecars.values()):
         async with cluster.agents(*peers, default=default) as agents:
             assert [len(each.speaker.peers()) for each in agents.values()] == [2, 2, 3, 3]
             await until(lambda: complete(agents), WAIT)
@@ -348,11 +325,8 @@ def test_route_reflectors_on_nodes(tmp_path: Path, make_netns: Make) -> None:
             await until(lambda: not any(peer.established for peer in agents["rr1"].speaker.peers()), WAIT)
             assert complete({name: agents[name] for name in names}), "the other reflector has them, too"
 
-    with running(*cluster.sidecars.values()):
-        asyncio.run(scenario())
 
-
-def test_an_as_for_each_rack(tmp_path: Path, make_netns: Make) -> None:
+async def test_an_as_for_each_rack(tmp_path: Path, make_netns: Make) -> None:
     """Each rack's ToR is the next hop of its node for the other rack's pods."""
     namespaces = segment(make_netns, "one", "two", "tor1", "tor2")
     nodes = [
@@ -377,10 +351,7 @@ def test_an_as_for_each_rack(tmp_path: Path, make_netns: Make) -> None:
     ]
     cluster = Nodes(tmp_path, namespaces, nodes)
 
-    async def scenario() -> None:
+    with running(tor(1), tor(2), *cluster.sidecars.values()):
         async with cluster.agents(*peers, default=NO_MESH) as agents:
             await until(lambda: hops(agents["one"]) == {"10.244.12.0/24": ("10.30.0.3",)}, WAIT)
             await until(lambda: hops(agents["two"]) == {"10.244.11.0/24": ("10.30.0.4",)}, WAIT)
-
-    with running(tor(1), tor(2), *cluster.sidecars.values()):
-        asyncio.run(scenario())

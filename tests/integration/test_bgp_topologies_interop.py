@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -208,7 +207,7 @@ SECURED = BGPPeer(name="four", peer_ip=TOR4, as_number=ASN, password=SECRET, ttl
 
 
 @pytest.mark.parametrize("router", [bird, frr, gobgp], ids=["bird", "frr", "gobgp"])
-def test_sessions(
+async def test_sessions(
     tmp_path: Path,
     make_netns: Callable[[str], NetworkNamespace],
     router: Callable[[NetworkNamespace, Path], AbstractContextManager[NextHops]],
@@ -216,36 +215,33 @@ def test_sessions(
     namespace, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
     link(namespace)
 
-    async def scenario(next_hops: NextHops) -> None:
-        both = speaker((NODE4, NODE6), ONE_SESSION)
-        async with agent(sidecar.run_dir, both, announce={V4, V6}) as node:
-            await until(lambda: next_hops() == {V4: {NODE4}, V6: {NODE6}}, WAIT, 0.2)
-            await until(lambda: node.speaker.routes().keys() == {LEARNED4, LEARNED6}, WAIT)
-            assert node.speaker.routes()[LEARNED6] == (TOR6,)
-            assert node.speaker.routes()[LEARNED4] in ((TOR4,), (TOR6,)), "as the router likes"
-            # IPv4 by an IPv6 next hop, over the same session.
-            node.speaker.set_config(speaker((NODE6,), ONE_SESSION))
-            await until(lambda: next_hops() == {V4: {NODE6}, V6: {NODE6}}, WAIT, 0.2)
-            assert node.up()
-            os.kill(sidecar.exabgp(), signal.SIGKILL)
-            await until(lambda: not node.up(), WAIT)
-            assert next_hops().keys() == {V4, V6}
-            await until(lambda: node.up() and node.speaker.routes().keys() == {LEARNED4, LEARNED6}, WAIT)
-            assert next_hops() == {V4: {NODE6}, V6: {NODE6}}
-            node.speaker.set_config(speaker((NODE4, NODE6), SECURED))
-            await until(lambda: next_hops() == {V4: {NODE4}}, WAIT, 0.2)
-            await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,)}, WAIT)
-
     with router(namespace, tmp_path) as next_hops:
         sidecar.start()
         try:
-            asyncio.run(scenario(next_hops))
+            both = speaker((NODE4, NODE6), ONE_SESSION)
+            async with agent(sidecar.run_dir, both, announce={V4, V6}) as node:
+                await until(lambda: next_hops() == {V4: {NODE4}, V6: {NODE6}}, WAIT, 0.2)
+                await until(lambda: node.speaker.routes().keys() == {LEARNED4, LEARNED6}, WAIT)
+                assert node.speaker.routes()[LEARNED6] == (TOR6,)
+                assert node.speaker.routes()[LEARNED4] in ((TOR4,), (TOR6,)), "as the router likes"
+                # IPv4 by an IPv6 next hop, over the same session.
+                node.speaker.set_config(speaker((NODE6,), ONE_SESSION))
+                await until(lambda: next_hops() == {V4: {NODE6}, V6: {NODE6}}, WAIT, 0.2)
+                assert node.up()
+                os.kill(sidecar.exabgp(), signal.SIGKILL)
+                await until(lambda: not node.up(), WAIT)
+                assert next_hops().keys() == {V4, V6}
+                await until(lambda: node.up() and node.speaker.routes().keys() == {LEARNED4, LEARNED6}, WAIT)
+                assert next_hops() == {V4: {NODE6}, V6: {NODE6}}
+                node.speaker.set_config(speaker((NODE4, NODE6), SECURED))
+                await until(lambda: next_hops() == {V4: {NODE4}}, WAIT, 0.2)
+                await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,)}, WAIT)
         finally:
             sidecar.stop()
 
 
 @pytest.mark.parametrize("router", [frr_unnumbered, gobgp_unnumbered], ids=["frr", "gobgp"])
-def test_unnumbered(
+async def test_unnumbered(
     tmp_path: Path,
     make_netns: Callable[[str], NetworkNamespace],
     router: Callable[[NetworkNamespace, Path], AbstractContextManager[NextHops]],
@@ -255,15 +251,12 @@ def test_unnumbered(
     unnumbered(namespace)
     peer = BGPPeer(name="tor", peer_ip="fe80::2", interface="tor0", as_number=ASN, families=(4, 6))
 
-    async def scenario(next_hops: NextHops) -> None:
-        async with agent(sidecar.run_dir, speaker((NODE4, NODE6), peer), announce={V4, V6}) as node:
-            await until(lambda: next_hops() == {V4: {"fe80::1"}, V6: {"fe80::1"}}, WAIT, 0.2)
-            learned = {LEARNED4: ("fe80::2%tor0",), LEARNED6: ("fe80::2%tor0",)}
-            await until(lambda: dict(node.speaker.routes()) == learned, WAIT)
-
     with router(namespace, tmp_path) as next_hops:
         sidecar.start()
         try:
-            asyncio.run(scenario(next_hops))
+            async with agent(sidecar.run_dir, speaker((NODE4, NODE6), peer), announce={V4, V6}) as node:
+                await until(lambda: next_hops() == {V4: {"fe80::1"}, V6: {"fe80::1"}}, WAIT, 0.2)
+                learned = {LEARNED4: ("fe80::2%tor0",), LEARNED6: ("fe80::2%tor0",)}
+                await until(lambda: dict(node.speaker.routes()) == learned, WAIT)
         finally:
             sidecar.stop()

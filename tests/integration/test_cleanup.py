@@ -164,6 +164,9 @@ def test_node_is_as_before(removal: Removal) -> None:
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "0 objects were removed\n")
 
 
+@pytest.mark.parametrize(
+    "removal", [Backend.NFT, pytest.param(Backend.LEGACY, marks=pytest.mark.heavy)], ids=str, indirect=True
+)
 def test_killed_at_any_moment_it_can_be_repeated(removal: Removal) -> None:
     removal.of_others()
     before = removal.state()

@@ -274,30 +274,27 @@ def test_what_is_no_file_in_the_spool_is_put_aside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"0 10\n{}", b"0", b"nonsense\n", b"0 2 {}"])
-def test_an_answer_cut_short_is_no_answer(tmp_path: Path, answer: bytes) -> None:
+async def test_an_answer_cut_short_is_no_answer(tmp_path: Path, answer: bytes) -> None:
     node = Node(tmp_path)
     node.socket.parent.mkdir()
 
-    async def test() -> None:
-        async def crash(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(CONFIG)
-            writer.write(answer)
-            writer.close()
+    async def crash(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(CONFIG)
+        writer.write(answer)
+        writer.close()
 
-        async with await asyncio.start_unix_server(crash, str(node.socket)):
-            for command in ("ADD", "DEL"):
-                environment = node.environment(command, "c1", "/run/netns/x")
-                code, told = await asyncio.to_thread(execute, node, environment)
-                if command == "ADD":
-                    assert code == 1
-                    assert told is not None
-                    assert told["code"] == 11
-                    assert "went away" in told["msg"]
-                else:
-                    assert (code, told) == (0, None)
-                    assert len(list(node.spool.iterdir())) == 1
-
-    asyncio.run(test())
+    async with await asyncio.start_unix_server(crash, str(node.socket)):
+        for command in ("ADD", "DEL"):
+            environment = node.environment(command, "c1", "/run/netns/x")
+            code, told = await asyncio.to_thread(execute, node, environment)
+            if command == "ADD":
+                assert code == 1
+                assert told is not None
+                assert told["code"] == 11
+                assert "went away" in told["msg"]
+            else:
+                assert (code, told) == (0, None)
+                assert len(list(node.spool.iterdir())) == 1
 
 
 def test_an_agent_that_hangs_is_given_up(tmp_path: Path) -> None:

@@ -254,26 +254,23 @@ def test_a_flood_is_logged_up_to_the_limit_and_does_not_disturb_what_is_allowed(
     assert logged < 2000
 
 
-def test_a_group_that_somebody_else_reads(rig: Rig) -> None:
+async def test_a_group_that_somebody_else_reads(rig: Rig) -> None:
     with pytest.raises(NflogError, match="group 88 is read by another process"):
         NflogReader(DENY_LOG.group, 128, lambda _packets: None)
     rig.apply_policy(DENY)
 
-    async def test() -> None:
-        reader = DenyReader(DENY_LOG.group, rig.denies, Metrics(), retry=0.05)
-        task = asyncio.create_task(reader.run())
-        await until(lambda: reader.unavailable != "not started yet")
-        assert "another process" in str(reader.unavailable)
-        rig.reader.close()
-        await until(lambda: reader.unavailable is None)
-        with rig.denies.follow() as followed:
-            await asyncio.to_thread(rig.send, "tool", "db", TCP, 80)
-            event = await asyncio.wait_for(followed.get(), PATIENCE)
-        assert event.message == "isolated by NetworkPolicy shop/deny (ingress); none of its rules allows it"
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(test())
+    reader = DenyReader(DENY_LOG.group, rig.denies, Metrics(), retry=0.05)
+    task = asyncio.create_task(reader.run())
+    await until(lambda: reader.unavailable != "not started yet")
+    assert "another process" in str(reader.unavailable)
+    rig.reader.close()
+    await until(lambda: reader.unavailable is None)
+    with rig.denies.follow() as followed:
+        await asyncio.to_thread(rig.send, "tool", "db", TCP, 80)
+        event = await asyncio.wait_for(followed.get(), PATIENCE)
+    assert event.message == "isolated by NetworkPolicy shop/deny (ingress); none of its rules allows it"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def test_rules_that_log_are_found_again_as_they_were_written(rig: Rig) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -139,10 +139,6 @@ def idents(streams: list[Stream]) -> list[str]:
     return found
 
 
-def serving(coroutine: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(coroutine, 60))
-
-
 @pytest.fixture(params=list(Backend), ids=str)
 def make_node(
     request: pytest.FixtureRequest, make_netns: Callable[[str], NetworkNamespace]
@@ -172,80 +168,71 @@ def only_out(app: str, *ports: int) -> NetworkPolicy:
 
 
 @pytest.mark.parametrize("restrict", [only("db", 8080), only_out("api", 8080)], ids=["ingress", "egress"])
-def test_the_denied_stream_stops_and_those_beside_it_do_not_stutter(
+async def test_the_denied_stream_stops_and_those_beside_it_do_not_stutter(
     make_node: Callable[..., Living], restrict: NetworkPolicy
 ) -> None:
     node = make_node()
 
-    async def test() -> None:
-        async with node.work():
-            with Streams() as streams:
-                denied = [node.stream(streams, f, "api", "db", 80) for f in Family]
-                # The same pods, another port; another pair; and the other way round.
-                kept = [node.stream(streams, f, "api", "db", 8080) for f in Family]
-                kept += [node.stream(streams, f, "web", "api", 80) for f in Family]
-                kept += [node.stream(streams, f, "db", "web", 80) for f in Family]
-                await all_talk(denied + kept)
-                before = idents(kept)
-                await node.change(restrict)
-                ended = await node.revoked(len(denied))
-                await all_talk(kept, 3 * ENOUGH)
-                assert [stream.name for stream in denied if stream.heard_after(ended)] == []
-                assert [stream.name for stream in kept if not stream.intact] == []
-                assert idents(kept) == before
-                # What was lost on the way is sent again for minutes: it does not come through later either.
-                assert all(stream.client.sent > stream.progress for stream in denied)
-
-    serving(test())
+    async with node.work():
+        with Streams() as streams:
+            denied = [node.stream(streams, f, "api", "db", 80) for f in Family]
+            # The same pods, another port; another pair; and the other way round.
+            kept = [node.stream(streams, f, "api", "db", 8080) for f in Family]
+            kept += [node.stream(streams, f, "web", "api", 80) for f in Family]
+            kept += [node.stream(streams, f, "db", "web", 80) for f in Family]
+            await all_talk(denied + kept)
+            before = idents(kept)
+            await node.change(restrict)
+            ended = await node.revoked(len(denied))
+            await all_talk(kept, 3 * ENOUGH)
+            assert [stream.name for stream in denied if stream.heard_after(ended)] == []
+            assert [stream.name for stream in kept if not stream.intact] == []
+            assert idents(kept) == before
+            # What was lost on the way is sent again for minutes: it does not come through later either.
+            assert all(stream.client.sent > stream.progress for stream in denied)
 
 
 @pytest.mark.parametrize("restrict", [only("db", 8080), only_out("api", 8080)], ids=["ingress", "egress"])
-def test_without_the_rule_on_midstream_tcp_the_denied_stream_would_go_on(
+async def test_without_the_rule_on_midstream_tcp_the_denied_stream_would_go_on(
     make_node: Callable[..., Living], restrict: NetworkPolicy
 ) -> None:
     """What the other end sends makes a new connection in the other direction, which no policy forbids."""
     node = make_node(drop_midstream=False)
 
-    async def test() -> None:
-        async with node.work():
-            with Streams() as streams:
-                denied = [node.stream(streams, f, "api", "db", 80) for f in Family]
-                await all_talk(denied)
-                await node.change(restrict)
-                ended = await node.revoked(len(denied))
-                await until(lambda: all(stream.heard_after(ended) > ENOUGH for stream in denied))
-
-    serving(test())
+    async with node.work():
+        with Streams() as streams:
+            denied = [node.stream(streams, f, "api", "db", 80) for f in Family]
+            await all_talk(denied)
+            await node.change(restrict)
+            ended = await node.revoked(len(denied))
+            await until(lambda: all(stream.heard_after(ended) > ENOUGH for stream in denied))
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["stops", "without the rule"])
-def test_a_stream_from_a_pod_to_its_node(make_node: Callable[..., Living], closed: bool) -> None:
+async def test_a_stream_from_a_pod_to_its_node(make_node: Callable[..., Living], closed: bool) -> None:
     node = make_node(drop_midstream=closed)
 
-    async def test() -> None:
-        async with node.work():
-            with Streams() as streams:
-                place = node.places["api"]
-                denied = [streams.open(place, node.address("api", f), None, NODE[f], 80) for f in Family]
-                kept = [streams.open(place, node.address("api", f), None, NODE[f], 8080) for f in Family]
-                # What the node began is not its pods' to end.
-                kept += [streams.open(None, NODE[f], place, node.address("api", f), 81) for f in Family]
-                await all_talk(denied + kept)
-                before = idents(kept)
-                await node.change(only_out("api", 8080), policy("closed", labelled(app="api"), ingress=()))
-                ended = await node.revoked(len(denied))
-                await all_talk(kept)
-                if closed:
-                    assert not any(stream.heard_after(ended) for stream in denied)
-                else:
-                    await until(lambda: all(stream.heard_after(ended) > ENOUGH for stream in denied))
-                assert all(stream.intact for stream in kept)
-                assert idents(kept) == before
-
-    serving(test())
+    async with node.work():
+        with Streams() as streams:
+            place = node.places["api"]
+            denied = [streams.open(place, node.address("api", f), None, NODE[f], 80) for f in Family]
+            kept = [streams.open(place, node.address("api", f), None, NODE[f], 8080) for f in Family]
+            # What the node began is not its pods' to end.
+            kept += [streams.open(None, NODE[f], place, node.address("api", f), 81) for f in Family]
+            await all_talk(denied + kept)
+            before = idents(kept)
+            await node.change(only_out("api", 8080), policy("closed", labelled(app="api"), ingress=()))
+            ended = await node.revoked(len(denied))
+            await all_talk(kept)
+            if closed:
+                assert not any(stream.heard_after(ended) for stream in denied)
+            else:
+                await until(lambda: all(stream.heard_after(ended) > ENOUGH for stream in denied))
+            assert all(stream.intact for stream in kept)
+            assert idents(kept) == before
 
 
-def test_a_service_is_judged_by_where_it_leads(make_node: Callable[..., Living]) -> None:
+async def test_a_service_is_judged_by_where_it_leads(make_node: Callable[..., Living]) -> None:
     node = make_node()
     for family in Family:
         table = "iptables" if family is Family.V4 else "ip6tables"
@@ -256,97 +243,85 @@ def test_a_service_is_judged_by_where_it_leads(make_node: Callable[..., Living])
             argv = (f"{table}-{node.backend}", "-t", "nat", "-A", "PREROUTING", *match, "-j", "DNAT")
             run(*argv, "--to-destination", goal)
 
-    async def test() -> None:
-        async with node.work():
-            with Streams() as streams:
+    async with node.work():
+        with Streams() as streams:
 
-                def to_service(family: Family, port: int, target: int) -> Stream:
-                    api, db = node.address("api", family), node.address("db", family)
-                    return streams.open(
-                        node.places["api"], api, node.places["db"], db, target, to=(SERVICE[family], port)
-                    )
+            def to_service(family: Family, port: int, target: int) -> Stream:
+                api, db = node.address("api", family), node.address("db", family)
+                return streams.open(
+                    node.places["api"], api, node.places["db"], db, target, to=(SERVICE[family], port)
+                )
 
-                denied = [to_service(family, 8080, 80) for family in Family]
-                kept = [to_service(family, 80, 8080) for family in Family]
-                await all_talk(denied + kept)
-                before = idents(kept)
-                await node.change(only("db", 8080))
-                ended = await node.revoked(len(denied))
-                await all_talk(kept)
-                assert not any(stream.heard_after(ended) for stream in denied)
-                assert all(stream.intact for stream in kept)
-                assert idents(kept) == before
-
-    serving(test())
+            denied = [to_service(family, 8080, 80) for family in Family]
+            kept = [to_service(family, 80, 8080) for family in Family]
+            await all_talk(denied + kept)
+            before = idents(kept)
+            await node.change(only("db", 8080))
+            ended = await node.revoked(len(denied))
+            await all_talk(kept)
+            assert not any(stream.heard_after(ended) for stream in denied)
+            assert all(stream.intact for stream in kept)
+            assert idents(kept) == before
 
 
-def test_a_masqueraded_stream_is_its_pods(make_node: Callable[..., Living]) -> None:
+async def test_a_masqueraded_stream_is_its_pods(make_node: Callable[..., Living]) -> None:
     node = make_node(nat_outgoing=True)
 
-    async def test() -> None:
-        async with node.work():
-            with Streams() as streams:
+    async with node.work():
+        with Streams() as streams:
 
-                def out(family: Family, port: int) -> Stream:
-                    place = (node.places["api"], node.address("api", family))
-                    return streams.open(*place, node.world, WORLD[family], port)
+            def out(family: Family, port: int) -> Stream:
+                place = (node.places["api"], node.address("api", family))
+                return streams.open(*place, node.world, WORLD[family], port)
 
-                denied, kept = [out(f, 80) for f in Family], [out(f, 8080) for f in Family]
-                peers = {stream.server.sock.getpeername()[0] for stream in denied}
-                assert peers == set(NODE.values())
-                await all_talk(denied + kept)
-                before = idents(kept)
-                world = tuple(IPBlock(f"{WORLD[f]}/{f.bits}") for f in Family)
-                rule = PolicyRule(world, (Port(TCP, 8080),))
-                await node.change(policy("out", labelled(app="api"), egress=(rule,)))
-                ended = await node.revoked(len(denied))
-                await all_talk(kept)
-                assert not any(stream.heard_after(ended) for stream in denied)
-                assert all(stream.intact for stream in kept)
-                assert idents(kept) == before
-
-    serving(test())
+            denied, kept = [out(f, 80) for f in Family], [out(f, 8080) for f in Family]
+            peers = {stream.server.sock.getpeername()[0] for stream in denied}
+            assert peers == set(NODE.values())
+            await all_talk(denied + kept)
+            before = idents(kept)
+            world = tuple(IPBlock(f"{WORLD[f]}/{f.bits}") for f in Family)
+            rule = PolicyRule(world, (Port(TCP, 8080),))
+            await node.change(policy("out", labelled(app="api"), egress=(rule,)))
+            ended = await node.revoked(len(denied))
+            await all_talk(kept)
+            assert not any(stream.heard_after(ended) for stream in denied)
+            assert all(stream.intact for stream in kept)
+            assert idents(kept) == before
 
 
-def test_switched_off_established_connections_are_left_alone(make_node: Callable[..., Living]) -> None:
+async def test_switched_off_established_connections_are_left_alone(make_node: Callable[..., Living]) -> None:
     node = make_node(drop_midstream=False)
 
-    async def test() -> None:
-        async with node.work(revoking=False):
-            with Streams() as streams:
-                flows = [node.stream(streams, family, "api", "db", 80) for family in Family]
-                await all_talk(flows)
-                before = idents(flows)
-                await node.change(only("db", 8080))
-                await all_talk(flows, 3 * ENOUGH)
-                assert all(stream.intact for stream in flows)
-                assert idents(flows) == before
-                assert node.count("felix_py_flows_revoked_total") == 0
-
-    serving(test())
+    async with node.work(revoking=False):
+        with Streams() as streams:
+            flows = [node.stream(streams, family, "api", "db", 80) for family in Family]
+            await all_talk(flows)
+            before = idents(flows)
+            await node.change(only("db", 8080))
+            await all_talk(flows, 3 * ENOUGH)
+            assert all(stream.intact for stream in flows)
+            assert idents(flows) == before
+            assert node.count("felix_py_flows_revoked_total") == 0
 
 
-def test_udp_and_ping_that_are_denied_get_no_further(make_node: Callable[..., Living]) -> None:
+async def test_udp_and_ping_that_are_denied_get_no_further(make_node: Callable[..., Living]) -> None:
     node = make_node()
 
-    async def test() -> None:
-        async with node.work():
-            ends = {f: (node.address("api", f), node.address("db", f)) for f in Family}
-            asked = [Packet(*ends[f], UDP, port) for f in Family for port in (53, 54)]
-            with serve([(node.places["db"], p.destination, UDP, p.port) for p in asked]):
-                tries = [(node.places["api"], packet) for packet in asked]
-                assert await asyncio.to_thread(attempt, tries, 2) == set(asked)
-                assert all(echo(node.places["api"], *ends[f], 5) for f in Family)
-                assert len(datagrams()) == len(asked) + 2
-                dns = PolicyRule((PodPeer(None, labelled(app="api")),), (Port(UDP, 53),))
-                await node.change(policy("db", labelled(app="db"), ingress=(dns,)))
-                await node.revoked(4)
-                assert len(datagrams()) == 2
-                assert all("dport=53 " in line for line in datagrams())
-                assert await asyncio.to_thread(attempt, tries) == {p for p in asked if p.port == 53}
-                assert not any(echo(node.places["api"], *ends[f], 0.3) for f in Family)
-
-    serving(test())
+    async with node.work():
+        ends = {f: (node.address("api", f), node.address("db", f)) for f in Family}
+        asked = [Packet(*ends[f], UDP, port) for f in Family for port in (53, 54)]
+        with serve([(node.places["db"], p.destination, UDP, p.port) for p in asked]):
+            tries = [(node.places["api"], packet) for packet in asked]
+            assert await asyncio.to_thread(attempt, tries, 2) == set(asked)
+            assert all(echo(node.places["api"], *ends[f], 5) for f in Family)
+            assert len(datagrams()) == len(asked) + 2
+            dns = PolicyRule((PodPeer(None, labelled(app="api")),), (Port(UDP, 53),))
+            await node.change(policy("db", labelled(app="db"), ingress=(dns,)))
+            await node.revoked(4)
+            assert len(datagrams()) == 2
+            assert all("dport=53 " in line for line in datagrams())
+            assert await asyncio.to_thread(attempt, tries) == {p for p in asked if p.port == 53}
+            assert not any(echo(node.places["api"], *ends[f], 0.3) for f in Family)
 
 
 def echo(place: NetworkNamespace, source: str, destination: str, seconds: float) -> bool:
@@ -393,55 +368,49 @@ GAPS = {
 
 
 @pytest.mark.parametrize("gap", GAPS)
-def test_what_began_while_rules_or_sets_were_spoilt_ends_once_they_are_right(
+async def test_what_began_while_rules_or_sets_were_spoilt_ends_once_they_are_right(
     make_node: Callable[..., Living], gap: str
 ) -> None:
     node = make_node()
 
-    async def test() -> None:
-        async with node.work():
-            await node.change(only("db", 80))
-            node.reconciler.sweep()
-            with Streams() as streams:
-                kept = [node.stream(streams, f, "api", "db", 80) for f in Family]
-                kept += [node.stream(streams, f, "web", "api", 80) for f in Family]
-                await all_talk(kept)
-                before = idents(kept)
-                for family in Family:
-                    run(*GAPS[gap].format(**places(node, family)).split())
-                begun = [node.stream(streams, f, "web", "db", 80) for f in Family]
-                await all_talk(begun, 10)
-                node.pending.look(Look.RULES | Look.SETS)
-                ended = await node.revoked(len(begun))
-                await all_talk(kept)
-                assert [stream.name for stream in begun if stream.heard_after(ended)] == []
-                assert [stream.name for stream in kept if not stream.intact] == []
-                assert idents(kept) == before
-
-    serving(test())
+    async with node.work():
+        await node.change(only("db", 80))
+        node.reconciler.sweep()
+        with Streams() as streams:
+            kept = [node.stream(streams, f, "api", "db", 80) for f in Family]
+            kept += [node.stream(streams, f, "web", "api", 80) for f in Family]
+            await all_talk(kept)
+            before = idents(kept)
+            for family in Family:
+                run(*GAPS[gap].format(**places(node, family)).split())
+            begun = [node.stream(streams, f, "web", "db", 80) for f in Family]
+            await all_talk(begun, 10)
+            node.pending.look(Look.RULES | Look.SETS)
+            ended = await node.revoked(len(begun))
+            await all_talk(kept)
+            assert [stream.name for stream in begun if stream.heard_after(ended)] == []
+            assert [stream.name for stream in kept if not stream.intact] == []
+            assert idents(kept) == before
 
 
-def test_what_reached_the_closed_host_through_a_gap_ends_too(make_node: Callable[..., Living]) -> None:
+async def test_what_reached_the_closed_host_through_a_gap_ends_too(make_node: Callable[..., Living]) -> None:
     node = make_node(endpoint_to_host="DROP")
 
-    async def test() -> None:
-        async with node.work():
-            with Streams() as streams:
-                place = node.places["api"]
-                kept = [streams.open(None, NODE[f], place, node.address("api", f), 81) for f in Family]
-                kept += [node.stream(streams, f, "api", "db", 80) for f in Family]
-                for tool in ("iptables", "ip6tables"):
-                    run(f"{tool}-{node.backend}", "-F", "FELIX-INPUT")
-                begun = [streams.open(place, node.address("api", f), None, NODE[f], 80) for f in Family]
-                await all_talk(begun + kept, 10)
-                before = idents(kept)
-                node.pending.look(Look.RULES)
-                await node.revoked(len(begun))
-                await all_talk(kept)
-                assert [stream.name for stream in kept if not stream.intact] == []
-                assert idents(kept) == before
-
-    serving(test())
+    async with node.work():
+        with Streams() as streams:
+            place = node.places["api"]
+            kept = [streams.open(None, NODE[f], place, node.address("api", f), 81) for f in Family]
+            kept += [node.stream(streams, f, "api", "db", 80) for f in Family]
+            for tool in ("iptables", "ip6tables"):
+                run(f"{tool}-{node.backend}", "-F", "FELIX-INPUT")
+            begun = [streams.open(place, node.address("api", f), None, NODE[f], 80) for f in Family]
+            await all_talk(begun + kept, 10)
+            before = idents(kept)
+            node.pending.look(Look.RULES)
+            await node.revoked(len(begun))
+            await all_talk(kept)
+            assert [stream.name for stream in kept if not stream.intact] == []
+            assert idents(kept) == before
 
 
 def places(node: Living, family: Family) -> dict[str, str]:
@@ -455,67 +424,58 @@ def places(node: Living, family: Family) -> dict[str, str]:
     return {**found, "db": node.address("db", family), "web": node.address("web", family)}
 
 
-def test_drift_that_decides_nothing_about_policy_costs_no_look_at_the_connections(
+async def test_drift_that_decides_nothing_about_policy_costs_no_look_at_the_connections(
     make_node: Callable[..., Living],
 ) -> None:
     node = make_node(nat_outgoing=True)
 
-    async def test() -> None:
-        async with node.work():
-            await node.change(only("db", 80))
-            passes = "felix_py_flow_pass_seconds_count"
-            await until(lambda: node.count(passes) == 1)
-            run("ip", "route", "del", node.address("db", Family.V4))
-            run(f"iptables-{node.backend}", "-t", "nat", "-F", "FELIX-POSTROUTING")
-            node.pending.look(Look.RULES | Look.ROUTES)
-            await until(lambda: sum(drift_counts(node)) == 2)
-            await node.reconciler.settled()
-            # What came later has been looked at, and nothing before it.
-            await node.change(only("db", 8080))
-            await until(lambda: node.count(passes) > 1)
-            assert node.count(passes) == 2
-
-    serving(test())
+    async with node.work():
+        await node.change(only("db", 80))
+        passes = "felix_py_flow_pass_seconds_count"
+        await until(lambda: node.count(passes) == 1)
+        run("ip", "route", "del", node.address("db", Family.V4))
+        run(f"iptables-{node.backend}", "-t", "nat", "-F", "FELIX-POSTROUTING")
+        node.pending.look(Look.RULES | Look.ROUTES)
+        await until(lambda: sum(drift_counts(node)) == 2)
+        await node.reconciler.settled()
+        # What came later has been looked at, and nothing before it.
+        await node.change(only("db", 8080))
+        await until(lambda: node.count(passes) > 1)
+        assert node.count(passes) == 2
 
 
 def drift_counts(node: Living) -> list[float]:
     return [node.metrics.registry.get_sample_value("felix_py_drift_total", {"kind": kind}) or 0 for kind in KINDS]
 
 
-def test_after_a_flush_of_the_table_streams_are_taken_up_again(make_node: Callable[..., Living]) -> None:
+async def test_after_a_flush_of_the_table_streams_are_taken_up_again(make_node: Callable[..., Living]) -> None:
     """``conntrack -F`` by an administrator: only who may be somebody's denied server has to begin anew."""
     node = make_node()
     node.add_pod("shop", "tool", app="tool")
 
-    async def test() -> None:
-        async with node.work():
-            await node.change(only("db", 8080), only_out("api", 8080))
-            with Streams() as streams:
-                kept = [node.stream(streams, f, "web", "tool", 80) for f in Family]
-                kept += [node.stream(streams, f, "api", "db", 8080) for f in Family]
-                await all_talk(kept)
-                run("conntrack", "-F")
-                await all_talk(kept)
-                assert all(stream.intact for stream in kept)
-
-    serving(test())
+    async with node.work():
+        await node.change(only("db", 8080), only_out("api", 8080))
+        with Streams() as streams:
+            kept = [node.stream(streams, f, "web", "tool", 80) for f in Family]
+            kept += [node.stream(streams, f, "api", "db", 8080) for f in Family]
+            await all_talk(kept)
+            run("conntrack", "-F")
+            await all_talk(kept)
+            assert all(stream.intact for stream in kept)
 
 
-def test_what_a_released_address_had_goes_with_it(make_node: Callable[..., Living]) -> None:
+async def test_what_a_released_address_had_goes_with_it(make_node: Callable[..., Living]) -> None:
     node = make_node()
 
-    async def test() -> None:
-        async with node.work():
-            with Streams() as streams:
-                gone = [node.stream(streams, f, "api", "db", 80) for f in Family]
-                gone += [node.stream(streams, f, "db", "web", 80) for f in Family]
-                kept = [node.stream(streams, f, "web", "api", 80) for f in Family]
-                await all_talk(gone + kept)
-                before = idents(kept)
-                await asyncio.gather(*(node.flows.forget([a]) for a in node.pods["db"].addresses))
-                assert node.count("felix_py_flows_released_total") == len(gone)
-                assert idents(kept) == before
-                await all_talk(kept)
-                assert all(stream.intact for stream in kept)
-
-    serving(test())
+    async with node.work():
+        with Streams() as streams:
+            gone = [node.stream(streams, f, "api", "db", 80) for f in Family]
+            gone += [node.stream(streams, f, "db", "web", 80) for f in Family]
+            kept = [node.stream(streams, f, "web", "api", 80) for f in Family]
+            await all_talk(gone + kept)
+            before = idents(kept)
+            await asyncio.gather(*(node.flows.forget([a]) for a in node.pods["db"].addresses))
+            assert node.count("felix_py_flows_released_total") == len(gone)
+            assert idents(kept) == before
+            await all_talk(kept)
+            assert all(stream.intact for stream in kept)

@@ -61,18 +61,15 @@ async def test_source_address_outlives_a_link_that_flaps(tmp_path: Path) -> None
         await until(lambda: "  local-address 10.10.0.1;\n" in file.read_text())
 
 
-def test_file_is_for_the_folders_owner_only(tmp_path: Path) -> None:
+async def test_file_is_for_the_folders_owner_only(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     run("chown", "1234:2345", str(shared))
     interface("near", "10.9.0.1/24")
 
-    async def scenario() -> None:
-        wanted = config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN, "password": SECRET})
-        async with agent(shared, wanted):
-            await until((shared / CONFIG).exists)
-
-    asyncio.run(scenario())
+    wanted = config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN, "password": SECRET})
+    async with agent(shared, wanted):
+        await until((shared / CONFIG).exists)
     status = (shared / CONFIG).stat()
     assert SECRET in (shared / CONFIG).read_text()
     assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o600, 1234, 2345)

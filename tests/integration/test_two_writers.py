@@ -135,25 +135,22 @@ class Side:
             await asyncio.to_thread(run, f"{tool}-{self._node.backend}", "-w", *undo.split())
 
 
-def test_nothing_is_lost(
+async def test_nothing_is_lost(
     make_netns: MakeNetns, backend: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # More often than in earnest: more chances to collide.
     monkeypatch.setattr(pending, "_SOON", (0.05, 0.5, 0.1))
     monkeypatch.setattr(pace, "_SHARE", 0)
 
-    async def main() -> None:
-        async with other_writer(backend) as other, WatchedNode(backend) as node:
-            side = Side(node, make_netns)
-            end = time.monotonic() + SOAK
-            while side.rounds < ROUNDS or len(other.rounds) < 2 * ROUNDS or time.monotonic() < end:
-                await side.round()
-            await other.stop()
-            await check_theirs(other)
-            await check_ours(node, side)
-            report(backend, node, side, other, capsys)
-
-    asyncio.run(main())
+    async with other_writer(backend) as other, WatchedNode(backend) as node:
+        side = Side(node, make_netns)
+        end = time.monotonic() + SOAK
+        while side.rounds < ROUNDS or len(other.rounds) < 2 * ROUNDS or time.monotonic() < end:
+            await side.round()
+        await other.stop()
+        await check_theirs(other)
+        await check_ours(node, side)
+        report(backend, node, side, other, capsys)
 
 
 async def check_theirs(other: Other) -> None:

@@ -91,7 +91,9 @@ def test_without_bgp_there_is_nothing(tmp_path: Path) -> None:
         Rig(tmp_path, "asNumber: 0\n")
 
 
-def test_a_disk_that_is_full_for_a_while_ends_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_is_full_for_a_while_ends_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write, full = speaker_module._write_private, [True]
 
     def first_full(path: Path, text: str) -> None:
@@ -103,16 +105,13 @@ def test_a_disk_that_is_full_for_a_while_ends_nobody(tmp_path: Path, monkeypatch
     monkeypatch.setattr(speaker_module, "_write_private", first_full)
     monkeypatch.setattr(speaker_module, "_REWRITE", 0.01)
 
-    async def test() -> None:
+    with capture_logs() as logged:
         speaker = Speaker(tmp_path, lambda _: None, structlog.get_logger())
         speaker.set_config(parse_bgp_config({"asNumber": 65001, "routerID": "10.9.0.1", "peers": []}))
         task = asyncio.create_task(speaker.run())
         await until((tmp_path / CONFIG).exists)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-    with capture_logs() as logged:
-        asyncio.run(asyncio.wait_for(test(), 20))
     assert [line["reason"] for line in logged if "trying again" in line["event"]] == [
         "[Errno 28] No space left on device"
     ]

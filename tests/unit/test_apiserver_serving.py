@@ -76,42 +76,33 @@ def test_a_watch_that_fell_behind_the_log_is_expired() -> None:
     serve(scenario, log_size=4)
 
 
-def test_stopping_ends_watches_cleanly() -> None:
-    async def run() -> None:
-        async with aiohttp.ClientSession() as session:
-            server = ApiServer()
-            async with server:
-                answer = await session.get(server.url + CONFIG_MAPS, params={"watch": "1"})
-            async with asyncio.timeout(5):
-                assert await answer.read() == b""
-
-    asyncio.run(run())
+async def test_stopping_ends_watches_cleanly() -> None:
+    async with aiohttp.ClientSession() as session:
+        server = ApiServer()
+        async with server:
+            answer = await session.get(server.url + CONFIG_MAPS, params={"watch": "1"})
+        async with asyncio.timeout(5):
+            assert await answer.read() == b""
 
 
-def test_versions_never_go_back_over_a_restart() -> None:
-    async def run() -> None:
-        versions = []
-        for _ in range(2):
-            async with ApiServer() as server, aiohttp.ClientSession(server.url) as session:
-                versions += [await create(session, "a"), await create(session, "b")]
-        assert versions == sorted(versions)
-
-    asyncio.run(run())
-
-
-def test_a_version_of_the_past_life_is_expired() -> None:
-    async def run() -> None:
+async def test_versions_never_go_back_over_a_restart() -> None:
+    versions = []
+    for _ in range(2):
         async with ApiServer() as server, aiohttp.ClientSession(server.url) as session:
-            before = await create(session, "a")
-        watch = {"watch": "1", "resourceVersion": str(before)}
-        async with (
-            ApiServer() as server,
-            aiohttp.ClientSession(server.url) as session,
-            session.get(CONFIG_MAPS, params=watch) as answer,
-        ):
-            assert (await next_event(answer))["object"]["reason"] == "Expired"
+            versions += [await create(session, "a"), await create(session, "b")]
+    assert versions == sorted(versions)
 
-    asyncio.run(run())
+
+async def test_a_version_of_the_past_life_is_expired() -> None:
+    async with ApiServer() as server, aiohttp.ClientSession(server.url) as session:
+        before = await create(session, "a")
+    watch = {"watch": "1", "resourceVersion": str(before)}
+    async with (
+        ApiServer() as server,
+        aiohttp.ClientSession(server.url) as session,
+        session.get(CONFIG_MAPS, params=watch) as answer,
+    ):
+        assert (await next_event(answer))["object"]["reason"] == "Expired"
 
 
 def test_one_server_on_several_sockets() -> None:

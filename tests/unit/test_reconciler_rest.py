@@ -29,53 +29,46 @@ async def applied(rig: Rig, before: int) -> float:
     return time.monotonic() - started
 
 
-def test_after_an_apply_that_wrote_nothing_the_next_change_hardly_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_an_apply_that_wrote_nothing_the_next_change_hardly_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A pod comes without an address, which changes nothing; a moment later it has one, and had to wait."""
 
-    async def test() -> None:
-        async with Rig() as rig:
-            await rig.network.enforce(lease())
-            rig.reconciler._applied_at -= LONG  # it was quiet since
-            before = rig.kernel.applies
-            rig.pending.note()
-            await applied(rig, before)
-            await asyncio.sleep(0.005)
-            before = rig.kernel.applies
-            rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
-            assert await applied(rig, before) < LONG / 2
-
     monkeypatch.setattr(reconcile, "_REST", LONG)
-    run(test())
+    async with Rig() as rig:
+        await rig.network.enforce(lease())
+        rig.reconciler._applied_at -= LONG  # it was quiet since
+        before = rig.kernel.applies
+        rig.pending.note()
+        await applied(rig, before)
+        await asyncio.sleep(0.005)
+        before = rig.kernel.applies
+        rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+        assert await applied(rig, before) < LONG / 2
 
 
-def test_after_one_that_wrote_it_rests_and_who_waits_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test() -> None:
-        async with Rig() as rig:
-            await rig.network.enforce(lease())
-            before = rig.kernel.applies
-            rig.pending.note()
-            await asyncio.sleep(LONG / 3)
-            assert rig.kernel.applies == before
-            started = time.monotonic()
-            await rig.network.enforce(lease("c2", "10.1.0.3", created=2.0))
-            assert time.monotonic() - started < LONG / 2
-
+async def test_after_one_that_wrote_it_rests_and_who_waits_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconcile, "_REST", LONG)
-    run(test())
+    async with Rig() as rig:
+        await rig.network.enforce(lease())
+        before = rig.kernel.applies
+        rig.pending.note()
+        await asyncio.sleep(LONG / 3)
+        assert rig.kernel.applies == before
+        started = time.monotonic()
+        await rig.network.enforce(lease("c2", "10.1.0.3", created=2.0))
+        assert time.monotonic() - started < LONG / 2
 
 
-def test_a_storm_that_changes_nothing_ends_in_few_applies() -> None:
-    async def test() -> None:
-        async with Rig() as rig:
-            await rig.network.enforce(lease())
-            before, started, events = rig.kernel.applies, time.monotonic(), 0
-            while time.monotonic() - started < 1.0:
-                rig.pending.note()
-                events += 1
-                await asyncio.sleep(0.001)
-            seconds = time.monotonic() - started
-            assert events > 20
-            # One each 50 ms, and the first few that come after 0, 1, 2, 4 ms and so on.
-            assert rig.kernel.applies - before <= seconds / 0.05 + 10
-
-    run(test())
+async def test_a_storm_that_changes_nothing_ends_in_few_applies() -> None:
+    async with Rig() as rig:
+        await rig.network.enforce(lease())
+        before, started, events = rig.kernel.applies, time.monotonic(), 0
+        while time.monotonic() - started < 1.0:
+            rig.pending.note()
+            events += 1
+            await asyncio.sleep(0.001)
+        seconds = time.monotonic() - started
+        assert events > 20
+        # One each 50 ms, and the first few that come after 0, 1, 2, 4 ms and so on.
+        assert rig.kernel.applies - before <= seconds / 0.05 + 10

@@ -95,37 +95,31 @@ def test_what_is_no_policy_s_is_told_to_nobody() -> None:
     assert told == []
 
 
-def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
+async def test_a_policy_s_chain_that_the_kernel_refuses() -> None:
     """The whole way: engine, planner, reconciler, with the kernel in memory."""
 
-    async def test() -> None:
-        chain = chain_name(policy_chain(Direction.EGRESS, GUARD.ref))
-        kernel = FakeDataplane(failing={ChainRef(Family.V4, "filter", chain): "invalid argument"})
-        told, listeners = Told(), list[Callable[[Failures], None]]()
-        rig = Rig(kernel, on_applied=listeners)
-        listeners.append(Refusals(rig.facts.engine.policies_using, told.warn))
-        for record in (Namespace("shop"), Pod("shop", "web"), DB, WEB, GUARD):
-            rig.facts.upsert(record)
-        rig.facts.engine.attach(LocalEndpoint("shop", "web", ("10.1.0.2",)), Pod("shop", "web"))
-        task = asyncio.create_task(rig.reconciler.run())
-        await until(lambda: rig.reconciler.failures)
-        assert set(told.refs()) == {GUARD.ref}
-        kernel.failing.clear()
-        await rig.reconciler.settled()
-        assert not rig.reconciler.failures
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(asyncio.wait_for(test(), 10))
+    chain = chain_name(policy_chain(Direction.EGRESS, GUARD.ref))
+    kernel = FakeDataplane(failing={ChainRef(Family.V4, "filter", chain): "invalid argument"})
+    told, listeners = Told(), list[Callable[[Failures], None]]()
+    rig = Rig(kernel, on_applied=listeners)
+    listeners.append(Refusals(rig.facts.engine.policies_using, told.warn))
+    for record in (Namespace("shop"), Pod("shop", "web"), DB, WEB, GUARD):
+        rig.facts.upsert(record)
+    rig.facts.engine.attach(LocalEndpoint("shop", "web", ("10.1.0.2",)), Pod("shop", "web"))
+    task = asyncio.create_task(rig.reconciler.run())
+    await until(lambda: rig.reconciler.failures)
+    assert set(told.refs()) == {GUARD.ref}
+    kernel.failing.clear()
+    await rig.reconciler.settled()
+    assert not rig.reconciler.failures
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
-def test_a_defect_in_telling_does_not_stop_the_applies() -> None:
-    async def test() -> None:
-        def broken(_failures: Iterable[Failure]) -> None:
-            raise RuntimeError("defect")
+async def test_a_defect_in_telling_does_not_stop_the_applies() -> None:
+    def broken(_failures: Iterable[Failure]) -> None:
+        raise RuntimeError("defect")
 
-        async with Rig(on_applied=[broken]) as rig:
-            for _ in range(3):
-                await rig.reconciler.settled()
-
-    asyncio.run(asyncio.wait_for(test(), 10))
+    async with Rig(on_applied=[broken]) as rig:
+        for _ in range(3):
+            await rig.reconciler.settled()
