@@ -108,4 +108,4 @@ def test_its_threads_begin_with_it() -> None:
     flows = Flows(FakeFlowTable(), FakeFlowTable(), Metrics())
     names = {thread.name for thread in threading.enumerate()}
     flows.close()
-    assert {"flows_0", "flows-release_0"} <= names
+    assert {"flows", "flows-release"} <= names

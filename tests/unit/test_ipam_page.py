@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from felix_py.ipam.asked import ADDRESSES, KEEP, MAC, POOLS, asked
 from felix_py.ipam.parse import parse_pool, parse_reservation
 from felix_py.ipam.resources import IPPool
+from felix_py.layers import from_fields
 from lab.apiserver.crd import resource_of
 from lab.apiserver.structural import Structural
 
@@ -29,6 +30,13 @@ def objects() -> Iterator[dict[str, Any]]:
 OURS = {f"{one['kind']}-{one['metadata']['name']}": one for one in objects() if "felixpy.io" in one["apiVersion"]}
 
 
+READ: dict[str, Callable[[str, Any], object]] = {
+    "IPPool": parse_pool,
+    "IPReservation": parse_reservation,
+    "FelixConfiguration": lambda _name, spec: from_fields(spec),
+}
+
+
 def schema(kind: str) -> Structural:
     definition = yaml.safe_load((CRDS / f"felixpy.io_{kind.lower()}s.yaml").read_text())
     (version,) = resource_of(definition).versions
@@ -43,7 +51,7 @@ def test_the_definitions_and_the_agent_take_it(name: str) -> None:
     structural.default(whole)
     assert structural.unknown == []
     assert structural.validate(whole) == []
-    read: Any = parse_pool if one["kind"] == "IPPool" else parse_reservation
+    read = READ[one["kind"]]
     assert read(one["metadata"]["name"], whole["spec"]) == read(one["metadata"]["name"], one["spec"])
 
 
