@@ -440,7 +440,7 @@ async def test_of_a_folder_of_policies_only_the_whole_counts() -> None:
 
 
 async def test_a_storm_of_changes_ends_in_few_looks_and_does_not_put_them_off_for_ever() -> None:
-    async with Rig(Quiet(0.05, 0.2)) as rig:
+    async with Rig(Quiet(0.5, 2.0)) as rig:
         rig.connect(DB, WEB)
         looks = len(rig.table.looks)
         changes = 0
