@@ -221,17 +221,22 @@ class Rib:
 
     def withdraw(self, peer: str, prefix: str, path_id: str = "") -> None:
         """Remove a peer's path; one that it never announced is ignored (RFC 4271 9, RFC 7911 5)."""
+        if self._remove(peer, prefix, path_id):
+            self._damping.note((peer, prefix, path_id))
+
+    def _remove(self, peer: str, prefix: str, path_id: str) -> bool:
+        """Whether it was there. What goes with its session does not flap by itself."""
         known = self._prefixes.get(peer, set())
         if (prefix, path_id) not in known:
-            return
+            return False
         known.remove((prefix, path_id))
         self._doubted.get(peer, set()).discard((prefix, path_id))
         paths = self._paths[prefix]
         del paths[peer, path_id]
-        self._damping.note((peer, prefix, path_id))
         if not paths:
             del self._paths[prefix]
         self._changed.add(prefix)
+        return True
 
     def doubt(self, peer: str, families: Collection[int] = FAMILIES) -> None:
         """Keep the peer's routes in use until :meth:`confirm`, unless they are announced again."""
@@ -240,7 +245,7 @@ class Rib:
     def confirm(self, peer: str) -> None:
         """Remove the routes of a peer that are still doubted, now that its table is complete."""
         for nlri in self._doubted.pop(peer, ()):
-            self.withdraw(peer, *nlri)
+            self._remove(peer, *nlri)
 
     def believe(self, peer: str, prefix: str, path_id: str = "") -> None:
         """Keep a doubted route as it was: the peer still has it, but its attributes could not be read."""
@@ -249,7 +254,7 @@ class Rib:
     def drop(self, peer: str, families: Collection[int] = FAMILIES) -> None:
         """Remove all routes of a peer."""
         for nlri in self._of(peer, families):
-            self.withdraw(peer, *nlri)
+            self._remove(peer, *nlri)
         if not self.count(peer):
             self._over.discard(peer)
 

@@ -89,7 +89,7 @@ def words(text: str) -> str:
 def test_show_check_release_and_history(agent: AgentProcess, ipam: Callable[..., tuple[int, str]]) -> None:
     code, text = ipam("show")
     assert code == 0
-    assert ["10.65.0.0/24", "3", "251", "0"] in [line.split() for line in text.splitlines()]
+    assert ["10.65.0.0/24", "3", "251", "0", "0"] in [line.split() for line in text.splitlines()]
     row = ["10.65.0.2", "default/two", interface_name("c-two", "eth0"), "c-two"]
     assert row in [line.split()[:4] for line in text.splitlines()]
     leases = json.loads(ipam("show", "--json")[1])["leases"]

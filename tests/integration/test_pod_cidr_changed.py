@@ -83,7 +83,7 @@ def test_pods_of_the_old_pod_cidrs_stay_reachable_until_they_end(rack: Rack) -> 
     rack.set_node("n1", NEW)
     rack.until_announced(*NEW, *rack.hosts("web"))
     assert rack.reached("web") == both
-    outside = "10.3.0.0/24, fd00:3::/64, and shop/web have addresses outside"
+    outside = "10.3.0.0/24, fd00:3::/64, and pod shop/web have addresses outside"
     eventually(lambda: outside in rack.notices().get("pods-outside-pod-cidr", ""))
     # What leaves the cluster is masqueraded still, what goes to it is not.
     wanted = {"10.3.0.0/24", node.addresses["web"][V4]}
