@@ -171,6 +171,14 @@ def agree(namespace: Namespace, routed: Holders, replicas: int) -> bool:
     return True
 
 
+def no_more_leases(cluster: Cluster, before: dict[str, dict[str, Counter[str]]]) -> bool:
+    """Whether the nodes have the leases of before. Raises ValueError: they do not; it says which."""
+    left = {node.name: leases(node) - before[node.name]["leases"] for node in cluster.nodes}
+    if any(left.values()):
+        raise ValueError(f"leases too many: {left}")
+    return True
+
+
 def local_routes(node: Node) -> list[str]:
     """Where a node's kernel has a route to an interface of a pod."""
     lines = node.machine.run("ip", "route", "show", "proto", "88").splitlines()
@@ -205,11 +213,7 @@ def test_pods_that_come_and_go_leave_nothing(cluster: Cluster, make_namespace: C
     before = {node.name: traces(node) for node in cluster.nodes}
     with pool(cluster, POOL):
         churn(cluster, make_namespace(), 8 * len(cluster.nodes), 2, (3.0, 8.0))
-    wait_for(
-        "the end of leases",
-        lambda: all(leases(node) == before[node.name]["leases"] for node in cluster.nodes),
-        60,
-    )
+    wait_for("the end of leases", lambda: no_more_leases(cluster, before), 60)
     remove_blocks(cluster)
     wait_for_the_same(cluster, before)
 
