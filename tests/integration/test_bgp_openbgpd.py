@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from bgp.announcement import Announcement
 from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, config, link
 from tests.support.isolate import NetworkNamespace
-from tests.support.routers import Ask, openbgpd, openbgpd_routes
+from tests.support.routers import Ask, crash, openbgpd, openbgpd_routes
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -137,3 +138,22 @@ def test_md5_ttl_security_and_peers_removed_and_added(
     text = router("tcp md5sig password s3cret", "ttl-security yes", ASN)
     with openbgpd(namespace, tmp_path / "tor", text) as ask:
         asyncio.run(scenario(ask))
+
+
+def test_a_router_that_crashes_is_not_waited_for(place: tuple[Sidecar, NetworkNamespace], tmp_path: Path) -> None:
+    """Its restart capability promises an end-of-RIB, and of no family that forwarding is kept (RFC 4724, 3)."""
+    sidecar, namespace = place
+    (tmp_path / "tor").mkdir()
+
+    async def scenario(stack: ExitStack) -> None:
+        ask = stack.enter_context(openbgpd(namespace, tmp_path / "tor", router()))
+        async with agent(sidecar.run_dir, announce={V4, V6}) as node:
+            await until(lambda: dict(node.speaker.routes()) == ROUTES)
+            crash(namespace)
+            await until(lambda: node.speaker.routes() == {})
+            ask = stack.enter_context(openbgpd(namespace, tmp_path / "tor", router()))
+            await until(lambda: dict(node.speaker.routes()) == ROUTES)
+            await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False})
+
+    with ExitStack() as stack:
+        asyncio.run(scenario(stack))
