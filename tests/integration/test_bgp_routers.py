@@ -1,4 +1,4 @@
-"""What a route carries, route refresh and ECMP, against BIRD, FRR, GoBGP and OpenBGPD: two of a kind each time."""
+"""What a route carries, route refresh and ECMP: two routers of a kind each time."""
 
 from __future__ import annotations
 
