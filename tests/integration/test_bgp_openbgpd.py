@@ -1,4 +1,5 @@
-"""OpenBGPD as the router: both families, MD5, TTL security, communities, route refresh, graceful restart."""
+"""OpenBGPD as the router: both families, MD5, TTL security, communities, route refresh, graceful restart,
+two families over one session."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +159,25 @@ def test_a_router_that_crashes_is_not_waited_for(place: tuple[Sidecar, NetworkNa
 
     with ExitStack() as stack:
         asyncio.run(scenario(stack))
+
+
+@pytest.mark.parametrize(("tor", "learned"), [(TOR4, LEARNED4), (TOR6, LEARNED6)])
+def test_two_families_over_one_session(
+    place: tuple[Sidecar, NetworkNamespace], tmp_path: Path, tor: str, learned: str
+) -> None:
+    """It takes both; of the session's other family its next hop is its loopback address, which nobody may use."""
+    sidecar, namespace = place
+    (tmp_path / "tor").mkdir()
+    one = config({"peerIP": tor, "asNumber": TOR_ASN})
+    both = tuple(replace(peer, families=(4, 6), next_hops=(NODE4, NODE6)) for peer in one.peers)
+
+    async def scenario(ask: Ask) -> None:
+        async with agent(sidecar.run_dir, replace(one, peers=both), {V4, V6}) as node:
+            await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False})
+            assert [shown(ask, prefix)["exit_nexthop"] for prefix in (V4, V6)] == [NODE4, NODE6]
+            await until(lambda: node.speaker.in_sync)
+            assert dict(node.speaker.routes()) == {learned: (tor,)}
+
+    text = router("announce IPv6 unicast", "announce IPv4 unicast")
+    with openbgpd(namespace, tmp_path / "tor", text) as ask:
+        asyncio.run(scenario(ask))
