@@ -1,4 +1,5 @@
-"""OpenBGPD as the router: both families, MD5, TTL security, communities, route refresh, graceful restart."""
+"""OpenBGPD as the router: both families, MD5, TTL security, communities, route refresh, graceful restart,
+two families over one session."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 from bgp.announcement import Announcement
 from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, config, link
 from tests.support.isolate import NetworkNamespace
-from tests.support.routers import Ask, openbgpd, openbgpd_routes
+from tests.support.routers import Ask, crash, openbgpd, openbgpd_routes
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -135,5 +138,46 @@ def test_md5_ttl_security_and_peers_removed_and_added(
                 await until(lambda routes=routes: dict(node.speaker.routes()) == routes, 60)  # type: ignore[misc]
 
     text = router("tcp md5sig password s3cret", "ttl-security yes", ASN)
+    with openbgpd(namespace, tmp_path / "tor", text) as ask:
+        asyncio.run(scenario(ask))
+
+
+def test_a_router_that_crashes_is_not_waited_for(place: tuple[Sidecar, NetworkNamespace], tmp_path: Path) -> None:
+    """Its restart capability promises an end-of-RIB, and of no family that forwarding is kept (RFC 4724, 3)."""
+    sidecar, namespace = place
+    (tmp_path / "tor").mkdir()
+
+    async def scenario(stack: ExitStack) -> None:
+        ask = stack.enter_context(openbgpd(namespace, tmp_path / "tor", router()))
+        async with agent(sidecar.run_dir, announce={V4, V6}) as node:
+            await until(lambda: dict(node.speaker.routes()) == ROUTES)
+            crash(namespace)
+            await until(lambda: node.speaker.routes() == {})
+            ask = stack.enter_context(openbgpd(namespace, tmp_path / "tor", router()))
+            await until(lambda: dict(node.speaker.routes()) == ROUTES)
+            await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False})
+
+    with ExitStack() as stack:
+        asyncio.run(scenario(stack))
+
+
+@pytest.mark.parametrize(("tor", "learned"), [(TOR4, LEARNED4), (TOR6, LEARNED6)])
+def test_two_families_over_one_session(
+    place: tuple[Sidecar, NetworkNamespace], tmp_path: Path, tor: str, learned: str
+) -> None:
+    """It takes both; of the session's other family its next hop is its loopback address, which nobody may use."""
+    sidecar, namespace = place
+    (tmp_path / "tor").mkdir()
+    one = config({"peerIP": tor, "asNumber": TOR_ASN})
+    both = tuple(replace(peer, families=(4, 6), next_hops=(NODE4, NODE6)) for peer in one.peers)
+
+    async def scenario(ask: Ask) -> None:
+        async with agent(sidecar.run_dir, replace(one, peers=both), {V4, V6}) as node:
+            await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False})
+            assert [shown(ask, prefix)["exit_nexthop"] for prefix in (V4, V6)] == [NODE4, NODE6]
+            await until(lambda: node.speaker.in_sync)
+            assert dict(node.speaker.routes()) == {learned: (tor,)}
+
+    text = router("announce IPv6 unicast", "announce IPv4 unicast")
     with openbgpd(namespace, tmp_path / "tor", text) as ask:
         asyncio.run(scenario(ask))

@@ -13,7 +13,7 @@ import pytest
 from tests.support.bgp import NODE_ASN, TOR4, TOR_ASN, Agent, Sidecar, agent, config, link
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
-from tests.support.routers import frr
+from tests.support.routers import frr, gobgp, openbgpd
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -41,6 +41,12 @@ TOR = f"""
       ipv4 {{ import all; export filter with_next_hop; next hop keep; add paths tx; }};
     }}
 """
+BESIDE = (
+    TOR.replace(f"router id {TOR4}", "router id 10.9.9.9")
+    .replace(f"neighbor 10.9.0.1 as {NODE_ASN};", f"neighbor {TOR4} port 179 as {TOR_ASN}; multihop;")
+    .replace(f"local as {TOR_ASN};", "local 127.0.0.1 port 1179 as 65009;")
+)
+"""A BIRD in the router's own namespace, which has the two paths for it."""
 
 
 @dataclass
@@ -101,11 +107,7 @@ async def test_each_path_of_a_peer_counts(rack: Rack) -> None:
 
 async def test_frr_with_all_paths(rack: Rack, tmp_path: Path) -> None:
     """FRR has the two paths of a BIRD beside it, and passes both on."""
-    rack.tor.write(
-        TOR.replace(f"router id {TOR4}", "router id 10.9.9.9")
-        .replace(f"neighbor 10.9.0.1 as {NODE_ASN};", f"neighbor {TOR4} port 179 as {TOR_ASN}; multihop;")
-        .replace(f"local as {TOR_ASN};", "local 127.0.0.1 port 1179 as 65009;")
-    )
+    rack.tor.write(BESIDE)
     text = f"""
         router bgp {TOR_ASN}
          bgp router-id {TOR4}
@@ -142,3 +144,58 @@ async def test_keepalives_are_sent_as_often_as_is_asked_for(rack: Rack) -> None:
     async with agent(rack.run_dir, wanted, set()) as node:
         await until(node.up)
         await until(lambda: restarts() >= 4, 60, 0.3)
+
+
+async def test_openbgpd_with_all_paths(rack: Rack, tmp_path: Path) -> None:
+    """It has the two paths of a BIRD beside it, and passes both on."""
+    rack.tor.write(BESIDE)
+    text = f"""
+        AS {TOR_ASN}
+        router-id {TOR4}
+        neighbor 127.0.0.1 {{
+          remote-as 65009
+          port 1179
+          announce add-path recv yes
+        }}
+        neighbor 10.9.0.1 {{
+          remote-as {NODE_ASN}
+          announce add-path send all
+          set nexthop no-modify
+        }}
+        allow from ebgp
+        allow to ebgp
+    """
+    rack.tor_netns.run("ip", "link", "set", "lo", "up")
+    rack.tor.start()
+    with openbgpd(rack.tor_netns, tmp_path, text):
+        async with agent(rack.run_dir, CONFIG, set()) as node:
+            await until(lambda: hops(node) == BOTH)
+            rack.tor.birdc("disable", "s1")
+            await until(lambda: hops(node) == BOTH[:1])
+
+
+async def test_gobgp_with_all_paths(rack: Rack, tmp_path: Path) -> None:
+    text = f"""
+        [global.config]
+          as = {TOR_ASN}
+          router-id = "{TOR4}"
+        [[neighbors]]
+          [neighbors.config]
+            neighbor-address = "10.9.0.1"
+            peer-as = {NODE_ASN}
+          [neighbors.timers.config]
+            connect-retry = 1
+            idle-hold-time-after-reset = 1
+          [[neighbors.afi-safis]]
+            [neighbors.afi-safis.config]
+              afi-safi-name = "ipv4-unicast"
+            [neighbors.afi-safis.add-paths.config]
+              send-max = 8
+    """
+    with gobgp(rack.tor_netns, tmp_path, text) as ask:
+        for number, hop in enumerate(BOTH, 1):
+            ask("global", "rib", "add", LEARNED, "identifier", str(number), "nexthop", hop)
+        async with agent(rack.run_dir, CONFIG, set()) as node:
+            await until(lambda: hops(node) == BOTH)
+            ask("global", "rib", "del", LEARNED, "identifier", "2")
+            await until(lambda: hops(node) == BOTH[:1])

@@ -1,4 +1,4 @@
-"""What a route carries, route refresh and ECMP, against BIRD, FRR and GoBGP: two routers of a kind each time."""
+"""What a route carries, route refresh and ECMP: two routers of a kind each time."""
 
 from __future__ import annotations
 
@@ -133,7 +133,34 @@ def gobgp(namespace: NetworkNamespace, folder: Path, index: int) -> Iterator[Rou
         yield Router(carried, updates, None)
 
 
-@pytest.mark.parametrize("kind", [bird, frr, gobgp])
+@contextmanager
+def openbgpd(namespace: NetworkNamespace, folder: Path, index: int) -> Iterator[Router]:
+    node, own = ends(index)
+    text = f"""
+AS {TOR_ASN}
+router-id {own}
+network {LEARNED} set {{ community 65000:7 large-community 65000:7:7 }}
+neighbor {node} {{
+  remote-as {NODE_ASN}
+}}
+allow from ebgp
+allow to ebgp
+"""
+    with routers.openbgpd(namespace, folder, text) as ask:
+
+        def carried() -> set[str]:
+            kinds = ("communities", "large_communities")
+            found = json.loads(ask("-j", "show", "rib", "detail", OURS) or "{}").get("rib", [])
+            return {each for route in found for kind in kinds for each in route.get(kind, [])}
+
+        def updates() -> int:
+            match = re.search(r"^ +Updates +\d+ +(\d+)", ask("show", "neighbor", node), re.MULTILINE)
+            return int(match[1]) if match else 0
+
+        yield Router(carried, updates, lambda: ask("neighbor", node, "refresh"))
+
+
+@pytest.mark.parametrize("kind", [bird, frr, gobgp, openbgpd])
 def test_communities_refresh_and_ecmp(
     tmp_path: Path, make_netns: Callable[[str], NetworkNamespace], kind: Start
 ) -> None:

@@ -50,6 +50,7 @@ protocol bgp four from node {{
   password "{PASSWORD}";
   ttl security on;
   ipv4 {{ import all; export all; next hop self; }};
+  ipv6 {{ import all; export all; next hop address {TOR6}; }};
 }}
 """
     router = Bird(namespace, folder / "bird", config)
@@ -75,6 +76,8 @@ protocol bgp four from node {{
 @contextmanager
 def frr(namespace: NetworkNamespace, folder: Path) -> Iterator[NextHops]:
     config = f"""
+route-map six permit 10
+ set ipv6 next-hop global {TOR6}
 router bgp {ASN}
  bgp router-id {TOR4}
  no bgp ebgp-requires-policy
@@ -94,6 +97,8 @@ router bgp {ASN}
  address-family ipv6 unicast
   network {LEARNED6}
   neighbor {NODE6} activate
+  neighbor {NODE4} activate
+  neighbor {NODE4} route-map six out
 """
     with routers.frr(namespace, folder, config) as ask:
         yield lambda: frr_next_hops(ask)
@@ -135,7 +140,7 @@ def frr_next_hops(ask: routers.Ask) -> dict[str, set[str]]:
 def gobgp(namespace: NetworkNamespace, folder: Path) -> Iterator[NextHops]:
     secure = "[neighbors.ttl-security.config]\n    enabled = true\n    ttl-min = 255"
     six = gobgp_neighbor(NODE6, "ipv4", "ipv6")
-    four = gobgp_neighbor(NODE4, "ipv4", config=f'auth-password = "{PASSWORD}"', more=secure)
+    four = gobgp_neighbor(NODE4, "ipv4", "ipv6", config=f'auth-password = "{PASSWORD}"', more=secure)
     with routers.gobgp(namespace, folder, GOBGP + six + four) as ask:
         yield gobgp_with_routes(ask, TOR6)
 
@@ -203,7 +208,7 @@ def speaker(addresses: tuple[str, ...], *peers: BGPPeer) -> SpeakerConfig:
 
 
 ONE_SESSION = BGPPeer(name="six", peer_ip=TOR6, as_number=ASN, families=(4, 6))
-SECURED = BGPPeer(name="four", peer_ip=TOR4, as_number=ASN, password=SECRET, ttl_security=1)
+SECURED = BGPPeer(name="four", peer_ip=TOR4, as_number=ASN, families=(4, 6), password=SECRET, ttl_security=1)
 
 
 @pytest.mark.parametrize("router", [bird, frr, gobgp], ids=["bird", "frr", "gobgp"])
@@ -231,11 +236,12 @@ async def test_sessions(
                 os.kill(sidecar.exabgp(), signal.SIGKILL)
                 await until(lambda: not node.up(), WAIT)
                 assert next_hops().keys() == {V4, V6}
-                await until(lambda: node.up() and node.speaker.routes().keys() == {LEARNED4, LEARNED6}, WAIT)
+                by_ipv6 = {LEARNED4: (TOR6,), LEARNED6: (TOR6,)}
+                await until(lambda: node.up() and dict(node.speaker.routes()) == by_ipv6, WAIT)
                 assert next_hops() == {V4: {NODE6}, V6: {NODE6}}
                 node.speaker.set_config(speaker((NODE4, NODE6), SECURED))
-                await until(lambda: next_hops() == {V4: {NODE4}}, WAIT, 0.2)
-                await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,)}, WAIT)
+                await until(lambda: next_hops() == {V4: {NODE4}, V6: {NODE6}}, WAIT, 0.2)
+                await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, WAIT)
         finally:
             sidecar.stop()
 

@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bgp import NODE4, NODE6, NODE_ASN
-from tests.support.isolate import NetworkNamespace
+from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import eventually
 
 FRR_BGPD, FRR_ZEBRA = "/usr/lib/frr/bgpd", "/usr/lib/frr/zebra"
@@ -34,6 +35,12 @@ def daemon(namespace: NetworkNamespace, folder: Path, *argv: str) -> Iterator[No
         finally:
             process.terminate()
             process.wait(10)
+
+
+def crash(namespace: NetworkNamespace) -> None:
+    """Kill all processes of a router, which then has no time for a NOTIFICATION."""
+    for pid in run("ip", "netns", "pids", namespace.name).split():
+        os.kill(int(pid), signal.SIGKILL)
 
 
 @contextmanager
@@ -82,7 +89,7 @@ def frr_with_interfaces(namespace: NetworkNamespace, config: str) -> Iterator[As
 
 
 @contextmanager
-def gobgp(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator[Ask]:
+def gobgp(namespace: NetworkNamespace, folder: Path, config: str, *options: str) -> Iterator[Ask]:
     """GoBGP, once it has a neighbor."""
     if not shutil.which("gobgpd") or not shutil.which("gobgp"):
         pytest.skip("GoBGP is not installed")
@@ -92,7 +99,7 @@ def gobgp(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator[As
     def ask(*words: str) -> str:
         return namespace.run("gobgp", *words, check=False)
 
-    argv = ("gobgpd", "-f", str(path), "--pprof-disable", "--api-hosts", "127.0.0.1:50051", "-p")
+    argv = ("gobgpd", "-f", str(path), "--pprof-disable", "--api-hosts", "127.0.0.1:50051", "-p", *options)
     with daemon(namespace, folder, *argv):
         eventually(lambda: len(ask("neighbor").splitlines()) > 1)
         yield ask
