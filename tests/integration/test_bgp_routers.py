@@ -148,14 +148,19 @@ allow to ebgp
 """
     with routers.openbgpd(namespace, folder, text) as ask:
 
+        def received(what: str) -> int:
+            match = re.search(rf"^ +{what} +\d+ +(\d+)", ask("show", "neighbor", node), re.MULTILINE)
+            return int(match[1]) if match else 0
+
         def carried() -> set[str]:
             kinds = ("communities", "large_communities")
             found = json.loads(ask("-j", "show", "rib", "detail", OURS) or "{}").get("rib", [])
+            # The end-of-RIB counts as an update, and comes after the routes.
+            found = found if received("End-of-Rib") else []
             return {each for route in found for kind in kinds for each in route.get(kind, [])}
 
         def updates() -> int:
-            match = re.search(r"^ +Updates +\d+ +(\d+)", ask("show", "neighbor", node), re.MULTILINE)
-            return int(match[1]) if match else 0
+            return received("Updates")
 
         yield Router(carried, updates, lambda: ask("neighbor", node, "refresh"))
 
