@@ -23,10 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bench.harness import Row, duration, show
-from bench.rack import rack
+from bench.rack import beside, rack
 from bgp.bfd import packet
 from bgp.bfd.links import PORT
 from bgp.bfd.packet import State
@@ -34,9 +33,9 @@ from bgp.model import Peer
 from bgp.resources import Bfd
 from felix_py import log
 from tests.support.bfd import Process, with_bfd
-from tests.support.bgp import NODE4, NODE_ASN, TOR4, TOR_ASN, Sidecar, agent, config, link
+from tests.support.bgp import NODE4, NODE_ASN, TOR4, TOR_ASN, Sidecar, agent, config
 from tests.support.bird import Bird
-from tests.support.isolate import Here, NetworkNamespace, new_netns
+from tests.support.isolate import Here, NetworkNamespace
 from tests.support.waiting import eventually, until
 
 _INTERVALS = (10, 20, 50, 100, 200)
@@ -187,12 +186,7 @@ def _ours(folder: Path, interval: int, stack: ExitStack, before: Sequence[str] =
 
 def _watch(start: Callable[[Path, int, ExitStack], None], interval: int, seconds: float) -> _Seen:
     """A session for so many seconds after it has come up."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        stack.enter_context(new_netns())
-        tor = NetworkNamespace("tor")
-        stack.callback(tor.close)
-        link(tor)
+    with beside() as (folder, tor), ExitStack() as stack:
         with tor.enter():
             wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
         stack.callback(wire.close)

@@ -13,15 +13,24 @@ from tests.support.isolate import NetworkNamespace, new_netns
 
 
 @contextmanager
-def rack(tor_config: str) -> Iterator[tuple[Path, Bird, NetworkNamespace]]:
-    """A fresh namespace as the node, and a router: a folder, its BIRD, which runs, and its namespace."""
+def beside() -> Iterator[tuple[Path, NetworkNamespace]]:
+    """A fresh namespace as the node, linked to a router's: a folder, and the router's namespace."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         stack.enter_context(new_netns())
         tor = NetworkNamespace("tor")
         stack.callback(tor.close)
         link(tor)
+        yield folder, tor
+
+
+@contextmanager
+def rack(tor_config: str) -> Iterator[tuple[Path, Bird, NetworkNamespace]]:
+    """The same with a BIRD that runs."""
+    with beside() as (folder, tor):
         bird = Bird(tor, folder / "tor", tor_config)
-        stack.callback(bird.stop)
-        bird.start()
-        yield folder, bird, tor
+        try:
+            bird.start()
+            yield folder, bird, tor
+        finally:
+            bird.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,6 +106,17 @@ async def test_each_path_of_a_peer_counts(rack: Rack) -> None:
         await until(lambda: not hops(node))
 
 
+async def passes_both_on(rack: Rack, router: AbstractContextManager[object]) -> None:
+    """A router that has the two paths of the BIRD beside it, and then one."""
+    rack.tor_netns.run("ip", "link", "set", "lo", "up")
+    rack.tor.start()
+    with router:
+        async with agent(rack.run_dir, CONFIG, set()) as node:
+            await until(lambda: hops(node) == BOTH)
+            rack.tor.birdc("disable", "s1")
+            await until(lambda: hops(node) == BOTH[:1])
+
+
 async def test_frr_with_all_paths(rack: Rack, tmp_path: Path) -> None:
     """FRR has the two paths of a BIRD beside it, and passes both on."""
     rack.tor.write(BESIDE)
@@ -120,13 +132,7 @@ async def test_frr_with_all_paths(rack: Rack, tmp_path: Path) -> None:
           neighbor 10.9.0.1 addpath-tx-all-paths
           neighbor 10.9.0.1 attribute-unchanged next-hop
     """
-    rack.tor_netns.run("ip", "link", "set", "lo", "up")
-    rack.tor.start()
-    with frr(rack.tor_netns, tmp_path, text):
-        async with agent(rack.run_dir, CONFIG, set()) as node:
-            await until(lambda: hops(node) == BOTH)
-            rack.tor.birdc("disable", "s1")
-            await until(lambda: hops(node) == BOTH[:1])
+    await passes_both_on(rack, frr(rack.tor_netns, tmp_path, text))
 
 
 async def test_keepalives_are_sent_as_often_as_is_asked_for(rack: Rack) -> None:
@@ -165,13 +171,7 @@ async def test_openbgpd_with_all_paths(rack: Rack, tmp_path: Path) -> None:
         allow from ebgp
         allow to ebgp
     """
-    rack.tor_netns.run("ip", "link", "set", "lo", "up")
-    rack.tor.start()
-    with openbgpd(rack.tor_netns, tmp_path, text):
-        async with agent(rack.run_dir, CONFIG, set()) as node:
-            await until(lambda: hops(node) == BOTH)
-            rack.tor.birdc("disable", "s1")
-            await until(lambda: hops(node) == BOTH[:1])
+    await passes_both_on(rack, openbgpd(rack.tor_netns, tmp_path, text))
 
 
 async def test_gobgp_with_all_paths(rack: Rack, tmp_path: Path) -> None:
