@@ -176,7 +176,7 @@ class Addressing:
         whose = f"is in block {block} of node {node}" if node else f"of IPPool {pool.name} cannot be had now"
         raise AddressUnavailable(f"{address} {whose}: a pod of this node cannot have it")
 
-    async def gain_addresses(self, namespace: str, name: str, pools: tuple[str, ...]) -> bool:
+    async def gain_addresses(self, namespace: str, pools: tuple[str, ...]) -> bool:
         """See :meth:`felix_py.cni.network.Network.gain_addresses`."""
         if self._claims is None or not self._facts.pooled.families:
             return False

@@ -84,9 +84,7 @@ class BlockWriter:
 def loans_spec(lent: Iterable[Loan], requests: Iterable[LoanRequest]) -> dict[str, list[dict[str, Any]]]:
     """Loans and requests of a block as its spec has them."""
     return {
-        "lent": [
-            {"address": one.address, "node": one.node, "nodeUID": one.node_uid, "uid": one.uid} for one in lent
-        ],
+        "lent": [one.fields for one in lent],
         "requests": [{"node": one.node, "nodeUID": one.node_uid, "count": one.count} for one in requests],
     }
 

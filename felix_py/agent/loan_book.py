@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from uuid import uuid4
 
 from felix_py import log
@@ -110,13 +110,7 @@ class LoanBook:
             await self._write(tuple(loan for loan in self.loans if loan.uid not in uids))
 
     async def _write(self, loans: tuple[Loan, ...]) -> None:
-        fields: dict[str, Any] = {
-            "lent": [
-                {"address": loan.address, "node": loan.node, "nodeUID": loan.node_uid, "uid": loan.uid}
-                for loan in loans
-            ]
-        }
-        await asyncio.to_thread(self._file.write, fields)
+        await asyncio.to_thread(self._file.write, {"lent": [loan.fields for loan in loans]})
         self.loans = loans
 
     @asynccontextmanager

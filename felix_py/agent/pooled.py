@@ -42,10 +42,9 @@ class Pooled:
         for block in sorted(blocks, key=lambda one: parse(one.cidr)):
             of_node.setdefault(block.node, []).append(block.cidr)
             for loan in block.lent:
-                host = _host(loan.address)
-                loans.setdefault(loan.node, []).append(host)
+                loans.setdefault(loan.node, []).append(loan.host)
                 if block.node == here:
-                    lent.append(host)
+                    lent.append(loan.host)
         return cls(
             tuple(pools),
             tuple(of_node.pop(here)),

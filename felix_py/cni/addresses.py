@@ -79,7 +79,7 @@ class Addresses:
                 # What this node can still get may turn out to be in use by something else on it.
                 tries += 1
                 gain = self._network.gain_addresses
-                if tries > _MOST_TRIES or not await gain(pod.namespace, pod.name, _names(asked)):
+                if tries > _MOST_TRIES or not await gain(pod.namespace, _names(asked)):
                     raise
             else:
                 if pod.name and request.first:

@@ -93,7 +93,7 @@ def _of_pods(pods: Iterable[Pod], leases: Iterable[Lease], cidrs: Collection[str
 
 def _of_loans(leases: Iterable[Lease], lent: Mapping[str, str]) -> list[Finding]:
     return [
-        Finding((address,), f"leased to pod {lease.namespace}/{lease.pod}, and lent to node {lent[address]}")
+        Finding((address,), f"leased to {lease.owner_text}, and lent to node {lent[address]}")
         for lease in leases
         for address in lease.addresses.values()
         if address in lent

@@ -94,7 +94,7 @@ class Network(Protocol):
             NetworkError: it is not known yet which pools there are.
         """
 
-    async def gain_addresses(self, namespace: str, name: str, pools: tuple[str, ...]) -> bool:
+    async def gain_addresses(self, namespace: str, pools: tuple[str, ...]) -> bool:
         """Wait for further addresses for a pod that found none; false: there are none to come, or not in time."""
 
     def kept(self, namespace: str, name: str) -> tuple[str, ...]:
@@ -206,7 +206,7 @@ class FakeNetwork:
     ) -> tuple[str, ...]:
         return pools or self.cidrs
 
-    async def gain_addresses(self, namespace: str, name: str, pools: tuple[str, ...]) -> bool:
+    async def gain_addresses(self, namespace: str, pools: tuple[str, ...]) -> bool:
         if not self.coming:
             return False
         self.cidrs += self.coming.pop(0)

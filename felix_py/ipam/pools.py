@@ -89,12 +89,13 @@ def cidrs_of(
     Of :func:`eligible`'s pools these are the node's own usable ``blocks``, by pool, then by address, and after
     all of them ``borrowed`` host prefixes, likewise; of other families its ``pod_cidrs``.
     """
+    ordered = [sorted(cidrs, key=prefixes.parse) for cidrs in ([block.cidr for block in blocks], borrowed)]
     chosen = [
         cidr
-        for cidrs in ([block.cidr for block in blocks], borrowed)
+        for cidrs in ordered
         for pools in found.values()
         for pool in pools
-        for cidr in sorted(cidrs, key=prefixes.parse)
+        for cidr in cidrs
         if pool_of([pool], cidr) is not None
     ]
     return (*chosen, *(cidr for cidr in pod_cidrs if Family(prefixes.version(cidr)) not in found))

@@ -73,6 +73,11 @@ class Loan:
         """The address as a prefix."""
         return f"{self.address}/{128 if ':' in self.address else 32}"
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """As it stands in an IPAMBlock's spec, and on disk."""
+        return {"address": self.address, "node": self.node, "nodeUID": self.node_uid, "uid": self.uid}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoanRequest:

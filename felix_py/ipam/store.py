@@ -279,8 +279,8 @@ class AddressStore:
     def spare(self, cidr: str, most: int) -> list[str]:
         """Addresses of a CIDR that could be given out now, in the order in which they would be. ValueError: no
         CIDR."""
-        pool, used = Pool.of(cidr), dict(self._used[Pool.of(cidr).family])
-        found: list[str] = []
+        pool = Pool.of(cidr)
+        used, found = dict(self._used[pool.family]), list[str]()
         while len(found) < most and (free := self._free([pool], used)) is not None:
             used[free[1]] = ("", "")
             found.append(address_text(pool.family, free[1]))
