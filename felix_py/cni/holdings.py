@@ -42,10 +42,12 @@ def compare(
     pods: Iterable[Pod],
     cidrs: Collection[str],
     departed: Callable[[Lease], bool],
+    lent: Mapping[str, str],
 ) -> list[Finding]:
     """The differences between leases, host interfaces, and the API's ``pods`` of this node.
 
-    ``cidrs``: those that pods get addresses of here. ``departed``: see :meth:`Network.departed`.
+    ``cidrs``: those that pods get addresses of here. ``departed``: see :meth:`Network.departed`; ``lent``:
+    :meth:`Network.lent`.
     """
     held = {lease.interface: lease for lease in leases}
     present = {end.lease.interface if end.lease else end.name: end for end in ends}
@@ -54,7 +56,7 @@ def compare(
         if name not in held:
             of = tuple(end.lease.addresses.values()) if end.lease else ()
             found.append(Finding(of, f"the interface {end.name} is like those of pods, but no lease is its"))
-    return found + _of_pods(pods, held.values(), cidrs)
+    return found + _of_pods(pods, held.values(), cidrs) + _of_loans(held.values(), lent)
 
 
 def _of_lease(lease: Lease, present: Mapping[str, HostEnd], departed: Callable[[Lease], bool]) -> Finding | None:
@@ -146,8 +148,8 @@ class Holdings:
         busy = {lease.interface for lease in self._all() if self._plugin.is_busy(_key(lease))}
         leases = [lease for lease in self._all() if lease.interface not in busy]
         ends = [end for end in ends if (end.lease.interface if end.lease else end.name) not in busy]
-        found = compare(leases, ends, self._pods(), self._network.pod_cidrs(), self._network.departed)
-        return found + _of_loans(leases, self._network.lent())
+        network = self._network
+        return compare(leases, ends, self._pods(), network.pod_cidrs(), network.departed, network.lent())
 
     async def fix(self, grace: float) -> list[Lease]:
         """Release what two looks ``grace`` seconds apart find lost; returns what was released."""
