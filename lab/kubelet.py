@@ -179,12 +179,12 @@ def _kubelets(
         for folder in (state.sandboxes, cache):
             folder.mkdir(exist_ok=True)
         conf_dir = state.machine(node.name) / "cni-conf"
-        runtime = CNIRuntime(conf_dir, [Path(CNI_BIN_DIR)], functools.partial(_place, state, node.name), cache)
+        runtime = CNIRuntime(conf_dir, [Path(CNI_BIN_DIR)], functools.partial(place_of, state, node.name), cache)
         kubelets[node.name] = Kubelet(Host(state.name, node, api, runtime, events, store, who))
     return kubelets
 
 
-def _place(state: StateDir, node: str) -> Place:
+def place_of(state: StateDir, node: str) -> Place:
     """Inside a node, whose supervisor may be another one than a moment ago.
 
     Raises:

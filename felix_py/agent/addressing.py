@@ -26,8 +26,8 @@ class Claims(Protocol):
     def cidrs_for(self, namespace: str, asked: tuple[str, ...]) -> tuple[str, ...]:
         """The CIDRs of these, in order; of families without pools, the podCIDRs. Raises NoPool."""
 
-    async def wait_for_address(self, namespace: str, asked: tuple[str, ...]) -> bool:
-        """Have a further block claimed; false: there is none, or it takes too long."""
+    async def wait_for_address(self, namespace: str, asked: tuple[str, ...]) -> str:
+        """Have a further block claimed; returns why there is none, or empty."""
 
     async def claim_with(self, address: str) -> bool:
         """Claim the block of a pool that an address is in, which no node has; whether this node has it now."""
@@ -66,11 +66,11 @@ class FakeClaims:
         found = self.eligible(namespace, asked)
         return cidrs_of(found, [block for block in self.blocks if block.node == self.node], self.pod_cidrs)
 
-    async def wait_for_address(self, namespace: str, asked: tuple[str, ...]) -> bool:
+    async def wait_for_address(self, namespace: str, asked: tuple[str, ...]) -> str:
         if not self.free:
-            return False
+            return "every block is claimed"
         self.claim(self.free.pop(0))
-        return True
+        return ""
 
     async def claim_with(self, address: str) -> bool:
         for cidr in self.free:
@@ -176,8 +176,8 @@ class Addressing:
         whose = f"is in block {block} of node {node}" if node else f"of IPPool {pool.name} cannot be had now"
         raise AddressUnavailable(f"{address} {whose}: a pod of this node cannot have it")
 
-    async def gain_addresses(self, namespace: str, pools: tuple[str, ...]) -> bool:
+    async def gain_addresses(self, namespace: str, pools: tuple[str, ...]) -> str:
         """See :meth:`felix_py.cni.network.Network.gain_addresses`."""
         if self._claims is None or not self._facts.pooled.families:
-            return False
+            return "the node has no other podCIDR"
         return await self._claims.wait_for_address(namespace, pools)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,27 +18,21 @@ from typing import Any, Protocol, TypeVar
 from bgp.resources import Problem
 from felix_py import log
 from felix_py.agent.declared_pools import DeclaredPools
+from felix_py.agent.demands import Demands, Pools, names_of
 from felix_py.agent.last_good import Kept
 from felix_py.agent.loan_book import LoanBook
-from felix_py.agent.pool_notices import PoolNotices
+from felix_py.agent.pool_notices import PoolNotices, used_up
 from felix_py.backoff import Backoff
 from felix_py.datastore.block_objects import BlockObjects
 from felix_py.datastore.client import ApiError, Unreachable
 from felix_py.datastore.store import Record, Store
 from felix_py.ipam import blocks, lending
-from felix_py.ipam.blocks import REST, Act, Demand, Step, View
+from felix_py.ipam.blocks import Act, Step, View
 from felix_py.ipam.known import Idle, Known, leases_by_block
 from felix_py.ipam.loans import Loans, by_block
 from felix_py.ipam.pool import Pool, address_text
-from felix_py.ipam.pools import NOT_KNOWN, NoPool, Subject, cidrs_of, eligible, pool_of, selects_node
-from felix_py.ipam.resources import (
-    AllowedUse,
-    AssignmentMode,
-    BlockAffinity,
-    IPAMBlock,
-    IPPool,
-    IPReservation,
-)
+from felix_py.ipam.pools import NOT_KNOWN, NoPool, Subject, cidrs_of, eligible, pool_of
+from felix_py.ipam.resources import BlockAffinity, IPAMBlock, IPPool, IPReservation
 from felix_py.ipam.store import AddressStore
 from felix_py.notices import Notices
 from felix_py.records import NodeRecord
@@ -85,10 +78,6 @@ class Around:
     pod_at: Callable[[str], Pod | None]
 
 
-Pools = tuple[str, ...]
-"""Names of the pools of one family, in order."""
-
-
 class Claims:
     """On the event loop only."""
 
@@ -131,10 +120,7 @@ class Claims:
         self._closed: list[str] = (kept or {}).get("closed", [])
         self._known = Known(node_name)
         self._idle = Idle()
-        self._demands: dict[Pools, float] = {}
-        self._waiting: dict[object, tuple[tuple[Pools, ...], frozenset[str]]] = {}
-        """What pods wait for, each with the blocks (uids) in which it has found nothing."""
-        self._wanted: Counter[str] = Counter()
+        self._demands = Demands()
         self._exhausted: frozenset[Pools] = frozenset()
         self._tried: dict[Act, float] = {}
         self._backoffs: dict[str, Backoff] = {}
@@ -187,37 +173,43 @@ class Claims:
         if not self.known:
             raise NoPool(NOT_KNOWN)
         found = self.eligible(namespace, asked)
-        now = time.monotonic()
-        self._demands |= {_names(pools): now for pools in found.values() if pools}
+        self._demands.note((names_of(pools) for pools in found.values() if pools), time.monotonic())
         return cidrs_of(found, self.blocks, self._around.pod_cidrs(), self.borrowed)
 
-    async def wait_for_address(self, namespace: str, asked: Sequence[str] = ()) -> bool:
-        """Have a further block claimed for a pod that found no address, or an address borrowed; false: none is
-        left, or it takes long.
+    async def wait_for_address(self, namespace: str, asked: Sequence[str] = ()) -> str:
+        """Have a further block claimed for a pod that found no address, or an address borrowed.
+
+        Returns empty once there may be one; else why there is none.
 
         Raises:
             NoPool: as :meth:`cidrs_for`.
         """
         before = self.cidrs_for(namespace, asked)
-        wanted = [_names(pools) for pools in self.eligible(namespace, asked).values() if pools]
+        wanted = [names_of(pools) for pools in self.eligible(namespace, asked).values() if pools]
         # Free addresses that are counted and yet not given out are in use elsewhere: they are none.
         full = [pools for pools in wanted if not self._left(pools)]
         short = full or wanted
         try:
             async with asyncio.timeout(self.timeout):
-                with self._wait_for(short) as found_nothing:
+                with self._demands.waiting(short) as found_nothing:
                     while self.cidrs_for(namespace, asked) == before:
-                        found_nothing()
+                        found_nothing(self._uids())
                         reviewed = self._reviewed
                         self._due.set()
                         await reviewed.wait()
                         if full and all(map(self._left, full)):
                             break
                         if self._exhausted.issuperset(short):
-                            return False
+                            return self._why_none(short)
         except TimeoutError:
-            return False
-        return True
+            return f"this node has got no further one within {self.timeout:g} seconds"
+        return ""
+
+    def _why_none(self, short: Sequence[Pools]) -> str:
+        names = dict.fromkeys(name for pools in short for name in pools)
+        pools = [pool for pool in self.pools if pool.name in names]
+        asked = self._known.loans.in_vain(time.monotonic())
+        return used_up(names, None if self.strict else [one for one in asked if pool_of(pools, one.block.cidr)])
 
     async def claim_with(self, address: str) -> bool:
         """Claim the block of a pool that an address is in; whether this node has it now."""
@@ -229,7 +221,7 @@ class Claims:
         cidr = blocks.block_at(pool, Pool.of(host).first)
         try:
             async with asyncio.timeout(self.timeout):
-                with self._wait_for((), cidr):
+                with self._demands.waiting((), cidr):
                     while not (mine := any(block.cidr == cidr for block in self.blocks)):
                         if cidr in self._known.taken and cidr not in self._known.own:
                             break
@@ -255,22 +247,6 @@ class Claims:
         pools = [pool for pool in view.pools if pool.name in names]
         own = sum(blocks.free(view, block) for block in self.blocks if pool_of(pools, block.cidr))
         return own + sum(not view.leases.get(host) for host in self.borrowed if pool_of(pools, host))
-
-    @contextmanager
-    def _wait_for(self, wanted: Sequence[Pools], cidr: str = "") -> Iterator[Callable[[], None]]:
-        """Yields what is to be called when nothing was found in the blocks that there are."""
-        waiter = object()
-
-        def found_nothing() -> None:
-            self._waiting[waiter] = tuple(wanted), self._uids()
-
-        self._wanted.update([cidr] if cidr else ())
-        self._due.set()
-        try:
-            yield found_nothing
-        finally:
-            self._waiting.pop(waiter, None)
-            self._wanted.subtract([cidr] if cidr else ())
 
     def _uids(self) -> frozenset[str]:
         return frozenset((*(block.uid for block in self.blocks), *self.borrowed.values()))
@@ -309,14 +285,14 @@ class Claims:
             own=self._known.own,
             taken=self._known.taken,
             affinities=self._known.affinities,
-            demands=self._demanded(pools, now),
+            demands=self._demands.all(pools, self._node_labels(), self._uids(), now),
             leases=leases,
             reservations=self._declared.reservations,
             idle=self._idle.rested(now),
             closed=frozenset(self._closed),
             elsewhere=self._has_pods_elsewhere,
             pod_cidrs=self._around.pod_cidrs(),
-            wanted=frozenset(cidr for cidr, count in self._wanted.items() if count),
+            wanted=self._demands.wanted,
             loans=self._loans(now),
         )
 
@@ -339,21 +315,6 @@ class Claims:
     def _is_present(self, name: str, uid: str) -> bool:
         node = self._store.nodes.records.get(("", name))
         return node is not None and node.uid == uid
-
-    def _demanded(self, pools: Sequence[IPPool], now: float) -> tuple[Demand, ...]:
-        """What pods have asked for within a rest, and what any pod of this node may ask for."""
-        self._demands = {names: at for names, at in self._demands.items() if now - at < REST}
-        labels = self._node_labels()
-        usual: dict[Family, list[str]] = {}
-        for pool in pools:
-            automatic = pool.assignment_mode is AssignmentMode.AUTOMATIC and not pool.disabled
-            if automatic and AllowedUse.WORKLOAD in pool.allowed_uses and selects_node(pool, labels):
-                usual.setdefault(pool.family, []).append(pool.name)
-        wanted = {*self._demands, *(tuple(names) for names in usual.values())}
-        # Who has not yet looked into the newest block may find an address there, and needs no further one.
-        uids = self._uids()
-        waiting = Counter(names for missed, seen in self._waiting.values() if seen == uids for names in missed)
-        return tuple(Demand(names, waiting[names]) for names in sorted(wanted))
 
     def _has_pods_elsewhere(self, cidr: str) -> bool:
         return any(pod.node != self._node_name for pod in self._pods_in(cidr))
@@ -383,7 +344,7 @@ class Claims:
                     await self._due.wait()
 
     def _next_look(self) -> float:
-        if self._waiting or self._wanted.total():
+        if self._demands.urgent:
             return _LOOK_WHILE_WAITED_FOR
         now = time.monotonic()
         return min([_LOOK, *(max(0.05, at - now) for at in self._tried.values() if at > now)])
@@ -520,7 +481,3 @@ class Claims:
             return False
         self._told.unwritten(str(self._kept.path), "")
         return True
-
-
-def _names(pools: Sequence[IPPool]) -> Pools:
-    return tuple(pool.name for pool in pools)

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bgp.resources import Problem
 from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.ipam.blocks import Demand
+from felix_py.ipam.loans import Unmet
 from felix_py.notices import NoticeKind, Notices
 
 _COPY, _FULL, _OBJECT = "copy", "full:", "object:"
+
+
+def used_up(pools: Iterable[str], asked: Sequence[Unmet] | None) -> str:
+    """Why a pod gets no address of pools in which every block is claimed, and what to do.
+
+    ``asked``: whom this node has asked for a loan in vain; None: nodes lend each other none.
+    """
+    claimed = f"every block of IPPool {', '.join(pools)} is claimed"
+    if asked is None:
+        return f"{claimed}, and nodes lend no addresses (strictAffinity): make another IPPool, or delete pods"
+    answers = [
+        f"{one.block.node} {'refused' if one.refused else 'does not answer'}, asked {one.ago:.0f} seconds ago"
+        for one in asked
+    ]
+    told = f"({'; '.join(answers)})" if answers else "(as far as is known, they have no free one)"
+    return f"{claimed}, and no other node lends an address {told}: make another IPPool, or delete pods"
 
 
 class PoolNotices:

@@ -115,15 +115,16 @@ def _connection(api: Api, question: Question, endpoints: Callable[[], tuple[Loca
     from felix_py.datastore.fetch import container_ports, fetch
     from felix_py.diagnose.ends import WrongEnd, find, find_ports
     from felix_py.diagnose.explain import Connection
-    from felix_py.diagnose.intended import with_announced
+    from felix_py.diagnose.intended import pooled_of, with_announced
 
     try:
         with options.patience("felix-py explain: listing the cluster's objects …"):
             cluster = fetch(api)
             cluster.endpoints = endpoints()
-            cluster.pods = with_announced(cluster)
-            start = find(question.source, question.namespace, cluster)
-            end = find(question.destination, question.namespace, cluster)
+            pooled = pooled_of(cluster)
+            cluster.pods = with_announced(cluster, pooled)
+            start = find(question.source, question.namespace, cluster, pooled)
+            end = find(question.destination, question.namespace, cluster, pooled)
             ports = find_ports(question.port, end, lambda pod: container_ports(api, pod.key))
             return Connection(cluster, start, end, ports, question.families)
     except WrongEnd as error:

@@ -75,12 +75,13 @@ class Addresses:
                 lease = await allocate(await self._choose(pod, wanted, asked))
             except NoPool as error:
                 raise PoolExhausted(str(error)) from None
-            except PoolExhausted:
+            except PoolExhausted as error:
                 # What this node can still get may turn out to be in use by something else on it.
                 tries += 1
-                gain = self._network.gain_addresses
-                if tries > _MOST_TRIES or not await gain(pod.namespace, _names(asked)):
+                if tries > _MOST_TRIES:
                     raise
+                if why := await self._network.gain_addresses(pod.namespace, _names(asked)):
+                    raise PoolExhausted(f"{error}: {why}") from None
             else:
                 if pod.name and request.first:
                     addresses = tuple(lease.addresses.values())

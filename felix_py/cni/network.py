@@ -94,8 +94,8 @@ class Network(Protocol):
             NetworkError: it is not known yet which pools there are.
         """
 
-    async def gain_addresses(self, namespace: str, pools: tuple[str, ...]) -> bool:
-        """Wait for further addresses for a pod that found none; false: there are none to come, or not in time."""
+    async def gain_addresses(self, namespace: str, pools: tuple[str, ...]) -> str:
+        """Wait for further addresses for a pod that found none; returns why none have come, or empty."""
 
     def kept(self, namespace: str, name: str) -> tuple[str, ...]:
         """The addresses that stay with a pod's name."""
@@ -206,11 +206,11 @@ class FakeNetwork:
     ) -> tuple[str, ...]:
         return pools or self.cidrs
 
-    async def gain_addresses(self, namespace: str, pools: tuple[str, ...]) -> bool:
+    async def gain_addresses(self, namespace: str, pools: tuple[str, ...]) -> str:
         if not self.coming:
-            return False
+            return "the node has no other podCIDR"
         self.cidrs += self.coming.pop(0)
-        return True
+        return ""
 
     def kept(self, namespace: str, name: str) -> tuple[str, ...]:
         return self.keeps.get(f"{namespace}/{name}", ())

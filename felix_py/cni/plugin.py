@@ -77,7 +77,7 @@ class Plugin:
         self._addresses = Addresses(network, notices)
         self.timeout = timeout
         """Seconds; it may change at any time."""
-        self._at_start = frozenset(leases.keys())
+        self._at_start = {key: leases.get(*key) for key in leases.keys()}  # noqa: SIM118 - no mapping
         self._chained = tuple(chained)
         self._fullness = Fullness(notices, tell)
         self._growing: Callable[[], frozenset[Family]] = lambda: frozenset(Family)
@@ -248,9 +248,20 @@ class Plugin:
 
     async def _del(self, request: Request) -> None:
         async with self._alone(request.container, request.ifname):
+            if request.spooled and self._is_newer((request.container, request.ifname)):
+                return  # the id was used again
             await self._detach(request.container, request.ifname)
             if request.config.delegate:
                 await delegate(request, Command.DEL)
+
+    def expect_del(self, container: str, ifname: str) -> None:
+        """A spooled DEL is about to be executed: the interface may go by itself before."""
+        if (lease := self._leases.get(container, ifname)) and not self._is_newer((container, ifname)):
+            self._network.leaving(lease)
+
+    def _is_newer(self, key: LeaseKey) -> bool:
+        """Whether an interface has a lease that it did not have when the agent started."""
+        return self._leases.get(*key) not in (None, self._at_start.get(key))
 
     async def _detach(self, container: str, ifname: str) -> None:
         """Remove an attachment, also an incomplete one."""
@@ -280,7 +291,7 @@ class Plugin:
             key = (lease.container, lease.ifname)
             if lease.network != request.config.name or key in valid or key in busy:
                 continue
-            if request.spooled and key not in self._at_start:
+            if request.spooled and self._is_newer(key):
                 continue  # added after the list was made
             try:
                 async with self._alone(*key):

@@ -1,23 +1,24 @@
-"""The Unix socket of ``felix-py-cni``, and the spool of calls made while no agent listened."""
+"""The Unix socket of ``felix-py-cni``."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import socket
-import stat
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from felix_py import log
 from felix_py.cni.errors import CNIError, Code
 from felix_py.cni.plugin import Plugin
-from felix_py.cni.protocol import MOST_FRAME, Answer, Call, ProtocolError, parse_call, read_call
+from felix_py.cni.protocol import Answer, Call, ProtocolError, read_call
+from felix_py.cni.spool import Spool
 from felix_py.cni.types import Command, parse_request, version_of
 from felix_py.metrics import Metrics
 
@@ -30,7 +31,6 @@ _REST = 1.0
 """Seconds without taking calls after one could not be taken."""
 
 _NO_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_SPOOL_LOCK_TIMEOUT = 5.0
 
 CALLS = 2.0
 """Seconds for calls under way to finish when the server stops."""
@@ -55,6 +55,10 @@ class CNIServer:
         self._log = log.get("cni")
         self._listening: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._full = False
+        """Whether no call is taken until one has ended."""
+        spooled = partial(self.answer, spooled=True)
+        self._spool = Spool(path.parent / "spool", spooled, plugin.expect_del, self._begin)
 
     async def start(self) -> None:
         """Listen; then process the spool in the background.
@@ -66,7 +70,7 @@ class CNIServer:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         self._listening = listen_at(self._path, _BACKLOG)
         asyncio.get_running_loop().add_reader(self._listening, self._accept, self._listening)
-        self._keep(asyncio.create_task(self._drain_spool()))
+        self._spool.start()
 
     async def stop(self, calls: float = CALLS, undo: float = UNDO) -> None:
         """Accept no more calls, and let those under way finish, so that nothing half-made is left behind.
@@ -79,6 +83,7 @@ class CNIServer:
             asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
             self._listening = None
+            self._spool.stop()
             self._path.unlink(missing_ok=True)
             await self._under_way(calls)
             for task in self._tasks:
@@ -89,14 +94,26 @@ class CNIServer:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
-    def _keep(self, task: asyncio.Task[None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._full and self._listening is not None:
+            self._full = False
+            asyncio.get_running_loop().add_reader(self._listening, self._accept, self._listening)
 
     def _accept(self, listening: socket.socket) -> None:
         """Take the calls that wait. No asyncio streams: they would take a tenth of an ADD's CPU time."""
         with suppress(BlockingIOError):
             for _ in range(_BACKLOG):
+                if len(self._tasks) >= _MOST_CALLS:
+                    # The others wait in the backlog: a client that is turned away would spool its DEL.
+                    self._full = True
+                    asyncio.get_running_loop().remove_reader(listening)
+                    return
                 try:
                     connection, _peer = listening.accept()
                 except ConnectionAbortedError:
@@ -106,11 +123,8 @@ class CNIServer:
                         raise
                     self._rest(listening, error)
                     return
-                if len(self._tasks) >= _MOST_CALLS:
-                    connection.close()  # the client reports "try again", or spools the call
-                    continue
                 connection.setblocking(False)
-                self._keep(asyncio.create_task(self._serve(connection)))
+                self._begin(self._serve(connection))
 
     def _rest(self, listening: socket.socket, error: OSError) -> None:
         """Without descriptors or memory for a connection it stays in the backlog: no use to try without end."""
@@ -178,47 +192,6 @@ class CNIServer:
         self._metrics.cni_seconds.labels(label, outcome).observe(time.monotonic() - started)
         return answer
 
-    # --- spool ---------------------------------------------------------------------------------------
-
-    async def _drain_spool(self) -> None:
-        """Execute spooled calls. A failed DEL stays for the next start.
-
-        A failed GC does not: its list of attachments is of the moment of the call, and at the next start it would
-        remove those added since.
-        """
-        folder = self._path.parent / "spool"
-        try:
-            entries = await asyncio.to_thread(_spooled, folder)
-        except OSError as error:
-            self._log.error("cannot read the CNI spool", folder=str(folder), reason=str(error))
-            return
-        calls = [(entry, call) for entry in entries if (call := self._take(entry)) is not None]
-        for entry, call in calls:
-            answer = await self.answer(call, spooled=True)
-            if answer.code == 0:
-                with suppress(OSError):
-                    entry.unlink(missing_ok=True)
-
-    def _take(self, entry: Path) -> Call | None:
-        """Read a spooled call; removes its file if the call must not be repeated (GC)."""
-        try:
-            found = entry.lstat()
-            if not stat.S_ISREG(found.st_mode):
-                raise ProtocolError("it is no file")
-            if found.st_size > MOST_FRAME:
-                raise ProtocolError(f"it has {found.st_size} bytes")
-            call = parse_call(entry.read_bytes())
-            if call.environment.get("CNI_COMMAND") == Command.GC:
-                entry.unlink()
-            return call
-        except ProtocolError as error:
-            self._log.error("a file in the CNI spool is not a call", file=str(entry), reason=str(error))
-            with suppress(OSError):
-                entry.rename(entry.with_name(f".rejected-{entry.name}"))
-        except OSError as error:
-            self._log.error("cannot use a spooled CNI call", file=str(entry), reason=str(error))
-        return None
-
 
 def listen_at(path: Path, backlog: int) -> socket.socket:
     """A listening socket for root only, in place of one left by a crashed agent.
@@ -246,24 +219,3 @@ def listen_at(path: Path, backlog: int) -> socket.socket:
         listening.close()
         raise
     return listening
-
-
-def _spooled(folder: Path) -> list[Path]:
-    """The spooled calls, oldest first.
-
-    A client without a listening agent holds the folder's shared lock until its call is in the spool. The socket
-    listens already, so once the exclusive lock has been held, no new call can arrive here.
-    """
-    if not folder.is_dir():
-        return []
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + _SPOOL_LOCK_TIMEOUT
-        while time.monotonic() < deadline:  # a hung client must not block the rest
-            with suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(0.01)
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    finally:
-        os.close(fd)

@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from felix_py.agent.pooled import NO_POOLS, Pooled
 from felix_py.datastore.fetch import Fetched
 from policy.model import Family, IPBlock, Pod, Protocol
 from policy.syntax import canonical_address
@@ -38,16 +39,19 @@ class Place:
     note: str = ""
 
 
-def find(text: str, namespace: str, cluster: Fetched) -> Place:
-    """Find ``POD``, ``NAMESPACE/POD``, ``node/NAME``, an address, or ``world``. WrongEnd: none, or no address."""
+def find(text: str, namespace: str, cluster: Fetched, pooled: Pooled = NO_POOLS) -> Place:
+    """Find ``POD``, ``NAMESPACE/POD``, ``node/NAME``, an address, or ``world``. WrongEnd: none, or no address.
+
+    ``pooled``: as a node sees pools that has no block.
+    """
     if text == "world":
         return _world(cluster)
     if text.startswith(_NODE):
         return _node(text.removeprefix(_NODE), cluster)
     if ":" in text or text.replace(".", "").isdigit():
-        return _address(text, cluster)
+        return _address(text, cluster, pooled)
     own, _, name = text.rpartition("/")
-    return _pod(own or namespace, name, cluster)
+    return _pod(own or namespace, name, cluster, pooled)
 
 
 def _by_family(addresses: Iterable[str]) -> dict[Family, str]:
@@ -58,7 +62,7 @@ def _by_family(addresses: Iterable[str]) -> dict[Family, str]:
     return found
 
 
-def _pod(namespace: str, name: str, cluster: Fetched) -> Place:
+def _pod(namespace: str, name: str, cluster: Fetched, pooled: Pooled) -> Place:
     pod = next((pod for pod in cluster.pods if pod.key == (namespace, name)), None)
     if pod is None:
         raise WrongEnd(f"there is no pod {namespace}/{name}{_hint(namespace, name, cluster)}")
@@ -80,7 +84,18 @@ def _pod(namespace: str, name: str, cluster: Fetched) -> Place:
     own = [address for address in claims if snapshot.pod_at(address) is pod]
     if not own:
         raise WrongEnd(f"pod {label} has no address any more: {_whose(claims[0], snapshot.pod_at(claims[0]))}")
-    return Place(label, _by_family(own), pod, pod.node)
+    addresses = _by_family(own)
+    return Place(label, addresses, pod, pod.node, _borrowed(addresses.values(), pooled))
+
+
+def _borrowed(addresses: Iterable[str], pooled: Pooled) -> str:
+    """Whose blocks borrowed addresses are out of, or empty."""
+    loans = ((address, pooled.borrower_of(address), *pooled.owner_of(address)) for address in addresses)
+    return "; ".join(
+        f"{address} is out of block {block} of node {owner}, which has lent it to {borrower}"
+        for address, borrower, owner, block in loans
+        if borrower
+    )
 
 
 def _whose(address: str, owner: Pod | None) -> str:
@@ -113,7 +128,7 @@ def _node(name: str, cluster: Fetched) -> Place:
     return Place(f"node {name}", addresses, None, name)
 
 
-def _address(text: str, cluster: Fetched) -> Place:
+def _address(text: str, cluster: Fetched, pooled: Pooled) -> Place:
     try:
         address = canonical_address(text)
     except ValueError as error:
@@ -121,7 +136,7 @@ def _address(text: str, cluster: Fetched) -> Place:
     own = {Family.V6 if ":" in address else Family.V4: address}
     pod = cluster.snapshot().pod_at(address)
     if pod is not None:
-        return Place(f"{pod.namespace}/{pod.name}", own, pod, pod.node)
+        return Place(f"{pod.namespace}/{pod.name}", own, pod, pod.node, _borrowed([address], pooled))
     for record in cluster.nodes:
         if address in record.addresses:
             return Place(f"node {record.name}", own, None, record.name)
@@ -129,6 +144,11 @@ def _address(text: str, cluster: Fetched) -> Place:
         if any(_is_in(address, cidr) for cidr in record.pod_cidrs):
             note = f"{address} is one of {record.name}'s pod addresses, but no pod has it"
             return Place(address, own, note=note)
+    if note := _borrowed([address], pooled):
+        return Place(address, own, note=f"{note}, but no pod has it")
+    node, block = pooled.owner_of(address)
+    if node:
+        return Place(address, own, note=f"{address} is in block {block} of node {node}, but no pod has it")
     note = f"{address} is neither a pod's nor a node's; if it is a Service's, ask for its pods"
     return Place(address, own, note=note)
 

@@ -73,8 +73,9 @@ def intended(
     pods, nodes = {pod.key: pod for pod in cluster.pods}, {("", node.name): node for node in cluster.nodes}
     engine, view = Engine(settings.families), ClusterView()
     facts = Facts(settings.node_name, pods, nodes, HeldLeases(), engine, view, settings.cluster_cidrs)
-    facts.set_pooled(_pooled(settings.node_name, cluster))
-    peers = with_announced(cluster, settings.node_name) if settings.announced else cluster.pods
+    pooled = pooled_of(cluster, settings.node_name)
+    facts.set_pooled(pooled)
+    peers = with_announced(cluster, pooled, settings.node_name) if settings.announced else cluster.pods
     for record in (*cluster.nodes, *cluster.namespaces, *cluster.policies, *peers):
         facts.fold(Change(None, record))
     attached = known(leases, cluster)
@@ -97,7 +98,8 @@ def intended(
     return Intended(_present(update), facts, newest, complete)
 
 
-def _pooled(node_name: str, cluster: Fetched) -> Pooled:
+def pooled_of(cluster: Fetched, node_name: str = "") -> Pooled:
+    """Pools, and whose their blocks are, as a node sees them; or as one that has none."""
     declared = []
     for record in cluster.pools:
         with suppress(Bad):
@@ -105,10 +107,10 @@ def _pooled(node_name: str, cluster: Fetched) -> Pooled:
     return Pooled.of(node_name, without_overlaps(declared)[0], cluster.blocks)
 
 
-def with_announced(cluster: Fetched, node_name: str = "") -> list[Pod]:
+def with_announced(cluster: Fetched, pooled: Pooled, node_name: str = "") -> list[Pod]:
     """The cluster's pods as agents have them that believe annotations: ``node_name``'s, whose own pods' it does
-    not need; or any."""
-    nodes, pooled = {("", node.name): node for node in cluster.nodes}, _pooled(node_name, cluster)
+    not need; or any. ``pooled``: as that node sees pools."""
+    nodes = {("", node.name): node for node in cluster.nodes}
     announced = Announced(node_name, nodes, lambda: pooled)
     return [pod for one in cluster.pods if (pod := announced.believe(Change(None, one)).after)]
 

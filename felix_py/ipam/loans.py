@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from felix_py.ipam.pool import Pool, address_number
 from felix_py.ipam.resources import IPAMBlock, Loan
@@ -21,6 +22,15 @@ class Borrowed:
 
     block: IPAMBlock
     loan: Loan
+
+
+class Unmet(NamedTuple):
+    """A request for a loan that has brought none. ``ago``: seconds since it was made; ``refused``: else it is
+    without an answer."""
+
+    block: IPAMBlock
+    ago: float
+    refused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +77,8 @@ class KnownLoans:
         """Uids of this node's loans to others that were seen, and then were seen to be gone."""
         self._asked: dict[str, float] = {}
         self._open: set[str] = set()
+        self._silent: set[str] = set()
+        """Blocks whose owners have not answered in time."""
 
     def fold(self, before: IPAMBlock | None, after: IPAMBlock | None) -> None:
         """A block has changed."""
@@ -114,23 +126,33 @@ class KnownLoans:
         """The owner of a block is asked now."""
         self._asked[cidr] = now
         self._open.add(cidr)
+        self._silent.discard(cidr)
 
     def forget(self, cidr: str) -> None:
         """It was not asked after all."""
         self._asked.pop(cidr, None)
         self._open.discard(cidr)
+        self._silent.discard(cidr)
 
     def asking(self, now: float) -> frozenset[str]:
         """Blocks whose owners may yet answer. A request of an earlier life counts as made now."""
         for cidr in self.requested.keys() - self._asked.keys():
             self.ask(cidr, now)
-        return frozenset(cidr for cidr in self._open if now - self._asked[cidr] < PATIENCE)
+        late = {cidr for cidr in self._open if now - self._asked[cidr] >= PATIENCE}
+        self._silent |= late
+        return frozenset(self._open - late)
 
     def asked(self, now: float) -> frozenset[str]:
         """Blocks whose owners were asked lately, and have lent nothing yet."""
         for cidr in [one for one, at in self._asked.items() if now - at >= AGAIN]:
             self.forget(cidr)
         return frozenset(self._asked)
+
+    def in_vain(self, now: float) -> list[Unmet]:
+        """The requests of late that have brought no loan, as far as the blocks are still there; oldest first."""
+        over = (self._asked.keys() & self.others.keys()) - self.asking(now)
+        oldest = sorted(over, key=lambda cidr: self._asked[cidr])
+        return [Unmet(self.others[cidr], now - self._asked[cidr], cidr not in self._silent) for cidr in oldest]
 
 
 def by_block(loans: Iterable[Loan], own: Iterable[str]) -> dict[str, tuple[Loan, ...]]:

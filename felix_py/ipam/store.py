@@ -1,15 +1,9 @@
 """The durable address store: which pod interface holds which address.
 
 A returned lease survives a crash of the agent and of the machine: it is in the database file, on disk, before the
-call returns. A write-ahead log is not used: sqlite takes a lost or damaged log for a shorter one and drops its
-leases without an error. Every commit also writes a digest over all rows, which is compared when the file is
-opened. The file is read once, when it is opened, and held exclusively; queries are answered from memory.
-
-sqlite's rollback journal makes a commit atomic across a crash of the agent. Across power loss it would need two
-or three disk flushes a commit. The store flushes once, the database: power loss during a commit may leave a file
-that does not match its digest, but then no pod that a lease could belong to is running either.
-
-The digest detects neither a missing file nor an older copy; :mod:`felix_py.cni.recovery` does.
+call returns (:mod:`felix_py.ipam.lease_file`). The file is read once, when it is opened, and held exclusively;
+queries are answered from memory. What was lost with a missing file or an older copy,
+:mod:`felix_py.cni.recovery` finds out.
 
 A released address rests (:mod:`felix_py.ipam.allocate`). After a restart, the history beside the store tells for
 how long it has (:mod:`felix_py.ipam.history`).
@@ -18,31 +12,26 @@ how long it has (:mod:`felix_py.ipam.history`).
 from __future__ import annotations
 
 import ipaddress
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from felix_py.ipam import schema
 from felix_py.ipam.allocate import Resting, choose
 from felix_py.ipam.claims import Claim, LeaseKey, Lookup, nobody
 from felix_py.ipam.errors import (
-    UNREADABLE,
     AddressUnavailable,
     AllocationError,
     AlreadyLeased,
     PoolExhausted,
     StoreDamaged,
     StoreError,
-    damaged,
-    explained,
 )
 from felix_py.ipam.history import Entry, History, since_boot
+from felix_py.ipam.lease_file import LeaseFile
 from felix_py.ipam.pool import Pool, address_number, address_text
-from felix_py.ipam.schema import MODULUS, digest, lease_of, row_of
 from felix_py.layout import interface_name
 from felix_py.records import Elsewhere, Lease
 from policy.model import Family
@@ -61,10 +50,6 @@ __all__ = [
     "nobody",
 ]
 
-_INSERT = "INSERT INTO held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_LOCK_WAIT = 5.0
-"""Seconds to wait for an agent that is just stopping."""
-
 
 class AddressStore:
     """Leases of this node. One thread at a time.
@@ -81,14 +66,10 @@ class AddressStore:
             StoreDamaged: the content is not what was written.
             StoreError: in use by another agent, made by a newer felix-py, or not accessible.
         """
-        self._path = path
-        self._leases: dict[LeaseKey, Lease] = {}
-        self._used: dict[Family, dict[int, LeaseKey]] = {family: {} for family in Family}
-        self._cursors: dict[str, int] = {}
-        self._boot = ""
-        self._digest = 0
-        self._fd = -1
-        self._newest = 0.0
+        self._file = LeaseFile(path)
+        self._held = self._file.content
+        """What the file holds. It is replaced as a whole, so that no thread sees it half read."""
+        self._newest = max((lease.created for lease in self._held.leases.values()), default=0.0)
         self._elsewhere = elsewhere
         self.skipped: dict[str, Elsewhere] = {}
         """Other users of addresses that were passed over, by :attr:`Elsewhere.what`; a reader may clear it."""
@@ -103,20 +84,6 @@ class AddressStore:
         self._grouped = False
         self._unsure = False
         """Whether a write failed so that it is not known what the file holds."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if fault := schema.header_fault(path):
-                raise damaged(path, fault)
-            self._db = sqlite3.connect(path, timeout=_LOCK_WAIT, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"cannot open the address store {path}: {error}") from error
-        try:
-            self._open()
-        except BaseException as error:
-            self.close()
-            if isinstance(error, UNREADABLE):
-                raise explained(path, error) from error
-            raise
         self._read_history()
 
     def _read_history(self) -> None:
@@ -128,83 +95,30 @@ class AddressStore:
         for text, at in sorted(found.items(), key=lambda item: item[1]):
             with suppress(ValueError):
                 family, number = address_number(text)
-                if number not in self._used[family]:
+                if number not in self._held.used[family]:
                     self._resting.add(family, number, at)
-
-    def _open(self) -> None:
-        # Exclusive: queries are answered from memory, so a second writer would give addresses out twice.
-        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        self._db.execute("PRAGMA synchronous=OFF")
-        self._db.execute("BEGIN IMMEDIATE")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > schema.VERSION:
-            raise StoreError(
-                f"the address store {self._path} was made by a newer felix-py: install that one again"
-            )
-        checked = [row[0] for row in self._db.execute("PRAGMA quick_check(1)")]
-        if checked != ["ok"]:
-            raise sqlite3.DatabaseError("; ".join(map(str, checked)))
-        if version < schema.VERSION:
-            schema.make_tables(self._db, version)
-        self._db.execute("COMMIT")
-        # PERSIST keeps the journal's size between commits: on a full disk a lease can still be released.
-        self._db.execute("PRAGMA journal_mode=PERSIST")
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-        if version < schema.VERSION:
-            self._sync()
-            schema.sync_folder(self._path.parent)
-        self._load()
-
-    def _load(self) -> None:
-        """Read the file. The tables are replaced as a whole: :meth:`get` never sees them half read."""
-        meta = dict(self._db.execute("SELECT * FROM meta"))
-        total = digest("boot", (meta["boot"],)) if meta.keys() == {"boot", "digest"} else -1
-        cursors: dict[str, int] = {}
-        for row in self._db.execute("SELECT * FROM rest"):
-            total += digest("rest", row)
-            cursors[row[0]] = address_number(row[1])[1]
-        leases: dict[LeaseKey, Lease] = {}
-        used: dict[Family, dict[int, LeaseKey]] = {family: {} for family in Family}
-        for row in self._db.execute("SELECT * FROM held"):
-            total += digest("held", row)
-            lease = lease_of(row)
-            leases[lease.container, lease.ifname] = lease
-            for family, text in lease.addresses.items():
-                number = address_number(text)[1]
-                if number in used[family]:
-                    raise ValueError(f"two leases of {text}")
-                used[family][number] = (lease.container, lease.ifname)
-            self._newest = max(self._newest, lease.created)
-        if f"{total % MODULUS:x}" != meta["digest"]:
-            raise ValueError("its content does not match its digest")
-        self._leases, self._used, self._cursors = leases, used, cursors
-        self._boot, self._digest = meta["boot"], total % MODULUS
 
     def close(self) -> None:
         """Close the file; idempotent."""
-        self._db.close()
-        if self._fd >= 0:  # after sqlite: closing any descriptor of the file drops sqlite's lock
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     @property
     def boot(self) -> str:
         """The boot id (random(4)) that the leases are from; empty if unknown."""
-        return self._boot
+        return self._held.boot
 
     def set_boot(self, boot: str) -> None:
         """Store the boot id that all leases are from. Raises sqlite3.Error if the file cannot be written."""
-        if boot == self._boot:
+        if boot == self._held.boot:
             return
         with self.group():
-            schema.set_meta(self._db, "boot", boot)
-            self._digest += digest("boot", (boot,)) - digest("boot", (self._boot,))
-            self._boot = boot
+            self._file.set_boot(boot, self._held.boot)
+            self._held.boot = boot
 
     def touch(self) -> None:
         """Test whether the file can be written: rewrite the boot id. Raises sqlite3.Error if not."""
         with self.group():
-            schema.set_meta(self._db, "boot", self._boot)
+            self._file.set_boot(self._held.boot, self._held.boot)
 
     def no_longer(self, found: Iterable[Elsewhere]) -> list[Elsewhere]:
         """Those of ``found`` that are no longer in use elsewhere."""
@@ -224,11 +138,11 @@ class AddressStore:
 
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface. May be called from any thread."""
-        return self._leases.get((container, ifname))
+        return self._held.leases.get((container, ifname))
 
     def keys(self) -> list[LeaseKey]:
         """The keys of all leases. May be called from any thread."""
-        return list(self._leases)
+        return list(self._held.leases)
 
     def usage(self, cidrs: Iterable[str]) -> dict[str, tuple[int, int]]:
         """Addresses that leases have and that they do not have, by CIDR. May be called from any thread.
@@ -237,7 +151,7 @@ class AddressStore:
         """
         found: dict[str, tuple[int, int]] = {}
         for pool in map(Pool.of, cidrs):
-            used = sum(number in pool for number in list(self._used[pool.family]))
+            used = sum(number in pool for number in list(self._held.used[pool.family]))
             found[pool.cidr] = used, pool.last - pool.first + 1 - used
         return found
 
@@ -254,7 +168,7 @@ class AddressStore:
 
     def numbers(self, family: Family) -> list[int]:
         """The addresses of one family that leases have, as numbers. May be called from any thread."""
-        return list(self._used[family])
+        return list(self._held.used[family])
 
     def close_empty(self, cidr: str) -> bool:
         """Give nothing out of a CIDR any more, if no lease is in it and none of its addresses rests; whether that
@@ -274,13 +188,13 @@ class AddressStore:
 
     def all(self) -> tuple[Lease, ...]:
         """Every lease, oldest first."""
-        return tuple(sorted(self._leases.values(), key=lambda lease: lease.created))
+        return tuple(sorted(self._held.leases.values(), key=lambda lease: lease.created))
 
     def spare(self, cidr: str, most: int) -> list[str]:
         """Addresses of a CIDR that could be given out now, in the order in which they would be. ValueError: no
         CIDR."""
         pool = Pool.of(cidr)
-        used, found = dict(self._used[pool.family]), list[str]()
+        used, found = dict(self._held.used[pool.family]), list[str]()
         while len(found) < most and (free := self._free([pool], used)) is not None:
             used[free[1]] = ("", "")
             found.append(address_text(pool.family, free[1]))
@@ -329,17 +243,16 @@ class AddressStore:
 
     def release(self, container: str, ifname: str) -> Lease | None:
         """Release a lease. Returns it, or None if there is none; sqlite3.Error: not written, the lease stays."""
-        lease = self._leases.get((container, ifname))
+        lease = self._held.leases.get((container, ifname))
         if lease is None:
             return None
         with self.group():
-            self._db.execute("DELETE FROM held WHERE container = ? AND ifname = ?", (container, ifname))
-            self._digest -= digest("held", row_of(lease))
-            del self._leases[container, ifname]
+            self._file.delete(lease)
+            del self._held.leases[container, ifname]
             now = since_boot()
             for family, text in lease.addresses.items():
                 number = address_number(text)[1]
-                del self._used[family][number]
+                del self._held.used[family][number]
                 self._resting.add(family, number, now)
             self._note("released", lease)
         return lease
@@ -354,28 +267,18 @@ class AddressStore:
             yield
             return
         if self._unsure:
-            self._load_again()
-        self._db.execute("BEGIN IMMEDIATE")
+            self._read_again()
         self._grouped = True
-        tables, resting = self._tables(), self._resting.copy()
+        before, resting = self._held.copy(), self._resting.copy()
         try:
-            before, changes = self._digest, self._db.total_changes
-            yield
-            if self._digest != before:
-                self._digest %= MODULUS
-                schema.set_meta(self._db, "digest", f"{self._digest:x}")
-            self._db.execute("COMMIT")
-            if self._db.total_changes != changes:
-                self._sync()
+            with self._file.transaction():
+                yield
         except BaseException:
-            self._leases, self._used, self._cursors, self._boot, self._digest = tables
-            self._resting = resting
+            self._held, self._resting = before, resting
             self._happened.clear()
             self._unsure = True
             with suppress(sqlite3.Error):  # the disk that refused the write may refuse this one, too
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                self._load_again()
+                self._read_again()
             raise
         finally:
             self._grouped = False
@@ -387,29 +290,13 @@ class AddressStore:
         if self._history is not None:
             self._happened.append(self._history.entry(what, lease))
 
-    def _tables(self) -> tuple[Any, ...]:
-        """Copies of what is in memory."""
-        used = {family: dict(held) for family, held in self._used.items()}
-        return dict(self._leases), used, dict(self._cursors), self._boot, self._digest
-
-    def _load_again(self) -> None:
+    def _read_again(self) -> None:
         """Read what a failed write left. Raises sqlite3.Error if that cannot be read, or is damaged."""
-        try:
-            self._load()
-        except sqlite3.Error:
-            raise
-        except UNREADABLE as error:
-            raise sqlite3.DatabaseError(str(error)) from error
+        self._held = self._file.read_again()
         self._unsure = False
 
-    def _sync(self) -> None:
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:
-            raise sqlite3.OperationalError(f"cannot write to disk: {error.strerror}") from error
-
     def _check_new(self, claim: Claim) -> None:
-        if claim.key in self._leases:
+        if claim.key in self._held.leases:
             raise AlreadyLeased(f"container {claim.container} already has a lease for {claim.ifname}")
 
     def _free(self, pools: Sequence[Pool], used: Mapping[int, LeaseKey] | None = None) -> tuple[Pool, int] | None:
@@ -417,8 +304,8 @@ class AddressStore:
         open_ = [pool for pool in pools if pool.cidr not in self.closed]
         if not open_:
             return None
-        used = self._used[open_[0].family] if used is None else used
-        return choose(open_, used, self._resting, self._cursors, self._usable, since_boot(), self.cooldown)
+        used = self._held.used[open_[0].family] if used is None else used
+        return choose(open_, used, self._resting, self._held.cursors, self._usable, since_boot(), self.cooldown)
 
     def _usable(self, pool: Pool, number: int) -> Elsewhere | None:
         found = self._elsewhere(pool.family, number, pool.length)
@@ -442,7 +329,7 @@ class AddressStore:
             open_pools = [pool for pool in (pools or {}).get(family, ()) if pool.cidr not in self.closed]
             if pools is not None and not any(number in pool for pool in open_pools):
                 raise AddressUnavailable(f"{text} is not a pod address of the node's pod CIDRs")
-            if (holder := self._used[family].get(number)) is not None:
+            if (holder := self._held.used[family].get(number)) is not None:
                 raise AddressUnavailable(f"{text} is in use by container {holder[0]}")
             length = next((p.length for p in (pools or {}).get(family, ()) if number in p), int(family.bits))
             if (found := self._elsewhere(family, number, length)) and not found.reserved:
@@ -473,32 +360,23 @@ class AddressStore:
         numbers = {family: address_number(text)[1] for family, text in lease.addresses.items()}
         key = (lease.container, lease.ifname)
         for family, number in numbers.items():
-            if (holder := self._used[family].get(number, key)) != key:
+            if (holder := self._held.used[family].get(number, key)) != key:
                 raise AddressUnavailable(f"{lease.addresses[family]} is in use by container {holder[0]}")
         with self.group():
             self.release(*key)
             self._write(lease)
 
     def _write(self, lease: Lease) -> None:
-        row = row_of(lease)
-        self._db.execute(_INSERT, row)
-        self._digest += digest("held", row)
-        self._leases[lease.container, lease.ifname] = lease
+        self._file.insert(lease)
+        self._held.add(lease)
         for family, text in lease.addresses.items():
-            number = address_number(text)[1]
-            self._used[family][number] = (lease.container, lease.ifname)
-            self._resting.drop(family, number)
+            self._resting.drop(family, address_number(text)[1])
         self._newest = max(self._newest, lease.created)
         self._note("leased", lease)
 
     def _move_cursor(self, cidr: str, last: int) -> None:
-        family, before = Pool.of(cidr).family, self._cursors.get(cidr)
-        row = (cidr, address_text(family, last))
-        self._db.execute("INSERT OR REPLACE INTO rest VALUES (?, ?)", row)
-        self._digest += digest("rest", row)
-        if before is not None:
-            self._digest -= digest("rest", (cidr, address_text(family, before)))
-        self._cursors[cidr] = last
+        self._file.move_cursor(cidr, last, self._held.cursors.get(cidr))
+        self._held.cursors[cidr] = last
 
 
 def _pools(cidrs: Iterable[str]) -> dict[Family, list[Pool]]:

@@ -121,6 +121,8 @@ def test_a_pod_with_an_address_of_another_nodes_block(plain_lab: LabUnderTest) -
                     eventually(partial(reaches, lab, name, address), SECONDS)
             eventually(lambda: is_held(lab, owner, "lent", 1) and is_held(lab, borrower, "borrowed", 1), SECONDS)
             lab.verified()
+            told = lab.sh(owner, "felix-py", "explain", *(f"dev/{name}" for name in NAMES), "--port", "80")
+            assert f"{borrowed} is out of block {CIDR} of node {owner}, which has lent it to {borrower}" in told
             # Both agents are killed, and know it all again.
             for node in nodes:
                 lab.kill(node, "agent")

@@ -119,7 +119,8 @@ def test_reserved_addresses_are_for_those_who_ask(tmp_path: Path, make_netns: Ma
 
     async def test() -> None:
         call = node.runtime.add("a", places["a"].path, args=pod_args("a"))
-        await refused(call, Code.POOL_EXHAUSTED, "no free address is left in 10.65.0.0/29")
+        text = "no free address is left in 10.65.0.0/29.*: the node has no other podCIDR"
+        await refused(call, Code.POOL_EXHAUSTED, text)
         result = await node.runtime.add("web", places["web"].path, args=pod_args("web"))
         assert addresses(result) == ["10.65.0.2"]
         node.reserved.set([IPReservation("printers", ("10.65.0.0/30",))])

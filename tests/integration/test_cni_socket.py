@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
+from felix_py.cni import server
 from felix_py.cni.conflist import install_client
 from felix_py.cni.errors import SUPPORTED_VERSIONS
-from felix_py.cni.protocol import parse_call
+from felix_py.cni.network import NetworkError
+from felix_py.cni.protocol import Call, parse_call
 from felix_py.cni.server import CNIServer, SocketInUse
 from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
@@ -167,6 +169,82 @@ def test_a_spooled_call_that_fails_stays(tmp_path: Path, make_netns: MakeNetns) 
     execute(node, node.environment("DEL", "c1", pod.path))
     for run in (fails, succeeds):
         on_node(node, run)
+
+
+def test_a_spooled_del_that_fails_is_made_up_for_by_the_same_agent(tmp_path: Path, make_netns: MakeNetns) -> None:
+    """The runtime does not repeat it, and what came later in the spool does not wait for it."""
+    node = Node(tmp_path)
+    pods = {name: make_netns(name) for name in ("c1", "c2")}
+    release, kept = node.network.release, {"c1"}
+
+    async def add() -> None:
+        for name, pod in pods.items():
+            await node.runtime.add(name, pod.path, args=pod_args(name))
+
+    async def refusing(lease: Any) -> None:
+        if lease.container in kept:
+            raise NetworkError("kernel says no")
+        await release(lease)
+
+    async def test() -> None:
+        await until(lambda: [lease.container for lease in node.store.all()] == ["c1"])
+        await until(lambda: not node.server._tasks)
+        assert len(list(node.spool.iterdir())) == 1
+        kept.clear()
+        await until(lambda: not list(node.spool.iterdir()))
+        assert not node.store.all()
+
+    on_node(node, add)
+    for name, pod in pods.items():
+        execute(node, node.environment("DEL", name, pod.path))
+    node.network.release = refusing  # type: ignore[method-assign]
+    on_node(node, test)
+
+
+def test_a_spooled_del_takes_nothing_that_has_come_since(tmp_path: Path, make_netns: MakeNetns) -> None:
+    """The runtime has used the container's id again while the DEL was to be made up for."""
+    node, pod = Node(tmp_path), make_netns("pod")
+    environment = node.environment("DEL", "c1", pod.path)
+
+    async def test() -> None:
+        await node.runtime.add("c1", pod.path, args=pod_args("web"))
+        answer = await node.server.answer(Call(environment, CONFIG), spooled=True)
+        assert answer.code == 0
+        assert [lease.container for lease in node.store.all()] == ["c1"]
+        assert host_interfaces() == {interface_name("c1", "eth0")}
+
+    on_node(node, test)
+
+
+def test_calls_wait_while_the_agent_has_as_many_as_it_takes(
+    tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DEL that is turned away would be in the spool until the agent's next start."""
+    monkeypatch.setattr(server, "_MOST_CALLS", 2)
+    node = Node(tmp_path)
+    pods = {name: make_netns(name) for name in ("c1", "c2", "c3")}
+    enforce, hold = node.network.enforce, asyncio.Event()
+
+    async def slow(lease: Any) -> None:
+        await hold.wait()
+        await enforce(lease)
+
+    async def test() -> None:
+        await node.runtime.add("c1", pods["c1"].path, args=pod_args("c1"))
+        node.network.enforce = slow  # type: ignore[method-assign]
+        async with asyncio.TaskGroup() as calls:
+            for name in ("c2", "c3"):
+                calls.create_task(node.runtime.add(name, pods[name].path, args=pod_args(name)))
+            await until(lambda: len(node.server._tasks) == 2)
+            environment = node.environment("DEL", "c1", "")
+            deleting = calls.create_task(asyncio.to_thread(execute, node, environment))
+            await until(lambda: node.server._full or node.spool.exists())
+            hold.set()
+        assert deleting.result() == (0, None)
+        assert not node.spool.exists()
+        assert {lease.container for lease in node.store.all()} == {"c2", "c3"}
+
+    on_node(node, test)
 
 
 def test_no_call_is_lost_between_no_agent_and_a_starting_one(tmp_path: Path) -> None:

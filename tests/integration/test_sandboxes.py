@@ -78,6 +78,32 @@ def test_a_sandbox_that_is_lost_is_released_in_time(tmp_path: Path, make_netns: 
     on_node(node, test)
 
 
+def test_a_del_that_another_plugin_has_refused_before_ours_was_called(
+    tmp_path: Path, make_netns: MakeNetns
+) -> None:
+    """Plugins are deleted in reverse order, and after an ADD that has failed containerd does not repeat a DEL."""
+    node, pod = Node(tmp_path), make_netns("pod")
+    refusing = node.bin_dir / "refusing"
+    refusing.write_text("""#!/bin/sh\necho '{"cniVersion": "1.0.0", "code": 11, "msg": "busy"}'\nexit 1\n""")
+    refusing.chmod(0o755)
+    node.configure(conflist(["refusing"]))
+
+    async def test() -> None:
+        await refused(node.runtime.add("c1", pod.path, args=pod_args("web")), 11, "busy")
+        await refused(node.runtime.delete("c1"), 11, "busy")
+        assert held(node) == ["c1"]
+        pod.run("ip", "link", "del", "eth0")  # as the kernel does with the namespace
+        node.network.departures = {"web"}
+        await node.plugin.look(1000.0)
+        await node.plugin.look(1000.0 + GRACE - 1)
+        assert held(node) == ["c1"]
+        await node.plugin.look(1000.0 + GRACE)
+        assert held(node) == []
+        assert node.network.enforced == {}
+
+    on_node(node, test)
+
+
 def test_a_lost_sandbox_leaves_nothing_at_another_ipam_plugin(tmp_path: Path, make_netns: MakeNetns) -> None:
     node = Node(tmp_path)
     network = json.loads(conflist())

@@ -76,6 +76,7 @@ def test_no_address_twice_and_no_leak() -> None:
             break
 
 
+@pytest.mark.timeout(1200)
 @settings(max_examples=examples(400), deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_of_blocks_that_overlap_one_is_used(seed: int) -> None:

@@ -87,9 +87,9 @@ class Node:
                 if not cidrs:
                     raise PoolExhausted("no block")
                 lease = await self.leases.use(partial(AddressStore.allocate, claim=claim, cidrs=cidrs))
-            except PoolExhausted:
-                if not await self.claims.wait_for_address("shop", asked):
-                    raise
+            except PoolExhausted as error:
+                if why := await self.claims.wait_for_address("shop", asked):
+                    raise PoolExhausted(f"{error}: {why}") from None
             else:
                 return lease.addresses[Family.V4]
 

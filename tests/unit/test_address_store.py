@@ -216,8 +216,8 @@ def test_a_refusal_inside_a_group_leaves_the_rest(path: Path) -> None:
 def test_a_full_disk_refuses_and_keeps_what_was(path: Path) -> None:
     with opened(path) as store:
         store.allocate(claim(0), ["10.0.0.0/16"])
-        limit = store._db.execute("PRAGMA page_count").fetchone()[0]
-        store._db.execute(f"PRAGMA max_page_count={limit}")
+        limit = store._file._db.execute("PRAGMA page_count").fetchone()[0]
+        store._file._db.execute(f"PRAGMA max_page_count={limit}")
         told = 1
         try:
             for number in range(1, 1000):
@@ -256,7 +256,7 @@ for number in range(10**6):
 
 
 def test_two_agents_cannot_use_one_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("felix_py.ipam.store._LOCK_WAIT", 0.05)
+    monkeypatch.setattr("felix_py.ipam.lease_file._LOCK_WAIT", 0.05)
     with opened(path), pytest.raises(StoreError, match="another felix-py agent"):
         AddressStore(path)
 

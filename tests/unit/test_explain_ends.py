@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from felix_py.agent.pooled import Pooled
 from felix_py.datastore.fetch import Fetched
 from felix_py.diagnose.ends import Place, WrongEnd, find, find_ports
+from felix_py.ipam.resources import IPAMBlock, Loan
 from felix_py.records import NodeRecord
 from policy.model import (
     Family,
@@ -87,6 +89,26 @@ def test_who_has_an_address_that_two_pods_list() -> None:
     assert find("fd00:1::2", "shop", cluster).pod == gone
     with pytest.raises(WrongEnd, match="is leased to another one on this node"):
         find("web-1", "shop", cluster)
+
+
+def test_a_borrowed_address_is_said_to_be_out_of_another_nodes_block() -> None:
+    loans = tuple(Loan(address, "n1", "u1", address) for address in ("10.64.0.5", "10.64.0.6"))
+    blocks = [
+        IPAMBlock(name="a", cidr="10.64.0.0/28", node="n2", node_uid="u2", lent=loans),
+        IPAMBlock(name="b", cidr="10.64.0.16/28", node="n1", node_uid="u1"),
+    ]
+    pods = [Pod("shop", name, node="n1", addresses=(a,)) for name, a in (("a", "10.64.0.5"), ("b", "10.64.0.17"))]
+    cluster, pooled = replace(CLUSTER, pods=pods), Pooled.of("", (), blocks)
+    borrowed = "10.64.0.5 is out of block 10.64.0.0/28 of node n2, which has lent it to n1"
+    assert [find(text, "shop", cluster, pooled).note for text in ("a", "10.64.0.5", "b")] == [
+        borrowed,
+        borrowed,
+        "",
+    ]
+    assert [find(text, "shop", cluster, pooled).note for text in ("10.64.0.6", "10.64.0.7")] == [
+        "10.64.0.6 is out of block 10.64.0.0/28 of node n2, which has lent it to n1, but no pod has it",
+        "10.64.0.7 is in block 10.64.0.0/28 of node n2, but no pod has it",
+    ]
 
 
 def test_nodes_and_pods_on_their_network() -> None:

@@ -104,13 +104,16 @@ async def test_a_node_without_a_block_borrows(server: FakeApi, tmp_path: Path) -
 
 async def test_strict_affinity(server: FakeApi, tmp_path: Path) -> None:
     async with owner(server, tmp_path) as one, running(server, tmp_path / "2", "n2") as two:
-        with pytest.raises(PoolExhausted):
+        nobody_lends = r"every block of IPPool few is claimed, and nodes lend no addresses \(strictAffinity\)"
+        with pytest.raises(PoolExhausted, match=nobody_lends):
             await two.lease("b")
         assert "no block is left in few: pods that need a further one wait" in two.told()
         # The owner's word counts as well.
         one.claims.set_strict(True)
         two.claims.set_strict(False)
-        with pytest.raises(PoolExhausted):
+        with pytest.raises(
+            PoolExhausted, match=r"no other node lends an address \(n1 refused, asked \d+ seconds"
+        ):
             await two.lease("b")
         assert "no other node lends an address" in two.told()
         assert lent(server) == {}
@@ -160,7 +163,7 @@ async def test_an_owner_that_does_not_answer_is_asked_in_vain(
     async with owner(server, tmp_path):
         pass
     async with borrower(server, tmp_path) as two:
-        with pytest.raises(PoolExhausted):
+        with pytest.raises(PoolExhausted, match=r"\(n1 does not answer, asked \d+ seconds ago\)"):
             await two.lease("b")
         await two.until(lambda: block(server)["requests"] == [])
         # It answers late, or never: another loan is asked for when there is a reason again.
@@ -176,7 +179,7 @@ async def test_a_node_that_is_gone_is_not_asked(server: FakeApi, tmp_path: Path)
         pass
     server.delete(NODES, "", "n1")
     async with borrower(server, tmp_path) as two:
-        with pytest.raises(PoolExhausted):
+        with pytest.raises(PoolExhausted, match="as far as is known, they have no free one"):
             await two.lease("b")
         assert "requests" not in block(server)
 

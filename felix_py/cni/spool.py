@@ -1,0 +1,160 @@
+"""The spool: calls that clients made while no agent listened, for the next agent to make up for.
+
+The runtime was told that a spooled DEL has succeeded, so it does not repeat it, and may have removed the network
+namespace with the interface.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from felix_py import log
+from felix_py.backoff import Backoff
+from felix_py.cni.protocol import MOST_FRAME, Answer, Call, ProtocolError, parse_call
+from felix_py.cni.types import Command
+
+_LOCK_TIMEOUT = 5.0
+_RETRY = (1.0, 300.0)
+"""Seconds until a DEL that has failed is made up for again."""
+
+
+class Spool:
+    """The calls in ``folder``, for one event loop."""
+
+    def __init__(
+        self,
+        folder: Path,
+        answer: Callable[[Call], Awaitable[Answer]],
+        leaving: Callable[[str, str], None],
+        begin: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        """``answer`` executes a call. ``leaving`` is told of each DEL as soon as it is found: container, ifname.
+        ``begin`` runs what executes calls."""
+        self._folder = folder
+        self._answer = answer
+        self._leaving = leaving
+        self._begin = begin
+        self._backoff = Backoff(*_RETRY)
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+        self._log = log.get("cni")
+
+    def start(self) -> None:
+        """Tell of the DELs that are there, at once, and have all calls executed. The agent's socket listens."""
+        with suppress(OSError):  # drain() says it
+            self._announce(call for entry in _entries(self._folder) if (call := self._read(entry)))
+        self._begin(self._drain())
+
+    def stop(self) -> None:
+        """Begin nothing more; what has failed is left for the next agent."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _drain(self) -> None:
+        """Execute the calls, DELs first and all at once.
+
+        A GC that fails is not repeated: its list of attachments is of the moment of the call, and later it would
+        remove those added since.
+        """
+        try:
+            entries = await asyncio.to_thread(_settled_entries, self._folder)
+        except OSError as error:
+            self._log.error("cannot read the CNI spool", folder=str(self._folder), reason=str(error))
+            return
+        calls = {entry: call for entry in entries if (call := self._take(entry))}
+        self._announce(calls.values())
+        await self._make_up({entry: call for entry, call in calls.items() if not _is(Command.GC, call)})
+        for call in calls.values():
+            if _is(Command.GC, call):
+                await self._answer(call)
+
+    async def _make_up(self, calls: Mapping[Path, Call]) -> None:
+        """Execute calls at once, and those that fail again later: nobody else repeats them."""
+        failed = {}
+        answers = await asyncio.gather(*map(self._answer, calls.values()))
+        for (entry, call), answer in zip(calls.items(), answers, strict=True):
+            if answer.code:
+                failed[entry] = call
+            else:
+                with suppress(OSError):
+                    entry.unlink(missing_ok=True)
+        if failed and not self._stopped:
+            loop = asyncio.get_running_loop()
+            again = partial(self._make_up, failed)
+            self._timer = loop.call_later(self._backoff.delay(), lambda: self._begin(again()))
+
+    def _announce(self, calls: Iterable[Call]) -> None:
+        for call in calls:
+            container, ifname = (call.environment.get(name, "") for name in ("CNI_CONTAINERID", "CNI_IFNAME"))
+            if _is(Command.DEL, call):
+                self._leaving(container, ifname)
+
+    def _take(self, entry: Path) -> Call | None:
+        """Read a spooled call; removes its file if the call must not be repeated (GC)."""
+        call = self._read(entry)
+        if call is not None and _is(Command.GC, call):
+            try:
+                entry.unlink()
+            except OSError as error:
+                self._log.error("cannot use a spooled CNI call", file=str(entry), reason=str(error))
+                return None
+        return call
+
+    def _read(self, entry: Path) -> Call | None:
+        """Read a spooled call; what is none is put aside."""
+        try:
+            found = entry.lstat()
+            if not stat.S_ISREG(found.st_mode):
+                raise ProtocolError("it is no file")
+            if found.st_size > MOST_FRAME:
+                raise ProtocolError(f"it has {found.st_size} bytes")
+            return parse_call(entry.read_bytes())
+        except ProtocolError as error:
+            self._log.error("a file in the CNI spool is not a call", file=str(entry), reason=str(error))
+            with suppress(OSError):
+                entry.rename(entry.with_name(f".rejected-{entry.name}"))
+        except OSError as error:
+            self._log.error("cannot use a spooled CNI call", file=str(entry), reason=str(error))
+        return None
+
+
+def _is(command: Command, call: Call) -> bool:
+    return call.environment.get("CNI_COMMAND") == command
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The spooled calls, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _settled_entries(folder: Path) -> list[Path]:
+    """The spooled calls, oldest first, once no client is about to write one.
+
+    A client without a listening agent holds the folder's shared lock until its call is in the spool. The socket
+    listens already, so once the exclusive lock has been held, no new call can arrive here.
+    """
+    if not folder.is_dir():
+        return []
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while time.monotonic() < deadline:  # a hung client must not block the rest
+            with suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        return _entries(folder)
+    finally:
+        os.close(fd)
