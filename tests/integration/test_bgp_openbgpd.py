@@ -161,6 +161,28 @@ def test_a_router_that_crashes_is_not_waited_for(place: tuple[Sidecar, NetworkNa
         asyncio.run(scenario(stack))
 
 
+def test_ipv4_by_ipv6_next_hops_is_not_announced(place: tuple[Sidecar, NetworkNamespace], tmp_path: Path) -> None:
+    """It does not have RFC 8950, and would end the session, as long as that is announced."""
+    sidecar, namespace = place
+    (tmp_path / "tor").mkdir()
+    one = config({"peerIP": TOR6, "asNumber": TOR_ASN})
+    both = tuple(replace(peer, families=(4, 6), next_hops=(NODE6,)) for peer in one.peers)
+
+    async def scenario(ask: Ask) -> None:
+        async with agent(sidecar.run_dir, replace(one, peers=both), {V4, V6}) as node:
+            await until(lambda: openbgpd_routes(ask) == {V6: False})
+            await until(lambda: node.speaker.in_sync)
+            (peer,) = node.speaker.peers()
+            assert (peer.established, peer.announced, peer.refused) == (True, 1, 1)
+            assert "RFC 8950" in peer.refusal
+            assert openbgpd_routes(ask) == {V6: False}
+
+    text = router("announce IPv6 unicast", "announce IPv4 unicast")
+    with openbgpd(namespace, tmp_path / "tor", text) as ask:
+        asyncio.run(scenario(ask))
+        assert "NOTIFICATION" not in (tmp_path / "tor" / "daemon.log").read_text()
+
+
 @pytest.mark.parametrize(("tor", "learned"), [(TOR4, LEARNED4), (TOR6, LEARNED6)])
 def test_two_families_over_one_session(
     place: tuple[Sidecar, NetworkNamespace], tmp_path: Path, tor: str, learned: str
