@@ -68,12 +68,13 @@ routes = st.builds(
 
 
 class BGP(RuleBasedStateMachine):
-    @initialize()
-    def start(self) -> None:
+    @initialize(agrees=st.booleans())
+    def start(self, agrees: bool) -> None:
         self.now = 1000.0
         self.exabgp = FakeExaBGP()
         for peer in PEERS.values():
             self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn, peer.carried)
+        self.exabgp.peers[BY_IPV6].extended_next_hop = agrees
         self.exabgp.lazy = True
         self.wanted: dict[str, Announcement] | None = None
         self.kernel: dict[str, tuple[str, ...]] = {}
@@ -138,6 +139,8 @@ class BGP(RuleBasedStateMachine):
 
     @rule()
     def agent_dies(self) -> None:
+        # What it had ExaBGP withdraw is no loss, whatever the next one wants.
+        self.exabgp_sends_all()
         self.exabgp.disconnect()
         self.born()
         self.kernel = {}
@@ -227,6 +230,8 @@ class BGP(RuleBasedStateMachine):
         if not hasattr(self, "exabgp"):
             return
         self.attach()
+        for address in PEERS:
+            self.up(address)
         for _ in range(4):
             self.time_passes(SETTLE + 200)
         self.exabgp_sends_all()
