@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -86,7 +88,7 @@ Router = Callable[[NetworkNamespace, Path, bool], AbstractContextManager[Routes]
 async def test_a_router_without_it_and_then_with_it(
     tmp_path: Path, make_netns: Callable[[str], NetworkNamespace], router: Router
 ) -> None:
-    """The session stays, IPv6 goes on, also with another agent, bridge and ExaBGP; then the router agrees."""
+    """The session stays and IPv6 goes on, also with another agent and bridge; then the router agrees."""
     namespace, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
     link(namespace)
     sidecar.start()
@@ -97,7 +99,9 @@ async def test_a_router_without_it_and_then_with_it(
                 (peer,) = node.speaker.peers()
                 assert (peer.established, peer.announced, peer.refused) == (True, 1, 1)
                 assert node.speaker.refused()[TOR6].keys() == {V4}
-            # A new agent asks ExaBGP what was agreed on.
+            # The bridge takes the router's OPEN along: a new agent asks ExaBGP what was agreed on.
+            _, _, bridge = sidecar.pids()
+            os.kill(bridge, signal.SIGKILL)
             async with agent(sidecar.run_dir, speaker(4, 6), {V4, V6}) as node:
                 await until(lambda: node.up() and node.speaker.in_sync and node.speaker.peers()[0].refused)
                 assert routes() == {V6}
