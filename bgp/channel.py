@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bgp import trace
-from bgp.protocol import Connection, Event
+from bgp.events import Event
+from bgp.protocol import Connection
 
 
 @dataclass(frozen=True, slots=True)

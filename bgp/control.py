@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
-from bgp import export, protocol
+from bgp import events, export, protocol
 from bgp.announcement import Announcement
 from bgp.bfd.session import Path
 from bgp.bfd.settings import Report, key_of
@@ -58,7 +58,7 @@ class Control:
         self._held: dict[str, Held] = {}
         self._warned: set[str] = set()
         self._flapping_noted: dict[str, float] = {}
-        self.neighbors: Mapping[str, protocol.Neighbor] = {}
+        self.neighbors: Mapping[str, events.Neighbor] = {}
         """ExaBGP's neighbors by the last query."""
         self.in_effect = False
         """Whether ExaBGP has exactly the configured neighbors."""
@@ -240,44 +240,51 @@ class Control:
         """Peer -> what it is told, by prefix, of those whose session is up."""
         return {peer: session.out.sent for peer, session in self._sessions.items() if session.established}
 
+    def refused(self) -> dict[str, Mapping[str, str]]:
+        """Peer -> what it cannot be told, by prefix, and why, of those whose session is up."""
+        return {peer: session.out.refused for peer, session in self._sessions.items()}
+
     # --- events ------------------------------------------------------------------------------------------
 
-    def _handle(self, now: float, event: protocol.Event) -> None:
+    def _handle(self, now: float, event: events.Event) -> None:
         match event:
-            case protocol.Neighbors():
+            case events.Neighbors():
                 self._on_neighbors(event, now)
-            case protocol.RibEntry():
+            case events.RibEntry():
                 self._readback.entry(event)
                 self._check_limit(event.peer, now)
-            case protocol.Answered():
+            case events.Answered():
                 self._readback.answered(event, self.neighbors, now)
             case _:
                 if session := self._sessions.get(event.peer):
                     self._on_session(session, event, now)
                     self._check_limit(event.peer, now)
 
-    def _on_session(self, session: Session, event: protocol.Event, now: float) -> None:
+    def _on_session(self, session: Session, event: events.Event, now: float) -> None:
         match event:
-            case protocol.Gap():
+            case events.Gap():
                 self.channel.note("events lost, reading back", event.peer, warning=True)
                 self.channel.send(protocol.SHOW_NEIGHBORS)
                 self._readback.received([event.peer])
-            case protocol.Update():
+            case events.Update():
                 self._readback.updated(event)
-            case protocol.Up():
+            case events.Up():
                 self._readback.changed(event.peer)
-            case protocol.Down() if session.established:
+            case events.Down() if session.established:
                 self._readback.changed(event.peer)
         session.receive(event, now)
         self._confirm(session)
-        if isinstance(event, protocol.Open) and self._own.cluster_id:
+        if isinstance(event, events.Open) and self._own.cluster_id:
             self._export_all(session)
 
-    def _on_neighbors(self, event: protocol.Neighbors, now: float) -> None:
+    def _on_neighbors(self, event: events.Neighbors, now: float) -> None:
         self.neighbors = {neighbor.peer: neighbor for neighbor in event.neighbors}
         for address, session in self._sessions.items():
             neighbor = self.neighbors.get(address)
             established = neighbor is not None and neighbor.established
+            if neighbor and established:
+                # Also of a session that is known: its OPEN may have been among events that were lost.
+                session.negotiated(neighbor.families, extended_next_hop=neighbor.extended_next_hop)
             if established == session.established:
                 continue
             if neighbor and established and self._readback.attaching:
@@ -285,7 +292,6 @@ class Control:
                 continue
             self._readback.changed(address)
             if neighbor and established:
-                session.negotiated(neighbor.families)
                 session.up(now)
             else:
                 session.down("ExaBGP has no session", now)

@@ -14,7 +14,7 @@ given up for more specific ones waits until these have gone out: else their addr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from bgp import protocol
@@ -33,6 +33,8 @@ class Outgoing:
         self._peer = peer
         self.families = frozenset(peer.carried)
         """Those that the session has, which a peer may have less of than is configured."""
+        self._extended_next_hop = False
+        self._refused: set[str] = set()
         self._sent: dict[str, Announcement | None] = {}
         self._wanted: dict[str, Announcement] | None = None
         self._postponed: set[str] = set()
@@ -51,6 +53,25 @@ class Outgoing:
     def postponed(self) -> bool:
         """Whether a change waits for its time."""
         return bool(self._postponed or self._covering or self._covering_earlier)
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """What is of the session's configured families and cannot be announced, by prefix, and why."""
+        reasons = self.refusals
+        return {prefix: reasons[version(prefix)] for prefix in self._refused}
+
+    @property
+    def refusals(self) -> Mapping[int, str]:
+        """The configured families whose prefixes cannot have our own address as next hop, and why."""
+        found = {family: self._refusal(family) for family in self._peer.carried}
+        return {family: reason for family, reason in found.items() if reason}
+
+    def negotiated(self, families: Collection[int], *, extended_next_hop: bool) -> list[str]:
+        """Set what the peer's OPEN and ours agree on: families, and whether IPv4 may have IPv6 next hops."""
+        before = self.families, self._extended_next_hop
+        self.families = frozenset(self._peer.carried) & frozenset(families)
+        self._extended_next_hop = extended_next_hop
+        return self._change(self._all()) if before != (self.families, self._extended_next_hop) else []
 
     def configure(self, peer: Peer) -> list[str]:
         """Set the peer's settings; its address never changes. Another next hop is announced."""
@@ -109,6 +130,7 @@ class Outgoing:
         """The session ended. ExaBGP keeps its announcements and repeats them when the session comes back."""
         self._established = False
         self._covering, self._covering_earlier = set(), set()
+        self._refused.clear()
 
     def want(self, announcements: Mapping[str, Announcement]) -> list[str]:
         """Set what to announce from now on, by prefix."""
@@ -145,7 +167,7 @@ class Outgoing:
         return [protocol.end_of_rib(self._peer.key, family) for family in sorted(self.families)]
 
     def _all(self) -> set[str]:
-        return self._sent.keys() | (self._wanted or {}).keys()
+        return self._sent.keys() | (self._wanted or {}).keys() | self._refused
 
     def _change(self, prefixes: Iterable[str]) -> list[str]:
         """Commands for those of the prefixes whose announcement differs from what was sent."""
@@ -155,12 +177,15 @@ class Outgoing:
         leaving: list[str] = []
         for prefix in prefixes:
             self._postponed.discard(prefix)
-            wanted, sent = self._resolved(self._wanted.get(prefix)), self._sent.get(prefix)
+            asked, sent = self._wanted.get(prefix), self._sent.get(prefix)
+            wanted = self._resolved(asked)
             if wanted is None:
+                self._note_refused(prefix, refused=asked is not None)
                 covers = prefix in self._covering or prefix in self._covering_earlier
                 if prefix in self._sent and not covers and (self._complete or prefix not in self._found):
                     leaving.append(prefix)
                 continue
+            self._refused.discard(prefix)
             self._found.discard(prefix)
             self._covering.discard(prefix)
             self._covering_earlier.discard(prefix)
@@ -191,13 +216,35 @@ class Outgoing:
                 withdrawn.append(sent or Announcement(prefix))
         return withdrawn
 
+    def _note_refused(self, prefix: str, *, refused: bool) -> None:
+        if refused and version(prefix) in self._peer.carried:
+            self._refused.add(prefix)
+        else:
+            self._refused.discard(prefix)
+
     def _resolved(self, announcement: Announcement | None) -> Announcement | None:
-        """An announcement with our own address of its family; None if the session does not have that."""
-        if announcement is None or version(announcement.prefix) not in self.families:
+        """An announcement with a next hop that the session can carry, if need be our own; None: there is none."""
+        if announcement is None or (family := version(announcement.prefix)) not in self.families:
             return None
-        if announcement.next_hop != "self":
+        if self._can_carry(announcement.next_hop, family):
             return announcement
-        return replace(announcement, next_hop=self._peer.next_hop(version(announcement.prefix)))
+        return None if self._refusal(family) else replace(announcement, next_hop=self._peer.next_hop(family))
+
+    def _refusal(self, family: int) -> str:
+        """Why no prefix of a family can have our own address as its next hop; empty: it can."""
+        if family not in self.families:
+            return f"IPv{family} is not agreed on"
+        own = self._peer.next_hop(family)
+        if own == "self" or self._can_carry(own, family):
+            return ""
+        if family == 6:
+            return "the node has no IPv6 address for the next hop"
+        return "IPv6 next hops of IPv4 are not agreed on (RFC 8950)"
+
+    def _can_carry(self, next_hop: str, family: int) -> bool:
+        if next_hop == "self":
+            return False
+        return version(next_hop) == family or (family == 4 and self._extended_next_hop)
 
     @property
     def _own_asn(self) -> int:

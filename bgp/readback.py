@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from bgp import protocol
+from bgp import events, protocol
 from bgp.channel import Channel
 from bgp.prefixes import version
 from bgp.rib import Rib
@@ -65,7 +65,7 @@ class ReadBack:
             self._out_at = 0.0
             self._read_out()
 
-    def updated(self, event: protocol.Update) -> None:
+    def updated(self, event: events.Update) -> None:
         """Note a live event during a reading."""
         if self._reading:
             self._reading.touched.update((event.peer, *nlri) for nlri in event.withdrawn)
@@ -76,7 +76,7 @@ class ReadBack:
         if self._reading:
             self._reading.peers.add(address)
 
-    def entry(self, entry: protocol.RibEntry) -> None:
+    def entry(self, entry: events.RibEntry) -> None:
         """Handle one line of an answer."""
         session = self._sessions.get(entry.peer)
         if session is None or version(entry.prefix) not in session.peer.carried:
@@ -95,7 +95,7 @@ class ReadBack:
                 self._rib.believe(entry.peer, entry.prefix, entry.path_id)
                 reading.unusable.setdefault(entry.peer, set()).add(entry.prefix)
 
-    def answered(self, answer: protocol.Answered, neighbors: Mapping[str, protocol.Neighbor], now: float) -> None:
+    def answered(self, answer: events.Answered, neighbors: Mapping[str, events.Neighbor], now: float) -> None:
         """Handle the end of an answer."""
         if answer.command == protocol.SHOW_RIB_OUT:
             self.attaching = False
@@ -113,7 +113,7 @@ class ReadBack:
             session.out.forget()
         self._channel.send(protocol.SHOW_NEIGHBORS, protocol.SHOW_RIB_OUT)
 
-    def _finish(self, neighbors: Mapping[str, protocol.Neighbor], now: float) -> None:
+    def _finish(self, neighbors: Mapping[str, events.Neighbor], now: float) -> None:
         reading, self._reading = self._reading, None
         if reading is None:
             return

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
 
-from bgp import protocol
+from bgp import events, protocol
 from bgp.announcement import Announcement
 from bgp.bfd import CEASE_BFD_DOWN
 from bgp.channel import Channel
@@ -83,7 +83,7 @@ class PeerStatus:
 
     ``address``: :attr:`bgp.model.Peer.key`.
     ``name``: of the BGPPeer that declares it. ``received`` and ``announced``: prefixes; ``limit``: of those
-    received.
+    received. ``refused``: number of prefixes that cannot be announced in this session, and ``refusal``, why.
     """
 
     address: str
@@ -99,6 +99,8 @@ class PeerStatus:
     bfd: str = ""
     """State of its BFD session; empty: it has none, or nothing is known of it."""
     limit_state: LimitState = LimitState.WITHIN
+    refused: int = 0
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class Session:
         self._channel = channel
         self._since = now
         self._router_id = "0.0.0.0"
-        self._restart: protocol.GracefulRestart | None = None
+        self._restart: events.GracefulRestart | None = None
         self._complete_at = 0.0
         self._untold: set[int] = set()
         self._refreshing: set[int] = set()
@@ -142,6 +144,7 @@ class Session:
         self._malformed_until = 0.0
         self._error = self._said = ""
         self._bfd: Bfd | None = None
+        self._refusals: Mapping[int, str] = {}
         self.peer = peer
         self._describe()
 
@@ -161,12 +164,13 @@ class Session:
         return self.state in (State.COMPLETE, State.REFRESHING) and not self._unusable
 
     @property
-    def identity(self) -> protocol.Identity:
+    def identity(self) -> events.Identity:
         """Identifies the session."""
         return self.peer.key, self.peer.source_address, self.peer.asn, self.peer.local_asn
 
     def status(self, now: float) -> PeerStatus:
         """The session, for people."""
+        refused = self.out.refused
         return PeerStatus(
             address=self.peer.key,
             asn=self.peer.asn,
@@ -179,6 +183,8 @@ class Session:
             announced=self.out.announced if self.established else 0,
             limit=self._rib.limit(self.peer.key),
             bfd=self._bfd.state if self._bfd else "",
+            refused=len(refused),
+            refusal="; ".join(sorted(set(refused.values()))),
         )
 
     def configure(self, peer: Peer) -> None:
@@ -194,9 +200,13 @@ class Session:
         """The peer's BGP identifier, as of its last OPEN."""
         return self._router_id
 
-    def negotiated(self, families: Collection[int]) -> None:
-        """Set the families that the peer has, too."""
-        self.out.families = frozenset(self.peer.carried) & frozenset(families)
+    def negotiated(self, families: Collection[int], *, extended_next_hop: bool) -> None:
+        """Set what the peer agrees on: families, and whether IPv4 prefixes may have IPv6 next hops (RFC 8950)."""
+        self._channel.send(*self.out.negotiated(families, extended_next_hop=extended_next_hop))
+        before, self._refusals = self._refusals, self.out.refusals
+        for family, reason in self._refusals.items():
+            if before.get(family) != reason:
+                self._note(f"IPv{family} prefixes cannot be announced", reason, warning=True)
 
     def want(self, announcements: Mapping[str, Announcement]) -> None:
         """Announce what is of the session's families, by prefix, and nothing else."""
@@ -212,37 +222,37 @@ class Session:
             return path
         return replace(path, next_hop=f"{path.next_hop}%{self.peer.interface}")
 
-    def receive(self, event: protocol.Event, now: float) -> None:
+    def receive(self, event: events.Event, now: float) -> None:
         """Handle an event of this session."""
         match event:
-            case protocol.Update():
+            case events.Update():
                 self._update(event)
-            case protocol.Open():
+            case events.Open():
                 self._router_id, self._restart = event.router_id, event.restart
-                self.negotiated(event.families)
+                self.negotiated(event.families, extended_next_hop=event.extended_next_hop)
                 self._describe()
-            case protocol.MalformedUpdate() if now >= self._malformed_until:
+            case events.MalformedUpdate() if now >= self._malformed_until:
                 # RFC 7606, 8: said, but a peer must not fill the log.
                 self._malformed_until = now + _MALFORMED_AGAIN
                 self._note("malformed attributes (RFC 7606)", event.what, warning=True)
-            case protocol.Up():
+            case events.Up():
                 self.up(now)
-            case protocol.Down():
+            case events.Down():
                 self.down(event.reason, now)
-            case protocol.EndOfRib():
+            case events.EndOfRib():
                 self._untold.discard(event.family)
                 if not self._untold:
                     self._advance(Input.END_OF_RIB)
-            case protocol.Refresh(begin=True):
+            case events.Refresh(begin=True):
                 if self._advance(Input.REFRESH_BEGIN):
                     self._refreshing.add(event.family)
                     self._rib.doubt(self.peer.key, (event.family,))
-            case protocol.Refresh():
+            case events.Refresh():
                 self._unusable = {p for p in self._unusable if version(p) != event.family}
                 self._refreshing.discard(event.family)
                 if not self._refreshing:
                     self._advance(Input.REFRESH_END)
-            case protocol.Notified():
+            case events.Notified():
                 self._said = event.text
                 self._note(f"NOTIFICATION {words(event.code, event.subcode)}", event.text, warning=True)
 
@@ -264,11 +274,13 @@ class Session:
         self._note("up")
         self._channel.send(*self.out.up())
 
-    def take_over(self, neighbor: protocol.Neighbor, now: float) -> None:
-        """Adopt a session that was up before: its end-of-RIB may be past, or of a young one still to come."""
+    def take_over(self, neighbor: events.Neighbor, now: float) -> None:
+        """Adopt a session that was up before: its end-of-RIB may be past, or of a young one still to come.
+
+        What it has :meth:`negotiated` is known.
+        """
         self._advance(Input.UP)
         self._since, self._error = now - neighbor.age, ""
-        self.negotiated(neighbor.families)
         self._begin()
         self._complete_at = now + max(0.0, SETTLE - neighbor.age)
         self._router_id = neighbor.router_id
@@ -374,7 +386,7 @@ class Session:
         self._teardown_at = now + _TEARDOWN_AGAIN
         self._channel.send(protocol.teardown(self.peer.key, CEASE_BFD_DOWN))
 
-    def _update(self, event: protocol.Update) -> None:
+    def _update(self, event: events.Update) -> None:
         if self.state is State.FAILED:
             return
         self._unusable.difference_update(n.prefix for n in event.withdrawn)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from bgp import protocol
+from bgp import events
 from bgp.decision import Path
 
 _TOLD = re.compile(r"neighbor (\S+) (announce|withdraw) attributes (.*) nlri (.*)", re.ASCII)
@@ -39,22 +39,22 @@ class Traced(NamedTuple):
     detail: str
 
 
-def of_event(event: protocol.Event) -> Iterator[Traced]:
+def of_event(event: events.Event) -> Iterator[Traced]:
     """What a peer has said. That a session is up or down is told by a note."""
     match event:
-        case protocol.Update():
+        case events.Update():
             yield from (Traced(Kind.UPDATE, event.peer, prefix, _path(path)) for prefix, path in event.announced)
             yield from (Traced(Kind.WITHDRAW, event.peer, prefix, "") for prefix, _ in event.withdrawn)
-        case protocol.Open():
+        case events.Open():
             families = ", ".join(f"IPv{family}" for family in sorted(event.families))
             restart = f", graceful restart {event.restart.time} s" if event.restart else ""
             yield Traced(Kind.SESSION, event.peer, "", f"OPEN: router ID {event.router_id}, {families}{restart}")
-        case protocol.EndOfRib():
+        case events.EndOfRib():
             yield Traced(Kind.SESSION, event.peer, "", f"end of its IPv{event.family} table")
-        case protocol.Refresh():
+        case events.Refresh():
             which = "begins" if event.begin else "ends"
             yield Traced(Kind.SESSION, event.peer, "", f"{which} to repeat its IPv{event.family} table")
-        case protocol.Gap():
+        case events.Gap():
             yield Traced(Kind.SESSION, event.peer, "", "events were lost; its table is read again")
 
 

@@ -159,6 +159,10 @@ class Speaker:
         """Peer -> what it is told, by prefix, of those whose session is up."""
         return self._control.announced()
 
+    def refused(self) -> Mapping[str, Mapping[str, str]]:
+        """Peer -> what it cannot be told, by prefix, and why, of those whose session is up."""
+        return self._control.refused()
+
     def unresolved(self) -> Mapping[Unresolved, int]:
         """Next hops of accepted routes that this node cannot use -> number of prefixes."""
         return self._control.rib.unresolved

@@ -325,6 +325,10 @@ class Bgp:
         """Peer -> what it is told, by prefix, of those whose session is up."""
         return self._speaker.announced() if self._speaker else {}
 
+    def refused(self) -> Mapping[str, Mapping[str, str]]:
+        """Peer -> what it cannot be told, by prefix, and why, of those whose session is up."""
+        return self._speaker.refused() if self._speaker else {}
+
     def explain(self, prefix: str) -> list[Explained]:
         """Every path to a prefix, the best one first. Canonical prefix."""
         return self._speaker.explain(prefix) if self._speaker else []

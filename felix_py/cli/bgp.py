@@ -127,11 +127,16 @@ def peer_rows(answer: Answer) -> Rows:
                 age(peer["sinceSeconds"]),
                 str(peer["prefixesReceived"]),
                 str(peer["prefixesAnnounced"]),
-                str(peer["reason"]),
+                str(peer["reason"] or _refused(peer)),
             )
             for peer in answer["peers"]
         ),
     ]
+
+
+def _refused(peer: Answer) -> str:
+    number = peer["prefixesRefused"]
+    return f"{number} prefix{'es' if number > 1 else ''} not announced: {peer['refusal']}" if number else ""
 
 
 def route_rows(answer: Answer) -> Rows:
@@ -148,6 +153,7 @@ def announced_rows(answer: Answer) -> Rows:
     return [
         ("PREFIX", "TO", "WITH"),
         *((one["prefix"], ", ".join(one["peers"]), _with(one)) for one in answer["announced"]),
+        *((one["prefix"], f"not to {', '.join(one['peers'])}", one["reason"]) for one in answer["refused"]),
     ]
 
 

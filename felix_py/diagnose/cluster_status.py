@@ -34,6 +34,10 @@ _CONDITIONS = {
         "BGP peers announce too many prefixes",
         "Filter at the router, or raise prefixLimit of the BGPPeer.",
     ),
+    "PrefixesAnnounced": (
+        "prefixes cannot be announced",
+        "Have the router agree on the family, or on RFC 8950; {status} says which.",
+    ),
 }
 """Type of a condition -> what it means if it is not True, and what to do."""
 

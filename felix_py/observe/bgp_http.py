@@ -25,6 +25,8 @@ class Bgp(Protocol):
 
     def announced(self) -> Mapping[str, Mapping[str, Announcement | None]]: ...
 
+    def refused(self) -> Mapping[str, Mapping[str, str]]: ...
+
     def routes(self) -> Mapping[str, tuple[str, ...]]: ...
 
     def priority(self, prefix: str) -> int: ...
@@ -51,7 +53,7 @@ class BgpRoutes:
         return _json(inSync=self._bgp.in_sync, peers=[_peer(peer) for peer in self._bgp.peers()])
 
     async def _announced(self, _request: web.Request) -> web.Response:
-        return _json(announced=announcements(self._bgp.announced()))
+        return _json(announced=announcements(self._bgp.announced()), refused=refusals(self._bgp.refused()))
 
     async def _routes(self, _request: web.Request) -> web.Response:
         found = self._bgp.routes()
@@ -89,6 +91,15 @@ def announcements(told: Mapping[str, Mapping[str, Announcement | None]]) -> list
         {"prefix": prefix, "peers": sorted(to), **(_attributes(announcement) if announcement else {})}
         for (prefix, announcement), to in sorted(peers.items(), key=lambda item: (item[0][0], sorted(item[1])))
     ]
+
+
+def refusals(refused: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
+    """What peers cannot be told, one entry for all with one reason."""
+    peers: dict[tuple[str, str], list[str]] = {}
+    for peer, reasons in refused.items():
+        for prefix, reason in reasons.items():
+            peers.setdefault((prefix, reason), []).append(peer)
+    return [{"prefix": p, "peers": sorted(to), "reason": reason} for (p, reason), to in sorted(peers.items())]
 
 
 def _attributes(one: Announcement) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def _conditions(status: Status, peers: Sequence[PeerStatus]) -> list[Json]:
         _routes(status),
         _peers(peers),
         _limits(peers),
+        _announced(peers),
         _bgp(status),
         _settings(status),
         _drained(status.bgp.drained(), peers),
@@ -173,6 +174,15 @@ def _limits(peers: Sequence[PeerStatus]) -> Json:
     if found[0].limit_state is LimitState.HELD_DOWN:
         return _condition(kind, "False", "HeldDown", text)
     return _condition(kind, "True", "Near", text)
+
+
+def _announced(peers: Sequence[PeerStatus]) -> Json:
+    kind = "PrefixesAnnounced"
+    found = [f"{peer.address}: {peer.refused} are not, {peer.refusal}" for peer in peers if peer.refused]
+    if not found:
+        return _condition(kind, "True", "Announced", "every session that is up can carry what is to be announced")
+    more = [f"and {len(found) - _PEERS_NAMED} more"] if len(found) > _PEERS_NAMED else []
+    return _condition(kind, "False", "NotAgreed", "; ".join(found[:_PEERS_NAMED] + more))
 
 
 def _bgp_peers(peers: Sequence[PeerStatus]) -> list[Json]:

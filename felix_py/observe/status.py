@@ -264,4 +264,6 @@ def described(peer: PeerStatus) -> dict[str, Any]:
         "prefixesReceived": peer.received,
         "prefixLimitState": peer.limit_state,
         "prefixesAnnounced": peer.announced,
+        "prefixesRefused": peer.refused,
+        "refusal": peer.refusal,
     }

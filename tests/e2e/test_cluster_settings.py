@@ -32,7 +32,7 @@ def setting(lab: LabUnderTest, node: str, name: str) -> Any:
 
 FINE = {
     **dict.fromkeys(("Ready", "PolicyInForce", "RoutesInstalled", "PeersUp"), "True"),
-    **dict.fromkeys(("BGPInForce", "SettingsInForce", "PrefixLimitsKept"), "True"),
+    **dict.fromkeys(("BGPInForce", "SettingsInForce", "PrefixLimitsKept", "PrefixesAnnounced"), "True"),
     "Drained": "False",
 }
 

@@ -190,6 +190,7 @@ FATAL = {
     "prefix cut off": raw.update(attributes(), b"\x18\x0a"),
     "MP_REACH_NLRI of one byte": raw.update(attributes((0x80, 14, b"\0")), raw.nlri("10.65.66.0/24")),
     "two of MP_REACH_NLRI": raw.update(2 * raw.attribute(0x80, 14, MP_REACH), b""),
+    "attribute that everybody should know": raw.update(attributes((0x40, 202, b"x")), raw.nlri("10.65.66.0/24")),
     "MP_UNREACH_NLRI of one byte": raw.update(attributes((0x80, 15, b"\0")), raw.nlri("10.65.66.0/24")),
 }
 """What ends a session."""
@@ -261,7 +262,6 @@ LEFT_OUT = {
     "ATTR_SET of a byte": attributes((TRANSITIVE, 128, b"\1")),
     "an unknown one": attributes((0x80, 200, b"x")),
     "an unknown transitive one": attributes((TRANSITIVE, 201, b"x")),
-    "an unknown one that must be known": attributes((0x40, 202, b"x")),
     "a second origin": attributes() + raw.attribute(0x40, raw.ORIGIN, b"\7"),
 }
 """Attributes without which a route stays (RFC 7606)."""
@@ -294,7 +294,7 @@ def test_malformed_messages_end_their_session_alone(scene: Scene) -> None:
         scene.agent.until(lambda: LAST in scene.installed(), "good")
         session.send(sent, good("10.65.66.0/24"))
         session.ended()
-        code = "3/" if any(word in name for word in ("prefix", "beyond", "NLRI")) else "1/"
+        code = "3/" if any(word in name for word in ("prefix", "beyond", "NLRI", "attribute")) else "1/"
         scene.agent.until(
             lambda code=code: scene.peer()["reason"].startswith(f"notification sent {code}"),  # type: ignore[misc]
             f"{name}: what happened",

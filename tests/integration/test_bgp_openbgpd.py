@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from bgp.announcement import Announcement
+from bgp.sidecar import SOCKET
 from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, config, link
 from tests.support.isolate import NetworkNamespace
 from tests.support.routers import Ask, crash, openbgpd, openbgpd_routes
@@ -24,7 +25,7 @@ from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
-V4, V6 = "10.244.1.0/24", "fd44:1::/64"
+V4, V6, OTHER6 = "10.244.1.0/24", "fd44:1::/64", "fd44:2::/64"
 LEARNED4, LEARNED6 = "10.244.7.0/24", "fd44:7::/64"
 ASN = 4200000000
 ROUTES = {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
@@ -159,6 +160,34 @@ def test_a_router_that_crashes_is_not_waited_for(place: tuple[Sidecar, NetworkNa
 
     with ExitStack() as stack:
         asyncio.run(scenario(stack))
+
+
+def test_ipv4_by_ipv6_next_hops_is_not_announced(place: tuple[Sidecar, NetworkNamespace], tmp_path: Path) -> None:
+    """It does not have RFC 8950, and would end the session, as long as that is announced."""
+    sidecar, namespace = place
+    (tmp_path / "tor").mkdir()
+    one = config({"peerIP": TOR6, "asNumber": TOR_ASN})
+    both = tuple(replace(peer, families=(4, 6), next_hops=(NODE6,)) for peer in one.peers)
+
+    async def scenario(ask: Ask) -> None:
+        async with agent(sidecar.run_dir, replace(one, peers=both), {V4, V6}) as node:
+            await until(lambda: openbgpd_routes(ask) == {V6: False})
+            await until(lambda: node.speaker.in_sync)
+            (peer,) = node.speaker.peers()
+            assert (peer.established, peer.announced, peer.refused) == (True, 1, 1)
+            assert "RFC 8950" in peer.refusal
+        # Nor by ExaBGP itself, which may have it of a time when the router was another, and the agent be away.
+        _, writer = await asyncio.open_unix_connection(sidecar.run_dir / SOCKET)
+        for hop, prefix in ((NODE6, V4), ("self", OTHER6)):
+            writer.write(f"neighbor {TOR6} announce attributes next-hop {hop} nlri {prefix}\n".encode())
+        await until(lambda: openbgpd_routes(ask) == {V6: False, OTHER6: False})
+        writer.close()
+        await writer.wait_closed()
+        assert "sending notification" not in (tmp_path / "tor" / "daemon.log").read_text()
+
+    text = router("announce IPv6 unicast", "announce IPv4 unicast")
+    with openbgpd(namespace, tmp_path / "tor", text) as ask:
+        asyncio.run(scenario(ask))
 
 
 @pytest.mark.parametrize(("tor", "learned"), [(TOR4, LEARNED4), (TOR6, LEARNED6)])

@@ -247,6 +247,7 @@ def test_what_the_agent_tells_of_its_node(tmp_path: Path) -> None:
             "RoutesInstalled": "Installed",
             "PeersUp": "NoPeers",
             "PrefixLimitsKept": "Within",
+            "PrefixesAnnounced": "Announced",
             "BGPInForce": "InForce",
             "SettingsInForce": "InForce",
             "Drained": "NotAsked",

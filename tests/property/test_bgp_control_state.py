@@ -19,7 +19,7 @@ from bgp.prefixes import PrefixSet, version
 from bgp.resources import Bfd
 from bgp.rib import ImportFilter, Rib
 from bgp.session import SETTLE
-from tests.support.fake_exabgp import FakeExaBGP
+from tests.support.fake_exabgp import FakeExaBGP, FakePeer
 from tests.support.thorough import examples
 
 LOCAL_ASN = 65001
@@ -37,7 +37,18 @@ PEERS = {
         next_hops=("10.9.0.1", "fd0a::1"),
         bfd=BFD,
     ),
+    "fd0b::2": Peer(
+        address="fd0b::2",
+        asn=65000,
+        local_asn=LOCAL_ASN,
+        source_address="fd0b::1",
+        families=(4, 6),
+        next_hops=("fd0b::1",),
+        bfd=BFD,
+    ),
 }
+BY_IPV6 = "fd0b::2"
+"""The peer to which IPv4 prefixes can only go with an IPv6 next hop."""
 LEARNABLE = {4: ["10.244.7.0/24", "10.244.8.0/24", "10.245.0.0/16"], 6: ["fd44:7::/64", "fd44:8::/64"]}
 OWN = frozenset({"10.244.1.0/24", "10.244.2.0/24", "fd44:1::/64"})
 DRESSES = [
@@ -57,12 +68,13 @@ routes = st.builds(
 
 
 class BGP(RuleBasedStateMachine):
-    @initialize()
-    def start(self) -> None:
+    @initialize(agrees=st.booleans())
+    def start(self, agrees: bool) -> None:
         self.now = 1000.0
         self.exabgp = FakeExaBGP()
         for peer in PEERS.values():
             self.exabgp.add(peer.address, peer.source_address, peer.asn, peer.local_asn, peer.carried)
+        self.exabgp.peers[BY_IPV6].extended_next_hop = agrees
         self.exabgp.lazy = True
         self.wanted: dict[str, Announcement] | None = None
         self.kernel: dict[str, tuple[str, ...]] = {}
@@ -127,6 +139,8 @@ class BGP(RuleBasedStateMachine):
 
     @rule()
     def agent_dies(self) -> None:
+        # What it had ExaBGP withdraw is no loss, whatever the next one wants.
+        self.exabgp_sends_all()
         self.exabgp.disconnect()
         self.born()
         self.kernel = {}
@@ -137,6 +151,17 @@ class BGP(RuleBasedStateMachine):
     def up(self, peer: str) -> None:
         self.exabgp.up(peer)
         self.talk()
+
+    @rule(agrees=st.booleans())
+    def router_is_configured(self, agrees: bool) -> None:
+        """With or without RFC 8950, which is for the next session."""
+        if not self.exabgp.peers[BY_IPV6].established:
+            self.exabgp.peers[BY_IPV6].extended_next_hop = agrees
+
+    def refused(self, peer: FakePeer) -> set[str]:
+        """What is wanted and cannot be announced."""
+        wanted = self.wanted.keys() if self.wanted is not None else OWN
+        return {p for p in wanted if peer.address == BY_IPV6 and version(p) == 4 and not peer.extended_next_hop}
 
     @rule(peer=peers, reason=st.sampled_from(["closing connection", "notification received (6,2)"]))
     def down(self, peer: str, reason: str) -> None:
@@ -197,20 +222,27 @@ class BGP(RuleBasedStateMachine):
         if not hasattr(self, "exabgp"):
             return
         for peer in self.exabgp.peers.values():
-            assert not set(peer.flaps) & (self.wanted.keys() if self.wanted is not None else OWN)
+            wanted = self.wanted.keys() if self.wanted is not None else OWN
+            assert not set(peer.flaps) & wanted - self.refused(peer)
             peer.flaps.clear()
 
     def teardown(self) -> None:
         if not hasattr(self, "exabgp"):
             return
         self.attach()
+        for address in PEERS:
+            self.up(address)
         for _ in range(4):
             self.time_passes(SETTLE + 200)
         self.exabgp_sends_all()
         assert self.kernel == dict(self.control.rib.best) == self.from_scratch()
         for peer in self.exabgp.peers.values():
             if peer.established and self.wanted is not None:
-                carried = {p: one for p, one in self.wanted.items() if version(p) in peer.families}
+                refused = self.refused(peer)
+                assert self.control.refused()[peer.address].keys() == refused
+                carried = {
+                    p: one for p, one in self.wanted.items() if version(p) in peer.families and p not in refused
+                }
                 assert peer.installed == peer.adj_out
                 assert peer.installed == {
                     prefix: words(replace(one, next_hop=PEERS[peer.address].next_hop(version(prefix))), LOCAL_ASN)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from bgp import protocol
 from bgp.control import Control
+from bgp.decoding import TEXT_MOST
+from bgp.events import Up
 from bgp.model import Peer, SpeakerConfig
 from bgp.prefixes import PrefixSet
 from bgp.protocol import Connection
@@ -130,7 +132,7 @@ def test_no_line_takes_the_agent_down(lines: list[bytes]) -> None:
     json.dumps([str(peer) for peer in control.peers(200.0)], ensure_ascii=False).encode()
     for note in control.channel.take_notes():
         f"{note.text} {note.detail}".encode()
-        assert len(note.detail) <= protocol.TEXT_MOST
+        assert len(note.detail) <= TEXT_MOST
     control.rib.take()
     # What comes after it counts: here from a new connection, since the lines may have told of another state.
     control.detached(200.0)
@@ -174,4 +176,4 @@ def test_a_line_without_end_is_not_kept() -> None:
     # Its end is not taken for a line of its own.
     assert list(connection.receive(up + b"\n")) == []
     assert connection.ignored == 1
-    assert list(connection.receive(up + b"\n")) == [protocol.Up(PEER.address)]
+    assert list(connection.receive(up + b"\n")) == [Up(PEER.address)]

@@ -20,7 +20,8 @@ class FakePeer:
     """One neighbor: the peer's own table, ExaBGP's two tables of it, and what the peer has from us.
 
     ``adj_out`` and ``installed``: prefix -> attributes as in the command. ``pending``: what ExaBGP has not sent
-    yet, by attributes in the order in which these came first; false: a withdrawal.
+    yet, by attributes in the order in which these came first; false: a withdrawal. ``extended_next_hop``: the
+    peer takes IPv6 next hops of IPv4 prefixes (RFC 8950).
     """
 
     address: str
@@ -39,6 +40,12 @@ class FakePeer:
     stale: set[str] = field(default_factory=set)
     ended: set[int] = field(default_factory=set)
     flaps: list[str] = field(default_factory=list)
+    extended_next_hop: bool = True
+
+    @property
+    def agreed(self) -> bool:
+        """Whether IPv4 prefixes may have IPv6 next hops in the session."""
+        return self.extended_next_hop and version(self.local) == 6 and 4 in self.families
 
 
 class FakeExaBGP:
@@ -104,6 +111,8 @@ class FakeExaBGP:
         capability: dict[str, object] = {"1": {"name": "multiprotocol", "families": [*flags]}}
         if restart:
             capability["64"] = {"name": "graceful restart", "time": 120, "address-family-flags": flags}
+        if peer.extended_next_hop:
+            capability["5"] = {"name": "nexthop", "conversion": ["ipv4/unicast/ipv6"]}
         self._event(
             peer,
             "open",
@@ -182,6 +191,7 @@ class FakeExaBGP:
                 (family,) = set(map(version, prefixes))
                 assert family in peer.families
                 assert family == of or (hop != "self" and family < of), "ExaBGP's next hop would be the router id"
+                assert family == of or peer.agreed, "RFC 8950 is not agreed on"
                 for prefix in prefixes:
                     if peer.adj_out.get(prefix) != attributes:
                         peer.pending.setdefault(attributes, {})[prefix] = True
@@ -230,6 +240,8 @@ class FakeExaBGP:
         """ExaBGP sends what is pending for a peer."""
         for attributes, changes in peer.pending.items():
             for prefix, announced in changes.items():
+                if announced and not _can_be_sent(peer, prefix, attributes):
+                    continue
                 peer.stale.discard(prefix)
                 if announced:
                     peer.installed[prefix] = attributes
@@ -280,7 +292,10 @@ class FakeExaBGP:
                 "address": peer.address,
                 "as": peer.asn,
                 "id": "192.0.2.9" if peer.established else None,
-                "capabilities": {"route-refresh": True if peer.established else None},
+                "capabilities": {
+                    "route-refresh": True if peer.established else None,
+                    "nexthop": peer.established and peer.agreed,
+                },
             },
             "messages": {"sent": {"update": len(peer.adj_out)}},
             "families": [f"ipv{family} unicast" for family in peer.families],
@@ -300,6 +315,12 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
     """Attributes, and the prefixes behind ``nlri``."""
     at = words.index("nlri")
     return " ".join(words[:at]), words[at + 1 :]
+
+
+def _can_be_sent(peer: FakePeer, prefix: str, attributes: str) -> bool:
+    """What :mod:`bgp.launch` keeps back."""
+    hop = attributes.split()[1]
+    return hop == "self" or version(hop) == version(prefix) or peer.agreed
 
 
 def _own_line(peer: FakePeer, prefix: str, attributes: str) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -389,6 +390,81 @@ def test_a_family_that_the_peer_does_not_have_is_not_announced() -> None:
     scene.attach()
     scene.talk()
     assert set(scene.exabgp.peers[DUAL.address].installed) == {V6}
+
+
+BY_IPV6 = replace(DUAL, next_hops=("fd09::1",))
+NO_RFC_8950 = "IPv6 next hops of IPv4 are not agreed on (RFC 8950)"
+
+
+def refused(scene: Scene) -> tuple[dict[str, Mapping[str, str]], int, str]:
+    (status,) = scene.control.peers(scene.now)
+    return scene.control.refused(), status.refused, status.refusal
+
+
+def test_ipv4_by_ipv6_next_hops_is_for_a_peer_that_takes_them() -> None:
+    """RFC 8950, 4. What the peer said in its OPEN counts, also for an agent that was not there then."""
+    scene = Scene(BY_IPV6)
+    peer = scene.exabgp.peers[DUAL.address]
+    peer.extended_next_hop = False
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert set(peer.installed) == {V6}
+    assert peer.ended == {4, 6}
+    expected = {DUAL.address: {V4: NO_RFC_8950}}, 1, NO_RFC_8950
+    assert refused(scene) == expected
+    said = [(note.text, note.detail) for note in scene.control.channel.take_notes() if note.warning]
+    assert said == [("IPv4 prefixes cannot be announced", NO_RFC_8950)]
+    scene.reborn()
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.talk()
+    assert (set(peer.installed), refused(scene)) == ({V6}, expected)
+    scene.control.announce({V6})
+    scene.talk()
+    assert refused(scene) == ({DUAL.address: {}}, 0, "")
+
+
+def test_a_router_that_comes_back_with_less_or_more_than_it_had() -> None:
+    scene = Scene(BY_IPV6)
+    peer = scene.exabgp.peers[DUAL.address]
+    scene.attach()
+    scene.control.announce({V4, V6})
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    assert set(peer.installed) == {V4, V6}
+    for extended in (False, True):
+        scene.exabgp.down(DUAL.address)
+        scene.talk()
+        assert refused(scene)[1:] == (0, "")
+        peer.extended_next_hop = extended
+        scene.exabgp.up(DUAL.address)
+        for _ in range(3):
+            scene.wait(1)
+        assert set(peer.installed) == ({V4, V6} if extended else {V6})
+        assert set(peer.adj_out) == set(peer.installed), "nor is it kept for a later session"
+        assert refused(scene)[1] == (not extended)
+
+
+def test_what_was_agreed_on_is_known_though_the_open_was_lost() -> None:
+    scene = Scene(BY_IPV6)
+    peer = scene.exabgp.peers[DUAL.address]
+    scene.attach()
+    scene.control.announce({V4, V6})
+    peer.extended_next_hop = False
+    scene.exabgp.up(DUAL.address)
+    scene.talk()
+    # The session ends and comes up with the agent's connection broken off and on: no event of it arrives.
+    scene.exabgp.down(DUAL.address)
+    scene.exabgp.read()
+    peer.extended_next_hop = True
+    scene.exabgp.up(DUAL.address)
+    scene.exabgp.read()
+    scene.control.query_neighbors()
+    for _ in range(3):
+        scene.wait(1)
+    assert set(peer.installed) == {V4, V6}
 
 
 def test_a_family_that_is_added_is_announced_once_the_session_has_it() -> None:

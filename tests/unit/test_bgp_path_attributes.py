@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from bgp.announcement import Announcement
 from bgp.attributes import MOST, Malformed, received, sent, words
 from bgp.decision import Path
-from bgp.protocol import Connection, Event, Update
+from bgp.events import Event, Update
+from bgp.protocol import Connection
 
 # As `"attribute"` of an update, and as `"attributes"` of a line of `show adj-rib in json`.
 IN_AN_EVENT = """{"origin": "egp", "as-path": {"0": {"element": "as-sequence", "value": [65000, 65010]},

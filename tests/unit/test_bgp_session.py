@@ -8,8 +8,8 @@ import pytest
 
 from bgp.channel import Channel
 from bgp.decision import Path
+from bgp.events import Down, EndOfRib, Event, GracefulRestart, MalformedUpdate, Open, Refresh, Up, Update
 from bgp.model import Peer
-from bgp.protocol import Down, EndOfRib, Event, GracefulRestart, MalformedUpdate, Open, Refresh, Up, Update
 from bgp.rib import Rib
 from bgp.session import SETTLE, TRANSITIONS, Input, Session, State
 

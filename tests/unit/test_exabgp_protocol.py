@@ -12,7 +12,23 @@ from hypothesis import strategies as st
 from bgp import protocol
 from bgp.announcement import Announcement
 from bgp.decision import Path
-from bgp.protocol import Answered, Connection, Down, EndOfRib, Gap, GracefulRestart, Notified, Open, Refresh, Up
+from bgp.events import (
+    Answered,
+    Down,
+    EndOfRib,
+    Event,
+    Gap,
+    GracefulRestart,
+    MalformedUpdate,
+    Nlri,
+    Notified,
+    Open,
+    Refresh,
+    RibEntry,
+    Up,
+    Update,
+)
+from bgp.protocol import Connection
 
 HEAD = '{ "exabgp": "5.0.0", "time": 1.5, "host" : "n1", "pid" : 9, "ppid" : 8, "counter": %d, "type": "%s", '
 WHO4 = (
@@ -26,7 +42,7 @@ def line(kind: str, rest: str, *, counter: int = 1, who: str = WHO4) -> bytes:
     return (HEAD % (counter, kind) + who + rest + " } }\n").encode()
 
 
-def events(*lines: bytes) -> list[protocol.Event]:
+def events(*lines: bytes) -> list[Event]:
     connection = Connection()
     found = [event for one in lines for event in connection.receive(one)]
     assert not connection.ignored
@@ -60,6 +76,10 @@ def test_open_with_graceful_restart() -> None:
     assert events(line("open", opened)) == [
         Open("10.9.0.2", "10.9.0.2", GracefulRestart(120, {4: True, 6: False}))
     ]
+    extended = opened.replace('"64"', '"5": { "name": "nexthop", "conversion": [ "ipv4/unicast/ipv6" ] }, "64"')
+    [event] = events(line("open", extended))
+    assert isinstance(event, Open)
+    assert event.extended_next_hop
     without = opened.partition('"64"')[0].rstrip(", ") + " } }"
     assert events(line("open", without)) == [Open("10.9.0.2", "10.9.0.2", None)]
 
@@ -72,8 +92,8 @@ def test_update_with_routes_and_withdrawals() -> None:
         '"withdraw": { "ipv4 unicast": [ { "nlri": "10.244.9.0/24" } ] }',
     )
     path = Path("10.9.0.2", (65000, 65010), 2, 0, 7)
-    assert event == protocol.Update(
-        "10.9.0.2", (("10.244.7.0/24", path), ("10.244.8.0/24", path)), (protocol.Nlri("10.244.9.0/24"),)
+    assert event == Update(
+        "10.9.0.2", (("10.244.7.0/24", path), ("10.244.8.0/24", path)), (Nlri("10.244.9.0/24"),)
     )
 
 
@@ -82,7 +102,7 @@ def test_ipv6_route_with_two_next_hops_takes_the_global_one() -> None:
     for hops in (("fd09::2", "fe80::1"), ("fe80::1", "fd09::2")):
         pairs = ", ".join(f'"{hop}": {nlri}' for hop in hops)
         [event] = update(EMPTY_PATH, f'"announce": {{ "ipv6 unicast": {{ {pairs} }} }}', WHO6)
-        assert event == protocol.Update("fd09::2", (("fd44:8::/64", Path("fd09::2")),), ())
+        assert event == Update("fd09::2", (("fd44:8::/64", Path("fd09::2")),), ())
 
 
 @pytest.mark.parametrize("hop", ["fe80::1", "::", "null", "10.9.0.2", "ff02::1", "::1"])
@@ -90,7 +110,7 @@ def test_announcement_without_usable_next_hop_replaces_the_one_before(hop: str) 
     [event] = update(
         EMPTY_PATH, f'"announce": {{ "ipv6 unicast": {{ "{hop}": [ {{ "nlri": "fd44:8::/64" }} ] }} }}', WHO6
     )
-    assert event == protocol.Update("fd09::2", (), (protocol.Nlri("fd44:8::/64"),))
+    assert event == Update("fd09::2", (), (Nlri("fd44:8::/64"),))
 
 
 def test_as_sets_count_as_one_and_confederations_not_at_all() -> None:
@@ -110,8 +130,8 @@ def test_malformed_attributes_are_told_and_their_routes_withdrawn() -> None:
         '"withdraw": { "ipv4 unicast": [ { "nlri": "10.244.7.0/24" } ] }',
     )
     assert found == [
-        protocol.MalformedUpdate("10.9.0.2", "treat-as-withdraw"),
-        protocol.Update("10.9.0.2", (), (protocol.Nlri("10.244.7.0/24"),)),
+        MalformedUpdate("10.9.0.2", "treat-as-withdraw"),
+        Update("10.9.0.2", (), (Nlri("10.244.7.0/24"),)),
     ]
 
 
@@ -129,7 +149,7 @@ def test_both_families_on_one_session() -> None:
 
 def test_an_ipv6_prefix_has_no_ipv4_next_hop() -> None:
     [event] = update(EMPTY_PATH, '"announce": { "ipv6 unicast": { "10.9.0.2": [ { "nlri": "fd44:8::/64" } ] } }')
-    assert (event.announced, event.withdrawn) == ((), (protocol.Nlri("fd44:8::/64"),))
+    assert (event.announced, event.withdrawn) == ((), (Nlri("fd44:8::/64"),))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +163,7 @@ def test_a_link_local_peer_has_a_link_local_next_hop(listed: tuple[str, ...]) ->
     )
     told = line("update", content).replace(b"10.9.0.2", b"fe80::2%eth0").replace(b"10.9.0.1", b"fe80::1")
     [event] = events(told)
-    assert isinstance(event, protocol.Update)
+    assert isinstance(event, Update)
     assert [path.next_hop for _, path in event.announced] == ["fe80::2"]
 
 
@@ -195,12 +215,10 @@ def test_output_and_answers_go_with_their_commands() -> None:
     )
     path = Path("10.9.0.2")
     assert found == [
-        protocol.RibEntry(
-            "10.9.0.2", "10.244.7.0/24", None, True, Announcement("10.244.7.0/24", next_hop="10.9.0.2")
-        ),
+        RibEntry("10.9.0.2", "10.244.7.0/24", None, True, Announcement("10.244.7.0/24", next_hop="10.9.0.2")),
         Answered(protocol.SHOW_RIB_OUT, ok=True),
         Up("10.9.0.2"),
-        protocol.RibEntry("10.9.0.2", "10.244.7.0/24", path, outgoing=False),
+        RibEntry("10.9.0.2", "10.244.7.0/24", path, outgoing=False),
         Answered(protocol.SHOW_RIB_IN, ok=True),
         Answered("neighbor 10.9.0.2 announce eor ipv4 unicast", ok=False),
     ]
@@ -262,7 +280,7 @@ fields = st.sampled_from(
 def test_rubbish_is_counted_and_never_raises(rubbish: list[bytes]) -> None:
     connection = Connection()
     found = [event for one in rubbish for event in connection.receive(one + b"\n")]
-    assert not any(isinstance(event, Up | Down | protocol.Update) for event in found)
+    assert not any(isinstance(event, Up | Down | Update) for event in found)
     assert list(connection.receive(GOOD)) == [Up("10.9.0.2")], "the stream is still good"
 
 
@@ -270,7 +288,7 @@ def test_rubbish_is_counted_and_never_raises(rubbish: list[bytes]) -> None:
 def test_any_chunks_give_the_same_events(sizes: list[int]) -> None:
     stream = GOOD + b"done\n" + line("state", '"state": "down", "reason": "x"', counter=2)
     connection = Connection()
-    found: list[protocol.Event] = []
+    found: list[Event] = []
     connection.command("# x")
     connection.data_to_send()
     for size in sizes:

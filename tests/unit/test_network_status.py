@@ -90,6 +90,12 @@ def test_limits_of_prefixes() -> None:
     assert Node(peers=[near, held]).condition(kind) == ("False", "HeldDown", text)
 
 
+def test_what_a_session_cannot_carry() -> None:
+    refused = replace(peer(1, up=True), refused=2, refusal="IPv4 is not agreed on")
+    text = "192.0.2.1: 2 are not, IPv4 is not agreed on"
+    assert Node(peers=[refused, peer(2, up=True)]).condition("PrefixesAnnounced") == ("False", "NotAgreed", text)
+
+
 def test_all_is_well() -> None:
     node = Node(peers=[peer(1, up=True), peer(2, up=True)])
     status = node.status()
@@ -99,6 +105,7 @@ def test_all_is_well() -> None:
         ("RoutesInstalled", "True"),
         ("PeersUp", "True"),
         ("PrefixLimitsKept", "True"),
+        ("PrefixesAnnounced", "True"),
         ("BGPInForce", "True"),
         ("SettingsInForce", "True"),
         ("Drained", "False"),
