@@ -24,6 +24,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 app = typer.Typer(
     name="bgp",
+    cls=options.PlainGroup,
     help="BGP of this node: sessions, announcements, learned routes.",
     no_args_is_help=True,
     add_completion=False,

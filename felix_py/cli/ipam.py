@@ -43,6 +43,7 @@ _ENDS = "Exit codes: 0 done, 1 {no}no agent answers, 2 wrong option."
 
 app = typer.Typer(
     name="ipam",
+    cls=options.PlainGroup,
     help="Addresses of this node: who has them, and releases by hand.",
     no_args_is_help=True,
     add_completion=False,

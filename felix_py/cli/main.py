@@ -12,9 +12,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
-from felix_py.cli.options import PlainHelp, fail
+from felix_py.cli.options import PlainGroup, PlainHelp, fail
 
 _COMMANDS = {
     "agent": ("agent", "agent"),
@@ -78,7 +77,7 @@ def _lab() -> typer.Typer:
     return lab
 
 
-class _Group(TyperGroup):
+class _Group(PlainGroup):
     def __init__(self, **attributes: Any) -> None:
         commands: Any = _Commands()
         super().__init__(**attributes)
