@@ -10,9 +10,10 @@ import socket
 import stat
 import time
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from felix_py import log
 from felix_py.cni.errors import CNIError, Code

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from bgp.prefixes import PrefixSet
 from felix_py.agent.own_prefixes import OwnPrefixes, told
