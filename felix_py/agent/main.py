@@ -194,6 +194,7 @@ class Life:
             tasks.create_task(told.run())
             tasks.create_task(agent.links.run())
             await self._wait_for_sync(agent)
+            self._log.debug("the cluster is known")
             await agent.configured.settled()
             tasks.create_task(agent.bgp.follow_declared())
             tasks.create_task(agent.claims.run())

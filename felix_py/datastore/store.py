@@ -190,6 +190,11 @@ class Store:
         return tuple(sorted(self._listing))
 
     @property
+    def size(self) -> int:
+        """Number of objects in all tables."""
+        return sum(len(table.records) for table in self._tables)
+
+    @property
     def problems(self) -> list[Problem]:
         """Every object that is not, or not wholly, understood."""
         return [problem for table in self._tables for problem in table.problems.values()]
