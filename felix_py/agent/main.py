@@ -225,7 +225,7 @@ class Life:
         """Serve the health endpoint, but after policy is in force while there is progress: the server's modules
         take longer to load than all that pods wait for.
         """
-        store, seen = agent.cluster.store, -1
+        store, seen = agent.cluster.store, 0
         for _ in range(_HEALTH_WAITS_MOST):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._in_force.wait(), _HEALTH_WAITS)
