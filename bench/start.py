@@ -7,7 +7,8 @@ arrives. Then the agent is started once more, while a runtime tries to add a pod
 answered, the pod's policy in force. The other row is the least that any such agent in Python does: the
 interpreter's start (``python -c pass``), a list of each kind from the same server (four requests at once,
 nothing decoded), and one iptables-restore of a small table. The API server of both is a process of its own that
-sends bytes which it prepared.
+sends bytes which it prepared. The rows between them are the way to the ADD: how long modules alone take to load,
+and when the agent's log says that it has read the kernel, listed the cluster, and written policy.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,6 +49,13 @@ Json = dict[str, Any]
 _PORT = 5000
 _RULES = "*filter\n:BARE-LIMIT - [0:0]\n-A BARE-LIMIT -j RETURN\nCOMMIT\n"
 _DISK = "/var/tmp"
+_MODULES = "import felix_py.cli, felix_py.agent.main"
+_STEPS = {
+    "starting": "felix-py agent, until the kernel is read",
+    "the cluster is known": "felix-py agent, until the cluster is listed",
+    "in sync: policy is in force": "felix-py agent, until policy is in force, while ADDs are refused",
+}
+"""Lines of the log, and what they mean."""
 
 
 def main(quick: bool) -> None:
@@ -69,10 +78,12 @@ class _Size:
 async def _run(folder: Path, size: _Size, server: str, edited: Synchronized[int], times: int) -> None:
     _uplink()
     places = [NetworkNamespace(f"pod{number}") for number in range(size.local)]
-    agent = AgentProgram(folder, server, "--backend=nft")
+    agent = AgentProgram(folder, server, "--backend=nft", "--log-level=debug")
     limit = Row("the interpreter, a list of each kind, one iptables-restore", base=True)
     start = Row("felix-py agent, until the verdict is right")
     first = Row("felix-py agent, until the first ADD is answered")
+    modules = Row("loading the agent's modules")
+    steps = {event: Row(what) for event, what in _STEPS.items()}
     work: list[float] = []
     try:
         with agent:
@@ -80,7 +91,7 @@ async def _run(folder: Path, size: _Size, server: str, edited: Synchronized[int]
             agent.wait_ready()
             target = await _connect(agent, places[:-1])
         for counted in range(times + 1):
-            before = _bare(server)
+            before, loading = _bare(server), _loading()
             edited.value = 1
             with _arrivals(places, target) as arrived:
                 begun = time.perf_counter()
@@ -90,13 +101,16 @@ async def _run(folder: Path, size: _Size, server: str, edited: Synchronized[int]
                     seconds, cpu = time.perf_counter() - begun, _cpu(agent.pid)
                     edited.value = 0
             with agent:  # what was allowed is denied again
-                begun = time.perf_counter()
+                since, begun, read = time.time(), time.perf_counter(), agent.log.stat().st_size
                 agent.start()
                 await _first(agent, places[-1], size.local - 1)
                 answered = time.perf_counter() - begun
                 await agent.runtime.delete("first")
                 agent.wait_ready()
             if counted:
+                modules.values.append(loading)
+                for event, at in _told(agent.log, read).items():
+                    steps[event].values.append(at - since)
                 first.values.append(answered)
                 limit.values.append(before)
                 start.values.append(seconds)
@@ -105,7 +119,8 @@ async def _run(folder: Path, size: _Size, server: str, edited: Synchronized[int]
         for place in places:
             place.close()
     start.note = f"CPU {statistics.median(work):.2f} s"
-    show(f"start: {size.pods} pods, {size.local} of them here, {size.policies} policies", [limit, start, first])
+    title = f"start: {size.pods} pods, {size.local} of them here, {size.policies} policies"
+    show(title, [limit, modules, *steps.values(), first, start])
 
 
 def _uplink() -> None:
@@ -179,6 +194,20 @@ def _cpu(pid: int) -> float:
     """CPU seconds of a process, all its threads, and the tools that it has waited for."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _told(log: Path, read: int) -> dict[str, float]:
+    """When the agent said that it has come to each step, in seconds since the epoch. ``read``: bytes of the log
+    that are of earlier starts."""
+    lines = map(json.loads, log.read_bytes()[read:].splitlines())
+    at = {line["event"]: line["timestamp"] for line in lines if line["event"] in _STEPS}
+    return {event: datetime.fromisoformat(at[event]).timestamp() for event in _STEPS}
+
+
+def _loading() -> float:
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, "-c", _MODULES], check=True)
+    return time.perf_counter() - begun
 
 
 def _bare(server: str) -> float:

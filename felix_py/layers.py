@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from felix_py.config import FIELDS, AgentConfig
 from felix_py.records import ConfigurationRecord
@@ -33,8 +34,7 @@ Judge = Callable[[str, Any], str]
 """Why this node cannot use a setting's value, or empty."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Problem:
+class Problem(Struct, frozen=True, order=True):
     """A field that cannot be used, or (``field`` empty) a whole object. ``name`` and ``uid`` are the object's."""
 
     name: str
@@ -46,8 +46,7 @@ class Problem:
         return f"{self.field}: {self.reason}" if self.field else self.reason
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
+class Merged(Struct, frozen=True):
     """What the objects say. ``sources``: setting's name -> the object that its value is from, or LAST_GOOD."""
 
     values: Values

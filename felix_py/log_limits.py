@@ -6,8 +6,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from felix_py.backoff import TokenBucket
 from felix_py.structured import structlog
@@ -21,8 +22,7 @@ _LONGEST_TEXT = 4096
 _LONGEST_LIST = 50
 
 
-@dataclass(slots=True)
-class _Kind:
+class _Kind(Struct):
     allowed: TokenBucket
     left_out: int = 0
 

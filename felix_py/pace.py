@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _SHARE = 10
 """The gap after t seconds of work is 10 t, so the action takes a tenth of one processor at most."""
@@ -15,8 +16,7 @@ _MOST = 60.0
 """Limit of that gap, in seconds."""
 
 
-@dataclass(slots=True)
-class Pace:
+class Pace(Struct):
     """The action is due ``quiet`` seconds after the last request, but at most ``most`` after the first.
 
     Between two actions there are at least ``gap`` seconds, and more after much work. All times are seconds of one

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from felix_py.refs import ChainRef, HookRef, Ref, RouteRef
 from felix_py.ruleset.model import Rules, RuleSpec
 from policy.model import Family, Labels, LocalEndpoint, Node, ObjectKey, Protocol
@@ -28,8 +30,7 @@ class SetType(enum.StrEnum):
     NET_IFACE = "hash:net,iface"
 
 
-@dataclass(frozen=True, slots=True)
-class SetSpec:
+class SetSpec(Struct, frozen=True):
     """A desired IP set. ``mark_mask`` non-zero: made with ``skbinfo``, each member has a mark under the mask."""
 
     name: str
@@ -62,16 +63,14 @@ class RouteKind(enum.StrEnum):
     BLACKHOLE = "blackhole"
 
 
-@dataclass(frozen=True, slots=True)
-class NextHop:
+class NextHop(Struct, frozen=True):
     """Gateway address (empty: on link) and interface name (empty: the kernel resolves it from the gateway)."""
 
     gateway: str = ""
     interface: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """A desired route. ``next_hops`` are sorted; several make one ECMP route; empty for a blackhole.
 
     ``source`` is the preferred source address text, or empty. ``link_scope`` is ``scope link``. ``metric`` 0: the
@@ -86,20 +85,19 @@ class Route:
     metric: int = 0
 
 
-@dataclass(slots=True)
-class Update:
+class Update(Struct):
     """A change of the desired kernel state, in which None means "must not exist".
 
     ``members``: set name -> member text -> its mark (0 in a set without marks), or None. Later entries win.
     ``emptied``: sets that must hold only the entries of ``members``; it is applied first.
     """
 
-    emptied: set[str] = field(default_factory=set)
-    sets: dict[str, SetSpec | None] = field(default_factory=dict)
-    members: dict[str, dict[str, int | None]] = field(default_factory=dict)
-    chains: dict[ChainRef, Rules | None] = field(default_factory=dict)
-    hooks: dict[Hook, bool] = field(default_factory=dict)
-    routes: dict[RouteRef, Route | None] = field(default_factory=dict)
+    emptied: set[str] = set()
+    sets: dict[str, SetSpec | None] = {}
+    members: dict[str, dict[str, int | None]] = {}
+    chains: dict[ChainRef, Rules | None] = {}
+    hooks: dict[Hook, bool] = {}
+    routes: dict[RouteRef, Route | None] = {}
 
     def __bool__(self) -> bool:
         return bool(self.sets or self.members or self.chains or self.hooks or self.routes)
@@ -148,8 +146,7 @@ def bounded(failures: Iterable[Failure], others: Ref, most: int = 100) -> list[F
     return kept + [Failure(others, reason, number - most) for reason, number in seen.items() if number > most]
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """The result of one apply. ``transactions`` counts iptables-restore runs, ``writes`` all objects written.
 
     ``lock_waits``: runs that found the xtables lock held by another program; ``lock_seconds``: their duration.
@@ -172,8 +169,7 @@ class Report:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Drift:
+class Drift(Struct, frozen=True):
     """An object in the kernel that another program has changed, as ``how`` says; ``count``: how many objects."""
 
     ref: Ref
@@ -184,8 +180,7 @@ class Drift:
         return f"{self.ref}: {self.how}"
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """A durable claim of one pod interface on its addresses (one per family at most).
 
     ``created`` is seconds since the epoch. ``interface`` is the host end's name. ``namespace`` and ``pod`` are
@@ -252,8 +247,7 @@ class Elsewhere(NamedTuple):
     lent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRecord:
+class NodeRecord(Struct, frozen=True):
     """A Node (core/v1): its addresses and its pod CIDRs.
 
     ``addresses`` are canonical texts, the InternalIPs first, then the ExternalIPs, in the API's order;
@@ -277,8 +271,7 @@ class NodeRecord:
         return Node(self.name, self.labels, self.addresses)
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigurationRecord:
+class ConfigurationRecord(Struct, frozen=True):
     """An object of a kind of ours (felixpy.io/v1alpha1): its spec as it came, not judged yet.
 
     ``problem``: why the object cannot be read at all, or empty; ``spec`` is then empty.
@@ -286,7 +279,7 @@ class ConfigurationRecord:
 
     name: str
     uid: str = ""
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    spec: Mapping[str, Any] = {}
     problem: str = ""
     created: str = ""
     """``creationTimestamp``, which sorts as text."""
@@ -301,8 +294,7 @@ class SecretRecord:
     data: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class LeaderLease:
+class LeaderLease(Struct, frozen=True):
     """A Lease (coordination.k8s.io/v1) by which one of several programs leads.
 
     ``holder``: ``holderIdentity``; empty: nobody. ``duration``: seconds. ``acquired`` and ``renewed`` are the
@@ -326,8 +318,7 @@ class Ingress(NamedTuple):
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadBalancer:
+class LoadBalancer(Struct, frozen=True, kw_only=True):
     """A Service (core/v1), as far as the addresses of its load balancer go.
 
     ``created``: ``creationTimestamp``, which sorts as text. ``wanted``: its type is LoadBalancer.

@@ -5,14 +5,14 @@ Failures, drift and differences name a ref; the endpoints concerned follow from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
+
+from msgspec import Struct
 
 from policy.model import Family
 
 
-@dataclass(frozen=True, slots=True)
-class ChainRef:
+class ChainRef(Struct, frozen=True):
     """A chain of ours, of one family and table."""
 
     kind: ClassVar[str] = "chain"
@@ -24,8 +24,7 @@ class ChainRef:
         return f"chain {self.name} ({self.table}, IPv{int(self.family)})"
 
 
-@dataclass(frozen=True, slots=True)
-class HookRef:
+class HookRef(Struct, frozen=True):
     """All our rules in a built-in chain; ``single``: one of them."""
 
     kind: ClassVar[str] = "hook"
@@ -39,8 +38,7 @@ class HookRef:
         return f"{noun} in chain {self.chain} ({self.table}, IPv{int(self.family)})"
 
 
-@dataclass(frozen=True, slots=True)
-class SetRef:
+class SetRef(Struct, frozen=True):
     """An IP set. ``unused``: no rule of ours uses it, and it is to be destroyed."""
 
     kind: ClassVar[str] = "set"
@@ -51,8 +49,7 @@ class SetRef:
         return f"{'unused ' * self.unused}set {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class MemberRef:
+class MemberRef(Struct, frozen=True):
     """A member of an IP set, in ``ipset add``'s spelling."""
 
     kind: ClassVar[str] = "member"
@@ -68,8 +65,7 @@ class MemberRef:
         return self.text.partition(",")[0]
 
 
-@dataclass(frozen=True, slots=True)
-class MembersRef:
+class MembersRef(Struct, frozen=True):
     """Several members of an IP set. ``further``: beyond those that are named."""
 
     kind: ClassVar[str] = "member"
@@ -80,8 +76,7 @@ class MembersRef:
         return f"set {self.set}{' further members' * self.further}"
 
 
-@dataclass(frozen=True, slots=True)
-class RouteRef:
+class RouteRef(Struct, frozen=True):
     """A route of ours: destination CIDR text and our protocol number, in the main table."""
 
     kind: ClassVar[str] = "route"
@@ -92,8 +87,7 @@ class RouteRef:
         return f"route {self.destination}"
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceDropRef:
+class ServiceDropRef(Struct, frozen=True):
     """A routing rule or a blackhole of ours for announced Service prefixes."""
 
     kind: ClassVar[str] = "service-drop"
@@ -103,8 +97,7 @@ class ServiceDropRef:
         return self.text
 
 
-@dataclass(frozen=True, slots=True)
-class RoutesRef:
+class RoutesRef(Struct, frozen=True):
     """Routes beyond those that are named."""
 
     kind: ClassVar[str] = "route"
@@ -113,8 +106,7 @@ class RoutesRef:
         return "route to further destinations"
 
 
-@dataclass(frozen=True, slots=True)
-class LinkRef:
+class LinkRef(Struct, frozen=True):
     """The host end of a pod's veth pair, by its interface name."""
 
     kind: ClassVar[str] = "link"
@@ -124,8 +116,7 @@ class LinkRef:
         return f"interface {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class LinksRef:
+class LinksRef(Struct, frozen=True):
     """All host ends of pods."""
 
     kind: ClassVar[str] = "link"
@@ -134,8 +125,7 @@ class LinksRef:
         return "interfaces"
 
 
-@dataclass(frozen=True, slots=True)
-class SysctlRef:
+class SysctlRef(Struct, frozen=True):
     """A kernel setting, by its path below /proc/sys/net."""
 
     kind: ClassVar[str] = "sysctl"
@@ -156,8 +146,7 @@ class SysctlRef:
         return parts[2] if parts[1:2] == ["conf"] and parts[2] not in ("all", "default") else ""
 
 
-@dataclass(frozen=True, slots=True)
-class RulesRef:
+class RulesRef(Struct, frozen=True):
     """All rules of a family."""
 
     kind: ClassVar[str] = "rules"
@@ -167,8 +156,7 @@ class RulesRef:
         return f"IPv{int(self.family)} rules"
 
 
-@dataclass(frozen=True, slots=True)
-class ApplyRef:
+class ApplyRef(Struct, frozen=True):
     """A whole apply."""
 
     kind: ClassVar[str] = "apply"

@@ -27,9 +27,10 @@ import dataclasses
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from msgspec import Struct
 
 from bgp import resources
 from felix_py import log
@@ -100,8 +101,7 @@ _MOST_NAMED = 10
 """Objects named in one log line at most."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agent:
+class Agent(Struct, frozen=True, kw_only=True):
     """The parts that :mod:`felix_py.agent.main` starts, in its order."""
 
     notices: Notices

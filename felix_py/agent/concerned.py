@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felix_py.desired.names import Fixed, SetNames, parse_name
 from felix_py.records import Drift
@@ -19,8 +20,7 @@ _MASQUERADING = {
 }
 
 
-@dataclass(slots=True)
-class Concerned:
+class Concerned(Struct):
     """Connections that a change of policy concerns: those of ``addresses``, and of endpoints on ``chains`` (and
     sets); ``everybody``: of all endpoints.
 

@@ -14,13 +14,14 @@ Each write replaces the version of the Lease that was seen, so of several that t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from felix_py.records import LeaderLease
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class Timing(Struct, frozen=True, kw_only=True):
     """In seconds; client-go's names and defaults.
 
     ``lease_duration``: an unchanged Lease may be taken after so long. ``renew_deadline``: a leader that could not

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from bgp.prefixes import PrefixSet, version
 from felix_py.agent import own_prefixes
@@ -244,8 +245,8 @@ class Facts:
 
     def _endpoint(self, changed: Lease) -> None:
         key = changed.owner
-        self._own()
-        if not all(map(self._inside.covers, hosts_of(changed, self._families))):
+        # At a start all endpoints come before the Node: to look at all of them for each would take the square.
+        if self._own_stale or not all(map(self._inside.covers, hosts_of(changed, self._families))):
             self._note_nodes()
         if leases := self.held.of(key):
             endpoint, pod = endpoint_of(*leases), self.pod(key)

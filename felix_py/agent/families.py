@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py.config import SETTINGS, ConfigError
 from felix_py.dataplane import sysctl
 from policy.model import Family
 
 
-@dataclass(frozen=True, slots=True)
-class Families:
+class Families(Struct, frozen=True):
     """``closed``: families that the kernel has and that are switched off, so pods must not send any of them."""
 
     programmed: tuple[Family, ...]

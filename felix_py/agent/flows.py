@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
+
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.dataplane.protocols import FlowTable
@@ -14,13 +15,11 @@ from felix_py.threads import Batcher, Worker
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Forget:
+class _Forget(Struct, frozen=True):
     addresses: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
+class _Look(Struct, frozen=True):
     networks: tuple[str, ...]
 
 

@@ -5,11 +5,11 @@ away.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from felix_py.files import replace_file
 from felix_py.layers import Values, from_fields, to_fields
@@ -17,8 +17,7 @@ from felix_py.layers import Values, from_fields, to_fields
 _VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(Struct, frozen=True):
     """``values`` None: there is no copy that can be used; ``problem`` says why, and is empty if there is none."""
 
     values: Values | None

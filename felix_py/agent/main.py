@@ -56,7 +56,10 @@ _SYNC_NOTICE = 10.0
 """Seconds between two log lines about the kinds that are not in sync yet."""
 
 _HEALTH_WAITS = 1.0
-"""Seconds after which the health endpoint is served although policy is not in force yet."""
+_HEALTH_WAITS_MOST = 5
+"""Seconds without news of the cluster after which the health endpoint is served although policy is not in force
+yet, and how often it waits for so long. Probes have five seconds for an answer.
+"""
 
 _OTHER_RETRY = 5.0
 """Seconds until the removal of rules from the other backend is retried."""
@@ -191,6 +194,7 @@ class Life:
             tasks.create_task(told.run())
             tasks.create_task(agent.links.run())
             await self._wait_for_sync(agent)
+            self._log.debug("the cluster is known")
             await agent.configured.settled()
             tasks.create_task(agent.bgp.follow_declared())
             tasks.create_task(agent.claims.run())
@@ -218,11 +222,16 @@ class Life:
                 await agent.host_gateway.keep_telling(agent.facts.remote)
 
     async def _serve_health(self, agent: Agent) -> None:
-        """Serve the health endpoint, but after policy is in force if that is soon: the server's modules take
-        longer to load than all that pods wait for.
+        """Serve the health endpoint, but after policy is in force while there is progress: the server's modules
+        take longer to load than all that pods wait for.
         """
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._in_force.wait(), _HEALTH_WAITS)
+        store, seen = agent.cluster.store, 0
+        for _ in range(_HEALTH_WAITS_MOST):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._in_force.wait(), _HEALTH_WAITS)
+            if self._in_force.is_set() or (store.not_listed and store.size == seen):
+                break
+            seen = store.size
         await asyncio.to_thread(importlib.import_module, "felix_py.observe.health")
         from felix_py.observe.bgp_http import BgpRoutes
         from felix_py.observe.bgp_trace import BgpTrace

@@ -11,8 +11,9 @@ While a family has pools, its podCIDRs count only as long as pods have addresses
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from bgp.prefixes import PrefixSet, parse
 from felix_py.agent.pooled import NO_POOLS, Pooled
@@ -24,8 +25,7 @@ _parsed = lru_cache(maxsize=1 << 14)(parse)
 """Cached, since each event of a Node compares all nodes' podCIDRs."""
 
 
-@dataclass(frozen=True, slots=True)
-class OwnPrefixes:
+class OwnPrefixes(Struct, frozen=True):
     """``cidrs``: the node's podCIDRs as last known. ``strays``: host prefixes (/32, /128) outside of all others.
 
     ``blocks``: its blocks of more than one address. ``left``: those of ``cidrs`` whose family has pools;

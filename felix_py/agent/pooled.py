@@ -7,7 +7,8 @@ destination that is in no pool are masqueraded; prefixes of a pool with disableB
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bgp.prefixes import PrefixSet, parse, version
 from felix_py.ipam.pools import pool_of
@@ -17,8 +18,7 @@ from policy.model import Family, IPBlock
 from policy.syntax import strictly_inside
 
 
-@dataclass(frozen=True, slots=True)
-class Pooled:
+class Pooled(Struct, frozen=True):
     """Pools, and whose their blocks are, as one node sees it; empty: there are no pools.
 
     ``pools`` do not overlap. ``blocks``: this node's, canonical CIDRs. ``borrowed``: addresses of other nodes'

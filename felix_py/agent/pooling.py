@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from felix_py.agent.facts import Facts
@@ -13,7 +14,7 @@ from felix_py.ipam.resources import IPAMBlock, IPPool, IPReservation
 from felix_py.notices import NoticeKind, Notices
 
 _LOOK = 1.0
-"""Seconds between two looks whether the API server refuses us the pools."""
+"""Seconds between two looks whether the API server refuses us the pools, while they are waited for."""
 
 _UNLISTED = "IPPools"
 
@@ -54,6 +55,7 @@ class Pooling:
         self._refused = refused
         self._notices = notices
         self._last: object = None
+        self._settled = asyncio.Event()
 
     def take_over(self) -> None:
         """Pools, reservations or blocks may have changed."""
@@ -66,6 +68,7 @@ class Pooling:
         self._last = pools, blocks, reservations
         self._reserved.set(reservations)
         self._facts.set_pooled(Pooled.of(self._node_name, pools, blocks))
+        self._settled.set()
         self._notices.clear(NoticeKind.IP_POOLS, _UNLISTED)
 
     async def settled(self) -> None:
@@ -83,4 +86,6 @@ class Pooling:
                 self._notices.say(NoticeKind.IP_POOLS, _UNLISTED, text)
                 self._facts.set_pooled(NO_POOLS)
                 return
-            await asyncio.sleep(_LOOK)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await self._settled.wait()

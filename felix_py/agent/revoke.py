@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import cast
+
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.agent.concerned import Concerned, Due
@@ -42,8 +43,7 @@ _REST, _REST_MOST = 4, 5.0
 _RETRY = (1.0, 30.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Quiet:
+class Quiet(Struct, frozen=True):
     """Seconds. A pass waits until nothing has changed for ``quiet``, but no longer than ``most``."""
 
     quiet: float = 0.5

@@ -12,8 +12,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.agent.families import Families
@@ -32,8 +33,7 @@ Read = Callable[[AgentConfig], list[ConfigurationRecord]]
 """Reads the objects; raises ApiError, Unreachable or ConfigError."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(Struct, frozen=True, kw_only=True):
     """What an agent starts with.
 
     ``base``: command line, environment and built-in settings; ``given``: names of those from the first two.

@@ -23,8 +23,11 @@ _ENDS = "Exit codes: 0 done, 1 {no}no agent answers, 2 wrong option."
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 app = typer.Typer(
+    name="bgp",
+    cls=options.PlainGroup,
     help="BGP of this node: sessions, announcements, learned routes.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     epilog="The node's agent is asked. With --node that of another node, by kubectl exec.",
 )

@@ -42,8 +42,11 @@ _RUNTIMES = (
 _ENDS = "Exit codes: 0 done, 1 {no}no agent answers, 2 wrong option."
 
 app = typer.Typer(
+    name="ipam",
+    cls=options.PlainGroup,
     help="Addresses of this node: who has them, and releases by hand.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     epilog="The node's agent is asked. By its pod: kubectl -n kube-system exec POD -c agent -- felix-py ipam",
 )

@@ -6,59 +6,87 @@ Exit codes: 0 done, 1 the answer is "no" or something failed, 2 the call itself 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
-from felix_py.cli.agent import agent
-from felix_py.cli.bgp import app as bgp
-from felix_py.cli.cleanup import cleanup
-from felix_py.cli.denies import denies
-from felix_py.cli.diags import diags
-from felix_py.cli.drain import drain, undrain
-from felix_py.cli.explain import explain
-from felix_py.cli.install_cni import install_cni
-from felix_py.cli.ipam import app as ipam
-from felix_py.cli.options import PlainHelp, fail
-from felix_py.cli.plan import plan
-from felix_py.cli.sidecar import bgp_sidecar
-from felix_py.cli.status import status
-from felix_py.cli.verify import verify
+from felix_py.cli.options import PlainGroup, PlainHelp, fail
 
-
-class _Commands(TyperGroup):
-    """The commands; in the source tree also the lab's, loaded on use.
-
-    ``Any`` stands for types of typer's own click, which have no public name.
-    """
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """The names in the order of the help."""
-        return [*super().list_commands(ctx), *(["lab"] if find_spec("lab") else [])]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name; exits with 1 if it is the lab and not installed."""
-        if cmd_name != "lab":
-            return super().get_command(ctx, cmd_name)
-        try:
-            from lab.cli.main import app as lab
-        except ModuleNotFoundError as error:
-            if error.name not in ("lab", "lab.cli"):
-                raise  # a module that the lab needs
-            fail("lab", _NO_LAB, 1)
-        return typer.main.get_command(lab)
-
+_COMMANDS = {
+    "agent": ("agent", "agent"),
+    "bgp-sidecar": ("sidecar", "bgp_sidecar"),
+    "install-cni": ("install_cni", "install_cni"),
+    "cleanup": ("cleanup", "cleanup"),
+    "denies": ("denies", "denies"),
+    "status": ("status", "status"),
+    "explain": ("explain", "explain"),
+    "verify": ("verify", "verify"),
+    "diags": ("diags", "diags"),
+    "plan": ("plan", "plan"),
+    "drain": ("drain", "drain"),
+    "undrain": ("drain", "undrain"),
+    "bgp": ("bgp", "app"),
+    "ipam": ("ipam", "app"),
+}
+"""Name -> module of felix_py.cli and its function, or group of commands; in the order of the help."""
 
 _NO_LAB = (
     "the lab is part of the source tree, not of the installed package: "
     "clone the repository and run `make lab` there"
 )
 
+
+class _Commands(Mapping[str, Any]):
+    """Makes a command when it is asked for: all modules and options would be most of a command's time.
+
+    In the source tree it also has the lab's. ``Any`` stands for types of typer's own click, which have no public
+    name.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        """Raises KeyError, or exits with 1 if it is the lab and not installed."""
+        if name == "lab":
+            return typer.main.get_command(_lab())
+        module, attribute = _COMMANDS[name]
+        found = getattr(import_module(f"felix_py.cli.{module}"), attribute)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(add_completion=False, rich_markup_mode=None)
+            single.command(name, cls=PlainHelp)(found)
+            found = single
+        return typer.main.get_command(found)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from _COMMANDS
+        if find_spec("lab"):
+            yield "lab"
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def _lab() -> typer.Typer:
+    try:
+        from lab.cli.main import app as lab
+    except ModuleNotFoundError as error:
+        if error.name not in ("lab", "lab.cli"):
+            raise  # a module that the lab needs
+        fail("lab", _NO_LAB, 1)
+    return lab
+
+
+class _Group(PlainGroup):
+    def __init__(self, **attributes: Any) -> None:
+        commands: Any = _Commands()
+        super().__init__(**attributes)
+        self.commands = commands
+
+
 app = typer.Typer(
     name="felix-py",
-    cls=_Commands,
+    cls=_Group,
     help="Pure layer-3 networking and network policy for Kubernetes nodes.",
     no_args_is_help=True,
     add_completion=True,
@@ -68,22 +96,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 the answer is no or something failed, 2 the call itself was wrong.",
 )
-app.command()(agent)
-app.command("bgp-sidecar")(bgp_sidecar)
-app.command("install-cni")(install_cni)
-app.command()(cleanup)
-app.command()(denies)
-app.command()(status)
-app.command()(explain)
-app.command()(verify)
-app.command()(diags)
-app.command()(plan)
-app.command()(drain)
-app.command()(undrain)
-app.add_typer(bgp, name="bgp")
-app.add_typer(ipam, name="ipam")
-for command in app.registered_commands:
-    command.cls = PlainHelp
 
 
 def _print_version(wanted: bool) -> None:

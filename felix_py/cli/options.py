@@ -12,11 +12,12 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperArgument, TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from felix_py.config import SETTINGS, AgentConfig, ConfigError, EndpointToHost, value_of
 from felix_py.records import Backend
@@ -179,7 +180,23 @@ class OutputFormat(enum.StrEnum):
 Output = Annotated[OutputFormat, typer.Option("--output", "-o", help="Form of what is printed.")]
 
 
-class PlainHelp(TyperCommand):
+class PlainValues:
+    """Takes plain values without pydantic, which typer loads for all: that takes longer than most commands."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options and arguments."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if not isinstance(param.process_value, partial):
+                param.process_value = partial(_value, param, param.process_value)
+        return params
+
+
+class PlainGroup(PlainValues, TyperGroup):
+    """A group of commands."""
+
+
+class PlainHelp(PlainValues, TyperCommand):
     """A command whose help shows arguments by their names, without their Python types."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -187,6 +204,42 @@ class PlainHelp(TyperCommand):
         for param in self.params:
             if isinstance(param, TyperArgument):
                 param.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
+
+
+_BOOLEANS = {"true": True, "false": False}
+
+
+def _value(param: TyperArgument | TyperOption, by_typer: Callable[..., Any], ctx: Any, given: Any) -> Any:
+    """The value of a parameter. What :func:`_plain` does not know is left to typer, as are all errors."""
+    try:
+        value = _plain(param, given)
+    except ValueError:
+        return by_typer(ctx, given)
+    if param.required and param.value_is_missing(value):
+        return by_typer(ctx, given)
+    return param.callback(ctx, param, value) if param.callback else value
+
+
+def _plain(param: TyperArgument | TyperOption, value: Any) -> Any:
+    """What typer makes of a plain value that is valid; ValueError for all others."""
+    info, kind = param.type_descriptor.parameter_info, param.type_descriptor.annotation
+    if value is None:
+        return () if param.multiple or param.nargs == -1 else None
+    if kind == list[str] and not isinstance(value, str):
+        return list(value)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return kind(value)
+    if kind is bool and str(value).lower() in _BOOLEANS:
+        return _BOOLEANS[str(value).lower()]
+    if kind in (int, float) and not isinstance(value, bool):
+        number = kind(value)
+        if (info.min is None or info.min <= number) and (info.max is None or number <= info.max):
+            return number
+    if kind is Path and (not info.readable or os.access(value, os.R_OK) or not os.path.exists(value)):
+        return Path(value)
+    if kind is str and isinstance(value, str):
+        return value
+    raise ValueError(value)
 
 
 def backend(text: str) -> Backend | None:

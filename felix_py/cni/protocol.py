@@ -11,7 +11,8 @@ import asyncio
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _HEAD = re.compile(rb"felix-py-cni/1 (\d{1,8}) (\d{1,8})\n")
 _MOST_ENVIRONMENT = 1 << 18
@@ -29,16 +30,14 @@ class ProtocolError(Exception):
     """The received bytes are not a call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """One execution of the plugin: its CNI_* environment and its stdin."""
 
     environment: Mapping[str, str]
     stdin: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The client's output and exit code."""
 
     code: int

@@ -18,10 +18,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.dataplane.link_label import link_label
@@ -116,8 +117,7 @@ def _refusal(why: str, nameless: Sequence[str], path: Path) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Recovery:
+class _Recovery(Struct, frozen=True):
     store: AddressStore
     links: Links
     path: Path

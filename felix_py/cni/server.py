@@ -9,10 +9,11 @@ import socket
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from felix_py import log
 from felix_py.cni.errors import CNIError, Code

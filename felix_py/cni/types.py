@@ -9,10 +9,10 @@ import enum
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from felix_py.cni.errors import NOT_JSON, SUPPORTED_VERSIONS, CNIError, Code
 from felix_py.cni.protocol import Call
@@ -88,8 +88,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, rename="camel"):
         return "" if self.ipam.type in OUR_IPAM else self.ipam.type
 
 
-@dataclass(frozen=True, slots=True)
-class PodName:
+class PodName(Struct, frozen=True):
     """The pod of a call; all fields are empty for a container that is no pod's."""
 
     namespace: str
@@ -97,8 +96,7 @@ class PodName:
     uid: str
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """A valid call. Fields that its command does not need may be empty."""
 
     command: Command

@@ -8,7 +8,8 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py.dataplane.backend import ToolError, command, run
 from felix_py.layout import CHAIN_PREFIX
@@ -28,8 +29,7 @@ _TARGET = re.compile(r" -[jg] (\S+)$")
 _HASH = re.compile(r'--comment "?felix:([0-9a-f]{16})[ "]')
 
 
-@dataclass(frozen=True, slots=True)
-class RuleCount:
+class RuleCount(Struct, frozen=True):
     """Packets and bytes that one rule has matched since it was written.
 
     ``target`` is empty where the rule's target has options of its own (our NFLOG, MARK and mark matches).

@@ -98,7 +98,7 @@ class FakeDataplane:
             self._look_at_links()
 
     def sizes(self) -> Mapping[str, int]:
-        kinds = {ChainRef: "chain", SetRef: "set", MemberRef: "member", RouteRef: "route"}
+        kinds: dict[type, str] = {ChainRef: "chain", SetRef: "set", MemberRef: "member", RouteRef: "route"}
         return Counter(kinds[type(item)] for item in list(self._delta.desired) if type(item) in kinds)
 
     def read_rules(self) -> RulesSnapshot:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from policy.model import Family
 
@@ -26,8 +27,7 @@ _EXTENSIONS = frozenset({_HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DES
 _MOST_EXTENSIONS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class IPHeader:
+class IPHeader(Struct, frozen=True):
     """The headers of a packet.
 
     ``source_port`` and ``port`` (destination) are None if the protocol has none, or if the packet is a later

@@ -11,7 +11,8 @@ import contextlib
 import errno
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py.netlink.connection import Netlink
 from felix_py.netlink.ipset_members import ATTR_DATA, dumped, writable
@@ -59,8 +60,7 @@ _ERRORS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Struct, frozen=True):
     """What is fixed when a set is created. ``family`` is the kernel's NFPROTO number, ``most`` is maxelem."""
 
     type: str
@@ -74,8 +74,7 @@ class Shape:
         return cls(spec.type.value, _NFPROTO[spec.family], bool(spec.mark_mask), MOST_MEMBERS)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """Members of one set to ADD (also to change their marks) or DELETE, as pairs of key and value."""
 
     name: str

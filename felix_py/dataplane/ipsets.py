@@ -6,7 +6,8 @@ import errno
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felix_py.dataplane.delta import Delta
 from felix_py.dataplane.ipset_commands import ADD, BUSY, DELETE, FULL, TYPE_MISMATCH, Batch, Commands, Shape
@@ -27,8 +28,7 @@ _BUSY_WAIT = 0.01
 """Seconds between tries: nf_tables releases a deleted rule's sets a moment after the transaction."""
 
 
-@dataclass(slots=True)
-class _Set:
+class _Set(Struct):
     """One set. ``members``: key -> ``mark << 32 | mask`` or 0; ``rejected``: invalid text -> mark and reason."""
 
     spec: SetSpec | None = None

@@ -7,7 +7,8 @@ whole; the kernel replaces each table atomically, so that no packet sees half of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py.dataplane.backend import OwnProcesses, ToolError, save
 from felix_py.dataplane.delta import Delta, Found
@@ -47,8 +48,7 @@ _AGAIN_SECONDS = 2.0
 """Timeout for reading them again after a write of ours: new pods wait for that."""
 
 
-@dataclass(frozen=True, slots=True)
-class TablesRead:
+class TablesRead(Struct, frozen=True):
     """One family's tables, and the epoch at which they were read."""
 
     epoch: int

@@ -7,8 +7,9 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from felix_py.dataplane.backend import OwnProcesses, ToolError, command, run
 from felix_py.dataplane.iptables_text import TABLES, Rule
@@ -27,8 +28,7 @@ _HOPELESS = ("xtables lock", "initialize", "Permission denied", "Operation not p
 """Parts of errors that no single chain causes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """The lines of an iptables-restore transaction that bring one chain to its wanted content.
 
     ``before`` and ``after`` are the chain's content; ``after`` None: the chain is deleted.

@@ -11,6 +11,8 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from felix_py.layout import CHAIN_PREFIX, COMMENT_PREFIX
 from felix_py.ruleset import seal
 from felix_py.ruleset.encode import Words, encode, encode_target, shown
@@ -171,12 +173,11 @@ def _cut(comment: str) -> str:
     return printable[:_COMMENT_BYTES].decode(errors="ignore")
 
 
-@dataclass(slots=True)
-class SavedTable:
+class SavedTable(Struct):
     """One table of iptables-save: our chains, and the built-in chains with all their rules."""
 
-    chains: dict[str, list[Rule]] = field(default_factory=dict)
-    builtins: dict[str, list[Rule]] = field(default_factory=dict)
+    chains: dict[str, list[Rule]] = {}
+    builtins: dict[str, list[Rule]] = {}
 
 
 def parse_save(text: str) -> dict[str, SavedTable]:

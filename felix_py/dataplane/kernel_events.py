@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py.dataplane.host_ends import MAC, SYSCTLS
 from felix_py.dataplane.iptables_text import BUILTIN_CHAINS
@@ -38,8 +39,7 @@ _INT = struct.Struct("=i")
 _NOTHING = Look(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
+class Hint(Struct, frozen=True):
     """What to read back, and whether failed writes may succeed now."""
 
     look: Look = _NOTHING
@@ -62,8 +62,7 @@ LOST = Hint(Look.LINKS | Look.ROUTES | Look.SETTINGS, retry=True)
 """After lost events of the host."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(Struct, frozen=True):
     """An interface as of its last event. ``right``: up, and a right host end of a pod as far as events tell."""
 
     name: str = ""

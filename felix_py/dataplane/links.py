@@ -19,8 +19,9 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
+
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.dataplane import host_ends, sysctl
@@ -60,8 +61,7 @@ class NoNamespace(LinkError):
     """The path is not a pod's network namespace."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodLink:
+class PodLink(Struct, frozen=True):
     """A pod interface to make.
 
     ``host`` and ``ifname`` are the names of its two ends, ``netns`` the path of the pod's namespace, ``mac`` the
@@ -79,8 +79,7 @@ class PodLink:
     default_route: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class HostEnd:
+class HostEnd(Struct, frozen=True):
     """An existing host end. ``lease``: from its label; ``routed``: a route to a pod goes through it.
 
     ``up``: it is set up, which is done last, with the label.

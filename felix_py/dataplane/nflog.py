@@ -13,8 +13,9 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from felix_py.dataplane.ip_header import IPHeader, parse_ip
 from felix_py.netlink.wire import NETLINK_NETFILTER, NLM_F_ACK, attr, attributes, message, messages
@@ -56,8 +57,7 @@ class NflogError(Exception):
     """The group cannot be read; the message is readable."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedPacket:
+class LoggedPacket(Struct, frozen=True):
     """One packet that a rule logged.
 
     ``prefix`` is the rule's; ``header`` is None if the bytes are no IP header; ``hook`` is the built-in chain's

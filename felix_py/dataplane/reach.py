@@ -13,8 +13,9 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+from msgspec import Struct
 
 from bgp.rib import Reached
 from felix_py.layout import INTERFACE_PREFIX, ROUTE_PROTOCOL_PODS
@@ -35,8 +36,7 @@ _SILENT = "its link {} is down or has no carrier"
 _IGNORED = "its link {} is one of ignoredInterfaces"
 
 
-@dataclass(frozen=True, slots=True)
-class Links:
+class Links(Struct, frozen=True):
     """The host's links. ``interfaces``: index -> name and whether it is up and has a carrier.
 
     ``own``: the host's addresses, and those that are no single host's (broadcast, anycast).

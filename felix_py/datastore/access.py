@@ -14,11 +14,11 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import urllib3
+from msgspec import Struct
 from urllib3.util.ssl_ import create_urllib3_context
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -61,8 +61,7 @@ class NotPlain(Exception):
     """The official client is to read this."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """A server and its credentials. Certificates are PEM text; ``token_file`` takes precedence over ``token``."""
 
     server: str

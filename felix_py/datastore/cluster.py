@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.datastore.absence import Discovery
@@ -80,8 +80,7 @@ def watch_all_pods(api: Api, timing: Timing, outage: Outage, node_name: str) -> 
     return Reflector(api, pods(node_name), timing, outage=outage)
 
 
-@dataclass(frozen=True, slots=True)
-class _Watched(Generic[R]):
+class _Watched(Struct, Generic[R], frozen=True):
     table: Table[R]
     source: Source[R]
 

@@ -6,10 +6,10 @@ An object that cannot be decoded becomes :class:`Unusable`; it never breaks its 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from felix_py.datastore import salvage, wire
 from felix_py.datastore.client import error_from_status
@@ -28,15 +28,13 @@ LONGEST_REASON = 500
 """Characters of a reason, which may quote the object."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(Struct, frozen=True):
     """The object of this key was deleted."""
 
     key: ObjectKey
 
 
-@dataclass(frozen=True, slots=True)
-class Unusable:
+class Unusable(Struct, frozen=True):
     """An object that exists but cannot be decoded. Without a readable name its key is ("", "")."""
 
     key: ObjectKey
@@ -48,8 +46,7 @@ class Unreadable(Exception):
     """The server sent neither a list nor an event, or an event of an object without a name."""
 
 
-@dataclass(slots=True)
-class Listing(Generic[R]):
+class Listing(Struct, Generic[R]):
     """One page of a list. ``continue_token`` is empty on the last one."""
 
     found: list[R | Unusable]
@@ -57,8 +54,7 @@ class Listing(Generic[R]):
     continue_token: str
 
 
-@dataclass(slots=True)
-class WatchEvent(Generic[R]):
+class WatchEvent(Struct, Generic[R]):
     """One line of a watch. ``what`` None: a bookmark. ``initial_end``: it ends the list of a WatchList."""
 
     what: R | Gone | Unusable | None

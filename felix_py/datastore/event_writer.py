@@ -10,12 +10,12 @@ import hashlib
 import queue
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.backoff import TokenBucket
@@ -35,8 +35,7 @@ _LONGEST_MESSAGE = 1024
 _STOP_TIMEOUT = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectRef:
+class ObjectRef(Struct, frozen=True):
     """core/v1 ObjectReference: the object of an Event. ``namespace`` is empty for cluster-scoped objects."""
 
     kind: str
@@ -46,8 +45,7 @@ class ObjectRef:
     uid: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Occurrence:
+class _Occurrence(Struct, frozen=True):
     ref: ObjectRef
     type: str
     reason: str
@@ -70,8 +68,7 @@ class _Occurrence:
         return f"/api/v1/namespaces/{quote(self.namespace, safe='')}/events"
 
 
-@dataclass(slots=True)
-class _Written:
+class _Written(Struct):
     """An Event that was written: occurrences so far, and the time of the last write."""
 
     count: int

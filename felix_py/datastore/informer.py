@@ -21,8 +21,9 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.backoff import Backoff
@@ -58,8 +59,7 @@ _ASK_LATER = frozenset({401, 403, 429, 503})
 """Refusals of a WatchList that a list would get as well."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class Timing(Struct, frozen=True, kw_only=True):
     """All in seconds.
 
     ``answer``: timeout of a request's first byte, and between bytes of a list. ``silence``: a watch without a

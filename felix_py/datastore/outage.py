@@ -12,7 +12,8 @@ come back spread over that time. What they ask for then is the server's to ratio
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py.backoff import Backoff
 from felix_py.datastore.client import ApiError, Unreachable
@@ -28,8 +29,7 @@ SAYS_NOTHING_OF_REQUEST = _NOT_NOW | GATEWAY | {429}
 """Refusals that concern credentials or the server's health: the same request may succeed later."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
+class Rest(Struct, frozen=True):
     """What is waited for before the next try: ``delay`` seconds, or a turn if None.
 
     ``wakeable``: another kind's answer ends it.

@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.backoff import Backoff
@@ -50,8 +50,7 @@ _MERGE_PATCH = "application/merge-patch+json"
 Json = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Struct, frozen=True):
     """A status, and the uid of the Node that it belongs to. Conditions are without ``lastTransitionTime``.
 
     ``gist``: the part whose changes are written at the quicker pace.

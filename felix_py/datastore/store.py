@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from felix_py import log
 from felix_py.datastore import kinds
@@ -27,8 +29,7 @@ Handler = Callable[[Sequence[Change[Record]]], None]
 """Receives changes in order, on the loop. The store is already in the state after the last of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """An object that is not, or not wholly, understood. ``kind``: the kind's name."""
 
     kind: str
@@ -187,6 +188,11 @@ class Store:
     def not_listed(self) -> tuple[str, ...]:
         """The kinds that ``in_sync`` waits for: their first full list is incomplete."""
         return tuple(sorted(self._listing))
+
+    @property
+    def size(self) -> int:
+        """Number of objects in all tables."""
+        return sum(len(table.records) for table in self._tables)
 
     @property
     def problems(self) -> list[Problem]:

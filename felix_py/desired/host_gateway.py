@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from msgspec import Struct, field
 
 from bgp.prefixes import PrefixSet, parse, version
 from bgp.rib import Reach, problem
@@ -25,8 +26,7 @@ class Claim(NamedTuple):
     cidr: str
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRoutes:
+class NodeRoutes(Struct, frozen=True):
     """``refused``: podCIDRs that are not routed, and why.
 
     ``apart``: those of nodes that are not on a link of this one, and why: BGP may teach these.

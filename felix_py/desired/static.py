@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from felix_py.desired.deny_log import (
     ASTRAY_DROP,

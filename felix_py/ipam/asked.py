@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
+
+from msgspec import Struct, field
 
 from felix_py.ipam.pool import address_number, address_text
 from policy.model import Family, Labels
@@ -45,8 +46,7 @@ class BadAnnotation(Exception):
         super().__init__(f"annotation {key} of the {whose} ({value[:_MOST_QUOTED]!r}): {reason}")
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """``pools``: names or canonical CIDRs of the pools that one family's address must be from, in order.
 
     ``addresses``: the pod's own, at most one a family, canonical. ``mac``: its own, or empty. ``keep``: its

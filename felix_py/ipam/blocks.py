@@ -22,8 +22,9 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import Enum, auto
+
+from msgspec import Struct, field
 
 from bgp import prefixes
 from felix_py.ipam.loans import NO_LOANS, Loans
@@ -68,8 +69,7 @@ class Step(Enum):
     RECLAIM = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Act:
+class Act(Struct, frozen=True):
     """One step. ``block`` and ``affinity``: the objects that it was decided on, as far as there are any.
 
     ``lent``, ``requests``: what ASK, LEND, WITHDRAW and RETURN write into the block. ``loans``: those that
@@ -85,8 +85,7 @@ class Act:
     loans: tuple[Loan, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(Struct, frozen=True):
     """Names of the pools of one family that pods of this node use, in order; ``waiting``: pods that found no
     address in the blocks at hand."""
 
@@ -142,8 +141,7 @@ class Taken:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class View(Struct, frozen=True, kw_only=True):
     """What a node knows.
 
     ``node_uid``: empty while there is no Node object. ``pools``: those that can be used, also disabled ones.
@@ -172,8 +170,7 @@ class View:
     loans: Loans = NO_LOANS
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """Steps, those that pods may wait for first; and demands for which no block is left. ``hopeless``: those of
     them for which nothing can be borrowed now, either."""
 

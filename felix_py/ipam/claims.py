@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py.records import Elsewhere
 from policy.model import Family
@@ -21,8 +22,7 @@ LeaseKey = tuple[str, str]
 """(container, ifname)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """The owner of a new lease: container id, interface name in it, CNI network name, and the pod."""
 
     container: str

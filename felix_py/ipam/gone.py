@@ -11,7 +11,8 @@ and comes back with another uid takes its blocks itself, which changes them, so 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py.ipam.resources import BlockAffinity, IPAMBlock, Loan
 
@@ -22,8 +23,7 @@ Owner = tuple[str, str]
 """Name and uid of a node; the uid is empty where it is not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Orphan:
+class Orphan(Struct, frozen=True):
     """What a node that is gone has left of one block: the block, its affinity, or both."""
 
     cidr: str

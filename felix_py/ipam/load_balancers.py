@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
+
+from msgspec import Struct, field
 
 from bgp import selector
 from bgp.prefixes import version
@@ -31,24 +32,21 @@ Key = tuple[str, str]
 _selector = lru_cache(maxsize=1 << 8)(selector.parse)
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(Struct, frozen=True):
     """Why a Service lacks an address, as an Event's reason (one word) and text."""
 
     reason: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """Addresses of a pool that Services have or that are kept from them, and those that can be given out."""
 
     allocated: int
     free: int
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Struct):
     """``ingress``: the addresses of ours that each Service must have, where that is not what it has. ``refused``:
     what each Service cannot get. ``usage``: by name of the pool, with what the plan gives."""
 
@@ -289,8 +287,7 @@ class _Planner:
         return Usage(len(taken), size - reserved_in(pool.cidr, self._reservations) - apart)
 
 
-@dataclass(frozen=True, slots=True)
-class _Holder:
+class _Holder(Struct, frozen=True):
     """What has an address: the Service, if it is one, and words for people."""
 
     key: Key

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
+
+from msgspec import Struct
 
 from bgp import fields, prefixes
 from bgp.fields import BGPConfigError
@@ -59,16 +60,14 @@ class Bad(Exception):
         super().__init__(reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """``uid`` and ``resourceVersion`` of an object."""
 
     uid: str = ""
     resource_version: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(Struct, frozen=True):
     """A pool as it was declared. ``created``: its ``creationTimestamp``."""
 
     pool: IPPool

@@ -9,8 +9,9 @@ itself, and one that has no pool for pods keeps the node's podCIDRs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from bgp import prefixes, selector
 from felix_py.ipam.parse import overlap
@@ -30,8 +31,7 @@ class NoPool(ValueError):
     """No pool is for this pod; the message says why, and names what was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(Struct, frozen=True):
     """Whose pools are looked for. ``asked``: names or CIDRs of pools, of all families, in their order."""
 
     node: Labels

@@ -6,8 +6,9 @@ unless docs/ipam.md says otherwise. CIDRs and addresses are canonical texts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from policy.model import Family
 
@@ -26,8 +27,7 @@ class AssignmentMode(Enum):
     MANUAL = "Manual"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IPPool:
+class IPPool(Struct, frozen=True, kw_only=True):
     """One pool. ``block_size``: the prefix length of its blocks. Selectors are Calico's (:mod:`bgp.selector`)."""
 
     name: str
@@ -47,16 +47,14 @@ class IPPool:
         return Family.V6 if ":" in self.cidr else Family.V4
 
 
-@dataclass(frozen=True, slots=True)
-class IPReservation:
+class IPReservation(Struct, frozen=True):
     """``reservedCIDRs``: addresses that no pod gets without asking for them."""
 
     name: str
     reserved_cidrs: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Loan:
+class Loan(Struct, frozen=True):
     """A single address of a block that its owner has lent to another node.
 
     ``uid``: this loan's; an address that was returned and lent again is another one. ``node_uid``: that of the
@@ -79,8 +77,7 @@ class Loan:
         return {"address": self.address, "node": self.node, "nodeUID": self.node_uid, "uid": self.uid}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoanRequest:
+class LoanRequest(Struct, frozen=True, kw_only=True):
     """That a node asks a block's owner for ``count`` addresses."""
 
     node: str
@@ -88,8 +85,7 @@ class LoanRequest:
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IPAMBlock:
+class IPAMBlock(Struct, frozen=True, kw_only=True):
     """A block of a pool and the node that has it.
 
     The object's name is made from ``cidr``, so the API server lets only one node create it. Which address of the
@@ -118,8 +114,7 @@ class AffinityState(Enum):
     PENDING_DELETION = "pendingDeletion"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockAffinity:
+class BlockAffinity(Struct, frozen=True, kw_only=True):
     """That a node wants (pending), has (confirmed), or gives back (pendingDeletion) a block."""
 
     name: str
@@ -130,8 +125,7 @@ class BlockAffinity:
     uid: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """Where one pod's addresses come from.
 
     ``cidrs``: the CIDRs (claimed blocks, borrowed addresses as host prefixes, or the node's podCIDRs), of all

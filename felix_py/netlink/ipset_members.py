@@ -30,6 +30,10 @@ _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
 
 _TLV = struct.Struct("=HH")
 _MARK = struct.Struct(">Q")
+_ADDRESS_HEADER = {
+    family: nested(_IP, attr(_IPADDR[family], bytes(family.bits // 8)))[: -family.bits // 8] for family in Family
+}
+_PREFIX_LENGTHS = tuple(attr(_CIDR, bytes((bits,))) for bits in range(129))
 _MARK_HEADER = _TLV.pack(12, _SKBMARK | _NET_BYTEORDER)
 
 
@@ -60,7 +64,7 @@ def _address(family: Family, text: str, rest: str = "") -> bytes:
         packed = socket.inet_pton(AF[family], text)
     except (OSError, ValueError):
         raise ValueError(f"{text!r} is not an IPv{int(family)} address") from None
-    return nested(_IP, attr(_IPADDR[family], packed))
+    return _ADDRESS_HEADER[family] + packed
 
 
 def _network(family: Family, text: str, rest: str = "") -> tuple[bytes, bytes]:
@@ -76,7 +80,7 @@ def _network(family: Family, text: str, rest: str = "") -> tuple[bytes, bytes]:
                 address = str(ipaddress.ip_network(text, strict=False).network_address)
             except ValueError:
                 raise ValueError(f"{text!r} is not an IPv{int(family)} network") from None
-    return _address(family, address, rest), attr(_CIDR, bytes((bits,)))
+    return _address(family, address, rest), _PREFIX_LENGTHS[bits]
 
 
 def _port(text: str, spec: str) -> bytes:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py.netlink.wire import (
     AF,
@@ -42,8 +43,7 @@ _NEIGH = struct.Struct("=BxxxiHBB")
 U32 = struct.Struct("=I")
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """An interface. ``mac`` is packed; ``master``: index of the bridge or the like that it is a port of, or 0."""
 
     index: int

@@ -12,10 +12,10 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.backoff import TokenBucket
@@ -41,8 +41,7 @@ _MOST_FOLLOWERS = 16
 _FOLLOWER_BACKLOG = 1000
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(Struct):
     event: DenyEvent
     close_at: float
     count: int

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bgp.session import LimitState, PeerStatus
 from felix_py.backoff import TokenBucket
@@ -19,8 +20,7 @@ Write = Callable[[bool, str, str], None]
 """Whether it is a warning, its reason in one CamelCase word, and its text."""
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(Struct):
     established: bool
     error: str
     allowed: TokenBucket

@@ -10,8 +10,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
+from msgspec import Struct, field
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -65,8 +65,7 @@ MEANINGS = {
 Labels = tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Count:
+class Count(Struct):
     """Packets and bytes."""
 
     packets: int = 0
@@ -78,8 +77,7 @@ class Count:
         self.bytes += more.bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ChainCount:
+class ChainCount(Struct, frozen=True):
     """A chain's reading. ``rules``: their hashes, which change with its content; ``counts``: by verdict."""
 
     rules: tuple[str, ...]
@@ -98,8 +96,7 @@ def digest(rules: Iterable[RuleCount]) -> Reading:
     return {name: ChainCount(tuple(r.hash for r in found), _sums(name, found)) for name, found in chains.items()}
 
 
-@dataclass(slots=True)
-class _Slots:
+class _Slots(Struct):
     """Names with series of their own: the first ``most`` ones, as long as they exist."""
 
     most: int

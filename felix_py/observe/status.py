@@ -8,9 +8,10 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from bgp.services import Drained
 from bgp.session import PeerStatus
@@ -106,8 +107,7 @@ class Bgp(Protocol):
     def refresh_metrics(self) -> None: ...
 
 
-@dataclass(slots=True)
-class Status:
+class Status(Struct):
     """The state of the parts, on the event loop only. ``running``: values that do not change in a run."""
 
     running: Mapping[str, Any]

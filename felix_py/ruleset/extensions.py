@@ -6,7 +6,8 @@ A reader raises :class:`Unknown` for an unknown option; the whole extension is o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py.ruleset import model as m
 from policy.cidr import merge
@@ -28,8 +29,7 @@ class Unknown(Exception):
     """An unknown option."""
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Struct, frozen=True):
     """One option of an extension, as ``--dports`` with its values."""
 
     name: str

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from policy.ir import Origin
 from policy.model import Family
 
@@ -20,8 +22,7 @@ IN, OUT = "in", "out"
 SOURCE, DESTINATION, EITHER = "src", "dst", "either"
 
 
-@dataclass(frozen=True, slots=True)
-class InterfaceIs:
+class InterfaceIs(Struct, frozen=True):
     """``-i``, ``-o``: ``side`` is IN or OUT. ``prefix``: every interface whose name begins so (``felix+``)."""
 
     side: str
@@ -30,8 +31,7 @@ class InterfaceIs:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AddressIn:
+class AddressIn(Struct, frozen=True):
     """``-s``, ``-d``: ``network`` is a canonical CIDR."""
 
     side: str
@@ -39,16 +39,14 @@ class AddressIn:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ProtocolIs:
+class ProtocolIs(Struct, frozen=True):
     """``-p``, as a number (IANA Protocol Numbers)."""
 
     number: int
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PortIn:
+class PortIn(Struct, frozen=True):
     """A port is in one of the ranges (first, last), which are sorted and do not touch."""
 
     side: str
@@ -56,8 +54,7 @@ class PortIn:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TCPFlags:
+class TCPFlags(Struct, frozen=True):
     """``--tcp-flags``: of the bits in ``mask``, exactly those in ``set`` are set (RFC 9293, section 3.1)."""
 
     mask: int
@@ -65,8 +62,7 @@ class TCPFlags:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class InSet:
+class InSet(Struct, frozen=True):
     """``-m set --match-set NAME FLAGS``: one flag, src or dst, for each dimension of the set."""
 
     name: str
@@ -74,8 +70,7 @@ class InSet:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class MarkIs:
+class MarkIs(Struct, frozen=True):
     """``-m mark``: the packet mark under ``mask`` is ``value``."""
 
     value: int
@@ -83,16 +78,14 @@ class MarkIs:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StateIn:
+class StateIn(Struct, frozen=True):
     """``-m conntrack --ctstate``: sorted names."""
 
     states: tuple[str, ...]
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ICMPType:
+class ICMPType(Struct, frozen=True):
     """``--icmp-type``, ``--icmpv6-type``. ``code`` None: any."""
 
     protocol: int
@@ -101,8 +94,7 @@ class ICMPType:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class InGroup:
+class InGroup(Struct, frozen=True):
     """``-m devgroup``: the link group, under ``mask``, of the packet's input or output interface."""
 
     side: str
@@ -111,8 +103,7 @@ class InGroup:
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AddressType:
+class AddressType(Struct, frozen=True):
     """``-m addrtype``: by the node's routes, the address has one of the types (LOCAL, …; sorted)."""
 
     side: str
@@ -137,30 +128,26 @@ class Limit:
         return cls(10_000 // rate, burst, f"{rate}/second")
 
 
-@dataclass(frozen=True, slots=True)
-class HopLimit:
+class HopLimit(Struct, frozen=True):
     """``-m hl --hl-eq``: the hop limit of IPv6."""
 
     value: int
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Bytecode:
+class Bytecode(Struct, frozen=True):
     """``-m bpf --bytecode``: classic BPF (bpf(4)), each step as (code, jt, jf, k)."""
 
     steps: tuple[tuple[int, int, int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ReversePath:
+class ReversePath(Struct, frozen=True):
     """``-m rpfilter``: the route back to the source leaves by the interface that the packet came by."""
 
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class OpaqueMatch:
+class OpaqueMatch(Struct, frozen=True):
     """An unknown match; ``module`` as after ``-m``, ``words`` are all its options."""
 
     module: str
@@ -191,37 +178,32 @@ _ORDERED = (Limit, OpaqueMatch)
 """Matches that keep state, or may, so that the matches before them matter."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """``-j ACCEPT``, ``DROP``, ``RETURN``."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Jump:
+class Jump(Struct, frozen=True):
     """``-j CHAIN``, or an extension without options (``-j NOTRACK``): only the table knows its chains."""
 
     chain: str
 
 
-@dataclass(frozen=True, slots=True)
-class Goto:
+class Goto(Struct, frozen=True):
     """``-g CHAIN``: a jump that returns to where the current chain was jumped from."""
 
     chain: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetMark:
+class SetMark(Struct, frozen=True):
     """``-j MARK --set-xmark VALUE/MASK``: the bits of ``mask`` are cleared, then those of ``value`` flipped."""
 
     value: int
     mask: int
 
 
-@dataclass(frozen=True, slots=True)
-class MapSet:
+class MapSet(Struct, frozen=True):
     """``-j SET --map-set NAME FLAGS``: the packet gets the member's mark, prio or queue (``what``)."""
 
     name: str
@@ -229,15 +211,13 @@ class MapSet:
     what: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Masquerade:
+class Masquerade(Struct, frozen=True):
     """``-j MASQUERADE``; ``options`` sorted."""
 
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
+class Log(Struct, frozen=True):
     """``-j NFLOG``; ``options``: sorted pairs of all but group and prefix."""
 
     group: int
@@ -245,8 +225,7 @@ class Log:
     options: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class OpaqueTarget:
+class OpaqueTarget(Struct, frozen=True):
     """An unknown target with all its options."""
 
     name: str
@@ -258,8 +237,7 @@ ACCEPT, DROP, RETURN = Verdict("ACCEPT"), Verdict("DROP"), Verdict("RETURN")
 Target = Verdict | Jump | Goto | SetMark | MapSet | Masquerade | Log | OpaqueTarget
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(Struct, frozen=True):
     """The normal form of a rule. ``target`` None: it only counts.
 
     ``matches`` are sorted where their order means nothing: those of the rule's head (``-s -d -i -o -p``) first,
@@ -303,8 +281,7 @@ def _sorted_between(matches: Iterable[Match]) -> Iterator[Match]:
     yield from sorted(pure, key=repr)
 
 
-@dataclass(frozen=True, slots=True)
-class RuleSpec:
+class RuleSpec(Struct, frozen=True):
     """A planned rule. ``matches`` are tried in order; ``why`` is the rule's purpose for people, or empty."""
 
     matches: tuple[Match, ...] = ()
@@ -325,8 +302,7 @@ class RuleSpec:
 Rules = tuple[RuleSpec, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One rule as it was read. ``text`` follows ``-A CHAIN``; ``hash`` as in our rules' comments."""
 
     body: Body
@@ -335,8 +311,7 @@ class Rule:
     hash: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(Struct, frozen=True):
     """``policy`` is ACCEPT or DROP for a built-in chain, empty for any other."""
 
     name: str
@@ -344,20 +319,18 @@ class Chain:
     policy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """A table's chains by name."""
 
     name: str
-    chains: Mapping[str, Chain] = field(default_factory=dict)
+    chains: Mapping[str, Chain] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Ruleset:
+class Ruleset(Struct, frozen=True):
     """All existing tables of one family by name."""
 
     family: Family
-    tables: Mapping[str, Table] = field(default_factory=dict)
+    tables: Mapping[str, Table] = {}
 
     def chain(self, table: str, name: str) -> Chain | None:
         """Returns a chain, or None if it does not exist."""

@@ -17,8 +17,10 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from felix_py.layout import CHAIN_PREFIX, COMMENT_PREFIX
 from felix_py.ruleset.encode import encode, encode_target
@@ -115,8 +117,7 @@ def identified(chain: str, rules: Sequence[Rule]) -> tuple[Rule, ...]:
     return tuple(replace(rule, hash=identity) for rule, identity in zip(rules, found, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _Seal:
+class _Seal(Struct, frozen=True):
     """The seal that was found. ``at``: its places; empty: there is none, or somebody has damaged it."""
 
     hash: str = ""

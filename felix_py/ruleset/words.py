@@ -10,7 +10,8 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from felix_py.layout import COMMENT_PREFIX
 from felix_py.ruleset import model as m
@@ -142,8 +143,7 @@ def parse(words: Sequence[str]) -> tuple[m.RuleSpec, tuple[str, ...]]:
     return m.RuleSpec(tuple(matches), target, " ".join(comments)), tuple(comments)
 
 
-@dataclass(slots=True)
-class _Block:
+class _Block(Struct):
     """``-m NAME``, ``-j NAME`` or ``-g NAME`` with its options."""
 
     kind: str

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="lab",
+    cls=options.PlainGroup,
     help="A cluster on this machine: nodes in network namespaces, a real router, kubectl.",
     short_help="A cluster on this machine, to try things.",
     no_args_is_help=True,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from felix_py.agent.block_writer import loans_spec
 from felix_py.ipam.parse import Bad, Origin, parse_block, parse_pool, parse_reservation

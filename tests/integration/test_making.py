@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from felix_py.cni.workers import Interfaces
 from felix_py.dataplane.links import LinkError, LinkExists, PodLink, random_mac

@@ -4,11 +4,11 @@ closes."""
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -172,7 +172,7 @@ def names_it(path: Path) -> bool:
 
 def check(kind: Kind[Any], found: Any, intact: Any, path: Path) -> None:
     """One object as decoded: a record, or its name with a reason; a policy is never left out."""
-    json.dumps(dataclasses.asdict(found), default=str).encode()
+    msgspec.json.encode(found, enc_hook=str)
     repr(found).encode()
     if isinstance(found, Unusable):
         assert 0 < len(found.reason) < 2000

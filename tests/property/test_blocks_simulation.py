@@ -13,11 +13,12 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from felix_py.ipam.blocks import REST, usable
 from felix_py.ipam.parse import overlap

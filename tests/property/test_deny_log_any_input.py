@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,7 +147,9 @@ def without_log(chains: dict[str, Rules]) -> dict[str, Rules]:
     found = {}
     for name in chains.keys() - denials:
         rules = [rule for rule in chains[name] if not isinstance(rule.target, Log)]
-        found[name] = tuple(replace(r, target=DROP) if r.leads_to in denials else r for r in rules)
+        found[name] = tuple(
+            msgspec.structs.replace(r, target=DROP) if r.leads_to in denials else r for r in rules
+        )
     for name in denials:
         assert [rule for rule in chains[name] if not isinstance(rule.target, Log)] == [DROP_ALL]
     return found

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from felix_py.ipam.load_balancers import CLASS, Plan, asked_addresses, entries, plan
 from felix_py.ipam.resources import AllowedUse, AssignmentMode, IPPool, IPReservation

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+
+from msgspec.structs import replace
 
 from felix_py.ipam.blocks import Act, Step
 from felix_py.ipam.known import Known
@@ -132,7 +134,7 @@ class Seen:
         self._api = api
         self._node = node
         self.known = Known(node)
-        self._at = {IPAMBlock: 0, BlockAffinity: 0}
+        self._at: dict[type, int] = {IPAMBlock: 0, BlockAffinity: 0}
         self._objects: dict[tuple[type, str], Object] = {}
         for kind in self._at:
             self.follow(kind, len(api.log) - api.rng.randint(0, lag))

@@ -10,11 +10,9 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -30,6 +28,7 @@ from felix_py.ipam.store import (
     StoreError,
 )
 from policy.model import Family
+from tests.support.steps import events_of
 
 
 @contextmanager
@@ -398,24 +397,6 @@ def test_a_store_in_a_place_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(StoreError, match="cannot"):
         AddressStore(tmp_path / "folder")
-
-
-def events_of(act: Callable[[], object]) -> int:
-    """How many lines and calls of Python something takes: what it costs, on any machine."""
-    events = 0
-
-    def count(_frame: FrameType, _event: str, _arg: Any) -> Any:
-        nonlocal events
-        events += 1
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        act()
-    finally:
-        sys.settrace(before)
-    return events
 
 
 def test_thousands_of_leases_do_not_slow_it_down(path: Path, tmp_path: Path) -> None:

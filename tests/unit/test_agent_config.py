@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -87,7 +87,7 @@ def test_revocation_can_be_switched_off(
 def test_peers_of_the_pod_are_found_without_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The DaemonSet mounts a ConfigMap that need not exist; a file that somebody names must."""
     # `felix_py.cli.agent` is the command's module; as an attribute the package may have the command itself.
-    agent_command = sys.modules["felix_py.cli.agent"]
+    agent_command = importlib.import_module("felix_py.cli.agent")
     file = tmp_path / "bgp.yaml"
     monkeypatch.setattr(agent_command, "BGP_CONFIG", file)
     assert agent_command._config({}).bgp_config is None

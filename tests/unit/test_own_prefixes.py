@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from bgp.prefixes import PrefixSet
 from felix_py.agent.own_prefixes import OwnPrefixes, told
@@ -12,6 +11,7 @@ from felix_py.agent.pooled import Pooled
 from felix_py.ipam.resources import AllowedUse, IPAMBlock, IPPool, Loan
 from felix_py.records import Lease, NodeRecord
 from policy.model import Family
+from tests.support.steps import events_of
 from tests.support.told import ToldFacts
 
 V4, V6 = Family
@@ -145,6 +145,15 @@ def test_a_borrowed_address_is_announced_by_itself_and_nothing_to_tell_of() -> N
     assert theirs.lent == ("10.64.9.7/32",)
     assert not PrefixSet(theirs.not_others(theirs.blocks)).covers("10.64.9.7/32")
     assert PrefixSet(theirs.not_others(theirs.blocks)).covers("10.64.9.8/32")
+
+
+def test_endpoints_before_the_node_are_not_all_looked_at_for_each() -> None:
+    def attach(number: int) -> None:
+        facts = ToldFacts("n1")
+        for one in range(1, number + 1):
+            facts.attach(lease(one))
+
+    assert events_of(lambda: attach(200)) < 6 * events_of(lambda: attach(50))
 
 
 def test_nothing_is_withdrawn_before_it_is_known_which_pools_there_are() -> None:

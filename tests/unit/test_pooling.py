@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import pytest
+
 from felix_py.agent.pooling import Pooling
 from felix_py.ipam.reserved import Reserved
 from felix_py.ipam.resources import IPAMBlock, IPPool, IPReservation
@@ -36,7 +38,8 @@ class Rig:
         self.pooling = Pooling("n1", self.claims, self.facts, self.reserved, lambda: self.refused, self.notices)
 
 
-async def test_nothing_is_announced_before_pools_are_known() -> None:
+async def test_nothing_is_announced_before_pools_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("felix_py.agent.pooling._LOOK", 600)  # whoever waits is told, and does not look
     rig = Rig()
     rig.pooling.take_over()
     settled = asyncio.create_task(rig.pooling.settled())

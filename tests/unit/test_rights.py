@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from felix_py.agent.block_writer import BlockWriter
 from felix_py.datastore import conditions

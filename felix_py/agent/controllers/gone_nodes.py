@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from felix_py import log
 from felix_py.agent.block_writer import BlockWriter
@@ -28,8 +29,7 @@ LOOK = 60.0
 _READ = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
+class _Look(Struct, frozen=True):
     """What a look has found. ``failed``: why it was cut short, or None."""
 
     standing: frozenset[Owner]

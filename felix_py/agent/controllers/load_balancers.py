@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from felix_py import log
 from felix_py.agent.declared_pools import DeclaredPools
@@ -42,8 +44,7 @@ class Tell(Protocol):
     def warn_pool(self, name: str, uid: str, reason: str, message: str) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
+class _Written(Struct, frozen=True):
     """What was written over a version of a Service. ``until``: the time when it counts no more."""
 
     version: str
