@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from bench.clusters import LOCAL_NAMESPACES, Cluster, Size
 from bench.harness import Row, Way, compare, megabytes, peak_resident, resident, show
 from felix_py.dataplane.kernel import Kernel
@@ -225,7 +227,7 @@ def _events(agent: _Agent, cluster: Cluster, nodes: Sequence[NodeRecord]) -> lis
     guard = cluster.cluster_policies[0]
     turned = dataclasses.replace(guard, ingress=guard.ingress[:1])
     node = nodes[-1]
-    rezoned = dataclasses.replace(node, labels=(("zone", "zone-other"),))
+    rezoned = msgspec.structs.replace(node, labels=(("zone", "zone-other"),))
 
     def tell(*records: Record) -> Callable[[], None]:
         return lambda: agent.each(records)
