@@ -17,7 +17,7 @@ import structlog
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.support import leftovers
+from tests.support import leftovers, nursery
 from tests.support.isolate import NetworkNamespace, isolate_process, new_netns
 from tests.support.thorough import ALL, examples
 
@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if leftovers.mark():
             config.add_cleanup(leftovers.end_all)  # type: ignore[arg-type]
         isolate_process()
+    config.add_cleanup(nursery.close)
 
 
 @pytest.hookimpl(wrapper=True)
