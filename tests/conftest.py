@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if leftovers.mark():
             config.add_cleanup(leftovers.end_all)  # type: ignore[arg-type]
         isolate_process()
+    nursery.install()
     config.add_cleanup(nursery.close)
 
 
@@ -97,6 +99,13 @@ def logging_as_it_was() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+@pytest.fixture(autouse=True)
+def started(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test starts that is marked so is really started."""
+    with nursery.really_started() if request.node.get_closest_marker("started") else nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,15 @@ def test_the_kernel_sees_no_difference(
     """Of the lab's API server, which is well known once it has said where it listens."""
     argv = [sys.executable, "-m", "lab.apiserver", "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path)]
     here = make_netns("here")
+    options = {**options, "stdout": subprocess.PIPE}
     environment = {**os.environ, "FELIX_PY_NODE_NAME": "nöde", "EMPTY": ""}
     found = []
-    for popen in (subprocess.Popen, nursery.Popen):
+    for how in (nursery.really_started(), nullcontext()):
         with (
+            how,
             here.enter(),
             (tmp_path / "errors").open("ab") as errors,
-            popen(
-                argv, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=errors, **options
-            ) as process,
+            subprocess.Popen(argv, env=environment, cwd=tmp_path, stderr=errors, **options) as process,
         ):
             assert process.stdout is not None
             assert process.stdout.readline().startswith(b"http://")
@@ -76,7 +77,9 @@ def test_the_kernel_sees_no_difference(
 def test_the_caller_sees_no_difference(argv: list[str]) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     options: dict[str, Any] = {"env": {**os.environ, "PATH": path}, "capture_output": True, "text": True}
-    forked, started = nursery.run(argv, check=False, **options), subprocess.run(argv, check=False, **options)
+    forked = subprocess.run(argv, check=False, **options)
+    with nursery.really_started():
+        started = subprocess.run(argv, check=False, **options)
     assert forked.returncode == started.returncode
     assert forked.stdout == started.stdout
     if started.stderr.startswith("Traceback"):  # that Python's own start is a part of
@@ -89,8 +92,8 @@ def test_the_caller_sees_no_difference(argv: list[str]) -> None:
 def test_signals_end_it_as_they_would(tmp_path: Path, number: signal.Signals) -> None:
     argv = [sys.executable, "-m", "bgp.sidecar", "--run-dir", str(tmp_path)]
     codes = []
-    for popen in (subprocess.Popen, nursery.Popen):
-        with popen(argv, stderr=subprocess.DEVNULL) as process:
+    for how in (nursery.really_started(), nullcontext()):
+        with how, subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
             eventually((tmp_path / "sidecar.lock").exists, 60)
             (tmp_path / "sidecar.lock").unlink()
             status = Path(f"/proc/{process.pid}/status")
@@ -104,5 +107,5 @@ def test_signals_end_it_as_they_would(tmp_path: Path, number: signal.Signals) ->
 def test_another_interpreter_is_really_started(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("print('loaded', flush=True)")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = nursery.run([FELIX_PY, "--version"], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([FELIX_PY, "--version"], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.startswith("loaded\nfelix-py ")

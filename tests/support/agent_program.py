@@ -21,7 +21,6 @@ from lab.apiserver.kubeconfig import write_kubeconfig
 from lab.runtime import CNIRuntime
 from tests.support.asking import free_port
 from tests.support.cni import STANDARD_PLUGINS, built_client
-from tests.support.nursery import Popen
 
 NODE = "node-1"
 PATIENCE = 30.0
@@ -67,7 +66,7 @@ class AgentProgram:
     def start(self) -> None:
         """Start it; returns at once."""
         with self.log.open("ab") as log:
-            self._process = Popen(self.argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(self.argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
     def stop(self) -> None:
         """End it as systemd does."""

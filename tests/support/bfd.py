@@ -24,7 +24,6 @@ from bgp.model import Peer, SpeakerConfig
 from bgp.resources import Bfd
 from tests.support.bgp import ROOT
 from tests.support.isolate import NetworkNamespace
-from tests.support.nursery import Popen
 from tests.support.routers import daemon
 from tests.support.waiting import eventually
 
@@ -96,7 +95,7 @@ class Process:
         self._log = folder / "bfd.log"
         argv = [*before, sys.executable, "-m", "bgp.bfd.speaker", str(folder)]
         with self._log.open("wb") as log:
-            self.process = Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log)
+            self.process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log)
 
     @property
     def log(self) -> str:

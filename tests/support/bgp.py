@@ -14,7 +14,6 @@ import structlog
 from bgp.model import SpeakerConfig, parse_bgp_config
 from felix_py.speaker import Speaker
 from tests.support.isolate import NetworkNamespace, run
-from tests.support.nursery import Popen
 from tests.support.waiting import eventually, running
 
 NODE_ASN = 65001
@@ -70,7 +69,7 @@ class Sidecar:
         argv = [sys.executable, "-m", "bgp.sidecar", "--run-dir", str(self.run_dir)]
         place = self._namespace.enter() if self._namespace else contextlib.nullcontext()
         with (self.run_dir.parent / "sidecar.log").open("a") as log, place:
-            self._process = Popen(argv, cwd=ROOT, stderr=log)
+            self._process = subprocess.Popen(argv, cwd=ROOT, stderr=log)
 
     def exabgp(self) -> int:
         """Process id of its ExaBGP; 0: none at the moment."""

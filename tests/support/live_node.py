@@ -26,7 +26,6 @@ from tests.support.asking import get
 from tests.support.cni import built_client, pod_args
 from tests.support.fakeapi import NAMESPACES, NODES, PODS, POLICIES, FakeApi, Json
 from tests.support.isolate import NetworkNamespace, run
-from tests.support.nursery import Popen
 from tests.support.streams import Stream, Streams
 from tests.support.traffic import attempt, serve
 from tests.support.waiting import eventually
@@ -110,7 +109,7 @@ class LiveNode:
         argv += ["--chained-plugin", "none", "--log-level", "debug"]
         argv += ["--backend", self.backend.value] if self.backend else []
         with (self.folder / "agent.log").open("ab") as log:
-            self._process = Popen([*argv, *options], stdout=log, stderr=log)
+            self._process = subprocess.Popen([*argv, *options], stdout=log, stderr=log)
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""

@@ -1,9 +1,10 @@
 """Programs of ours that are forked from a process that has loaded them all, in place of started ones.
 
-Python takes most of a second of CPU to load an agent, and tests start hundreds. :class:`Popen` and :func:`run`
-are those of ``subprocess``; but ``felix-py …`` and our ``python -m …`` come from the **nursery**, a process of
-one thread that has loaded everything and done nothing, and what these start in turn is forked as well. All else is
-really started, and so is what asks for another interpreter than the nursery's (``PYTHONPATH``, ``LD_PRELOAD``).
+Python takes most of a second of CPU to load an agent, and tests start hundreds. Once :func:`install` has put
+:class:`Popen` in place of ``subprocess.Popen``, ``felix-py …`` and our ``python -m …`` come from the **nursery**,
+a process of one thread that has loaded everything and done nothing; what these start in turn is forked as well.
+All else is really started, and so is what asks for another interpreter than the nursery's (``PYTHONPATH``,
+``LD_PRELOAD``), and what a test starts that is marked ``started``.
 
 A forked program has what a started one has: arguments, environment, files, folder, namespaces, session and
 signals, as /proc shows them, too. It is the child of the process that asked for it. It shares with its siblings
@@ -23,8 +24,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,23 @@ class _Here:
 
 
 _nursery: Nursery | _Here | None = None
+_on = True
+
+
+def install() -> None:
+    """Have programs of ours forked, whoever starts them by ``subprocess`` in this process."""
+    subprocess.Popen = Popen  # type: ignore[misc]
+
+
+@contextmanager
+def really_started() -> Iterator[None]:
+    """No program is forked for the time of the context."""
+    global _on  # noqa: PLW0603
+    _on, before = False, _on
+    try:
+        yield
+    finally:
+        _on = before
 
 
 def close() -> None:
@@ -136,7 +154,7 @@ def _default() -> Nursery | _Here:
 
 
 class Popen(subprocess.Popen[Any]):
-    """As ``subprocess.Popen``."""
+    """As ``subprocess.Popen``; ``nursery``: where a program of ours comes from, if not from that of all tests."""
 
     def __init__(self, *args: Any, nursery: Nursery | None = None, **options: Any) -> None:
         self._nursery = nursery
@@ -148,7 +166,7 @@ class Popen(subprocess.Popen[Any]):
         *_, shell, in_, _1, _2, out, _3, error, _4, gid, gids, uid, umask, session, group = rest
         unusual = executable or shell or not close_fds or umask != -1 or (gid, gids, uid) != (None, None, None)
         with ExitStack() as stack:
-            found = None if unusual else self._program(args, env, preexec_fn, stack)
+            found = self._program(args, env, preexec_fn, stack) if _on and not unusual else None
             if found is None:
                 super()._execute_child(args, executable, *rest)  # type: ignore[misc]
                 return
@@ -216,34 +234,14 @@ def _entered(argv: list[str]) -> tuple[list[str], list[tuple[int, str]]]:
     return argv, []
 
 
-def run(
-    argv: Sequence[Any], *, check: bool, timeout: float | None = None, **options: Any
-) -> subprocess.CompletedProcess[Any]:
-    """As ``subprocess.run``."""
-    given = options.pop("input", None)
-    if given is not None:
-        options["stdin"] = subprocess.PIPE
-    if options.pop("capture_output", False):
-        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with Popen(argv, **options) as process:
-        try:
-            out, error = process.communicate(given, timeout)
-        except BaseException:
-            process.kill()
-            raise
-    done = subprocess.CompletedProcess(process.args, process.returncode, out, error)
-    if check:
-        done.check_returncode()
-    return done
-
-
 # --- the nursery itself ------------------------------------------------------------------------------
 
 
 def serve() -> None:
     """Be the nursery: the only argument is its socket's number."""
-    global _nursery
-    _nursery, subprocess.Popen = _Here(), Popen  # type: ignore[misc]
+    global _nursery  # noqa: PLW0603
+    _nursery = _Here()
+    install()
     for name in _LOADED:
         importlib.import_module(name)
     if os.geteuid() == 0:
