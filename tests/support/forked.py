@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import gc
 import importlib.util
+import io
 import os
 import signal
 import sys
@@ -119,11 +120,17 @@ def _files(start: Start, given: Sequence[int], telling: int) -> int:
         if fd not in wanted:
             with suppress(OSError):  # the listing's own
                 os.close(fd)
-    _shown.extend((sys.stdin, sys.stdout, sys.stderr))
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # type: ignore[misc]  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     return telling
+
+
+def _streams() -> None:
+    _shown.extend((sys.stdin, sys.stdout, sys.stderr))
+    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    out = open(1, "wb", 0 if unbuffered else -1, closefd=False)  # noqa: SIM115
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = io.TextIOWrapper(out, line_buffering=os.isatty(1), write_through=unbuffered)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
 
 
 def _signals() -> None:
@@ -141,6 +148,7 @@ def _load(start: Start) -> types.CodeType:
     os.environ.clear()
     os.environ.update(start.env)
     time.tzset()
+    _streams()
     asyncio._set_running_loop(None)
     gc.enable()
     module = types.ModuleType("__main__")

@@ -50,7 +50,8 @@ _LOADED = (
     "lab.machine",
 )
 _INTERPRETER = ("PYTHON", "LD_")
-"""Beginnings of variables that change what an interpreter is."""
+_HARMLESS = frozenset({"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"})
+"""Beginnings of variables that change what an interpreter is, but for these."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 _MOST = 1 << 18
@@ -58,7 +59,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _interpreter(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(_INTERPRETER)}
+    found = {name: value for name, value in environment.items() if name.startswith(_INTERPRETER)}
+    return {name: value for name, value in found.items() if name not in _HARMLESS}
 
 
 # --- who asks ----------------------------------------------------------------------------------------
