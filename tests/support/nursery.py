@@ -90,6 +90,7 @@ class Nursery:
     def close(self) -> None:
         """What was forked goes on."""
         self._socket.close()
+        self._process.terminate()
         self._process.wait()
 
     def fork(self, start: Start, given: Sequence[int]) -> int:
