@@ -122,6 +122,7 @@ class _Here:
 
 
 _nursery: Nursery | _Here | None = None
+_making = threading.Lock()
 _on = True
 
 
@@ -151,9 +152,10 @@ def close() -> None:
 
 def _default() -> Nursery | _Here:
     global _nursery  # noqa: PLW0603
-    if _nursery is None:
-        _nursery = Nursery()
-    return _nursery
+    with _making:
+        if _nursery is None:
+            _nursery = Nursery()
+        return _nursery
 
 
 class Popen(subprocess.Popen[Any]):
@@ -210,7 +212,10 @@ class Popen(subprocess.Popen[Any]):
             return None
         if not here and os.geteuid() == 0:
             paths = [(CLONE_NEWNET, "/proc/thread-self/ns/net"), *paths]
-        return argv, [(kind, _opened(path, stack)) for kind, path in paths]
+        try:
+            return argv, [(kind, _opened(path, stack)) for kind, path in paths]
+        except OSError:
+            return None  # nsenter says it better
 
     def _fork(self, start: Start, given: list[int], preexec_fn: Any) -> int:
         nursery = self._nursery or _default()
