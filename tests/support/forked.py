@@ -25,7 +25,7 @@ from lab.namespaces import CLONE_NEWNS, setns
 
 _PR_SET_NAME = 15
 _PR_SET_MM = 35
-_PR_SET_MM_MAP = ctypes.c_ulong(14)
+_PR_SET_MM_MAP, _PR_SET_MM_MAP_SIZE = ctypes.c_ulong(14), ctypes.c_ulong(15)
 _NONE = ctypes.c_ulong(0)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sbrk.restype = ctypes.c_uint64
@@ -192,6 +192,12 @@ class _Map(ctypes.Structure):
         ("auxv_size", ctypes.c_uint32),
         ("exe_fd", ctypes.c_uint32),
     )
+
+
+def can_show() -> bool:
+    """Whether the kernel lets a process say what /proc shows of it (CONFIG_CHECKPOINT_RESTORE)."""
+    size = ctypes.c_uint(0)
+    return not _libc.prctl(_PR_SET_MM, _PR_SET_MM_MAP_SIZE, ctypes.byref(size), _NONE, _NONE)
 
 
 def _show(argv: Sequence[str], environment: Sequence[str]) -> None:

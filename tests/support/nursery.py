@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.namespaces import CLONE_NEWNET, CLONE_NEWNS, unshare
-from tests.support.forked import Start, fork
+from tests.support.forked import Start, can_show, fork
 
 _ROOT = Path(__file__).parents[2]
 _SCRIPT = str(Path(sys.executable).with_name("felix-py"))
@@ -127,8 +127,9 @@ _on = True
 
 
 def install() -> None:
-    """Have programs of ours forked, whoever starts them by ``subprocess`` in this process."""
-    subprocess.Popen = Popen  # type: ignore[misc]
+    """Have programs of ours forked, whoever starts them by ``subprocess`` in this process, if the kernel can."""
+    if can_show():
+        subprocess.Popen = Popen  # type: ignore[misc]
 
 
 @contextmanager
