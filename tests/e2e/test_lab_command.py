@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lab.namespaces import NETNS_DIR
+from tests.support.asked_at_once import ask
 from tests.support.isolate import new_netns
 from tests.support.waiting import eventually
 
@@ -148,35 +149,31 @@ def test_missing_kernel_feature_is_named(folder: Path, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["lab", "up"],
-        ["lab", "down"],
-        ["lab", "down", "--all"],
-        ["lab", "status"],
-        ["lab", "matrix"],
-        ["lab", "logs", "node1"],
-        ["lab", "kubectl", "get", "pods"],
-        ["lab", "exec", "node1", "--", "true"],
-        ["lab", "explain", "a/b", "c/d"],
-        ["lab", "denies"],
-        ["lab", "verify"],
-        ["lab", "plan", "-f", "/"],
-    ],
-    ids=" ".join,
-)
-def test_without_root_it_says_so(folder: Path, argv: list[str]) -> None:
+def test_without_root_it_says_so(folder: Path) -> None:
     """In one sentence, also where root has a lab whose folder nobody else may read."""
     (folder / "lab").mkdir(parents=True, mode=0o700)
     # It may read: a virtual environment in root's home is closed to others.
     rights = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
-    program = ["setpriv", "--reuid=65534", "--clear-groups", *rights, FELIX_PY]
-    env = {**os.environ, "FELIX_PY_LAB_STATE_ROOT": str(folder)}
-    done = subprocess.run([*program, *argv], capture_output=True, text=True, check=False, cwd="/", env=env)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert re.fullmatch(r"felix-py lab: .* takes root: run it with sudo\n", done.stderr), done.stderr
+    python = ["setpriv", "--reuid=65534", "--clear-groups", *rights, sys.executable]
+    calls = (
+        "up",
+        "down",
+        "down --all",
+        "status",
+        "matrix",
+        "logs node1",
+        "kubectl get pods",
+        "exec node1 -- true",
+        "explain a/b c/d",
+        "denies",
+        "verify",
+        "plan -f /",
+    )
+    answers = ask(python, [["lab", *call.split()] for call in calls], FELIX_PY_LAB_STATE_ROOT=str(folder))
+    for words, done in answers.items():
+        assert done.returncode == 1, words
+        assert done.stdout == ""
+        assert re.fullmatch(r"felix-py lab: .* takes root: run it with sudo\n", done.stderr), (words, done.stderr)
 
 
 @pytest.mark.parametrize(
