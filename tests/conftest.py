@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import structlog
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.support import leftovers
+from tests.support import leftovers, nursery
 from tests.support.isolate import NetworkNamespace, isolate_process, new_netns
 from tests.support.thorough import ALL, examples
 
@@ -39,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if leftovers.mark():
             config.add_cleanup(leftovers.end_all)  # type: ignore[arg-type]
         isolate_process()
+    nursery.install()
+    config.add_cleanup(nursery.close)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -96,6 +99,13 @@ def logging_as_it_was() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+@pytest.fixture(autouse=True)
+def started(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test starts that is marked so is really started."""
+    with nursery.really_started() if request.node.get_closest_marker("started") else nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from lab.lab import Lab
 from lab.state import Shape
 from tests.support.lab import LabUnderTest, bring_up
 
@@ -26,3 +28,12 @@ def plain_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabUnderTest
     yield from bring_up(
         "e2eplain", tmp_path_factory.mktemp("plain"), Shape(nodes=2, families=(4,), backend="nft")
     )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Where labs may be made; none is left."""
+    root = tmp_path / "labs"
+    yield root
+    for name in Lab("any", root).all_names():
+        Lab(name, root).down()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lab.topology import TOR, TOR_ASN
+from tests.support.bird import Written
 from tests.support.lab import LabUnderTest, manifest
 from tests.support.waiting import eventually
 
@@ -43,6 +44,10 @@ class Declared:
     def protocol(self) -> str:
         """BIRD's name of the session."""
         return f"{self.node}_ipv4"
+
+    def since(self) -> Written:
+        """The state of its session, with the time at which it came to be in it."""
+        return Written.of(self.birdc("show", "protocols", self.protocol))
 
     def routed(self) -> bool:
         return self.cidr in self.birdc("show", "route", "protocol", self.protocol)
@@ -101,7 +106,7 @@ def filtered(it: Declared) -> None:
     def rules(action: str) -> str:
         return manifest(resource("BGPFilter", "pods", exportV4=[{"action": action}]))
 
-    session = it.birdc("show", "protocols", it.protocol)
+    session = it.since()
     with it.lab.applied("-f", "-", stdin=rules("Reject")):
         it.lab.kubectl("apply", "-f", "-", stdin=it.peer(filters=["pods"]))
         eventually(lambda: not it.routed(), SECONDS)
@@ -111,7 +116,7 @@ def filtered(it: Declared) -> None:
         eventually(lambda: not it.routed(), SECONDS)
         it.lab.kubectl("apply", "-f", "-", stdin=it.peer())
         eventually(it.routed, SECONDS)
-    assert it.birdc("show", "protocols", it.protocol) == session
+    assert it.since() == session
 
 
 def test_a_node_peers_as_kubectl_says(plain_lab: LabUnderTest) -> None:
@@ -120,7 +125,7 @@ def test_a_node_peers_as_kubectl_says(plain_lab: LabUnderTest) -> None:
     it = Declared(lab, node)
     eventually(it.up, SECONDS)
     other = Declared(lab, plain_lab.node_names[1])
-    steady = other.birdc("show", "protocols", other.protocol)
+    steady = other.since()
     default = manifest(resource("BGPConfiguration", "default", asNumber=it.asn, nodeToNodeMeshEnabled=False))
     with without_file(lab, node):
         eventually(lambda: not it.up(), SECONDS)
@@ -147,5 +152,5 @@ def test_a_node_peers_as_kubectl_says(plain_lab: LabUnderTest) -> None:
             finally:
                 it.router_password("")
         eventually(lambda: not it.up(), SECONDS)
-        assert other.birdc("show", "protocols", other.protocol) == steady
+        assert other.since() == steady
     eventually(it.up, SECONDS)

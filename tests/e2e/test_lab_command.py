@@ -9,15 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lab.lab import Lab
 from lab.namespaces import NETNS_DIR
+from tests.support.asked_at_once import ask
 from tests.support.isolate import new_netns
-from tests.support.lab import LabUnderTest
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
@@ -54,14 +52,6 @@ def belongings(name: str, folder: Path) -> list[str]:
     return found
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    root = tmp_path / "labs"
-    yield root
-    for name in Lab("any", root).state.lab_names():
-        Lab(name, root).down()
-
-
 def programs(name: str, folder: Path) -> object:
     """All programs of a lab with their process ids and deaths."""
     return json.loads(felix("status", "--name", name, "--no-verify", "-o", "json", folder=folder).stdout)[
@@ -69,6 +59,7 @@ def programs(name: str, folder: Path) -> object:
     ]
 
 
+@pytest.mark.started
 def test_a_lab_from_up_to_down(folder: Path) -> None:
     """IPv6 only, one node: what the other tests do not have."""
     up = felix("up", "--ipv6", "--nodes", "1", "--name", "one", folder=folder)
@@ -158,35 +149,31 @@ def test_missing_kernel_feature_is_named(folder: Path, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["lab", "up"],
-        ["lab", "down"],
-        ["lab", "down", "--all"],
-        ["lab", "status"],
-        ["lab", "matrix"],
-        ["lab", "logs", "node1"],
-        ["lab", "kubectl", "get", "pods"],
-        ["lab", "exec", "node1", "--", "true"],
-        ["lab", "explain", "a/b", "c/d"],
-        ["lab", "denies"],
-        ["lab", "verify"],
-        ["lab", "plan", "-f", "/"],
-    ],
-    ids=" ".join,
-)
-def test_without_root_it_says_so(folder: Path, argv: list[str]) -> None:
+def test_without_root_it_says_so(folder: Path) -> None:
     """In one sentence, also where root has a lab whose folder nobody else may read."""
     (folder / "lab").mkdir(parents=True, mode=0o700)
     # It may read: a virtual environment in root's home is closed to others.
     rights = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
-    program = ["setpriv", "--reuid=65534", "--clear-groups", *rights, FELIX_PY]
-    env = {**os.environ, "FELIX_PY_LAB_STATE_ROOT": str(folder)}
-    done = subprocess.run([*program, *argv], capture_output=True, text=True, check=False, cwd="/", env=env)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert re.fullmatch(r"felix-py lab: .* takes root: run it with sudo\n", done.stderr), done.stderr
+    python = ["setpriv", "--reuid=65534", "--clear-groups", *rights, sys.executable]
+    calls = (
+        "up",
+        "down",
+        "down --all",
+        "status",
+        "matrix",
+        "logs node1",
+        "kubectl get pods",
+        "exec node1 -- true",
+        "explain a/b c/d",
+        "denies",
+        "verify",
+        "plan -f /",
+    )
+    answers = ask(python, [["lab", *call.split()] for call in calls], FELIX_PY_LAB_STATE_ROOT=str(folder))
+    for words, done in answers.items():
+        assert done.returncode == 1, words
+        assert done.stdout == ""
+        assert re.fullmatch(r"felix-py lab: .* takes root: run it with sudo\n", done.stderr), (words, done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -211,46 +198,6 @@ def test_without_a_lab(folder: Path, argv: list[str]) -> None:
     done = felix(*argv, folder=folder, check=False)
     assert done.returncode == 1
     assert "is not up" in done.stderr
-
-
-def test_ways_in(lab: LabUnderTest) -> None:
-    """exec and logs reach what they name, and say what there is when it does not exist."""
-    root = lab.lab.state.root
-    name = lab.lab.name
-    address = lab.addresses("shop", "web-1")
-    shown = felix("exec", "--name", name, "shop/web-1", "--", "ip", "address", folder=root)
-    assert all(a in shown.stdout for a in address.values())
-    shown = felix(
-        "exec", "--name", name, "node1", "--", "cat", "/etc/cni/net.d/10-felix-py.conflist", folder=root
-    )
-    assert json.loads(shown.stdout)["plugins"][0]["type"] == "felix-py-cni"
-    assert felix("logs", "--name", name, "node1", folder=root).stdout
-    assert "shop/web-1" in felix("logs", "--name", name, "node1", "--component", "kubelet", folder=root).stdout
-    relative = os.path.relpath(__file__)
-    assert felix("exec", "--name", name, "node1", "--", "cat", relative, folder=root).stdout
-    missing = felix("exec", "--name", name, "node9", "--", "true", folder=root, check=False)
-    assert "there are tor, node1, node2" in missing.stderr
-    failed = felix("exec", "--name", name, "tor", "--", "sh", "-c", "exit 7", folder=root, check=False)
-    assert failed.returncode == 7
-
-
-def test_exec_from_a_folder_that_is_gone(
-    lab: LabUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    shown = felix("exec", "--name", lab.lab.name, "node1", "--", "pwd", folder=lab.lab.state.root)
-    assert shown.stdout == "/\n"
-
-
-def test_two_labs_side_by_side(lab: LabUnderTest, folder: Path) -> None:
-    felix("up", "--name", "eight", "--nodes", "1", "--no-pods", folder=folder)
-    nodes = felix("kubectl", "--name", "eight", "--", "get", "nodes", "-o", "name", folder=folder).stdout
-    assert nodes.split() == ["node/node1"]
-    felix("down", "--name", "eight", folder=folder)
-    lab.settle()
 
 
 def test_lab_changes_nothing_outside_its_namespaces(folder: Path) -> None:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,6 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 _OWN = ("apiserver", "kubelet", "node1", "node2", "tor")
 _PATIENCE = 60.0
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    root = tmp_path / "labs"
-    yield root
-    for name in Lab("any", root).all_names():
-        Lab(name, root).down()
 
 
 def process(lab: Lab, name: str) -> Process:

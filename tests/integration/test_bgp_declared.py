@@ -56,12 +56,6 @@ def agent(tmp_path: Path) -> Iterator[DeclaredAgent]:
         yield agent
 
 
-def since(bird: Bird) -> str:
-    """Since when the session is in its state."""
-    line = next(line for line in bird.birdc("show", "protocols").splitlines() if line.startswith("node"))
-    return " ".join(line.split()[3:6])
-
-
 def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: DeclaredAgent, tors: list[Bird]) -> None:
     agent.start()
     agent.wait_ready()
@@ -71,7 +65,7 @@ def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Declared
     agent.peer(1)
     for tor in tors:
         agent.until(lambda tor=tor: tor.established("node") and POD_CIDR in tor.routes("node"), "up")  # type: ignore[misc]
-    steady = since(tors[1])
+    steady = tors[1].since("node")
 
     agent.secret(tor0="first")
     agent.peer(0, password={"secretKeyRef": {"name": SECRET, "key": "tor0"}})
@@ -83,7 +77,7 @@ def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Declared
         agent.until(lambda: f'"{password}"' in conf.read_text(), "the new password runs")  # noqa: B023
         agent.until(lambda: tors[0].established("node"), "up with a password")
 
-    before = since(tors[0])
+    before = tors[0].since("node")
     agent.api.delete(SECRETS, "kube-system", SECRET)
     agent.peer(0, asNumber=0)
     agent.until(lambda: {"BGPPeer tor0", f"Secret {SECRET}"} <= agent.notices().keys(), "what is wrong is told")
@@ -94,13 +88,13 @@ def test_a_cluster_is_declared_and_what_is_wrong_ends_no_session(agent: Declared
     agent.restart()
     agent.until(lambda: {"BGPPeer tor0", f"Secret {SECRET}"} <= agent.notices().keys(), "told again")
     agent.until(lambda: len([one for one in agent.status()["peers"] if one["established"]]) == 2, "both known")
-    assert since(tors[0]) == before
-    assert since(tors[1]) == steady
+    assert tors[0].since("node") == before
+    assert tors[1].since("node") == steady
 
     agent.api.delete(BGP_PEERS, "", "tor0")
     agent.until(lambda: not tors[0].established("node") and not tors[0].routes("node"), "gone at tor0")
     assert POD_CIDR in tors[1].routes("node")
-    assert since(tors[1]) == steady
+    assert tors[1].since("node") == steady
     assert agent.notices() == {}
     for path, name in ((BGP_PEERS, "tor1"), (BGP_CONFIGURATIONS, "default")):
         agent.api.delete(path, "", name)

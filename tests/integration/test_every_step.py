@@ -14,11 +14,12 @@ import pytest
 
 from felix_py.ipam.beside import read_leases
 from felix_py.layout import interface_name
-from tests.support.agent_process import AgentProcess, Nursery
+from tests.support.agent_process import AgentProcess
 from tests.support.cni import addresses, host_interfaces
 from tests.support.fakeapi import FakeApi
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.kill_at import KillAt
+from tests.support.nursery import Nursery
 
 pytestmark = [
     pytest.mark.root,
@@ -32,9 +33,9 @@ MakeNetns = Callable[[str], NetworkNamespace]
 class Node:
     """An agent with a pod that runs all the time, and another one that comes and goes."""
 
-    def __init__(self, folder: Path, api: FakeApi, nursery: Nursery, kill_at: KillAt, pods: MakeNetns) -> None:
+    def __init__(self, agent: AgentProcess, kill_at: KillAt, pods: MakeNetns) -> None:
         self.kill_at = kill_at
-        self.agent = AgentProcess(folder, api, nursery, ["--backend=nft"])
+        self.agent = agent
         self.victim = pods("victim").path
         for name in ("bystander", "victim"):
             self.agent.add_pod(name)
@@ -94,8 +95,13 @@ class Node:
 @pytest.fixture
 def node(tmp_path: Path, make_netns: MakeNetns) -> Iterator[Node]:
     kill_at = KillAt(tmp_path)
-    with FakeApi() as api, Nursery(kill_at.environment) as nursery:
-        yield Node(tmp_path, api, nursery, kill_at, make_netns)
+    environment = kill_at.environment
+    with (
+        FakeApi() as api,
+        Nursery(environment) as nursery,
+        AgentProcess(tmp_path, api, ["--backend=nft"], environment, nursery) as agent,
+    ):
+        yield Node(agent, kill_at, make_netns)
 
 
 def walk(node: Node, chosen: Callable[[int], list[int]]) -> set[str]:

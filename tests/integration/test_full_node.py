@@ -11,7 +11,7 @@ import pytest
 
 from felix_py.ipam.beside import read_leases
 from felix_py.layout import interface_name
-from tests.support.agent_process import AgentProcess, Nursery
+from tests.support.agent_process import AgentProcess
 from tests.support.cni import addresses, host_interfaces
 from tests.support.fakeapi import POLICIES, FakeApi
 from tests.support.isolate import NetworkNamespace, run
@@ -75,8 +75,7 @@ def test_a_full_node_comes_and_goes(
     tmp_path: Path, api: FakeApi, make_netns: MakeNetns, pods: int, turns: int
 ) -> None:
     dice = random.Random(pods)
-    with Nursery() as nursery:
-        agent = AgentProcess(tmp_path, api, nursery, ["--backend=nft"])
+    with AgentProcess(tmp_path, api, ["--backend=nft"]) as agent:
         kubelet = Kubelet(agent, [make_netns(f"p{number}") for number in range(pods)])
         agent.start()
         agent.wait_ready()

@@ -17,7 +17,7 @@ import pytest
 
 from felix_py.ipam.beside import read_leases
 from felix_py.layout import interface_name
-from tests.support.agent_process import AgentProcess, Nursery
+from tests.support.agent_process import AgentProcess
 from tests.support.cni import addresses, host_interfaces
 from tests.support.fakeapi import FakeApi
 from tests.support.isolate import NetworkNamespace, run
@@ -114,8 +114,7 @@ def check(runtime: Runtime) -> None:
 def rounds(folder: Path, api: FakeApi, make_netns: MakeNetns, count: int) -> None:
     dice = random.Random(time.time_ns())
     places = [make_netns(f"p{number}") for number in range(PODS)]
-    with Nursery() as nursery:
-        agent = AgentProcess(folder, api, nursery, ["--backend=nft"])
+    with AgentProcess(folder, api, ["--backend=nft"]) as agent:
         for number in range(PODS):
             agent.add_pod(f"pod-{number}")
         runtime = Runtime(agent, places, dice)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import os
@@ -374,7 +373,7 @@ def test_a_chained_plugin_that_is_not_installed(tmp_path: Path, make_netns: Make
         ("nonsense", None),
     ],
 )
-def test_the_list_offers_what_all_its_plugins_know(
+async def test_the_list_offers_what_all_its_plugins_know(
     tmp_path: Path, answer: str, versions: list[str] | None
 ) -> None:
     bin_dir = tmp_path / "bin"
@@ -385,35 +384,35 @@ def test_the_list_offers_what_all_its_plugins_know(
         )
         (bin_dir / name).chmod(0o755)
     list_ = NetworkList(tmp_path, bin_dir, ["tuning"], Notices(Metrics()))
-    asyncio.run(list_.bring_up_to_date())
+    await list_.bring_up_to_date()
     written = json.loads((tmp_path / FILE_NAME).read_text())
     assert written["cniVersion"] == "1.0.0"
     assert written.get("cniVersions") == versions
 
 
-def test_plugins_that_cannot_be_seen_are_not_called_absent(tmp_path: Path) -> None:
+async def test_plugins_that_cannot_be_seen_are_not_called_absent(tmp_path: Path) -> None:
     notices = Notices(Metrics())
-    asyncio.run(NetworkList(tmp_path, tmp_path / "bin", ["portmap"], notices).bring_up_to_date())
+    await NetworkList(tmp_path, tmp_path / "bin", ["portmap"], notices).bring_up_to_date()
     assert len(json.loads((tmp_path / FILE_NAME).read_text())["plugins"]) == 2
     assert not notices.all()
 
 
-def test_the_list_of_the_cni_plugin_before_us_is_said(tmp_path: Path) -> None:
+async def test_the_list_of_the_cni_plugin_before_us_is_said(tmp_path: Path) -> None:
     """The runtime would go on using that, and the agent would be content."""
     notices = Notices(Metrics())
     list_ = NetworkList(tmp_path, tmp_path / "bin", [], notices)
     (tmp_path / "00-multus.conf").write_text('{"type": "multus", "delegates": [{"type": "felix-py-cni"}]}')
     (tmp_path / "05-bridge.conflist.bak").write_text("{}")
     (tmp_path / "99-loopback.conf").write_text("{}")
-    asyncio.run(list_.bring_up_to_date())
+    await list_.bring_up_to_date()
     assert not notices.all()
     (tmp_path / "10-calico.conflist").write_text('{"name": "k8s-pod-network"}')
-    asyncio.run(list_.bring_up_to_date())
+    await list_.bring_up_to_date()
     assert [(notice.kind, notice.subject) for notice in notices.all()] == [
         (NoticeKind.OTHER_NETWORK, str(tmp_path / "10-calico.conflist"))
     ]
     (tmp_path / "10-calico.conflist").unlink()
-    asyncio.run(list_.bring_up_to_date())
+    await list_.bring_up_to_date()
     assert not notices.all()
 
 

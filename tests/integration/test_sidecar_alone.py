@@ -19,7 +19,7 @@ from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import eventually, until
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
+pytestmark = [pytest.mark.root, pytest.mark.started, pytest.mark.usefixtures("netns")]
 
 TOR = f"""
 router id {TOR4};

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from felix_py.agent.stopping import HUNG
-from tests.support.agent_process import AgentProcess, Nursery
+from tests.support.agent_process import AgentProcess
 from tests.support.fakeapi import POLICIES, FakeApi
 from tests.support.isolate import NetworkNamespace, run
 
@@ -103,8 +103,7 @@ def sleeping(program: Path) -> list[int]:
 
 def sigterms(folder: Path, api: FakeApi, make_netns: MakeNetns, rounds: int) -> None:
     places = [make_netns(f"pod{number}") for number in range(WORKERS)]
-    with Nursery() as nursery:
-        agent = AgentProcess(folder, api, nursery, ["--backend=nft"])
+    with AgentProcess(folder, api, ["--backend=nft"]) as agent:
         for number in range(WORKERS):
             agent.add_pod(f"pod-{number}", app="web")
         codes: dict[int, int] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.asked_at_once import Answers, ask
 from tests.support.cni import built_client
 
 ROOT = Path(__file__).parents[2]
@@ -98,38 +99,6 @@ def felix(installed: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """The wheel's command line."""
     argv = [*of_wheel(installed), installed / "bin" / "felix-py", *words]
     return subprocess.run(argv, cwd="/", capture_output=True, text=True, check=False, timeout=100)
-
-
-_ASK = """
-import json, os, subprocess, sys, tempfile
-from importlib.util import find_spec
-from felix_py.cli import main
-if find_spec("lab"):
-    import lab.cli.main
-found = []
-for words in json.loads(sys.argv[1]):
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        if not (child := os.fork()):
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            sys.argv[:] = ["felix-py", *words]
-            main()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        out.seek(0), err.seek(0)
-        found.append((code, out.read(), err.read()))
-print(json.dumps(found))
-"""
-
-Answers = dict[tuple[str, ...], subprocess.CompletedProcess[str]]
-
-
-def ask(python: list[str | Path], asked: list[list[str]]) -> Answers:
-    """What the command line says to each of these. Modules are loaded once: most of what a command costs."""
-    said = run(*python, "-c", _ASK, json.dumps(asked)).stdout
-    return {
-        tuple(words): subprocess.CompletedProcess(words, code, out, err)
-        for words, (code, out, err) in zip(asked, json.loads(said), strict=True)
-    }
 
 
 HELP = [

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from felix_py.cni.conflist import install_client
 from lab.apiserver.kubeconfig import write_kubeconfig
@@ -22,74 +20,13 @@ from tests.support import fakeapi
 from tests.support.asking import get
 from tests.support.cni import STANDARD_PLUGINS, built_client, pod_args
 from tests.support.fakeapi import FakeApi
+from tests.support.nursery import Nursery, Popen
 from tests.support.waiting import eventually
 
 NODE = "node-1"
 POD_CIDR = "10.65.0.0/24"
 PATIENCE = 60.0
 """Seconds for what takes one or two on an idle machine."""
-
-_NURSERY = """
-import os, sys
-import felix_py.agent.main, felix_py.cli.agent, felix_py.cli
-for line in sys.stdin:
-    log, *argv = line.rstrip("\\n").split("\\t")
-    pid = os.fork()
-    if not pid:
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
-        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        sys.argv[:] = argv
-        try:
-            felix_py.cli.main()
-        finally:
-            os._exit(99)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-
-
-class Nursery:
-    """Forks agents that have all modules loaded: a start costs what the agent itself does. One at a time."""
-
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        """``environment``: variables beside those of the test."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _NURSERY],
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._agent = 0
-
-    def __enter__(self) -> Nursery:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Also the agent that still runs is gone."""
-        if self._agent:
-            with suppress(ProcessLookupError):
-                os.kill(self._agent, signal.SIGKILL)
-        self._process.communicate(timeout=PATIENCE)
-
-    def start(self, log: Path, argv: Sequence[str]) -> int:
-        """The agent's pid."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\t".join([str(log), *argv]) + "\n")
-        self._process.stdin.flush()
-        self._agent = self._line()
-        return self._agent
-
-    def wait(self) -> int:
-        """Until it has ended; its exit code, or minus the signal's number."""
-        code = self._line()
-        self._agent = 0
-        return code
-
-    def _line(self) -> int:
-        assert self._process.stdout is not None
-        assert select.select([self._process.stdout], [], [], PATIENCE)[0], f"no end in {PATIENCE} s"
-        return int(self._process.stdout.readline())
 
 
 @dataclass
@@ -98,9 +35,10 @@ class AgentProcess:
 
     folder: Path
     api: FakeApi
-    nursery: Nursery | None = None
     options: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    nursery: Nursery | None = None
+    """Where it comes from, if not from that of all tests."""
 
     def __post_init__(self) -> None:
         self.pid = 0
@@ -137,20 +75,22 @@ class AgentProcess:
 
     def start(self, **popen: Any) -> None:
         """As systemd does."""
-        if self.nursery:
-            self.pid = self.nursery.start(self.log, self.argv)
-            return
         with self.log.open("ab") as log:
             options = {"stderr": log, "text": True, **popen}
-            self.process = subprocess.Popen(self.argv, env={**os.environ, **self.environment}, **options)
+            environment = {**os.environ, **self.environment}
+            self.process = Popen(self.argv, env=environment, nursery=self.nursery, **options)
         self.pid = self.process.pid
 
     def wait(self) -> int:
         """Until it has ended; its exit code, or minus the signal's number."""
-        if self.nursery:
-            return self.nursery.wait()
         assert self.process is not None
         return self.process.wait(PATIENCE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Whatever happened, it is gone."""

@@ -57,7 +57,7 @@ class Sidecar:
         self._namespace = namespace
         self.run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def log(self) -> str:
@@ -67,11 +67,9 @@ class Sidecar:
     def start(self) -> None:
         """Start it; ExaBGP follows once there is a configuration."""
         argv = [sys.executable, "-m", "bgp.sidecar", "--run-dir", str(self.run_dir)]
-        with (self.run_dir.parent / "sidecar.log").open("a") as log:
-            if self._namespace:
-                self._process = self._namespace.popen(argv, cwd=ROOT, stderr=log)
-            else:
-                self._process = subprocess.Popen(argv, cwd=ROOT, stderr=log, text=True)
+        place = self._namespace.enter() if self._namespace else contextlib.nullcontext()
+        with (self.run_dir.parent / "sidecar.log").open("a") as log, place:
+            self._process = subprocess.Popen(argv, cwd=ROOT, stderr=log)
 
     def exabgp(self) -> int:
         """Process id of its ExaBGP; 0: none at the moment."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def test_content_types(content_type: str, code: int) -> None:
 
 
 def test_ten_thousand_pods_are_listed_fast() -> None:
-    """Bytes are stored ready to send; typical is a tenth of a second, the bound is generous."""
+    """Bytes are stored ready to send; typical is a tenth of a second of CPU, the bound is generous."""
 
     async def scenario(server: ApiServer, session: aiohttp.ClientSession) -> None:
         from lab.apiserver.builtin import PODS
@@ -179,9 +180,10 @@ def test_ten_thousand_pods_are_listed_fast() -> None:
             name = f"p{index}"
             document = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "a": "x" * 3000}}
             server.instance.store.put(PODS, ("default", name), document)
-        async with asyncio.timeout(2):
-            async with session.get("/api/v1/pods") as answer:
-                assert (await answer.read()).count(b'"resourceVersion"') == 10_001
+        before = time.process_time()  # of both ends, whatever else the machine does
+        async with session.get("/api/v1/pods") as answer:
+            assert (await answer.read()).count(b'"resourceVersion"') == 10_001
+        assert time.process_time() - before < 2
 
     serve(scenario)
 

@@ -114,46 +114,43 @@ def on_loopback(port: int, protocol: str, name: str = "shop/web") -> Attempt:
     return Attempt(party("dev/dns", "10.0.1.1"), party(name, "127.0.0.1"), Family.V4, (protocol, port))
 
 
-def result_of(attempt: Attempt) -> Cell:
-    (cell,) = asyncio.run(measure(LOOPBACK, [attempt], timeout=0.2))
+async def result_of(attempt: Attempt) -> Cell:
+    (cell,) = await measure(LOOPBACK, [attempt], timeout=0.2)
     return cell
 
 
-def test_a_name_that_answers_is_reached() -> None:
+async def test_a_name_that_answers_is_reached() -> None:
+    loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.listen()
+        server.setblocking(False)
         attempt = on_loopback(server.getsockname()[1], "TCP")
-
-        async def both() -> Cell:
-            loop = asyncio.get_running_loop()
-            server.setblocking(False)
-            measuring = asyncio.create_task(measure(LOOPBACK, [attempt], timeout=2))
-            connection, _ = await loop.sock_accept(server)
-            with connection:
-                await loop.sock_sendall(connection, b"shop/web\n")
-                return (await measuring)[0]
-
-        cell = asyncio.run(both())
+        measuring = asyncio.create_task(measure(LOOPBACK, [attempt], timeout=2))
+        connection, _ = await loop.sock_accept(server)
+        with connection:
+            await loop.sock_sendall(connection, b"shop/web\n")
+            (cell,) = await measuring
     assert (cell.reached, cell.detail) == (True, "shop/web")
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
-def test_a_port_that_refuses_was_reached(protocol: str) -> None:
+async def test_a_port_that_refuses_was_reached(protocol: str) -> None:
     kind = socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET, kind) as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
-    cell = result_of(on_loopback(port, protocol))
+    cell = await result_of(on_loopback(port, protocol))
     assert (cell.reached, cell.detail) == (True, "refused")
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
-def test_silence_is_not_reached(kind: socket.SocketKind) -> None:
+async def test_silence_is_not_reached(kind: socket.SocketKind) -> None:
     with socket.socket(socket.AF_INET, kind) as silent:
         silent.bind(("127.0.0.1", 0))
         if kind == socket.SOCK_STREAM:
             silent.listen()
-        cell = result_of(on_loopback(silent.getsockname()[1], "TCP" if kind == socket.SOCK_STREAM else "UDP"))
+        cell = await result_of(
+            on_loopback(silent.getsockname()[1], "TCP" if kind == socket.SOCK_STREAM else "UDP")
+        )
     assert (cell.reached, cell.detail) == (False, "no answer")
     assert cell.differs
 
