@@ -1,4 +1,4 @@
-"""ExaBGP, started with nine corrections, an option and a capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with ten corrections, an option and a capability: ``python -m bgp.launch server FILE``.
 
 The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
@@ -41,6 +41,10 @@ ExaBGP announces them in every session, which a peer without it ends, again and 
 capability where IPv4 is all that the session is for. What is not agreed on is kept back here, since the agent,
 which knows it from ``show neighbor json``, may be away when a router comes back with less than it had.
 
+The tenth: an OPEN that comes once more in OpenConfirm is another connection's business (RFC 4271, section 8.2.2,
+event 19) and no error. ExaBGP ends the session. OpenBGPD 7.7 sends its OPEN twice where an attempt of its own to
+connect has failed half way, as when ExaBGP is killed and comes back, and takes the new end for a second restart.
+
 The option: a keepalive time of its own, from the neighbor's description (:data:`bgp.render.KEEPALIVE`). A
 keepalive is sent in each third of the negotiated hold time at the latest (RFC 4271, section 4.4). A change of it
 is a change of the neighbor.
@@ -54,11 +58,15 @@ from __future__ import annotations
 import ctypes
 import time
 from collections import deque
+from collections.abc import Generator, Iterator
 from itertools import islice
 from typing import Any
 
 from exabgp.bgp.fsm import FSM
+from exabgp.bgp.message.keepalive import KeepAlive
+from exabgp.bgp.message.nop import NOP
 from exabgp.bgp.message.notification import Notify
+from exabgp.bgp.message.open import Open
 from exabgp.bgp.message.update import Update
 from exabgp.bgp.message.update.attribute.aspath import CONFED_SEQUENCE, CONFED_SET
 from exabgp.bgp.message.update.attribute.attribute import Attribute
@@ -72,6 +80,7 @@ from exabgp.reactor.api.command import announce, limit, rib
 from exabgp.reactor.api.processes import Processes
 from exabgp.reactor.keepalive import KA
 from exabgp.reactor.peer import Peer
+from exabgp.reactor.protocol import Protocol
 
 from bgp.bfd import CEASE_BFD_DOWN
 from bgp.fields import peer_name
@@ -221,6 +230,25 @@ def split_nlris(update: Any, negotiated: Any) -> Any:
     return plain, multiprotocol
 
 
+def read_keepalive(protocol: Any) -> Iterator[Any]:
+    """In place of ``Protocol.read_keepalive``, which waits in OpenConfirm. Raises Notify."""
+    message = yield from _read_one(protocol)
+    if message.TYPE == Open.TYPE and str(message) == str(protocol.negotiated.received_open):
+        message = yield from _read_one(protocol)
+    if message.TYPE != KeepAlive.TYPE:
+        raise Notify(5, 2)
+    yield message
+
+
+def _read_one(protocol: Any) -> Generator[Any, None, Any]:
+    """The next message. Yielded is what stands for none so far."""
+    for message in protocol.read_message():
+        if message.TYPE != NOP.TYPE:
+            return message
+        yield message
+    raise RuntimeError("a message that never comes")
+
+
 def cli_data(peer: Any) -> Any:
     """In place of ``Peer.cli_data``, which ``show neighbor`` shows: with RFC 8950, offered and agreed on."""
     found = _cli_data(peer)
@@ -278,6 +306,7 @@ if __name__ == "__main__":
     Attributes._parse_one = parse_one
     Update._split_nlris = split_nlris
     Peer.cli_data = cli_data
+    Protocol.read_keepalive = read_keepalive
     CONFED_SEQUENCE.NAME, CONFED_SET.NAME = "as-confed-sequence", "as-confed-set"
     Attributes.TREAT_AS_WITHDRAW += (CODE.ORIGINATOR_ID, CODE.CLUSTER_LIST, CODE.PMSI_TUNNEL)
     Attributes.DISCARD += (CODE.AS4_PATH, CODE.AS4_AGGREGATOR)
