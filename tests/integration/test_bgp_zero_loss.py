@@ -77,8 +77,12 @@ class Scene:
     places: Sequence[Place]
 
     def steady(self) -> bool:
-        """Sessions with both routers are up and their routes in use here, and none is kept from before there."""
-        routes = [tor.bird.birdc("show", "route", "protocol", "node") for tor in self.tors]
+        """Sessions with both routers are up and their routes in use here, and none is kept from before there.
+
+        And each router has the other one's, for the time in which it has not its own.
+        """
+        asked = [(tor, protocol) for tor in self.tors for protocol in ("node", "neighbour")]
+        routes = [tor.bird.birdc("show", "route", "protocol", protocol) for tor, protocol in asked]
         told = all(POD_CIDR in shown and "s)" not in shown for shown in routes)
         hops = run("ip", "route", "show", OUTSIDE_CIDR, "proto", "89")
         return told and all(f"10.{9 + tor.index}.0.2" in hops for tor in self.tors)
