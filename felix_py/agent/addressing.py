@@ -20,6 +20,9 @@ from policy.model import Family, Labels, Namespace, ObjectKey
 class Claims(Protocol):
     """Who claims blocks for this node. ``asked``: names or CIDRs of pools that a pod asks for, or ()."""
 
+    async def caught_up(self) -> bool:
+        """Return once the blocks of the pools that are declared are known; false: that takes too long."""
+
     def eligible(self, namespace: str, asked: tuple[str, ...]) -> Mapping[Family, tuple[IPPool, ...]]:
         """The pools that pods of a namespace may use; see :func:`felix_py.ipam.pools.eligible`."""
 
@@ -48,6 +51,8 @@ class FakeClaims:
         """Blocks that can still be claimed."""
         self.told: Callable[[Pooled], None] = lambda _pooled: None
         """Called with what there is now, when it has changed."""
+        self.late = False
+        """Whether blocks are not known in time."""
 
     def claim(self, cidr: str, node: str = "") -> None:
         """A block is a node's from now on."""
@@ -58,6 +63,9 @@ class FakeClaims:
     def tell(self) -> None:
         """Tell what there is."""
         self.told(Pooled.of(self.node, self.pools, self.blocks))
+
+    async def caught_up(self) -> bool:
+        return not self.late
 
     def eligible(self, namespace: str, asked: tuple[str, ...]) -> Mapping[Family, tuple[IPPool, ...]]:
         return eligible(self.pools, Subject(self.labels, self.namespaces.get(namespace, {}), asked))
@@ -125,7 +133,8 @@ class Addressing:
         self, namespace: str, name: str, pools: tuple[str, ...], addresses: tuple[str, ...]
     ) -> tuple[str, ...]:
         """See :meth:`felix_py.cni.network.Network.cidrs_for`."""
-        if not self._facts.pools_known:
+        # A pod that starts just after the first IPPool was declared gets no address of a podCIDR any more.
+        if not self._facts.pools_known or not (self._claims is None or await self._claims.caught_up()):
             raise NetworkError(NOT_KNOWN)
         if self._claims is None or not self._facts.pooled.families:
             if pools:

@@ -22,6 +22,7 @@ from felix_py.agent.demands import Demands, Pools, names_of
 from felix_py.agent.last_good import Kept
 from felix_py.agent.loan_book import LoanBook
 from felix_py.agent.pool_notices import PoolNotices, used_up
+from felix_py.agent.pooled import Pooled
 from felix_py.backoff import Backoff
 from felix_py.datastore.block_objects import BlockObjects
 from felix_py.datastore.client import ApiError, Unreachable
@@ -129,6 +130,8 @@ class Claims:
         self._reviewed = asyncio.Event()
         self.known = False
         """Whether pools, and blocks where there are any, have been read."""
+        self._followed: frozenset[Family] = frozenset()
+        """Families of which pods get addresses of pools, as :attr:`on_change` was told last."""
         self.blocks: tuple[IPAMBlock, ...] = ()
         """This node's, out of which addresses may be given now."""
         self.borrowed: Mapping[str, str] = {}
@@ -163,6 +166,19 @@ class Claims:
         self._due.set()
 
     # --- what pods get -------------------------------------------------------------------------------
+
+    async def caught_up(self) -> bool:
+        """Return once the blocks of the first pools of a family are known; false: they are not within
+        :attr:`timeout`. Of those that may not be seen nothing is ever known, so nobody waits for them.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.timeout):
+                while not (followed := self._families() <= self._followed) and not self._objects.refused():
+                    await self._reviewed.wait()
+        return followed or self._objects.refused()
+
+    def _families(self) -> frozenset[Family]:
+        return Pooled(pools=self.pools).families
 
     def cidrs_for(self, namespace: str, asked: Sequence[str] = ()) -> tuple[str, ...]:
         """The CIDRs that a pod gets its addresses of, in order; of families without pools, the podCIDRs.
@@ -385,6 +401,7 @@ class Claims:
         await self._shut_closed()
         self.blocks, self.borrowed, self.known = usable, loans, True
         self.on_change()
+        self._followed = self._families()
 
     async def _shut_closed(self) -> None:
         """What an earlier life has closed, and is still to be seen, is not given out, asked for or not."""

@@ -60,6 +60,13 @@ async def test_before_it_is_known_which_pools_there_are() -> None:
         await rig.cidrs()
 
 
+async def test_while_the_blocks_of_the_first_pool_are_not_known() -> None:
+    rig = Rig()
+    rig.claims.late = True
+    with pytest.raises(NetworkError, match="not known yet which IPPools"):
+        await rig.cidrs()
+
+
 async def test_a_family_without_pools_keeps_its_pod_cidrs() -> None:
     rig = Rig(pool("a", "10.64.0.0/16"))
     with pytest.raises(PoolExhausted, match="no block of IPPool a yet"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from felix_py.ipam import known
 from felix_py.ipam.names import block_name
 from felix_py.ipam.pools import NoPool
 from felix_py.ipam.store import PoolExhausted
+from tests.support import faults
 from tests.support.claiming import (
     POD_CIDRS,
     Node,
@@ -24,7 +26,7 @@ from tests.support.claiming import (
     running,
     states,
 )
-from tests.support.fakeapi import BLOCK_AFFINITIES, IP_POOLS, IPAM_BLOCKS, NODES, FakeApi
+from tests.support.fakeapi import BLOCK_AFFINITIES, IP_POOLS, IPAM_BLOCKS, NODES, PATIENCE, FakeApi
 
 
 @pytest.fixture
@@ -63,6 +65,34 @@ async def test_a_pool_that_comes_later_and_a_family_without_one(server: FakeApi,
         await node.until(lambda: node.claims.blocks)
         six, four = node.cidrs()
         assert (six.endswith("/124"), four) == (True, POD_CIDRS[0])
+
+
+async def test_who_starts_just_after_the_first_pool_waits_for_its_blocks(server: FakeApi, tmp_path: Path) -> None:
+    """Else it gets an address of a podCIDR for its life: a real server refuses the first watches of new kinds."""
+    told = threading.Event()
+    for verb in ("watchlist", "list"):
+        server.fault(verb, lambda _exchange: not told.wait(PATIENCE), path=IPAM_BLOCKS)
+    async with running(server, tmp_path) as node:
+        assert await node.claims.caught_up()
+        declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+        await asyncio.to_thread(server.wait_for, lambda: bool(server.verbs(IPAM_BLOCKS)))
+        waiting = asyncio.create_task(node.claims.caught_up())
+        assert not (await asyncio.wait([waiting], timeout=0.2))[0]
+        node.claims.timeout = 0.01
+        assert not await node.claims.caught_up()
+        told.set()
+        assert await waiting
+        assert all(cidr.startswith("10.0.0.") for cidr in node.cidrs() if ":" not in cidr)
+
+
+async def test_nobody_waits_for_blocks_that_may_not_be_seen(server: FakeApi, tmp_path: Path) -> None:
+    for verb in ("watchlist", "list"):
+        server.fault(verb, faults.refuse(403, "Forbidden", "ipamblocks is forbidden"), path=IPAM_BLOCKS, times=99)
+    async with running(server, tmp_path) as node:
+        declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+        assert await node.claims.caught_up()
+        assert node.claims.known
+        assert not node.claims.blocks
 
 
 async def test_the_next_block_is_claimed_before_the_first_is_full(server: FakeApi, tmp_path: Path) -> None:
