@@ -147,13 +147,21 @@ class Declared:
             if not given.awaits(key):
                 yield Problem(kind, name, _field_of(kind), _no_key(key, given))
             return
+        if given and name in self._records[kind] and (unknown := self._unknown_filters(record)):
+            # The same, and the filter may have been declared with it: of two kinds, either is heard of first.
+            yield Problem(kind, name, "filters", f"there is no BGPFilter {', '.join(unknown)}")
+            return
         self._records[kind][name], self.specs[kind][name] = record, spec
+
+    def _unknown_filters(self, record: BGPConfiguration | BGPPeer | BGPFilter) -> list[str]:
+        named = record.filters if isinstance(record, BGPPeer) else ()
+        return [name for name in named if name not in self._records[parse.FILTER]]
 
     def _has(self, key: SecretKey | None, given: Given) -> bool:
         return key is None or key in self.passwords or key.key in (given.secrets.get(key.name) or {})
 
     def _review_objects(self, given: Given) -> Iterator[Problem]:
-        for kind in KINDS:
+        for kind in sorted(KINDS, key=lambda kind: kind != parse.FILTER):  # which peers name
             present = given.specs.get(kind, {})
             for name, spec in present.items():
                 if isinstance(spec, Unreadable):

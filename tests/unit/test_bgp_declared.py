@@ -124,6 +124,21 @@ def test_a_filter_that_is_gone_stays_while_a_peer_names_it() -> None:
     assert it.specs[parse.FILTER] == {}
 
 
+def test_a_filter_that_comes_after_the_peer_that_names_it() -> None:
+    """``kubectl apply`` of both: the session that there is must not end for it."""
+    it = declared()
+    before = sessions(it.review(said({"tor": TOR})))
+    peers = {"tor": {**TOR, "filters": ["f"]}}
+    verdict = it.review(said(peers))
+    assert sessions(verdict) == before
+    assert reasons(verdict) == [
+        "BGPPeer tor filters: there is no BGPFilter f; what was there before stays in force"
+    ]
+    verdict = it.review(said(peers, filters={"f": {"exportV4": [{"action": "Reject"}]}}))
+    assert len(sessions(verdict)["10.0.0.1"].filters[0].export_v4) == 1
+    assert not reasons(verdict)
+
+
 def test_passwords() -> None:
     it = declared()
     peers = {"tor": {**TOR, **SECRET}, "other": {"peerIP": "10.0.0.2", "asNumber": 65000}}
