@@ -34,7 +34,6 @@ class Outgoing:
         self.families = frozenset(peer.carried)
         """Those that the session has, which a peer may have less of than is configured."""
         self._extended_next_hop = False
-        self._refused: set[str] = set()
         self._sent: dict[str, Announcement | None] = {}
         self._wanted: dict[str, Announcement] | None = None
         self._postponed: set[str] = set()
@@ -57,8 +56,10 @@ class Outgoing:
     @property
     def refused(self) -> Mapping[str, str]:
         """What is of the session's configured families and cannot be announced, by prefix, and why."""
-        reasons = self.refusals
-        return {prefix: reasons[version(prefix)] for prefix in self._refused}
+        if not (self._established and self._wanted and (reasons := self.refusals)):
+            return {}
+        left_out = (prefix for prefix, asked in self._wanted.items() if self._resolved(asked) is None)
+        return {prefix: reasons[version(prefix)] for prefix in left_out if version(prefix) in reasons}
 
     @property
     def refusals(self) -> Mapping[int, str]:
@@ -130,7 +131,6 @@ class Outgoing:
         """The session ended. ExaBGP keeps its announcements and repeats them when the session comes back."""
         self._established = False
         self._covering, self._covering_earlier = set(), set()
-        self._refused.clear()
 
     def want(self, announcements: Mapping[str, Announcement]) -> list[str]:
         """Set what to announce from now on, by prefix."""
@@ -167,7 +167,7 @@ class Outgoing:
         return [protocol.end_of_rib(self._peer.key, family) for family in sorted(self.families)]
 
     def _all(self) -> set[str]:
-        return self._sent.keys() | (self._wanted or {}).keys() | self._refused
+        return self._sent.keys() | (self._wanted or {}).keys()
 
     def _change(self, prefixes: Iterable[str]) -> list[str]:
         """Commands for those of the prefixes whose announcement differs from what was sent."""
@@ -177,15 +177,12 @@ class Outgoing:
         leaving: list[str] = []
         for prefix in prefixes:
             self._postponed.discard(prefix)
-            asked, sent = self._wanted.get(prefix), self._sent.get(prefix)
-            wanted = self._resolved(asked)
+            wanted, sent = self._resolved(self._wanted.get(prefix)), self._sent.get(prefix)
             if wanted is None:
-                self._note_refused(prefix, refused=asked is not None)
                 covers = prefix in self._covering or prefix in self._covering_earlier
                 if prefix in self._sent and not covers and (self._complete or prefix not in self._found):
                     leaving.append(prefix)
                 continue
-            self._refused.discard(prefix)
             self._found.discard(prefix)
             self._covering.discard(prefix)
             self._covering_earlier.discard(prefix)
@@ -215,12 +212,6 @@ class Outgoing:
                 self._recent[prefix] = sent = self._sent.pop(prefix)
                 withdrawn.append(sent or Announcement(prefix))
         return withdrawn
-
-    def _note_refused(self, prefix: str, *, refused: bool) -> None:
-        if refused and version(prefix) in self._peer.carried:
-            self._refused.add(prefix)
-        else:
-            self._refused.discard(prefix)
 
     def _resolved(self, announcement: Announcement | None) -> Announcement | None:
         """An announcement with a next hop that the session can carry, if need be our own; None: there is none."""

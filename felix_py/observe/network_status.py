@@ -157,9 +157,8 @@ def _peers(peers: Sequence[PeerStatus]) -> Json:
     down = [peer for peer in peers if not peer.established]
     if not down:
         return _condition(kind, "True", "Established", "all BGP peers are established")
-    named = [f"{peer.address} (AS {peer.asn}): {peer.error or 'down'}" for peer in down[:_PEERS_NAMED]]
-    more = [f"and {len(down) - _PEERS_NAMED} more"] if len(down) > _PEERS_NAMED else []
-    return _condition(kind, "False", "PeersDown", "; ".join(named + more))
+    named = [f"{peer.address} (AS {peer.asn}): {peer.error or 'down'}" for peer in down]
+    return _condition(kind, "False", "PeersDown", _some(named))
 
 
 def _limits(peers: Sequence[PeerStatus]) -> Json:
@@ -169,8 +168,7 @@ def _limits(peers: Sequence[PeerStatus]) -> Json:
     if not found:
         return _condition(kind, "True", "Within", "no BGP peer is near its limit of prefixes")
     named = [f"{peer.address} {words[peer.limit_state]} its limit of {peer.limit}" for peer in found]
-    more = [f"and {len(found) - _PEERS_NAMED} more"] if len(found) > _PEERS_NAMED else []
-    text = "; ".join(named[:_PEERS_NAMED] + more)
+    text = _some(named)
     if found[0].limit_state is LimitState.HELD_DOWN:
         return _condition(kind, "False", "HeldDown", text)
     return _condition(kind, "True", "Near", text)
@@ -181,8 +179,13 @@ def _announced(peers: Sequence[PeerStatus]) -> Json:
     found = [f"{peer.address}: {peer.refused} are not, {peer.refusal}" for peer in peers if peer.refused]
     if not found:
         return _condition(kind, "True", "Announced", "every session that is up can carry what is to be announced")
-    more = [f"and {len(found) - _PEERS_NAMED} more"] if len(found) > _PEERS_NAMED else []
-    return _condition(kind, "False", "NotAgreed", "; ".join(found[:_PEERS_NAMED] + more))
+    return _condition(kind, "False", "NotAgreed", _some(found))
+
+
+def _some(peers: Sequence[str]) -> str:
+    """What is said of each of some peers, of the first ones only."""
+    more = [f"and {len(peers) - _PEERS_NAMED} more"] if len(peers) > _PEERS_NAMED else []
+    return "; ".join([*peers[:_PEERS_NAMED], *more])
 
 
 def _bgp_peers(peers: Sequence[PeerStatus]) -> list[Json]:
