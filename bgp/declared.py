@@ -18,11 +18,12 @@ from bgp.services import unknown_communities
 from bgp.topology import merged, topology
 
 _READERS: Mapping[str, Any] = {
+    parse.FILTER: parse.filter_,
     parse.CONFIGURATION: parse.configuration,
     parse.PEER: parse.peer,
-    parse.FILTER: parse.filter_,
 }
 KINDS = tuple(_READERS)
+"""In the order in which they are taken over: peers name filters."""
 
 _KEPT = "; what was there before stays in force"
 _LEFT_OUT = "; it is not used"
@@ -127,7 +128,7 @@ class Declared:
 
     def _topology(self, without: set[str], passwords: Passwords) -> Any:
         nodes = [node for node in self._nodes.values() if node.name not in without]
-        configurations, peers, filters = (self._records[kind].values() for kind in KINDS)
+        filters, configurations, peers = (self._records[kind].values() for kind in KINDS)
         return topology(self._node_name, nodes, configurations, peers, filters, passwords)
 
     def _take(self, kind: str, name: str, spec: object, given: Given | None = None) -> Iterator[Problem]:
@@ -161,7 +162,7 @@ class Declared:
         return key is None or key in self.passwords or key.key in (given.secrets.get(key.name) or {})
 
     def _review_objects(self, given: Given) -> Iterator[Problem]:
-        for kind in sorted(KINDS, key=lambda kind: kind != parse.FILTER):  # which peers name
+        for kind in KINDS:
             present = given.specs.get(kind, {})
             for name, spec in present.items():
                 if isinstance(spec, Unreadable):

@@ -43,6 +43,8 @@ class Spool:
         self._answer = answer
         self._leaving = leaving
         self._begin = begin
+        self._calls: dict[Path, Call] = {}
+        """Those that were found, oldest first."""
         self._backoff = Backoff(*_RETRY)
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -50,8 +52,8 @@ class Spool:
 
     def start(self) -> None:
         """Tell of the DELs that are there, at once, and have all calls executed. The agent's socket listens."""
-        with suppress(OSError):  # drain() says it
-            self._announce(call for entry in _entries(self._folder) if (call := self._read(entry)))
+        with suppress(OSError):  # _drain() says it
+            self._find(_entries(self._folder))
         self._begin(self._drain())
 
     def stop(self) -> None:
@@ -71,12 +73,12 @@ class Spool:
         except OSError as error:
             self._log.error("cannot read the CNI spool", folder=str(self._folder), reason=str(error))
             return
-        calls = {entry: call for entry in entries if (call := self._take(entry))}
-        self._announce(calls.values())
+        self._find(entries)
+        calls, self._calls = self._calls, {}
+        once = [call for entry, call in calls.items() if _is(Command.GC, call) and self._remove(entry)]
         await self._make_up({entry: call for entry, call in calls.items() if not _is(Command.GC, call)})
-        for call in calls.values():
-            if _is(Command.GC, call):
-                await self._answer(call)
+        for call in once:
+            await self._answer(call)
 
     async def _make_up(self, calls: Mapping[Path, Call]) -> None:
         """Execute calls at once, and those that fail again later: nobody else repeats them."""
@@ -93,22 +95,24 @@ class Spool:
             again = partial(self._make_up, failed)
             self._timer = loop.call_later(self._backoff.delay(), lambda: self._begin(again()))
 
-    def _announce(self, calls: Iterable[Call]) -> None:
-        for call in calls:
-            container, ifname = (call.environment.get(name, "") for name in ("CNI_CONTAINERID", "CNI_IFNAME"))
+    def _find(self, entries: Iterable[Path]) -> None:
+        """Read those that were not found before, and tell of the DELs among them."""
+        for entry in entries:
+            if entry in self._calls or (call := self._read(entry)) is None:
+                continue
+            self._calls[entry] = call
             if _is(Command.DEL, call):
+                container, ifname = (call.environment.get(name, "") for name in ("CNI_CONTAINERID", "CNI_IFNAME"))
                 self._leaving(container, ifname)
 
-    def _take(self, entry: Path) -> Call | None:
-        """Read a spooled call; removes its file if the call must not be repeated (GC)."""
-        call = self._read(entry)
-        if call is not None and _is(Command.GC, call):
-            try:
-                entry.unlink()
-            except OSError as error:
-                self._log.error("cannot use a spooled CNI call", file=str(entry), reason=str(error))
-                return None
-        return call
+    def _remove(self, entry: Path) -> bool:
+        """Remove the file of a call that must not be repeated; whether that was possible."""
+        try:
+            entry.unlink()
+        except OSError as error:
+            self._log.error("cannot use a spooled CNI call", file=str(entry), reason=str(error))
+            return False
+        return True
 
     def _read(self, entry: Path) -> Call | None:
         """Read a spooled call; what is none is put aside."""
