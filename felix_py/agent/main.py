@@ -5,7 +5,8 @@ Order of a start, and why:
 0. FelixConfigurations are read, for three seconds at most (:mod:`felix_py.agent.starting`).
 1. Leases and kernel are read: a restarted agent knows its endpoints before the first call. The kernel's rules are
    held from here on, and drift is repaired, whether the API server answers or not.
-2. The CNI server listens: a DEL must work whatever else is missing. ADD answers "try again" until step 4.
+2. The CNI server listens: a DEL must work whatever else is missing. An ADD waits for step 4, or is to be tried
+   again.
 3. The informers run until every kind is in sync. Until then the kernel is written only to repair drift.
 4. The first apply: the kernel is read again, written and swept. Nothing stale is in force any more, so ADD works,
    and only then does the runtime get its network list.

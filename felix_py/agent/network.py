@@ -68,6 +68,8 @@ class PodNetwork:
         self.keep = addressing.keep
         self._ready = False
         self._hindrance = ""
+        self._usable = asyncio.Event()
+        """Set while :meth:`unready` is None."""
         self._waiting: dict[ObjectKey, set[asyncio.Future[None]]] = {}
         self._grows: tuple[Pooled, frozenset[Family]] = (NO_POOLS, NO_POOLS.growing)
 
@@ -87,11 +89,19 @@ class PodNetwork:
     def set_ready(self) -> None:
         """Allow new endpoints: all known ones are in the kernel, and nothing stale is."""
         self._ready = True
+        self._tell_usable()
         self._forgetting.begin(self.pod_cidrs())
 
     def hinder(self, reason: str) -> None:
         """Set a reason for not being ready other than the cluster or a failed write; empty: none."""
         self._hindrance = reason
+        self._tell_usable()
+
+    def _tell_usable(self) -> None:
+        if self.unready() is None:
+            self._usable.set()
+        else:
+            self._usable.clear()
 
     # --- felix_py.cni.network.Network ------------------------------------------------------------------
 
@@ -104,6 +114,10 @@ class PodNetwork:
         if reason := self._reconciler.unread:
             return f"the kernel cannot be read: {reason}"
         return "the agent has not yet seen the whole cluster (is the API server reachable?)"
+
+    async def ready(self) -> None:
+        """Return once an ADD can work."""
+        await self._usable.wait()
 
     def departed(self, lease: Lease) -> bool:
         """Whether the lease's pod has left this node or has a newer sandbox; False if that is not known yet, and

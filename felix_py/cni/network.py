@@ -26,6 +26,9 @@ class Network(Protocol):
     def unready(self) -> str | None:
         """Why no pod can be connected now, or None."""
 
+    async def ready(self) -> None:
+        """Return once pods can be connected (:meth:`unready` is None)."""
+
     async def wait_for_pod(self, namespace: str, name: str, uid: str) -> None:
         """Return once the agent knows the pod. An empty ``uid`` matches any pod of that name.
 
@@ -162,6 +165,16 @@ class FakeNetwork:
 
     def unready(self) -> str | None:
         return self.reason
+
+    async def ready(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.reason is None)
+
+    async def begin(self) -> None:
+        """Be ready from now on."""
+        async with self._changed:
+            self.reason = None
+            self._changed.notify_all()
 
     async def wait_for_pod(self, namespace: str, name: str, uid: str) -> None:
         async with self._changed:

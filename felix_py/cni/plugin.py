@@ -65,7 +65,8 @@ class Plugin:
         forget: Callable[[Lease], Awaitable[None]] | None = None,
         containers: bool = False,
     ) -> None:
-        """``timeout``: seconds that an ADD may wait for its pod to be known, and again for its policy.
+        """``timeout``: seconds that an ADD may wait for the agent's start, for its pod to be known, and for its
+        policy: each anew.
 
         ``chained``: plugins after ours in our own network list. ``tell``: see :class:`Fullness`.
         ``forget``: see :func:`felix_py.cni.delegate.forget`. ``containers``: connect also what is no pod's.
@@ -126,7 +127,8 @@ class Plugin:
         mac = request.requested_mac()
         async with self._alone(request.container, request.ifname):
             if reason := self._network.unready():
-                raise CNIError(Code.TRY_AGAIN, reason)
+                # A runtime that is told to try again does so after seconds; the rest of a start takes less.
+                await self._bounded(self._network.ready(), lambda: self._network.unready() or reason)
             attachment = (request.container, request.ifname, request.config.name)
             claim = Claim(*attachment, pod.namespace, pod.name, pod.uid)
             await self._take_over(claim)

@@ -84,6 +84,28 @@ def test_without_an_agent_the_runtime_is_told_to_try_again(tmp_path: Path, comma
     assert not node.spool.exists()
 
 
+def test_an_add_outlasts_the_restart_of_an_agent(tmp_path: Path, make_netns: MakeNetns) -> None:
+    """The socket that a killed agent left answers nobody; the next agent has not seen the cluster yet."""
+    node, pod = Node(tmp_path, timeout=30), make_netns("pod")
+    node.socket.parent.mkdir()
+    node.network.reason = "the cluster is not known yet"
+
+    async def test() -> None:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(node.socket))
+        adding = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
+        await asyncio.wait([adding], timeout=0.5)  # it tries, and is refused
+        async with node:
+            await until(lambda: node.plugin.is_busy(("c1", "eth0")))
+            assert not adding.done()
+            assert not host_interfaces()
+            await node.network.begin()
+            await adding
+            assert node.network.enforced
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize("command", ["DEL", "GC"])
 def test_without_an_agent_cleaning_up_is_kept_for_later(tmp_path: Path, command: str) -> None:
     node = Node(tmp_path)

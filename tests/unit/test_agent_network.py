@@ -448,6 +448,20 @@ async def test_before_the_first_sync_nothing_is_written_for_a_release() -> None:
     assert rig.network.unready() is not None
 
 
+async def test_who_waits_for_the_agent_is_told_when_nothing_hinders_it() -> None:
+    rig = Rig()
+    rig.network.hinder("rules of ours are in force elsewhere, too")
+    waiting = asyncio.create_task(rig.network.ready())
+    async with rig:
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        rig.network.hinder("")
+        await asyncio.wait_for(waiting, 30)
+        rig.network.hinder("rules of ours are in force elsewhere, too")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(rig.network.ready(), 0)
+
+
 async def test_a_set_that_comes_back_before_it_went_keeps_no_member_of_its_first_life() -> None:
     kernel = FakeDataplane()
     async with Rig(kernel) as rig:

@@ -2,8 +2,8 @@
  *
  * It passes the call (CNI_* environment and stdin) to the agent's Unix socket and prints the answer. It decides
  * nothing and parses no JSON; felix_py/cni/protocol.py describes the framing. Without an agent it answers VERSION,
- * answers error 11 (try again later) to calls that need the agent, and keeps DEL and GC, which the runtime does not
- * repeat, in a spool directory that the agent drains when it starts.
+ * answers error 11 (try again later) to calls that need the agent, to an ADD after some seconds, and keeps DEL and
+ * GC, which the runtime does not repeat, in a spool directory that the agent drains when it starts.
  *
  * The socket's path is the content of the file "<this binary>.socket", or DEFAULT_SOCKET without that file. The
  * spool is the directory "spool" beside the socket.
@@ -26,6 +26,7 @@
 
 #define DEFAULT_SOCKET "/run/felix-py/cni.sock"
 #define TIMEOUT_SECONDS 60
+#define AWAY_SECONDS 10 /* an ADD outlasts the restart of an agent; a runtime that is told to try again backs off */
 #define TRY_AGAIN 11
 
 extern char **environ;
@@ -131,6 +132,19 @@ static int connect_agent(void) {
 	return -1;
 }
 
+/* The same for an agent that may be about to come. */
+static int await_agent(void) {
+	const struct timespec rest = {.tv_nsec = 20 * 1000 * 1000};
+	struct timespec now, first;
+	int fd = connect_agent();
+	clock_gettime(CLOCK_MONOTONIC, &first);
+	for (now = first; fd < 0 && now.tv_sec - first.tv_sec < AWAY_SECONDS; clock_gettime(CLOCK_MONOTONIC, &now)) {
+		nanosleep(&rest, NULL);
+		fd = connect_agent();
+	}
+	return fd;
+}
+
 /* Send the call and print the answer. Returns the plugin's exit code, or -1 when there was no whole answer. */
 static int ask(int fd, const struct buffer *call) {
 	struct buffer answer = {0};
@@ -228,7 +242,7 @@ int main(void) {
 		puts("{\"cniVersion\": \"1.1.0\", \"supportedVersions\": [\"0.3.0\", \"0.3.1\", \"0.4.0\", \"1.0.0\", \"1.1.0\"]}");
 		return 0;
 	}
-	int fd = connect_agent();
+	int fd = strcmp(command, "ADD") ? connect_agent() : await_agent();
 	int code = fd < 0 ? -1 : ask(fd, &call);
 	if (code >= 0)
 		return code;
