@@ -250,11 +250,15 @@ def _tail(path: Path, lines: int = 5) -> str:
     return "\n".join(f"  {line}" for line in path.read_text(errors="replace").splitlines()[-lines:])
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's reads our definitions in an eighth of the time, where PyYAML comes with it."""
+
+
 def _load(manifest: Path | None) -> list[Obj]:
     if manifest is None:
         return []
     try:
-        return [obj for obj in yaml.safe_load_all(manifest.read_text()) if obj]
+        return [obj for obj in yaml.load_all(manifest.read_text(), _LOADER) if obj]
     except (OSError, yaml.YAMLError) as error:
         raise LabError(f"{manifest}: {error}") from error
 

@@ -58,7 +58,8 @@ def containers(spec: Object) -> list[Object]:
 
 
 def source(*names: str) -> list[Object]:
-    return [one for name in names for one in yaml.safe_load_all((MANIFESTS / name).read_text()) if one]
+    texts = ((MANIFESTS / name).read_text() for name in names)
+    return [one for text in texts for one in yaml.load_all(text, yaml.CSafeLoader) if one]
 
 
 # --- rendered files ----------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def test_mesh_is_the_base_and_a_bgp_configuration() -> None:
 @needs_kubectl
 def test_peers_are_there_before_the_pods_that_read_them() -> None:
     for overlay in [*WITH_PEERS, HOST_GATEWAY]:
-        kinds = [one["kind"] for one in yaml.safe_load_all(kustomized(overlay))]
+        kinds = [one["kind"] for one in yaml.load_all(kustomized(overlay), yaml.CSafeLoader)]
         assert kinds.index("ConfigMap") < kinds.index("DaemonSet")
         assert kinds.index("ServiceAccount") < kinds.index("DaemonSet")
 

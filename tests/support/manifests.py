@@ -76,7 +76,7 @@ def _run(*argv: str) -> str:
 def objects(text: str) -> dict[Identity, Object]:
     """The objects of a manifest; none may be there twice."""
     found: dict[Identity, Object] = {}
-    for one in yaml.safe_load_all(text):
+    for one in yaml.load_all(text, yaml.CSafeLoader):
         if one:
             key = identity(one)
             assert key not in found, f"{key} twice"
