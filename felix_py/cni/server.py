@@ -175,6 +175,8 @@ class CNIServer:
             request = replace(parse_request(call), spooled=spooled)
             if {"K8S_POD_NAMESPACE", "K8S_POD_NAME"} <= request.args.keys():
                 bound = bound.bind(pod=f"{request.args['K8S_POD_NAMESPACE']}/{request.args['K8S_POD_NAME']}")
+            if request.command is Command.ADD and not spooled:
+                await self._spool.under_way.wait()  # a DEL of the same interface may be among them
             result = await self._plugin.run(request)
         except CNIError as error:
             bound.warning("CNI call failed", code=int(error.code), reason=error.message, details=error.details)

@@ -48,6 +48,8 @@ class Spool:
         self._backoff = Backoff(*_RETRY)
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
+        self.under_way = asyncio.Event()
+        """Set once the calls from before this agent were begun: an ADD of the same interface comes after them."""
         self._log = log.get("cni")
 
     def start(self) -> None:
@@ -72,6 +74,7 @@ class Spool:
             entries = await asyncio.to_thread(_settled_entries, self._folder)
         except OSError as error:
             self._log.error("cannot read the CNI spool", folder=str(self._folder), reason=str(error))
+            self.under_way.set()
             return
         self._find(entries)
         calls, self._calls = self._calls, {}
@@ -83,7 +86,9 @@ class Spool:
     async def _make_up(self, calls: Mapping[Path, Call]) -> None:
         """Execute calls at once, and those that fail again later: nobody else repeats them."""
         failed = {}
-        answers = await asyncio.gather(*map(self._answer, calls.values()))
+        answering = asyncio.gather(*map(self._answer, calls.values()))
+        self.under_way.set()
+        answers = await answering
         for (entry, call), answer in zip(calls.items(), answers, strict=True):
             if answer.code:
                 failed[entry] = call

@@ -151,6 +151,31 @@ def test_socket_path_beside_the_client(tmp_path: Path) -> None:
 # --- spool -------------------------------------------------------------------------------------------
 
 
+def test_an_add_comes_after_the_spooled_del_of_its_interface(tmp_path: Path, make_netns: MakeNetns) -> None:
+    """The id is used again at once, while another client that found no agent still holds the spool."""
+    node, pod = Node(tmp_path), make_netns("pod")
+
+    async def add() -> None:
+        await node.runtime.add("c1", pod.path, args=pod_args("web"))
+
+    on_node(node, add)
+    asyncio.run(node.runtime.delete("c1"))
+    folder = os.open(node.spool, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_SH)
+
+    async def add_again() -> None:
+        adding = asyncio.create_task(add())
+        await until(lambda: len(node.server._tasks) == 2)  # the spool, and this call
+        assert not adding.done()
+        os.close(folder)
+        await adding
+        assert host_interfaces() == {interface_name("c1", "eth0")}
+        await until(lambda: not list(node.spool.glob("[!.]*")))
+        assert host_interfaces() == {interface_name("c1", "eth0")}
+
+    on_node(node, add_again)
+
+
 def test_the_spool_is_worked_off_at_start(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
 
