@@ -57,16 +57,9 @@ class Rack:
 
 
 @pytest.fixture
-def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
-    netns = make_netns("tor")
-    link(netns)
-    tor = Bird(netns, tmp_path / "tor", TOR)
-    tor.start()
-    sidecar = Sidecar(tmp_path / "run")
-    sidecar.start()
-    yield Rack(sidecar.run_dir, tor)
-    sidecar.stop()
-    tor.stop()
+def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Rack]:
+    with Bird(tor, tmp_path / "tor", TOR) as bird:
+        yield Rack(sidecar.run_dir, bird)
 
 
 def speaker(*filters: BGPFilter) -> SpeakerConfig:

@@ -20,7 +20,7 @@ from felix_py.observe.bgp_http import BgpRoutes
 from felix_py.observe.health import HealthServer
 from felix_py.observe.listener import listen_for
 from tests.support import bgp_rack
-from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, agent, alive, config, link
+from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, alive, config, link
 from tests.support.bgp_rack import LEARNED4, LEARNED6, V4, V6
 from tests.support.bird import Bird, Written
 from tests.support.isolate import NetworkNamespace, run
@@ -56,8 +56,9 @@ class Rack(bgp_rack.Rack):
 
 
 @pytest.fixture
-def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
-    yield from bgp_rack.started(Rack, tmp_path, make_netns, bird_config())
+def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Rack]:
+    with Bird(tor, tmp_path / "tor", bird_config()) as bird:
+        yield Rack(sidecar, bird, tor, tmp_path)
 
 
 async def test_routes_go_both_ways(rack: Rack) -> None:
