@@ -216,15 +216,13 @@ async def test_peer_added_and_removed_without_touching_the_other(
     second_netns = make_netns("tor2")
     link(second_netns, 1)
     second = Bird(second_netns, rack.folder / "tor2", bird_config(net=10, asn=65100))
-    second.start()
     first_only = config()
     both = config(
         {"peerIP": TOR4, "asNumber": TOR_ASN},
         {"peerIP": TOR6, "asNumber": TOR_ASN},
         {"peerIP": "10.10.0.2", "asNumber": 65100},
     )
-
-    try:
+    with second:
         async with agent(rack.run_dir, first_only, announce={V4, V6}) as node:
             await until(rack.announced)
             before = rack.table()
@@ -241,8 +239,6 @@ async def test_peer_added_and_removed_without_touching_the_other(
             node.speaker.set_config(both)
             await until(lambda: second.routes("node4") == {V4})
             assert (rack.table(), rack.tor.since("node4")) == (before, since)
-    finally:
-        second.stop()
 
 
 async def test_bad_configuration_never_replaces_a_good_one(rack: Rack) -> None:
