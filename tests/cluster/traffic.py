@@ -102,7 +102,8 @@ class Stream:
 
 
 class Traffic:
-    """All streams of a test; use it in a ``with``. Sending begins there and goes on until :meth:`stop`."""
+    """All streams of a test, on a loop in a thread; use it in a ``with``. Sending begins there and goes on until
+    :meth:`stop`."""
 
     def __init__(self, streams: Sequence[Stream], servers: Sequence[Place], rate: float = 1000.0) -> None:
         """``servers`` are where :data:`PORT` echoes; ``rate`` is of all streams together, in packets a second."""

@@ -30,6 +30,13 @@ def plain_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabUnderTest
     )
 
 
+@pytest.fixture(scope="module")
+def definitions(lab: LabUnderTest) -> Iterator[None]:
+    """The definitions of the cluster-scoped policies."""
+    with lab.definitions():
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """Where labs may be made; none is left."""

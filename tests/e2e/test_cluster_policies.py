@@ -6,7 +6,6 @@ And what is told of a policy that cannot be applied as written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,12 +18,6 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 ACCEPTED = "felixpy.io/Accepted"
-
-
-@pytest.fixture(scope="module")
-def definitions(lab: LabUnderTest) -> Iterator[None]:
-    with lab.definitions():
-        yield
 
 
 def reached(lab: LabUnderTest, patience: float = 10.0) -> list[bool]:
@@ -82,6 +75,7 @@ def test_nodes_are_peers_of_egress(lab: LabUnderTest) -> None:
         assert not [cell for cell in cells if cell.differs]
         return {(cell.attempt.source.name, cell.attempt.family): cell.reached for cell in cells}
 
+    # On a loop of its own each time, as what `settle` does between them is.
     before = asyncio.run(answers())
     assert all(before.values())
     with lab.applied("-f", example("72")):

@@ -5,7 +5,7 @@ With the definitions of the cluster-scoped policies, which some examples need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -14,7 +14,7 @@ from lab.build import EXAMPLES
 from policy.model import Protocol
 from tests.support.lab import LabUnderTest, example
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.usefixtures("definitions")]
 
 Port = tuple[Protocol | None, int | None]
 
@@ -28,12 +28,6 @@ PORTS: dict[str, list[Port]] = {
 }
 
 NUMBERS = sorted(path.name[:2] for path in EXAMPLES.glob("*.yaml") if path.name[:2] != "00")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def definitions(lab: LabUnderTest) -> Iterator[None]:
-    with lab.definitions():
-        yield
 
 
 def reached(lab: LabUnderTest, port: Port) -> list[bool]:

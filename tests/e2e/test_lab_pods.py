@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -214,19 +213,12 @@ def test_node_is_described_with_numbers_that_make_sense(lab: LabUnderTest) -> No
 def test_pod_echoes_what_it_is_told(lab: LabUnderTest) -> None:
     """The protocol that people and tests rely on: the name, then an echo."""
     (address, *_) = lab.addresses("shop", "web-1").values()
-
-    async def talk() -> bytes:
-        with inside(lab.netns(TOR)):
-            connection = socket.create_connection((address, 80), timeout=3)
-        reader, writer = await asyncio.open_connection(sock=connection)
-        writer.write(b"hello")
-        writer.write_eof()
-        said = await reader.read()
-        writer.close()
-        await writer.wait_closed()
-        return said
-
-    assert asyncio.run(talk()) == b"shop/web-1\nhello"
+    with inside(lab.netns(TOR)):
+        connection = socket.create_connection((address, 80), timeout=3)
+    with connection, connection.makefile("rb") as answer:
+        connection.sendall(b"hello")
+        connection.shutdown(socket.SHUT_WR)
+        assert answer.read() == b"shop/web-1\nhello"
 
 
 def test_a_static_pod_starts(lab: LabUnderTest, create: Any) -> None:

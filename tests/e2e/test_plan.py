@@ -6,7 +6,6 @@ import ipaddress
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,10 @@ from lab.matrix import Cell, Kind, Party
 from policy.model import Family, Protocol
 from tests.support.lab import LabUnderTest, example
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.usefixtures("definitions")]
 
 FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
 PORTS: list[tuple[Protocol | None, int | None]] = [(None, None), (Protocol.TCP, 9100)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def definitions(lab: LabUnderTest) -> Iterator[None]:
-    with lab.definitions():
-        yield
 
 
 def plan(lab: LabUnderTest, *words: str) -> tuple[int, Any]:

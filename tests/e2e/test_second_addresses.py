@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from lab.machines import CNI_BIN_DIR
 from lab.runtime import CNIRuntime
 from lab.sandbox_store import SandboxStore
 from policy.model import Family
-from tests.support.cni import addresses, pod_args
+from tests.support.cni import WaitingRuntime, addresses, pod_args
 from tests.support.lab import LabUnderTest, manifest
 from tests.support.waiting import eventually
 
@@ -80,7 +79,7 @@ class Two:
         folder.mkdir()
         (folder / "second.conflist").write_text(json.dumps(network))
         place = functools.partial(place_of, lab.lab.state, node)
-        self._second = CNIRuntime(folder, [Path(CNI_BIN_DIR)], place)
+        self._second = WaitingRuntime(CNIRuntime(folder, [Path(CNI_BIN_DIR)], place))
         self._container = ""
 
     def start(self) -> list[str]:
@@ -94,11 +93,11 @@ class Two:
         self._container = sandbox.container
         args = {**pod_args(TWO, NAMESPACE), "K8S_POD_UID": uid}
         path = f"/run/netns/{sandbox.netns}"
-        (second,) = addresses(asyncio.run(self._second.add(self._container, path, "net1", args=args)))
+        (second,) = addresses(self._second.add(self._container, path, "net1", args=args))
         return [first, second]
 
     def end(self) -> None:
-        asyncio.run(self._second.delete(self._container, "net1"))
+        self._second.delete(self._container, "net1")
         self.lab.kubectl("delete", "pod", "-n", NAMESPACE, TWO, "--wait")
 
 

@@ -12,7 +12,7 @@ from felix_py.cni.errors import Code
 from felix_py.ipam.resources import IPReservation
 from felix_py.notices import NoticeKind
 from lab.runtime import PluginError
-from tests.support.cni import Node, addresses, on_node, pod_args, refused
+from tests.support.cni import Node, addresses, pod_args, refused
 from tests.support.isolate import NetworkNamespace
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -26,14 +26,13 @@ def mac_of(place: NetworkNamespace) -> str:
     return str(link["address"])
 
 
-def test_addresses_and_mac_by_annotation(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_addresses_and_mac_by_annotation(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, places = Node(tmp_path), {name: make_netns(name) for name in ("web", "other")}
     node.network.annotations[WEB] = {
         "felixpy.io/ip-addresses": '["10.65.0.77", "fd65::77"]',
         "felixpy.io/mac": "02:00:00:ab:cd:ef",
     }
-
-    async def test() -> None:
+    async with node:
         result = await node.runtime.add("web", places["web"].path, args=pod_args("web"))
         assert addresses(result) == ["10.65.0.77", "fd65::77"]
         assert mac_of(places["web"]) == "02:00:00:ab:cd:ef"
@@ -47,25 +46,19 @@ def test_addresses_and_mac_by_annotation(tmp_path: Path, make_netns: MakeNetns) 
         result = await node.runtime.add("other", places["other"].path, args=args)
         assert addresses(result)[0] == "10.65.0.78"
 
-    on_node(node, test)
 
-
-def test_one_family_is_asked_for_and_the_other_chosen(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_one_family_is_asked_for_and_the_other_chosen(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, place = Node(tmp_path), make_netns("web")
     node.network.annotations[WEB] = {"felixpy.io/ip-addresses": "fd65::99"}
-
-    async def test() -> None:
+    async with node:
         found = addresses(await node.runtime.add("web", place.path, args=pod_args("web")))
         assert found == ["10.65.0.1", "fd65::99"]
 
-    on_node(node, test)
 
-
-def test_an_annotation_that_cannot_be_understood(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_an_annotation_that_cannot_be_understood(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, place = Node(tmp_path), make_netns("web")
     node.network.annotations[WEB] = {"felixpy.io/ip-addresses": "10.65.0.0/24"}
-
-    async def test() -> None:
+    async with node:
         words = r"pod default/web cannot start: annotation felixpy.io/ip-addresses of the pod \('10.65.0.0/24'\)"
         await refused(node.runtime.add("web", place.path, args=pod_args("web")), Code.INVALID_CONFIG, words)
         assert node.store.all() == ()
@@ -77,29 +70,25 @@ def test_an_annotation_that_cannot_be_understood(tmp_path: Path, make_netns: Mak
         assert node.said(NoticeKind.POD_ADDRESS) == {}
         assert addresses(await node.runtime.add("web", place.path, args=pod_args("web")))[0] == "10.65.0.1"
 
-    on_node(node, test)
 
-
-def test_another_ipam_plugin_cannot_do_what_annotations_ask_for(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_another_ipam_plugin_cannot_do_what_annotations_ask_for(
+    tmp_path: Path, make_netns: MakeNetns
+) -> None:
     node, place = Node(tmp_path), make_netns("web")
     node.configure(
         '{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"felix-py-cni","ipam":{"type":"absent"}}]}'
     )
     node.network.annotations[WEB] = {"felixpy.io/ipv4-pools": "fast"}
-
-    async def test() -> None:
+    async with node:
         with pytest.raises(PluginError, match="the IPAM plugin absent gives the addresses"):
             await node.runtime.add("web", place.path, args=pod_args("web"))
 
-    on_node(node, test)
 
-
-def test_pods_wait_for_a_further_block(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_pods_wait_for_a_further_block(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, places = Node(tmp_path), [make_netns(f"p{number}") for number in range(4)]
     node.network.cidrs = ("10.65.0.0/31",)
     node.network.coming = [("10.65.1.0/32",)]
-
-    async def test() -> None:
+    async with node:
         found = []
         for number, place in enumerate(places[:3]):
             result = await node.runtime.add(f"p{number}", place.path, args=pod_args(f"p{number}"))
@@ -108,16 +97,13 @@ def test_pods_wait_for_a_further_block(tmp_path: Path, make_netns: MakeNetns) ->
         call = node.runtime.add("p3", places[3].path, args=pod_args("p3"))
         await refused(call, Code.POOL_EXHAUSTED, "no free address is left in 10.65.0.0/31, 10.65.1.0/32")
 
-    on_node(node, test)
 
-
-def test_reserved_addresses_are_for_those_who_ask(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_reserved_addresses_are_for_those_who_ask(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, places = Node(tmp_path), {name: make_netns(name) for name in ("web", "a", "b")}
     node.network.cidrs = ("10.65.0.0/29",)
     node.reservations = [IPReservation("printers", ("10.65.0.0/30", "10.65.0.6/32", "10.65.0.4/31"))]
     node.network.annotations[WEB] = {"felixpy.io/ip-addresses": "10.65.0.2"}
-
-    async def test() -> None:
+    async with node:
         call = node.runtime.add("a", places["a"].path, args=pod_args("a"))
         text = "no free address is left in 10.65.0.0/29.*: the node has no other podCIDR"
         await refused(call, Code.POOL_EXHAUSTED, text)
@@ -130,10 +116,8 @@ def test_reserved_addresses_are_for_those_who_ask(tmp_path: Path, make_netns: Ma
         await node.plugin.look()
         assert node.notices.all() == []
 
-    on_node(node, test)
 
-
-def test_an_address_that_stays_with_the_name(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_an_address_that_stays_with_the_name(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, places = Node(tmp_path), {name: make_netns(name) for name in ("db-0", "a", "b", "c")}
     node.network.cidrs = ("10.65.0.0/30",)
     node.network.annotations["default", "db-0"] = {"felixpy.io/keep-address": "true"}
@@ -143,7 +127,7 @@ def test_an_address_that_stays_with_the_name(tmp_path: Path, make_netns: MakeNet
         container = container or name
         return addresses(await node.runtime.add(container, places[name].path, args=pod_args(name)))
 
-    async def test() -> None:
+    async with node:
         assert await add("db-0") == ["10.65.0.1"]
         assert node.network.keeps == {"default/db-0": ("10.65.0.1",)}
         node.reserved.keep({"10.65.0.1": "default/db-0"})
@@ -159,5 +143,3 @@ def test_an_address_that_stays_with_the_name(tmp_path: Path, make_netns: MakeNet
         node.reserved.keep({})
         assert await add("db-0", "db-0-last") == ["10.65.0.1"]
         assert node.network.keeps == {}
-
-    on_node(node, test)

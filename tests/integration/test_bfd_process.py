@@ -15,7 +15,7 @@ from bgp.bfd.session import Path as PathState
 from bgp.model import Peer
 from bgp.resources import Bfd
 from tests.support.bfd import BfdPeers, Listener, Process, bfdd, forged, silence
-from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, link
+from tests.support.bgp import NODE4, NODE6, TOR4, TOR6
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import eventually
@@ -57,13 +57,6 @@ bfd
   receive-interval 250
   detect-multiplier 20
 """
-
-
-@pytest.fixture
-def tor(make_netns: Callable[[str], NetworkNamespace]) -> NetworkNamespace:
-    namespace = make_netns("tor")
-    link(namespace)
-    return namespace
 
 
 def both_up(peers: BfdPeers, listener: Listener, *addresses: str) -> bool:
@@ -139,12 +132,11 @@ def test_link_local_addresses(tmp_path: Path, tor: NetworkNamespace) -> None:
       neighbor {mine} dev "node" local {theirs};
     }}
     """
-    bird = Bird(tor, tmp_path / "tor", config)
-    with ExitStack() as stack:
-        stack.callback(bird.stop)
-        bird.start()
-        ours = stack.enter_context(Process(tmp_path / "run"))
-        said = stack.enter_context(Listener(tmp_path / "run"))
+    with (
+        Bird(tor, tmp_path / "tor", config),
+        Process(tmp_path / "run") as ours,
+        Listener(tmp_path / "run") as said,
+    ):
         ours.want(replace(peer(theirs, mine), interface="nowhere"))
         eventually(lambda: f"cannot send from {mine}" in ours.log, 60)
         ours.want(replace(peer(theirs, mine), interface="tor0"))

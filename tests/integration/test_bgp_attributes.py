@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,16 +58,9 @@ class Rack:
 
 
 @pytest.fixture
-def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
-    netns = make_netns("tor")
-    link(netns)
-    tor = Bird(netns, tmp_path / "tor", TOR)
-    tor.start()
-    sidecar = Sidecar(tmp_path / "run")
-    sidecar.start()
-    yield Rack(sidecar.run_dir, tor)
-    sidecar.stop()
-    tor.stop()
+def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Rack]:
+    with Bird(tor, tmp_path / "tor", TOR) as bird:
+        yield Rack(sidecar.run_dir, bird)
 
 
 def speaker(*filters: BGPFilter) -> SpeakerConfig:
@@ -193,48 +187,45 @@ def taken(bird: Bird) -> dict[str, dict[str, str]]:
     return found
 
 
-async def test_a_node_reflects_between_its_clients(
-    tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]
-) -> None:
-    birds = []
-    for index in range(3):
-        netns = make_netns(f"client{index}")
-        link(netns, index)
-        birds.append(Bird(netns, tmp_path / f"client{index}", client(index)))
-        birds[-1].start()
-    sidecar = Sidecar(tmp_path / "run")
-    sidecar.start()
+@pytest.fixture
+def birds(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[list[Bird]]:
+    """The clients."""
+    with ExitStack() as stack:
+        running = []
+        for index in range(len(CLIENTS)):
+            netns = make_netns(f"client{index}")
+            link(netns, index)
+            running.append(stack.enter_context(Bird(netns, tmp_path / f"client{index}", client(index))))
+        yield running
+
+
+async def test_a_node_reflects_between_its_clients(sidecar: Sidecar, birds: list[Bird]) -> None:
     plain = config(*({"peerIP": address, "asNumber": NODE_ASN} for address in CLIENTS))
     reflector = replace(plain, peers=tuple(replace(peer, cluster_id=CLUSTER) for peer in plain.peers))
-    try:
-        async with agent(sidecar.run_dir, reflector) as node:
-            node.speaker.announce([PODS])
-            for index, bird in enumerate(birds):
-                others = {f"10.244.10{n}.0/24": n for n in range(3) if n != index}
-                await until(lambda bird=bird, others=others: taken(bird).keys() == {PODS, *others}, 60)  # type: ignore[misc]
-                for prefix, n in others.items():
-                    assert taken(bird)[prefix] == {
-                        "origin": "IGP",
-                        "as_path": "",
-                        "next_hop": CLIENTS[n],
-                        "local_pref": "100",
-                        "originator_id": CLIENTS[n],
-                        "cluster_list": CLUSTER,
-                    }
-            await until(lambda: len(node.speaker.routes()) == 3, 60)
-        before = [bird.written("node") for bird in birds]
-        withdrawn = [bird.withdrawals("node") for bird in birds]
-        async with agent(sidecar.run_dir, reflector) as node:
-            node.speaker.announce([PODS])
-            await until(node.up, 60)
-            await asyncio.wait_for(node.speaker.wait_in_sync(), 60)
-            assert await node.speaker.delivered(60)
-            assert [bird.written("node") for bird in birds] == before, "the agent's restart was seen"
-            assert [bird.withdrawals("node") for bird in birds] == withdrawn
-            birds[0].birdc("disable", "s4")
-            await until(lambda: all("10.244.100.0/24" not in taken(bird) for bird in birds), 60)
-            await until(lambda: len(node.speaker.routes()) == 2, 60)
-    finally:
-        sidecar.stop()
-        for bird in birds:
-            bird.stop()
+    async with agent(sidecar.run_dir, reflector) as node:
+        node.speaker.announce([PODS])
+        for index, bird in enumerate(birds):
+            others = {f"10.244.10{n}.0/24": n for n in range(3) if n != index}
+            await until(lambda bird=bird, others=others: taken(bird).keys() == {PODS, *others}, 60)  # type: ignore[misc]
+            for prefix, n in others.items():
+                assert taken(bird)[prefix] == {
+                    "origin": "IGP",
+                    "as_path": "",
+                    "next_hop": CLIENTS[n],
+                    "local_pref": "100",
+                    "originator_id": CLIENTS[n],
+                    "cluster_list": CLUSTER,
+                }
+        await until(lambda: len(node.speaker.routes()) == 3, 60)
+    before = [bird.written("node") for bird in birds]
+    withdrawn = [bird.withdrawals("node") for bird in birds]
+    async with agent(sidecar.run_dir, reflector) as node:
+        node.speaker.announce([PODS])
+        await until(node.up, 60)
+        await asyncio.wait_for(node.speaker.wait_in_sync(), 60)
+        assert await node.speaker.delivered(60)
+        assert [bird.written("node") for bird in birds] == before, "the agent's restart was seen"
+        assert [bird.withdrawals("node") for bird in birds] == withdrawn
+        birds[0].birdc("disable", "s4")
+        await until(lambda: all("10.244.100.0/24" not in taken(bird) for bird in birds), 60)
+        await until(lambda: len(node.speaker.routes()) == 2, 60)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,9 @@ from bgp.model import SpeakerConfig
 from bgp.resources import Bfd
 from tests.support import bgp_rack
 from tests.support.bfd import Listener, silence, with_bfd
-from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Agent, agent, config
+from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Agent, Sidecar, agent, config
 from tests.support.bgp_rack import LEARNED4, LEARNED6, V4, V6
+from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import until
 
@@ -72,8 +73,9 @@ class Rack(bgp_rack.Rack):
 
 
 @pytest.fixture
-def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
-    yield from bgp_rack.started(Rack, tmp_path, make_netns, bird_config())
+def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Rack]:
+    with Bird(tor, tmp_path / "tor", bird_config()) as bird:
+        yield Rack(sidecar, bird, tor, tmp_path)
 
 
 async def settled(rack: Rack, node: Agent) -> None:

@@ -20,7 +20,7 @@ from felix_py.observe.bgp_http import BgpRoutes
 from felix_py.observe.health import HealthServer
 from felix_py.observe.listener import listen_for
 from tests.support import bgp_rack
-from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, agent, alive, config, link
+from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, alive, config, link
 from tests.support.bgp_rack import LEARNED4, LEARNED6, V4, V6
 from tests.support.bird import Bird, Written
 from tests.support.isolate import NetworkNamespace, run
@@ -56,8 +56,9 @@ class Rack(bgp_rack.Rack):
 
 
 @pytest.fixture
-def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
-    yield from bgp_rack.started(Rack, tmp_path, make_netns, bird_config())
+def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Rack]:
+    with Bird(tor, tmp_path / "tor", bird_config()) as bird:
+        yield Rack(sidecar, bird, tor, tmp_path)
 
 
 async def test_routes_go_both_ways(rack: Rack) -> None:
@@ -215,15 +216,13 @@ async def test_peer_added_and_removed_without_touching_the_other(
     second_netns = make_netns("tor2")
     link(second_netns, 1)
     second = Bird(second_netns, rack.folder / "tor2", bird_config(net=10, asn=65100))
-    second.start()
     first_only = config()
     both = config(
         {"peerIP": TOR4, "asNumber": TOR_ASN},
         {"peerIP": TOR6, "asNumber": TOR_ASN},
         {"peerIP": "10.10.0.2", "asNumber": 65100},
     )
-
-    try:
+    with second:
         async with agent(rack.run_dir, first_only, announce={V4, V6}) as node:
             await until(rack.announced)
             before = rack.table()
@@ -240,8 +239,6 @@ async def test_peer_added_and_removed_without_touching_the_other(
             node.speaker.set_config(both)
             await until(lambda: second.routes("node4") == {V4})
             assert (rack.table(), rack.tor.since("node4")) == (before, since)
-    finally:
-        second.stop()
 
 
 async def test_bad_configuration_never_replaces_a_good_one(rack: Rack) -> None:

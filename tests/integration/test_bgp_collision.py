@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 from bgp.render import render
 from bgp.sidecar import CONFIG
-from tests.support.bgp import NODE4, TOR4, TOR_ASN, Sidecar, config, link
+from tests.support.bgp import NODE4, TOR4, TOR_ASN, Sidecar, config
 from tests.support.isolate import NetworkNamespace
 from tests.support.raw_bgp import KEEPALIVE, OPEN, UPDATE, Conversation, RawPeer, message, opening
 
@@ -24,17 +24,15 @@ OPENING = opening(TOR_ASN, TOR4, hold_time=12)
 
 
 @pytest.fixture
-def place(make_netns: Callable[[str], NetworkNamespace], tmp_path: Path) -> Iterator[tuple[Sidecar, RawPeer]]:
+def place(tor: NetworkNamespace, tmp_path: Path) -> Iterator[tuple[Sidecar, RawPeer]]:
     """ExaBGP, and its peer that has accepted nothing yet."""
-    router = make_netns("tor")
-    link(router)
     speaker = config({"peerIP": TOR4, "asNumber": TOR_ASN})
     sidecar = Sidecar(tmp_path / "bgp")
     peers = [replace(peer, source_address=NODE4) for peer in speaker.peers]
     (sidecar.run_dir / CONFIG).write_text(render(speaker, peers))
     sidecar.start()
     try:
-        with RawPeer(router, TOR4, TOR_ASN) as peer:
+        with RawPeer(tor, TOR4, TOR_ASN) as peer:
             yield sidecar, peer
     finally:
         sidecar.kill()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,13 @@ def bird_config(index: int, password: str = "") -> str:
 
 @pytest.fixture
 def tors(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[list[Bird]]:
-    birds = []
-    for index in (0, 1):
-        router = make_netns(f"tor{index}")
-        link(router, index)
-        birds.append(Bird(router, tmp_path / f"bird{index}", bird_config(index)))
-        birds[-1].start()
-    yield birds
-    for bird in birds:
-        bird.stop()
+    with ExitStack() as stack:
+        birds = []
+        for index in (0, 1):
+            router = make_netns(f"tor{index}")
+            link(router, index)
+            birds.append(stack.enter_context(Bird(router, tmp_path / f"bird{index}", bird_config(index))))
+        yield birds
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import yaml
 from bgp.model import parse_bgp_config
 from felix_py.speaker import load_bgp_config
 from tests.support import routers
-from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Sidecar, agent, link
+from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Sidecar, agent
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import until
@@ -42,17 +42,14 @@ def block(language: str, index: int = 0) -> str:
 @contextmanager
 def bird(namespace: NetworkNamespace, folder: Path) -> Iterator[Routes]:
     router = Bird(namespace, folder, block("bird"))
-    router.start()
 
     def routes() -> dict[str, bool]:
         text = router.birdc("show", "route")
         found = re.findall(r"^(\S+/\d+) +unicast \[node1\w+ \S+?( from \S+)?\] (.*)$", text, re.MULTILINE)
         return {prefix: "s)" in rest for prefix, _, rest in found}
 
-    try:
+    with router:
         yield routes
-    finally:
-        router.stop()
 
 
 @contextmanager
@@ -72,29 +69,21 @@ def gobgp(namespace: NetworkNamespace, folder: Path) -> Iterator[Routes]:
 @pytest.mark.parametrize("router", [bird, frr, gobgp], ids=["bird", "frr", "gobgp"])
 async def test_printed_router_takes_our_routes_and_keeps_them_by_graceful_restart(
     tmp_path: Path,
-    make_netns: Callable[[str], NetworkNamespace],
+    tor: NetworkNamespace,
+    sidecar: Sidecar,
     router: Callable[[NetworkNamespace, Path], AbstractContextManager[Routes]],
 ) -> None:
-    namespace = make_netns("tor")
-    link(namespace)
-    (tmp_path / "tor").mkdir()
     (tmp_path / "bgp.yaml").write_text(block("yaml"))
     config = load_bgp_config(tmp_path / "bgp.yaml", router_id=NODE4)
-    sidecar = Sidecar(tmp_path / "run")
     fresh = {V4: False, V6: False}
-
-    with router(namespace, tmp_path / "tor") as routes:
-        sidecar.start()
-        try:
-            # Not a pod CIDR, and too long: the router's filter is there for these.
-            async with agent(sidecar.run_dir, config, announce={V4, V6, "192.168.0.0/24"}) as node:
-                await until(lambda: node.up() and routes() == fresh, 30)
-                os.kill(sidecar.exabgp(), signal.SIGKILL)
-                await until(lambda: not node.up())
-                assert routes().keys() == fresh.keys()
-                await until(lambda: node.up() and routes() == fresh, 30)
-        finally:
-            sidecar.stop()
+    with router(tor, tmp_path / "tor") as routes:
+        # Not a pod CIDR, and too long: the router's filter is there for these.
+        async with agent(sidecar.run_dir, config, announce={V4, V6, "192.168.0.0/24"}) as node:
+            await until(lambda: node.up() and routes() == fresh, 30)
+            os.kill(sidecar.exabgp(), signal.SIGKILL)
+            await until(lambda: not node.up())
+            assert routes().keys() == fresh.keys()
+            await until(lambda: node.up() and routes() == fresh, 30)
 
 
 def test_printed_defaults_are_the_defaults() -> None:

@@ -18,7 +18,7 @@ import pytest
 from bgp.model import SpeakerConfig
 from tests.support import raw_bgp as raw
 from tests.support import routers
-from tests.support.bgp import NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, config, link
+from tests.support.bgp import NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, config
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
 from tests.support.raw_bgp import RawPeer
@@ -52,12 +52,8 @@ protocol bgp node {{
   ipv6 {{ import all; export all; }};
 }}
 """
-    router = Bird(namespace, folder / "bird", text)
-    router.start()
-    try:
+    with Bird(namespace, folder / "bird", text) as router:
         yield lambda: router.routes("node")
-    finally:
-        router.stop()
 
 
 @contextmanager
@@ -86,50 +82,36 @@ Router = Callable[[NetworkNamespace, Path, bool], AbstractContextManager[Routes]
 
 @pytest.mark.parametrize("router", [bird, frr], ids=["bird", "frr"])
 async def test_a_router_without_it_and_then_with_it(
-    tmp_path: Path, make_netns: Callable[[str], NetworkNamespace], router: Router
+    tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar, router: Router
 ) -> None:
     """The session stays and IPv6 goes on, also with another agent and bridge; then the router agrees."""
-    namespace, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(namespace)
-    sidecar.start()
-    try:
-        with router(namespace, tmp_path, False) as routes:
-            async with agent(sidecar.run_dir, speaker(4, 6), {V4, V6}) as node:
-                await until(lambda: routes() == {V6} and node.speaker.in_sync)
-                (peer,) = node.speaker.peers()
-                assert (peer.established, peer.announced, peer.refused) == (True, 1, 1)
-                assert node.speaker.refused()[TOR6].keys() == {V4}
-            # The bridge takes the router's OPEN along: a new agent asks ExaBGP what was agreed on.
-            _, _, bridge = sidecar.pids()
-            os.kill(bridge, signal.SIGKILL)
-            async with agent(sidecar.run_dir, speaker(4, 6), {V4, V6}) as node:
-                await until(lambda: node.up() and node.speaker.in_sync and node.speaker.peers()[0].refused)
-                assert routes() == {V6}
-                assert "IPv6 next hops" in node.speaker.peers()[0].refusal
-        with router(namespace, tmp_path, True) as routes:
-            async with agent(sidecar.run_dir, speaker(4, 6), {V4, V6}) as node:
-                await until(lambda: routes() == {V4, V6})
-                assert not node.speaker.peers()[0].refused
-        # While no agent is there, ExaBGP itself keeps back what the router does not agree on any more.
-        with router(namespace, tmp_path, False) as routes:
-            await until(lambda: routes() == {V6})
-        assert "notification received" not in sidecar.log
-    finally:
-        sidecar.stop()
+    with router(tor, tmp_path, False) as routes:
+        async with agent(sidecar.run_dir, speaker(4, 6), {V4, V6}) as node:
+            await until(lambda: routes() == {V6} and node.speaker.in_sync)
+            (peer,) = node.speaker.peers()
+            assert (peer.established, peer.announced, peer.refused) == (True, 1, 1)
+            assert node.speaker.refused()[TOR6].keys() == {V4}
+        # The bridge takes the router's OPEN along: a new agent asks ExaBGP what was agreed on.
+        _, _, bridge = sidecar.pids()
+        os.kill(bridge, signal.SIGKILL)
+        async with agent(sidecar.run_dir, speaker(4, 6), {V4, V6}) as node:
+            await until(lambda: node.up() and node.speaker.in_sync and node.speaker.peers()[0].refused)
+            assert routes() == {V6}
+            assert "IPv6 next hops" in node.speaker.peers()[0].refusal
+    with router(tor, tmp_path, True) as routes:
+        async with agent(sidecar.run_dir, speaker(4, 6), {V4, V6}) as node:
+            await until(lambda: routes() == {V4, V6})
+            assert not node.speaker.peers()[0].refused
+    # While no agent is there, ExaBGP itself keeps back what the router does not agree on any more.
+    with router(tor, tmp_path, False) as routes:
+        await until(lambda: routes() == {V6})
+    assert "notification received" not in sidecar.log
 
 
-async def test_ipv4_alone_on_an_ipv6_session(
-    tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]
-) -> None:
-    namespace, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(namespace)
-    sidecar.start()
-    try:
-        with bird(namespace, tmp_path, True) as routes:
-            async with agent(sidecar.run_dir, speaker(4), {V4, V6}):
-                await until(lambda: routes() == {V4})
-    finally:
-        sidecar.stop()
+async def test_ipv4_alone_on_an_ipv6_session(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> None:
+    with bird(tor, tmp_path, True) as routes:
+        async with agent(sidecar.run_dir, speaker(4), {V4, V6}):
+            await until(lambda: routes() == {V4})
 
 
 HOP = bytes.fromhex("fd090000000000000000000000000002")
@@ -138,21 +120,15 @@ BY_IPV6 = b"\0\1\1\x10" + HOP + b"\0" + raw.nlri("10.244.7.0/24")
 
 
 async def test_ipv4_by_ipv6_next_hops_of_a_router_that_has_not_agreed(
-    tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]
+    tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar
 ) -> None:
     """A next hop of another length than expected ends the session (RFC 7606, 7.11)."""
-    namespace, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(namespace)
-    sidecar.start()
     path = raw.attribute(raw.WELL_KNOWN, raw.AS_PATH, b"\2\1" + TOR_ASN.to_bytes(4, "big"))
     origin, reach = raw.attribute(raw.WELL_KNOWN, raw.ORIGIN, b"\0"), raw.attribute(raw.OPTIONAL, 14, BY_IPV6)
-    try:
-        with RawPeer(namespace, TOR4, TOR_ASN) as peer:
-            async with agent(sidecar.run_dir, config({"peerIP": TOR4, "asNumber": TOR_ASN})) as node:
-                session = await asyncio.to_thread(peer.establish)
-                session.send(raw.update(origin + path + reach), raw.END_OF_RIB)
-                assert await asyncio.to_thread(session.ended) == (3, 9)
-                await until(lambda: node.speaker.peers()[0].error.startswith("notification sent 3/9"))
-                assert node.speaker.routes() == {}
-    finally:
-        sidecar.stop()
+    with RawPeer(tor, TOR4, TOR_ASN) as peer:
+        async with agent(sidecar.run_dir, config({"peerIP": TOR4, "asNumber": TOR_ASN})) as node:
+            session = await asyncio.to_thread(peer.establish)
+            session.send(raw.update(origin + path + reach), raw.END_OF_RIB)
+            assert await asyncio.to_thread(session.ended) == (3, 9)
+            await until(lambda: node.speaker.peers()[0].error.startswith("notification sent 3/9"))
+            assert node.speaker.routes() == {}

@@ -78,9 +78,8 @@ def scene(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iter
     router, attacker = make_netns("tor0"), make_netns("tor1")
     link(router, 0)
     link(attacker, 1)
-    well = Bird(router, tmp_path / "bird", bird_config())
-    well.start()
     with (
+        Bird(router, tmp_path / "bird", bird_config()) as well,
         RawPeer(attacker, HOSTILE, HOSTILE_ASN) as hostile,
         declared_agent(tmp_path, options=["--cluster-cidr=10.65.0.0/16"]) as agent,
     ):
@@ -91,7 +90,6 @@ def scene(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iter
         scene = Scene(agent, well, hostile, attacker)
         agent.until(lambda: well.routes("node") == {POD_CIDR} and scene.installed() == {FAR: WELL}, "all is well")
         yield scene
-    well.stop()
 
 
 def good(*prefixes: str, hop: str = HOSTILE, path: tuple[int, ...] = (HOSTILE_ASN,), more: bytes = b"") -> bytes:

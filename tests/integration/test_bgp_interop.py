@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import routers
-from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, link
+from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent
 from tests.support.isolate import NetworkNamespace
 from tests.support.routers import Ask, crash, frr_routes, gobgp_routes
 from tests.support.waiting import until
@@ -88,60 +88,47 @@ def gobgp(namespace: NetworkNamespace, folder: Path, learned4: Sequence[str] = (
 @pytest.mark.parametrize(("router", "routes"), [(frr, frr_routes), (gobgp, gobgp_routes)], ids=["frr", "gobgp"])
 async def test_routes_both_ways_and_graceful_restart(
     tmp_path: Path,
-    make_netns: Callable[[str], NetworkNamespace],
+    tor: NetworkNamespace,
+    sidecar: Sidecar,
     router: Start,
     routes: Callable[[Ask], dict[str, bool]],
 ) -> None:
-    namespace = make_netns("tor")
-    link(namespace)
-    (tmp_path / "tor").mkdir()
-    sidecar = Sidecar(tmp_path / "run")
     fresh = {V4: False, V6: False}
-
-    with router(namespace, tmp_path / "tor") as ask:
-        sidecar.start()
-        try:
-            async with agent(sidecar.run_dir, announce={V4, V6}) as node:
-                await until(lambda: routes(ask) == fresh, 30)
-                await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, 30)
-            async with agent(sidecar.run_dir, announce={V4, V6}) as node:
-                await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)})
-                old = sidecar.exabgp()
-                os.kill(old, signal.SIGKILL)
-                await until(lambda: not node.up())
-                assert routes(ask).keys() == fresh.keys()
-                await until(lambda: routes(ask) == fresh and node.up(), 30)
-                assert dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
-        finally:
-            sidecar.stop()
+    with router(tor, tmp_path / "tor") as ask:
+        async with agent(sidecar.run_dir, announce={V4, V6}) as node:
+            await until(lambda: routes(ask) == fresh, 30)
+            await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, 30)
+        async with agent(sidecar.run_dir, announce={V4, V6}) as node:
+            await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)})
+            old = sidecar.exabgp()
+            os.kill(old, signal.SIGKILL)
+            await until(lambda: not node.up())
+            assert routes(ask).keys() == fresh.keys()
+            await until(lambda: routes(ask) == fresh and node.up(), 30)
+            assert dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
 
 
 @pytest.mark.parametrize(("router", "routes"), [(frr, frr_routes), (gobgp, gobgp_routes)], ids=["frr", "gobgp"])
 async def test_a_router_crashes_and_what_it_still_has_stays(
     tmp_path: Path,
-    make_netns: Callable[[str], NetworkNamespace],
+    tor: NetworkNamespace,
+    sidecar: Sidecar,
     router: Start,
     routes: Callable[[Ask], dict[str, bool]],
 ) -> None:
     """What it had and has no more goes at its end-of-RIB; nothing else is touched."""
-    namespace, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(namespace)
-    (tmp_path / "tor").mkdir()
     fresh, learned = {V4: False, V6: False}, {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}
-
     with ExitStack() as stack:
-        ask = stack.enter_context(router(namespace, tmp_path / "tor", (LEARNED4, FORMER4)))
-        sidecar.start()
-        stack.callback(sidecar.stop)
+        ask = stack.enter_context(router(tor, tmp_path / "tor", (LEARNED4, FORMER4)))
         async with agent(sidecar.run_dir, announce={V4, V6}) as node:
             both_ways = learned | {FORMER4: (TOR4,)}
             await until(lambda: dict(node.speaker.routes()) == both_ways, WAIT)
             await until(lambda: routes(ask) == fresh, WAIT, 0.2)
             node.changes.clear()
-            crash(namespace)
+            crash(tor)
             await until(lambda: not any(peer.established for peer in node.speaker.peers()), WAIT)
             assert dict(node.speaker.routes()) == both_ways
-            ask = stack.enter_context(router(namespace, tmp_path / "tor", (LEARNED4,)))
+            ask = stack.enter_context(router(tor, tmp_path / "tor", (LEARNED4,)))
             await until(lambda: dict(node.speaker.routes()) == learned, WAIT)
             await until(lambda: node.up() and routes(ask) == fresh, WAIT, 0.2)
             assert node.changes == [{FORMER4: ()}]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,19 +40,8 @@ def bird_config(identifier: str, learned: str, session: str) -> str:
     """
 
 
-@contextmanager
-def running(*processes: Bird | Sidecar) -> Iterator[None]:
-    with ExitStack() as stack:
-        for process in processes:
-            process.start()
-            stack.callback(process.stop)
-        yield
-
-
-def test_on_two_ports(tmp_path: Path, make_netns: Make) -> None:
+async def test_on_two_ports(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> None:
     """Both routers connect as well: nothing tells which of them a connection is from, so ours count."""
-    tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(tor)
     first = Bird(
         tor,
         tmp_path / "first",
@@ -68,8 +55,7 @@ def test_on_two_ports(tmp_path: Path, make_netns: Make) -> None:
     alone = config({"peerIP": TOR4, "asNumber": 65000})
     name = f"{TOR4}:1180"
     wanted = config({"peerIP": TOR4, "asNumber": 65000}, {"peerIP": name, "asNumber": 65010})
-
-    async def scenario() -> None:
+    with first, second:
         async with agent(sidecar.run_dir, wanted, announce={ONE}) as node:
             await until(lambda: dict(node.speaker.routes()) == {FIRST: (TOR4,), SECOND: (TOR4,)}, WAIT)
             await until(lambda: first.routes("node") == second.routes("node") == {ONE}, WAIT)
@@ -108,13 +94,9 @@ def test_on_two_ports(tmp_path: Path, make_netns: Make) -> None:
             await until(lambda: dict(node.speaker.routes()) == {FIRST: (TOR4,), SECOND: (TOR4,)}, WAIT)
             assert second.since("node") == before
 
-    with running(first, second, sidecar):
-        asyncio.run(scenario())
 
-
-def test_on_two_links(tmp_path: Path, make_netns: Make) -> None:
+async def test_on_two_links(tmp_path: Path, make_netns: Make, sidecar: Sidecar) -> None:
     """Unnumbered: every router may be fe80::2 on its link, and so may be the node on both."""
-    sidecar = Sidecar(tmp_path / "run")
     birds = []
     for index, learned in enumerate((FIRST, SECOND)):
         tor = make_netns(f"tor{index}")
@@ -131,8 +113,7 @@ def test_on_two_links(tmp_path: Path, make_netns: Make) -> None:
         replace(plain.peers[0], address="fe80::2", interface=f"tor{index}", families=(4, 6)) for index in range(2)
     )
     wanted = replace(plain, peers=peers)
-
-    async def scenario() -> None:
+    with birds[0], birds[1]:
         hops = {FIRST: ("fe80::2%tor0",), SECOND: ("fe80::2%tor1",)}
         async with agent(sidecar.run_dir, wanted, announce={ONE}) as node:
             await until(lambda: dict(node.speaker.routes()) == hops, WAIT)
@@ -142,9 +123,6 @@ def test_on_two_links(tmp_path: Path, make_netns: Make) -> None:
             birds[1].stop()
             await until(lambda: dict(node.speaker.routes()) == {FIRST: hops[FIRST]}, WAIT)
             assert birds[0].since("node") == before
-
-    with running(*birds, sidecar):
-        asyncio.run(scenario())
 
 
 def test_names_are_the_fields_of_their_peers() -> None:

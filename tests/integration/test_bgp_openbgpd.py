@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 from bgp.announcement import Announcement
 from bgp.sidecar import SOCKET
-from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, config, link
+from tests.support.bgp import NODE4, NODE6, NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, config
 from tests.support.isolate import NetworkNamespace
 from tests.support.routers import Ask, crash, openbgpd, openbgpd_routes
 from tests.support.waiting import until
@@ -73,25 +72,10 @@ def updates(ask: Ask, peer: str) -> int:
     return int(match[1])
 
 
-@pytest.fixture
-def place(
-    tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]
-) -> Iterator[tuple[Sidecar, NetworkNamespace]]:
-    namespace = make_netns("tor")
-    link(namespace)
-    sidecar = Sidecar(tmp_path / "run")
-    sidecar.start()
-    yield sidecar, namespace
-    sidecar.stop()
-
-
-def test_routes_attributes_refresh_and_graceful_restart(
-    place: tuple[Sidecar, NetworkNamespace], tmp_path: Path
+async def test_routes_attributes_refresh_and_graceful_restart(
+    tor: NetworkNamespace, sidecar: Sidecar, tmp_path: Path
 ) -> None:
-    sidecar, namespace = place
-    (tmp_path / "tor").mkdir()
-
-    async def scenario(ask: Ask) -> None:
+    with openbgpd(tor, tmp_path / "tor", router()) as ask:
         async with agent(sidecar.run_dir) as node:
             node.speaker.announce(DRESSED)
             await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False})
@@ -113,21 +97,16 @@ def test_routes_attributes_refresh_and_graceful_restart(
             await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False} and node.up())
             assert dict(node.speaker.routes()) == ROUTES
 
-    with openbgpd(namespace, tmp_path / "tor", router()) as ask:
-        asyncio.run(scenario(ask))
 
-
-def test_md5_ttl_security_and_peers_removed_and_added(
-    place: tuple[Sidecar, NetworkNamespace], tmp_path: Path
+async def test_md5_ttl_security_and_peers_removed_and_added(
+    tor: NetworkNamespace, sidecar: Sidecar, tmp_path: Path
 ) -> None:
-    sidecar, namespace = place
-    (tmp_path / "tor").mkdir()
     peers = (
         {"peerIP": TOR4, "asNumber": ASN, "password": "s3cret"},
         {"peerIP": TOR6, "asNumber": ASN, "ttlSecurity": 1},
     )
-
-    async def scenario(ask: Ask) -> None:
+    text = router("tcp md5sig password s3cret", "ttl-security yes", ASN)
+    with openbgpd(tor, tmp_path / "tor", text) as ask:
         async with agent(sidecar.run_dir, config(*peers), {V4, V6}) as node:
             for wanted, told, routes in (
                 (peers, {V4, V6}, ROUTES),
@@ -138,38 +117,30 @@ def test_md5_ttl_security_and_peers_removed_and_added(
                 await until(lambda told=told: openbgpd_routes(ask) == dict.fromkeys(told, False), 60)  # type: ignore[misc]
                 await until(lambda routes=routes: dict(node.speaker.routes()) == routes, 60)  # type: ignore[misc]
 
-    text = router("tcp md5sig password s3cret", "ttl-security yes", ASN)
-    with openbgpd(namespace, tmp_path / "tor", text) as ask:
-        asyncio.run(scenario(ask))
 
-
-def test_a_router_that_crashes_is_not_waited_for(place: tuple[Sidecar, NetworkNamespace], tmp_path: Path) -> None:
+async def test_a_router_that_crashes_is_not_waited_for(
+    tor: NetworkNamespace, sidecar: Sidecar, tmp_path: Path
+) -> None:
     """Its restart capability promises an end-of-RIB, and of no family that forwarding is kept (RFC 4724, 3)."""
-    sidecar, namespace = place
-    (tmp_path / "tor").mkdir()
-
-    async def scenario(stack: ExitStack) -> None:
-        ask = stack.enter_context(openbgpd(namespace, tmp_path / "tor", router()))
+    with ExitStack() as stack:
+        ask = stack.enter_context(openbgpd(tor, tmp_path / "tor", router()))
         async with agent(sidecar.run_dir, announce={V4, V6}) as node:
             await until(lambda: dict(node.speaker.routes()) == ROUTES)
-            crash(namespace)
+            crash(tor)
             await until(lambda: node.speaker.routes() == {})
-            ask = stack.enter_context(openbgpd(namespace, tmp_path / "tor", router()))
+            ask = stack.enter_context(openbgpd(tor, tmp_path / "tor", router()))
             await until(lambda: dict(node.speaker.routes()) == ROUTES)
             await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False})
 
-    with ExitStack() as stack:
-        asyncio.run(scenario(stack))
 
-
-def test_ipv4_by_ipv6_next_hops_is_not_announced(place: tuple[Sidecar, NetworkNamespace], tmp_path: Path) -> None:
+async def test_ipv4_by_ipv6_next_hops_is_not_announced(
+    tor: NetworkNamespace, sidecar: Sidecar, tmp_path: Path
+) -> None:
     """It does not have RFC 8950, and would end the session, as long as that is announced."""
-    sidecar, namespace = place
-    (tmp_path / "tor").mkdir()
     one = config({"peerIP": TOR6, "asNumber": TOR_ASN})
     both = tuple(replace(peer, families=(4, 6), next_hops=(NODE6,)) for peer in one.peers)
-
-    async def scenario(ask: Ask) -> None:
+    text = router("announce IPv6 unicast", "announce IPv4 unicast")
+    with openbgpd(tor, tmp_path / "tor", text) as ask:
         async with agent(sidecar.run_dir, replace(one, peers=both), {V4, V6}) as node:
             await until(lambda: openbgpd_routes(ask) == {V6: False})
             await until(lambda: node.speaker.in_sync)
@@ -185,28 +156,18 @@ def test_ipv4_by_ipv6_next_hops_is_not_announced(place: tuple[Sidecar, NetworkNa
         await writer.wait_closed()
         assert "sending notification" not in (tmp_path / "tor" / "daemon.log").read_text()
 
-    text = router("announce IPv6 unicast", "announce IPv4 unicast")
-    with openbgpd(namespace, tmp_path / "tor", text) as ask:
-        asyncio.run(scenario(ask))
 
-
-@pytest.mark.parametrize(("tor", "learned"), [(TOR4, LEARNED4), (TOR6, LEARNED6)])
-def test_two_families_over_one_session(
-    place: tuple[Sidecar, NetworkNamespace], tmp_path: Path, tor: str, learned: str
+@pytest.mark.parametrize(("address", "learned"), [(TOR4, LEARNED4), (TOR6, LEARNED6)])
+async def test_two_families_over_one_session(
+    tor: NetworkNamespace, sidecar: Sidecar, tmp_path: Path, address: str, learned: str
 ) -> None:
     """It takes both; of the session's other family its next hop is its loopback address, which nobody may use."""
-    sidecar, namespace = place
-    (tmp_path / "tor").mkdir()
-    one = config({"peerIP": tor, "asNumber": TOR_ASN})
+    one = config({"peerIP": address, "asNumber": TOR_ASN})
     both = tuple(replace(peer, families=(4, 6), next_hops=(NODE4, NODE6)) for peer in one.peers)
-
-    async def scenario(ask: Ask) -> None:
+    text = router("announce IPv6 unicast", "announce IPv4 unicast")
+    with openbgpd(tor, tmp_path / "tor", text) as ask:
         async with agent(sidecar.run_dir, replace(one, peers=both), {V4, V6}) as node:
             await until(lambda: openbgpd_routes(ask) == {V4: False, V6: False})
             assert [shown(ask, prefix)["exit_nexthop"] for prefix in (V4, V6)] == [NODE4, NODE6]
             await until(lambda: node.speaker.in_sync)
-            assert dict(node.speaker.routes()) == {learned: (tor,)}
-
-    text = router("announce IPv6 unicast", "announce IPv4 unicast")
-    with openbgpd(namespace, tmp_path / "tor", text) as ask:
-        asyncio.run(scenario(ask))
+            assert dict(node.speaker.routes()) == {learned: (address,)}

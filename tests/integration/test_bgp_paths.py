@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from tests.support.bgp import NODE_ASN, TOR4, TOR_ASN, Agent, Sidecar, agent, config, link
+from tests.support.bgp import NODE_ASN, TOR4, TOR_ASN, Agent, Sidecar, agent, config
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
 from tests.support.routers import frr, gobgp, openbgpd
@@ -62,15 +62,11 @@ class Rack:
 
 
 @pytest.fixture
-def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
-    tor_netns = make_netns("tor")
-    link(tor_netns)
-    tor = Bird(tor_netns, tmp_path / "tor", TOR)
-    sidecar = Sidecar(tmp_path / "run")
-    sidecar.start()
-    yield Rack(sidecar, tor, tor_netns)
-    sidecar.stop()
-    tor.stop()
+def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Rack]:
+    """BIRD does not run yet."""
+    bird = Bird(tor, tmp_path / "tor", TOR)
+    yield Rack(sidecar, bird, tor)
+    bird.stop()
 
 
 def hops(node: Agent) -> tuple[str, ...]:

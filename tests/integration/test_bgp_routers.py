@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -67,11 +66,8 @@ protocol bgp node {{
     def updates() -> int:
         return int(re.findall(r"Import updates: +(\d+)", router.birdc("show", "protocols", "all", "node"))[0])
 
-    router.start()
-    try:
+    with router:
         yield Router(carried, updates, lambda: router.birdc("reload", "in", "node"))
-    finally:
-        router.stop()
 
 
 @contextmanager
@@ -166,15 +162,18 @@ allow to ebgp
 
 
 @pytest.mark.parametrize("kind", [bird, frr, gobgp, openbgpd])
-def test_communities_refresh_and_ecmp(
-    tmp_path: Path, make_netns: Callable[[str], NetworkNamespace], kind: Start
+async def test_communities_refresh_and_ecmp(
+    tmp_path: Path, make_netns: Callable[[str], NetworkNamespace], sidecar: Sidecar, kind: Start
 ) -> None:
-    sidecar = Sidecar(tmp_path / "run")
     wanted = config(*({"peerIP": ends(index)[1], "asNumber": TOR_ASN} for index in (0, 1)))
     hops = {LEARNED: tuple(sorted(ends(index)[1] for index in (0, 1)))}
     dressed = {"65000:100", "65000:1:2"}
-
-    async def scenario(both: list[Router]) -> None:
+    with ExitStack() as stack:
+        both: list[Router] = []
+        for index in (0, 1):
+            namespace = make_netns(f"tor{index}")
+            link(namespace, index)
+            both.append(stack.enter_context(kind(namespace, tmp_path / f"tor{index}", index)))
         async with agent(sidecar.run_dir, wanted) as node:
             node.speaker.announce([ANNOUNCED])
             await until(lambda: dict(node.speaker.routes()) == hops, WAIT)
@@ -189,14 +188,3 @@ def test_communities_refresh_and_ecmp(
                 assert both[1].updates() == before[1]
                 assert all(router.carried() == dressed for router in both)
             assert node.up()
-
-    with ExitStack() as stack:
-        both: list[Router] = []
-        for index in (0, 1):
-            namespace, folder = make_netns(f"tor{index}"), tmp_path / f"tor{index}"
-            folder.mkdir()
-            link(namespace, index)
-            both.append(stack.enter_context(kind(namespace, folder, index)))
-        sidecar.start()
-        stack.callback(sidecar.stop)
-        asyncio.run(scenario(both))

@@ -102,8 +102,7 @@ class Rack:
 
 @pytest.fixture
 def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
-    sidecar = Sidecar(tmp_path / "run" / "bgp")
-    with LiveNode(tmp_path, Backend.NFT, make_netns) as node:
+    with Sidecar(tmp_path / "run" / "bgp"), LiveNode(tmp_path, Backend.NFT, make_netns) as node:
         for path in (BGP_CONFIGURATIONS, BGP_PEERS, BGP_FILTERS, NODE_STATUSES):
             node.api.install(path)
         for path in (SERVICES, SLICES):
@@ -111,15 +110,11 @@ def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Itera
         peer = {"peerIP": GATEWAY[V4], "asNumber": TOR_ASN}
         node.api.put(BGP_PEERS, {"metadata": {"name": "tor", "uid": "p"}, "spec": peer})
         node.api.put(SERVICES, SERVICE)
-        tor = Bird(node.world, tmp_path / "tor", BIRD)
-        tor.start()
-        sidecar.start()
-        rack = Rack(node, tor)
-        rack.configure()
-        rack.endpoints("n1", "n2")
-        yield rack
-        tor.stop()
-    sidecar.stop()
+        with Bird(node.world, tmp_path / "tor", BIRD) as tor:
+            rack = Rack(node, tor)
+            rack.configure()
+            rack.endpoints("n1", "n2")
+            yield rack
 
 
 def test_services_come_and_go_with_their_endpoints_and_a_restart_is_not_seen(rack: Rack) -> None:

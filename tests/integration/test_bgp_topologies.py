@@ -14,7 +14,7 @@ import pytest
 from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration, BGPNode, BGPPeer
 from bgp.topology import topology
-from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Agent, Sidecar, agent, link, unnumbered
+from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Agent, Sidecar, agent, unnumbered
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import eventually, until
@@ -50,8 +50,7 @@ def speaker(
 def running(*processes: Bird | Sidecar) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for process in processes:
-            process.start()
-            stack.callback(process.stop)
+            stack.enter_context(process)
         yield
 
 
@@ -74,31 +73,25 @@ NODE = BGPNode(name="node", addresses=(NODE4, NODE6))
 ONE_SESSION = BGPPeer(name="tor", peer_ip=TOR6, as_number=65000, families=(4, 6))
 
 
-async def test_ipv6_only_nodes(tmp_path: Path, make_netns: Make) -> None:
-    tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(tor)
+async def test_ipv6_only_nodes(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> None:
     for command, device in ((run, "tor0"), (tor.run, "node")):
         command("ip", "-4", "address", "flush", "dev", device)
     bird = router(tor, tmp_path, "10.255.0.2", session("six", f"{NODE6} as 65001", BOTH))
     wanted = speaker("node", [BGPNode(name="node", addresses=(NODE6,))], ONE_SESSION)
-
-    with running(bird, sidecar):
+    with bird:
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
             await until(lambda: hops(node) == {LEARNED4: (TOR6,), LEARNED6: (TOR6,)}, WAIT)
             await until(lambda: bird.routes("six") == {V4, V6}, WAIT)
             assert f"via {NODE6} on node" in bird.birdc("show", "route", V4), "RFC 8950"
 
 
-async def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
+async def test_unnumbered(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> None:
     """Nothing but link-local addresses on the link: both families by them (RFC 8950)."""
-    tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(tor)
     unnumbered(tor)
     bird = router(tor, tmp_path, "10.255.0.2", session("six", "fe80::1%node as 65001", BOTH))
     peer = BGPPeer(name="tor", peer_ip="fe80::2", interface="tor0", as_number=65000, families=(4, 6))
     wanted = speaker("node", [BGPNode(name="node", addresses=("10.77.0.1", "fd77::1"))], peer)
-
-    with running(bird, sidecar):
+    with bird:
         learned = {LEARNED4: ("fe80::2%tor0",), LEARNED6: ("fe80::2%tor0",)}
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
             await until(lambda: hops(node) == learned, WAIT)
@@ -110,24 +103,22 @@ async def test_unnumbered(tmp_path: Path, make_netns: Make) -> None:
             await until(lambda: node.speaker.in_sync and hops(node) == learned, WAIT)
 
 
-async def test_ipv6_prefixes_on_an_ipv4_session(tmp_path: Path, make_netns: Make) -> None:
-    tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(tor)
+async def test_ipv6_prefixes_on_an_ipv4_session(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> None:
     both = f"{FOUR} ipv6 {{ import all; export all; next hop address {TOR6}; }};"
     bird = router(tor, tmp_path, TOR4, session("four", f"{NODE4} as 65001", both))
     wanted = speaker("node", [NODE], BGPPeer(name="tor", peer_ip=TOR4, as_number=65000, families=(4, 6)))
-
-    with running(bird, sidecar):
+    with bird:
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
             await until(lambda: hops(node) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, WAIT)
             await until(lambda: bird.routes("four") == {V4, V6}, WAIT)
             assert f"via {NODE6} on node" in bird.birdc("show", "route", V6)
 
 
-async def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: Make) -> None:
+async def test_multihop_to_a_router_behind_the_tor(
+    tmp_path: Path, make_netns: Make, tor: NetworkNamespace, sidecar: Sidecar
+) -> None:
     """Which the node reaches by ``reachableBy``; that route is the agent's, and goes with the peer."""
-    tor, far, sidecar = make_netns("tor"), make_netns("far"), Sidecar(tmp_path / "run")
-    link(tor)
+    far = make_netns("far")
     tor.run("ip", "link", "add", "far", "type", "veth", "peer", "name", "eth0", "netns", far.name)
     tor.run("ip", "address", "add", "10.20.0.1/24", "dev", "far")
     far.run("ip", "address", "add", "10.20.0.2/24", "dev", "eth0")
@@ -137,8 +128,7 @@ async def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: M
     far.run("ip", "route", "add", "10.9.0.0/24", "via", "10.20.0.1")
     bird = router(far, tmp_path, "10.20.0.2", session("four", f"{NODE4} as 65001", f"multihop 2; {FOUR}"))
     wanted = speaker("node", [NODE], BGPPeer(name="far", peer_ip="10.20.0.2", as_number=65000, reachable_by=TOR4))
-
-    with running(bird, sidecar):
+    with bird:
         async with agent(sidecar.run_dir, wanted, announce={V4, V6}) as node:
             assert node.changes == [{"10.20.0.2/32": (TOR4,)}]
             run("ip", "route", "add", "10.20.0.2/32", "via", TOR4)  # as the dataplane does
@@ -149,15 +139,12 @@ async def test_multihop_to_a_router_behind_the_tor(tmp_path: Path, make_netns: M
             await until(lambda: bird.routes("four") == set(), WAIT)
 
 
-async def test_dynamic_neighbors_of_the_tor(tmp_path: Path, make_netns: Make) -> None:
+async def test_dynamic_neighbors_of_the_tor(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> None:
     """The ToR knows no node by its address; and a node that is told of no ToR any more leaves no session."""
-    tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(tor)
     dynamic = f'dynamic name "rack"; {FOUR}'
     bird = router(tor, tmp_path, TOR4, session("nodes", "range 10.9.0.0/24 external", dynamic))
     peer = BGPPeer(name="tor", peer_ip=TOR4, as_number=65000)
-
-    with running(bird, sidecar):
+    with bird:
         async with agent(sidecar.run_dir, speaker("node", [NODE], peer), announce={V4}) as node:
             await until(lambda: hops(node) == {LEARNED4: (TOR4,)}, WAIT)
             await until(lambda: bird.routes("rack1") == {V4}, WAIT)
@@ -167,16 +154,13 @@ async def test_dynamic_neighbors_of_the_tor(tmp_path: Path, make_netns: Make) ->
 
 
 async def test_a_family_is_added_to_one_session_and_the_other_is_not_touched(
-    tmp_path: Path, make_netns: Make
+    tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar
 ) -> None:
-    tor, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(tor)
     sessions = session("six", f"{NODE6} as 65001", BOTH), session("four", f"{NODE4} as 65001", FOUR)
     bird = router(tor, tmp_path, TOR4, *sessions)
     four = BGPPeer(name="four", peer_ip=TOR4, as_number=65000)
     six = BGPPeer(name="six", peer_ip=TOR6, as_number=65000)
-
-    with running(bird, sidecar):
+    with bird:
         async with agent(sidecar.run_dir, speaker("node", [NODE], four, six), announce={V4, V6}) as node:
             await until(lambda: bird.routes("four") == {V4} and bird.routes("six") == {V6}, WAIT)
             untouched = bird.written("four")

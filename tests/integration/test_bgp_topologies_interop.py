@@ -16,7 +16,7 @@ from bgp.model import SpeakerConfig
 from bgp.resources import BGPConfiguration, BGPNode, BGPPeer, SecretKey
 from bgp.topology import topology
 from tests.support import routers
-from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Sidecar, agent, link, unnumbered
+from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Sidecar, agent, unnumbered
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import until
@@ -66,11 +66,8 @@ protocol bgp four from node {{
                 found.setdefault(prefix, set()).add(line.split()[1])
         return found
 
-    router.start()
-    try:
+    with router:
         yield next_hops
-    finally:
-        router.stop()
 
 
 @contextmanager
@@ -214,55 +211,43 @@ SECURED = BGPPeer(name="four", peer_ip=TOR4, as_number=ASN, families=(4, 6), pas
 @pytest.mark.parametrize("router", [bird, frr, gobgp], ids=["bird", "frr", "gobgp"])
 async def test_sessions(
     tmp_path: Path,
-    make_netns: Callable[[str], NetworkNamespace],
+    tor: NetworkNamespace,
+    sidecar: Sidecar,
     router: Callable[[NetworkNamespace, Path], AbstractContextManager[NextHops]],
 ) -> None:
-    namespace, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(namespace)
-
-    with router(namespace, tmp_path) as next_hops:
-        sidecar.start()
-        try:
-            both = speaker((NODE4, NODE6), ONE_SESSION)
-            async with agent(sidecar.run_dir, both, announce={V4, V6}) as node:
-                await until(lambda: next_hops() == {V4: {NODE4}, V6: {NODE6}}, WAIT, 0.2)
-                await until(lambda: node.speaker.routes().keys() == {LEARNED4, LEARNED6}, WAIT)
-                assert node.speaker.routes()[LEARNED6] == (TOR6,)
-                assert node.speaker.routes()[LEARNED4] in ((TOR4,), (TOR6,)), "as the router likes"
-                # IPv4 by an IPv6 next hop, over the same session.
-                node.speaker.set_config(speaker((NODE6,), ONE_SESSION))
-                await until(lambda: next_hops() == {V4: {NODE6}, V6: {NODE6}}, WAIT, 0.2)
-                assert node.up()
-                os.kill(sidecar.exabgp(), signal.SIGKILL)
-                await until(lambda: not node.up(), WAIT)
-                assert next_hops().keys() == {V4, V6}
-                by_ipv6 = {LEARNED4: (TOR6,), LEARNED6: (TOR6,)}
-                await until(lambda: node.up() and dict(node.speaker.routes()) == by_ipv6, WAIT)
-                assert next_hops() == {V4: {NODE6}, V6: {NODE6}}
-                node.speaker.set_config(speaker((NODE4, NODE6), SECURED))
-                await until(lambda: next_hops() == {V4: {NODE4}, V6: {NODE6}}, WAIT, 0.2)
-                await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, WAIT)
-        finally:
-            sidecar.stop()
+    with router(tor, tmp_path) as next_hops:
+        both = speaker((NODE4, NODE6), ONE_SESSION)
+        async with agent(sidecar.run_dir, both, announce={V4, V6}) as node:
+            await until(lambda: next_hops() == {V4: {NODE4}, V6: {NODE6}}, WAIT, 0.2)
+            await until(lambda: node.speaker.routes().keys() == {LEARNED4, LEARNED6}, WAIT)
+            assert node.speaker.routes()[LEARNED6] == (TOR6,)
+            assert node.speaker.routes()[LEARNED4] in ((TOR4,), (TOR6,)), "as the router likes"
+            # IPv4 by an IPv6 next hop, over the same session.
+            node.speaker.set_config(speaker((NODE6,), ONE_SESSION))
+            await until(lambda: next_hops() == {V4: {NODE6}, V6: {NODE6}}, WAIT, 0.2)
+            assert node.up()
+            os.kill(sidecar.exabgp(), signal.SIGKILL)
+            await until(lambda: not node.up(), WAIT)
+            assert next_hops().keys() == {V4, V6}
+            by_ipv6 = {LEARNED4: (TOR6,), LEARNED6: (TOR6,)}
+            await until(lambda: node.up() and dict(node.speaker.routes()) == by_ipv6, WAIT)
+            assert next_hops() == {V4: {NODE6}, V6: {NODE6}}
+            node.speaker.set_config(speaker((NODE4, NODE6), SECURED))
+            await until(lambda: next_hops() == {V4: {NODE4}, V6: {NODE6}}, WAIT, 0.2)
+            await until(lambda: dict(node.speaker.routes()) == {LEARNED4: (TOR4,), LEARNED6: (TOR6,)}, WAIT)
 
 
 @pytest.mark.parametrize("router", [frr_unnumbered, gobgp_unnumbered], ids=["frr", "gobgp"])
 async def test_unnumbered(
     tmp_path: Path,
-    make_netns: Callable[[str], NetworkNamespace],
+    tor: NetworkNamespace,
+    sidecar: Sidecar,
     router: Callable[[NetworkNamespace, Path], AbstractContextManager[NextHops]],
 ) -> None:
-    namespace, sidecar = make_netns("tor"), Sidecar(tmp_path / "run")
-    link(namespace)
-    unnumbered(namespace)
+    unnumbered(tor)
     peer = BGPPeer(name="tor", peer_ip="fe80::2", interface="tor0", as_number=ASN, families=(4, 6))
-
-    with router(namespace, tmp_path) as next_hops:
-        sidecar.start()
-        try:
-            async with agent(sidecar.run_dir, speaker((NODE4, NODE6), peer), announce={V4, V6}) as node:
-                await until(lambda: next_hops() == {V4: {"fe80::1"}, V6: {"fe80::1"}}, WAIT, 0.2)
-                learned = {LEARNED4: ("fe80::2%tor0",), LEARNED6: ("fe80::2%tor0",)}
-                await until(lambda: dict(node.speaker.routes()) == learned, WAIT)
-        finally:
-            sidecar.stop()
+    with router(tor, tmp_path) as next_hops:
+        async with agent(sidecar.run_dir, speaker((NODE4, NODE6), peer), announce={V4, V6}) as node:
+            await until(lambda: next_hops() == {V4: {"fe80::1"}, V6: {"fe80::1"}}, WAIT, 0.2)
+            learned = {LEARNED4: ("fe80::2%tor0",), LEARNED6: ("fe80::2%tor0",)}
+            await until(lambda: dict(node.speaker.routes()) == learned, WAIT)

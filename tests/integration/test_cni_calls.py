@@ -15,7 +15,7 @@ from felix_py.dataplane.links import LinkError, Links
 from felix_py.layout import interface_name
 from felix_py.notices import NoticeKind
 from policy.model import Family
-from tests.support.cni import Node, RoutingNetwork, addresses, host_interfaces, on_node, pod_args, refused
+from tests.support.cni import Node, RoutingNetwork, addresses, host_interfaces, pod_args, refused
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import until
 
@@ -23,12 +23,11 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
 
 
-def test_a_pod_reaches_its_host_in_both_families(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_pod_reaches_its_host_in_both_families(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path, RoutingNetwork()), make_netns("pod")
     run("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
     run("ip", "addr", "add", "2001:db8::1/128", "dev", "lo", "nodad")
-
-    async def test() -> None:
+    async with node:
         result = await node.runtime.add("c1", pod.path, args=pod_args("web"))
         host, inside = result["interfaces"]
         assert host == {"name": interface_name("c1", "eth0"), "mac": "ee:ee:ee:ee:ee:ee"}
@@ -40,8 +39,6 @@ def test_a_pod_reaches_its_host_in_both_families(tmp_path: Path, make_netns: Mak
         for server, own in (("192.0.2.1", "10.65.0.1"), ("2001:db8::1", "fd65::1")):
             assert await _who_connects(pod, server) == own
         await node.runtime.check("c1")
-
-    on_node(node, test)
 
 
 async def _who_connects(pod: NetworkNamespace, address: str) -> str:
@@ -59,10 +56,9 @@ async def _who_connects(pod: NetworkNamespace, address: str) -> str:
         return await asyncio.wait_for(seen, 3)
 
 
-def test_the_pods_end_needs_no_neighbour_discovery(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_the_pods_end_needs_no_neighbour_discovery(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         neighbours = pod.run("ip", "neigh", "show", "dev", "eth0").splitlines()
         assert len(neighbours) == 2
@@ -78,24 +74,18 @@ def test_the_pods_end_needs_no_neighbour_discovery(tmp_path: Path, make_netns: M
         link_local = run("ip", "-6", "-o", "addr", "show", "dev", host)
         assert [line.split()[3] for line in link_local.splitlines()] == ["fe80::1/64"]
 
-    on_node(node, test)
 
-
-def test_a_pod_whose_runtime_switched_ipv6_off_still_gets_it(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_pod_whose_runtime_switched_ipv6_off_still_gets_it(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path, RoutingNetwork()), make_netns("pod")
     pod.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         assert "fd65::1/128" in pod.run("ip", "-6", "addr", "show", "eth0")
 
-    on_node(node, test)
 
-
-def test_delete_leaves_nothing_and_may_be_repeated(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_delete_leaves_nothing_and_may_be_repeated(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         assert host_interfaces()
         for _ in range(2):
@@ -105,15 +95,14 @@ def test_delete_leaves_nothing_and_may_be_repeated(tmp_path: Path, make_netns: M
             assert not node.network.enforced
         await node.runtime.delete("never-added")
 
-    on_node(node, test)
 
-
-def test_addresses_are_not_scarce_once_there_is_a_pool_with_more(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_addresses_are_not_scarce_once_there_is_a_pool_with_more(
+    tmp_path: Path, make_netns: MakeNetns
+) -> None:
     """Also when the pool has come since the last look."""
     node, pods = Node(tmp_path), [make_netns("one"), make_netns("two")]
     node.network.cidrs = ("10.65.0.0/30",)
-
-    async def test() -> None:
+    async with node:
         await node.plugin.look()
         node.network.coming = [("10.65.1.0/28",)]
         for number, pod in enumerate(pods):
@@ -123,16 +112,13 @@ def test_addresses_are_not_scarce_once_there_is_a_pool_with_more(tmp_path: Path,
         await node.plugin.look()
         assert "no new pod gets one" in node.said(NoticeKind.ADDRESSES_SCARCE)["IPv4"]
 
-    on_node(node, test)
-
 
 @pytest.mark.parametrize("gone", ["namespace", "link", "result"])
-def test_delete_succeeds_when_part_of_it_is_gone_already(
+async def test_delete_succeeds_when_part_of_it_is_gone_already(
     tmp_path: Path, make_netns: MakeNetns, gone: str
 ) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         if gone == "namespace":
             pod.close()
@@ -145,13 +131,10 @@ def test_delete_succeeds_when_part_of_it_is_gone_already(
         assert not node.store.all()
         assert not node.network.enforced
 
-    on_node(node, test)
 
-
-def test_a_second_add_is_refused_and_the_first_stays(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_second_add_is_refused_and_the_first_stays(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path, RoutingNetwork()), make_netns("pod")
-
-    async def test() -> None:
+    async with node:
         first = await node.runtime.add("c1", pod.path, args=pod_args("web"))
         await refused(node.runtime.add("c1", pod.path, args=pod_args("web")), 104, "already has eth0")
         await refused(node.runtime.add("c2", pod.path, args=pod_args("web")), 104, "exists already")
@@ -160,13 +143,11 @@ def test_a_second_add_is_refused_and_the_first_stays(tmp_path: Path, make_netns:
         assert [lease.container for lease in node.store.all()] == ["c1"]
         assert set(node.network.enforced) == {("c1", "eth0")}
 
-    on_node(node, test)
-
 
 @pytest.mark.parametrize(
     "failure", ["enforce", "namespace", "interface", "unknown-pod", "late-policy", "no-address"]
 )
-def test_a_failed_add_leaves_nothing(tmp_path: Path, make_netns: MakeNetns, failure: str) -> None:
+async def test_a_failed_add_leaves_nothing(tmp_path: Path, make_netns: MakeNetns, failure: str) -> None:
     node, pod = Node(tmp_path, timeout=0.2), make_netns("pod")
     code, words, netns = 11, "not now", pod.path
     if failure == "enforce":
@@ -185,8 +166,7 @@ def test_a_failed_add_leaves_nothing(tmp_path: Path, make_netns: MakeNetns, fail
     elif failure == "no-address":
         node.network.cidrs = ()
         code, words = 102, "no podCIDRs yet"
-
-    async def test() -> None:
+    async with node:
         before = pod.run("ip", "-o", "link")
         await refused(node.runtime.add("c1", netns, args=pod_args("web")), code, words)
         assert not host_interfaces()
@@ -194,14 +174,11 @@ def test_a_failed_add_leaves_nothing(tmp_path: Path, make_netns: MakeNetns, fail
         assert not node.network.enforced
         assert pod.run("ip", "-o", "link") == before
 
-    on_node(node, test)
 
-
-def test_an_undo_that_fails_keeps_the_address_for_the_delete(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_an_undo_that_fails_keeps_the_address_for_the_delete(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     node.network.refuse, node.network.stuck = "not now", "kernel says no"
-
-    async def test() -> None:
+    async with node:
         await refused(node.runtime.add("c1", pod.path, args=pod_args("web")), 11, "not now")
         assert not host_interfaces()
         assert [lease.container for lease in node.store.all()] == ["c1"]
@@ -211,10 +188,8 @@ def test_an_undo_that_fails_keeps_the_address_for_the_delete(tmp_path: Path, mak
         await node.runtime.delete("c1")
         assert not node.store.all()
 
-    on_node(node, test)
 
-
-def test_an_undo_that_cannot_delete_the_interface_keeps_its_address(
+async def test_an_undo_that_cannot_delete_the_interface_keeps_its_address(
     tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
@@ -223,7 +198,7 @@ def test_an_undo_that_cannot_delete_the_interface_keeps_its_address(
     def busy(*_: object) -> None:
         raise LinkError("cannot delete")
 
-    async def test() -> None:
+    async with node:
         with monkeypatch.context() as broken:
             broken.setattr(Links, "delete", busy)
             await refused(node.runtime.add("c1", pod.path, args=pod_args("web")), 11, "not now")
@@ -233,27 +208,21 @@ def test_an_undo_that_cannot_delete_the_interface_keeps_its_address(
         await node.runtime.delete("c1")
         assert [lease.container for lease in node.store.all()] == ["c2"]
 
-    on_node(node, test)
 
-
-def test_add_waits_for_the_pod_to_be_known(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_add_waits_for_the_pod_to_be_known(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     node.network.known = set()
-
-    async def test() -> None:
+    async with node:
         adding = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
         await node.network.learn("default", "other")
         assert not node.store.all()
         await node.network.learn("default", "web")
         assert addresses(await adding) == ["10.65.0.1", "fd65::1"]
 
-    on_node(node, test)
 
-
-def test_the_newest_sandbox_is_the_pods_endpoint(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_the_newest_sandbox_is_the_pods_endpoint(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, old, new = Node(tmp_path), make_netns("old"), make_netns("new")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c-old", old.path, args=pod_args("web"))
         await node.runtime.add("c-new", new.path, args=pod_args("web"))
         await node.runtime.delete("c-old")
@@ -261,28 +230,22 @@ def test_the_newest_sandbox_is_the_pods_endpoint(tmp_path: Path, make_netns: Mak
         assert endpoint is not None
         assert endpoint.container == "c-new"
 
-    on_node(node, test)
 
-
-def test_a_lease_without_interface_is_taken_over(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_lease_without_interface_is_taken_over(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         run("ip", "link", "del", interface_name("c1", "eth0"))
         node.configure()
         result = await node.runtime.add("c1", pod.path, args=pod_args("web"))
         assert [lease.addresses[Family.V4] for lease in node.store.all()] == addresses(result)[:1]
 
-    on_node(node, test)
 
-
-def test_a_restarted_agent_finds_its_leases_and_forgets_those_of_before_a_reboot(
+async def test_a_restarted_agent_finds_its_leases_and_forgets_those_of_before_a_reboot(
     tmp_path: Path, make_netns: MakeNetns
 ) -> None:
     node, kept, lost = Node(tmp_path), make_netns("kept"), make_netns("lost")
-
-    async def test() -> None:
+    async with node:
         for container, pod in (("kept", kept), ("lost", lost)):
             await node.runtime.add(container, pod.path, args=pod_args(container))
         lost.run("ip", "link", "del", "eth0")
@@ -295,14 +258,11 @@ def test_a_restarted_agent_finds_its_leases_and_forgets_those_of_before_a_reboot
         assert [lease.container for lease in node.recovered] == ["kept"]
         assert [lease.container for lease in node.store.all()] == ["kept"]
 
-    on_node(node, test)
 
-
-def test_fifty_pods_at_once(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_fifty_pods_at_once(tmp_path: Path, make_netns: MakeNetns) -> None:
     node = Node(tmp_path)
     pods = [make_netns(f"p{number}") for number in range(50)]
-
-    async def test() -> None:
+    async with node:
         results = await asyncio.gather(
             *(node.runtime.add(f"c{n}", pod.path, args=pod_args(f"web-{n}")) for n, pod in enumerate(pods))
         )
@@ -312,15 +272,12 @@ def test_fifty_pods_at_once(tmp_path: Path, make_netns: MakeNetns) -> None:
         assert not host_interfaces()
         assert not node.store.all()
 
-    on_node(node, test)
 
-
-def test_calls_for_one_container_wait_for_each_other(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_calls_for_one_container_wait_for_each_other(tmp_path: Path, make_netns: MakeNetns) -> None:
     """The runtime gives an ADD up and calls DEL while the agent is still at it."""
     node, pod = Node(tmp_path), make_netns("pod")
     node.network.known = set()
-
-    async def test() -> None:
+    async with node:
         adding = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
         await until(lambda: node.plugin._locks)
         deleting = asyncio.create_task(node.runtime.delete("c1", netns=pod.path))
@@ -328,8 +285,6 @@ def test_calls_for_one_container_wait_for_each_other(tmp_path: Path, make_netns:
         await asyncio.gather(adding, deleting)
         assert not host_interfaces()
         assert not node.store.all()
-
-    on_node(node, test)
 
 
 @pytest.mark.parametrize(
@@ -342,24 +297,20 @@ def test_calls_for_one_container_wait_for_each_other(tmp_path: Path, make_netns:
         (["ip", "link", "del", "eth0"], "missing on the host"),
     ],
 )
-def test_check_finds_what_is_missing(
+async def test_check_finds_what_is_missing(
     tmp_path: Path, make_netns: MakeNetns, damage: list[str], words: str
 ) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         await node.runtime.check("c1")
         pod.run(*damage)
         await refused(node.runtime.check("c1"), 106, words)
 
-    on_node(node, test)
 
-
-def test_check_asks_for_policy_and_lease_too(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_check_asks_for_policy_and_lease_too(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         pod.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:07")  # as the tuning plugin may
         pod.run("ip", "link", "set", "eth0", "mtu", "1400")
@@ -369,32 +320,26 @@ def test_check_asks_for_policy_and_lease_too(tmp_path: Path, make_netns: MakeNet
         node.store.release("c1", "eth0")
         await refused(node.runtime.check("c1"), 3, "has no eth0 of ours")
 
-    on_node(node, test)
 
-
-def test_requested_addresses_and_mac(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_requested_addresses_and_mac(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, first, second = Node(tmp_path), make_netns("first"), make_netns("second")
     wanted: dict[str, Any] = {"ips": ["10.65.0.77/24"], "mac": "02:00:00:00:00:07"}
-
-    async def test() -> None:
+    async with node:
         result = await node.runtime.add("c1", first.path, args=pod_args("web"), capabilities=wanted)
         assert addresses(result) == ["10.65.0.77", "fd65::1"]
         assert "02:00:00:00:00:07" in first.run("ip", "link", "show", "eth0")
         adding = node.runtime.add("c2", second.path, args=pod_args("two"), capabilities=wanted)
         await refused(adding, 101, "10.65.0.77 is in use by container c1")
 
-    on_node(node, test)
 
-
-def test_standard_plugins_work_behind_ours(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_standard_plugins_work_behind_ours(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     node.configure(conflist(["portmap", "bandwidth", "tuning"]))
     capabilities: dict[str, Any] = {
         "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
         "bandwidth": {"ingressRate": 10**6, "ingressBurst": 10**6},
     }
-
-    async def test() -> None:
+    async with node:
         result = await node.runtime.add("c1", pod.path, args=pod_args("web"), capabilities=capabilities)
         assert addresses(result) == ["10.65.0.1", "fd65::1"]
         assert "10.65.0.1:80" in run("iptables-save", "-t", "nat")
@@ -405,10 +350,8 @@ def test_standard_plugins_work_behind_ours(tmp_path: Path, make_netns: MakeNetns
         await node.runtime.delete("c1")
         assert "10.65.0.1:80" not in run("iptables-save", "-t", "nat")
 
-    on_node(node, test)
 
-
-def test_addresses_from_host_local(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_addresses_from_host_local(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
     data = tmp_path / "host-local"
     network = json.loads(conflist())
@@ -423,7 +366,7 @@ def test_addresses_from_host_local(tmp_path: Path, make_netns: MakeNetns) -> Non
         files = (data / "felix-py").iterdir()
         return {file.name for file in files if file.name[0].isdigit() or file.name.startswith("fd")}
 
-    async def test() -> None:
+    async with node:
         result = await node.runtime.add("c1", pod.path, args=pod_args("web"))
         assert addresses(result) == ["10.66.0.2", "fd66::2"]
         assert set(node.store.all()[0].addresses.values()) == held() == {"10.66.0.2", "fd66::2"}
@@ -435,14 +378,11 @@ def test_addresses_from_host_local(tmp_path: Path, make_netns: MakeNetns) -> Non
         assert not held()
         assert not node.store.all()
 
-    on_node(node, test)
 
-
-def test_an_ipam_plugin_that_fails_is_quoted(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_an_ipam_plugin_that_fails_is_quoted(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     network = json.loads(conflist())
-
-    async def test() -> None:
+    async with node:
         for ipam, code, words in [
             ({"type": "no-such"}, 7, "IPAM plugin no-such is not in CNI_PATH"),
             ({"type": "host-local"}, 999, "host-local: no IP ranges specified"),
@@ -454,17 +394,15 @@ def test_an_ipam_plugin_that_fails_is_quoted(tmp_path: Path, make_netns: MakeNet
             assert not node.store.all()
             assert not host_interfaces()
 
-    on_node(node, test)
 
-
-def test_gc_and_status(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_gc_and_status(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, kept, stale = Node(tmp_path), make_netns("kept"), make_netns("stale")
 
     async def call(command: str, **more: Any) -> None:
         config = {"cniVersion": "1.1.0", "name": "felix-py", "type": "felix-py-cni", **more}
         await node.runtime._execute(command, "felix-py-cni", {}, config)
 
-    async def test() -> None:
+    async with node:
         await call("STATUS")
         for container, pod in (("kept", kept), ("stale", stale)):
             await node.runtime.add(container, pod.path, args=pod_args(container))
@@ -480,14 +418,11 @@ def test_gc_and_status(tmp_path: Path, make_netns: MakeNetns) -> None:
         node.network.reason = "not in sync"
         await refused(call("STATUS"), 50, "not in sync")
 
-    on_node(node, test)
 
-
-def test_one_failure_does_not_stop_gc(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_one_failure_does_not_stop_gc(tmp_path: Path, make_netns: MakeNetns) -> None:
     node = Node(tmp_path)
     pods = [make_netns(f"p{number}") for number in range(3)]
-
-    async def test() -> None:
+    async with node:
         for number, pod in enumerate(pods):
             await node.runtime.add(f"c{number}", pod.path, args=pod_args(f"web-{number}"))
         node.network.stuck = "kernel says no"
@@ -496,17 +431,12 @@ def test_one_failure_does_not_stop_gc(tmp_path: Path, make_netns: MakeNetns) -> 
         assert error.details.count("kernel says no") == 3
         assert not host_interfaces()
 
-    on_node(node, test)
 
-
-def test_an_agent_that_is_not_ready_connects_nobody(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_an_agent_that_is_not_ready_connects_nobody(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         node.network.reason = "the API server was not heard yet"
         await refused(node.runtime.add("c2", pod.path, args=pod_args("two")), 11, "not heard yet")
         await node.runtime.delete("c1")
         assert not host_interfaces()
-
-    on_node(node, test)

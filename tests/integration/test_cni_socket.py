@@ -25,7 +25,7 @@ from felix_py.cni.protocol import Call, parse_call
 from felix_py.cni.server import CNIServer, SocketInUse
 from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
-from tests.support.cni import Node, built_client, host_interfaces, on_node, pod_args
+from tests.support.cni import Node, built_client, host_interfaces, pod_args
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import until
 
@@ -84,26 +84,22 @@ def test_without_an_agent_the_runtime_is_told_to_try_again(tmp_path: Path, comma
     assert not node.spool.exists()
 
 
-def test_an_add_outlasts_the_restart_of_an_agent(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_an_add_outlasts_the_restart_of_an_agent(tmp_path: Path, make_netns: MakeNetns) -> None:
     """The socket that a killed agent left answers nobody; the next agent has not seen the cluster yet."""
     node, pod = Node(tmp_path, timeout=30), make_netns("pod")
     node.socket.parent.mkdir()
     node.network.reason = "the cluster is not known yet"
-
-    async def test() -> None:
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(node.socket))
-        adding = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
-        await asyncio.wait([adding], timeout=0.5)  # it tries, and is refused
-        async with node:
-            await until(lambda: node.plugin.is_busy(("c1", "eth0")))
-            assert not adding.done()
-            assert not host_interfaces()
-            await node.network.begin()
-            await adding
-            assert node.network.enforced
-
-    asyncio.run(test())
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(node.socket))
+    adding = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
+    await asyncio.wait([adding], timeout=0.5)  # it tries, and is refused
+    async with node:
+        await until(lambda: node.plugin.is_busy(("c1", "eth0")))
+        assert not adding.done()
+        assert not host_interfaces()
+        await node.network.begin()
+        await adding
+        assert node.network.enforced
 
 
 @pytest.mark.parametrize("command", ["DEL", "GC"])
@@ -151,20 +147,16 @@ def test_socket_path_beside_the_client(tmp_path: Path) -> None:
 # --- spool -------------------------------------------------------------------------------------------
 
 
-def test_an_add_comes_after_the_spooled_del_of_its_interface(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_an_add_comes_after_the_spooled_del_of_its_interface(tmp_path: Path, make_netns: MakeNetns) -> None:
     """The id is used again at once, while another client that found no agent still holds the spool."""
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def add() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
-
-    on_node(node, add)
-    asyncio.run(node.runtime.delete("c1"))
+    await node.runtime.delete("c1")
     folder = os.open(node.spool, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_SH)
-
-    async def add_again() -> None:
-        adding = asyncio.create_task(add())
+    async with node:
+        adding = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
         await until(lambda: len(node.server._tasks) == 2)  # the spool, and this call
         assert not adding.done()
         os.close(folder)
@@ -173,67 +165,57 @@ def test_an_add_comes_after_the_spooled_del_of_its_interface(tmp_path: Path, mak
         await until(lambda: not list(node.spool.glob("[!.]*")))
         assert host_interfaces() == {interface_name("c1", "eth0")}
 
-    on_node(node, add_again)
 
-
-def test_the_spool_is_worked_off_at_start(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_the_spool_is_worked_off_at_start(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def add() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
-
-    async def gone() -> None:
+    assert execute(node, node.environment("DEL", "c1", pod.path)) == (0, None)
+    (node.spool / "00-nonsense").write_bytes(b"nonsense")
+    assert host_interfaces()
+    async with node:
         await until(lambda: not list(node.spool.glob("[!.]*")))
         assert not host_interfaces()
         assert not node.store.all()
         assert [entry.name for entry in node.spool.iterdir()] == [".rejected-00-nonsense"]
 
-    on_node(node, add)
-    assert execute(node, node.environment("DEL", "c1", pod.path)) == (0, None)
-    (node.spool / "00-nonsense").write_bytes(b"nonsense")
-    assert host_interfaces()
-    on_node(node, gone)
 
-
-def test_a_spooled_call_that_fails_stays(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_spooled_call_that_fails_stays(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def add() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
-        node.network.stuck = "kernel says no"
-
-    async def fails() -> None:
+    node.network.stuck = "kernel says no"
+    execute(node, node.environment("DEL", "c1", pod.path))
+    async with node:
         await until(lambda: not node.server._tasks)
         assert len(list(node.spool.iterdir())) == 1
-        node.network.stuck = None
-
-    async def succeeds() -> None:
+    node.network.stuck = None
+    async with node:
         await until(lambda: not node.server._tasks)
         assert not list(node.spool.iterdir())
         assert not node.store.all()
 
-    on_node(node, add)
-    execute(node, node.environment("DEL", "c1", pod.path))
-    for run in (fails, succeeds):
-        on_node(node, run)
 
-
-def test_a_spooled_del_that_fails_is_made_up_for_by_the_same_agent(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_spooled_del_that_fails_is_made_up_for_by_the_same_agent(
+    tmp_path: Path, make_netns: MakeNetns
+) -> None:
     """The runtime does not repeat it, and what came later in the spool does not wait for it."""
     node = Node(tmp_path)
     pods = {name: make_netns(name) for name in ("c1", "c2")}
     release, kept = node.network.release, {"c1"}
-
-    async def add() -> None:
-        for name, pod in pods.items():
-            await node.runtime.add(name, pod.path, args=pod_args(name))
 
     async def refusing(lease: Any) -> None:
         if lease.container in kept:
             raise NetworkError("kernel says no")
         await release(lease)
 
-    async def test() -> None:
+    async with node:
+        for name, pod in pods.items():
+            await node.runtime.add(name, pod.path, args=pod_args(name))
+    for name, pod in pods.items():
+        execute(node, node.environment("DEL", name, pod.path))
+    node.network.release = refusing  # type: ignore[method-assign]
+    async with node:
         await until(lambda: [lease.container for lease in node.store.all()] == ["c1"])
         await until(lambda: not node.server._tasks)
         assert len(list(node.spool.iterdir())) == 1
@@ -241,29 +223,20 @@ def test_a_spooled_del_that_fails_is_made_up_for_by_the_same_agent(tmp_path: Pat
         await until(lambda: not list(node.spool.iterdir()))
         assert not node.store.all()
 
-    on_node(node, add)
-    for name, pod in pods.items():
-        execute(node, node.environment("DEL", name, pod.path))
-    node.network.release = refusing  # type: ignore[method-assign]
-    on_node(node, test)
 
-
-def test_a_spooled_del_takes_nothing_that_has_come_since(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_spooled_del_takes_nothing_that_has_come_since(tmp_path: Path, make_netns: MakeNetns) -> None:
     """The runtime has used the container's id again while the DEL was to be made up for."""
     node, pod = Node(tmp_path), make_netns("pod")
     environment = node.environment("DEL", "c1", pod.path)
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         answer = await node.server.answer(Call(environment, CONFIG), spooled=True)
         assert answer.code == 0
         assert [lease.container for lease in node.store.all()] == ["c1"]
         assert host_interfaces() == {interface_name("c1", "eth0")}
 
-    on_node(node, test)
 
-
-def test_calls_wait_while_the_agent_has_as_many_as_it_takes(
+async def test_calls_wait_while_the_agent_has_as_many_as_it_takes(
     tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A DEL that is turned away would be in the spool until the agent's next start."""
@@ -276,7 +249,7 @@ def test_calls_wait_while_the_agent_has_as_many_as_it_takes(
         await hold.wait()
         await enforce(lease)
 
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pods["c1"].path, args=pod_args("c1"))
         node.network.enforce = slow  # type: ignore[method-assign]
         async with asyncio.TaskGroup() as calls:
@@ -291,23 +264,11 @@ def test_calls_wait_while_the_agent_has_as_many_as_it_takes(
         assert not node.spool.exists()
         assert {lease.container for lease in node.store.all()} == {"c2", "c3"}
 
-    on_node(node, test)
 
-
-def test_no_call_is_lost_between_no_agent_and_a_starting_one(tmp_path: Path) -> None:
+async def test_no_call_is_lost_between_no_agent_and_a_starting_one(tmp_path: Path) -> None:
     """An agent that has started waits for a client that found nobody and is still writing its call."""
     node = Node(tmp_path)
     node.spool.mkdir(parents=True)
-
-    async def test() -> None:
-        assert node.server._tasks  # the drain waits for the lock
-        entry = node.spool / "1-late"
-        call = b"felix-py-cni/1 16 0\nCNI_COMMAND=DEL\0"
-        entry.write_bytes(call)
-        fcntl.flock(client, fcntl.LOCK_UN)
-        await until(lambda: not node.server._tasks)
-        assert [answer.code for answer in answers] == [1]  # it was taken up (and refused: no container)
-
     client = os.open(node.spool, os.O_RDONLY)
     answers: list[Any] = []
     original = CNIServer.answer
@@ -319,7 +280,14 @@ def test_no_call_is_lost_between_no_agent_and_a_starting_one(tmp_path: Path) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CNIServer, "answer", noting)
         fcntl.flock(client, fcntl.LOCK_SH)
-        on_node(node, test)
+        async with node:
+            assert node.server._tasks  # the drain waits for the lock
+            entry = node.spool / "1-late"
+            call = b"felix-py-cni/1 16 0\nCNI_COMMAND=DEL\0"
+            entry.write_bytes(call)
+            fcntl.flock(client, fcntl.LOCK_UN)
+            await until(lambda: not node.server._tasks)
+            assert [answer.code for answer in answers] == [1]  # it was taken up (and refused: no container)
     os.close(client)
 
 
@@ -327,22 +295,24 @@ GC = b"""{"cniVersion": "1.1.0", "name": "felix-py", "type": "felix-py-cni",
     "cni.dev/valid-attachments": [{"containerID": "kept", "ifname": "eth0"}]}"""
 
 
-def test_a_spooled_gc_takes_nothing_that_has_come_since(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_spooled_gc_takes_nothing_that_has_come_since(tmp_path: Path, make_netns: MakeNetns) -> None:
     """Its list is as old as the call, and what comes before it in the spool may take long."""
     node = Node(tmp_path)
     pods = {name: make_netns(name) for name in ("gone", "kept", "stale", "new")}
     release, hold = node.network.release, asyncio.Event()
-
-    async def add() -> None:
-        for name in ("gone", "kept", "stale"):
-            await node.runtime.add(name, pods[name].path, args=pod_args(name))
 
     async def slow(lease: Any) -> None:
         if lease.container == "gone":
             await hold.wait()
         await release(lease)
 
-    async def test() -> None:
+    async with node:
+        for name in ("gone", "kept", "stale"):
+            await node.runtime.add(name, pods[name].path, args=pod_args(name))
+    execute(node, node.environment("DEL", "gone", ""))
+    assert execute(node, node.environment("GC", "", ""), GC)[0] == 0
+    node.network.release = slow  # type: ignore[method-assign]
+    async with node:
         await until(lambda: host_interfaces() == {interface_name(name, "eth0") for name in ("kept", "stale")})
         await node.runtime.add("new", pods["new"].path, args=pod_args("new"))
         hold.set()
@@ -350,46 +320,30 @@ def test_a_spooled_gc_takes_nothing_that_has_come_since(tmp_path: Path, make_net
         assert [lease.container for lease in node.store.all()] == ["kept", "new"]
         assert not list(node.spool.iterdir())
 
-    on_node(node, add)
-    execute(node, node.environment("DEL", "gone", ""))
-    assert execute(node, node.environment("GC", "", ""), GC)[0] == 0
-    node.network.release = slow  # type: ignore[method-assign]
-    on_node(node, test)
 
-
-def test_a_spooled_gc_is_not_kept_for_a_later_agent(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_spooled_gc_is_not_kept_for_a_later_agent(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod, new = Node(tmp_path), make_netns("pod"), make_netns("new")
-
-    async def add() -> None:
+    async with node:
         await node.runtime.add("stale", pod.path, args=pod_args("stale"))
-        node.network.stuck = "kernel says no"
-
-    async def fails() -> None:
+    node.network.stuck = "kernel says no"
+    execute(node, node.environment("GC", "", ""), GC)
+    async with node:
         await until(lambda: not node.server._tasks)
         node.network.stuck = None
         await node.runtime.add("new", new.path, args=pod_args("new"))
-
-    async def later() -> None:
+    async with node:
         await until(lambda: not node.server._tasks)
         assert "new" in [lease.container for lease in node.store.all()]
 
-    on_node(node, add)
-    execute(node, node.environment("GC", "", ""), GC)
-    for run in (fails, later):
-        on_node(node, run)
 
-
-def test_what_is_no_file_in_the_spool_is_put_aside(tmp_path: Path) -> None:
+async def test_what_is_no_file_in_the_spool_is_put_aside(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.spool.mkdir(parents=True)
     os.mkfifo(node.spool / "1-fifo")
     (node.spool / "2-link").symlink_to("/dev/zero")
     (node.spool / "3-folder").mkdir()
-
-    async def test() -> None:
+    async with node:
         await until(lambda: not node.server._tasks)
-
-    on_node(node, test)
     assert {entry.name for entry in node.spool.iterdir()} == {
         f".rejected-{name}" for name in ("1-fifo", "2-link", "3-folder")
     }
@@ -467,10 +421,9 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-def test_garbage_gets_an_error_and_the_server_goes_on(tmp_path: Path, garbage: bytes) -> None:
+async def test_garbage_gets_an_error_and_the_server_goes_on(tmp_path: Path, garbage: bytes) -> None:
     node = Node(tmp_path)
-
-    async def test() -> None:
+    async with node:
         answer = await say(node, garbage)
         if answer:  # a peer that is still sending may see only the reset
             head, _, body = answer.partition(b"\n")
@@ -479,22 +432,17 @@ def test_garbage_gets_an_error_and_the_server_goes_on(tmp_path: Path, garbage: b
         code, told = await asyncio.to_thread(execute, node, node.environment("DEL", "c1", ""))
         assert (code, told) == (0, None)
 
-    on_node(node, test)
 
-
-def test_a_client_that_goes_away_does_no_harm(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_client_that_goes_away_does_no_harm(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     environment = "".join(f"{k}={v}\0" for k, v in node.environment("ADD", "c1", pod.path).items()).encode()
-
-    async def test() -> None:
+    async with node:
         _, writer = await asyncio.open_unix_connection(str(node.socket))
         writer.write(b"felix-py-cni/1 %d %d\n%s%s" % (len(environment), len(CONFIG), environment, CONFIG))
         writer.close()
         await until(lambda: node.network.enforced and not node.server._tasks)
         await node.runtime.delete("c1")
         assert not host_interfaces()
-
-    on_node(node, test)
 
 
 CONFIGS: dict[str, tuple[bytes, int, str]] = {
@@ -523,25 +471,21 @@ CONFIGS: dict[str, tuple[bytes, int, str]] = {
 
 
 @pytest.mark.parametrize(("config", "code", "words"), CONFIGS.values(), ids=CONFIGS.keys())
-def test_bad_configurations(tmp_path: Path, config: bytes, code: int, words: str) -> None:
+async def test_bad_configurations(tmp_path: Path, config: bytes, code: int, words: str) -> None:
     node = Node(tmp_path)
-
-    async def test() -> None:
+    async with node:
         told_code, told = await asyncio.to_thread(execute, node, node.environment("ADD", "c1", "/x"), config)
         assert told_code == 1
         assert told is not None
         assert told["code"] == code
         assert words in told["msg"]
 
-    on_node(node, test)
 
-
-def test_large_input_and_output(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_large_input_and_output(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     previous = {"interfaces": [{"name": f"if{n}", "mac": "0" * 17} for n in range(20_000)]}
     config = {"cniVersion": "1.0.0", "name": "felix-py", "args": {"x": "y" * 3_000_000}, "prevResult": previous}
-
-    async def test() -> None:
+    async with node:
         stdin = json.dumps(config).encode()
         code, told = await asyncio.to_thread(execute, node, node.environment("ADD", "c1", pod.path), stdin)
         assert code == 0
@@ -549,46 +493,35 @@ def test_large_input_and_output(tmp_path: Path, make_netns: MakeNetns) -> None:
         assert len(told["interfaces"]) == 20_002
         assert told["ips"][0]["interface"] == 20_001
 
-    on_node(node, test)
 
-
-def test_a_defect_is_an_answer_too(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_defect_is_an_answer_too(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
 
     def broken() -> tuple[str, ...]:
         raise RuntimeError("a defect")
 
     node.network.pod_cidrs = broken  # type: ignore[method-assign]
-
-    async def test() -> None:
+    async with node:
         code, told = await asyncio.to_thread(execute, node, node.environment("ADD", "c1", pod.path))
         assert code == 1
         assert told == {"cniVersion": "1.0.0", "code": 100, "msg": "internal error: RuntimeError: a defect"}
-
-    on_node(node, test)
 
 
 # --- the socket --------------------------------------------------------------------------------------
 
 
-def test_only_root_may_call(tmp_path: Path) -> None:
+async def test_only_root_may_call(tmp_path: Path) -> None:
     node = Node(tmp_path)
-
-    async def test() -> None:
+    async with node:
         assert stat.S_IMODE(node.socket.stat().st_mode) == 0o600
 
-    on_node(node, test)
 
-
-def test_a_second_agent_is_refused_and_a_crashed_one_replaced(tmp_path: Path) -> None:
+async def test_a_second_agent_is_refused_and_a_crashed_one_replaced(tmp_path: Path) -> None:
     node = Node(tmp_path)
-
-    async def test() -> None:
-        with pytest.raises(SocketInUse, match="another felix-py agent"):
-            await CNIServer(node.plugin, node.socket, Metrics()).start()
-        assert (await asyncio.to_thread(execute, node, node.environment("DEL", "c1", "")))[0] == 0
-
     node.socket.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(node.socket))
-    on_node(node, test)
+    async with node:
+        with pytest.raises(SocketInUse, match="another felix-py agent"):
+            await CNIServer(node.plugin, node.socket, Metrics()).start()
+        assert (await asyncio.to_thread(execute, node, node.environment("DEL", "c1", "")))[0] == 0

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from felix_py.cni.errors import SUPPORTED_VERSIONS
-from tests.support.cni import STANDARD_PLUGINS, Node, host_interfaces, on_node
+from tests.support.cni import STANDARD_PLUGINS, Node, host_interfaces
 from tests.support.isolate import NetworkNamespace, run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -179,10 +179,9 @@ def ours(node: Node, netns: str) -> Plugin:
     return Plugin(node.client, node.environment("ADD", "c1", netns), config)
 
 
-def test_our_plugin_answers_as_the_table_says(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_our_plugin_answers_as_the_table_says(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def test() -> None:
+    async with node:
         before = pod.run("ip", "-o", "link")
         wrong = await asyncio.to_thread(differences, ours(node, pod.path), lambda row: row.code, words=True)
         assert not wrong, "\n".join(wrong)
@@ -190,8 +189,6 @@ def test_our_plugin_answers_as_the_table_says(tmp_path: Path, make_netns: MakeNe
         assert not node.store.all()
         assert not host_interfaces()
         assert pod.run("ip", "-o", "link") == before
-
-    on_node(node, test)
 
 
 def reference(tmp_path: Path, netns: str) -> Plugin:
@@ -242,11 +239,10 @@ def life(plugin: Plugin, version: str) -> list[tuple[str, ...]]:
     return told
 
 
-def test_a_life_in_every_version(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_life_in_every_version(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
     run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-
-    async def test() -> None:
+    async with node:
         for version in SUPPORTED_VERSIONS:
             told = await asyncio.to_thread(life, ours(node, pod.path), version)
             assert told[0] == ("ADD", "4" if version < "1.0.0" else "-")
@@ -255,8 +251,6 @@ def test_a_life_in_every_version(tmp_path: Path, make_netns: MakeNetns) -> None:
             if version in PTPS:
                 theirs = await asyncio.to_thread(life, reference(tmp_path, other.path), version)
                 assert told == theirs, version
-
-    on_node(node, test)
 
 
 def test_version_is_answered_before_an_agent_ever_ran_and_in_one_way_by_both(

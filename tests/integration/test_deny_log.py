@@ -89,11 +89,6 @@ class Rig(PolicyNode):
             self.reader.read()
 
 
-@pytest.fixture(params=list(Backend), ids=str)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    return Backend(request.param)
-
-
 @pytest.fixture
 def rig(backend: Backend, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rig]:
     rig = Rig(backend, make_netns)

@@ -16,7 +16,7 @@ import pytest
 from bgp.sidecar import CONFIG
 from felix_py.records import Backend
 from lab.apiserver.kubeconfig import write_kubeconfig
-from tests.support.isolate import NetworkNamespace, run
+from tests.support.isolate import NetworkNamespace, run, veth
 from tests.support.live_node import PolicedNode
 from tests.support.waiting import eventually
 
@@ -107,10 +107,7 @@ def test_without_iproute2_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -
         raise NotHere(f"{argv[0]} is not installed")
 
     monkeypatch.setattr(node_parts, "_tool", none)
-    run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
-    run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
-    run("ip", "link", "set", "up0", "up")
-    run("ip", "link", "set", "up1", "up")
+    veth("up0", "up1", "192.0.2.1/24")
     run("ip", "route", "add", "blackhole", "10.1.0.0/24", "proto", "88")
     wanted = {
         "network/links": "up0",

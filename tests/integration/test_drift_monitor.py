@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ from tests.support import cni
 from tests.support.cni import pod_args
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import until
-from tests.support.watched import WatchedNode
+from tests.support.watched import WatchedNode, node_with_pod
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
@@ -97,40 +97,27 @@ def test_routes_that_we_write_do_not_pass_and_all_else_does(routes: Routes) -> N
         assert _HEADER.unpack_from(listening.recv(1 << 16))[1] == 16
 
 
-def on_node(make_netns: MakeNetns, backend: Backend, test: Callable[[WatchedNode], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with WatchedNode(backend) as node:
-            await node.add_pod("c1", make_netns("c1"))
-            await test(node)
-
-    asyncio.run(asyncio.wait_for(main(), 60))
-
-
 def foreign_routes(count: int, command: str, interface: str) -> None:
     addresses = (f"100.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(count))
     lines = [f"route {command} {address}/32 dev {interface} proto bird" for address in addresses]
     run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
 
 
-def test_a_storm_of_others_routes_is_not_looked_at(make_netns: MakeNetns) -> None:
+async def test_a_storm_of_others_routes_is_not_looked_at(make_netns: MakeNetns) -> None:
     """10,000 routes come, change and go; then one of ours goes, which is told after all of them."""
-
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, Backend.NFT) as node:
         for command, interface in (("add", "up0"), ("replace", "tor0"), ("del", "tor0")):
             await asyncio.to_thread(foreign_routes, 10_000, command, interface)
         run("ip", "route", "del", "10.1.0.2")
         await until(lambda: node.drift() == {"route": 1})
         assert node.kernel.looks == [Look.ROUTES]
 
-    on_node(make_netns, Backend.NFT, test)
 
-
-def test_lost_events_are_made_up_for_by_a_look_at_everything_they_could_have_told(
+async def test_lost_events_are_made_up_for_by_a_look_at_everything_they_could_have_told(
     make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor, "_BUFFER", 4096)
-
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, Backend.NFT) as node:
         # All of it happens before the event loop gets to read any of it.
         for _ in range(20):
             run("ip", "link", "set", "up0", "mtu", "1400")
@@ -140,22 +127,17 @@ def test_lost_events_are_made_up_for_by_a_look_at_everything_they_could_have_tol
         await until(lambda: node.drift() == {"route": 1, "link": 1})
         assert Look.ROUTES | Look.LINKS | Look.SETTINGS in node.kernel.looks
 
-    on_node(make_netns, Backend.NFT, test)
 
-
-def test_lost_events_of_rules_are_made_up_for_by_reading_them_back(
+async def test_lost_events_of_rules_are_made_up_for_by_reading_them_back(
     make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor, "_BUFFER", 4096)
     monkeypatch.setattr(pending, "_SOON", (0.0, 0.0, 0.0))
-
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, Backend.NFT) as node:
         rules = "".join(f"-A KUBE-SVC -s 10.9.{n >> 8}.{n & 255}/32 -j RETURN\n" for n in range(2000))
         text = f"*nat\n:KUBE-SVC - [0:0]\n{rules}COMMIT\n*filter\n-D FORWARD -j NONE\nCOMMIT\n"
         run("iptables-nft-restore", "--noflush", stdin=text.replace("-D FORWARD -j NONE", "-F FELIX-INPUT"))
         await until(lambda: node.drift() == {"chain": 1})
-
-    on_node(make_netns, Backend.NFT, test)
 
 
 # --- the xtables lock ------------------------------------------------------------------------------------
@@ -215,7 +197,7 @@ def test_a_pid_is_ours_until_a_while_after_its_end() -> None:
 # --- CNI -------------------------------------------------------------------------------------------------
 
 
-def test_pods_that_come_and_go_are_no_drift_however_often_somebody_looks(
+async def test_pods_that_come_and_go_are_no_drift_however_often_somebody_looks(
     make_netns: MakeNetns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DEL deletes the interface first; whoever looks just then must not miss it, nor its route."""
@@ -227,7 +209,7 @@ def test_pods_that_come_and_go_are_no_drift_however_often_somebody_looks(
             node.pending.look(Look.LINKS | Look.ROUTES)
             await asyncio.sleep(0)
 
-    async def test(node: WatchedNode) -> None:
+    async with WatchedNode(Backend.NFT) as node:
         monkeypatch.setattr(node.network, "pod_cidrs", lambda: ("10.1.0.0/25", "fd00:1::/80"))
         async with cni.Node(tmp_path, node.network) as runtime:
             for number in range(5):
@@ -243,9 +225,3 @@ def test_pods_that_come_and_go_are_no_drift_however_often_somebody_looks(
             assert len(node.kernel.looks) > 5
             await node.reconciler.settled()
             assert node.drift() == {}, node.found()
-
-    async def main() -> None:
-        async with WatchedNode(Backend.NFT) as node:
-            await test(node)
-
-    asyncio.run(asyncio.wait_for(main(), 60))

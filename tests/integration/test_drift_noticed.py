@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,22 +26,12 @@ from tests.support import kernel_state
 from tests.support.cni import STANDARD_PLUGINS
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import until
-from tests.support.watched import CIDRS, GATEWAY, LEARNED, POLICY, WatchedNode, execute
+from tests.support.watched import CIDRS, GATEWAY, LEARNED, POLICY, execute, node_with_pod
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
 HOST = interface_name("c1", "eth0")
 FOREIGN = {Family.V4: "192.0.2.77", Family.V6: "2001:db8::77"}
-
-
-@pytest.fixture(params=list(Backend), ids=str)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    return Backend(request.param)
-
-
-@pytest.fixture(params=list(Family), ids=["v4", "v6"])
-def family(request: pytest.FixtureRequest) -> Family:
-    return Family(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -65,20 +54,6 @@ def names(backend: Backend, family: Family) -> dict[str, str]:
         "learned": LEARNED[family],
         "gateway": GATEWAY[family],
     }
-
-
-def on_node(
-    make_netns: MakeNetns,
-    backend: Backend,
-    test: Callable[[WatchedNode], Awaitable[None]],
-    refresh: float = 3600.0,
-) -> None:
-    async def main() -> None:
-        async with WatchedNode(backend, refresh=refresh) as node:
-            await node.add_pod("c1", make_netns("c1"))
-            await test(node)
-
-    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 RULES: dict[str, tuple[str, dict[str, int], str]] = {
@@ -122,11 +97,10 @@ RULES: dict[str, tuple[str, dict[str, int], str]] = {
 
 
 @pytest.mark.parametrize("case", RULES)
-def test_rules(make_netns: MakeNetns, backend: Backend, family: Family, case: str) -> None:
+async def test_rules(make_netns: MakeNetns, backend: Backend, family: Family, case: str) -> None:
     commands, expected, words = RULES[case]
     filled = names(backend, family)
-
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, backend) as node:
         execute("{iptables} -N MINE; {iptables} -A FORWARD -s {foreign} -j MINE", **filled)
         await until(lambda: node.drift() == {"hook": 1})
         await node.reconciler.settled()
@@ -146,8 +120,6 @@ def test_rules(make_netns: MakeNetns, backend: Backend, family: Family, case: st
         else:
             assert after == before
 
-    on_node(make_netns, backend, test)
-
 
 UNHINDERED = {
     "dropped above": "{iptables} -I FORWARD 1 -s {foreign} -j DROP",
@@ -159,10 +131,10 @@ UNHINDERED = {
 
 
 @pytest.mark.parametrize("case", UNHINDERED)
-def test_rules_of_others_that_do_not_hinder_ours_stay_where_they_are(
+async def test_rules_of_others_that_do_not_hinder_ours_stay_where_they_are(
     make_netns: MakeNetns, backend: Backend, family: Family, tmp_path: Path, case: str
 ) -> None:
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, backend) as node:
         if case == "portmap":
             portmap(backend, tmp_path)
         else:
@@ -180,8 +152,6 @@ def test_rules_of_others_that_do_not_hinder_ours_stay_where_they_are(
             first, *others = kernel_state.rules(family, backend, "nat", "POSTROUTING")
             assert "CNI-HOSTPORT-MASQ" in first
             assert "felix:" in others[0]
-
-    on_node(make_netns, backend, test)
 
 
 def portmap(backend: Backend, tmp_path: Path) -> None:
@@ -276,11 +246,10 @@ ROUTES: dict[str, tuple[str, dict[str, int], str]] = {
 
 
 @pytest.mark.parametrize("case", ROUTES)
-def test_routes_links_and_settings(make_netns: MakeNetns, family: Family, case: str) -> None:
+async def test_routes_links_and_settings(make_netns: MakeNetns, family: Family, case: str) -> None:
     commands, expected, words = ROUTES[case]
     filled = names(Backend.NFT, family) | {"bits": "32" if family is Family.V4 else "128"}
-
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, Backend.NFT) as node:
         run(
             "ip",
             f"-{int(family)}",
@@ -301,8 +270,6 @@ def test_routes_links_and_settings(make_netns: MakeNetns, family: Family, case: 
         assert kernel_state.everything(Backend.NFT) == before
         assert host_end() == settings
 
-    on_node(make_netns, Backend.NFT, test)
-
 
 def host_end() -> list[str]:
     """What is to be kept of the pod's host end and the host."""
@@ -315,10 +282,10 @@ def host_end() -> list[str]:
     return [*addresses, *told, "master" if "master" in link else "", *values]
 
 
-def test_an_interface_that_is_gone_is_named_and_keeps_nobody_else_waiting(
+async def test_an_interface_that_is_gone_is_named_and_keeps_nobody_else_waiting(
     make_netns: MakeNetns, backend: Backend
 ) -> None:
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, backend) as node:
         other = await node.add_pod("c2", make_netns("c2"))
         run("ip", "link", "del", HOST)
         await until(lambda: node.drift() == {"link": 1, "route": 2})
@@ -338,13 +305,11 @@ def test_an_interface_that_is_gone_is_named_and_keeps_nobody_else_waiting(
         assert f"dev {HOST}" in run("ip", "route", "get", "10.1.0.3")
         assert node.drift() == {"link": 1, "route": 2}
 
-    on_node(make_netns, backend, test)
 
-
-def test_another_interface_that_takes_the_name_is_shut_and_the_pods_gets_it_back(
+async def test_another_interface_that_takes_the_name_is_shut_and_the_pods_gets_it_back(
     make_netns: MakeNetns, backend: Backend
 ) -> None:
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, backend) as node:
         before = run("ip", "-o", "link", "show", HOST).partition(":")[0]
         execute("ip link set {host} name pod0; ip link add {host} type veth peer name other0", host=HOST)
         stranger = run("ip", "-o", "link", "show", HOST).partition(":")[0]
@@ -356,13 +321,11 @@ def test_another_interface_that_takes_the_name_is_shut_and_the_pods_gets_it_back
         assert f"interface {HOST}: called pod0 now" in node.found()
         assert await node.reconciler.differences() == []
 
-    on_node(make_netns, backend, test)
 
-
-def test_another_interface_in_place_of_a_deleted_one_is_not_taken_for_the_pods(
+async def test_another_interface_in_place_of_a_deleted_one_is_not_taken_for_the_pods(
     make_netns: MakeNetns, backend: Backend
 ) -> None:
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, backend) as node:
         execute("ip link del {host}; ip link add {host} type veth peer name other0", host=HOST)
         stranger = run("ip", "-o", "link", "show", HOST).partition(":")[0]
         run(
@@ -373,8 +336,6 @@ def test_another_interface_in_place_of_a_deleted_one_is_not_taken_for_the_pods(
         await until(lambda: node.kernel.gone_interfaces == {HOST})
         assert "blackhole" in run("ip", "route", "show", "10.1.0.0/24")
         assert run("ip", "route", "show", "10.1.0.2") == ""
-
-    on_node(make_netns, backend, test)
 
 
 def test_what_was_renamed_while_no_agent_ran_is_found_by_its_label(make_netns: MakeNetns) -> None:
@@ -400,13 +361,12 @@ def test_what_was_renamed_while_no_agent_ran_is_found_by_its_label(make_netns: M
     assert ",UP" not in run("ip", "link", "show", f"stray{stranger}")
 
 
-def test_a_route_that_somebody_takes_over_is_left_to_them_and_comes_back_after_them(
+async def test_a_route_that_somebody_takes_over_is_left_to_them_and_comes_back_after_them(
     make_netns: MakeNetns, family: Family
 ) -> None:
     filled = names(Backend.NFT, family)
     bits = "32" if family is Family.V4 else "128"
-
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, Backend.NFT) as node:
         execute("ip -{n} route replace {pod} dev up0 proto static", **filled)
         what = f"route {filled['pod']}/{bits}"
         await until(lambda: [failure for failure in node.reconciler.failures if str(failure.ref) == what])
@@ -416,8 +376,6 @@ def test_a_route_that_somebody_takes_over_is_left_to_them_and_comes_back_after_t
         await until(lambda: not node.reconciler.failures)
         assert f"dev {HOST}" in run("ip", f"-{int(family)}", "route", "show", filled["pod"])
         assert node.drift() == {"route": 1}
-
-    on_node(make_netns, Backend.NFT, test)
 
 
 WHOLE = "family {inet} maxelem 1048576"
@@ -444,11 +402,10 @@ SETS: dict[str, tuple[str, dict[str, int], str]] = {
 
 
 @pytest.mark.parametrize("case", SETS)
-def test_sets_at_the_refresh(make_netns: MakeNetns, family: Family, case: str) -> None:
+async def test_sets_at_the_refresh(make_netns: MakeNetns, family: Family, case: str) -> None:
     commands, expected, words = SETS[case]
     filled = names(Backend.NFT, family)
-
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, Backend.NFT, refresh=0.2) as node:
         run("ipset", "create", "theirs", "hash:ip")
         before = kernel_state.everything(Backend.NFT)
         execute(commands, **filled)
@@ -457,13 +414,12 @@ def test_sets_at_the_refresh(make_netns: MakeNetns, family: Family, case: str) -
         after = kernel_state.everything(Backend.NFT)
         assert after["sets"] == before["sets"]
 
-    on_node(make_netns, Backend.NFT, test, refresh=0.2)
 
-
-def test_what_we_do_ourselves_is_no_drift_and_costs_no_look(make_netns: MakeNetns, backend: Backend) -> None:
+async def test_what_we_do_ourselves_is_no_drift_and_costs_no_look(
+    make_netns: MakeNetns, backend: Backend
+) -> None:
     """Pods, policies and routes come and go; then somebody else does something, which is told after all that."""
-
-    async def test(node: WatchedNode) -> None:
+    async with node_with_pod(make_netns, backend) as node:
         for number in range(3):
             await node.add_pod(f"more{number}", make_netns("more"))
         node.facts.delete(POLICY)
@@ -480,5 +436,3 @@ def test_what_we_do_ourselves_is_no_drift_and_costs_no_look(make_netns: MakeNetn
         await until(lambda: node.drift() == {"route": 1, "chain": 1})
         await node.reconciler.settled()
         assert sorted(node.kernel.looks, key=str) == sorted([Look.ROUTES, Look.RULES], key=str)
-
-    on_node(make_netns, backend, test)

@@ -67,14 +67,10 @@ def node(request: pytest.FixtureRequest, make_netns: Callable[[str], NetworkName
     node.kernel.close()
 
 
-def address(node: PolicyNode, pod: str, family: Family = V6) -> str:
-    return next(a for a in node.pods[pod].addresses if (":" in a) is (family is V6))
-
-
 def last_word(node: PolicyNode, wire: Wire, number: int, family: Family = V6, pod: str = "web") -> bytes:
     """Send what may pass, to the world; what was sent before it has been judged when it arrives."""
     word = b"last word %d" % number
-    own, there = address(node, pod, family), WORLD[family]
+    own, there = node.address(pod, family), WORLD[family]
     datagram = udp(own, there, OPEN_PORT, word)
     wire.send(ipv6(own, there, datagram, forged.UDP, 64) if family is V6 else ipv4(own, there, datagram))
     return word
@@ -106,12 +102,12 @@ def test_neighbour_discovery_carries_nothing_out_of_the_link(node: PolicyNode) -
     """
     web, there = Wire(node.places["web"]), Wire(node.world)
     other = Wire(node.places["db"])
-    own = address(node, "web")
+    own = node.address("web", V6)
     numbers = itertools.count()
     with wires(web, there, other), icmpv6_on_the_node() as on_the_node:
-        for destination in (WORLD[V6], address(node, "db"), NODE[V6], "ff05::1", "ff0e::1"):
+        for destination in (WORLD[V6], node.address("db", V6), NODE[V6], "ff05::1", "ff0e::1"):
             for kind in (SOLICIT_ROUTER, SOLICIT, ADVERTISE):
-                for source in (own, "2001:db8:bad::1", address(node, "db"), "fe80::7", "::", GATEWAY[V6]):
+                for source in (own, "2001:db8:bad::1", node.address("db", V6), "fe80::7", "::", GATEWAY[V6]):
                     message = neighbour_discovery(kind, source, destination, data=SECRET)
                     for hop_limit in (64, 255):
                         web.send(ipv6(source, destination, message, hop_limit=hop_limit))
@@ -122,7 +118,7 @@ def test_neighbour_discovery_carries_nothing_out_of_the_link(node: PolicyNode) -
             assert secrets(there.until(word)) == []
         assert secrets(heard_by(on_the_node)) == []
         other_word = b"end of what came to db"
-        node_to_db(address(node, "db"), other_word)
+        node_to_db(node.address("db", V6), other_word)
         assert secrets(other.until(other_word)) == []
 
 
@@ -130,7 +126,7 @@ def test_neighbour_discovery_carries_nothing_out_of_the_link(node: PolicyNode) -
 def test_icmp_errors_about_others_connections_carry_nothing(node: PolicyNode, family: Family) -> None:
     """conntrack calls an error RELATED to the connection that it quotes, whoever sends it."""
     web, there, other = Wire(node.places["web"]), Wire(node.world), Wire(node.places["tool"])
-    own, tool, world = address(node, "web", family), address(node, "tool", family), WORLD[family]
+    own, tool, world = node.address("web", family), node.address("tool", family), WORLD[family]
     with wires(web, there, other):
         word = last_word(node, other, 1, family, "tool")  # the other pod's connection with the world
         there.until(word)
@@ -155,7 +151,7 @@ def node_to_db(there: str, data: bytes) -> None:
 
 
 def test_on_the_link_it_needs_the_pods_own_source_and_the_full_hop_limit(node: PolicyNode) -> None:
-    own, gateway = address(node, "web"), GATEWAY[V6]
+    own, gateway = node.address("web", V6), GATEWAY[V6]
     group = "ff02::1:ff00:1"
     web, there = Wire(node.places["web"]), Wire(node.world)
     with wires(web, there), icmpv6_on_the_node() as on_the_node:
@@ -171,7 +167,7 @@ def test_on_the_link_it_needs_the_pods_own_source_and_the_full_hop_limit(node: P
             ("::", "ff02::1", SOLICIT, 255, False),
             ("::", group, ADVERTISE, 255, False),
             ("fe80::7", gateway, SOLICIT, 255, False),
-            (address(node, "db"), gateway, SOLICIT, 255, False),
+            (node.address("db", V6), gateway, SOLICIT, 255, False),
             ("2001:db8:bad::1", group, SOLICIT, 255, False),
         )
         for number, (source, destination, kind, hop_limit, passes) in enumerate(tries):
@@ -190,7 +186,7 @@ def test_on_the_link_it_needs_the_pods_own_source_and_the_full_hop_limit(node: P
 
 def test_forged_solicitations_do_not_fill_the_nodes_neighbour_table(node: PolicyNode) -> None:
     web, there = Wire(node.places["web"]), Wire(node.world)
-    own = address(node, "web")
+    own = node.address("web", V6)
     with wires(web, there):
         for number in range(600):
             for source in (f"fe80::bad:{number:x}", f"fd00:1::bad:{number:x}", f"2001:db8:bad::{number:x}"):
@@ -219,12 +215,12 @@ def test_forged_solicitations_do_not_fill_the_nodes_neighbour_table(node: Policy
         there.until(last_word(node, with_gateway, 2))
         with_gateway.close()
     entries = json.loads(run("ip", "-json", "-4", "neigh", "show", "dev", interface_name("web", "eth0")))
-    assert {entry["dst"] for entry in entries} <= {address(node, "web", V4)}
+    assert {entry["dst"] for entry in entries} <= {node.address("web", V4)}
 
 
 @pytest.mark.parametrize("lost", ["node", "pod"])
 def test_neighbours_that_are_forgotten_are_found_again(node: PolicyNode, lost: str) -> None:
-    place, own = node.places["web"], address(node, "web")
+    place, own = node.places["web"], node.address("web", V6)
     if lost == "node":
         run("ip", "-6", "neigh", "flush", "dev", interface_name("web", "eth0"))
     else:
@@ -274,7 +270,7 @@ def fragments(
 @pytest.mark.parametrize("family", list(Family), ids=str)
 def test_forged_fragments_carry_nothing(node: PolicyNode, family: Family) -> None:
     web, there = Wire(node.places["web"]), Wire(node.world)
-    own, other = address(node, "web", family), address(node, "db", family)
+    own, other = node.address("web", family), node.address("db", family)
     with wires(web, there):
         for source, (first, last) in itertools.product(
             (own, other), ((True, False), (False, True), (True, True))
@@ -300,7 +296,7 @@ def datagram(family: Family, source: str, destination: str, port: int, data: byt
 @pytest.mark.parametrize("family", list(Family), ids=str)
 def test_a_known_connection_takes_nothing_from_another_pod(node: PolicyNode, family: Family) -> None:
     """Packets of connections that are known are not looked up in the set of bound sources."""
-    own, there, port = address(node, "web", family), WORLD[family], 4000
+    own, there, port = node.address("web", family), WORLD[family], 4000
     other, listening = Wire(node.places["tool"]), Wire(node.world)
     kind = socket.AF_INET6 if family is V6 else socket.AF_INET
     with node.places["web"].enter():
@@ -339,6 +335,6 @@ def test_a_route_that_somebody_adds_gives_a_pod_no_other_source(node: PolicyNode
             assert secrets(listening.until(last_word(node, web, 1, family))) == []
             assert heard_by(on_the_node) == []
             # The same with its own: the test can tell.
-            web.send(datagram(family, address(node, "web", family), NODE[family], OPEN_PORT, SECRET, 4001))
+            web.send(datagram(family, node.address("web", family), NODE[family], OPEN_PORT, SECRET, 4001))
             listening.until(last_word(node, web, 2, family))
             assert heard_by(on_the_node) == [SECRET]

@@ -187,9 +187,7 @@ def test_bgp_has_the_rest(segment: Segment, tmp_path: Path) -> None:
     (tmp_path / "bgp.yaml").write_text(json.dumps({"asNumber": NODE_ASN, "routerID": NODE[V4], "peers": peers}))
     segment.set_node("n2", tuple(NEXT.values()), both)
     segment.set_node("n3", tuple(APART.values()), ELSEWHERE)
-    tor.start()
-    sidecar.start()
-    try:
+    with sidecar, tor:
         ranges = ("--cluster-cidr", "10.0.0.0/8", "--cluster-cidr", "fd00::/16")
         segment.start("--bgp-config", str(tmp_path / "bgp.yaml"), *ranges)
         node.add_pod("web")
@@ -212,6 +210,3 @@ def test_bgp_has_the_rest(segment: Segment, tmp_path: Path) -> None:
         segment.until_gateways(APART)
         segment.until_notices(n3="it is on no link")
         assert segment.gateways(NEXT) == set(both)
-    finally:
-        tor.stop()
-        sidecar.stop()

@@ -36,11 +36,6 @@ SECRET = b"let nobody hear of this"
 OPEN_PORT = 4242
 
 
-@pytest.fixture(params=list(Backend), ids=str)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    return Backend(request.param)
-
-
 # --- what is there -----------------------------------------------------------------------------------
 
 
@@ -183,13 +178,9 @@ def without(backend: Backend, make: MakeNetns, *missing: Feature) -> PolicyNode:
     return node
 
 
-def address(node: PolicyNode, pod: str, family: Family) -> str:
-    return next(a for a in node.pods[pod].addresses if (":" in a) is (family is V6))
-
-
 def word(node: PolicyNode, wire: Wire, pod: str, family: Family, data: bytes) -> bytes:
     """Send what may pass, to the world."""
-    own, there = address(node, pod, family), WORLD[family]
+    own, there = node.address(pod, family), WORLD[family]
     datagram = udp(own, there, OPEN_PORT, data)
     wire.send(ipv6(own, there, datagram, forged.UDP, 64) if family is V6 else ipv4(own, there, datagram))
     return data
@@ -198,7 +189,7 @@ def word(node: PolicyNode, wire: Wire, pod: str, family: Family, data: bytes) ->
 def resolve(node: PolicyNode, pod: str) -> None:
     """Let the pod and the world find each other, before anything is counted."""
     for family in Family:
-        own, there = address(node, pod, family), WORLD[family]
+        own, there = node.address(pod, family), WORLD[family]
         with serve([(node.world, there, Protocol.UDP, OPEN_PORT)]):
             assert attempt([(node.places[pod], Packet(own, there, Protocol.UDP, OPEN_PORT))], 10)
 
@@ -219,11 +210,11 @@ def test_without_bpf_no_icmp_error_of_a_pod_passes(
     node = without(backend, make_netns, Feature.BPF)
     for pod in ("web", "tool"):
         resolve(node, pod)
-    own, world = address(node, "web", family), WORLD[family]
+    own, world = node.address("web", family), WORLD[family]
     web, there = Wire(node.places["web"]), Wire(node.world)
     with wires(web, there):
         there.until(word(node, web, "web", family, b"the connection"))
-        for victim in (address(node, "tool", family), own):
+        for victim in (node.address("tool", family), own):
             quoted = udp(world, victim, 4000, b"reply of it", OPEN_PORT)
             if family is V6:
                 body = b"\0" * 4 + ipv6(world, victim, quoted, forged.UDP, 60) + SECRET
@@ -246,7 +237,7 @@ def test_without_bpf_no_icmp_error_of_a_pod_passes(
 def test_without_hl_neighbour_discovery_works_on_the_link_alone(backend: Backend, make_netns: MakeNetns) -> None:
     node = without(backend, make_netns, Feature.HL)
     resolve(node, "web")
-    own, other, gateway = address(node, "web", V6), address(node, "tool", V6), GATEWAY[V6]
+    own, other, gateway = node.address("web", V6), node.address("tool", V6), GATEWAY[V6]
     web, there = Wire(node.places["web"]), Wire(node.world)
     with wires(web, there), socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as on_node:
         on_node.setblocking(False)
@@ -283,9 +274,9 @@ def test_without_addrtype_the_node_begins_nothing_to_a_restricted_pod(
     ]
     with serve(places):
         for family in Family:
-            with socket.create_connection((address(node, "tool", family), 80), timeout=10):
+            with socket.create_connection((node.address("tool", family), 80), timeout=10):
                 pass
-            with pytest.raises(TimeoutError), socket.create_connection((address(node, "web", family), 80), 2):
+            with pytest.raises(TimeoutError), socket.create_connection((node.address("web", family), 80), 2):
                 pass
     # What the pod itself began with the node gets its answers.
     for kind, family in ((socket.AF_INET, V4), (socket.AF_INET6, V6)):
@@ -314,7 +305,7 @@ def test_without_devgroup_a_renamed_interface_sends_nothing_as_a_pod(
     nobody = "2001:db8:bad::1" if family is V6 else "203.0.113.7"
     tool, web, there = Wire(node.places["tool"]), Wire(node.places["web"]), Wire(node.world)
     with wires(tool, web, there):
-        for source in (address(node, "tool", family), address(node, "web", family), nobody):
+        for source in (node.address("tool", family), node.address("web", family), nobody):
             data, to = SECRET + source.encode(), WORLD[family]
             datagram = udp(source, to, OPEN_PORT, data)
             tool.send(ipv6(source, to, datagram, forged.UDP, 64) if family is V6 else ipv4(source, to, datagram))

@@ -153,14 +153,6 @@ async def agent(place: Place) -> AsyncIterator[Rig]:
         sidecar.stop()
 
 
-def on_node(place: Place, test: Callable[[Rig], object]) -> None:
-    async def main() -> None:
-        async with agent(place) as rig:
-            await test(rig)  # type: ignore[misc]
-
-    asyncio.run(asyncio.wait_for(main(), 90))
-
-
 def answered() -> set[str]:
     """Of which of the node's addresses the far pod answers a datagram, all sent at once."""
     found: set[str] = set()
@@ -180,31 +172,29 @@ def answered() -> set[str]:
     return found
 
 
-def test_flows_leave_a_link_that_loses_its_carrier_at_once_and_come_back(place: Place) -> None:
-    async def test(rig: Rig) -> None:
-        await until(lambda: rig.hops(FAR4) == {"10.10.0.2", "10.11.0.2"})
-        await until(lambda: rig.hops(FAR6) == {"fd10::2", "fd11::2"})
-        before = [place.forwarded(index) for index in (0, 1)]
-        assert await asyncio.to_thread(answered) == set(SOURCES)
-        assert all(place.forwarded(index) > before[index] for index in (0, 1)), "both uplinks carry flows"
-
-        place.carrier(0, "down")
-        await until(lambda: rig.hops(FAR4) == {"10.11.0.2"} and rig.hops(FAR6) == {"fd11::2"}, 10)
-        assert await asyncio.to_thread(answered) == set(SOURCES)
-        lost = [peer for peer in rig.bgp.peers() if peer.address == "10.10.0.2"]
-        assert [peer.established for peer in lost] == [True], "not because the session ended"
-        await until(lambda: "no carrier" in rig.said().get("10.10.0.2", ""))
-
-        place.carrier(0, "up")
-        await until(lambda: rig.hops(FAR4) == {"10.10.0.2", "10.11.0.2"})
-        await until(lambda: rig.hops(FAR6) == {"fd10::2", "fd11::2"}, 60)
-        before = [place.forwarded(index) for index in (0, 1)]
-        assert await asyncio.to_thread(answered) == set(SOURCES)
-        assert all(place.forwarded(index) > before[index] for index in (0, 1))
-        await until(lambda: not rig.said())
-
+async def test_flows_leave_a_link_that_loses_its_carrier_at_once_and_come_back(place: Place) -> None:
     with serve([(place.far, FAR_POD, Protocol.UDP, PORT)]):
-        on_node(place, test)
+        async with agent(place) as rig:
+            await until(lambda: rig.hops(FAR4) == {"10.10.0.2", "10.11.0.2"})
+            await until(lambda: rig.hops(FAR6) == {"fd10::2", "fd11::2"})
+            before = [place.forwarded(index) for index in (0, 1)]
+            assert await asyncio.to_thread(answered) == set(SOURCES)
+            assert all(place.forwarded(index) > before[index] for index in (0, 1)), "both uplinks carry flows"
+
+            place.carrier(0, "down")
+            await until(lambda: rig.hops(FAR4) == {"10.11.0.2"} and rig.hops(FAR6) == {"fd11::2"}, 10)
+            assert await asyncio.to_thread(answered) == set(SOURCES)
+            lost = [peer for peer in rig.bgp.peers() if peer.address == "10.10.0.2"]
+            assert [peer.established for peer in lost] == [True], "not because the session ended"
+            await until(lambda: "no carrier" in rig.said().get("10.10.0.2", ""))
+
+            place.carrier(0, "up")
+            await until(lambda: rig.hops(FAR4) == {"10.10.0.2", "10.11.0.2"})
+            await until(lambda: rig.hops(FAR6) == {"fd10::2", "fd11::2"}, 60)
+            before = [place.forwarded(index) for index in (0, 1)]
+            assert await asyncio.to_thread(answered) == set(SOURCES)
+            assert all(place.forwarded(index) > before[index] for index in (0, 1))
+            await until(lambda: not rig.said())
 
 
 BAD = {
@@ -225,15 +215,14 @@ def announcing(index: int, hops: dict[str, str]) -> str:
     return bird_config(index, routes=routes, hops=wrong)
 
 
-def test_next_hops_that_cannot_be_used_are_left_out_of_the_others(place: Place) -> None:
+async def test_next_hops_that_cannot_be_used_are_left_out_of_the_others(place: Place) -> None:
     """The kernel would refuse the whole route, or a pod be handed what is not its own."""
     wrong = {prefix: hop for prefix, (hop, _) in BAD.items()}
     place.birds[0].write(announcing(0, wrong))
     place.birds[1].write(announcing(1, {}))
     for bird in place.birds:
         bird.birdc("configure")
-
-    async def test(rig: Rig) -> None:
+    async with agent(place) as rig:
         await until(lambda: rig.hops(FAR4) == {"10.10.0.2", "10.11.0.2"})
         await until(lambda: all(rig.hops(prefix) == {"10.11.0.2"} for prefix in BAD))
         await until(lambda: rig.said().keys() >= set(wrong.values()))
@@ -265,15 +254,11 @@ def test_next_hops_that_cannot_be_used_are_left_out_of_the_others(place: Place) 
         run("ip", "address", "del", "198.51.100.7/24", "dev", "tor2")
         await until(lambda: rig.hops("10.244.23.0/24") == set())
 
-    on_node(place, test)
 
-
-def test_next_hop_moves_with_its_subnet_to_another_interface(place: Place) -> None:
-    async def test(rig: Rig) -> None:
+async def test_next_hop_moves_with_its_subnet_to_another_interface(place: Place) -> None:
+    async with agent(place) as rig:
         await until(lambda: rig.hops(FAR4) == {"10.10.0.2", "10.11.0.2"})
         run("ip", "address", "add", "10.10.0.5/29", "dev", "up0")
         await until(lambda: "via 10.10.0.2 dev up0" in run("ip", "route", "show", FAR4, "proto", "89"))
         run("ip", "address", "del", "10.10.0.5/29", "dev", "up0")
         await until(lambda: "via 10.10.0.2 dev tor1" in run("ip", "route", "show", FAR4, "proto", "89"))
-
-    on_node(place, test)

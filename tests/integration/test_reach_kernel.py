@@ -9,7 +9,7 @@ import pytest
 
 from felix_py.dataplane.reach import Hosts, read_links
 from policy.model import Family
-from tests.support.isolate import run
+from tests.support.isolate import run, veth
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -30,9 +30,7 @@ VIA = {Family.V4: "10.77.0.0/24", Family.V6: "fd77::/64"}
 
 def _links(dice: random.Random, family: Family) -> None:
     for name in UPLINKS:
-        run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
-        run("ip", "link", "set", name, "up")
-        run("ip", "link", "set", f"{name}p", "up")
+        veth(name, f"{name}p")
     for subnet in dice.sample(SUBNETS[family], 3):
         address = subnet.format(dice.randint(1, 6))
         words = ["nodad"] if family is Family.V6 else []

@@ -13,7 +13,7 @@ from felix_py.cni.conflist import conflist
 from felix_py.cni.plugin import GRACE
 from felix_py.layout import interface_name
 from felix_py.notices import NoticeKind
-from tests.support.cni import Node, RoutingNetwork, host_interfaces, on_node, pod_args, refused
+from tests.support.cni import Node, RoutingNetwork, host_interfaces, pod_args, refused
 from tests.support.isolate import NetworkNamespace, run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -29,13 +29,13 @@ def links_of(where: Callable[..., str]) -> list[str]:
     return [line.split(": ")[1] for line in where("ip", "-o", "link").splitlines()]
 
 
-def test_interfaces_of_one_sandbox_live_each_by_itself(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_interfaces_of_one_sandbox_live_each_by_itself(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path, RoutingNetwork()), make_netns("pod")
 
     def held_by() -> list[str]:
         return [lease.ifname for lease in node.store.all()]
 
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, "eth0", args=pod_args("web"))
         before = links_of(run), links_of(pod.run), run("ip", "route"), pod.run("ip", "rule"), node.store.all()
         for _ in range(2):
@@ -59,22 +59,18 @@ def test_interfaces_of_one_sandbox_live_each_by_itself(tmp_path: Path, make_netn
         await node.runtime._execute("GC", "felix-py-cni", {}, gc)
         assert held_by() == ["eth0"]
 
-    on_node(node, test)
 
-
-def test_a_sandbox_that_is_lost_with_several_interfaces(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_sandbox_that_is_lost_with_several_interfaces(tmp_path: Path, make_netns: MakeNetns) -> None:
     """While no agent runs; and one interface alone, whose pod lives on."""
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def begin() -> None:
+    async with node:
         for ifname in ("eth0", "net1"):
             await node.runtime.add("c1", pod.path, ifname, args=pod_args("web"))
         run("ip", "link", "del", interface_name("c1", "net1"))
         await node.plugin.look(1000.0)
         await node.plugin.look(1000.0 + GRACE)
         assert held(node) == ["c1", "c1"]  # the pod is here, so its DEL will come
-
-    async def after() -> None:
+    async with node:
         assert [lease.ifname for lease in node.recovered] == ["eth0"]
         run("ip", "link", "del", interface_name("c1", "eth0"))
         node.network.departures = {"web"}
@@ -82,17 +78,13 @@ def test_a_sandbox_that_is_lost_with_several_interfaces(tmp_path: Path, make_net
         await node.plugin.look(1000.0 + GRACE)
         assert held(node) == []
 
-    on_node(node, begin)
-    on_node(node, after)
 
-
-def test_a_container_without_pod_is_released_when_its_interface_is_gone(
+async def test_a_container_without_pod_is_released_when_its_interface_is_gone(
     tmp_path: Path, make_netns: MakeNetns
 ) -> None:
     node, places = Node(tmp_path), [make_netns(name) for name in ("one", "two")]
     node.containers = True
-
-    async def test() -> None:
+    async with node:
         for number, place in enumerate(places):
             await node.runtime.add(f"c{number}", place.path)
         places[0].close()
@@ -103,11 +95,11 @@ def test_a_container_without_pod_is_released_when_its_interface_is_gone(
         assert held(node) == ["c1"]
         assert not node.said(NoticeKind.LOST_SANDBOX)
 
-    on_node(node, test)
-
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_a_pod_that_another_plugin_has_connected(tmp_path: Path, make_netns: MakeNetns, asked: bool) -> None:
+async def test_a_pod_that_another_plugin_has_connected(
+    tmp_path: Path, make_netns: MakeNetns, asked: bool
+) -> None:
     """It can have an interface of ours beside, but not a second default route."""
     node, pod = Node(tmp_path), make_netns("pod")
     pod.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other")
@@ -119,8 +111,7 @@ def test_a_pod_that_another_plugin_has_connected(tmp_path: Path, make_netns: Mak
     if asked:
         network["plugins"][0]["isDefaultGateway"] = True
     node.configure(json.dumps(network))
-
-    async def test() -> None:
+    async with node:
         before = links_of(pod.run), pod.run("ip", "route")
         adding = node.runtime.add("c1", pod.path, "net1", args=pod_args("web"))
         if not asked:
@@ -133,5 +124,3 @@ def test_a_pod_that_another_plugin_has_connected(tmp_path: Path, make_netns: Mak
         assert before == (links_of(pod.run), pod.run("ip", "route"))
         assert not host_interfaces()
         assert not node.store.all()
-
-    on_node(node, test)

@@ -27,7 +27,6 @@ from tests.support.cni import (
     RoutingNetwork,
     addresses,
     host_interfaces,
-    on_node,
     pod_args,
     refused,
 )
@@ -49,12 +48,11 @@ def held(node: Node) -> list[str]:
 # --- lost sandboxes ----------------------------------------------------------------------------------
 
 
-def test_a_sandbox_that_is_lost_is_released_in_time(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_sandbox_that_is_lost_is_released_in_time(tmp_path: Path, make_netns: MakeNetns) -> None:
     """Its namespace is gone, its pod too, and no DEL comes: only after the grace, and only if both hold."""
     node = Node(tmp_path)
     pods = {name: make_netns(name) for name in ("kept", "known", "lost")}
-
-    async def test() -> None:
+    async with node:
         for name, pod in pods.items():
             await node.runtime.add(name, pod.path, args=pod_args(name))
         for name in ("known", "lost"):
@@ -74,10 +72,8 @@ def test_a_sandbox_that_is_lost_is_released_in_time(tmp_path: Path, make_netns: 
         await node.plugin.look(1000.0 + 2 * GRACE)
         assert not node.said(NoticeKind.LOST_SANDBOX)
 
-    on_node(node, test)
 
-
-def test_a_del_that_another_plugin_has_refused_before_ours_was_called(
+async def test_a_del_that_another_plugin_has_refused_before_ours_was_called(
     tmp_path: Path, make_netns: MakeNetns
 ) -> None:
     """Plugins are deleted in reverse order, and after an ADD that has failed containerd does not repeat a DEL."""
@@ -86,8 +82,7 @@ def test_a_del_that_another_plugin_has_refused_before_ours_was_called(
     refusing.write_text("""#!/bin/sh\necho '{"cniVersion": "1.0.0", "code": 11, "msg": "busy"}'\nexit 1\n""")
     refusing.chmod(0o755)
     node.configure(conflist(["refusing"]))
-
-    async def test() -> None:
+    async with node:
         await refused(node.runtime.add("c1", pod.path, args=pod_args("web")), 11, "busy")
         await refused(node.runtime.delete("c1"), 11, "busy")
         assert held(node) == ["c1"]
@@ -100,18 +95,17 @@ def test_a_del_that_another_plugin_has_refused_before_ours_was_called(
         assert held(node) == []
         assert node.network.enforced == {}
 
-    on_node(node, test)
 
-
-def test_a_lost_sandbox_leaves_nothing_at_another_ipam_plugin(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_lost_sandbox_leaves_nothing_at_another_ipam_plugin(
+    tmp_path: Path, make_netns: MakeNetns
+) -> None:
     node = Node(tmp_path)
     network = json.loads(conflist())
     data = tmp_path / "host-local"
     ranges = [[{"subnet": "10.66.0.0/24"}]]
     network["plugins"][0]["ipam"] = {"type": "host-local", "dataDir": str(data), "ranges": ranges}
     node.configure(json.dumps(network))
-
-    async def test() -> None:
+    async with node:
         for name in ("lost", "freed"):
             await node.runtime.add(name, make_netns(name).path, args=pod_args(name))
             run("ip", "link", "del", interface_name(name, "eth0"))
@@ -124,14 +118,11 @@ def test_a_lost_sandbox_leaves_nothing_at_another_ipam_plugin(tmp_path: Path, ma
         await node.plugin.free(node.store.all()[0])
         assert not (data / "felix-py/10.66.0.3").exists()
 
-    on_node(node, test)
 
-
-def test_the_grace_begins_with_the_loss(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_the_grace_begins_with_the_loss(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     node.network.departures = {"web"}
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         await node.plugin.look(1000.0)
         run("ip", "link", "del", interface_name("c1", "eth0"))
@@ -141,13 +132,10 @@ def test_the_grace_begins_with_the_loss(tmp_path: Path, make_netns: MakeNetns) -
         await node.plugin.look(1000.0 + 2 * GRACE)
         assert held(node) == []
 
-    on_node(node, test)
 
-
-def test_a_label_that_somebody_took_away_is_set_again(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_label_that_somebody_took_away_is_set_again(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         host = interface_name("c1", "eth0")
         before = run("ip", "link", "show", "dev", host)
@@ -156,15 +144,12 @@ def test_a_label_that_somebody_took_away_is_set_again(tmp_path: Path, make_netns
         await node.plugin.look()
         assert run("ip", "link", "show", "dev", host) == before
 
-    on_node(node, test)
 
-
-def test_addresses_in_use_are_looked_after(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_addresses_in_use_are_looked_after(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod = Node(tmp_path, RoutingNetwork()), make_netns("pod")
     run("ip", "addr", "add", "10.65.0.1/32", "dev", "lo")
     run("ip", "route", "add", "10.65.0.64/26", "dev", "lo")
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         with pytest.raises(PluginError):
             await node.runtime.add("c2", pod.path, args=pod_args("two"), capabilities={"ips": ["10.65.0.70"]})
@@ -184,8 +169,6 @@ def test_addresses_in_use_are_looked_after(tmp_path: Path, make_netns: MakeNetns
         run("ip", "route", "del", "local", "10.65.0.0/28", "dev", "lo")
         await node.plugin.look()
         assert not node.said(NoticeKind.ADDRESS_IN_USE)
-
-    on_node(node, test)
 
 
 # --- a full disk -------------------------------------------------------------------------------------
@@ -208,13 +191,12 @@ def fill(disk: Path) -> Path:
 
 
 @pytest.mark.parametrize("journal", [True, False])
-def test_a_full_disk_keeps_no_pod(disk: Path, tmp_path: Path, make_netns: MakeNetns, journal: bool) -> None:
+async def test_a_full_disk_keeps_no_pod(disk: Path, tmp_path: Path, make_netns: MakeNetns, journal: bool) -> None:
     """Without a journal that has its room already nothing can be written, not even that a lease is gone."""
     node = Node(tmp_path)
     node.database = disk / "leases.db"
     pods = [make_netns(f"p{number}") for number in range(3)]
-
-    async def test() -> None:
+    async with node:
         for number in (0, 1):
             await node.runtime.add(f"c{number}", pods[number].path, args=pod_args(f"web-{number}"))
         if not journal:
@@ -243,11 +225,9 @@ def test_a_full_disk_keeps_no_pod(disk: Path, tmp_path: Path, make_netns: MakeNe
         assert held(node) == ["c1"]
         assert addresses(await node.runtime.add("c2", pods[2].path, args=pod_args("web-2")))[0] == "10.65.0.3"
 
-    on_node(node, test)
-
 
 @pytest.mark.parametrize("another", [False, True], ids=["the next look", "another pod's ADD first"])
-def test_a_disk_that_cannot_be_written_to_keeps_no_pod(
+async def test_a_disk_that_cannot_be_written_to_keeps_no_pod(
     tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch, another: bool
 ) -> None:
     node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
@@ -255,7 +235,7 @@ def test_a_disk_that_cannot_be_written_to_keeps_no_pod(
     def broken(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         with monkeypatch.context() as disk:
             disk.setattr(os, "fdatasync", broken)
@@ -269,16 +249,13 @@ def test_a_disk_that_cannot_be_written_to_keeps_no_pod(
         await status(node)
         assert held(node) == (["c2"] if another else [])
 
-    on_node(node, test)
 
-
-def test_a_full_disk_keeps_no_node_from_coming_up_after_a_reboot(
+async def test_a_full_disk_keeps_no_node_from_coming_up_after_a_reboot(
     disk: Path, tmp_path: Path, make_netns: MakeNetns
 ) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     node.database = disk / "leases.db"
-
-    async def test() -> None:
+    async with node:
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
         fill(disk)
         await node.stop()
@@ -287,13 +264,11 @@ def test_a_full_disk_keeps_no_node_from_coming_up_after_a_reboot(
         assert not node.store.all()
         assert not node.notices.all()
 
-    on_node(node, test)
-
 
 # --- other plugins -----------------------------------------------------------------------------------
 
 
-def test_delegated_addresses_need_no_pod_cidr(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_delegated_addresses_need_no_pod_cidr(tmp_path: Path, make_netns: MakeNetns) -> None:
     node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
     node.network.cidrs = ()
     network = json.loads(conflist())
@@ -303,8 +278,7 @@ def test_delegated_addresses_need_no_pod_cidr(tmp_path: Path, make_netns: MakeNe
         "dataDir": str(tmp_path / "host-local"),
         "ranges": [[{"subnet": "10.66.0.0/24"}]],
     }
-
-    async def test() -> None:
+    async with node:
         await refused(node.runtime.add("c2", other.path, args=pod_args("two")), 102, "no podCIDRs yet")
         await refused(status(node), 50, "no podCIDRs yet")
         node.configure(json.dumps(network))
@@ -312,10 +286,8 @@ def test_delegated_addresses_need_no_pod_cidr(tmp_path: Path, make_netns: MakeNe
         await node.runtime.delete("c1")
         assert not node.store.all()
 
-    on_node(node, test)
 
-
-def test_a_chained_plugin_that_is_not_installed(tmp_path: Path, make_netns: MakeNetns) -> None:
+async def test_a_chained_plugin_that_is_not_installed(tmp_path: Path, make_netns: MakeNetns) -> None:
     """It comes and goes: the list follows, pods can be deleted, STATUS says it."""
     node, pod, other = Node(tmp_path), make_netns("pod"), make_netns("other")
     node.chained = ("portmap",)
@@ -335,7 +307,7 @@ def test_a_chained_plugin_that_is_not_installed(tmp_path: Path, make_netns: Make
         node.configure(text)
         node.runtime._bin_dirs = (node.bin_dir,)
 
-    async def test() -> None:
+    async with node:
         shutil.copy(STANDARD_PLUGINS / "portmap", node.bin_dir)
         await current()
         assert plugins() == ["felix-py-cni", "portmap"]
@@ -361,8 +333,6 @@ def test_a_chained_plugin_that_is_not_installed(tmp_path: Path, make_netns: Make
         await current()
         assert plugins() == ["felix-py-cni", "portmap"]
         assert not notices.all()
-
-    on_node(node, test)
 
 
 @pytest.mark.parametrize(
@@ -450,19 +420,16 @@ def test_pods_have_the_mtu_of_what_carries_the_nodes_traffic(
 
 
 @pytest.mark.parametrize(("uplink", "cidrs", "mtu"), [(1000, ("10.65.0.0/24",), 1000), (1000, None, 1280)])
-def test_families_keep_the_least_mtu_they_need(
+async def test_families_keep_the_least_mtu_they_need(
     tmp_path: Path, make_netns: MakeNetns, uplink: int, cidrs: tuple[str, ...] | None, mtu: int
 ) -> None:
     node, pod = Node(tmp_path), make_netns("pod")
     node.network.mtu = lambda: uplink  # type: ignore[method-assign]
     if cidrs:
         node.network.cidrs = cidrs
-
-    async def test() -> None:
+    async with node:
         result = await node.runtime.add("c1", pod.path, args=pod_args("web"))
         assert f"mtu {mtu}" in pod.run("ip", "link", "show", "eth0")
         assert len(addresses(result)) == len(
             pod.run("ip", "-o", "addr", "show", "eth0", "scope", "global").splitlines()
         )
-
-    on_node(node, test)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from felix_py.records import Backend
 from lab.runtime import CNIRuntime, PluginError
 from policy.model import Family, Packet, Protocol
 from tests.support import faults
-from tests.support.cni import addresses, host_interfaces, pod_args
+from tests.support.cni import STANDARD_PLUGINS, WaitingRuntime, addresses, host_interfaces, pod_args
 from tests.support.fakeapi import PODS
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import LiveNode
@@ -48,7 +47,7 @@ class Node(LiveNode):
         ]
         network = {"cniVersion": "1.0.0", "name": "second", "plugins": plugins}
         (second / "second.conflist").write_text(json.dumps(network))
-        self._second = CNIRuntime(second, [folder / "bin", Path("/usr/lib/cni")])
+        self._second = WaitingRuntime(CNIRuntime(second, [folder / "bin", STANDARD_PLUGINS]))
 
     def connect(self, name: str, **labels: str) -> None:
         self.add_pod(name, **labels)
@@ -56,28 +55,28 @@ class Node(LiveNode):
 
     def connect_first_again(self, name: str, **labels: str) -> None:
         """In the same namespace."""
-        adding = self._runtime.add(name, self.places[name].path, args=pod_args(name, "shop"))
-        self.ends[name, "eth0"] = addresses(asyncio.run(adding))
+        added = self._runtime.add(name, self.places[name].path, args=pod_args(name, "shop"))
+        self.ends[name, "eth0"] = addresses(added)
         self.addresses[name] = dict(zip(Family, self.ends[name, "eth0"], strict=True))
         self.relabel(name, **labels)
 
     def connect_plain(self, name: str, place: NetworkNamespace) -> None:
         """A container that is no pod's."""
-        self.ends[name, "eth0"] = addresses(asyncio.run(self._runtime.add(name, place.path)))
+        self.ends[name, "eth0"] = addresses(self._runtime.add(name, place.path))
 
     def connect_again(self, name: str, args: dict[str, str] | None = None) -> dict[str, Any]:
         """By the second network list, as another interface."""
         args = pod_args(name, "shop") if args is None else args
-        result = asyncio.run(self._second.add(name, self.places[name].path, "net1", args=args))
+        result = self._second.add(name, self.places[name].path, "net1", args=args)
         self.ends[name, "net1"] = addresses(result)
         return result
 
     def check(self, name: str) -> None:
-        asyncio.run(self._second.check(name, "net1"))
+        self._second.check(name, "net1")
 
     def disconnect(self, name: str, ifname: str) -> None:
         runtime = self._runtime if ifname == "eth0" else self._second
-        asyncio.run(runtime.delete(name, ifname))
+        runtime.delete(name, ifname)
         del self.ends[name, ifname]
 
     def reached(self, names: Iterable[str]) -> Counter[tuple[End, End]]:

@@ -7,14 +7,14 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bgp import bridge
 from bgp.sidecar import CONFIG
-from tests.support.bgp import NODE4, NODE_ASN, ROOT, TOR4, TOR_ASN, agent, config, link
+from tests.support.bgp import NODE4, NODE_ASN, ROOT, TOR4, TOR_ASN, agent, config
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import eventually, until
@@ -60,22 +60,26 @@ def server(pid: int) -> int:
     return 0
 
 
-async def configured(run_dir: Path) -> None:
-    """Have an agent write a configuration, and leave."""
+@pytest.fixture
+async def configured(netns: None, tmp_path: Path) -> Path:
+    """A run folder in which an agent has written a configuration; it has left."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
     run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
     run("ip", "address", "add", "10.9.0.1/24", "dev", "up0")
     run("ip", "link", "set", "up0", "up")
     async with agent(run_dir, config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN})):
         await until((run_dir / CONFIG).exists)
+    return run_dir
 
 
 @pytest.mark.parametrize("how", COMMANDS)
-def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path, how: str) -> None:
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    asyncio.run(configured(run_dir))
+def test_a_log_that_nobody_reads_stops_nothing(configured: Path, how: str) -> None:
     reader, writer = os.pipe()
-    with contextlib.closing(os.fdopen(reader, "rb")) as log, sidecar(COMMANDS[how], run_dir, writer) as process:
+    with (
+        contextlib.closing(os.fdopen(reader, "rb")) as log,
+        sidecar(COMMANDS[how], configured, writer) as process,
+    ):
         os.set_blocking(writer, False)
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -93,12 +97,9 @@ def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path, how: str) -> None
         assert process.wait(10) == 0
 
 
-def test_log_to_a_full_device(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    asyncio.run(configured(run_dir))
+def test_log_to_a_full_device(configured: Path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
-    with sidecar(COMMANDS["module"], run_dir, full) as process:
+    with sidecar(COMMANDS["module"], configured, full) as process:
         os.close(full)
         eventually(lambda: server(process.pid), 20)
         process.terminate()
@@ -115,19 +116,18 @@ def test_the_command_keeps_none_of_the_command_lines_libraries(tmp_path: Path) -
         assert rss < 25e6, "it was 42 MB"
 
 
-def test_idling_is_cheap(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> None:
+async def test_idling_is_cheap(tmp_path: Path, tor: NetworkNamespace) -> None:
     """Voluntary switches are turns of a loop: a count that no load on the machine makes larger."""
-    tor_netns = make_netns("tor")
-    link(tor_netns)
-    tor = Bird(tor_netns, tmp_path / "tor", TOR)
-    tor.start()
     run_dir = tmp_path / "run"
 
     def turns(pid: int) -> int:
         status = Path(f"/proc/{pid}/status").read_text()
         return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
-    async def scenario(process: subprocess.Popen[bytes]) -> None:
+    with (
+        Bird(tor, tmp_path / "tor", TOR),
+        sidecar(COMMANDS["module"], run_dir, subprocess.DEVNULL) as process,
+    ):
         async with agent(run_dir, config({"peerIP": TOR4, "asNumber": TOR_ASN}), announce=set()) as node:
             await until(node.up, 60)
             await asyncio.sleep(bridge._START + bridge._CHANGE)  # sessions may come and go, so it is quick
@@ -139,9 +139,3 @@ def test_idling_is_cheap(tmp_path: Path, make_netns: Callable[[str], NetworkName
             assert grown[process.pid] <= 15, grown
             assert grown[exabgp] <= 150, grown  # of a hundred a second as it comes
             assert grown[helper] <= 50, grown
-
-    try:
-        with sidecar(COMMANDS["module"], run_dir, subprocess.DEVNULL) as process:
-            asyncio.run(scenario(process))
-    finally:
-        tor.stop()

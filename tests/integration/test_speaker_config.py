@@ -12,7 +12,7 @@ from bgp.fields import BGPConfigError
 from bgp.sidecar import CONFIG
 from felix_py.speaker import load_bgp_config
 from tests.support.bgp import TOR_ASN, agent, config
-from tests.support.isolate import run
+from tests.support.isolate import run, veth
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -20,16 +20,9 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 SECRET = "s3cret"
 
 
-def interface(name: str, address: str) -> None:
-    run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
-    run("ip", "address", "add", address, "dev", name)
-    for end in (name, f"{name}p"):
-        run("ip", "link", "set", end, "up")
-
-
 async def test_peer_without_a_route_waits_outside_and_is_shown(tmp_path: Path) -> None:
     file = tmp_path / CONFIG
-    interface("near", "10.9.0.1/24")
+    veth("near", "nearp", "10.9.0.1/24")
     both = config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN}, {"peerIP": "10.10.0.2", "asNumber": 65100})
     async with agent(tmp_path, both) as node:
         await until(file.exists)
@@ -39,14 +32,14 @@ async def test_peer_without_a_route_waits_outside_and_is_shown(tmp_path: Path) -
             ("10.9.0.2", ""),
             ("10.10.0.2", "no route to it"),
         ]
-        interface("far", "10.10.0.1/24")
+        veth("far", "farp", "10.10.0.1/24")
         await until(lambda: "  local-address 10.10.0.1;\n" in file.read_text())
 
 
 async def test_source_address_outlives_a_link_that_flaps(tmp_path: Path) -> None:
     file = tmp_path / CONFIG
-    interface("near", "10.9.0.1/24")
-    interface("other", "10.10.0.1/24")
+    veth("near", "nearp", "10.9.0.1/24")
+    veth("other", "otherp", "10.10.0.1/24")
     run("ip", "route", "add", "default", "via", "10.10.0.2")
     async with agent(tmp_path, config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN})) as node:
         await until(file.exists)
@@ -65,7 +58,7 @@ async def test_file_is_for_the_folders_owner_only(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     run("chown", "1234:2345", str(shared))
-    interface("near", "10.9.0.1/24")
+    veth("near", "nearp", "10.9.0.1/24")
 
     wanted = config({"peerIP": "10.9.0.2", "asNumber": TOR_ASN, "password": SECRET})
     async with agent(shared, wanted):

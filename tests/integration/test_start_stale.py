@@ -79,12 +79,8 @@ def silent_sidecar(folder: Path) -> Iterator[None]:
 @contextmanager
 def peer_down(folder: Path) -> Iterator[None]:
     """The real sidecar and ExaBGP; nobody speaks BGP at the peers' addresses."""
-    sidecar = Sidecar(folder)
-    sidecar.start()
-    try:
+    with Sidecar(folder):
         yield
-    finally:
-        sidecar.stop()
 
 
 @contextmanager

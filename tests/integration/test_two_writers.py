@@ -40,11 +40,6 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns"), pytest.mark.ti
 MakeNetns = Callable[[str], NetworkNamespace]
 
 
-@pytest.fixture(params=list(Backend), ids=str)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    return Backend(request.param)
-
-
 class Other:
     """The process, and what it has reported so far."""
 

@@ -60,10 +60,6 @@ def node(request: pytest.FixtureRequest, make_netns: Callable[[str], NetworkName
     node.kernel.close()
 
 
-def address(node: PolicyNode, pod: str, family: Family) -> str:
-    return next(a for a in node.pods[pod].addresses if (":" in a) is (family is V6))
-
-
 def datagram(source: str, destination: str, data: bytes) -> bytes:
     payload = udp(source, destination, PORT, data)
     if ":" in source:
@@ -85,7 +81,7 @@ def mac_of(interface: str) -> str:
 @pytest.mark.parametrize("family", list(Family), ids=str)
 def test_nobody_outside_poses_as_a_pod(node: PolicyNode, family: Family) -> None:
     """By the uplink, to another pod and to the node itself; the pod's policy would have let it."""
-    web, tool = address(node, "web", family), address(node, "tool", family)
+    web, tool = node.address("web", family), node.address("tool", family)
     outside, inside = Wire(node.world, towards=mac_of("up0")), Wire(node.places["tool"])
     kind = socket.AF_INET6 if family is V6 else socket.AF_INET
     with wires(outside, inside), socket.socket(kind, socket.SOCK_DGRAM) as on_the_node:
@@ -104,7 +100,7 @@ def test_nobody_outside_poses_as_a_pod(node: PolicyNode, family: Family) -> None
 
 @pytest.mark.parametrize("family", list(Family), ids=str)
 def test_nor_does_anybody_by_loopback(node: PolicyNode, family: Family) -> None:
-    web = address(node, "web", family)
+    web = node.address("web", family)
     kind = socket.AF_INET6 if family is V6 else socket.AF_INET
     sysctl.write("ipv4/conf/lo/accept_local", "1")
     with socket.socket(kind, socket.SOCK_DGRAM) as on_the_node:
@@ -128,7 +124,7 @@ def test_an_interface_that_is_not_what_it_was_is_shut_by_the_rules_alone(node: P
     web, tool = node.places["web"], node.places["tool"]
     tries = []
     for family in Family:
-        own, other = address(node, "web", family), address(node, "tool", family)
+        own, other = node.address("web", family), node.address("tool", family)
         for port in (80, 81):
             tries += [
                 (web, Packet(own, WORLD[family], TCP, port)),
@@ -157,7 +153,7 @@ def test_an_interface_that_is_not_what_it_was_is_shut_by_the_rules_alone(node: P
             run("ip", "link", "set", name, "master", "br0")
             # As somebody would who believes that a bridge is what pods need.
             for family in Family:
-                own = address(node, "web", family)
+                own = node.address("web", family)
                 run("ip", "route", "replace", f"{own}/{family.bits}", "dev", "br0")
             run("ip", "-6", "addr", "add", "fe80::1/64", "dev", "br0", "nodad")
             run("ip", "link", "set", "br0", "address", "ee:ee:ee:ee:ee:ee")
@@ -170,7 +166,7 @@ def test_a_renamed_interface_lets_no_forged_source_out(node: PolicyNode, family:
     name = interface_name("web", "eth0")
     for setting in ("all", name):
         sysctl.write(f"ipv4/conf/{setting}/rp_filter", "0")
-    own = address(node, "web", family)
+    own = node.address("web", family)
     assert attempt_udp(node, family)
     run("ip", "link", "set", name, "name", "pod0")
     web, there = Wire(node.places["web"]), Wire(node.world)
@@ -184,7 +180,7 @@ def test_a_renamed_interface_lets_no_forged_source_out(node: PolicyNode, family:
 
 def attempt_udp(node: PolicyNode, family: Family) -> bool:
     """Whether the pod reaches the world, and so whether every address on the way is resolved."""
-    own = address(node, "web", family)
+    own = node.address("web", family)
     with serve([(node.world, WORLD[family], UDP, PORT)]):
         return bool(attempt([(node.places["web"], Packet(own, WORLD[family], UDP, PORT))], 10))
 
@@ -197,7 +193,7 @@ def test_what_the_node_sends_in_anothers_name_does_not_pass_where_policy_would_b
     node.add_pod("dev", "free", app="free")
     node.apply_policy(NOT_TO_WORLD)
     node.apply_policy(NOT_IN)
-    web, tool, free, world = (address(node, pod, family) for pod in ("web", "tool", "free", "web"))
+    web, tool, free, world = (node.address(pod, family) for pod in ("web", "tool", "free", "web"))
     world = WORLD[family]
     # The node finds its pods' link addresses, from its own address, whatever policy says.
     for pod in (web, tool, free):
@@ -277,7 +273,7 @@ def test_beside_kube_proxy_in_nftables_mode_policy_judges_the_endpoint(node: Pol
     from_dev = PolicyRule((PodPeer(labelled(team="dev"), None),), (Port(TCP, 80),))
     node.apply_policy(NetworkPolicy("shop", "from-dev", EVERYTHING, ingress=(from_dev,)))
     service = "10.96.0.10" if family is V4 else "fd00:96::10"
-    web, tool, api = (address(node, pod, family) for pod in ("web", "tool", "api"))
+    web, tool, api = (node.address(pod, family) for pod in ("web", "tool", "api"))
     to = f"{web}:80" if family is V4 else f"[{web}]:80"
     names = {"ip": "ip" if family is V4 else "ip6", "addr": f"ipv{family}_addr"}
     run("nft", "-f", "-", stdin=NFT_PROXY.format(service=service, pod=web, to=to, **names))
@@ -301,7 +297,7 @@ def test_services_work_as_before(node: PolicyNode, family: Family) -> None:
     node.apply_policy(NOT_IN)
     tool = "iptables" if family is V4 else "ip6tables"
     service = "10.96.0.10" if family is V4 else "fd00:96::10"
-    web, other = address(node, "web", family), address(node, "tool", family)
+    web, other = node.address("web", family), node.address("tool", family)
     nat = f"{tool}-{node.backend.value}", "-w", "-t", "nat"
     for chain in ("PREROUTING", "OUTPUT"):
         to = f"{web}:80" if family is V4 else f"[{web}]:80"

@@ -92,6 +92,7 @@ class Node:
         self.programs = {of: mirror.program() for of, mirror in self.world.mirrors.items()}
 
     def revoke(self) -> None:
+        # The steps that hypothesis makes up are no coroutines, and a pass leaves nothing to its loop.
         asyncio.run(self.revoker._pass(self.due.take()))
 
     def local(self) -> set[str]:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import structlog
 
@@ -63,6 +65,15 @@ class Sidecar:
     def log(self) -> str:
         """Everything any incarnation has logged."""
         return (self.run_dir.parent / "sidecar.log").read_text()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Start it; ExaBGP follows once there is a configuration."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from tests.support.bgp import Sidecar, link
+from tests.support.bgp import Sidecar
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
 
@@ -36,21 +34,3 @@ class Rack:
 
     def withdrawals(self) -> int:
         return self.tor.withdrawals("node4") + self.tor.withdrawals("node6")
-
-
-R = TypeVar("R", bound=Rack)
-
-
-def started(
-    kind: type[R], folder: Path, make_netns: Callable[[str], NetworkNamespace], bird_config: str
-) -> Iterator[R]:
-    """A rack, for a fixture; the test is in a network namespace of its own, which is the node's."""
-    tor_netns = make_netns("tor")
-    link(tor_netns)
-    tor = Bird(tor_netns, folder / "tor", bird_config)
-    tor.start()
-    sidecar = Sidecar(folder / "run")
-    sidecar.start()
-    yield kind(sidecar, tor, tor_netns, folder)
-    sidecar.stop()
-    tor.stop()

@@ -8,6 +8,8 @@ import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -57,6 +59,15 @@ class Bird:
     def write(self, config: str) -> None:
         """Replace the configuration file; a running BIRD takes it with ``birdc configure``."""
         (self._folder / "bird.conf").write_text(config)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Start and wait until it answers."""

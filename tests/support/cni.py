@@ -7,7 +7,7 @@ import atexit
 import functools
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -142,14 +142,26 @@ class Node:
         }
 
 
-def on_node(node: Node, test: Callable[[], Awaitable[None]]) -> None:
-    """Run a test on the event loop of a node that is up meanwhile."""
+class WaitingRuntime:
+    """A runtime whose calls return when they are done, each on a loop of its own: tests of an agent that is a
+    process are no coroutines."""
 
-    async def main() -> None:
-        async with node:
-            await test()
+    def __init__(self, runtime: CNIRuntime) -> None:
+        self._calls = runtime
 
-    asyncio.run(main())
+    def add(
+        self, container: str, netns: str, ifname: str = "eth0", args: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """The result of ADD; raises PluginError."""
+        return asyncio.run(self._calls.add(container, netns, ifname, args))
+
+    def check(self, container: str, ifname: str = "eth0") -> None:
+        """CHECK; raises PluginError."""
+        asyncio.run(self._calls.check(container, ifname))
+
+    def delete(self, container: str, ifname: str = "eth0") -> None:
+        """DEL; raises PluginError."""
+        asyncio.run(self._calls.delete(container, ifname))
 
 
 async def refused(call: Awaitable[object], code: int, words: str) -> PluginError:

@@ -63,10 +63,8 @@ def declared_agent(folder: Path, **options: Any) -> Iterator[DeclaredAgent]:
             api.install(path)
         api.serve(SECRETS)
         agent = DeclaredAgent(folder, api, **options)
-        agent.sidecar = Sidecar(agent.run_dir / "bgp")
-        agent.sidecar.start()
-        try:
-            yield agent
-        finally:
-            agent.close()
-            agent.sidecar.stop()
+        with Sidecar(agent.run_dir / "bgp") as agent.sidecar:
+            try:
+                yield agent
+            finally:
+                agent.close()

@@ -76,6 +76,15 @@ def new_netns() -> Iterator[None]:
         os.close(before)
 
 
+def veth(name: str, peer: str, *addresses: str) -> None:
+    """A pair of interfaces in the current namespace, both up; ``addresses`` (with lengths) are of ``name``."""
+    run("ip", "link", "add", name, "type", "veth", "peer", "name", peer)
+    for end in (peer, name):
+        run("ip", "link", "set", end, "up")
+    for address in addresses:
+        run("ip", "address", "add", address, "dev", name, *(["nodad"] if ":" in address else []))
+
+
 class NetworkNamespace:
     """A named network namespace (``ip netns``) that a test made; the name is unique."""
 

@@ -73,7 +73,7 @@ PROBES = (
 
 
 class LabUnderTest:
-    """A lab that is up."""
+    """A lab that is up. Tests of it are no coroutines; what they ask that is one has a loop of its own."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab

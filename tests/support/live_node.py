@@ -3,7 +3,6 @@ tests control, pods that CNI ADD has connected, and a machine outside."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from lab.runtime import CNIRuntime
 from policy.model import Family, Packet, Protocol
 from tests.support import kernel_state
 from tests.support.asking import get
-from tests.support.cni import built_client, pod_args
+from tests.support.cni import WaitingRuntime, built_client, pod_args
 from tests.support.fakeapi import NAMESPACES, NODES, PODS, POLICIES, FakeApi, Json
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.streams import Stream, Streams
@@ -62,7 +61,7 @@ class LiveNode:
         self._process: subprocess.Popen[bytes] | None = None
         client = folder / "bin"
         install_client(client, folder / "run/cni.sock", built_client())
-        self._runtime = CNIRuntime(folder / "net.d", [client])
+        self._runtime = WaitingRuntime(CNIRuntime(folder / "net.d", [client]))
 
     def __enter__(self) -> Self:
         self.world = self._make("world")
@@ -176,14 +175,14 @@ class LiveNode:
         self.places[name] = self._make(name)
         self.relabel(name, **labels)
         args = pod_args(name, _NAMESPACE)
-        result = asyncio.run(self._runtime.add(name, self.places[name].path, args=args))
+        result = self._runtime.add(name, self.places[name].path, args=args)
         found = [entry["address"].partition("/")[0] for entry in result["ips"]]
         self.addresses[name] = {Family.V6 if ":" in address else Family.V4: address for address in found}
         self.relabel(name, **labels)
 
     def delete_pod(self, name: str) -> None:
         """The kubelet's DEL; the object stays."""
-        asyncio.run(self._runtime.delete(name))
+        self._runtime.delete(name)
 
     def relabel(self, name: str, **labels: str) -> None:
         """Write a pod's object."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from felix_py.records import Backend
@@ -32,14 +32,11 @@ def peered_node(
     folder: Path, backend: Backend, make_netns: Callable[[str], NetworkNamespace], api: FakeApi | None = None
 ) -> Iterator[tuple[LiveNode, Bird]]:
     """The agent is not started yet: :func:`start` does."""
-    sidecar = Sidecar(folder / "run" / "bgp")
-    with ExitStack() as stack:
-        stack.callback(sidecar.stop)
-        node = stack.enter_context(LiveNode(folder, backend, make_netns, api))
-        tor = Bird(node.world, folder / "tor", _BIRD)
-        stack.callback(tor.stop)
-        tor.start()
-        sidecar.start()
+    with (
+        Sidecar(folder / "run" / "bgp"),
+        LiveNode(folder, backend, make_netns, api) as node,
+        Bird(node.world, folder / "tor", _BIRD) as tor,
+    ):
         peers = [{"peerIP": address, "asNumber": TOR_ASN} for address in GATEWAY.values()]
         config = {"asNumber": NODE_ASN, "routerID": NODE[V4], "peers": peers}
         (folder / "bgp.yaml").write_text(json.dumps(config))

@@ -98,6 +98,10 @@ class PolicyNode:
         self.facts.attach(lease(pod, created=float(number)))
         self.pods[name], self.places[name] = pod, place
 
+    def address(self, pod: str, family: Family) -> str:
+        """A pod's address of a family."""
+        return next(a for a in self.pods[pod].addresses if (":" in a) is (family is Family.V6))
+
     def apply_policy(self, policy: NetworkPolicy | ClusterPolicy) -> Report:
         self.policies[policy.ref] = policy
         self.facts.upsert(policy)

@@ -37,6 +37,12 @@ def daemon(namespace: NetworkNamespace, folder: Path, *argv: str) -> Iterator[No
             process.wait(10)
 
 
+def _written(path: Path, config: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(config)
+    return path
+
+
 def crash(namespace: NetworkNamespace) -> None:
     """Kill all processes of a router, which then has no time for a NOTIFICATION."""
     for pid in run("ip", "netns", "pids", namespace.name).split():
@@ -48,8 +54,7 @@ def frr(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator[Ask]
     """FRR's bgpd, without zebra: nothing reaches the kernel."""
     if not os.path.exists(FRR_BGPD) or not shutil.which("vtysh"):
         pytest.skip("FRR is not installed")
-    path = folder / "bgpd.conf"
-    path.write_text(config)
+    path = _written(folder / "bgpd.conf", config)
 
     def ask(*words: str) -> str:
         argv = ["vtysh", "--vty_socket", str(folder), "-d", "bgpd", "-c", " ".join(words)]
@@ -93,8 +98,7 @@ def gobgp(namespace: NetworkNamespace, folder: Path, config: str, *options: str)
     """GoBGP, once it has a neighbor."""
     if not shutil.which("gobgpd") or not shutil.which("gobgp"):
         pytest.skip("GoBGP is not installed")
-    path = folder / "gobgpd.toml"
-    path.write_text(config)
+    path = _written(folder / "gobgpd.toml", config)
 
     def ask(*words: str) -> str:
         return namespace.run("gobgp", *words, check=False)
@@ -110,8 +114,8 @@ def openbgpd(namespace: NetworkNamespace, folder: Path, config: str) -> Iterator
     """OpenBGPD, which leaves the kernel alone, with a control socket of its own."""
     if not shutil.which("bgpd") or not shutil.which("bgpctl"):
         pytest.skip("OpenBGPD is not installed")
-    path, control = folder / "bgpd.conf", folder / "bgpd.sock"
-    path.write_text(f'socket "{control}"\nfib-update no\n{config}')
+    control = folder / "bgpd.sock"
+    path = _written(folder / "bgpd.conf", f'socket "{control}"\nfib-update no\n{config}')
     path.chmod(0o600)
     # It locks itself up in its user's home, which systemd would make.
     Path(pwd.getpwnam("_openbgpd").pw_dir).mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ from policy.model import (
     Tier,
 )
 from tests.support.builders import labelled, lease
-from tests.support.isolate import run
+from tests.support.isolate import run, veth
 from tests.support.told import ToldFacts
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -123,14 +123,8 @@ class SmallNode:
 
     def _make_interfaces(self) -> None:
         for number, held in enumerate(self.leases):
-            run("ip", "link", "add", held.interface, "type", "veth", "peer", "name", f"pod{number}")
-            run("ip", "link", "set", held.interface, "up")
-            run("ip", "link", "set", f"pod{number}", "up")
-        run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "tor0")
-        run("ip", "link", "set", "up0", "up")
-        run("ip", "link", "set", "tor0", "up")
-        run("ip", "addr", "add", f"{NODE[Family.V4]}/24", "dev", "up0")
-        run("ip", "addr", "add", f"{NODE[Family.V6]}/64", "dev", "up0", "nodad")
+            veth(held.interface, f"pod{number}")
+        veth("up0", "tor0", f"{NODE[Family.V4]}/24", f"{NODE[Family.V6]}/64")
 
     def apply(self) -> None:
         """Do what the agent does at its start."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from types import TracebackType
 
 from structlog.testing import capture_logs
@@ -26,7 +27,7 @@ from felix_py.records import Backend, Lease, NodeRecord
 from policy.model import Family, IPBlock, Namespace, NetworkPolicy, Pod, PolicyRule
 from policy.selectors import EVERYTHING as ALL_PODS
 from tests.support.builders import lease
-from tests.support.isolate import NetworkNamespace, run
+from tests.support.isolate import NetworkNamespace, run, veth
 from tests.support.told import ToldFacts
 from tests.support.waiting import until
 
@@ -71,7 +72,7 @@ class WatchedNode:
     async def __aenter__(self) -> WatchedNode:
         families = tuple(Family)
         sysctl.set_up_host(families)
-        _make_uplink()
+        veth("up0", "tor0", "192.0.2.1/24", "2001:db8::1/64")
         self._logs = capture_logs()
         self.logged = self._logs.__enter__()
         self.metrics = Metrics()
@@ -161,12 +162,14 @@ class WatchedNode:
         return lines
 
 
-def _make_uplink() -> None:
-    run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "tor0")
-    run("ip", "link", "set", "tor0", "up")
-    run("ip", "link", "set", "up0", "up")
-    run("ip", "addr", "add", "192.0.2.1/24", "dev", "up0")
-    run("ip", "addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
+@asynccontextmanager
+async def node_with_pod(
+    make_netns: Callable[[str], NetworkNamespace], backend: Backend, *, refresh: float = 3600.0
+) -> AsyncIterator[WatchedNode]:
+    """A node on which the pod c1 runs."""
+    async with WatchedNode(backend, refresh=refresh) as node:
+        await node.add_pod("c1", make_netns("c1"))
+        yield node
 
 
 def execute(commands: str, **names: str) -> None:

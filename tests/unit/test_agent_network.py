@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -100,10 +100,6 @@ class Rig:
         value = self.metrics.registry.get_sample_value("felix_py_iptables_restores_total")
         assert value is not None
         return value
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 60))
 
 
 async def test_the_nodes_own_cidr_is_a_blackhole_and_pods_are_not_masqueraded_to_pods_and_nodes() -> None:

@@ -7,7 +7,8 @@ import json
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,14 @@ import yaml
 from lab.apiserver import ApiServer, Options, write_kubeconfig
 from lab.apiserver.columns import human_duration
 
-Scenario = Callable[[ApiServer, aiohttp.ClientSession], Awaitable[None]]
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 
 
-def serve(scenario: Scenario, **options: Any) -> None:
-    """Run a scenario against a server."""
-
-    async def run() -> None:
-        async with ApiServer(Options(**options)) as server, aiohttp.ClientSession(server.url) as session:
-            await scenario(server, session)
-
-    asyncio.run(run())
+@asynccontextmanager
+async def serving(**options: Any) -> AsyncIterator[tuple[ApiServer, aiohttp.ClientSession]]:
+    """A server and a client of it."""
+    async with ApiServer(Options(**options)) as server, aiohttp.ClientSession(server.url) as session:
+        yield server, session
 
 
 async def create(session: aiohttp.ClientSession, name: str) -> int:
@@ -44,8 +41,8 @@ async def next_event(answer: aiohttp.ClientResponse) -> dict[str, Any]:
     return event
 
 
-def test_bookmarks_come_at_the_interval() -> None:
-    async def scenario(server: ApiServer, session: aiohttp.ClientSession) -> None:
+async def test_bookmarks_come_at_the_interval() -> None:
+    async with serving(bookmark_interval=0.05) as (_, session):
         version = await create(session, "a")
         parameters = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": str(version)}
         async with session.get(CONFIG_MAPS, params=parameters) as answer:
@@ -57,11 +54,9 @@ def test_bookmarks_come_at_the_interval() -> None:
             while int((await next_event(answer))["object"]["metadata"]["resourceVersion"]) <= version:
                 pass  # another resource changed: the bookmark moves on all the same
 
-    serve(scenario, bookmark_interval=0.05)
 
-
-def test_a_watch_that_fell_behind_the_log_is_expired() -> None:
-    async def scenario(server: ApiServer, session: aiohttp.ClientSession) -> None:
+async def test_a_watch_that_fell_behind_the_log_is_expired() -> None:
+    async with serving(log_size=4) as (_, session):
         old = await create(session, "a")
         for index in range(6):
             await create(session, f"b{index}")
@@ -73,8 +68,6 @@ def test_a_watch_that_fell_behind_the_log_is_expired() -> None:
         page = {"limit": "1", "resourceVersion": str(old), "resourceVersionMatch": "Exact"}
         async with session.get(CONFIG_MAPS, params=page) as answer:
             assert answer.status == 410
-
-    serve(scenario, log_size=4)
 
 
 async def test_stopping_ends_watches_cleanly() -> None:
@@ -106,8 +99,8 @@ async def test_a_version_of_the_past_life_is_expired() -> None:
         assert (await next_event(answer))["object"]["reason"] == "Expired"
 
 
-def test_one_server_on_several_sockets() -> None:
-    async def scenario(server: ApiServer, session: aiohttp.ClientSession) -> None:
+async def test_one_server_on_several_sockets() -> None:
+    async with serving() as (server, session):
         inherited = socket.create_server(("127.0.0.1", 0))
         urls = [await server.serve_on(inherited), await server.listen("::1", 0)]
         await create(session, "a")
@@ -115,11 +108,10 @@ def test_one_server_on_several_sockets() -> None:
             async with session.get(url + CONFIG_MAPS + "/a") as answer:
                 assert answer.status == 200
 
-    serve(scenario)
 
+async def test_the_token_is_asked_for() -> None:
+    async with serving(token="secret") as (_, session):
 
-def test_the_token_is_asked_for() -> None:
-    async def scenario(server: ApiServer, session: aiohttp.ClientSession) -> None:
         async def status(path: str, token: str) -> int:
             async with session.get(path, headers={"Authorization": f"Bearer {token}"}) as answer:
                 return answer.status
@@ -127,8 +119,6 @@ def test_the_token_is_asked_for() -> None:
         assert await status(CONFIG_MAPS, "secret") == 200
         assert await status(CONFIG_MAPS, "wrong") == 401
         assert await status("/readyz", "wrong") == 200
-
-    serve(scenario, token="secret")
 
 
 @pytest.mark.parametrize(
@@ -148,32 +138,25 @@ def test_the_token_is_asked_for() -> None:
         ("GET", CONFIG_MAPS + f"?resourceVersion={2**62}", 504),
     ],
 )
-def test_errors_are_status_documents(method: str, path: str, code: int) -> None:
-    async def scenario(server: ApiServer, session: aiohttp.ClientSession) -> None:
-        async with session.request(method, path) as answer:
-            document = await answer.json()
-            assert (answer.status, document["kind"], document["code"]) == (code, "Status", code)
-
-    serve(scenario)
+async def test_errors_are_status_documents(method: str, path: str, code: int) -> None:
+    async with serving() as (_, session), session.request(method, path) as answer:
+        document = await answer.json()
+        assert (answer.status, document["kind"], document["code"]) == (code, "Status", code)
 
 
 @pytest.mark.parametrize(("content_type", "code"), [("text/plain", 415), ("application/yaml", 201)])
-def test_content_types(content_type: str, code: int) -> None:
+async def test_content_types(content_type: str, code: int) -> None:
     body = "metadata:\n  name: a\ndata:\n  when: 2026-01-01\n"
-
-    async def scenario(server: ApiServer, session: aiohttp.ClientSession) -> None:
-        async with session.post(CONFIG_MAPS, data=body, headers={"Content-Type": content_type}) as answer:
-            assert answer.status == code
-            if code == 201:
-                assert (await answer.json())["data"] == {"when": "2026-01-01"}
-
-    serve(scenario)
+    head = {"Content-Type": content_type}
+    async with serving() as (_, session), session.post(CONFIG_MAPS, data=body, headers=head) as answer:
+        assert answer.status == code
+        if code == 201:
+            assert (await answer.json())["data"] == {"when": "2026-01-01"}
 
 
-def test_ten_thousand_pods_are_listed_fast() -> None:
+async def test_ten_thousand_pods_are_listed_fast() -> None:
     """Bytes are stored ready to send; typical is a tenth of a second of CPU, the bound is generous."""
-
-    async def scenario(server: ApiServer, session: aiohttp.ClientSession) -> None:
+    async with serving() as (server, session):
         from lab.apiserver.builtin import PODS
 
         for index in range(10_000):
@@ -184,8 +167,6 @@ def test_ten_thousand_pods_are_listed_fast() -> None:
         async with session.get("/api/v1/pods") as answer:
             assert (await answer.read()).count(b'"resourceVersion"') == 10_001
         assert time.process_time() - before < 2
-
-    serve(scenario)
 
 
 def test_kubeconfig(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ async def test_close_frees_a_waiting_thread_and_drops_the_rest() -> None:
 
 
 def test_closed_loop_closes_the_bridge() -> None:
-    loop = asyncio.new_event_loop()
+    loop = asyncio.new_event_loop()  # which never runs
     bridge = Bridge[int](loop, lambda _items: None)
     loop.close()
     with pytest.raises(Closed):

@@ -37,7 +37,7 @@ PATIENCE = 20.0
 
 
 class Agent:
-    """A health server with a deny log, on an event loop of its own."""
+    """A health server with a deny log, on an event loop in a thread: who asks it waits for the answer."""
 
     def __init__(self, port: int, *, first_id: int = 1, on: bool = True) -> None:
         self.port = port

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -20,7 +19,7 @@ from felix_py.observe.deny_events import Describer
 from felix_py.observe.deny_reader import DenyReader
 from policy.oracle.evaluate import Snapshot
 from tests.support.logged import dropped
-from tests.support.waiting import until
+from tests.support.waiting import running, until
 
 
 class Group:
@@ -86,50 +85,33 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Group:
     return group
 
 
-def run(rig: Rig, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def whole() -> None:
-        task = asyncio.create_task(rig.reader.run())
-        await test()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(asyncio.wait_for(whole(), 20))
-
-
-def test_an_event_is_complete_without_another_packet(group: Group) -> None:
+async def test_an_event_is_complete_without_another_packet(group: Group) -> None:
     rig = Rig()
-
-    async def test() -> None:
+    async with running(rig.reader.run()):
         await until(lambda: group.reader)
         assert group.reader
         with rig.denies.follow() as followed:
             group.reader.send([dropped(SOURCE_DROP), dropped(SOURCE_DROP)])
             event = await asyncio.wait_for(followed.get(), WINDOW * 5)
         assert event.count == 2
-
-    run(rig, test)
     assert group.reader
     assert group.reader.closed
 
 
-def test_what_is_open_at_the_end_is_told(group: Group) -> None:
+async def test_what_is_open_at_the_end_is_told(group: Group) -> None:
     rig = Rig()
-
-    async def test() -> None:
+    async with running(rig.reader.run()):
         await until(lambda: group.reader)
         assert group.reader
         group.reader.send([dropped(SOURCE_DROP)])
         await until(rig.denies.events)
         assert rig.denies.events(closed=True) == []
-
-    run(rig, test)
     assert len(rig.denies.events(closed=True)) == 1
 
 
-def test_a_socket_that_fails_is_opened_again(group: Group) -> None:
+async def test_a_socket_that_fails_is_opened_again(group: Group) -> None:
     rig = Rig()
-
-    async def test() -> None:
+    async with running(rig.reader.run()):
         await until(lambda: group.reader)
         first = group.reader
         assert first
@@ -141,25 +123,19 @@ def test_a_socket_that_fails_is_opened_again(group: Group) -> None:
         await until(rig.denies.events)
         assert rig.reader.unavailable is None
 
-    run(rig, test)
 
-
-def test_a_group_that_is_taken_is_tried_again(group: Group) -> None:
+async def test_a_group_that_is_taken_is_tried_again(group: Group) -> None:
     rig = Rig()
     group.taken = True
-
-    async def test() -> None:
+    async with running(rig.reader.run()):
         await until(lambda: rig.reader.unavailable == "NFLOG group 88 is read by another process")
         group.taken = False
         await until(lambda: rig.reader.unavailable is None)
 
-    run(rig, test)
 
-
-def test_losses_are_counted_over_several_sockets(group: Group) -> None:
+async def test_losses_are_counted_over_several_sockets(group: Group) -> None:
     rig = Rig()
-
-    async def test() -> None:
+    async with running(rig.reader.run()):
         await until(lambda: group.reader)
         for lost, overruns in ((3, 1), (5, 1)):
             assert group.reader
@@ -170,13 +146,10 @@ def test_losses_are_counted_over_several_sockets(group: Group) -> None:
             await until(lambda opened=opened: group.opened > opened)  # type: ignore[misc]
         assert (rig.metric("lost"), rig.metric("overruns")) == (8, 2)
 
-    run(rig, test)
 
-
-def test_a_defect_over_one_batch_does_not_end_it(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_over_one_batch_does_not_end_it(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig()
-
-    async def test() -> None:
+    async with running(rig.reader.run()):
         await until(lambda: group.reader)
         assert group.reader
         note = rig.denies.note
@@ -193,5 +166,3 @@ def test_a_defect_over_one_batch_does_not_end_it(group: Group, monkeypatch: pyte
         group.reader.send([dropped(SOURCE_DROP)])
         await until(rig.denies.events)
         assert group.opened == 1
-
-    run(rig, test)

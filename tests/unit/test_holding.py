@@ -17,7 +17,7 @@ from policy.ir import ChainId, ChainKind
 from policy.model import Direction, Family, Pod
 from tests.support.rules import rule_of
 from tests.support.waiting import until
-from tests.unit.test_agent_network import DENY, NAMES, Rig, lease, run
+from tests.unit.test_agent_network import DENY, NAMES, Rig, lease
 
 V4 = Family.V4
 OLD = ChainRef(V4, "filter", "FELIX-CI-old")
@@ -33,45 +33,42 @@ def held() -> FakeDataplane:
     return kernel
 
 
-def test_what_is_held_is_kept_whatever_is_noted_and_the_plan_follows() -> None:
-    async def test() -> None:
-        kernel = held()
-        told: list[object] = []
-        rig = Rig(kernel, on_drift=[told.append], on_applied=[told.append])
-        before = dict(kernel.kernel)
-        kernel.hold(Update())
-        rig.reconciler.hold()
-        rig.facts.upsert(DENY)
-        rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
-        rig.facts.attach(lease())
-        task = asyncio.create_task(rig.reconciler.run())
-        del kernel.kernel[OLD]
-        kernel.kernel[BETWEEN] = (rule_of("-j", "ACCEPT"),)
-        rig.pending.look(EVERYTHING)
-        await until(lambda: kernel.kernel == before)
-        # A pod goes: what was held for it is not missed.
-        rig.network.leaving(lease("gone", "10.1.0.9"))
-        await until(lambda: GONE not in kernel.routes)
-        assert kernel.kernel.keys() == {OLD}
-        assert told == [], "nobody knows yet what that means for connections"
+async def test_what_is_held_is_kept_whatever_is_noted_and_the_plan_follows() -> None:
+    kernel = held()
+    told: list[object] = []
+    rig = Rig(kernel, on_drift=[told.append], on_applied=[told.append])
+    before = dict(kernel.kernel)
+    kernel.hold(Update())
+    rig.reconciler.hold()
+    rig.facts.upsert(DENY)
+    rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
+    rig.facts.attach(lease())
+    task = asyncio.create_task(rig.reconciler.run())
+    del kernel.kernel[OLD]
+    kernel.kernel[BETWEEN] = (rule_of("-j", "ACCEPT"),)
+    rig.pending.look(EVERYTHING)
+    await until(lambda: kernel.kernel == before)
+    # A pod goes: what was held for it is not missed.
+    rig.network.leaving(lease("gone", "10.1.0.9"))
+    await until(lambda: GONE not in kernel.routes)
+    assert kernel.kernel.keys() == {OLD}
+    assert told == [], "nobody knows yet what that means for connections"
 
-        rig.reconciler.begin()
-        rig.reconciler.sweep(keep_learned=True)
-        await rig.reconciler.clean()
-        assert OLD not in kernel.kernel
-        assert "10.1.0.2" in kernel.members(NAMES.ingress)
-        assert told
-        rig.reconciler.let_go(_memberships(lease()))
-        await rig.reconciler.settled()
-        assert "10.1.0.2" in kernel.members(NAMES.ingress), "later, the plan knows"
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        rig.flows.close()
-
-    run(test())
+    rig.reconciler.begin()
+    rig.reconciler.sweep(keep_learned=True)
+    await rig.reconciler.clean()
+    assert OLD not in kernel.kernel
+    assert "10.1.0.2" in kernel.members(NAMES.ingress)
+    assert told
+    rig.reconciler.let_go(_memberships(lease()))
+    await rig.reconciler.settled()
+    assert "10.1.0.2" in kernel.members(NAMES.ingress), "later, the plan knows"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    rig.flows.close()
 
 
-def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> None:
+async def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> None:
     """The change from holding to planning must not fall between the order to write and the writing."""
 
     class Slow(FakeDataplane):
@@ -85,64 +82,58 @@ def test_a_look_under_way_when_the_cluster_becomes_known_removes_nothing() -> No
             self.released = dict(self.kernel)
             super().release()
 
-    async def test() -> None:
-        kernel = Slow()
-        kernel.kernel[OLD] = (rule_of("-j", "DROP"),)
-        rig = Rig(kernel)
-        kernel.hold(Update())
-        rig.reconciler.hold()
-        loop = asyncio.get_running_loop()
-        begun = asyncio.Event()
+    kernel = Slow()
+    kernel.kernel[OLD] = (rule_of("-j", "DROP"),)
+    rig = Rig(kernel)
+    kernel.hold(Update())
+    rig.reconciler.hold()
+    loop = asyncio.get_running_loop()
+    begun = asyncio.Event()
 
-        def begin() -> None:
-            kernel.begin = lambda: None
-            asyncio.run_coroutine_threadsafe(begin_now(), loop).result()
+    def begin() -> None:
+        kernel.begin = lambda: None
+        asyncio.run_coroutine_threadsafe(begin_now(), loop).result()
 
-        async def begin_now() -> None:
-            rig.reconciler.begin()
-            begun.set()
-
-        kernel.begin = begin
-        task = asyncio.create_task(rig.reconciler.run())
-        rig.pending.look(Look.ROUTES)
-        await begun.wait()
-        await rig.reconciler.settled()
-        assert kernel.released == {OLD: (rule_of("-j", "DROP"),)}
-        assert OLD in kernel.kernel, "not before the sweep"
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        rig.flows.close()
-
-    run(test())
-
-
-def test_what_is_held_is_released_though_the_first_plan_fails() -> None:
-    async def test() -> None:
-        kernel = held()
-        rig = Rig(kernel)
-        kernel.hold(Update())
-        rig.reconciler.hold()
-        collect, failing = rig.reconciler._collect, [True]
-
-        def fail_once(planner: Planner) -> bool:
-            if failing:
-                failing.clear()
-                raise ValueError("a defect of ours")
-            return collect(planner)
-
-        rig.reconciler._collect = fail_once
-        task = asyncio.create_task(rig.reconciler.run())
+    async def begin_now() -> None:
         rig.reconciler.begin()
-        rig.reconciler.sweep(keep_learned=True)
-        await rig.reconciler.clean()
-        assert not failing
-        assert OLD not in kernel.kernel
-        assert GONE not in kernel.routes
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        rig.flows.close()
+        begun.set()
 
-    run(test())
+    kernel.begin = begin
+    task = asyncio.create_task(rig.reconciler.run())
+    rig.pending.look(Look.ROUTES)
+    await begun.wait()
+    await rig.reconciler.settled()
+    assert kernel.released == {OLD: (rule_of("-j", "DROP"),)}
+    assert OLD in kernel.kernel, "not before the sweep"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    rig.flows.close()
+
+
+async def test_what_is_held_is_released_though_the_first_plan_fails() -> None:
+    kernel = held()
+    rig = Rig(kernel)
+    kernel.hold(Update())
+    rig.reconciler.hold()
+    collect, failing = rig.reconciler._collect, [True]
+
+    def fail_once(planner: Planner) -> bool:
+        if failing:
+            failing.clear()
+            raise ValueError("a defect of ours")
+        return collect(planner)
+
+    rig.reconciler._collect = fail_once
+    task = asyncio.create_task(rig.reconciler.run())
+    rig.reconciler.begin()
+    rig.reconciler.sweep(keep_learned=True)
+    await rig.reconciler.clean()
+    assert not failing
+    assert OLD not in kernel.kernel
+    assert GONE not in kernel.routes
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    rig.flows.close()
 
 
 def ingress(digest: str) -> ChainId:

@@ -48,7 +48,7 @@ class Refusing(dict[Ref, str]):
 
 
 def on_watched_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> float:
-    """Run a test; the most processor time that one turn took, in seconds."""
+    """Run a test on a loop whose selector times it; the most processor time that one turn took, in seconds."""
     turns: list[float] = [0.0]
     selector = WatchedSelector(lambda _seconds, processor: turns.append(processor))
     loops = asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.unit.test_agent_network import DENY, NAMES, Rig, lease
 POD = RouteRef("10.1.0.2/32", 88)
 OWN = RouteRef("10.1.0.0/24", 88)
 FORWARD = ChainRef(Family.V4, "filter", "FELIX-FORWARD")
+Log = list[MutableMapping[str, Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -28,20 +30,21 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending, "_PROMPTLY", (0.0, 0.0, 0.0))
 
 
-def run(test: Callable[[Rig], Coroutine[Any, Any, None]], refresh: float = 3600) -> list[Any]:
-    """Run a test on a rig with one pod; the log."""
+@pytest.fixture
+def logged() -> Iterator[Log]:
+    with capture_logs() as lines:
+        yield lines
 
-    async def main() -> None:
-        async with Rig(refresh=refresh) as rig:
-            await rig.network.enforce(lease())
-            rig.reconciler.sweep()
-            await rig.reconciler.settled()
-            rig.kernel.looks.clear()
-            await test(rig)
 
-    with capture_logs() as logged:
-        asyncio.run(asyncio.wait_for(main(), 20))
-    return logged
+@asynccontextmanager
+async def compared(refresh: float = 3600) -> AsyncIterator[Rig]:
+    """A rig with one pod, whose kernel has been read and swept."""
+    async with Rig(refresh=refresh) as rig:
+        await rig.network.enforce(lease())
+        rig.reconciler.sweep()
+        await rig.reconciler.settled()
+        rig.kernel.looks.clear()
+        yield rig
 
 
 def drift(rig: Rig) -> dict[str, float]:
@@ -59,8 +62,8 @@ def take(rig: Rig, ref: ChainRef | RouteRef) -> None:
     del rig.kernel.kernel[ref]
 
 
-def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counted_once() -> None:
-    async def test(rig: Rig) -> None:
+async def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counted_once(logged: Log) -> None:
+    async with compared() as rig:
         assert rig.reconciler.last_drift is None
         take(rig, POD)
         take(rig, FORWARD)
@@ -80,30 +83,27 @@ def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counted_once
         assert drift(rig) == {"route": 1, "chain": 1}
         assert rig.reconciler.last_drift[1] == ["chain FELIX-FORWARD (filter, IPv4): missing"]
         assert 0 <= rig.reconciler.last_drift[0] < 20
-
-    logged = run(test)
     assert [(line["log_level"], line["found"]) for line in logged if "found" in line] == [
         ("warning", ["route 10.1.0.2/32: missing"]),
         ("warning", ["chain FELIX-FORWARD (filter, IPv4): missing"]),
     ]
 
 
-def test_a_long_list_is_one_line_that_names_some_and_counts_the_rest() -> None:
-    async def test(rig: Rig) -> None:
+async def test_a_long_list_is_one_line_that_names_some_and_counts_the_rest(logged: Log) -> None:
+    async with compared() as rig:
         rig.facts.learned({f"10.1.{n}.0/24": ("192.0.2.2",) for n in range(1, 31)})
         await rig.reconciler.settled()
         for n in range(1, 31):
             take(rig, RouteRef(f"10.1.{n}.0/24", 89))
         rig.pending.look(Look.ROUTES)
         await until(lambda: drift(rig) == {"route": 30})
-
-    (line,) = [line for line in run(test) if "found" in line]
+    (line,) = [line for line in logged if "found" in line]
     assert len(line["found"]) == 11
     assert line["found"][-1] == "and 20 more"
 
 
-def test_what_is_pending_or_refused_is_no_drift() -> None:
-    async def test(rig: Rig) -> None:
+async def test_what_is_pending_or_refused_is_no_drift() -> None:
+    async with compared() as rig:
         rig.kernel.failing[RouteRef("10.1.0.9/32", 88)] = "no"
         rig.facts.attach(lease("c9", "10.1.0.9", 2.0))
         rig.pending.look(EVERYTHING)
@@ -112,13 +112,10 @@ def test_what_is_pending_or_refused_is_no_drift() -> None:
         await until(lambda: len(rig.kernel.looks) >= 4)
         assert drift(rig) == {}
 
-    run(test)
 
-
-def test_what_is_asked_to_go_is_no_drift_when_it_is_gone_before() -> None:
+async def test_what_is_asked_to_go_is_no_drift_when_it_is_gone_before() -> None:
     """A CNI DEL deletes the interface, and the kernel the route with it, before anything is applied."""
-
-    async def test(rig: Rig) -> None:
+    async with compared() as rig:
         rig.network.leaving(lease())
         take(rig, POD)
         rig.pending.look(Look.ROUTES)
@@ -128,32 +125,27 @@ def test_what_is_asked_to_go_is_no_drift_when_it_is_gone_before() -> None:
         assert not rig.kernel.members(NAMES.source)
         assert not rig.facts.held.has_interface(lease().interface)
 
-    run(test)
 
-
-def test_strays_are_counted_and_removed() -> None:
-    async def test(rig: Rig) -> None:
+async def test_strays_are_counted_and_removed() -> None:
+    async with compared() as rig:
         stray = Route(RouteRef("10.1.0.77/32", 88), next_hops=(NextHop(interface="eth0"),))
         rig.kernel.kernel[stray.key] = stray
         rig.pending.look(Look.ROUTES)
         await until(lambda: drift(rig) == {"route": 1})
         await until(lambda: stray.key not in rig.kernel.routes)
 
-    run(test)
 
-
-def test_a_changed_interface_is_mended_and_counted() -> None:
-    async def test(rig: Rig) -> None:
+async def test_a_changed_interface_is_mended_and_counted(logged: Log) -> None:
+    async with compared() as rig:
         rig.kernel.broken_links[lease().interface] = "down"
         rig.pending.look(Look.LINKS)
         await until(lambda: drift(rig) == {"link": 1})
         assert not rig.kernel.broken_links
+    assert [line["found"] for line in logged if "found" in line] == [["interface felixc1: down"]]
 
-    assert [line["found"] for line in run(test) if "found" in line] == [["interface felixc1: down"]]
 
-
-def test_something_that_can_never_be_written_does_not_keep_drift_from_being_found() -> None:
-    async def test(rig: Rig) -> None:
+async def test_something_that_can_never_be_written_does_not_keep_drift_from_being_found() -> None:
+    async with compared(refresh=0.05) as rig:
         rig.kernel.failing[RouteRef("10.1.7.0/24", 89)] = "no"
         rig.facts.learned({"10.1.7.0/24": ("192.0.2.2",)})
         await until(lambda: rig.reconciler.failures)
@@ -161,11 +153,9 @@ def test_something_that_can_never_be_written_does_not_keep_drift_from_being_foun
         await until(lambda: drift(rig) == {"route": 1})
         assert POD in rig.kernel.routes
 
-    run(test, refresh=0.05)
 
-
-def test_a_kernel_that_cannot_be_read_keeps_no_pod_waiting_and_is_read_again() -> None:
-    async def test(rig: Rig) -> None:
+async def test_a_kernel_that_cannot_be_read_keeps_no_pod_waiting_and_is_read_again(logged: Log) -> None:
+    async with compared() as rig:
         rig.kernel.unreadable = "dump interrupted"
         take(rig, FORWARD)
         take(rig, OWN)
@@ -177,14 +167,12 @@ def test_a_kernel_that_cannot_be_read_keeps_no_pod_waiting_and_is_read_again() -
         rig.kernel.unreadable = ""
         await until(lambda: drift(rig) == {"chain": 1, "route": 1})
         await until(lambda: FORWARD in rig.kernel.chains and OWN in rig.kernel.routes)
-
-    logged = run(test)
     unread = [line["reason"] for line in logged if line["event"] == "cannot read the kernel back; trying again"]
     assert unread == ["dump interrupted"]  # once, not for every try
 
 
-def test_how_long_ago_everything_was_compared_grows_while_a_part_cannot_be_read() -> None:
-    async def test(rig: Rig) -> None:
+async def test_how_long_ago_everything_was_compared_grows_while_a_part_cannot_be_read() -> None:
+    async with compared(refresh=0.02) as rig:
         rig.kernel.unreadable = "dump interrupted"
         before = rig.reconciler.compared_age
         await until(lambda: len(rig.kernel.looks) > 2 and rig.reconciler.compared_age > before)
@@ -192,11 +180,9 @@ def test_how_long_ago_everything_was_compared_grows_while_a_part_cannot_be_read(
         rig.kernel.unreadable = ""
         await until(lambda: rig.reconciler.compared_age < grown)
 
-    run(test, refresh=0.02)
 
-
-def test_rules_that_we_wrote_while_they_were_read_are_read_again() -> None:
-    async def test(rig: Rig) -> None:
+async def test_rules_that_we_wrote_while_they_were_read_are_read_again() -> None:
+    async with compared() as rig:
         read = rig.kernel.read_rules()
         rig.facts.upsert(DENY)
         rig.facts.upsert(Pod("shop", "web", "u1", "n1"))
@@ -207,11 +193,9 @@ def test_rules_that_we_wrote_while_they_were_read_are_read_again() -> None:
         rig.kernel.apply()
         assert rig.kernel.chains == chains
 
-    run(test)
 
-
-def test_trying_again_costs_nothing_when_nothing_failed() -> None:
-    async def test(rig: Rig) -> None:
+async def test_trying_again_costs_nothing_when_nothing_failed() -> None:
+    async with compared() as rig:
         before = rig.kernel.applies
         rig.pending.retry()
         for _ in range(5):
@@ -224,13 +208,10 @@ def test_trying_again_costs_nothing_when_nothing_failed() -> None:
         rig.pending.retry()
         await until(lambda: RouteRef("10.1.7.0/24", 89) in rig.kernel.routes)
 
-    run(test)
 
-
-def test_what_a_del_deletes_while_an_apply_reads_the_kernel_is_nobodys_change() -> None:
+async def test_what_a_del_deletes_while_an_apply_reads_the_kernel_is_nobodys_change() -> None:
     """The apply has its plan already, and so still wants the route and the interface."""
-
-    async def test(rig: Rig) -> None:
+    async with compared() as rig:
         load = rig.kernel.load
         loop = asyncio.get_running_loop()
         left: list[Lease] = []
@@ -252,15 +233,11 @@ def test_what_a_del_deletes_while_an_apply_reads_the_kernel_is_nobodys_change() 
         assert drift(rig) == {}
         assert POD not in rig.kernel.routes
 
-    run(test)
 
-
-def test_what_is_leaving_is_the_pods_interface_and_its_routes_until_they_are_planned_away() -> None:
-    async def test(rig: Rig) -> None:
+async def test_what_is_leaving_is_the_pods_interface_and_its_routes_until_they_are_planned_away() -> None:
+    async with compared() as rig:
         refs: tuple[Ref, ...] = (LinkRef(lease().interface), POD, OWN, LinkRef("felix9999999999"), FORWARD)
         rig.network.leaving(lease())
         assert [rig.facts.is_leaving(ref) for ref in refs] == [True, True, False, False, False]
         await rig.reconciler.settled()
         assert not any(rig.facts.is_leaving(ref) for ref in refs)
-
-    run(test)

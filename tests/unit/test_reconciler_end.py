@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
@@ -14,10 +13,6 @@ from felix_py.cni.network import NetworkError
 from felix_py.reconcile import NotApplied
 from tests.support.waiting import until
 from tests.unit.test_agent_network import Rig, lease
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 30))
 
 
 @asynccontextmanager

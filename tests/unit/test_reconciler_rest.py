@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 
@@ -16,10 +14,6 @@ from tests.unit.test_agent_network import Rig, lease
 
 LONG = 3.0
 """As a rest: what waits for it is plain to see."""
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 60))
 
 
 async def applied(rig: Rig, before: int) -> float:

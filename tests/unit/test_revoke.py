@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
 from dataclasses import astuple
 from typing import Any
 
@@ -154,10 +153,6 @@ class Rig:
 
 def lease(name: str, address: str) -> Lease:
     return Lease(name, "eth0", "felix-py", "shop", name, "u", f"felix{name}", {Family.V4: address}, 1.0)
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20))
 
 
 async def test_exactly_what_a_new_policy_denies_ends() -> None:

@@ -11,7 +11,7 @@ import pytest
 from felix_py.threads import Batcher, Worker
 
 
-def test_what_gathers_during_a_batch_is_the_next_batch() -> None:
+async def test_what_gathers_during_a_batch_is_the_next_batch() -> None:
     batches: list[list[int]] = []
     started, go_on = threading.Event(), threading.Event()
 
@@ -21,21 +21,18 @@ def test_what_gathers_during_a_batch_is_the_next_batch() -> None:
         go_on.wait(5)
         return [ValueError(f"job {job}") if job == 3 else job * 10 for job in jobs]
 
-    async def main() -> None:
-        batcher: Batcher[int, int] = Batcher("test", run)
-        first = asyncio.create_task(batcher.submit(1))
-        await asyncio.to_thread(started.wait, 5)
-        rest = [asyncio.create_task(batcher.submit(job)) for job in (2, 3, 4)]
-        await asyncio.sleep(0)
-        go_on.set()
-        assert await first == 10
-        assert await asyncio.gather(*rest[::2]) == [20, 40]
-        with pytest.raises(ValueError, match="job 3"):
-            await rest[1]
-        assert await batcher.submit(5) == 50
-        batcher.close()
-
-    asyncio.run(main())
+    batcher: Batcher[int, int] = Batcher("test", run)
+    first = asyncio.create_task(batcher.submit(1))
+    await asyncio.to_thread(started.wait, 5)
+    rest = [asyncio.create_task(batcher.submit(job)) for job in (2, 3, 4)]
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await first == 10
+    assert await asyncio.gather(*rest[::2]) == [20, 40]
+    with pytest.raises(ValueError, match="job 3"):
+        await rest[1]
+    assert await batcher.submit(5) == 50
+    batcher.close()
     assert batches == [[1], [2, 3, 4], [5]]
 
 
@@ -122,6 +119,6 @@ def test_nobody_is_told_once_the_loop_is_closed() -> None:
         worker.submit(lambda: go_on.wait(60))
         return worker
 
-    worker = asyncio.run(leave())
+    worker = asyncio.run(leave())  # a coroutine would not outlive its loop
     go_on.set()
     worker.close()

@@ -15,16 +15,6 @@ from policy.model import Family
 from tests.support.node_program import make_interfaces
 
 
-@pytest.fixture(params=list(Backend))
-def backend(request: pytest.FixtureRequest) -> Backend:
-    return Backend(request.param)
-
-
-@pytest.fixture(params=list(Family), ids=["v4", "v6"])
-def family(request: pytest.FixtureRequest) -> Family:
-    return Family(request.param)
-
-
 @pytest.fixture
 def interfaces(netns: None) -> None:
     make_interfaces()

@@ -19,7 +19,7 @@ from felix_py.netlink.wire import NETLINK_ROUTE
 from felix_py.records import NextHop, Route, Update
 from felix_py.refs import RouteRef
 from policy.model import Family
-from tests.support.isolate import new_netns, run
+from tests.support.isolate import new_netns, run, veth
 from tests.support.thorough import examples
 
 pytestmark = pytest.mark.root
@@ -64,17 +64,9 @@ def unplant(family: Family, metric: int) -> None:
     run("ip", f"-{int(family)}", "route", "del", PREFIX[family], "proto", "4", "metric", str(metric))
 
 
-def make_uplink() -> None:
-    run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
-    run("ip", "address", "add", "192.0.2.1/24", "dev", "up0")
-    run("ip", "address", "add", "fd02::1/64", "dev", "up0", "nodad")
-    run("ip", "link", "set", "up0", "up")
-    run("ip", "link", "set", "up1", "up")
-
-
 @pytest.fixture
 def routes(netns: object) -> Iterator[Routes]:
-    make_uplink()
+    veth("up0", "up1", "192.0.2.1/24", "fd02::1/64")
     routes = Routes(list(Family))
     routes.load()
     yield routes
@@ -217,7 +209,7 @@ def test_in_the_end_there_is_one_of_ours_whatever_happened(
     family: Family, steps: list[tuple[str, int, int]]
 ) -> None:
     with new_netns():
-        make_uplink()
+        veth("up0", "up1", "192.0.2.1/24", "fd02::1/64")
         routes, model = Routes([family]), Model()
         try:
             routes.load()

@@ -10,7 +10,7 @@ from felix_py.dataplane.routes import Routes
 from felix_py.desired.planner import learned_routes
 from felix_py.records import Update
 from policy.model import Family
-from tests.support.isolate import run
+from tests.support.isolate import run, veth
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
@@ -20,11 +20,7 @@ PREFIX, PREFIX6 = "10.244.7.0/24", "fd44:7::/64"
 @pytest.fixture
 def routes() -> Iterator[Routes]:
     for name, net in (("up0", 1), ("up1", 2)):
-        run("ip", "link", "add", name, "type", "veth", "peer", "name", f"peer{net}")
-        run("ip", "link", "set", f"peer{net}", "up")
-        run("ip", "address", "add", f"192.0.{net}.1/24", "dev", name)
-        run("ip", "address", "add", f"fd0{net}::1/64", "dev", name, "nodad")
-        run("ip", "link", "set", name, "up")
+        veth(name, f"peer{net}", f"192.0.{net}.1/24", f"fd0{net}::1/64")
     routes = Routes([Family.V4, Family.V6])
     routes.load()
     yield routes
