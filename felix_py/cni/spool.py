@@ -21,6 +21,7 @@ from felix_py import log
 from felix_py.backoff import Backoff
 from felix_py.cni.protocol import MOST_FRAME, Answer, Call, ProtocolError, parse_call
 from felix_py.cni.types import Command
+from felix_py.ipam.claims import LeaseKey
 
 _LOCK_TIMEOUT = 5.0
 _RETRY = (1.0, 300.0)
@@ -45,6 +46,10 @@ class Spool:
         self._begin = begin
         self._calls: dict[Path, Call] = {}
         """Those that were found, oldest first."""
+        self._known = asyncio.Event()
+        """Set once all are found that were made before the agent listened."""
+        self._first: dict[LeaseKey, asyncio.Event] = {}
+        """Interfaces with a DEL that has not been tried yet; set when it has been."""
         self._backoff = Backoff(*_RETRY)
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -55,6 +60,13 @@ class Spool:
         with suppress(OSError):  # _drain() says it
             self._find(_entries(self._folder))
         self._begin(self._drain())
+
+    async def precede(self, container: str, ifname: str) -> None:
+        """Return once the DELs of an interface that came before this agent have been tried: an ADD that waited
+        for the agent must not meet what they remove."""
+        await self._known.wait()
+        if first := self._first.get((container, ifname)):
+            await first.wait()
 
     def stop(self) -> None:
         """Begin nothing more; what has failed is left for the next agent."""
@@ -69,11 +81,11 @@ class Spool:
         remove those added since.
         """
         try:
-            entries = await asyncio.to_thread(_settled_entries, self._folder)
+            self._find(await asyncio.to_thread(_settled_entries, self._folder))
         except OSError as error:
             self._log.error("cannot read the CNI spool", folder=str(self._folder), reason=str(error))
-            return
-        self._find(entries)
+        finally:
+            self._known.set()
         calls, self._calls = self._calls, {}
         once = [call for entry, call in calls.items() if _is(Command.GC, call) and self._remove(entry)]
         await self._make_up({entry: call for entry, call in calls.items() if not _is(Command.GC, call)})
@@ -83,7 +95,7 @@ class Spool:
     async def _make_up(self, calls: Mapping[Path, Call]) -> None:
         """Execute calls at once, and those that fail again later: nobody else repeats them."""
         failed = {}
-        answers = await asyncio.gather(*map(self._answer, calls.values()))
+        answers = await asyncio.gather(*map(self._try, calls.values()))
         for (entry, call), answer in zip(calls.items(), answers, strict=True):
             if answer.code:
                 failed[entry] = call
@@ -95,6 +107,13 @@ class Spool:
             again = partial(self._make_up, failed)
             self._timer = loop.call_later(self._backoff.delay(), lambda: self._begin(again()))
 
+    async def _try(self, call: Call) -> Answer:
+        try:
+            return await self._answer(call)
+        finally:
+            if first := self._first.pop(_interface(call), None):
+                first.set()
+
     def _find(self, entries: Iterable[Path]) -> None:
         """Read those that were not found before, and tell of the DELs among them."""
         for entry in entries:
@@ -102,8 +121,8 @@ class Spool:
                 continue
             self._calls[entry] = call
             if _is(Command.DEL, call):
-                container, ifname = (call.environment.get(name, "") for name in ("CNI_CONTAINERID", "CNI_IFNAME"))
-                self._leaving(container, ifname)
+                self._first.setdefault(_interface(call), asyncio.Event())
+                self._leaving(*_interface(call))
 
     def _remove(self, entry: Path) -> bool:
         """Remove the file of a call that must not be repeated; whether that was possible."""
@@ -134,6 +153,10 @@ class Spool:
 
 def _is(command: Command, call: Call) -> bool:
     return call.environment.get("CNI_COMMAND") == command
+
+
+def _interface(call: Call) -> LeaseKey:
+    return call.environment.get("CNI_CONTAINERID", ""), call.environment.get("CNI_IFNAME", "")
 
 
 def _entries(folder: Path) -> list[Path]:
