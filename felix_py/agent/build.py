@@ -39,6 +39,7 @@ from felix_py.agent.addressing import Addressing
 from felix_py.agent.announced import Announced
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.bgp_declared import DeclaredBgp
+from felix_py.agent.block_notes import had_blocks
 from felix_py.agent.block_writer import BlockWriter
 from felix_py.agent.claims import Around, Claims
 from felix_py.agent.concerned import Due
@@ -361,6 +362,7 @@ def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, con
         on_invalid=lambda kind, _key, _reason: metrics.rejected.labels(kind).inc(),
         tiers_in_force=tiers_in_force,
         configured=configured,
+        pooled=had_blocks(config.state_dir),
         namespace=config.namespace,
     )
 

@@ -17,9 +17,9 @@ from typing import Any, Protocol, TypeVar
 
 from bgp.resources import Problem
 from felix_py import log
+from felix_py.agent.block_notes import BlockNotes
 from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.demands import Demands, Pools, names_of
-from felix_py.agent.last_good import Kept
 from felix_py.agent.loan_book import LoanBook
 from felix_py.agent.pool_notices import PoolNotices, used_up
 from felix_py.agent.pooled import Pooled
@@ -44,7 +44,10 @@ T = TypeVar("T")
 
 _LOOK = 30.0
 _LOOK_WHILE_WAITED_FOR = 1.0
-"""Seconds between two reviews at most; addresses that pods give back are no event here."""
+"""Seconds between two reviews at most; addresses that pods give back, and refusals, are no events here."""
+
+_LOOKS = (0.1, 1.0)
+"""Seconds between two looks at blocks that are not known yet."""
 
 _PACE = 0.05
 _SEEN_WITHIN = 2.0
@@ -52,8 +55,6 @@ _SEEN_WITHIN = 2.0
 
 _RETRY = (1.0, 30.0)
 _AT_ONCE = 4
-_MOST_CLOSED = 1000
-"""Uids of blocks given back that are kept; no list of the API server is so old that it has one before these."""
 
 
 class Leases(Protocol):
@@ -113,12 +114,9 @@ class Claims:
         self.timeout = timeout
         self.strict = strict
         self._log = log.get("blocks")
-        self._kept = Kept(state_dir / "blocks.json")
-        kept, problem = self._kept.read()
-        if problem:
-            self._log.warning("what blocks this node had is lost", reason=problem)
-        self._had: list[str] = (kept or {}).get("own", [])
-        self._closed: list[str] = (kept or {}).get("closed", [])
+        self._notes = BlockNotes(state_dir)
+        if self._notes.lost:
+            self._log.warning("what blocks this node had is lost", reason=self._notes.lost)
         self._known = Known(node_name)
         self._idle = Idle()
         self._demands = Demands()
@@ -169,13 +167,20 @@ class Claims:
 
     async def caught_up(self) -> bool:
         """Return once the blocks of the first pools of a family are known; false: they are not within
-        :attr:`timeout`. Of those that may not be seen nothing is ever known, so nobody waits for them.
+        :attr:`timeout`. Of those that may not be seen nothing is ever known, so nobody waits for them for long.
         """
+        looks = Backoff(*_LOOKS)
         with suppress(TimeoutError):
             async with asyncio.timeout(self.timeout):
-                while not (followed := self._families() <= self._followed) and not self._objects.refused():
-                    await self._reviewed.wait()
-        return followed or self._objects.refused()
+                while not self._has_caught_up():
+                    with suppress(TimeoutError):
+                        # Nobody tells when a refusal has stood for long enough to count.
+                        async with asyncio.timeout(looks.delay()):
+                            await self._reviewed.wait()
+        return self._has_caught_up()
+
+    def _has_caught_up(self) -> bool:
+        return self._families() <= self._followed or self._objects.refused()
 
     def _families(self) -> frozenset[Family]:
         return Pooled(pools=self.pools).families
@@ -305,7 +310,7 @@ class Claims:
             leases=leases,
             reservations=self._declared.reservations,
             idle=self._idle.rested(now),
-            closed=frozenset(self._closed),
+            closed=frozenset(self._notes.closed),
             elsewhere=self._has_pods_elsewhere,
             pod_cidrs=self._around.pod_cidrs(),
             wanted=self._demands.wanted,
@@ -360,7 +365,7 @@ class Claims:
                     await self._due.wait()
 
     def _next_look(self) -> float:
-        if self._demands.urgent:
+        if self._demands.urgent or not self._objects.listed():
             return _LOOK_WHILE_WAITED_FOR
         now = time.monotonic()
         return min([_LOOK, *(max(0.05, at - now) for at in self._tried.values() if at > now)])
@@ -369,10 +374,12 @@ class Claims:
         if not self._declared.listed:
             return
         self._told.declared()
-        if self._declared.any or self._had or self._closed:
+        if self._declared.any or self._notes.any:
             self._objects.want()
         if self._objects.wanted and not self._objects.listed():
+            self._told.unseen(self._objects.refused())
             return
+        self._told.unseen(False)
         view = self._view()
         await self._take_over(blocks.usable(view), lending.usable_loans(view))
         view = self._view()
@@ -388,10 +395,8 @@ class Claims:
     async def _take_over(self, usable: tuple[IPAMBlock, ...], borrowed: tuple[str, ...]) -> None:
         """Use these blocks and addresses. Those that this node has are noted on disk before, for the next
         start."""
-        own = sorted(self._known.own)
-        if own != self._had:
-            self._had = own
-            await self._keep()
+        if (problem := await self._notes.have(sorted(self._known.own))) is not None:
+            self._told.unwritten(str(self._notes.file.path), problem)
         await self._book.adopt(loan for block in usable for loan in block.lent)
         loans = {host: self._known.loans.borrowed[host].loan.uid for host in borrowed}
         before = self._uids()
@@ -407,7 +412,7 @@ class Claims:
         """What an earlier life has closed, and is still to be seen, is not given out, asked for or not."""
         of = {block.uid: cidr for cidr, block in self._known.own.items()}
         of |= {one.loan.uid: host for host, one in self._known.loans.borrowed.items()}
-        closed = frozenset(uid for uid in self._closed if uid in of)
+        closed = frozenset(uid for uid in self._notes.closed if uid in of)
         if cidrs := [of[uid] for uid in closed - self._shut]:
             await self._leases.use(lambda store: store.shut(*cidrs))
         self._shut = closed
@@ -464,16 +469,13 @@ class Claims:
             return
         self.blocks = tuple(block for block in self.blocks if block.cidr != act.cidr)
         self.borrowed = {host: uid for host, uid in self.borrowed.items() if host != act.cidr}
-        closed = self._closed
-        uids = [loan.uid for loan in act.loans] or [act.block.uid]
-        self._closed = [*closed, *uids][-_MOST_CLOSED:]
-        if await self._keep():
-            self._log.info(
-                "giving back a borrowed address" if act.loans else "giving back a block", cidr=act.cidr
-            )
-            return
-        self._closed = closed
-        await self._leases.use(lambda store: store.reopen(act.cidr))
+        problem = await self._notes.close([loan.uid for loan in act.loans] or [act.block.uid])
+        self._told.unwritten(str(self._notes.file.path), problem)
+        if problem:
+            await self._leases.use(lambda store: store.reopen(act.cidr))
+        else:
+            what = "a borrowed address" if act.loans else "a block"
+            self._log.info(f"giving back {what}", cidr=act.cidr)
 
     async def _lend(self, act: Act, node_uid: str) -> None:
         """Set addresses aside, on disk, before the borrowers can know of them."""
@@ -488,13 +490,3 @@ class Claims:
         await self._book.forget(act.loans)
         self._known.loans.returned -= {loan.uid for loan in act.loans}
         self._log.info("lent addresses have come back", addresses=[loan.address for loan in act.loans])
-
-    async def _keep(self) -> bool:
-        """Write down what must be known at the next start, whatever the API server says."""
-        try:
-            await asyncio.to_thread(self._kept.write, {"own": self._had, "closed": self._closed})
-        except OSError as error:
-            self._told.unwritten(str(self._kept.path), error.strerror or str(error))
-            return False
-        self._told.unwritten(str(self._kept.path), "")
-        return True

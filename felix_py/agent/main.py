@@ -15,9 +15,9 @@ Order of a start, and why:
 5. BGP: the announced prefixes are reachable by now. Once learned routes are complete again, or the deferral timer
    has expired, those that no peer has announced are swept.
 
-Order of an end: no more CNI calls; running ones end, or are told to try again. Then the applies end, and their
-waiters are told. Then all else, in reverse order of the start. The kernel's state stays.
-:mod:`felix_py.agent.stopping` bounds this to ten seconds.
+Order of an end: no more CNI calls; running ones end, or are told to try again (ADDs: with the next agent). Then
+the applies end, and their waiters are told. Then all else, in reverse order of the start. The kernel's state
+stays. :mod:`felix_py.agent.stopping` bounds this to ten seconds.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from felix_py.ipam.blocks import Demand
 from felix_py.ipam.loans import Unmet
 from felix_py.notices import NoticeKind, Notices
 
-_COPY, _FULL, _OBJECT = "copy", "full:", "object:"
+_COPY, _FULL, _OBJECT, _UNSEEN = "copy", "full:", "object:", "blocks"
 
 
 def used_up(pools: Iterable[str], asked: Sequence[Unmet] | None) -> str:
@@ -49,6 +49,14 @@ class PoolNotices:
         for problem in sorted(problems - self._warned):
             self._warn(problem, self._declared.uid(problem.name, problem.kind))
         self._warned = problems
+
+    def unseen(self, refused: bool) -> None:
+        """Tell that blocks may not be seen although there are pools; not ``refused``: they may."""
+        text = (
+            "IPAMBlocks or BlockAffinities cannot be listed, so pods get addresses of podCIDRs although there "
+            "are IPPools: see the log, and whether the ClusterRole felix-py is of this version"
+        )
+        self._say(_UNSEEN, text if refused else "")
 
     def exhausted(self, demands: Sequence[Demand], hopeless: Sequence[Demand] | None) -> None:
         """Tell which pools have no block left. ``hopeless``: those of which nothing can be borrowed, either;

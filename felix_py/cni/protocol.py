@@ -2,7 +2,8 @@
 
 Call (also a file of the spool): ``felix-py-cni/1 ENVIRONMENT STDIN\\n`` with the two lengths in bytes, then the
 CNI_* environment as ``NAME=value\\0`` entries, then stdin as it is. Answer: ``CODE LENGTH\\n`` with the exit
-code, then what goes to stdout. The client treats an answer that is cut short as no answer.
+code, then what goes to stdout. The client treats an answer that is cut short as no answer, and takes an ADD that
+is answered :data:`HANDED_BACK` to the next agent.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import socket
 from collections.abc import Mapping
 
 from msgspec import Struct
+
+HANDED_BACK = 75
+"""Exit code (EX_TEMPFAIL of sysexits.h) of an ADD that is undone because the agent stops; a client of an earlier
+version prints the answer's error."""
 
 _HEAD = re.compile(rb"felix-py-cni/1 (\d{1,8}) (\d{1,8})\n")
 _MOST_ENVIRONMENT = 1 << 18

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from felix_py import log
 from felix_py.cni.errors import CNIError, Code
 from felix_py.cni.plugin import Plugin
-from felix_py.cni.protocol import Answer, Call, ProtocolError, read_call
+from felix_py.cni.protocol import HANDED_BACK, Answer, Call, ProtocolError, read_call
 from felix_py.cni.spool import Spool
 from felix_py.cni.types import Command, parse_request, version_of
 from felix_py.metrics import Metrics
@@ -77,10 +77,11 @@ class CNIServer:
         """Accept no more calls, and let those under way finish, so that nothing half-made is left behind.
 
         A call unfinished after ``calls`` seconds is cancelled: it undoes its steps, and its client is told to try
-        again. A call that needs longer than ``undo`` seconds for that is left alone; call this method again once
-        the operation that it waits for has ended.
+        again; that of an ADD does so by itself. A call that needs longer than ``undo`` seconds for that is left
+        alone; call this method again once the operation that it waits for has ended.
         """
         if self._listening is not None:
+            self._accept(self._listening)  # else those in the backlog would be cut off
             asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
             self._listening = None
@@ -164,7 +165,8 @@ class CNIServer:
         try:
             return await self.answer(call)
         except asyncio.CancelledError:  # by stop(), or by an operation that it waited for
-            return Answer(1, _STOPPING.encode(version_of(call)))
+            code = HANDED_BACK if call.environment.get("CNI_COMMAND") == Command.ADD else 1
+            return Answer(code, _STOPPING.encode(version_of(call)))
 
     async def answer(self, call: Call, *, spooled: bool = False) -> Answer:
         """Execute a call; never raises because of its content. ``spooled``: it was made before this agent ran."""

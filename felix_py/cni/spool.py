@@ -71,12 +71,9 @@ class Spool:
         remove those added since.
         """
         try:
-            entries = await asyncio.to_thread(_settled_entries, self._folder)
+            self._find(await asyncio.to_thread(_settled_entries, self._folder))
         except OSError as error:
             self._log.error("cannot read the CNI spool", folder=str(self._folder), reason=str(error))
-            self.under_way.set()
-            return
-        self._find(entries)
         calls, self._calls = self._calls, {}
         once = [call for entry, call in calls.items() if _is(Command.GC, call) and self._remove(entry)]
         await self._make_up({entry: call for entry, call in calls.items() if not _is(Command.GC, call)})

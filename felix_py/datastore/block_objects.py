@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from felix_py.datastore.absence import Discovery
 from felix_py.datastore.client import Api
 from felix_py.datastore.followed import Followed
@@ -12,6 +14,9 @@ from felix_py.datastore.kinds import IPAM_BLOCKS, block_affinities
 from felix_py.datastore.outage import Outage
 from felix_py.datastore.store import Table
 from felix_py.ipam.resources import BlockAffinity, IPAMBlock
+
+_RETRY = 0.1
+"""Mean seconds until the second try: pods may be waiting when the first pool has come."""
 
 
 class BlockObjects(Followed):
@@ -30,7 +35,7 @@ class BlockObjects(Followed):
         affinities = block_affinities(node)
         super().__init__(
             api,
-            timing,
+            replace(timing, retry=(_RETRY, timing.retry[1])),
             watched,
             (IPAM_BLOCKS, affinities),
             discovery=discovery,

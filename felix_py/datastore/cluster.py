@@ -111,11 +111,12 @@ class Cluster:
         pod_source: Callable[[Api, Timing, Outage, str], PodSource] = watch_all_pods,
         tiers_in_force: bool = False,
         configured: bool = False,
+        pooled: bool = False,
         namespace: str = "kube-system",
     ) -> None:
         """``tiers_in_force``: the kernel has rules of cluster-scoped policies from before a restart. The
         absence of their kinds is then believed later. ``configured``: the same of our own kinds, whose objects
-        are in force. ``namespace``: the agent's own, where Secrets are.
+        are in force. ``pooled``: the same of pools. ``namespace``: the agent's own, where Secrets are.
         """
         timing = timing or Timing()
         self.store = Store(self._report)
@@ -135,7 +136,10 @@ class Cluster:
         self.secrets = NamedSecrets(api, namespace, timing, outage)
 
         def reflected(table: Table[R]) -> _Watched[R]:
-            in_force = configured if table.kind in OWN_KINDS else tiers_in_force and table.kind.optional
+            if table.kind in POOL_KINDS:
+                in_force = pooled
+            else:
+                in_force = configured if table.kind in OWN_KINDS else tiers_in_force and table.kind.optional
             reflector = Reflector(api, table.kind, timing, discovery=discovery, outage=outage, in_force=in_force)
             return _Watched(table, reflector)
 

@@ -68,7 +68,8 @@ class Timing(Struct, frozen=True, kw_only=True):
     may exceed the lifetime. ``healthy``: the end of a watch that lived this long is no failure. ``retry``: first
     and longest mean delay between tries of a kind. ``lost``: the same between those of all kinds together, while
     the server does not answer (:mod:`felix_py.datastore.outage`). ``absent``: first interval of discovery for an
-    absent optional kind whose CRD may not be watched.
+    absent optional kind whose CRD may not be watched. ``refused``: between the first and the last refusal to let
+    us see a kind, until it counts: a server that has just started lets nobody see anything for a moment.
     """
 
     answer: float = 60.0
@@ -80,6 +81,7 @@ class Timing(Struct, frozen=True, kw_only=True):
     retry: tuple[float, float] = (0.8, 30.0)
     lost: tuple[float, float] = (0.8, 10.0)
     absent: float = 15.0
+    refused: float = 5.0
 
 
 class Absent(Exception):
@@ -132,8 +134,8 @@ class Reflector(Generic[R]):
         self._comes = Backoff(_COMES, self._timing.absent * _RARELY)
         self._present: bool | None = None
         self._in_force = in_force
-        self.refused = False
-        """Whether the last conversation ended since the server does not let us see this kind."""
+        self._refused_since: float | None = None
+        self._refused_last = 0.0
 
     # --- on the event loop ---------------------------------------------------------------------------
 
@@ -157,6 +159,13 @@ class Reflector(Generic[R]):
     def age(self) -> float:
         """Seconds since the last byte of a list or a watch, or the last successful probe. Any thread."""
         return self._clock.now() - self._alive
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server does not let us see this kind, and still has not after ``Timing.refused``. Any
+        thread."""
+        since = self._refused_since
+        return since is not None and self._refused_last - since >= self._timing.refused
 
     def silent(self) -> Answer | None:
         """The watch that has been silent for too long, or None. Any thread."""
@@ -210,7 +219,11 @@ class Reflector(Generic[R]):
     def _next_rest(self, failure: Exception | None) -> Rest:
         if self._stop.is_set():
             raise Closed
-        self.refused = isinstance(failure, ApiError) and failure.status in (401, 403)
+        if isinstance(failure, ApiError) and failure.status in (401, 403):
+            self._refused_last = self._clock.now()
+            self._refused_since = self._refused_since or self._refused_last
+        else:
+            self._refused_since = None
         if isinstance(failure, Absent):
             return Rest(failure.retry_in)
         if self._watched_well():
@@ -461,6 +474,7 @@ class Reflector(Generic[R]):
     @contextmanager
     def _ask(self, query: dict[str, str]) -> Iterator[Answer]:
         with self._get(self.kind.path, self.kind.query | query, may_be_absent=self.kind.optional) as answer:
+            self._refused_since = None
             self._note_presence()
             yield answer
 

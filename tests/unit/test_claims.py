@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from felix_py.agent.block_notes import had_blocks
 from felix_py.ipam import known
 from felix_py.ipam.names import block_name
 from felix_py.ipam.pools import NoPool
@@ -27,6 +29,8 @@ from tests.support.claiming import (
     states,
 )
 from tests.support.fakeapi import BLOCK_AFFINITIES, IP_POOLS, IPAM_BLOCKS, NODES, PATIENCE, FakeApi
+from tests.support.waiting import until
+from tests.support.watching import QUICK
 
 
 @pytest.fixture
@@ -85,14 +89,38 @@ async def test_who_starts_just_after_the_first_pool_waits_for_its_blocks(server:
         assert all(cidr.startswith("10.0.0.") for cidr in node.cidrs() if ":" not in cidr)
 
 
-async def test_nobody_waits_for_blocks_that_may_not_be_seen(server: FakeApi, tmp_path: Path) -> None:
-    for verb in ("watchlist", "list"):
-        server.fault(verb, faults.refuse(403, "Forbidden", "ipamblocks is forbidden"), path=IPAM_BLOCKS, times=99)
+@pytest.mark.parametrize("path", [IPAM_BLOCKS, BLOCK_AFFINITIES])
+@pytest.mark.parametrize("code", [401, 403, 404])
+async def test_who_starts_while_blocks_are_refused_for_a_moment_waits_no_longer_than_that(
+    server: FakeApi, tmp_path: Path, path: str, code: int
+) -> None:
+    """As by a server that has not read a new role yet. It got an address of a podCIDR, for its life."""
+    server.fault("*", faults.refuse(code), path=path, times=2)
+    async with running(server, tmp_path) as node:
+        told: list[str] = []
+        node.claims.on_change = lambda: told.extend(pool.name for pool in node.claims.pools)
+        declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+        await until(lambda: node.claims.pools)
+        assert await node.claims.caught_up()
+        assert "pods" in told
+
+
+async def test_nobody_waits_for_long_for_blocks_that_may_not_be_seen(
+    server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.support.claiming.QUICK", replace(QUICK, refused=0.5))
+    server.fault("*", faults.refuse(403, "Forbidden", "ipamblocks is forbidden"), path=IPAM_BLOCKS, times=99)
     async with running(server, tmp_path) as node:
         declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+        await until(lambda: node.claims.pools)
         assert await node.claims.caught_up()
         assert node.claims.known
         assert not node.claims.blocks
+        assert len(server.verbs(IPAM_BLOCKS)) < 10
+        await until(lambda: "IPAMBlocks" in node.told())
+        server.clear_faults()
+        await node.until(lambda: node.claims.blocks)
+        assert node.told() == ""
 
 
 async def test_the_next_block_is_claimed_before_the_first_is_full(server: FakeApi, tmp_path: Path) -> None:
@@ -264,8 +292,21 @@ async def test_a_disk_that_is_full_gives_nothing_back(
 
         monkeypatch.setattr(known, "REST", 0.0)
         with pytest.MonkeyPatch.context() as disk:
-            disk.setattr(node.claims._kept, "write", full)
+            disk.setattr(node.claims._notes.file, "write", full)
             declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, disabled=True)
             await node.until(lambda: "No space left on device" in node.told())
             assert states(server) == {block.cidr: "confirmed"}
         await node.until(lambda: not states(server))
+
+
+async def test_blocks_that_could_not_be_noted_are_once_there_is_room(server: FakeApi, tmp_path: Path) -> None:
+    """The notice stayed until the node's next block, and so did the file as it was."""
+    async with running(server, tmp_path) as node:
+        (tmp_path / "blocks.json").mkdir()
+        declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+        await node.until(lambda: "blocks cannot be noted" in node.told())
+        await node.until(lambda: node.claims.blocks)
+        (tmp_path / "blocks.json").rmdir()
+        await node.lease("web")
+        await until(lambda: not node.told())
+    assert had_blocks(tmp_path)

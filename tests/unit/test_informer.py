@@ -13,6 +13,7 @@ from felix_py.datastore.informer import PAGE, Timing
 from policy.model import Pod
 from tests.support import fakeapi, faults
 from tests.support.fakeapi import PATIENCE, PODS, FakeApi, pod
+from tests.support.waiting import until
 from tests.support.watching import configuration, probing, watching
 
 # --- the plain course ------------------------------------------------------------------------------------------
@@ -292,6 +293,22 @@ async def test_refused_connections_are_retried_with_backoff() -> None:
             await watch.until_names("a")
     assert all(0.4 * 2**n <= wait <= 1.2 * 2**n for n, wait in enumerate(waits[:4])), waits
     assert all(5 <= wait <= 15 for wait in waits[6:]), waits
+
+
+async def test_a_refusal_counts_once_it_has_stood_and_until_the_first_answer() -> None:
+    """A server that has just started lets nobody see anything for a moment."""
+    with FakeApi() as api:
+        api.fault("*", faults.refuse(403, "Forbidden"), times=2)
+        async with watching(api, Timing(refused=1e6)) as watch:
+            await watch.until_listed()
+            assert not watch.reflector.refused
+    with FakeApi() as api:
+        api.fault("*", faults.refuse(403, "Forbidden"), times=999)
+        async with watching(api, Timing(refused=5.0)) as watch:
+            await until(lambda: watch.reflector.refused)
+            api.clear_faults()
+            await watch.until_listed()
+            assert not watch.reflector.refused, "though the watch goes on"
 
 
 async def test_reset_connection() -> None:

@@ -3,7 +3,8 @@
  * It passes the call (CNI_* environment and stdin) to the agent's Unix socket and prints the answer. It decides
  * nothing and parses no JSON; felix_py/cni/protocol.py describes the framing. Without an agent it answers VERSION,
  * answers error 11 (try again later) to calls that need the agent, to an ADD after some seconds, and keeps DEL and
- * GC, which the runtime does not repeat, in a spool directory that the agent drains when it starts.
+ * GC, which the runtime does not repeat, in a spool directory that the agent drains when it starts. An ADD that an
+ * agent hands back because it stops waits for the next one in the same way.
  *
  * The socket's path is the content of the file "<this binary>.socket", or DEFAULT_SOCKET without that file. The
  * spool is the directory "spool" beside the socket.
@@ -28,6 +29,7 @@
 #define TIMEOUT_SECONDS 60
 #define AWAY_SECONDS 10 /* an ADD outlasts the restart of an agent; a runtime that is told to try again backs off */
 #define TRY_AGAIN 11
+#define HANDED_BACK 75 /* felix_py/cni/protocol.py */
 
 extern char **environ;
 
@@ -145,7 +147,8 @@ static int await_agent(void) {
 	return fd;
 }
 
-/* Send the call and print the answer. Returns the plugin's exit code, or -1 when there was no whole answer. */
+/* Send the call and print the answer. Returns the plugin's exit code, or -1 when there was no whole answer; of what
+ * is handed back nothing is printed. */
 static int ask(int fd, const struct buffer *call) {
 	struct buffer answer = {0};
 	int code = -1, start = 0;
@@ -157,6 +160,10 @@ static int ask(int fd, const struct buffer *call) {
 	    answer.length - 1 - (start + 1) != length) {
 		free(answer.data);
 		return -1;
+	}
+	if (code == HANDED_BACK) {
+		free(answer.data);
+		return code;
 	}
 	alarm(0);
 	if (!write_all(STDOUT_FILENO, answer.data + start + 1, length))
@@ -242,8 +249,11 @@ int main(void) {
 		puts("{\"cniVersion\": \"1.1.0\", \"supportedVersions\": [\"0.3.0\", \"0.3.1\", \"0.4.0\", \"1.0.0\", \"1.1.0\"]}");
 		return 0;
 	}
-	int fd = strcmp(command, "ADD") ? connect_agent() : await_agent();
-	int code = fd < 0 ? -1 : ask(fd, &call);
+	int fd, code;
+	do { /* the alarm ends it, if no agent stays */
+		fd = strcmp(command, "ADD") ? connect_agent() : await_agent();
+		code = fd < 0 ? -1 : ask(fd, &call);
+	} while (code == HANDED_BACK);
 	if (code >= 0)
 		return code;
 	if (!strcmp(command, "DEL") || !strcmp(command, "GC"))
