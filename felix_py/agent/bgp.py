@@ -215,6 +215,7 @@ class Bgp:
     async def _keep_telling(self) -> None:
         while True:
             self._tell_next_hops()
+            self._tell_hindrance()
             await asyncio.sleep(_TELL)
 
     def _tell_next_hops(self) -> None:
@@ -229,6 +230,13 @@ class Bgp:
         if len(unresolved) > _NEXT_HOPS_TOLD:
             told["others"] = "BGP peers announce routes by further next hops that cannot be used"
         self._notices.replace(NoticeKind.NEXT_HOP, told)
+
+    def _tell_hindrance(self) -> None:
+        assert self._speaker is not None
+        if self._speaker.hindrance:
+            self._notices.say(NoticeKind.BGP, "ExaBGP", self._speaker.hindrance)
+        else:
+            self._notices.clear(NoticeKind.BGP, "ExaBGP")
 
     # --- state ---------------------------------------------------------------------------------------
 
