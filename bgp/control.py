@@ -160,6 +160,10 @@ class Control:
         """Request an update of :attr:`neighbors` and :attr:`in_effect`."""
         self.channel.send(protocol.SHOW_NEIGHBORS)
 
+    def probe(self) -> None:
+        """Have ExaBGP answer, if it can."""
+        self.channel.send(protocol.NOTHING)
+
     # --- the connection ----------------------------------------------------------------------------------
 
     def attached(self) -> None:
@@ -168,13 +172,13 @@ class Control:
         self._readback.stop()
         self._readback.everything()
 
-    def detached(self, now: float) -> None:
+    def detached(self, now: float, reason: str = "no connection to ExaBGP") -> None:
         """The connection is gone, and perhaps ExaBGP with it: keep all routes as a restarting speaker does."""
         self.channel.close()
         self._readback.stop()
         self.neighbors = {}
         for session in self._sessions.values():
-            session.detached(now)
+            session.detached(now, reason)
 
     def receive(self, data: bytes, now: float) -> None:
         """Handle bytes from the bridge. Invalid ones are counted and noted once a connection; nothing raises."""

@@ -1,4 +1,4 @@
-"""ExaBGP, started with ten corrections, an option and a capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with eleven corrections, an option and a capability: ``python -m bgp.launch server FILE``.
 
 The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
@@ -45,6 +45,9 @@ The tenth: an OPEN that comes once more in OpenConfirm is another connection's b
 event 19) and no error. ExaBGP ends the session. OpenBGPD 7.7 sends its OPEN twice where an attempt of its own to
 connect has failed half way, as when ExaBGP is killed and comes back, and takes the new end for a second restart.
 
+The eleventh: hold times, keepalives and delays go by the wall clock. One that is set ahead ends all sessions at
+once; set back, no keepalive is sent, and none that has ended begins again, until it is as late as it was.
+
 The option: a keepalive time of its own, from the neighbor's description (:data:`bgp.render.KEEPALIVE`). A
 keepalive is sent in each third of the negotiated hold time at the latest (RFC 4271, section 4.4). A change of it
 is a change of the neighbor.
@@ -60,8 +63,10 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
+from exabgp.bgp import timer
 from exabgp.bgp.fsm import FSM
 from exabgp.bgp.message.keepalive import KeepAlive
 from exabgp.bgp.message.nop import NOP
@@ -75,12 +80,16 @@ from exabgp.bgp.message.update.nlri.inet import INET
 from exabgp.bgp.neighbor import Neighbor
 from exabgp.protocol.family import AFI, SAFI
 from exabgp.protocol.ip import IPRange
+from exabgp.reactor import delay, loop
 from exabgp.reactor import peer as peer_module
+from exabgp.reactor.api import processes
 from exabgp.reactor.api.command import announce, limit, rib
 from exabgp.reactor.api.processes import Processes
 from exabgp.reactor.keepalive import KA
+from exabgp.reactor.network import outgoing
 from exabgp.reactor.peer import Peer
 from exabgp.reactor.protocol import Protocol
+from exabgp.util import cache
 
 from bgp.bfd import CEASE_BFD_DOWN
 from bgp.fields import peer_name
@@ -105,6 +114,12 @@ _infer = Neighbor.infer
 _as_dict = INET.as_dict
 _split_nlris = Update._split_nlris
 _cli_data = Peer.cli_data
+
+_TIMED = (cache, delay, loop, outgoing, peer_module, processes, timer)
+"""The modules of ExaBGP that measure time, all of its server."""
+
+STEADY = SimpleNamespace(**{**vars(time), "time": time.monotonic})
+"""In place of the module ``time``. What ExaBGP makes of it for people is in a log that is off."""
 
 _IPV4_BY_IPV6 = (AFI.ipv4, SAFI.unicast, AFI.ipv6)
 """RFC 8950: what the capability says of IPv4 prefixes."""
@@ -157,7 +172,7 @@ def close(peer: Any, message: str = "", error: object = "") -> None:
     """In place of ``Peer._close``, which ExaBGP calls before a NOTIFICATION would be sent, or in place of it."""
     if peer._teardown == CEASE_BFD_DOWN and message.startswith("graceful restarted negotiated"):
         raise Notify(6, CEASE_BFD_DOWN, b"")
-    young = peer.fsm == FSM.ESTABLISHED and time.time() < peer.stats["complete"] + _YOUNG
+    young = peer.fsm == FSM.ESTABLISHED and time.monotonic() < peer.stats["complete"] + _YOUNG
     if message.startswith("notification sent") or young:
         peer._delay._next = max(peer._delay._next, _IDLE_HOLD)
     _close(peer, message, error)
@@ -313,4 +328,6 @@ if __name__ == "__main__":
     for module in (announce, rib):
         module.match_neighbors = match_neighbors
     Processes.notification = tell_nothing
+    for module in _TIMED:
+        module.time = STEADY
     main()

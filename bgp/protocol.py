@@ -20,6 +20,8 @@ from bgp.events import Answered, Event, Gap, Neighbor, Neighbors
 SHOW_NEIGHBORS = "show neighbor json"
 SHOW_RIB_IN = "show adj-rib in json"
 SHOW_RIB_OUT = "show adj-rib out json"
+NOTHING = "# nothing"
+"""A comment, which is answered like a command."""
 
 _LINE_MOST = 4 * 1024 * 1024
 """Bytes. The longest valid line, that of all neighbors, has some 3 KB for each."""

@@ -315,10 +315,10 @@ class Session:
             self._drop()
         self._note("down", self._error, warning=True)
 
-    def detached(self, now: float) -> None:
-        """The connection to ExaBGP is lost: all routes stay, as for a speaker that restarts itself."""
+    def detached(self, now: float, reason: str) -> None:
+        """Nothing is heard of ExaBGP: all routes stay, as for a speaker that restarts itself."""
         if self._advance(Input.DOWN):
-            self._since, self._error = now, "no connection to ExaBGP"
+            self._since, self._error = now, reason
         self.out.down()
         self.out.forget()
         self._retain(now + self.peer.max_restart_time, own=True)

@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import math
 import os
 import select
 import signal
@@ -45,6 +46,7 @@ _IDLE = 1.0
 """Seconds between two polls otherwise, when events wake the sidecar at once."""
 
 _VALIDATE_TIMEOUT = 30.0
+_VALIDATE_AGAIN = 5.0
 _RELOAD_RETRY = 0.5
 _RELOAD_GIVE_UP = 60.0
 _BACKOFF_FIRST = 0.2
@@ -80,6 +82,10 @@ _ENVIRONMENT = {
 }
 
 
+class _NoVerdict(Exception):
+    """Whether ExaBGP takes a text is not known."""
+
+
 class Sidecar:
     """One ExaBGP process and its configuration."""
 
@@ -91,6 +97,7 @@ class Sidecar:
         self._start_at = 0.0
         self._backoff = _BACKOFF_FIRST
         self._seen: tuple[int, int, int] | None = None
+        self._look_again_at = math.inf
         self._text = ""
         self._unreadable = ""
         self._log_partial = b""
@@ -148,7 +155,7 @@ class Sidecar:
         try:
             status = path.stat()
             seen = (status.st_mtime_ns, status.st_ino, status.st_size)
-            if seen == self._seen:
+            if seen == self._seen and time.monotonic() < self._look_again_at:
                 return
             if status.st_size > _CONFIG_MOST:
                 raise OSError(f"{path} is larger than {_CONFIG_MOST >> 20} MB")
@@ -158,15 +165,20 @@ class Sidecar:
                 log("warning", "cannot read the configuration", error=str(error))
             self._unreadable = str(error)
             return
-        self._unreadable, self._seen = "", seen
+        self._unreadable, self._seen, self._look_again_at = "", seen, math.inf
         if text == self._text:
             return
         whole = render.process_section(Path(sys.executable), Path(bridge.__file__), self._dir / SOCKET) + text
-        if not self._is_running(whole):
-            if problem := self._validate(whole):
-                log("error", "configuration refused, the old one stays", error=problem)
-                return
-            os.replace(self._dir / _CANDIDATE, self._dir / RUNNING)
+        try:
+            if not self._is_running(whole):
+                if problem := self._validate(whole):
+                    log("error", "configuration refused, the old one stays", error=problem)
+                    return
+                os.replace(self._dir / _CANDIDATE, self._dir / RUNNING)
+        except (OSError, _NoVerdict) as error:
+            log("error", "cannot validate the configuration, the old one stays; trying again", error=str(error))
+            self._look_again_at = time.monotonic() + _VALIDATE_AGAIN
+            return
         self._text = text
         self._bfd.want(text, time.monotonic())
         log("info", "configuration accepted")
@@ -183,7 +195,10 @@ class Sidecar:
         return False
 
     def _validate(self, text: str) -> str:
-        """Write the text to the candidate file; returns why ExaBGP refuses it, empty if it is valid."""
+        """Write the text to the candidate file; returns why ExaBGP refuses it, empty if it is valid.
+
+        Raises OSError and _NoVerdict where that says nothing of the text: a full disk, no memory, a busy machine.
+        """
         candidate = self._dir / _CANDIDATE
         descriptor = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)  # for passwords
         with os.fdopen(descriptor, "w") as file:
@@ -198,7 +213,9 @@ class Sidecar:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return f"no verdict within {_VALIDATE_TIMEOUT:.0f} s"
+            raise _NoVerdict(f"no verdict within {_VALIDATE_TIMEOUT:.0f} s") from None
+        if done.returncode < 0:
+            raise _NoVerdict(f"ended by signal {-done.returncode}")
         if done.returncode == 0:
             return ""
         return " ".join((done.stdout + done.stderr).decode(errors="replace").split())[-1000:] or "refused"
@@ -236,7 +253,7 @@ class Sidecar:
         now = time.monotonic()
         if self._child is None:
             if (self._dir / RUNNING).exists() and now >= self._start_at:
-                self._start(now)
+                self._try_start(now)
             return
         if self._child.poll() is None:
             if now > self._started_at + _STEADY:
@@ -244,8 +261,18 @@ class Sidecar:
             return
         log("error", "ExaBGP ended", code=self._child.returncode, again_in=self._backoff)
         self._forget_child()
+        self._put_off(now)
+
+    def _put_off(self, now: float) -> None:
         self._start_at = now + self._backoff
         self._backoff = min(_BACKOFF_MOST, self._backoff * 2)
+
+    def _try_start(self, now: float) -> None:
+        try:
+            self._start(now)
+        except (OSError, UnicodeDecodeError) as error:  # no process, no memory, a damaged file
+            log("error", "ExaBGP cannot be started", error=str(error), again_in=self._backoff)
+            self._put_off(now)
 
     def _start(self, now: float) -> None:
         running = self._dir / RUNNING

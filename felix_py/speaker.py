@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import os
-import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +28,7 @@ from bgp.session import LimitState, PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
 from bgp.trace import Traced
 from felix_py.backoff import Backoff
+from felix_py.source_address import source_address
 from felix_py.structured import structlog
 
 _TICK = 1.0
@@ -35,6 +36,12 @@ _RECONNECT = (0.05, 1.0)
 _FIRST_CONTACT = 1.0
 _DELIVERY = 3.0
 _NOT_IN_EFFECT = 15.0
+_ASK, _GIVE_UP = 10, 30
+"""Ticks without a word of ExaBGP, until it is asked for one, and until it does not count as running."""
+
+_HUNG = "ExaBGP does not answer"
+_ABSENT = "there is no ExaBGP; see whether the sidecar runs"
+_OTHERS = "ExaBGP does not have the configured peers; see the sidecar's log"
 _REWRITE = 5.0
 _SLICE = 250
 """Prefixes decided in one turn of the event loop: some three milliseconds."""
@@ -94,13 +101,16 @@ class Speaker:
         self._peers: tuple[Peer, ...] = ()
         self._ways: Mapping[str, NextHops] = {}
         self._text = ""
-        self._written_at = 0.0
+        self._late_at, self._unwritten = math.inf, ""
         self._config_due = asyncio.Event()
         self._bfd_wanted = asyncio.Event()
         self._in_sync = asyncio.Event()
         self._more = asyncio.Event()
         self._progress = asyncio.Condition()
         self._writer: asyncio.StreamWriter | None = None
+        self._silent, self._hung = 0, False
+        self.hindrance = ""
+        """Why ExaBGP has not what is configured, for people; empty: it has, or will in a moment."""
 
     # --- inputs ------------------------------------------------------------------------------------------
 
@@ -178,7 +188,11 @@ class Speaker:
 
     def peers(self) -> list[PeerStatus]:
         """Every configured peer, including those that this node has no route to."""
-        statuses = self._control.peers(time.monotonic())
+        why = self.hindrance
+        statuses = [
+            one if one.established else replace(one, error=one.error or why)
+            for one in self._control.peers(time.monotonic())
+        ]
         known = {status.address for status in statuses}
         for peer in self._config.peers if self._config else ():
             if peer.key not in known:
@@ -249,24 +263,31 @@ class Speaker:
                 await asyncio.sleep(backoff.delay())
                 continue
             backoff.reset()
-            self._log.info("attached to ExaBGP")
-            self._writer = writer
+            if not self._hung:
+                self._log.info("attached to ExaBGP")
+            self._writer, self._silent = writer, 0
             self._control.attached()
             try:
                 await self._converse(reader)
             finally:
-                self._writer = None
+                self._writer, self._late_at = None, time.monotonic() + _NOT_IN_EFFECT
                 writer.close()
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
-            self._control.detached(time.monotonic())
-            self._log.warning("lost ExaBGP; routes stay for the restart time")
+            if self._hung:
+                self._control.detached(time.monotonic(), _HUNG)
+            else:
+                self._control.detached(time.monotonic())
+                self._log.warning("lost ExaBGP; routes stay for the restart time")
             await self._moved()
 
     async def _converse(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             self._flush()
             while data := await reader.read(_READ):
+                if self._hung:
+                    self._log.info("ExaBGP answers again")
+                self._silent, self._hung = 0, False
                 self._control.receive(data, time.monotonic())
                 await self._moved()
 
@@ -302,8 +323,23 @@ class Speaker:
                 self._adopt(self._config, peers)
             if not self._control.in_effect:
                 self._control.query_neighbors()
-                self._complain()
+            self._mind_silence()
+            self._judge()
             await self._moved()
+
+    def _mind_silence(self) -> None:
+        """Ask an ExaBGP that says nothing; one that does not answer (it is stopped, or hangs) has no sessions.
+
+        In ticks, not seconds: what came while this process stood still is not read yet.
+        """
+        if self._writer is None:
+            return
+        self._silent += 1
+        if self._silent >= _GIVE_UP and self._control.channel.pending:
+            self._hung = True
+            self._writer.transport.abort()
+        elif self._silent >= _ASK and not self._control.channel.pending:
+            self._control.probe()
 
     async def _keep_deciding(self) -> None:
         """Decide on the prefixes that were too many for one turn of the event loop."""
@@ -323,7 +359,9 @@ class Speaker:
             self._config_due.clear()
             try:
                 await self._write_config()
+                self._unwritten = ""
             except OSError as error:  # a full disk, say: policy and local pods do not depend on it
+                self._unwritten = str(error)
                 self._log.error("cannot write ExaBGP's configuration; trying again", reason=str(error))
                 await asyncio.sleep(_REWRITE)
                 self._config_due.set()
@@ -338,7 +376,7 @@ class Speaker:
         """
         before = {peer.key: peer.source_address for peer in self._peers}
         free = (peer for peer in config.peers if not self._control.holds(peer))
-        found = {peer: peer.source_address or _source_address(peer, before) for peer in free}
+        found = {peer: peer.source_address or source_address(peer, before) for peer in free}
         return tuple(replace(peer, source_address=source) for peer, source in found.items() if source)
 
     def _lead(self, ways: Mapping[str, NextHops]) -> None:
@@ -357,9 +395,10 @@ class Speaker:
             self._bfd_wanted.clear()
         text = render(config, peers)
         if text != self._text:
-            self._text = text
+            self._text, self._late_at = text, math.inf
             self._config_due.set()
         else:
+            self._late_at = max(self._late_at, time.monotonic() + _NOT_IN_EFFECT)
             self._lead(_ways(config))
         self._flush()
 
@@ -368,7 +407,7 @@ class Speaker:
         with contextlib.suppress(TimeoutError):
             await self._withdraw_from_leaving()
         _write_private(self._dir / CONFIG, text)
-        self._written_at = time.monotonic()
+        self._late_at = time.monotonic() + _NOT_IN_EFFECT
         # A peer that leaves has been told by now.
         self._lead(_ways(self._config) if self._config else {})
         self._log.info("wrote ExaBGP's configuration", peers=[peer.key for peer in self._peers])
@@ -386,10 +425,20 @@ class Speaker:
             self._flush()
             await self.delivered()
 
-    def _complain(self) -> None:
-        if self._writer and self._written_at and time.monotonic() - self._written_at > _NOT_IN_EFFECT:
-            self._written_at = time.monotonic()
-            self._log.warning("ExaBGP does not have the configured peers; see the sidecar's log")
+    def _judge(self) -> None:
+        """Set what hinders ExaBGP, and say it once."""
+        found = ""
+        if self._unwritten:
+            found = f"ExaBGP's configuration cannot be written: {self._unwritten}"
+        elif self._hung:
+            found = _HUNG
+        elif time.monotonic() > self._late_at and self._writer is None:
+            found = _ABSENT if self._peers else ""
+        elif time.monotonic() > self._late_at and not self._control.in_effect:
+            found = _OTHERS
+        if found and found != self.hindrance:
+            self._log.warning(found)
+        self.hindrance = found
 
     # --- plumbing ----------------------------------------------------------------------------------------
 
@@ -428,30 +477,6 @@ class Speaker:
 def _ways(config: SpeakerConfig) -> dict[str, NextHops]:
     """The routes to peers that no link of the node leads to (``reachableBy``)."""
     return {str(ipaddress.ip_network(p.address)): (p.reachable_by,) for p in config.peers if p.reachable_by}
-
-
-def _source_address(peer: Peer, before: Mapping[str, str]) -> str:
-    """The session's source address: the previous one if the node still has it, else by the routing table."""
-    known = before.get(peer.key, "")
-    if known and _probe(peer, lambda probe: probe.bind(_endpoint(peer, known, 0))):
-        return known
-    return _probe(peer, lambda probe: probe.connect(_endpoint(peer, peer.address, peer.port))) or known
-
-
-def _endpoint(peer: Peer, address: str, port: int) -> tuple[str | int, ...]:
-    """A socket address; a link-local one is of the peer's interface. OSError: there is none."""
-    return (address, port, 0, socket.if_nametoindex(peer.interface)) if peer.interface else (address, port)
-
-
-def _probe(peer: Peer, use: Callable[[socket.socket], None]) -> str:
-    """Returns the address of a UDP socket after ``use`` (nothing is sent), or empty if that fails."""
-    family = socket.AF_INET6 if peer.version == 6 else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            use(probe)
-            return str(probe.getsockname()[0])
-    except OSError:
-        return ""
 
 
 def _write_private(path: Path, text: str) -> None:

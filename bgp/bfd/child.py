@@ -55,13 +55,20 @@ class Child:
             if self._process.poll() is not None:
                 self._log("error", "BFD ended", code=self._process.returncode, again_in=self._backoff)
                 self._forget()
-                self._start_at, self._backoff = now + self._backoff, min(_BACKOFF_MOST, self._backoff * 2)
+                self._put_off(now)
             elif now > self._started_at + _STEADY:
                 self._backoff = _BACKOFF_FIRST
         if not self._wanted:
             self.stop()
         elif self._process is None and now >= self._start_at:
-            self._start(now)
+            try:
+                self._start(now)
+            except OSError as error:  # no process, no memory: BGP goes on without
+                self._log("error", "BFD cannot be started", error=str(error), again_in=self._backoff)
+                self._put_off(now)
+
+    def _put_off(self, now: float) -> None:
+        self._start_at, self._backoff = now + self._backoff, min(_BACKOFF_MOST, self._backoff * 2)
 
     def stop(self) -> None:
         """End the process, which tells its peers so."""

@@ -15,7 +15,7 @@ from bgp.resources import BGPConfiguration
 from bgp.rib import Explained
 from bgp.services import Drained
 from bgp.session import LimitState, PeerStatus
-from bgp.sidecar import CONFIG
+from bgp.sidecar import CONFIG, RUNNING
 from bgp.trace import Traced
 from felix_py import log
 from felix_py.agent.announcing import Announcing
@@ -118,13 +118,19 @@ class Bgp:
         if self._config.bgp_config is not None or self._declared is None:
             return await self._load()
         await self._declared.decided.wait()
-        if self._declared.nothing and (self._config.bgp_dir / CONFIG).exists():
-            return _NOBODY
         while (config := self._declared.speaker) is None:
-            announcing.nowhere()
+            # Which is not certain before all kinds are listed, and the API server may take its time.
+            if self._declared.nothing:
+                if self._sidecar_has_a_configuration:
+                    return _NOBODY
+                announcing.nowhere()
             self._declared.changed.clear()
             await self._declared.changed.wait()
         return config
+
+    @property
+    def _sidecar_has_a_configuration(self) -> bool:
+        return any((self._config.bgp_dir / name).exists() for name in (CONFIG, RUNNING))
 
     async def _keep_declared(self, config: SpeakerConfig, speaker: Speaker, announcing: Announcing) -> None:
         """Take over what the API declares; once it declares nothing any more, there is no peer."""
@@ -215,6 +221,7 @@ class Bgp:
     async def _keep_telling(self) -> None:
         while True:
             self._tell_next_hops()
+            self._tell_hindrance()
             await asyncio.sleep(_TELL)
 
     def _tell_next_hops(self) -> None:
@@ -229,6 +236,13 @@ class Bgp:
         if len(unresolved) > _NEXT_HOPS_TOLD:
             told["others"] = "BGP peers announce routes by further next hops that cannot be used"
         self._notices.replace(NoticeKind.NEXT_HOP, told)
+
+    def _tell_hindrance(self) -> None:
+        assert self._speaker is not None
+        if self._speaker.hindrance:
+            self._notices.say(NoticeKind.BGP, "ExaBGP", self._speaker.hindrance)
+        else:
+            self._notices.clear(NoticeKind.BGP, "ExaBGP")
 
     # --- state ---------------------------------------------------------------------------------------
 

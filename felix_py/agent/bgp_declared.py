@@ -64,6 +64,7 @@ class DeclaredBgp:
             _passwords(self._read(self._kept_passwords)),
         )
         self._written: tuple[Any, Any] | None = None
+        self._unkept = False
         self._nodes: dict[str, tuple[BGPNode, tuple[Problem, ...]]] = {}
         self._nodes_changed = asyncio.Event()
         self._warned: frozenset[Problem] = frozenset()
@@ -74,7 +75,7 @@ class DeclaredBgp:
         self.configuration = BGPConfiguration(name=parse.DEFAULT)
         """This node's, as it counts."""
         self.changed = asyncio.Event()
-        """Set when :attr:`speaker` or :attr:`configuration` has changed; who waits for it clears it."""
+        """Set when one of these has changed; who waits for it clears it."""
         self.decided = asyncio.Event()
         """Set once :attr:`speaker` is known. Never cleared."""
         store.subscribe(self._fold)
@@ -117,7 +118,7 @@ class DeclaredBgp:
                 self._log.exception("cannot take over the BGP resources")
             self.decided.set()
             await asyncio.sleep(_PACE)
-            await any_of(events, _GRACE if self._secrets.unread() else None)
+            await any_of(events, _GRACE if self._secrets.unread() or self._unkept else None)
 
     async def _review(self) -> None:
         if self._file is not None:
@@ -127,10 +128,11 @@ class DeclaredBgp:
         verdict = await asyncio.to_thread(self._declared.review, given)
         self._secrets.want(verdict.wanted)
         listed = all(table.listed.is_set() for table in self._tables.values())
+        before = (self.speaker, self.configuration, self.nothing)
         self.nothing = listed and verdict.certain and verdict.speaker is None
-        found = (verdict.speaker, verdict.configuration)
-        if verdict.certain and found != (self.speaker, self.configuration):
-            self.speaker, self.configuration = found
+        if verdict.certain:
+            self.speaker, self.configuration = verdict.speaker, verdict.configuration
+        if before != (self.speaker, self.configuration, self.nothing):
             self.changed.set()
         self._tell(verdict)
         await self._keep()
@@ -198,8 +200,9 @@ class DeclaredBgp:
                 "spoilt later, its last good form is lost with the next start. Make room on the disk, or mend it"
             )
             self._notices.say(NoticeKind.BGP_RESOURCES, _COPY, text)
+            self._unkept = True
         else:
-            self._written = specs, passwords
+            self._written, self._unkept = (specs, passwords), False
             self._notices.clear(NoticeKind.BGP_RESOURCES, _COPY)
 
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from prometheus_client import CollectorRegistry
 
 from bgp import session
 from bgp.sidecar import CONFIG, RUNNING, SOCKET
+from felix_py import speaker
 from felix_py.observe.bgp_http import BgpRoutes
 from felix_py.observe.health import HealthServer
 from felix_py.observe.listener import listen_for
@@ -239,6 +241,24 @@ async def test_peer_added_and_removed_without_touching_the_other(
             node.speaker.set_config(both)
             await until(lambda: second.routes("node4") == {V4})
             assert (rack.table(), rack.tor.since("node4")) == (before, since)
+
+
+async def test_a_change_that_takes_its_time_is_no_complaint(rack: Rack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written once the peer that leaves has been told; only from then on ExaBGP can be late."""
+    monkeypatch.setattr(speaker, "_TICK", 0.02)
+    monkeypatch.setattr(speaker, "_NOT_IN_EFFECT", 5.0)
+    with structlog.testing.capture_logs() as said:
+        async with agent(rack.run_dir, announce={V4, V6}) as node:
+            await until(rack.announced)
+            await asyncio.sleep(speaker._NOT_IN_EFFECT)
+            node.speaker.set_config(config({"peerIP": TOR4, "asNumber": TOR_ASN}))
+            await until(lambda: not rack.tor.established("node6"))
+            await until(lambda: node.speaker._control.in_effect)
+            # Nor is what ExaBGP is not told of at all.
+            await asyncio.sleep(speaker._NOT_IN_EFFECT)
+            node.speaker.set_config(config({"peerIP": TOR4, "asNumber": TOR_ASN, "numAllowedLocalASNumbers": 1}))
+            await until(lambda: node.speaker._control.in_effect)
+    assert [line["event"] for line in said if line["event"].startswith("ExaBGP does not have")] == []
 
 
 async def test_bad_configuration_never_replaces_a_good_one(rack: Rack) -> None:

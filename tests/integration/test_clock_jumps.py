@@ -11,6 +11,7 @@ import pytest
 from felix_py.ipam.beside import read_leases
 from felix_py.records import Backend
 from policy.model import Family
+from tests.support.clock import Clock
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import POLICY, PolicedNode
 from tests.support.streams import Streams
@@ -20,19 +21,6 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
 YEARS = 10 * 365 * 86400.0
 
-_CLOCK = """
-import time
-_now = time.time
-
-def jumped():
-    with open({offset!r}) as file:
-        return _now() + float(file.read())
-
-time.time = jumped
-time.time_ns = lambda: int(jumped() * 1e9)
-"""
-"""The machine's own clock must stay, and there is no namespace for it: the agent gets one of its own."""
-
 
 @pytest.mark.parametrize("seconds", [-YEARS, YEARS], ids=["back", "ahead"])
 def test_the_wall_clock_jumps(
@@ -41,11 +29,7 @@ def test_the_wall_clock_jumps(
     monkeypatch: pytest.MonkeyPatch,
     seconds: float,
 ) -> None:
-    offset, modules = tmp_path / "offset", tmp_path / "modules"
-    modules.mkdir()
-    offset.write_text("0")
-    (modules / "sitecustomize.py").write_text(_CLOCK.format(offset=str(offset)))
-    monkeypatch.setenv("PYTHONPATH", str(modules))
+    clock = Clock(tmp_path / "clock", monkeypatch)
     with PolicedNode(tmp_path, Backend.NFT, make_netns) as node, Streams() as streams:
         node.prepare()
         node.start()
@@ -53,13 +37,7 @@ def test_the_wall_clock_jumps(
         node.settled()
         node.stream(streams, Family.V4, "api", "db", 80)
         seen = max(denied_ids(node))
-
-        def jump(to: float) -> None:
-            aside = tmp_path / "aside"
-            aside.write_text(str(to))
-            aside.rename(offset)
-
-        jump(seconds)
+        clock.jump(seconds)
         # A pod that comes is connected, and what it may is in force: its lease is the newest by any clock.
         node.add_pod("late", app="api")
         everybody = POLICY | {pair for name in ("web", "api", "db") for pair in ((name, "late"), ("late", name))}
@@ -79,7 +57,7 @@ def test_the_wall_clock_jumps(
         node.kill()
         node.start()
         node.ready()
-        jump(0)
+        clock.jump(0)
         del node.places["late"], node.addresses["late"]
         eventually(lambda: node.reached() == POLICY - {("api", "db")}, 20)
         # Ids begin with the time: this life did live in another.

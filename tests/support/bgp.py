@@ -82,12 +82,19 @@ class Sidecar:
         with (self.run_dir.parent / "sidecar.log").open("a") as log, place:
             self._process = subprocess.Popen(argv, cwd=ROOT, stderr=log)
 
+    def child(self, what: str) -> int:
+        """Process id of its child that has a word on its command line; 0: none at the moment."""
+        assert self._process is not None
+        word = f"\0{what}\0".encode()
+        for pid in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if word in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+        return 0
+
     def exabgp(self) -> int:
         """Process id of its ExaBGP; 0: none at the moment."""
-        assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        servers = [int(c) for c in children if b"\0server\0" in Path(f"/proc/{c}/cmdline").read_bytes()]
-        return servers[0] if servers else 0
+        return self.child("server")
 
     def pids(self) -> list[int]:
         """Its own process, ExaBGP, and the bridge."""

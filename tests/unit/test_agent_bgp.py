@@ -115,3 +115,29 @@ async def test_a_disk_that_is_full_for_a_while_ends_nobody(
     assert [line["reason"] for line in logged if "trying again" in line["event"]] == [
         "[Errno 28] No space left on device"
     ]
+
+
+async def test_what_keeps_exabgp_from_its_configuration_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No sidecar, then a disk that is full."""
+    monkeypatch.setattr(speaker_module, "_NOT_IN_EFFECT", 0.5)
+    rig = Rig(tmp_path, "asNumber: 65001\npeers: [{peerIP: '127.0.0.2', asNumber: 65000}]\n")
+    rig.facts.upsert(BOTH)
+
+    def full(_path: Path, _text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def said(text: str) -> None:
+        def notices() -> list[str]:
+            return [notice.text for notice in rig.notices.all() if notice.kind is NoticeKind.BGP]
+
+        await until(lambda: len(notices()) == 1 and text in notices()[0])
+
+    async with running(rig.bgp.run()):
+        await said("there is no ExaBGP")
+        assert ["there is no ExaBGP" in peer.error for peer in rig.bgp.peers()] == [True]
+        monkeypatch.setattr(speaker_module, "_write_private", full)
+        assert rig.bgp._speaker
+        rig.bgp._speaker.set_config(parse_bgp_config({"asNumber": 65001, "routerID": "10.9.0.1", "peers": []}))
+        await said("cannot be written: [Errno 28]")
