@@ -71,6 +71,7 @@ from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.link_watch import LinkWatch
 from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.other_backend import OtherBackend
+from felix_py.dataplane.ways import ways
 from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
@@ -90,6 +91,7 @@ from felix_py.observe.deny_log import DenyLogging
 from felix_py.observe.host_notices import HostNotices
 from felix_py.observe.listener import listen, listen_for, remove
 from felix_py.observe.policy_counters import Accounts, PolicyCounters
+from felix_py.observe.shadowed import Shadowed
 from felix_py.observe.status import Status
 from felix_py.pending import Pending
 from felix_py.reconcile import Reconciler
@@ -122,6 +124,7 @@ class Agent(Struct, frozen=True, kw_only=True):
     cluster: Cluster
     configured: Configured
     elected: Elected
+    shadowed: Shadowed
     intake: Intake
     deny_log: DenyLogging
     counters: PolicyCounters
@@ -241,6 +244,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         cluster=cluster,
         configured=configured,
         elected=elected(config, cluster, pools, metrics),
+        shadowed=Shadowed(held.standing, programmed, ways, lambda: kernel.gone_interfaces, notices),
         intake=Intake(facts, network, announced),
         deny_log=deny_log,
         counters=counters,
