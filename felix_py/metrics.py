@@ -166,10 +166,10 @@ class Metrics:
     def _make_cluster(self) -> None:
         self.watch_age = self._gauge(
             "felix_py_watch_age_seconds",
-            "Seconds since the API server last said anything about a kind, or that it is there",
+            "Seconds since a kind was last known to be as the API server has it",
             ["kind"],
             means="above 300 for all kinds: the API server is not reached; for one kind: the right to watch it "
-            "is gone. What was in force stays in force",
+            "is gone, or the server does not get a list or watch of it done. What was in force stays in force",
         )
         self.misunderstood = self._gauge(
             "felix_py_objects_misunderstood",

@@ -43,6 +43,7 @@ class NoticeKind(enum.StrEnum):
     POD_ADDRESS = "pod-address"
     POD_CIDR_SHARED = "pod-cidr-shared"
     RESTART_DUE = "restart-due"
+    ROUTE_SHADOWED = "route-shadowed"
     RULES_IN_OTHER_BACKEND = "rules-in-other-backend"
     STRAY_INTERFACE = "stray-interface"
 

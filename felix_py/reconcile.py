@@ -112,8 +112,8 @@ class Reconciler:
         self._read = _NOTHING
         self._looks = _NOTHING
         self._look_seconds = 0.0
-        self.unread = self._told = ""
-        """Why the last attempt to read the kernel back failed; empty if it succeeded."""
+        self._unread: dict[Look, str] = {}
+        self._looked: str | None = None
         self._compared_at = time.monotonic()
         self._rules_read: RulesSnapshot | None = None
         self.failures = Failures()
@@ -133,6 +133,11 @@ class Reconciler:
     def compared_age(self) -> float:
         """Seconds since all objects of ours in the kernel were last compared with the desired state."""
         return time.monotonic() - self._compared_at
+
+    @property
+    def unread(self) -> str:
+        """Why the last attempt to read a part of the kernel back failed; empty if all parts could be read."""
+        return next(iter(self._unread.values()), "")
 
     @property
     def unenforced(self) -> Failure | None:
@@ -272,7 +277,7 @@ class Reconciler:
         try:
             self._rules_read = await asyncio.to_thread(self._dataplane.read_rules)
         except Exception as error:
-            self._log.warning("cannot read the rules back; trying again", reason=str(error))
+            self._note_unread(Look.RULES, _reason(error))
             self._pending.rules.ask()
             look &= ~Look.RULES
         reading = time.monotonic() - started
@@ -359,13 +364,20 @@ class Reconciler:
         """Note the result of reading these parts back, which an apply began with."""
         if not look:
             return
-        if self.unread:
-            if self.unread != self._told:
-                self._log.warning("cannot read the kernel back; trying again", reason=self.unread)
+        reason, self._looked = self._looked, None
+        if reason:
+            self._note_unread(look, reason)
             self._pending.look(look)
-        elif look == EVERYTHING:
-            self._compared_at = time.monotonic()
-        self._told = self.unread
+        elif reason is not None:
+            self._unread = {part: why for part, why in self._unread.items() if part not in look}
+            if look == EVERYTHING:
+                self._compared_at = time.monotonic()
+
+    def _note_unread(self, look: Look, reason: str) -> None:
+        """Note parts that could not be read; each counts as unread until it has been."""
+        if reason not in self._unread.values():
+            self._log.warning("cannot read the kernel back; trying again", reason=reason)
+        self._unread |= dict.fromkeys(look, reason)
 
     async def _two_steps(self, look: Look) -> Failures:
         """Write what must exist, then, if that succeeds, remove the rest (:mod:`felix_py.desired.planner`)."""
@@ -441,12 +453,12 @@ class Reconciler:
     def _read_kernel(self, look: Look, rules: RulesSnapshot | None) -> None:
         """Read back. If that fails, the desired state is written all the same: a new pod must not wait for it."""
         started = time.monotonic()
-        self.unread = ""
         try:
             self._dataplane.load(look, rules)
             self._read |= look
+            self._looked = ""
         except Exception as error:
-            self.unread = str(error) or type(error).__name__
+            self._looked = _reason(error)
         self._look_seconds = time.monotonic() - started
 
     def _note_drift(self, drift: Sequence[Drift]) -> None:
@@ -476,3 +488,7 @@ class Reconciler:
                 raise
             except Exception:
                 self._log.exception("a listener failed")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

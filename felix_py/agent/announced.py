@@ -39,16 +39,31 @@ class Announced:
         self._pooled = pooled
         self._believed: dict[ObjectKey, Pod] = {}
         """Pods as their followers have them, where that is not as the store has them."""
+        self._doubted: dict[ObjectKey, Pod] = {}
+        """Pods whose annotation is not believed; they may have been listed before their Nodes or the pools."""
 
     def believe(self, change: Change[Pod]) -> Change[Pod]:
         """Returns the change for those who follow the cluster; give it each change of a pod, in order."""
-        before, after = self._believed.pop(change.newest.key, change.before), change.after
-        if after is not None and after.announced and after.node != self._node_name:
-            node = self._nodes.get(("", after.node))
-            if node is not None and all(self._is_of(address, node) for address in after.announced):
-                addresses = (*after.addresses, *after.announced)
-                after = self._believed[after.key] = replace(after, addresses=addresses)
-        return Change(before, after)
+        key = change.newest.key
+        self._doubted.pop(key, None)
+        return Change(self._believed.pop(key, change.before), self._judged(change.after))
+
+    def review(self) -> list[Change[Pod]]:
+        """Returns the changes of pods that are believed by now, because Nodes or pools have changed."""
+        doubted, self._doubted = self._doubted, {}
+        judged = ((pod, self._judged(pod)) for pod in doubted.values())
+        return [Change(pod, now) for pod, now in judged if now is not pod]
+
+    def _judged(self, pod: Pod | None) -> Pod | None:
+        """The pod with the addresses that are believed."""
+        if pod is None or not pod.announced or pod.node == self._node_name:
+            return pod
+        node = self._nodes.get(("", pod.node))
+        if node is None or not all(self._is_of(address, node) for address in pod.announced):
+            self._doubted[pod.key] = pod
+            return pod
+        believed = self._believed[pod.key] = replace(pod, addresses=(*pod.addresses, *pod.announced))
+        return believed
 
     def _is_of(self, address: str, node: NodeRecord) -> bool:
         """Whether another node's pods have addresses there: podCIDRs only of families without pools."""

@@ -72,6 +72,7 @@ from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.link_watch import LinkWatch
 from felix_py.dataplane.monitor import Monitor
 from felix_py.dataplane.other_backend import OtherBackend
+from felix_py.dataplane.ways import ways
 from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
@@ -91,6 +92,7 @@ from felix_py.observe.deny_log import DenyLogging
 from felix_py.observe.host_notices import HostNotices
 from felix_py.observe.listener import listen, listen_for, remove
 from felix_py.observe.policy_counters import Accounts, PolicyCounters
+from felix_py.observe.shadowed import Shadowed
 from felix_py.observe.status import Status
 from felix_py.pending import Pending
 from felix_py.reconcile import Reconciler
@@ -123,6 +125,7 @@ class Agent(Struct, frozen=True, kw_only=True):
     cluster: Cluster
     configured: Configured
     elected: Elected
+    shadowed: Shadowed
     intake: Intake
     deny_log: DenyLogging
     counters: PolicyCounters
@@ -194,6 +197,8 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     namespaces = cluster.store.namespaces.records
     addressing = Addressing(facts, namespaces, foreign=config.bgp_foreign_annotations)
     announced, pod_ips = _announced(config, cluster, facts)
+    if announced:
+        facts.review = announced.review
     network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), pod_ips, addressing)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
@@ -240,6 +245,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         cluster=cluster,
         configured=configured,
         elected=elected(config, cluster, pools, metrics),
+        shadowed=Shadowed(held.standing, programmed, ways, lambda: kernel.gone_interfaces, notices),
         intake=Intake(facts, network, announced),
         deny_log=deny_log,
         counters=counters,

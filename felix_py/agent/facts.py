@@ -7,7 +7,7 @@ events costs one plan.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -83,6 +83,8 @@ class Facts:
         self._attached: dict[ObjectKey, tuple[Lease, ...]] = {}
         self._moved: dict[ObjectKey, None] = {}
         self._leaving: list[Lease] = []
+        self.review: Callable[[], Iterable[Change[Pod]]] = tuple
+        """Returns changes of pods that follow from changed Nodes or pools (:class:`.announced.Announced`)."""
         self.remote = RemoteRoutes()
         """Routes to other nodes' pods."""
         self._host_gateway = host_gateway
@@ -286,6 +288,9 @@ class Facts:
             self._host_gateway.make(self.remote, nodes, own, self.cluster_cidrs, self.no_next_hops, self.pooled)
         if self._nodes_changed:
             self._nodes_changed = False
+            for change in self.review():
+                self.view.fold(change)
+                self.engine.fold(change)
             own = self._own()
             pods, pooled = (*self.cluster_cidrs, *own.all), self.pooled
             inside = (*pods, *pooled.all_pools())

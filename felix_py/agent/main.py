@@ -215,6 +215,7 @@ class Life:
             tasks.create_task(agent.pods.run(agent.facts.node_addresses))
             tasks.create_task(Connections(agent.notices).run())
             tasks.create_task(Identity(lambda: agent.facts.node, agent.notices).run())
+            tasks.create_task(agent.shadowed.run())
             tasks.create_task(agent.elected.run())
             tasks.create_task(agent.bgp.run())
             await agent.bgp.wait_in_sync()

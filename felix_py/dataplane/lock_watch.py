@@ -6,6 +6,7 @@ Source: fanotify(7). Unlike inotify it names the process, so that our own can be
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Container
@@ -17,6 +18,9 @@ _CLOEXEC, _NONBLOCK = 1, 2
 _MARK_ADD = 1
 _CLOSE = 0x08 | 0x10
 """FAN_CLOSE_WRITE and FAN_CLOSE_NOWRITE: a tool has finished."""
+
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+"""The kernel opens the file for each event that is read; without a descriptor for it, the event is lost."""
 
 _AT_FDCWD = -100
 _EVENT = struct.Struct("=IBBHQii")
@@ -70,6 +74,10 @@ class LockWatch:
                 data = os.read(self._fd, _BUFFER)
             except BlockingIOError:
                 return others
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTOR:
+                    raise
+                return True  # whose event it was cannot be told, and it is taken
             for at in range(0, len(data) - _EVENT.size + 1, _EVENT.size):
                 _, _, _, _, _, file, pid = _EVENT.unpack_from(data, at)
                 if file >= 0:

@@ -122,7 +122,7 @@ class Reflector(Generic[R]):
         self._bridge: Bridge[R | Gone | Unusable | Mark] | None = None
         self._answer: Answer | None = None
         self._answer_lock = threading.Lock()
-        self._alive = self._clock.now()
+        self._alive = self._current = self._clock.now()
         self._version = ""
         self._watching_since: float | None = None
         self._ended_in_time = False
@@ -157,8 +157,11 @@ class Reflector(Generic[R]):
         await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT)
 
     def age(self) -> float:
-        """Seconds since the last byte of a list or a watch, or the last successful probe. Any thread."""
-        return self._clock.now() - self._alive
+        """Seconds since the table was last known to be up to date, or the kind to be absent. Any thread.
+
+        Answers that do not get it there do not count: half a list, or a watch that the server ends at once.
+        """
+        return self._clock.now() - self._current
 
     @property
     def refused(self) -> bool:
@@ -170,13 +173,19 @@ class Reflector(Generic[R]):
     def silent(self) -> Answer | None:
         """The watch that has been silent for too long, or None. Any thread."""
         with self._answer_lock:
-            return self._answer if self.age() >= self._timing.silence else None
+            return self._answer if self._clock.now() - self._alive >= self._timing.silence else None
 
     def vouch(self, answer: Answer) -> None:
         """Count a silent watch as alive: its server has answered a probe. Any thread."""
         with self._answer_lock:
             if self._answer is answer:
-                self._alive = self._clock.now()
+                self._heard(current=bool(self._version))
+
+    def _heard(self, *, current: bool = False) -> None:
+        """Note a sign of life of the server. ``current``: the table has all that the server has told."""
+        self._alive = self._clock.now()
+        if current or self._present is False:
+            self._current = self._alive
 
     def give_up(self, answer: Answer) -> None:
         """End a watch whose server does not answer. Any thread."""
@@ -228,6 +237,8 @@ class Reflector(Generic[R]):
             return Rest(failure.retry_in)
         if self._watched_well():
             self._renew()
+            if self._clock.now() - self._alive < self._timing.silence:  # else it may have been dead
+                self._heard(current=bool(self._version))
             if failure is None:
                 return Rest(0.0)
         rest = self._retry.after(failure)
@@ -251,7 +262,7 @@ class Reflector(Generic[R]):
     def _while_absent(self, words: str) -> None:
         """After a 404: decide whether to believe it, and wait for its installation. Always raises Absent."""
         self._version = ""
-        self._alive = self._clock.now()
+        self._heard()
         word, version = self._ask_definition()
         if self._present is not False and not self._belief.told(word, doubt=self._in_force):
             delay = self._belief.delay()
@@ -315,7 +326,7 @@ class Reflector(Generic[R]):
             if self._clock.wait(delay, self._stop):
                 raise Closed
             served = self._discovery.serves(self._definition.group, self._definition.version, delay / 2)
-            self._alive = self._clock.now()
+            self._heard()
             if served:
                 return
 
@@ -325,6 +336,7 @@ class Reflector(Generic[R]):
             self._log.info("not installed on this server", definition=word.name)
             self._put([Mark.LIST_BEGIN, Mark.LIST_END])
         self._present = self._in_force = False
+        self._heard()
 
     def _note_presence(self) -> None:
         if self._present is False:
@@ -394,7 +406,7 @@ class Reflector(Generic[R]):
             query = {"limit": str(PAGE)} | ({"continue": token} if token else {})
             with self._ask(query) as answer:
                 page = self.kind.listing(answer.read())
-            self._alive = self._clock.now()
+            self._heard()
             self._put(page.found)
             # The first page's version: with a later, newer one, changes to earlier pages would be missed.
             version = version or page.resource_version
@@ -403,6 +415,7 @@ class Reflector(Generic[R]):
                 break
         if not version:
             raise Unreadable("a list without resourceVersion")
+        self._heard(current=True)
         self._put([Mark.LIST_END])
         self._version = version
 
@@ -434,7 +447,7 @@ class Reflector(Generic[R]):
         deadline = self._clock.now() + lifetime + self._timing.grace
         answer.patience(lifetime + self._timing.grace)
         for lines in answer.lines():
-            self._alive = self._clock.now()
+            self._heard()
             yield lines
             if self._alive > deadline:
                 return
@@ -461,10 +474,12 @@ class Reflector(Generic[R]):
         if complete:
             self._incomplete = 0
             self._watching_since = self._clock.now()
-        self._put(found)
         # The initial list of a WatchList is not ordered by version.
-        if version and (complete or self._version):
-            self._version = version
+        seen = version if complete or self._version else ""
+        if seen:
+            self._heard(current=True)
+        self._put(found)
+        self._version = seen or self._version
 
     def _put(self, items: Sequence[R | Gone | Unusable | Mark]) -> None:
         assert self._bridge is not None
@@ -490,7 +505,7 @@ class Reflector(Generic[R]):
             raise
         self._retry.answered()
         with answer:
-            self._alive = self._clock.now()
+            self._heard()
             with self._answer_lock:
                 self._answer = answer
             try:

@@ -155,7 +155,9 @@ def dispatch_chains(
             for value, few in _divided(among, LEAF_BITS)
         ]
 
-    root = [RuleSpec((MarkIs(0, marks.class_mask(direction)),), RETURN)]
+    # In no class: by the mark, and by the map, since a rule of others behind ours may have overwritten the mark.
+    unmapped = InSet(SetNames.of(family).class_map(direction), _ENDPOINT[direction], negated=True)
+    root = [RuleSpec((MarkIs(0, marks.class_mask(direction)), unmapped), RETURN)]
     # The overflow number shares a branch with the highest numbers, so its own branch is matched first.
     if overflow := [item for item in ordered if item[1] == OVERFLOW]:
         root.append(branch(SETS_BRANCH, 0, OVERFLOW, row(overflow)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 import struct
 import subprocess
@@ -160,6 +162,26 @@ def test_use_of_the_lock_by_others_is_told_and_ours_is_not() -> None:
         theirs = subprocess.Popen(["iptables-legacy", "-w", "-N", "MORE"])
         run_tool(["/usr/sbin/iptables-legacy", "-w", "-N", "MINE2"], own=own)
         assert theirs.wait() == 0
+        assert watch.used_by_others()
+    finally:
+        watch.close()
+
+
+def test_use_of_the_lock_is_told_while_no_descriptor_is_left_and_afterwards() -> None:
+    """The kernel opens the file for each event that is read."""
+    watch = LockWatch(OwnProcesses())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        run("iptables-legacy", "-N", "THEIRS")
+        free = os.dup(watch.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            assert watch.used_by_others()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert not watch.used_by_others()
+        run("iptables-legacy", "-N", "MORE")
         assert watch.used_by_others()
     finally:
         watch.close()

@@ -77,3 +77,28 @@ def test_a_set_that_somebody_has_made_too_small(tmp_path: Path, make_netns: Make
         eventually(lambda: node.reached() == POLICY | {("web", "db")}, 30)
         node.ready()
         assert "the set is full" in node.log
+
+
+@pytest.mark.parametrize("backend", list(Backend), ids=str)
+def test_rules_that_cannot_be_read_back(
+    tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    """Also where all else can be, and is, all the time."""
+    name = f"iptables-{backend}-save"
+    tool, refuses = tmp_path / "tools" / name, tmp_path / "refuses"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\n[ -e {refuses} ] && exit 1\nexec {shutil.which(name)} "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    with PolicedNode(tmp_path, backend, make_netns) as node:
+        running(node)
+        refuses.touch()
+        run("iptables-" + backend, "-N", "OTHERS")
+        run("iptables-" + backend, "-A", "FORWARD", "-j", "OTHERS")
+        node.until_unready(f"the kernel cannot be read back: {name}: exit status 1")
+        run("ip", "link", "set", "up0", "down")  # a look at the routes
+        run("ip", "link", "set", "up0", "up")
+        node.add_pod("other", app="other")
+        node.until_unready(f"the kernel cannot be read back: {name}: exit status 1")
+        refuses.unlink()
+        node.ready()

@@ -360,7 +360,6 @@ GAPS = {
     "table flushed": "{iptables} -F",
     "dispatch flushed": "{iptables} -F FELIX-FORWARD",
     "rule put into a class": "{iptables} -I {chain} 1 -j FELIX-ALLOW",
-    "nobody classified": "{iptables} -t mangle -F FELIX-CLASSIFY",
     "class taken away": "ipset del {ours}-ingress {db}",
     "member of a policy's set": "ipset add {peers} {web}",
 }

@@ -104,6 +104,21 @@ def test_each_change_begins_where_the_last_one_ended(announced: Announced) -> No
     assert addresses == [(), ("10.1.1.5",), ("10.1.1.6",), ("10.1.1.5",), None, ("10.1.1.7",), None]
 
 
+def test_what_comes_before_its_node_is_believed_once_the_node_is_known() -> None:
+    nodes: dict[ObjectKey, NodeRecord] = {}
+    announced = Announced("here", nodes)
+    first, second = starting("10.1.1.5"), starting("10.1.1.6", name="db")
+    assert announced.believe(Change(None, first)) == Change(None, first)
+    announced.believe(Change(None, second))
+    assert announced.review() == []
+    announced.believe(Change(second, None))
+    nodes.update(NODES)
+    believed = replace(first, addresses=("10.1.1.5",))
+    assert announced.review() == [Change(first, believed)]
+    assert announced.review() == []
+    assert announced.believe(Change(first, None)) == Change(believed, None)
+
+
 def test_what_the_status_does_not_tell_is_added_to_it(announced: Announced) -> None:
     first = Pod("shop", "web", "uid-web", "there", addresses=("10.1.1.5",))
     both = replace(first, announced=("10.1.1.6",))
