@@ -157,6 +157,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     tiers_in_force = _has_tiers(kernel) or _has_tiers(other)
     cluster = _cluster(config, metrics, tiers_in_force=tiers_in_force, configured=bool(start.values))
     host_gateway = _host_gateway(config, notices, pending)
+    announced = Announced(config.node_name, cluster.store.nodes.records) if config.announce_pod_ips else None
     facts = Facts(
         config.node_name,
         cluster.store.pods.records,
@@ -170,6 +171,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         on_policy=[chain_names.note, *([revoker.collected] if revoker else [])],
         host_gateway=host_gateway,
         pooled=None,
+        review=announced.review if announced else None,
     )
     deny_log = DenyLogging(config, programmed, backend, chain_names, held.pod_of, view, metrics)
     counters = _counters(programmed, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)
@@ -196,9 +198,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     mtu = Mtu(config.mtu)
     namespaces = cluster.store.namespaces.records
     addressing = Addressing(facts, namespaces, foreign=config.bgp_foreign_annotations)
-    announced, pod_ips = _announced(config, cluster, facts)
-    if announced:
-        facts.review = announced.review
+    pod_ips = _pod_ips(config, cluster, facts)
     network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), pod_ips, addressing)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
@@ -277,13 +277,10 @@ def _revoker(
     return Revoker(view, engine.chains_of, flows, due, host_addresses, metrics, host_closed=closed)
 
 
-def _announced(config: AgentConfig, cluster: Cluster, facts: Facts) -> tuple[Announced | None, PodIPs | None]:
+def _pod_ips(config: AgentConfig, cluster: Cluster, facts: Facts) -> PodIPs | None:
     if not config.announce_pod_ips:
-        return None, None
-    return (
-        Announced(config.node_name, cluster.store.nodes.records, lambda: facts.pooled),
-        PodIPs(cluster.announcements, facts.held, facts.pods_here, lambda: facts.address_cidrs),
-    )
+        return None
+    return PodIPs(cluster.announcements, facts.held, facts.pods_here, lambda: facts.address_cidrs)
 
 
 def _host_gateway(config: AgentConfig, notices: Notices, pending: Pending) -> HostGateway | None:

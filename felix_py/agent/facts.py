@@ -53,13 +53,15 @@ class Facts:
         on_policy: Sequence[Callable[[Delta], None]] = (),
         host_gateway: HostGateway | None = None,
         pooled: Pooled | None = NO_POOLS,
+        review: Callable[[Pooled], Iterable[Change[Pod]]] | None = None,
     ) -> None:
         """``pods`` and ``nodes`` are the store's: they show the state after the last change that was folded.
 
         ``changed`` is called at every note, to request a collection. ``tell`` is called with all notices of one
         kind, by subject, when they may have changed; ``on_policy`` with each change of compiled policy, once the
         view shows the state after it. ``host_gateway`` makes routes from Node objects. ``pooled`` None: whether
-        there are IPPools is not known yet.
+        there are IPPools is not known yet. ``review`` returns changes of pods that follow from changed Nodes or
+        pools (:meth:`.announced.Announced.review`).
         """
         self.held = held
         self.engine = engine
@@ -79,12 +81,11 @@ class Facts:
         self._own_last = OwnPrefixes()
         self._own_known = False
         self._pooled = pooled
+        self._review = review
         self._inside = PrefixSet()
         self._attached: dict[ObjectKey, tuple[Lease, ...]] = {}
         self._moved: dict[ObjectKey, None] = {}
         self._leaving: list[Lease] = []
-        self.review: Callable[[], Iterable[Change[Pod]]] = tuple
-        """Returns changes of pods that follow from changed Nodes or pools (:class:`.announced.Announced`)."""
         self.remote = RemoteRoutes()
         """Routes to other nodes' pods."""
         self._host_gateway = host_gateway
@@ -288,7 +289,7 @@ class Facts:
             self._host_gateway.make(self.remote, nodes, own, self.cluster_cidrs, self.no_next_hops, self.pooled)
         if self._nodes_changed:
             self._nodes_changed = False
-            for change in self.review():
+            for change in self._review(self.pooled) if self._review else ():
                 self.view.fold(change)
                 self.engine.fold(change)
             own = self._own()

@@ -28,7 +28,8 @@ class Intake:
         for change in changes:
             try:
                 pod = change.of(Pod)
-                self._facts.fold(self._announced.believe(pod) if pod and self._announced else change)
+                believed = self._announced.believe(pod, self._facts.pooled) if pod and self._announced else change
+                self._facts.fold(believed)
                 if pod:
                     self._network.fold(pod)
             except MemoryError:

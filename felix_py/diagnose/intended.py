@@ -111,8 +111,8 @@ def with_announced(cluster: Fetched, pooled: Pooled, node_name: str = "") -> lis
     """The cluster's pods as agents have them that believe annotations: ``node_name``'s, whose own pods' it does
     not need; or any. ``pooled``: as that node sees pools."""
     nodes = {("", node.name): node for node in cluster.nodes}
-    announced = Announced(node_name, nodes, lambda: pooled)
-    return [pod for one in cluster.pods if (pod := announced.believe(Change(None, one)).after)]
+    announced = Announced(node_name, nodes)
+    return [pod for one in cluster.pods if (pod := announced.believe(Change(None, one), pooled).after)]
 
 
 def known(leases: Iterable[Lease], cluster: Fetched) -> tuple[Lease, ...]:

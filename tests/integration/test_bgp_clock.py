@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.test_bgp_bird import bird_config
-from tests.support import bgp_rack
-from tests.support.bgp import TOR4, TOR6, TOR_ASN, agent, config
+from tests.support.bgp import TOR4, TOR6, TOR_ASN, Sidecar, agent, config
 from tests.support.bgp_rack import V4, V6, Rack
+from tests.support.bird import Bird
 from tests.support.clock import Clock
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import until
@@ -28,8 +28,9 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def rack(clock: Clock, tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
-    yield from bgp_rack.started(Rack, tmp_path, make_netns, bird_config())
+def rack(clock: Clock, tmp_path: Path, tor: NetworkNamespace) -> Iterator[Rack]:
+    with Bird(tor, tmp_path / "tor", bird_config()) as bird, Sidecar(tmp_path / "run") as sidecar:
+        yield Rack(sidecar, bird, tor, tmp_path)
 
 
 @pytest.mark.parametrize("seconds", [-YEARS, YEARS], ids=["back", "ahead"])

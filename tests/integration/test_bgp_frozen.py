@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from felix_py import speaker
 from tests.integration.test_bgp_bird import bird_config
-from tests.support import bgp_rack
-from tests.support.bgp import TOR4, TOR6, TOR_ASN, Agent, agent, config
+from tests.support.bgp import TOR4, TOR6, TOR_ASN, Agent, Sidecar, agent, config
 from tests.support.bgp_rack import LEARNED4, LEARNED6, V4, V6, Rack
+from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import until
 
@@ -29,11 +29,12 @@ PEERS = [
 
 @pytest.fixture
 def rack(
-    tmp_path: Path, make_netns: Callable[[str], NetworkNamespace], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Rack]:
     monkeypatch.setattr(speaker, "_ASK", 2)
     monkeypatch.setattr(speaker, "_GIVE_UP", 5)
-    yield from bgp_rack.started(Rack, tmp_path, make_netns, bird_config())
+    with Bird(tor, tmp_path / "tor", bird_config()) as bird:
+        yield Rack(sidecar, bird, tor, tmp_path)
 
 
 def is_well(rack: Rack, node: Agent) -> bool:

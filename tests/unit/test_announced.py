@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from felix_py.agent.announced import Announced
-from felix_py.agent.pooled import Pooled
+from felix_py.agent.pooled import NO_POOLS, Pooled
 from felix_py.datastore.announcement_writer import ANNOTATION, AnnouncementWriter
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
@@ -56,7 +56,7 @@ def announced() -> Announced:
 def test_only_addresses_of_the_pods_own_node_are_believed(
     announced: Announced, claim: tuple[str, ...], node: str, believed: bool
 ) -> None:
-    found = announced.believe(Change(None, starting(*claim, node=node)))
+    found = announced.believe(Change(None, starting(*claim, node=node)), NO_POOLS)
     assert found.after is not None
     assert found.after.addresses == (claim if believed else ())
 
@@ -87,8 +87,8 @@ def test_of_a_family_with_pools_only_addresses_of_the_nodes_blocks_are_believed(
         IPAMBlock(name=cidr, cidr=cidr, node=node, node_uid="u", lent=lent.get(cidr, ()))
         for cidr, node in blocks.items()
     ]
-    announced = Announced("here", NODES, lambda: Pooled.of("here", [pool], objects))
-    found = announced.believe(Change(None, starting(*claim)))
+    pooled = Pooled.of("here", [pool], objects)
+    found = Announced("here", NODES).believe(Change(None, starting(*claim)), pooled)
     assert found.after is not None
     assert found.after.addresses == (claim if believed else ())
 
@@ -97,7 +97,7 @@ def test_each_change_begins_where_the_last_one_ended(announced: Announced) -> No
     plain = Pod("shop", "web", "uid-web", "there")
     reported = Pod("shop", "web", "uid-web", "there", addresses=("10.1.1.5",))
     life = [None, plain, starting("10.1.1.5"), starting("10.1.1.6"), reported, None, starting("10.1.1.7"), None]
-    seen = [announced.believe(Change(*pair)) for pair in pairwise(life)]
+    seen = [announced.believe(Change(*pair), NO_POOLS) for pair in pairwise(life)]
     for earlier, later in pairwise(seen):
         assert later.before == earlier.after
     addresses = [change.after.addresses if change.after else None for change in seen]
@@ -108,21 +108,21 @@ def test_what_comes_before_its_node_is_believed_once_the_node_is_known() -> None
     nodes: dict[ObjectKey, NodeRecord] = {}
     announced = Announced("here", nodes)
     first, second = starting("10.1.1.5"), starting("10.1.1.6", name="db")
-    assert announced.believe(Change(None, first)) == Change(None, first)
-    announced.believe(Change(None, second))
-    assert announced.review() == []
-    announced.believe(Change(second, None))
+    assert announced.believe(Change(None, first), NO_POOLS) == Change(None, first)
+    announced.believe(Change(None, second), NO_POOLS)
+    assert announced.review(NO_POOLS) == []
+    announced.believe(Change(second, None), NO_POOLS)
     nodes.update(NODES)
     believed = replace(first, addresses=("10.1.1.5",))
-    assert announced.review() == [Change(first, believed)]
-    assert announced.review() == []
-    assert announced.believe(Change(first, None)) == Change(believed, None)
+    assert announced.review(NO_POOLS) == [Change(first, believed)]
+    assert announced.review(NO_POOLS) == []
+    assert announced.believe(Change(first, None), NO_POOLS) == Change(believed, None)
 
 
 def test_what_the_status_does_not_tell_is_added_to_it(announced: Announced) -> None:
     first = Pod("shop", "web", "uid-web", "there", addresses=("10.1.1.5",))
     both = replace(first, announced=("10.1.1.6",))
-    seen = [announced.believe(Change(*pair)) for pair in pairwise([None, first, both, first])]
+    seen = [announced.believe(Change(*pair), NO_POOLS) for pair in pairwise([None, first, both, first])]
     assert [change.after.addresses if change.after else None for change in seen] == [
         ("10.1.1.5",),
         ("10.1.1.5", "10.1.1.6"),
@@ -134,7 +134,7 @@ def test_a_claim_of_more_weakens_no_pods_claim_of_its_own(announced: Announced) 
     """A pod with a further interface loses its first address to no older pod that still lists it."""
     stale = Pod("shop", "db", "uid-db", "there", addresses=("10.1.1.5",), since="2020-01-01T00:00:00Z")
     web = Pod("shop", "web", "uid-web", "there", since="2026-01-01T00:00:00Z", addresses=("10.1.1.5",))
-    both = announced.believe(Change(None, replace(web, announced=("10.1.1.6",)))).after
+    both = announced.believe(Change(None, replace(web, announced=("10.1.1.6",))), NO_POOLS).after
     assert both is not None
     holders = Holders()
     for one in (stale, both):
@@ -144,7 +144,7 @@ def test_a_claim_of_more_weakens_no_pods_claim_of_its_own(announced: Announced) 
 
 def test_a_lie_takes_no_pods_address(announced: Announced) -> None:
     victim = Pod("shop", "db", "uid-db", "there", addresses=("10.1.1.9",), since="2020-01-01T00:00:00Z")
-    liar = announced.believe(Change(None, starting("10.1.1.9", since="2026-01-01T00:00:00Z"))).after
+    liar = announced.believe(Change(None, starting("10.1.1.9", since="2026-01-01T00:00:00Z")), NO_POOLS).after
     assert liar is not None
     for order in ((victim, liar), (liar, victim)):
         holders = Holders()
