@@ -406,6 +406,7 @@ class Claims:
         start."""
         if (problem := await self._notes.have(sorted(self._known.own))) is not None:
             self._told.unwritten(str(self._notes.file.path), problem)
+        await self._declared.keep()
         await self._book.adopt(loan for block in usable for loan in block.lent)
         loans = {host: self._known.loans.borrowed[host].loan.uid for host in borrowed}
         before = self._uids()

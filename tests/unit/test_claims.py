@@ -345,6 +345,26 @@ async def test_a_failure_is_told_as_long_as_there_is_something_to_do(server: Fak
         await until(lambda: not node.told())
 
 
+@pytest.mark.parametrize(("uid", "used"), [("pods", ["pods"]), ("made-anew", [])])
+async def test_the_last_good_form_of_a_pool_outlasts_the_agent(
+    server: FakeApi, tmp_path: Path, uid: str, used: list[str]
+) -> None:
+    """After a restart the pool was none any more, and pods got addresses of podCIDRs."""
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, natOutgoing=True)
+        await node.until(lambda: node.claims.pools[0].nat_outgoing)
+        await until(lambda: b"natOutgoing" in (tmp_path / "pools.json").read_bytes())
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, nodeSelector="has((")
+    held = server.objects[IP_POOLS, "", "pods"]
+    server.put(IP_POOLS, {**held, "metadata": {**held["metadata"], "uid": uid}})
+    for _ in range(2):
+        async with running(server, tmp_path) as node:
+            assert [pool.name for pool in node.claims.pools if pool.nat_outgoing] == used
+            assert "nodeSelector" in node.told()
+
+
 async def test_blocks_that_could_not_be_noted_are_once_there_is_room(server: FakeApi, tmp_path: Path) -> None:
     """The notice stayed until the node's next block, and so did the file as it was."""
     async with running(server, tmp_path) as node:
