@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from felix_py.datastore.client import Api
+from felix_py.datastore.client import Api, ApiError
 from felix_py.datastore.kinds import IPAM_BLOCKS, block_affinities
 from felix_py.ipam.blocks import Act, Step
 from felix_py.ipam.names import NODE_LABEL, affinity_name, block_name, node_label
@@ -57,9 +57,15 @@ class BlockWriter:
                 assert_never(other)
 
     def _create_affinity(self, cidr: str) -> None:
-        metadata = {"name": affinity_name(self._node, cidr), "labels": {NODE_LABEL: node_label(self._node)}}
+        name, labels = affinity_name(self._node, cidr), {NODE_LABEL: node_label(self._node)}
         spec = {"cidr": cidr, "node": self._node, "state": AffinityState.PENDING.value}
-        self._create("BlockAffinity", _AFFINITIES.path, metadata, spec)
+        try:
+            self._create("BlockAffinity", _AFFINITIES.path, {"name": name, "labels": labels}, spec)
+        except ApiError as error:
+            if error.status == 409:
+                # It is there, and not seen: somebody has changed the label, by which an agent finds its own.
+                self._send("PATCH", f"{_AFFINITIES.path}/{quote(name)}", {"metadata": {"labels": labels}})
+            raise
 
     def _create(self, kind: str, path: str, metadata: Mapping[str, Any], spec: Mapping[str, str]) -> None:
         head = {"apiVersion": IPAM_BLOCKS.api_version, "kind": kind}

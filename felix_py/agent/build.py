@@ -202,7 +202,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), pod_ips, addressing)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))
-    pools = DeclaredPools(cluster.store)
+    pools = DeclaredPools(cluster.store, config.state_dir)
     bgp = Bgp(config, facts, programmed, notices, metrics, cluster.services, declared, pools)
     links = LinkWatch(programmed, bgp.on_links, *([host_gateway.on_links] if host_gateway else []))
     public, private = _listeners(config, stack)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ _SEEN_WITHIN = 2.0
 
 _RETRY = (1.0, 30.0)
 _AT_ONCE = 4
+_NO_RACE = 5
+"""Conflicts in a row, which take a quarter of a minute."""
 
 
 class Leases(Protocol):
@@ -123,6 +126,8 @@ class Claims:
         self._exhausted: frozenset[Pools] = frozenset()
         self._tried: dict[Act, float] = {}
         self._backoffs: dict[str, Backoff] = {}
+        self._conflicts: Counter[str] = Counter()
+        """In a row, by CIDR."""
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._due = asyncio.Event()
         self._reviewed = asyncio.Event()
@@ -310,6 +315,7 @@ class Claims:
             leases=leases,
             reservations=self._declared.reservations,
             idle=self._idle.rested(now),
+            astray=self._known.astray,
             closed=frozenset(self._notes.closed),
             elsewhere=self._has_pods_elsewhere,
             pod_cidrs=self._around.pod_cidrs(),
@@ -386,6 +392,9 @@ class Claims:
         found = lending.plan(view)
         self._exhausted = frozenset(demand.pools for demand in found.hopeless)
         self._told.exhausted(found.exhausted, None if self.strict else found.hopeless)
+        to_do = {act.cidr for act in found.acts} | self._under_way.keys()
+        self._told.undone(to_do)
+        self._conflicts = Counter({cidr: n for cidr, n in self._conflicts.items() if cidr in to_do})
         now = time.monotonic()
         self._tried = {act: at for act, at in self._tried.items() if at > now}
         for act in found.acts:
@@ -397,6 +406,7 @@ class Claims:
         start."""
         if (problem := await self._notes.have(sorted(self._known.own))) is not None:
             self._told.unwritten(str(self._notes.file.path), problem)
+        await self._declared.keep()
         await self._book.adopt(loan for block in usable for loan in block.lent)
         loans = {host: self._known.loans.borrowed[host].loan.uid for host in borrowed}
         before = self._uids()
@@ -433,6 +443,7 @@ class Claims:
                         self._known.loans.ask(act.cidr, time.monotonic())
                     await asyncio.to_thread(self._writer.carry_out, act, node_uid)
             self._backoffs.pop(act.cidr, None)
+            self._conflicts.pop(act.cidr, None)
             self._told.failed(act.cidr, "")
         except (ApiError, Unreachable) as error:
             delay = backoff.delay(error.retry_after if isinstance(error, ApiError) else 0.0)
@@ -449,7 +460,7 @@ class Claims:
             self._due.set()
 
     def _tell_failed(self, act: Act, error: ApiError | Unreachable) -> None:
-        """A conflict is a race, whose end the watch will show."""
+        """A conflict is a race, whose end the watch will show; many in a row are none."""
         if act.step is Step.ASK:
             # If it has happened, it will be seen, and counts from then on.
             self._known.loans.forget(act.cidr)
@@ -457,7 +468,8 @@ class Claims:
         (self._log.info if conflict else self._log.warning)(
             "a step is to be done again", step=act.step.name, cidr=act.cidr, reason=str(error)
         )
-        if isinstance(error, ApiError) and not conflict:
+        self._conflicts[act.cidr] += conflict
+        if isinstance(error, ApiError) and (not conflict or self._conflicts[act.cidr] >= _NO_RACE):
             self._told.failed(act.cidr, str(error))
 
     async def _close(self, act: Act) -> None:

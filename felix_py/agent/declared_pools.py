@@ -1,10 +1,19 @@
-"""IPPools and IPReservations as declared, judged; of one that cannot be used any more, the last good form."""
+"""IPPools and IPReservations as declared, judged; of one that cannot be used any more, the last good form.
+
+That is on disk for the next start: else its pods would be in no pool, and new ones get addresses of podCIDRs.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from bgp.resources import Problem
+from felix_py import log
+from felix_py.agent.last_good import Kept
 from felix_py.datastore.kinds import IP_POOLS, IP_RESERVATIONS
 from felix_py.datastore.store import Store
 from felix_py.ipam.parse import (
@@ -20,17 +29,31 @@ from felix_py.ipam.resources import IPPool, IPReservation
 from felix_py.records import ConfigurationRecord
 
 Parse = Callable[[str, object], IPPool | IPReservation]
+Form = dict[str, Any]
+"""Kind, name and spec of an object."""
+
 _PARSED: Mapping[str, Parse] = {POOL: parse_pool, RESERVATION: parse_reservation}
 
 
 class DeclaredPools:
     """A view of the store's tables. On the event loop only."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, state_dir: Path) -> None:
         self._tables = {kind.name: store.own(kind) for kind in (IP_POOLS, IP_RESERVATIONS)}
         self._listeners: list[Callable[[], None]] = []
         self._stale = True
         self._good: dict[tuple[str, str], IPPool | IPReservation] = {}
+        self._forms: dict[str, Form] = {}
+        """Of each as it is used, by uid: for the file."""
+        self._file = Kept(state_dir / "pools.json")
+        self._log = log.get("blocks")
+        fields, self._unkept = self._file.read()
+        """Why the file cannot be read or written, or empty."""
+        if self._unkept:
+            self._log.warning("which pools were good is lost", reason=self._unkept)
+        self._kept: dict[str, Form] = fields or {}
+        self._earlier = dict(self._kept)
+        """Those of an earlier life of the agent."""
         self._pools: tuple[IPPool, ...] = ()
         self._problems: frozenset[Problem] = frozenset()
         for table in self._tables.values():
@@ -78,26 +101,52 @@ class DeclaredPools:
         record = self._tables[kind].records.get(("", name))
         return record.uid if record else ""
 
+    async def keep(self) -> None:
+        """Write the forms in use down, if they have changed. All of them must be listed."""
+        self._judge()
+        forms = self._forms
+        if forms == self._kept:
+            return
+        try:
+            await asyncio.to_thread(self._file.write, forms)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if reason != self._unkept:
+                self._log.warning("pools cannot be noted", path=str(self._file.path), reason=reason)
+            self._unkept = reason
+        else:
+            self._kept, self._unkept = forms, ""
+
     def _judge(self) -> None:
         if not self._stale:
             return
         self._stale = False
         problems: list[Problem] = []
         good: dict[tuple[str, str], IPPool | IPReservation] = {}
+        forms: dict[str, Form] = {}
         for kind, parse in _PARSED.items():
             for record in self._tables[kind].records.values():
+                form: Form = {"kind": kind, "name": record.name, "spec": record.spec}
                 try:
                     good[kind, record.name] = _parsed(kind, record, parse)
+                    forms[record.uid] = form
                 except Bad as error:
                     problems.append(error.problem)
-                    if (last := self._good.get((kind, record.name))) is not None:
-                        good[kind, record.name] = last
-        self._good = good
+                    if last := self._last_form(kind, record):
+                        with suppress(Bad):  # it was good to another version
+                            good[kind, record.name] = parse(record.name, last["spec"])
+                            forms[record.uid] = last
+        self._good, self._forms = good, forms
         records = self._tables[POOL].records
         pools = [one for one in good.values() if isinstance(one, IPPool)]
         declared = [Declared(pool, records["", pool.name].created) for pool in pools]
         self._pools, overlaps = without_overlaps(declared)
         self._problems = frozenset((*problems, *overlaps))
+
+    def _last_form(self, kind: str, record: ConfigurationRecord) -> Form | None:
+        """The last form in which an object could be used."""
+        form = self._forms.get(record.uid) or self._earlier.get(record.uid)
+        return form if form and (form["kind"], form["name"]) == (kind, record.name) else None
 
 
 def _parsed(kind: str, record: ConfigurationRecord, parse: Parse) -> IPPool | IPReservation:

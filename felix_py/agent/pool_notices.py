@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from bgp.resources import Problem
 from felix_py.agent.declared_pools import DeclaredPools
@@ -38,6 +38,7 @@ class PoolNotices:
         self._notices = notices
         self._warn = warn
         self._warned: frozenset[Problem] = frozenset()
+        self._failed: set[str] = set()
 
     def declared(self) -> None:
         """Tell what is wrong with the objects."""
@@ -76,7 +77,13 @@ class PoolNotices:
 
     def failed(self, cidr: str, reason: str) -> None:
         """Tell that a block cannot be claimed, lent of or given back; no reason: it can."""
+        (self._failed.add if reason else self._failed.discard)(cidr)
         self._say(cidr, f"block {cidr} cannot be claimed, lent of or given back: {reason}" if reason else "")
+
+    def undone(self, cidrs: Collection[str]) -> None:
+        """Something is to be done about these blocks, so that of others there is nothing to tell any more."""
+        for cidr in self._failed.difference(cidrs):
+            self.failed(cidr, "")
 
     def unwritten(self, path: str, reason: str) -> None:
         """Tell that blocks cannot be noted on disk; no reason: they can."""

@@ -12,7 +12,14 @@ from pathlib import Path
 
 from felix_py.cni.conflist import CLIENT, FILE_NAME
 
-KEPT = ("configuration.json", "bgp.json", "blocks.json", "lent-addresses.json", "kept-addresses.json")
+KEPT = (
+    "configuration.json",
+    "bgp.json",
+    "blocks.json",
+    "pools.json",
+    "lent-addresses.json",
+    "kept-addresses.json",
+)
 """What :class:`felix_py.agent.last_good.Kept` writes into the state folder."""
 KEPT_IN_RUN = ("bgp-passwords.json", "bgp-held-down.json")
 """And into that for what is running."""

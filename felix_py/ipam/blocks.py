@@ -149,8 +149,9 @@ class View(Struct, frozen=True, kw_only=True):
     many leases lie in a block, by the block's CIDR, or by the host prefix of a borrowed address; also in blocks
     that it does not have, and those set aside for others count. ``idle``: blocks and borrowed addresses that
     have been empty for a rest. ``closed``: uids of blocks and loans that it gives back, or has given back.
-    ``elsewhere``: whether pods of other nodes have addresses in a CIDR. ``preferred``: CIDRs in which blocks are
-    looked for first; ``avoided``: last.
+    ``astray``: affinities with the name of one of its own, and with another node, which nobody but this
+    node would remove. ``elsewhere``: whether pods of other nodes have addresses in a CIDR. ``preferred``: CIDRs
+    in which blocks are looked for first; ``avoided``: last.
     """
 
     node: str
@@ -163,6 +164,7 @@ class View(Struct, frozen=True, kw_only=True):
     leases: Mapping[str, int] = field(default_factory=dict)
     reservations: tuple[IPReservation, ...] = ()
     idle: frozenset[str] = frozenset()
+    astray: Mapping[str, BlockAffinity] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
     elsewhere: Callable[[str], bool] = lambda _cidr: False
     pod_cidrs: tuple[str, ...] = ()
@@ -213,7 +215,8 @@ def plan(view: View) -> Plan:
     settled = [act for cidr in sorted(known, key=prefixes.parse) if (act := _settle(view, cidr)) is not None]
     claims, exhausted = _claims(view)
     back = _give_back(view)
-    return Plan((*claims, *settled, *back), exhausted)
+    astray = [Act(Step.FORGET, cidr, None, affinity) for cidr, affinity in view.astray.items()]
+    return Plan((*astray, *claims, *settled, *back), exhausted)
 
 
 # --- one block -------------------------------------------------------------------------------------------------

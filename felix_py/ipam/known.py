@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from felix_py.ipam.blocks import REST, Taken, block_at
 from felix_py.ipam.loans import KnownLoans
+from felix_py.ipam.names import affinity_name
 from felix_py.ipam.pool import Pool, address_text
 from felix_py.ipam.pools import pool_of
 from felix_py.ipam.resources import BlockAffinity, IPAMBlock, IPPool
@@ -22,6 +23,8 @@ class Known:
         """By CIDR."""
         self.affinities: dict[str, BlockAffinity] = {}
         """By CIDR."""
+        self.astray: dict[str, BlockAffinity] = {}
+        """Affinities by CIDR that are named as this node's, and name another node: somebody has made them."""
         self.loans = KnownLoans(node)
 
     def fold_block(self, before: IPAMBlock | None, after: IPAMBlock | None) -> None:
@@ -36,10 +39,13 @@ class Known:
         self.loans.fold(before, after)
 
     def fold_affinity(self, before: BlockAffinity | None, after: BlockAffinity | None) -> None:
-        if before is not None and self.affinities.get(before.cidr) == before:
-            del self.affinities[before.cidr]
+        for found in (self.affinities, self.astray):
+            if before is not None and found.get(before.cidr) == before:
+                del found[before.cidr]
         if after is not None and after.node == self._node:
             self.affinities[after.cidr] = after
+        elif after is not None and after.name == affinity_name(self._node, after.cidr):
+            self.astray[after.cidr] = after
 
 
 class Idle:

@@ -55,7 +55,7 @@ class Node:
             name,
             folder,
             self.cluster.store,
-            DeclaredPools(self.cluster.store),
+            DeclaredPools(self.cluster.store, folder),
             self.cluster.block_objects,
             self.leases,
             BlockWriter(self.cluster.api, name),

@@ -530,13 +530,16 @@ class FakeApi:
             return
         deletes = exchange.request.method == "DELETE"
         wanted = body["preconditions"] if deletes else body["metadata"]
-        if any(held["metadata"][key] != wanted[key] for key in ("uid", "resourceVersion")):
+        is_as = {key: held["metadata"][key] for key in ("uid", "resourceVersion")}
+        if any(wanted.get(key, value) != value for key, value in is_as.items()):
             exchange.refuse(409, "Conflict", "the object has been modified")
         elif deletes:
             self.delete(collection, "", name)
             exchange.send(200, held)
         else:
-            exchange.send(200, self.put(collection, {**held, "spec": {**held["spec"], **body["spec"]}}))
+            labels = {**(held["metadata"].get("labels") or {}), **body["metadata"].get("labels", {})}
+            metadata, spec = {**held["metadata"], "labels": labels}, {**held["spec"], **body.get("spec", {})}
+            exchange.send(200, self.put(collection, {**held, "metadata": metadata, "spec": spec}))
 
     def _write_node_status(self, exchange: Exchange, rest: list[str]) -> None:
         """Create one without its status, merge its metadata, or replace members of its status."""

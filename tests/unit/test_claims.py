@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from felix_py.agent.block_notes import had_blocks
 from felix_py.ipam import known
-from felix_py.ipam.names import block_name
+from felix_py.ipam.names import NODE_LABEL, block_name
 from felix_py.ipam.pools import NoPool
 from felix_py.ipam.store import PoolExhausted
 from tests.support import faults
@@ -297,6 +297,72 @@ async def test_a_disk_that_is_full_gives_nothing_back(
             await node.until(lambda: "No space left on device" in node.told())
             assert states(server) == {block.cidr: "confirmed"}
         await node.until(lambda: not states(server))
+
+
+@pytest.mark.parametrize(("label", "of"), [("n1", "n2"), ("n2", "n1"), ("n2", "n2")])
+async def test_an_affinity_that_somebody_has_made_anew_keeps_no_block_from_its_node(
+    server: FakeApi, tmp_path: Path, label: str, of: str
+) -> None:
+    """Its name was taken, by another node's or one that is not seen: the block could not be used, nor another."""
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        first = await node.lease("a")
+        (block,) = node.claims.blocks
+    ((_, _, name),) = [key for key in server.objects if key[0] == BLOCK_AFFINITIES]
+    server.delete(BLOCK_AFFINITIES, "", name)
+    spec = {"cidr": block.cidr, "node": of, "state": "confirmed"}
+    metadata = {"name": name, "uid": "another", "labels": {NODE_LABEL: label}}
+    server.put(BLOCK_AFFINITIES, {"metadata": metadata, "spec": spec})
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        assert await node.lease("b") != first
+        assert [one.cidr for one in node.claims.blocks] == [block.cidr]
+        (affinity,) = objects(server, BLOCK_AFFINITIES)
+        assert affinity == {"cidr": block.cidr, "node": "n1", "state": "confirmed"}
+
+
+async def test_a_block_whose_name_is_taken_for_good_is_told(
+    server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an object that no agent can read: pods waited, and only the log said why."""
+    monkeypatch.setattr("felix_py.agent.claims._RETRY", (0.01, 0.01))
+    server.put(IPAM_BLOCKS, {"metadata": {"name": block_name("10.0.0.0/28"), "uid": "x"}, "spec": {}})
+    declare(server, "pods", cidr="10.0.0.0/28", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await until(lambda: "block 10.0.0.0/28 cannot be claimed" in node.told())
+        server.delete(IPAM_BLOCKS, "", block_name("10.0.0.0/28"))
+        await node.until(lambda: node.claims.blocks)
+        await until(lambda: not node.told())
+
+
+async def test_a_failure_is_told_as_long_as_there_is_something_to_do(server: FakeApi, tmp_path: Path) -> None:
+    """It was told for ever, of a block that nobody wants any more."""
+    server.fault("post", faults.refuse(403, "Forbidden"), path=BLOCK_AFFINITIES, times=99)
+    async with running(server, tmp_path) as node:
+        declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+        await until(lambda: "cannot be claimed" in node.told())
+        server.delete(IP_POOLS, "", "pods")
+        await until(lambda: not node.told())
+
+
+@pytest.mark.parametrize(("uid", "used"), [("pods", ["pods"]), ("made-anew", [])])
+async def test_the_last_good_form_of_a_pool_outlasts_the_agent(
+    server: FakeApi, tmp_path: Path, uid: str, used: list[str]
+) -> None:
+    """After a restart the pool was none any more, and pods got addresses of podCIDRs."""
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, natOutgoing=True)
+        await node.until(lambda: node.claims.pools[0].nat_outgoing)
+        await until(lambda: b"natOutgoing" in (tmp_path / "pools.json").read_bytes())
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, nodeSelector="has((")
+    held = server.objects[IP_POOLS, "", "pods"]
+    server.put(IP_POOLS, {**held, "metadata": {**held["metadata"], "uid": uid}})
+    for _ in range(2):
+        async with running(server, tmp_path) as node:
+            assert [pool.name for pool in node.claims.pools if pool.nat_outgoing] == used
+            assert "nodeSelector" in node.told()
 
 
 async def test_blocks_that_could_not_be_noted_are_once_there_is_room(server: FakeApi, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class Agent:
         self.metrics = Metrics()
         cluster, pools = (
             self.cluster,
-            DeclaredPools(self.cluster.store),
+            DeclaredPools(self.cluster.store, Path("/nonexistent")),
         )
         leases = Leases(cluster.api, "kube-system", LEASE, 5.0)
         self.elector = Elector(leases, f"{name}_1", lambda: 0, timing=SOON)
