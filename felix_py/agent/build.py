@@ -196,8 +196,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     namespaces = cluster.store.namespaces.records
     addressing = Addressing(facts, namespaces, foreign=config.bgp_foreign_annotations)
     announced, pod_ips = _announced(config, cluster, facts)
-    if announced:
-        facts.review = announced.review
+    facts.believing = announced
     network = PodNetwork(facts, reconciler, mtu, Forgetting(flows), pod_ips, addressing)
     stack.push_async_callback(network.close)
     declared = DeclaredBgp(config, cluster.store, cluster.secrets, notices, partial(_warn_declared, cluster))

@@ -7,12 +7,13 @@ events costs one plan.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from bgp.prefixes import PrefixSet, version
 from felix_py.agent import own_prefixes
+from felix_py.agent.announced import Announced
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.own_prefixes import OwnPrefixes, hosts_of
@@ -83,8 +84,8 @@ class Facts:
         self._attached: dict[ObjectKey, tuple[Lease, ...]] = {}
         self._moved: dict[ObjectKey, None] = {}
         self._leaving: list[Lease] = []
-        self.review: Callable[[], Iterable[Change[Pod]]] = tuple
-        """Returns changes of pods that follow from changed Nodes or pools (:class:`.announced.Announced`)."""
+        self.believing: Announced | None = None
+        """What pods' annotations claim and is believed; None: nothing is."""
         self.remote = RemoteRoutes()
         """Routes to other nodes' pods."""
         self._host_gateway = host_gateway
@@ -252,6 +253,8 @@ class Facts:
             self._note_nodes()
         if leases := self.held.of(key):
             endpoint, pod = endpoint_of(*leases), self.pod(key)
+            if self.believing:
+                pod = self.believing.told(pod)  # as it was folded
             self.engine.attach(endpoint, pod)
             self.view.attach(endpoint, pod)
         else:
@@ -288,7 +291,7 @@ class Facts:
             self._host_gateway.make(self.remote, nodes, own, self.cluster_cidrs, self.no_next_hops, self.pooled)
         if self._nodes_changed:
             self._nodes_changed = False
-            for change in self.review():
+            for change in self.believing.review() if self.believing else ():
                 self.view.fold(change)
                 self.engine.fold(change)
             own = self._own()
