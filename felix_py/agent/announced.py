@@ -51,6 +51,10 @@ class Announced:
         judged = ((pod, self._judged(pod, pooled)) for pod in doubted.values())
         return [Change(pod, now) for pod, now in judged if now is not pod]
 
+    def told(self, pod: Pod | None) -> Pod | None:
+        """A pod of the store as its followers have it."""
+        return None if pod is None else self._believed.get(pod.key, pod)
+
     def _judged(self, pod: Pod | None, pooled: Pooled) -> Pod | None:
         """The pod with the addresses that are believed."""
         if pod is None or not pod.announced or pod.node == self._node_name:

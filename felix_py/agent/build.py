@@ -171,7 +171,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
         on_policy=[chain_names.note, *([revoker.collected] if revoker else [])],
         host_gateway=host_gateway,
         pooled=None,
-        review=announced.review if announced else None,
+        announced=announced,
     )
     deny_log = DenyLogging(config, programmed, backend, chain_names, held.pod_of, view, metrics)
     counters = _counters(programmed, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)

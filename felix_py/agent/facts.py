@@ -7,12 +7,13 @@ events costs one plan.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from bgp.prefixes import PrefixSet, version
 from felix_py.agent import own_prefixes
+from felix_py.agent.announced import Announced
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.own_prefixes import OwnPrefixes, hosts_of
@@ -53,15 +54,14 @@ class Facts:
         on_policy: Sequence[Callable[[Delta], None]] = (),
         host_gateway: HostGateway | None = None,
         pooled: Pooled | None = NO_POOLS,
-        review: Callable[[Pooled], Iterable[Change[Pod]]] | None = None,
+        announced: Announced | None = None,
     ) -> None:
         """``pods`` and ``nodes`` are the store's: they show the state after the last change that was folded.
 
         ``changed`` is called at every note, to request a collection. ``tell`` is called with all notices of one
         kind, by subject, when they may have changed; ``on_policy`` with each change of compiled policy, once the
         view shows the state after it. ``host_gateway`` makes routes from Node objects. ``pooled`` None: whether
-        there are IPPools is not known yet. ``review`` returns changes of pods that follow from changed Nodes or
-        pools (:meth:`.announced.Announced.review`).
+        there are IPPools is not known yet. ``announced`` None: no pod's annotation is believed.
         """
         self.held = held
         self.engine = engine
@@ -81,7 +81,7 @@ class Facts:
         self._own_last = OwnPrefixes()
         self._own_known = False
         self._pooled = pooled
-        self._review = review
+        self._announced = announced
         self._inside = PrefixSet()
         self._attached: dict[ObjectKey, tuple[Lease, ...]] = {}
         self._moved: dict[ObjectKey, None] = {}
@@ -253,6 +253,8 @@ class Facts:
             self._note_nodes()
         if leases := self.held.of(key):
             endpoint, pod = endpoint_of(*leases), self.pod(key)
+            if self._announced:
+                pod = self._announced.told(pod)  # as it was folded
             self.engine.attach(endpoint, pod)
             self.view.attach(endpoint, pod)
         else:
@@ -289,7 +291,7 @@ class Facts:
             self._host_gateway.make(self.remote, nodes, own, self.cluster_cidrs, self.no_next_hops, self.pooled)
         if self._nodes_changed:
             self._nodes_changed = False
-            for change in self._review(self.pooled) if self._review else ():
+            for change in self._announced.review(self.pooled) if self._announced else ():
                 self.view.fold(change)
                 self.engine.fold(change)
             own = self._own()

@@ -15,11 +15,12 @@ from felix_py.datastore.announcement_writer import ANNOTATION, AnnouncementWrite
 from felix_py.datastore.client import Api
 from felix_py.datastore.cluster import Cluster
 from felix_py.ipam.resources import IPAMBlock, IPPool, Loan
-from felix_py.records import NodeRecord
+from felix_py.records import Lease, NodeRecord
 from policy.change import Change
 from policy.holders import Holders
-from policy.model import ObjectKey, Pod
+from policy.model import Family, ObjectKey, Pod
 from tests.support.fakeapi import PATIENCE, PODS, FakeApi, pod
+from tests.support.told import ToldFacts
 from tests.support.waiting import until
 from tests.support.watching import QUICK, configuration
 
@@ -232,3 +233,20 @@ async def test_a_server_that_is_away_holds_up_nothing(server: FakeApi) -> None:
         writer.announce(WEB, "uid-web", ("10.1.1.5",))
     await asyncio.to_thread(writer.stop)
     api.close()
+
+
+def test_an_interface_that_comes_when_its_pods_name_is_another_nodes_by_now(announced: Announced) -> None:
+    """A StatefulSet's pod, of a runtime that tells no uid: what the next one claims is believed elsewhere, and
+    no longer once that is gone."""
+    facts = ToldFacts("here", announced=announced)
+    now = Pod("shop", "web", "uid-new", "there", (("app", "web"),), ("10.1.1.5",), announced=("10.1.1.6",))
+    facts.told.pods[now.key] = now
+    facts.fold(announced.believe(Change(None, now), NO_POOLS))
+    facts.attach(Lease("old", "eth0", "n", "shop", "web", "", "felix0", {Family.V4: "10.1.0.1"}, 1.0))
+    relabelled = replace(now, labels=(("app", "db"),))
+    facts.told.pods[now.key] = relabelled
+    facts.fold(announced.believe(Change(now, relabelled), NO_POOLS))
+    del facts.told.pods[now.key]
+    facts.fold(announced.believe(Change(relabelled, None), NO_POOLS))
+    facts.detach(facts.held.of(now.key)[0])
+    assert [facts.engine.holders.pod(address) for address in ("10.1.1.5", "10.1.1.6")] == [None, None]
