@@ -383,7 +383,8 @@ class Claims:
         if self._declared.any or self._notes.any:
             self._objects.want()
         if self._objects.wanted and not self._objects.listed():
-            self._told.unseen(self._objects.refused())
+            # At the start it is told by who waits for the pools (felix_py.agent.pooling).
+            self._told.unseen(self.known and self._objects.refused())
             return
         self._told.unseen(False)
         view = self._view()

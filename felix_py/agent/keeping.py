@@ -46,6 +46,8 @@ class Keeping:
         self._pod_of = pod_of
         self._namespaces = namespaces
         self._log = log.get("ipam")
+        self._lock = asyncio.Lock()
+        """One change at a time, so that the file ends as the last one wants it."""
         fields, problem = self._file.read()
         if problem:
             self._log.warning("which addresses are kept for pods is lost", reason=problem)
@@ -75,7 +77,11 @@ class Keeping:
         Raises:
             NetworkError: that cannot be written; what was kept stays.
         """
-        owner, before = f"{namespace}/{name}", dict(self._kept)
+        async with self._lock:
+            await self._keep(f"{namespace}/{name}", addresses)
+
+    async def _keep(self, owner: str, addresses: tuple[str, ...]) -> None:
+        before = dict(self._kept)
         if self._kept.get(owner, ()) == addresses:
             self._absent[owner] = 0.0
             return
@@ -92,6 +98,10 @@ class Keeping:
 
     async def look(self, seconds: float) -> None:
         """Release what is kept in vain; ``seconds``: since the last look. All pods must be known."""
+        async with self._lock:
+            await self._look(seconds)
+
+    async def _look(self, seconds: float) -> None:
         before = {owner: absent // _NOTED for owner, absent in self._absent.items()}
         for owner in list(self._kept):
             namespace, _, name = owner.partition("/")

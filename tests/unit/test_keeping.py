@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +65,35 @@ async def test_another_address_takes_its_place_and_none_ends_it(rig: Rig) -> Non
     await rig.keeping.keep("shop", "db-0", ())
     rig.start()
     assert rig.keeping.of("shop", "db-0") == ()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_two_at_once(rig: Rig, fails: bool) -> None:
+    """The write of the first came last, and had nothing of the second."""
+    write, second, first = rig.keeping._file.write, threading.Event(), threading.Event()
+
+    def slow(fields: dict[str, Any]) -> None:
+        if not first.is_set():
+            first.set()
+            second.wait(0.5)
+            if fails:
+                raise OSError(28, "No space left on device")
+            write(fields)
+        else:
+            write(fields)
+            second.set()
+
+    rig.keeping._file.write = slow  # type: ignore[method-assign]
+    one = asyncio.create_task(rig.keeping.keep("shop", "a", ("10.0.0.6",)))
+    await asyncio.to_thread(first.wait)
+    two = asyncio.create_task(rig.keeping.keep("shop", "b", ("10.0.0.7",)))
+    await asyncio.wait([one, two])
+    assert isinstance(one.exception(), NetworkError) == fails
+    assert two.exception() is None
+    kept = [("10.0.0.7",), () if fails else ("10.0.0.6",)]
+    assert [rig.keeping.of("shop", name) for name in "ba"] == kept
+    rig.start()
+    assert [rig.keeping.of("shop", name) for name in "ba"] == kept
 
 
 @pytest.mark.parametrize("how", ["moved", "no namespace", "long gone"])
