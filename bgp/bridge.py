@@ -36,6 +36,9 @@ _LINE_MOST = 512 * 1024  # half of what ExaBGP takes for a command before it sta
 _EVENT_MOST = 4 * 1024 * 1024
 _OPENS_MOST = 1024
 _LISTEN_RETRY = 0.5
+_LOOK = 5.0
+"""Seconds between two looks whether the socket can still be found."""
+
 _WAKE_FIRST, _WAKE_MOST = 0.001, 0.1
 _QUICK = 0.01
 _START, _CHANGE = 10.0, 3.0
@@ -72,8 +75,7 @@ class Bridge:
         os.set_blocking(0, False)
         os.set_blocking(1, False)
         while True:
-            if self._listener is None and time.monotonic() >= self._listen_at:
-                self._listen()
+            self._keep_listening(time.monotonic())
             ready = self._poll()
             if ready.keys() & {0, 1}:
                 self._wake_in = _WAKE_FIRST
@@ -89,12 +91,20 @@ class Bridge:
             if self._listener is not None and ready.get(self._listener.fileno()):
                 self._accept(self._listener)
 
-    def _listen(self) -> None:
+    def _keep_listening(self, now: float) -> None:
+        if now < self._listen_at:
+            return
+        self._listen_at = now + _LOOK
+        if self._listener is not None:
+            if os.path.lexists(self._path):  # one that is not ours is of the next ExaBGP's bridge
+                return
+            self._listener.close()
+            self._listener = None
         try:
             self._listener = listen(self._path)
         except OSError as error:
             sys.stderr.write(f"bridge: {self._path}: {error}; trying again\n")
-            self._listen_at = time.monotonic() + _LISTEN_RETRY
+            self._listen_at = now + _LISTEN_RETRY
 
     def _poll(self) -> dict[int, int]:
         poll = select.poll()
@@ -108,12 +118,12 @@ class Bridge:
             if len(self._commands) < _COMMANDS_MOST:
                 wanted |= select.POLLIN
             poll.register(self._agent, wanted)
-        seconds = _LISTEN_RETRY if self._listener is None else None
+        seconds = _LISTEN_RETRY if self._listener is None else _LOOK
         if self._is_quick():
             seconds = min(self._wake_in, _QUICK)
         elif self._wake_in < _WAKE_MOST:
             seconds = self._wake_in
-        return dict(poll.poll(None if seconds is None else seconds * 1000))
+        return dict(poll.poll(seconds * 1000))
 
     def _wake(self) -> None:
         """Wake ExaBGP after a moment without events, since it may sleep despite work."""

@@ -1,4 +1,4 @@
-"""ExaBGP, started with eleven corrections, an option and a capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with twelve corrections, an option and a capability: ``python -m bgp.launch server FILE``.
 
 The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
@@ -48,6 +48,11 @@ connect has failed half way, as when ExaBGP is killed and comes back, and takes 
 The eleventh: hold times, keepalives and delays go by the wall clock. One that is set ahead ends all sessions at
 once; set back, no keepalive is sent, and none that has ended begins again, until it is as late as it was.
 
+The twelfth: after a write to a helper that has died, ExaBGP stops all sessions for ever, although it starts the
+helper anew. An event is lost instead, since whoever attaches to the new helper reads all anew; what the old one
+has asked for goes with it, or the answers would be taken for those to the new one. If a helper cannot be started,
+ExaBGP ends, and the sidecar starts it anew.
+
 The option: a keepalive time of its own, from the neighbor's description (:data:`bgp.render.KEEPALIVE`). A
 keepalive is sent in each third of the negotiated hold time at the latest (RFC 4271, section 4.4). A change of it
 is a change of the neighbor.
@@ -59,6 +64,7 @@ it (its file permits it, and the pod adds it) but does not raise it; here it is 
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -84,7 +90,8 @@ from exabgp.reactor import delay, loop
 from exabgp.reactor import peer as peer_module
 from exabgp.reactor.api import processes
 from exabgp.reactor.api.command import announce, limit, rib
-from exabgp.reactor.api.processes import Processes
+from exabgp.reactor.api.processes import ProcessError, Processes
+from exabgp.reactor.asynchronous import ASYNC
 from exabgp.reactor.keepalive import KA
 from exabgp.reactor.network import outgoing
 from exabgp.reactor.peer import Peer
@@ -113,6 +120,9 @@ _parse_one = Attributes._parse_one
 _infer = Neighbor.infer
 _as_dict = INET.as_dict
 _split_nlris = Update._split_nlris
+_handle_problem = Processes._handle_problem
+_set_error_handler = ASYNC.set_error_handler
+_write = Processes.write
 _cli_data = Peer.cli_data
 
 _TIMED = (cache, delay, loop, outgoing, peer_module, processes, timer)
@@ -284,6 +294,35 @@ def tell_nothing(_processes: Any, *_: object) -> None:
     """In place of ``Processes.notification``, which is called for bytes that are no message."""
 
 
+def set_error_handler(queue: Any, handler: Any) -> None:
+    """In place of ``ASYNC.set_error_handler``, which is called once: ``Processes`` is to know the queue, too."""
+    _set_error_handler(queue, handler)
+    handler.__self__.queue = queue
+
+
+def handle_problem(processes: Any, process: str) -> None:
+    """In place of ``Processes._handle_problem``, which starts a helper anew. May raise ProcessError."""
+    processes.queue.clear(process)
+    _handle_problem(processes, process)
+
+
+def write(processes: Any, process: str, text: Any, neighbor: Any = None) -> Any:
+    """In place of ``Processes.write``. Raises ProcessError for an answer only, which is of no neighbor."""
+    try:
+        return _write(processes, process, text, neighbor)
+    except ProcessError:
+        if neighbor is None:
+            raise
+        return True
+
+
+def is_broken(processes: Any, _neighbor: Any) -> bool:
+    """In place of ``Processes.broken``, which each session asks in each turn."""
+    if processes._configuration.keys() - processes._process.keys():
+        os._exit(1)
+    return False
+
+
 class _Header(ctypes.Structure):
     """``struct __user_cap_header_struct`` of capget(2); process 0 is this one."""
 
@@ -328,6 +367,10 @@ if __name__ == "__main__":
     for module in (announce, rib):
         module.match_neighbors = match_neighbors
     Processes.notification = tell_nothing
+    Processes._handle_problem = handle_problem
+    Processes.write = write
+    Processes.broken = is_broken
+    ASYNC.set_error_handler = set_error_handler
     for module in _TIMED:
         module.time = STEADY
     main()

@@ -166,6 +166,19 @@ def test_stale_socket_is_replaced(tmp_path: Path) -> None:
     running.stdout.close()
 
 
+def test_a_socket_that_somebody_has_removed(running: Running) -> None:
+    with running.agent() as agent:
+        running.command(agent, b"# hello\n")
+        running.path.unlink()
+        until = time.monotonic() + 60
+        while not running.path.exists():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        running.command(agent, b"# still here\n")
+    with running.agent() as agent:
+        running.command(agent, b"# hello\n")
+
+
 def test_exabgp_is_woken_a_few_times_after_each_sign_of_life(running: Running) -> None:
     """Its loop sleeps long; what is written when nothing happens must come to an end, or it would never idle."""
     with running.agent() as agent:
