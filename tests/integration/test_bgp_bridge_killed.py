@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.test_bgp_bird import TIME, bird_config
-from tests.support import bgp_rack
-from tests.support.bgp import agent
+from tests.support.bgp import Sidecar, agent
 from tests.support.bgp_rack import V4, V6, Rack
+from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import until
 
@@ -23,9 +23,10 @@ MANY = 2000
 
 
 @pytest.fixture
-def rack(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterator[Rack]:
+def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Rack]:
     many = "".join(f"route 10.{128 + i // 256}.{i % 256}.0/24 blackhole;\n" for i in range(MANY))
-    yield from bgp_rack.started(Rack, tmp_path, make_netns, bird_config(many))
+    with Bird(tor, tmp_path / "tor", bird_config(many)) as bird:
+        yield Rack(sidecar, bird, tor, tmp_path)
 
 
 @pytest.mark.parametrize("what", ["reading", "announcing", "hearing"])
