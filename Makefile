@@ -4,8 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests wait more than they compute: two workers for a core. What shares a lab stays together.
-WORKERS ?= -n $(shell n=$$(nproc); echo $$((n > 4 ? 8 : 2 * n)))
+# Tests wait more than they compute: four workers for a core. What shares a lab stays together.
+WORKERS ?= -n $(shell n=$$(nproc); echo $$((n > 4 ? 16 : 4 * n)))
 # As many clusters at once. A worker's tests of one shape share it.
 CLUSTERS ?= -n 2
 # Where this is set, each start of an agent or a command compiles all of felix-py anew: half of its time.
