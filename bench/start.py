@@ -3,7 +3,7 @@
 A node with 100 pods (``--quick``: 10) in a cluster of 5,000 pods, 62 nodes, 200 namespaces and 1,000
 NetworkPolicies. While the agent is stopped, a policy is edited: what it denied to one pod is allowed from now
 on. That pod sends a datagram every millisecond, and the clock runs from the agent's start to the first that
-arrives. Then the agent is started once more, while a runtime tries to add a pod again and again: until the ADD is
+arrives. Then the agent is started once more, while a runtime adds a pod, which waits for it: until the ADD is
 answered, the pod's policy in force. The other row is the least that any such agent in Python does: the
 interpreter's start (``python -c pass``), a list of each kind from the same server (four requests at once,
 nothing decoded), and one iptables-restore of a small table. The API server of both is a process of its own that
@@ -53,7 +53,7 @@ _MODULES = "import felix_py.cli, felix_py.agent.main"
 _STEPS = {
     "starting": "felix-py agent, until the kernel is read",
     "the cluster is known": "felix-py agent, until the cluster is listed",
-    "in sync: policy is in force": "felix-py agent, until policy is in force, while ADDs are refused",
+    "in sync: policy is in force": "felix-py agent, until policy is in force, while an ADD waits",
 }
 """Lines of the log, and what they mean."""
 
