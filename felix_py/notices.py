@@ -75,6 +75,13 @@ class Notices:
         self._metrics.notices.labels(kind.value).set(len(held))
         self._log.warning(text, kind=kind.value, subject=subject)
 
+    def tell(self, kind: NoticeKind, subject: str, text: str) -> None:
+        """:meth:`say` a text, or :meth:`clear` the notice if it is empty."""
+        if text:
+            self.say(kind, subject, text)
+        else:
+            self.clear(kind, subject)
+
     def clear(self, kind: NoticeKind, subject: str) -> None:
         """Remove a notice, if there is one."""
         held = self._now.get(kind, {})

@@ -138,17 +138,11 @@ class Announcing:
         self._news.set()
 
     def _tell_unlisted(self, known: bool) -> None:
-        if known:
-            self._notices.clear(NoticeKind.BGP, _UNLISTED)
-            return
         text = (
             "Services cannot be listed, so addresses of Services are not announced: see the log, and whether the "
             "ClusterRole felix-py is of this version"
         )
-        self._notices.say(NoticeKind.BGP, _UNLISTED, text)
+        self._notices.tell(NoticeKind.BGP, _UNLISTED, "" if known else text)
 
     def _tell_drops(self, problem: str) -> None:
-        if problem:
-            self._notices.say(NoticeKind.BGP, _DROPS, problem)
-        else:
-            self._notices.clear(NoticeKind.BGP, _DROPS)
+        self._notices.tell(NoticeKind.BGP, _DROPS, problem)

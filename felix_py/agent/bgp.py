@@ -110,7 +110,7 @@ class Bgp:
             tasks.create_task(self._keep_following(self._speaker, self._announcing))
             tasks.create_task(self._announcing.run())
             tasks.create_task(self._speaker.run())
-            tasks.create_task(self._keep_telling())
+            tasks.create_task(self._keep_telling(self._speaker))
             tasks.create_task(self._keep_declared(config, self._speaker, self._announcing))
 
     async def _first(self, announcing: Announcing) -> SpeakerConfig:
@@ -218,10 +218,10 @@ class Bgp:
             routes, lambda gateway: hosts(gateway).interface if hosts else "", self._speaker.priority
         )
 
-    async def _keep_telling(self) -> None:
+    async def _keep_telling(self, speaker: Speaker) -> None:
         while True:
             self._tell_next_hops()
-            self._tell_hindrance()
+            self._notices.tell(NoticeKind.BGP, "ExaBGP", speaker.hindrance)
             await asyncio.sleep(_TELL)
 
     def _tell_next_hops(self) -> None:
@@ -236,13 +236,6 @@ class Bgp:
         if len(unresolved) > _NEXT_HOPS_TOLD:
             told["others"] = "BGP peers announce routes by further next hops that cannot be used"
         self._notices.replace(NoticeKind.NEXT_HOP, told)
-
-    def _tell_hindrance(self) -> None:
-        assert self._speaker is not None
-        if self._speaker.hindrance:
-            self._notices.say(NoticeKind.BGP, "ExaBGP", self._speaker.hindrance)
-        else:
-            self._notices.clear(NoticeKind.BGP, "ExaBGP")
 
     # --- state ---------------------------------------------------------------------------------------
 

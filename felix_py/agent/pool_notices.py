@@ -94,10 +94,7 @@ class PoolNotices:
         self._say(_COPY, text if reason else "")
 
     def _say(self, subject: str, text: str) -> None:
-        if text:
-            self._notices.say(NoticeKind.IP_POOLS, subject, text)
-        else:
-            self._notices.clear(NoticeKind.IP_POOLS, subject)
+        self._notices.tell(NoticeKind.IP_POOLS, subject, text)
 
     def _replace(self, prefix: str, told: Mapping[str, str]) -> None:
         for subject in list(self._notices.of(NoticeKind.IP_POOLS)):
