@@ -12,11 +12,6 @@ _MOST_CLOSED = 1000
 """Uids of blocks given back that are kept; no list of the API server is so old that it has one before these."""
 
 
-def had_blocks(state_dir: Path) -> bool:
-    """Whether the node had blocks when its agent ended."""
-    return bool(BlockNotes(state_dir).own)
-
-
 class BlockNotes:
     """On the event loop only; one write at a time, so that the file ends as the last one wants it."""
 

@@ -39,7 +39,7 @@ from felix_py.agent.addressing import Addressing
 from felix_py.agent.announced import Announced
 from felix_py.agent.bgp import Bgp
 from felix_py.agent.bgp_declared import DeclaredBgp
-from felix_py.agent.block_notes import had_blocks
+from felix_py.agent.block_notes import BlockNotes
 from felix_py.agent.block_writer import BlockWriter
 from felix_py.agent.claims import Around, Claims
 from felix_py.agent.concerned import Due
@@ -53,7 +53,7 @@ from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.held import HeldLeases
 from felix_py.agent.host_gateway import HostGateway
 from felix_py.agent.intake import Intake
-from felix_py.agent.keeping import LeasedOrKept
+from felix_py.agent.keeping import Keeping, LeasedOrKept
 from felix_py.agent.network import PodNetwork, concern_everybody
 from felix_py.agent.pod_ips import PodIPs
 from felix_py.agent.pods import Mtu, Pods
@@ -155,7 +155,8 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     log.get("agent").info("starting", backend=backend.value, families=[int(f) for f in programmed], **off)
     other = OtherBackend((*programmed, *closed), backend, kernel.own_processes)
     tiers_in_force = _has_tiers(kernel) or _has_tiers(other)
-    cluster = _cluster(config, metrics, tiers_in_force=tiers_in_force, configured=bool(start.values))
+    notes = BlockNotes(config.state_dir)
+    cluster = _cluster(start, metrics, tiers_in_force=tiers_in_force, pooled=bool(notes.own))
     host_gateway = _host_gateway(config, notices, pending)
     announced = Announced(config.node_name, cluster.store.nodes.records) if config.announce_pod_ips else None
     facts = Facts(
@@ -208,7 +209,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     public, private = _listeners(config, stack)
     pods = Pods(config, stack, network, mtu, notices, metrics, partial(cluster.tell_node, True))
     keeping = pods.keep(facts.pod, namespaces)
-    claims = _claims(config, cluster, LeasedOrKept(pods.leases, keeping), pods, pools, facts, programmed, notices)
+    claims = _claims(config, notes, cluster, keeping, pods, pools, facts, programmed, notices)
     addressing.follow(claims, keeping)
     pooling = _pooling(config, cluster, claims, facts, pods, notices)
     live: Live = {
@@ -319,8 +320,9 @@ def _warn_declared(cluster: Cluster, problem: resources.Problem, uid: str) -> No
 
 def _claims(
     config: AgentConfig,
+    notes: BlockNotes,
     cluster: Cluster,
-    leases: LeasedOrKept,
+    keeping: Keeping,
     pods: Pods,
     pools: DeclaredPools,
     facts: Facts,
@@ -329,11 +331,11 @@ def _claims(
 ) -> Claims:
     return Claims(
         config.node_name,
-        config.state_dir,
+        notes,
         cluster.store,
         pools,
         cluster.block_objects,
-        leases,
+        LeasedOrKept(pods.leases, keeping),
         BlockWriter(cluster.api, config.node_name),
         pods.loan_book(),
         Around(lambda: facts.pod_cidrs, families, facts.view.pod_at),
@@ -357,15 +359,16 @@ def _pooling(
     return pooling
 
 
-def _cluster(config: AgentConfig, metrics: Metrics, *, tiers_in_force: bool, configured: bool) -> Cluster:
+def _cluster(start: Start, metrics: Metrics, *, tiers_in_force: bool, pooled: bool) -> Cluster:
+    config = start.config
     return Cluster(
         connect(config.kubeconfig),
         node_name=config.node_name,
         timing=Timing(absent=config.discovery_interval),
         on_invalid=lambda kind, _key, _reason: metrics.rejected.labels(kind).inc(),
         tiers_in_force=tiers_in_force,
-        configured=configured,
-        pooled=had_blocks(config.state_dir),
+        configured=bool(start.values),
+        pooled=pooled,
         namespace=config.namespace,
     )
 

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from bgp.resources import Problem
@@ -89,7 +88,7 @@ class Claims:
     def __init__(
         self,
         node_name: str,
-        state_dir: Path,
+        notes: BlockNotes,
         store: Store,
         declared: DeclaredPools,
         objects: BlockObjects,
@@ -117,7 +116,7 @@ class Claims:
         self.timeout = timeout
         self.strict = strict
         self._log = log.get("blocks")
-        self._notes = BlockNotes(state_dir)
+        self._notes = notes
         if self._notes.lost:
             self._log.warning("what blocks this node had is lost", reason=self._notes.lost)
         self._known = Known(node_name)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from bgp.resources import Problem
+from felix_py.agent.block_notes import BlockNotes
 from felix_py.agent.block_writer import BlockWriter
 from felix_py.agent.claims import Around, Claims
 from felix_py.agent.declared_pools import DeclaredPools
@@ -53,7 +54,7 @@ class Node:
         self.cluster = Cluster(Api(lambda: configuration(server)), node_name=name, timing=QUICK)
         self.claims = Claims(
             name,
-            folder,
+            BlockNotes(folder),
             self.cluster.store,
             DeclaredPools(self.cluster.store, folder),
             self.cluster.block_objects,

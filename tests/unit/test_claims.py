@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from felix_py.agent.block_notes import had_blocks
+from felix_py.agent.block_notes import BlockNotes
 from felix_py.ipam import known
 from felix_py.ipam.names import NODE_LABEL, block_name
 from felix_py.ipam.pools import NoPool
@@ -375,4 +375,4 @@ async def test_blocks_that_could_not_be_noted_are_once_there_is_room(server: Fak
         (tmp_path / "blocks.json").rmdir()
         await node.lease("web")
         await until(lambda: not node.told())
-    assert had_blocks(tmp_path)
+    assert BlockNotes(tmp_path).own

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +12,7 @@ from felix_py.cni.network import NetworkError
 from felix_py.ipam.reserved import Reserved
 from felix_py.ipam.resources import IPReservation
 from policy.model import Family, Namespace, ObjectKey, Pod
+from tests.support.slow_write import slow_first_write
 
 NUMBER = 0x0A000005
 
@@ -70,20 +69,7 @@ async def test_another_address_takes_its_place_and_none_ends_it(rig: Rig) -> Non
 @pytest.mark.parametrize("fails", [False, True])
 async def test_two_at_once(rig: Rig, fails: bool) -> None:
     """The write of the first came last, and had nothing of the second."""
-    write, second, first = rig.keeping._file.write, threading.Event(), threading.Event()
-
-    def slow(fields: dict[str, Any]) -> None:
-        if not first.is_set():
-            first.set()
-            second.wait(0.5)
-            if fails:
-                raise OSError(28, "No space left on device")
-            write(fields)
-        else:
-            write(fields)
-            second.set()
-
-    rig.keeping._file.write = slow  # type: ignore[method-assign]
+    first = slow_first_write(rig.keeping._file, fails=fails)
     one = asyncio.create_task(rig.keeping.keep("shop", "a", ("10.0.0.6",)))
     await asyncio.to_thread(first.wait)
     two = asyncio.create_task(rig.keeping.keep("shop", "b", ("10.0.0.7",)))
