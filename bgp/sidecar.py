@@ -32,6 +32,7 @@ from pathlib import Path
 
 from bgp import bridge, render
 from bgp.bfd.child import Child
+from bgp.restarts import Restarts
 
 CONFIG = "exabgp.conf"
 RUNNING = "exabgp-running.conf"
@@ -49,9 +50,6 @@ _VALIDATE_TIMEOUT = 30.0
 _VALIDATE_AGAIN = 5.0
 _RELOAD_RETRY = 0.5
 _RELOAD_GIVE_UP = 60.0
-_BACKOFF_FIRST = 0.2
-_BACKOFF_MOST = 10.0
-_STEADY = 30.0
 _LINE_MOST = 16384
 _LINES_AT_ONCE, _LINES_A_SECOND = 500, 5.0
 """Of ExaBGP's log, as a token bucket: what a peer does may cost ten lines, and 60 if it makes ExaBGP fail."""
@@ -93,9 +91,7 @@ class Sidecar:
         self._dir = run_dir
         self._child: subprocess.Popen[bytes] | None = None
         self._child_listens: tuple[int, tuple[str, ...]] = (0, ())
-        self._started_at = 0.0
-        self._start_at = 0.0
-        self._backoff = _BACKOFF_FIRST
+        self._restarts = Restarts()
         self._seen: tuple[int, int, int] | None = None
         self._look_again_at = math.inf
         self._text = ""
@@ -136,7 +132,7 @@ class Sidecar:
         """Wait for a changed file, output or end of ExaBGP, or a signal, up to the polling interval."""
         watched = [self._woken]
         seconds = _IDLE if self._changes >= 0 and not self._reload_since else _POLL
-        if self._child is None and (start := self._start_at - time.monotonic()) > 0:
+        if self._child is None and (start := self._restarts.due - time.monotonic()) > 0:
             seconds = min(seconds, start)
         watched += [descriptor for descriptor in (self._changes, self._bfd.output) if descriptor >= 0]
         if self._child is not None and self._child.stdout is not None:
@@ -252,27 +248,22 @@ class Sidecar:
     def _supervise(self) -> None:
         now = time.monotonic()
         if self._child is None:
-            if (self._dir / RUNNING).exists() and now >= self._start_at:
+            if (self._dir / RUNNING).exists() and now >= self._restarts.due:
                 self._try_start(now)
             return
         if self._child.poll() is None:
-            if now > self._started_at + _STEADY:
-                self._backoff = _BACKOFF_FIRST
+            self._restarts.runs(now)
             return
-        log("error", "ExaBGP ended", code=self._child.returncode, again_in=self._backoff)
+        log("error", "ExaBGP ended", code=self._child.returncode, again_in=self._restarts.delay)
         self._forget_child()
-        self._put_off(now)
-
-    def _put_off(self, now: float) -> None:
-        self._start_at = now + self._backoff
-        self._backoff = min(_BACKOFF_MOST, self._backoff * 2)
+        self._restarts.failed(now)
 
     def _try_start(self, now: float) -> None:
         try:
             self._start(now)
         except (OSError, UnicodeDecodeError) as error:  # no process, no memory, a damaged file
-            log("error", "ExaBGP cannot be started", error=str(error), again_in=self._backoff)
-            self._put_off(now)
+            log("error", "ExaBGP cannot be started", error=str(error), again_in=self._restarts.delay)
+            self._restarts.failed(now)
 
     def _start(self, now: float) -> None:
         running = self._dir / RUNNING
@@ -289,7 +280,8 @@ class Sidecar:
         )
         assert self._child.stdout is not None
         os.set_blocking(self._child.stdout.fileno(), False)
-        self._started_at, self._reload_since = now, 0.0
+        self._restarts.started(now)
+        self._reload_since = 0.0
         log("info", "ExaBGP started", pid=self._child.pid)
 
     def _kill(self) -> None:

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bgp.bfd import settings
+from bgp.restarts import Restarts
 
-_BACKOFF_FIRST, _BACKOFF_MOST = 0.2, 10.0
-_STEADY = 30.0
 _END = 1.0
 _CHUNK = 65536
 
@@ -28,9 +27,7 @@ class Child:
         self._log = log
         self._wanted = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
-        self._start_at = 0.0
-        self._backoff = _BACKOFF_FIRST
+        self._restarts = Restarts()
         self._partial = b""
 
     @property
@@ -53,22 +50,19 @@ class Child:
         if self._process is not None:
             self._pump()
             if self._process.poll() is not None:
-                self._log("error", "BFD ended", code=self._process.returncode, again_in=self._backoff)
+                self._log("error", "BFD ended", code=self._process.returncode, again_in=self._restarts.delay)
                 self._forget()
-                self._put_off(now)
-            elif now > self._started_at + _STEADY:
-                self._backoff = _BACKOFF_FIRST
+                self._restarts.failed(now)
+            else:
+                self._restarts.runs(now)
         if not self._wanted:
             self.stop()
-        elif self._process is None and now >= self._start_at:
+        elif self._process is None and now >= self._restarts.due:
             try:
                 self._start(now)
             except OSError as error:  # no process, no memory: BGP goes on without
-                self._log("error", "BFD cannot be started", error=str(error), again_in=self._backoff)
-                self._put_off(now)
-
-    def _put_off(self, now: float) -> None:
-        self._start_at, self._backoff = now + self._backoff, min(_BACKOFF_MOST, self._backoff * 2)
+                self._log("error", "BFD cannot be started", error=str(error), again_in=self._restarts.delay)
+                self._restarts.failed(now)
 
     def stop(self) -> None:
         """End the process, which tells its peers so."""
@@ -92,7 +86,7 @@ class Child:
             stderr=subprocess.STDOUT,
             bufsize=0,
         )
-        self._started_at = now
+        self._restarts.started(now)
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             os.set_blocking(stream.fileno(), False)
