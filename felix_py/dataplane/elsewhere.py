@@ -6,7 +6,6 @@ Source: rtnetlink(7), the kernel's include/uapi/linux/{rtnetlink,neighbour}.h.
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import socket
 import struct
@@ -63,8 +62,7 @@ class ElsewhereLookup:
         try:
             answer = self._netlink.get(route_messages.match((family, raw, family.bits)))
         except OSError as error:
-            # No route, or blackhole (as ours for the pod CIDR), unreachable or prohibit: the address is free.
-            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES):
+            if error.errno in route_messages.NO_WAY:  # or our blackhole for the pod CIDR: the address is free
                 return None
             raise
         found, protocol, kind = answer[1], route_messages.protocol_of(answer), answer[7]

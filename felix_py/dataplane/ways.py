@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Collection
 
 from felix_py.netlink import routes as messages
 from felix_py.netlink.connection import Netlink
-from felix_py.netlink.wire import AF, NETLINK_ROUTE
-from policy.model import Family
+from felix_py.netlink.wire import NETLINK_ROUTE
 
 
 def ways(addresses: Collection[str]) -> dict[str, str]:
@@ -23,14 +21,10 @@ def ways(addresses: Collection[str]) -> dict[str, str]:
 
 
 def _way(netlink: Netlink, address: str) -> str:
-    family = Family.V6 if ":" in address else Family.V4
     try:
-        _, index = messages.looked_up(
-            netlink.get(messages.lookup((family, socket.inet_pton(AF[family], address), family.bits)))
-        )
+        _, index = messages.looked_up(netlink.get(messages.lookup(address)))
     except OSError as error:
-        # What a blackhole, an unreachable or a prohibit route says, and no route at all.
-        if error.errno in (errno.EINVAL, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES):
+        if error.errno in messages.NO_WAY:
             return ""
         raise
     try:

@@ -14,7 +14,6 @@ from felix_py.netlink import routes as route_messages
 from felix_py.netlink.connection import Netlink
 from felix_py.netlink.wire import NETLINK_ROUTE
 from felix_py.records import Backend
-from felix_py.refs import RouteRef
 from felix_py.ruleset import legacy
 from felix_py.ruleset.decode_save import decode
 from felix_py.ruleset.model import Ruleset
@@ -99,10 +98,8 @@ class Live:
 
     def route(self, address: str) -> Routed:
         """Look up the node's route to an address, like ``ip route get``."""
-        family = Family.V6 if ":" in address else Family.V4
-        destination = route_messages.parse_destination(RouteRef(f"{address}/{family.bits}", 0))
         try:
-            kind, index = route_messages.looked_up(self._routes.get(route_messages.lookup(destination)))
+            kind, index = route_messages.looked_up(self._routes.get(route_messages.lookup(address)))
         except OSError as error:
             return Routed(Way.NOWHERE, reason=_no_route(error))
         if kind == _LOCAL:

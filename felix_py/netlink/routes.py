@@ -5,6 +5,7 @@ Source: rtnetlink(7), the kernel's include/uapi/linux/rtnetlink.h and net/ipv4/f
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Callable
@@ -37,6 +38,10 @@ _U16, _U32 = struct.Struct("=H"), struct.Struct("=I")
 
 PROTOCOLS = (ROUTE_PROTOCOL_PODS, ROUTE_PROTOCOL_LEARNED)
 """Our protocol numbers, in order of preference for a destination that both want."""
+
+NO_WAY = (errno.EINVAL, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES)
+"""The kernel's answers to :func:`lookup` and :func:`match` where a blackhole, an unreachable or a prohibit route
+covers the address, or none does."""
 
 Destination = tuple[Family, bytes, int]
 """Packed network address and prefix length."""
@@ -183,11 +188,15 @@ def match(destination: Destination) -> bytes:
     return message(RTM_GETROUTE, 0, head + attr(_DST, packed))
 
 
-def lookup(destination: Destination) -> bytes:
-    """RTM_GETROUTE for the route that a packet to an address takes."""
-    family, packed, length = destination
-    head = _RTMSG.pack(AF[family], length, 0, 0, 0, 0, 0, 0, 0)
-    return message(RTM_GETROUTE, 0, head + attr(_DST, packed))
+def lookup(address: str) -> bytes:
+    """RTM_GETROUTE for the route that a packet to an address takes; see :data:`NO_WAY`.
+
+    Raises:
+        ValueError: it is not an address.
+    """
+    family = Family.V6 if ":" in address else Family.V4
+    head = _RTMSG.pack(AF[family], family.bits, 0, 0, 0, 0, 0, 0, 0)
+    return message(RTM_GETROUTE, 0, head + attr(_DST, _address(family, address)))
 
 
 def looked_up(answer: memoryview) -> tuple[int, int]:
