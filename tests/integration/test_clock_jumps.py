@@ -31,10 +31,7 @@ def test_the_wall_clock_jumps(
 ) -> None:
     clock = Clock(tmp_path / "clock", monkeypatch)
     with PolicedNode(tmp_path, Backend.NFT, make_netns) as node, Streams() as streams:
-        node.prepare()
-        node.start()
-        node.ready()
-        node.settled()
+        node.set_up()
         node.stream(streams, Family.V4, "api", "db", 80)
         seen = max(denied_ids(node))
         clock.jump(seconds)

@@ -40,10 +40,7 @@ def test_a_full_table(tmp_path: Path, make_netns: Callable[[str], NetworkNamespa
     if most > _MOST:
         pytest.skip(f"this machine's table takes {most} connections")
     with PolicedNode(tmp_path, Backend.NFT, make_netns) as node, Streams() as streams:
-        node.prepare()
-        node.start()
-        node.ready()
-        node.settled()
+        node.set_up()
         stream = node.stream(streams, Family.V4, "api", "db", 80)
         goes_on(stream)
         fill(most)

@@ -53,10 +53,7 @@ def test_all_of_a_node_and_no_secret(
         (tmp_path / "two.password").write_text("peer-two-hunter\n")
         (tmp_path / "bgp.yaml").write_text(BGP.replace("FOLDER", str(tmp_path)))
         write_kubeconfig(node.kubeconfig, node.api.url, "kube-hunter-token")
-        node.prepare()
-        node.start("--bgp-config", str(tmp_path / "bgp.yaml"), "--refresh-interval", "3600")
-        node.ready()
-        node.settled()
+        node.set_up("--bgp-config", str(tmp_path / "bgp.yaml"), "--refresh-interval", "3600")
         eventually((tmp_path / "run" / "bgp" / CONFIG).exists, 30)
         # Somebody else's rule, list and names tell one, too.
         comment = ("-m", "comment", "--comment", "uses peer-one-hunter")

@@ -37,10 +37,7 @@ def test_what_operators_ask(
     tmp_path: Path, make_netns: Callable[[str], NetworkNamespace], backend: Backend
 ) -> None:
     with PolicedNode(tmp_path, backend, make_netns) as node:
-        node.prepare()
-        node.start("--refresh-interval", "3600")
-        node.ready()
-        node.settled()
+        node.set_up("--refresh-interval", "3600")
         status, text = node.ask("/readyz?verbose")
         assert (status, text) == (
             200,

@@ -22,10 +22,7 @@ def test_packets_without_a_class_reach_only_whom_no_policy_selects(
     tmp_path: Path, make_netns: Callable[[str], NetworkNamespace], backend: Backend
 ) -> None:
     with PolicedNode(tmp_path, backend, make_netns) as node:
-        node.prepare()
-        node.start("--refresh-interval", "3600")
-        node.ready()
-        node.settled()
+        node.set_up("--refresh-interval", "3600")
         for mark in ("0x1", "0x0"):  # behind our rules, where others' may stand
             node.do(f"{{iptables}} -w -t mangle -A FORWARD -j MARK --set-mark {mark}")
             assert node.reached() == WITHOUT_CLASSES

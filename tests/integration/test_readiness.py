@@ -33,25 +33,23 @@ def peers_of_db(node: PolicedNode) -> dict[Family, str]:
     return {family: names[0] for family, names in found.items()}
 
 
-def running(node: PolicedNode) -> None:
-    node.prepare()
-    node.start("--refresh-interval", "3600")
-    node.ready()
-    node.settled()
+def refusing(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Puts a tool before the real one; it refuses while the file that is returned exists."""
+    tool, refuses = folder / "tools" / name, folder / "refuses"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\n[ -e {refuses} ] && exit 1\nexec {shutil.which(name)} "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    return refuses
 
 
 @pytest.mark.parametrize("backend", list(Backend), ids=str)
 def test_what_cannot_be_written(
     tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:
-    name = f"iptables-{backend}-restore"
-    tool, refuses = tmp_path / "tools" / name, tmp_path / "refuses"
-    tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\n[ -e {refuses} ] && exit 1\nexec {shutil.which(name)} "$@"\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    refuses = refusing(f"iptables-{backend}-restore", tmp_path, monkeypatch)
     with PolicedNode(tmp_path, backend, make_netns) as node:
-        running(node)
+        node.set_up("--refresh-interval", "3600")
         refuses.touch()
         node.allow("web", {"app": "web"}, {"app": "api"})
         node.until_unready("policy is not wholly in force: chain ")
@@ -66,7 +64,7 @@ def test_what_cannot_be_written(
 def test_a_set_that_somebody_has_made_too_small(tmp_path: Path, make_netns: MakeNetns) -> None:
     """Nothing tells of that but the refusal of the next member, which makes it whole, and at once."""
     with PolicedNode(tmp_path, Backend.NFT, make_netns) as node:
-        running(node)
+        node.set_up("--refresh-interval", "3600")
         for family, name in peers_of_db(node).items():
             inet = "inet" if family is Family.V4 else "inet6"
             run("ipset", "create", "small", "hash:ip", "family", inet, "maxelem", "1")
@@ -85,13 +83,9 @@ def test_rules_that_cannot_be_read_back(
 ) -> None:
     """Also where all else can be, and is, all the time."""
     name = f"iptables-{backend}-save"
-    tool, refuses = tmp_path / "tools" / name, tmp_path / "refuses"
-    tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\n[ -e {refuses} ] && exit 1\nexec {shutil.which(name)} "$@"\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    refuses = refusing(name, tmp_path, monkeypatch)
     with PolicedNode(tmp_path, backend, make_netns) as node:
-        running(node)
+        node.set_up("--refresh-interval", "3600")
         refuses.touch()
         run("iptables-" + backend, "-N", "OTHERS")
         run("iptables-" + backend, "-A", "FORWARD", "-j", "OTHERS")

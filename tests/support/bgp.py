@@ -8,14 +8,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import structlog
 
 from bgp.model import SpeakerConfig, parse_bgp_config
 from felix_py.speaker import Speaker
 from tests.support.isolate import NetworkNamespace, run
+from tests.support.started import Started
 from tests.support.waiting import eventually, running
 
 NODE_ASN = 65001
@@ -51,7 +50,7 @@ def config(*peers: Mapping[str, object], **speaker: object) -> SpeakerConfig:
     return parse_bgp_config({"asNumber": NODE_ASN, "routerID": NODE4, "peers": list(peers or both), **speaker})
 
 
-class Sidecar:
+class Sidecar(Started):
     """The real sidecar as a process of its own."""
 
     def __init__(self, run_dir: Path, namespace: NetworkNamespace | None = None) -> None:
@@ -65,15 +64,6 @@ class Sidecar:
     def log(self) -> str:
         """Everything any incarnation has logged."""
         return (self.run_dir.parent / "sidecar.log").read_text()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start it; ExaBGP follows once there is a configuration."""

@@ -8,12 +8,11 @@ import socket
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
 
 from tests.support.isolate import NetworkNamespace
+from tests.support.started import Started
 from tests.support.waiting import eventually
 
 
@@ -43,7 +42,7 @@ class Written:
     __hash__ = None  # type: ignore[assignment]
 
 
-class Bird:
+class Bird(Started):
     """One BIRD. All its files are in ``folder``."""
 
     def __init__(self, namespace: NetworkNamespace, folder: Path, config: str) -> None:
@@ -59,15 +58,6 @@ class Bird:
     def write(self, config: str) -> None:
         """Replace the configuration file; a running BIRD takes it with ``birdc configure``."""
         (self._folder / "bird.conf").write_text(config)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start and wait until it answers."""

@@ -222,6 +222,13 @@ class PolicedNode(LiveNode):
         self.settled()
         self.kill()
 
+    def set_up(self, *options: str) -> None:
+        """:meth:`prepare`; then an agent runs, is ready, and policy is right."""
+        self.prepare()
+        self.start(*options)
+        self.ready()
+        self.settled()
+
     def settled(self) -> None:
         """Until policy is right on real packets."""
         eventually(lambda: self.reached() == POLICY, 20)
