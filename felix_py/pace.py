@@ -52,6 +52,23 @@ class Pace(Struct):
         self._free = now + max(self.gap, min(_SHARE * work, _MOST))
 
 
+_RARELY = 3.0
+_LITTLE = 500
+"""What is done for ever has a gap of 3 s, or of 500 t after t seconds of work: a 500th of one processor."""
+
+
+async def sparingly(act: Callable[[], Awaitable[float]]) -> None:
+    """Run an action again and again until cancelled, with gaps so long that it costs next to nothing.
+
+    ``act`` returns its seconds of processor time; after an OSError it is tried again.
+    """
+    work = 0.0
+    while True:
+        await asyncio.sleep(max(_RARELY, min(_LITTLE * work, _MOST)))
+        with suppress(OSError):
+            work = await act()
+
+
 class Paced:
     """Runs an action on request, at a pace."""
 

@@ -21,6 +21,7 @@ from felix_py.dataplane.protocols import EVERYTHING, Dataplane, Look, RulesSnaps
 from felix_py.desired.planner import Planner
 from felix_py.failures import Failures, Name, by_reason
 from felix_py.metrics import Metrics
+from felix_py.pace import sparingly
 from felix_py.pending import Pending
 from felix_py.records import Drift, Failure, Update
 from felix_py.refs import ApplyRef, Ref, policy_rests_on
@@ -236,6 +237,7 @@ class Reconciler:
                 tasks.create_task(self._refresh_for_ever())
                 tasks.create_task(self._pending.prompt.run(self._look_promptly))
                 tasks.create_task(self._pending.rules.run(lambda: self._read_back(Look.RULES)))
+                tasks.create_task(sparingly(self._count))
         finally:
             self._end()
             await self._leave_thread()
@@ -282,6 +284,14 @@ class Reconciler:
             look &= ~Look.RULES
         reading = time.monotonic() - started
         return reading + (await self._look_with_next_apply(look) if look else 0.0)
+
+    async def _count(self) -> float:
+        """Ask for a look at what the kernel sends no events of, where its numbers have changed."""
+        started, look, ended = await self.call(
+            lambda: (time.thread_time(), self._dataplane.miscounted(), time.thread_time())
+        )
+        self._pending.look(look)
+        return ended - started
 
     async def _look_promptly(self) -> float:
         return await self._look_with_next_apply(self._pending.take_look())

@@ -119,6 +119,14 @@ class FakeDataplane:
         taken, self._drift = self._drift, []
         return taken
 
+    def miscounted(self) -> Look:
+        if self.unreadable:
+            raise OSError(self.unreadable)
+        held, known = (
+            sum(_look(item) is Look.SETS for item in items) for items in (self.kernel, self._delta.actual)
+        )
+        return Look.SETS if held != known else Look(0)
+
     def hold(self, base: Update) -> list[Ref]:
         self._delta.hold()
         if self._delta.actual:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -35,7 +35,7 @@ ADD, DELETE = _SUBSYSTEM | 9, _SUBSYSTEM | 10
 
 _PROTOCOL, _NAME, _TYPE, _REVISION, _FAMILY, _FLAGS, _ADT, _LINENO = 1, 2, 3, 4, 5, 6, 8, 9
 _NAME2 = _TYPE
-_CADT_FLAGS, _MAXELEM = 8, 19
+_CADT_FLAGS, _MAXELEM, _ELEMENTS = 8, 19, 24
 _NET_BYTEORDER = 0x4000
 _LIST_NAMES_ONLY, _LIST_HEADER_ONLY = 1 << 1, 1 << 2
 _WITH_SKBINFO = 1 << 6
@@ -74,6 +74,14 @@ class Shape(Struct, frozen=True):
         return cls(spec.type.value, _NFPROTO[spec.family], bool(spec.mark_mask), MOST_MEMBERS)
 
 
+class Header(Struct, frozen=True):
+    """What the kernel tells of a set without its members. ``members``: how many; None before Linux 4.10."""
+
+    name: str
+    shape: Shape
+    members: int | None
+
+
 class Batch(Struct, frozen=True):
     """Members of one set to ADD (also to change their marks) or DELETE, as pairs of key and value."""
 
@@ -87,6 +95,7 @@ class Commands:
 
     def __init__(self) -> None:
         self._netlink = Netlink(NETLINK_NETFILTER)
+        self._headers: dict[bytes, Header] = {}
 
     def close(self) -> None:
         self._netlink.close()
@@ -96,6 +105,18 @@ class Commands:
         flags = attr(_FLAGS | _NET_BYTEORDER, struct.pack(">I", _LIST_NAMES_ONLY))
         answers = self._netlink.dump(message(_LIST, 0, _HEADER + flags))
         return [bytes(attributes(a[4:])[_NAME]).rstrip(b"\0").decode(errors="replace") for a in answers]
+
+    def headers(self) -> Iterable[Header]:
+        """The headers of all sets, also foreign ones; a few milliseconds for 1,000 sets.
+
+        The kernel walks over all members, at some nanoseconds each.
+        """
+        flags = attr(_FLAGS | _NET_BYTEORDER, struct.pack(">I", _LIST_HEADER_ONLY))
+        # Most answers are the same, byte for byte, as the last time; decoding is what takes long.
+        before, self._headers = self._headers, {}
+        for answer in self._netlink.stream(message(_LIST, 0, _HEADER + flags)):
+            self._headers[answer] = before.get(answer) or _header(answer)
+        return self._headers.values()
 
     def read(self, name: str) -> tuple[Shape, dict[bytes, int]] | None:
         """Shape and members (key -> value) of a set; None if it does not exist."""
@@ -117,10 +138,7 @@ class Commands:
         for answer in answers:
             found = attributes(answer[4:])
             if _TYPE in found:
-                made = attributes(found[ATTR_DATA])
-                marked = bool(int.from_bytes(made.get(_CADT_FLAGS, b"\0"), "big") & _WITH_SKBINFO)
-                most = int.from_bytes(made.get(_MAXELEM, b"\0"), "big")
-                shape = Shape(bytes(found[_TYPE]).rstrip(b"\0").decode(), found[_FAMILY][0], marked, most)
+                shape = _shape(found)
             if _ADT in found:
                 members.update(dumped(found[_ADT], marked=shape is not None and shape.marked))
         return (shape, members) if shape else None
@@ -171,6 +189,20 @@ class Commands:
     def _one(self, request: bytes) -> None:
         if error := self._netlink.request([request])[0]:
             raise _readable(error)
+
+
+def _header(answer: bytes) -> Header:
+    found = attributes(memoryview(answer)[4:])
+    counted = attributes(found[ATTR_DATA]).get(_ELEMENTS)
+    members = None if counted is None else int.from_bytes(counted, "big")
+    return Header(bytes(found[_NAME]).rstrip(b"\0").decode(errors="replace"), _shape(found), members)
+
+
+def _shape(found: Mapping[int, memoryview]) -> Shape:
+    made = attributes(found[ATTR_DATA])
+    marked = bool(int.from_bytes(made.get(_CADT_FLAGS, b"\0"), "big") & _WITH_SKBINFO)
+    most = int.from_bytes(made.get(_MAXELEM, b"\0"), "big")
+    return Shape(bytes(found[_TYPE]).rstrip(b"\0").decode(), found[_FAMILY][0], marked, most)
 
 
 def _head(name: str) -> bytes:

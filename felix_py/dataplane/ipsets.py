@@ -185,6 +185,25 @@ class IPSets(Part):
         self._dirty = {name for name, known in self._sets.items() if not known.done}
         self._unswept = set(found)
 
+    def miscounted(self) -> bool:
+        """Whether the kernel has other sets, or sets of other sizes, than were last read or written.
+
+        Members that were exchanged for as many others stay unseen, and so do marks.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        found = 0
+        for header in self._commands.headers():
+            known = self._sets.get(header.name)
+            if known is not None and known.shape == header.shape:
+                if header.members not in (None, len(known.members.actual)):
+                    return True
+                found += 1
+            elif is_ours(header.name):
+                return True
+        return found != sum(known.shape is not None for known in self._sets.values())
+
     def hold(self, base: Update) -> Update:
         """Want what was found, except sets of a type that we do not use."""
         for name, known in self._sets.items():

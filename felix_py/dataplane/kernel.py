@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -72,6 +73,9 @@ class Kernel(Closing, Dataplane):
 
     def read_rules(self) -> RulesSnapshot:
         return _RulesRead({family: tables.read() for family, tables in self._tables.items()})
+
+    def miscounted(self) -> Look:
+        return functools.reduce(Look.__or__, (part.looks for part in self._parts if part.miscounted()), Look(0))
 
     def hold(self, base: Update) -> list[Ref]:
         for part in self._parts:

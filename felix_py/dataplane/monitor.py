@@ -1,7 +1,7 @@
 """Listens to kernel events about changes that others make to our objects, and tells what to read back.
 
-Reading back finds whether something differs. Changes without events (of IP sets), and those whose events were
-lost, are found by the refresh.
+Reading back finds whether something differs. Changes without events (of IP sets) are found by the sets' sizes
+(:meth:`felix_py.dataplane.ipsets.IPSets.miscounted`), the others and those whose events were lost by the refresh.
 """
 
 from __future__ import annotations

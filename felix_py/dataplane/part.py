@@ -44,6 +44,14 @@ class Part(Protocol):
             OSError, ToolError: they cannot be read.
         """
 
+    def miscounted(self) -> bool:
+        """Whether a look that costs little shows changes by others of which the kernel sends no events.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+        return False
+
     def update(self, update: Update) -> None:
         """Note the wanted objects of an update. No I/O."""
         return

@@ -47,6 +47,15 @@ class Dataplane(Protocol):
     def read_rules(self) -> RulesSnapshot:
         """Read the rules, which takes longest, for a following ``load``. Any thread may call this."""
 
+    def miscounted(self) -> Look:
+        """Parts of which the kernel has another number of objects than was last read or written.
+
+        It costs little, and is for those of which the kernel sends no events: IP sets and their members.
+
+        Raises:
+            OSError: the kernel does not answer.
+        """
+
     def hold(self, base: Update) -> list[Ref]:
         """Until :meth:`release`, want what the last ``load`` found. No I/O. Returns what is missing.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from felix_py import pending
+from felix_py import pace, pending
 from felix_py.dataplane.kernel import Kernel
 from felix_py.dataplane.link_label import link_label
 from felix_py.dataplane.links import Links, PodLink, random_mac
@@ -397,15 +397,35 @@ SETS: dict[str, tuple[str, dict[str, int], str]] = {
         {"member": 2},
         "set {ours}-nomasq member {own}: missing",
     ),
+    "set flushed": (
+        "ipset flush {ours}-source",
+        {"member": 1},
+        "set {ours}-source member {pod},{host}: missing",
+    ),
+    "sets swapped": (
+        "ipset swap {ours}-pool {ours}-nomasq",
+        {"member": 2},
+        "set {ours}-nomasq member ",
+    ),
     "set of our names": ("ipset create {ours}-nobodys hash:ip", {"set": 1}, "set {ours}-nobodys: nobody asked"),
 }
 
 
-@pytest.mark.parametrize("case", SETS)
-async def test_sets_at_the_refresh(make_netns: MakeNetns, family: Family, case: str) -> None:
-    commands, expected, words = SETS[case]
+EXCHANGED = (
+    "ipset del {ours}-pool {own}; ipset add {ours}-pool {foreign}",
+    {"member": 2},
+    "set {ours}-pool member {own}: missing",
+)
+
+
+@pytest.mark.parametrize("case", [*SETS, "member exchanged for another"])
+async def test_sets(make_netns: MakeNetns, family: Family, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their sizes, long before the refresh; at the refresh where these are as before."""
+    commands, expected, words = SETS.get(case, EXCHANGED)
     filled = names(Backend.NFT, family)
-    async with node_with_pod(make_netns, Backend.NFT, refresh=0.2) as node:
+    if case in SETS:
+        monkeypatch.setattr(pace, "_RARELY", 0.05)
+    async with node_with_pod(make_netns, Backend.NFT, refresh=3600 if case in SETS else 0.2) as node:
         run("ipset", "create", "theirs", "hash:ip")
         before = kernel_state.everything(Backend.NFT)
         execute(commands, **filled)
@@ -416,9 +436,11 @@ async def test_sets_at_the_refresh(make_netns: MakeNetns, family: Family, case: 
 
 
 async def test_what_we_do_ourselves_is_no_drift_and_costs_no_look(
-    make_netns: MakeNetns, backend: Backend
+    make_netns: MakeNetns, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pods, policies and routes come and go; then somebody else does something, which is told after all that."""
+    monkeypatch.setattr(pace, "_RARELY", 0.0)
+    monkeypatch.setattr(pace, "_LITTLE", 0)
     async with node_with_pod(make_netns, backend) as node:
         for number in range(3):
             await node.add_pod(f"more{number}", make_netns("more"))

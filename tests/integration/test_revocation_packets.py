@@ -362,6 +362,7 @@ GAPS = {
     "rule put into a class": "{iptables} -I {chain} 1 -j FELIX-ALLOW",
     "class taken away": "ipset del {ours}-ingress {db}",
     "member of a policy's set": "ipset add {peers} {web}",
+    "classes flushed": "ipset flush {ours}-ingress",
 }
 """What an administrator or another program does to rules and sets."""
 
@@ -384,7 +385,8 @@ async def test_what_began_while_rules_or_sets_were_spoilt_ends_once_they_are_rig
                 run(*GAPS[gap].format(**places(node, family)).split())
             begun = [node.stream(streams, f, "web", "db", 80) for f in Family]
             await all_talk(begun, 10)
-            node.pending.look(Look.RULES | Look.SETS)
+            if not GAPS[gap].startswith("ipset"):  # that is found by itself
+                node.pending.look(Look.RULES)
             ended = await node.revoked(len(begun))
             await all_talk(kept)
             assert [stream.name for stream in begun if stream.heard_after(ended)] == []

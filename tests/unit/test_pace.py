@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from felix_py.pace import Pace, Paced
+from felix_py.pace import Pace, Paced, sparingly
 
 
 def rules() -> Pace:
@@ -109,3 +109,26 @@ async def test_the_runner_does_it_for_all_who_asked() -> None:
     assert done == [3, 4]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_is_done_for_ever_gets_a_bounded_share_and_outlasts_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gaps: list[float] = []
+    works: list[float | OSError] = [0.001, 0.0, 0.02, OSError("the kernel is busy"), 9.0]
+
+    async def sleep(seconds: float) -> None:
+        gaps.append(seconds)
+
+    async def act() -> float:
+        if not works:
+            raise asyncio.CancelledError
+        work = works.pop(0)
+        if isinstance(work, OSError):
+            raise work
+        return work
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await sparingly(act)
+    assert gaps == [3.0, 3.0, 3.0, 10.0, 10.0, 60.0]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from felix_py import pending
+from felix_py import pace, pending
 from felix_py.dataplane.protocols import EVERYTHING, Look
 from felix_py.records import Lease, NextHop, Route
-from felix_py.refs import KINDS, ChainRef, LinkRef, Ref, RouteRef
+from felix_py.refs import KINDS, ChainRef, LinkRef, MemberRef, Ref, RouteRef
 from policy.model import Family, Pod
 from tests.support.waiting import until
 from tests.unit.test_agent_network import DENY, NAMES, Rig, lease
@@ -87,6 +87,24 @@ async def test_only_the_named_parts_are_read_and_the_change_is_mended_and_counte
         ("warning", ["route 10.1.0.2/32: missing"]),
         ("warning", ["chain FELIX-FORWARD (filter, IPv4): missing"]),
     ]
+
+
+async def test_what_sends_no_events_is_counted_until_it_can_be_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pace, "_RARELY", 0.0)
+    async with compared() as rig:
+        member = next(item for item in rig.kernel.kernel if isinstance(item, MemberRef))
+        rig.kernel.unreadable = "no memory"
+        del rig.kernel.kernel[member]
+        rig.pending.look(Look.SETS)
+        await until(lambda: rig.reconciler.unread)
+        rig.kernel.unreadable = ""
+        await until(lambda: drift(rig) == {"member": 1})
+        assert member in rig.kernel.kernel
+        del rig.kernel.kernel[member]
+        await until(lambda: drift(rig) == {"member": 2})
+        assert set(rig.kernel.looks) == {Look.SETS}
 
 
 async def test_a_long_list_is_one_line_that_names_some_and_counts_the_rest(logged: Log) -> None:
