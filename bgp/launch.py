@@ -1,4 +1,4 @@
-"""ExaBGP, started with twelve corrections, an option and a capability: ``python -m bgp.launch server FILE``.
+"""ExaBGP, started with thirteen corrections, an option and a capability: ``python -m bgp.launch server FILE``.
 
 The first correction: the higher BGP Identifier decides a connection collision (RFC 4271, section 6.8), as long as
 neither connection is Established. If the peer's is higher, ExaBGP 5.0 closes its own connection even in
@@ -53,6 +53,9 @@ helper anew. An event is lost instead, since whoever attaches to the new helper 
 has asked for goes with it, or the answers would be taken for those to the new one. If a helper cannot be started,
 ExaBGP ends, and the sidecar starts it anew.
 
+The thirteenth is for the sidecar, which ends an ExaBGP that hangs: each turn of the loop is counted
+(:mod:`bgp.standstill`).
+
 The option: a keepalive time of its own, from the neighbor's description (:data:`bgp.render.KEEPALIVE`). A
 keepalive is sent in each third of the negotiated hold time at the latest (RFC 4271, section 4.4). A change of it
 is a change of the neighbor.
@@ -102,6 +105,7 @@ from bgp.bfd import CEASE_BFD_DOWN
 from bgp.fields import peer_name
 from bgp.prefixes import is_link_local
 from bgp.render import KEEPALIVE
+from bgp.standstill import TURNS, Turns
 
 _TURNS = 100
 _IDLE_HOLD = 1
@@ -124,6 +128,8 @@ _handle_problem = Processes._handle_problem
 _set_error_handler = ASYNC.set_error_handler
 _write = Processes.write
 _cli_data = Peer.cli_data
+_active_peers = loop.Reactor.active_peers
+_turns: Turns | None = None
 
 _TIMED = (cache, delay, loop, outgoing, peer_module, processes, timer)
 """The modules of ExaBGP that measure time, all of its server."""
@@ -323,6 +329,13 @@ def is_broken(processes: Any, _neighbor: Any) -> bool:
     return False
 
 
+def active_peers(reactor: Any) -> Any:
+    """In place of ``Reactor.active_peers``, which is called once in each turn of the loop."""
+    if _turns is not None:
+        _turns.turned()
+    return _active_peers(reactor)
+
+
 class _Header(ctypes.Structure):
     """``struct __user_cap_header_struct`` of capget(2); process 0 is this one."""
 
@@ -350,6 +363,9 @@ if __name__ == "__main__":
     from exabgp.application.main import main
 
     raise_bind_service()
+    if descriptor := os.environ.pop(TURNS, ""):
+        _turns = Turns(int(descriptor))
+        loop.Reactor.active_peers = active_peers
     Peer.handle_connection = handle_connection
     Peer._close = close
     peer_module.KA = Keepalives

@@ -6,10 +6,10 @@ The agent writes ``DIR/exabgp.conf`` (atomically). A text that ExaBGP accepts in
 ``DIR/exabgp-running.conf``, the only file that the real ExaBGP reads: one failed reload would break all later
 ones. :mod:`bgp.bridge` and the agent connect by ``DIR/bridge.sock``.
 
-ExaBGP is always ended by SIGKILL, also when the sidecar gets SIGTERM. The peers see the TCP session end without a
-NOTIFICATION and keep our routes for the restart time (RFC 4724), so that a new sidecar takes over unnoticed. On a
-node that leaves, the agent withdraws the routes first. If the sidecar itself is killed, ExaBGP ends with it
-(PR_SET_PDEATHSIG), so that the port is free for the next one.
+ExaBGP is always ended by SIGKILL, also when the sidecar gets SIGTERM, and when it hangs (:mod:`bgp.standstill`).
+The peers see the TCP session end without a NOTIFICATION and keep our routes for the restart time (RFC 4724), so
+that a new sidecar takes over unnoticed. On a node that leaves, the agent withdraws the routes first. If the
+sidecar itself is killed, ExaBGP ends with it (PR_SET_PDEATHSIG), so that the port is free for the next one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bgp import bridge, render
+from bgp import bridge, render, standstill
 from bgp.bfd.child import Child
 from bgp.restarts import Restarts
 
@@ -92,6 +92,7 @@ class Sidecar:
         self._child: subprocess.Popen[bytes] | None = None
         self._child_listens: tuple[int, tuple[str, ...]] = (0, ())
         self._restarts = Restarts()
+        self._life: _Life | None = None
         self._seen: tuple[int, int, int] | None = None
         self._look_again_at = math.inf
         self._text = ""
@@ -253,6 +254,8 @@ class Sidecar:
             return
         if self._child.poll() is None:
             self._restarts.runs(now)
+            if self._life is not None:
+                self._life.mind(now)
             return
         log("error", "ExaBGP ended", code=self._child.returncode, again_in=self._restarts.delay)
         self._forget_child()
@@ -270,14 +273,20 @@ class Sidecar:
         text = running.read_text()
         self._child_listens = render.listen_on(text)
         self._bfd.want(text, now)
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "bgp.launch", "server", str(running)],
-            env=self._environment(text),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            preexec_fn=_die_with(os.getpid()),
-        )
+        turns = standstill.new_turns()
+        try:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "bgp.launch", "server", str(running)],
+                env=self._environment(text) | {standstill.TURNS: str(turns)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(turns,),
+                preexec_fn=_die_with(os.getpid()),
+            )
+            self._life = _Life(self._child.pid, standstill.Turns(turns))
+        finally:
+            os.close(turns)
         assert self._child.stdout is not None
         os.set_blocking(self._child.stdout.fileno(), False)
         self._restarts.started(now)
@@ -293,7 +302,7 @@ class Sidecar:
     def _forget_child(self) -> None:
         if self._child is not None and self._child.stdout is not None:
             self._child.stdout.close()
-        self._child, self._reload_since = None, 0.0
+        self._child, self._life, self._reload_since = None, None, 0.0
 
     # --- ExaBGP's log ------------------------------------------------------------------------------------
 
@@ -326,6 +335,37 @@ class Sidecar:
         else:
             self._lines -= 1
             log("info", text, component="exabgp")
+
+
+class _Life:
+    """Ends an ExaBGP that hangs, and a helper of it that does, which ExaBGP starts anew by itself."""
+
+    def __init__(self, pid: int, turns: standstill.Turns) -> None:
+        self._pid = pid
+        self._turns = turns
+        self._at = 0.0
+        self._runs, self._loops, self._helper = (standstill.Standstill() for _ in range(3))
+
+    def mind(self, now: float) -> None:
+        """Look at both once a second."""
+        if now < self._at + standstill.EVERY:
+            return
+        self._at = now
+        stands = self._runs.look(standstill.activity(self._pid), now)
+        turns = self._loops.look(self._turns.read(), now)
+        if stands >= standstill.STANDS or turns >= standstill.LOOPS:
+            self._end("ExaBGP hangs: it is ended, and started anew", self._pid, max(stands, turns))
+            self._runs, self._loops = standstill.Standstill(), standstill.Standstill()
+            return
+        for helper in standstill.children(self._pid)[:1]:
+            if (stands := self._helper.look(standstill.activity(helper), now)) >= standstill.STANDS:
+                self._end("ExaBGP's helper hangs: it is ended, and started anew", helper, stands)
+                self._helper = standstill.Standstill()
+
+    def _end(self, text: str, pid: int, seconds: float) -> None:
+        log("error", text, pid=pid, seconds=round(seconds))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _watch(folder: Path) -> int:

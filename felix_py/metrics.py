@@ -275,6 +275,11 @@ class Metrics:
             "Lines from ExaBGP that made no sense",
             means="a version of ExaBGP that this felix-py does not know",
         )
+        self.bgp_hangs = self._counter(
+            "felix_py_bgp_hangs",
+            "Times that ExaBGP came to answer nothing for half a minute",
+            means="the sidecar starts one that hangs anew after a minute, and its log says so",
+        )
 
     def _make_connections(self) -> None:
         self.flows_revoked = self._counter(

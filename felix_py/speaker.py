@@ -109,6 +109,8 @@ class Speaker:
         self._progress = asyncio.Condition()
         self._writer: asyncio.StreamWriter | None = None
         self._silent, self._hung = 0, False
+        self.hangs = 0
+        """How often ExaBGP has come to answer nothing."""
         self.hindrance = ""
         """Why ExaBGP has not what is configured, for people; empty: it has, or will in a moment."""
 
@@ -336,6 +338,7 @@ class Speaker:
             return
         self._silent += 1
         if self._silent >= _GIVE_UP and self._control.channel.pending:
+            self.hangs += not self._hung
             self._hung = True
             self._writer.transport.abort()
         elif self._silent >= _ASK and not self._control.channel.pending:

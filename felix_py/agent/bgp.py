@@ -72,6 +72,7 @@ class Bgp:
         self._reaching: object = None
         self._linked = asyncio.Event()
         self._ignored_told = 0
+        self._hangs_told = 0
         self._problem = ""
         self._announcing: Announcing | None = None
         if config.bgp_config is not None or declared is not None:
@@ -278,7 +279,8 @@ class Bgp:
         if self._speaker:
             self._metrics.bgp_unresolved.set(self._speaker.prefixes_without_next_hop())
             self._metrics.bgp_ignored.inc(self._speaker.ignored - self._ignored_told)
-            self._ignored_told = self._speaker.ignored
+            self._metrics.bgp_hangs.inc(self._speaker.hangs - self._hangs_told)
+            self._ignored_told, self._hangs_told = self._speaker.ignored, self._speaker.hangs
 
     def _set_peers(self, peers: Sequence[PeerStatus]) -> None:
         """By peer; those that have left are left out."""

@@ -54,6 +54,7 @@ async def test_what_does_not_answer_has_no_session(rack: Rack, which: int) -> No
         assert len(node.speaker.routes()) == 2
         await until(lambda: not node.speaker.routes(), 60)
         assert {peer.error for peer in node.speaker.peers()} == {"ExaBGP does not answer"}
+        assert node.speaker.hangs == 1
         os.kill(pid, signal.SIGCONT)
         await until(lambda: is_well(rack, node), 60)
 

@@ -53,8 +53,11 @@ def config(*peers: Mapping[str, object], **speaker: object) -> SpeakerConfig:
 class Sidecar(Started):
     """The real sidecar as a process of its own."""
 
-    def __init__(self, run_dir: Path, namespace: NetworkNamespace | None = None) -> None:
-        """``namespace``: where it runs, if not in the current one."""
+    def __init__(
+        self, run_dir: Path, namespace: NetworkNamespace | None = None, limits: Mapping[str, float] | None = None
+    ) -> None:
+        """``namespace``: where it runs, if not in the current one. ``limits``: other ones of bgp.standstill."""
+        self._limits = limits or {}
         self._namespace = namespace
         self.run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,9 @@ class Sidecar(Started):
     def start(self) -> None:
         """Start it; ExaBGP follows once there is a configuration."""
         argv = [sys.executable, "-m", "bgp.sidecar", "--run-dir", str(self.run_dir)]
+        if self._limits:
+            others = "".join(f"standstill.{name} = {value}; " for name, value in self._limits.items())
+            argv[1:3] = ["-c", f"from bgp import sidecar, standstill; {others}sidecar.main()"]
         place = self._namespace.enter() if self._namespace else contextlib.nullcontext()
         with (self.run_dir.parent / "sidecar.log").open("a") as log, place:
             self._process = subprocess.Popen(argv, cwd=ROOT, stderr=log)
