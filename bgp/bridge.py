@@ -36,7 +36,7 @@ _LINE_MOST = 512 * 1024  # half of what ExaBGP takes for a command before it sta
 _EVENT_MOST = 4 * 1024 * 1024
 _OPENS_MOST = 1024
 _LISTEN_RETRY = 0.5
-_LOOK = 5.0
+LOOK = 5.0
 """Seconds between two looks whether the socket can still be found."""
 
 _WAKE_FIRST, _WAKE_MOST = 0.001, 0.1
@@ -94,7 +94,7 @@ class Bridge:
     def _keep_listening(self, now: float) -> None:
         if now < self._listen_at:
             return
-        self._listen_at = now + _LOOK
+        self._listen_at = now + LOOK
         if self._listener is not None:
             if os.path.lexists(self._path):  # one that is not ours is of the next ExaBGP's bridge
                 return
@@ -118,7 +118,7 @@ class Bridge:
             if len(self._commands) < _COMMANDS_MOST:
                 wanted |= select.POLLIN
             poll.register(self._agent, wanted)
-        seconds = _LISTEN_RETRY if self._listener is None else _LOOK
+        seconds = _LISTEN_RETRY if self._listener is None else LOOK
         if self._is_quick():
             seconds = min(self._wake_in, _QUICK)
         elif self._wake_in < _WAKE_MOST:

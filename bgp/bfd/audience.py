@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from collections.abc import Callable, Iterable
 
-from bgp.bridge import listen
+from bgp.bridge import LOOK, listen
 
 _CLIENTS_MOST = 8
 _UNREAD_MOST = 1024 * 1024
@@ -18,8 +19,24 @@ class Audience:
 
     def __init__(self, path: str) -> None:
         """Raises OSError if there can be no socket at ``path``."""
+        self._path = path
         self._listener = listen(path)
+        self.look_at = 0.0
+        """When :meth:`look` is due, in seconds of the monotonic clock."""
         self._unread: dict[socket.socket, bytearray] = {}
+
+    def look(self, now: float) -> str:
+        """Listen anew where somebody has removed the socket; returns why that is not possible, or empty."""
+        self.look_at = now + LOOK
+        if os.path.lexists(self._path):  # one that is not ours is of the next process
+            return ""
+        try:
+            listener = listen(self._path)
+        except OSError as error:
+            return f"cannot listen on {self._path}: {error}"
+        self._listener.close()
+        self._listener = listener
+        return ""
 
     def register(self, poll: select.poll) -> None:
         """Have ``poll`` wait for what :meth:`serve` can do something about."""

@@ -79,6 +79,8 @@ class Speaker:
             self._log("warning", "", "this takes too much of a core for real-time priority")
         if now >= self._receive_at:
             self._open_receiving(now)
+        if now >= self._audience.look_at and (problem := self._audience.look(now)):
+            self._log("error", "", problem)
         # First what has come, also since poll() looked: a peer whose packets wait here was not silent.
         for (_, multihop), incoming in self._receiving.items():
             self._read_packets(incoming, multihop, now)
@@ -94,9 +96,9 @@ class Speaker:
         for incoming in self._receiving.values():
             poll.register(incoming, select.POLLIN)
         self._audience.register(poll)
-        due = min(self._heap[0][0] if self._heap else _NEVER, self._receive_at)
+        due = min(self._heap[0][0] if self._heap else _NEVER, self._receive_at, self._audience.look_at)
         left = max(0.0, due - time.monotonic())
-        return {number for number, _ in poll.poll(None if left == _NEVER else left * 1000)}
+        return {number for number, _ in poll.poll(left * 1000)}
 
     def _due(self, now: float) -> Iterator[Link]:
         while self._heap and self._heap[0][0] <= now:

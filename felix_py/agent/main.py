@@ -26,8 +26,10 @@ import asyncio
 import importlib
 import os
 import resource
+import socket
 from collections.abc import Collection
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import NoReturn
 
 from felix_py import log
@@ -45,6 +47,7 @@ from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind
 from felix_py.observe.connections import Connections
 from felix_py.observe.identity import Identity
+from felix_py.observe.listener import keep, listen_for, remove
 from felix_py.observe.network_status import Telling
 from felix_py.observe.peer_events import PeerEvents
 from felix_py.observe.stalls import Stalls, WatchedSelector
@@ -259,6 +262,13 @@ class Life:
         )
         await health.start(agent.public, agent.private)
         self._stack.push_async_callback(health.stop)
+        path = self._config.agent_socket
+
+        async def serve(listener: socket.socket) -> None:
+            self._stack.callback(remove, path, path.stat().st_ino)
+            await health.serve_instead(listener)
+
+        await keep(path, partial(listen_for, self._config.socket_group, path), serve)
 
     async def _wait_for_sync(self, agent: Agent) -> None:
         synced = asyncio.create_task(agent.cluster.in_sync())

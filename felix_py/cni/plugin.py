@@ -27,7 +27,7 @@ from felix_py.cni.network import Network, NetworkError
 from felix_py.cni.network_list import absent_plugins
 from felix_py.cni.recovery import about
 from felix_py.cni.result import DNS, Interface, IPConfig, Result, RouteConfig
-from felix_py.cni.types import Command, PodName, Request
+from felix_py.cni.types import Before, Command, PodName, Request
 from felix_py.cni.workers import Interfaces, Leases, Making
 from felix_py.dataplane.host_ends import LEAST_MTU_OF_V6
 from felix_py.dataplane.link_label import link_label
@@ -78,7 +78,6 @@ class Plugin:
         self._addresses = Addresses(network, notices)
         self.timeout = timeout
         """Seconds; it may change at any time."""
-        self._at_start = {key: leases.get(*key) for key in leases.keys()}  # noqa: SIM118 - no mapping
         self._chained = tuple(chained)
         self._fullness = Fullness(notices, tell)
         self._growing: Callable[[], frozenset[Family]] = lambda: frozenset(Family)
@@ -250,20 +249,25 @@ class Plugin:
 
     async def _del(self, request: Request) -> None:
         async with self._alone(request.container, request.ifname):
-            if request.spooled and self._is_newer((request.container, request.ifname)):
+            if self._is_newer((request.container, request.ifname), request.before):
                 return  # the id was used again
             await self._detach(request.container, request.ifname)
             if request.config.delegate:
                 await delegate(request, Command.DEL)
 
-    def expect_del(self, container: str, ifname: str) -> None:
+    def present(self) -> Before:
+        """The leases of now, for calls that are found in the spool."""
+        found = ((key, self._leases.get(*key)) for key in self._leases.keys())  # noqa: SIM118 - no mapping
+        return {key: lease for key, lease in found if lease is not None}
+
+    def expect_del(self, container: str, ifname: str, before: Before) -> None:
         """A spooled DEL is about to be executed: the interface may go by itself before."""
-        if (lease := self._leases.get(container, ifname)) and not self._is_newer((container, ifname)):
+        if (lease := self._leases.get(container, ifname)) and not self._is_newer((container, ifname), before):
             self._network.leaving(lease)
 
-    def _is_newer(self, key: LeaseKey) -> bool:
-        """Whether an interface has a lease that it did not have when the agent started."""
-        return self._leases.get(*key) not in (None, self._at_start.get(key))
+    def _is_newer(self, key: LeaseKey, before: Before | None) -> bool:
+        """Whether an interface has a lease that it did not have ``before``; None: that does not matter."""
+        return before is not None and self._leases.get(*key) not in (None, before.get(key))
 
     async def _detach(self, container: str, ifname: str) -> None:
         """Remove an attachment, also an incomplete one."""
@@ -293,7 +297,7 @@ class Plugin:
             key = (lease.container, lease.ifname)
             if lease.network != request.config.name or key in valid or key in busy:
                 continue
-            if request.spooled and self._is_newer(key):
+            if self._is_newer(key, request.before):
                 continue  # added after the list was made
             try:
                 async with self._alone(*key):

@@ -20,18 +20,23 @@ from felix_py.cni.errors import CNIError, Code
 from felix_py.cni.plugin import Plugin
 from felix_py.cni.protocol import HANDED_BACK, Answer, Call, ProtocolError, read_call
 from felix_py.cni.spool import Spool
-from felix_py.cni.types import Command, parse_request, version_of
+from felix_py.cni.types import Before, Command, parse_request, version_of
 from felix_py.metrics import Metrics
 
 _BACKLOG = 512
 _MOST_CALLS = 512
 """Concurrent calls: the remaining file descriptors are reserved for enforcement."""
+_MOST_ADDS = 448
+"""Of these; the others are for DELs, which free what ADDs wait for, and for all that a runtime asks to see."""
 _READ_TIMEOUT = 10.0
 """Seconds for a call to arrive: the client has all of it before it connects."""
 _REST = 1.0
 """Seconds without taking calls after one could not be taken."""
 
 _NO_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+LOOK = 5.0
+"""Seconds between two looks whether the socket can still be found."""
 
 CALLS = 2.0
 """Seconds for calls under way to finish when the server stops."""
@@ -40,6 +45,7 @@ UNDO = 1.0
 """Seconds for unfinished calls to undo their steps."""
 
 _STOPPING = CNIError(Code.TRY_AGAIN, "the agent is stopping")
+_TOO_MANY = CNIError(Code.TRY_AGAIN, f"{_MOST_ADDS} pods of this node are being connected already")
 
 
 class SocketInUse(Exception):
@@ -58,8 +64,9 @@ class CNIServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._full = False
         """Whether no call is taken until one has ended."""
-        spooled = partial(self.answer, spooled=True)
-        self._spool = Spool(path.parent / "spool", spooled, plugin.expect_del, self._begin)
+        self._looking: asyncio.TimerHandle | None = None
+        self._adds = 0
+        self._spool = Spool(path.parent / "spool", self.answer, plugin.expect_del, self._begin, plugin.present)
 
     async def start(self) -> None:
         """Listen; then process the spool in the background.
@@ -68,10 +75,37 @@ class CNIServer:
             SocketInUse: another agent runs on this node.
             OSError: the socket cannot be made.
         """
+        self._listen()
+        self._look_later()
+
+    def _listen(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        self._listening = listen_at(self._path, _BACKLOG)
-        asyncio.get_running_loop().add_reader(self._listening, self._accept, self._listening)
+        listening, before = listen_at(self._path, _BACKLOG), self._listening
         self._spool.start()
+        self._listening = listening
+        if before is not None:
+            self._leave(before)
+        if not self._full:
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _leave(self, listening: socket.socket) -> None:
+        self._accept(listening)  # else those in the backlog would be cut off
+        asyncio.get_running_loop().remove_reader(listening)
+        listening.close()
+
+    def _look_later(self) -> None:
+        self._looking = asyncio.get_running_loop().call_later(LOOK, self._look)
+
+    def _look(self) -> None:
+        """Listen anew where somebody has removed the socket. What is there instead is another agent's."""
+        if not os.path.lexists(self._path):
+            try:
+                self._listen()
+            except (OSError, SocketInUse) as error:
+                self._log.error("somebody has removed the CNI socket, and it cannot be made", reason=str(error))
+            else:
+                self._log.warning("somebody has removed the CNI socket: it is made again", path=str(self._path))
+        self._look_later()
 
     async def stop(self, calls: float = CALLS, undo: float = UNDO) -> None:
         """Accept no more calls, and let those under way finish, so that nothing half-made is left behind.
@@ -81,9 +115,9 @@ class CNIServer:
         alone; call this method again once the operation that it waits for has ended.
         """
         if self._listening is not None:
-            self._accept(self._listening)  # else those in the backlog would be cut off
-            asyncio.get_running_loop().remove_reader(self._listening)
-            self._listening.close()
+            if self._looking is not None:
+                self._looking.cancel()
+            self._leave(self._listening)
             self._listening = None
             self._spool.stop()
             self._path.unlink(missing_ok=True)
@@ -162,22 +196,28 @@ class CNIServer:
             return Answer(1, CNIError(Code.INTERNAL, f"internal error: {type(error).__name__}").encode(""))
 
     async def _answer_or_stop(self, call: Call) -> Answer:
+        adding = call.environment.get("CNI_COMMAND") == Command.ADD
+        if adding and self._adds >= _MOST_ADDS:
+            self._log.warning("an ADD is refused: too many others are under way", others=self._adds)
+            return Answer(1, _TOO_MANY.encode(version_of(call)))
+        self._adds += adding
         try:
             return await self.answer(call)
         except asyncio.CancelledError:  # by stop(), or by an operation that it waited for
-            code = HANDED_BACK if call.environment.get("CNI_COMMAND") == Command.ADD else 1
-            return Answer(code, _STOPPING.encode(version_of(call)))
+            return Answer(HANDED_BACK if adding else 1, _STOPPING.encode(version_of(call)))
+        finally:
+            self._adds -= adding
 
-    async def answer(self, call: Call, *, spooled: bool = False) -> Answer:
-        """Execute a call; never raises because of its content. ``spooled``: it was made before this agent ran."""
+    async def answer(self, call: Call, before: Before | None = None) -> Answer:
+        """Execute a call; never raises because of its content. ``before``: of a spooled one, see Request."""
         started = time.monotonic()
         command = call.environment.get("CNI_COMMAND", "")
         bound = self._log.bind(command=command, container=call.environment.get("CNI_CONTAINERID", ""))
         try:
-            request = replace(parse_request(call), spooled=spooled)
+            request = replace(parse_request(call), before=before)
             if {"K8S_POD_NAMESPACE", "K8S_POD_NAME"} <= request.args.keys():
                 bound = bound.bind(pod=f"{request.args['K8S_POD_NAMESPACE']}/{request.args['K8S_POD_NAME']}")
-            if request.command is Command.ADD and not spooled:
+            if request.command is Command.ADD:
                 await self._spool.under_way.wait()  # a DEL of the same interface may be among them
             result = await self._plugin.run(request)
         except CNIError as error:

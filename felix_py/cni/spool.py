@@ -1,4 +1,4 @@
-"""The spool: calls that clients made while no agent listened, for the next agent to make up for.
+"""The spool: calls that clients made while nobody listened, for the agent that listens next to make up for.
 
 The runtime was told that a spooled DEL has succeeded, so it does not repeat it, and may have removed the network
 namespace with the interface.
@@ -20,7 +20,7 @@ from typing import Any
 from felix_py import log
 from felix_py.backoff import Backoff
 from felix_py.cni.protocol import MOST_FRAME, Answer, Call, ProtocolError, parse_call
-from felix_py.cni.types import Command
+from felix_py.cni.types import Before, Command
 
 _LOCK_TIMEOUT = 5.0
 _RETRY = (1.0, 300.0)
@@ -33,57 +33,64 @@ class Spool:
     def __init__(
         self,
         folder: Path,
-        answer: Callable[[Call], Awaitable[Answer]],
-        leaving: Callable[[str, str], None],
+        answer: Callable[[Call, Before], Awaitable[Answer]],
+        leaving: Callable[[str, str, Before], None],
         begin: Callable[[Coroutine[Any, Any, None]], None],
+        present: Callable[[], Before],
     ) -> None:
         """``answer`` executes a call. ``leaving`` is told of each DEL as soon as it is found: container, ifname.
+        Both are told which leases there were then, as ``present`` has them: calls are for no later ones.
         ``begin`` runs what executes calls."""
         self._folder = folder
         self._answer = answer
         self._leaving = leaving
         self._begin = begin
+        self._present = present
+        self._failed: set[Path] = set()
+        """Those that are to be made up for again."""
         self._calls: dict[Path, Call] = {}
         """Those that were found, oldest first."""
         self._backoff = Backoff(*_RETRY)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
         self._stopped = False
         self.under_way = asyncio.Event()
-        """Set once the calls from before this agent were begun: an ADD of the same interface comes after them."""
+        """Set once the calls that were there were begun: an ADD of the same interface comes after them."""
         self._log = log.get("cni")
 
     def start(self) -> None:
         """Tell of the DELs that are there, at once, and have all calls executed. The agent's socket listens."""
+        self.under_way.clear()
+        before = self._present()
         with suppress(OSError):  # _drain() says it
-            self._find(_entries(self._folder))
-        self._begin(self._drain())
+            self._find(_entries(self._folder), before)
+        self._begin(self._drain(before))
 
     def stop(self) -> None:
         """Begin nothing more; what has failed is left for the next agent."""
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
 
-    async def _drain(self) -> None:
+    async def _drain(self, before: Before) -> None:
         """Execute the calls, DELs first and all at once.
 
         A GC that fails is not repeated: its list of attachments is of the moment of the call, and later it would
         remove those added since.
         """
         try:
-            self._find(await asyncio.to_thread(_settled_entries, self._folder))
+            self._find(await asyncio.to_thread(_settled_entries, self._folder), before)
         except OSError as error:
             self._log.error("cannot read the CNI spool", folder=str(self._folder), reason=str(error))
         calls, self._calls = self._calls, {}
         once = [call for entry, call in calls.items() if _is(Command.GC, call) and self._remove(entry)]
-        await self._make_up({entry: call for entry, call in calls.items() if not _is(Command.GC, call)})
+        await self._make_up({entry: call for entry, call in calls.items() if not _is(Command.GC, call)}, before)
         for call in once:
-            await self._answer(call)
+            await self._answer(call, before)
 
-    async def _make_up(self, calls: Mapping[Path, Call]) -> None:
+    async def _make_up(self, calls: Mapping[Path, Call], before: Before) -> None:
         """Execute calls at once, and those that fail again later: nobody else repeats them."""
         failed = {}
-        answering = asyncio.gather(*map(self._answer, calls.values()))
+        answering = asyncio.gather(*(self._answer(call, before) for call in calls.values()))
         self.under_way.set()
         answers = await answering
         for (entry, call), answer in zip(calls.items(), answers, strict=True):
@@ -92,20 +99,21 @@ class Spool:
             else:
                 with suppress(OSError):
                     entry.unlink(missing_ok=True)
+        self._failed = self._failed - calls.keys() | failed.keys()
         if failed and not self._stopped:
-            loop = asyncio.get_running_loop()
-            again = partial(self._make_up, failed)
-            self._timer = loop.call_later(self._backoff.delay(), lambda: self._begin(again()))
+            loop, again = asyncio.get_running_loop(), partial(self._make_up, failed, before)
+            self._timers = {timer for timer in self._timers if timer.when() > loop.time()}
+            self._timers.add(loop.call_later(self._backoff.delay(), lambda: self._begin(again())))
 
-    def _find(self, entries: Iterable[Path]) -> None:
+    def _find(self, entries: Iterable[Path], before: Before) -> None:
         """Read those that were not found before, and tell of the DELs among them."""
         for entry in entries:
-            if entry in self._calls or (call := self._read(entry)) is None:
+            if entry in self._calls or entry in self._failed or (call := self._read(entry)) is None:
                 continue
             self._calls[entry] = call
             if _is(Command.DEL, call):
                 container, ifname = (call.environment.get(name, "") for name in ("CNI_CONTAINERID", "CNI_IFNAME"))
-                self._leaving(container, ifname)
+                self._leaving(container, ifname, before)
 
     def _remove(self, entry: Path) -> bool:
         """Remove the file of a call that must not be repeated; whether that was possible."""

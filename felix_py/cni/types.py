@@ -17,7 +17,9 @@ from msgspec import Struct
 from felix_py.cni.errors import NOT_JSON, SUPPORTED_VERSIONS, CNIError, Code
 from felix_py.cni.protocol import Call
 from felix_py.cni.result import DNS, Result
+from felix_py.ipam.claims import LeaseKey
 from felix_py.layout import FIRST_INTERFACE
+from felix_py.records import Lease
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,255}")
 """A container id or a network name. The specification has no limit of length; runtimes use 64 characters."""
@@ -96,6 +98,10 @@ class PodName(Struct, frozen=True):
     uid: str
 
 
+Before = Mapping[LeaseKey, Lease]
+"""The leases of a moment."""
+
+
 class Request(Struct, frozen=True):
     """A valid call. Fields that its command does not need may be empty."""
 
@@ -106,8 +112,8 @@ class Request(Struct, frozen=True):
     args: Mapping[str, str]
     config: NetworkConfig
     call: Call
-    spooled: bool = False
-    """Made before this agent ran."""
+    before: Before | None = None
+    """The leases of when the call was found in the spool; None: it was made just now."""
 
     @property
     def version(self) -> str:

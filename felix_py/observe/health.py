@@ -54,6 +54,7 @@ class HealthServer:
         self._fresh_until = 0.0
         self._public = self._served(Limits(), ())
         # Its routes may stream without end, and limit their clients themselves.
+        self._private_site: web.SockSite | None = None
         self._private = self._served(Limits(answer=None), [web.get("/status", self._get_status), *routes])
 
     def _served(self, limits: Limits, routes: Iterable[web.RouteDef]) -> GuardedRunner:
@@ -72,7 +73,17 @@ class HealthServer:
         for runner, listener in ((self._public, public), (self._private, private)):
             await runner.setup()
             if listener is not None:
-                await web.SockSite(runner, listener, backlog=BACKLOG).start()
+                site = web.SockSite(runner, listener, backlog=BACKLOG)
+                await site.start()
+                if runner is self._private:
+                    self._private_site = site
+
+    async def serve_instead(self, private: socket.socket) -> None:
+        """Serve another private socket in place of the one that nobody finds any more; connections stay."""
+        if self._private_site is not None:
+            await self._private_site.stop()
+        self._private_site = web.SockSite(self._private, private, backlog=BACKLOG)
+        await self._private_site.start()
 
     async def stop(self) -> None:
         """Stop listening."""

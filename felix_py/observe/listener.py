@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from felix_py.cni.server import listen_at
+from felix_py import log
+from felix_py.cni.server import LOOK, SocketInUse, listen_at
 from felix_py.config import ConfigError
 
 BACKLOG = 32
@@ -58,6 +61,25 @@ def listen_for(group: str, path: Path) -> socket.socket:
     os.chown(path, 0, number)
     os.chmod(path, 0o660)
     return listener
+
+
+async def keep(
+    path: Path, make: Callable[[], socket.socket], serve: Callable[[socket.socket], Awaitable[None]]
+) -> None:
+    """Listen anew where somebody has removed the Unix socket, until cancelled. What is there instead stays."""
+    while True:
+        await asyncio.sleep(LOOK)
+        if os.path.lexists(path):
+            continue
+        try:
+            await serve(make())
+        except (OSError, ConfigError, SocketInUse) as error:
+            reason = str(error)
+            log.get("agent").error(
+                "somebody has removed a socket, and it cannot be made", path=str(path), reason=reason
+            )
+        else:
+            log.get("agent").warning("somebody has removed a socket: it is made again", path=str(path))
 
 
 def remove(path: Path, inode: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
 import stat
 import subprocess
@@ -114,6 +115,30 @@ def test_who_talks_to_whom_is_told_to_root_and_the_sockets_group_only(agent: Age
         [sys.executable, "-c", BECOME_NOBODY + script], capture_output=True, text=True, check=False
     )
     assert "PermissionError" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_a_socket_that_somebody_has_removed_is_made_again(agent: AgentProcess, number: int) -> None:
+    path = agent.run_dir / "agent.sock"
+    before = path.stat()
+    with closing(ask.connection(str(path), 60)) as kept:
+        kept.request("GET", "/status")
+        kept.getresponse().read()
+        path.unlink()
+        agent.until(path.exists, "another socket")
+        for asked in (kept, ask.connection(str(path), 60)):
+            asked.request("GET", "/status")
+            assert json.loads(asked.getresponse().read())["node"] == "node-1"
+            asked.close()
+    found = path.stat()
+    assert (found.st_mode, found.st_uid, found.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    agent.stop(number)
+    assert path.exists() == (number == signal.SIGKILL)
+    agent.start()
+    agent.wait_ready()
+    with closing(ask.connection(str(path), 60)) as asked:
+        asked.request("GET", "/status")
+        assert asked.getresponse().status == 200
 
 
 def test_the_group_is_a_setting_and_the_socket_goes_with_the_agent(tmp_path: Path, netns: None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bgp.bfd import settings
 from bgp.bfd.packet import State
 from bgp.bfd.session import Path as PathState
 from bgp.model import Peer
@@ -194,3 +195,15 @@ def test_packets_that_nobody_should_send_change_nothing(tmp_path: Path, tor: Net
         with tor.enter():
             forged(TOR4, NODE4, your_discriminator=number)
         eventually(lambda: failures(said), 60)
+
+
+def test_a_socket_that_somebody_has_removed_is_made_again(tmp_path: Path, tor: NetworkNamespace) -> None:
+    with Process(tmp_path / "run") as ours, Listener(tmp_path / "run") as before:
+        ours.want(peer(TOR4, NODE4))
+        eventually(lambda: before.last(TOR4), 60)
+        (tmp_path / "run" / settings.SOCKET).unlink()
+        with Listener(tmp_path / "run") as after:
+            eventually(lambda: after.last(TOR4), 60)
+        # Whoever was connected hears on.
+        ours.want(peer(TOR4, NODE4), peer(TOR6, NODE6))
+        eventually(lambda: before.last(TOR6), 60)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import stat
@@ -229,8 +230,9 @@ async def test_a_spooled_del_takes_nothing_that_has_come_since(tmp_path: Path, m
     node, pod = Node(tmp_path), make_netns("pod")
     environment = node.environment("DEL", "c1", pod.path)
     async with node:
+        before = node.plugin.present()
         await node.runtime.add("c1", pod.path, args=pod_args("web"))
-        answer = await node.server.answer(Call(environment, CONFIG), spooled=True)
+        answer = await node.server.answer(Call(environment, CONFIG), before)
         assert answer.code == 0
         assert [lease.container for lease in node.store.all()] == ["c1"]
         assert host_interfaces() == {interface_name("c1", "eth0")}
@@ -265,6 +267,82 @@ async def test_calls_wait_while_the_agent_has_as_many_as_it_takes(
         assert {lease.container for lease in node.store.all()} == {"c2", "c3"}
 
 
+async def test_what_frees_and_what_asks_has_places_that_adds_do_not_take(
+    tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DELs free what ADDs wait for."""
+    monkeypatch.setattr(server, "_MOST_CALLS", 3)
+    monkeypatch.setattr(server, "_MOST_ADDS", 2)
+    node = Node(tmp_path, timeout=60)
+    pods = {name: make_netns(name) for name in ("c1", "c2", "c3", "c4")}
+    enforce, hold = node.network.enforce, asyncio.Event()
+
+    async def slow(lease: Any) -> None:
+        await hold.wait()
+        await enforce(lease)
+
+    async with node:
+        await node.runtime.add("c1", pods["c1"].path, args=pod_args("c1"))
+        node.network.enforce = slow  # type: ignore[method-assign]
+        async with asyncio.TaskGroup() as calls:
+            for name in ("c2", "c3"):
+                calls.create_task(node.runtime.add(name, pods[name].path, args=pod_args(name)))
+            await until(lambda: len(node.store.all()) == 3)
+            code, answer = await asyncio.to_thread(execute, node, node.environment("ADD", "c4", pods["c4"].path))
+            assert (code, answer and answer["code"]) == (1, 11)
+            for command in ("STATUS", "DEL", "DEL"):
+                environment = node.environment(command, "c1", "")
+                assert await asyncio.to_thread(execute, node, environment, GC) == (0, None)
+            hold.set()
+        await node.runtime.add("c4", pods["c4"].path, args=pod_args("c4"))
+        assert {lease.container for lease in node.store.all()} == {"c2", "c3", "c4"}
+        assert not node.spool.exists()
+
+
+@pytest.mark.parametrize("removed", ["the socket", "its folder"])
+async def test_a_socket_that_somebody_has_removed_is_made_again(
+    tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    """What came meanwhile is done: an ADD waits for it, a DEL is in the spool."""
+    monkeypatch.setattr(server, "LOOK", 2.0)
+    node = Node(tmp_path)
+    pods = {name: make_netns(name) for name in ("c1", "c2", "c3")}
+    async with node:
+        for name in ("c1", "c2"):
+            await node.runtime.add(name, pods[name].path, args=pod_args(name))
+        if removed == "the socket":
+            node.socket.unlink()
+        else:
+            shutil.rmtree(node.socket.parent)
+        adding = asyncio.create_task(node.runtime.add("c3", pods["c3"].path, args=pod_args("c3")))
+        assert await asyncio.to_thread(execute, node, node.environment("DEL", "c1", "")) == (0, None)
+        await adding
+        await until(lambda: not list(node.spool.glob("[!.]*")) and not node.server._tasks)
+        assert {lease.container for lease in node.store.all()} == {"c2", "c3"}
+        assert host_interfaces() == {interface_name(name, "eth0") for name in ("c2", "c3")}
+        assert stat.S_IMODE(node.socket.stat().st_mode) == 0o600
+        await node.runtime.delete("c2")
+    assert not node.socket.exists()
+
+
+async def test_another_agents_socket_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LOOK", 0.05)
+    node = Node(tmp_path)
+    async with node:
+        node.socket.unlink()
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.bind(str(node.socket))
+            theirs.listen()
+            inode = node.socket.stat().st_ino
+            looked = asyncio.get_running_loop().create_future()
+            original = node.server._look
+            monkeypatch.setattr(
+                node.server, "_look", lambda: (original(), looked.done() or looked.set_result(None))
+            )
+            await asyncio.wait_for(looked, 60)
+            assert node.socket.stat().st_ino == inode
+
+
 async def test_no_call_is_lost_between_no_agent_and_a_starting_one(tmp_path: Path) -> None:
     """An agent that has started waits for a client that found nobody and is still writing its call."""
     node = Node(tmp_path)
@@ -273,8 +351,8 @@ async def test_no_call_is_lost_between_no_agent_and_a_starting_one(tmp_path: Pat
     answers: list[Any] = []
     original = CNIServer.answer
 
-    async def noting(self: CNIServer, call: Any, *, spooled: bool) -> Any:
-        answers.append(await original(self, call, spooled=spooled))
+    async def noting(self: CNIServer, call: Any, before: Any) -> Any:
+        answers.append(await original(self, call, before))
         return answers[-1]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from felix_py.cni import server
 from tests.support.agent_process import AgentProcess
 from tests.support.cni import Node, host_interfaces
 from tests.support.fakeapi import FakeApi
@@ -104,15 +105,19 @@ async def test_a_server_that_stops_hands_back_also_what_it_has_not_taken(
 
 
 async def test_hundreds_that_wait(tmp_path: Path) -> None:
-    """More than the server takes: the others wait in the backlog, and a DEL among them; all get an answer."""
-    node = Node(tmp_path, timeout=3)
+    """More than the server takes: the others are told to try again, and a DEL comes past all of them."""
+    node = Node(tmp_path, timeout=600)
     node.network.reason = "the cluster is not known yet"
     async with node:
         calls = [client(node, "ADD", f"c{number}", "/run/netns/none") for number in range(700)]
-        await until(lambda: node.server._full)
+        await until(lambda: len(node.server._tasks) == node.server._adds == server._MOST_ADDS, 60)
         deleting = client(node, "DEL", "other", "")
         assert (await asyncio.to_thread(ended, deleting)) == (0, b"")
+        assert node.server._adds == server._MOST_ADDS
+        await node.network.begin()
         found = [await asyncio.to_thread(ended, call) for call in calls]
         assert {code for code, _ in found} == {1}
-        assert all(b'"code": 11' in printed or b'"code":11' in printed for _, printed in found)
+        refused = [printed for _, printed in found if b"pods of this node are being connected already" in printed]
+        assert len(refused) == 700 - server._MOST_ADDS
+        assert all(b'"code": 11' in printed or b'"code":11' in printed for printed in refused)
         assert not node.spool.exists()
