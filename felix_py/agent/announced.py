@@ -7,6 +7,7 @@ may write it, too, so it is believed only where a lie is of no use:
 - for pods of other nodes: this node's own leases say what its pods have;
 - for addresses of the blocks, loans or podCIDRs of the node that the pod is on: nobody can give an address
   outside of the cluster, a node's, or another node's pod the rights of a pod of theirs;
+- only as long as Nodes and pools say so;
 - and only as long as nobody else claims the address: against any pod that has it in its status such a claim
   is none (:meth:`policy.model.Pod.claim`), so no pod loses its address to a lie.
 """
@@ -16,12 +17,35 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
+
+from msgspec import Struct
 
 from bgp.prefixes import version
 from felix_py.agent.pooled import Pooled
 from felix_py.records import NodeRecord
 from policy.change import Change
 from policy.model import ObjectKey, Pod
+
+
+class _Claim(Struct):
+    """A pod with an annotation. ``shown``: as followers have it. ``ground``: what decided that."""
+
+    pod: Pod
+    shown: Pod
+    ground: _Ground
+
+
+class _Ground(NamedTuple):
+    """What of Nodes and pools decides about a claim of a pod of one node; ``pools`` is of all nodes."""
+
+    pools: object
+    pod_cidrs: tuple[str, ...] | None
+    blocks: tuple[str, ...]
+
+    def is_still(self, other: _Ground) -> bool:
+        """Whether the other one decides alike, for certain."""
+        return self.pools is other.pools and self[1:] == other[1:]
 
 
 class Announced:
@@ -31,40 +55,59 @@ class Announced:
         """``node_name``: this node's; ``nodes``: all nodes, as they are now."""
         self._node_name = node_name
         self._nodes = nodes
-        self._believed: dict[ObjectKey, Pod] = {}
-        """Pods as their followers have them, where that is not as the store has them."""
-        self._doubted: dict[ObjectKey, Pod] = {}
-        """Pods whose annotation is not believed; they may have been listed before their Nodes or the pools."""
+        self._claims: dict[ObjectKey, _Claim] = {}
+        self._pooled: Pooled | None = None
+        self._pools: object = None
 
     def believe(self, change: Change[Pod], pooled: Pooled) -> Change[Pod]:
         """Returns the change for those who follow the cluster; give it each change of a pod, in order.
 
         ``pooled``: pools as they are now.
         """
-        key = change.newest.key
-        self._doubted.pop(key, None)
-        return Change(self._believed.pop(key, change.before), self._judged(change.after, pooled))
+        known = self._claims.pop(change.newest.key, None)
+        pod = change.after
+        if pod is not None and pod.announced and pod.node != self._node_name:
+            ground = self._ground(pod.node, pooled)
+            claim = self._claims[pod.key] = _Claim(pod, self._judged(pod, pooled), ground)
+            pod = claim.shown
+        return Change(known.shown if known else change.before, pod)
 
     def review(self, pooled: Pooled) -> list[Change[Pod]]:
-        """Returns the changes of pods that are believed by now, because Nodes or pools have changed."""
-        doubted, self._doubted = self._doubted, {}
-        judged = ((pod, self._judged(pod, pooled)) for pod in doubted.values())
-        return [Change(pod, now) for pod, now in judged if now is not pod]
+        """Returns the changes of pods that are believed by now, or no longer: Nodes or pools have changed.
+
+        A pod may have been listed before its Node or the pools, and a block may have come to another node.
+        """
+        changes = []
+        for claim in self._claims.values():
+            ground = self._ground(claim.pod.node, pooled)
+            if ground.is_still(claim.ground):
+                continue
+            before, claim.ground = claim.shown, ground
+            claim.shown = self._judged(claim.pod, pooled)
+            if claim.shown != before:
+                changes.append(Change(before, claim.shown))
+        return changes
 
     def told(self, pod: Pod | None) -> Pod | None:
         """A pod of the store as its followers have it."""
-        return None if pod is None else self._believed.get(pod.key, pod)
+        claim = None if pod is None else self._claims.get(pod.key)
+        return claim.shown if claim else pod
 
-    def _judged(self, pod: Pod | None, pooled: Pooled) -> Pod | None:
+    def _judged(self, pod: Pod, pooled: Pooled) -> Pod:
         """The pod with the addresses that are believed."""
-        if pod is None or not pod.announced or pod.node == self._node_name:
-            return pod
         node = self._nodes.get(("", pod.node))
         if node is None or not all(_is_of(address, node, pooled) for address in pod.announced):
-            self._doubted[pod.key] = pod
             return pod
-        believed = self._believed[pod.key] = replace(pod, addresses=(*pod.addresses, *pod.announced))
-        return believed
+        return replace(pod, addresses=(*pod.addresses, *pod.announced))
+
+    def _ground(self, node_name: str, pooled: Pooled) -> _Ground:
+        if pooled is not self._pooled:
+            # What is of all nodes is compared once, and not for each of thousands of pods.
+            self._pooled = pooled
+            pools = pooled.families, pooled.blocks, pooled.borrowed, pooled.lent, pooled.loans
+            self._pools = self._pools if self._pools == pools else pools
+        node = self._nodes.get(("", node_name))
+        return _Ground(self._pools, node.pod_cidrs if node else None, pooled.others.get(node_name, ()))
 
 
 def _is_of(address: str, node: NodeRecord, pooled: Pooled) -> bool:

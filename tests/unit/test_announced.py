@@ -120,6 +120,46 @@ def test_what_comes_before_its_node_is_believed_once_the_node_is_known() -> None
     assert announced.believe(Change(first, None), NO_POOLS) == Change(believed, None)
 
 
+def test_what_was_believed_is_doubted_once_nodes_or_pools_say_otherwise() -> None:
+    pool = IPPool(name="p", cidr="10.64.0.0/16", block_size=24)
+
+    def owned_by(node: str, *lent: Loan) -> Pooled:
+        block = IPAMBlock(name="b", cidr="10.64.1.0/24", node=node, node_uid="u", lent=lent)
+        return Pooled.of("here", [pool], [block])
+
+    nodes = dict(NODES)
+    announced = Announced("here", nodes)
+    web, old = starting("10.64.1.5"), starting("fd00:1::5", name="old")
+    believed, old_believed = replace(web, addresses=("10.64.1.5",)), replace(old, addresses=("fd00:1::5",))
+    assert announced.believe(Change(None, web), owned_by("there")).after == believed
+    assert announced.believe(Change(None, old), owned_by("there")).after == old_believed
+    assert announced.review(owned_by("there")) == []
+    for others in ("elsewhere", "here"):
+        assert announced.review(owned_by(others)) == [Change(believed, web)]
+        assert announced.told(web) == web
+        assert announced.review(owned_by("there")) == [Change(web, believed)]
+        assert announced.told(web) == believed
+    assert announced.review(owned_by("there", Loan("10.64.1.5", "elsewhere"))) == [Change(believed, web)]
+    assert announced.review(owned_by("there")) == [Change(web, believed)]
+    assert announced.review(NO_POOLS) == [Change(believed, web)]
+    nodes["", "there"] = NodeRecord("there", "", ("192.0.2.2",), ("10.1.7.0/24",))
+    assert announced.review(NO_POOLS) == [Change(old_believed, old)]
+    nodes["", "there"] = NODES["", "there"]
+    assert announced.review(NO_POOLS) == [Change(old, old_believed)]
+    del nodes["", "there"]
+    assert announced.review(NO_POOLS) == [Change(old_believed, old)]
+    assert announced.believe(Change(old, None), NO_POOLS) == Change(old, None)
+
+
+def test_pools_that_change_and_change_back_between_two_looks_leave_nothing_believed(announced: Announced) -> None:
+    before, meanwhile = Pooled.of("here", [], []), Pooled(loans={"there": ("10.9.0.1/32",)})
+    assert announced.review(before) == []
+    pod = starting("10.9.0.1")
+    believed = announced.believe(Change(None, pod), meanwhile).after
+    assert believed == replace(pod, addresses=("10.9.0.1",))
+    assert announced.review(before) == [Change(believed, pod)]
+
+
 def test_what_the_status_does_not_tell_is_added_to_it(announced: Announced) -> None:
     first = Pod("shop", "web", "uid-web", "there", addresses=("10.1.1.5",))
     both = replace(first, announced=("10.1.1.6",))
