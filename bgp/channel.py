@@ -41,6 +41,11 @@ class Channel:
         """Commands that ExaBGP has not answered yet."""
         return self._connection.pending if self._connection else 0
 
+    @property
+    def answered(self) -> int:
+        """Commands that ExaBGP has answered since the connection was opened."""
+        return self._connection.answered if self._connection else 0
+
     def open(self) -> None:
         """Replace the connection by a new one."""
         self._connection = Connection()

@@ -86,6 +86,8 @@ class Connection:
     def __init__(self) -> None:
         self.ignored = 0
         """Number of invalid lines."""
+        self.answered = 0
+        """Number of commands that were answered."""
         self._partial = b""
         self._too_long = False
         self._waiting = CommandQueue()
@@ -126,6 +128,7 @@ class Connection:
     def _line(self, line: bytes) -> Iterator[Event]:
         if line in (b"done", b"error"):
             if self._commands:
+                self.answered += 1
                 yield Answered(self._commands.popleft(), ok=line == b"done")
             else:
                 self.ignored += 1

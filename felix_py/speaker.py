@@ -287,10 +287,11 @@ class Speaker:
         with contextlib.suppress(OSError):
             self._flush()
             while data := await reader.read(_READ):
-                if self._hung:
-                    self._log.info("ExaBGP answers again")
-                self._silent, self._hung = 0, False
                 self._control.receive(data, time.monotonic())
+                self._silent = 0
+                if self._hung and self._control.channel.answered:  # the bridge alone repeats OPENs
+                    self._hung = False
+                    self._log.info("ExaBGP answers again")
                 await self._moved()
 
     async def _keep_bfd(self) -> None:
