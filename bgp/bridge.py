@@ -33,8 +33,10 @@ _EVENTS_MOST = 64 * 1024 * 1024
 _BACKLOG_MOST = 4 * 1024 * 1024
 _COMMANDS_MOST = 1024 * 1024
 _LINE_MOST = 512 * 1024  # half of what ExaBGP takes for a command before it starts its helper anew
-_EVENT_MOST = 4 * 1024 * 1024
-_OPENS_MOST = 1024
+_EVENT_MOST = 16 * 1024 * 1024
+"""Bytes of a line, as :mod:`bgp.protocol` takes it: that of all neighbors has up to 1.5 KB for each."""
+
+_OPENS_MOST = 10_000
 _LISTEN_RETRY = 0.5
 LOOK = 5.0
 """Seconds between two looks whether the socket can still be found."""
@@ -62,7 +64,7 @@ class Bridge:
         self._events = bytearray()
         self._opens: dict[bytes, bytes] = {}
         self._commands = bytearray()
-        self._partial_event = b""
+        self._partial_event = bytearray()
         self._too_long = False
         self._partial_command = b""
         self._unanswered = 0
@@ -144,13 +146,14 @@ class Bridge:
             return True
         if not data:
             return False
-        *lines, self._partial_event = (self._partial_event + data).split(b"\n")
+        lines = whole_lines(self._partial_event, data)
         if lines and self._too_long:
             del lines[0]  # the end of it
             self._too_long = False
         if self._too_long or len(self._partial_event) > _EVENT_MOST:
             # No valid line is so long. The agent finds the gap in the counters.
-            self._partial_event, self._too_long = b"", True
+            self._partial_event.clear()
+            self._too_long = True
         for line in lines:
             if _STATE in line:
                 self._quick_until = max(self._quick_until, time.monotonic() + _CHANGE)
@@ -213,6 +216,20 @@ class Bridge:
         self._agent = None
         self._events.clear()
         self._partial_command = b""
+
+
+def whole_lines(partial: bytearray, data: bytes) -> list[bytes]:
+    """The lines that end in ``data``, the first of which begins with ``partial``; what is left becomes that.
+
+    A long line that comes in many pieces is not copied for each.
+    """
+    *ends, last = data.split(b"\n")
+    if ends:
+        partial += ends[0]
+        ends[0] = bytes(partial)
+        partial.clear()
+    partial += last
+    return ends
 
 
 def listen(path: str) -> socket.socket:

@@ -14,6 +14,7 @@ from typing import Any
 from bgp import decoding
 from bgp.announcement import Announcement
 from bgp.attributes import number, words
+from bgp.bridge import whole_lines
 from bgp.command_queue import CommandQueue
 from bgp.events import Answered, Event, Gap, Neighbor, Neighbors
 
@@ -23,8 +24,8 @@ SHOW_RIB_OUT = "show adj-rib out json"
 NOTHING = "# nothing"
 """A comment, which is answered like a command."""
 
-_LINE_MOST = 4 * 1024 * 1024
-"""Bytes. The longest valid line, that of all neighbors, has some 3 KB for each."""
+_LINE_MOST = 16 * 1024 * 1024
+"""Bytes. The longest valid line, that of all neighbors, has up to 1.5 KB for each."""
 
 _PREFIXES_PER_LINE = 45
 _IN_FLIGHT = 4
@@ -88,7 +89,7 @@ class Connection:
         """Number of invalid lines."""
         self.answered = 0
         """Number of commands that were answered."""
-        self._partial = b""
+        self._partial = bytearray()
         self._too_long = False
         self._waiting = CommandQueue()
         self._commands: deque[str] = deque()
@@ -115,13 +116,14 @@ class Connection:
 
     def receive(self, data: bytes) -> Iterator[Event]:
         """Yields the events of all lines that are now complete."""
-        *lines, self._partial = (self._partial + data).split(b"\n")
+        lines = whole_lines(self._partial, data)
         if lines and self._too_long:
             del lines[0]  # the end of it
             self._too_long = False
         if len(self._partial) > _LINE_MOST or self._too_long:
             self.ignored += not self._too_long
-            self._partial, self._too_long = b"", True
+            self._partial.clear()
+            self._too_long = True
         for line in lines:
             yield from self._line(line)
 
