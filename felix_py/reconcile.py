@@ -235,7 +235,8 @@ class Reconciler:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._apply_for_ever())
                 tasks.create_task(self._refresh_for_ever())
-                tasks.create_task(self._pending.prompt.run(self._look_promptly))
+                take = self._pending.take_look
+                tasks.create_task(self._pending.prompt.run(lambda: self._look_with_next_apply(take())))
                 tasks.create_task(self._pending.rules.run(lambda: self._read_back(Look.RULES)))
                 tasks.create_task(sparingly(self._count))
         finally:
@@ -292,9 +293,6 @@ class Reconciler:
         )
         self._pending.look(look)
         return ended - started
-
-    async def _look_promptly(self) -> float:
-        return await self._look_with_next_apply(self._pending.take_look())
 
     async def _look_with_next_apply(self, look: Look) -> float:
         self._looks |= look

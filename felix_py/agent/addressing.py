@@ -23,6 +23,10 @@ class Claims(Protocol):
     async def caught_up(self) -> bool:
         """Return once the blocks of the pools that are declared are known; false: that takes too long."""
 
+    def unseen(self) -> tuple[str, ...]:
+        """Pools for pods, by name, that are declared, or were when they were last seen, and that cannot be used
+        since the API server does not let us see them, or their blocks."""
+
     def eligible(self, namespace: str, asked: tuple[str, ...]) -> Mapping[Family, tuple[IPPool, ...]]:
         """The pools that pods of a namespace may use; see :func:`felix_py.ipam.pools.eligible`."""
 
@@ -53,6 +57,8 @@ class FakeClaims:
         """Called with what there is now, when it has changed."""
         self.late = False
         """Whether blocks are not known in time."""
+        self.hidden: tuple[str, ...] = ()
+        """Pools that may not be seen."""
 
     def claim(self, cidr: str, node: str = "") -> None:
         """A block is a node's from now on."""
@@ -66,6 +72,9 @@ class FakeClaims:
 
     async def caught_up(self) -> bool:
         return not self.late
+
+    def unseen(self) -> tuple[str, ...]:
+        return self.hidden
 
     def eligible(self, namespace: str, asked: tuple[str, ...]) -> Mapping[Family, tuple[IPPool, ...]]:
         return eligible(self.pools, Subject(self.labels, self.namespaces.get(namespace, {}), asked))
@@ -129,6 +138,15 @@ class Addressing:
         of_pod, of_namespace = pod.annotations if pod else (), whole.annotations if whole else ()
         return asked(of_pod, of_namespace, foreign=self._foreign)
 
+    def why_none(self) -> str:
+        """See :meth:`felix_py.cni.network.Network.why_none`."""
+        if not (unseen := self._claims.unseen() if self._claims and self._facts.pools_known else ()):
+            return ""
+        return (
+            f"IPPool {', '.join(unseen)}: this node may not see the pools or their blocks, and no pod gets an "
+            "address outside of them: see whether the ClusterRole felix-py is of this version"
+        )
+
     async def cidrs_for(
         self, namespace: str, name: str, pools: tuple[str, ...], addresses: tuple[str, ...]
     ) -> tuple[str, ...]:
@@ -137,6 +155,8 @@ class Addressing:
         if not self._facts.pools_known or not (self._claims is None or await self._claims.caught_up()):
             raise NetworkError(NOT_KNOWN)
         if self._claims is None or not self._facts.pooled.families:
+            if hidden := self.why_none():
+                raise NetworkError(hidden)
             if pools:
                 raise NoPool(f"pod {namespace}/{name} asks for IPPool {pools[0]}, and there is none for pods")
             return self._facts.pod_cidrs

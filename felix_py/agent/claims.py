@@ -186,6 +186,12 @@ class Claims:
     def _has_caught_up(self) -> bool:
         return self._families() <= self._followed or self._objects.refused()
 
+    def unseen(self) -> tuple[str, ...]:
+        """Pools whose addresses nobody can give here, by name: the API server does not let us see all of them."""
+        if self._declared.listed and not self._objects.refused():
+            return ()
+        return self._declared.last_seen(set(self._around.families) - self._followed)
+
     def _families(self) -> frozenset[Family]:
         return Pooled(pools=self.pools).families
 

@@ -6,7 +6,7 @@ That is on disk for the next start: else its pods would be in no pool, and new o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from felix_py.ipam.parse import (
     parse_reservation,
     without_overlaps,
 )
-from felix_py.ipam.resources import IPPool, IPReservation
+from felix_py.ipam.resources import AllowedUse, IPPool, IPReservation
 from felix_py.records import ConfigurationRecord
+from policy.model import Family
 
 Parse = Callable[[str, object], IPPool | IPReservation]
 Form = dict[str, Any]
@@ -83,6 +84,19 @@ class DeclaredPools:
         """The pools that can be used, by name; they do not overlap."""
         self._judge()
         return self._pools
+
+    def last_seen(self, families: Collection[Family]) -> tuple[str, ...]:
+        """The names of pools of these families for pods: as listed, or of an earlier life while none are."""
+        pools = self.pools if self._tables[POOL].listed.is_set() else tuple(self._pools_of_earlier())
+        return tuple(
+            pool.name for pool in pools if pool.family in families and AllowedUse.WORKLOAD in pool.allowed_uses
+        )
+
+    def _pools_of_earlier(self) -> Iterator[IPPool]:
+        for form in self._earlier.values():
+            if form["kind"] == POOL:
+                with suppress(Bad):  # it was good to another version
+                    yield parse_pool(form["name"], form["spec"])
 
     @property
     def reservations(self) -> tuple[IPReservation, ...]:

@@ -62,6 +62,7 @@ class PodNetwork:
         addressing = addressing or Addressing(facts)
         self.asked = addressing.asked
         self.cidrs_for = addressing.cidrs_for
+        self.why_none = addressing.why_none
         self.gain_addresses = addressing.gain_addresses
         self.kept = addressing.kept
         self.keeper = addressing.keeper

@@ -145,7 +145,9 @@ class Pods:
 
     def no_addresses(self, cidrs: Sequence[str]) -> str | None:
         """Why no pod can get an address, or None; another IPAM plugin needs no podCIDR."""
-        return None if cidrs or is_delegated(self._config.cni_conf_dir) else NO_CIDR
+        if is_delegated(self._config.cni_conf_dir):
+            return None
+        return self._network.why_none() or (None if cidrs else NO_CIDR)
 
     def usage(self, cidrs: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Addresses of each CIDR that pods have, and that they do not have; empty with another IPAM plugin."""

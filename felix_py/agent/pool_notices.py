@@ -54,8 +54,8 @@ class PoolNotices:
     def unseen(self, refused: bool) -> None:
         """Tell that blocks may not be seen although there are pools; not ``refused``: they may."""
         text = (
-            "IPAMBlocks or BlockAffinities cannot be listed, so pods get addresses of podCIDRs although there "
-            "are IPPools: see the log, and whether the ClusterRole felix-py is of this version"
+            "IPAMBlocks or BlockAffinities cannot be listed, so no pod that needs an address starts: there are "
+            "IPPools. See the log, and whether the ClusterRole felix-py is of this version"
         )
         self._say(_UNSEEN, text if refused else "")
 

@@ -34,6 +34,8 @@ class Known(Protocol):
     @property
     def all_blocks(self) -> Collection[IPAMBlock]: ...
 
+    def unseen(self) -> tuple[str, ...]: ...
+
 
 class Pooling:
     """On the event loop only."""
@@ -75,14 +77,21 @@ class Pooling:
         """Return once it is known which pools there are.
 
         An agent that may not list them works as if there were none, and says so: else no pod would start on a
-        node whose ClusterRole is older than its agent.
+        node whose ClusterRole is older than its agent. Where it knows of some from before, none does: no pod gets
+        an address outside of the pools (:class:`felix_py.agent.addressing.Addressing`).
         """
         while not self._facts.pools_known:
             if self._refused():
-                text = (
-                    "IPPools cannot be listed, so pods get addresses of podCIDRs: see the log, and whether the "
+                unseen = self._claims.unseen()
+                what = (
+                    f"no pod starts: there are {', '.join(unseen)}"
+                    if unseen
+                    else ("pods get addresses of podCIDRs")
                 )
-                text += "ClusterRole felix-py is of this version"
+                text = (
+                    f"IPPools, or their blocks, cannot be listed, so {what}. See the log, and whether the "
+                    "ClusterRole felix-py is of this version"
+                )
                 self._notices.say(NoticeKind.IP_POOLS, _UNLISTED, text)
                 self._facts.set_pooled(NO_POOLS)
                 return

@@ -70,6 +70,9 @@ class Network(Protocol):
         """The CIDRs that this node gives addresses of: its blocks of pools, and podCIDRs of families without
         pools; empty before they are known."""
 
+    def why_none(self) -> str:
+        """Why no pod gets an address although there are CIDRs: pools that this node may not see; or empty."""
+
     def lent(self) -> Mapping[str, str]:
         """Addresses of this node's blocks that other nodes have borrowed -> the borrower."""
 
@@ -125,6 +128,8 @@ class FakeNetwork:
 
     def __init__(self, pod_cidrs: tuple[str, ...] = ("10.65.0.0/24", "fd65::/64")) -> None:
         self.cidrs = pod_cidrs
+        self.hidden = ""
+        """What :meth:`why_none` says."""
         self.reason: str | None = None
         self.known: set[tuple[str, str]] | None = None
         """Pods known from the API server; None: every pod."""
@@ -210,6 +215,9 @@ class FakeNetwork:
 
     def pod_cidrs(self) -> tuple[str, ...]:
         return self.cidrs
+
+    def why_none(self) -> str:
+        return self.hidden
 
     def asked(self, namespace: str, name: str) -> Asked:
         return asked(tuple(self.annotations.get((namespace, name), {}).items()))

@@ -344,6 +344,8 @@ class Plugin:
             return
         if not (cidrs := self._network.pod_cidrs()):
             raise CNIError(Code.NOT_AVAILABLE, NO_CIDR)
+        if hidden := self._network.why_none():
+            raise CNIError(Code.NOT_AVAILABLE, hidden)
         if full := await self._leases.use(lambda store: store.full(cidrs)):
             families = " and ".join(f"IPv{int(family)}" for family in full)
             raise CNIError(Code.NOT_AVAILABLE, f"no {families} address is left in {', '.join(cidrs)}")

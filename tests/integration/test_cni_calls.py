@@ -415,6 +415,8 @@ async def test_gc_and_status(tmp_path: Path, make_netns: MakeNetns) -> None:
         await refused(call("GC"), 7, "valid-attachments")
         node.network.cidrs = ("10.65.0.1/32",)
         await refused(call("STATUS"), 50, "no IPv4 address is left")
+        node.network.hidden = "IPPool pods: this node may not see the pools"
+        await refused(call("STATUS"), 50, "this node may not see the pools")
         node.network.reason = "not in sync"
         await refused(call("STATUS"), 50, "not in sync")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.runtime import PluginError
 from policy.model import Family
 from tests.support import faults
 from tests.support.fakeapi import BLOCK_AFFINITIES, DEFINITIONS, IP_POOLS, IP_RESERVATIONS, IPAM_BLOCKS
@@ -62,5 +63,24 @@ def test_an_agent_that_starts_while_pools_are_refused_for_a_moment(rig: Rig, pat
     rig.node.ready()
     assert rig.blocks() == [block]
     assert f"blackhole {block}" in run("ip", "route", "show", "type", "blackhole")
+    rig.node.add_pod("after")
+    assert {of[V4].startswith("10.64.0.") for of in rig.node.addresses.values()} == {True}
+
+
+@pytest.mark.parametrize("path", [IP_POOLS, IPAM_BLOCKS])
+def test_an_agent_that_may_not_see_pools_any_more_gives_no_pod_an_address_outside_of_them(
+    rig: Rig, path: str
+) -> None:
+    """As by a ClusterRole of an earlier version. New pods got addresses of the podCIDR, for their lives."""
+    rig.with_a_pool()
+    rig.node.add_pod("before")
+    rig.node.kill()
+    rig.api.fault("*", faults.refuse(403, "Forbidden"), path=path, times=10_000)
+    rig.node.start()
+    rig.node.until_unready("IPPool pods: this node may not see")
+    with pytest.raises(PluginError, match=r"IPPool pods: this node may not see .* ClusterRole"):
+        rig.node.add_pod("meanwhile")
+    rig.api.clear_faults()
+    rig.node.ready()
     rig.node.add_pod("after")
     assert {of[V4].startswith("10.64.0.") for of in rig.node.addresses.values()} == {True}

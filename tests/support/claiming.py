@@ -102,8 +102,10 @@ class Node:
 
 
 @asynccontextmanager
-async def running(server: FakeApi, folder: Path, name: str = "n1", *, strict: bool = True) -> AsyncIterator[Node]:
-    """A node that runs, whose pools and blocks are known."""
+async def running(
+    server: FakeApi, folder: Path, name: str = "n1", *, strict: bool = True, seen: bool = True
+) -> AsyncIterator[Node]:
+    """A node that runs, whose pools and blocks are known, unless it may not see them (not ``seen``)."""
     folder.mkdir(exist_ok=True)
     if (NODES, "", name) not in server.objects:
         server.put(NODES, {"metadata": {"name": name, "uid": f"uid-{name}", "labels": {"zone": "a"}}})
@@ -116,7 +118,8 @@ async def running(server: FakeApi, folder: Path, name: str = "n1", *, strict: bo
             await node.cluster.in_sync()
         task = asyncio.create_task(node.claims.run())
         stack.push_async_callback(stop, task)
-        await node.until(lambda: True)
+        if seen:
+            await node.until(lambda: True)
         yield node
 
 

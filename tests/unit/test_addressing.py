@@ -67,6 +67,16 @@ async def test_while_the_blocks_of_the_first_pool_are_not_known() -> None:
         await rig.cidrs()
 
 
+async def test_no_pod_gets_an_address_outside_of_pools_that_may_not_be_seen() -> None:
+    rig = Rig()
+    rig.claims.hidden = ("fast", "slow")
+    for addresses in ((), ("10.1.0.7",)):
+        with pytest.raises(NetworkError, match=r"IPPool fast, slow: this node may not see .* ClusterRole"):
+            await rig.cidrs(*addresses)
+    rig.claims.hidden = ()
+    assert await rig.cidrs() == POD_CIDRS
+
+
 async def test_a_family_without_pools_keeps_its_pod_cidrs() -> None:
     rig = Rig(pool("a", "10.64.0.0/16"))
     with pytest.raises(PoolExhausted, match="no block of IPPool a yet"):

@@ -28,7 +28,15 @@ from tests.support.claiming import (
     running,
     states,
 )
-from tests.support.fakeapi import BLOCK_AFFINITIES, IP_POOLS, IPAM_BLOCKS, NODES, PATIENCE, FakeApi
+from tests.support.fakeapi import (
+    BLOCK_AFFINITIES,
+    IP_POOLS,
+    IP_RESERVATIONS,
+    IPAM_BLOCKS,
+    NODES,
+    PATIENCE,
+    FakeApi,
+)
 from tests.support.waiting import until
 from tests.support.watching import QUICK
 
@@ -118,9 +126,28 @@ async def test_nobody_waits_for_long_for_blocks_that_may_not_be_seen(
         assert not node.claims.blocks
         assert len(server.verbs(IPAM_BLOCKS)) < 10
         await until(lambda: "IPAMBlocks" in node.told())
+        assert node.claims.unseen() == ("pods",)
         server.clear_faults()
         await node.until(lambda: node.claims.blocks)
-        assert node.told() == ""
+        assert (node.told(), node.claims.unseen()) == ("", ())
+
+
+@pytest.mark.parametrize("path", [IP_POOLS, IP_RESERVATIONS, IPAM_BLOCKS])
+async def test_pools_of_before_are_known_to_an_agent_that_may_not_see_them_any_more(
+    server: FakeApi, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.support.claiming.QUICK", replace(QUICK, refused=0.5))
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28)
+    declare(server, "services", cidr="10.0.1.0/24", allowedUses=["LoadBalancer"])
+    async with running(server, tmp_path) as node:
+        await node.until(lambda: node.claims.blocks)
+        assert node.claims.unseen() == ()
+    server.fault("*", faults.refuse(403, "Forbidden"), path=path, times=99)
+    async with running(server, tmp_path, seen=False) as node:
+        await until(lambda: node.claims.unseen() == ("pods",))
+        server.clear_faults()
+        await node.until(lambda: node.claims.blocks)
+        assert node.claims.unseen() == ()
 
 
 async def test_the_next_block_is_claimed_before_the_first_is_full(server: FakeApi, tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ class Known:
     pools: list[IPPool] = field(default_factory=list)
     reservations: list[IPReservation] = field(default_factory=list)
     all_blocks: list[IPAMBlock] = field(default_factory=list)
+    hidden: tuple[str, ...] = ()
+
+    def unseen(self) -> tuple[str, ...]:
+        return self.hidden
 
 
 class Rig:
@@ -58,13 +62,19 @@ async def test_nothing_is_announced_before_pools_are_known(monkeypatch: pytest.M
     assert rig.reserved(Family.V4, 0x0A400001, 26) is None
 
 
-async def test_an_agent_that_may_not_see_pools_works_as_without_any_and_says_so() -> None:
+@pytest.mark.parametrize(
+    ("hidden", "what"), [((), "pods get addresses of podCIDRs"), (("p",), "no pod starts: there are p")]
+)
+async def test_an_agent_that_may_not_see_pools_works_as_without_any_and_says_so(
+    hidden: tuple[str, ...], what: str
+) -> None:
     rig = Rig()
-    rig.refused = True
+    rig.refused, rig.claims.hidden = True, hidden
     await rig.pooling.settled()
     assert rig.facts.announced == ("10.1.0.0/24",)
     (told,) = rig.notices.of(NoticeKind.IP_POOLS).values()
     assert "ClusterRole" in told
+    assert what in told
     rig.claims.known = True
     rig.pooling.take_over()
     assert rig.notices.all() == []
