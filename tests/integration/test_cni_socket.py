@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from felix_py.cni import server
+from felix_py.cni import server, spool
 from felix_py.cni.conflist import install_client
 from felix_py.cni.errors import SUPPORTED_VERSIONS
 from felix_py.cni.network import NetworkError
@@ -323,6 +323,28 @@ async def test_a_socket_that_somebody_has_removed_is_made_again(
         assert stat.S_IMODE(node.socket.stat().st_mode) == 0o600
         await node.runtime.delete("c2")
     assert not node.socket.exists()
+
+
+async def test_a_spooled_del_that_has_failed_is_not_found_anew_with_another_socket(
+    tmp_path: Path, make_netns: MakeNetns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be for what has come since."""
+    monkeypatch.setattr(server, "LOOK", 0.05)
+    monkeypatch.setattr(spool, "_RETRY", (600.0, 600.0))
+    node, pods = Node(tmp_path), {name: make_netns(name) for name in ("c1", "c2")}
+    async with node:
+        for name, pod in pods.items():
+            await node.runtime.add(name, pod.path, args=pod_args(name))
+    execute(node, node.environment("DEL", "c1", ""))
+    node.network.stuck = "kernel says no"
+    async with node:
+        await until(lambda: not node.server._tasks)
+        node.network.stuck = None
+        node.socket.unlink()
+        assert await asyncio.to_thread(execute, node, node.environment("DEL", "c2", "")) == (0, None)
+        await until(lambda: node.socket.exists() and not node.server._tasks)
+        await until(lambda: len(list(node.spool.glob("[!.]*"))) == 1)
+        assert [lease.container for lease in node.store.all()] == ["c1"]
 
 
 async def test_another_agents_socket_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
