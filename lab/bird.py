@@ -13,6 +13,8 @@ _SHORTEST = {Family.V4: 24, Family.V6: 64}
 
 _HEAD = """\
 log stderr all;
+timeformat log iso long ms;
+debug protocols {{ states, events }};
 router id {router_id};
 watchdog warning 5 s;
 

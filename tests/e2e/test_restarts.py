@@ -37,23 +37,27 @@ def flows(lab: LabUnderTest) -> list[Requests]:
 
 @contextmanager
 def nobody_notices(lab: LabUnderTest) -> Iterator[None]:
-    """Within: no packet is lost, the nodes' kernels do not change, no route of the router's comes or goes."""
+    """Within: no packet is lost, the nodes' kernels do not change, no route of theirs or the router's goes."""
     lab.verified()
+    log = lab.lab.state.machine(TOR) / "log" / "bird.log"
+    logged = log.stat().st_size
     kernels = {node: lab.kernel(node) for node in lab.node_names}
     table = lab.bird_routes()
     assert len(table) == len(lab.nodes) * len(lab.families)
     with ExitStack() as stack:
-        monitor = stack.enter_context(RouteMonitor(lab, TOR))
+        monitors = {name: stack.enter_context(RouteMonitor(lab, name)) for name in (TOR, *lab.node_names)}
         running = [stack.enter_context(flow) for flow in flows(lab)]
         eventually(lambda: all(len(flow.answered) > 20 for flow in running))
         yield
         sent = [flow.sent for flow in running]
         eventually(lambda: all(flow.sent > before + 50 for flow, before in zip(running, sent, strict=True)))
+    routes = [f"{name} {event}" for name, monitor in monitors.items() for event in monitor.events[:20]]
+    happened = "\n".join(["routes, and the router's log:", *routes, log.read_text()[logged:]])
     for flow in running:
         told = f"{flow.name}: {len(flow.lost)} of {flow.sent} lost, from {flow.lost[:3]} to {flow.lost[-3:]}"
-        assert not flow.lost, f"{told}; routes of the router: {monitor.events[:20]}"
+        assert not flow.lost, f"{told}; {happened}"
         assert not flow.errors
-    assert not monitor.withdrawn
+    assert not any(monitor.withdrawn for monitor in monitors.values()), happened
     assert lab.bird_routes() == pytest.approx(table, abs=0.1)
     for node, kernel in kernels.items():
         for part, content in lab.kernel(node).items():

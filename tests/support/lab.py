@@ -300,7 +300,7 @@ class RouteMonitor:
     """Everything that happens to the routes of a machine's kernel during the context (``ip monitor``)."""
 
     def __init__(self, lab: LabUnderTest, machine: str) -> None:
-        self._argv = [*lab.lab.enter(machine), "ip", "monitor", "route"]
+        self._argv = [*lab.lab.enter(machine), "ip", "-tshort", "monitor", "route"]
         self.events: list[str] = []
 
     def __enter__(self) -> Self:
@@ -315,7 +315,7 @@ class RouteMonitor:
 
     @property
     def withdrawn(self) -> list[str]:
-        return [event for event in self.events if event.startswith("Deleted")]
+        return [event for event in self.events if "] Deleted " in event]
 
 
 class Requests:
@@ -360,13 +360,15 @@ class Requests:
             except OSError as error:
                 self.errors.append(str(error))
             self.sent += 1
-            due += self._interval
+            # Whoever is late does not catch up: 300 answers at once are more than a socket's buffer takes.
+            due = max(due + self._interval, time.monotonic())
             self._receive_until(due)
         self._receive_until(time.monotonic() + 2, all_of_them=True)
 
     def _receive_until(self, deadline: float, *, all_of_them: bool = False) -> None:
-        while (left := deadline - time.monotonic()) > 0 and not (all_of_them and len(self.answered) == self.sent):
-            if not select.select([self._socket], [], [], left)[0]:
+        """Take what has come, and what comes until then."""
+        while not (all_of_them and len(self.answered) == self.sent):
+            if not select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 return
             try:
                 self.answered.add(int(self._socket.recv(2048).partition(b"\n")[2]))
