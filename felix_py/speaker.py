@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import ipaddress
 import math
-import os
-import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -19,8 +17,7 @@ from pathlib import Path
 from bgp.announcement import Announcement
 from bgp.bfd import settings as bfd
 from bgp.control import Control, Held
-from bgp.fields import BGPConfigError
-from bgp.model import Peer, SpeakerConfig, parse_bgp_config
+from bgp.model import Peer, SpeakerConfig
 from bgp.prefixes import PrefixSet, canonical
 from bgp.render import render
 from bgp.rib import PREFIX_LIMIT, Explained, ImportFilter, NextHops, Reach, Unresolved
@@ -28,6 +25,7 @@ from bgp.session import LimitState, PeerStatus
 from bgp.sidecar import CONFIG, SOCKET
 from bgp.trace import Traced
 from felix_py.backoff import Backoff
+from felix_py.files import replace_private
 from felix_py.source_address import source_address
 from felix_py.structured import structlog
 
@@ -52,28 +50,6 @@ _READ = 1 << 14
 Logger = structlog.typing.FilteringBoundLogger
 OnRoutes = Callable[[Mapping[str, NextHops]], None]
 OnHeld = Callable[[Mapping[str, Held]], None]
-
-
-def load_bgp_config(path: Path, *, node: str = "", router_id: str | None = None) -> SpeakerConfig:
-    """Read the user's YAML file; ``router_id`` (an IPv4 address of the node) is the default of its routerID.
-
-    ``node`` is the node's name.
-
-    Raises BGPConfigError for any problem with the file.
-    """
-    import yaml
-
-    try:
-        # Not the parser in C, which deep nesting crashes together with the process.
-        document = yaml.load(path.read_bytes(), yaml.SafeLoader)
-        return parse_bgp_config(
-            document, router_id=router_id, node=node, read_text=lambda name: Path(name).read_text()
-        )
-    except RecursionError:
-        raise BGPConfigError(f"{path}: nested too deeply") from None
-    # ValueError: a month 13, a number of 5,000 digits, a zero byte in a file's name.
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise BGPConfigError(f"{path}: {error}") from None
 
 
 class Speaker:
@@ -410,7 +386,7 @@ class Speaker:
         text = self._text
         with contextlib.suppress(TimeoutError):
             await self._withdraw_from_leaving()
-        _write_private(self._dir / CONFIG, text)
+        replace_private(self._dir / CONFIG, text)
         self._late_at = time.monotonic() + _NOT_IN_EFFECT
         # A peer that leaves has been told by now.
         self._lead(_ways(self._config) if self._config else {})
@@ -481,25 +457,3 @@ class Speaker:
 def _ways(config: SpeakerConfig) -> dict[str, NextHops]:
     """The routes to peers that no link of the node leads to (``reachableBy``)."""
     return {str(ipaddress.ip_network(p.address)): (p.reachable_by,) for p in config.peers if p.reachable_by}
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Replace a file atomically; only who the folder is for can read it, which may be another user.
-
-    That is the folder's owner. Or its group, if files get that by themselves (setgid, as in a volume of a pod
-    with ``fsGroup``): then it takes no capability to give the file away, which else is CAP_CHOWN.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.parent.stat()
-    shared = bool(folder.st_mode & stat.S_ISGID)
-    temporary = path.with_name(f".{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        if shared:
-            os.fchmod(file.fileno(), 0o640)
-        elif os.geteuid() == 0 and folder.st_uid != 0:
-            os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
-        file.write(text)
-    os.replace(temporary, path)

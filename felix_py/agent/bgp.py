@@ -24,11 +24,12 @@ from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.facts import Facts
 from felix_py.agent.held_down import HeldDown
 from felix_py.agent.service_prefixes import Objects
+from felix_py.bgp_file import load_bgp_config
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane.reach import Hosts, Links
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
-from felix_py.speaker import Speaker, load_bgp_config
+from felix_py.speaker import Speaker
 from policy.model import Family
 
 _TELL = 1.0

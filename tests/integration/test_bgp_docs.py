@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from bgp.model import parse_bgp_config
-from felix_py.speaker import load_bgp_config
+from felix_py.bgp_file import load_bgp_config
 from tests.support import routers
 from tests.support.bgp import NODE4, NODE6, TOR4, TOR6, Sidecar, agent
 from tests.support.bird import Bird

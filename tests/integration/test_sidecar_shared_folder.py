@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bgp.launch import raise_bind_service
-from felix_py.speaker import _write_private
+from felix_py.files import replace_private
 
 pytestmark = pytest.mark.root
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 WRITE = """
 import sys
 from pathlib import Path
-from felix_py.speaker import _write_private
-_write_private(Path(sys.argv[1]), "password secret;")
+from felix_py.files import replace_private
+replace_private(Path(sys.argv[1]), "password secret;")
 """
 
 
@@ -45,7 +45,7 @@ def test_owner_of_a_folder_reads_alone(tmp_path: Path) -> None:
     folder = tmp_path / "bgp"
     folder.mkdir()
     os.chown(folder, OTHER, GROUP)
-    _write_private(folder / "exabgp.conf", "password secret;")
+    replace_private(folder / "exabgp.conf", "password secret;")
     assert owner_and_mode(folder / "exabgp.conf") == (OTHER, GROUP, 0o600)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from bgp.fields import BGPConfigError
 from bgp.sidecar import CONFIG
-from felix_py.speaker import load_bgp_config
+from felix_py.bgp_file import load_bgp_config
 from tests.support.bgp import TOR_ASN, agent, config
 from tests.support.isolate import run, veth
 from tests.support.waiting import until

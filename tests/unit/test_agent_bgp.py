@@ -16,6 +16,7 @@ from felix_py import speaker as speaker_module
 from felix_py.agent.bgp import Bgp
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane.reach import Links
+from felix_py.files import replace_private
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
 from felix_py.records import NodeRecord
@@ -94,7 +95,7 @@ def test_without_bgp_there_is_nothing(tmp_path: Path) -> None:
 async def test_a_disk_that_is_full_for_a_while_ends_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, full = speaker_module._write_private, [True]
+    write, full = replace_private, [True]
 
     def first_full(path: Path, text: str) -> None:
         if full:
@@ -102,7 +103,7 @@ async def test_a_disk_that_is_full_for_a_while_ends_nobody(
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, text)
 
-    monkeypatch.setattr(speaker_module, "_write_private", first_full)
+    monkeypatch.setattr(speaker_module, "replace_private", first_full)
     monkeypatch.setattr(speaker_module, "_REWRITE", 0.01)
 
     with capture_logs() as logged:
@@ -137,7 +138,7 @@ async def test_what_keeps_exabgp_from_its_configuration_is_said(
     async with running(rig.bgp.run()):
         await said("there is no ExaBGP")
         assert ["there is no ExaBGP" in peer.error for peer in rig.bgp.peers()] == [True]
-        monkeypatch.setattr(speaker_module, "_write_private", full)
+        monkeypatch.setattr(speaker_module, "replace_private", full)
         assert rig.bgp._speaker
         rig.bgp._speaker.set_config(parse_bgp_config({"asNumber": 65001, "routerID": "10.9.0.1", "peers": []}))
         await said("cannot be written: [Errno 28]")
