@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from bgp.resources import Problem
 from felix_py import log
 from felix_py.agent.block_notes import BlockNotes
+from felix_py.agent.block_steps import Steps
 from felix_py.agent.declared_pools import DeclaredPools
 from felix_py.agent.demands import Demands, Pools, names_of
 from felix_py.agent.loan_book import LoanBook
@@ -50,13 +50,6 @@ _LOOKS = (0.1, 1.0)
 """Seconds between two looks at blocks that are not known yet."""
 
 _PACE = 0.05
-_SEEN_WITHIN = 2.0
-"""Seconds that a watch may take to show what was written, before it is written again."""
-
-_RETRY = (1.0, 30.0)
-_AT_ONCE = 4
-_NO_RACE = 5
-"""Conflicts in a row, which take a quarter of a minute."""
 
 
 class Leases(Protocol):
@@ -123,12 +116,8 @@ class Claims:
         self._idle = Idle()
         self._demands = Demands()
         self._exhausted: frozenset[Pools] = frozenset()
-        self._tried: dict[Act, float] = {}
-        self._backoffs: dict[str, Backoff] = {}
-        self._conflicts: Counter[str] = Counter()
-        """In a row, by CIDR."""
-        self._under_way: dict[str, asyncio.Task[None]] = {}
         self._due = asyncio.Event()
+        self._steps = Steps(self._carry_out, self._due.set, self._told, book.path)
         self._reviewed = asyncio.Event()
         self.known = False
         """Whether pools, and blocks where there are any, have been read."""
@@ -378,8 +367,7 @@ class Claims:
     def _next_look(self) -> float:
         if self._demands.urgent or not self._objects.listed():
             return _LOOK_WHILE_WAITED_FOR
-        now = time.monotonic()
-        return min([_LOOK, *(max(0.05, at - now) for at in self._tried.values() if at > now)])
+        return min(_LOOK, self._steps.next_in())
 
     async def _review(self) -> None:
         if not self._declared.listed:
@@ -398,14 +386,7 @@ class Claims:
         found = lending.plan(view)
         self._exhausted = frozenset(demand.pools for demand in found.hopeless)
         self._told.exhausted(found.exhausted, None if self.strict else found.hopeless)
-        to_do = {act.cidr for act in found.acts} | self._under_way.keys()
-        self._told.undone(to_do)
-        self._conflicts = Counter({cidr: n for cidr, n in self._conflicts.items() if cidr in to_do})
-        now = time.monotonic()
-        self._tried = {act: at for act, at in self._tried.items() if at > now}
-        for act in found.acts:
-            if act not in self._tried and act.cidr not in self._under_way and len(self._under_way) < _AT_ONCE:
-                self._under_way[act.cidr] = asyncio.create_task(self._do(act, view.node_uid))
+        self._steps.begin(found.acts, view.node_uid)
 
     async def _take_over(self, usable: tuple[IPAMBlock, ...], borrowed: tuple[str, ...]) -> None:
         """Use these blocks and addresses. Those that this node has are noted on disk before, for the next
@@ -433,50 +414,27 @@ class Claims:
             await self._leases.use(lambda store: store.shut(*cidrs))
         self._shut = closed
 
-    async def _do(self, act: Act, node_uid: str) -> None:
-        backoff = self._backoffs.setdefault(act.cidr, Backoff(*_RETRY))
-        delay = _SEEN_WITHIN
-        try:
-            match act.step:
-                case Step.CLOSE:
-                    await self._close(act)
-                case Step.RECLAIM:
-                    await self._reclaim(act)
-                case Step.LEND:
-                    await self._lend(act, node_uid)
-                case other:
-                    if other is Step.ASK:
-                        self._known.loans.ask(act.cidr, time.monotonic())
-                    await asyncio.to_thread(self._writer.carry_out, act, node_uid)
-            self._backoffs.pop(act.cidr, None)
-            self._conflicts.pop(act.cidr, None)
-            self._told.failed(act.cidr, "")
-        except (ApiError, Unreachable) as error:
-            delay = backoff.delay(error.retry_after if isinstance(error, ApiError) else 0.0)
-            self._tell_failed(act, error)
-        except OSError as error:
-            delay = backoff.delay()
-            self._told.failed(act.cidr, f"{error.filename or self._book.path}: {error.strerror}")
-        except Exception:
-            delay = backoff.delay()
-            self._log.exception("cannot do a step", step=act.step.name, cidr=act.cidr)
-        finally:
-            self._tried[act] = time.monotonic() + delay
-            del self._under_way[act.cidr]
-            self._due.set()
+    async def _carry_out(self, act: Act, node_uid: str) -> None:
+        match act.step:
+            case Step.CLOSE:
+                await self._close(act)
+            case Step.RECLAIM:
+                await self._reclaim(act)
+            case Step.LEND:
+                await self._lend(act, node_uid)
+            case Step.ASK:
+                await self._ask(act, node_uid)
+            case _:
+                await asyncio.to_thread(self._writer.carry_out, act, node_uid)
 
-    def _tell_failed(self, act: Act, error: ApiError | Unreachable) -> None:
-        """A conflict is a race, whose end the watch will show; many in a row are none."""
-        if act.step is Step.ASK:
+    async def _ask(self, act: Act, node_uid: str) -> None:
+        self._known.loans.ask(act.cidr, time.monotonic())
+        try:
+            await asyncio.to_thread(self._writer.carry_out, act, node_uid)
+        except (ApiError, Unreachable):
             # If it has happened, it will be seen, and counts from then on.
             self._known.loans.forget(act.cidr)
-        conflict = isinstance(error, ApiError) and error.status in (404, 409)
-        (self._log.info if conflict else self._log.warning)(
-            "a step is to be done again", step=act.step.name, cidr=act.cidr, reason=str(error)
-        )
-        self._conflicts[act.cidr] += conflict
-        if isinstance(error, ApiError) and (not conflict or self._conflicts[act.cidr] >= _NO_RACE):
-            self._told.failed(act.cidr, str(error))
+            raise
 
     async def _close(self, act: Act) -> None:
         """Give nothing out of a block any more, and note that on disk before anybody else can know."""

@@ -352,7 +352,7 @@ async def test_a_block_whose_name_is_taken_for_good_is_told(
     server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By an object that no agent can read: pods waited, and only the log said why."""
-    monkeypatch.setattr("felix_py.agent.claims._RETRY", (0.01, 0.01))
+    monkeypatch.setattr("felix_py.agent.block_steps._RETRY", (0.01, 0.01))
     server.put(IPAM_BLOCKS, {"metadata": {"name": block_name("10.0.0.0/28"), "uid": "x"}, "spec": {}})
     declare(server, "pods", cidr="10.0.0.0/28", blockSize=28)
     async with running(server, tmp_path) as node:
