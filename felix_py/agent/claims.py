@@ -325,6 +325,7 @@ class Claims:
             requested=known.requested,
             borrowed=known.borrowed,
             set_aside=by_block(self._book.loans, self._known.own),
+            noted=self._book.noted,
             returned=frozenset(known.returned),
             asking=known.asking(now),
             asked=known.asked(now),
@@ -394,7 +395,7 @@ class Claims:
         if (problem := await self._notes.have(sorted(self._known.own))) is not None:
             self._told.unwritten(str(self._notes.file.path), problem)
         await self._declared.keep()
-        await self._book.adopt(loan for block in usable for loan in block.lent)
+        await self._book.adopt(self._known.own.values())
         loans = {host: self._known.loans.borrowed[host].loan.uid for host in borrowed}
         before = self._uids()
         given = {**{block.cidr: block.uid for block in usable}, **loans}
@@ -458,7 +459,7 @@ class Claims:
         assert act.block is not None
         view = self._view()
         asking = lending.unanswered(act.block, view.loans.set_aside.get(act.cidr, ()))
-        await self._book.set_aside(act.cidr, asking, lending.may_lend(view, act.block))
+        await self._book.set_aside(act.block, asking, lending.may_lend(view, act.block))
         apart = by_block(self._book.loans, self._known.own).get(act.cidr, ())
         await asyncio.to_thread(self._writer.carry_out, lending.lent(act, apart), node_uid)
 

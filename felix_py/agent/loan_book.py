@@ -4,7 +4,7 @@ borrower has returned them. See :mod:`felix_py.ipam.lending`."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -14,7 +14,7 @@ from felix_py import log
 from felix_py.agent.last_good import Kept
 from felix_py.ipam.pool import address_number
 from felix_py.ipam.reserved import Reserved
-from felix_py.ipam.resources import Loan, LoanRequest
+from felix_py.ipam.resources import IPAMBlock, Loan, LoanRequest
 from felix_py.ipam.store import AddressStore
 from policy.model import Family
 
@@ -45,6 +45,10 @@ class LoanBook:
             Loan(one["address"], one["node"], one["nodeUID"], one["uid"])
             for one in (fields or {}).get("lent", [])
         )
+        self.noted: Mapping[str, str] = {
+            one["uid"]: one.get("blockVersion", "") for one in (fields or {}).get("lent", [])
+        }
+        """The uid of a loan -> the resourceVersion that its block had when the loan was noted."""
         self._in_use: set[str] = set()
         self._tell(self.loans)
 
@@ -53,8 +57,8 @@ class LoanBook:
         found = (address_number(loan.address) for loan in self.loans)
         return [number for of, number in found if of is family]
 
-    async def set_aside(self, cidr: str, requests: Sequence[LoanRequest], most: int) -> None:
-        """Set free addresses of an own block aside for those who ask, ``most`` in all.
+    async def set_aside(self, block: IPAMBlock, requests: Sequence[LoanRequest], most: int) -> None:
+        """Set free addresses of an own block, as it is seen, aside for those who ask, ``most`` in all.
 
         Raises:
             OSError: that cannot be written; nothing is set aside.
@@ -64,23 +68,24 @@ class LoanBook:
 
         def take(store: AddressStore) -> tuple[Loan, ...]:
             # In the store's thread: no pod gets one of them in between.
-            found = zip(store.spare(cidr, len(asking)), asking, strict=False)
+            found = zip(store.spare(block.cidr, len(asking)), asking, strict=False)
             loans = tuple(Loan(address, to.node, to.node_uid, str(uuid4())) for address, to in found)
             self._tell((*self.loans, *loans))
             return loans
 
         async with self._changing():
             if loans := await self._leases.use(take) if asking else ():
-                await self._write((*self.loans, *loans))
+                await self._write((*self.loans, *loans), {loan.uid: block.resource_version for loan in loans})
                 self._log.info("lent addresses", loans=[f"{loan.address} to {loan.node}" for loan in loans])
 
-    async def adopt(self, seen: Iterable[Loan]) -> None:
-        """Take over loans that the API server shows and this node does not know of: the file was lost.
+    async def adopt(self, own: Iterable[IPAMBlock]) -> None:
+        """Take over loans that own blocks show and this node does not know of: the file was lost.
 
         Raises sqlite3.Error: the store cannot be used.
         """
         known = {*(loan.uid for loan in self.loans), *self._in_use}
-        unknown = tuple(loan for loan in seen if loan.uid not in known)
+        versions = {loan: block.resource_version for block in own for loan in block.lent if loan.uid not in known}
+        unknown = tuple(versions)
         if not unknown:
             return
 
@@ -92,7 +97,8 @@ class LoanBook:
 
         async with self._changing():
             loans = await self._leases.use(take)
-            self.loans = (*self.loans, *loans)
+            noted = {loan.uid: versions[loan] for loan in loans}
+            self.loans, self.noted = (*self.loans, *loans), {**self.noted, **noted}
             try:
                 await self._write(self.loans)
             except OSError as error:
@@ -109,9 +115,12 @@ class LoanBook:
         async with self._changing():
             await self._write(tuple(loan for loan in self.loans if loan.uid not in uids))
 
-    async def _write(self, loans: tuple[Loan, ...]) -> None:
-        await asyncio.to_thread(self._file.write, {"lent": [loan.fields for loan in loans]})
-        self.loans = loans
+    async def _write(self, loans: tuple[Loan, ...], new: Mapping[str, str] | None = None) -> None:
+        versions = {**self.noted, **(new or {})}
+        noted = {loan.uid: versions[loan.uid] for loan in loans}
+        lent = [loan.fields | {"blockVersion": noted[loan.uid]} for loan in loans]
+        await asyncio.to_thread(self._file.write, {"lent": lent})
+        self.loans, self.noted = loans, noted
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[None]:

@@ -34,6 +34,7 @@ from felix_py.datastore.clock import Clock, SystemClock
 from felix_py.datastore.decode import Gone, Kind, Unreadable, Unusable, WatchEvent
 from felix_py.datastore.outage import SAYS_NOTHING_OF_REQUEST, Outage, Rest, Retry
 from felix_py.datastore.store import Mark
+from felix_py.resource_version import is_older
 
 R = TypeVar("R")
 
@@ -461,7 +462,7 @@ class Reflector(Generic[R]):
             if self._version and isinstance(change.what, Unusable) and not change.what.key[1]:
                 # The changed object is unknown: only a relist tells which objects are still usable.
                 raise Unreadable(f"an event of an object without a readable name: {change.what.reason}")
-            if (self._version or complete) and _is_older(change.resource_version, version or self._version):
+            if (self._version or complete) and is_older(change.resource_version, version or self._version):
                 raise Unreadable(
                     f"an event of version {change.resource_version} after {version or self._version}"
                 )
@@ -515,11 +516,6 @@ class Reflector(Generic[R]):
             finally:
                 with self._answer_lock:
                     self._answer = None
-
-
-def _is_older(version: str, than: str) -> bool:
-    """Whether a version precedes another. Decimal versions of one kind are comparable (KEP-5504)."""
-    return version.isdecimal() and than.isdecimal() and int(version) < int(than)
 
 
 def _watch_query(lifetime: float) -> dict[str, str]:

@@ -229,7 +229,8 @@ def _settle(view: View, cidr: str) -> Act | None:
     if block.uid in view.closed:
         if affinity is not None and affinity.state is not AffinityState.PENDING_DELETION:
             return Act(Step.MARK, cidr, block, affinity)
-        return Act(Step.DELETE, cidr, block, affinity)
+        # It may have been closed by an old list, which did not show the loans.
+        return None if block.lent else Act(Step.DELETE, cidr, block, affinity)
     if block.node_uid != view.node_uid:
         return Act(Step.ADOPT if _needed(view, block) else Step.CLOSE, cidr, block, affinity)
     if affinity is None:

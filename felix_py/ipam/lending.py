@@ -17,7 +17,9 @@ stands in the IPAMBlock, and each write names the resourceVersion that it was de
 
 What is seen may be old, and either agent may end at any moment. What an owner has set aside and does not see in
 the block, it writes again, with the same uid: a borrower that had closed it returns it once more, so both agree.
-An old list shows a borrower no loan that it could use again, since it has the uid among those that it closed.
+An old list shows a borrower no loan that it could use again, since it has the uid among those that it closed;
+and an owner that the block is another node's, as it was before the loan, is none: the block's resourceVersion is
+noted with a loan. A block out of which something is lent is not deleted, also where that was seen too late.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ from heapq import nsmallest
 
 from felix_py.ipam import blocks
 from felix_py.ipam.blocks import Act, Demand, Plan, Step, View, free, usable
-from felix_py.ipam.loans import Borrowed
+from felix_py.ipam.loans import Borrowed, by_block
 from felix_py.ipam.pool import Pool
 from felix_py.ipam.pools import pool_of
 from felix_py.ipam.resources import IPAMBlock, IPPool, Loan, LoanRequest
+from felix_py.resource_version import is_older
 
 BATCH = 8
 """Addresses that are asked for at once, at most."""
@@ -83,10 +86,16 @@ def _lend(view: View) -> Iterator[Act]:
             yield Act(Step.RECLAIM, cidr, block, loans=ended)
         elif cidr in mine and (block.requests or unwritten(block, apart)):
             yield Act(Step.LEND, cidr, block)
-    # Of a block that another node has by now.
     for loan in view.loans.set_aside.get("", ()):
-        if view.taken.overlapping(loan.host):
+        if _has_another_owner(view, loan):
             yield Act(Step.RECLAIM, loan.host, loans=(loan,))
+
+
+def _has_another_owner(view: View, loan: Loan) -> bool:
+    """Whether another node has the address's block by now. An old list shows who had it before this one."""
+    noted = view.loans.noted.get(loan.uid, "")
+    since = (block.cidr for block in view.loans.others.values() if not is_older(block.resource_version, noted))
+    return "" not in by_block([loan], since)
 
 
 def may_lend(view: View, block: IPAMBlock) -> int:

@@ -40,10 +40,10 @@ class Loans:
     ``strict``: nothing is lent nor borrowed any more (strictAffinity). ``others``: other nodes' blocks by CIDR;
     ``requested``: those with a request of this node. ``borrowed``: by host prefix. ``set_aside``: what this node
     has noted on disk as lent, or about to be, by its block's CIDR; of a block that it does not have, by an empty
-    text. ``returned``: uids of loans of which it has seen the end. ``asking``: blocks (CIDRs) whose owners may
-    yet answer; ``asked``: those that were asked lately. ``rested``: host prefixes that have been empty for a
-    short rest. ``present``: whether the Node of a name and uid is there; ``users``: how many addresses of a CIDR
-    pods are known to have.
+    text. ``noted``: by the uid of such a loan, the resourceVersion that its block had then. ``returned``: uids of
+    loans of which it has seen the end. ``asking``: blocks (CIDRs) whose owners may yet answer; ``asked``: those
+    that were asked lately. ``rested``: host prefixes that have been empty for a short rest. ``present``: whether
+    the Node of a name and uid is there; ``users``: how many addresses of a CIDR pods are known to have.
     """
 
     strict: bool = True
@@ -51,6 +51,7 @@ class Loans:
     requested: Mapping[str, IPAMBlock] = field(default_factory=dict)
     borrowed: Mapping[str, Borrowed] = field(default_factory=dict)
     set_aside: Mapping[str, tuple[Loan, ...]] = field(default_factory=dict)
+    noted: Mapping[str, str] = field(default_factory=dict)
     returned: frozenset[str] = frozenset()
     asking: frozenset[str] = frozenset()
     asked: frozenset[str] = frozenset()

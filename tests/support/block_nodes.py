@@ -17,7 +17,7 @@ from felix_py.ipam.lending import usable_loans
 from felix_py.ipam.loans import Loans, by_block
 from felix_py.ipam.pool import Pool, address_number, address_text
 from felix_py.ipam.pools import NoPool, Subject, cidrs_of, eligible
-from felix_py.ipam.resources import IPPool, Loan
+from felix_py.ipam.resources import IPAMBlock, IPPool, Loan
 from policy.model import Family
 from tests.support.block_api import BlockApi, Refused, Seen, TimedOut
 
@@ -43,7 +43,8 @@ class World:
 
 
 class Node:
-    """One node. Durable: ``leases`` (pod -> addresses), ``closed`` (uids) and ``apart`` (what it has lent)."""
+    """One node. Durable: ``leases`` (pod -> addresses), ``closed`` (uids), ``apart`` (what it has lent) and
+    ``noted`` (of which versions of its blocks)."""
 
     def __init__(self, world: World, name: str, labels: dict[str, str]) -> None:
         self.world = world
@@ -53,6 +54,7 @@ class Node:
         self.leases: dict[str, dict[Family, int]] = {}
         self.closed: set[str] = set()
         self.apart: list[Loan] = []
+        self.noted: dict[str, str] = {}
         self.start()
 
     def start(self) -> None:
@@ -169,6 +171,7 @@ class Node:
             requested=known.requested,
             borrowed=known.borrowed,
             set_aside=by_block(self.apart, self.seen.known.own),
+            noted=self.noted,
             returned=frozenset(known.returned),
             asking=known.asking(now),
             asked=known.asked(now),
@@ -179,7 +182,7 @@ class Node:
         """Decide what to do; it is done later, when all may be different."""
         view = self.view()
         self._shut -= {*(block.cidr for block in usable(view)), *usable_loans(view)}
-        self._adopt(loan for block in usable(view) for loan in block.lent)
+        self._adopt(self.seen.known.own.values())
         self.plan = lending.plan(self.view())
         self._waiting = {}
 
@@ -223,12 +226,16 @@ class Node:
             self.world.loans += 1
             address = address_text(Pool.of(act.cidr).family, number)
             self.apart.append(Loan(address, to.node, to.node_uid, f"loan-{self.world.loans}"))
+            self.noted[self.apart[-1].uid] = act.block.resource_version
         return lending.lent(act, by_block(self.apart, self.seen.known.own).get(act.cidr, ()))
 
-    def _adopt(self, lent: Iterable[Loan]) -> None:
+    def _adopt(self, own: Iterable[IPAMBlock]) -> None:
         """Take over what the API shows and this node does not know of."""
         known, used = {loan.uid for loan in self.apart}, addresses(self)
-        self.apart += [loan for loan in lent if loan.uid not in known and loan.address not in used]
+        for block in own:
+            found = [loan for loan in block.lent if loan.uid not in known and loan.address not in used]
+            self.apart += found
+            self.noted |= dict.fromkeys((loan.uid for loan in found), block.resource_version)
 
 
 def addresses(node: Node) -> set[str]:

@@ -188,7 +188,7 @@ async def test_an_owner_that_was_killed_after_it_had_noted_a_loan(
     server: FakeApi, tmp_path: Path, at_once: None
 ) -> None:
     async with owner(server, tmp_path) as one:
-        await one.book.set_aside(BLOCK, [LoanRequest(node="n2", node_uid="uid-n2", count=1)], 6)
+        await one.book.set_aside(one.claims.blocks[0], [LoanRequest(node="n2", node_uid="uid-n2", count=1)], 6)
         (loan,) = one.book.loans
     async with owner(server, tmp_path) as one:
         # An agent that starts gives it to nobody, and tells the server.
