@@ -96,6 +96,7 @@ CAUSES: dict[str, tuple[Cause, int]] = {
     "FelixPyAddressesShort": (again(full), 16),
     "FelixPyBgpIsolated": (again(lambda n: n.metrics.bgp_established.set(0)), 3),
     "FelixPyBgpPeerDown": (again(lambda n: n.metrics.bgp_established.set(1)), 6),
+    "FelixPyBgpHangs": (again(lambda n: n.metrics.bgp_hangs.inc()), 2),
     "FelixPyBgpPeerHeldDown": (again(lambda n: n.metrics.bgp_peer_held_down.labels("10.0.0.1").set(1)), 2),
     "FelixPyBgpPeerNearLimit": (again(near_limit), 6),
     "FelixPyNextHopUnusable": (again(lambda n: n.metrics.bgp_unresolved.set(7)), 6),
