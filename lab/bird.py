@@ -14,7 +14,7 @@ _SHORTEST = {Family.V4: 24, Family.V6: 64}
 _HEAD = """\
 log stderr all;
 timeformat log iso long ms;
-debug protocols {{ states, events }};
+debug protocols {{ states, events, packets }};
 router id {router_id};
 watchdog warning 5 s;
 
