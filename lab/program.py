@@ -17,7 +17,7 @@ _DEFAULT_AGAIN = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 async def execute(
-    program: Sequence[str], environment: Mapping[str, str], stdin: bytes
+    program: tuple[str, ...], environment: Mapping[str, str], stdin: bytes
 ) -> tuple[int, bytes, bytes]:
     """Run a program to its end; returns its exit code (negative: a signal's), stdout and stderr. Cancelled, it is
     killed.
@@ -43,7 +43,7 @@ async def execute(
     return code, output, errors
 
 
-def _spawn(program: Sequence[str], environment: Mapping[str, str], files: Sequence[int]) -> int:
+def _spawn(program: tuple[str, ...], environment: Mapping[str, str], files: Sequence[int]) -> int:
     actions = [(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)]
     return os.posix_spawnp(program[0], program, environment, file_actions=actions, setsigdef=_DEFAULT_AGAIN)
 
