@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from felix_py.dataplane.links import LinkError, LinkExists, Links, NoNamespace, PodLink, inside, random_mac
+from felix_py.dataplane.host_ends import SYSCTLS
+from felix_py.dataplane.links import LinkError, LinkExists, Links, NoNamespace, PodLink, random_mac
 from policy.model import Family
 from tests.support.isolate import NetworkNamespace, run
 
@@ -83,14 +84,32 @@ def test_what_cannot_be_configured_is_removed_again(links: Links, make_netns: Ma
     assert "eth0" not in pod.run("ip", "-o", "link")
 
 
-def test_entering_a_namespace_leaves_the_caller_where_it_was(make_netns: MakeNetns) -> None:
+def test_each_setting_of_the_host_end_whatever_the_nodes_defaults_are(
+    links: Links, make_netns: MakeNetns
+) -> None:
+    """Of one that is right nothing is written, and none is taken for another."""
+    wrong = {"1": "0", "0": "1", "-1": "0"}
+    settings = {(family, name): value for family in Family for name, value in SYSCTLS[family].items()}
+    for (family, name), value in settings.items():
+        default = Path(f"/proc/sys/net/ipv{int(family)}/conf/default/{name}")
+        if default.exists():  # not each kernel has segment routing
+            default.write_text(wrong[value])
+    link = pod_link(make_netns("pod").path)
+    links.create(link)
+    for (family, name), value in settings.items():
+        setting = Path(f"/proc/sys/net/ipv{int(family)}/conf/{link.host}/{name}")
+        if setting.exists():
+            assert setting.read_text().strip() == value, setting
+
+
+def test_entering_a_namespace_leaves_the_caller_where_it_was(links: Links, make_netns: MakeNetns) -> None:
     pod = make_netns("pod")
     own = os.stat("/proc/thread-self/ns/net").st_ino
     fd = os.open(pod.path, os.O_RDONLY)
     try:
-        assert inside(fd, lambda: os.stat("/proc/thread-self/ns/net").st_ino) == os.fstat(fd).st_ino
+        assert links.inside(fd, lambda: os.stat("/proc/thread-self/ns/net").st_ino) == os.fstat(fd).st_ino
         with pytest.raises(ZeroDivisionError):
-            inside(fd, lambda: 1 // 0)
+            links.inside(fd, lambda: 1 // 0)
     finally:
         os.close(fd)
     assert os.stat("/proc/thread-self/ns/net").st_ino == own
