@@ -68,7 +68,7 @@ _CONF = {
 }
 """IPv4's settings as IPV4_DEVCONF_… (include/uapi/linux/ip.h)."""
 
-_CONF_OF_V6 = {
+CONF_OF_V6 = {
     "forwarding": 0,
     "accept_ra": 3,
     "accept_redirects": 4,
@@ -113,7 +113,7 @@ def _set_up_v6(netlink: Netlink, index: int, name: str) -> None:
     if not (found := messages.read_ipv6_settings(netlink.get(messages.get_link_at(index)))):
         raise OSError(errno.EAFNOSUPPORT, f"{name} has no IPv6")
     for setting, value in SYSCTLS[Family.V6].items():
-        place = _CONF_OF_V6[setting]
+        place = CONF_OF_V6[setting]
         if place < len(found) and found[place] != int(value):
             sysctl.put(_sysctl(Family.V6, name, setting), value)
 
