@@ -5,7 +5,8 @@ the network list in that folder names; what they need must be running.
 The felix-py side is the real client, socket, address store on disk, interfaces, policy engine, planner and
 kernel; an ADD returns with the lease durable and the pod's policy (a class with ingress and egress rules, which
 other pods of the node are in already) in force. The reference has no policy. Each call executes the plugin's
-program, as a runtime does. One call at a time, then 50 at once (per pod), IPv4 and dual stack.
+program, as a runtime does; a program that does nothing (true) shows what that alone takes: it is in every figure.
+One call at a time, then 50 at once (per pod), IPv4 and dual stack.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from bench.harness import Row, show
+from felix_py import log
 from felix_py.agent.flows import Flows
 from felix_py.agent.forgetting import Forgetting
 from felix_py.agent.network import PodNetwork
@@ -111,6 +114,7 @@ def _run(folder: Path, families: tuple[Family, ...], many: int, rounds: int) -> 
             _side("ptp + host-local", ptp, many, stack, host="host1", base=True),
             _side("ptp + host-local + firewall", wall, many, stack, host="host2"),
             _side("felix-py", runtime, many, stack, agent=lambda: _agent_cpu(pid)),
+            _side("a program that does nothing", _nothing(folder / "nothing"), many, stack),
         ]
         if listed := os.environ.get(OTHER_LIST):
             plugins = [Path(one) for one in os.environ["CNI_PATH"].split(os.pathsep)]
@@ -224,11 +228,20 @@ def network(folder: Path, families: tuple[Family, ...], *chained: str) -> CNIRun
         "ranges": [[{"subnet": pools[family][0]}] for family in families],
         "routes": [{"dst": pools[family][1]} for family in families],
     }
-    plugins = [{"type": "ptp", "ipam": ipam}, *({"type": name} for name in chained)]
+    plugins: list[dict[str, object]] = [{"type": "ptp", "ipam": ipam}]
+    plugins += ({"type": name} for name in chained)
+    return _listed(folder, plugins, STANDARD_PLUGINS)
+
+
+def _nothing(folder: Path) -> CNIRuntime:
+    return _listed(folder, [{"type": "true"}], Path("/usr/bin"))
+
+
+def _listed(folder: Path, plugins: list[dict[str, object]], programs: Path) -> CNIRuntime:
     folder.mkdir()
     listed = {"cniVersion": "1.0.0", "name": folder.name, "plugins": plugins}
     (folder / "reference.conflist").write_text(json.dumps(listed))
-    return CNIRuntime(folder, [STANDARD_PLUGINS])
+    return CNIRuntime(folder, [programs])
 
 
 @contextmanager
@@ -238,16 +251,26 @@ def agent(folder: Path, families: tuple[Family, ...], pods: int) -> Iterator[tup
     install_conflist(folder / "net.d", conflist())
     fork = multiprocessing.get_context("fork")
     ready = fork.Event()
-    process = fork.Process(target=lambda: asyncio.run(_agent(folder, families, pods, ready.set)))
+    said = folder / "log"
+    process = fork.Process(target=lambda: _process(said, _agent(folder, families, pods, ready.set)))
     process.start()
     try:
         if not ready.wait(10):
-            raise RuntimeError("the agent did not get ready")
+            raise RuntimeError(f"the agent did not get ready: {said.read_text()}")
         assert process.pid is not None
         yield process.pid, CNIRuntime(folder / "net.d", [folder / "bin", STANDARD_PLUGINS])
     finally:
         process.terminate()
         process.join()
+
+
+def _process(said: Path, work: Coroutine[Any, Any, None]) -> None:
+    """Log to a file, and collect garbage, as the agent's command does (:mod:`felix_py.cli.agent`)."""
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT, 0o600), 2)
+    log.configure(log.LogLevel.INFO, log.LogFormat.JSON, node="node")
+    gc.collect()
+    gc.freeze()
+    asyncio.run(work)
 
 
 async def _agent(folder: Path, families: tuple[Family, ...], pods: int, ready: Callable[[], None]) -> None:

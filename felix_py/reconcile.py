@@ -35,6 +35,10 @@ _REST = 0.05
 _REST_LEAST = 0.001
 """Seconds after the first of several applies that had nothing to write; doubled after each further one."""
 
+_GATHER = (3.0, 0.005)
+"""The next apply with waiters begins this many times as long after an apply as that one took, but at most so many
+seconds: of 50 ADDs at once, two share an apply otherwise, and a fifth of their time is that of applies."""
+
 _RETRY = (0.1, 30.0)
 
 _NOTHING = Look(0)
@@ -98,6 +102,7 @@ class Reconciler:
         self._awaited = asyncio.Event()
         self._applied_at = -_REST
         self._pause = 0.0
+        self._gather = 0.0
         self._retry = Backoff(*_RETRY, spread=0.2)
         self._written = 0
         self._waiters: list[asyncio.Future[Failures]] = []
@@ -314,18 +319,19 @@ class Reconciler:
                 self._retry.reset()
 
     async def _rest(self) -> None:
-        """Let changes gather, unless there is a waiter.
+        """Let changes gather: for a moment only if there is a waiter.
 
-        The rest is long after writes. It is short after an apply that had nothing to write, so that the next
-        change is not late for it, and doubles with each further one, since such an apply costs, too.
+        Without one, the rest is long after writes. It is short after an apply that had nothing to write, so that
+        the next change is not late for it, and doubles with each further one, since such an apply costs, too.
         """
         if asyncio.get_running_loop().time() - self._applied_at >= _REST:
             self._pause = 0.0
-        if self._awaited.is_set():
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._applied_at + self._pause):
-                await self._awaited.wait()
+        if not self._awaited.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._applied_at + self._pause):
+                    await self._awaited.wait()
+        if (left := self._applied_at + self._gather - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(left)
 
     async def _apply(self) -> None:
         self._pending.due.clear()
@@ -355,6 +361,8 @@ class Reconciler:
         self._applied_at = asyncio.get_running_loop().time()
         self._note_look(look)
         ended = time.monotonic()
+        times, most = _GATHER
+        self._gather = min(times * (ended - started), most)
         self._metrics.apply_seconds.observe(ended - started)
         if noted is not None and self._written != written:
             self._metrics.event_seconds.observe(ended - noted)

@@ -5,7 +5,6 @@ Source: CNI 1.1.0, "Section 3: Execution of Network Configurations" and "Section
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from felix_py.cni.errors import SUPPORTED_VERSIONS
+from lab.program import execute
 
 
 class PluginError(Exception):
@@ -147,22 +147,15 @@ class CNIRuntime:
         place = self._place()
         program = self._find(plugin, place)
         variables = {"CNI_COMMAND": command, "CNI_PATH": ":".join(map(str, self._bin_dirs)), **environment}
-        process = await asyncio.create_subprocess_exec(
-            *place.enter,
-            program,
-            env={"PATH": os.environ.get("PATH", os.defpath), **variables},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        stdout, stderr = await process.communicate(json.dumps(config).encode())
+        environment = {"PATH": os.environ.get("PATH", os.defpath), **variables}
+        code, stdout, stderr = await execute((*place.enter, program), environment, json.dumps(config).encode())
         try:
             answer: dict[str, Any] | None = json.loads(stdout) if stdout.strip() else None
         except ValueError:
             raise PluginError(plugin, 6, f"answered {stdout[:200]!r}") from None
-        if process.returncode:
+        if code:
             failure = answer or {}
-            message = failure.get("msg") or f"exit {process.returncode}, {stderr.decode(errors='replace')}"
+            message = failure.get("msg") or f"exit {code}, {stderr.decode(errors='replace')}"
             raise PluginError(plugin, failure.get("code", 0), message, failure.get("details", ""))
         return answer
 

@@ -36,15 +36,15 @@ class LeaseBook:
         self.unwritten = ""
         """Why the last write failed, or empty."""
 
-    async def write(self, action: Callable[[AddressStore], T]) -> T:
-        """Run ``action`` on the store.
+    async def write(self, action: Callable[[AddressStore], T], committed: Callable[[T], None] | None = None) -> T:
+        """Run ``action`` on the store. ``committed``: see :meth:`Leases.use`.
 
         Raises:
             CNIError: the store cannot be written.
             AllocationError, ValueError: from ``action``.
         """
         try:
-            result = await self._leases.use(action)
+            result = await self._leases.use(action, committed)
         except sqlite3.Error as error:
             self.unwritten = f"the address store cannot be written: {error}"
             text = f"{self.unwritten}; new pods must wait, and addresses of pods that are gone are kept"

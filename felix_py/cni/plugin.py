@@ -141,22 +141,24 @@ class Plugin:
             pair = PodLink(interface_name(*claim.key), request.netns, request.ifname, {}, mac, self._mtu(Family))
             making = self._interfaces.begin(pair)
 
-            def known(lease: Lease) -> Lease:
-                # The interface, which carries nothing yet, gets its addresses and its label while the lease is
-                # written to disk. If the agent is killed then, the label tells of it (felix_py.cni.recovery).
-                making.complete(self._link(request, lease, mac))
-                return lease
-
+            # All is done while the disk still writes the lease: if the agent is killed, the lease is there all
+            # the same, and if the machine loses its power, nothing is there. The answer waits for the disk.
+            leasing = asyncio.create_task(
+                self._lease(
+                    claim, wanted, asked, request, lambda new: making.complete(self._link(request, new, mac), new)
+                )
+            )
+            leasing.add_done_callback(making.follow)
             try:
-                lease, dns = await self._lease(claim, wanted, asked, request, known)
+                lease = await making.done()
                 self._book.used_again(claim.key)
-                await making.done()
                 await self._bounded(
                     self._network.enforce(lease),
                     lambda: f"policy of {lease.owner_text} is not in force yet",
                 )
+                dns = await leasing
             except BaseException:
-                await self._undo(request, making)
+                await self._undo(request, making, leasing)
                 raise
         return _result(request, making.link, dns)
 
@@ -182,21 +184,22 @@ class Plugin:
             raise CNIError(Code.IO, self._book.unwritten)
 
     async def _lease(
-        self, claim: Claim, wanted: list[str], asked: Asked, request: Request, known: Callable[[Lease], Lease]
-    ) -> tuple[Lease, DNS]:
+        self, claim: Claim, wanted: list[str], asked: Asked, request: Request, committed: Callable[[Lease], None]
+    ) -> DNS:
         """Lease addresses from our store, or from the IPAM plugin that the configuration names.
 
-        ``known`` is called with the lease, in the store's thread, before it is on disk.
+        ``committed``: see :meth:`Leases.use`.
         """
         if not request.config.delegate:
 
             def allocate(choice: Choice) -> Awaitable[Lease]:
                 return self._book.write(
-                    lambda store: known(store.allocate(claim, choice.cidrs, choice.requested))
+                    lambda store: store.allocate(claim, choice.cidrs, choice.requested), committed
                 )
 
             try:
-                return await self._addresses.lease(request, wanted, asked, allocate), DNS()
+                await self._addresses.lease(request, wanted, asked, allocate)
+                return DNS()
             finally:
                 for found in self._leases.take_skipped():
                     self._elsewhere[found.what] = found
@@ -207,9 +210,10 @@ class Plugin:
         if not addresses:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate} gave no address")
         try:
-            return await self._book.write(lambda store: known(store.record(claim, addresses))), given.dns
+            await self._book.write(lambda store: store.record(claim, addresses), committed)
         except ValueError as error:
             raise CNIError(Code.DELEGATE, f"IPAM plugin {request.config.delegate}: {error}") from error
+        return given.dns
 
     def _link(self, request: Request, lease: Lease, mac: str = "") -> PodLink:
         mtu, label = self._mtu(lease.addresses), link_label(lease)
@@ -220,13 +224,16 @@ class Plugin:
         # With an MTU below a family's minimum the interface loses the family (RFC 791, RFC 8200 section 5).
         return max(self._network.mtu(), *(LEAST_MTU[family] for family in families))
 
-    async def _undo(self, request: Request, making: Making) -> None:
+    async def _undo(self, request: Request, making: Making, leasing: asyncio.Task[DNS]) -> None:
         """Undo a failed ADD.
 
         If a step fails, the rest is left to the runtime's DEL: an interface that stays keeps its address. Nothing
         is raised, so that the ADD's own error is reported.
         """
-        lease = self._leases.get(request.container, request.ifname)
+        if making.lease is None:
+            leasing.cancel()
+        await asyncio.wait((leasing,))  # else the disk still writes what is to be released
+        lease = making.lease or self._leases.get(request.container, request.ifname)
         try:
             if lease is not None:
                 self._network.leaving(lease)

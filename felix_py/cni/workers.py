@@ -14,13 +14,16 @@ from policy.model import Family
 
 T = TypeVar("T")
 
+_Write = tuple[Callable[[AddressStore], Any], Callable[[Any], None] | None]
+"""A change of the store, and whom to tell that it is committed."""
+
 
 class Leases:
     """The address store for the event loop: concurrent changes share one write to disk."""
 
     def __init__(self, store: AddressStore) -> None:
         self._store = store
-        self._batches: Batcher[Callable[[AddressStore], Any], Any] = Batcher("leases", self._write)
+        self._batches: Batcher[_Write, Any] = Batcher("leases", self._write)
 
     def get(self, container: str, ifname: str) -> Lease | None:
         """The lease of one interface, without waiting."""
@@ -51,24 +54,32 @@ class Leases:
         skipped, self._store.skipped = self._store.skipped, {}
         return list(skipped.values())
 
-    async def use(self, action: Callable[[AddressStore], T]) -> T:
+    async def use(self, action: Callable[[AddressStore], T], committed: Callable[[T], None] | None = None) -> T:
         """Run ``action`` on the store; its changes are on disk when this returns.
+
+        ``committed`` is called with its result, in the store's thread, as soon as only power loss can undo it.
 
         Raises:
             AllocationError, ValueError: from ``action``.
             sqlite3.Error: nothing was written.
         """
-        return cast(T, await self._batches.submit(action))
+        return cast(T, await self._batches.submit((action, committed)))
 
     def close(self) -> None:
         """Close the store after the last action."""
         self._batches.close()
         self._store.close()
 
-    def _write(self, actions: Sequence[Callable[[AddressStore], Any]]) -> list[Any]:
+    def _write(self, writes: Sequence[_Write]) -> list[Any]:
         results: list[Any] = []
-        with self._store.group():
-            for action in actions:
+
+        def told() -> None:
+            for (_, committed), result in zip(writes, results, strict=True):
+                if committed is not None and not isinstance(result, Exception):
+                    committed(result)
+
+        with self._store.group(told):
+            for action, _ in writes:
                 try:
                     results.append(action(self._store))
                 except (AllocationError, ValueError) as error:
@@ -85,19 +96,29 @@ class Making:
         self._interfaces = interfaces
         self._links = links
         self._worker = worker
+        self.lease: Lease | None = None
+        """Whose it is, once :meth:`complete` was called."""
         self._made = False
         self._failed: Exception | None = None
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         worker.post(lambda: self._make(pair))
 
-    def complete(self, link: PodLink) -> None:
+    def complete(self, link: PodLink, lease: Lease) -> None:
         """Have it configured (:meth:`Links.configure`). Any thread."""
-        self.link = link
-        self._worker.post(lambda: self._complete(link))
+        self.link, self.lease = link, lease
+        self._worker.post(lambda: self._complete(link, lease))
 
-    async def done(self) -> None:
-        """Return once it is configured; raises as :meth:`Links.make` and :meth:`Links.configure` do."""
-        await self._done
+    def follow(self, leasing: asyncio.Task[Any]) -> None:
+        """What should have led to :meth:`complete` has ended: if it has failed, so has this."""
+        if leasing.cancelled():
+            self._done.cancel()
+        elif (error := leasing.exception()) and not self._done.done():
+            self._done.set_exception(error)
+
+    async def done(self) -> Lease:
+        """Return the lease once the interface is configured; raises as :meth:`Links.make` and
+        :meth:`Links.configure` do."""
+        return await self._done
 
     async def abandon(self) -> None:
         """Delete it, if it was made. Raises LinkError if it cannot be deleted."""
@@ -113,13 +134,13 @@ class Making:
         except Exception as error:
             self._failed = error
 
-    def _complete(self, link: PodLink) -> None:
+    def _complete(self, link: PodLink, lease: Lease) -> None:
         try:
             if self._made:
                 self._links.configure(link)
         except Exception as error:
             self._failed = error
-        tell([(self._done, self._failed)])
+        tell([(self._done, self._failed or lease)])
 
 
 class Interfaces:

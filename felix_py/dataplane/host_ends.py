@@ -66,10 +66,20 @@ _CONF = {
     "rp_filter": 8,
     "accept_source_route": 9,
 }
-"""IPv4's settings as IPV4_DEVCONF_… (include/uapi/linux/ip.h). IPv6 takes none of its own by netlink."""
+"""IPv4's settings as IPV4_DEVCONF_… (include/uapi/linux/ip.h)."""
 
-_YOUNG = {"seg6_enabled", "rpl_seg_enabled"}
-"""Settings of Linux 4.10 and 5.7: older kernels lack what they switch off."""
+CONF_OF_V6 = {
+    "forwarding": 0,
+    "accept_ra": 3,
+    "accept_redirects": 4,
+    "autoconf": 5,
+    "accept_source_route": 24,
+    "disable_ipv6": 26,
+    "seg6_enabled": 44,
+    "rpl_seg_enabled": 51,
+}
+"""IPv6's as DEVCONF_… (include/uapi/linux/ipv6.h): netlink tells all of them at once, and takes none. The last
+two are of Linux 4.10 and 5.7: older kernels lack what they switch off."""
 
 
 _SETTINGS_OF_V4 = nested(
@@ -92,14 +102,20 @@ def configure(
         OSError: the kernel refused a part of it.
     """
     if Family.V6 in families:
-        for setting, value in SYSCTLS[Family.V6].items():
-            path = _sysctl(Family.V6, name, setting)
-            if setting not in _YOUNG or sysctl.read(path) is not None:
-                sysctl.write(path, value)
+        _set_up_v6(netlink, index, name)
     # One message: each one has an event, and as files IPv4's settings would take 20 us each.
     settings = _SETTINGS_OF_V4 if Family.V4 in families else b""
     attrs = messages.mtu_attr(mtu) + (messages.alias_attr(label) if label else b"")
     _set_up(netlink, index, name, families, attrs, settings, with_v6=mtu >= LEAST_MTU_OF_V6)
+
+
+def _set_up_v6(netlink: Netlink, index: int, name: str) -> None:
+    if not (found := messages.read_ipv6_settings(netlink.get(messages.get_link_at(index)))):
+        raise OSError(errno.EAFNOSUPPORT, f"{name} has no IPv6")
+    for setting, value in SYSCTLS[Family.V6].items():
+        place = CONF_OF_V6[setting]
+        if place < len(found) and found[place] != int(value):
+            sysctl.put(_sysctl(Family.V6, name, setting), value)
 
 
 def rename(netlink: Netlink, index: int, name: str) -> None:

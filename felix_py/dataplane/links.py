@@ -96,10 +96,18 @@ class Links(Closing):
     """Pod interfaces of the network namespace it was made in; for one thread, which stays in that namespace."""
 
     def __init__(self) -> None:
-        self._netlink = Netlink(NETLINK_ROUTE)
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._netlink = Netlink(NETLINK_ROUTE)
+        except BaseException:
+            os.close(self._home)
+            raise
 
     def close(self) -> None:
         self._netlink.close()
+        if self._home >= 0:
+            os.close(self._home)
+            self._home = -1
 
     def exists(self, host: str) -> bool:
         """Whether the host end exists."""
@@ -117,7 +125,7 @@ class Links(Closing):
         Raises:
             LinkExists, NoNamespace, LinkError: nothing was made.
         """
-        namespace = _open_namespace(link.netns)
+        namespace = self._open(link.netns)
         try:
             (error,) = self._netlink.request([_new_pair(link, namespace)])
         finally:
@@ -132,7 +140,7 @@ class Links(Closing):
             NoNamespace, LinkError: the pair was removed again.
         """
         try:
-            namespace = _open_namespace(link.netns)
+            namespace = self._open(link.netns)
         except NoNamespace:
             self.delete([link.host])
             raise
@@ -141,7 +149,7 @@ class Links(Closing):
                 index = socket.if_nametoindex(link.host)
                 families = link.addresses.keys()
                 host_ends.configure(self._netlink, index, link.host, families, link.mtu, link.label)
-                inside(namespace, lambda: _configure_pod_end(link))
+                self.inside(namespace, lambda: _configure_pod_end(link))
             except OSError as failure:
                 self.delete([link.host])
                 raise LinkError(f"cannot configure {link.ifname} in {link.netns}: {failure}") from failure
@@ -215,11 +223,11 @@ class Links(Closing):
             return [f"interface {link.host} is missing on the host"]
         problems = [] if found.up else [f"interface {link.host} is down"]
         try:
-            namespace = _open_namespace(link.netns)
+            namespace = self._open(link.netns)
         except NoNamespace as error:
             return [*problems, str(error)]
         try:
-            return problems + inside(namespace, lambda: _check_pod_end(link, default_routes))
+            return problems + self.inside(namespace, lambda: _check_pod_end(link, default_routes))
         except OSError as error:
             return [*problems, f"cannot look into {link.netns}: {error}"]
         finally:
@@ -229,30 +237,42 @@ class Links(Closing):
         found = _get_link(self._netlink, name)
         return found.index if found else None
 
+    def inside(self, namespace: int, function: Callable[[], T]) -> T:
+        """Call ``function`` in the network namespace of a file descriptor; the calling thread returns to its own.
+
+        A thread of its own for each call would be safer, and costs as much as all that is done in the namespace.
+
+        Raises:
+            OSError: the namespace cannot be entered. Also what ``function`` raises.
+        """
+        _setns(namespace)
+        try:
+            return function()
+        finally:
+            _return(self._home)
+
+    def _open(self, path: str) -> int:
+        """Open a network namespace other than our own."""
+        try:
+            namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except (OSError, ValueError) as error:
+            raise NoNamespace(f"cannot open the network namespace {path}: {error}") from None
+        try:
+            own, its = os.fstat(self._home), os.fstat(namespace)
+            if own.st_dev != its.st_dev:
+                raise NoNamespace(f"{path} is not a namespace")
+            if own.st_ino == its.st_ino:
+                raise NoNamespace(f"{path} is the host's network namespace, not a pod's")
+        except BaseException:
+            os.close(namespace)
+            raise
+        return namespace
+
 
 def random_mac() -> str:
     """A random unicast, locally administered MAC."""
     first, *rest = os.urandom(6)
     return ":".join(f"{octet:02x}" for octet in (first & 0xFC | 0x02, *rest))
-
-
-def inside(namespace: int, function: Callable[[], T]) -> T:
-    """Call ``function`` in the network namespace of a file descriptor; the calling thread returns to its own.
-
-    A thread of its own for each call would be safer, and costs as much as all that is done in the namespace.
-
-    Raises:
-        OSError: the namespace cannot be entered. Also what ``function`` raises.
-    """
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _setns(namespace)
-        try:
-            return function()
-        finally:
-            _return(home)
-    finally:
-        os.close(home)
 
 
 def _return(home: int) -> None:
@@ -274,24 +294,6 @@ def _setns(namespace: int) -> None:
     if _libc.setns(namespace, _CLONE_NEWNET):
         code = ctypes.get_errno()
         raise OSError(code, f"setns: {os.strerror(code)}")
-
-
-def _open_namespace(path: str) -> int:
-    """Open a network namespace other than our own."""
-    try:
-        namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except (OSError, ValueError) as error:
-        raise NoNamespace(f"cannot open the network namespace {path}: {error}") from None
-    try:
-        own, its = os.stat("/proc/thread-self/ns/net"), os.fstat(namespace)
-        if own.st_dev != its.st_dev:
-            raise NoNamespace(f"{path} is not a namespace")
-        if own.st_ino == its.st_ino:
-            raise NoNamespace(f"{path} is the host's network namespace, not a pod's")
-    except BaseException:
-        os.close(namespace)
-        raise
-    return namespace
 
 
 def _new_pair(link: PodLink, namespace: int) -> bytes:

@@ -82,13 +82,17 @@ def read(name: str) -> str | None:
 
 
 def write(name: str, value: str) -> None:
-    """Set a value unless it is set already.
+    """Set a value unless it is set already. Raises as :func:`put` does."""
+    if read(name) != value:
+        put(name, value)
+
+
+def put(name: str, value: str) -> None:
+    """Set a value.
 
     Raises:
         OSError: the setting does not exist or cannot be written.
     """
-    if read(name) == value:
-        return
     try:
         file = os.open(f"{_ROOT}/{name}", os.O_WRONLY | os.O_CLOEXEC)
     except OSError as error:

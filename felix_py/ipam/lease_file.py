@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,8 +145,9 @@ class LeaseFile:
             self._fd = -1
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Changes inside are on disk together when it ends.
+    def transaction(self, committed: Callable[[], None]) -> Iterator[None]:
+        """Changes inside are on disk together when it ends. ``committed`` is called once a crash of the agent
+        cannot lose them any more, but power loss can.
 
         If it raises, sqlite3.Error too, :meth:`read_again` tells what the file holds.
         """
@@ -157,6 +158,7 @@ class LeaseFile:
             self._digest %= MODULUS
             schema.set_meta(self._db, "digest", f"{self._digest:x}")
         self._db.execute("COMMIT")
+        committed()
         if self._db.total_changes != changes:
             self._sync()
 

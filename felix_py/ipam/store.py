@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -258,8 +258,10 @@ class AddressStore:
         return lease
 
     @contextmanager
-    def group(self) -> Iterator[None]:
+    def group(self, committed: Callable[[], None] = lambda: None) -> Iterator[None]:
         """One transaction: changes inside share one write to disk, and are rolled back together if it fails.
+
+        ``committed`` is called when they are in the file, before they are on disk; not of a group inside another.
 
         An AllocationError changes nothing, so it may be caught inside; any other error must leave the block.
         """
@@ -271,7 +273,7 @@ class AddressStore:
         self._grouped = True
         before, resting = self._held.copy(), self._resting.copy()
         try:
-            with self._file.transaction():
+            with self._file.transaction(committed):
                 yield
         except BaseException:
             self._held, self._resting = before, resting

@@ -1,4 +1,4 @@
-"""A netlink socket: messages are sent in batches, every acknowledgement is checked.
+"""A netlink socket: messages are sent in batches, and what became of each is known.
 
 A general netlink library encodes slowly and, in its batch mode, drops the acknowledgements. The few messages that
 are written in bulk (routes, IP set members, pod interfaces) are therefore packed here, ten to forty times faster.
@@ -28,14 +28,14 @@ _SO_RCVBUFFORCE = 33
 
 _INT = struct.Struct("=i")
 _ACK_FIELDS = struct.Struct("=IHHIIi")
-_FLAGS_AND_SEQ = struct.Struct("=HI")
+_SEQUENCE = struct.Struct("=I")
 
 _BATCH_MESSAGES = 256
 _BATCH_BYTES = 128 * 1024
 """Below the default send buffer, above which the kernel answers EMSGSIZE."""
 
 _RECEIVE_BUFFER = 1 << 20
-"""Room for a batch's acknowledgements (under 1 KB of kernel memory each); the default is just too small."""
+"""Room for a batch's errors (under 1 KB of kernel memory each); the default is just too small."""
 
 _LARGEST_DATAGRAM = 1 << 16
 """The kernel makes dump datagrams of 32 KB at most."""
@@ -94,7 +94,7 @@ class Netlink(Closing):
         """Send the messages in order; returns for each None or the kernel's error.
 
         The error's text is the kernel's extended acknowledgement where it gives one. A message whose
-        acknowledgement was lost (ENOBUFS) may or may not have been carried out.
+        answer may be lost (ENOBUFS) may or may not have been carried out.
         """
         results: list[OSError | None] = []
         start = 0
@@ -180,56 +180,57 @@ class Netlink(Closing):
         return self._sequence
 
     def _batch(self, batch: Sequence[bytes]) -> list[OSError | None]:
+        """The kernel carries messages out in order and reports every error; only the last one is acknowledged in
+        any case, and with it all those before that have no error (netlink(7))."""
         if self._sequence + len(batch) > 0x7FFFFFFF:
             self._sequence = 0
         first = self._sequence + 1
         data = bytearray(b"".join(batch))
-        offset = 0
+        offset = last = 0
         for part in batch:
             self._sequence += 1
-            flags = part[6] | part[7] << 8 | NLM_F_ACK
-            _FLAGS_AND_SEQ.pack_into(data, offset + 6, flags, self._sequence)
-            offset += len(part)
+            _SEQUENCE.pack_into(data, offset + 8, self._sequence)
+            last, offset = offset, offset + len(part)
+        data[last + 6] |= NLM_F_ACK
         self._socket.send(data)
-        return self._acknowledgements(first, len(batch))
+        return self._answers(first, len(batch))
 
-    def _acknowledgements(self, first: int, count: int) -> list[OSError | None]:
-        lost = OSError(errno.ENOBUFS, "the kernel's acknowledgement was lost")
-        results: list[OSError | None] = [lost] * count
-        waiting = count
+    def _answers(self, first: int, count: int) -> list[OSError | None]:
+        """The errors of a batch, up to the answer to its last message."""
+        results: list[OSError | None] = [None] * count
         view = self._view
-        unpack = _ACK_FIELDS.unpack_from
-        receive = self._socket.recv_into
-        while waiting:
+        while True:
             try:
-                length = receive(view)
+                length = self._socket.recv_into(view)
             except OSError as error:
                 if error.errno == errno.ENOBUFS:  # overrun: some were dropped, the queued ones still come
-                    self._drain(results, first)
-                    return results
+                    return self._drained(results, first)
                 raise
-            _, kind, _, sequence, _, code = unpack(view)
+            _, kind, _, sequence, _, code = _ACK_FIELDS.unpack_from(view)
             index = sequence - first
             if kind != _NLMSG_ERROR or not 0 <= index < count:
                 continue  # the answer to an earlier request that was given up
-            results[index] = None if not code else _error(view[:length])
-            waiting -= 1
-        return results
+            if code:
+                results[index] = _error(view[:length])
+            if index == count - 1:
+                return results
 
-    def _drain(self, results: list[OSError | None], first: int) -> None:
-        """Read the acknowledgements still queued after an overrun; dropped ones stay marked as lost."""
+    def _drained(self, results: list[OSError | None], first: int) -> list[OSError | None]:
+        """After an overrun: read the answers that are still queued; messages without one count as failed."""
+        lost = OSError(errno.ENOBUFS, "the kernel's answer was lost")
+        found: list[OSError | None] = [error or lost for error in results]
         while True:
             try:
                 length = self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return
+                return found
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 continue
             _, kind, _, sequence, _, _ = _ACK_FIELDS.unpack_from(self._view)
-            if kind == _NLMSG_ERROR and 0 <= sequence - first < len(results):
-                results[sequence - first] = _error(self._view[:length])
+            if kind == _NLMSG_ERROR and 0 <= sequence - first < len(found):
+                found[sequence - first] = _error(self._view[:length])
 
     def _receive(self) -> memoryview:
         """One datagram, copied out of the buffer."""

@@ -28,6 +28,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
 IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD = 26, 27, 28
+_IFLA_INET6_CONF = 2
 _READ = frozenset((IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_IFALIAS, IFLA_GROUP))
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS = 29, 8
@@ -81,6 +82,24 @@ def _link(kind: int, index: int, attrs: bytes, flags: int = 0, mask: int = 0) ->
 def get_link(name: str) -> bytes:
     """RTM_GETLINK for one interface, without its statistics."""
     return _link(RTM_GETLINK, 0, name_attr(name) + attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS)))
+
+
+def get_link_at(index: int) -> bytes:
+    """RTM_GETLINK for the interface with an index, without its statistics."""
+    return _link(RTM_GETLINK, index, attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS)))
+
+
+def read_ipv6_settings(body: memoryview) -> tuple[int, ...]:
+    """IPv6's settings of an interface in the order of DEVCONF_…, of the body of its RTM_NEWLINK.
+
+    Empty if it has no IPv6.
+    """
+    held = body[IFINFO.size :]
+    for kind in (IFLA_AF_SPEC, socket.AF_INET6, _IFLA_INET6_CONF):
+        if (inner := attributes(held).get(kind)) is None:
+            return ()
+        held = inner
+    return struct.unpack(f"={len(held) // 4}i", held)
 
 
 def dump_links() -> bytes:

@@ -452,7 +452,7 @@ async def test_what_is_no_file_in_the_spool_is_put_aside(tmp_path: Path) -> None
 # --- an agent that misbehaves ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [b"", b"0 10\n{}", b"0", b"nonsense\n", b"0 2 {}"])
+@pytest.mark.parametrize("answer", [b"", b"0 10\n{}", b"0", b"nonsense\n", b"0 2 {}", b"0 2\n{}}"])
 async def test_an_answer_cut_short_is_no_answer(tmp_path: Path, answer: bytes) -> None:
     node = Node(tmp_path)
     node.socket.parent.mkdir()
@@ -474,6 +474,27 @@ async def test_an_answer_cut_short_is_no_answer(tmp_path: Path, answer: bytes) -
             else:
                 assert (code, told) == (0, None)
                 assert len(list(node.spool.iterdir())) == 1
+
+
+@pytest.mark.parametrize("pieces", [[b"0 2\n{}"], [b"0", b" 2\n", b"{", b"}"], [b"1 2\n", b"{}"]])
+async def test_an_answer_is_whole_by_its_length(tmp_path: Path, pieces: list[bytes]) -> None:
+    """The client does not wait for an agent that has answered to close the connection."""
+    node = Node(tmp_path)
+    node.socket.parent.mkdir()
+    ended = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(CONFIG)
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        await ended.wait()
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, str(node.socket)):
+        code, told = await asyncio.to_thread(execute, node, node.environment("ADD", "c1", "/run/netns/x"))
+        ended.set()
+    assert (code, told) == (int(pieces[0][:1]), {})
 
 
 def test_an_agent_that_hangs_is_given_up(tmp_path: Path) -> None:

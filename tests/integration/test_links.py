@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from felix_py.dataplane.links import LinkError, LinkExists, Links, NoNamespace, PodLink, inside, random_mac
+from felix_py.dataplane.host_ends import CONF_OF_V6, SYSCTLS
+from felix_py.dataplane.links import LinkError, LinkExists, Links, NoNamespace, PodLink, random_mac
+from felix_py.netlink.connection import Netlink
+from felix_py.netlink.links import get_link_at, read_ipv6_settings
+from felix_py.netlink.wire import NETLINK_ROUTE
 from policy.model import Family
 from tests.support.isolate import NetworkNamespace, run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
 ADDRESSES = {Family.V4: "10.65.0.1", Family.V6: "fd65::1"}
+
+SETTINGS = {(family, name): value for family in Family for name, value in SYSCTLS[family].items()}
+WRONG = {"1": "0", "0": "1", "-1": "0"}
 
 
 @pytest.fixture
@@ -83,14 +91,43 @@ def test_what_cannot_be_configured_is_removed_again(links: Links, make_netns: Ma
     assert "eth0" not in pod.run("ip", "-o", "link")
 
 
-def test_entering_a_namespace_leaves_the_caller_where_it_was(make_netns: MakeNetns) -> None:
+def test_each_setting_of_the_host_end_whatever_the_nodes_defaults_are(
+    links: Links, make_netns: MakeNetns
+) -> None:
+    for (family, name), value in SETTINGS.items():
+        default = Path(f"/proc/sys/net/ipv{int(family)}/conf/default/{name}")
+        if default.exists():  # not each kernel has segment routing
+            default.write_text(WRONG[value])
+    link = pod_link(make_netns("pod").path)
+    links.create(link)
+    for (family, name), value in SETTINGS.items():
+        setting = Path(f"/proc/sys/net/ipv{int(family)}/conf/{link.host}/{name}")
+        if setting.exists():
+            assert setting.read_text().strip() == value, setting
+
+
+@pytest.mark.parametrize("name", SYSCTLS[Family.V6])
+def test_where_netlink_tells_a_setting_of_ipv6(netns: None, name: str) -> None:
+    run("ip", "link", "add", "one", "type", "veth", "peer", "name", "other")
+    setting = Path(f"/proc/sys/net/ipv6/conf/one/{name}")
+    if not setting.exists():
+        pytest.skip("this kernel has no such setting")
+    index = socket.if_nametoindex("one")
+    with Netlink(NETLINK_ROUTE) as netlink:
+        for value in ("1", "0", "1"):
+            setting.write_text(value)
+            held = int(setting.read_text())
+            assert read_ipv6_settings(netlink.get(get_link_at(index)))[CONF_OF_V6[name]] == held
+
+
+def test_entering_a_namespace_leaves_the_caller_where_it_was(links: Links, make_netns: MakeNetns) -> None:
     pod = make_netns("pod")
     own = os.stat("/proc/thread-self/ns/net").st_ino
     fd = os.open(pod.path, os.O_RDONLY)
     try:
-        assert inside(fd, lambda: os.stat("/proc/thread-self/ns/net").st_ino) == os.fstat(fd).st_ino
+        assert links.inside(fd, lambda: os.stat("/proc/thread-self/ns/net").st_ino) == os.fstat(fd).st_ino
         with pytest.raises(ZeroDivisionError):
-            inside(fd, lambda: 1 // 0)
+            links.inside(fd, lambda: 1 // 0)
     finally:
         os.close(fd)
     assert os.stat("/proc/thread-self/ns/net").st_ino == own

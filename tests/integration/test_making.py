@@ -10,11 +10,14 @@ from msgspec.structs import replace
 
 from felix_py.cni.workers import Interfaces
 from felix_py.dataplane.links import LinkError, LinkExists, PodLink, random_mac
+from felix_py.records import Lease
 from policy.model import Family
 from tests.support.isolate import NetworkNamespace, run
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 MakeNetns = Callable[[str], NetworkNamespace]
+
+LEASE = Lease("c1", "eth0", "felix-py", "default", "web", "uid", "felix0000000000", {}, 1.0)
 
 
 @pytest.fixture
@@ -37,8 +40,8 @@ async def test_it_is_configured_once_its_addresses_are_known_by_whichever_thread
 ) -> None:
     link = pair(make_netns("pod"))
     making = interfaces.begin(link)
-    await asyncio.to_thread(making.complete, whole(link))
-    await making.done()
+    await asyncio.to_thread(making.complete, whole(link), LEASE)
+    assert await making.done() is LEASE
     assert making.link == whole(link)
     assert await interfaces.check(making.link, list(Family)) == []
 
@@ -50,7 +53,7 @@ async def test_one_that_is_abandoned_is_deleted(
     link = pair(make_netns("pod"))
     making = interfaces.begin(link)
     if configured:
-        making.complete(whole(link))
+        making.complete(whole(link), LEASE)
     await making.abandon()
     assert not await interfaces.exists(link.host)
 
@@ -61,7 +64,7 @@ async def test_what_was_there_before_is_neither_configured_nor_deleted(
     link = pair(make_netns("pod"))
     run("ip", "link", "add", link.host, "type", "veth", "peer", "name", "other0")
     making = interfaces.begin(link)
-    making.complete(whole(link))
+    making.complete(whole(link), LEASE)
     with pytest.raises(LinkExists):
         await making.done()
     await making.abandon()
@@ -74,7 +77,7 @@ async def test_why_it_cannot_be_configured_is_told(interfaces: Interfaces, make_
     pod.run("ip", "route", "add", "blackhole", "default")
     link = pair(pod)
     making = interfaces.begin(link)
-    making.complete(whole(link))
+    making.complete(whole(link), LEASE)
     with pytest.raises(LinkError, match="has a default route already"):
         await making.done()
     await making.abandon()

@@ -54,6 +54,23 @@ async def test_after_one_that_wrote_it_rests_and_who_waits_does_not(monkeypatch:
         assert time.monotonic() - started < LONG / 2
 
 
+async def test_many_who_wait_share_few_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each comes a moment after the one before, as the interfaces of a burst of ADDs are made."""
+    monkeypatch.setattr(reconcile, "_GATHER", (1e6, LONG))
+    async with Rig() as rig:
+        await rig.network.enforce(lease())
+        rig.reconciler._applied_at -= LONG  # it was quiet since
+        before, started, waiting = rig.kernel.applies, time.monotonic(), []
+        for number in range(10):
+            one = lease(f"c{number + 2}", f"10.1.0.{number + 2}", created=number + 2.0)
+            waiting.append(asyncio.ensure_future(rig.network.enforce(one)))
+            await asyncio.sleep(0.01)
+        await waiting[0]
+        assert time.monotonic() - started < LONG
+        await asyncio.gather(*waiting)
+        assert rig.kernel.applies - before == 2
+
+
 async def test_a_storm_that_changes_nothing_ends_in_few_applies() -> None:
     async with Rig() as rig:
         await rig.network.enforce(lease())

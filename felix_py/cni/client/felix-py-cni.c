@@ -147,27 +147,45 @@ static int await_agent(void) {
 	return fd;
 }
 
+/* Read until the whole answer is there, which the agent need not end by closing. Returns the exit code, and in start
+ * where the output begins; -1 when the agent went away before, or says something else. */
+static int read_answer(int fd, struct buffer *answer, size_t *start) {
+	for (;;) {
+		int code, head = 0;
+		size_t length;
+		reserve(answer, 65536);
+		ssize_t got = read(fd, answer->data + answer->length, answer->room - answer->length - 1);
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got <= 0)
+			return -1;
+		answer->length += got;
+		answer->data[answer->length] = 0;
+		if (!memchr(answer->data, '\n', answer->length))
+			continue;
+		if (sscanf(answer->data, "%d %zu%n", &code, &length, &head) != 2 || answer->data[head] != '\n')
+			return -1;
+		*start = head + 1;
+		if (answer->length - *start > length)
+			return -1;
+		if (answer->length - *start == length)
+			return code;
+	}
+}
+
 /* Send the call and print the answer. Returns the plugin's exit code, or -1 when there was no whole answer; of what
  * is handed back nothing is printed. */
 static int ask(int fd, const struct buffer *call) {
 	struct buffer answer = {0};
-	int code = -1, start = 0;
-	size_t length = 0;
-	int complete = write_all(fd, call->data, call->length) && read_all(fd, &answer);
+	size_t start = 0;
+	int code = write_all(fd, call->data, call->length) ? read_answer(fd, &answer, &start) : -1;
 	close(fd);
-	append(&answer, "", 1);
-	if (!complete || sscanf(answer.data, "%d %zu%n", &code, &length, &start) != 2 || answer.data[start] != '\n' ||
-	    answer.length - 1 - (start + 1) != length) {
-		free(answer.data);
-		return -1;
+	if (code >= 0 && code != HANDED_BACK) {
+		alarm(0);
+		if (!write_all(STDOUT_FILENO, answer.data + start, answer.length - start))
+			_exit(2);
 	}
-	if (code == HANDED_BACK) {
-		free(answer.data);
-		return code;
-	}
-	alarm(0);
-	if (!write_all(STDOUT_FILENO, answer.data + start + 1, length))
-		_exit(2);
+	free(answer.data);
 	return code;
 }
 
