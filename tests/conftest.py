@@ -84,6 +84,8 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]
             # A file has one of its own where its tests name none; then they build on each other.
             found = re.search(r"\b(legacy|nft)-(ipv4|ipv6|dual)\b", test)
             return f"the cluster {found[0]}" if found else file
+        if file.startswith("tests/conformance/") and _installs_definitions(file):
+            return file
         return file if file.startswith("tests/packaging/") else nodeid
 
 
@@ -91,6 +93,12 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]
 def _wants_plain_lab(file: str) -> bool:
     """By the fixture's name: the scheduler knows names of tests and nothing else."""
     return "plain_lab: " in (ROOT / file).read_text()
+
+
+@cache
+def _installs_definitions(file: str) -> bool:
+    """For all of its tests, which takes longer than most of them."""
+    return 'scope="module"' in (ROOT / file).read_text()
 
 
 @pytest.fixture(autouse=True)
