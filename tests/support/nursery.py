@@ -18,6 +18,7 @@ import gc
 import importlib
 import os
 import pickle
+import pkgutil
 import shutil
 import signal
 import socket
@@ -35,20 +36,8 @@ from tests.support.forked import Start, can_show, fork
 _ROOT = Path(__file__).parents[2]
 _SCRIPT = str(Path(sys.executable).with_name("felix-py"))
 _PACKAGES = frozenset({"bgp", "felix_py", "lab"})
-_LOADED = (
-    "felix_py.agent.main",
-    "felix_py.cli.main",
-    "bgp.bfd.speaker",
-    "bgp.launch",
-    "bgp.sidecar",
-    "exabgp.application.main",
-    "exabgp.application.server",
-    "lab.apiserver.__main__",
-    "lab.cli.main",
-    "lab.keeper",
-    "lab.kubelet",
-    "lab.machine",
-)
+_LOADED_LATE = ("exabgp.application.main", "exabgp.application.server", "iptc", "pyroute2")
+"""What our programs load beside our packages, and only when they need it."""
 _INTERPRETER = ("PYTHON", "LD_")
 _HARMLESS = frozenset({"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"})
 """Beginnings of variables that change what an interpreter is, but for these."""
@@ -246,13 +235,23 @@ def _entered(argv: list[str]) -> tuple[list[str], list[tuple[int, str]]]:
 # --- the nursery itself ------------------------------------------------------------------------------
 
 
+def _load_all() -> None:
+    for package in _PACKAGES:
+        folders = importlib.import_module(package).__path__
+        for found in pkgutil.walk_packages(folders, f"{package}."):
+            importlib.import_module(found.name)
+    for name in _LOADED_LATE:
+        importlib.import_module(name)
+    # It loads the official client's models as it is made.
+    importlib.import_module("lab.apiserver.server").ApiServer()
+
+
 def serve() -> None:
     """Be the nursery: the only argument is its socket's number."""
     global _nursery  # noqa: PLW0603
     _nursery = _Here()
     install()
-    for name in _LOADED:
-        importlib.import_module(name)
+    _load_all()
     if os.geteuid() == 0:
         unshare(CLONE_NEWNET)  # else it would keep the namespace of the test that has started it
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the tests
