@@ -37,9 +37,9 @@ _shown: list[object] = []
 class Start:
     """A program to become.
 
-    ``argv`` begins with the path of a script, or is ``PYTHON -m MODULE …``. ``spaces`` are the kinds of the
-    namespaces to enter, ``files`` the numbers that open files get. Descriptors come with it: of the working
-    directory, of the namespaces and of the files, in this order.
+    ``argv`` begins with the path of a script, or is ``PYTHON -m MODULE …`` or ``PYTHON -u -c CODE``.
+    ``spaces`` are the kinds of the namespaces to enter, ``files`` the numbers that open files get. Descriptors
+    come with it: of the working directory, of the namespaces and of the files, in this order.
     """
 
     argv: tuple[str, ...]
@@ -157,6 +157,11 @@ def _load(start: Start) -> types.CodeType:
         sys.argv[:] = [path, *start.argv[3:]]
         sys.orig_argv[:] = start.argv
         sys.path[0] = start.folder or ""
+    elif start.argv[1:3] == ("-u", "-c"):
+        code, path = compile(start.argv[3], "<string>", "exec"), ""
+        sys.argv[:] = start.argv[2:3]
+        sys.orig_argv[:] = start.argv
+        sys.path[0] = ""
     else:
         path = start.argv[0]
         code = compile(Path(path).read_bytes(), path, "exec")

@@ -127,7 +127,10 @@ class LabUnderTest:
                 path = f"{_SERVED[resource]}/{place}" + (f"/{name}" if name else "")
                 return await api.get(path, {"fieldSelector": fields} if fields else None)
 
-        return asyncio.run(read())
+        found = asyncio.run(read())
+        for one in found.get("items", [found]):
+            one["metadata"].pop("managedFields", None)  # as kubectl shows it
+        return found
 
     def node_status(self, node: str) -> dict[str, Any]:
         """What a node tells of itself (NodeNetworkStatus); nothing before it has told anything."""

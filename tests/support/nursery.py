@@ -6,6 +6,8 @@ a process of one thread that has loaded everything and done nothing; what these 
 All else is really started, and so is what asks for another interpreter than the nursery's (``PYTHONPATH``,
 ``LD_PRELOAD``), and what a test starts that is marked ``started``.
 
+Workers of pytest-xdist are forked, too, and each with a nursery of its own.
+
 A forked program has what a started one has: arguments, environment, files, folder, namespaces, session and
 signals, as /proc shows them, too. It is the child of the process that asked for it. It shares with its siblings
 the seed of hashes and the memory that the nursery has filled.
@@ -30,7 +32,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab.namespaces import CLONE_NEWNET, CLONE_NEWNS, unshare
+from lab.namespaces import CLONE_NEWNET, CLONE_NEWNS, setns, unshare
 from tests.support.forked import Start, can_show, fork
 
 _ROOT = Path(__file__).parents[2]
@@ -38,6 +40,9 @@ _SCRIPT = str(Path(sys.executable).with_name("felix-py"))
 _PACKAGES = frozenset({"bgp", "felix_py", "lab"})
 _LOADED_LATE = ("exabgp.application.main", "exabgp.application.server", "iptc", "pyroute2")
 """What our programs load beside our packages, and only when they need it."""
+
+_WORKER = [sys.executable, "-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
+"""How execnet starts the worker of pytest-xdist."""
 _INTERPRETER = ("PYTHON", "LD_")
 _HARMLESS = frozenset({"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"})
 """Beginnings of variables that change what an interpreter is, but for these."""
@@ -102,6 +107,28 @@ class Nursery:
         if isinstance(said, str):
             raise OSError(said)
         return said
+
+
+class _Inherited(Nursery):
+    """A worker's, forked with it, before it had threads and went into namespaces of its own."""
+
+    def __init__(self, asked: socket.socket, pid: int) -> None:
+        self.interpreter = _Here.interpreter
+        self._lock = threading.Lock()
+        self._socket, self._pid = asked, pid
+        self._joined = False
+
+    def fork(self, start: Start, given: Sequence[int]) -> int:
+        if not self._joined and os.geteuid() == 0:
+            with open("/proc/self/ns/mnt") as mounts:
+                socket.send_fds(self._socket, [pickle.dumps(None)], [mounts.fileno()])
+                self._socket.recv(_MOST)
+        self._joined = True
+        return super().fork(start, given)
+
+    def close(self) -> None:
+        self._socket.close()
+        os.waitpid(self._pid, 0)
 
 
 class _Here:
@@ -192,7 +219,11 @@ class Popen(subprocess.Popen[Any]):
         argv, paths = _entered([os.fsdecode(word) for word in args])
         if argv and argv[0] == "felix-py":
             argv[0] = shutil.which("felix-py", path=environment.get("PATH")) or argv[0]
-        if argv[:1] != [_SCRIPT] and not (argv[:2] == [sys.executable, "-m"] and _package(argv[2]) in _PACKAGES):
+        if (
+            argv[:1] != [_SCRIPT]
+            and argv != _WORKER
+            and not (argv[:2] == [sys.executable, "-m"] and _package(argv[2]) in _PACKAGES)
+        ):
             return None
         nursery = self._nursery or _default()
         here = isinstance(nursery, _Here)
@@ -240,7 +271,7 @@ def _load_all() -> None:
         folders = importlib.import_module(package).__path__
         for found in pkgutil.walk_packages(folders, f"{package}."):
             importlib.import_module(found.name)
-    for name in _LOADED_LATE:
+    for name in (*_LOADED_LATE, "pytest"):
         importlib.import_module(name)
     # It loads the official client's models as it is made.
     importlib.import_module("lab.apiserver.server").ApiServer()
@@ -254,17 +285,48 @@ def serve() -> None:
     _load_all()
     if os.geteuid() == 0:
         unshare(CLONE_NEWNET)  # else it would keep the namespace of the test that has started it
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the tests
     gc.collect()
     with socket.socket(fileno=int(sys.argv[1])) as asked:
-        while True:
-            order, given, _, _ = socket.recv_fds(asked, _MOST, 64)
-            if not order:
-                return
-            try:
-                answer: object = fork(pickle.loads(order), given, None, orphan=True)  # noqa: S301 - from the tests
-            except OSError as error:
-                answer = str(error)
-            for fd in given:
-                os.close(fd)
-            asked.send(pickle.dumps(answer))
+        _attend(asked)
+
+
+def _attend(asked: socket.socket) -> None:
+    """Fork what is ordered, until nobody is left to order."""
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the tests
+    while True:
+        order, given, _, _ = socket.recv_fds(asked, _MOST, 64)
+        if not order:
+            return
+        start: Start | None = pickle.loads(order)  # noqa: S301 - from the tests
+        answer: object = None
+        try:
+            if start is None:
+                setns(given[0], CLONE_NEWNS)
+            else:
+                breed = _breed if list(start.argv) == _WORKER else None
+                answer = fork(start, given, breed, orphan=True)
+        except OSError as error:
+            answer = str(error)
+        for fd in given:
+            os.close(fd)
+        asked.send(pickle.dumps(answer))
+
+
+def _breed() -> None:
+    """In a worker that is to be: leave it a nursery."""
+    global _nursery  # noqa: PLW0603
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if pid := os.fork():
+        theirs.close()
+        _nursery = _Inherited(ours, pid)
+        return
+    try:
+        # The worker's streams are its own: who reads them waits for their end.
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1):
+            os.dup2(nothing, number)
+        os.closerange(3, theirs.fileno())
+        os.closerange(theirs.fileno() + 1, 1 << 16)
+        _attend(theirs)
+    finally:
+        os._exit(0)
