@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.lab import LabUnderTest, example, manifest
+from tests.support.lab import LabUnderTest, example, manifest, one_backend
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, one_backend]
 
 
 def policy(name: str, **spec: Any) -> str:

@@ -10,10 +10,10 @@ import pytest
 
 from lab.namespaces import inside
 from lab.topology import TOR, WORLD
-from tests.support.lab import LabUnderTest, manifest
+from tests.support.lab import LabUnderTest, manifest, one_backend
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, one_backend]
 
 
 def pod(name: str, *, ports: list[dict[str, Any]] | None = None, **spec: Any) -> dict[str, Any]:

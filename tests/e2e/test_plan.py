@@ -13,9 +13,9 @@ import pytest
 
 from lab.matrix import Cell, Kind, Party
 from policy.model import Family, Protocol
-from tests.support.lab import LabUnderTest, example
+from tests.support.lab import LabUnderTest, example, one_backend
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.usefixtures("definitions")]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.usefixtures("definitions"), one_backend]
 
 FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
 PORTS: list[tuple[Protocol | None, int | None]] = [(None, None), (Protocol.TCP, 9100)]

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
 import yaml
 
 from felix_py.observe import ask
@@ -81,6 +82,12 @@ PROBES = (
     _probe("AdminNetworkPolicy", "v1alpha1", "probe", priority=0),
     _probe("BaselineAdminNetworkPolicy", "v1alpha1", "default"),
 )
+
+
+one_backend = pytest.mark.parametrize(
+    "lab", ["nft", pytest.param("legacy", marks=pytest.mark.heavy)], indirect=True
+)
+"""For what the iptables backend makes no difference to; at length it is tried on both."""
 
 
 class LabUnderTest:
