@@ -12,7 +12,7 @@ T = TypeVar("T")
 _LATE = 0.1
 """How much longer than needed a wait may take, as a part of itself: what is asked is often a program to start."""
 
-_DEAR = 2
+_DEAR = 4
 """How many times as long as a look that took long is waited before the next: else asking is most of the work."""
 
 
