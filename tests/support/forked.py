@@ -37,7 +37,8 @@ _shown: list[object] = []
 class Start:
     """A program to become.
 
-    ``argv`` begins with the path of a script, or is ``PYTHON -m MODULE …`` or ``PYTHON -u -c CODE``.
+    ``argv`` begins with the path of a script, with or without ``PYTHON -I -S`` before it, or is
+    ``PYTHON -m MODULE …`` or ``PYTHON -u -c CODE``.
     ``spaces`` are the kinds of the namespaces to enter, ``files`` the numbers that open files get. Descriptors
     come with it: of the working directory, of the namespaces and of the files, in this order.
     """
@@ -163,10 +164,12 @@ def _load(start: Start) -> types.CodeType:
         sys.orig_argv[:] = start.argv
         sys.path[0] = ""
     else:
-        path = start.argv[0]
+        isolated = start.argv[1:3] == ("-I", "-S")
+        words = start.argv[3:] if isolated else start.argv
+        path = words[0]
         code = compile(Path(path).read_bytes(), path, "exec")
-        sys.argv[:] = start.argv
-        sys.orig_argv[:] = [sys.executable, *start.argv]
+        sys.argv[:] = words
+        sys.orig_argv[:] = start.argv if isolated else [sys.executable, *start.argv]
         sys.path[0] = str(Path(path).parent)
     module.__file__ = path
     sys.modules["__main__"] = module

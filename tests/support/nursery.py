@@ -37,6 +37,7 @@ from tests.support.forked import Start, can_show, fork
 
 _ROOT = Path(__file__).parents[2]
 _SCRIPT = str(Path(sys.executable).with_name("felix-py"))
+_BRIDGE = str(_ROOT / "bgp" / "bridge.py")
 _PACKAGES = frozenset({"bgp", "felix_py", "lab"})
 _LOADED_LATE = ("exabgp.application.main", "exabgp.application.server", "iptc", "pyroute2")
 """What our programs load beside our packages, and only when they need it."""
@@ -219,11 +220,7 @@ class Popen(subprocess.Popen[Any]):
         argv, paths = _entered([os.fsdecode(word) for word in args])
         if argv and argv[0] == "felix-py":
             argv[0] = shutil.which("felix-py", path=environment.get("PATH")) or argv[0]
-        if (
-            argv[:1] != [_SCRIPT]
-            and argv != _WORKER
-            and not (argv[:2] == [sys.executable, "-m"] and _package(argv[2]) in _PACKAGES)
-        ):
+        if not _ours(argv):
             return None
         nursery = self._nursery or _default()
         here = isinstance(nursery, _Here)
@@ -245,8 +242,13 @@ class Popen(subprocess.Popen[Any]):
         return fork(start, given, preexec_fn, orphan=False)
 
 
-def _package(module: str) -> str:
-    return module.partition(".")[0]
+def _ours(argv: list[str]) -> bool:
+    match argv:
+        case [python, "-m", module, *_]:
+            return python == sys.executable and module.partition(".")[0] in _PACKAGES
+        case [python, "-I", "-S", script, *_]:
+            return python == sys.executable and script == _BRIDGE
+    return argv[:1] == [_SCRIPT] or argv == _WORKER
 
 
 def _opened(path: str, stack: ExitStack) -> int:
