@@ -98,10 +98,13 @@ class Nursery:
             # The program's parent ends at once, so that it goes to whoever is the nearest subreaper.
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
             try:
-                socket.send_fds(self._socket, [pickle.dumps(start)], given)
-                answer = self._socket.recv(_MOST)
+                return self._asked(start, given)
             finally:
                 _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+    def _asked(self, order: Start | None, given: Sequence[int]) -> int:
+        socket.send_fds(self._socket, [pickle.dumps(order)], given)
+        answer = self._socket.recv(_MOST)
         if not answer:
             raise OSError("the nursery has died")
         said: int | str = pickle.loads(answer)  # noqa: S301 - the nursery is ours
@@ -120,15 +123,16 @@ class _Inherited(Nursery):
         self._joined = False
 
     def fork(self, start: Start, given: Sequence[int]) -> int:
-        if not self._joined and os.geteuid() == 0:
-            with open("/proc/self/ns/mnt") as mounts:
-                socket.send_fds(self._socket, [pickle.dumps(None)], [mounts.fileno()])
-                self._socket.recv(_MOST)
-        self._joined = True
+        with self._lock:
+            if not self._joined and os.geteuid() == 0:
+                with open("/proc/self/ns/mnt") as mounts:
+                    self._asked(None, [mounts.fileno()])
+            self._joined = True
         return super().fork(start, given)
 
     def close(self) -> None:
         self._socket.close()
+        os.kill(self._pid, signal.SIGTERM)
         os.waitpid(self._pid, 0)
 
 
@@ -300,9 +304,9 @@ def _attend(asked: socket.socket) -> None:
         if not order:
             return
         start: Start | None = pickle.loads(order)  # noqa: S301 - from the tests
-        answer: object = None
+        answer: int | str = 0
         try:
-            if start is None:
+            if start is None:  # to come into a worker's namespace
                 setns(given[0], CLONE_NEWNS)
             else:
                 breed = _breed if list(start.argv) == _WORKER else None
