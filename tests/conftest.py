@@ -30,7 +30,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Go's collector of garbage takes a quarter of what each of hundreds of kubectl computes, and frees nothing it
 # needs. What lives longer collects at the limit.
-os.environ |= {"GOGC": "off", "GOMEMLIMIT": "1GiB"}
+os.environ |= {"GOGC": "off", "GOMEMLIMIT": "256MiB"}
 
 hypothesis.settings.register_profile("ours", max_examples=examples(300), deadline=None)
 hypothesis.settings.load_profile("ours")
