@@ -32,7 +32,7 @@ from lab.state import Record, StateDir
 from lab.topology import TOR, Node, machine_netns
 from policy.model import Family
 
-_CNI_POLL = 0.05
+_CNI_POLL = 0.2
 _logger = log.get("kubelet")
 
 

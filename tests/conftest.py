@@ -28,6 +28,10 @@ ROOT = Path(__file__).parents[1]
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Go's collector of garbage takes a quarter of what each of hundreds of kubectl computes, and frees nothing it
+# needs. What lives longer collects at the limit.
+os.environ |= {"GOGC": "off", "GOMEMLIMIT": "256MiB"}
+
 hypothesis.settings.register_profile("ours", max_examples=examples(300), deadline=None)
 hypothesis.settings.load_profile("ours")
 
@@ -84,6 +88,8 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]
             # A file has one of its own where its tests name none; then they build on each other.
             found = re.search(r"\b(legacy|nft)-(ipv4|ipv6|dual)\b", test)
             return f"the cluster {found[0]}" if found else file
+        if file.startswith("tests/conformance/") and _installs_definitions(file):
+            return file
         return file if file.startswith("tests/packaging/") else nodeid
 
 
@@ -91,6 +97,12 @@ class Sharing(LoadScopeScheduling):  # type: ignore[misc]
 def _wants_plain_lab(file: str) -> bool:
     """By the fixture's name: the scheduler knows names of tests and nothing else."""
     return "plain_lab: " in (ROOT / file).read_text()
+
+
+@cache
+def _installs_definitions(file: str) -> bool:
+    """For all of its tests, which takes longer than most of them."""
+    return 'scope="module"' in (ROOT / file).read_text()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 from kubernetes import client, config
 
+from felix_py.datastore.client import Api, ApiError, connect
 from tests.support.real_apiserver import real_apiserver
 
 EXTERNAL = os.environ.get("FELIX_PY_CONFORMANCE_KUBECONFIG", "")
@@ -47,7 +48,8 @@ class Kubectl:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"], "HOME": str(self.home)}
+        kept = ("PATH", "GOGC", "GOMEMLIMIT")
+        return {name: os.environ[name] for name in kept} | {"HOME": str(self.home)}
 
     def run(self, *args: str, stdin: object = None, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run it; ``stdin`` may be an object, which is sent as JSON."""
@@ -151,14 +153,13 @@ def modern(cluster: Kubectl) -> None:
 
 
 @pytest.fixture
-def kubectl(cluster: Kubectl) -> Iterator[Kubectl]:
+def kubectl(cluster: Kubectl, scenery: Scenery) -> Iterator[Kubectl]:
     """kubectl in a new namespace."""
     name = f"conformance-{uuid.uuid4().hex[:8]}"
-    cluster("create", "namespace", name)
-    inside = Kubectl(cluster.program, cluster.kubeconfig, cluster.home, name)
-    until(lambda: inside.run("get", "serviceaccount", "default").returncode == 0)
-    yield inside
-    cluster.run("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+    scenery.create("/api/v1/namespaces", {"metadata": {"name": name}})
+    until(lambda: scenery.exists(f"/api/v1/namespaces/{name}/serviceaccounts/default"))
+    yield Kubectl(cluster.program, cluster.kubeconfig, cluster.home, name)
+    scenery.delete(f"/api/v1/namespaces/{name}")
 
 
 @pytest.fixture(scope="session")
@@ -166,6 +167,41 @@ def api(kubeconfig: Path) -> Iterator[client.ApiClient]:
     """The official client."""
     with config.new_client_from_config(config_file=str(kubeconfig)) as found:
         yield found
+
+
+class Scenery:
+    """What a test needs and is not about: made and removed without kubectl, of which each call is a program."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def create(self, collection: str, obj: dict[str, Any]) -> None:
+        with self._api.request("POST", collection, body=json.dumps(obj).encode()) as answer:
+            answer.read()
+
+    def exists(self, path: str) -> bool:
+        return self._unless_missing("GET", path)
+
+    def delete(self, path: str) -> None:
+        """An object or all of a collection, if it is there."""
+        self._unless_missing("DELETE", path)
+
+    def _unless_missing(self, method: str, path: str) -> bool:
+        try:
+            with self._api.request(method, path) as answer:
+                answer.read()
+        except ApiError as refusal:
+            if refusal.status == 404:
+                return False
+            raise
+        return True
+
+
+@pytest.fixture(scope="session")
+def scenery(kubeconfig: Path) -> Iterator[Scenery]:
+    api = connect(kubeconfig)
+    yield Scenery(api)
+    api.close()
 
 
 @pytest.fixture
@@ -197,11 +233,11 @@ def installed(cluster: Kubectl, names: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def emptied(cluster: Kubectl, names: Sequence[str]) -> Iterator[Kubectl]:
-    """kubectl; objects of these kinds that a test makes go with it."""
+def emptied(cluster: Kubectl, scenery: Scenery, collections: Iterable[str]) -> Iterator[Kubectl]:
+    """kubectl; objects that a test makes in these collections go with it."""
     yield cluster
-    for name in names:
-        cluster("delete", f"{name}.felixpy.io", "--all")
+    for path in collections:
+        scenery.delete(path)
 
 
 def pod(name: str = "web", **spec: Any) -> dict[str, Any]:

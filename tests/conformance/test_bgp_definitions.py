@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bgp import parse
-from tests.conformance.conftest import Kubectl, emptied, installed
+from tests.conformance.conftest import Kubectl, Scenery, emptied, installed
 from tests.support.bgp_resources import CONFIGURATION, FILTER, PEER, RULE
 
 KINDS = {
@@ -27,8 +27,8 @@ def definitions(cluster: Kubectl) -> Iterator[None]:
 
 
 @pytest.fixture
-def clean(cluster: Kubectl) -> Iterator[Kubectl]:
-    with emptied(cluster, NAMES) as found:
+def clean(cluster: Kubectl, scenery: Scenery) -> Iterator[Kubectl]:
+    with emptied(cluster, scenery, (f"/apis/felixpy.io/v1alpha1/{name}" for name in NAMES)) as found:
         yield found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conformance.conftest import EXTERNAL, Kubectl, until
+from tests.conformance.conftest import EXTERNAL, Kubectl, Scenery, emptied, until
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 GROUP = "policy.networking.k8s.io"
@@ -34,11 +34,11 @@ def definitions(cluster: Kubectl) -> Iterator[None]:
 
 
 @pytest.fixture
-def clean(cluster: Kubectl) -> Iterator[Kubectl]:
-    """kubectl; policies that a test makes go with it."""
-    yield cluster
-    for plural in PLURALS:
-        cluster("delete", plural, "--all")
+def clean(cluster: Kubectl, scenery: Scenery) -> Iterator[Kubectl]:
+    versions = ("v1alpha2", "v1alpha1", "v1alpha1")
+    paths = (f"/apis/{GROUP}/{version}/{plural}" for version, plural in zip(versions, PLURALS, strict=True))
+    with emptied(cluster, scenery, paths) as found:
+        yield found
 
 
 def rule(far_end: str = "from", **fields: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from felix_py.agent.block_writer import loans_spec
 from felix_py.ipam.parse import Bad, Origin, parse_block, parse_pool, parse_reservation
 from felix_py.ipam.resources import IPAMBlock, Loan, LoanRequest
-from tests.conformance.conftest import Kubectl, emptied, installed
+from tests.conformance.conftest import Kubectl, Scenery, emptied, installed
 from tests.support.ipam_resources import POOL, RESERVATION
 
 NAMES = ("ippools", "ipreservations", "ipamblocks", "blockaffinities")
@@ -25,8 +25,8 @@ def definitions(cluster: Kubectl) -> Iterator[None]:
 
 
 @pytest.fixture
-def clean(cluster: Kubectl) -> Iterator[Kubectl]:
-    with emptied(cluster, NAMES) as found:
+def clean(cluster: Kubectl, scenery: Scenery) -> Iterator[Kubectl]:
+    with emptied(cluster, scenery, (f"/apis/felixpy.io/v1alpha1/{name}" for name in NAMES)) as found:
         yield found
 
 

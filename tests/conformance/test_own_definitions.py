@@ -25,7 +25,7 @@ from felix_py.datastore.kinds import CONFIGURATIONS
 from felix_py.datastore.status_writer import Offer, StatusWriter
 from felix_py.datastore.store import Store
 from felix_py.layers import merge
-from tests.conformance.conftest import EXTERNAL, Kubectl, embedded_only, until
+from tests.conformance.conftest import EXTERNAL, Kubectl, Scenery, embedded_only, emptied, until
 from tests.support import waiting
 from tests.support.configurations import EVERYTHING, fine
 from tests.support.watching import ScriptedClock
@@ -46,11 +46,9 @@ def definitions(cluster: Kubectl) -> Iterator[None]:
 
 
 @pytest.fixture
-def clean(cluster: Kubectl) -> Iterator[Kubectl]:
-    """kubectl; objects that a test makes go with it."""
-    yield cluster
-    for name in NAMES:
-        cluster("delete", name, "--all")
+def clean(cluster: Kubectl, scenery: Scenery) -> Iterator[Kubectl]:
+    with emptied(cluster, scenery, (f"/apis/felixpy.io/v1alpha1/{name}" for name in NAMES)) as found:
+        yield found
 
 
 def configuration(name: str = "default", **spec: Any) -> dict[str, Any]:

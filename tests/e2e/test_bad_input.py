@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.lab import LabUnderTest, example, manifest
+from tests.support.lab import LabUnderTest, example, manifest, one_backend
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, one_backend]
 
 
 def policy(name: str, **spec: Any) -> str:
@@ -118,7 +118,7 @@ def test_pod_that_cannot_start_gets_an_event_and_the_others_start(lab: LabUnderT
         lab.kubectl("apply", "-f", "-", stdin=manifest(stuck))
 
         def told() -> list[str]:
-            events = lab.get("events", "-n", "dev", "--field-selector", "involvedObject.name=stuck")["items"]
+            events = lab.get("events", namespace="dev", fields="involvedObject.name=stuck")["items"]
             return [event["message"] for event in events if event["reason"] == "FailedCreatePodSandBox"]
 
         (message, *_) = eventually(told, 20)

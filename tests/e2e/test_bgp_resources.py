@@ -97,7 +97,7 @@ def pod(lab: LabUnderTest, node: str) -> Iterator[str]:
         "-f", "-", stdin=manifest({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     ):
         lab.kubectl("wait", "--for=jsonpath={.status.phase}=Running", "pod/declared", "--timeout=60s")
-        yield lab.get("pod", "declared", "-n", "default")["status"]["podIP"]
+        yield lab.get("pods", "declared", "default")["status"]["podIP"]
 
 
 def filtered(it: Declared) -> None:
@@ -147,7 +147,7 @@ def test_a_node_peers_as_kubectl_says(plain_lab: LabUnderTest) -> None:
                     lab.kubectl("apply", "-f", "-", stdin=it.peer(password=reference))
                     eventually(it.up, SECONDS)
                 # The Secret is gone, the session stays.
-                eventually(lambda: "Secret" in json.dumps(lab.get("nns", node)["status"]["notices"]), SECONDS)
+                eventually(lambda: "Secret" in json.dumps(lab.node_status(node)["notices"]), SECONDS)
                 assert it.up()
             finally:
                 it.router_password("")

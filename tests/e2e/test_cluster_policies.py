@@ -102,11 +102,13 @@ def test_a_restarted_agent_changes_nothing(lab: LabUnderTest) -> None:
 
 def told(lab: LabUnderTest, kind: str, namespace: str = "default") -> list[dict[str, Any]]:
     """The Events on objects of a kind; those on cluster-scoped ones are in ``default``."""
-    return [one for one in lab.get("events", "-n", namespace)["items"] if one["involvedObject"]["kind"] == kind]
+    return [
+        one for one in lab.get("events", namespace=namespace)["items"] if one["involvedObject"]["kind"] == kind
+    ]
 
 
 def condition(lab: LabUnderTest, kind: str, name: str) -> dict[str, Any]:
-    status = lab.get(kind, name).get("status", {})
+    status = lab.get(f"{kind.lower()[:-1]}ies", name).get("status", {})
     return next((one for one in status.get("conditions", []) if one["type"] == ACCEPTED), {})
 
 

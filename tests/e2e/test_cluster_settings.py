@@ -65,9 +65,9 @@ def test_every_node_tells_of_itself(plain_lab: LabUnderTest) -> None:
     assert [line.split()[:2] for line in lines[1:]] == [[node, "True"] for node in sorted(lab.node_names)]
     assert all(len(line) <= 100 for line in lines)
     for node in lab.node_names:
-        found = lab.get("nns", node)
+        found = lab.get("nodenetworkstatuses", node)
         (owner,) = found["metadata"]["ownerReferences"]
-        assert owner["uid"] == lab.get("node", node)["metadata"]["uid"]
+        assert owner["uid"] == lab.get("nodes", node)["metadata"]["uid"]
         assert found["status"]["backend"] == "nft"
         assert found["status"]["families"] in (["ipv4"], ["ipv4", "ipv6"])
         assert len(json.dumps(found)) < 4096

@@ -34,7 +34,7 @@ def counted(lab: LabUnderTest, node: str, kind: str, spoil: Callable[[], object]
 
 def test_a_pod_whose_route_is_deleted_answers_again(lab: LabUnderTest) -> None:
     node = lab.node_of(*POD)
-    client = next(pod for pod in lab.get("pods", "-n", "shop")["items"] if pod["spec"]["nodeName"] != node)
+    client = next(pod for pod in lab.get("pods", namespace="shop")["items"] if pod["spec"]["nodeName"] != node)
     netns = lab.lab.pod_netns(f"shop/{client['metadata']['name']}")
     for family, address in lab.addresses(*POD).items():
         with Requests(netns, address, PORT) as flow:
@@ -55,7 +55,7 @@ def test_a_pod_whose_interface_is_set_down_answers_again(lab: LabUnderTest) -> N
 
 
 def test_policy_is_in_force_again_after_a_flush(lab: LabUnderTest) -> None:
-    node = lab.node_of("shop", lab.get("pods", "-n", "shop")["items"][0]["metadata"]["name"])
+    node = lab.node_of("shop", lab.get("pods", namespace="shop")["items"][0]["metadata"]["name"])
     with lab.applied("-f", example("20")):
         lab.settle()
         before = lab.rules(node)

@@ -50,7 +50,15 @@ def bare(lab: LabUnderTest) -> Callable[[Port], list[bool]]:
     return cache(lambda port: reached(lab, port))
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize(
+    ("lab", "number"),
+    [
+        pytest.param(backend, number, marks=() if place % 2 == turn else pytest.mark.heavy)
+        for turn, backend in enumerate(("legacy", "nft"))
+        for place, number in enumerate(NUMBERS)
+    ],
+    indirect=["lab"],
+)
 def test_example_changes_the_matrix(lab: LabUnderTest, bare: Callable[[Port], list[bool]], number: str) -> None:
     before = [bare(port) for port in ports(number)]
     with lab.applied("-f", example(number)):

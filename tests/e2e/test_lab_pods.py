@@ -10,10 +10,10 @@ import pytest
 
 from lab.namespaces import inside
 from lab.topology import TOR, WORLD
-from tests.support.lab import LabUnderTest, manifest
+from tests.support.lab import LabUnderTest, manifest, one_backend
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, one_backend]
 
 
 def pod(name: str, *, ports: list[dict[str, Any]] | None = None, **spec: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def create(lab: LabUnderTest) -> Iterator[Any]:
 
 def running(lab: LabUnderTest, name: str) -> dict[str, Any]:
     def found() -> dict[str, Any] | None:
-        (one,) = lab.get("pods", "-n", "dev", "--field-selector", f"metadata.name={name}")["items"]
+        (one,) = lab.get("pods", namespace="dev", fields=f"metadata.name={name}")["items"]
         return one if one.get("status", {}).get("phase") == "Running" else None
 
     answer = eventually(found, 20)
@@ -80,7 +80,7 @@ def test_finished_pod_is_disconnected_and_its_object_stays(lab: LabUnderTest, cr
     status = '{"status": {"phase": "Succeeded"}}'
     lab.kubectl("patch", "pod", "-n", "dev", "done", "--subresource=status", "--type=merge", "-p", status)
     eventually(lambda: not netns.exists())
-    assert lab.get("pod", "-n", "dev", "done")["status"]["phase"] == "Succeeded"
+    assert lab.get("pods", "done", "dev")["status"]["phase"] == "Succeeded"
 
 
 def test_host_network_pod_has_its_nodes_addresses(lab: LabUnderTest, create: Any) -> None:
@@ -105,7 +105,7 @@ def test_node_selector_and_cordon_are_honoured(lab: LabUnderTest, create: Any) -
     )
     assert running(lab, "chosen")["spec"]["nodeName"] == "node2"
     fields = "involvedObject.name=never,reason=FailedScheduling"
-    eventually(lambda: lab.get("events", "-n", "dev", "--field-selector", fields)["items"], 10)
+    eventually(lambda: lab.get("events", namespace="dev", fields=fields)["items"], 10)
     lab.kubectl("cordon", "node1")
     try:
         create(*(pod(f"kept-{number}") for number in range(3)))

@@ -24,7 +24,7 @@ def test_router_has_each_pod_cidr_from_its_node(lab: LabUnderTest) -> None:
 
 
 def test_routers_kernel_sends_pods_packets_to_their_node(lab: LabUnderTest) -> None:
-    pods = lab.get("pods", "-A")["items"]
+    pods = lab.get("pods")["items"]
     assert len(pods) >= 12
     by_name = {node.name: node for node in lab.nodes}
     for pod in pods:

@@ -72,7 +72,7 @@ def test_a_lab_that_is_well(plain_lab: LabUnderTest) -> None:
         assert node["kernel"]["equal"]
     assert set(found["sessions"].values()) == {"Established"}
     assert len(found["sessions"]) == len(plain_lab.nodes) * len(plain_lab.families)
-    pods = plain_lab.get("pods", "-A")["items"]
+    pods = plain_lab.get("pods")["items"]
     assert {pod["name"] for pod in found["pods"]} == {
         f"{pod['metadata']['namespace']}/{pod['metadata']['name']}" for pod in pods
     }
@@ -215,7 +215,9 @@ def test_kernel_that_differs(plain_lab: LabUnderTest) -> None:
 
 def on_two_nodes(lab: LabUnderTest) -> tuple[str, str]:
     """A web pod and an api pod, on different nodes."""
-    places = {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in lab.get("pods", "-n", "shop")["items"]}
+    places = {
+        pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in lab.get("pods", namespace="shop")["items"]
+    }
     return next(
         (web, api)
         for web in sorted(places)
@@ -316,6 +318,6 @@ def test_plan_knows_the_flows_of_all_nodes(plain_lab: LabUnderTest, tmp_path: Pa
         return all(pod in text for pod in pods)
 
     eventually(foretold, 30)
-    assert plain_lab.get("netpol", "-n", "shop")["items"] == []
+    assert plain_lab.get("networkpolicies", namespace="shop")["items"] == []
     there = command(plain_lab, "plan", "-f", example("10"), "--delete", "--no-flows")
     assert there.returncode == 0

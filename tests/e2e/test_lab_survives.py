@@ -58,7 +58,7 @@ def pods(lab: LabUnderTest) -> dict[str, Any]:
             pod["spec"]["nodeName"],
             pod["status"]["podIPs"],
         )
-        for pod in lab.get("pods", "-A")["items"]
+        for pod in lab.get("pods")["items"]
     }
 
 

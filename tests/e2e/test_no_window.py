@@ -41,7 +41,7 @@ def pods(generation: str) -> list[dict[str, Any]]:
 
 
 def all_running(lab: LabUnderTest) -> bool:
-    found = lab.get("pods", "-n", "late")["items"]
+    found = lab.get("pods", namespace="late")["items"]
     return len(found) == PODS and all(pod.get("status", {}).get("phase") == "Running" for pod in found)
 
 
@@ -60,8 +60,8 @@ def test_no_answer_from_the_first_moment_under_default_deny(lab: LabUnderTest) -
 
     The flood comes from pods on both nodes and from outside; from the node itself it would be allowed.
     """
-    by_node = {pod["spec"]["nodeName"]: pod for pod in lab.get("pods", "-n", "observability")["items"]}
-    by_node |= {pod["spec"]["nodeName"]: pod for pod in lab.get("pods", "-n", "dev")["items"]}
+    by_node = {pod["spec"]["nodeName"]: pod for pod in lab.get("pods", namespace="observability")["items"]}
+    by_node |= {pod["spec"]["nodeName"]: pod for pod in lab.get("pods", namespace="dev")["items"]}
     sources = [
         lab.lab.pod_netns(f"{p['metadata']['namespace']}/{p['metadata']['name']}") for p in by_node.values()
     ]

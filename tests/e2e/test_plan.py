@@ -13,9 +13,9 @@ import pytest
 
 from lab.matrix import Cell, Kind, Party
 from policy.model import Family, Protocol
-from tests.support.lab import LabUnderTest, example
+from tests.support.lab import LabUnderTest, example, one_backend
 
-pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.usefixtures("definitions")]
+pytestmark = [pytest.mark.root, pytest.mark.e2e, pytest.mark.usefixtures("definitions"), one_backend]
 
 FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
 PORTS: list[tuple[Protocol | None, int | None]] = [(None, None), (Protocol.TCP, 9100)]
@@ -75,13 +75,13 @@ def difference(before: list[Cell], after: list[Cell]) -> list[list[str]]:
     "numbers", [("30", "50"), ("10", "20", "22", "40"), ("10", "70", "71", "72")], ids="+".join
 )
 def test_exactly_what_was_foretold_changes(lab: LabUnderTest, numbers: tuple[str, ...]) -> None:
-    pods = lab.get("pods", "-A")["items"]
+    pods = lab.get("pods")["items"]
     places = {f"{p['metadata']['namespace']}/{p['metadata']['name']}": p["spec"]["nodeName"] for p in pods}
     files = [word for number in numbers for word in ("-f", example(number))]
     before = measured(lab)
     code, answer = plan(lab, *files)
     assert code == 1
-    assert lab.get("networkpolicies", "-A")["items"] == [], "a plan applies nothing"
+    assert lab.get("networkpolicies")["items"] == [], "a plan applies nothing"
     with lab.applied(*files):
         after = measured(lab)
         told = [foretold(places, cell, answer["groups"]) for cell in before]

@@ -36,7 +36,7 @@ def pool(name: str, **spec: Any) -> str:
 
 
 def blocks(lab: LabUnderTest) -> dict[str, str]:
-    return {one["spec"]["node"]: one["spec"]["cidr"] for one in lab.get("ipamblocks.felixpy.io")["items"]}
+    return {one["spec"]["node"]: one["spec"]["cidr"] for one in lab.get("ipamblocks")["items"]}
 
 
 def known(lab: LabUnderTest, node: str) -> list[str]:
@@ -88,7 +88,7 @@ def settings(**spec: Any) -> str:
 
 def loans(lab: LabUnderTest) -> dict[str, str]:
     """Address -> the node that has borrowed it."""
-    found = lab.get("ipamblocks.felixpy.io")["items"]
+    found = lab.get("ipamblocks")["items"]
     return {loan["address"]: loan["node"] for one in found for loan in one["spec"].get("lent", ())}
 
 

@@ -28,7 +28,7 @@ def flows(lab: LabUnderTest) -> list[Requests]:
     found = []
     for namespace, name, port, source in SERVERS:
         home = lab.node_of(namespace, name)
-        pods = sorted(lab.get("pods", "-n", source)["items"], key=lambda pod: pod["spec"]["nodeName"] == home)
+        pods = sorted(lab.get("pods", namespace=source)["items"], key=lambda pod: pod["spec"]["nodeName"] == home)
         netns = lab.lab.pod_netns(f"{source}/{pods[0]['metadata']['name']}")
         found += [Requests(netns, address, port) for address in lab.addresses(namespace, name).values()]
         assert source != "shop" or pods[0]["spec"]["nodeName"] != home

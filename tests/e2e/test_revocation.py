@@ -114,13 +114,11 @@ def test_a_policy_ends_what_it_denies_and_nothing_beside_it(lab: LabUnderTest) -
 
 def test_a_pod_that_goes_takes_its_connections_along(lab: LabUnderTest) -> None:
     with lab.applied("-f", "-", stdin=manifest(PASSER_BY)):
-        eventually(
-            lambda: lab.get("pod", "-n", "dev", "passer-by").get("status", {}).get("phase") == "Running", 30
-        )
+        eventually(lambda: lab.get("pods", "passer-by", "dev").get("status", {}).get("phase") == "Running", 30)
         node, addresses = lab.node_of("dev", "passer-by"), lab.addresses("dev", "passer-by")
         neighbour = next(
             f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
-            for pod in lab.get("pods", "-n", "shop")["items"]
+            for pod in lab.get("pods", namespace="shop")["items"]
             if pod["spec"]["nodeName"] == node
         )
         with Streams() as streams:

@@ -87,7 +87,7 @@ class Two:
         lab = self.lab
         lab.kubectl("apply", "-f", "-", stdin=manifest(pod(TWO, self.node)))
         first = eventually(lambda: lab.addresses(NAMESPACE, TWO), SECONDS)[Family.V4]
-        uid = lab.get("pod", "-n", NAMESPACE, TWO)["metadata"]["uid"]
+        uid = lab.get("pods", TWO, NAMESPACE)["metadata"]["uid"]
         sandbox = SandboxStore(lab.lab.state.sandboxes).find(uid)
         assert sandbox is not None
         self._container = sandbox.container

@@ -69,7 +69,17 @@ def heard(node: PolicedNode, family: Family) -> bool:
             return False
 
 
-@pytest.mark.parametrize("on", list(Family), ids=lambda family: f"ipv{int(family)} only")
+@pytest.mark.parametrize(
+    ("node", "on"),
+    [
+        (Backend.LEGACY, Family.V4),
+        (Backend.NFT, Family.V6),
+        pytest.param(Backend.LEGACY, Family.V6, marks=pytest.mark.heavy),
+        pytest.param(Backend.NFT, Family.V4, marks=pytest.mark.heavy),
+    ],
+    ids=lambda value: f"ipv{int(value)} only" if isinstance(value, Family) else str(value),
+    indirect=["node"],
+)
 def test_a_family_is_switched_off_and_on_again(node: PolicedNode, on: Family) -> None:
     (off,) = set(Family) - {on}
     assert node.backend is not None

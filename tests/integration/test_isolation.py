@@ -42,8 +42,15 @@ def test_that_starts_what_outlives_it():
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["interrupted", "terminated"])
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "workers"])
+@pytest.mark.parametrize(
+    ("workers", "number"),
+    [
+        pytest.param(["-n", "2"], signal.SIGINT, id="workers-interrupted"),
+        pytest.param([], signal.SIGTERM, id="one process-terminated"),
+        pytest.param(["-n", "2"], signal.SIGTERM, id="workers-terminated", marks=pytest.mark.heavy),
+        pytest.param([], signal.SIGINT, id="one process-interrupted", marks=pytest.mark.heavy),
+    ],
+)
 def test_what_a_run_has_started_ends_with_it(tmp_path: Path, workers: list[str], number: signal.Signals) -> None:
     """Also where it is in a session of its own."""
     pid = tmp_path / "pid"

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from execnet import XSpec
+from execnet.gateway_io import popen_args
 
+from bgp import bridge
 from tests.support import nursery
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import eventually
@@ -70,6 +73,7 @@ def test_the_kernel_sees_no_difference(
         [FELIX_PY, "nosuch"],
         [sys.executable, "-m", "bgp.launch", "validate", "/nowhere"],
         [sys.executable, "-m", "lab.machine", "/nowhere"],  # a traceback
+        [sys.executable, "-I", "-S", bridge.__file__],
         ["felix-py", "--version"],
     ],
     ids=lambda argv: " ".join(argv[-3:]),
@@ -109,3 +113,11 @@ def test_another_interpreter_is_really_started(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([FELIX_PY, "--version"], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.startswith("loaded\nfelix-py ")
+
+
+def test_workers_and_what_they_start_have_loaded_everything() -> None:
+    """It is not loaded again for each: they are forked, one from another."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert {"exabgp.application.main", "iptc", "pyroute2"} <= sys.modules.keys()
+    assert nursery._ours([sys.executable, "-I", "-S", bridge.__file__, "/run/felix-py/bridge.sock"])
+    assert nursery._ours(popen_args(XSpec("popen")))

@@ -48,8 +48,19 @@ def rig(tmp_path: Path, make_netns: Callable[[str], NetworkNamespace]) -> Iterat
         yield Rig(node, api)
 
 
-@pytest.mark.parametrize("path", [IP_POOLS, IP_RESERVATIONS, IPAM_BLOCKS, BLOCK_AFFINITIES])
-@pytest.mark.parametrize("code", [403, 404])
+@pytest.mark.parametrize(
+    ("code", "path"),
+    [
+        (403, IP_POOLS),
+        (404, IP_RESERVATIONS),
+        (403, IPAM_BLOCKS),
+        (404, BLOCK_AFFINITIES),
+        pytest.param(404, IP_POOLS, marks=pytest.mark.heavy),
+        pytest.param(403, IP_RESERVATIONS, marks=pytest.mark.heavy),
+        pytest.param(404, IPAM_BLOCKS, marks=pytest.mark.heavy),
+        pytest.param(403, BLOCK_AFFINITIES, marks=pytest.mark.heavy),
+    ],
+)
 def test_an_agent_that_starts_while_pools_are_refused_for_a_moment(rig: Rig, path: str, code: int) -> None:
     """As by a server that has started at the same time. It worked as if there were no pools: the routes of its
     blocks and their masquerading went, and pods got addresses of its podCIDR."""

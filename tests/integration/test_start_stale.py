@@ -114,7 +114,18 @@ def learned(family: Family) -> list[str]:
     return [line for line in kernel_state.routes(family) if LEARNED[family] in line]
 
 
-@pytest.mark.parametrize("obstacle", [silent_sidecar, peer_down, deaf_to_refresh])
+@pytest.mark.parametrize(
+    ("node", "obstacle"),
+    [
+        (Backend.LEGACY, silent_sidecar),
+        *((backend, peer_down) for backend in Backend),
+        (Backend.NFT, deaf_to_refresh),
+        pytest.param(Backend.NFT, silent_sidecar, marks=pytest.mark.heavy),
+        pytest.param(Backend.LEGACY, deaf_to_refresh, marks=pytest.mark.heavy),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Backend) else value.__name__,
+    indirect=["node"],
+)
 def test_ready_means_that_nothing_stale_is_in_force(
     node: LiveNode, obstacle: Callable[[Path], AbstractContextManager[None]]
 ) -> None:

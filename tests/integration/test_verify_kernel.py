@@ -49,6 +49,7 @@ def one(found: list[Difference]) -> Difference:
     return found[0]
 
 
+@pytest.mark.started
 def test_a_fresh_node_is_as_it_should_be(node: SmallNode) -> None:
     found = node.verify()
     assert [str(difference) for difference in found.differences] == []

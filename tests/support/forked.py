@@ -37,9 +37,10 @@ _shown: list[object] = []
 class Start:
     """A program to become.
 
-    ``argv`` begins with the path of a script, or is ``PYTHON -m MODULE …``. ``spaces`` are the kinds of the
-    namespaces to enter, ``files`` the numbers that open files get. Descriptors come with it: of the working
-    directory, of the namespaces and of the files, in this order.
+    ``argv`` begins with the path of a script, with or without ``PYTHON -I -S`` before it, or is
+    ``PYTHON -m MODULE …`` or ``PYTHON -u -c CODE``.
+    ``spaces`` are the kinds of the namespaces to enter, ``files`` the numbers that open files get. Descriptors
+    come with it: of the working directory, of the namespaces and of the files, in this order.
     """
 
     argv: tuple[str, ...]
@@ -157,11 +158,18 @@ def _load(start: Start) -> types.CodeType:
         sys.argv[:] = [path, *start.argv[3:]]
         sys.orig_argv[:] = start.argv
         sys.path[0] = start.folder or ""
+    elif start.argv[1:3] == ("-u", "-c"):
+        code, path = compile(start.argv[3], "<string>", "exec"), ""
+        sys.argv[:] = start.argv[2:3]
+        sys.orig_argv[:] = start.argv
+        sys.path[0] = ""
     else:
-        path = start.argv[0]
+        isolated = start.argv[1:3] == ("-I", "-S")
+        words = start.argv[3:] if isolated else start.argv
+        path = words[0]
         code = compile(Path(path).read_bytes(), path, "exec")
-        sys.argv[:] = start.argv
-        sys.orig_argv[:] = [sys.executable, *start.argv]
+        sys.argv[:] = words
+        sys.orig_argv[:] = start.argv if isolated else [sys.executable, *start.argv]
         sys.path[0] = str(Path(path).parent)
     module.__file__ = path
     sys.modules["__main__"] = module

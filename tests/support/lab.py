@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
 import yaml
 
 from felix_py.observe import ask
@@ -39,6 +40,17 @@ _SILENCE = 0.15
 
 _ANSWER = 3.0
 """Seconds for what should be answered."""
+_SERVED = {
+    **dict.fromkeys(("events", "nodes", "pods"), "/api/v1"),
+    "networkpolicies": "/apis/networking.k8s.io/v1",
+    **dict.fromkeys(("ipamblocks", "nodenetworkstatuses"), "/apis/felixpy.io/v1alpha1"),
+    "clusternetworkpolicies": "/apis/policy.networking.k8s.io/v1alpha2",
+    **dict.fromkeys(
+        ("adminnetworkpolicies", "baselineadminnetworkpolicies"), "/apis/policy.networking.k8s.io/v1alpha1"
+    ),
+}
+"""Where the API server has what tests read."""
+
 _TABLES = ("raw", "mangle", "nat", "filter")
 
 
@@ -70,6 +82,12 @@ PROBES = (
     _probe("AdminNetworkPolicy", "v1alpha1", "probe", priority=0),
     _probe("BaselineAdminNetworkPolicy", "v1alpha1", "default"),
 )
+
+
+one_backend = pytest.mark.parametrize(
+    "lab", ["nft", pytest.param("legacy", marks=pytest.mark.heavy)], indirect=True
+)
+"""For what the iptables backend makes no difference to; at length it is tried on both."""
 
 
 class LabUnderTest:
@@ -104,13 +122,27 @@ class LabUnderTest:
         assert done.returncode, f"kubectl {' '.join(argv)} succeeded: {done.stdout}"
         return done.stderr
 
-    def get(self, *argv: str) -> Any:
-        return json.loads(self.kubectl("get", *argv, "-o", "json"))
+    def get(self, resource: str, name: str = "", namespace: str = "", fields: str = "") -> dict[str, Any]:
+        """An object or, without a name, a list; ``namespace``: else of all, ``fields``: a field selector.
+
+        Without kubectl, which takes ten times as long, and is not what a test that waits for something is about.
+        """
+        place = f"namespaces/{namespace}/{resource}" if namespace else resource
+
+        async def read() -> dict[str, Any]:
+            async with ApiClient(self.lab.kubeconfig) as api:
+                path = f"{_SERVED[resource]}/{place}" + (f"/{name}" if name else "")
+                return await api.get(path, {"fieldSelector": fields} if fields else None)
+
+        found = asyncio.run(read())
+        for one in found.get("items", [found]):
+            one["metadata"].pop("managedFields", None)  # as kubectl shows it
+        return found
 
     def node_status(self, node: str) -> dict[str, Any]:
         """What a node tells of itself (NodeNetworkStatus); nothing before it has told anything."""
-        shown = self.kubectl("get", "nns", node, "--ignore-not-found", "-o", "json")
-        found: dict[str, Any] = json.loads(shown).get("status", {}) if shown else {}
+        told = self.get("nodenetworkstatuses", fields=f"metadata.name={node}")["items"]
+        found: dict[str, Any] = told[0].get("status", {}) if told else {}
         return found
 
     @contextmanager
@@ -123,20 +155,11 @@ class LabUnderTest:
             self.kubectl("delete", "--ignore-not-found", *arguments, stdin=stdin)
 
     def addresses(self, namespace: str, pod: str) -> dict[Family, str]:
-        entries = self._pod(namespace, pod)["status"].get("podIPs", [])
+        entries = self.get("pods", pod, namespace)["status"].get("podIPs", [])
         return {Family.V6 if ":" in entry["ip"] else Family.V4: entry["ip"] for entry in entries}
 
     def node_of(self, namespace: str, pod: str) -> str:
-        return str(self._pod(namespace, pod)["spec"]["nodeName"])
-
-    def _pod(self, namespace: str, name: str) -> dict[str, Any]:
-        """Without kubectl, which takes ten times as long and is asked for pods most."""
-
-        async def read() -> dict[str, Any]:
-            async with ApiClient(self.lab.kubeconfig) as api:
-                return await api.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
-
-        return asyncio.run(read())
+        return str(self.get("pods", pod, namespace)["spec"]["nodeName"])
 
     @contextmanager
     def definitions(self) -> Iterator[None]:

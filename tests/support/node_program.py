@@ -30,6 +30,19 @@ ACCEPTED = ("-m", "mark", "--mark", "0x10000/0x10000", "-j", "ACCEPT")
 one_backend = pytest.mark.parametrize("backend", [Backend.NFT], indirect=True)
 """For tests of things to which the iptables backend makes no difference."""
 
+each_with_another = pytest.mark.parametrize(
+    ("backend", "family"),
+    [
+        (Backend.LEGACY, Family.V4),
+        (Backend.NFT, Family.V6),
+        pytest.param(Backend.LEGACY, Family.V6, marks=pytest.mark.heavy),
+        pytest.param(Backend.NFT, Family.V4, marks=pytest.mark.heavy),
+    ],
+    ids=lambda value: f"v{int(value)}" if isinstance(value, Family) else str(value),
+    indirect=True,
+)
+"""For the rows of a table: each on both backends and of both families, and at length on each of each."""
+
 
 def make_interfaces() -> None:
     """Two pod interfaces and an uplink, in the current namespace."""

@@ -6,6 +6,8 @@ a process of one thread that has loaded everything and done nothing; what these 
 All else is really started, and so is what asks for another interpreter than the nursery's (``PYTHONPATH``,
 ``LD_PRELOAD``), and what a test starts that is marked ``started``.
 
+Workers of pytest-xdist are forked, too, and each with a nursery of its own.
+
 A forked program has what a started one has: arguments, environment, files, folder, namespaces, session and
 signals, as /proc shows them, too. It is the child of the process that asked for it. It shares with its siblings
 the seed of hashes and the memory that the nursery has filled.
@@ -18,6 +20,7 @@ import gc
 import importlib
 import os
 import pickle
+import pkgutil
 import shutil
 import signal
 import socket
@@ -29,26 +32,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab.namespaces import CLONE_NEWNET, CLONE_NEWNS, unshare
+from lab.namespaces import CLONE_NEWNET, CLONE_NEWNS, setns, unshare
 from tests.support.forked import Start, can_show, fork
 
 _ROOT = Path(__file__).parents[2]
 _SCRIPT = str(Path(sys.executable).with_name("felix-py"))
+_BRIDGE = str(_ROOT / "bgp" / "bridge.py")
 _PACKAGES = frozenset({"bgp", "felix_py", "lab"})
-_LOADED = (
-    "felix_py.agent.main",
-    "felix_py.cli.main",
-    "bgp.bfd.speaker",
-    "bgp.launch",
-    "bgp.sidecar",
-    "exabgp.application.main",
-    "exabgp.application.server",
-    "lab.apiserver.__main__",
-    "lab.cli.main",
-    "lab.keeper",
-    "lab.kubelet",
-    "lab.machine",
-)
+_LOADED_LATE = ("exabgp.application.main", "exabgp.application.server", "iptc", "pyroute2")
+"""What our programs load beside our packages, and only when they need it."""
+
+_WORKER = [sys.executable, "-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
+"""How execnet starts the worker of pytest-xdist."""
 _INTERPRETER = ("PYTHON", "LD_")
 _HARMLESS = frozenset({"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"})
 """Beginnings of variables that change what an interpreter is, but for these."""
@@ -103,16 +98,42 @@ class Nursery:
             # The program's parent ends at once, so that it goes to whoever is the nearest subreaper.
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
             try:
-                socket.send_fds(self._socket, [pickle.dumps(start)], given)
-                answer = self._socket.recv(_MOST)
+                return self._asked(start, given)
             finally:
                 _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+    def _asked(self, order: Start | None, given: Sequence[int]) -> int:
+        socket.send_fds(self._socket, [pickle.dumps(order)], given)
+        answer = self._socket.recv(_MOST)
         if not answer:
             raise OSError("the nursery has died")
         said: int | str = pickle.loads(answer)  # noqa: S301 - the nursery is ours
         if isinstance(said, str):
             raise OSError(said)
         return said
+
+
+class _Inherited(Nursery):
+    """A worker's, forked with it, before it had threads and went into namespaces of its own."""
+
+    def __init__(self, asked: socket.socket, pid: int) -> None:
+        self.interpreter = _Here.interpreter
+        self._lock = threading.Lock()
+        self._socket, self._pid = asked, pid
+        self._joined = False
+
+    def fork(self, start: Start, given: Sequence[int]) -> int:
+        with self._lock:
+            if not self._joined and os.geteuid() == 0:
+                with open("/proc/self/ns/mnt") as mounts:
+                    self._asked(None, [mounts.fileno()])
+            self._joined = True
+        return super().fork(start, given)
+
+    def close(self) -> None:
+        self._socket.close()
+        os.kill(self._pid, signal.SIGTERM)
+        os.waitpid(self._pid, 0)
 
 
 class _Here:
@@ -203,7 +224,7 @@ class Popen(subprocess.Popen[Any]):
         argv, paths = _entered([os.fsdecode(word) for word in args])
         if argv and argv[0] == "felix-py":
             argv[0] = shutil.which("felix-py", path=environment.get("PATH")) or argv[0]
-        if argv[:1] != [_SCRIPT] and not (argv[:2] == [sys.executable, "-m"] and _package(argv[2]) in _PACKAGES):
+        if not _ours(argv):
             return None
         nursery = self._nursery or _default()
         here = isinstance(nursery, _Here)
@@ -225,8 +246,13 @@ class Popen(subprocess.Popen[Any]):
         return fork(start, given, preexec_fn, orphan=False)
 
 
-def _package(module: str) -> str:
-    return module.partition(".")[0]
+def _ours(argv: list[str]) -> bool:
+    match argv:
+        case [python, "-m", module, *_]:
+            return python == sys.executable and module.partition(".")[0] in _PACKAGES
+        case [python, "-I", "-S", script, *_]:
+            return python == sys.executable and script == _BRIDGE
+    return argv[:1] == [_SCRIPT] or argv == _WORKER
 
 
 def _opened(path: str, stack: ExitStack) -> int:
@@ -246,26 +272,67 @@ def _entered(argv: list[str]) -> tuple[list[str], list[tuple[int, str]]]:
 # --- the nursery itself ------------------------------------------------------------------------------
 
 
+def _load_all() -> None:
+    for package in _PACKAGES:
+        folders = importlib.import_module(package).__path__
+        for found in pkgutil.walk_packages(folders, f"{package}."):
+            importlib.import_module(found.name)
+    for name in (*_LOADED_LATE, "pytest"):
+        importlib.import_module(name)
+    # It loads the official client's models as it is made.
+    importlib.import_module("lab.apiserver.server").ApiServer()
+
+
 def serve() -> None:
     """Be the nursery: the only argument is its socket's number."""
     global _nursery  # noqa: PLW0603
     _nursery = _Here()
     install()
-    for name in _LOADED:
-        importlib.import_module(name)
+    _load_all()
     if os.geteuid() == 0:
         unshare(CLONE_NEWNET)  # else it would keep the namespace of the test that has started it
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the tests
     gc.collect()
     with socket.socket(fileno=int(sys.argv[1])) as asked:
-        while True:
-            order, given, _, _ = socket.recv_fds(asked, _MOST, 64)
-            if not order:
-                return
-            try:
-                answer: object = fork(pickle.loads(order), given, None, orphan=True)  # noqa: S301 - from the tests
-            except OSError as error:
-                answer = str(error)
-            for fd in given:
-                os.close(fd)
-            asked.send(pickle.dumps(answer))
+        _attend(asked)
+
+
+def _attend(asked: socket.socket) -> None:
+    """Fork what is ordered, until nobody is left to order."""
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the tests
+    while True:
+        order, given, _, _ = socket.recv_fds(asked, _MOST, 64)
+        if not order:
+            return
+        start: Start | None = pickle.loads(order)  # noqa: S301 - from the tests
+        answer: int | str = 0
+        try:
+            if start is None:  # to come into a worker's namespace
+                setns(given[0], CLONE_NEWNS)
+            else:
+                breed = _breed if list(start.argv) == _WORKER else None
+                answer = fork(start, given, breed, orphan=True)
+        except OSError as error:
+            answer = str(error)
+        for fd in given:
+            os.close(fd)
+        asked.send(pickle.dumps(answer))
+
+
+def _breed() -> None:
+    """In a worker that is to be: leave it a nursery."""
+    global _nursery  # noqa: PLW0603
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if pid := os.fork():
+        theirs.close()
+        _nursery = _Inherited(ours, pid)
+        return
+    try:
+        # The worker's streams are its own: who reads them waits for their end.
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1):
+            os.dup2(nothing, number)
+        os.closerange(3, theirs.fileno())
+        os.closerange(theirs.fileno() + 1, 1 << 16)
+        _attend(theirs)
+    finally:
+        os._exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -21,7 +22,9 @@ def real_apiserver(assets: Path, folder: Path) -> Iterator[None]:
     with socket.create_server(("127.0.0.1", 0)) as listener, (folder / "log").open("wb") as log:
         options = [f"--state-dir={folder}", f"--assets={assets}", "--service-cidr=10.96.0.0/16"]
         argv = [sys.executable, "-m", "lab.kube_apiserver", *options, f"--fd={listener.fileno()}"]
-        process = subprocess.Popen(argv, pass_fds=[listener.fileno()], stdout=log, stderr=log)
+        # What lasts and grows collects its garbage, unlike kubectl of tests.
+        env = {name: value for name, value in os.environ.items() if name not in ("GOGC", "GOMEMLIMIT")}
+        process = subprocess.Popen(argv, env=env, pass_fds=[listener.fileno()], stdout=log, stderr=log)
     try:
         eventually(lambda: (folder / "ready").exists() or process.poll() is not None, _PATIENCE)
         assert process.poll() is None, (folder / "log").read_text()[-3000:]

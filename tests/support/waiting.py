@@ -12,6 +12,9 @@ T = TypeVar("T")
 _LATE = 0.1
 """How much longer than needed a wait may take, as a part of itself: what is asked is often a program to start."""
 
+_DEAR = 4
+"""How many times as long as a look that took long is waited before the next: else asking is most of the work."""
+
 
 def _rest(since: float, least: float, most: float) -> float:
     """Seconds until a condition that is waited for since then is looked at again."""
@@ -34,10 +37,12 @@ def eventually(probe: Callable[[], T], seconds: float = 10.0, pause: float | Non
 
     ``pause``: as for :func:`until`.
     """
-    started = time.monotonic()
+    started = asked = time.monotonic()
     while not (answer := probe()):
+        took = time.monotonic() - asked
         assert time.monotonic() - started < seconds, f"still {answer!r} after {seconds} s"
-        time.sleep(pause or _rest(started, 0.01, 0.1))
+        time.sleep(pause or max(_rest(started, 0.01, 0.1), min(_DEAR * took, 1.0)))
+        asked = time.monotonic()
     return answer
 
 

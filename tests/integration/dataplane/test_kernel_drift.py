@@ -123,6 +123,7 @@ def ours(state: dict[str, object]) -> dict[str, object]:
     return {key: without(value) if isinstance(value, str) else value for key, value in state.items()}
 
 
+@node_program.each_with_another
 @pytest.mark.parametrize("kind", RULE_DRIFT)
 def test_drift_of_rules(kernel: Kernel, backend: Backend, family: Family, kind: str) -> None:
     check_repaired(kernel, backend, family, *RULE_DRIFT[kind])

@@ -15,7 +15,7 @@ from felix_py.ruleset.words import split
 from policy.model import Family
 from tests.support import kernel_state
 from tests.support.isolate import run
-from tests.support.node_program import check_quiet, put, whole
+from tests.support.node_program import check_quiet, each_with_another, put, whole
 from tests.support.rules import rule_of
 
 pytestmark = pytest.mark.root
@@ -62,6 +62,7 @@ def alter(family: Family, backend: Backend, what: tuple[str, str, int, str, str]
     run(tool, "-t", table, "-R", chain, str(number), *split(text.replace(old, new)))
 
 
+@each_with_another
 @pytest.mark.parametrize("kind", ALTERED)
 def test_an_altered_rule_is_found_and_put_right(
     kernel: Kernel, backend: Backend, family: Family, kind: str
