@@ -300,7 +300,8 @@ def _coming(view: View) -> Iterator[str]:
         if affinity.state is AffinityState.PENDING and not view.taken.overlapping(cidr, but=cidr in view.own):
             yield cidr
     for cidr, block in view.own.items():
-        if cidr not in view.affinities and block.uid not in view.closed:
+        adopted = block.node_uid != view.node_uid and _needed(view, block)
+        if block.uid not in view.closed and (adopted or cidr not in view.affinities):
             yield cidr
 
 

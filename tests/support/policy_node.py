@@ -135,7 +135,8 @@ class PolicyNode:
             answered = attempt(tries)
             # A new interface takes a moment until it has a carrier: what should pass gets a second chance.
             answered |= attempt([(place, packet) for place, packet in tries if packet in expected - answered], 2)
-        assert answered == expected
+        open_ways, closed_ways = answered - expected, expected - answered
+        assert (open_ways, closed_ways) == (set(), set())
 
 
 class LiveView:

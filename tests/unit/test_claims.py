@@ -259,6 +259,7 @@ async def test_a_node_object_made_anew_keeps_the_blocks_with_leases(server: Fake
         server.put(NODES, {"metadata": {"name": "n1", "uid": "new", "labels": {"zone": "a"}}})
         await node.until(lambda: [one.node_uid for one in node.claims.blocks] == ["new"])
         assert [one.uid for one in node.claims.blocks] == [before.uid]
+        assert states(server) == {before.cidr: "confirmed"}  # another one was claimed meanwhile
 
 
 async def test_a_block_that_somebody_deletes_is_claimed_again_for_its_leases(
