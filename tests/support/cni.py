@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import json
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
@@ -33,6 +35,9 @@ from lab.runtime import CNIRuntime, PluginError
 from tests.support.isolate import run
 
 STANDARD_PLUGINS = Path("/usr/lib/cni")
+CONFIG = b'{"cniVersion": "1.0.0", "name": "felix-py", "type": "felix-py-cni"}'
+GC = b"""{"cniVersion": "1.1.0", "name": "felix-py", "type": "felix-py-cni",
+    "cni.dev/valid-attachments": [{"containerID": "kept", "ifname": "eth0"}]}"""
 
 
 @functools.cache
@@ -181,3 +186,11 @@ def host_interfaces() -> set[str]:
 def addresses(result: dict[str, Any]) -> list[str]:
     """The addresses in a result, without prefix length."""
     return [entry["address"].partition("/")[0] for entry in result["ips"]]
+
+
+def execute(node: Node, environment: dict[str, str], stdin: bytes = CONFIG) -> tuple[int, dict[str, Any] | None]:
+    """Run the client as a runtime would; its exit code and what it printed."""
+    done = subprocess.run(
+        [node.client], env=environment, input=stdin, capture_output=True, timeout=30, check=False
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else None
