@@ -11,7 +11,7 @@ import pytest
 
 from felix_py.ipam import lending, loans
 from felix_py.ipam.resources import LoanRequest
-from felix_py.ipam.store import AddressUnavailable, Claim, PoolExhausted
+from felix_py.ipam.store import AddressUnavailable, Claim, PoolExhausted, StoreError
 from policy.model import Family, Pod
 from tests.support.claiming import (
     Node,
@@ -233,6 +233,16 @@ async def test_a_book_that_is_lost_is_read_from_the_server(server: FakeApi, tmp_
     async with owner(server, tmp_path) as one:
         assert theirs not in await drained(one)
         assert [loan.address for loan in one.book.loans] == [theirs]
+
+
+async def test_a_book_of_a_newer_version_is_not_overwritten(server: FakeApi, tmp_path: Path) -> None:
+    newer = b'{"version": 2, "sha256": "", "fields": []}'
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "lent-addresses.json").write_bytes(newer)
+    with pytest.raises(StoreError, match=r"lent-addresses.json was made by a newer felix-py"):
+        async with owner(server, tmp_path):
+            pass
+    assert (tmp_path / "1" / "lent-addresses.json").read_bytes() == newer
 
 
 async def test_a_disk_that_is_full_lends_nothing(
