@@ -105,7 +105,7 @@ class _Written(msgspec.Struct):
 def _refuse_pruned(spec: Mapping[str, Sequence[object]], answer: bytes) -> None:
     """An API server prunes what its definition does not know, and says 200. Raises ApiError then."""
     written = msgspec.json.decode(answer, type=_Written).spec
-    if missing := [name for name, entries in spec.items() if entries and name not in written]:
+    if missing := [name for name, entries in spec.items() if entries and written.get(name) != entries]:
         fields = " and ".join(missing)
         reason = f"the definition of IPAMBlock does not know {fields}: apply the definitions of this version"
         raise ApiError(200, "Pruned", reason)
