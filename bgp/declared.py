@@ -171,6 +171,7 @@ class Declared:
                     found = tuple(self._take(kind, name, spec, given))
                 words = _KEPT if name in self._records[kind] else _LEFT_OUT
                 yield from (replace(problem, reason=problem.reason + words) for problem in found)
+                yield from parse.unknown(kind, name, spec)
             if kind != parse.FILTER:
                 for name in self._records[kind].keys() - present.keys():
                     self._forget(kind, name)

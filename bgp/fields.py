@@ -14,11 +14,15 @@ from bgp import selector
 
 BGP_PORT = 179
 
+UNKNOWN = "this version does not know the field"
+"""Why a field of an object has no effect."""
+
 _MAX_ASN = 2**32 - 1
 _MAX_RESTART_TIME = 4095  # RFC 4724: twelve bits of seconds
 _MAX_HOLD_TIME = 65535
 _MAX_PASSWORD = 80  # TCP_MD5SIG_MAXKEYLEN
 _MOST_SHOWN = 80
+_MOST_UNKNOWN = 50
 _PASSWORD_OK = re.compile(r"[!#$%&()*+,\-./0-9:;<=>?@A-Z\[\]^_a-z{|}~]+")
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
 _ASN = re.compile(r"(\d{1,10})(?:\.(\d{1,10}))?", re.ASCII)
@@ -32,14 +36,26 @@ class BGPConfigError(ValueError):
 
 def mapping(path: str, value: object, known: Sequence[str]) -> Mapping[str, object]:
     """A mapping without other keys than the known ones."""
-    if not isinstance(value, Mapping):
-        raise BGPConfigError(f"{path or 'configuration'}: must be a mapping, not {kind_of(value)}")
-    for key in value:
+    for key in any_mapping(path, value):
         if key not in known:
             shown = str(key)[:_MOST_SHOWN]
             where = f"{path}.{shown}" if path else shown
             raise BGPConfigError(f"{where}: unknown field; known are {', '.join(known)}")
+    return any_mapping(path, value)
+
+
+def any_mapping(path: str, value: object) -> Mapping[str, object]:
+    """A mapping with any keys."""
+    if not isinstance(value, Mapping):
+        raise BGPConfigError(f"{path or 'configuration'}: must be a mapping, not {kind_of(value)}")
     return value
+
+
+def unknown(spec: object, known: Sequence[str]) -> list[str]:
+    """The fields of a spec that are not known, 50 at most. An API server lets only those through that its
+    definition knows, so it is of a later version than we are, and what else it says counts."""
+    names = [str(name) for name in spec if name not in known] if isinstance(spec, Mapping) else []
+    return [name[:_MOST_SHOWN] for name in sorted(names)[:_MOST_UNKNOWN]]
 
 
 def sequence(path: str, value: object) -> Sequence[object]:

@@ -1,7 +1,8 @@
 """API objects of felixpy.io/v1alpha1 as the records of :mod:`bgp.resources`.
 
 An object is taken wholly or not at all: a session with half of its settings, without its password or its filter
-say, is worse than none. Whoever calls keeps the record that was good last.
+say, is worse than none. Whoever calls keeps the record that was good last. Fields of a spec that only a later
+version knows are passed over, and told by :func:`unknown`; those inside of a field are not.
 """
 
 from __future__ import annotations
@@ -211,6 +212,11 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
 """Kind -> the fields of its spec."""
 
 
+def unknown(kind: str, name: str, spec: object) -> list[Problem]:
+    """What is to be told of fields that a later version's definition has."""
+    return [Problem(kind, name, field, fields.UNKNOWN) for field in fields.unknown(spec, KNOWN[kind])]
+
+
 class _Reader:
     """Reads the fields of one spec and collects what is wrong with them. ``given``: those that it has."""
 
@@ -220,7 +226,7 @@ class _Reader:
         self._problems: list[Problem] = []
         self.given: Mapping[str, object] = {}
         try:
-            found = fields.mapping("spec", {} if spec is None else spec, KNOWN[kind])
+            found = fields.any_mapping("spec", {} if spec is None else spec)
         except BGPConfigError as error:
             self._note(error)
         else:

@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from bgp.fields import UNKNOWN
 from felix_py.config import FIELDS, AgentConfig
 from felix_py.records import ConfigurationRecord
 from felix_py.settings import Setting
@@ -126,7 +127,7 @@ def _name(it: Setting) -> str:
 
 def _unknown(layer: ConfigurationRecord) -> list[Problem]:
     names = sorted(name for name in layer.spec if name not in FIELDS)[:_MOST_PROBLEMS]
-    return [Problem(layer.name, layer.uid, name[:100], "this version does not know the field") for name in names]
+    return [Problem(layer.name, layer.uid, name[:100], UNKNOWN) for name in names]
 
 
 def _usable(it: Setting, given: Any, judge: Judge) -> Any:

@@ -31,6 +31,7 @@ class NoticeKind(enum.StrEnum):
     IP_POOLS = "ip-pools"
     IPVS = "ipvs"
     KERNEL_FEATURE = "kernel-feature"
+    KIND_REFUSED = "kind-refused"
     LEASES_NOT_WRITTEN = "leases-not-written"
     LEASES_REBUILT = "leases-rebuilt"
     LOST_SANDBOX = "lost-sandbox"

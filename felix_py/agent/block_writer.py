@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, assert_never
 from urllib.parse import quote
 
@@ -30,7 +30,8 @@ class BlockWriter:
         """Do one step, but CLOSE and RECLAIM, which are the node's own.
 
         Raises:
-            ApiError: refused; 409: the object is there already, or has changed.
+            ApiError: refused, or taken without fields that its definition of the kind does not know; 409: the
+                object is there already, or has changed.
             Unreachable: it may have happened, or may happen yet.
         """
         match act.step:
@@ -50,7 +51,8 @@ class BlockWriter:
             case Step.FORGET:
                 self._delete(_AFFINITIES.path, act.affinity)
             case Step.ASK | Step.LEND | Step.WITHDRAW | Step.RETURN:
-                self._patch(IPAM_BLOCKS.path, act.block, loans_spec(act.lent, act.requests))
+                loans = loans_spec(act.lent, act.requests)
+                _refuse_pruned(loans, self._patch(IPAM_BLOCKS.path, act.block, loans))
             case Step.CLOSE | Step.RECLAIM:
                 raise ValueError("not a step of the API's")
             case other:
@@ -71,20 +73,21 @@ class BlockWriter:
         head = {"apiVersion": IPAM_BLOCKS.api_version, "kind": kind}
         self._send("POST", path, {**head, "metadata": metadata, "spec": spec})
 
-    def _patch(self, path: str, seen: IPAMBlock | BlockAffinity | None, spec: Mapping[str, Any]) -> None:
+    def _patch(self, path: str, seen: IPAMBlock | BlockAffinity | None, spec: Mapping[str, Any]) -> bytes:
         assert seen is not None
-        self._send("PATCH", f"{path}/{quote(seen.name)}", {"metadata": _identity(seen), "spec": spec})
+        return self._send("PATCH", f"{path}/{quote(seen.name)}", {"metadata": _identity(seen), "spec": spec})
 
     def _delete(self, path: str, seen: IPAMBlock | BlockAffinity | None) -> None:
         assert seen is not None
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": _identity(seen)}
         self._send("DELETE", f"{path}/{quote(seen.name)}", options)
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any]) -> None:
+    def _send(self, method: str, path: str, body: Mapping[str, Any]) -> bytes:
+        """Returns the answer's body."""
         content_type = _MERGE_PATCH if method == "PATCH" else "application/json"
         raw = msgspec.json.encode(body)
         with self._api.request(method, path, body=raw, content_type=content_type, read_timeout=_ANSWER) as answer:
-            answer.read()
+            return answer.read()
 
 
 def loans_spec(lent: Iterable[Loan], requests: Iterable[LoanRequest]) -> dict[str, list[dict[str, Any]]]:
@@ -93,6 +96,19 @@ def loans_spec(lent: Iterable[Loan], requests: Iterable[LoanRequest]) -> dict[st
         "lent": [one.fields for one in lent],
         "requests": [{"node": one.node, "nodeUID": one.node_uid, "count": one.count} for one in requests],
     }
+
+
+class _Written(msgspec.Struct):
+    spec: dict[str, Any] = {}
+
+
+def _refuse_pruned(spec: Mapping[str, Sequence[object]], answer: bytes) -> None:
+    """An API server prunes what its definition does not know, and says 200. Raises ApiError then."""
+    written = msgspec.json.decode(answer, type=_Written).spec
+    if missing := [name for name, entries in spec.items() if entries and written.get(name) != entries]:
+        fields = " and ".join(missing)
+        reason = f"the definition of IPAMBlock does not know {fields}: apply the definitions of this version"
+        raise ApiError(200, "Pruned", reason)
 
 
 def _identity(seen: IPAMBlock | BlockAffinity) -> dict[str, str]:

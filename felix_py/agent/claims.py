@@ -33,7 +33,7 @@ from felix_py.ipam.known import Idle, Known, leases_by_block
 from felix_py.ipam.loans import Loans, by_block
 from felix_py.ipam.pool import Pool, address_text
 from felix_py.ipam.pools import NOT_KNOWN, NoPool, Subject, cidrs_of, eligible, pool_of
-from felix_py.ipam.resources import BlockAffinity, IPAMBlock, IPPool, IPReservation
+from felix_py.ipam.resources import BlockAffinity, IPAMBlock, IPPool, IPReservation, Loan
 from felix_py.ipam.store import AddressStore
 from felix_py.notices import Notices
 from felix_py.records import NodeRecord
@@ -332,11 +332,16 @@ class Claims:
             rested=self._idle.rested(now, lending.REST),
             present=self._is_present,
             users=lambda cidr: sum(1 for _ in self._pods_in(cidr)),
+            in_use=self._is_in_use,
         )
 
     def _is_present(self, name: str, uid: str) -> bool:
         node = self._store.nodes.records.get(("", name))
         return node is not None and node.uid == uid
+
+    def _is_in_use(self, loan: Loan) -> bool:
+        pod = self._around.pod_at(loan.address)
+        return pod is not None and pod.node == loan.node and self._is_present(loan.node, loan.node_uid)
 
     def _has_pods_elsewhere(self, cidr: str) -> bool:
         return any(pod.node != self._node_name for pod in self._pods_in(cidr))

@@ -23,6 +23,7 @@ from felix_py.ipam.parse import (
     Declared,
     parse_pool,
     parse_reservation,
+    unknown,
     without_overlaps,
 )
 from felix_py.ipam.resources import AllowedUse, IPPool, IPReservation
@@ -140,6 +141,7 @@ class DeclaredPools:
         forms: dict[str, Form] = {}
         for kind, parse in _PARSED.items():
             for record in self._tables[kind].records.values():
+                problems += unknown(kind, record.name, record.spec)
                 form: Form = {"kind": kind, "name": record.name, "spec": record.spec}
                 try:
                     good[kind, record.name] = _parsed(kind, record, parse)

@@ -39,7 +39,10 @@ class Keeping:
         pod_of: Callable[[ObjectKey], Pod | None],
         namespaces: Mapping[ObjectKey, Namespace],
     ) -> None:
-        """``reserved`` is told what no other pod may have. ``pod_of``, ``namespaces``: as the API server says."""
+        """``reserved`` is told what no other pod may have. ``pod_of``, ``namespaces``: as the API server says.
+
+        Raises StoreError: the file was made by a newer felix-py.
+        """
         self._file = Kept(path)
         self._reserved = reserved
         self._node_name = node_name
@@ -48,7 +51,7 @@ class Keeping:
         self._log = log.get("ipam")
         self._lock = asyncio.Lock()
         """One change at a time, so that the file ends as the last one wants it."""
-        fields, problem = self._file.read()
+        fields, problem = self._file.read(alone=True)
         if problem:
             self._log.warning("which addresses are kept for pods is lost", reason=problem)
         self._kept: dict[str, tuple[str, ...]] = {}

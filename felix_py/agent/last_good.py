@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from felix_py.files import replace_file
+from felix_py.ipam.errors import StoreError
 from felix_py.layers import Values, from_fields, to_fields
 
 _VERSION = 1
@@ -24,8 +25,11 @@ class Copy(Struct, frozen=True):
     problem: str = ""
 
 
-class _File(msgspec.Struct):
+class _Head(msgspec.Struct):
     version: int
+
+
+class _File(_Head):
     sha256: str
     fields: dict[str, Any]
 
@@ -36,8 +40,13 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> tuple[dict[str, Any] | None, str]:
-        """The fields, or None and why not; no reason: there is no file. Never raises."""
+    def read(self, *, alone: bool = False) -> tuple[dict[str, Any] | None, str]:
+        """The fields, or None and why not; no reason: there is no file.
+
+        Raises:
+            StoreError: made by a newer felix-py, if ``alone``: nothing else says what is in it, so that it must
+                not be overwritten.
+        """
         try:
             raw = self.path.read_bytes()
         except FileNotFoundError:
@@ -45,11 +54,16 @@ class Kept:
         except OSError as error:
             return None, f"{self.path} cannot be read: {error.strerror}"
         try:
-            found = msgspec.json.decode(raw, type=_File)
+            version = msgspec.json.decode(raw, type=_Head).version
+            found = msgspec.json.decode(raw, type=_File) if version == _VERSION else None
         except (ValueError, RecursionError):
             return None, f"{self.path} is damaged"
-        if found.version != _VERSION:
-            return None, f"{self.path} is of another version of felix-py ({found.version})"
+        if found is None:
+            if alone and version > _VERSION:
+                raise StoreError(
+                    f"{self.path} was made by a newer felix-py: install that one again, or see docs/upgrade.md"
+                )
+            return None, f"{self.path} is of another version of felix-py ({version})"
         if found.sha256 != _digest(found.fields):
             return None, f"{self.path} is damaged: its check sum is wrong"
         return found.fields, ""

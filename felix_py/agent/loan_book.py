@@ -31,14 +31,17 @@ class LoanBook:
     """On the event loop only."""
 
     def __init__(self, path: Path, reserved: Reserved, leases: Leases) -> None:
-        """``reserved``, which ``leases`` asks, is told what no pod of this node may have."""
+        """``reserved``, which ``leases`` asks, is told what no pod of this node may have.
+
+        Raises StoreError: the file was made by a newer felix-py.
+        """
         self.path = path
         self._file = Kept(path)
         self._reserved = reserved
         self._leases = leases
         self._log = log.get("blocks")
         self._lock = asyncio.Lock()
-        fields, problem = self._file.read()
+        fields, problem = self._file.read(alone=True)
         if problem:
             self._log.warning("which addresses are lent is lost but for what the API server says", reason=problem)
         self.loans: tuple[Loan, ...] = tuple(

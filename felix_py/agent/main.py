@@ -38,6 +38,7 @@ from felix_py.agent.build import Agent, build
 from felix_py.agent.configured import StartAnew
 from felix_py.agent.starting import start
 from felix_py.agent.stopping import Stopping
+from felix_py.agent.unseen_kinds import UnseenKinds
 from felix_py.cni.server import SocketInUse
 from felix_py.config import AgentConfig, ConfigError
 from felix_py.dataplane.backend import ToolError, end_tools
@@ -217,6 +218,7 @@ class Life:
             tasks.create_task(self._tell_the_world(agent))
             tasks.create_task(agent.pods.run(agent.facts.node_addresses))
             tasks.create_task(Connections(agent.notices).run())
+            tasks.create_task(UnseenKinds(agent.cluster.refused_kinds, agent.notices).run())
             tasks.create_task(Identity(lambda: agent.facts.node, agent.notices).run())
             tasks.create_task(agent.shadowed.run())
             tasks.create_task(agent.elected.run())

@@ -33,7 +33,7 @@ from felix_py.desired.names import DispatchChain, is_class_chain, parse_chain_na
 from felix_py.layout import CHAIN_PREFIX
 from felix_py.records import Backend, Drift, Failure, Hook, Report, Update
 from felix_py.refs import ChainRef, HookRef, Ref
-from felix_py.ruleset.model import DROP, Body, Rules, RuleSpec
+from felix_py.ruleset.model import DROP, RETURN, Body, Rules, RuleSpec
 from policy.model import Family
 
 _OUR_TARGETS = frozenset({"DROP", "RETURN", "MARK", "NFLOG", "SET", "MASQUERADE"})
@@ -161,18 +161,16 @@ class Iptables(Part):
     def _is_of(self, base: Update) -> bool:
         """Whether the kernel's chains and hooks that ``base`` names hold rules of ``base`` only, or some of them.
 
-        Dispatch chains are no evidence: they follow from the class numbers in use. If the kernel has no rule of
-        ours at all, the existence of a set of ``base`` decides.
+        Of dispatch only the rule for packets in no class is evidence: the others follow from the class numbers in
+        use. If the kernel has no rule of ours at all, the existence of a set of ``base`` decides.
         """
         known: dict[Place, set[str]] = {
-            (key.table, key.name): set(_hashes(render_chain(rules or ())))
-            for key, rules in base.chains.items()
-            if not isinstance(parse_chain_name(key.name), DispatchChain)
+            (key.table, key.name): set(_hashes(render_chain(rules or ()))) for key, rules in base.chains.items()
         }
         for hook in base.hooks:
             known.setdefault((hook.table, hook.chain), set()).add(render(hook.rule).hash)
         actual = self._chains.actual | self._builtins
-        found = {place: {rule.hash for rule in rules} - {""} for place, rules in actual.items()}
+        found = {place: _evidence(place[1], rules) for place, rules in actual.items()}
         present = [place for place in found if (found[place] if place in self._builtins else place in known)]
         if not present:
             return any(map(self._has_set, base.sets))
@@ -429,6 +427,14 @@ def _held(chain: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     # Somebody has removed the seal, so which rules are ours cannot be told; but without those that deny, packets
     # would pass. Those of kinds that we never make go.
     return tuple(r for r in rules if r.leads_to in _OUR_TARGETS or r.leads_to.startswith(CHAIN_PREFIX))
+
+
+def _evidence(chain: str, rules: Iterable[Rule]) -> set[str]:
+    """The hashes of our rules by which it is told which version has made a chain."""
+    ours = [rule for rule in rules if rule.hash]
+    if isinstance(parse_chain_name(chain), DispatchChain):
+        ours = [rule for rule in ours[:1] if rule.body.target == RETURN]
+    return set(_hashes(ours))
 
 
 def _hashes(rules: Iterable[Rule]) -> list[str]:

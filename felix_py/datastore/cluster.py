@@ -197,6 +197,14 @@ class Cluster:
         refused = any(isinstance(source, Reflector) and source.refused for source in pools)
         return refused or self.block_objects.refused()
 
+    def refused_kinds(self) -> list[str]:
+        """Other kinds that it does not let us see, by name."""
+        found = self.services.refused_kinds()
+        for kind, source in ((one.table.kind, one.source) for one in self._sources):
+            if kind not in POOL_KINDS and isinstance(source, Reflector) and source.refused:
+                found.append(kind.name)
+        return sorted(found)
+
     async def set_network_available(self, node: str) -> None:
         """Set the condition NetworkUnavailable of ``node`` to False, so that pods are scheduled to it.
 

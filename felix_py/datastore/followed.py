@@ -92,7 +92,11 @@ class Followed:
 
     def refused(self) -> bool:
         """Whether the API server does not let us see one of the kinds that are watched."""
-        return any(self._sources[kind][1].refused for kind in self._started)
+        return bool(self.refused_kinds())
+
+    def refused_kinds(self) -> list[str]:
+        """The kinds that are watched and that the API server does not let us see."""
+        return [kind for kind in self._started if self._sources[kind][1].refused]
 
     def ages(self) -> dict[str, float]:
         """Kind -> seconds since its watch last heard from the API server; only of kinds that are watched."""

@@ -13,7 +13,7 @@ stands in the IPAMBlock, and each write names the resourceVersion that it was de
 4. When no pod has it any more, and a rest has passed, the borrower closes the address and notes the loan's uid on
    disk (CLOSE), and then takes the loan away (RETURN).
 5. The owner, who has seen the loan and then sees that it is gone, forgets it on disk; then its own pods may have
-   the address again (RECLAIM).
+   the address again (RECLAIM). Not while a pod of the borrower is known to have it.
 
 What is seen may be old, and either agent may end at any moment. What an owner has set aside and does not see in
 the block, it writes again, with the same uid: a borrower that had closed it returns it once more, so both agree.
@@ -82,7 +82,7 @@ def _lend(view: View) -> Iterator[Act]:
     mine = {block.cidr for block in usable(view)}
     for cidr, block in view.own.items():
         apart = view.loans.set_aside.get(cidr, ())
-        if ended := tuple(loan for loan in apart if loan.uid in view.loans.returned):
+        if ended := tuple(loan for loan in apart if _has_come_back(view, loan)):
             yield Act(Step.RECLAIM, cidr, block, loans=ended)
         elif cidr in mine and (block.requests or unwritten(block, apart)):
             yield Act(Step.LEND, cidr, block)
@@ -96,6 +96,12 @@ def _has_another_owner(view: View, loan: Loan) -> bool:
     noted = view.loans.noted.get(loan.uid, "")
     since = (block.cidr for block in view.loans.others.values() if not is_older(block.resource_version, noted))
     return "" not in by_block([loan], since)
+
+
+def _has_come_back(view: View, loan: Loan) -> bool:
+    """Not while a pod of the borrower has the address: then it was not the borrower who took the loan away, but
+    somebody else, or an API server whose definition of the kind is older than loans. It is written again."""
+    return loan.uid in view.loans.returned and not view.loans.in_use(loan)
 
 
 def may_lend(view: View, block: IPAMBlock) -> int:

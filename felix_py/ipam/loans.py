@@ -43,7 +43,8 @@ class Loans:
     text. ``noted``: by the uid of such a loan, the resourceVersion that its block had then. ``returned``: uids of
     loans of which it has seen the end. ``asking``: blocks (CIDRs) whose owners may yet answer; ``asked``: those
     that were asked lately. ``rested``: host prefixes that have been empty for a short rest. ``present``: whether
-    the Node of a name and uid is there; ``users``: how many addresses of a CIDR pods are known to have.
+    the Node of a name and uid is there; ``users``: how many addresses of a CIDR pods are known to have;
+    ``in_use``: whether a pod of the borrower is known to have the loan's.
     """
 
     strict: bool = True
@@ -58,6 +59,7 @@ class Loans:
     rested: frozenset[str] = frozenset()
     present: Callable[[str, str], bool] = lambda _node, _uid: True
     users: Callable[[str], int] = lambda _cidr: 0
+    in_use: Callable[[Loan], bool] = lambda _loan: False
 
 
 NO_LOANS = Loans()

@@ -1,6 +1,7 @@
 """Objects of the API as the records of :mod:`felix_py.ipam.resources`.
 
-A pool is taken wholly or not at all. Of pools that overlap, the oldest is used: what it has given out stays true.
+A pool is taken wholly or not at all, but for fields that only a later version knows: these are told by
+:func:`unknown`. Of pools that overlap, the oldest is used: what it has given out stays true.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _POOL_FIELDS = (
     "allowedUses",
     "assignmentMode",
 )
+_FIELDS = {POOL: _POOL_FIELDS, RESERVATION: ("reservedCIDRs",)}
 _LONGEST_REASON = 500
 MOST_LOANS = 64
 """Addresses that can be asked for at once."""
@@ -77,7 +79,7 @@ class Declared(Struct, frozen=True):
 def parse_pool(name: str, spec: object) -> IPPool:
     """The spec (decoded JSON) of the IPPool of that name. Raises Bad."""
     try:
-        given = fields.mapping("spec", spec, _POOL_FIELDS)
+        given = fields.any_mapping("spec", spec)
         cidr = fields.cidr("cidr", fields.required("", given, "cidr"))
         family = prefixes.version(cidr)
         least, most, default = BLOCK_SIZES[family]
@@ -107,10 +109,15 @@ def parse_pool(name: str, spec: object) -> IPPool:
 def parse_reservation(name: str, spec: object) -> IPReservation:
     """The spec (decoded JSON) of the IPReservation of that name. Raises Bad."""
     try:
-        given = fields.mapping("spec", {} if spec is None else spec, ("reservedCIDRs",))
+        given = fields.any_mapping("spec", {} if spec is None else spec)
         return IPReservation(name, _get(given, "reservedCIDRs", _cidrs, ()))
     except BGPConfigError as error:
         raise Bad(RESERVATION, name, str(error)) from None
+
+
+def unknown(kind: str, name: str, spec: object) -> list[Problem]:
+    """What is to be told of fields that a later version's definition has."""
+    return [Problem(kind, name, field, fields.UNKNOWN) for field in fields.unknown(spec, _FIELDS[kind])]
 
 
 def without_overlaps(declared: Iterable[Declared]) -> tuple[tuple[IPPool, ...], tuple[Problem, ...]]:

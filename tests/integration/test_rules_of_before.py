@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from felix_py.dataplane.iptables_text import render
+from felix_py.dataplane.iptables_text import render, render_chain
 from felix_py.layout import CHAIN_PREFIX
 from felix_py.records import Backend
+from felix_py.ruleset.model import InSet, RuleSpec
 from felix_py.ruleset.seal import is_seal
 from felix_py.ruleset.words import parse, split
 from policy.model import Family, Packet, Protocol
@@ -49,6 +51,20 @@ def as_before(family: Family, backend: Backend) -> None:
             lines.append(f"-A {chain} {render(parse(tuple(split(text)))[0]).text}")
     tool = f"{'iptables' if family is Family.V4 else 'ip6tables'}-{backend}-restore"
     run(tool, "--noflush", stdin="\n".join([*lines, ""]))
+
+
+def with_earlier_dispatch(family: Family, backend: Backend) -> None:
+    """Write the roots of dispatch as a version before did, which asked no set whether a packet has a class."""
+    lines = ["*filter"]
+    saved = kernel_state.saved(family, backend).splitlines()
+    for chain in ("FELIX-EGRESS", "FELIX-INGRESS"):
+        texts = [line.split(" ", 2)[2] for line in saved if line.startswith(f"-A {chain} ")]
+        bodies = [parse(tuple(split(text)))[0] for text in texts if not is_seal(text)]
+        bodies[0] = replace(bodies[0], matches=tuple(m for m in bodies[0].matches if not isinstance(m, InSet)))
+        rules = tuple(RuleSpec(body.matches, body.target) for body in bodies)
+        lines += [f":{chain} - [0:0]", *(f"-A {chain} {rule.text}" for rule in render_chain(rules))]
+    tool = f"{'iptables' if family is Family.V4 else 'ip6tables'}-{backend}-restore"
+    run(tool, "--noflush", stdin="\n".join([*lines, "COMMIT", ""]))
 
 
 @contextmanager
@@ -98,6 +114,25 @@ def test_the_new_version_takes_over_without_a_gap(node: PolicedNode) -> None:
     node.start()
     node.ready()
     assert node.metric("felix_py_iptables_restores_total") == 0
+
+
+def test_dispatch_of_the_version_before_is_nobodys_change(node: PolicedNode) -> None:
+    """While the API server is away it stays as it is; that rules were changed while no agent ran is not said."""
+    assert node.backend is not None
+    sealed = node.kernel()
+    for family in Family:
+        with_earlier_dispatch(family, node.backend)
+    before = node.kernel()
+    assert before != sealed
+    assert node.reached() == POLICY
+    node.start_alone()
+    assert node.kernel() == before
+    assert "rules were changed" not in node.log
+    assert node.reached() == POLICY
+    node.api.listen()
+    node.ready()
+    eventually(lambda: node.kernel() == sealed, 20)
+    assert node.reached() == POLICY
 
 
 def test_a_chain_without_its_seal_stays_in_force_until_the_cluster_is_known(node: PolicedNode) -> None:

@@ -21,7 +21,7 @@ from felix_py.ipam.reserved import Reserved
 from felix_py.ipam.store import AddressStore, Claim, PoolExhausted
 from felix_py.metrics import Metrics
 from felix_py.notices import NoticeKind, Notices
-from policy.model import Family
+from policy.model import Family, Pod
 from tests.support.fakeapi import (
     BLOCK_AFFINITIES,
     IP_POOLS,
@@ -48,6 +48,8 @@ class Node:
         self.name = name
         self.notices = Notices(Metrics())
         self.warned: list[Problem] = []
+        self.pods: dict[str, Pod] = {}
+        """By address, as the API server has them."""
         reserved = Reserved(lambda _family, _number, _length: None)
         self.leases = Leases(AddressStore(folder / "leases.db", reserved))
         self.book = LoanBook(folder / "lent-addresses.json", reserved, self.leases)
@@ -61,7 +63,7 @@ class Node:
             self.leases,
             BlockWriter(self.cluster.api, name),
             self.book,
-            Around(lambda: POD_CIDRS, tuple(Family), lambda _address: None),
+            Around(lambda: POD_CIDRS, tuple(Family), lambda address: self.pods.get(address)),
             self.notices,
             lambda problem, _uid: self.warned.append(problem),
             timeout=PATIENCE,

@@ -124,6 +124,7 @@ class FakeApi:
     CustomResourceDefinitions. ``progress``: its etcd can report progress, else a watch needs a version
     (as with kube-apiserver 1.36 above etcd 3.4). ``token``: the one it accepts. ``clients``: the file of an
     authority whose certificate clients must show. ``certificate``: (certificate, key) files to speak TLS with.
+    ``unknown``: fields of blocks that its definition does not know, and prunes.
     """
 
     watch_list: bool = True
@@ -139,6 +140,7 @@ class FakeApi:
     objects: dict[Key, Json] = field(default_factory=dict)
     events: dict[tuple[str, str], Json] = field(default_factory=dict)
     spoilt: bytes = b"null"
+    unknown: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())
@@ -539,7 +541,8 @@ class FakeApi:
         else:
             labels = {**(held["metadata"].get("labels") or {}), **body["metadata"].get("labels", {})}
             metadata, spec = {**held["metadata"], "labels": labels}, {**held["spec"], **body.get("spec", {})}
-            exchange.send(200, self.put(collection, {**held, "metadata": metadata, "spec": spec}))
+            known = {key: value for key, value in spec.items() if key not in self.unknown}
+            exchange.send(200, self.put(collection, {**held, "metadata": metadata, "spec": known}))
 
     def _write_node_status(self, exchange: Exchange, rest: list[str]) -> None:
         """Create one without its status, merge its metadata, or replace members of its status."""

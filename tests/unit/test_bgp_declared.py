@@ -67,6 +67,22 @@ def test_a_peer_comes_changes_and_goes() -> None:
     assert it.specs[parse.PEER] == {}
 
 
+def test_a_field_of_a_later_version_ends_no_session() -> None:
+    """As after going back: the object has the field, and the agent what its later version has kept on disk."""
+    later = {"tor": {**TOR, "shutdownMessage": "bye"}}
+    unknown = ["BGPPeer tor shutdownMessage: this version does not know the field"]
+    further = "BGPConfiguration default logLevel: this version does not know the field"
+    for it in (declared({parse.PEER: later}), declared()):
+        for _ in range(2):
+            verdict = it.review(said(later))
+            assert sessions(verdict)["10.0.0.1"].asn == 65000
+            assert reasons(verdict) == unknown
+    # It is no reason for passing over what else has changed.
+    verdict = it.review(said({"tor": {**later["tor"], "asNumber": 65001}}, {**DEFAULT, "logLevel": "x"}))
+    assert sessions(verdict)["10.0.0.1"].asn == 65001
+    assert reasons(verdict) == [further, *unknown]
+
+
 def test_a_peer_that_cannot_be_used_stays_as_it_was_or_is_left_out() -> None:
     it = declared()
     before = sessions(it.review(said({"tor": TOR})))

@@ -194,11 +194,23 @@ def refused_peer(**fields: Any) -> str:
             {"password": {"secretKeyRef": {"name": "s", "key": "k", "optional": True}}},
             "password.secretKeyRef.optional: a session that has a password cannot do without",
         ),
-        ({"localWorkloadSelector": "all()"}, "spec.localWorkloadSelector: unknown field; known are node, "),
     ],
 )
 def test_peers_that_are_refused(fields: dict[str, Any], words: str) -> None:
     assert words in refused_peer(**fields)
+
+
+def test_a_field_of_a_later_version_is_passed_over_and_told() -> None:
+    spec = {"peerIP": "10.0.0.1", "asNumber": 65000}
+    later = {**spec, "localWorkloadSelector": "all()"}
+    assert parse.peer("p", later) == parse.peer("p", spec)
+    assert [(one.field, one.reason) for one in parse.unknown(parse.PEER, "p", later)] == [
+        ("localWorkloadSelector", "this version does not know the field")
+    ]
+    assert parse.unknown(parse.PEER, "p", spec) == []
+    # What is inside of a field changes the meaning of the rest.
+    with pytest.raises(Bad, match=r"exportV4\[0\].rpki: unknown field"):
+        parse.filter_("f", {"exportV4": [{"action": "Accept", "rpki": "valid"}]})
 
 
 def test_all_that_is_wrong_is_told() -> None:
@@ -214,7 +226,6 @@ def test_all_that_is_wrong_is_told() -> None:
     [
         ("n1", {}, "metadata.name: must be default, for all nodes, or node.NAME, for one"),
         ("default", [], "spec: must be a mapping, not list"),
-        ("default", {"logSeverityScreen": "Info"}, "spec.logSeverityScreen: unknown field"),
         ("default", {"listenPort": 0}, "listenPort: 0 is not in 1 to 65535"),
         ("default", {"serviceClusterIPs": ["10.0.0.0/8"]}, "serviceClusterIPs[0]: must be a mapping, not str"),
         ("default", {"serviceClusterIPs": [{"cidr": "10.0.0.1/8"}]}, "'10.0.0.1/8' is not a CIDR such as"),

@@ -71,6 +71,13 @@ async def test_a_block_is_there_before_the_first_pod(server: FakeApi, tmp_path: 
         assert writes == ["POST", "POST", "PATCH"]
 
 
+async def test_a_pool_with_a_field_of_a_later_version_is_used(server: FakeApi, tmp_path: Path) -> None:
+    declare(server, "pods", cidr="10.0.0.0/24", blockSize=28, vxlanMode="Never")
+    async with running(server, tmp_path) as node:
+        assert (await node.lease("a")).startswith("10.0.0.")
+        assert node.told() == "IPPool pods: vxlanMode: this version does not know the field"
+
+
 async def test_a_pool_that_comes_later_and_a_family_without_one(server: FakeApi, tmp_path: Path) -> None:
     async with running(server, tmp_path) as node:
         declare(server, "six", cidr="fd00::/112", blockSize=124)

@@ -16,6 +16,7 @@ from felix_py.ipam.parse import (
     parse_block,
     parse_pool,
     parse_reservation,
+    unknown,
     without_overlaps,
 )
 from felix_py.ipam.resources import (
@@ -74,7 +75,6 @@ def test_what_is_not_set_is_as_in_calico(cidr: str, size: int, family: Family) -
         ({"allowedUses": []}, "allowedUses", "must not be empty"),
         ({"assignmentMode": "Never"}, "assignmentMode", "'Never' is not one of Automatic, Manual"),
         ({"natOutgoing": "yes"}, "natOutgoing", ""),
-        ({"vxlanMode": "Always"}, "spec.vxlanMode", "unknown field"),
     ],
 )
 def test_pool_that_is_refused(changed: dict[str, Any], field: str, reason: str) -> None:
@@ -83,6 +83,14 @@ def test_pool_that_is_refused(changed: dict[str, Any], field: str, reason: str) 
     problem = caught.value.problem
     assert (problem.kind, problem.name, problem.field) == ("IPPool", "pods", field)
     assert problem.reason.startswith(reason)
+
+
+def test_a_field_of_a_later_version_is_passed_over_and_told() -> None:
+    assert parse_pool("pods", POOL | {"vxlanMode": "Always"}) == parse_pool("pods", POOL)
+    assert parse_reservation("few", RESERVATION | {"until": "noon"}) == parse_reservation("few", RESERVATION)
+    for kind, known, field in (("IPPool", POOL, "vxlanMode"), ("IPReservation", RESERVATION, "until")):
+        assert [one.field for one in unknown(kind, "few", known | {field: "x"})] == [field]
+        assert unknown(kind, "few", known) == []
 
 
 def test_reservations() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from felix_py.agent.keeping import PATIENCE, Keeping
 from felix_py.cni.network import NetworkError
+from felix_py.ipam.errors import StoreError
 from felix_py.ipam.reserved import Reserved
 from felix_py.ipam.resources import IPReservation
 from policy.model import Family, Namespace, ObjectKey, Pod
@@ -55,6 +56,15 @@ async def test_it_outlives_the_agent_and_its_pod(rig: Rig) -> None:
     # Reservations come and go beside it.
     rig.reserved.set([IPReservation("r", ("10.0.0.6/32",))])
     assert rig.withheld
+
+
+async def test_what_a_newer_version_has_kept_is_not_overwritten(rig: Rig) -> None:
+    """After going back: whoever gets one of these addresses meanwhile would have it together with the pod."""
+    newer = b'{"version": 2, "sha256": "", "fields": [["shop/db-0", "10.0.0.5"]]}'
+    rig.path.write_bytes(newer)
+    with pytest.raises(StoreError, match=r"kept.json was made by a newer felix-py: install that one again"):
+        rig.start()
+    assert rig.path.read_bytes() == newer
 
 
 async def test_another_address_takes_its_place_and_none_ends_it(rig: Rig) -> None:

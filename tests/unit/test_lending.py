@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import pytest
 
 from felix_py.ipam import lending, loans
 from felix_py.ipam.resources import LoanRequest
-from felix_py.ipam.store import AddressUnavailable, Claim, PoolExhausted
-from policy.model import Family
+from felix_py.ipam.store import AddressUnavailable, Claim, PoolExhausted, StoreError
+from policy.model import Family, Pod
 from tests.support.claiming import (
     Node,
     declare,
@@ -23,6 +23,7 @@ from tests.support.claiming import (
     running,
 )
 from tests.support.fakeapi import IPAM_BLOCKS, NODES, FakeApi, Json
+from tests.support.waiting import until
 
 BLOCK = "10.0.0.0/29"
 ASKING = Claim("c", "eth0", "felix", "shop", "c")
@@ -234,6 +235,16 @@ async def test_a_book_that_is_lost_is_read_from_the_server(server: FakeApi, tmp_
         assert [loan.address for loan in one.book.loans] == [theirs]
 
 
+async def test_a_book_of_a_newer_version_is_not_overwritten(server: FakeApi, tmp_path: Path) -> None:
+    newer = b'{"version": 2, "sha256": "", "fields": []}'
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "lent-addresses.json").write_bytes(newer)
+    with pytest.raises(StoreError, match=r"lent-addresses.json was made by a newer felix-py"):
+        async with owner(server, tmp_path):
+            pass
+    assert (tmp_path / "1" / "lent-addresses.json").read_bytes() == newer
+
+
 async def test_a_disk_that_is_full_lends_nothing(
     server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,3 +272,50 @@ async def test_a_block_that_somebody_deletes_is_claimed_again_for_its_loans(
         await two.until(lambda: two.claims.borrowed or two.claims.blocks)
         held = {lease.addresses[Family.V4] for lease in two.leases._store.all()}
         assert held == {theirs}
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+async def test_definitions_of_an_earlier_version_make_nobody_use_an_address_twice(
+    server: FakeApi, tmp_path: Path, at_once: None, *, restarted: bool
+) -> None:
+    """They were applied while an address was lent: each write from then on prunes the loan."""
+    async with AsyncExitStack() as all_, AsyncExitStack() as first:
+        one = await first.enter_async_context(owner(server, tmp_path))
+        two = await all_.enter_async_context(borrower(server, tmp_path))
+        theirs = await two.lease("b")
+        key = (IPAM_BLOCKS, "", one.claims.blocks[0].name)
+        if restarted:
+            await first.aclose()
+        one.pods[theirs] = Pod(namespace="shop", name="b", node="n2", addresses=(theirs,))
+        await until(lambda: one.claims._is_present("n2", "uid-n2"))
+        server.unknown = frozenset({"lent", "requests"})
+        server.put(IPAM_BLOCKS, {**server.objects[key], "spec": pruned(block(server), server.unknown)})
+        if restarted:
+            pods, one = one.pods, await all_.enter_async_context(owner(server, tmp_path))
+            one.pods.update(pods)
+        await one.until(lambda: "does not know lent: apply the definitions of this version" in one.told())
+        assert theirs not in await drained(one)
+        assert [loan.address for loan in one.book.loans] == [theirs]
+        # With the definition of this version, it is lent as before; and comes back in the end.
+        server.unknown = frozenset()
+        one.claims._due.set()
+        await one.until(lambda: lent(server) == {theirs: "n2"})
+        one.pods.clear()
+        await two.release("b")
+        two.claims.set_strict(True)
+        two.claims._due.set()
+        await one.until(lambda: not lent(server) and not one.book.loans)
+        assert "does not know" not in one.told()
+
+
+async def test_who_asks_by_a_definition_of_an_earlier_version_is_told(server: FakeApi, tmp_path: Path) -> None:
+    server.unknown = frozenset({"lent", "requests"})
+    async with owner(server, tmp_path), borrower(server, tmp_path) as two:
+        two.claims.timeout = 3.0
+        with pytest.raises(PoolExhausted):
+            await two.lease("b")
+        assert "does not know requests: apply the definitions of this version" in two.told()
+
+
+def pruned(spec: Json, unknown: frozenset[str]) -> Json:
+    return {key: value for key, value in spec.items() if key not in unknown}
