@@ -66,7 +66,10 @@ def _headline(explained: Explained) -> tuple[str, str]:
     for view in explained.nodes:
         if view.agreement is Agreement.UNKNOWN:
             return "UNKNOWN", f": {policy}, but what {view.node} does cannot be foretold"
-    return ("ALLOWED" if allowed else "DENIED"), ""
+    if not allowed:
+        return "DENIED", ""
+    notes = [f": policy allows it, but on {view.node} {view.note}" for view in explained.nodes if view.note]
+    return "ALLOWED", next(iter(notes), "")
 
 
 def _labelled(label: str, lines: Iterator[str]) -> Iterator[str]:
