@@ -7,7 +7,6 @@ events is limited, so that a scan of ten thousand ports costs neither memory nor
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -46,9 +45,17 @@ class _Open(Struct):
     close_at: float
     count: int
     until: float
+    last: float
+    """The last packet by the clock that does not jump."""
 
     def so_far(self) -> DenyEvent:
         return msgspec.structs.replace(self.event, count=self.count, until=timestamp(self.until))
+
+
+class _Closed(Struct, frozen=True):
+    event: DenyEvent
+    at: float
+    last: float
 
 
 class TooManyFollowers(Exception):
@@ -75,8 +82,8 @@ class Denies:
         # Ids begin at the time, so that a follower can ask a restarted agent for the events after its last one.
         self._next_id = first_id if first_id is not None else int(time.time() * 1000)
         self._open: OrderedDict[EventKey, _Open] = OrderedDict()
-        self._closed: deque[DenyEvent] = deque(maxlen=KEPT)
-        self._closed_at: deque[float] = deque(maxlen=KEPT)
+        self._closed: deque[_Closed] = deque()
+        self._complete_from = clock()
         self._followers: set[asyncio.Queue[DenyEvent]] = set()
         self._events_allowed = TokenBucket(_EVENTS_A_SECOND, _EVENTS_AT_ONCE, clock)
         self._lines_allowed = TokenBucket(_LINES_A_SECOND, _LINES_AT_ONCE, clock)
@@ -84,6 +91,28 @@ class Denies:
         self._log = log.get("denies")
         self.suppressed = 0
         """Packets without an event, because there were too many different ones."""
+        self._lost = 0
+        self._missed_at = 0.0
+
+    def begin(self) -> None:
+        """Packets are read from now on; which were dropped before is not known."""
+        self._complete_from = self._clock()
+
+    def lose(self, packets: int) -> None:
+        """Packets were logged that never came here."""
+        if packets:
+            self._lost += packets
+            self._missed_at = self._clock()
+
+    def completeness(self) -> dict[str, float]:
+        """``goesBackSeconds``: for how long all events are kept. ``missed``: packets without an event because too
+        many came at once, the last one ``missedSecondsAgo``.
+        """
+        now = self._clock()
+        found = {"goesBackSeconds": round(now - self._complete_from, 3)}
+        if missed := self.suppressed + self._lost:
+            found |= {"missed": missed, "missedSecondsAgo": round(now - self._missed_at, 3)}
+        return found
 
     def note(self, packets: Sequence[LoggedPacket]) -> None:
         """Take logged packets; those of other programs' rules are ignored."""
@@ -102,14 +131,17 @@ class Denies:
         if held is not None:
             held.count += 1
             held.until = max(held.until, packet.time)
+            held.last = self._clock()
             return
         if not self._events_allowed.take():
             self.suppressed += 1
+            self._missed_at = self._clock()
             self._metrics.deny_suppressed.inc()
             return
         event = self._describer.event(self._next_id, packet, drop, header)
         self._next_id += 1
-        self._open[key] = _Open(event, self._clock() + WINDOW, 1, packet.time)
+        now = self._clock()
+        self._open[key] = _Open(event, now + WINDOW, 1, packet.time, now)
 
     def next_due(self) -> float | None:
         """The time by the clock when the next event is to be closed, or None without an open event."""
@@ -132,8 +164,9 @@ class Denies:
 
     def _close(self, held: _Open) -> None:
         event = held.so_far()
-        self._closed.append(event)
-        self._closed_at.append(min(self._clock(), held.close_at))
+        if len(self._closed) >= KEPT:
+            self._complete_from = max(self._complete_from, self._closed.popleft().at)
+        self._closed.append(_Closed(event, min(self._clock(), held.close_at), held.last))
         for follower in self._followers:
             if follower.full():
                 follower.get_nowait()
@@ -160,10 +193,17 @@ class Denies:
         """The id of the newest event."""
         return self._next_id - 1
 
-    def events(self, *, closed: bool = False) -> list[DenyEvent]:
-        """The newest events, oldest first; open ones, in their present state, unless ``closed``."""
+    def events(self, *, closed: bool = False, within: float | None = None) -> list[DenyEvent]:
+        """The newest events, oldest first; open ones, in their present state, unless ``closed``.
+
+        ``within``: only those whose last packet is no older, in seconds.
+        """
         self.close_due()
-        return [*self._closed, *(() if closed else (held.so_far() for held in self._open.values()))]
+        since = 0.0 if within is None else self._clock() - within
+        found = [one.event for one in self._closed if within is None or one.last >= since]
+        if not closed:
+            found += [held.so_far() for held in self._open.values()]
+        return found
 
     def recent(self, pairs: int = 3) -> dict[str, Any]:
         """The last minute for ``/status``: packets that events have, and the pairs with most of them.
@@ -172,8 +212,7 @@ class Denies:
         """
         self.close_due()
         since = self._clock() - RECENT
-        young = sum(at >= since for at in self._closed_at)
-        events = list(itertools.islice(reversed(self._closed), young))
+        events = [one.event for one in self._closed if one.at >= since]
         events += [held.so_far() for held in self._open.values()]
         counts: Counter[tuple[str, str]] = Counter()
         for event in events:

@@ -56,6 +56,7 @@ class DenyReader:
     async def _read(self, reader: NflogReader) -> None:
         """Read until the socket fails, which raises NflogError."""
         self._say(None)
+        self._denies.begin()
         loop = asyncio.get_running_loop()
         broken: asyncio.Future[None] = loop.create_future()
         lost = overruns = 0
@@ -69,6 +70,7 @@ class DenyReader:
                     broken.set_exception(NflogError(str(error)))
                 loop.remove_reader(reader.fileno())
             self._metrics.deny_lost.inc(reader.lost - lost)
+            self._denies.lose(reader.lost - lost)
             self._metrics.deny_overruns.inc(reader.overruns - overruns)
             lost, overruns = reader.lost, reader.overruns
 

@@ -176,7 +176,7 @@ def denies(
             argv += [option, value] if value else []
         argv += [] if limit is None else ["--limit", str(limit)]
         with ending_quietly():
-            show = one_nodes_denies.Shown(output, None)
+            show = one_nodes_denies.Shown(output)
             if follow:
                 _follow(it, nodes, [*argv, "--follow"], show)
             else:
@@ -191,10 +191,13 @@ def _list(
     for node, one in zip(nodes, done, strict=True):
         _complain(node, one.stderr)
         events += [json.loads(line) for line in one.stdout.splitlines()]
-    if worst := max(one.returncode for one in done):
-        raise typer.Exit(worst)
     events.sort(key=lambda event: str(event.get("until", "")))
     show.all(events if limit is None else events[len(events) - min(limit, len(events)) :])
+    # What the others know is shown all the same, but says nothing of the node that does not answer.
+    if worst := max(one.returncode for one in done):
+        raise typer.Exit(worst)
+    if show.for_people and not events and limit != 0:
+        typer.echo("felix-py lab denies: nothing like that was denied on any node", err=True)
 
 
 def _complain(node: str, words: str) -> None:

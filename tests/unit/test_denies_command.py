@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,10 @@ class Agent:
             [Node("n2", (), ("192.0.2.2",))],
         )
         describer = Describer("n1", view, ChainNames(lambda _name: ()), lambda _name: None)
-        self.denies = Denies(describer, Metrics(), lines=False, first_id=first_id)
+        self.ahead = 0.0
+        """Seconds that have passed besides the real ones."""
+        now = lambda: time.monotonic() + self.ahead  # noqa: E731
+        self.denies = Denies(describer, Metrics(), lines=False, first_id=first_id, clock=now)
         routes = DenyRoutes("n1", self.denies if on else None, lambda: self.unavailable)
 
         async def refresh() -> None:
@@ -148,14 +152,60 @@ def test_by_pair_is_what_one_sees_first(start: Callable[..., Agent]) -> None:
     assert row.endswith("  3        shop/web  node/n2  53/UDP  --endpoint-to-host drop")
 
 
-def test_nothing_denied_is_said(start: Callable[..., Agent]) -> None:
+SINCE = r"since (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d"
+
+
+def test_nothing_denied_is_said_with_the_time_for_which_that_is_known(start: Callable[..., Agent]) -> None:
+    """An agent that has just begun to read knows of nothing before."""
     agent = start()
-    assert denies(agent.port).stderr == "felix-py denies: nothing was denied here\n"
-    agent.deny(HOST_DROP)  # of 1970
-    done = denies(agent.port, "--since", "1h30m")
-    assert (done.returncode, done.stdout) == (0, "")
+    known = f"nothing was denied here, as far as is known: {SINCE}"
+    for words in ([], ["--since", "1h"]):
+        assert re.fullmatch(f"felix-py denies: {known}\n", denies(agent.port, *words).stderr)
+    agent.ahead = 3700.0
+    assert denies(agent.port, "--since", "1h").stderr == "felix-py denies: nothing was denied here\n"
+    done = denies(agent.port, "--since", "1h", "--pod", "shop/db")
     assert done.stderr == "felix-py denies: nothing like that was denied here\n"
-    assert len(denies(agent.port, "--since", "99999d").stdout.splitlines()) == 2
+    assert denies(agent.port, "--limit", "0").stderr == ""
+
+
+def test_age_is_not_told_by_a_clock_that_jumps(start: Callable[..., Agent]) -> None:
+    """The packets' own times are of 1970, as before a clock was set."""
+    agent = start()
+    agent.deny(HOST_DROP)
+    done = denies(agent.port, "--since", "5m")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+    assert "what was denied before" in done.stderr
+    agent.ahead = 400.0
+    done = denies(agent.port, "--since", "5m")
+    assert (done.stdout, done.stderr) == ("", "felix-py denies: nothing was denied here\n")
+    assert len(denies(agent.port, "--since", "10m").stdout.splitlines()) == 2
+
+
+def test_what_is_kept_no_longer_and_what_was_too_much_is_said(start: Callable[..., Agent]) -> None:
+    agent = start()
+    agent.ahead = 1000.0
+    for number in range(1100):
+        agent.deny(HOST_DROP, port=number + 1)
+        agent.ahead += 0.1 if number < 600 else 0.0  # then faster than events are made
+    done = denies(agent.port, "--since", "10m")
+    assert done.returncode == 0
+    missed = int(json.loads(get(agent.port, "/denies")[1])["missed"])
+    assert missed == agent.denies.suppressed > 0
+    assert f"{missed} more packets have no event: too many came at once" in done.stderr
+    agent.ahead += 700.0
+    assert denies(agent.port, "--since", "10m").stderr == "felix-py denies: nothing was denied here\n"
+
+
+def test_the_events_that_made_room_are_not_taken_for_all(start: Callable[..., Agent]) -> None:
+    agent = start()
+    agent.ahead = 1000.0
+    for number in range(1001):
+        agent.deny(HOST_DROP, port=number + 1)
+        agent.ahead += 0.1
+    done = denies(agent.port, "--since", "10m", "-o", "json")
+    assert len(done.stdout.splitlines()) == 1000
+    assert re.fullmatch(r"felix-py denies: what was denied before .* is not known any more, .*\n", done.stderr)
+    assert denies(agent.port, "--since", "1m", "-o", "json").stderr == ""
 
 
 def test_json_is_an_object_a_line(start: Callable[..., Agent]) -> None:
@@ -202,8 +252,16 @@ def test_a_log_that_is_off_and_one_that_is_not_read(start: Callable[..., Agent])
     agent.deny(HOST_DROP)
     agent.unavailable = "NFLOG group 88 is read by another process"
     done = denies(agent.port)
-    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 2)
     assert "not read at present: NFLOG group 88 is read by another process" in done.stderr
+
+
+def test_nothing_is_claimed_of_a_log_that_is_not_read(start: Callable[..., Agent]) -> None:
+    agent = start()
+    agent.unavailable = "not started yet"
+    done = denies(agent.port)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "felix-py denies: denied packets are not read at present: not started yet\n"
 
 
 def test_nobody_answers() -> None:
@@ -273,7 +331,7 @@ def test_wrong_requests_are_told_what_is_wrong(start: Callable[..., Agent]) -> N
     assert get(agent.port, "/denies?limit=%D9%A1")[0] == 400
     assert get(agent.port, "/denies?sinec=1") == (
         400,
-        "'sinec': there is since, limit, namespace, pod and follow\n",
+        "'sinec': there is since, within, limit, namespace, pod and follow\n",
     )
 
 
