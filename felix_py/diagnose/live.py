@@ -5,15 +5,18 @@ from __future__ import annotations
 import enum
 import errno
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 
 from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError, find_backend, has_legacy_tables, save
 from felix_py.dataplane.live_sets import LiveSets
+from felix_py.netlink import nft_chains
 from felix_py.netlink import routes as route_messages
 from felix_py.netlink.connection import Netlink
-from felix_py.netlink.wire import NETLINK_ROUTE
+from felix_py.netlink.wire import NETLINK_NETFILTER, NETLINK_ROUTE
 from felix_py.records import Backend
 from felix_py.ruleset import legacy
 from felix_py.ruleset.decode_save import decode
@@ -98,6 +101,28 @@ class Live:
             except legacy.LegacyError as error:
                 self.notes.append(f"{error}; iptables-legacy-save was asked instead")
         return decode(family, save(family, backend))
+
+    def unread_chains(self, family: Family, hooks: Collection[str]) -> list[nft_chains.BaseChain]:
+        """The chains of nftables at some hooks that are not iptables' and that may drop packets.
+
+        kube-proxy's are left out: they are about packets to Services, which are not explained.
+        """
+        return [
+            chain
+            for chain in self._native_chains
+            if family in chain.families and chain.hook in hooks and chain.type != "nat"
+            if not (chain.idle or chain.of_iptables or chain.table == "kube-proxy")
+        ]
+
+    @cached_property
+    def _native_chains(self) -> list[nft_chains.BaseChain]:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            try:
+                return list(filter(None, map(nft_chains.read, netlink.dump(nft_chains.dump()))))
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a kernel without nftables
+                    raise
+                return []
 
     def route(self, address: str, source: str = "", arrives: str = "") -> Routed:
         """Look up the node's route to an address, like ``ip route get``.

@@ -91,6 +91,9 @@ def _local(
         if other.outcome is not Outcome.ACCEPT:
             result = replace(other, trace=(*result.trace, *other.trace))
             note = "by rules of the other iptables backend than the one that this node uses:"
+        elif unread := live.unread_chains(flow.family, {hook for _, hook in path.value}):
+            unlooked = f"rules of nftables were not looked at: {', '.join(map(str, unread))}"
+            note = "; ".join(filter(None, (note, unlooked)))
     return NodeView(node, _agreement(expected, result.outcome), expected, result, flow, note=note)
 
 

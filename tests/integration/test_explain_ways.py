@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from felix_py.records import Backend
-from policy.model import Family
+from policy.model import Family, Protocol
 from tests.support.explaining import ALLOWED, DENIED, UNKNOWN, explain, gets_through
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import GATEWAY, PolicedNode
+from tests.support.traffic import serve
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
@@ -70,13 +73,13 @@ def test_a_packet_that_no_rule_drops_and_that_is_lost_all_the_same(tmp_path: Pat
 def test_a_pod_whose_interface_is_down_inside(tmp_path: Path, make_netns: Make) -> None:
     with PolicedNode(tmp_path, Backend.NFT, make_netns) as node:
         node.prepare()
-        ends = [(node.places[name], node.addresses[name][Family.V4]) for name in ("web", "api")]
+        web, api = ((node.places[name], node.addresses[name][Family.V4]) for name in ("web", "api"))
         node.places["api"].run("ip", "link", "set", "eth0", "down")
         for asked in (("shop/web", "shop/api"), ("shop/api", "shop/web")):
             code, said = explain(node, *asked, "--port", "80", "--ipv4")
             assert code == UNKNOWN, said
             assert "has no carrier" in said
-        assert not gets_through(ends[0], ends[1])
+        assert not gets_through(web, api)
 
 
 def test_no_way_back(tmp_path: Path, make_netns: Make) -> None:
@@ -96,3 +99,42 @@ def test_no_way_back(tmp_path: Path, make_netns: Make) -> None:
         run("ip", "route", "add", f"{outside}/32", "via", GATEWAY[Family.V4])
         assert gets_through(*ends)
         assert "but" not in explain(node, *asked)[1].splitlines()[0]
+
+
+@pytest.mark.skipif(not shutil.which("nft"), reason="needs nftables")
+def test_rules_of_nftables_are_not_read_and_that_is_said(tmp_path: Path, make_netns: Make) -> None:
+    with PolicedNode(tmp_path, Backend.NFT, make_netns) as node:
+        node.prepare()
+        web, api = ((node.places[name], node.addresses[name][Family.V4]) for name in ("web", "api"))
+        asked = ("shop/web", "shop/api", "--port", "80", "--ipv4")
+        run("nft", "add table inet fence")
+        run("nft", "add chain inet fence way { type filter hook forward priority 10; policy accept; }")
+        code, said = explain(node, *asked)
+        assert (code, gets_through(web, api), "nftables" in said) == (ALLOWED, True, False)
+        run("nft", "add rule inet fence way tcp dport 80 drop")
+        code, said = explain(node, *asked)
+        assert (code, gets_through(web, api)) == (ALLOWED, False)
+        but = "policy allows it, but on n1 rules of nftables were not looked at: inet fence way"
+        assert said.splitlines()[0].endswith(but), said
+        # What is dropped anyhow, and other families and hooks, are not in doubt.
+        assert "nftables" not in explain(node, "shop/web", "shop/db", "--port", "80")[1]
+        run("nft", "delete table inet fence")
+        run("nft", "add table ip6 fence")
+        run("nft", "add chain ip6 fence way { type filter hook forward priority 10; policy drop; }")
+        assert "nftables" not in explain(node, *asked)[1]
+        assert "ip6 fence way" in explain(node, *asked[:4], "--ipv6")[1]
+        run("nft", "delete table ip6 fence")
+
+
+def test_an_address_of_the_node_that_its_object_does_not_have(tmp_path: Path, make_netns: Make) -> None:
+    """A node reaches its own pods, from whichever of its addresses."""
+    with PolicedNode(tmp_path, Backend.NFT, make_netns) as node:
+        node.prepare()
+        run("ip", "address", "add", "192.0.2.50/32", "dev", "lo")
+        db = node.addresses["db"][Family.V4]
+        with serve([(node.places["db"], db, Protocol.TCP, 80)]):
+            socket.create_connection((db, 80), 10, ("192.0.2.50", 0)).close()
+        code, said = explain(node, "192.0.2.50", "shop/db", "--port", "80")
+        assert code == ALLOWED, said
+        assert "a node always reaches its own pods" in said
+        assert explain(node, "192.0.2.51", "shop/db", "--port", "80")[0] == DENIED
